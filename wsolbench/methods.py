@@ -1,0 +1,179 @@
+"""What a method has to offer, and how methods are found.
+
+A package offers methods through one entry point of the group `wsolbench.methods`: a function without arguments that
+gives `MethodInfo` rows. `methods_in(package)` makes those rows from the files of a package (one method, one file) by
+reading their text, so listing methods imports none of them and loads no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from wsolbench.exceptions import UsageError, unknown_name
+from wsolbench.types import Dataset
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ENTRY_POINT_GROUP = "wsolbench.methods"
+BACKBONE_ENTRY_POINT_GROUP = "wsolbench.backbones"
+
+
+class Localization(Protocol):
+    """One forward pass, from which maps of any class can be asked."""
+
+    @property
+    def logits(self) -> Tensor | None:
+        """(B, C) class scores before softmax; None for a method that does not classify."""
+
+    def score_maps(self, class_ids: Tensor) -> Tensor:
+        """(B, K) class indices -> (B, K, h, w) raw maps: no min-max, resize or threshold."""
+
+
+@runtime_checkable
+class Localizer(Protocol):
+    """A method that says where: the contract that `wsolbench.evaluate` relies on."""
+
+    def localize(self, images: Tensor) -> Localization:
+        """(B, 3, H, W) normalised images -> logits and maps from the same forward pass."""
+
+
+@runtime_checkable
+class PartProposer(Protocol):
+    """A method that proposes parts: `propose(images) -> (boxes (B, M, 4) xyxy pixels of the input frame, scores (B, M))`, best first."""
+
+    def propose(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes and scores in descending order of score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """How a network wants its images: squares of `size` pixels, values (x / 255 - mean) / std per channel (RGB)."""
+
+    size: int = 224
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """Everything a training run depends on. None means: the default of the method's recipe for this backbone."""
+
+    train: Dataset
+    out: Path
+    """Run folder: `last.safetensors`, `best.safetensors`, their `.json`, `log.csv`, and the state to resume from."""
+    val: Dataset | None = None
+    backbone: str = "resnet50"
+    weights: str = "imagenet"
+    """`imagenet`, `none`, or the path of a checkpoint."""
+    epochs: int | None = None
+    batch_size: int | None = None
+    image_size: int | None = None
+    lr: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    workers: int = 2
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Fields of the method's config as `--set name=value` gives them."""
+
+
+class Method(Protocol):
+    """What the class of a method offers to the commands. `reference_models.base` implements all of it but the method itself."""
+
+    method_name: ClassVar[str]
+    input_spec: InputSpec
+    num_classes: int
+    trainable: ClassVar[bool]
+    """False for a method without parameters; it is evaluated without a checkpoint."""
+
+    @classmethod
+    def create(cls, *, backbone: str, num_classes: int, weights: str, settings: Mapping[str, str], image_size: int | None = None) -> Method:
+        """A new model. Raises `UsageError` on an unknown backbone, setting or weights file."""
+
+    @classmethod
+    def load(cls, checkpoint: Path, *, device: str) -> Method:
+        """A trained model in eval mode. Raises `DataError` on a file of another method, or one that is broken."""
+
+    @classmethod
+    def fit(cls, request: TrainRequest) -> Path:
+        """Train (or go on where a killed run stopped) and return the last checkpoint."""
+
+    def localize(self, images: Tensor) -> Localization:
+        """See `Localizer`."""
+
+    def describe(self) -> dict[str, Any]:
+        """For the record: backbone, variant, config, image size, weights' name and sha256, training facts. JSON values only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodInfo:
+    """A row of `wsolbench list methods` or `list backbones`."""
+
+    name: str
+    summary: str
+    task: str
+    """"localization", "recognition" or "backbone"."""
+    module: str
+    """Import path of the file; it defines one class with the attribute `method_name` equal to `name`."""
+
+
+def methods_in(package: str, task: str) -> list[MethodInfo]:
+    """One row for each file of `package`, an import path; the summary is the first line of the file's docstring.
+
+    A file `center_box.py` is the method `center-box`. Files that start with `_` are not methods.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError(f"no package {package!r} to look for methods in")
+    rows = []
+    for folder in spec.submodule_search_locations:
+        for path in sorted(Path(folder).glob("[!_]*.py")):
+            doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            summary = doc.partition("\n")[0].rstrip(".")
+            rows.append(MethodInfo(name=path.stem.replace("_", "-"), summary=summary, task=task, module=f"{package}.{path.stem}"))
+    return rows
+
+
+def list_methods() -> list[MethodInfo]:
+    """Every method of every installed package that offers some, sorted by name. Raises `UsageError` on two with one name."""
+    return _offered(ENTRY_POINT_GROUP)
+
+
+def list_backbones() -> list[MethodInfo]:
+    """Every named backbone (any `timm:<name>` works besides), sorted by name."""
+    return _offered(BACKBONE_ENTRY_POINT_GROUP)
+
+
+def _offered(group: str) -> list[MethodInfo]:
+    rows: dict[str, MethodInfo] = {}
+    for point in entry_points(group=group):
+        offered: Iterable[MethodInfo] = point.load()()
+        for row in offered:
+            if row.name in rows:
+                raise UsageError(f"two {row.task} entries are called {row.name!r}: {rows[row.name].module} and {row.module}; uninstall one")
+            rows[row.name] = row
+    return [rows[name] for name in sorted(rows)]
+
+
+def load_method(name: str) -> type[Any]:
+    """The class of a method. Raises `UsageError` with the nearest name, or when the `models` extra is not installed."""
+    rows = {row.name: row for row in list_methods()}
+    if name not in rows:
+        raise unknown_name("method", name, rows)
+    try:
+        module = importlib.import_module(rows[name].module)
+    except ModuleNotFoundError as error:
+        if error.name in {"torch", "torchvision", "timm", "safetensors"}:
+            raise UsageError(f"method {name!r} needs {error.name}, which is not installed: pip install 'wsolbench[models]'") from error
+        raise
+    for value in vars(module).values():
+        if isinstance(value, type) and value.__module__ == module.__name__ and getattr(value, "method_name", None) == name:
+            return value
+    raise UsageError(f"{module.__file__} defines no class with method_name = {name!r}")

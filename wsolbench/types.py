@@ -1,0 +1,170 @@
+"""The shared vocabulary: what a data set hands out and what the other steps exchange.
+
+Coordinates. Boxes are `xyxy` in continuous pixels of the annotated image, whose area is [0, W] x [0, H]; the end is
+exclusive, so a box of one pixel is (x, y, x + 1, y + 1). Published conventions that count otherwise ("+1", inclusive
+ends) are applied by the evaluation protocol, never by a loader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from wsolbench.exceptions import DataError
+
+Boxes = Float[np.ndarray, "r 4"]
+"""float64 boxes, one row (x0, y0, x1, y1) each."""
+
+ScoreMap = Float[np.ndarray, "h w"]
+"""One raw localization map of one class of one image: any finite range, larger means more likely object."""
+
+KeyPoints = Float[np.ndarray, "p 3"]
+"""float64 rows (x, y, visible); `visible` is 1 or 0, and (x, y) means nothing where it is 0."""
+
+
+def no_boxes() -> Boxes:
+    """An empty (0, 4) box array."""
+    return np.zeros((0, 4), dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image with all that is known about it. Pixels and masks are read only when asked for.
+
+    Attributes:
+        id: the only key: a relative POSIX path or name, unique in its data set.
+        label: class index, 0-based.
+        size: (width, height) of the frame in which boxes, masks and key points are given. The stored file may have
+            another size (a shrunken copy beside original annotations); readers scale by `size`, never by the file.
+        boxes: true boxes, (R, 4); R is 0 where the data set has none.
+        path: image file; or `array`: the pixels, uint8 (H, W, 3).
+        mask_paths: instance masks; the object is their union.
+        ignore_path: pixels that count neither way, except where an instance mask covers them.
+        key_points: (P, 3) or None.
+        mask_threshold: a mask pixel is object when its 8-bit value is greater than this.
+    """
+
+    id: str
+    label: int
+    size: tuple[int, int]
+    boxes: Boxes = field(default_factory=no_boxes)
+    path: Path | None = None
+    array: UInt8[np.ndarray, "h w 3"] | None = None
+    mask_paths: tuple[Path, ...] = ()
+    ignore_path: Path | None = None
+    key_points: KeyPoints | None = None
+    mask_threshold: int = 127
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether `mask()` gives an array."""
+        return bool(self.mask_paths)
+
+    def image(self) -> UInt8[np.ndarray, "h w 3"]:
+        """The pixels, RGB; the EXIF orientation is not applied (annotations refer to stored pixels).
+
+        Raises `DataError` when the file is missing, truncated or no image.
+        """
+        if self.array is not None:
+            return self.array
+        if self.path is None:
+            raise DataError(f"sample {self.id!r} has neither pixels nor a path")
+        return _read_image(self.path, "RGB", f"image {self.id!r}")
+
+    def mask(self) -> Bool[np.ndarray, "h w"] | None:
+        """Union of the instance masks at `size`, or None where the data set has no masks."""
+        if not self.mask_paths:
+            return None
+        union = self._mask_file(self.mask_paths[0])
+        for path in self.mask_paths[1:]:
+            union |= self._mask_file(path)
+        return union
+
+    def ignore(self) -> Bool[np.ndarray, "h w"] | None:
+        """Pixels to leave out: the ignore file minus the object; None where there is none."""
+        if self.ignore_path is None:
+            return None
+        ignored = self._mask_file(self.ignore_path)
+        mask = self.mask()
+        return ignored if mask is None else ignored & ~mask
+
+    def _mask_file(self, path: Path) -> Bool[np.ndarray, "h w"]:
+        pixels = _read_image(path, "L", f"mask of {self.id!r}")
+        if pixels.shape != (self.size[1], self.size[0]):
+            raise DataError(
+                f"mask {path} is {pixels.shape[1]}x{pixels.shape[0]}, but its image {self.id!r} is {self.size[0]}x{self.size[1]}; "
+                "a mask must have the size of its image"
+            )
+        return np.asarray(pixels > self.mask_threshold)
+
+
+def _read_image(path: Path, mode: str, what: str) -> UInt8[np.ndarray, "..."]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert(mode))
+    except FileNotFoundError as error:
+        raise DataError(f"{what}: no file {path}") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{what}: {path} is not an image that can be read") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{what}: {path} is truncated or broken ({error})") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something a loader noticed and dealt with: how often, and an example, so that nothing is dropped silently."""
+
+    what: str
+    count: int
+    example: str
+    severity: str = "note"
+    """"note" (normal), "warning" (repaired, for instance clipped) or "error" (left out or missing)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One split of one data set, in evaluation order.
+
+    `findings` holds what the loader repaired or left out. `fingerprint` (see `wsolbench.datasets.base`) names the exact
+    annotations, so that two numbers are known to be about the same images and boxes.
+    """
+
+    name: str
+    split: str
+    samples: Sequence[Sample]
+    class_names: tuple[str, ...]
+    fingerprint: str
+    key_point_names: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    root: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Image ids in order."""
+        return tuple(sample.id for sample in self.samples)
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether any image has a true box."""
+        return any(len(sample.boxes) for sample in self.samples)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether any image has a mask."""
+        return any(sample.has_mask for sample in self.samples)
+
+
+DatasetLoader = Callable[..., Dataset]
+"""`load(root, split, **options) -> Dataset`: the one function every file in `wsolbench/datasets/` offers."""
