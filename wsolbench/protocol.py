@@ -49,7 +49,8 @@ class EvalProtocol:
     relu: bool = False
     """Whether negative scores are set to 0 first."""
     resize: Literal["bicubic", "bilinear"] = "bicubic"
-    order: Literal["resize_then_normalize", "normalize_then_resize"] = "resize_then_normalize"
+    order: Literal["resize_then_normalize", "normalize_then_resize", "quantize_then_resize"] = "resize_then_normalize"
+    """`quantize_then_resize`: normalised and made 8-bit at the map's own size, then resized as an 8-bit picture."""
     normalize: Literal["minmax", "max", "pas", "ivr"] = "minmax"
     """`minmax`: to [0, 1]. `max`: relu, then / max. `pas`: min, then / `percentile`-th percentile, cut at 1.
     `ivr`: minus the `percentile`-th percentile, relu, / max."""
@@ -114,10 +115,6 @@ class EvalProtocol:
     error_multi_iog: float = 0.3
     error_part_iob: float = 0.5
     error_more_iog: float = 0.7
-
-    # --- masks -----------------------------------------------------------------------------------------------------------
-    mask_frame: Literal["squash", "original"] = "squash"
-    """PxAP and Peak-IoU compare at `frame_size` squared (masks resized by nearest neighbour) or at the image's own size."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -253,13 +250,12 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "lid": {
         "frame": "original",
         "resize": "bilinear",
-        "order": "normalize_then_resize",
+        "order": "quantize_then_resize",
         "normalize_eps": 1e-10,
         "threshold_basis": "unit",
         "taus": tuple(level / 255 for level in range(256)),
         "foreground": ">=",
         "components": "largest",
         "gt_truncate": False,
-        "mask_frame": "original",
     },
 }

@@ -1,0 +1,71 @@
+"""The evaluation frame: where map and true boxes meet, in the pixels and by the conventions of the protocol."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from wsolbench.exceptions import DataError
+from wsolbench.maps.normalize import normalize
+from wsolbench.maps.resize import resize_map
+from wsolbench.protocol import EvalProtocol
+from wsolbench.types import Boxes, ScoreMap
+
+
+def frame_size(image_size: tuple[int, int], protocol: EvalProtocol) -> tuple[int, int]:
+    """(width, height) of the frame in which the maps of an image of `image_size` = (width, height) are compared."""
+    return image_size if protocol.frame == "original" else (protocol.frame_size, protocol.frame_size)
+
+
+def to_frame(score_map: ScoreMap, image_size: tuple[int, int], protocol: EvalProtocol, *, what: str = "score map") -> Float32[np.ndarray, "fh fw"]:
+    """Raw map (any shape, any finite range, covering the frame) -> map in [0, 1] of the frame's size.
+
+    `what` names the map in errors. Raises `DataError` for a map that is not two-dimensional, is empty, or holds NaN or Inf.
+
+    >>> to_frame(np.array([[0.0, 2.0]]), (2, 1), EvalProtocol.preset("lid"))
+    array([[0., 1.]], dtype=float32)
+    """
+    values = np.asarray(score_map)
+    check_map(values, what)
+    size = frame_size(image_size, protocol)
+    if protocol.order == "resize_then_normalize":
+        return normalize(resize_map(values, size, protocol.resize), protocol)
+    unit_map = normalize(values, protocol)
+    if protocol.order == "quantize_then_resize":
+        return resize_map(np.trunc(unit_map * np.float64(255)).astype(np.uint8), size, protocol.resize) / np.float32(255)
+    # A bicubic kernel overshoots; the comparison is defined on [0, 1].
+    return np.clip(resize_map(unit_map, size, protocol.resize), 0, 1)
+
+
+def check_map(values: np.ndarray, what: str) -> None:
+    """Raise `DataError` unless `values` is a finite, non-empty, two-dimensional array of numbers."""
+    if values.ndim != 2 or values.size == 0:
+        raise DataError(f"{what} has shape {values.shape}; expected a non-empty (height, width) array. Store one map of one class per image.")
+    if not np.issubdtype(values.dtype, np.number) or np.issubdtype(values.dtype, np.complexfloating):
+        raise DataError(f"{what} has dtype {values.dtype}; expected real numbers")
+    if not np.isfinite(values).all():
+        bad = int((~np.isfinite(values)).sum())
+        raise DataError(f"{what} holds {bad} NaN or Inf of {values.size} values; expected finite numbers. Find the image that made them, or replace them.")
+
+
+def frame_boxes(boxes: Boxes, image_size: tuple[int, int], protocol: EvalProtocol) -> Float64[np.ndarray, "g 4"]:
+    """True boxes (continuous xyxy pixels of the image) in the frame and the numbers of the protocol.
+
+    In this order: first box only or all; one less at the end (`gt_end`); cut at (W-1, H-1) (`clip_boxes`); scaled by
+    `x * new / old`; truncated (`gt_truncate`); for the centre crop shifted and cut to the crop.
+    """
+    result = np.array(boxes[:1] if protocol.gt_boxes == "first" else boxes, dtype=np.float64).reshape(-1, 4)
+    width, height = image_size
+    if protocol.gt_end == "inclusive":
+        result[:, 2:] -= 1
+    if protocol.clip_boxes:
+        result = np.clip(result, 0, [width - 1, height - 1] * 2)
+    if protocol.frame == "original":
+        return np.trunc(result) if protocol.gt_truncate else result
+    side = protocol.resize_size if protocol.frame == "center_crop" else protocol.frame_size
+    result = result * side / np.array([width, height] * 2, dtype=np.float64)
+    if protocol.gt_truncate:
+        result = np.trunc(result)
+    if protocol.frame == "center_crop":
+        result = np.clip(result - (side - protocol.frame_size) // 2, 0, protocol.frame_size - (protocol.gt_end == "inclusive"))
+    return result

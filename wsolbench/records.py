@@ -1,0 +1,180 @@
+"""Records: one JSON file per run, written once and never edited, that says what was measured and how.
+
+    {"schema": 1,
+     "method":     {"name", "backbone", "variant", "config", "weights", ...},        what was run
+     "dataset":    {"name", "split", "fingerprint", "images", "limit"},               on what
+     "protocol":   {...all fields of EvalProtocol...},                                counted how
+     "metrics":    [{"name", "value", "low", "high", "n", "policy", "tau", ...}],     with what result
+     "provenance": {"command", "date", "versions", "device", "seconds", ...}}         where it came from
+
+Values are fractions in [0, 1] (thresholds of Peak-T: 0..255). A metric that is undefined has value null and a reason.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from wsolbench.exceptions import DataError
+from wsolbench.files import sha256_of_json, write_json
+from wsolbench.protocol import EvalProtocol
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricValue:
+    """One number with its uncertainty and its threshold policy.
+
+    Attributes:
+        name: a name of `wsolbench.metrics.catalog`.
+        value: fraction in [0, 1] (Peak-T: 0..255); None where the metric is undefined, and then `reason` says why.
+        low, high: 95 % bootstrap interval over images; None where there is none.
+        n: images it was computed on.
+        policy: `oracle`, `fixed:T` or `transfer`; None for a metric without a threshold.
+        tau: the threshold, or one per delta.
+    """
+
+    name: str
+    value: float | None
+    n: int
+    low: float | None = None
+    high: float | None = None
+    policy: str | None = None
+    tau: tuple[float, ...] | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """A run, as it is stored. `method` is `Method.describe()` plus its name."""
+
+    method: dict[str, Any]
+    dataset: dict[str, Any]
+    protocol: EvalProtocol
+    metrics: tuple[MetricValue, ...]
+    provenance: dict[str, Any]
+    schema: int = SCHEMA
+
+    def metric(self, name: str, policy: str | None = None) -> MetricValue | None:
+        """The metric of that name (and policy), or None where the run has none."""
+        for metric in self.metrics:
+            if metric.name == name and (policy is None or metric.policy == policy):
+                return metric
+        return None
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What was measured, without the results: two records with one key are two runs of the same thing."""
+        return {"method": self.method, "dataset": self.dataset, "protocol": self.protocol.to_json()}
+
+    @property
+    def path(self) -> Path:
+        """Where the record belongs below a results folder: readable, and different for different runs."""
+        parts = [self.method["name"], self.method.get("backbone"), self.dataset["split"], self.protocol.name, self.digest[:8]]
+        name = "_".join(str(part).replace("/", "-").replace(":", "-") for part in parts if part)
+        return Path(str(self.dataset["name"])) / f"{name}.json"
+
+    @property
+    def digest(self) -> str:
+        """Digest of key and results; date, speed and machine do not enter."""
+        return sha256_of_json({**self.key, "metrics": [_metric_to_json(metric) for metric in self.metrics]})
+
+    def to_json(self) -> dict[str, Any]:
+        """The stored form."""
+        return {
+            "schema": self.schema,
+            **self.key,
+            "metrics": [_metric_to_json(metric) for metric in self.metrics],
+            "provenance": self.provenance,
+        }
+
+    def write(self, folder: Path) -> Path:
+        """Write to `folder / self.path`; a record that is there already (same run, same result) is left as it is."""
+        path = folder / self.path
+        if not path.exists():
+            write_json(path, self.to_json())
+        return path
+
+
+def _metric_to_json(metric: MetricValue) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(metric).items() if value is not None or key == "value"}
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read and validate a record. Raises `DataError` naming the file and what is wrong with it."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"no record {path}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"record {path} is not JSON: {error}") from error
+    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+        found = values.get("schema") if isinstance(values, dict) else type(values).__name__
+        raise DataError(f"record {path} has schema {found!r}; this version reads schema {SCHEMA}")
+    try:
+        record = RunRecord(
+            method=dict(values["method"]),
+            dataset=dict(values["dataset"]),
+            protocol=EvalProtocol.from_json(values["protocol"]),
+            metrics=tuple(_metric_from_json(item) for item in values["metrics"]),
+            provenance=dict(values["provenance"]),
+        )
+        _ = record.path
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"record {path} lacks or misspells a field: {error}") from error
+    return record
+
+
+def _metric_from_json(values: dict[str, Any]) -> MetricValue:
+    metric = MetricValue(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    top = 255.0 if metric.name == "peak_t" else 1.0
+    if metric.value is not None and not 0.0 <= metric.value <= top:
+        raise ValueError(f"metric {metric.name} has value {metric.value}; expected 0 to {top:g}")
+    if metric.value is None and not metric.reason:
+        raise ValueError(f"metric {metric.name} has neither a value nor a reason")
+    return metric
+
+
+def read_records(folder: Path) -> list[tuple[Path, RunRecord]]:
+    """Every record below `folder`, sorted by path."""
+    return [(path, read_record(path)) for path in sorted(folder.rglob("*.json"))]
+
+
+def provenance(*, seconds: dict[str, float], device: str, packages: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Where a number came from: command, date, versions, machine, source revision, seconds per stage."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": device,
+        "machine": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "revision": _git_revision(),
+        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+        "versions": {name: _version(name) for name in ("wsolbench", "numpy", "opencv-python-headless", *packages)},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """Commit of the source tree this module lies in, with `+changes` when it differs; None for an installed wheel."""
+    folder = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "--", ".", "../reference_models"], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+changes" if changed.stdout.strip() else "")

@@ -1,0 +1,113 @@
+"""Score once, derive everything: what is kept of each image, from which every metric is an array look-up.
+
+For one image: the best IoU at every threshold under both box rules, the error category at every threshold, pixel
+histograms where there is a mask, and the predicted labels. Maps and model are not needed again.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int32, Int64, UInt8
+
+from wsolbench.exceptions import DataError
+from wsolbench.files import atomic_path
+from wsolbench.maps import frame_boxes, frame_size, to_frame
+from wsolbench.metrics.errors import error_codes
+from wsolbench.metrics.masks import resize_mask
+from wsolbench.metrics.peak_iou import level_histogram
+from wsolbench.metrics.pxap import pixel_histogram
+from wsolbench.metrics.sweep import sweep
+from wsolbench.protocol import EvalProtocol
+from wsolbench.types import Sample, ScoreMap
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageScores:
+    """Per-image scores of n images under one protocol with T thresholds.
+
+    Rows of an image without boxes (`has_boxes` false) or mask (`has_mask` false) are zeros and enter no metric that
+    needs them. `ranked` has as many columns as labels were predicted; none where there is no classifier.
+    """
+
+    ids: np.ndarray
+    labels: Int64[np.ndarray, " n"]
+    ranked: Int64[np.ndarray, "n k"]
+    has_boxes: Bool[np.ndarray, " n"]
+    best_iou: Float64[np.ndarray, "n t"]
+    single_iou: Float64[np.ndarray, "n t"]
+    error_codes: UInt8[np.ndarray, "n t"]
+    has_mask: Bool[np.ndarray, " n"]
+    pixel_histogram: Int32[np.ndarray, "n 2 b"]
+    level_histogram: Int32[np.ndarray, "n 2 256"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[ImageScores]) -> ImageScores:
+        """One table of several, in order."""
+        return cls(**{item.name: np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(cls)})
+
+    def write(self, path: Path) -> None:
+        """Store as a compressed `.npz`, atomically."""
+        with atomic_path(path) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, allow_pickle=False, **{item.name: getattr(self, item.name) for item in fields(self)})
+
+    @classmethod
+    def read(cls, path: Path) -> ImageScores:
+        """What `write` stored. Raises `DataError` when the file is missing, broken or of another kind."""
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return cls(**{item.name: stored[item.name] for item in fields(cls)})
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"per-image scores {path} cannot be read: {error}") from error
+
+
+def score_image(sample: Sample, raw_map: ScoreMap, ranked: Sequence[int], protocol: EvalProtocol) -> ImageScores:
+    """Scores of one image (n = 1) from its raw map and the predicted labels, best first.
+
+    Raises `DataError`, naming the image, for a map that is not finite or not two-dimensional, and for a mask of another size.
+    """
+    unit_map = to_frame(raw_map, sample.size, protocol, what=f"map of {sample.id!r}")
+    num_taus = len(protocol.taus)
+    boxes = frame_boxes(sample.boxes, sample.size, protocol)
+    best_iou = single_iou = np.zeros(num_taus)
+    codes = np.zeros(num_taus, dtype=np.uint8)
+    if len(boxes):
+        swept = sweep(unit_map, boxes, protocol)
+        best_iou, single_iou = swept.best_iou, swept.single_iou
+        codes = error_codes(swept.single_boxes, boxes, protocol)
+    mask = sample.mask()
+    pixels, levels = np.zeros((2, num_taus + 2), dtype=np.int32), np.zeros((2, 256), dtype=np.int32)
+    if mask is not None:
+        ignore = sample.ignore()
+        size = frame_size(sample.size, protocol)
+        framed = _frame_mask(mask, size, protocol)
+        framed_ignore = None if ignore is None else _frame_mask(ignore, size, protocol) & ~framed
+        pixels = pixel_histogram(unit_map, framed, framed_ignore, protocol).astype(np.int32)
+        levels = level_histogram(unit_map, framed, framed_ignore).astype(np.int32)
+    return ImageScores(
+        ids=np.array([sample.id]),
+        labels=np.array([sample.label], dtype=np.int64),
+        ranked=np.array(ranked, dtype=np.int64).reshape(1, -1),
+        has_boxes=np.array([len(boxes) > 0]),
+        best_iou=best_iou[None],
+        single_iou=single_iou[None],
+        error_codes=codes[None],
+        has_mask=np.array([mask is not None]),
+        pixel_histogram=pixels[None],
+        level_histogram=levels[None],
+    )
+
+
+def _frame_mask(mask: Bool[np.ndarray, "h w"], size: tuple[int, int], protocol: EvalProtocol) -> Bool[np.ndarray, "fh fw"]:
+    if protocol.frame != "center_crop":
+        return resize_mask(mask, size)
+    edge = (protocol.resize_size - protocol.frame_size) // 2
+    whole = resize_mask(mask, (protocol.resize_size, protocol.resize_size))
+    return whole[edge : edge + size[1], edge : edge + size[0]]
