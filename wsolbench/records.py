@@ -22,8 +22,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from wsolbench.exceptions import DataError
+from wsolbench.exceptions import DataError, UsageError
 from wsolbench.files import sha256_of_json, write_json
+from wsolbench.metrics.catalog import metric_info
 from wsolbench.protocol import EvalProtocol
 
 SCHEMA = 1
@@ -128,13 +129,14 @@ def read_record(path: Path) -> RunRecord:
             provenance=dict(values["provenance"]),
         )
         _ = record.path
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, UsageError) as error:
         raise DataError(f"record {path} lacks or misspells a field: {error}") from error
     return record
 
 
 def _metric_from_json(values: dict[str, Any]) -> MetricValue:
     metric = MetricValue(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    metric_info(metric.name)
     top = 255.0 if metric.name == "peak_t" else 1.0
     if metric.value is not None and not 0.0 <= metric.value <= top:
         raise ValueError(f"metric {metric.name} has value {metric.value}; expected 0 to {top:g}")
@@ -144,8 +146,9 @@ def _metric_from_json(values: dict[str, Any]) -> MetricValue:
 
 
 def read_records(folder: Path) -> list[tuple[Path, RunRecord]]:
-    """Every record below `folder`, sorted by path."""
-    return [(path, read_record(path)) for path in sorted(folder.rglob("*.json"))]
+    """Every record below `folder`, sorted by path; hidden files and folders (what a running evaluation writes) are left out."""
+    paths = (path for path in folder.rglob("*.json") if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return [(path, read_record(path)) for path in sorted(paths)]
 
 
 def provenance(*, seconds: dict[str, float], device: str, packages: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -7,14 +7,21 @@ ends) are applied by the evaluation protocol, never by a loader.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from wsolbench.exceptions import DataError
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 Boxes = Float[np.ndarray, "r 4"]
 """float64 boxes, one row (x0, y0, x1, y1) each."""
@@ -31,6 +38,25 @@ def no_boxes() -> Boxes:
     return np.zeros((0, 4), dtype=np.float64)
 
 
+class _Size:
+    """The field `Sample.size`: a value, or (None) what the image file's header says, read when first asked for."""
+
+    @overload
+    def __get__(self, sample: None, owner: type) -> None: ...
+    @overload
+    def __get__(self, sample: Sample, owner: type) -> tuple[int, int]: ...
+    def __get__(self, sample: Sample | None, owner: type) -> tuple[int, int] | None:
+        if sample is None:
+            return None  # the default of the dataclass field
+        size: tuple[int, int] | None = vars(sample)["size"]
+        if size is None:
+            size = vars(sample)["size"] = sample._stored_size()
+        return size
+
+    def __set__(self, sample: Sample, size: tuple[int, int] | None) -> None:
+        vars(sample)["size"] = size
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One image with all that is known about it. Pixels and masks are read only when asked for.
@@ -40,8 +66,10 @@ class Sample:
         label: class index, 0-based.
         size: (width, height) of the frame in which boxes, masks and key points are given. The stored file may have
             another size (a shrunken copy beside original annotations); readers scale by `size`, never by the file.
+            None when made: the file's header is read when the size is first asked for.
         boxes: true boxes, (R, 4); R is 0 where the data set has none.
         path: image file; or `array`: the pixels, uint8 (H, W, 3).
+        crop: (x0, y0, x1, y1), the part of the stored file that is the image; `size` is the size of this part.
         mask_paths: instance masks; the object is their union.
         ignore_path: pixels that count neither way, except where an instance mask covers them.
         key_points: (P, 3) or None.
@@ -50,10 +78,11 @@ class Sample:
 
     id: str
     label: int
-    size: tuple[int, int]
+    size: _Size = _Size()
     boxes: Boxes = field(default_factory=no_boxes)
     path: Path | None = None
     array: UInt8[np.ndarray, "h w 3"] | None = None
+    crop: tuple[int, int, int, int] | None = None
     mask_paths: tuple[Path, ...] = ()
     ignore_path: Path | None = None
     key_points: KeyPoints | None = None
@@ -70,10 +99,25 @@ class Sample:
         Raises `DataError` when the file is missing, truncated or no image.
         """
         if self.array is not None:
-            return self.array
+            return self._cropped(self.array)
         if self.path is None:
             raise DataError(f"sample {self.id!r} has neither pixels nor a path")
-        return _read_image(self.path, "RGB", f"image {self.id!r}")
+        return self._cropped(_read_image(self.path, "RGB", f"image {self.id!r}"))
+
+    def _cropped(self, pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        if self.crop is None:
+            return pixels
+        x0, y0, x1, y1 = self.crop
+        return pixels[y0:y1, x0:x1]
+
+    def _stored_size(self) -> tuple[int, int]:
+        if self.crop is not None:
+            return self.crop[2] - self.crop[0], self.crop[3] - self.crop[1]
+        if self.array is not None:
+            return self.array.shape[1], self.array.shape[0]
+        if self.path is None:
+            raise DataError(f"sample {self.id!r} has neither a size nor pixels nor a path")
+        return read_size(self.path)
 
     def mask(self) -> Bool[np.ndarray, "h w"] | None:
         """Union of the instance masks at `size`, or None where the data set has no masks."""
@@ -102,17 +146,31 @@ class Sample:
         return np.asarray(pixels > self.mask_threshold)
 
 
-def _read_image(path: Path, mode: str, what: str) -> UInt8[np.ndarray, "..."]:
+def read_size(path: Path) -> tuple[int, int]:
+    """(width, height) from an image file's header. Raises `DataError` when the file is missing or no image."""
+    with _opened(path, f"image {path.name!r}") as image:
+        return image.size
+
+
+def _read_image(path: Path, mode: str, what: str) -> UInt8[np.ndarray, "*shape"]:
+    with _opened(path, what) as image:
+        return np.array(image.convert(mode))  # a copy: `asarray` would be read-only
+
+
+@contextlib.contextmanager
+def _opened(path: Path, what: str) -> Iterator[PIL.Image.Image]:
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert(mode))
+            yield image
     except FileNotFoundError as error:
         raise DataError(f"{what}: no file {path}") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{what}: {path} is not an image that can be read") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{what}: {path} claims to be too large to be safe ({error})") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:  # what decoders raise on broken bytes
         raise DataError(f"{what}: {path} is truncated or broken ({error})") from error
 
 
@@ -142,6 +200,10 @@ class Dataset:
     fingerprint: str
     key_point_names: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    missing: tuple[Path, ...] = ()
+    """Image and mask files that the annotations name and that are not there."""
+    left_out: tuple[str, ...] = ()
+    """Ids of the annotated images that are no samples, because a file of theirs is missing or cannot be read."""
     root: Path | None = None
 
     def __len__(self) -> int:

@@ -1,0 +1,74 @@
+"""The command `wsolbench`: one file per command, loaded when it is called, so that `--help` is quick.
+
+Exit codes: 0 done; 1 a check found something (`verify`, `leaderboard --check`); 2 wrong usage or data, with a message and
+no traceback; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from wsolbench.exceptions import WsolbenchError, unknown_name
+
+_COMMANDS = {
+    "train": "Train a method.",
+    "eval": "Evaluate a method on a data set: table, record, pictures.",
+    "score": "Score maps that any program has written.",
+    "leaderboard": "Make tables of all records.",
+    "list": "List methods, data sets, metrics, protocols or backbones.",
+    "verify": "Check a data set on disk.",
+}
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands are imported when they run; their one-line help is above."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"wsolbench.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            raise unknown_name("command", args[0], _COMMANDS)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.command(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog="Start here:  wsolbench eval --method cam --dataset toybirds --train --pictures pictures/",
+)
+@click.version_option(package_name="wsolbench")
+def group() -> None:
+    """Score localization maps and fine-grained recognisers right, fast and comparably."""
+
+
+def main() -> None:
+    """Entry point: run a command and turn what the caller can mend into a message and exit code 2."""
+    try:
+        status = group.main(standalone_mode=False)
+    except WsolbenchError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted. Run the same command again to go on.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,0 +1,51 @@
+# Two commands set everything up: `make demo` and `make test`. Both create the same environment first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test check format docs bench leaderboard clean
+
+help:
+	@echo "make demo         install, train CAM on the generated data set, evaluate it; pictures in demo/pictures"
+	@echo "make test         install, run all tests"
+	@echo "make check        lint, format, types, import directions"
+	@echo "make docs         build the documentation into docs/_build/html"
+	@echo "make bench        measure speed against the official algorithm"
+	@echo "make leaderboard  regenerate results/leaderboard from the records"
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --progress-bar off --quiet -e '.[models,dev,docs]'
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/wsolbench eval --method center-box --dataset toybirds --out demo/records
+	$(BIN)/wsolbench eval --method cam --dataset toybirds --train --out demo/records --save-maps demo/maps --pictures demo/pictures
+	@echo "Look at demo/pictures; the records are in demo/records, the maps in demo/maps."
+
+test: $(READY)
+	$(BIN)/pytest -n auto
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(READY)
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+bench: $(READY)
+	$(BIN)/python benchmarks/bench_scoring.py
+
+leaderboard: $(READY)
+	$(BIN)/wsolbench leaderboard
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info docs/_build .mypy_cache .ruff_cache .pytest_cache

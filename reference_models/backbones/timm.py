@@ -1,0 +1,97 @@
+"""Any network of timm with feature stages, as `timm:<name>`.
+
+Variants: `std14` asks timm for an output stride of 16, so that the last two stages share a grid (timm dilates instead of
+striding); networks that cannot do that, and `stock`, keep their own grid. Weights `imagenet` are those that timm names as
+the default for the network; it downloads them from the Hugging Face hub. Size, mean and deviation of the input are timm's.
+
+Steps cannot be edited: timm has no common notion of them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reference_models.backbone import TIMM_PREFIX, Backbone, Edit, Stage, pick_grid
+from reference_models.weights import IMAGENET, Weights, WeightsFile, load_strictly, sha256_of_tensors
+from wsolbench.exceptions import UsageError, unknown_name
+from wsolbench.methods import InputSpec
+
+GRIDS = ("std14", "stock")
+
+
+class TimmBackbone(Backbone):
+    """timm's feature extractor behind the common interface; the whole network is one step."""
+
+    channels_last: bool
+
+    def stages(self, images: Float[Tensor, "b 3 H W"], edit: Edit | None = None) -> OrderedDict[str, Tensor]:
+        """See `Backbone.stages`; `UsageError` when steps are to be edited."""
+        if edit is not None:
+            raise UsageError(f"a method that changes the inside of its backbone cannot use {self.name}; use one of `wsolbench list backbones`")
+        outputs = self.steps["net"](images)
+        if self.channels_last:
+            outputs = [output.permute(0, 3, 1, 2) for output in outputs]
+        return OrderedDict(zip((stage.name for stage in self.layout), outputs, strict=True))
+
+    def run(self, x: Tensor, *, after: str | None = None, until: str | None = None, edit: Edit | None = None) -> Tensor:
+        """The last stage; `UsageError` when only a part is wanted."""
+        if after is not None or until is not None:
+            raise UsageError(f"a method that runs a part of its backbone cannot use {self.name}; use one of `wsolbench list backbones`")
+        return next(reversed(self.stages(x, edit).values()))
+
+
+def build(*, name: str, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
+    """See `reference_models.backbone.load_backbone`."""
+    grid = pick_grid(name, grid, GRIDS)
+    model = name.removeprefix(TIMM_PREFIX)
+    if not timm.is_model(model):
+        raise unknown_name("timm model", model, timm.list_models())
+    net = _create(name, model, pretrained=weights == IMAGENET, grid=grid)
+    source = Weights("none")
+    if isinstance(weights, WeightsFile):
+        load_strictly(net, weights.tensors, what=f"the weights of {name}")
+    elif weights == IMAGENET:
+        source = Weights(f"timm {timm.get_pretrained_cfg(model).tag or 'default'}", sha256_of_tensors(net.state_dict()))
+    spec = _input_spec(model)
+    channels, strides = net.feature_info.channels(), net.feature_info.reduction()
+    layout = [Stage(f"stage{number}", stride, width) for number, (stride, width) in enumerate(zip(strides, channels, strict=True), start=1)]
+    backbone = TimmBackbone(name, {"net": net}, layout, grid=grid, input_spec=spec)
+    backbone.weights = source
+    backbone.channels_last = _gives_channels_last(net, spec.size, channels[-1])
+    return backbone
+
+
+def _create(name: str, model: str, *, pretrained: bool, grid: str) -> Any:
+    failure: Exception | None = None
+    for options in ({"output_stride": 16}, {}) if grid == "std14" else ({},):
+        try:
+            return timm.create_model(model, pretrained=pretrained, features_only=True, **options)
+        except (TypeError, NotImplementedError, AssertionError, AttributeError) as error:
+            failure = error  # this network has no such option, or no stages at all
+        except Exception as error:  # the hub's client raises errors of its own, of requests and of the file system
+            raise UsageError(
+                f"cannot get the ImageNet weights of {name} ({type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else 'no detail'}). Offline: "
+                "fill the Hugging Face cache (HF_HOME) elsewhere, or use --weights PATH or --weights none"
+            ) from error
+    raise UsageError(f"{name} offers no feature stages ({failure}); choose another network") from failure
+
+
+def _input_spec(model: str) -> InputSpec:
+    facts = timm.get_pretrained_cfg(model)
+    mean, std = (tuple(float(value) for value in values) for values in (facts.mean, facts.std))
+    return InputSpec(size=int(facts.input_size[-1]), mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]))
+
+
+@torch.no_grad()
+def _gives_channels_last(net: Any, size: int, channels: int) -> bool:
+    """Whether the stages come as (B, h, w, C), which only a look at one tells."""
+    net.eval()
+    shape = net(torch.zeros(1, 3, size, size))[-1].shape
+    net.train()
+    return bool(shape[1] != channels and shape[3] == channels)

@@ -1,0 +1,46 @@
+"""A small network for generated data and tests: trains from nothing on two processor cores in about a minute.
+
+Plain 3x3 convolutions with batch norm and ReLU, four stages; input 128. Own design: no weights exist for it but those that
+a run of this project has written (`--weights CHECKPOINT`).
+
+Variants: `std16` (the only one): the last two stages share a grid of 16x16 at 128.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+
+from reference_models.backbone import Backbone, Stage, pick_grid
+from reference_models.weights import IMAGENET, Weights, WeightsFile, load_strictly
+from wsolbench.exceptions import UsageError
+from wsolbench.methods import InputSpec
+
+GRIDS = ("std16",)
+WIDTHS = (24, 48, 96, 128)
+
+
+def build(*, weights: WeightsFile | str = "none", grid: str = "default") -> Backbone:
+    """See `reference_models.backbone.load_backbone`."""
+    grid = pick_grid("tiny", grid, GRIDS)
+    if weights == IMAGENET:
+        raise UsageError("there are no ImageNet weights of the backbone 'tiny'; use --weights none, or the path of a checkpoint")
+    one, two, three, four = WIDTHS
+    steps: OrderedDict[str, nn.Module] = OrderedDict(
+        stem=_convolution(3, one, stride=2),
+        stage1=_convolution(one, two, stride=2),
+        stage2=_convolution(two, three, stride=2),
+        stage3=_convolution(three, four),
+        stage4=_convolution(four, four),
+    )
+    layout = [Stage("stem", 2, one), Stage("stage1", 4, two), Stage("stage2", 8, three), Stage("stage3", 8, four), Stage("stage4", 8, four)]
+    backbone = Backbone("tiny", steps, layout, grid=grid, input_spec=InputSpec(size=128), head_width=four)
+    if isinstance(weights, WeightsFile):
+        load_strictly(backbone, weights.tensors, what="the weights of tiny")
+        backbone.weights = Weights("file", weights.sha256)
+    return backbone
+
+
+def _convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())

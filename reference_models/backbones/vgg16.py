@@ -1,0 +1,77 @@
+"""VGG-16 without its fully connected layers.
+
+K. Simonyan, A. Zisserman, "Very deep convolutional networks for large-scale image recognition", ICLR 2015; weights of
+torchvision (`IMAGENET1K_V1`), input 224.
+
+Variants (the number is the side of the last grid at 224):
+
+    std14   pools 1-4 are 2x2, stride 2; no pool 5. Most methods, and SPA's released code.
+    std28   pool 4 removed (wsolevaluation's large feature map).
+    acol14  pools 1-4 are 3x3, stride 2, padding 1; then pool 5 and an average pool, both 3x3, stride 1 (wsolevaluation's ACoL).
+    acol28  as acol14, but pool 4 has stride 1 (released code of ACoL and I2C).
+
+Stages: s1-s4 end after pools 1-4, s5 after the last step.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+from torchvision.models import VGG16_Weights, vgg16
+
+from reference_models.backbone import Backbone, Stage, pick_grid
+from reference_models.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights, torchvision_file, without
+from wsolbench.methods import InputSpec
+
+GRIDS = ("std14", "std28", "acol14", "acol28")
+
+
+def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
+    """See `reference_models.backbone.load_backbone`."""
+    grid = pick_grid("vgg16", grid, GRIDS)
+    net = vgg16(weights=None, init_weights=weights == NONE)
+    source = Weights(NONE)
+    if weights != NONE:
+        file = weights if isinstance(weights, WeightsFile) else read_weights(torchvision_file(VGG16_Weights.IMAGENET1K_V1.url, "vgg16"))
+        net.classifier = nn.Identity()
+        load_strictly(net, without(file.tensors, "classifier."), what="the weights of vgg16")
+        source = Weights("torchvision IMAGENET1K_V1", file.sha256)
+    steps, layout = _steps(net.features, grid)
+    backbone = Backbone("vgg16", steps, layout, grid=grid, input_spec=InputSpec())
+    backbone.weights = source
+    return backbone
+
+
+def _steps(features: nn.Sequential, grid: str) -> tuple[OrderedDict[str, nn.Module], list[Stage]]:
+    steps: OrderedDict[str, nn.Module] = OrderedDict()
+    layout: list[Stage] = []
+    block, conv, stride, channels = 1, 0, 1, 0
+    for layer in features:
+        if isinstance(layer, nn.Conv2d):
+            conv += 1
+            channels = layer.out_channels
+            steps[f"conv{block}_{conv}"] = layer
+        elif isinstance(layer, nn.ReLU):
+            steps[f"relu{block}_{conv}"] = nn.ReLU()
+        elif block < 5:
+            pool, factor = _pool(block, grid)
+            stride *= factor
+            steps[f"pool{block}"] = pool
+            layout.append(Stage(f"pool{block}", stride, channels))
+            block, conv = block + 1, 0
+    if grid.startswith("acol"):
+        steps["pool5"] = nn.MaxPool2d(3, stride=1, padding=1)
+        steps["smooth5"] = nn.AvgPool2d(3, stride=1, padding=1)
+    layout.append(Stage(next(reversed(steps)), stride, channels))
+    return steps, layout
+
+
+def _pool(block: int, grid: str) -> tuple[nn.Module, int]:
+    """The pool after a block, and its stride."""
+    if block == 4 and grid == "std28":
+        return nn.Identity(), 1
+    if grid.startswith("std"):
+        return nn.MaxPool2d(2, stride=2), 2
+    stride = 1 if block == 4 and grid == "acol28" else 2
+    return nn.MaxPool2d(3, stride=stride, padding=1), stride

@@ -1,0 +1,100 @@
+"""Settings of a method: a frozen dataclass, filled from `--set name=value`."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from wsolbench.exceptions import UsageError, unknown_name
+
+RECIPE_PREFIX = "recipe."
+_TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """Settings that every method with a backbone has; a method's own dataclass inherits from this one."""
+
+    grid: str = "default"
+    """Variant of the backbone, for instance `std14`, `std28`, `stock` (see the backbone's file); `default`: the method's choice, else the backbone's."""
+    recipe: str = "default"
+    """Name of the training recipe (see `recipes.py`); `default`: the method's choice for this backbone."""
+
+
+C = TypeVar("C")
+
+
+def parse_settings(kind: type[C], settings: Mapping[str, str], *, what: str, start: C | None = None) -> C:
+    """An instance of the dataclass `kind` with some fields set from text.
+
+    Args:
+        kind: the dataclass. Fields may be bool, int, float, str, `Literal`, `X | None` and `tuple[X, ...]`.
+        settings: field name -> text; tuples are written `1,2,3`, None is written `none`.
+        what: whose settings they are, for the messages ("method 'cam'").
+        start: where the other fields come from; None: their defaults.
+
+    Raises `UsageError` on an unknown field (with the nearest one) and on text that is not a value of the field's type.
+    """
+    hints = get_type_hints(kind)
+    names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    values = {} if start is None else {name: getattr(start, name) for name in names}
+    for name, text in settings.items():
+        if name not in names:
+            raise unknown_name(f"setting of {what}", name, names)
+        try:
+            values[name] = _parse(hints[name], text)
+        except ValueError as error:
+            raise UsageError(f"setting {name}={text!r} of {what}: expected {error}") from error
+    return kind(**values)
+
+
+def split_settings(settings: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The method's own settings, and those of the recipe (`recipe.lr=0.1`) without their prefix."""
+    own = {name: text for name, text in settings.items() if not name.startswith(RECIPE_PREFIX)}
+    recipe = {name.removeprefix(RECIPE_PREFIX): text for name, text in settings.items() if name.startswith(RECIPE_PREFIX)}
+    return own, recipe
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """All fields; tuples become lists."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+
+
+def from_json(kind: type[C], values: Mapping[str, Any]) -> C:
+    """The inverse of `to_json`. Raises `ValueError` on fields that `kind` has not."""
+    if unknown := sorted(set(values) - {item.name for item in fields(kind)}):  # type: ignore[arg-type]
+        raise ValueError(f"unknown settings {', '.join(unknown)}")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _parse(hint: Any, text: str) -> Any:
+    """The value that `text` stands for; `ValueError` whose message says what was expected."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return _choice(arguments, text)
+    if origin in (Union, types.UnionType):
+        if text.lower() == "none" and type(None) in arguments:
+            return None
+        (inner,) = [argument for argument in arguments if argument is not type(None)]
+        return _parse(inner, text)
+    if origin is tuple:
+        return tuple(_parse(arguments[0], part.strip()) for part in text.strip("()").split(",") if part.strip())
+    if hint is bool:
+        if text.lower() not in _TRUTH:
+            raise ValueError("true or false")
+        return _TRUTH[text.lower()]
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            raise ValueError("a whole number" if hint is int else "a number") from None
+    return text
+
+
+def _choice(choices: tuple[Any, ...], text: str) -> Any:
+    for choice in choices:
+        if text == str(choice):
+            return choice
+    raise ValueError(f"one of {', '.join(map(str, choices))}")

@@ -1,0 +1,129 @@
+"""Pretrained weights: where a file comes from, what it contains, and what to do when it is not there.
+
+Every file is read without executing what it contains (`weights_only=True`, safetensors) and loaded strictly: a tensor
+too many, too few or of another shape is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from wsolbench.exceptions import DataError, UsageError
+from wsolbench.files import make_folder, sha256_of_file
+
+IMAGENET, NONE = "imagenet", "none"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a backbone's weights come from. `sha256` is that of the file, or of the tensors where a library keeps the file; None for `none`."""
+
+    name: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """The tensors of a file, and its digest. `metadata` is not None when it is one of this package's checkpoints."""
+
+    tensors: dict[str, Tensor]
+    sha256: str
+    metadata: Mapping[str, str] | None = None
+
+
+def read_weights(path: Path) -> WeightsFile:
+    """All tensors of a `.safetensors` file, or of a PyTorch file that holds nothing but tensors.
+
+    Raises `DataError` when the file is missing, truncated, or holds pickled objects.
+    """
+    if not path.is_file():
+        raise DataError(f"no weights file {path}; give an existing file, or --weights imagenet or none")
+    if path.suffix == ".safetensors":
+        tensors, metadata = read_safetensors(path)
+        return WeightsFile(tensors, sha256_of_file(path), metadata if "wsolbench" in metadata else None)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the damaged archive makes it stumble on
+        raise DataError(f"weights file {path} is truncated, or holds more than tensors; save a plain state_dict ({_first_line(error)})") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise DataError(f"weights file {path} holds a {type(state).__name__}; expected a state_dict: names and tensors")
+    return WeightsFile({name.removeprefix("module."): value for name, value in state.items()}, sha256_of_file(path))
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a safetensors file. Raises `DataError` when it is none, or truncated."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            # A copy: the tensors would otherwise be views of the mapped file, which the caller may replace.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        with path.open("rb") as stream:
+            start = stream.read(2)
+        if start == b"PK" or start[:1] == b"\x80":
+            raise DataError(f"{path} is a pickled PyTorch file, which could run code when it is read; expected a safetensors file") from error
+        raise DataError(f"{path} is truncated or no safetensors file ({_first_line(error)}); train again, or copy the file again") from error
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, what: str) -> None:
+    """Copy `tensors` into `module`; `DataError` with the first difference when names or shapes do not match exactly."""
+    expected = module.state_dict()
+    # Old files lack the counters of batch norm; they are not used with a fixed momentum.
+    missing = sorted(name for name in expected.keys() - tensors.keys() if not name.endswith("num_batches_tracked"))
+    surplus = sorted(tensors.keys() - expected.keys())
+    if missing or surplus:
+        parts = [f"lacks {len(missing)} tensors (the first is {missing[0]})"] if missing else []
+        parts += [f"has {len(surplus)} that are not expected (the first is {surplus[0]})"] if surplus else []
+        raise DataError(f"{what} {' and '.join(parts)}; it belongs to another network")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise DataError(f"{what}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}; it belongs to another network")
+    module.load_state_dict({**expected, **tensors}, strict=True)
+
+
+def without(tensors: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
+    """The tensors whose names start with none of the prefixes: parts of the original network that a backbone has not."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
+
+
+def torchvision_file(url: str, backbone: str) -> Path:
+    """The file of torchvision's weights in the cache of `torch.hub`, downloaded if need be.
+
+    Raises `UsageError`, saying which file to put where, when it cannot be downloaded; `DataError` when it is damaged.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    digest = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    if not path.is_file():
+        make_folder(path.parent)
+        try:
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest and digest[1], progress=False)
+        except (OSError, RuntimeError) as error:  # URLError and HTTPError are OSErrors; a wrong digest is a RuntimeError
+            raise UsageError(
+                f"cannot download the ImageNet weights of {backbone} ({_first_line(error)}). Offline: download {url} elsewhere and put it at {path}, "
+                "or use --weights PATH or --weights none"
+            ) from error
+    if digest and not sha256_of_file(path).startswith(digest[1]):
+        raise DataError(f"{path} is damaged: its SHA-256 does not start with {digest[1]}; delete it and run again")
+    return path
+
+
+def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Digest of names, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
+        digest.update(tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]

@@ -1,0 +1,34 @@
+"""Shared by all tests: shapes are checked at run time, real data comes from WSOLBENCH_DATA, nothing is written at home."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+# Must run before the packages are imported: every annotated array shape is checked in the tests.
+install_import_hook(["wsolbench", "reference_models"], "beartype.beartype")
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    return GOLDEN
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of small real data sets; tests that need it are skipped where the variable is unset."""
+    folder = os.environ.get("WSOLBENCH_DATA")
+    if not folder:
+        pytest.skip("WSOLBENCH_DATA is not set: it names a folder with cub50, butterflies and ilsvrc_mini")
+    return Path(folder)

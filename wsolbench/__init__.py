@@ -1,0 +1,69 @@
+"""Score localization maps and fine-grained recognisers right, fast and comparably.
+
+The flow, from left to right; each step imports only from steps to its left:
+
+    datasets -> methods -> maps -> metrics -> records -> report
+
+A data set gives samples (image, label, true boxes, masks, key points). A method turns images into raw score maps and
+logits. `maps` brings a raw map into the frame of an `EvalProtocol`. `metrics` compares map and truth. A record keeps the
+numbers of one run with all that they depend on, and the report makes tables and pictures of records. `evaluate` joins them.
+
+    >>> import numpy as np
+    >>> from wsolbench import EvalProtocol, best_iou_per_tau
+    >>> best_iou_per_tau(np.eye(8), np.array([[0, 0, 7, 7]]), EvalProtocol.preset("wsoleval")).max()
+    np.float64(1.0)
+
+Importing this package loads neither torch nor matplotlib nor OpenCV; names are looked up when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wsolbench._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from wsolbench.datasets import list_datasets as list_datasets
+    from wsolbench.datasets import load_dataset as load_dataset
+    from wsolbench.evaluate import evaluate as evaluate
+    from wsolbench.exceptions import DataError as DataError
+    from wsolbench.exceptions import UsageError as UsageError
+    from wsolbench.exceptions import WsolbenchError as WsolbenchError
+    from wsolbench.maps import frame_boxes as frame_boxes
+    from wsolbench.maps import to_frame as to_frame
+    from wsolbench.methods import list_methods as list_methods
+    from wsolbench.methods import load_method as load_method
+    from wsolbench.metrics.sweep import best_iou_per_tau as best_iou_per_tau
+    from wsolbench.protocol import EvalProtocol as EvalProtocol
+    from wsolbench.records import RunRecord as RunRecord
+    from wsolbench.records import read_record as read_record
+    from wsolbench.sources import FolderSource as FolderSource
+    from wsolbench.sources import ModelSource as ModelSource
+    from wsolbench.types import Dataset as Dataset
+    from wsolbench.types import Sample as Sample
+
+_HOME = {
+    "DataError": "exceptions",
+    "Dataset": "types",
+    "EvalProtocol": "protocol",
+    "FolderSource": "sources",
+    "ModelSource": "sources",
+    "RunRecord": "records",
+    "Sample": "types",
+    "UsageError": "exceptions",
+    "WsolbenchError": "exceptions",
+    "best_iou_per_tau": "metrics.sweep",
+    "evaluate": "evaluate",
+    "frame_boxes": "maps",
+    "list_datasets": "datasets",
+    "list_methods": "methods",
+    "load_dataset": "datasets",
+    "load_method": "methods",
+    "read_record": "records",
+    "to_frame": "maps",
+}
+
+__all__ = list(_HOME)
+
+
+__getattr__ = lazy_names(__name__, _HOME)

@@ -1,0 +1,63 @@
+"""`wsolbench train`: train a method on the train split of a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsolbench.cli.options import dataset_options, model_options, open_dataset, open_val, parse_settings
+
+
+@click.command(epilog="Example:  wsolbench train --method cam --dataset toybirds --backbone tiny --epochs 12")
+@model_options
+@dataset_options
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; default: runs/<data set>/<method>-<backbone>-seed<seed>.")
+def command(dataset: str, data_root: Path | None, metadata_root: Path | None, out: Path | None, **model: Any) -> None:
+    """Train a method. A run that was killed goes on where it was; a finished one is left as it is."""
+    checkpoint = train(dataset, data_root, metadata_root, out, **model)
+    click.echo(f"checkpoint  {checkpoint}")
+
+
+def train(dataset: str, data_root: Path | None, metadata_root: Path | None, out: Path | None, **model: Any) -> Path:
+    """What `train` and `eval --train` do: fit the method and return the last checkpoint."""
+    from wsolbench.exceptions import UsageError
+    from wsolbench.methods import TrainRequest, load_method
+
+    method = load_method(model["method"])
+    if not method.trainable:
+        raise UsageError(f"method {model['method']!r} has nothing to train; evaluate it directly")
+    backbone = default_backbone(dataset, model["backbone"])
+    request = TrainRequest(
+        train=open_dataset(dataset, "train", data_root, metadata_root),
+        val=open_val(dataset, data_root, metadata_root),
+        out=out or default_run(dataset, model["method"], backbone, model["seed"]),
+        backbone=backbone,
+        weights=default_weights(backbone, model["weights"]),
+        epochs=model["epochs"],
+        batch_size=model["batch_size"],
+        image_size=model["image_size"],
+        lr=model["lr"],
+        seed=model["seed"],
+        device=model["device"],
+        workers=model["workers"],
+        settings=parse_settings(model["settings"]),
+    )
+    checkpoint: Path = method.fit(request)
+    return checkpoint
+
+
+def default_backbone(dataset: str, backbone: str | None) -> str:
+    """The backbone that was asked for, else `tiny` for the generated data set and `resnet50` for real ones."""
+    return backbone or ("tiny" if dataset == "toybirds" else "resnet50")
+
+
+def default_weights(backbone: str, weights: str | None) -> str:
+    """The weights that were asked for, else `none` for `tiny`, which has none, and `imagenet`."""
+    return weights or ("none" if backbone == "tiny" else "imagenet")
+
+
+def default_run(dataset: str, method: str, backbone: str, seed: int) -> Path:
+    """Where a run is kept when no folder is named."""
+    return Path("runs") / dataset / f"{method}-{backbone.replace(':', '-').replace('/', '-')}-seed{seed}"

@@ -1,0 +1,86 @@
+"""Data sets: every one gives the same `Dataset` of `Sample`s.
+
+`load_dataset("cub", "test", root="...")` loads one split; `list_datasets()` says what there is. One file for each data set: it
+defines `INFO` and `load(root, split, ...)`, and is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from wsolbench.datasets.base import DatasetInfo, Missing, carve, resolve_root
+from wsolbench.exceptions import UsageError, unknown_name
+from wsolbench.types import Dataset
+
+__all__ = ["DatasetInfo", "Missing", "available_splits", "list_datasets", "load_dataset"]
+
+_NAMES = ("aircraft", "butterflies", "cars", "csvfolder", "cub", "ilsvrc", "openimages", "toybirds")
+
+
+def list_datasets() -> list[DatasetInfo]:
+    """Every data set, sorted by name. Reads no data and imports no image library."""
+    return [_module(name).INFO for name in _NAMES]
+
+
+def load_dataset(
+    name: str, split: str, root: Path | str | None = None, *, missing: Missing = "error", carve_val: bool = False, **options: Any
+) -> Dataset:
+    """One split of a data set, in evaluation order.
+
+    Args:
+        name: see `list_datasets`.
+        split: "train", "val" or "test", where the data set has it.
+        root: its folder; None looks into the environment (`wsolbench.datasets.base.resolve_root`).
+        missing: what to do with images whose file is missing: "error", "skip" (leave out) or "keep" (for scoring maps).
+        carve_val: for data sets without a `val` split: make one of a tenth of each class of `train`, and take it out of `train`.
+        options: what the data set's own `load` takes, such as `metadata_root`.
+
+    Raises `UsageError` on an unknown name, split or option and on a wrong root, `DataError` on files that are missing or broken.
+    """
+    module = _module(name)
+    info: DatasetInfo = module.INFO
+    _check_options(module, options)
+    folder = _folder(info, root)
+    carved = carve_val and "val" not in info.splits and split in {"train", "val"}
+    wanted = "train" if carved else split
+    if info.splits and wanted not in info.splits:
+        raise unknown_name("split", split, info.splits)
+    dataset: Dataset = module.load(folder, wanted, missing=missing, **options)
+    return carve(dataset, "val" if split == "val" else "train") if carved else dataset
+
+
+def available_splits(name: str, root: Path | str | None = None, **options: Any) -> tuple[str, ...]:
+    """The splits that can be loaded from this root, without those that only put others together (such as `trainval`)."""
+    module = _module(name)
+    _check_options(module, options)
+    lister = getattr(module, "available_splits", None)
+    if lister is None:
+        info: DatasetInfo = module.INFO
+        return tuple(split for split in info.splits if split not in info.repeated)
+    relevant = {option: value for option, value in options.items() if option in inspect.signature(lister).parameters}
+    found: tuple[str, ...] = lister(_folder(module.INFO, root), **relevant)
+    return found
+
+
+def _module(name: str) -> ModuleType:
+    if name not in _NAMES:
+        raise unknown_name("dataset", name, _NAMES)
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _folder(info: DatasetInfo, root: Path | str | None) -> Path | None:
+    """The data root; None for a generated data set for which none is given."""
+    if info.generated:
+        return None if root is None else Path(root)
+    return resolve_root(info, root)
+
+
+def _check_options(module: ModuleType, options: dict[str, Any]) -> None:
+    known = set(inspect.signature(module.load).parameters) - {"root", "split", "missing"}
+    for option in options:
+        if option not in known:
+            raise UsageError(f"the dataset {module.INFO.name!r} has no option {option!r}; it has: {', '.join(sorted(known)) or 'none'}")

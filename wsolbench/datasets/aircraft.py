@@ -1,0 +1,77 @@
+"""FGVC-Aircraft 2013b: 10,000 images of 100 aircraft variants with boxes.
+
+S. Maji, J. Kannala, E. Rahtu, M. Blaschko, A. Vedaldi, "Fine-Grained Visual Classification of Aircraft", arXiv:1306.5151. (The data
+set's own text speaks of 10,200 images and 102 variants; its lists hold 10,000 and 100.)
+
+Papers train on `trainval` (6,667) and test on `test`. Boxes count from 1 with inclusive ends. Every image has a copyright banner of 20
+rows at the bottom, which its authors ask to remove: `crop_banner=True`, the default, does; many published runs kept it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from wsolbench.datasets.base import DatasetInfo, Missing, Record, assemble, wrong_root
+from wsolbench.datasets.tables import bad_line, lines_of, parse_float, rows_of
+from wsolbench.exceptions import DataError, unknown_name
+from wsolbench.types import Dataset, Finding
+
+INFO = DatasetInfo(
+    name="aircraft",
+    summary="FGVC-Aircraft 2013b: 10,000 images of 100 variants with boxes",
+    splits=("train", "val", "trainval", "test"),
+    root_holds="fgvc-aircraft-2013b/data/ with variants.txt, images_box.txt and images/ (or be one of these two folders)",
+    repeated=("trainval",),
+    expected={"train": 3334, "val": 3333, "trainval": 6667, "test": 3333},
+    citation="Maji, Kannala, Rahtu, Blaschko, Vedaldi, arXiv:1306.5151",
+    license="non-commercial research; the images belong to their photographers",
+)
+BANNER_ROWS = 20
+
+Level = Literal["variant", "family", "manufacturer"]
+_CLASS_FILES = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}
+
+
+def load(root: Path, split: str, *, level: Level = "variant", crop_banner: bool = True, missing: Missing = "error") -> Dataset:
+    """One split in the order of its list; one box an image.
+
+    `level` chooses the labels: 100 variants, 70 families or 30 manufacturers. Raises `UsageError` on a folder that is not this data set,
+    `DataError` naming file and line.
+    """
+    if level not in _CLASS_FILES:
+        raise unknown_name("level", level, _CLASS_FILES)
+    data = _data_folder(root)
+    class_names = tuple(name.strip() for _, name in lines_of(data / _CLASS_FILES[level]))
+    index = {name: number for number, name in enumerate(class_names)}
+    boxes = _boxes(data / "images_box.txt")
+    table = data / f"images_{level}_{split}.txt"
+    records = []
+    for line, (image, label) in rows_of(table, "image label"):  # a label may have spaces and slashes
+        if label.strip() not in index:
+            raise bad_line(table, line, f"a label of {_CLASS_FILES[level]}", repr(label))
+        if image not in boxes:
+            raise DataError(f"{data / 'images_box.txt'}: expected a box for every image, found none for {image!r} (of {table.name}:{line})")
+        path = f"{data}/images/{image}.jpg"
+        crop = BANNER_ROWS if crop_banner else 0
+        records.append(Record(id=f"{image}.jpg", label=index[label.strip()], path=path, boxes=[boxes[image]], crop_bottom=crop))
+    what = f"images without their banner of {BANNER_ROWS} rows" if crop_banner else "images with their copyright banner"
+    findings = [Finding(what=what, count=len(records), example=records[0].id)] if records else []
+    return assemble(INFO.name, split, data, records, class_names, findings=findings, missing=missing)
+
+
+def _data_folder(root: Path) -> Path:
+    for folder in (root, root / "data", root / "fgvc-aircraft-2013b" / "data"):
+        if (folder / "variants.txt").is_file():
+            return folder
+    raise wrong_root(INFO, root, f"there is no {root / 'data' / 'variants.txt'}")
+
+
+def _boxes(path: Path) -> dict[str, tuple[float, float, float, float]]:
+    boxes = {}
+    for line, (image, *corners) in rows_of(path, "image xmin ymin xmax ymax"):
+        x0, y0, x1, y1 = (parse_float(text, path, line, "a box corner") for text in corners)
+        if x1 < x0 or y1 < y0:
+            raise bad_line(path, line, "a box with xmin <= xmax and ymin <= ymax", " ".join(corners))
+        boxes[image] = (x0 - 1.0, y0 - 1.0, x1, y1)  # counted from 1, inclusive → continuous, exclusive
+    return boxes

@@ -1,0 +1,30 @@
+"""Leeds Butterfly: 10 species, one mask and one box an image.
+
+J. Wang, K. Markert, M. Everingham, "Learning models for object recognition from natural language descriptions", BMVC 2009.
+
+The folder is laid out as `wsolbench.datasets.csvfolder` says, but the boxes' `x1`, `y1` are the last pixel inside. The data set
+has no official split; `annotations.csv` holds the one that was drawn (502 train, 330 test).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wsolbench.datasets.base import DatasetInfo, Missing
+from wsolbench.datasets.csvfolder import load_csv_folder
+from wsolbench.types import Dataset
+
+INFO = DatasetInfo(
+    name="butterflies",
+    summary="Leeds Butterfly: 832 images of 10 species with masks and boxes",
+    splits=("train", "test"),
+    root_holds="annotations.csv, classes.csv, images/ and masks/",
+    expected={"train": 502, "test": 330},
+    citation="Wang, Markert, Everingham, BMVC 2009",
+    license="for learning purposes, as its authors say",
+)
+
+
+def load(root: Path, split: str, *, missing: Missing = "error") -> Dataset:
+    """One split: boxes and masks, no key points. Raises `DataError` naming file and line."""
+    return load_csv_folder(root, split, name=INFO.name, box_end="inclusive", missing=missing)

@@ -1,0 +1,169 @@
+"""CUB-200-2011: 11,788 images of 200 bird species with boxes and 15 key points.
+
+C. Wah et al., "The Caltech-UCSD Birds-200-2011 Dataset", CNS-TR-2011-001.
+
+Splits `train` (5,994) and `test` (5,794) are the official ones. `val` is CUBV2 (1,000 images, J. Choe et al., CVPR 2020): it exists
+only through the wsolevaluation metadata, and its images lie among those of CUB or in a folder `CUBV2`. Where the official
+text files are absent, all splits come from the metadata (no key points then).
+
+Boxes are (x, y, width, height) counted from 0, so xyxy = (x, y, x + w, y + h). The text files hold no image sizes: they are read
+from the headers of the split's images. The test images are known to overlap with ImageNet's training images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from wsolbench.datasets.base import DatasetInfo, Missing, Record, assemble, wrong_root
+from wsolbench.datasets.tables import bad_line, parse_float, parse_int, rows_of
+from wsolbench.datasets.wsoleval import image_folder, metadata_folder, read_metadata
+from wsolbench.exceptions import DataError, UsageError
+from wsolbench.types import Dataset, KeyPoints
+
+INFO = DatasetInfo(
+    name="cub",
+    summary="CUB-200-2011: 11,788 images of 200 birds with boxes and 15 key points",
+    splits=("train", "val", "test"),
+    root_holds="CUB_200_2011/ with images.txt, bounding_boxes.txt and images/ (or be that folder); segmentations/ is optional",
+    expected={"train": 5994, "val": 1000, "test": 5794},
+    citation="Wah, Branson, Welinder, Perona, Belongie, CNS-TR-2011-001",
+    license="non-commercial research and education; the images belong to their photographers",
+)
+METADATA_CLASSES = 200
+
+
+def load(
+    root: Path, split: str, *, metadata_root: Path | str | None = None, segmentations: bool = True, missing: Missing = "error"
+) -> Dataset:
+    """One split, in the order of `images.txt` (or of the metadata).
+
+    `segmentations` uses the masks where the folder `segmentations` is there. Raises `UsageError` on a folder that is not CUB and on `val`
+    without metadata, `DataError` naming file and line.
+    """
+    home = _home(root)
+    if split == "val" or not (home / "images.txt").is_file():
+        return _load_metadata(root, home, split, metadata_root, missing)
+    texts = _Texts(home)
+    class_names = tuple(name for _, (_, name) in rows_of(home / "classes.txt", "class_id class_name"))
+    in_train = texts.column("train_test_split.txt", "image_id is_training")
+    labels = texts.column("image_class_labels.txt", "image_id class_id")
+    boxes = texts.column("bounding_boxes.txt", "image_id x y width height")
+    flag = "1" if split == "train" else "0"
+    chosen = {number: name for number, name in texts.images.items() if in_train[number][1] == [flag]}
+    part_names, key_points = _key_points(home / "parts", texts.images, chosen)
+    masks = _segmentations(home) if segmentations else None
+    records = [
+        Record(
+            id=name,
+            label=_label(home / "image_class_labels.txt", *labels[number], len(class_names)),
+            path=f"{home}/images/{name}",
+            boxes=[_box(home / "bounding_boxes.txt", *boxes[number])],
+            mask_paths=() if masks is None else (f"{masks}/{name.rpartition('.')[0]}.png",),
+            key_points=key_points.get(number),
+        )
+        for number, name in chosen.items()
+    ]
+    return assemble(INFO.name, split, home, records, class_names, key_point_names=part_names, missing=missing)
+
+
+def available_splits(root: Path, *, metadata_root: Path | str | None = None) -> tuple[str, ...]:
+    """`val` only where the metadata has it."""
+    home = _home(root)
+    official = (home / "images.txt").is_file()
+    metadata = {split for split in INFO.splits if metadata_folder(root, metadata_root, "CUB", split)}
+    return tuple(split for split in INFO.splits if split in metadata or (official and split != "val"))
+
+
+def _home(root: Path) -> Path:
+    home = root / "CUB_200_2011" if (root / "CUB_200_2011").is_dir() else root
+    if not (home / "images.txt").is_file() and not (root / "metadata").is_dir() and not any(home.glob("001.*")):
+        raise wrong_root(INFO, root, f"there is no {home / 'images.txt'}")
+    return home
+
+
+class _Texts:
+    """The official text files, whose lines start with the number of an image."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.images: dict[str, str] = {}
+        numbers: dict[str, str] = {}
+        for line, (number, name) in rows_of(home / "images.txt", "image_id image_name"):
+            if number in self.images or name in numbers:
+                raise bad_line(home / "images.txt", line, "every image once", f"{number} {name} again")
+            self.images[number] = name
+            numbers[name] = number
+
+    def column(self, file: str, columns: str) -> dict[str, tuple[int, list[str]]]:
+        """Image number → (line number, the other fields). `DataError` unless every image of images.txt occurs exactly once."""
+        path = self.home / file
+        found: dict[str, tuple[int, list[str]]] = {}
+        for line, (number, *fields) in rows_of(path, columns):
+            if number not in self.images or number in found:
+                problem = "again" if number in found else "which images.txt does not have"
+                raise bad_line(path, line, "every image of images.txt once", f"image {number} {problem}")
+            found[number] = line, fields
+        if len(found) < len(self.images):
+            absent = next(number for number in self.images if number not in found)
+            raise DataError(f"{path}: expected a line for each of {len(self.images):,} images, found none for image {absent}")
+        return found
+
+
+def _label(path: Path, line: int, fields: list[str], classes: int) -> int:
+    number = parse_int(fields[0], path, line, "class id")
+    if not 1 <= number <= classes:
+        raise bad_line(path, line, f"a class id from 1 to {classes} (classes.txt)", str(number))
+    return number - 1
+
+
+def _box(path: Path, line: int, fields: list[str]) -> tuple[float, float, float, float]:
+    x, y, width, height = (parse_float(text, path, line, what) for text, what in zip(fields, ("x", "y", "width", "height"), strict=True))
+    if width < 0 or height < 0:
+        raise bad_line(path, line, "a width and a height that are not negative", f"{fields[2]} and {fields[3]}")
+    return x, y, x + width, y + height
+
+
+def _key_points(folder: Path, images: Mapping[str, str], chosen: Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, KeyPoints]]:
+    """Part names, and (15, 3) key points of every chosen image; nothing where the folder `parts` is absent."""
+    if not folder.is_dir():
+        return (), {}
+    names = tuple(name for _, (_, name) in rows_of(folder / "parts.txt", "part_id part_name"))  # a name may have spaces
+    path = folder / "part_locs.txt"
+    points = {number: np.zeros((len(names), 3), dtype=np.float64) for number in chosen}
+    seen: dict[str, int] = dict.fromkeys(chosen, 0)
+    for line, (number, part, x, y, visible) in rows_of(path, "image_id part_id x y visible"):
+        if number not in points:
+            if number not in images:
+                raise bad_line(path, line, "an image of images.txt", f"image {number}")
+            continue
+        index = parse_int(part, path, line, "part id") - 1
+        if not 0 <= index < len(names) or visible not in {"0", "1"}:
+            raise bad_line(path, line, f"a part id from 1 to {len(names)} and visible 0 or 1", f"part {part}, visible {visible}")
+        seen[number] += 1
+        if visible == "1":
+            points[number][index] = parse_float(x, path, line, "x"), parse_float(y, path, line, "y"), 1.0
+    for number, count in seen.items():
+        if count != len(names):
+            raise DataError(f"{path}: expected {len(names)} lines for image {number}, one for each part, found {count}")
+    return names, points
+
+
+def _segmentations(home: Path) -> Path | None:
+    return next((folder for folder in (home / "segmentations", home.parent / "segmentations") if folder.is_dir()), None)
+
+
+def _load_metadata(root: Path, home: Path, split: str, metadata_root: Path | str | None, missing: Missing) -> Dataset:
+    folder = metadata_folder(root, metadata_root, "CUB", split)
+    if folder is None:
+        raise UsageError(
+            f"the split {split!r} of cub needs the wsolevaluation metadata (for `val`, CUBV2, it is the only source): give its folder with "
+            f"--metadata-root, or put it into {root / 'metadata'}. Without it, carve_val holds out a tenth of `train`."
+        )
+    metadata = read_metadata(folder, "boxes")
+    images = image_folder([home / "images", home, home / "CUBV2", root / "CUBV2", root / "images", root / "CUB", root], metadata.ids)
+    names = {metadata.labels[image_id]: image_id.partition("/")[0] for image_id in metadata.ids}
+    class_names = [names.get(label, f"class {label}") for label in range(METADATA_CLASSES)]
+    return assemble(INFO.name, split, Path(images), metadata.records(images), class_names, missing=missing)

@@ -1,0 +1,111 @@
+"""From stored pixels to the input of a network: resize, crop, flip, normalise. numpy and Pillow only, no torch.
+
+Resizing is Pillow's bilinear filter, which antialiases when it shrinks; it is what `torchvision.transforms.Resize` does
+to Pillow images, so published recipes are met to the bit before normalisation.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from wsolbench.exceptions import UsageError
+from wsolbench.methods import InputSpec
+
+Pixels = UInt8[np.ndarray, "h w 3"]
+
+
+def resized(image: Pixels, size: int) -> UInt8[np.ndarray, "s s 3"]:
+    """The whole image as a square of `size` pixels; the aspect ratio is lost ("squash")."""
+    from PIL import Image
+
+    if image.shape[:2] == (size, size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def normalized(image: UInt8[np.ndarray, "... h w 3"], spec: InputSpec) -> Float32[np.ndarray, "... 3 h w"]:
+    """(x / 255 - mean) / std per channel, channels first."""
+    mean, std = np.float32(spec.mean), np.float32(spec.std)
+    values = (image.astype(np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(np.moveaxis(values, -1, -3))
+
+
+def to_input(
+    image: Pixels, spec: InputSpec, *, frame: Literal["squash", "center_crop"] = "squash", resize_size: int = 256
+) -> Float32[np.ndarray, "3 s s"]:
+    """One view of an image for a network.
+
+    Args:
+        image: uint8 RGB of any size.
+        spec: the side S, mean and standard deviation that the network wants.
+        frame: `squash`: the whole image, resized to S x S. `center_crop`: resized to `resize_size` squared, then the
+            central S x S.
+        resize_size: side before the crop; at least S. Not used by `squash`.
+
+    Raises `UsageError` on a `resize_size` smaller than S.
+
+    >>> to_input(np.zeros((40, 30, 3), np.uint8), InputSpec(size=32)).shape
+    (3, 32, 32)
+    """
+    if frame == "squash":
+        return normalized(resized(image, spec.size), spec)
+    pixels = resized(image, _at_least(resize_size, spec.size))
+    start = _center(resize_size, spec.size)
+    return normalized(pixels[start : start + spec.size, start : start + spec.size], spec)
+
+
+def ten_crops(image: Pixels, spec: InputSpec, *, resize_size: int = 256) -> Float32[np.ndarray, "10 3 s s"]:
+    """Ten views: resized to `resize_size` squared, the four corners and the centre, then the same five mirrored.
+
+    The order is that of `torchvision.transforms.TenCrop`. Raises `UsageError` on a `resize_size` smaller than S.
+    """
+    size = spec.size
+    pixels = resized(image, _at_least(resize_size, size))
+    far = resize_size - size
+    center = _center(resize_size, size)
+    # torchvision mirrors the whole image and then crops it, so the mirrored corners are the corners of the mirror image.
+    views = [
+        view[top : top + size, left : left + size]
+        for view in (pixels, pixels[:, ::-1])
+        for top, left in ((0, 0), (0, far), (far, 0), (far, far), (center, center))
+    ]
+    return normalized(np.stack(views), spec)
+
+
+def training_view(
+    image: UInt8[np.ndarray, "r r 3"], size: int, rng: np.random.Generator, *, flip: float = 0.5, rotation: float = 0.0
+) -> UInt8[np.ndarray, "s s 3"]:
+    """A random view for training: rotate, crop `size` x `size`, mirror. The draws depend on `rng` alone.
+
+    Args:
+        image: square, already resized; at least `size` wide.
+        size: side of the crop.
+        rng: source of all randomness.
+        flip: probability of the mirror image.
+        rotation: the angle is uniform in [-rotation, rotation] degrees; bilinear, black outside.
+    """
+    spare = _at_least(image.shape[0], size) - size
+    angle, row, column, coin = rng.random(4)
+    if rotation > 0:
+        from PIL import Image
+
+        image = np.asarray(Image.fromarray(image).rotate((2 * angle - 1) * rotation, resample=Image.Resampling.BILINEAR))
+    top, left = int(row * (spare + 1)), int(column * (spare + 1))
+    view = image[top : top + size, left : left + size]
+    return view[:, ::-1] if coin < flip else view
+
+
+def _center(outer: int, inner: int) -> int:
+    """First pixel of the central crop, rounded as torchvision rounds it (a half goes to the even side)."""
+    return round((outer - inner) / 2)
+
+
+def _at_least(outer: int, inner: int) -> int:
+    if outer < inner:
+        raise UsageError(
+            f"cannot cut {inner} x {inner} pixels from an image of {outer} x {outer}; the size before the crop must be at least {inner}"
+        )
+    return outer

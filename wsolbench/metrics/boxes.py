@@ -1,0 +1,86 @@
+"""Overlap of boxes: IoU, and the overlap as a share of the true or of the predicted box.
+
+Boxes are float64 rows (x0, y0, x1, y1). With `plus_one` widths are x1 - x0 + 1 (both ends are pixels of the box), without it
+x1 - x0. Integer boxes give exact areas and one division, so results do not depend on the order of operations.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float64
+
+from wsolbench.exceptions import DataError
+from wsolbench.types import Boxes
+
+
+def iou_matrix(a: Boxes, b: Boxes, *, plus_one: bool) -> Float64[np.ndarray, "m r"]:
+    """Intersection over union of each row of `a` (M, 4) with each row of `b` (R, 4), in [0, 1]; 0 where both have no area.
+
+    Raises `DataError` for boxes that are not (n, 4), not finite, or end before they start.
+
+    >>> iou_matrix([[0, 0, 10, 10]], [[0, 0, 10, 5], [20, 20, 30, 30]], plus_one=False)
+    array([[0.5, 0. ]])
+    """
+    return unchecked_iou(check_boxes(a, plus_one=plus_one), check_boxes(b, plus_one=plus_one), plus_one=plus_one)
+
+
+def iog_matrix(predicted: Boxes, truth: Boxes, *, plus_one: bool) -> Float64[np.ndarray, "m r"]:
+    """Intersection over the area of the true box (IoG), (M, R) in [0, 1]; 0 where that box has no area. Raises as `iou_matrix`.
+
+    >>> iog_matrix([[0, 0, 10, 10]], [[0, 0, 10, 5], [5, 0, 15, 10]], plus_one=False)
+    array([[1. , 0.5]])
+    """
+    one = float(plus_one)
+    a, b = check_boxes(predicted, plus_one=plus_one), check_boxes(truth, plus_one=plus_one)
+    return _ratio(_intersections(a, b, one), _areas(b, one)[None, :])
+
+
+def iob_matrix(predicted: Boxes, truth: Boxes, *, plus_one: bool) -> Float64[np.ndarray, "m r"]:
+    """Intersection over the area of the predicted box (IoB), (M, R) in [0, 1]; 0 where that box has no area. Raises as `iou_matrix`.
+
+    >>> iob_matrix([[0, 0, 10, 10]], [[0, 0, 10, 5], [5, 0, 15, 20]], plus_one=False)
+    array([[0.5, 0.5]])
+    """
+    one = float(plus_one)
+    a, b = check_boxes(predicted, plus_one=plus_one), check_boxes(truth, plus_one=plus_one)
+    return _ratio(_intersections(a, b, one), _areas(a, one)[:, None])
+
+
+def check_boxes(boxes: Boxes, *, plus_one: bool, what: str = "boxes") -> Boxes:
+    """`boxes` as a float64 (n, 4) array. `what` names them in errors.
+
+    Raises `DataError` for another shape, NaN or Inf, and for a box that ends before it starts (a negative width or height).
+    """
+    result = np.asarray(boxes, dtype=np.float64)
+    if result.ndim != 2 or result.shape[1] != 4:
+        raise DataError(f"{what} have shape {result.shape}; expected (n, 4), one row (x0, y0, x1, y1) for each box")
+    broken = np.flatnonzero(~np.isfinite(result).all(axis=1))
+    if len(broken):
+        raise DataError(f"{what}: row {broken[0]} holds NaN or Inf; expected finite x0, y0, x1, y1")
+    inverted = np.flatnonzero((result[:, 2:] - result[:, :2] + float(plus_one) < 0).any(axis=1))
+    if len(inverted):
+        row = inverted[0]
+        raise DataError(f"{what}: row {row} is {result[row].tolist()}; expected x1 >= x0 and y1 >= y0 (is it x, y, width, height?)")
+    return result
+
+
+def unchecked_iou(a: Boxes, b: Boxes, *, plus_one: bool) -> Float64[np.ndarray, "m r"]:
+    """`iou_matrix` for float64 boxes that are known to be sound: the inner loop of the sweep."""
+    one = float(plus_one)
+    inter = _intersections(a, b, one)
+    return _ratio(inter, _areas(a, one)[:, None] + _areas(b, one)[None, :] - inter)
+
+
+def _intersections(a: Boxes, b: Boxes, one: float) -> Float64[np.ndarray, "m r"]:
+    start = np.maximum(a[:, None, :2], b[None, :, :2])  # (m, r, 2)
+    end = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    sides = np.maximum(end - start + one, 0.0)
+    return np.asarray(sides[..., 0] * sides[..., 1])
+
+
+def _areas(boxes: Boxes, one: float) -> Float64[np.ndarray, " n"]:
+    return np.asarray((boxes[:, 2] - boxes[:, 0] + one) * (boxes[:, 3] - boxes[:, 1] + one))
+
+
+def _ratio(part: Float64[np.ndarray, "m r"], whole: Float64[np.ndarray, "*s"]) -> Float64[np.ndarray, "m r"]:
+    return np.asarray(np.divide(part, whole, out=np.zeros_like(part), where=whole > 0))

@@ -1,0 +1,229 @@
+"""Tables of one record, for the terminal and as Markdown, and the formatting of their cells."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
+from wsolbench.protocol import EvalProtocol
+from wsolbench.records import MetricValue, RunRecord
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+UNDEFINED = "—"
+
+NO_THRESHOLD = "no threshold"
+"""Heading of the column of metrics that use no threshold."""
+
+_GROUPS = (
+    ("Classification", ("top1_cls", "top5_cls", "mean_class_accuracy")),
+    ("Boxes", ("gt_known", "top1_loc", "top5_loc", "max_box_acc", "max_box_acc_v2")),
+    ("Masks", ("pxap", "peak_iou", "peak_t", "mean_image_iou")),
+    ("Error breakdown", ("error_right", "error_cls", "error_m_ins", "error_part", "error_more", "error_other")),
+)
+_OTHER_GROUP = "Other"
+_POLICY_ORDER = ("oracle", "fixed", "transfer")
+
+
+def format_number(name: str, value: float) -> str:
+    """A metric's value as tables print it: percent with one decimal; Peak-T as a level, 0 to 255.
+
+    >>> format_number("gt_known", 0.6342), format_number("peak_t", 127.0)
+    ('63.4', '127')
+    """
+    return f"{value:.0f}" if metric_info(name).name == "peak_t" else f"{100 * value:.1f}"
+
+
+def format_value(metric: MetricValue) -> str:
+    """Value and interval, `63.4 [61.0, 65.8]`; a dash where the metric is undefined."""
+    if metric.value is None:
+        return UNDEFINED
+    text = format_number(metric.name, metric.value)
+    if metric.low is None or metric.high is None:
+        return text
+    return f"{text} [{format_number(metric.name, metric.low)}, {format_number(metric.name, metric.high)}]"
+
+
+def format_taus(metric: MetricValue) -> str:
+    """`tau 0.21`, or one threshold for each delta, `tau 0.15 0.21 0.3`; empty where there is none."""
+    return "tau " + " ".join(f"{round(tau, 3):g}" for tau in metric.tau) if metric.tau else ""
+
+
+def escape_markdown(text: Any) -> str:
+    """Text that shows as it is in a Markdown paragraph, heading or table cell: one line, no markup, no HTML.
+
+    >>> escape_markdown("a|b <i>*c*")
+    'a\\\\|b &lt;i&gt;\\\\*c\\\\*'
+    """
+    return re.sub(r"([\\`*_{}\[\]#$~|!])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+
+
+def sort_policies(policies: Iterable[str]) -> list[str]:
+    """Distinct policies in the order of tables: oracle, fixed (by threshold), transfer, then any others by name."""
+
+    def place(policy: str) -> tuple[int, float, str]:
+        kind, _, tau = policy.partition(":")
+        rank = _POLICY_ORDER.index(kind) if kind in _POLICY_ORDER else len(_POLICY_ORDER)
+        try:
+            return rank, float(tau or 0), policy
+        except ValueError:
+            return rank, 0.0, policy
+
+    return sorted(set(policies), key=place)
+
+
+def describe_protocol(protocol: EvalProtocol) -> str:
+    """The preset's name, and every field in which the protocol departs from it: `wsoleval, components='union'`.
+
+    A name that is no preset is compared with the defaults: `mine (wsoleval, components='union')`.
+    """
+    is_preset = protocol.name in EvalProtocol.presets()
+    base = EvalProtocol.preset(protocol.name if is_preset else "wsoleval")
+    mine, theirs = protocol.to_json(), base.to_json()
+    changed = [f"{name}={_compact(mine[name])}" for name in mine if name != "name" and mine[name] != theirs[name]]
+    text = ", ".join([base.name, *changed])
+    return text if is_preset else f"{protocol.name} ({text})"
+
+
+def _compact(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 4:
+        return f"[{value[0]}, ..., {value[-1]}] ({len(value)} values)"
+    return repr(value)
+
+
+def run_title(record: RunRecord) -> str:
+    """Method, backbone, data set and protocol in one line: `cam · resnet50 · cub/test · 5,794 images · wsoleval`."""
+    method, dataset = record.method, record.dataset
+    parts = [method["name"], method.get("variant"), method.get("backbone"), f"{dataset['name']}/{dataset['split']}"]
+    if dataset.get("images") is not None:
+        parts.append(f"{dataset['images']:,} images")
+    return " · ".join(str(part) for part in [*parts, describe_protocol(record.protocol)] if part)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A metric under every policy of the record; the cells are in the order of the columns, None where there is nothing."""
+
+    name: str
+    cells: tuple[MetricValue | None, ...]
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A record laid out: columns (policies; None for metrics without one), rows by group, and the reasons of what is undefined."""
+
+    columns: tuple[str | None, ...]
+    groups: tuple[tuple[str, tuple[_Row, ...]], ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def headings(self) -> list[str]:
+        return [NO_THRESHOLD if column is None else column for column in self.columns]
+
+    def note(self, metric: MetricValue) -> str:
+        """The mark of an undefined metric's footnote."""
+        return f"({self.reasons.index(metric.reason) + 1})" if metric.value is None and metric.reason else ""
+
+
+def _grid(record: RunRecord) -> _Grid:
+    defined = [metric for metric in record.metrics if metric.value is not None or metric.policy is not None]
+    policies: list[str | None] = list(sort_policies(metric.policy for metric in defined if metric.policy is not None))
+    columns = (*([None] if any(metric.policy is None for metric in defined) else []), *policies) or (None,)
+    groups: dict[str, list[_Row]] = {title: [] for title, _ in _GROUPS} | {_OTHER_GROUP: []}
+    for name in _in_table_order(metric.name for metric in record.metrics):
+        found = {metric.policy: metric for metric in record.metrics if metric.name == name}
+        cells = [found.get(column) for column in columns]
+        if not any(cells):  # undefined, so nobody knows under which policy
+            cells[0] = found[None]
+        groups[_group_of(name)].append(_Row(name, tuple(cells)))
+    shown = [cell for rows in groups.values() for row in rows for cell in row.cells if cell is not None]
+    reasons = tuple(dict.fromkeys(cell.reason for cell in shown if cell.value is None and cell.reason))
+    return _Grid(columns, tuple((title, tuple(rows)) for title, rows in groups.items() if rows), reasons)
+
+
+def _in_table_order(names: Iterable[str]) -> list[str]:
+    order = [info.name for info in METRICS]
+    return sorted(set(names), key=lambda name: (order.index(metric_info(name).name), name))
+
+
+def _group_of(name: str) -> str:
+    base = metric_info(name).name
+    return next((title for title, members in _GROUPS if base in members), _OTHER_GROUP)
+
+
+def _group_title(title: str, rows: Iterable[_Row]) -> str:
+    counts = sorted({cell.n for row in rows for cell in row.cells if cell is not None and cell.value is not None})
+    if not counts:
+        return title
+    return f"{title} ({counts[0]:,} images)" if len(counts) == 1 else f"{title} ({counts[0]:,} to {counts[-1]:,} images)"
+
+
+def metrics_table(record: RunRecord) -> Table:
+    """A record's metrics as a table for the terminal (`rich.console.Console().print(table)`).
+
+    One column for each threshold policy, in percent with the 95 % interval, the threshold below; rows as in the catalog. An
+    undefined metric shows a dash whose footnote says why. Raises `UsageError` for a metric that is not in the catalog.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = _grid(record)
+    notes = ["Percent, with 95 % intervals over images; Peak-T: 0 to 255. oracle: tau chosen on this split, an upper bound."]
+    notes += [f"({number}) {reason}" for number, reason in enumerate(grid.reasons, start=1)]
+    table = Table(
+        title=Text(run_title(record), style="bold"),
+        caption=Text("\n".join(notes), style="dim"),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("metric", no_wrap=True)
+    for heading in grid.headings:
+        table.add_column(Text(heading))
+    for title, rows in grid.groups:
+        table.add_section()
+        table.add_row(Text(_group_title(title, rows), style="bold"))
+        for row in rows:
+            table.add_row(Text(f"  {metric_title(row.name)}"), *(_terminal_cell(grid, cell) for cell in row.cells))
+    return table
+
+
+def _terminal_cell(grid: _Grid, cell: MetricValue | None) -> Any:
+    from rich.text import Text
+
+    if cell is None:
+        return ""
+    taus = format_taus(cell)
+    value = Text(" ".join(part for part in (format_value(cell), grid.note(cell)) if part))
+    return value.append(f"\n{taus}", style="dim") if taus else value
+
+
+def metrics_markdown(record: RunRecord) -> str:
+    """The same table in Markdown, with a heading line in bold. Raises as `metrics_table`."""
+    grid = _grid(record)
+    lines = [f"**{escape_markdown(run_title(record))}**", ""]
+    lines += [
+        "| metric | " + " | ".join(escape_markdown(heading) for heading in grid.headings) + " |",
+        "|---" * (len(grid.columns) + 1) + "|",
+    ]
+    for title, rows in grid.groups:
+        lines.append(f"| **{_group_title(title, rows)}** |" + " |" * len(grid.columns))
+        for row in rows:
+            cells = [markdown_cell(cell, grid.note(cell)) if cell else "" for cell in row.cells]
+            lines.append(f"| {escape_markdown(metric_title(row.name))} | " + " | ".join(cells) + " |")
+    lines += ["", "Percent, with 95 % intervals over images; Peak-T: 0 to 255. oracle: tau chosen on this split, an upper bound."]
+    lines += [f"\n({number}) {escape_markdown(reason)}" for number, reason in enumerate(grid.reasons, start=1)]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_cell(metric: MetricValue, note: str = "") -> str:
+    """Value, interval and threshold for a Markdown table: `63.4 [61.0, 65.8], tau 0.21`."""
+    value = " ".join(part for part in (format_value(metric), note) if part)
+    return ", ".join(part for part in (value, format_taus(metric)) if part)

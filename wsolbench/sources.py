@@ -1,0 +1,150 @@
+"""Where maps come from: a folder that any program wrote, or a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsolbench.evaluate import RANKS, SourceOutput, view
+from wsolbench.exceptions import DataError, UsageError
+from wsolbench.images import ten_crops, to_input
+from wsolbench.maps import MapFolder
+from wsolbench.methods import Method
+from wsolbench.protocol import EvalProtocol
+from wsolbench.types import Dataset, Sample, ScoreMap
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Maps from a folder, from any program. `ranked` gives predicted labels by image id, best first, where they are known."""
+
+    folder: MapFolder
+    name: str
+    ranked: dict[str, list[int]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def check(self, dataset: Dataset, protocol: EvalProtocol) -> None:
+        """Raise `DataError` when the folder's own facts contradict the data set or the protocol, or labels are incomplete."""
+        facts = self.folder.manifest()
+        made_on = facts.get("fingerprints", {}).get(dataset.split, dataset.fingerprint)
+        if made_on != dataset.fingerprint:
+            raise DataError(
+                f"the maps in {self.folder.root} were made on {facts.get('dataset')} {dataset.split} with fingerprint {made_on}, "
+                f"but {dataset.name} {dataset.split} here has {dataset.fingerprint}: other images or annotations. Use the same data."
+            )
+        if facts.get("view", view(protocol)) != view(protocol):
+            raise DataError(f"the maps in {self.folder.root} cover the {facts['view']}, but protocol {protocol.name!r} compares on the {view(protocol)}")
+        if self.ranked and (without := [image_id for image_id in dataset.ids if image_id not in self.ranked]):
+            raise DataError(f"predictions lack {len(without)} of {len(dataset)} images, the first {without[0]!r}; give all, or none")
+
+    def load(self, sample: Sample) -> ScoreMap:
+        """The stored map."""
+        return self.folder.read(sample.id)
+
+    def maps(self, samples: Sequence[Sample], loaded: Sequence[Any]) -> SourceOutput:
+        """The stored maps, and the predicted labels (none unless every image has some)."""
+        rows = [self.ranked.get(sample.id, [])[:RANKS] for sample in samples]
+        depth = min((len(row) for row in rows), default=0)
+        return SourceOutput(maps=loaded, ranked=np.array([row[:depth] for row in rows], dtype=np.int64).reshape(len(rows), depth))
+
+    def describe(self) -> dict[str, Any]:
+        """Name and, where the folder says so, what made the maps."""
+        return {**self.facts, "name": self.name, "maps": "stored"}
+
+    def provenance(self) -> dict[str, Any]:
+        """Nothing but the processor is involved."""
+        return {"device": "cpu"}
+
+
+class ModelSource:
+    """Maps and labels from a trained method.
+
+    Raises `UsageError` for a device that is not there, and `DataError` when the model knows another number of classes
+    than the data set.
+    """
+
+    def __init__(self, method: Method, protocol: EvalProtocol, *, num_classes: int, device: str = "auto") -> None:
+        if method.num_classes != num_classes:
+            raise DataError(
+                f"the checkpoint of {method.method_name!r} has {method.num_classes} classes, the data set has {num_classes}; "
+                "evaluate it on the data set that it was trained on"
+            )
+        self.method, self.protocol = method, protocol
+        self.device = pick_device(device)
+        if hasattr(method, "to"):
+            method.to(self.device)
+        if hasattr(method, "eval"):
+            method.eval()
+
+    def load(self, sample: Sample) -> dict[str, np.ndarray]:
+        """The network's input for the map, and for ten-crop classification the ten crops."""
+        pixels, spec = sample.image(), self.method.input_spec
+        frame = "center_crop" if self.protocol.frame == "center_crop" else "squash"
+        loaded = {"image": to_input(pixels, spec, frame=frame, resize_size=self._resize_size)}
+        if self.protocol.classifier == "ten_crop":
+            loaded["crops"] = ten_crops(pixels, spec, resize_size=self._resize_size)
+        return loaded
+
+    @property
+    def _resize_size(self) -> int:
+        """The protocol's side before the crop, at the scale of the network's input."""
+        return round(self.protocol.resize_size * self.method.input_spec.size / self.protocol.frame_size)
+
+    def maps(self, samples: Sequence[Sample], loaded: Sequence[Any]) -> SourceOutput:
+        """One forward pass for maps and labels; with ten crops a second one, whose mean softmax gives the labels."""
+        import torch
+
+        images = torch.from_numpy(np.stack([item["image"] for item in loaded])).to(self.device)
+        labels = torch.tensor([[sample.label] for sample in samples], device=self.device)
+        result = self.method.localize(images)
+        score_maps = result.score_maps(labels)[:, 0]
+        with torch.no_grad():
+            scores = result.logits
+            if scores is not None and self.protocol.classifier == "ten_crop":
+                scores = self._ten_crop_scores(loaded)
+            if scores is None:
+                ranked = np.zeros((len(samples), 0), dtype=np.int64)
+            else:
+                # A stable sort: of equal scores the lower class index comes first on every device.
+                ranked = scores.float().cpu().argsort(dim=1, descending=True, stable=True)[:, :RANKS].numpy()
+        return SourceOutput(maps=list(score_maps.detach().float().cpu().numpy()), ranked=ranked)
+
+    def _ten_crop_scores(self, loaded: Sequence[Any]) -> torch.Tensor:
+        import torch
+
+        crops = torch.from_numpy(np.stack([item["crops"] for item in loaded])).to(self.device)  # (B, 10, 3, S, S)
+        logits = self.method.localize(crops.flatten(0, 1)).logits
+        assert logits is not None
+        return logits.float().softmax(dim=1).unflatten(0, (-1, 10)).mean(dim=1)
+
+    def describe(self) -> dict[str, Any]:
+        """Name and description of the method."""
+        return {**self.method.describe(), "name": self.method.method_name}
+
+    def provenance(self) -> dict[str, Any]:
+        """Device and the versions that matter to a network."""
+        import torch
+
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return {"device": name, "packages": ("torch", "torchvision", "timm")}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU. Raises `UsageError` for a device that is not there."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise UsageError(f"device {name!r} is not available: torch finds {torch.cuda.device_count()} CUDA devices. Use --device cpu.")
+    return device
