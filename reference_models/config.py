@@ -18,7 +18,7 @@ class MethodConfig:
     """Settings that every method with a backbone has; a method's own dataclass inherits from this one."""
 
     grid: str = "default"
-    """Variant of the backbone, for instance `std14`, `std28`, `stock` (see the backbone's file); `default`: the method's choice, else the backbone's."""
+    """Variant of the backbone, for instance `std14` or `stock` (see its file); `default`: the method's choice, else the backbone's."""
     recipe: str = "default"
     """Name of the training recipe (see `recipes.py`); `default`: the method's choice for this backbone."""
 

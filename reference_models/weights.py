@@ -24,7 +24,10 @@ IMAGENET, NONE = "imagenet", "none"
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a backbone's weights come from. `sha256` is that of the file, or of the tensors where a library keeps the file; None for `none`."""
+    """Where a backbone's weights come from.
+
+    `sha256` is of the file, or of the tensors where a library keeps the file to itself; None for `none`.
+    """
 
     name: str
     sha256: str | None = None
@@ -52,7 +55,9 @@ def read_weights(path: Path) -> WeightsFile:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the damaged archive makes it stumble on
-        raise DataError(f"weights file {path} is truncated, or holds more than tensors; save a plain state_dict ({_first_line(error)})") from error
+        raise DataError(
+            f"weights file {path} is truncated, or holds more than tensors; save a plain state_dict ({first_line(error)})"
+        ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -70,8 +75,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with path.open("rb") as stream:
             start = stream.read(2)
         if start == b"PK" or start[:1] == b"\x80":
-            raise DataError(f"{path} is a pickled PyTorch file, which could run code when it is read; expected a safetensors file") from error
-        raise DataError(f"{path} is truncated or no safetensors file ({_first_line(error)}); train again, or copy the file again") from error
+            raise DataError(
+                f"{path} is a pickled PyTorch file, which could run code when it is read; expected a safetensors file"
+            ) from error
+        raise DataError(f"{path} is truncated or no safetensors file ({first_line(error)}); train again, or copy the file again") from error
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, what: str) -> None:
@@ -86,7 +93,9 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, what: str
         raise DataError(f"{what} {' and '.join(parts)}; it belongs to another network")
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
-            raise DataError(f"{what}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}; it belongs to another network")
+            raise DataError(
+                f"{what}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}; it belongs to another network"
+            )
     module.load_state_dict({**expected, **tensors}, strict=True)
 
 
@@ -108,8 +117,8 @@ def torchvision_file(url: str, backbone: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest and digest[1], progress=False)
         except (OSError, RuntimeError) as error:  # URLError and HTTPError are OSErrors; a wrong digest is a RuntimeError
             raise UsageError(
-                f"cannot download the ImageNet weights of {backbone} ({_first_line(error)}). Offline: download {url} elsewhere and put it at {path}, "
-                "or use --weights PATH or --weights none"
+                f"cannot download the ImageNet weights of {backbone} ({first_line(error)}). "
+                f"Offline: download {url} elsewhere and put it at {path}, or use --weights PATH or --weights none"
             ) from error
     if digest and not sha256_of_file(path).startswith(digest[1]):
         raise DataError(f"{path} is damaged: its SHA-256 does not start with {digest[1]}; delete it and run again")
@@ -125,5 +134,6 @@ def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The start of an error's message, for use inside another message."""
     return (str(error) or type(error).__name__).strip().splitlines()[0][:200]

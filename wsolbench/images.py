@@ -28,7 +28,7 @@ def resized(image: Pixels, size: int) -> UInt8[np.ndarray, "s s 3"]:
 
 def normalized(image: UInt8[np.ndarray, "... h w 3"], spec: InputSpec) -> Float32[np.ndarray, "... 3 h w"]:
     """(x / 255 - mean) / std per channel, channels first."""
-    mean, std = np.float32(spec.mean), np.float32(spec.std)
+    mean, std = np.asarray(spec.mean, dtype=np.float32), np.asarray(spec.std, dtype=np.float32)
     values = (image.astype(np.float32) / np.float32(255) - mean) / std
     return np.ascontiguousarray(np.moveaxis(values, -1, -3))
 

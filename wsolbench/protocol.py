@@ -10,7 +10,7 @@ Presets and what they follow: `wsoleval` (clovaai/wsolevaluation, the default), 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
@@ -62,7 +62,7 @@ class EvalProtocol:
     """`uint8`: truncation of 255 x map, the product in float64. `none`: float32 compared with float32 thresholds."""
 
     # --- thresholds ----------------------------------------------------------------------------------------------------
-    taus: tuple[float, ...] = tau_grid(0.001)
+    taus: tuple[float, ...] = field(default=tau_grid(0.001), repr=False)
     foreground: Literal[">", ">="] = ">"
     threshold_basis: Literal["max", "unit", "percentile"] = "max"
     """What `tau` is a fraction of: the map's maximum (`int(tau x max)` of the 8-bit map), the range [0, 1] itself, or the

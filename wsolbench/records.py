@@ -137,6 +137,8 @@ def read_record(path: Path) -> RunRecord:
 def _metric_from_json(values: dict[str, Any]) -> MetricValue:
     metric = MetricValue(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
     metric_info(metric.name)
+    if metric.tau is not None and not isinstance(metric.tau, tuple):
+        raise ValueError(f"metric {metric.name} has tau {metric.tau!r}; expected a list of thresholds")
     top = 255.0 if metric.name == "peak_t" else 1.0
     if metric.value is not None and not 0.0 <= metric.value <= top:
         raise ValueError(f"metric {metric.name} has value {metric.value}; expected 0 to {top:g}")

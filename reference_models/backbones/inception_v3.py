@@ -14,6 +14,7 @@ Variants (the number is the side of the last grid at 224). Without Mixed_7 and t
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +32,14 @@ UNUSED = ("Mixed_7", "AuxLogits.", "fc.")
 class KeepSizeMixed6a(nn.Module):
     """Mixed_6a with stride 1 and padding 1 in its three branches, on the layers (and weights) of the original."""
 
-    def __init__(self, original: nn.Module) -> None:
+    def __init__(self, original: Any) -> None:
         super().__init__()
         self.branch3x3 = original.branch3x3
         self.branch3x3dbl_1 = original.branch3x3dbl_1
         self.branch3x3dbl_2 = original.branch3x3dbl_2
         self.branch3x3dbl_3 = original.branch3x3dbl_3
         for layer in (self.branch3x3, self.branch3x3dbl_3):
-            layer.conv.stride, layer.conv.padding = (1, 1), (1, 1)  # type: ignore[union-attr,assignment]
+            layer.conv.stride, layer.conv.padding = (1, 1), (1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 288, h, w) -> (B, 768, h, w)."""
@@ -54,7 +55,11 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         setattr(net, name, nn.Identity())
     source = Weights(NONE)
     if weights != NONE:
-        file = weights if isinstance(weights, WeightsFile) else read_weights(torchvision_file(Inception_V3_Weights.IMAGENET1K_V1.url, "inception_v3"))
+        file = (
+            weights
+            if isinstance(weights, WeightsFile)
+            else read_weights(torchvision_file(Inception_V3_Weights.IMAGENET1K_V1.url, "inception_v3"))
+        )
         load_strictly(net, without(file.tensors, *UNUSED), what="the weights of inception_v3")
         source = Weights("torchvision IMAGENET1K_V1", file.sha256)
     stock = grid == "stock"
@@ -65,7 +70,18 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
     if not stock:
         net.Conv2d_1a_3x3.conv.padding = (1, 1)
     steps: OrderedDict[str, nn.Module] = OrderedDict()
-    for name in ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "pool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "pool2", "Mixed_5b", "Mixed_5c", "Mixed_5d"):
+    for name in (
+        "Conv2d_1a_3x3",
+        "Conv2d_2a_3x3",
+        "Conv2d_2b_3x3",
+        "pool1",
+        "Conv2d_3b_1x1",
+        "Conv2d_4a_3x3",
+        "pool2",
+        "Mixed_5b",
+        "Mixed_5c",
+        "Mixed_5d",
+    ):
         steps[name] = pool() if name.startswith("pool") else getattr(net, name)
     last = 8 if grid == "std28" else 16
     fifth = "Mixed_5d"

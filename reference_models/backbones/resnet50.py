@@ -13,6 +13,7 @@ Variants (the number is the side of the last grid at 224; nothing is dilated):
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 from torch import nn
 from torchvision.models import ResNet50_Weights, resnet50
@@ -31,7 +32,9 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
     source, classifier = Weights(NONE), None
     net.fc = nn.Identity()
     if weights != NONE:
-        file = weights if isinstance(weights, WeightsFile) else read_weights(torchvision_file(ResNet50_Weights.IMAGENET1K_V1.url, "resnet50"))
+        file = (
+            weights if isinstance(weights, WeightsFile) else read_weights(torchvision_file(ResNet50_Weights.IMAGENET1K_V1.url, "resnet50"))
+        )
         load_strictly(net, without(file.tensors, "fc."), what="the weights of resnet50")
         source = Weights("torchvision IMAGENET1K_V1", file.sha256)
         if file.tensors.keys() >= {"fc.weight", "fc.bias"}:
@@ -52,7 +55,7 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
     return backbone
 
 
-def _keep_size(block: nn.Module) -> None:
+def _keep_size(block: Any) -> None:
     """Stride 1 in the first block of a layer."""
-    for convolution in (block.conv2, block.downsample[0]):  # type: ignore[index]
-        convolution.stride = (1, 1)  # type: ignore[union-attr,assignment]
+    for convolution in (block.conv2, block.downsample[0]):
+        convolution.stride = (1, 1)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reference_models.backbone import TIMM_PREFIX, Backbone, Edit, Stage, pick_grid
-from reference_models.weights import IMAGENET, Weights, WeightsFile, load_strictly, sha256_of_tensors
+from reference_models.weights import IMAGENET, Weights, WeightsFile, first_line, load_strictly, sha256_of_tensors
 from wsolbench.exceptions import UsageError, unknown_name
 from wsolbench.methods import InputSpec
 
@@ -33,7 +33,9 @@ class TimmBackbone(Backbone):
     def stages(self, images: Float[Tensor, "b 3 H W"], edit: Edit | None = None) -> OrderedDict[str, Tensor]:
         """See `Backbone.stages`; `UsageError` when steps are to be edited."""
         if edit is not None:
-            raise UsageError(f"a method that changes the inside of its backbone cannot use {self.name}; use one of `wsolbench list backbones`")
+            raise UsageError(
+                f"a method that changes the inside of its backbone cannot use {self.name}; use one of `wsolbench list backbones`"
+            )
         outputs = self.steps["net"](images)
         if self.channels_last:
             outputs = [output.permute(0, 3, 1, 2) for output in outputs]
@@ -57,7 +59,8 @@ def build(*, name: str, weights: WeightsFile | str = IMAGENET, grid: str = "defa
     if isinstance(weights, WeightsFile):
         load_strictly(net, weights.tensors, what=f"the weights of {name}")
     elif weights == IMAGENET:
-        source = Weights(f"timm {timm.get_pretrained_cfg(model).tag or 'default'}", sha256_of_tensors(net.state_dict()))
+        facts: Any = timm.get_pretrained_cfg(model)
+        source = Weights(f"timm {facts.tag or 'default'}", sha256_of_tensors(net.state_dict()))
     spec = _input_spec(model)
     channels, strides = net.feature_info.channels(), net.feature_info.reduction()
     layout = [Stage(f"stage{number}", stride, width) for number, (stride, width) in enumerate(zip(strides, channels, strict=True), start=1)]
@@ -69,21 +72,22 @@ def build(*, name: str, weights: WeightsFile | str = IMAGENET, grid: str = "defa
 
 def _create(name: str, model: str, *, pretrained: bool, grid: str) -> Any:
     failure: Exception | None = None
-    for options in ({"output_stride": 16}, {}) if grid == "std14" else ({},):
+    tries: tuple[dict[str, Any], ...] = ({"output_stride": 16}, {}) if grid == "std14" else ({},)
+    for options in tries:
         try:
             return timm.create_model(model, pretrained=pretrained, features_only=True, **options)
         except (TypeError, NotImplementedError, AssertionError, AttributeError) as error:
             failure = error  # this network has no such option, or no stages at all
         except Exception as error:  # the hub's client raises errors of its own, of requests and of the file system
             raise UsageError(
-                f"cannot get the ImageNet weights of {name} ({type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else 'no detail'}). Offline: "
-                "fill the Hugging Face cache (HF_HOME) elsewhere, or use --weights PATH or --weights none"
+                f"cannot get the ImageNet weights of {name} ({type(error).__name__}: {first_line(error)}). "
+                "Offline: fill the Hugging Face cache (HF_HOME) elsewhere, or use --weights PATH or --weights none"
             ) from error
     raise UsageError(f"{name} offers no feature stages ({failure}); choose another network") from failure
 
 
 def _input_spec(model: str) -> InputSpec:
-    facts = timm.get_pretrained_cfg(model)
+    facts: Any = timm.get_pretrained_cfg(model)
     mean, std = (tuple(float(value) for value in values) for values in (facts.mean, facts.std))
     return InputSpec(size=int(facts.input_size[-1]), mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]))
 

@@ -1,0 +1,1 @@
+"""Weakly supervised localization methods, one file each."""

@@ -1,0 +1,1 @@
+"""Fine-grained recognition methods, one file each."""

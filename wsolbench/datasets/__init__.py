@@ -16,14 +16,20 @@ from wsolbench.datasets.base import DatasetInfo, Missing, carve, resolve_root
 from wsolbench.exceptions import UsageError, unknown_name
 from wsolbench.types import Dataset
 
-__all__ = ["DatasetInfo", "Missing", "available_splits", "list_datasets", "load_dataset"]
+__all__ = ["DatasetInfo", "Missing", "available_splits", "dataset_info", "list_datasets", "load_dataset"]
 
 _NAMES = ("aircraft", "butterflies", "cars", "csvfolder", "cub", "ilsvrc", "openimages", "toybirds")
 
 
 def list_datasets() -> list[DatasetInfo]:
     """Every data set, sorted by name. Reads no data and imports no image library."""
-    return [_module(name).INFO for name in _NAMES]
+    return [dataset_info(name) for name in _NAMES]
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """What is known about a data set before looking at a disk. Raises `UsageError` with the nearest name."""
+    info: DatasetInfo = _module(name).INFO
+    return info
 
 
 def load_dataset(

@@ -106,14 +106,15 @@ def wrong_root(info: DatasetInfo, root: Path, found: str) -> UsageError:
 def fingerprint_of(samples: Iterable[Sample]) -> str:
     """16 hex digits (of a SHA-256) over id, label, size, boxes, mask names and key points of the samples in order.
 
-    Equal fingerprints mean equal annotations. Pixels and mask contents do not enter, nor does where the files lie; a size
-    that only the image file's header tells (`Sample.size` of None) does not enter either.
+    Equal fingerprints mean equal annotations. Pixels and mask contents do not enter, nor does where the files lie, nor the
+    size of an image that has only a label.
     """
     digest = hashlib.sha256()
     for sample in samples:
-        size = vars(sample)["size"]
-        masks = "\t".join(path.name for path in (*sample.mask_paths, *([sample.ignore_path] if sample.ignore_path else [])))
-        digest.update(f"{sample.id}\t{sample.label}\t{size}\t{len(sample.boxes)}\t{masks}\n".encode())
+        masks = [path.name for path in (*sample.mask_paths, *([sample.ignore_path] if sample.ignore_path else []))]
+        located = bool(len(sample.boxes) or masks or sample.key_points is not None)
+        head = [sample.id, sample.label, sample.size if located else None, len(sample.boxes), *masks]
+        digest.update(("\t".join(map(str, head)) + "\n").encode())
         digest.update((np.asarray(sample.boxes, dtype="<f8") + 0.0).tobytes())  # + 0.0: no minus zero
         if sample.key_points is not None:
             digest.update((np.asarray(sample.key_points, dtype="<f8") + 0.0).tobytes())
@@ -191,7 +192,7 @@ def _leave_out_missing(
         return [record for record in records if absent.isdisjoint(needed[record.id])], ordered
     if missing == "keep" and all(record.size is not None and absent.isdisjoint(needed[record.id][1:]) for record in records):
         return records, ordered
-    shown = ", ".join(os.path.relpath(path, root) for path in ordered[:3]) + (", ..." if len(ordered) > 3 else "")
+    shown = ", ".join(os.path.relpath(path, root) for path in ordered[:3]) + (" and so on" if len(ordered) > 3 else "")
     if len(absent) == sum(len(paths) for paths in needed.values()):
         raise DataError(f"{name} {split}: none of the {len(ordered):,} files is under {root} ({shown}); is this the right data root?")
     raise DataError(

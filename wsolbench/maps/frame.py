@@ -9,7 +9,7 @@ from wsolbench.exceptions import DataError
 from wsolbench.maps.normalize import normalize
 from wsolbench.maps.resize import resize_map
 from wsolbench.protocol import EvalProtocol
-from wsolbench.types import Boxes, ScoreMap
+from wsolbench.types import Boxes
 
 
 def frame_size(image_size: tuple[int, int], protocol: EvalProtocol) -> tuple[int, int]:
@@ -17,7 +17,7 @@ def frame_size(image_size: tuple[int, int], protocol: EvalProtocol) -> tuple[int
     return image_size if protocol.frame == "original" else (protocol.frame_size, protocol.frame_size)
 
 
-def to_frame(score_map: ScoreMap, image_size: tuple[int, int], protocol: EvalProtocol, *, what: str = "score map") -> Float32[np.ndarray, "fh fw"]:
+def to_frame(score_map: np.ndarray, image_size: tuple[int, int], protocol: EvalProtocol, *, what: str = "score map") -> Float32[np.ndarray, "fh fw"]:
     """Raw map (any shape, any finite range, covering the frame) -> map in [0, 1] of the frame's size.
 
     `what` names the map in errors. Raises `DataError` for a map that is not two-dimensional, is empty, or holds NaN or Inf.
@@ -28,6 +28,8 @@ def to_frame(score_map: ScoreMap, image_size: tuple[int, int], protocol: EvalPro
     values = np.asarray(score_map)
     check_map(values, what)
     size = frame_size(image_size, protocol)
+    if values.min() == values.max():  # said before resizing: a cubic kernel's rounding makes a pattern of a constant
+        return np.zeros((size[1], size[0]), dtype=np.float32)
     if protocol.order == "resize_then_normalize":
         return normalize(resize_map(values, size, protocol.resize), protocol)
     unit_map = normalize(values, protocol)

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 
 from wsolbench.exceptions import UsageError
 
-Ranking = Sequence[int] | Int[np.ndarray, " k"]
+Ranking = Sequence[int] | Integer[np.ndarray, " k"]
 """Class indices of one image, best first."""
 
 

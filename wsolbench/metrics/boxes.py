@@ -7,27 +7,26 @@ x1 - x0. Integer boxes give exact areas and one division, so results do not depe
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Num
 
 from wsolbench.exceptions import DataError
-from wsolbench.types import Boxes
 
 
-def iou_matrix(a: Boxes, b: Boxes, *, plus_one: bool) -> Float64[np.ndarray, "m r"]:
+def iou_matrix(a: Num[np.ndarray, "m 4"], b: Num[np.ndarray, "r 4"], *, plus_one: bool) -> Float64[np.ndarray, "m r"]:
     """Intersection over union of each row of `a` (M, 4) with each row of `b` (R, 4), in [0, 1]; 0 where both have no area.
 
     Raises `DataError` for boxes that are not (n, 4), not finite, or end before they start.
 
-    >>> iou_matrix([[0, 0, 10, 10]], [[0, 0, 10, 5], [20, 20, 30, 30]], plus_one=False)
+    >>> iou_matrix(np.array([[0, 0, 10, 10]]), np.array([[0, 0, 10, 5], [20, 20, 30, 30]]), plus_one=False)
     array([[0.5, 0. ]])
     """
     return unchecked_iou(check_boxes(a, plus_one=plus_one), check_boxes(b, plus_one=plus_one), plus_one=plus_one)
 
 
-def iog_matrix(predicted: Boxes, truth: Boxes, *, plus_one: bool) -> Float64[np.ndarray, "m r"]:
+def iog_matrix(predicted: Num[np.ndarray, "m 4"], truth: Num[np.ndarray, "r 4"], *, plus_one: bool) -> Float64[np.ndarray, "m r"]:
     """Intersection over the area of the true box (IoG), (M, R) in [0, 1]; 0 where that box has no area. Raises as `iou_matrix`.
 
-    >>> iog_matrix([[0, 0, 10, 10]], [[0, 0, 10, 5], [5, 0, 15, 10]], plus_one=False)
+    >>> iog_matrix(np.array([[0, 0, 10, 10]]), np.array([[0, 0, 10, 5], [5, 0, 15, 10]]), plus_one=False)
     array([[1. , 0.5]])
     """
     one = float(plus_one)
@@ -35,10 +34,10 @@ def iog_matrix(predicted: Boxes, truth: Boxes, *, plus_one: bool) -> Float64[np.
     return _ratio(_intersections(a, b, one), _areas(b, one)[None, :])
 
 
-def iob_matrix(predicted: Boxes, truth: Boxes, *, plus_one: bool) -> Float64[np.ndarray, "m r"]:
+def iob_matrix(predicted: Num[np.ndarray, "m 4"], truth: Num[np.ndarray, "r 4"], *, plus_one: bool) -> Float64[np.ndarray, "m r"]:
     """Intersection over the area of the predicted box (IoB), (M, R) in [0, 1]; 0 where that box has no area. Raises as `iou_matrix`.
 
-    >>> iob_matrix([[0, 0, 10, 10]], [[0, 0, 10, 5], [5, 0, 15, 20]], plus_one=False)
+    >>> iob_matrix(np.array([[0, 0, 10, 10]]), np.array([[0, 0, 10, 5], [5, 0, 15, 20]]), plus_one=False)
     array([[0.5, 0.5]])
     """
     one = float(plus_one)
@@ -46,7 +45,7 @@ def iob_matrix(predicted: Boxes, truth: Boxes, *, plus_one: bool) -> Float64[np.
     return _ratio(_intersections(a, b, one), _areas(a, one)[:, None])
 
 
-def check_boxes(boxes: Boxes, *, plus_one: bool, what: str = "boxes") -> Boxes:
+def check_boxes(boxes: Num[np.ndarray, "n 4"], *, plus_one: bool, what: str = "boxes") -> Float64[np.ndarray, "n 4"]:
     """`boxes` as a float64 (n, 4) array. `what` names them in errors.
 
     Raises `DataError` for another shape, NaN or Inf, and for a box that ends before it starts (a negative width or height).
@@ -64,23 +63,23 @@ def check_boxes(boxes: Boxes, *, plus_one: bool, what: str = "boxes") -> Boxes:
     return result
 
 
-def unchecked_iou(a: Boxes, b: Boxes, *, plus_one: bool) -> Float64[np.ndarray, "m r"]:
+def unchecked_iou(a: Float64[np.ndarray, "m 4"], b: Float64[np.ndarray, "r 4"], *, plus_one: bool) -> Float64[np.ndarray, "m r"]:
     """`iou_matrix` for float64 boxes that are known to be sound: the inner loop of the sweep."""
     one = float(plus_one)
     inter = _intersections(a, b, one)
     return _ratio(inter, _areas(a, one)[:, None] + _areas(b, one)[None, :] - inter)
 
 
-def _intersections(a: Boxes, b: Boxes, one: float) -> Float64[np.ndarray, "m r"]:
+def _intersections(a: Float64[np.ndarray, "m 4"], b: Float64[np.ndarray, "r 4"], one: float) -> Float64[np.ndarray, "m r"]:
     start = np.maximum(a[:, None, :2], b[None, :, :2])  # (m, r, 2)
     end = np.minimum(a[:, None, 2:], b[None, :, 2:])
     sides = np.maximum(end - start + one, 0.0)
     return np.asarray(sides[..., 0] * sides[..., 1])
 
 
-def _areas(boxes: Boxes, one: float) -> Float64[np.ndarray, " n"]:
+def _areas(boxes: Float64[np.ndarray, "n 4"], one: float) -> Float64[np.ndarray, " n"]:
     return np.asarray((boxes[:, 2] - boxes[:, 0] + one) * (boxes[:, 3] - boxes[:, 1] + one))
 
 
-def _ratio(part: Float64[np.ndarray, "m r"], whole: Float64[np.ndarray, "*s"]) -> Float64[np.ndarray, "m r"]:
+def _ratio(part: Float64[np.ndarray, "m r"], whole: Float64[np.ndarray, "#m #r"]) -> Float64[np.ndarray, "m r"]:
     return np.asarray(np.divide(part, whole, out=np.zeros_like(part), where=whole > 0))

@@ -17,11 +17,11 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64, Int, Num
+from jaxtyping import Float, Float64, Integer, Shaped
 
 from wsolbench.exceptions import DataError, UsageError
 
-Rows = Num[np.ndarray, "n s"]
+Rows = Shaped[np.ndarray, "n s"]
 """One row of numbers for each image: whole numbers or booleans, used exactly, or floats, rounded to some 1e-11 of the largest."""
 
 Value = Callable[[Float64[np.ndarray, "r s"]], Float64[np.ndarray, " r"]]
@@ -61,7 +61,7 @@ def bootstrap_interval(
     rows: Rows,
     value: Value,
     *,
-    groups: Int[np.ndarray, " n"] | None = None,
+    groups: Integer[np.ndarray, " n"] | None = None,
     n_resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -90,7 +90,7 @@ def paired_difference(
     rows_b: Rows,
     value: Value,
     *,
-    groups: Int[np.ndarray, " n"] | None = None,
+    groups: Integer[np.ndarray, " n"] | None = None,
     n_resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -121,7 +121,7 @@ def paired_difference(
     )
 
 
-def mean_rates(rows: Rows, *, groups: Int[np.ndarray, " n"] | None = None) -> Float64[np.ndarray, " s"]:
+def mean_rates(rows: Rows, *, groups: Integer[np.ndarray, " n"] | None = None) -> Float64[np.ndarray, " s"]:
     """The rates of the images themselves: mean over images, or with `groups` the mean over groups of each group's mean.
 
     Raises `UsageError` without an image.
@@ -138,14 +138,14 @@ def mean_rates(rows: Rows, *, groups: Int[np.ndarray, " n"] | None = None) -> Fl
     return np.asarray(np.mean(sums / np.diff(bounds)[:, None], axis=0))
 
 
-def _side_by_side(groups: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " g"]]:
+def _side_by_side(groups: Integer[np.ndarray, " n"]) -> tuple[Integer[np.ndarray, " n"], Integer[np.ndarray, " g"]]:
     """An order in which the images of a group are neighbours, and where each group starts, with the end behind."""
     _, codes = np.unique(groups, return_inverse=True)
     codes = codes.reshape(-1)
     return np.argsort(codes, kind="stable"), np.concatenate([[0], np.cumsum(np.bincount(codes))])
 
 
-def resampling_weights(n: int, n_resamples: int, seed: int = 0) -> Iterator[Int[np.ndarray, " n"]]:
+def resampling_weights(n: int, n_resamples: int, seed: int = 0) -> Iterator[Integer[np.ndarray, " n"]]:
     """How often each of `n` images is drawn, one array (n,) for each resample; the same arrays for the same seed."""
     generator = np.random.Generator(np.random.PCG64(seed))
     for _ in range(n_resamples):
@@ -155,7 +155,7 @@ def resampling_weights(n: int, n_resamples: int, seed: int = 0) -> Iterator[Int[
 class _Plan:
     """The resamples of one comparison: checked settings, weights in blocks, and what follows from them."""
 
-    def __init__(self, n: int, groups: Int[np.ndarray, " n"] | None, n_resamples: int, level: float, seed: int) -> None:
+    def __init__(self, n: int, groups: Integer[np.ndarray, " n"] | None, n_resamples: int, level: float, seed: int) -> None:
         if n == 0:
             raise UsageError("no image to resample; a bootstrap needs at least one")
         if n_resamples < 1 or not 0.0 < level < 1.0:
@@ -163,7 +163,7 @@ class _Plan:
         if groups is not None and np.shape(groups) != (n,):
             raise UsageError(f"groups of shape {np.shape(groups)} for {n} images; expected ({n},)")
         self.n, self.n_resamples, self.level, self.seed = n, n_resamples, level, seed
-        self.order: Int[np.ndarray, " n"] | None = None
+        self.order: Integer[np.ndarray, " n"] | None = None
         self.bounds = np.array([0, n])
         if groups is not None:
             self.order, self.bounds = _side_by_side(groups)
@@ -189,7 +189,7 @@ class _Plan:
 class _Table:
     """Rows of one run as whole numbers, each distinct column once, in blocks that fit the weights' arithmetic."""
 
-    def __init__(self, rows: Rows, order: Int[np.ndarray, " n"] | None) -> None:
+    def __init__(self, rows: Rows, order: Integer[np.ndarray, " n"] | None) -> None:
         rows, self.scale = _whole(np.asarray(rows))
         self.n, n_columns = rows.shape
         self.column = np.empty(n_columns, dtype=np.intp)
@@ -210,7 +210,7 @@ class _Table:
             if fresh:
                 self.blocks.append(columns[fresh])
 
-    def rates(self, weights: Float[np.ndarray, "r n"], bounds: Int[np.ndarray, " g"]) -> Float64[np.ndarray, "r s"]:
+    def rates(self, weights: Float[np.ndarray, "r n"], bounds: Integer[np.ndarray, " g"]) -> Float64[np.ndarray, "r s"]:
         """Mean over the drawn images of a group, then over the groups of which something was drawn."""
         drawn = np.add.reduceat(weights, bounds[:-1], axis=1, dtype=np.float64)  # (r, groups)
         n_groups = (drawn > 0).sum(axis=1)[:, None]
@@ -226,7 +226,7 @@ class _Table:
         return np.take(np.concatenate(parts, axis=1), self.column, axis=1)
 
 
-def _whole(rows: Rows) -> tuple[Int[np.ndarray, "n s"], float]:
+def _whole(rows: Rows) -> tuple[Integer[np.ndarray, "n s"], float]:
     """Rows as whole numbers, and the factor by which they were multiplied for that."""
     if rows.ndim != 2 or rows.shape[1] == 0:
         raise UsageError(f"rows of shape {rows.shape}; expected one row of numbers for each image")
@@ -246,7 +246,7 @@ def _whole(rows: Rows) -> tuple[Int[np.ndarray, "n s"], float]:
     return np.rint(rows * scale).astype(np.int64), float(scale)
 
 
-def _exact_kind(weights: Float[np.ndarray, "r n"], columns: Int[np.ndarray, "c n"]) -> type[np.floating[Any]]:
+def _exact_kind(weights: Float[np.ndarray, "r n"], columns: Integer[np.ndarray, "c n"]) -> type[np.floating[Any]]:
     """The floating type in which every sum of weights x columns is exact: float32 below 2^24, else float64 (half as fast)."""
     bound = float(weights.max()) * float(np.abs(columns, dtype=np.float64).sum(axis=1).max())
     return np.float32 if bound < 2.0**24 else np.float64

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Int64, Num, UInt8
+from jaxtyping import Int64, Integer, Num, UInt8
 
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.metrics.boxes import check_boxes, iob_matrix, iog_matrix, iou_matrix
 from wsolbench.protocol import EvalProtocol
-from wsolbench.types import Boxes
 
 ErrorName = Literal["right", "cls", "m_ins", "part", "more", "other"]
 
@@ -33,19 +32,21 @@ ERROR_NAMES: tuple[ErrorName, ...] = get_args(ErrorName)
 _RIGHT, _CLS, _M_INS, _PART, _MORE, _OTHER = range(len(ERROR_NAMES))
 
 
-def localization_error(box: Num[np.ndarray, " 4"], true_boxes: Boxes, *, class_correct: bool, protocol: EvalProtocol) -> ErrorName:
+def localization_error(
+    box: Num[np.ndarray, " 4"], true_boxes: Num[np.ndarray, "r 4"], *, class_correct: bool, protocol: EvalProtocol
+) -> ErrorName:
     """Category of one predicted box (4,) against the true boxes (R, 4), both in the numbers of the protocol.
 
     Raises `DataError` for broken boxes and where there is no true box.
 
-    >>> localization_error([0, 0, 3, 3], [[0, 0, 9, 9]], class_correct=True, protocol=EvalProtocol.preset("spa"))
+    >>> localization_error(np.array([0, 0, 3, 3]), np.array([[0, 0, 9, 9]]), class_correct=True, protocol=EvalProtocol.preset("spa"))
     'part'
     """
     code = error_codes(np.asarray(box)[None], true_boxes, protocol)[0]
     return ERROR_NAMES[code] if class_correct else "cls"
 
 
-def error_codes(boxes: Boxes, true_boxes: Boxes, protocol: EvalProtocol) -> UInt8[np.ndarray, " t"]:
+def error_codes(boxes: Num[np.ndarray, "t 4"], true_boxes: Num[np.ndarray, "r 4"], protocol: EvalProtocol) -> UInt8[np.ndarray, " t"]:
     """Codes (T,) of boxes (T, 4) against the true boxes (R, 4) of one image, as if its class were right: never `cls`.
 
     Raises as `localization_error`.
@@ -86,7 +87,7 @@ class ErrorBreakdown:
         self.n = 0
         self._counts: Int64[np.ndarray, "6 t"] = np.zeros((len(ERROR_NAMES), len(protocol.taus)), dtype=np.int64)
 
-    def update(self, codes: UInt8[np.ndarray, " t"], class_correct: bool) -> None:
+    def update(self, codes: Integer[np.ndarray, " t"], class_correct: bool) -> None:
         """Count one image: `codes` (T,) from `error_codes` of its boxes at every threshold. Raises `DataError` on another shape or code."""
         codes = np.asarray(codes)
         n_taus = self._counts.shape[1]

@@ -166,8 +166,8 @@ class KeypointDistance:
             n_padded=sum(int((~image.real).sum()) for image in self.images),
         )
 
-    def rows(self, which: Literal["px", "norm"] = "norm") -> Float64[np.ndarray, "n 2k"]:
-        """Per image the distance of each slot (0 where there is none) and whether there is one: for the bootstrap, with `slot_mean`."""
+    def rows(self, which: Literal["px", "norm"] = "norm") -> Float64[np.ndarray, "n c"]:
+        """Per image the distance in each slot (0 where it has none), then whether it has one: for the bootstrap, with `slot_mean`."""
         rows = np.zeros((len(self.images), 2 * self.top))
         for row, image in zip(rows, self.images, strict=True):
             slots = np.flatnonzero(image.real)
@@ -183,7 +183,7 @@ class KeypointDistance:
         return slots
 
 
-def slot_mean(rates: Float64[np.ndarray, "r 2k"]) -> Float64[np.ndarray, " r"]:
+def slot_mean(rates: Float64[np.ndarray, "r c"]) -> Float64[np.ndarray, " r"]:
     """Mean of `KeypointDistance.rows` over images -> the distance, the mean over slots that occur (NaN where none does)."""
     top = rates.shape[-1] // 2
     known = rates[..., top:] > 0

@@ -16,7 +16,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int, Shaped, UInt
+from jaxtyping import Bool, Float, Float64, Int, Num, Shaped, UInt
 
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.metrics.boxes import check_boxes, unchecked_iou
@@ -44,7 +44,7 @@ class Sweep:
     single_iou: Float64[np.ndarray, " t"]
 
 
-def sweep(score_map: UnitMap, true_boxes: Boxes, protocol: EvalProtocol) -> Sweep:
+def sweep(score_map: UnitMap, true_boxes: Num[np.ndarray, "r 4"], protocol: EvalProtocol) -> Sweep:
     """Both box rules of the protocol at every threshold, sharing the work of finding regions.
 
     `true_boxes` (R, 4), R >= 1, are given in the frame of the map and in the numbers of the protocol (`frame_boxes`).
@@ -62,7 +62,7 @@ def sweep(score_map: UnitMap, true_boxes: Boxes, protocol: EvalProtocol) -> Swee
     return Sweep(best_iou=best[index], single_boxes=single[index], single_iou=single_iou[index])
 
 
-def best_iou_per_tau(score_map: UnitMap, true_boxes: Boxes, protocol: EvalProtocol) -> Float64[np.ndarray, " t"]:
+def best_iou_per_tau(score_map: UnitMap, true_boxes: Num[np.ndarray, "r 4"], protocol: EvalProtocol) -> Float64[np.ndarray, " t"]:
     """Best IoU of any predicted box (`protocol.components`) with any true box at each threshold, in [0, 1].
 
     Raises as `sweep`.
@@ -164,7 +164,7 @@ def _checked(score_map: UnitMap) -> Float[np.ndarray, "h w"]:
     return values
 
 
-def _truth(true_boxes: Boxes, protocol: EvalProtocol) -> Boxes:
+def _truth(true_boxes: Num[np.ndarray, "r 4"], protocol: EvalProtocol) -> Float64[np.ndarray, "g 4"]:
     boxes = check_boxes(true_boxes, plus_one=protocol.iou_plus_one, what="true boxes")
     if len(boxes) == 0:
         raise DataError("there is no true box, so IoU is undefined; leave the image out of box metrics")

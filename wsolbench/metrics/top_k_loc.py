@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int, Int64
+from jaxtyping import Float64, Int64, Integer
 
 from wsolbench.exceptions import DataError, UsageError
+from wsolbench.metrics.accuracy import Ranking
 from wsolbench.metrics.hits import ORACLE, HitCounts
 from wsolbench.metrics.max_box_acc import check_iou, passes
 from wsolbench.metrics.thresholds import ThresholdPolicy
@@ -70,7 +71,7 @@ class TopKLoc:
     def update(
         self,
         single_iou: Float64[np.ndarray, " t"],
-        ranked_labels: Int[np.ndarray, " k"] | None,
+        ranked_labels: Ranking | None,
         label: int,
         *,
         ranked_iou: Float64[np.ndarray, "k t"] | None = None,
@@ -135,7 +136,7 @@ class TopKLoc:
             n=self.n,
         )
 
-    def _rank_of(self, label: int, ranked_labels: Int[np.ndarray, " k"]) -> int | None:
+    def _rank_of(self, label: int, ranked_labels: Integer[np.ndarray, ...]) -> int | None:
         if ranked_labels.ndim != 1 or len(ranked_labels) < self.ks[-1]:
             raise DataError(
                 f"ranked labels have shape {ranked_labels.shape}; Top-{self.ks[-1]} Loc needs at least {self.ks[-1]}, best first. "

@@ -134,7 +134,7 @@ def _grid(record: RunRecord) -> _Grid:
     defined = [metric for metric in record.metrics if metric.value is not None or metric.policy is not None]
     policies: list[str | None] = list(sort_policies(metric.policy for metric in defined if metric.policy is not None))
     columns = (*([None] if any(metric.policy is None for metric in defined) else []), *policies) or (None,)
-    groups: dict[str, list[_Row]] = {title: [] for title, _ in _GROUPS} | {_OTHER_GROUP: []}
+    groups: dict[str, list[_Row]] = {title: [] for title in (*dict(_GROUPS), _OTHER_GROUP)}
     for name in _in_table_order(metric.name for metric in record.metrics):
         found = {metric.policy: metric for metric in record.metrics if metric.name == name}
         cells = [found.get(column) for column in columns]

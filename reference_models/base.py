@@ -1,0 +1,220 @@
+"""What a method is made of: `Localizer`, the base of every class in `localization/` and `recognition/`.
+
+A method file defines a config (a frozen dataclass) and a class with three things: `__init__` (the layers), `forward`
+(images -> `ForwardPass`) and `loss` (batch -> named terms). Everything else has a default here and can be overridden:
+the order of the images, parameter groups, recipe, schedule, what happens at the start of an epoch.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from reference_models.backbone import Backbone, load_backbone
+from reference_models.config import MethodConfig, parse_settings, split_settings, to_json
+from reference_models.recipes import RECIPES, Recipe, default_recipe
+from wsolbench.exceptions import unknown_name
+from wsolbench.methods import TrainRequest
+from wsolbench.types import Dataset
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Batch:
+    """What `loss` gets.
+
+    Attributes:
+        images: (B, 3, H, W), augmented and normalised.
+        labels: (B,) class indices.
+        indices: (B,) positions of the images in the training split.
+        epoch, epochs: the current epoch, from 0, and how many there are.
+        step: optimiser steps before this one, over the whole run.
+        generator: source of all randomness of the method, on the device of the images; seeded by (seed, epoch).
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    epoch: int
+    epochs: int
+    step: int
+    generator: torch.Generator
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ForwardPass:
+    """What a model says about a batch of images; maps of any class can be asked of it.
+
+    Attributes:
+        logits: (B, C) class scores before softmax; None for a method that does not classify.
+        maps_of: (B, K) class indices -> (B, K, h, w) raw maps.
+        stages: feature stages by name, for post-processes; the last two are on one grid.
+        penultimate: (B, D, h, w) input of the last linear layer, for post-processes that compare pixels.
+        proposals: boxes (B, M, 4) xyxy in pixels of the input and scores (B, M), best first, of methods that propose parts.
+    """
+
+    logits: Tensor | None
+    maps_of: Callable[[Tensor], Tensor]
+    stages: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
+    penultimate: Tensor | None = None
+    proposals: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def score_maps(self, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
+        """Raw float32 maps of the given classes of each image: no min-max, resize or threshold."""
+        return self.maps_of(class_ids).float()
+
+
+class Localizer(nn.Module):
+    """Base of all methods.
+
+    Class attributes:
+        method_name: the file's name with dashes.
+        Config: dataclass of the settings.
+        trainable: False for a method without parameters.
+        map_kind: what the raw values are: `signed` scores, `nonneg` (unbounded), or `unit` (in [0, 1]).
+        recipes: training recipes that only this method has.
+    """
+
+    method_name: ClassVar[str]
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    trainable: ClassVar[bool] = True
+    map_kind: ClassVar[Literal["signed", "nonneg", "unit"]] = "signed"
+    recipes: ClassVar[Mapping[str, Recipe]] = MappingProxyType({})
+
+    def __init__(self, backbone: Backbone, num_classes: int, config: MethodConfig) -> None:
+        super().__init__()
+        self.backbone, self.num_classes, self.config = backbone, num_classes, config
+        self.input_spec = backbone.input_spec
+        self.class_names: tuple[str, ...] = ()
+        self.facts: dict[str, Any] = {}
+        """How the weights came about: filled by training and by `load`."""
+
+    # --- what a method file defines ------------------------------------------------------------------------------------
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
+        """One forward pass; keeps the graph where gradients are wanted."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar terms, already weighted; their sum is minimised."""
+        raise NotImplementedError
+
+    # --- what a method file may change ---------------------------------------------------------------------------------
+    @classmethod
+    def grid_for(cls, backbone: str, config: MethodConfig) -> str:  # noqa: ARG003 - for methods whose choice depends on the backbone
+        """Which variant of the backbone this method wants."""
+        return config.grid
+
+    @classmethod
+    def recipe_name(cls, backbone: str, num_classes: int) -> str:
+        """Recipe for `recipe=default`."""
+        return default_recipe(backbone, num_classes)
+
+    def before_training(self, train: Dataset) -> None:
+        """Called once before the first epoch, and when a run goes on: for facts about the data that a method needs."""
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        """Called before each epoch, in train mode: to freeze or free parts, to change modes."""
+
+    def batches(self, labels: Int[np.ndarray, " n"], batch_size: int, rng: np.random.Generator) -> list[Int[np.ndarray, " b"]]:
+        """Which images each batch of an epoch has, by position. Every image once, shuffled.
+
+        A last batch of one image is left out: batch norm needs two.
+        """
+        order = rng.permutation(len(labels))
+        parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        return parts[:-1] if len(parts) > 1 and len(parts[-1]) == 1 else parts
+
+    def is_new(self, name: str, recipe: Recipe) -> bool:
+        """Whether a parameter was not pretrained and learns at `recipe.new_factor` times the rate."""
+        last_stage = recipe.last_stage_is_new and name.startswith("backbone.steps.layer4")
+        return last_stage or not name.startswith("backbone.")
+
+    def parameter_groups(self, recipe: Recipe) -> list[dict[str, Any]]:
+        """Groups for the optimiser: pretrained or new, weight or bias, each with its factor of the base learning rate."""
+        pretrained = self.backbone.weights.sha256 is not None
+        groups: dict[str, dict[str, Any]] = {}
+        for name, parameter in self.named_parameters():
+            new, bias = self.is_new(name, recipe), name.endswith("bias")
+            factor = (recipe.new_factor if new and pretrained else 1.0) * (recipe.bias_factor if bias else 1.0)
+            key = f"{'new' if new else 'backbone'} {'biases' if bias else 'weights'}"
+            group = groups.setdefault(key, {"name": key, "factor": factor, "params": []})
+            group["params"].append(parameter)
+        return list(groups.values())
+
+    def lr_factor(self, recipe: Recipe, progress: float) -> float:
+        """Learning rate relative to its base after `progress` in [0, 1] of the run; called before every step."""
+        return recipe.lr_factor(progress)
+
+    # --- what the commands use -----------------------------------------------------------------------------------------
+    @classmethod
+    def create(cls, *, backbone: str, num_classes: int, weights: str, settings: Mapping[str, str], image_size: int | None = None) -> Self:
+        """A new model in eval mode; see `wsolbench.methods.Method.create`. Its new layers draw from torch's global generator."""
+        config = parse_settings(cls.Config, split_settings(settings)[0], what=f"method {cls.method_name!r}")
+        network = load_backbone(backbone, weights=weights, grid=cls.grid_for(backbone, config), image_size=image_size)
+        return cls(network, num_classes, config).eval()
+
+    @classmethod
+    def load(cls, checkpoint: Path, *, device: str = "auto") -> Self:
+        """A trained model in eval mode; see `wsolbench.methods.Method.load`."""
+        from reference_models.checkpoint import load_checkpoint
+        from wsolbench.sources import pick_device
+
+        return load_checkpoint(cls, checkpoint).to(pick_device(device)).eval()
+
+    @classmethod
+    def fit(cls, request: TrainRequest) -> Path:
+        """Train, or go on where a killed run stopped; see `wsolbench.methods.Method.fit`."""
+        from reference_models.train import fit
+
+        return fit(cls, request)
+
+    @classmethod
+    def recipe_for(cls, backbone: str, num_classes: int, settings: Mapping[str, str]) -> Recipe:
+        """The recipe that `settings` ask for, with their changes (`recipe.lr=0.1`). Raises `UsageError` on unknown names."""
+        own, changes = split_settings(settings)
+        known = {**RECIPES, **cls.recipes}
+        asked = parse_settings(cls.Config, own, what=f"method {cls.method_name!r}").recipe
+        name = cls.recipe_name(backbone, num_classes) if asked == "default" else asked
+        if name not in known:
+            raise unknown_name("recipe", name, known)
+        return parse_settings(Recipe, changes, what=f"recipe {name!r}", start=known[name])
+
+    @torch.no_grad()
+    def localize(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
+        """Logits and maps without a graph; changes neither parameters nor buffers. The model must be in eval mode."""
+        if self.training:
+            raise RuntimeError("localize() needs the model in eval mode: batch norm and dropout would change the maps; call model.eval()")
+        result: ForwardPass = self(images)
+        return result
+
+    def score_maps(self, images: Float[Tensor, "b 3 H W"], class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
+        """`localize(images).score_maps(class_ids)`."""
+        return self.localize(images).score_maps(class_ids)
+
+    def describe(self) -> dict[str, Any]:
+        """For the record: see `wsolbench.methods.Method.describe`."""
+        described: dict[str, Any] = {
+            "method": self.method_name,
+            "variant": getattr(self.config, "variant", "default"),
+            "config": to_json(self.config),
+            "backbone": self.backbone.name,
+            "grid": self.backbone.grid,
+            "weights": self.backbone.describe()["weights"],
+            "image_size": self.input_spec.size,
+            "num_classes": self.num_classes,
+            "map_kind": self.map_kind,
+            "parameters": sum(parameter.numel() for parameter in self.parameters()),
+        }
+        if self.facts:
+            described["training"] = self.facts
+        return described

@@ -1,0 +1,103 @@
+"""Checkpoints: the tensors of a model in one safetensors file whose header says, as JSON, what the model is.
+
+The same JSON lies beside the file for people to read; only the header counts, so that no half of a pair can be stale.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from reference_models.backbone import load_backbone
+from reference_models.base import Localizer
+from reference_models.config import from_json, to_json
+from reference_models.weights import NONE, Weights, load_strictly, read_safetensors
+from wsolbench.exceptions import DataError
+from wsolbench.files import atomic_path, canonical_json, sha256_of_file, write_json
+from wsolbench.methods import InputSpec
+
+FORMAT = 1
+HEADER = "wsolbench"
+
+M = TypeVar("M", bound=Localizer)
+
+
+def save_checkpoint(path: Path, model: Localizer, training: dict[str, Any]) -> None:
+    """Write `path` (atomically) and the `.json` beside it. `training`: how the weights came about, JSON values only."""
+    facts = {
+        "format": FORMAT,
+        "method": model.method_name,
+        "config": to_json(model.config),
+        "backbone": model.backbone.describe(),
+        "input_spec": asdict(model.input_spec),
+        "num_classes": model.num_classes,
+        "class_names": list(model.class_names),
+        "training": training,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("wsolbench", "torch", "torchvision", "timm")},
+        },
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={HEADER: canonical_json(facts)})
+    write_json(path.with_suffix(".json"), facts)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself, without its tensors. Raises `DataError` when it is missing, broken, or no checkpoint."""
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; give the checkpoint in it, for instance {path / 'last.safetensors'}")
+    if not path.is_file():
+        raise DataError(f"no checkpoint {path}; train one with `wsolbench train`, or give an existing file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        _, metadata = read_safetensors(path)  # says what is wrong with the file
+    try:
+        facts = json.loads(metadata[HEADER])
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path} is a safetensors file, but no checkpoint of this package: its header has no {HEADER!r} entry") from error
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise DataError(
+            f"checkpoint {path} has format {facts.get('format') if isinstance(facts, dict) else facts!r}, expected {FORMAT}; train again"
+        )
+    return facts
+
+
+def load_checkpoint(method: type[M], path: Path) -> M:
+    """The model of a checkpoint, on the CPU, in eval mode.
+
+    Raises `DataError` when the file is missing, truncated or pickled, is of another method, or does not fit its own description.
+    """
+    facts = read_header(path)
+    if facts["method"] != method.method_name:
+        raise DataError(
+            f"checkpoint {path} is of method {facts['method']!r}, expected {method.method_name!r}; use --method {facts['method']}"
+        )
+    try:
+        config = from_json(method.Config, facts["config"])
+        spec = from_json(InputSpec, facts["input_spec"])
+        described = facts["backbone"]
+        num_classes, names = int(facts["num_classes"]), tuple(facts["class_names"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"checkpoint {path} was written by another version of {method.method_name!r} ({error}); train again") from error
+    with torch.random.fork_rng(devices=[]):  # initial values, which the checkpoint replaces
+        backbone = load_backbone(described["name"], weights=NONE, grid=described["grid"])
+        backbone.input_spec = spec
+        model = method(backbone, num_classes, config)
+    tensors, _ = read_safetensors(path)
+    load_strictly(model, tensors, what=f"checkpoint {path}")
+    backbone.weights = Weights(**described["weights"])
+    model.class_names = names
+    model.facts = {**facts["training"], "versions": facts["versions"], "checkpoint": {"file": path.name, "sha256": sha256_of_file(path)}}
+    return model.eval()

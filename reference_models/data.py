@@ -1,0 +1,121 @@
+"""Images for training: read in threads, kept in memory where they fit, augmented by draws that depend on nothing but
+(seed, epoch, image, batch): not on the number of threads, nor on whether a run was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from reference_models.recipes import Recipe
+from wsolbench.images import resized, training_view
+from wsolbench.methods import InputSpec
+from wsolbench.progress import track
+from wsolbench.types import Dataset
+
+CACHE_BYTES = 1 << 30
+"""Resized images of a split are kept in memory up to this size."""
+
+AHEAD = 64
+"""Images that are prepared while others are in use; two batches where batches are prepared whole."""
+
+Squares = UInt8[np.ndarray, "b s s 3"]
+Square = UInt8[np.ndarray, "s s 3"]
+Change = Callable[[Square, int, int], Square]
+"""`change(image, its index, number of the batch)`."""
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+
+class ImageReader:
+    """The images of a split as squares of `side` pixels, uint8.
+
+    Args:
+        dataset: the split.
+        side: images are resized to side x side.
+        workers: threads that read; 0: the calling thread does.
+        cache_bytes: the split is kept in memory when it needs at most this.
+    """
+
+    def __init__(self, dataset: Dataset, side: int, *, workers: int = 2, cache_bytes: int = CACHE_BYTES) -> None:
+        self.dataset, self.side, self.workers = dataset, side, workers
+        self._kept: Squares | None = None
+        if len(dataset) * side * side * 3 <= cache_bytes:
+            kept = np.empty((len(dataset), side, side, 3), dtype=np.uint8)
+            images = in_order(range(len(dataset)), self._read, workers=workers, ahead=AHEAD)
+            for index, image in enumerate(track(images, f"reading {dataset.name} {dataset.split}", total=len(dataset))):
+                kept[index] = image
+            self._kept = kept
+
+    def squares(self, batches: Sequence[Int[np.ndarray, " b"]]) -> Iterator[Squares]:
+        """The resized images of each batch."""
+        return self._batches(batches, lambda image, _index, _number: image)
+
+    def views(self, batches: Sequence[Int[np.ndarray, " b"]], size: int, recipe: Recipe, *, seed: int, epoch: int) -> Iterator[Squares]:
+        """Augmented views of each batch, `size` pixels wide."""
+
+        def augmented(image: Square, index: int, number: int) -> Square:
+            rng = np.random.default_rng((seed, epoch, index, number))
+            return training_view(image, size, rng, flip=recipe.flip, rotation=recipe.rotation)
+
+        return self._batches(batches, augmented)
+
+    def _batches(self, batches: Sequence[Int[np.ndarray, " b"]], change: Change) -> Iterator[Squares]:
+        def one(item: tuple[int, int]) -> Square:
+            return change(self._square(item[0]), *item)
+
+        def whole(items: list[tuple[int, int]]) -> Squares:
+            return np.stack([one(item) for item in items])
+
+        jobs = [[(int(index), number) for index in batch] for number, batch in enumerate(batches)]
+        if self._kept is not None or self.workers == 0:
+            # Cutting views out of memory is quick: one thread is enough to stay ahead.
+            yield from in_order(jobs, whole, workers=min(self.workers, 1), ahead=2)
+            return
+        images = in_order((item for items in jobs for item in items), one, workers=self.workers, ahead=AHEAD)
+        for items in jobs:
+            yield np.stack([next(images) for _ in items])
+
+    def _square(self, index: int) -> Square:
+        return self._read(index) if self._kept is None else self._kept[index]
+
+    def _read(self, index: int) -> Square:
+        return resized(self.dataset[index].image(), self.side)
+
+
+def in_order(items: Iterable[A], work: Callable[[A], R], *, workers: int, ahead: int) -> Iterator[R]:
+    """`work(item)` for each item in order, up to `ahead` of them before their turn in threads; `workers` 0: no threads."""
+    if workers == 0:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(work, item))
+                if len(pending) > ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def to_device(squares: Squares, spec: InputSpec, device: torch.device) -> Tensor:
+    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32 on the device, normalised, channels last in memory."""
+    pixels = torch.from_numpy(np.ascontiguousarray(squares))
+    if device.type == "cuda":
+        pixels = pixels.pin_memory()
+    pixels = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+    mean = torch.tensor(spec.mean, device=device)[:, None, None]
+    std = torch.tensor(spec.std, device=device)[:, None, None]
+    return (pixels - mean) / std

@@ -1,0 +1,75 @@
+"""CAM: the weights of a linear classifier on pooled features, applied at every pixel.
+
+B. Zhou, A. Khosla, A. Lapedriza, A. Oliva, A. Torralba, "Learning deep features for discriminative localization",
+CVPR 2016. The convolutional form is that of X. Zhang, Y. Wei, J. Feng, Y. Yang, T. Huang, "Adversarial complementary
+learning for weakly supervised object localization", CVPR 2018.
+
+Idea. A network that classifies by a linear layer on globally averaged features scores a class by the average, over the
+pixels, of a linear score. Those pixel scores are the class's map: they say how much each place speaks for the class.
+
+    paper      name                                    shape
+    f_k(x,y)   penultimate                             (B, D, h, w)
+    w_k^c      head.classifier.weight                  (C, D)
+    S_c        logits                                  (B, C)
+    M_c        maps_of(class_ids)                      (B, K, h, w)
+
+Heads (`--set head=...`; equations in `layers/heads.py`)
+
+    conv       two 3x3 convolutions of 1024 channels with ReLU, a 1x1 convolution to the classes, mean. M_c is a channel of
+               the last layer, bias included. The head of ACoL and SPA; with `dropout=0.5` that of SPG, I2C and SEM.
+    conv1x1    the 1x1 convolution alone.
+    fc         the paper's: mean, linear layer. M_c = sum_k w_k^c f_k, without the bias. On VGG a 3x3 convolution of 1024
+               channels comes first.
+
+Departures from the paper. Means instead of sums over the pixels (a constant factor). The classifier has a bias.
+Departures from released code. wsolevaluation divides M_c by the number of channels, which no normalised map shows. SPA's
+evaluation sets negative scores to 0 before it normalises, wsolevaluation does not: the evaluation protocol says which
+(`relu`); the map here is raw and signed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from reference_models.backbone import Backbone
+from reference_models.base import Batch, ForwardPass, Localizer
+from reference_models.config import MethodConfig
+from reference_models.layers.heads import HeadKind, cross_entropy, make_head
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamConfig(MethodConfig):
+    """Settings of `cam`."""
+
+    head: HeadKind = "conv"
+    """SPA's and ACoL's released code; wsolevaluation uses `fc` on VGG and ResNet."""
+    width: int = 0
+    """Channels of the hidden layers; 0: 1024 (the papers), or less where the backbone is small."""
+    dropout: float = 0.0
+    """Before each convolution of `conv`: 0 in ACoL and SPA, 0.5 in wsolevaluation's Inception."""
+
+
+class Cam(Localizer):
+    """See the module."""
+
+    method_name = "cam"
+    Config = CamConfig
+    config: CamConfig
+
+    def __init__(self, backbone: Backbone, num_classes: int, config: CamConfig) -> None:
+        super().__init__(backbone, num_classes, config)
+        self.head = make_head(config.head, backbone, num_classes, width=config.width, dropout=config.dropout)
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
+        """Logits, and the map of any class from the same pass."""
+        stages = self.backbone.stages(images)
+        head = self.head(next(reversed(stages.values())))
+        return ForwardPass(logits=head.logits, maps_of=head.maps_of, stages=stages, penultimate=head.penultimate)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy of the pooled scores: L = CE(S, y)."""
+        logits = self(batch.images).logits
+        return {"cross_entropy": cross_entropy(logits, batch.labels)}

@@ -1,0 +1,105 @@
+"""A box in the middle of the image, whatever the image shows: what any method has to beat.
+
+Photographers put their subject in the middle, so a fixed centred box is right surprisingly often; J. Choe, S. J. Oh, S. Lee,
+S. Chun, Z. Akata, H. Shim, "Evaluating weakly supervised object localization methods right", CVPR 2020, use a centred
+Gaussian as this baseline.
+
+Idea. The map is a pyramid: 1 in the middle, 0 at the border, with square (on other images: rectangular) level sets.
+Cutting it at tau gives the centred box whose sides are 1 - tau of the image's, so a sweep over thresholds is a sweep over
+all centred boxes and the best threshold is the best centred box.
+
+    m(x, y) = 1 - max(|x - W/2| / (W/2), |y - H/2| / (H/2))        (x, y): centre of a pixel
+
+Departure from the paper's Gaussian: its level sets are ellipses, whose bounding boxes are the same centred boxes; only
+masks are scored differently.
+
+With `--set side=0.7` the map is 1 inside the centred box of that side and 0 outside, at every threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from typing_extensions import Self
+
+from reference_models.base import ForwardPass, Localizer
+from reference_models.config import MethodConfig, parse_settings, to_json
+from wsolbench.exceptions import UsageError
+from wsolbench.methods import InputSpec, TrainRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class CenterBoxConfig(MethodConfig):
+    """Settings of `center-box`."""
+
+    side: float | None = None
+    """Side of a fixed box as a part of the image's, in (0, 1]; None: the pyramid."""
+
+
+def pyramid(height: int, width: int, *, device: torch.device | None = None) -> Float[Tensor, "h w"]:
+    """m(x, y) of the module: 1 in the middle, falling to 0 at the border."""
+    x = (2 * (torch.arange(width, device=device) + 0.5) / width - 1).abs()
+    y = (2 * (torch.arange(height, device=device) + 0.5) / height - 1).abs()
+    return 1 - torch.maximum(y[:, None], x[None, :])
+
+
+class CenterBox(Localizer):
+    """See the module."""
+
+    method_name = "center-box"
+    Config = CenterBoxConfig
+    trainable: ClassVar[bool] = False
+    map_kind = "unit"
+    config: CenterBoxConfig
+
+    def __init__(self, num_classes: int, config: CenterBoxConfig, input_spec: InputSpec) -> None:
+        torch.nn.Module.__init__(self)
+        if config.side is not None and not 0 < config.side <= 1:
+            raise UsageError(
+                f"setting side={config.side} of method 'center-box': expected a part of the image's side, greater than 0 and at most 1"
+            )
+        self.num_classes, self.config, self.input_spec, self.facts = num_classes, config, input_spec, {}
+
+    @classmethod
+    def create(cls, *, backbone: str, num_classes: int, weights: str, settings: Mapping[str, str], image_size: int | None = None) -> Self:  # noqa: ARG003
+        """A new instance; it has no backbone, so `backbone` and `weights` mean nothing to it."""
+        config = parse_settings(CenterBoxConfig, settings, what="method 'center-box'")
+        return cls(num_classes, config, InputSpec() if image_size is None else InputSpec(size=image_size)).eval()
+
+    @classmethod
+    def load(cls, checkpoint: Path, *, device: str = "auto") -> Self:  # noqa: ARG003
+        """Raises `UsageError`: there is nothing to load."""
+        raise UsageError("method 'center-box' has no parameters and no checkpoints; leave --checkpoint out")
+
+    @classmethod
+    def fit(cls, request: TrainRequest) -> Path:  # noqa: ARG003
+        """Raises `UsageError`: there is nothing to train."""
+        raise UsageError("method 'center-box' has no parameters; evaluate it without training")
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
+        """The same map for every image and class, at the size of the input; no logits."""
+        height, width = images.shape[-2:]
+        middle = pyramid(height, width, device=images.device)
+        if self.config.side is not None:
+            middle = (middle > 1 - self.config.side).float()
+
+        def maps_of(class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k H W"]:
+            return middle.expand(*class_ids.shape, height, width)
+
+        return ForwardPass(logits=None, maps_of=maps_of)
+
+    def describe(self) -> dict[str, Any]:
+        """For the record."""
+        return {
+            "method": self.method_name,
+            "variant": "default",
+            "config": to_json(self.config),
+            "image_size": self.input_spec.size,
+            "map_kind": self.map_kind,
+        }

@@ -1,0 +1,386 @@
+"""The one training loop: any `Localizer`, one run folder, the same result whether or not the run was interrupted.
+
+The state after each epoch (weights, optimiser, log) is written atomically. All randomness of an epoch is seeded by
+(seed, epoch) when it starts, so a run that goes on after a kill draws what an unbroken run would have drawn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reference_models.base import Batch, Localizer
+from reference_models.checkpoint import read_header, save_checkpoint
+from reference_models.config import parse_settings, split_settings, to_json
+from reference_models.data import ImageReader, to_device
+from reference_models.recipes import Recipe
+from reference_models.weights import IMAGENET, NONE
+from wsolbench.exceptions import DataError, UsageError
+from wsolbench.files import atomic_path, canonical_json, make_folder, sha256_of_file, write_text
+from wsolbench.methods import TrainRequest
+from wsolbench.progress import Progress, track
+from wsolbench.sources import pick_device
+from wsolbench.types import Dataset
+
+LAST, BEST, STATE, LOG = "last.safetensors", "best.safetensors", "state.pt", "log.csv"
+LOOK_EVERY = 20
+"""Steps between two looks at the loss; on a GPU each look waits for the device."""
+
+
+@dataclass
+class Run:
+    """A run in progress: the model, what trains it, and what has happened so far."""
+
+    model: Localizer
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    device: torch.device
+    recipe: Recipe
+    facts: dict[str, Any]
+    """All that the result depends on; equal facts give equal weights."""
+    epoch: int = 0
+    """Epochs that are complete."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of the log."""
+
+    @property
+    def best_accuracy(self) -> float | None:
+        """Highest accuracy on the validation split so far."""
+        return max((row["val_accuracy"] for row in self.history if row.get("val_accuracy") is not None), default=None)
+
+
+def fit(method: type[Localizer], request: TrainRequest) -> Path:
+    """Train a model in the folder `request.out` and return the last checkpoint.
+
+    A folder that holds an unfinished run of the same request is continued, a finished one is returned as it is. The same
+    request gives the same weights, to the bit on the CPU (with the same number of threads). The folder gets:
+
+    - `last.safetensors`, and with a validation split `best.safetensors` (highest accuracy there, the earliest of equals),
+      each with a `.json` that says what it is;
+    - `log.csv`: for each epoch the terms of the loss, learning rate, accuracy, images per second;
+    - `state.pt` while the run is unfinished.
+
+    Raises `UsageError` when the folder holds another run, on options that mean nothing, and when the loss is no longer
+    finite; `DataError` on labels outside the classes and on images that cannot be read.
+    """
+    _check(request.train)
+    if request.val is not None:
+        _check(request.val, request.train)
+    recipe = _recipe(method, request)
+    facts = _run_facts(method, request, recipe)
+    with _locked(make_folder(request.out)):
+        if _finished(request.out, facts):
+            (request.out / STATE).unlink(missing_ok=True)
+            return request.out / LAST
+        device = pick_device(request.device)
+        cuda = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            _train(_start(method, request, recipe, facts, device), request)
+    return request.out / LAST
+
+
+def _train(run: Run, request: TrainRequest) -> None:
+    """The epochs that are left."""
+    size, epochs = run.model.input_spec.size, run.recipe.epochs
+    reader = ImageReader(request.train, max(size, round(size * run.recipe.resize)), workers=request.workers)
+    val_reader = None if request.val is None else ImageReader(request.val, size, workers=request.workers)
+    labels = np.array([sample.label for sample in request.train.samples], dtype=np.int64)
+    run.model.before_training(request.train)
+    total = len(labels) * epochs
+    with track(description=f"training {run.model.method_name}", total=total, done=len(labels) * run.epoch) as bar:
+        while run.epoch < epochs:
+            start = time.perf_counter()
+            row = _epoch(run, reader, labels, request.seed, bar)
+            seconds = time.perf_counter() - start
+            accuracy = None if val_reader is None or request.val is None else _accuracy(run, val_reader, request.val)
+            best = run.best_accuracy
+            run.epoch += 1
+            run.history.append(
+                {"epoch": run.epoch, **row, "val_accuracy": accuracy, "images_per_second": len(labels) / seconds, "seconds": seconds}
+            )
+            if accuracy is not None and (best is None or accuracy > best):
+                save_checkpoint(request.out / BEST, run.model, _training_facts(run))
+            if run.epoch < epochs:
+                _save_state(run, request.out / STATE)
+            _write_log(run.history, request.out / LOG)
+    save_checkpoint(request.out / LAST, run.model, _training_facts(run))
+    (request.out / STATE).unlink(missing_ok=True)
+
+
+def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Progress) -> dict[str, float]:
+    """One pass over the data: the mean of each term of the loss, their sum, and the last learning rate."""
+    model, recipe, device = run.model, run.recipe, run.device
+    torch.manual_seed(_mixed(seed, run.epoch, 0))  # dropout and the like
+    generator = torch.Generator(device=device).manual_seed(_mixed(seed, run.epoch, 1))
+    model.train()
+    model.on_epoch(run.epoch, recipe.epochs)
+    batches = model.batches(labels, recipe.batch_size, np.random.default_rng((seed, run.epoch)))
+    sums: dict[str, Tensor] = {}
+    seen = 0
+    views = reader.views(batches, model.input_spec.size, recipe, seed=seed, epoch=run.epoch)
+    for number, (indices, squares) in enumerate(zip(batches, views, strict=True)):
+        progress = (run.epoch + (number + 0.5) / len(batches)) / recipe.epochs
+        for group in run.optimizer.param_groups:
+            group["lr"] = recipe.lr * group["factor"] * model.lr_factor(recipe, progress)
+        batch = Batch(
+            images=to_device(squares, model.input_spec, device),
+            labels=torch.from_numpy(labels[indices]).to(device),
+            indices=torch.from_numpy(indices).to(device),
+            epoch=run.epoch,
+            epochs=recipe.epochs,
+            step=run.epoch * len(batches) + number,
+            generator=generator,
+        )
+        terms = _step(run, batch)
+        for name, term in terms.items():
+            sums[name] = sums.get(name, torch.zeros((), device=device)) + term * len(indices)
+        seen += len(indices)
+        if number % LOOK_EVERY == 0 or number + 1 == len(batches):
+            means = {name: float(value) / seen for name, value in sums.items()}
+            _must_be_finite(means, run, number)
+        bar.advance(len(indices), f"epoch {run.epoch + 1}/{recipe.epochs}, loss {sum(means.values()):.3f}")
+    return {"train_loss": sum(means.values()), **means, "lr": recipe.lr * model.lr_factor(recipe, progress)}
+
+
+def _step(run: Run, batch: Batch) -> dict[str, Tensor]:
+    """One update of the parameters; the terms of the loss."""
+    run.optimizer.zero_grad(set_to_none=True)
+    with _autocast(run.device):
+        terms = run.model.loss(batch)
+    total = torch.stack([term.float() for term in terms.values()]).sum()
+    run.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+    if run.recipe.clip_norm > 0:
+        run.scaler.unscale_(run.optimizer)
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    return {name: term.detach().float() for name, term in terms.items()}
+
+
+@torch.no_grad()
+def _accuracy(run: Run, reader: ImageReader, val: Dataset) -> float | None:
+    """Part of the validation images whose class is predicted right; None for a method that does not classify."""
+    run.model.eval()
+    order = np.arange(len(val))
+    batches = [order[start : start + 2 * run.recipe.batch_size] for start in range(0, len(order), 2 * run.recipe.batch_size)]
+    labels = torch.tensor([sample.label for sample in val.samples], device=run.device)
+    right = torch.zeros((), dtype=torch.int64, device=run.device)
+    for indices, squares in zip(batches, reader.squares(batches), strict=True):
+        with _autocast(run.device):
+            logits = run.model.localize(to_device(squares, run.model.input_spec, run.device)).logits
+        if logits is None:
+            return None
+        right += (logits.argmax(dim=1) == labels[torch.from_numpy(indices).to(run.device)]).sum()
+    return int(right) / len(val)
+
+
+# --- what a run is, and where it is -----------------------------------------------------------------------------------
+
+
+def _recipe(method: type[Localizer], request: TrainRequest) -> Recipe:
+    """The method's recipe with the request's changes."""
+    recipe = method.recipe_for(request.backbone, len(request.train.class_names), request.settings)
+    asked = {"epochs": request.epochs, "batch_size": request.batch_size, "lr": request.lr}
+    recipe = replace(recipe, **{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
+    for name in ("epochs", "batch_size", "lr"):
+        if not getattr(recipe, name) > 0:
+            raise UsageError(f"{name} is {getattr(recipe, name)}; expected a number greater than 0")
+    if request.workers < 0 or request.seed < 0:
+        raise UsageError(f"workers and seed must not be negative; got {request.workers} and {request.seed}")
+    return recipe
+
+
+def _run_facts(method: type[Localizer], request: TrainRequest, recipe: Recipe) -> dict[str, Any]:
+    """All that the weights depend on, but for the machine."""
+    weights = request.weights
+    if weights not in (IMAGENET, NONE) and Path(weights).is_file():
+        weights = f"{Path(weights).name} {sha256_of_file(Path(weights))}"
+    config = parse_settings(method.Config, split_settings(request.settings)[0], what=f"method {method.method_name!r}")
+    return {
+        "method": method.method_name,
+        "settings": to_json(config),
+        "backbone": request.backbone,
+        "weights": weights,
+        "image_size": request.image_size,
+        "seed": request.seed,
+        "recipe": {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(recipe).items()},
+        "dataset": _dataset_facts(request.train),
+        "val": None if request.val is None else _dataset_facts(request.val),
+    }
+
+
+def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
+    return {"name": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint, "images": len(dataset)}
+
+
+def _training_facts(run: Run) -> dict[str, Any]:
+    """For the checkpoint: the facts, and how far and how well it went."""
+    name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
+    progress = {"epoch": run.epoch, "device": name, "seconds": round(sum(row["seconds"] for row in run.history), 1)}
+    return {**run.facts, **progress, "val_accuracy": run.history[-1]["val_accuracy"], "train_loss": run.history[-1]["train_loss"]}
+
+
+def _start(method: type[Localizer], request: TrainRequest, recipe: Recipe, facts: dict[str, Any], device: torch.device) -> Run:
+    """A new run, or the one that the folder's state holds."""
+    torch.manual_seed(_mixed(request.seed))
+    model = method.create(
+        backbone=request.backbone,
+        num_classes=len(request.train.class_names),
+        weights=request.weights,
+        settings=request.settings,
+        image_size=request.image_size,
+    )
+    model.class_names = request.train.class_names
+    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    half = device.type == "cuda" and _half(device) == torch.float16
+    scaler = torch.amp.GradScaler(device.type, enabled=half)
+    run = Run(model=model, optimizer=_optimizer(model, recipe), scaler=scaler, device=device, recipe=recipe, facts=facts)
+    for leftover in request.out.glob(".*-*.*"):  # a kill can leave the temporary file of an atomic write
+        if leftover.name.startswith((".state-", ".last-", ".best-", ".log-")):
+            leftover.unlink(missing_ok=True)
+    state = request.out / STATE
+    if state.exists():
+        _load_state(run, state)
+    return run
+
+
+def _optimizer(model: Localizer, recipe: Recipe) -> torch.optim.Optimizer:
+    groups = [{**group, "lr": recipe.lr * group["factor"]} for group in model.parameter_groups(recipe)]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=recipe.weight_decay
+        )
+    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay)
+
+
+def _save_state(run: Run, path: Path) -> None:
+    state = {
+        "facts": canonical_json(run.facts),
+        "epoch": run.epoch,
+        "history": json.dumps(run.history),
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+    }
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def _load_state(run: Run, path: Path) -> None:
+    try:
+        state = torch.load(path, map_location=run.device, weights_only=True)
+        facts = json.loads(state["facts"])
+    except Exception as error:  # torch.load raises whatever a damaged archive makes it stumble on
+        raise DataError(
+            f"the state of the interrupted run, {path}, is broken; delete it to start again ({type(error).__name__})"
+        ) from error
+    _must_be_same(facts, run.facts, path)
+    run.model.load_state_dict(state["model"], strict=True)
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.scaler.load_state_dict(state["scaler"])
+    run.epoch, run.history = state["epoch"], json.loads(state["history"])
+
+
+def _finished(out: Path, facts: dict[str, Any]) -> bool:
+    """Whether the folder holds the finished run of these facts; `UsageError` when it holds another one."""
+    if not (out / LAST).exists():
+        return False
+    training = read_header(out / LAST)["training"]
+    _must_be_same({name: training.get(name) for name in facts}, facts, out / LAST)
+    return bool(training["epoch"] == facts["recipe"]["epochs"])
+
+
+def _must_be_same(there: dict[str, Any], asked: dict[str, Any], path: Path) -> None:
+    asked = json.loads(canonical_json(asked))
+    if there == asked:
+        return
+    differences = []
+    for name in sorted(asked):
+        old, new = there.get(name), asked[name]
+        if isinstance(old, dict) and isinstance(new, dict):
+            differences += [
+                f"{name}.{key} is {old.get(key)!r} there and {new[key]!r} here" for key in sorted(new) if old.get(key) != new[key]
+            ]
+        elif old != new:
+            differences.append(f"{name} is {old!r} there and {new!r} here")
+    raise UsageError(f"{path} belongs to another run: {'; '.join(differences[:3])}. Choose another folder with --out, or delete that one.")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Refuse a second process in the same run folder."""
+    import fcntl
+
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"another process is training in {folder}; wait for it, or choose another --out") from error
+        yield
+
+
+def _write_log(history: list[dict[str, Any]], path: Path) -> None:
+    names = {name: None for row in history for name in row}
+    first, last = ["epoch", "train_loss"], ["lr", "val_accuracy", "images_per_second", "seconds"]
+    columns = [*first, *(name for name in names if name not in {*first, *last}), *last]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in history:
+        values = [row.get(name) for name in columns]
+        writer.writerow(["" if value is None else f"{value:.6g}" if isinstance(value, float) else value for value in values])
+    write_text(path, text.getvalue())
+
+
+# --- small checks and numbers ------------------------------------------------------------------------------------------
+
+
+def _check(dataset: Dataset, train: Dataset | None = None) -> None:
+    """Raises `DataError` on an empty split, on labels outside the classes, and on classes that are not the training split's."""
+    if len(dataset) == 0:
+        raise DataError(f"{dataset.name} {dataset.split} has no images")
+    names = (train or dataset).class_names
+    if dataset.class_names != names:
+        raise DataError(
+            f"{dataset.name} {dataset.split} has other classes ({len(dataset.class_names)}) than the training split ({len(names)})"
+        )
+    for sample in dataset.samples:
+        if not 0 <= sample.label < len(names):
+            raise DataError(
+                f"image {sample.id!r} of {dataset.name} {dataset.split} has label {sample.label}, expected 0 to {len(names) - 1}"
+            )
+
+
+def _must_be_finite(means: dict[str, float], run: Run, number: int) -> None:
+    if not np.isfinite(sum(means.values())):
+        terms = ", ".join(f"{name} {value:g}" for name, value in means.items())
+        raise UsageError(
+            f"the loss of {run.model.method_name!r} is no longer finite: epoch {run.epoch + 1}, at or before step {number + 1} ({terms}). "
+            f"Use a smaller --lr (it is {run.recipe.lr:g}), or --set recipe.clip_norm=1; the run folder still holds the epochs before"
+        )
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    """Mixed precision on CUDA, nothing elsewhere."""
+    return torch.autocast(device.type, dtype=_half(device), enabled=device.type == "cuda")
+
+
+def _half(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed out of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

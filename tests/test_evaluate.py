@@ -1,0 +1,212 @@
+"""The one loop: complete, in order, resumable, and independent of how it is carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up import MadeUpSource, dataset
+
+from wsolbench.evaluate import RunOptions, evaluate, limited
+from wsolbench.exceptions import DataError, UsageError
+from wsolbench.maps import MapFolder
+from wsolbench.metrics import MaxBoxAcc, MeanPerClassAccuracy, ThresholdPolicy, TopKAccuracy, TopKLoc
+from wsolbench.protocol import EvalProtocol, tau_grid
+from wsolbench.records import MetricValue
+from wsolbench.sources import FolderSource
+from wsolbench.types import Dataset, no_boxes
+
+PROTOCOL = EvalProtocol(taus=tau_grid(0.05))
+
+
+def value(metrics: Sequence[MetricValue], name: str, policy: str | None = None) -> MetricValue:
+    return next(m for m in metrics if m.name == name and (policy is None or m.policy == policy))
+
+
+def test_maps_of_the_true_box_are_scored_right() -> None:
+    metrics = evaluate(dataset(), MadeUpSource(), PROTOCOL).record.metrics
+    assert value(metrics, "gt_known").value == 1.0
+    assert value(metrics, "top1_cls").value == 0.75
+    assert value(metrics, "top1_loc").value == 0.75
+    assert value(metrics, "error_right").value == 0.75
+    assert value(metrics, "error_cls").value == 0.25
+
+
+def test_every_interval_holds_its_value() -> None:
+    metrics = evaluate(dataset(40), MadeUpSource(), PROTOCOL, fixed_tau=0.8, transfer_from=dataset(8, "val", 1)).record.metrics
+    assert {m.policy for m in metrics} >= {None, "oracle", "fixed:0.8", "transfer"}
+    for metric in metrics:
+        if metric.value is not None:
+            assert metric.low is not None
+            assert metric.high is not None
+            assert metric.low <= metric.value <= metric.high or metric.policy == "oracle"
+
+
+def test_metrics_equal_the_accumulators() -> None:
+    result = evaluate(dataset(20), MadeUpSource(), PROTOCOL)
+    scores, metrics = result.scores, result.record.metrics
+    v2, v1 = MaxBoxAcc(PROTOCOL), MaxBoxAcc(PROTOCOL, deltas=(0.5,))
+    loc, cls, mean_cls = TopKLoc(PROTOCOL, ks=(1,)), TopKAccuracy(ks=(1,)), MeanPerClassAccuracy()
+    for row in range(len(scores)):
+        v2.update(scores.best_iou[row])
+        v1.update(scores.single_iou[row])
+        loc.update(scores.single_iou[row], scores.ranked[row], int(scores.labels[row]))
+        cls.update(scores.ranked[row], int(scores.labels[row]))
+        mean_cls.update(scores.ranked[row], int(scores.labels[row]))
+    assert value(metrics, "max_box_acc_v2").value == v2.compute().value
+    assert value(metrics, "max_box_acc_v2").tau == v2.compute().tau_per_delta
+    assert value(metrics, "max_box_acc").value == v1.compute().value
+    assert value(metrics, "gt_known").value == loc.compute().gt_known
+    assert value(metrics, "top1_loc").value == loc.compute().top_k[1]
+    assert value(metrics, "top1_cls").value == cls.compute().top_k[1]
+    assert value(metrics, "mean_class_accuracy").value == pytest.approx(mean_cls.compute().value, abs=1e-12)
+
+
+def test_transfer_reads_the_threshold_that_is_best_on_the_other_split() -> None:
+    val = dataset(8, "val", 1)
+    best = value(evaluate(val, MadeUpSource(), PROTOCOL).record.metrics, "max_box_acc_v2", "oracle").tau
+    transferred = value(evaluate(dataset(), MadeUpSource(), PROTOCOL, transfer_from=val).record.metrics, "max_box_acc_v2", "transfer")
+    assert transferred.tau == best
+    accuracy = MaxBoxAcc(PROTOCOL)
+    for row in evaluate(dataset(), MadeUpSource(), PROTOCOL).scores.best_iou:
+        accuracy.update(row)
+    assert best is not None
+    assert transferred.value == accuracy.compute(ThresholdPolicy.transfer(best)).value
+
+
+@pytest.mark.parametrize("name", EvalProtocol.presets())
+def test_every_preset_evaluates(name: str) -> None:
+    metrics = evaluate(dataset(6), MadeUpSource(), EvalProtocol.preset(name), options=RunOptions(resamples=100)).record.metrics
+    gt_known = value(metrics, "gt_known").value
+    assert gt_known is not None
+    assert gt_known > 0.5
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (5, 3), (100, 2)])
+def test_batches_and_workers_change_nothing(batch_size: int, workers: int) -> None:
+    base = evaluate(dataset(), MadeUpSource(), PROTOCOL)
+    other = evaluate(dataset(), MadeUpSource(), PROTOCOL, options=RunOptions(batch_size=batch_size, workers=workers))
+    assert other.record.digest == base.record.digest
+    assert other.scores.ids.tolist() == list(dataset().ids)
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    options = RunOptions(batch_size=3, work=tmp_path)
+    with pytest.raises(RuntimeError, match="killed"):
+        evaluate(dataset(), MadeUpSource(fail_after=2), PROTOCOL, options=options)
+    source = MadeUpSource()
+    resumed = evaluate(dataset(), source, PROTOCOL, options=options)
+    assert len(source.loads) < len(dataset())
+    assert "s0/000.png" not in source.loads
+    assert resumed.record.digest == evaluate(dataset(), MadeUpSource(), PROTOCOL).record.digest
+    resumed.finish()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_chunks_of_another_protocol_are_not_taken_over(tmp_path: Path) -> None:
+    options = RunOptions(batch_size=3, work=tmp_path)
+    evaluate(dataset(), MadeUpSource(), PROTOCOL, options=options)
+    source = MadeUpSource()
+    evaluate(dataset(), source, replace(PROTOCOL, components="union"), options=options)
+    assert len(source.loads) == len(dataset())
+
+
+def test_the_same_run_twice_at_once_is_refused(tmp_path: Path) -> None:
+    options = RunOptions(work=tmp_path)
+
+    class Nested(MadeUpSource):
+        def maps(self, chunk, loaded):
+            evaluate(dataset(), MadeUpSource(), PROTOCOL, options=options)
+            return super().maps(chunk, loaded)
+
+    with pytest.raises(UsageError, match="another process is evaluating the same run"):
+        evaluate(dataset(), Nested(), PROTOCOL, options=options)
+
+
+def test_two_different_runs_share_a_work_folder(tmp_path: Path) -> None:
+    options = RunOptions(work=tmp_path)
+
+    class Nested(MadeUpSource):
+        def maps(self, chunk, loaded):
+            evaluate(dataset(), MadeUpSource(), EvalProtocol.preset("spa"), options=options).finish()
+            return super().maps(chunk, loaded)
+
+    result = evaluate(dataset(), Nested(), PROTOCOL, options=options)
+    assert result.record.digest == evaluate(dataset(), MadeUpSource(), PROTOCOL).record.digest
+
+
+def test_stored_maps_give_the_same_numbers(tmp_path: Path) -> None:
+    val = dataset(8, "val", 1)
+    direct = evaluate(dataset(), MadeUpSource(), PROTOCOL, transfer_from=val, options=RunOptions(save_maps=MapFolder(tmp_path)))
+    from wsolbench.maps.store import PREDICTIONS, read_predictions
+
+    source = FolderSource(MapFolder(tmp_path), name="made-up", ranked=read_predictions(tmp_path / PREDICTIONS, 3))
+    source.check(dataset(), PROTOCOL)
+    assert evaluate(dataset(), source, PROTOCOL, transfer_from=val).record.metrics == direct.record.metrics
+
+
+def test_maps_of_other_data_or_of_another_view_are_refused(tmp_path: Path) -> None:
+    evaluate(dataset(), MadeUpSource(), PROTOCOL, options=RunOptions(save_maps=MapFolder(tmp_path)))
+    source = FolderSource(MapFolder(tmp_path), name="made-up")
+    with pytest.raises(DataError, match="other images or annotations"):
+        source.check(dataset(11), PROTOCOL)
+    with pytest.raises(DataError, match="cover the image"):
+        source.check(dataset(), EvalProtocol.preset("bas"))
+
+
+def test_incomplete_predictions_are_refused(tmp_path: Path) -> None:
+    source = FolderSource(MapFolder(tmp_path), name="x", ranked={"s0/000.png": [0]})
+    with pytest.raises(DataError, match="predictions lack 11 of 12 images"):
+        source.check(dataset(), PROTOCOL)
+
+
+def test_a_limit_is_spread_over_the_split() -> None:
+    assert limited(dataset(12), 3).ids == ("s0/000.png", "s0/006.png", "s0/011.png")
+    assert limited(dataset(12), 99).ids == dataset(12).ids
+    with pytest.raises(UsageError, match="at least 1"):
+        limited(dataset(12), 0)
+
+
+def without_boxes(data: Dataset, keep: int = 0) -> Dataset:
+    return replace(data, samples=tuple(s if i < keep else replace(s, boxes=no_boxes()) for i, s in enumerate(data.samples)))
+
+
+def test_metrics_that_need_boxes_say_so_where_there_are_none() -> None:
+    metrics = evaluate(without_boxes(dataset()), MadeUpSource(), PROTOCOL).record.metrics
+    assert value(metrics, "gt_known").value is None
+    assert value(metrics, "gt_known").reason == "no image has a true box"
+    assert value(metrics, "pxap").reason == "no image has a mask"
+    assert value(metrics, "top1_cls").value == 0.75
+
+
+def test_images_without_a_box_do_not_count_for_boxes() -> None:
+    metrics = evaluate(without_boxes(dataset(), keep=5), MadeUpSource(), PROTOCOL).record.metrics
+    assert value(metrics, "gt_known").n == 5
+    assert value(metrics, "top1_cls").n == 12
+
+
+def test_a_constant_map_is_scored_as_the_protocol_says() -> None:
+    class Constant(MadeUpSource):
+        def load(self, sample):
+            return np.full((4, 4), 3.0, dtype=np.float32)
+
+    assert value(evaluate(dataset(), Constant(), PROTOCOL).record.metrics, "gt_known").value == 0.0  # the box (0, 0, 0, 0)
+    whole = evaluate(dataset(), Constant(), replace(PROTOCOL, empty_box="image")).scores.single_iou
+    assert (whole > 0).all()
+
+
+def test_a_map_with_nan_names_its_image() -> None:
+    class Broken(MadeUpSource):
+        def load(self, sample):
+            return np.full((4, 4), np.nan, dtype=np.float32)
+
+    with pytest.raises(DataError, match=r"map of 's0/000\.png' holds 16 NaN"):
+        evaluate(dataset(), Broken(), PROTOCOL)
+
+
+def test_an_empty_split_is_an_error() -> None:
+    with pytest.raises(DataError, match="has no image"):
+        evaluate(dataset(0), MadeUpSource(), PROTOCOL)

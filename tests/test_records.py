@@ -1,0 +1,85 @@
+"""Records: written once, read back equal, and refused when they are broken."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from wsolbench.exceptions import DataError
+from wsolbench.protocol import EvalProtocol
+from wsolbench.records import MetricValue, RunRecord, provenance, read_record, read_records
+
+
+def record(value: float = 0.5) -> RunRecord:
+    return RunRecord(
+        method={"name": "cam", "backbone": "timm:resnet18", "config": {"head": "fc"}},
+        dataset={"name": "toybirds", "split": "test", "fingerprint": "f00", "images": 600, "limit": None},
+        protocol=EvalProtocol.preset("spa"),
+        metrics=(
+            MetricValue(name="gt_known", value=value, low=0.4, high=0.6, n=600, policy="oracle", tau=(0.25,)),
+            MetricValue(name="pxap", value=None, n=0, reason="no image has a mask"),
+        ),
+        provenance=provenance(seconds={"model": 1.23456}, device="cpu"),
+    )
+
+
+def test_a_record_is_read_back_equal(tmp_path: Path) -> None:
+    path = record().write(tmp_path)
+    assert read_record(path) == record_without_date(path, record())
+    assert [found for found, _ in read_records(tmp_path)] == [path]
+
+
+def record_without_date(path: Path, expected: RunRecord) -> RunRecord:
+    """The date is of the second in which it was written."""
+    return replace(expected, provenance=json.loads(path.read_text())["provenance"])
+
+
+def test_the_path_tells_the_run_and_differs_with_result_and_protocol() -> None:
+    paths = {record().path, record(0.6).path, replace(record(), protocol=EvalProtocol()).path}
+    assert len(paths) == 3
+    assert record().path.as_posix().startswith("toybirds/cam_timm-resnet18_test_spa_")
+
+
+def test_provenance_does_not_enter_the_digest(tmp_path: Path) -> None:
+    other = replace(record(), provenance=provenance(seconds={"model": 99.0}, device="another"))
+    assert other.digest == record().digest
+
+
+def test_a_record_is_never_edited(tmp_path: Path) -> None:
+    path = record().write(tmp_path)
+    before = path.read_bytes()
+    replace(record(), provenance=provenance(seconds={}, device="another")).write(tmp_path)
+    assert path.read_bytes() == before
+
+
+def edit(path: Path, **changes: object) -> None:
+    values = json.loads(path.read_text())
+    values.update(changes)
+    path.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": 99}, "schema 99"),
+        ({"metrics": [{"name": "gt_known", "value": 63.0, "n": 1}]}, "63"),
+        ({"metrics": [{"name": "gt_known", "value": None, "n": 1}]}, "neither a value nor a reason"),
+        ({"metrics": [{"name": "gt_known"}]}, "lacks"),
+        ({"method": {}}, "lacks"),
+    ],
+)
+def test_a_broken_record_is_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    path = record().write(tmp_path)
+    edit(path, **changes)
+    with pytest.raises(DataError, match=message) as caught:
+        read_record(path)
+    assert str(path) in str(caught.value)
+
+
+def test_text_that_is_not_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(DataError, match=r"x\.json is not JSON"):
+        read_records(tmp_path)

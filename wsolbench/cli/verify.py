@@ -1,0 +1,123 @@
+"""`wsolbench verify`: is the data set on this disk what it should be?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from wsolbench.cli.options import dataset_options
+from wsolbench.exceptions import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from wsolbench.datasets.verify import DatasetReport, SplitReport
+
+SHOWN = 10
+SHOWN_FOLDERS = 20
+
+
+@click.command(epilog="Example:  wsolbench verify --dataset cub --data-root /data/CUB_200_2011")
+@dataset_options
+@click.option("--split", "splits", multiple=True, help="Check this split only; may be repeated. Default: every split there is.")
+@click.option("--deep", is_flag=True, help="Also decode every image and mask.")
+@click.option(
+    "--list-missing", type=click.Path(path_type=Path), metavar="FILE", help="Write the names of all missing files here, one a line."
+)
+def command(
+    *, dataset: str, data_root: Path | None, metadata_root: Path | None, splits: tuple[str, ...], deep: bool, list_missing: Path | None
+) -> int:
+    """Count and check the files of a data set. Exit code 0: sound (a subset is); 1: something is missing or broken."""
+    from rich.console import Console
+
+    from wsolbench.datasets.verify import verify_dataset
+    from wsolbench.files import write_text
+    from wsolbench.progress import track
+
+    extra = {} if metadata_root is None else {"metadata_root": metadata_root}
+    report = verify_dataset(
+        dataset,
+        data_root,
+        splits=splits or None,
+        deep=deep,
+        around=lambda images, split, count: track(images, f"reading {split}", total=count),
+        **extra,
+    )
+    if not report.splits:
+        raise UsageError(f"{data_root} has no split of {dataset!r} that can be checked")
+    console = Console(soft_wrap=True, highlight=False)
+    _print_counts(console, report)
+    _print_findings(console, report)
+    _print_missing(console, report, list_missing)
+    if list_missing is not None:
+        write_text(list_missing, "".join(f"{name}\n" for name in report.missing_names()))
+    console.print(_verdict(report), markup=False)
+    return 0 if report.sound else 1
+
+
+def _print_counts(console: Console, report: DatasetReport) -> None:
+    from rich import box
+    from rich.table import Table
+
+    console.print(f"{report.info.name}: {report.info.summary}\nroot: {report.root or 'none that can be read'}", markup=False)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for split in report.splits:
+        table.add_column(split.split, justify="right", no_wrap=True)
+    rows: dict[str, Callable[[SplitReport], str]] = {
+        "images": lambda split: f"{split.images:,}",
+        "usable": lambda split: f"{split.usable:,}",
+        "classes": lambda split: f"{split.classes_used:,} of {split.classes:,}",
+        "boxes": lambda split: f"{split.boxes:,}",
+        "masks": lambda split: f"{split.masks:,}",
+        "visible key points": lambda split: f"{split.key_points:,}",
+        "fingerprint": lambda split: split.fingerprint,
+    }
+    for name, cell in rows.items():
+        table.add_row(name, *("-" if split.failure else cell(split) for split in report.splits))
+    console.print(table)
+
+
+def _print_findings(console: Console, report: DatasetReport) -> None:
+    for split in report.splits:
+        if split.failure:
+            console.print(f"error    {split.split}: {split.failure}", markup=False)
+        for finding in split.findings:
+            console.print(
+                f"{finding.severity:8} {split.split}: {finding.count:,} {finding.what}; for instance {finding.example}", markup=False
+            )
+    for finding in report.findings:
+        console.print(f"{finding.severity:8} {finding.count:,} {finding.what}; for instance {finding.example}", markup=False)
+
+
+def _print_missing(console: Console, report: DatasetReport, listed: Path | None) -> None:
+    names = report.missing_names()
+    if not names:
+        return
+    console.print(f"missing  {len(names):,} files:", markup=False)
+    folders = list(report.missing_by_folder().items())
+    for folder, count in folders[:SHOWN_FOLDERS]:
+        console.print(f"         {count:>6,} in {folder}", markup=False)
+    if len(folders) > SHOWN_FOLDERS:
+        console.print(f"         and in {len(folders) - SHOWN_FOLDERS:,} more folders", markup=False)
+    for name in names[:SHOWN]:
+        console.print(f"         {name}", markup=False)
+    if len(names) > SHOWN:
+        rest = f"all are in {listed}" if listed else "--list-missing FILE writes them all"
+        console.print(f"         and {len(names) - SHOWN:,} more; {rest}", markup=False)
+
+
+def _verdict(report: DatasetReport) -> str:
+    sound = "sound" if report.sound else "not sound: see the errors and missing files above"
+    usable = sum(split.usable for split in report.splits)
+    lacking = f"; {report.images - usable:,} of them cannot be used" if usable < report.images else ""
+    if report.expected is None:
+        return f"{report.images:,} images{lacking}; {sound}"
+    if report.images < report.expected:
+        return f"this is a subset: {report.images:,} of {report.expected:,} images{lacking}; {sound}"
+    if report.images > report.expected:
+        return f"{report.images:,} images, where the data set has {report.expected:,}{lacking}; {sound}"
+    return f"all {report.expected:,} images are annotated{lacking}; {sound}"

@@ -1,0 +1,132 @@
+"""Which images of a run to show, and what to draw and write about each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from wsolbench.maps import frame_boxes, to_frame
+from wsolbench.metrics.catalog import metric_title
+from wsolbench.metrics.errors import ERROR_NAMES
+from wsolbench.metrics.peak_iou import pixel_iou
+from wsolbench.metrics.sweep import single_box_per_tau
+from wsolbench.records import RunRecord
+from wsolbench.report.overlays import OverlayItem, drawable, frame_image, frame_mask, overlay, overlay_sheet
+from wsolbench.report.tables import run_title
+from wsolbench.scores import ImageScores
+from wsolbench.types import Boxes, Dataset, Sample, ScoreMap, no_boxes
+
+SHEETS = {"best.png": "Highest IoU", "worst.png": "Lowest IoU", "sample.png": "From the lowest to the highest IoU, evenly spread"}
+"""File name -> title of each sheet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ranking:
+    """The images that have an IoU, and at which threshold it was measured."""
+
+    indices: Int64[np.ndarray, " m"]
+    """Positions in the data set, from the lowest to the highest IoU; equal ones in the order of the data set."""
+    iou: Float64[np.ndarray, " n"]
+    by_boxes: bool
+    tau_index: int
+    """Of the protocol's grid (boxes), or the 8-bit level (masks)."""
+
+    def sheets(self, count: int) -> dict[str, list[int]]:
+        ordered = self.indices.tolist()
+        lowest = [index for index in ordered if self.iou[index] == self.iou[ordered[0]]]
+        # Many maps miss altogether: of those with one and the same IoU, some from all of the data set.
+        worst = [lowest[place] for place in spread(len(lowest), count)] if len(lowest) > count else ordered[:count]
+        return {
+            "best.png": ordered[::-1][:count],
+            "worst.png": worst,
+            "sample.png": [ordered[place] for place in spread(len(ordered), count)],
+        }
+
+
+def write_sheets(
+    folder: Path,
+    record: RunRecord,
+    scores: ImageScores,
+    dataset: Dataset,
+    maps_of: Callable[[list[int]], Sequence[ScoreMap]],
+    count: int,
+) -> list[Path]:
+    """Write `SHEETS` into `folder`; nothing when no image has a true box or mask. See `wsolbench.report.plots.write_pictures`."""
+    ranking = _by_boxes(record, scores) or _by_masks(scores)
+    if ranking is None:
+        return []
+    sheets = ranking.sheets(count)
+    indices = sorted({index for chosen in sheets.values() for index in chosen})
+    maps = zip(indices, maps_of(indices), strict=True)
+    items = {index: _item(record, scores, dataset, ranking, index, raw_map) for index, raw_map in maps}
+    for name, chosen in sheets.items():
+        overlay_sheet([items[index] for index in chosen], folder / name, f"{SHEETS[name]} · {run_title(record)}")
+    return [folder / name for name in sheets]
+
+
+def _by_boxes(record: RunRecord, scores: ImageScores) -> _Ranking | None:
+    """By the IoU of GT-known's box at its oracle threshold."""
+    metric = record.metric("gt_known", "oracle")
+    if metric is None or not metric.tau or not scores.has_boxes.any():
+        return None
+    tau_index = int(np.abs(np.array(record.protocol.taus) - metric.tau[0]).argmin())
+    return _ranking(np.flatnonzero(scores.has_boxes), scores.single_iou[:, tau_index], tau_index, by_boxes=True)
+
+
+def _by_masks(scores: ImageScores) -> _Ranking | None:
+    """By the pixel IoU at Peak-T."""
+    has_object = scores.level_histogram[:, 0].any(axis=1)
+    if not has_object.any():
+        return None
+    level = int(pixel_iou(scores.level_histogram.sum(axis=0)).argmax())
+    iou = np.zeros(len(scores))
+    iou[has_object] = pixel_iou(scores.level_histogram[has_object])[:, level]
+    return _ranking(np.flatnonzero(has_object), iou, level, by_boxes=False)
+
+
+def _ranking(indices: Int64[np.ndarray, " m"], iou: Float64[np.ndarray, " n"], tau_index: int, *, by_boxes: bool) -> _Ranking:
+    return _Ranking(indices=indices[np.argsort(iou[indices], kind="stable")], iou=iou, by_boxes=by_boxes, tau_index=tau_index)
+
+
+def _item(record: RunRecord, scores: ImageScores, dataset: Dataset, ranking: _Ranking, index: int, raw_map: ScoreMap) -> OverlayItem:
+    sample, protocol = dataset[index], record.protocol
+    unit_map = to_frame(raw_map, sample.size, protocol, what=f"map of {sample.id!r}")
+    image = frame_image(sample, protocol)
+    top1_right = bool(scores.ranked[index, 0] == sample.label) if scores.ranked.shape[1] else None
+    measure = f"IoU {ranking.iou[index]:.2f}" if ranking.by_boxes else f"pixel IoU {ranking.iou[index]:.2f}"
+    classes = _class_caption(sample, scores, dataset, index, top1_right)
+    if not ranking.by_boxes:
+        selected = (unit_map * np.float64(255)).astype(np.uint8) >= ranking.tau_index
+        drawn = overlay(image, unit_map, no_boxes(), no_boxes(), true_mask=frame_mask(sample, protocol), predicted_mask=selected)
+        return OverlayItem(image=image, overlay=drawn, caption=(sample.id, measure, *classes))
+    tau = protocol.taus[ranking.tau_index]
+    predicted = single_box_per_tau(unit_map, replace(protocol, taus=(tau,)))
+    code = "cls" if top1_right is False else ERROR_NAMES[scores.error_codes[index, ranking.tau_index]]
+    drawn = overlay(image, unit_map, *_drawable_boxes(sample, predicted, record))
+    return OverlayItem(image=image, overlay=drawn, caption=(sample.id, f"{measure} · {metric_title(f'error_{code}')}", *classes))
+
+
+def _drawable_boxes(sample: Sample, predicted: Boxes, record: RunRecord) -> tuple[Boxes, Boxes]:
+    protocol = record.protocol
+    return drawable(frame_boxes(sample.boxes, sample.size, protocol), protocol.gt_end), drawable(predicted, protocol.box_end)
+
+
+def _class_caption(sample: Sample, scores: ImageScores, dataset: Dataset, index: int, top1_right: bool | None) -> tuple[str, ...]:
+    """True and predicted class, a line each, so that the captions of a sheet have one height; no second line without a classifier."""
+    true_line = f"true: {dataset.class_names[sample.label]}"
+    if top1_right is None:
+        return (true_line,)
+    return true_line, f"predicted: {dataset.class_names[scores.ranked[index, 0]]}{'' if top1_right else ' (wrong)'}"
+
+
+def spread(n: int, count: int) -> Iterator[int]:
+    """At most `count` different positions, spread evenly over 0 .. n - 1, first and last among them.
+
+    >>> list(spread(10, 4))
+    [0, 3, 6, 9]
+    """
+    yield from sorted({round(place) for place in np.linspace(0, n - 1, min(count, n))})
