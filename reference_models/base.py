@@ -12,13 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from reference_models.backbone import Backbone, load_backbone
 from reference_models.config import MethodConfig, parse_settings, split_settings, to_json
@@ -72,6 +71,9 @@ class ForwardPass:
     def score_maps(self, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
         """Raw float32 maps of the given classes of each image: no min-max, resize or threshold."""
         return self.maps_of(class_ids).float()
+
+
+M = TypeVar("M", bound="Localizer")
 
 
 class Localizer(nn.Module):
@@ -157,14 +159,16 @@ class Localizer(nn.Module):
 
     # --- what the commands use -----------------------------------------------------------------------------------------
     @classmethod
-    def create(cls, *, backbone: str, num_classes: int, weights: str, settings: Mapping[str, str], image_size: int | None = None) -> Self:
+    def create(
+        cls: type[M], *, backbone: str, num_classes: int, weights: str, settings: Mapping[str, str], image_size: int | None = None
+    ) -> M:
         """A new model in eval mode; see `wsolbench.methods.Method.create`. Its new layers draw from torch's global generator."""
         config = parse_settings(cls.Config, split_settings(settings)[0], what=f"method {cls.method_name!r}")
         network = load_backbone(backbone, weights=weights, grid=cls.grid_for(backbone, config), image_size=image_size)
         return cls(network, num_classes, config).eval()
 
     @classmethod
-    def load(cls, checkpoint: Path, *, device: str = "auto") -> Self:
+    def load(cls: type[M], checkpoint: Path, *, device: str = "auto") -> M:
         """A trained model in eval mode; see `wsolbench.methods.Method.load`."""
         from reference_models.checkpoint import load_checkpoint
         from wsolbench.sources import pick_device

@@ -28,7 +28,8 @@ AHEAD = 64
 
 Squares = UInt8[np.ndarray, "b s s 3"]
 Square = UInt8[np.ndarray, "s s 3"]
-Change = Callable[[Square, int, int], Square]
+View = UInt8[np.ndarray, "v v 3"]
+Change = Callable[[Square, int, int], View]
 """`change(image, its index, number of the batch)`."""
 
 A = TypeVar("A")
@@ -62,14 +63,14 @@ class ImageReader:
     def views(self, batches: Sequence[Int[np.ndarray, " b"]], size: int, recipe: Recipe, *, seed: int, epoch: int) -> Iterator[Squares]:
         """Augmented views of each batch, `size` pixels wide."""
 
-        def augmented(image: Square, index: int, number: int) -> Square:
+        def augmented(image: Square, index: int, number: int) -> View:
             rng = np.random.default_rng((seed, epoch, index, number))
             return training_view(image, size, rng, flip=recipe.flip, rotation=recipe.rotation)
 
         return self._batches(batches, augmented)
 
     def _batches(self, batches: Sequence[Int[np.ndarray, " b"]], change: Change) -> Iterator[Squares]:
-        def one(item: tuple[int, int]) -> Square:
+        def one(item: tuple[int, int]) -> View:
             return change(self._square(item[0]), *item)
 
         def whole(items: list[tuple[int, int]]) -> Squares:

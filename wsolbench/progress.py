@@ -5,9 +5,10 @@ Everything goes to stderr, so that the output of a command can be piped. A job o
 
 from __future__ import annotations
 
+import operator
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO, TypeVar, overload
 
@@ -89,8 +90,8 @@ def track(
     >>> [square for square in track((n * n for n in range(4)), "squaring", total=4, unit="numbers")]
     [0, 1, 4, 9]
     """
-    if total is None and isinstance(iterable, Sized):
-        total = len(iterable)
+    if total is None and iterable is not None:
+        total = operator.length_hint(iterable) or None
     progress = Progress(description, total, unit, done, stream or sys.stderr)
     return progress if iterable is None else _tracked(iterable, progress)
 

@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from torch import nn
-from torchvision.models import VGG16_Weights, vgg16
+from torchvision.models import VGG16_Weights
+from torchvision.models.vgg import cfgs, make_layers
 
 from reference_models.backbone import Backbone, Stage, pick_grid
 from reference_models.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights, torchvision_file, without
@@ -30,14 +31,18 @@ GRIDS = ("std14", "std28", "acol14", "acol28")
 def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
     """See `reference_models.backbone.load_backbone`."""
     grid = pick_grid("vgg16", grid, GRIDS)
-    net = vgg16(weights=None, init_weights=weights == NONE)
+    features = make_layers(cfgs["D"])
     source = Weights(NONE)
-    if weights != NONE:
+    if weights == NONE:
+        for layer in features:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    else:
         file = weights if isinstance(weights, WeightsFile) else read_weights(torchvision_file(VGG16_Weights.IMAGENET1K_V1.url, "vgg16"))
-        net.classifier = nn.Identity()
-        load_strictly(net, without(file.tensors, "classifier."), what="the weights of vgg16")
+        load_strictly(nn.ModuleDict({"features": features}), without(file.tensors, "classifier."), what="the weights of vgg16")
         source = Weights("torchvision IMAGENET1K_V1", file.sha256)
-    steps, layout = _steps(net.features, grid)
+    steps, layout = _steps(features, grid)
     backbone = Backbone("vgg16", steps, layout, grid=grid, input_spec=InputSpec())
     backbone.weights = source
     return backbone

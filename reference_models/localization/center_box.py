@@ -26,7 +26,6 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from typing_extensions import Self
 
 from reference_models.base import ForwardPass, Localizer
 from reference_models.config import MethodConfig, parse_settings, to_json
@@ -44,8 +43,9 @@ class CenterBoxConfig(MethodConfig):
 
 def pyramid(height: int, width: int, *, device: torch.device | None = None) -> Float[Tensor, "h w"]:
     """m(x, y) of the module: 1 in the middle, falling to 0 at the border."""
-    x = (2 * (torch.arange(width, device=device) + 0.5) / width - 1).abs()
-    y = (2 * (torch.arange(height, device=device) + 0.5) / height - 1).abs()
+    # |x - W/2| / (W/2) at the centre i + 1/2 of a pixel is |2i + 1 - W| / W: whole numbers, hence exactly symmetric.
+    x = (2 * torch.arange(width, device=device) + 1 - width).abs() / width
+    y = (2 * torch.arange(height, device=device) + 1 - height).abs() / height
     return 1 - torch.maximum(y[:, None], x[None, :])
 
 
@@ -67,13 +67,15 @@ class CenterBox(Localizer):
         self.num_classes, self.config, self.input_spec, self.facts = num_classes, config, input_spec, {}
 
     @classmethod
-    def create(cls, *, backbone: str, num_classes: int, weights: str, settings: Mapping[str, str], image_size: int | None = None) -> Self:  # noqa: ARG003
+    def create(
+        cls, *, backbone: str, num_classes: int, weights: str, settings: Mapping[str, str], image_size: int | None = None
+    ) -> CenterBox:  # noqa: ARG003
         """A new instance; it has no backbone, so `backbone` and `weights` mean nothing to it."""
         config = parse_settings(CenterBoxConfig, settings, what="method 'center-box'")
         return cls(num_classes, config, InputSpec() if image_size is None else InputSpec(size=image_size)).eval()
 
     @classmethod
-    def load(cls, checkpoint: Path, *, device: str = "auto") -> Self:  # noqa: ARG003
+    def load(cls, checkpoint: Path, *, device: str = "auto") -> CenterBox:  # noqa: ARG003
         """Raises `UsageError`: there is nothing to load."""
         raise UsageError("method 'center-box' has no parameters and no checkpoints; leave --checkpoint out")
 

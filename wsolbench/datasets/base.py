@@ -217,6 +217,8 @@ def _with_sizes(records: Sequence[Record], missing: Missing, notes: list[Finding
     for index, size in zip(unsized, sizes_of([records[index].size_path or records[index].path for index in unsized]), strict=True):
         if isinstance(size, DataError):
             broken.append(size)
+        elif size[1] <= records[index].crop_bottom:
+            broken.append(DataError(f"{records[index].path}: expected more than {records[index].crop_bottom} rows, found {size[1]}"))
         else:
             sizes[index] = (size[0], size[1] - records[index].crop_bottom)
     if broken and missing != "skip":

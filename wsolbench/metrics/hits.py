@@ -43,7 +43,7 @@ class HitCounts:
             if label is None:
                 raise UsageError(f"protocol {self.protocol.name!r} averages classes, so every image needs its label")
             group = int(label)
-        self._add(group, hits, 1)
+        self._add(group, hits.astype(np.int64), 1)
 
     def merge(self, other: HitCounts) -> None:
         """Add the counts of `other`. Raises `UsageError` when its protocol or number of rows differs."""
@@ -65,6 +65,6 @@ class HitCounts:
         """What thresholds are chosen by: proportional to `rates`, and exact integers where averaging is over images."""
         return self.hits if self.protocol.averaging == "image" else self.rates()
 
-    def _add(self, group: int, hits: Num[np.ndarray, "d t"], n: int) -> None:
+    def _add(self, group: int, hits: Int64[np.ndarray, "d t"], n: int) -> None:
         self._hits[group] = hits + self._hits.get(group, np.zeros(self._shape, dtype=np.int64))
         self._n[group] = self._n.get(group, 0) + n

@@ -95,10 +95,8 @@ class _Run:
     @property
     def seed(self) -> Any:
         """Of the training, where the method says so."""
-        for facts in (self.record.method, self.record.method.get("training"), self.record.method.get("config")):
-            if isinstance(facts, dict) and facts.get("seed") is not None:
-                return facts["seed"]
-        return None
+        training = self.record.method.get("training")
+        return training.get("seed") if isinstance(training, dict) else None
 
 
 def write_leaderboard(results: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Num, UInt8
 
 from wsolbench.exceptions import DataError
 from wsolbench.maps import frame_size
@@ -70,12 +70,12 @@ def _framed(pixels: UInt8[np.ndarray, ...], sample: Sample, protocol: EvalProtoc
 
 def overlay(
     image: UInt8[np.ndarray, "h w 3"],
-    unit_map: Float[np.ndarray, "h w"],
+    unit_map: Float[np.ndarray, "map_h map_w"],
     true_boxes: Boxes,
     predicted_boxes: Boxes,
     *,
-    true_mask: Bool[np.ndarray, "h w"] | None = None,
-    predicted_mask: Bool[np.ndarray, "h w"] | None = None,
+    true_mask: Bool[np.ndarray, "true_mask_h true_mask_w"] | None = None,
+    predicted_mask: Bool[np.ndarray, "predicted_mask_h predicted_mask_w"] | None = None,
     strength: float = 0.5,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The map, in colours from black (0) to yellow (1), blended over the image, with boxes drawn on top.
@@ -111,7 +111,7 @@ def overlay(
     return canvas
 
 
-def _outline(box: Boxes, shape: tuple[int, int], width: int, dash: int | None = None) -> Bool[np.ndarray, "h w"]:
+def _outline(box: Num[np.ndarray, "4"], shape: tuple[int, int], width: int, dash: int | None = None) -> Bool[np.ndarray, "h w"]:
     """Pixels of a box's outline, `width` wide and inside of the box; dashes and gaps start at the box's top left corner."""
     height, breadth = shape
     left, top, right, bottom = (round(float(value)) for value in box)
@@ -147,7 +147,7 @@ def _paint(canvas: Pixels, line: Bool[np.ndarray, "h w"], color: tuple[int, int,
 def overlay_sheet(items: Sequence[OverlayItem], path: Path, title: str, *, columns: int = 3) -> None:
     """Write a PNG with a grid of image and overlay pairs, captions below them and a legend; at most 256 colours.
 
-    Panels have about 200 pixels; nine images make 1240 x 900 pixels. Raises `DataError` without items and `UsageError`
+    The first line of `title` is the heading. Panels have 200 pixels, so nine images make about 1270 x 920. Raises `DataError` without items and `UsageError`
     when the file cannot be written.
     """
     from matplotlib.figure import Figure
@@ -160,7 +160,7 @@ def overlay_sheet(items: Sequence[OverlayItem], path: Path, title: str, *, colum
     rows = -(-len(items) // columns)
     lines = max(len(item.caption) for item in items)
     panel, gap, edge, text = 2.0, 0.08, 0.12, 0.155 * lines + 0.12  # inches
-    head, foot = 0.42, 0.42
+    head, foot = 0.24 + 0.2 * title.count("\n") + 0.08, 0.42
     width, height = max(columns * (2 * panel + gap + edge) + edge, 6.0), head + rows * (panel + text) + foot
     figure: Any = Figure(figsize=(width, height), dpi=_DOTS_PER_INCH)
     left = (width - columns * (2 * panel + gap + edge) + edge) / 2
@@ -174,7 +174,9 @@ def overlay_sheet(items: Sequence[OverlayItem], path: Path, title: str, *, colum
         for number, caption in enumerate(item.caption):
             place = (x / width, (y - 0.05 - 0.155 * number) / height)
             _text(figure, place, caption, (2 * panel + gap) / width, size=8, weight="bold" if number == 0 else "normal")
-    _text(figure, (left / width, 1 - 0.1 / height), title, 1 - 2 * left / width, size=11, weight="bold")
+    for number, line in enumerate(title.splitlines()):
+        place = (left / width, 1 - (0.08 + 0.2 * number) / height)
+        _text(figure, place, line, 1 - 2 * left / width, size=9 if number else 11, weight="normal" if number else "bold")
     figure.legend(
         handles=[
             Line2D([], [], color=_unit(TRUE_COLOR), linewidth=2.5, label="true"),
@@ -233,7 +235,9 @@ def save_figure(figure: Any, path: Path, *, colors: int | None = None) -> None:
     canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
     with atomic_path(path) as temporary:
-        (picture if colors is None else picture.quantize(colors)).save(temporary, format="PNG", optimize=True)
+        if colors is not None:
+            picture = picture.quantize(palette=picture.quantize(colors), dither=Image.Dither.FLOYDSTEINBERG)
+        picture.save(temporary, format="PNG", optimize=True)
 
 
 def drawable(boxes: Boxes, end: str) -> Boxes:

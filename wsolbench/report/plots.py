@@ -27,7 +27,7 @@ PICTURES = (*SHEETS, "accuracy.png", "errors.png")
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which people with a colour vision deficiency can tell apart."""
-_LINES = ("-", "--", "-.", ":")
+_LINES: tuple[Any, ...] = ("-", "--", "-.", ":")
 _MARKERS = {"oracle": "o", "fixed": "^", "transfer": "D"}
 _ONE_BOX_DELTA = 0.5
 """IoU threshold of GT-known and MaxBoxAcc."""
@@ -62,7 +62,7 @@ def write_pictures(
             f"the {len(scores)} scores are not those of the {len(dataset)} images of {dataset.name}/{dataset.split}: ids differ"
         )
     make_folder(folder)
-    written = write_sheets(folder, record, scores, dataset, maps_of, count)
+    written = write_sheets(folder, record, scores, dataset, maps_of, count=count)
     if scores.has_boxes.any():
         accuracy_curve(record, scores, folder / "accuracy.png")
         written.append(folder / "accuracy.png")
@@ -188,7 +188,7 @@ def _error_shares(record: RunRecord, policy: str) -> Float64[np.ndarray, "3 6"] 
             return None
         value = metric.value
         rows.append((value, value if metric.low is None else metric.low, value if metric.high is None else metric.high))
-    return np.array(rows).T
+    return np.transpose(np.array(rows, dtype=np.float64))
 
 
 def _finish(figure: Any, record: RunRecord, handles: list[Any], title: str | None = None) -> None:
@@ -204,5 +204,5 @@ def _marker(policy: str) -> str:
     return _MARKERS.get(policy.partition(":")[0], "s")
 
 
-def _pick(values: tuple[str, ...], index: int) -> str:
+def _pick(values: tuple[Any, ...], index: int) -> Any:
     return values[index % len(values)]

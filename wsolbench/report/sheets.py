@@ -53,6 +53,7 @@ def write_sheets(
     scores: ImageScores,
     dataset: Dataset,
     maps_of: Callable[[list[int]], Sequence[ScoreMap]],
+    *,
     count: int,
 ) -> list[Path]:
     """Write `SHEETS` into `folder`; nothing when no image has a true box or mask. See `wsolbench.report.plots.write_pictures`."""
@@ -62,9 +63,9 @@ def write_sheets(
     sheets = ranking.sheets(count)
     indices = sorted({index for chosen in sheets.values() for index in chosen})
     maps = zip(indices, maps_of(indices), strict=True)
-    items = {index: _item(record, scores, dataset, ranking, index, raw_map) for index, raw_map in maps}
+    items = {index: _item(record, scores, dataset, ranking, index=index, raw_map=raw_map) for index, raw_map in maps}
     for name, chosen in sheets.items():
-        overlay_sheet([items[index] for index in chosen], folder / name, f"{SHEETS[name]} · {run_title(record)}")
+        overlay_sheet([items[index] for index in chosen], folder / name, f"{SHEETS[name]}\n{run_title(record)}")
     return [folder / name for name in sheets]
 
 
@@ -92,7 +93,7 @@ def _ranking(indices: Int64[np.ndarray, " m"], iou: Float64[np.ndarray, " n"], t
     return _Ranking(indices=indices[np.argsort(iou[indices], kind="stable")], iou=iou, by_boxes=by_boxes, tau_index=tau_index)
 
 
-def _item(record: RunRecord, scores: ImageScores, dataset: Dataset, ranking: _Ranking, index: int, raw_map: ScoreMap) -> OverlayItem:
+def _item(record: RunRecord, scores: ImageScores, dataset: Dataset, ranking: _Ranking, *, index: int, raw_map: ScoreMap) -> OverlayItem:
     sample, protocol = dataset[index], record.protocol
     unit_map = to_frame(raw_map, sample.size, protocol, what=f"map of {sample.id!r}")
     image = frame_image(sample, protocol)

@@ -13,6 +13,8 @@ from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue, RunRecord
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.measure import Measurement
     from rich.table import Table
 
 UNDEFINED = "—"
@@ -43,15 +45,20 @@ def format_value(metric: MetricValue) -> str:
     """Value and interval, `63.4 [61.0, 65.8]`; a dash where the metric is undefined."""
     if metric.value is None:
         return UNDEFINED
-    text = format_number(metric.name, metric.value)
+    return f"{format_number(metric.name, metric.value)} {_interval(metric)}".rstrip()
+
+
+def _interval(metric: MetricValue) -> str:
     if metric.low is None or metric.high is None:
-        return text
-    return f"{text} [{format_number(metric.name, metric.low)}, {format_number(metric.name, metric.high)}]"
+        return ""
+    return f"[{format_number(metric.name, metric.low)}, {format_number(metric.name, metric.high)}]"
 
 
 def format_taus(metric: MetricValue) -> str:
-    """`tau 0.21`, or one threshold for each delta, `tau 0.15 0.21 0.3`; empty where there is none."""
-    return "tau " + " ".join(f"{round(tau, 3):g}" for tau in metric.tau) if metric.tau else ""
+    """`tau 0.21`, or one threshold for each delta, `tau 0.15 0.21 0.3`; empty where there is none, and for Peak-T, which is one."""
+    if not metric.tau or metric.name == "peak_t":
+        return ""
+    return "tau " + " ".join(f"{round(tau, 3):g}" for tau in metric.tau)
 
 
 def escape_markdown(text: Any) -> str:
@@ -91,6 +98,8 @@ def describe_protocol(protocol: EvalProtocol) -> str:
 
 
 def _compact(value: Any) -> str:
+    if isinstance(value, dict):  # a threshold grid
+        return f"{value['start']:g} to {value['stop']:g} by {value['step']:g}"
     if isinstance(value, list) and len(value) > 4:
         return f"[{value[0]}, ..., {value[-1]}] ({len(value)} values)"
     return repr(value)
@@ -99,7 +108,8 @@ def _compact(value: Any) -> str:
 def run_title(record: RunRecord) -> str:
     """Method, backbone, data set and protocol in one line: `cam · resnet50 · cub/test · 5,794 images · wsoleval`."""
     method, dataset = record.method, record.dataset
-    parts = [method["name"], method.get("variant"), method.get("backbone"), f"{dataset['name']}/{dataset['split']}"]
+    variant = method.get("variant")
+    parts = [method["name"], None if variant == "default" else variant, method.get("backbone"), f"{dataset['name']}/{dataset['split']}"]
     if dataset.get("images") is not None:
         parts.append(f"{dataset['images']:,} images")
     return " · ".join(str(part) for part in [*parts, describe_protocol(record.protocol)] if part)
@@ -156,11 +166,12 @@ def _group_of(name: str) -> str:
     return next((title for title, members in _GROUPS if base in members), _OTHER_GROUP)
 
 
-def _group_title(title: str, rows: Iterable[_Row]) -> str:
+def _count(rows: Iterable[_Row]) -> str:
+    """Number of images that a group's numbers are computed on; empty when all of them are undefined."""
     counts = sorted({cell.n for row in rows for cell in row.cells if cell is not None and cell.value is not None})
     if not counts:
-        return title
-    return f"{title} ({counts[0]:,} images)" if len(counts) == 1 else f"{title} ({counts[0]:,} to {counts[-1]:,} images)"
+        return ""
+    return f"{counts[0]:,} images" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,} images"
 
 
 def metrics_table(record: RunRecord) -> Table:
@@ -189,20 +200,44 @@ def metrics_table(record: RunRecord) -> Table:
         table.add_column(Text(heading))
     for title, rows in grid.groups:
         table.add_section()
-        table.add_row(Text(_group_title(title, rows), style="bold"))
+        table.add_row(Text(title, style="bold"), Text(_count(rows), style="dim"))
         for row in rows:
-            table.add_row(Text(f"  {metric_title(row.name)}"), *(_terminal_cell(grid, cell) for cell in row.cells))
+            table.add_row(Text(f" {metric_title(row.name)}"), *(_Cell(cell, grid.note(cell)) if cell else "" for cell in row.cells))
     return table
 
 
-def _terminal_cell(grid: _Grid, cell: MetricValue | None) -> Any:
-    from rich.text import Text
+@dataclass(frozen=True)
+class _Cell:
+    """A number in the terminal: value and interval, in a narrow column below each other, and the threshold."""
 
-    if cell is None:
-        return ""
-    taus = format_taus(cell)
-    value = Text(" ".join(part for part in (format_value(cell), grid.note(cell)) if part))
-    return value.append(f"\n{taus}", style="dim") if taus else value
+    metric: MetricValue
+    note: str
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        from rich.measure import Measurement
+
+        narrow = max(len(_interval(self.metric)), len(self._value), 6)
+        return Measurement(narrow, max(len(self._line), len(format_taus(self.metric)), narrow))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        if len(self._line) <= options.max_width:
+            yield Text(self._line)
+        else:
+            yield Text(self._value)
+            yield Text(_interval(self.metric))
+        if taus := format_taus(self.metric):
+            yield Text(taus, style="dim")
+
+    @property
+    def _value(self) -> str:
+        value = self.metric.value
+        return f"{UNDEFINED} {self.note}" if value is None else format_number(self.metric.name, value)
+
+    @property
+    def _line(self) -> str:
+        return f"{self._value} {_interval(self.metric)}".rstrip()
 
 
 def metrics_markdown(record: RunRecord) -> str:
@@ -214,7 +249,7 @@ def metrics_markdown(record: RunRecord) -> str:
         "|---" * (len(grid.columns) + 1) + "|",
     ]
     for title, rows in grid.groups:
-        lines.append(f"| **{_group_title(title, rows)}** |" + " |" * len(grid.columns))
+        lines.append(f"| **{title}** | {_count(rows)} |" + " |" * (len(grid.columns) - 1))
         for row in rows:
             cells = [markdown_cell(cell, grid.note(cell)) if cell else "" for cell in row.cells]
             lines.append(f"| {escape_markdown(metric_title(row.name))} | " + " | ".join(cells) + " |")

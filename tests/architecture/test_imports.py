@@ -1,0 +1,73 @@
+"""What importing and asking for help may load, and that the metrics core works where torch is not installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "torchvision", "timm", "matplotlib", "cv2", "scipy", "numba", "pandas")
+
+
+def run(code: str, *arguments: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def loaded_after(code: str, *arguments: str) -> set[str]:
+    return set(run(f"{code}\nimport sys; print('LOADED', *sys.modules)", *arguments).rpartition("LOADED")[2].split())
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert loaded_after("import wsolbench").isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("eval", "--help"),
+        ("train", "--help"),
+        ("score", "--help"),
+        ("list", "methods"),
+        ("list", "datasets"),
+        ("list", "metrics"),
+        ("list", "protocols"),
+        ("list", "backbones"),
+    ],
+)
+def test_help_and_lists_load_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    code = "import wsolbench.cli\ntry:\n    wsolbench.cli.main()\nexcept SystemExit as status:\n    assert status.code == 0"
+    assert loaded_after(code, *arguments).isdisjoint(HEAVY)
+
+
+WITHOUT_TORCH = "import sys\nfor name in ('torch', 'torchvision', 'timm', 'safetensors'):\n    sys.modules[name] = None\n"
+
+
+def test_the_metrics_core_works_without_torch() -> None:
+    code = """
+import numpy as np
+from wsolbench.metrics import EvalProtocol, MaxBoxAcc, PxAP, best_iou_per_tau, bootstrap_interval, localization_error
+import wsolbench.metrics as metrics
+for name in metrics.__all__:
+    getattr(metrics, name)
+protocol = EvalProtocol.preset("wsoleval")
+accuracy = MaxBoxAcc(protocol)
+accuracy.update(best_iou_per_tau(np.eye(8), np.array([[0.0, 0.0, 7.0, 7.0]]), protocol))
+print(accuracy.compute().value)
+"""
+    assert run(WITHOUT_TORCH + code).strip() == "1.0"
+
+
+def test_every_public_name_exists_without_torch() -> None:
+    assert run(WITHOUT_TORCH + "import wsolbench\nfor name in wsolbench.__all__: getattr(wsolbench, name)\nprint(len(wsolbench.__all__) <= 20)").strip() == "True"
+
+
+def test_a_method_without_torch_says_what_to_install() -> None:
+    code = "import sys\nsys.argv = ['wsolbench', 'eval', '--method', 'cam', '--dataset', 'toybirds']\nimport wsolbench.cli\nwsolbench.cli.main()"
+    result = subprocess.run([sys.executable, "-c", WITHOUT_TORCH + code], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "pip install 'wsolbench[models]'" in result.stderr
+    assert "Traceback" not in result.stderr

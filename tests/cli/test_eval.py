@@ -1,0 +1,124 @@
+"""`wsolbench train`, `eval` and `leaderboard` together, on a small folder of the user's own pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TRAIN = ("--backbone", "tiny", "--epochs", "2", "--image-size", "32", "--batch-size", "8", "--device", "cpu", "--workers", "1")
+SCORE = ("--resamples", "100")
+
+
+def on(birds: Path) -> tuple[object, ...]:
+    return ("--dataset", "csvfolder", "--data-root", birds)
+
+
+def records(folder: str = "results/measured") -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(Path(folder).rglob("*.json"))]
+
+
+def test_train_then_eval_then_score_the_saved_maps_then_the_board(run, birds: Path) -> None:
+    result = run("eval", "--method", "cam", *on(birds), *TRAIN, *SCORE, "--train", "--save-maps", "maps", "--pictures", "pictures")
+    assert result.code == 0, result.err
+    (record,) = records()
+    assert record["method"]["name"] == "cam"
+    assert record["method"]["backbone"] == "tiny"
+    assert {metric["policy"] for metric in record["metrics"] if "policy" in metric} == {"oracle", "transfer"}
+    assert {path.suffix for path in Path("pictures").iterdir()} == {".png"}
+    scored = run("score", "--maps", "maps", *on(birds), *SCORE, "--out", "again")
+    assert scored.code == 0, scored.err
+    assert records("again")[0]["metrics"] == record["metrics"]
+    board = run("leaderboard")
+    assert board.code == 0, board.err
+    assert run("leaderboard", "--check").code == 0
+    assert list(Path("results/leaderboard").glob("*.md"))
+
+
+def test_a_method_without_parameters_needs_no_training(run, birds: Path) -> None:
+    result = run("eval", "--method", "center-box", *on(birds), *SCORE, "--fixed-tau", "0.3")
+    assert result.code == 0, result.err
+    (record,) = records()
+    reasons = {metric["name"]: metric.get("reason") for metric in record["metrics"] if metric["value"] is None}
+    assert reasons["top1_cls"] == "no predicted labels"
+    assert any(metric.get("policy") == "fixed:0.3" for metric in record["metrics"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "kam"), "did you mean 'cam'"),
+        (("--method", "cam"), "Add --train"),
+        (("--method", "cam", "--train", "--backbone", "tinny"), "did you mean 'tiny'"),
+        (("--method", "cam", "--train", "--set", "hed=fc"), "did you mean 'head'"),
+        (("--method", "cam", "--train", "--set", "head"), "expected NAME=VALUE"),
+        (("--method", "cam", "--train", "--checkpoint", "x.safetensors"), "exclude each other"),
+        (("--method", "cam", "--checkpoint", "nowhere.safetensors"), "nowhere.safetensors"),
+        (("--method", "center-box", "--checkpoint", "x.safetensors"), "has no checkpoint"),
+        (("--method", "cam", "--train", "--device", "cuda:7"), "cuda:7"),
+    ],
+)
+def test_a_wrong_option_is_explained(run, birds: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = run("eval", *on(birds), *arguments)
+    assert result.code == 2
+    assert message in result.err
+    assert "Traceback" not in result.err
+    assert not records()
+
+
+def test_a_missing_data_root_names_all_ways_to_give_one(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WSOLBENCH_DATA", raising=False)
+    result = run("eval", "--method", "center-box", "--dataset", "cub")
+    assert result.code == 2
+    assert "--data-root" in result.err
+    assert "WSOLBENCH_CUB_ROOT" in result.err
+
+
+def test_a_checkpoint_of_other_classes_is_refused(run, birds: Path, tmp_path: Path) -> None:
+    assert run("train", "--method", "cam", *on(birds), *TRAIN).code == 0
+    annotations = birds / "annotations.csv"
+    (birds / "classes.csv").write_text("label,name\n0,red\n1,green\n2,blue\n3,violet\n")
+    assert annotations.exists()
+    result = run("eval", "--method", "cam", *on(birds), "--backbone", "tiny")
+    assert result.code == 2
+    assert "3 classes" in result.err
+    assert "has 4" in result.err
+
+
+def command(birds: Path, *arguments: object) -> subprocess.Popen[bytes]:
+    line = [sys.executable, "-c", "from wsolbench.cli import main; main()", *map(str, arguments), *map(str, on(birds))]
+    return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def kill_when(process: subprocess.Popen[bytes], condition) -> None:
+    """SIGKILL as soon as `condition()` holds; fail when the process ends before."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_killed_training_and_a_killed_evaluation_go_on(run, birds: Path) -> None:
+    long = ("--backbone", "tiny", "--epochs", "40", "--image-size", "32", "--batch-size", "8", "--device", "cpu", "--workers", "1")
+    process = command(birds, "train", "--method", "cam", *long, "--out", "runs/killed")
+    kill_when(process, lambda: len(list(Path("runs/killed").glob("log.csv"))) and len(Path("runs/killed/log.csv").read_text().splitlines()) > 3)
+    assert run("train", "--method", "cam", *on(birds), *long, "--out", "runs/killed").code == 0
+    assert run("train", "--method", "cam", *on(birds), *long, "--out", "runs/unbroken").code == 0
+    assert Path("runs/killed/last.safetensors").read_bytes() == Path("runs/unbroken/last.safetensors").read_bytes()
+
+    evaluation = ("eval", "--method", "cam", "--checkpoint", "runs/killed/last.safetensors", "--batch-size", "1", *SCORE)
+    process = command(birds, *evaluation, "--out", "killed")
+    kill_when(process, lambda: len(list(Path("killed").glob(".work/*/*.npz"))) >= 2)
+    assert not records("killed")
+    assert run(*evaluation, *on(birds), "--out", "killed").code == 0
+    assert run(*evaluation, *on(birds), "--out", "unbroken").code == 0
+    assert records("killed")[0]["metrics"] == records("unbroken")[0]["metrics"]

@@ -1,0 +1,166 @@
+"""`wsolbench score`: anybody's maps, and every way in which they can be wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+IDS = [f"test/{index:02d}.png" for index in range(9)]
+
+
+@pytest.fixture
+def maps(birds: Path, tmp_path: Path) -> Path:
+    """Maps that are the masks, slightly spread out: stored with 24 x 24 pixels."""
+    folder = tmp_path / "maps"
+    for image_id in IDS:
+        mask = Image.open(birds / "masks" / image_id).resize((24, 24), Image.Resampling.BILINEAR)
+        path = folder / f"{image_id}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.asarray(mask, dtype=np.float32) / 255)
+    return folder
+
+
+def score(run, birds: Path, maps: Path, *more: object):
+    return run("score", "--maps", maps, "--dataset", "csvfolder", "--data-root", birds, "--resamples", "100", *more)
+
+
+def the_record(folder: Path = Path("results/measured")) -> dict:
+    (path,) = folder.rglob("*.json")
+    return json.loads(path.read_text())
+
+
+def metric(record: dict, name: str) -> dict:
+    return next(m for m in record["metrics"] if m["name"] == name)
+
+
+def test_good_maps_score_well_and_leave_a_record(run, birds: Path, maps: Path) -> None:
+    result = score(run, birds, maps, "--name", "mine", "--save-scores")
+    assert result.code == 0, result.err
+    assert "MaxBoxAccV2" in result.out
+    record = the_record()
+    assert record["method"]["name"] == "mine"
+    assert metric(record, "gt_known")["value"] == 1.0
+    assert metric(record, "peak_iou")["value"] > 0.8
+    assert metric(record, "top1_cls")["reason"] == "no predicted labels"
+    assert len(list(Path("results/measured").rglob("*.scores.npz"))) == 1
+    assert not list(Path("results/measured").glob(".work/*"))
+
+
+def test_png_maps_and_predictions_from_elsewhere(run, birds: Path, maps: Path, tmp_path: Path) -> None:
+    for image_id in IDS:
+        stored = maps / f"{image_id}.npy"
+        Image.fromarray((np.load(stored) * 65535).astype(np.uint16)).save(maps / image_id)
+        stored.unlink()
+    rows = [f"{image_id},{index % 3},{(index + 1) % 3}" for index, image_id in enumerate(IDS)]
+    (tmp_path / "labels.csv").write_text("image,rank1,rank2\n" + "\n".join(rows) + "\n")
+    result = score(run, birds, maps, "--predictions", tmp_path / "labels.csv")
+    assert result.code == 0, result.err
+    assert metric(the_record(), "top1_loc")["value"] == 1.0
+
+
+def test_a_missing_map_is_refused_unless_partial_is_allowed(run, birds: Path, maps: Path) -> None:
+    (maps / "test/03.png.npy").unlink()
+    refused = score(run, birds, maps)
+    assert refused.code == 2
+    assert "1 of 9 images have no map" in refused.err
+    assert "test/03.png" in refused.err
+    assert "--allow-partial" in refused.err
+    assert not Path("results").exists() or not list(Path("results").rglob("*.json"))
+    allowed = score(run, birds, maps, "--allow-partial")
+    assert allowed.code == 0, allowed.err
+    assert the_record()["dataset"]["without_map"] == 1
+    assert the_record()["dataset"]["images"] == 8
+
+
+def pickled(path: Path) -> None:
+    np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:150])
+
+
+def with_nan(path: Path) -> None:
+    np.save(path, np.full((4, 4), np.nan))
+
+
+def with_inf(path: Path) -> None:
+    np.save(path, np.full((4, 4), np.inf))
+
+
+def with_three_dimensions(path: Path) -> None:
+    np.save(path, np.zeros((3, 4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(pickled, "pickle"), (truncated, "cannot be read"), (with_nan, "NaN"), (with_inf, "Inf"), (with_three_dimensions, "shape (3, 4, 4)")],
+)
+def test_a_broken_map_is_named_and_nothing_is_written(run, birds: Path, maps: Path, spoil, message: str) -> None:
+    spoil(maps / "test/05.png.npy")
+    result = score(run, birds, maps)
+    assert result.code == 2
+    assert message in result.err
+    assert "05.png" in result.err
+    assert "Traceback" not in result.err
+    assert not list(Path("results").rglob("*.json"))
+
+
+def test_a_constant_map_is_scored(run, birds: Path, maps: Path) -> None:
+    np.save(maps / "test/05.png.npy", np.full((4, 4), 0.5))
+    assert score(run, birds, maps).code == 0
+    assert metric(the_record(), "gt_known")["value"] == pytest.approx(8 / 9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--protocol", "wsolevol"), "did you mean 'wsoleval'"),
+        (("--protocol-set", "component=all"), "did you mean 'components'"),
+        (("--protocol-set", "components=most"), "expected one of 'all', 'largest', 'union'"),
+        (("--split", "tset"), "did you mean 'test'"),
+        (("--fixed-tau", "7"), "7"),
+        (("--predictions", "nowhere.csv"), "nowhere.csv"),
+        (("--limit", "0"), "--limit"),
+    ],
+)
+def test_a_wrong_option_is_explained(run, birds: Path, maps: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = score(run, birds, maps, *arguments)
+    assert result.code == 2
+    assert message in result.err
+
+
+def test_unknown_names_give_the_nearest(run, birds: Path, maps: Path) -> None:
+    result = run("score", "--maps", maps, "--dataset", "csvfoldr", "--data-root", birds)
+    assert result.code == 2
+    assert "did you mean 'csvfolder'" in result.err
+    result = run("scor")
+    assert result.code == 2
+    assert "did you mean 'score'" in result.err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_results_folder_is_refused_before_the_work(run, birds: Path, maps: Path, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    result = score(run, birds, maps, "--out", tmp_path / "closed")
+    assert result.code == 2
+    assert "cannot write" in result.err
+
+
+def test_a_results_folder_that_is_a_file_is_refused(run, birds: Path, maps: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = score(run, birds, maps, "--out", tmp_path / "file" / "results")
+    assert result.code == 2
+    assert "cannot write" in result.err
+
+
+def test_a_protocol_variant_is_named_in_record_and_path(run, birds: Path, maps: Path) -> None:
+    assert score(run, birds, maps, "--protocol-set", "components=union", "--protocol-set", "deltas=0.5,0.9").code == 0
+    protocol = the_record()["protocol"]
+    assert protocol["name"] == "wsoleval+components=union,deltas=0.5,0.9"
+    assert protocol["deltas"] == [0.5, 0.9]

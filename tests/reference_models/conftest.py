@@ -1,0 +1,61 @@
+"""Small data sets and a small backbone, so that everything here runs in seconds on one core."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from reference_models.backbone import Backbone, Stage
+from wsolbench.methods import InputSpec
+from wsolbench.types import Dataset, Sample
+
+
+def squares(count: int = 24, *, classes: int = 3, size: int = 32, seed: int = 0, split: str = "train") -> Dataset:
+    """Noise with a bright square whose colour is the class."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for number in range(count):
+        label = number % classes
+        pixels = rng.integers(0, 80, (size, size, 3), dtype=np.uint8)
+        x, y = rng.integers(0, size // 2, 2)
+        side = size // 3
+        pixels[y : y + side, x : x + side, [label % 3, (label // 3) % 3]] = 255
+        box = np.array([[x, y, x + side, y + side]], dtype=np.float64)
+        samples.append(Sample(id=f"{split}/{number}.png", label=label, size=(size, size), array=pixels, boxes=box))
+    names = tuple(f"class {label}" for label in range(classes))
+    return Dataset(name="squares", split=split, samples=samples, class_names=names, fingerprint=f"{count}-{classes}-{size}-{seed}")
+
+
+def toy_backbone(size: int = 32) -> Backbone:
+    """Three stages; the last two share a grid of 8x8 at 32."""
+
+    def block(inputs: int, outputs: int, stride: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+
+    steps = OrderedDict(one=block(3, 8, 2), two=block(8, 12, 2), three=block(12, 16, 1))
+    layout = [Stage("one", 2, 8), Stage("two", 4, 12), Stage("three", 4, 16)]
+    return Backbone("toy", steps, layout, grid="std", input_spec=InputSpec(size=size), head_width=16)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_fresh_seed():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def train_set() -> Dataset:
+    return squares()
+
+
+@pytest.fixture
+def val_set() -> Dataset:
+    return squares(9, seed=1, split="val")
