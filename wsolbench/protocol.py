@@ -168,7 +168,8 @@ class EvalProtocol:
         grid = values.get("taus")
         if isinstance(grid, dict):
             values["taus"] = tau_grid(grid["step"], grid["stop"], grid["start"])
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        arguments: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**arguments)
 
 
 def _grid_to_json(taus: tuple[float, ...]) -> Any:

@@ -135,7 +135,8 @@ def read_record(path: Path) -> RunRecord:
 
 
 def _metric_from_json(values: dict[str, Any]) -> MetricValue:
-    metric = MetricValue(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    arguments: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    metric = MetricValue(**arguments)
     metric_info(metric.name)
     if metric.tau is not None and not isinstance(metric.tau, tuple):
         raise ValueError(f"metric {metric.name} has tau {metric.tau!r}; expected a list of thresholds")

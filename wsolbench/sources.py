@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -85,7 +85,7 @@ class ModelSource:
     def load(self, sample: Sample) -> dict[str, np.ndarray]:
         """The network's input for the map, and for ten-crop classification the ten crops."""
         pixels, spec = sample.image(), self.method.input_spec
-        frame = "center_crop" if self.protocol.frame == "center_crop" else "squash"
+        frame: Literal["squash", "center_crop"] = "center_crop" if self.protocol.frame == "center_crop" else "squash"
         loaded = {"image": to_input(pixels, spec, frame=frame, resize_size=self._resize_size)}
         if self.protocol.classifier == "ten_crop":
             loaded["crops"] = ten_crops(pixels, spec, resize_size=self._resize_size)
@@ -121,7 +121,8 @@ class ModelSource:
         crops = torch.from_numpy(np.stack([item["crops"] for item in loaded])).to(self.device)  # (B, 10, 3, S, S)
         logits = self.method.localize(crops.flatten(0, 1)).logits
         assert logits is not None
-        return logits.float().softmax(dim=1).unflatten(0, (-1, 10)).mean(dim=1)
+        shares = logits.float().softmax(dim=1)  # (10 B, C)
+        return shares.reshape(len(loaded), 10, -1).mean(dim=1)
 
     def describe(self) -> dict[str, Any]:
         """Name and description of the method."""

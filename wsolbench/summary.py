@@ -107,7 +107,7 @@ def _select(scores: ImageScores, chosen: Bool[np.ndarray, " n"]) -> ImageScores:
 
 
 def _in_top(scores: ImageScores, k: int) -> Bool[np.ndarray, " n"]:
-    return (scores.ranked[:, :k] == scores.labels[:, None]).any(axis=1)
+    return np.asarray((scores.ranked[:, :k] == scores.labels[:, None]).any(axis=1))
 
 
 def _first_column(rates: Rates) -> Float64[np.ndarray, " r"]:
@@ -165,7 +165,7 @@ def _box_metrics(protocol: EvalProtocol) -> Iterator[tuple[str, Hits]]:
     def top_k(scores: ImageScores, k: int) -> Bool[np.ndarray, "n 1 t"] | None:
         if scores.ranked.shape[1] < k:
             return None
-        return passes(scores.single_iou[:, None], _ONE_BOX_DELTA, protocol.topk_iou_test) & _in_top(scores, k)[:, None, None]
+        return np.asarray(passes(scores.single_iou[:, None], _ONE_BOX_DELTA, protocol.topk_iou_test) & _in_top(scores, k)[:, None, None])
 
     def at(scores: ImageScores, deltas: tuple[float, ...]) -> Bool[np.ndarray, "n d t"]:
         return np.stack([passes(scores.best_iou, delta, protocol.iou_test) for delta in deltas], axis=1)
@@ -248,4 +248,4 @@ def _peak_iou(rates: Rates) -> Float64[np.ndarray, " r"]:
 
 
 def _peak_t(rates: Rates) -> Float64[np.ndarray, " r"]:
-    return pixel_iou(rates.reshape(-1, 2, 256)).argmax(axis=1).astype(np.float64)
+    return np.asarray(pixel_iou(rates.reshape(-1, 2, 256)).argmax(axis=1), dtype=np.float64)

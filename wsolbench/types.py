@@ -107,7 +107,7 @@ class Sample:
             raise DataError(f"sample {self.id!r} has neither pixels nor a path")
         return self._cropped(_read_image(self.path, "RGB", f"image {self.id!r}"))
 
-    def _cropped(self, pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    def _cropped(self, pixels: UInt8[np.ndarray, "stored_h stored_w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         if self.crop is None:
             return pixels
         x0, y0, x1, y1 = self.crop

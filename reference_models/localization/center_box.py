@@ -68,19 +68,19 @@ class CenterBox(Localizer):
 
     @classmethod
     def create(
-        cls, *, backbone: str, num_classes: int, weights: str, settings: Mapping[str, str], image_size: int | None = None
-    ) -> CenterBox:  # noqa: ARG003
-        """A new instance; it has no backbone, so `backbone` and `weights` mean nothing to it."""
+        cls, *, num_classes: int, settings: Mapping[str, str], image_size: int | None = None, **_unused: str
+    ) -> CenterBox:
+        """A new instance; it has no backbone: `backbone` and `weights` are ignored."""
         config = parse_settings(CenterBoxConfig, settings, what="method 'center-box'")
         return cls(num_classes, config, InputSpec() if image_size is None else InputSpec(size=image_size)).eval()
 
     @classmethod
-    def load(cls, checkpoint: Path, *, device: str = "auto") -> CenterBox:  # noqa: ARG003
+    def load(cls, checkpoint: Path, *, device: str = "auto") -> CenterBox:  # noqa: ARG003 - the common signature
         """Raises `UsageError`: there is nothing to load."""
         raise UsageError("method 'center-box' has no parameters and no checkpoints; leave --checkpoint out")
 
     @classmethod
-    def fit(cls, request: TrainRequest) -> Path:  # noqa: ARG003
+    def fit(cls, request: TrainRequest) -> Path:  # noqa: ARG003 - the common signature
         """Raises `UsageError`: there is nothing to train."""
         raise UsageError("method 'center-box' has no parameters; evaluate it without training")
 

@@ -89,6 +89,10 @@ class TestAircraft:
     def test_a_coarser_level_has_its_own_classes(self, tmp_path: Path) -> None:
         write_aircraft(tmp_path)
         assert load_dataset("aircraft", "test", tmp_path, level="family").class_names == ("Boeing 737", "F-16")
+
+    @pytest.mark.usefixtures("unchecked_shapes")
+    def test_an_unknown_level_is_answered_with_the_nearest_name(self, tmp_path: Path) -> None:
+        write_aircraft(tmp_path)
         with pytest.raises(UsageError, match="unknown level 'familly'; did you mean 'family'"):
             load_dataset("aircraft", "test", tmp_path, level="familly")
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from reference_models.base import Batch
 from reference_models.layers.heads import ConvHead, FcHead, class_activation_maps
 from reference_models.localization.cam import Cam, CamConfig
-
 from tests.reference_models.conftest import toy_backbone
 
 CLASSES = 5

@@ -14,10 +14,9 @@ import reference_models
 from reference_models.backbone import load_backbone
 from reference_models.base import Batch, Localizer
 from reference_models.catalog import backbones, methods
+from tests.reference_models.conftest import squares
 from wsolbench.methods import Localizer as LocalizerProtocol
 from wsolbench.methods import list_backbones, list_methods, load_method
-
-from tests.reference_models.conftest import squares
 
 OURS = [row.name for row in list_methods() if row.module.startswith("reference_models.")]
 TRAINABLE = [name for name in OURS if load_method(name).trainable]

@@ -14,6 +14,7 @@ from wsolbench.protocol import EvalProtocol
 from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
+    from wsolbench.datasets import Missing
     from wsolbench.evaluate import Evaluation, RunOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -62,22 +63,20 @@ scoring_options = _all(
 )
 
 
-def open_dataset(name: str, split: str, data_root: Path | None, metadata_root: Path | None) -> Dataset:
-    """Load a split, passing on only the options that were given."""
+def open_dataset(name: str, split: str, data_root: Path | None, metadata_root: Path | None, missing: Missing = "error") -> Dataset:
+    """Load a split, passing on only the options that were given. `missing` is what to do with images that have no file."""
     from wsolbench.datasets import load_dataset
 
-    extra = {} if metadata_root is None else {"metadata_root": metadata_root}
-    return load_dataset(name, split, root=data_root, **extra)
+    extra: dict[str, Any] = {} if metadata_root is None else {"metadata_root": metadata_root}
+    return load_dataset(name, split, root=data_root, missing=missing, **extra)
 
 
 def open_val(name: str, data_root: Path | None, metadata_root: Path | None) -> Dataset | None:
-    """The `val` split, or None where the data set has none on this disk."""
-    from wsolbench.exceptions import WsolbenchError
+    """The `val` split, or None where the data set has none on this disk. A `val` that is there but broken is an error."""
+    from wsolbench.datasets import available_splits
 
-    try:
-        return open_dataset(name, "val", data_root, metadata_root)
-    except WsolbenchError:
-        return None
+    extra: dict[str, Any] = {} if metadata_root is None else {"metadata_root": metadata_root}
+    return open_dataset(name, "val", data_root, metadata_root) if "val" in available_splits(name, data_root, **extra) else None
 
 
 def parse_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, str]:

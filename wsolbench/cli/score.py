@@ -57,7 +57,8 @@ def command(
 
     started = time.perf_counter()
     conventions = read_protocol(protocol, protocol_set)
-    scored = limited(open_dataset(dataset, split, data_root, metadata_root), limit)
+    # Scoring needs the annotations; the pictures themselves only to be drawn.
+    scored = limited(open_dataset(dataset, split, data_root, metadata_root, "error" if pictures else "keep"), limit)
     folder = MapFolder(maps_dir)
     scored, missing = _with_maps(scored, folder, allow_partial)
     for place in (out, pictures):

@@ -79,7 +79,7 @@ def ellipse(centre: complex, half_length: float, half_width: float, turn: comple
     return centre + turn * (half_length * np.cos(angle) + 1j * half_width * np.sin(angle))
 
 
-def ribbon(middle: Points, widths: Float[np.ndarray, "n"]) -> Points:
+def ribbon(middle: Points, widths: Float[np.ndarray, n]) -> Points:
     """The outline of a band of varying width along a line."""
     along = np.gradient(middle)
     across = 1j * along / np.maximum(np.abs(along), 1e-9) * widths / 2

@@ -49,7 +49,7 @@ class Rendering:
     """Pixels that show, be it in part, a part by which kinds differ."""
 
 
-def labels_of(seed: int, split: str, count: int) -> Int[np.ndarray, "n"]:
+def labels_of(seed: int, split: str, count: int) -> Int[np.ndarray, n]:
     """The class of each image of a split: every 12 consecutive images show every kind once, in random order.
 
     Not in a fixed order, so that every n-th image is no sample of few classes.

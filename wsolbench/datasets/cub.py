@@ -19,7 +19,7 @@ import numpy as np
 
 from wsolbench.datasets.base import DatasetInfo, Missing, Record, assemble, wrong_root
 from wsolbench.datasets.tables import bad_line, parse_float, parse_int, rows_of
-from wsolbench.datasets.wsoleval import image_folder, metadata_folder, read_metadata
+from wsolbench.datasets.wsoleval import has_metadata, image_folder, metadata_folder, read_metadata
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.types import Dataset, KeyPoints
 
@@ -73,7 +73,7 @@ def available_splits(root: Path, *, metadata_root: Path | str | None = None) -> 
     """`val` only where the metadata has it."""
     home = _home(root)
     official = (home / "images.txt").is_file()
-    metadata = {split for split in INFO.splits if metadata_folder(root, metadata_root, "CUB", split)}
+    metadata = {split for split in INFO.splits if has_metadata(root, metadata_root, "CUB", split)}
     return tuple(split for split in INFO.splits if split in metadata or (official and split != "val"))
 
 

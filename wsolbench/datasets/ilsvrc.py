@@ -28,7 +28,7 @@ from wsolbench.datasets.ilsvrc_official import (
     train_records,
     without_blacklisted,
 )
-from wsolbench.datasets.wsoleval import image_folder, metadata_folder, read_metadata
+from wsolbench.datasets.wsoleval import has_metadata, image_folder, metadata_folder, read_metadata
 from wsolbench.exceptions import UsageError
 from wsolbench.types import Dataset, Finding
 
@@ -82,4 +82,4 @@ def available_splits(root: Path, *, metadata_root: Path | str | None = None) -> 
     official = set()
     if layout is not None:
         official = {split for split, there in (("train", layout.train.is_dir()), ("test", layout.xml or layout.solution)) if there}
-    return tuple(split for split in INFO.splits if split in official or metadata_folder(root, metadata_root, "ILSVRC", split))
+    return tuple(split for split in INFO.splits if split in official or has_metadata(root, metadata_root, "ILSVRC", split))

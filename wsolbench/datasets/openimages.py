@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from wsolbench.datasets.base import DatasetInfo, Missing, assemble, wrong_root
-from wsolbench.datasets.wsoleval import image_folder, metadata_folder, read_metadata
+from wsolbench.datasets.wsoleval import has_metadata, image_folder, metadata_folder, read_metadata
 from wsolbench.types import Dataset
 
 INFO = DatasetInfo(
@@ -52,4 +52,4 @@ def load(root: Path, split: str, *, metadata_root: Path | str | None = None, mis
 
 def available_splits(root: Path, *, metadata_root: Path | str | None = None) -> tuple[str, ...]:
     """The splits that the metadata has."""
-    return tuple(split for split in INFO.splits if metadata_folder(root, metadata_root, "OpenImages", split))
+    return tuple(split for split in INFO.splits if has_metadata(root, metadata_root, "OpenImages", split))

@@ -65,16 +65,27 @@ def metadata_folder(root: Path, metadata_root: Path | str | None, name: str, spl
 
     None where there is no such folder. Raises `UsageError` when a metadata root is given and does not have the split.
     """
-    base = root / "metadata" if metadata_root is None else Path(metadata_root).expanduser()
-    for folder in (base / name / split, base / split):
-        if (folder / "image_ids.txt").is_file():
-            return folder
-    if metadata_root is None:
-        return None
-    raise UsageError(
-        f"the metadata root {base} has neither {name}/{split}/image_ids.txt nor {split}/image_ids.txt. "
-        "Give the `metadata` folder of wsolevaluation with --metadata-root."
-    )
+    base = _metadata_base(root, metadata_root)
+    folder = _split_folder(base, name, split)
+    if folder is None and metadata_root is not None:
+        raise UsageError(
+            f"the metadata root {base} has neither {name}/{split}/image_ids.txt nor {split}/image_ids.txt. "
+            "Give the `metadata` folder of wsolevaluation with --metadata-root."
+        )
+    return folder
+
+
+def has_metadata(root: Path, metadata_root: Path | str | None, name: str, split: str) -> bool:
+    """Whether `metadata_folder` finds the split."""
+    return _split_folder(_metadata_base(root, metadata_root), name, split) is not None
+
+
+def _metadata_base(root: Path, metadata_root: Path | str | None) -> Path:
+    return root / "metadata" if metadata_root is None else Path(metadata_root).expanduser()
+
+
+def _split_folder(base: Path, name: str, split: str) -> Path | None:
+    return next((folder for folder in (base / name / split, base / split) if (folder / "image_ids.txt").is_file()), None)
 
 
 def image_folder(candidates: Sequence[Path], ids: Sequence[str]) -> str:

@@ -34,9 +34,10 @@ def to_frame(score_map: np.ndarray, image_size: tuple[int, int], protocol: EvalP
         return normalize(resize_map(values, size, protocol.resize), protocol)
     unit_map = normalize(values, protocol)
     if protocol.order == "quantize_then_resize":
-        return resize_map(np.trunc(unit_map * np.float64(255)).astype(np.uint8), size, protocol.resize) / np.float32(255)
+        levels = np.trunc(unit_map * np.float64(255)).astype(np.uint8)
+        return np.asarray(resize_map(levels, size, protocol.resize) / np.float32(255))
     # A bicubic kernel overshoots; the comparison is defined on [0, 1].
-    return np.clip(resize_map(unit_map, size, protocol.resize), 0, 1)
+    return np.asarray(np.clip(resize_map(unit_map, size, protocol.resize), 0, 1))
 
 
 def check_map(values: np.ndarray, what: str) -> None:

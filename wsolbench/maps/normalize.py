@@ -30,4 +30,4 @@ def normalize(score_map: ScoreMap, protocol: EvalProtocol) -> Float32[np.ndarray
     top = np.float32(np.percentile(values, protocol.percentile)) if protocol.normalize == "pas" else values.max()
     if top <= 0:  # nothing positive (max, ivr), or more than the percentile's share of the pixels is at the minimum (pas)
         return np.zeros_like(values) if protocol.normalize != "pas" else np.asarray(values > 0, dtype=np.float32)
-    return np.clip(values / np.float32(top + np.float32(protocol.normalize_eps)), 0, 1)
+    return np.asarray(np.clip(values / np.float32(top + np.float32(protocol.normalize_eps)), 0, 1))

@@ -147,4 +147,5 @@ def _read_png(path: Path) -> np.ndarray:
         raise DataError(f"map {path} is not a PNG image that can be read")
     if pixels.ndim != 2:
         raise DataError(f"map {path} has {pixels.shape[2]} channels; expected a gray-scale PNG with one")
-    return np.asarray(pixels / np.float32(np.iinfo(pixels.dtype).max), dtype=np.float32)
+    full_scale = np.float32(255 if pixels.dtype == np.uint8 else 65535)
+    return np.asarray(pixels / full_scale, dtype=np.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Num, UInt8
@@ -72,7 +72,7 @@ def overlay(
     image: UInt8[np.ndarray, "h w 3"],
     unit_map: Float[np.ndarray, "map_h map_w"],
     true_boxes: Boxes,
-    predicted_boxes: Boxes,
+    predicted_boxes: Float[np.ndarray, "m 4"],
     *,
     true_mask: Bool[np.ndarray, "true_mask_h true_mask_w"] | None = None,
     predicted_mask: Bool[np.ndarray, "predicted_mask_h predicted_mask_w"] | None = None,
@@ -111,7 +111,7 @@ def overlay(
     return canvas
 
 
-def _outline(box: Num[np.ndarray, "4"], shape: tuple[int, int], width: int, dash: int | None = None) -> Bool[np.ndarray, "h w"]:
+def _outline(box: Num[np.ndarray, 4], shape: tuple[int, int], width: int, dash: int | None = None) -> Bool[np.ndarray, "h w"]:
     """Pixels of a box's outline, `width` wide and inside of the box; dashes and gaps start at the box's top left corner."""
     height, breadth = shape
     left, top, right, bottom = (round(float(value)) for value in box)
@@ -147,8 +147,8 @@ def _paint(canvas: Pixels, line: Bool[np.ndarray, "h w"], color: tuple[int, int,
 def overlay_sheet(items: Sequence[OverlayItem], path: Path, title: str, *, columns: int = 3) -> None:
     """Write a PNG with a grid of image and overlay pairs, captions below them and a legend; at most 256 colours.
 
-    The first line of `title` is the heading. Panels have 200 pixels, so nine images make about 1270 x 920. Raises `DataError` without items and `UsageError`
-    when the file cannot be written.
+    The first line of `title` is the heading. Panels have 200 pixels, so nine images make about 1270 x 920.
+    Raises `DataError` without items and `UsageError` when the file cannot be written.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -240,7 +240,7 @@ def save_figure(figure: Any, path: Path, *, colors: int | None = None) -> None:
         picture.save(temporary, format="PNG", optimize=True)
 
 
-def drawable(boxes: Boxes, end: str) -> Boxes:
+def drawable(boxes: Boxes, end: Literal["exclusive", "inclusive"]) -> Float[np.ndarray, "s 4"]:
     """Boxes in the numbers of a protocol -> ends exclusive, for drawing; those without area are left out."""
     shown = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     has_area = (shown[:, 2:] > shown[:, :2]).all(axis=1)

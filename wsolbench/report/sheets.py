@@ -18,7 +18,7 @@ from wsolbench.records import RunRecord
 from wsolbench.report.overlays import OverlayItem, drawable, frame_image, frame_mask, overlay, overlay_sheet
 from wsolbench.report.tables import run_title
 from wsolbench.scores import ImageScores
-from wsolbench.types import Boxes, Dataset, Sample, ScoreMap, no_boxes
+from wsolbench.types import Dataset, Sample, ScoreMap, no_boxes
 
 SHEETS = {"best.png": "Highest IoU", "worst.png": "Lowest IoU", "sample.png": "From the lowest to the highest IoU, evenly spread"}
 """File name -> title of each sheet."""
@@ -107,13 +107,9 @@ def _item(record: RunRecord, scores: ImageScores, dataset: Dataset, ranking: _Ra
     tau = protocol.taus[ranking.tau_index]
     predicted = single_box_per_tau(unit_map, replace(protocol, taus=(tau,)))
     code = "cls" if top1_right is False else ERROR_NAMES[scores.error_codes[index, ranking.tau_index]]
-    drawn = overlay(image, unit_map, *_drawable_boxes(sample, predicted, record))
+    true_boxes = drawable(frame_boxes(sample.boxes, sample.size, protocol), protocol.gt_end)
+    drawn = overlay(image, unit_map, true_boxes, drawable(predicted, protocol.box_end))
     return OverlayItem(image=image, overlay=drawn, caption=(sample.id, f"{measure} · {metric_title(f'error_{code}')}", *classes))
-
-
-def _drawable_boxes(sample: Sample, predicted: Boxes, record: RunRecord) -> tuple[Boxes, Boxes]:
-    protocol = record.protocol
-    return drawable(frame_boxes(sample.boxes, sample.size, protocol), protocol.gt_end), drawable(predicted, protocol.box_end)
 
 
 def _class_caption(sample: Sample, scores: ImageScores, dataset: Dataset, index: int, top1_right: bool | None) -> tuple[str, ...]:

@@ -1,0 +1,100 @@
+"""Settings from text, and recipes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reference_models.config import MethodConfig, from_json, parse_settings, split_settings, to_json
+from reference_models.recipes import RECIPES, Recipe, default_recipe
+from wsolbench.exceptions import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Everything(MethodConfig):
+    flag: bool = False
+    count: int = 1
+    rate: float = 0.5
+    name: str = "x"
+    kind: Literal["fc", "conv"] = "conv"
+    level: Literal[4, 5] = 4
+    limit: float | None = None
+    stages: tuple[int, ...] = (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ({"flag": "true"}, {"flag": True}),
+        ({"flag": "Off"}, {"flag": False}),
+        ({"count": "-3"}, {"count": -3}),
+        ({"rate": "1e-3"}, {"rate": 0.001}),
+        ({"kind": "fc"}, {"kind": "fc"}),
+        ({"level": "5"}, {"level": 5}),
+        ({"limit": "none"}, {"limit": None}),
+        ({"limit": "2"}, {"limit": 2.0}),
+        ({"stages": "3,4, 5"}, {"stages": (3, 4, 5)}),
+        ({"stages": "()"}, {"stages": ()}),
+        ({"name": "none"}, {"name": "none"}),
+    ],
+)
+def test_text_becomes_a_value_of_the_fields_type(text, expected):
+    config = parse_settings(Everything, text, what="method 'x'")
+    assert config == Everything(**expected)
+    (name,) = expected
+    assert type(getattr(config, name)) is type(expected[name])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"flag": "maybe"}, "flag='maybe' of method 'x': expected true or false"),
+        ({"count": "1.5"}, "count='1.5' of method 'x': expected a whole number"),
+        ({"rate": "fast"}, "rate='fast' of method 'x': expected a number"),
+        ({"kind": "cnn"}, "kind='cnn' of method 'x': expected one of fc, conv"),
+        ({"stages": "1,b"}, "expected a whole number"),
+        ({"rat": "1"}, "unknown setting of method 'x' 'rat'; did you mean 'rate'"),
+    ],
+)
+def test_a_value_of_another_type_and_an_unknown_name_are_refused(text, message):
+    with pytest.raises(UsageError, match=message):
+        parse_settings(Everything, text, what="method 'x'")
+
+
+@given(
+    st.builds(
+        Everything, flag=st.booleans(), count=st.integers(), rate=st.floats(allow_nan=False), stages=st.lists(st.integers()).map(tuple)
+    )
+)
+def test_a_config_comes_back_from_json(config):
+    assert from_json(Everything, to_json(config)) == config
+
+
+def test_settings_of_the_recipe_are_told_apart():
+    assert split_settings({"head": "fc", "recipe.lr": "1", "recipe": "tiny"}) == ({"head": "fc", "recipe": "tiny"}, {"lr": "1"})
+
+
+def test_the_step_schedule_multiplies_at_each_milestone():
+    recipe = Recipe(source="", epochs=20, batch_size=1, lr=1.0, milestones=(0.5, 0.75))
+    assert [recipe.lr_factor(epoch / 20) for epoch in (0, 9, 10, 14, 15, 19)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_the_cosine_starts_at_1_after_the_warm_up_and_ends_at_0():
+    recipe = Recipe(source="", epochs=1, batch_size=1, lr=1.0, schedule="cosine", warmup=0.2)
+    assert [recipe.lr_factor(at) for at in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+
+
+@given(st.sampled_from(sorted(RECIPES)), st.floats(0, 1))
+def test_no_recipe_leaves_the_range_from_0_to_its_base_rate(name, progress):
+    assert 0 <= RECIPES[name].lr_factor(progress) <= 1
+
+
+def test_published_backbones_have_the_recipe_of_spa_for_their_kind_of_data():
+    assert default_recipe("vgg16", 200) == "spa_cub"
+    assert default_recipe("vgg16", 1000) == "spa_ilsvrc"
+    assert default_recipe("tiny", 10) == "tiny"
+    assert {default_recipe(name, 10) for name in ("efficientnet_lite0", "timm:resnet18")} == {"finetune"}

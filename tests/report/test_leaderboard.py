@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from wsolbench.cli.leaderboard import command
+from wsolbench.exceptions import DataError, UsageError
+from wsolbench.protocol import EvalProtocol
+from wsolbench.records import MetricValue
+from wsolbench.report.leaderboard import CSV_FIELDS, check_leaderboard, leaderboard_files, write_leaderboard
+
+Write = Callable[..., Path]
+
+
+def metric(name: str, value: float | None, policy: str | None = "oracle", **more: Any) -> MetricValue:
+    tau = None if policy is None or value is None else (0.2,)
+    return MetricValue(name=name, value=value, n=10, policy=policy, tau=tau, **more)
+
+
+def tables(markdown: str) -> list[list[str]]:
+    """Rows of each table of a Markdown text, without the rule below the header."""
+    found: list[list[str]] = []
+    before = ""
+    for line in markdown.splitlines():
+        if line.startswith("|"):
+            if not before.startswith("|"):
+                found.append([])
+            if not line.startswith("|---"):
+                found[-1].append(line)
+        before = line
+    return found
+
+
+def rows(results: Path, name: str = "squares") -> list[dict[str, str]]:
+    with (results / "leaderboard" / f"{name}.csv").open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_same_records_give_the_same_bytes_whatever_the_folder_and_the_order_of_writing(tmp_path: Path, write_record: Write) -> None:
+    paths = [write_record(method={"name": name, "training": {"seed": seed}}) for name in ("cam", "has") for seed in (0, 1)]
+    first = leaderboard_files(tmp_path)
+    other = tmp_path / "elsewhere"
+    for path in reversed(paths):
+        target = other / path.relative_to(tmp_path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    assert leaderboard_files(other) == first
+    write_leaderboard(other)
+    stored = {path.name: path.read_bytes() for path in (other / "leaderboard").iterdir()}
+    assert stored == {name: text.encode() for name, text in first.items()}
+
+
+def test_dates_and_machines_do_not_show_on_the_board(tmp_path: Path, write_record: Write) -> None:
+    path = write_record()
+    before = leaderboard_files(tmp_path)
+    stored = json.loads(path.read_text())
+    stored["provenance"] = {"date": "1999-01-01", "device": "abacus"}
+    path.write_text(json.dumps(stored))
+    assert leaderboard_files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"protocol": EvalProtocol.preset("spa")},
+        {"protocol": replace(EvalProtocol(), components="union")},
+        {"dataset": {"fingerprint": "cd" * 32}},
+        {"dataset": {"split": "val"}},
+        {"dataset": {"images": 1}},
+        {"metrics": (metric("gt_known", 0.4, "fixed:0.2"),)},
+    ],
+    ids=["preset", "one protocol field", "annotations", "split", "number of images", "threshold policy"],
+)
+def test_runs_that_cannot_be_compared_are_in_different_tables(tmp_path: Path, write_record: Write, change: dict[str, Any]) -> None:
+    write_record(protocol=EvalProtocol())
+    write_record(method={"name": "other"}, **{"protocol": EvalProtocol(), **change})
+    found = tables(leaderboard_files(tmp_path)["squares.md"])
+    assert [len(table) for table in found] == [2, 2]
+
+
+def test_runs_that_can_be_compared_share_a_table_from_best_to_worst(tmp_path: Path, write_record: Write) -> None:
+    for name, value in (("low", 0.2), ("high", 0.9), ("middle", 0.5)):
+        write_record(method={"name": name}, metrics=(metric("gt_known", value),))
+    write_record(
+        method={"name": "undefined"}, metrics=(metric("gt_known", None, reason="no image has a true box"), metric("top1_loc", 0.1))
+    )
+    (table,) = tables(leaderboard_files(tmp_path)["squares.md"])
+    assert [row.split("]")[0] for row in table[1:]] == ["| [high", "| [middle", "| [low", "| [undefined"]
+
+
+def test_numbers_transferred_from_different_splits_are_in_different_tables(tmp_path: Path, write_record: Write) -> None:
+    for fingerprint in ("aa", "bb"):
+        write_record(
+            method={"name": fingerprint},
+            dataset={"transfer_from": {"split": "val", "fingerprint": fingerprint}},
+            metrics=(metric("gt_known", 0.5, "oracle"), metric("gt_known", 0.4, "transfer")),
+        )
+    text = leaderboard_files(tmp_path)["squares.md"]
+    assert [len(table) for table in tables(text)] == [3, 2, 2]  # one oracle table with both runs, two transfer tables
+    assert "transfer from val (fingerprint aa)" in text
+
+
+def test_a_metric_without_a_threshold_stands_in_the_tables_of_every_policy(tmp_path: Path, write_record: Write) -> None:
+    write_record(metrics=(metric("top1_cls", 0.75, None), metric("gt_known", 0.5, "oracle"), metric("gt_known", 0.4, "transfer")))
+    oracle, transfer = tables(leaderboard_files(tmp_path)["squares.md"])
+    assert oracle[1].endswith("| 75.0 | 50.0 |")
+    assert transfer[1].endswith("| 75.0 | 40.0 |")
+
+
+def test_a_recogniser_without_any_threshold_is_on_the_board(tmp_path: Path, write_record: Write) -> None:
+    write_record(metrics=(metric("top1_cls", 0.75, None),))
+    (table,) = tables(leaderboard_files(tmp_path)["squares.md"])
+    assert table[0].endswith("| seed | Top-1 Cls |")
+
+
+def test_an_undefined_metric_is_shown_with_its_reason(tmp_path: Path, write_record: Write) -> None:
+    write_record(metrics=(metric("gt_known", 0.5), metric("pxap", None, None, reason="no image has a mask")))
+    write_record(method={"name": "b"}, metrics=(metric("gt_known", 0.4), metric("pxap", 0.7, None)))
+    text = leaderboard_files(tmp_path)["squares.md"]
+    assert "| 50.0 | — (1) |" in text
+    assert "\n(1) no image has a mask\n" in text
+
+
+def test_the_link_of_a_row_leads_to_its_record(tmp_path: Path, write_record: Write) -> None:
+    path = write_record(method={"name": "a b(c)", "backbone": "timm:x"})
+    write_leaderboard(tmp_path)
+    (link,) = {row["record"] for row in rows(tmp_path)}
+    assert f"]({link})" in (tmp_path / "leaderboard" / "squares.md").read_text()
+    assert " " not in link
+    assert "(" not in link
+    from urllib.parse import unquote
+
+    assert (tmp_path / "leaderboard" / unquote(link)).resolve() == path
+
+
+def test_the_csv_holds_raw_fractions_of_every_metric_and_policy(tmp_path: Path, make_run: Callable[..., Any]) -> None:
+    record = make_run(12, fixed_tau=0.2).record
+    record.write(tmp_path / "measured")
+    write_leaderboard(tmp_path)
+    found = rows(tmp_path)
+    assert len(found) == len(record.metrics)
+    for row, expected in zip(found, record.metrics, strict=True):
+        assert (row["metric"], row["policy"] or None) == (expected.name, expected.policy)
+        assert row["value"] == ("" if expected.value is None else repr(expected.value))
+        assert tuple(float(tau) for tau in row["tau"].split()) == (expected.tau or ())
+        assert (row["reason"] or None) == expected.reason
+        assert row["seed"] == "0"
+
+
+def test_special_characters_in_names_are_escaped_everywhere(tmp_path: Path, write_record: Write) -> None:
+    write_record(method={"name": "<b>|cam|", "backbone": "a*b"}, dataset={"name": "my <data> | [set]"})
+    board = leaderboard_files(tmp_path)
+    assert set(board) == {"README.md", "my-data-set.md", "my-data-set.csv"}
+    assert r"&lt;b&gt;\|cam\|" in board["my-data-set.md"]
+    assert r"a\*b" in board["my-data-set.md"]
+    assert r"[my &lt;data&gt; \| \[set\]](my-data-set.md)" in board["README.md"]
+    assert "<b>" not in board["my-data-set.md"] + board["README.md"]
+
+
+def test_a_data_set_called_readme_does_not_take_the_place_of_the_index(tmp_path: Path, write_record: Write) -> None:
+    write_record(dataset={"name": "README"})
+    assert set(leaderboard_files(tmp_path)) == {"README.md", "readme-data.md", "readme-data.csv"}
+
+
+def test_the_index_lists_every_data_set(tmp_path: Path, write_record: Write) -> None:
+    for name in ("cub", "toybirds"):
+        write_record(dataset={"name": name})
+    (table,) = tables(leaderboard_files(tmp_path)["README.md"])
+    assert [row.split("]")[0] for row in table[1:]] == ["| [cub", "| [toybirds"]
+
+
+def test_check_lists_stale_missing_and_superfluous_files_and_writing_mends_them(tmp_path: Path, write_record: Write) -> None:
+    write_record(dataset={"name": "cub"})
+    gone = write_record(dataset={"name": "gone"})
+    write_leaderboard(tmp_path)
+    assert check_leaderboard(tmp_path) == []
+    folder = tmp_path / "leaderboard"
+    (folder / "notes.md").write_text("somebody's own notes\n")
+    gone.unlink()
+    (folder / "cub.csv").unlink()
+    with (folder / "cub.md").open("a") as stream:
+        stream.write("edited\n")
+    found = {(difference.path.name, difference.problem) for difference in check_leaderboard(tmp_path)}
+    assert found == {
+        ("README.md", "stale"),
+        ("cub.md", "stale"),
+        ("cub.csv", "missing"),
+        ("gone.md", "superfluous"),
+        ("gone.csv", "superfluous"),
+    }
+    write_leaderboard(tmp_path)
+    assert check_leaderboard(tmp_path) == []
+    assert {path.name for path in folder.iterdir()} == {"README.md", "cub.md", "cub.csv", "notes.md"}
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("{", "not JSON"),
+        ('{"schema": 99}', "schema 99"),
+        ('{"schema": 1, "method": {}}', "lacks or misspells"),
+        ("[1]", "schema"),
+    ],
+)
+def test_an_invalid_record_is_an_error_that_names_the_file_and_nothing_is_written(
+    tmp_path: Path, write_record: Write, content: str, what: str
+) -> None:
+    write_record()
+    (tmp_path / "measured" / "broken.json").write_text(content)
+    with pytest.raises(DataError, match=what) as error:
+        write_leaderboard(tmp_path)
+    assert "broken.json" in str(error.value)
+    assert not (tmp_path / "leaderboard").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "gt_knwon"},
+        {"value": 63.4},
+        {"value": None},
+        {"value": "0.5"},
+        {"tau": 0.2},
+        {"surprise": 1},
+    ],
+    ids=lambda change: f"{next(iter(change))}={next(iter(change.values()))}",
+)
+def test_an_invalid_metric_in_a_record_is_an_error_that_names_the_file(tmp_path: Path, write_record: Write, change: dict[str, Any]) -> None:
+    path = write_record()
+    stored = json.loads(path.read_text())
+    stored["metrics"][0] |= change
+    path.write_text(json.dumps(stored))
+    with pytest.raises(DataError, match=path.name):
+        leaderboard_files(tmp_path)
+
+
+def test_a_protocol_of_another_version_is_an_error_that_names_the_file(tmp_path: Path, write_record: Write) -> None:
+    path = write_record()
+    stored = json.loads(path.read_text())
+    stored["protocol"]["componets"] = "all"
+    path.write_text(json.dumps(stored))
+    with pytest.raises(DataError, match=f"{path.name}.*components"):
+        leaderboard_files(tmp_path)
+
+
+def test_hidden_files_of_a_running_evaluation_are_not_records(tmp_path: Path, write_record: Write) -> None:
+    path = write_record()
+    (path.parent / ".half-written.json").write_text("{")
+    (tmp_path / "measured" / ".work").mkdir()
+    (tmp_path / "measured" / ".work" / "state.json").write_text("{}")
+    assert len(leaderboard_files(tmp_path)) == 3
+
+
+def invoke(*arguments: Any) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def test_the_command_writes_the_board_and_check_then_passes(tmp_path: Path, write_record: Write) -> None:
+    write_record()
+    written = invoke("--results", tmp_path)
+    assert written.exit_code == 0
+    assert str(tmp_path / "leaderboard" / "squares.md") in written.output.splitlines()
+    assert invoke("--results", tmp_path, "--check").exit_code == 0
+
+
+def test_the_check_exits_with_1_and_lists_the_files_without_writing(tmp_path: Path, write_record: Write) -> None:
+    write_record()
+    result = invoke("--results", tmp_path, "--check")
+    assert result.exit_code == 1
+    assert f"missing: {tmp_path / 'leaderboard' / 'squares.csv'}" in result.output
+    assert not (tmp_path / "leaderboard").exists()
+
+
+def test_a_results_folder_without_any_record_yet_has_an_index(tmp_path: Path) -> None:
+    (tmp_path / "measured").mkdir()
+    assert invoke("--results", tmp_path).exit_code == 0
+    assert "no record yet" in (tmp_path / "leaderboard" / "README.md").read_text()
+
+
+def test_a_folder_that_is_no_results_folder_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--results"):
+        write_leaderboard(tmp_path / "resutls")
+    assert isinstance(invoke("--results", tmp_path / "resutls").exception, UsageError)
+    assert not (tmp_path / "resutls").exists()
+
+
+def test_the_help_of_the_command_shows_an_example() -> None:
+    assert "Example:" in invoke("--help").output
+
+
+def test_csv_files_start_with_their_fields(tmp_path: Path, write_record: Write) -> None:
+    write_record()
+    assert leaderboard_files(tmp_path)["squares.csv"].splitlines()[0] == ",".join(CSV_FIELDS)

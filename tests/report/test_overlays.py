@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from wsolbench.exceptions import DataError
+from wsolbench.maps import frame_boxes
+from wsolbench.protocol import EvalProtocol
+from wsolbench.report.overlays import (
+    PREDICTED_COLOR,
+    TRUE_COLOR,
+    OverlayItem,
+    drawable,
+    frame_image,
+    frame_mask,
+    overlay,
+    overlay_sheet,
+    shorten,
+)
+from wsolbench.types import Sample, no_boxes
+
+BOX = np.array([[10.0, 20.0, 50.0, 44.0]])
+
+
+def is_color(picture: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    return np.asarray((picture == np.array(color, dtype=np.uint8)).all(axis=-1))
+
+
+def gray(value: int = 128, shape: tuple[int, int] = (64, 96)) -> np.ndarray:
+    return np.full((*shape, 3), value, dtype=np.uint8)
+
+
+def drawn(true: np.ndarray, predicted: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
+    image = gray() if image is None else image
+    return overlay(image, np.zeros(image.shape[:2], dtype=np.float32), true, predicted)
+
+
+def test_a_true_box_is_a_closed_line_on_the_outermost_pixels_inside_of_the_box() -> None:
+    green = is_color(drawn(BOX, no_boxes()), TRUE_COLOR)
+    expected = np.zeros((64, 96), dtype=bool)
+    expected[20:44, 10:50] = True
+    expected[21:43, 11:49] = False
+    np.testing.assert_array_equal(green, expected)
+
+
+def test_a_predicted_box_is_a_broken_line_on_the_outermost_pixels_inside_of_the_box() -> None:
+    red = is_color(drawn(no_boxes(), BOX), PREDICTED_COLOR)
+    rows, columns = np.nonzero(red)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (20, 43, 10, 49)
+    assert not red[21:43, 11:49].any()
+    assert 0.3 < red[20, 10:50].mean() < 0.7
+
+
+@pytest.mark.parametrize("background", [(0, 0, 0), (255, 255, 255), TRUE_COLOR, PREDICTED_COLOR])
+def test_both_kinds_of_lines_are_seen_on_any_background(background: tuple[int, int, int]) -> None:
+    image = np.broadcast_to(np.array(background, dtype=np.uint8), (64, 96, 3)).copy()
+    for boxes, color in (((BOX, no_boxes()), TRUE_COLOR), ((no_boxes(), BOX), PREDICTED_COLOR)):
+        picture = overlay(image, np.zeros((64, 96), dtype=np.float32), *boxes, strength=0.0)
+        line = is_color(picture, color)
+        changed = (picture != image).any(axis=-1)
+        assert changed.sum() > 50
+        assert (line | changed).sum() > changed.sum() or line[20, 10:50].any()
+
+
+def test_a_predicted_box_on_top_of_the_true_one_leaves_both_visible() -> None:
+    picture = drawn(BOX, BOX)
+    green, red = is_color(picture, TRUE_COLOR), is_color(picture, PREDICTED_COLOR)
+    assert green[20, 10:50].any()
+    assert red[20, 10:50].any()
+
+
+def test_a_box_that_sticks_out_is_cut_at_the_edge_of_the_picture() -> None:
+    green = is_color(drawn(np.array([[-20.0, -5.0, 200.0, 30.0]]), no_boxes()), TRUE_COLOR)
+    assert green[:30, 0].all()
+    assert green[:30, 95].all()
+    assert green[29].all()
+    assert not green[30:].any()
+
+
+@given(st.lists(st.tuples(*[st.floats(-50, 150)] * 4), max_size=3))
+def test_any_boxes_can_be_drawn_and_leave_the_size_of_the_picture(boxes: list[tuple[float, ...]]) -> None:
+    array = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    assert drawn(array, array).shape == (64, 96, 3)
+
+
+def test_a_high_score_makes_the_picture_brighter_than_a_low_one() -> None:
+    unit_map = np.tile(np.linspace(0, 1, 96, dtype=np.float32), (64, 1))
+    picture = overlay(gray(), unit_map, no_boxes(), no_boxes())
+    luminance = picture.astype(float) @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(luminance[0]) >= -1).all()
+    assert luminance[0, -1] - luminance[0, 0] > 80
+
+
+def test_without_strength_the_picture_shows_through_unchanged() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(overlay(image, np.ones((64, 96)), no_boxes(), no_boxes(), strength=0.0), image)
+
+
+def test_a_mask_is_outlined_on_its_own_outermost_pixels() -> None:
+    mask = np.zeros((64, 96), dtype=bool)
+    mask[20:44, 10:50] = True
+    zeros = np.zeros((64, 96), dtype=np.float32)
+    green = is_color(overlay(gray(), zeros, no_boxes(), no_boxes(), true_mask=mask), TRUE_COLOR)
+    np.testing.assert_array_equal(green, is_color(drawn(BOX, no_boxes()), TRUE_COLOR))
+    red = is_color(overlay(gray(), zeros, no_boxes(), no_boxes(), predicted_mask=mask), PREDICTED_COLOR)
+    assert red.any()
+    assert not (red & ~green).any()
+
+
+@pytest.mark.parametrize("what", ["score map", "true mask", "predicted mask"])
+def test_a_map_or_mask_of_another_size_than_the_image_is_an_error(what: str) -> None:
+    arrays: dict[str, Any] = {"unit_map": np.zeros((64, 96))}
+    arrays |= {"unit_map": np.zeros((32, 48))} if what == "score map" else {what.replace(" ", "_"): np.zeros((32, 48), dtype=bool)}
+    with pytest.raises(DataError, match=f"{what} has shape .32, 48."):
+        overlay(gray(), true_boxes=no_boxes(), predicted_boxes=no_boxes(), **arrays)
+
+
+def painted(size: tuple[int, int], box: tuple[int, int, int, int]) -> Sample:
+    pixels = np.zeros((size[1], size[0], 3), dtype=np.uint8)
+    x0, y0, x1, y1 = box
+    pixels[y0:y1, x0:x1] = 255
+    return Sample(id="a", label=0, size=size, array=pixels, boxes=np.array([box], dtype=np.float64))
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        EvalProtocol(),
+        EvalProtocol.preset("psol"),
+        EvalProtocol.preset("spa"),
+        replace(EvalProtocol(), frame="center_crop", frame_size=100, resize_size=128),
+    ],
+    ids=["squash", "center crop", "original", "a wide margin"],
+)
+def test_the_image_of_a_frame_has_the_object_where_the_true_box_of_the_frame_is(protocol: EvalProtocol) -> None:
+    sample = painted((320, 200), (60, 50, 260, 150))
+    image = frame_image(sample, protocol)
+    x0, y0, x1, y1 = (round(value) for value in drawable(frame_boxes(sample.boxes, sample.size, protocol), protocol.gt_end)[0])
+    bright = image[..., 0] > 128
+    rows, columns = np.nonzero(bright)
+    np.testing.assert_allclose([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], [x0, y0, x1, y1], atol=1)
+
+
+def test_a_shrunken_file_is_drawn_at_the_size_of_its_annotations() -> None:
+    small = painted((80, 50), (20, 10, 60, 40))
+    sample = replace(small, size=(320, 200))
+    image = frame_image(sample, EvalProtocol.preset("spa"))
+    assert image.shape == (200, 320, 3)
+    rows, columns = np.nonzero(image[..., 0] > 128)
+    np.testing.assert_allclose([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], [80, 40, 240, 160], atol=2)
+
+
+def test_the_mask_of_a_frame_covers_the_object(tmp_path: Path) -> None:
+    Image.fromarray(painted((320, 200), (60, 50, 260, 150)).image()[..., 0]).save(tmp_path / "mask.png")
+    sample = replace(painted((320, 200), (60, 50, 260, 150)), mask_paths=(tmp_path / "mask.png",))
+    protocol = EvalProtocol.preset("psol")
+    mask = frame_mask(sample, protocol)
+    assert mask is not None
+    assert (mask == (frame_image(sample, protocol)[..., 0] > 128)).mean() > 0.98
+    assert frame_mask(replace(sample, mask_paths=()), protocol) is None
+
+
+def test_boxes_with_inclusive_ends_are_drawn_to_the_end_of_their_last_pixel() -> None:
+    boxes = np.array([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]])
+    np.testing.assert_array_equal(drawable(boxes, "inclusive"), [[1, 2, 4, 5]])
+    np.testing.assert_array_equal(drawable(boxes, "exclusive"), [[1, 2, 3, 4]])
+
+
+def items(n: int, shape: tuple[int, int] = (64, 96)) -> list[OverlayItem]:
+    rng = np.random.default_rng(0)
+    pixels = [rng.integers(0, 255, (*shape, 3), dtype=np.uint8) for _ in range(n)]
+    return [
+        OverlayItem(image=image, overlay=255 - image, caption=(f"$id_{number}$ " + "W" * 90, "IoU 0.50"))
+        for number, image in enumerate(pixels)
+    ]
+
+
+@pytest.mark.parametrize("n", [1, 4, 9])
+def test_a_sheet_is_a_picture_of_at_most_a_megabyte_that_grows_with_its_rows(tmp_path: Path, n: int) -> None:
+    path = tmp_path / "sheet.png"
+    overlay_sheet(items(n, (224, 224)), path, "Title\nsubtitle")
+    with Image.open(path) as picture:
+        width, height = picture.size
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 100
+    assert path.stat().st_size < 1_000_000
+    assert (abs(width - {1: 600, 4: 1272, 9: 1272}[n]) <= 2, height // 250) == (True, {1: 1, 4: 2, 9: 3}[n])
+
+
+def test_the_same_sheet_has_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        overlay_sheet(items(2), tmp_path / name, "Title")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_caption_does_not_run_into_the_next_pair(tmp_path: Path) -> None:
+    blank = [replace(item, image=np.full_like(item.image, 255), overlay=np.full_like(item.overlay, 255)) for item in items(2)]
+    overlay_sheet(blank, tmp_path / "sheet.png", "")
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
+    middle = pixels.shape[1] // 2
+    captions = pixels[: pixels.shape[0] - 45]
+    assert (captions < 128).any()
+    assert (captions[:, middle - 3 : middle + 3] > 200).all()
+
+
+def test_a_sheet_without_images_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no image"):
+        overlay_sheet([], tmp_path / "sheet.png", "Title")
+    assert not list(tmp_path.iterdir())
+
+
+@given(st.text(max_size=60), st.integers(1, 40))
+def test_a_shortened_text_keeps_its_ends_and_its_limit(text: str, length: int) -> None:
+    short = shorten(text, length)
+    assert len(short) <= length
+    clean = " ".join(text.split())
+    if len(clean) <= length:
+        assert short == clean
+    elif length >= 3:
+        start, _, end = short.partition("…")
+        assert clean.startswith(start)
+        assert clean.endswith(short[len(start) + 1 :] if "…" not in start else end)

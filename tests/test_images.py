@@ -1,0 +1,95 @@
+"""From pixels to the input of a network, against torchvision where it does the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsolbench.exceptions import UsageError
+from wsolbench.images import normalized, resized, ten_crops, to_input, training_view
+from wsolbench.methods import InputSpec
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_normalising_is_a_line_per_channel():
+    pixels = np.zeros((1, 2, 3), dtype=np.uint8)
+    pixels[0, 1] = 255
+    values = normalized(pixels, InputSpec(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0)))
+    assert values.dtype == np.float32
+    assert values[:, 0, 0].tolist() == [-1, -1, 0]
+    assert values[:, 0, 1].tolist() == [1, 3, 0.5]
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 64), (301, 200), (32, 32)])
+def test_views_are_those_of_torchvision_on_pillow_images(height, width):
+    transforms = pytest.importorskip("torchvision.transforms")
+    from PIL import Image
+
+    pixels, spec = picture(height, width), InputSpec(size=32)
+    image = Image.fromarray(pixels)
+    finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)])
+    squash = finish(transforms.Resize((32, 32))(image)).numpy()
+    crop = finish(transforms.CenterCrop(32)(transforms.Resize((37, 37))(image))).numpy()
+    np.testing.assert_allclose(to_input(pixels, spec), squash, atol=1e-6)
+    np.testing.assert_allclose(to_input(pixels, spec, frame="center_crop", resize_size=37), crop, atol=1e-6)
+    ten = [finish(view).numpy() for view in transforms.TenCrop(32)(transforms.Resize((37, 37))(image))]
+    np.testing.assert_allclose(ten_crops(pixels, spec, resize_size=37), np.stack(ten), atol=1e-6)
+
+
+def test_a_square_of_the_right_size_is_not_touched():
+    pixels = picture(20, 20)
+    assert resized(pixels, 20) is pixels
+
+
+def test_shrinking_averages_instead_of_skipping():
+    stripes = np.zeros((64, 64, 3), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    small = resized(stripes, 16)
+    assert abs(int(small[8, 8, 0]) - 127) <= 2
+
+
+@given(st.integers(8, 20), st.integers(0, 12), st.integers(0, 1000))
+def test_a_training_view_is_a_piece_of_the_image_or_of_its_mirror_image(size, spare, seed):
+    pixels = picture(size + spare, size + spare)
+    view = training_view(pixels, size, np.random.default_rng(seed))
+    pieces = [
+        whole[top : top + size, left : left + size]
+        for whole in (pixels, pixels[:, ::-1])
+        for top in range(spare + 1)
+        for left in range(spare + 1)
+    ]
+    assert any(np.array_equal(view, piece) for piece in pieces)
+
+
+def test_over_many_draws_every_place_comes_up_and_half_of_the_views_are_mirrored():
+    pixels = np.broadcast_to(np.arange(10, dtype=np.uint8)[None, :, None], (10, 10, 3)).copy()
+    views = [training_view(pixels, 8, np.random.default_rng(seed)) for seed in range(600)]
+    starts = [int(min(view[0, 0, 0], view[0, -1, 0])) for view in views]
+    assert set(starts) == {0, 1, 2}
+    assert min(starts.count(value) for value in range(3)) > 140
+    mirrored = sum(int(view[0, 0, 0]) > int(view[0, -1, 0]) for view in views)
+    assert 240 < mirrored < 360
+
+
+def test_flips_and_rotations_can_be_switched_off_and_on():
+    pixels = picture(16, 16)
+    for seed in range(20):
+        assert np.array_equal(training_view(pixels, 16, np.random.default_rng(seed), flip=0.0), pixels)
+        assert np.array_equal(training_view(pixels, 16, np.random.default_rng(seed), flip=1.0), pixels[:, ::-1])
+    turned = training_view(pixels, 16, np.random.default_rng(0), flip=0.0, rotation=15.0)
+    assert not np.array_equal(turned, pixels)
+
+
+def test_a_crop_larger_than_the_image_is_refused():
+    for call in (
+        lambda: to_input(picture(30, 30), InputSpec(size=32), frame="center_crop", resize_size=16),
+        lambda: ten_crops(picture(30, 30), InputSpec(size=32), resize_size=16),
+        lambda: training_view(picture(16, 16), 32, np.random.default_rng(0)),
+    ):
+        with pytest.raises(UsageError, match=r"cannot cut 32 x 32 pixels from an image of 16 x 16"):
+            call()

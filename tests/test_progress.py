@@ -1,0 +1,83 @@
+"""Progress: quiet when quick, lines in a pipe, a bar on a terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from wsolbench import progress
+from wsolbench.progress import track
+
+
+class Clock:
+    """Time that passes only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(progress.time, "monotonic", clock.monotonic)
+    return clock
+
+
+def test_items_come_through_in_order():
+    assert list(track([3, 1, 2], "x", stream=io.StringIO())) == [3, 1, 2]
+
+
+def test_a_quick_job_shows_nothing(clock):
+    stream = io.StringIO()
+    for _ in track(range(10), "quick", stream=stream):
+        clock.now += 0.15
+    assert stream.getvalue() == ""
+
+
+def test_in_a_pipe_a_line_comes_every_ten_seconds_and_one_at_the_end(clock):
+    stream = io.StringIO()
+    for _ in track(range(50), "reading", stream=stream):
+        clock.now += 0.5
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "reading: 20/50 images 2/s 0:15 left"
+    assert lines[1] == "reading: 40/50 images 2/s 0:05 left"
+    assert lines[2:] == ["reading: 50/50 images 2/s in 0:25"]
+
+
+def test_work_of_an_earlier_run_does_not_count_for_the_rate(clock):
+    stream = io.StringIO()
+    with track(description="training", total=100, done=50, unit="steps", stream=stream) as bar:
+        clock.now += 20
+        bar.advance(10, "loss 1.5")
+    assert stream.getvalue().splitlines()[0] == "training: 60/100 steps 0.5/s 1:20 left (loss 1.5)"
+
+
+def test_without_a_total_there_is_no_time_left(clock):
+    stream = io.StringIO()
+    for _ in track(iter(range(3)), "walking", unit="steps", stream=stream):
+        clock.now += 11
+    assert "left" not in stream.getvalue()
+    assert "walking: 1 steps" in stream.getvalue()
+
+
+def test_a_terminal_gets_a_bar_and_one_last_line(clock):
+    stream = Terminal()
+    for _ in track(range(5), "drawing", stream=stream):
+        clock.now += 1
+    assert "━" in stream.getvalue()
+    assert stream.getvalue().endswith("drawing: 5/5 images 1/s in 0:05\n")
+
+
+def test_an_error_passes_through():
+    with pytest.raises(KeyError):
+        for _ in track([1], "x", stream=io.StringIO()):
+            raise KeyError
