@@ -127,7 +127,7 @@ class Localizer(nn.Module):
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Called before each epoch, in train mode: to freeze or free parts, to change modes."""
 
-    def batches(self, labels: Int[np.ndarray, " n"], batch_size: int, rng: np.random.Generator) -> list[Int[np.ndarray, " b"]]:
+    def batches(self, labels: Int[np.ndarray, " n"], batch_size: int, rng: np.random.Generator) -> list[Int[np.ndarray, " _"]]:
         """Which images each batch of an epoch has, by position. Every image once, shuffled.
 
         A last batch of one image is left out: batch norm needs two.

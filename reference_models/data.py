@@ -26,7 +26,8 @@ CACHE_BYTES = 1 << 30
 AHEAD = 64
 """Images that are prepared while others are in use; two batches where batches are prepared whole."""
 
-Squares = UInt8[np.ndarray, "b s s 3"]
+# Sizes differ from one batch to the next, hence no letters that would tie them.
+Squares = UInt8[np.ndarray, "_ _ _ 3"]
 Square = UInt8[np.ndarray, "s s 3"]
 View = UInt8[np.ndarray, "v v 3"]
 Change = Callable[[Square, int, int], View]
@@ -56,11 +57,11 @@ class ImageReader:
                 kept[index] = image
             self._kept = kept
 
-    def squares(self, batches: Sequence[Int[np.ndarray, " b"]]) -> Iterator[Squares]:
+    def squares(self, batches: Sequence[Int[np.ndarray, " _"]]) -> Iterator[Squares]:
         """The resized images of each batch."""
         return self._batches(batches, lambda image, _index, _number: image)
 
-    def views(self, batches: Sequence[Int[np.ndarray, " b"]], size: int, recipe: Recipe, *, seed: int, epoch: int) -> Iterator[Squares]:
+    def views(self, batches: Sequence[Int[np.ndarray, " _"]], size: int, recipe: Recipe, *, seed: int, epoch: int) -> Iterator[Squares]:
         """Augmented views of each batch, `size` pixels wide."""
 
         def augmented(image: Square, index: int, number: int) -> View:
@@ -69,7 +70,7 @@ class ImageReader:
 
         return self._batches(batches, augmented)
 
-    def _batches(self, batches: Sequence[Int[np.ndarray, " b"]], change: Change) -> Iterator[Squares]:
+    def _batches(self, batches: Sequence[Int[np.ndarray, " _"]], change: Change) -> Iterator[Squares]:
         def one(item: tuple[int, int]) -> View:
             return change(self._square(item[0]), *item)
 

@@ -116,17 +116,16 @@ class _Lines:
     interval = LINE_SECONDS
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream, self._used = stream, False
+        self._stream, self._last = stream, ""
 
     def show(self, line: str, done: int, total: int | None) -> None:  # noqa: ARG002 - one signature for both displays
-        self._used = True
+        self._last = line
         self._stream.write(line + "\n")
         self._stream.flush()
 
     def close(self, line: str) -> None:
-        if self._used:
-            self._stream.write(line + "\n")
-            self._stream.flush()
+        if self._last and line != self._last:
+            self.show(line, 0, None)
 
 
 class _Bar:

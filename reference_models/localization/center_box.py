@@ -67,9 +67,7 @@ class CenterBox(Localizer):
         self.num_classes, self.config, self.input_spec, self.facts = num_classes, config, input_spec, {}
 
     @classmethod
-    def create(
-        cls, *, num_classes: int, settings: Mapping[str, str], image_size: int | None = None, **_unused: str
-    ) -> CenterBox:
+    def create(cls, *, num_classes: int, settings: Mapping[str, str], image_size: int | None = None, **_unused: str) -> CenterBox:
         """A new instance; it has no backbone: `backbone` and `weights` are ignored."""
         config = parse_settings(CenterBoxConfig, settings, what="method 'center-box'")
         return cls(num_classes, config, InputSpec() if image_size is None else InputSpec(size=image_size)).eval()

@@ -104,7 +104,7 @@ def test_a_truncated_checkpoint_is_refused(saved):
 def test_a_pickled_checkpoint_is_refused(tmp_path):
     path = tmp_path / "last.safetensors"
     torch.save({"weights": torch.zeros(3)}, path)
-    with pytest.raises(DataError, match="pickled PyTorch file.*expected a safetensors file"):
+    with pytest.raises(DataError, match=r"pickled PyTorch file.*expected a safetensors file"):
         load_checkpoint(Cam, path)
 
 
@@ -116,7 +116,7 @@ def test_a_safetensors_file_of_somebody_else_is_refused(tmp_path):
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    with pytest.raises(DataError, match="no checkpoint .*wsolbench train"):
+    with pytest.raises(DataError, match=r"no checkpoint .*wsolbench train"):
         load_checkpoint(Cam, tmp_path / "missing.safetensors")
     with pytest.raises(DataError, match=r"is a folder; give the checkpoint in it"):
         load_checkpoint(Cam, tmp_path)

@@ -78,8 +78,21 @@ def test_training_leaves_the_callers_random_state_alone(tmp_path):
     assert torch.equal(before, torch.get_rng_state())
 
 
-class Interrupted(Exception):
+class InterruptError(Exception):
     """Stands for whatever stops a run."""
+
+
+def interrupt(monkeypatch, wanted: TrainRequest, *, before: int) -> None:
+    """Run until an epoch would begin."""
+
+    def stop(self, epoch, epochs):
+        if epoch == before:
+            raise InterruptError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cam, "on_epoch", stop)
+        with pytest.raises(InterruptError):
+            Cam.fit(wanted)
 
 
 @pytest.mark.parametrize("stop_before", [1, 3])
@@ -87,14 +100,7 @@ def test_a_run_that_goes_on_ends_where_an_unbroken_run_ends(tmp_path, monkeypatc
     unbroken, broken = request(tmp_path / "unbroken"), request(tmp_path / "broken")
     Cam.fit(unbroken)
 
-    def stop(self, epoch, epochs):
-        if epoch == stop_before:
-            raise Interrupted
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Cam, "on_epoch", stop)
-        with pytest.raises(Interrupted):
-            Cam.fit(broken)
+    interrupt(monkeypatch, broken, before=stop_before)
     assert (broken.out / STATE).exists()
     assert not (broken.out / LAST).exists()
     Cam.fit(broken)
@@ -157,9 +163,7 @@ def test_a_folder_of_another_run_is_refused_by_what_differs(tmp_path, monkeypatc
     if finished:
         Cam.fit(request(tmp_path, epochs=1))
     else:
-        with monkeypatch.context() as patch, pytest.raises(Interrupted):
-            patch.setattr(Cam, "on_epoch", lambda self, epoch, epochs: (_ for _ in ()).throw(Interrupted) if epoch == 1 else None)
-            Cam.fit(request(tmp_path, epochs=2))
+        interrupt(monkeypatch, request(tmp_path, epochs=2), before=1)
     name = "dropout" if "settings" in change else next(iter(change))
     with pytest.raises(UsageError, match=rf"another run.*{name}.*--out"):
         Cam.fit(request(tmp_path, **{"epochs": 1 if finished else 2, **change}))

@@ -58,15 +58,14 @@ def test_a_predicted_box_is_a_broken_line_on_the_outermost_pixels_inside_of_the_
     assert 0.3 < red[20, 10:50].mean() < 0.7
 
 
-@pytest.mark.parametrize("background", [(0, 0, 0), (255, 255, 255), TRUE_COLOR, PREDICTED_COLOR])
-def test_both_kinds_of_lines_are_seen_on_any_background(background: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("background", [(0, 0, 0), (255, 255, 255), (128, 128, 128), TRUE_COLOR, PREDICTED_COLOR])
+def test_both_kinds_of_lines_stand_out_from_any_background(background: tuple[int, int, int]) -> None:
+    weights = np.array([0.2126, 0.7152, 0.0722])
     image = np.broadcast_to(np.array(background, dtype=np.uint8), (64, 96, 3)).copy()
-    for boxes, color in (((BOX, no_boxes()), TRUE_COLOR), ((no_boxes(), BOX), PREDICTED_COLOR)):
-        picture = overlay(image, np.zeros((64, 96), dtype=np.float32), *boxes, strength=0.0)
-        line = is_color(picture, color)
-        changed = (picture != image).any(axis=-1)
-        assert changed.sum() > 50
-        assert (line | changed).sum() > changed.sum() or line[20, 10:50].any()
+    for true, predicted, share in ((BOX, no_boxes(), 1.0), (no_boxes(), BOX, 0.5)):
+        picture = overlay(image, np.zeros((64, 96), dtype=np.float32), true, predicted, strength=0.0)
+        contrast = np.abs(picture @ weights - np.array(background) @ weights)
+        assert (contrast[19:22, 10:50].max(axis=0) > 60).mean() >= share  # the line or its casing
 
 
 def test_a_predicted_box_on_top_of_the_true_one_leaves_both_visible() -> None:
@@ -215,14 +214,11 @@ def test_a_sheet_without_images_is_an_error_and_leaves_no_file(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
-@given(st.text(max_size=60), st.integers(1, 40))
-def test_a_shortened_text_keeps_its_ends_and_its_limit(text: str, length: int) -> None:
-    short = shorten(text, length)
-    assert len(short) <= length
-    clean = " ".join(text.split())
-    if len(clean) <= length:
-        assert short == clean
-    elif length >= 3:
-        start, _, end = short.partition("…")
-        assert clean.startswith(start)
-        assert clean.endswith(short[len(start) + 1 :] if "…" not in start else end)
+@given(st.text("ab/_. ", max_size=60), st.integers(1, 40))
+def test_a_shortened_text_keeps_its_limit_and_both_ends(text: str, length: int) -> None:
+    short, clean = shorten(text, length), " ".join(text.split())
+    assert len(short) == min(length, len(clean))
+    start, cut, end = short.partition("…")
+    assert clean.startswith(start)
+    assert clean.endswith(end)
+    assert bool(cut) == (len(clean) > length)

@@ -15,7 +15,7 @@ from wsolbench.report import sheets
 from wsolbench.report.overlays import OverlayItem
 from wsolbench.report.plots import PICTURES, accuracy_curve, error_bars, write_pictures
 
-BLUE, VERMILION = (0, 114, 178), (213, 94, 0)
+BLUE, VERMILION, GREEN = (0, 114, 178), (213, 94, 0), (0, 158, 115)
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -154,18 +154,18 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path, run: Any) -> N
         write_pictures(tmp_path / "file" / "pictures", run.record, run.scores, run.dataset, run.maps_of)
 
 
-def test_the_accuracy_curve_of_perfect_scores_is_a_line_at_100_percent(tmp_path: Path, run: Any) -> None:
-    ones = np.ones_like(run.scores.best_iou)
-    accuracy_curve(run.record, replace(run.scores, best_iou=ones, single_iou=ones), tmp_path / "perfect.png")
-    accuracy_curve(run.record, replace(run.scores, best_iou=0 * ones, single_iou=0 * ones), tmp_path / "nothing.png")
-    rows = {}
-    for name in ("perfect", "nothing"):
-        picture = pixels(tmp_path / f"{name}.png")
+def test_the_accuracy_curve_goes_from_the_foot_of_the_axis_for_no_hit_to_its_head_for_hits_only(tmp_path: Path, run: Any) -> None:
+    record, heights = replace(run.record, metrics=()), {}
+    for share in (0.0, 0.5, 1.0):
+        hit = np.zeros_like(run.scores.best_iou)
+        hit[: round(share * len(hit))] = 1.0
+        accuracy_curve(record, replace(run.scores, best_iou=hit, single_iou=hit), tmp_path / "curve.png")
+        picture = pixels(tmp_path / "curve.png")
         assert picture.shape == (490, 1000, 3)
-        rows[name] = np.nonzero((picture[:440] != 255).any(axis=-1).sum(axis=1) > 0)[0]
-        differs = (pixels(tmp_path / "perfect.png") != picture).any(axis=-1)
-    top, bottom = np.nonzero(differs.any(axis=1))[0][[0, -1]]
-    assert bottom - top > 250  # the two lines are at the two ends of the axis
+        rows = np.nonzero((picture[:440] == np.array(GREEN)).all(axis=-1))[0]  # the topmost line, above the legend
+        heights[share] = rows.mean()
+    assert heights[0.0] - heights[1.0] > 250
+    assert heights[0.5] == pytest.approx((heights[0.0] + heights[1.0]) / 2, abs=2)
 
 
 def test_the_accuracy_curve_marks_each_policy_of_the_record(tmp_path: Path, run: Any) -> None:

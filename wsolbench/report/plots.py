@@ -111,7 +111,7 @@ def accuracy_curve(record: RunRecord, scores: ImageScores, path: Path) -> None:
         axes.set_title(title, fontsize=10, parse_math=False)
         axes.set_xlabel("threshold tau")
         axes.set_xlim(protocol.taus[0], max(protocol.taus[-1], protocol.taus[0] + 1e-3))
-        axes.set_ylim(0, 100)
+        axes.set_ylim(-2, 102)  # lines at either end are seen whole
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("images whose box passes (%)")
     test = "≥" if protocol.iou_test == ">=" else ">"
