@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -80,8 +81,8 @@ class RunRecord:
     def path(self) -> Path:
         """Where the record belongs below a results folder: readable, and different for different runs."""
         parts = [self.method["name"], self.method.get("backbone"), self.dataset["split"], self.protocol.name, self.digest[:8]]
-        name = "_".join(str(part).replace("/", "-").replace(":", "-") for part in parts if part)
-        return Path(str(self.dataset["name"])) / f"{name}.json"
+        name = "_".join(_file_name(part) for part in parts if part)
+        return Path(_file_name(self.dataset["name"])) / f"{name}.json"
 
     @property
     def digest(self) -> str:
@@ -103,6 +104,11 @@ class RunRecord:
         if not path.exists():
             write_json(path, self.to_json())
         return path
+
+
+def _file_name(part: object) -> str:
+    """A part of a path: whatever could leave the folder or trouble a file system becomes a dash."""
+    return re.sub(r"[^\w.+=,-]", "-", str(part)).lstrip(".") or "-"
 
 
 def _metric_to_json(metric: MetricValue) -> dict[str, Any]:

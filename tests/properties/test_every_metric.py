@@ -245,7 +245,7 @@ TABLE = [
 ]
 
 every_metric = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
-few = settings(max_examples=200, deadline=None)
+few = settings(max_examples=20, deadline=None)
 
 
 def run(row: Row, observations: list[tuple[Any, ...]]) -> Any:
