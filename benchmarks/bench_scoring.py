@@ -46,7 +46,11 @@ def maps(kind: int | str, count: int, seed: int) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     made = []
     for _ in range(count):
-        grid = rng.random((224, 224)) if kind == "noise" else cv2.resize(rng.random((int(kind), int(kind))), (224, 224), interpolation=cv2.INTER_CUBIC)
+        grid = (
+            rng.random((224, 224))
+            if kind == "noise"
+            else cv2.resize(rng.random((int(kind), int(kind))), (224, 224), interpolation=cv2.INTER_CUBIC)
+        )
         made.append((grid - grid.min()) / (grid.max() - grid.min()))
     return made
 
@@ -62,7 +66,13 @@ def milliseconds(function: Callable[[np.ndarray], object], inputs: list[np.ndarr
 
 
 @click.command()
-@click.option("--maps", "count", default=20, show_default=True, help="Maps of each kind; a twentieth of that for noise, whose official run takes seconds.")
+@click.option(
+    "--maps",
+    "count",
+    default=20,
+    show_default=True,
+    help="Maps of each kind; a twentieth of that for noise, whose official run takes seconds.",
+)
 @click.option("--seed", default=0, show_default=True)
 def main(count: int, seed: int) -> None:
     """Print milliseconds per map and the ratio, on one thread."""
@@ -76,7 +86,9 @@ def main(count: int, seed: int) -> None:
                 np.testing.assert_array_equal(best_iou_per_tau(item, TRUTH, protocol), official(item, protocol))
             slow = milliseconds(lambda item, protocol=protocol: official(item, protocol), inputs)
             fast = milliseconds(lambda item, protocol=protocol: best_iou_per_tau(item, TRUTH, protocol), inputs)
-            table.add_row(f"{kind}x{kind} enlarged" if kind != "noise" else "noise", metric, f"{slow:.1f}", f"{fast:.2f}", f"{slow / fast:.1f}")
+            table.add_row(
+                f"{kind}x{kind} enlarged" if kind != "noise" else "noise", metric, f"{slow:.1f}", f"{fast:.2f}", f"{slow / fast:.1f}"
+            )
     Console().print(table)
 
 

@@ -2,7 +2,7 @@
 
 project = "wsolbench"
 author = "The wsolbench authors"
-copyright = "2026, the wsolbench authors"  # noqa: A001
+copyright = "2026, the wsolbench authors"
 extensions = ["myst_parser"]
 myst_heading_anchors = 3
 html_theme = "furo"

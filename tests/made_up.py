@@ -30,7 +30,9 @@ def samples(count: int, seed: int = 0) -> tuple[Sample, ...]:
 
 
 def dataset(count: int = 12, split: str = "test", seed: int = 0) -> Dataset:
-    return Dataset(name="made-up", split=split, samples=samples(count, seed), class_names=CLASSES, fingerprint=f"made-up-{split}-{seed}-{count}")
+    return Dataset(
+        name="made-up", split=split, samples=samples(count, seed), class_names=CLASSES, fingerprint=f"made-up-{split}-{seed}-{count}"
+    )
 
 
 def box_map(sample: Sample) -> np.ndarray:

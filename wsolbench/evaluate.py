@@ -145,7 +145,9 @@ def evaluate(
             "fingerprint": dataset.fingerprint,
             "images": len(scored),
             "limit": limit,
-            "transfer_from": None if transfer_from is None or other is None else {"split": transfer_from.split, "fingerprint": transfer_from.fingerprint},
+            "transfer_from": None
+            if transfer_from is None or other is None
+            else {"split": transfer_from.split, "fingerprint": transfer_from.fingerprint},
         },
         protocol=protocol,
         metrics=metrics,
@@ -189,7 +191,11 @@ def _score_split(
         loading: dict[int, list[Future[Any]]] = {}
         scoring: dict[int, list[Future[ImageScores]]] = {}
         done: dict[int, ImageScores] = {}
-        with track(total=len(dataset), description=f"{dataset.name} {dataset.split}", done=sum(len(c) for n, c in enumerate(chunks) if n not in set(todo))) as bar:
+        with track(
+            total=len(dataset),
+            description=f"{dataset.name} {dataset.split}",
+            done=sum(len(c) for n, c in enumerate(chunks) if n not in set(todo)),
+        ) as bar:
             for step, number in enumerate(todo):
                 for ahead in todo[step : step + 2]:
                     if ahead not in loading:
@@ -210,7 +216,9 @@ def _score_split(
         return ImageScores.concatenate([done[n] if n in done else ImageScores.read(_path(store, n)) for n in range(len(chunks))])
 
 
-def _score_one(save_maps: MapFolder | None, sample: Sample, raw_map: ScoreMap, ranked: Int64[np.ndarray, " k"], protocol: EvalProtocol) -> ImageScores:
+def _score_one(
+    save_maps: MapFolder | None, sample: Sample, raw_map: ScoreMap, ranked: Int64[np.ndarray, " k"], protocol: EvalProtocol
+) -> ImageScores:
     if save_maps is not None:
         save_maps.write(sample.id, raw_map)
     return score_image(sample, raw_map, ranked.tolist(), protocol)
@@ -255,5 +263,7 @@ def _chunk_store(dataset: Dataset, source: MapSource, protocol: EvalProtocol, op
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UsageError(f"another process is evaluating the same run (it holds {store / 'lock'}); wait for it, or choose another --out") from error
+            raise UsageError(
+                f"another process is evaluating the same run (it holds {store / 'lock'}); wait for it, or choose another --out"
+            ) from error
         yield store

@@ -130,7 +130,9 @@ class EvalProtocol:
         if not self.deltas or not all(0.0 < delta <= 1.0 for delta in self.deltas):
             raise UsageError(f"protocol field deltas must lie in (0, 1]; got {self.deltas}")
         if self.quantize == "none" and self.threshold_basis != "unit":
-            raise UsageError("threshold_basis 'max' and 'percentile' are defined on 8-bit maps; set quantize='uint8' or threshold_basis='unit'")
+            raise UsageError(
+                "threshold_basis 'max' and 'percentile' are defined on 8-bit maps; set quantize='uint8' or threshold_basis='unit'"
+            )
         if (self.connectivity == "contour") != (self.largest_by == "contour_area"):
             raise UsageError("connectivity 'contour' goes with largest_by 'contour_area', and only with it")
         if not 0.0 < self.percentile <= 100.0:

@@ -112,7 +112,11 @@ def _file_name(part: object) -> str:
 
 
 def _metric_to_json(metric: MetricValue) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(metric).items() if value is not None or key == "value"}
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(metric).items()
+        if value is not None or key == "value"
+    }
 
 
 def read_record(path: Path) -> RunRecord:
@@ -185,8 +189,17 @@ def _git_revision() -> str | None:
     """Commit of the source tree this module lies in, with `+changes` when it differs; None for an installed wheel."""
     folder = Path(__file__).parent
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "--", ".", "../reference_models"], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--", ".", "../reference_models"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return commit + ("+changes" if changed.stdout.strip() else "")

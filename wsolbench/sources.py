@@ -39,7 +39,9 @@ class FolderSource:
                 f"but {dataset.name} {dataset.split} here has {dataset.fingerprint}: other images or annotations. Use the same data."
             )
         if facts.get("view", view(protocol)) != view(protocol):
-            raise DataError(f"the maps in {self.folder.root} cover the {facts['view']}, but protocol {protocol.name!r} compares on the {view(protocol)}")
+            raise DataError(
+                f"the maps in {self.folder.root} cover the {facts['view']}, but protocol {protocol.name!r} compares on the {view(protocol)}"
+            )
         if self.ranked and (without := [image_id for image_id in dataset.ids if image_id not in self.ranked]):
             raise DataError(f"predictions lack {len(without)} of {len(dataset)} images, the first {without[0]!r}; give all, or none")
 

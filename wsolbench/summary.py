@@ -14,7 +14,8 @@ from functools import partial
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 
-from wsolbench.metrics.confidence import bootstrap_interval, mean_rates
+from wsolbench.exceptions import DataError
+from wsolbench.metrics.confidence import Interval, bootstrap_interval, mean_rates
 from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.metrics.max_box_acc import passes
 from wsolbench.metrics.peak_iou import pixel_iou
@@ -68,19 +69,27 @@ def summarize(
             metrics.append(table)
             continue
         point = float(table.value(mean_rates(table.rows, groups=table.groups)[None])[0])
-        interval = bootstrap_interval(table.rows, table.value, groups=table.groups, n_resamples=resamples, seed=seed)
+        interval = _interval(table, resamples, seed)
         metrics.append(
             MetricValue(
                 name=table.name,
                 value=point,
-                low=interval.low,
-                high=interval.high,
+                low=None if interval is None else interval.low,
+                high=None if interval is None else interval.high,
                 n=len(table.rows),
                 policy=None if table.policy is None else str(table.policy),
                 tau=table.tau,
             )
         )
     return tuple(metrics)
+
+
+def _interval(table: _Table, resamples: int, seed: int) -> Interval | None:
+    """None where some resample leaves the metric undefined: so few images have an object pixel that one may draw none."""
+    try:
+        return bootstrap_interval(table.rows, table.value, groups=table.groups, n_resamples=resamples, seed=seed)
+    except DataError:
+        return None
 
 
 def _tables(
@@ -228,9 +237,7 @@ def _masks(scores: ImageScores) -> Iterator[_Table | MetricValue]:
             yield MetricValue(name=name, value=None, n=n, reason="no mask has an object pixel")
         return
     bins = scores.pixel_histogram.shape[2]
-    yield _Table(
-        name="pxap", rows=scores.pixel_histogram.reshape(n, -1), value=lambda rates: average_precision(rates.reshape(-1, 2, bins))
-    )
+    yield _Table(name="pxap", rows=scores.pixel_histogram.reshape(n, -1), value=lambda rates: average_precision(rates.reshape(-1, 2, bins)))
     levels = scores.level_histogram.reshape(n, -1)
     oracle = ThresholdPolicy.oracle()
     peak = int(pixel_iou(scores.level_histogram.sum(axis=0)).argmax())
@@ -238,9 +245,7 @@ def _masks(scores: ImageScores) -> Iterator[_Table | MetricValue]:
         yield _Table(name=name, rows=levels, value=value, policy=oracle, tau=(peak / 255,))
     per_image = pixel_iou(scores.level_histogram[scores.level_histogram[:, 0].any(axis=1)])
     best = int(per_image.mean(axis=0).argmax())
-    yield _Table(
-        name="mean_image_iou", rows=per_image, value=lambda rates: np.asarray(rates.max(axis=1)), policy=oracle, tau=(best / 255,)
-    )
+    yield _Table(name="mean_image_iou", rows=per_image, value=lambda rates: np.asarray(rates.max(axis=1)), policy=oracle, tau=(best / 255,))
 
 
 def _peak_iou(rates: Rates) -> Float64[np.ndarray, " r"]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 
 from wsolbench.exceptions import DataError
 
@@ -28,6 +28,9 @@ Boxes = Float[np.ndarray, "r 4"]
 
 ScoreMap = Float[np.ndarray, "h w"]
 """One raw localization map of one class of one image: any finite range, larger means more likely object."""
+
+UnitMap = Shaped[np.ndarray, "h w"]
+"""A map in the evaluation frame: floats in [0, 1], or uint8, which stands for value / 255."""
 
 KeyPoints = Float[np.ndarray, "p 3"]
 """float64 rows (x, y, visible); `visible` is 1 or 0, and (x, y) means nothing where it is 0."""

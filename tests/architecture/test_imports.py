@@ -62,11 +62,17 @@ print(accuracy.compute().value)
 
 
 def test_every_public_name_exists_without_torch() -> None:
-    assert run(WITHOUT_TORCH + "import wsolbench\nfor name in wsolbench.__all__: getattr(wsolbench, name)\nprint(len(wsolbench.__all__) <= 20)").strip() == "True"
+    assert (
+        run(
+            WITHOUT_TORCH + "import wsolbench\nfor name in wsolbench.__all__: getattr(wsolbench, name)\nprint(len(wsolbench.__all__) <= 20)"
+        ).strip()
+        == "True"
+    )
 
 
 def test_a_method_without_torch_says_what_to_install() -> None:
-    code = "import sys\nsys.argv = ['wsolbench', 'eval', '--method', 'cam', '--dataset', 'toybirds']\nimport wsolbench.cli\nwsolbench.cli.main()"
+    arguments = ["wsolbench", "eval", "--method", "cam", "--dataset", "toybirds"]
+    code = f"import sys\nsys.argv = {arguments}\nimport wsolbench.cli\nwsolbench.cli.main()"
     result = subprocess.run([sys.executable, "-c", WITHOUT_TORCH + code], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "pip install 'wsolbench[models]'" in result.stderr

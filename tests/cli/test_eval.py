@@ -111,7 +111,9 @@ def kill_when(process: subprocess.Popen[bytes], condition) -> None:
 def test_a_killed_training_and_a_killed_evaluation_go_on(run, birds: Path) -> None:
     long = ("--backbone", "tiny", "--epochs", "10", "--image-size", "32", "--batch-size", "8", "--device", "cpu", "--workers", "1")
     process = command(birds, "train", "--method", "cam", *long, "--out", "runs/killed")
-    kill_when(process, lambda: len(list(Path("runs/killed").glob("log.csv"))) and len(Path("runs/killed/log.csv").read_text().splitlines()) > 2)
+    kill_when(
+        process, lambda: len(list(Path("runs/killed").glob("log.csv"))) and len(Path("runs/killed/log.csv").read_text().splitlines()) > 2
+    )
     assert run("train", "--method", "cam", *on(birds), *long, "--out", "runs/killed").code == 0
     assert run("train", "--method", "cam", *on(birds), *long, "--out", "runs/unbroken").code == 0
     killed, unbroken = (load_file(f"runs/{name}/last.safetensors") for name in ("killed", "unbroken"))

@@ -68,7 +68,13 @@ def write_three_dimensions(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("write", "message"),
-    [(write_pickle, "pickle"), (write_truncated, "cannot be read"), (write_text, "cannot be read"), (write_nan, "NaN"), (write_three_dimensions, r"shape \(3, 4, 4\)")],
+    [
+        (write_pickle, "pickle"),
+        (write_truncated, "cannot be read"),
+        (write_text, "cannot be read"),
+        (write_nan, "NaN"),
+        (write_three_dimensions, r"shape \(3, 4, 4\)"),
+    ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, write, message: str) -> None:
     path = place(tmp_path, "bird_1.npy")

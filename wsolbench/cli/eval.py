@@ -100,7 +100,11 @@ def _open_method(method: Any, dataset: str, num_classes: int, checkpoint: Path |
             raise UsageError(f"method {model['method']!r} has no checkpoint")
         backbone = default_backbone(dataset, model["backbone"])
         return method.create(
-            backbone=backbone, num_classes=num_classes, weights="none", settings=parse_settings(model["settings"]), image_size=model["image_size"]
+            backbone=backbone,
+            num_classes=num_classes,
+            weights="none",
+            settings=parse_settings(model["settings"]),
+            image_size=model["image_size"],
         )
     if checkpoint is None:
         run = default_run(dataset, model["method"], default_backbone(dataset, model["backbone"]), model["seed"])

@@ -30,7 +30,9 @@ def _protocols() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
 
     presets = [EvalProtocol.preset(name) for name in EvalProtocol.presets()]
     header = ("protocol", "frame", "boxes", "threshold", "box end", "IoU test", "classifier")
-    return header, [(p.name, p.frame, p.components, f"{p.foreground} {p.threshold_basis}", p.box_end, p.iou_test, p.classifier) for p in presets]
+    return header, [
+        (p.name, p.frame, p.components, f"{p.foreground} {p.threshold_basis}", p.box_end, p.iou_test, p.classifier) for p in presets
+    ]
 
 
 def _backbones() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:

@@ -31,8 +31,12 @@ def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 dataset_options = _all(
     click.option("--dataset", required=True, help="Name of the data set (wsolbench list datasets)."),
-    click.option("--data-root", type=click.Path(path_type=Path), help="Its folder; default: $WSOLBENCH_<NAME>_ROOT or $WSOLBENCH_DATA/<name>."),
-    click.option("--metadata-root", type=click.Path(path_type=Path), help="Folder of wsolevaluation text files, where the data set uses them."),
+    click.option(
+        "--data-root", type=click.Path(path_type=Path), help="Its folder; default: $WSOLBENCH_<NAME>_ROOT or $WSOLBENCH_DATA/<name>."
+    ),
+    click.option(
+        "--metadata-root", type=click.Path(path_type=Path), help="Folder of wsolevaluation text files, where the data set uses them."
+    ),
 )
 
 model_options = _all(
@@ -54,9 +58,16 @@ scoring_options = _all(
     click.option("--protocol", default="wsoleval", show_default=True, help="Preset of conventions (wsolbench list protocols)."),
     click.option("--protocol-set", multiple=True, metavar="FIELD=VALUE", help="Change one convention of the preset; may be repeated."),
     click.option("--fixed-tau", type=float, help="Threshold of the policy 'fixed', beside the oracle."),
-    click.option("--transfer/--no-transfer", default=True, show_default=True, help="Also use the thresholds that are best on val, where there is one."),
+    click.option(
+        "--transfer/--no-transfer",
+        default=True,
+        show_default=True,
+        help="Also use the thresholds that are best on val, where there is one.",
+    ),
     click.option("--limit", type=click.IntRange(min=1), help="Score that many images only, spread evenly over the split."),
-    click.option("--resamples", type=click.IntRange(min=100), default=1000, show_default=True, help="Bootstrap resamples of the intervals."),
+    click.option(
+        "--resamples", type=click.IntRange(min=100), default=1000, show_default=True, help="Bootstrap resamples of the intervals."
+    ),
     click.option("--out", type=click.Path(path_type=Path), default=Path("results/measured"), show_default=True, help="Folder of records."),
     click.option("--save-scores", is_flag=True, help="Keep the per-image scores beside the record (.scores.npz)."),
     click.option("--pictures", type=click.Path(path_type=Path), help="Folder for overlays, curves and bars."),

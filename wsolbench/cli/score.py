@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 @dataset_options
 @scoring_options
 @click.option("--name", help="What the method is called in the record; default: what the folder says, else its name.")
-@click.option("--predictions", type=click.Path(path_type=Path), help="CSV image,rank1,rank2,...; default: DIR/predictions.csv where it exists.")
+@click.option(
+    "--predictions", type=click.Path(path_type=Path), help="CSV image,rank1,rank2,...; default: DIR/predictions.csv where it exists."
+)
 @click.option("--allow-partial", is_flag=True, help="Score the images that have a map, and say in the record how many have none.")
 @click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Threads that load and score maps.")
 def command(
@@ -91,7 +93,9 @@ def _with_maps(dataset: Dataset, folder: MapFolder, allow_partial: bool) -> tupl
         return dataset, 0
     examples = ", ".join(sorted(missing)[:5])
     if len(missing) == len(dataset):
-        raise DataError(f"none of the {len(dataset)} images of {dataset.name} {dataset.split} has a map in {folder.root}; looked for {examples}, ...")
+        raise DataError(
+            f"none of the {len(dataset)} images of {dataset.name} {dataset.split} has a map in {folder.root}; looked for {examples}, ..."
+        )
     if not allow_partial:
         raise DataError(
             f"{len(missing)} of {len(dataset)} images have no map in {folder.root}: {examples}{', ...' if len(missing) > 5 else ''}. "

@@ -17,7 +17,9 @@ def frame_size(image_size: tuple[int, int], protocol: EvalProtocol) -> tuple[int
     return image_size if protocol.frame == "original" else (protocol.frame_size, protocol.frame_size)
 
 
-def to_frame(score_map: np.ndarray, image_size: tuple[int, int], protocol: EvalProtocol, *, what: str = "score map") -> Float32[np.ndarray, "fh fw"]:
+def to_frame(
+    score_map: np.ndarray, image_size: tuple[int, int], protocol: EvalProtocol, *, what: str = "score map"
+) -> Float32[np.ndarray, "fh fw"]:
     """Raw map (any shape, any finite range, covering the frame) -> map in [0, 1] of the frame's size.
 
     `what` names the map in errors. Raises `DataError` for a map that is not two-dimensional, is empty, or holds NaN or Inf.
@@ -43,12 +45,14 @@ def to_frame(score_map: np.ndarray, image_size: tuple[int, int], protocol: EvalP
 def check_map(values: np.ndarray, what: str) -> None:
     """Raise `DataError` unless `values` is a finite, non-empty, two-dimensional array of numbers."""
     if values.ndim != 2 or values.size == 0:
-        raise DataError(f"{what} has shape {values.shape}; expected a non-empty (height, width) array. Store one map of one class per image.")
+        raise DataError(
+            f"{what} has shape {values.shape}; expected a non-empty (height, width) array. Store one map of one class per image."
+        )
     if not np.issubdtype(values.dtype, np.number) or np.issubdtype(values.dtype, np.complexfloating):
         raise DataError(f"{what} has dtype {values.dtype}; expected real numbers")
     if not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).sum())
-        raise DataError(f"{what} holds {bad} NaN or Inf of {values.size} values; expected finite numbers. Find the image that made them, or replace them.")
+        raise DataError(f"{what} holds {bad} NaN or Inf of {values.size} values; expected finite numbers. Find what made them.")
 
 
 def frame_boxes(boxes: Boxes, image_size: tuple[int, int], protocol: EvalProtocol) -> Float64[np.ndarray, "g 4"]:

@@ -13,7 +13,9 @@ from wsolbench.types import ScoreMap
 _INTERPOLATION = {"bicubic": cv2.INTER_CUBIC, "bilinear": cv2.INTER_LINEAR}
 
 
-def resize_map(score_map: ScoreMap | UInt8[np.ndarray, "h w"], size: tuple[int, int], method: Literal["bicubic", "bilinear"]) -> Float32[np.ndarray, "h2 w2"]:
+def resize_map(
+    score_map: ScoreMap | UInt8[np.ndarray, "h w"], size: tuple[int, int], method: Literal["bicubic", "bilinear"]
+) -> Float32[np.ndarray, "h2 w2"]:
     """Map resized to `size` = (width, height) by OpenCV's interpolation (half-pixel centres, no antialiasing), float32.
 
     An 8-bit map is interpolated by OpenCV's 8-bit arithmetic (rounded to whole levels) and returned as float32 levels.

@@ -1,9 +1,9 @@
 """Folders of score maps: one file per image, named by the image id; `.npy`, `.npz` or 8-/16-bit `.png`.
 
-    DIR/maps.json                                   what the maps are (written by us, optional in anybody's folder)
-    DIR/predictions.csv                             image,rank1,rank2,... predicted labels (optional)
-    DIR/001.Black_footed_Albatross/x.jpg.npy        the map of image 001.Black_footed_Albatross/x.jpg
-    DIR/001.Black_footed_Albatross/x.npy            the same, with the image suffix left out
+DIR/maps.json                                   what the maps are (written by us, optional in anybody's folder)
+DIR/predictions.csv                             image,rank1,rank2,... predicted labels (optional)
+DIR/001.Black_footed_Albatross/x.jpg.npy        the map of image 001.Black_footed_Albatross/x.jpg
+DIR/001.Black_footed_Albatross/x.npy            the same, with the image suffix left out
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class MapFolder:
         """
         path = self.find(image_id)
         if path is None:
-            raise DataError(f"no map for image {image_id!r} in {self.root}: looked for {image_id}{{{','.join(SUFFIXES)}}}, with and without the image suffix")
+            raise DataError(
+                f"no map for image {image_id!r} in {self.root}: looked for {image_id}{{{','.join(SUFFIXES)}}}, also without the image suffix"
+            )
         values = _read_png(path) if path.suffix == ".png" else _read_numpy(path)
         check_map(values, f"map {path}")
         return values.astype(np.float32)
@@ -124,7 +126,11 @@ def _read_numpy(path: Path) -> np.ndarray:
     try:
         loaded = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        reason = "it holds Python objects (a pickle), which are never loaded" if "pickle" in str(error).lower() else str(error) or "it is truncated"
+        reason = (
+            "it holds Python objects (a pickle), which are never loaded"
+            if "pickle" in str(error).lower()
+            else str(error) or "it is truncated"
+        )
         raise DataError(f"map {path} cannot be read: {reason}. Store a plain float array with numpy.save(path, map).") from error
     if isinstance(loaded, np.ndarray):
         return loaded

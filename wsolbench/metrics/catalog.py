@@ -27,18 +27,31 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo(name="top1_loc", title="Top-1 Loc", needs="boxes and labels", summary="GT-known, and the best class is the true one"),
     MetricInfo(name="top5_loc", title="Top-5 Loc", needs="boxes and labels", summary="GT-known, and the true class is among the best five"),
     MetricInfo(name="max_box_acc", title="MaxBoxAcc", needs="boxes", summary="one box an image, IoU 0.5, best threshold (CVPR 2020)"),
-    MetricInfo(name="max_box_acc_v2", title="MaxBoxAccV2", needs="boxes", summary="mean over the IoU thresholds, best threshold each (TPAMI)"),
+    MetricInfo(
+        name="max_box_acc_v2", title="MaxBoxAccV2", needs="boxes", summary="mean over the IoU thresholds, best threshold each (TPAMI)"
+    ),
     MetricInfo(name="pxap", title="PxAP", needs="masks", summary="area under the pixel precision-recall curve, pixels pooled"),
     MetricInfo(name="peak_iou", title="Peak-IoU", needs="masks", summary="best pixel IoU over thresholds, pixels pooled over the data set"),
     MetricInfo(name="peak_t", title="Peak-T", needs="masks", better="neither", summary="the threshold of Peak-IoU, 0 to 255"),
-    MetricInfo(name="mean_image_iou", title="Mean image IoU", needs="masks", summary="mean over images of the pixel IoU at the best common threshold"),
+    MetricInfo(
+        name="mean_image_iou",
+        title="Mean image IoU",
+        needs="masks",
+        summary="mean over images of the pixel IoU at the best common threshold",
+    ),
     MetricInfo(name="error_right", title="Right", needs="boxes and labels", summary="class right and IoU above the cut"),
     MetricInfo(name="error_cls", title="Cls", needs="boxes and labels", better="lower", summary="best class is wrong"),
     MetricInfo(name="error_m_ins", title="M-Ins", needs="boxes and labels", better="lower", summary="the box covers several objects"),
     MetricInfo(name="error_part", title="Part", needs="boxes and labels", better="lower", summary="the box lies on a part of the object"),
     MetricInfo(name="error_more", title="More", needs="boxes and labels", better="lower", summary="the box holds the object and much else"),
     MetricInfo(name="error_other", title="Other", needs="boxes and labels", better="lower", summary="none of these"),
-    MetricInfo(name="keypoint_distance", title="Key-point distance", needs="key points", better="lower", summary="proposal centre to nearest visible key point"),
+    MetricInfo(
+        name="keypoint_distance",
+        title="Key-point distance",
+        needs="key points",
+        better="lower",
+        summary="proposal centre to nearest visible key point",
+    ),
 )
 """In table order. `max_box_acc_v2` comes with one row per IoU threshold, named `max_box_acc_v2@0.3` and so on."""
 

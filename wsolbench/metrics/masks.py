@@ -6,10 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int, UInt8
 
 from wsolbench.exceptions import DataError
-from wsolbench.types import ScoreMap
-
-UnitMap = ScoreMap | UInt8[np.ndarray, "h w"]
-"""A map in the evaluation frame: floats in [0, 1], or 8-bit levels that stand for level / 255."""
+from wsolbench.types import UnitMap
 
 
 def resize_mask(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Bool[np.ndarray, "h2 w2"]:

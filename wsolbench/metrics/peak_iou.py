@@ -15,9 +15,10 @@ from jaxtyping import Bool, Float64, Int64, Num
 
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.metrics.hits import ORACLE
-from wsolbench.metrics.masks import UnitMap, counted_pixels
+from wsolbench.metrics.masks import counted_pixels
 from wsolbench.metrics.thresholds import ThresholdPolicy
 from wsolbench.protocol import EvalProtocol
+from wsolbench.types import UnitMap
 
 LEVELS = 256
 _TAUS = np.arange(LEVELS) / 255.0

@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Num
 
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.metrics.masks import UnitMap, counted_pixels
+from wsolbench.metrics.masks import counted_pixels
 from wsolbench.protocol import EvalProtocol
+from wsolbench.types import UnitMap
 
 # Cells of the look-up table from score to bin. A power of two, so that score x cells is exact.
 _CELLS = 4096

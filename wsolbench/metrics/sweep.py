@@ -16,15 +16,12 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int, Num, Shaped, UInt
+from jaxtyping import Bool, Float, Float64, Int, Num, UInt
 
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.metrics.boxes import check_boxes, unchecked_iou
 from wsolbench.protocol import EvalProtocol
-from wsolbench.types import Boxes
-
-UnitMap = Shaped[np.ndarray, "h w"]
-"""Map in the evaluation frame: floats in [0, 1], or uint8, which stands for value / 255."""
+from wsolbench.types import Boxes, UnitMap
 
 _ALL_LEVELS = 255.0
 
