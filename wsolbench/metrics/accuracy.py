@@ -20,7 +20,7 @@ Ranking = Sequence[int] | Integer[np.ndarray, " k"]
 class TopKAccuracyResult:
     """What `TopKAccuracy.compute` gives."""
 
-    values: dict[int, float]
+    top_k: dict[int, float]
     """Accuracy in [0, 1] for each k."""
     n: int
     """Images."""
@@ -42,7 +42,7 @@ class TopKAccuracy:
 
     >>> metric = TopKAccuracy(ks=(1, 2))
     >>> metric.update([3, 7], label=7)
-    >>> metric.compute().values
+    >>> metric.compute().top_k
     {1: 0.0, 2: 1.0}
     """
 
@@ -74,7 +74,7 @@ class TopKAccuracy:
         """Accuracies so far. Raises `UsageError` without an image."""
         if self.n == 0:
             raise UsageError("Top-k accuracy has seen no image; update it first")
-        return TopKAccuracyResult(values={k: self.hits[k] / self.n for k in self.ks}, n=self.n)
+        return TopKAccuracyResult(top_k={k: self.hits[k] / self.n for k in self.ks}, n=self.n)
 
 
 class MeanPerClassAccuracy:
