@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Complex, Float, Int16
 
-Points = Complex[np.ndarray, "n"]
+Points = Complex[np.ndarray, " _"]
 Colour = tuple[float, float, float]
 """RGB, 0 to 255 each."""
 
@@ -70,7 +70,8 @@ class Canvas:
 
 def circle(centre: complex, radius: float, corners: int = 24) -> Points:
     """A regular polygon that passes for a circle."""
-    return centre + radius * np.exp(2j * np.pi * np.arange(corners) / corners)
+    outline: Points = centre + radius * np.exp(2j * np.pi * np.arange(corners) / corners)
+    return outline
 
 
 def ellipse(centre: complex, half_length: float, half_width: float, turn: complex = 1.0, corners: int = 32) -> Points:
@@ -79,7 +80,7 @@ def ellipse(centre: complex, half_length: float, half_width: float, turn: comple
     return centre + turn * (half_length * np.cos(angle) + 1j * half_width * np.sin(angle))
 
 
-def ribbon(middle: Points, widths: Float[np.ndarray, n]) -> Points:
+def ribbon(middle: Points, widths: Float[np.ndarray, " k"]) -> Points:
     """The outline of a band of varying width along a line."""
     along = np.gradient(middle)
     across = 1j * along / np.maximum(np.abs(along), 1e-9) * widths / 2

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int16, UInt8
 
-from wsolbench.datasets._toybirds_bird import PART_LAYERS, PART_NAMES, Bird, Kind, owner_of
+from wsolbench.datasets._toybirds_bird import KINDS, PART_LAYERS, PART_NAMES, Bird, Kind, owner_of
 from wsolbench.datasets._toybirds_canvas import (
     SUPERSAMPLING,
     Canvas,
@@ -49,14 +49,13 @@ class Rendering:
     """Pixels that show, be it in part, a part by which kinds differ."""
 
 
-def labels_of(seed: int, split: str, count: int) -> Int[np.ndarray, n]:
+def labels_of(seed: int, split: str, count: int) -> Int[np.ndarray, " n"]:
     """The class of each image of a split: every 12 consecutive images show every kind once, in random order.
 
     Not in a fixed order, so that every n-th image is no sample of few classes.
     """
-    kinds = _kind_count()
-    random = _generator(seed, split, 2**32 - 1)
-    blocks = [random.permutation(kinds) for _ in range(-(-count // kinds))]
+    random = _generator(seed, split, 2**32 - 1)  # no image has this index
+    blocks = [random.permutation(len(KINDS)) for _ in range(-(-count // len(KINDS)))]
     return np.concatenate(blocks)[:count]
 
 
@@ -75,12 +74,6 @@ def render(seed: int, split: str, index: int, kind: Kind, size: int) -> Renderin
         if random.random() < _OCCLUDED:
             _paint_occluder(canvas, random, bird, place)
     return _finish(canvas, random, birds, places)
-
-
-def _kind_count() -> int:
-    from wsolbench.datasets._toybirds_bird import KINDS
-
-    return len(KINDS)
 
 
 def _generator(seed: int, split: str, index: int) -> np.random.Generator:
@@ -289,7 +282,8 @@ def _finish(canvas: Canvas, random: np.random.Generator, birds: list[Bird], plac
 def _share(flags: Bool[np.ndarray, "s s"]) -> Float[np.ndarray, "h w"]:
     """Share of the canvas points of each pixel for which a flag is set."""
     size = flags.shape[0] // SUPERSAMPLING
-    return flags.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING).mean(axis=(1, 3))
+    share: Float[np.ndarray, "h w"] = flags.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING).mean(axis=(1, 3))
+    return share
 
 
 def _lit(image: Float[np.ndarray, "h w 3"], random: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
@@ -302,7 +296,8 @@ def _lit(image: Float[np.ndarray, "h w 3"], random: np.random.Generator) -> UInt
     light = random.uniform(0.75, 1.15) * (1 + slope + shadow)
     tint = random.uniform(0.9, 1.08, 3)
     noise = random.normal(0, random.uniform(1, 6), (size, size, 1))
-    return np.clip(np.round(image * light[..., None] * tint + noise), 0, 255).astype(np.uint8)
+    lit: UInt8[np.ndarray, "h w 3"] = np.clip(np.round(image * light[..., None] * tint + noise), 0, 255).astype(np.uint8)
+    return lit
 
 
 def _key_points(owner: Int16[np.ndarray, "s s"], bird: Bird, place: Placement, number: int, mask: Bool[np.ndarray, "h w"]) -> KeyPoints:

@@ -19,15 +19,16 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from wsolbench.datasets.base import DatasetInfo, Missing
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.files import make_folder
+from wsolbench.files import atomic_path, make_folder
 from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ COUNTS: Mapping[str, int] = MappingProxyType({"train": 1500, "val": 300, "test":
 SIZE = 128
 _VERSION = 1
 """Raise when the renderer changes: an old cache is then left alone."""
+
+_ABANDONED_SECONDS = 3600
+_IMAGES_TO_START = 24
 
 INFO = DatasetInfo(
     name="toybirds",
@@ -69,15 +73,18 @@ def load(
         root: folder for the rendered set; None: below `cache_folder()`.
         split: "train", "val" or "test".
         missing: see `wsolbench.datasets.load_dataset`.
-        seed: another seed gives other birds in other scenes.
+        seed: at least 0; another seed gives other birds in other scenes.
         size: side of the images in pixels, at least 32.
         counts: images per split.
         workers: processes that render; None: one for each core. The images do not depend on it.
 
-    Raises `UsageError` for a size or count that means nothing and for a folder that cannot be written.
+    Raises `UsageError` for a size, seed or count that means nothing and for a folder that cannot be written.
     """
-    if size < 32 or set(counts) != set(COUNTS) or min(counts.values()) < 1:
-        raise UsageError(f"toybirds of size {size} with {dict(counts)} images; expected a size of at least 32 and train, val and test images")
+    if size < 32 or seed < 0 or set(counts) != set(COUNTS) or min(counts.values()) < 1:
+        raise UsageError(
+            f"toybirds of size {size} and seed {seed} with {dict(counts)} images; "
+            "expected a size of at least 32, a seed of at least 0, and at least one image for each of train, val and test"
+        )
     amounts = "" if dict(counts) == dict(COUNTS) else "-" + "-".join(str(counts[name]) for name in COUNTS)
     folder = (cache_folder() if root is None else root) / f"toybirds-v{_VERSION}-seed{seed}-{size}{amounts}"
     if not folder.is_dir():
@@ -118,19 +125,30 @@ def contact_sheet(dataset: Dataset, examples: int = 6) -> UInt8[np.ndarray, "h w
     return np.concatenate(rows)
 
 
+def write_contact_sheet(path: Path, dataset: Dataset, examples: int = 6) -> None:
+    """Write `contact_sheet` as a PNG of 64 colours, which is small enough for a repository."""
+    from PIL import Image
+
+    sheet = Image.fromarray(contact_sheet(dataset, examples))
+    sheet = sheet.quantize(64, dither=Image.Dither.NONE)
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, optimize=True)
+
+
 def _render_set(folder: Path, seed: int, size: int, counts: Mapping[str, int], workers: int | None) -> None:
     """Render into a folder beside the final one and rename it: nobody ever sees a part of a set."""
     from wsolbench.datasets._toybirds_bird import KINDS
     from wsolbench.progress import track
 
     make_folder(folder.parent)
+    _remove_leftovers(folder)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         for split in counts:
             for kind in ("images", "masks"):
                 (temporary / kind / split).mkdir(parents=True)
         jobs = _jobs(seed, counts)
-        rendered = _render_jobs(temporary, seed, size, counts, workers or os.cpu_count() or 1)
+        rendered = _render_jobs(temporary, seed, size, counts, workers or _worker_count(len(jobs)))
         rows = sorted(track(rendered, "rendering toybirds", total=len(jobs)))
         with _table(temporary / "annotations.csv", "image,label,split,width,height,x0,y0,x1,y1,mask") as annotations:
             annotations.writerows(row for _, boxes, _ in rows for row in boxes)
@@ -146,6 +164,19 @@ def _render_set(folder: Path, seed: int, size: int, counts: Mapping[str, int], w
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _worker_count(images: int) -> int:
+    """One process for each core, but none for fewer images than it takes a process to start."""
+    return max(1, min(os.cpu_count() or 1, images // _IMAGES_TO_START))
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What renderings of this set that were killed have left behind, unless they may still be running."""
+    for leftover in folder.parent.glob(f".{folder.name}-*"):
+        with suppress(OSError):  # another process may be removing it too
+            if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _jobs(seed: int, counts: Mapping[str, int]) -> list[tuple[str, int, int]]:
@@ -167,17 +198,21 @@ def _render_jobs(folder: Path, seed: int, size: int, counts: Mapping[str, int], 
     def watch(share: int) -> None:
         facts = json.dumps([str(folder), seed, size, dict(counts), share, workers])
         code = "import sys; from wsolbench.datasets.toybirds import render_share; render_share(sys.argv[1])"
-        with subprocess.Popen([sys.executable, "-c", code, facts], stdout=subprocess.PIPE, env=environment, text=True) as process:
-            processes.append(process)
-            assert process.stdout is not None
-            for line in process.stdout:
-                ready.put(tuple(json.loads(line)))
-        if process.returncode:
-            failed.append(process.returncode)
-        ready.put(None)
+        try:
+            with subprocess.Popen([sys.executable, "-c", code, facts], stdout=subprocess.PIPE, env=environment, text=True) as process:
+                processes.append(process)
+                assert process.stdout is not None
+                for line in process.stdout:
+                    ready.put(tuple(json.loads(line)))
+            if process.returncode:
+                failed.append(f"exit code {process.returncode}")
+        except (OSError, ValueError) as error:  # no process could be started, or it was killed within a line
+            failed.append(str(error))
+        finally:
+            ready.put(None)  # else the others' rows would be waited for in vain
 
     processes: list[subprocess.Popen[str]] = []
-    failed: list[int] = []
+    failed: list[str] = []
     threads = [threading.Thread(target=watch, args=(share,), daemon=True) for share in range(workers)]
     try:
         for thread in threads:
@@ -193,7 +228,10 @@ def _render_jobs(folder: Path, seed: int, size: int, counts: Mapping[str, int], 
         for process in processes:
             process.kill()
     if failed:
-        raise DataError(f"rendering toybirds failed with exit code {failed[0]}; the message above says why")
+        raise DataError(
+            f"rendering toybirds into {folder.parent} failed ({failed[0]}); the messages above say why. "
+            "Nothing was kept: mend the cause, or choose another folder with WSOLBENCH_CACHE, and start again."
+        )
 
 
 def render_share(facts: str) -> None:
@@ -234,6 +272,7 @@ def _render_one(folder: Path, seed: int, size: int, split: str, index: int, labe
         x0, y0, x1, y1 = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
         boxes.append((name, label, split, size, size, x0, y0, x1, y1, mask_name))
     points = [
-        (name, part, f"{x:.2f}", f"{y:.2f}", int(visible)) for part, (x, y, visible) in zip(PART_NAMES, result.key_points.tolist(), strict=True)
+        (name, part, f"{x:.2f}", f"{y:.2f}", int(visible))
+        for part, (x, y, visible) in zip(PART_NAMES, result.key_points.tolist(), strict=True)
     ]
     return boxes, points
