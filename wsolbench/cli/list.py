@@ -38,8 +38,7 @@ def _protocols() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
 def _backbones() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
     from wsolbench.methods import list_backbones
 
-    rows = [(row.name, row.summary) for row in list_backbones()]
-    return ("backbone", "what"), [*rows, ("timm:<name>", "any timm model with feature stages")]
+    return ("backbone", "what"), [(row.name, row.summary) for row in list_backbones()]
 
 
 _LISTS: dict[str, Callable[[], tuple[tuple[str, ...], Iterable[tuple[str, ...]]]]] = {

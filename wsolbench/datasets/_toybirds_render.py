@@ -42,7 +42,7 @@ class Rendering:
 
     image: UInt8[np.ndarray, "h w 3"]
     masks: tuple[Bool[np.ndarray, "h w"], ...]
-    """Visible pixels of each bird."""
+    """Visible pixels of each bird: those of which it has at least half. Two birds that touch share a pixel where each has half."""
     key_points: KeyPoints
     """Of the first bird, in the order of `PART_NAMES`."""
     parts: Bool[np.ndarray, "h w"]

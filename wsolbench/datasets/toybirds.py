@@ -140,7 +140,12 @@ def _render_set(folder: Path, seed: int, size: int, counts: Mapping[str, int], w
     from wsolbench.datasets._toybirds_bird import KINDS
     from wsolbench.progress import track
 
-    make_folder(folder.parent)
+    try:
+        make_folder(folder.parent)
+    except UsageError as error:
+        raise UsageError(
+            f"toybirds cannot be rendered into {folder.parent}: {error.__cause__}. Set WSOLBENCH_CACHE to a folder that can be written."
+        ) from error
     _remove_leftovers(folder)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
