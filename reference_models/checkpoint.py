@@ -1,6 +1,7 @@
 """Checkpoints: the tensors of a model in one safetensors file whose header says, as JSON, what the model is.
 
-The same JSON lies beside the file for people to read; only the header counts, so that no half of a pair can be stale.
+The same JSON lies beside the file for people to read, with machine, time and versions; only the header counts, so that no half of a
+pair can be stale, and equal trainings give equal files.
 """
 
 from __future__ import annotations
@@ -30,8 +31,12 @@ HEADER = "wsolbench"
 M = TypeVar("M", bound=Localizer)
 
 
-def save_checkpoint(path: Path, model: Localizer, training: dict[str, Any]) -> None:
-    """Write `path` (atomically) and the `.json` beside it. `training`: how the weights came about, JSON values only."""
+def save_checkpoint(path: Path, model: Localizer, training: dict[str, Any], run: dict[str, Any] | None = None) -> None:
+    """Write `path` (atomically) and the `.json` beside it.
+
+    `training` is what the weights depend on and goes into the file, so that equal trainings give equal bytes; `run` (machine,
+    time) stands in the `.json` alone, with the versions.
+    """
     facts = {
         "format": FORMAT,
         "method": model.method_name,
@@ -41,15 +46,12 @@ def save_checkpoint(path: Path, model: Localizer, training: dict[str, Any]) -> N
         "num_classes": model.num_classes,
         "class_names": list(model.class_names),
         "training": training,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("wsolbench", "torch", "torchvision", "timm")},
-        },
     }
+    versions = {"python": platform.python_version(), **{name: version(name) for name in ("wsolbench", "torch", "torchvision", "timm")}}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={HEADER: canonical_json(facts)})
-    write_json(path.with_suffix(".json"), facts)
+    write_json(path.with_suffix(".json"), {**facts, "run": run or {}, "versions": versions})
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -99,5 +101,5 @@ def load_checkpoint(method: type[M], path: Path) -> M:
     load_strictly(model, tensors, what=f"checkpoint {path}")
     backbone.weights = Weights(**described["weights"])
     model.class_names = names
-    model.facts = {**facts["training"], "versions": facts["versions"], "checkpoint": {"file": path.name, "sha256": sha256_of_file(path)}}
+    model.facts = {**facts["training"], "checkpoint": {"file": path.name, "sha256": sha256_of_file(path)}}
     return model.eval()

@@ -110,11 +110,11 @@ def _train(run: Run, request: TrainRequest) -> None:
                 {"epoch": run.epoch, **row, "val_accuracy": accuracy, "images_per_second": len(labels) / seconds, "seconds": seconds}
             )
             if accuracy is not None and (best is None or accuracy > best):
-                save_checkpoint(request.out / BEST, run.model, _training_facts(run))
+                _save(run, request.out / BEST)
             if run.epoch < epochs:
                 _save_state(run, request.out / STATE)
             _write_log(run.history, request.out / LOG)
-    save_checkpoint(request.out / LAST, run.model, _training_facts(run))
+    _save(run, request.out / LAST)
     (request.out / STATE).unlink(missing_ok=True)
 
 
@@ -224,11 +224,12 @@ def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
     return {"name": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint, "images": len(dataset)}
 
 
-def _training_facts(run: Run) -> dict[str, Any]:
-    """For the checkpoint: the facts, and how far and how well it went."""
+def _save(run: Run, path: Path) -> None:
+    """A checkpoint with the facts, how far and how well it went, and beside it where and how long."""
+    last = run.history[-1]
+    training = {**run.facts, "epoch": run.epoch, "val_accuracy": last["val_accuracy"], "train_loss": last["train_loss"]}
     name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
-    progress = {"epoch": run.epoch, "device": name, "seconds": round(sum(row["seconds"] for row in run.history), 1)}
-    return {**run.facts, **progress, "val_accuracy": run.history[-1]["val_accuracy"], "train_loss": run.history[-1]["train_loss"]}
+    save_checkpoint(path, run.model, training, {"device": name, "seconds": round(sum(row["seconds"] for row in run.history), 1)})
 
 
 def _start(method: type[Localizer], request: TrainRequest, recipe: Recipe, facts: dict[str, Any], device: torch.device) -> Run:

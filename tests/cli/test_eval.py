@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 TRAIN = ("--backbone", "tiny", "--epochs", "2", "--image-size", "32", "--batch-size", "8", "--device", "cpu", "--workers", "1")
 SCORE = ("--resamples", "100")
@@ -116,9 +114,7 @@ def test_a_killed_training_and_a_killed_evaluation_go_on(run, birds: Path) -> No
     )
     assert run("train", "--method", "cam", *on(birds), *long, "--out", "runs/killed").code == 0
     assert run("train", "--method", "cam", *on(birds), *long, "--out", "runs/unbroken").code == 0
-    killed, unbroken = (load_file(f"runs/{name}/last.safetensors") for name in ("killed", "unbroken"))
-    assert killed.keys() == unbroken.keys()
-    assert all(torch.equal(killed[name], unbroken[name]) for name in killed)
+    assert Path("runs/killed/last.safetensors").read_bytes() == Path("runs/unbroken/last.safetensors").read_bytes()
 
     evaluation = ("eval", "--method", "cam", "--checkpoint", "runs/killed/last.safetensors", "--batch-size", "1", *SCORE)
     process = command(birds, *evaluation, "--out", "killed")
