@@ -100,6 +100,8 @@ class Localizer(nn.Module):
         self.class_names: tuple[str, ...] = ()
         self.facts: dict[str, Any] = {}
         """How the weights came about: filled by training and by `load`."""
+        self.ready = not self.trainable
+        """Whether a new model can be evaluated as it is, because all its weights came from somewhere."""
 
     # --- what a method file defines ------------------------------------------------------------------------------------
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:

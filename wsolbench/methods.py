@@ -92,6 +92,8 @@ class Method(Protocol):
     num_classes: int
     trainable: ClassVar[bool]
     """False for a method without parameters; it is evaluated without a checkpoint."""
+    ready: bool
+    """Whether a new model can be evaluated as it is: it has no parameters, or all of them are pretrained."""
 
     @classmethod
     def create(cls, *, backbone: str, num_classes: int, weights: str, settings: Mapping[str, str], image_size: int | None = None) -> Method:

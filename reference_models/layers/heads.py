@@ -65,6 +65,8 @@ class FcHead(nn.Module):
             nn.init.zeros_(self.conv6[0].bias)  # type: ignore[index,arg-type]
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
+        self.pretrained = False
+        """Whether the classifier came with the backbone."""
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> HeadOutput:
         """Logits and maps of (B, C_in, h, w) features."""
@@ -120,6 +122,7 @@ def make_head(kind: HeadKind, backbone: Backbone, num_classes: int, *, width: in
         with torch.no_grad():
             head.classifier.weight.copy_(backbone.classifier[0])
             head.classifier.bias.copy_(backbone.classifier[1])
+        head.pretrained = True
     return head
 
 

@@ -37,7 +37,7 @@ from torch import Tensor
 from reference_models.backbone import Backbone
 from reference_models.base import Batch, ForwardPass, Localizer
 from reference_models.config import MethodConfig
-from reference_models.layers.heads import HeadKind, cross_entropy, make_head
+from reference_models.layers.heads import FcHead, HeadKind, cross_entropy, make_head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,7 @@ class Cam(Localizer):
     def __init__(self, backbone: Backbone, num_classes: int, config: CamConfig) -> None:
         super().__init__(backbone, num_classes, config)
         self.head = make_head(config.head, backbone, num_classes, width=config.width, dropout=config.dropout)
+        self.ready = isinstance(self.head, FcHead) and self.head.pretrained
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
         """Logits, and the map of any class from the same pass."""

@@ -65,6 +65,7 @@ class CenterBox(Localizer):
                 f"setting side={config.side} of method 'center-box': expected a part of the image's side, greater than 0 and at most 1"
             )
         self.num_classes, self.config, self.input_spec, self.facts = num_classes, config, input_spec, {}
+        self.ready = True
 
     @classmethod
     def create(cls, *, num_classes: int, settings: Mapping[str, str], image_size: int | None = None, **_unused: str) -> CenterBox:

@@ -61,6 +61,7 @@ def test_a_method_without_parameters_needs_no_training(run, birds: Path) -> None
         (("--method", "cam", "--checkpoint", "nowhere.safetensors"), "nowhere.safetensors"),
         (("--method", "center-box", "--checkpoint", "x.safetensors"), "has no checkpoint"),
         (("--method", "cam", "--train", "--device", "cuda:7"), "cuda:7"),
+        (("--method", "cam", "--backbone", "tiny", "--weights", "none"), "nobody has trained for these 3 classes"),
     ],
 )
 def test_a_wrong_option_is_explained(run, birds: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -350,5 +350,5 @@ def test_the_contact_sheet_has_a_row_for_each_class_and_draws_truth_only_in_the_
     assert sheet.shape == (12 * (SIZE + 4), 3 * (SIZE + 4), 3)
     first = next(sample for sample in train.samples if sample.label == 0)
     np.testing.assert_array_equal(sheet[2 : 2 + SIZE, 2 : 2 + SIZE], first.image())
-    toybirds.write_contact_sheet(tmp_path / "sheet.png", train, 3)
-    assert Image.open(tmp_path / "sheet.png").size == (sheet.shape[1], sheet.shape[0])
+    toybirds.write_contact_sheet(tmp_path / "sheet.png", train, 3, scale=0.5)
+    assert Image.open(tmp_path / "sheet.png").size == (sheet.shape[1] // 2, sheet.shape[0] // 2)

@@ -22,7 +22,8 @@ from wsolbench.cli.options import (
 
 @click.command(
     epilog="Example:  wsolbench eval --method cam --dataset toybirds --train --pictures pictures/\n\n"
-    "Without --checkpoint and --train, the run folder that `wsolbench train` with the same options writes is used."
+    "Without --checkpoint and --train, the run folder that `wsolbench train` with the same options writes is used; with --weights alone, "
+    "a pretrained model as it is:  wsolbench eval --method cam --dataset ilsvrc --weights imagenet --set head=fc"
 )
 @model_options
 @dataset_options
@@ -92,23 +93,25 @@ def command(
 
 
 def _open_method(method: Any, dataset: str, num_classes: int, checkpoint: Path | None, model: dict[str, Any]) -> Any:
+    """The trained model; or a new one, where there is nothing to train or `--weights` asks for a pretrained one as it is."""
     from wsolbench.cli.train import default_backbone, default_run
     from wsolbench.exceptions import UsageError
 
-    if not method.trainable:
-        if checkpoint is not None:
-            raise UsageError(f"method {model['method']!r} has no checkpoint")
-        backbone = default_backbone(dataset, model["backbone"])
-        return method.create(
-            backbone=backbone,
-            num_classes=num_classes,
-            weights="none",
-            settings=parse_settings(model["settings"]),
-            image_size=model["image_size"],
-        )
+    backbone = default_backbone(dataset, model["backbone"])
+    if not method.trainable and checkpoint is not None:
+        raise UsageError(f"method {model['method']!r} has no checkpoint")
+    if not method.trainable or (checkpoint is None and model["weights"]):
+        settings = parse_settings(model["settings"])
+        weights = model["weights"] or "none"
+        new = method.create(backbone=backbone, num_classes=num_classes, weights=weights, settings=settings, image_size=model["image_size"])
+        if not new.ready:
+            raise UsageError(
+                f"method {model['method']!r} with weights {weights!r} has layers that nobody has trained for these {num_classes} classes; "
+                "add --train, or name a checkpoint with --checkpoint (a pretrained ImageNet classifier as it is: --set head=fc on ILSVRC)"
+            )
+        return new
     if checkpoint is None:
-        run = default_run(dataset, model["method"], default_backbone(dataset, model["backbone"]), model["seed"])
-        checkpoint = run / "last.safetensors"
+        checkpoint = default_run(dataset, model["method"], backbone, model["seed"]) / "last.safetensors"
         if not checkpoint.is_file():
             raise UsageError(f"no trained model: {checkpoint} does not exist. Add --train, or name a file with --checkpoint.")
     return method.load(checkpoint, device=model["device"])

@@ -106,7 +106,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wsolbench"
 
 
-def contact_sheet(dataset: Dataset, examples: int = 6) -> UInt8[np.ndarray, "h w 3"]:
+def contact_sheet(dataset: Dataset, examples: int = 5) -> UInt8[np.ndarray, "h w 3"]:
     """One row for each class with its first images; in the last column boxes (white) and visible key points (yellow) are drawn."""
     import cv2
     import numpy as np
@@ -125,11 +125,12 @@ def contact_sheet(dataset: Dataset, examples: int = 6) -> UInt8[np.ndarray, "h w
     return np.concatenate(rows)
 
 
-def write_contact_sheet(path: Path, dataset: Dataset, examples: int = 6) -> None:
-    """Write `contact_sheet` as a PNG of 64 colours, which is small enough for a repository."""
+def write_contact_sheet(path: Path, dataset: Dataset, examples: int = 5, scale: float = 0.75) -> None:
+    """Write `contact_sheet`, scaled, as a PNG of 64 colours: under 300 KB at 128 pixels, small enough for a repository."""
     from PIL import Image
 
     sheet = Image.fromarray(contact_sheet(dataset, examples))
+    sheet = sheet.resize((round(scale * sheet.width), round(scale * sheet.height)), Image.Resampling.LANCZOS)
     sheet = sheet.quantize(64, dither=Image.Dither.NONE)
     with atomic_path(path) as temporary:
         sheet.save(temporary, optimize=True)
