@@ -116,9 +116,9 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
         "tiny": Recipe(
             source="this project: a small network from random weights on toybirds, about a minute on two cores",
-            epochs=24,
+            epochs=18,
             batch_size=32,
-            lr=4e-3,
+            lr=2e-3,
             optimizer="adamw",
             weight_decay=0.05,
             schedule="cosine",

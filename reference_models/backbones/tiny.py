@@ -18,7 +18,7 @@ from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec
 
 GRIDS = ("std16",)
-WIDTHS = (24, 48, 96, 128)
+WIDTHS = (24, 48, 64, 64)
 
 
 def build(*, weights: WeightsFile | str = "none", grid: str = "default") -> Backbone:
@@ -30,11 +30,10 @@ def build(*, weights: WeightsFile | str = "none", grid: str = "default") -> Back
     steps: OrderedDict[str, nn.Module] = OrderedDict(
         stem=_convolution(3, one, stride=2),
         stage1=_convolution(one, two, stride=2),
-        stage2=_convolution(two, three, stride=2),
+        stage2=nn.Sequential(_convolution(two, three, stride=2), _convolution(three, three)),
         stage3=_convolution(three, four),
-        stage4=_convolution(four, four),
     )
-    layout = [Stage("stem", 2, one), Stage("stage1", 4, two), Stage("stage2", 8, three), Stage("stage3", 8, four), Stage("stage4", 8, four)]
+    layout = [Stage("stem", 2, one), Stage("stage1", 4, two), Stage("stage2", 8, three), Stage("stage3", 8, four)]
     backbone = Backbone("tiny", steps, layout, grid=grid, input_spec=InputSpec(size=128), head_width=four)
     if isinstance(weights, WeightsFile):
         load_strictly(backbone, weights.tensors, what="the weights of tiny")
