@@ -167,4 +167,4 @@ def test_training_writes_a_checkpoint_that_loads_to_the_same_maps(name, tmp_path
 
 
 def test_backbones_do_not_need_a_method():
-    assert load_backbone("tiny", weights="none").channels[-1] == 128
+    assert load_backbone("tiny", weights="none").channels[-1] == 64
