@@ -8,12 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from jaxtyping import config, install_import_hook
 
 # Must run before the packages are imported: every annotated array shape is checked in the tests. The other modules hold no
 # arrays; there the packages' own messages for wrong values are what is tested.
-CHECKED = ["images", "maps", "metrics", "report", "scores", "summary", "types"]
+# Compiled functions (numba) cannot be wrapped.
+ROOT = Path(__file__).parents[1]
+COMPILED = {"component_tree", "largest_component"}
+METRICS = [path.stem for path in (ROOT / "wsolbench/metrics").glob("*.py") if path.stem not in COMPILED | {"__init__"}]
+CHECKED = ["images", "maps", "report", "scores", "summary", "types", *(f"metrics.{name}" for name in METRICS)]
 install_import_hook([*(f"wsolbench.{name}" for name in CHECKED), "reference_models"], "beartype.beartype")
+
+# No test is timed: compiling and a busy machine would decide it.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -350,5 +350,13 @@ def test_the_contact_sheet_has_a_row_for_each_class_and_draws_truth_only_in_the_
     assert sheet.shape == (12 * (SIZE + 4), 3 * (SIZE + 4), 3)
     first = next(sample for sample in train.samples if sample.label == 0)
     np.testing.assert_array_equal(sheet[2 : 2 + SIZE, 2 : 2 + SIZE], first.image())
-    toybirds.write_contact_sheet(tmp_path / "sheet.png", train, 3, scale=0.5)
-    assert Image.open(tmp_path / "sheet.png").size == (sheet.shape[1] // 2, sheet.shape[0] // 2)
+    toybirds.write_contact_sheet(tmp_path / "sheet.png", train, 3)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "sheet.png")), np.concatenate([sheet[:408], sheet[408:]], axis=1))
+    drawn = [np.count_nonzero(np.all(sheet[:, 68 * column : 68 * column + 68] == (255, 230, 0), axis=2)) for column in range(3)]
+    assert drawn[0] == drawn[1] == 0 < drawn[2]
+
+
+def test_a_contact_sheet_of_no_image_format_is_refused_and_not_written(train: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"expected one such as \.jpg"):
+        toybirds.write_contact_sheet(tmp_path / "sheet.txt", train, 3)
+    assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from wsolbench.exceptions import WsolbenchError
@@ -303,6 +303,7 @@ def test_a_positive_factor_on_the_raw_map_changes_nothing(row: Row, drawn: list[
 @few
 @given(st.lists(one_object, min_size=1, max_size=4))
 def test_perfect_predictions_have_the_best_value(row: Row, drawn: list[Image]) -> None:
+    assume(not any(image.mask.all() for image in drawn))  # a map of an object that fills the image is constant and says nothing
     result = row.compute(run(row, [row.see(perfect(image)) for image in drawn]))
     assert row.headline(result) == pytest.approx([row.best] * len(row.headline(result)), abs=1e-12)
 

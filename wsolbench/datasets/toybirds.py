@@ -125,15 +125,19 @@ def contact_sheet(dataset: Dataset, examples: int = 5) -> UInt8[np.ndarray, "h w
     return np.concatenate(rows)
 
 
-def write_contact_sheet(path: Path, dataset: Dataset, examples: int = 5, scale: float = 0.75) -> None:
-    """Write `contact_sheet`, scaled, as a PNG of 64 colours: under 300 KB at 128 pixels, small enough for a repository."""
+def write_contact_sheet(path: Path, dataset: Dataset, examples: int = 5) -> None:
+    """Write `contact_sheet` as a picture, the second half of the classes beside the first; the suffix of `path` says the format.
+
+    Raises `UsageError` when the folder cannot be written or the suffix is none of an image.
+    """
+    import numpy as np
     from PIL import Image
 
-    sheet = Image.fromarray(contact_sheet(dataset, examples))
-    sheet = sheet.resize((round(scale * sheet.width), round(scale * sheet.height)), Image.Resampling.LANCZOS)
-    sheet = sheet.quantize(64, dither=Image.Dither.NONE)
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise UsageError(f"{path} has no suffix of an image format; expected one such as .jpg or .png")
+    sheet = np.concatenate(np.split(contact_sheet(dataset, examples), 2), axis=1)
     with atomic_path(path) as temporary:
-        sheet.save(temporary, optimize=True)
+        Image.fromarray(sheet).save(temporary, quality=80)
 
 
 def _render_set(folder: Path, seed: int, size: int, counts: Mapping[str, int], workers: int | None) -> None:

@@ -10,7 +10,6 @@ row-wise scan meets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +19,8 @@ from jaxtyping import Bool, Float, Float64, Int, Num, UInt
 
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.metrics.boxes import check_boxes, unchecked_iou
+from wsolbench.metrics.component_tree import EIGHT, FOUR, best_of_components
+from wsolbench.metrics.largest_component import BOX, CONTOUR, PIXELS, holes_by_level, largest_of_components, low_corners
 from wsolbench.protocol import EvalProtocol
 from wsolbench.types import Boxes, UnitMap
 
@@ -50,12 +51,9 @@ def sweep(score_map: UnitMap, true_boxes: Num[np.ndarray, "r 4"], protocol: Eval
     truth = _truth(true_boxes, protocol)
     levels, cuts = quantize(score_map, protocol)
     distinct, index = _distinct(levels, cuts)
-    best = np.empty(len(distinct))
-    single = np.empty((len(distinct), 4))
-    for k, (counted, one) in enumerate(_boxes_per_cut(levels, distinct, (protocol.components, protocol.single_box), protocol)):
-        best[k] = unchecked_iou(counted, truth, plus_one=protocol.iou_plus_one).max()
-        single[k] = one[0]
+    single = _single_boxes(levels, distinct, protocol.single_box, protocol)
     single_iou = unchecked_iou(single, truth, plus_one=protocol.iou_plus_one).max(axis=1)
+    best = single_iou if protocol.components == protocol.single_box else _best_ious(levels, distinct, truth, protocol)
     return Sweep(best_iou=best[index], single_boxes=single[index], single_iou=single_iou[index])
 
 
@@ -72,10 +70,8 @@ def best_iou_per_tau(score_map: UnitMap, true_boxes: Num[np.ndarray, "r 4"], pro
     truth = _truth(true_boxes, protocol)
     levels, cuts = quantize(score_map, protocol)
     distinct, index = _distinct(levels, cuts)
-    best = np.empty(len(distinct))
-    for k, (boxes,) in enumerate(_boxes_per_cut(levels, distinct, (protocol.components,), protocol)):
-        best[k] = unchecked_iou(boxes, truth, plus_one=protocol.iou_plus_one).max()
-    return np.asarray(best[index])
+    best: Float64[np.ndarray, " t"] = _best_ious(levels, distinct, truth, protocol)[index]
+    return best
 
 
 def single_box_per_tau(score_map: UnitMap, protocol: EvalProtocol) -> Float64[np.ndarray, "t 4"]:
@@ -88,8 +84,8 @@ def single_box_per_tau(score_map: UnitMap, protocol: EvalProtocol) -> Float64[np
     """
     levels, cuts = quantize(score_map, protocol)
     distinct, index = _distinct(levels, cuts)
-    found = _boxes_per_cut(levels, distinct, (protocol.single_box,), protocol)
-    return np.asarray(np.concatenate([boxes for (boxes,) in found])[index])
+    boxes: Float64[np.ndarray, "t 4"] = _single_boxes(levels, distinct, protocol.single_box, protocol)[index]
+    return boxes
 
 
 def boxes_at(score_map: UnitMap, tau: float, protocol: EvalProtocol) -> Boxes:
@@ -104,8 +100,7 @@ def boxes_at(score_map: UnitMap, tau: float, protocol: EvalProtocol) -> Boxes:
     if not 0.0 <= tau <= 1.0:
         raise UsageError(f"threshold tau={tau}; expected a number in [0, 1]")
     levels, cuts = _quantize(_checked(score_map), np.array([tau]), protocol)
-    ((boxes,),) = _boxes_per_cut(levels, cuts, (protocol.components,), protocol)
-    return boxes
+    return _boxes_at_cut(levels, int(cuts[0]), protocol.components, protocol)
 
 
 def quantize(score_map: UnitMap, protocol: EvalProtocol) -> tuple[UInt[np.ndarray, "h w"], Int[np.ndarray, " t"]]:
@@ -176,24 +171,64 @@ def _distinct(levels: UInt[np.ndarray, "h w"], cuts: Int[np.ndarray, " t"]) -> t
     return cuts[first], index
 
 
-def _boxes_per_cut(
-    levels: UInt[np.ndarray, "h w"], cuts: Int[np.ndarray, " u"], rules: tuple[str, ...], protocol: EvalProtocol
-) -> Iterator[tuple[Boxes, ...]]:
-    """For each cut the boxes (M, 4) of each rule ("all", "largest", "union"), in the numbers of the protocol."""
-    union = _written(_union_boxes(levels, cuts), levels.shape, protocol)
-    empty = _empty_box(levels.shape, protocol)
+def _best_ious(
+    levels: UInt[np.ndarray, "h w"], cuts: Int[np.ndarray, " u"], truth: Float64[np.ndarray, "g 4"], protocol: EvalProtocol
+) -> Float64[np.ndarray, " u"]:
+    """Best IoU of any box of `protocol.components` at each cut."""
+    if protocol.components != "all":
+        boxes = _single_boxes(levels, cuts, protocol.components, protocol)
+        return np.asarray(unchecked_iou(boxes, truth, plus_one=protocol.iou_plus_one).max(axis=1))
     top = int(levels.max())
-    for k, cut in enumerate(cuts.tolist()):
-        if cut >= top:
-            yield tuple(empty for _ in rules)
-            continue
-        by_rule = {"union": union[k : k + 1]}
-        if set(rules) != {"union"}:
-            regions, sizes = _regions(levels > cut, protocol)
-            boxes = _written(regions, levels.shape, protocol)
-            largest = int(sizes.argmax())
-            by_rule.update(all=boxes, largest=boxes[largest : largest + 1])
-        yield tuple(by_rule[rule] for rule in rules)
+    best = np.zeros(top + 1)
+    one, end, clip = float(protocol.iou_plus_one), int(protocol.box_end == "exclusive"), protocol.clip_boxes
+    best_of_components(levels, top, FOUR if protocol.connectivity == "4" else EIGHT, False, truth, one, end, clip, best)
+    if protocol.connectivity == "contour":
+        best_of_components(np.subtract(top, levels, dtype=levels.dtype), top, FOUR, True, truth, one, end, clip, best)
+    empty = unchecked_iou(_empty_box(levels.shape, protocol), truth, plus_one=protocol.iou_plus_one).max()
+    return np.asarray(np.where(cuts < top, best[np.minimum(cuts + 1, top)], empty))
+
+
+def _single_boxes(
+    levels: UInt[np.ndarray, "h w"], cuts: Int[np.ndarray, " u"], rule: str, protocol: EvalProtocol
+) -> Float64[np.ndarray, "u 4"]:
+    """The one box of a rule ("largest", "union") at each cut, in the numbers of the protocol."""
+    top = int(levels.max())
+    half_open = _union_boxes(levels, cuts) if rule == "union" else _largest_boxes(levels, top, protocol)[np.minimum(cuts + 1, top)]
+    return np.where((cuts < top)[:, None], _written(half_open, levels.shape, protocol), _empty_box(levels.shape, protocol))
+
+
+_MEASURES = {"pixel_count": PIXELS, "box_area": BOX, "contour_area": CONTOUR}
+
+
+def _largest_boxes(levels: UInt[np.ndarray, "h w"], top: int, protocol: EvalProtocol) -> Int[np.ndarray, "l 4"]:
+    """Half-open box of the largest region of {levels > t}, at row t + 1 for t = -1 .. top - 1."""
+    boxes, undecided = np.empty((top + 1, 4), dtype=np.int32), np.zeros(top + 1, dtype=np.bool_)
+    corners = np.zeros(levels.shape, dtype=np.uint8)
+    holes = _NO_HOLES
+    if protocol.connectivity == "contour":
+        low_corners(levels, corners)
+        holes = holes_by_level(np.subtract(top, levels, dtype=levels.dtype), top, corners, FOUR)
+    tables = FOUR if protocol.connectivity == "4" else EIGHT
+    largest_of_components(levels, top, tables, _MEASURES[protocol.largest_by], corners, holes, boxes, undecided)
+    boxes[:, 2:] += 1
+    for row in np.flatnonzero(undecided).tolist():  # equal areas: OpenCV's order decides
+        regions, sizes = _regions(levels.astype(np.int64) > row - 1, protocol)
+        boxes[row] = regions[int(sizes.argmax())]
+    return boxes
+
+
+_NO_HOLES = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int32))
+
+
+def _boxes_at_cut(levels: UInt[np.ndarray, "h w"], cut: int, rule: str, protocol: EvalProtocol) -> Boxes:
+    """The boxes (M, 4) of a rule ("all", "largest", "union") at one cut, found by OpenCV."""
+    if cut >= int(levels.max()):
+        return _empty_box(levels.shape, protocol)
+    if rule == "union":
+        return _written(_union_boxes(levels, np.array([cut])), levels.shape, protocol)
+    regions, sizes = _regions(levels.astype(np.int64) > cut, protocol)
+    chosen = slice(None) if rule == "all" else slice(int(sizes.argmax()), int(sizes.argmax()) + 1)
+    return _written(regions[chosen], levels.shape, protocol)
 
 
 def _union_boxes(levels: UInt[np.ndarray, "h w"], cuts: Int[np.ndarray, " u"]) -> Int[np.ndarray, "u 4"]:
