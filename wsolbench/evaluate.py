@@ -24,6 +24,7 @@ from jaxtyping import Int64
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.files import make_folder, sha256_of_json
 from wsolbench.maps import MapFolder
+from wsolbench.metrics.thresholds import ThresholdPolicy
 from wsolbench.progress import track
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord, provenance
@@ -126,6 +127,8 @@ def evaluate(
     same work folder on the same run.
     """
     options = options or RunOptions()
+    if fixed_tau is not None:  # a threshold off the grid is refused before the work, not after
+        ThresholdPolicy.fixed(fixed_tau).pick(np.zeros((1, len(protocol.taus))), np.array(protocol.taus))
     seconds: dict[str, float] = defaultdict(float)
     scored = limited(dataset, limit)
     if not len(scored):

@@ -42,7 +42,7 @@ def make_folder(folder: Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UsageError(f"cannot write into the folder {folder}: {error.strerror}. Choose another with --out.") from error
+        raise UsageError(f"cannot write into the folder {folder}: {error.strerror}. Choose another folder.") from error
     return folder
 
 

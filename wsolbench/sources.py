@@ -110,7 +110,7 @@ class ModelSource:
             scores = result.logits
             if scores is not None and self.protocol.classifier == "ten_crop":
                 scores = self._ten_crop_scores(loaded)
-            if scores is None:
+            if scores is None or self.protocol.classifier == "external":  # then the labels are another network's
                 ranked = np.zeros((len(samples), 0), dtype=np.int64)
             else:
                 # A stable sort: of equal scores the lower class index comes first on every device.

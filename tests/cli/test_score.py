@@ -125,6 +125,7 @@ def test_a_constant_map_is_scored(run, birds: Path, maps: Path) -> None:
         (("--protocol-set", "components=most"), "expected one of 'all', 'largest', 'union'"),
         (("--split", "tset"), "did you mean 'test'"),
         (("--fixed-tau", "7"), "7"),
+        (("--protocol-set", "taus=many"), "taus=many"),
         (("--predictions", "nowhere.csv"), "nowhere.csv"),
         (("--limit", "0"), "--limit"),
     ],
@@ -160,7 +161,8 @@ def test_a_results_folder_that_is_a_file_is_refused(run, birds: Path, maps: Path
 
 
 def test_a_protocol_variant_is_named_in_record_and_path(run, birds: Path, maps: Path) -> None:
-    assert score(run, birds, maps, "--protocol-set", "components=union", "--protocol-set", "deltas=0.5,0.9").code == 0
+    changes = ("--protocol-set", "components=union", "--protocol-set", "deltas=0.5,0.9", "--protocol-set", "taus=0.1")
+    assert score(run, birds, maps, *changes).code == 0
     protocol = the_record()["protocol"]
-    assert protocol["name"] == "wsoleval+components=union,deltas=0.5,0.9"
+    assert protocol["name"] == "wsoleval+components=union,deltas=0.5,0.9,taus=0.1"
     assert protocol["deltas"] == [0.5, 0.9]

@@ -34,6 +34,13 @@ def test_the_image_suffix_may_be_left_out(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(MapFolder(tmp_path).read(ID), np.eye(3))
 
 
+def test_two_maps_of_one_image_are_refused(tmp_path: Path) -> None:
+    np.save(place(tmp_path, "bird_1.jpg.npy"), np.eye(3))
+    np.save(place(tmp_path, "bird_1.npy"), np.eye(4))
+    with pytest.raises(DataError, match="several maps"):
+        MapFolder(tmp_path).read(ID)
+
+
 def test_npz_with_one_array_or_one_called_map(tmp_path: Path) -> None:
     np.savez(place(tmp_path, "bird_1.npz"), map=np.eye(2), other=np.zeros(1))
     np.testing.assert_array_equal(MapFolder(tmp_path).read(ID), np.eye(2))

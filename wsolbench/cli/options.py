@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from wsolbench.exceptions import UsageError, unknown_name
-from wsolbench.protocol import EvalProtocol
+from wsolbench.protocol import EvalProtocol, tau_grid
 from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def read_protocol(name: str, changes: Sequence[str]) -> EvalProtocol:
     if not changes:
         return protocol
     values: dict[str, Any] = {}
-    known = {item.name: getattr(protocol, item.name) for item in fields(protocol) if item.name not in {"name", "taus"}}
+    known = {item.name: getattr(protocol, item.name) for item in fields(protocol) if item.name != "name"}
     for field_name, text in parse_settings(changes, "--protocol-set").items():
         if field_name not in known:
             raise unknown_name("protocol field", field_name, known)
@@ -122,6 +122,8 @@ def _parse(name: str, text: str, current: Any) -> Any:
     try:
         if isinstance(current, bool):
             return {"true": True, "false": False}[text.lower()]
+        if name == "taus" and "," not in text:
+            return tau_grid(float(text))
         if isinstance(current, tuple):
             return tuple(float(part) for part in text.split(","))
         if current is None:

@@ -71,7 +71,7 @@ def command(
     made_by = dict(folder.manifest().get("method", {}))
     source = FolderSource(folder, name=name or str(made_by.get("name", maps_dir.resolve().name)), ranked=ranked, facts=made_by)
     source.check(scored, conventions)
-    options = RunOptions(batch_size=256, workers=workers, work=out / ".work", resamples=resamples)
+    options = RunOptions(batch_size=32, workers=workers, work=out / ".work", resamples=resamples)
     val = open_val(dataset, data_root, metadata_root) if transfer and split != "val" else None
     if val is not None and (folder.missing(limited(val, limit).ids) or (ranked and not ranked.keys() >= set(limited(val, limit).ids))):
         val = None  # the thresholds of val are known only where its maps are
@@ -94,7 +94,8 @@ def _with_maps(dataset: Dataset, folder: MapFolder, allow_partial: bool) -> tupl
     examples = ", ".join(sorted(missing)[:5])
     if len(missing) == len(dataset):
         raise DataError(
-            f"none of the {len(dataset)} images of {dataset.name} {dataset.split} has a map in {folder.root}; looked for {examples}, ..."
+            f"none of the {len(dataset)} images of {dataset.name} {dataset.split} has a map in {folder.root}; looked for {examples}, ... "
+            "each with .npy, .npz or .png behind it or in place of its image suffix"
         )
     if not allow_partial:
         raise DataError(

@@ -35,14 +35,12 @@ class MapFolder:
     root: Path
 
     def find(self, image_id: str) -> Path | None:
-        """The file that holds the map of `image_id`, or None."""
-        bare = image_id.removesuffix(Path(image_id).suffix)
-        for stem in (image_id, bare):
-            for suffix in SUFFIXES:
-                path = self.root / f"{stem}{suffix}"
-                if path.is_file():
-                    return path
-        return None
+        """The file that holds the map of `image_id`, or None. Raises `DataError` when there are several."""
+        stems = dict.fromkeys((image_id, image_id.removesuffix(Path(image_id).suffix)))
+        found = [path for stem in stems for suffix in SUFFIXES if (path := self.root / f"{stem}{suffix}").is_file()]
+        if len(found) > 1:
+            raise DataError(f"image {image_id!r} has several maps: {', '.join(map(str, found))}. Keep one.")
+        return found[0] if found else None
 
     def missing(self, image_ids: Iterable[str]) -> list[str]:
         """The ids without a map, in order. Raises `DataError` when the folder does not exist."""

@@ -139,6 +139,21 @@ def holes_by_level(
 
 
 @njit(cache=True, nogil=True)
+def _upper_area(root, alive, n_alive, area, extra, box):
+    """A bound on twice the area of a component's outline: with all that lies within its box, where that is few, else the box."""
+    bound = 2 * (box[root, 2] - box[root, 0]) * (box[root, 3] - box[root, 1])
+    if n_alive > 64:
+        return bound
+    total = area[root] + extra[root]
+    for i in range(n_alive):
+        other = alive[i]
+        inside = box[other, 0] > box[root, 0] and box[other, 1] > box[root, 1]
+        if inside and box[other, 2] < box[root, 2] and box[other, 3] < box[root, 3]:
+            total += area[other] + extra[other]
+    return min(bound, total)
+
+
+@njit(cache=True, nogil=True)
 def largest_of_components(
     levels: UInt[np.ndarray, "h w"],
     top: int,
@@ -236,7 +251,7 @@ def largest_of_components(
                     continue
                 upper = area[root]
                 if extra[root] > 0:
-                    upper = 2 * (box[root, 2] - box[root, 0]) * (box[root, 3] - box[root, 1])
+                    upper = _upper_area(root, alive, n_alive, area, extra, box)
                 other_box = (
                     box[root, 0] != box[best, 0]
                     or box[root, 1] != box[best, 1]
