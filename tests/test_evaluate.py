@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_up import MadeUpSource, dataset
+from PIL import Image
 
 from wsolbench.evaluate import RunOptions, evaluate, limited
 from wsolbench.exceptions import DataError, UsageError
@@ -16,7 +17,9 @@ from wsolbench.maps import MapFolder
 from wsolbench.metrics import MaxBoxAcc, MeanPerClassAccuracy, ThresholdPolicy, TopKAccuracy, TopKLoc
 from wsolbench.protocol import EvalProtocol, tau_grid
 from wsolbench.records import MetricValue
+from wsolbench.scores import ImageScores
 from wsolbench.sources import FolderSource
+from wsolbench.summary import summarize
 from wsolbench.types import Dataset, no_boxes
 
 PROTOCOL = EvalProtocol(taus=tau_grid(0.05))
@@ -168,6 +171,55 @@ def test_a_limit_is_spread_over_the_split() -> None:
     assert limited(dataset(12), 99).ids == dataset(12).ids
     with pytest.raises(UsageError, match="at least 1"):
         limited(dataset(12), 0)
+
+
+@pytest.mark.parametrize("name", EvalProtocol.presets())
+def test_some_images_may_have_a_mask_and_others_none(name: str, tmp_path: Path) -> None:
+    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask[20:40, 20:40] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    data = dataset(4)
+    mixed = replace(data, samples=(replace(data[0], mask_paths=(tmp_path / "mask.png",)), *data.samples[1:]))
+    metrics = evaluate(mixed, MadeUpSource(), EvalProtocol.preset(name), options=RunOptions(resamples=100)).record.metrics
+    assert value(metrics, "pxap").n == 1
+    assert value(metrics, "gt_known").n == 4
+
+
+def by_hand(single_iou: list[list[float]], labels: list[int]) -> ImageScores:
+    """Scores of two thresholds, with the right label predicted and no mask."""
+    iou, n = np.array(single_iou), len(labels)
+    return ImageScores(
+        ids=np.array([str(i) for i in range(n)]),
+        labels=np.array(labels),
+        ranked=np.array(labels)[:, None],
+        has_boxes=np.ones(n, dtype=bool),
+        best_iou=iou,
+        single_iou=iou,
+        error_codes=np.where(iou > 0.5, 0, 3).astype(np.uint8),
+        has_mask=np.zeros(n, dtype=bool),
+        pixel_histogram=np.zeros((n, 2, 4), dtype=np.int32),
+        level_histogram=np.zeros((n, 2, 256), dtype=np.int32),
+    )
+
+
+def test_the_error_breakdown_is_read_where_gt_known_is_also_when_classes_are_averaged() -> None:
+    # images favour tau 0.1 (3 of 4 right), classes tau 0.2 (class 1 right, class 0 one of three: 2/3 against 1/2)
+    scores = by_hand([[0.9, 0.9], [0.9, 0.1], [0.9, 0.1], [0.1, 0.9]], [0, 0, 0, 1])
+    protocol = EvalProtocol(taus=(0.1, 0.2), averaging="class")
+    metrics = summarize(scores, protocol, resamples=100)
+    assert value(metrics, "gt_known").tau == value(metrics, "error_right").tau == (0.2,)
+    assert value(metrics, "gt_known").value == pytest.approx(2 / 3)
+    assert value(metrics, "error_right").value == 0.5
+
+
+def test_with_a_shared_threshold_the_parts_of_v2_average_to_the_whole() -> None:
+    scores = by_hand([[0.4, 0.8], [0.4, 0.1]], [0, 1])
+    metrics = summarize(scores, EvalProtocol(taus=(0.1, 0.2), v2_tau="shared"), resamples=100)
+    whole = value(metrics, "max_box_acc_v2")
+    parts = [value(metrics, f"max_box_acc_v2@{delta}") for delta in (0.3, 0.5, 0.7)]
+    assert whole.tau == (0.2, 0.2, 0.2)
+    assert {part.tau for part in parts} == {(0.2,)}
+    assert whole.value == pytest.approx(np.mean([part.value for part in parts]))
 
 
 def without_boxes(data: Dataset, keep: int = 0) -> Dataset:

@@ -13,6 +13,7 @@ from jaxtyping import Float32, UInt8
 
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec
+from wsolbench.protocol import crop_start
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
@@ -53,7 +54,7 @@ def to_input(
     if frame == "squash":
         return normalized(resized(image, spec.size), spec)
     pixels = resized(image, _at_least(resize_size, spec.size))
-    start = _center(resize_size, spec.size)
+    start = crop_start(resize_size, spec.size)
     return normalized(pixels[start : start + spec.size, start : start + spec.size], spec)
 
 
@@ -65,7 +66,7 @@ def ten_crops(image: Pixels, spec: InputSpec, *, resize_size: int = 256) -> Floa
     size = spec.size
     pixels = resized(image, _at_least(resize_size, size))
     far = resize_size - size
-    center = _center(resize_size, size)
+    center = crop_start(resize_size, size)
     # torchvision mirrors the whole image and then crops it, so the mirrored corners are the corners of the mirror image.
     views = [
         view[top : top + size, left : left + size]
@@ -96,11 +97,6 @@ def training_view(
     top, left = int(row * (spare + 1)), int(column * (spare + 1))
     view = image[top : top + size, left : left + size]
     return view[:, ::-1] if coin < flip else view
-
-
-def _center(outer: int, inner: int) -> int:
-    """First pixel of the central crop, rounded as torchvision rounds it (a half goes to the even side)."""
-    return round((outer - inner) / 2)
 
 
 def _at_least(outer: int, inner: int) -> int:

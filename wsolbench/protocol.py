@@ -27,6 +27,11 @@ def tau_grid(step: float, stop: float = 1.0, start: float = 0.0) -> tuple[float,
     return tuple(float(tau) for tau in np.arange(start, stop, step))
 
 
+def crop_start(outer: int, inner: int) -> int:
+    """First pixel of the central `inner` of `outer` pixels, rounded as torchvision rounds it (a half goes to the even side)."""
+    return round((outer - inner) / 2)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalProtocol:
     """How maps are turned into boxes and counted. Frozen; the defaults are `wsoleval`.
@@ -52,7 +57,7 @@ class EvalProtocol:
     order: Literal["resize_then_normalize", "normalize_then_resize", "quantize_then_resize"] = "resize_then_normalize"
     """`quantize_then_resize`: normalised and made 8-bit at the map's own size, then resized as an 8-bit picture."""
     normalize: Literal["minmax", "max", "pas", "ivr"] = "minmax"
-    """`minmax`: to [0, 1]. `max`: relu, then / max. `pas`: min, then / `percentile`-th percentile, cut at 1.
+    """`minmax`: to [0, 1]. `max`: relu, then / max. `pas`: relu, then / `percentile`-th percentile, cut at 1.
     `ivr`: minus the `percentile`-th percentile, relu, / max."""
     percentile: float = 90.0
     """Percentile for `pas`, `ivr` and `threshold_basis="percentile"`."""

@@ -20,9 +20,9 @@ from wsolbench.maps import frame_boxes, frame_size, to_frame
 from wsolbench.metrics.errors import error_codes
 from wsolbench.metrics.masks import resize_mask
 from wsolbench.metrics.peak_iou import level_histogram
-from wsolbench.metrics.pxap import pixel_histogram
+from wsolbench.metrics.pxap import number_of_bins, pixel_histogram
 from wsolbench.metrics.sweep import sweep
-from wsolbench.protocol import EvalProtocol
+from wsolbench.protocol import EvalProtocol, crop_start
 from wsolbench.types import Sample, ScoreMap
 
 
@@ -83,7 +83,7 @@ def score_image(sample: Sample, raw_map: ScoreMap, ranked: Sequence[int], protoc
         best_iou, single_iou = swept.best_iou, swept.single_iou
         codes = error_codes(swept.single_boxes, boxes, protocol)
     mask = sample.mask()
-    pixels, levels = np.zeros((2, num_taus + 2), dtype=np.int32), np.zeros((2, 256), dtype=np.int32)
+    pixels, levels = np.zeros((2, number_of_bins(protocol)), dtype=np.int32), np.zeros((2, 256), dtype=np.int32)
     if mask is not None:
         ignore = sample.ignore()
         size = frame_size(sample.size, protocol)
@@ -108,6 +108,6 @@ def score_image(sample: Sample, raw_map: ScoreMap, ranked: Sequence[int], protoc
 def _frame_mask(mask: Bool[np.ndarray, "h w"], size: tuple[int, int], protocol: EvalProtocol) -> Bool[np.ndarray, "fh fw"]:
     if protocol.frame != "center_crop":
         return resize_mask(mask, size)
-    edge = (protocol.resize_size - protocol.frame_size) // 2
+    edge = crop_start(protocol.resize_size, protocol.frame_size)
     whole = resize_mask(mask, (protocol.resize_size, protocol.resize_size))
     return whole[edge : edge + size[1], edge : edge + size[0]]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, Shaped
+from jaxtyping import Bool, Float64, Int64, Integer, Shaped
 
 from wsolbench.exceptions import DataError
 from wsolbench.metrics.confidence import Interval, bootstrap_interval, mean_rates
@@ -158,8 +158,16 @@ def _boxes(
             if policy.kind == "oracle":
                 yield replace(table, value=partial(_best, shape=found.shape[1:], shared=shared))
             else:
-                chosen = np.take_along_axis(found, index[None, :, None], axis=2)[:, :, 0]
-                yield replace(table, rows=chosen, value=_mean_of_columns)
+                yield replace(table, rows=_at(found, index), value=_mean_of_columns)
+            if name == "max_box_acc_v2" and shared:
+                for row, delta in enumerate(protocol.deltas):
+                    part = _at(found, index)[:, row : row + 1]
+                    yield replace(table, name=f"{name}@{delta:g}", rows=part, value=_first_column, tau=tau[row : row + 1])
+
+
+def _at(hits: Bool[np.ndarray, "n d t"], index: Integer[np.ndarray, " d"]) -> Bool[np.ndarray, "n d"]:
+    """Hits of each delta at its threshold."""
+    return np.asarray(np.take_along_axis(hits, index[None, :, None], axis=2)[:, :, 0])
 
 
 Hits = Callable[[ImageScores], Bool[np.ndarray, "n d t"] | None]
@@ -184,8 +192,9 @@ def _box_metrics(protocol: EvalProtocol) -> Iterator[tuple[str, Hits]]:
     yield "top5_loc", partial(top_k, k=5)
     yield "max_box_acc", one_box
     yield "max_box_acc_v2", partial(at, deltas=protocol.deltas)
-    for delta in protocol.deltas:
-        yield f"max_box_acc_v2@{delta:g}", partial(at, deltas=(delta,))
+    if protocol.v2_tau == "per_delta":  # with a shared threshold the parts are read at that of the whole
+        for delta in protocol.deltas:
+            yield f"max_box_acc_v2@{delta:g}", partial(at, deltas=(delta,))
 
 
 def _policies(hits: Hits, protocol: EvalProtocol, fixed_tau: float | None, other: ImageScores | None) -> Iterator[ThresholdPolicy]:
@@ -212,7 +221,7 @@ def _mean_of_columns(rates: Rates) -> Float64[np.ndarray, " r"]:
 def _errors(
     scores: ImageScores, protocol: EvalProtocol, fixed_tau: float | None, other: ImageScores | None
 ) -> Iterator[_Table | MetricValue]:
-    """The error breakdown at the threshold that GT-known is read at, for each policy."""
+    """The error breakdown at the threshold that GT-known is read at, for each policy; shares of all images, whatever is averaged."""
     if not scores.ranked.shape[1]:
         for name in ERROR_NAMES:
             yield MetricValue(name=f"error_{name}", value=None, n=0, reason="no predicted labels")
@@ -220,7 +229,8 @@ def _errors(
     hits = next(iter(_box_metrics(protocol)))[1]
     found = hits(scores)
     assert found is not None
-    curve = found.mean(axis=0)
+    groups = scores.labels if protocol.averaging == "class" else None
+    curve = mean_rates(found.reshape(len(found), -1), groups=groups).reshape(found.shape[1:])
     for policy in _policies(hits, protocol, fixed_tau, other):
         index = int(policy.pick(curve, np.array(protocol.taus))[0])
         codes = np.where(_in_top(scores, 1), scores.error_codes[:, index], ERROR_NAMES.index("cls"))

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from wsolbench.exceptions import DataError
+from wsolbench.images import to_input
 from wsolbench.maps import frame_boxes, frame_size, to_frame
+from wsolbench.methods import InputSpec
+from wsolbench.metrics import best_iou_per_tau
 from wsolbench.protocol import EvalProtocol
 
 WSOLEVAL = EvalProtocol.preset("wsoleval")
@@ -70,7 +73,8 @@ def test_the_order_of_resizing_and_normalising_matters() -> None:
 
 
 def test_lid_makes_levels_before_it_resizes() -> None:
-    levels = to_frame(np.array([[0.0, 0.5], [0.7, 1.0]]), (9, 9), LID) * 255
+    # float32, as networks give it: in float64 the 1e-10 in the divisor would make 254 of the maximum
+    levels = to_frame(np.array([[0.0, 0.5], [0.7, 1.0]], dtype=np.float32), (9, 9), LID) * 255
     np.testing.assert_allclose(levels, np.round(levels), atol=1e-4)
     np.testing.assert_array_equal(np.round(levels[[0, 0, -1, -1], [0, -1, 0, -1]]), [0, 127, 178, 255])
 
@@ -78,6 +82,31 @@ def test_lid_makes_levels_before_it_resizes() -> None:
 def test_a_map_that_is_in_the_frame_already_scores_as_it_is(rng: np.random.Generator) -> None:
     once = to_frame(rng.random((9, 9)), (50, 50), WSOLEVAL)
     np.testing.assert_array_equal(to_frame(once, (50, 50), WSOLEVAL), once)
+
+
+def test_maps_in_the_frame_score_as_the_official_program_scores_them_in_their_own_precision(golden_folder: Path) -> None:
+    with np.load(golden_folder / "boxes.npz") as golden:
+        kinds = set()
+        for number in range(int(golden["num_maps"])):
+            stored = golden[f"map_{number:03d}"]
+            if stored.shape[0] != stored.shape[1] or stored.min() != 0 or stored.max() != (255 if stored.dtype == np.uint8 else 1):
+                continue
+            protocol = replace(WSOLEVAL, frame_size=stored.shape[0])
+            framed = to_frame(stored / 255 if stored.dtype == np.uint8 else stored, (50, 50), protocol)
+            expected = golden["best_iou_multi_t1000"][number]
+            np.testing.assert_array_equal(best_iou_per_tau(framed, golden[f"gt_{number:03d}"].astype(float), protocol), expected)
+            kinds.add(stored.dtype.name)
+    assert kinds == {"uint8", "float32", "float64"}
+
+
+def test_boxes_and_pixels_of_an_odd_centre_crop_start_together() -> None:
+    protocol = replace(BAS, resize_size=255)
+    image = np.zeros((255, 255, 3), dtype=np.uint8)
+    image[100:110, 100:110] = 255
+    view = to_input(image, InputSpec(size=224, mean=(0, 0, 0), std=(1, 1, 1)), frame="center_crop", resize_size=255)
+    rows = np.flatnonzero(view[0].any(axis=1))
+    (box,) = frame_boxes(np.array([[100.0, 100.0, 110.0, 110.0]]), (255, 255), protocol)
+    np.testing.assert_array_equal(box[[1, 3]], [rows[0], rows[-1] + 1])
 
 
 @pytest.mark.parametrize("name", EvalProtocol.presets())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float64
 
 from wsolbench.exceptions import DataError
 from wsolbench.maps.normalize import normalize
 from wsolbench.maps.resize import resize_map
-from wsolbench.protocol import EvalProtocol
+from wsolbench.protocol import EvalProtocol, crop_start
 from wsolbench.types import Boxes
 
 
@@ -19,7 +19,7 @@ def frame_size(image_size: tuple[int, int], protocol: EvalProtocol) -> tuple[int
 
 def to_frame(
     score_map: np.ndarray, image_size: tuple[int, int], protocol: EvalProtocol, *, what: str = "score map"
-) -> Float32[np.ndarray, "fh fw"]:
+) -> Float[np.ndarray, "fh fw"]:
     """Raw map (any shape, any finite range, covering the frame) -> map in [0, 1] of the frame's size.
 
     `what` names the map in errors. Raises `DataError` for a map that is not two-dimensional, is empty, or holds NaN or Inf.
@@ -74,5 +74,5 @@ def frame_boxes(boxes: Boxes, image_size: tuple[int, int], protocol: EvalProtoco
     if protocol.gt_truncate:
         result = np.trunc(result)
     if protocol.frame == "center_crop":
-        result = np.clip(result - (side - protocol.frame_size) // 2, 0, protocol.frame_size - (protocol.gt_end == "inclusive"))
+        result = np.clip(result - crop_start(side, protocol.frame_size), 0, protocol.frame_size - (protocol.gt_end == "inclusive"))
     return result

@@ -49,7 +49,7 @@ class MapFolder:
         return [image_id for image_id in image_ids if self.find(image_id) is None]
 
     def read(self, image_id: str) -> ScoreMap:
-        """The (h, w) map of an image, float32; PNG levels become fractions of their full scale.
+        """The (h, w) map of an image: float64 stays, everything else becomes float32, PNG levels as fractions of their full scale.
 
         Raises `DataError`, naming the file, when it is missing, unreadable, pickled, of another rank or not finite.
         """
@@ -60,7 +60,7 @@ class MapFolder:
             )
         values = _read_png(path) if path.suffix == ".png" else _read_numpy(path)
         check_map(values, f"map {path}")
-        return values.astype(np.float32)
+        return values if values.dtype == np.float64 else values.astype(np.float32)
 
     def write(self, image_id: str, score_map: ScoreMap) -> None:
         """Store a raw map as float32 `.npy`, atomically."""

@@ -86,6 +86,11 @@ def pixel_histogram(
     return counts.reshape(2, binning.n_bins).astype(np.int64, copy=False)
 
 
+def number_of_bins(protocol: EvalProtocol) -> int:
+    """Columns of `pixel_histogram` under this protocol."""
+    return _binning(protocol.taus).n_bins
+
+
 def average_precision(histogram: Num[np.ndarray, "*r 2 bins"]) -> Float64[np.ndarray, "*r"]:
     """Average precision in [0, 1] of pixel histograms (or of their means over images); leading axes are independent.
 
