@@ -55,13 +55,16 @@ class MadeUpSource:
         self.loads.append(sample.id)
         return box_map(sample)
 
-    def maps(self, chunk: Sequence[Sample], loaded: Sequence[Any]) -> SourceOutput:
+    def collate(self, loaded: Sequence[Any]) -> Sequence[Any]:
+        return loaded
+
+    def maps(self, samples: Sequence[Sample], batch: Sequence[Any]) -> SourceOutput:
         if self.fail_after is not None and self.batches >= self.fail_after:
             raise RuntimeError("killed")
         self.batches += 1
         # every fourth image is taken for its neighbour class
-        ranked = [[(s.label + shift + (int(s.id[-7:-4]) % 4 == 0)) % 3 for shift in range(3)] for s in chunk]
-        return SourceOutput(maps=list(loaded), ranked=np.array(ranked, dtype=np.int64))
+        ranked = [[(s.label + shift + (int(s.id[-7:-4]) % 4 == 0)) % 3 for shift in range(3)] for s in samples]
+        return SourceOutput(maps=list(batch), ranked=np.array(ranked, dtype=np.int64))
 
     def describe(self) -> dict[str, Any]:
         return {"name": "made-up", "backbone": None}

@@ -17,12 +17,19 @@ from wsolbench.maps import MapFolder
 from wsolbench.metrics import MaxBoxAcc, MeanPerClassAccuracy, ThresholdPolicy, TopKAccuracy, TopKLoc
 from wsolbench.protocol import EvalProtocol, tau_grid
 from wsolbench.records import MetricValue
+from wsolbench.score_table import ScoreTable
 from wsolbench.scores import ImageScores
 from wsolbench.sources import FolderSource
 from wsolbench.summary import summarize
 from wsolbench.types import Dataset, no_boxes
 
 PROTOCOL = EvalProtocol(taus=tau_grid(0.05))
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three images a file, so that a dozen are several."""
+    monkeypatch.setattr("wsolbench.runs.CHUNK", 3)
 
 
 def value(metrics: Sequence[MetricValue], name: str, policy: str | None = None) -> MetricValue:
@@ -50,7 +57,7 @@ def test_every_interval_holds_its_value() -> None:
 
 def test_metrics_equal_the_accumulators() -> None:
     result = evaluate(dataset(20), MadeUpSource(), PROTOCOL)
-    scores, metrics = result.scores, result.record.metrics
+    scores, metrics = result.scores.load(), result.record.metrics
     v2, v1 = MaxBoxAcc(PROTOCOL), MaxBoxAcc(PROTOCOL, deltas=(0.5,))
     loc, cls, mean_cls = TopKLoc(PROTOCOL, ks=(1,)), TopKAccuracy(ks=(1,)), MeanPerClassAccuracy()
     for row in range(len(scores)):
@@ -74,7 +81,7 @@ def test_transfer_reads_the_threshold_that_is_best_on_the_other_split() -> None:
     transferred = value(evaluate(dataset(), MadeUpSource(), PROTOCOL, transfer_from=val).record.metrics, "max_box_acc_v2", "transfer")
     assert transferred.tau == best
     accuracy = MaxBoxAcc(PROTOCOL)
-    for row in evaluate(dataset(), MadeUpSource(), PROTOCOL).scores.best_iou:
+    for row in evaluate(dataset(), MadeUpSource(), PROTOCOL).scores.load().best_iou:
         accuracy.update(row)
     assert best is not None
     assert transferred.value == accuracy.compute(ThresholdPolicy.transfer(best)).value
@@ -93,10 +100,10 @@ def test_batches_and_workers_change_nothing(batch_size: int, workers: int) -> No
     base = evaluate(dataset(), MadeUpSource(), PROTOCOL)
     other = evaluate(dataset(), MadeUpSource(), PROTOCOL, options=RunOptions(batch_size=batch_size, workers=workers))
     assert other.record.digest == base.record.digest
-    assert other.scores.ids.tolist() == list(dataset().ids)
+    assert other.scores.load().ids.tolist() == list(dataset().ids)
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, small_chunks: None) -> None:
     options = RunOptions(batch_size=3, work=tmp_path)
     with pytest.raises(RuntimeError, match="killed"):
         evaluate(dataset(), MadeUpSource(fail_after=2), PROTOCOL, options=options)
@@ -121,9 +128,9 @@ def test_the_same_run_twice_at_once_is_refused(tmp_path: Path) -> None:
     options = RunOptions(work=tmp_path)
 
     class Nested(MadeUpSource):
-        def maps(self, chunk, loaded):
+        def maps(self, samples, batch):
             evaluate(dataset(), MadeUpSource(), PROTOCOL, options=options)
-            return super().maps(chunk, loaded)
+            return super().maps(samples, batch)
 
     with pytest.raises(UsageError, match="another process is evaluating the same run"):
         evaluate(dataset(), Nested(), PROTOCOL, options=options)
@@ -133,9 +140,9 @@ def test_two_different_runs_share_a_work_folder(tmp_path: Path) -> None:
     options = RunOptions(work=tmp_path)
 
     class Nested(MadeUpSource):
-        def maps(self, chunk, loaded):
+        def maps(self, samples, batch):
             evaluate(dataset(), MadeUpSource(), EvalProtocol.preset("spa"), options=options).finish()
-            return super().maps(chunk, loaded)
+            return super().maps(samples, batch)
 
     result = evaluate(dataset(), Nested(), PROTOCOL, options=options)
     assert result.record.digest == evaluate(dataset(), MadeUpSource(), PROTOCOL).record.digest
@@ -185,10 +192,10 @@ def test_some_images_may_have_a_mask_and_others_none(name: str, tmp_path: Path) 
     assert value(metrics, "gt_known").n == 4
 
 
-def by_hand(single_iou: list[list[float]], labels: list[int]) -> ImageScores:
+def by_hand(single_iou: list[list[float]], labels: list[int]) -> ScoreTable:
     """Scores of two thresholds, with the right label predicted and no mask."""
     iou, n = np.array(single_iou), len(labels)
-    return ImageScores(
+    scores = ImageScores(
         ids=np.array([str(i) for i in range(n)]),
         labels=np.array(labels),
         ranked=np.array(labels)[:, None],
@@ -200,6 +207,7 @@ def by_hand(single_iou: list[list[float]], labels: list[int]) -> ImageScores:
         pixel_histogram=np.zeros((n, 2, 4), dtype=np.int32),
         level_histogram=np.zeros((n, 2, 256), dtype=np.int32),
     )
+    return ScoreTable((scores,))
 
 
 def test_the_error_breakdown_is_read_where_gt_known_is_also_when_classes_are_averaged() -> None:
@@ -246,7 +254,7 @@ def test_a_constant_map_is_scored_as_the_protocol_says() -> None:
             return np.full((4, 4), 3.0, dtype=np.float32)
 
     assert value(evaluate(dataset(), Constant(), PROTOCOL).record.metrics, "gt_known").value == 0.0  # the box (0, 0, 0, 0)
-    whole = evaluate(dataset(), Constant(), replace(PROTOCOL, empty_box="image")).scores.single_iou
+    whole = evaluate(dataset(), Constant(), replace(PROTOCOL, empty_box="image")).scores.load().single_iou
     assert (whole > 0).all()
 
 

@@ -1,16 +1,15 @@
 """The one loop: images -> maps -> per-image scores -> metrics -> record.
 
 `evaluate(dataset, source, protocol)` asks a `MapSource` (a model, or a folder of stored maps) for the map of each
-image's true class, scores it, and gives a record. With a work folder every scored chunk is kept until the end, so that
-a run that is killed goes on where it was.
+image's true class, scores it, and gives a record. It is two steps, which shards and several processes take apart:
+`score` leaves per-image scores in chunks, `conclude` makes the record of them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,13 +20,15 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int64
 
+from wsolbench.distributed import World, barrier
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.files import make_folder, sha256_of_json
 from wsolbench.maps import MapFolder
 from wsolbench.metrics.thresholds import ThresholdPolicy
-from wsolbench.progress import track
+from wsolbench.progress import Progress, track
 from wsolbench.protocol import EvalProtocol
-from wsolbench.records import RunRecord, provenance
+from wsolbench.records import SHARDS, RunRecord, provenance
+from wsolbench.runs import RunFolder, RunPlan, ScoredRun, Shard, gather
+from wsolbench.score_table import ScoreTable
 from wsolbench.scores import ImageScores, score_image
 from wsolbench.summary import summarize
 from wsolbench.types import Dataset, Sample, ScoreMap
@@ -50,8 +51,11 @@ class MapSource(Protocol):
     def load(self, sample: Sample) -> Any:
         """What is needed of one image (pixels, or a stored map); called in worker threads."""
 
-    def maps(self, samples: Sequence[Sample], loaded: Sequence[Any]) -> SourceOutput:
-        """Maps and predicted labels of a batch; called in the main thread."""
+    def collate(self, loaded: Sequence[Any]) -> Any:
+        """What is needed of a batch, of what was loaded of its images; called in worker threads."""
+
+    def maps(self, samples: Sequence[Sample], batch: Any) -> SourceOutput:
+        """Maps and predicted labels of a collated batch; called in the main thread."""
 
     def describe(self) -> dict[str, Any]:
         """The `method` part of the record."""
@@ -65,16 +69,14 @@ class Evaluation:
     """The record of a run, and the per-image scores that it was derived from."""
 
     record: RunRecord
-    scores: ImageScores
-    dataset: Dataset
-    """The images that were scored: the split, or the part of it that `limit` left."""
-    work: tuple[Path, ...] = ()
-    """Folders with the chunks of this run."""
+    scores: ScoreTable
+    folders: tuple[RunFolder, ...] = ()
+    """Where the chunks of this run are."""
 
     def finish(self) -> None:
-        """Remove the chunks: call it when the record is on disk."""
-        for folder in self.work:
-            shutil.rmtree(folder, ignore_errors=True)
+        """Remove the chunks: call it when the record is on disk and the scores are no longer needed."""
+        for folder in self.folders:
+            folder.remove()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +85,9 @@ class RunOptions:
 
     batch_size: int = 32
     workers: int = 2
+    """Threads that load and score images."""
     work: Path | None = None
-    """Folder for scored chunks; None: a killed run starts again."""
+    """Folder for scored chunks; None: they stay in memory, and a killed run starts again."""
     save_maps: MapFolder | None = None
     resamples: int = 1000
 
@@ -126,42 +129,133 @@ def evaluate(
     Raises `DataError` for images, masks or maps that cannot be read, and `UsageError` when another process works in the
     same work folder on the same run.
     """
+    return conclude(score(dataset, source, protocol, limit=limit, fixed_tau=fixed_tau, transfer_from=transfer_from, options=options))
+
+
+def score(
+    dataset: Dataset,
+    source: MapSource,
+    protocol: EvalProtocol,
+    *,
+    limit: int | None = None,
+    fixed_tau: float | None = None,
+    transfer_from: Dataset | None = None,
+    options: RunOptions | None = None,
+    facts: dict[str, Any] | None = None,
+    world: World | None = None,
+) -> ScoredRun:
+    """The first step of `evaluate`: score every image.
+
+    `facts` enter the record's `dataset`. With a `world` of several processes each scores its share into the work folder, which
+    all must see, and the result, for every process, is the whole run. Raises as `evaluate`.
+    """
+    options, world = options or RunOptions(), world or World()
+    plan, splits = _plan(dataset, source, protocol, limit, fixed_tau, transfer_from, options, facts or {})
+    if options.work is None:
+        if world.size > 1:
+            raise UsageError("several processes need a work folder that all of them see, for their scores")
+        return _score_in_memory(plan, splits, source, options)
+    folder = RunFolder(options.work / plan.digest[:16], plan)
+    seconds = _score_shard(folder, Shard(world.rank + 1, world.size), splits, source, options)
+    barrier()
+    run = gather([folder])
+    run.provenance.update(provenance(seconds=seconds, **source.provenance()))
+    if world.size > 1:
+        run.provenance["processes"] = world.size
+    return run
+
+
+def score_shard(
+    dataset: Dataset,
+    source: MapSource,
+    protocol: EvalProtocol,
+    shard: Shard,
+    folder: Path,
+    *,
+    limit: int | None = None,
+    fixed_tau: float | None = None,
+    transfer_from: Dataset | None = None,
+    options: RunOptions | None = None,
+    facts: dict[str, Any] | None = None,
+) -> RunFolder:
+    """Score one shard's images; `wsolbench.runs.merge` puts the shards of a run together.
+
+    The result is the folder of the run below `folder`; other shards may write there, too. Raises as `evaluate`.
+    """
     options = options or RunOptions()
-    if fixed_tau is not None:  # a threshold off the grid is refused before the work, not after
-        ThresholdPolicy.fixed(fixed_tau).pick(np.zeros((1, len(protocol.taus))), np.array(protocol.taus))
-    seconds: dict[str, float] = defaultdict(float)
-    scored = limited(dataset, limit)
-    if not len(scored):
-        raise DataError(f"data set {dataset.name!r} has no image in split {dataset.split!r}")
-    work: list[Path] = []
-    scores = _score_split(scored, source, protocol, options, seconds, work)
-    other = None
-    if transfer_from is not None and transfer_from.has_boxes:
-        other = _score_split(limited(transfer_from, limit), source, protocol, options, seconds, work)
-    with _timed(seconds, "metrics"):
-        metrics = summarize(scores, protocol, fixed_tau=fixed_tau, transfer_from=other, resamples=options.resamples)
+    plan, splits = _plan(dataset, source, protocol, limit, fixed_tau, transfer_from, options, facts or {})
+    run = RunFolder(folder / f"{plan.title}_{plan.digest[:8]}{SHARDS}", plan)
+    seconds = _score_shard(run, shard, splits, source, options)
+    run.describe(shard, provenance(seconds=seconds, **source.provenance()))
+    return run
+
+
+def conclude(run: ScoredRun) -> Evaluation:
+    """The second step of `evaluate`: metrics and record. Raises `DataError` for scores that cannot be read."""
+    start = time.perf_counter()
+    scores, *others = run.tables.values()
+    metrics = summarize(
+        scores,
+        run.plan.protocol,
+        fixed_tau=run.plan.fixed_tau,
+        transfer_from=others[0] if others else None,
+        resamples=run.plan.resamples,
+    )
+    seconds = {**run.provenance["seconds"], "metrics": time.perf_counter() - start}
     record = RunRecord(
+        method=run.plan.method,
+        dataset=run.plan.dataset,
+        protocol=run.plan.protocol,
+        metrics=metrics,
+        provenance={**run.provenance, "seconds": seconds},
+    )
+    if run.plan.maps is not None and Path(run.plan.maps).is_dir():
+        _describe_maps(MapFolder(Path(run.plan.maps)), record, run.tables)
+    return Evaluation(record=record, scores=scores, folders=run.folders)
+
+
+def _plan(
+    dataset: Dataset,
+    source: MapSource,
+    protocol: EvalProtocol,
+    limit: int | None,
+    fixed_tau: float | None,
+    transfer_from: Dataset | None,
+    options: RunOptions,
+    facts: dict[str, Any],
+) -> tuple[RunPlan, list[Dataset]]:
+    """What is scored, and the splits. A threshold off the grid is refused here, before the work."""
+    if fixed_tau is not None:
+        ThresholdPolicy.fixed(fixed_tau).pick(np.zeros((1, len(protocol.taus))), np.array(protocol.taus))
+    splits = [limited(dataset, limit)]
+    if not len(splits[0]):
+        raise DataError(f"data set {dataset.name!r} has no image in split {dataset.split!r}")
+    transferred = None
+    if transfer_from is not None and transfer_from.has_boxes:
+        splits.append(limited(transfer_from, limit))
+        transferred = {"split": transfer_from.split, "fingerprint": transfer_from.fingerprint}
+    plan = RunPlan.make(
+        splits=splits,
         method=source.describe(),
         dataset={
             "name": dataset.name,
             "split": dataset.split,
             "fingerprint": dataset.fingerprint,
-            "images": len(scored),
+            "images": len(splits[0]),
             "limit": limit,
-            "transfer_from": None
-            if transfer_from is None or other is None
-            else {"split": transfer_from.split, "fingerprint": transfer_from.fingerprint},
+            "transfer_from": transferred,
+            **facts,
         },
         protocol=protocol,
-        metrics=metrics,
-        provenance=provenance(seconds=dict(seconds), **source.provenance()),
+        fixed_tau=fixed_tau,
+        resamples=options.resamples,
+        batch_size=options.batch_size,
+        maps=None if options.save_maps is None else str(options.save_maps.root.resolve()),
     )
-    if options.save_maps is not None:
-        _describe_maps(options.save_maps, record, [part for part in (scores, other) if part is not None])
-    return Evaluation(record=record, scores=scores, dataset=scored, work=tuple(work))
+    return plan, splits
 
 
-def _describe_maps(folder: MapFolder, record: RunRecord, parts: Sequence[ImageScores]) -> None:
+def _describe_maps(folder: MapFolder, record: RunRecord, tables: dict[str, ScoreTable]) -> None:
     splits = [record.dataset, *([record.dataset["transfer_from"]] if record.dataset["transfer_from"] else [])]
     folder.write_manifest(
         {
@@ -172,9 +266,11 @@ def _describe_maps(folder: MapFolder, record: RunRecord, parts: Sequence[ImageSc
             "values": "raw, float32",
         }
     )
-    if all(part.ranked.shape[1] for part in parts):
-        ids = [image_id for part in parts for image_id in part.ids.tolist()]
-        folder.write_predictions(dict(zip(ids, np.concatenate([part.ranked for part in parts]).tolist(), strict=True)))
+    ranked = [
+        (image_id, labels) for table in tables.values() for part in table for image_id, labels in zip(part.ids, part.ranked, strict=True)
+    ]
+    if all(len(labels) for _, labels in ranked):
+        folder.write_predictions({str(image_id): labels.tolist() for image_id, labels in ranked})
 
 
 def view(protocol: EvalProtocol) -> str:
@@ -182,41 +278,90 @@ def view(protocol: EvalProtocol) -> str:
     return "center_crop" if protocol.frame == "center_crop" else "image"
 
 
-def _score_split(
-    dataset: Dataset, source: MapSource, protocol: EvalProtocol, options: RunOptions, seconds: dict[str, float], work: list[Path]
-) -> ImageScores:
-    """Scores of a split, chunk by chunk: while the source works on one, the next is loaded and the last is scored."""
-    chunks = [range(start, min(start + options.batch_size, len(dataset))) for start in range(0, len(dataset), options.batch_size)]
-    with _chunk_store(dataset, source, protocol, options) as store, ThreadPoolExecutor(max(1, options.workers)) as pool:
-        if store is not None:
-            work.append(store)
-        todo = [number for number in range(len(chunks)) if not (store and (store / f"{number:06d}.npz").exists())]
-        loading: dict[int, list[Future[Any]]] = {}
-        scoring: dict[int, list[Future[ImageScores]]] = {}
-        done: dict[int, ImageScores] = {}
-        with track(
-            total=len(dataset),
-            description=f"{dataset.name} {dataset.split}",
-            done=sum(len(c) for n, c in enumerate(chunks) if n not in set(todo)),
-        ) as bar:
-            for step, number in enumerate(todo):
-                for ahead in todo[step : step + 2]:
-                    if ahead not in loading:
-                        loading[ahead] = [pool.submit(source.load, dataset[index]) for index in chunks[ahead]]
-                samples = [dataset[index] for index in chunks[number]]
-                with _timed(seconds, "load"):
-                    loaded = [future.result() for future in loading.pop(number)]
-                with _timed(seconds, "model"):
-                    output = source.maps(samples, loaded)
-                with _timed(seconds, "score"):
-                    scoring[number] = [
-                        pool.submit(partial(_score_one, options.save_maps), sample, raw_map, ranked, protocol)
-                        for sample, raw_map, ranked in zip(samples, output.maps, output.ranked, strict=True)
-                    ]
-                    for earlier in list(scoring) if step + 1 == len(todo) else list(scoring)[:-1]:
-                        done[earlier] = _keep(store, earlier, scoring.pop(earlier))
-                        bar.advance(len(chunks[earlier]))
-        return ImageScores.concatenate([done[n] if n in done else ImageScores.read(_path(store, n)) for n in range(len(chunks))])
+# --- scoring ----------------------------------------------------------------------------------------------------------
+
+
+def _score_in_memory(plan: RunPlan, splits: Sequence[Dataset], source: MapSource, options: RunOptions) -> ScoredRun:
+    seconds: dict[str, float] = defaultdict(float)
+    tables = {}
+    for dataset in splits:
+        chunks = Shard().chunks(len(dataset))
+        with _bar(dataset, 0, len(dataset)) as bar:
+            tables[dataset.split] = ScoreTable(tuple(_scored_chunks(dataset, chunks, source, plan.protocol, options, seconds, bar)))
+    return ScoredRun(plan=plan, tables=tables, provenance=provenance(seconds=dict(seconds), **source.provenance()))
+
+
+def _score_shard(folder: RunFolder, shard: Shard, splits: Sequence[Dataset], source: MapSource, options: RunOptions) -> dict[str, float]:
+    """Write the chunks of a shard that are not there yet; seconds for each stage."""
+    seconds: dict[str, float] = defaultdict(float)
+    with folder.opened(shard):
+        for dataset in splits:
+            chunks = shard.chunks(len(dataset))
+            todo = [chunk for chunk in chunks if not folder.chunk(dataset.split, chunk.start).exists()]
+            total, left = sum(map(len, chunks)), sum(map(len, todo))
+            with _bar(dataset, total - left, total) as bar:
+                scored = _scored_chunks(dataset, todo, source, folder.plan.protocol, options, seconds, bar)
+                for chunk, scores in zip(todo, scored, strict=True):
+                    scores.write(folder.chunk(dataset.split, chunk.start))
+    return dict(seconds)
+
+
+def _bar(dataset: Dataset, done: int, total: int) -> Progress:
+    return track(description=f"{dataset.name} {dataset.split}", done=done, total=total)
+
+
+def _scored_chunks(
+    dataset: Dataset,
+    chunks: Sequence[range],
+    source: MapSource,
+    protocol: EvalProtocol,
+    options: RunOptions,
+    seconds: dict[str, float],
+    bar: Progress,
+) -> Iterator[ImageScores]:
+    """Scores of the images at these positions, chunk by chunk.
+
+    While the source works on one batch, threads load the next two and score the one before; no more is held.
+    """
+    positions = [position for chunk in chunks for position in chunk]
+    batches = [positions[start : start + options.batch_size] for start in range(0, len(positions), options.batch_size)]
+    sizes = deque(map(len, chunks))
+    ready: list[ImageScores] = []
+    with ThreadPoolExecutor(max(1, options.workers)) as pool:
+
+        def load(batch: Sequence[int]) -> tuple[list[Sample], Future[Any]]:
+            samples = [dataset[position] for position in batch]
+            loaded = [pool.submit(source.load, sample) for sample in samples]
+            # Threads take jobs in the order of their submission, so those that this one waits for are running or done.
+            return samples, pool.submit(lambda: source.collate([future.result() for future in loaded]))
+
+        try:
+            loading = deque(load(batch) for batch in batches[:2])
+            scoring: deque[list[Future[ImageScores]]] = deque()
+            for number in range(len(batches) + 1):
+                if number < len(batches):
+                    samples, collated = loading.popleft()
+                    with _timed(seconds, "load"):
+                        batch = collated.result()
+                    loading.extend(load(batch) for batch in batches[number + 2 : number + 3])
+                    with _timed(seconds, "model"):
+                        output = source.maps(samples, batch)
+                    scoring.append(
+                        [
+                            pool.submit(partial(_score_one, options.save_maps), sample, raw_map, ranked, protocol)
+                            for sample, raw_map, ranked in zip(samples, output.maps, output.ranked, strict=True)
+                        ]
+                    )
+                if number > 0:
+                    with _timed(seconds, "score"):
+                        ready += [future.result() for future in scoring.popleft()]
+                    bar.advance(len(batches[number - 1]))
+                while sizes and len(ready) >= sizes[0]:
+                    size = sizes.popleft()
+                    yield ImageScores.concatenate(ready[:size])
+                    ready = ready[size:]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _score_one(
@@ -227,46 +372,8 @@ def _score_one(
     return score_image(sample, raw_map, ranked.tolist(), protocol)
 
 
-def _keep(store: Path | None, number: int, futures: list[Future[ImageScores]]) -> ImageScores:
-    scores = ImageScores.concatenate([future.result() for future in futures])
-    if store is not None:
-        scores.write(_path(store, number))
-    return scores
-
-
-def _path(store: Path | None, number: int) -> Path:
-    assert store is not None
-    return store / f"{number:06d}.npz"
-
-
 @contextlib.contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[stage] += time.perf_counter() - start
-
-
-@contextlib.contextmanager
-def _chunk_store(dataset: Dataset, source: MapSource, protocol: EvalProtocol, options: RunOptions) -> Iterator[Path | None]:
-    """The folder for this run's chunks, named by all that the scores depend on, and locked while it is in use."""
-    if options.work is None:
-        yield None
-        return
-    import fcntl
-
-    facts = {
-        "method": source.describe(),
-        "dataset": [dataset.name, dataset.split, dataset.fingerprint, list(dataset.ids)],
-        "protocol": protocol.to_json(),
-        "batch_size": options.batch_size,
-        "maps": None if options.save_maps is None else str(options.save_maps.root),
-    }
-    store = make_folder(options.work / sha256_of_json(facts)[:16])
-    with (store / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(
-                f"another process is evaluating the same run (it holds {store / 'lock'}); wait for it, or choose another --out"
-            ) from error
-        yield store

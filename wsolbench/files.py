@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,11 @@ def make_folder(folder: Path) -> Path:
     except OSError as error:
         raise UsageError(f"cannot write into the folder {folder}: {error.strerror}. Choose another folder.") from error
     return folder
+
+
+def file_name(part: object) -> str:
+    """A part of a path: whatever could leave the folder or trouble a file system becomes a dash."""
+    return re.sub(r"[^\w.+=,-]", "-", str(part)).lstrip(".") or "-"
 
 
 def canonical_json(value: Any) -> str:

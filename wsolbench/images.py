@@ -34,36 +34,37 @@ def normalized(image: UInt8[np.ndarray, "... h w 3"], spec: InputSpec) -> Float3
     return np.ascontiguousarray(np.moveaxis(values, -1, -3))
 
 
+def to_view(
+    image: Pixels, size: int, *, frame: Literal["squash", "center_crop"] = "squash", resize_size: int = 256
+) -> UInt8[np.ndarray, "s s 3"]:
+    """The part of an image that a network of input side `size` sees.
+
+    `squash`: the whole image, resized to size x size. `center_crop`: resized to `resize_size` squared, then the central
+    size x size. Raises `UsageError` when the crop is larger than `resize_size`, which `squash` does not use.
+    """
+    if frame == "squash":
+        return resized(image, size)
+    pixels = resized(image, _at_least(resize_size, size))
+    start = crop_start(resize_size, size)
+    return pixels[start : start + size, start : start + size]
+
+
 def to_input(
     image: Pixels, spec: InputSpec, *, frame: Literal["squash", "center_crop"] = "squash", resize_size: int = 256
 ) -> Float32[np.ndarray, "3 s s"]:
-    """One view of an image for a network.
-
-    Args:
-        image: uint8 RGB of any size.
-        spec: the side S, mean and standard deviation that the network wants.
-        frame: `squash`: the whole image, resized to S x S. `center_crop`: resized to `resize_size` squared, then the
-            central S x S.
-        resize_size: side before the crop; at least S. Not used by `squash`.
-
-    Raises `UsageError` on a `resize_size` smaller than S.
+    """`to_view`, normalised: one image as a network wants it.
 
     >>> to_input(np.zeros((40, 30, 3), np.uint8), InputSpec(size=32)).shape
     (3, 32, 32)
     """
-    if frame == "squash":
-        return normalized(resized(image, spec.size), spec)
-    pixels = resized(image, _at_least(resize_size, spec.size))
-    start = crop_start(resize_size, spec.size)
-    return normalized(pixels[start : start + spec.size, start : start + spec.size], spec)
+    return normalized(to_view(image, spec.size, frame=frame, resize_size=resize_size), spec)
 
 
-def ten_crops(image: Pixels, spec: InputSpec, *, resize_size: int = 256) -> Float32[np.ndarray, "10 3 s s"]:
+def ten_crops(image: Pixels, size: int, *, resize_size: int = 256) -> UInt8[np.ndarray, "10 s s 3"]:
     """Ten views: resized to `resize_size` squared, the four corners and the centre, then the same five mirrored.
 
-    The order is that of `torchvision.transforms.TenCrop`. Raises `UsageError` on a `resize_size` smaller than S.
+    The order is that of `torchvision.transforms.TenCrop`. Raises `UsageError` when the crops are larger than `resize_size`.
     """
-    size = spec.size
     pixels = resized(image, _at_least(resize_size, size))
     far = resize_size - size
     center = crop_start(resize_size, size)
@@ -73,7 +74,7 @@ def ten_crops(image: Pixels, spec: InputSpec, *, resize_size: int = 256) -> Floa
         for view in (pixels, pixels[:, ::-1])
         for top, left in ((0, 0), (0, far), (far, 0), (far, far), (center, center))
     ]
-    return normalized(np.stack(views), spec)
+    return np.stack(views)
 
 
 def training_view(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -24,11 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.files import sha256_of_json, write_json
+from wsolbench.files import file_name, sha256_of_json, write_json
 from wsolbench.metrics.catalog import metric_info
 from wsolbench.protocol import EvalProtocol
 
 SCHEMA = 1
+
+SHARDS = ".shards"
+"""Ends the names of folders that parts of a run are in until they are merged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +83,8 @@ class RunRecord:
     def path(self) -> Path:
         """Where the record belongs below a results folder: readable, and different for different runs."""
         parts = [self.method["name"], self.method.get("backbone"), self.dataset["split"], self.protocol.name, self.digest[:8]]
-        name = "_".join(_file_name(part) for part in parts if part)
-        return Path(_file_name(self.dataset["name"])) / f"{name}.json"
+        name = "_".join(file_name(part) for part in parts if part)
+        return Path(file_name(self.dataset["name"])) / f"{name}.json"
 
     @property
     def digest(self) -> str:
@@ -104,11 +106,6 @@ class RunRecord:
         if not path.exists():
             write_json(path, self.to_json())
         return path
-
-
-def _file_name(part: object) -> str:
-    """A part of a path: whatever could leave the folder or trouble a file system becomes a dash."""
-    return re.sub(r"[^\w.+=,-]", "-", str(part)).lstrip(".") or "-"
 
 
 def _metric_to_json(metric: MetricValue) -> dict[str, Any]:
@@ -159,9 +156,12 @@ def _metric_from_json(values: dict[str, Any]) -> MetricValue:
 
 
 def read_records(folder: Path) -> list[tuple[Path, RunRecord]]:
-    """Every record below `folder`, sorted by path; hidden files and folders (what a running evaluation writes) are left out."""
-    paths = (path for path in folder.rglob("*.json") if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    return [(path, read_record(path)) for path in sorted(paths)]
+    """Every record below `folder`, sorted by path; what runs leave while they are under way is left out."""
+
+    def under_way(path: Path) -> bool:
+        return any(part.startswith(".") or part.endswith(SHARDS) for part in path.relative_to(folder).parts)
+
+    return [(path, read_record(path)) for path in sorted(folder.rglob("*.json")) if not under_way(path)]
 
 
 def provenance(*, seconds: dict[str, float], device: str, packages: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -48,24 +48,59 @@ class ImageScores:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def has_object(self) -> Bool[np.ndarray, " n"]:
+        """Whether the image has a mask with an object pixel."""
+        return np.asarray(self.has_mask & self.level_histogram[:, 0].any(axis=1))
+
     @classmethod
     def concatenate(cls, parts: Sequence[ImageScores]) -> ImageScores:
         """One table of several, in order."""
         return cls(**{item.name: np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(cls)})
 
     def write(self, path: Path) -> None:
-        """Store as a compressed `.npz`, atomically."""
+        """Store as an `.npz`, atomically; neighbouring thresholds at which no image differs are stored once."""
+        new = self.new_at_tau()
+        first, index = np.flatnonzero(new), np.cumsum(new) - 1
+        stored = {item.name: getattr(self, item.name) for item in fields(self)}
+        for name in _PER_TAU:
+            stored[name] = stored[name][:, first]
+        for name in _HISTOGRAMS:
+            stored[name] = stored[name].astype(np.min_scalar_type(stored[name].max(initial=0)))
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(stream, allow_pickle=False, **{item.name: getattr(self, item.name) for item in fields(self)})
+            np.savez(stream, allow_pickle=False, tau_index=index, **stored)
 
     @classmethod
     def read(cls, path: Path) -> ImageScores:
         """What `write` stored. Raises `DataError` when the file is missing, broken or of another kind."""
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                return cls(**{item.name: stored[item.name] for item in fields(cls)})
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            with np.load(path, allow_pickle=False) as loaded:
+                stored = {item.name: loaded[item.name] for item in fields(cls)}
+                index = loaded["tau_index"]
+            for name in _PER_TAU:
+                stored[name] = np.take(stored[name], index, axis=1)
+            for name in _HISTOGRAMS:
+                stored[name] = stored[name].astype(np.int32)
+            return cls(**stored)
+        except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"per-image scores {path} cannot be read: {error}") from error
+
+    def select(self, chosen: Bool[np.ndarray, " n"] | Int64[np.ndarray, " k"]) -> ImageScores:
+        """The rows of some of the images: a flag for each image, or positions."""
+        return ImageScores(**{item.name: getattr(self, item.name)[chosen] for item in fields(self)})
+
+    def new_at_tau(self) -> Bool[np.ndarray, " t"]:
+        """Whether some image's scores at a threshold are not those at the threshold before; always so at the first."""
+        new = np.zeros(self.best_iou.shape[1], dtype=np.bool_)
+        new[:1] = True
+        for name in _PER_TAU:
+            rows = getattr(self, name)
+            new[1:] |= (rows[:, 1:] != rows[:, :-1]).any(axis=0)
+        return new
+
+
+_PER_TAU = ("best_iou", "single_iou", "error_codes")
+_HISTOGRAMS = ("pixel_histogram", "level_histogram")
 
 
 def score_image(sample: Sample, raw_map: ScoreMap, ranked: Sequence[int], protocol: EvalProtocol) -> ImageScores:

@@ -10,9 +10,9 @@ import numpy as np
 
 from wsolbench.evaluate import RANKS, SourceOutput, view
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.images import ten_crops, to_input
+from wsolbench.images import ten_crops, to_view
 from wsolbench.maps import MapFolder
-from wsolbench.methods import Method
+from wsolbench.methods import InputSpec, Method
 from wsolbench.protocol import EvalProtocol
 from wsolbench.types import Dataset, Sample, ScoreMap
 
@@ -49,11 +49,15 @@ class FolderSource:
         """The stored map."""
         return self.folder.read(sample.id)
 
-    def maps(self, samples: Sequence[Sample], loaded: Sequence[Any]) -> SourceOutput:
+    def collate(self, loaded: Sequence[ScoreMap]) -> Sequence[ScoreMap]:
+        """The stored maps as they are."""
+        return loaded
+
+    def maps(self, samples: Sequence[Sample], batch: Sequence[ScoreMap]) -> SourceOutput:
         """The stored maps, and the predicted labels (none unless every image has some)."""
         rows = [self.ranked.get(sample.id, [])[:RANKS] for sample in samples]
         depth = min((len(row) for row in rows), default=0)
-        return SourceOutput(maps=loaded, ranked=np.array([row[:depth] for row in rows], dtype=np.int64).reshape(len(rows), depth))
+        return SourceOutput(maps=batch, ranked=np.array([row[:depth] for row in rows], dtype=np.int64).reshape(len(rows), depth))
 
     def describe(self) -> dict[str, Any]:
         """Name and, where the folder says so, what made the maps."""
@@ -71,13 +75,13 @@ class ModelSource:
     than the data set.
     """
 
-    def __init__(self, method: Method, protocol: EvalProtocol, *, num_classes: int, device: str = "auto") -> None:
+    def __init__(self, method: Method, protocol: EvalProtocol, *, num_classes: int, device: str = "auto", batch_size: int = 32) -> None:
         if method.num_classes != num_classes:
             raise DataError(
                 f"the checkpoint of {method.method_name!r} has {method.num_classes} classes, the data set has {num_classes}; "
                 "evaluate it on the data set that it was trained on"
             )
-        self.method, self.protocol = method, protocol
+        self.method, self.protocol, self.batch_size = method, protocol, batch_size
         self.device = pick_device(device)
         if hasattr(method, "to"):
             method.to(self.device)
@@ -85,12 +89,12 @@ class ModelSource:
             method.eval()
 
     def load(self, sample: Sample) -> dict[str, np.ndarray]:
-        """The network's input for the map, and for ten-crop classification the ten crops."""
+        """The pixels of the view that the map is made of, and for ten-crop classification those of the ten crops."""
         pixels, spec = sample.image(), self.method.input_spec
         frame: Literal["squash", "center_crop"] = "center_crop" if self.protocol.frame == "center_crop" else "squash"
-        loaded = {"image": to_input(pixels, spec, frame=frame, resize_size=self._resize_size)}
+        loaded = {"image": to_view(pixels, spec.size, frame=frame, resize_size=self._resize_size)}
         if self.protocol.classifier == "ten_crop":
-            loaded["crops"] = ten_crops(pixels, spec, resize_size=self._resize_size)
+            loaded["crops"] = ten_crops(pixels, spec.size, resize_size=self._resize_size)
         return loaded
 
     @property
@@ -98,33 +102,48 @@ class ModelSource:
         """The protocol's side before the crop, at the scale of the network's input."""
         return round(self.protocol.resize_size * self.method.input_spec.size / self.protocol.frame_size)
 
-    def maps(self, samples: Sequence[Sample], loaded: Sequence[Any]) -> SourceOutput:
+    def collate(self, loaded: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+        """Tensors of `batch_size` images, the last one repeated where there are fewer.
+
+        A network's last bits can depend on the size of the batch, never on an image's neighbours or place in it; so batches of
+        one size make the maps independent of where a run was cut into batches. A batch of one is doubled, because matrix
+        products with one row take another path.
+        """
+        import torch
+
+        size = max(2, self.batch_size)
+        filled = [*loaded, *[loaded[-1]] * (size - len(loaded))]
+        batch = {name: torch.from_numpy(np.stack([item[name] for item in filled])) for name in loaded[0]}
+        return {name: tensor.pin_memory() for name, tensor in batch.items()} if self.device.type == "cuda" else batch
+
+    def maps(self, samples: Sequence[Sample], batch: dict[str, torch.Tensor]) -> SourceOutput:
         """One forward pass for maps and labels; with ten crops a second one, whose mean softmax gives the labels."""
         import torch
 
-        images = torch.from_numpy(np.stack([item["image"] for item in loaded])).to(self.device)
-        labels = torch.tensor([[sample.label] for sample in samples], device=self.device)
+        images = self._input(batch["image"])
+        labels = torch.tensor([sample.label for sample in samples], device=self.device)
+        labels = torch.cat([labels, labels[-1:].expand(len(images) - len(samples))])[:, None]
         result = self.method.localize(images)
-        score_maps = result.score_maps(labels)[:, 0]
+        score_maps = result.score_maps(labels)[: len(samples), 0]
         with torch.no_grad():
             scores = result.logits
             if scores is not None and self.protocol.classifier == "ten_crop":
-                scores = self._ten_crop_scores(loaded)
+                scores = self._ten_crop_scores(batch["crops"])
             if scores is None or self.protocol.classifier == "external":  # then the labels are another network's
                 ranked = np.zeros((len(samples), 0), dtype=np.int64)
             else:
                 # A stable sort: of equal scores the lower class index comes first on every device.
-                ranked = scores.float().cpu().argsort(dim=1, descending=True, stable=True)[:, :RANKS].numpy()
+                ranked = scores[: len(samples)].float().cpu().argsort(dim=1, descending=True, stable=True)[:, :RANKS].numpy()
         return SourceOutput(maps=list(score_maps.detach().float().cpu().numpy()), ranked=ranked)
 
-    def _ten_crop_scores(self, loaded: Sequence[Any]) -> torch.Tensor:
-        import torch
+    def _input(self, pixels: torch.Tensor) -> torch.Tensor:
+        return to_device(pixels, self.method.input_spec, self.device).contiguous()
 
-        crops = torch.from_numpy(np.stack([item["crops"] for item in loaded])).to(self.device)  # (B, 10, 3, S, S)
-        logits = self.method.localize(crops.flatten(0, 1)).logits
+    def _ten_crop_scores(self, crops: torch.Tensor) -> torch.Tensor:
+        logits = self.method.localize(self._input(crops.flatten(0, 1))).logits
         assert logits is not None
         shares = logits.float().softmax(dim=1)  # (10 B, C)
-        return shares.reshape(len(loaded), 10, -1).mean(dim=1)
+        return shares.reshape(len(crops), 10, -1).mean(dim=1)
 
     def describe(self) -> dict[str, Any]:
         """Name and description of the method."""
@@ -136,6 +155,15 @@ class ModelSource:
 
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return {"device": name, "packages": ("torch", "torchvision", "timm")}
+
+
+def to_device(pixels: torch.Tensor, spec: InputSpec, device: torch.device) -> torch.Tensor:
+    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32 on the device, normalised, channels last in memory."""
+    import torch
+
+    values = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(numbers, device=device)[:, None, None] for numbers in (spec.mean, spec.std))
+    return (values - mean) / std
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,21 +1,22 @@
 """From per-image scores to the metrics of a record: every metric, under every threshold policy, with its interval.
 
-A metric is a table of per-image integers (`rows`) and a function of their means over images (`value`): hits at each
-threshold and the best of their means, pixel histograms and their average precision. The same function gives the number
-and, over resampled means, its bootstrap interval.
+Per image there are a few tables of numbers (`_Rows`): hits at each threshold, error categories, pixel histograms. A metric
+is a function of the means over images of one table (`_Metric`): the best of the hit rates, an average precision. The same
+function gives the number and, over resampled means, its bootstrap interval. All tables are resampled together, chunk by
+chunk, so neither the number of images nor that of metrics asks for memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Integer, Shaped
 
 from wsolbench.exceptions import DataError
-from wsolbench.metrics.confidence import Interval, bootstrap_interval, mean_rates
+from wsolbench.metrics.confidence import Bootstrap
 from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.metrics.max_box_acc import passes
 from wsolbench.metrics.peak_iou import pixel_iou
@@ -23,6 +24,7 @@ from wsolbench.metrics.pxap import average_precision
 from wsolbench.metrics.thresholds import ThresholdPolicy
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue
+from wsolbench.score_table import ScoreTable
 from wsolbench.scores import ImageScores
 
 Rates = Float64[np.ndarray, "r s"]
@@ -32,24 +34,44 @@ _ONE_BOX_DELTA = 0.5
 """IoU threshold of GT-known, Top-k Loc and MaxBoxAcc (V1)."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Rows:
+    """A table of per-image numbers, and the images that it is defined on."""
+
+    images: str
+    """A key of `_WHICH`."""
+    of: Callable[[ImageScores], Shaped[np.ndarray, "m s"]]
+    by_class: bool = False
+    """Whether its means are means over classes of the class's mean."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Table:
-    """A metric: `value(means of rows) -> (r,)` over the images that it is defined on."""
+class _Metric:
+    """A metric: `value(means of rows) -> (r,)`."""
 
     name: str
-    rows: Shaped[np.ndarray, "n s"]
+    rows: _Rows
     value: Callable[[Rates], Float64[np.ndarray, " r"]]
-    groups: Int64[np.ndarray, " n"] | None = None
     policy: ThresholdPolicy | None = None
     tau: tuple[float, ...] | None = None
 
 
+_WHICH: dict[str, Callable[[ImageScores], Bool[np.ndarray, " m"]]] = {
+    "all": lambda part: np.ones(len(part), dtype=np.bool_),
+    "with boxes": lambda part: part.has_boxes,
+    "with mask": lambda part: part.has_mask,
+    "with object": lambda part: part.has_object,
+}
+"""Which images count, by what they must have."""
+_WIDER = {"with boxes": "all", "with mask": "all", "with object": "with mask"}
+
+
 def summarize(
-    scores: ImageScores,
+    scores: ScoreTable,
     protocol: EvalProtocol,
     *,
     fixed_tau: float | None = None,
-    transfer_from: ImageScores | None = None,
+    transfer_from: ScoreTable | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[MetricValue, ...]:
@@ -63,199 +85,278 @@ def summarize(
         resamples, seed: of the bootstrap intervals.
     """
     fixed_tau = protocol.fixed_tau if fixed_tau is None else fixed_tau
-    metrics: list[MetricValue] = []
-    for table in _tables(scores, protocol, fixed_tau, transfer_from):
-        if isinstance(table, MetricValue):
-            metrics.append(table)
-            continue
-        point = float(table.value(mean_rates(table.rows, groups=table.groups)[None])[0])
-        interval = _interval(table, resamples, seed)
-        metrics.append(
-            MetricValue(
-                name=table.name,
-                value=point,
-                low=None if interval is None else interval.low,
-                high=None if interval is None else interval.high,
-                n=len(table.rows),
-                policy=None if table.policy is None else str(table.policy),
-                tau=table.tau,
-            )
-        )
-    return tuple(metrics)
+    split = _Split(scores)
+    other = None if transfer_from is None else _Split(transfer_from)
+    metrics = list(_metrics(split, protocol, fixed_tau, other))
+    rows = list(dict.fromkeys(metric.rows for metric in metrics if isinstance(metric, _Metric)))
+    points = split.means(rows)
+    resampled = split.resample(rows, resamples, seed)
+    return tuple(
+        metric if isinstance(metric, MetricValue) else _value(metric, points[metric.rows], *resampled[metric.rows], split)
+        for metric in metrics
+    )
 
 
-def _interval(table: _Table, resamples: int, seed: int) -> Interval | None:
-    """None where some resample leaves the metric undefined: so few images have an object pixel that one may draw none."""
+def _value(metric: _Metric, means: Float64[np.ndarray, " s"], rates: Rates, bootstrap: Bootstrap, split: _Split) -> MetricValue:
     try:
-        return bootstrap_interval(table.rows, table.value, groups=table.groups, n_resamples=resamples, seed=seed)
-    except DataError:
-        return None
+        interval = bootstrap.interval(metric.value(rates))
+    except DataError:  # so few images have an object pixel that some resample drew none
+        interval = None
+    return MetricValue(
+        name=metric.name,
+        value=float(metric.value(means[None])[0]),
+        low=None if interval is None else interval.low,
+        high=None if interval is None else interval.high,
+        n=split.count[metric.rows.images],
+        policy=None if metric.policy is None else str(metric.policy),
+        tau=metric.tau,
+    )
 
 
-def _tables(
-    scores: ImageScores, protocol: EvalProtocol, fixed_tau: float | None, other: ImageScores | None
-) -> Iterator[_Table | MetricValue]:
-    yield from _classification(scores)
-    if scores.has_boxes.any():
-        boxed = _select(scores, scores.has_boxes)
-        boxed_other = None if other is None or not other.has_boxes.any() else _select(other, other.has_boxes)
-        yield from _boxes(boxed, protocol, fixed_tau, boxed_other)
-        yield from _errors(boxed, protocol, fixed_tau, boxed_other)
+class _Split:
+    """The scores of a split: what is known of all images, and means of tables over them."""
+
+    def __init__(self, scores: ScoreTable) -> None:
+        self.scores = scores
+        self.count = dict.fromkeys(_WHICH, 0)
+        labels: dict[str, list[Int64[np.ndarray, " m"]]] = {which: [] for which in _WHICH}
+        self.ranks = 0
+        """Predicted labels of each image."""
+        new: Bool[np.ndarray, " t"] | None = None
+        for part in scores:
+            self.ranks = part.ranked.shape[1]
+            new = part.new_at_tau() if new is None else new | part.new_at_tau()
+            for which, of in _WHICH.items():
+                chosen = of(part)
+                self.count[which] += int(chosen.sum())
+                labels[which].append(part.labels[chosen])
+        assert new is not None
+        self.labels = {which: np.concatenate(parts) for which, parts in labels.items()}
+        self.first: Int64[np.ndarray, " u"] = np.flatnonzero(new)
+        """Thresholds at which some image's scores differ from those at the one before: the columns of hits."""
+        self.column: Int64[np.ndarray, " t"] = np.cumsum(new) - 1
+        """For each threshold its column."""
+
+        self._means: dict[_Rows, Float64[np.ndarray, " s"]] = {}
+
+    def means(self, rows: Sequence[_Rows]) -> dict[_Rows, Float64[np.ndarray, " s"]]:
+        """Means over images of each table; what was asked before is remembered."""
+        for bootstrap, tables in self._together([table for table in rows if table not in self._means], 1, 0):
+            self._means.update(zip(tables, bootstrap.means(self._blocks(tables), self._groups(tables)), strict=True))
+        return {table: self._means[table] for table in rows}
+
+    def resample(self, rows: Sequence[_Rows], resamples: int, seed: int) -> dict[_Rows, tuple[Rates, Bootstrap]]:
+        """Resampled means of each table, and the bootstrap that made them."""
+        return {
+            table: (rates, bootstrap)
+            for bootstrap, tables in self._together(rows, resamples, seed)
+            for table, rates in zip(tables, bootstrap.rates(self._blocks(tables), self._groups(tables)), strict=True)
+        }
+
+    def _together(self, rows: Sequence[_Rows], resamples: int, seed: int) -> Iterator[tuple[Bootstrap, list[_Rows]]]:
+        """Tables that are defined on the same images share their resamples."""
+        shared: dict[str, list[_Rows]] = {}
+        for table in rows:
+            shared.setdefault(self._same(table.images), []).append(table)
+        for which, tables in shared.items():
+            yield Bootstrap(self.count[which], n_resamples=resamples, seed=seed), tables
+
+    def _same(self, which: str) -> str:
+        """The widest set of images that holds no more than this one."""
+        wider = _WIDER.get(which)
+        return which if wider is None or self.count[wider] > self.count[which] else self._same(wider)
+
+    def _blocks(self, tables: Sequence[_Rows]) -> Iterator[list[Shaped[np.ndarray, "m s"]]]:
+        which = self._same(tables[0].images)
+        for part in self.scores:
+            chosen = part if self.count[which] == self.count["all"] else part.select(_WHICH[which](part))
+            yield [table.of(chosen) for table in tables]
+
+    def _groups(self, tables: Sequence[_Rows]) -> list[Int64[np.ndarray, " n"] | None]:
+        return [self.labels[table.images] if table.by_class else None for table in tables]
+
+    def by_threshold(self, means: Float64[np.ndarray, " s"]) -> Float64[np.ndarray, "d t"]:
+        """Hit rates at each delta and each threshold of the protocol."""
+        curve: Float64[np.ndarray, "d t"] = means.reshape(-1, len(self.first))[:, self.column]
+        return curve
+
+
+def _metrics(split: _Split, protocol: EvalProtocol, fixed_tau: float | None, other: _Split | None) -> Iterator[_Metric | MetricValue]:
+    yield from _classification(split)
+    if split.count["with boxes"]:
+        yield from _boxes(split, protocol, fixed_tau, other if other is not None and other.count["with boxes"] else None)
     else:
         for name in ("gt_known", "top1_loc", "top5_loc", "max_box_acc", "max_box_acc_v2"):
             yield MetricValue(name=name, value=None, n=0, reason="no image has a true box")
-    if scores.has_mask.any():
-        yield from _masks(_select(scores, scores.has_mask))
-    else:
-        for name in ("pxap", "peak_iou", "peak_t", "mean_image_iou"):
-            yield MetricValue(name=name, value=None, n=0, reason="no image has a mask")
+    yield from _masks(split)
 
 
-def _select(scores: ImageScores, chosen: Bool[np.ndarray, " n"]) -> ImageScores:
-    return replace(scores, **{name: getattr(scores, name)[chosen] for name in scores.__dataclass_fields__})
+def _in_top(part: ImageScores, k: int) -> Bool[np.ndarray, "m 1"]:
+    return np.asarray((part.ranked[:, :k] == part.labels[:, None]).any(axis=1))[:, None]
 
 
-def _in_top(scores: ImageScores, k: int) -> Bool[np.ndarray, " n"]:
-    return np.asarray((scores.ranked[:, :k] == scores.labels[:, None]).any(axis=1))
+def _column(rates: Rates, column: int = 0) -> Float64[np.ndarray, " r"]:
+    return rates[:, column]
 
 
-def _first_column(rates: Rates) -> Float64[np.ndarray, " r"]:
-    return rates[:, 0]
-
-
-def _classification(scores: ImageScores) -> Iterator[_Table | MetricValue]:
-    ranks = scores.ranked.shape[1]
+def _classification(split: _Split) -> Iterator[_Metric | MetricValue]:
     for name, k in (("top1_cls", 1), ("top5_cls", 5)):
-        if ranks >= k:
-            yield _Table(name=name, rows=_in_top(scores, k)[:, None], value=_first_column)
+        if split.ranks >= k:
+            yield _Metric(name=name, rows=_Rows(images="all", of=partial(_in_top, k=k)), value=_column)
         else:
-            yield MetricValue(name=name, value=None, n=0, reason=_no_labels(ranks, k))
-    if ranks:
-        yield _Table(name="mean_class_accuracy", rows=_in_top(scores, 1)[:, None], value=_first_column, groups=scores.labels)
+            yield MetricValue(name=name, value=None, n=0, reason=_no_labels(split.ranks, k))
+    if split.ranks:
+        yield _Metric(name="mean_class_accuracy", rows=_Rows(images="all", of=partial(_in_top, k=1), by_class=True), value=_column)
 
 
 def _no_labels(ranks: int, k: int) -> str:
     return "no predicted labels" if not ranks else f"only {ranks} predicted labels an image, {k} are needed"
 
 
-def _boxes(
-    scores: ImageScores, protocol: EvalProtocol, fixed_tau: float | None, other: ImageScores | None
-) -> Iterator[_Table | MetricValue]:
-    for name, hits in _box_metrics(protocol):
-        found = hits(scores)
-        if found is None:
-            ranks, k = scores.ranked.shape[1], 1 if name == "top1_loc" else 5
-            yield MetricValue(name=name, value=None, n=0, reason=_no_labels(ranks, k))
+_HITS = {"gt_known": "one box", "top1_loc": "top 1", "top5_loc": "top 5", "max_box_acc": "one box", "max_box_acc_v2": "all boxes"}
+"""Box metric -> the table of hits that it is read from."""
+
+
+def _hits(split: _Split, protocol: EvalProtocol) -> dict[str, _Rows]:
+    """Tables of hits at each delta and each distinct threshold; those of Top-k Loc only where k labels are predicted."""
+    first, by_class = split.first, protocol.averaging == "class"
+
+    def one_box(part: ImageScores) -> Bool[np.ndarray, "m u"]:
+        return passes(part.single_iou[:, first], _ONE_BOX_DELTA, protocol.iou_test)
+
+    def top_k(part: ImageScores, k: int) -> Bool[np.ndarray, "m u"]:
+        return np.asarray(passes(part.single_iou[:, first], _ONE_BOX_DELTA, protocol.topk_iou_test) & _in_top(part, k))
+
+    def all_boxes(part: ImageScores) -> Bool[np.ndarray, "m du"]:
+        best = part.best_iou[:, first]
+        return np.concatenate([passes(best, delta, protocol.iou_test) for delta in protocol.deltas], axis=1)
+
+    rows = {"one box": one_box, "all boxes": all_boxes}
+    rows |= {f"top {k}": partial(top_k, k=k) for k in (1, 5) if split.ranks >= k}
+    return {name: _Rows(images="with boxes", of=of, by_class=by_class) for name, of in rows.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Curves:
+    """Hit rates of one table, and how metrics are read from them."""
+
+    rows: _Rows
+    rates: Float64[np.ndarray, "d t"]
+    other: Float64[np.ndarray, "d t"] | None
+    """The same on the split that thresholds are transferred from."""
+    column: Int64[np.ndarray, " t"]
+
+    def policies(
+        self, deltas: Sequence[int], protocol: EvalProtocol, fixed_tau: float | None, *, shared: bool
+    ) -> Iterator[tuple[ThresholdPolicy, Integer[np.ndarray, " d"]]]:
+        """Each policy with the position of its threshold for each of these deltas."""
+        taus = np.array(protocol.taus)
+        policies = [ThresholdPolicy.oracle()]
+        if fixed_tau is not None:
+            policies.append(ThresholdPolicy.fixed(fixed_tau))
+        if self.other is not None:
+            index = ThresholdPolicy.oracle().pick(self.other[list(deltas)], taus, shared=shared)
+            policies.append(ThresholdPolicy.transfer(protocol.taus[column] for column in index))
+        for policy in policies:
+            yield policy, policy.pick(self.rates[list(deltas)], taus, shared=shared)
+
+    def best(self, rates: Rates, *, deltas: Sequence[int], shared: bool) -> Float64[np.ndarray, " r"]:
+        """Mean over deltas at the best threshold: one for all, or one for each."""
+        curves = rates.reshape(len(rates), len(self.rates), -1)[:, list(deltas)]
+        return np.asarray(curves.mean(axis=1).max(axis=1) if shared else curves.max(axis=2).mean(axis=1))
+
+    def at(self, rates: Rates, *, deltas: Sequence[int], index: Integer[np.ndarray, " d"]) -> Float64[np.ndarray, " r"]:
+        """Mean over deltas, each at its threshold."""
+        curves = rates.reshape(len(rates), len(self.rates), -1)
+        return np.asarray(curves[:, list(deltas), self.column[index]].mean(axis=1))
+
+
+def _boxes(split: _Split, protocol: EvalProtocol, fixed_tau: float | None, other: _Split | None) -> Iterator[_Metric | MetricValue]:
+    hits = _hits(split, protocol)
+    rates = {name: split.by_threshold(mean) for name, mean in zip(hits, split.means(list(hits.values())).values(), strict=True)}
+    others: dict[str, Float64[np.ndarray, "d t"]] = {}
+    if other is not None:
+        other_hits = _hits(other, protocol)
+        others = {
+            name: other.by_threshold(mean) for name, mean in zip(other_hits, other.means(list(other_hits.values())).values(), strict=True)
+        }
+    shared = protocol.v2_tau == "shared"
+    for name, kind in _HITS.items():
+        if kind not in hits:
+            yield MetricValue(name=name, value=None, n=0, reason=_no_labels(split.ranks, 1 if name == "top1_loc" else 5))
             continue
-        groups = scores.labels if protocol.averaging == "class" else None
-        rows = found.reshape(len(found), -1)
-        curve = mean_rates(rows, groups=groups).reshape(found.shape[1:])
-        shared = protocol.v2_tau == "shared"
-        for policy in _policies(hits, protocol, fixed_tau, other):
-            index = policy.pick(curve, np.array(protocol.taus), shared=shared)
-            tau = tuple(protocol.taus[column] for column in index)
-            table = _Table(name=name, rows=rows, value=_first_column, groups=groups, policy=policy, tau=tau)
-            if policy.kind == "oracle":
-                yield replace(table, value=partial(_best, shape=found.shape[1:], shared=shared))
-            else:
-                yield replace(table, rows=_at(found, index), value=_mean_of_columns)
-            if name == "max_box_acc_v2" and shared:
-                for row, delta in enumerate(protocol.deltas):
-                    part = _at(found, index)[:, row : row + 1]
-                    yield replace(table, name=f"{name}@{delta:g}", rows=part, value=_first_column, tau=tau[row : row + 1])
+        curves = _Curves(rows=hits[kind], rates=rates[kind], other=others.get(kind), column=split.column)
+        every = tuple(range(len(curves.rates)))
+        yield from _read(name, curves, every, protocol, fixed_tau, shared=shared, part_names=kind == "all boxes" and shared)
+        if kind == "all boxes" and not shared:
+            for row in every:
+                yield from _read(f"{name}@{protocol.deltas[row]:g}", curves, (row,), protocol, fixed_tau, shared=False)
+    yield from _errors(
+        split, _Curves(rows=hits["one box"], rates=rates["one box"], other=others.get("one box"), column=split.column), protocol, fixed_tau
+    )
 
 
-def _at(hits: Bool[np.ndarray, "n d t"], index: Integer[np.ndarray, " d"]) -> Bool[np.ndarray, "n d"]:
-    """Hits of each delta at its threshold."""
-    return np.asarray(np.take_along_axis(hits, index[None, :, None], axis=2)[:, :, 0])
+def _read(
+    name: str,
+    curves: _Curves,
+    deltas: tuple[int, ...],
+    protocol: EvalProtocol,
+    fixed_tau: float | None,
+    *,
+    shared: bool,
+    part_names: bool = False,
+) -> Iterator[_Metric]:
+    """A box metric under each policy; with `part_names` also its part at each delta, read at the threshold of the whole."""
+    for policy, index in curves.policies(deltas, protocol, fixed_tau, shared=shared):
+        tau = tuple(protocol.taus[column] for column in index)
+        value = (
+            partial(curves.best, deltas=deltas, shared=shared)
+            if policy.kind == "oracle"
+            else partial(curves.at, deltas=deltas, index=index)
+        )
+        yield _Metric(name=name, rows=curves.rows, value=value, policy=policy, tau=tau)
+        for place, row in enumerate(deltas if part_names else ()):
+            part = partial(curves.at, deltas=(row,), index=index[place : place + 1])
+            yield _Metric(name=f"{name}@{protocol.deltas[row]:g}", rows=curves.rows, value=part, policy=policy, tau=tau[place : place + 1])
 
 
-Hits = Callable[[ImageScores], Bool[np.ndarray, "n d t"] | None]
-
-
-def _box_metrics(protocol: EvalProtocol) -> Iterator[tuple[str, Hits]]:
-    """Name and hits at each delta and threshold; None where there are too few predicted labels."""
-
-    def one_box(scores: ImageScores) -> Bool[np.ndarray, "n 1 t"]:
-        return passes(scores.single_iou[:, None], _ONE_BOX_DELTA, protocol.iou_test)
-
-    def top_k(scores: ImageScores, k: int) -> Bool[np.ndarray, "n 1 t"] | None:
-        if scores.ranked.shape[1] < k:
-            return None
-        return np.asarray(passes(scores.single_iou[:, None], _ONE_BOX_DELTA, protocol.topk_iou_test) & _in_top(scores, k)[:, None, None])
-
-    def at(scores: ImageScores, deltas: tuple[float, ...]) -> Bool[np.ndarray, "n d t"]:
-        return np.stack([passes(scores.best_iou, delta, protocol.iou_test) for delta in deltas], axis=1)
-
-    yield "gt_known", one_box
-    yield "top1_loc", partial(top_k, k=1)
-    yield "top5_loc", partial(top_k, k=5)
-    yield "max_box_acc", one_box
-    yield "max_box_acc_v2", partial(at, deltas=protocol.deltas)
-    if protocol.v2_tau == "per_delta":  # with a shared threshold the parts are read at that of the whole
-        for delta in protocol.deltas:
-            yield f"max_box_acc_v2@{delta:g}", partial(at, deltas=(delta,))
-
-
-def _policies(hits: Hits, protocol: EvalProtocol, fixed_tau: float | None, other: ImageScores | None) -> Iterator[ThresholdPolicy]:
-    yield ThresholdPolicy.oracle()
-    if fixed_tau is not None:
-        yield ThresholdPolicy.fixed(fixed_tau)
-    found = None if other is None else hits(other)
-    if other is not None and found is not None:
-        groups = other.labels if protocol.averaging == "class" else None
-        curve = mean_rates(found.reshape(len(found), -1), groups=groups).reshape(found.shape[1:])
-        index = ThresholdPolicy.oracle().pick(curve, np.array(protocol.taus), shared=protocol.v2_tau == "shared")
-        yield ThresholdPolicy.transfer(protocol.taus[column] for column in index)
-
-
-def _best(rates: Rates, *, shape: tuple[int, int], shared: bool) -> Float64[np.ndarray, " r"]:
-    curves = rates.reshape(-1, *shape)  # (r, d, t)
-    return np.asarray(curves.mean(axis=1).max(axis=1) if shared else curves.max(axis=2).mean(axis=1))
-
-
-def _mean_of_columns(rates: Rates) -> Float64[np.ndarray, " r"]:
-    return np.asarray(rates.mean(axis=1))
-
-
-def _errors(
-    scores: ImageScores, protocol: EvalProtocol, fixed_tau: float | None, other: ImageScores | None
-) -> Iterator[_Table | MetricValue]:
+def _errors(split: _Split, curves: _Curves, protocol: EvalProtocol, fixed_tau: float | None) -> Iterator[_Metric | MetricValue]:
     """The error breakdown at the threshold that GT-known is read at, for each policy; shares of all images, whatever is averaged."""
-    if not scores.ranked.shape[1]:
+    if not split.ranks:
         for name in ERROR_NAMES:
             yield MetricValue(name=f"error_{name}", value=None, n=0, reason="no predicted labels")
         return
-    hits = next(iter(_box_metrics(protocol)))[1]
-    found = hits(scores)
-    assert found is not None
-    groups = scores.labels if protocol.averaging == "class" else None
-    curve = mean_rates(found.reshape(len(found), -1), groups=groups).reshape(found.shape[1:])
-    for policy in _policies(hits, protocol, fixed_tau, other):
-        index = int(policy.pick(curve, np.array(protocol.taus))[0])
-        codes = np.where(_in_top(scores, 1), scores.error_codes[:, index], ERROR_NAMES.index("cls"))
+    for policy, (index,) in curves.policies((0,), protocol, fixed_tau, shared=False):
+        rows = _Rows(images="with boxes", of=partial(_categories, index=int(index)))
         for code, name in enumerate(ERROR_NAMES):
-            yield _Table(
-                name=f"error_{name}", rows=(codes == code)[:, None], value=_first_column, policy=policy, tau=(protocol.taus[index],)
-            )
+            yield _Metric(name=f"error_{name}", rows=rows, value=partial(_column, column=code), policy=policy, tau=(protocol.taus[index],))
 
 
-def _masks(scores: ImageScores) -> Iterator[_Table | MetricValue]:
-    n = len(scores)
-    if not scores.pixel_histogram[:, 0].any():
-        for name in ("pxap", "peak_iou", "peak_t", "mean_image_iou"):
-            yield MetricValue(name=name, value=None, n=n, reason="no mask has an object pixel")
+def _categories(part: ImageScores, index: int) -> Bool[np.ndarray, "m 6"]:
+    """Whether an image falls into each category at a threshold."""
+    codes = np.where(_in_top(part, 1)[:, 0], part.error_codes[:, index], ERROR_NAMES.index("cls"))
+    return np.asarray(codes[:, None] == np.arange(len(ERROR_NAMES)))
+
+
+def _masks(split: _Split) -> Iterator[_Metric | MetricValue]:
+    names = ("pxap", "peak_iou", "peak_t", "mean_image_iou")
+    if not split.count["with object"]:
+        n, reason = split.count["with mask"], "no mask has an object pixel"
+        for name in names:
+            yield MetricValue(name=name, value=None, n=n, reason=reason if n else "no image has a mask")
         return
-    bins = scores.pixel_histogram.shape[2]
-    yield _Table(name="pxap", rows=scores.pixel_histogram.reshape(n, -1), value=lambda rates: average_precision(rates.reshape(-1, 2, bins)))
-    levels = scores.level_histogram.reshape(n, -1)
+    pixels = _Rows(images="with mask", of=lambda part: part.pixel_histogram.reshape(len(part), -1))
+    levels = _Rows(images="with mask", of=lambda part: part.level_histogram.reshape(len(part), -1))
+    per_image = _Rows(images="with object", of=lambda part: pixel_iou(part.level_histogram))
+    means = split.means([levels, per_image])
+    peak, best = int(pixel_iou(means[levels].reshape(2, 256)).argmax()), int(means[per_image].argmax())
     oracle = ThresholdPolicy.oracle()
-    peak = int(pixel_iou(scores.level_histogram.sum(axis=0)).argmax())
+    yield _Metric(name="pxap", rows=pixels, value=lambda rates: average_precision(rates.reshape(len(rates), 2, -1)))
     for name, value in (("peak_iou", _peak_iou), ("peak_t", _peak_t)):
-        yield _Table(name=name, rows=levels, value=value, policy=oracle, tau=(peak / 255,))
-    per_image = pixel_iou(scores.level_histogram[scores.level_histogram[:, 0].any(axis=1)])
-    best = int(per_image.mean(axis=0).argmax())
-    yield _Table(name="mean_image_iou", rows=per_image, value=lambda rates: np.asarray(rates.max(axis=1)), policy=oracle, tau=(best / 255,))
+        yield _Metric(name=name, rows=levels, value=value, policy=oracle, tau=(peak / 255,))
+    yield _Metric(
+        name="mean_image_iou", rows=per_image, value=lambda rates: np.asarray(rates.max(axis=1)), policy=oracle, tau=(best / 255,)
+    )
 
 
 def _peak_iou(rates: Rates) -> Float64[np.ndarray, " r"]:

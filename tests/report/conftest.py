@@ -13,6 +13,7 @@ from PIL import Image
 
 from wsolbench.protocol import EvalProtocol, tau_grid
 from wsolbench.records import MetricValue, RunRecord
+from wsolbench.score_table import ScoreTable
 from wsolbench.scores import ImageScores, score_image
 from wsolbench.summary import summarize
 from wsolbench.types import Dataset, Sample, no_boxes
@@ -29,6 +30,10 @@ class Run:
     maps: list[np.ndarray]
     scores: ImageScores
     record: RunRecord
+
+    @property
+    def table(self) -> ScoreTable:
+        return ScoreTable((self.scores,))
 
     def maps_of(self, indices: list[int]) -> list[np.ndarray]:
         return [self.maps[index] for index in indices]
@@ -94,7 +99,7 @@ def build_run(
     scores = ImageScores.concatenate(
         [score_image(sample, raw, row.tolist(), protocol) for sample, raw, row in zip(dataset.samples, maps, ranked, strict=True)]
     )
-    metrics = summarize(scores, protocol, resamples=50, **summary)
+    metrics = summarize(ScoreTable((scores,)), protocol, resamples=50, **summary)
     return Run(dataset, maps, scores, make_record(dataset, protocol, metrics, method=method))
 
 
@@ -126,7 +131,7 @@ def make_run() -> Callable[..., Run]:
 @pytest.fixture(scope="session")
 def run() -> Run:
     """A run with boxes and labels, three threshold policies and no masks."""
-    return build_run(fixed_tau=0.2, transfer_from=build_run(12, seed=5).scores)
+    return build_run(fixed_tau=0.2, transfer_from=build_run(12, seed=5).table)
 
 
 @pytest.fixture

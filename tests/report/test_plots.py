@@ -14,6 +14,7 @@ from wsolbench.protocol import EvalProtocol
 from wsolbench.report import sheets
 from wsolbench.report.overlays import OverlayItem
 from wsolbench.report.plots import PICTURES, accuracy_curve, error_bars, write_pictures
+from wsolbench.score_table import ScoreTable
 
 BLUE, VERMILION, GREEN = (0, 114, 178), (213, 94, 0), (0, 158, 115)
 
@@ -36,7 +37,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[OverlayItem]]:
 
 
 def write_sheets(folder: Path, run: Any, **more: Any) -> list[Path]:
-    return sheets.write_sheets(folder, run.record, run.scores, run.dataset, run.maps_of, **{"count": 6, **more})
+    return sheets.write_sheets(folder, run.record, run.table, run.dataset, run.maps_of, **{"count": 6, **more})
 
 
 def shown_iou(item: OverlayItem) -> float:
@@ -44,7 +45,7 @@ def shown_iou(item: OverlayItem) -> float:
 
 
 def test_a_run_with_boxes_and_labels_gives_every_picture_under_a_megabyte(tmp_path: Path, run: Any) -> None:
-    written = write_pictures(tmp_path / "new" / "folder", run.record, run.scores, run.dataset, run.maps_of)
+    written = write_pictures(tmp_path / "new" / "folder", run.record, run.table, run.dataset, run.maps_of)
     assert [path.name for path in written] == list(PICTURES)
     for path in written:
         height, width, _ = pixels(path).shape
@@ -57,7 +58,7 @@ def test_pictures_that_a_run_does_not_allow_are_left_out_and_old_ones_removed(tm
     run = make_run(8, boxes=False)
     (tmp_path / "errors.png").write_bytes(b"of an earlier run")
     (tmp_path / "holiday.png").write_bytes(b"not ours")
-    assert write_pictures(tmp_path, run.record, run.scores, run.dataset, run.maps_of) == []
+    assert write_pictures(tmp_path, run.record, run.table, run.dataset, run.maps_of) == []
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.png"]
 
 
@@ -76,7 +77,7 @@ def test_the_model_is_asked_once_for_the_images_on_the_sheets_and_no_others(tmp_
         asked.append(indices)
         return run.maps_of(indices)
 
-    sheets.write_sheets(tmp_path, run.record, run.scores, run.dataset, maps_of, count=3)
+    sheets.write_sheets(tmp_path, run.record, run.table, run.dataset, maps_of, count=3)
     (indices,) = asked
     ids = {item.caption[0] for chosen in shown.values() for item in chosen}
     assert {run.dataset.ids[index] for index in indices} == ids
@@ -95,7 +96,7 @@ def test_sheets_hold_the_highest_the_lowest_and_evenly_spread_ious(tmp_path: Pat
 def test_of_many_images_that_are_missed_altogether_some_from_all_of_the_data_set_are_shown(
     tmp_path: Path, shown: dict[str, Any], run: Any
 ) -> None:
-    scores = replace(run.scores, single_iou=np.zeros_like(run.scores.single_iou))
+    scores = ScoreTable((replace(run.scores, single_iou=np.zeros_like(run.scores.single_iou)),))
     sheets.write_sheets(tmp_path, run.record, scores, run.dataset, run.maps_of, count=3)
     assert [item.caption[0] for item in shown["worst.png"]] == [run.dataset.ids[index] for index in (0, 12, 23)]
 
@@ -144,14 +145,14 @@ def test_the_drawn_boxes_have_the_iou_that_the_caption_says(
 def test_scores_of_other_images_than_the_data_set_s_are_an_error(tmp_path: Path, run: Any) -> None:
     other = replace(run.dataset, samples=run.dataset.samples[::-1])
     with pytest.raises(DataError, match="ids differ"):
-        write_pictures(tmp_path, run.record, run.scores, other, run.maps_of)
+        write_pictures(tmp_path, run.record, run.table, other, run.maps_of)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path, run: Any) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UsageError, match="file"):
-        write_pictures(tmp_path / "file" / "pictures", run.record, run.scores, run.dataset, run.maps_of)
+        write_pictures(tmp_path / "file" / "pictures", run.record, run.table, run.dataset, run.maps_of)
 
 
 def test_the_accuracy_curve_goes_from_the_foot_of_the_axis_for_no_hit_to_its_head_for_hits_only(tmp_path: Path, run: Any) -> None:
@@ -159,7 +160,7 @@ def test_the_accuracy_curve_goes_from_the_foot_of_the_axis_for_no_hit_to_its_hea
     for share in (0.0, 0.5, 1.0):
         hit = np.zeros_like(run.scores.best_iou)
         hit[: round(share * len(hit))] = 1.0
-        accuracy_curve(record, replace(run.scores, best_iou=hit, single_iou=hit), tmp_path / "curve.png")
+        accuracy_curve(record, ScoreTable((replace(run.scores, best_iou=hit, single_iou=hit),)), tmp_path / "curve.png")
         picture = pixels(tmp_path / "curve.png")
         assert picture.shape == (490, 1000, 3)
         rows = np.nonzero((picture[:440] == np.array(GREEN)).all(axis=-1))[0]  # the topmost line, above the legend
@@ -169,24 +170,24 @@ def test_the_accuracy_curve_goes_from_the_foot_of_the_axis_for_no_hit_to_its_hea
 
 
 def test_the_accuracy_curve_marks_each_policy_of_the_record(tmp_path: Path, run: Any) -> None:
-    accuracy_curve(run.record, run.scores, tmp_path / "all.png")
+    accuracy_curve(run.record, run.table, tmp_path / "all.png")
     one_policy = tuple(metric for metric in run.record.metrics if metric.policy in (None, "oracle"))
-    accuracy_curve(replace(run.record, metrics=one_policy), run.scores, tmp_path / "oracle.png")
+    accuracy_curve(replace(run.record, metrics=one_policy), run.table, tmp_path / "oracle.png")
     assert count(tmp_path / "all.png", BLUE) > count(tmp_path / "oracle.png", BLUE) > 100
 
 
 def test_the_accuracy_curve_averages_classes_where_the_protocol_does(tmp_path: Path, make_run: Callable[..., Any]) -> None:
     run = make_run(20)  # 6 classes: the first two have one image more
     by_class = replace(run.record, protocol=replace(run.record.protocol, averaging="class"))
-    accuracy_curve(run.record, run.scores, tmp_path / "image.png")
-    accuracy_curve(by_class, run.scores, tmp_path / "class.png")
+    accuracy_curve(run.record, run.table, tmp_path / "image.png")
+    accuracy_curve(by_class, run.table, tmp_path / "class.png")
     assert (pixels(tmp_path / "image.png")[60:400] != pixels(tmp_path / "class.png")[60:400]).any()
 
 
 def test_an_accuracy_curve_without_boxes_is_an_error(tmp_path: Path, make_run: Callable[..., Any]) -> None:
     run = make_run(8, boxes=False)
     with pytest.raises(DataError, match="true box"):
-        accuracy_curve(run.record, run.scores, tmp_path / "curve.png")
+        accuracy_curve(run.record, run.table, tmp_path / "curve.png")
 
 
 def test_error_bars_show_the_shares_of_each_run_in_its_own_colour(tmp_path: Path, run: Any) -> None:

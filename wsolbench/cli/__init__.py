@@ -17,6 +17,7 @@ _COMMANDS = {
     "train": "Train a method.",
     "eval": "Evaluate a method on a data set: table, record, pictures.",
     "score": "Score maps that any program has written.",
+    "merge": "Make one record of the shards of a run.",
     "leaderboard": "Make tables of all records.",
     "list": "List methods, data sets, metrics, protocols or backbones.",
     "verify": "Check a data set on disk.",

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 
 from wsolbench.cli.options import (
-    dataset_options,
+    DataOptions,
+    ScoringOptions,
+    data_options,
+    evaluate_and_report,
     model_options,
-    open_dataset,
-    open_val,
     parse_settings,
-    read_protocol,
-    report_evaluation,
     scoring_options,
 )
 
@@ -26,70 +24,45 @@ from wsolbench.cli.options import (
     "a pretrained model as it is:  wsolbench eval --method cam --dataset ilsvrc --weights imagenet --set head=fc"
 )
 @model_options
-@dataset_options
+@data_options
 @scoring_options
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="A .safetensors file that `train` wrote.")
 @click.option("--train", "train_first", is_flag=True, help="Train first (or go on, or use the finished run).")
 @click.option("--save-maps", type=click.Path(path_type=Path), help="Folder for the raw maps, which `wsolbench score` reads.")
 def command(
-    dataset: str,
-    data_root: Path | None,
-    metadata_root: Path | None,
-    split: str,
-    protocol: str,
-    protocol_set: tuple[str, ...],
-    fixed_tau: float | None,
-    transfer: bool,
-    limit: int | None,
-    resamples: int,
-    out: Path,
-    save_scores: bool,
-    pictures: Path | None,
-    checkpoint: Path | None,
-    train_first: bool,
-    save_maps: Path | None,
-    **model: Any,
+    data: DataOptions, scoring: ScoringOptions, checkpoint: Path | None, train_first: bool, save_maps: Path | None, **model: Any
 ) -> None:
     """Evaluate a method on a data set. A run that was killed goes on where it was."""
-    from wsolbench.evaluate import RunOptions, evaluate
+    from wsolbench.distributed import connected
+    from wsolbench.evaluate import RunOptions
     from wsolbench.exceptions import UsageError
-    from wsolbench.files import make_folder
     from wsolbench.maps import MapFolder
     from wsolbench.methods import load_method
-    from wsolbench.sources import ModelSource
+    from wsolbench.sources import ModelSource, pick_device
 
-    started = time.perf_counter()
-    conventions = read_protocol(protocol, protocol_set)
+    conventions = scoring.conventions()
     if checkpoint is not None and train_first:
         raise UsageError("--checkpoint and --train exclude each other: a checkpoint is trained already")
     method = load_method(model["method"])
-    scored = open_dataset(dataset, split, data_root, metadata_root)
-    for folder in (out, pictures, save_maps):
-        if folder is not None:
-            make_folder(folder)
-    if train_first and method.trainable:
-        from wsolbench.cli.train import train
+    scored = data.open(scoring.split)
+    scoring.make_folders(save_maps)
+    with connected(pick_device(model["device"])) as world:
+        if train_first and method.trainable:
+            from wsolbench.cli.train import train
 
-        checkpoint = train(dataset, data_root, metadata_root, None, **model)
-    localizer = _open_method(method, dataset, len(scored.class_names), checkpoint, model)
-    source = ModelSource(localizer, conventions, num_classes=len(scored.class_names), device=model["device"])
-    options = RunOptions(
-        batch_size=model["batch_size"] or 32,
-        workers=model["workers"],
-        work=out / ".work",
-        save_maps=None if save_maps is None else MapFolder(save_maps),
-        resamples=resamples,
-    )
-    evaluation = evaluate(
-        scored,
-        source,
-        conventions,
-        limit=limit,
-        fixed_tau=fixed_tau,
-        transfer_from=open_val(dataset, data_root, metadata_root) if transfer and split != "val" else None,
-        options=options,
-    )
-    report_evaluation(evaluation, out=out, save_scores=save_scores, pictures=pictures, options=options, source=source, started=started)
+            checkpoint = train(data, None, **model)
+        localizer = _open_method(method, data.dataset, len(scored.class_names), checkpoint, model)
+        batch_size = model["batch_size"] or 32
+        source = ModelSource(localizer, conventions, num_classes=len(scored.class_names), device=model["device"], batch_size=batch_size)
+        options = RunOptions(
+            batch_size=batch_size,
+            workers=model["workers"],
+            work=scoring.out / ".work",
+            save_maps=None if save_maps is None else MapFolder(save_maps),
+            resamples=scoring.resamples,
+        )
+        val = data.open_val() if scoring.transfer and scoring.split != "val" else None
+        evaluate_and_report(scored, source, scoring, options, val=val, world=world)
 
 
 def _open_method(method: Any, dataset: str, num_classes: int, checkpoint: Path | None, model: dict[str, Any]) -> Any:

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from wsolbench.exceptions import UsageError, unknown_name
+from wsolbench.files import make_folder
 from wsolbench.protocol import EvalProtocol, tau_grid
 from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
     from wsolbench.datasets import Missing
-    from wsolbench.evaluate import Evaluation, RunOptions
+    from wsolbench.distributed import World
+    from wsolbench.evaluate import Evaluation, MapSource, RunOptions
+    from wsolbench.runs import Shard
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def available_cores() -> int:
+    """Cores for this process: those it may run on, shared with the other processes that torchrun started here."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -29,7 +41,49 @@ def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-dataset_options = _all(
+def _together(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Options whose values a command gets as one argument `name`, an object of the dataclass `kind`."""
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def collected(**values: Any) -> Any:
+            own = {item.name: values.pop(item.name) for item in fields(kind)}
+            return function(**values, **{name: kind(**own)})
+
+        return cast("F", _all(*options)(collected))
+
+    return decorate
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which data set, and where it is."""
+
+    dataset: str
+    data_root: Path | None
+    metadata_root: Path | None
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Options of the data set that were given."""
+        return {} if self.metadata_root is None else {"metadata_root": self.metadata_root}
+
+    def open(self, split: str, missing: Missing = "error") -> Dataset:
+        """Load a split. `missing` is what to do with images that have no file."""
+        from wsolbench.datasets import load_dataset
+
+        return load_dataset(self.dataset, split, root=self.data_root, missing=missing, **self.extra)
+
+    def open_val(self) -> Dataset | None:
+        """The `val` split, or None where the data set has none on this disk. A `val` that is there but broken is an error."""
+        from wsolbench.datasets import available_splits
+
+        return self.open("val") if "val" in available_splits(self.dataset, self.data_root, **self.extra) else None
+
+
+data_options = _together(
+    "data",
+    DataOptions,
     click.option("--dataset", required=True, help="Name of the data set (wsolbench list datasets)."),
     click.option(
         "--data-root", type=click.Path(path_type=Path), help="Its folder; default: $WSOLBENCH_<NAME>_ROOT or $WSOLBENCH_DATA/<name>."
@@ -37,6 +91,10 @@ dataset_options = _all(
     click.option(
         "--metadata-root", type=click.Path(path_type=Path), help="Folder of wsolevaluation text files, where the data set uses them."
     ),
+)
+
+workers_option = click.option(
+    "--workers", type=click.IntRange(min=0), default=available_cores, show_default="all cores", help="Threads that load and score images."
 )
 
 model_options = _all(
@@ -50,10 +108,48 @@ model_options = _all(
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights, order and augmentation."),
     click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A field of the method's config; may be repeated."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-    click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Threads that load and score images."),
+    workers_option,
 )
 
-scoring_options = _all(
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOptions:
+    """What is scored, how it is counted, and what is left of it."""
+
+    split: str
+    protocol: str
+    protocol_set: tuple[str, ...]
+    fixed_tau: float | None
+    transfer: bool
+    limit: int | None
+    resamples: int
+    out: Path
+    save_scores: bool
+    shard: Shard | None
+    pictures: Path | None
+
+    def conventions(self) -> EvalProtocol:
+        """The protocol, with its changes."""
+        return read_protocol(self.protocol, self.protocol_set)
+
+    def make_folders(self, *more: Path | None) -> None:
+        """Make the folders that are written to, before any work is done."""
+        for folder in (self.out, self.pictures, *more):
+            if folder is not None:
+                make_folder(folder)
+        if self.shard is not None and (self.pictures or self.save_scores):
+            raise UsageError("--pictures and --save-scores need all parts of a run; give them to `wsolbench merge`, or leave out --shard")
+
+
+def _shard(text: str) -> Shard:
+    from wsolbench.runs import Shard
+
+    return Shard.parse(text)
+
+
+scoring_options = _together(
+    "scoring",
+    ScoringOptions,
     click.option("--split", default="test", show_default=True, help="Split to score."),
     click.option("--protocol", default="wsoleval", show_default=True, help="Preset of conventions (wsolbench list protocols)."),
     click.option("--protocol-set", multiple=True, metavar="FIELD=VALUE", help="Change one convention of the preset; may be repeated."),
@@ -70,24 +166,14 @@ scoring_options = _all(
     ),
     click.option("--out", type=click.Path(path_type=Path), default=Path("results/measured"), show_default=True, help="Folder of records."),
     click.option("--save-scores", is_flag=True, help="Keep the per-image scores beside the record (.scores.npz)."),
+    click.option(
+        "--shard",
+        metavar="I/N",
+        callback=lambda _context, _option, text: None if text is None else _shard(text),
+        help="Score only part I of N, into a folder below --out; `wsolbench merge` makes the record of all parts.",
+    ),
     click.option("--pictures", type=click.Path(path_type=Path), help="Folder for overlays, curves and bars."),
 )
-
-
-def open_dataset(name: str, split: str, data_root: Path | None, metadata_root: Path | None, missing: Missing = "error") -> Dataset:
-    """Load a split, passing on only the options that were given. `missing` is what to do with images that have no file."""
-    from wsolbench.datasets import load_dataset
-
-    extra: dict[str, Any] = {} if metadata_root is None else {"metadata_root": metadata_root}
-    return load_dataset(name, split, root=data_root, missing=missing, **extra)
-
-
-def open_val(name: str, data_root: Path | None, metadata_root: Path | None) -> Dataset | None:
-    """The `val` split, or None where the data set has none on this disk. A `val` that is there but broken is an error."""
-    from wsolbench.datasets import available_splits
-
-    extra: dict[str, Any] = {} if metadata_root is None else {"metadata_root": metadata_root}
-    return open_dataset(name, "val", data_root, metadata_root) if "val" in available_splits(name, data_root, **extra) else None
 
 
 def parse_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, str]:
@@ -133,31 +219,66 @@ def _parse(name: str, text: str, current: Any) -> Any:
         raise UsageError(f"--protocol-set {name}={text}: expected a value like {current!r}") from error
 
 
-def report_evaluation(
-    evaluation: Evaluation, *, out: Path, save_scores: bool, pictures: Path | None, options: RunOptions, source: Any, started: float
+def evaluate_and_report(
+    scored: Dataset,
+    source: MapSource,
+    scoring: ScoringOptions,
+    options: RunOptions,
+    *,
+    val: Dataset | None,
+    facts: dict[str, Any] | None = None,
+    world: World | None = None,
 ) -> None:
-    """Write record, scores and pictures; print the table and where everything is."""
-    import time
+    """Score; then, unless this is one shard or another process does it, write record, scores and pictures and say where they are."""
+    from wsolbench.distributed import World
+    from wsolbench.evaluate import conclude, limited, score, score_shard
 
+    started = time.perf_counter()
+    world = world or World()
+    what: dict[str, Any] = {
+        "limit": scoring.limit,
+        "fixed_tau": scoring.fixed_tau,
+        "transfer_from": val,
+        "options": options,
+        "facts": facts,
+    }
+    if scoring.shard is not None:
+        if world.size > 1:
+            raise UsageError("--shard and torchrun exclude each other: torchrun makes a shard for each of its processes")
+        folder = score_shard(scored, source, scoring.conventions(), scoring.shard, scoring.out, **what)
+        click.echo(f"shard    {scoring.shard} in {folder.root}\ntime     {time.perf_counter() - started:.1f} s")
+        click.echo(f"next     wsolbench merge {scoring.out} --out results/measured, when all {scoring.shard.count} are done")
+        return
+    run = score(scored, source, scoring.conventions(), **what, world=world)
+    if not world.is_first:
+        return
+    evaluation = conclude(run)
+    drawn = limited(scored, scoring.limit)
+
+    def maps_of(indices: Sequence[int]) -> Sequence[Any]:
+        samples = [drawn[index] for index in indices]
+        batches = [samples[start : start + options.batch_size] for start in range(0, len(samples), options.batch_size)]
+        return [raw for batch in batches for raw in source.maps(batch, source.collate([source.load(sample) for sample in batch])).maps]
+
+    report_evaluation(evaluation, scoring.out, scoring.save_scores)
+    if scoring.pictures is not None:
+        from wsolbench.report.plots import write_pictures
+
+        for picture in write_pictures(scoring.pictures, evaluation.record, evaluation.scores, drawn, maps_of):
+            click.echo(f"picture  {picture}")
+    evaluation.finish()
+    click.echo(f"time     {time.perf_counter() - started:.1f} s")
+
+
+def report_evaluation(evaluation: Evaluation, out: Path, save_scores: bool) -> None:
+    """Write the record and, if asked, the scores; print the table and where they are."""
     from rich.console import Console
 
     from wsolbench.report.tables import metrics_table
 
     path = evaluation.record.write(out)
+    Console(soft_wrap=True).print(metrics_table(evaluation.record))
     if save_scores:
         evaluation.scores.write(path.with_suffix(".scores.npz"))
-    console = Console(soft_wrap=True)
-    console.print(metrics_table(evaluation.record))
-    if pictures is not None:
-        from wsolbench.report.plots import write_pictures
-
-        def maps_of(indices: Sequence[int]) -> Sequence[Any]:
-            samples = [evaluation.dataset[index] for index in indices]
-            batches = [samples[start : start + options.batch_size] for start in range(0, len(samples), options.batch_size)]
-            return [raw for batch in batches for raw in source.maps(batch, [source.load(sample) for sample in batch]).maps]
-
-        for picture in write_pictures(pictures, evaluation.record, evaluation.scores, evaluation.dataset, maps_of):
-            console.print(f"picture  {picture}")
-    evaluation.finish()
-    console.print(f"record   {path}")
-    console.print(f"time     {time.perf_counter() - started:.1f} s")
+        click.echo(f"scores   {path.with_suffix('.scores.npz')}")
+    click.echo(f"record   {path}")

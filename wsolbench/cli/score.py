@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from wsolbench.cli.options import dataset_options, open_dataset, open_val, read_protocol, report_evaluation, scoring_options
+from wsolbench.cli.options import DataOptions, ScoringOptions, data_options, evaluate_and_report, scoring_options, workers_option
 from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
@@ -22,66 +21,49 @@ if TYPE_CHECKING:
     "with one (height, width) map of the true class of any size and range."
 )
 @click.option("--maps", "maps_dir", required=True, type=click.Path(path_type=Path), help="Folder of maps.")
-@dataset_options
+@data_options
 @scoring_options
 @click.option("--name", help="What the method is called in the record; default: what the folder says, else its name.")
 @click.option(
     "--predictions", type=click.Path(path_type=Path), help="CSV image,rank1,rank2,...; default: DIR/predictions.csv where it exists."
 )
 @click.option("--allow-partial", is_flag=True, help="Score the images that have a map, and say in the record how many have none.")
-@click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Threads that load and score maps.")
+@workers_option
 def command(
     maps_dir: Path,
-    dataset: str,
-    data_root: Path | None,
-    metadata_root: Path | None,
-    split: str,
-    protocol: str,
-    protocol_set: tuple[str, ...],
-    fixed_tau: float | None,
-    transfer: bool,
-    limit: int | None,
-    resamples: int,
-    out: Path,
-    save_scores: bool,
-    pictures: Path | None,
+    data: DataOptions,
+    scoring: ScoringOptions,
     name: str | None,
     predictions: Path | None,
     allow_partial: bool,
     workers: int,
 ) -> None:
     """Score a folder of maps: the same metrics, intervals, record and pictures as `eval`."""
-    from wsolbench.evaluate import RunOptions, evaluate, limited
-    from wsolbench.files import make_folder
+    from wsolbench.evaluate import RunOptions, limited
     from wsolbench.maps import MapFolder
     from wsolbench.maps.store import PREDICTIONS, read_predictions
     from wsolbench.sources import FolderSource
 
-    started = time.perf_counter()
-    conventions = read_protocol(protocol, protocol_set)
+    conventions = scoring.conventions()
     # Scoring needs the annotations; the pictures themselves only to be drawn.
-    scored = limited(open_dataset(dataset, split, data_root, metadata_root, "error" if pictures else "keep"), limit)
+    scored = limited(data.open(scoring.split, "error" if scoring.pictures else "keep"), scoring.limit)
     folder = MapFolder(maps_dir)
     scored, missing = _with_maps(scored, folder, allow_partial)
-    for place in (out, pictures):
-        if place is not None:
-            make_folder(place)
+    scoring.make_folders()
     labels = predictions or (maps_dir / PREDICTIONS if (maps_dir / PREDICTIONS).is_file() else None)
     ranked = {} if labels is None else read_predictions(labels, len(scored.class_names))
     made_by = dict(folder.manifest().get("method", {}))
     source = FolderSource(folder, name=name or str(made_by.get("name", maps_dir.resolve().name)), ranked=ranked, facts=made_by)
     source.check(scored, conventions)
-    options = RunOptions(batch_size=32, workers=workers, work=out / ".work", resamples=resamples)
-    val = open_val(dataset, data_root, metadata_root) if transfer and split != "val" else None
-    if val is not None and (folder.missing(limited(val, limit).ids) or (ranked and not ranked.keys() >= set(limited(val, limit).ids))):
-        val = None  # the thresholds of val are known only where its maps are
+    val = data.open_val() if scoring.transfer and scoring.split != "val" else None
     if val is not None:
-        source.check(limited(val, limit), conventions)
-    evaluation = evaluate(scored, source, conventions, limit=limit, fixed_tau=fixed_tau, transfer_from=val, options=options)
-    if missing:
-        record = replace(evaluation.record, dataset={**evaluation.record.dataset, "without_map": missing})
-        evaluation = replace(evaluation, record=record)
-    report_evaluation(evaluation, out=out, save_scores=save_scores, pictures=pictures, options=options, source=source, started=started)
+        ids = limited(val, scoring.limit).ids
+        if folder.missing(ids) or (ranked and not ranked.keys() >= set(ids)):
+            val = None  # the thresholds of val are known only where its maps are
+    if val is not None:
+        source.check(limited(val, scoring.limit), conventions)
+    options = RunOptions(workers=workers, work=scoring.out / ".work", resamples=scoring.resamples)
+    evaluate_and_report(scored, source, scoring, options, val=val, facts={"without_map": missing} if missing else None)
 
 
 def _with_maps(dataset: Dataset, folder: MapFolder, allow_partial: bool) -> tuple[Dataset, int]:

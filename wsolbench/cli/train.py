@@ -7,20 +7,20 @@ from typing import Any
 
 import click
 
-from wsolbench.cli.options import dataset_options, model_options, open_dataset, open_val, parse_settings
+from wsolbench.cli.options import DataOptions, data_options, model_options, parse_settings
 
 
 @click.command(epilog="Example:  wsolbench train --method cam --dataset toybirds --backbone tiny --epochs 12")
 @model_options
-@dataset_options
+@data_options
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default: runs/<data set>/<method>-<backbone>-seed<seed>.")
-def command(dataset: str, data_root: Path | None, metadata_root: Path | None, out: Path | None, **model: Any) -> None:
+def command(data: DataOptions, out: Path | None, **model: Any) -> None:
     """Train a method. A run that was killed goes on where it was; a finished one is left as it is."""
-    checkpoint = train(dataset, data_root, metadata_root, out, **model)
+    checkpoint = train(data, out, **model)
     click.echo(f"checkpoint  {checkpoint}")
 
 
-def train(dataset: str, data_root: Path | None, metadata_root: Path | None, out: Path | None, **model: Any) -> Path:
+def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
     """What `train` and `eval --train` do: fit the method and return the last checkpoint."""
     from wsolbench.exceptions import UsageError
     from wsolbench.methods import TrainRequest, load_method
@@ -28,11 +28,11 @@ def train(dataset: str, data_root: Path | None, metadata_root: Path | None, out:
     method = load_method(model["method"])
     if not method.trainable:
         raise UsageError(f"method {model['method']!r} has nothing to train; evaluate it directly")
-    backbone = default_backbone(dataset, model["backbone"])
+    backbone = default_backbone(data.dataset, model["backbone"])
     request = TrainRequest(
-        train=open_dataset(dataset, "train", data_root, metadata_root),
-        val=open_val(dataset, data_root, metadata_root),
-        out=out or default_run(dataset, model["method"], backbone, model["seed"]),
+        train=data.open("train"),
+        val=data.open_val(),
+        out=out or default_run(data.dataset, model["method"], backbone, model["seed"]),
         backbone=backbone,
         weights=default_weights(backbone, model["weights"]),
         epochs=model["epochs"],

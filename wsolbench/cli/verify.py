@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wsolbench.cli.options import dataset_options
+from wsolbench.cli.options import DataOptions, data_options
 from wsolbench.exceptions import UsageError
 
 if TYPE_CHECKING:
@@ -21,15 +21,13 @@ SHOWN_FOLDERS = 20
 
 
 @click.command(epilog="Example:  wsolbench verify --dataset cub --data-root /data/CUB_200_2011")
-@dataset_options
+@data_options
 @click.option("--split", "splits", multiple=True, help="Check this split only; may be repeated. Default: every split there is.")
 @click.option("--deep", is_flag=True, help="Also decode every image and mask.")
 @click.option(
     "--list-missing", type=click.Path(path_type=Path), metavar="FILE", help="Write the names of all missing files here, one a line."
 )
-def command(
-    *, dataset: str, data_root: Path | None, metadata_root: Path | None, splits: tuple[str, ...], deep: bool, list_missing: Path | None
-) -> int:
+def command(*, data: DataOptions, splits: tuple[str, ...], deep: bool, list_missing: Path | None) -> int:
     """Count and check the files of a data set. Exit code 0: sound (a subset is); 1: something is missing or broken."""
     from rich.console import Console
 
@@ -37,17 +35,16 @@ def command(
     from wsolbench.files import write_text
     from wsolbench.progress import track
 
-    extra = {} if metadata_root is None else {"metadata_root": metadata_root}
     report = verify_dataset(
-        dataset,
-        data_root,
+        data.dataset,
+        data.data_root,
         splits=splits or None,
         deep=deep,
         around=lambda images, split, count: track(images, f"reading {split}", total=count),
-        **extra,
+        **data.extra,
     )
     if not report.splits:
-        raise UsageError(f"{data_root} has no split of {dataset!r} that can be checked")
+        raise UsageError(f"{data.data_root} has no split of {data.dataset!r} that can be checked")
     console = Console(soft_wrap=True, highlight=False)
     _print_counts(console, report)
     _print_findings(console, report)

@@ -2,33 +2,43 @@
 
 A metric is two steps: a mean over images of per-image rows (hits at each threshold, pixel counts, ...), the *rates*; and a
 function of the rates (best threshold, average precision, ...). Only the first step is repeated for each resample, and it is
-one matrix product: counts of how often each image was drawn x rows. All products are of whole numbers that the floating type
-holds exactly, so neither the block size nor the number of threads can change a bit.
+one matrix product: counts of how often each image was drawn x rows. Images come in blocks, whose draws can be made without
+those of the others, so a bootstrap needs the rows of one block at a time, and one set of draws serves all metrics. All
+products are of whole numbers that the floating type holds exactly: how the rows are cut and the number of threads cannot
+change a bit.
 
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993: percentile interval (chapter 13).
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64, Integer, Shaped
+from jaxtyping import Float64, Integer, Shaped, UInt16
 
 from wsolbench.exceptions import DataError, UsageError
 
 Rows = Shaped[np.ndarray, "n s"]
-"""One row of numbers for each image: whole numbers or booleans, used exactly, or floats, rounded to some 1e-11 of the largest."""
+"""One row of numbers for each image: whole numbers or booleans, used exactly, or floats, rounded to images x 2^-52 of the largest."""
+
+RowBlock = Shaped[np.ndarray, "_ _"]
+"""Rows of some images of a table: as `Rows`, but floats lie in [-1, 1] and are rounded to images x 2^-52."""
+
+Rates = Float64[np.ndarray, "_ _"]
+"""Means over images of each column of a table, one row for each resample."""
 
 Value = Callable[[Float64[np.ndarray, "r s"]], Float64[np.ndarray, " r"]]
 """The metric from the rates: each row of the input is one resample."""
 
-_WEIGHT_BYTES = 1 << 26
-"""Bound on one block of resampling weights, and on one block of columns."""
+BLOCK = 4096
+"""Images whose draws are made together. A constant of the results: another one gives other resamples."""
+
+_DIGIT = 8
+"""Bits of a row's numbers that enter one product with class weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,21 +78,21 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile interval of `value(mean of rows over images)` over resamples of the images.
 
-    With `groups` (the class of each image) the rates are the mean over groups of each group's resampled mean; a group of
-    which a resample draws no image is left out of that resample's mean. Results depend on the rows and the seed alone.
+    With `groups` (the class of each image) the rates are the mean over groups of each group's resampled mean; see
+    `Bootstrap.rates`. Results depend on the rows and the seed alone.
 
-    Raises `UsageError` on empty or non-finite rows and on settings that mean nothing, `DataError` when the metric is
-    undefined (not finite) in a resample, and whatever `value` raises.
+    Raises `UsageError` on empty or non-finite rows, integers too large to add exactly and settings that mean nothing,
+    `DataError` when the metric is undefined (not finite) in a resample, and whatever `value` raises.
 
     >>> rows = np.array([[1], [0], [1], [1]])
     >>> interval = bootstrap_interval(rows, lambda rates: rates[:, 0], seed=1)
     >>> interval.low, interval.high
     (0.25, 1.0)
     """
-    plan = _Plan(len(rows), groups, n_resamples, level, seed)
-    values = np.concatenate([_defined(value(rates)) for (rates,) in plan.rates(rows)])
-    low, high = plan.interval(values)
-    return Interval(low=low, high=high, level=level, n_resamples=n_resamples, seed=seed)
+    bootstrap = Bootstrap(len(rows), n_resamples=n_resamples, level=level, seed=seed)
+    blocks, scale = _within_unit(rows)
+    (rates,) = bootstrap.rates(blocks, [groups])
+    return bootstrap.interval(value(rates * scale))
 
 
 def paired_difference(
@@ -103,18 +113,19 @@ def paired_difference(
     """
     if len(rows_a) != len(rows_b):
         raise UsageError(f"paired comparison of {len(rows_a)} with {len(rows_b)} images; both runs must have scored the same images")
-    plan = _Plan(len(rows_a), groups, n_resamples, level, seed)
-    pairs = plan.rates(rows_a, rows_b)
-    differences = np.concatenate([_defined(value(rates_a)) - _defined(value(rates_b)) for rates_a, rates_b in pairs])
-    low, high = plan.interval(differences)
-    tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
-    point_a, point_b = (float(_defined(value(mean_rates(rows, groups=groups)[None]))[0]) for rows in (rows_a, rows_b))
+    bootstrap = Bootstrap(len(rows_a), n_resamples=n_resamples, level=level, seed=seed)
+    blocks, scale = _within_unit(rows_a, rows_b)
+    both = [groups, groups]
+    a, b = (_defined(value(rates * scale)) for rates in bootstrap.rates(blocks, both))
+    interval = bootstrap.interval(a - b)
+    tail = min(int((a <= b).sum()), int((a >= b).sum()))
+    point_a, point_b = (float(_defined(value(means[None] * scale))[0]) for means in bootstrap.means(blocks, both))
     return PairedDifference(
         difference=point_a - point_b,
-        low=low,
-        high=high,
+        low=interval.low,
+        high=interval.high,
         p_value=min(1.0, 2 * (tail + 1) / (n_resamples + 1)),
-        n=plan.n,
+        n=bootstrap.n,
         level=level,
         n_resamples=n_resamples,
         seed=seed,
@@ -124,132 +135,303 @@ def paired_difference(
 def mean_rates(rows: Rows, *, groups: Integer[np.ndarray, " n"] | None = None) -> Float64[np.ndarray, " s"]:
     """The rates of the images themselves: mean over images, or with `groups` the mean over groups of each group's mean.
 
-    Raises `UsageError` without an image.
+    Raises `UsageError` without an image and on rows that `bootstrap_interval` refuses.
 
     >>> mean_rates(np.array([[1], [1], [0]]), groups=np.array([4, 4, 7]))
     array([0.5])
     """
-    if len(rows) == 0:
-        raise UsageError("no image, so the mean is undefined; score at least one")
-    if groups is None:
-        return np.asarray(np.mean(rows, axis=0, dtype=np.float64))
-    order, bounds = _side_by_side(groups)
-    sums = np.add.reduceat(np.asarray(rows)[order], bounds[:-1], axis=0, dtype=np.float64)
-    return np.asarray(np.mean(sums / np.diff(bounds)[:, None], axis=0))
+    bootstrap = Bootstrap(len(rows))
+    blocks, scale = _within_unit(rows)
+    return bootstrap.means(blocks, [groups])[0] * scale
 
 
-def _side_by_side(groups: Integer[np.ndarray, " n"]) -> tuple[Integer[np.ndarray, " n"], Integer[np.ndarray, " g"]]:
-    """An order in which the images of a group are neighbours, and where each group starts, with the end behind."""
-    _, codes = np.unique(groups, return_inverse=True)
-    codes = codes.reshape(-1)
-    return np.argsort(codes, kind="stable"), np.concatenate([[0], np.cumsum(np.bincount(codes))])
+def resampling_weights(n: int, n_resamples: int, seed: int = 0) -> Iterator[UInt16[np.ndarray, "r b"]]:
+    """How often each of `n` images is drawn in each resample: one array (resamples, images) for each `BLOCK` images.
+
+    A resample is n draws of one of n images. How many of them fall into each block is one multinomial draw; within a block
+    they are uniform, from a generator of the block's own. A larger `n_resamples` adds rows and leaves the others as they are.
+    """
+    sizes = np.diff([*range(0, n, BLOCK), n])
+    per_block = np.random.Generator(np.random.PCG64(seed)).multinomial(n, sizes / n, size=n_resamples)  # (r, blocks)
+    for block, size in enumerate(sizes.tolist()):
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(block,))))
+        ends = np.cumsum(per_block[:, block])
+        draws = generator.integers(0, size, size=int(ends[-1]), dtype=np.uint16)
+        weights = np.empty((n_resamples, size), dtype=np.uint16)
+        for row, drawn in zip(weights, np.split(draws, ends[:-1]), strict=True):
+            row[:] = np.bincount(drawn, minlength=size)
+        yield weights
 
 
-def resampling_weights(n: int, n_resamples: int, seed: int = 0) -> Iterator[Integer[np.ndarray, " n"]]:
-    """How often each of `n` images is drawn, one array (n,) for each resample; the same arrays for the same seed."""
-    generator = np.random.Generator(np.random.PCG64(seed))
-    for _ in range(n_resamples):
-        yield np.bincount(generator.integers(0, n, size=n), minlength=n)
+class Bootstrap:
+    """The resamples of `n` images: rates of any number of tables that come block by block, and intervals of metrics of them.
 
+    >>> bootstrap = Bootstrap(4, seed=1)
+    >>> blocks = [[np.array([[1], [0]])], [np.array([[1], [1]])]]
+    >>> (rates,) = bootstrap.rates(blocks, [None])
+    >>> bootstrap.interval(rates[:, 0]).low
+    0.25
+    """
 
-class _Plan:
-    """The resamples of one comparison: checked settings, weights in blocks, and what follows from them."""
-
-    def __init__(self, n: int, groups: Integer[np.ndarray, " n"] | None, n_resamples: int, level: float, seed: int) -> None:
-        if n == 0:
-            raise UsageError("no image to resample; a bootstrap needs at least one")
+    def __init__(self, n: int, *, n_resamples: int = 1000, level: float = 0.95, seed: int = 0) -> None:
+        """Raises `UsageError` on settings that mean nothing."""
+        if n < 1:
+            raise UsageError("no image, so a mean is undefined and there is nothing to resample; score at least one")
         if n_resamples < 1 or not 0.0 < level < 1.0:
             raise UsageError(f"bootstrap with {n_resamples} resamples at level {level}; expected at least 1 and a level between 0 and 1")
-        if groups is not None and np.shape(groups) != (n,):
-            raise UsageError(f"groups of shape {np.shape(groups)} for {n} images; expected ({n},)")
+        if seed < 0:
+            raise UsageError(f"bootstrap with seed {seed}; expected a whole number, 0 or larger")
         self.n, self.n_resamples, self.level, self.seed = n, n_resamples, level, seed
-        self.order: Integer[np.ndarray, " n"] | None = None
-        self.bounds = np.array([0, n])
-        if groups is not None:
-            self.order, self.bounds = _side_by_side(groups)
 
-    def rates(self, *runs: Rows) -> Iterator[tuple[Float64[np.ndarray, "r s"], ...]]:
-        """Rates of every run in blocks of resamples, the same resamples for all runs."""
-        tables = [_Table(rows, self.order) for rows in runs]
+    def rates(self, blocks: Iterable[Sequence[RowBlock]], groups: Sequence[Integer[np.ndarray, " n"] | None]) -> list[Rates]:
+        """Resampled rates (n_resamples, s_k) of every table k, with the same resamples for all.
+
+        Args:
+            blocks: for consecutive runs of images, of any lengths, one array (m, s_k) for each table; n images in all.
+            groups: for each table None (rates are means over images), or the class of each image: rates are then the mean
+                over classes of each class's resampled mean. A class of which a resample draws no image is left out of it.
+                Classes weigh alike up to the rounding of 1 / (images drawn of the class): a relative 2^-44 x classes x
+                images drawn, some 3e-9 for a thousand classes of fifty images.
+
+        Holds the rows of some `BLOCK` images at a time. Raises `UsageError` on integers too large to add exactly, on floats
+        outside of [-1, 1], and on blocks that do not fit each other, `n` or `groups`.
+        """
+        members = _tables_of_groups(groups, self.n)
+        weights = self._class_weights([groups[tables[0]] for tables in members])
+        sums = [_Sum() for _ in groups]
+        reader = _Reader(blocks, len(groups), self.n)
         draws = resampling_weights(self.n, self.n_resamples, self.seed)
-        block = max(1, min(self.n_resamples, _WEIGHT_BYTES // (8 * self.n)))
-        for start in range(0, self.n_resamples, block):
-            weights = np.empty((min(block, self.n_resamples - start), self.n), dtype=np.float32)
-            for row in weights:
-                drawn = next(draws)
-                row[:] = drawn if self.order is None else drawn[self.order]
-            yield tuple(table.rates(weights, self.bounds) for table in tables)
+        for block, (rows, drawn) in enumerate(zip(_aligned(reader), draws, strict=True)):
+            for tables, of_class in zip(members, weights, strict=True):
+                if of_class is None:
+                    _add_drawn([sums[table] for table in tables], drawn, [rows[table] for table in tables])
+                else:
+                    of_block = of_class.of_block(block, drawn)
+                    for table in tables:
+                        _add_weighted(sums[table], of_block, rows[table])
+        totals = {
+            table: self.n if each is None else each.total[:, None]
+            for tables, each in zip(members, weights, strict=True)
+            for table in tables
+        }
+        return [np.asarray(each.value() / totals[table] * reader.units[table]) for table, each in enumerate(sums)]
 
-    def interval(self, values: Float64[np.ndarray, " r"]) -> tuple[float, float]:
+    def means(
+        self, blocks: Iterable[Sequence[RowBlock]], groups: Sequence[Integer[np.ndarray, " n"] | None]
+    ) -> list[Float64[np.ndarray, " _"]]:
+        """The rates (s_k,) of the images themselves; arguments and errors as of `rates`."""
+        _tables_of_groups(groups, self.n)
+        codes = [np.zeros(self.n, dtype=np.intp) if labels is None else _codes(labels) for labels in groups]
+        counts = [np.bincount(each) for each in codes]
+        sums = [np.zeros((len(count), 1)) for count in counts]
+        reader = _Reader(blocks, len(groups), self.n)
+        start = 0
+        for rows in reader:
+            stop = start + len(rows[0])
+            for index, (table, each) in enumerate(zip(rows, codes, strict=True)):
+                sums[index] = sums[index] + _class_sums(table, each[start:stop], len(counts[index]))
+            start = stop
+        means = [np.mean(total / count[:, None], axis=0) for total, count in zip(sums, counts, strict=True)]
+        return [np.asarray(mean * unit) for mean, unit in zip(means, reader.units, strict=True)]
+
+    def interval(self, values: Float64[np.ndarray, " r"]) -> Interval:
+        """Percentile interval of a metric from its values in the resamples. Raises `DataError` where one is not finite."""
         tail = (1.0 - self.level) / 2.0
-        low, high = np.quantile(values, [tail, 1.0 - tail])
-        return float(low), float(high)
+        low, high = np.quantile(_defined(values), [tail, 1.0 - tail])
+        return Interval(low=float(low), high=float(high), level=self.level, n_resamples=self.n_resamples, seed=self.seed)
+
+    def _class_weights(self, groups: Sequence[Integer[np.ndarray, " n"] | None]) -> list[_ClassWeights | None]:
+        """What an image drawn weighs under each grouping; one pass over the draws where there is any."""
+        codes = [None if labels is None else _codes(labels) for labels in groups]
+        drawn = [np.zeros((self.n_resamples, 0 if each is None else each.max() + 1)) for each in codes]
+        if any(each is not None for each in codes):
+            for block, weights in enumerate(resampling_weights(self.n, self.n_resamples, self.seed)):
+                for each, counts in zip(codes, drawn, strict=True):
+                    if each is not None:
+                        inside = each[block * BLOCK : (block + 1) * BLOCK]
+                        for row, images in enumerate(weights):
+                            counts[row] += np.bincount(inside, images, minlength=counts.shape[1])
+        return [None if each is None else _ClassWeights(each, counts) for each, counts in zip(codes, drawn, strict=True)]
 
 
-class _Table:
-    """Rows of one run as whole numbers, each distinct column once, in blocks that fit the weights' arithmetic."""
+class _ClassWeights:
+    """Weights that make every class of a resample count alike: whole numbers near 2^k / (images drawn of the class)."""
 
-    def __init__(self, rows: Rows, order: Integer[np.ndarray, " n"] | None) -> None:
-        rows, self.scale = _whole(np.asarray(rows))
-        self.n, n_columns = rows.shape
-        self.column = np.empty(n_columns, dtype=np.intp)
-        """Index among the distinct columns of each column of the rows."""
-        self.blocks: list[np.ndarray] = []
-        """Distinct columns as rows, (c, n) each."""
-        seen: dict[bytes, int] = {}
-        step = max(1, _WEIGHT_BYTES // (8 * self.n))
-        for start in range(0, n_columns, step):
-            columns = np.ascontiguousarray((rows[:, start : start + step] if order is None else rows[order, start : start + step]).T)
-            fresh = []
-            for index, column in enumerate(columns):
-                digest = hashlib.blake2b(column.data, digest_size=16).digest()
-                if digest not in seen:
-                    seen[digest] = len(seen)
-                    fresh.append(index)
-                self.column[start + index] = seen[digest]
-            if fresh:
-                self.blocks.append(columns[fresh])
+    def __init__(self, codes: Integer[np.ndarray, " n"], drawn: Float64[np.ndarray, "r g"]) -> None:
+        self.codes = codes
+        # Over all images drawn they add up to at most classes x 2^k, which with `_DIGIT` bits of the rows stays below 2^53.
+        scale = 2.0 ** (53 - _DIGIT - drawn.shape[1].bit_length())
+        self.per_draw: Float64[np.ndarray, "r g"] = np.floor(np.divide(scale, drawn, out=np.zeros_like(drawn), where=drawn > 0))
+        # A mean is divided by what the weights add up to, not by classes x 2^k: it never leaves the range of the rows.
+        self.total: Float64[np.ndarray, " r"] = (self.per_draw * drawn).sum(axis=1)
 
-    def rates(self, weights: Float[np.ndarray, "r n"], bounds: Integer[np.ndarray, " g"]) -> Float64[np.ndarray, "r s"]:
-        """Mean over the drawn images of a group, then over the groups of which something was drawn."""
-        drawn = np.add.reduceat(weights, bounds[:-1], axis=1, dtype=np.float64)  # (r, groups)
-        n_groups = (drawn > 0).sum(axis=1)[:, None]
-        counts = np.maximum(drawn, 1.0)  # the sum over no image is 0, whatever it is divided by
-        parts = []
-        for block in self.blocks:
-            kind = _exact_kind(weights, block)
-            left, right = weights.astype(kind, copy=False), block.astype(kind).T
-            total = np.zeros((len(weights), len(block)))
-            for group, (start, stop) in enumerate(pairwise(bounds.tolist())):
-                total += (left[:, start:stop] @ right[start:stop]).astype(np.float64) / counts[:, group, None]
-            parts.append(total / n_groups / self.scale)
-        return np.take(np.concatenate(parts, axis=1), self.column, axis=1)
+    def of_block(self, block: int, drawn: UInt16[np.ndarray, "r b"]) -> Float64[np.ndarray, "r b"]:
+        """Weight of each image of a block: draws x weight of a draw."""
+        return np.asarray(np.take(self.per_draw, self.codes[block * BLOCK : (block + 1) * BLOCK], axis=1) * drawn)
 
 
-def _whole(rows: Rows) -> tuple[Integer[np.ndarray, "n s"], float]:
-    """Rows as whole numbers, and the factor by which they were multiplied for that."""
-    if rows.ndim != 2 or rows.shape[1] == 0:
-        raise UsageError(f"rows of shape {rows.shape}; expected one row of numbers for each image")
-    if rows.dtype == np.bool_:
-        return rows.view(np.uint8), 1.0
-    limit = 2.0**53 / len(rows)
-    largest = max(abs(float(rows.max())), abs(float(rows.min())))
-    if not np.isfinite(largest):
-        raise UsageError("rows hold NaN or Inf; leave out images for which the metric is undefined")
-    if np.issubdtype(rows.dtype, np.integer):
-        if largest >= limit:
+class _Sum:
+    """Sums of weights x rows as digits in base 2^`_DIGIT`, each digit a whole number that float64 holds."""
+
+    def __init__(self) -> None:
+        self.digits: list[np.ndarray] = []
+
+    def add(self, digit: int, product: Shaped[np.ndarray, "r s"]) -> None:
+        if digit == len(self.digits):
+            self.digits.append(np.zeros(product.shape))
+        self.digits[digit] += product
+
+    def value(self) -> Float64[np.ndarray, "r s"]:
+        total = self.digits[-1]
+        for digit in self.digits[-2::-1]:
+            total = total * 2.0**_DIGIT + digit
+        return total
+
+
+def _add_drawn(sums: Sequence[_Sum], drawn: UInt16[np.ndarray, "r b"], tables: Sequence[RowBlock]) -> None:
+    """Add draws x rows (whole numbers) of each table to its sum.
+
+    In float32, twice as fast, where that is exact: a sum of non-negative numbers that comes out below 2^24 was below it all
+    along. The other columns are made in float64.
+    """
+    single, double = drawn.astype(np.float32), drawn.astype(np.float64)
+    narrow = [index for index, table in enumerate(tables) if table.dtype.kind in "ui" and table.min() >= 0]
+    if narrow:
+        columns = np.concatenate([tables[index] for index in narrow], axis=1, dtype=np.float32, casting="unsafe")
+        ends = np.cumsum([tables[index].shape[1] for index in narrow])
+        for index, product in zip(narrow, np.split(single @ columns, ends[:-1], axis=1), strict=True):
+            wide = product.max(axis=0) >= 2.0**24
+            product[:, wide] = 0.0
+            sums[index].add(0, product)
+            sums[index].digits[0][:, wide] += double @ tables[index][:, wide].astype(np.float64)
+    for index in set(range(len(tables))).difference(narrow):
+        sums[index].add(0, double @ tables[index].astype(np.float64))
+
+
+def _add_weighted(total: _Sum, weights: Float64[np.ndarray, "r b"], table: RowBlock) -> None:
+    """Add weights x rows (whole numbers), one digit of the rows after the other."""
+    sign, rest = np.sign(table).astype(np.float64), np.abs(table).astype(np.int64)
+    digit = 0
+    while digit == 0 or rest.any():
+        total.add(digit, weights @ (sign * (rest & (2**_DIGIT - 1))))
+        rest >>= _DIGIT
+        digit += 1
+
+
+def _class_sums(table: RowBlock, codes: Integer[np.ndarray, " m"], n_classes: int) -> Float64[np.ndarray, "g s"]:
+    """Sums of rows (whole numbers) over the images of each class."""
+    if n_classes == 1:
+        return np.asarray(table.sum(axis=0, dtype=np.float64, keepdims=True))
+    order = np.argsort(codes, kind="stable")
+    present, starts = np.unique(codes[order], return_index=True)
+    sums = np.zeros((n_classes, table.shape[1]))
+    sums[present] = np.add.reduceat(table[order], starts, axis=0, dtype=np.float64)
+    return sums
+
+
+def _codes(groups: Integer[np.ndarray, " n"]) -> Integer[np.ndarray, " n"]:
+    """Groups numbered from 0, without gaps."""
+    return np.unique(groups, return_inverse=True)[1].reshape(-1)
+
+
+def _tables_of_groups(groups: Sequence[Integer[np.ndarray, " n"] | None], n: int) -> list[list[int]]:
+    """Tables with the same array of groups, which share their weights."""
+    members: dict[int, list[int]] = {}
+    for table, labels in enumerate(groups):
+        if labels is not None and np.shape(labels) != (n,):
+            raise UsageError(f"groups of shape {np.shape(labels)} for {n} images; expected ({n},)")
+        members.setdefault(id(labels), []).append(table)
+    return list(members.values())
+
+
+class _Reader:
+    """The tables of all blocks that hold images, as whole numbers of `units`, once they fit each other and the number of images.
+
+    Booleans and integers are used as they are. Floats in [-1, 1] are rounded to units so small that the sum of n of them
+    stays just below 2^53, which float64 adds exactly in any order.
+    """
+
+    def __init__(self, blocks: Iterable[Sequence[RowBlock]], n_tables: int, n: int) -> None:
+        self.blocks, self.n = blocks, n
+        self.units = [1.0] * n_tables
+        self._kinds: list[tuple[np.dtype[Any], int]] = []
+
+    def __iter__(self) -> Iterator[list[RowBlock]]:
+        seen = 0
+        for pieces in self.blocks:
+            tables = [np.asarray(piece) for piece in pieces]
+            self._check(tables)
+            seen += len(tables[0])
+            if seen > self.n:
+                break
+            if len(tables[0]):
+                yield [self._whole(index, table) for index, table in enumerate(tables)]
+        if seen != self.n:
+            raise UsageError(f"blocks hold {'more' if seen > self.n else seen} images; expected {self.n}")
+
+    def _check(self, tables: Sequence[RowBlock]) -> None:
+        for table in tables:
+            if table.ndim != 2 or table.shape[1] == 0 or table.dtype.kind not in "buif":
+                raise UsageError(f"rows of shape {table.shape} and type {table.dtype}; expected one row of numbers for each image")
+        if len(tables) != len(self.units) or len({len(table) for table in tables}) != 1:
+            lengths = ", ".join(str(len(table)) for table in tables)
+            raise UsageError(f"a block with tables of {lengths or 'no'} rows; expected {len(self.units)} tables with a row for each image")
+        kinds = [(table.dtype, table.shape[1]) for table in tables]
+        self._kinds = self._kinds or kinds
+        if kinds != self._kinds:
+            raise UsageError(f"tables of types and columns {kinds} after {self._kinds}; expected the same in every block")
+
+    def _whole(self, index: int, rows: RowBlock) -> RowBlock:
+        if rows.dtype == np.bool_:
+            return rows.view(np.uint8)
+        low, high = float(rows.min()), float(rows.max())
+        if rows.dtype.kind == "f":
+            if not (low >= -1.0 and high <= 1.0):  # also for NaN
+                what = "NaN or Inf; leave out images for which the metric is undefined"
+                if np.isfinite([low, high]).all():
+                    what = f"floats from {low:g} to {high:g}; divide them by a constant that brings them into [-1, 1]"
+                raise UsageError(f"rows hold {what}")
+            self.units[index] = 2.0 ** (self.n.bit_length() - 53)
+            return np.asarray(np.rint(rows.astype(np.float64) / self.units[index]))
+        limit = 2.0**53 / self.n
+        if max(-low, high) >= limit:
             raise UsageError(
-                f"rows hold counts up to {largest:g}, too large to add exactly over {len(rows)} images; the limit is {limit:g}"
+                f"rows hold counts up to {max(-low, high):g}, too large to add exactly over {self.n} images; the limit is {limit:g}"
             )
-        return rows, 1.0
-    scale = 2.0 ** (np.floor(np.log2(limit / largest)) - 1) if largest > 0 else 1.0
-    return np.rint(rows * scale).astype(np.int64), float(scale)
+        return rows
 
 
-def _exact_kind(weights: Float[np.ndarray, "r n"], columns: Integer[np.ndarray, "c n"]) -> type[np.floating[Any]]:
-    """The floating type in which every sum of weights x columns is exact: float32 below 2^24, else float64 (half as fast)."""
-    bound = float(weights.max()) * float(np.abs(columns, dtype=np.float64).sum(axis=1).max())
-    return np.float32 if bound < 2.0**24 else np.float64
+def _aligned(blocks: Iterable[list[RowBlock]]) -> Iterator[list[RowBlock]]:
+    """The same rows, `BLOCK` images at a time."""
+    held: list[list[RowBlock]] = []
+    size = 0
+    for tables in blocks:
+        start, length = 0, len(tables[0])
+        while start < length:
+            stop = min(length, start + BLOCK - size)
+            held.append([table[start:stop] for table in tables])
+            size, start = size + stop - start, stop
+            if size == BLOCK:
+                yield _joined(held)
+                held, size = [], 0
+    if held:
+        yield _joined(held)
+
+
+def _joined(parts: Sequence[Sequence[RowBlock]]) -> list[RowBlock]:
+    return [pieces[0] if len(pieces) == 1 else np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+
+
+def _within_unit(*runs: Rows) -> tuple[list[list[Rows]], float]:
+    """Runs as one block; where they hold floats, divided by the power of two that just brings them into [-1, 1]. And that power."""
+    tables = [np.asarray(rows) for rows in runs]
+    if not any(rows.dtype.kind == "f" for rows in tables):
+        return [tables], 1.0
+    largest = max(float(np.abs(rows).max(initial=0.0)) for rows in tables)
+    if not 0.0 < largest < np.inf:
+        return [tables], 1.0
+    scale = 2.0 ** math.frexp(largest)[1]
+    return [[rows / scale for rows in tables]], scale
 
 
 def _defined(values: Float64[np.ndarray, " r"]) -> Float64[np.ndarray, " r"]:

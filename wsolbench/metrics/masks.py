@@ -1,9 +1,9 @@
-"""Pixels of a score map against an object mask: the same frame, the same shape, the pixels that count."""
+"""Object masks: brought to the frame of a score map, and checked against it."""
 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int, UInt8
+from jaxtyping import Bool, Int, Shaped
 
 from wsolbench.exceptions import DataError
 from wsolbench.types import UnitMap
@@ -26,26 +26,21 @@ def _nearest(source: int, target: int) -> Int[np.ndarray, " t"]:
     return np.asarray(np.minimum(np.floor(np.arange(target) * (1.0 / (target / source))), source - 1).astype(np.intp))
 
 
-def counted_pixels(
+def matching_maps(
     score_map: UnitMap, mask: Bool[np.ndarray, "h w"], ignore: Bool[np.ndarray, "h w"] | None
-) -> tuple[UInt8[np.ndarray, " p"] | Float64[np.ndarray, " p"], Bool[np.ndarray, " p"]]:
-    """Scores and object membership of the pixels that count: all but those of `ignore` outside of the object.
+) -> tuple[Shaped[np.ndarray, "h w"], Bool[np.ndarray, "h w"], Bool[np.ndarray, "h2 w2"]]:
+    """Scores as uint8, float32 or float64, object mask, and ignore mask, which is empty where there is none.
 
-    Raises `DataError` when the shapes differ, a mask is not boolean, or a score is not a number in [0, 1].
+    Raises `DataError` when the shapes differ or a mask is not boolean.
     """
     scores, object_ = np.asarray(score_map), _bool_mask(mask, "mask")
     ignored = None if ignore is None else _bool_mask(ignore, "ignore mask")
     for other in (object_, ignored):
         if other is not None and (scores.ndim != 2 or other.shape != scores.shape):
             raise DataError(f"score map {scores.shape} and mask {other.shape} differ; bring both to one (height, width) frame first")
-    if scores.dtype != np.uint8:
-        scores = scores.astype(np.float64)
-        if scores.size and not (scores.min() >= 0.0 and scores.max() <= 1.0):  # also false for NaN
-            raise DataError(f"scores must lie in [0, 1], got {scores.min():g} to {scores.max():g}; normalise the map first")
-    if ignored is None or not ignored.any():
-        return scores.ravel(), object_.ravel()
-    counted = object_ | ~ignored
-    return scores[counted], object_[counted]
+    if scores.dtype not in (np.uint8, np.float32):
+        scores = scores.astype(np.float64, copy=False)
+    return scores, object_, np.zeros((0, 0), dtype=np.bool_) if ignored is None else ignored
 
 
 def _bool_mask(mask: Bool[np.ndarray, "h w"], what: str) -> Bool[np.ndarray, "h w"]:

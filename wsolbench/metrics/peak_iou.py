@@ -14,14 +14,15 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Num
 
 from wsolbench.exceptions import DataError, UsageError
+from wsolbench.metrics.histograms import LEVELS, histograms
 from wsolbench.metrics.hits import ORACLE
-from wsolbench.metrics.masks import counted_pixels
 from wsolbench.metrics.thresholds import ThresholdPolicy
 from wsolbench.protocol import EvalProtocol
 from wsolbench.types import UnitMap
 
-LEVELS = 256
 _TAUS = np.arange(LEVELS) / 255.0
+# Levels are the same under all of them.
+_ANY_PROTOCOL = EvalProtocol()
 # Per-image IoUs are summed in this fixed point: integers add up to the same bits in any order.
 _FIXED_POINT = 2**40
 
@@ -125,14 +126,8 @@ class MeanImageIoU:
 def level_histogram(
     score_map: UnitMap, mask: Bool[np.ndarray, "h w"], ignore: Bool[np.ndarray, "h w"] | None = None
 ) -> Int64[np.ndarray, "2 256"]:
-    """Pixel counts of one image by 8-bit level: row 0 object pixels, row 1 background pixels.
-
-    A float score in [0, 1] has the level trunc(255 x score), the product in float64. Pixels of `ignore` outside of the
-    object do not count. Raises `DataError` as `counted_pixels` does.
-    """
-    scores, is_object = counted_pixels(score_map, mask, ignore)
-    levels = (scores if scores.dtype == np.uint8 else scores * 255.0).astype(np.intp)
-    return np.bincount(levels + LEVELS * ~is_object, minlength=2 * LEVELS).reshape(2, LEVELS).astype(np.int64, copy=False)
+    """Pixel counts of one image by 8-bit level, the second of `histograms`, which says what the levels and the errors are."""
+    return histograms(score_map, mask, ignore, _ANY_PROTOCOL)[1]
 
 
 def pixel_iou(histogram: Num[np.ndarray, "*r 2 256"]) -> Float64[np.ndarray, "*r 256"]:

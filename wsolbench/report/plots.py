@@ -19,7 +19,7 @@ from wsolbench.records import RunRecord
 from wsolbench.report.overlays import save_figure, shorten
 from wsolbench.report.sheets import SHEETS, write_sheets
 from wsolbench.report.tables import run_title, sort_policies
-from wsolbench.scores import ImageScores
+from wsolbench.score_table import ScoreTable
 from wsolbench.types import Dataset, ScoreMap
 
 PICTURES = (*SHEETS, "accuracy.png", "errors.png")
@@ -36,7 +36,7 @@ _ONE_BOX_DELTA = 0.5
 def write_pictures(
     folder: Path,
     record: RunRecord,
-    scores: ImageScores,
+    scores: ScoreTable,
     dataset: Dataset,
     maps_of: Callable[[list[int]], Sequence[ScoreMap]],
     *,
@@ -57,13 +57,12 @@ def write_pictures(
 
     Raises `DataError` when scores and data set are not of the same images, and `UsageError` when the folder is read-only.
     """
-    if list(dataset.ids) != scores.ids.tolist():
-        raise DataError(
-            f"the {len(scores)} scores are not those of the {len(dataset)} images of {dataset.name}/{dataset.split}: ids differ"
-        )
+    ids = scores.column(lambda part: part.ids).tolist()
+    if list(dataset.ids) != ids:
+        raise DataError(f"the {len(ids)} scores are not those of the {len(dataset)} images of {dataset.name}/{dataset.split}: ids differ")
     make_folder(folder)
     written = write_sheets(folder, record, scores, dataset, maps_of, count=count)
-    if scores.has_boxes.any():
+    if _has_boxes(scores):
         accuracy_curve(record, scores, folder / "accuracy.png")
         written.append(folder / "accuracy.png")
     if _error_shares(record, "oracle") is not None:
@@ -75,7 +74,7 @@ def write_pictures(
     return written
 
 
-def accuracy_curve(record: RunRecord, scores: ImageScores, path: Path) -> None:
+def accuracy_curve(record: RunRecord, scores: ScoreTable, path: Path) -> None:
     """Write a PNG of box accuracy against the threshold tau, one line for each IoU threshold delta.
 
     Left the protocol's rule for MaxBoxAccV2 (every region gives a box), right its rule for one box an image; the thresholds
@@ -85,7 +84,7 @@ def accuracy_curve(record: RunRecord, scores: ImageScores, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    if not scores.has_boxes.any():
+    if not _has_boxes(scores):
         raise DataError("no image has a true box, so there is no box accuracy to draw")
     protocol = record.protocol
     policies = sort_policies(metric.policy for metric in record.metrics if metric.policy is not None)
@@ -93,8 +92,8 @@ def accuracy_curve(record: RunRecord, scores: ImageScores, path: Path) -> None:
     figure: Any = Figure(figsize=(10.0, 4.9), dpi=100)
     panels = figure.subplots(1, 2, sharey=True)
     rules = (
-        (f"Boxes: {protocol.components} ({metric_title('max_box_acc_v2')})", scores.best_iou, protocol.deltas, "max_box_acc_v2"),
-        (f"One box an image: {protocol.single_box} ({metric_title('gt_known')})", scores.single_iou, deltas, "gt_known"),
+        (f"Boxes: {protocol.components} ({metric_title('max_box_acc_v2')})", "best_iou", protocol.deltas, "max_box_acc_v2"),
+        (f"One box an image: {protocol.single_box} ({metric_title('gt_known')})", "single_iou", deltas, "gt_known"),
     )
     for axes, (title, iou, drawn, name) in zip(panels, rules, strict=True):
         curves = _curves(scores, iou, drawn, protocol)
@@ -127,12 +126,16 @@ def accuracy_curve(record: RunRecord, scores: ImageScores, path: Path) -> None:
     save_figure(figure, path)
 
 
-def _curves(
-    scores: ImageScores, iou: Float64[np.ndarray, "n t"], deltas: tuple[float, ...], protocol: EvalProtocol
-) -> Float64[np.ndarray, "d t"]:
+def _has_boxes(scores: ScoreTable) -> bool:
+    return any(part.has_boxes.any() for part in scores)
+
+
+def _curves(scores: ScoreTable, iou: str, deltas: tuple[float, ...], protocol: EvalProtocol) -> Float64[np.ndarray, "d t"]:
+    """Box accuracy by the IoUs of this name."""
     counted = MaxBoxAcc(protocol, deltas=deltas)
-    for index in np.flatnonzero(scores.has_boxes):
-        counted.update(iou[index], int(scores.labels[index]))
+    for part in scores:
+        for index in np.flatnonzero(part.has_boxes):
+            counted.update(getattr(part, iou)[index], int(part.labels[index]))
     return counted.curve()
 
 

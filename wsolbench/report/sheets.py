@@ -17,6 +17,7 @@ from wsolbench.metrics.sweep import single_box_per_tau
 from wsolbench.records import RunRecord
 from wsolbench.report.overlays import OverlayItem, drawable, frame_image, frame_mask, overlay, overlay_sheet
 from wsolbench.report.tables import run_title
+from wsolbench.score_table import ScoreTable
 from wsolbench.scores import ImageScores
 from wsolbench.types import Dataset, Sample, ScoreMap, no_boxes
 
@@ -50,42 +51,49 @@ class _Ranking:
 def write_sheets(
     folder: Path,
     record: RunRecord,
-    scores: ImageScores,
+    scores: ScoreTable,
     dataset: Dataset,
     maps_of: Callable[[list[int]], Sequence[ScoreMap]],
     *,
     count: int,
 ) -> list[Path]:
     """Write `SHEETS` into `folder`; nothing when no image has a true box or mask. See `wsolbench.report.plots.write_pictures`."""
-    ranking = _by_boxes(record, scores) or _by_masks(scores)
+    ranking = _by_boxes(record, scores) or _by_masks(record, scores)
     if ranking is None:
         return []
     sheets = ranking.sheets(count)
     indices = sorted({index for chosen in sheets.values() for index in chosen})
-    maps = zip(indices, maps_of(indices), strict=True)
-    items = {index: _item(record, scores, dataset, ranking, index=index, raw_map=raw_map) for index, raw_map in maps}
+    chosen_scores = scores.take(indices)
+    items = {
+        index: _item(
+            record, chosen_scores.select(np.array([row])), dataset[index], dataset.class_names, ranking, float(ranking.iou[index]), raw_map
+        )
+        for row, (index, raw_map) in enumerate(zip(indices, maps_of(indices), strict=True))
+    }
     for name, chosen in sheets.items():
         overlay_sheet([items[index] for index in chosen], folder / name, f"{SHEETS[name]}\n{run_title(record)}")
     return [folder / name for name in sheets]
 
 
-def _by_boxes(record: RunRecord, scores: ImageScores) -> _Ranking | None:
+def _by_boxes(record: RunRecord, scores: ScoreTable) -> _Ranking | None:
     """By the IoU of GT-known's box at its oracle threshold."""
     metric = record.metric("gt_known", "oracle")
-    if metric is None or not metric.tau or not scores.has_boxes.any():
+    if metric is None or not metric.tau:
         return None
     tau_index = int(np.abs(np.array(record.protocol.taus) - metric.tau[0]).argmin())
-    return _ranking(np.flatnonzero(scores.has_boxes), scores.single_iou[:, tau_index], tau_index, by_boxes=True)
+    has_boxes = scores.column(lambda part: part.has_boxes)
+    return _ranking(np.flatnonzero(has_boxes), scores.column(lambda part: part.single_iou[:, tau_index]), tau_index, by_boxes=True)
 
 
-def _by_masks(scores: ImageScores) -> _Ranking | None:
+def _by_masks(record: RunRecord, scores: ScoreTable) -> _Ranking | None:
     """By the pixel IoU at Peak-T."""
-    has_object = scores.level_histogram[:, 0].any(axis=1)
-    if not has_object.any():
+    metric = record.metric("peak_t")
+    if metric is None or metric.value is None:
         return None
-    level = int(pixel_iou(scores.level_histogram.sum(axis=0)).argmax())
-    iou = np.zeros(len(scores))
-    iou[has_object] = pixel_iou(scores.level_histogram[has_object])[:, level]
+    level = int(metric.value)
+    has_object = scores.column(lambda part: part.has_object)
+    iou = np.zeros(len(has_object))
+    iou[has_object] = scores.column(lambda part: pixel_iou(part.level_histogram[part.has_object])[:, level])
     return _ranking(np.flatnonzero(has_object), iou, level, by_boxes=False)
 
 
@@ -93,31 +101,34 @@ def _ranking(indices: Int64[np.ndarray, " m"], iou: Float64[np.ndarray, " n"], t
     return _Ranking(indices=indices[np.argsort(iou[indices], kind="stable")], iou=iou, by_boxes=by_boxes, tau_index=tau_index)
 
 
-def _item(record: RunRecord, scores: ImageScores, dataset: Dataset, ranking: _Ranking, *, index: int, raw_map: ScoreMap) -> OverlayItem:
-    sample, protocol = dataset[index], record.protocol
+def _item(
+    record: RunRecord, scores: ImageScores, sample: Sample, class_names: Sequence[str], ranking: _Ranking, iou: float, raw_map: ScoreMap
+) -> OverlayItem:
+    """One image of a sheet; `scores` are its own."""
+    protocol = record.protocol
     unit_map = to_frame(raw_map, sample.size, protocol, what=f"map of {sample.id!r}")
     image = frame_image(sample, protocol)
-    top1_right = bool(scores.ranked[index, 0] == sample.label) if scores.ranked.shape[1] else None
-    measure = f"IoU {ranking.iou[index]:.2f}" if ranking.by_boxes else f"pixel IoU {ranking.iou[index]:.2f}"
-    classes = _class_caption(sample, scores, dataset, index, top1_right)
+    top1_right = bool(scores.ranked[0, 0] == sample.label) if scores.ranked.shape[1] else None
+    measure = f"IoU {iou:.2f}" if ranking.by_boxes else f"pixel IoU {iou:.2f}"
+    classes = _class_caption(sample, scores, class_names, top1_right)
     if not ranking.by_boxes:
         selected = (unit_map * np.float64(255)).astype(np.uint8) >= ranking.tau_index
         drawn = overlay(image, unit_map, no_boxes(), no_boxes(), true_mask=frame_mask(sample, protocol), predicted_mask=selected)
         return OverlayItem(image=image, overlay=drawn, caption=(sample.id, measure, *classes))
     tau = protocol.taus[ranking.tau_index]
     predicted = single_box_per_tau(unit_map, replace(protocol, taus=(tau,)))
-    code = "cls" if top1_right is False else ERROR_NAMES[scores.error_codes[index, ranking.tau_index]]
+    code = "cls" if top1_right is False else ERROR_NAMES[scores.error_codes[0, ranking.tau_index]]
     true_boxes = drawable(frame_boxes(sample.boxes, sample.size, protocol), protocol.gt_end)
     drawn = overlay(image, unit_map, true_boxes, drawable(predicted, protocol.box_end))
     return OverlayItem(image=image, overlay=drawn, caption=(sample.id, f"{measure} · {metric_title(f'error_{code}')}", *classes))
 
 
-def _class_caption(sample: Sample, scores: ImageScores, dataset: Dataset, index: int, top1_right: bool | None) -> tuple[str, ...]:
+def _class_caption(sample: Sample, scores: ImageScores, class_names: Sequence[str], top1_right: bool | None) -> tuple[str, ...]:
     """True and predicted class, a line each, so that the captions of a sheet have one height; no second line without a classifier."""
-    true_line = f"true: {dataset.class_names[sample.label]}"
+    true_line = f"true: {class_names[sample.label]}"
     if top1_right is None:
         return (true_line,)
-    return true_line, f"predicted: {dataset.class_names[scores.ranked[index, 0]]}{'' if top1_right else ' (wrong)'}"
+    return true_line, f"predicted: {class_names[scores.ranked[0, 0]]}{'' if top1_right else ' (wrong)'}"
 
 
 def spread(n: int, count: int) -> Iterator[int]:

@@ -1,0 +1,180 @@
+"""Shards: whichever way a run is cut, merged it is the run that was never cut."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up import MadeUpSource, dataset
+
+from wsolbench import runs
+from wsolbench.evaluate import RunOptions, conclude, evaluate, score, score_shard
+from wsolbench.exceptions import DataError, UsageError
+from wsolbench.maps import MapFolder
+from wsolbench.protocol import EvalProtocol, tau_grid
+from wsolbench.runs import RunPlan, Shard, merge, read_plan
+from wsolbench.score_table import ScoreTable
+from wsolbench.scores import ImageScores
+
+PROTOCOL = EvalProtocol(taus=tau_grid(0.05))
+OPTIONS = RunOptions(resamples=100)
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three images a file, so that a dozen are several."""
+    monkeypatch.setattr("wsolbench.runs.CHUNK", 3)
+
+
+def score_shards(folder: Path, *shards: str, apart: bool = False, **more) -> None:
+    for shard in shards:
+        place = folder / shard.replace("/", "-of-") if apart else folder
+        score_shard(
+            dataset(20), MadeUpSource(), PROTOCOL, Shard.parse(shard), place, transfer_from=dataset(8, "val", 1), options=OPTIONS, **more
+        )
+
+
+def whole(**more):
+    return evaluate(dataset(20), MadeUpSource(), PROTOCOL, transfer_from=dataset(8, "val", 1), options=OPTIONS, **more)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_merged_shards_are_the_run_that_was_never_cut(tmp_path: Path, count: int, apart: bool) -> None:
+    score_shards(tmp_path, *(f"{index}/{count}" for index in range(count, 0, -1)), apart=apart)
+    (run,) = merge([tmp_path])
+    merged, base = conclude(run), whole()
+    assert merged.record.digest == base.record.digest
+    assert merged.record.path == base.record.path
+    assert merged.record.provenance["processes"] == count
+    assert merged.scores.load().ids.tolist() == list(dataset(20).ids)
+    merged.finish()
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+@given(n=st.integers(0, 40), count=st.integers(1, 7))
+def test_every_image_is_in_one_shard(n: int, count: int) -> None:
+    positions = [p for index in range(1, count + 1) for chunk in Shard(index, count).chunks(n) for p in chunk]
+    assert sorted(positions) == list(range(n))
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    score_shards(tmp_path, "1/4", "3/4")
+    with pytest.raises(DataError, match=r"3 of 7 parts of split 'test' are not in .*Run --shard 2/4, --shard 4/4"):
+        merge([tmp_path])
+    score_shards(tmp_path, "1/2")
+    with pytest.raises(DataError, match="Run the other shards"):
+        merge([tmp_path])
+
+
+def test_shards_of_other_settings_are_another_run(tmp_path: Path) -> None:
+    score_shards(tmp_path, "1/2")
+    score_shards(tmp_path, "2/2", fixed_tau=0.5)
+    with pytest.raises(DataError, match="not in"):
+        merge([tmp_path])
+
+
+def test_two_runs_in_one_folder_are_two_records(tmp_path: Path) -> None:
+    score_shards(tmp_path, "1/2", "2/2")
+    score_shards(tmp_path, "1/1", fixed_tau=0.5)
+    digests = {conclude(run).record.digest for run in merge([tmp_path, tmp_path])}
+    assert digests == {whole().record.digest, whole(fixed_tau=0.5).record.digest}
+
+
+def test_a_finished_shard_is_not_scored_again(tmp_path: Path) -> None:
+    score_shards(tmp_path, "1/2")
+    source = MadeUpSource()
+    score_shard(dataset(20), source, PROTOCOL, Shard(1, 2), tmp_path, transfer_from=dataset(8, "val", 1), options=OPTIONS)
+    assert source.loads == []
+
+
+def test_saved_maps_of_shards_get_one_description(tmp_path: Path) -> None:
+    options = RunOptions(resamples=100, save_maps=MapFolder(tmp_path / "maps"))
+    for index in (1, 2):
+        score_shard(dataset(), MadeUpSource(), PROTOCOL, Shard(index, 2), tmp_path / "shards", options=options)
+    assert MapFolder(tmp_path / "maps").manifest() == {}
+    conclude(merge([tmp_path / "shards"])[0])
+    assert MapFolder(tmp_path / "maps").manifest()["dataset"] == "made-up"
+    assert len((tmp_path / "maps/predictions.csv").read_text().splitlines()) == 13
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3"])
+def test_a_shard_that_means_nothing_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected i/n"):
+        Shard.parse(text)
+
+
+def test_no_shards_no_record(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no run\.json"):
+        merge([tmp_path])
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema": 9}', '{"schema": 1, "method": {}}'])
+def test_a_broken_plan_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(DataError, match=r"run\.json"):
+        merge([tmp_path])
+
+
+def test_a_plan_survives_its_file(tmp_path: Path) -> None:
+    score_shards(tmp_path, "1/1")
+    (path,) = tmp_path.rglob("run.json")
+    plan = read_plan(path)
+    assert isinstance(plan, RunPlan)
+    assert plan.to_json() == json.loads(path.read_text())
+
+
+def test_a_broken_chunk_is_named(tmp_path: Path) -> None:
+    score_shards(tmp_path, "1/1")
+    (chunk, *_) = sorted(tmp_path.rglob("test/*.npz"))
+    chunk.write_bytes(chunk.read_bytes()[:100])
+    with pytest.raises(DataError, match=str(chunk.name)):
+        conclude(merge([tmp_path])[0])
+
+
+def test_chunks_may_be_copied_together(tmp_path: Path) -> None:
+    score_shards(tmp_path, "1/2", "2/2", apart=True)
+    (first,) = (tmp_path / "1-of-2").iterdir()
+    (second,) = (tmp_path / "2-of-2").iterdir()
+    shutil.copytree(second, first, dirs_exist_ok=True)
+    shutil.rmtree(second)
+    assert conclude(merge([tmp_path])[0]).record.digest == whole().record.digest
+
+
+def table(tmp_path: Path) -> tuple[ScoreTable, ImageScores]:
+    run = score(dataset(20), MadeUpSource(), PROTOCOL, options=RunOptions(work=tmp_path))
+    return run.tables["test"], score(dataset(20), MadeUpSource(), PROTOCOL).tables["test"].load()
+
+
+def test_a_table_in_files_is_the_table_in_memory(tmp_path: Path) -> None:
+    files, memory = table(tmp_path)
+    assert len(files) == 20
+    assert len(files.chunks) == 7
+    for name in ImageScores.__dataclass_fields__:
+        got, expected = getattr(files.load(), name), getattr(memory, name)
+        np.testing.assert_array_equal(got, expected)
+        assert got.dtype == expected.dtype
+    chosen = [19, 0, 7, 7, 3]
+    assert files.take(chosen).ids.tolist() == memory.ids[chosen].tolist()
+    np.testing.assert_array_equal(files.column(lambda part: part.best_iou[:, 5]), memory.best_iou[:, 5])
+
+
+def test_stored_scores_can_be_read_by_numpy_alone(tmp_path: Path) -> None:
+    files, memory = table(tmp_path)
+    files.write(tmp_path / "all.npz")
+    with np.load(tmp_path / "all.npz", allow_pickle=False) as stored:
+        assert set(stored.files) == set(ImageScores.__dataclass_fields__)
+        for name in stored.files:
+            np.testing.assert_array_equal(stored[name], getattr(memory, name))
+
+
+def test_the_chunks_are_where_they_belong(tmp_path: Path) -> None:
+    score_shards(tmp_path, "2/3")
+    names = sorted(path.name for path in tmp_path.rglob("test/*.npz"))
+    assert names == ["00000003.npz", "00000012.npz"]
+    assert runs.CHUNK == 3
