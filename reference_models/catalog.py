@@ -12,6 +12,11 @@ def methods() -> list[MethodInfo]:
     return [*methods_in("reference_models.localization", "localization"), *methods_in("reference_models.recognition", "recognition")]
 
 
+def posts() -> list[MethodInfo]:
+    """One row for each file in `postprocess/`."""
+    return methods_in("reference_models.postprocess", "post-process")
+
+
 def backbones() -> list[MethodInfo]:
     """One row for each file in `backbones/`; `timm` stands for every `timm:<name>`."""
     # Networks keep the underscores of the libraries they come from.

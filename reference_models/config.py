@@ -29,6 +29,9 @@ C = TypeVar("C")
 def parse_settings(kind: type[C], settings: Mapping[str, str], *, what: str, start: C | None = None) -> C:
     """An instance of the dataclass `kind` with some fields set from text.
 
+    A dataclass may name its variants (`paper`, `official`: what published sources do differently) in a class variable
+    `variants`, values of other fields by variant; the field `variant` then chooses where the other fields start from.
+
     Args:
         kind: the dataclass. Fields may be bool, int, float, str, `Literal`, `X | None` and `tuple[X, ...]`.
         settings: field name -> text; tuples are written `1,2,3`, None is written `none`.
@@ -39,7 +42,12 @@ def parse_settings(kind: type[C], settings: Mapping[str, str], *, what: str, sta
     """
     hints = get_type_hints(kind)
     names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
-    values = {} if start is None else {name: getattr(start, name) for name in names}
+    values: dict[str, Any] = {} if start is None else {name: getattr(start, name) for name in names}
+    variants: Mapping[str, Mapping[str, Any]] = getattr(kind, "variants", {})
+    if "variant" in settings and variants:
+        if settings["variant"] not in variants:
+            raise unknown_name(f"variant of {what}", settings["variant"], variants)
+        values.update(variants[settings["variant"]])
     for name, text in settings.items():
         if name not in names:
             raise unknown_name(f"setting of {what}", name, names)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "wsolbench.methods"
 BACKBONE_ENTRY_POINT_GROUP = "wsolbench.backbones"
+POST_ENTRY_POINT_GROUP = "wsolbench.postprocesses"
 
 
 class Localization(Protocol):
@@ -114,14 +115,30 @@ class Method(Protocol):
         """For the record: backbone, variant, config, image size, weights' name and sha256, training facts. JSON values only."""
 
 
+class PostProcess(Protocol):
+    """What the class of a post-process offers: other maps from what a localizer's forward pass has found."""
+
+    method_name: ClassVar[str]
+
+    @classmethod
+    def create(cls, settings: Mapping[str, str]) -> PostProcess:
+        """A post-process. Raises `UsageError` on an unknown setting."""
+
+    def maps(self, result: Any, class_ids: Tensor) -> Tensor:
+        """A forward pass and (B, K) class indices -> (B, K, h, w) float32 maps in [0, 1]."""
+
+    def describe(self) -> dict[str, Any]:
+        """For the record: name, variant, config. JSON values only."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodInfo:
-    """A row of `wsolbench list methods` or `list backbones`."""
+    """A row of `wsolbench list methods`, `list posts` or `list backbones`."""
 
     name: str
     summary: str
     task: str
-    """"localization", "recognition" or "backbone"."""
+    """"localization", "recognition", "post-process" or "backbone"."""
     module: str
     """Import path of the file; it defines one class with the attribute `method_name` equal to `name`."""
 
@@ -153,6 +170,11 @@ def list_backbones() -> list[MethodInfo]:
     return _offered(BACKBONE_ENTRY_POINT_GROUP)
 
 
+def list_posts() -> list[MethodInfo]:
+    """Every post-process, sorted by name."""
+    return _offered(POST_ENTRY_POINT_GROUP)
+
+
 def _offered(group: str) -> list[MethodInfo]:
     rows: dict[str, MethodInfo] = {}
     for point in entry_points(group=group):
@@ -166,14 +188,23 @@ def _offered(group: str) -> list[MethodInfo]:
 
 def load_method(name: str) -> type[Any]:
     """The class of a method. Raises `UsageError` with the nearest name, or when the `models` extra is not installed."""
-    rows = {row.name: row for row in list_methods()}
+    return _class(name, list_methods(), "method")
+
+
+def load_post(name: str) -> type[Any]:
+    """The class of a post-process. Raises as `load_method`."""
+    return _class(name, list_posts(), "post-process")
+
+
+def _class(name: str, offered: Iterable[MethodInfo], kind: str) -> type[Any]:
+    rows = {row.name: row for row in offered}
     if name not in rows:
-        raise unknown_name("method", name, rows)
+        raise unknown_name(kind, name, rows)
     try:
         module = importlib.import_module(rows[name].module)
     except ModuleNotFoundError as error:
         if error.name in {"torch", "torchvision", "timm", "safetensors"}:
-            raise UsageError(f"method {name!r} needs {error.name}, which is not installed: pip install 'wsolbench[models]'") from error
+            raise UsageError(f"{kind} {name!r} needs {error.name}, which is not installed: pip install 'wsolbench[models]'") from error
         raise
     for value in vars(module).values():
         if isinstance(value, type) and value.__module__ == module.__name__ and getattr(value, "method_name", None) == name:

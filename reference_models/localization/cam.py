@@ -29,48 +29,10 @@ evaluation sets negative scores to 0 before it normalises, wsolevaluation does n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from jaxtyping import Float
-from torch import Tensor
-
-from reference_models.backbone import Backbone
-from reference_models.base import Batch, ForwardPass, Localizer
-from reference_models.config import MethodConfig
-from reference_models.layers.heads import FcHead, HeadKind, cross_entropy, make_head
+from reference_models.head_localizer import HeadLocalizer
 
 
-@dataclass(frozen=True, kw_only=True)
-class CamConfig(MethodConfig):
-    """Settings of `cam`."""
-
-    head: HeadKind = "conv"
-    """SPA's and ACoL's released code; wsolevaluation uses `fc` on VGG and ResNet."""
-    width: int = 0
-    """Channels of the hidden layers; 0: 1024 (the papers), or less where the backbone is small."""
-    dropout: float = 0.0
-    """Before each convolution of `conv`: 0 in ACoL and SPA, 0.5 in wsolevaluation's Inception."""
-
-
-class Cam(Localizer):
-    """See the module."""
+class Cam(HeadLocalizer):
+    """See the module; the forward pass and the loss are those of `head_localizer.py`."""
 
     method_name = "cam"
-    Config = CamConfig
-    config: CamConfig
-
-    def __init__(self, backbone: Backbone, num_classes: int, config: CamConfig) -> None:
-        super().__init__(backbone, num_classes, config)
-        self.head = make_head(config.head, backbone, num_classes, width=config.width, dropout=config.dropout)
-        self.ready = isinstance(self.head, FcHead) and self.head.pretrained
-
-    def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
-        """Logits, and the map of any class from the same pass."""
-        stages = self.backbone.stages(images)
-        head = self.head(next(reversed(stages.values())))
-        return ForwardPass(logits=head.logits, maps_of=head.maps_of, stages=stages, penultimate=head.penultimate)
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of the pooled scores: L = CE(S, y)."""
-        logits = self(batch.images).logits
-        return {"cross_entropy": cross_entropy(logits, batch.labels)}

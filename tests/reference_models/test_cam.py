@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference_models.base import Batch
+from reference_models.head_localizer import HeadConfig
 from reference_models.layers.heads import ConvHead, FcHead, class_activation_maps
-from reference_models.localization.cam import Cam, CamConfig
+from reference_models.localization.cam import Cam
 from tests.reference_models.conftest import toy_backbone
 
 CLASSES = 5
@@ -18,7 +19,7 @@ HEADS = ["conv", "conv1x1", "fc"]
 
 
 def cam(head: str) -> Cam:
-    model = Cam(toy_backbone(), CLASSES, CamConfig(head=head)).eval()
+    model = Cam(toy_backbone(), CLASSES, HeadConfig(head=head)).eval()
     for parameter in model.parameters():  # not the near-zero weights of a fresh classifier, on which any identity holds
         torch.nn.init.normal_(parameter, std=0.2)
     return model
@@ -115,7 +116,7 @@ def test_the_fully_connected_map_of_two_known_channels_is_the_weighted_sum():
 
 @pytest.mark.parametrize("head", HEADS)
 def test_the_loss_is_the_cross_entropy_of_the_logits_and_reaches_every_parameter(head):
-    model = Cam(toy_backbone(), CLASSES, CamConfig(head=head)).train()
+    model = Cam(toy_backbone(), CLASSES, HeadConfig(head=head)).train()
     given_batch = batch()
     terms = model.loss(given_batch)
     expected = F.cross_entropy(model(given_batch.images).logits, given_batch.labels)

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from reference_models.checkpoint import HEADER, load_checkpoint, read_header, save_checkpoint
-from reference_models.localization.cam import Cam, CamConfig
+from reference_models.head_localizer import HeadConfig
+from reference_models.localization.cam import Cam
 from wsolbench.exceptions import DataError
 
 
@@ -72,7 +73,7 @@ def test_loading_draws_no_random_numbers(saved):
 
 def test_a_checkpoint_of_another_method_is_refused(saved):
     @dataclass(frozen=True, kw_only=True)
-    class OtherConfig(CamConfig):
+    class OtherConfig(HeadConfig):
         pass
 
     class Other(Cam):

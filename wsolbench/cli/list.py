@@ -35,6 +35,12 @@ def _protocols() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
     ]
 
 
+def _posts() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
+    from wsolbench.methods import list_posts
+
+    return ("post-process", "what"), [(row.name, row.summary) for row in list_posts()]
+
+
 def _backbones() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
     from wsolbench.methods import list_backbones
 
@@ -43,6 +49,7 @@ def _backbones() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
 
 _LISTS: dict[str, Callable[[], tuple[tuple[str, ...], Iterable[tuple[str, ...]]]]] = {
     "methods": _methods,
+    "posts": _posts,
     "datasets": _datasets,
     "metrics": _metrics,
     "protocols": _protocols,
@@ -53,7 +60,7 @@ _LISTS: dict[str, Callable[[], tuple[tuple[str, ...], Iterable[tuple[str, ...]]]
 @click.command(epilog="Example:  wsolbench list methods")
 @click.argument("what", type=click.Choice(list(_LISTS)))
 def command(what: str) -> None:
-    """List methods, datasets, metrics, protocols or backbones."""
+    """List methods, post-processes, datasets, metrics, protocols or backbones."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -1,0 +1,57 @@
+"""Base of all post-processes: maps of any localizer, made anew from the features of its forward pass. Nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reference_models.base import ForwardPass
+from reference_models.config import parse_settings, to_json
+from wsolbench.exceptions import UsageError
+
+P = TypeVar("P", bound="PostProcess")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostConfig:
+    """Settings of a post-process; its own dataclass inherits from this one."""
+
+
+class PostProcess:
+    """A file of `postprocess/` defines one subclass.
+
+    Class attributes:
+        method_name: the file's name with dashes.
+        Config: dataclass of the settings.
+    """
+
+    method_name: ClassVar[str]
+    Config: ClassVar[type[PostConfig]] = PostConfig
+
+    def __init__(self, config: PostConfig) -> None:
+        self.config = config
+
+    @classmethod
+    def create(cls: type[P], settings: Mapping[str, str]) -> P:
+        """See `wsolbench.methods.PostProcess.create`."""
+        return cls(parse_settings(cls.Config, settings, what=f"post-process {cls.method_name!r}"))
+
+    def maps(self, result: ForwardPass, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
+        """Maps of the given classes, float32 in [0, 1], on the grid of the features it uses, without a graph."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """For the record."""
+        return {"name": self.method_name, "config": to_json(self.config)}
+
+
+def last_stages(result: ForwardPass, count: int, *, who: str) -> list[Tensor]:
+    """The last `count` feature stages (B, D, h, w). Raises `UsageError` for a method that has no features to look at."""
+    stages = list(result.stages.values())[-count:]
+    if len(stages) < count:
+        raise UsageError(f"post-process {who!r} needs {count} feature stages; this method has {len(stages)}, so it cannot be used with it")
+    return stages
