@@ -108,7 +108,7 @@ def test_a_broken_map_is_named_and_nothing_is_written(run, birds: Path, maps: Pa
     assert message in result.err
     assert "05.png" in result.err
     assert "Traceback" not in result.err
-    assert not list(Path("results").rglob("*.json"))
+    assert not list(Path("results/measured").glob("csvfolder/*.json"))
 
 
 def test_a_constant_map_is_scored(run, birds: Path, maps: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,34 @@ from wsolbench.cli.options import (
 @click.command(
     epilog="Example:  wsolbench eval --method cam --dataset toybirds --train --pictures pictures/\n\n"
     "Without --checkpoint and --train, the run folder that `wsolbench train` with the same options writes is used; with --weights alone, "
-    "a pretrained model as it is:  wsolbench eval --method cam --dataset ilsvrc --weights imagenet --set head=fc"
+    "a pretrained model as it is:  wsolbench eval --method cam --dataset ilsvrc --weights imagenet --set head=fc\n\n"
+    "A grid of methods and post-processes:  wsolbench eval --method cam,has,acol --post none,sem,scg --dataset cub --train"
 )
 @model_options
 @data_options
 @scoring_options
+@click.option(
+    "--post", default="none", show_default=True, help="Post-process of the maps (wsolbench list posts), or several: none,sem,scg."
+)
+@click.option("--post-set", multiple=True, metavar="POST.NAME=VALUE", help="A field of a post-process's config; may be repeated.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="A .safetensors file that `train` wrote.")
 @click.option("--train", "train_first", is_flag=True, help="Train first (or go on, or use the finished run).")
 @click.option("--save-maps", type=click.Path(path_type=Path), help="Folder for the raw maps, which `wsolbench score` reads.")
 def command(
-    data: DataOptions, scoring: ScoringOptions, checkpoint: Path | None, train_first: bool, save_maps: Path | None, **model: Any
+    data: DataOptions,
+    scoring: ScoringOptions,
+    post: str,
+    post_set: tuple[str, ...],
+    checkpoint: Path | None,
+    train_first: bool,
+    save_maps: Path | None,
+    **model: Any,
 ) -> None:
-    """Evaluate a method on a data set. A run that was killed goes on where it was."""
+    """Evaluate a method on a data set. A run that was killed goes on where it was.
+
+    Several methods, or post-processes, separated by commas, are evaluated one after the other: a record for each pair, with maps
+    and pictures in folders of their own.
+    """
     from wsolbench.distributed import connected
     from wsolbench.evaluate import RunOptions
     from wsolbench.exceptions import UsageError
@@ -43,26 +60,55 @@ def command(
     conventions = scoring.conventions()
     if checkpoint is not None and train_first:
         raise UsageError("--checkpoint and --train exclude each other: a checkpoint is trained already")
-    method = load_method(model["method"])
+    names = model["method"].split(",")
+    if checkpoint is not None and len(names) > 1:
+        raise UsageError("--checkpoint is of one method; leave it out to evaluate the run folders of several")
+    methods = {name: load_method(name) for name in names}
+    posts = _posts(post, post_set)
     scored = data.open(scoring.split)
+    val = data.open_val() if scoring.transfer and scoring.split != "val" else None
     scoring.make_folders(save_maps)
+    batch_size = model["batch_size"] or 32
     with connected(pick_device(model["device"])) as world:
-        if train_first and method.trainable:
-            from wsolbench.cli.train import train
+        for name, method in methods.items():
+            settings = {**model, "method": name}
+            path = checkpoint
+            if train_first and method.trainable:
+                from wsolbench.cli.train import train
 
-            checkpoint = train(data, None, **model)
-        localizer = _open_method(method, data.dataset, len(scored.class_names), checkpoint, model)
-        batch_size = model["batch_size"] or 32
-        source = ModelSource(localizer, conventions, num_classes=len(scored.class_names), device=model["device"], batch_size=batch_size)
-        options = RunOptions(
-            batch_size=batch_size,
-            workers=model["workers"],
-            work=scoring.out / ".work",
-            save_maps=None if save_maps is None else MapFolder(save_maps),
-            resamples=scoring.resamples,
-        )
-        val = data.open_val() if scoring.transfer and scoring.split != "val" else None
-        evaluate_and_report(scored, source, scoring, options, val=val, world=world)
+                path = train(data, None, **settings)
+            localizer = _open_method(method, data.dataset, len(scored.class_names), path, settings)
+            for post_name, made in posts.items():
+                own = _own_folder(name, post_name) if len(methods) * len(posts) > 1 else Path()
+                source = ModelSource(
+                    localizer, conventions, num_classes=len(scored.class_names), device=model["device"], batch_size=batch_size, post=made
+                )
+                options = RunOptions(
+                    batch_size=batch_size,
+                    workers=model["workers"],
+                    work=scoring.out / ".work",
+                    save_maps=None if save_maps is None else MapFolder(save_maps / own),
+                    resamples=scoring.resamples,
+                )
+                evaluate_and_report(scored, source, scoring.within(own), options, val=val, world=world)
+
+
+def _own_folder(method: str, post: str) -> Path:
+    return Path(method if post == "none" else f"{method}+{post}")
+
+
+def _posts(names: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """The post-processes of `--post` by name, with their settings; None for `none`."""
+    from wsolbench.exceptions import UsageError
+    from wsolbench.methods import load_post
+
+    settings: dict[str, dict[str, str]] = {name: {} for name in names.split(",")}
+    for key, value in parse_settings(pairs, "--post-set").items():
+        name, dot, field = key.partition(".")
+        if not dot or name not in settings or name == "none":
+            raise UsageError(f"--post-set {key}={value}; expected POST.NAME=VALUE with one of the post-processes of --post {names}")
+        settings[name][field] = value
+    return {name: None if name == "none" else load_post(name).create(own) for name, own in settings.items()}
 
 
 def _open_method(method: Any, dataset: str, num_classes: int, checkpoint: Path | None, model: dict[str, Any]) -> Any:
@@ -84,7 +130,7 @@ def _open_method(method: Any, dataset: str, num_classes: int, checkpoint: Path |
             )
         return new
     if checkpoint is None:
-        checkpoint = default_run(dataset, model["method"], backbone, model["seed"]) / "last.safetensors"
+        checkpoint = default_run(dataset, model["method"], backbone, model["seed"], model["settings"]) / "last.safetensors"
         if not checkpoint.is_file():
             raise UsageError(f"no trained model: {checkpoint} does not exist. Add --train, or name a file with --checkpoint.")
     return method.load(checkpoint, device=model["device"])

@@ -98,7 +98,7 @@ workers_option = click.option(
 )
 
 model_options = _all(
-    click.option("--method", required=True, help="Name of the method (wsolbench list methods)."),
+    click.option("--method", required=True, help="Name of the method (wsolbench list methods); `eval` takes several: cam,has."),
     click.option("--backbone", help="Name of the backbone, or timm:<name>; default: tiny for toybirds, else resnet50."),
     click.option("--weights", help="imagenet, none, or a checkpoint to start from; default: none for tiny, else imagenet."),
     click.option("--epochs", type=click.IntRange(min=1), help="Training epochs; default: the recipe's."),
@@ -131,6 +131,10 @@ class ScoringOptions:
     def conventions(self) -> EvalProtocol:
         """The protocol, with its changes."""
         return read_protocol(self.protocol, self.protocol_set)
+
+    def within(self, folder: Path) -> ScoringOptions:
+        """The same with pictures in a folder below theirs."""
+        return self if self.pictures is None else replace(self, pictures=self.pictures / folder)
 
     def make_folders(self, *more: Path | None) -> None:
         """Make the folders that are written to, before any work is done."""

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from wsolbench.cli.options import DataOptions, data_options, model_options, parse_settings
+from wsolbench.files import file_name
 
 
 @click.command(epilog="Example:  wsolbench train --method cam --dataset toybirds --backbone tiny --epochs 12")
 @model_options
 @data_options
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder; default: runs/<data set>/<method>-<backbone>-seed<seed>.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run folder; default: runs/<data set>/<method>-<backbone>-seed<seed>-<settings>."
+)
 def command(data: DataOptions, out: Path | None, **model: Any) -> None:
-    """Train a method. A run that was killed goes on where it was; a finished one is left as it is."""
-    checkpoint = train(data, out, **model)
-    click.echo(f"checkpoint  {checkpoint}")
+    """Train a method. A run that was killed goes on where it was; a finished one is left as it is.
+
+    Several GPUs:  torchrun --nproc-per-node 4 -m wsolbench train ...
+    """
+    from wsolbench.distributed import connected
+
+    with connected() as here:
+        checkpoint = train(data, out, **model)
+        if here.is_first:
+            click.echo(f"checkpoint  {checkpoint}")
 
 
 def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
@@ -32,7 +43,7 @@ def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
     request = TrainRequest(
         train=data.open("train"),
         val=data.open_val(),
-        out=out or default_run(data.dataset, model["method"], backbone, model["seed"]),
+        out=out or default_run(data.dataset, model["method"], backbone, model["seed"], model["settings"]),
         backbone=backbone,
         weights=default_weights(backbone, model["weights"]),
         epochs=model["epochs"],
@@ -58,6 +69,6 @@ def default_weights(backbone: str, weights: str | None) -> str:
     return weights or ("none" if backbone == "tiny" else "imagenet")
 
 
-def default_run(dataset: str, method: str, backbone: str, seed: int) -> Path:
-    """Where a run is kept when no folder is named."""
-    return Path("runs") / dataset / f"{method}-{backbone.replace(':', '-').replace('/', '-')}-seed{seed}"
+def default_run(dataset: str, method: str, backbone: str, seed: int, settings: Sequence[str] = ()) -> Path:
+    """Where a run is kept when no folder is named; runs with other settings have other folders."""
+    return Path("runs") / dataset / "-".join(file_name(part) for part in (method, backbone, f"seed{seed}", *sorted(settings)))
