@@ -43,6 +43,9 @@ docs: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/bench_scoring.py
+	$(BIN)/python benchmarks/bench_masks.py
+	$(BIN)/python benchmarks/bench_bootstrap.py
+	$(BIN)/python benchmarks/bench_evaluate.py
 
 leaderboard: $(READY)
 	$(BIN)/wsolbench leaderboard

@@ -70,6 +70,15 @@ def unchecked_iou(a: Float64[np.ndarray, "m 4"], b: Float64[np.ndarray, "r 4"], 
     return _ratio(inter, _areas(a, one)[:, None] + _areas(b, one)[None, :] - inter)
 
 
+def unchecked_overlaps(
+    a: Float64[np.ndarray, "m 4"], b: Float64[np.ndarray, "r 4"], *, plus_one: bool
+) -> tuple[Float64[np.ndarray, "m r"], Float64[np.ndarray, "m r"], Float64[np.ndarray, "m r"]]:
+    """IoU, share of `b` (IoG) and share of `a` (IoB) for float64 boxes that are known to be sound."""
+    one = float(plus_one)
+    inter, area_a, area_b = _intersections(a, b, one), _areas(a, one)[:, None], _areas(b, one)[None, :]
+    return _ratio(inter, area_a + area_b - inter), _ratio(inter, area_b), _ratio(inter, area_a)
+
+
 def _intersections(a: Float64[np.ndarray, "m 4"], b: Float64[np.ndarray, "r 4"], one: float) -> Float64[np.ndarray, "m r"]:
     start = np.maximum(a[:, None, :2], b[None, :, :2])  # (m, r, 2)
     end = np.minimum(a[:, None, 2:], b[None, :, 2:])

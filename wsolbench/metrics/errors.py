@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Int64, Integer, Num, UInt8
 
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.metrics.boxes import check_boxes, iob_matrix, iog_matrix, iou_matrix
+from wsolbench.metrics.boxes import check_boxes, unchecked_overlaps
 from wsolbench.protocol import EvalProtocol
 
 ErrorName = Literal["right", "cls", "m_ins", "part", "more", "other"]
@@ -58,17 +58,19 @@ def error_codes(boxes: Num[np.ndarray, "t 4"], true_boxes: Num[np.ndarray, "r 4"
         raise DataError("there is no true box, so the error category is undefined; leave the image out of the error breakdown")
     if protocol.gt_boxes == "first":
         truth = truth[:1]
-    iou = iou_matrix(predicted, truth, plus_one=plus_one)  # (t, r), as the two below
-    iog = iog_matrix(predicted, truth, plus_one=plus_one)
-    iob = iob_matrix(predicted, truth, plus_one=plus_one)
-    rows, best = np.arange(len(predicted)), iou.argmax(axis=1)
+    # From threshold to threshold the box is often the same.
+    new = np.ones(len(predicted), dtype=np.bool_)
+    new[1:] = (predicted[1:] != predicted[:-1]).any(axis=1)
+    iou, iog, iob = unchecked_overlaps(predicted[new], truth, plus_one=plus_one)  # (u, r) each
+    rows, best = np.arange(len(iou)), iou.argmax(axis=1)
     checks = [
         iou[rows, best] > protocol.error_iou,
         (iog > protocol.error_multi_iog).sum(axis=1) > 1,
         iob[rows, best] > protocol.error_part_iob,
         iog[rows, best] >= protocol.error_more_iog,
     ]
-    return np.select(checks, [_RIGHT, _M_INS, _PART, _MORE], _OTHER).astype(np.uint8)
+    codes = np.select(checks, [_RIGHT, _M_INS, _PART, _MORE], _OTHER).astype(np.uint8)
+    return np.asarray(codes[np.cumsum(new) - 1])
 
 
 @dataclass(frozen=True, kw_only=True)
