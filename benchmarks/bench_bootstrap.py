@@ -3,8 +3,8 @@
     python benchmarks/bench_bootstrap.py [--images 50000] [--resamples 1000] [--repeats 3]
 
 Six tables of hits at 256 thresholds, the error breakdown, pixel histograms of both kinds, IoU of each image, and the class
-averages of accuracy: every metric of a data set with boxes and masks. Rows are made while they are read; the time of making
-them is taken out. Each size runs in a process of its own, so that its peak memory is its own.
+average of accuracy: every metric of a data set with boxes and masks. Rows are made while they are read; the time of making
+them is taken out. Each run has a process of its own, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Rows:
     def __init__(self, n: int, seed: int) -> None:
         self.n, self.seconds = n, 0.0
         self.rng = np.random.default_rng(seed)
-        # Typical maps: the background fills the low bins, the object spreads over the high ones. A permutation of the
-        # images' pixels over a few pictures is enough: time and exactness depend on the sizes of the counts alone.
+        # The background fills the low bins, the object spreads over the high ones. A few pictures that come again and again
+        # are enough: time depends on the sizes of the counts alone.
         self.pixels = np.stack([self.histogram(BINS) for _ in range(64)])
         self.levels = np.stack([self.histogram(256) for _ in range(64)])
 
@@ -111,8 +111,8 @@ def run(n: int, resamples: int) -> dict[str, float]:
 @click.option("--resamples", default=1000, show_default=True)
 @click.option("--repeats", default=3, show_default=True, help="The smallest time of each part counts: other jobs only add.")
 def main(images: int, resamples: int, repeats: int) -> None:
-    """Print seconds of each part and peak memory, for a thousand images and for many."""
-    sizes = (1000, images)
+    """Print seconds of each part and peak memory, for a thousand, ten thousand and many images."""
+    sizes = (1000, 10_000, images)
     results: dict[int, list[dict[str, float]]] = {}
     for n in sizes:
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:

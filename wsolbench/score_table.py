@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from wsolbench.files import atomic_path
-from wsolbench.scores import ImageScores
+from wsolbench.scores import ImageScores, unreadable_scores
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,12 @@ class ScoreTable:
     def load(self) -> ImageScores:
         """All of it, in memory."""
         return ImageScores.concatenate(list(self))
+
+    @classmethod
+    def read(cls, path: Path) -> ScoreTable:
+        """What `write` stored, in memory. Raises `DataError` when the file is missing, broken or of another kind."""
+        with unreadable_scores(path), np.load(path, allow_pickle=False) as stored:
+            return cls((ImageScores(**{item.name: stored[item.name] for item in fields(ImageScores)}),))
 
     def write(self, path: Path) -> None:
         """Store as one compressed `.npz` that `numpy.load` reads: one array for each field of `ImageScores`, a row an image."""

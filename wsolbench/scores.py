@@ -6,8 +6,9 @@ histograms where there is a mask, and the predicted labels. Maps and model are n
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -73,17 +74,13 @@ class ImageScores:
     @classmethod
     def read(cls, path: Path) -> ImageScores:
         """What `write` stored. Raises `DataError` when the file is missing, broken or of another kind."""
-        try:
-            with np.load(path, allow_pickle=False) as loaded:
-                stored = {item.name: loaded[item.name] for item in fields(cls)}
-                index = loaded["tau_index"]
+        with unreadable_scores(path), np.load(path, allow_pickle=False) as loaded:
+            stored = {item.name: loaded[item.name] for item in fields(cls)}
             for name in _PER_TAU:
-                stored[name] = np.take(stored[name], index, axis=1)
+                stored[name] = np.take(stored[name], loaded["tau_index"], axis=1)
             for name in _HISTOGRAMS:
                 stored[name] = stored[name].astype(np.int32)
             return cls(**stored)
-        except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"per-image scores {path} cannot be read: {error}") from error
 
     def select(self, chosen: Bool[np.ndarray, " n"] | Int64[np.ndarray, " k"]) -> ImageScores:
         """The rows of some of the images: a flag for each image, or positions."""
@@ -97,6 +94,15 @@ class ImageScores:
             rows = getattr(self, name)
             new[1:] |= (rows[:, 1:] != rows[:, :-1]).any(axis=0)
         return new
+
+
+@contextlib.contextmanager
+def unreadable_scores(path: Path) -> Iterator[None]:
+    """What goes wrong while a file of scores is read, as `DataError` naming it."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"per-image scores {path} cannot be read: {error}") from error
 
 
 _PER_TAU = ("best_iou", "single_iou", "error_codes")

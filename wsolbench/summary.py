@@ -1,7 +1,7 @@
 """From per-image scores to the metrics of a record: every metric, under every threshold policy, with its interval.
 
-Per image there are a few tables of numbers (`_Rows`): hits at each threshold, error categories, pixel histograms. A metric
-is a function of the means over images of one table (`_Metric`): the best of the hit rates, an average precision. The same
+Per image there are a few tables of numbers (`ImageRows`): hits at each threshold, error categories, pixel histograms. A metric
+is a function of the means over images of one table (`Metric`): the best of the hit rates, an average precision. The same
 function gives the number and, over resampled means, its bootstrap interval. All tables are resampled together, chunk by
 chunk, so neither the number of images nor that of metrics asks for memory.
 """
@@ -35,7 +35,7 @@ _ONE_BOX_DELTA = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Rows:
+class ImageRows:
     """A table of per-image numbers, and the images that it is defined on."""
 
     images: str
@@ -46,11 +46,11 @@ class _Rows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Metric:
+class Metric:
     """A metric: `value(means of rows) -> (r,)`."""
 
     name: str
-    rows: _Rows
+    rows: ImageRows
     value: Callable[[Rates], Float64[np.ndarray, " r"]]
     policy: ThresholdPolicy | None = None
     tau: tuple[float, ...] | None = None
@@ -85,10 +85,10 @@ def summarize(
         resamples, seed: of the bootstrap intervals.
     """
     fixed_tau = protocol.fixed_tau if fixed_tau is None else fixed_tau
-    split = _Split(scores)
-    other = None if transfer_from is None else _Split(transfer_from)
-    metrics = list(_metrics(split, protocol, fixed_tau, other))
-    rows = list(dict.fromkeys(metric.rows for metric in metrics if isinstance(metric, _Metric)))
+    split = SplitScores(scores)
+    other = None if transfer_from is None else SplitScores(transfer_from)
+    metrics = list(metrics_of(split, protocol, fixed_tau, other))
+    rows = list(dict.fromkeys(metric.rows for metric in metrics if isinstance(metric, Metric)))
     points = split.means(rows)
     resampled = split.resample(rows, resamples, seed)
     return tuple(
@@ -97,7 +97,7 @@ def summarize(
     )
 
 
-def _value(metric: _Metric, means: Float64[np.ndarray, " s"], rates: Rates, bootstrap: Bootstrap, split: _Split) -> MetricValue:
+def _value(metric: Metric, means: Float64[np.ndarray, " s"], rates: Rates, bootstrap: Bootstrap, split: SplitScores) -> MetricValue:
     try:
         interval = bootstrap.interval(metric.value(rates))
     except DataError:  # so few images have an object pixel that some resample drew none
@@ -113,7 +113,7 @@ def _value(metric: _Metric, means: Float64[np.ndarray, " s"], rates: Rates, boot
     )
 
 
-class _Split:
+class SplitScores:
     """The scores of a split: what is known of all images, and means of tables over them."""
 
     def __init__(self, scores: ScoreTable) -> None:
@@ -137,25 +137,25 @@ class _Split:
         self.column: Int64[np.ndarray, " t"] = np.cumsum(new) - 1
         """For each threshold its column."""
 
-        self._means: dict[_Rows, Float64[np.ndarray, " s"]] = {}
+        self._means: dict[ImageRows, Float64[np.ndarray, " s"]] = {}
 
-    def means(self, rows: Sequence[_Rows]) -> dict[_Rows, Float64[np.ndarray, " s"]]:
+    def means(self, rows: Sequence[ImageRows]) -> dict[ImageRows, Float64[np.ndarray, " s"]]:
         """Means over images of each table; what was asked before is remembered."""
         for bootstrap, tables in self._together([table for table in rows if table not in self._means], 1, 0):
-            self._means.update(zip(tables, bootstrap.means(self._blocks(tables), self._groups(tables)), strict=True))
+            self._means.update(zip(tables, bootstrap.means(self.blocks(tables), self.groups(tables)), strict=True))
         return {table: self._means[table] for table in rows}
 
-    def resample(self, rows: Sequence[_Rows], resamples: int, seed: int) -> dict[_Rows, tuple[Rates, Bootstrap]]:
+    def resample(self, rows: Sequence[ImageRows], resamples: int, seed: int) -> dict[ImageRows, tuple[Rates, Bootstrap]]:
         """Resampled means of each table, and the bootstrap that made them."""
         return {
             table: (rates, bootstrap)
             for bootstrap, tables in self._together(rows, resamples, seed)
-            for table, rates in zip(tables, bootstrap.rates(self._blocks(tables), self._groups(tables)), strict=True)
+            for table, rates in zip(tables, bootstrap.rates(self.blocks(tables), self.groups(tables)), strict=True)
         }
 
-    def _together(self, rows: Sequence[_Rows], resamples: int, seed: int) -> Iterator[tuple[Bootstrap, list[_Rows]]]:
+    def _together(self, rows: Sequence[ImageRows], resamples: int, seed: int) -> Iterator[tuple[Bootstrap, list[ImageRows]]]:
         """Tables that are defined on the same images share their resamples."""
-        shared: dict[str, list[_Rows]] = {}
+        shared: dict[str, list[ImageRows]] = {}
         for table in rows:
             shared.setdefault(self._same(table.images), []).append(table)
         for which, tables in shared.items():
@@ -166,13 +166,15 @@ class _Split:
         wider = _WIDER.get(which)
         return which if wider is None or self.count[wider] > self.count[which] else self._same(wider)
 
-    def _blocks(self, tables: Sequence[_Rows]) -> Iterator[list[Shaped[np.ndarray, "m s"]]]:
+    def blocks(self, tables: Sequence[ImageRows]) -> Iterator[list[Shaped[np.ndarray, "m _"]]]:
+        """Tables that are defined on the same images, chunk by chunk."""
         which = self._same(tables[0].images)
         for part in self.scores:
             chosen = part if self.count[which] == self.count["all"] else part.select(_WHICH[which](part))
             yield [table.of(chosen) for table in tables]
 
-    def _groups(self, tables: Sequence[_Rows]) -> list[Int64[np.ndarray, " n"] | None]:
+    def groups(self, tables: Sequence[ImageRows]) -> list[Int64[np.ndarray, " n"] | None]:
+        """The classes over which means of each table are averaged, if any."""
         return [self.labels[table.images] if table.by_class else None for table in tables]
 
     def by_threshold(self, means: Float64[np.ndarray, " s"]) -> Float64[np.ndarray, "d t"]:
@@ -181,7 +183,10 @@ class _Split:
         return curve
 
 
-def _metrics(split: _Split, protocol: EvalProtocol, fixed_tau: float | None, other: _Split | None) -> Iterator[_Metric | MetricValue]:
+def metrics_of(
+    split: SplitScores, protocol: EvalProtocol, fixed_tau: float | None, other: SplitScores | None
+) -> Iterator[Metric | MetricValue]:
+    """Every metric in table order; those that the scores do not allow as values with a reason."""
     yield from _classification(split)
     if split.count["with boxes"]:
         yield from _boxes(split, protocol, fixed_tau, other if other is not None and other.count["with boxes"] else None)
@@ -199,14 +204,14 @@ def _column(rates: Rates, column: int = 0) -> Float64[np.ndarray, " r"]:
     return rates[:, column]
 
 
-def _classification(split: _Split) -> Iterator[_Metric | MetricValue]:
+def _classification(split: SplitScores) -> Iterator[Metric | MetricValue]:
     for name, k in (("top1_cls", 1), ("top5_cls", 5)):
         if split.ranks >= k:
-            yield _Metric(name=name, rows=_Rows(images="all", of=partial(_in_top, k=k)), value=_column)
+            yield Metric(name=name, rows=ImageRows(images="all", of=partial(_in_top, k=k)), value=_column)
         else:
             yield MetricValue(name=name, value=None, n=0, reason=_no_labels(split.ranks, k))
     if split.ranks:
-        yield _Metric(name="mean_class_accuracy", rows=_Rows(images="all", of=partial(_in_top, k=1), by_class=True), value=_column)
+        yield Metric(name="mean_class_accuracy", rows=ImageRows(images="all", of=partial(_in_top, k=1), by_class=True), value=_column)
 
 
 def _no_labels(ranks: int, k: int) -> str:
@@ -217,7 +222,7 @@ _HITS = {"gt_known": "one box", "top1_loc": "top 1", "top5_loc": "top 5", "max_b
 """Box metric -> the table of hits that it is read from."""
 
 
-def _hits(split: _Split, protocol: EvalProtocol) -> dict[str, _Rows]:
+def _hits(split: SplitScores, protocol: EvalProtocol) -> dict[str, ImageRows]:
     """Tables of hits at each delta and each distinct threshold; those of Top-k Loc only where k labels are predicted."""
     first, by_class = split.first, protocol.averaging == "class"
 
@@ -233,14 +238,14 @@ def _hits(split: _Split, protocol: EvalProtocol) -> dict[str, _Rows]:
 
     rows = {"one box": one_box, "all boxes": all_boxes}
     rows |= {f"top {k}": partial(top_k, k=k) for k in (1, 5) if split.ranks >= k}
-    return {name: _Rows(images="with boxes", of=of, by_class=by_class) for name, of in rows.items()}
+    return {name: ImageRows(images="with boxes", of=of, by_class=by_class) for name, of in rows.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Curves:
     """Hit rates of one table, and how metrics are read from them."""
 
-    rows: _Rows
+    rows: ImageRows
     rates: Float64[np.ndarray, "d t"]
     other: Float64[np.ndarray, "d t"] | None
     """The same on the split that thresholds are transferred from."""
@@ -271,7 +276,9 @@ class _Curves:
         return np.asarray(curves[:, list(deltas), self.column[index]].mean(axis=1))
 
 
-def _boxes(split: _Split, protocol: EvalProtocol, fixed_tau: float | None, other: _Split | None) -> Iterator[_Metric | MetricValue]:
+def _boxes(
+    split: SplitScores, protocol: EvalProtocol, fixed_tau: float | None, other: SplitScores | None
+) -> Iterator[Metric | MetricValue]:
     hits = _hits(split, protocol)
     rates = {name: split.by_threshold(mean) for name, mean in zip(hits, split.means(list(hits.values())).values(), strict=True)}
     others: dict[str, Float64[np.ndarray, "d t"]] = {}
@@ -305,7 +312,7 @@ def _read(
     *,
     shared: bool,
     part_names: bool = False,
-) -> Iterator[_Metric]:
+) -> Iterator[Metric]:
     """A box metric under each policy; with `part_names` also its part at each delta, read at the threshold of the whole."""
     for policy, index in curves.policies(deltas, protocol, fixed_tau, shared=shared):
         tau = tuple(protocol.taus[column] for column in index)
@@ -314,22 +321,22 @@ def _read(
             if policy.kind == "oracle"
             else partial(curves.at, deltas=deltas, index=index)
         )
-        yield _Metric(name=name, rows=curves.rows, value=value, policy=policy, tau=tau)
+        yield Metric(name=name, rows=curves.rows, value=value, policy=policy, tau=tau)
         for place, row in enumerate(deltas if part_names else ()):
             part = partial(curves.at, deltas=(row,), index=index[place : place + 1])
-            yield _Metric(name=f"{name}@{protocol.deltas[row]:g}", rows=curves.rows, value=part, policy=policy, tau=tau[place : place + 1])
+            yield Metric(name=f"{name}@{protocol.deltas[row]:g}", rows=curves.rows, value=part, policy=policy, tau=tau[place : place + 1])
 
 
-def _errors(split: _Split, curves: _Curves, protocol: EvalProtocol, fixed_tau: float | None) -> Iterator[_Metric | MetricValue]:
+def _errors(split: SplitScores, curves: _Curves, protocol: EvalProtocol, fixed_tau: float | None) -> Iterator[Metric | MetricValue]:
     """The error breakdown at the threshold that GT-known is read at, for each policy; shares of all images, whatever is averaged."""
     if not split.ranks:
         for name in ERROR_NAMES:
             yield MetricValue(name=f"error_{name}", value=None, n=0, reason="no predicted labels")
         return
     for policy, (index,) in curves.policies((0,), protocol, fixed_tau, shared=False):
-        rows = _Rows(images="with boxes", of=partial(_categories, index=int(index)))
+        rows = ImageRows(images="with boxes", of=partial(_categories, index=int(index)))
         for code, name in enumerate(ERROR_NAMES):
-            yield _Metric(name=f"error_{name}", rows=rows, value=partial(_column, column=code), policy=policy, tau=(protocol.taus[index],))
+            yield Metric(name=f"error_{name}", rows=rows, value=partial(_column, column=code), policy=policy, tau=(protocol.taus[index],))
 
 
 def _categories(part: ImageScores, index: int) -> Bool[np.ndarray, "m 6"]:
@@ -338,25 +345,23 @@ def _categories(part: ImageScores, index: int) -> Bool[np.ndarray, "m 6"]:
     return np.asarray(codes[:, None] == np.arange(len(ERROR_NAMES)))
 
 
-def _masks(split: _Split) -> Iterator[_Metric | MetricValue]:
+def _masks(split: SplitScores) -> Iterator[Metric | MetricValue]:
     names = ("pxap", "peak_iou", "peak_t", "mean_image_iou")
     if not split.count["with object"]:
         n, reason = split.count["with mask"], "no mask has an object pixel"
         for name in names:
             yield MetricValue(name=name, value=None, n=n, reason=reason if n else "no image has a mask")
         return
-    pixels = _Rows(images="with mask", of=lambda part: part.pixel_histogram.reshape(len(part), -1))
-    levels = _Rows(images="with mask", of=lambda part: part.level_histogram.reshape(len(part), -1))
-    per_image = _Rows(images="with object", of=lambda part: pixel_iou(part.level_histogram))
+    pixels = ImageRows(images="with mask", of=lambda part: part.pixel_histogram.reshape(len(part), -1))
+    levels = ImageRows(images="with mask", of=lambda part: part.level_histogram.reshape(len(part), -1))
+    per_image = ImageRows(images="with object", of=lambda part: pixel_iou(part.level_histogram))
     means = split.means([levels, per_image])
     peak, best = int(pixel_iou(means[levels].reshape(2, 256)).argmax()), int(means[per_image].argmax())
     oracle = ThresholdPolicy.oracle()
-    yield _Metric(name="pxap", rows=pixels, value=lambda rates: average_precision(rates.reshape(len(rates), 2, -1)))
+    yield Metric(name="pxap", rows=pixels, value=lambda rates: average_precision(rates.reshape(len(rates), 2, -1)))
     for name, value in (("peak_iou", _peak_iou), ("peak_t", _peak_t)):
-        yield _Metric(name=name, rows=levels, value=value, policy=oracle, tau=(peak / 255,))
-    yield _Metric(
-        name="mean_image_iou", rows=per_image, value=lambda rates: np.asarray(rates.max(axis=1)), policy=oracle, tau=(best / 255,)
-    )
+        yield Metric(name=name, rows=levels, value=value, policy=oracle, tau=(peak / 255,))
+    yield Metric(name="mean_image_iou", rows=per_image, value=lambda rates: np.asarray(rates.max(axis=1)), policy=oracle, tau=(best / 255,))
 
 
 def _peak_iou(rates: Rates) -> Float64[np.ndarray, " r"]:

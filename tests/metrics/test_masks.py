@@ -1,4 +1,4 @@
-"""Masks meet maps: resizing as OpenCV does, and which pixels count."""
+"""Masks are resized as OpenCV does it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from wsolbench.exceptions import DataError
-from wsolbench.metrics.masks import counted_pixels, resize_mask
+from wsolbench.metrics.masks import resize_mask
 
 SIDES = st.integers(1, 300)
 
@@ -35,33 +35,6 @@ def test_recorded_masks_of_the_official_evaluator_are_matched(golden_folder: Pat
     ignored = resize_mask(ignore, (224, 224)) & ~mask
     assert np.array_equal(mask, expected == 1)
     assert np.array_equal(ignored, expected == 255)
-
-
-def test_ignored_pixels_do_not_count_unless_they_belong_to_the_object() -> None:
-    scores = np.array([[0.1, 0.2, 0.3, 0.4]])
-    mask = np.array([[True, True, False, False]])
-    ignore = np.array([[True, False, True, False]])
-    counted, is_object = counted_pixels(scores, mask, ignore)
-    assert counted.tolist() == [0.1, 0.2, 0.4]
-    assert is_object.tolist() == [True, True, False]
-
-
-@pytest.mark.parametrize(
-    ("scores", "mask", "ignore", "message"),
-    [
-        (np.zeros((2, 3)), np.zeros((3, 2), bool), None, r"\(2, 3\) and mask \(3, 2\) differ"),
-        (np.zeros((2, 3)), np.zeros((2, 3), bool), np.zeros((2, 2), bool), "differ"),
-        (np.zeros((1, 2, 3)), np.zeros((2, 3), bool), None, "differ"),
-        (np.zeros((2, 3)), np.full((2, 3), 255, np.uint8), None, "dtype uint8"),
-        (np.zeros((2, 3)), np.zeros((2, 3), bool), np.zeros((2, 3)), "ignore mask has dtype float64"),
-        (np.full((2, 3), 1.5), np.zeros((2, 3), bool), None, r"\[0, 1\], got 1.5 to 1.5"),
-        (np.full((2, 3), -0.1), np.zeros((2, 3), bool), None, r"\[0, 1\]"),
-        (np.array([[0.0, np.nan, 1.0]]), np.zeros((1, 3), bool), None, r"\[0, 1\], got nan"),
-    ],
-)
-def test_maps_and_masks_that_do_not_fit_are_refused(unchecked_shapes: None, scores, mask, ignore, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        counted_pixels(scores, mask, ignore)
 
 
 def test_an_empty_mask_or_size_cannot_be_resized() -> None:

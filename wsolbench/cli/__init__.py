@@ -18,6 +18,7 @@ _COMMANDS = {
     "eval": "Evaluate a method on a data set: table, record, pictures.",
     "score": "Score maps that any program has written.",
     "merge": "Make one record of the shards of a run.",
+    "compare": "Compare two runs image by image.",
     "leaderboard": "Make tables of all records.",
     "list": "List methods, data sets, metrics, protocols or backbones.",
     "verify": "Check a data set on disk.",

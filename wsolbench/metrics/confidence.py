@@ -15,24 +15,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Integer, Shaped, UInt16
+from jaxtyping import Float64, Int64, Integer, Shaped, UInt16
 
 from wsolbench.exceptions import DataError, UsageError
+from wsolbench.metrics.row_blocks import RowBlock, WholeRows, aligned
 
 Rows = Shaped[np.ndarray, "n s"]
 """One row of numbers for each image: whole numbers or booleans, used exactly, or floats, rounded to images x 2^-52 of the largest."""
-
-RowBlock = Shaped[np.ndarray, "_ _"]
-"""Rows of some images of a table: as `Rows`, but floats lie in [-1, 1] and are rounded to images x 2^-52."""
 
 Rates = Float64[np.ndarray, "_ _"]
 """Means over images of each column of a table, one row for each resample."""
 
 Value = Callable[[Float64[np.ndarray, "r s"]], Float64[np.ndarray, " r"]]
 """The metric from the rates: each row of the input is one resample."""
+
+_Codes = Int64[np.ndarray, "_"]
+"""Class of each image, numbered from 0 without gaps."""
 
 BLOCK = 4096
 """Images whose draws are made together. A constant of the results: another one gives other resamples."""
@@ -107,9 +107,8 @@ def paired_difference(
 ) -> PairedDifference:
     """Compare two runs on the same images, row for row, with the same resamples for both.
 
-    The interval is the percentile interval of the difference. The p-value counts signs: twice the smaller of the shares of
-    resamples with a difference <= 0 and with one >= 0, each count and the number of resamples raised by one, at most 1.
-    Raises as `bootstrap_interval`, and `UsageError` when the runs have different numbers of images.
+    The interval is the percentile interval of the difference, the p-value that of `sign_p_value`. Raises as
+    `bootstrap_interval`, and `UsageError` when the runs have different numbers of images.
     """
     if len(rows_a) != len(rows_b):
         raise UsageError(f"paired comparison of {len(rows_a)} with {len(rows_b)} images; both runs must have scored the same images")
@@ -118,18 +117,26 @@ def paired_difference(
     both = [groups, groups]
     a, b = (_defined(value(rates * scale)) for rates in bootstrap.rates(blocks, both))
     interval = bootstrap.interval(a - b)
-    tail = min(int((a <= b).sum()), int((a >= b).sum()))
     point_a, point_b = (float(_defined(value(means[None] * scale))[0]) for means in bootstrap.means(blocks, both))
     return PairedDifference(
         difference=point_a - point_b,
         low=interval.low,
         high=interval.high,
-        p_value=min(1.0, 2 * (tail + 1) / (n_resamples + 1)),
+        p_value=sign_p_value(a - b),
         n=bootstrap.n,
         level=level,
         n_resamples=n_resamples,
         seed=seed,
     )
+
+
+def sign_p_value(differences: Float64[np.ndarray, " r"]) -> float:
+    """Two-sided p-value of resampled differences: twice the smaller of the shares that are <= 0 and that are >= 0.
+
+    Counts and the number of resamples are raised by one, so it is never 0; at most 1.
+    """
+    tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
+    return min(1.0, 2 * (tail + 1) / (len(differences) + 1))
 
 
 def mean_rates(rows: Rows, *, groups: Integer[np.ndarray, " n"] | None = None) -> Float64[np.ndarray, " s"]:
@@ -196,43 +203,45 @@ class Bootstrap:
         Holds the rows of some `BLOCK` images at a time. Raises `UsageError` on integers too large to add exactly, on floats
         outside of [-1, 1], and on blocks that do not fit each other, `n` or `groups`.
         """
-        members = _tables_of_groups(groups, self.n)
-        weights = self._class_weights([groups[tables[0]] for tables in members])
+        groupings = _groupings(groups, self.n)
+        class_weights = self._class_weights([codes for _, codes in groupings])
         sums = [_Sum() for _ in groups]
-        reader = _Reader(blocks, len(groups), self.n)
+        reader = WholeRows(blocks, len(groups), self.n)
         draws = resampling_weights(self.n, self.n_resamples, self.seed)
-        for block, (rows, drawn) in enumerate(zip(_aligned(reader), draws, strict=True)):
-            for tables, of_class in zip(members, weights, strict=True):
-                if of_class is None:
+        for block, (rows, drawn) in enumerate(zip(aligned(reader, BLOCK), draws, strict=True)):
+            for (tables, _), weights in zip(groupings, class_weights, strict=True):
+                if weights is None:
                     _add_drawn([sums[table] for table in tables], drawn, [rows[table] for table in tables])
                 else:
-                    of_block = of_class.of_block(block, drawn)
+                    of_block = weights.of_block(block, drawn)
                     for table in tables:
                         _add_weighted(sums[table], of_block, rows[table])
-        totals = {
-            table: self.n if each is None else each.total[:, None]
-            for tables, each in zip(members, weights, strict=True)
-            for table in tables
-        }
-        return [np.asarray(each.value() / totals[table] * reader.units[table]) for table, each in enumerate(sums)]
+        rates = [total.value() * unit for total, unit in zip(sums, reader.units, strict=True)]
+        for (tables, _), weights in zip(groupings, class_weights, strict=True):
+            for table in tables:
+                rates[table] /= self.n if weights is None else weights.total[:, None]
+        return rates
 
     def means(
         self, blocks: Iterable[Sequence[RowBlock]], groups: Sequence[Integer[np.ndarray, " n"] | None]
     ) -> list[Float64[np.ndarray, " _"]]:
         """The rates (s_k,) of the images themselves; arguments and errors as of `rates`."""
-        _tables_of_groups(groups, self.n)
-        codes = [np.zeros(self.n, dtype=np.intp) if labels is None else _codes(labels) for labels in groups]
-        counts = [np.bincount(each) for each in codes]
-        sums = [np.zeros((len(count), 1)) for count in counts]
-        reader = _Reader(blocks, len(groups), self.n)
+        groupings = _groupings(groups, self.n)
+        counts = [np.array([self.n]) if codes is None else np.bincount(codes) for _, codes in groupings]
+        sums = [np.zeros((1, 1)) for _ in groups]
+        reader = WholeRows(blocks, len(groups), self.n)
         start = 0
         for rows in reader:
             stop = start + len(rows[0])
-            for index, (table, each) in enumerate(zip(rows, codes, strict=True)):
-                sums[index] = sums[index] + _class_sums(table, each[start:stop], len(counts[index]))
+            for (tables, codes), count in zip(groupings, counts, strict=True):
+                for table in tables:
+                    sums[table] = sums[table] + _class_sums(rows[table], None if codes is None else codes[start:stop], len(count))
             start = stop
-        means = [np.mean(total / count[:, None], axis=0) for total, count in zip(sums, counts, strict=True)]
-        return [np.asarray(mean * unit) for mean, unit in zip(means, reader.units, strict=True)]
+        means = [np.empty(0) for _ in groups]
+        for (tables, _), count in zip(groupings, counts, strict=True):
+            for table in tables:
+                means[table] = np.mean(sums[table] / count[:, None], axis=0) * reader.units[table]
+        return means
 
     def interval(self, values: Float64[np.ndarray, " r"]) -> Interval:
         """Percentile interval of a metric from its values in the resamples. Raises `DataError` where one is not finite."""
@@ -240,24 +249,23 @@ class Bootstrap:
         low, high = np.quantile(_defined(values), [tail, 1.0 - tail])
         return Interval(low=float(low), high=float(high), level=self.level, n_resamples=self.n_resamples, seed=self.seed)
 
-    def _class_weights(self, groups: Sequence[Integer[np.ndarray, " n"] | None]) -> list[_ClassWeights | None]:
+    def _class_weights(self, groupings: Sequence[_Codes | None]) -> list[_ClassWeights | None]:
         """What an image drawn weighs under each grouping; one pass over the draws where there is any."""
-        codes = [None if labels is None else _codes(labels) for labels in groups]
-        drawn = [np.zeros((self.n_resamples, 0 if each is None else each.max() + 1)) for each in codes]
-        if any(each is not None for each in codes):
+        drawn = [np.zeros((self.n_resamples, 0 if codes is None else codes.max() + 1)) for codes in groupings]
+        if any(codes is not None for codes in groupings):
             for block, weights in enumerate(resampling_weights(self.n, self.n_resamples, self.seed)):
-                for each, counts in zip(codes, drawn, strict=True):
-                    if each is not None:
-                        inside = each[block * BLOCK : (block + 1) * BLOCK]
+                for codes, counts in zip(groupings, drawn, strict=True):
+                    if codes is not None:
+                        of_block = codes[block * BLOCK : (block + 1) * BLOCK]
                         for row, images in enumerate(weights):
-                            counts[row] += np.bincount(inside, images, minlength=counts.shape[1])
-        return [None if each is None else _ClassWeights(each, counts) for each, counts in zip(codes, drawn, strict=True)]
+                            counts[row] += np.bincount(of_block, images, minlength=counts.shape[1])
+        return [None if codes is None else _ClassWeights(codes, counts) for codes, counts in zip(groupings, drawn, strict=True)]
 
 
 class _ClassWeights:
     """Weights that make every class of a resample count alike: whole numbers near 2^k / (images drawn of the class)."""
 
-    def __init__(self, codes: Integer[np.ndarray, " n"], drawn: Float64[np.ndarray, "r g"]) -> None:
+    def __init__(self, codes: _Codes, drawn: Float64[np.ndarray, "r g"]) -> None:
         self.codes = codes
         # Over all images drawn they add up to at most classes x 2^k, which with `_DIGIT` bits of the rows stays below 2^53.
         scale = 2.0 ** (53 - _DIGIT - drawn.shape[1].bit_length())
@@ -318,9 +326,9 @@ def _add_weighted(total: _Sum, weights: Float64[np.ndarray, "r b"], table: RowBl
         digit += 1
 
 
-def _class_sums(table: RowBlock, codes: Integer[np.ndarray, " m"], n_classes: int) -> Float64[np.ndarray, "g s"]:
-    """Sums of rows (whole numbers) over the images of each class."""
-    if n_classes == 1:
+def _class_sums(table: RowBlock, codes: _Codes | None, n_classes: int) -> Float64[np.ndarray, "g s"]:
+    """Sums of rows (whole numbers) over the images of each class, or (None) of all."""
+    if codes is None:
         return np.asarray(table.sum(axis=0, dtype=np.float64, keepdims=True))
     order = np.argsort(codes, kind="stable")
     present, starts = np.unique(codes[order], return_index=True)
@@ -329,97 +337,15 @@ def _class_sums(table: RowBlock, codes: Integer[np.ndarray, " m"], n_classes: in
     return sums
 
 
-def _codes(groups: Integer[np.ndarray, " n"]) -> Integer[np.ndarray, " n"]:
-    """Groups numbered from 0, without gaps."""
-    return np.unique(groups, return_inverse=True)[1].reshape(-1)
-
-
-def _tables_of_groups(groups: Sequence[Integer[np.ndarray, " n"] | None], n: int) -> list[list[int]]:
-    """Tables with the same array of groups, which share their weights."""
-    members: dict[int, list[int]] = {}
+def _groupings(groups: Sequence[Integer[np.ndarray, " n"] | None], n: int) -> list[tuple[list[int], _Codes | None]]:
+    """Tables that are given the same array of groups, and these groups numbered from 0."""
+    tables: dict[int, list[int]] = {}
     for table, labels in enumerate(groups):
         if labels is not None and np.shape(labels) != (n,):
             raise UsageError(f"groups of shape {np.shape(labels)} for {n} images; expected ({n},)")
-        members.setdefault(id(labels), []).append(table)
-    return list(members.values())
-
-
-class _Reader:
-    """The tables of all blocks that hold images, as whole numbers of `units`, once they fit each other and the number of images.
-
-    Booleans and integers are used as they are. Floats in [-1, 1] are rounded to units so small that the sum of n of them
-    stays just below 2^53, which float64 adds exactly in any order.
-    """
-
-    def __init__(self, blocks: Iterable[Sequence[RowBlock]], n_tables: int, n: int) -> None:
-        self.blocks, self.n = blocks, n
-        self.units = [1.0] * n_tables
-        self._kinds: list[tuple[np.dtype[Any], int]] = []
-
-    def __iter__(self) -> Iterator[list[RowBlock]]:
-        seen = 0
-        for pieces in self.blocks:
-            tables = [np.asarray(piece) for piece in pieces]
-            self._check(tables)
-            seen += len(tables[0])
-            if seen > self.n:
-                break
-            if len(tables[0]):
-                yield [self._whole(index, table) for index, table in enumerate(tables)]
-        if seen != self.n:
-            raise UsageError(f"blocks hold {'more' if seen > self.n else seen} images; expected {self.n}")
-
-    def _check(self, tables: Sequence[RowBlock]) -> None:
-        for table in tables:
-            if table.ndim != 2 or table.shape[1] == 0 or table.dtype.kind not in "buif":
-                raise UsageError(f"rows of shape {table.shape} and type {table.dtype}; expected one row of numbers for each image")
-        if len(tables) != len(self.units) or len({len(table) for table in tables}) != 1:
-            lengths = ", ".join(str(len(table)) for table in tables)
-            raise UsageError(f"a block with tables of {lengths or 'no'} rows; expected {len(self.units)} tables with a row for each image")
-        kinds = [(table.dtype, table.shape[1]) for table in tables]
-        self._kinds = self._kinds or kinds
-        if kinds != self._kinds:
-            raise UsageError(f"tables of types and columns {kinds} after {self._kinds}; expected the same in every block")
-
-    def _whole(self, index: int, rows: RowBlock) -> RowBlock:
-        if rows.dtype == np.bool_:
-            return rows.view(np.uint8)
-        low, high = float(rows.min()), float(rows.max())
-        if rows.dtype.kind == "f":
-            if not (low >= -1.0 and high <= 1.0):  # also for NaN
-                what = "NaN or Inf; leave out images for which the metric is undefined"
-                if np.isfinite([low, high]).all():
-                    what = f"floats from {low:g} to {high:g}; divide them by a constant that brings them into [-1, 1]"
-                raise UsageError(f"rows hold {what}")
-            self.units[index] = 2.0 ** (self.n.bit_length() - 53)
-            return np.asarray(np.rint(rows.astype(np.float64) / self.units[index]))
-        limit = 2.0**53 / self.n
-        if max(-low, high) >= limit:
-            raise UsageError(
-                f"rows hold counts up to {max(-low, high):g}, too large to add exactly over {self.n} images; the limit is {limit:g}"
-            )
-        return rows
-
-
-def _aligned(blocks: Iterable[list[RowBlock]]) -> Iterator[list[RowBlock]]:
-    """The same rows, `BLOCK` images at a time."""
-    held: list[list[RowBlock]] = []
-    size = 0
-    for tables in blocks:
-        start, length = 0, len(tables[0])
-        while start < length:
-            stop = min(length, start + BLOCK - size)
-            held.append([table[start:stop] for table in tables])
-            size, start = size + stop - start, stop
-            if size == BLOCK:
-                yield _joined(held)
-                held, size = [], 0
-    if held:
-        yield _joined(held)
-
-
-def _joined(parts: Sequence[Sequence[RowBlock]]) -> list[RowBlock]:
-    return [pieces[0] if len(pieces) == 1 else np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+        tables.setdefault(id(labels), []).append(table)
+    found = [(members, groups[members[0]]) for members in tables.values()]
+    return [(members, None if labels is None else np.unique(labels, return_inverse=True)[1].reshape(-1)) for members, labels in found]
 
 
 def _within_unit(*runs: Rows) -> tuple[list[list[Rows]], float]:

@@ -39,7 +39,7 @@ def histograms(
     if scores.dtype == np.uint8:
         _count_levels(scores.ravel(), is_object, ignored, level)
         np.add.at(pixel.T, binning.of_level, level.T)
-    elif not _count_scores(scores.ravel(), is_object, ignored, binning.edges, binning.of_cell, pixel, level):
+    elif not _count_scores(scores.ravel(), is_object, ignored, binning.edges, binning.of_cell, binning.steps, pixel, level):
         raise DataError(f"scores must lie in [0, 1], got {scores.min():g} to {scores.max():g}; normalise the map first")
     return pixel, level
 
@@ -51,6 +51,8 @@ class Binning:
     edges: Float64[np.ndarray, " edges"]
     of_level: Int64[np.ndarray, " 256"]
     of_cell: UInt32[np.ndarray, " cells"]
+    steps: int
+    """Most edges inside of one cell."""
 
     @property
     def n_bins(self) -> int:
@@ -64,7 +66,7 @@ def binning_of(taus: tuple[float, ...]) -> Binning:
     edges = np.array(([] if taus[0] == 0 else [0.0]) + [*taus, 1.0, 2.0, 3.0])
     of_cell = np.searchsorted(edges, np.arange(_CELLS + 1) / _CELLS, side="right") - 1
     of_level = np.searchsorted(edges, np.arange(LEVELS) / 255.0, side="right") - 1
-    return Binning(edges, of_level, of_cell.astype(np.uint32))
+    return Binning(edges, of_level, of_cell.astype(np.uint32), int(np.diff(of_cell).max()))
 
 
 # Indices are unsigned: a signed one costs a test for being negative at each look-up.
@@ -75,6 +77,7 @@ def _count_scores(
     ignored: Bool[np.ndarray, " i"],
     edges: Float64[np.ndarray, " e"],
     of_cell: UInt32[np.ndarray, " c"],
+    steps: int,
     pixel: Int64[np.ndarray, "2 bins"],
     level: Int64[np.ndarray, "2 256"],
 ) -> bool:
@@ -87,8 +90,8 @@ def _count_scores(
         if row and ignored.size and ignored[p]:
             continue
         bin_ = of_cell[np.uint32(score * _CELLS)]
-        while score >= edges[bin_ + np.uint32(1)]:
-            bin_ += np.uint32(1)
+        for _ in range(steps):  # a fixed number: a branch on the score would be mispredicted
+            bin_ += np.uint32(score >= edges[bin_ + np.uint32(1)])
         pixel[row, bin_] += 1
         level[row, np.uint32(score * 255.0)] += 1
     return True

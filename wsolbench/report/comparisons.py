@@ -1,0 +1,106 @@
+"""Comparisons as files and tables: what two groups of runs differ in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsolbench.compare import MetricDifference
+from wsolbench.exceptions import DataError
+from wsolbench.files import file_name, sha256_of_json, write_json
+from wsolbench.metrics.catalog import metric_title
+from wsolbench.records import RunRecord
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Group B minus group A on one data set under one protocol. A group is its method and the digests of its records."""
+
+    a: dict[str, Any]
+    b: dict[str, Any]
+    dataset: dict[str, Any]
+    protocol: str
+    differences: tuple[MetricDifference, ...]
+
+    @classmethod
+    def make(cls, a: Sequence[RunRecord], b: Sequence[RunRecord], differences: Sequence[MetricDifference]) -> Comparison:
+        """Of two groups of records on the same images."""
+        return cls(a=_group(a), b=_group(b), dataset=a[0].dataset, protocol=a[0].protocol.name, differences=tuple(differences))
+
+    def find(self, name: str) -> MetricDifference | None:
+        """The difference of a metric, or None."""
+        return next((difference for difference in self.differences if difference.name == name), None)
+
+    def write(self, folder: Path) -> Path:
+        """Write below `folder`, named by what is compared."""
+        values = {"schema": SCHEMA, **asdict(self)}
+        parts = [
+            self.a["name"],
+            "to",
+            self.b["name"],
+            self.a["backbone"],
+            self.dataset["split"],
+            self.protocol,
+            sha256_of_json([self.a, self.b])[:8],
+        ]
+        path = folder / file_name(self.dataset["name"]) / f"{'_'.join(file_name(part) for part in parts if part)}.json"
+        write_json(path, values)
+        return path
+
+
+def _group(records: Sequence[RunRecord]) -> dict[str, Any]:
+    method = records[0].method
+    return {
+        "name": method["name"],
+        "backbone": method.get("backbone"),
+        "config": method.get("config"),
+        "post": method.get("post"),
+        "seeds": [record.method.get("training", {}).get("seed") for record in records],
+        "records": [record.digest for record in records],
+    }
+
+
+def read_comparison(path: Path) -> Comparison:
+    """Read what `Comparison.write` wrote. Raises `DataError` naming the file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.pop("schema") != SCHEMA:
+            raise DataError(f"{path} is of another schema; this version reads schema {SCHEMA}")
+        rows = [{**row, "per_pair": None if row["per_pair"] is None else tuple(row["per_pair"])} for row in values.pop("differences")]
+        return Comparison(**values, differences=tuple(MetricDifference(**row) for row in rows))
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} is not a comparison: {error}") from error
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The differences in percentage points (Peak-T: levels), for the terminal."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{comparison.b['name']} minus {comparison.a['name']} on {comparison.dataset['name']}/{comparison.dataset['split']}",
+    )
+    for name in ("metric", "A", "B", "B - A", "95 % interval", "p", "per run"):
+        table.add_column(name, justify="left" if name == "metric" else "right")
+    for row in comparison.differences:
+        scale = 1.0 if row.name == "peak_t" else 100.0
+        per_pair = "" if row.per_pair is None or len(row.per_pair) < 2 else ", ".join(f"{scale * value:+.1f}" for value in row.per_pair)
+        table.add_row(
+            metric_title(row.name),
+            f"{scale * row.a:.1f}",
+            f"{scale * row.b:.1f}",
+            f"{scale * row.difference:+.1f}",
+            f"[{scale * row.low:+.1f}, {scale * row.high:+.1f}]",
+            f"{row.p_value:.3f}",
+            per_pair,
+        )
+    return table
