@@ -14,10 +14,13 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from reference_models.parallel import add_up
 from reference_models.recipes import Recipe
+from wsolbench.distributed import World
 from wsolbench.images import resized, training_view
 from wsolbench.methods import InputSpec
 from wsolbench.progress import track
+from wsolbench.sources import normalized
 from wsolbench.types import Dataset
 
 CACHE_BYTES = 1 << 30
@@ -45,17 +48,12 @@ class ImageReader:
         side: images are resized to side x side.
         workers: threads that read; 0: the calling thread does.
         cache_bytes: the split is kept in memory when it needs at most this.
+        here: this process among those that read the same split for the same training: each reads a part of what is kept.
     """
 
-    def __init__(self, dataset: Dataset, side: int, *, workers: int = 2, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, dataset: Dataset, side: int, *, workers: int = 2, cache_bytes: int = CACHE_BYTES, here: World | None = None) -> None:
         self.dataset, self.side, self.workers = dataset, side, workers
-        self._kept: Squares | None = None
-        if len(dataset) * side * side * 3 <= cache_bytes:
-            kept = np.empty((len(dataset), side, side, 3), dtype=np.uint8)
-            images = in_order(range(len(dataset)), self._read, workers=workers, ahead=AHEAD)
-            for index, image in enumerate(track(images, f"reading {dataset.name} {dataset.split}", total=len(dataset))):
-                kept[index] = image
-            self._kept = kept
+        self._kept = self._all(here or World()) if len(dataset) * side * side * 3 <= cache_bytes else None
 
     def squares(self, batches: Sequence[Int[np.ndarray, " _"]]) -> Iterator[Squares]:
         """The resized images of each batch."""
@@ -86,6 +84,17 @@ class ImageReader:
         for items in jobs:
             yield np.stack([next(images) for _ in items])
 
+    def _all(self, here: World) -> Squares:
+        kept = np.zeros((len(self.dataset), self.side, self.side, 3), dtype=np.uint8)
+        mine = range(here.rank, len(kept), here.size)
+        images = in_order(mine, self._read, workers=self.workers, ahead=AHEAD)
+        with track(description=f"reading {self.dataset.name} {self.dataset.split}", total=len(kept)) as bar:
+            for index, image in zip(mine, images, strict=True):
+                kept[index] = image
+                bar.advance(min(here.size, len(kept) - index))
+        add_up(torch.from_numpy(kept), here)  # every image is 0 but in the process that has read it
+        return kept
+
     def _square(self, index: int) -> Square:
         return self._read(index) if self._kept is None else self._kept[index]
 
@@ -115,9 +124,4 @@ def in_order(items: Iterable[A], work: Callable[[A], R], *, workers: int, ahead:
 def to_device(squares: Squares, spec: InputSpec, device: torch.device) -> Tensor:
     """(B, S, S, 3) uint8 -> (B, 3, S, S) float32 on the device, normalised, channels last in memory."""
     pixels = torch.from_numpy(np.ascontiguousarray(squares))
-    if device.type == "cuda":
-        pixels = pixels.pin_memory()
-    pixels = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
-    mean = torch.tensor(spec.mean, device=device)[:, None, None]
-    std = torch.tensor(spec.std, device=device)[:, None, None]
-    return (pixels - mean) / std
+    return normalized(pixels.pin_memory() if device.type == "cuda" else pixels, spec, device)

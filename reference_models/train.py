@@ -2,16 +2,16 @@
 
 The state after each epoch (weights, optimiser, log) is written atomically. All randomness of an epoch is seeded by
 (seed, epoch) when it starts, so a run that goes on after a kill draws what an unbroken run would have drawn.
+
+Under torchrun each process takes its share of every batch (`parallel.py`), and draws by (seed, epoch, rank); steps, schedule and
+augmentation are those of one process. The first process alone writes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,13 @@ from reference_models.base import Batch, Localizer
 from reference_models.checkpoint import read_header, save_checkpoint
 from reference_models.config import parse_settings, split_settings, to_json
 from reference_models.data import ImageReader, to_device
+from reference_models.parallel import make_equal, one_step, share_of, with_synchronised_batch_norm
 from reference_models.recipes import Recipe
+from reference_models.run_folder import locked_run, must_be_same, write_log
 from reference_models.weights import IMAGENET, NONE
+from wsolbench.distributed import World, connected, gathered
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.files import atomic_path, canonical_json, make_folder, sha256_of_file, write_text
+from wsolbench.files import atomic_path, canonical_json, sha256_of_file
 from wsolbench.methods import TrainRequest
 from wsolbench.progress import Progress, track
 from wsolbench.sources import pick_device
@@ -49,6 +52,8 @@ class Run:
     recipe: Recipe
     facts: dict[str, Any]
     """All that the result depends on; equal facts give equal weights."""
+    here: World
+    """This process among those that train the model."""
     epoch: int = 0
     """Epochs that are complete."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -74,29 +79,35 @@ def fit(method: type[Localizer], request: TrainRequest) -> Path:
     Raises `UsageError` when the folder holds another run, on options that mean nothing, and when the loss is no longer
     finite; `DataError` on labels outside the classes and on images that cannot be read.
     """
-    _check(request.train)
-    if request.val is not None:
-        _check(request.val, request.train)
-    recipe = _recipe(method, request)
-    facts = _run_facts(method, request, recipe)
-    with _locked(make_folder(request.out)):
-        if _finished(request.out, facts):
-            (request.out / STATE).unlink(missing_ok=True)
+    with connected() as here, contextlib.ExitStack() as stack:
+        _check(request.train)
+        if request.val is not None:
+            _check(request.val, request.train)
+        recipe = _recipe(method, request)
+        facts = _run_facts(method, request, recipe)
+        if here.is_first:
+            stack.enter_context(locked_run(request.out))
+        if gathered(here.is_first and _finished(request.out, facts))[0]:
+            if here.is_first:
+                (request.out / STATE).unlink(missing_ok=True)
             return request.out / LAST
         device = pick_device(request.device)
-        cuda = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            _train(_start(method, request, recipe, facts, device), request)
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True))
+        _train(_start(method, request, recipe, facts, device, here), request)
     return request.out / LAST
 
 
 def _train(run: Run, request: TrainRequest) -> None:
     """The epochs that are left."""
-    size, epochs = run.model.input_spec.size, run.recipe.epochs
-    reader = ImageReader(request.train, max(size, round(size * run.recipe.resize)), workers=request.workers)
-    val_reader = None if request.val is None else ImageReader(request.val, size, workers=request.workers)
+    size, epochs, here = run.model.input_spec.size, run.recipe.epochs, run.here
+    reader = ImageReader(request.train, max(size, round(size * run.recipe.resize)), workers=request.workers, here=here)
+    val_reader = None if request.val is None else ImageReader(request.val, size, workers=request.workers, here=here)
     labels = np.array([sample.label for sample in request.train.samples], dtype=np.int64)
     run.model.before_training(request.train)
+    make_equal([*run.model.parameters(), *run.model.buffers()], here)
     total = len(labels) * epochs
     with track(description=f"training {run.model.method_name}", total=total, done=len(labels) * run.epoch) as bar:
         while run.epoch < epochs:
@@ -109,30 +120,37 @@ def _train(run: Run, request: TrainRequest) -> None:
             run.history.append(
                 {"epoch": run.epoch, **row, "val_accuracy": accuracy, "images_per_second": len(labels) / seconds, "seconds": seconds}
             )
+            if not here.is_first:
+                continue
             if accuracy is not None and (best is None or accuracy > best):
                 _save(run, request.out / BEST)
             if run.epoch < epochs:
                 _save_state(run, request.out / STATE)
-            _write_log(run.history, request.out / LOG)
-    _save(run, request.out / LAST)
-    (request.out / STATE).unlink(missing_ok=True)
+            write_log(run.history, request.out / LOG)
+    if here.is_first:
+        _save(run, request.out / LAST)
+        (request.out / STATE).unlink(missing_ok=True)
 
 
 def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Progress) -> dict[str, float]:
     """One pass over the data: the mean of each term of the loss, their sum, and the last learning rate."""
-    model, recipe, device = run.model, run.recipe, run.device
-    torch.manual_seed(_mixed(seed, run.epoch, 0))  # dropout and the like
-    generator = torch.Generator(device=device).manual_seed(_mixed(seed, run.epoch, 1))
+    model, recipe, device, here = run.model, run.recipe, run.device, run.here
+    rank = (here.rank,) if here.size > 1 else ()
+    torch.manual_seed(_mixed(seed, run.epoch, 0))
     model.train()
     model.on_epoch(run.epoch, recipe.epochs)
+    if rank:  # all have drawn the same until here
+        torch.manual_seed(_mixed(seed, run.epoch, 0, *rank))  # dropout and the like
+    generator = torch.Generator(device=device).manual_seed(_mixed(seed, run.epoch, 1, *rank))
     batches = model.batches(labels, recipe.batch_size, np.random.default_rng((seed, run.epoch)))
+    shares = [share_of(batch, here) for batch in batches]
     sums: dict[str, Tensor] = {}
     seen = 0
-    views = reader.views(batches, model.input_spec.size, recipe, seed=seed, epoch=run.epoch)
-    for number, (indices, squares) in enumerate(zip(batches, views, strict=True)):
-        progress = (run.epoch + (number + 0.5) / len(batches)) / recipe.epochs
+    views = reader.views([indices for indices, _ in shares], model.input_spec.size, recipe, seed=seed, epoch=run.epoch)
+    for number, (whole, (indices, weight), squares) in enumerate(zip(batches, shares, views, strict=True)):
+        done = (run.epoch + (number + 0.5) / len(batches)) / recipe.epochs
         for group in run.optimizer.param_groups:
-            group["lr"] = recipe.lr * group["factor"] * model.lr_factor(recipe, progress)
+            group["lr"] = recipe.lr * group["factor"] * model.lr_factor(recipe, done)
         batch = Batch(
             images=to_device(squares, model.input_spec, device),
             labels=torch.from_numpy(labels[indices]).to(device),
@@ -142,24 +160,26 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
             step=run.epoch * len(batches) + number,
             generator=generator,
         )
-        terms = _step(run, batch)
-        for name, term in terms.items():
-            sums[name] = sums.get(name, torch.zeros((), device=device)) + term * len(indices)
-        seen += len(indices)
+        for name, term in _step(run, batch, weight).items():
+            sums[name] = sums.get(name, torch.zeros((), device=device)) + term * (weight * len(whole))
+        seen += len(whole)
         if number % LOOK_EVERY == 0 or number + 1 == len(batches):
-            means = {name: float(value) / seen for name, value in sums.items()}
+            everywhere = gathered({name: float(value) for name, value in sums.items()})
+            means = {name: sum(part[name] for part in everywhere) / seen for name in sums}
             _must_be_finite(means, run, number)
-        bar.advance(len(indices), f"epoch {run.epoch + 1}/{recipe.epochs}, loss {sum(means.values()):.3f}")
-    return {"train_loss": sum(means.values()), **means, "lr": recipe.lr * model.lr_factor(recipe, progress)}
+        bar.advance(len(whole), f"epoch {run.epoch + 1}/{recipe.epochs}, loss {sum(means.values()):.3f}")
+    return {"train_loss": sum(means.values()), **means, "lr": recipe.lr * model.lr_factor(recipe, done)}
 
 
-def _step(run: Run, batch: Batch) -> dict[str, Tensor]:
-    """One update of the parameters; the terms of the loss."""
+def _step(run: Run, batch: Batch, weight: float) -> dict[str, Tensor]:
+    """One update of the parameters; the terms of the loss. `weight` is this batch's part of the mean over all processes."""
     run.optimizer.zero_grad(set_to_none=True)
-    with _autocast(run.device):
-        terms = run.model.loss(batch)
-    total = torch.stack([term.float() for term in terms.values()]).sum()
-    run.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+    with one_step(run.model, weight, run.here):
+        with _autocast(run.device):
+            terms = run.model.loss(batch)
+        total = torch.stack([term.float() for term in terms.values()]).sum()
+        # Scaled gradients are summed before the scaler looks at them: it finds the same in all processes.
+        run.scaler.scale(total * weight).backward()  # type: ignore[no-untyped-call]
     if run.recipe.clip_norm > 0:
         run.scaler.unscale_(run.optimizer)
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
@@ -172,17 +192,20 @@ def _step(run: Run, batch: Batch) -> dict[str, Tensor]:
 def _accuracy(run: Run, reader: ImageReader, val: Dataset) -> float | None:
     """Part of the validation images whose class is predicted right; None for a method that does not classify."""
     run.model.eval()
-    order = np.arange(len(val))
+    order, here = np.arange(len(val)), run.here
     batches = [order[start : start + 2 * run.recipe.batch_size] for start in range(0, len(order), 2 * run.recipe.batch_size)]
+    batches = batches[here.rank :: here.size]
     labels = torch.tensor([sample.label for sample in val.samples], device=run.device)
-    right = torch.zeros((), dtype=torch.int64, device=run.device)
+    right, classifies = torch.zeros((), dtype=torch.int64, device=run.device), True
     for indices, squares in zip(batches, reader.squares(batches), strict=True):
         with _autocast(run.device):
             logits = run.model.localize(to_device(squares, run.model.input_spec, run.device)).logits
         if logits is None:
-            return None
+            classifies = False
+            break
         right += (logits.argmax(dim=1) == labels[torch.from_numpy(indices).to(run.device)]).sum()
-    return int(right) / len(val)
+    counts, classify = zip(*gathered((int(right), classifies)), strict=True)
+    return sum(counts) / len(val) if all(classify) else None
 
 
 # --- what a run is, and where it is -----------------------------------------------------------------------------------
@@ -232,8 +255,10 @@ def _save(run: Run, path: Path) -> None:
     save_checkpoint(path, run.model, training, {"device": name, "seconds": round(sum(row["seconds"] for row in run.history), 1)})
 
 
-def _start(method: type[Localizer], request: TrainRequest, recipe: Recipe, facts: dict[str, Any], device: torch.device) -> Run:
-    """A new run, or the one that the folder's state holds."""
+def _start(method: type[Localizer], request: TrainRequest, recipe: Recipe, facts: dict[str, Any], device: torch.device, here: World) -> Run:
+    """A new run, or the one that the folder's state holds; where there are several processes, the same in all."""
+    if here.size > 1:
+        facts = {**facts, "processes": here.size}
     torch.manual_seed(_mixed(request.seed))
     model = method.create(
         backbone=request.backbone,
@@ -244,15 +269,20 @@ def _start(method: type[Localizer], request: TrainRequest, recipe: Recipe, facts
     )
     model.class_names = request.train.class_names
     model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device.type == "cuda" and here.size > 1:
+        model = with_synchronised_batch_norm(model)
     half = device.type == "cuda" and _half(device) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=half)
-    run = Run(model=model, optimizer=_optimizer(model, recipe), scaler=scaler, device=device, recipe=recipe, facts=facts)
-    for leftover in request.out.glob(".*-*.*"):  # a kill can leave the temporary file of an atomic write
-        if leftover.name.startswith((".state-", ".last-", ".best-", ".log-")):
-            leftover.unlink(missing_ok=True)
+    run = Run(model=model, optimizer=_optimizer(model, recipe), scaler=scaler, device=device, recipe=recipe, facts=facts, here=here)
     state = request.out / STATE
     if state.exists():
         _load_state(run, state)
+    starts = gathered((device.type, run.epoch))
+    if len(set(starts)) > 1:
+        raise UsageError(
+            f"the processes start with different devices or epochs: {', '.join(f'{kind} after {epoch}' for kind, epoch in starts)}; "
+            f"expected one kind of device, and {request.out} on a file system that all of them see"
+        )
     return run
 
 
@@ -287,7 +317,7 @@ def _load_state(run: Run, path: Path) -> None:
         raise DataError(
             f"the state of the interrupted run, {path}, is broken; delete it to start again ({type(error).__name__})"
         ) from error
-    _must_be_same(facts, run.facts, path)
+    must_be_same({"processes": 1, **facts}, {"processes": 1, **run.facts}, path)
     run.model.load_state_dict(state["model"], strict=True)
     run.optimizer.load_state_dict(state["optimizer"])
     run.scaler.load_state_dict(state["scaler"])
@@ -299,50 +329,8 @@ def _finished(out: Path, facts: dict[str, Any]) -> bool:
     if not (out / LAST).exists():
         return False
     training = read_header(out / LAST)["training"]
-    _must_be_same({name: training.get(name) for name in facts}, facts, out / LAST)
+    must_be_same({name: training.get(name) for name in facts}, facts, out / LAST)
     return bool(training["epoch"] == facts["recipe"]["epochs"])
-
-
-def _must_be_same(there: dict[str, Any], asked: dict[str, Any], path: Path) -> None:
-    asked = json.loads(canonical_json(asked))
-    if there == asked:
-        return
-    differences = []
-    for name in sorted(asked):
-        old, new = there.get(name), asked[name]
-        if isinstance(old, dict) and isinstance(new, dict):
-            differences += [
-                f"{name}.{key} is {old.get(key)!r} there and {new[key]!r} here" for key in sorted(new) if old.get(key) != new[key]
-            ]
-        elif old != new:
-            differences.append(f"{name} is {old!r} there and {new!r} here")
-    raise UsageError(f"{path} belongs to another run: {'; '.join(differences[:3])}. Choose another folder with --out, or delete that one.")
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Refuse a second process in the same run folder."""
-    import fcntl
-
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"another process is training in {folder}; wait for it, or choose another --out") from error
-        yield
-
-
-def _write_log(history: list[dict[str, Any]], path: Path) -> None:
-    names = {name: None for row in history for name in row}
-    first, last = ["epoch", "train_loss"], ["lr", "val_accuracy", "images_per_second", "seconds"]
-    columns = [*first, *(name for name in names if name not in {*first, *last}), *last]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in history:
-        values = [row.get(name) for name in columns]
-        writer.writerow(["" if value is None else f"{value:.6g}" if isinstance(value, float) else value for value in values])
-    write_text(path, text.getvalue())
 
 
 # --- small checks and numbers ------------------------------------------------------------------------------------------

@@ -12,12 +12,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from wsolbench.exceptions import UsageError, WsolbenchError
-
-if TYPE_CHECKING:
-    import torch
 
 T = TypeVar("T")
 
@@ -59,11 +56,11 @@ def world() -> World:
 
 
 @contextlib.contextmanager
-def connected(device: torch.device | None = None) -> Iterator[World]:
+def connected() -> Iterator[World]:
     """This process among the others, with a process group while the block runs; no process leaves the block before the last one.
 
-    The group is gloo for what is on the CPU, and nccl for what is on a GPU where there are some (not with a `device` that is
-    the CPU). A group that is there already is used and left. One process needs none, and torch is not imported.
+    The group is gloo for what is on the CPU, and nccl for what is on a GPU where there are some. A group that is there already
+    is used and left. One process needs none, and torch is not imported.
 
     What a process raises within the block ends the block in all. A `WsolbenchError` of any process is raised by the first one
     alone (its own, else that of the lowest rank), the others leave with `SystemExit(2)`: the message appears once. Another
@@ -82,13 +79,10 @@ def connected(device: torch.device | None = None) -> Iterator[World]:
         yield here
         barrier()
         return
-    on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"the {here.size} processes do not find each other; start them with torchrun ({_line(error)})") from error
-    # After a failure the group is left as it is: the process ends, and to take leave of the others could mean to wait for a
-    # kernel that waits for the process that failed.
     try:
         yield here
         barrier()
@@ -105,7 +99,8 @@ def connected(device: torch.device | None = None) -> Iterator[World]:
     except Exception as error:
         _tell(UsageError(f"process {here.rank} of {here.size} failed with {type(error).__name__}: {_line(error)}"))
         raise
-    dist.destroy_process_group()
+    finally:
+        dist.destroy_process_group()
 
 
 def gathered(value: T) -> list[T]:
@@ -129,6 +124,17 @@ def gathered(value: T) -> list[T]:
 def barrier() -> None:
     """Wait until all processes are here; nothing when there is no process group. A meeting, as `gathered`."""
     gathered(None)
+
+
+@contextlib.contextmanager
+def collective() -> Iterator[None]:
+    """Around a collective of torch: a connection that breaks becomes the `UsageError` of `connected`."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise _LostError(
+            f"a process has ended without a word, or did not answer within {TIMEOUT}; run the same command again to go on ({_line(error)})"
+        ) from error
 
 
 # --- failing together --------------------------------------------------------------------------------------------------
@@ -158,12 +164,8 @@ def _exchanged(item: Any) -> list[Any]:
     import torch.distributed as dist
 
     found: list[Any] = [None] * dist.get_world_size()
-    try:
+    with collective():
         dist.all_gather_object(found, item)
-    except RuntimeError as error:
-        raise _LostError(
-            f"a process has ended without a word, or did not answer within {TIMEOUT}; run the same command again to go on ({_line(error)})"
-        ) from error
     return found
 
 

@@ -5,12 +5,15 @@ Everything goes to stderr, so that the output of a command can be piped. A job o
 
 from __future__ import annotations
 
+import io
 import operator
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO, TypeVar, overload
+
+from wsolbench.distributed import world
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -85,14 +88,16 @@ def track(
         total: how many units there are; None: `len(iterable)` where it has one, else unknown.
         unit: what is counted, plural.
         done: units that an earlier run has done; they do not count for the rate.
-        stream: where to write; stderr by default.
+        stream: where to write; stderr by default, and nowhere in all but the first of several processes that torchrun started.
 
     >>> [square for square in track((n * n for n in range(4)), "squaring", total=4, unit="numbers")]
     [0, 1, 4, 9]
     """
     if total is None and iterable is not None:
         total = operator.length_hint(iterable) or None
-    progress = Progress(description, total, unit, done, stream or sys.stderr)
+    if stream is None:
+        stream = sys.stderr if world().is_first else io.StringIO()
+    progress = Progress(description, total, unit, done, stream)
     return progress if iterable is None else _tracked(iterable, progress)
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from wsolbench.distributed import world
 from wsolbench.evaluate import RANKS, SourceOutput, view
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.images import ten_crops, to_view
 from wsolbench.maps import MapFolder
-from wsolbench.methods import InputSpec, Method
+from wsolbench.methods import InputSpec, Method, PostProcess
 from wsolbench.protocol import EvalProtocol
 from wsolbench.types import Dataset, Sample, ScoreMap
 
@@ -69,19 +70,28 @@ class FolderSource:
 
 
 class ModelSource:
-    """Maps and labels from a trained method.
+    """Maps and labels from a trained method; the maps are those of `post` where one is given.
 
     Raises `UsageError` for a device that is not there, and `DataError` when the model knows another number of classes
     than the data set.
     """
 
-    def __init__(self, method: Method, protocol: EvalProtocol, *, num_classes: int, device: str = "auto", batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        method: Method,
+        protocol: EvalProtocol,
+        *,
+        num_classes: int,
+        device: str = "auto",
+        batch_size: int = 32,
+        post: PostProcess | None = None,
+    ) -> None:
         if method.num_classes != num_classes:
             raise DataError(
                 f"the checkpoint of {method.method_name!r} has {method.num_classes} classes, the data set has {num_classes}; "
                 "evaluate it on the data set that it was trained on"
             )
-        self.method, self.protocol, self.batch_size = method, protocol, batch_size
+        self.method, self.protocol, self.batch_size, self.post = method, protocol, batch_size, post
         self.device = pick_device(device)
         if hasattr(method, "to"):
             method.to(self.device)
@@ -124,7 +134,8 @@ class ModelSource:
         labels = torch.tensor([sample.label for sample in samples], device=self.device)
         labels = torch.cat([labels, labels[-1:].expand(len(images) - len(samples))])[:, None]
         result = self.method.localize(images)
-        score_maps = result.score_maps(labels)[: len(samples), 0]
+        all_maps = result.score_maps(labels) if self.post is None else self.post.maps(result, labels)
+        score_maps = all_maps[: len(samples), 0]
         with torch.no_grad():
             scores = result.logits
             if scores is not None and self.protocol.classifier == "ten_crop":
@@ -137,7 +148,7 @@ class ModelSource:
         return SourceOutput(maps=list(score_maps.detach().float().cpu().numpy()), ranked=ranked)
 
     def _input(self, pixels: torch.Tensor) -> torch.Tensor:
-        return to_device(pixels, self.method.input_spec, self.device).contiguous()
+        return normalized(pixels, self.method.input_spec, self.device).contiguous()
 
     def _ten_crop_scores(self, crops: torch.Tensor) -> torch.Tensor:
         logits = self.method.localize(self._input(crops.flatten(0, 1))).logits
@@ -146,8 +157,10 @@ class ModelSource:
         return shares.reshape(len(crops), 10, -1).mean(dim=1)
 
     def describe(self) -> dict[str, Any]:
-        """Name and description of the method."""
-        return {**self.method.describe(), "name": self.method.method_name}
+        """Name and description of the method, and of the post-process."""
+        if self.post is None:
+            return {**self.method.describe(), "name": self.method.method_name}
+        return {**self.method.describe(), "name": f"{self.method.method_name}+{self.post.method_name}", "post": self.post.describe()}
 
     def provenance(self) -> dict[str, Any]:
         """Device and the versions that matter to a network."""
@@ -157,7 +170,7 @@ class ModelSource:
         return {"device": name, "packages": ("torch", "torchvision", "timm")}
 
 
-def to_device(pixels: torch.Tensor, spec: InputSpec, device: torch.device) -> torch.Tensor:
+def normalized(pixels: torch.Tensor, spec: InputSpec, device: torch.device) -> torch.Tensor:
     """(B, S, S, 3) uint8 -> (B, 3, S, S) float32 on the device, normalised, channels last in memory."""
     import torch
 
@@ -167,15 +180,22 @@ def to_device(pixels: torch.Tensor, spec: InputSpec, device: torch.device) -> to
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU. Raises `UsageError` for a device that is not there."""
+    """`auto` is CUDA where there is one, else the CPU; of several processes of torchrun each gets the GPU of its LOCAL_RANK.
+
+    Raises `UsageError` for a device that is not there.
+    """
     import torch
 
+    here = world()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from error
+    if device == torch.device("cuda") and here.size > 1:
+        device = torch.device("cuda", here.local_rank)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise UsageError(f"device {name!r} is not available: torch finds {torch.cuda.device_count()} CUDA devices. Use --device cpu.")
+        way_out = "Use --device cpu." if here.size == 1 else "Use --device cpu, or start one process for each GPU of a machine."
+        raise UsageError(f"device {str(device)!r} is not available: torch finds {torch.cuda.device_count()} CUDA devices. {way_out}")
     return device

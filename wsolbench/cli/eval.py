@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +56,23 @@ def command(
     from wsolbench.exceptions import UsageError
     from wsolbench.maps import MapFolder
     from wsolbench.methods import load_method
-    from wsolbench.sources import ModelSource, pick_device
+    from wsolbench.sources import ModelSource
 
-    conventions = scoring.conventions()
-    if checkpoint is not None and train_first:
-        raise UsageError("--checkpoint and --train exclude each other: a checkpoint is trained already")
-    names = model["method"].split(",")
-    if checkpoint is not None and len(names) > 1:
-        raise UsageError("--checkpoint is of one method; leave it out to evaluate the run folders of several")
-    methods = {name: load_method(name) for name in names}
-    posts = _posts(post, post_set)
-    scored = data.open(scoring.split)
-    val = data.open_val() if scoring.transfer and scoring.split != "val" else None
-    scoring.make_folders(save_maps)
-    batch_size = model["batch_size"] or 32
-    with connected(pick_device(model["device"])) as world:
+    with connected() as world:
+        conventions = scoring.conventions()
+        if checkpoint is not None and train_first:
+            raise UsageError("--checkpoint and --train exclude each other: a checkpoint is trained already")
+        names = model["method"].split(",")
+        if checkpoint is not None and len(names) > 1:
+            raise UsageError("--checkpoint is of one method; leave it out to evaluate the run folders of several")
+        methods = {name: load_method(name) for name in names}
+        posts = _posts(post, post_set)
+        scored = data.open(scoring.split)
+        val = data.open_val() if scoring.transfer and scoring.split != "val" else None
+        scoring.make_folders(save_maps)
+        options = RunOptions(
+            batch_size=model["batch_size"] or 32, workers=model["workers"], work=scoring.out / ".work", resamples=scoring.resamples
+        )
         for name, method in methods.items():
             settings = {**model, "method": name}
             path = checkpoint
@@ -81,16 +84,15 @@ def command(
             for post_name, made in posts.items():
                 own = _own_folder(name, post_name) if len(methods) * len(posts) > 1 else Path()
                 source = ModelSource(
-                    localizer, conventions, num_classes=len(scored.class_names), device=model["device"], batch_size=batch_size, post=made
+                    localizer,
+                    conventions,
+                    num_classes=len(scored.class_names),
+                    device=model["device"],
+                    batch_size=options.batch_size,
+                    post=made,
                 )
-                options = RunOptions(
-                    batch_size=batch_size,
-                    workers=model["workers"],
-                    work=scoring.out / ".work",
-                    save_maps=None if save_maps is None else MapFolder(save_maps / own),
-                    resamples=scoring.resamples,
-                )
-                evaluate_and_report(scored, source, scoring.within(own), options, val=val, world=world)
+                maps = None if save_maps is None else MapFolder(save_maps / own)
+                evaluate_and_report(scored, source, scoring.within(own), replace(options, save_maps=maps), val=val, world=world)
 
 
 def _own_folder(method: str, post: str) -> Path:
