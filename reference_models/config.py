@@ -85,8 +85,14 @@ def _parse(hint: Any, text: str) -> Any:
     if origin in (Union, types.UnionType):
         if text.lower() == "none" and type(None) in arguments:
             return None
-        (inner,) = [argument for argument in arguments if argument is not type(None)]
-        return _parse(inner, text)
+        expected = []
+        for inner in arguments:
+            if inner is not type(None):
+                try:
+                    return _parse(inner, text)
+                except ValueError as error:
+                    expected.append(str(error))
+        raise ValueError(" or ".join(expected))
     if origin is tuple:
         return tuple(_parse(arguments[0], part.strip()) for part in text.strip("()").split(",") if part.strip())
     if hint is bool:

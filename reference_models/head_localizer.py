@@ -31,7 +31,7 @@ class HeadConfig(MethodConfig):
 
 
 class HeadLocalizer(Localizer):
-    """A CAM network; a method changes `edit` (features between two steps of the backbone) or `loss`."""
+    """A CAM network; a method changes `loss`: the images, the features between two steps of the backbone, a further term."""
 
     Config = HeadConfig
     config: HeadConfig
@@ -41,13 +41,9 @@ class HeadLocalizer(Localizer):
         self.head = make_head(config.head, backbone, num_classes, width=config.width, dropout=config.dropout)
         self.ready = isinstance(self.head, FcHead) and self.head.pretrained
 
-    def edit(self, step: str, features: Tensor) -> Tensor:  # noqa: ARG002 - for methods that insert layers
-        """What the step after `step` gets of its output."""
-        return features
-
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
         """Logits, and the map of any class from the same pass."""
-        stages = self.backbone.stages(images, edit=self.edit)
+        stages = self.backbone.stages(images)
         head = self.head(next(reversed(stages.values())))
         return ForwardPass(logits=head.logits, maps_of=head.maps_of, stages=stages, penultimate=head.penultimate)
 

@@ -96,7 +96,10 @@ class ConvHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> HeadOutput:
         """Logits and maps of (B, C_in, h, w) features."""
-        f = self.trunk(features)
+        return self.classify(self.trunk(features))
+
+    def classify(self, f: Float[Tensor, "b d h w"]) -> HeadOutput:
+        """The same of the trunk's output, for methods that change it."""
         maps = self.classifier(f)  # (B, C, h, w), bias included
         logits = maps.mean(dim=(2, 3))
         return HeadOutput(logits, f, lambda class_ids: pick_maps(maps, class_ids))
