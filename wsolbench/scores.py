@@ -19,9 +19,9 @@ from wsolbench.exceptions import DataError
 from wsolbench.files import atomic_path
 from wsolbench.maps import frame_boxes, frame_size, to_frame
 from wsolbench.metrics.errors import error_codes
+from wsolbench.metrics.histograms import histograms
 from wsolbench.metrics.masks import resize_mask
-from wsolbench.metrics.peak_iou import level_histogram
-from wsolbench.metrics.pxap import number_of_bins, pixel_histogram
+from wsolbench.metrics.pxap import number_of_bins
 from wsolbench.metrics.sweep import sweep
 from wsolbench.protocol import EvalProtocol, crop_start
 from wsolbench.types import Sample, ScoreMap
@@ -130,8 +130,7 @@ def score_image(sample: Sample, raw_map: ScoreMap, ranked: Sequence[int], protoc
         size = frame_size(sample.size, protocol)
         framed = _frame_mask(mask, size, protocol)
         framed_ignore = None if ignore is None else _frame_mask(ignore, size, protocol) & ~framed
-        pixels = pixel_histogram(unit_map, framed, framed_ignore, protocol).astype(np.int32)
-        levels = level_histogram(unit_map, framed, framed_ignore).astype(np.int32)
+        pixels, levels = (counts.astype(np.int32) for counts in histograms(unit_map, framed, framed_ignore, protocol))
     return ImageScores(
         ids=np.array([sample.id]),
         labels=np.array([sample.label], dtype=np.int64),
