@@ -48,6 +48,7 @@ from torch import Tensor
 from reference_models.backbone import Backbone
 from reference_models.base import Batch
 from reference_models.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.layers.attention import attention, kept
 from reference_models.layers.heads import ConvHead, cross_entropy
 from wsolbench.exceptions import UsageError
 
@@ -86,19 +87,9 @@ def places_for(backbone: Backbone, config: AdlConfig) -> tuple[str, ...]:
     return tuple(stage.name for stage in backbone.layout[-3:])
 
 
-def attention(features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 1 h w"]:
-    """(1), float32."""
-    return features.float().mean(dim=1, keepdim=True)
-
-
-def kept(seen: Float[Tensor, "b 1 h w"], tau: float) -> Bool[Tensor, "b 1 h w"]:
-    """(2): False in the most attended region."""
-    return seen < tau * seen.amax(dim=(2, 3), keepdim=True)
-
-
 def attention_dropout(features: Float[Tensor, "b d h w"], drop: Bool[Tensor, "n 1 1 1"], tau: float) -> Float[Tensor, "b d h w"]:
     """(4): features without their most attended region where `drop` is True, weighted by importance elsewhere."""
-    seen = attention(features)
+    seen = attention(features)  # (1)
     chosen = torch.where(drop, kept(seen, tau).float(), seen.sigmoid())  # (2), (3)
     return features * chosen.to(features.dtype)
 

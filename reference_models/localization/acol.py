@@ -1,0 +1,156 @@
+"""ACoL: a second classifier trained where the first one does not look; their maps are fused by the maximum.
+
+X. Zhang, Y. Wei, J. Feng, Y. Yang, T. Huang, "Adversarial complementary learning for weakly supervised object localization",
+CVPR 2018. Values and steps are those of the authors' code (xiaomengyc/ACoL) and of clovaai/wsolevaluation.
+
+Idea. A classifier looks at the part that tells a class best. Where the features of that part are erased, a second classifier has
+to find other parts of the object; together they see more of it.
+
+    paper      name                                    shape
+    S          features, the last stage                (B, D, h, w)
+    A, B       head, second                            two heads of one form, with weights of their own
+    M^A_c      maps of A, of the class c               (B, K, h, w)
+    M^B_c      maps of B on erased features            (B, K, h, w)
+    delta      config.delta
+    E_c        kept(M^A_c)                             (B, K, h, w)   False where features are erased
+
+    mm: each map stretched to [0, 1] by its own minimum and maximum (`layers/maps.py`)
+
+    E_c = 1 where mm(M^A_c) < delta, else 0                                                                     (1)
+    M^B_c = B(S * E_c)_c                                                                                        (2)
+    L = CE(A(S), y) + CE(B(S * E_y), y)                                                                         (3)
+    M_c = max(mm(M^A_c), mm(M^B_c))                                                                             (4)
+
+No gradient passes through (1): A does not learn what to erase, and B teaches the backbone where nothing is erased. A constant
+map has mm = 0, so nothing is erased by it. At test the class that is asked for erases, as in both codes, so that (2) runs B
+once for each class.
+
+The paper's text was not at hand; equations are numbered here, and values are those of the authors' code. Departures from released
+code. wsolevaluation erases from 0.7 on and has a 14x14 grid on VGG (`variant=clovaai`); its heads on VGG, ResNet and Inception
+are the ones here. It stretches the maps of all classes and then picks one, which is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from reference_models.backbone import Backbone
+from reference_models.base import Batch, ForwardPass
+from reference_models.config import MethodConfig
+from reference_models.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.layers.heads import cross_entropy, make_head
+from reference_models.layers.maps import min_max
+from reference_models.recipes import Recipe, default_recipe
+from wsolbench.exceptions import UsageError
+
+PAIRS_AT_ONCE = 64
+"""Pairs of an image and a class that the second head sees in one call: 64 x 512 x 28 x 28 features are 100 MB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcolConfig(HeadConfig):
+    """Settings of `acol`."""
+
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"official": {}, "clovaai": {"delta": 0.7}})
+    variant: Literal["official", "clovaai"] = "official"
+    """`official`: the authors' code; `clovaai`: wsolevaluation's threshold, and on VGG its 14x14 grid."""
+    delta: float = 0.6
+    """Where the stretched map of the label reaches this, features are erased: 0.6 (authors), 0.7 (wsolevaluation); above 1: nowhere."""
+    test_erase_label: Literal["given", "predicted"] = "given"
+    """Whose map erases at test: that of each class asked for (authors, wsolevaluation), or that of the class A predicts."""
+    logits: Literal["A", "mean"] = "A"
+    """Scores of an image: those of A (authors, wsolevaluation), or the mean with those of B after erasing by A's prediction."""
+
+
+def kept(maps: Float[Tensor, "b k h w"], delta: float) -> Bool[Tensor, "b k h w"]:
+    """(1): False in the region that is erased."""
+    return min_max(maps.detach()) < delta
+
+
+def fused(first: Float[Tensor, "b k h w"], second: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
+    """(4), float32 in [0, 1]."""
+    return torch.maximum(min_max(first), min_max(second))
+
+
+class Acol(HeadLocalizer):
+    """See the module. `penultimate` is that of A, which is `head`."""
+
+    method_name = "acol"
+    Config = AcolConfig
+    config: AcolConfig
+    map_kind = "unit"
+    recipes = MappingProxyType(
+        {
+            "acol_cub": Recipe(source="xiaomengyc/ACoL, CUB script", epochs=60, batch_size=20, lr=1e-4, schedule="constant"),
+            "acol_ilsvrc": Recipe(source="xiaomengyc/ACoL, ILSVRC script", epochs=6, batch_size=20, lr=1e-4, schedule="constant"),
+        }
+    )
+
+    def __init__(self, backbone: Backbone, num_classes: int, config: AcolConfig) -> None:
+        if not config.delta > 0:
+            raise UsageError(f"setting delta of method 'acol' is {config.delta}; expected a number greater than 0, or all is erased")
+        super().__init__(backbone, num_classes, config)
+        self.second = make_head(config.head, backbone, num_classes, width=config.width, dropout=config.dropout)
+
+    @classmethod
+    def grid_for(cls, backbone: str, config: MethodConfig) -> str:
+        """On VGG the overlapping pools of ACoL: 28x28 in the authors' code, 14x14 in wsolevaluation."""
+        if backbone != "vgg16" or config.grid != "default":
+            return config.grid
+        return "acol14" if isinstance(config, AcolConfig) and config.variant == "clovaai" else "acol28"
+
+    @classmethod
+    def recipe_name(cls, backbone: str, num_classes: int) -> str:
+        """The authors' in the place of SPA's."""
+        return {"spa_cub": "acol_cub", "spa_ilsvrc": "acol_ilsvrc"}.get(name := default_recipe(backbone, num_classes), name)
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
+        """Logits of A, and the fused map of any class from the same features."""
+        stages = self.backbone.stages(images)
+        features = next(reversed(stages.values()))
+        first = self.head(features)
+        by_prediction = self.config.test_erase_label == "predicted"
+        logits, second = first.logits, None
+        if by_prediction or self.config.logits == "mean":
+            predicted = first.maps_of(first.logits.argmax(dim=1, keepdim=True))
+            second = self.second(features * kept(predicted, self.config.delta))
+            if self.config.logits == "mean":
+                logits = (first.logits + second.logits) / 2
+
+        def maps_of(class_ids: Tensor) -> Tensor:
+            own = first.maps_of(class_ids)
+            if by_prediction and second is not None:
+                return fused(own, second.maps_of(class_ids))
+            return fused(own, self.second_maps(features, kept(own, self.config.delta), class_ids))
+
+        return ForwardPass(logits=logits, maps_of=maps_of, stages=stages, penultimate=first.penultimate)
+
+    def second_maps(
+        self, features: Float[Tensor, "b d h w"], seen: Bool[Tensor, "b k h w"], class_ids: Int[Tensor, "b k"]
+    ) -> Float[Tensor, "b k h w"]:
+        """(2): the map of each class on the features that it has left."""
+        asked, ids, masks = class_ids.shape[1], class_ids.flatten(), seen.flatten(0, 1)[:, None]
+        pairs = torch.arange(len(ids), device=features.device)
+        parts = [
+            self.second(features[part // asked] * masks[part]).maps_of(ids[part, None])  # (P, 1, h, w)
+            for part in torch.split(pairs, PAIRS_AT_ONCE)
+        ]
+        return torch.cat(parts).view(seen.shape)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """(3): cross-entropy of A, and of B where A's map of the label has erased."""
+        features = self.backbone.run(batch.images)
+        first = self.head(features)
+        seen = kept(first.maps_of(batch.labels[:, None]), self.config.delta)
+        second = self.second(features * seen)
+        return {
+            "cross_entropy": cross_entropy(first.logits, batch.labels),
+            "erased_cross_entropy": cross_entropy(second.logits, batch.labels),
+        }

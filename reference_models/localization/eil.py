@@ -1,0 +1,136 @@
+"""EIL: features with and without their most attended region go through the same layers, and both must classify.
+
+J. Mai, M. Yang, W. Luo, "Erasing integrated learning: A simple yet effective approach for weakly supervised object localization",
+CVPR 2020. Values and steps are those of the authors' code (Wayne-Mai/EIL), which is for VGG.
+
+Idea. ACoL and ADL make a network look at more than the part that tells a class best, one with a second classifier, one by erasing
+in some steps only. Here each step has both: the features at one place fork into a stream as it is and one without the region
+that is attended most, and the layers behind that place, shared by both, learn from both. MEIL forks at several places.
+
+    paper      name                                    shape
+    F^u        features after a place                  (B, D, h, w)
+    M          attention(F^u)                          (B, 1, h, w)
+    gamma      config.gamma, a part of the maximum
+    F^e        erased(F^u)                             (B, D, h, w)
+    p^u, p^e   logits of the two streams               (B, C)
+    sigma      config.sigma
+    M_c        maps_of(class_ids)                      (B, K, h, w), the map of CAM from the stream without erasing
+
+    M = mean of F^u over the channels                                                                           (1)
+    F^e = F^u where M < gamma max(M), else 0; the maximum is over the pixels of an image                        (2)
+    L = CE(p^u, y) + sigma CE(p^e, y), one term with p^e for each place                                         (3)
+
+Both streams are one batch of twice the size from the place on, so that batch norm sees both and its statistics at test are those
+of training. There are no parameters but those of CAM, and at test the method is CAM.
+
+Places (`step_of`). `points` are named by the blocks of VGG: 3, 4 and 5 are the ends of the last three stages (VGG: pool 3, pool 4,
+conv5_3; ResNet-50: layers 2, 3, 4). Point 4 of Inception-V3 is after Mixed_6a; Inception and ResNet are this project's choice.
+Point 5, in front of the head, works with any network; the others need one whose inside can be changed.
+
+MEIL. The authors' code has points 3, 4 and 5 and uses only 4. That MEIL's are 4 and 5, that each forks off the stream without
+erasing, and that each has the weight sigma, is this project's reading; only numbers of MEIL were found.
+
+The paper's text was not at hand; equations are numbered here. It may mean an absolute threshold by gamma; the code takes a part of
+the maximum. The mask (2) has no gradient, in the code and here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reference_models.backbone import TIMM_PREFIX, Backbone
+from reference_models.base import Batch
+from reference_models.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.layers.attention import attention, kept
+from reference_models.layers.heads import HeadKind, cross_entropy
+from reference_models.recipes import Recipe, default_recipe
+from wsolbench.exceptions import UsageError
+
+HEAD_POINT = 5
+"""The end of the last stage: what the head gets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EilConfig(HeadConfig):
+    """Settings of `eil`."""
+
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"eil": {}, "meil": {"points": (4, HEAD_POINT)}})
+    variant: Literal["eil", "meil"] = "eil"
+    """`eil`: one place (authors' code); `meil`: two."""
+    head: HeadKind = "fc"
+    """The authors' code: on VGG a 3x3 convolution of 1024 channels, pooling, a linear layer."""
+    points: tuple[int, ...] = (4,)
+    """Places where features are erased, of 3, 4, 5: the authors' code uses 4."""
+    gamma: float = 0.7
+    """Part of the maximum from which the attention is erased: authors' code. Above 1, nothing is."""
+    sigma: float = 1.0
+    """Weight of the erased streams: 1 in the authors' code; their page names a weight without its value."""
+
+
+def step_of(point: int, backbone: Backbone) -> str:
+    """The step of the backbone after which a point is."""
+    if backbone.name == "inception_v3" and point == 4:
+        return "Mixed_6a"
+    return backbone.layout[point - HEAD_POINT - 1].name
+
+
+def erased(features: Float[Tensor, "b d h w"], gamma: float) -> Float[Tensor, "b d h w"]:
+    """(1) and (2)."""
+    return features * kept(attention(features.detach()), gamma)
+
+
+class Eil(HeadLocalizer):
+    """See the module; network and maps are those of `head_localizer.py`."""
+
+    method_name = "eil"
+    Config = EilConfig
+    config: EilConfig
+    recipes = MappingProxyType(
+        {"eil": Recipe(source="Wayne-Mai/EIL", epochs=80, batch_size=64, lr=1e-3, weight_decay=1e-4, milestones=(0.75,), bias_factor=1.0)}
+    )
+
+    def __init__(self, backbone: Backbone, num_classes: int, config: EilConfig) -> None:
+        points = config.points
+        if not points or not set(points) <= {3, 4, HEAD_POINT} or len(set(points)) < len(points):
+            raise UsageError(f"setting points of method 'eil' is {points}; expected one or more of 3, 4, 5, each once")
+        if not config.gamma > 0:
+            raise UsageError(f"setting gamma of method 'eil' is {config.gamma}; expected a number greater than 0, or all is erased")
+        if not config.sigma >= 0:
+            raise UsageError(f"setting sigma of method 'eil' is {config.sigma}; expected a number that is not negative")
+        super().__init__(backbone, num_classes, config)
+        self.inside = tuple(step_of(point, backbone) for point in sorted(points) if point != HEAD_POINT)
+        """Steps with a point after them, but for the one in front of the head."""
+        if self.inside and backbone.name.startswith(TIMM_PREFIX):
+            raise UsageError(
+                f"method 'eil' erases after {', '.join(self.inside)} of {backbone.name}, whose inside cannot be changed; "
+                "use --set points=5, which is in front of the head, or one of `wsolbench list backbones`"
+            )
+
+    @classmethod
+    def recipe_name(cls, backbone: str, num_classes: int) -> str:
+        """The authors' in the place of SPA's for CUB; for ILSVRC theirs is not known."""
+        name = default_recipe(backbone, num_classes)
+        return "eil" if name == "spa_cub" else name
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """(3)."""
+        count = len(batch.images)
+
+        def fork(features: Tensor) -> Tensor:
+            return torch.cat([features, erased(features[:count], self.config.gamma)])  # the first stream is the one without erasing
+
+        features = self.backbone.run(batch.images, edit=(lambda step, x: fork(x) if step in self.inside else x) if self.inside else None)
+        if HEAD_POINT in self.config.points:
+            features = fork(features)
+        whole, *streams = self.head(features).logits.split(count)
+        terms = {"cross_entropy": cross_entropy(whole, batch.labels)}
+        for point, logits in zip(sorted(self.config.points), streams, strict=True):
+            terms[f"erased_{point}"] = self.config.sigma * cross_entropy(logits, batch.labels)
+        return terms

@@ -1,0 +1,219 @@
+"""NL-CCAM: one map from the maps of all classes, the likely ones counted for and the unlikely ones against.
+
+S. Yang, Y. Kim, Y. Kim, C. Kim, "Combinational class activation maps for weakly supervised object localization", WACV 2020.
+Values and steps are those of the authors' code (Yangseung/NL-CCAM), which is for VGG-16 and CUB.
+
+Idea. The map of the best class shows the part that sets it apart from its relatives, whose maps show other parts of the object;
+the maps of the most unlikely classes show the background. Added and subtracted by rank, they show the object. Non-local blocks
+in the backbone let every pixel see every other.
+
+    paper      name                                    shape
+    x          input of a block                        (B, D, h, w), N = h w pixels
+    q, k, v    query, key, value                       (B, N, D / 8), (B, N, D / 8), (B, N, D)
+    W_c        head.classifier.weight                  (C, D)
+    f          penultimate, the last stage             (B, D, h, w)
+    M_c        map of the class c: sum_d W_cd f_d      (B, h, w)
+    r(c)       ranks                                   (B, C)   0: the class with the highest logit of the image
+    g          rank_weights                            (C,)
+    T          config.top                              ranks that count for
+
+    o_i = sum_j softmax_j(q_i . k_j) v_j                                                                        (1)
+    y = x + BN(o W_o); BN starts with weight 0, so a new block is the identity                                  (2)
+    L = CE(S, y) with S = W mean_xy f + b                                                                       (3)
+    CCAM = sum_c g(r(c)) M_c                                                                                    (4)
+
+    g (`rank_weights`)   t1b0       1, 0, ..., 0                                                                (5)
+                         t1b1       1, 0, ..., 0, -1                                                            (6)
+                         linear     C values in equal steps, 1 to -1                                            (7)
+                         quadratic  T values in equal steps, 1 to 0, squared; then the negative mirror image    (8)
+                                    of the same with C - T values
+
+(4) is computed as sum_d (sum_c g(r(c)) W_cd) f_d: the maps of the classes are never made.
+
+The map of `linear` and `quadratic` does not depend on the class that is asked for (one for Top-1, Top-5 and GT-known, as in the
+authors' code). With `class_conditioned`, and always with t1b0 (which is CAM) and t1b1, that class has rank 0 and the classes
+that were before it move back by one.
+
+Places (`places_for`). VGG: after pools 2, 3, 4 and conv5_3, with leaky ReLUs in the whole backbone. Any other network (this
+project): after the last three stages, activations as they are; its inside must be changeable.
+
+Departures. The paper's text was not at hand; equations are numbered here. T is 100 of CUB's 200 classes in the authors' code, here
+half of the classes, rounded down. The authors' code ranks by a centre crop and maps the whole image, squashed; here one view
+does both. The projections have no bias: those of k, v and W_o would be cancelled by (1) and (2); whether the authors' have
+one is not known. Attention is not scaled by the root of its width, and runs in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from reference_models.backbone import TIMM_PREFIX, Backbone
+from reference_models.base import Batch, ForwardPass, Localizer
+from reference_models.config import MethodConfig
+from reference_models.layers.heads import FcHead, cross_entropy, make_head
+from reference_models.recipes import Recipe, default_recipe
+from wsolbench.exceptions import UsageError
+
+RankWeights = Literal["quadratic", "linear", "t1b1", "t1b0"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NlCcamConfig(MethodConfig):
+    """Settings of `nl-ccam`."""
+
+    g: RankWeights = "quadratic"
+    """Weights of the ranks, (5) to (8); `quadratic` is the default of the authors' code."""
+    top: int = 0
+    """T of `quadratic`; 0: half of the classes (the authors' code: 100 of 200)."""
+    class_conditioned: bool = False
+    """Whether the class that is asked for has rank 0: this project; the authors' map is one for all classes."""
+    leaky: float = 0.2
+    """Negative slope of VGG's activations: authors' code; 0: ReLU."""
+
+
+def places_for(backbone: Backbone) -> dict[str, int]:
+    """Steps of the backbone with a block after them, and their channels."""
+    count = 4 if backbone.name == "vgg16" else 3
+    return {stage.name: stage.channels for stage in backbone.layout[-count:]}
+
+
+class NonLocalBlock(nn.Module):
+    """(1) and (2): attention between all pixels of a grid, added to the features."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = max(1, channels // 8)
+        self.query, self.key, self.value, self.out = (
+            nn.Conv2d(channels, outputs, 1, bias=False) for outputs in (inner, inner, channels, channels)
+        )
+        self.norm = nn.BatchNorm2d(channels)
+        for layer in (self.query, self.key, self.value, self.out):
+            nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        """The features, each pixel with what it attends to."""
+        q, k, v = (layer(x).float().flatten(2).mT for layer in (self.query, self.key, self.value))  # (B, N, D_i)
+        with torch.autocast(x.device.type, enabled=False):  # unscaled products can leave the range of float16
+            seen = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], scale=1.0)[:, 0]  # (1)
+        y: Tensor = x + self.norm(self.out(seen.mT.reshape(x.shape)))  # (2)
+        return y
+
+
+def rank_weights(kind: RankWeights, count: int, top: int) -> Float[Tensor, " {count}"]:
+    """g of the ranks 0 to `count` - 1, (5) to (8); `top` is T.
+
+    >>> rank_weights("quadratic", 6, 3).tolist()
+    [1.0, 0.25, 0.0, -0.0, -0.25, -1.0]
+    """
+    if kind == "linear":
+        return torch.linspace(1, -1, count)  # (7)
+    if kind == "quadratic":
+        return torch.cat([torch.linspace(1, 0, top) ** 2, -(torch.linspace(1, 0, count - top) ** 2).flip(0)])  # (8)
+    g = torch.zeros(count)
+    g[-1] = -1.0 if kind == "t1b1" else 0.0  # (6)
+    g[0] = 1.0  # (5)
+    return g
+
+
+def ranks(logits: Float[Tensor, "b c"]) -> Int[Tensor, "b c"]:
+    """r: how many classes of the image come before each class; of equal ones, the first in order comes first."""
+    return logits.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+
+
+def with_first(rank: Int[Tensor, "b c"], class_ids: Int[Tensor, "b k"]) -> Int[Tensor, "b k c"]:
+    """For each class asked for, the ranks when it comes first and the others keep their order."""
+    moved = rank[:, None, :] + (rank[:, None, :] < rank.gather(1, class_ids)[:, :, None])
+    return moved.scatter(2, class_ids[:, :, None], 0)
+
+
+def combined_map(
+    features: Float[Tensor, "b d h w"], weight: Float[Tensor, "c d"], g: Float[Tensor, " c"], rank: Int[Tensor, "b k c"]
+) -> Float[Tensor, "b k h w"]:
+    """(4), float32, for each of K orders of the classes."""
+    with torch.autocast(features.device.type, enabled=False):
+        return torch.einsum("bkd,bdhw->bkhw", g[rank] @ weight.float(), features.float())
+
+
+class NlCcam(Localizer):
+    """See the module."""
+
+    method_name = "nl-ccam"
+    Config = NlCcamConfig
+    config: NlCcamConfig
+    recipes = MappingProxyType(
+        {
+            "nl_ccam_cub": Recipe(
+                source="Yangseung/NL-CCAM; weight decay not known",
+                epochs=100,
+                batch_size=16,
+                lr=5e-5,
+                optimizer="adam",
+                weight_decay=0.0,
+                schedule="poly",
+                power=0.9,
+                bias_factor=1.0,
+                resize=1.0,
+            )
+        }
+    )
+    g: Tensor
+
+    def __init__(self, backbone: Backbone, num_classes: int, config: NlCcamConfig) -> None:
+        if not 0 <= config.top <= num_classes:
+            raise UsageError(f"setting top of method 'nl-ccam' is {config.top}; expected at most the number of classes, {num_classes}")
+        if not 0 <= config.leaky < 1:
+            raise UsageError(f"setting leaky of method 'nl-ccam' is {config.leaky}; expected a slope from 0 to below 1")
+        if backbone.name.startswith(TIMM_PREFIX):
+            raise UsageError(
+                f"method 'nl-ccam' puts blocks inside its backbone and cannot use {backbone.name}; use one of `wsolbench list backbones`"
+            )
+        super().__init__(backbone, num_classes, config)
+        places = places_for(backbone)
+        self.blocks = nn.ModuleDict({place: NonLocalBlock(channels) for place, channels in places.items()})
+        vgg = backbone.name == "vgg16"
+        self.head = FcHead(backbone.channels[-1], num_classes) if vgg else make_head("fc", backbone, num_classes)
+        if vgg and config.leaky > 0:
+            for name in [name for name, step in backbone.steps.items() if isinstance(step, nn.ReLU)]:
+                backbone.steps[name] = nn.LeakyReLU(config.leaky)
+        g = rank_weights(config.g, num_classes, config.top or max(1, num_classes // 2))
+        self.register_buffer("g", g, persistent=False)
+
+    @classmethod
+    def recipe_name(cls, backbone: str, num_classes: int) -> str:
+        """The authors' in the place of SPA's for CUB; for ILSVRC theirs is not known."""
+        name = default_recipe(backbone, num_classes)
+        return "nl_ccam_cub" if name == "spa_cub" else name
+
+    def is_new(self, name: str, recipe: Recipe) -> bool:
+        """The classifier alone: the blocks learn at the rate of the backbone they stand in, as in the authors' code."""
+        return super().is_new(name, recipe) and not name.startswith("blocks.")
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
+        """Logits, and the combined map from the same pass."""
+
+        def block(place: str, features: Tensor) -> Tensor:
+            return self.blocks[place](features) if place in self.blocks else features
+
+        stages = self.backbone.stages(images, edit=block)
+        head = self.head(next(reversed(stages.values())))
+        conditioned = self.config.class_conditioned or self.config.g in ("t1b0", "t1b1")
+
+        def maps_of(class_ids: Tensor) -> Tensor:
+            rank = ranks(head.logits)
+            orders = with_first(rank, class_ids) if conditioned else rank[:, None]
+            maps = combined_map(head.penultimate, self.head.classifier.weight, self.g, orders)
+            return maps.expand(-1, class_ids.shape[1], -1, -1)
+
+        return ForwardPass(logits=head.logits, maps_of=maps_of, stages=stages, penultimate=head.penultimate)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """(3)."""
+        return {"cross_entropy": cross_entropy(self(batch.images).logits, batch.labels)}

@@ -1,0 +1,248 @@
+"""SPG: side branches learn object and background from what deeper layers are sure of (self-produced guidance).
+
+X. Zhang, Y. Wei, G. Kang, Y. Yang, T. Huang, "Self-produced guidance for weakly-supervised object localization", ECCV 2018.
+Values and steps are those of the authors' code (xiaomengyc/SPG, Inception-V3) and of clovaai/wsolevaluation.
+
+Idea. Where the map of a classifier is very high there is object, where it is very low background; in between nobody knows. Such
+pixels of one branch are labels for another one at a shallower layer, which fills in what lies between, and guides the next.
+
+    paper      name                                    shape
+    A          head                                    class maps F_c, (B, C, h, w); its penultimate features feed branch C
+    B1, B2     side1, side2, then shared               object scores (B, 1, h_i, w_i) of a middle and a later layer
+    C          side_c                                  object scores (B, 1, h, w) of A's penultimate features
+    up         upsampled                               (B, H, W), bilinear to mask_size x mask_size, float32
+    G          guidance                                (B, H, W)   1: object, 0: background, 255: unknown
+    h_i, l_i   config.high, config.low                 (3,) each, in the order of the equations
+    mm         min_max                                 each map stretched to [0, 1] by its own minimum and maximum
+    s          sigmoid
+
+    G(m; h, l) = 1 where m > h; 0 where m < l; else 255                                                         (1)
+      h is lowered to 0.7 max(m) in an image that has fewer than 30 pixels above it
+    BCE(x, G) = mean over the pixels of the batch that are known; 0 where none is                               (2)
+    L = CE(A, y) + BCE(up(B2), G(mm(up(F_y)); h_1, l_1))                                                        (3)
+                 + BCE(up(B1), G(s(up(B2)); h_2, l_2))                                                          (4)
+                 + BCE(up(C), G((s(up(B1)) + s(up(B2))) / 2; h_3, l_3))                                         (5)
+    M_c = F_c                                                                                                   (6)
+
+No gradient passes through G. The branches B and C are not run at test.
+
+Networks (`places_for`, `classifier_for`). Inception-V3 (both codes): B1 after Mixed_5d and its pool, B2 after Mixed_6d; A is the head
+`conv` with dropout. VGG (wsolevaluation): B1 after pool 4, B2 after conv5_3, A with 512 channels and no dropout. ResNet-50
+(wsolevaluation): B1 after the first block of layer 3, B2 after its last, both 1024 wide; A is a 1x1 convolution. Any other
+network (this project): B1 and B2 after the last two stages, A as on Inception. Sides are 512 wide where nothing else is said.
+
+The paper's text was not at hand; equations are numbered here. Departures from released code. VGG's pool 4 is 2x2 here and 3x3 in
+wsolevaluation. The authors train on 321 pixels of 356; here the input keeps its size. Their code drops features at test as
+well, by an oversight that makes its maps random; here there is no dropout at test. By other oversights a lowered h stays for
+the images after it in the batch (`fallback_scope=leak`), and no layer learns faster than the others (recipe `spg_official`);
+`variant=official` has both. Not known, so chosen here: where a lowered h is below l, pixels above h are object; upsampling
+does not align corners; the learning rate of the recipe does not fall.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from reference_models.backbone import Backbone
+from reference_models.base import Batch, ForwardPass, Localizer
+from reference_models.config import MethodConfig
+from reference_models.layers.heads import ConvHead, cross_entropy
+from reference_models.layers.maps import min_max
+from reference_models.recipes import Recipe, default_recipe
+from wsolbench.exceptions import UsageError
+
+UNKNOWN = 255.0
+OFFICIAL_RECIPE = Recipe(
+    source="xiaomengyc/SPG, ILSVRC script; schedule not known",
+    epochs=5,
+    batch_size=20,
+    lr=1e-3,
+    schedule="constant",
+    resize=356 / 321,
+    new_factor=1.0,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpgConfig(MethodConfig):
+    """Settings of `spg`."""
+
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {
+            "default": {},
+            "official": {"fallback_scope": "leak", "recipe": "spg_official"},
+            "clovaai": {"low": (0.01, 0.05, 0.1)},
+        }
+    )
+    variant: Literal["default", "official", "clovaai"] = "default"
+    """`default`: the authors' code without its oversights; `official`: with them; `clovaai`: wsolevaluation's thresholds."""
+    high: tuple[float, ...] = (0.7, 0.5, 0.7)
+    """h of (3), (4), (5): authors' code and wsolevaluation."""
+    low: tuple[float, ...] = (0.05, 0.05, 0.1)
+    """l of (3), (4), (5): authors' code; wsolevaluation has 0.01 first."""
+    min_fg_px: int = 30
+    """Pixels of the mask above h below which h is lowered: both codes."""
+    fallback: float = 0.7
+    """Part of the maximum to which it is lowered: both codes."""
+    fallback_scope: Literal["per_image", "leak"] = "per_image"
+    """Whether a lowered h is for its image (wsolevaluation) or also for those after it in the batch (authors' code)."""
+    mask_size: int = 224
+    """Side of the masks: 224 in both codes, whatever the size of the image."""
+    dropout: float | None = None
+    """Before each convolution of A. None: 0.5, as in both codes on Inception, and 0 on VGG and ResNet (wsolevaluation)."""
+
+
+def places_for(backbone: Backbone) -> tuple[tuple[str, str], tuple[int, int]]:
+    """Steps of the backbone that feed B1 and B2, and their channels."""
+    before, last = backbone.layout[-2:]
+    if backbone.name == "resnet50":
+        return ("layer3_0", before.name), (before.channels, before.channels)
+    return (before.name, "Mixed_6d" if backbone.name == "inception_v3" else last.name), (before.channels, last.channels)
+
+
+def classifier_for(backbone: Backbone, num_classes: int, dropout: float | None) -> ConvHead:
+    """A."""
+    channels = backbone.channels[-1]
+    if backbone.name == "resnet50":
+        return ConvHead(channels, num_classes, depth=0, dropout=dropout or 0.0)
+    if backbone.name == "vgg16":
+        return ConvHead(channels, num_classes, width=channels, dropout=dropout or 0.0)
+    return ConvHead(channels, num_classes, width=backbone.head_width, dropout=0.5 if dropout is None else dropout)
+
+
+def convolution(inputs: int, outputs: int, size: int) -> nn.Conv2d:
+    """`size` x `size`, on a grid that stays as it is; Xavier-uniform without bias, as the other new layers of both codes."""
+    layer = nn.Conv2d(inputs, outputs, size, padding=size // 2)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def upsampled(scores: Float[Tensor, "b 1 h w"], size: int) -> Float[Tensor, "b {size} {size}"]:
+    """`up` of the module."""
+    return F.interpolate(scores.float(), size=(size, size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def object_levels(m: Float[Tensor, "b H W"], high: float, config: SpgConfig) -> Float[Tensor, "b 1 1"]:
+    """h of (1), for each image."""
+    lowered = config.fallback * m.amax(dim=(1, 2))
+    level = torch.full_like(lowered[0], high)
+    if config.fallback_scope == "per_image":
+        few = (m > level).sum(dim=(1, 2)) < config.min_fg_px
+        return torch.where(few, lowered, level)[:, None, None]
+    levels = []
+    for image, own in zip(m, lowered, strict=True):  # each depends on the one before it
+        level = torch.where((image > level).sum() < config.min_fg_px, own, level)
+        levels.append(level)
+    return torch.stack(levels)[:, None, None]
+
+
+def guidance(m: Float[Tensor, "b H W"], high: Float[Tensor, "b 1 1"], low: float) -> Float[Tensor, "b H W"]:
+    """(1), for the levels `high` of the images."""
+    background = torch.where(m < low, 0.0, UNKNOWN)
+    return torch.where(m > high, 1.0, background).to(m.dtype)
+
+
+def guided_loss(scores: Float[Tensor, "b H W"], target: Float[Tensor, "b H W"]) -> Float[Tensor, ""]:
+    """(2), of scores before the sigmoid."""
+    known = target != UNKNOWN
+    each = F.binary_cross_entropy_with_logits(scores, target.where(known, 0.0), reduction="none")
+    return each.where(known, 0.0).sum() / known.sum().clamp(min=1)
+
+
+class Spg(Localizer):
+    """See the module."""
+
+    method_name = "spg"
+    Config = SpgConfig
+    config: SpgConfig
+    recipes = MappingProxyType(
+        {
+            "spg_official": OFFICIAL_RECIPE,
+            "spg_ilsvrc": replace(OFFICIAL_RECIPE, new_factor=10.0, source=f"{OFFICIAL_RECIPE.source}; new layers as meant"),
+        }
+    )
+
+    def __init__(self, backbone: Backbone, num_classes: int, config: SpgConfig) -> None:
+        super().__init__(backbone, num_classes, config)
+        _check(config)
+        self.places, channels = places_for(backbone)
+        narrow = backbone.head_width // 2  # 512 where the heads are 1024 wide
+        width = backbone.head_width if backbone.name == "resnet50" else narrow
+        self.head = classifier_for(backbone, num_classes, config.dropout)
+        self.side1 = nn.Sequential(convolution(channels[0], width, 3), nn.ReLU())
+        self.side2 = nn.Sequential(convolution(channels[1], width, 3), nn.ReLU())
+        self.shared = nn.Sequential(convolution(width, width, 3), nn.ReLU(), convolution(width, 1, 1))
+        self.side_c = nn.Sequential(convolution(self.head.classifier.in_channels, narrow, 3), nn.ReLU(), convolution(narrow, 1, 1))
+
+    @classmethod
+    def recipe_name(cls, backbone: str, num_classes: int) -> str:
+        """The authors' in the place of SPA's for ILSVRC; for CUB they give none."""
+        name = default_recipe(backbone, num_classes)
+        return "spg_ilsvrc" if name == "spa_ilsvrc" else name
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
+        """(6): logits and maps of A."""
+        stages = self.backbone.stages(images)
+        head = self.head(next(reversed(stages.values())))
+        return ForwardPass(logits=head.logits, maps_of=head.maps_of, stages=stages, penultimate=head.penultimate)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """(3) to (5)."""
+        config, size = self.config, self.config.mask_size
+        features, one, two = self.features(batch.images)
+        head = self.head(features)
+        seen = min_max(upsampled(head.maps_of(batch.labels[:, None]).detach(), size))
+        b1 = upsampled(self.shared(self.side1(one)), size)
+        b2 = upsampled(self.shared(self.side2(two)), size)
+        c = upsampled(self.side_c(head.penultimate), size)
+        with torch.no_grad():
+            sure1, sure2 = b1.sigmoid(), b2.sigmoid()
+            guides = [
+                guidance(m, object_levels(m, high, config), low)
+                for m, high, low in zip((seen, sure2, (sure1 + sure2) / 2), config.high, config.low, strict=True)
+            ]
+        return {
+            "cross_entropy": cross_entropy(head.logits, batch.labels),
+            "guided_b2": guided_loss(b2, guides[0]),  # (3)
+            "guided_b1": guided_loss(b1, guides[1]),  # (4)
+            "guided_c": guided_loss(c, guides[2]),  # (5)
+        }
+
+    def features(self, images: Float[Tensor, "b 3 H W"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs of A, B1 and B2."""
+        found: dict[str, Tensor] = {}
+
+        def note(step: str, features: Tensor) -> Tensor:
+            if step in self.places:
+                found[step] = features
+            return features
+
+        between = not {stage.name for stage in self.backbone.layout}.issuperset(self.places)
+        stages = self.backbone.stages(images, edit=note if between else None)
+        found.update(stages)
+        return next(reversed(stages.values())), found[self.places[0]], found[self.places[1]]
+
+
+def _check(config: SpgConfig) -> None:
+    pairs = list(zip(config.high, config.low, strict=False))
+    if not len(config.high) == len(config.low) == 3 or not all(0 <= low <= high <= 1 for high, low in pairs):
+        raise UsageError(
+            f"settings high={config.high} and low={config.low} of method 'spg': expected three numbers each, in [0, 1], low not above high"
+        )
+    if not 0 < config.fallback < 1:
+        raise UsageError(f"setting fallback of method 'spg' is {config.fallback}; expected a number between 0 and 1")
+    if config.min_fg_px < 0 or config.mask_size < 1:
+        raise UsageError(
+            f"settings min_fg_px={config.min_fg_px} and mask_size={config.mask_size} of method 'spg': expected at least 0, and at least 1"
+        )
+    if config.dropout is not None and not 0 <= config.dropout < 1:
+        raise UsageError(f"setting dropout of method 'spg' is {config.dropout}; expected a number from 0 to below 1")
