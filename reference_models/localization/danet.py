@@ -1,0 +1,216 @@
+"""DANet: classes, families and orders told apart at three depths, by several maps each that must not look alike.
+
+H. Xue, C. Liu, F. Wan, J. Jiao, X. Ji, Q. Ye, "DANet: Divergent activation for weakly supervised object localization", ICCV 2019.
+Released code: xuehaolan/DANet.
+
+Idea. To tell a bird from its relatives its head is enough; to tell birds of prey from songbirds takes more of the body. So coarser
+classes are learned as well, at shallower stages (hierarchical divergence), and each class has K maps whose mean classifies,
+pushed apart by a cosine loss (discrepant divergence). The map of a class is the sum over the levels.
+
+    paper           name                                  shape
+    levels          levels                                heads of root, parent, child: R orders, P families, C classes
+    F^l_(c,k)       maps of a level l                     (B, K, h_l, w_l) for one class c
+    pi(c), rho(c)   lookup                                (3, C): root, parent and class itself of each class
+    S^l             logits                                (B, C), (B, P), (B, R): mean over k, x, y
+    n               samples                               maps in the cosine loss, of the 3K of the label and its ancestors
+    lambda          config.cosine_weight
+
+    (1)  L_cos = |sum_(i<j) cos(a_i, a_j)| / (n (n - 1) / 2)     mean over the images; a: n maps drawn from 3K, on the finest grid
+    (2)  L = ce_weight (CE_root + CE_parent + CE_child) + lambda L_cos
+    (3)  M_c = up(mean_k relu F^child_c) + up(mean_k relu F^parent_pi(c)) + up(mean_k relu F^root_rho(c))
+
+The numbers of the equations are those of this file; the paper's text was not at hand, and values are those of the released code.
+
+Places. Root, parent and child read the last three stages: on VGG-16 after pools 3, 4 and conv 5 (`grid=acol28`: the code's `DA_p`), on
+Inception-V3 pool 2, Mixed_5d and Mixed_6e with the strides of torchvision (grid `stock`). Each level is two 3x3 convolutions
+and a 1x1. For ResNet-50 (layers 2 to 4) and other backbones nothing is published: the widths and K are those of VGG-16.
+
+Tree. CUB has 11 orders and 37 families; the tree for ILSVRC was never released. `hierarchy=FILE.csv` names one; without it
+consecutive classes are grouped, which means something where the classes are sorted by kind, as in CUB; `none` has one level.
+
+Open: whether the n maps are drawn for each image or for a batch (here: each image).
+Departure from released code (`variant=official` undoes it): it adds to the map of the class that is i-th best those of the i-th best
+family and order. Here they are the ancestors of the class, also where the network is wrong.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from reference_models.backbone import Backbone
+from reference_models.base import Batch, ForwardPass, Localizer
+from reference_models.config import MethodConfig
+from reference_models.layers.class_tree import ClassTree, consecutive_groups, read_tree
+from reference_models.layers.heads import ConvHead, HeadOutput, cross_entropy
+from wsolbench.exceptions import DataError, UsageError
+
+GROUPS, NO_TREE = "groups", "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DanetConfig(MethodConfig):
+    """Settings of `danet`."""
+
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {"default": MappingProxyType({}), "official": MappingProxyType({"ancestors": "rank"})}
+    )
+
+    variant: Literal["default", "official"] = "default"
+    """`official`: the map of the released code."""
+    hierarchy: str = GROUPS
+    """Path of a CSV file (see `layers/class_tree.py`); `groups`: consecutive classes; `none`: one level, without a tree."""
+    group: int = 5
+    """Classes of a parent and parents of a root with `hierarchy=groups`; about CUB's 200 : 37 : 11."""
+    parents: tuple[int, ...] = ()
+    """Parent of each class, counted from 0; filled from the file, which a checkpoint then does not need."""
+    roots: tuple[int, ...] = ()
+    """Root of each class, likewise."""
+    maps_per_class: int = 0
+    """K; 0: 8, and 4 on Inception-V3 (released code)."""
+    widths: tuple[int, ...] = ()
+    """Hidden channels of root, parent and child; empty: 512, 1024, 1024, and on Inception-V3 256, 384, 1024 (released code)."""
+    ce_weight: float = 0.5
+    """Of each cross-entropy: released code."""
+    cosine_weight: float = 0.01
+    """lambda: released script; the default of its program is 0.2."""
+    sample: float = 1.5
+    """n / K, rounded down: released code."""
+    absolute: Literal["sum", "pairs"] = "sum"
+    """The absolute value in (1) is that of the sum (released code), or of each cosine."""
+    ancestors: Literal["tree", "rank"] = "tree"
+    """Which parent and root a class has in (3): its ancestors, or those of its rank among the scores (released code)."""
+
+    def __post_init__(self) -> None:
+        if self.hierarchy not in (GROUPS, NO_TREE) and not self.parents:
+            if not Path(self.hierarchy).is_file():
+                raise UsageError(f"setting hierarchy={self.hierarchy!r} of method 'danet': expected {GROUPS}, {NO_TREE} or a CSV file")
+            tree = read_tree(Path(self.hierarchy))
+            object.__setattr__(self, "parents", tree.parents)
+            object.__setattr__(self, "roots", tree.roots)
+
+
+def cosine_loss(maps: Float[Tensor, "b n h w"], absolute: Literal["sum", "pairs"]) -> Float[Tensor, ""]:
+    """(1), in float32; 0 where there are fewer than two maps. A map that is 0 everywhere is at right angles to all."""
+    n = maps.shape[1]
+    with torch.autocast(maps.device.type, enabled=False):
+        vectors = maps.float().flatten(2)
+        length = vectors.norm(dim=2, keepdim=True)
+        # Divided by infinity, a map without length has no cosine and no gradient either.
+        unit = vectors / length.masked_fill(length < 1e-8, torch.inf)
+        cosines = (unit @ unit.mT).triu(diagonal=1)  # (B, n, n)
+        totals = cosines.sum(dim=(1, 2)).abs() if absolute == "sum" else cosines.abs().sum(dim=(1, 2))
+        loss: Tensor = totals.mean() / max(1.0, n * (n - 1) / 2)
+        return loss
+
+
+def maps_of_class(head: HeadOutput, class_ids: Int[Tensor, "b c"], per_class: int) -> Float[Tensor, "b c {per_class} h w"]:
+    """F^l of the classes: channel c * K + k of the head is map k of class c."""
+    channels = class_ids[:, :, None] * per_class + torch.arange(per_class, device=class_ids.device)
+    maps = head.maps_of(channels.flatten(1))
+    return maps.reshape(*class_ids.shape, per_class, *maps.shape[-2:])
+
+
+def upsampled(maps: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c hh ww"]:
+    """Bilinear, corners on corners, in float32."""
+    return F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=True)
+
+
+def of_rank(child: Float[Tensor, "b c"], level: Float[Tensor, "b l"], class_ids: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
+    """The class of a level that is i-th best there, where the child is i-th best among its own; the last one where there are fewer."""
+    better = (child[:, None, :] > child.gather(1, class_ids)[:, :, None]).sum(dim=2)
+    return level.argsort(dim=1, descending=True, stable=True).gather(1, better.clamp(max=level.shape[1] - 1))
+
+
+def class_lookup(config: DanetConfig, classes: int) -> Int[Tensor, "levels {classes}"]:
+    """Each class's index on each level, the coarsest first: rho, pi and the class itself. `DataError` on a tree that does not fit."""
+    own = tuple(range(classes))
+    if config.hierarchy == NO_TREE:
+        return torch.tensor([own])
+    tree = ClassTree(config.parents, config.roots) if config.parents else consecutive_groups(classes, config.group)
+    if len(tree.parents) != classes:
+        raise DataError(f"the class tree {config.hierarchy} has {len(tree.parents)} classes, the data set has {classes}; expected the same")
+    return torch.tensor([tree.roots, tree.parents, own])
+
+
+class Danet(Localizer):
+    """See the module. `penultimate` is what the last layer of the child level sees."""
+
+    method_name = "danet"
+    Config = DanetConfig
+    map_kind = "nonneg"
+    config: DanetConfig
+    lookup: Tensor
+
+    def __init__(self, backbone: Backbone, num_classes: int, config: DanetConfig) -> None:
+        super().__init__(backbone, num_classes, config)
+        wide, inception = backbone.head_width, backbone.name == "inception_v3"
+        self.per_class = config.maps_per_class or (4 if inception else 8)
+        widths = config.widths or ((wide // 4, wide * 3 // 8, wide) if inception else (wide // 2, wide, wide))
+        if self.per_class < 1 or len(widths) != 3 or min(widths) < 1 or config.group < 1 or not config.sample > 0:
+            raise UsageError(
+                f"settings maps_per_class={config.maps_per_class}, widths={config.widths}, group={config.group}, sample={config.sample} "
+                "of method 'danet': expected numbers greater than 0, three of them as widths; or 0 maps, or no widths, for those published"
+            )
+        lookup = class_lookup(config, num_classes)
+        self.register_buffer("lookup", lookup, persistent=False)
+        stages = backbone.layout[-len(lookup) :]
+        if len(stages) < len(lookup):
+            raise UsageError(f"method 'danet' needs {len(lookup)} stages, {backbone.name} has {len(stages)}; use --set hierarchy=none")
+        self.places = [stage.name for stage in stages]
+        self.levels = nn.ModuleList(
+            ConvHead(stage.channels, int(row.max() + 1) * self.per_class, width=width)
+            for stage, row, width in zip(stages, lookup, widths[-len(lookup) :], strict=True)
+        )
+        self.samples = min(int(config.sample * self.per_class), len(lookup) * self.per_class)
+
+    @classmethod
+    def grid_for(cls, backbone: str, config: MethodConfig) -> str:
+        """torchvision's strides on Inception-V3, as in the released code."""
+        return "stock" if backbone == "inception_v3" and config.grid == "default" else config.grid
+
+    def _levels(self, images: Float[Tensor, "b 3 H W"]) -> tuple[OrderedDict[str, Tensor], list[HeadOutput], list[Tensor]]:
+        """Stages of the backbone; for each level, the coarsest first, its head's output and logits."""
+        stages = self.backbone.stages(images)
+        heads: list[HeadOutput] = [level(stages[place]) for level, place in zip(self.levels, self.places, strict=True)]
+        return stages, heads, [head.logits.reshape(len(images), -1, self.per_class).mean(dim=2) for head in heads]
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
+        """Logits of the classes; maps on the finest grid of the levels."""
+        stages, heads, logits = self._levels(images)
+        grid = (stages[self.places[0]].shape[-2], stages[self.places[0]].shape[-1])
+
+        def maps_of(class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
+            if self.config.ancestors == "tree":
+                asked = list(self.lookup[:, class_ids])
+            else:
+                asked = [*(of_rank(logits[-1], level, class_ids) for level in logits[:-1]), class_ids]
+            maps = [maps_of_class(head, ids, self.per_class).relu().mean(dim=2) for head, ids in zip(heads, asked, strict=True)]
+            return torch.stack([upsampled(level, grid) for level in maps]).sum(dim=0)  # (3)
+
+        return ForwardPass(logits=logits[-1], maps_of=maps_of, stages=stages, penultimate=heads[-1].penultimate)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """(2)."""
+        stages, heads, logits = self._levels(batch.images)
+        labels = list(self.lookup[:, batch.labels])
+        names = ("root", "parent", "cross_entropy")[-len(labels) :]
+        terms = {
+            name: self.config.ce_weight * cross_entropy(scores, truth) for name, scores, truth in zip(names, logits, labels, strict=True)
+        }
+        grid = (stages[self.places[0]].shape[-2], stages[self.places[0]].shape[-1])
+        own = [maps_of_class(head, truth[:, None], self.per_class)[:, 0] for head, truth in zip(heads, labels, strict=True)]
+        maps = torch.cat([upsampled(level, grid) for level in own], dim=1)  # (B, 3K, h, w)
+        order = torch.rand(maps.shape[:2], generator=batch.generator, device=maps.device)
+        drawn = order.topk(self.samples, dim=1).indices
+        sample = maps.take_along_dim(drawn[:, :, None, None], dim=1)
+        return {**terms, "cosine": self.config.cosine_weight * cosine_loss(sample, self.config.absolute)}

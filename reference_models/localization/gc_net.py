@@ -1,0 +1,297 @@
+"""GC-Net: the ellipse or box inside which the image can be classified and outside which it cannot; no threshold.
+
+W. Lu, X. Jia, W. Xie, L. Shen, Y. Zhou, J. Duan, "Geometry constrained weakly supervised object localization", ECCV 2020. Released
+code: lwzeng/GC-Net.
+
+Idea. A detector sees the image and gives the four or five numbers of a shape; a generator makes a soft mask of them; a classifier
+that does not learn any more says what it sees in the masked image and in the rest. The detector learns to make the first
+sure of the label and the second sure of nothing, with a shape as small as possible.
+
+    paper          name                            shape
+    I              images                          (B, 3, H, W)
+    detector       detector, regressor             a second copy of the backbone, and layers on it
+    u              numbers                         (B, 4 or 5)   in (0, 1)
+    generator      shape_mask (the code's `math`), or ShapeNet (`cnn`): see `layers/shapes.py`
+    m              masks, maps_of(class_ids)       (B, H, W)     in (0, 1); the same for every class
+    classifier     backbone, head                  logits (B, C) of the whole image are its
+
+    (1)  L_obj = CE(classifier(I m), y)
+    (2)  L_bg = log C - H(softmax(classifier(I (1 - m))))      H: entropy; 0 when every class is equally likely
+    (3)  L_area = mean of w h
+    (4)  L = L_obj + L_bg + kappa L_area
+
+The numbers of the equations are those of this file; the paper's text was not at hand, and values are those of the released code.
+The image is normalised before it is masked, so that masked pixels have the data's mean colour.
+
+The classifier. The paper's comes trained. Here it is, in this order: that of the checkpoint `classifier` (of `cam`, or another
+method that is a backbone and a head); the backbone's own, where the weights bring one for these classes (`head=fc` on
+ImageNet); or trained by cross-entropy in the first `classifier_part` of the run, and frozen then. Each part has the whole
+schedule of the recipe; a run of one epoch trains the detector alone. The accuracy on a validation split says nothing about the
+detector, and the checkpoint with the best one is not the one to use.
+
+The box, `proposals` of the forward pass, is that of the shape and needs no threshold. The map has values of 1/2 on the outline, and
+evaluated like any map its level sets are shapes of other sizes. There are no stages for post-processes: no map of a class exists.
+
+Departures. Backbones here have no fully connected layers: the regressor is a hidden layer on features pooled to 7x7 (VGG-16 has that
+grid), or the mean over all pixels and one layer (ResNet, Inception). Width and height are those of the whole shape (the code takes
+them for halves with `cnn`). (2) has log C where the code has 5.3, a constant. By default, for ImageNet, its program has no area term.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from reference_models.backbone import Backbone
+from reference_models.base import Batch, ForwardPass, Localizer
+from reference_models.head_localizer import HeadConfig
+from reference_models.layers.heads import FcHead, HeadKind, cross_entropy, make_head
+from reference_models.layers.shapes import Shape, ShapeNet, count_numbers, shape_boxes, shape_mask, train_shape_net
+from reference_models.recipes import Recipe, default_recipe
+from reference_models.weights import load_strictly, read_weights
+from wsolbench.exceptions import UsageError
+from wsolbench.files import sha256_of_file
+from wsolbench.types import Dataset
+
+M = TypeVar("M", bound="GcNet")
+
+DECAY_START = 2 / 3
+"""Part of the detector's training after which its rate falls: epoch 20 of 30 in the released code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GcNetConfig(HeadConfig):
+    """Settings of `gc-net`. `head`, `width` and `dropout` are the classifier's."""
+
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {"default": MappingProxyType({}), "official": MappingProxyType({"frozen_eval": False, "lr_decay": "compounding"})}
+    )
+
+    variant: Literal["default", "official"] = "default"
+    """`official`: the released code as it runs."""
+    head: HeadKind = "fc"
+    """`fc` takes over ImageNet's classifier where there is one."""
+    shape: Shape = "ellipse"
+    """`ellipse` and `rot_rect` have an angle; `rect` is upright."""
+    generator: Literal["math", "cnn"] = "math"
+    """The mask is a formula (`math`), or drawn by a network that learns it before the run (`cnn`)."""
+    generator_steps: int = 120_000
+    """Steps that the network learns for, at a rate of 0.1: released code."""
+    generator_batch: int = 128
+    """Shapes in each of them: released code."""
+    sharpness: float = 10.0
+    """s of `math` at the start; it is learned. Released code."""
+    area_weight: float | None = None
+    """kappa; None: 2.5 with `math`, 1 with `cnn` (released code, CUB, where (2) reaches log 200). With few classes it can outweigh
+    (1) and (2): where shapes shrink to nothing, use less. 0: no term."""
+    classifier: str = ""
+    """Checkpoint with a trained classifier for these classes and this backbone."""
+    classifier_sha256: str = ""
+    """Of that file; filled when it is read."""
+    classifier_part: float = 1 / 3
+    """Part of the run that trains the classifier where it has to be trained: this project's choice."""
+    frozen_eval: bool = True
+    """The frozen classifier is in evaluation mode; False (released code): batch norm and dropout are as in training."""
+    lr_decay: Literal["linear", "compounding"] = "linear"
+    """Fall of the rate in the last third: to 0 along a line, or (released code) each epoch by that line's factor once more."""
+    pool: int = 0
+    """Side of the grid that the regressor sees; 0: 7 up to 512 channels, else 1, the mean over all pixels."""
+
+    def __post_init__(self) -> None:
+        if self.classifier and not self.classifier_sha256:
+            if not Path(self.classifier).is_file():
+                raise UsageError(
+                    f"setting classifier of method 'gc-net': no file {self.classifier}; give a checkpoint, for instance of cam"
+                )
+            object.__setattr__(self, "classifier_sha256", sha256_of_file(Path(self.classifier)))
+
+
+def background_loss(logits: Float[Tensor, "b c"]) -> Float[Tensor, ""]:
+    """(2), mean over the batch."""
+    shares = logits.float().log_softmax(dim=1)
+    entropy = -(shares.exp() * shares).sum(dim=1)
+    return math.log(logits.shape[1]) - entropy.mean()
+
+
+def decay_factor(progress: float, epochs: int, kind: Literal["linear", "compounding"]) -> float:
+    """Learning rate of the detector after `progress` in [0, 1] of its `epochs`, relative to the start."""
+    length = (1 - DECAY_START) * epochs
+    past = (progress - DECAY_START) * epochs
+    if kind == "linear":
+        return min(1.0, max(0.0, 1 - past / length))
+    return math.prod((1 - number / length for number in range(1, math.floor(past + 1e-9) + 1)), start=1.0)
+
+
+class Regressor(nn.Module):
+    """Features (B, C, h, w) -> numbers of a shape (B, n) in (0, 1). At first all are near 1/2: half the image's sides, in the middle."""
+
+    def __init__(self, channels: int, numbers: int, *, pool: int, hidden: int) -> None:
+        super().__init__()
+        inputs = channels * pool * pool
+        layers = [] if pool == 1 else [nn.Linear(inputs, hidden), nn.ReLU()]
+        last = nn.Linear(inputs if pool == 1 else hidden, numbers)
+        nn.init.normal_(last.weight, std=0.01)
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(pool), nn.Flatten(), *layers, last)
+
+    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n"]:
+        """u."""
+        numbers: Tensor = self.layers(features)
+        return numbers.float().sigmoid()
+
+
+class GcNet(Localizer):
+    """See the module."""
+
+    method_name = "gc-net"
+    Config = GcNetConfig
+    map_kind = "unit"
+    config: GcNetConfig
+    recipes: ClassVar[Mapping[str, Recipe]] = MappingProxyType(
+        {
+            "gc_net": Recipe(
+                source="lwzeng/GC-Net, 30 epochs of the detector; before them this project's 15 of the classifier",
+                epochs=45,
+                batch_size=32,
+                lr=1e-4,
+                optimizer="adam",
+                weight_decay=0.0,
+                schedule="constant",
+            )
+        }
+    )
+
+    def __init__(self, backbone: Backbone, num_classes: int, config: GcNetConfig) -> None:
+        for name in ("sharpness", "generator_steps", "generator_batch"):
+            if not getattr(config, name) > 0:
+                raise UsageError(f"setting {name}={getattr(config, name)} of method 'gc-net': expected a number greater than 0")
+        if config.pool < 0 or not 0 < config.classifier_part < 1 or not (config.area_weight or 0) >= 0:
+            raise UsageError(
+                f"settings pool={config.pool}, classifier_part={config.classifier_part}, area_weight={config.area_weight} of method "
+                "'gc-net': expected at least 0, a part between 0 and 1, and a number that is not negative"
+            )
+        super().__init__(backbone, num_classes, config)
+        self.head = make_head(config.head, backbone, num_classes, width=config.width, dropout=config.dropout)
+        self.classifier_is_trained = bool(config.classifier) or (isinstance(self.head, FcHead) and self.head.pretrained)
+        self.detector = copy.deepcopy(backbone)
+        channels, numbers = backbone.channels[-1], count_numbers(config.shape)
+        pool = config.pool or (7 if channels <= 512 else 1)
+        self.regressor = Regressor(channels, numbers, pool=pool, hidden=config.width or backbone.head_width)
+        drawn = config.generator == "cnn"
+        self.area_weight = config.area_weight if config.area_weight is not None else 1.0 if drawn else 2.5
+        self.generator = ShapeNet(numbers).requires_grad_(False) if drawn else None
+        self.sharpness = None if drawn else nn.Parameter(torch.tensor(config.sharpness))
+        self._train_only(detector=self.classifier_is_trained)
+
+    @classmethod
+    def create(
+        cls: type[M], *, backbone: str, num_classes: int, weights: str, settings: Mapping[str, str], image_size: int | None = None
+    ) -> M:
+        """A new model; its classifier is that of the setting `classifier`, where that is given."""
+        model = super().create(backbone=backbone, num_classes=num_classes, weights=weights, settings=settings, image_size=image_size)
+        if path := model.config.classifier:
+            tensors = read_weights(Path(path)).tensors
+            for part, module in (("backbone.", model.backbone), ("head.", model.head)):
+                own = {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
+                load_strictly(module, own, what=f"the classifier of gc-net, {part[:-1]} of {path}")
+        return model
+
+    @classmethod
+    def recipe_name(cls, backbone: str, num_classes: int) -> str:
+        """The released recipe for the backbones of the paper."""
+        name = default_recipe(backbone, num_classes)
+        return "gc_net" if name.startswith("spa") else name
+
+    # --- the two parts of a run ----------------------------------------------------------------------------------------
+    def detector_start(self, epochs: int) -> int:
+        """The first epoch that trains the detector."""
+        return 0 if self.classifier_is_trained else min(max(1, round(self.config.classifier_part * epochs)), epochs - 1)
+
+    def _train_only(self, *, detector: bool) -> None:
+        for classifier in (self.backbone, self.head):
+            classifier.requires_grad_(not detector)
+        for learner in (self.detector, self.regressor):
+            learner.requires_grad_(detector)
+        if self.sharpness is not None:
+            self.sharpness.requires_grad_(detector)
+
+    def before_training(self, train: Dataset) -> None:  # noqa: ARG002 - shapes are made, not taken from the data
+        """Train the generator `cnn`, unless the interrupted run that goes on has."""
+        if self.generator is not None:
+            steps, batch_size = self.config.generator_steps, self.config.generator_batch
+            train_shape_net(self.generator, self.config.shape, steps=steps, batch_size=batch_size, lr=0.1)
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        """The classifier learns, or the detector; the frozen classifier is in the mode that `frozen_eval` says."""
+        detecting = epoch >= self.detector_start(epochs)
+        self._train_only(detector=detecting)
+        if detecting and self.config.frozen_eval:
+            self.backbone.eval()
+            self.head.eval()
+
+    def is_new(self, name: str, recipe: Recipe) -> bool:
+        """The detector's backbone is as pretrained as the classifier's."""
+        return super().is_new(name.replace("detector.", "backbone.", 1), recipe)
+
+    def lr_factor(self, recipe: Recipe, progress: float) -> float:
+        """Each part of the run has the recipe's schedule; a constant rate falls in the last third (`lr_decay`)."""
+        start = self.detector_start(recipe.epochs) / recipe.epochs
+        part = (0.0, start) if progress < start else (start, 1.0)
+        done = (progress - part[0]) / (part[1] - part[0])
+        if recipe.schedule != "constant":
+            return recipe.lr_factor(done)
+        return decay_factor(done, round((part[1] - part[0]) * recipe.epochs), self.config.lr_decay)
+
+    # --- the method ----------------------------------------------------------------------------------------------------
+    def classify(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c"]:
+        """The classifier's logits."""
+        logits: Tensor = self.head(next(reversed(self.backbone.stages(images).values()))).logits
+        return logits
+
+    def numbers(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n"]:
+        """u of the detector."""
+        numbers: Tensor = self.regressor(next(reversed(self.detector.stages(images).values())))
+        return numbers
+
+    def masks(self, numbers: Float[Tensor, "b n"], size: tuple[int, int]) -> Float[Tensor, "b h w"]:
+        """m of the generator, in float32."""
+        if self.generator is not None:
+            mask: Tensor = self.generator(numbers, size)
+            return mask
+        assert self.sharpness is not None
+        with torch.autocast(numbers.device.type, enabled=False):
+            return shape_mask(numbers, self.config.shape, size, self.sharpness)
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
+        """Logits of the whole image; one mask for all classes, and its box with score 1."""
+        size = (images.shape[-2], images.shape[-1])
+        numbers = self.numbers(images)
+        masks = self.masks(numbers, size)
+        boxes = shape_boxes(numbers, self.config.shape, size)[:, None]  # (B, 1, 4)
+
+        def maps_of(class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k H W"]:
+            return masks[:, None].expand(-1, class_ids.shape[1], -1, -1)
+
+        return ForwardPass(logits=self.classify(images), maps_of=maps_of, proposals=(boxes, torch.ones_like(boxes[..., 0])))
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy of the classifier in its part of the run, then (4)."""
+        images = batch.images
+        if batch.epoch < self.detector_start(batch.epochs):
+            return {"cross_entropy": cross_entropy(self.classify(images), batch.labels)}
+        numbers = self.numbers(images)
+        mask = self.masks(numbers, (images.shape[-2], images.shape[-1]))[:, None]
+        inside, outside = self.classify(torch.cat([images * mask, images * (1 - mask)])).chunk(2)
+        terms = {"object": cross_entropy(inside, batch.labels), "background": background_loss(outside)}  # (1), (2)
+        if self.area_weight > 0:
+            terms["area"] = self.area_weight * (numbers[:, 2] * numbers[:, 3]).mean()  # (3)
+        return terms
