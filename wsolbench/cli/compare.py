@@ -3,29 +3,60 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from wsolbench.report.comparisons import Comparison
+
+SCORES = ".scores.npz"
 RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.command(
     epilog="Example:  wsolbench compare --a results/measured/cub/cam_1.json --b results/measured/cub/spa_1.json\n\n"
     "Runs with other seeds are added to a group by repeating --a and --b. Each record needs its per-image scores beside it "
-    "(`eval --save-scores`, `score --save-scores`)."
+    "(`eval --save-scores`, `score --save-scores`). All claims of papers that a folder of records can be held against:\n\n"
+    "          wsolbench compare --claims results/claims.csv --records results/measured --out results/compared"
 )
-@click.option("--a", "group_a", multiple=True, required=True, type=RECORDS, help="Record of group A; may be repeated.")
-@click.option("--b", "group_b", multiple=True, required=True, type=RECORDS, help="Record of group B; may be repeated.")
+@click.option("--a", "group_a", multiple=True, type=RECORDS, help="Record of group A; may be repeated.")
+@click.option("--b", "group_b", multiple=True, type=RECORDS, help="Record of group B; may be repeated.")
+@click.option("--claims", type=RECORDS, help="Compare what the claims in this file are about, in place of --a and --b.")
+@click.option("--records", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of records for --claims.")
 @click.option("--resamples", type=click.IntRange(min=100), default=1000, show_default=True, help="Bootstrap resamples of the intervals.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the comparison as JSON, for instance results/compared.")
-def command(group_a: tuple[Path, ...], group_b: tuple[Path, ...], resamples: int, out: Path | None) -> None:
+def command(
+    group_a: tuple[Path, ...], group_b: tuple[Path, ...], claims: Path | None, records: Path | None, resamples: int, out: Path | None
+) -> None:
     """Compare two runs, or two groups of runs with different seeds, image by image: B minus A, for every metric."""
     from rich.console import Console
 
+    from wsolbench.exceptions import UsageError
+    from wsolbench.records import read_records
+    from wsolbench.report.comparisons import comparison_table
+    from wsolbench.report.reproduction import pairs_of, read_claims
+
+    if (claims is None) == (not group_a or not group_b) or (claims is None) != (records is None):
+        raise UsageError("expected --a and --b, or --claims and --records")
+    pairs = [(group_a, group_b)]
+    if claims is not None and records is not None:
+        scored = [(path, record) for path, record in read_records(records) if path.with_suffix(SCORES).is_file()]
+        pairs = [(tuple(a), tuple(b)) for a, b in pairs_of(read_claims(claims), scored)]
+        if not pairs:
+            raise UsageError(f"no two records in {records} with scores (--save-scores) are what a claim in {claims} compares")
+    for a, b in pairs:
+        comparison = _compared(a, b, resamples)
+        Console(soft_wrap=True).print(comparison_table(comparison))
+        if out is not None:
+            click.echo(f"comparison  {comparison.write(out)}")
+
+
+def _compared(group_a: tuple[Path, ...], group_b: tuple[Path, ...], resamples: int) -> Comparison:
     from wsolbench.compare import compare
     from wsolbench.exceptions import DataError
     from wsolbench.records import read_record
-    from wsolbench.report.comparisons import Comparison, comparison_table
+    from wsolbench.report.comparisons import Comparison
     from wsolbench.score_table import ScoreTable
 
     records = [[read_record(path) for path in group] for group in (group_a, group_b)]
@@ -36,9 +67,5 @@ def command(group_a: tuple[Path, ...], group_b: tuple[Path, ...], resamples: int
                 raise DataError(
                     f"{path} has another {what} than {group_a[0]}; only runs on the same images, counted alike, can be compared"
                 )
-    a, b = ([ScoreTable.read(path.with_suffix(".scores.npz")) for path in group] for group in (group_a, group_b))
-    differences = compare(a, b, first.protocol, resamples=resamples)
-    comparison = Comparison.make(records[0], records[1], differences)
-    Console(soft_wrap=True).print(comparison_table(comparison))
-    if out is not None:
-        click.echo(f"comparison  {comparison.write(out)}")
+    a, b = ([ScoreTable.read(path.with_suffix(SCORES)) for path in group] for group in (group_a, group_b))
+    return Comparison.make(records[0], records[1], compare(a, b, first.protocol, resamples=resamples))

@@ -26,6 +26,7 @@ from wsolbench.files import canonical_json, sha256_of_json, write_text
 from wsolbench.metrics.catalog import metric_title
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue, RunRecord, read_records
+from wsolbench.report.reproduction import read_claims, reproduction_markdown
 from wsolbench.report.tables import NO_THRESHOLD, describe_protocol, escape_markdown, format_value, sort_policies
 
 COLUMNS = (
@@ -152,12 +153,14 @@ def leaderboard_files(results: Path) -> dict[str, str]:
     for stem in sorted(by_name):
         files[f"{stem}.md"] = _markdown(by_name[stem])
         files[f"{stem}.csv"] = _csv(by_name[stem])
+    if (results / "claims.csv").is_file():
+        files["reproduction.md"] = f"{_MARK}\n\n" + reproduction_markdown(read_claims(results / "claims.csv"), results / "compared")
     return {"README.md": _index(by_name), **files}
 
 
 def _file_stem(name: str) -> str:
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-").lower() or "unnamed"
-    return f"{stem}-data" if stem == "readme" else stem
+    return f"{stem}-data" if stem in {"readme", "reproduction"} else stem
 
 
 def _split_of(run: _Run) -> dict[str, Any]:

@@ -1,0 +1,149 @@
+"""Published ablations beside measured ones: does the direction hold?
+
+    results/claims.csv                 what papers report: method A, method B, a metric of both
+    results/compared/<data set>/...    what was measured (`wsolbench compare --claims`)
+
+A claim's direction *holds* where the whole 95 % interval of the measured difference is on the published side of 0, is *opposite*
+where it is on the other, and is *undecided* where the interval contains 0.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from wsolbench.compare import MetricDifference
+from wsolbench.exceptions import DataError
+from wsolbench.metrics.catalog import metric_title
+from wsolbench.records import RunRecord
+from wsolbench.report.comparisons import Comparison, read_comparison
+from wsolbench.report.tables import escape_markdown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A row of the file. Settings are `name=value` pairs joined by `;`: which of a method's runs are meant."""
+
+    paper: str
+    where: str
+    claim: str
+    metric: str
+    a: str
+    a_settings: str
+    b: str
+    b_settings: str
+    published_a: str
+    published_b: str
+
+    @property
+    def sides(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """Name and settings of A and of B."""
+        return (self.a, self.a_settings), (self.b, self.b_settings)
+
+    @property
+    def direction(self) -> int:
+        """1 where the paper has B above A, -1 where below."""
+        return 1 if float(self.published_b) > float(self.published_a) else -1
+
+
+def read_claims(path: Path) -> list[Claim]:
+    """The rows of a file of claims. Raises `DataError` naming the line of a row that is none."""
+    names = [item.name for item in fields(Claim)]
+    with path.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        if reader.fieldnames != names:
+            raise DataError(f"{path}:1 has the columns {reader.fieldnames}; expected {','.join(names)}")
+        claims = []
+        for line, row in enumerate(reader, start=2):
+            try:
+                claims.append(Claim(**row))
+                _ = claims[-1].direction
+            except (TypeError, ValueError) as error:
+                raise DataError(f"{path}:{line} is no claim: {error}") from error
+    return claims
+
+
+def is_meant(method: dict[str, Any], name: str, settings: str) -> bool:
+    """Whether a record's method, or a group of a comparison, is this side of a claim.
+
+    >>> is_meant({"name": "caam", "config": {"patch": [16, 32], "ssam": True}}, "caam", "patch=16,32;ssam=true")
+    True
+    """
+    config = {key: _text(value) for key, value in (method.get("config") or {}).items()}
+    return bool(
+        method["name"] == name
+        and all(config.get(key) == value for key, _, value in (part.partition("=") for part in settings.split(";") if part))
+    )
+
+
+def _text(value: Any) -> str:
+    """As it is written with `--set`."""
+    return ",".join(map(_text, value)) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def pairs_of(claims: Sequence[Claim], records: Iterable[tuple[Path, RunRecord]]) -> list[tuple[list[Path], list[Path]]]:
+    """What to compare: for each claim the records of A and those of B with the same data, protocol, backbone and budget, by seed."""
+    groups: dict[tuple[Any, ...], list[tuple[int, Path, RunRecord]]] = defaultdict(list)
+    for path, record in records:
+        training = record.method.get("training", {})
+        place = (record.dataset["name"], record.dataset["fingerprint"], str(record.dataset["limit"]), record.protocol.name)
+        budget = (str(record.method.get("backbone")), str(record.method.get("image_size")), str(training.get("recipe", {}).get("epochs")))
+        groups[place + budget].append((training.get("seed", 0), path, record))
+    found = []
+    for key in sorted(groups):
+        for claim in claims:
+            sides = [{seed: path for seed, path, record in groups[key] if is_meant(record.method, *side)} for side in claim.sides]
+            seeds = sorted(sides[0].keys() & sides[1].keys())
+            pair = ([sides[0][seed] for seed in seeds], [sides[1][seed] for seed in seeds])
+            if seeds and pair not in found:
+                found.append(pair)
+    return found
+
+
+def reproduction_markdown(claims: Sequence[Claim], folder: Path) -> str:
+    """A table for each data set and backbone that comparisons below `folder` are of."""
+    comparisons: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
+    for path in sorted(folder.rglob("*.json")):
+        comparison = read_comparison(path)
+        comparisons[str(comparison.dataset["name"]), str(comparison.a["backbone"])].append(comparison)
+    lines = ["# Published ablations, measured here", "", *_EXPLANATION, ""]
+    for (dataset, backbone), found in sorted(comparisons.items()):
+        lines += [f"## {escape_markdown(dataset)}, {escape_markdown(backbone)}", "", _HEADER, "|---|---|---|---|---|---|---|"]
+        for claim in claims:
+            for comparison in found:
+                meant = all(is_meant(group, *side) for group, side in zip((comparison.a, comparison.b), claim.sides, strict=True))
+                difference = comparison.find(claim.metric) if meant else None
+                if difference is not None:
+                    lines.append(_row(claim, difference))
+        lines.append("")
+    return "\n".join(lines)
+
+
+_EXPLANATION = (
+    "B minus A in percentage points, with the 95 % interval over images (not over seeds) and the difference of each pair of runs.",
+    "*Holds*: the whole interval is on the published side of 0; *opposite*: on the other side; *undecided*: it contains 0. Published",
+    "numbers are of other data, networks and budgets, so only the direction can be compared.",
+)
+_HEADER = "| paper | claim | metric | published | measured | per run | direction |"
+
+
+def _row(claim: Claim, difference: MetricDifference) -> str:
+    published = float(claim.published_b) - float(claim.published_a)
+    low, high = 100 * difference.low, 100 * difference.high
+    sides = (low, high) if claim.direction > 0 else (-high, -low)
+    verdict = "holds" if sides[0] > 0 else "opposite" if sides[1] < 0 else "undecided"
+    per_run = ", ".join(f"{100 * value:+.1f}" for value in difference.per_pair or ())
+    cells = (
+        f"{claim.paper}, {claim.where}",
+        claim.claim,
+        metric_title(claim.metric),
+        f"{published:+.2f}",
+        f"{100 * difference.difference:+.1f} [{low:+.1f}, {high:+.1f}]",
+        per_run,
+        verdict,
+    )
+    return f"| {' | '.join(escape_markdown(cell) for cell in cells)} |"
