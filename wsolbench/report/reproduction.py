@@ -138,12 +138,12 @@ def _row(claim: Claim, difference: MetricDifference) -> str:
     verdict = "holds" if sides[0] > 0 else "opposite" if sides[1] < 0 else "undecided"
     per_run = ", ".join(f"{100 * value:+.1f}" for value in difference.per_pair or ())
     cells = (
-        f"{claim.paper}, {claim.where}",
-        claim.claim,
+        escape_markdown(f"{claim.paper}, {claim.where}"),
+        escape_markdown(claim.claim),
         metric_title(claim.metric),
         f"{published:+.2f}",
         f"{100 * difference.difference:+.1f} [{low:+.1f}, {high:+.1f}]",
         per_run,
         verdict,
     )
-    return f"| {' | '.join(escape_markdown(cell) for cell in cells)} |"
+    return f"| {' | '.join(cells)} |"

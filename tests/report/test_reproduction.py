@@ -1,0 +1,92 @@
+"""Claims of papers: read, matched with records, and put beside what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.report.conftest import make_dataset, make_record
+from wsolbench.compare import MetricDifference
+from wsolbench.exceptions import DataError
+from wsolbench.protocol import EvalProtocol
+from wsolbench.records import RunRecord
+from wsolbench.report.comparisons import Comparison
+from wsolbench.report.reproduction import Claim, is_meant, pairs_of, read_claims, reproduction_markdown
+
+HEADER = "paper,where,claim,metric,a,a_settings,b,b_settings,published_a,published_b"
+CLAIM = Claim(
+    paper="P",
+    where="Table 1",
+    claim="b over a",
+    metric="gt_known",
+    a="cam",
+    a_settings="",
+    b="spa",
+    b_settings="ram=true",
+    published_a="50",
+    published_b="60",
+)
+
+
+def record(name: str, seed: int = 0, **config: object) -> RunRecord:
+    method = {"name": name, "config": config, "training": {"seed": seed, "recipe": {"epochs": 3}}}
+    return make_record(make_dataset(3), EvalProtocol(), (), method=method)
+
+
+def difference(low: float, high: float) -> MetricDifference:
+    return MetricDifference(
+        name="gt_known", policy="oracle", a=0.5, b=0.5 + (low + high) / 2, low=low, high=high, p_value=0.5, n=3, per_pair=(low, high)
+    )
+
+
+def table_row(folder: Path, low: float, high: float) -> str:
+    comparison = Comparison.make([record("cam")], [record("spa", ram=True)], [difference(low, high)])
+    comparison.write(folder)
+    (row,) = [line for line in reproduction_markdown([CLAIM], folder).splitlines() if line.startswith("| P")]
+    return row
+
+
+@pytest.mark.parametrize(("low", "high", "verdict"), [(0.01, 0.03, "holds"), (-0.03, -0.01, "opposite"), (-0.01, 0.02, "undecided")])
+def test_the_interval_decides_whether_a_direction_holds(tmp_path: Path, low: float, high: float, verdict: str) -> None:
+    row = table_row(tmp_path, low, high)
+    assert row.endswith(f"{verdict} |")
+    assert "+10.00" in row
+    assert f"[{100 * low:+.1f}, {100 * high:+.1f}]" in row
+
+
+def test_a_published_loss_holds_where_a_loss_is_measured(tmp_path: Path) -> None:
+    comparison = Comparison.make([record("cam")], [record("spa", ram=True)], [difference(-0.03, -0.01)])
+    comparison.write(tmp_path)
+    claim = Claim(**{**CLAIM.__dict__, "published_b": "40"})
+    assert "holds" in reproduction_markdown([claim], tmp_path)
+
+
+def test_settings_choose_among_the_runs_of_a_method() -> None:
+    assert is_meant({"name": "spa", "config": {"ram": True}}, "spa", "ram=true")
+    assert not is_meant({"name": "spa", "config": {"ram": False}}, "spa", "ram=true")
+    assert not is_meant({"name": "spa+scg", "config": {"ram": True}}, "spa", "ram=true")
+    assert is_meant({"name": "x", "config": {"patch": [16, 32], "tau": 0.5}}, "x", "patch=16,32;tau=0.5")
+
+
+def test_runs_are_paired_by_seed_and_not_across_budgets() -> None:
+    runs = [(Path(f"{name}{seed}"), record(name, seed, ram=True)) for name in ("cam", "spa") for seed in (1, 0)]
+    runs.append((Path("cam2"), record("cam", 2, ram=True)))
+    long = record("spa", 2, ram=True)
+    long.method["training"]["recipe"]["epochs"] = 9
+    runs.append((Path("spa2"), long))
+    assert pairs_of([CLAIM, CLAIM], runs) == [([Path("cam0"), Path("cam1")], [Path("spa0"), Path("spa1")])]
+    assert pairs_of([CLAIM], runs[:2]) == []
+
+
+def test_the_claims_of_this_project_can_be_read() -> None:
+    claims = read_claims(Path(__file__).parents[2] / "results/claims.csv")
+    assert {claim.metric for claim in claims} <= {"gt_known", "peak_iou"}
+    assert {claim.direction for claim in claims} == {1, -1}
+
+
+@pytest.mark.parametrize("text", ["a,b\n", f"{HEADER}\nP,T,c,gt_known,cam,,spa,,50,much\n", f"{HEADER}\nP,T\n"])
+def test_a_broken_file_of_claims_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "claims.csv").write_text(text)
+    with pytest.raises(DataError, match=r"claims\.csv:[12] "):
+        read_claims(tmp_path / "claims.csv")
