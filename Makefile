@@ -46,6 +46,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/bench_masks.py
 	$(BIN)/python benchmarks/bench_bootstrap.py
 	$(BIN)/python benchmarks/bench_evaluate.py
+	$(BIN)/python benchmarks/bench_methods.py
+	$(BIN)/python benchmarks/bench_post.py
 
 leaderboard: $(READY)
 	$(BIN)/wsolbench leaderboard

@@ -1,8 +1,8 @@
 """Backbone, head, cross-entropy: what methods share that change the images, the features or the loss of a CAM network.
 
-    f       stages[-1]        (B, C_in, h, w)   what the head gets
-    S_c     logits            (B, C)
-    M_c     maps_of(c)        (B, K, h, w)
+f       stages[-1]        (B, C_in, h, w)   what the head gets
+S_c     logits            (B, C)
+M_c     maps_of(c)        (B, K, h, w)
 """
 
 from __future__ import annotations

@@ -67,6 +67,9 @@ class Recipe:
         return 1.0
 
 
+MANY_CLASSES = 500
+"""Data sets with at least as many classes are treated as ILSVRC where published values are for CUB and for ILSVRC."""
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "spa_cub": Recipe(source="Panxjia/SPA_CVPR2021, CUB scripts", epochs=100, batch_size=30, lr=1e-3, milestones=(0.8,)),
@@ -134,5 +137,5 @@ def default_recipe(backbone: str, num_classes: int) -> str:
     if backbone == "tiny":
         return "tiny"
     if backbone in {"vgg16", "resnet50", "inception_v3"}:
-        return "spa_cub" if num_classes < 500 else "spa_ilsvrc"
+        return "spa_cub" if num_classes < MANY_CLASSES else "spa_ilsvrc"
     return "finetune"

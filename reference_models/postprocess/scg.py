@@ -1,0 +1,285 @@
+"""SCG: first- and second-order correlations of all pixels with the object's seeds, less those with the background's.
+
+X. Pan, Y. Gao, Z. Lin, F. Tang, W. Dong, H. Yuan, F. Huang, C. Xu, "Unveiling the potential of structure preserving for weakly
+supervised object localization", CVPR 2021 (self-correlation map generating). Released code: Panxjia/SPA_CVPR2021 (VGG-16 only).
+
+Idea. Two pixels of one object can look different and still be like the same third pixels: the second-order correlation joins
+them where the first-order one does not. A method's coarse map only says where to start: the correlations of its high pixels
+are the object, those of its low pixels the background, and what the object has more of is the map.
+
+    paper          name                    shape
+    f              features, pixels        (B, D, h, w), (B, N, D) of length 1; N = h w = the paper's HW
+    S              s                       (B, N, N)
+    SC1, SC2       first, high             (B, N, N)
+    HSC            hsc                     (B, N, N)      here the column j belongs to the seed j
+    M_cam          m_cam                   (B, K, h, w)   min-max of the positive part of the method's raw maps
+    d_h, d_l       delta_h, delta_l
+    M_obj, M_bg    m_obj, m_bg             (B, K, h, w)
+
+Paper (`variant=paper`), the equations' numbers those of the paper:
+
+    (6)   S_ij = cos(f_i, f_j)                               (7)   SC1 = max(S, 0)
+    (8)   S2_ij = 1/N sum of S_ik S_kj over k other than i, j: with Z = S without its diagonal, Z Z / N
+    (9)   SC2_ij = min-max of S2_ij over the row i           (11)  HSC = max(SC1, SC2), summed over two stages
+    (12)  seeds: M_cam > d_h; M_cam < d_l                    (13)  M_obj = mean over the seeds i of HSC_i.; M_bg alike
+    (14)  map = max(M_obj - M_bg, 0)
+
+Released code (`variant=official`, the default, because only its thresholds are published); colsum: each column divided by its sum:
+
+    (a)   T = SC1, and 0 where not above fo_th               (b)   first = colsum(T)
+    (c)   P = colsum(T without its diagonal)                 (d)   high = colsum(P P), and 0 where not above so_th / N
+    (e)   hsc = colsum(max(first, so_weight high)), summed over the stages, then each column stretched to [0, 1]
+    (f)   seeds: M_cam >= d_h; M_cam <= d_l                  (g)   M_obj, M_bg = min-max of the sums of the seeds' columns
+    (h)   map = min-max of max(M_obj - M_bg, 0)
+
+The order 3 is colsum(colsum(P P) P), and so on; the paper leaves orders above 2 to a supplement that was not at hand.
+
+Departures. The paper's (13) is a mean and its Algorithm 1 a sum; with sums the background, which has more pixels, leaves nothing,
+so the variant `paper` takes the mean. Its M_cam, d_h and d_l are not defined; those of the code are used. "Summed over the stages"
+is a mean here: a constant factor, which keeps the map in [0, 1]. A column that varies by less than 1e-6 of its greatest value is
+constant up to rounding and becomes 0. The code enlarges M_cam to the image and takes it back to the grid; here it stays on its own
+grid, and `across_stages=max` takes the maximum on the grid too, not in the image: a post-process does not know the image.
+The code's features are stages 4 and 5 of VGG-16; the paper's feat4 and feat5 of Inception-V3 are not released. Here both are the
+last two stages (Mixed_5d and Mixed_6e).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reference_models.base import ForwardPass
+from reference_models.layers.correlation import FeatureName, features_of, in_chunks, on_grid, on_one_grid, unit_pixels
+from reference_models.layers.maps import min_max
+from reference_models.post import PostConfig, PostProcess
+from reference_models.recipes import MANY_CLASSES
+from wsolbench.exceptions import UsageError
+
+PUBLISHED: Mapping[str, Mapping[str, float]] = MappingProxyType(
+    {
+        "cub": MappingProxyType({"fo_th": 0.1, "so_th": 0.5, "so_weight": 2.0}),
+        "ilsvrc": MappingProxyType({"fo_th": 0.2, "so_th": 0.2, "so_weight": 1.0}),
+    }
+)
+"""Settings of the released scripts for VGG-16."""
+
+FLAT = 1e-6
+"""Part of a column's greatest value by which it must vary, or it is constant up to the rounding of float32."""
+
+LIVE_MATRICES = 6
+"""N x N matrices of an image that exist at the same time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScgConfig(PostConfig):
+    """Settings of `scg`. None: the released value for CUB, or for ILSVRC where the method knows 500 classes or more."""
+
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {
+            "official": MappingProxyType({}),
+            "paper": MappingProxyType(
+                {
+                    "correlation": "eq8",
+                    "so_weight": 1.0,
+                    "inclusive": False,
+                    "seed_axis": "row",
+                    "stretch_seeds": False,
+                    "aggregate": "mean",
+                    "stretch_sums": False,
+                    "stretch_map": False,
+                }
+            ),
+        }
+    )
+
+    variant: Literal["official", "paper"] = "official"
+    """`official`: released code; `paper`: (6) to (14)."""
+    features: tuple[FeatureName, ...] = ("-2", "-1")
+    """Stages of the backbone, counted from the last; both sources take two. `-1,penultimate` is the other reading of feat4, feat5."""
+    order: int = 2
+    """Of `high`; 1 is P itself. Both sources: 2."""
+    delta_h: float = 0.1
+    """From which value of M_cam on a pixel is a seed of the object; released scripts."""
+    delta_l: float = 0.05
+    """Up to which value it is one of the background; released scripts."""
+    fo_th: float | None = None
+    """Released code only: first-order correlations that are not above it count as 0."""
+    so_th: float | None = None
+    """Released code only: higher-order ones not above so_th / N count as 0. (A file name in its repository says 0.2 for CUB.)"""
+    so_weight: float | None = None
+    """Factor of the higher order; the paper has none."""
+    combine: Literal["max", "first", "high"] = "max"
+    """Both sources: `max`. The released code can also take one of the two alone."""
+    across_stages: Literal["sum", "max"] = "sum"
+    """`sum`: both sources, of the correlations; `max`: of the maps, which the released code can do too."""
+    correlation: Literal["stochastic", "eq8"] = "stochastic"
+    """`stochastic`: (a) to (d), released code; `eq8`: (7) to (9), paper."""
+    inclusive: bool = True
+    """Whether delta_h and delta_l themselves count: (f), released code; not so in (12)."""
+    seed_axis: Literal["column", "row"] = "column"
+    """What of HSC belongs to a seed: its column, released code; its row, paper."""
+    stretch_seeds: bool = True
+    """Whether the correlations of each seed are stretched to [0, 1] before they are summed; released code."""
+    aggregate: Literal["mean", "sum"] = "sum"
+    """Over the seeds: `sum`, released code (the same when `stretch_sums`); `mean`, paper."""
+    stretch_sums: bool = True
+    """Whether M_obj and M_bg are stretched to [0, 1] before their difference; released code."""
+    stretch_map: bool = True
+    """Whether the map is; released code."""
+
+    def published(self, classes: int | None) -> ScgConfig:
+        """Released values where a field is None, for a method with this many classes (None: not known)."""
+        values = PUBLISHED["cub" if classes is None or classes < MANY_CLASSES else "ilsvrc"]
+        return replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})  # type: ignore[arg-type]
+
+
+def column_shares_(weights: Float[Tensor, "b n n"], eps: float) -> Float[Tensor, "b n n"]:
+    """colsum, in place: columns that sum to 1; one of zeros stays so."""
+    return weights.div_(weights.sum(dim=1, keepdim=True) + eps)
+
+
+def stochastic_correlations(
+    pixels: Float[Tensor, "b n d"], *, fo_th: float, so_th: float, order: int
+) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b n n"]]:
+    """`first` and `high` of the released code, for pixels of length 1."""
+    t = F.threshold(pixels @ pixels.mT, fo_th, 0.0, inplace=True)  # (6), (7), (a): what is not above fo_th becomes 0
+    first = column_shares_(t.clone(), 1e-5)  # (b)
+    t.diagonal(dim1=1, dim2=2).zero_()
+    p = column_shares_(t, 1e-5)  # (c)
+    high = p
+    for _ in range(order - 1):
+        high = column_shares_(high @ p, 1e-10)
+    return first, F.threshold(high, so_th / pixels.shape[1], 0.0, inplace=True)  # (d)
+
+
+def eq8_correlations(pixels: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b n n"]]:
+    """SC1 and SC2 of the paper, for pixels of length 1."""
+    s = pixels @ pixels.mT  # (6)
+    first = s.relu()  # (7)
+    s.diagonal(dim1=1, dim2=2).zero_()
+    s2 = s @ s / pixels.shape[1]  # (8)
+    low, high = s2.amin(dim=2, keepdim=True), s2.amax(dim=2, keepdim=True)
+    return first, (s2 - low) / (high - low + 1e-10)  # (9), (10)
+
+
+def correlations(pixels: Float[Tensor, "b n d"], config: ScgConfig) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b n n"]]:
+    """`first` and `high`, in each column (`seed_axis=row`: in each row) the correlations of all pixels with one."""
+    if config.correlation == "eq8":
+        return eq8_correlations(pixels)
+    assert config.fo_th is not None
+    assert config.so_th is not None
+    return stochastic_correlations(pixels, fo_th=config.fo_th, so_th=config.so_th, order=config.order)
+
+
+def combined(first: Float[Tensor, "b n n"], high: Float[Tensor, "b n n"], config: ScgConfig) -> Float[Tensor, "b n n"]:
+    """HSC of one stage."""
+    if config.combine == "first":
+        hsc = first.clone()
+    else:
+        assert config.so_weight is not None
+        hsc = config.so_weight * high
+        if config.combine == "max":
+            torch.maximum(first, hsc, out=hsc)  # (11)
+    return column_shares_(hsc, 1e-10) if config.correlation == "stochastic" else hsc  # (e)
+
+
+def map_of(hsc: Float[Tensor, "b n n"], m_cam: Float[Tensor, "b k h w"], config: ScgConfig) -> Float[Tensor, "b k h w"]:
+    """(12) to (14), or (f) to (h), of M_cam on the grid of the features."""
+    m = m_cam.flatten(2)
+    seeds = hsc if config.seed_axis == "column" else hsc.mT
+    if config.stretch_seeds:
+        low, high = seeds.amin(dim=1, keepdim=True), seeds.amax(dim=1, keepdim=True)
+        span = (high - low + 1e-10).masked_fill(high - low <= FLAT * high, torch.inf)
+        seeds = (seeds - low).div_(span)  # (e)
+    is_object = m >= config.delta_h if config.inclusive else m > config.delta_h  # (12), (f)
+    is_background = m <= config.delta_l if config.inclusive else m < config.delta_l
+    chosen = torch.cat([is_object, is_background], dim=1).to(seeds.dtype)  # (B, 2K, N)
+    sums = chosen @ seeds.mT  # (B, 2K, N); no seed: 0
+    if config.aggregate == "mean":
+        sums = sums / chosen.sum(dim=2, keepdim=True).clamp(min=1)  # (13)
+    sums = sums.reshape(len(sums), -1, *m_cam.shape[2:])
+    m_obj, m_bg = (min_max(sums) if config.stretch_sums else sums).chunk(2, dim=1)  # (g)
+    difference = (m_obj - m_bg).relu()  # (14)
+    return min_max(difference) if config.stretch_map else difference  # (h)
+
+
+@torch.no_grad()
+def point_correlations(
+    features: Float[Tensor, "b d h w"], points: Int[Tensor, "b 2"], config: ScgConfig, orders: Sequence[int] = (1, 2)
+) -> Float[Tensor, "b o h w"]:
+    """Correlation of every pixel with one pixel of each image, an own map for each order: the pictures of the paper's Fig. 1.
+
+    Args:
+        features: one stage.
+        points: row and column of the pixel on the grid of the features.
+        config: which definition, with which thresholds (None: those for CUB).
+        orders: 1 is `first`, another one `high` of that order; `correlation=eq8` knows 1 and 2.
+
+    Values are those of the definition, not stretched. Raises `UsageError` on an order that the definition has not.
+    """
+    height, width = features.shape[2:]
+    flat = (points[:, 0] * width + points[:, 1])[:, None, None]
+    maps = []
+    with torch.autocast(features.device.type, enabled=False):
+        pixels = unit_pixels(features)
+        for order in orders:
+            settings = check(replace(config.published(None), order=2 if order == 1 else order))
+            first, high = correlations(pixels, settings)
+            seeds = first if order == 1 else high
+            maps.append((seeds if settings.seed_axis == "column" else seeds.mT).take_along_dim(flat, dim=2))
+    return torch.cat(maps, dim=2).mT.reshape(len(features), len(maps), height, width)
+
+
+def check(config: ScgConfig) -> ScgConfig:
+    """The settings; raises `UsageError` on values that mean nothing."""
+    given = [value for value in (config.fo_th, config.so_th, config.so_weight) if value is not None]
+    deltas = 0 <= config.delta_l <= config.delta_h <= 1
+    if not (config.features and config.order >= 1 and deltas and all(value >= 0 for value in given)):
+        raise UsageError(
+            f"settings features={','.join(config.features)}, order={config.order}, delta_l={config.delta_l}, delta_h={config.delta_h}, "
+            f"fo_th={config.fo_th}, so_th={config.so_th}, so_weight={config.so_weight} of post-process 'scg': expected a feature, "
+            "an order from 1 on, 0 <= delta_l <= delta_h <= 1, and no threshold or weight below 0"
+        )
+    if config.correlation == "eq8" and config.order != 2:
+        raise UsageError(f"setting order={config.order} of post-process 'scg': (8) is of order 2; use correlation=stochastic for others")
+    unit = config.correlation == "stochastic" or config.so_weight is None or config.so_weight <= 1
+    in_range = config.stretch_map or config.stretch_sums or (config.aggregate == "mean" and (config.stretch_seeds or unit))
+    if not in_range:
+        raise UsageError("these settings of post-process 'scg' give maps beyond 1; set stretch_map=true, or aggregate=mean and so_weight=1")
+    return config
+
+
+class Scg(PostProcess):
+    """See the module."""
+
+    method_name = "scg"
+    Config = ScgConfig
+    config: ScgConfig
+
+    def __init__(self, config: ScgConfig) -> None:
+        super().__init__(check(config))
+
+    def maps(self, result: ForwardPass, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
+        """Maps of the given classes, on the grid of the coarsest of the features."""
+        features = on_one_grid(features_of(result, self.config.features, who=self.method_name))
+        settings = self.config.published(None if result.logits is None else result.logits.shape[1])
+        cells = features[0].shape[2] * features[0].shape[3]
+        compute: Callable[[list[Tensor], Tensor], Tensor] = partial(_maps, settings=settings)
+        return in_chunks(compute, features, result.score_maps(class_ids), bytes_per_image=LIVE_MATRICES * 4 * cells**2)
+
+
+def _maps(features: list[Tensor], coarse: Float[Tensor, "b k h w"], *, settings: ScgConfig) -> Float[Tensor, "b k gh gw"]:
+    height, width = features[0].shape[2:]
+    m_cam = on_grid(min_max(coarse.relu()), height, width)
+    stages = (combined(*correlations(unit_pixels(each), settings), settings) for each in features)
+    if settings.across_stages == "max":
+        return reduce(torch.maximum, (map_of(hsc, m_cam, settings) for hsc in stages))
+    return map_of(reduce(torch.add, stages) / len(features), m_cam, settings)

@@ -1,0 +1,109 @@
+"""SEM: how similar each pixel's features are to those of the pixels where the method's own map is highest.
+
+X. Zhang, Y. Wei, Y. Yang, F. Wu, "Rethinking localization map: towards accurate object perception with self-enhancement
+maps", arXiv 2006.05220, 2020. The training of that paper (boundary network, hard negatives) is not part of this.
+
+Idea. A class's map is highest on a few parts of the object, and those are reliable. The other pixels of the object have
+features like theirs, so the greatest similarity to any of those seeds covers more of the object than the map did.
+
+    symbol     name            shape
+    M          coarse          (B, K, h, w)      the method's raw maps, brought to the grid of the features; N = h w
+    phi        pixels          (B, N, D)         features of length 1
+    Omega      seeds           (B, K, S)         the S pixels where M is highest; of equal ones the first
+    s          similarity      (B, K, N)
+
+    (1)  s_i = max_{j in Omega} cos(phi_i, phi_j)
+    (2)  map = min-max of s over the pixels
+
+No equations of the paper were read; this is the algorithm of the released code (xiaomengyc/SEM: Inception-V3 with 28x28 pixels,
+60 seeds, features of 1024 channels that the last 1x1 convolution gets).
+
+Departures from it. The number of seeds follows the grid where that is not 28x28. A seed's similarity to itself is 1 exactly (0
+where its features are all 0), so that rounding cannot show as structure: a map whose similarities differ by less than 1e-6 is
+constant, and so is the map of a class whose coarse map is constant and has no highest pixels; constant maps are 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reference_models.base import ForwardPass
+from reference_models.layers.correlation import FeatureName, features_of, in_chunks, on_grid, unit_pixels
+from reference_models.layers.maps import min_max
+from reference_models.post import PostConfig, PostProcess
+from wsolbench.exceptions import UsageError
+
+FLAT = 1e-6
+"""Similarities that differ by less are equal up to the rounding of float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemConfig(PostConfig):
+    """Settings of `sem`."""
+
+    seeds: int = 60
+    """Seeds on a grid of `seeds_of` pixels; released code."""
+    seeds_of: int = 784
+    """The grid that `seeds` is meant for, 28x28 in the released code; on others their number is in proportion, at least 1."""
+    features: FeatureName = "penultimate"
+    """Released code: the input of the last layer. `-1`, `-2`, `-3`: a stage of the backbone, counted from the last."""
+    aggregate: Literal["max", "mean"] = "max"
+    """Over the seeds; `max`: released code."""
+
+
+def pick_seeds(coarse: Float[Tensor, "b k h w"], count: int) -> Int[Tensor, "b k s"]:
+    """Omega: pixels (row by row) of the `count` highest values, the first of equal ones on every device."""
+    return coarse.flatten(2).argsort(dim=2, descending=True, stable=True)[..., :count]
+
+
+def seed_similarity(
+    pixels: Float[Tensor, "b n d"], seeds: Int[Tensor, "b k s"], aggregate: Literal["max", "mean"]
+) -> Float[Tensor, "b k n"]:
+    """(1), for `pixels` of length 1 or 0."""
+    chosen = pixels.gather(1, seeds.flatten(1)[:, :, None].expand(-1, -1, pixels.shape[2]))  # (B, K S, D)
+    cosines = (chosen @ pixels.mT).reshape(*seeds.shape, -1)  # (B, K, S, N)
+    itself = (chosen.square().sum(dim=2) > 0.5).to(cosines.dtype).reshape(*seeds.shape, 1)
+    cosines.scatter_(3, seeds[..., None], itself)
+    return torch.amax(cosines, dim=2) if aggregate == "max" else torch.mean(cosines, dim=2)
+
+
+class Sem(PostProcess):
+    """See the module."""
+
+    method_name = "sem"
+    Config = SemConfig
+    config: SemConfig
+
+    def __init__(self, config: SemConfig) -> None:
+        if config.seeds < 1 or config.seeds_of < config.seeds:
+            raise UsageError(
+                f"settings seeds={config.seeds}, seeds_of={config.seeds_of} of post-process 'sem': "
+                "expected at least one seed and no more seeds than the pixels they are taken of"
+            )
+        super().__init__(config)
+
+    def maps(self, result: ForwardPass, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
+        """Maps of the given classes, on the grid of the features."""
+        (features,) = features_of(result, (self.config.features,), who=self.method_name)
+        channels, cells = features.shape[1], features.shape[2] * features.shape[3]
+        count = max(1, round(self.config.seeds * cells / self.config.seeds_of))
+        rows = class_ids.shape[1] * count
+        floats = 2 * cells * channels + rows * (channels + cells)  # pixels twice, seeds, similarities
+        compute: Callable[[list[Tensor], Tensor], Tensor] = partial(self._maps, count=count)
+        return in_chunks(compute, [features], result.score_maps(class_ids), bytes_per_image=4 * floats)
+
+    def _maps(self, features: list[Tensor], coarse: Float[Tensor, "b k h w"], *, count: int) -> Float[Tensor, "b k gh gw"]:
+        (phi,) = features
+        height, width = phi.shape[2:]
+        constant = coarse.amax(dim=(2, 3)) == coarse.amin(dim=(2, 3))
+        seeds = pick_seeds(on_grid(coarse, height, width), count)
+        s = seed_similarity(unit_pixels(phi), seeds, self.config.aggregate)
+        flat = constant | (s.amax(dim=2) - s.amin(dim=2) < FLAT)
+        return min_max(s.masked_fill(flat[..., None], 0.0).reshape(*coarse.shape[:2], height, width))  # (2)
