@@ -15,8 +15,12 @@ from reference_models.backbone import load_backbone
 from reference_models.base import Batch, Localizer
 from reference_models.catalog import backbones, methods
 from tests.reference_models.conftest import squares
+from wsolbench.evaluate import RunOptions, evaluate
 from wsolbench.methods import Localizer as LocalizerProtocol
 from wsolbench.methods import list_backbones, list_methods, load_method
+from wsolbench.protocol import EvalProtocol, tau_grid
+from wsolbench.records import read_record
+from wsolbench.sources import ModelSource
 
 OURS = [row.name for row in list_methods() if row.module.startswith("reference_models.")]
 TRAINABLE = [name for name in OURS if load_method(name).trainable]
@@ -168,3 +172,37 @@ def test_training_writes_a_checkpoint_that_loads_to_the_same_maps(name, tmp_path
 
 def test_backbones_do_not_need_a_method():
     assert load_backbone("tiny", weights="none").channels[-1] == 64
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_half_precision_stays_finite_in_training_and_in_maps(name):
+    model = create(name).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = model.loss(batch())
+    torch.stack([term.float() for term in terms.values()]).sum().backward()
+    assert all(torch.isfinite(term) for term in terms.values())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = model.eval().score_maps(torch.randn(2, 3, 64, 64), torch.tensor([[0], [1]]))
+    assert maps.dtype == torch.float32
+    assert torch.isfinite(maps).all()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_an_evaluation_leaves_a_record_that_can_be_read_again(name, tmp_path):
+    data = squares(6, size=64)
+    source = ModelSource(create(name), EvalProtocol(taus=tau_grid(0.1), frame_size=64), num_classes=CLASSES, device="cpu", batch_size=4)
+    record = evaluate(data, source, source.protocol, options=RunOptions(batch_size=4, resamples=100)).record
+    again = read_record(record.write(tmp_path))
+    assert again.digest == record.digest
+    assert again.metric("gt_known") is not None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", OURS)
+def test_a_gpu_gives_the_maps_of_the_processor(name):
+    model, images, asked = create(name), torch.randn(3, 3, 64, 64), torch.tensor([[0, 1], [1, 2], [2, 0]])
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    expected = model.score_maps(images, asked)
+    found = model.to("cuda").score_maps(images.cuda(), asked.cuda()).cpu()
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
