@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check format docs bench leaderboard clean
+.PHONY: help demo test check format docs bench bench-exact leaderboard clean
 
 help:
 	@echo "make demo         install, train CAM on the generated data set, evaluate it; pictures in demo/pictures"
@@ -12,6 +12,7 @@ help:
 	@echo "make check        lint, format, types, import directions"
 	@echo "make docs         build the documentation into docs/_build/html"
 	@echo "make bench        measure speed against the official algorithm"
+	@echo "make bench-exact  compare the sweep with OpenCV on 20,000 maps"
 	@echo "make leaderboard  regenerate results/leaderboard from the records"
 
 $(READY): pyproject.toml
@@ -48,6 +49,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/bench_evaluate.py
 	$(BIN)/python benchmarks/bench_methods.py
 	$(BIN)/python benchmarks/bench_post.py
+
+bench-exact: $(READY)
+	$(BIN)/python -m benchmarks.bench_exact
 
 leaderboard: $(READY)
 	$(BIN)/wsolbench leaderboard

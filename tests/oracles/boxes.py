@@ -38,7 +38,7 @@ def foreground(score_map: np.ndarray, tau: float, protocol: EvalProtocol) -> set
 
 
 def boxes(score_map: np.ndarray, tau: float, protocol: EvalProtocol, rule: str) -> list[Box]:
-    """Predicted boxes under "all", "union" or "largest"; for the largest contour every box that is largest."""
+    """Predicted boxes under "all", "union" or "largest"; of equally large regions the first."""
     pixels = foreground(score_map, tau, protocol)
     height, width = score_map.shape
     if not pixels:
@@ -48,10 +48,7 @@ def boxes(score_map: np.ndarray, tau: float, protocol: EvalProtocol, rule: str) 
         return [_written(_bounds(pixels), width, height, protocol)]
     regions = _contours(pixels, height, width) if protocol.connectivity == "contour" else _components(pixels, protocol)
     if rule == "largest":
-        most = max(size for _, size in regions)
-        regions = [region for region in regions if region[1] == most]
-        if protocol.connectivity != "contour":
-            regions = regions[:1]
+        regions = [max(regions, key=lambda region: region[1])]
     return [_written(box, width, height, protocol) for box, _ in regions]
 
 
@@ -127,9 +124,10 @@ def _components(pixels: set[Pixel], protocol: EvalProtocol) -> list[tuple[Box, f
 
 
 def _contours(pixels: set[Pixel], height: int, width: int) -> list[tuple[Box, float]]:
+    """Outlines, those that start last in a row-wise scan first, then holes; of equal ones OpenCV has the first of these first."""
     padded = {(y, x) for y in range(-1, height + 1) for x in range(-1, width + 1)}
     regions = []
-    for component in _connected(pixels, _EIGHT):
+    for component in reversed(_connected(pixels, _EIGHT)):
         filled = _filled(component, padded, _FOUR)
         # Three of four centres span half a block, two span nothing.
         regions.append((_bounds(component), _block_area(filled, {3: 0.5, 4: 1.0})))

@@ -1,281 +1,399 @@
-"""All contours' boxes at all levels from one pass over the critical pixels of a map (numba).
+"""Components of a map at all levels from one pass over its pixels, and the best IoU of any of their boxes (numba).
 
-A map of integer levels is thresholded at every cut t; the foreground is {level > t}. Its outer contours are the
-8-connected components of the foreground; the contours of holes are the 4-connected components of {level <= t} that do
-not touch the border, their boxes grown by one pixel. Both families change by one pixel at a time when pixels are added in
-the order of their level, so union-find gives all components of all cuts in one pass each.
+A map of integer levels is thresholded at every cut t; the foreground is {level > t}. Its outer contours are the 8-connected
+components of the foreground; the contours of holes are the 4-connected components of {level <= t} that do not reach the
+outside of the picture, their boxes grown by one pixel. Both families change by one pixel at a time when pixels are added in
+the order of their level, components from the highest pixel down and holes from the lowest up, so union-find gives all
+components of all cuts in one pass each.
 
-Few pixels matter. With equal levels ordered by position, a pixel whose higher neighbours form exactly one connected group
-joins the component that this group is in, and changes no other. It can extend the component's box to the left or right
-only if both vertical neighbours are lower, and up or down only if both horizontal neighbours are lower, for otherwise a
-neighbour in the same column or row is there already. All other pixels are skipped; where one is needed, following higher
-neighbours leads to a component. Which pixels matter is one look-up in a table over the 8 neighbours' signs.
+One order serves both: of equal levels the later pixel is the higher one. A byte for each pixel, its mask, says which of its 8
+neighbours are higher; when holes are grown it is the others that came before. The picture stands in a frame of one pixel
+that is lower than everything and is the outside: background is a hole for as long as it has not met the frame.
+
+For boxes few pixels matter. A pixel whose neighbours that came before form exactly one connected group joins the component
+that this group is in, and changes no other. It can extend the component's box to the left or right only if neither vertical
+neighbour came before, and up or down only if neither horizontal one did, for otherwise a pixel in the same column or row is
+there already. All other pixels are skipped; where one is needed, following neighbours that came before leads to a component.
+What a pixel does is one look-up by its mask.
 
 Each component keeps its IoU while its box stays the same: the IoU is worked out only when the box has changed, and is
 written to all the cuts in between at once.
+
+Functions that are called for every pixel would be the larger part of the time (numba counts references to each array that is
+passed), so calls are made for levels.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int8, Int32, UInt, UInt8
+from jaxtyping import Float32, Float64, Int32, UInt, UInt8
 from numba import njit
+
+Rules = Int32[np.ndarray, "256 7"]
+"""What a pixel does, by the mask of its neighbours that came before it. The columns:
+
+`MATTERS`: whether it can change a box or the number of components. `COUNT`: how many connected groups those neighbours form.
+`CORNERS`: in how many 2 x 2 cells at least two of the other pixels came before it. Four columns from `GROUPS` on: a neighbour of
+each group; where there is only one group, its neighbours.
+"""
+MATTERS, COUNT, CORNERS, GROUPS = 0, 1, 2, 3
+
+Nodes = Int32[np.ndarray, "n 10"]
+"""Components, one for each pixel that has started one; the first, `OUTSIDE`, is in use only when holes are grown. The columns:
+
+`PARENT`: what it is part of, itself for a component. `X0` to `Y1`: its box in the framed picture, ends included. `SEED`: the pixel
+that started it. `FIRST`: its first pixel in a row-wise scan, or a later one of the run that this pixel starts (no pixel of another
+component is between the two). `SIZE`: the sum of `CORNERS`. `CHANGED`: the last level that changed its box or its parent. `SINCE`:
+the level from which on its box has been the same, -1 while no IoU is known.
+"""
+PARENT, X0, Y0, X1, Y1, SEED, FIRST, SIZE, CHANGED, SINCE = range(10)
+OUTSIDE = 0
 
 # Neighbour k of a pixel, as bit k of its mask: NW, N, NE, W, E, SW, S, SE.
 _DY = (-1, -1, -1, 0, 0, 1, 1, 1)
 _DX = (-1, 0, 1, -1, 1, -1, 0, 1)
 
 
-Tables = tuple[
-    Bool[np.ndarray, "256"],  # matters: whether a pixel with this mask is looked at
-    Int8[np.ndarray, "256"],  # first: some higher neighbour
-    Int8[np.ndarray, "256"],  # count: connected groups of higher neighbours
-    Int8[np.ndarray, "256 4"],  # groups: one neighbour of each group
-]
+def _rules(connectivity: int) -> Rules:
+    """The rules of 4- or 8-connected components, with neighbours as k = 0 .. 7."""
+    nearby, allowed = (2, set(range(8))) if connectivity == 8 else (1, {1, 3, 4, 6})
 
+    def distance(a: int, b: int) -> int:
+        return (_DY[a] - _DY[b]) ** 2 + (_DX[a] - _DX[b]) ** 2
 
-def _tables(connectivity: int) -> Tables:
-    """What the mask of higher neighbours says about a pixel, when foreground is 4- or 8-connected."""
-    allowed = range(8) if connectivity == 8 else (1, 3, 4, 6)
-    flag = np.zeros(256, np.bool_)
-    first = np.zeros(256, np.int8)
-    count = np.zeros(256, np.int8)
-    groups = np.zeros((256, 4), np.int8)
+    rules = np.zeros((256, 7), np.int32)
     for mask in range(256):
-        higher = [k for k in range(8) if mask >> k & 1]
-        parent = {k: k for k in higher}
-
-        def find(k: int, parent: dict[int, int] = parent) -> int:
-            while parent[k] != k:
-                k = parent[k]
-            return k
-
-        for a in higher:
-            for b in higher:
-                dy, dx = abs(_DY[a] - _DY[b]), abs(_DX[a] - _DX[b])
-                if (max(dy, dx) if connectivity == 8 else dy + dx) == 1:
-                    parent[find(a)] = find(b)
-        seen: dict[int, int] = {}
-        for k in allowed:
-            if k in parent:
-                seen.setdefault(find(k), k)
-        chosen = list(seen.values())
-        count[mask] = len(chosen)
-        groups[mask, : len(chosen)] = chosen
-        first[mask] = chosen[0] if chosen else 0
-        flag[mask] = len(chosen) != 1 or not mask & 0b01000010 or not mask & 0b00011000
-    return flag, first, count, groups
+        groups: list[set[int]] = []
+        for k in (k for k in range(8) if mask >> k & 1):
+            touched = [group for group in groups if any(distance(k, other) <= nearby for other in group)]
+            groups = [group for group in groups if group not in touched] + [{k}.union(*touched)]
+        groups = [group for group in groups if group & allowed]
+        # The neighbour in the middle of its group first: ways that follow it are the shortest.
+        ordered = [sorted(group, key=lambda k: sum(distance(k, other) for other in group) + _DY[k] ** 2 + _DX[k] ** 2) for group in groups]
+        sides, ends = mask & 0b00011000, mask & 0b01000010
+        rules[mask, MATTERS] = len(groups) != 1 or not sides or not ends
+        rules[mask, COUNT] = len(groups)
+        rules[mask, CORNERS] = sum((mask >> a & 1) + (mask >> b & 1) + (mask >> c & 1) >= 2 for a, b, c in _CELLS)
+        members = [group[0] for group in ordered] if len(groups) != 1 else (ordered[0] * 3)[:3]
+        rules[mask, GROUPS : GROUPS + len(members)] = members
+    return rules
 
 
-FOUR, EIGHT = _tables(4), _tables(8)
+_CELLS = ((0, 1, 3), (1, 2, 4), (3, 5, 6), (4, 6, 7))  # the other three pixels of the 2 x 2 cells that a pixel is in
+
+FOUR, EIGHT = _rules(4), _rules(8)
+HOLES = np.ascontiguousarray(FOUR[::-1])
+"""The rules of holes, by the mask of higher neighbours: here the others came before."""
 
 
 @njit(cache=True, nogil=True)
-def higher_neighbours(levels: UInt[np.ndarray, "h w"], mask: UInt8[np.ndarray, "h w"]) -> None:
-    """Fill in the mask of the neighbours that come before a pixel when levels descend; of equal levels the later pixel is higher."""
+def count_passed(
+    values: Float32[np.ndarray, "h w"], taus: Float32[np.ndarray, " t"], reached: bool, levels: UInt[np.ndarray, "h w"]
+) -> None:
+    """Fill in how many ascending thresholds lie below each value in [0, 1], with `reached` also those equal to it."""
+    steps = 4096  # a power of two: the product with a value and the start of a step are exact
+    below = np.empty(steps + 1, np.int32)  # thresholds passed at the start of a step, at least that many at any value in it
+    count = 0
+    for step in range(steps + 1):
+        while count < len(taus) and (taus[count] < step / steps or (reached and taus[count] == step / steps)):
+            count += 1
+        below[step] = count
+    for y in range(values.shape[0]):
+        for x in range(values.shape[1]):
+            value = values[y, x]
+            count = below[int(value * steps)]
+            while count < len(taus) and (taus[count] < value or (reached and taus[count] == value)):
+                count += 1
+            levels[y, x] = count
+
+
+@njit(cache=True, nogil=True)
+def framed(levels: UInt[np.ndarray, "h w"]) -> tuple[UInt[np.ndarray, "fh fw"], UInt8[np.ndarray, "fh fw"]]:
+    """The picture in a frame of one pixel, (H + 2, W + 2), and the mask of every pixel; the frame is lower than any pixel."""
     height, width = levels.shape
+    picture = np.zeros((height + 2, width + 2), levels.dtype)
     for y in range(height):
         for x in range(width):
-            v = levels[y, x]
-            bits = 0
-            up, down, left, right = y > 0, y < height - 1, x > 0, x < width - 1
-            if up:
-                if left and levels[y - 1, x - 1] > v:
-                    bits |= 1
-                if levels[y - 1, x] > v:
-                    bits |= 2
-                if right and levels[y - 1, x + 1] > v:
-                    bits |= 4
-            if left and levels[y, x - 1] > v:
-                bits |= 8
-            if right and levels[y, x + 1] >= v:
-                bits |= 16
-            if down:
-                if left and levels[y + 1, x - 1] >= v:
-                    bits |= 32
-                if levels[y + 1, x] >= v:
-                    bits |= 64
-                if right and levels[y + 1, x + 1] >= v:
-                    bits |= 128
-            mask[y, x] = bits
+            picture[y + 1, x + 1] = levels[y, x]
+    return picture, higher_neighbours(picture)
 
 
 @njit(cache=True, nogil=True)
-def find_root(parent: Int32[np.ndarray, " n"], node: int) -> int:
-    """The component that a node has become part of; the way is halved."""
-    while parent[node] != node:
-        parent[node] = parent[parent[node]]
-        node = parent[node]
-    return node
+def higher_neighbours(picture: UInt[np.ndarray, "fh fw"]) -> UInt8[np.ndarray, "fh fw"]:
+    """The mask of every pixel of a framed picture: the neighbours that are higher, of equal levels the later ones."""
+    height, width = picture.shape
+    masks = np.zeros((height, width), np.uint8)
+    for y in range(1, height - 1):
+        above, row, below, out = picture[y - 1], picture[y], picture[y + 1], masks[y]
+        for x in range(width - 2):  # counted from 0, so that no index can be negative and the loop becomes vector instructions
+            level = row[x + 1]
+            out[x + 1] = (
+                (above[x] > level)
+                | (above[x + 1] > level) << 1
+                | (above[x + 2] > level) << 2
+                | (row[x] > level) << 3
+                | (row[x + 2] >= level) << 4
+                | (below[x] >= level) << 5
+                | (below[x + 1] >= level) << 6
+                | (below[x + 2] >= level) << 7
+            )
+        out[-2] &= 0b01101011  # not the frame, which is 0 as the lowest pixels are
+    for x in range(width):
+        masks[-2, x] &= 0b00011111
+    return masks
 
 
 @njit(cache=True, nogil=True)
-def _component(pixel, mask, first, offset, node_of, parent):
-    """The component of a pixel that is in the foreground already; the way to it is remembered."""
-    at = pixel
-    while node_of[at] < 0:
-        at += offset[first[mask[at]]]
-    node = find_root(parent, node_of[at])
-    while node_of[pixel] < 0:
-        node_of[pixel] = node
-        pixel += offset[first[mask[pixel]]]
-    return node
+def sort_pixels(
+    picture: UInt[np.ndarray, "fh fw"], masks: UInt8[np.ndarray, "fh fw"], top: int, chosen: Int32[np.ndarray, "256"]
+) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " u"]]:
+    """Pixels of chosen masks, lowest first, as indices into the flat framed picture, and where each level starts (top + 2,)."""
+    height, width = picture.shape
+    found = np.empty((height - 2) * (width - 2) + 1, np.int32)
+    n = 0
+    for y in range(1, height - 1):
+        row = masks[y]
+        for x in range(1, width - 1):
+            found[n] = y * width + x
+            n += chosen[row[x]]
+    levels = picture.ravel()
+    start = np.zeros(top + 2, np.int32)
+    for i in range(n):
+        start[levels[found[i]] + 1] += 1
+    for level in range(top + 1):
+        start[level + 1] += start[level]
+    order = np.empty(n, np.int32)
+    free = start.copy()
+    for i in range(n):
+        level = levels[found[i]]
+        order[free[level]] = found[i]
+        free[level] += 1
+    return order, start
 
 
 @njit(cache=True, nogil=True)
-def _iou(x0, y0, x1, y1, truth, areas, one):
-    best = 0.0
-    area = (x1 - x0 + one) * (y1 - y0 + one)
-    for g in range(truth.shape[0]):
-        w = min(x1, truth[g, 2]) - max(x0, truth[g, 0]) + one
-        h = min(y1, truth[g, 3]) - max(y0, truth[g, 1]) + one
-        if w > 0 and h > 0:
-            inter = w * h
-            whole = area + areas[g] - inter
-            if whole > 0:
-                best = max(best, inter / whole)
-    return best
+def with_offsets(rules: Rules, width: int) -> Rules:
+    """Rules whose neighbours are offsets in a flat picture of a width."""
+    rules = rules.copy()
+    for mask in range(256):
+        for column in range(GROUPS, rules.shape[1]):
+            k = rules[mask, column]
+            rules[mask, column] = (_DY[k] * width) + _DX[k]
+    return rules
 
 
 @njit(cache=True, nogil=True)
-def _outgrown(box, root, x0, y0, x1, y1):
-    """Whether a box sticks out of a component's."""
-    return x0 < box[root, 0] or y0 < box[root, 1] or x1 > box[root, 2] or y1 > box[root, 3]
+def new_forest(height: int, width: int, pixels: int) -> tuple[Int32[np.ndarray, " p"], Nodes, Int32[np.ndarray, " n"]]:
+    """What so many pixels of a framed picture are added to: the node of each pixel (-1: not known), nodes, room for a list of nodes."""
+    most = 1 + min(pixels, height * width // 2)  # neighbours do not both start a component
+    nodes = np.empty((most, 10), np.int32)
+    nodes[OUTSIDE, PARENT], nodes[OUTSIDE, CHANGED] = OUTSIDE, -1
+    nodes[OUTSIDE, SIZE] = 2**30  # it stays a component, because the larger of two does
+    nodes[OUTSIDE, X0], nodes[OUTSIDE, Y0], nodes[OUTSIDE, X1], nodes[OUTSIDE, Y1] = 0, 0, width, height
+    return np.full(height * width, -1, np.int32), nodes, np.empty(most, np.int32)
 
 
 @njit(cache=True, nogil=True)
-def _grow(box, root, x0, y0, x1, y1):
-    box[root, 0] = min(box[root, 0], x0)
-    box[root, 1] = min(box[root, 1], y0)
-    box[root, 2] = max(box[root, 2], x1)
-    box[root, 3] = max(box[root, 3], y1)
+def add_pixels(
+    order: Int32[np.ndarray, " n"],
+    first: int,
+    last: int,
+    level: int,
+    flat_masks: UInt8[np.ndarray, " p"],
+    width: int,
+    rules: Rules,
+    node_of: Int32[np.ndarray, " p"],
+    nodes: Nodes,
+    used: int,
+    changed: Int32[np.ndarray, " n"],
+) -> tuple[int, int]:
+    """Add the pixels of one level, in their order, to the components.
+
+    Returns how many nodes there are now, `used` of which there were, and how many are listed in `changed`: those that were
+    started, whose box has grown, or that have joined another.
+    """
+    n_changed = 0
+    for i in range(first, last):
+        pixel = order[i]
+        mask = flat_masks[pixel]
+        if not rules[mask, MATTERS]:  # one group of neighbours, a known node, because now all pixels are added: the below in short
+            node = node_of[pixel + rules[mask, GROUPS]]
+            while nodes[node, PARENT] != node:
+                nodes[node, PARENT] = nodes[nodes[node, PARENT], PARENT]
+                node = nodes[node, PARENT]
+            node_of[pixel] = node
+            nodes[node, SIZE] += rules[mask, CORNERS]
+            continue
+        y = pixel // width
+        x0 = x1 = pixel - y * width
+        y0 = y1 = y
+        root = -1
+        for k in range(rules[mask, COUNT]):
+            neighbour = pixel + rules[mask, GROUPS + k]
+            if rules[mask, COUNT] == 1:  # any will do: best one whose node is known
+                for j in range(1, 3):
+                    other = pixel + rules[mask, GROUPS + j]
+                    neighbour = other if node_of[other] >= 0 else neighbour
+            at = neighbour
+            while node_of[at] < 0:
+                at += rules[flat_masks[at], GROUPS]
+            node = node_of[at]
+            while nodes[node, PARENT] != node:  # halving the way
+                nodes[node, PARENT] = nodes[nodes[node, PARENT], PARENT]
+                node = nodes[node, PARENT]
+            while node_of[neighbour] < 0:  # the way is not gone twice
+                node_of[neighbour] = node
+                neighbour += rules[flat_masks[neighbour], GROUPS]
+            if root == -1:
+                root = node
+            if node == root:
+                continue
+            if nodes[node, SIZE] > nodes[root, SIZE]:
+                root, node = node, root
+            x0, x1 = min(x0, nodes[node, X0]), max(x1, nodes[node, X1])
+            y0, y1 = min(y0, nodes[node, Y0]), max(y1, nodes[node, Y1])
+            nodes[root, FIRST] = min(nodes[root, FIRST], nodes[node, FIRST])
+            nodes[root, SIZE] += nodes[node, SIZE]
+            nodes[node, PARENT] = root
+            if nodes[node, CHANGED] != level:
+                nodes[node, CHANGED] = level
+                changed[n_changed] = node
+                n_changed += 1
+        if root == -1:
+            root = used
+            used += 1
+            nodes[root, PARENT], nodes[root, SEED], nodes[root, FIRST], nodes[root, SIZE] = root, pixel, pixel, 0
+            nodes[root, X0], nodes[root, Y0], nodes[root, X1], nodes[root, Y1] = x0, y0, x1, y1
+            nodes[root, CHANGED], nodes[root, SINCE] = level, -1
+            changed[n_changed] = root
+            n_changed += 1
+        elif x0 < nodes[root, X0] or y0 < nodes[root, Y0] or x1 > nodes[root, X1] or y1 > nodes[root, Y1]:
+            nodes[root, X0], nodes[root, X1] = min(x0, nodes[root, X0]), max(x1, nodes[root, X1])
+            nodes[root, Y0], nodes[root, Y1] = min(y0, nodes[root, Y0]), max(y1, nodes[root, Y1])
+            if nodes[root, CHANGED] != level:
+                nodes[root, CHANGED] = level
+                changed[n_changed] = root
+                n_changed += 1
+        nodes[root, FIRST] = min(nodes[root, FIRST], pixel)
+        nodes[root, SIZE] += rules[mask, CORNERS]
+        node_of[pixel] = root
+    return used, n_changed
 
 
 @njit(cache=True, nogil=True)
 def best_of_components(
-    levels: UInt[np.ndarray, "h w"],
+    picture: UInt[np.ndarray, "fh fw"],
+    masks: UInt8[np.ndarray, "fh fw"],
     top: int,
-    tables: Tables,
-    holes: bool,
+    rules: Rules,
     truth: Float64[np.ndarray, "g 4"],
     one: float,
     end: int,
     clip: bool,
-    best: Float64[np.ndarray, " u"],
-) -> None:
-    """Raise `best[t + 1]` to the best IoU of any component of {levels > t} with any true box, for t = -1 .. top - 1.
+) -> Float64[np.ndarray, " u"]:
+    """Best IoU of any component of {level > t} with any true box, at row t + 1 for t = -1 .. top - 1.
 
     Args:
-        levels: (H, W), highest level `top`. With `holes`: top - level, and the components are those of {level <= t} that do
-            not touch the border, their boxes grown by a pixel.
-        tables: `EIGHT` or `FOUR`.
+        picture, masks: see `framed`; the highest level is `top`.
+        rules: `EIGHT` or `FOUR`.
         truth, one: true boxes, and what is added to the sides of all boxes (1 or 0).
         end: what is added to the last pixel of a component's box. `clip`: cut boxes at (W - 1, H - 1).
-        best: (top + 1,).
     """
-    flag, first, count, groups = tables
+    height, width = picture.shape
+    order, start = sort_pixels(picture, masks, top, rules[:, MATTERS].copy())
+    order = order[::-1].copy()
+    rules = with_offsets(rules, width)
+    node_of, nodes, changed = new_forest(height, width, len(order))
+    best, iou = np.zeros(top + 1), np.empty(len(nodes))
     areas = (truth[:, 2] - truth[:, 0] + one) * (truth[:, 3] - truth[:, 1] + one)
-    height, width = levels.shape
-    size = height * width
-    mask2 = np.empty((height, width), np.uint8)
-    higher_neighbours(levels, mask2)
-    mask, flat = mask2.ravel(), levels.ravel()
-    # pixels that matter, by level
-    start = np.zeros(top + 2, np.int32)
-    n = 0
-    for p in range(size):
-        if flag[mask[p]]:
-            start[flat[p] + 1] += 1
-            n += 1
-    for v in range(top + 1):
-        start[v + 1] += start[v]
-    order = np.empty(n, np.int32)
-    fill = start.copy()
-    for p in range(size):
-        if flag[mask[p]]:
-            v = flat[p]
-            order[fill[v]] = p
-            fill[v] += 1
-    offset = np.array([-width - 1, -width, -width + 1, -1, 1, width - 1, width, width + 1])
-    node_of = np.full(size, -1, np.int32)
-    # components
-    parent = np.empty(n, np.int32)
-    box = np.empty((n, 4), np.int32)  # x0, y0, x1, y1, inclusive
-    since = np.empty(n, np.int32)  # level after which the IoU holds
-    iou = np.empty(n, np.float64)
-    changed = np.empty(n, np.int32)
-    nodes = 0
-    for v in range(top, -1, -1):
-        n_changed = 0
-        for i in range(start[v + 1] - 1, start[v] - 1, -1):
-            p = order[i]
-            y, x = p // width, p % width
-            m = mask[p]
-            if count[m] == 0:
-                root = nodes
-                nodes += 1
-                parent[root] = root
-                box[root, 0] = box[root, 2] = x
-                box[root, 1] = box[root, 3] = y
-                since[root] = -1  # nothing to write yet; in the list of the changed
-                changed[n_changed] = root
-                n_changed += 1
-            else:
-                root = _component(p + offset[groups[m, 0]], mask, first, offset, node_of, parent)
-                for k in range(1, count[m]):
-                    other = _component(p + offset[groups[m, k]], mask, first, offset, node_of, parent)
-                    if other != root:
-                        _write(best, iou[other], v, since[other], holes, top)
-                        parent[other] = root
-                        if _outgrown(box, root, box[other, 0], box[other, 1], box[other, 2], box[other, 3]):
-                            if since[root] >= 0:
-                                _write(best, iou[root], v, since[root], holes, top)
-                                since[root] = -1
-                                changed[n_changed] = root
-                                n_changed += 1
-                            _grow(box, root, box[other, 0], box[other, 1], box[other, 2], box[other, 3])
-                if _outgrown(box, root, x, y, x, y):
-                    if since[root] >= 0:
-                        _write(best, iou[root], v, since[root], holes, top)
-                        since[root] = -1
-                        changed[n_changed] = root
-                        n_changed += 1
-                    _grow(box, root, x, y, x, y)
-            node_of[p] = root
-        for i in range(n_changed):
-            root = changed[i]
-            if parent[root] != root:
-                continue
-            since[root] = v
-            x0, y0, x1, y1 = box[root, 0], box[root, 1], box[root, 2], box[root, 3]
-            if holes:
-                if x0 == 0 or y0 == 0 or x1 == width - 1 or y1 == height - 1:
-                    iou[root] = -1.0
-                    continue
-                x0 -= 1
-                y0 -= 1
-                x1 += 1
-                y1 += 1
-            x1 += end
-            y1 += end
-            if clip:
-                x1 = min(x1, width - 1)
-                y1 = min(y1, height - 1)
-            iou[root] = _iou(float(x0), float(y0), float(x1), float(y1), truth, areas, one)
-    for root in range(nodes):
-        if parent[root] == root:
-            _write(best, iou[root], -1, since[root], holes, top)
+    flat, used, n = masks.ravel(), 1, len(order)
+    for level in range(top, -1, -1):
+        first, last = n - start[level + 1], n - start[level]
+        used, n_changed = add_pixels(order, first, last, level, flat, width, rules, node_of, nodes, used, changed)
+        _rate(changed, n_changed, level, nodes, 0, truth, areas, one, end, clip, width - 3, height - 3, iou, best)
+    _rate(np.arange(1, used), used - 1, -1, nodes, 0, truth, areas, one, end, clip, width - 3, height - 3, iou, best)
+    return best
 
 
 @njit(cache=True, nogil=True)
-def _write(best, iou, v, since, holes, top):
-    """The IoU held from after level `since` was added until level `v` is: cuts v .. since - 1."""
-    if since < 0:
-        return
-    if holes:  # level top - u; {level <= t} with top - u <= t: cuts t = top - since .. top - v - 1
-        low, high = top - since + 1, min(top - v, top) + 1
-    else:
-        low, high = v + 1, since + 1
-    for t in range(low, high):
-        if iou > best[t]:
-            best[t] = iou
+def best_of_holes(
+    picture: UInt[np.ndarray, "fh fw"],
+    masks: UInt8[np.ndarray, "fh fw"],
+    top: int,
+    truth: Float64[np.ndarray, "g 4"],
+    one: float,
+    end: int,
+    clip: bool,
+) -> tuple[Float64[np.ndarray, " u"], UInt[np.ndarray, "fh fw"]]:
+    """The same for the holes of {level > t}, 0 where there is none; and the picture with the holes of every cut filled.
+
+    A pixel of the filled picture has the lowest level t at which background, {level <= t}, connects it to the outside.
+    """
+    height, width = picture.shape
+    order, start = sort_pixels(picture, masks, top, HOLES[:, MATTERS].copy())
+    rules = with_offsets(HOLES, width)
+    node_of, nodes, changed = new_forest(height, width, len(order))
+    frame = node_of.reshape(picture.shape)
+    frame[0] = frame[-1] = frame[:, 0] = frame[:, -1] = OUTSIDE
+    best, iou = np.zeros(top + 1), np.empty(len(nodes))
+    areas = (truth[:, 2] - truth[:, 0] + one) * (truth[:, 3] - truth[:, 1] + one)
+    filled, stack = picture.copy(), np.empty(picture.size, np.int32)
+    flat_filled = filled.ravel()
+    flat, used = masks.ravel(), 1
+    for level in range(top + 1):
+        used, n_changed = add_pixels(order, start[level], start[level + 1], level, flat, width, rules, node_of, nodes, used, changed)
+        _rate(changed, n_changed, level, nodes, 1, truth, areas, one, end, clip, width - 3, height - 3, iou, best)
+        _fill(changed, n_changed, level, nodes, flat_filled, width, stack)
+    return best, filled
+
+
+@njit(cache=True, nogil=True)
+def _rate(changed, n_changed, level, nodes, margin, truth, areas, one, end, clip, last_x, last_y, iou, best):
+    """Write the IoU that changed components had until this level, and work out the one that they have now."""
+    for i in range(n_changed):
+        node = changed[i]
+        since = nodes[node, SINCE]
+        if since >= 0:
+            for row in range(min(since, level) + 1, max(since, level) + 1):  # cuts level .. since - 1, for holes since .. level - 1
+                best[row] = max(best[row], iou[node])
+        nodes[node, SINCE] = level if nodes[node, PARENT] == node else -1
+        if nodes[node, SINCE] < 0:
+            continue
+        x0, y0 = nodes[node, X0] - 1 - margin, nodes[node, Y0] - 1 - margin  # the frame is not part of the numbers
+        x1, y1 = nodes[node, X1] - 1 + margin + end, nodes[node, Y1] - 1 + margin + end
+        if clip:
+            x1, y1 = min(x1, last_x), min(y1, last_y)
+        area = (float(x1 - x0) + one) * (float(y1 - y0) + one)
+        iou[node] = 0.0
+        for g in range(len(truth)):
+            w = min(float(x1), truth[g, 2]) - max(float(x0), truth[g, 0]) + one
+            h = min(float(y1), truth[g, 3]) - max(float(y0), truth[g, 1]) + one
+            if w > 0 and h > 0:
+                whole = area + areas[g] - w * h
+                if whole > 0:
+                    iou[node] = max(iou[node], w * h / whole)
+
+
+@njit(cache=True, nogil=True)
+def _fill(changed, n_changed, level, nodes, filled, width, stack):
+    """Raise to this level what was a hole until this level."""
+    for i in range(n_changed):
+        node = changed[i]
+        root = nodes[node, PARENT]
+        while root != nodes[root, PARENT]:
+            root = nodes[root, PARENT]
+        if root != OUTSIDE:
+            continue
+        seed = nodes[node, SEED]
+        if filled[seed] >= level:
+            continue
+        filled[seed] = level
+        stack[0], n = seed, 1
+        while n > 0:
+            n -= 1
+            pixel = stack[n]
+            for offset in (-width, -1, 1, width):
+                if filled[pixel + offset] < level:
+                    filled[pixel + offset] = level
+                    stack[n] = pixel + offset
+                    n += 1

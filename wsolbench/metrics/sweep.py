@@ -1,26 +1,26 @@
 """From a map in the evaluation frame to boxes, and to the best IoU at every threshold of the protocol.
 
 A map and a grid of T thresholds become one integer picture `levels` and one integer `cuts[k]` for each threshold, so that
-for every protocol the foreground at threshold k is exactly `levels > cuts[k]`. Thresholds with the same foreground share
-their boxes and are worked out once: an 8-bit map has at most 256 foregrounds, however fine the grid.
+for every protocol the foreground at threshold k is exactly `levels > cuts[k]`. Boxes are worked out for every level once: an
+8-bit map has at most 256 foregrounds, however fine the grid.
 
-OpenCV is imported with this module. Equal regions (`largest_by`): the first in OpenCV's contour order, or the first that a
-row-wise scan meets.
+All thresholds at once come from one pass over the levels (`component_tree`, `largest_component`); OpenCV finds the boxes of one
+threshold (`boxes_at`). Equal regions (`largest_by`): the first in OpenCV's contour order, or the first that a row-wise scan meets.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int, Num, UInt
+from jaxtyping import Bool, Float, Float64, Int, Num, UInt, UInt8
 
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.metrics.boxes import check_boxes, unchecked_iou
-from wsolbench.metrics.component_tree import EIGHT, FOUR, best_of_components
-from wsolbench.metrics.largest_component import BOX, CONTOUR, PIXELS, holes_by_level, largest_of_components, low_corners
+from wsolbench.metrics.component_tree import EIGHT, FOUR, best_of_components, best_of_holes, count_passed, framed, higher_neighbours
+from wsolbench.metrics.largest_component import BOX, CONTOUR, PIXELS, largest_of_components
 from wsolbench.protocol import EvalProtocol
 from wsolbench.types import Boxes, UnitMap
 
@@ -50,11 +50,12 @@ def sweep(score_map: UnitMap, true_boxes: Num[np.ndarray, "r 4"], protocol: Eval
     """
     truth = _truth(true_boxes, protocol)
     levels, cuts = quantize(score_map, protocol)
-    distinct, index = _distinct(levels, cuts)
-    single = _single_boxes(levels, distinct, protocol.single_box, protocol)
-    single_iou = unchecked_iou(single, truth, plus_one=protocol.iou_plus_one).max(axis=1)
-    best = single_iou if protocol.components == protocol.single_box else _best_ious(levels, distinct, truth, protocol)
-    return Sweep(best_iou=best[index], single_boxes=single[index], single_iou=single_iou[index])
+    regions = _Regions(levels, truth, protocol)
+    single = regions.boxes(protocol.single_box)
+    single_iou = regions.iou(single)
+    best = single_iou if protocol.components == protocol.single_box else regions.best_iou(protocol.components)
+    rows = regions.rows(cuts)
+    return Sweep(best_iou=best[rows], single_boxes=single[rows], single_iou=single_iou[rows])
 
 
 def best_iou_per_tau(score_map: UnitMap, true_boxes: Num[np.ndarray, "r 4"], protocol: EvalProtocol) -> Float64[np.ndarray, " t"]:
@@ -69,8 +70,8 @@ def best_iou_per_tau(score_map: UnitMap, true_boxes: Num[np.ndarray, "r 4"], pro
     """
     truth = _truth(true_boxes, protocol)
     levels, cuts = quantize(score_map, protocol)
-    distinct, index = _distinct(levels, cuts)
-    best: Float64[np.ndarray, " t"] = _best_ious(levels, distinct, truth, protocol)[index]
+    regions = _Regions(levels, truth, protocol)
+    best: Float64[np.ndarray, " t"] = regions.best_iou(protocol.components)[regions.rows(cuts)]
     return best
 
 
@@ -83,8 +84,8 @@ def single_box_per_tau(score_map: UnitMap, protocol: EvalProtocol) -> Float64[np
            [1., 1., 1., 1.]])
     """
     levels, cuts = quantize(score_map, protocol)
-    distinct, index = _distinct(levels, cuts)
-    boxes: Float64[np.ndarray, "t 4"] = _single_boxes(levels, distinct, protocol.single_box, protocol)[index]
+    regions = _Regions(levels, np.zeros((0, 4)), protocol)
+    boxes: Float64[np.ndarray, "t 4"] = regions.boxes(protocol.single_box)[regions.rows(cuts)]
     return boxes
 
 
@@ -122,10 +123,10 @@ def _quantize(
     values: Float[np.ndarray, "h w"], taus: Float64[np.ndarray, " t"], protocol: EvalProtocol
 ) -> tuple[UInt[np.ndarray, "h w"], Int[np.ndarray, " t"]]:
     if protocol.quantize == "none":
-        side: Literal["left", "right"] = "left" if protocol.foreground == ">" else "right"  # thresholds < value, or <= value
-        passed = np.searchsorted(taus.astype(np.float32), values.astype(np.float32), side=side)
-        return passed.astype(np.min_scalar_type(len(taus))), np.arange(len(taus))
-    levels = (values.astype(np.float64) * _ALL_LEVELS).astype(np.uint8)
+        passed = np.empty(values.shape, np.min_scalar_type(len(taus)))
+        count_passed(np.array(values, np.float32, order="C"), taus.astype(np.float32), protocol.foreground == ">=", passed)
+        return passed, np.arange(len(taus))
+    levels = np.multiply(values, _ALL_LEVELS, dtype=np.float64).astype(np.uint8)
     if protocol.threshold_basis == "unit":
         cuts = np.rint(taus * _ALL_LEVELS)
     elif protocol.threshold_basis == "max":
@@ -160,64 +161,64 @@ def _truth(true_boxes: Num[np.ndarray, "r 4"], protocol: EvalProtocol) -> Float6
     boxes = check_boxes(true_boxes, plus_one=protocol.iou_plus_one, what="true boxes")
     if len(boxes) == 0:
         raise DataError("there is no true box, so IoU is undefined; leave the image out of box metrics")
-    return boxes[:1] if protocol.gt_boxes == "first" else boxes
-
-
-def _distinct(levels: UInt[np.ndarray, "h w"], cuts: Int[np.ndarray, " t"]) -> tuple[Int[np.ndarray, " u"], Int[np.ndarray, " t"]]:
-    """One cut for each different foreground, and for each threshold the index of its foreground among them."""
-    present = np.flatnonzero(np.bincount(levels.ravel()))
-    background = np.searchsorted(present, cuts, side="right")  # how many of the levels present are background
-    _, first, index = np.unique(background, return_index=True, return_inverse=True)
-    return cuts[first], index
-
-
-def _best_ious(
-    levels: UInt[np.ndarray, "h w"], cuts: Int[np.ndarray, " u"], truth: Float64[np.ndarray, "g 4"], protocol: EvalProtocol
-) -> Float64[np.ndarray, " u"]:
-    """Best IoU of any box of `protocol.components` at each cut."""
-    if protocol.components != "all":
-        boxes = _single_boxes(levels, cuts, protocol.components, protocol)
-        return np.asarray(unchecked_iou(boxes, truth, plus_one=protocol.iou_plus_one).max(axis=1))
-    top = int(levels.max())
-    best = np.zeros(top + 1)
-    one, end, clip = float(protocol.iou_plus_one), int(protocol.box_end == "exclusive"), protocol.clip_boxes
-    best_of_components(levels, top, FOUR if protocol.connectivity == "4" else EIGHT, False, truth, one, end, clip, best)
-    if protocol.connectivity == "contour":
-        best_of_components(np.subtract(top, levels, dtype=levels.dtype), top, FOUR, True, truth, one, end, clip, best)
-    empty = unchecked_iou(_empty_box(levels.shape, protocol), truth, plus_one=protocol.iou_plus_one).max()
-    return np.asarray(np.where(cuts < top, best[np.minimum(cuts + 1, top)], empty))
-
-
-def _single_boxes(
-    levels: UInt[np.ndarray, "h w"], cuts: Int[np.ndarray, " u"], rule: str, protocol: EvalProtocol
-) -> Float64[np.ndarray, "u 4"]:
-    """The one box of a rule ("largest", "union") at each cut, in the numbers of the protocol."""
-    top = int(levels.max())
-    half_open = _union_boxes(levels, cuts) if rule == "union" else _largest_boxes(levels, top, protocol)[np.minimum(cuts + 1, top)]
-    return np.where((cuts < top)[:, None], _written(half_open, levels.shape, protocol), _empty_box(levels.shape, protocol))
+    return np.array(boxes[:1] if protocol.gt_boxes == "first" else boxes, order="C")
 
 
 _MEASURES = {"pixel_count": PIXELS, "box_area": BOX, "contour_area": CONTOUR}
 
 
-def _largest_boxes(levels: UInt[np.ndarray, "h w"], top: int, protocol: EvalProtocol) -> Int[np.ndarray, "l 4"]:
-    """Half-open box of the largest region of {levels > t}, at row t + 1 for t = -1 .. top - 1."""
-    boxes, undecided = np.empty((top + 1, 4), dtype=np.int32), np.zeros(top + 1, dtype=np.bool_)
-    corners = np.zeros(levels.shape, dtype=np.uint8)
-    holes = _NO_HOLES
-    if protocol.connectivity == "contour":
-        low_corners(levels, corners)
-        holes = holes_by_level(np.subtract(top, levels, dtype=levels.dtype), top, corners, FOUR)
-    tables = FOUR if protocol.connectivity == "4" else EIGHT
-    largest_of_components(levels, top, tables, _MEASURES[protocol.largest_by], corners, holes, boxes, undecided)
-    boxes[:, 2:] += 1
-    for row in np.flatnonzero(undecided).tolist():  # equal areas: OpenCV's order decides
-        regions, sizes = _regions(levels.astype(np.int64) > row - 1, protocol)
-        boxes[row] = regions[int(sizes.argmax())]
-    return boxes
+class _Regions:
+    """The regions of a picture at every cut t = -1 .. top, where top is the highest level; results have the row t + 1 for cut t.
 
+    At cut top nothing is foreground, and the protocol's empty box is the only one.
+    """
 
-_NO_HOLES = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int32))
+    def __init__(self, levels: UInt[np.ndarray, "h w"], truth: Float64[np.ndarray, "g 4"], protocol: EvalProtocol) -> None:
+        self._levels, self._truth, self._protocol = levels, truth, protocol
+        self._top = int(levels.max())
+        self._one, self._end = float(protocol.iou_plus_one), int(protocol.box_end == "exclusive")
+        self._rules = FOUR if protocol.connectivity == "4" else EIGHT
+
+    def rows(self, cuts: Int[np.ndarray, " t"]) -> Int[np.ndarray, " t"]:
+        """The row of each cut; a higher cut is like top."""
+        return np.asarray(np.minimum(cuts, self._top) + 1)
+
+    def iou(self, boxes: Float64[np.ndarray, "u 4"]) -> Float64[np.ndarray, " u"]:
+        """Best IoU of each box with any true box."""
+        return np.asarray(unchecked_iou(boxes, self._truth, plus_one=self._protocol.iou_plus_one).max(axis=1))
+
+    def best_iou(self, rule: str) -> Float64[np.ndarray, " u"]:
+        """Best IoU of any box of a rule ("all", "largest", "union") with any true box."""
+        if rule != "all":
+            return self.iou(self.boxes(rule))
+        picture, masks = self._framed
+        clip = self._protocol.clip_boxes
+        best = best_of_components(picture, masks, self._top, self._rules, self._truth, self._one, self._end, clip)
+        if self._protocol.connectivity == "contour":
+            best = np.maximum(best, self._holes[0])
+        return np.append(best, self.iou(_empty_box(self._levels.shape, self._protocol)))
+
+    def boxes(self, rule: str) -> Float64[np.ndarray, "u 4"]:
+        """The one box of a rule ("largest", "union"), in the numbers of the protocol."""
+        half_open = _union_boxes(self._levels, np.arange(-1, self._top)) if rule == "union" else self._largest()
+        shape = self._levels.shape
+        return np.concatenate([_written(half_open, shape, self._protocol), _empty_box(shape, self._protocol)])
+
+    @cached_property
+    def _framed(self) -> tuple[UInt[np.ndarray, "fh fw"], UInt8[np.ndarray, "fh fw"]]:
+        return framed(np.ascontiguousarray(self._levels))
+
+    @cached_property
+    def _holes(self) -> tuple[Float64[np.ndarray, " u"], UInt[np.ndarray, "fh fw"]]:
+        picture, masks = self._framed
+        return best_of_holes(picture, masks, self._top, self._truth, self._one, self._end, self._protocol.clip_boxes)
+
+    def _largest(self) -> Int[np.ndarray, "u 4"]:
+        picture, masks = self._framed
+        if self._protocol.connectivity == "contour":
+            picture = self._holes[1]
+            masks = higher_neighbours(picture)
+        return largest_of_components(picture, masks, self._top, self._rules, _MEASURES[self._protocol.largest_by])
 
 
 def _boxes_at_cut(levels: UInt[np.ndarray, "h w"], cut: int, rule: str, protocol: EvalProtocol) -> Boxes:
@@ -234,11 +235,15 @@ def _boxes_at_cut(levels: UInt[np.ndarray, "h w"], cut: int, rule: str, protocol
 def _union_boxes(levels: UInt[np.ndarray, "h w"], cuts: Int[np.ndarray, " u"]) -> Int[np.ndarray, "u 4"]:
     """Half-open box around the whole foreground of each cut; meaningless where that is empty."""
     height, width = levels.shape
-    columns = levels.max(axis=0) > cuts[:, None]  # (u, w): has the column any foreground
-    rows = levels.max(axis=1) > cuts[:, None]  # (u, h)
-    x0, x1 = columns.argmax(axis=1), width - columns[:, ::-1].argmax(axis=1)
-    y0, y1 = rows.argmax(axis=1), height - rows[:, ::-1].argmax(axis=1)
+    columns, lines = levels.max(axis=0), levels.max(axis=1)
+    x0, x1 = _first_above(columns, cuts), width - _first_above(columns[::-1], cuts)
+    y0, y1 = _first_above(lines, cuts), height - _first_above(lines[::-1], cuts)
     return np.stack([x0, y0, x1, y1], axis=1)
+
+
+def _first_above(levels: UInt[np.ndarray, " n"], cuts: Int[np.ndarray, " u"]) -> Int[np.ndarray, " u"]:
+    """Where a row of levels first exceeds each cut."""
+    return np.searchsorted(np.maximum.accumulate(levels).astype(np.int64), cuts, side="right")
 
 
 def _regions(foreground: Bool[np.ndarray, "h w"], protocol: EvalProtocol) -> tuple[Int[np.ndarray, "m 4"], Float64[np.ndarray, " m"]]:
