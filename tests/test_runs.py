@@ -54,7 +54,7 @@ def test_merged_shards_are_the_run_that_was_never_cut(tmp_path: Path, count: int
     assert merged.record.provenance["processes"] == count
     assert merged.scores.load().ids.tolist() == list(dataset(20).ids)
     merged.finish()
-    assert not list(tmp_path.rglob("*.npz"))
+    assert not list(tmp_path.rglob("*.scores"))
 
 
 @given(n=st.integers(0, 40), count=st.integers(1, 7))
@@ -131,7 +131,7 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
 
 def test_a_broken_chunk_is_named(tmp_path: Path) -> None:
     score_shards(tmp_path, "1/1")
-    (chunk, *_) = sorted(tmp_path.rglob("test/*.npz"))
+    (chunk, *_) = sorted(tmp_path.rglob("test/*.scores"))
     chunk.write_bytes(chunk.read_bytes()[:100])
     with pytest.raises(DataError, match=str(chunk.name)):
         conclude(merge([tmp_path])[0])
@@ -175,6 +175,6 @@ def test_stored_scores_can_be_read_by_numpy_alone(tmp_path: Path) -> None:
 
 def test_the_chunks_are_where_they_belong(tmp_path: Path) -> None:
     score_shards(tmp_path, "2/3")
-    names = sorted(path.name for path in tmp_path.rglob("test/*.npz"))
-    assert names == ["00000003.npz", "00000012.npz"]
+    names = sorted(path.name for path in tmp_path.rglob("test/*.scores"))
+    assert names == ["00000003.scores", "00000012.scores"]
     assert runs.CHUNK == 3

@@ -2,7 +2,7 @@
 
     FOLDER/run.json               what is scored (`RunPlan`); equal plans give equal numbers
     FOLDER/process-2-of-8.json    where one process's part came from (`wsolbench.records.provenance`)
-    FOLDER/test/00000064.npz      scores of the images from position 64 of split `test` on
+    FOLDER/test/00000064.scores   scores of the images from position 64 of split `test` on
 
 Chunks have fixed places, whatever the number of processes and the batch size. So a killed run goes on where it was, shards
 may write into one folder or into several, and merging is finding every chunk once.
@@ -135,7 +135,7 @@ class RunFolder:
 
     def chunk(self, split: str, start: int) -> Path:
         """Where the scores of the images from position `start` on belong."""
-        return self.root / file_name(split) / f"{start:08d}.npz"
+        return self.root / file_name(split) / f"{start:08d}.scores"
 
     def describe(self, shard: Shard, provenance: dict[str, Any]) -> None:
         """Say where a process's part came from."""

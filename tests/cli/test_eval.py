@@ -119,7 +119,7 @@ def test_a_killed_training_and_a_killed_evaluation_go_on(run, birds: Path) -> No
 
     evaluation = ("eval", "--method", "cam", "--checkpoint", "runs/killed/last.safetensors", "--batch-size", "1", *SCORE)
     process = command(birds, *evaluation, "--out", "killed")
-    kill_when(process, lambda: any(Path("killed").glob(".work/*/test/*.npz")))
+    kill_when(process, lambda: any(Path("killed").glob(".work/*/test/*.scores")))
     assert not records("killed")
     assert run(*evaluation, *on(birds), "--out", "killed").code == 0
     assert run(*evaluation, *on(birds), "--out", "unbroken").code == 0

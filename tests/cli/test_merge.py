@@ -45,7 +45,7 @@ def test_merged_shards_are_the_unsharded_run(run, birds: Path) -> None:
     assert merged["provenance"]["processes"] == 3
     assert merged["provenance"]["merged_by"] == "wsolbench merge parts --out merged --save-scores"
     assert len(list(Path("merged").rglob("*.scores.npz"))) == 1
-    assert not list(Path("parts").rglob("*.npz"))
+    assert not list(Path("parts").rglob("*.scores"))
 
 
 def test_shards_of_stored_maps_merge_too(run, birds: Path) -> None:
@@ -56,7 +56,7 @@ def test_shards_of_stored_maps_merge_too(run, birds: Path) -> None:
         assert run(*score, "--out", "results/measured", "--shard", f"{index}/2").code == 0
     assert run("merge", "results", "--out", "results/measured", "--keep").code == 0
     assert record("results/measured")["metrics"] == record("scored")["metrics"]
-    assert list(Path("results/measured").rglob("*.npz"))
+    assert list(Path("results/measured").rglob("*.scores"))
     assert run("leaderboard").code == 0  # the shards that were kept are no records
 
 
