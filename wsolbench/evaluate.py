@@ -201,7 +201,7 @@ def conclude(run: ScoredRun) -> Evaluation:
         transfer_from=others[0] if others else None,
         resamples=run.plan.resamples,
     )
-    seconds = {**run.provenance["seconds"], "metrics": time.perf_counter() - start}
+    seconds = {**run.provenance["seconds"], "metrics": round(time.perf_counter() - start, 3)}
     record = RunRecord(
         method=run.plan.method,
         dataset=run.plan.dataset,
