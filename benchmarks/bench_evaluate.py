@@ -77,6 +77,9 @@ class MadeUpMaps:
     def describe(self) -> dict[str, Any]:
         return {"name": "made-up"}
 
+    def identity(self, ids: Any) -> None:  # noqa: ARG002 - the signature of a source
+        return None
+
     def provenance(self) -> dict[str, Any]:
         return {"device": "cpu"}
 

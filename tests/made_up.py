@@ -69,5 +69,8 @@ class MadeUpSource:
     def describe(self) -> dict[str, Any]:
         return {"name": "made-up", "backbone": None}
 
+    def identity(self, ids: Sequence[str]) -> None:
+        return None
+
     def provenance(self) -> dict[str, Any]:
         return {"device": "cpu"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from wsolbench.protocol import EvalProtocol, tau_grid
 from wsolbench.runs import RunPlan, Shard, merge, read_plan
 from wsolbench.score_table import ScoreTable
 from wsolbench.scores import ImageScores
+from wsolbench.sources import FolderSource
+from wsolbench.summary import summarize
 
 PROTOCOL = EvalProtocol(taus=tau_grid(0.05))
 OPTIONS = RunOptions(resamples=100)
@@ -178,3 +181,65 @@ def test_the_chunks_are_where_they_belong(tmp_path: Path) -> None:
     names = sorted(path.name for path in tmp_path.rglob("test/*.scores"))
     assert names == ["00000003.scores", "00000012.scores"]
     assert runs.CHUNK == 3
+
+
+def test_the_scored_split_is_never_taken_for_the_one_of_the_thresholds(tmp_path: Path) -> None:
+    data, val = dataset(20, "web"), dataset(8, "val", 1)  # in a file's sorted keys val comes first
+    whole_run = evaluate(data, MadeUpSource(), PROTOCOL, transfer_from=val, options=OPTIONS)
+    for index in (1, 2):
+        score_shard(data, MadeUpSource(), PROTOCOL, Shard(index, 2), tmp_path, transfer_from=val, options=OPTIONS)
+    merged = conclude(merge([tmp_path])[0])
+    assert merged.record.digest == whole_run.record.digest
+    assert merged.scores.load().ids.tolist() == list(data.ids)
+
+
+def test_shards_with_other_options_are_named_as_such(tmp_path: Path) -> None:
+    score_shards(tmp_path, "1/2")
+    score_shards(tmp_path, "2/2", fixed_tau=0.5)
+    with pytest.raises(DataError, match="Other shards of that name there differ in fixed_tau"):
+        merge([tmp_path])
+
+
+def test_only_folders_of_shards_are_merged(tmp_path: Path) -> None:
+    score(dataset(20), MadeUpSource(), PROTOCOL, options=RunOptions(work=tmp_path / ".work"))
+    with pytest.raises(DataError, match="no shards"):
+        merge([tmp_path])
+
+
+def test_parts_without_provenance_and_folders_named_twice_are_merged_once(tmp_path: Path) -> None:
+    score_shards(tmp_path, "1/2", "2/2")
+    assert conclude(merge([tmp_path, tmp_path / "x" / ".."])[0]).record.provenance["processes"] == 2
+    score_shards(tmp_path, "1/2")  # nothing is left to do, and what was said stays
+    assert "score" in conclude(merge([tmp_path])[0]).record.provenance["seconds"]
+    for path in tmp_path.rglob("process-*.json"):
+        path.unlink()
+    assert conclude(merge([tmp_path])[0]).record.provenance["device"] == "unknown"
+
+
+def test_a_run_that_goes_on_saves_maps_that_are_gone(tmp_path: Path) -> None:
+    options = RunOptions(resamples=100, work=tmp_path / "work", save_maps=MapFolder(tmp_path / "maps"))
+    score(dataset(), MadeUpSource(), PROTOCOL, options=options)
+    (tmp_path / "maps/s0/004.png.npy").unlink()
+    source = MadeUpSource()
+    score(dataset(), source, PROTOCOL, options=options)
+    assert source.loads == ["s0/003.png", "s0/004.png", "s0/005.png"]
+
+
+def test_chunks_of_other_maps_are_not_taken_over(tmp_path: Path) -> None:
+    folder = MapFolder(tmp_path / "maps")
+    evaluate(dataset(), MadeUpSource(), PROTOCOL, options=RunOptions(save_maps=folder))
+    options = RunOptions(resamples=100, work=tmp_path / "work")
+    source = FolderSource(folder, name="mine")
+    first = score(dataset(), source, PROTOCOL, options=options).plan.digest
+    assert score(dataset(), source, PROTOCOL, options=options).plan.digest == first
+    for sample in dataset().samples:
+        folder.write(sample.id, np.ones((4, 4)) * np.arange(4))
+    assert score(dataset(), source, PROTOCOL, options=options).plan.digest != first
+    assert score(dataset(), FolderSource(folder, name="mine", ranked={i: [0] for i in dataset().ids}), PROTOCOL).plan.digest != first
+
+
+def test_images_with_and_without_labels_do_not_mix() -> None:
+    scores = score(dataset(20), MadeUpSource(), PROTOCOL).tables["test"].load()
+    bare = replace(scores, ranked=scores.ranked[:, :0])
+    with pytest.raises(DataError, match="3 predicted labels and others 0"):
+        summarize(ScoreTable((scores, bare)), PROTOCOL)

@@ -96,7 +96,10 @@ def _differences(
             for run, found in zip(by_run, means, strict=True)
         ]
         value_a, value_b = np.mean(values[:n_a], axis=0), np.mean(values[n_a:], axis=0)
-        interval = bootstrap.interval(value_b - value_a)
+        try:
+            interval = bootstrap.interval(value_b - value_a)
+        except DataError:  # undefined where a resample has drawn no object pixel
+            continue
         pairs = zip(points[:n_a], points[n_a:], strict=True) if 2 * n_a == len(points) else None
         yield MetricDifference(
             name=name,

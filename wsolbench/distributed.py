@@ -7,6 +7,7 @@ each of them, with nothing in between that may fail in one process alone.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterator
@@ -55,12 +56,17 @@ def world() -> World:
     return World(rank, size, local_rank)
 
 
+_inside = False
+"""Whether a block of `connected` is under way in this process."""
+
+
 @contextlib.contextmanager
 def connected() -> Iterator[World]:
     """This process among the others, with a process group while the block runs; no process leaves the block before the last one.
 
-    The group is gloo for what is on the CPU, and nccl for what is on a GPU where there are some. A group that is there already
-    is used and left. One process needs none, and torch is not imported.
+    The group is gloo for what is on the CPU, and nccl for what is on a GPU where there are some. It is made once and left when the
+    program ends: making another one while some process still takes leave of the last can hang. A group that is there already
+    is used. One process needs none, and torch is not imported.
 
     What a process raises within the block ends the block in all. A `WsolbenchError` of any process is raised by the first one
     alone (its own, else that of the lowest rank), the others leave with `SystemExit(2)`: the message appears once. Another
@@ -75,14 +81,18 @@ def connected() -> Iterator[World]:
     import torch
     import torch.distributed as dist
 
-    if dist.is_initialized():
+    global _inside  # noqa: PLW0603 - the process group is one for the process
+    if _inside:
         yield here
         barrier()
         return
-    try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
-    except (RuntimeError, ValueError) as error:
-        raise UsageError(f"the {here.size} processes do not find each other; start them with torchrun ({_line(error)})") from error
+    if not dist.is_initialized():
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(f"the {here.size} processes do not find each other; start them with torchrun ({_line(error)})") from error
+        atexit.register(_leave)
+    _inside = True
     try:
         yield here
         barrier()
@@ -100,7 +110,7 @@ def connected() -> Iterator[World]:
         _tell(UsageError(f"process {here.rank} of {here.size} failed with {type(error).__name__}: {_line(error)}"))
         raise
     finally:
-        dist.destroy_process_group()
+        _inside = False
 
 
 def gathered(value: T) -> list[T]:
@@ -135,6 +145,13 @@ def collective() -> Iterator[None]:
         raise _LostError(
             f"a process has ended without a word, or did not answer within {TIMEOUT}; run the same command again to go on ({_line(error)})"
         ) from error
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 # --- failing together --------------------------------------------------------------------------------------------------

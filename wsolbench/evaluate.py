@@ -60,6 +60,9 @@ class MapSource(Protocol):
     def describe(self) -> dict[str, Any]:
         """The `method` part of the record."""
 
+    def identity(self, ids: Sequence[str]) -> str | None:
+        """What tells the maps of these images from those of another source with the same description; None: the description does."""
+
     def provenance(self) -> dict[str, Any]:
         """`device` and `packages` for the record."""
 
@@ -159,6 +162,7 @@ def score(
     seconds = _score_shard(folder, Shard(world.rank + 1, world.size), splits, source, options)
     barrier()
     run = gather([folder])
+    barrier()  # before the first process removes what the others look for
     run.provenance.update(provenance(seconds=seconds, **source.provenance()))
     if world.size > 1:
         run.provenance["processes"] = world.size
@@ -193,7 +197,8 @@ def score_shard(
 def conclude(run: ScoredRun) -> Evaluation:
     """The second step of `evaluate`: metrics and record. Raises `DataError` for scores that cannot be read."""
     start = time.perf_counter()
-    scores, *others = run.tables.values()
+    own = run.plan.dataset["split"]
+    scores, others = run.tables[own], [table for split, table in run.tables.items() if split != own]
     metrics = summarize(
         scores,
         run.plan.protocol,
@@ -250,6 +255,7 @@ def _plan(
         fixed_tau=fixed_tau,
         resamples=options.resamples,
         batch_size=options.batch_size,
+        source=source.identity([image_id for split in splits for image_id in split.ids]),
         maps=None if options.save_maps is None else str(options.save_maps.root.resolve()),
     )
     return plan, splits
@@ -297,13 +303,20 @@ def _score_shard(folder: RunFolder, shard: Shard, splits: Sequence[Dataset], sou
     with folder.opened(shard):
         for dataset in splits:
             chunks = shard.chunks(len(dataset))
-            todo = [chunk for chunk in chunks if not folder.chunk(dataset.split, chunk.start).exists()]
+            todo = [chunk for chunk in chunks if not _is_done(folder, dataset, chunk, options.save_maps)]
             total, left = sum(map(len, chunks)), sum(map(len, todo))
             with _bar(dataset, total - left, total) as bar:
                 scored = _scored_chunks(dataset, todo, source, folder.plan.protocol, options, seconds, bar)
                 for chunk, scores in zip(todo, scored, strict=True):
                     scores.write(folder.chunk(dataset.split, chunk.start))
     return dict(seconds)
+
+
+def _is_done(folder: RunFolder, dataset: Dataset, chunk: range, maps: MapFolder | None) -> bool:
+    """Whether a chunk has its scores and, where maps are saved, all of these."""
+    if not folder.chunk(dataset.split, chunk.start).exists():
+        return False
+    return maps is None or all(maps.find(dataset[position].id) for position in chunk)
 
 
 def _bar(dataset: Dataset, done: int, total: int) -> Progress:

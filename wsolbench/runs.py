@@ -22,6 +22,7 @@ from typing import Any
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.files import file_name, make_folder, sha256_of_json, write_json
 from wsolbench.protocol import EvalProtocol
+from wsolbench.records import SHARDS, provenance
 from wsolbench.score_table import ScoreTable
 from wsolbench.types import Dataset
 
@@ -72,8 +73,10 @@ class RunPlan:
     resamples: int
     batch_size: int
     """It can change a network's last bits."""
+    source: str | None = None
+    """What else tells this source of maps from others, for instance a digest of stored maps."""
     maps: str | None = None
-    """Folder that raw maps are written to."""
+    """Folder that raw maps are written to; no part of the digest."""
 
     @classmethod
     def make(cls, *, splits: Sequence[Dataset], **facts: Any) -> RunPlan:
@@ -87,7 +90,7 @@ class RunPlan:
     @property
     def digest(self) -> str:
         """Names the plan."""
-        return sha256_of_json(self.to_json())
+        return sha256_of_json({**self.to_json(), "maps": None})
 
     @property
     def title(self) -> str:
@@ -127,7 +130,7 @@ class RunFolder:
         with lock_path.open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise UsageError(
                     f"another process is evaluating the same run (it holds {lock_path}); wait for it, or choose another --out"
                 ) from error
@@ -137,9 +140,11 @@ class RunFolder:
         """Where the scores of the images from position `start` on belong."""
         return self.root / file_name(split) / f"{start:08d}.scores"
 
-    def describe(self, shard: Shard, provenance: dict[str, Any]) -> None:
-        """Say where a process's part came from."""
-        write_json(self.root / f"process-{shard.index}-of-{shard.count}.json", provenance)
+    def describe(self, shard: Shard, facts: dict[str, Any]) -> None:
+        """Say where a process's part came from; what is said already stays where nothing was done."""
+        path = self.root / f"process-{shard.index}-of-{shard.count}.json"
+        if facts["seconds"] or not path.exists():
+            write_json(path, facts)
 
     def processes(self) -> list[dict[str, Any]]:
         """What the processes said."""
@@ -170,15 +175,23 @@ def merge(roots: Sequence[Path]) -> list[ScoredRun]:
     """
     found: dict[str, list[RunFolder]] = defaultdict(list)
     for root in roots:
-        for path in sorted({*root.rglob("run.json")}):
-            if path.parent not in {folder.root for folders in found.values() for folder in folders}:
+        for path in sorted(root.resolve().rglob("run.json")):
+            known = {folder.root for folders in found.values() for folder in folders}
+            if path.parent.name.endswith(SHARDS) and path.parent not in known:
                 plan = read_plan(path)
                 found[plan.digest].append(RunFolder(path.parent, plan))
     if not found:
         raise DataError(
             f"no shards in {', '.join(map(str, roots))}: no run.json there. Write them with `wsolbench eval --shard i/n --out DIR`"
         )
-    return sorted((gather(folders) for folders in found.values()), key=lambda run: run.plan.title)
+    runs = []
+    for folders in found.values():
+        try:
+            runs.append(gather(folders))
+        except DataError as error:
+            others = [other[0].plan for other in found.values() if other is not folders and other[0].plan.title == folders[0].plan.title]
+            raise DataError(f"{error}{_unlike(folders[0].plan, others)}") from error
+    return sorted(runs, key=lambda run: run.plan.title)
 
 
 def gather(folders: Sequence[RunFolder]) -> ScoredRun:
@@ -186,14 +199,13 @@ def gather(folders: Sequence[RunFolder]) -> ScoredRun:
     plan = folders[0].plan
     tables = {split: _table(folders, split, facts["images"]) for split, facts in plan.splits.items()}
     processes = [process for folder in folders for process in folder.processes()]
-    provenance: dict[str, Any] = (
-        dict(processes[0], seconds=_sums([process["seconds"] for process in processes]), processes=len(processes)) if processes else {}
-    )
-    return ScoredRun(plan=plan, tables=tables, provenance=provenance, folders=tuple(folders))
+    known = dict(processes[0]) if processes else provenance(seconds={}, device="unknown")
+    known |= {"seconds": _sums([process["seconds"] for process in processes]), "processes": len(processes)} if processes else {}
+    return ScoredRun(plan=plan, tables=tables, provenance=known, folders=tuple(folders))
 
 
 def _sums(parts: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {stage: sum(part.get(stage, 0.0) for part in parts) for stage in parts[0]}
+    return {stage: sum(part.get(stage, 0.0) for part in parts) for stage in dict.fromkeys(stage for part in parts for stage in part)}
 
 
 def _table(folders: Sequence[RunFolder], split: str, n_images: int) -> ScoreTable:
@@ -211,6 +223,13 @@ def _table(folders: Sequence[RunFolder], split: str, n_images: int) -> ScoreTabl
             f"{', '.join(str(folder.root) for folder in folders)}. {_what_to_run(folders, missing)}"
         )
     return ScoreTable(tuple(chunks))
+
+
+def _unlike(plan: RunPlan, others: Sequence[RunPlan]) -> str:
+    """In what runs of the same name differ, when shards were made with different options."""
+    mine = plan.to_json()
+    fields = sorted({name for other in others for name, value in other.to_json().items() if value != mine[name] and name != "maps"})
+    return f" Other shards of that name there differ in {', '.join(fields)}: all shards need the same options." if fields else ""
 
 
 def _what_to_run(folders: Sequence[RunFolder], missing: Sequence[int]) -> str:

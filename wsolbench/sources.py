@@ -11,6 +11,7 @@ import numpy as np
 from wsolbench.distributed import world
 from wsolbench.evaluate import RANKS, SourceOutput, view
 from wsolbench.exceptions import DataError, UsageError
+from wsolbench.files import sha256_of_file, sha256_of_json
 from wsolbench.images import ten_crops, to_view
 from wsolbench.maps import MapFolder
 from wsolbench.methods import InputSpec, Method, PostProcess
@@ -19,6 +20,10 @@ from wsolbench.types import Dataset, Sample, ScoreMap
 
 if TYPE_CHECKING:
     import torch
+
+
+LOOKED_AT = 64
+"""Stored maps whose bytes tell a folder from another one."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,13 @@ class FolderSource:
     def describe(self) -> dict[str, Any]:
         """Name and, where the folder says so, what made the maps."""
         return {**self.facts, "name": self.name, "maps": "stored"}
+
+    def identity(self, ids: Sequence[str]) -> str:
+        """Digest of all sizes of maps, the bytes of some, and the predicted labels: the same for a copy of the folder."""
+        paths = [(image_id, self.folder.find(image_id)) for image_id in ids]
+        sizes = [[image_id, None if path is None else path.stat().st_size] for image_id, path in paths]
+        some = [path for _, path in paths[:: max(1, len(paths) // LOOKED_AT)] if path is not None]
+        return sha256_of_json([sizes, [sha256_of_file(path) for path in some], self.ranked])
 
     def provenance(self) -> dict[str, Any]:
         """Nothing but the processor is involved."""
@@ -161,6 +173,9 @@ class ModelSource:
         if self.post is None:
             return {**self.method.describe(), "name": self.method.method_name}
         return {**self.method.describe(), "name": f"{self.method.method_name}+{self.post.method_name}", "post": self.post.describe()}
+
+    def identity(self, ids: Sequence[str]) -> None:
+        """The description has the digest of the weights."""
 
     def provenance(self) -> dict[str, Any]:
         """Device and the versions that matter to a network."""

@@ -124,6 +124,10 @@ class SplitScores:
         """Predicted labels of each image."""
         new: Bool[np.ndarray, " t"] | None = None
         for part in scores:
+            if new is not None and part.ranked.shape[1] != self.ranks:
+                raise DataError(
+                    f"some images have {self.ranks} predicted labels and others {part.ranked.shape[1]}; score all with the same"
+                )
             self.ranks = part.ranked.shape[1]
             new = part.new_at_tau() if new is None else new | part.new_at_tau()
             for which, of in _WHICH.items():

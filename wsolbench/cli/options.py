@@ -74,11 +74,11 @@ class DataOptions:
 
         return load_dataset(self.dataset, split, root=self.data_root, missing=missing, **self.extra)
 
-    def open_val(self) -> Dataset | None:
+    def open_val(self, missing: Missing = "error") -> Dataset | None:
         """The `val` split, or None where the data set has none on this disk. A `val` that is there but broken is an error."""
         from wsolbench.datasets import available_splits
 
-        return self.open("val") if "val" in available_splits(self.dataset, self.data_root, **self.extra) else None
+        return self.open("val", missing) if "val" in available_splits(self.dataset, self.data_root, **self.extra) else None
 
 
 data_options = _together(
@@ -138,11 +138,11 @@ class ScoringOptions:
 
     def make_folders(self, *more: Path | None) -> None:
         """Make the folders that are written to, before any work is done."""
+        if self.shard is not None and (self.pictures or self.save_scores):
+            raise UsageError("--pictures and --save-scores need all parts of a run: leave out --shard (`merge` takes --save-scores, too)")
         for folder in (self.out, self.pictures, *more):
             if folder is not None:
                 make_folder(folder)
-        if self.shard is not None and (self.pictures or self.save_scores):
-            raise UsageError("--pictures and --save-scores need all parts of a run; give them to `wsolbench merge`, or leave out --shard")
 
 
 def _shard(text: str) -> Shard:

@@ -39,11 +39,15 @@ def command(
     workers: int,
 ) -> None:
     """Score a folder of maps: the same metrics, intervals, record and pictures as `eval`."""
+    from wsolbench.distributed import world
     from wsolbench.evaluate import RunOptions, limited
+    from wsolbench.exceptions import UsageError
     from wsolbench.maps import MapFolder
     from wsolbench.maps.store import PREDICTIONS, read_predictions
     from wsolbench.sources import FolderSource
 
+    if world().size > 1:
+        raise UsageError("`wsolbench score` is one process; in place of torchrun start one with --shard i/n for each part")
     conventions = scoring.conventions()
     # Scoring needs the annotations; the pictures themselves only to be drawn.
     scored = limited(data.open(scoring.split, "error" if scoring.pictures else "keep"), scoring.limit)
@@ -55,7 +59,7 @@ def command(
     made_by = dict(folder.manifest().get("method", {}))
     source = FolderSource(folder, name=name or str(made_by.get("name", maps_dir.resolve().name)), ranked=ranked, facts=made_by)
     source.check(scored, conventions)
-    val = data.open_val() if scoring.transfer and scoring.split != "val" else None
+    val = data.open_val("keep") if scoring.transfer and scoring.split != "val" else None
     if val is not None:
         ids = limited(val, scoring.limit).ids
         if folder.missing(ids) or (ranked and not ranked.keys() >= set(ids)):

@@ -80,7 +80,11 @@ class MapFolder:
             facts = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise DataError(f"{path} is not JSON ({error}); remove it, or write the maps again") from error
-        return facts if isinstance(facts, dict) else {}
+        if not isinstance(facts, dict) or not all(isinstance(facts.get(name, {}), dict) for name in ("method", "fingerprints")):
+            raise DataError(
+                f"{path} is no manifest: expected an object whose 'method' and 'fingerprints' are objects; correct or remove it"
+            )
+        return facts
 
     def write_predictions(self, ranked: Mapping[str, Iterable[int]]) -> None:
         """Store predicted labels, best first, one row per image."""

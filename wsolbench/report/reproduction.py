@@ -61,7 +61,8 @@ def read_claims(path: Path) -> list[Claim]:
         for line, row in enumerate(reader, start=2):
             try:
                 claims.append(Claim(**row))
-                _ = claims[-1].direction
+                if float(row["published_a"]) == float(row["published_b"]):
+                    raise ValueError("both published values are equal")
             except (TypeError, ValueError) as error:
                 raise DataError(f"{path}:{line} is no claim: {error}") from error
     return claims
@@ -133,16 +134,17 @@ _HEADER = "| paper | claim | metric | published | measured | per run | direction
 
 def _row(claim: Claim, difference: MetricDifference) -> str:
     published = float(claim.published_b) - float(claim.published_a)
-    low, high = 100 * difference.low, 100 * difference.high
+    scale = 1.0 if claim.metric == "peak_t" else 100.0
+    low, high = scale * difference.low, scale * difference.high
     sides = (low, high) if claim.direction > 0 else (-high, -low)
     verdict = "holds" if sides[0] > 0 else "opposite" if sides[1] < 0 else "undecided"
-    per_run = ", ".join(f"{100 * value:+.1f}" for value in difference.per_pair or ())
+    per_run = ", ".join(f"{scale * value:+.1f}" for value in difference.per_pair or ())
     cells = (
         escape_markdown(f"{claim.paper}, {claim.where}"),
         escape_markdown(claim.claim),
         metric_title(claim.metric),
         f"{published:+.2f}",
-        f"{100 * difference.difference:+.1f} [{low:+.1f}, {high:+.1f}]",
+        f"{scale * difference.difference:+.1f} [{low:+.1f}, {high:+.1f}]",
         per_run,
         verdict,
     )
