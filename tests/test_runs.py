@@ -238,6 +238,16 @@ def test_chunks_of_other_maps_are_not_taken_over(tmp_path: Path) -> None:
     assert score(dataset(), FolderSource(folder, name="mine", ranked={i: [0] for i in dataset().ids}), PROTOCOL).plan.digest != first
 
 
+def test_chunks_that_another_process_works_on_are_not_removed(tmp_path: Path) -> None:
+    run = score(dataset(20), MadeUpSource(), PROTOCOL, options=RunOptions(resamples=100, work=tmp_path))
+    (folder,) = run.folders
+    with folder.opened(Shard()):
+        conclude(run).finish()
+        assert list(tmp_path.rglob("*.scores"))
+    conclude(run).finish()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_images_with_and_without_labels_do_not_mix() -> None:
     scores = score(dataset(20), MadeUpSource(), PROTOCOL).tables["test"].load()
     bare = replace(scores, ranked=scores.ranked[:, :0])

@@ -151,8 +151,9 @@ class RunFolder:
         return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.root.glob("process-*.json"))]
 
     def remove(self) -> None:
-        """Delete the folder with all it holds."""
-        shutil.rmtree(self.root, ignore_errors=True)
+        """Delete the folder with all it holds, unless another process has begun to work on the same run."""
+        with contextlib.suppress(UsageError), self.opened(Shard()):
+            shutil.rmtree(self.root, ignore_errors=True)
 
 
 @dataclass(frozen=True, kw_only=True)

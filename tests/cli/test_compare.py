@@ -23,6 +23,11 @@ def test_two_runs_are_compared_and_the_comparison_can_be_read_again(run, birds: 
     assert gt_known.n == 9
     assert comparison.a["config"]["side"] == 0.2
 
+    # thresholds transferred or not: the images are the same
+    assert run("eval", "--method", "center-box", *on, "--no-transfer", "--out", "bare").code == 0
+    (bare,) = Path("bare").rglob("*.json")
+    assert run("compare", "--a", a, "--b", bare, "--resamples", "100").code == 0
+
     a.with_suffix(".scores.npz").unlink()
     result = run("compare", "--a", a, "--b", b)
     assert result.code == 2

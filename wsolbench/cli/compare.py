@@ -62,8 +62,9 @@ def _compared(group_a: tuple[Path, ...], group_b: tuple[Path, ...], resamples: i
     records = [[read_record(path) for path in group] for group in (group_a, group_b)]
     first = records[0][0]
     for path, record in zip((*group_a, *group_b), (*records[0], *records[1]), strict=True):
-        for what in ("dataset", "protocol"):
-            if record.key[what] != first.key[what]:
+        for what, names in (("data set", ("name", "split", "fingerprint")), ("protocol", None)):
+            mine, theirs = (each.protocol if names is None else [each.dataset[name] for name in names] for each in (record, first))
+            if mine != theirs:
                 raise DataError(
                     f"{path} has another {what} than {group_a[0]}; only runs on the same images, counted alike, can be compared"
                 )
