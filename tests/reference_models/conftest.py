@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from reference_models.backbone import Backbone, Stage
+from reference_models.base import Batch
 from wsolbench.methods import InputSpec
 from wsolbench.types import Dataset, Sample
 
@@ -39,6 +40,19 @@ def toy_backbone(size: int = 32) -> Backbone:
     steps = OrderedDict(one=block(3, 8, 2), two=block(8, 12, 2), three=block(12, 16, 1))
     layout = [Stage("one", 2, 8), Stage("two", 4, 12), Stage("three", 4, 16)]
     return Backbone("toy", steps, layout, grid="std", input_spec=InputSpec(size=size), head_width=16)
+
+
+def toy_batch(count: int, *, classes: int, seed: int = 0) -> Batch:
+    """Noise for `toy_backbone`, always the same; `seed` is that of the method's draws."""
+    return Batch(
+        images=torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1)),
+        labels=torch.arange(count) % classes,
+        indices=torch.arange(count),
+        epoch=0,
+        epochs=1,
+        step=0,
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from reference_models.head_localizer import HeadConfig
 from reference_models.localization import adl as module
 from reference_models.localization.adl import IN_HEAD, Adl, AdlConfig, attention, attention_dropout, kept
 from reference_models.localization.cam import Cam
-from tests.reference_models.conftest import toy_backbone
+from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
 
 CLASSES = 5
@@ -25,15 +25,7 @@ def adl(**settings) -> Adl:
 
 
 def batch(count: int = 4, *, seed: int = 0) -> Batch:
-    return Batch(
-        images=torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1)),
-        labels=torch.arange(count) % CLASSES,
-        indices=torch.arange(count),
-        epoch=0,
-        epochs=1,
-        step=0,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    return toy_batch(count, classes=CLASSES, seed=seed)
 
 
 def calls(model: Adl, given: Batch, monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -21,7 +21,7 @@ from reference_models.localization.caam import (
     fusion_loss,
     spatial_attention,
 )
-from tests.reference_models.conftest import toy_backbone
+from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
 
 CLASSES = 5
@@ -48,15 +48,7 @@ def same_branches(model: Caam) -> Caam:
 
 
 def batch(count: int = 4, *, seed: int = 0) -> Batch:
-    return Batch(
-        images=torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1)),
-        labels=torch.arange(count) % CLASSES,
-        indices=torch.arange(count),
-        epoch=0,
-        epochs=1,
-        step=0,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    return toy_batch(count, classes=CLASSES, seed=seed)
 
 
 def views_of(model: Caam, given_batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from reference_models.base import Batch
 from reference_models.head_localizer import HeadConfig
 from reference_models.localization.cam import Cam
 from reference_models.localization.cutmix import CutMix, CutMixConfig, clipped_box, draw_kept, mixed_cross_entropy
-from tests.reference_models.conftest import toy_backbone
+from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
 
 CLASSES = 5
@@ -25,15 +25,7 @@ def cutmix(**settings) -> CutMix:
 
 
 def batch(count: int = 6, *, seed: int = 0) -> Batch:
-    return Batch(
-        images=torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1)),
-        labels=torch.arange(count) % CLASSES,
-        indices=torch.arange(count),
-        epoch=0,
-        epochs=1,
-        step=0,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    return toy_batch(count, classes=CLASSES, seed=seed)
 
 
 def box(kept: float, row: int, column: int, height: int, width: int) -> torch.Tensor:

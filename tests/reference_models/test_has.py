@@ -11,7 +11,7 @@ from reference_models.config import parse_settings
 from reference_models.head_localizer import HeadConfig
 from reference_models.localization.cam import Cam
 from reference_models.localization.has import Has, HasConfig
-from tests.reference_models.conftest import toy_backbone
+from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
 
 CLASSES = 5
@@ -22,15 +22,7 @@ def has(**settings) -> Has:
 
 
 def batch(count: int = 8, *, seed: int = 0) -> Batch:
-    return Batch(
-        images=torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1)),
-        labels=torch.arange(count) % CLASSES,
-        indices=torch.arange(count),
-        epoch=0,
-        epochs=1,
-        step=0,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    return toy_batch(count, classes=CLASSES, seed=seed)
 
 
 def loss_and_images(model: Has, given: Batch) -> tuple[torch.Tensor, torch.Tensor]:
