@@ -13,7 +13,7 @@ from reference_models.base import Batch
 from reference_models.config import parse_settings
 from reference_models.localization import acol as module
 from reference_models.localization.acol import Acol, AcolConfig, fused, kept
-from tests.reference_models.conftest import toy_backbone
+from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
 
 CLASSES = 5
@@ -27,15 +27,7 @@ def acol(**settings) -> Acol:
 
 
 def batch(count: int = 4) -> Batch:
-    return Batch(
-        images=torch.randn(count, 3, 32, 32),
-        labels=torch.arange(count) % CLASSES,
-        indices=torch.arange(count),
-        epoch=0,
-        epochs=1,
-        step=0,
-        generator=torch.Generator().manual_seed(0),
-    )
+    return toy_batch(count, classes=CLASSES)
 
 
 def last_stage(model: Acol, images: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from reference_models.head_localizer import HeadConfig
 from reference_models.layers.attention import attention, kept
 from reference_models.localization.cam import Cam
 from reference_models.localization.eil import Eil, EilConfig, erased, step_of
-from tests.reference_models.conftest import toy_backbone
+from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
 
 CLASSES = 5
@@ -26,15 +26,7 @@ def eil(**settings) -> Eil:
 
 
 def batch(count: int = 4) -> Batch:
-    return Batch(
-        images=torch.randn(count, 3, 32, 32),
-        labels=torch.arange(count) % CLASSES,
-        indices=torch.arange(count),
-        epoch=0,
-        epochs=1,
-        step=0,
-        generator=torch.Generator().manual_seed(0),
-    )
+    return toy_batch(count, classes=CLASSES)
 
 
 @given(st.floats(0.05, 1.0), st.integers(0, 10**6))

@@ -14,7 +14,7 @@ from reference_models.backbone import load_backbone
 from reference_models.base import Batch
 from reference_models.config import parse_settings
 from reference_models.localization.spg import Spg, SpgConfig, guidance, guided_loss, object_levels, places_for, upsampled
-from tests.reference_models.conftest import toy_backbone
+from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
 
 CLASSES = 5
@@ -28,15 +28,7 @@ def spg(**settings) -> Spg:
 
 
 def batch(count: int = 4) -> Batch:
-    return Batch(
-        images=torch.randn(count, 3, 32, 32),
-        labels=torch.arange(count) % CLASSES,
-        indices=torch.arange(count),
-        epoch=0,
-        epochs=1,
-        step=0,
-        generator=torch.Generator().manual_seed(0),
-    )
+    return toy_batch(count, classes=CLASSES)
 
 
 def levels(*values: float) -> torch.Tensor:
