@@ -79,6 +79,20 @@ def test_runs_are_paired_by_seed_and_not_across_budgets() -> None:
     assert pairs_of([CLAIM], runs[:2]) == []
 
 
+def test_settings_that_a_claim_does_not_name_are_equal_on_both_sides() -> None:
+    runs = [(Path(f"{name}-{head}"), record(name, ram=True, head=head)) for name in ("cam", "spa") for head in ("fc", "conv")]
+    assert pairs_of([CLAIM], runs) == [([Path("cam-conv")], [Path("spa-conv")]), ([Path("cam-fc")], [Path("spa-fc")])]
+
+
+def test_runs_from_a_checkpoint_and_from_nothing_are_not_compared() -> None:
+    runs = [(Path(name), record(name, ram=True)) for name in ("cam", "spa")]
+    runs[0][1].method["training"]["weights"] = "none"
+    runs[1][1].method["training"]["weights"] = "last.safetensors 0a1b"
+    assert pairs_of([CLAIM], runs) == []
+    runs[0][1].method["training"]["weights"] = "last.safetensors 2c3d"
+    assert pairs_of([CLAIM], runs) == [([Path("cam")], [Path("spa")])]
+
+
 def test_the_claims_of_this_project_can_be_read() -> None:
     claims = read_claims(Path(__file__).parents[2] / "results/claims.csv")
     assert {claim.metric for claim in claims} <= {"gt_known", "peak_iou"}

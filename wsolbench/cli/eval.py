@@ -132,7 +132,7 @@ def _open_method(method: Any, dataset: str, num_classes: int, checkpoint: Path |
             )
         return new
     if checkpoint is None:
-        checkpoint = default_run(dataset, model["method"], backbone, model["seed"], model["settings"]) / "last.safetensors"
+        checkpoint = default_run(dataset, backbone, model) / "last.safetensors"
         if not checkpoint.is_file():
             raise UsageError(f"no trained model: {checkpoint} does not exist. Add --train, or name a file with --checkpoint.")
     return method.load(checkpoint, device=model["device"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from wsolbench.files import file_name
 @model_options
 @data_options
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Run folder; default: runs/<data set>/<method>-<backbone>-seed<seed>-<settings>."
+    "--out", type=click.Path(path_type=Path), help="Run folder; default: runs/<data set>/<method>-<backbone>-seed<seed>-<other options>."
 )
 def command(data: DataOptions, out: Path | None, **model: Any) -> None:
     """Train a method. A run that was killed goes on where it was; a finished one is left as it is.
@@ -43,7 +43,7 @@ def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
     request = TrainRequest(
         train=data.open("train"),
         val=data.open_val(),
-        out=out or default_run(data.dataset, model["method"], backbone, model["seed"], model["settings"]),
+        out=out or default_run(data.dataset, backbone, model),
         backbone=backbone,
         weights=default_weights(backbone, model["weights"]),
         epochs=model["epochs"],
@@ -69,6 +69,21 @@ def default_weights(backbone: str, weights: str | None) -> str:
     return weights or ("none" if backbone == "tiny" else "imagenet")
 
 
-def default_run(dataset: str, method: str, backbone: str, seed: int, settings: Sequence[str] = ()) -> Path:
-    """Where a run is kept when no folder is named; runs with other settings have other folders."""
-    return Path("runs") / dataset / "-".join(file_name(part) for part in (method, backbone, f"seed{seed}", *sorted(settings)))
+def default_run(dataset: str, backbone: str, model: Mapping[str, Any]) -> Path:
+    """Where a run is kept when no folder is named: runs that were asked for with other options have other folders.
+
+    >>> model = dict(method="cam", seed=0, weights="runs/old/last.safetensors", epochs=3, image_size=None, lr=None, settings=("head=fc",))
+    >>> str(default_run("cub", "resnet50", model))
+    'runs/cub/cam-resnet50-seed0-weights=old-epochs=3-head=fc'
+    """
+    asked = {"weights": model["weights"] and _name_of(Path(model["weights"]))} | {
+        name: model[name] for name in ("epochs", "image_size", "lr")
+    }
+    options = [f"{name}={value}" for name, value in asked.items() if value is not None]
+    parts = (model["method"], backbone, f"seed{model['seed']}", *options, *sorted(model["settings"]))
+    return Path("runs") / dataset / "-".join(map(file_name, parts))
+
+
+def _name_of(weights: Path) -> str:
+    """A checkpoint of a run is called by the run."""
+    return weights.parent.name if weights.stem in {"last", "best"} and weights.parent.name else weights.stem

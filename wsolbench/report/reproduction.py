@@ -18,6 +18,7 @@ from typing import Any
 
 from wsolbench.compare import MetricDifference
 from wsolbench.exceptions import DataError
+from wsolbench.files import canonical_json
 from wsolbench.metrics.catalog import metric_title
 from wsolbench.records import RunRecord
 from wsolbench.report.comparisons import Comparison, read_comparison
@@ -43,6 +44,11 @@ class Claim:
     def sides(self) -> tuple[tuple[str, str], tuple[str, str]]:
         """Name and settings of A and of B."""
         return (self.a, self.a_settings), (self.b, self.b_settings)
+
+    @property
+    def named(self) -> set[str]:
+        """Names of the settings that the claim is about."""
+        return {part.partition("=")[0] for _, settings in self.sides for part in settings.split(";") if part}
 
     @property
     def direction(self) -> int:
@@ -74,7 +80,7 @@ def is_meant(method: dict[str, Any], name: str, settings: str) -> bool:
     >>> is_meant({"name": "caam", "config": {"patch": [16, 32], "ssam": True}}, "caam", "patch=16,32;ssam=true")
     True
     """
-    config = {key: _text(value) for key, value in (method.get("config") or {}).items()}
+    config = {key: _text(value) for key, value in _config(method).items()}
     return bool(
         method["name"] == name
         and all(config.get(key) == value for key, _, value in (part.partition("=") for part in settings.split(";") if part))
@@ -87,22 +93,48 @@ def _text(value: Any) -> str:
 
 
 def pairs_of(claims: Sequence[Claim], records: Iterable[tuple[Path, RunRecord]]) -> list[tuple[list[Path], list[Path]]]:
-    """What to compare: for each claim the records of A and those of B with the same data, protocol, backbone and budget, by seed."""
-    groups: dict[tuple[Any, ...], list[tuple[int, Path, RunRecord]]] = defaultdict(list)
+    """What to compare: for each claim the records of A and those of B with the same data, protocol, backbone and budget, by seed.
+
+    Settings that both methods have and that the claim does not name are equal in A and B.
+    """
+    groups: dict[tuple[str, ...], list[tuple[Path, RunRecord]]] = defaultdict(list)
     for path, record in records:
-        training = record.method.get("training", {})
-        place = (record.dataset["name"], record.dataset["fingerprint"], str(record.dataset["limit"]), record.protocol.name)
-        budget = (str(record.method.get("backbone")), str(record.method.get("image_size")), str(training.get("recipe", {}).get("epochs")))
-        groups[place + budget].append((training.get("seed", 0), path, record))
+        groups[_circumstances(record)].append((path, record))
     found = []
     for key in sorted(groups):
         for claim in claims:
-            sides = [{seed: path for seed, path, record in groups[key] if is_meant(record.method, *side)} for side in claim.sides]
-            seeds = sorted(sides[0].keys() & sides[1].keys())
-            pair = ([sides[0][seed] for seed in seeds], [sides[1][seed] for seed in seeds])
-            if seeds and pair not in found:
-                found.append(pair)
+            a, b = ([(path, record) for path, record in groups[key] if is_meant(record.method, *side)] for side in claim.sides)
+            if not a or not b:
+                continue
+            free = set(_config(a[0][1].method)) & set(_config(b[0][1].method)) - claim.named
+            ones, others = ({(_fixed(record, free), _seed(record)): path for path, record in side} for side in (a, b))
+            for fixed in sorted({fixed for fixed, _ in ones.keys() & others.keys()}):
+                seeds = sorted(seed for other, seed in ones.keys() & others.keys() if other == fixed)
+                pair = ([ones[fixed, seed] for seed in seeds], [others[fixed, seed] for seed in seeds])
+                if pair not in found:
+                    found.append(pair)
     return found
+
+
+def _circumstances(record: RunRecord) -> tuple[str, ...]:
+    """What two runs must share: data, protocol, backbone, what it started from, and the budget."""
+    data, method = record.dataset, record.method
+    training = method.get("training", {})
+    weights = str(training.get("weights")).split()[0]  # of a checkpoint the name without the digest, which every seed has its own of
+    budget = (method.get("backbone"), method.get("image_size"), training.get("recipe", {}).get("epochs"), weights)
+    return tuple(map(str, (data["name"], data["fingerprint"], data["limit"], record.protocol.name, *budget)))
+
+
+def _fixed(record: RunRecord, names: set[str]) -> str:
+    return canonical_json({name: value for name, value in _config(record.method).items() if name in names})
+
+
+def _seed(record: RunRecord) -> int:
+    return int(record.method.get("training", {}).get("seed", 0))
+
+
+def _config(method: dict[str, Any]) -> dict[str, Any]:
+    return method.get("config") or {}
 
 
 def reproduction_markdown(claims: Sequence[Claim], folder: Path) -> str:
