@@ -37,6 +37,7 @@ class Batch:
         indices: (B,) positions of the images in the training split.
         epoch, epochs: the current epoch, from 0, and how many there are.
         step: optimiser steps before this one, over the whole run.
+        masks: (B, H, W) in [0, 1], true masks moved with the images; None unless the method `wants_masks`.
         generator: source of all randomness of the method, on the device of the images; seeded by (seed, epoch).
     """
 
@@ -47,6 +48,22 @@ class Batch:
     epochs: int
     step: int
     generator: torch.Generator
+    masks: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Proposals:
+    """Boxes that a method proposes, best first.
+
+    Attributes:
+        boxes: (B, M, 4) xyxy in pixels of the input; they may reach beyond it.
+        scores: (B, M) in descending order.
+        padded: (B, M) boxes that only fill up the number, where there were not enough good ones; None: none is.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    padded: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -58,14 +75,16 @@ class ForwardPass:
         maps_of: (B, K) class indices -> (B, K, h, w) raw maps.
         stages: feature stages by name, for post-processes; the last two are on one grid.
         penultimate: (B, D, h, w) input of the last linear layer, for post-processes that compare pixels.
-        proposals: boxes (B, M, 4) xyxy in pixels of the input and scores (B, M), best first, of methods that propose parts.
+        propose: gives the proposals of methods that propose parts, or the object's box; None where there are none.
+        own_maps: further maps by name, (B, h, w), of no class: `wsolbench eval --map NAME` scores one of them.
     """
 
     logits: Tensor | None
     maps_of: Callable[[Tensor], Tensor]
     stages: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
     penultimate: Tensor | None = None
-    proposals: tuple[Tensor, Tensor] | None = None
+    propose: Callable[[], Proposals] | None = None
+    own_maps: Mapping[str, Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
     def score_maps(self, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:

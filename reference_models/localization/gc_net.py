@@ -29,7 +29,7 @@ ImageNet); or trained by cross-entropy in the first `classifier_part` of the run
 schedule of the recipe; a run of one epoch trains the detector alone. The accuracy on a validation split says nothing about the
 detector, and the checkpoint with the best one is not the one to use.
 
-The box, `proposals` of the forward pass, is that of the shape and needs no threshold. The map has values of 1/2 on the outline, and
+The box, `propose()` of the forward pass, is that of the shape and needs no threshold. The map has values of 1/2 on the outline, and
 evaluated like any map its level sets are shapes of other sizes. There are no stages for post-processes: no map of a class exists.
 
 Departures. Backbones here have no fully connected layers: the regressor is a hidden layer on features pooled to 7x7 (VGG-16 has that
@@ -52,7 +52,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from reference_models.backbone import Backbone
-from reference_models.base import Batch, ForwardPass, Localizer
+from reference_models.base import Batch, ForwardPass, Localizer, Proposals
 from reference_models.head_localizer import HeadConfig
 from reference_models.layers.heads import FcHead, HeadKind, cross_entropy, make_head
 from reference_models.layers.shapes import Shape, ShapeNet, count_numbers, shape_boxes, shape_mask, train_shape_net
@@ -281,7 +281,9 @@ class GcNet(Localizer):
         def maps_of(class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k H W"]:
             return masks[:, None].expand(-1, class_ids.shape[1], -1, -1)
 
-        return ForwardPass(logits=self.classify(images), maps_of=maps_of, proposals=(boxes, torch.ones_like(boxes[..., 0])))
+        return ForwardPass(
+            logits=self.classify(images), maps_of=maps_of, propose=lambda: Proposals(boxes=boxes, scores=torch.ones_like(boxes[..., 0]))
+        )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of the classifier in its part of the run, then (4)."""

@@ -254,7 +254,8 @@ def test_the_map_is_one_mask_for_all_classes_whose_half_level_is_the_box(shape):
     assert torch.equal(maps[:, 0], maps[:, 1])
     assert maps.min() > 0
     assert maps.max() < 1
-    boxes, scores = result.proposals
+    proposals = result.propose()
+    boxes, scores = proposals.boxes, proposals.scores
     assert (boxes.shape, scores.tolist()) == ((3, 1, 4), [[1.0]] * 3)
     for image, (box,) in zip(maps[:, 0], boxes, strict=True):
         rows, columns = (image >= 0.5).nonzero(as_tuple=True)
@@ -269,7 +270,7 @@ def test_there_is_nothing_for_a_post_process():
 
 def test_a_fresh_detector_sees_half_the_image_in_the_middle():
     network = GcNet(toy_backbone(), CLASSES, GcNetConfig()).eval()
-    boxes, _ = network.localize(torch.zeros(1, 3, 32, 32)).proposals
+    boxes = network.localize(torch.zeros(1, 3, 32, 32)).propose().boxes
     torch.testing.assert_close(boxes[0, 0], torch.tensor([8.0, 8, 24, 24]), atol=0.5, rtol=0)
 
 
