@@ -132,6 +132,11 @@ class Localizer(nn.Module):
         raise NotImplementedError
 
     # --- what a method file may change ---------------------------------------------------------------------------------
+    @property
+    def wants_masks(self) -> bool:
+        """Whether `loss` needs `Batch.masks`."""
+        return False
+
     @classmethod
     def grid_for(cls, backbone: str, config: MethodConfig) -> str:  # noqa: ARG003 - for methods whose choice depends on the backbone
         """Which variant of the backbone this method wants."""

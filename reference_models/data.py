@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,8 +18,10 @@ from torch import Tensor
 from reference_models.parallel import add_up
 from reference_models.recipes import Recipe
 from wsolbench.distributed import World
+from wsolbench.exceptions import DataError
 from wsolbench.images import resized, training_view
 from wsolbench.methods import InputSpec
+from wsolbench.metrics.masks import resize_mask
 from wsolbench.progress import track
 from wsolbench.sources import normalized
 from wsolbench.types import Dataset
@@ -30,9 +33,9 @@ AHEAD = 64
 """Images that are prepared while others are in use; two batches where batches are prepared whole."""
 
 # Sizes differ from one batch to the next, hence no letters that would tie them.
-Squares = UInt8[np.ndarray, "_ _ _ 3"]
-Square = UInt8[np.ndarray, "s s 3"]
-View = UInt8[np.ndarray, "v v 3"]
+Squares = UInt8[np.ndarray, "_ _ _ _"]
+Square = UInt8[np.ndarray, "s s c"]
+View = UInt8[np.ndarray, "v v c"]
 Change = Callable[[Square, int, int], View]
 """`change(image, its index, number of the batch)`."""
 
@@ -41,7 +44,7 @@ R = TypeVar("R")
 
 
 class ImageReader:
-    """The images of a split as squares of `side` pixels, uint8.
+    """The images of a split as squares of `side` pixels, uint8; with `masks` the true mask is a fourth channel, 0 or 255.
 
     Args:
         dataset: the split.
@@ -49,11 +52,22 @@ class ImageReader:
         workers: threads that read; 0: the calling thread does.
         cache_bytes: the split is kept in memory when it needs at most this.
         here: this process among those that read the same split for the same training: each reads a part of what is kept.
+        masks: whether masks are wanted; an image without one is a `DataError`.
     """
 
-    def __init__(self, dataset: Dataset, side: int, *, workers: int = 2, cache_bytes: int = CACHE_BYTES, here: World | None = None) -> None:
-        self.dataset, self.side, self.workers = dataset, side, workers
-        self._kept = self._all(here or World()) if len(dataset) * side * side * 3 <= cache_bytes else None
+    def __init__(
+        self,
+        dataset: Dataset,
+        side: int,
+        *,
+        workers: int = 2,
+        cache_bytes: int = CACHE_BYTES,
+        here: World | None = None,
+        masks: bool = False,
+    ) -> None:
+        self.dataset, self.side, self.workers, self.masks = dataset, side, workers, masks
+        self._shape = (len(dataset), side, side, 3 + masks)
+        self._kept = self._all(here or World()) if math.prod(self._shape) <= cache_bytes else None
 
     def squares(self, batches: Sequence[Int[np.ndarray, " _"]]) -> Iterator[Squares]:
         """The resized images of each batch."""
@@ -85,7 +99,7 @@ class ImageReader:
             yield np.stack([next(images) for _ in items])
 
     def _all(self, here: World) -> Squares:
-        kept = np.zeros((len(self.dataset), self.side, self.side, 3), dtype=np.uint8)
+        kept = np.zeros(self._shape, dtype=np.uint8)
         mine = range(here.rank, len(kept), here.size)
         images = in_order(mine, self._read, workers=self.workers, ahead=AHEAD)
         with track(description=f"reading {self.dataset.name} {self.dataset.split}", total=len(kept)) as bar:
@@ -99,7 +113,14 @@ class ImageReader:
         return self._read(index) if self._kept is None else self._kept[index]
 
     def _read(self, index: int) -> Square:
-        return resized(self.dataset[index].image(), self.side)
+        sample = self.dataset[index]
+        image = resized(sample.image(), self.side)
+        if not self.masks:
+            return image
+        mask = sample.mask()
+        if mask is None:
+            raise DataError(f"image {sample.id!r} of {self.dataset.name} {self.dataset.split} has no mask; this training needs one of each")
+        return np.dstack([image, 255 * resize_mask(mask, (self.side, self.side)).astype(np.uint8)])
 
 
 def in_order(items: Iterable[A], work: Callable[[A], R], *, workers: int, ahead: int) -> Iterator[R]:
@@ -122,6 +143,11 @@ def in_order(items: Iterable[A], work: Callable[[A], R], *, workers: int, ahead:
 
 
 def to_device(squares: Squares, spec: InputSpec, device: torch.device) -> Tensor:
-    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32 on the device, normalised, channels last in memory."""
-    pixels = torch.from_numpy(np.ascontiguousarray(squares))
+    """(B, S, S, 3 or 4) uint8 -> (B, 3, S, S) float32 on the device, normalised, channels last in memory."""
+    pixels = torch.from_numpy(np.ascontiguousarray(squares[..., :3]))
     return normalized(pixels.pin_memory() if device.type == "cuda" else pixels, spec, device)
+
+
+def masks_of(squares: Squares, device: torch.device) -> Tensor | None:
+    """(B, S, S) float32 in [0, 1], where there are masks."""
+    return torch.from_numpy(np.ascontiguousarray(squares[..., 3])).to(device).float() / 255 if squares.shape[-1] == 4 else None

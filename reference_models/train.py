@@ -23,7 +23,7 @@ from torch import Tensor
 from reference_models.base import Batch, Localizer
 from reference_models.checkpoint import read_header, save_checkpoint
 from reference_models.config import parse_settings, split_settings, to_json
-from reference_models.data import ImageReader, to_device
+from reference_models.data import ImageReader, masks_of, to_device
 from reference_models.parallel import make_equal, one_step, share_of, with_synchronised_batch_norm
 from reference_models.recipes import Recipe
 from reference_models.run_folder import locked_run, must_be_same, write_log
@@ -103,7 +103,8 @@ def fit(method: type[Localizer], request: TrainRequest) -> Path:
 def _train(run: Run, request: TrainRequest) -> None:
     """The epochs that are left."""
     size, epochs, here = run.model.input_spec.size, run.recipe.epochs, run.here
-    reader = ImageReader(request.train, max(size, round(size * run.recipe.resize)), workers=request.workers, here=here)
+    side = max(size, round(size * run.recipe.resize))
+    reader = ImageReader(request.train, side, workers=request.workers, here=here, masks=run.model.wants_masks)
     val_reader = None if request.val is None else ImageReader(request.val, size, workers=request.workers, here=here)
     labels = np.array([sample.label for sample in request.train.samples], dtype=np.int64)
     run.model.before_training(request.train)
@@ -136,12 +137,12 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
     """One pass over the data: the mean of each term of the loss, their sum, and the last learning rate."""
     model, recipe, device, here = run.model, run.recipe, run.device, run.here
     rank = (here.rank,) if here.size > 1 else ()
-    torch.manual_seed(_mixed(seed, run.epoch, 0))
+    torch.manual_seed(mixed(seed, run.epoch, 0))
     model.train()
     model.on_epoch(run.epoch, recipe.epochs)
     if rank:  # all have drawn the same until here
-        torch.manual_seed(_mixed(seed, run.epoch, 0, *rank))  # dropout and the like
-    generator = torch.Generator(device=device).manual_seed(_mixed(seed, run.epoch, 1, *rank))
+        torch.manual_seed(mixed(seed, run.epoch, 0, *rank))  # dropout and the like
+    generator = torch.Generator(device=device).manual_seed(mixed(seed, run.epoch, 1, *rank))
     batches = model.batches(labels, recipe.batch_size, np.random.default_rng((seed, run.epoch)))
     shares = [share_of(batch, here) for batch in batches]
     sums: dict[str, Tensor] = {}
@@ -159,6 +160,7 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
             epochs=recipe.epochs,
             step=run.epoch * len(batches) + number,
             generator=generator,
+            masks=masks_of(squares, device),
         )
         for name, term in _step(run, batch, weight).items():
             sums[name] = sums.get(name, torch.zeros((), device=device)) + term * (weight * len(whole))
@@ -175,7 +177,7 @@ def _step(run: Run, batch: Batch, weight: float) -> dict[str, Tensor]:
     """One update of the parameters; the terms of the loss. `weight` is this batch's part of the mean over all processes."""
     run.optimizer.zero_grad(set_to_none=True)
     with one_step(run.model, weight, run.here):
-        with _autocast(run.device):
+        with autocast(run.device):
             terms = run.model.loss(batch)
         total = torch.stack([term.float() for term in terms.values()]).sum()
         # Scaled gradients are summed before the scaler looks at them: it finds the same in all processes.
@@ -198,7 +200,7 @@ def _accuracy(run: Run, reader: ImageReader, val: Dataset) -> float | None:
     labels = torch.tensor([sample.label for sample in val.samples], device=run.device)
     right, classifies = torch.zeros((), dtype=torch.int64, device=run.device), True
     for indices, squares in zip(batches, reader.squares(batches), strict=True):
-        with _autocast(run.device):
+        with autocast(run.device):
             logits = run.model.localize(to_device(squares, run.model.input_spec, run.device)).logits
         if logits is None:
             classifies = False
@@ -259,7 +261,7 @@ def _start(method: type[Localizer], request: TrainRequest, recipe: Recipe, facts
     """A new run, or the one that the folder's state holds; where there are several processes, the same in all."""
     if here.size > 1:
         facts = {**facts, "processes": here.size}
-    torch.manual_seed(_mixed(request.seed))
+    torch.manual_seed(mixed(request.seed))
     model = method.create(
         backbone=request.backbone,
         num_classes=len(request.train.class_names),
@@ -271,7 +273,7 @@ def _start(method: type[Localizer], request: TrainRequest, recipe: Recipe, facts
     model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cuda" and here.size > 1:
         model = with_synchronised_batch_norm(model)
-    half = device.type == "cuda" and _half(device) == torch.float16
+    half = device.type == "cuda" and half(device) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=half)
     run = Run(model=model, optimizer=_optimizer(model, recipe), scaler=scaler, device=device, recipe=recipe, facts=facts, here=here)
     state = request.out / STATE
@@ -361,15 +363,15 @@ def _must_be_finite(means: dict[str, float], run: Run, number: int) -> None:
         )
 
 
-def _autocast(device: torch.device) -> torch.autocast:
+def autocast(device: torch.device) -> torch.autocast:
     """Mixed precision on CUDA, nothing elsewhere."""
-    return torch.autocast(device.type, dtype=_half(device), enabled=device.type == "cuda")
+    return torch.autocast(device.type, dtype=half(device), enabled=device.type == "cuda")
 
 
-def _half(device: torch.device) -> torch.dtype:
+def half(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
 
 
-def _mixed(*numbers: int) -> int:
+def mixed(*numbers: int) -> int:
     """One seed out of several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -18,7 +18,7 @@ from wsolbench.metrics import MaxBoxAcc, MeanPerClassAccuracy, ThresholdPolicy, 
 from wsolbench.protocol import EvalProtocol, tau_grid
 from wsolbench.records import MetricValue
 from wsolbench.score_table import ScoreTable
-from wsolbench.scores import ImageScores
+from wsolbench.scores import PARTS, ImageScores
 from wsolbench.sources import FolderSource
 from wsolbench.summary import summarize
 from wsolbench.types import Dataset, no_boxes
@@ -206,6 +206,10 @@ def by_hand(single_iou: list[list[float]], labels: list[int]) -> ScoreTable:
         has_mask=np.zeros(n, dtype=bool),
         pixel_histogram=np.zeros((n, 2, 4), dtype=np.int32),
         level_histogram=np.zeros((n, 2, 256), dtype=np.int32),
+        **{
+            f"point_{name}": np.zeros((n, PARTS), dtype)
+            for name, dtype in {"real": bool, "px": float, "norm": float, "hit": bool, "nearest": np.int64}.items()
+        },
     )
     return ScoreTable((scores,))
 

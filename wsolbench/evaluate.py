@@ -15,11 +15,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Int64
 
+from wsolbench.datasets.coco import InstanceDataset
 from wsolbench.distributed import World, barrier
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps import MapFolder
@@ -29,9 +30,11 @@ from wsolbench.protocol import EvalProtocol
 from wsolbench.records import SHARDS, RunRecord, provenance
 from wsolbench.runs import RunFolder, RunPlan, ScoredRun, Shard, gather
 from wsolbench.score_table import ScoreTable
-from wsolbench.scores import ImageScores, score_image
+from wsolbench.scores import ImageScores, ProposedParts, score_image
 from wsolbench.summary import summarize
 from wsolbench.types import Dataset, Sample, ScoreMap
+
+D = TypeVar("D", Dataset, InstanceDataset)
 
 RANKS = 5
 """Predicted labels kept of each image."""
@@ -43,6 +46,8 @@ class SourceOutput:
 
     maps: Sequence[ScoreMap]
     ranked: Int64[np.ndarray, "b k"]
+    proposed: Sequence[ProposedParts | None] | None = None
+    """For each image, from sources that propose parts."""
 
 
 class MapSource(Protocol):
@@ -95,7 +100,7 @@ class RunOptions:
     resamples: int = 1000
 
 
-def limited(dataset: Dataset, limit: int | None) -> Dataset:
+def limited(dataset: D, limit: int | None) -> D:
     """`limit` images spread evenly over the split (so over its classes), in order; all of them when `limit` is None.
 
     Raises `UsageError` unless 1 <= limit.
@@ -268,7 +273,7 @@ def _describe_maps(folder: MapFolder, record: RunRecord, tables: dict[str, Score
             "method": record.method,
             "dataset": record.dataset["name"],
             "fingerprints": {split["split"]: split["fingerprint"] for split in splits},
-            "view": view(record.protocol),
+            "view": view(record.map_protocol),
             "values": "raw, float32",
         }
     )
@@ -359,10 +364,11 @@ def _scored_chunks(
                     loading.extend(load(batch) for batch in batches[number + 2 : number + 3])
                     with _timed(seconds, "model"):
                         output = source.maps(samples, batch)
+                    proposals = output.proposed or [None] * len(samples)
                     scoring.append(
                         [
-                            pool.submit(partial(_score_one, options.save_maps), sample, raw_map, ranked, protocol)
-                            for sample, raw_map, ranked in zip(samples, output.maps, output.ranked, strict=True)
+                            pool.submit(partial(_score_one, options.save_maps), sample, raw_map, ranked, protocol, proposed)
+                            for sample, raw_map, ranked, proposed in zip(samples, output.maps, output.ranked, proposals, strict=True)
                         ]
                     )
                 if number > 0:
@@ -378,11 +384,16 @@ def _scored_chunks(
 
 
 def _score_one(
-    save_maps: MapFolder | None, sample: Sample, raw_map: ScoreMap, ranked: Int64[np.ndarray, " k"], protocol: EvalProtocol
+    save_maps: MapFolder | None,
+    sample: Sample,
+    raw_map: ScoreMap,
+    ranked: Int64[np.ndarray, " k"],
+    protocol: EvalProtocol,
+    proposed: ProposedParts | None,
 ) -> ImageScores:
     if save_maps is not None:
         save_maps.write(sample.id, raw_map)
-    return score_image(sample, raw_map, ranked.tolist(), protocol)
+    return score_image(sample, raw_map, ranked.tolist(), protocol, proposed)
 
 
 @contextlib.contextmanager

@@ -78,12 +78,12 @@ def ten_crops(image: Pixels, size: int, *, resize_size: int = 256) -> UInt8[np.n
 
 
 def training_view(
-    image: UInt8[np.ndarray, "r r 3"], size: int, rng: np.random.Generator, *, flip: float = 0.5, rotation: float = 0.0
-) -> UInt8[np.ndarray, "s s 3"]:
+    image: UInt8[np.ndarray, "r r c"], size: int, rng: np.random.Generator, *, flip: float = 0.5, rotation: float = 0.0
+) -> UInt8[np.ndarray, "s s c"]:
     """A random view for training: rotate, crop `size` x `size`, mirror. The draws depend on `rng` alone.
 
     Args:
-        image: square, already resized; at least `size` wide.
+        image: square, already resized; at least `size` wide; a fourth channel, a mask, moves with the others.
         size: side of the crop.
         rng: source of all randomness.
         flip: probability of the mirror image.
@@ -94,7 +94,10 @@ def training_view(
     if rotation > 0:
         from PIL import Image
 
-        image = np.asarray(Image.fromarray(image).rotate((2 * angle - 1) * rotation, resample=Image.Resampling.BILINEAR))
+        # Apart: a fourth channel is transparency to Pillow, which would blend the colours by it.
+        parts = [image[..., :3], *np.moveaxis(image[..., 3:], -1, 0)]
+        degrees = (2 * angle - 1) * rotation
+        image = np.dstack([Image.fromarray(part).rotate(degrees, resample=Image.Resampling.BILINEAR) for part in parts])
     top, left = int(row * (spare + 1)), int(column * (spare + 1))
     view = image[top : top + size, left : left + size]
     return view[:, ::-1] if coin < flip else view

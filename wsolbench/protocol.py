@@ -143,6 +143,20 @@ class EvalProtocol:
         if not 0.0 < self.percentile <= 100.0:
             raise UsageError(f"protocol field percentile must lie in (0, 100]; got {self.percentile}")
 
+    @property
+    def network_frame(self) -> Literal["squash", "center_crop"]:
+        """What a network sees of the image."""
+        return "center_crop" if self.frame == "center_crop" else "squash"
+
+    def view_of(self, side: int) -> tuple[int, int]:
+        """How a network of input side `side` sees the image: the side that the whole image is resized to, and the first pixel seen.
+
+        >>> EvalProtocol(frame="center_crop").view_of(448)
+        (512, 32)
+        """
+        outer = round(self.resize_size * side / self.frame_size) if self.frame == "center_crop" else side
+        return outer, crop_start(outer, side)
+
     @classmethod
     def preset(cls, name: str) -> EvalProtocol:
         """The conventions of a published evaluator. Raises `UsageError` naming the nearest preset.
@@ -177,6 +191,43 @@ class EvalProtocol:
             values["taus"] = tau_grid(grid["step"], grid["stop"], grid["start"])
         arguments: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         return cls(**arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionProtocol:
+    """How detections are counted: average precision as COCO defines it, the mean over classes. Frozen; the defaults are COCO's.
+
+    Of each class a detection is right when it overlaps a true object, which no better one has taken, by at least the IoU.
+    Precision is made monotone and averaged over equidistant recalls.
+    """
+
+    name: str = "coco"
+    ious: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
+    """Overlaps that AP is the mean over."""
+    recalls: int = 101
+    """Points of the precision-recall curve, 0 and 1 included."""
+    max_detections: int = 100
+    """Best detections of an image and class that are counted."""
+    small_below: float = 32.0**2
+    large_above: float = 96.0**2
+    """Areas in pixels that bound small, medium and large objects."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, under `detection`: no field of an `EvalProtocol` has this name."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {"name": values.pop("name"), "detection": values}
+
+
+def protocol_from_json(values: dict[str, Any]) -> EvalProtocol | DetectionProtocol:
+    """The inverse of `to_json` of either protocol. Raises `UsageError` on unknown fields."""
+    if "detection" not in values:
+        return EvalProtocol.from_json(values)
+    own = values["detection"]
+    known = {item.name for item in fields(DetectionProtocol)}
+    if unknown := sorted(set(own) - known):
+        raise unknown_name("protocol field", unknown[0], known)
+    arguments: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+    return DetectionProtocol(name=values["name"], **arguments)
 
 
 def _grid_to_json(taus: tuple[float, ...]) -> Any:

@@ -3,16 +3,17 @@
     {"schema": 1,
      "method":     {"name", "backbone", "variant", "config", "weights", ...},        what was run
      "dataset":    {"name", "split", "fingerprint", "images", "limit"},               on what
-     "protocol":   {...all fields of EvalProtocol...},                                counted how
+     "protocol":   {...all fields of EvalProtocol, or of DetectionProtocol...},       counted how
      "metrics":    [{"name", "value", "low", "high", "n", "policy", "tau", ...}],     with what result
      "provenance": {"command", "date", "versions", "device", "seconds", ...}}         where it came from
 
-Values are fractions in [0, 1] (thresholds of Peak-T: 0..255). A metric that is undefined has value null and a reason.
+Values are in the unit of the catalog: fractions in [0, 1], levels, pixels. A metric that is undefined has value null and a reason.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from typing import Any
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.files import file_name, sha256_of_json, write_json
 from wsolbench.metrics.catalog import metric_info
-from wsolbench.protocol import EvalProtocol
+from wsolbench.protocol import DetectionProtocol, EvalProtocol, protocol_from_json
 
 SCHEMA = 1
 
@@ -39,7 +40,7 @@ class MetricValue:
 
     Attributes:
         name: a name of `wsolbench.metrics.catalog`.
-        value: fraction in [0, 1] (Peak-T: 0..255); None where the metric is undefined, and then `reason` says why.
+        value: in the metric's unit, mostly a fraction in [0, 1]; None where the metric is undefined, and then `reason` says why.
         low, high: 95 % bootstrap interval over images; None where there is none.
         n: images it was computed on.
         policy: `oracle`, `fixed:T` or `transfer`; None for a metric without a threshold.
@@ -62,7 +63,7 @@ class RunRecord:
 
     method: dict[str, Any]
     dataset: dict[str, Any]
-    protocol: EvalProtocol
+    protocol: EvalProtocol | DetectionProtocol
     metrics: tuple[MetricValue, ...]
     provenance: dict[str, Any]
     schema: int = SCHEMA
@@ -75,6 +76,13 @@ class RunRecord:
         return None
 
     @property
+    def map_protocol(self) -> EvalProtocol:
+        """The protocol of a run that scored maps. Raises `UsageError` for one that counted detections."""
+        if not isinstance(self.protocol, EvalProtocol):
+            raise UsageError(f"the record of {self.method['name']!r} is a detector's, without maps, thresholds and scores of images")
+        return self.protocol
+
+    @property
     def key(self) -> dict[str, Any]:
         """What was measured, without the results: two records with one key are two runs of the same thing."""
         return {"method": self.method, "dataset": self.dataset, "protocol": self.protocol.to_json()}
@@ -82,7 +90,8 @@ class RunRecord:
     @property
     def path(self) -> Path:
         """Where the record belongs below a results folder: readable, and different for different runs."""
-        parts = [self.method["name"], self.method.get("backbone"), self.dataset["split"], self.protocol.name, self.digest[:8]]
+        data = (self.dataset["split"], self.dataset.get("transform"))
+        parts = [self.method["name"], self.method.get("backbone"), *data, self.protocol.name, self.digest[:8]]
         name = "_".join(file_name(part) for part in parts if part)
         return Path(file_name(self.dataset["name"])) / f"{name}.json"
 
@@ -131,7 +140,7 @@ def read_record(path: Path) -> RunRecord:
         record = RunRecord(
             method=dict(values["method"]),
             dataset=dict(values["dataset"]),
-            protocol=EvalProtocol.from_json(values["protocol"]),
+            protocol=protocol_from_json(values["protocol"]),
             metrics=tuple(_metric_from_json(item) for item in values["metrics"]),
             provenance=dict(values["provenance"]),
         )
@@ -144,12 +153,11 @@ def read_record(path: Path) -> RunRecord:
 def _metric_from_json(values: dict[str, Any]) -> MetricValue:
     arguments: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     metric = MetricValue(**arguments)
-    metric_info(metric.name)
+    top = metric_info(metric.name).top
     if metric.tau is not None and not isinstance(metric.tau, tuple):
         raise ValueError(f"metric {metric.name} has tau {metric.tau!r}; expected a list of thresholds")
-    top = 255.0 if metric.name == "peak_t" else 1.0
-    if metric.value is not None and not 0.0 <= metric.value <= top:
-        raise ValueError(f"metric {metric.name} has value {metric.value}; expected 0 to {top:g}")
+    if metric.value is not None and not 0.0 <= metric.value <= (math.inf if top is None else top):
+        raise ValueError(f"metric {metric.name} has value {metric.value}; expected 0 {'or more' if top is None else f'to {top:g}'}")
     if metric.value is None and not metric.reason:
         raise ValueError(f"metric {metric.name} has neither a value nor a reason")
     return metric

@@ -21,11 +21,15 @@ from wsolbench.files import atomic_path
 from wsolbench.maps import frame_boxes, frame_size, to_frame
 from wsolbench.metrics.errors import error_codes
 from wsolbench.metrics.histograms import histograms
+from wsolbench.metrics.keypoints import keypoint_distance
 from wsolbench.metrics.masks import resize_mask
 from wsolbench.metrics.pxap import number_of_bins
 from wsolbench.metrics.sweep import sweep
 from wsolbench.protocol import EvalProtocol, crop_start
 from wsolbench.types import Sample, ScoreMap
+
+PARTS = 4
+"""Proposals of an image that are held against its key points: SSANET's Figure 4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,8 @@ class ImageScores:
     """Per-image scores of n images under one protocol with T thresholds.
 
     Rows of an image without boxes (`has_boxes` false) or mask (`has_mask` false) are zeros and enter no metric that
-    needs them. `ranked` has as many columns as labels were predicted; none where there is no classifier.
+    needs them. `ranked` has as many columns as labels were predicted; none where there is no classifier. `point_*` are of
+    the four best proposed parts; where `point_real` is false (no such part, no visible key point) the others are 0.
     """
 
     ids: np.ndarray
@@ -46,6 +51,11 @@ class ImageScores:
     has_mask: Bool[np.ndarray, " n"]
     pixel_histogram: Int32[np.ndarray, "n 2 b"]
     level_histogram: Int32[np.ndarray, "n 2 256"]
+    point_real: Bool[np.ndarray, "n 4"]
+    point_px: Float64[np.ndarray, "n 4"]
+    point_norm: Float64[np.ndarray, "n 4"]
+    point_hit: Bool[np.ndarray, "n 4"]
+    point_nearest: Int64[np.ndarray, "n 4"]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,6 +64,11 @@ class ImageScores:
     def has_object(self) -> Bool[np.ndarray, " n"]:
         """Whether the image has a mask with an object pixel."""
         return np.asarray(self.has_mask & self.level_histogram[:, 0].any(axis=1))
+
+    @property
+    def has_parts(self) -> Bool[np.ndarray, " n"]:
+        """Whether the image has a proposal and a visible key point."""
+        return np.asarray(self.point_real.any(axis=1))
 
     @classmethod
     def concatenate(cls, parts: Sequence[ImageScores]) -> ImageScores:
@@ -124,8 +139,21 @@ _PER_TAU = ("best_iou", "single_iou", "error_codes")
 _HISTOGRAMS = ("pixel_histogram", "level_histogram")
 
 
-def score_image(sample: Sample, raw_map: ScoreMap, ranked: Sequence[int], protocol: EvalProtocol) -> ImageScores:
-    """Scores of one image (n = 1) from its raw map and the predicted labels, best first.
+@dataclass(frozen=True, kw_only=True)
+class ProposedParts:
+    """Boxes that a method proposes in one image, best first, in pixels of its square input."""
+
+    boxes: Float64[np.ndarray, "m 4"]
+    padded: Bool[np.ndarray, " m"]
+    """Boxes that only fill up the number."""
+    side: int
+    """Of the input."""
+
+
+def score_image(
+    sample: Sample, raw_map: ScoreMap, ranked: Sequence[int], protocol: EvalProtocol, proposed: ProposedParts | None = None
+) -> ImageScores:
+    """Scores of one image (n = 1) from its raw map, the predicted labels, best first, and the proposed parts.
 
     Raises `DataError`, naming the image, for a map that is not finite or not two-dimensional, and for a mask of another size.
     """
@@ -157,7 +185,42 @@ def score_image(sample: Sample, raw_map: ScoreMap, ranked: Sequence[int], protoc
         has_mask=np.array([mask is not None]),
         pixel_histogram=pixels[None],
         level_histogram=levels[None],
+        **_parts(sample, protocol, proposed),
     )
+
+
+def _parts(sample: Sample, protocol: EvalProtocol, proposed: ProposedParts | None) -> dict[str, np.ndarray]:
+    """The columns of the key points. Without a true box there is no scale, so the image does not count."""
+    columns: dict[str, np.ndarray] = {name: np.zeros((1, PARTS), dtype) for name, dtype in _POINT_COLUMNS.items()}
+    if proposed is None or sample.key_points is None or not len(sample.boxes):
+        return columns
+    points = sample.key_points.copy()
+    points[:, :2] = in_view(points[:, :2], sample.size, proposed.side, protocol)
+    true_box = in_view(sample.boxes[0].reshape(2, 2), sample.size, proposed.side, protocol).reshape(4)
+    best, padded = proposed.boxes[:PARTS], proposed.padded[:PARTS]
+    found = keypoint_distance(best, points, true_box, side=proposed.side, padded=padded)
+    if found is not None:
+        slots = np.flatnonzero(found.real)
+        for name, column in columns.items():
+            column[0, slots] = getattr(found, name.removeprefix("point_"))[slots]
+    return columns
+
+
+_POINT_COLUMNS = {
+    "point_real": np.bool_,
+    "point_px": np.float64,
+    "point_norm": np.float64,
+    "point_hit": np.bool_,
+    "point_nearest": np.int64,
+}
+
+
+def in_view(
+    points: Float64[np.ndarray, "p 2"], image_size: tuple[int, int], side: int, protocol: EvalProtocol
+) -> Float64[np.ndarray, "p 2"]:
+    """Points (x, y) of an image of (width, height) in pixels of what a network of input `side` sees of it; neither rounded nor cut."""
+    outer, start = protocol.view_of(side)
+    return np.asarray(points * outer / np.array(image_size, dtype=np.float64) - start)
 
 
 def _frame_mask(mask: Bool[np.ndarray, "h w"], size: tuple[int, int], protocol: EvalProtocol) -> Bool[np.ndarray, "fh fw"]:

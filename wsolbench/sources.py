@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wsolbench.distributed import world
 from wsolbench.evaluate import RANKS, SourceOutput, view
-from wsolbench.exceptions import DataError, UsageError
+from wsolbench.exceptions import DataError, UsageError, unknown_name
 from wsolbench.files import sha256_of_file, sha256_of_json
 from wsolbench.images import ten_crops, to_view
 from wsolbench.maps import MapFolder
 from wsolbench.methods import InputSpec, Method, PostProcess
 from wsolbench.protocol import EvalProtocol
+from wsolbench.scores import PARTS, ProposedParts
 from wsolbench.types import Dataset, Sample, ScoreMap
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class FolderSource:
 
 
 class ModelSource:
-    """Maps and labels from a trained method; the maps are those of `post` where one is given.
+    """Maps, labels and proposals from a trained method; the maps are those of `post`, or the method's own `map_name`, where given.
 
     Raises `UsageError` for a device that is not there, and `DataError` when the model knows another number of classes
     than the data set.
@@ -97,13 +98,14 @@ class ModelSource:
         device: str = "auto",
         batch_size: int = 32,
         post: PostProcess | None = None,
+        map_name: str | None = None,
     ) -> None:
         if method.num_classes != num_classes:
             raise DataError(
                 f"the checkpoint of {method.method_name!r} has {method.num_classes} classes, the data set has {num_classes}; "
                 "evaluate it on the data set that it was trained on"
             )
-        self.method, self.protocol, self.batch_size, self.post = method, protocol, batch_size, post
+        self.method, self.protocol, self.batch_size, self.post, self.map_name = method, protocol, batch_size, post, map_name
         self.device = pick_device(device)
         if hasattr(method, "to"):
             method.to(self.device)
@@ -112,17 +114,11 @@ class ModelSource:
 
     def load(self, sample: Sample) -> dict[str, np.ndarray]:
         """The pixels of the view that the map is made of, and for ten-crop classification those of the ten crops."""
-        pixels, spec = sample.image(), self.method.input_spec
-        frame: Literal["squash", "center_crop"] = "center_crop" if self.protocol.frame == "center_crop" else "squash"
-        loaded = {"image": to_view(pixels, spec.size, frame=frame, resize_size=self._resize_size)}
-        if self.protocol.classifier == "ten_crop":
-            loaded["crops"] = ten_crops(pixels, spec.size, resize_size=self._resize_size)
+        pixels, size, protocol = sample.image(), self.method.input_spec.size, self.protocol
+        loaded = {"image": to_view(pixels, size, frame=protocol.network_frame, resize_size=protocol.view_of(size)[0])}
+        if protocol.classifier == "ten_crop":
+            loaded["crops"] = ten_crops(pixels, size, resize_size=round(protocol.resize_size * size / protocol.frame_size))
         return loaded
-
-    @property
-    def _resize_size(self) -> int:
-        """The protocol's side before the crop, at the scale of the network's input."""
-        return round(self.protocol.resize_size * self.method.input_spec.size / self.protocol.frame_size)
 
     def collate(self, loaded: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
         """Tensors of `batch_size` images, the last one repeated where there are fewer.
@@ -139,15 +135,15 @@ class ModelSource:
         return {name: tensor.pin_memory() for name, tensor in batch.items()} if self.device.type == "cuda" else batch
 
     def maps(self, samples: Sequence[Sample], batch: dict[str, torch.Tensor]) -> SourceOutput:
-        """One forward pass for maps and labels; with ten crops a second one, whose mean softmax gives the labels."""
+        """One forward pass for maps, labels and, where key points are known, proposals; with ten crops a second one, whose mean
+        softmax gives the labels."""
         import torch
 
         images = self._input(batch["image"])
         labels = torch.tensor([sample.label for sample in samples], device=self.device)
         labels = torch.cat([labels, labels[-1:].expand(len(images) - len(samples))])[:, None]
         result = self.method.localize(images)
-        all_maps = result.score_maps(labels) if self.post is None else self.post.maps(result, labels)
-        score_maps = all_maps[: len(samples), 0]
+        score_maps = self._maps(result, labels)[: len(samples)]
         with torch.no_grad():
             scores = result.logits
             if scores is not None and self.protocol.classifier == "ten_crop":
@@ -157,7 +153,25 @@ class ModelSource:
             else:
                 # A stable sort: of equal scores the lower class index comes first on every device.
                 ranked = scores[: len(samples)].float().cpu().argsort(dim=1, descending=True, stable=True)[:, :RANKS].numpy()
-        return SourceOutput(maps=list(score_maps.detach().float().cpu().numpy()), ranked=ranked)
+        return SourceOutput(maps=list(score_maps.detach().float().cpu().numpy()), ranked=ranked, proposed=self._proposed(samples, result))
+
+    def _maps(self, result: Any, labels: torch.Tensor) -> torch.Tensor:
+        if self.map_name is not None:
+            if self.map_name not in result.own_maps:
+                raise unknown_name(f"map of {self.method.method_name}", self.map_name, result.own_maps)
+            own: torch.Tensor = result.own_maps[self.map_name]
+            return own
+        all_maps: torch.Tensor = result.score_maps(labels) if self.post is None else self.post.maps(result, labels)
+        return all_maps[:, 0]
+
+    def _proposed(self, samples: Sequence[Sample], result: Any) -> Sequence[ProposedParts] | None:
+        propose = getattr(result, "propose", None)
+        if propose is None or all(sample.key_points is None for sample in samples):
+            return None
+        found, side = propose(), self.method.input_spec.size
+        boxes = found.boxes[: len(samples), :PARTS].double().cpu().numpy()
+        padded = np.zeros(boxes.shape[:2], dtype=np.bool_) if found.padded is None else found.padded[: len(samples), :PARTS].cpu().numpy()
+        return [ProposedParts(boxes=image, padded=flags, side=side) for image, flags in zip(boxes, padded, strict=True)]
 
     def _input(self, pixels: torch.Tensor) -> torch.Tensor:
         return normalized(pixels, self.method.input_spec, self.device).contiguous()
@@ -170,6 +184,8 @@ class ModelSource:
 
     def describe(self) -> dict[str, Any]:
         """Name and description of the method, and of the post-process."""
+        if self.map_name is not None:
+            return {**self.method.describe(), "name": f"{self.method.method_name}:{self.map_name}", "map": self.map_name}
         if self.post is None:
             return {**self.method.describe(), "name": self.method.method_name}
         return {**self.method.describe(), "name": f"{self.method.method_name}+{self.post.method_name}", "post": self.post.describe()}

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float64, Int64, Integer, Shaped
 from wsolbench.exceptions import DataError
 from wsolbench.metrics.confidence import Bootstrap
 from wsolbench.metrics.errors import ERROR_NAMES
+from wsolbench.metrics.keypoints import slot_mean
 from wsolbench.metrics.max_box_acc import passes
 from wsolbench.metrics.peak_iou import pixel_iou
 from wsolbench.metrics.pxap import average_precision
@@ -25,7 +26,7 @@ from wsolbench.metrics.thresholds import ThresholdPolicy
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue
 from wsolbench.score_table import ScoreTable
-from wsolbench.scores import ImageScores
+from wsolbench.scores import PARTS, ImageScores
 
 Rates = Float64[np.ndarray, "r s"]
 """Means over images of each column of a table, one row for each resample."""
@@ -61,9 +62,10 @@ _WHICH: dict[str, Callable[[ImageScores], Bool[np.ndarray, " m"]]] = {
     "with boxes": lambda part: part.has_boxes,
     "with mask": lambda part: part.has_mask,
     "with object": lambda part: part.has_object,
+    "with parts": lambda part: part.has_parts,
 }
 """Which images count, by what they must have."""
-_WIDER = {"with boxes": "all", "with mask": "all", "with object": "with mask"}
+_WIDER = {"with boxes": "all", "with mask": "all", "with object": "with mask", "with parts": "all"}
 
 
 def summarize(
@@ -198,6 +200,7 @@ def metrics_of(
         for name in ("gt_known", "top1_loc", "top5_loc", "max_box_acc", "max_box_acc_v2"):
             yield MetricValue(name=name, value=None, n=0, reason="no image has a true box")
     yield from _masks(split)
+    yield from _key_points(split)
 
 
 def _in_top(part: ImageScores, k: int) -> Bool[np.ndarray, "m 1"]:
@@ -221,6 +224,9 @@ def _classification(split: SplitScores) -> Iterator[Metric | MetricValue]:
 def _no_labels(ranks: int, k: int) -> str:
     return "no predicted labels" if not ranks else f"only {ranks} predicted labels an image, {k} are needed"
 
+
+_FARTHEST = 4096.0
+"""Longest distance to a key point that is told from longer ones, in pixels of an input of 448 or in diagonals; rates are in [0, 1]."""
 
 _HITS = {"gt_known": "one box", "top1_loc": "top 1", "top5_loc": "top 5", "max_box_acc": "one box", "max_box_acc_v2": "all boxes"}
 """Box metric -> the table of hits that it is read from."""
@@ -374,3 +380,37 @@ def _peak_iou(rates: Rates) -> Float64[np.ndarray, " r"]:
 
 def _peak_t(rates: Rates) -> Float64[np.ndarray, " r"]:
     return np.asarray(pixel_iou(rates.reshape(-1, 2, 256)).argmax(axis=1), dtype=np.float64)
+
+
+def _key_points(split: SplitScores) -> Iterator[Metric]:
+    """Distances of proposed parts to key points; nothing where no parts were proposed, which is most methods' case."""
+    if not split.count["with parts"]:
+        return
+    for name, column in (("keypoint_distance", "point_norm"), ("keypoint_distance_px", "point_px")):
+        rows = ImageRows(images="with parts", of=partial(_distances, column=column))
+        yield Metric(name=name, rows=rows, value=lambda rates: _FARTHEST * slot_mean(rates))
+        for slot in np.flatnonzero(split.means([rows])[rows][PARTS:]):  # ranks that occur
+            yield Metric(
+                name=f"{name}@{slot + 1}", rows=rows, value=partial(_ratio, above=int(slot), below=PARTS + int(slot), scale=_FARTHEST)
+            )
+    hits = ImageRows(images="with parts", of=lambda part: np.stack([part.point_hit.sum(axis=1), part.point_real.sum(axis=1)], axis=1))
+    yield Metric(name="keypoint_hit", rows=hits, value=partial(_ratio, above=0, below=1))
+    yield Metric(name="keypoint_distinct", rows=ImageRows(images="with parts", of=_distinct), value=_column)
+
+
+def _distances(part: ImageScores, column: str) -> Float64[np.ndarray, "m s"]:
+    """Distance in each slot, as a part of the farthest one, then whether it has one: what `slot_mean` takes."""
+    return np.concatenate([np.minimum(getattr(part, column) / _FARTHEST, 1.0), part.point_real], axis=1)
+
+
+def _ratio(rates: Rates, above: int, below: int, scale: float = 1.0) -> Float64[np.ndarray, " r"]:
+    """One column over another, times `scale`; NaN where a resample has nothing below."""
+    out = np.full(len(rates), np.nan)
+    return np.asarray(scale * np.divide(rates[:, above], rates[:, below], out=out, where=rates[:, below] > 0))
+
+
+def _distinct(part: ImageScores) -> Int64[np.ndarray, "m 1"]:
+    """Different nearest points among the real proposals of each image."""
+    nearest = np.sort(np.where(part.point_real, part.point_nearest, -1), axis=1)
+    new = np.diff(nearest, axis=1, prepend=-1) > 0  # sorted, so a value is new where it is above the one before
+    return np.asarray(new.sum(axis=1, keepdims=True))

@@ -85,7 +85,7 @@ def test_a_checkpoint_of_other_classes_is_refused(run, birds: Path, tmp_path: Pa
     annotations = birds / "annotations.csv"
     (birds / "classes.csv").write_text("label,name\n0,red\n1,green\n2,blue\n3,violet\n")
     assert annotations.exists()
-    result = run("eval", "--method", "cam", *on(birds), "--backbone", "tiny")
+    result = run("eval", "--method", "cam", *on(birds), *TRAIN)
     assert result.code == 2
     assert "3 classes" in result.err
     assert "has 4" in result.err
@@ -124,3 +124,45 @@ def test_a_killed_training_and_a_killed_evaluation_go_on(run, birds: Path) -> No
     assert run(*evaluation, *on(birds), "--out", "killed").code == 0
     assert run(*evaluation, *on(birds), "--out", "unbroken").code == 0
     assert records("killed")[0]["metrics"] == records("unbroken")[0]["metrics"]
+
+
+def test_transformed_images_have_records_and_tables_of_their_own_and_can_be_compared_with_the_others(run, birds: Path) -> None:
+    assert run("eval", "--method", "cam", *on(birds), *TRAIN, *SCORE, "--train", "--save-scores").code == 0
+    turned = run(
+        "eval", "--method", "cam", *on(birds), *TRAIN, *SCORE, "--save-scores", "--transform", "rotate90", "--pictures", "pictures"
+    )
+    assert turned.code == 0, turned.err
+    clean, rotated = sorted(Path("results/measured/csvfolder").glob("*.json"), key=lambda path: "rotate90" in path.name)
+    assert json.loads(rotated.read_text())["dataset"]["transform"] == "rotate90"
+    assert run("leaderboard").code == 0
+    board = Path("results/leaderboard/csvfolder.md").read_text()
+    assert board.count("\n## ") == 2
+    assert "csvfolder/test, rotate90, 9 images" in board
+    assert run("compare", "--a", clean, "--b", rotated).code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--transform", "rotate"), "unknown transform 'rotate'"),
+        (("--map", "oel", "--post", "scg"), "--map and --post exclude each other"),
+    ],
+)
+def test_transforms_and_maps_that_mean_nothing_are_refused(run, birds: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = run("eval", "--method", "center-box", *on(birds), *arguments)
+    assert result.code == 2
+    assert message in result.err
+
+
+def test_a_map_that_the_method_does_not_have_is_named(run, birds: Path) -> None:
+    assert run("train", "--method", "cam", *on(birds), *TRAIN).code == 0
+    result = run("eval", "--method", "cam", *on(birds), *TRAIN, "--map", "oel_7")
+    assert result.code == 2
+    assert "map of cam 'oel_7'" in result.err
+
+
+def test_where_no_run_has_the_options_those_that_exist_are_named(run, birds: Path) -> None:
+    assert run("train", "--method", "cam", *on(birds), *TRAIN).code == 0
+    result = run("eval", "--method", "cam", *on(birds), "--backbone", "tiny")
+    assert result.code == 2
+    assert "There are: runs/csvfolder/cam-tiny-seed0-epochs=2-image_size=32/last.safetensors" in result.err

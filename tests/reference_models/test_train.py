@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from reference_models.data import ImageReader
+from reference_models.data import ImageReader, masks_of
 from reference_models.localization.cam import Cam
 from reference_models.recipes import RECIPES, Recipe
 from reference_models.train import BEST, LAST, LOG, STATE
@@ -340,3 +341,34 @@ def test_views_depend_on_seed_epoch_and_image_but_not_on_threads_or_memory(cache
         assert all(np.array_equal(one, two) for one, two in zip(views, reference, strict=True))
         other = list(reader.views(plan, 32, recipe, seed=1, epoch=3))
         assert not all(np.array_equal(one, two) for one, two in zip(other, reference, strict=True))
+
+
+def with_masks(folder: Path) -> Dataset:
+    """The squares, with their bright part as mask."""
+    data = squares(6)
+    samples = []
+    for sample in data.samples:
+        path = folder / f"{sample.id.replace('/', '-')}"
+        Image.fromarray((sample.image().max(axis=2) == 255).astype(np.uint8) * 255).save(path)
+        samples.append(replace(sample, mask_paths=(path,)))
+    return replace(data, samples=tuple(samples))
+
+
+def test_masks_move_with_their_images_and_leave_the_pixels_as_they_are(tmp_path):
+    data, plan = with_masks(tmp_path), [np.arange(6)]
+    recipe = replace(RECIPES["tiny"], rotation=20.0)
+    (plain,) = ImageReader(data, 36, workers=0).views(plan, 32, recipe, seed=1, epoch=2)
+    (both,) = ImageReader(data, 36, workers=0, masks=True).views(plan, 32, recipe, seed=1, epoch=2)
+    assert np.array_equal(both[..., :3], plain)
+    bright, masked = plain.max(axis=3) > 160, both[..., 3] > 127
+    assert (bright & masked).sum() / (bright | masked).sum() > 0.75  # the border of ten pixels is sampled differently
+    masks = masks_of(both, torch.device("cpu"))
+    assert masks is not None
+    assert masks.shape == (6, 32, 32)
+    assert (masks.min(), masks.max()) == (0, 1)
+    assert masks_of(plain, torch.device("cpu")) is None
+
+
+def test_an_image_without_a_mask_is_named_where_one_is_needed():
+    with pytest.raises(DataError, match=r"'train/0\.png' of squares train has no mask"):
+        ImageReader(squares(2), 36, workers=0, masks=True)

@@ -12,10 +12,12 @@ import click
 from wsolbench.cli.options import (
     DataOptions,
     ScoringOptions,
+    checkpoint_option,
     data_options,
     evaluate_and_report,
     model_options,
     parse_settings,
+    post_set_option,
     scoring_options,
 )
 
@@ -32,8 +34,13 @@ from wsolbench.cli.options import (
 @click.option(
     "--post", default="none", show_default=True, help="Post-process of the maps (wsolbench list posts), or several: none,sem,scg."
 )
-@click.option("--post-set", multiple=True, metavar="POST.NAME=VALUE", help="A field of a post-process's config; may be repeated.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="A .safetensors file that `train` wrote.")
+@post_set_option
+@click.option("--map", "map_name", help="Score one of the method's own maps in place of the class's (its page in docs/methods names them).")
+@click.option(
+    "--transform",
+    help="Transform the images at test time: rotate90, rotate180, rotate270, rotate:ANGLE, rotate:random, reduce:300; without `transfer`.",
+)
+@checkpoint_option
 @click.option("--train", "train_first", is_flag=True, help="Train first (or go on, or use the finished run).")
 @click.option("--save-maps", type=click.Path(path_type=Path), help="Folder for the raw maps, which `wsolbench score` reads.")
 def command(
@@ -41,6 +48,8 @@ def command(
     scoring: ScoringOptions,
     post: str,
     post_set: tuple[str, ...],
+    map_name: str | None,
+    transform: str | None,
     checkpoint: Path | None,
     train_first: bool,
     save_maps: Path | None,
@@ -57,6 +66,7 @@ def command(
     from wsolbench.maps import MapFolder
     from wsolbench.methods import load_method
     from wsolbench.sources import ModelSource
+    from wsolbench.transforms import Transform, transformed
 
     with connected() as world:
         conventions = scoring.conventions()
@@ -66,9 +76,12 @@ def command(
         if checkpoint is not None and len(names) > 1:
             raise UsageError("--checkpoint is of one method; leave it out to evaluate the run folders of several")
         methods = {name: load_method(name) for name in names}
-        posts = _posts(post, post_set)
+        posts = open_posts(post, post_set)
+        if map_name is not None and set(posts) != {"none"}:
+            raise UsageError("--map and --post exclude each other: a post-process makes a map of its own")
+        moved = None if transform is None else Transform.parse(transform)
         scored = data.open(scoring.split)
-        val = data.open_val() if scoring.transfer and scoring.split != "val" else None
+        val = data.open_val() if scoring.transfer and scoring.split != "val" and moved is None else None
         scoring.make_folders(save_maps)
         options = RunOptions(
             batch_size=model["batch_size"] or 32, workers=model["workers"], work=scoring.out / ".work", resamples=scoring.resamples
@@ -80,7 +93,8 @@ def command(
                 from wsolbench.cli.train import train
 
                 path = train(data, None, **settings)
-            localizer = _open_method(method, data.dataset, len(scored.class_names), path, settings)
+            localizer = open_method(method, data.dataset, len(scored.class_names), path, settings)
+            seen = scored if moved is None else transformed(scored, moved, localizer.input_spec, conventions)
             for post_name, made in posts.items():
                 own = _own_folder(name, post_name) if len(methods) * len(posts) > 1 else Path()
                 source = ModelSource(
@@ -90,16 +104,18 @@ def command(
                     device=model["device"],
                     batch_size=options.batch_size,
                     post=made,
+                    map_name=map_name,
                 )
                 maps = None if save_maps is None else MapFolder(save_maps / own)
-                evaluate_and_report(scored, source, scoring.within(own), replace(options, save_maps=maps), val=val, world=world)
+                facts = None if moved is None else {"transform": moved.name}
+                evaluate_and_report(seen, source, scoring.within(own), replace(options, save_maps=maps), val=val, facts=facts, world=world)
 
 
 def _own_folder(method: str, post: str) -> Path:
     return Path(method if post == "none" else f"{method}+{post}")
 
 
-def _posts(names: str, pairs: Sequence[str]) -> dict[str, Any]:
+def open_posts(names: str, pairs: Sequence[str]) -> dict[str, Any]:
     """The post-processes of `--post` by name, with their settings; None for `none`."""
     from wsolbench.exceptions import UsageError
     from wsolbench.methods import load_post
@@ -113,7 +129,7 @@ def _posts(names: str, pairs: Sequence[str]) -> dict[str, Any]:
     return {name: None if name == "none" else load_post(name).create(own) for name, own in settings.items()}
 
 
-def _open_method(method: Any, dataset: str, num_classes: int, checkpoint: Path | None, model: dict[str, Any]) -> Any:
+def open_method(method: Any, dataset: str, num_classes: int, checkpoint: Path | None, model: dict[str, Any]) -> Any:
     """The trained model; or a new one, where there is nothing to train or `--weights` asks for a pretrained one as it is."""
     from wsolbench.cli.train import default_backbone, default_run
     from wsolbench.exceptions import UsageError
@@ -134,5 +150,10 @@ def _open_method(method: Any, dataset: str, num_classes: int, checkpoint: Path |
     if checkpoint is None:
         checkpoint = default_run(dataset, backbone, model) / "last.safetensors"
         if not checkpoint.is_file():
-            raise UsageError(f"no trained model: {checkpoint} does not exist. Add --train, or name a file with --checkpoint.")
+            others = sorted(checkpoint.parents[1].glob(f"{model['method']}-*/last.safetensors"))
+            known = f" There are: {', '.join(map(str, others))}." if others else ""
+            raise UsageError(
+                f"no trained model: {checkpoint} does not exist. Add --train, repeat the options of the training, or name a file "
+                f"with --checkpoint.{known}"
+            )
     return method.load(checkpoint, device=model["device"])

@@ -15,9 +15,32 @@ class MetricInfo:
     name: str
     title: str
     summary: str
-    needs: Literal["labels", "boxes", "boxes and labels", "masks", "key points"]
+    needs: Literal["labels", "boxes", "boxes and labels", "masks", "key points", "instances"]
     better: Literal["higher", "lower", "neither"] = "higher"
+    unit: Literal["fraction", "level", "pixels", "number"] = "fraction"
+    """`fraction` is printed in percent, a `level` is 0 to 255."""
+    top: float | None = 1.0
+    """The largest possible value; None: there is none."""
 
+    @property
+    def scale(self) -> float:
+        """What a value is multiplied by to be printed."""
+        return 100.0 if self.unit == "fraction" else 1.0
+
+    @property
+    def decimals(self) -> int:
+        """Digits after the point in print."""
+        return {"fraction": 1, "level": 0, "pixels": 1, "number": 2}[self.unit]
+
+
+_AP = (
+    ("", "AP", "mean over IoU 0.50 to 0.95 and classes"),
+    ("50", "AP50", "at IoU 0.50"),
+    ("75", "AP75", "at IoU 0.75"),
+    ("_small", "APS", "of objects below 32 x 32 pixels"),
+    ("_medium", "APM", "of objects between 32 x 32 and 96 x 96 pixels"),
+    ("_large", "APL", "of objects above 96 x 96 pixels"),
+)
 
 METRICS: tuple[MetricInfo, ...] = (
     MetricInfo(name="top1_cls", title="Top-1 Cls", needs="labels", summary="the best class is the true one"),
@@ -32,7 +55,15 @@ METRICS: tuple[MetricInfo, ...] = (
     ),
     MetricInfo(name="pxap", title="PxAP", needs="masks", summary="area under the pixel precision-recall curve, pixels pooled"),
     MetricInfo(name="peak_iou", title="Peak-IoU", needs="masks", summary="best pixel IoU over thresholds, pixels pooled over the data set"),
-    MetricInfo(name="peak_t", title="Peak-T", needs="masks", better="neither", summary="the threshold of Peak-IoU, 0 to 255"),
+    MetricInfo(
+        name="peak_t",
+        title="Peak-T",
+        needs="masks",
+        better="neither",
+        unit="level",
+        top=255.0,
+        summary="the threshold of Peak-IoU, 0 to 255",
+    ),
     MetricInfo(
         name="mean_image_iou",
         title="Mean image IoU",
@@ -50,10 +81,37 @@ METRICS: tuple[MetricInfo, ...] = (
         title="Key-point distance",
         needs="key points",
         better="lower",
-        summary="proposal centre to nearest visible key point",
+        top=None,
+        summary="centre of a proposal to the nearest visible key point, in diagonals of the true box; @j: of the j-th proposal",
+    ),
+    MetricInfo(
+        name="keypoint_distance_px",
+        title="Key-point distance, px",
+        needs="key points",
+        better="lower",
+        unit="pixels",
+        top=None,
+        summary="the same in pixels of an input of 448",
+    ),
+    MetricInfo(name="keypoint_hit", title="Key-point hit", needs="key points", summary="share of proposals that hold a visible key point"),
+    MetricInfo(
+        name="keypoint_distinct",
+        title="Distinct key points",
+        needs="key points",
+        unit="number",
+        top=None,
+        summary="different nearest key points among the four best proposals of an image",
+    ),
+    *(
+        MetricInfo(
+            name=f"{kind}_ap{end}", title=f"{kind.title()} {title}", needs="instances", summary=f"COCO average precision of {what}, {when}"
+        )
+        for kind, what in (("box", "boxes"), ("mask", "masks"))
+        for end, title, when in _AP
     ),
 )
-"""In table order. `max_box_acc_v2` comes with one row per IoU threshold, named `max_box_acc_v2@0.3` and so on."""
+"""In table order. `max_box_acc_v2` comes with one row per IoU threshold, named `max_box_acc_v2@0.3` and so on, key-point distances
+with one per rank of the proposal, `keypoint_distance@1`."""
 
 
 def metric_info(name: str) -> MetricInfo:

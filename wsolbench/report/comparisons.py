@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from wsolbench.compare import MetricDifference
 from wsolbench.exceptions import DataError
 from wsolbench.files import file_name, sha256_of_json, write_json
-from wsolbench.metrics.catalog import metric_title
+from wsolbench.metrics.catalog import metric_info, metric_title
 from wsolbench.records import RunRecord
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def _group(records: Sequence[RunRecord]) -> dict[str, Any]:
         "backbone": method.get("backbone"),
         "config": method.get("config"),
         "post": method.get("post"),
+        "transform": records[0].dataset.get("transform"),
         "seeds": [record.method.get("training", {}).get("seed") for record in records],
         "records": [record.digest for record in records],
     }
@@ -81,7 +82,7 @@ def read_comparison(path: Path) -> Comparison:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """The differences in percentage points (Peak-T: levels), for the terminal."""
+    """The differences in percentage points, or in the metric's unit, for the terminal."""
     from rich import box
     from rich.table import Table
 
@@ -92,7 +93,7 @@ def comparison_table(comparison: Comparison) -> Table:
     for name in ("metric", "A", "B", "B - A", "95 % interval", "p", "per run"):
         table.add_column(name, justify="left" if name == "metric" else "right")
     for row in comparison.differences:
-        scale = 1.0 if row.name == "peak_t" else 100.0
+        scale = metric_info(row.name).scale
         per_pair = "" if row.per_pair is None or len(row.per_pair) < 2 else ", ".join(f"{scale * value:+.1f}" for value in row.per_pair)
         table.add_row(
             metric_title(row.name),

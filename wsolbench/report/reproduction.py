@@ -19,7 +19,7 @@ from typing import Any
 from wsolbench.compare import MetricDifference
 from wsolbench.exceptions import DataError
 from wsolbench.files import canonical_json
-from wsolbench.metrics.catalog import metric_title
+from wsolbench.metrics.catalog import metric_info, metric_title
 from wsolbench.records import RunRecord
 from wsolbench.report.comparisons import Comparison, read_comparison
 from wsolbench.report.tables import escape_markdown
@@ -122,7 +122,7 @@ def _circumstances(record: RunRecord) -> tuple[str, ...]:
     training = method.get("training", {})
     weights = str(training.get("weights")).split()[0]  # of a checkpoint the name without the digest, which every seed has its own of
     budget = (method.get("backbone"), method.get("image_size"), training.get("recipe", {}).get("epochs"), weights)
-    return tuple(map(str, (data["name"], data["fingerprint"], data["limit"], record.protocol.name, *budget)))
+    return tuple(map(str, (data["name"], data["fingerprint"], data.get("transform"), data["limit"], record.protocol.name, *budget)))
 
 
 def _fixed(record: RunRecord, names: set[str]) -> str:
@@ -166,7 +166,7 @@ _HEADER = "| paper | claim | metric | published | measured | per run | direction
 
 def _row(claim: Claim, difference: MetricDifference) -> str:
     published = float(claim.published_b) - float(claim.published_a)
-    scale = 1.0 if claim.metric == "peak_t" else 100.0
+    scale = metric_info(claim.metric).scale
     low, high = scale * difference.low, scale * difference.high
     sides = (low, high) if claim.direction > 0 else (-high, -low)
     verdict = "holds" if sides[0] > 0 else "opposite" if sides[1] < 0 else "undecided"

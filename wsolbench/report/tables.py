@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
-from wsolbench.protocol import EvalProtocol
+from wsolbench.protocol import DetectionProtocol, EvalProtocol
 from wsolbench.records import MetricValue, RunRecord
 
 if TYPE_CHECKING:
@@ -26,19 +26,27 @@ _GROUPS = (
     ("Classification", ("top1_cls", "top5_cls", "mean_class_accuracy")),
     ("Boxes", ("gt_known", "top1_loc", "top5_loc", "max_box_acc", "max_box_acc_v2")),
     ("Masks", ("pxap", "peak_iou", "peak_t", "mean_image_iou")),
+    ("Proposals", ("keypoint_distance", "keypoint_distance_px", "keypoint_hit", "keypoint_distinct")),
+    ("Detected boxes", tuple(f"box_ap{end}" for end in ("", "50", "75", "_small", "_medium", "_large"))),
+    ("Detected masks", tuple(f"mask_ap{end}" for end in ("", "50", "75", "_small", "_medium", "_large"))),
     ("Error breakdown", ("error_right", "error_cls", "error_m_ins", "error_part", "error_more", "error_other")),
+)
+_NOTE = (
+    "Percent, with 95 % intervals over images; Peak-T: 0 to 255, px: pixels of an input of 448. "
+    "oracle: tau chosen on this split, an upper bound."
 )
 _OTHER_GROUP = "Other"
 _POLICY_ORDER = ("oracle", "fixed", "transfer")
 
 
 def format_number(name: str, value: float) -> str:
-    """A metric's value as tables print it: percent with one decimal; Peak-T as a level, 0 to 255.
+    """A metric's value as tables print it: fractions in percent with one decimal, others in their unit.
 
     >>> format_number("gt_known", 0.6342), format_number("peak_t", 127.0)
     ('63.4', '127')
     """
-    return f"{value:.0f}" if metric_info(name).name == "peak_t" else f"{100 * value:.1f}"
+    info = metric_info(name)
+    return f"{info.scale * value:.{info.decimals}f}"
 
 
 def format_value(metric: MetricValue) -> str:
@@ -56,7 +64,7 @@ def _interval(metric: MetricValue) -> str:
 
 def format_taus(metric: MetricValue) -> str:
     """`tau 0.21`, or one threshold for each delta, `tau 0.15 0.21 0.3`; empty where there is none, and for Peak-T, which is one."""
-    if not metric.tau or metric.name == "peak_t":
+    if not metric.tau or metric_info(metric.name).unit == "level":
         return ""
     return "tau " + " ".join(f"{round(tau, 3):g}" for tau in metric.tau)
 
@@ -84,11 +92,13 @@ def sort_policies(policies: Iterable[str]) -> list[str]:
     return sorted(set(policies), key=place)
 
 
-def describe_protocol(protocol: EvalProtocol) -> str:
+def describe_protocol(protocol: EvalProtocol | DetectionProtocol) -> str:
     """The preset's name, and every field in which the protocol departs from it: `wsoleval, components='union'`.
 
     A name that is no preset is compared with the defaults: `mine (wsoleval, components='union')`.
     """
+    if isinstance(protocol, DetectionProtocol):
+        return protocol.name
     is_preset = protocol.name in EvalProtocol.presets()
     base = EvalProtocol.preset(protocol.name if is_preset else "wsoleval")
     mine, theirs = protocol.to_json(), base.to_json()
@@ -109,7 +119,8 @@ def run_title(record: RunRecord) -> str:
     """Method, backbone, data set and protocol in one line: `cam · resnet50 · cub/test · 5,794 images · wsoleval`."""
     method, dataset = record.method, record.dataset
     variant = method.get("variant")
-    parts = [method["name"], None if variant == "default" else variant, method.get("backbone"), f"{dataset['name']}/{dataset['split']}"]
+    data = f"{dataset['name']}/{dataset['split']}"
+    parts = [method["name"], None if variant == "default" else variant, method.get("backbone"), data, dataset.get("transform")]
     if dataset.get("images") is not None:
         parts.append(f"{dataset['images']:,} images")
     return " · ".join(str(part) for part in [*parts, describe_protocol(record.protocol)] if part)
@@ -185,7 +196,7 @@ def metrics_table(record: RunRecord) -> Table:
     from rich.text import Text
 
     grid = _grid(record)
-    notes = ["Percent, with 95 % intervals over images; Peak-T: 0 to 255. oracle: tau chosen on this split, an upper bound."]
+    notes = [_NOTE]
     notes += [f"({number}) {reason}" for number, reason in enumerate(grid.reasons, start=1)]
     table = Table(
         title=Text(run_title(record), style="bold"),
@@ -253,7 +264,7 @@ def metrics_markdown(record: RunRecord) -> str:
         for row in rows:
             cells = [markdown_cell(cell, grid.note(cell)) if cell else "" for cell in row.cells]
             lines.append(f"| {escape_markdown(metric_title(row.name))} | " + " | ".join(cells) + " |")
-    lines += ["", "Percent, with 95 % intervals over images; Peak-T: 0 to 255. oracle: tau chosen on this split, an upper bound."]
+    lines += ["", _NOTE]
     lines += [f"\n({number}) {escape_markdown(reason)}" for number, reason in enumerate(grid.reasons, start=1)]
     return "\n".join(lines) + "\n"
 
