@@ -1,9 +1,9 @@
-"""Make docs/methods/: a page for each method and post-process, from its file, its settings and the records.
+"""Make docs/methods/: a page for each method and post-process, from its file, its settings, the records and the published numbers.
 
     python docs/make_methods.py [--check]
 
-A page has the header of the method's file, a table of its settings, the measured numbers with links to their records, and, where
-there is one, the picture docs/images/methods/<name>.png.
+A page has the header of the method's file, a table of its settings, the measured numbers with links to their records, what papers print
+of it, and, where there is one, the picture docs/images/methods/<name>.jpg (or .png), which docs/make_pictures.py makes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,22 @@ import click
 from wsolbench.files import write_text
 from wsolbench.methods import MethodInfo, list_methods, list_posts, load_method, load_post
 from wsolbench.metrics.catalog import metric_title
+from wsolbench.published import EVIDENCE, Paper, PublishedNumber, conflicts, published_info, read_papers, read_published
 from wsolbench.records import RunRecord, read_records
 from wsolbench.report.tables import escape_markdown, markdown_cell
 
 DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "results"
 METRICS = ("top1_cls", "gt_known", "top1_loc", "max_box_acc_v2", "pxap", "peak_iou")
+PUBLISHED_ROWS = 25
+PICTURES = (
+    "    python docs/make_pictures.py --dataset toybirds --options weights=cam-tiny-seed0 --post scg,sem --out docs/images/methods",
+    "",
+    "makes these pictures from the trained models in `runs/` and the thresholds of their records. Photographs of other data sets have",
+    "licences of their own and are not in this repository; with the data on your disk their pictures are made by",
+    "",
+    "    python docs/make_pictures.py --dataset cub --data-root /data/CUB_200_2011 --post scg,sem --out pictures",
+)
 
 
 def attribute_docs(kind: type[Any]) -> dict[str, str]:
@@ -52,11 +65,16 @@ def settings(kind: type[Any]) -> Iterator[str]:
         yield f"| `{item.name}` | `{default}` | {docs.get(item.name, '').replace('|', chr(92) + '|')} |"
 
 
+def is_about(name: str, run: str, post: bool) -> bool:
+    """Whether `run`, a method with or without a post-process, belongs on a page: all of a method's, and all with a post-process."""
+    return run.endswith(f"+{name}") if post else re.split(r"[+:]", run)[0] == name
+
+
 def measured(name: str, records: list[tuple[Path, RunRecord]], post: bool) -> Iterator[str]:
     """Rows of the table of records of a method, or of all methods with a post-process."""
     for path, record in records:
         own = str(record.method["name"])
-        if own.endswith(f"+{name}") if post else own.partition("+")[0] == name:
+        if is_about(name, own, post):
             training = record.method.get("training", {})
             cells = [
                 own,
@@ -69,7 +87,46 @@ def measured(name: str, records: list[tuple[Path, RunRecord]], post: bool) -> It
             yield f"| {' | '.join(cells)} | [record](../../{path.as_posix()}) |"
 
 
-def page(row: MethodInfo, kind: type[Any], records: list[tuple[Path, RunRecord]]) -> str:
+def published(name: str, numbers: Sequence[PublishedNumber], papers: dict[str, Paper], post: bool) -> Iterator[str]:
+    """Lines of the section on what is printed: one row of a table of a paper in a line, own and reproduced ones first."""
+    disputed = {number.key for conflict in conflicts(numbers) for number in conflict.numbers}
+    rows: dict[tuple[str, ...], list[PublishedNumber]] = {}
+    for number in numbers:
+        if is_about(name, number.ours, post):
+            place = ", ".join(filter(None, (number.table, f"row {number.row}" if number.row else number.label)))
+            data = f"{number.dataset}/{number.split}"
+            rows.setdefault((number.paper, place, number.method, number.backbone, data, number.evidence), []).append(number)
+    if not rows:
+        return
+    # Variants are last. The sort is stable: the rest stays in the order of papers.toml and of the tables.
+    ordered = sorted(rows, key=lambda row: (EVIDENCE.index(row[-1]), "[" in rows[row][0].method))
+    yield from ("## Published", "", "As printed; [what the columns mean](../published.md). † Other tables print another value.", "")
+    yield from ("| source | where | method | backbone | data | printed | evidence |", f"|{'---|' * 7}")
+    for row in ordered[:PUBLISHED_ROWS]:
+        paper, *cells, evidence = row
+        values = [f"{published_info(each.metric).title} {each.printed}{'†' * (each.key in disputed)}" for each in rows[row]]
+        yield f"| {' | '.join(map(escape_markdown, (papers[paper].name, *cells, ', '.join(values), evidence)))} |"
+    yield ""
+    if more := Counter(papers[row[0]].file for row in ordered[PUBLISHED_ROWS:]):
+        files = ", ".join(f"[{Path(file).name}](../../results/{file}) ({count})" for file, count in more.items())
+        yield from (f"{more.total()} more rows: {files}.", "")
+
+
+def pictured(name: str) -> Iterator[str]:
+    """Lines of the section with the picture of a method, and how such pictures are made."""
+    for suffix in (".jpg", ".png"):
+        if (DOCS / "images/methods" / f"{name}{suffix}").is_file():
+            yield from ("## Maps", "", f"![Maps of {name}](../images/methods/{name}{suffix})", "", *PICTURES, "")
+            return
+
+
+def page(
+    row: MethodInfo,
+    kind: type[Any],
+    records: list[tuple[Path, RunRecord]],
+    numbers: Sequence[PublishedNumber],
+    papers: dict[str, Paper],
+) -> str:
     """The page of a method or post-process."""
     post = row.task == "post-process"
     text = inspect.getdoc(importlib.import_module(row.module)) or ""
@@ -88,17 +145,18 @@ def page(row: MethodInfo, kind: type[Any], records: list[tuple[Path, RunRecord]]
         titles = " | ".join(metric_title(name) for name in METRICS)
         lines += ["## Measured", "", "Percent with 95 % intervals over images; oracle thresholds.", ""]
         lines += [f"| method | backbone | data | seed | {titles} | |", f"|{'---|' * (len(METRICS) + 5)}", *found, ""]
-    if (DOCS / "images/methods" / f"{row.name}.png").is_file():
-        lines += ["## Maps", "", f"![Maps of {row.name}](../images/methods/{row.name}.png)", ""]
+    lines += published(row.name, numbers, papers, post)
+    lines += pictured(row.name)
     return "\n".join(lines)
 
 
 def pages() -> dict[Path, str]:
     """Path -> text of all pages and their index."""
-    records = [(path.relative_to(DOCS.parent), record) for path, record in read_records(DOCS.parent / "results/measured")]
+    records = [(path.relative_to(DOCS.parent), record) for path, record in read_records(RESULTS / "measured")]
+    numbers, papers = read_published(RESULTS), read_papers(RESULTS / "papers.toml")
     rows = [(row, load_method(row.name)) for row in list_methods() if row.module.startswith("reference_models.")]
     rows += [(row, load_post(row.name)) for row in list_posts() if row.module.startswith("reference_models.")]
-    made = {DOCS / "methods" / f"{row.name}.md": page(row, kind, records) for row, kind in rows}
+    made = {DOCS / "methods" / f"{row.name}.md": page(row, kind, records, numbers, papers) for row, kind in rows}
     index = [
         "# Methods",
         "",

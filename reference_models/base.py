@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
@@ -75,7 +76,7 @@ class ForwardPass:
         maps_of: (B, K) class indices -> (B, K, h, w) raw maps.
         stages: feature stages by name, for post-processes; the last two are on one grid.
         penultimate: (B, D, h, w) input of the last linear layer, for post-processes that compare pixels.
-        propose: gives the proposals of methods that propose parts, or the object's box; None where there are none.
+        propose: gives the proposals of methods that propose parts, or the object's box; None: see `Localizer.localize`.
         own_maps: further maps by name, (B, h, w), of no class: `wsolbench eval --map NAME` scores one of them.
     """
 
@@ -136,6 +137,11 @@ class Localizer(nn.Module):
     def wants_masks(self) -> bool:
         """Whether `loss` needs `Batch.masks`."""
         return False
+
+    @property
+    def group_size(self) -> int:
+        """Neighbours in a batch that must stay together where several processes share it, at least 2."""
+        return 2
 
     @classmethod
     def grid_for(cls, backbone: str, config: MethodConfig) -> str:  # noqa: ARG003 - for methods whose choice depends on the backbone
@@ -221,11 +227,18 @@ class Localizer(nn.Module):
 
     @torch.no_grad()
     def localize(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
-        """Logits and maps without a graph; changes neither parameters nor buffers. The model must be in eval mode."""
+        """Logits and maps without a graph; changes neither parameters nor buffers. The model must be in eval mode.
+
+        A method that classifies and proposes nothing itself proposes the best regions of the predicted class's map.
+        """
+        from reference_models.layers.regions import predicted_peaks  # which needs `Proposals`
+
         if self.training:
             raise RuntimeError("localize() needs the model in eval mode: batch norm and dropout would change the maps; call model.eval()")
         result: ForwardPass = self(images)
-        return result
+        if result.propose is not None or result.logits is None:
+            return result
+        return replace(result, propose=partial(predicted_peaks, result.logits, result.maps_of, images.shape[-1]))
 
     def score_maps(self, images: Float[Tensor, "b 3 H W"], class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
         """`localize(images).score_maps(class_ids)`."""

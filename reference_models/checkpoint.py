@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from reference_models.backbone import load_backbone
 from reference_models.base import Localizer
@@ -38,7 +39,6 @@ def save_checkpoint(path: Path, model: Localizer, training: dict[str, Any], run:
     time) stands in the `.json` alone, with the versions.
     """
     facts = {
-        "format": FORMAT,
         "method": model.method_name,
         "config": to_json(model.config),
         "backbone": model.backbone.describe(),
@@ -47,11 +47,17 @@ def save_checkpoint(path: Path, model: Localizer, training: dict[str, Any], run:
         "class_names": list(model.class_names),
         "training": training,
     }
+    write_checkpoint(path, model, facts, run or {})
+
+
+def write_checkpoint(path: Path, model: nn.Module, facts: dict[str, Any], run: dict[str, Any]) -> None:
+    """Write the tensors of any model with `facts` as header; see `save_checkpoint`."""
+    facts = {"format": FORMAT, **facts}
     versions = {"python": platform.python_version(), **{name: version(name) for name in ("wsolbench", "torch", "torchvision", "timm")}}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={HEADER: canonical_json(facts)})
-    write_json(path.with_suffix(".json"), {**facts, "run": run or {}, "versions": versions})
+    write_json(path.with_suffix(".json"), {**facts, "run": run, "versions": versions})
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -76,16 +82,20 @@ def read_header(path: Path) -> dict[str, Any]:
     return facts
 
 
+def header_of(path: Path, method: str) -> dict[str, Any]:
+    """`read_header` of a checkpoint of this method; `DataError` when it is another one's."""
+    facts = read_header(path)
+    if facts["method"] != method:
+        raise DataError(f"checkpoint {path} is of method {facts['method']!r}, expected {method!r}; use --method {facts['method']}")
+    return facts
+
+
 def load_checkpoint(method: type[M], path: Path) -> M:
     """The model of a checkpoint, on the CPU, in eval mode.
 
     Raises `DataError` when the file is missing, truncated or pickled, is of another method, or does not fit its own description.
     """
-    facts = read_header(path)
-    if facts["method"] != method.method_name:
-        raise DataError(
-            f"checkpoint {path} is of method {facts['method']!r}, expected {method.method_name!r}; use --method {facts['method']}"
-        )
+    facts = header_of(path, method.method_name)
     try:
         config = from_json(method.Config, facts["config"])
         spec = from_json(InputSpec, facts["input_spec"])

@@ -34,17 +34,17 @@ from wsolbench.distributed import World, barrier, collective, gathered
 M = TypeVar("M", bound=nn.Module)
 
 
-def share_of(batch: Int[np.ndarray, " n"], here: World) -> tuple[Int[np.ndarray, " m"], float]:
+def share_of(batch: Int[np.ndarray, " n"], here: World, group: int = 2) -> tuple[Int[np.ndarray, " m"], float]:
     """This process's images of a batch, and what they weigh in the batch's mean; the weights of all processes have the sum 1.
 
-    Shares are consecutive and even in length (but for the last image of an odd batch), so that methods whose batches are pairs
-    of neighbours keep their pairs. None is smaller than two images, which batch norm needs: where there are not enough for
-    all, the batch is cut into fewer shares, and each of them is computed by equally many processes.
+    Shares are consecutive and made of whole groups of neighbours (`group`, at least 2 images; the last one of a batch may be
+    smaller). Batch norm needs two images: where there are not enough groups for all, the batch is cut into fewer shares, and
+    each of them is computed by equally many processes.
     """
-    count, pairs = len(batch), (len(batch) + 1) // 2
-    shares = max(number for number in range(1, here.size + 1) if here.size % number == 0 and (number == 1 or 2 * number <= count))
+    count, groups = len(batch), -(-len(batch) // group)
+    shares = max(number for number in range(1, here.size + 1) if here.size % number == 0 and (number == 1 or group * number <= count))
     mine = here.rank % shares
-    start, stop = (min(count, 2 * (pairs * share // shares)) for share in (mine, mine + 1))
+    start, stop = (min(count, group * (groups * share // shares)) for share in (mine, mine + 1))
     return batch[start:stop], (stop - start) / count * shares / here.size
 
 

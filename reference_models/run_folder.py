@@ -54,7 +54,7 @@ def write_log(history: list[dict[str, Any]], path: Path) -> None:
     """A CSV file with a row for each epoch: number and loss, the terms of the loss, rate, accuracy, speed."""
     names = {name: None for row in history for name in row}
     first, last = ["epoch", "train_loss"], ["lr", "val_accuracy", "images_per_second", "seconds"]
-    columns = [*first, *(name for name in names if name not in {*first, *last}), *last]
+    columns = [*first, *(name for name in names if name not in {*first, *last}), *(name for name in last if name in names)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

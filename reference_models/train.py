@@ -10,9 +10,8 @@ augmentation are those of one process. The first process alone writes.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +20,35 @@ import torch
 from torch import Tensor
 
 from reference_models.base import Batch, Localizer
-from reference_models.checkpoint import read_header, save_checkpoint
+from reference_models.checkpoint import save_checkpoint
 from reference_models.config import parse_settings, split_settings, to_json
 from reference_models.data import ImageReader, masks_of, to_device
+from reference_models.loops import (
+    BEST,
+    LAST,
+    LOG,
+    STATE,
+    as_asked,
+    autocast,
+    finished,
+    load_state,
+    mixed,
+    must_be_finite,
+    recipe_facts,
+    save_state,
+    scaler_for,
+    weights_fact,
+)
 from reference_models.parallel import make_equal, one_step, share_of, with_synchronised_batch_norm
 from reference_models.recipes import Recipe
-from reference_models.run_folder import locked_run, must_be_same, write_log
-from reference_models.weights import IMAGENET, NONE
+from reference_models.run_folder import locked_run, write_log
 from wsolbench.distributed import World, connected, gathered
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.files import atomic_path, canonical_json, sha256_of_file
 from wsolbench.methods import TrainRequest
 from wsolbench.progress import Progress, track
 from wsolbench.sources import pick_device
 from wsolbench.types import Dataset
 
-LAST, BEST, STATE, LOG = "last.safetensors", "best.safetensors", "state.pt", "log.csv"
 LOOK_EVERY = 20
 """Steps between two looks at the loss; on a GPU each look waits for the device."""
 
@@ -83,11 +95,11 @@ def fit(method: type[Localizer], request: TrainRequest) -> Path:
         _check(request.train)
         if request.val is not None:
             _check(request.val, request.train)
-        recipe = _recipe(method, request)
+        recipe = as_asked(method.recipe_for(request.backbone, len(request.train.class_names), request.settings), request)
         facts = _run_facts(method, request, recipe)
         if here.is_first:
             stack.enter_context(locked_run(request.out))
-        if gathered(here.is_first and _finished(request.out, facts))[0]:
+        if gathered(here.is_first and finished(request.out, facts))[0]:
             if here.is_first:
                 (request.out / STATE).unlink(missing_ok=True)
             return request.out / LAST
@@ -109,8 +121,8 @@ def _train(run: Run, request: TrainRequest) -> None:
     labels = np.array([sample.label for sample in request.train.samples], dtype=np.int64)
     run.model.before_training(request.train)
     make_equal([*run.model.parameters(), *run.model.buffers()], here)
-    total = len(labels) * epochs
-    with track(description=f"training {run.model.method_name}", total=total, done=len(labels) * run.epoch) as bar:
+    images = sum(map(len, run.model.batches(labels, run.recipe.batch_size, np.random.default_rng((request.seed, run.epoch)))))
+    with track(description=f"training {run.model.method_name}", total=images * epochs, done=images * run.epoch) as bar:
         while run.epoch < epochs:
             start = time.perf_counter()
             row = _epoch(run, reader, labels, request.seed, bar)
@@ -119,14 +131,14 @@ def _train(run: Run, request: TrainRequest) -> None:
             best = run.best_accuracy
             run.epoch += 1
             run.history.append(
-                {"epoch": run.epoch, **row, "val_accuracy": accuracy, "images_per_second": len(labels) / seconds, "seconds": seconds}
+                {"epoch": run.epoch, **row, "val_accuracy": accuracy, "images_per_second": images / seconds, "seconds": seconds}
             )
             if not here.is_first:
                 continue
             if accuracy is not None and (best is None or accuracy > best):
                 _save(run, request.out / BEST)
             if run.epoch < epochs:
-                _save_state(run, request.out / STATE)
+                save_state(run, {"epoch": run.epoch, "history": run.history}, request.out / STATE)
             write_log(run.history, request.out / LOG)
     if here.is_first:
         _save(run, request.out / LAST)
@@ -144,7 +156,7 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
         torch.manual_seed(mixed(seed, run.epoch, 0, *rank))  # dropout and the like
     generator = torch.Generator(device=device).manual_seed(mixed(seed, run.epoch, 1, *rank))
     batches = model.batches(labels, recipe.batch_size, np.random.default_rng((seed, run.epoch)))
-    shares = [share_of(batch, here) for batch in batches]
+    shares = [share_of(batch, here, model.group_size) for batch in batches]
     sums: dict[str, Tensor] = {}
     seen = 0
     views = reader.views([indices for indices, _ in shares], model.input_spec.size, recipe, seed=seed, epoch=run.epoch)
@@ -168,7 +180,8 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
         if number % LOOK_EVERY == 0 or number + 1 == len(batches):
             everywhere = gathered({name: float(value) for name, value in sums.items()})
             means = {name: sum(part[name] for part in everywhere) / seen for name in sums}
-            _must_be_finite(means, run, number)
+            where = f"epoch {run.epoch + 1}, at or before step {number + 1}"
+            must_be_finite(means, model.method_name, where, recipe.lr)
         bar.advance(len(whole), f"epoch {run.epoch + 1}/{recipe.epochs}, loss {sum(means.values()):.3f}")
     return {"train_loss": sum(means.values()), **means, "lr": recipe.lr * model.lr_factor(recipe, done)}
 
@@ -213,33 +226,17 @@ def _accuracy(run: Run, reader: ImageReader, val: Dataset) -> float | None:
 # --- what a run is, and where it is -----------------------------------------------------------------------------------
 
 
-def _recipe(method: type[Localizer], request: TrainRequest) -> Recipe:
-    """The method's recipe with the request's changes."""
-    recipe = method.recipe_for(request.backbone, len(request.train.class_names), request.settings)
-    asked = {"epochs": request.epochs, "batch_size": request.batch_size, "lr": request.lr}
-    recipe = replace(recipe, **{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
-    for name in ("epochs", "batch_size", "lr"):
-        if not getattr(recipe, name) > 0:
-            raise UsageError(f"{name} is {getattr(recipe, name)}; expected a number greater than 0")
-    if request.workers < 0 or request.seed < 0:
-        raise UsageError(f"workers and seed must not be negative; got {request.workers} and {request.seed}")
-    return recipe
-
-
 def _run_facts(method: type[Localizer], request: TrainRequest, recipe: Recipe) -> dict[str, Any]:
     """All that the weights depend on, but for the machine."""
-    weights = request.weights
-    if weights not in (IMAGENET, NONE) and Path(weights).is_file():
-        weights = f"{Path(weights).name} {sha256_of_file(Path(weights))}"
     config = parse_settings(method.Config, split_settings(request.settings)[0], what=f"method {method.method_name!r}")
     return {
         "method": method.method_name,
         "settings": to_json(config),
         "backbone": request.backbone,
-        "weights": weights,
+        "weights": weights_fact(request.weights),
         "image_size": request.image_size,
         "seed": request.seed,
-        "recipe": {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(recipe).items()},
+        "recipe": recipe_facts(recipe),
         "dataset": _dataset_facts(request.train),
         "val": None if request.val is None else _dataset_facts(request.val),
     }
@@ -273,12 +270,12 @@ def _start(method: type[Localizer], request: TrainRequest, recipe: Recipe, facts
     model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cuda" and here.size > 1:
         model = with_synchronised_batch_norm(model)
-    half = device.type == "cuda" and half(device) == torch.float16
-    scaler = torch.amp.GradScaler(device.type, enabled=half)
+    scaler = scaler_for(device)
     run = Run(model=model, optimizer=_optimizer(model, recipe), scaler=scaler, device=device, recipe=recipe, facts=facts, here=here)
     state = request.out / STATE
     if state.exists():
-        _load_state(run, state)
+        progress = load_state(run, state)
+        run.epoch, run.history = progress["epoch"], progress["history"]
     starts = gathered((device.type, run.epoch))
     if len(set(starts)) > 1:
         raise UsageError(
@@ -298,44 +295,7 @@ def _optimizer(model: Localizer, recipe: Recipe) -> torch.optim.Optimizer:
     return kind(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay)
 
 
-def _save_state(run: Run, path: Path) -> None:
-    state = {
-        "facts": canonical_json(run.facts),
-        "epoch": run.epoch,
-        "history": json.dumps(run.history),
-        "model": run.model.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "scaler": run.scaler.state_dict(),
-    }
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
-
-
-def _load_state(run: Run, path: Path) -> None:
-    try:
-        state = torch.load(path, map_location=run.device, weights_only=True)
-        facts = json.loads(state["facts"])
-    except Exception as error:  # torch.load raises whatever a damaged archive makes it stumble on
-        raise DataError(
-            f"the state of the interrupted run, {path}, is broken; delete it to start again ({type(error).__name__})"
-        ) from error
-    must_be_same({"processes": 1, **facts}, {"processes": 1, **run.facts}, path)
-    run.model.load_state_dict(state["model"], strict=True)
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.scaler.load_state_dict(state["scaler"])
-    run.epoch, run.history = state["epoch"], json.loads(state["history"])
-
-
-def _finished(out: Path, facts: dict[str, Any]) -> bool:
-    """Whether the folder holds the finished run of these facts; `UsageError` when it holds another one."""
-    if not (out / LAST).exists():
-        return False
-    training = read_header(out / LAST)["training"]
-    must_be_same({name: training.get(name) for name in facts}, facts, out / LAST)
-    return bool(training["epoch"] == facts["recipe"]["epochs"])
-
-
-# --- small checks and numbers ------------------------------------------------------------------------------------------
+# --- small checks -----------------------------------------------------------------------------------------------------
 
 
 def _check(dataset: Dataset, train: Dataset | None = None) -> None:
@@ -352,26 +312,3 @@ def _check(dataset: Dataset, train: Dataset | None = None) -> None:
             raise DataError(
                 f"image {sample.id!r} of {dataset.name} {dataset.split} has label {sample.label}, expected 0 to {len(names) - 1}"
             )
-
-
-def _must_be_finite(means: dict[str, float], run: Run, number: int) -> None:
-    if not np.isfinite(sum(means.values())):
-        terms = ", ".join(f"{name} {value:g}" for name, value in means.items())
-        raise UsageError(
-            f"the loss of {run.model.method_name!r} is no longer finite: epoch {run.epoch + 1}, at or before step {number + 1} ({terms}). "
-            f"Use a smaller --lr (it is {run.recipe.lr:g}), or --set recipe.clip_norm=1; the run folder still holds the epochs before"
-        )
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """Mixed precision on CUDA, nothing elsewhere."""
-    return torch.autocast(device.type, dtype=half(device), enabled=device.type == "cuda")
-
-
-def half(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
-
-
-def mixed(*numbers: int) -> int:
-    """One seed out of several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

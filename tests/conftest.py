@@ -17,7 +17,17 @@ from jaxtyping import config, install_import_hook
 ROOT = Path(__file__).parents[1]
 COMPILED = {"component_tree", "histograms", "largest_component"}
 METRICS = [path.stem for path in (ROOT / "wsolbench/metrics").glob("*.py") if path.stem not in COMPILED | {"__init__"}]
-CHECKED = ["images", "maps", "report", "score_table", "scores", "summary", "types", *(f"metrics.{name}" for name in METRICS)]
+CHECKED = [
+    "images",
+    "maps",
+    "report",
+    "score_table",
+    "scores",
+    "split_scores",
+    "summary",
+    "types",
+    *(f"metrics.{name}" for name in METRICS),
+]
 install_import_hook([*(f"wsolbench.{name}" for name in CHECKED), "reference_models"], "beartype.beartype")
 
 # No test is timed: compiling and a busy machine would decide it.

@@ -16,7 +16,8 @@ from wsolbench.exceptions import DataError
 from wsolbench.metrics.confidence import Bootstrap, sign_p_value
 from wsolbench.protocol import EvalProtocol
 from wsolbench.score_table import ScoreTable
-from wsolbench.summary import ImageRows, Metric, Rates, SplitScores, metrics_of
+from wsolbench.split_scores import ImageRows, Metric, Rates, SplitScores
+from wsolbench.summary import metrics_of
 
 
 @dataclass(frozen=True, kw_only=True)

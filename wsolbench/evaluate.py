@@ -13,7 +13,6 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -46,7 +45,7 @@ class SourceOutput:
 
     maps: Sequence[ScoreMap]
     ranked: Int64[np.ndarray, "b k"]
-    proposed: Sequence[ProposedParts | None] | None = None
+    proposed: Sequence[ProposedParts] | None = None
     """For each image, from sources that propose parts."""
 
 
@@ -364,11 +363,10 @@ def _scored_chunks(
                     loading.extend(load(batch) for batch in batches[number + 2 : number + 3])
                     with _timed(seconds, "model"):
                         output = source.maps(samples, batch)
-                    proposals = output.proposed or [None] * len(samples)
                     scoring.append(
                         [
-                            pool.submit(partial(_score_one, options.save_maps), sample, raw_map, ranked, protocol, proposed)
-                            for sample, raw_map, ranked, proposed in zip(samples, output.maps, output.ranked, proposals, strict=True)
+                            pool.submit(_score_one, sample, output, place, protocol, options.save_maps)
+                            for place, sample in enumerate(samples)
                         ]
                     )
                 if number > 0:
@@ -383,17 +381,12 @@ def _scored_chunks(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _score_one(
-    save_maps: MapFolder | None,
-    sample: Sample,
-    raw_map: ScoreMap,
-    ranked: Int64[np.ndarray, " k"],
-    protocol: EvalProtocol,
-    proposed: ProposedParts | None,
-) -> ImageScores:
+def _score_one(sample: Sample, output: SourceOutput, place: int, protocol: EvalProtocol, save_maps: MapFolder | None) -> ImageScores:
+    """Scores of the sample at this place of a batch."""
     if save_maps is not None:
-        save_maps.write(sample.id, raw_map)
-    return score_image(sample, raw_map, ranked.tolist(), protocol, proposed)
+        save_maps.write(sample.id, output.maps[place])
+    proposed = None if output.proposed is None else output.proposed[place]
+    return score_image(sample, output.maps[place], output.ranked[place].tolist(), protocol, proposed)
 
 
 @contextlib.contextmanager

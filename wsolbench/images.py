@@ -97,7 +97,7 @@ def training_view(
         # Apart: a fourth channel is transparency to Pillow, which would blend the colours by it.
         parts = [image[..., :3], *np.moveaxis(image[..., 3:], -1, 0)]
         degrees = (2 * angle - 1) * rotation
-        image = np.dstack([Image.fromarray(part).rotate(degrees, resample=Image.Resampling.BILINEAR) for part in parts])
+        image = np.dstack([np.asarray(Image.fromarray(part).rotate(degrees, resample=Image.Resampling.BILINEAR)) for part in parts])
     top, left = int(row * (spare + 1)), int(column * (spare + 1))
     view = image[top : top + size, left : left + size]
     return view[:, ::-1] if coin < flip else view

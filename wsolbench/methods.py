@@ -10,21 +10,25 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from wsolbench.exceptions import UsageError, unknown_name
-from wsolbench.types import Dataset
+from wsolbench.types import Dataset, Detections
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+
+    from wsolbench.datasets.coco import InstanceDataset
 
 ENTRY_POINT_GROUP = "wsolbench.methods"
 BACKBONE_ENTRY_POINT_GROUP = "wsolbench.backbones"
 POST_ENTRY_POINT_GROUP = "wsolbench.postprocesses"
+DETECTOR_ENTRY_POINT_GROUP = "wsolbench.detectors"
 
 
 class Localization(Protocol):
@@ -131,6 +135,63 @@ class PostProcess(Protocol):
         """For the record: name, variant, config. JSON values only."""
 
 
+@runtime_checkable
+class PointCorrelator(Protocol):
+    """A post-process that can also show how it compares pixels, which `wsolbench correlations` draws."""
+
+    def correlations(self, result: Any, points: Tensor, *, orders: Sequence[int], stage: str | None = None) -> tuple[str, Tensor]:
+        """A forward pass and (B, 2) points -> the name of the feature stage, and (B, O, h, w): how all its pixels correlate with one.
+
+        Points are fractions (x, y) of the view, in [0, 1). `stage`: by name; None: the last one. Values as they are defined,
+        not stretched. Raises `UsageError` on a stage that the method has not, and on an order that is not defined.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorRequest:
+    """Everything the training of a detector depends on. None means: the default of the detector's recipe for this backbone."""
+
+    train: InstanceDataset
+    out: Path
+    """Run folder: `last.safetensors`, its `.json`, `log.csv`, and the state to resume from."""
+    backbone: str
+    weights: str
+    """`imagenet`, `coco`, `none`, or the path of a checkpoint."""
+    limit: int | None = None
+    """Train on that many images only, evenly spread."""
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    workers: int = 2
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+class Detector(Protocol):
+    """What the class of a detector offers to the commands."""
+
+    method_name: ClassVar[str]
+    class_names: tuple[str, ...]
+
+    @classmethod
+    def load(cls, checkpoint: Path, *, device: str) -> Detector:
+        """A trained detector in eval mode. Raises `DataError` on a file of another method, or one that is broken."""
+
+    @classmethod
+    def fit(cls, request: DetectorRequest) -> Path:
+        """Train (or go on where a killed run stopped) and return the last checkpoint."""
+
+    def detect(self, image: np.ndarray) -> Detections:
+        """(h, w, 3) uint8 -> what is found in it."""
+
+    def describe(self) -> dict[str, Any]:
+        """For the record, as `Method.describe`."""
+
+    def provenance(self) -> dict[str, Any]:
+        """`device` and `packages` for the record."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodInfo:
     """A row of `wsolbench list methods`, `list posts` or `list backbones`."""
@@ -138,7 +199,7 @@ class MethodInfo:
     name: str
     summary: str
     task: str
-    """"localization", "recognition", "post-process" or "backbone"."""
+    """"localization", "recognition", "post-process", "backbone" or "detection"."""
     module: str
     """Import path of the file; it defines one class with the attribute `method_name` equal to `name`."""
 
@@ -175,6 +236,11 @@ def list_posts() -> list[MethodInfo]:
     return _offered(POST_ENTRY_POINT_GROUP)
 
 
+def list_detectors() -> list[MethodInfo]:
+    """Every detector, sorted by name."""
+    return _offered(DETECTOR_ENTRY_POINT_GROUP)
+
+
 def _offered(group: str) -> list[MethodInfo]:
     rows: dict[str, MethodInfo] = {}
     for point in entry_points(group=group):
@@ -188,7 +254,14 @@ def _offered(group: str) -> list[MethodInfo]:
 
 def load_method(name: str) -> type[Any]:
     """The class of a method. Raises `UsageError` with the nearest name, or when the `models` extra is not installed."""
+    if name in {row.name for row in list_detectors()}:
+        raise UsageError(f"{name!r} is a detector: use `wsolbench train-detector` and `wsolbench eval-detector`")
     return _class(name, list_methods(), "method")
+
+
+def load_detector(name: str) -> type[Any]:
+    """The class of a detector. Raises as `load_method`."""
+    return _class(name, list_detectors(), "detector")
 
 
 def load_post(name: str) -> type[Any]:

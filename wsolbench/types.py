@@ -8,6 +8,7 @@ ends) are applied by the evaluation protocol, never by a loader.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
-from wsolbench.exceptions import DataError
+from wsolbench.exceptions import DataError, UsageError
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -223,6 +224,15 @@ class Dataset:
         """Image ids in order."""
         return tuple(sample.id for sample in self.samples)
 
+    def find(self, image_id: str) -> Sample:
+        """The sample with this id. Raises `UsageError` with the nearest id."""
+        ids = self.ids
+        if image_id not in ids:
+            near = difflib.get_close_matches(image_id, ids, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"the first of its {len(ids)} ids is {next(iter(ids), '(none)')!r}"
+            raise UsageError(f"no image {image_id!r} in {self.name}/{self.split}; {hint}")
+        return self.samples[ids.index(image_id)]
+
     @property
     def has_boxes(self) -> bool:
         """Whether any image has a true box."""
@@ -232,6 +242,23 @@ class Dataset:
     def has_masks(self) -> bool:
         """Whether any image has a mask."""
         return any(sample.has_mask for sample in self.samples)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Detections:
+    """What a detector finds in one image, best first.
+
+    Attributes:
+        boxes: (N, 4) xyxy in pixels of the image.
+        scores: (N,) in [0, 1].
+        labels: (N,) class indices, 0-based.
+        masks: (N, h, w) of the image's size; None for a detector that finds boxes only.
+    """
+
+    boxes: Float[np.ndarray, "n 4"]
+    scores: Float[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"]
+    masks: Bool[np.ndarray, "n h w"] | None = None
 
 
 DatasetLoader = Callable[..., Dataset]

@@ -9,6 +9,7 @@ S. Ren, K. He, R. Girshick, J. Sun, "Faster R-CNN", NIPS 2015 (anchors, suppress
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,12 +17,16 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torchvision.ops import batched_nms, roi_align
+from torchvision.ops import roi_align
 
 from reference_models.base import Proposals
 
 CropMode = Literal["half_pixel", "align_corners"]
 NmsRule = Literal["gt", "ge"]
+RegionFit = Literal["shift", "pad"]
+
+PEAK_SIDE = 160 / 448
+"""Side of the square around a peak relative to the image: Focus-and-Discriminate's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,20 +49,32 @@ def select(
         k: at most A.
         iou: a box is suppressed where its IoU with a chosen one is greater than this (`gt`), or at least this (`ge`, NTS-Net's code).
 
-    Where fewer than k survive, the best of the suppressed follow, marked `padded`.
+    Where fewer than k survive, the best of the suppressed follow, marked `padded`. The first boxes do not depend on k.
     """
     count, width = scores.shape
     with torch.no_grad():
         order = scores.argsort(dim=1, descending=True, stable=True)  # (B, A)
-        ranked = boxes.double().expand(count, width, 4).take_along_dim(order[..., None], dim=1).flatten(0, 1)
+        ranked = boxes.double().expand(count, width, 4).take_along_dim(order[..., None], dim=1)
         rank = torch.arange(width, device=scores.device)
-        image = torch.arange(count, device=scores.device).repeat_interleave(width)
-        limit = iou if rule == "gt" else math.nextafter(iou, -math.inf)
-        kept = torch.zeros(count * width, dtype=torch.bool, device=scores.device)
-        kept[batched_nms(ranked, -rank.double().repeat(count), image, limit)] = True
-        suppressed = ~kept.view(count, width)
-        first = (rank + width * suppressed).argsort(dim=1)[:, :k]  # those kept, then those suppressed, each by rank
-        return Selected(index=order.take_along_dim(first, dim=1), padded=suppressed.take_along_dim(first, dim=1))
+        suppressed = torch.zeros(count, width, dtype=torch.bool, device=scores.device)
+        taken = suppressed.clone()
+        places, padded = [order[:, :0]], [suppressed[:, :0]]
+        for _ in range(k):  # the best one left of every image
+            best = (rank + width * suppressed + 2 * width * taken).argmin(dim=1, keepdim=True)  # (B, 1)
+            places.append(best)
+            padded.append(suppressed.gather(1, best))
+            taken.scatter_(1, best, value=True)
+            overlap = _iou(ranked, ranked.take_along_dim(best[..., None], dim=1))
+            suppressed = suppressed | (overlap > iou if rule == "gt" else overlap >= iou)
+        return Selected(index=order.gather(1, torch.cat(places, dim=1)), padded=torch.cat(padded, dim=1))
+
+
+def _iou(boxes: Float[Tensor, "b a 4"], one: Float[Tensor, "b 1 4"]) -> Float[Tensor, "b a"]:
+    """Intersection over union of boxes with one box of their image."""
+    sides = (torch.minimum(boxes[..., 2:], one[..., 2:]) - torch.maximum(boxes[..., :2], one[..., :2])).clamp(min=0)
+    areas = [(part[..., 2:] - part[..., :2]).prod(dim=-1) for part in (boxes, one)]
+    shared = sides.prod(dim=-1)
+    return shared / (areas[0] + areas[1] - shared)
 
 
 def crop_resize(
@@ -68,13 +85,16 @@ def crop_resize(
     Args:
         images: squares of side S.
         boxes: K of each image.
-        size: side of what is cut out.
+        size: side of what is cut out; at least 2 with `align_corners`.
         mode: `half_pixel`: bilinear samples at the centres of `size` x `size` cells of the box. `align_corners`: NTS-Net's code, whose
             boxes have whole pixels (cut towards 0 after half a side is added for its padding) and whose outermost samples
             are the box's outermost pixels.
+
+    In float32, or in float64 where the images are.
     """
     with torch.no_grad():
-        flat, pixels = boxes.detach().float().flatten(0, 1), images.float()
+        pixels = images.to(torch.promote_types(images.dtype, torch.float32))
+        flat = boxes.to(pixels.dtype).flatten(0, 1)
         image = torch.arange(len(boxes), device=images.device, dtype=flat.dtype).repeat_interleave(boxes.shape[1])[:, None]
         if mode == "align_corners":
             pad = images.shape[-1] // 2
@@ -84,30 +104,58 @@ def crop_resize(
             # RoIAlign repeats the border for half a pixel beyond it; with a border of zeros it does not.
             flat, pixels = torch.cat([start - half + 1, end + half + 1], dim=1), F.pad(pixels, (1, 1, 1, 1))
         cut: Tensor = roi_align(pixels, torch.cat([image, flat], dim=1), size, sampling_ratio=1, aligned=mode == "half_pixel")
+        if mode == "half_pixel":  # here that border is needed inside of the image, where a sample lies beyond the last pixel's centre
+            part = (torch.arange(size, device=cut.device, dtype=cut.dtype) + 0.5) / size
+            x, y = (flat[:, axis, None] + (flat[:, axis + 2, None] - flat[:, axis, None]) * part for axis in (0, 1))  # (B K, p)
+            inside = [(at >= 0) & (at <= side) for at, side in ((x, images.shape[-1]), (y, images.shape[-2]))]
+            cut = cut * (inside[0][:, None, None, :] & inside[1][:, None, :, None])
     return cut
 
 
-def cell_boxes(grid: tuple[int, int], image_size: int, side: float, device: torch.device | None = None) -> Float[Tensor, "n 4"]:
-    """A square of `side` pixels around each cell's centre, row by row, moved so that it lies inside of the image."""
+def cell_boxes(
+    grid: tuple[int, int], image_size: int, side: float, device: torch.device | None = None, fit: RegionFit = "shift"
+) -> Float[Tensor, "n 4"]:
+    """A square of `side` pixels around each cell's centre, row by row; `shift` moves it into the image, `pad` does not."""
     height, width = grid
-    centres = [(torch.arange(count, device=device, dtype=torch.float32) + 0.5) * (image_size / count) for count in (height, width)]
-    y, x = (c.clamp(side / 2, image_size - side / 2) for c in torch.meshgrid(*centres, indexing="ij"))
+    y, x = ((torch.arange(count, device=device, dtype=torch.float32) + 0.5) * (image_size / count) for count in (height, width))
+    if fit == "shift":
+        y, x = (centres.clamp(side / 2, image_size - side / 2) for centres in (y, x))
+    y, x = torch.meshgrid(y, x, indexing="ij")
     return torch.stack([x - side / 2, y - side / 2, x + side / 2, y + side / 2], dim=-1).flatten(0, 1)
 
 
-def peak_regions(maps: Float[Tensor, "b h w"], image_size: int, *, side: float, k: int, iou: float = 0.25) -> Proposals:
-    """Squares around the highest cells of each map, of which none overlaps a better one."""
-    boxes, scores = cell_boxes(maps.shape[1:], image_size, side, maps.device), maps.float().flatten(1)  # type: ignore[arg-type]
-    chosen = select(boxes, scores, min(k, len(boxes)), iou)
+@torch.no_grad()
+def peak_regions(
+    maps: Float[Tensor, "b h w"],
+    image_size: int,
+    *,
+    side: float,
+    k: int,
+    iou: float = 0.25,
+    rule: NmsRule = "gt",
+    fit: RegionFit = "shift",
+) -> Proposals:
+    """Squares around the highest cells of each map, of which none overlaps a better one; fewer than k where there are fewer cells."""
+    grid = (maps.shape[1], maps.shape[2])
+    boxes, scores = cell_boxes(grid, image_size, side, maps.device, fit), maps.float().flatten(1)
+    chosen = select(boxes, scores, min(k, len(boxes)), iou, rule)
     return Proposals(boxes=boxes[chosen.index], scores=scores.take_along_dim(chosen.index, dim=1), padded=chosen.padded)
+
+
+@torch.no_grad()
+def predicted_peaks(logits: Float[Tensor, "b c"], maps_of: Callable[[Tensor], Tensor], image_size: int, k: int = 4) -> Proposals:
+    """The k best regions of the predicted class's map: what a network proposes that has class maps and nothing else."""
+    maps = maps_of(logits.argmax(dim=1, keepdim=True))[:, 0]
+    return peak_regions(maps, image_size, side=PEAK_SIDE * image_size, k=k)
 
 
 def coverage(proposals: Proposals, image_size: int, k: int) -> Float[Tensor, "b S S"]:
     """How much of the first k boxes' weight covers each pixel, smoothed a little: weights are the softmax of the scores."""
     boxes, weights = proposals.boxes[:, :k], proposals.scores[:, :k].float().softmax(dim=1)
     centres = torch.arange(image_size, device=boxes.device) + 0.5
-    inside = [(centres >= boxes[..., axis, None]) & (centres < boxes[..., axis + 2, None]) for axis in (0, 1)]  # 2 x (B, K, S)
-    covered = torch.einsum("bk,bky,bkx->byx", weights, inside[1].to(weights.dtype), inside[0].to(weights.dtype))
+    inside = [((centres >= boxes[..., axis, None]) & (centres < boxes[..., axis + 2, None])).float() for axis in (0, 1)]  # 2 x (B, K, S)
+    with torch.autocast(boxes.device.type, enabled=False):
+        covered = torch.einsum("bk,bky,bkx->byx", weights, inside[1], inside[0])
     return smooth(covered, sigma=image_size / 28)
 
 
@@ -117,7 +165,8 @@ def smooth(maps: Float[Tensor, "b h w"], *, sigma: float, size: int | None = Non
         return maps
     reach = (size or 2 * math.ceil(3 * sigma) + 1) // 2
     offsets = torch.arange(-reach, reach + 1, device=maps.device, dtype=torch.float32)
-    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
+    kernel = torch.exp(-((offsets / sigma) ** 2) / 2)
     kernel = kernel / kernel.sum()
     padded = F.pad(maps.float()[:, None], (reach, reach, reach, reach), mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel[None, None, :, None]), kernel[None, None, None, :])[:, 0]
+    with torch.autocast(maps.device.type, enabled=False):
+        return F.conv2d(F.conv2d(padded, kernel[None, None, :, None]), kernel[None, None, None, :])[:, 0]

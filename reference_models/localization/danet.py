@@ -25,8 +25,13 @@ Places. Root, parent and child read the last three stages: on VGG-16 after pools
 Inception-V3 pool 2, Mixed_5d and Mixed_6e with the strides of torchvision (grid `stock`). Each level is two 3x3 convolutions
 and a 1x1. For ResNet-50 (layers 2 to 4) and other backbones nothing is published: the widths and K are those of VGG-16.
 
-Tree. CUB has 11 orders and 37 families; the tree for ILSVRC was never released. `hierarchy=FILE.csv` names one; without it
-consecutive classes are grouped, which means something where the classes are sorted by kind, as in CUB; `none` has one level.
+Tree. CUB has 11 orders and 37 families; the tree for ILSVRC was never released. `hierarchy=FILE.csv` names one, and DANet is meant
+to have one. By default (this project) consecutive classes are grouped, because that needs no file. In CUB's list, which is nearly
+alphabetical by kind, relatives stand together: parents are like families whose borders are wrong, roots are arbitrary; in lists
+of another order both are. `none` has one level, without any tree.
+
+Post-processes start from the sum (3) too, brought from the finest grid to that of their features, and not from the child's map
+alone; `penultimate` is what the last layer of the child level sees.
 
 Open: whether the n maps are drawn for each image or for a batch (here: each image).
 Departure from released code (`variant=official` undoes it): it adds to the map of the class that is i-th best those of the i-th best
@@ -68,7 +73,7 @@ class DanetConfig(MethodConfig):
     variant: Literal["default", "official"] = "default"
     """`official`: the map of the released code."""
     hierarchy: str = GROUPS
-    """Path of a CSV file (see `layers/class_tree.py`); `groups`: consecutive classes; `none`: one level, without a tree."""
+    """Path of a CSV file (see `layers/class_tree.py`); `groups`: consecutive classes, kin or not; `none`: one level, without a tree."""
     group: int = 5
     """Classes of a parent and parents of a root with `hierarchy=groups`; about CUB's 200 : 37 : 11."""
     parents: tuple[int, ...] = ()
@@ -143,7 +148,7 @@ def class_lookup(config: DanetConfig, classes: int) -> Int[Tensor, "levels {clas
 
 
 class Danet(Localizer):
-    """See the module. `penultimate` is what the last layer of the child level sees."""
+    """See the module."""
 
     method_name = "danet"
     Config = DanetConfig

@@ -31,7 +31,8 @@ MEIL. The authors' code has points 3, 4 and 5 and uses only 4. That MEIL's are 4
 erasing, and that each has the weight sigma, is this project's reading; only numbers of MEIL were found.
 
 The paper's text was not at hand; equations are numbered here. It may mean an absolute threshold by gamma; the code takes a part of
-the maximum. The mask (2) has no gradient, in the code and here.
+the maximum. The mask (2) has no gradient, in the code and here. The code draws one box around all regions above 0.15 of the
+normalised map; here the evaluation says how boxes are made.
 """
 
 from __future__ import annotations

@@ -26,15 +26,16 @@ The image is normalised before it is masked, so that masked pixels have the data
 The classifier. The paper's comes trained. Here it is, in this order: that of the checkpoint `classifier` (of `cam`, or another
 method that is a backbone and a head); the backbone's own, where the weights bring one for these classes (`head=fc` on
 ImageNet); or trained by cross-entropy in the first `classifier_part` of the run, and frozen then. Each part has the whole
-schedule of the recipe; a run of one epoch trains the detector alone. The accuracy on a validation split says nothing about the
-detector, and the checkpoint with the best one is not the one to use.
+schedule of the recipe; a run of one epoch, or with a classifier that comes trained, is the detector's alone (all 45 epochs of
+`gc_net`; the code: 30). The validation accuracy says nothing about the detector, and the best checkpoint is not the one to use.
 
 The box, `propose()` of the forward pass, is that of the shape and needs no threshold. The map has values of 1/2 on the outline, and
 evaluated like any map its level sets are shapes of other sizes. There are no stages for post-processes: no map of a class exists.
 
 Departures. Backbones here have no fully connected layers: the regressor is a hidden layer on features pooled to 7x7 (VGG-16 has that
-grid), or the mean over all pixels and one layer (ResNet, Inception). Width and height are those of the whole shape (the code takes
-them for halves with `cnn`). (2) has log C where the code has 5.3, a constant. By default, for ImageNet, its program has no area term.
+grid), or the mean over all pixels and one layer (ResNet, Inception). Inception's input is 224, the code's 299. Width and height are
+those of the whole shape (the code takes them for halves with `cnn`). (2) has log C where the code has 5.3, a constant. By default,
+for ImageNet, its program has no area term.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class GcNetConfig(HeadConfig):
     """kappa; None: 2.5 with `math`, 1 with `cnn` (released code, CUB, where (2) reaches log 200). With few classes it can outweigh
     (1) and (2): where shapes shrink to nothing, use less. 0: no term."""
     classifier: str = ""
-    """Checkpoint with a trained classifier for these classes and this backbone."""
+    """Checkpoint with a trained classifier for these classes and this backbone; not of `nl-ccam`, whose blocks would be left out."""
     classifier_sha256: str = ""
     """Of that file; filled when it is read."""
     classifier_part: float = 1 / 3

@@ -30,17 +30,19 @@ in the backbone let every pixel see every other.
 
 (4) is computed as sum_d (sum_c g(r(c)) W_cd) f_d: the maps of the classes are never made.
 
-The map of `linear` and `quadratic` does not depend on the class that is asked for (one for Top-1, Top-5 and GT-known, as in the
-authors' code). With `class_conditioned`, and always with t1b0 (which is CAM) and t1b1, that class has rank 0 and the classes
-that were before it move back by one.
+The map of `quadratic`, the default, and of `linear` does not depend on the class that is asked for: there is one map of an image for
+Top-1, Top-5 and GT-known, as in the authors' code. With `class_conditioned`, and always with t1b0 (which is CAM) and t1b1, that
+class has rank 0 and the classes that were before it move back by one.
 
 Places (`places_for`). VGG: after pools 2, 3, 4 and conv5_3, with leaky ReLUs in the whole backbone. Any other network (this
 project): after the last three stages, activations as they are; its inside must be changeable.
 
 Departures. The paper's text was not at hand; equations are numbered here. T is 100 of CUB's 200 classes in the authors' code, here
 half of the classes, rounded down. The authors' code ranks by a centre crop and maps the whole image, squashed; here one view
-does both. The projections have no bias: those of k, v and W_o would be cancelled by (1) and (2); whether the authors' have
-one is not known. Attention is not scaled by the root of its width, and runs in float32.
+does both. It trains on random crops of 224 from images resized to 224; here these are squares, which leaves nothing to crop. It makes
+boxes by rules of its own (values below 0.12 of the maximum are 0, foreground is above the mean, the largest region counts); here
+the evaluation's thresholds do. The projections have no bias: those of k, v and W_o would be cancelled by (1) and (2), that of q would
+not; whether the authors' have one is not known. Attention is not scaled by the root of its width, and runs in float32.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from reference_models.backbone import Backbone, Stage
+from reference_models.layers.regions import PEAK_SIDE
 from reference_models.localization.backprop import Backprop, BackpropConfig, saliency, smoothed
 from tests.reference_models.conftest import toy_backbone
 from wsolbench.exceptions import UsageError
@@ -158,6 +159,20 @@ def test_smoothing_keeps_the_sum_of_a_map_inside_and_spreads_it():
     offsets = torch.arange(33) - 16.0
     assert abs(float((spread.sum(dim=0) * offsets.square()).sum()) - 4.0) < 0.15  # the variance; the Gaussian is cut off
     assert smoothed(point[..., :4, :4], 50.0).isfinite().all()
+
+
+def test_proposed_regions_lie_around_the_peaks_of_the_map_and_not_of_the_classifier_s():
+    model, images = toy(), torch.randn(3, 3, 32, 32)
+    result = model.localize(images)
+    maps = result.score_maps(result.logits.argmax(dim=1, keepdim=True))[:, 0]
+    proposals = result.propose()
+    half = PEAK_SIDE * 32 / 2
+    torch.testing.assert_close(proposals.scores[:, 0], maps.flatten(1).amax(dim=1))
+    for one, box in zip(maps, proposals.boxes[:, 0], strict=True):
+        row, column = divmod(int(one.argmax()), 32)
+        centre = (torch.tensor([column, row]) + 0.5).clamp(half, 32 - half)  # squares stay inside
+        torch.testing.assert_close((box[:2] + box[2:]) / 2, centre)
+    assert not proposals.scores.requires_grad
 
 
 def test_a_smoothed_model_gives_the_smoothed_map():

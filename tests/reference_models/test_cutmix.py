@@ -74,6 +74,10 @@ def test_the_part_kept_follows_a_symmetric_beta_distribution(beta):
     assert abs(float(kept.var()) - 1 / (4 * (2 * beta + 1))) < 0.005
 
 
+def test_by_default_any_part_kept_is_equally_likely_in_every_batch():
+    assert (CutMixConfig().beta, CutMixConfig().prob) == (1.0, 1.0)
+
+
 @pytest.mark.parametrize("scope", ["batch", "sample"])
 def test_inside_the_box_is_another_image_outside_the_own(scope):
     model, given_batch = cutmix(box_scope=scope), batch(seed=3)

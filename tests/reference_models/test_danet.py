@@ -260,6 +260,7 @@ def test_the_published_widths_and_numbers_of_maps_are_the_defaults():
         (768, 1024),
     ]
     assert (inception.per_class, inception.samples) == (4, 6)
+    assert (DanetConfig().ce_weight, DanetConfig().cosine_weight) == (0.5, 0.01)
 
 
 def test_the_official_variant_adds_by_rank():

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 from reference_models.data import ImageReader
 from reference_models.localization.cam import Cam
+from reference_models.loops import BEST, LAST, LOG, STATE
 from reference_models.parallel import share_of
-from reference_models.train import BEST, LAST, LOG, STATE
 from tests.processes import ROOT, together
 from tests.reference_models.conftest import squares
 from tests.reference_models.test_train import interrupt, request, same_weights
@@ -54,14 +54,15 @@ class WithoutBatchNorm(Cam):
 # --- shares ------------------------------------------------------------------------------------------------------------
 
 
-@given(count=st.integers(1, 70), size=st.integers(1, 9))
-def test_the_shares_of_a_batch_weigh_every_image_equally_and_are_large_enough_for_batch_norm(count, size):
+@given(count=st.integers(1, 70), size=st.integers(1, 9), group=st.integers(2, 6))
+def test_the_shares_of_a_batch_weigh_every_image_equally_and_are_large_enough_for_batch_norm(count, size, group):
     batch = np.arange(100, 100 + count)
     weight_of = dict.fromkeys(batch.tolist(), 0.0)
     for rank in range(size):
-        mine, weight = share_of(batch, World(rank, size, rank))
-        assert len(mine) >= min(2, count)
-        assert (mine[0] - 100) % 2 == 0  # pairs of neighbours stay together
+        mine, weight = share_of(batch, World(rank, size, rank), group)
+        assert len(mine) >= min(2, count) or count % group == 1
+        assert (mine[0] - 100) % group == 0  # groups of neighbours stay together
+        assert (mine[-1] - 100) % group == group - 1 or mine[-1] == batch[-1]
         assert np.array_equal(mine, np.arange(mine[0], mine[0] + len(mine)))
         for image in mine.tolist():
             weight_of[image] += weight / len(mine)
@@ -176,7 +177,7 @@ with connected() as here:
     if not here.is_first:
         def refuse(*_):
             raise AssertionError("a second process writes")
-        train._save = train._save_state = train.write_log = train.locked_run = refuse
+        train._save = train.save_state = train.write_log = train.locked_run = refuse
 
     steps = []
     class Noted(WithoutBatchNorm):

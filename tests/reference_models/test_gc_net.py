@@ -90,6 +90,12 @@ def test_the_terms_are_those_of_the_equations():
     torch.testing.assert_close(terms["area"], 2.5 * (u[:, 2] * u[:, 3]).mean())
 
 
+def test_by_default_the_shape_is_an_ellipse_drawn_by_the_formula():
+    config = GcNetConfig()
+    assert (config.shape, config.generator, config.generator_steps, config.generator_batch) == ("ellipse", "math", 120_000, 128)
+    assert float(GcNet(toy_backbone(), CLASSES, config).sharpness.detach()) == 10
+
+
 def test_the_weight_of_the_area_depends_on_the_generator_and_can_be_nothing():
     assert model().area_weight == 2.5
     assert model(generator="cnn").area_weight == 1.0

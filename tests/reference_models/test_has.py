@@ -86,6 +86,10 @@ def test_nothing_is_hidden_at_test():
     assert torch.equal(model.score_maps(images, asked), cam.score_maps(images, asked))
 
 
+def test_by_default_half_of_the_patches_of_32_pixels_are_hidden_by_the_mean_colour():
+    assert (HasConfig().patch, HasConfig().p, HasConfig().fill) == ((32,), 0.5, "mean")
+
+
 def test_settings_are_read_from_text_and_impossible_ones_refused():
     config = parse_settings(HasConfig, {"patch": "0,16,32,44,56", "p": "0.25", "head": "fc"}, what="method 'has'")
     assert (config.patch, config.p, config.head) == ((0, 16, 32, 44, 56), 0.25, "fc")

@@ -77,11 +77,19 @@ def test_a_block_moves_with_its_pixels():
     torch.testing.assert_close(block(x.roll(**shift)), block(x).roll(**shift), atol=1e-5, rtol=1e-4)
 
 
-def test_attention_keeps_products_that_half_precision_cannot_hold():
-    block, x = filled(16), 500 * torch.randn(1, 16, 4, 4)
+def test_attention_keeps_products_that_half_precision_cannot_hold(monkeypatch):
+    block, x, seen = filled(16), 500 * torch.randn(1, 16, 4, 4), []
     expected = block(x)
+    attend = F.scaled_dot_product_attention
+    # What half precision would do here depends on the device: so look at what attention is given.
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *qkv, **how: seen.append((torch.is_autocast_enabled("cpu"), *qkv)) or attend(*qkv, **how)
+    )
     with torch.autocast("cpu", dtype=torch.float16):
         made = block(x)
+    ((cast, *qkv),) = seen
+    assert not cast
+    assert all(each.dtype == torch.float32 for each in qkv)
     assert torch.isfinite(made).all()
     torch.testing.assert_close(made.float(), expected, atol=20.0, rtol=0.05)
 
@@ -227,6 +235,14 @@ def test_a_map_added_to_those_of_all_classes_cancels(kind):
     one = combined_map(features, weight, g, rank)
     two = combined_map(features, weight + torch.randn(16), g, rank)
     torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
+
+
+def test_mixed_precision_does_not_touch_the_combination_of_the_maps():
+    features, weight, g = torch.randn(2, 16, 4, 4), torch.randn(CLASSES, 16), rank_weights("quadratic", CLASSES, 3)
+    rank = ranks(torch.randn(2, CLASSES))[:, None]
+    expected = combined_map(features, weight, g, rank)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(combined_map(features, weight, g, rank), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -436,3 +436,27 @@ def test_the_pictures_of_a_point_are_what_the_map_is_made_of(variant, orders):
 def test_there_is_no_picture_of_an_order_that_is_not_defined(variant, order):
     with pytest.raises(UsageError, match="order"):
         point_correlations(torch.rand(1, 6, 4, 5), torch.tensor([[0, 0]]), scg(variant).config, (order,))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("stage", "number"), [(None, 1), ("stage0", 0), ("stage1", 1), ("penultimate", 1)])
+def test_a_point_in_the_view_means_the_cell_that_it_is_in(variant, stage, number):
+    stages, coarse = random_inputs(0)
+    points = torch.tensor([[0.0, 0.999999999], [0.41, 0.2]])  # x, y; in float32 the first y is 1
+    name, maps = scg(variant).correlations(forward_pass(stages, coarse), points, orders=(1, 2), stage=stage)
+    assert name == (stage or "stage1")
+    expected = point_correlations(stages[number], torch.tensor([[4, 0], [1, 2]]), scg(variant).config)
+    assert torch.equal(maps, expected)
+
+
+def test_points_have_the_thresholds_of_the_map():
+    stages, coarse = random_inputs(1)
+    found = [scg().correlations(forward_pass(stages, coarse, classes), torch.rand(2, 2), orders=(1,))[1] for classes in (200, 1000)]
+    few, many = ((maps > 0).float().mean().item() for maps in found)  # fo_th 0.1, and 0.2
+    assert many < few
+
+
+def test_an_unknown_stage_is_refused_with_the_nearest_one():
+    stages, coarse = random_inputs(0)
+    with pytest.raises(UsageError, match="unknown feature stage 'stage2'; did you mean 'stage1'"):
+        scg().correlations(forward_pass(stages, coarse), torch.zeros(2, 2), orders=(1,), stage="stage2")

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from reference_models.data import ImageReader, masks_of
 from reference_models.localization.cam import Cam
+from reference_models.loops import BEST, LAST, LOG, STATE
 from reference_models.recipes import RECIPES, Recipe
-from reference_models.train import BEST, LAST, LOG, STATE
 from tests.reference_models.conftest import squares
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import TrainRequest

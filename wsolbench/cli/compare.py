@@ -61,6 +61,7 @@ def _compared(group_a: tuple[Path, ...], group_b: tuple[Path, ...], resamples: i
 
     records = [[read_record(path) for path in group] for group in (group_a, group_b)]
     first = records[0][0]
+    protocol = first.map_protocol
     for path, record in zip((*group_a, *group_b), (*records[0], *records[1]), strict=True):
         for what, names in (("data set", ("name", "split", "fingerprint")), ("protocol", None)):
             mine, theirs = (each.protocol if names is None else [each.dataset[name] for name in names] for each in (record, first))
@@ -69,4 +70,4 @@ def _compared(group_a: tuple[Path, ...], group_b: tuple[Path, ...], resamples: i
                     f"{path} has another {what} than {group_a[0]}; only runs on the same images, counted alike, can be compared"
                 )
     a, b = ([ScoreTable.read(path.with_suffix(SCORES)) for path in group] for group in (group_a, group_b))
-    return Comparison.make(records[0], records[1], compare(a, b, first.protocol, resamples=resamples))
+    return Comparison.make(records[0], records[1], compare(a, b, protocol, resamples=resamples))

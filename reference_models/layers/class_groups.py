@@ -1,0 +1,70 @@
+"""Batches made of groups: an image, its leader, and some others of the same class. Who is in whose group, and means over them.
+
+Position i of a batch is in group i // size; the first image of a group leads it. As LIO (CVPR 2020) uses them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+GroupOrder = Literal["correct", "interleaved_bug"]
+Reduction = Literal["mean", "split"]
+
+
+def class_groups(labels: Int[np.ndarray, " n"], batch_size: int, others: int, rng: np.random.Generator) -> list[Int[np.ndarray, " _"]]:
+    """Shuffled batches of `batch_size` groups (the last one has what is left), by position: every image leads one group.
+
+    Its `others` are drawn from the rest of its class, without repetition where the class is large enough. An image that is alone in its
+    class is accompanied by itself.
+    """
+    order = np.argsort(labels, kind="stable")
+    _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    first, many = np.repeat(first, counts), np.repeat(counts, counts)  # of the class of each image in `order`
+    enough = many > others
+    steps = np.zeros((len(labels), 0), dtype=np.int64)  # how far each of the others is from its leader, along the class and round
+    for drawn in range(others):
+        step = rng.integers(0, np.maximum(many - 1 - drawn * enough, 1))
+        for earlier in np.sort(steps, axis=1).T:  # counted without those already drawn
+            step += (step >= earlier) & enough
+        steps = np.concatenate([steps, step[:, None]], axis=1)
+    rank = np.arange(len(labels)) - first
+    company = order[first[:, None] + (rank[:, None] + 1 + steps) % many[:, None]]
+    groups = rng.permutation(np.concatenate([order[:, None], company], axis=1))
+    return [groups[start : start + batch_size].reshape(-1) for start in range(0, len(groups), batch_size)]
+
+
+def leaders_first(count: int, size: int, device: torch.device) -> Int[Tensor, " {count}"]:
+    """Positions of the leaders, then of the others, each in their order."""
+    return (torch.arange(count, device=device) % size > 0).int().argsort(stable=True)
+
+
+def positives_of(labels: Int[Tensor, " b"], size: int, order: GroupOrder) -> tuple[Int[Tensor, "b p"], Bool[Tensor, "b p"]]:
+    """Positions of the `size` - 1 others in the group of each image, and whether they count.
+
+    Args:
+        labels: of a batch. Where its last group is not complete, or a group is not of one class, those that are missing or of
+            another class do not count.
+        size: of a group.
+        order: `interleaved_bug`: the images are put in the order of `leaders_first` and then cut into groups of `size` as if they
+            were not. Classes do not matter then.
+    """
+    count, place = len(labels), torch.arange(len(labels), device=labels.device)
+    turn = place if order == "correct" else leaders_first(count, size, labels.device)
+    slot = turn.argsort()[:, None]  # where each image stands when groups are cut
+    others = slot // size * size + (slot + torch.arange(1, size, device=labels.device)) % size
+    present, index = others < count, turn[others.clamp(max=count - 1)]
+    return index, present & (labels[index] == labels[:, None]) if order == "correct" else present
+
+
+def over_groups(values: Float[Tensor, " b"], size: int, reduction: Reduction) -> Float[Tensor, ""]:
+    """The mean over the images, or (`split`) that over the leaders plus that over the others."""
+    if reduction == "mean":
+        return values.mean()
+    leads = (torch.arange(len(values), device=values.device) % size == 0).to(values.dtype)
+    # Not a matrix product, which autocast would compute in half precision.
+    return (values * (leads / leads.sum() + (1 - leads) / (1 - leads).sum().clamp(min=1))).sum()

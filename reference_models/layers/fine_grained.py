@@ -1,0 +1,88 @@
+"""What fine-grained recognisers share: networks on their own grid, and the recipes that the papers train with.
+
+Papers of this field fine-tune an ImageNet network at 448 pixels. Images are resized to a square (their aspect ratio is lost), and
+a part of it is cut out at random; the centre at test. Where published baselines differ the recipe differs, not the network: a
+gain means something only beside a `baseline` of the same recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from reference_models.backbone import TIMM_PREFIX
+from reference_models.config import MethodConfig
+from reference_models.recipes import Recipe
+
+
+def own_grid(backbone: str, config: MethodConfig) -> str:
+    """The variant of a backbone for a recogniser: the network as it is, where the backbone's default would have a larger grid."""
+    larger = backbone in {"resnet50", "efficientnet_lite0"} or backbone.startswith(TIMM_PREFIX)
+    return "stock" if config.grid == "default" and larger else config.grid
+
+
+LIO = Recipe(
+    source="CVPR 2020 (epochs, sizes) and JDAI-CV/LIO (the rest)",
+    epochs=240,
+    batch_size=16,
+    lr=1e-3,
+    weight_decay=0.0,
+    milestones=(0.25, 0.5, 0.75),
+    bias_factor=1.0,
+    resize=512 / 448,
+    rotation=15.0,
+)
+NTS = Recipe(
+    source="yangze0930/NTS-Net; it has no end, so 110 epochs here",
+    epochs=110,
+    batch_size=16,
+    lr=1e-3,
+    weight_decay=1e-4,
+    milestones=(60 / 110, 100 / 110),
+    new_factor=1.0,
+    bias_factor=1.0,
+    resize=600 / 448,
+)
+SSANET = replace(NTS, source="arXiv:2001.01211; crop and batch as NTS-Net, 90 epochs chosen here", epochs=90, milestones=(60 / 90,))
+
+FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "lio": LIO,
+        "lio_upright": replace(LIO, source=f"{LIO.source}, without rotation", rotation=0.0),
+        "lio_official": replace(
+            LIO,
+            source="JDAI-CV/LIO",
+            epochs=359,
+            milestones=tuple((epoch + 2) / 359 for epoch in (60, 120, 180, 240, 300)),
+            warmup=2 / 359,
+        ),
+        "lio_ilsvrc": Recipe(
+            source="CVPR 2020 (momentum, 256 images a step); the rest is the usual one of ResNet",
+            epochs=90,
+            batch_size=64,
+            lr=0.1,
+            weight_decay=1e-4,
+            milestones=(1 / 3, 2 / 3),
+            new_factor=1.0,
+            bias_factor=1.0,
+        ),
+        "nts": NTS,
+        "ssanet_cub": SSANET,
+        "ssanet_cars": replace(SSANET, source="arXiv:2001.01211; batch and 90 epochs chosen here", resize=512 / 448),
+        "ssanet_aircraft": replace(
+            SSANET, source="arXiv:2001.01211, without a crop; 90 epochs chosen here", batch_size=24, weight_decay=5e-4, resize=1.0
+        ),
+        "fnd": Recipe(
+            source="ICIP 2019; crop and batch chosen here",
+            epochs=100,
+            batch_size=16,
+            lr=1e-3,
+            weight_decay=5e-4,
+            milestones=(0.4, 0.8),
+            bias_factor=1.0,
+            resize=600 / 448,
+        ),
+    }
+)
+"""By name. `batch_size` counts groups where a method's batches are made of groups of images (LIO)."""

@@ -1,0 +1,57 @@
+"""Baseline: what recognisers are compared with, a fine-tuned network with global average pooling and a linear classifier.
+
+K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", CVPR 2016; its maps are those of B. Zhou, A. Khosla,
+A. Lapedriza, A. Oliva, A. Torralba, "Learning deep features for discriminative localization", CVPR 2016 (CAM).
+
+Idea. The network as it is (7x7 at 224 pixels, 14x14 at 448), its classifier replaced by one for the classes at hand. On VGG-16 a 3x3
+convolution comes before the pooling, as CAM has it.
+
+    paper      name                         shape
+    f          penultimate                  (B, D, h, w)
+    w, b       head.classifier              (C, D), (C,)
+    S_c        logits                       (B, C)         w_c mean(f) + b_c
+    M_c        maps_of(class_ids)           (B, K, h, w)   w_c f; its mean and b_c make S_c
+
+    L = CE(S, y)
+
+Recipes. Published baselines of one network differ: ResNet-50 has 84.5 on CUB in the papers of NTS-Net, SSANET and Focus-and-Discriminate,
+85.5 in LIO's. What a method gains can be said only beside the baseline with the method's own recipe:
+`--set recipe=lio`, `nts`, `ssanet_cub`, `ssanet_cars`, `ssanet_aircraft`, `fnd`. By itself it is trained on ResNet-50 with that of
+LIO without its rotation, `lio_upright`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reference_models.config import MethodConfig
+from reference_models.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.layers.fine_grained import FINE_GRAINED, own_grid
+from reference_models.layers.heads import HeadKind
+from reference_models.recipes import default_recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig(HeadConfig):
+    """Settings of `baseline`."""
+
+    head: HeadKind = "fc"
+    """GAP and a linear layer: ResNet's own."""
+
+
+class Baseline(HeadLocalizer):
+    """See the module; the forward pass and the loss are those of `head_localizer.py`."""
+
+    method_name = "baseline"
+    Config = BaselineConfig
+    recipes = FINE_GRAINED
+
+    @classmethod
+    def grid_for(cls, backbone: str, config: MethodConfig) -> str:
+        """The network as it is."""
+        return own_grid(backbone, config)
+
+    @classmethod
+    def recipe_name(cls, backbone: str, num_classes: int) -> str:
+        """LIO's without its rotation on ResNet-50."""
+        return "lio_upright" if backbone == "resnet50" else default_recipe(backbone, num_classes)

@@ -1,0 +1,300 @@
+"""LIO: a classifier learns on the side where its object is and how the object's parts lie around its centre.
+
+M. Zhou, Y. Bai, W. Zhang, T. Zhao, T. Mei, "Look-into-Object: Self-supervised structure modeling for object recognition", CVPR
+2020; equations have the paper's numbers. Released code: JDAI-CV/LIO (one stage only).
+
+Idea. Two tasks are added in training and gone at test. Object-extent learning (OEL): images of one class share their object, so cells
+that resemble some cell of other images of the class are object; a 1x1 convolution learns to say which they are. Spatial-context
+learning (SCL, `layers/polar.py`): each cell has to know where it lies as seen from the object's strongest cell.
+
+    paper          name                                    shape
+    f(I)           pooled, one for each stage              (B, C, N, N)    features averaged to N x N cells
+    I'_p           positives_of                            (B, P)          other images of the class
+    phi            correlation                             (B, N N)
+    M              pseudo_mask                             (B, N, N)
+    m'             Structure.extent_map; own_maps: oel_N   (B, N, N)
+    R_o            reference                               (B,)            row * N + column
+    L_dis, L_ang   Context.distance, .angle                (B,)            (5), (7), (8): `layers/polar.py`
+
+    L_cls = CE(y, l)                                                                                      (1)
+    phi_u(I, I') = 1/C max over cells v of <f(I)_u, f(I')_v>                                              (2)
+    M = 1/P sum over p of phi(I, I'_p)                                                                    (3)
+    L_oel = mean over cells (m' - M)^2                                                                    (4)
+    R_o = argmax m'                                                                                       (6)
+    L = L_cls + sum over stages (alpha L_oel + beta (L_dis + L_ang))                                      (9), (10)
+
+Batches are groups of 1 + P images of one class. Each image leads one group in an epoch; `batch_size` is the number of leaders (16 in
+the released code: 64 images), so an epoch has as many steps as the baseline's, of 1 + P times as many images. Every image is
+trained on, with the others of its group as positives.
+
+Stages. 7, 14, 28 are the sides N at 448 pixels after 2x2 averaging of ResNet's last three stages: the last stage, and those of
+half and a quarter of its stride. Smaller maps keep their size. Tables of the paper: `stages=7` (default), 14, 28, `7,14,28`
+(multi-stage; `7,14` on ImageNet); `oel=false`, `scl=false` (both: the baseline on these batches), `target=mask` (w/ GM);
+`num_positives=1`, `5`. Backbone and classifier alone are `plain()`, a model of `baseline`.
+
+Departures from the paper. Sums over images are means. M is a label, without gradient (`detach_target`). m' counts in SCL where it is
+positive, without gradient. Without OEL there is no m': all cells count, R_o is the strongest cell of h.
+Open readings. The weight of each stage (1). How a true mask relates to M (its area in [0, 1], not rescaled). 0.26 million parameters
+for 28x28 would be 512 channels of h (`c1=512`), the released code has C/2. ImageNet's recipe but for momentum and size.
+The released code (`variant=official`): see the settings; by its order of the images (`group_order`) it compares mostly different
+classes. Not followed: leaders and positives pass its network apart, each with its own batch statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from reference_models.backbone import Backbone, Stage
+from reference_models.base import Batch, ForwardPass
+from reference_models.config import MethodConfig
+from reference_models.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.layers.class_groups import GroupOrder, Reduction, class_groups, leaders_first, over_groups, positives_of
+from reference_models.layers.fine_grained import FINE_GRAINED, own_grid
+from reference_models.layers.heads import HeadKind
+from reference_models.layers.maps import min_max
+from reference_models.layers.polar import PolarConfig, SpatialContext
+from reference_models.recipes import MANY_CLASSES, Recipe, default_recipe
+from reference_models.weights import without
+from wsolbench.exceptions import UsageError
+
+STRIDES = {7: 1, 14: 2, 28: 4}
+"""By N: which part of the last stage's stride a stage has."""
+OFFICIAL: Mapping[str, Any] = MappingProxyType(
+    {
+        "group_order": "interleaved_bug",
+        "detach_target": False,
+        "scl_weight": "binary",
+        "reference": "structure",
+        "head_relu": True,
+        "gamma_norm": "side",
+        "scl_form": "official",
+        "ce_reduction": "split",
+        "ref_cell": "forced",
+        "axis": "row",
+        "warmup": "tenth",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LioConfig(HeadConfig, PolarConfig):
+    """Settings of `lio`. Where a docstring names no source the paper is silent."""
+
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"paper": MappingProxyType({}), "official": OFFICIAL})
+
+    variant: Literal["paper", "official"] = "paper"
+    """`official`: as the released code runs, with its recipe on ResNet-50."""
+    head: HeadKind = "fc"
+    """ResNet's own classifier."""
+    stages: tuple[int, ...] = (7,)
+    """Where the tasks are attached: one or several of 7, 14, 28. The paper's default is the last stage."""
+    num_positives: int = 3
+    """P: 3 in the paper."""
+    oel: bool = True
+    """False: without object-extent learning (Table 4, SCL)."""
+    scl: bool = True
+    """False: without spatial-context learning (Table 4, OEL)."""
+    alpha: float = 0.1
+    """Weight of L_oel: the paper."""
+    beta: float = 0.1
+    """Weight of L_scl: the paper."""
+    c1: int = 0
+    """Channels of h; 0: half of the stage's (released code)."""
+    target: Literal["correlation", "mask"] = "correlation"
+    """What OEL learns: M of (3), or the true mask averaged to N x N (Table 4, LIO w/ GM)."""
+    positives: Literal["all", "anchor"] = "all"
+    """Which images are trained on: all (meant by the released code), or leaders, the others giving features without gradient."""
+    group_order: GroupOrder = "correct"
+    """`interleaved_bug`: images are in the order leaders, then positives, and cut into groups as if they were not (released code)."""
+    detach_target: bool = True
+    """Whether M is without gradient: the paper calls it a label; False in the released code."""
+    scl_weight: Literal["soft", "binary"] = "soft"
+    """How much a cell counts in SCL: max(m', 0), or whether m' is above its mean (released code)."""
+    reference: Literal["mask", "structure"] = "mask"
+    """R_o: argmax of m' as in (6), or of the mean of h where m' is above its mean (released code)."""
+    head_relu: bool = False
+    """Whether f passes a ReLU before both convolutions (released code); it changes only maps that can be negative."""
+    ce_reduction: Reduction = "mean"
+    """Cross-entropy and SCL: a mean over all images, or that over leaders plus that over positives (released code)."""
+    warmup: Literal["linear", "tenth"] = "linear"
+    """The rate during the recipe's `warmup`: grows from 0, or is a tenth (released code). The recipe `lio` has none."""
+
+
+# --- the equations, in float32 whatever comes in: products of features exceed the range of float16 ----------------------------
+
+
+def correlation(features: Float[Tensor, "b c n"], others: Float[Tensor, "b c m"]) -> Float[Tensor, "b n"]:
+    """(2)."""
+    return torch.bmm(features.mT, others).max(dim=2).values / features.shape[1]
+
+
+def pseudo_mask(
+    features: Float[Tensor, "b c n n"], everyone: Float[Tensor, "a c n n"], index: Int[Tensor, "b p"], counted: Bool[Tensor, "b p"]
+) -> Float[Tensor, "b n n"]:
+    """(3): M of each image, whose positives are `everyone[index]`; 0 where none of them counts."""
+    own, cells = features.flatten(2), everyone.flatten(2)
+    # One positive at a time: a product has (N N)^2 values for each image.
+    each = [correlation(own, cells[index[:, p]]) * counted[:, p, None] for p in range(index.shape[1])]
+    mean = torch.stack(each).sum(dim=0) / counted.sum(dim=1, keepdim=True).clamp(min=1)
+    return mean.view(len(features), *features.shape[2:])
+
+
+class Structure(nn.Module):
+    """The layers of one stage that are only for training: the 1x1 convolution of OEL, and SCL."""
+
+    def __init__(self, channels: int, config: LioConfig) -> None:
+        super().__init__()
+        self.enter = nn.ReLU() if config.head_relu else nn.Identity()
+        self.extent = nn.Conv2d(channels, 1, 1) if config.oel else None
+        self.context = SpatialContext(channels, config.c1 or max(1, channels // 2), config) if config.scl else None
+
+    def extent_map(self, features: Float[Tensor, "b c n n"]) -> Float[Tensor, "b n n"]:
+        """m'."""
+        assert self.extent is not None
+        extent: Tensor = self.extent(self.enter(features))
+        return extent[:, 0]
+
+
+class Lio(HeadLocalizer):
+    """See the module; logits and the maps of classes are those of `head_localizer.py`."""
+
+    method_name = "lio"
+    Config = LioConfig
+    config: LioConfig
+    recipes = MappingProxyType({name: FINE_GRAINED[name] for name in ("lio", "lio_official", "lio_ilsvrc")})
+
+    def __init__(self, backbone: Backbone, num_classes: int, config: LioConfig) -> None:
+        _check(config)
+        super().__init__(backbone, num_classes, config)
+        self.places = {cells: _stage(backbone, cells) for cells in config.stages}
+        heads = {str(cells): Structure(stage.channels, config) for cells, stage in self.places.items()}
+        self.structure = nn.ModuleDict(heads if config.oel or config.scl else {})
+        self.ready = False
+
+    @property
+    def wants_masks(self) -> bool:
+        """For LIO w/ GM."""
+        return self.config.oel and self.config.target == "mask"
+
+    @property
+    def group_size(self) -> int:
+        """A leader and its positives."""
+        return self.config.num_positives + 1
+
+    @classmethod
+    def grid_for(cls, backbone: str, config: MethodConfig) -> str:
+        """The network as it is."""
+        return own_grid(backbone, config)
+
+    @classmethod
+    def recipe_name(cls, backbone: str, num_classes: int) -> str:
+        """The paper's on its network."""
+        own = "lio" if num_classes < MANY_CLASSES else "lio_ilsvrc"
+        return own if backbone == "resnet50" else default_recipe(backbone, num_classes)
+
+    @classmethod
+    def recipe_for(cls, backbone: str, num_classes: int, settings: Mapping[str, str]) -> Recipe:
+        """`variant=official` has the released recipe where the paper's would be used."""
+        official = settings.get("variant") == "official" and cls.recipe_name(backbone, num_classes) == "lio"
+        return super().recipe_for(backbone, num_classes, {"recipe": "lio_official", **settings} if official else settings)
+
+    def lr_factor(self, recipe: Recipe, progress: float) -> float:
+        """The recipe's, with another warm-up (`warmup`)."""
+        return 0.1 if self.config.warmup == "tenth" and progress < recipe.warmup else recipe.lr_factor(progress)
+
+    def batches(self, labels: Int[np.ndarray, " n"], batch_size: int, rng: np.random.Generator) -> list[Int[np.ndarray, " _"]]:
+        """`batch_size` groups each: an image, then P others of its class. Every image leads one group."""
+        return class_groups(labels, batch_size, self.config.num_positives, rng)
+
+    def pooled(self, stages: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """f by stage, in float32."""
+        found = {cells: stages[stage.name].float() for cells, stage in self.places.items()}
+        return {str(cells): F.adaptive_avg_pool2d(f, min(cells, f.shape[-1])) for cells, f in found.items()}
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
+        """The plain network's, and m' of each stage: `oel_7`, ...; of several, min-maxed, the mean on the finest grid: `oel_mean`."""
+        result = super().forward(images)
+        if not self.config.oel:
+            return result
+        with torch.autocast(images.device.type, enabled=False):
+            maps = {f"oel_{cells}": self.structure[cells].extent_map(f) for cells, f in self.pooled(result.stages).items()}  # type: ignore[operator]
+            if len(maps) > 1:
+                finest = max(m.shape[-1] for m in maps.values())
+                ranges = [F.interpolate(min_max(m)[:, None], size=finest, mode="bilinear")[:, 0] for m in maps.values()]
+                maps["oel_mean"] = torch.stack(ranges).mean(dim=0)
+        return replace(result, own_maps=maps)
+
+    def plain(self) -> dict[str, Tensor]:
+        """What is left at test: the state of a `baseline` with the same head."""
+        return without(self.state_dict(), "structure.")
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """(10): cross-entropy, and L_oel, L_dis and L_ang of each stage, weighted."""
+        config, size = self.config, self.group_size
+        each = 1 if config.positives == "all" else size  # every one is trained on, or every leader
+        result = super().forward(batch.images[::each])
+        assert result.logits is not None
+        losses = F.cross_entropy(result.logits.float(), batch.labels[::each], reduction="none")
+        terms = {"cross_entropy": over_groups(losses, size // each, config.ce_reduction)}
+        own = self.pooled(result.stages) if len(self.structure) > 0 else {}
+        targets = self._targets(own, batch, size, each) if config.oel else {}
+        with torch.autocast(batch.images.device.type, enabled=False):
+            for cells, f in own.items():
+                head: Structure = self.structure[cells]  # type: ignore[assignment]
+                weight = reference = inside = None
+                if config.oel:
+                    extent, (target, known) = head.extent_map(f), targets[cells]
+                    terms[f"oel_{cells}"] = config.alpha * ((extent - target).square().mean(dim=(1, 2)) * known).mean()  # (4)
+                    mask = extent.detach()
+                    inside = mask > mask.mean(dim=(1, 2), keepdim=True)
+                    weight = mask.clamp(min=0) if config.scl_weight == "soft" else inside.float()
+                    reference = mask.flatten(1).argmax(dim=1) if config.reference == "mask" else None  # (6)
+                if head.context is not None:
+                    context = head.context(head.enter(f), weight, reference, inside)
+                    for name, values in (("distance", context.distance), ("angle", context.angle)):
+                        terms[f"{name}_{cells}"] = config.beta * over_groups(values, size // each, config.ce_reduction)
+        return terms
+
+    def _targets(self, own: dict[str, Tensor], batch: Batch, size: int, each: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """M of the images that are trained on, by stage, and whether they have one."""
+        if self.config.target == "mask":
+            if batch.masks is None:
+                raise UsageError("setting target=mask of method 'lio' needs true masks, and this data set has none; use target=correlation")
+            masks = batch.masks[::each, None].float()
+            return {cells: (F.adaptive_avg_pool2d(masks, f.shape[-1])[:, 0], masks.new_ones(len(f))) for cells, f in own.items()}
+        everyone = own
+        if each > 1:
+            turn = leaders_first(len(batch.labels), size, batch.labels.device)
+            with torch.no_grad():
+                others = self.pooled(self.backbone.stages(batch.images[turn[len(batch.images[::each]) :]]))
+            everyone = {cells: torch.cat([f.detach(), others[cells]])[turn.argsort()] for cells, f in own.items()}
+        index, counted = (found[::each] for found in positives_of(batch.labels, size, self.config.group_order))
+        with torch.autocast(batch.images.device.type, enabled=False), torch.set_grad_enabled(not self.config.detach_target):
+            return {cells: (pseudo_mask(f, everyone[cells], index, counted), counted.any(dim=1)) for cells, f in own.items()}
+
+
+def _stage(backbone: Backbone, cells: int) -> Stage:
+    """Where the tasks with `cells` x `cells` are attached."""
+    stages = {stage.stride: stage for stage in backbone.layout}  # of several with one stride the last
+    if (wanted := backbone.layout[-1].stride / STRIDES[cells]) in stages:
+        return stages[int(wanted)]
+    has = f"{backbone.name} ({backbone.grid}) has {', '.join(map(str, stages))}"
+    raise UsageError(f"setting stages of method 'lio': {cells} needs a stage of stride {wanted:g}, and {has}")
+
+
+def _check(config: LioConfig) -> None:
+    if not config.stages or len(set(config.stages)) < len(config.stages) or not set(config.stages) <= set(STRIDES):
+        given = ",".join(map(str, config.stages))
+        raise UsageError(f"setting stages of method 'lio' is {given!r}; expected one or several of 7, 14 and 28, each once")
+    for name, least in (("num_positives", 1), ("alpha", 0), ("beta", 0), ("c1", 0)):
+        if not getattr(config, name) >= least:
+            raise UsageError(f"setting {name} of method 'lio' is {getattr(config, name)}; expected at least {least}")

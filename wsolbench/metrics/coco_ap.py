@@ -1,0 +1,100 @@
+"""COCO's average precision of detected boxes and masks, computed by pycocotools.
+
+T.-Y. Lin et al., "Microsoft COCO: Common objects in context", ECCV 2014; the conventions are `DetectionProtocol`. AP is no mean over
+images, so there are no per-image scores, and no bootstrap interval over images: compare runs with several seeds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from wsolbench._lazy import pycocotools
+from wsolbench.protocol import DetectionProtocol
+from wsolbench.types import Detections
+
+Kind = Literal["box", "mask"]
+KINDS: tuple[Kind, ...] = ("box", "mask")
+_AREAS = ("", "_small", "_medium", "_large")
+
+
+def coco_results(image_id: int, found: Detections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Detections of one image in COCO's format of results; masks as run lengths."""
+    boxes = np.concatenate([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], axis=1).astype(np.float64)
+    results = [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, label, score in zip(boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
+    ]
+    if found.masks is not None:
+        for result, mask in zip(results, found.masks, strict=True):
+            run_lengths = pycocotools("mask").encode(np.asfortranarray(mask, dtype=np.uint8))
+            result["segmentation"] = {"size": run_lengths["size"], "counts": run_lengths["counts"].decode("ascii")}
+    return results
+
+
+def average_precision(
+    annotations: Mapping[str, Any],
+    results: Iterable[Mapping[str, Any]],
+    kind: Kind,
+    protocol: DetectionProtocol | None = None,
+    *,
+    image_ids: Sequence[int] | None = None,
+) -> dict[str, float | None]:
+    """AP over all overlaps, at 0.50, at 0.75, and of small, medium and large objects.
+
+    Args:
+        annotations: the content of an annotation file (`instances_*.json`); it is not changed.
+        results: detections in COCO's format, with `bbox`, and for masks `segmentation` as compressed run lengths.
+        kind: what overlaps.
+        protocol: thresholds, areas, number of detections.
+        image_ids: images that count; None: all.
+
+    The keys are `box_ap`, `box_ap50`, `box_ap75`, `box_ap_small`, `box_ap_medium`, `box_ap_large`, or `mask_...`; values are fractions,
+    None where there is no object of that size. Crowds count neither way.
+    """
+    protocol = protocol or DetectionProtocol()
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
+        truth = _coco(
+            annotations, [{"iscrowd": 0, "area": item["bbox"][2] * item["bbox"][3], **item} for item in annotations["annotations"]]
+        )
+        found = _coco(annotations, [_counted(number, result, kind) for number, result in enumerate(results, start=1)])
+        evaluation = pycocotools("cocoeval").COCOeval(truth, found, {"box": "bbox", "mask": "segm"}[kind])
+        params, small, large = evaluation.params, protocol.small_below, protocol.large_above
+        params.iouThrs = np.array(protocol.ious)
+        params.recThrs = np.linspace(0.0, 1.0, protocol.recalls)
+        params.maxDets = [protocol.max_detections]
+        params.areaRng = [[0, 1e10], [0, small], [small, large], [large, 1e10]]
+        params.areaRngLbl = list(_AREAS)
+        if image_ids is not None:
+            params.imgIds = sorted(image_ids)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][..., 0]  # (overlaps, recalls, classes, areas)
+    found_at = {f"{kind}_ap{name}": precision[:, :, :, area] for area, name in enumerate(_AREAS)}
+    for overlap in (0.5, 0.75):
+        at = np.isclose(params.iouThrs, overlap)
+        found_at[f"{kind}_ap{round(100 * overlap)}"] = precision[at, :, :, 0]
+    return {name: _mean(values) for name, values in found_at.items()}
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Over what is defined: a class without objects has precision -1."""
+    defined = values[values > -1]
+    return float(defined.mean()) if len(defined) else None
+
+
+def _counted(number: int, result: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+    """A result as pycocotools wants it. Its area, which decides whether a false detection is small, is that of the box or of the mask."""
+    area = result["bbox"][2] * result["bbox"][3] if kind == "box" else pycocotools("mask").area(result["segmentation"])
+    return {**result, "id": number, "iscrowd": 0, "area": float(area)}
+
+
+def _coco(annotations: Mapping[str, Any], objects: list[dict[str, Any]]) -> Any:
+    coco = pycocotools("coco").COCO()
+    coco.dataset = {"images": annotations["images"], "categories": annotations["categories"], "annotations": objects}
+    coco.createIndex()
+    return coco
