@@ -62,6 +62,20 @@ def test_a_published_loss_holds_where_a_loss_is_measured(tmp_path: Path) -> None
     assert "holds" in reproduction_markdown([claim], tmp_path)
 
 
+def test_the_comparison_of_most_runs_stands_for_the_claim_and_transforms_have_tables_of_their_own(tmp_path: Path) -> None:
+    for seeds in (1, 3, 2):
+        groups = ([record(name, seed, ram=True) for seed in range(seeds)] for name in ("cam", "spa"))
+        Comparison.make(*groups, [difference(0.01 * seeds, 0.02 * seeds)]).write(tmp_path)
+    turned = [record("cam"), record("spa", ram=True)]
+    for run in turned:
+        run.dataset["transform"] = "rotate90"
+    Comparison.make(turned[:1], turned[1:], [difference(-0.02, -0.01)]).write(tmp_path)
+    second, first = reproduction_markdown([CLAIM], tmp_path).split("\n## ")[1:]
+    assert first.count("| P") == second.count("| P") == 1
+    assert "[+3.0, +6.0]" in first
+    assert "rotate90" in second.splitlines()[0]
+
+
 def test_settings_choose_among_the_runs_of_a_method() -> None:
     assert is_meant({"name": "spa", "config": {"ram": True}}, "spa", "ram=true")
     assert not is_meant({"name": "spa", "config": {"ram": False}}, "spa", "ram=true")
