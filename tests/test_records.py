@@ -83,3 +83,17 @@ def test_text_that_is_not_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(DataError, match=r"x\.json is not JSON"):
         read_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("training", "start"),
+    [
+        ({"weights": "none"}, "none"),
+        ({"weights": "imagenet"}, "imagenet"),
+        ({"weights": "last.safetensors 0a1b"}, "checkpoint"),
+        ({}, None),
+    ],
+)
+def test_a_record_says_what_its_training_started_from(training: dict[str, str], start: str | None) -> None:
+    method = {"name": "cam", **({"training": training} if training else {})}
+    assert RunRecord(method=method, dataset={}, protocol=EvalProtocol(), metrics=(), provenance={}).start == start

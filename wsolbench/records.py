@@ -83,6 +83,18 @@ class RunRecord:
         return self.protocol
 
     @property
+    def training(self) -> dict[str, Any]:
+        """How the weights came about, as the method says it; empty for one that says nothing."""
+        training = self.method.get("training")
+        return training if isinstance(training, dict) else {}
+
+    @property
+    def start(self) -> str | None:
+        """What the weights were before training: `none`, `imagenet` or `checkpoint`; None where nobody says so."""
+        weights = self.training.get("weights")
+        return None if weights is None else weights if weights in ("none", "imagenet") else "checkpoint"
+
+    @property
     def key(self) -> dict[str, Any]:
         """What was measured, without the results: two records with one key are two runs of the same thing."""
         return {"method": self.method, "dataset": self.dataset, "protocol": self.protocol.to_json()}

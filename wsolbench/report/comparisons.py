@@ -63,8 +63,9 @@ def _group(records: Sequence[RunRecord]) -> dict[str, Any]:
         "backbone": method.get("backbone"),
         "config": method.get("config"),
         "post": method.get("post"),
+        "start": records[0].start,
         "transform": records[0].dataset.get("transform"),
-        "seeds": [record.method.get("training", {}).get("seed") for record in records],
+        "seeds": [record.training.get("seed") for record in records],
         "records": [record.digest for record in records],
     }
 

@@ -61,6 +61,7 @@ CSV_FIELDS = (
     "method",
     "variant",
     "backbone",
+    "start",
     "seed",
     "metric",
     "policy",
@@ -99,12 +100,6 @@ class _Run:
         """The metric under that policy, or without any: a metric that uses no threshold stands in every table."""
         found = {metric.policy: metric for metric in self.record.metrics if metric.name == name}
         return found.get(policy) or found.get(None)
-
-    @property
-    def seed(self) -> Any:
-        """Of the training, where the method says so."""
-        training = self.record.method.get("training")
-        return training.get("seed") if isinstance(training, dict) else None
 
 
 def write_leaderboard(results: Path) -> list[Path]:
@@ -258,14 +253,17 @@ def _table(runs: Sequence[_Run], policy: str | None) -> list[str]:
     columns = [name for name in COLUMNS if any(_has_value(run.metric(name, policy)) for run in runs)]
     ranking = next((name for name in _RANKED_BY if name in columns), None)
     lines = [
-        "| method | variant | backbone | seed | " + " | ".join(escape_markdown(metric_title(name)) for name in columns) + " |",
-        "|---|---|---|---:|" + "---|" * len(columns),
+        "| method | variant | backbone | start | seed | " + " | ".join(escape_markdown(metric_title(name)) for name in columns) + " |",
+        "|---|---|---|---|---:|" + "---|" * len(columns),
     ]
     reasons: dict[str, int] = {}
     for run in sorted(runs, key=lambda run: (-_value(run.metric(ranking, policy) if ranking else None), run.link)):
         method = run.record.method
         cells = [f"[{escape_markdown(method['name'])}]({run.link})"]
-        cells += [escape_markdown("" if value is None else value) for value in (method.get("variant"), method.get("backbone"), run.seed)]
+        cells += [
+            escape_markdown("" if value is None else value)
+            for value in (method.get("variant"), method.get("backbone"), run.record.start, run.record.training.get("seed"))
+        ]
         for name in columns:
             metric = run.metric(name, policy)
             note = f" ({reasons.setdefault(metric.reason, len(reasons) + 1)})" if metric and metric.value is None and metric.reason else ""
@@ -302,7 +300,8 @@ def _csv(runs: Sequence[_Run]) -> str:
             "method": record.method["name"],
             "variant": record.method.get("variant"),
             "backbone": record.method.get("backbone"),
-            "seed": run.seed,
+            "start": record.start,
+            "seed": record.training.get("seed"),
             "record": run.link,
         }
         for metric in record.metrics:

@@ -119,9 +119,7 @@ def pairs_of(claims: Sequence[Claim], records: Iterable[tuple[Path, RunRecord]])
 def _circumstances(record: RunRecord) -> tuple[str, ...]:
     """What two runs must share: data, protocol, backbone, what it started from, and the budget."""
     data, method = record.dataset, record.method
-    training = method.get("training", {})
-    weights = str(training.get("weights")).split()[0]  # of a checkpoint the name without the digest, which every seed has its own of
-    budget = (method.get("backbone"), method.get("image_size"), training.get("recipe", {}).get("epochs"), weights)
+    budget = (method.get("backbone"), method.get("image_size"), record.training.get("recipe", {}).get("epochs"), record.start)
     return tuple(map(str, (data["name"], data["fingerprint"], data.get("transform"), data["limit"], record.protocol.name, *budget)))
 
 
@@ -130,7 +128,7 @@ def _fixed(record: RunRecord, names: set[str]) -> str:
 
 
 def _seed(record: RunRecord) -> int:
-    return int(record.method.get("training", {}).get("seed", 0))
+    return int(record.training.get("seed", 0))
 
 
 def _config(method: dict[str, Any]) -> dict[str, Any]:
@@ -139,8 +137,9 @@ def _config(method: dict[str, Any]) -> dict[str, Any]:
 
 def _heading(comparison: Comparison) -> str:
     """What two comparisons must share to stand in one table."""
-    data, transform = comparison.dataset, comparison.a.get("transform")
-    return ", ".join(filter(None, (f"{data['name']}/{data['split']}", transform, str(comparison.a["backbone"]), comparison.protocol)))
+    data, a = comparison.dataset, comparison.a
+    start = f"trained from {a['start']}" if a.get("start") else None
+    return ", ".join(filter(None, (f"{data['name']}/{data['split']}", a.get("transform"), str(a["backbone"]), start, comparison.protocol)))
 
 
 def _without_runs(group: dict[str, Any]) -> dict[str, Any]:
