@@ -141,11 +141,31 @@ def test_transformed_images_have_records_and_tables_of_their_own_and_can_be_comp
     assert run("compare", "--a", clean, "--b", rotated).code == 0
 
 
+def test_a_grid_of_transforms_and_maps_has_a_record_for_each_combination(run, birds: Path) -> None:
+    assert run("train", "--method", "focus-discriminate", *on(birds), *TRAIN).code == 0
+    result = run(
+        *("eval", "--method", "focus-discriminate", *on(birds), *TRAIN, *SCORE),
+        *("--map", "class,M", "--transform", "none,rotate180", "--pictures", "pictures"),
+    )
+    assert result.code == 0, result.err
+    found = {
+        (record["method"]["name"], record["dataset"].get("transform"), record["dataset"]["transfer_from"] is None) for record in records()
+    }
+    names = ("focus-discriminate", "focus-discriminate:M")
+    assert found == {(name, transform, transform is not None) for name in names for transform in (None, "rotate180")}
+    assert {path.parent.relative_to("pictures").as_posix() for path in Path("pictures").rglob("*.png")} == {
+        "focus-discriminate",
+        "focus-discriminate/rotate180",
+        "focus-discriminate-M",
+        "focus-discriminate-M/rotate180",
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--transform", "rotate"), "unknown transform 'rotate'"),
-        (("--map", "oel", "--post", "scg"), "--map and --post exclude each other"),
+        (("--map", "oel", "--post", "scg"), "--post scg makes its maps of the class's; add it to --map: class,oel"),
     ],
 )
 def test_transforms_and_maps_that_mean_nothing_are_refused(run, birds: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +21,15 @@ from wsolbench.cli.options import (
     post_set_option,
     scoring_options,
 )
+from wsolbench.files import file_name
 
 
 @click.command(
     epilog="Example:  wsolbench eval --method cam --dataset toybirds --train --pictures pictures/\n\n"
     "Without --checkpoint and --train, the run folder that `wsolbench train` with the same options writes is used; with --weights alone, "
     "a pretrained model as it is:  wsolbench eval --method cam --dataset ilsvrc --weights imagenet --set head=fc\n\n"
-    "A grid of methods and post-processes:  wsolbench eval --method cam,has,acol --post none,sem,scg --dataset cub --train"
+    "A grid of methods and post-processes:  wsolbench eval --method cam,has,acol --post none,sem,scg --dataset cub --train\n\n"
+    "Robustness:  wsolbench eval --method nts-net --dataset cub --transform none,rotate90,rotate180,rotate270,reduce:300"
 )
 @model_options
 @data_options
@@ -35,10 +38,20 @@ from wsolbench.cli.options import (
     "--post", default="none", show_default=True, help="Post-process of the maps (wsolbench list posts), or several: none,sem,scg."
 )
 @post_set_option
-@click.option("--map", "map_name", help="Score one of the method's own maps in place of the class's (its page in docs/methods names them).")
+@click.option(
+    "--map",
+    "maps",
+    default="class",
+    show_default=True,
+    help="Which map: that of the class, or maps of the method's own that its page in docs/methods names; or several: class,oel_7.",
+)
 @click.option(
     "--transform",
-    help="Transform the images at test time: rotate90, rotate180, rotate270, rotate:ANGLE, rotate:random, reduce:300; without `transfer`.",
+    "transforms",
+    default="none",
+    show_default=True,
+    help="Transform the images at test time: rotate90, rotate180, rotate270, rotate:ANGLE, rotate:random, reduce:300; or several. "
+    "Thresholds are not transferred then.",
 )
 @checkpoint_option
 @click.option("--train", "train_first", is_flag=True, help="Train first (or go on, or use the finished run).")
@@ -48,8 +61,8 @@ def command(
     scoring: ScoringOptions,
     post: str,
     post_set: tuple[str, ...],
-    map_name: str | None,
-    transform: str | None,
+    maps: str,
+    transforms: str,
     checkpoint: Path | None,
     train_first: bool,
     save_maps: Path | None,
@@ -57,8 +70,8 @@ def command(
 ) -> None:
     """Evaluate a method on a data set. A run that was killed goes on where it was.
 
-    Several methods, or post-processes, separated by commas, are evaluated one after the other: a record for each pair, with maps
-    and pictures in folders of their own.
+    Several methods, post-processes, maps or transforms, separated by commas, are evaluated one after the other: a record for each
+    combination, with maps and pictures in folders of their own.
     """
     from wsolbench.distributed import connected
     from wsolbench.evaluate import RunOptions
@@ -76,13 +89,12 @@ def command(
         if checkpoint is not None and len(names) > 1:
             raise UsageError("--checkpoint is of one method; leave it out to evaluate the run folders of several")
         methods = {name: load_method(name) for name in names}
-        posts = open_posts(post, post_set)
-        if map_name is not None and set(posts) != {"none"}:
-            raise UsageError("--map and --post exclude each other: a post-process makes a map of its own")
-        moved = None if transform is None else Transform.parse(transform)
+        readings = _readings(maps, open_posts(post, post_set))
+        views = {view: None if view == "none" else Transform.parse(view) for view in transforms.split(",")}
         scored = data.open(scoring.split)
-        val = data.open_val() if scoring.transfer and scoring.split != "val" and moved is None else None
+        val = data.open_val() if scoring.transfer and scoring.split != "val" and "none" in views else None
         scoring.make_folders(save_maps)
+        several = len(methods) * len(readings) * len(views) > 1
         options = RunOptions(
             batch_size=model["batch_size"] or 32, workers=model["workers"], work=scoring.out / ".work", resamples=scoring.resamples
         )
@@ -94,9 +106,7 @@ def command(
 
                 path = train(data, None, **settings)
             localizer = open_method(method, data.dataset, len(scored.class_names), path, settings)
-            seen = scored if moved is None else transformed(scored, moved, localizer.input_spec, conventions)
-            for post_name, made in posts.items():
-                own = _own_folder(name, post_name) if len(methods) * len(posts) > 1 else Path()
+            for (label, made, map_name), (view, moved) in itertools.product(readings, views.items()):
                 source = ModelSource(
                     localizer,
                     conventions,
@@ -106,13 +116,27 @@ def command(
                     post=made,
                     map_name=map_name,
                 )
-                maps = None if save_maps is None else MapFolder(save_maps / own)
-                facts = None if moved is None else {"transform": moved.name}
-                evaluate_and_report(seen, source, scoring.within(own), replace(options, save_maps=maps), val=val, facts=facts, world=world)
+                own = Path(file_name(f"{name}{label}"), *([] if moved is None else [file_name(view)])) if several else Path()
+                evaluate_and_report(
+                    scored if moved is None else transformed(scored, moved, localizer.input_spec, conventions),
+                    source,
+                    scoring.within(own),
+                    replace(options, save_maps=None if save_maps is None else MapFolder(save_maps / own)),
+                    val=val if moved is None else None,
+                    facts=None if moved is None else {"transform": moved.name},
+                    world=world,
+                )
 
 
-def _own_folder(method: str, post: str) -> Path:
-    return Path(method if post == "none" else f"{method}+{post}")
+def _readings(maps: str, posts: dict[str, Any]) -> list[tuple[str, Any, str | None]]:
+    """What is scored of a model: what is added to the method's name, and a post-process or one of the method's own maps, if any."""
+    from wsolbench.exceptions import UsageError
+
+    names = maps.split(",")
+    of_class = [("" if name == "none" else f"+{name}", made, None) for name, made in posts.items()] if "class" in names else []
+    if not of_class and set(posts) != {"none"}:
+        raise UsageError(f"--post {','.join(posts)} makes its maps of the class's; add it to --map: class,{maps}")
+    return [*of_class, *((f":{name}", None, name) for name in names if name != "class")]
 
 
 def open_posts(names: str, pairs: Sequence[str]) -> dict[str, Any]:
