@@ -18,7 +18,7 @@ help:
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --progress-bar off --quiet -e '.[models,dev,docs]'
+	$(BIN)/python -m pip install --progress-bar off --quiet -e '.[models,coco,dev,docs]'
 	touch $(READY)
 
 demo: $(READY)

@@ -17,6 +17,11 @@ def posts() -> list[MethodInfo]:
     return methods_in("reference_models.postprocess", "post-process")
 
 
+def detectors() -> list[MethodInfo]:
+    """One row for each file in `detection/`."""
+    return methods_in("reference_models.detection", "detection")
+
+
 def backbones() -> list[MethodInfo]:
     """One row for each file in `backbones/`; `timm` stands for every `timm:<name>`."""
     # Networks keep the underscores of the libraries they come from.

@@ -1,10 +1,13 @@
-"""Names of a package that are looked up when they are first used, so that importing it stays quick."""
+"""Modules that are loaded when they are first used: importing the package stays quick, and optional libraries stay optional."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
+
+from wsolbench.exceptions import UsageError
 
 
 def lazy_names(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
@@ -16,3 +19,11 @@ def lazy_names(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(importlib.import_module(f"{package}.{home[name]}"), name)
 
     return lookup
+
+
+def pycocotools(module: str) -> ModuleType:
+    """A module of pycocotools, for instance `mask`. Raises `UsageError` where it is not installed."""
+    try:
+        return importlib.import_module(f"pycocotools.{module}")
+    except ModuleNotFoundError as error:
+        raise UsageError("this needs pycocotools, which is not installed: pip install 'wsolbench[coco]'") from error

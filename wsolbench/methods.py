@@ -136,7 +136,7 @@ class PostProcess(Protocol):
 
 
 @runtime_checkable
-class PointCorrelator(Protocol):
+class PointCorrelator(PostProcess, Protocol):
     """A post-process that can also show how it compares pixels, which `wsolbench correlations` draws."""
 
     def correlations(self, result: Any, points: Tensor, *, orders: Sequence[int], stage: str | None = None) -> tuple[str, Tensor]:

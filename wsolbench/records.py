@@ -55,6 +55,8 @@ class MetricValue:
     policy: str | None = None
     tau: tuple[float, ...] | None = None
     reason: str | None = None
+    version: int = 1
+    """Of the metric's definition (`wsolbench.metrics.catalog`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,7 @@ def _metric_to_json(metric: MetricValue) -> dict[str, Any]:
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in asdict(metric).items()
-        if value is not None or key == "value"
+        if (value is not None or key == "value") and (key, value) != ("version", 1)
     }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Integer
 
 from wsolbench.exceptions import DataError
+from wsolbench.metrics.catalog import metric_info
 from wsolbench.metrics.confidence import Bootstrap
 from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.metrics.keypoints import slot_mean
@@ -69,6 +70,7 @@ def _value(metric: Metric, means: Float64[np.ndarray, " s"], rates: Rates, boots
         low=None if interval is None else interval.low,
         high=None if interval is None else interval.high,
         n=split.count[metric.rows.images],
+        version=metric_info(metric.name).version,
         policy=None if metric.policy is None else str(metric.policy),
         tau=metric.tau,
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reference_models.base import ForwardPass
 from reference_models.post import last_stages
-from wsolbench.exceptions import UsageError
+from wsolbench.exceptions import UsageError, unknown_name
 
 FeatureName = Literal["-3", "-2", "-1", "penultimate"]
 """A feature stage counted from the last one, or the input of the last linear layer."""
@@ -36,6 +36,19 @@ def features_of(result: ForwardPass, names: Sequence[FeatureName], *, who: str) 
     if any(features is not None and features.requires_grad for features in found):
         raise RuntimeError(f"post-process {who!r} was given features with a graph: call model.eval() and use what model.localize() gives")
     return [features for features in found if features is not None]
+
+
+def named_features(result: ForwardPass, name: str | None, *, who: str) -> tuple[str, Tensor]:
+    """A stage by its own name, or `penultimate`; None: the last stage. Gives the name, too.
+
+    Raises `UsageError` for a method without stages, and for a name that it has not.
+    """
+    last_stages(result, 1, who=who)
+    known = {**result.stages} if result.penultimate is None else {**result.stages, "penultimate": result.penultimate}
+    name = name or next(reversed(result.stages))
+    if name not in known:
+        raise unknown_name("feature stage", name, known)
+    return name, known[name]
 
 
 def on_one_grid(features: Sequence[Tensor]) -> list[Tensor]:

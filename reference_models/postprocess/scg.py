@@ -57,7 +57,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reference_models.base import ForwardPass
-from reference_models.layers.correlation import FeatureName, features_of, in_chunks, on_grid, on_one_grid, unit_pixels
+from reference_models.layers.correlation import FeatureName, features_of, in_chunks, named_features, on_grid, on_one_grid, unit_pixels
 from reference_models.layers.maps import min_max
 from reference_models.post import PostConfig, PostProcess
 from reference_models.recipes import MANY_CLASSES
@@ -270,10 +270,22 @@ class Scg(PostProcess):
     def maps(self, result: ForwardPass, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
         """Maps of the given classes, on the grid of the coarsest of the features."""
         features = on_one_grid(features_of(result, self.config.features, who=self.method_name))
-        settings = self.config.published(None if result.logits is None else result.logits.shape[1])
+        settings = self._settings(result)
         cells = features[0].shape[2] * features[0].shape[3]
         compute: Callable[[list[Tensor], Tensor], Tensor] = partial(_maps, settings=settings)
         return in_chunks(compute, features, result.score_maps(class_ids), bytes_per_image=LIVE_MATRICES * 4 * cells**2)
+
+    def correlations(
+        self, result: ForwardPass, points: Float[Tensor, "b 2"], *, orders: Sequence[int], stage: str | None = None
+    ) -> tuple[str, Float[Tensor, "b o h w"]]:
+        """See `wsolbench.methods.PointCorrelator`; `stage` can also be `penultimate`."""
+        name, features = named_features(result, stage, who=self.method_name)
+        grid = torch.tensor(features.shape[2:], device=points.device)
+        rows_columns = (points.flip(1) * grid).long().minimum(grid - 1)  # 1 - 1e-9 is 1 in float32
+        return name, point_correlations(features, rows_columns, self._settings(result), orders)
+
+    def _settings(self, result: ForwardPass) -> ScgConfig:
+        return self.config.published(None if result.logits is None else result.logits.shape[1])
 
 
 def _maps(features: list[Tensor], coarse: Float[Tensor, "b k h w"], *, settings: ScgConfig) -> Float[Tensor, "b k gh gw"]:

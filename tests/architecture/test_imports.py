@@ -31,6 +31,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
         ("eval", "--help"),
         ("train", "--help"),
         ("score", "--help"),
+        ("correlations", "--help"),
         ("list", "methods"),
         ("list", "datasets"),
         ("list", "metrics"),

@@ -10,20 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsolbench.exceptions import DataError
+from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps import frame_boxes
 from wsolbench.protocol import EvalProtocol
 from wsolbench.report.overlays import (
     PREDICTED_COLOR,
     TRUE_COLOR,
     OverlayItem,
+    Panel,
     drawable,
     frame_image,
     frame_mask,
+    mark_point,
     overlay,
     overlay_sheet,
+    panel_grid,
     shorten,
 )
+from wsolbench.report.overlays import gray as without_color
 from wsolbench.types import Sample, no_boxes
 
 BOX = np.array([[10.0, 20.0, 50.0, 44.0]])
@@ -113,6 +117,36 @@ def test_a_mask_is_outlined_on_its_own_outermost_pixels() -> None:
     assert not (red & ~green).any()
 
 
+def test_a_line_is_as_wide_as_asked_for() -> None:
+    green = is_color(overlay(gray(), np.zeros((64, 96)), BOX, no_boxes(), line_width=7.0), TRUE_COLOR)
+    expected = np.zeros((64, 96), dtype=bool)
+    expected[20:44, 10:50] = True
+    expected[24:40, 14:46] = False
+    np.testing.assert_array_equal(green, expected)
+
+
+def test_a_marked_point_is_the_middle_of_a_cross_that_is_cut_at_the_edge() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    before = image.copy()
+    for point in ((40.9, 20.2), (0.0, 0.0), (95.9, 63.9)):
+        marked = mark_point(image, point)
+        red = is_color(marked, PREDICTED_COLOR)
+        column, row = int(point[0]), int(point[1])
+        rows, columns = np.nonzero(red)
+        assert set(rows[columns != column]) == {row}
+        assert set(columns[rows != row]) == {column}
+        touched = (marked != image).any(axis=2)
+        assert not touched[np.abs(np.arange(64) - row) > 7].any()
+        assert red.sum() >= 11
+    np.testing.assert_array_equal(image, before)
+
+
+def test_a_grey_picture_has_the_brightness_and_no_colour() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    levels = np.array(Image.fromarray(image).convert("L")).astype(int)
+    assert np.abs(without_color(image).astype(int) - levels[..., None]).max() <= 1
+
+
 @pytest.mark.parametrize("what", ["score map", "true mask", "predicted mask"])
 def test_a_map_or_mask_of_another_size_than_the_image_is_an_error(what: str) -> None:
     arrays: dict[str, Any] = {"unit_map": np.zeros((64, 96))}
@@ -189,7 +223,7 @@ def test_a_sheet_is_a_picture_of_at_most_a_megabyte_that_grows_with_its_rows(tmp
         width, height = picture.size
         assert len(np.unique(np.asarray(picture.convert("L")))) > 100
     assert path.stat().st_size < 1_000_000
-    assert (abs(width - {1: 600, 4: 1272, 9: 1272}[n]) <= 2, height // 250) == (True, {1: 1, 4: 2, 9: 3}[n])
+    assert (abs(width - {1: 600, 4: 1312, 9: 1312}[n]) <= 2, height // 250) == (True, {1: 1, 4: 2, 9: 3}[n])
 
 
 def test_the_same_sheet_has_the_same_bytes(tmp_path: Path) -> None:
@@ -222,3 +256,51 @@ def test_a_shortened_text_keeps_its_limit_and_both_ends(text: str, length: int) 
     assert clean.startswith(start)
     assert clean.endswith(end)
     assert bool(cut) == (len(clean) > length)
+
+
+def panels(shape: tuple[int, int] = (64, 64), **more: Any) -> Panel:
+    return Panel(pixels=np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8), **more)
+
+
+def test_a_jpeg_has_true_colours_and_is_as_large_as_it_may_be(tmp_path: Path) -> None:
+    rows = [[panels((112, 112))] * 6] * 3
+    for name, limit in (("free.jpg", None), ("small.jpg", 90_000), ("tiny.jpeg", 10)):
+        panel_grid(rows, tmp_path / name, "Title", side=1.12, max_bytes=limit)
+    sizes = [(tmp_path / name).stat().st_size for name in ("free.jpg", "small.jpg", "tiny.jpeg")]
+    assert sizes[0] > 90_000 >= sizes[1] > 60_000
+    assert sizes[2] < sizes[1]  # nothing is small enough: the lowest quality
+    with Image.open(tmp_path / "free.jpg") as picture:
+        assert picture.format == "JPEG"
+        assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 10_000
+        assert not picture.getexif()
+
+
+def test_panels_of_a_grid_lie_on_the_blocks_of_a_jpeg(tmp_path: Path) -> None:
+    dark = Panel(pixels=np.full((64, 64, 3), 90, dtype=np.uint8), caption=("a line",))
+    names = {"row_names": ["one\ntwo", "three"], "column_names": ["a", "b", "c", "d", "e", "f"]}
+    panel_grid([[dark] * 6] * 2, tmp_path / "grid.png", "Title\nsubtitle", side=1.12, **names)
+    pixels = np.asarray(Image.open(tmp_path / "grid.png").convert("L"))
+    inside = np.abs(pixels.astype(int) - 90) <= 1
+    columns, rows = np.flatnonzero(inside.sum(axis=0) > 200), np.flatnonzero(inside.sum(axis=1) > 600)
+    for found, count in ((columns, 6), (rows, 2)):
+        starts = found[np.diff(found, prepend=-2) > 1]
+        assert len(starts) == count
+        assert len(found) == count * 112
+        assert not (starts % 16).any()
+
+
+def test_names_of_rows_and_columns_stay_beside_their_panels(tmp_path: Path) -> None:
+    white = Panel(pixels=np.full((64, 64, 3), 255, dtype=np.uint8))
+    panel_grid([[white] * 4] * 2, tmp_path / "grid.png", "", side=2.0, row_names=["W" * 60] * 2, column_names=["W" * 60] * 4)
+    pixels = np.asarray(Image.open(tmp_path / "grid.png").convert("L"))[:-60]
+    text = pixels < 200
+    assert text[:, :32].any()
+    gaps = [column for column in range(48, text.shape[1] - 16) if (column - 32) % 216 >= 204]
+    assert not text[:, gaps].any()
+    assert not text[60:, 40:].any()
+
+
+def test_a_picture_of_another_kind_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"sheet.gif; expected a name that ends with .png, .jpg or .jpeg"):
+        panel_grid([[panels()]], tmp_path / "sheet.gif", "Title")
+    assert not list(tmp_path.iterdir())

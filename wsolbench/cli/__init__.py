@@ -19,9 +19,13 @@ _COMMANDS = {
     "score": "Score maps that any program has written.",
     "merge": "Make one record of the shards of a run.",
     "compare": "Compare two runs image by image.",
+    "correlations": "Draw how the features of an image are like those at a point.",
+    "train-detector": "Train a detector on data in COCO's layout.",
+    "eval-detector": "Evaluate a detector: COCO's average precision.",
     "leaderboard": "Make tables of all records.",
-    "list": "List methods, data sets, metrics, protocols or backbones.",
+    "list": "List methods, detectors, data sets, metrics, protocols or backbones.",
     "verify": "Check a data set on disk.",
+    "export": "Write a data set in COCO's format.",
 }
 
 
@@ -34,7 +38,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"wsolbench.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"wsolbench.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:

@@ -1,13 +1,17 @@
-"""`wsolbench leaderboard`: tables of all records."""
+"""`wsolbench leaderboard`: tables of all records, published numbers beside them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 
-@click.command(epilog="Example:  wsolbench leaderboard --results results --check")
+@click.command(
+    epilog="Example:  wsolbench leaderboard --results results --check\n\n"
+    "A table for a paper:  wsolbench leaderboard --dataset cub --metric top1_loc --format latex --out cub.tex"
+)
 @click.option(
     "--results",
     type=click.Path(path_type=Path),
@@ -16,10 +20,23 @@ import click
     help="Folder that holds measured/, the records.",
 )
 @click.option("--check", is_flag=True, help="Write nothing; list the files that differ from the records and exit with 1.")
-def command(results: Path, check: bool) -> None:
-    """Make Markdown and CSV tables of all records, below RESULTS/leaderboard."""
+@click.option("--format", "kind", type=click.Choice(["markdown", "csv", "latex", "json"]), help="Print the tables in this format instead.")
+@click.option("--dataset", help="Only tables of this data set.")
+@click.option("--metric", help="Only this metric (wsolbench list metrics).")
+@click.option("--method", help="Only this method.")
+@click.option("--backbone", help="Only this backbone.")
+@click.option("--since", type=int, metavar="YEAR", help="Only papers and runs from this year on.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File for what --format or a filter would print.")
+def command(results: Path, check: bool, kind: str | None, out: Path | None, **filters: Any) -> None:
+    """Make tables of all records and published numbers, below RESULTS/leaderboard; or print those that are asked for."""
+    from wsolbench.exceptions import UsageError
     from wsolbench.report.leaderboard import check_leaderboard, write_leaderboard
 
+    if kind is not None or out is not None or any(value is not None for value in filters.values()):
+        if check:
+            raise UsageError("--check is about the whole board; leave out --format, --out and filters")
+        _print(results, kind or "markdown", out, filters)
+        return
     if not check:
         for path in write_leaderboard(results):
             click.echo(path)
@@ -31,3 +48,25 @@ def command(results: Path, check: bool) -> None:
         click.echo(f"The board differs from the records: run `wsolbench leaderboard --results {results}`.", err=True)
         raise click.exceptions.Exit(1)
     click.echo("The board is up to date.")
+
+
+def _print(results: Path, kind: str, out: Path | None, filters: dict[str, Any]) -> None:
+    from wsolbench.exceptions import UsageError
+    from wsolbench.files import write_text
+    from wsolbench.metrics.catalog import metric_info
+    from wsolbench.report.board import Filters
+    from wsolbench.report.formats import render
+    from wsolbench.report.leaderboard import board_tables
+
+    if filters["metric"] is not None:
+        metric_info(filters["metric"])
+    tables = board_tables(results, Filters(**filters))
+    if not tables:
+        asked = ", ".join(f"--{name} {value}" for name, value in filters.items() if value is not None)
+        raise UsageError(f"nothing on the board for {asked or 'no filter'}; `wsolbench leaderboard` writes all of it")
+    text = render(tables, kind)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        write_text(out, text)
+        click.echo(out)

@@ -41,6 +41,12 @@ def _posts() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
     return ("post-process", "what"), [(row.name, row.summary) for row in list_posts()]
 
 
+def _detectors() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
+    from wsolbench.methods import list_detectors
+
+    return ("detector", "what"), [(row.name, row.summary) for row in list_detectors()]
+
+
 def _backbones() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
     from wsolbench.methods import list_backbones
 
@@ -50,6 +56,7 @@ def _backbones() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
 _LISTS: dict[str, Callable[[], tuple[tuple[str, ...], Iterable[tuple[str, ...]]]]] = {
     "methods": _methods,
     "posts": _posts,
+    "detectors": _detectors,
     "datasets": _datasets,
     "metrics": _metrics,
     "protocols": _protocols,
@@ -60,7 +67,7 @@ _LISTS: dict[str, Callable[[], tuple[tuple[str, ...], Iterable[tuple[str, ...]]]
 @click.command(epilog="Example:  wsolbench list methods")
 @click.argument("what", type=click.Choice(list(_LISTS)))
 def command(what: str) -> None:
-    """List methods, post-processes, datasets, metrics, protocols or backbones."""
+    """List methods, post-processes, detectors, datasets, metrics, protocols or backbones."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -97,18 +97,42 @@ workers_option = click.option(
     "--workers", type=click.IntRange(min=0), default=available_cores, show_default="all cores", help="Threads that load and score images."
 )
 
-model_options = _all(
-    click.option("--method", required=True, help="Name of the method (wsolbench list methods); `eval` takes several: cam,has."),
-    click.option("--backbone", help="Name of the backbone, or timm:<name>; default: tiny for toybirds, else resnet50."),
-    click.option("--weights", help="imagenet, none, or a checkpoint to start from; default: none for tiny, else imagenet."),
+training_options = _all(
     click.option("--epochs", type=click.IntRange(min=1), help="Training epochs; default: the recipe's."),
-    click.option("--batch-size", type=click.IntRange(min=1), help="Images in a step; default: the recipe's, and 32 when evaluating."),
-    click.option("--image-size", type=click.IntRange(min=32), help="Side of the network's input; default: the backbone's."),
     click.option("--lr", type=float, help="Base learning rate; default: the recipe's."),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights, order and augmentation."),
     click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A field of the method's config; may be repeated."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+)
+
+network_options = _all(
+    click.option("--method", required=True, help="Name of the method (wsolbench list methods); `eval` takes several: cam,has."),
+    click.option("--backbone", help="Name of the backbone, or timm:<name>; default: tiny for toybirds, else resnet50."),
+    click.option("--weights", help="imagenet, none, or a checkpoint to start from; default: none for tiny, else imagenet."),
+    click.option("--image-size", type=click.IntRange(min=32), help="Side of the network's input; default: the backbone's."),
+    training_options,
+)
+
+model_options = _all(
+    network_options,
+    click.option("--batch-size", type=click.IntRange(min=1), help="Images in a step; default: the recipe's, and 32 when evaluating."),
     workers_option,
+)
+
+detector_options = _all(
+    click.option("--data-root", type=click.Path(path_type=Path), help="Folder in COCO's layout; default: $WSOLBENCH_COCO_ROOT."),
+    click.option("--method", default="lio-mask-rcnn", show_default=True, help="Name of the detector (wsolbench list detectors)."),
+    click.option(
+        "--backbone", help="tiny, resnet50_c4, resnet50_fpn or resnext101_32x8d_fpn; default: tiny for toybirds, else resnet50_fpn."
+    ),
+    click.option("--weights", help="imagenet, coco, none, or a checkpoint to start from; default: none for tiny, else imagenet."),
+    training_options,
+)
+
+checkpoint_option = click.option("--checkpoint", type=click.Path(path_type=Path), help="A .safetensors file that `train` wrote.")
+
+post_set_option = click.option(
+    "--post-set", multiple=True, metavar="POST.NAME=VALUE", help="A field of a post-process's config; may be repeated."
 )
 
 

@@ -59,9 +59,9 @@ def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
     return checkpoint
 
 
-def default_backbone(dataset: str, backbone: str | None) -> str:
-    """The backbone that was asked for, else `tiny` for the generated data set and `resnet50` for real ones."""
-    return backbone or ("tiny" if dataset == "toybirds" else "resnet50")
+def default_backbone(dataset: str, backbone: str | None, real: str = "resnet50") -> str:
+    """The backbone that was asked for, else `tiny` for the generated data set and `real` for others."""
+    return backbone or ("tiny" if dataset == "toybirds" else real)
 
 
 def default_weights(backbone: str, weights: str | None) -> str:

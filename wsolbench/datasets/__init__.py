@@ -18,7 +18,7 @@ from wsolbench.types import Dataset
 
 __all__ = ["DatasetInfo", "Missing", "available_splits", "dataset_info", "list_datasets", "load_dataset"]
 
-_NAMES = ("aircraft", "butterflies", "cars", "csvfolder", "cub", "ilsvrc", "openimages", "toybirds")
+_NAMES = ("aircraft", "butterflies", "cars", "coco", "csvfolder", "cub", "ilsvrc", "openimages", "toybirds")
 
 
 def list_datasets() -> list[DatasetInfo]:

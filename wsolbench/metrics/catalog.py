@@ -22,6 +22,9 @@ class MetricInfo:
     top: float | None = 1.0
     """The largest possible value; None: there is none."""
 
+    version: int = 1
+    """Grows when the same run would have another value; records hold it, and the board never mixes two."""
+
     @property
     def scale(self) -> float:
         """What a value is multiplied by to be printed."""

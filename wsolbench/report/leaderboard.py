@@ -2,7 +2,9 @@
 
     RESULTS/measured/**/*.json      records, as `wsolbench eval` and `wsolbench score` write them
     RESULTS/leaderboard/README.md   index (generated, as all of this folder)
-    RESULTS/leaderboard/<data set>.md, .csv
+    RESULTS/leaderboard/<data set>.md, .csv       every run, and raw numbers
+    RESULTS/leaderboard/board-<data set>.md       published beside measured, a table for each metric
+    RESULTS/leaderboard/paper-<paper>.md          a paper's tables in their layout
 
 A table holds only what may be compared: the same images and truth (split, transform, fingerprint, number of images), the same
 protocol in every field, and the same threshold policy. The same records give the same bytes.
@@ -21,12 +23,15 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from wsolbench.exceptions import UsageError
+from wsolbench.exceptions import DataError, UsageError
 from wsolbench.files import canonical_json, sha256_of_json, write_text
 from wsolbench.metrics.catalog import metric_title
 from wsolbench.protocol import DetectionProtocol, EvalProtocol
+from wsolbench.published import PublishedNumber, read_papers, read_published
 from wsolbench.records import MetricValue, RunRecord, read_records
-from wsolbench.report.reproduction import read_claims, reproduction_markdown
+from wsolbench.report.board import Filters, Numbers, Run, Table, measured_tables, paper_tables, problems, published_tables
+from wsolbench.report.formats import render
+from wsolbench.report.reproduction import is_meant, read_claims, read_variants, reproduction_markdown
 from wsolbench.report.tables import NO_THRESHOLD, describe_protocol, escape_markdown, format_value, sort_policies
 
 COLUMNS = (
@@ -89,19 +94,6 @@ class Difference:
         return f"{self.problem}: {self.path}"
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A record and its link from the board's folder."""
-
-    record: RunRecord
-    link: str
-
-    def metric(self, name: str, policy: str | None) -> MetricValue | None:
-        """The metric under that policy, or without any: a metric that uses no threshold stands in every table."""
-        found = {metric.policy: metric for metric in self.record.metrics if metric.name == name}
-        return found.get(policy) or found.get(None)
-
-
 def write_leaderboard(results: Path) -> list[Path]:
     """Write the board of `results` and remove generated files that no longer belong to it; the paths of the board.
 
@@ -144,20 +136,58 @@ def _is_generated(path: Path) -> bool:
 
 def leaderboard_files(results: Path) -> dict[str, str]:
     """File name -> content of the whole board. Raises as `write_leaderboard`."""
-    measured = results / "measured"
-    if not measured.is_dir():
-        raise UsageError(f"no folder of records {measured}; `wsolbench eval` makes it, or name the folder above it with --results")
-    by_name: dict[str, list[_Run]] = defaultdict(list)
-    for path, record in read_records(measured):
-        link = quote(Path(os.path.relpath(path, results / "leaderboard")).as_posix())
-        by_name[_file_stem(str(record.dataset["name"]))].append(_Run(record, link))
+    runs, published = read_results(results)
+    by_name: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_name[_file_stem(str(run.record.dataset["name"]))].append(run)
     files = {}
     for stem in sorted(by_name):
         files[f"{stem}.md"] = _markdown(by_name[stem])
         files[f"{stem}.csv"] = _csv(by_name[stem])
+    names = sorted({str(run.record.dataset["name"]) for run in runs} | {number.dataset for number in published.numbers})
+    boards = {f"board-{_file_stem(name)}.md": (name, _tables_of(runs, published, Filters(dataset=name))) for name in names}
+    papers = {f"paper-{key}.md": (paper.name, _paper_of(key, runs, published, results)) for key, paper in published.papers.items()}
+    made = {file: (title, tables) for file, (title, tables) in {**boards, **papers}.items() if tables}
+    files |= {file: f"{_MARK}\n\n# {escape_markdown(title)}\n\n{render(tables, 'markdown')}" for file, (title, tables) in made.items()}
     if (results / "claims.csv").is_file():
         files["reproduction.md"] = f"{_MARK}\n\n" + reproduction_markdown(read_claims(results / "claims.csv"), results / "compared")
-    return {"README.md": _index(by_name), **files}
+    return {"README.md": _index(by_name, {file: title for file, (title, _) in made.items()}), **files}
+
+
+def board_tables(results: Path, filters: Filters) -> list[Table]:
+    """The tables of the board that the filters ask for: measured ones, then published ones. Raises as `write_leaderboard`."""
+    return _tables_of(*read_results(results), filters)
+
+
+def read_results(results: Path) -> tuple[list[Run], Numbers]:
+    """Records and published numbers of a results folder.
+
+    Raises `UsageError` without `measured`, `DataError` for a record or a published number that is none, and for runs whose metrics
+    are of different versions.
+    """
+    measured = results / "measured"
+    if not measured.is_dir():
+        raise UsageError(f"no folder of records {measured}; `wsolbench eval` makes it, or name the folder above it with --results")
+    runs = [Run(record, quote(Path(os.path.relpath(path, results / "leaderboard")).as_posix())) for path, record in read_records(measured)]
+    if found := problems(runs):
+        raise DataError("; ".join(found))
+    has_papers = (results / "papers.toml").is_file()
+    numbers = read_published(results) if has_papers else []
+    return runs, Numbers(numbers=numbers, papers=read_papers(results / "papers.toml") if has_papers else {})
+
+
+def _tables_of(runs: Sequence[Run], published: Numbers, filters: Filters) -> list[Table]:
+    return [*measured_tables(runs, published, filters), *published_tables(published, filters)]
+
+
+def _paper_of(key: str, runs: Sequence[Run], published: Numbers, results: Path) -> list[Table]:
+    variants = read_variants(results / "variants.csv") if (results / "variants.csv").is_file() else {}
+
+    def meant(number: PublishedNumber, record: RunRecord) -> bool:
+        ours, settings = variants.get((number.paper, number.method), (number.ours, ""))
+        return number.backbone == record.method.get("backbone") and bool(ours) and is_meant(record.method, ours, settings)
+
+    return paper_tables(published.papers[key], runs, published, meant)
 
 
 def _file_stem(name: str) -> str:
@@ -165,12 +195,12 @@ def _file_stem(name: str) -> str:
     return f"{stem}-data" if stem in {"readme", "reproduction"} else stem
 
 
-def _split_of(run: _Run) -> dict[str, Any]:
+def _split_of(run: Run) -> dict[str, Any]:
     """What makes two data sets the same: annotations and images."""
     return {key: run.record.dataset.get(key) for key in ("name", "split", "transform", "fingerprint", "images")}
 
 
-def _index(by_name: dict[str, list[_Run]]) -> str:
+def _index(by_name: dict[str, list[Run]], others: dict[str, str]) -> str:
     lines = [_MARK, "", "# Leaderboard", ""]
     if not by_name:
         return "\n".join([*lines, "There is no record yet. `wsolbench eval` writes one."]) + "\n"
@@ -192,10 +222,14 @@ def _index(by_name: dict[str, list[_Run]]) -> str:
         "protocol and threshold policy: `oracle` (chosen on the evaluated split itself, what papers report, an upper bound),",
         "`fixed:T` (chosen beforehand), `transfer` (chosen on another split).",
     ]
+    if others:
+        text = "Published beside measured, a table for each data set, protocol and metric, and the tables of the papers in their layout:"
+        lines += ["", text, ""]
+        lines += [f"- [{escape_markdown(title)}]({file})" for file, title in others.items()]
     return "\n".join(lines) + "\n"
 
 
-def _markdown(runs: Sequence[_Run]) -> str:
+def _markdown(runs: Sequence[Run]) -> str:
     names = ", ".join(sorted({str(run.record.dataset["name"]) for run in runs}))
     lines = [
         _MARK,
@@ -214,8 +248,8 @@ def _markdown(runs: Sequence[_Run]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _grouped(runs: Iterable[_Run], key: Any) -> list[list[_Run]]:
-    groups: dict[str, list[_Run]] = defaultdict(list)
+def _grouped(runs: Iterable[Run], key: Any) -> list[list[Run]]:
+    groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         groups[canonical_json(key(run))].append(run)
     return [groups[name] for name in sorted(groups)]
@@ -228,7 +262,7 @@ def _split_title(dataset: dict[str, Any]) -> str:
     return f"{dataset['name']}/{dataset['split']}{transform}{count} (fingerprint {str(dataset.get('fingerprint'))[:12]})"
 
 
-def _tables(runs: Sequence[_Run]) -> Iterable[tuple[str, list[_Run], str | None]]:
+def _tables(runs: Sequence[Run]) -> Iterable[tuple[str, list[Run], str | None]]:
     """Heading, runs and policy of each table. Runs without any threshold (recognisers) get a table of their own."""
     for policy in sort_policies(metric.policy for run in runs for metric in run.record.metrics if metric.policy is not None):
         having = [run for run in runs if any(metric.policy == policy for metric in run.record.metrics)]
@@ -249,7 +283,7 @@ def _source_title(source: Any) -> str:
     return f" from {source.get('split')} (fingerprint {str(source.get('fingerprint'))[:12]})"
 
 
-def _table(runs: Sequence[_Run], policy: str | None) -> list[str]:
+def _table(runs: Sequence[Run], policy: str | None) -> list[str]:
     columns = [name for name in COLUMNS if any(_has_value(run.metric(name, policy)) for run in runs)]
     ranking = next((name for name in _RANKED_BY if name in columns), None)
     lines = [
@@ -282,7 +316,7 @@ def _value(metric: MetricValue | None) -> float:
     return -1.0 if metric is None or metric.value is None else metric.value
 
 
-def _csv(runs: Sequence[_Run]) -> str:
+def _csv(runs: Sequence[Run]) -> str:
     """One row for each run, metric and policy; raw fractions; thresholds separated by spaces."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, CSV_FIELDS, lineterminator="\n")

@@ -86,7 +86,7 @@ def accuracy_curve(record: RunRecord, scores: ScoreTable, path: Path) -> None:
 
     if not _has_boxes(scores):
         raise DataError("no image has a true box, so there is no box accuracy to draw")
-    protocol = record.protocol
+    protocol = record.map_protocol
     policies = sort_policies(metric.policy for metric in record.metrics if metric.policy is not None)
     deltas = tuple(sorted({*protocol.deltas, _ONE_BOX_DELTA}))
     figure: Any = Figure(figsize=(10.0, 4.9), dpi=100)

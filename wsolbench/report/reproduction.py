@@ -74,6 +74,16 @@ def read_claims(path: Path) -> list[Claim]:
     return claims
 
 
+def read_variants(path: Path) -> dict[tuple[str, str], tuple[str, str]]:
+    """(paper, method as it is written in the published numbers) -> our method and its settings. Raises `DataError` on other columns."""
+    names = ["paper", "method", "ours", "settings"]
+    with path.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        if reader.fieldnames != names:
+            raise DataError(f"{path}:1 has the columns {reader.fieldnames}; expected {','.join(names)}")
+        return {(row["paper"], row["method"]): (row["ours"], row["settings"]) for row in reader}
+
+
 def is_meant(method: dict[str, Any], name: str, settings: str) -> bool:
     """Whether a record's method, or a group of a comparison, is this side of a claim.
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64, UInt8
 
 from wsolbench.maps import frame_boxes, to_frame
 from wsolbench.metrics.catalog import metric_title
 from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.metrics.peak_iou import pixel_iou
 from wsolbench.metrics.sweep import single_box_per_tau
+from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord
 from wsolbench.report.overlays import OverlayItem, drawable, frame_image, frame_mask, overlay, overlay_sheet
 from wsolbench.report.tables import run_title
@@ -80,7 +82,7 @@ def _by_boxes(record: RunRecord, scores: ScoreTable) -> _Ranking | None:
     metric = record.metric("gt_known", "oracle")
     if metric is None or not metric.tau:
         return None
-    tau_index = int(np.abs(np.array(record.protocol.taus) - metric.tau[0]).argmin())
+    tau_index = int(np.abs(np.array(record.map_protocol.taus) - metric.tau[0]).argmin())
     has_boxes = scores.column(lambda part: part.has_boxes)
     return _ranking(np.flatnonzero(has_boxes), scores.column(lambda part: part.single_iou[:, tau_index]), tau_index, by_boxes=True)
 
@@ -105,22 +107,39 @@ def _item(
     record: RunRecord, scores: ImageScores, sample: Sample, class_names: Sequence[str], ranking: _Ranking, iou: float, raw_map: ScoreMap
 ) -> OverlayItem:
     """One image of a sheet; `scores` are its own."""
-    protocol = record.protocol
+    protocol = record.map_protocol
     unit_map = to_frame(raw_map, sample.size, protocol, what=f"map of {sample.id!r}")
     image = frame_image(sample, protocol)
     top1_right = bool(scores.ranked[0, 0] == sample.label) if scores.ranked.shape[1] else None
     measure = f"IoU {iou:.2f}" if ranking.by_boxes else f"pixel IoU {iou:.2f}"
     classes = _class_caption(sample, scores, class_names, top1_right)
     if not ranking.by_boxes:
-        selected = (unit_map * np.float64(255)).astype(np.uint8) >= ranking.tau_index
-        drawn = overlay(image, unit_map, no_boxes(), no_boxes(), true_mask=frame_mask(sample, protocol), predicted_mask=selected)
+        drawn = mask_overlay(image, sample, unit_map, protocol, ranking.tau_index)
         return OverlayItem(image=image, overlay=drawn, caption=(sample.id, measure, *classes))
-    tau = protocol.taus[ranking.tau_index]
-    predicted = single_box_per_tau(unit_map, replace(protocol, taus=(tau,)))
     code = "cls" if top1_right is False else ERROR_NAMES[scores.error_codes[0, ranking.tau_index]]
-    true_boxes = drawable(frame_boxes(sample.boxes, sample.size, protocol), protocol.gt_end)
-    drawn = overlay(image, unit_map, true_boxes, drawable(predicted, protocol.box_end))
+    drawn = box_overlay(image, sample, unit_map, protocol, protocol.taus[ranking.tau_index])
     return OverlayItem(image=image, overlay=drawn, caption=(sample.id, f"{measure} · {metric_title(f'error_{code}')}", *classes))
+
+
+def box_overlay(
+    image: UInt8[np.ndarray, "h w 3"], sample: Sample, unit_map: Float[np.ndarray, "h w"], protocol: EvalProtocol, tau: float, **style: Any
+) -> UInt8[np.ndarray, "h w 3"]:
+    """An image in the frame under its map there, with the true boxes and the protocol's one box at the threshold `tau`.
+
+    `style`: strength and line width, see `wsolbench.report.overlays.overlay`.
+    """
+    predicted = single_box_per_tau(unit_map, replace(protocol, taus=(tau,)))
+    true_boxes = drawable(frame_boxes(sample.boxes, sample.size, protocol), protocol.gt_end)
+    return overlay(image, unit_map, true_boxes, drawable(predicted, protocol.box_end), **style)
+
+
+def mask_overlay(
+    image: UInt8[np.ndarray, "h w 3"], sample: Sample, unit_map: Float[np.ndarray, "h w"], protocol: EvalProtocol, level: int, **style: Any
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The same with the outlines of the true mask and of the region that reaches an 8-bit level."""
+    selected = (unit_map * np.float64(255)).astype(np.uint8) >= level
+    true_mask = frame_mask(sample, protocol)
+    return overlay(image, unit_map, no_boxes(), no_boxes(), true_mask=true_mask, predicted_mask=selected, **style)
 
 
 def _class_caption(sample: Sample, scores: ImageScores, class_names: Sequence[str], top1_right: bool | None) -> tuple[str, ...]:

@@ -39,6 +39,10 @@ _OTHER_GROUP = "Other"
 _POLICY_ORDER = ("oracle", "fixed", "transfer")
 
 
+def _note(record: RunRecord) -> str:
+    return "Percent; COCO's average precision." if isinstance(record.protocol, DetectionProtocol) else _NOTE
+
+
 def format_number(name: str, value: float) -> str:
     """A metric's value as tables print it: fractions in percent with one decimal, others in their unit.
 
@@ -196,7 +200,7 @@ def metrics_table(record: RunRecord) -> Table:
     from rich.text import Text
 
     grid = _grid(record)
-    notes = [_NOTE]
+    notes = [_note(record)]
     notes += [f"({number}) {reason}" for number, reason in enumerate(grid.reasons, start=1)]
     table = Table(
         title=Text(run_title(record), style="bold"),
@@ -264,7 +268,7 @@ def metrics_markdown(record: RunRecord) -> str:
         for row in rows:
             cells = [markdown_cell(cell, grid.note(cell)) if cell else "" for cell in row.cells]
             lines.append(f"| {escape_markdown(metric_title(row.name))} | " + " | ".join(cells) + " |")
-    lines += ["", _NOTE]
+    lines += ["", _note(record)]
     lines += [f"\n({number}) {escape_markdown(reason)}" for number, reason in enumerate(grid.reasons, start=1)]
     return "\n".join(lines) + "\n"
 

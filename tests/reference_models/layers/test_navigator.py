@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reference_models.layers.navigator import Navigator, Scored, anchor_boxes, best_cover, nominate, part_costs, rank_loss
+from wsolbench.exceptions import UsageError
 
 PAPER = [(14, 14), (7, 7), (4, 4)]
 
@@ -108,6 +109,15 @@ def test_no_gradient_goes_to_the_features():
     assert features.grad is None
 
 
+def test_the_ranking_loss_reaches_every_level_of_which_some_image_has_a_part():
+    navigator, features = Navigator(16, 8), torch.randn(300, 16, 8, 8) + 3 * torch.randn(300, 16, 1, 1)
+    found = nominate(navigator(features.relu(), 64), 64, 6, 0.25)
+    sides = (found.boxes[..., 2:] - found.boxes[..., :2]).prod(2).sqrt() * 448 / 64
+    assert all(((sides > low) & (sides < high)).any() for low, high in ((50, 80), (110, 160), (180, 320)))
+    rank_loss(found.scores, torch.rand(300, 6)).backward()
+    assert all(parameter.grad.any() for parameter in navigator.parameters())
+
+
 def test_scores_are_computed_in_float32_under_autocast_too():
     navigator, features = Navigator(8, 8), torch.rand(1, 8, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
@@ -143,6 +153,13 @@ def test_whole_pixels_can_make_another_choice():
     assert shared[0] < limit < shared[1]
     assert nominate(scored, 64, 2, limit).scores.tolist() == [[3, 2]]
     assert nominate(scored, 64, 2, limit, "ge").scores.tolist() == [[3, 1]]
+
+
+def test_more_parts_than_anchors_are_refused():
+    scored = Scored(torch.rand(1, 9), anchor_boxes("single", [(1, 1)], 32, 32))
+    assert nominate(scored, 32, 9, 0.25).boxes.shape == (1, 9, 4)
+    with pytest.raises(UsageError, match="10 parts are wanted of only 9 anchors"):
+        nominate(scored, 32, 10, 0.25)
 
 
 def test_a_cell_has_the_best_of_the_anchors_around_its_centre():

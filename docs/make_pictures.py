@@ -1,0 +1,238 @@
+"""Make pictures of methods: the same images under the maps of CAM, of the method, and of the method with post-processes.
+
+    python docs/make_pictures.py --dataset toybirds --options weights=cam-tiny-seed0 --post scg,sem --out docs/images/methods
+    python docs/make_pictures.py --dataset cub --data-root /data/CUB_200_2011 --post scg,sem --out pictures
+
+The first is for the pages of the methods: its images are generated. Photographs of other data sets have licences of their own, so
+their pictures stay where they are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from wsolbench.cli.options import DataOptions, data_options
+from wsolbench.cli.train import default_backbone
+from wsolbench.exceptions import UsageError, WsolbenchError
+from wsolbench.files import file_name, sha256_of_file
+from wsolbench.maps import frame_boxes, to_frame
+from wsolbench.methods import list_methods, load_method, load_post
+from wsolbench.metrics.sweep import sweep
+from wsolbench.protocol import EvalProtocol
+from wsolbench.records import RunRecord, read_records
+from wsolbench.report.overlays import Panel, drawable, frame_image, frame_mask, gray, overlay, panel_grid
+from wsolbench.report.sheets import box_overlay, mask_overlay, spread
+from wsolbench.sources import ModelSource
+from wsolbench.types import Dataset, Sample, no_boxes
+
+BASELINE = "cam"
+IMAGES = 6
+MAX_BYTES = 80_000
+SIDE = 1.12
+"""Of a panel, in inches of 100 pixels."""
+STYLE: dict[str, float] = {"strength": 0.6, "line_width": 2.0}
+"""Of overlays: lines that are still seen in panels of half the size of the frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A trained model, with a post-process or without."""
+
+    method: str
+    post: str | None
+    checkpoint: Path
+
+    @property
+    def name(self) -> str:
+        """As records name it."""
+        return self.method if self.post is None else f"{self.method}+{self.post}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """Where maps are cut: at a threshold of boxes, or for a data set that has masks only at an 8-bit level."""
+
+    tau: float | None = None
+    level: int | None = None
+
+    @property
+    def text(self) -> str:
+        """As a row is labelled."""
+        return f"level {self.level}" if self.tau is None else f"tau {round(self.tau, 3):g}"
+
+
+def find_runs(folder: Path, backbone: str, seed: int, options: str, names: Sequence[str]) -> dict[str, Path]:
+    """Checkpoint of each trained method, or of the named ones, by method."""
+    ending = "-".join([backbone, f"seed{seed}", *filter(None, [options])])
+    found = {
+        row.name: path for row in list_methods() if (path := folder / f"{file_name(f'{row.name}-{ending}')}/last.safetensors").is_file()
+    }
+    if missing := [name for name in names if name not in found]:
+        raise UsageError(f"no trained model in {folder / f'{missing[0]}-{ending}'}; there are {', '.join(found) or 'none'}")
+    if not found:
+        raise UsageError(f"no trained model in {folder / f'<method>-{ending}'}; train one with `wsolbench train`, or name other --options")
+    return found
+
+
+def cut_of(run: Run, source: ModelSource, dataset: Dataset, records: Sequence[RunRecord]) -> Cut | None:
+    """The oracle threshold of the run's record: that of the same weights, post-process, data and protocol. None: there is none."""
+    digest, post = sha256_of_file(run.checkpoint), None if source.post is None else source.post.describe()
+    for record in records:
+        weights = record.method.get("training", {}).get("checkpoint", {}).get("sha256")
+        wanted = {"name": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint, "limit": None, "transform": None}
+        data = {name: record.dataset.get(name) for name in wanted}
+        same = (record.method["name"], weights, record.method.get("post")) == (run.name, digest, post)
+        if same and data == wanted and record.protocol == source.protocol:
+            boxes, masks = record.metric("gt_known", "oracle"), record.metric("peak_t")
+            if boxes is not None and boxes.tau:
+                return Cut(tau=boxes.tau[0])
+            if masks is not None and masks.value is not None:
+                return Cut(level=int(masks.value))
+    return None
+
+
+def truth_panel(sample: Sample, class_name: str, protocol: EvalProtocol) -> Panel:
+    """The image with its true boxes, or where it has none its true mask."""
+    image = frame_image(sample, protocol)
+    boxes = drawable(frame_boxes(sample.boxes, sample.size, protocol), protocol.gt_end)
+    mask = None if len(boxes) else frame_mask(sample, protocol)
+    drawn = overlay(image, np.zeros(image.shape[:2]), boxes, no_boxes(), true_mask=mask, **{**STYLE, "strength": 0.0})
+    return Panel(pixels=drawn, caption=(class_name,))
+
+
+def map_panel(sample: Sample, raw_map: np.ndarray, protocol: EvalProtocol, cut: Cut) -> Panel:
+    """The image in grey under a map, with what is predicted and what is true."""
+    unit_map = to_frame(raw_map, sample.size, protocol, what=f"map of {sample.id!r}")
+    image = gray(frame_image(sample, protocol))
+    if cut.tau is None:
+        assert cut.level is not None
+        return Panel(pixels=mask_overlay(image, sample, unit_map, protocol, cut.level, **STYLE))
+    drawn = box_overlay(image, sample, unit_map, protocol, cut.tau, **STYLE)
+    if not len(sample.boxes):
+        return Panel(pixels=drawn)
+    truth = frame_boxes(sample.boxes, sample.size, protocol)
+    iou = sweep(unit_map, truth, replace(protocol, taus=(cut.tau,))).single_iou[0]
+    return Panel(pixels=drawn, caption=(f"IoU {iou:.2f}",))
+
+
+class Pictures:
+    """Rows of panels, each made once for all the sheets that show it."""
+
+    def __init__(self, dataset: Dataset, samples: Sequence[Sample], protocol: EvalProtocol, device: str) -> None:
+        self.dataset, self.samples, self.protocol, self.device = dataset, samples, protocol, device
+        self.truth = [truth_panel(sample, dataset.class_names[sample.label], protocol) for sample in samples]
+        self.rows: dict[str, tuple[list[Panel], Cut]] = {}
+
+    def add(self, run: Run, records: Sequence[RunRecord], tau: float | None) -> None:
+        """Make the row of a run, unless it has a post-process and no record says the threshold.
+
+        Raises `UsageError` for a run without a post-process and without a record. `tau` is taken in place of any record.
+        """
+        source = ModelSource(
+            load_method(run.method).load(run.checkpoint, device=self.device),
+            self.protocol,
+            num_classes=len(self.dataset.class_names),
+            device=self.device,
+            batch_size=len(self.samples),
+            post=None if run.post is None else load_post(run.post).create({}),
+        )
+        if tau is None:
+            cut = cut_of(run, source, self.dataset, records)
+        else:
+            cut = Cut(tau=tau) if self.dataset.has_boxes else Cut(level=round(255 * tau))
+        if cut is None and run.post is None:
+            raise UsageError(
+                f"no record of {run.name} with {run.checkpoint} on {self.dataset.name}/{self.dataset.split}: wsolbench eval "
+                f"--method {run.method} --checkpoint {run.checkpoint} --dataset {self.dataset.name}, or name a --tau"
+            )
+        if cut is None:
+            return
+        maps = source.maps(self.samples, source.collate([source.load(sample) for sample in self.samples])).maps
+        rows = [map_panel(sample, raw_map, self.protocol, cut) for sample, raw_map in zip(self.samples, maps, strict=True)]
+        self.rows[run.name] = rows, cut
+
+    def write(self, path: Path, names: Sequence[str], title: str) -> None:
+        """A sheet: the images with their truth, then the rows of these runs, as far as they were made."""
+        names = [name for name in names if name in self.rows]
+        labels = ["image", *(f"{name.replace('+', ' + ')}\n{self.rows[name][1].text}" for name in names)]
+        ids = [sample.id for sample in self.samples]
+        grid = [self.truth, *(self.rows[name][0] for name in names)]
+        panel_grid(grid, path, title, row_names=labels, column_names=ids, side=SIDE, max_bytes=MAX_BYTES)
+
+
+def choose(dataset: Dataset, ids: Sequence[str]) -> list[Sample]:
+    """The named images, or six spread evenly over those of the split that have a true box or mask."""
+    if ids:
+        return [dataset.find(image_id) for image_id in ids]
+    known = [sample for sample in dataset.samples if len(sample.boxes) or (sample.has_mask and not dataset.has_boxes)]
+    if not known:
+        raise UsageError(f"no image of {dataset.name}/{dataset.split} has a true box or mask; name some with --image and a --tau")
+    return [known[index] for index in spread(len(known), IMAGES)]
+
+
+def sheets(methods: Sequence[str], trained: Collection[str], posts: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Name and rows of each picture: one for each of `methods`; where none is named, one for each trained method and each post-process."""
+    for method in methods or trained:
+        first = [BASELINE] if BASELINE in trained and method != BASELINE else []
+        yield method, [*first, method, *(f"{method}+{post}" for post in posts)]
+    if BASELINE in trained and not methods:
+        yield from ((post, [BASELINE, f"{BASELINE}+{post}"]) for post in posts)
+
+
+@click.command()
+@data_options
+@click.option("--split", default="test", show_default=True, help="Split that the images are of.")
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of trained models.")
+@click.option("--backbone", help="Backbone of the runs; default: tiny for toybirds, else resnet50.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the runs.")
+@click.option(
+    "--options", default="", metavar="TEXT", help="What follows the seed in the names of the run folders: weights=cam-tiny-seed0."
+)
+@click.option("--method", "methods", multiple=True, help="A method to make a picture of; may be repeated. Default: all that are trained.")
+@click.option("--post", default="", help="Post-processes, as they are by default, of further rows: scg,sem.")
+@click.option("--records", type=click.Path(path_type=Path), default=Path("results/measured"), show_default=True, help="For thresholds.")
+@click.option("--tau", type=click.FloatRange(0, 1), help="Threshold of all rows, in place of the oracle of each run's record.")
+@click.option("--protocol", default="wsoleval", show_default=True, help="Preset of conventions.")
+@click.option("--image", "images", multiple=True, metavar="ID", help="Id of an image; may be repeated. Default: six of the split.")
+@click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the pictures, <method>.jpg.")
+def main(
+    data: DataOptions, split: str, runs: Path, methods: tuple[str, ...], post: str, tau: float | None, out: Path, **options: Any
+) -> None:
+    """Write a picture of each trained method."""
+    try:
+        backbone = default_backbone(data.dataset, options["backbone"])
+        found = find_runs(runs / file_name(data.dataset), backbone, options["seed"], options["options"], methods)
+        plan = dict(sheets(methods, found, [name for name in post.split(",") if name]))
+        dataset = data.open(split)
+        pictures = Pictures(dataset, choose(dataset, options["images"]), EvalProtocol.preset(options["protocol"]), options["device"])
+        records = [record for _, record in read_records(options["records"])]
+        rows = dict.fromkeys(name for names in plan.values() for name in names)
+        for name in rows:
+            method, _, post_name = name.partition("+")
+            pictures.add(Run(method=method, post=post_name or None, checkpoint=found[method]), records, tau)
+        threshold = f"tau {tau:g}" if tau is not None else "the best threshold of each run (oracle)"
+        facts = [f"{dataset.name}/{split}", backbone, f"seed {options['seed']}", options["options"]]
+        for name, names in plan.items():
+            title = f"{name}\n{' · '.join(filter(None, facts))}\n"
+            title += f"Maps of the true class, stretched to [0, 1]; predicted at {threshold}, protocol {options['protocol']}."
+            if names[-1] in pictures.rows or name in pictures.rows:
+                pictures.write(out / f"{name}.jpg", names, title)
+                click.echo(f"picture  {out / f'{name}.jpg'}")
+        for name in rows:
+            if name not in pictures.rows:
+                click.echo(f"note     no row of {name}: no record; evaluate it with --post {name.partition('+')[2]}, or name a --tau")
+        if BASELINE not in found:
+            click.echo(f"note     no row of {BASELINE}: no trained model")
+    except WsolbenchError as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Classifiers of single parts that choose a scale and an orientation: the two alignment modules of SSANET, one after the other.
+
+L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition", arXiv:2001.01211, 2020, sections 3.2
+and 3.3; the modules are in `scale_alignment.py` and `oriented_pooling.py`, the pyramids they are compared with in `pyramids.py`.
+
+    boxes               (B, K, 4)           proposed parts
+    candidates          (B, K, A, 4)        each at A scales
+    X                   (B, K, A, D, h, h)  features of the candidates
+    phi                 (B, K, A, L)        all of X, or its pooled vector
+    y_DSM               (B, K, C)           its class, or the label in training, says which candidate is the aligned one
+    y_OP                (B, K, C)           on the aligned candidate; without DSM on the part as proposed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from reference_models.config import MethodConfig
+from reference_models.layers.oriented_pooling import OpVariant, OrientedHead
+from reference_models.layers.pyramids import FeaturePyramid, SpatialPyramid
+from reference_models.layers.scale_alignment import DsmForm, ScaleMining, scale_candidates
+from wsolbench.exceptions import UsageError
+
+PYRAMID_STAGES = 4
+"""Stages of the backbone that the feature pyramid sees: C2 to C5 of a ResNet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartHeadConfig(MethodConfig):
+    """Settings of the classifiers. Where a docstring names no source the paper is silent."""
+
+    part_pool: Literal["mean", "max"] = "mean"
+    """The pooled vector of a part, for FC and `dsm_feature=gap`: GAP or GMP of Table 4."""
+    dsm: Literal["full", "fixed", "one", "spp", "fpn", "none"] = "full"
+    """DSM, its variants of Table 5, a pyramid in its place (Table 5), or nothing."""
+    dsm_feature: Literal["flatten", "gap"] = "flatten"
+    """phi: all cells (Figure 3), or the pooled vector."""
+    dsm_form: DsmForm = "circulant"
+    """How (7) is computed; the results are the same."""
+    dsm_share: bool = True
+    """Whether all parts have one weight; the index i of the paper would also allow one each."""
+    scales: int = 5
+    """A, odd: the paper."""
+    alpha: float = 2**0.25
+    """Ratio of the sides of neighbouring scales."""
+    op: bool = True
+    """False: without OP (Table 3)."""
+    op_variant: OpVariant = "equations"
+    """(11) and (12) as printed, or rotated maps, as in the text."""
+    op_patches: int = 3
+    """N_H = N_W: the paper."""
+    op_patch: int = 0
+    """h = w, 3 in the paper; 0: the smallest that leaves no gap, which is 3 on 7x7."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What was seen of each part, and where."""
+
+    features: Float[Tensor, "b k d h h"]
+    """X of the aligned candidate, or of the part as proposed."""
+    boxes: Float[Tensor, "b k 4"]
+    scales: Float[Tensor, "b k c"] | None
+    """y_DSM, or the pyramid's logits."""
+    orientations: Float[Tensor, "b k c"] | None
+    """y_OP."""
+
+
+class PartHeads(nn.Module):
+    """DSM or a pyramid, and OP.
+
+    Args:
+        channels: of the backbone's stages.
+        side: of the grid of a part's features.
+        num_classes: C.
+        parts: K.
+        config: which classifiers there are.
+        who: the method, for messages.
+
+    Raises `UsageError` on settings that do not fit the grid or each other.
+    """
+
+    def __init__(self, channels: Sequence[int], side: int, num_classes: int, parts: int, config: PartHeadConfig, *, who: str) -> None:
+        if config.scales < 1 or config.scales % 2 == 0 or not config.alpha > 0:
+            raise UsageError(
+                f"settings scales={config.scales} and alpha={config.alpha} of method {who!r}: expected an odd number, and one above 0"
+            )
+        if config.op_patches < 1 or config.op_patch < 0:
+            raise UsageError(
+                f"settings op_patches={config.op_patches} and op_patch={config.op_patch} of method {who!r}: "
+                "expected at least one patch, and a number of cells, or 0"
+            )
+        super().__init__()
+        self.config = config
+        self.mining: ScaleMining | None = None
+        self.pyramid: SpatialPyramid | FeaturePyramid | None = None
+        if config.dsm == "spp":
+            self.pyramid = SpatialPyramid(channels[-1], num_classes)
+        elif config.dsm == "fpn":
+            self.pyramid = FeaturePyramid(channels[-PYRAMID_STAGES:], num_classes)
+        elif config.dsm != "none":
+            length = channels[-1] * (side**2 if config.dsm_feature == "flatten" else 1)
+            kinds = 1 if config.dsm_share else parts
+            self.mining = ScaleMining(num_classes, config.scales, length, mode=config.dsm, form=config.dsm_form, kinds=kinds)
+        self.orienting = (
+            OrientedHead(channels[-1], side, num_classes, patches=config.op_patches, patch=config.op_patch, variant=config.op_variant)
+            if config.op
+            else None
+        )
+
+    @property
+    def depth(self) -> int:
+        """How many of the backbone's last stages are looked at."""
+        return PYRAMID_STAGES if self.config.dsm == "fpn" else 1
+
+    def pooled(self, features: Float[Tensor, "*b d h h"]) -> Float[Tensor, "*b d"]:
+        """GAP or GMP."""
+        return features.mean(dim=(-2, -1)) if self.config.part_pool == "mean" else features.amax(dim=(-2, -1))
+
+    def start_from(self, classifier: nn.Linear) -> None:
+        """DSM on pooled vectors starts as a linear classifier of them."""
+        if self.mining is not None and self.config.dsm_feature == "gap":
+            self.mining.start_from(classifier.weight)
+
+    def forward(
+        self,
+        look: Callable[[Tensor], list[Tensor]],
+        boxes: Float[Tensor, "b k 4"],
+        classes: Int[Tensor, " b"] | None = None,
+        *,
+        orient: bool = True,
+    ) -> Reading:
+        """Look at the parts and classify them.
+
+        Args:
+            look: (B, n, 4) boxes -> the last `depth` stages (B, n, D, h, w) of each.
+            boxes: proposed parts.
+            classes: for which class of each image a candidate is aligned; None: the one that DSM predicts.
+            orient: False leaves OP out.
+        """
+        scales = orientations = None
+        if self.mining is not None:
+            candidates = scale_candidates(boxes, self.config.alpha, self.config.scales)  # (B, K, A, 4)
+            seen = look(candidates.flatten(1, 2))[-1]
+            features = seen.view(*candidates.shape[:3], *seen.shape[2:])  # (B, K, A, D, h, h)
+            phi = features.flatten(3) if self.config.dsm_feature == "flatten" else self.pooled(features)
+            scored = self.mining(phi)
+            scales = scored.logits
+            best = self.mining.aligned(phi, scored.shift, scales.sum(dim=1).argmax(dim=1) if classes is None else classes)
+            boxes = candidates.take_along_dim(best[..., None, None], dim=2)[:, :, 0]
+            features = features.take_along_dim(best[:, :, None, None, None, None], dim=2)[:, :, 0]
+        else:
+            stages = look(boxes)
+            features = stages[-1]
+            if self.pyramid is not None:
+                scales = self.pyramid([stage.flatten(0, 1) for stage in stages]).float().view(*boxes.shape[:2], -1)
+        if self.orienting is not None and orient:
+            orientations = self.orienting(features.flatten(0, 1))[0].view(*boxes.shape[:2], -1)
+        return Reading(features, boxes, scales, orientations)

@@ -1,0 +1,56 @@
+"""Pyramids of the features of a part, with a linear classifier: what SSANET compares its scale mining with (its Table 5).
+
+K. He, X. Zhang, S. Ren, J. Sun, "Spatial pyramid pooling in deep convolutional networks for visual recognition", TPAMI 2015;
+T.-Y. Lin, P. Dollar, R. Girshick, K. He, B. Hariharan, S. Belongie, "Feature pyramid networks for object detection", CVPR 2017.
+
+SSANET says only that settings are those of the two papers. Here both see one part at its own scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class SpatialPyramid(nn.Module):
+    """Maxima over grids of 1, 2, 3 and 6 cells a side: 50 vectors, and a linear layer on all of them."""
+
+    BINS = (1, 2, 3, 6)
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(channels * sum(side**2 for side in self.BINS), num_classes)
+
+    def forward(self, stages: Sequence[Tensor]) -> Float[Tensor, "r c"]:
+        """Logits from the last stage."""
+        bins = [F.adaptive_max_pool2d(stages[-1], side).flatten(1) for side in self.BINS]
+        logits: Tensor = self.classifier(torch.cat(bins, dim=1))
+        return logits
+
+
+class FeaturePyramid(nn.Module):
+    """Stages with 256 channels each, every one added to the next finer one, the mean of each, and a linear layer on all of them."""
+
+    WIDTH = 256
+
+    def __init__(self, channels: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(inputs, self.WIDTH, 1) for inputs in channels)
+        self.smooth = nn.ModuleList(nn.Conv2d(self.WIDTH, self.WIDTH, 3, padding=1) for _ in channels)
+        self.classifier = nn.Linear(self.WIDTH * len(channels), num_classes)
+
+    def forward(self, stages: Sequence[Tensor]) -> Float[Tensor, "r c"]:
+        """Logits from as many stages as there are `channels`, fine ones first."""
+        pooled, above = [], None
+        for lateral, smooth, features in reversed(list(zip(self.lateral, self.smooth, stages, strict=True))):
+            merged = lateral(features)
+            if above is not None:
+                merged = merged + F.interpolate(above, size=merged.shape[2:], mode="nearest")
+            pooled.append(smooth(merged).mean(dim=(2, 3)))
+            above = merged
+        logits: Tensor = self.classifier(torch.cat(pooled, dim=1))
+        return logits

@@ -1,0 +1,130 @@
+"""What the training loops share: recipe and facts of a request, the state of a run on disk, seeds, precision, the look at the loss."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+from torch import nn
+
+from reference_models.checkpoint import read_header
+from reference_models.detection_recipes import DetectionRecipe
+from reference_models.recipes import Recipe
+from reference_models.run_folder import must_be_same
+from reference_models.weights import IMAGENET, NONE
+from wsolbench.exceptions import DataError, UsageError
+from wsolbench.files import atomic_path, canonical_json, sha256_of_file
+from wsolbench.methods import DetectorRequest, TrainRequest
+
+LAST, BEST, STATE, LOG = "last.safetensors", "best.safetensors", "state.pt", "log.csv"
+
+R = TypeVar("R", Recipe, DetectionRecipe)
+
+
+@runtime_checkable
+class Run(Protocol):
+    """What of a run in progress is kept on disk."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    device: torch.device
+    facts: dict[str, Any]
+
+
+def as_asked(recipe: R, request: TrainRequest | DetectorRequest) -> R:
+    """The recipe with the request's changes. Raises `UsageError` on numbers that mean nothing."""
+    asked: dict[str, Any] = {"epochs": request.epochs, "batch_size": request.batch_size, "lr": request.lr}
+    recipe = replace(recipe, **{name: value for name, value in asked.items() if value is not None})
+    for name in asked:
+        if not getattr(recipe, name) > 0:
+            raise UsageError(f"{name} is {getattr(recipe, name)}; expected a number greater than 0")
+    if request.workers < 0 or request.seed < 0:
+        raise UsageError(f"workers and seed must not be negative; got {request.workers} and {request.seed}")
+    return recipe
+
+
+def recipe_facts(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
+    """All fields, as JSON has them."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(recipe).items()}
+
+
+def weights_fact(weights: str) -> str:
+    """The name of pretrained weights; of a file also its digest."""
+    if weights not in (IMAGENET, NONE) and Path(weights).is_file():
+        return f"{Path(weights).name} {sha256_of_file(Path(weights))}"
+    return weights
+
+
+def save_state(run: Run, progress: dict[str, Any], path: Path) -> None:
+    """Write all that a run needs to go on; `progress` says how far it is, in values of JSON."""
+    state = {
+        "facts": canonical_json(run.facts),
+        "progress": json.dumps(progress),
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+    }
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(run: Run, path: Path) -> dict[str, Any]:
+    """Put `run` where `save_state` left it, and return the progress. Raises `UsageError` when the state is another run's."""
+    try:
+        state = torch.load(path, map_location=run.device, weights_only=True)
+        facts, progress = json.loads(state["facts"]), dict(json.loads(state["progress"]))
+    except Exception as error:  # torch.load raises whatever a damaged archive makes it stumble on
+        raise DataError(
+            f"the state of the interrupted run, {path}, is broken; delete it to start again ({type(error).__name__})"
+        ) from error
+    must_be_same({"processes": 1, **facts}, {"processes": 1, **run.facts}, path)
+    run.model.load_state_dict(state["model"], strict=True)
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.scaler.load_state_dict(state["scaler"])
+    return progress
+
+
+def finished(out: Path, facts: dict[str, Any]) -> bool:
+    """Whether the folder holds the finished run of these facts; `UsageError` when it holds another one."""
+    if not (out / LAST).exists():
+        return False
+    training = read_header(out / LAST)["training"]
+    must_be_same({name: training.get(name) for name in facts}, facts, out / LAST)
+    return bool(training["epoch"] == facts["recipe"]["epochs"])
+
+
+def must_be_finite(means: dict[str, float], method: str, where: str, lr: float) -> None:
+    """Raises `UsageError` when the sum of the terms of the loss is no number any more."""
+    if not np.isfinite(sum(means.values())):
+        terms = ", ".join(f"{name} {value:g}" for name, value in means.items())
+        raise UsageError(
+            f"the loss of {method!r} is no longer finite: {where} ({terms}). Use a smaller --lr (it is {lr:g}), "
+            "or --set recipe.clip_norm=1; the run folder still holds what was saved before"
+        )
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Mixed precision on CUDA, nothing elsewhere."""
+    return torch.autocast(device.type, dtype=_half(device), enabled=device.type == "cuda")
+
+
+def scaler_for(device: torch.device) -> torch.amp.GradScaler:
+    """Scales the loss where gradients are in float16, nothing elsewhere."""
+    return torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and _half(device) == torch.float16)
+
+
+def _half(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
+
+
+def mixed(*numbers: int) -> int:
+    """One seed out of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,300 @@
+"""SSANET: parts that agree in rank between images, each classified at its best scale shift and pooling orientation.
+
+L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition", arXiv:2001.01211, 2020. There is no
+released code; equations have the paper's numbers.
+
+Idea. NTS-Net's Navigator proposes parts, and a loss makes the j-th parts of all images similar (MAC). Boxes of parts are only about right:
+one classifier sees each part at several scales and takes the best cyclic shift of its weights (DSM), another one sees it pooled along
+rows and columns in both directions and takes the best of the four (OP). Parts alone decide.
+
+    paper           name                                shape
+    A_1 .. A_K      proposed.boxes                      (B, K, 4)           `layers/navigator.py`, as in NTS-Net
+    f_i,j           heads.pooled(look(...))             (B, K, D)           parts seen again by the backbone
+    FC              part_classifier                     (B, K, C)           one layer for all parts
+    S               similarities, in mac_loss           (B, B, K, K)        cosines of the parts of two images
+    (6)-(8), y      reading.scales                      (B, K, C)           DSM, `layers/scale_alignment.py`
+    (9)-(13), y     reading.orientations                (B, K, C)           OP, `layers/oriented_pooling.py`, on the aligned candidate
+
+    (1)  L = sum_j CE(FC f_j) + lambda mean of L_m over pairs of images
+    (2)  L_m = mean_j log(1 + sum_{m != j} exp(S_jm - S_jj))        the cross-entropy of softmax(S_j) with target j
+         logits = sum over j of both y
+
+A run has four stages, each with its own schedule of the rate; what does not learn is in evaluation mode, batch norm included.
+    1a  backbone, Navigator, FC, global classifier: (1), NTS-Net's ranking loss, cross-entropy of the whole image.
+    1b  DSM: cross-entropy of each y_DSM and of their sum.
+    2   OP: the same of y_OP, on the candidate that DSM aligns for the label.
+    3   Navigator and FC, with a tenth of the rate.
+With `training=one_stage`, and in a run of fewer epochs than stages, 1a, 1b and 2 are one. What is predicted before 2 is partly untrained.
+
+Maps. `maps_of` is the class activation map of the global classifier; the own map `parts` is what the K boxes cover. `propose` gives
+these boxes, at their aligned scale where there is DSM.
+
+Rows of the paper's tables. 3: the method `baseline` with this recipe; `dsm=none op=false mac_weight=0`; `dsm=none op=false`;
+`dsm=none`; `op=false`; the defaults. 4: `dsm=none op=false` with `part_pool=max`, with `mean`; `dsm=none`. 5: `op=false` with
+`dsm=spp`, `fpn`, `fixed`, `one`, `full`. 6, G+P: `fusion=G+P`.
+
+Departures and open readings; those of DSM and OP are in their files
+    (1)        Pairs of an image with itself do not count, and pairs have a mean (`mac_self`, `mac_reduction`). The choice of boxes gives
+               the Navigator no gradient: `rank_loss`. There is no loss of the global classifier: `aux_global`.
+    (2)        As printed it has no S_jj, and nothing attracts; (4) and (5), its derivatives, show what is meant. They lack 1/K, and (4) its
+               sign, and it has a sum of reciprocals in place of the reciprocal of a sum. The index of a part is its rank.
+    Stage 1    The text trains all parameters with DSM, and says that the backbone is frozen then: `stage1`.
+    Stage 2    The global classifier has a third of the rate: here a third of the loss.
+    Stage 3    "Part-net" is taken for Navigator and FC.
+    Run        Lengths are not given: `stage_epochs`. The rate falls after 60 epochs, here of 90; for OP on Cars after 30, here of 45:
+               `recipe=ssanet_cars` with `stage_epochs=90,90,45,1`. SGD has Nesterov's momentum, as in every recipe here.
+    Sizes      The paper's are for `--image-size 448`; anchors and parts are scaled with the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from reference_models.backbone import Backbone
+from reference_models.base import Batch, ForwardPass, Localizer
+from reference_models.config import MethodConfig
+from reference_models.layers.fine_grained import FINE_GRAINED, own_grid
+from reference_models.layers.heads import class_activation_maps, cross_entropy
+from reference_models.layers.navigator import AnchorKind, Navigator, nominate, part_costs, rank_loss
+from reference_models.layers.part_features import aligned_regions, grid_side, seen_again
+from reference_models.layers.part_heads import PartHeadConfig, PartHeads
+from reference_models.layers.regions import coverage
+from reference_models.layers.training_stages import place_in
+from reference_models.recipes import Recipe
+from wsolbench.exceptions import UsageError
+
+Reduction = Literal["mean", "sum"]
+Fuse = Literal["logits", "softmax"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SsanetConfig(PartHeadConfig):
+    """Settings of `ssanet`. Where a docstring names no source the paper is silent."""
+
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {"paper": MappingProxyType({}), "light": MappingProxyType({"dsm_feature": "gap"})}
+    )
+
+    variant: Literal["paper", "light"] = "paper"
+    """`light`: DSM sees pooled vectors, and has 2 instead of 100 million weights (ResNet-50, 200 classes)."""
+    parts: int = 4
+    """K: the paper."""
+    proposals: int = 6
+    """M, parts that the ranking loss compares, of which the first K go on: NTS-Net."""
+    anchors: AnchorKind = "nts"
+    """NTS-Net's ("like [21]"), or, as the text goes on, one level with three sides and three ratios."""
+    nms: float = 0.25
+    """Largest IoU of two parts: NTS-Net."""
+    part_size: int = 0
+    """Side to which a part is resized; 0: half the image's, 224 as in NTS-Net."""
+    part_source: Literal["crop", "roi"] = "crop"
+    """The backbone sees parts again, or (the paper's hint for more speed) they are cut out of the features of the whole image."""
+    crop_chunk: int = 256
+    """How many crops go through a backbone in evaluation mode at a time; changes no result."""
+    mac_weight: float = 0.5
+    """lambda: 0.5 in the paper (0.1, 0.3 and 1 are as good); 0: without MAC (Table 3)."""
+    mac_self: bool = False
+    """Whether pairs of an image with itself count, as in the printed sum."""
+    mac_reduction: Reduction = "mean"
+    """Of the pairs; `sum` as printed."""
+    rank_loss: Literal["nts", "none"] = "nts"
+    """What the Navigator learns from; `none`, the paper to the letter: it does not learn."""
+    aux_global: bool = True
+    """Whether the global classifier learns; where not, the maps are those of an untrained one."""
+    fusion: Literal["P", "G+P"] = "P"
+    """What predicts: parts (the paper), or the global classifier, too (Table 6, others' methods)."""
+    fuse: Fuse = "logits"
+    """What of the modules is "summed together": scores before or after softmax."""
+    training: Literal["three_stage", "one_stage"] = "three_stage"
+    """The paper's, or all at once, with which OP has little effect (paper)."""
+    stage1: Literal["mac_then_dsm", "joint"] = "mac_then_dsm"
+    """Whether DSM learns after 1a, with a frozen backbone, or during it."""
+    stage_epochs: tuple[int, ...] = (90, 90, 90, 1)
+    """Lengths of 1a, 1b, 2, 3, relative to each other; each has an epoch at least. The last can be 0: without stage 3."""
+
+
+def pair_loss(similarities: Float[Tensor, "*pairs k k"]) -> Float[Tensor, "*pairs"]:
+    """(2)."""
+    return -similarities.log_softmax(dim=-1).diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+
+
+def mac_loss(parts: Float[Tensor, "b k d"], *, with_self: bool, reduction: Reduction) -> Float[Tensor, ""]:
+    """(2) for all ordered pairs of images whatever their classes, in float32; 0 for a single image."""
+    (images, count, _), device = parts.shape, parts.device
+    with torch.autocast(device.type, enabled=False):
+        unit = F.normalize(parts.float().flatten(0, 1), dim=1, eps=1e-8)
+        pairs = pair_loss((unit @ unit.mT).view(images, count, images, count).transpose(1, 2))  # (B, B)
+    counted = torch.ones_like(pairs) if with_self else 1 - torch.eye(images, device=device)
+    total = (pairs * counted).sum()
+    return total / counted.sum().clamp(min=1) if reduction == "mean" else total
+
+
+def fused(scores: list[Tensor], how: Fuse) -> Float[Tensor, "b c"]:
+    """Sum of the scores (B, C), or the logarithm of the mean of their softmax."""
+    all_scores = torch.stack(scores).float()
+    return all_scores.sum(dim=0) if how == "logits" else all_scores.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(scores))
+
+
+def stages_of(config: SsanetConfig) -> list[tuple[frozenset[str], int]]:
+    """What learns in each stage of a run, and its length."""
+    lengths = dict(zip(("1a", "1b", "2", "3"), config.stage_epochs, strict=True))
+    there = {"1a": True, "1b": config.dsm != "none", "2": config.op, "3": config.dsm != "none" or config.op}
+    names = [name for name, length in lengths.items() if there[name] and length > 0]
+    together = 2 if config.stage1 == "joint" and there["1b"] else 1
+    groups = [names[:together], *([name] for name in names[together:])]
+    if config.training == "one_stage":
+        groups = [[name for name in names if name != "3"]]
+    return [(frozenset(group), lengths[group[0]]) for group in groups]
+
+
+class Ssanet(Localizer):
+    """See the module."""
+
+    method_name = "ssanet"
+    Config = SsanetConfig
+    config: SsanetConfig
+    recipes: ClassVar[Mapping[str, Recipe]] = MappingProxyType(
+        {
+            name: replace(FINE_GRAINED[name], source="arXiv:2001.01211; what it does not give is this project's", epochs=epochs)
+            for name, epochs in (("ssanet_cub", 271), ("ssanet_cars", 226), ("ssanet_aircraft", 271))
+        }
+    )
+
+    def __init__(self, backbone: Backbone, num_classes: int, config: SsanetConfig) -> None:
+        _check(config)
+        super().__init__(backbone, num_classes, config)
+        last = backbone.layout[-1]
+        self.part_size = config.part_size or backbone.input_spec.size // 2
+        self.part_side = grid_side(backbone, self.part_size)
+        self.navigator = Navigator(last.channels, last.stride, config.anchors)
+        self.part_classifier = nn.Linear(last.channels, num_classes)
+        self.global_classifier = nn.Linear(last.channels, num_classes)
+        self.heads = PartHeads(backbone.channels, self.part_side, num_classes, config.parts, config, who=self.method_name)
+        self.heads.start_from(self.part_classifier)
+        self.stages = stages_of(config)
+        self._let_learn(self.stages[0][0])
+
+    @classmethod
+    def grid_for(cls, backbone: str, config: MethodConfig) -> str:
+        """The network as it is: 14x14 at 448."""
+        return own_grid(backbone, config)
+
+    @classmethod
+    def recipe_name(cls, backbone: str, num_classes: int) -> str:
+        """The paper's on its backbone."""
+        return "ssanet_cub" if backbone == "resnet50" else super().recipe_name(backbone, num_classes)
+
+    # --- the stages of a run -------------------------------------------------------------------------------------------
+    def stage_at(self, epoch: int | float, epochs: int) -> tuple[frozenset[str], int, int]:
+        """What learns then, and the first epoch of the stage and the one after its last."""
+        if epochs < len(self.stages):
+            return frozenset().union(*(names for names, _ in self.stages)) - {"3"}, 0, epochs
+        place = place_in(epoch, epochs, [length for _, length in self.stages])
+        return self.stages[place.stage][0], place.start, place.stop
+
+    def _let_learn(self, learning: frozenset[str]) -> None:
+        self.learning = learning
+        proposing, config = bool(learning & {"1a", "3"}), self.config
+        learns = {
+            self.backbone: "1a" in learning,
+            self.navigator: proposing and config.rank_loss != "none",
+            self.part_classifier: proposing,
+            self.global_classifier: bool(learning & {"1a", "2"}) and config.aux_global,
+            self.heads.mining or self.heads.pyramid: "1b" in learning,
+            self.heads.orienting: "2" in learning,
+        }
+        for module, on in learns.items():
+            if module is not None:
+                module.requires_grad_(on).train(on and self.training)
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        """Freeze what does not learn; DSM on pooled vectors takes over what FC has learned."""
+        learning, start, _ = self.stage_at(epoch, epochs)
+        self._let_learn(learning)
+        if epoch == start and "1b" in learning and "1a" not in learning:
+            self.heads.start_from(self.part_classifier)
+
+    def lr_factor(self, recipe: Recipe, progress: float) -> float:
+        """Each stage has the recipe's schedule; the last one a tenth of the rate."""
+        learning, start, stop = self.stage_at(progress * recipe.epochs, recipe.epochs)
+        return 0.1 if learning == {"3"} else recipe.lr_factor((progress * recipe.epochs - start) / (stop - start))
+
+    # --- the method ----------------------------------------------------------------------------------------------------
+    def look(self, images: Float[Tensor, "b 3 S S"], features: Float[Tensor, "b d h w"], boxes: Float[Tensor, "b n 4"]) -> list[Tensor]:
+        """The last stages of each part, (B, n, D, h, h)."""
+        if self.config.part_source == "roi":
+            return [aligned_regions(features, boxes, images.shape[-1], self.part_side)]
+        return seen_again(self.backbone, images, boxes, self.part_size, depth=self.heads.depth, chunk=self.config.crop_chunk)
+
+    def forward(self, images: Float[Tensor, "b 3 S S"]) -> ForwardPass:
+        """Logits of the parts, maps of the global classifier, and the aligned parts."""
+        config, size = self.config, images.shape[-1]
+        stages = self.backbone.stages(images)
+        features = next(reversed(stages.values()))
+        proposed = nominate(self.navigator(features, size), size, config.parts, config.nms)
+        reading = self.heads(partial(self.look, images, features), proposed.boxes)
+        scores = [y.sum(dim=1) for y in (reading.scales, reading.orientations) if y is not None]
+        scores = scores or [self.part_classifier(self.heads.pooled(reading.features)).sum(dim=1)]
+        if config.fusion == "G+P":
+            scores.append(self.global_classifier(features.mean(dim=(2, 3))))
+        aligned = replace(proposed, boxes=reading.boxes)
+        return ForwardPass(
+            logits=fused(scores, config.fuse),
+            maps_of=lambda class_ids: class_activation_maps(features, self.global_classifier.weight, class_ids),
+            stages=stages,
+            penultimate=features,
+            propose=lambda: aligned,
+            own_maps={"parts": coverage(aligned, size, config.parts)},
+        )
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """What the stage asks for; see the module."""
+        config, learning, images, labels = self.config, self.learning, batch.images, batch.labels
+        features, size = self.backbone.run(images), images.shape[-1]
+        look = partial(self.look, images, features)
+        proposed = nominate(self.navigator(features, size), size, config.proposals, config.nms)
+        terms: dict[str, Tensor] = {}
+        if config.aux_global and learning & {"1a", "2"}:
+            whole = cross_entropy(self.global_classifier(features.mean(dim=(2, 3))), labels)
+            terms["global"] = whole if "1a" in learning else whole / 3
+        if learning & {"1a", "3"}:
+            parts = self.heads.pooled(look(proposed.boxes)[-1])  # (B, M, D)
+            costs = part_costs(self.part_classifier(parts), labels)
+            terms["part"] = costs[:, : config.parts].sum(dim=1).mean()  # (1)
+            if config.rank_loss == "nts":
+                terms["rank"] = rank_loss(proposed.scores, costs)
+            if "1a" in learning and config.mac_weight > 0:
+                mac = mac_loss(parts[:, : config.parts], with_self=config.mac_self, reduction=config.mac_reduction)
+                terms["mac"] = config.mac_weight * mac  # (1)
+        if learning & {"1b", "2"}:
+            reading = self.heads(look, proposed.boxes[:, : config.parts], labels, orient="2" in learning)
+            for name, scores in (("scale", reading.scales if "1b" in learning else None), ("orientation", reading.orientations)):
+                if scores is not None:
+                    terms[name] = part_costs(scores, labels).sum(dim=1).mean()
+                    terms[f"{name}_sum"] = cross_entropy(scores.sum(dim=1), labels)
+        return terms
+
+
+def _check(config: SsanetConfig) -> None:
+    """Raise `UsageError` on settings that mean nothing."""
+    who, lengths = "of method 'ssanet'", config.stage_epochs
+    if not 1 <= config.parts <= config.proposals:
+        raise UsageError(f"settings parts={config.parts} and proposals={config.proposals} {who}: expected 1 <= parts <= proposals")
+    if not 0 <= config.nms <= 1 or not config.mac_weight >= 0:
+        raise UsageError(f"settings nms={config.nms} and mac_weight={config.mac_weight} {who}: expected an IoU, and a weight of at least 0")
+    if config.part_size < 0 or config.crop_chunk < 1:
+        raise UsageError(f"settings part_size={config.part_size} and crop_chunk={config.crop_chunk} {who}: expected at least 0 and 1")
+    if len(lengths) != 4 or min(lengths[:3]) < 1 or lengths[3] < 0:
+        raise UsageError(f"setting stage_epochs={','.join(map(str, lengths))} {who}: expected four lengths; only the last may be 0")
+    if config.part_source == "roi" and config.dsm == "fpn":
+        raise UsageError(f"settings part_source=roi and dsm=fpn {who}: a feature pyramid needs the backbone's stages; use part_source=crop")

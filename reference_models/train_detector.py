@@ -1,0 +1,222 @@
+"""The training loop of detectors: images of any size with their objects, one process, the same result whether interrupted or not.
+
+All randomness of a step is seeded by (seed, step), the order and the mirroring of images by (seed, epoch), so a run goes on in the
+middle of an epoch, where an unbroken run would be. The state is written after each epoch, and within one every ten minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from reference_models.config import parse_settings, split_settings, to_json
+from reference_models.detection_data import Examples, TargetReader
+from reference_models.detection_recipes import DetectionRecipe
+from reference_models.detector import Detector, as_input
+from reference_models.loops import (
+    LAST,
+    LOG,
+    STATE,
+    as_asked,
+    autocast,
+    finished,
+    load_state,
+    mixed,
+    must_be_finite,
+    recipe_facts,
+    save_state,
+    scaler_for,
+    weights_fact,
+)
+from reference_models.run_folder import locked_run, write_log
+from wsolbench.distributed import world
+from wsolbench.evaluate import limited
+from wsolbench.exceptions import UsageError
+from wsolbench.methods import DetectorRequest
+from wsolbench.progress import Progress, track
+from wsolbench.sources import pick_device
+
+SAVE_SECONDS = 600.0
+"""Time between two states within an epoch."""
+
+
+@dataclass
+class Run:
+    """A run in progress: the model, what trains it, and what has happened so far."""
+
+    model: Detector
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    device: torch.device
+    recipe: DetectionRecipe
+    facts: dict[str, Any]
+    """All that the result depends on; equal facts give equal weights."""
+    step: int = 0
+    """Steps that are complete."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of each term over the images of this epoch."""
+    seconds: float = 0.0
+    """Time spent on this epoch."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of the log."""
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """How far it is."""
+        return {"step": self.step, "sums": self.sums, "seconds": self.seconds, "history": self.history}
+
+
+def fit(method: type[Detector], request: DetectorRequest) -> Path:
+    """Train a detector in the folder `request.out` and return the last checkpoint.
+
+    A folder that holds an unfinished run of the same request is continued, a finished one is returned as it is. The same request
+    gives the same weights, to the bit on the CPU (with the same number of threads). The folder gets `last.safetensors` with its
+    `.json`, `log.csv` (for each epoch the terms of the loss, learning rate, images per second), and `state.pt` while the run is unfinished.
+
+    Raises `UsageError` when the folder holds another run, on options that mean nothing, on objects without masks where masks are learnt,
+    and when the loss is no longer finite; `DataError` on images and masks that cannot be read.
+    """
+    if world().size > 1:
+        raise UsageError("detectors are trained in one process; start `wsolbench train-detector` without torchrun")
+    recipe = as_asked(method.recipe_for(request.backbone, request.settings), request)
+    facts = _run_facts(method, request, recipe)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked_run(request.out))
+        if finished(request.out, facts):
+            (request.out / STATE).unlink(missing_ok=True)
+            return request.out / LAST
+        device = pick_device(request.device)
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True))
+        _train(_start(method, request, recipe, facts, device), request)
+    return request.out / LAST
+
+
+def _train(run: Run, request: DetectorRequest) -> None:
+    """The steps that are left."""
+    reader = TargetReader(limited(request.train, request.limit), masks=run.model.wants_masks, workers=request.workers)
+    size, count, epochs = run.recipe.batch_size, len(reader), run.recipe.epochs
+    per_epoch = -(-count // size)
+    steps = per_epoch * epochs
+    run.model.train()
+    done = run.step // per_epoch * count + run.step % per_epoch * size
+    with track(description=f"training {run.model.method_name}", total=count * epochs, done=done) as bar:
+        while run.step < steps:
+            _epoch(run, reader, request, steps, bar)
+            run.seconds, run.sums = 0.0, {}
+            if run.step < steps:
+                save_state(run, run.progress, request.out / STATE)
+            write_log(run.history, request.out / LOG)
+    name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
+    seconds = round(sum(row["seconds"] for row in run.history), 1)
+    run.model.save(
+        request.out / LAST,
+        {**run.facts, "epoch": epochs, "train_loss": run.history[-1]["train_loss"]},
+        {"device": name, "seconds": seconds},
+    )
+    (request.out / STATE).unlink(missing_ok=True)
+
+
+def _epoch(run: Run, reader: TargetReader, request: DetectorRequest, steps: int, bar: Progress) -> None:
+    """What is left of an epoch; at its end a row of the log."""
+    recipe, count = run.recipe, len(reader)
+    epoch, first = divmod(run.step, steps // recipe.epochs)
+    batches = _batches(count, recipe.batch_size, np.random.default_rng((request.seed, epoch)))
+    seen, before, saved = first * recipe.batch_size, run.seconds, time.perf_counter()
+    start = saved
+    for examples in reader.batches(batches[first:], flip=recipe.flip, seed=request.seed, epoch=epoch):
+        torch.manual_seed(mixed(request.seed, run.step, 2))
+        factor = recipe.lr_factor(run.step, steps)
+        for group in run.optimizer.param_groups:
+            group["lr"] = recipe.lr * factor
+        for name, term in _step(run, examples).items():
+            run.sums[name] = run.sums.get(name, 0.0) + term * len(examples)
+        seen += len(examples)
+        run.step += 1
+        means = {name: value / seen for name, value in run.sums.items()}
+        must_be_finite(means, run.model.method_name, f"epoch {epoch + 1}, step {run.step}", recipe.lr)
+        now = time.perf_counter()
+        run.seconds = before + now - start
+        if now - saved >= SAVE_SECONDS and seen < count:
+            save_state(run, run.progress, request.out / STATE)
+            saved = now
+        bar.advance(len(examples), f"epoch {epoch + 1}/{recipe.epochs}, loss {sum(means.values()):.3f}")
+    row = {"epoch": epoch + 1, "train_loss": sum(means.values()), **means, "lr": recipe.lr * factor}
+    run.history.append({**row, "images_per_second": count / run.seconds, "seconds": run.seconds})
+
+
+def _step(run: Run, examples: Examples) -> dict[str, float]:
+    """One update of the parameters; the terms of the loss."""
+    run.optimizer.zero_grad(set_to_none=True)
+    images = [as_input(image, run.device) for image, _ in examples]
+    targets = [{name: tensor.to(run.device, non_blocking=True) for name, tensor in target.items()} for _, target in examples]
+    with autocast(run.device):
+        terms = run.model.loss(images, targets)
+    total: Tensor = torch.stack([term.float() for term in terms.values()]).sum()
+    run.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+    if run.recipe.clip_norm > 0:
+        run.scaler.unscale_(run.optimizer)
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    return {name: float(term.detach()) for name, term in terms.items()}
+
+
+def _batches(count: int, size: int, rng: np.random.Generator) -> list[Int[np.ndarray, " _"]]:
+    order = rng.permutation(count)
+    return [order[start : start + size] for start in range(0, count, size)]
+
+
+# --- what a run is, and where it is -----------------------------------------------------------------------------------
+
+
+def _run_facts(method: type[Detector], request: DetectorRequest, recipe: DetectionRecipe) -> dict[str, Any]:
+    """All that the weights depend on, but for the machine."""
+    config = parse_settings(method.Config, split_settings(request.settings)[0], what=f"detector {method.method_name!r}")
+    train = request.train
+    return {
+        "method": method.method_name,
+        "settings": to_json(config),
+        "backbone": request.backbone,
+        "weights": weights_fact(request.weights),
+        "seed": request.seed,
+        "recipe": recipe_facts(recipe),
+        "dataset": {
+            "name": train.name,
+            "split": train.split,
+            "fingerprint": train.fingerprint,
+            "images": len(train),
+            "limit": request.limit,
+        },
+    }
+
+
+def _start(method: type[Detector], request: DetectorRequest, recipe: DetectionRecipe, facts: dict[str, Any], device: torch.device) -> Run:
+    """A new run, or the one that the folder's state holds."""
+    torch.manual_seed(mixed(request.seed))
+    model = method.create(
+        backbone=request.backbone, class_names=request.train.class_names, weights=request.weights, settings=request.settings
+    ).to(device)
+    run = Run(model, _optimizer(model, recipe), scaler_for(device), device, recipe, facts)
+    if (request.out / STATE).exists():
+        for name, value in load_state(run, request.out / STATE).items():
+            setattr(run, name, value)
+    return run
+
+
+def _optimizer(model: Detector, recipe: DetectionRecipe) -> torch.optim.Optimizer:
+    learnt: Iterator[Tensor] = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(learnt, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(learnt, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay)

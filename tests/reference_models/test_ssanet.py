@@ -1,0 +1,422 @@
+"""SSANET: the alignment of parts between images, what each stage of a run trains, and the rows of the paper's tables."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reference_models.base import Batch
+from reference_models.layers.navigator import nominate, rank_loss
+from reference_models.layers.regions import coverage, crop_resize
+from reference_models.layers.scale_alignment import scale_candidates
+from reference_models.recognition.ssanet import Ssanet, SsanetConfig, fused, mac_loss, pair_loss, stages_of
+from tests.reference_models.conftest import squares, toy_backbone, toy_batch
+from wsolbench.exceptions import UsageError
+from wsolbench.methods import TrainRequest
+
+CLASSES = 5
+KNOWN = torch.tensor([[0.9, 0.1, 0.2, 0], [0.3, 0.8, 0.1, 0.1], [0.2, 0.2, 0.4, 0.5], [0, 0.1, 0.3, 0.7]])
+
+
+def ssanet(**settings) -> Ssanet:
+    return Ssanet(toy_backbone(), CLASSES, SsanetConfig(**settings)).eval()
+
+
+def at_stage(number: int, **settings) -> Ssanet:
+    """A model in training, in one of its stages."""
+    model = ssanet(**settings).train()
+    start = sum(length for _, length in model.stages[:number])
+    model.on_epoch(start, sum(length for _, length in model.stages))
+    return model
+
+
+def batch(count: int = 4) -> Batch:
+    return toy_batch(count, classes=CLASSES)
+
+
+def shown(model: Ssanet, run) -> list[tuple[int, ...]]:
+    """Shapes of all that the backbone is given while `run` runs."""
+    seen: list[tuple[int, ...]] = []
+    handle = model.backbone.steps["one"].register_forward_pre_hook(lambda _step, arguments: seen.append(tuple(arguments[0].shape)))
+    run()
+    handle.remove()
+    return seen
+
+
+def proposed(model: Ssanet, images: torch.Tensor, count: int):
+    return nominate(model.navigator(model.backbone.run(images), 32), 32, count, model.config.nms)
+
+
+def seen_parts(model: Ssanet, images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    features = model.backbone.run(crop_resize(images, boxes, 16))
+    return features.view(*boxes.shape[:2], *features.shape[1:])
+
+
+# --- MAC -------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_of_a_known_pair():
+    assert abs(float(pair_loss(KNOWN)) - 1.0324284) < 1e-6
+    by_hand = [math.log(1 + sum(math.exp(KNOWN[j, m] - KNOWN[j, j]) for m in range(4) if m != j)) for j in range(4)]
+    assert abs(float(pair_loss(KNOWN)) - sum(by_hand) / 4) < 1e-6
+
+
+@given(st.integers(0, 999))
+def test_the_loss_of_a_pair_is_a_cross_entropy_in_known_bounds(seed):
+    similarities = 2 * torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(seed)) - 1
+    expected = F.cross_entropy(similarities.view(-1, 4), torch.arange(4).repeat(3), reduction="none").view(3, 4).mean(1)
+    torch.testing.assert_close(pair_loss(similarities), expected)
+    assert (pair_loss(similarities) >= math.log(1 + 3 * math.exp(-2))).all()
+    assert (pair_loss(similarities) <= math.log(1 + 3 * math.exp(2))).all()
+
+
+def test_the_loss_of_equal_similarities_is_that_of_a_guess():
+    torch.testing.assert_close(pair_loss(torch.full((4, 4), 0.3)), torch.tensor(math.log(4)))
+
+
+def test_its_gradient_is_that_of_equations_4_and_5():
+    similarities = KNOWN.clone().requires_grad_()
+    pair_loss(similarities).backward()
+    for j in range(4):
+        for z in range(4):
+            rivals = sum(math.exp(KNOWN[j, m] - KNOWN[j, z]) for m in range(4) if m != j)
+            expected = -1 / (1 + 1 / rivals) if z == j else 1 / (math.exp(KNOWN[j, j] - KNOWN[j, z]) + rivals)
+            assert abs(float(similarities.grad[j, z]) - expected / 4) < 1e-6
+
+
+@pytest.mark.parametrize(("with_self", "reduction"), [(False, "mean"), (True, "mean"), (False, "sum"), (True, "sum")])
+def test_all_ordered_pairs_of_images_count(with_self, reduction):
+    parts = torch.randn(3, 4, 6)
+    pairs = []
+    for one in range(3):
+        for two in range(3):
+            if one != two or with_self:
+                cosines = torch.stack([F.cosine_similarity(parts[one, j][None], parts[two]) for j in range(4)])
+                pairs.append(pair_loss(cosines))
+    expected = torch.stack(pairs).mean() if reduction == "mean" else torch.stack(pairs).sum()
+    torch.testing.assert_close(mac_loss(parts, with_self=with_self, reduction=reduction), expected)
+    torch.testing.assert_close(mac_loss(7 * parts, with_self=with_self, reduction=reduction), expected)
+
+
+def test_a_single_image_has_no_pair_and_parts_of_zeros_no_bad_gradient():
+    assert float(mac_loss(torch.randn(1, 4, 6), with_self=False, reduction="mean")) == 0
+    zeros = torch.zeros(2, 4, 6, requires_grad=True)
+    mac_loss(zeros, with_self=False, reduction="mean").backward()
+    assert torch.isfinite(zeros.grad).all()
+
+
+def test_similarities_are_computed_in_float32_under_autocast_too():
+    parts = torch.randn(3, 4, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = mac_loss(parts, with_self=False, reduction="mean")
+    assert torch.equal(mixed, mac_loss(parts, with_self=False, reduction="mean"))
+
+
+# --- the prediction --------------------------------------------------------------------------------------------------------
+
+
+def test_the_prediction_is_the_sum_of_both_modules_over_the_aligned_parts():
+    model, images = ssanet(), torch.randn(3, 3, 32, 32)
+    torch.nn.init.normal_(model.heads.mining.weight)
+    result = model.localize(images)
+    boxes = proposed(model, images, 4).boxes
+    candidates = scale_candidates(boxes, 2**0.25, 5)
+    features = seen_parts(model, images, candidates.flatten(1, 2)).view(3, 4, 5, 16, 4, 4)
+    scored = model.heads.mining(features.flatten(3))
+    predicted = scored.logits.sum(1).argmax(1)
+    best = model.heads.mining.aligned(features.flatten(3), scored.shift, predicted)
+    logits = []
+    for image in range(3):
+        chosen = torch.stack([features[image, part, best[image, part]] for part in range(4)])
+        logits.append(scored.logits[image].sum(0) + model.heads.orienting(chosen)[0].sum(0))
+    torch.testing.assert_close(result.logits, torch.stack(logits), atol=1e-5, rtol=1e-4)
+    found = result.propose()
+    assert torch.equal(found.boxes, candidates.take_along_dim(best[..., None, None], 2)[:, :, 0])
+    assert torch.equal(found.scores, proposed(model, images, 4).scores)
+    assert torch.equal(result.own_maps["parts"], coverage(found, 32, 4))
+
+
+def test_maps_are_those_of_the_global_classifier():
+    model, images = ssanet(), torch.randn(2, 3, 32, 32)
+    maps = model.localize(images).score_maps(torch.arange(CLASSES).expand(2, CLASSES))
+    expected = torch.einsum("cd,bdhw->bchw", model.global_classifier.weight, model.backbone.run(images))
+    torch.testing.assert_close(maps, expected, atol=1e-5, rtol=1e-4)
+
+
+ROWS = [  # settings; stages; terms of each; what predicts
+    ({"dsm": "none", "op": False, "mac_weight": 0.0}, ["1a"], "plain"),
+    ({"dsm": "none", "op": False}, ["1a"], "plain"),
+    ({"dsm": "none", "op": False, "part_pool": "max"}, ["1a"], "plain"),
+    ({"dsm": "none"}, ["1a", "2", "3"], "orientations"),
+    ({"op": False}, ["1a", "1b", "3"], "scales"),
+    ({"op": False, "dsm": "fixed"}, ["1a", "1b", "3"], "scales"),
+    ({"op": False, "dsm": "one"}, ["1a", "1b", "3"], "scales"),
+    ({"op": False, "dsm": "spp"}, ["1a", "1b", "3"], "scales"),
+    ({}, ["1a", "1b", "2", "3"], "both"),
+]
+
+
+@pytest.mark.parametrize(("settings", "stages", "predicts"), ROWS)
+def test_every_row_of_the_tables_trains_its_stages_and_predicts_by_what_it_has(settings, stages, predicts):
+    model, images = ssanet(**settings), torch.randn(2, 3, 32, 32)
+    assert [sorted(names) for names, _ in model.stages] == [[name] for name in stages]
+    result = model.localize(images)
+    reading = model.heads(lambda boxes: [seen_parts(model, images, boxes)], proposed(model, images, 4).boxes)
+    plain = model.part_classifier(model.heads.pooled(reading.features))
+    parts = {"plain": [plain], "scales": [reading.scales], "orientations": [reading.orientations]}
+    parts["both"] = [reading.scales, reading.orientations]
+    torch.testing.assert_close(result.logits, sum(part.sum(1) for part in parts[predicts]), atol=1e-5, rtol=1e-4)
+    both = ssanet(fusion="G+P", **settings)
+    both.load_state_dict(model.state_dict())
+    whole = model.global_classifier(model.backbone.run(images).mean((2, 3)))
+    torch.testing.assert_close(both.localize(images).logits, result.logits + whole, atol=1e-5, rtol=1e-4)
+
+
+def test_a_feature_pyramid_needs_four_stages_of_each_part():
+    model = Ssanet.create(backbone="tiny", num_classes=3, weights="none", settings={"dsm": "fpn", "op": "false"}, image_size=32)
+    assert model.localize(torch.randn(2, 3, 32, 32)).logits.shape == (2, 3)
+    assert [layer.in_channels for layer in model.heads.pyramid.lateral] == [24, 48, 64, 64]
+
+
+def test_softmax_can_be_summed_instead_of_scores():
+    scores = [torch.randn(3, 5), torch.randn(3, 5)]
+    torch.testing.assert_close(fused(scores, "logits"), scores[0] + scores[1])
+    mean = (scores[0].softmax(1) + scores[1].softmax(1)) / 2
+    torch.testing.assert_close(fused(scores, "softmax"), mean.log())
+
+
+def test_the_backbone_sees_each_part_at_five_scales_at_test_and_six_parts_in_training():
+    model = ssanet()
+    assert shown(model, lambda: model.localize(torch.randn(2, 3, 32, 32))) == [(2, 3, 32, 32), (40, 3, 16, 16)]
+    model = ssanet(crop_chunk=15)
+    assert shown(model, lambda: model.localize(torch.randn(2, 3, 32, 32)))[1:] == [(15, 3, 16, 16), (15, 3, 16, 16), (10, 3, 16, 16)]
+    model = at_stage(0)
+    assert shown(model, lambda: model.loss(batch(2))) == [(2, 3, 32, 32), (12, 3, 16, 16)]
+    model = ssanet(part_source="roi")
+    assert shown(model, lambda: model.localize(torch.randn(2, 3, 32, 32))) == [(2, 3, 32, 32)]
+
+
+def test_at_the_size_of_the_paper_there_are_its_features():
+    model = Ssanet.create(backbone="resnet50", num_classes=2, weights="none", settings={}, image_size=448)
+    assert model.heads.mining.weight.shape == (1, 2, 5, 100_352)
+    assert (model.heads.orienting.classifier.in_features, model.heads.orienting.patch, model.heads.orienting.stride) == (55_296, 3, 2)
+    assert model.navigator(torch.rand(1, 2048, 14, 14), 448).scores.shape == (1, 1614)
+
+
+def test_chunks_change_no_result():
+    one, many, images = ssanet(), ssanet(crop_chunk=7), torch.randn(2, 3, 32, 32)
+    many.load_state_dict(one.state_dict())
+    torch.testing.assert_close(one.localize(images).logits, many.localize(images).logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"variant": "light"}, {"part_source": "roi"}, {"anchors": "single"}, {"dsm_share": "false"}])
+def test_other_choices_give_a_network_that_works(settings):
+    model = Ssanet.create(backbone="tiny", num_classes=3, weights="none", settings=settings, image_size=32)
+    expected = {"light": (1, 3, 5, 64), "false": (4, 3, 5, 256)}.get(next(iter(settings.values())), (1, 3, 5, 256))
+    assert model.heads.mining.weight.shape == expected
+    assert torch.isfinite(model.localize(torch.randn(2, 3, 32, 32)).logits).all()
+    model.train().on_epoch(0, 1)
+    sum(model.loss(toy_batch(4, classes=3)).values()).backward()
+    assert model.heads.mining.weight.grad.any()
+
+
+# --- the stages ------------------------------------------------------------------------------------------------------------
+
+LEARNS = [
+    {"backbone", "navigator", "part_classifier", "global_classifier"},
+    {"heads.mining"},
+    {"heads.orienting", "global_classifier"},
+    {"navigator", "part_classifier"},
+]
+
+
+def part_of(name: str) -> str:
+    return ".".join(name.split(".")[:2]) if name.startswith("heads") else name.split(".", maxsplit=1)[0]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_stage_trains_its_parts_and_leaves_the_others_to_the_bit(stage):
+    model = at_stage(stage)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    sum(model.loss(batch()).values()).backward()
+    optimizer.step()
+    moved = {part_of(name) for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == LEARNS[stage]
+    assert {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad} == LEARNS[stage]
+    assert model.backbone.training == (stage == 0)
+
+
+def test_the_first_stage_has_the_terms_of_equation_1_and_those_that_it_lacks():
+    model, given_batch = at_stage(0, mac_weight=0.7), batch()
+    model.eval()  # the same numbers in two passes
+    terms = model.loss(given_batch)
+    found = proposed(model, given_batch.images, 6)
+    parts = seen_parts(model, given_batch.images, found.boxes).mean((3, 4))
+    costs = torch.stack(
+        [F.cross_entropy(model.part_classifier(parts[:, j]), given_batch.labels, reduction="none") for j in range(6)], dim=1
+    )
+    whole = model.global_classifier(model.backbone.run(given_batch.images).mean((2, 3)))
+    expected = {
+        "global": F.cross_entropy(whole, given_batch.labels),
+        "part": costs[:, :4].sum(1).mean(),
+        "rank": rank_loss(found.scores, costs),
+        "mac": 0.7 * mac_loss(parts[:, :4], with_self=False, reduction="mean"),
+    }
+    assert terms.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_later_stages_have_the_cross_entropy_of_each_part_and_of_their_sum():
+    given_batch, losses = batch(), {}
+    for stage in (1, 2):
+        model = at_stage(stage)
+        boxes = proposed(model, given_batch.images, 6).boxes[:, :4]
+        reading = model.heads(lambda boxes, model=model: [seen_parts(model, given_batch.images, boxes)], boxes, given_batch.labels)
+        name, scores = (("scale", reading.scales), ("orientation", reading.orientations))[stage - 1]
+        losses = {
+            name: sum(F.cross_entropy(scores[:, part], given_batch.labels) for part in range(4)),
+            f"{name}_sum": F.cross_entropy(scores.sum(1), given_batch.labels),
+        }
+        if stage == 2:
+            whole = model.global_classifier(model.backbone.run(given_batch.images).mean((2, 3)))
+            losses["global"] = F.cross_entropy(whole, given_batch.labels) / 3
+        terms = model.loss(given_batch)
+        assert terms.keys() == losses.keys()
+        for key, value in losses.items():
+            torch.testing.assert_close(terms[key], value, atol=1e-5, rtol=1e-4)
+
+
+def test_the_last_stage_tunes_by_parts_and_their_order():
+    assert set(at_stage(3).loss(batch())) == {"part", "rank"}
+
+
+def test_terms_can_be_left_out():
+    assert set(at_stage(0, mac_weight=0.0).loss(batch())) == {"global", "part", "rank"}
+    assert set(at_stage(0, aux_global=False).loss(batch())) == {"part", "rank", "mac"}
+    model = at_stage(0, rank_loss="none", aux_global=False)
+    assert set(model.loss(batch())) == {"part", "mac"}
+    assert not any(parameter.requires_grad for parameter in [*model.navigator.parameters(), *model.global_classifier.parameters()])
+
+
+def test_pooled_scale_mining_takes_over_the_classifier_of_parts_when_its_stage_begins_and_only_then():
+    model = ssanet(dsm_feature="gap").train()
+    model.on_epoch(0, 271)
+    with torch.no_grad():
+        model.part_classifier.weight.copy_(torch.randn(CLASSES, 16))
+    model.on_epoch(90, 271)
+    expected = (model.part_classifier.weight / 5)[None, :, None].expand(-1, -1, 5, -1)
+    torch.testing.assert_close(model.heads.mining.weight, expected, atol=2e-3, rtol=0)
+    with torch.no_grad():
+        model.heads.mining.weight.zero_()
+    model.on_epoch(91, 271)
+    assert not model.heads.mining.weight.any()
+
+
+def test_runs_in_fewer_stages():
+    names = [sorted(names) for names, _ in stages_of(SsanetConfig(stage1="joint"))]
+    assert names == [["1a", "1b"], ["2"], ["3"]]
+    assert [sorted(names) for names, _ in stages_of(SsanetConfig(training="one_stage"))] == [["1a", "1b", "2"]]
+    assert [sorted(names) for names, _ in stages_of(SsanetConfig(stage1="joint", dsm="none"))] == [["1a"], ["2"], ["3"]]
+    assert [length for _, length in stages_of(SsanetConfig(stage_epochs=(9, 8, 7, 0)))] == [9, 8, 7]
+    for model in (at_stage(0, training="one_stage"), at_stage(0, stage1="joint", op=False, stage_epochs=(1, 1, 1, 0))):
+        terms = model.loss(batch())
+        assert {"part", "rank", "mac", "global", "scale", "scale_sum"} <= terms.keys()
+        sum(terms.values()).backward()
+        reached = {part_of(name) for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()}
+        assert reached == {part_of(name) for name, _ in model.named_parameters()}
+
+
+def test_a_run_too_short_for_its_stages_trains_all_at_once():
+    model = ssanet().train()
+    for epoch in range(3):
+        model.on_epoch(epoch, 3)
+        assert model.learning == {"1a", "1b", "2"}
+        assert all(parameter.requires_grad for parameter in model.parameters())
+    model.on_epoch(1, 4)
+    assert model.learning == {"1b"}
+
+
+def test_each_stage_has_the_schedule_of_the_recipe():
+    model, recipe = ssanet(), Ssanet.recipe_for("resnet50", 200, {})
+    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay) == (271, 16, 1e-3, 1e-4)
+    factors = [round(model.lr_factor(recipe, (epoch + 0.5) / 271), 6) for epoch in range(271)]
+    assert factors == ([1.0] * 60 + [0.1] * 30) * 3 + [0.1]
+    cars = replace(Ssanet.recipe_for("resnet50", 196, {"recipe": "ssanet_cars"}))
+    model = ssanet(stage_epochs=(90, 90, 45, 1))
+    factors = [round(model.lr_factor(cars, (epoch + 0.5) / 226), 6) for epoch in range(226)]
+    assert factors == ([1.0] * 60 + [0.1] * 30) * 2 + [1.0] * 30 + [0.1] * 15 + [0.1]
+    aircraft = Ssanet.recipe_for("resnet50", 100, {"recipe": "ssanet_aircraft"})
+    assert (aircraft.batch_size, aircraft.weight_decay, aircraft.resize) == (24, 5e-4, 1.0)
+    assert Ssanet.recipe_for("tiny", 200, {}).optimizer == "adamw"
+    assert Ssanet.grid_for("resnet50", SsanetConfig()) == "stock"
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_every_stage_works_in_half_precision(number):
+    model = at_stage(number)
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = model.loss(batch())
+    torch.stack(list(terms.values())).sum().backward()
+    assert all(term.dtype == torch.float32 and torch.isfinite(term) for term in terms.values())
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_eight_images_can_be_learned_by_heart_stage_by_stage():
+    model = Ssanet(toy_backbone(), 4, SsanetConfig(stage_epochs=(25, 35, 20, 0))).train()
+    data = squares(8, classes=4)
+    images = torch.stack([torch.from_numpy(sample.image()).permute(2, 0, 1) / 128 - 1 for sample in data.samples])
+    given_batch = replace(toy_batch(8, classes=4), images=images, labels=torch.tensor([sample.label for sample in data.samples]))
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    losses: dict[str, list[float]] = {}
+    for epoch in range(80):
+        model.train().on_epoch(epoch, 80)
+        optimizer.zero_grad()
+        terms = model.loss(given_batch)
+        sum(terms.values()).backward()
+        optimizer.step()
+        for name, term in terms.items():
+            losses.setdefault(name, []).append(float(term.detach()))
+    for name in ("part", "scale", "scale_sum", "orientation", "orientation_sum"):
+        assert losses[name][-1] < 0.5 * losses[name][0], name
+    assert (model.eval().localize(images).logits.argmax(1) == given_batch.labels).float().mean() > 0.5
+
+
+def test_a_run_of_the_loop_goes_through_all_stages(tmp_path):
+    settings = {"stage_epochs": "1,1,1,1", "variant": "light"}
+    request = TrainRequest(
+        train=squares(8), out=tmp_path, backbone="tiny", weights="none", epochs=4, batch_size=4, image_size=32, workers=0, settings=settings
+    )
+    path = Ssanet.fit(request)
+    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    terms = [{name for name in ("part", "mac", "rank", "global", "scale", "orientation") if row[name]} for row in rows]
+    assert terms == [{"part", "mac", "rank", "global"}, {"scale"}, {"orientation", "global"}, {"part", "rank"}]
+    assert Ssanet.load(path, device="cpu").localize(torch.randn(2, 3, 32, 32)).logits.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"parts": 7}, "parts=7 and proposals=6"),
+        ({"parts": 0}, "parts=0"),
+        ({"nms": -0.1}, "nms=-0.1"),
+        ({"mac_weight": -1.0}, "mac_weight=-1.0"),
+        ({"part_size": -2}, "part_size=-2"),
+        ({"crop_chunk": 0}, "crop_chunk=0"),
+        ({"stage_epochs": (90, 90)}, "stage_epochs=90,90 "),
+        ({"stage_epochs": (90, 0, 90, 1)}, "stage_epochs=90,0,90,1"),
+        ({"part_source": "roi", "dsm": "fpn"}, "part_source=roi and dsm=fpn"),
+        ({"scales": 2}, "scales=2 and alpha"),
+    ],
+)
+def test_impossible_settings_are_refused(setting, message):
+    with pytest.raises(UsageError, match=message):
+        ssanet(**setting)

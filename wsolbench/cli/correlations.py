@@ -1,0 +1,122 @@
+"""`wsolbench correlations`: how the pixels of a feature stage are like one of them, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsolbench.cli.options import DataOptions, checkpoint_option, data_options, network_options, post_set_option
+
+
+@click.command(
+    epilog="Example:  wsolbench correlations --method cam --dataset toybirds --image test/00000.png --orders 1,2,3\n\n"
+    "Two points of one image:  ... --image test/00000.png --point 40,52 --point 90,30\n\n"
+    "Without --checkpoint, the run folder that `wsolbench train` with the same options writes is used, or with --weights alone a "
+    "pretrained model as it is, like `wsolbench eval` does."
+)
+@network_options
+@data_options
+@click.option("--split", default="test", show_default=True, help="Split that the images are of.")
+@checkpoint_option
+@click.option("--image", "images", required=True, multiple=True, metavar="ID", help="Id of an image; may be repeated.")
+@click.option(
+    "--point",
+    "points",
+    multiple=True,
+    metavar="X,Y",
+    help="In pixels of the image; one for each image, or several for one. Default: the peak of the map of the true class.",
+)
+@click.option("--stage", help="Name of a feature stage of the backbone, or penultimate; default: the last stage.")
+@click.option("--orders", default="1,2", show_default=True, help="Orders of the correlation, a column for each.")
+@click.option("--post", default="scg", show_default=True, help="Post-process that defines the correlation.")
+@post_set_option
+@click.option("--out", type=click.Path(path_type=Path), default=Path("correlations.png"), show_default=True, help="Picture, .png or .jpg.")
+@click.option("--save-maps", type=click.Path(path_type=Path), help="An .npz for the maps as they are defined, not stretched.")
+def command(
+    data: DataOptions,
+    split: str,
+    checkpoint: Path | None,
+    images: tuple[str, ...],
+    points: tuple[str, ...],
+    stage: str | None,
+    orders: str,
+    post: str,
+    post_set: tuple[str, ...],
+    out: Path,
+    save_maps: Path | None,
+    **model: Any,
+) -> None:
+    """Draw the first- and higher-order self-correlation of chosen points of images.
+
+    A row for each point: the image with the point, and for each order how all pixels of the feature stage correlate with it, over
+    the image. Every map is stretched from its lowest to its highest value, which stand below it.
+    """
+    from wsolbench.cli.eval import open_method, open_posts
+    from wsolbench.exceptions import UsageError
+    from wsolbench.files import make_folder
+    from wsolbench.methods import load_method
+    from wsolbench.report.correlations import SHOWN, correlate, correlation_sheet, save_correlations
+    from wsolbench.report.overlays import check_picture_path
+    from wsolbench.sources import ModelSource
+
+    check_picture_path(out)
+    if save_maps is not None and save_maps.suffix != ".npz":
+        raise UsageError(f"--save-maps {save_maps}; expected a name that ends with .npz")
+    asked = _orders(orders)
+    places = _places(images, points)
+    method, (definition, *more) = load_method(model["method"]), open_posts(post, post_set).values()
+    if more:
+        raise UsageError(f"--post {post}; expected one post-process")
+    dataset = data.open(split)
+    samples = [dataset.find(image_id) for image_id, _ in places]
+    for path in (out, save_maps):
+        if path is not None:
+            make_folder(path.parent)
+    localizer = open_method(method, data.dataset, len(dataset.class_names), checkpoint, model)
+    source = ModelSource(localizer, SHOWN, num_classes=len(dataset.class_names), device=model["device"], post=definition)
+    rows = [correlate(source, sample, point, asked, stage) for sample, (_, point) in zip(samples, places, strict=True)]
+    grid = " x ".join(map(str, rows[0].maps.shape[1:]))
+    settings = ", ".join([post, *(pair.removeprefix(f"{post}.") for pair in post_set)])
+    parts = [
+        model["method"],
+        localizer.describe().get("backbone"),
+        f"{dataset.name}/{dataset.split}",
+        f"{rows[0].stage} ({grid})",
+        settings,
+    ]
+    title = f"Self-correlation with the pixel at the cross\n{' · '.join(filter(None, parts))}"
+    if save_maps is not None:
+        save_correlations(rows, save_maps)
+        click.echo(f"maps     {save_maps}")
+    correlation_sheet(rows, out, title)
+    click.echo(f"picture  {out}")
+
+
+def _orders(text: str) -> list[int]:
+    from wsolbench.exceptions import UsageError
+
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise UsageError(f"--orders {text}; expected whole numbers from 1 on, like 1,2,3")
+    return [int(part) for part in parts]
+
+
+def _places(images: Sequence[str], points: Sequence[str]) -> list[tuple[str, tuple[float, float] | None]]:
+    """Image and point of each row."""
+    from wsolbench.exceptions import UsageError
+
+    if not points:
+        return [(image, None) for image in images]
+    if len(images) > 1 and len(images) != len(points):
+        raise UsageError(f"{len(images)} images and {len(points)} points; give one point for each --image, in their order, or none")
+    found: list[tuple[str, tuple[float, float] | None]] = []
+    for image, point in zip(images if len(images) > 1 else [*images] * len(points), points, strict=True):
+        try:
+            x, y = (float(part) for part in point.split(","))
+        except ValueError as error:
+            raise UsageError(f"--point {point}; expected X,Y in pixels of the image, like 40,52") from error
+        found.append((image, (x, y)))
+    return found

@@ -1,0 +1,65 @@
+"""`wsolbench eval-detector`: COCO's average precision of a trained detector; table and record."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsolbench.cli.options import checkpoint_option, detector_options
+from wsolbench.cli.train import default_backbone, default_run
+from wsolbench.cli.train_detector import BACKBONE
+
+
+@click.command(
+    epilog="Example:  wsolbench export --dataset toybirds --split val --out toybirds-coco\n\n"
+    "          wsolbench eval-detector --data-root toybirds-coco\n\n"
+    "Without --checkpoint, the run folder that `wsolbench train-detector` with the same options writes is used."
+)
+@detector_options
+@checkpoint_option
+@click.option("--split", default="val", show_default=True, help="Split to evaluate on.")
+@click.option("--limit", type=click.IntRange(min=1), help="Evaluate on that many images only, spread evenly over the split.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results/measured"), show_default=True, help="Folder of records.")
+@click.option("--save-detections", type=click.Path(path_type=Path), help="File for all detections, in COCO's format of results.")
+def command(
+    data_root: Path | None,
+    checkpoint: Path | None,
+    split: str,
+    limit: int | None,
+    out: Path,
+    save_detections: Path | None,
+    **model: Any,
+) -> None:
+    """Evaluate a detector: AP of boxes and masks over all overlaps, at 0.50 and 0.75, and of small, medium and large objects."""
+    from rich.console import Console
+
+    from wsolbench.datasets.coco import load_instances
+    from wsolbench.detect import evaluate_detector
+    from wsolbench.exceptions import UsageError
+    from wsolbench.files import make_folder, write_text
+    from wsolbench.methods import load_detector
+    from wsolbench.report.tables import metrics_table
+
+    started = time.perf_counter()
+    method = load_detector(model["method"])
+    dataset = load_instances(data_root, split)
+    if checkpoint is None:
+        backbone = default_backbone(dataset.name, model["backbone"], BACKBONE)
+        checkpoint = default_run(dataset.name, backbone, {**model, "image_size": None}) / "last.safetensors"
+        if not checkpoint.is_file():
+            raise UsageError(
+                f"no trained detector: {checkpoint} does not exist. "
+                "Train it with `wsolbench train-detector`, or name a file with --checkpoint."
+            )
+    make_folder(out)
+    evaluation = evaluate_detector(dataset, method.load(checkpoint, device=model["device"]), limit=limit)
+    path = evaluation.record.write(out)
+    Console(soft_wrap=True).print(metrics_table(evaluation.record))
+    if save_detections is not None:
+        write_text(save_detections, json.dumps(evaluation.results) + "\n")
+        click.echo(f"detections  {save_detections}")
+    click.echo(f"record   {path}\ntime     {time.perf_counter() - started:.1f} s")

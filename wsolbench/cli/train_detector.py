@@ -1,0 +1,52 @@
+"""`wsolbench train-detector`: train a detector on a split in COCO's layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsolbench.cli.options import detector_options, parse_settings, workers_option
+from wsolbench.cli.train import default_backbone, default_run, default_weights
+
+BACKBONE = "resnet50_fpn"
+"""The default for real data."""
+
+
+@click.command(
+    epilog="Example:  wsolbench export --dataset toybirds --split train --out toybirds-coco\n\n"
+    "          wsolbench train-detector --data-root toybirds-coco\n\n"
+    "Mask R-CNN without the additional task of LIO:  wsolbench train-detector --data-root toybirds-coco --set scl_weight=0"
+)
+@detector_options
+@click.option("--split", default="train", show_default=True, help="Split to train on.")
+@click.option("--limit", type=click.IntRange(min=1), help="Train on that many images only, spread evenly over the split.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images in a step; default: the recipe's.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run folder; default: runs/<data set>/<method>-<backbone>-seed<seed>-<other options>."
+)
+@workers_option
+def command(data_root: Path | None, split: str, limit: int | None, out: Path | None, **model: Any) -> None:
+    """Train a detector. A run that was killed goes on where it was; a finished one is left as it is."""
+    from wsolbench.datasets.coco import load_instances
+    from wsolbench.methods import DetectorRequest, load_detector
+
+    detector = load_detector(model["method"])
+    train = load_instances(data_root, split)
+    backbone = default_backbone(train.name, model["backbone"], BACKBONE)
+    request = DetectorRequest(
+        train=train,
+        out=out or default_run(train.name, backbone, {**model, "image_size": None}),
+        backbone=backbone,
+        weights=default_weights(backbone, model["weights"]),
+        limit=limit,
+        epochs=model["epochs"],
+        batch_size=model["batch_size"],
+        lr=model["lr"],
+        seed=model["seed"],
+        device=model["device"],
+        workers=model["workers"],
+        settings=parse_settings(model["settings"]),
+    )
+    click.echo(f"checkpoint  {detector.fit(request)}")

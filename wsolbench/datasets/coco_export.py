@@ -1,0 +1,134 @@
+"""Any data set with boxes in COCO's layout (`wsolbench.datasets.coco`), which pycocotools and other detectors read.
+
+    DIR/annotations/instances_<split>.json
+    DIR/<split>/...                              images, by the names of the data set
+
+The annotations are written last and at once: where they are, the export is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsolbench._lazy import pycocotools
+from wsolbench.datasets.coco import annotation_file
+from wsolbench.exceptions import UsageError
+from wsolbench.files import atomic_path, make_folder, write_text
+from wsolbench.progress import track
+from wsolbench.types import Dataset, Sample, read_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What was written. `without_mask` objects have a box and no segmentation; `written` is False where all was there already."""
+
+    annotations: Path
+    images: int
+    objects: int
+    without_mask: int
+    written: bool
+
+
+def export_coco(dataset: Dataset, folder: Path) -> Export:
+    """Write images and annotations of a split below `folder`; other splits may be there.
+
+    A class is a category, numbered from 1 in the order of the classes; each true box is an object of its image's class. Its
+    segmentation is its mask, as run lengths, where the image has as many masks as boxes. An image file is copied as it is, unless it has
+    another size than its annotations, or is a part of the stored file: then it is written as PNG. The same data give the same bytes.
+
+    An export that is there already is left as it is. Raises `UsageError` on a data set without boxes and when the folder holds
+    another export under this name; `DataError` on images and masks that cannot be read.
+    """
+    if not dataset.has_boxes:
+        raise UsageError(f"{dataset.name}/{dataset.split} has no boxes; COCO's format is for data sets with boxes")
+    path = annotation_file(folder, dataset.split)
+    made_of = {"dataset": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint}
+    if path.exists():
+        return _summary(_existing(path, made_of), path, written=False)
+    images = make_folder(folder / dataset.split)
+    rows: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
+    names = _file_names(dataset)
+    for number, sample in enumerate(track(dataset.samples, f"exporting {dataset.name} {dataset.split}", total=len(dataset)), start=1):
+        width, height = sample.size
+        name = _write_image(sample, images, names[number - 1])
+        rows.append({"id": number, "file_name": name, "width": width, "height": height})
+        for box, segmentation in zip(sample.boxes.tolist(), _segmentations(sample), strict=True):
+            objects.append({"id": len(objects) + 1, "image_id": number, **_object(box, sample.label + 1, segmentation)})
+    values = {
+        "info": {"description": f"{dataset.name} {dataset.split}", "wsolbench": made_of},
+        "categories": [{"id": label, "name": name} for label, name in enumerate(dataset.class_names, start=1)],
+        "images": rows,
+        "annotations": objects,
+    }
+    write_text(path, json.dumps(values, allow_nan=False, ensure_ascii=False) + "\n")
+    return _summary(values, path, written=True)
+
+
+def _existing(path: Path, made_of: dict[str, str]) -> dict[str, Any]:
+    """The export at `path`, if it is of the same split."""
+    try:
+        values = dict(json.loads(path.read_text(encoding="utf-8")))
+        found = dict(values["info"]["wsolbench"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} is there and is no export of this program; choose another folder with --out") from error
+    if found != made_of:
+        differs = ", ".join(f"{name} {found.get(name)!r}, not {value!r}" for name, value in made_of.items() if found.get(name) != value)
+        raise UsageError(f"{path} is an export of other data ({differs}); choose another folder with --out, or delete that one")
+    return values
+
+
+def _summary(values: dict[str, Any], path: Path, *, written: bool) -> Export:
+    objects = values["annotations"]
+    without = sum("segmentation" not in item for item in objects)
+    return Export(annotations=path, images=len(values["images"]), objects=len(objects), without_mask=without, written=written)
+
+
+def _file_names(dataset: Dataset) -> list[str]:
+    """The ids, without the folder of the split where all are in one."""
+    inside = f"{dataset.split}/"
+    ids = dataset.ids
+    return [name.removeprefix(inside) for name in ids] if all(name.startswith(inside) for name in ids) else list(ids)
+
+
+def _write_image(sample: Sample, folder: Path, name: str) -> str:
+    """Write the image of `sample`; the name of the file, which has a suffix."""
+    if sample.path is not None and sample.crop is None and Path(name).suffix and read_size(sample.path) == sample.size:
+        with atomic_path(folder / name) as temporary:
+            shutil.copyfile(sample.path, temporary)
+        return name
+    from PIL import Image
+
+    name = name if name.endswith(".png") else f"{name}.png"
+    image = Image.fromarray(sample.image())
+    with atomic_path(folder / name) as temporary:
+        (image if image.size == sample.size else image.resize(sample.size, Image.Resampling.BILINEAR)).save(temporary)
+    return name
+
+
+def _segmentations(sample: Sample) -> Sequence[dict[str, Any] | None]:
+    """Run lengths of the mask of each box; None where masks and boxes are not one to one, and for an empty mask."""
+    if len(sample.mask_paths) != len(sample.boxes):
+        return [None] * len(sample.boxes)
+    found: list[dict[str, Any] | None] = []
+    for path in sample.mask_paths:
+        mask = replace(sample, mask_paths=(path,)).mask()
+        assert mask is not None
+        run_lengths = pycocotools("mask").encode(np.asfortranarray(mask, dtype=np.uint8))
+        found.append({"size": run_lengths["size"], "counts": run_lengths["counts"].decode("ascii")} if mask.any() else None)
+    return found
+
+
+def _object(box: Sequence[float], category: int, segmentation: dict[str, Any] | None) -> dict[str, Any]:
+    x0, y0, x1, y1 = box
+    values: dict[str, Any] = {"category_id": category, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
+    if segmentation is None:
+        return values
+    return {**values, "area": int(pycocotools("mask").area(segmentation)), "segmentation": segmentation}

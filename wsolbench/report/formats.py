@@ -1,0 +1,104 @@
+"""Tables of the board as Markdown, CSV, LaTeX (booktabs) and JSON: the same cells in each."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+
+from wsolbench.exceptions import unknown_name
+from wsolbench.report.board import Cell, Table
+from wsolbench.report.tables import escape_markdown
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "†": r"$^\dagger$",
+    "—": "---",
+    "−": "$-$",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def render(tables: Sequence[Table], kind: str) -> str:
+    """All tables as one text. Raises `UsageError` on a format that is none of `FORMATS`."""
+    if kind not in FORMATS:
+        raise unknown_name("format", kind, FORMATS)
+    return FORMATS[kind](tables)
+
+
+def _markdown(tables: Sequence[Table]) -> str:
+    lines: list[str] = []
+    shown: tuple[str, ...] = ()
+    for table in tables:
+        same = next((place for place, (old, new) in enumerate(zip(shown, table.path, strict=False)) if old != new), len(shown))
+        for depth, heading in enumerate(table.path[same:], start=same):
+            lines += [f"{'#' * (depth + 2)} {escape_markdown(heading)}", ""]
+        shown = table.path
+        lines += [f"| {' | '.join(map(escape_markdown, table.columns))} |", f"|{'---|' * len(table.columns)}"]
+        lines += [f"| {' | '.join(map(_markdown_cell, row))} |" for row in table.rows]
+        lines += ["", *(line for note in table.notes for line in (escape_markdown(note), ""))]
+    return "\n".join(lines)
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = escape_markdown(cell.text)
+    return f"[{text}]({cell.link})" if cell.link else text
+
+
+def _csv(tables: Sequence[Table]) -> str:
+    """One row for each cell row; tables with unlike columns one after the other, each with its header."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    header: tuple[str, ...] | None = None
+    for table in tables:
+        if table.columns != header:
+            header = table.columns
+            writer.writerow(["table", *header, "link"])
+        writer.writerows(
+            [" / ".join(table.path), *(cell.text for cell in row), next((c.link for c in row if c.link), "")] for row in table.rows
+        )
+    return stream.getvalue()
+
+
+def _latex(tables: Sequence[Table]) -> str:
+    """`tabular` environments for booktabs, a caption in a comment."""
+    lines: list[str] = []
+    for table in tables:
+        lines += [f"% {' / '.join(table.path)}", rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule"]
+        lines += [" & ".join(map(escape_latex, table.columns)) + r" \\", r"\midrule"]
+        lines += [" & ".join(escape_latex(cell.text) for cell in row) + r" \\" for row in table.rows]
+        lines += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in table.notes), ""]
+    return "\n".join(lines)
+
+
+def escape_latex(text: str) -> str:
+    r"""Text that LaTeX prints as it is.
+
+    >>> escape_latex("50 % of a_b")
+    '50 \\% of a\\_b'
+    """
+    return re.sub(r"[\\~^†—−&%$#_{}]", lambda match: _TEX[match[0]], text)
+
+
+def _json(tables: Sequence[Table]) -> str:
+    """A list of tables, each row an object by column; a measured column that occurs several times is numbered."""
+    out = []
+    for table in tables:
+        names = [name if table.columns.index(name) == place else f"{name} ({place})" for place, name in enumerate(table.columns)]
+        rows = [
+            {
+                **{name: cell.text for name, cell in zip(names, row, strict=True)},
+                "link": next((cell.link for cell in row if cell.link), None),
+            }
+            for row in table.rows
+        ]
+        out.append({"path": list(table.path), "rows": rows, "notes": list(table.notes)})
+    return json.dumps(out, indent=2, ensure_ascii=False) + "\n"
+
+
+FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {"markdown": _markdown, "csv": _csv, "latex": _latex, "json": _json}
+SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex", "json": ".json"}
