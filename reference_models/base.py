@@ -149,6 +149,11 @@ class Localizer(nn.Module):
         return config.grid
 
     @classmethod
+    def default_size(cls, backbone: str, num_classes: int) -> int | None:  # noqa: ARG003 - for methods whose choice depends on them
+        """Side of the input where none is asked for; None: the backbone's."""
+        return None
+
+    @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
         """Recipe for `recipe=default`."""
         return default_recipe(backbone, num_classes)
@@ -196,7 +201,8 @@ class Localizer(nn.Module):
     ) -> M:
         """A new model in eval mode; see `wsolbench.methods.Method.create`. Its new layers draw from torch's global generator."""
         config = parse_settings(cls.Config, split_settings(settings)[0], what=f"method {cls.method_name!r}")
-        network = load_backbone(backbone, weights=weights, grid=cls.grid_for(backbone, config), image_size=image_size)
+        size = image_size or cls.default_size(backbone, num_classes)
+        network = load_backbone(backbone, weights=weights, grid=cls.grid_for(backbone, config), image_size=size)
         return cls(network, num_classes, config).eval()
 
     @classmethod

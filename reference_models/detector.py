@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from reference_models.checkpoint import header_of, write_checkpoint
 from reference_models.config import from_json, parse_settings, split_settings, to_json
 from reference_models.detection_recipes import DetectionRecipe
-from reference_models.loops import autocast
 from reference_models.weights import NONE, Weights, load_strictly, read_safetensors
 from wsolbench.exceptions import DataError, unknown_name
 from wsolbench.files import sha256_of_file
@@ -148,11 +147,10 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def detect(self, image: UInt8[np.ndarray, "h w 3"]) -> Detections:
-        """What is found in one image, best first. The model must be in eval mode."""
+        """What is found in one image, best first; in full precision, which the places of boxes need. The model must be in eval mode."""
         if self.training:
             raise RuntimeError("detect() needs the model in eval mode; call model.eval()")
-        with autocast(self.device):
-            (found,) = self.network([as_input(torch.from_numpy(image).permute(2, 0, 1), self.device)])
+        (found,) = self.network([as_input(torch.from_numpy(image).permute(2, 0, 1), self.device)])
         masks = found.get("masks")
         return Detections(
             boxes=found["boxes"].double().cpu().numpy(),

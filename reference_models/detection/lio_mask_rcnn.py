@@ -197,8 +197,9 @@ class LioMaskRcnn(Detector):
         return self.config.masks
 
     def describe(self) -> dict[str, Any]:
-        """See `Detector`; without SCL the variant is `plain`."""
-        return {**super().describe(), **({} if self.config.scl_weight > 0 else {"variant": "plain"})}
+        """See `Detector`; `parameters` are those of detection, and without SCL the variant is `plain`."""
+        count = sum(parameter.numel() for name, parameter in self.network.named_parameters() if not name.startswith(SCL))
+        return {**super().describe(), "parameters": count, **({} if self.config.scl_weight > 0 else {"variant": "plain"})}
 
     def _load_file(self, path: Path) -> Weights:
         file = read_weights(path)

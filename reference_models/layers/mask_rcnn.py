@@ -19,7 +19,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, ResNeXt101_32X8D_Weights, resnet50
-from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import MaskRCNN, MaskRCNN_ResNet50_FPN_Weights
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -179,7 +178,8 @@ def _tiny(outputs: int, sizes: Mapping[str, int]) -> Any:
 
 def _c4(outputs: int, sizes: Mapping[str, int]) -> Any:
     net = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
-    body = IntermediateLayerGetter(net, {"layer3": "0"})
+    steps = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
+    body: Any = nn.Sequential(OrderedDict((name, getattr(net, name)) for name in steps))
     body.out_channels = 1024
     # `features` marks the output of layer4 in the pass for boxes: the same layer4 serves masks, too.
     box_head = nn.Sequential(OrderedDict(layer4=net.layer4, features=nn.Identity(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(1)))

@@ -24,11 +24,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reference_models.config import MethodConfig
 from reference_models.head_localizer import HeadConfig, HeadLocalizer
-from reference_models.layers.fine_grained import FINE_GRAINED, own_grid
 from reference_models.layers.heads import HeadKind
 from reference_models.recipes import default_recipe
+from reference_models.recognizer import FINE_GRAINED, Recognizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +38,12 @@ class BaselineConfig(HeadConfig):
     """GAP and a linear layer: ResNet's own."""
 
 
-class Baseline(HeadLocalizer):
+class Baseline(Recognizer, HeadLocalizer):
     """See the module; the forward pass and the loss are those of `head_localizer.py`."""
 
     method_name = "baseline"
     Config = BaselineConfig
     recipes = FINE_GRAINED
-
-    @classmethod
-    def grid_for(cls, backbone: str, config: MethodConfig) -> str:
-        """The network as it is."""
-        return own_grid(backbone, config)
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:

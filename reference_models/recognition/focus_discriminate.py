@@ -30,7 +30,7 @@ through the choice, and the cut-out pixels are those of the input. Image and reg
 each has its own batch statistics, at test both have the running ones.
 
 Rows of the paper's ablation: `hybrid=false` (image level only), `class_pool=single` (without max-pooling), the defaults; the plain
-network with this recipe is `baseline` with `recipe=fnd`. The paper's results are at `--image-size 448`.
+network with this recipe is `baseline` with `recipe=fnd`. The paper's results are at 448 pixels, the default on ResNet-50.
 
 Open readings
     (2)        The smoothing has no values in the paper: sigma 1 in 5x5 cells, the borders repeated. Scores of classes are compared as
@@ -56,11 +56,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from reference_models.backbone import Backbone
-from reference_models.base import Batch, ForwardPass, Localizer, Proposals
+from reference_models.base import Batch, ForwardPass, Proposals
 from reference_models.config import MethodConfig
-from reference_models.layers.fine_grained import FINE_GRAINED, own_grid
 from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.regions import CropMode, NmsRule, RegionFit, crop_resize, peak_regions, smooth
+from reference_models.recognizer import FINE_GRAINED, Recognizer
 from wsolbench.exceptions import UsageError
 
 PAPER_SIZE = 448
@@ -115,7 +115,7 @@ def hybrid_features(whole: Float[Tensor, "b n"], parts: Float[Tensor, "b l n"]) 
     return torch.cat([whole[:, None], parts], dim=1).flatten(1)
 
 
-class FocusDiscriminate(Localizer):
+class FocusDiscriminate(Recognizer):
     """See the module. `penultimate` and `maps_of` are those of the image classifier, `logits` those of the hybrid one."""
 
     method_name = "focus-discriminate"
@@ -130,11 +130,6 @@ class FocusDiscriminate(Localizer):
         self.image_classifier = _linear(width, num_classes, bias=False)
         self.region_classifier = _linear(width, num_classes) if config.proposals > 0 else None
         self.hybrid_classifier = _linear((config.parts + 1) * width, num_classes) if config.hybrid else None
-
-    @classmethod
-    def grid_for(cls, backbone: str, config: MethodConfig) -> str:
-        """The networks as they are: 14x14 at 448."""
-        return own_grid(backbone, config)
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:

@@ -55,14 +55,13 @@ from torch import Tensor, nn
 
 from reference_models.backbone import Backbone, Stage
 from reference_models.base import Batch, ForwardPass
-from reference_models.config import MethodConfig
 from reference_models.head_localizer import HeadConfig, HeadLocalizer
 from reference_models.layers.class_groups import GroupOrder, Reduction, class_groups, leaders_first, over_groups, positives_of
-from reference_models.layers.fine_grained import FINE_GRAINED, own_grid
 from reference_models.layers.heads import HeadKind
 from reference_models.layers.maps import min_max
 from reference_models.layers.polar import PolarConfig, SpatialContext
 from reference_models.recipes import MANY_CLASSES, Recipe, default_recipe
+from reference_models.recognizer import FINE_GRAINED, Recognizer
 from reference_models.weights import without
 from wsolbench.exceptions import UsageError
 
@@ -164,7 +163,7 @@ class Structure(nn.Module):
         return extent[:, 0]
 
 
-class Lio(HeadLocalizer):
+class Lio(Recognizer, HeadLocalizer):
     """See the module; logits and the maps of classes are those of `head_localizer.py`."""
 
     method_name = "lio"
@@ -189,11 +188,6 @@ class Lio(HeadLocalizer):
     def group_size(self) -> int:
         """A leader and its positives."""
         return self.config.num_positives + 1
-
-    @classmethod
-    def grid_for(cls, backbone: str, config: MethodConfig) -> str:
-        """The network as it is."""
-        return own_grid(backbone, config)
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:

@@ -38,7 +38,7 @@ Departures from released code (`variant=official` undoes the first four)
     run        Four optimisers of one rate are one, with Nesterov's momentum, as in every recipe here. Its loop runs 499 epochs; here 110,
                10 after the last fall of the rate.
     sizes      Sides of anchors are scaled by S / 448, and parts are seen at S / 2.
-The paper's results are at `--image-size 448`.
+The paper's results are at 448 pixels, the default on ResNet-50.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reference_models.backbone import Backbone
-from reference_models.base import Batch, ForwardPass, Localizer
+from reference_models.base import Batch, ForwardPass
 from reference_models.config import MethodConfig
-from reference_models.layers.fine_grained import FINE_GRAINED, own_grid
 from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.navigator import Navigator, NavigatorInit, best_cover, nominate, part_costs, rank_loss
 from reference_models.layers.regions import CropMode, NmsRule, coverage, crop_resize
+from reference_models.recognizer import FINE_GRAINED, Recognizer
 from wsolbench.exceptions import UsageError
 
 
@@ -108,7 +108,7 @@ def dropped(features: Float[Tensor, "b n d"], p: float, generator: torch.Generat
     return features * kept / (1 - p)
 
 
-class NtsNet(Localizer):
+class NtsNet(Recognizer):
     """See the module."""
 
     method_name = "nts-net"
@@ -133,11 +133,6 @@ class NtsNet(Localizer):
         self.raw_classifier = nn.Linear(last.channels, num_classes)
         self.part_classifier = nn.Linear(last.channels, num_classes)
         self.concat_classifier = nn.Linear(last.channels * (config.parts + 1), num_classes)
-
-    @classmethod
-    def grid_for(cls, backbone: str, config: MethodConfig) -> str:
-        """The network as it is: 14x14 at 448."""
-        return own_grid(backbone, config)
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:

@@ -43,7 +43,7 @@ Departures and open readings; those of DSM and OP are in their files
     Stage 3    "Part-net" is taken for Navigator and FC.
     Run        Lengths are not given: `stage_epochs`. The rate falls after 60 epochs, here of 90; for OP on Cars after 30, here of 45:
                `recipe=ssanet_cars` with `stage_epochs=90,90,45,1`. SGD has Nesterov's momentum, as in every recipe here.
-    Sizes      The paper's are for `--image-size 448`; anchors and parts are scaled with the image.
+    Sizes      The paper's are for 448 pixels, the default on ResNet-50; anchors and parts are scaled with the image.
 """
 
 from __future__ import annotations
@@ -61,9 +61,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reference_models.backbone import Backbone
-from reference_models.base import Batch, ForwardPass, Localizer
-from reference_models.config import MethodConfig
-from reference_models.layers.fine_grained import FINE_GRAINED, own_grid
+from reference_models.base import Batch, ForwardPass
 from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.navigator import AnchorKind, Navigator, nominate, part_costs, rank_loss
 from reference_models.layers.part_features import aligned_regions, grid_side, seen_again
@@ -71,6 +69,7 @@ from reference_models.layers.part_heads import PartHeadConfig, PartHeads
 from reference_models.layers.regions import coverage
 from reference_models.layers.training_stages import place_in
 from reference_models.recipes import Recipe
+from reference_models.recognizer import FINE_GRAINED, Recognizer
 from wsolbench.exceptions import UsageError
 
 Reduction = Literal["mean", "sum"]
@@ -157,7 +156,7 @@ def stages_of(config: SsanetConfig) -> list[tuple[frozenset[str], int]]:
     return [(frozenset(group), lengths[group[0]]) for group in groups]
 
 
-class Ssanet(Localizer):
+class Ssanet(Recognizer):
     """See the module."""
 
     method_name = "ssanet"
@@ -183,11 +182,6 @@ class Ssanet(Localizer):
         self.heads.start_from(self.part_classifier)
         self.stages = stages_of(config)
         self._let_learn(self.stages[0][0])
-
-    @classmethod
-    def grid_for(cls, backbone: str, config: MethodConfig) -> str:
-        """The network as it is: 14x14 at 448."""
-        return own_grid(backbone, config)
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:

@@ -76,3 +76,10 @@ def test_it_learns_eight_images():
         losses[-1].backward()
         optimizer.step()
     assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize(("backbone", "classes", "size"), [("resnet50", 200, 448), ("resnet50", 1000, 224), ("tiny", 200, 128)])
+def test_recognisers_see_448_pixels_on_the_papers_network_unless_another_size_is_asked_for(backbone: str, classes: int, size: int) -> None:
+    for asked, expected in ((None, size), (96, 96)):
+        model = Baseline.create(backbone=backbone, num_classes=classes, weights="none", settings={}, image_size=asked)
+        assert model.input_spec.size == expected

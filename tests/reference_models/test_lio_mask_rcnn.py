@@ -133,7 +133,9 @@ def test_the_weight_is_a_factor_and_the_paper_has_other_conventions() -> None:
     config = create(variant="paper").config
     assert (config.scl_form, config.gamma_norm, config.axis, config.ref_cell) == ("paper", "diagonal", "column", "excluded")
     assert create().describe()["variant"] == "official"
-    assert create(scl_weight=0).describe()["variant"] == "plain"
+    plain = create(scl_weight=0).describe()
+    assert plain["variant"] == "plain"
+    assert plain["parameters"] == create().describe()["parameters"]
 
 
 # --- Mask R-CNN as it was ----------------------------------------------------------------------------------------------

@@ -79,11 +79,11 @@ class InstanceSample:
 
     def masks(self) -> UInt8[np.ndarray, "r h w"]:
         """The objects' masks, 1 inside. Raises `DataError` for a segmentation that is missing or broken."""
-        width, height = self.size
+        (width, height), decode = self.size, pycocotools("mask").decode
         found = np.zeros((len(self.boxes), height, width), dtype=np.uint8)
         for mask, segmentation in zip(found, self.segmentations, strict=True):
             try:
-                mask[:] = pycocotools("mask").decode(run_lengths(segmentation, self.size))
+                mask[:] = decode(run_lengths(segmentation, self.size))
             except Exception as error:  # pycocotools raises whatever a broken one makes it stumble on
                 raise DataError(f"an object of image {self.file_name!r} has a segmentation that cannot be read: {error!r}") from error
         return found
