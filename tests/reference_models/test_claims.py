@@ -1,0 +1,26 @@
+"""What the files of claims and variants say about methods: such methods and settings exist, written as records write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reference_models.config import parse_settings, to_json
+from wsolbench.methods import load_method, load_post
+from wsolbench.report.reproduction import is_meant, read_claims, read_variants
+
+RESULTS = Path(__file__).parents[2] / "results"
+MEANT = sorted(
+    {side for claim in read_claims(RESULTS / "claims.csv") for side in claim.sides} | set(read_variants(RESULTS / "variants.csv").values())
+)
+
+
+@pytest.mark.parametrize(("name", "settings"), MEANT)
+def test_a_run_with_these_settings_is_the_one_that_is_meant(name: str, settings: str) -> None:
+    method, _, post = name.partition("+")
+    pairs = dict(part.split("=") for part in settings.split(";") if part)
+    config = to_json(parse_settings(load_method(method).Config, pairs, what=method))
+    assert is_meant({"name": name, "config": config}, name, settings)
+    if post:
+        assert load_post(post).method_name == post
