@@ -158,16 +158,18 @@ def test_the_csv_holds_raw_fractions_of_every_metric_and_policy(tmp_path: Path, 
 def test_special_characters_in_names_are_escaped_everywhere(tmp_path: Path, write_record: Write) -> None:
     write_record(method={"name": "<b>|cam|", "backbone": "a*b"}, dataset={"name": "my <data> | [set]"})
     board = leaderboard_files(tmp_path)
-    assert set(board) == {"README.md", "my-data-set.md", "my-data-set.csv"}
+    assert set(board) == {"README.md", "my-data-set.md", "my-data-set.csv", "board-my-data-set.md"}
     assert r"&lt;b&gt;\|cam\|" in board["my-data-set.md"]
     assert r"a\*b" in board["my-data-set.md"]
     assert r"[my &lt;data&gt; \| \[set\]](my-data-set.md)" in board["README.md"]
-    assert "<b>" not in board["my-data-set.md"] + board["README.md"]
+    assert "<b>" not in board["my-data-set.md"] + board["board-my-data-set.md"] + board["README.md"]
 
 
-def test_a_data_set_called_readme_does_not_take_the_place_of_the_index(tmp_path: Path, write_record: Write) -> None:
-    write_record(dataset={"name": "README"})
-    assert set(leaderboard_files(tmp_path)) == {"README.md", "readme-data.md", "readme-data.csv"}
+@pytest.mark.parametrize("name", ["README", "reproduction", "board-cub", "paper-spa"])
+def test_a_data_set_never_takes_the_place_of_another_page(tmp_path: Path, write_record: Write, name: str) -> None:
+    write_record(dataset={"name": name})
+    stem = f"{name.lower()}-data"
+    assert set(leaderboard_files(tmp_path)) == {"README.md", f"{stem}.md", f"{stem}.csv", f"board-{stem}.md"}
 
 
 def test_the_index_lists_every_data_set(tmp_path: Path, write_record: Write) -> None:
@@ -195,10 +197,11 @@ def test_check_lists_stale_missing_and_superfluous_files_and_writing_mends_them(
         ("cub.csv", "missing"),
         ("gone.md", "superfluous"),
         ("gone.csv", "superfluous"),
+        ("board-gone.md", "superfluous"),
     }
     write_leaderboard(tmp_path)
     assert check_leaderboard(tmp_path) == []
-    assert {path.name for path in folder.iterdir()} == {"README.md", "cub.md", "cub.csv", "notes.md"}
+    assert {path.name for path in folder.iterdir()} == {"README.md", "cub.md", "cub.csv", "board-cub.md", "notes.md"}
 
 
 @pytest.mark.parametrize(
@@ -256,7 +259,7 @@ def test_hidden_files_of_a_running_evaluation_are_not_records(tmp_path: Path, wr
     (path.parent / ".half-written.json").write_text("{")
     (tmp_path / "measured" / ".work").mkdir()
     (tmp_path / "measured" / ".work" / "state.json").write_text("{}")
-    assert len(leaderboard_files(tmp_path)) == 3
+    assert len(leaderboard_files(tmp_path)) == 4
 
 
 def invoke(*arguments: Any) -> Result:

@@ -192,7 +192,7 @@ def _paper_of(key: str, runs: Sequence[Run], published: Numbers, results: Path) 
 
 def _file_stem(name: str) -> str:
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-").lower() or "unnamed"
-    return f"{stem}-data" if stem in {"readme", "reproduction"} else stem
+    return f"{stem}-data" if stem in {"readme", "reproduction"} or stem.startswith(("board-", "paper-")) else stem
 
 
 def _split_of(run: Run) -> dict[str, Any]:
