@@ -163,8 +163,23 @@ def test_maps_of_other_data_or_of_another_view_are_refused(tmp_path: Path) -> No
     source = FolderSource(MapFolder(tmp_path), name="made-up")
     with pytest.raises(DataError, match="other images or annotations"):
         source.check(dataset(11), PROTOCOL)
-    with pytest.raises(DataError, match="cover the image"):
+    with pytest.raises(DataError, match=r"cover the image.*--crop-maps"):
         source.check(dataset(), EvalProtocol.preset("bas"))
+
+
+def test_maps_of_the_whole_image_are_cut_to_a_centre_crop(tmp_path: Path) -> None:
+    folder, bas = MapFolder(tmp_path), EvalProtocol.preset("bas")
+    evaluate(dataset(), MadeUpSource(), PROTOCOL, options=RunOptions(save_maps=folder))
+    source = FolderSource(folder, name="made-up", crop=bas)
+    source.check(dataset(), bas)
+    record = evaluate(dataset(), source, bas).record
+    assert record.method["maps"] == "stored, of the whole image, cut to the centre crop"
+    assert record.metric("gt_known").value > 0.9
+    with pytest.raises(UsageError, match="no centre crop"):
+        source.check(dataset(), PROTOCOL)
+    folder.write_manifest({"view": "center_crop"})
+    with pytest.raises(DataError, match="must cover the image"):
+        source.check(dataset(), bas)
 
 
 def test_incomplete_predictions_are_refused(tmp_path: Path) -> None:

@@ -186,9 +186,10 @@ def read_records(folder: Path) -> list[tuple[Path, RunRecord]]:
     return [(path, read_record(path)) for path in sorted(folder.rglob("*.json")) if not under_way(path)]
 
 
-def provenance(*, seconds: dict[str, float], device: str, packages: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Where a number came from: command, date, versions, machine, source revision, seconds per stage."""
+def provenance(*, seconds: dict[str, float], device: str, packages: tuple[str, ...] = (), threads: int | None = None) -> dict[str, Any]:
+    """Where a number came from: command, date, versions, machine, a network's threads, source revision, seconds per stage."""
     return {
+        **({} if threads is None else {"threads": threads}),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": device,

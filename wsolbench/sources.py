@@ -13,7 +13,7 @@ from wsolbench.evaluate import RANKS, SourceOutput, view
 from wsolbench.exceptions import DataError, UsageError, unknown_name
 from wsolbench.files import sha256_of_file, sha256_of_json
 from wsolbench.images import ten_crops, to_view
-from wsolbench.maps import MapFolder
+from wsolbench.maps import MapFolder, cut_center
 from wsolbench.methods import InputSpec, Method, PostProcess
 from wsolbench.protocol import EvalProtocol
 from wsolbench.scores import PARTS, ProposedParts
@@ -29,12 +29,16 @@ LOOKED_AT = 64
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Maps from a folder, from any program. `ranked` gives predicted labels by image id, best first, where they are known."""
+    """Maps from a folder, from any program. `ranked` gives predicted labels by image id, best first, where they are known.
+
+    With `crop`, a protocol with a centre crop, the maps are of the whole image, and their centre is scored.
+    """
 
     folder: MapFolder
     name: str
     ranked: dict[str, list[int]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    crop: EvalProtocol | None = None
 
     def check(self, dataset: Dataset, protocol: EvalProtocol) -> None:
         """Raise `DataError` when the folder's own facts contradict the data set or the protocol, or labels are incomplete."""
@@ -45,16 +49,22 @@ class FolderSource:
                 f"the maps in {self.folder.root} were made on {facts.get('dataset')} {dataset.split} with fingerprint {made_on}, "
                 f"but {dataset.name} {dataset.split} here has {dataset.fingerprint}: other images or annotations. Use the same data."
             )
-        if facts.get("view", view(protocol)) != view(protocol):
-            raise DataError(
-                f"the maps in {self.folder.root} cover the {facts['view']}, but protocol {protocol.name!r} compares on the {view(protocol)}"
+        if self.crop is not None and view(protocol) != "center_crop":
+            raise UsageError(f"protocol {protocol.name!r} compares on the {view(protocol)}, so there is no centre crop to cut maps to")
+        expected = "image" if self.crop is not None else view(protocol)
+        if facts.get("view", expected) != expected:
+            way_out = " To score the centre of each map, add --crop-maps." if expected == "center_crop" else ""
+            wanted = (
+                "maps to be cut must cover the image" if self.crop is not None else f"protocol {protocol.name!r} compares on the {expected}"
             )
+            raise DataError(f"the maps in {self.folder.root} cover the {facts['view']}, but {wanted}.{way_out}")
         if self.ranked and (without := [image_id for image_id in dataset.ids if image_id not in self.ranked]):
             raise DataError(f"predictions lack {len(without)} of {len(dataset)} images, the first {without[0]!r}; give all, or none")
 
     def load(self, sample: Sample) -> ScoreMap:
-        """The stored map."""
-        return self.folder.read(sample.id)
+        """The stored map, or its centre."""
+        raw = self.folder.read(sample.id)
+        return raw if self.crop is None else cut_center(raw, self.crop)
 
     def collate(self, loaded: Sequence[ScoreMap]) -> Sequence[ScoreMap]:
         """The stored maps as they are."""
@@ -68,7 +78,8 @@ class FolderSource:
 
     def describe(self) -> dict[str, Any]:
         """Name and, where the folder says so, what made the maps."""
-        return {**self.facts, "name": self.name, "maps": "stored"}
+        maps = "stored" if self.crop is None else "stored, of the whole image, cut to the centre crop"
+        return {**self.facts, "name": self.name, "maps": maps}
 
     def identity(self, ids: Sequence[str]) -> str:
         """Digest of all sizes of maps, the bytes of some, and the predicted labels: the same for a copy of the folder."""
@@ -194,11 +205,11 @@ class ModelSource:
         """The description has the digest of the weights."""
 
     def provenance(self) -> dict[str, Any]:
-        """Device and the versions that matter to a network."""
+        """Device, threads and the versions that matter to a network."""
         import torch
 
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return {"device": name, "packages": ("torch", "torchvision", "timm")}
+        return {"device": name, "packages": ("torch", "torchvision", "timm"), "threads": torch.get_num_threads()}
 
 
 def normalized(pixels: torch.Tensor, spec: InputSpec, device: torch.device) -> torch.Tensor:

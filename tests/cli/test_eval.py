@@ -40,6 +40,17 @@ def test_train_then_eval_then_score_the_saved_maps_then_the_board(run, birds: Pa
     assert list(Path("results/leaderboard").glob("*.md"))
 
 
+def test_a_box_of_every_image_is_written_unless_images_are_transformed(run, birds: Path) -> None:
+    result = run("eval", "--method", "center-box", *on(birds), *SCORE, "--save-boxes", "boxes.json")
+    assert result.code == 0, result.err
+    found = json.loads(Path("boxes.json").read_text())
+    assert [row["image_id"] for row in found] == list(range(1, 10))
+    assert len({tuple(row["bbox"]) for row in found}) == 1
+    refused = run("eval", "--method", "center-box", *on(birds), *SCORE, "--transform", "none,rotate90", "--save-boxes", "boxes.json")
+    assert refused.code == 2
+    assert "leave out --transform" in refused.err
+
+
 def test_a_method_without_parameters_needs_no_training(run, birds: Path) -> None:
     result = run("eval", "--method", "center-box", *on(birds), *SCORE, "--fixed-tau", "0.3")
     assert result.code == 0, result.err

@@ -166,3 +166,55 @@ def test_a_protocol_variant_is_named_in_record_and_path(run, birds: Path, maps: 
     protocol = the_record()["protocol"]
     assert protocol["name"] == "wsoleval+components=union,deltas=0.5,0.9,taus=0.1"
     assert protocol["deltas"] == [0.5, 0.9]
+
+
+def test_boxes_are_written_as_coco_reads_them(run, birds: Path, maps: Path, tmp_path: Path) -> None:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    assert run("export", "--dataset", "csvfolder", "--data-root", birds, "--split", "test", "--out", "coco").code == 0
+    result = score(run, birds, maps, "--save-boxes", tmp_path / "found/boxes.json")
+    assert result.code == 0, result.err
+    assert "boxes.json (9)" in result.out
+    truth = COCO("coco/annotations/instances_test.json")
+    found = truth.loadRes(str(tmp_path / "found/boxes.json"))
+    evaluation = COCOeval(truth, found, "bbox")
+    evaluation.params.iouThrs = np.array([0.5])
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision = evaluation.eval["precision"][0, :, :, 0, -1]
+    assert (precision == 1.0).all()  # as GT-known of the same boxes
+    for image_id, image in truth.imgs.items():
+        (box,) = found.imgToAnns[image_id]
+        stored = np.load(maps / f"test/{image['file_name']}.npy")
+        assert box["score"] == stored.max()
+        assert box["category_id"] == truth.imgToAnns[image_id][0]["category_id"]
+
+
+def test_boxes_have_the_predicted_label_and_the_number_of_the_whole_split(run, birds: Path, maps: Path, tmp_path: Path) -> None:
+    rows = [f"{image_id},{(index + 1) % 3},{index % 3}" for index, image_id in enumerate(IDS)]
+    (tmp_path / "labels.csv").write_text("image,rank1,rank2\n" + "\n".join(rows) + "\n")
+    result = score(run, birds, maps, "--limit", "3", "--predictions", tmp_path / "labels.csv", "--save-boxes", "boxes.json")
+    assert result.code == 0, result.err
+    found = json.loads(Path("boxes.json").read_text())
+    assert [row["image_id"] for row in found] == [1, 5, 9]
+    assert [row["category_id"] for row in found] == [(index + 1) % 3 + 1 for index in (0, 4, 8)]
+
+
+def test_boxes_need_true_boxes_and_all_parts(run, birds: Path, maps: Path) -> None:
+    assert "leave out --shard" in score(run, birds, maps, "--save-boxes", "boxes.json", "--shard", "1/2").err
+    rows = [line.split(",") for line in (birds / "annotations.csv").read_text().splitlines()]
+    (birds / "annotations.csv").write_text("\n".join(",".join([*row[:5], *row[9:]]) for row in rows) + "\n")
+    refused = score(run, birds, maps, "--save-boxes", "boxes.json")
+    assert refused.code == 2
+    assert "no true boxes" in refused.err
+
+
+def test_maps_of_the_whole_image_under_a_centre_crop(run, birds: Path, maps: Path) -> None:
+    refused = score(run, birds, maps, "--crop-maps")
+    assert refused.code == 2
+    assert "no centre crop" in refused.err
+    cut = score(run, birds, maps, "--crop-maps", "--protocol", "bas")
+    assert cut.code == 0, cut.err
+    assert metric(the_record(), "gt_known")["value"] == 1.0
+    assert "cut to the centre crop" in the_record()["method"]["maps"]

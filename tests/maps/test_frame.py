@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsolbench.exceptions import DataError
+from wsolbench.exceptions import DataError, UsageError
 from wsolbench.images import to_input
-from wsolbench.maps import frame_boxes, frame_size, to_frame
+from wsolbench.maps import cut_center, frame_boxes, frame_size, image_boxes, to_frame
 from wsolbench.methods import InputSpec
-from wsolbench.metrics import best_iou_per_tau
+from wsolbench.metrics import best_iou_per_tau, single_box_per_tau
 from wsolbench.protocol import EvalProtocol
 
 WSOLEVAL = EvalProtocol.preset("wsoleval")
@@ -128,3 +128,32 @@ def test_a_constant_map_stays_constant_through_resizing(name: str, level: float)
 def test_a_broken_map_is_refused_by_name(score_map: np.ndarray, message: str) -> None:
     with pytest.raises(DataError, match=rf"map of bird.*{message}"):
         to_frame(score_map, (5, 5), WSOLEVAL, what="map of bird")
+
+
+@pytest.mark.parametrize("name", EvalProtocol.presets())
+def test_boxes_go_back_to_the_image(name: str) -> None:
+    preset = EvalProtocol.preset(name)
+    # what is lost on the way, the fraction and what is beyond the last pixel, does not come back
+    protocol = replace(preset, clip_boxes=False, gt_truncate=False, gt_end=preset.box_end)
+    boxes = np.array([[50.5, 40.0, 201.0, 133.25]])
+    np.testing.assert_allclose(image_boxes(frame_boxes(boxes, (300, 200), protocol), (300, 200), protocol), boxes, rtol=1e-12)
+
+
+def test_the_centre_of_a_map_is_where_the_centre_crop_has_its_boxes() -> None:
+    size, true_box = (512, 128), np.array([[100.0, 20.0, 420.0, 80.0]])
+    whole = np.zeros((128, 512), dtype=np.float32)
+    whole[20:80, 100:420] = 1
+    cut = cut_center(whole, BAS)
+    assert cut.shape == (224, 224)
+    (found,) = single_box_per_tau(to_frame(cut, size, BAS), replace(BAS, taus=(0.5,)))
+    np.testing.assert_array_equal(found, frame_boxes(true_box, size, BAS)[0])
+
+
+def test_a_constant_map_stays_constant_when_it_is_cut() -> None:
+    constant = np.full((7, 5), 0.3, dtype=np.float32)
+    assert not to_frame(cut_center(constant, BAS), (300, 200), BAS).any()
+
+
+def test_there_is_nothing_to_cut_without_a_centre_crop() -> None:
+    with pytest.raises(UsageError, match="frame='center_crop'"):
+        cut_center(np.eye(3), WSOLEVAL)

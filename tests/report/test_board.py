@@ -76,7 +76,7 @@ def test_seeds_share_a_row_that_says_mean_interval_and_range() -> None:
     (table,) = measured_tables([run(0.4, seed=0), run(0.5, seed=1), run(0.6, seed=2)], published(), Filters())
     (row,) = texts(table)
     assert row["measured"] == "50.0 [48.0, 54.0]"
-    assert row["seeds"] == "3: 40.0 to 60.0"
+    assert row["runs"] == "3: 40.0 to 60.0"
     assert row["start"] == "imagenet"
 
 

@@ -91,6 +91,8 @@ def command(
         methods = {name: load_method(name) for name in names}
         readings = _readings(maps, open_posts(post, post_set))
         views = {view: None if view == "none" else Transform.parse(view) for view in transforms.split(",")}
+        if scoring.save_boxes is not None and set(views) != {"none"}:
+            raise UsageError("--save-boxes writes boxes of the images as they are: leave out --transform")
         scored = data.open(scoring.split)
         val = data.open_val() if scoring.transfer and scoring.split != "val" and "none" in views else None
         scoring.make_folders(save_maps)

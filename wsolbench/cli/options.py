@@ -151,20 +151,25 @@ class ScoringOptions:
     save_scores: bool
     shard: Shard | None
     pictures: Path | None
+    save_boxes: Path | None
 
     def conventions(self) -> EvalProtocol:
         """The protocol, with its changes."""
         return read_protocol(self.protocol, self.protocol_set)
 
     def within(self, folder: Path) -> ScoringOptions:
-        """The same with pictures in a folder below theirs."""
-        return self if self.pictures is None else replace(self, pictures=self.pictures / folder)
+        """The same with pictures and boxes in a folder below theirs."""
+        pictures = None if self.pictures is None else self.pictures / folder
+        boxes = None if self.save_boxes is None else self.save_boxes.parent / folder / self.save_boxes.name
+        return replace(self, pictures=pictures, save_boxes=boxes)
 
     def make_folders(self, *more: Path | None) -> None:
         """Make the folders that are written to, before any work is done."""
-        if self.shard is not None and (self.pictures or self.save_scores):
-            raise UsageError("--pictures and --save-scores need all parts of a run: leave out --shard (`merge` takes --save-scores, too)")
-        for folder in (self.out, self.pictures, *more):
+        if self.shard is not None and (self.pictures or self.save_scores or self.save_boxes):
+            raise UsageError(
+                "--pictures, --save-boxes and --save-scores need all parts of a run: leave out --shard (`merge` takes --save-scores, too)"
+            )
+        for folder in (self.out, self.pictures, self.save_boxes and self.save_boxes.parent, *more):
             if folder is not None:
                 make_folder(folder)
 
@@ -201,6 +206,11 @@ scoring_options = _together(
         help="Score only part I of N, into a folder below --out; `wsolbench merge` makes the record of all parts.",
     ),
     click.option("--pictures", type=click.Path(path_type=Path), help="Folder for overlays, curves and bars."),
+    click.option(
+        "--save-boxes",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="JSON file for one box an image at the oracle threshold of GT-known, in COCO's format of results; asks for the maps twice.",
+    ),
 )
 
 
@@ -254,15 +264,21 @@ def evaluate_and_report(
     options: RunOptions,
     *,
     val: Dataset | None,
+    whole: Dataset | None = None,
     facts: dict[str, Any] | None = None,
     world: World | None = None,
 ) -> None:
-    """Score; then, unless this is one shard or another process does it, write record, scores and pictures and say where they are."""
+    """Score; then, unless this is one shard or another process does it, write what was asked for and say where it is.
+
+    `whole` is the split that `scored` is a part of, if it is: images are numbered as they are there.
+    """
     from wsolbench.distributed import World
     from wsolbench.evaluate import conclude, limited, score, score_shard
 
     started = time.perf_counter()
     world = world or World()
+    if scoring.save_boxes is not None and not scored.has_boxes:
+        raise UsageError(f"--save-boxes needs the best threshold of GT-known, but {scored.name}/{scored.split} has no true boxes")
     what: dict[str, Any] = {
         "limit": scoring.limit,
         "fixed_tau": scoring.fixed_tau,
@@ -294,6 +310,13 @@ def evaluate_and_report(
 
         for picture in write_pictures(scoring.pictures, evaluation.record, evaluation.scores, drawn, maps_of):
             click.echo(f"picture  {picture}")
+    if scoring.save_boxes is not None:
+        from wsolbench.datasets.coco_export import image_numbers
+        from wsolbench.report.coco_boxes import write_coco_boxes
+
+        numbers = image_numbers(whole or scored)
+        count = write_coco_boxes(scoring.save_boxes, evaluation.record, evaluation.scores, drawn, maps_of, numbers)
+        click.echo(f"boxes    {scoring.save_boxes} ({count})")
     evaluation.finish()
     click.echo(f"time     {time.perf_counter() - started:.1f} s")
 

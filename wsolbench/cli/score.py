@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 @click.option(
     "--predictions", type=click.Path(path_type=Path), help="CSV image,rank1,rank2,...; default: DIR/predictions.csv where it exists."
 )
+@click.option(
+    "--crop-maps",
+    is_flag=True,
+    help="The maps cover the whole image: score their centre, under a protocol with a centre crop, which compares on nothing else.",
+)
 @click.option("--allow-partial", is_flag=True, help="Score the images that have a map, and say in the record how many have none.")
 @workers_option
 def command(
@@ -35,6 +40,7 @@ def command(
     scoring: ScoringOptions,
     name: str | None,
     predictions: Path | None,
+    crop_maps: bool,
     allow_partial: bool,
     workers: int,
 ) -> None:
@@ -50,14 +56,20 @@ def command(
         raise UsageError("`wsolbench score` is one process; in place of torchrun start one with --shard i/n for each part")
     conventions = scoring.conventions()
     # Scoring needs the annotations; the pictures themselves only to be drawn.
-    scored = limited(data.open(scoring.split, "error" if scoring.pictures else "keep"), scoring.limit)
+    whole = data.open(scoring.split, "error" if scoring.pictures else "keep")
     folder = MapFolder(maps_dir)
-    scored, missing = _with_maps(scored, folder, allow_partial)
+    scored, missing = _with_maps(limited(whole, scoring.limit), folder, allow_partial)
     scoring.make_folders()
     labels = predictions or (maps_dir / PREDICTIONS if (maps_dir / PREDICTIONS).is_file() else None)
     ranked = {} if labels is None else read_predictions(labels, len(scored.class_names))
     made_by = dict(folder.manifest().get("method", {}))
-    source = FolderSource(folder, name=name or str(made_by.get("name", maps_dir.resolve().name)), ranked=ranked, facts=made_by)
+    source = FolderSource(
+        folder,
+        name=name or str(made_by.get("name", maps_dir.resolve().name)),
+        ranked=ranked,
+        facts=made_by,
+        crop=conventions if crop_maps else None,
+    )
     source.check(scored, conventions)
     val = data.open_val("keep") if scoring.transfer and scoring.split != "val" else None
     if val is not None:
@@ -67,7 +79,7 @@ def command(
     if val is not None:
         source.check(limited(val, scoring.limit), conventions)
     options = RunOptions(workers=workers, work=scoring.out / ".work", resamples=scoring.resamples)
-    evaluate_and_report(scored, source, scoring, options, val=val, facts={"without_map": missing} if missing else None)
+    evaluate_and_report(scored, source, scoring, options, val=val, whole=whole, facts={"without_map": missing} if missing else None)
 
 
 def _with_maps(dataset: Dataset, folder: MapFolder, allow_partial: bool) -> tuple[Dataset, int]:

@@ -36,6 +36,16 @@ class Export:
     written: bool
 
 
+def image_numbers(dataset: Dataset) -> dict[str, int]:
+    """COCO's number of each image of a split, by id: from 1 in the order of the split."""
+    return {image_id: number for number, image_id in enumerate(dataset.ids, start=1)}
+
+
+def category_of(label: int) -> int:
+    """COCO's number of a class, from 1 in the order of the classes."""
+    return label + 1
+
+
 def export_coco(dataset: Dataset, folder: Path) -> Export:
     """Write images and annotations of a split below `folder`; other splits may be there.
 
@@ -55,16 +65,16 @@ def export_coco(dataset: Dataset, folder: Path) -> Export:
     images = make_folder(folder / dataset.split)
     rows: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
-    names = _file_names(dataset)
-    for number, sample in enumerate(track(dataset.samples, f"exporting {dataset.name} {dataset.split}", total=len(dataset)), start=1):
-        width, height = sample.size
-        name = _write_image(sample, images, names[number - 1])
+    names, numbers = _file_names(dataset), image_numbers(dataset)
+    for stored, sample in zip(names, track(dataset.samples, f"exporting {dataset.name} {dataset.split}", total=len(dataset)), strict=True):
+        (width, height), number = sample.size, numbers[sample.id]
+        name = _write_image(sample, images, stored)
         rows.append({"id": number, "file_name": name, "width": width, "height": height})
         for box, segmentation in zip(sample.boxes.tolist(), _segmentations(sample), strict=True):
-            objects.append({"id": len(objects) + 1, "image_id": number, **_object(box, sample.label + 1, segmentation)})
+            objects.append({"id": len(objects) + 1, "image_id": number, **_object(box, category_of(sample.label), segmentation)})
     values = {
         "info": {"description": f"{dataset.name} {dataset.split}", "wsolbench": made_of},
-        "categories": [{"id": label, "name": name} for label, name in enumerate(dataset.class_names, start=1)],
+        "categories": [{"id": category_of(label), "name": name} for label, name in enumerate(dataset.class_names)],
         "images": rows,
         "annotations": objects,
     }

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Float64
 
-from wsolbench.exceptions import DataError
+from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps.normalize import normalize
 from wsolbench.maps.resize import resize_map
 from wsolbench.protocol import EvalProtocol, crop_start
-from wsolbench.types import Boxes
+from wsolbench.types import Boxes, ScoreMap
 
 
 def frame_size(image_size: tuple[int, int], protocol: EvalProtocol) -> tuple[int, int]:
@@ -40,6 +40,24 @@ def to_frame(
         return np.asarray(resize_map(levels, size, protocol.resize) / np.float32(255))
     # A bicubic kernel overshoots; the comparison is defined on [0, 1].
     return np.asarray(np.clip(resize_map(unit_map, size, protocol.resize), 0, 1))
+
+
+def cut_center(score_map: ScoreMap, protocol: EvalProtocol) -> Float[np.ndarray, "ch cw"]:
+    """The part of a raw map of the whole image that lies in the protocol's centre crop: resized to `resize_size` squared, then cut.
+
+    Not what a network gives that sees the crop alone, which is what evaluators with a centre crop score.
+    Raises `UsageError` under a protocol without a centre crop.
+
+    >>> cut_center(np.arange(256.0)[None].repeat(256, axis=0), EvalProtocol.preset("bas"))[0, [0, -1]]
+    array([ 16., 239.])
+    """
+    if protocol.frame != "center_crop":
+        raise UsageError(f"protocol {protocol.name!r} compares on the {protocol.frame} frame; a centre crop is for frame='center_crop'")
+    if score_map.min() == score_map.max():  # see `to_frame`
+        return score_map
+    edge = crop_start(protocol.resize_size, protocol.frame_size)
+    whole = resize_map(score_map, (protocol.resize_size, protocol.resize_size), protocol.resize)
+    return whole[edge : edge + protocol.frame_size, edge : edge + protocol.frame_size]
 
 
 def check_map(values: np.ndarray, what: str) -> None:
@@ -76,3 +94,22 @@ def frame_boxes(boxes: Boxes, image_size: tuple[int, int], protocol: EvalProtoco
     if protocol.frame == "center_crop":
         result = np.clip(result - crop_start(side, protocol.frame_size), 0, protocol.frame_size - (protocol.gt_end == "inclusive"))
     return result
+
+
+def image_boxes(boxes: Boxes, image_size: tuple[int, int], protocol: EvalProtocol) -> Float64[np.ndarray, "g 4"]:
+    """Predicted boxes in the frame and the numbers of the protocol -> continuous xyxy pixels of an image of (width, height).
+
+    The protocol's own rounding and cutting stay, and so does its empty box.
+
+    >>> image_boxes(np.array([[56.0, 56.0, 112.0, 168.0]]), (448, 224), EvalProtocol.preset("wsoleval"))
+    array([[112.,  56., 224., 168.]])
+    """
+    result = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    if protocol.box_end == "inclusive":
+        result[:, 2:] += 1
+    if protocol.frame == "original":
+        return result
+    side, edge = protocol.frame_size, 0
+    if protocol.frame == "center_crop":
+        side, edge = protocol.resize_size, crop_start(protocol.resize_size, protocol.frame_size)
+    return (result + edge) * np.array(image_size * 2, dtype=np.float64) / side

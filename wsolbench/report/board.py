@@ -241,7 +241,7 @@ def _measured_table(runs: Sequence[Run], name: str, policy: str | None, publishe
             Cell(str(group[0].record.method.get("backbone") or UNDEFINED)),
             Cell(str(group[0].record.start or UNDEFINED)),
             Cell(_mean_and_interval(name, mean, values)),
-            Cell(_seeds(name, group, values)),
+            Cell(_runs(name, group, values)),
             Cell(" / ".join(f"{number.printed} ({number.backbone})" for number in numbers)),
             Cell(" / ".join(f"{paper.name} {paper.year or ''}".strip() for paper in papers.values())),
             Cell(difference),
@@ -256,7 +256,7 @@ def _measured_table(runs: Sequence[Run], name: str, policy: str | None, publishe
             f"Protocol {describe_protocol(runs[0].record.protocol)}",
             f"{metric_title(name)}, threshold: {policy or NO_THRESHOLD}",
         ),
-        columns=("method", "settings", "backbone", "start", "measured", "seeds", "published", "paper", "difference"),
+        columns=("method", "settings", "backbone", "start", "measured", "runs", "published", "paper", "difference"),
         rows=tuple(cells for _, cells in sorted(rows, key=lambda row: (row[0], row[1][0].link))),
         notes=notes,
     )
@@ -269,7 +269,7 @@ def _mean_and_interval(name: str, mean: float, values: Sequence[MetricValue]) ->
     return f"{format_number(name, mean)} [{format_number(name, fmean(lows))}, {format_number(name, fmean(highs))}]"
 
 
-def _seeds(name: str, group: Sequence[Run], values: Sequence[MetricValue]) -> str:
+def _runs(name: str, group: Sequence[Run], values: Sequence[MetricValue]) -> str:
     """How many, and from the lowest to the highest."""
     if len(group) == 1:
         return "1" if group[0].record.training else UNDEFINED
