@@ -326,7 +326,7 @@ else:  # each has a folder of its own, with another state
     (folder / str(rank)).mkdir()
     (folder / str(rank) / train.STATE).touch()
     wanted = replace(wanted, out=folder / str(rank))
-    train._load_state = lambda run, path: setattr(run, "epoch", rank + 1)
+    train.load_state = lambda run, path: {"epoch": rank + 1, "history": []}
 try:
     WithoutBatchNorm.fit(wanted)
 except WsolbenchError as error:

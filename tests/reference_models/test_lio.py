@@ -329,7 +329,7 @@ def test_maps_are_averaged_to_n_by_n_and_smaller_ones_keep_their_size():
     torch.testing.assert_close(model.pooled(stages)["7"], F.avg_pool2d(stages["three"], 2))
     assert model.pooled({"three": torch.randn(2, 8, 4, 4)})["7"].shape[2:] == (4, 4)
     assert [stage.name for stage in lio(stages=(7, 14)).places.values()] == ["three", "one"]
-    with pytest.raises(UsageError, match=r"stages of method 'lio': 28 needs a stage of stride 1, and toy \(std\) has 2, 4, 4"):
+    with pytest.raises(UsageError, match=r"stages of method 'lio': 28 needs a stage of stride 1, and toy \(std\) has 2, 4"):
         lio(stages=(28,))
 
 

@@ -23,6 +23,7 @@ _COMMANDS = {
     "train-detector": "Train a detector on data in COCO's layout.",
     "eval-detector": "Evaluate a detector: COCO's average precision.",
     "leaderboard": "Make tables of all records.",
+    "report": "Write one page of all results for the browser.",
     "list": "List methods, detectors, data sets, metrics, protocols or backbones.",
     "verify": "Check a data set on disk.",
     "export": "Write a data set in COCO's format.",

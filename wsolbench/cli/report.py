@@ -1,0 +1,64 @@
+"""`wsolbench report`: one page of all results that opens in any browser, without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from wsolbench.cli.options import DataOptions, read_protocol
+
+if TYPE_CHECKING:
+    from wsolbench.report.gallery import Gallery
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command(
+    epilog="Example:  wsolbench report --results results --out report\n\n"
+    "With galleries of maps:  wsolbench report --maps maps/cam --maps maps/spa --dataset toybirds"
+)
+@click.option("--results", type=FOLDER, default=Path("results"), show_default=True, help="Folder that holds measured/, the records.")
+@click.option("--out", type=FOLDER, default=Path("report"), show_default=True, help="Folder for index.html.")
+@click.option(
+    "--methods", type=click.IntRange(min=0), default=5, show_default=True, help="Best methods of a data set that are compared in pairs."
+)
+@click.option("--resamples", type=click.IntRange(min=100), default=1000, show_default=True, help="Bootstrap resamples of the comparisons.")
+@click.option("--maps", "folders", multiple=True, type=FOLDER, help="Folder of maps for a gallery; several show where they disagree.")
+@click.option("--dataset", help="Data set that the maps are of.")
+@click.option("--data-root", type=click.Path(path_type=Path), help="Its folder; default: as for `wsolbench eval`.")
+@click.option("--metadata-root", type=click.Path(path_type=Path), help="Folder of wsolevaluation text files.")
+@click.option("--split", default="test", show_default=True, help="Split that the maps are of.")
+@click.option("--protocol", default="wsoleval", show_default=True, help="Conventions of the boxes in galleries (wsolbench list protocols).")
+@click.option("--images", type=click.IntRange(1, 100), default=6, show_default=True, help="Images of a gallery.")
+def command(
+    results: Path,
+    out: Path,
+    methods: int,
+    resamples: int,
+    folders: tuple[Path, ...],
+    dataset: str | None,
+    data_root: Path | None,
+    metadata_root: Path | None,
+    split: str,
+    protocol: str,
+    images: int,
+) -> None:
+    """Write OUT/index.html: the board, curves, paired comparisons and galleries, with everything inside."""
+    from wsolbench.exceptions import UsageError
+    from wsolbench.report.page import write_page
+
+    if bool(folders) != (dataset is not None):
+        raise UsageError("galleries need both --maps and --dataset; give both, or neither")
+    shown: Sequence[Gallery] = ()
+    if dataset is not None:
+        from wsolbench.report.gallery import galleries
+
+        data = DataOptions(dataset=dataset, data_root=data_root, metadata_root=metadata_root)
+        shown = galleries(folders, data.open(split), read_protocol(protocol, ()), count=images)
+    path, problems = write_page(results, out, galleries=shown, methods=methods, resamples=resamples)
+    for problem in problems:
+        click.echo(f"left out: {problem}", err=True)
+    click.echo(path)
