@@ -92,8 +92,8 @@ class GcNetConfig(HeadConfig):
     sharpness: float = 10.0
     """s of `math` at the start; it is learned. Released code."""
     area_weight: float | None = None
-    """kappa; None: 2.5 with `math`, 1 with `cnn` (released code, CUB, where (2) reaches log 200). With few classes it can outweigh
-    (1) and (2): where shapes shrink to nothing, use less. 0: no term."""
+    """kappa; 0: no term. None: 2.5 with `math`, 1 with `cnn` (released code, for CUB), times log C / log 200: (1) of an image that
+    shows nothing and the largest (2) are log C, and with few classes the values for 200 outweigh both: shapes shrink to nothing."""
     classifier: str = ""
     """Checkpoint with a trained classifier for these classes and this backbone; not of `nl-ccam`, whose blocks would be left out."""
     classifier_sha256: str = ""
@@ -188,7 +188,8 @@ class GcNet(Localizer):
         pool = config.pool or (7 if channels <= 512 else 1)
         self.regressor = Regressor(channels, numbers, pool=pool, hidden=config.width or backbone.head_width)
         drawn = config.generator == "cnn"
-        self.area_weight = config.area_weight if config.area_weight is not None else 1.0 if drawn else 2.5
+        for_cub = 1.0 if drawn else 2.5
+        self.area_weight = for_cub * math.log(num_classes) / math.log(200) if config.area_weight is None else config.area_weight
         self.generator = ShapeNet(numbers).requires_grad_(False) if drawn else None
         self.sharpness = None if drawn else nn.Parameter(torch.tensor(config.sharpness))
         self._train_only(detector=self.classifier_is_trained)

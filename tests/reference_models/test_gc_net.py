@@ -87,7 +87,7 @@ def test_the_terms_are_those_of_the_equations():
     terms = network.loss(given_batch)
     torch.testing.assert_close(terms["object"], F.cross_entropy(inside, given_batch.labels))
     torch.testing.assert_close(terms["background"], math.log(3) + (shares * shares.log()).sum(1).mean())
-    torch.testing.assert_close(terms["area"], 2.5 * (u[:, 2] * u[:, 3]).mean())
+    torch.testing.assert_close(terms["area"], 2.5 * math.log(3) / math.log(200) * (u[:, 2] * u[:, 3]).mean())
 
 
 def test_by_default_the_shape_is_an_ellipse_drawn_by_the_formula():
@@ -97,8 +97,9 @@ def test_by_default_the_shape_is_an_ellipse_drawn_by_the_formula():
 
 
 def test_the_weight_of_the_area_depends_on_the_generator_and_can_be_nothing():
-    assert model().area_weight == 2.5
-    assert model(generator="cnn").area_weight == 1.0
+    assert GcNet(toy_backbone(), 200, GcNetConfig()).area_weight == 2.5
+    assert GcNet(toy_backbone(), 200, GcNetConfig(generator="cnn")).area_weight == 1.0
+    assert model(area_weight=2.0).area_weight == 2.0
     assert "area" not in detecting(area_weight=0.0).loss(batch())
 
 
