@@ -235,16 +235,21 @@ class Localizer(nn.Module):
     def localize(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
         """Logits and maps without a graph; changes neither parameters nor buffers. The model must be in eval mode.
 
-        A method that classifies and proposes nothing itself proposes the best regions of the predicted class's map.
+        A method that proposes boxes gets two more own maps: `parts`, what the boxes cover by their weight, and `union`, the box
+        around all of them. One that classifies and proposes nothing proposes the best regions of the predicted class's map.
         """
-        from reference_models.layers.regions import predicted_peaks  # which needs `Proposals`
+        from reference_models.layers.regions import coverage, predicted_peaks, union  # which need `Proposals`
 
         if self.training:
             raise RuntimeError("localize() needs the model in eval mode: batch norm and dropout would change the maps; call model.eval()")
         result: ForwardPass = self(images)
-        if result.propose is not None or result.logits is None:
+        size = images.shape[-1]
+        if result.propose is not None:
+            found = result.propose()
+            return replace(result, own_maps={**result.own_maps, "parts": coverage(found, size), "union": union(found, size)})
+        if result.logits is None:
             return result
-        return replace(result, propose=partial(predicted_peaks, result.logits, result.maps_of, images.shape[-1]))
+        return replace(result, propose=partial(predicted_peaks, result.logits, result.maps_of, size))
 
     def score_maps(self, images: Float[Tensor, "b 3 H W"], class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
         """`localize(images).score_maps(class_ids)`."""

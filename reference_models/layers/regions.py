@@ -149,14 +149,24 @@ def predicted_peaks(logits: Float[Tensor, "b c"], maps_of: Callable[[Tensor], Te
     return peak_regions(maps, image_size, side=PEAK_SIDE * image_size, k=k)
 
 
-def coverage(proposals: Proposals, image_size: int, k: int) -> Float[Tensor, "b S S"]:
-    """How much of the first k boxes' weight covers each pixel, smoothed a little: weights are the softmax of the scores."""
-    boxes, weights = proposals.boxes[:, :k], proposals.scores[:, :k].float().softmax(dim=1)
+@torch.no_grad()
+def coverage(proposals: Proposals, image_size: int) -> Float[Tensor, "b S S"]:
+    """How much of the boxes' weight covers each pixel, smoothed a little: weights are the softmax of the scores."""
+    boxes, weights = proposals.boxes, proposals.scores.float().softmax(dim=1)
     centres = torch.arange(image_size, device=boxes.device) + 0.5
     inside = [((centres >= boxes[..., axis, None]) & (centres < boxes[..., axis + 2, None])).float() for axis in (0, 1)]  # 2 x (B, K, S)
     with torch.autocast(boxes.device.type, enabled=False):
         covered = torch.einsum("bk,bky,bkx->byx", weights, inside[1], inside[0])
     return smooth(covered, sigma=image_size / 28)
+
+
+@torch.no_grad()
+def union(proposals: Proposals, image_size: int) -> Float[Tensor, "b S S"]:
+    """The smallest box around all boxes: how much of each pixel lies inside, in [0, 1]."""
+    first, last = proposals.boxes[..., :2].amin(dim=1), proposals.boxes[..., 2:].amax(dim=1)  # (B, 2)
+    edges = torch.arange(image_size, device=first.device)
+    inside = (torch.minimum(last[..., None], edges + 1) - torch.maximum(first[..., None], edges)).clamp(0, 1)  # (B, 2, S)
+    return inside[:, 1, :, None] * inside[:, 0, None, :]
 
 
 def smooth(maps: Float[Tensor, "b h w"], *, sigma: float, size: int | None = None) -> Float[Tensor, "b h w"]:

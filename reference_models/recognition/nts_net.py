@@ -24,8 +24,8 @@ classifies by the best regions, seen again at a larger scale, and the whole imag
 The numbers of the equations are those of this file. Boxes are chosen and pixels cut out without gradient; the Navigator's comes from (1)
 alone, and goes to the Navigator alone.
 
-Maps. `maps_of` is the class activation map of C(X). Own maps: `nav`, at each cell the best sigmoid(I) of the anchors around it, and
-`parts`, what the K boxes cover. `propose` gives the K boxes. They cover parts, not objects: their boxes are not those of the object.
+Maps. `maps_of` is the class activation map of C(X). `propose` gives the K boxes. Own maps: `nav`, at each cell the best sigmoid(I) of
+the anchors around it; `parts` and `union`, what the K boxes cover. They are made for parts: do not expect the object's box of them.
 
 Departures from released code (`variant=official` undoes the first four)
     dropout    The code makes a new dropout layer in each pass, which stays active at test, so that its results are random. Default: off at
@@ -57,7 +57,7 @@ from reference_models.base import Batch, ForwardPass
 from reference_models.config import MethodConfig
 from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.navigator import Navigator, NavigatorInit, best_cover, nominate, part_costs, rank_loss
-from reference_models.layers.regions import CropMode, NmsRule, coverage, crop_resize
+from reference_models.layers.regions import CropMode, NmsRule, crop_resize
 from reference_models.recognizer import FINE_GRAINED, Recognizer
 from wsolbench.exceptions import UsageError
 
@@ -167,10 +167,7 @@ class NtsNet(Recognizer):
             stages=stages,
             penultimate=features,
             propose=lambda: found,
-            own_maps={
-                "nav": best_cover(scored, (features.shape[2], features.shape[3]), size),
-                "parts": coverage(found, size, config.parts),
-            },
+            own_maps={"nav": best_cover(scored, (features.shape[2], features.shape[3]), size)},
         )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

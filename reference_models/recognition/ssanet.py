@@ -26,8 +26,8 @@ A run has four stages, each with its own schedule of the rate; what does not lea
     3   Navigator and FC, with a tenth of the rate.
 With `training=one_stage`, and in a run of fewer epochs than stages, 1a, 1b and 2 are one. What is predicted before 2 is partly untrained.
 
-Maps. `maps_of` is the class activation map of the global classifier; the own map `parts` is what the K boxes cover. `propose` gives
-these boxes, at their aligned scale where there is DSM.
+Maps. `maps_of` is the class activation map of the global classifier. `propose` gives the K boxes, at their aligned scale where there is
+DSM; the own maps `parts` and `union` are what they cover.
 
 Rows of the paper's tables. 3: the method `baseline` with this recipe; `dsm=none op=false mac_weight=0`; `dsm=none op=false`;
 `dsm=none`; `op=false`; the defaults. 4: `dsm=none op=false` with `part_pool=max`, with `mean`; `dsm=none`. 5: `op=false` with
@@ -66,7 +66,6 @@ from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.navigator import AnchorKind, Navigator, nominate, part_costs, rank_loss
 from reference_models.layers.part_features import aligned_regions, grid_side, seen_again
 from reference_models.layers.part_heads import PartHeadConfig, PartHeads
-from reference_models.layers.regions import coverage
 from reference_models.layers.training_stages import place_in
 from reference_models.recipes import Recipe
 from reference_models.recognizer import FINE_GRAINED, Recognizer
@@ -248,7 +247,6 @@ class Ssanet(Recognizer):
             stages=stages,
             penultimate=features,
             propose=lambda: aligned,
-            own_maps={"parts": coverage(aligned, size, config.parts)},
         )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

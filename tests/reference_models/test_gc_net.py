@@ -268,6 +268,8 @@ def test_the_map_is_one_mask_for_all_classes_whose_half_level_is_the_box(shape):
         rows, columns = (image >= 0.5).nonzero(as_tuple=True)
         found = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
         assert (found - box).abs().max() <= 4  # narrow corners lie between the centres of pixels
+    areas = (boxes[:, 0, 2:] - boxes[:, 0, :2]).prod(dim=1)
+    torch.testing.assert_close(result.own_maps["union"].sum((1, 2)), areas, atol=1e-2, rtol=1e-4)  # the box itself, as a map
 
 
 def test_there_is_nothing_for_a_post_process():

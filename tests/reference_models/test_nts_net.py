@@ -75,10 +75,10 @@ def test_parts_are_proposed_best_first_and_have_maps():
     assert torch.equal(found.scores, wanted.scores)
     real = found.scores.masked_fill(found.padded, -torch.inf)
     assert (real[:, :-1] >= real[:, 1:]).all()
-    assert torch.equal(result.own_maps["parts"], coverage(found, 32, 4))
+    assert torch.equal(result.own_maps["parts"], coverage(found, 32))
     scored = model.navigator(model.backbone.run(images), 32)
     assert torch.equal(result.own_maps["nav"], best_cover(scored, (8, 8), 32))
-    assert list(result.own_maps) == ["nav", "parts"]
+    assert list(result.own_maps) == ["nav", "parts", "union"]
 
 
 def test_four_parts_are_seen_at_test_and_six_in_training():

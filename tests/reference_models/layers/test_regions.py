@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oracles import regions as oracle
 
 from reference_models.base import Proposals
-from reference_models.layers.regions import cell_boxes, coverage, crop_resize, peak_regions, select, smooth
+from reference_models.layers.regions import cell_boxes, coverage, crop_resize, peak_regions, select, smooth, union
 
 RULES = ["gt", "ge"]
 MODES = ["half_pixel", "align_corners"]
@@ -270,22 +270,31 @@ def test_the_coverage_of_a_pixel_is_the_weight_of_the_boxes_around_it():
     size = 28  # smoothed by one pixel
     boxes = torch.tensor(
         [
-            [[2.0, 3, 11.5, 17], [-4, 8, 9, 30], [20.5, 20, 28, 24.4], [0, 0, 28, 28]],
-            [[1, 1, 2, 2], [5.2, 6, 27, 8], [3, 3, 9, 9], [0, 0, 1, 1]],
+            [[2.0, 3, 11.5, 17], [-4, 8, 9, 30], [20.5, 20, 28, 24.4]],
+            [[1, 1, 2, 2], [5.2, 6, 27, 8], [3, 3, 9, 9]],
         ]
     )
-    scores = torch.tensor([[2.0, 0.5, 0, -1], [1, 0, -2, -3]])
-    found = coverage(Proposals(boxes=boxes, scores=scores), size, 3)
+    scores = torch.tensor([[2.0, 0.5, 0], [1, 0, -2]])
+    found = coverage(Proposals(boxes=boxes, scores=scores), size)
     for image in range(2):
-        plain = oracle.covered(boxes[image, :3].tolist(), scores[image, :3].tolist(), size)
+        plain = oracle.covered(boxes[image].tolist(), scores[image].tolist(), size)
         torch.testing.assert_close(found[image], torch.tensor(oracle.smoothed(plain, 1.0, 3)), atol=1e-6, rtol=0)
-        alone = coverage(Proposals(boxes=boxes[image : image + 1], scores=scores[image : image + 1]), size, 3)
+        alone = coverage(Proposals(boxes=boxes[image][None], scores=scores[image][None]), size)
         torch.testing.assert_close(alone[0], found[image], atol=1e-6, rtol=0)
 
 
 def test_a_box_around_everything_covers_every_pixel_fully():
     boxes = torch.tensor([[[-1.0, -1, 40, 40]]]).expand(2, 3, 4)
-    torch.testing.assert_close(coverage(Proposals(boxes=boxes, scores=torch.randn(2, 3)), 32, 3), torch.ones(2, 32, 32))
+    torch.testing.assert_close(coverage(Proposals(boxes=boxes, scores=torch.randn(2, 3)), 32), torch.ones(2, 32, 32))
+
+
+def test_the_union_is_the_smallest_box_around_all_and_cut_at_the_border():
+    boxes = torch.tensor([[[2.0, 3, 4, 5], [1.5, 4, 3, 6.25]], [[-3, 2, 0, 4], [6, 7, 9, 8]], [[-5, -5, -1, -1], [-4, -2, -3, -1]]])
+    drawn = union(Proposals(boxes=boxes, scores=torch.zeros(3, 2)), 8)
+    expected = torch.zeros(3, 8, 8)
+    expected[0, 3:6, 2:4], expected[0, 3:6, 1], expected[0, 6, 2:4], expected[0, 6, 1] = 1, 0.5, 0.25, 0.125
+    expected[1, 2:8, :] = 1
+    torch.testing.assert_close(drawn, expected)
 
 
 @pytest.mark.parametrize(("sigma", "size", "reach"), [(1.0, 5, 2), (0.7, None, 3), (2.0, 3, 1)])
@@ -317,8 +326,8 @@ def test_mixed_precision_changes_neither_smoothing_nor_coverage():
         torch.randn(2, 8, 8),
         Proposals(boxes=torch.rand(2, 3, 4) * 20 + torch.tensor([0.0, 0, 10, 10]), scores=torch.randn(2, 3)),
     )
-    plain = smooth(maps, sigma=1.0), coverage(proposals, 32, 3)
+    plain = smooth(maps, sigma=1.0), coverage(proposals, 32)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = smooth(maps, sigma=1.0), coverage(proposals, 32, 3)
+        mixed = smooth(maps, sigma=1.0), coverage(proposals, 32)
     assert all(torch.equal(one, two) for one, two in zip(plain, mixed, strict=True))
     assert math.isclose(float(plain[1].max()), float(mixed[1].max()))
