@@ -29,8 +29,9 @@ ImageNet); or trained by cross-entropy in the first `classifier_part` of the run
 schedule of the recipe; a run of one epoch, or with a classifier that comes trained, is the detector's alone (all 45 epochs of
 `gc_net`; the code: 30). The validation accuracy says nothing about the detector, and the best checkpoint is not the one to use.
 
-The box, `propose()` of the forward pass, is that of the shape and needs no threshold: it is scored as the own map `union` (`wsolbench eval
---map union`). The class's map is m, with values of 1/2 on the outline; its other level sets are shapes of other sizes. There are no stages for post-processes: no map of a class exists.
+The box, `propose()` of the forward pass, is that of the shape and needs no threshold: `wsolbench eval --map union` scores it. The
+class's map is m, with values of 1/2 on the outline; its other level sets are shapes of other sizes. There are no stages for
+post-processes: no map of a class exists.
 
 Departures. Backbones here have no fully connected layers: the regressor is a hidden layer on features pooled to 7x7 (VGG-16 has that
 grid), or the mean over all pixels and one layer (ResNet, Inception). Inception's input is 224, the code's 299. Width and height are
