@@ -1,9 +1,10 @@
 """Make pictures of methods: the same images under the maps of CAM, of the method, and of the method with post-processes.
 
     python docs/make_pictures.py --dataset toybirds --options weights=cam-tiny-seed0 --post scg,sem --out docs/images/methods
+    python docs/make_pictures.py --dataset toybirds --regions --method baseline --method nts-net --out docs/images/methods
     python docs/make_pictures.py --dataset cub --data-root /data/CUB_200_2011 --post scg,sem --out pictures
 
-The first is for the pages of the methods: its images are generated. Photographs of other data sets have licences of their own, so
+The first two are for the pages of the methods: its images are generated. Photographs of other data sets have licences of their own, so
 their pictures stay where they are made.
 """
 
@@ -27,6 +28,7 @@ from wsolbench.metrics.sweep import sweep
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord, read_records
 from wsolbench.report.overlays import Panel, drawable, frame_image, frame_mask, gray, overlay, panel_grid
+from wsolbench.report.regions import regions_panel
 from wsolbench.report.sheets import box_overlay, mask_overlay, spread
 from wsolbench.sources import ModelSource
 from wsolbench.types import Dataset, Sample, no_boxes
@@ -128,6 +130,7 @@ class Pictures:
         self.dataset, self.samples, self.protocol, self.device = dataset, samples, protocol, device
         self.truth = [truth_panel(sample, dataset.class_names[sample.label], protocol) for sample in samples]
         self.rows: dict[str, tuple[list[Panel], Cut]] = {}
+        self.regions: dict[str, list[Panel]] = {}
 
     def add(self, run: Run, records: Sequence[RunRecord], tau: float | None) -> None:
         """Make the row of a run, unless it has a post-process and no record says the threshold.
@@ -153,16 +156,23 @@ class Pictures:
             )
         if cut is None:
             return
-        maps = source.maps(self.samples, source.collate([source.load(sample) for sample in self.samples])).maps
-        rows = [map_panel(sample, raw_map, self.protocol, cut) for sample, raw_map in zip(self.samples, maps, strict=True)]
+        found = source.maps(self.samples, source.collate([source.load(sample) for sample in self.samples]))
+        rows = [map_panel(sample, raw_map, self.protocol, cut) for sample, raw_map in zip(self.samples, found.maps, strict=True)]
         self.rows[run.name] = rows, cut
+        if run.post is None and found.proposed is not None:
+            style = {"line_width": STYLE["line_width"]}
+            pairs = zip(self.samples, found.proposed, strict=True)
+            self.regions[run.name] = [regions_panel(sample, proposed, self.protocol, **style) for sample, proposed in pairs]
 
-    def write(self, path: Path, names: Sequence[str], title: str) -> None:
-        """A sheet: the images with their truth, then the rows of these runs, as far as they were made."""
+    def write(self, path: Path, names: Sequence[str], title: str, *, regions: bool = False) -> None:
+        """A sheet: the images with their truth, then the rows of these runs, as far as they were made; with `regions` those, too."""
         names = [name for name in names if name in self.rows]
         labels = ["image", *(f"{name.replace('+', ' + ')}\n{self.rows[name][1].text}" for name in names)]
         ids = [sample.id for sample in self.samples]
         grid = [self.truth, *(self.rows[name][0] for name in names)]
+        if regions:
+            grid += [self.regions[name] for name in names if name in self.regions]
+            labels += [f"{name}\nregions" for name in names if name in self.regions]
         panel_grid(grid, path, title, row_names=labels, column_names=ids, side=SIDE, max_bytes=MAX_BYTES)
 
 
@@ -196,6 +206,7 @@ def sheets(methods: Sequence[str], trained: Collection[str], posts: Sequence[str
 )
 @click.option("--method", "methods", multiple=True, help="A method to make a picture of; may be repeated. Default: all that are trained.")
 @click.option("--post", default="", help="Post-processes, as they are by default, of further rows: scg,sem.")
+@click.option("--regions", is_flag=True, help="Rows of the four best proposals, each with a line to the nearest key point.")
 @click.option("--records", type=click.Path(path_type=Path), default=Path("results/measured"), show_default=True, help="For thresholds.")
 @click.option("--tau", type=click.FloatRange(0, 1), help="Threshold of all rows, in place of the oracle of each run's record.")
 @click.option("--protocol", default="wsoleval", show_default=True, help="Preset of conventions.")
@@ -203,7 +214,15 @@ def sheets(methods: Sequence[str], trained: Collection[str], posts: Sequence[str
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the pictures, <method>.jpg.")
 def main(
-    data: DataOptions, split: str, runs: Path, methods: tuple[str, ...], post: str, tau: float | None, out: Path, **options: Any
+    data: DataOptions,
+    split: str,
+    runs: Path,
+    methods: tuple[str, ...],
+    post: str,
+    regions: bool,
+    tau: float | None,
+    out: Path,
+    **options: Any,
 ) -> None:
     """Write a picture of each trained method."""
     try:
@@ -222,8 +241,10 @@ def main(
         for name, names in plan.items():
             title = f"{name}\n{' · '.join(filter(None, facts))}\n"
             title += f"Maps of the true class, stretched to [0, 1]; predicted at {threshold}, protocol {options['protocol']}."
+            if regions:
+                title += "\nRegions: the best red, then orange, blue, violet; lines lead to the nearest visible key point (white)."
             if names[-1] in pictures.rows or name in pictures.rows:
-                pictures.write(out / f"{name}.jpg", names, title)
+                pictures.write(out / f"{name}.jpg", names, title, regions=regions)
                 click.echo(f"picture  {out / f'{name}.jpg'}")
         for name in rows:
             if name not in pictures.rows:

@@ -21,7 +21,7 @@ from wsolbench.files import atomic_path
 from wsolbench.maps import frame_boxes, frame_size, to_frame
 from wsolbench.metrics.errors import error_codes
 from wsolbench.metrics.histograms import histograms
-from wsolbench.metrics.keypoints import keypoint_distance
+from wsolbench.metrics.keypoints import ImageDistances, keypoint_distance
 from wsolbench.metrics.masks import resize_mask
 from wsolbench.metrics.pxap import number_of_bins
 from wsolbench.metrics.sweep import sweep
@@ -190,20 +190,25 @@ def score_image(
 
 
 def _parts(sample: Sample, protocol: EvalProtocol, proposed: ProposedParts | None) -> dict[str, np.ndarray]:
-    """The columns of the key points. Without a true box there is no scale, so the image does not count."""
+    """The columns of the key points."""
     columns: dict[str, np.ndarray] = {name: np.zeros((1, PARTS), dtype) for name, dtype in _POINT_COLUMNS.items()}
-    if proposed is None or sample.key_points is None or not len(sample.boxes):
-        return columns
-    points = sample.key_points.copy()
-    points[:, :2] = in_view(points[:, :2], sample.size, proposed.side, protocol)
-    true_box = in_view(sample.boxes[0].reshape(2, 2), sample.size, proposed.side, protocol).reshape(4)
-    best, padded = proposed.boxes[:PARTS], proposed.padded[:PARTS]
-    found = keypoint_distance(best, points, true_box, side=proposed.side, padded=padded)
+    found = None if proposed is None else part_distances(sample, protocol, proposed)
     if found is not None:
         slots = np.flatnonzero(found.real)
         for name, column in columns.items():
             column[0, slots] = getattr(found, name.removeprefix("point_"))[slots]
     return columns
+
+
+def part_distances(sample: Sample, protocol: EvalProtocol, proposed: ProposedParts) -> ImageDistances | None:
+    """Of the `PARTS` best proposals to the key points; None without a visible one, and without a true box, which is the scale."""
+    if sample.key_points is None or not len(sample.boxes):
+        return None
+    points = sample.key_points.copy()
+    points[:, :2] = in_view(points[:, :2], sample.size, proposed.side, protocol)
+    true_box = in_view(sample.boxes[0].reshape(2, 2), sample.size, proposed.side, protocol).reshape(4)
+    best, padded = proposed.boxes[:PARTS], proposed.padded[:PARTS]
+    return keypoint_distance(best, points, true_box, side=proposed.side, padded=padded)
 
 
 _POINT_COLUMNS = {

@@ -24,7 +24,7 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 
 TRUE_COLOR = (0, 200, 83)
 PREDICTED_COLOR = (230, 30, 50)
-_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 _COLORMAP = "inferno"
 _DOTS_PER_INCH = 100
 _PALETTE = 256
@@ -127,14 +127,14 @@ def overlay(
     width = _line_width(image, line_width)
     dash = max(4, 5 * width)
     if true_mask is not None:
-        _paint(canvas, _rim(true_mask, width), TRUE_COLOR, _BLACK)
+        _paint(canvas, _rim(true_mask, width), TRUE_COLOR, BLACK)
     if predicted_mask is not None:
         stripes = np.add.outer(np.arange(image.shape[0]), np.arange(image.shape[1])) % (2 * dash) < dash
-        _paint(canvas, _rim(predicted_mask, width) & stripes, PREDICTED_COLOR, _WHITE)
+        _paint(canvas, _rim(predicted_mask, width) & stripes, PREDICTED_COLOR, WHITE)
     for box in true_boxes:
-        _paint(canvas, _outline(box, image.shape[:2], width), TRUE_COLOR, _BLACK)
+        _paint(canvas, _outline(box, image.shape[:2], width), TRUE_COLOR, BLACK)
     for box in predicted_boxes:
-        _paint(canvas, _outline(box, image.shape[:2], width, dash=dash), PREDICTED_COLOR, _WHITE)
+        _paint(canvas, _outline(box, image.shape[:2], width, dash=dash), PREDICTED_COLOR, WHITE)
     return canvas
 
 
@@ -181,8 +181,31 @@ def mark_point(image: UInt8[np.ndarray, "h w 3"], point: tuple[float, float]) ->
     column, row = int(point[0]), int(point[1])
     rows, columns = np.abs(np.arange(image.shape[0]) - row)[:, None], np.abs(np.arange(image.shape[1]) - column)[None]
     half, reach = _line_width(image) // 2, 5 * _line_width(image)
-    _paint(canvas, ((rows <= half) & (columns <= reach)) | ((columns <= half) & (rows <= reach)), PREDICTED_COLOR, _WHITE)
+    _paint(canvas, ((rows <= half) & (columns <= reach)) | ((columns <= half) & (rows <= reach)), PREDICTED_COLOR, WHITE)
     return canvas
+
+
+def draw_box(canvas: Pixels, box: Num[np.ndarray, 4], color: tuple[int, int, int], line_width: float = 1.0) -> None:
+    """Draw a box (xyxy, pixels of the canvas) in place, on white; `line_width` as for `overlay`."""
+    _paint(canvas, _outline(box, canvas.shape[:2], _line_width(canvas, line_width)), color, WHITE)
+
+
+def draw_line(
+    canvas: Pixels, start: Num[np.ndarray, 2], end: Num[np.ndarray, 2], color: tuple[int, int, int], line_width: float = 1.0
+) -> None:
+    """Draw a line between two points (x, y) in place, on white."""
+    import cv2
+
+    ends = [tuple(int(value) for value in point) for point in (start, end)]
+    drawn = cv2.line(np.zeros(canvas.shape[:2], np.uint8), ends[0], ends[1], 1, _line_width(canvas, line_width))
+    _paint(canvas, drawn.astype(bool), color, WHITE)
+
+
+def draw_disc(canvas: Pixels, centre: Num[np.ndarray, 2], color: tuple[int, int, int], line_width: float = 1.0) -> None:
+    """Draw a disc of five line widths around a point (x, y) in place, on black."""
+    rows, columns = np.arange(canvas.shape[0])[:, None] + 0.5, np.arange(canvas.shape[1])[None] + 0.5
+    near = np.hypot(columns - centre[0], rows - centre[1]) <= 2.5 * _line_width(canvas, line_width)
+    _paint(canvas, near, color, BLACK)
 
 
 def overlay_sheet(items: Sequence[OverlayItem], path: Path, title: str, *, columns: int = 3) -> None:
