@@ -150,13 +150,15 @@ def page(
     return "\n".join(lines)
 
 
-def pages() -> dict[Path, str]:
-    """Path -> text of all pages and their index."""
+def pages(*, new: bool = True) -> dict[Path, str]:
+    """Path -> text of all pages and their index; without `new`, of those that have a page already."""
     records = [(path.relative_to(DOCS.parent), record) for path, record in read_records(RESULTS / "measured")]
     numbers, papers = read_published(RESULTS), read_papers(RESULTS / "papers.toml")
     rows = [(row, load_method(row.name)) for row in list_methods() if row.module.startswith("reference_models.")]
     rows += [(row, load_post(row.name)) for row in list_posts() if row.module.startswith("reference_models.")]
-    made = {DOCS / "methods" / f"{row.name}.md": page(row, kind, records, numbers, papers) for row, kind in rows}
+    paths = {row.name: DOCS / "methods" / f"{row.name}.md" for row, _ in rows}
+    rows = [(row, kind) for row, kind in rows if new or paths[row.name].is_file()]
+    made = {paths[row.name]: page(row, kind, records, numbers, papers) for row, kind in rows}
     index = [
         "# Methods",
         "",
@@ -171,10 +173,10 @@ def pages() -> dict[Path, str]:
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Write nothing; exit with 1 when a page is not what it should be.")
+@click.option("--check", is_flag=True, help="Write nothing; exit with 1 when a page that is there is not what it should be.")
 def main(check: bool) -> None:
     """Make a page for each method and post-process."""
-    made = pages()
+    made = pages(new=not check)
     stale = [path for path, text in made.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     others = [path for path in (DOCS / "methods").glob("*.md") if path not in made]
     if check:

@@ -66,4 +66,4 @@ _HOME = {
 __all__ = list(_HOME)
 
 
-__getattr__ = lazy_names(__name__, _HOME)
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -10,15 +11,18 @@ from typing import Any
 from wsolbench.exceptions import UsageError
 
 
-def lazy_names(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module-level `__getattr__` (PEP 562): `home` gives the submodule of `package` in which each name lives."""
+def lazy_names(package: str, home: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """A module-level `__getattr__` and `__dir__` (PEP 562): `home` gives the submodule of `package` in which each name lives."""
 
     def lookup(name: str) -> Any:
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"{package}.{home[name]}"), name)
 
-    return lookup
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *home})
+
+    return lookup, names
 
 
 def pycocotools(module: str) -> ModuleType:

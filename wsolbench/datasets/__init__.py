@@ -1,4 +1,4 @@
-"""Data sets: every one gives the same `Dataset` of `Sample`s.
+"""Data sets: every one gives the same `Dataset` of samples.
 
 `load_dataset("cub", "test", root="...")` loads one split; `list_datasets()` says what there is. One file for each data set: it
 defines `INFO` and `load(root, split, ...)`, and is imported when it is asked for.
