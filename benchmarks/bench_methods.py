@@ -49,9 +49,9 @@ def rate(function: Callable[[], object], images: int, device: torch.device, repe
 def main(backbone: str, size: int, batch_size: int, repeats: int, device_name: str, names: tuple[str, ...]) -> None:
     """Print images per second of every method and post-process, and their share of the bare backbone's."""
     device = pick_device(device_name)
-    images = torch.randn(batch_size, 3, size, size, device=device)
+    images = torch.randn(batch_size, 3, size, size, device=device).to(memory_format=torch.channels_last)  # as the loops have them
     labels = torch.arange(batch_size, device=device) // 2 % CLASSES  # pairs, for methods that want them
-    network = load_backbone(backbone, weights="none", image_size=size).to(device).train()
+    network = load_backbone(backbone, weights="none", image_size=size).to(device, memory_format=torch.channels_last).train()
     linear = nn.Linear(network.channels[-1], CLASSES).to(device)
     optimizer = torch.optim.SGD([*network.parameters(), *linear.parameters()], lr=1e-4)
 
@@ -83,7 +83,7 @@ def main(backbone: str, size: int, batch_size: int, repeats: int, device_name: s
         model = (
             load_method(name)
             .create(backbone=backbone, num_classes=CLASSES, weights="none", settings={}, image_size=size)
-            .to(device)
+            .to(device, memory_format=torch.channels_last)
             .train()
         )
         steps = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4)

@@ -150,7 +150,7 @@ class ModelSource:
         softmax gives the labels."""
         import torch
 
-        images = self._input(batch["image"])
+        images = normalized(batch["image"], self.method.input_spec, self.device)
         labels = torch.tensor([sample.label for sample in samples], device=self.device)
         labels = torch.cat([labels, labels[-1:].expand(len(images) - len(samples))])[:, None]
         result = self.method.localize(images)
@@ -184,11 +184,8 @@ class ModelSource:
         padded = np.zeros(boxes.shape[:2], dtype=np.bool_) if found.padded is None else found.padded[: len(samples), :PARTS].cpu().numpy()
         return [ProposedParts(boxes=image, padded=flags, side=side) for image, flags in zip(boxes, padded, strict=True)]
 
-    def _input(self, pixels: torch.Tensor) -> torch.Tensor:
-        return normalized(pixels, self.method.input_spec, self.device).contiguous()
-
     def _ten_crop_scores(self, crops: torch.Tensor) -> torch.Tensor:
-        logits = self.method.localize(self._input(crops.flatten(0, 1))).logits
+        logits = self.method.localize(normalized(crops.flatten(0, 1), self.method.input_spec, self.device)).logits
         assert logits is not None
         shares = logits.float().softmax(dim=1)  # (10 B, C)
         return shares.reshape(len(crops), 10, -1).mean(dim=1)

@@ -10,7 +10,7 @@ from wsolbench.evaluate import RunOptions, evaluate
 from wsolbench.images import to_input
 from wsolbench.methods import load_method
 from wsolbench.protocol import EvalProtocol, tau_grid
-from wsolbench.sources import ModelSource
+from wsolbench.sources import ModelSource, normalized
 
 PROTOCOL = EvalProtocol(taus=tau_grid(0.05), frame_size=32, resize_size=36)
 
@@ -21,6 +21,10 @@ def model():
 
 def source(batch_size: int, protocol: EvalProtocol = PROTOCOL) -> ModelSource:
     return ModelSource(model(), protocol, num_classes=3, device="cpu", batch_size=batch_size)
+
+
+def seen_by(made: ModelSource, pixels):
+    return normalized(pixels, made.method.input_spec, made.device)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 23, 64])
@@ -48,7 +52,7 @@ def test_the_network_sees_the_normalised_view(frame):
 
     protocol = replace(PROTOCOL, frame=frame)
     made, (sample, *_) = source(2, protocol), squares(2, size=50).samples
-    seen = made._input(made.collate([made.load(sample)])["image"])[0].numpy()
+    seen = seen_by(made, made.collate([made.load(sample)])["image"])[0].numpy()
     expected = to_input(sample.image(), made.method.input_spec, frame=frame, resize_size=36)
     np.testing.assert_allclose(seen, expected, atol=1e-6)
 
@@ -60,5 +64,5 @@ def test_ten_crops_give_the_labels():
     batch = made.collate([made.load(sample) for sample in data.samples])
     assert batch["crops"].shape == (2, 10, 32, 32, 3)
     ranked = made.maps(data.samples, batch).ranked
-    logits = [made.method.localize(made._input(crops)).logits for crops in batch["crops"]]
+    logits = [made.method.localize(seen_by(made, crops)).logits for crops in batch["crops"]]
     assert [int(each.softmax(1).mean(0).argmax()) for each in logits] == ranked[:, 0].tolist()

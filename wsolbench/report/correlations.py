@@ -64,7 +64,7 @@ def correlate(
             f"point {point[0]:g},{point[1]:g} is outside of image {sample.id!r}; expected 0 <= X < {size[0]} and 0 <= Y < {size[1]}"
         )
     pixels = torch.from_numpy(source.load(sample)["image"][None].copy())
-    result = source.method.localize(normalized(pixels, source.method.input_spec, source.device).contiguous())
+    result = source.method.localize(normalized(pixels, source.method.input_spec, source.device))
     if point is None:
         raw_map = result.score_maps(torch.tensor([[sample.label]], device=source.device))[0, 0]
         row, column = divmod(int(raw_map.argmax()), raw_map.shape[1])
