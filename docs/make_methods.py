@@ -140,6 +140,8 @@ def page(
         "|---|---|---|",
     ]
     lines += [*settings(kind.Config), ""]
+    if names := sorted(getattr(kind.Config, "at_test", ())):
+        lines += [f"Of a trained model (`--checkpoint`) {', '.join(f'`{name}`' for name in names)} can still be changed.", ""]
     found = list(measured(row.name, records, post))
     if found:
         titles = " | ".join(metric_title(name) for name in METRICS)

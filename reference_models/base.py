@@ -206,12 +206,12 @@ class Localizer(nn.Module):
         return cls(network, num_classes, config).eval()
 
     @classmethod
-    def load(cls: type[M], checkpoint: Path, *, device: str = "auto") -> M:
+    def load(cls: type[M], checkpoint: Path, *, device: str = "auto", settings: Mapping[str, str] = MappingProxyType({})) -> M:
         """A trained model in eval mode; see `wsolbench.methods.Method.load`."""
         from reference_models.checkpoint import load_checkpoint
         from wsolbench.sources import pick_device
 
-        return load_checkpoint(cls, checkpoint).to(pick_device(device)).eval()
+        return load_checkpoint(cls, checkpoint, settings).to(pick_device(device)).eval()
 
     @classmethod
     def fit(cls, request: TrainRequest) -> Path:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +22,7 @@ from torch import nn
 
 from reference_models.backbone import load_backbone
 from reference_models.base import Localizer
-from reference_models.config import from_json, to_json
+from reference_models.config import changed_at_test, from_json, to_json
 from reference_models.weights import NONE, Weights, load_strictly, read_safetensors
 from wsolbench.exceptions import DataError
 from wsolbench.files import atomic_path, canonical_json, sha256_of_file, write_json
@@ -90,10 +92,11 @@ def header_of(path: Path, method: str) -> dict[str, Any]:
     return facts
 
 
-def load_checkpoint(method: type[M], path: Path) -> M:
-    """The model of a checkpoint, on the CPU, in eval mode.
+def load_checkpoint(method: type[M], path: Path, settings: Mapping[str, str] = MappingProxyType({})) -> M:
+    """The model of a checkpoint, on the CPU, in eval mode; `settings` changes some that are `at_test`.
 
-    Raises `DataError` when the file is missing, truncated or pickled, is of another method, or does not fit its own description.
+    Raises `DataError` when the file is missing, truncated or pickled, is of another method, or does not fit its own description,
+    and `UsageError` on settings that cannot be changed.
     """
     facts = header_of(path, method.method_name)
     try:
@@ -103,6 +106,7 @@ def load_checkpoint(method: type[M], path: Path) -> M:
         num_classes, names = int(facts["num_classes"]), tuple(facts["class_names"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"checkpoint {path} was written by another version of {method.method_name!r} ({error}); train again") from error
+    config = changed_at_test(config, settings, what=f"method {method.method_name!r} in {path}")
     with torch.random.fork_rng(devices=[]):  # initial values, which the checkpoint replaces
         backbone = load_backbone(described["name"], weights=NONE, grid=described["grid"])
         backbone.input_spec = spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from wsolbench.exceptions import UsageError, unknown_name
 
@@ -17,6 +17,9 @@ _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 class MethodConfig:
     """Settings that every method with a backbone has; a method's own dataclass inherits from this one."""
 
+    at_test: ClassVar[frozenset[str]] = frozenset()
+    """Settings that training does not depend on: of a trained model they, and no others, can be changed."""
+
     grid: str = "default"
     """Variant of the backbone, for instance `std14` or `stock` (see its file); `default`: the method's choice, else the backbone's."""
     recipe: str = "default"
@@ -24,6 +27,7 @@ class MethodConfig:
 
 
 C = TypeVar("C")
+M = TypeVar("M", bound=MethodConfig)
 
 
 def parse_settings(kind: type[C], settings: Mapping[str, str], *, what: str, start: C | None = None) -> C:
@@ -56,6 +60,20 @@ def parse_settings(kind: type[C], settings: Mapping[str, str], *, what: str, sta
         except ValueError as error:
             raise UsageError(f"setting {name}={text!r} of {what}: expected {error}") from error
     return kind(**values)
+
+
+def changed_at_test(config: M, settings: Mapping[str, str], *, what: str) -> M:
+    """The config of a trained model with other settings for its use.
+
+    Raises as `parse_settings`, and `UsageError` on a change of one that is not `at_test`; giving it the value that it has is no change.
+    """
+    own, recipe = split_settings(settings)
+    changed = parse_settings(type(config), own, what=what, start=config)
+    different = [item.name for item in fields(config) if getattr(changed, item.name) != getattr(config, item.name)]
+    if fixed := [*(name for name in different if name not in config.at_test), *(RECIPE_PREFIX + name for name in recipe)]:
+        able = ", ".join(sorted(config.at_test)) or "none"
+        raise UsageError(f"{what} has been trained: setting {fixed[0]} cannot be changed any more; those that can are: {able}")
+    return changed
 
 
 def split_settings(settings: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -105,8 +105,11 @@ class Method(Protocol):
         """A new model. Raises `UsageError` on an unknown backbone, setting or weights file."""
 
     @classmethod
-    def load(cls, checkpoint: Path, *, device: str) -> Method:
-        """A trained model in eval mode. Raises `DataError` on a file of another method, or one that is broken."""
+    def load(cls, checkpoint: Path, *, device: str, settings: Mapping[str, str]) -> Method:
+        """A trained model in eval mode, with some settings changed that training does not depend on.
+
+        Raises `DataError` on a file of another method, or one that is broken, and `UsageError` on settings that cannot be changed.
+        """
 
     @classmethod
     def fit(cls, request: TrainRequest) -> Path:

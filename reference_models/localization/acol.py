@@ -58,6 +58,8 @@ PAIRS_AT_ONCE = 64
 class AcolConfig(HeadConfig):
     """Settings of `acol`."""
 
+    at_test: ClassVar[frozenset[str]] = frozenset({"test_erase_label", "logits"})
+
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"official": {}, "clovaai": {"delta": 0.7}})
     variant: Literal["official", "clovaai"] = "official"
     """`official`: the authors' code; `clovaai`: wsolevaluation's threshold, and on VGG its 14x14 grid."""

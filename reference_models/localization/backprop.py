@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -45,6 +45,8 @@ Channel = Literal["max", "sum", "l2"]
 @dataclass(frozen=True, kw_only=True)
 class BackpropConfig(HeadConfig):
     """Settings of `backprop`."""
+
+    at_test: ClassVar[frozenset[str]] = frozenset({"score", "channel", "smooth_sigma"})
 
     score: Literal["logit", "logprob"] = "logit"
     """What is differentiated: the score before softmax (the paper), or the logarithm of the probability."""

@@ -40,7 +40,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,8 @@ Reduction = Literal["mean", "sum"]
 @dataclass(frozen=True, kw_only=True)
 class CaamConfig(MethodConfig):
     """Settings of `caam`. Where a docstring names no source the paper is silent."""
+
+    at_test: ClassVar[frozenset[str]] = frozenset({"test_modules", "test_agg", "test_branch"})
 
     patch: tuple[int, ...] = (16, 32, 44, 56)
     """Sides of a patch at an input of 224, one drawn for each image: the paper's `mixed`; Table 6 also has each of the four alone."""

@@ -49,7 +49,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,8 @@ RankWeights = Literal["quadratic", "linear", "t1b1", "t1b0"]
 @dataclass(frozen=True, kw_only=True)
 class NlCcamConfig(MethodConfig):
     """Settings of `nl-ccam`."""
+
+    at_test: ClassVar[frozenset[str]] = frozenset({"g", "top", "class_conditioned"})
 
     g: RankWeights = "quadratic"
     """Weights of the ranks, (5) to (8); `quadratic` is the default of the authors' code."""

@@ -66,6 +66,8 @@ from wsolbench.exceptions import UsageError
 class NtsNetConfig(MethodConfig):
     """Settings of `nts-net`."""
 
+    at_test: ClassVar[frozenset[str]] = frozenset({"predict", "dropout_in_eval"})
+
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
             "paper": MappingProxyType({}),

@@ -79,6 +79,8 @@ Fuse = Literal["logits", "softmax"]
 class SsanetConfig(PartHeadConfig):
     """Settings of `ssanet`. Where a docstring names no source the paper is silent."""
 
+    at_test: ClassVar[frozenset[str]] = frozenset({"fusion", "fuse"})
+
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {"paper": MappingProxyType({}), "light": MappingProxyType({"dsm_feature": "gap"})}
     )

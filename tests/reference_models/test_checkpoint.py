@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from reference_models.checkpoint import HEADER, load_checkpoint, read_header, save_checkpoint
 from reference_models.head_localizer import HeadConfig
 from reference_models.localization.cam import Cam
-from wsolbench.exceptions import DataError
+from wsolbench.exceptions import DataError, UsageError
+from wsolbench.methods import load_method
 
 
 @pytest.fixture
@@ -69,6 +70,36 @@ def test_loading_draws_no_random_numbers(saved):
     before = torch.get_rng_state()
     load_checkpoint(Cam, saved[1])
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.fixture
+def attentive(tmp_path):
+    model = load_method("caam").create(backbone="tiny", num_classes=3, weights="none", settings={"beta": "2"}, image_size=64)
+    torch.nn.init.ones_(model.channel.scale)
+    save_checkpoint(tmp_path / "last.safetensors", model, {"epoch": 3})
+    return tmp_path / "last.safetensors"
+
+
+def test_settings_of_the_use_can_be_changed_and_are_described(attentive):
+    method, images, asked = load_method("caam"), torch.randn(2, 3, 64, 64), torch.tensor([[0], [1]])
+    trained, changed = method.load(attentive, device="cpu"), method.load(attentive, device="cpu", settings={"test_modules": "true"})
+    assert changed.describe()["config"] == {**trained.describe()["config"], "test_modules": True}
+    assert not torch.allclose(changed.score_maps(images, asked), trained.score_maps(images, asked))
+    same = method.load(attentive, device="cpu", settings={"beta": "2", "test_modules": "false"})
+    assert torch.equal(same.score_maps(images, asked), trained.score_maps(images, asked))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta": "3"}, r"has been trained: setting beta cannot be changed any more; .*: test_agg, test_branch, test_modules"),
+        ({"recipe.lr": "0.1"}, r"setting recipe\.lr cannot be changed"),
+        ({"test_module": "true"}, r"did you mean 'test_modules'"),
+    ],
+)
+def test_other_settings_of_a_trained_model_are_refused(attentive, settings, message):
+    with pytest.raises(UsageError, match=message):
+        load_method("caam").load(attentive, device="cpu", settings=settings)
 
 
 def test_a_checkpoint_of_another_method_is_refused(saved):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -171,6 +172,30 @@ def test_training_writes_a_checkpoint_that_loads_to_the_same_maps(name, tmp_path
     assert torch.equal(one.score_maps(images, asked), two.score_maps(images, asked))
     assert one.class_names == ("class 0", "class 1", "class 2")
     json.dumps(one.describe(), allow_nan=False)
+
+
+def other_text(kind: type, field: str) -> str:
+    """A value of a setting that is not its default."""
+    hint, default = get_type_hints(kind)[field], getattr(kind(), field)
+    if get_origin(hint) is Literal:
+        return next(str(choice) for choice in get_args(hint) if choice != default)
+    return str(not default) if isinstance(default, bool) else str(default + 1)
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINABLE if load_method(name).Config.at_test])
+def test_training_does_not_depend_on_settings_of_the_use(name):
+    def terms(model: Localizer) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)  # of the images, and of what the method draws
+        model.train().on_epoch(0, 10)
+        return model.loss(batch())
+
+    method, model = load_method(name), create(name)
+    for field in sorted(method.Config.at_test):
+        settings = {field: other_text(method.Config, field)}
+        other = method.create(backbone="tiny", num_classes=CLASSES, weights="none", settings=settings, image_size=64)
+        assert getattr(other.config, field) != getattr(model.config, field)
+        other.load_state_dict(model.state_dict(), strict=True)
+        torch.testing.assert_close(terms(other), terms(model))
 
 
 def test_backbones_do_not_need_a_method():

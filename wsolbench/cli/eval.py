@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -100,6 +101,7 @@ def command(
         options = RunOptions(
             batch_size=model["batch_size"] or 32, workers=model["workers"], work=scoring.out / ".work", resamples=scoring.resamples
         )
+        changes = parse_settings(model["settings"]) if checkpoint is not None else {}
         for name, method in methods.items():
             settings = {**model, "method": name}
             path = checkpoint
@@ -107,7 +109,7 @@ def command(
                 from wsolbench.cli.train import train
 
                 path = train(data, None, **settings)
-            localizer = open_method(method, data.dataset, len(scored.class_names), path, settings)
+            localizer = open_method(method, data.dataset, len(scored.class_names), path, settings, changes)
             for (label, made, map_name), (view, moved) in itertools.product(readings, views.items()):
                 source = ModelSource(
                     localizer,
@@ -155,8 +157,16 @@ def open_posts(names: str, pairs: Sequence[str]) -> dict[str, Any]:
     return {name: None if name == "none" else load_post(name).create(own) for name, own in settings.items()}
 
 
-def open_method(method: Any, dataset: str, num_classes: int, checkpoint: Path | None, model: dict[str, Any]) -> Any:
-    """The trained model; or a new one, where there is nothing to train or `--weights` asks for a pretrained one as it is."""
+def open_method(
+    method: Any,
+    dataset: str,
+    num_classes: int,
+    checkpoint: Path | None,
+    model: dict[str, Any],
+    changes: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
+    """The trained model, with `changes` of its settings; or a new one, where there is nothing to train or `--weights` asks for a
+    pretrained one as it is."""
     from wsolbench.cli.train import default_backbone, default_run
     from wsolbench.exceptions import UsageError
 
@@ -182,4 +192,4 @@ def open_method(method: Any, dataset: str, num_classes: int, checkpoint: Path | 
                 f"no trained model: {checkpoint} does not exist. Add --train, repeat the options of the training, or name a file "
                 f"with --checkpoint.{known}"
             )
-    return method.load(checkpoint, device=model["device"])
+    return method.load(checkpoint, device=model["device"], settings=changes)

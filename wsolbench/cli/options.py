@@ -101,7 +101,13 @@ training_options = _all(
     click.option("--epochs", type=click.IntRange(min=1), help="Training epochs; default: the recipe's."),
     click.option("--lr", type=float, help="Base learning rate; default: the recipe's."),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights, order and augmentation."),
-    click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A field of the method's config; may be repeated."),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="A field of the method's config; may be repeated. With --checkpoint: one of use, not of training.",
+    ),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
 )
 
