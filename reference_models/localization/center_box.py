@@ -74,7 +74,7 @@ class CenterBox(Localizer):
         return cls(num_classes, config, InputSpec() if image_size is None else InputSpec(size=image_size)).eval()
 
     @classmethod
-    def load(cls, checkpoint: Path, *, device: str = "auto") -> CenterBox:  # noqa: ARG003 - the common signature
+    def load(cls, checkpoint: Path, *, device: str = "auto", settings: Mapping[str, str] | None = None) -> CenterBox:  # noqa: ARG003 - the common signature
         """Raises `UsageError`: there is nothing to load."""
         raise UsageError("method 'center-box' has no parameters and no checkpoints; leave --checkpoint out")
 

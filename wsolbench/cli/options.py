@@ -106,7 +106,7 @@ training_options = _all(
         "settings",
         multiple=True,
         metavar="NAME=VALUE",
-        help="A field of the method's config; may be repeated. With --checkpoint: one of use, not of training.",
+        help="A field of the method's config; may be repeated. With --checkpoint: one that training does not depend on.",
     ),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
 )
