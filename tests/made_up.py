@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from wsolbench.evaluate import SourceOutput
+from wsolbench.published import COLUMNS, PublishedNumber
 from wsolbench.types import Dataset, Sample
 
 SIDE = 64
@@ -74,3 +75,21 @@ class MadeUpSource:
 
     def provenance(self) -> dict[str, Any]:
         return {"device": "cpu"}
+
+
+def published_number(**changes: object) -> PublishedNumber:
+    """A valid number with some fields changed."""
+    values = dict.fromkeys(COLUMNS, "") | {
+        "paper": "spa",
+        "row": None,
+        "table": "Table 2",
+        "dataset": "cub",
+        "split": "test",
+        "method": "CAM",
+        "backbone": "vgg16",
+        "metric": "top1_loc",
+        "value": "44.15",
+        "unit": "percent",
+        "evidence": "requoted",
+    }
+    return PublishedNumber(**{**values, **changes})  # type: ignore[arg-type]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import csv
-import os
 import random
 import re
 import shutil
 from collections import Counter
-from dataclasses import replace
 from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles.papers import FILES, LABEL, MARK, TABLES, Table, named_by, read_texts
+from made_up import published_number
+from oracles.papers import TABLES
 
 from wsolbench.datasets import list_datasets
 from wsolbench.exceptions import DataError, UsageError
@@ -24,7 +23,6 @@ from wsolbench.published import (
     COLUMNS,
     EVIDENCE,
     Conflict,
-    PublishedNumber,
     conflicts,
     published_info,
     read_papers,
@@ -87,24 +85,6 @@ COUNTS = {
 }
 
 
-def number(**changes: object) -> PublishedNumber:
-    """A valid number with some fields changed."""
-    values = dict.fromkeys(COLUMNS, "") | {
-        "paper": "spa",
-        "row": None,
-        "table": "Table 2",
-        "dataset": "cub",
-        "split": "test",
-        "method": "CAM",
-        "backbone": "vgg16",
-        "metric": "top1_loc",
-        "value": "44.15",
-        "unit": "percent",
-        "evidence": "requoted",
-    }
-    return PublishedNumber(**{**values, **changes})  # type: ignore[arg-type]
-
-
 # The files
 
 
@@ -113,6 +93,10 @@ def test_every_table_is_complete() -> None:
     tables = dict.fromkeys(table for table, _ in found)
     assert {table: tuple(found[table, evidence] for evidence in EVIDENCE) for table in tables} == COUNTS
     assert len(NUMBERS) == 1131
+
+
+def test_every_table_of_the_five_papers_is_read() -> None:
+    assert {(table.paper, table.name) for table in TABLES} == {(paper, table) for paper, table in COUNTS if table.startswith("Table ")}
 
 
 def test_names_are_those_of_this_project_where_it_has_one() -> None:
@@ -166,24 +150,24 @@ def test_claims_quote_published_numbers() -> None:
     ],
 )
 def test_a_printed_value_on_the_scale_of_records(metric: str, unit: str, value: str, recorded: float, better: str) -> None:
-    found = number(metric=metric, unit=unit, value=value)
+    found = published_number(metric=metric, unit=unit, value=value)
     assert (found.as_recorded, found.better, found.value) == (recorded, better, value)
 
 
 @given(value=st.decimals(0, 100, places=3), decimals=st.integers(0, 2), up=st.booleans())
 def test_a_number_agrees_with_itself_rounded(value: Decimal, decimals: int, up: bool) -> None:
     rounded = value.quantize(Decimal(1).scaleb(-decimals), rounding=ROUND_HALF_UP if up else ROUND_HALF_EVEN)
-    exact, coarse = number(value=f"{value:f}"), number(value=f"{rounded:f}")
-    error = number(value=f"{100 - value:f}", unit="percent_error")
+    exact, coarse = published_number(value=f"{value:f}"), published_number(value=f"{rounded:f}")
+    error = published_number(value=f"{100 - value:f}", unit="percent_error")
     assert exact.agrees_with(coarse)
     assert coarse.agrees_with(error)
     assert error.agrees_with(exact)
 
 
 def test_numbers_that_round_to_different_values_disagree() -> None:
-    assert number(value="27.55").agrees_with(number(value="27.5"))
-    assert not number(value="27.55").agrees_with(number(value="27.50"))
-    assert not number(value="41.06").agrees_with(number(value="44.2"))
+    assert published_number(value="27.55").agrees_with(published_number(value="27.5"))
+    assert not published_number(value="27.55").agrees_with(published_number(value="27.50"))
+    assert not published_number(value="41.06").agrees_with(published_number(value="44.2"))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +191,7 @@ def test_numbers_that_round_to_different_values_disagree() -> None:
 )
 def test_a_number_that_cannot_be_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
-        number(**changes)
+        published_number(**changes)
 
 
 # Reading
@@ -336,20 +320,20 @@ def test_what_rounding_explains_is_no_conflict() -> None:
 
 
 def test_a_table_does_not_contradict_itself() -> None:
-    assert not conflicts([number(row=1), number(row=2, value="50")])
-    assert conflicts([number(), number(table="Table 6", value="50")])
+    assert not conflicts([published_number(row=1), published_number(row=2, value="50")])
+    assert conflicts([published_number(), published_number(table="Table 6", value="50")])
 
 
 def test_other_data_splits_metrics_and_variants_are_no_conflict() -> None:
-    here = number()
+    here = published_number()
     for changes in ({"dataset": "ilsvrc"}, {"split": "val"}, {"metric": "top5_loc"}, {"method": "CAM[a]"}, {"backbone": "resnet50"}):
-        assert not conflicts([here, number(table="Table 6", value="50", **changes)])
+        assert not conflicts([here, published_number(table="Table 6", value="50", **changes)])
 
 
 def test_a_number_without_backbone_is_compared_with_those_that_have_one() -> None:
-    loose = number(table="Table 6", value="50", backbone="unspecified")
-    assert [each.backbone for each in conflicts([number(), loose])] == ["vgg16"]
-    assert not conflicts([number(), number(backbone="resnet50", value="50"), loose])
+    loose = published_number(table="Table 6", value="50", backbone="unspecified")
+    assert [each.backbone for each in conflicts([published_number(), loose])] == ["vgg16"]
+    assert not conflicts([published_number(), published_number(backbone="resnet50", value="50"), loose])
 
 
 def test_the_order_of_the_numbers_does_not_matter() -> None:
@@ -374,109 +358,3 @@ def test_the_docs_list_every_conflict() -> None:
     page = (ROOT / "docs/published.md").read_text(encoding="utf-8")
     table = page.partition("| data | method | backbone | metric | values |\n|---|---|---|---|---|\n")[2].partition("\n\n")[0]
     assert table.splitlines() == [line(conflict) for conflict in conflicts(NUMBERS)]
-
-
-# The papers
-
-IDS = [f"{table.paper}-{table.number}" for table in TABLES]
-
-
-@pytest.fixture(scope="module")
-def texts() -> dict[str, str]:
-    """Text of the five papers, by key."""
-    folder = os.environ.get("WSOLBENCH_PAPERS")
-    if not folder or not Path(folder).is_dir():
-        pytest.skip("WSOLBENCH_PAPERS is not set or no folder: it names a folder with the papers as text files")
-    return read_texts(Path(folder))
-
-
-def test_every_table_of_the_five_papers_is_read() -> None:
-    assert {(table.paper, table.name) for table in TABLES} == {(paper, table) for paper, table in COUNTS if table.startswith("Table ")}
-
-
-@pytest.mark.parametrize("table", TABLES, ids=IDS)
-def test_a_table_is_printed_as_in_the_file(table: Table, texts: dict[str, str]) -> None:
-    assert table.differences(texts[table.paper], NUMBERS) == []
-
-
-def changed_digit(value: str) -> str:
-    return value[:-1] + str((int(value[-1]) + 1) % 10)
-
-
-@pytest.mark.parametrize("table", TABLES, ids=IDS)
-def test_every_changed_digit_lost_row_and_swap_is_noticed(table: Table, texts: dict[str, str]) -> None:
-    text = texts[table.paper]
-    mine = [each for each in NUMBERS if (each.paper, each.table) == (table.paper, table.name)]
-    for place, each in enumerate(mine):
-        before, after = mine[:place], mine[place + 1 :]
-        assert table.differences(text, [*before, replace(each, value=changed_digit(each.value)), *after])
-        assert table.differences(text, [*before, *after])
-        if after:
-            assert table.differences(text, [*before, after[0], each, *after[1:]])
-
-
-def test_a_changed_digit_in_a_file_is_noticed(results: Path, texts: dict[str, str]) -> None:
-    rewrite(results / "published/spa.csv", 2, "value", "61.13")
-    assert TABLES[0].differences(texts["spa"], read_published(results)) == [
-        "spa, Table 1, row 1, Backprop, VGG16: value is '61.13' in the file, '61.12' in the paper"
-    ]
-
-
-def test_the_reader_of_tables_on_a_made_up_paper() -> None:
-    text = (
-        "Text.\n\nMethod\tMask\tScores\t\n\t\tTop-1\tGT\nCAM [43]\t\t<b>10.5</b>\t-\n\t✓\t11\t2.50\n\nTable 1. Made up.\n\n"
-        "Table 1 shows this.\n"
-    )
-    fields = {"Scores / Top-1": {"metric": "top1_loc"}, "Scores / GT": {"metric": "gt_known"}}
-    table = Table("spa", 1, 2, {"Method": LABEL, "Mask": MARK, **fields}, {"dataset": "cub"})
-    cells = list(table.cells(text))
-    assert [(cell.row, cell.label, cell.fields["metric"], cell.value) for cell in cells] == [
-        (1, "CAM", "top1_loc", "10.5"),
-        (2, "CAM, Mask", "top1_loc", "11"),
-        (2, "CAM, Mask", "gt_known", "2.50"),
-    ]
-    numbers = [number(table="Table 1", row=cell.row, label=cell.label, value=cell.value, metric=cell.fields["metric"]) for cell in cells]
-    assert table.differences(text, numbers) == []
-    assert table.differences(text, [replace(numbers[0], value="10.6"), *numbers[1:]])
-    assert table.differences(text, [replace(numbers[0], value="10.50"), *numbers[1:]])
-    assert table.differences(text, [replace(numbers[0], dataset="ilsvrc"), *numbers[1:]])
-    assert table.differences(text, numbers[:-1])
-    assert table.differences(text, [*numbers, replace(numbers[0], row=3)])
-    with pytest.raises(AssertionError, match="Top-5"):
-        table.differences(text.replace("GT\n", "Top-5\n"), numbers)
-
-
-# What a row is called tells which method it is
-
-
-def test_the_label_of_a_row_tells_method_and_backbone() -> None:
-    for each in NUMBERS:
-        if each.paper in FILES and (each.paper, each.table) != ("lio", "Table 5"):  # whose rows are data sets
-            method, backbone = named_by(each.paper, each.label)
-            assert (each.method, each.backbone) == (method, backbone or each.backbone), each
-
-
-OURS = {
-    "SPA": "spa+scg",
-    "SPA[RAM only]": "spa",
-    "SPA[SCG only]": "cam+scg",
-    "CAM[SPA baseline]": "cam",
-    "ADL+SEM": "adl+sem",
-    "MEIL": "eil",
-    "WhereToLook[patch=16]": "caam",
-    "LIO[7x7]": "lio",
-    "BAS": "",
-}
-
-
-@pytest.mark.parametrize(("method", "ours"), OURS.items())
-def test_the_method_of_this_project(method: str, ours: str) -> None:
-    assert {each.ours for each in NUMBERS if each.method == method} == {ours}
-
-
-@pytest.mark.parametrize("paper", FILES)
-def test_rows_are_counted_in_the_five_papers(paper: str) -> None:
-    for table in {each.table for each in NUMBERS if each.paper == paper}:
-        rows = [each.row for each in NUMBERS if (each.paper, each.table) == (paper, table)]
-        assert rows == sorted(rows, key=lambda row: row or 0)
-        assert None not in rows
