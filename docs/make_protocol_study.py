@@ -50,8 +50,23 @@ numbers are percent at the oracle threshold of each metric and protocol, with 95
   ({ten_crop}) or another network ({external}).
 - {by_class} average over classes, the others over images.
 
-Made by `python docs/make_protocol_study.py` from the maps that `wsolbench eval --save-maps` leaves; records and comparisons are in
-`results/protocols`.
+Here `cub` is a subset of 50 classes, `ilsvrc` one of 300 validation images: their numbers are not those of papers. Networks: the small
+one from nothing (`toybirds`), EfficientNet-Lite0 after three epochs (`cub`), and as ImageNet left it (`ilsvrc`);
+[reproduction](reproduction.md) has the training.
+
+    wsolbench eval --method cam,spa,acol --dataset toybirds --save-maps maps/toybirds
+    wsolbench eval --method cam,spa,acol --set width=256 --dataset cub --backbone efficientnet_lite0 --image-size 128 --epochs 3 \\
+        --save-maps maps/cub
+    wsolbench eval --method cam --post none,scg --dataset ilsvrc --metadata-root ilsvrc_mini/metadata --backbone efficientnet_lite0 \\
+        --weights imagenet --set head=fc --save-maps maps/ilsvrc
+    wsolbench eval --method backprop --dataset ilsvrc --metadata-root ilsvrc_mini/metadata --backbone efficientnet_lite0 \\
+        --weights imagenet --set head=fc --save-maps maps/ilsvrc/backprop
+
+and then, with the maps of each data set (again with `--metadata-root` for `ilsvrc`),
+
+    python docs/make_protocol_study.py --dataset toybirds --maps maps/toybirds/cam --maps maps/toybirds/spa --maps maps/toybirds/acol
+
+which scores them, and makes this page from the records and comparisons in `results/protocols`.
 """
 
 
