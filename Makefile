@@ -49,6 +49,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/bench_evaluate.py
 	$(BIN)/python benchmarks/bench_methods.py
 	$(BIN)/python benchmarks/bench_post.py
+	$(BIN)/python benchmarks/bench_dsm.py
 
 bench-exact: $(READY)
 	$(BIN)/python -m benchmarks.bench_exact
