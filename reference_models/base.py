@@ -236,7 +236,7 @@ class Localizer(nn.Module):
         """Logits and maps without a graph; changes neither parameters nor buffers. The model must be in eval mode.
 
         A method that proposes boxes gets two more own maps: `parts`, what the boxes cover by their weight, and `union`, the box
-        around all of them. One that classifies and proposes nothing proposes the best regions of the predicted class's map.
+        around all of them. One that classifies and does not propose gets the best regions of the predicted class's map.
         """
         from reference_models.layers.regions import coverage, predicted_peaks, union  # which need `Proposals`
 
@@ -246,6 +246,8 @@ class Localizer(nn.Module):
         size = images.shape[-1]
         if result.propose is not None:
             found = result.propose()
+            if not found.boxes.shape[1]:  # a method that was told to propose none
+                return result
             return replace(result, own_maps={**result.own_maps, "parts": coverage(found, size), "union": union(found, size)})
         if result.logits is None:
             return result

@@ -29,14 +29,12 @@ ImageNet); or trained by cross-entropy in the first `classifier_part` of the run
 schedule of the recipe; a run of one epoch, or with a classifier that comes trained, is the detector's alone (all 45 epochs of
 `gc_net`; the code: 30). The validation accuracy says nothing about the detector, and the best checkpoint is not the one to use.
 
-The box, `propose()` of the forward pass, is that of the shape and needs no threshold: `wsolbench eval --map union` scores it. The
-class's map is m, with values of 1/2 on the outline; its other level sets are shapes of other sizes. There are no stages for
-post-processes: no map of a class exists.
+The box of the shape, `propose()`, needs no threshold: `wsolbench eval --map union` scores it. The class's map is m, 1/2 on the outline;
+its other level sets are shapes of other sizes. There are no stages for post-processes: no map of a class exists.
 
 Departures. Backbones here have no fully connected layers: the regressor is a hidden layer on features pooled to 7x7 (VGG-16 has that
 grid), or the mean over all pixels and one layer (ResNet, Inception). Inception's input is 224, the code's 299. Width and height are
-those of the whole shape (the code takes them for halves with `cnn`). (2) has log C where the code has 5.3, a constant. By default,
-for ImageNet, its program has no area term.
+those of the whole shape (the code: halves with `cnn`). (2) has log C, the code 5.3, a constant; its default, ImageNet, has no area term.
 """
 
 from __future__ import annotations
@@ -93,8 +91,8 @@ class GcNetConfig(HeadConfig):
     sharpness: float = 10.0
     """s of `math` at the start; it is learned. Released code."""
     area_weight: float | None = None
-    """kappa; 0: no term. None: 2.5 with `math`, 1 with `cnn` (released code, for CUB), times log C / log 200: (1) of an image that
-    shows nothing and the largest (2) are log C, and with few classes the values for 200 outweigh both: shapes shrink to nothing."""
+    """kappa; 0: no term. None: 2.5 with `math`, 1 with `cnn` (released code, for CUB), times log C / log 200, because the largest (1) and (2) are
+    log C: with few classes shapes would shrink to nothing."""
     classifier: str = ""
     """Checkpoint with a trained classifier for these classes and this backbone; not of `nl-ccam`, whose blocks would be left out."""
     classifier_sha256: str = ""
@@ -189,8 +187,8 @@ class GcNet(Localizer):
         pool = config.pool or (7 if channels <= 512 else 1)
         self.regressor = Regressor(channels, numbers, pool=pool, hidden=config.width or backbone.head_width)
         drawn = config.generator == "cnn"
-        for_cub = 1.0 if drawn else 2.5
-        self.area_weight = for_cub * math.log(num_classes) / math.log(200) if config.area_weight is None else config.area_weight
+        scaled = (1.0 if drawn else 2.5) * math.log(num_classes) / math.log(200)
+        self.area_weight = scaled if config.area_weight is None else config.area_weight
         self.generator = ShapeNet(numbers).requires_grad_(False) if drawn else None
         self.sharpness = None if drawn else nn.Parameter(torch.tensor(config.sharpness))
         self._train_only(detector=self.classifier_is_trained)
