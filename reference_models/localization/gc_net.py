@@ -91,8 +91,8 @@ class GcNetConfig(HeadConfig):
     sharpness: float = 10.0
     """s of `math` at the start; it is learned. Released code."""
     area_weight: float | None = None
-    """kappa; 0: no term. None: 2.5 with `math`, 1 with `cnn` (released code, for CUB), times log C / log 200, because the largest (1) and (2) are
-    log C: with few classes shapes would shrink to nothing."""
+    """kappa; 0: no term. None: 2.5 with `math`, 1 with `cnn` (released code, for CUB), times log C / log 200, as the largest (1) and (2)
+    are log C: with few classes shapes would shrink to nothing."""
     classifier: str = ""
     """Checkpoint with a trained classifier for these classes and this backbone; not of `nl-ccam`, whose blocks would be left out."""
     classifier_sha256: str = ""
