@@ -344,7 +344,7 @@ except WsolbenchError as error:
 )
 def test_what_one_process_cannot_do_ends_both_with_one_message(tmp_path, change, message):
     first, second = together(REFUSED, change, tmp_path)
-    assert (first.code, second.code) == (2, 2)
+    assert (first.code, second.code) == (2, 2), second.err
     assert message in first.err
     assert second.err.strip() == ""
     assert not list(tmp_path.rglob(LAST))
