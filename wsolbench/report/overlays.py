@@ -202,9 +202,9 @@ def draw_line(
 
 
 def draw_disc(canvas: Pixels, centre: Num[np.ndarray, 2], color: tuple[int, int, int], line_width: float = 1.0) -> None:
-    """Draw a disc of five line widths around a point (x, y) in place, on black."""
+    """Draw a disc of three and a half line widths around a point (x, y) in place, on black."""
     rows, columns = np.arange(canvas.shape[0])[:, None] + 0.5, np.arange(canvas.shape[1])[None] + 0.5
-    near = np.hypot(columns - centre[0], rows - centre[1]) <= 2.5 * _line_width(canvas, line_width)
+    near = np.hypot(columns - centre[0], rows - centre[1]) <= 1.75 * _line_width(canvas, line_width)
     _paint(canvas, near, color, BLACK)
 
 
