@@ -46,7 +46,7 @@ def test_a_line_leads_from_each_centre_to_the_nearest_visible_point():
     white = of_color(pixels, (255, 255, 255))
     for x, y, visible in POINTS:
         row, column = round(y * 3.5), round(x * 3.5)
-        assert white[row - 2 : row + 3, column - 2 : column + 3].all() == bool(visible)
+        assert white[row - 2 : row + 2, column - 2 : column + 2].all() == bool(visible)
 
 
 def test_the_caption_is_the_mean_distance_in_parts_of_the_true_diagonal():
