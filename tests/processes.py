@@ -29,6 +29,7 @@ def together(code: str, *arguments: object, size: int = 2) -> list[Ended]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
+        "PYTHONFAULTHANDLER": "1",
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, "-c", code, *map(str, arguments)]

@@ -276,3 +276,14 @@ def test_metrics_of_two_versions_stop_the_check(results: Path) -> None:
     run(0.6, seed=1, version=2).record.write(results / "measured")
     with pytest.raises(DataError, match="evaluate the older runs again"):
         leaderboard_files(results)
+
+
+def test_a_metric_without_a_threshold_has_one_table_whatever_the_policies() -> None:
+    measured = run().record
+    free = replace(measured.metrics[0], name="top1_cls", policy=None, tau=None)
+    other = replace(measured.metrics[0], policy="fixed:0.2")
+    record = replace(measured, metrics=(*measured.metrics, other, free))
+    found = measured_tables([Run(record, "link")], Numbers(numbers=(), papers={}), Filters())
+    assert [table.path[2] for table in found] == ["Top-1 Cls", "Top-1 Loc, threshold: oracle", "Top-1 Loc, threshold: fixed:0.2"]
+    assert {(table.metric, table.protocol) for table in found} == {("Top-1 Cls", "wsoleval"), ("Top-1 Loc", "wsoleval")}
+    assert [table.estimates for table in found] == [(("50.0", "48.0", "54.0"),)] * 3

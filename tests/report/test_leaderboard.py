@@ -15,7 +15,7 @@ from wsolbench.cli.leaderboard import command
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue
-from wsolbench.report.leaderboard import CSV_FIELDS, check_leaderboard, leaderboard_files, write_leaderboard
+from wsolbench.report.leaderboard import FACTS, check_leaderboard, leaderboard_files, write_leaderboard
 
 Write = Callable[..., Path]
 
@@ -141,18 +141,49 @@ def test_the_link_of_a_row_leads_to_its_record(tmp_path: Path, write_record: Wri
     assert (tmp_path / "leaderboard" / unquote(link)).resolve() == path
 
 
-def test_the_csv_holds_raw_fractions_of_every_metric_and_policy(tmp_path: Path, make_run: Callable[..., Any]) -> None:
+def test_the_csv_has_a_row_for_each_policy_with_fractions_of_every_metric(tmp_path: Path, make_run: Callable[..., Any]) -> None:
     record = make_run(12, fixed_tau=0.2).record
     record.write(tmp_path / "measured")
     write_leaderboard(tmp_path)
-    found = rows(tmp_path)
-    assert len(found) == len(record.metrics)
-    for row, expected in zip(found, record.metrics, strict=True):
-        assert (row["metric"], row["policy"] or None) == (expected.name, expected.policy)
-        assert row["value"] == ("" if expected.value is None else repr(expected.value))
-        assert tuple(float(tau) for tau in row["tau"].split()) == (expected.tau or ())
-        assert (row["reason"] or None) == expected.reason
-        assert row["seed"] == "0"
+    found = {row["policy"]: row for row in rows(tmp_path)}
+    assert set(found) == {metric.policy for metric in record.metrics if metric.policy}
+    assert len(found) > 1
+    for measured in record.metrics:
+        for policy in [measured.policy] if measured.policy else found:
+            row = found[policy]
+            for end, value in (("", measured.value), ("_low", measured.low), ("_high", measured.high)):
+                text = row.get(measured.name + end, "")
+                assert (text == "") if value is None else (float(text) == pytest.approx(value, rel=1e-5)), (measured.name, end, policy)
+            assert [float(tau) for tau in row.get(f"{measured.name}_tau", "").split()] == pytest.approx(measured.tau or (), rel=1e-5)
+            assert row["seed"] == "0"
+
+
+def test_the_csv_has_the_columns_of_a_metric_beside_each_other_in_the_order_of_the_catalog(tmp_path: Path, write_record: Write) -> None:
+    parts = (metric("max_box_acc_v2@0.5", 0.4), metric("max_box_acc_v2", 0.3))
+    write_record(metrics=(*parts, metric("gt_known", 0.5), metric("top1_cls", 0.75, None)))
+    header = leaderboard_files(tmp_path)["squares.csv"].splitlines()[0].split(",")
+    assert header[: len(FACTS)] == list(FACTS)
+    names = [name for name in header[len(FACTS) :] if not name.endswith(("_low", "_high", "_tau"))]
+    assert names == ["top1_cls", "gt_known", "max_box_acc_v2", "max_box_acc_v2@0.5"]
+
+
+def test_runs_of_a_method_are_told_apart_by_the_settings_in_which_they_differ(tmp_path: Path, write_record: Write) -> None:
+    for beta in (0.0, 50.0):
+        write_record(method={"name": "caam", "config": {"beta": beta, "caam": True}})
+    write_record(method={"name": "cam", "config": {"head": "conv"}})
+    write_leaderboard(tmp_path)
+    assert sorted(row["settings"] for row in rows(tmp_path)) == ["", "beta=0.0", "beta=50.0"]
+    (table,) = tables((tmp_path / "leaderboard" / "squares.md").read_text())
+    assert sum("| beta=0.0 |" in row for row in table) == sum("| beta=50.0 |" in row for row in table) == 1
+
+
+def test_the_board_of_a_data_set_leaves_parts_of_metrics_to_the_csv(tmp_path: Path, write_record: Write) -> None:
+    write_record(metrics=(metric("max_box_acc_v2", 0.3), metric("max_box_acc_v2@0.5", 0.4)))
+    board = leaderboard_files(tmp_path)
+    assert "MaxBoxAccV2, threshold: oracle" in board["board-squares.md"]
+    assert "@" not in board["board-squares.md"]
+    assert "max_box_acc_v2@0.5" in board["squares.csv"]
+    assert "MaxBoxAccV2 @ 0.5" in invoke("--results", tmp_path, "--dataset", "squares", "--format", "markdown").output
 
 
 def test_special_characters_in_names_are_escaped_everywhere(tmp_path: Path, write_record: Write) -> None:
@@ -297,8 +328,3 @@ def test_a_folder_that_is_no_results_folder_is_an_error_that_says_so(tmp_path: P
 
 def test_the_help_of_the_command_shows_an_example() -> None:
     assert "Example:" in invoke("--help").output
-
-
-def test_csv_files_start_with_their_fields(tmp_path: Path, write_record: Write) -> None:
-    write_record()
-    assert leaderboard_files(tmp_path)["squares.csv"].splitlines()[0] == ",".join(CSV_FIELDS)

@@ -18,7 +18,7 @@ from wsolbench.files import canonical_json
 from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
 from wsolbench.published import Paper, PublishedNumber, conflicts, published_info
 from wsolbench.records import MetricValue, RunRecord
-from wsolbench.report.tables import NO_THRESHOLD, UNDEFINED, describe_protocol, format_number, sort_policies
+from wsolbench.report.tables import UNDEFINED, describe_protocol, format_number, sort_policies
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,25 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasuredTable(Table):
+    """A table of what was measured. `estimates` has each row's value, and where it has one the ends of its interval, as printed."""
+
+    protocol: str
+    metric: str
+    estimates: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Filters:
-    """What of the board is wanted; None: all. `since` is a year: of the paper, and of the run."""
+    """What of the board is wanted; None: all. `since` is a year: of the paper, and of the run. `parts`: whether a part of a metric
+    (`max_box_acc_v2@0.3`) has a table of its own."""
 
     dataset: str | None = None
     metric: str | None = None
     method: str | None = None
     backbone: str | None = None
     since: int | None = None
+    parts: bool = True
 
     def takes_run(self, record: RunRecord) -> bool:
         """Whether a run is wanted."""
@@ -84,7 +95,7 @@ class Filters:
 
     def takes_metric(self, name: str) -> bool:
         """Whether a metric is wanted; `max_box_acc_v2` stands for its parts, too."""
-        return self.metric is None or self.metric in (name, name.partition("@")[0])
+        return (self.parts or "@" not in name) and self.metric in (None, name, name.partition("@")[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,13 +111,13 @@ class Numbers:
         return {number.key for conflict in conflicts(self.numbers) for number in conflict.numbers}
 
 
-def measured_tables(runs: Sequence[Run], published: Numbers, filters: Filters) -> list[Table]:
-    """A table for each data set, protocol, policy and metric."""
+def measured_tables(runs: Sequence[Run], published: Numbers, filters: Filters) -> list[MeasuredTable]:
+    """A table for each data set, protocol, policy and metric; a metric that uses no threshold has one whatever the policies."""
     tables = []
     for same_data in _grouped([run for run in runs if filters.takes_run(run.record)], _data_of):
         for same_protocol in _grouped(same_data, lambda run: run.record.protocol.to_json()):
-            policies: list[str | None] = [*sort_policies(m.policy for run in same_protocol for m in run.record.metrics if m.policy)]
-            for policy in policies or [None]:
+            policies = sort_policies(m.policy for run in same_protocol for m in run.record.metrics if m.policy)
+            for policy in (None, *policies):
                 for name in _metrics(same_protocol, policy):
                     if filters.takes_metric(name):
                         tables.append(_measured_table(same_protocol, name, policy, published))
@@ -219,11 +230,11 @@ def _settings_of(run: Run) -> dict[str, Any]:
 def _metrics(runs: Sequence[Run], policy: str | None) -> list[str]:
     """Names of the metrics that some run has a value of under the policy, in table order."""
     order = [info.name for info in METRICS]
-    names = {m.name for run in runs for m in run.record.metrics if m.value is not None and m.policy in (policy, None)}
+    names = {m.name for run in runs for m in run.record.metrics if m.value is not None and m.policy == policy}
     return sorted(names, key=lambda name: (order.index(metric_info(name).name), name))
 
 
-def _measured_table(runs: Sequence[Run], name: str, policy: str | None, published: Numbers) -> Table:
+def _measured_table(runs: Sequence[Run], name: str, policy: str | None, published: Numbers) -> MeasuredTable:
     data, info = runs[0].record.dataset, metric_info(name)
     whole = _is_whole(runs[0].record)
     groups = _grouped([run for run in runs if (m := run.metric(name, policy)) is not None and m.value is not None], _settings_of)
@@ -235,38 +246,40 @@ def _measured_table(runs: Sequence[Run], name: str, policy: str | None, publishe
         papers = {number.paper: published.papers[number.paper] for number in numbers}
         same = [number for number in numbers if whole and number.backbone == group[0].record.method.get("backbone")]
         difference = " / ".join(f"{info.scale * (mean - number.as_recorded):+.1f}" for number in same)
+        estimate = _estimate(name, mean, values)
         cells = (
             Cell(str(group[0].record.method["name"]), group[0].link),
-            Cell(_different(group, groups)),
+            Cell(different_settings(group[0], [other[0] for other in groups])),
             Cell(str(group[0].record.method.get("backbone") or UNDEFINED)),
             Cell(str(group[0].record.start or UNDEFINED)),
-            Cell(_mean_and_interval(name, mean, values)),
+            Cell("{} [{}, {}]".format(*estimate) if len(estimate) > 1 else estimate[0]),
             Cell(_runs(name, group, values)),
             Cell(" / ".join(f"{number.printed} ({number.backbone})" for number in numbers)),
             Cell(" / ".join(f"{paper.name} {paper.year or ''}".strip() for paper in papers.values())),
             Cell(difference),
         )
-        rows.append((-mean if info.better != "lower" else mean, cells))
+        rows.append((-mean if info.better != "lower" else mean, cells, estimate))
+    rows.sort(key=lambda row: (row[0], row[1][0].link))
     images = f"{data.get('images')} images, fingerprint {str(data.get('fingerprint'))[:12]}"
     where = ", ".join(filter(None, (f"{data['name']}/{data['split']}", data.get("transform"), images)))
     notes = () if whole else ("Not the whole official data set: no difference to published numbers is given.",)
-    return Table(
-        path=(
-            where,
-            f"Protocol {describe_protocol(runs[0].record.protocol)}",
-            f"{metric_title(name)}, threshold: {policy or NO_THRESHOLD}",
-        ),
+    protocol, title = describe_protocol(runs[0].record.protocol), metric_title(name)
+    return MeasuredTable(
+        path=(where, f"Protocol {protocol}", title if policy is None else f"{title}, threshold: {policy}"),
         columns=("method", "settings", "backbone", "start", "measured", "runs", "published", "paper", "difference"),
-        rows=tuple(cells for _, cells in sorted(rows, key=lambda row: (row[0], row[1][0].link))),
+        rows=tuple(cells for _, cells, _ in rows),
         notes=notes,
+        protocol=protocol,
+        metric=title,
+        estimates=tuple(estimate for _, _, estimate in rows),
     )
 
 
-def _mean_and_interval(name: str, mean: float, values: Sequence[MetricValue]) -> str:
+def _estimate(name: str, mean: float, values: Sequence[MetricValue]) -> tuple[str, ...]:
+    """The mean, and the mean ends of the intervals where all have one."""
     lows, highs = [m.low for m in values if m.low is not None], [m.high for m in values if m.high is not None]
-    if len(lows) < len(values) or len(highs) < len(values):
-        return format_number(name, mean)
-    return f"{format_number(name, mean)} [{format_number(name, fmean(lows))}, {format_number(name, fmean(highs))}]"
+    whole = len(lows) == len(highs) == len(values)
+    return tuple(format_number(name, number) for number in ((mean, fmean(lows), fmean(highs)) if whole else (mean,)))
 
 
 def _runs(name: str, group: Sequence[Run], values: Sequence[MetricValue]) -> str:
@@ -277,10 +290,10 @@ def _runs(name: str, group: Sequence[Run], values: Sequence[MetricValue]) -> str
     return f"{len(group)}: {format_number(name, min(numbers))} to {format_number(name, max(numbers))}"
 
 
-def _different(group: Sequence[Run], groups: Sequence[Sequence[Run]]) -> str:
-    """The settings in which a row differs from others of its method."""
-    of_method = [_flat(other[0]) for other in groups if other[0].record.method["name"] == group[0].record.method["name"]]
-    own = _flat(group[0])
+def different_settings(run: Run, others: Sequence[Run]) -> str:
+    """The settings in which a run differs from others of its method."""
+    of_method = [_flat(other) for other in others if other.record.method["name"] == run.record.method["name"]]
+    own = _flat(run)
     names = [name for name in own if len({canonical_json(other.get(name)) for other in of_method}) > 1]
     return ", ".join(f"{name}={_text(own[name])}" for name in names)
 

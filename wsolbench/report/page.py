@@ -10,7 +10,6 @@ import base64
 import hashlib
 import html
 import json
-import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -21,13 +20,12 @@ from wsolbench.files import write_text
 from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
 from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.records import MetricValue, RunRecord, read_records
-from wsolbench.report.board import Cell, Filters, Table, measured_tables, published_tables
+from wsolbench.report.board import Cell, Filters, MeasuredTable, Table, measured_tables, published_tables
 from wsolbench.report.gallery import Gallery
 from wsolbench.report.leaderboard import read_results
 from wsolbench.report.page_data import Group, Pair, ShownRun, groups_of, same_but_protocol
 from wsolbench.report.tables import describe_protocol, format_number, format_taus, format_value, run_title, sort_policies
 
-_MEASURED = re.compile(r"(?P<value>[\d.]+)(?: \[(?P<low>[\d.]+), (?P<high>[\d.]+)\])?")
 _BAR = 120
 """Width of a drawn interval in pixels."""
 
@@ -131,11 +129,11 @@ def _facets(**values: str) -> str:
 # --- the board -----------------------------------------------------------------------------------------------------------
 
 
-def _board(tables: Sequence[tuple[str, Table]], *, runs_count: int) -> str:
+def _board(tables: Sequence[tuple[str, MeasuredTable]], *, runs_count: int) -> str:
     if not tables:
         return "<p>There is no record with a value yet. <code>wsolbench eval</code> writes one.</p>"
     metrics = [metric_title(info.name) for info in METRICS]
-    seen = [(name, *_protocol_and_metric(table)) for name, table in tables]
+    seen = [(name, table.protocol, table.metric) for name, table in tables]
     choices = {
         "dataset": list(dict.fromkeys(name for name, _, _ in seen)),
         "metric": sorted({metric for _, _, metric in seen}, key=lambda title: (metrics.index(title.partition(" @ ")[0]), title)),
@@ -161,27 +159,15 @@ def _board(tables: Sequence[tuple[str, Table]], *, runs_count: int) -> str:
     return text + form + "".join(_measured(name, table) for name, table in tables)
 
 
-def _protocol_and_metric(table: Table) -> tuple[str, str]:
-    """Protocol and metric as `wsolbench.report.board` titles a measured table."""
-    return table.path[1].removeprefix("Protocol "), table.path[2].rpartition(", threshold: ")[0]
-
-
-def _measured(name: str, table: Table) -> str:
-    protocol, metric = _protocol_and_metric(table)
-    found = [_MEASURED.fullmatch(row[4].text) for row in table.rows]
-    ends = [float(part) for match in found if match for part in match.groups() if part is not None]
-    low, high = (min(ends), max(ends)) if ends else (0.0, 0.0)
+def _measured(name: str, table: MeasuredTable) -> str:
+    ends = [float(text) for estimate in table.estimates for text in estimate]
+    low, high = min(ends), max(ends)
     lines = []
-    for cells, match in zip(table.rows, found, strict=True):
-        method, settings, backbone, start, measured, group, published, paper, difference = (_text(cell.text) for cell in cells)
-        value, interval = measured, ""
-        if match:
-            value = match["value"]
-            if match["low"] is not None:
-                drawn = _interval(float(value), float(match["low"]), float(match["high"]), low, high)
-                interval = f"{drawn} {match['low']} to {match['high']}"
+    for cells, estimate in zip(table.rows, table.estimates, strict=True):
+        method, settings, backbone, start, _, group, published, paper, difference = (_text(cell.text) for cell in cells)
+        drawn = f"{_interval([float(text) for text in estimate], low, high)} {estimate[1]} to {estimate[2]}" if len(estimate) > 1 else ""
         link = f"<code>{_text(_record_path(cells))}</code>"
-        lines.append((method, value, interval, backbone, settings, start, group, published, paper, difference, link))
+        lines.append((method, estimate[0], drawn, backbone, settings, start, group, published, paper, difference, link))
     columns = ("method", "measured", "95 % interval", "backbone", "settings", "start", *table.columns[5:], "record")
     kept = [
         place for place in range(len(columns)) if any(line[place] for line in lines)
@@ -191,7 +177,7 @@ def _measured(name: str, table: Table) -> str:
         for line, cells in zip(lines, table.rows, strict=True)
     ]
     columns = tuple(columns[place] for place in kept)
-    facets = _facets(dataset=name, metric=metric, protocol=protocol)
+    facets = _facets(dataset=name, metric=table.metric, protocol=table.protocol)
     return _table(" · ".join((table.path[2], table.path[0], table.path[1])), columns, rows, attributes=facets, notes=table.notes)
 
 
@@ -200,10 +186,10 @@ def _record_path(cells: Sequence[Cell]) -> str:
     return unquote(cells[0].link).removeprefix("../")
 
 
-def _interval(value: float, low: float, high: float, start: float, end: float) -> str:
-    """A picture of an interval on an axis from `start` to `end`."""
+def _interval(estimate: Sequence[float], start: float, end: float) -> str:
+    """A picture of a value and the ends of its interval on an axis from `start` to `end`."""
     span = (end - start) or 1.0
-    x, left, right = (round(4 + (_BAR - 8) * (place - start) / span, 1) for place in (value, low, high))
+    x, left, right = (round(4 + (_BAR - 8) * (place - start) / span, 1) for place in estimate)
     return (
         f'<svg class="ci" width="{_BAR}" height="12" viewBox="0 0 {_BAR} 12" aria-hidden="true">'
         f'<path d="M{left} 6H{right}M{left} 2V10M{right} 2V10"/><circle cx="{x}" cy="6" r="3"/></svg>'
@@ -320,7 +306,7 @@ def _pair_table(number: int, pair: Pair, title: str) -> str:
         info = metric_info(row.name)
         end = info.scale * ends[info.scale]
         low, middle, high = info.scale * row.low, info.scale * row.difference, info.scale * row.high
-        drawn = _interval(middle, low, high, -end, end).replace("<path", f'<path class="zero" d="M{_BAR / 2} 0V12"/><path', 1)
+        drawn = _interval((middle, low, high), -end, end).replace("<path", f'<path class="zero" d="M{_BAR / 2} 0V12"/><path', 1)
         interval = f"{drawn} {low:+.{info.decimals}f} to {high:+.{info.decimals}f}"
         name = metric_title(row.name) + (f", {row.policy}" if row.policy else "")
         values = (format_number(row.name, row.a), format_number(row.name, row.b), f"{middle:+.{info.decimals}f}")
