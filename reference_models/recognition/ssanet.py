@@ -121,6 +121,9 @@ class SsanetConfig(PartHeadConfig):
     """Whether DSM learns after 1a, with a frozen backbone, or during it."""
     stage_epochs: tuple[int, ...] = (90, 90, 90, 1)
     """Lengths of 1a, 1b, 2, 3, relative to each other; each has an epoch at least. The last can be 0: without stage 3."""
+    module_rate: float = 1.0
+    """Of the recipe's rate, in 1b and 2. The paper has SGD. Adam moves every weight alike, and a logit by all of them at once: with
+    flattened features it needs far less, such as 0.05."""
 
 
 def pair_loss(similarities: Float[Tensor, "*pairs k k"]) -> Float[Tensor, "*pairs"]:
@@ -222,7 +225,10 @@ class Ssanet(Recognizer):
     def lr_factor(self, recipe: Recipe, progress: float) -> float:
         """Each stage has the recipe's schedule; the last one a tenth of the rate."""
         learning, start, stop = self.stage_at(progress * recipe.epochs, recipe.epochs)
-        return 0.1 if learning == {"3"} else recipe.lr_factor((progress * recipe.epochs - start) / (stop - start))
+        if learning == {"3"}:
+            return 0.1
+        factor = recipe.lr_factor((progress * recipe.epochs - start) / (stop - start))
+        return factor if "1a" in learning else factor * self.config.module_rate
 
     # --- the method ----------------------------------------------------------------------------------------------------
     def look(self, images: Float[Tensor, "b 3 S S"], features: Float[Tensor, "b d h w"], boxes: Float[Tensor, "b n 4"]) -> list[Tensor]:
@@ -286,6 +292,8 @@ def _check(config: SsanetConfig) -> None:
         raise UsageError(f"settings parts={config.parts} and proposals={config.proposals} {who}: expected 1 <= parts <= proposals")
     if not 0 <= config.nms <= 1 or not config.mac_weight >= 0:
         raise UsageError(f"settings nms={config.nms} and mac_weight={config.mac_weight} {who}: expected an IoU, and a weight of at least 0")
+    if not config.module_rate > 0:
+        raise UsageError(f"setting module_rate={config.module_rate} {who}: expected a number greater than 0")
     if config.part_size < 0 or config.crop_chunk < 1:
         raise UsageError(f"settings part_size={config.part_size} and crop_chunk={config.crop_chunk} {who}: expected at least 0 and 1")
     if len(lengths) != 4 or min(lengths[:3]) < 1 or lengths[3] < 0:

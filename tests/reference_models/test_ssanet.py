@@ -295,6 +295,9 @@ def test_each_stage_has_the_schedule_of_the_recipe():
     assert Ssanet.recipe_for("tiny", 200, {}).optimizer == "adamw"
     assert Ssanet.grid_for("resnet50", SsanetConfig()) == "stock"
 
+    slow = ssanet(module_rate=0.05)
+    assert [round(slow.lr_factor(recipe, (epoch + 0.5) / 271), 6) for epoch in (0, 90, 180, 270)] == [1.0, 0.05, 0.05, 0.1]
+
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_every_stage_works_in_half_precision(number):
@@ -348,6 +351,7 @@ def test_a_run_of_the_loop_goes_through_all_stages(tmp_path):
         ({"part_size": -2}, "part_size=-2"),
         ({"crop_chunk": 0}, "crop_chunk=0"),
         ({"stage_epochs": (90, 90)}, "stage_epochs=90,90 "),
+        ({"module_rate": 0.0}, "module_rate=0.0"),
         ({"stage_epochs": (90, 0, 90, 1)}, "stage_epochs=90,0,90,1"),
         ({"part_source": "roi", "dsm": "fpn"}, "part_source=roi and dsm=fpn"),
         ({"scales": 2}, "scales=2 and alpha"),
