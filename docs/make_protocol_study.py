@@ -163,17 +163,17 @@ def score_maps(dataset: Dataset, folders: Sequence[Path], results: Path, options
             kept = [difference for difference in differences if difference.name in METRICS]
             comparisons.append(Comparison.make([a.record], [b.record], kept))
         click.echo(f"scored   {protocol.name}")
-    for kind in ("records", "compared"):
+    for kind in ("measured", "compared"):
         shutil.rmtree(results / kind / file_name(dataset.name), ignore_errors=True)
     for run in found:
-        run.record.write(results / "records")
+        run.record.write(results / "measured")
     for comparison in comparisons:
         comparison.write(results / "compared")
 
 
 def read_studies(results: Path) -> list[Study]:
     """The data sets that have records, by name. Raises `UsageError` where there is none, `DataError` for a file that is none."""
-    records = [record for _, record in read_records(results / "records")]
+    records = [record for _, record in read_records(results / "measured")]
     if not records:
         raise UsageError(f"no records in {results / 'records'}; name a data set and maps: --dataset NAME --maps DIR --maps DIR")
     comparisons = [read_comparison(path) for path in sorted((results / "compared").rglob("*.json"))]

@@ -26,7 +26,7 @@ def test_a_method_file_can_be_read_beside_its_paper(path: Path) -> None:
 
 def test_the_command_of_a_committed_record_works_elsewhere() -> None:
     """It names data and outputs by relative paths, or leaves them to the environment."""
-    records = [path for folder in ("measured", "protocols/records") for path in ROOT.glob(f"results/{folder}/*/*.json")]
+    records = [path for folder in ("measured", "protocols/measured") for path in ROOT.glob(f"results/{folder}/*/*.json")]
     assert records
     commands = {path.name: json.loads(path.read_text(encoding="utf-8"))["provenance"]["command"] for path in records}
     assert not {name: command for name, command in commands.items() if re.search(r"(?:^|[\s=])[/~]", command)}

@@ -42,3 +42,27 @@ def test_runs_under_other_protocols_are_not_compared(run, birds: Path) -> None:
     result = run("compare", "--a", a, "--b", b)
     assert result.code == 2
     assert "another protocol" in result.err
+
+
+def test_what_claims_are_about_is_compared_once(run, birds: Path) -> None:
+    on = ("--dataset", "csvfolder", "--data-root", birds, "--resamples", "100", "--save-scores", "--out", "measured")
+    for side in ("0.2", "0.6"):
+        assert run("eval", "--method", "center-box", "--set", f"side={side}", *on).code == 0
+    columns = "paper,where,claim,metric,a,a_settings,b,b_settings,published_a,published_b"
+    Path("claims.csv").write_text(f"{columns}\nP,Table 1,larger,gt_known,center-box,side=0.2,center-box,side=0.6,50,60\n")
+    command = ("compare", "--claims", "claims.csv", "--records", "measured", "--resamples", "100")
+    assert "center-box minus center-box" in run(*command).out
+
+    result = run(*command, "--out", "compared")
+    assert result.code == 0, result.err
+    assert "1 new, 0 that were there" in result.out
+    (path,) = Path("compared").rglob("*.json")
+    assert (read_comparison(path).a["config"]["side"], read_comparison(path).b["config"]["side"]) == (0.2, 0.6)
+    written = path.stat().st_mtime_ns
+    assert "0 new, 1 that were there" in run(*command, "--out", "compared").out
+    assert path.stat().st_mtime_ns == written
+
+    Path("claims.csv").write_text(f"{columns}\nP,Table 1,nobody,gt_known,cam,,spa,,50,60\n")
+    result = run(*command)
+    assert result.code == 2
+    assert "no two records in measured" in result.err

@@ -63,7 +63,7 @@ def test_an_order_that_the_protocol_decides_is_told(study) -> None:
     assert cells[1:3] == ["**-100.0 [-100.0, -100.0]**", "**+100.0 [+100.0, +100.0]**"]
     assert cells[-1].startswith("**changes**")
     assert Path("docs/images/protocols_csvfolder.png").stat().st_size > 1000
-    records = [json.loads(path.read_text()) for path in Path("results/protocols/records").rglob("*.json")]
+    records = [json.loads(path.read_text()) for path in Path("results/protocols/measured").rglob("*.json")]
     assert {record["protocol"]["name"] for record in records} == set(EvalProtocol.presets())
     cut = {record["protocol"]["name"] for record in records if "cut to the centre crop" in record["method"]["maps"]}
     assert cut == {"bas", "psol"}
@@ -78,7 +78,7 @@ def test_the_page_comes_from_the_records_and_another_run_replaces_them(study) ->
     assert Path("docs/protocol_study.md").read_text() == page
     assert study(*SCORE, *maps, "--limit", "3").exit_code == 0
     assert "3 images of" in Path("docs/protocol_study.md").read_text()
-    assert len(list(Path("results/protocols/records").rglob("*.json"))) == 2 * len(EvalProtocol.presets())
+    assert len(list(Path("results/protocols/measured").rglob("*.json"))) == 2 * len(EvalProtocol.presets())
 
 
 @pytest.mark.parametrize(

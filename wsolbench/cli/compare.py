@@ -18,7 +18,8 @@ RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
     epilog="Example:  wsolbench compare --a results/measured/cub/cam_1.json --b results/measured/cub/spa_1.json\n\n"
     "Runs with other seeds are added to a group by repeating --a and --b. Each record needs its per-image scores beside it "
     "(`eval --save-scores`, `score --save-scores`). All claims of papers that a folder of records can be held against:\n\n"
-    "          wsolbench compare --claims results/claims.csv --records results/measured --out results/compared"
+    "          wsolbench compare --claims results/claims.csv --records results/measured --out results/compared\n\n"
+    "Those that lie in --out already are kept (their names hold the content of the records), whatever their --resamples."
 )
 @click.option("--a", "group_a", multiple=True, type=RECORDS, help="Record of group A; may be repeated.")
 @click.option("--b", "group_b", multiple=True, type=RECORDS, help="Record of group B; may be repeated.")
@@ -33,23 +34,46 @@ def command(
     from rich.console import Console
 
     from wsolbench.exceptions import UsageError
-    from wsolbench.records import read_records
     from wsolbench.report.comparisons import comparison_table
-    from wsolbench.report.reproduction import pairs_of, read_claims
 
     if (claims is None) == (not group_a or not group_b) or (claims is None) != (records is None):
         raise UsageError("expected --a and --b, or --claims and --records")
-    pairs = [(group_a, group_b)]
     if claims is not None and records is not None:
-        scored = [(path, record) for path, record in read_records(records) if path.with_suffix(SCORES).is_file()]
-        pairs = [(tuple(a), tuple(b)) for a, b in pairs_of(read_claims(claims), scored)]
-        if not pairs:
-            raise UsageError(f"no two records in {records} with scores (--save-scores) are what a claim in {claims} compares")
-    for a, b in pairs:
-        comparison = _compared(a, b, resamples)
-        Console(soft_wrap=True).print(comparison_table(comparison))
-        if out is not None:
-            click.echo(f"comparison  {comparison.write(out)}")
+        _compare_claims(claims, records, resamples, out)
+        return
+    comparison = _compared(group_a, group_b, resamples)
+    Console(soft_wrap=True).print(comparison_table(comparison))
+    if out is not None:
+        click.echo(f"comparison  {comparison.write(out)}")
+
+
+def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | None) -> None:
+    """Compare all that the claims are about; what lies in `out` already is kept."""
+    from rich.console import Console
+
+    from wsolbench.exceptions import UsageError
+    from wsolbench.progress import track
+    from wsolbench.records import read_record, read_records
+    from wsolbench.report.comparisons import Comparison, comparison_table
+    from wsolbench.report.reproduction import pairs_of, read_claims
+
+    scored = [(path, record) for path, record in read_records(records) if path.with_suffix(SCORES).is_file()]
+    pairs = pairs_of(read_claims(claims), scored)
+    if not pairs:
+        raise UsageError(f"no two records in {records} with scores (--save-scores) are what a claim in {claims} compares")
+    made = 0
+    for a, b in track(pairs, "comparing", unit="pairs"):
+        wanted = Comparison.make([read_record(path) for path in a], [read_record(path) for path in b], ())
+        if out is not None and wanted.place(out).exists():
+            continue
+        comparison = _compared(tuple(a), tuple(b), resamples)
+        made += 1
+        if out is None:
+            Console(soft_wrap=True).print(comparison_table(comparison))
+        else:
+            comparison.write(out)
+    if out is not None:
+        click.echo(f"comparisons  {made} new, {len(pairs) - made} that were there, in {out}")
 
 
 def _compared(group_a: tuple[Path, ...], group_b: tuple[Path, ...], resamples: int) -> Comparison:

@@ -39,9 +39,8 @@ class Comparison:
         """The difference of a metric, or None."""
         return next((difference for difference in self.differences if difference.name == name), None)
 
-    def write(self, folder: Path) -> Path:
-        """Write below `folder`, named by what is compared."""
-        values = {"schema": SCHEMA, **asdict(self)}
+    def place(self, folder: Path) -> Path:
+        """The file below `folder` that `write` writes: named by what is compared, down to the content of the records."""
         parts = [
             self.a["name"],
             "to",
@@ -51,8 +50,12 @@ class Comparison:
             self.protocol,
             sha256_of_json([self.a, self.b])[:8],
         ]
-        path = folder / file_name(self.dataset["name"]) / f"{'_'.join(file_name(part) for part in parts if part)}.json"
-        write_json(path, values)
+        return folder / file_name(self.dataset["name"]) / f"{'_'.join(file_name(part) for part in parts if part)}.json"
+
+    def write(self, folder: Path) -> Path:
+        """Write below `folder`; the path."""
+        path = self.place(folder)
+        write_json(path, {"schema": SCHEMA, **asdict(self)})
         return path
 
 
