@@ -31,8 +31,11 @@ DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "results"
 METRICS = ("top1_cls", "gt_known", "top1_loc", "max_box_acc_v2", "pxap", "peak_iou")
 PUBLISHED_ROWS = 25
+PICTURES_OF = {
+    "recognition": "--regions --seed 1 --options weights=baseline-tiny-seed1-epochs=8 --out docs/images/methods",
+    "localization": "--options weights=cam-tiny-seed0 --post scg,sem --out docs/images/methods",
+}
 PICTURES = (
-    "    python docs/make_pictures.py --dataset toybirds --options weights=cam-tiny-seed0 --post scg,sem --out docs/images/methods",
     "",
     "makes these pictures from the trained models in `runs/` and the thresholds of their records. Photographs of other data sets have",
     "licences of their own and are not in this repository; with the data on your disk their pictures are made by",
@@ -112,11 +115,13 @@ def published(name: str, numbers: Sequence[PublishedNumber], papers: dict[str, P
         yield from (f"{more.total()} more rows: {files}.", "")
 
 
-def pictured(name: str) -> Iterator[str]:
+def pictured(name: str, task: str) -> Iterator[str]:
     """Lines of the section with the picture of a method, and how such pictures are made."""
     for suffix in (".jpg", ".png"):
         if (DOCS / "images/methods" / f"{name}{suffix}").is_file():
-            yield from ("## Maps", "", f"![Maps of {name}](../images/methods/{name}{suffix})", "", *PICTURES, "")
+            options = PICTURES_OF.get(task, PICTURES_OF["localization"])
+            made = f"    python docs/make_pictures.py --dataset toybirds {options}"
+            yield from ("## Maps", "", f"![Maps of {name}](../images/methods/{name}{suffix})", "", made, *PICTURES, "")
             return
 
 
@@ -148,7 +153,7 @@ def page(
         lines += ["## Measured", "", "Percent with 95 % intervals over images; oracle thresholds.", ""]
         lines += [f"| method | backbone | data | seed | {titles} | |", f"|{'---|' * (len(METRICS) + 5)}", *found, ""]
     lines += published(row.name, numbers, papers, post)
-    lines += pictured(row.name)
+    lines += pictured(row.name, row.task)
     return "\n".join(lines)
 
 

@@ -1,7 +1,8 @@
 """Make pictures of methods: the same images under the maps of CAM, of the method, and of the method with post-processes.
 
     python docs/make_pictures.py --dataset toybirds --options weights=cam-tiny-seed0 --post scg,sem --out docs/images/methods
-    python docs/make_pictures.py --dataset toybirds --regions --method baseline --method nts-net --out docs/images/methods
+    python docs/make_pictures.py --dataset toybirds --regions --seed 1 --options weights=baseline-tiny-seed1-epochs=8 \\
+        --out docs/images/methods
     python docs/make_pictures.py --dataset cub --data-root /data/CUB_200_2011 --post scg,sem --out pictures
 
 The first two are for the pages of the methods: its images are generated. Photographs of other data sets have licences of their own, so
