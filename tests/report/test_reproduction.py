@@ -98,6 +98,28 @@ def test_settings_that_a_claim_does_not_name_are_equal_on_both_sides() -> None:
     assert pairs_of([CLAIM], runs) == [([Path("cam-conv")], [Path("spa-conv")]), ([Path("cam-fc")], [Path("spa-fc")])]
 
 
+def test_variants_of_different_methods_have_nothing_in_common() -> None:
+    runs = [(Path(variant), record("spa", ram=variant == "light", variant=variant)) for variant in ("paper", "light")]
+    runs.append((Path("cam"), record("cam", variant="official")))
+    assert pairs_of([CLAIM], runs) == [([Path("cam")], [Path("light")])]
+    of_one = Claim(**{**CLAIM.__dict__, "a": "spa", "a_settings": "ram=false"})
+    assert pairs_of([of_one], runs) == []
+
+
+def test_runs_of_other_lengths_stand_in_other_tables(tmp_path: Path) -> None:
+    for epochs in (3, 9):
+        pair = [record("cam"), record("spa", ram=True)]
+        for run in pair:
+            run.method["training"]["recipe"]["epochs"] = epochs
+            run.method["training"]["weights"] = "none"
+        Comparison.make(pair[:1], pair[1:], [difference(0.01, 0.02 * epochs)]).write(tmp_path)
+    text = reproduction_markdown([CLAIM], tmp_path)
+    assert [line.rpartition(" for ")[2].partition(",")[0] for line in text.splitlines() if line.startswith("## ")] == [
+        "3 epochs",
+        "9 epochs",
+    ]
+
+
 def test_runs_from_a_checkpoint_and_from_nothing_are_not_compared() -> None:
     runs = [(Path(name), record(name, ram=True)) for name in ("cam", "spa")]
     runs[0][1].method["training"]["weights"] = "none"

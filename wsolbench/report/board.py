@@ -301,7 +301,9 @@ def different_settings(run: Run, others: Sequence[Run]) -> str:
 def _flat(run: Run) -> dict[str, Any]:
     settings = _settings_of(run)
     recipe = {f"recipe.{key}": value for key, value in (settings["recipe"] or {}).items()}
-    config = {key: value for key, value in (settings["config"] or {}).items() if not key.endswith("_sha256")}  # of a file that is named, too
+    config = {
+        key: value for key, value in (settings["config"] or {}).items() if not key.endswith("_sha256")
+    }  # of a file that is named, too
     post = {f"post.{key}": value for key, value in ((settings["post"] or {}).get("config") or {}).items()}
     return {**config, **post, "image_size": settings["image_size"], **recipe}
 

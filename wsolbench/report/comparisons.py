@@ -67,6 +67,7 @@ def _group(records: Sequence[RunRecord]) -> dict[str, Any]:
         "config": method.get("config"),
         "post": method.get("post"),
         "start": records[0].start,
+        "epochs": (records[0].training.get("recipe") or {}).get("epochs"),
         "transform": records[0].dataset.get("transform"),
         "seeds": [record.training.get("seed") for record in records],
         "records": [record.digest for record in records],

@@ -105,7 +105,8 @@ def _text(value: Any) -> str:
 def pairs_of(claims: Sequence[Claim], records: Iterable[tuple[Path, RunRecord]]) -> list[tuple[list[Path], list[Path]]]:
     """What to compare: for each claim the records of A and those of B with the same data, protocol, backbone and budget, by seed.
 
-    Settings that both methods have and that the claim does not name are equal in A and B.
+    Settings that both methods have and that the claim does not name are equal in A and B, but for the variants of different methods,
+    which have nothing in common.
     """
     groups: dict[tuple[str, ...], list[tuple[Path, RunRecord]]] = defaultdict(list)
     for path, record in records:
@@ -116,7 +117,9 @@ def pairs_of(claims: Sequence[Claim], records: Iterable[tuple[Path, RunRecord]])
             a, b = ([(path, record) for path, record in groups[key] if is_meant(record.method, *side)] for side in claim.sides)
             if not a or not b:
                 continue
-            free = set(_config(a[0][1].method)) & set(_config(b[0][1].method)) - claim.named
+            free = set(_config(a[0][1].method)) & set(_config(b[0][1].method)) - claim.named - (
+                {"variant"} if claim.a != claim.b else set()
+            )
             ones, others = ({(_fixed(record, free), _seed(record)): path for path, record in side} for side in (a, b))
             for fixed in sorted({fixed for fixed, _ in ones.keys() & others.keys()}):
                 seeds = sorted(seed for other, seed in ones.keys() & others.keys() if other == fixed)
@@ -149,6 +152,7 @@ def _heading(comparison: Comparison) -> str:
     """What two comparisons must share to stand in one table."""
     data, a = comparison.dataset, comparison.a
     start = f"trained from {a['start']}" if a.get("start") else None
+    start = f"{start} for {a['epochs']} epochs" if start and a.get("epochs") else start
     return ", ".join(filter(None, (f"{data['name']}/{data['split']}", a.get("transform"), str(a["backbone"]), start, comparison.protocol)))
 
 
