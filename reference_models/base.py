@@ -203,7 +203,12 @@ class Localizer(nn.Module):
         config = parse_settings(cls.Config, split_settings(settings)[0], what=f"method {cls.method_name!r}")
         size = image_size or cls.default_size(backbone, num_classes)
         network = load_backbone(backbone, weights=weights, grid=cls.grid_for(backbone, config), image_size=size)
-        return cls(network, num_classes, config).eval()
+        model = cls(network, num_classes, config)
+        model.take_over()
+        return model.eval()
+
+    def take_over(self) -> None:
+        """Fill a new model with what its settings name, a part of another checkpoint for instance; nothing here."""
 
     @classmethod
     def load(cls: type[M], checkpoint: Path, *, device: str = "auto", settings: Mapping[str, str] = MappingProxyType({})) -> M:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +97,21 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, what: str
                 f"{what}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}; it belongs to another network"
             )
     module.load_state_dict({**expected, **tensors}, strict=True)
+
+
+def digest_of_setting(path: str, *, setting: str, example: str) -> str:
+    """sha256 of the checkpoint that a setting names. Raises `UsageError` when there is no such file."""
+    if not Path(path).is_file():
+        raise UsageError(f"setting {setting}: no file {path}; give a checkpoint, for instance of {example}")
+    return sha256_of_file(Path(path))
+
+
+def load_parts(model: nn.Module, path: Path, parts: Iterable[str], *, what: str) -> None:
+    """Copy these submodules of a checkpoint into those of the model; `DataError` where one does not fit."""
+    tensors = read_weights(path).tensors
+    for part in parts:
+        own = {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
+        load_strictly(model.get_submodule(part), own, what=f"{what}, {part} of {path}")
 
 
 def without(tensors: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:

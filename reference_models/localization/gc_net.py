@@ -45,7 +45,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -57,12 +57,9 @@ from reference_models.head_localizer import HeadConfig
 from reference_models.layers.heads import FcHead, HeadKind, cross_entropy, make_head
 from reference_models.layers.shapes import Shape, ShapeNet, count_numbers, shape_boxes, shape_mask, train_shape_net
 from reference_models.recipes import Recipe, default_recipe
-from reference_models.weights import load_strictly, read_weights
+from reference_models.weights import digest_of_setting, load_parts
 from wsolbench.exceptions import UsageError
-from wsolbench.files import sha256_of_file
 from wsolbench.types import Dataset
-
-M = TypeVar("M", bound="GcNet")
 
 DECAY_START = 2 / 3
 """Part of the detector's training after which its rate falls: epoch 20 of 30 in the released code."""
@@ -108,11 +105,8 @@ class GcNetConfig(HeadConfig):
 
     def __post_init__(self) -> None:
         if self.classifier and not self.classifier_sha256:
-            if not Path(self.classifier).is_file():
-                raise UsageError(
-                    f"setting classifier of method 'gc-net': no file {self.classifier}; give a checkpoint, for instance of cam"
-                )
-            object.__setattr__(self, "classifier_sha256", sha256_of_file(Path(self.classifier)))
+            digest = digest_of_setting(self.classifier, setting="classifier of method 'gc-net'", example="cam")
+            object.__setattr__(self, "classifier_sha256", digest)
 
 
 def background_loss(logits: Float[Tensor, "b c"]) -> Float[Tensor, ""]:
@@ -193,18 +187,10 @@ class GcNet(Localizer):
         self.sharpness = None if drawn else nn.Parameter(torch.tensor(config.sharpness))
         self._train_only(detector=self.classifier_is_trained)
 
-    @classmethod
-    def create(
-        cls: type[M], *, backbone: str, num_classes: int, weights: str, settings: Mapping[str, str], image_size: int | None = None
-    ) -> M:
-        """A new model; its classifier is that of the setting `classifier`, where that is given."""
-        model = super().create(backbone=backbone, num_classes=num_classes, weights=weights, settings=settings, image_size=image_size)
-        if path := model.config.classifier:
-            tensors = read_weights(Path(path)).tensors
-            for part, module in (("backbone.", model.backbone), ("head.", model.head)):
-                own = {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
-                load_strictly(module, own, what=f"the classifier of gc-net, {part[:-1]} of {path}")
-        return model
+    def take_over(self) -> None:
+        """The classifier of the setting `classifier`."""
+        if path := self.config.classifier:
+            load_parts(self, Path(path), ("backbone", "head"), what="the classifier of gc-net")
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:

@@ -11,7 +11,7 @@ rows and columns in both directions and takes the best of the four (OP). Parts a
     A_1 .. A_K      proposed.boxes                      (B, K, 4)           `layers/navigator.py`, as in NTS-Net
     f_i,j           heads.pooled(look(...))             (B, K, D)           parts seen again by the backbone
     FC              part_classifier                     (B, K, C)           one layer for all parts
-    S               similarities, in mac_loss           (B, B, K, K)        cosines of the parts of two images
+    S               mac_loss                            (B, B, K, K)        `layers/part_agreement.py`
     (6)-(8), y      reading.scales                      (B, K, C)           DSM, `layers/scale_alignment.py`
     (9)-(13), y     reading.orientations                (B, K, C)           OP, `layers/oriented_pooling.py`, on the aligned candidate
 
@@ -31,13 +31,11 @@ DSM; the own maps `parts` and `union` are what they cover.
 
 Rows of the paper's tables. 3: the method `baseline` with this recipe; `dsm=none op=false mac_weight=0`; `dsm=none op=false`;
 `dsm=none`; `op=false`; the defaults. 4: `dsm=none op=false` with `part_pool=max`, with `mean`; `dsm=none`. 5: `op=false` with
-`dsm=spp`, `fpn`, `fixed`, `one`, `full`. 6, G+P: `fusion=G+P`.
+`dsm=spp`, `fpn`, `fixed`, `one`, `full`. 6, G+P: `fusion=G+P`. Rows with DSM or OP can share the 1a of `dsm=none op=false`: `part_net`.
 
-Departures and open readings; those of DSM and OP are in their files
+Departures and open readings; those of (2), DSM and OP are in their files
     (1)        Pairs of an image with itself do not count, and pairs have a mean (`mac_self`, `mac_reduction`). The choice of boxes gives
                the Navigator no gradient: `rank_loss`. There is no loss of the global classifier: `aux_global`.
-    (2)        As printed it has no S_jj, and nothing attracts; (4) and (5), its derivatives, show what is meant. They lack 1/K, and (4) its
-               sign, and it has a sum of reciprocals in place of the reciprocal of a sum. The index of a part is its rank.
     Stage 1    The text trains all parameters with DSM, and says that the backbone is frozen then: `stage1`.
     Stage 2    The global classifier has a third of the rate: here a third of the loss.
     Stage 3    "Part-net" is taken for Navigator and FC.
@@ -52,11 +50,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -64,14 +62,15 @@ from reference_models.backbone import Backbone
 from reference_models.base import Batch, ForwardPass
 from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.navigator import AnchorKind, Navigator, nominate, part_costs, rank_loss
+from reference_models.layers.part_agreement import Reduction, mac_loss
 from reference_models.layers.part_features import aligned_regions, grid_side, seen_again
 from reference_models.layers.part_heads import PartHeadConfig, PartHeads
 from reference_models.layers.training_stages import place_in
 from reference_models.recipes import Recipe
 from reference_models.recognizer import FINE_GRAINED, Recognizer
+from reference_models.weights import digest_of_setting, load_parts
 from wsolbench.exceptions import UsageError
 
-Reduction = Literal["mean", "sum"]
 Fuse = Literal["logits", "softmax"]
 
 
@@ -121,25 +120,17 @@ class SsanetConfig(PartHeadConfig):
     """Whether DSM learns after 1a, with a frozen backbone, or during it."""
     stage_epochs: tuple[int, ...] = (90, 90, 90, 1)
     """Lengths of 1a, 1b, 2, 3, relative to each other; each has an epoch at least. The last can be 0: without stage 3."""
+    part_net: str = ""
+    """Checkpoint of a run with the same backbone and classes, `dsm=none op=false` say: its 1a is taken, and left out here."""
+    part_net_sha256: str = ""
+    """Of that file; filled when it is read."""
     module_rate: float = 1.0
-    """Of the recipe's rate, in 1b and 2. The paper has SGD. Adam moves every weight alike, and a logit by all of them at once: with
-    flattened features it needs far less, such as 0.05."""
+    """Of the recipe's rate, in 1b and 2. Adam moves all weights of a logit at once: 0.05, say, with flattened features; the paper: SGD."""
 
-
-def pair_loss(similarities: Float[Tensor, "*pairs k k"]) -> Float[Tensor, "*pairs"]:
-    """(2)."""
-    return -similarities.log_softmax(dim=-1).diagonal(dim1=-2, dim2=-1).mean(dim=-1)
-
-
-def mac_loss(parts: Float[Tensor, "b k d"], *, with_self: bool, reduction: Reduction) -> Float[Tensor, ""]:
-    """(2) for all ordered pairs of images whatever their classes, in float32; 0 for a single image."""
-    (images, count, _), device = parts.shape, parts.device
-    with torch.autocast(device.type, enabled=False):
-        unit = F.normalize(parts.float().flatten(0, 1), dim=1, eps=1e-8)
-        pairs = pair_loss((unit @ unit.mT).view(images, count, images, count).transpose(1, 2))  # (B, B)
-    counted = torch.ones_like(pairs) if with_self else 1 - torch.eye(images, device=device)
-    total = (pairs * counted).sum()
-    return total / counted.sum().clamp(min=1) if reduction == "mean" else total
+    def __post_init__(self) -> None:
+        if self.part_net and not self.part_net_sha256:
+            digest = digest_of_setting(self.part_net, setting="part_net of method 'ssanet'", example="ssanet, dsm=none op=false")
+            object.__setattr__(self, "part_net_sha256", digest)
 
 
 def fused(scores: list[Tensor], how: Fuse) -> Float[Tensor, "b c"]:
@@ -151,9 +142,9 @@ def fused(scores: list[Tensor], how: Fuse) -> Float[Tensor, "b c"]:
 def stages_of(config: SsanetConfig) -> list[tuple[frozenset[str], int]]:
     """What learns in each stage of a run, and its length."""
     lengths = dict(zip(("1a", "1b", "2", "3"), config.stage_epochs, strict=True))
-    there = {"1a": True, "1b": config.dsm != "none", "2": config.op, "3": config.dsm != "none" or config.op}
+    there = {"1a": not config.part_net, "1b": config.dsm != "none", "2": config.op, "3": config.dsm != "none" or config.op}
     names = [name for name, length in lengths.items() if there[name] and length > 0]
-    together = 2 if config.stage1 == "joint" and there["1b"] else 1
+    together = 2 if config.stage1 == "joint" and there["1a"] and there["1b"] else 1
     groups = [names[:together], *([name] for name in names[together:])]
     if config.training == "one_stage":
         groups = [[name for name in names if name != "3"]]
@@ -186,6 +177,11 @@ class Ssanet(Recognizer):
         self.heads.start_from(self.part_classifier)
         self.stages = stages_of(config)
         self._let_learn(self.stages[0][0])
+
+    def take_over(self) -> None:
+        """What 1a trains from the setting `part_net`."""
+        if path := self.config.part_net:
+            load_parts(self, Path(path), ("backbone", "navigator", "part_classifier", "global_classifier"), what="the part_net of ssanet")
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
@@ -292,6 +288,8 @@ def _check(config: SsanetConfig) -> None:
         raise UsageError(f"settings parts={config.parts} and proposals={config.proposals} {who}: expected 1 <= parts <= proposals")
     if not 0 <= config.nms <= 1 or not config.mac_weight >= 0:
         raise UsageError(f"settings nms={config.nms} and mac_weight={config.mac_weight} {who}: expected an IoU, and a weight of at least 0")
+    if config.part_net and config.dsm == "none" and not config.op:
+        raise UsageError(f"setting part_net={config.part_net} {who} leaves nothing to train: expected dsm or op")
     if not config.module_rate > 0:
         raise UsageError(f"setting module_rate={config.module_rate} {who}: expected a number greater than 0")
     if config.part_size < 0 or config.crop_chunk < 1:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from reference_models.base import Batch
 from reference_models.layers.navigator import nominate, rank_loss
+from reference_models.layers.part_agreement import mac_loss
 from reference_models.layers.regions import coverage, crop_resize
 from reference_models.layers.scale_alignment import scale_candidates
-from reference_models.recognition.ssanet import Ssanet, SsanetConfig, fused, mac_loss, stages_of
+from reference_models.recognition.ssanet import Ssanet, SsanetConfig, fused, stages_of
 from tests.reference_models.conftest import squares, toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import TrainRequest
@@ -360,3 +363,29 @@ def test_a_run_of_the_loop_goes_through_all_stages(tmp_path):
 def test_impossible_settings_are_refused(setting, message):
     with pytest.raises(UsageError, match=message):
         ssanet(**setting)
+
+
+def test_rows_with_dsm_or_op_share_the_first_stage_of_another_run(tmp_path):
+    def asked(out: Path, **settings: str) -> TrainRequest:
+        settings |= {"variant": "light"}
+        options = {"backbone": "tiny", "weights": "none", "epochs": 2, "batch_size": 4, "image_size": 32, "workers": 0}
+        return TrainRequest(train=squares(8), out=out, settings=settings, **options)
+
+    parts = Ssanet.fit(asked(tmp_path / "parts", dsm="none", op="false"))
+    path = Ssanet.fit(asked(tmp_path / "mined", part_net=str(parts), op="false", stage_epochs="1,1,1,0"))
+    shared, mined = load_file(parts), load_file(path)
+    kept = [name for name in shared if name.split(".")[0] in ("backbone", "navigator", "part_classifier", "global_classifier")]
+    assert len(kept) > 10
+    assert all(torch.equal(shared[name], mined[name]) for name in kept)
+    rows = list(csv.DictReader((tmp_path / "mined/log.csv").read_text().splitlines()))
+    assert all(row["scale"] for row in rows)
+    assert not any("part" in row for row in rows)
+    config = Ssanet.load(path, device="cpu").config
+    assert len(config.part_net_sha256) == 64
+    parts.unlink()
+    Ssanet.load(path, device="cpu")  # what was taken over is in the checkpoint
+
+    with pytest.raises(UsageError, match="no file"):
+        SsanetConfig(part_net=str(parts))
+    with pytest.raises(UsageError, match="leaves nothing to train"):
+        ssanet(part_net=str(path), dsm="none", op=False)
