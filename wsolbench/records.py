@@ -17,6 +17,7 @@ import math
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -32,6 +33,18 @@ SCHEMA = 1
 
 SHARDS = ".shards"
 """Ends the names of folders that parts of a run are in until they are merged."""
+
+
+def settings_of(method: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a record's method, comparable between seeds: one that names a checkpoint, which has its digest beside it, is
+    `checkpoint`, and the digest is left out.
+
+    >>> settings_of({"config": {"head": "fc", "classifier": "runs/a.safetensors", "classifier_sha256": "0a1b"}})
+    {'head': 'fc', 'classifier': 'checkpoint'}
+    """
+    config = method.get("config") or {}
+    digests = {name for name in config if name.endswith("_sha256")}
+    return {name: "checkpoint" if value and f"{name}_sha256" in digests else value for name, value in config.items() if name not in digests}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +108,11 @@ class RunRecord:
         """What the weights were before training: `none`, `imagenet` or `checkpoint`; None where nobody says so."""
         weights = self.training.get("weights")
         return None if weights is None else weights if weights in ("none", "imagenet") else "checkpoint"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the method, as `settings_of` gives them."""
+        return settings_of(self.method)
 
     @property
     def key(self) -> dict[str, Any]:

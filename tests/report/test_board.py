@@ -287,3 +287,10 @@ def test_a_metric_without_a_threshold_has_one_table_whatever_the_policies() -> N
     assert [table.path[2] for table in found] == ["Top-1 Cls", "Top-1 Loc, threshold: oracle", "Top-1 Loc, threshold: fixed:0.2"]
     assert {(table.metric, table.protocol) for table in found} == {("Top-1 Cls", "wsoleval"), ("Top-1 Loc", "wsoleval")}
     assert [table.estimates for table in found] == [(("50.0", "48.0", "54.0"),)] * 3
+
+
+def test_seeds_that_each_name_a_checkpoint_of_their_own_are_one_row() -> None:
+    runs = [run(0.5 + 0.1 * seed, seed=seed, config={"classifier": f"{seed}.st", "classifier_sha256": f"{seed}a"}) for seed in (0, 1)]
+    runs.append(run(0.3, config={"classifier": "", "classifier_sha256": ""}))
+    (table,) = measured_tables(runs, Numbers(numbers=(), papers={}), Filters())
+    assert [(row[1].text, row[5].text) for row in table.rows] == [("classifier=checkpoint", "2: 50.0 to 60.0"), ("classifier=", "1")]

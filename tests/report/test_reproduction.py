@@ -98,6 +98,14 @@ def test_settings_that_a_claim_does_not_name_are_equal_on_both_sides() -> None:
     assert pairs_of([CLAIM], runs) == [([Path("cam-conv")], [Path("spa-conv")]), ([Path("cam-fc")], [Path("spa-fc")])]
 
 
+def test_a_setting_that_names_a_checkpoint_is_the_same_for_all_seeds() -> None:
+    claim = Claim(**{**CLAIM.__dict__, "a_settings": "part_net=", "b_settings": "ram=true;part_net=checkpoint"})
+    runs = [(Path(f"cam{seed}"), record("cam", seed)) for seed in (0, 1)]
+    runs += [(Path(f"spa{seed}"), record("spa", seed, ram=True, part_net=f"{seed}.st", part_net_sha256=f"{seed}a")) for seed in (0, 1)]
+    runs.append((Path("alone"), record("spa", 0, ram=True, part_net="", part_net_sha256="")))
+    assert pairs_of([claim], runs) == [([Path("cam0"), Path("cam1")], [Path("spa0"), Path("spa1")])]
+
+
 def test_variants_of_different_methods_have_nothing_in_common() -> None:
     runs = [(Path(variant), record("spa", ram=variant == "light", variant=variant)) for variant in ("paper", "light")]
     runs.append((Path("cam"), record("cam", variant="official")))

@@ -223,8 +223,8 @@ def _data_of(run: Run) -> dict[str, Any]:
 def _settings_of(run: Run) -> dict[str, Any]:
     """What makes two runs repetitions of each other: all but the seed."""
     method, training = run.record.method, run.record.training
-    what = {key: method.get(key) for key in ("name", "backbone", "config", "post", "image_size")}
-    return {**what, "start": run.record.start, "recipe": training.get("recipe")}
+    what = {key: method.get(key) for key in ("name", "backbone", "post", "image_size")}
+    return {**what, "config": run.record.settings, "start": run.record.start, "recipe": training.get("recipe")}
 
 
 def _metrics(runs: Sequence[Run], policy: str | None) -> list[str]:
@@ -301,11 +301,8 @@ def different_settings(run: Run, others: Sequence[Run]) -> str:
 def _flat(run: Run) -> dict[str, Any]:
     settings = _settings_of(run)
     recipe = {f"recipe.{key}": value for key, value in (settings["recipe"] or {}).items()}
-    config = {
-        key: value for key, value in (settings["config"] or {}).items() if not key.endswith("_sha256")
-    }  # of a file that is named, too
     post = {f"post.{key}": value for key, value in ((settings["post"] or {}).get("config") or {}).items()}
-    return {**config, **post, "image_size": settings["image_size"], **recipe}
+    return {**settings["config"], **post, "image_size": settings["image_size"], **recipe}
 
 
 def _text(value: Any) -> str:

@@ -64,7 +64,7 @@ def _group(records: Sequence[RunRecord]) -> dict[str, Any]:
     return {
         "name": method["name"],
         "backbone": method.get("backbone"),
-        "config": method.get("config"),
+        "config": records[0].settings,
         "post": method.get("post"),
         "start": records[0].start,
         "epochs": (records[0].training.get("recipe") or {}).get("epochs"),

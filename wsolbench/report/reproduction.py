@@ -20,7 +20,7 @@ from wsolbench.compare import MetricDifference
 from wsolbench.exceptions import DataError
 from wsolbench.files import canonical_json
 from wsolbench.metrics.catalog import metric_info, metric_title
-from wsolbench.records import RunRecord
+from wsolbench.records import RunRecord, settings_of
 from wsolbench.report.comparisons import Comparison, read_comparison
 from wsolbench.report.tables import escape_markdown
 
@@ -85,15 +85,15 @@ def read_variants(path: Path) -> dict[tuple[str, str], tuple[str, str]]:
 
 
 def is_meant(method: dict[str, Any], name: str, settings: str) -> bool:
-    """Whether a record's method, or a group of a comparison, is this side of a claim.
+    """Whether a record's method, or a group of a comparison, is this side of a claim. A setting that it does not have is empty.
 
     >>> is_meant({"name": "caam", "config": {"patch": [16, 32], "ssam": True}}, "caam", "patch=16,32;ssam=true")
     True
     """
-    config = {key: _text(value) for key, value in _config(method).items()}
+    config = {key: _text(value) for key, value in settings_of(method).items()}
     return bool(
         method["name"] == name
-        and all(config.get(key) == value for key, _, value in (part.partition("=") for part in settings.split(";") if part))
+        and all(config.get(key, "") == value for key, _, value in (part.partition("=") for part in settings.split(";") if part))
     )
 
 
@@ -117,9 +117,8 @@ def pairs_of(claims: Sequence[Claim], records: Iterable[tuple[Path, RunRecord]])
             a, b = ([(path, record) for path, record in groups[key] if is_meant(record.method, *side)] for side in claim.sides)
             if not a or not b:
                 continue
-            free = set(_config(a[0][1].method)) & set(_config(b[0][1].method)) - claim.named - (
-                {"variant"} if claim.a != claim.b else set()
-            )
+            apart = claim.named if claim.a == claim.b else claim.named | {"variant"}
+            free = a[0][1].settings.keys() & b[0][1].settings.keys() - apart
             ones, others = ({(_fixed(record, free), _seed(record)): path for path, record in side} for side in (a, b))
             for fixed in sorted({fixed for fixed, _ in ones.keys() & others.keys()}):
                 seeds = sorted(seed for other, seed in ones.keys() & others.keys() if other == fixed)
@@ -137,15 +136,11 @@ def _circumstances(record: RunRecord) -> tuple[str, ...]:
 
 
 def _fixed(record: RunRecord, names: set[str]) -> str:
-    return canonical_json({name: value for name, value in _config(record.method).items() if name in names})
+    return canonical_json({name: value for name, value in record.settings.items() if name in names})
 
 
 def _seed(record: RunRecord) -> int:
     return int(record.training.get("seed", 0))
-
-
-def _config(method: dict[str, Any]) -> dict[str, Any]:
-    return method.get("config") or {}
 
 
 def _heading(comparison: Comparison) -> str:
