@@ -13,12 +13,12 @@ from report.webdriver import CHROMIUM, DRIVER, Browser, browser
 from wsolbench.exceptions import DataError
 from wsolbench.maps import MapFolder
 from wsolbench.protocol import EvalProtocol
-from wsolbench.records import MetricValue
+from wsolbench.records import MetricValue, read_records
 from wsolbench.report.board import Filters
 from wsolbench.report.gallery import galleries
 from wsolbench.report.leaderboard import board_tables
 from wsolbench.report.page import page_html, write_page
-from wsolbench.report.page_data import SCORES, gt_known_curve, precision_recall_curve
+from wsolbench.report.page_data import SCORES, gt_known_curve, precision_recall_curve, same_but_protocol
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
 VOID = {"meta", "link", "input", "img", "br"}
@@ -164,6 +164,13 @@ def test_the_best_methods_are_compared_and_protocols_stand_side_by_side(results:
     assert not any("minus" in caption for caption in Page(html_of(results, methods=0)).tables)
     (beside,) = (rows for caption, rows in tables.items() if caption.startswith("The same run under 2 protocols"))
     assert len(beside[0]) == 3
+
+
+def test_maps_that_a_protocol_cuts_to_its_crop_stand_beside_whole_ones(tmp_path: Path, write_record: Callable[..., Path]) -> None:
+    for protocol, maps in (("wsoleval", "stored"), ("bas", "stored, of the whole image, cut to the centre crop")):
+        write_record(protocol=EvalProtocol.preset(protocol), method={"name": "spa", "maps": maps})
+    ((first, second),) = same_but_protocol(list(read_records(tmp_path / "measured")))
+    assert {first.protocol.name, second.protocol.name} == {"wsoleval", "bas"}
 
 
 def test_scores_that_cannot_be_read_are_named_on_the_page(results: Path) -> None:

@@ -98,11 +98,12 @@ def groups_of(records: Sequence[tuple[Path, RunRecord]], *, methods: int, resamp
 
 
 def same_but_protocol(records: Sequence[tuple[Path, RunRecord]]) -> list[list[RunRecord]]:
-    """Runs of one method on one data set under several protocols: the same maps, counted otherwise."""
+    """Runs of one method on one data set under several protocols: the same maps, whole or cut to a crop, counted otherwise."""
     found: dict[str, dict[str, RunRecord]] = defaultdict(dict)
     for _, record in records:
         data = {key: value for key, value in record.dataset.items() if key != "transfer_from"}
-        found[canonical_json([record.method, data])].setdefault(canonical_json(record.protocol.to_json()), record)
+        method = {key: value for key, value in record.method.items() if key != "maps"}
+        found[canonical_json([method, data])].setdefault(canonical_json(record.protocol.to_json()), record)
     return [sorted(of.values(), key=lambda record: describe_protocol(record.protocol)) for _, of in sorted(found.items()) if len(of) > 1]
 
 
