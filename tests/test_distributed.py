@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -160,3 +161,22 @@ def test_an_error_after_the_last_exchange_is_heard_when_the_block_ends():
     first, second = together(code, "pass")
     assert (first.code, second.code) == (2, 2)
     assert (first.err.strip(), second.err.strip()) == ("Error: DataError: the disk is full", "")
+
+
+AT_THE_END = """
+import atexit
+from pathlib import Path
+
+atexit.register(lambda: print(len(list(Path("/proc/self/task").iterdir()))))  # called after the handlers that are registered later
+import torch
+from wsolbench.distributed import connected, gathered
+
+with connected() as here:
+    torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=1.0)  # torch imports much for its first optimiser
+    gathered(here.rank)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_no_thread_of_the_group_is_left_when_the_program_ends():
+    assert [(ended.code, ended.out.strip()) for ended in together(AT_THE_END)] == [(0, "1"), (0, "1")]

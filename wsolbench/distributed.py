@@ -87,6 +87,10 @@ def connected() -> Iterator[World]:
         barrier()
         return
     if not dist.is_initialized():
+        # Imported while there is a group, by the first optimiser for instance, its functions would have the group as a default argument.
+        # It would outlive `_leave`, and its threads be cut off with the interpreter, which aborts now and then.
+        import torch.distributed.nn
+
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:
