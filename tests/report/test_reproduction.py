@@ -89,6 +89,9 @@ def test_runs_are_paired_by_seed_and_not_across_budgets() -> None:
     long = record("spa", 2, ram=True)
     long.method["training"]["recipe"]["epochs"] = 9
     runs.append((Path("spa2"), long))
+    fast = record("cam", 0, ram=True)
+    fast.method["training"]["recipe"]["lr"] = 0.1
+    runs.append((Path("cam fast"), fast))
     assert pairs_of([CLAIM, CLAIM], runs) == [([Path("cam0"), Path("cam1")], [Path("spa0"), Path("spa1")])]
     assert pairs_of([CLAIM], runs[:2]) == []
 

@@ -129,9 +129,10 @@ def pairs_of(claims: Sequence[Claim], records: Iterable[tuple[Path, RunRecord]])
 
 
 def _circumstances(record: RunRecord) -> tuple[str, ...]:
-    """What two runs must share: data, protocol, backbone, what it started from, and the budget."""
+    """What two runs must share: data, protocol, backbone, what it started from, and the budget: length, optimiser and rate."""
     data, method = record.dataset, record.method
-    budget = (method.get("backbone"), method.get("image_size"), record.training.get("recipe", {}).get("epochs"), record.start)
+    recipe = record.training.get("recipe") or {}
+    budget = (method.get("backbone"), method.get("image_size"), record.start, *(recipe.get(name) for name in ("epochs", "optimizer", "lr")))
     return tuple(map(str, (data["name"], data["fingerprint"], data.get("transform"), data["limit"], record.protocol.name, *budget)))
 
 
