@@ -160,7 +160,9 @@ def test_a_page_shows_its_picture_and_how_such_pictures_are_made(tmp_path: Path,
     folder = tmp_path / "images" / "methods"
     folder.mkdir(parents=True)
     (folder / f"cam{suffix}").touch()
-    assert not list(make_methods.pictured("spa"))
-    lines = list(make_methods.pictured("cam"))
+    assert not list(make_methods.pictured("spa", "localization"))
+    lines = list(make_methods.pictured("cam", "localization"))
     assert f"![Maps of cam](../images/methods/cam{suffix})" in lines
     assert any("make_pictures.py --dataset cub" in line for line in lines)
+    assert not any("--regions" in line for line in lines)
+    assert any("--regions" in line for line in make_methods.pictured("cam", "recognition"))

@@ -17,7 +17,11 @@ MEANT = sorted(
 
 
 @pytest.mark.parametrize(("name", "settings"), MEANT)
-def test_a_run_with_these_settings_is_the_one_that_is_meant(name: str, settings: str) -> None:
+def test_a_run_with_these_settings_is_the_one_that_is_meant(
+    name: str, settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("checkpoint").touch()  # the file that `part_net=checkpoint` names
     method, _, post = name.partition("+")
     pairs = dict(part.split("=") for part in settings.split(";") if part)
     config = to_json(parse_settings(load_method(method).Config, pairs, what=method))
