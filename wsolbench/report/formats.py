@@ -31,7 +31,9 @@ def render(tables: Sequence[Table], kind: str) -> str:
 
 
 def _markdown(tables: Sequence[Table]) -> str:
+    """Addresses stand at the end, once each: a record is linked from a table for every metric."""
     lines: list[str] = []
+    labels: dict[str, int] = {}
     shown: tuple[str, ...] = ()
     for table in tables:
         same = next((place for place, (old, new) in enumerate(zip(shown, table.path, strict=False)) if old != new), len(shown))
@@ -39,14 +41,14 @@ def _markdown(tables: Sequence[Table]) -> str:
             lines += [f"{'#' * (depth + 2)} {escape_markdown(heading)}", ""]
         shown = table.path
         lines += [f"| {' | '.join(map(escape_markdown, table.columns))} |", f"|{'---|' * len(table.columns)}"]
-        lines += [f"| {' | '.join(map(_markdown_cell, row))} |" for row in table.rows]
+        lines += [f"| {' | '.join(_markdown_cell(cell, labels) for cell in row)} |" for row in table.rows]
         lines += ["", *(line for note in table.notes for line in (escape_markdown(note), ""))]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"[{label}]: {link}" for link, label in labels.items()), *([""] if labels else [])])
 
 
-def _markdown_cell(cell: Cell) -> str:
+def _markdown_cell(cell: Cell, labels: dict[str, int]) -> str:
     text = escape_markdown(cell.text)
-    return f"[{text}]({cell.link})" if cell.link else text
+    return f"[{text}][{labels.setdefault(cell.link, len(labels) + 1)}]" if cell.link else text
 
 
 def _csv(tables: Sequence[Table]) -> str:
