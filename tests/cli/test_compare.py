@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+from wsolbench.records import read_records
 from wsolbench.report.comparisons import read_comparison
 
 
@@ -61,6 +64,13 @@ def test_what_claims_are_about_is_compared_once(run, birds: Path) -> None:
     written = path.stat().st_mtime_ns
     assert "0 new, 1 that were there" in run(*command, "--out", "compared").out
     assert path.stat().st_mtime_ns == written
+
+    for old, record in read_records(Path("measured")):
+        another = replace(record, method={**record.method, "training": {**record.training, "seed": 1}}).write(Path("measured"))
+        shutil.copy(old.with_suffix(".scores.npz"), another.with_suffix(".scores.npz"))
+    assert "1 new, 0 that were there, 1 of fewer seeds removed" in run(*command, "--out", "compared").out
+    (path,) = Path("compared").rglob("*.json")
+    assert read_comparison(path).a["seeds"] == [None, 1]  # a box in the middle has no training
 
     Path("claims.csv").write_text(f"{columns}\nP,Table 1,nobody,gt_known,cam,,spa,,50,60\n")
     result = run(*command)

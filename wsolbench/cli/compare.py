@@ -19,7 +19,8 @@ RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
     "Runs with other seeds are added to a group by repeating --a and --b. Each record needs its per-image scores beside it "
     "(`eval --save-scores`, `score --save-scores`). All claims of papers that a folder of records can be held against:\n\n"
     "          wsolbench compare --claims results/claims.csv --records results/measured --out results/compared\n\n"
-    "Those that lie in --out already are kept (their names hold the content of the records), whatever their --resamples."
+    "Those that lie in --out already are kept (their names hold the content of the records), whatever their --resamples; those of fewer "
+    "seeds than there are now are replaced."
 )
 @click.option("--a", "group_a", multiple=True, type=RECORDS, help="Record of group A; may be repeated.")
 @click.option("--b", "group_b", multiple=True, type=RECORDS, help="Record of group B; may be repeated.")
@@ -48,22 +49,23 @@ def command(
 
 
 def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | None) -> None:
-    """Compare all that the claims are about; what lies in `out` already is kept."""
+    """Compare all that the claims are about; what lies in `out` already is kept, unless there are more seeds now."""
     from rich.console import Console
 
     from wsolbench.exceptions import UsageError
     from wsolbench.progress import track
     from wsolbench.records import read_record, read_records
-    from wsolbench.report.comparisons import Comparison, comparison_table
+    from wsolbench.report.comparisons import Comparison, comparison_table, read_comparison
     from wsolbench.report.reproduction import pairs_of, read_claims
 
     scored = [(path, record) for path, record in read_records(records) if path.with_suffix(SCORES).is_file()]
     pairs = pairs_of(read_claims(claims), scored)
     if not pairs:
         raise UsageError(f"no two records in {records} with scores (--save-scores) are what a claim in {claims} compares")
-    made = 0
+    made, all_wanted = 0, []
     for a, b in track(pairs, "comparing", unit="pairs"):
         wanted = Comparison.make([read_record(path) for path in a], [read_record(path) for path in b], ())
+        all_wanted.append(wanted)
         if out is not None and wanted.place(out).exists():
             continue
         comparison = _compared(tuple(a), tuple(b), resamples)
@@ -73,7 +75,11 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
         else:
             comparison.write(out)
     if out is not None:
-        click.echo(f"comparisons  {made} new, {len(pairs) - made} that were there, in {out}")
+        old = {path: read_comparison(path) for path in sorted(out.rglob("*.json"))}
+        replaced = [path for path, comparison in old.items() if any(comparison.is_part_of(wanted) for wanted in all_wanted)]
+        for path in replaced:
+            path.unlink()
+        click.echo(f"comparisons  {made} new, {len(pairs) - made} that were there, {len(replaced)} of fewer seeds removed, in {out}")
 
 
 def _compared(group_a: tuple[Path, ...], group_b: tuple[Path, ...], resamples: int) -> Comparison:

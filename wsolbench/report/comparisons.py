@@ -39,6 +39,11 @@ class Comparison:
         """The difference of a metric, or None."""
         return next((difference for difference in self.differences if difference.name == name), None)
 
+    def is_part_of(self, other: Comparison) -> bool:
+        """Whether `other` is of the same records and more, as when seeds have been added."""
+        mine, theirs = ((set(each.a["records"]), set(each.b["records"])) for each in (self, other))
+        return mine != theirs and mine[0] <= theirs[0] and mine[1] <= theirs[1]
+
     def place(self, folder: Path) -> Path:
         """The file below `folder` that `write` writes: named by what is compared, down to the content of the records."""
         parts = [
