@@ -67,7 +67,7 @@ def read_header(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise DataError(f"{path} is a folder; give the checkpoint in it, for instance {path / 'last.safetensors'}")
     if not path.is_file():
-        raise DataError(f"no checkpoint {path}; train one with `wsolbench train`, or give an existing file")
+        raise DataError(f"no checkpoint {path}; give an existing file, as `wsolbench train` or `train-detector` writes it")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -88,7 +88,9 @@ def header_of(path: Path, method: str) -> dict[str, Any]:
     """`read_header` of a checkpoint of this method; `DataError` when it is another one's."""
     facts = read_header(path)
     if facts["method"] != method:
-        raise DataError(f"checkpoint {path} is of method {facts['method']!r}, expected {method!r}; use --method {facts['method']}")
+        raise DataError(
+            f"checkpoint {path} is of method {facts['method']!r}, expected {method!r}; use --method {facts['method']}, or another file"
+        )
     return facts
 
 

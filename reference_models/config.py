@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -119,9 +120,12 @@ def _parse(hint: Any, text: str) -> Any:
         return _TRUTH[text.lower()]
     if hint in (int, float):
         try:
-            return hint(text)
+            number = hint(text)
         except ValueError:
             raise ValueError("a whole number" if hint is int else "a number") from None
+        if hint is float and not math.isfinite(number):
+            raise ValueError("a finite number")
+        return number
     return text
 
 

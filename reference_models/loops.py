@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -24,6 +26,14 @@ LAST, BEST, STATE, LOG = "last.safetensors", "best.safetensors", "state.pt", "lo
 
 R = TypeVar("R", Recipe, DetectionRecipe)
 
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    **dict.fromkeys(("epochs", "batch_size", "lr"), (lambda value: value > 0, "a number greater than 0")),
+    **dict.fromkeys(("weight_decay", "gamma", "clip_norm", "warmup_steps"), (lambda value: value >= 0, "at least 0")),
+    "momentum": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "flip": (lambda value: 0 <= value <= 1, "a probability"),
+}
+"""What numbers of a recipe can be."""
+
 
 @runtime_checkable
 class Run(Protocol):
@@ -43,9 +53,10 @@ def as_asked(recipe: R, request: TrainRequest | DetectorRequest) -> R:
     """The recipe with the request's changes. Raises `UsageError` on numbers that mean nothing."""
     asked: dict[str, Any] = {"epochs": request.epochs, "batch_size": request.batch_size, "lr": request.lr}
     recipe = replace(recipe, **{name: value for name, value in asked.items() if value is not None})
-    for name in asked:
-        if not getattr(recipe, name) > 0:
-            raise UsageError(f"{name} is {getattr(recipe, name)}; expected a number greater than 0")
+    for name, (holds, expected) in _RANGES.items():
+        value = getattr(recipe, name, None)  # the recipes of detectors have other fields, too
+        if value is not None and not (math.isfinite(value) and holds(value)):
+            raise UsageError(f"{name} is {value}; expected {expected}")
     if request.workers < 0 or request.seed < 0:
         raise UsageError(f"workers and seed must not be negative; got {request.workers} and {request.seed}")
     return recipe

@@ -132,7 +132,7 @@ def torchvision_file(url: str, backbone: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest and digest[1], progress=False)
         except (OSError, RuntimeError) as error:  # URLError and HTTPError are OSErrors; a wrong digest is a RuntimeError
             raise UsageError(
-                f"cannot download the ImageNet weights of {backbone} ({first_line(error)}). "
+                f"cannot download the weights of {backbone} ({first_line(error)}). "
                 f"Offline: download {url} elsewhere and put it at {path}, or use --weights PATH or --weights none"
             ) from error
     if digest and not sha256_of_file(path).startswith(digest[1]):

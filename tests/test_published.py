@@ -18,7 +18,7 @@ from oracles.papers import TABLES
 
 from wsolbench.datasets import list_datasets
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.methods import list_methods, list_posts
+from wsolbench.methods import list_detectors, list_methods, list_posts
 from wsolbench.published import (
     COLUMNS,
     EVIDENCE,
@@ -101,7 +101,7 @@ def test_every_table_of_the_five_papers_is_read() -> None:
 
 def test_names_are_those_of_this_project_where_it_has_one() -> None:
     datasets = {info.name for info in list_datasets()}
-    methods = {row.name for row in list_methods()}
+    methods = {row.name for row in [*list_methods(), *list_detectors()]}
     posts = {row.name for row in list_posts()}
     for each in NUMBERS:
         method, _, post = each.ours.partition("+")

@@ -25,6 +25,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
 
 from reference_models.backbone import load_backbone
 from reference_models.weights import NONE, Weights, load_strictly, read_weights, torchvision_file, without
@@ -43,9 +44,13 @@ def build(backbone: str, outputs: int, *, min_size: int | None = None, max_size:
         outputs: classes, with the background.
         min_size: images are resized so that the shorter side has this many pixels; None: 800, tiny 128.
         max_size: but the longer side has at most this many; None: 1333, tiny 213.
+
+    Raises `UsageError` on sizes that no image can have.
     """
     sizes = {"min_size": 128, "max_size": 213} if backbone == "tiny" else {"min_size": 800, "max_size": 1333}
     sizes.update({name: size for name, size in (("min_size", min_size), ("max_size", max_size)) if size is not None})
+    if not 1 <= sizes["min_size"] <= sizes["max_size"]:
+        raise UsageError(f"min_size is {sizes['min_size']} and max_size {sizes['max_size']}; expected 1 <= min_size <= max_size")
     if backbone == "tiny":
         return _tiny(outputs, sizes)
     if backbone == "resnet50_c4":
@@ -155,6 +160,14 @@ class Borrowed(nn.Module):
         return result
 
 
+class _RoIAlign(MultiScaleRoIAlign):
+    """Of one stage of known stride; torchvision guesses it from the first batch, wrongly for images of few pixels, and keeps the guess."""
+
+    def __init__(self, output_size: int, *, stride: int, sampling_ratio: int) -> None:
+        super().__init__(["0"], output_size, sampling_ratio)
+        self.scales, self.map_levels = [1 / stride], initLevelMapper(0, 0)  # one stage: nothing is mapped
+
+
 def _tiny(outputs: int, sizes: Mapping[str, int]) -> Any:
     return MaskRCNN(
         TinyFeatures(),
@@ -166,11 +179,11 @@ def _tiny(outputs: int, sizes: Mapping[str, int]) -> Any:
         rpn_pre_nms_top_n_test=200,
         rpn_post_nms_top_n_test=50,
         rpn_batch_size_per_image=64,
-        box_roi_pool=MultiScaleRoIAlign(["0"], output_size=7, sampling_ratio=1),
+        box_roi_pool=_RoIAlign(7, stride=8, sampling_ratio=1),
         box_head=TwoMLPHead(TINY_CHANNELS * 7**2, 256),
         box_predictor=FastRCNNPredictor(256, outputs),
         box_batch_size_per_image=32,
-        mask_roi_pool=MultiScaleRoIAlign(["0"], output_size=14, sampling_ratio=1),
+        mask_roi_pool=_RoIAlign(14, stride=8, sampling_ratio=1),
         mask_head=MaskRCNNHeads(TINY_CHANNELS, (64,), 1),
         mask_predictor=MaskRCNNPredictor(64, 32, outputs),
     )
@@ -192,10 +205,10 @@ def _c4(outputs: int, sizes: Mapping[str, int]) -> Any:
         rpn_post_nms_top_n_train=2000,
         rpn_pre_nms_top_n_test=6000,
         rpn_post_nms_top_n_test=1000,
-        box_roi_pool=MultiScaleRoIAlign(["0"], output_size=14, sampling_ratio=2),
+        box_roi_pool=_RoIAlign(14, stride=16, sampling_ratio=2),
         box_head=box_head,
         box_predictor=FastRCNNPredictor(2048, outputs),
-        mask_roi_pool=MultiScaleRoIAlign(["0"], output_size=14, sampling_ratio=2),
+        mask_roi_pool=_RoIAlign(14, stride=16, sampling_ratio=2),
         mask_head=Borrowed(net.layer4),
         mask_predictor=MaskRCNNPredictor(2048, 256, outputs),
     )

@@ -298,7 +298,7 @@ _BACKBONES = {
     r"InceptionV3": "inception_v3",
     r"GoogLe[Nn]et": "GoogLeNet",
     r"ResNet50-SE": "ResNet50-SE",
-    r"ResNet-50-C4": "ResNet50-C4",
+    r"ResNet-50-C4": "resnet50_c4",
     r"ResNeXT-101-FPN": "ResNeXt101-FPN",
     r"ResNet-101": "ResNet101",
     r"DenseNet-161": "DenseNet161",

@@ -55,6 +55,8 @@ def test_text_becomes_a_value_of_the_fields_type(text, expected):
         ({"flag": "maybe"}, "flag='maybe' of method 'x': expected true or false"),
         ({"count": "1.5"}, "count='1.5' of method 'x': expected a whole number"),
         ({"rate": "fast"}, "rate='fast' of method 'x': expected a number"),
+        ({"rate": "nan"}, "rate='nan' of method 'x': expected a finite number"),
+        ({"rate": "-inf"}, "expected a finite number"),
         ({"kind": "cnn"}, "kind='cnn' of method 'x': expected one of fc, conv"),
         ({"stages": "1,b"}, "expected a whole number"),
         ({"rat": "1"}, "unknown setting of method 'x' 'rat'; did you mean 'rate'"),

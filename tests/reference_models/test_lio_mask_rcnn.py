@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.models import resnet50
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, roi_align
 
 from reference_models.checkpoint import save_checkpoint
 from reference_models.detection.lio_mask_rcnn import SCL, LioMaskRcnn
@@ -161,7 +161,6 @@ def test_without_weight_it_is_torchvisions_mask_rcnn_to_the_bit() -> None:
 
 def test_evaluation_is_that_of_the_network_without_scl() -> None:
     model = create()
-    torch.optim.SGD(model.parameters(), lr=0.01).step()
     plain = create(scl_weight=0, seed=9)
     plain.network.load_state_dict({name: tensor for name, tensor in model.network.state_dict().items() if not name.startswith(SCL)})
     one, other = model.eval().detect(picture()), plain.eval().detect(picture())
@@ -314,6 +313,9 @@ def test_it_is_listed_among_the_detectors_and_the_other_commands_point_to_theirs
         ({"scl_weigth": 0.1}, "did you mean 'scl_weight'"),
         ({"scl_weight": -1}, "scl_weight is -1.0"),
         ({"structure_dim": 0}, "structure_dim 0"),
+        ({"scl_weight": math.nan}, "expected a finite number"),
+        ({"min_size": 0}, "min_size is 0 and max_size 64; expected 1 <= min_size <= max_size"),
+        ({"max_size": 10}, "min_size is 64 and max_size 10"),
         ({"scl_form": "printed"}, "expected one of paper, official"),
         ({"weights": "imagenet"}, "no ImageNet weights of the backbone 'tiny'"),
         ({"weights": "coco"}, "COCO weights of the backbone 'resnet50_fpn' only"),
@@ -322,6 +324,18 @@ def test_it_is_listed_among_the_detectors_and_the_other_commands_point_to_theirs
 def test_what_cannot_work_is_refused_with_the_way_out(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         create(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("side", [40, 64])
+def test_regions_are_read_at_the_stride_of_the_features_whatever_the_first_image(side: int) -> None:
+    network = build("tiny", 3, min_size=side, max_size=side).eval()
+    network([torch.rand(3, side, side)])
+    pools = (network.roi_heads.box_roi_pool, network.roi_heads.mask_roi_pool)
+    assert [pool.scales for pool in pools] == [[1 / 8], [1 / 8]]
+    features = torch.rand(1, network.backbone.out_channels, 8, 8)
+    box = torch.tensor([[8.0, 16.0, 40.0, 48.0]])
+    seen = pools[0]({"0": features}, [box], [(side, side)])
+    torch.testing.assert_close(seen, roi_align(features, [box], output_size=7, spatial_scale=1 / 8, sampling_ratio=1))
 
 
 def test_every_backbone_has_a_recipe() -> None:

@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from wsolbench.cli.options import DataOptions, checkpoint_option, data_options, network_options, parse_settings, post_set_option
+from wsolbench.cli.options import (
+    DataOptions,
+    changes_of_trained,
+    checkpoint_option,
+    data_options,
+    network_options,
+    post_set_option,
+)
 
 
 @click.command(
@@ -75,7 +82,7 @@ def command(
     for path in (out, save_maps):
         if path is not None:
             make_folder(path.parent)
-    changes = parse_settings(model["settings"]) if checkpoint is not None else {}
+    changes = changes_of_trained(checkpoint, model)
     localizer = open_method(method, data.dataset, len(dataset.class_names), checkpoint, model, changes)
     source = ModelSource(localizer, SHOWN, num_classes=len(dataset.class_names), device=model["device"], post=definition)
     rows = [correlate(source, sample, point, asked, stage) for sample, (_, point) in zip(samples, places, strict=True)]

@@ -14,6 +14,7 @@ import click
 from wsolbench.cli.options import (
     DataOptions,
     ScoringOptions,
+    changes_of_trained,
     checkpoint_option,
     data_options,
     evaluate_and_report,
@@ -101,7 +102,7 @@ def command(
         options = RunOptions(
             batch_size=model["batch_size"] or 32, workers=model["workers"], work=scoring.out / ".work", resamples=scoring.resamples
         )
-        changes = parse_settings(model["settings"]) if checkpoint is not None else {}
+        changes = changes_of_trained(checkpoint, model)
         for name, method in methods.items():
             settings = {**model, "method": name}
             path = checkpoint

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from wsolbench.cli.options import checkpoint_option, detector_options
+from wsolbench.cli.options import changes_of_trained, checkpoint_option, detector_options
 from wsolbench.cli.train import default_backbone, default_run
 from wsolbench.cli.train_detector import BACKBONE
 
@@ -24,7 +24,9 @@ from wsolbench.cli.train_detector import BACKBONE
 @click.option("--split", default="val", show_default=True, help="Split to evaluate on.")
 @click.option("--limit", type=click.IntRange(min=1), help="Evaluate on that many images only, spread evenly over the split.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results/measured"), show_default=True, help="Folder of records.")
-@click.option("--save-detections", type=click.Path(path_type=Path), help="File for all detections, in COCO's format of results.")
+@click.option(
+    "--save-detections", type=click.Path(path_type=Path, dir_okay=False), help="File for all detections, in COCO's format of results."
+)
 def command(
     data_root: Path | None,
     checkpoint: Path | None,
@@ -47,6 +49,10 @@ def command(
     started = time.perf_counter()
     method = load_detector(model["method"])
     dataset = load_instances(data_root, split)
+    if changes := changes_of_trained(checkpoint, model):
+        raise UsageError(f"--set {next(iter(changes))} says nothing beside --checkpoint: a trained detector has no settings to change")
+    if save_detections is not None:
+        make_folder(save_detections.parent)
     if checkpoint is None:
         backbone = default_backbone(dataset.name, model["backbone"], BACKBONE)
         checkpoint = default_run(dataset.name, backbone, {**model, "image_size": None}) / "last.safetensors"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -135,7 +135,7 @@ detector_options = _all(
     training_options,
 )
 
-checkpoint_option = click.option("--checkpoint", type=click.Path(path_type=Path), help="A .safetensors file that `train` wrote.")
+checkpoint_option = click.option("--checkpoint", type=click.Path(path_type=Path), help="A .safetensors file that a training wrote.")
 
 post_set_option = click.option(
     "--post-set", multiple=True, metavar="POST.NAME=VALUE", help="A field of a post-process's config; may be repeated."
@@ -231,6 +231,19 @@ def parse_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, str
             raise UsageError(f"{option} {name} is given twice: {settings[name]!r} and {value!r}")
         settings[name] = value
     return settings
+
+
+def changes_of_trained(checkpoint: Path | None, model: Mapping[str, Any]) -> dict[str, str]:
+    """What `--set` changes in the model of `--checkpoint`; nothing without one: there it chooses a run.
+
+    Raises `UsageError` on other options that its training has decided.
+    """
+    if checkpoint is None:
+        return {}
+    for name in ("backbone", "weights", "image_size", "epochs", "lr"):
+        if model.get(name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} says nothing beside --checkpoint, which has been trained: leave one of them out")
+    return parse_settings(model["settings"])
 
 
 def read_protocol(name: str, changes: Sequence[str]) -> EvalProtocol:

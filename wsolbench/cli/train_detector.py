@@ -21,7 +21,11 @@ BACKBONE = "resnet50_fpn"
 )
 @detector_options
 @click.option("--split", default="train", show_default=True, help="Split to train on.")
-@click.option("--limit", type=click.IntRange(min=1), help="Train on that many images only, spread evenly over the split.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Train on at most that many images, spread evenly over the split; those without objects are left out then.",
+)
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images in a step; default: the recipe's.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Run folder; default: runs/<data set>/<method>-<backbone>-seed<seed>-<other options>."
