@@ -160,7 +160,7 @@ class Borrowed(nn.Module):
         return result
 
 
-class _RoIAlign(MultiScaleRoIAlign):
+class _RoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
     """Of one stage of known stride; torchvision guesses it from the first batch, wrongly for images of few pixels, and keeps the guess."""
 
     def __init__(self, output_size: int, *, stride: int, sampling_ratio: int) -> None:

@@ -241,3 +241,12 @@ def test_at_the_size_of_the_paper_there_are_1614_anchors():
 def test_impossible_settings_are_refused(setting, message):
     with pytest.raises(UsageError, match=message):
         nts(**setting)
+
+
+def test_the_navigator_learns_at_the_base_rate_whatever_the_recipe_says_of_new_layers() -> None:
+    model = NtsNet(toy_backbone(), 3, NtsNetConfig())
+    model.backbone.weights = replace(model.backbone.weights, sha256="pretrained")
+    recipe = replace(FINE_GRAINED["nts"], new_factor=10.0)
+    factors = {id(parameter): group["factor"] for group in model.parameter_groups(recipe) for parameter in group["params"]}
+    assert {factors[id(parameter)] for parameter in model.navigator.parameters()} == {1.0}
+    assert {factors[id(parameter)] for parameter in model.part_classifier.parameters()} == {10.0}
