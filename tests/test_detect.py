@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,27 @@ def test_a_limited_evaluation_counts_the_images_it_has_seen(dataset: InstanceDat
     assert value.value == pytest.approx(1.0)
 
 
+def test_without_any_object_it_is_not_the_size_that_is_blamed(dataset: InstanceDataset) -> None:
+    crowd = replace(dataset, samples=dataset.samples[-1:])
+    record = evaluate_detector(crowd, Perfect(dataset)).record  # type: ignore[arg-type]
+    reasons = {metric.name: metric.reason for metric in record.metrics}
+    sizes = ("_small", "_medium", "_large")
+    assert {reasons[name] for name in reasons if name.endswith(sizes)} == {"no object of this size"}
+    assert {reasons[name] for name in reasons if not name.endswith(sizes)} == {"no object in the evaluated images"}
+
+
 def test_metrics_of_masks_are_undefined_for_boxes_alone_and_say_why(dataset: InstanceDataset, tmp_path: Path) -> None:
     boxes_only = evaluate_detector(dataset, Perfect(dataset, masks=False)).record  # type: ignore[arg-type]
     path = write_coco(tmp_path / "plain") / "annotations/instances_train2017.json"
     objects = json.loads(path.read_text())["annotations"]
-    del objects[0]["segmentation"]
     detector = Perfect(dataset)
-    edited(path, annotations=objects)
-    no_truth = evaluate_detector(load_instances(tmp_path / "plain", "train"), detector).record  # type: ignore[arg-type]
-    for record, reason in ((boxes_only, "the detector finds boxes only"), (no_truth, "an object of the data set has no segmentation")):
+    no_truth = []
+    for nothing in ({}, {"segmentation": None}, {"segmentation": []}):
+        bare = {key: value for key, value in objects[0].items() if key != "segmentation"} | nothing
+        edited(path, annotations=[bare, *objects[1:]])
+        no_truth.append(evaluate_detector(load_instances(tmp_path / "plain", "train"), detector).record)  # type: ignore[arg-type]
+    expected = "an object of the data set has no segmentation"
+    for record, reason in ((boxes_only, "the detector finds boxes only"), *((record, expected) for record in no_truth)):
         mask, box = record.metric("mask_ap"), record.metric("box_ap")
         assert mask is not None
         assert box is not None

@@ -51,7 +51,7 @@ def evaluate_detector(dataset: InstanceDataset, detector: Detector, *, limit: in
     seconds["detect"] = time.perf_counter() - start
     start = time.perf_counter()
     annotations = json.loads(dataset.annotations.read_text(encoding="utf-8"))
-    countable = not boxes_only and all("segmentation" in item for item in annotations["annotations"])
+    countable = not boxes_only and all(item.get("segmentation") for item in annotations["annotations"])
     values: dict[str, float | None] = {}
     for kind in KINDS:
         if kind == "box" or countable:
@@ -73,4 +73,5 @@ def _metric(name: str, values: dict[str, float | None], images: int, without: st
     value = values.get(name)
     if value is not None:
         return MetricValue(name=name, value=value, n=images)
-    return MetricValue(name=name, value=None, n=0, reason="no object of this size" if name in values else without)
+    empty = "no object of this size" if name.endswith(("_small", "_medium", "_large")) else "no object in the evaluated images"
+    return MetricValue(name=name, value=None, n=0, reason=empty if name in values else without)

@@ -100,6 +100,39 @@ def test_the_order_of_detections_does_not_matter_and_only_the_named_images_count
     assert part["box_ap"] != average_precision(truth, results, "box")["box_ap"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_ids_of_the_objects_do_not_matter(dataset: InstanceDataset, kind: Kind) -> None:
+    """pycocotools notes matches by id, and takes 0 for none."""
+    truth, found = truth_of(dataset), [perfect(dataset), noisy(dataset, 2)]
+    expected = [average_precision(truth, results, kind) for results in found]
+    for ids in (range(len(truth["annotations"])), [f"object {number}" for number in range(len(truth["annotations"]))]):
+        renamed = {**truth, "annotations": [{**item, "id": new} for item, new in zip(truth["annotations"], ids, strict=True)]}
+        assert [average_precision(renamed, results, kind) for results in found] == expected
+
+
+def test_ids_of_images_may_be_text(dataset: InstanceDataset) -> None:
+    truth, results = truth_of(dataset), noisy(dataset, 2)
+    renamed = {
+        **truth,
+        "images": [{**row, "id": f"image {row['id']}"} for row in truth["images"]],
+        "annotations": [{**item, "image_id": f"image {item['image_id']}"} for item in truth["annotations"]],
+    }
+    found = [{**result, "image_id": f"image {result['image_id']}"} for result in results]
+    some = [sample.id for sample in dataset.samples[:3]]
+    assert average_precision(renamed, found, "box") == average_precision(truth, results, "box")
+    named = average_precision(renamed, found, "box", image_ids=[f"image {number}" for number in some])
+    assert named == average_precision(truth, results, "box", image_ids=some)
+
+
+@pytest.mark.parametrize("without", [{"area": None, "iscrowd": None}, {}], ids=["null", "missing"])
+def test_an_object_without_an_area_has_that_of_its_box_and_is_no_crowd(dataset: InstanceDataset, without: dict[str, None]) -> None:
+    truth = truth_of(dataset)
+    objects = [item for item in truth["annotations"] if not item["iscrowd"]]
+    bare = [{key: value for key, value in item.items() if key not in {"area", "iscrowd"}} | without for item in objects]
+    expected = average_precision({**truth, "annotations": objects}, noisy(dataset, 3), "box")
+    assert average_precision({**truth, "annotations": bare}, noisy(dataset, 3), "box") == expected
+
+
 def test_what_is_found_in_a_crowd_counts_neither_way(dataset: InstanceDataset) -> None:
     crowd = dataset.samples[-1]
     inside = Detections(boxes=crowd.boxes / 2 + 2, scores=np.array([0.99]), labels=crowd.labels)

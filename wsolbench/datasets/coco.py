@@ -19,19 +19,20 @@ A `Sample` has one label, and its boxes and masks are all of that class. An imag
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Int64, Shaped, UInt8
 
 from wsolbench._lazy import pycocotools
 from wsolbench.datasets.base import DatasetInfo, Missing, resolve_root, wrong_root
 from wsolbench.datasets.imagefiles import absent_files
 from wsolbench.exceptions import DataError, UsageError, unknown_name
-from wsolbench.files import sha256_of_file
+from wsolbench.files import file_name, sha256_of_file
 from wsolbench.types import Boxes, Sample
 
 INFO = DatasetInfo(
@@ -45,12 +46,15 @@ INFO = DatasetInfo(
 )
 
 
+_RESTORE = "copy them there, or, if `wsolbench export` wrote the annotations, export again: it writes what is missing"
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class InstanceSample:
     """One image and its objects.
 
     Attributes:
-        id: COCO's number of the image.
+        id: COCO's number of the image, or its name.
         file_name: path of the image file below the split's folder.
         path: the image file.
         size: (width, height).
@@ -60,7 +64,7 @@ class InstanceSample:
         segmentations: R polygons or run lengths as in the file; None for an object without.
     """
 
-    id: int
+    id: int | str
     file_name: str
     path: Path
     size: tuple[int, int]
@@ -109,6 +113,7 @@ class InstanceDataset:
     """One split with objects, in the order of the file.
 
     Attributes:
+        name: of the data set that was exported, or `coco` for the official files, or the name of the folder; safe as a file name.
         class_names: by class index.
         category_ids: COCO's number of each class.
         fingerprint: 16 hex digits of the SHA-256 of the annotation file.
@@ -148,17 +153,15 @@ def load_instances(root: Path | str | None, split: str) -> InstanceDataset:
     folder = resolve_root(INFO, root)
     path, images = _files(folder, split)
     values = _read(path)
-    made_of = values.get("info", {}).get("wsolbench", {}) if isinstance(values.get("info"), dict) else {}
-    categories = sorted(_rows(path, values, "categories", ("id", "name")), key=lambda row: int(row["id"]))
+    categories = sorted(_rows(path, values, "categories", ("id", "name"), ids=(int,)), key=lambda row: int(row["id"]))
     ids = tuple(int(row["id"]) for row in categories)
     samples = _samples(path, values, images, {number: index for index, number in enumerate(ids)})
     absent = absent_files(str(sample.path) for sample in samples)
     if absent:
-        raise DataError(
-            f"{len(absent):,} of {len(samples):,} images of {path.name} are not in {images}, for instance {Path(min(absent)).name}"
-        )
+        example = Path(min(absent)).name
+        raise DataError(f"{len(absent):,} of {len(samples):,} images of {path} are not in {images}, for instance {example}; {_RESTORE}")
     return InstanceDataset(
-        name=str(made_of.get("dataset", INFO.name)),
+        name=_name(values, INFO.name if path.stem.endswith("2017") else folder.name),
         split=split,
         samples=samples,
         class_names=tuple(str(row["name"]) for row in categories),
@@ -168,6 +171,16 @@ def load_instances(root: Path | str | None, split: str) -> InstanceDataset:
     )
 
 
+def xywh(boxes: Boxes) -> list[list[float]]:
+    """Boxes (R, 4) xyxy -> COCO's, R lists of x, y, width, height.
+
+    >>> xywh(np.array([[1.0, 2.0, 11.0, 6.0]]))
+    [[1.0, 2.0, 10.0, 4.0]]
+    """
+    found: list[list[float]] = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64).tolist()
+    return found
+
+
 def run_lengths(segmentation: Any, size: tuple[int, int]) -> Any:
     """Polygons or run lengths of any form -> compressed run lengths of pycocotools, for an image of size (width, height)."""
     mask = pycocotools("mask")
@@ -175,6 +188,12 @@ def run_lengths(segmentation: Any, size: tuple[int, int]) -> Any:
     if isinstance(segmentation, list):
         return mask.merge(mask.frPyObjects(segmentation, height, width))
     return mask.frPyObjects(segmentation, height, width) if isinstance(segmentation["counts"], list) else segmentation
+
+
+def mask_run_lengths(mask: Shaped[np.ndarray, "h w"]) -> dict[str, Any]:
+    """A mask, True or 1 inside -> compressed run lengths as they stand in COCO's files."""
+    found = pycocotools("mask").encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": found["size"], "counts": found["counts"].decode("ascii")}
 
 
 def annotation_file(folder: Path, split: str) -> Path:
@@ -188,7 +207,7 @@ def _files(folder: Path, split: str) -> tuple[Path, Path]:
         path, images = annotation_file(folder, name), folder / name
         if path.is_file():
             if not images.is_dir():
-                raise DataError(f"{path} is there, but not the folder with its images, {images}")
+                raise DataError(f"{path} is there, but not the folder with its images, {images}; {_RESTORE}")
             return path, images
     known = sorted(path.stem.removeprefix("instances_").removesuffix("2017") for path in folder.glob("annotations/instances_*.json"))
     if not known:
@@ -199,15 +218,25 @@ def _files(folder: Path, split: str) -> tuple[Path, Path]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is no JSON: {error}") from error
     if not isinstance(values, dict):
         raise DataError(f"{path} holds a {type(values).__name__}; expected an object with images, annotations and categories")
     return values
 
 
-def _rows(path: Path, values: dict[str, Any], name: str, fields: Sequence[str]) -> list[dict[str, Any]]:
-    """A list of objects that have these fields and ids that differ."""
+def _name(values: dict[str, Any], otherwise: str) -> str:
+    """The name that `wsolbench export` has written down, or the other one; safe as a file name."""
+    info = values.get("info")
+    made_of = info.get("wsolbench") if isinstance(info, dict) else None
+    name = made_of.get("dataset") if isinstance(made_of, dict) else None
+    return file_name(name if isinstance(name, str) and name else otherwise)
+
+
+def _rows(
+    path: Path, values: dict[str, Any], name: str, fields: Sequence[str], *, ids: tuple[type, ...] = (int, str)
+) -> list[dict[str, Any]]:
+    """A list of objects that have these fields and ids that differ, of these types (and no bool, which is an int elsewhere)."""
     rows = values.get(name)
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{path}: expected a list {name!r} that is not empty")
@@ -215,6 +244,9 @@ def _rows(path: Path, values: dict[str, Any], name: str, fields: Sequence[str]) 
         lacking = fields if not isinstance(row, dict) else [field for field in fields if field not in row]
         if lacking:
             raise DataError(f"{path}: entry {number} of {name!r} has no {lacking[0]!r}")
+        if type(row["id"]) not in ids:
+            expected = "a whole number or text" if str in ids else "a whole number"
+            raise DataError(f"{path}: entry {number} of {name!r} has the id {row['id']!r}; expected {expected}")
     if len({row["id"] for row in rows}) < len(rows):
         raise DataError(f"{path}: two entries of {name!r} have one id; every id must be unique")
     return rows
@@ -222,25 +254,23 @@ def _rows(path: Path, values: dict[str, Any], name: str, fields: Sequence[str]) 
 
 def _samples(path: Path, values: dict[str, Any], images: Path, classes: dict[int, int]) -> list[InstanceSample]:
     rows = _rows(path, values, "images", ("id", "file_name", "width", "height"))
+    if len({type(row["id"]) for row in rows}) > 1:  # pycocotools makes them all text, and then finds no numbers
+        raise DataError(f"{path}: some ids of 'images' are numbers and some are text; expected ids of one kind")
+    sizes = {row["id"]: _size(path, row) for row in rows}
     objects: dict[Any, list[tuple[list[float], int, bool, Any]]] = {row["id"]: [] for row in rows}
     for row in _rows(path, values, "annotations", ("id", "image_id", "category_id", "bbox")):
-        if row["image_id"] not in objects or row["category_id"] not in classes:
+        image, category = row["image_id"], row["category_id"]
+        if type(image) not in {int, str} or image not in objects or type(category) is not int or category not in classes:
             raise DataError(
-                f"{path}: annotation {row['id']} is of image {row['image_id']} and category {row['category_id']}; "
-                "one of them is not in the file"
+                f"{path}: annotation {row['id']!r} is of image {image!r} and category {category!r}; one of them is not in the file"
             )
-        try:
-            x, y, width, height = (float(value) for value in row["bbox"])
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{path}: annotation {row['id']} has the bbox {row['bbox']!r}; expected x, y, width, height") from error
-        label, crowd = classes[row["category_id"]], bool(row.get("iscrowd", 0))
-        objects[row["image_id"]].append(([x, y, x + width, y + height], label, crowd, row.get("segmentation")))
+        objects[image].append(_object(path, row, classes[category], sizes[image]))
     return [
         InstanceSample(
             id=row["id"],
-            file_name=str(row["file_name"]),
-            path=images / str(row["file_name"]),
-            size=(int(row["width"]), int(row["height"])),
+            file_name=row["file_name"],
+            path=images / row["file_name"],
+            size=sizes[row["id"]],
             boxes=np.array([box for box, *_ in own], dtype=np.float64).reshape(len(own), 4),
             labels=np.array([label for _, label, *_ in own], dtype=np.int64),
             crowd=np.array([crowd for _, _, crowd, _ in own], dtype=np.bool_),
@@ -248,3 +278,63 @@ def _samples(path: Path, values: dict[str, Any], images: Path, classes: dict[int
         )
         for row, own in ((row, objects[row["id"]]) for row in rows)
     ]
+
+
+def _size(path: Path, row: dict[str, Any]) -> tuple[int, int]:
+    """(width, height) of an entry of `images`, whose file name is looked at too."""
+    name, width, height = row["file_name"], row["width"], row["height"]
+    if not isinstance(name, str):
+        raise DataError(f"{path}: image {row['id']!r} has the file_name {name!r}; expected text")
+    if type(width) is not int or type(height) is not int or min(width, height) < 1:
+        raise DataError(f"{path}: image {row['id']!r} has the width {width!r} and the height {height!r}; expected whole numbers from 1")
+    return width, height
+
+
+def _object(path: Path, row: dict[str, Any], label: int, size: tuple[int, int]) -> tuple[list[float], int, bool, Any]:
+    """Box (xyxy), class, whether it is a crowd, and segmentation of an entry of `annotations`, in an image of this size."""
+
+    def broken(name: str, expected: str) -> DataError:
+        return DataError(f"{path}: annotation {row['id']!r} has the {name} {_short(row[name])}; expected {expected}")
+
+    box, area, crowd, segmentation = row["bbox"], row.get("area"), row.get("iscrowd"), row.get("segmentation") or None
+    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) and min(box[2:]) >= 0):
+        raise broken("bbox", "x, y, width, height: finite numbers, width and height not negative")
+    if area is not None and not (_is_number(area) and area >= 0):
+        raise broken("area", "a finite number that is not negative, or none (then it is the area of the box)")
+    if crowd not in (None, 0, 1):
+        raise broken("iscrowd", "0 or 1")
+    if segmentation is not None and not _is_segmentation(segmentation, size):
+        form = f"polygons of three points or more, x, y, x, y, ..., or run lengths of {size[0]}x{size[1]} pixels"
+        raise broken("segmentation", f"{form}; [] stands for an object without a mask")
+    x, y, width, height = map(float, box)
+    return [x, y, x + width, y + height], label, bool(crowd), segmentation
+
+
+def _is_segmentation(value: Any, size: tuple[int, int]) -> bool:
+    """Whether pycocotools can read it. It trusts what it is given: a NaN, or a point very far away, takes all memory."""
+    if isinstance(value, list):
+        far = 10 * max(size)
+        return all(
+            isinstance(polygon, list)
+            and len(polygon) >= 6
+            and len(polygon) % 2 == 0
+            and {*map(type, polygon)} <= {int, float}
+            and all(-far <= coordinate <= far for coordinate in polygon)
+            for polygon in value
+        )
+    if not isinstance(value, dict) or value.get("size") != [size[1], size[0]]:
+        return False
+    counts = value.get("counts")
+    if isinstance(counts, list):
+        return {*map(type, counts)} == {int} and min(counts) >= 0 and sum(counts) == size[0] * size[1]
+    return isinstance(counts, str)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number (and no bool)."""
+    return type(value) in {int, float} and abs(value) <= sys.float_info.max
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -12,13 +12,15 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wsolbench._lazy import pycocotools
-from wsolbench.datasets.coco import annotation_file
+from wsolbench.datasets.coco import annotation_file, mask_run_lengths, xywh
+from wsolbench.datasets.imagefiles import absent_files
 from wsolbench.exceptions import UsageError
 from wsolbench.files import atomic_path, make_folder, write_text
 from wsolbench.progress import track
@@ -27,10 +29,20 @@ from wsolbench.types import Dataset, Sample, read_size
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What was written. `without_mask` objects have a box and no segmentation; `written` is False where all was there already."""
+    """What is there now.
+
+    Attributes:
+        annotations: the file.
+        images: their number.
+        without_box: images without a box; for a detector they contain no object.
+        objects: their number.
+        without_mask: objects that have a box and no segmentation.
+        written: False where all was there already.
+    """
 
     annotations: Path
     images: int
+    without_box: int
     objects: int
     without_mask: int
     written: bool
@@ -50,19 +62,21 @@ def export_coco(dataset: Dataset, folder: Path) -> Export:
     """Write images and annotations of a split below `folder`; other splits may be there.
 
     A class is a category, numbered from 1 in the order of the classes; each true box is an object of its image's class. Its
-    segmentation is its mask, as run lengths, where the image has as many masks as boxes. An image file is copied as it is, unless it has
-    another size than its annotations, or is a part of the stored file: then it is written as PNG. The same data give the same bytes.
+    segmentation is its mask, as run lengths, where the image has as many masks as boxes and each mask has pixels inside its box. An
+    image file is copied as it is, unless it has another size than its annotations, or is a part of the stored file: then it is written
+    as PNG. The same data give the same bytes.
 
-    An export that is there already is left as it is. Raises `UsageError` on a data set without boxes and when the folder holds
-    another export under this name; `DataError` on images and masks that cannot be read.
+    An export that is there already is left as it is, but for image files that are missing: they are written again. Raises `UsageError`
+    on a data set without boxes and when the folder holds something else under this name; `DataError` on images and masks that cannot
+    be read.
     """
     if not dataset.has_boxes:
         raise UsageError(f"{dataset.name}/{dataset.split} has no boxes; COCO's format is for data sets with boxes")
-    path = annotation_file(folder, dataset.split)
+    path, images = annotation_file(folder, dataset.split), folder / dataset.split
     made_of = {"dataset": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint}
     if path.exists():
-        return _summary(_existing(path, made_of), path, written=False)
-    images = make_folder(folder / dataset.split)
+        return _completed(dataset, path, images, made_of)
+    make_folder(images)
     rows: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
     names, numbers = _file_names(dataset), image_numbers(dataset)
@@ -70,7 +84,7 @@ def export_coco(dataset: Dataset, folder: Path) -> Export:
         (width, height), number = sample.size, numbers[sample.id]
         name = _write_image(sample, images, stored)
         rows.append({"id": number, "file_name": name, "width": width, "height": height})
-        for box, segmentation in zip(sample.boxes.tolist(), _segmentations(sample), strict=True):
+        for box, segmentation in zip(xywh(sample.boxes), _segmentations(sample), strict=True):
             objects.append({"id": len(objects) + 1, "image_id": number, **_object(box, category_of(sample.label), segmentation)})
     values = {
         "info": {"description": f"{dataset.name} {dataset.split}", "wsolbench": made_of},
@@ -82,23 +96,40 @@ def export_coco(dataset: Dataset, folder: Path) -> Export:
     return _summary(values, path, written=True)
 
 
-def _existing(path: Path, made_of: dict[str, str]) -> dict[str, Any]:
-    """The export at `path`, if it is of the same split."""
+def _completed(dataset: Dataset, path: Path, images: Path, made_of: dict[str, str]) -> Export:
+    """The export at `path`, which must be of this data set, with the image files that it lacks."""
     try:
-        values = dict(json.loads(path.read_text(encoding="utf-8")))
+        values = json.loads(path.read_text(encoding="utf-8"))
         found = dict(values["info"]["wsolbench"])
+        classes = [row["name"] for row in values["categories"]]
+        files = [str(images / row["file_name"]) for row in values["images"]]
+        export = _summary(values, path, written=False)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} is there and is no export of this program; choose another folder with --out") from error
-    if found != made_of:
-        differs = ", ".join(f"{name} {found.get(name)!r}, not {value!r}" for name, value in made_of.items() if found.get(name) != value)
-        raise UsageError(f"{path} is an export of other data ({differs}); choose another folder with --out, or delete that one")
-    return values
+    differs = [f"{name} {found.get(name)!r}, not {value!r}" for name, value in made_of.items() if found.get(name) != value]
+    differs += [f"class {there!r}, not {name!r}" for there, name in zip_longest(classes, dataset.class_names) if there != name][:1]
+    if len(files) != len(dataset):
+        differs.append(f"{len(files)} images, not {len(dataset)}")
+    if differs:
+        shown = ", ".join(differs)
+        raise UsageError(f"{path} is an export of other data ({shown}); choose another folder with --out, or delete that one")
+    absent = absent_files(files)
+    for file, name, sample in zip(files, _file_names(dataset), dataset.samples, strict=True):
+        if file in absent:
+            _write_image(sample, images, name)
+    return replace(export, written=bool(absent))
 
 
 def _summary(values: dict[str, Any], path: Path, *, written: bool) -> Export:
-    objects = values["annotations"]
-    without = sum("segmentation" not in item for item in objects)
-    return Export(annotations=path, images=len(values["images"]), objects=len(objects), without_mask=without, written=written)
+    images, objects = values["images"], values["annotations"]
+    return Export(
+        annotations=path,
+        images=len(images),
+        without_box=len({row["id"] for row in images} - {item["image_id"] for item in objects}),
+        objects=len(objects),
+        without_mask=sum("segmentation" not in item for item in objects),
+        written=written,
+    )
 
 
 def _file_names(dataset: Dataset) -> list[str]:
@@ -124,21 +155,28 @@ def _write_image(sample: Sample, folder: Path, name: str) -> str:
 
 
 def _segmentations(sample: Sample) -> Sequence[dict[str, Any] | None]:
-    """Run lengths of the mask of each box; None where masks and boxes are not one to one, and for an empty mask."""
+    """Run lengths of the mask of each box; None for all where masks and boxes are not one to one.
+
+    A mask is that of the box at the same place, which nothing else says. So there must be as many, and each mask must have pixels inside
+    its box: otherwise it is of another object, and no place can be trusted.
+    """
+    nothing = [None] * len(sample.boxes)
     if len(sample.mask_paths) != len(sample.boxes):
-        return [None] * len(sample.boxes)
-    found: list[dict[str, Any] | None] = []
-    for path in sample.mask_paths:
+        return nothing
+    found = []
+    for path, box in zip(sample.mask_paths, sample.boxes, strict=True):
         mask = replace(sample, mask_paths=(path,)).mask()
         assert mask is not None
-        run_lengths = pycocotools("mask").encode(np.asfortranarray(mask, dtype=np.uint8))
-        found.append({"size": run_lengths["size"], "counts": run_lengths["counts"].decode("ascii")} if mask.any() else None)
+        (x0, y0), (x1, y1) = np.floor(box[:2].clip(0.0)).astype(int), np.ceil(box[2:]).astype(int)
+        if not mask[y0:y1, x0:x1].any():
+            return nothing
+        found.append(mask_run_lengths(mask))
     return found
 
 
 def _object(box: Sequence[float], category: int, segmentation: dict[str, Any] | None) -> dict[str, Any]:
-    x0, y0, x1, y1 = box
-    values: dict[str, Any] = {"category_id": category, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
+    """`box` is x, y, width, height."""
+    values: dict[str, Any] = {"category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
     if segmentation is None:
         return values
     return {**values, "area": int(pycocotools("mask").area(segmentation)), "segmentation": segmentation}

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from wsolbench._lazy import pycocotools
+from wsolbench.datasets.coco import mask_run_lengths, xywh
 from wsolbench.protocol import DetectionProtocol
 from wsolbench.types import Detections
 
@@ -22,17 +23,15 @@ KINDS: tuple[Kind, ...] = ("box", "mask")
 _AREAS = ("", "_small", "_medium", "_large")
 
 
-def coco_results(image_id: int, found: Detections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+def coco_results(image_id: int | str, found: Detections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """Detections of one image in COCO's format of results; masks as run lengths."""
-    boxes = np.concatenate([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], axis=1).astype(np.float64)
     results = [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, label, score in zip(boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
+        for box, label, score in zip(xywh(found.boxes), found.labels.tolist(), found.scores.tolist(), strict=True)
     ]
     if found.masks is not None:
         for result, mask in zip(results, found.masks, strict=True):
-            run_lengths = pycocotools("mask").encode(np.asfortranarray(mask, dtype=np.uint8))
-            result["segmentation"] = {"size": run_lengths["size"], "counts": run_lengths["counts"].decode("ascii")}
+            result["segmentation"] = mask_run_lengths(mask)
     return results
 
 
@@ -42,12 +41,12 @@ def average_precision(
     kind: Kind,
     protocol: DetectionProtocol | None = None,
     *,
-    image_ids: Sequence[int] | None = None,
+    image_ids: Sequence[int | str] | None = None,
 ) -> dict[str, float | None]:
     """AP over all overlaps, at 0.50, at 0.75, and of small, medium and large objects.
 
     Args:
-        annotations: the content of an annotation file (`instances_*.json`); it is not changed.
+        annotations: the content of an annotation file (`instances_*.json`); it is not changed. Its objects need a segmentation for masks.
         results: detections in COCO's format, with `bbox`, and for masks `segmentation` as compressed run lengths.
         kind: what overlaps.
         protocol: thresholds, areas, number of detections.
@@ -58,9 +57,7 @@ def average_precision(
     """
     protocol = protocol or DetectionProtocol()
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
-        truth = _coco(
-            annotations, [{"iscrowd": 0, "area": item["bbox"][2] * item["bbox"][3], **item} for item in annotations["annotations"]]
-        )
+        truth = _coco(annotations, [_true(number, item) for number, item in enumerate(annotations["annotations"], start=1)])
         found = _coco(annotations, [_counted(number, result, kind) for number, result in enumerate(results, start=1)])
         evaluation = pycocotools("cocoeval").COCOeval(truth, found, {"box": "bbox", "mask": "segm"}[kind])
         params, small, large = evaluation.params, protocol.small_below, protocol.large_above
@@ -70,7 +67,7 @@ def average_precision(
         params.areaRng = [[0, 1e10], [0, small], [small, large], [large, 1e10]]
         params.areaRngLbl = list(_AREAS)
         if image_ids is not None:
-            params.imgIds = sorted(image_ids)
+            params.imgIds = list(image_ids)
         evaluation.evaluate()
         evaluation.accumulate()
     precision = evaluation.eval["precision"][..., 0]  # (overlaps, recalls, classes, areas)
@@ -85,6 +82,12 @@ def _mean(values: np.ndarray) -> float | None:
     """Over what is defined: a class without objects has precision -1."""
     defined = values[values > -1]
     return float(defined.mean()) if len(defined) else None
+
+
+def _true(number: int, item: Mapping[str, Any]) -> dict[str, Any]:
+    """An object as pycocotools wants it. It notes matches by the object's id, and takes 0 for none; so objects are numbered from 1."""
+    area, (_, _, width, height) = item.get("area"), item["bbox"]
+    return {**item, "id": number, "iscrowd": int(item.get("iscrowd") or 0), "area": width * height if area is None else area}
 
 
 def _counted(number: int, result: Mapping[str, Any], kind: Kind) -> dict[str, Any]:

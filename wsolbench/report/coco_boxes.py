@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from wsolbench.datasets.coco import xywh
 from wsolbench.datasets.coco_export import category_of
 from wsolbench.exceptions import UsageError
 from wsolbench.files import write_text
@@ -56,11 +57,11 @@ def write_coco_boxes(
             for index, raw_map in zip(indices, maps_of(indices), strict=True):
                 sample = dataset[index]
                 unit_map = to_frame(raw_map, sample.size, protocol, what=f"map of {sample.id!r}")
-                x0, y0, x1, y1 = image_boxes(single_box_per_tau(unit_map, protocol), sample.size, protocol)[0].tolist()
+                (box,) = xywh(image_boxes(single_box_per_tau(unit_map, protocol), sample.size, protocol))
                 yield {
                     "image_id": numbers[sample.id],
                     "category_id": category_of(labels[index]),
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "bbox": box,
                     "score": float(raw_map.max()),
                 }
 
