@@ -18,7 +18,7 @@ def test_two_runs_are_compared_and_the_comparison_can_be_read_again(run, birds: 
     (a,), (b,) = (list(Path(folder).rglob("*.json")) for folder in ("small", "large"))
     result = run("compare", "--a", a, "--b", b, "--resamples", "100", "--out", "compared")
     assert result.code == 0, result.err
-    assert "center-box minus center-box" in result.out
+    assert "center-box side=none minus center-box side=0.2 on csvfolder/test" in result.out
     (path,) = Path("compared").rglob("*.json")
     comparison = read_comparison(path)
     gt_known = comparison.find("gt_known")
@@ -54,7 +54,7 @@ def test_what_claims_are_about_is_compared_once(run, birds: Path) -> None:
     columns = "paper,where,claim,metric,a,a_settings,b,b_settings,published_a,published_b"
     Path("claims.csv").write_text(f"{columns}\nP,Table 1,larger,gt_known,center-box,side=0.2,center-box,side=0.6,50,60\n")
     command = ("compare", "--claims", "claims.csv", "--records", "measured", "--resamples", "100")
-    assert "center-box minus center-box" in run(*command).out
+    assert "center-box side=0.6 minus center-box side=0.2" in run(*command).out
 
     result = run(*command, "--out", "compared")
     assert result.code == 0, result.err

@@ -83,7 +83,7 @@ def command(
         if path is not None:
             make_folder(path.parent)
     changes = changes_of_trained(checkpoint, model)
-    localizer = open_method(method, data.dataset, len(dataset.class_names), checkpoint, model, changes)
+    localizer = open_method(method, dataset, checkpoint, model, changes)
     source = ModelSource(localizer, SHOWN, num_classes=len(dataset.class_names), device=model["device"], post=definition)
     rows = [correlate(source, sample, point, asked, stage) for sample, (_, point) in zip(samples, places, strict=True)]
     grid = " x ".join(map(str, rows[0].maps.shape[1:]))

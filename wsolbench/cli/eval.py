@@ -24,6 +24,7 @@ from wsolbench.cli.options import (
     scoring_options,
 )
 from wsolbench.files import file_name
+from wsolbench.types import Dataset
 
 
 @click.command(
@@ -110,7 +111,7 @@ def command(
                 from wsolbench.cli.train import train
 
                 path = train(data, None, **settings)
-            localizer = open_method(method, data.dataset, len(scored.class_names), path, settings, changes)
+            localizer = open_method(method, scored, path, settings, changes)
             for (label, made, map_name), (view, moved) in itertools.product(readings, views.items()):
                 source = ModelSource(
                     localizer,
@@ -160,8 +161,7 @@ def open_posts(names: str, pairs: Sequence[str]) -> dict[str, Any]:
 
 def open_method(
     method: Any,
-    dataset: str,
-    num_classes: int,
+    dataset: Dataset,
     checkpoint: Path | None,
     model: dict[str, Any],
     changes: Mapping[str, str] = MappingProxyType({}),
@@ -169,23 +169,25 @@ def open_method(
     """The trained model, with `changes` of its settings; or a new one, where there is nothing to train or `--weights` asks for a
     pretrained one as it is."""
     from wsolbench.cli.train import default_backbone, default_run
-    from wsolbench.exceptions import UsageError
+    from wsolbench.exceptions import DataError, UsageError
 
-    backbone = default_backbone(dataset, model["backbone"])
+    backbone = default_backbone(dataset.name, model["backbone"])
     if not method.trainable and checkpoint is not None:
         raise UsageError(f"method {model['method']!r} has no checkpoint")
     if not method.trainable or (checkpoint is None and model["weights"]):
         settings = parse_settings(model["settings"])
         weights = model["weights"] or "none"
-        new = method.create(backbone=backbone, num_classes=num_classes, weights=weights, settings=settings, image_size=model["image_size"])
+        new = method.create(
+            backbone=backbone, num_classes=len(dataset.class_names), weights=weights, settings=settings, image_size=model["image_size"]
+        )
         if not new.ready:
             raise UsageError(
-                f"method {model['method']!r} with weights {weights!r} has layers that nobody has trained for these {num_classes} classes; "
+                f"method {model['method']!r} with weights {weights!r} has layers that nobody has trained for these {len(dataset.class_names)} classes; "
                 "add --train, or name a checkpoint with --checkpoint (a pretrained ImageNet classifier as it is: --set head=fc on ILSVRC)"
             )
         return new
     if checkpoint is None:
-        checkpoint = default_run(dataset, backbone, model) / "last.safetensors"
+        checkpoint = default_run(dataset.name, backbone, model) / "last.safetensors"
         if not checkpoint.is_file():
             others = sorted(checkpoint.parents[1].glob(f"{model['method']}-*/last.safetensors"))
             known = f" There are: {', '.join(map(str, others))}." if others else ""
@@ -193,4 +195,12 @@ def open_method(
                 f"no trained model: {checkpoint} does not exist. Add --train, repeat the options of the training, or name a file "
                 f"with --checkpoint.{known}"
             )
-    return method.load(checkpoint, device=model["device"], settings=changes)
+    trained = method.load(checkpoint, device=model["device"], settings=changes)
+    if len(trained.class_names) == len(dataset.class_names):  # the number is looked at where it is used
+        for known, wanted in zip(trained.class_names, dataset.class_names, strict=True):
+            if known != wanted:
+                raise DataError(
+                    f"{checkpoint} was trained on other classes than those of {dataset.name} {dataset.split}: {known!r} in place of "
+                    f"{wanted!r}; name a model that knows them with --checkpoint"
+                )
+    return trained

@@ -96,9 +96,10 @@ def comparison_table(comparison: Comparison) -> Table:
     from rich import box
     from rich.table import Table
 
+    data = comparison.dataset
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{comparison.b['name']} minus {comparison.a['name']} on {comparison.dataset['name']}/{comparison.dataset['split']}",
+        title=f"{_called(comparison.b, comparison.a)} minus {_called(comparison.a, comparison.b)} on {data['name']}/{data['split']}",
     )
     for name in ("metric", "A", "B", "B - A", "95 % interval", "p", "per run"):
         table.add_column(name, justify="left" if name == "metric" else "right")
@@ -115,3 +116,10 @@ def comparison_table(comparison: Comparison) -> Table:
             per_pair,
         )
     return table
+
+
+def _called(group: dict[str, Any], other: dict[str, Any]) -> str:
+    """The name of a group, with what its runs and those of the other one, if they are of the same method, differ in."""
+    ones, others = ({**each["config"], "transform": each.get("transform")} for each in (group, other))
+    apart = [name for name in ones if group["name"] == other["name"] and ones[name] != others.get(name)]
+    return " ".join([group["name"], *(f"{name}={'none' if ones[name] is None else ones[name]}" for name in apart)])
