@@ -14,9 +14,9 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
@@ -25,10 +25,13 @@ from wsolbench.methods import MethodInfo, list_methods, list_posts, load_method,
 from wsolbench.metrics.catalog import metric_title
 from wsolbench.published import EVIDENCE, Paper, PublishedNumber, conflicts, published_info, read_papers, read_published
 from wsolbench.records import RunRecord, read_records
-from wsolbench.report.tables import escape_markdown, markdown_cell
+from wsolbench.report.board import Run, different_settings
+from wsolbench.report.tables import UNDEFINED, escape_markdown, markdown_cell
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "results"
+FACTS = ("method", "settings", "backbone", "start", "epochs", "data", "seed")
+"""First columns of the table of records; those of the metrics follow."""
 METRICS = ("top1_cls", "gt_known", "top1_loc", "max_box_acc_v2", "pxap", "peak_iou")
 PUBLISHED_ROWS = 25
 PICTURES_OF = {
@@ -58,14 +61,24 @@ def attribute_docs(kind: type[Any]) -> dict[str, str]:
     return found
 
 
+def choices(hint: Any) -> list[str]:
+    """What the `Literal`s of a type allow."""
+    if get_origin(hint) is Literal:
+        return [str(value) for value in get_args(hint)]
+    return [choice for inner in get_args(hint) for choice in choices(inner)]
+
+
 def settings(kind: type[Any]) -> Iterator[str]:
-    """Rows of the table of settings."""
-    docs = attribute_docs(kind)
+    """Rows of the table of settings; what a setting is ends with the values that it can have, where they are few."""
+    docs, hints = attribute_docs(kind), get_type_hints(kind)
     for item in fields(kind):
         default = (
             "" if item.default is MISSING else ",".join(map(str, item.default)) if isinstance(item.default, tuple) else str(item.default)
         )
-        yield f"| `{item.name}` | `{default}` | {docs.get(item.name, '').replace('|', chr(92) + '|')} |"
+        *others, last = [f"`{choice}`" for choice in choices(hints[item.name])] or [""]
+        allowed = f"{', '.join(others)} or {last}." if others else last
+        what = " ".join(filter(None, (docs.get(item.name), allowed)))
+        yield f"| `{item.name}` | `{default}` | {what.replace('|', chr(92) + '|')} |"
 
 
 def is_about(name: str, run: str, post: bool) -> bool:
@@ -73,21 +86,37 @@ def is_about(name: str, run: str, post: bool) -> bool:
     return run.endswith(f"+{name}") if post else re.split(r"[+:]", run)[0] == name
 
 
-def measured(name: str, records: list[tuple[Path, RunRecord]], post: bool) -> Iterator[str]:
-    """Rows of the table of records of a method, or of all methods with a post-process."""
-    for path, record in records:
-        own = str(record.method["name"])
-        if is_about(name, own, post):
-            training = record.method.get("training", {})
-            cells = [
-                own,
-                str(record.method.get("backbone")),
-                f"{record.dataset['name']}/{record.dataset['split']}",
-                str(training.get("seed", "")),
-            ]
-            numbers = [record.metric(metric, "oracle") or record.metric(metric) for metric in METRICS]
-            cells = [escape_markdown(cell) for cell in cells] + ["—" if n is None or n.value is None else markdown_cell(n) for n in numbers]
-            yield f"| {' | '.join(cells)} | [record](../../{path.as_posix()}) |"
+def settings_that_differ(runs: Sequence[Run]) -> Iterator[str]:
+    """For each run the settings in which it differs from others of its method, whatever map they score.
+
+    Of the recipe only those in which it differs from others on the same data set with the same backbone; epochs have a column.
+    """
+    methods = [{**run.record.method, "name": re.sub(r":[^+]*", "", run.record.method["name"])} for run in runs]
+    runs = [Run(replace(run.record, method=method), run.link) for run, method in zip(runs, methods, strict=True)]
+
+    def kind(run: Run) -> tuple[Any, Any]:
+        return run.record.dataset["name"], run.record.method.get("backbone")
+
+    for run in runs:
+        of_kind = [other for other in runs if kind(other) == kind(run)]
+        own, recipe = (re.split(r", (?=[\w.]+=)", different_settings(run, others)) for others in (runs, of_kind))
+        hidden = [part for part in own if part.startswith("recipe.") and (part not in recipe or part.startswith("recipe.epochs="))]
+        yield ", ".join(part for part in own if part not in hidden)
+
+
+def measured(name: str, records: list[tuple[Path, RunRecord]], post: bool) -> list[str]:
+    """Rows of the table of records of a method, or of all methods with a post-process: by data, then by what they differ in."""
+    runs = [Run(record, f"../../{path.as_posix()}") for path, record in records if is_about(name, record.method["name"], post)]
+    rows = []
+    for run, different in zip(runs, settings_that_differ(runs), strict=True):
+        method, data, training = run.record.method, run.record.dataset, run.record.training
+        where = ", ".join(filter(None, (f"{data['name']}/{data['split']}", data.get("transform"))))
+        facts = (method["name"], different, method.get("backbone"), run.record.start, training.get("epoch"), where, training.get("seed"))
+        numbers = [run.record.metric(metric, "oracle") or run.record.metric(metric) for metric in METRICS]
+        cells = [escape_markdown(UNDEFINED if fact is None else fact) for fact in facts]
+        cells += [UNDEFINED if n is None or n.value is None else markdown_cell(n) for n in numbers]
+        rows.append(([where, *map(str, facts), run.link], f"| {' | '.join(cells)} | [record]({run.link}) |"))
+    return [row for _, row in sorted(rows)]
 
 
 def published(name: str, numbers: Sequence[PublishedNumber], papers: dict[str, Paper], post: bool) -> Iterator[str]:
@@ -147,11 +176,11 @@ def page(
     lines += [*settings(kind.Config), ""]
     if names := sorted(getattr(kind.Config, "at_test", ())):
         lines += [f"Of a trained model (`--checkpoint`) {', '.join(f'`{name}`' for name in names)} can still be changed.", ""]
-    found = list(measured(row.name, records, post))
-    if found:
-        titles = " | ".join(metric_title(name) for name in METRICS)
-        lines += ["## Measured", "", "Percent with 95 % intervals over images; oracle thresholds.", ""]
-        lines += [f"| method | backbone | data | seed | {titles} | |", f"|{'---|' * (len(METRICS) + 5)}", *found, ""]
+    if found := measured(row.name, records, post):
+        titles = " | ".join((*FACTS, *map(metric_title, METRICS)))
+        lines += ["## Measured", "", "Percent with 95 % intervals over images; oracle thresholds."]
+        lines += ["Settings are those in which these runs differ; `start`: the weights before training.", ""]
+        lines += [f"| {titles} | |", f"|{'---|' * (len(FACTS) + len(METRICS) + 1)}", *found, ""]
     lines += published(row.name, numbers, papers, post)
     lines += pictured(row.name, row.task)
     return "\n".join(lines)

@@ -244,6 +244,7 @@ def main(
             title += f"Maps of the true class, stretched to [0, 1]; predicted at {threshold}, protocol {options['protocol']}."
             if regions:
                 title += "\nRegions: the best red, then orange, blue, violet; lines lead to the nearest visible key point (white)."
+                title += "\nAway: the mean length of these lines, in percent of the diagonal of the true box."
             if names[-1] in pictures.rows or name in pictures.rows:
                 pictures.write(out / f"{name}.jpg", names, title, regions=regions)
                 click.echo(f"picture  {out / f'{name}.jpg'}")

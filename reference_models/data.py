@@ -119,7 +119,11 @@ class ImageReader:
             return image
         mask = sample.mask()
         if mask is None:
-            raise DataError(f"image {sample.id!r} of {self.dataset.name} {self.dataset.split} has no mask; this training needs one of each")
+            lacking = sum(not other.has_mask for other in self.dataset.samples)
+            raise DataError(
+                f"image {sample.id!r} of {self.dataset.name} {self.dataset.split} has no mask; this training needs a mask of every image, "
+                f"and {lacking:,} of {len(self.dataset):,} have none: choose settings that need none"
+            )
         return np.dstack([image, 255 * resize_mask(mask, (self.side, self.side)).astype(np.uint8)])
 
 

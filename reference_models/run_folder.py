@@ -13,6 +13,8 @@ from typing import Any
 from wsolbench.exceptions import UsageError
 from wsolbench.files import canonical_json, make_folder, write_text
 
+ELSEWHERE = "--out of `wsolbench train` (then `eval --checkpoint`) or of `train-detector`"
+
 
 @contextlib.contextmanager
 def locked_run(folder: Path) -> Iterator[None]:
@@ -26,7 +28,7 @@ def locked_run(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UsageError(f"another process is training in {folder}; wait for it, or choose another --out") from error
+            raise UsageError(f"another process is training in {folder}; wait for it, or train into another folder: {ELSEWHERE}") from error
         for leftover in folder.glob(".*-*.*"):  # a kill can leave the temporary file of an atomic write
             if leftover.name.startswith((".state-", ".last-", ".best-", ".log-")):
                 leftover.unlink(missing_ok=True)
@@ -47,7 +49,9 @@ def must_be_same(there: dict[str, Any], asked: dict[str, Any], path: Path) -> No
             ]
         elif old != new:
             differences.append(f"{name} is {old!r} there and {new!r} here")
-    raise UsageError(f"{path} belongs to another run: {'; '.join(differences[:3])}. Choose another folder with --out, or delete that one.")
+    raise UsageError(
+        f"{path} belongs to another run: {'; '.join(differences[:3])}. Delete that one, or train into another folder: {ELSEWHERE}"
+    )
 
 
 def write_log(history: list[dict[str, Any]], path: Path) -> None:

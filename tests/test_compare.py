@@ -81,3 +81,9 @@ def test_runs_of_other_images_are_refused():
     other = ScoreTable((replace(good.load(), ids=good.load().ids[::-1]),))
     with pytest.raises(DataError, match="not scored the same images"):
         compare([good], [other], PROTOCOL)
+
+
+def test_the_interval_of_groups_is_that_of_their_means() -> None:
+    one, other = table(Shifted()), table(ShiftedAgain())
+    for difference in compare([one, other], [other, one], PROTOCOL, resamples=100):
+        assert (difference.difference, difference.low, difference.high, difference.p_value) == (0, 0, 0, 1)

@@ -132,3 +132,16 @@ def test_unknown_transforms_are_refused(name: str) -> None:
 def test_ten_crops_of_a_transformed_view_are_refused() -> None:
     with pytest.raises(UsageError, match="ten crops"):
         transformed(one(sample()), Transform.parse("rotate90"), SPEC, EvalProtocol.preset("bas"))
+
+
+def test_a_box_that_turns_out_of_the_view_is_left_out_and_one_that_turns_partly_out_is_cut() -> None:
+    boxes = np.array([[0, 0, 4, 4], [40, 0, 64, 24]], dtype=np.float64)
+    (found,) = moved(replace(sample(), boxes=boxes), "rotate:45").boxes
+    assert 0 <= found.min() < found.max() <= 64
+    assert (found == 0).any() or (found == 64).any()
+
+
+def test_masks_move_with_the_pixels_under_a_crop(tmp_path: Path) -> None:
+    found = moved(sample(100, (20, 30, 60, 80), tmp_path), "rotate90", CROP)
+    white, mask = found.image().min(axis=2) > 170, found.mask()
+    assert (white & mask).sum() / (white | mask).sum() > 0.85

@@ -131,6 +131,10 @@ def unreadable_scores(path: Path) -> Iterator[None]:
     """What goes wrong while a file of scores is read, as `DataError` naming it."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise DataError(
+            f"per-image scores {path} cannot be read: there is no such file. Run `wsolbench eval` or `score` again with --save-scores"
+        ) from error
     except (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"per-image scores {path} cannot be read: {error}") from error
 

@@ -204,5 +204,6 @@ def _moved_boxes(boxes: Boxes, side: int, move: Callable[[Float64[np.ndarray, "p
     kept = []
     for x0, y0, x1, y1 in cut[((cut[:, 2:] - cut[:, :2]) > 0).all(axis=1)]:
         corners = np.clip(move(np.array([[x0, y0], [x1, y0], [x0, y1], [x1, y1]])), 0, side)
-        kept.append([*corners.min(axis=0), *corners.max(axis=0)])
+        if (np.ptp(corners, axis=0) > 0).all():  # a box can turn out of the view
+            kept.append([*corners.min(axis=0), *corners.max(axis=0)])
     return np.array(kept, dtype=np.float64) if kept else no_boxes()

@@ -9,6 +9,7 @@ Steps cannot be edited: timm has no common notion of them.
 
 from __future__ import annotations
 
+import difflib
 from collections import OrderedDict
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from reference_models.backbone import TIMM_PREFIX, Backbone, Edit, Stage, pick_grid
 from reference_models.weights import IMAGENET, NONE, Weights, WeightsFile, first_line, load_strictly, sha256_of_tensors, without
-from wsolbench.exceptions import UsageError, unknown_name
+from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec
 
 GRIDS = ("std14", "stock")
@@ -29,14 +30,24 @@ class TimmBackbone(Backbone):
     """timm's feature extractor behind the common interface; the whole network is one step."""
 
     channels_last: bool
+    own_size: int
+    """Side of the images that the network was made for; some take no others."""
 
     def stages(self, images: Float[Tensor, "b 3 H W"], edit: Edit | None = None) -> OrderedDict[str, Tensor]:
-        """See `Backbone.stages`; `UsageError` when steps are to be edited."""
+        """See `Backbone.stages`; `UsageError` when steps are to be edited, and for images of a size that the network refuses."""
         if edit is not None:
             raise UsageError(
                 f"a method that changes the inside of its backbone cannot use {self.name}; use one of `wsolbench list backbones`"
             )
-        outputs = self.steps["net"](images)
+        try:
+            outputs = self.steps["net"](images)
+        except AssertionError as error:
+            if images.shape[-2:] == (self.own_size, self.own_size):
+                raise
+            raise UsageError(
+                f"{self.name} takes images of {self.own_size} pixels alone ({first_line(error).rstrip('.')}): leave out --image-size; "
+                "methods that look at crops need a network of any input size"
+            ) from error
         if self.channels_last:
             outputs = [output.permute(0, 3, 1, 2) for output in outputs]
         return OrderedDict(zip((stage.name for stage in self.layout), outputs, strict=True))
@@ -53,7 +64,9 @@ def build(*, name: str, weights: WeightsFile | str = IMAGENET, grid: str = "defa
     grid = pick_grid(name, grid, GRIDS)
     model = name.removeprefix(TIMM_PREFIX)
     if not timm.is_model(model):
-        raise unknown_name("timm model", model, timm.list_models())
+        near = difflib.get_close_matches(model.lower(), timm.list_models(), n=5, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+        raise UsageError(f"unknown timm model {model!r}{hint} timm.list_models() names all")
     facts: Any = timm.get_pretrained_cfg(model)
     source = Weights(NONE)
     if isinstance(weights, WeightsFile):
@@ -69,6 +82,7 @@ def build(*, name: str, weights: WeightsFile | str = IMAGENET, grid: str = "defa
     layout = [Stage(f"stage{number}", stride, width) for number, (stride, width) in enumerate(zip(strides, channels, strict=True), start=1)]
     backbone = TimmBackbone(name, {"net": net}, layout, grid=grid, input_spec=spec)
     backbone.weights = source
+    backbone.own_size = spec.size
     backbone.channels_last = _gives_channels_last(net, spec.size, channels[-1])
     return backbone
 

@@ -97,7 +97,7 @@ class LioConfig(HeadConfig, PolarConfig):
     stages: tuple[int, ...] = (7,)
     """Where the tasks are attached: one or several of 7, 14, 28. The paper's default is the last stage."""
     num_positives: int = 3
-    """P: 3 in the paper."""
+    """P: 3 in the paper. In a class with fewer other images some repeat."""
     oel: bool = True
     """False: without object-extent learning (Table 4, SCL)."""
     scl: bool = True

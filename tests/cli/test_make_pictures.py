@@ -53,7 +53,9 @@ def shown(monkeypatch: pytest.MonkeyPatch, make) -> dict[str, dict]:
     import make_pictures
 
     found: dict[str, dict] = {}
-    monkeypatch.setattr(make_pictures, "panel_grid", lambda rows, path, title, **more: found.update({path.name: {"rows": rows, **more}}))
+    monkeypatch.setattr(
+        make_pictures, "panel_grid", lambda rows, path, title, **more: found.update({path.name: {"rows": rows, "title": title, **more}})
+    )
     return found
 
 
@@ -104,6 +106,12 @@ def test_every_picture_has_the_same_six_images_with_their_classes(make, shown: d
     first = shown["cam.jpg"]["rows"][0]
     assert [panel.caption[0] for panel in first] == ["red", "blue", "red", "blue", "red", "blue"]
     assert shown["has.jpg"]["row_names"] == ["image", "cam\ntau 0.3", "has\ntau 0.3"]
+
+
+def test_with_regions_the_title_says_what_their_percent_are_of(make, shown: dict[str, dict]) -> None:
+    for arguments, said in (((), False), (("--regions",), True)):
+        assert make("--tau", "0.3", "--method", "cam", *arguments).exit_code == 0
+        assert ("percent of the diagonal of the true box" in shown["cam.jpg"]["title"]) == said
 
 
 def test_a_data_set_of_masks_is_cut_at_a_level(make, run, birds: Path, shown: dict[str, dict]) -> None:

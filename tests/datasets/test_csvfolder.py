@@ -222,3 +222,11 @@ def test_an_image_without_a_box_among_images_with_boxes_is_an_error_in_the_findi
     write_csv_folder(tmp_path, ["a.png,0,test,20,10,1,1,2,2,", "b.png,0,test,20,10,,,,,"])
     (finding,) = load_dataset("csvfolder", "test", tmp_path).findings
     assert (finding.count, finding.example, finding.severity) == (1, "b.png", "error")
+
+
+def test_a_split_that_no_command_takes_by_itself_is_a_warning_in_the_findings(tmp_path: Path) -> None:
+    write_csv_folder(tmp_path, ["a.png,0,training", "b.png,1,test"], header=SHORT)
+    assert load_dataset("csvfolder", "test", tmp_path).findings == ()
+    (finding,) = load_dataset("csvfolder", "training", tmp_path).findings
+    assert (finding.count, finding.example, finding.severity) == (1, "a.png", "warning")
+    assert "the split 'training', which only --split finds" in finding.what

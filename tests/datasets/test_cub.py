@@ -138,6 +138,17 @@ def test_val_needs_the_metadata_and_says_so(tmp_path: Path) -> None:
     assert available_splits("cub", tmp_path) == ("train", "test")
 
 
+@pytest.mark.parametrize(
+    ("given", "message"), [("absent", "absent is no folder"), ("", "has no split of CUB: expected CUB/SPLIT/image_ids")]
+)
+def test_a_wrong_metadata_root_is_refused_where_the_official_files_would_do(given: str, message: str, tmp_path: Path) -> None:
+    write_cub(tmp_path)
+    with pytest.raises(UsageError, match=f"{message}.*--metadata-root"):
+        load_dataset("cub", "test", tmp_path, metadata_root=tmp_path / given)
+    with pytest.raises(UsageError, match=f"{message}.*--metadata-root"):
+        available_splits("cub", tmp_path, metadata_root=tmp_path / given)
+
+
 def test_val_is_what_the_metadata_says_with_boxes_unchanged(tmp_path: Path) -> None:
     home = write_cub(tmp_path)
     write_image(home / "images" / "002.Great_Owl" / "301.jpg", (40, 30))

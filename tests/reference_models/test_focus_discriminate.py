@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from oracles import regions as oracle
 
 from reference_models.base import Batch
-from reference_models.layers.regions import crop_resize
+from reference_models.layers.regions import cell_boxes, crop_resize
 from reference_models.recognition.focus_discriminate import (
     FocusDiscriminate,
     FocusDiscriminateConfig,
@@ -289,3 +289,13 @@ def test_the_recipe_and_the_grid_are_those_of_the_paper_on_its_network():
 def test_impossible_settings_are_refused(setting, message):
     with pytest.raises(UsageError, match=message):
         network(**setting)
+
+
+@pytest.mark.parametrize(("nms", "rule"), [(0.6, "gt"), (0.1, "ge")])
+def test_regions_are_chosen_by_the_overlap_that_is_asked_for(nms: float, rule: str) -> None:
+    model, maps = network(nms=nms, nms_rule=rule), torch.randn(3, 8, 8)
+    found = model.regions(maps, torch.zeros(3, 3, 32, 32), 6)
+    boxes = cell_boxes((8, 8), 32, SIDE)
+    for values, chosen in zip(maps, found.boxes, strict=True):
+        index, _ = oracle.greedy(boxes.tolist(), values.flatten().tolist(), 6, nms, rule)
+        assert torch.equal(chosen, boxes[index])

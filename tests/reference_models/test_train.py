@@ -166,7 +166,7 @@ def test_a_folder_of_another_run_is_refused_by_what_differs(tmp_path, monkeypatc
     else:
         interrupt(monkeypatch, request(tmp_path, epochs=2), before=1)
     name = "dropout" if "settings" in change else next(iter(change))
-    with pytest.raises(UsageError, match=rf"another run.*{name}.*--out"):
+    with pytest.raises(UsageError, match=rf"another run.*{name}.*--out of `wsolbench train`"):
         Cam.fit(request(tmp_path, **{"epochs": 1 if finished else 2, **change}))
 
 
@@ -370,5 +370,5 @@ def test_masks_move_with_their_images_and_leave_the_pixels_as_they_are(tmp_path)
 
 
 def test_an_image_without_a_mask_is_named_where_one_is_needed():
-    with pytest.raises(DataError, match=r"'train/0\.png' of squares train has no mask"):
+    with pytest.raises(DataError, match=r"'train/0\.png' of squares train has no mask; .* every image, and 2 of 2 have none"):
         ImageReader(squares(2), 36, workers=0, masks=True)

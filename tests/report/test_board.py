@@ -297,3 +297,54 @@ def test_seeds_that_each_name_a_checkpoint_of_their_own_are_one_row() -> None:
     runs.append(run(0.3, config={"classifier": "", "classifier_sha256": ""}))
     (table,) = measured_tables(runs, Numbers(numbers=(), papers={}), Filters())
     assert [(row[1].text, row[5].text) for row in table.rows] == [("classifier=checkpoint", "2: 50.0 to 60.0"), ("classifier=", "1")]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backbone": "resnet50"},
+        {"post": {"name": "scg"}},
+        {"image_size": 448},
+        {"training": {"seed": 1, "weights": "none", "recipe": {"epochs": 3}}},
+        {"training": {"seed": 1, "weights": "imagenet", "recipe": {"epochs": 9}}},
+    ],
+    ids=str,
+)
+def test_runs_that_differ_in_more_than_the_seed_are_two_rows(change: dict[str, Any]) -> None:
+    (table,) = measured_tables([run(0.4), run(0.6, **change)], published(), Filters())
+    assert [row["runs"] for row in texts(table)] == ["1", "1"]
+
+
+def test_of_two_records_of_one_seed_the_newer_one_counts() -> None:
+    older, newer = run(0.4, seed=0), run(0.6, seed=0)
+    newer = Run(replace(newer.record, provenance={"date": "2024-06-01"}), newer.link)
+    for runs in ([older, newer], [newer, older]):
+        (row,) = texts(measured_tables(runs, published(), Filters())[0])
+        assert (row["measured"], row["runs"]) == ("60.0 [58.0, 64.0]", "1")
+
+
+def test_turned_images_are_not_compared_with_published_numbers() -> None:
+    turned = run(0.425)
+    turned = Run(replace(turned.record, dataset={**turned.record.dataset, "transform": "rotate90"}), turned.link)
+    (row,) = texts(measured_tables([turned], published(number()), Filters())[0])
+    assert (row["published"], row["difference"]) == ("40.5 % (vgg16)", "")
+
+
+def test_an_interval_of_some_seeds_is_none_of_all() -> None:
+    bare = run(0.6, seed=1)
+    bare = Run(replace(bare.record, metrics=(replace(bare.record.metrics[0], low=None, high=None),)), bare.link)
+    (table,) = measured_tables([run(0.4), bare], published(), Filters())
+    assert table.estimates == (("50.0",),)
+
+
+def test_thresholds_from_other_splits_have_tables_of_their_own() -> None:
+    def of(fingerprint: str, value: float, seed: int) -> Run:
+        record = run(value, seed=seed).record
+        metrics = (replace(record.metrics[0], policy="transfer"),)
+        return Run(replace(record, metrics=metrics, dataset={**record.dataset, "transfer_from": {"fingerprint": fingerprint}}), fingerprint)
+
+    (table,) = measured_tables([of("aa", 0.4, 0), of("aa", 0.5, 1)], published(), Filters())
+    assert table.path[-1] == "Top-1 Loc, threshold: transfer"
+    one, other = measured_tables([of("aa", 0.4, 0), of("bb", 0.6, 1)], published(), Filters())
+    assert [texts(table)[0]["runs"] for table in (one, other)] == ["1", "1"]
+    assert one.path != other.path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,23 @@ CLAIM = Claim(
 def record(name: str, seed: int = 0, **config: object) -> RunRecord:
     method = {"name": name, "config": config, "training": {"seed": seed, "recipe": {"epochs": 3}}}
     return make_record(make_dataset(3), EvalProtocol(), (), method=method)
+
+
+def test_runs_under_other_protocols_are_no_pair() -> None:
+    one, other = record("cam"), record("spa", ram=True)
+    assert pairs_of([CLAIM], [(Path("cam"), one), (Path("spa"), other)]) == [([Path("cam")], [Path("spa")])]
+    other = replace(other, protocol=replace(EvalProtocol(), components="union"))
+    assert pairs_of([CLAIM], [(Path("cam"), one), (Path("spa"), other)]) == []
+
+
+def test_a_comparison_of_fewer_seeds_is_part_of_one_of_more_and_of_nothing_else() -> None:
+    def made(a: list[RunRecord], b: list[RunRecord]) -> Comparison:
+        return Comparison.make(a, b, ())
+
+    one, more, spa = [record("cam")], [record("cam"), record("cam", 1)], [record("spa", ram=True)]
+    assert made(one, spa).is_part_of(made(more, spa))
+    assert not made(one, spa).is_part_of(made(more, [record("has")]))
+    assert not made(one, spa).is_part_of(made(one, spa))
 
 
 def difference(low: float, high: float) -> MetricDifference:

@@ -182,8 +182,9 @@ def open_method(
         )
         if not new.ready:
             raise UsageError(
-                f"method {model['method']!r} with weights {weights!r} has layers that nobody has trained for these {len(dataset.class_names)} classes; "
-                "add --train, or name a checkpoint with --checkpoint (a pretrained ImageNet classifier as it is: --set head=fc on ILSVRC)"
+                f"method {model['method']!r} with weights {weights!r} has layers that nobody has trained for these "
+                f"{len(dataset.class_names)} classes; add --train, or name a checkpoint with --checkpoint "
+                "(a pretrained ImageNet classifier as it is: --set head=fc on ILSVRC)"
             )
         return new
     if checkpoint is None:

@@ -9,7 +9,8 @@
 
 `annotations.csv` has a header line and one line for each object; several lines of one image are several boxes and masks.
 
-- `image`: relative path with `/`; the image's id. `label`: class index, from 0. `split`: train, val, test or any other name.
+- `image`: relative path with `/`; the image's id. `label`: class index, from 0. `split`: train, val, test or any other name, which
+  only `--split` finds.
 - `width`, `height`: size of the frame the boxes are given in; without them the image file's own size.
 - `x0`, `y0`, `x1`, `y1`: box in pixels, empty where there is none. Continuous with exclusive end: the whole image is 0,0,width,height.
 - `mask`: a gray image of the frame's size; object where its value is above 127. `ignore`: pixels that count neither way.
@@ -39,6 +40,7 @@ INFO = DatasetInfo(
     root_holds="annotations.csv (image,label,split and optional columns; see `wsolbench.datasets.csvfolder`), images/ and masks/",
 )
 
+USUAL_SPLITS = ("train", "val", "test")
 BOX_COLUMNS = ("x0", "y0", "x1", "y1")
 BoxEnd = Literal["exclusive", "inclusive"]
 
@@ -74,6 +76,9 @@ def load_csv_folder(
             findings.append(Finding(what="labels below the largest that no image has", count=unused, example=example, severity="warning"))
     parts = _add_key_points(root / "keypoints.csv", reader)
     chosen = [record for image, record in reader.records.items() if reader.first_rows[image]["split"] == split]
+    if split not in USUAL_SPLITS:
+        what = f"images in the split {split!r}, which only --split finds: commands look for {', '.join(USUAL_SPLITS)}"
+        findings.append(Finding(what=what, count=len(chosen), example=chosen[0].id, severity="warning"))
     return assemble(name, split, root, chosen, class_names, key_point_names=parts, findings=findings, missing=missing)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from wsolbench.datasets.base import DatasetInfo, Missing, Record, assemble, wrong_root
 from wsolbench.datasets.tables import bad_line, parse_float, parse_int, rows_of
-from wsolbench.datasets.wsoleval import has_metadata, image_folder, metadata_folder, read_metadata
+from wsolbench.datasets.wsoleval import check_metadata_root, has_metadata, image_folder, metadata_folder, read_metadata
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.types import Dataset, KeyPoints
 
@@ -46,6 +46,7 @@ def load(
     home = _home(root)
     if split == "val" or not (home / "images.txt").is_file():
         return _load_metadata(root, home, split, metadata_root, missing)
+    check_metadata_root(metadata_root, "CUB")
     texts = _Texts(home)
     class_names = tuple(name for _, (_, name) in rows_of(home / "classes.txt", "class_id class_name"))
     in_train = texts.column("train_test_split.txt", "image_id is_training")
@@ -160,7 +161,7 @@ def _load_metadata(root: Path, home: Path, split: str, metadata_root: Path | str
     if folder is None:
         raise UsageError(
             f"the split {split!r} of cub needs the wsolevaluation metadata (for `val`, CUBV2, it is the only source): give its folder with "
-            f"--metadata-root, or put it into {root / 'metadata'}. Without it, carve_val holds out a tenth of `train`."
+            f"--metadata-root, or put it into {root / 'metadata'}."
         )
     metadata = read_metadata(folder, "boxes")
     images = image_folder([home / "images", home, home / "CUBV2", root / "CUBV2", root / "images", root / "CUB", root], metadata.ids)

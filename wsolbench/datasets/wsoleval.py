@@ -24,6 +24,8 @@ from wsolbench.exceptions import DataError, UsageError
 
 T = TypeVar("T")
 
+SPLITS = ("train", "val", "test")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskFiles:
@@ -76,8 +78,23 @@ def metadata_folder(root: Path, metadata_root: Path | str | None, name: str, spl
 
 
 def has_metadata(root: Path, metadata_root: Path | str | None, name: str, split: str) -> bool:
-    """Whether `metadata_folder` finds the split."""
+    """Whether `metadata_folder` finds the split. Raises `UsageError` as `check_metadata_root` does."""
+    check_metadata_root(metadata_root, name)
     return _split_folder(_metadata_base(root, metadata_root), name, split) is not None
+
+
+def check_metadata_root(metadata_root: Path | str | None, name: str) -> None:
+    """Raises `UsageError` when a metadata root is given that is no folder or has no split of the data set."""
+    if metadata_root is None:
+        return
+    base = Path(metadata_root).expanduser()
+    if not base.is_dir():
+        raise UsageError(f"the metadata root {base} is no folder. Give the `metadata` folder of wsolevaluation with --metadata-root.")
+    if not any(_split_folder(base, name, split) for split in SPLITS):
+        raise UsageError(
+            f"the metadata root {base} has no split of {name}: expected {name}/SPLIT/image_ids.txt or SPLIT/image_ids.txt with SPLIT one "
+            f"of {', '.join(SPLITS)}. Give the `metadata` folder of wsolevaluation with --metadata-root, or leave it out."
+        )
 
 
 def _metadata_base(root: Path, metadata_root: Path | str | None) -> Path:

@@ -114,13 +114,14 @@ class Numbers:
 def measured_tables(runs: Sequence[Run], published: Numbers, filters: Filters) -> list[MeasuredTable]:
     """A table for each data set, protocol, policy and metric; a metric that uses no threshold has one whatever the policies."""
     tables = []
-    for same_data in _grouped([run for run in runs if filters.takes_run(run.record)], _data_of):
+    for same_data in _grouped([run for run in _newest(runs) if filters.takes_run(run.record)], _data_of):
         for same_protocol in _grouped(same_data, lambda run: run.record.protocol.to_json()):
             policies = sort_policies(m.policy for run in same_protocol for m in run.record.metrics if m.policy)
             for policy in (None, *policies):
-                for name in _metrics(same_protocol, policy):
-                    if filters.takes_metric(name):
-                        tables.append(_measured_table(same_protocol, name, policy, published))
+                for title, comparable in _of_one_source(same_protocol, policy):
+                    for name in _metrics(comparable, policy):
+                        if filters.takes_metric(name):
+                            tables.append(_measured_table(comparable, name, policy, title, published))
     return tables
 
 
@@ -227,6 +228,29 @@ def _settings_of(run: Run) -> dict[str, Any]:
     return {**what, "config": run.record.settings, "start": run.record.start, "recipe": training.get("recipe")}
 
 
+def _newest(runs: Sequence[Run]) -> list[Run]:
+    """Of runs that repeat each other with the same seed the last one: another revision or machine makes no other seed."""
+    last: dict[str, Run] = {}
+    for run in sorted(runs, key=lambda run: (str(run.record.provenance.get("date")), run.link)):
+        seed = run.record.training.get("seed")
+        apart = run.link if seed is None else [_data_of(run), run.record.protocol.to_json(), _settings_of(run), seed]
+        last[canonical_json(apart)] = run
+    links = {run.link for run in last.values()}
+    return [run for run in runs if run.link in links]
+
+
+def _of_one_source(runs: Sequence[Run], policy: str | None) -> list[tuple[str | None, list[Run]]]:
+    """The runs that a threshold policy makes comparable, and its title: transferred thresholds come from one split."""
+    if policy != "transfer":
+        return [(policy, list(runs))]
+    groups = _grouped([run for run in runs if any(m.policy == policy for m in run.record.metrics)], _source_of)
+    return [(policy if len(groups) == 1 else f"{policy} from {canonical_json(_source_of(group[0]))}", group) for group in groups]
+
+
+def _source_of(run: Run) -> Any:
+    return run.record.dataset.get("transfer_from")
+
+
 def _metrics(runs: Sequence[Run], policy: str | None) -> list[str]:
     """Names of the metrics that some run has a value of under the policy, in table order."""
     order = [info.name for info in METRICS]
@@ -234,7 +258,7 @@ def _metrics(runs: Sequence[Run], policy: str | None) -> list[str]:
     return sorted(names, key=lambda name: (order.index(metric_info(name).name), name))
 
 
-def _measured_table(runs: Sequence[Run], name: str, policy: str | None, published: Numbers) -> MeasuredTable:
+def _measured_table(runs: Sequence[Run], name: str, policy: str | None, title: str | None, published: Numbers) -> MeasuredTable:
     data, info = runs[0].record.dataset, metric_info(name)
     whole = _is_whole(runs[0].record)
     groups = _grouped([run for run in runs if (m := run.metric(name, policy)) is not None and m.value is not None], _settings_of)
@@ -263,14 +287,14 @@ def _measured_table(runs: Sequence[Run], name: str, policy: str | None, publishe
     images = f"{data.get('images')} images, fingerprint {str(data.get('fingerprint'))[:12]}"
     where = ", ".join(filter(None, (f"{data['name']}/{data['split']}", data.get("transform"), images)))
     notes = () if whole else ("Not the whole official data set: no difference to published numbers is given.",)
-    protocol, title = describe_protocol(runs[0].record.protocol), metric_title(name)
+    protocol, metric = describe_protocol(runs[0].record.protocol), metric_title(name)
     return MeasuredTable(
-        path=(where, f"Protocol {protocol}", title if policy is None else f"{title}, threshold: {policy}"),
+        path=(where, f"Protocol {protocol}", metric if title is None else f"{metric}, threshold: {title}"),
         columns=("method", "settings", "backbone", "start", "measured", "runs", "published", "paper", "difference"),
         rows=tuple(cells for _, cells, _ in rows),
         notes=notes,
         protocol=protocol,
-        metric=title,
+        metric=metric,
         estimates=tuple(estimate for _, _, estimate in rows),
     )
 

@@ -133,7 +133,8 @@ def _circumstances(record: RunRecord) -> tuple[str, ...]:
     data, method = record.dataset, record.method
     recipe = record.training.get("recipe") or {}
     budget = (method.get("backbone"), method.get("image_size"), record.start, *(recipe.get(name) for name in ("epochs", "optimizer", "lr")))
-    return tuple(map(str, (data["name"], data["fingerprint"], data.get("transform"), data["limit"], record.protocol.name, *budget)))
+    scored = (data["name"], data["fingerprint"], data.get("transform"), data["limit"], canonical_json(record.protocol.to_json()))
+    return tuple(map(str, (*scored, *budget)))
 
 
 def _fixed(record: RunRecord, names: set[str]) -> str:
