@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reference_models.config import parse_settings, to_json
-from wsolbench.methods import load_method, load_post
+from wsolbench.methods import list_detectors, load_detector, load_method, load_post
 from wsolbench.report.reproduction import is_meant, read_claims, read_variants
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -24,7 +24,8 @@ def test_a_run_with_these_settings_is_the_one_that_is_meant(
     Path("checkpoint").touch()  # the file that `part_net=checkpoint` names
     method, _, post = name.partition("+")
     pairs = dict(part.split("=") for part in settings.split(";") if part)
-    config = to_json(parse_settings(load_method(method).Config, pairs, what=method))
+    load = load_detector if method in {row.name for row in list_detectors()} else load_method
+    config = to_json(parse_settings(load(method).Config, pairs, what=method))
     assert is_meant({"name": name, "config": config}, name, settings)
     if post:
         assert load_post(post).method_name == post

@@ -67,8 +67,9 @@ def test_maps_are_those_of_the_raw_classifier_and_their_mean_and_bias_its_logits
     torch.testing.assert_close(maps.mean((2, 3)) + model.raw_classifier.bias, result.logits, atol=1e-5, rtol=0)
 
 
-def test_parts_are_proposed_best_first_and_have_maps():
-    model, images = nts(), torch.randn(3, 3, 32, 32)
+@pytest.mark.parametrize("settings", [{}, {"nms": 0.6}, {"nms": 0.1, "nms_rule": "ge"}], ids=str)
+def test_parts_are_proposed_best_first_and_have_maps(settings):
+    model, images = nts(**settings), torch.randn(3, 3, 32, 32)
     result = model.localize(images)
     found, wanted = result.propose(), proposed(model, images, 4)
     assert torch.equal(found.boxes, wanted.boxes)

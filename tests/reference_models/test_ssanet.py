@@ -389,3 +389,16 @@ def test_rows_with_dsm_or_op_share_the_first_stage_of_another_run(tmp_path):
         SsanetConfig(part_net=str(parts))
     with pytest.raises(UsageError, match="leaves nothing to train"):
         ssanet(part_net=str(path), dsm="none", op=False)
+
+
+def test_settings_reach_what_they_are_about():
+    model, given = at_stage(0, mac_self=True, mac_reduction="sum", nms=0.6).eval(), batch()
+    boxes = proposed(model, given.images, 6).boxes
+    parts = seen_parts(model, given.images, boxes).mean((3, 4))
+    expected = 0.5 * mac_loss(parts[:, :4], with_self=True, reduction="sum")
+    torch.testing.assert_close(model.loss(given)["mac"], expected, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(boxes, nominate(model.navigator(model.backbone.run(given.images), 32), 32, 6, 0.25).boxes)
+    assert ssanet(anchors="single").navigator.kind == "single"
+    assert ssanet(op_variant="rotated_maps").heads.orienting.variant == "rotated_maps"
+    small = ssanet(part_size=12)
+    assert shown(small, lambda: small.localize(given.images))[1][2:] == (12, 12)
