@@ -233,7 +233,7 @@ def _newest(runs: Sequence[Run]) -> list[Run]:
     last: dict[str, Run] = {}
     for run in sorted(runs, key=lambda run: (str(run.record.provenance.get("date")), run.link)):
         seed = run.record.training.get("seed")
-        apart = run.link if seed is None else [_data_of(run), run.record.protocol.to_json(), _settings_of(run), seed]
+        apart = run.link if seed is None else [_data_of(run), _source_of(run), run.record.protocol.to_json(), _settings_of(run), seed]
         last[canonical_json(apart)] = run
     links = {run.link for run in last.values()}
     return [run for run in runs if run.link in links]
@@ -244,11 +244,16 @@ def _of_one_source(runs: Sequence[Run], policy: str | None) -> list[tuple[str | 
     if policy != "transfer":
         return [(policy, list(runs))]
     groups = _grouped([run for run in runs if any(m.policy == policy for m in run.record.metrics)], _source_of)
-    return [(policy if len(groups) == 1 else f"{policy} from {canonical_json(_source_of(group[0]))}", group) for group in groups]
+    return [(policy if len(groups) == 1 else f"{policy}{source_title(_source_of(group[0]))}", group) for group in groups]
 
 
 def _source_of(run: Run) -> Any:
     return run.record.dataset.get("transfer_from")
+
+
+def source_title(source: Any) -> str:
+    """Of the split that thresholds come from, after the name of the policy."""
+    return f" from {source.get('split')} (fingerprint {str(source.get('fingerprint'))[:12]})" if isinstance(source, dict) else ""
 
 
 def _metrics(runs: Sequence[Run], policy: str | None) -> list[str]:

@@ -39,6 +39,7 @@ from wsolbench.report.board import (
     paper_tables,
     problems,
     published_tables,
+    source_title,
 )
 from wsolbench.report.formats import render
 from wsolbench.report.reproduction import is_meant, read_claims, read_variants, reproduction_markdown
@@ -276,16 +277,10 @@ def _tables(runs: Sequence[Run]) -> Iterable[tuple[str, list[Run], str | None]]:
             continue
         for group in _grouped(having, lambda run: run.record.dataset.get("transfer_from")):
             source = group[0].record.dataset.get("transfer_from")
-            yield f"transfer{_source_title(source)}", group, policy
+            yield f"transfer{source_title(source)}", group, policy
     without = [run for run in runs if all(metric.policy is None for metric in run.record.metrics)]
     if without:
         yield NO_THRESHOLD, without, None
-
-
-def _source_title(source: Any) -> str:
-    if not isinstance(source, dict):
-        return ""
-    return f" from {source.get('split')} (fingerprint {str(source.get('fingerprint'))[:12]})"
 
 
 def _table(runs: Sequence[Run], policy: str | None) -> list[str]:

@@ -8,7 +8,9 @@
   // --- sorting: a button in every head cell -----------------------------------------------------------------------------
   const numberOf = (text) => {
     const found = text.match(/[-+−]?\d+(\.\d+)?/);
-    return found === null || found.index > 4 ? NaN : Number(found[0].replace("−", "-"));
+    if (found === null || found.index > 4) return NaN;
+    const value = Number(found[0].replace("−", "-"));
+    return text.includes("% error") ? 100 - value : value; // some papers print what is wrong
   };
   const compareCells = (a, b, numeric) =>
     numeric ? numberOf(a) - numberOf(b) : a.localeCompare(b, "en", { numeric: true });

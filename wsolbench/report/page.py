@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from wsolbench.files import write_text
+from wsolbench.files import make_folder, write_text
 from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
 from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.records import MetricValue, RunRecord, read_records
@@ -43,6 +43,7 @@ def write_page(
 
     Raises as `wsolbench.report.leaderboard.read_results`, and `UsageError` when the folder cannot be written.
     """
+    make_folder(out)
     text, problems = page_html(results, galleries=galleries, methods=methods, resamples=resamples)
     write_text(out / "index.html", text)
     return out / "index.html", problems
@@ -149,7 +150,8 @@ def _board(tables: Sequence[tuple[str, MeasuredTable]], *, runs_count: int) -> s
     )
     text = (
         f"<p>{runs_count} records. A table holds only what may be compared: the same images, protocol and threshold policy. "
-        "Percent, with 95 % bootstrap intervals over images; runs that differ in nothing but their seed are one row. Published numbers "
+        "Percent, with 95 % bootstrap intervals over images; runs that differ in nothing but their seed are one row, "
+        "with the mean of their intervals, which says nothing of other seeds. Published numbers "
         "stand in columns of their own. <code>oracle</code>: the threshold is chosen on the evaluated images, an upper bound.</p>"
     )
     form = (
@@ -284,12 +286,18 @@ def _pairs(pairs: Sequence[Pair], groups: Sequence[Group], methods: int, resampl
     text = (
         f"<p>Differences image by image, on the same images under the same protocol, with 95 % intervals over {resamples} resamples and "
         f"two-sided p-values. Of every data set and protocol the {methods} best methods are compared, each by its best run (by the oracle "
-        "GT-known, then MaxBoxAccV2, PxAP, Top-1 Cls) that has scores; a best run is chosen on these images, so differences of seeds are "
-        "not in the intervals. <code>wsolbench compare</code> compares any runs and groups of seeds.</p>"
+        "GT-known, then MaxBoxAccV2, PxAP, Top-1 Cls) that has scores; a best run is chosen on these images, the luckiest of its seeds, "
+        f"so differences are biased and p-values too small; no p-value is below {2 / (resamples + 1):.3f}, and of so many some are small "
+        "by chance. <code>wsolbench compare</code> compares any runs and groups of seeds.</p>"
         f'<form class="js-only" aria-label="Choose a comparison"><label>Compare <select name="pair">{options}</select></label></form>'
     )
     titles = [group.title for group in groups for _ in group.pairs]
     return text + "".join(_pair_table(number, pair, title) for number, (pair, title) in enumerate(zip(pairs, titles, strict=True)))
+
+
+def _signed(value: float, decimals: int) -> str:
+    """With its sign; what rounds to 0 is no minus 0."""
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}"
 
 
 def _pair_name(pair: Pair) -> str:
@@ -307,9 +315,9 @@ def _pair_table(number: int, pair: Pair, title: str) -> str:
         end = info.scale * ends[info.scale]
         low, middle, high = info.scale * row.low, info.scale * row.difference, info.scale * row.high
         drawn = _interval((middle, low, high), -end, end).replace("<path", f'<path class="zero" d="M{_BAR / 2} 0V12"/><path', 1)
-        interval = f"{drawn} {low:+.{info.decimals}f} to {high:+.{info.decimals}f}"
+        interval = f"{drawn} {_signed(low, info.decimals)} to {_signed(high, info.decimals)}"
         name = metric_title(row.name) + (f", {row.policy}" if row.policy else "")
-        values = (format_number(row.name, row.a), format_number(row.name, row.b), f"{middle:+.{info.decimals}f}")
+        values = (format_number(row.name, row.a), format_number(row.name, row.b), _signed(middle, info.decimals))
         rows.append(_row([_text(name), *map(_text, values), interval, f"{row.p_value:.3f}", str(row.n)]))
     columns = ("metric", "A", "B", "B − A", "95 % interval", "p", "images")
     caption = f"{_pair_name(pair)} (B minus A) · {title}"

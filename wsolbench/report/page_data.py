@@ -49,9 +49,10 @@ class ShownRun:
 
     @property
     def label(self) -> str:
-        """Method, backbone, seed and the start of the digest, which no other run has."""
+        """Method, backbone, what it started from, seed, and the start of the digest, which no other run has."""
         method, seed = self.record.method, self.record.training.get("seed")
-        parts = [method["name"], method.get("backbone"), None if seed is None else f"seed {seed}", self.record.digest[:8]]
+        start = None if self.record.start is None else f"from {self.record.start}"
+        parts = [method["name"], method.get("backbone"), start, None if seed is None else f"seed {seed}", self.record.digest[:8]]
         return " · ".join(str(part) for part in parts if part is not None)
 
 
