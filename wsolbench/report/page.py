@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from wsolbench.files import make_folder, write_text
+from wsolbench.files import write_text
 from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
 from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.records import MetricValue, RunRecord, read_records
@@ -43,7 +43,6 @@ def write_page(
 
     Raises as `wsolbench.report.leaderboard.read_results`, and `UsageError` when the folder cannot be written.
     """
-    make_folder(out)
     text, problems = page_html(results, galleries=galleries, methods=methods, resamples=resamples)
     write_text(out / "index.html", text)
     return out / "index.html", problems
