@@ -54,9 +54,12 @@ def test_the_map_does_not_depend_on_the_image_or_the_class():
     assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("side", ["0", "1.5", "-1"])
-def test_a_side_outside_the_image_is_refused(side):
-    with pytest.raises(UsageError, match="greater than 0 and at most 1"):
+@pytest.mark.parametrize(
+    ("side", "message"),
+    [*((side, "greater than 0 and at most 1") for side in ("0", "1.5", "-1")), ("nan", "expected a finite number")],
+)
+def test_a_side_outside_the_image_is_refused(side, message):
+    with pytest.raises(UsageError, match=message):
         create(side=side)
 
 
