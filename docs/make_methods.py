@@ -25,7 +25,7 @@ from wsolbench.methods import MethodInfo, list_methods, list_posts, load_method,
 from wsolbench.metrics.catalog import metric_title
 from wsolbench.published import EVIDENCE, Paper, PublishedNumber, conflicts, published_info, read_papers, read_published
 from wsolbench.records import RunRecord, read_records
-from wsolbench.report.board import Run, different_settings
+from wsolbench.report.repetitions import Run, different_settings
 from wsolbench.report.tables import UNDEFINED, escape_markdown, markdown_cell
 
 DOCS = Path(__file__).parent

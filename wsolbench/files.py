@@ -20,9 +20,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it to `path` when the block ends, remove it when the block fails.
 
     The temporary name keeps the suffix, so that writers which look at it (images, `.npz`) choose the right format.
-    Raises `UsageError` when the folder cannot be created or written.
+    Raises `UsageError` when the folder cannot be created or written, and where a folder has the name of the file.
     """
     make_folder(path.parent)
+    check_writable(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -45,6 +46,23 @@ def make_folder(folder: Path) -> Path:
     except OSError as error:
         raise UsageError(f"cannot write into the folder {folder}: {error.strerror}. Choose another folder.") from error
     return folder
+
+
+def check_writable(path: Path) -> None:
+    """Raise `UsageError` where the file `path` could not be written, as far as can be seen without creating anything.
+
+    For commands that work for long before they write.
+    """
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # for instance a name that is too long
+        raise UsageError(f"cannot write the file {path}: {error.strerror}") from error
+    if is_folder:
+        raise UsageError(f"cannot write the file {path}: a folder has that name. Remove it, or choose another place.")
+    folder = next(each for each in path.absolute().parents if each.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        reason = "it may not be written" if folder.is_dir() else "it is no folder"
+        raise UsageError(f"cannot write {path}: {folder} is in the way, {reason}. Choose another place.")
 
 
 def file_name(part: object) -> str:

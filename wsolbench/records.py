@@ -176,6 +176,7 @@ def read_record(path: Path) -> RunRecord:
             metrics=tuple(_metric_from_json(item) for item in values["metrics"]),
             provenance=dict(values["provenance"]),
         )
+        _check_fields(record)
         _ = record.path
     except (AttributeError, KeyError, TypeError, ValueError, UsageError) as error:
         raise DataError(f"record {path} lacks or misspells a field: {error}") from error
@@ -186,13 +187,37 @@ def _metric_from_json(values: dict[str, Any]) -> MetricValue:
     arguments: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     metric = MetricValue(**arguments)
     top = metric_info(metric.name).top
-    if metric.tau is not None and not isinstance(metric.tau, tuple):
+    for field in ("value", "low", "high", "n", "version"):
+        if not _is_number(number := getattr(metric, field), optional=field in ("value", "low", "high")):
+            raise ValueError(f"metric {metric.name} has {field} {number!r}; expected a number")
+    if metric.tau is not None and not (isinstance(metric.tau, tuple) and all(map(_is_number, metric.tau))):
         raise ValueError(f"metric {metric.name} has tau {metric.tau!r}; expected a list of thresholds")
+    for field in ("policy", "reason"):
+        if not isinstance(text := getattr(metric, field), str | None):
+            raise ValueError(f"metric {metric.name} has {field} {text!r}; expected a text")
     if metric.value is not None and not 0.0 <= metric.value <= (math.inf if top is None else top):
         raise ValueError(f"metric {metric.name} has value {metric.value}; expected 0 {'or more' if top is None else f'to {top:g}'}")
     if metric.value is None and not metric.reason:
         raise ValueError(f"metric {metric.name} has neither a value nor a reason")
     return metric
+
+
+def _is_number(value: object, *, optional: bool = False) -> bool:
+    return (optional and value is None) or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value))
+
+
+def _check_fields(record: RunRecord) -> None:
+    """Raise `ValueError` for a part of a record that tables read and that is of another kind."""
+    method, data = record.method, record.dataset
+    for field in ("config", "post", "training"):
+        if not isinstance(method.get(field), dict | None):
+            raise ValueError(f"method has {field} {method[field]!r}; expected names and values")
+    for where, parts, field in (("training", record.training, "recipe"), ("post", method.get("post") or {}, "config")):
+        if not isinstance(parts.get(field), dict | None):
+            raise ValueError(f"method.{where} has {field} {parts[field]!r}; expected names and values")
+    for where, name in (("method.name", method["name"]), ("dataset.name", data["name"]), ("dataset.split", data["split"])):
+        if not isinstance(name, str):
+            raise ValueError(f"{where} is {name!r}; expected a text")
 
 
 def read_records(folder: Path) -> list[tuple[Path, RunRecord]]:

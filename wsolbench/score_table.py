@@ -13,6 +13,9 @@ from jaxtyping import Int64, Shaped
 from wsolbench.files import atomic_path
 from wsolbench.scores import ImageScores, unreadable_scores
 
+SCORES = ".scores.npz"
+"""Ends the name of the scores that lie beside a record."""
+
 
 @dataclass(frozen=True)
 class ScoreTable:

@@ -17,9 +17,10 @@ from wsolbench.exceptions import DataError
 from wsolbench.protocol import EvalProtocol
 from wsolbench.published import Paper, PublishedNumber
 from wsolbench.records import MetricValue, RunRecord
-from wsolbench.report.board import Cell, Filters, Numbers, Run, Table, measured_tables, paper_tables, problems, published_tables
+from wsolbench.report.board import Cell, Filters, Numbers, Table, measured_tables, paper_tables, problems, published_tables
 from wsolbench.report.formats import render
 from wsolbench.report.leaderboard import leaderboard_files
+from wsolbench.report.repetitions import Run
 
 PAPERS = {
     "p": Paper(key="p", name="P", title="A paper", file="published/p.csv", year=2021),

@@ -1,108 +1,271 @@
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from report.webdriver import CHROMIUM, DRIVER, Browser, browser
+from report.page_parser import Page
 
-from wsolbench.exceptions import DataError
+from wsolbench.compare import compare
 from wsolbench.maps import MapFolder
+from wsolbench.metrics.catalog import metric_info, metric_title
+from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.protocol import EvalProtocol
-from wsolbench.records import MetricValue, read_records
+from wsolbench.published import COLUMNS
+from wsolbench.records import RunRecord, read_record, read_records
 from wsolbench.report.board import Filters
 from wsolbench.report.gallery import galleries
 from wsolbench.report.leaderboard import board_tables
-from wsolbench.report.page import page_html, write_page
-from wsolbench.report.page_data import SCORES, gt_known_curve, precision_recall_curve, same_but_protocol
+from wsolbench.report.page import page_html
+from wsolbench.report.page_data import gt_known_curve, precision_recall_curve
+from wsolbench.report.tables import format_taus, format_value
+from wsolbench.score_table import SCORES, ScoreTable
 
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
-VOID = {"meta", "link", "input", "img", "br"}
-
-
-class Page(HTMLParser):
-    """Tables as lists of rows by caption, all elements with their attributes, and whether every element is closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.tables: dict[str, list[list[str]]] = {}
-        self.open: list[str] = []
-        self._caption, self._rows, self._content = "", [[""]], ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self._rows = []
-        if tag == "tr":
-            self._rows.append([])
-        if tag in {"th", "td", "caption"}:
-            self._content = ""
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-        if tag in {"th", "td"}:
-            self._rows[-1].append(self._content.strip())
-        if tag == "caption":
-            self._caption = self._content
-        if tag == "table":
-            self.tables[self._caption] = self._rows
-
-    def handle_data(self, data: str) -> None:
-        self._content += data
-
-    def data(self, text: str) -> Any:
-        return json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'&"
 
 
 def html_of(results: Path, **more: Any) -> str:
     return page_html(results, **{"galleries": (), "methods": 3, "resamples": 100, **more})[0]
 
 
+def page_of(results: Path, **more: Any) -> Page:
+    return Page(html_of(results, **more))
+
+
+def write_published(results: Path, *numbers: dict[str, str]) -> None:
+    """A paper called Birds with these numbers."""
+    (results / "published").mkdir(parents=True, exist_ok=True)
+    (results / "papers.toml").write_text('[birds]\nname = "Birds"\ntitle = "On birds"\nyear = 2021\nfile = "published/birds.csv"\n')
+    usual = dict.fromkeys(COLUMNS, "") | {"table": "Table 1", "split": "test", "metric": "gt_known", "unit": "percent", "evidence": "own"}
+    rows = [usual | {"row": str(place)} | number for place, number in enumerate(numbers, start=1)]
+    lines = [",".join(COLUMNS), *(",".join(row[name] for name in COLUMNS) for row in rows)]
+    (results / "published" / "birds.csv").write_text("\n".join(lines) + "\n")
+
+
 @pytest.fixture
 def results(tmp_path: Path, make_run: Callable[..., Any]) -> Path:
-    """Three runs with scores under one protocol, and one of them under another."""
-    for number, name in enumerate(("cam", "spa", "has")):
-        run = make_run(16, method={"name": name}, seed=number)
+    """Two methods with two seeds each and one with one, with scores; and one of them under another protocol."""
+
+    def write(name: str, number: int, seed: int, **more: Any) -> None:
+        run = make_run(16, method={"name": name, "training": {"seed": seed}}, seed=number, masks=tmp_path, **more)
         run.table.write(run.record.write(tmp_path / "measured").with_suffix(SCORES))
-    other = EvalProtocol(name="union", taus=run.record.protocol.taus, frame_size=64, resize_size=80, components="union")
-    make_run(16, method={"name": "has"}, seed=2, protocol=other).record.write(tmp_path / "measured")
+
+    for number, (name, seed) in enumerate((("cam", 0), ("cam", 1), ("spa", 0), ("spa", 1), ("has", 0))):
+        write(name, number, seed)
+    write("has", 4, 0, protocol=EvalProtocol(name="union", frame_size=64, resize_size=80, components="union"))
     return tmp_path
 
 
+def records_of(results: Path, protocol: str = "wsoleval") -> list[tuple[Path, RunRecord]]:
+    return [(path, record) for path, record in read_records(results / "measured") if record.protocol.name == protocol]
+
+
+# --- the board -----------------------------------------------------------------------------------------------------------
+
+
 def test_the_page_says_what_the_board_says(results: Path) -> None:
-    page = Page(html_of(results))
+    page = page_of(results)
     assert not page.open
     board = board_tables(results, Filters())
     assert board
     for table in board:
-        head, *rows = page.tables[" · ".join((table.path[2], table.path[0], table.path[1]))]
-        for shown, cells in zip(rows, table.rows, strict=True):
-            found = dict(zip(head, shown, strict=True))
+        shown = page.tables[" · ".join((table.path[2], table.path[0], table.path[1]))]
+        for texts, marks, cells in zip(shown.body, shown.rows, table.rows, strict=True):
+            found = dict(zip(shown.head, texts, strict=True))
             expected = dict(zip(table.columns, (cell.text for cell in cells), strict=True))
             value, _, interval = expected.pop("measured").partition(" ")
             assert found["measured"] == value
             assert found.get("95 % interval", "") == interval.strip("[]").replace(", ", " to ")
-            assert {name: found.get(name, "") for name in expected} == expected
+            assert {name: found.get(name, "").strip("—") for name in expected} == {n: text.strip("—") for n, text in expected.items()}
+            assert (marks["data-method"], marks["data-backbone"]) == (found["method"], found["backbone"])
             assert (results / found["record"]).is_file()
+        assert shown.block["data-dataset"] == "squares"
+        assert shown.block["data-metric"] in str(table.path[2])
+        assert str(shown.block["data-protocol"]) in table.path[1]
 
 
-def test_published_numbers_have_tables_of_their_own() -> None:
-    folder = Path(__file__).parents[2] / "results"
-    text = html_of(folder, methods=0)
+def test_intervals_are_drawn_to_scale(results: Path) -> None:
+    text = html_of(results).partition("<caption>GT-known, threshold: oracle · squares")[2].partition("</table>")[0]
+    rows = re.findall(r'<td>([\d.]+)</td><td><svg.*?M([\d.]+) 6H([\d.]+)M.*?cx="([\d.]+)".*?</svg> ([\d.]+) to ([\d.]+)', text)
+    assert len(rows) == 3
+    numbers = [[float(part) for part in row] for row in rows]
+    low, high = min(row[4] for row in numbers), max(row[5] for row in numbers)
+    for value, left, right, x, start, end in numbers:
+        for drawn, meant in ((left, start), (x, value), (right, end)):
+            assert drawn == pytest.approx(4 + 112 * (meant - low) / (high - low), abs=0.1)
+
+
+def test_records_that_newer_ones_repeat_are_counted_and_left_out(results: Path) -> None:
+    path, record = records_of(results)[0]
+    newer = replace(record, provenance={**record.provenance, "date": "2025-06-01"}, metrics=record.metrics[:-1])
+    newer.write(results / "measured")
+    text = html_of(results)
+    assert "7 records; 1 that newer ones repeat with the same seed are left out." in text
+    assert path.name not in text
+
+
+def test_published_numbers_have_tables_of_their_own(results: Path) -> None:
+    write_published(
+        results,
+        {"dataset": "cub", "method": "SPA", "ours": "spa", "backbone": "vgg16", "value": "72.5"},
+        {"dataset": "cub", "method": "CAM", "ours": "cam", "backbone": "vgg16", "value": "39.73", "unit": "percent_error"},
+        {"dataset": "cub", "method": "TS-CAM", "backbone": "DeiT-S", "value": "0.877", "unit": "fraction"},
+    )
+    page = page_of(results)
+    shown = page.tables["GT-known · cub/test"]
+    (table,) = [table for table in board_tables(results, Filters(dataset="cub")) if "published" not in table.columns]
+    assert shown.head == list(table.columns)
+    assert shown.body == [[cell.text for cell in row] for row in table.rows]
+    assert shown.cells("method", "GT-known") == [("TS-CAM", "0.877"), ("SPA", "72.5 %"), ("CAM", "39.73 % error")]
+    assert [row[2] for row in shown.sort] == ["0.877", "0.725", "0.6027"]
+    assert [(row["data-method"], row["data-backbone"]) for row in shown.rows] == [("TS-CAM", "DeiT-S"), ("spa", "vgg16"), ("cam", "vgg16")]
+    assert (shown.block["data-dataset"], shown.block["data-metric"], shown.block["data-protocol"]) == ("cub", "GT-known", "")
+
+
+def test_choices_are_among_what_is_measured_and_what_is_printed(results: Path) -> None:
+    write_published(results, {"dataset": "cub", "method": "TS-CAM", "backbone": "DeiT-S", "value": "0.877", "unit": "fraction"})
+    text = html_of(results)
     page = Page(text)
-    for table in board_tables(folder, Filters(dataset="cub")):
-        if "published" not in table.columns:
-            rows = page.tables[f"{table.path[2]} · {table.path[0]}/{table.path[1]}"]
-            assert rows == [list(table.columns), *([cell.text for cell in row] for row in table.rows)]
+    assert page.choices(text, "dataset") == ["all", "cub", "squares"]
+    assert page.choices(text, "method") == ["all", "TS-CAM", "cam", "has", "spa"]
+    assert page.choices(text, "backbone") == ["all", "DeiT-S", "tiny"]
+    titles = page.choices(text, "metric")[1:]
+    assert set(titles) == {table.block["data-metric"] for table in page.tables.values() if "data-metric" in table.block}
+    assert titles.index("Top-1 Cls") < titles.index("GT-known") < titles.index("PxAP")
+    assert len(page.choices(text, "protocol")) == 3
+
+
+@pytest.mark.parametrize("printed", ["squares", "others"])
+def test_opened_is_a_data_set_with_published_numbers_else_the_one_most_is_measured_of(
+    results: Path, write_record: Callable[..., Path], printed: str
+) -> None:
+    write_record(dataset={"name": "a few"}, method={"name": "cam"})
+    write_record(dataset={"name": "others"}, method={"name": "cam"})
+    write_published(results, {"dataset": printed, "method": "SPA", "ours": "spa", "backbone": "vgg16", "value": "72.5"})
+    (form,) = [found for tag, found in page_of(results).elements if tag == "form" and found.get("class", "").startswith("filters")]
+    assert (form["data-dataset"], form["data-metric"]) == (printed, "GT-known")
+    (results / "papers.toml").unlink()
+    (form,) = [found for tag, found in page_of(results).elements if tag == "form" and found.get("class", "").startswith("filters")]
+    assert form["data-dataset"] == "squares"
+
+
+# --- runs, comparisons, protocols ----------------------------------------------------------------------------------------
+
+
+def test_runs_have_their_numbers_and_what_tells_them_apart(results: Path) -> None:
+    page = page_of(results)
+    caption = next(caption for caption in page.tables if caption.startswith("Runs") and "union" not in caption)
+    shown = page.tables[caption]
+    records = {path.relative_to(results).as_posix(): record for path, record in records_of(results)}
+    assert len(shown.body) == len(records) == 5
+    values = []
+    for row, sort in zip(shown.body, shown.sort, strict=True):
+        cells, order = dict(zip(shown.head, row, strict=True)), dict(zip(shown.head, sort, strict=True))
+        record = records.pop(cells["record"])
+        assert cells["run"] == f"{record.method['name']} · tiny"
+        assert cells["seed"] == str(record.training["seed"])
+        gt_known = record.metric("gt_known", "oracle")
+        assert gt_known is not None
+        assert gt_known.tau is not None
+        assert (cells["at"], float(order["at"] or 0)) == (format_taus(gt_known), pytest.approx(gt_known.tau[0], rel=1e-5))
+        names = {"gt_known": "oracle", "pxap": None, **{f"error_{name}": "oracle" for name in ERROR_NAMES}}
+        for name, policy in names.items():
+            metric = record.metric(name, policy)
+            assert metric is not None
+            assert cells[metric_title(name)] == format_value(metric)
+        assert cells["curves"] == "yes"
+        values.append(gt_known.value)
+    assert values == sorted(values, key=lambda value: -(value or 0))
+    assert "settings" not in shown.head  # all runs of a method have the same
+
+
+def test_settings_in_which_runs_of_a_method_differ_have_a_column(write_record: Callable[..., Path], tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_record(method={"name": "cam", "config": {"number": number, "head": "fc"}, "training": {"seed": 0, "weights": "imagenet"}})
+    page = page_of(tmp_path)
+    (caption,) = (caption for caption in page.tables if caption.startswith("Runs"))
+    assert sorted(page.tables[caption].cells("settings", "start", "seed", "curves")) == [
+        ("number=1", "imagenet", "0", "no"),
+        ("number=2", "imagenet", "0", "no"),
+    ]
+    labels = [run["label"] for run in page.data["runs"][0]]
+    assert sorted(labels) == [f"cam · tiny · from imagenet · number={number} · seed 0" for number in (1, 2)]
+
+
+def test_charts_are_drawn_from_what_records_and_scores_say(results: Path) -> None:
+    page = page_of(results)
+    assert page.data["errors"] == ["Right", "Cls", "M-Ins", "Part", "More", "Other"]
+    for number, caption in enumerate(caption for caption in page.tables if caption.startswith("Runs")):
+        assert page.tables[caption].block["data-group"] == str(number)
+        for (path,), drawn in zip(page.tables[caption].cells("record"), page.data["runs"][number], strict=True):
+            record, scores = read_record(results / path), ScoreTable.read((results / path).with_suffix(SCORES))
+            for name, curve in (("gt_known", gt_known_curve(scores, record.map_protocol)), ("pr", precision_recall_curve(scores))):
+                assert curve is not None
+                assert drawn[name] == [list(curve.x), list(curve.y)]
+            metrics = [record.metric(f"error_{name}", "oracle") for name in ERROR_NAMES]
+            assert drawn["errors"] == [[metric.value, metric.low, metric.high] for metric in metrics if metric is not None]
+
+
+def test_comparisons_say_what_comparing_all_seeds_says(results: Path) -> None:
+    page = page_of(results)
+    records = records_of(results)
+    pairs = {caption: table for caption, table in page.tables.items() if "minus" in caption}
+    assert len(pairs) == 3
+    for caption, table in pairs.items():
+        b, a = re.match(r"(\w+) \(B\) minus (\w+) \(A\) · squares/test · 16 images", caption).groups()  # type: ignore[union-attr]
+        sides = [
+            [ScoreTable.read(path.with_suffix(SCORES)) for path, record in records if record.method["name"] == name] for name in (a, b)
+        ]
+        differences = compare(*sides, records[0][1].map_protocol, resamples=100)
+        assert len(table.body) == len(differences) > 10
+        for texts, row in zip(table.body, differences, strict=True):
+            found, info = dict(zip(table.head, texts, strict=True)), metric_info(row.name)
+            assert found["metric"] == metric_title(row.name) + (f", {row.policy}" if row.policy else "")
+            for column, value in (("A", row.a), ("B", row.b), ("B − A", row.difference)):
+                assert float(found[column]) == pytest.approx(info.scale * value, abs=0.51 * 10**-info.decimals)
+            ends = [float(end) for end in found["95 % interval"].split(" to ")]
+            assert ends == pytest.approx([info.scale * row.low, info.scale * row.high], abs=0.51 * 10**-info.decimals)
+            assert float(found["p"]) == pytest.approx(row.p_value, abs=0.00051)
+            assert found["images"] == str(row.n)
+            assert ("seed by seed" in found) == ("has" not in (a, b))
+            if "seed by seed" in found:
+                by_seed = [float(part) for part in found["seed by seed"].split(", ")]
+                assert by_seed == pytest.approx([info.scale * value for value in row.per_pair or ()], abs=0.51 * 10**-info.decimals)
+    assert not any("minus" in caption for caption in page_of(results, methods=0).tables)
+
+
+def test_comparisons_say_between_what(results: Path) -> None:
+    text = html_of(results)
+    for label in ("cam · tiny · seeds 0, 1", "spa · tiny · seeds 0, 1", "has · tiny · seed 0"):
+        assert {f'<p class="note">{side}: {label}</p>' in text for side in "AB"} != {False}
+    blocks = re.findall(r'data-pair="(\d)".*?<caption>(\w+) \(B\) minus (\w+) \(A\)', text)
+    options = re.findall(r'<option value="(\d)" data-of="0">(\w+) minus (\w+)</option>', text)
+    assert blocks == options
+    assert len(options) == 3
+
+
+def test_protocols_stand_side_by_side(results: Path) -> None:
+    page = page_of(results)
+    (caption,) = (caption for caption in page.tables if caption.startswith("The same run under 2 protocols"))
+    assert "has · tiny · seed 0" in caption
+    table = page.tables[caption]
+    records = [next(r for _, r in records_of(results, name) if r.method["name"] == "has") for name in ("union", "wsoleval")]
+    assert [head.partition(" ")[0].strip(",") for head in table.head] == ["metric", "union", "wsoleval"]
+    expected = {
+        metric_title(m.name) + (f", {m.policy}" if m.policy else ""): format_value(m) for m in records[1].metrics if m.value is not None
+    }
+    found = {row[0]: row[1:] for row in table.body}
+    assert {name: texts[1] for name, texts in found.items()} == expected
+    for metric in records[0].metrics:
+        if metric.value is not None:
+            assert found[metric_title(metric.name) + (f", {metric.policy}" if metric.policy else "")][0] == format_value(metric)
+
+
+# --- the page as a whole -------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_loaded_from_elsewhere_and_no_other_script_may_run(results: Path) -> None:
@@ -117,69 +280,52 @@ def test_nothing_is_loaded_from_elsewhere_and_no_other_script_may_run(results: P
 
 
 def test_every_table_can_be_read_aloud(results: Path) -> None:
-    page = Page(html_of(results))
+    page = page_of(results)
     assert all(caption for caption in page.tables)
     assert len(page.tables) == sum(tag == "table" for tag, _ in page.elements)
     assert all(attributes.get("scope") in {"col", "row"} for tag, attributes in page.elements if tag == "th")
 
 
-def test_text_of_records_stays_text(tmp_path: Path, write_record: Callable[..., Path]) -> None:
-    plain = write_record(method={"name": "plain"})
-    known = {tag for tag, _ in Page(html_of(tmp_path)).elements}
-    plain.unlink()
-    write_record(method={"name": HOSTILE, "backbone": HOSTILE, "config": {HOSTILE: HOSTILE}}, dataset={"split": HOSTILE})
-    text = html_of(tmp_path)
-    page = Page(text)
-    assert not page.open
-    assert {tag for tag, _ in page.elements} == known
-    assert sum(tag == "script" for tag, _ in page.elements) == 2
-    assert page.data(text)["runs"][0][0]["label"].startswith(HOSTILE)
+def test_text_of_records_stays_text(tmp_path: Path, make_run: Callable[..., Any]) -> None:
+    def write(text: str) -> Path:
+        for number in (0, 1):
+            method = {
+                "name": f"{text}{number}",
+                "backbone": text,
+                "config": {text: text * number},
+                "training": {"weights": text, "seed": text},
+            }
+            for changed in (method, method | {"config": {text: "other"}}):
+                run = make_run(8, method=changed, seed=number)
+                record = replace(run.record, dataset={**run.record.dataset, "name": text, "split": text, "transform": text})
+                run.table.write(record.write(tmp_path / str(len(text)) / "measured").with_suffix(SCORES))
+        for sample, raw in zip(run.dataset.samples, run.maps, strict=True):
+            MapFolder(tmp_path / str(len(text)) / "maps").write(sample.id, raw)
+        return tmp_path / str(len(text))
+
+    def tags(folder: Path, text: str) -> tuple[Page, Counter[str]]:
+        shown = galleries([folder / "maps"], make_run(8).dataset, make_run(8).record.protocol, count=1)
+        hostile = [replace(g, title=text, note=text, items=tuple((text, text, pictures) for _, _, pictures in g.items)) for g in shown]
+        page = page_of(folder, galleries=hostile)
+        assert not page.open
+        return page, Counter(tag for tag, _ in page.elements)
+
+    _, known = tags(write("plain"), "plain")
+    page, found = tags(write(HOSTILE), HOSTILE)
+    assert found == known
+    assert found["script"] == 2
+    assert any("minus" in caption for caption in page.tables)
+    assert all(run["label"].startswith(HOSTILE) for group in page.data["runs"] for run in group)
 
 
-def test_curves_pass_through_the_metrics(make_run: Callable[..., Any], tmp_path: Path) -> None:
-    run = make_run(20, masks=tmp_path)
-    curve = gt_known_curve(run.table, run.record.protocol)
-    metric = run.record.metric("gt_known", "oracle")
-    assert curve is not None
-    assert max(curve.y) == pytest.approx(metric.value, abs=1e-4)
-    assert curve.x[int(np.argmax(curve.y))] == pytest.approx(metric.tau[0], abs=1e-4)
-    line = precision_recall_curve(run.table)
-    assert line is not None
-    assert line.x[-1] == 1.0
-    assert list(line.x) == sorted(line.x)
-    area = float(np.sum(np.diff(line.x) * np.array(line.y[1:])))
-    assert area == pytest.approx(run.record.metric("pxap").value, abs=0.1)
-
-
-def test_runs_without_boxes_or_masks_have_no_such_curve(make_run: Callable[..., Any], run: Any) -> None:
-    assert precision_recall_curve(run.table) is None
-    bare = make_run(8, boxes=False)
-    assert gt_known_curve(bare.table, bare.record.protocol) is None
-
-
-def test_the_best_methods_are_compared_and_protocols_stand_side_by_side(results: Path) -> None:
-    tables = Page(html_of(results)).tables
-    pairs = [caption for caption in tables if "minus" in caption]
-    assert len(pairs) == 3  # of three methods; the run under the other protocol is in none
-    assert not any("minus" in caption for caption in Page(html_of(results, methods=0)).tables)
-    (beside,) = (rows for caption, rows in tables.items() if caption.startswith("The same run under 2 protocols"))
-    assert len(beside[0]) == 3
-
-
-def test_maps_that_a_protocol_cuts_to_its_crop_stand_beside_whole_ones(tmp_path: Path, write_record: Callable[..., Path]) -> None:
-    for protocol, maps in (("wsoleval", "stored"), ("bas", "stored, of the whole image, cut to the centre crop")):
-        write_record(protocol=EvalProtocol.preset(protocol), method={"name": "spa", "maps": maps})
-    ((first, second),) = same_but_protocol(list(read_records(tmp_path / "measured")))
-    assert {first.protocol.name, second.protocol.name} == {"wsoleval", "bas"}
-
-
-def test_scores_that_cannot_be_read_are_named_on_the_page(results: Path) -> None:
-    broken = next(results.rglob(f"*{SCORES}"))
+def test_scores_that_cannot_be_used_are_named_on_the_page(results: Path) -> None:
+    broken = next(path.with_suffix(SCORES) for path, _ in records_of(results))
     broken.write_bytes(b"no scores")
     text, problems = page_html(results, galleries=(), methods=0, resamples=100)
-    assert len(problems) == 1
-    assert broken.name in problems[0]
-    assert "1 files of scores cannot be read" in text
+    (problem,) = problems
+    assert str(broken) in problem
+    assert "Scores that cannot be used: 1</summary>" in text
+    assert broken.name in text
 
 
 def test_the_same_files_give_the_same_page(results: Path) -> None:
@@ -191,68 +337,17 @@ def test_an_empty_folder_of_records_gives_a_page(tmp_path: Path) -> None:
     assert "There is no record" in html_of(tmp_path)
 
 
-def test_galleries_show_the_best_the_worst_and_the_disagreement(run: Any, tmp_path: Path) -> None:
-    for name, maps in (("good", run.maps), ("flat", [np.ones_like(each) for each in run.maps])):
-        for sample, raw in zip(run.dataset.samples, maps, strict=True):
-            MapFolder(tmp_path / name).write(sample.id, raw)
-    shown = galleries([tmp_path / "good", tmp_path / "flat"], run.dataset, run.record.protocol, count=3)
-    best, worst = ([pictures[0].iou for _, _, pictures in gallery.items] for gallery in shown[:2])
-    assert best == sorted(best, reverse=True)
-    assert worst == sorted(worst)
-    assert min(best) >= max(worst)
-    assert len(shown[-1].items[0][2]) == 2
+def test_pictures_of_galleries_are_on_the_page(run: Any, tmp_path: Path) -> None:
+    for sample, raw in zip(run.dataset.samples, run.maps, strict=True):
+        MapFolder(tmp_path / "good").write(sample.id, raw)
+    shown = galleries([tmp_path / "good"], run.dataset, run.record.protocol, count=3)
     (tmp_path / "measured").mkdir()
-    page = Page(html_of(tmp_path, galleries=shown))
-    assert sum(tag == "img" for tag, _ in page.elements) == 4 * 3 + 2 * 3
-    with pytest.raises(DataError, match="a map in"):
-        galleries([tmp_path], run.dataset, run.record.protocol, count=3)
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if not (CHROMIUM.is_file() and DRIVER.is_file()):
-        pytest.skip(f"{CHROMIUM} or {DRIVER} is not installed")
-    with browser(tmp_path_factory.mktemp("profile")) as session:
-        yield session
-
-
-def test_a_browser_sorts_filters_draws_and_compares(chromium: Browser, results: Path, write_record: Callable[..., Path]) -> None:
-    write_record(
-        method={"name": HOSTILE},
-        dataset={"name": "other"},
-        metrics=(MetricValue(name="gt_known", value=0.1, n=2, policy="oracle", tau=(0.2,)),),
-    )
-    page, _ = write_page(results, results / "out", methods=3, resamples=100)
-    chromium.open(page)
-    visible = "return [...document.querySelectorAll('#board tbody tr')].filter(r => r.offsetParent).length"
-    choose = "const s = document.querySelector('{}'); s.value = '{}'; s.dispatchEvent(new Event('change', {{bubbles: true}}));"
-
-    assert chromium.run("return document.querySelector('select[name=metric]').value") == "GT-known"
-    first = chromium.run(visible)
-    assert chromium.run(choose.format("select[name=method]", "cam") + visible) < first
-    chromium.run("document.querySelector('button[type=reset]').click()")
-    assert chromium.run("return new Promise(done => setTimeout(() => done(0), 50)).then(() => { " + visible + " })") > first
-
-    column = "const t = [...document.querySelectorAll('#board table')].find(t => t.tBodies[0].rows.length > 2);"
-    at = "const n = [...t.tHead.rows[0].cells].findIndex(c => c.textContent === 'measured');"
-    press = "t.tHead.rows[0].cells[n].querySelector('button').click();"
-    read = "return [[...t.tBodies[0].rows].map(r => Number(r.cells[n].textContent)), t.tHead.rows[0].cells[n].getAttribute('aria-sort')]"
-    for order in ("ascending", "descending"):
-        values, said = chromium.run(column + at + press + read)
-        assert said == order
-        assert values == sorted(values, reverse=order == "descending")
-
-    drawn = "return [document.querySelectorAll('.charts polyline').length, document.querySelectorAll('.charts rect').length]"
-    titles = chromium.run("return [...document.querySelectorAll('#runs option')].map(o => o.textContent)")
-    other = next(place for place, title in enumerate(titles) if title.startswith("squares") and "union" not in title)
-    before = chromium.run(choose.format("#runs select", other) + drawn)
-    assert before == [3, 18]
-    assert chromium.run("document.querySelector(`[data-group='" + str(other) + "'] input`).click();" + drawn) == [2, 12]
-
-    assert chromium.run(choose.format("#pairs select", 2) + "return document.querySelector('[data-pair=\"2\"]').offsetParent !== null")
-    assert chromium.run("return document.querySelector('[data-pair=\"0\"]').offsetParent") is None
-
-    for width in (360, 800, 1600):
-        chromium.resize(width, 900)
-        assert chromium.run("return document.documentElement.scrollWidth") <= width
-    assert chromium.messages() == []
+    text = html_of(tmp_path, galleries=shown)
+    pictures = [found for tag, found in Page(text).elements if tag == "img"]
+    assert [str(found["src"]).removeprefix("data:image/jpeg;base64,") for found in pictures] == [
+        picture.jpeg for gallery in shown for _, _, of in gallery.items for picture in of
+    ]
+    for gallery in shown:
+        assert f"<h3>{gallery.title}</h3>" in text
+        for image_id, class_name, (picture,) in gallery.items:
+            assert f"{picture.name}: IoU {picture.iou:.2f}</span></span><figcaption>{image_id}<br>{class_name}<" in text

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from wsolbench.report.comparisons import Comparison
-
-SCORES = ".scores.npz"
 RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
@@ -35,14 +30,15 @@ def command(
     from rich.console import Console
 
     from wsolbench.exceptions import UsageError
-    from wsolbench.report.comparisons import comparison_table
+    from wsolbench.records import read_record
+    from wsolbench.report.comparisons import compare_records, comparison_table
 
     if (claims is None) == (not group_a or not group_b) or (claims is None) != (records is None):
         raise UsageError("expected --a and --b, or --claims and --records")
     if claims is not None and records is not None:
         _compare_claims(claims, records, resamples, out)
         return
-    comparison = _compared(group_a, group_b, resamples)
+    comparison = compare_records(*({path: read_record(path) for path in group} for group in (group_a, group_b)), resamples=resamples)
     Console(soft_wrap=True).print(comparison_table(comparison))
     if out is not None:
         click.echo(f"comparison  {comparison.write(out)}")
@@ -54,21 +50,22 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
 
     from wsolbench.exceptions import UsageError
     from wsolbench.progress import track
-    from wsolbench.records import read_record, read_records
-    from wsolbench.report.comparisons import Comparison, comparison_table, read_comparison
+    from wsolbench.records import read_records
+    from wsolbench.report.comparisons import Comparison, compare_records, comparison_table, read_comparison
     from wsolbench.report.reproduction import pairs_of, read_claims
+    from wsolbench.score_table import SCORES
 
-    scored = [(path, record) for path, record in read_records(records) if path.with_suffix(SCORES).is_file()]
-    pairs = pairs_of(read_claims(claims), scored)
+    scored = {path: record for path, record in read_records(records) if path.with_suffix(SCORES).is_file()}
+    pairs = pairs_of(read_claims(claims), scored.items())
     if not pairs:
         raise UsageError(f"no two records in {records} with scores (--save-scores) are what a claim in {claims} compares")
     made, all_wanted = 0, []
     for a, b in track(pairs, "comparing", unit="pairs"):
-        wanted = Comparison.make([read_record(path) for path in a], [read_record(path) for path in b], ())
+        wanted = Comparison.make([scored[path] for path in a], [scored[path] for path in b], ())
         all_wanted.append(wanted)
         if out is not None and wanted.place(out).exists():
             continue
-        comparison = _compared(tuple(a), tuple(b), resamples)
+        comparison = compare_records(*({path: scored[path] for path in side} for side in (a, b)), resamples=resamples)
         made += 1
         if out is None:
             Console(soft_wrap=True).print(comparison_table(comparison))
@@ -80,24 +77,3 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
         for path in replaced:
             path.unlink()
         click.echo(f"comparisons  {made} new, {len(pairs) - made} that were there, {len(replaced)} of fewer seeds removed, in {out}")
-
-
-def _compared(group_a: tuple[Path, ...], group_b: tuple[Path, ...], resamples: int) -> Comparison:
-    from wsolbench.compare import compare
-    from wsolbench.exceptions import DataError
-    from wsolbench.records import read_record
-    from wsolbench.report.comparisons import Comparison
-    from wsolbench.score_table import ScoreTable
-
-    records = [[read_record(path) for path in group] for group in (group_a, group_b)]
-    first = records[0][0]
-    protocol = first.map_protocol
-    for path, record in zip((*group_a, *group_b), (*records[0], *records[1]), strict=True):
-        for what, names in (("data set", ("name", "split", "fingerprint")), ("protocol", None)):
-            mine, theirs = (each.protocol if names is None else [each.dataset[name] for name in names] for each in (record, first))
-            if mine != theirs:
-                raise DataError(
-                    f"{path} has another {what} than {group_a[0]}; only runs on the same images, counted alike, can be compared"
-                )
-    a, b = ([ScoreTable.read(path.with_suffix(SCORES)) for path in group] for group in (group_a, group_b))
-    return Comparison.make(records[0], records[1], compare(a, b, protocol, resamples=resamples))

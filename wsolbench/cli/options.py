@@ -345,10 +345,12 @@ def report_evaluation(evaluation: Evaluation, out: Path, save_scores: bool) -> N
     from rich.console import Console
 
     from wsolbench.report.tables import metrics_table
+    from wsolbench.score_table import SCORES
 
     path = evaluation.record.write(out)
     Console(soft_wrap=True).print(metrics_table(evaluation.record))
     if save_scores:
-        evaluation.scores.write(path.with_suffix(".scores.npz"))
-        click.echo(f"scores   {path.with_suffix('.scores.npz')}")
+        scores = path.with_suffix(SCORES)
+        evaluation.scores.write(scores)
+        click.echo(f"scores   {scores}")
     click.echo(f"record   {path}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from wsolbench.cli.options import DataOptions, read_protocol
 
@@ -48,10 +49,18 @@ def command(
 ) -> None:
     """Write OUT/index.html: the board, curves, paired comparisons and galleries, with everything inside."""
     from wsolbench.exceptions import UsageError
+    from wsolbench.files import check_writable
+    from wsolbench.report.leaderboard import folder_of_records
     from wsolbench.report.page import write_page
 
     if bool(folders) != (dataset is not None):
         raise UsageError("galleries need both --maps and --dataset; give both, or neither")
+    given = click.get_current_context().get_parameter_source
+    for name in ("data_root", "metadata_root", "split", "protocol", "images"):
+        if not folders and given(name) is not ParameterSource.DEFAULT:
+            raise UsageError(f"--{name.replace('_', '-')} is of galleries, and there is none without --maps and --dataset")
+    folder_of_records(results)  # both before galleries are drawn
+    check_writable(out / "index.html")
     shown: Sequence[Gallery] = ()
     if dataset is not None:
         from wsolbench.report.gallery import galleries

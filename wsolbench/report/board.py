@@ -14,32 +14,20 @@ from statistics import fmean
 from typing import Any
 
 from wsolbench.datasets import dataset_info, list_datasets
-from wsolbench.files import canonical_json
 from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
 from wsolbench.published import Paper, PublishedNumber, conflicts, published_info
 from wsolbench.records import MetricValue, RunRecord
+from wsolbench.report.repetitions import Run, data_of, different_settings, grouped, newest, settings_of, source_of, source_title
 from wsolbench.report.tables import UNDEFINED, describe_protocol, format_number, sort_policies
 
 
 @dataclass(frozen=True)
-class Run:
-    """A record and its link from the board's folder."""
-
-    record: RunRecord
-    link: str
-
-    def metric(self, name: str, policy: str | None) -> MetricValue | None:
-        """The metric under that policy, or without any: a metric that uses no threshold stands in every table."""
-        found = {metric.policy: metric for metric in self.record.metrics if metric.name == name}
-        return found.get(policy) or found.get(None)
-
-
-@dataclass(frozen=True)
 class Cell:
-    """Text of a table's cell; `link` is an address that formats with links show."""
+    """Text of a table's cell; `link` is an address that formats with links show; sorting goes by `order` where there is one."""
 
     text: str
     link: str = ""
+    order: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +47,13 @@ class MeasuredTable(Table):
     protocol: str
     metric: str
     estimates: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedTable(Table):
+    """A table of what is printed. `methods`: of each row the method here that it is of, or its own name where there is none."""
+
+    methods: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +109,8 @@ class Numbers:
 def measured_tables(runs: Sequence[Run], published: Numbers, filters: Filters) -> list[MeasuredTable]:
     """A table for each data set, protocol, policy and metric; a metric that uses no threshold has one whatever the policies."""
     tables = []
-    for same_data in _grouped([run for run in _newest(runs) if filters.takes_run(run.record)], _data_of):
-        for same_protocol in _grouped(same_data, lambda run: run.record.protocol.to_json()):
+    for same_data in grouped([run for run in newest(runs) if filters.takes_run(run.record)], data_of):
+        for same_protocol in grouped(same_data, lambda run: run.record.protocol.to_json()):
             policies = sort_policies(m.policy for run in same_protocol for m in run.record.metrics if m.policy)
             for policy in (None, *policies):
                 for title, comparable in _of_one_source(same_protocol, policy):
@@ -125,7 +120,7 @@ def measured_tables(runs: Sequence[Run], published: Numbers, filters: Filters) -
     return tables
 
 
-def published_tables(published: Numbers, filters: Filters) -> list[Table]:
+def published_tables(published: Numbers, filters: Filters) -> list[PublishedTable]:
     """A table of the sources' own numbers for each data set, split and metric."""
     disputed = published.disputed
     groups: dict[tuple[str, str, str], list[PublishedNumber]] = defaultdict(list)
@@ -135,16 +130,18 @@ def published_tables(published: Numbers, filters: Filters) -> list[Table]:
     tables = []
     for (dataset, split, metric), numbers in sorted(groups.items()):
         higher = -1 if published_info(metric).better != "lower" else 1
-        rows = []
+        rows, methods = [], []
         for number in sorted(numbers, key=lambda number: (higher * number.as_recorded, number.key[:4])):
             paper = published.papers[number.paper]
             place = ", ".join(filter(None, (number.table, f"row {number.row}" if number.row else "")))
-            mark = "†" if number.key in disputed else ""
-            texts = (number.method, number.backbone, number.printed + mark, paper.name, str(paper.year or ""), place)
-            rows.append(tuple(Cell(text) for text in texts))
+            printed = Cell(number.printed + "†" * (number.key in disputed), order=number.as_recorded)
+            others = (Cell(text) for text in (paper.name, str(paper.year or ""), place))
+            rows.append((Cell(number.method), Cell(number.backbone), printed, *others))
+            methods.append(number.ours or number.method)
         notes = ("† Another table prints another value.",) if any("†" in row[2].text for row in rows) else ()
         columns = ("method", "backbone", published_info(metric).title, "paper", "year", "where")
-        tables.append(Table(path=(dataset, split, published_info(metric).title), columns=columns, rows=tuple(rows), notes=notes))
+        path = (dataset, split, published_info(metric).title)
+        tables.append(PublishedTable(path=path, columns=columns, rows=tuple(rows), notes=notes, methods=tuple(methods)))
     return tables
 
 
@@ -216,44 +213,12 @@ def _is_whole(record: RunRecord) -> bool:
 # --- measured rows -------------------------------------------------------------------------------------------------------
 
 
-def _data_of(run: Run) -> dict[str, Any]:
-    """What makes two data sets the same: annotations, images and what was done to them."""
-    return {key: run.record.dataset.get(key) for key in ("name", "split", "transform", "fingerprint", "images")}
-
-
-def _settings_of(run: Run) -> dict[str, Any]:
-    """What makes two runs repetitions of each other: all but the seed."""
-    method, training = run.record.method, run.record.training
-    what = {key: method.get(key) for key in ("name", "backbone", "post", "image_size")}
-    return {**what, "config": run.record.settings, "start": run.record.start, "recipe": training.get("recipe")}
-
-
-def _newest(runs: Sequence[Run]) -> list[Run]:
-    """Of runs that repeat each other with the same seed the last one: another revision or machine makes no other seed."""
-    last: dict[str, Run] = {}
-    for run in sorted(runs, key=lambda run: (str(run.record.provenance.get("date")), run.link)):
-        seed = run.record.training.get("seed")
-        apart = run.link if seed is None else [_data_of(run), _source_of(run), run.record.protocol.to_json(), _settings_of(run), seed]
-        last[canonical_json(apart)] = run
-    links = {run.link for run in last.values()}
-    return [run for run in runs if run.link in links]
-
-
 def _of_one_source(runs: Sequence[Run], policy: str | None) -> list[tuple[str | None, list[Run]]]:
     """The runs that a threshold policy makes comparable, and its title: transferred thresholds come from one split."""
     if policy != "transfer":
         return [(policy, list(runs))]
-    groups = _grouped([run for run in runs if any(m.policy == policy for m in run.record.metrics)], _source_of)
-    return [(policy if len(groups) == 1 else f"{policy}{source_title(_source_of(group[0]))}", group) for group in groups]
-
-
-def _source_of(run: Run) -> Any:
-    return run.record.dataset.get("transfer_from")
-
-
-def source_title(source: Any) -> str:
-    """Of the split that thresholds come from, after the name of the policy."""
-    return f" from {source.get('split')} (fingerprint {str(source.get('fingerprint'))[:12]})" if isinstance(source, dict) else ""
+    groups = grouped([run for run in runs if any(m.policy == policy for m in run.record.metrics)], source_of)
+    return [(policy if len(groups) == 1 else f"{policy}{source_title(source_of(group[0]))}", group) for group in groups]
 
 
 def _metrics(runs: Sequence[Run], policy: str | None) -> list[str]:
@@ -266,7 +231,7 @@ def _metrics(runs: Sequence[Run], policy: str | None) -> list[str]:
 def _measured_table(runs: Sequence[Run], name: str, policy: str | None, title: str | None, published: Numbers) -> MeasuredTable:
     data, info = runs[0].record.dataset, metric_info(name)
     whole = _is_whole(runs[0].record)
-    groups = _grouped([run for run in runs if (m := run.metric(name, policy)) is not None and m.value is not None], _settings_of)
+    groups = grouped([run for run in runs if (m := run.metric(name, policy)) is not None and m.value is not None], settings_of)
     rows = []
     for group in groups:
         values = [m for run in group if (m := run.metric(name, policy)) is not None]
@@ -283,7 +248,10 @@ def _measured_table(runs: Sequence[Run], name: str, policy: str | None, title: s
             Cell(str(group[0].record.start or UNDEFINED)),
             Cell("{} [{}, {}]".format(*estimate) if len(estimate) > 1 else estimate[0]),
             Cell(_runs(name, group, values)),
-            Cell(" / ".join(f"{number.printed} ({number.backbone})" for number in numbers)),
+            Cell(
+                " / ".join(f"{number.printed} ({number.backbone})" for number in numbers),
+                order=max((number.as_recorded for number in numbers), default=None),
+            ),
             Cell(" / ".join(f"{paper.name} {paper.year or ''}".strip() for paper in papers.values())),
             Cell(difference),
         )
@@ -317,25 +285,6 @@ def _runs(name: str, group: Sequence[Run], values: Sequence[MetricValue]) -> str
         return "1" if group[0].record.training else UNDEFINED
     numbers = [m.value for m in values if m.value is not None]
     return f"{len(group)}: {format_number(name, min(numbers))} to {format_number(name, max(numbers))}"
-
-
-def different_settings(run: Run, others: Sequence[Run]) -> str:
-    """The settings in which a run differs from others of its method."""
-    of_method = [_flat(other) for other in others if other.record.method["name"] == run.record.method["name"]]
-    own = _flat(run)
-    names = [name for name in own if len({canonical_json(other.get(name)) for other in of_method}) > 1]
-    return ", ".join(f"{name}={_text(own[name])}" for name in names)
-
-
-def _flat(run: Run) -> dict[str, Any]:
-    settings = _settings_of(run)
-    recipe = {f"recipe.{key}": value for key, value in (settings["recipe"] or {}).items()}
-    post = {f"post.{key}": value for key, value in ((settings["post"] or {}).get("config") or {}).items()}
-    return {**settings["config"], **post, "image_size": settings["image_size"], **recipe}
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(_text, value)) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _own_numbers(record: RunRecord, metric: str, numbers: Iterable[PublishedNumber]) -> list[PublishedNumber]:
@@ -376,10 +325,3 @@ def _beside(number: PublishedNumber, runs: Sequence[Run], meant: Callable[[Publi
     if number.unit == "percent_error" and number.better == "higher":
         mean = 1 - mean
     return Cell(format_number(number.metric, mean), link)
-
-
-def _grouped(runs: Iterable[Run], key: Callable[[Run], Any]) -> list[list[Run]]:
-    groups: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[canonical_json(key(run))].append(run)
-    return [groups[name] for name in sorted(groups)]

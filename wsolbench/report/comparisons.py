@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsolbench.compare import MetricDifference
+from wsolbench.compare import MetricDifference, compare
 from wsolbench.exceptions import DataError
 from wsolbench.files import file_name, sha256_of_json, write_json
 from wsolbench.metrics.catalog import metric_info, metric_title
 from wsolbench.records import RunRecord
+from wsolbench.score_table import SCORES, ScoreTable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,6 +78,39 @@ def _group(records: Sequence[RunRecord]) -> dict[str, Any]:
         "seeds": [record.training.get("seed") for record in records],
         "records": [record.digest for record in records],
     }
+
+
+def read_scores(path: Path, record: RunRecord) -> ScoreTable:
+    """The per-image scores beside a record. Raises `DataError` naming both files when they are missing, broken, or of another run."""
+    scores = ScoreTable.read(path.with_suffix(SCORES))
+    (part,) = scores
+    for what, found, expected in (
+        ("images", len(part), record.dataset.get("images")),
+        ("thresholds", part.single_iou.shape[1], len(record.map_protocol.taus)),
+    ):
+        if found != expected:
+            raise DataError(f"{path.with_suffix(SCORES)} has scores of {found} {what}, but its record {path} is of {expected}")
+    return scores
+
+
+def compare_records(a: Mapping[Path, RunRecord], b: Mapping[Path, RunRecord], *, resamples: int) -> Comparison:
+    """Group B minus group A: records of the same images counted alike, by their paths, with their scores beside them.
+
+    Raises `DataError` naming the files whose scores cannot be used, or that differ in more than the method.
+    """
+    paths, records = [*a, *b], [*a.values(), *b.values()]
+    protocol = records[0].map_protocol
+    for path, record in zip(paths, records, strict=True):
+        for what, names in (("data set", ("name", "split", "fingerprint")), ("protocol", None)):
+            mine, theirs = (each.protocol if names is None else [each.dataset[name] for name in names] for each in (record, records[0]))
+            if mine != theirs:
+                raise DataError(f"{path} has another {what} than {paths[0]}; only runs on the same images, counted alike, can be compared")
+    scores = [read_scores(path, record) for path, record in zip(paths, records, strict=True)]
+    try:
+        differences = compare(scores[: len(a)], scores[len(a) :], protocol, resamples=resamples)
+    except DataError as error:
+        raise DataError(f"{', '.join(map(str, paths))}: {error}") from error
+    return Comparison.make(records[: len(a)], records[len(a) :], differences)
 
 
 def read_comparison(path: Path) -> Comparison:

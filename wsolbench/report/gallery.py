@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from wsolbench.metrics.max_box_acc import passes
 from wsolbench.metrics.sweep import sweep
 from wsolbench.protocol import EvalProtocol
 from wsolbench.report.overlays import frame_image
-from wsolbench.report.sheets import box_overlay
+from wsolbench.report.sheets import best_and_worst, box_overlay
 from wsolbench.sources import FolderSource
 from wsolbench.types import Dataset
 
@@ -69,19 +70,26 @@ def galleries(folders: Sequence[Path], dataset: Dataset, protocol: EvalProtocol,
         raise DataError(f"no image of {dataset.name} {dataset.split} has a true box and a map in {where}; maps are named by the image's id")
     boxed = replace(dataset, samples=chosen)
     of = f"Of {len(chosen)} of {len(dataset)} images."
-    maps = [_read(folder, boxed, protocol) for folder in folders]
+    maps = _told_apart([_read(folder, boxed, protocol) for folder in folders], folders)
     found = []
     for each in maps:
-        order = np.argsort(each.iou, kind="stable")
+        best, worst = best_and_worst(np.argsort(each.iou, kind="stable"), each.iou, count)
         note = f"{of} IoU of the one box at tau {each.tau:g}, which is best for GT-known."
-        found.append(_gallery(f"{each.name}: highest IoU", note, order[::-1][:count].tolist(), [each], boxed, protocol))
-        found.append(_gallery(f"{each.name}: lowest IoU", note, order[:count].tolist(), [each], boxed, protocol))
+        found.append(_gallery(f"{each.name}: highest IoU", note, best, [each], boxed, protocol))
+        found.append(_gallery(f"{each.name}: lowest IoU", note, worst, [each], boxed, protocol))
     if len(maps) > 1:
         span = np.ptp(np.stack([each.iou for each in maps]), axis=0)
         order = np.argsort(-span, kind="stable")[:count].tolist()
         note = f"{of} The widest span of IoU, each at the tau that is best for its GT-known."
         found.append(_gallery("Most disagreed on", note, order, maps, boxed, protocol))
     return found
+
+
+def _told_apart(maps: Sequence[_Maps], folders: Sequence[Path]) -> list[_Maps]:
+    """Maps of one name have their folder in it."""
+    often = Counter(each.name for each in maps)
+    named = zip(maps, folders, strict=True)
+    return [each if often[each.name] == 1 else replace(each, name=f"{each.name} ({folder})") for each, folder in named]
 
 
 def _read(path: Path, dataset: Dataset, protocol: EvalProtocol) -> _Maps:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.files import canonical_json, sha256_of_json, write_text
+from wsolbench.files import sha256_of_json, write_text
 from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
 from wsolbench.protocol import DetectionProtocol, EvalProtocol
 from wsolbench.published import PublishedNumber, read_papers, read_published
@@ -32,16 +32,14 @@ from wsolbench.records import MetricValue, RunRecord, read_records
 from wsolbench.report.board import (
     Filters,
     Numbers,
-    Run,
     Table,
-    different_settings,
     measured_tables,
     paper_tables,
     problems,
     published_tables,
-    source_title,
 )
 from wsolbench.report.formats import render
+from wsolbench.report.repetitions import Run, data_of, different_settings, grouped, source_of, source_title
 from wsolbench.report.reproduction import is_meant, read_claims, read_variants, reproduction_markdown
 from wsolbench.report.tables import NO_THRESHOLD, describe_protocol, escape_markdown, format_value, sort_policies
 
@@ -165,16 +163,24 @@ def board_tables(results: Path, filters: Filters) -> list[Table]:
     return _tables_of(*read_results(results), filters)
 
 
+def folder_of_records(results: Path) -> Path:
+    """`results / "measured"`. Raises `UsageError` where there is none."""
+    measured = results / "measured"
+    if not measured.is_dir():
+        raise UsageError(f"no folder of records {measured}; `wsolbench eval` makes it, or name the folder above it with --results")
+    return measured
+
+
 def read_results(results: Path) -> tuple[list[Run], Numbers]:
     """Records and published numbers of a results folder.
 
     Raises `UsageError` without `measured`, `DataError` for a record or a published number that is none, and for runs whose metrics
     are of different versions.
     """
-    measured = results / "measured"
-    if not measured.is_dir():
-        raise UsageError(f"no folder of records {measured}; `wsolbench eval` makes it, or name the folder above it with --results")
-    runs = [Run(record, quote(Path(os.path.relpath(path, results / "leaderboard")).as_posix())) for path, record in read_records(measured)]
+    measured = folder_of_records(results)
+    runs = [
+        Run(record, quote(Path(os.path.relpath(path, results / "leaderboard")).as_posix()), path) for path, record in read_records(measured)
+    ]
     if found := problems(runs):
         raise DataError("; ".join(found))
     has_papers = (results / "papers.toml").is_file()
@@ -199,11 +205,6 @@ def _paper_of(key: str, runs: Sequence[Run], published: Numbers, results: Path) 
 def _file_stem(name: str) -> str:
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-").lower() or "unnamed"
     return f"{stem}-data" if stem in {"readme", "reproduction"} or stem.startswith(("board-", "paper-")) else stem
-
-
-def _split_of(run: Run) -> dict[str, Any]:
-    """What makes two data sets the same: annotations and images."""
-    return {key: run.record.dataset.get(key) for key in ("name", "split", "transform", "fingerprint", "images")}
 
 
 def _index(by_name: dict[str, list[Run]], others: dict[str, str]) -> str:
@@ -244,21 +245,14 @@ def _markdown(runs: Sequence[Run]) -> str:
         "",
         "Percent, with 95 % bootstrap intervals over images. Each method links to its record.",
     ]
-    for split_runs in _grouped(runs, _split_of):
+    for split_runs in grouped(runs, data_of):
         dataset = split_runs[0].record.dataset
         lines += ["", f"## {escape_markdown(_split_title(dataset))}"]
-        for protocol_runs in _grouped(split_runs, lambda run: run.record.protocol.to_json()):
+        for protocol_runs in grouped(split_runs, lambda run: run.record.protocol.to_json()):
             lines += ["", f"### Protocol {escape_markdown(describe_protocol(protocol_runs[0].record.protocol))}"]
             for heading, table_runs, policy in _tables(protocol_runs):
                 lines += ["", f"#### Threshold: {escape_markdown(heading)}", "", *_table(table_runs, policy)]
     return "\n".join(lines) + "\n"
-
-
-def _grouped(runs: Iterable[Run], key: Any) -> list[list[Run]]:
-    groups: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[canonical_json(key(run))].append(run)
-    return [groups[name] for name in sorted(groups)]
 
 
 def _split_title(dataset: dict[str, Any]) -> str:
@@ -275,8 +269,8 @@ def _tables(runs: Sequence[Run]) -> Iterable[tuple[str, list[Run], str | None]]:
         if policy != "transfer":
             yield policy, having, policy
             continue
-        for group in _grouped(having, lambda run: run.record.dataset.get("transfer_from")):
-            source = group[0].record.dataset.get("transfer_from")
+        for group in grouped(having, source_of):
+            source = source_of(group[0])
             yield f"transfer{source_title(source)}", group, policy
     without = [run for run in runs if all(metric.policy is None for metric in run.record.metrics)]
     if without:
@@ -296,7 +290,7 @@ def _table(runs: Sequence[Run], policy: str | None) -> list[str]:
         cells = [f"[{escape_markdown(method['name'])}]({run.link})"]
         cells += [
             escape_markdown("" if value is None else value)
-            for value in (different_settings(run, runs), method.get("backbone"), run.record.start, run.record.training.get("seed"))
+            for value in (different_settings(run, runs), method.get("backbone"), run.record.start, run.seed)
         ]
         for name in columns:
             metric = run.metric(name, policy)

@@ -6,20 +6,22 @@
   document.documentElement.classList.add("js");
 
   // --- sorting: a button in every head cell -----------------------------------------------------------------------------
-  const numberOf = (text) => {
-    const found = text.match(/[-+−]?\d+(\.\d+)?/);
-    if (found === null || found.index > 4) return NaN;
-    const value = Number(found[0].replace("−", "-"));
-    return text.includes("% error") ? 100 - value : value; // some papers print what is wrong
+  const leading = /^[-+−]?\d+(\.\d+)?/;
+  const numberOf = (cell, text) => {
+    if (cell.dataset.sort !== undefined) return Number(cell.dataset.sort);
+    const found = text.match(leading);
+    return found === null ? NaN : Number(found[0].replace("−", "-"));
   };
-  const compareCells = (a, b, numeric) =>
-    numeric ? numberOf(a) - numberOf(b) : a.localeCompare(b, "en", { numeric: true });
   const sortBy = (table, column, descending) => {
     const body = table.tBodies[0];
-    const rows = [...body.rows].map((row) => ({ row, text: row.cells[column].textContent.trim() }));
+    const rows = [...body.rows].map((row) => {
+      const text = row.cells[column].textContent.trim();
+      return { row, text, number: numberOf(row.cells[column], text) };
+    });
     const filled = rows.filter(({ text }) => text !== "" && text !== "—");
-    const numeric = filled.every(({ text }) => !Number.isNaN(numberOf(text)));
-    filled.sort((a, b) => (descending ? -1 : 1) * compareCells(a.text, b.text, numeric));
+    const numeric = filled.every(({ number }) => !Number.isNaN(number));
+    const compare = (a, b) => (numeric ? a.number - b.number : a.text.localeCompare(b.text, "en", { numeric: true }));
+    filled.sort((a, b) => (descending ? -1 : 1) * compare(a, b));
     // what has no value comes last in both directions
     body.append(...filled.concat(rows.filter((row) => !filled.includes(row))).map(({ row }) => row));
   };
@@ -66,7 +68,8 @@
           tables += left ? 1 : 0;
           count += left;
         }
-        one(`#${section.id} .count`).textContent = `${tables} of ${blocks.length} tables, ${count} rows`;
+        const said = tables ? `${tables} of ${blocks.length} tables, ${count} rows` : "Nothing fits these filters.";
+        one(`#${section.id} .count`).textContent = said;
       }
     };
     const prefer = (name, value) => {
@@ -76,8 +79,7 @@
     filters.addEventListener("change", apply);
     filters.addEventListener("submit", (event) => event.preventDefault());
     filters.addEventListener("reset", () => setTimeout(apply));
-    prefer("dataset", filters.elements.dataset.options[1].value);
-    prefer("metric", "GT-known");
+    for (const name of ["dataset", "metric"]) prefer(name, filters.getAttribute(`data-${name}`)); // .dataset is the select of that name
     apply();
   }
 
@@ -108,8 +110,9 @@
     }
     return { svg, y };
   };
-  const numbers = (head, rows) => {
+  const numbers = (caption, head, rows) => {
     const table = element("table");
+    table.createCaption().textContent = caption;
     const top = table.createTHead().insertRow();
     for (const text of head) {
       const cell = element("th", text);
@@ -124,15 +127,29 @@
     }
     const scroll = element("div", "", table);
     scroll.className = "scroll";
-    return element("details", "", element("summary", "Numbers"), scroll);
+    scroll.tabIndex = 0;
+    scroll.setAttribute("role", "region");
+    scroll.setAttribute("aria-label", caption);
+    const details = element("details", "", element("summary", "Numbers"), scroll);
+    details.title = caption;
+    return details;
   };
-  const nearest = ([xs, ys], x) => ys[xs.reduce((best, value, at) => (Math.abs(value - x) < Math.abs(xs[best] - x) ? at : best), 0)];
+  const between = ([xs, ys], x) => { // on the line between two points; null beyond its ends
+    const after = xs.findIndex((value) => value >= x);
+    if (after < 0 || (after === 0 && xs[0] > x)) return null;
+    if (xs[after] === x) return ys[after];
+    return ys[after - 1] + ((ys[after] - ys[after - 1]) * (x - xs[after - 1])) / (xs[after] - xs[after - 1]);
+  };
 
   const lines = (title, xTitle, key, runs, width) => {
     const drawn = runs.filter(({ run }) => run[key]);
     if (!drawn.length) return null;
-    const best = drawn.map(({ run }) => `${run.label}: highest ${percent(Math.max(...run[key][1]))}`);
-    const { svg, y } = frame(width, `${title}. ${best.join("; ")}`, 1);
+    const said = (curve) => {
+      if (key === "gt_known") return `highest ${percent(Math.max(...curve[1]))} at ${curve[0][curve[1].indexOf(Math.max(...curve[1]))]}`;
+      const half = between(curve, 0.5);
+      return half === null ? "not drawn at recall 0.5" : `${percent(half)} at recall 0.5`;
+    };
+    const { svg, y } = frame(width, `${title}. ${drawn.map(({ run }) => `${run.label}: ${said(run[key])}`).join("; ")}`, 1);
     const x = (value) => LEFT + (width - LEFT - 8) * value;
     for (let step = 0; step <= 5; step += 1) {
       svg.append(make("text", { x: x(step / 5), y: HEIGHT - BOTTOM + 16, "text-anchor": "middle" }, String(step / 5)));
@@ -147,46 +164,56 @@
       }
     }
     const places = Array.from({ length: 11 }, (_, step) => step / 10);
-    const rows = places.map((place) => [String(place), ...drawn.map(({ run }) => percent(nearest(run[key], place)))]);
-    return element("figure", "", element("figcaption", title), svg, numbers([xTitle, ...drawn.map(({ run }) => run.label)], rows));
+    const rows = places.map((place) => [
+      String(place),
+      ...drawn.map(({ run }) => between(run[key], place)).map((value) => (value === null ? "" : percent(value))),
+    ]);
+    return element("figure", "", element("figcaption", title), svg, numbers(title, [xTitle, ...drawn.map(({ run }) => run.label)], rows));
   };
 
-  const NAMES = ["Right", "Cls", "M-Ins", "Part", "More", "Other"];
   const bars = (runs, width) => {
     const drawn = runs.filter(({ run }) => run.errors);
     if (!drawn.length) return null;
     const title = "Error breakdown (% of images, 95 % intervals)";
     const most = Math.max(...drawn.flatMap(({ run }) => run.errors.map(([value, , high]) => high ?? value)));
     const { svg, y } = frame(width, `${title}. The numbers are in the table below.`, Math.max(0.1, Math.ceil(most * 10) / 10));
-    const slot = (width - LEFT - 8) / NAMES.length;
+    const slot = (width - LEFT - 8) / data.errors.length;
     const thick = (0.84 * slot) / drawn.length;
-    NAMES.forEach((name, place) => {
+    data.errors.forEach((name, place) => {
       const start = LEFT + slot * place + 0.08 * slot;
-      svg.append(make("text", { x: start + 0.42 * slot, y: HEIGHT - BOTTOM + 16, "text-anchor": "middle" }, name));
+      svg.append(make("text", { x: start + 0.42 * slot, y: HEIGHT - 6, "text-anchor": "middle" }, name));
       drawn.forEach(({ run, style }, at) => {
         const [value, low, high] = run.errors[place];
+        const middle = start + thick * (at + 0.5);
+        svg.append(make("text", { class: "number", x: middle, y: HEIGHT - BOTTOM + 13, "text-anchor": "middle" }, String(style + 1)));
         svg.append(make("rect", { class: `bar s${style}`, x: start + thick * at, y: y(value), width: thick, height: Math.max(0, y(0) - y(value)) }));
         if (low != null && high != null) {
-          const middle = start + thick * (at + 0.5);
           svg.append(make("path", { class: "whisker", d: `M${middle} ${y(low)}V${y(high)}M${middle - 3} ${y(low)}h6M${middle - 3} ${y(high)}h6` }));
         }
       });
     });
     const text = ([value, low, high]) => (low == null ? percent(value) : `${percent(value)} [${percent(low)}, ${percent(high)}]`);
-    const rows = NAMES.map((name, place) => [name, ...drawn.map(({ run }) => text(run.errors[place]))]);
-    return element("figure", "", element("figcaption", title), svg, numbers(["", ...drawn.map(({ run }) => run.label)], rows));
+    const rows = data.errors.map((name, place) => [name, ...drawn.map(({ run }) => text(run.errors[place]))]);
+    return element("figure", "", element("figcaption", title), svg, numbers(title, ["", ...drawn.map(({ run }) => run.label)], rows));
   };
 
   const charts = one(".charts");
   if (charts) {
     const select = one("#runs select");
     const blocks = all("#runs [data-group]");
+    const status = one("#runs .count");
+    const styles = new Map(); // of a chosen box; it keeps its colour while others come and go
+    const chosen = (boxes) => {
+      for (const box of [...styles.keys()]) if (!box.checked || !boxes.includes(box)) styles.delete(box);
+      const used = new Set(styles.values());
+      const free = Array.from({ length: MOST }, (_, style) => style).filter((style) => !used.has(style));
+      for (const box of boxes) if (box.checked && !styles.has(box)) styles.set(box, free.shift());
+      boxes.forEach((box) => { box.disabled = !box.checked && styles.size >= MOST; });
+      const runs = [...styles].map(([box, style]) => ({ run: data.runs[select.value][Number(box.value)], style }));
+      return runs.sort((a, b) => a.style - b.style);
+    };
     const draw = () => {
-      const block = blocks[select.value];
-      const boxes = all("input", block);
-      const chosen = boxes.filter((box) => box.checked);
-      boxes.forEach((box) => { box.disabled = !box.checked && chosen.length >= MOST; });
-      const runs = chosen.map((box, style) => ({ run: data.runs[select.value][Number(box.value)], style }));
+      const runs = chosen(all("input", blocks[select.value]));
       const room = charts.clientWidth || 320;
       const width = Math.max(280, Math.min(room, room > 700 ? (room - 48) / 3 : room, 576));
       const legend = element("ul");
@@ -194,20 +221,33 @@
       for (const { run, style } of runs) {
         const sample = make("svg", { viewBox: "0 0 34 10", "aria-hidden": "true" });
         sample.append(make("line", { class: `line s${style}`, x1: 0, x2: 34, y1: 5, y2: 5 }));
-        legend.append(element("li", "", sample, run.label));
+        legend.append(element("li", "", sample, `${style + 1}: ${run.label}`));
       }
       const figures = [
         lines("GT-known over tau (%)", "tau", "gt_known", runs, width),
         lines("Precision over recall (%)", "recall", "pr", runs, width),
         bars(runs, width),
       ].filter(Boolean);
+      const before = all("details", charts);
+      const open = new Set(before.filter((details) => details.open).map((details) => details.title));
+      const held = before.find((details) => details.contains(document.activeElement));
       charts.replaceChildren(legend, ...figures);
-      if (!figures.length) charts.append(element("p", runs.length ? "These runs have no curves." : "No run is chosen."));
+      for (const details of all("details", charts)) {
+        details.open = open.has(details.title);
+        if (held && details.title === held.title) details.querySelector("summary").focus();
+      }
+      const none = runs.length ? "These runs have no curves." : "No run is chosen.";
+      const said = figures.length ? `${runs.length} ${runs.length === 1 ? "run is" : "runs are"} drawn.` : none;
+      if (status.textContent !== said) status.textContent = said;
     };
     const show = () => {
       blocks.forEach((block, place) => { block.hidden = String(place) !== select.value; });
       const boxes = all("input", blocks[select.value]);
-      if (!boxes.some((box) => box.checked)) boxes.slice(0, 3).forEach((box) => { box.checked = true; });
+      if (!boxes.some((box) => box.checked)) { // the best run of each of the three best methods
+        const method = (box) => box.closest("tr").dataset.method;
+        const first = boxes.filter((box, place) => boxes.findIndex((other) => method(other) === method(box)) === place);
+        first.slice(0, 3).forEach((box) => { box.checked = true; });
+      }
       draw();
     };
     select.addEventListener("change", show);
@@ -224,10 +264,17 @@
   }
 
   // --- comparisons ------------------------------------------------------------------------------------------------------
-  const pair = one("#pairs select");
+  const pair = one("#pairs select[name=pair]");
   if (pair) {
+    const group = one("#pairs select[name=group]");
+    const options = [...pair.options];
     const show = () => all("[data-pair]").forEach((block) => { block.hidden = block.dataset.pair !== pair.value; });
+    const choose = () => {
+      pair.replaceChildren(...options.filter((option) => option.dataset.of === group.value));
+      show();
+    };
+    group.addEventListener("change", choose);
     pair.addEventListener("change", show);
-    show();
+    choose();
   }
 })();

@@ -10,7 +10,9 @@ import base64
 import hashlib
 import html
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,13 @@ from urllib.parse import unquote
 from wsolbench.files import write_text
 from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
 from wsolbench.metrics.errors import ERROR_NAMES
-from wsolbench.records import MetricValue, RunRecord, read_records
-from wsolbench.report.board import Cell, Filters, MeasuredTable, Table, measured_tables, published_tables
+from wsolbench.records import MetricValue
+from wsolbench.report.board import Cell, Filters, MeasuredTable, PublishedTable, measured_tables, published_tables
 from wsolbench.report.gallery import Gallery
 from wsolbench.report.leaderboard import read_results
 from wsolbench.report.page_data import Group, Pair, ShownRun, groups_of, same_but_protocol
-from wsolbench.report.tables import describe_protocol, format_number, format_taus, format_value, run_title, sort_policies
+from wsolbench.report.repetitions import Run, newest
+from wsolbench.report.tables import UNDEFINED, describe_protocol, format_number, format_taus, format_value, sort_policies
 
 _BAR = 120
 """Width of a drawn interval in pixels."""
@@ -33,7 +36,7 @@ _BAR = 120
 def write_page(
     results: Path, out: Path, *, galleries: Sequence[Gallery] = (), methods: int = 5, resamples: int = 1000
 ) -> tuple[Path, list[str]]:
-    """Write `out / "index.html"`; its path, and what is wrong with scores that cannot be read.
+    """Write `out / "index.html"`; its path, and what is wrong with scores that cannot be used.
 
     Args:
         results: a results folder, see `wsolbench.report.leaderboard`.
@@ -41,7 +44,7 @@ def write_page(
         methods: best methods of every data set and protocol that are compared in pairs.
         resamples: of the intervals of these comparisons.
 
-    Raises as `wsolbench.report.leaderboard.read_results`, and `UsageError` when the folder cannot be written.
+    Raises as `wsolbench.report.leaderboard.read_results`, and `UsageError` when the file cannot be written.
     """
     text, problems = page_html(results, galleries=galleries, methods=methods, resamples=resamples)
     write_text(out / "index.html", text)
@@ -49,23 +52,23 @@ def write_page(
 
 
 def page_html(results: Path, *, galleries: Sequence[Gallery], methods: int, resamples: int) -> tuple[str, list[str]]:
-    """The page, and what is wrong with scores that cannot be read. The same files give the same page."""
-    runs, published = read_results(results)
+    """The page, and what is wrong with scores that cannot be used. The same files give the same page."""
+    every, published = read_results(results)
+    runs = newest(every)
     names = sorted({str(run.record.dataset["name"]) for run in runs})
     measured = [(name, table) for name in names for table in measured_tables(runs, published, Filters(dataset=name))]
     printed = [(table.path[0], table) for table in published_tables(published, Filters())]
-    records = read_records(results / "measured")
-    groups, problems = groups_of(records, methods=methods, resamples=resamples)
-    protocols = same_but_protocol(records)
+    groups, problems = groups_of(runs, methods=methods, resamples=resamples)
     sections = [
-        ("board", "Measured", _board(measured, runs_count=len(runs))),
+        ("board", "Measured", _board(measured, printed, len(every), len(runs))),
         ("published", "Published", _published(printed)),
         ("runs", "Curves and errors", _runs(groups, results, problems)),
-        ("pairs", "Comparisons", _pairs([pair for group in groups for pair in group.pairs], groups, methods, resamples)),
-        ("protocols", "Protocols", "".join(map(_protocol_table, protocols))),
+        ("pairs", "Comparisons", _pairs(groups, methods, resamples)),
+        ("protocols", "Protocols", "".join(_protocol_table(title, of) for title, of in same_but_protocol(runs))),
         ("galleries", "Galleries", "".join(map(_gallery, galleries))),
     ]
-    return _document([section for section in sections if section[2]], {"runs": _curves(groups)}), problems
+    data = {"runs": _curves(groups), "errors": [metric_title(f"error_{name}") for name in ERROR_NAMES]}
+    return _document([section for section in sections if section[2]], data), problems
 
 
 def _document(sections: Sequence[tuple[str, str, str]], data: dict[str, Any]) -> str:
@@ -116,10 +119,27 @@ def _table(
     )
 
 
-def _row(cells: Sequence[str], attributes: str = "") -> str:
-    """Cells are HTML; the first names the row."""
+@dataclass(frozen=True)
+class _Td:
+    """HTML of a cell, and the number that it is sorted by where its text does not begin with one."""
+
+    html: str
+    by: float | None = None
+
+    def __str__(self) -> str:
+        sort = "" if self.by is None else f' data-sort="{self.by:.6g}"'
+        return f"<td{sort}>{self.html}</td>"
+
+
+def _row(cells: Sequence[_Td], attributes: str = "") -> str:
+    """The first cell names the row."""
     first, *others = cells
-    return f'<tr{attributes}><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in others)}</tr>'
+    return f'<tr{attributes}><th scope="row">{first.html}</th>{"".join(map(str, others))}</tr>'
+
+
+def _filled(lines: Sequence[Sequence[_Td]]) -> list[int]:
+    """Places of the columns that say something in some line: there is little room on a phone."""
+    return [place for place, column in enumerate(zip(*lines, strict=True)) if any(cell.html not in ("", UNDEFINED) for cell in column)]
 
 
 def _facets(**values: str) -> str:
@@ -129,35 +149,54 @@ def _facets(**values: str) -> str:
 # --- the board -----------------------------------------------------------------------------------------------------------
 
 
-def _board(tables: Sequence[tuple[str, MeasuredTable]], *, runs_count: int) -> str:
+def _board(tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tuple[str, PublishedTable]], written: int, newest: int) -> str:
     if not tables:
         return "<p>There is no record with a value yet. <code>wsolbench eval</code> writes one.</p>"
-    metrics = [metric_title(info.name) for info in METRICS]
-    seen = [(name, table.protocol, table.metric) for name, table in tables]
-    choices = {
-        "dataset": list(dict.fromkeys(name for name, _, _ in seen)),
-        "metric": sorted({metric for _, _, metric in seen}, key=lambda title: (metrics.index(title.partition(" @ ")[0]), title)),
-        "protocol": sorted({protocol for _, protocol, _ in seen}),
-        "method": sorted({row[0].text for _, table in tables for row in table.rows}),
-        "backbone": sorted({row[2].text for _, table in tables for row in table.rows}),
-    }
-    titles = {"dataset": "Data set", "metric": "Metric", "protocol": "Protocol", "method": "Method", "backbone": "Backbone"}
-    controls = "".join(
-        f'<label>{titles[name]} <select name="{name}"><option value="">all</option>'
-        f"{''.join(f'<option>{_text(value)}</option>' for value in values)}</select></label>"
-        for name, values in choices.items()
-    )
+    repeated = f"; {written - newest} that newer ones repeat with the same seed are left out" if newest < written else ""
     text = (
-        f"<p>{runs_count} records. A table holds only what may be compared: the same images, protocol and threshold policy. "
+        f"<p>{written} records{repeated}. A table holds only what may be compared: the same images, protocol and threshold policy. "
         "Percent, with 95 % bootstrap intervals over images; runs that differ in nothing but their seed are one row, "
         "with the mean of their intervals, which says nothing of other seeds. Published numbers "
         "stand in columns of their own. <code>oracle</code>: the threshold is chosen on the evaluated images, an upper bound.</p>"
     )
-    form = (
-        f'<form class="filters js-only" aria-label="Filter the tables">{controls}<button type="reset">Show all</button>'
-        '<p class="count" role="status"></p></form>'
+    return text + _filters(tables, published) + "".join(_measured(name, table) for name, table in tables)
+
+
+def _filters(tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tuple[str, PublishedTable]]) -> str:
+    """Choices among what is measured and what is printed. Opened is the data set that the most is measured of, those with published
+    numbers first."""
+    metrics = [metric_title(info.name) for info in METRICS]
+
+    def place(title: str) -> tuple[int, str]:
+        name = title.partition(" @ ")[0]
+        return metrics.index(name) if name in metrics else len(metrics), title
+
+    rows = [(name, table.metric, row[0].text, row[2].text) for name, table in tables for row in table.rows]
+    printed = [
+        (name, table.path[2], method, row[1].text)
+        for name, table in published
+        for method, row in zip(table.methods, table.rows, strict=True)
+    ]
+    datasets, metric, methods, backbones = (sorted({row[column] for row in (*rows, *printed)}) for column in range(4))
+    choices = {
+        "Data set": ("dataset", datasets),
+        "Metric": ("metric", sorted(metric, key=place)),
+        "Protocol": ("protocol", sorted({table.protocol for _, table in tables})),
+        "Method": ("method", methods),
+        "Backbone": ("backbone", backbones),
+    }
+    controls = "".join(
+        f'<label>{title} <select name="{name}"><option value="">all</option>'
+        f"{''.join(f'<option>{_text(value)}</option>' for value in values)}</select></label>"
+        for title, (name, values) in choices.items()
     )
-    return text + form + "".join(_measured(name, table) for name, table in tables)
+    often, known = Counter(row[0] for row in rows), {row[0] for row in printed}
+    opened = min(often, key=lambda name: (name not in known, -often[name], name))
+    first = min((row[1] for row in rows if row[0] == opened), key=lambda title: (title != metric_title("gt_known"), place(title)))
+    return (
+        f'<form class="filters js-only" aria-label="Filter the tables"{_facets(dataset=opened, metric=first)}>{controls}'
+        '<button type="reset">Show all</button><p class="count" role="status"></p></form>'
+    )
 
 
 def _measured(name: str, table: MeasuredTable) -> str:
@@ -165,21 +204,19 @@ def _measured(name: str, table: MeasuredTable) -> str:
     low, high = min(ends), max(ends)
     lines = []
     for cells, estimate in zip(table.rows, table.estimates, strict=True):
-        method, settings, backbone, start, _, group, published, paper, difference = (_text(cell.text) for cell in cells)
+        method, settings, backbone, start, _, *others = (_Td(_text(cell.text), cell.order) for cell in cells)
         drawn = f"{_interval([float(text) for text in estimate], low, high)} {estimate[1]} to {estimate[2]}" if len(estimate) > 1 else ""
-        link = f"<code>{_text(_record_path(cells))}</code>"
-        lines.append((method, estimate[0], drawn, backbone, settings, start, group, published, paper, difference, link))
+        link = _Td(f"<code>{_text(_record_path(cells))}</code>")
+        lines.append((method, _Td(estimate[0]), _Td(drawn), backbone, settings, start, *others, link))
     columns = ("method", "measured", "95 % interval", "backbone", "settings", "start", *table.columns[5:], "record")
-    kept = [
-        place for place in range(len(columns)) if any(line[place] for line in lines)
-    ]  # there is little room on a phone, so the number is second, too
+    kept = _filled(lines)
     rows = [
         _row([line[place] for place in kept], _facets(method=cells[0].text, backbone=cells[2].text))
         for line, cells in zip(lines, table.rows, strict=True)
     ]
-    columns = tuple(columns[place] for place in kept)
     facets = _facets(dataset=name, metric=table.metric, protocol=table.protocol)
-    return _table(" · ".join((table.path[2], table.path[0], table.path[1])), columns, rows, attributes=facets, notes=table.notes)
+    caption = " · ".join((table.path[2], table.path[0], table.path[1]))
+    return _table(caption, [columns[place] for place in kept], rows, attributes=facets, notes=table.notes)
 
 
 def _record_path(cells: Sequence[Cell]) -> str:
@@ -197,19 +234,22 @@ def _interval(estimate: Sequence[float], start: float, end: float) -> str:
     )
 
 
-def _published(tables: Sequence[tuple[str, Table]]) -> str:
+def _published(tables: Sequence[tuple[str, PublishedTable]]) -> str:
     if not tables:
         return ""
     shown = []
     for name, table in tables:
-        rows = [_row([_text(cell.text) for cell in row], _facets(method=row[0].text, backbone=row[1].text)) for row in table.rows]
+        rows = [
+            _row([_Td(_text(cell.text), cell.order) for cell in row], _facets(method=method, backbone=row[1].text))
+            for method, row in zip(table.methods, table.rows, strict=True)
+        ]
         attributes = _facets(dataset=name, metric=table.path[2], protocol="")
-        shown.append(
-            _table(" · ".join((table.path[2], "/".join(table.path[:2]))), table.columns, rows, attributes=attributes, notes=table.notes)
-        )
+        caption = " · ".join((table.path[2], "/".join(table.path[:2])))
+        shown.append(_table(caption, table.columns, rows, attributes=attributes, notes=table.notes))
     text = (
         "<p>Numbers that papers and repositories print of their own methods, as printed, with table and row. They are not measured here "
-        'and their protocols differ. The filters above hold here, too.</p><p class="count js-only" role="status"></p>'
+        "and their protocols differ. The filters above hold here, too, but for the protocol; methods that are here, too, have the names "
+        'that they have here.</p><p class="count js-only" role="status"></p>'
     )
     return text + "".join(shown)
 
@@ -220,39 +260,58 @@ def _published(tables: Sequence[tuple[str, Table]]) -> str:
 def _runs(groups: Sequence[Group], results: Path, problems: Sequence[str]) -> str:
     if not groups:
         return ""
-    options = "".join(f'<option value="{number}">{_text(group.title)}</option>' for number, group in enumerate(groups))
+    most = max(groups, key=lambda group: sum(shown.scored for shown in group.runs))
     text = (
         "<p>Choose up to six runs of one table: GT-known over the threshold tau, precision over recall of pixels, and the error "
-        "breakdown with 95 % intervals. Curves need the per-image scores beside a record (<code>--save-scores</code>).</p>"
-        f'<form class="js-only" aria-label="Choose runs"><label>Images and protocol <select name="group">{options}</select></label></form>'
-        '<div class="charts js-only" aria-live="polite"></div>'
+        "breakdown with 95 % intervals. Curves need the per-image scores beside a record (<code>--save-scores</code>). Settings: "
+        "those in which runs of one method differ.</p>"
+        f'<form class="js-only" aria-label="Choose runs"><label>Images and protocol {_choice(groups, most)}</label>'
+        '<p class="count" role="status"></p></form><div class="charts js-only"></div>'
     )
     left_out = "".join(f"<li>{_text(problem)}</li>" for problem in problems)
     if left_out:
-        text += f"<details><summary>{len(problems)} files of scores cannot be read</summary><ul>{left_out}</ul></details>"
+        text += f"<details><summary>Scores that cannot be used: {len(problems)}</summary><ul>{left_out}</ul></details>"
     return text + "".join(_run_table(number, group, results) for number, group in enumerate(groups))
 
 
+def _choice(groups: Sequence[Group], opened: Group) -> str:
+    """A select element of groups."""
+    options = (
+        f'<option value="{number}"{" selected" if group is opened else ""}>{_text(group.title)}</option>'
+        for number, group in enumerate(groups)
+    )
+    return f'<select name="group">{"".join(options)}</select>'
+
+
 def _run_table(number: int, group: Group, results: Path) -> str:
-    rows = []
-    for place, run in enumerate(group.runs):
-        box = f'<input type="checkbox" class="js-only" value="{place}" aria-label="{_text(f"draw {run.label}")}">'
-        gt_known = run.record.metric("gt_known", "oracle")
-        texts = [f"{box} {_text(run.label)}", _value(gt_known), _text(format_taus(gt_known)) if gt_known else ""]
-        texts.append(_value(run.record.metric("pxap")))
-        texts += [_value(run.record.metric(f"error_{name}", "oracle")) for name in ERROR_NAMES]
-        texts += [
-            "yes" if run.gt_known or run.precision_recall else "no",
-            f"<code>{_text(run.path.relative_to(results).as_posix())}</code>",
-        ]
-        rows.append(_row(texts))
-    errors = (metric_title(f"error_{name}") for name in ERROR_NAMES)
-    columns = ("run", metric_title("gt_known"), "at", metric_title("pxap"), *errors, "curves", "record")
-    return _table(f"Runs · {group.title} · threshold: oracle", columns, rows, attributes=f' data-group="{number}"')
+    lines, facets = [], []
+    for place, shown in enumerate(group.runs):
+        record = shown.run.record
+        name = " · ".join(filter(None, (record.method["name"], record.method.get("backbone"))))
+        box = f'<input type="checkbox" class="js-only" value="{place}" aria-label="{_text(f"draw {shown.label}")}">'
+        gt_known = record.metric("gt_known", "oracle")
+        tau = _Td(_text(format_taus(gt_known)), gt_known.tau[0] if gt_known.tau else None) if gt_known else _Td("")
+        errors = (_value(record.metric(f"error_{name}", "oracle")) for name in ERROR_NAMES)
+        texts = ("" if value is None else str(value) for value in (record.start, shown.settings, shown.run.seed))
+        curves = _Td("yes" if shown.gt_known or shown.precision_recall else "no")
+        path = _Td(f"<code>{_text(shown.run.path.relative_to(results).as_posix())}</code>")
+        first = _Td(f'<label class="pick">{box}<span>{_text(name)}</span></label>')
+        described = [_Td(_text(text)) for text in texts]
+        lines.append((first, _value(gt_known), tau, _value(record.metric("pxap")), *errors, *described, curves, path))
+        facets.append(_facets(method=str(record.method["name"])))
+    titles = (metric_title(f"error_{name}") for name in ERROR_NAMES)
+    columns = ("run", metric_title("gt_known"), "at", metric_title("pxap"), *titles, "start", "settings", "seed", "curves", "record")
+    kept = _filled(lines)
+    rows = [_row([line[place] for place in kept], facet) for line, facet in zip(lines, facets, strict=True)]
+    caption = f"Runs · {group.title} · threshold: oracle"
+    return _table(caption, [columns[place] for place in kept], rows, attributes=f' data-group="{number}"')
 
 
-def _value(metric: MetricValue | None) -> str:
-    return "" if metric is None or metric.value is None else _text(format_value(metric))
+def _value(metric: MetricValue | None) -> _Td:
+    if metric is None or metric.value is None:
+        return _Td("")
+    value, _, ends = _text(format_value(metric)).partition(" ")
+    return _Td(f'{value} <span class="ends">{ends}</span>' if ends else value)
 
 
 def _curves(groups: Sequence[Group]) -> list[list[dict[str, Any]]]:
@@ -260,38 +319,40 @@ def _curves(groups: Sequence[Group]) -> list[list[dict[str, Any]]]:
     return [[_curves_of(run) for run in group.runs] for group in groups]
 
 
-def _curves_of(run: ShownRun) -> dict[str, Any]:
-    curves = {"gt_known": run.gt_known, "pr": run.precision_recall}
-    errors = [run.record.metric(f"error_{name}", "oracle") for name in ERROR_NAMES]
+def _curves_of(shown: ShownRun) -> dict[str, Any]:
+    curves = {"gt_known": shown.gt_known, "pr": shown.precision_recall}
+    errors = [shown.run.record.metric(f"error_{name}", "oracle") for name in ERROR_NAMES]
     shares = [[m.value, m.low, m.high] for m in errors if m is not None and m.value is not None]
     return {
-        "label": run.label,
+        "label": shown.label,
         **{name: [list(curve.x), list(curve.y)] for name, curve in curves.items() if curve is not None},
         **({"errors": shares} if len(shares) == len(ERROR_NAMES) else {}),
     }
 
 
-def _pairs(pairs: Sequence[Pair], groups: Sequence[Group], methods: int, resamples: int) -> str:
-    if not pairs:
+def _pairs(groups: Sequence[Group], methods: int, resamples: int) -> str:
+    having = [group for group in groups if group.pairs]
+    if not having:
         return ""
-    numbers = {id(pair): number for number, pair in enumerate(pairs)}
-    options = "".join(
-        f'<optgroup label="{_text(group.title)}">'
-        + "".join(f'<option value="{numbers[id(pair)]}">{_text(_pair_name(pair))}</option>' for pair in group.pairs)
-        + "</optgroup>"
-        for group in groups
-        if group.pairs
+    most = max(having, key=lambda group: len(group.pairs))
+    pairs = [(number, group, pair) for number, group in enumerate(having) for pair in group.pairs]
+    names = "".join(
+        f'<option value="{place}" data-of="{number}">{_text(f"{pair.b.method} minus {pair.a.method}")}</option>'
+        for place, (number, _, pair) in enumerate(pairs)
     )
     text = (
         f"<p>Differences image by image, on the same images under the same protocol, with 95 % intervals over {resamples} resamples and "
-        f"two-sided p-values. Of every data set and protocol the {methods} best methods are compared, each by its best run (by the oracle "
-        "GT-known, then MaxBoxAccV2, PxAP, Top-1 Cls) that has scores; a best run is chosen on these images, the luckiest of its seeds, "
-        f"so differences are biased and p-values too small; no p-value is below {2 / (resamples + 1):.3f}, and of so many some are small "
-        "by chance. <code>wsolbench compare</code> compares any runs and groups of seeds.</p>"
-        f'<form class="js-only" aria-label="Choose a comparison"><label>Compare <select name="pair">{options}</select></label></form>'
+        f"two-sided p-values. Of every data set and protocol the {methods} best methods are compared (by the oracle "
+        "GT-known, then MaxBoxAccV2, PxAP, Top-1 Cls), each with all its seeds that have scores. Of a method with runs of several settings "
+        "those are taken that have the most seeds, then the best mean: where settings have been chosen on these very images, differences "
+        f"are biased and p-values too small. No p-value is below {2 / (resamples + 1):.3f}, and of so many some are small by chance. "
+        "Intervals say nothing of other seeds; the differences seed by seed do. <code>wsolbench compare</code> compares any runs and "
+        "groups of seeds.</p>"
+        '<form class="js-only" aria-label="Choose a comparison">'
+        f"<label>Images and protocol {_choice(having, most)}</label>"
+        f'<label>Compare <select name="pair">{names}</select></label></form>'
     )
-    titles = [group.title for group in groups for _ in group.pairs]
-    return text + "".join(_pair_table(number, pair, title) for number, (pair, title) in enumerate(zip(pairs, titles, strict=True)))
+    return text + "".join(_pair_table(place, pair, group.title) for place, (_, group, pair) in enumerate(pairs))
 
 
 def _signed(value: float, decimals: int) -> str:
@@ -299,16 +360,13 @@ def _signed(value: float, decimals: int) -> str:
     return f"{round(value, decimals) + 0.0:+.{decimals}f}"
 
 
-def _pair_name(pair: Pair) -> str:
-    return f"{pair.b.label} minus {pair.a.label}"
-
-
 def _pair_table(number: int, pair: Pair, title: str) -> str:
-    rows = []
+    lines = []
     ends: dict[float, float] = {}
     for row in pair.differences:  # metrics with one scale share an axis
         scale = metric_info(row.name).scale
         ends[scale] = max(ends.get(scale, 0.0), abs(row.low), abs(row.high))
+    same_seeds = pair.a.seeds == pair.b.seeds and len(pair.a.seeds) > 1
     for row in pair.differences:
         info = metric_info(row.name)
         end = info.scale * ends[info.scale]
@@ -317,28 +375,37 @@ def _pair_table(number: int, pair: Pair, title: str) -> str:
         interval = f"{drawn} {_signed(low, info.decimals)} to {_signed(high, info.decimals)}"
         name = metric_title(row.name) + (f", {row.policy}" if row.policy else "")
         values = (format_number(row.name, row.a), format_number(row.name, row.b), _signed(middle, info.decimals))
-        rows.append(_row([_text(name), *map(_text, values), interval, f"{row.p_value:.3f}", str(row.n)]))
-    columns = ("metric", "A", "B", "B − A", "95 % interval", "p", "images")
-    caption = f"{_pair_name(pair)} (B minus A) · {title}"
-    return _table(caption, columns, rows, sortable=False, attributes=f' data-pair="{number}"')
+        by_seed = ", ".join(_signed(info.scale * value, info.decimals) for value in row.per_pair or ()) if same_seeds else ""
+        texts = (_text(name), *values, interval, f"{row.p_value:.3f}", by_seed, str(row.n))
+        lines.append([_Td(text) for text in texts])
+    columns = ("metric", "A", "B", "B − A", "95 % interval", "p", "seed by seed", "images")
+    kept = _filled(lines)
+    notes = (f"A: {pair.a.label}", f"B: {pair.b.label}")
+    return _table(
+        f"{pair.b.method} (B) minus {pair.a.method} (A) · {title}",
+        [columns[place] for place in kept],
+        [_row([line[place] for place in kept]) for line in lines],
+        sortable=False,
+        attributes=f' data-pair="{number}"',
+        notes=notes,
+    )
 
 
-def _protocol_table(records: Sequence[RunRecord]) -> str:
+def _protocol_table(title: str, runs: Sequence[Run]) -> str:
     """The same maps under several protocols, a column for each."""
     keys: dict[tuple[str, str | None], None] = {}
-    for record in records:
-        for metric in record.metrics:
+    for run in runs:
+        for metric in run.record.metrics:
             if metric.value is not None:
                 keys[metric.name, metric.policy] = None
     order = [info.name for info in METRICS]
     policies: list[str | None] = [None, *sort_policies(policy for _, policy in keys if policy is not None)]
     rows = []
     for name, policy in sorted(keys, key=lambda key: (order.index(metric_info(key[0]).name), key[0], policies.index(key[1]))):
-        found = [next((m for m in record.metrics if (m.name, m.policy) == (name, policy)), None) for record in records]
-        rows.append(_row([_text(metric_title(name) + (f", {policy}" if policy else "")), *map(_value, found)]))
-    columns = ("metric", *(describe_protocol(record.protocol) for record in records))
-    title = run_title(records[0]).removesuffix(f" · {columns[1]}")
-    return _table(f"The same run under {len(records)} protocols · {title}", columns, rows, sortable=False)
+        found = [next((m for m in run.record.metrics if (m.name, m.policy) == (name, policy)), None) for run in runs]
+        rows.append(_row([_Td(_text(metric_title(name) + (f", {policy}" if policy else ""))), *map(_value, found)]))
+    columns = ("metric", *(describe_protocol(run.record.protocol) for run in runs))
+    return _table(f"The same run under {len(runs)} protocols · {title}", columns, rows, sortable=False)
 
 
 def _gallery(gallery: Gallery) -> str:

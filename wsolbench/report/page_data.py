@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from wsolbench.compare import MetricDifference, compare
+from wsolbench.compare import MetricDifference
 from wsolbench.exceptions import DataError
-from wsolbench.files import canonical_json
 from wsolbench.metrics.max_box_acc import MaxBoxAcc
+from wsolbench.progress import track
 from wsolbench.protocol import EvalProtocol
-from wsolbench.records import RunRecord
+from wsolbench.report.comparisons import compare_records, read_scores
+from wsolbench.report.repetitions import Run, data_of, different_settings, grouped, settings_of
 from wsolbench.report.tables import describe_protocol
-from wsolbench.score_table import ScoreTable
+from wsolbench.score_table import SCORES, ScoreTable
 
-SCORES = ".scores.npz"
 POINTS = 101
 """Points of a curve, at most."""
 RANKED_BY = ("gt_known", "max_box_acc_v2", "pxap", "top1_cls")
@@ -38,30 +39,49 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class ShownRun:
-    """A record, and its curves where its scores are beside it."""
+    """A run, the settings in which it differs from others of its method in its group, and its curves where it has scores."""
 
-    record: RunRecord
-    path: Path
+    run: Run
+    settings: str
+    label: str
+    """Method, backbone, what it started from, settings and seed; no other run of its group has it."""
+    scored: bool = False
     gt_known: Curve | None = None
     """Share of images whose one box passes IoU 0.5, over tau."""
     precision_recall: Curve | None = None
     """Precision over recall of pixels."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class Repetitions:
+    """Runs that differ in nothing but the seed, in the order of their seeds."""
+
+    runs: tuple[ShownRun, ...]
+
+    @property
+    def method(self) -> str:
+        """Its name."""
+        return str(self.runs[0].run.record.method["name"])
+
+    @property
+    def seeds(self) -> list[Any]:
+        """Of the runs."""
+        return [shown.run.seed for shown in self.runs]
+
     @property
     def label(self) -> str:
-        """Method, backbone, what it started from, seed, and the start of the digest, which no other run has."""
-        method, seed = self.record.method, self.record.training.get("seed")
-        start = None if self.record.start is None else f"from {self.record.start}"
-        parts = [method["name"], method.get("backbone"), start, None if seed is None else f"seed {seed}", self.record.digest[:8]]
-        return " · ".join(str(part) for part in parts if part is not None)
+        """That of its runs, with all their seeds."""
+        if len(self.runs) == 1:
+            return self.runs[0].label
+        return f"{_label(self.runs[0].run, self.runs[0].settings)} · seeds {', '.join(map(str, self.seeds))}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """B minus A, two runs of a group."""
+    """B minus A, two methods of a group, each with all its seeds."""
 
-    a: ShownRun
-    b: ShownRun
+    a: Repetitions
+    b: Repetitions
     differences: tuple[MetricDifference, ...]
 
 
@@ -74,71 +94,114 @@ class Group:
     pairs: tuple[Pair, ...]
 
 
-def groups_of(records: Sequence[tuple[Path, RunRecord]], *, methods: int, resamples: int) -> tuple[list[Group], list[str]]:
-    """Groups of runs that may be compared, and what is wrong with scores that cannot be read.
+def groups_of(runs: Sequence[Run], *, methods: int, resamples: int) -> tuple[list[Group], list[str]]:
+    """Groups of runs that may be compared, and what is wrong with scores that cannot be used.
 
-    Compared are the best runs of the `methods` best methods of a group, each with each, as far as they have scores.
-    Raises `DataError` when runs of a group have not scored the same images.
+    Compared are the `methods` best methods of a group, each with each. A method stands there with the runs that have scores, of those
+    settings of which there are the most seeds, and among these of the ones with the best mean.
     """
-    found: dict[str, list[tuple[Path, RunRecord]]] = defaultdict(list)
-    for path, record in records:
-        if isinstance(record.protocol, EvalProtocol):
-            data = {key: record.dataset.get(key) for key in ("name", "split", "transform", "fingerprint", "images")}
-            found[canonical_json([data, record.protocol.to_json()])].append((path, record))
     problems: list[str] = []
-    groups = []
-    for _, members in sorted(found.items()):
-        runs = sorted((_with_curves(path, record, problems) for path, record in members), key=_rank)
-        chosen: dict[str, ShownRun] = {}
-        for run in runs:
-            if run.gt_known is not None or run.precision_recall is not None:
-                chosen.setdefault(str(run.record.method["name"]), run)
-        pairs = [_pair(b, a, resamples) for a, b in itertools.combinations(list(chosen.values())[:methods], 2)]
-        groups.append(Group(title=_title(members[0][1]), runs=tuple(runs), pairs=tuple(pairs)))
-    return sorted(groups, key=lambda group: group.title), problems
+    scored = [run for run in runs if isinstance(run.record.protocol, EvalProtocol)]
+    curves = {run.link: _curves(run, problems) for run in track(scored, "reading scores", unit="runs")}
+    together = grouped(scored, lambda run: [data_of(run), run.record.protocol.to_json()])
+    shown = [_shown(members, curves) for members in together]
+    wanted = [(place, a, b) for place, of in enumerate(shown) for b, a in itertools.combinations(_compared(of)[:methods], 2)]
+    pairs: dict[int, list[Pair]] = defaultdict(list)
+    for place, a, b in track(wanted, "comparing", unit="pairs"):
+        try:
+            comparison = compare_records(*({each.run.path: each.run.record for each in side.runs} for side in (a, b)), resamples=resamples)
+        except DataError as error:  # a page without this pair is of use, and says so
+            problems.append(str(error))
+            continue
+        pairs[place].append(Pair(a=a, b=b, differences=comparison.differences))
+    groups = [
+        Group(
+            title=f"{_data_title(members[0])} · {describe_protocol(members[0].record.protocol)}", runs=tuple(of), pairs=tuple(pairs[place])
+        )
+        for place, (members, of) in enumerate(zip(together, shown, strict=True))
+    ]
+    return groups, list(dict.fromkeys(problems))
 
 
-def same_but_protocol(records: Sequence[tuple[Path, RunRecord]]) -> list[list[RunRecord]]:
-    """Runs of one method on one data set under several protocols: the same maps, whole or cut to a crop, counted otherwise."""
-    found: dict[str, dict[str, RunRecord]] = defaultdict(dict)
-    for _, record in records:
+def same_but_protocol(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """Runs of one method on one data set under several protocols, and what they are called: the same maps, whole or cut to a crop,
+    counted otherwise."""
+
+    def but_protocol(run: Run) -> list[Any]:
+        record = run.record
         data = {key: value for key, value in record.dataset.items() if key != "transfer_from"}
-        method = {key: value for key, value in record.method.items() if key != "maps"}
-        found[canonical_json([method, data])].setdefault(canonical_json(record.protocol.to_json()), record)
-    return [sorted(of.values(), key=lambda record: describe_protocol(record.protocol)) for _, of in sorted(found.items()) if len(of) > 1]
+        return [data, {key: value for key, value in record.method.items() if key != "maps"}]
+
+    found = []
+    for same in grouped(runs, but_protocol):
+        protocols = {describe_protocol(run.record.protocol): run for run in same}
+        if len(protocols) > 1:
+            settings = different_settings(same[0], [run for run in runs if data_of(run) == data_of(same[0])])
+            title = f"{_data_title(same[0])} · {_label(same[0], settings, seed=True)}"
+            found.append((title, [protocols[name] for name in sorted(protocols)]))
+    return found
 
 
-def _title(record: RunRecord) -> str:
-    data = record.dataset
-    parts = [f"{data['name']}/{data['split']}", data.get("transform"), f"{data.get('images')} images", describe_protocol(record.protocol)]
+def _label(run: Run, settings: str, *, seed: bool = False) -> str:
+    method, start = run.record.method, run.record.start
+    parts = [method["name"], method.get("backbone"), None if start is None else f"from {start}", settings]
+    parts += [f"seed {run.seed}"] if seed and run.seed is not None else []
     return " · ".join(str(part) for part in parts if part)
 
 
-def _rank(run: ShownRun) -> tuple[tuple[float, ...], str]:
-    metrics = [run.record.metric(name, "oracle") or run.record.metric(name) for name in RANKED_BY]
-    return tuple(-1.0 if metric is None or metric.value is None else -1.0 - metric.value for metric in metrics), run.path.name
+def _data_title(run: Run) -> str:
+    data = run.record.dataset
+    parts = (f"{data['name']}/{data['split']}", data.get("transform"), f"{data.get('images')} images")
+    return " · ".join(str(part) for part in parts if part)
 
 
-def _with_curves(path: Path, record: RunRecord, problems: list[str]) -> ShownRun:
-    scores = path.with_suffix(SCORES)
-    if not scores.is_file():
-        return ShownRun(record=record, path=path)
+def _shown(members: Sequence[Run], curves: dict[str, tuple[Curve | None, Curve | None] | None]) -> list[ShownRun]:
+    """The runs of a group, best first, under labels that tell them apart."""
+    settings = [different_settings(run, members) for run in members]
+    labels = [_label(run, text, seed=True) for run, text in zip(members, settings, strict=True)]
+    often = Counter(labels)
+    found = []
+    for run, text, label in zip(members, settings, labels, strict=True):
+        shown = ShownRun(run=run, settings=text, label=label if often[label] == 1 else f"{label} · {run.record.digest[:8]}")
+        if (of := curves[run.link]) is not None:
+            shown = replace(shown, scored=True, gt_known=of[0], precision_recall=of[1])
+        found.append(shown)
+    return sorted(found, key=lambda shown: (_rank([shown]), shown.run.link))
+
+
+def _rank(runs: Sequence[ShownRun]) -> tuple[float, ...]:
+    """Sorts the best mean first; what has no value comes last."""
+    ranks = []
+    for name in RANKED_BY:
+        metrics = [shown.run.record.metric(name, "oracle") or shown.run.record.metric(name) for shown in runs]
+        values = [metric.value for metric in metrics if metric is not None and metric.value is not None]
+        ranks.append(-fmean(values) if len(values) == len(runs) else 1.0)
+    return tuple(ranks)
+
+
+def _compared(shown: Sequence[ShownRun]) -> list[Repetitions]:
+    """Of each method the runs to compare, the best method first."""
+    scored = {each.run.link: each for each in shown if each.scored}
+    repeated = [
+        Repetitions(runs=tuple(scored[run.link] for run in sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.link))))
+        for runs in grouped([each.run for each in scored.values()], settings_of)
+    ]
+    best: dict[str, Repetitions] = {}
+    for each in sorted(repeated, key=lambda each: (-len(each.runs), _rank(each.runs))):
+        best.setdefault(each.method, each)
+    return sorted(best.values(), key=lambda each: _rank(each.runs))
+
+
+def _curves(run: Run, problems: list[str]) -> tuple[Curve | None, Curve | None] | None:
+    """GT-known over tau and precision over recall; None for a run without scores that can be used."""
+    if not run.path.with_suffix(SCORES).is_file():
+        return None
     try:
-        table = ScoreTable.read(scores)
+        table = read_scores(run.path, run.record)
     except DataError as error:  # a page without these curves is of use, and says so
         problems.append(str(error))
-        return ShownRun(record=record, path=path)
-    return ShownRun(
-        record=record,
-        path=path,
-        gt_known=gt_known_curve(table, record.map_protocol),
-        precision_recall=precision_recall_curve(table),
-    )
-
-
-def _pair(a: ShownRun, b: ShownRun, resamples: int) -> Pair:
-    left, right = ([ScoreTable.read(run.path.with_suffix(SCORES))] for run in (a, b))
-    return Pair(a=a, b=b, differences=tuple(compare(left, right, a.record.map_protocol, resamples=resamples)))
+        return None
+    return gt_known_curve(table, run.record.map_protocol), precision_recall_curve(table)
 
 
 def gt_known_curve(scores: ScoreTable, protocol: EvalProtocol) -> Curve | None:

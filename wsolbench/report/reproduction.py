@@ -22,6 +22,7 @@ from wsolbench.files import canonical_json
 from wsolbench.metrics.catalog import metric_info, metric_title
 from wsolbench.records import RunRecord, settings_of
 from wsolbench.report.comparisons import Comparison, read_comparison
+from wsolbench.report.repetitions import setting_text
 from wsolbench.report.tables import escape_markdown
 
 
@@ -90,16 +91,11 @@ def is_meant(method: dict[str, Any], name: str, settings: str) -> bool:
     >>> is_meant({"name": "caam", "config": {"patch": [16, 32], "ssam": True}}, "caam", "patch=16,32;ssam=true")
     True
     """
-    config = {key: _text(value) for key, value in settings_of(method).items()}
+    config = {key: setting_text(value) for key, value in settings_of(method).items()}
     return bool(
         method["name"] == name
         and all(config.get(key, "") == value for key, _, value in (part.partition("=") for part in settings.split(";") if part))
     )
-
-
-def _text(value: Any) -> str:
-    """As it is written with `--set`."""
-    return ",".join(map(_text, value)) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def pairs_of(claims: Sequence[Claim], records: Iterable[tuple[Path, RunRecord]]) -> list[tuple[list[Path], list[Path]]]:

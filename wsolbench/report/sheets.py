@@ -40,14 +40,8 @@ class _Ranking:
 
     def sheets(self, count: int) -> dict[str, list[int]]:
         ordered = self.indices.tolist()
-        lowest = [index for index in ordered if self.iou[index] == self.iou[ordered[0]]]
-        # Many maps miss altogether: of those with one and the same IoU, some from all of the data set.
-        worst = [lowest[place] for place in spread(len(lowest), count)] if len(lowest) > count else ordered[:count]
-        return {
-            "best.png": ordered[::-1][:count],
-            "worst.png": worst,
-            "sample.png": [ordered[place] for place in spread(len(ordered), count)],
-        }
+        best, worst = best_and_worst(self.indices, self.iou, count)
+        return {"best.png": best, "worst.png": worst, "sample.png": [ordered[place] for place in spread(len(ordered), count)]}
 
 
 def write_sheets(
@@ -148,6 +142,17 @@ def _class_caption(sample: Sample, scores: ImageScores, class_names: Sequence[st
     if top1_right is None:
         return (true_line,)
     return true_line, f"predicted: {class_names[scores.ranked[0, 0]]}{'' if top1_right else ' (wrong)'}"
+
+
+def best_and_worst(indices: Int64[np.ndarray, " m"], iou: Float64[np.ndarray, " n"], count: int) -> tuple[list[int], list[int]]:
+    """Of images from the lowest to the highest IoU: at most `count` with the highest and as many with the lowest.
+
+    Many maps miss altogether: of those with one and the same lowest IoU, some from all of the data set.
+    """
+    ordered = indices.tolist()
+    lowest = [index for index in ordered if iou[index] == iou[ordered[0]]]
+    worst = [lowest[place] for place in spread(len(lowest), count)] if len(lowest) > count else ordered[:count]
+    return ordered[::-1][:count], worst
 
 
 def spread(n: int, count: int) -> Iterator[int]:

@@ -1,0 +1,98 @@
+"""Which runs may be compared, which repeat one another with another seed, and what sets the others apart."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsolbench.files import canonical_json
+from wsolbench.records import MetricValue, RunRecord
+
+_DATA = ("name", "split", "transform", "images", "fingerprint")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A record, its link from the board's folder, and its path where that is asked for."""
+
+    record: RunRecord
+    link: str
+    path: Path = Path()
+
+    def metric(self, name: str, policy: str | None) -> MetricValue | None:
+        """The metric under that policy, or without any: a metric that uses no threshold stands in every table."""
+        found = {metric.policy: metric for metric in self.record.metrics if metric.name == name}
+        return found.get(policy) or found.get(None)
+
+    @property
+    def seed(self) -> Any:
+        """Of its training; None where nobody says so."""
+        return self.record.training.get("seed")
+
+
+def grouped(runs: Iterable[Run], key: Callable[[Run], Any]) -> list[list[Run]]:
+    """Runs with equal keys together, each group in the order given, the groups in the order of their keys as JSON."""
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[canonical_json(key(run))].append(run)
+    return [groups[name] for name in sorted(groups)]
+
+
+def data_of(run: Run) -> list[Any]:
+    """What makes two data sets the same: annotations, images and what was done to them. Plain images come before transformed ones."""
+    data = run.record.dataset
+    return ["" if data.get(key) is None else data[key] for key in _DATA]
+
+
+def source_of(run: Run) -> Any:
+    """The split that its transferred thresholds come from."""
+    return run.record.dataset.get("transfer_from")
+
+
+def source_title(source: Any) -> str:
+    """Of the split that thresholds come from, after the name of the policy."""
+    return f" from {source.get('split')} (fingerprint {str(source.get('fingerprint'))[:12]})" if isinstance(source, dict) else ""
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """What makes two runs repetitions of each other: all but the seed."""
+    method, training = run.record.method, run.record.training
+    what = {key: method.get(key) for key in ("name", "backbone", "post", "image_size")}
+    return {**what, "config": run.record.settings, "start": run.record.start, "recipe": training.get("recipe")}
+
+
+def newest(runs: Sequence[Run]) -> list[Run]:
+    """Of runs that repeat each other with the same seed the last one: another revision or machine makes no other seed."""
+    last: dict[str, Run] = {}
+    for run in sorted(runs, key=lambda run: (str(run.record.provenance.get("date")), run.link)):
+        apart = run.link if run.seed is None else [data_of(run), source_of(run), run.record.protocol.to_json(), settings_of(run), run.seed]
+        last[canonical_json(apart)] = run
+    links = {run.link for run in last.values()}
+    return [run for run in runs if run.link in links]
+
+
+def different_settings(run: Run, others: Sequence[Run]) -> str:
+    """The settings in which a run differs from others of its method."""
+    of_method = [_flat(other) for other in others if other.record.method["name"] == run.record.method["name"]]
+    own = _flat(run)
+    names = [name for name in own if len({canonical_json(other.get(name)) for other in of_method}) > 1]
+    return ", ".join(f"{name}={setting_text(own[name])}" for name in names)
+
+
+def _flat(run: Run) -> dict[str, Any]:
+    settings = settings_of(run)
+    recipe = {f"recipe.{key}": value for key, value in (settings["recipe"] or {}).items()}
+    post = {f"post.{key}": value for key, value in ((settings["post"] or {}).get("config") or {}).items()}
+    return {**settings["config"], **post, "image_size": settings["image_size"], **recipe}
+
+
+def setting_text(value: Any) -> str:
+    """A setting as it is written with `--set`.
+
+    >>> setting_text([7, 14]), setting_text(True)
+    ('7,14', 'true')
+    """
+    return ",".join(map(setting_text, value)) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else str(value)
