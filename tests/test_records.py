@@ -55,6 +55,9 @@ def test_a_record_is_never_edited(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+GT_KNOWN = {"name": "gt_known", "value": 0.5, "n": 1}
+
+
 def edit(path: Path, **changes: object) -> None:
     values = json.loads(path.read_text())
     values.update(changes)
@@ -69,6 +72,21 @@ def edit(path: Path, **changes: object) -> None:
         ({"metrics": [{"name": "gt_known", "value": None, "n": 1}]}, "neither a value nor a reason"),
         ({"metrics": [{"name": "gt_known"}]}, "lacks"),
         ({"method": {}}, "lacks"),
+        *(
+            ({"metrics": [GT_KNOWN | {name: "0.5"}]}, f"gt_known has {name} '0.5'; expected a number")
+            for name in ("value", "low", "high", "n")
+        ),
+        ({"metrics": [GT_KNOWN | {"value": True}]}, "value True; expected a number"),
+        ({"metrics": [GT_KNOWN | {"low": float("nan")}]}, "low nan; expected a number"),
+        ({"metrics": [GT_KNOWN | {"n": None}]}, "n None; expected a number"),
+        ({"metrics": [GT_KNOWN | {"tau": 0.5}]}, "tau 0.5; expected a list"),
+        ({"metrics": [GT_KNOWN | {"tau": ["0.5"]}]}, "expected a list"),
+        ({"metrics": [GT_KNOWN | {"policy": 1}]}, "policy 1; expected a text"),
+        *(({"method": {"name": "cam", name: ["x"]}}, f"method has {name}") for name in ("config", "post", "training")),
+        ({"method": {"name": "cam", "training": {"recipe": "x"}}}, "method.training has recipe 'x'"),
+        ({"method": {"name": "cam", "post": {"config": 1}}}, "method.post has config 1"),
+        ({"method": {"name": 1}}, "method.name is 1; expected a text"),
+        ({"dataset": {"name": "cub", "split": ["test"]}}, "dataset.split is"),
     ],
 )
 def test_a_broken_record_is_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:

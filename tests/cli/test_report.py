@@ -24,14 +24,27 @@ def test_a_page_is_written_with_galleries_of_saved_maps(run, birds: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "no folder of records"),
+        (("--results", "others"), "no folder of records"),
         (("--maps", "maps"), "both --maps and --dataset"),
         (("--dataset", "cub"), "both --maps and --dataset"),
         (("--maps", "maps", "--dataset", "csvfolder", "--data-root", "nowhere"), "nowhere"),
+        *((("--" + name, value), f"--{name} is of galleries") for name, value in (("split", "val"), ("protocol", "bas"), ("images", "3"))),
+        (("--data-root", "data"), "--data-root is of galleries"),
+        (("--metadata-root", "data"), "--metadata-root is of galleries"),
+        (("--out", "taken"), "a folder has that name"),
+        (("--out", "results/file/report"), "it is no folder"),
     ],
 )
-def test_what_cannot_be_shown_is_an_error(run, arguments: tuple[str, ...], message: str) -> None:
+def test_what_cannot_be_shown_or_written_is_an_error(run, arguments: tuple[str, ...], message: str) -> None:
+    Path("results/measured").mkdir(parents=True)
+    Path("results/file").write_text("")
+    Path("taken/index.html").mkdir(parents=True)
     result = run("report", *arguments)
     assert result.code == 2
     assert message in result.err
     assert not Path("report").exists()
+
+
+def test_without_galleries_options_that_have_a_default_need_not_be_named(run) -> None:
+    Path("results/measured").mkdir(parents=True)
+    assert run("report").out.strip() == "report/index.html"

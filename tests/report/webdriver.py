@@ -46,9 +46,12 @@ class Browser:
         """What a function body in JavaScript returns."""
         return self._call("/execute/sync", {"script": script, "args": []})
 
+    def call(self, command: str, **parameters: Any) -> Any:
+        """Of the developer tools' protocol."""
+        return self._call("/goog/cdp/execute", {"cmd": command, "params": parameters})
+
     def resize(self, width: int, height: int) -> None:
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        self._call("/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": size})
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
 
     def messages(self) -> list[str]:
         """What the console has printed since the last call."""

@@ -97,7 +97,10 @@
     made.append(...children);
     return made;
   };
-  const percent = (value) => (100 * value).toFixed(1);
+  const percent = (value) => { // halves go to the even digit, as in the tables
+    const tenths = 1000 * value;
+    return ((tenths % 1 === 0.5 ? 2 * Math.round(tenths / 2) : Math.round(tenths)) / 10).toFixed(1);
+  };
   const LEFT = 40, TOP = 12, HEIGHT = 300, BOTTOM = 40;
 
   const frame = (width, label, top) => {

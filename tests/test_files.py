@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from wsolbench.exceptions import UsageError
+from wsolbench.files import check_writable, write_text
+
+
+def test_a_file_that_can_be_written_is_allowed_and_nothing_is_created(tmp_path: Path) -> None:
+    (tmp_path / "there.txt").write_text("old")
+    check_writable(tmp_path / "there.txt")
+    check_writable(tmp_path / "new" / "folder" / "file.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["there.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("folder", "a folder has that name"), ("file/inside.txt", "it is no folder"), ("x" * 300, "too long")],
+)
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=message):
+        check_writable(tmp_path / name)
+    with pytest.raises(UsageError):
+        write_text(tmp_path / name, "text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(UsageError, match="may not be written"):
+            check_writable(tmp_path / "file.txt")
+    finally:
+        tmp_path.chmod(0o700)
