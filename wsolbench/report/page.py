@@ -6,14 +6,8 @@ nothing. Every text from a record is escaped. Without scripts all tables are the
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
-import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -24,10 +18,11 @@ from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.records import MetricValue
 from wsolbench.report.board import Cell, Filters, MeasuredTable, PublishedTable, measured_tables, published_tables
 from wsolbench.report.gallery import Gallery
+from wsolbench.report.html import Td, data_attributes, document, escape, filled, row_of, table_block
 from wsolbench.report.leaderboard import read_results
 from wsolbench.report.page_data import Group, Pair, ShownRun, groups_of, same_but_protocol
 from wsolbench.report.repetitions import Run, newest
-from wsolbench.report.tables import UNDEFINED, describe_protocol, format_number, format_taus, format_value, sort_policies
+from wsolbench.report.tables import describe_protocol, format_number, format_taus, format_value, sort_policies
 
 _BAR = 120
 """Width of a drawn interval in pixels."""
@@ -68,82 +63,7 @@ def page_html(results: Path, *, galleries: Sequence[Gallery], methods: int, resa
         ("galleries", "Galleries", "".join(map(_gallery, galleries))),
     ]
     data = {"runs": _curves(groups), "errors": [metric_title(f"error_{name}") for name in ERROR_NAMES]}
-    return _document([section for section in sections if section[2]], data), problems
-
-
-def _document(sections: Sequence[tuple[str, str, str]], data: dict[str, Any]) -> str:
-    style, script = ((files("wsolbench.report") / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    allowed = f"style-src '{_digest(style)}'; script-src '{_digest(script)}'"
-    policy = f"default-src 'none'; img-src data:; {allowed}; base-uri 'none'; form-action 'none'"
-    links = "".join(f'<li><a href="#{key}">{_text(title)}</a></li>' for key, title, _ in sections)
-    body = "".join(
-        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{_text(title)}</h2>{inner}</section>'
-        for key, title, inner in sections
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
-        '<meta name="referrer" content="no-referrer"><title>wsolbench: results</title>'
-        f'<link rel="icon" href="data:,"><style>{style}</style></head>'
-        '<body><a class="skip" href="#main">Skip to the tables</a><header><h1>wsolbench: results</h1>'
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header><main id="main">{body}</main>'
-        f'<script type="application/json" id="data">{_json(data)}</script><script>{script}</script></body></html>\n'
-    )
-
-
-def _digest(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)
-
-
-def _json(value: Any) -> str:
-    """JSON that cannot end the element it stands in."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _table(
-    caption: str, columns: Sequence[str], rows: Iterable[str], *, sortable: bool = True, attributes: str = "", notes: Sequence[str] = ()
-) -> str:
-    """A table that scrolls sideways where there is no room; `rows` are `tr` elements."""
-    heads = "".join(f'<th scope="col">{_text(column)}</th>' for column in columns)
-    kind = ' class="sortable"' if sortable else ""
-    below = "".join(f'<p class="note">{_text(note)}</p>' for note in notes)
-    return (
-        f'<div class="block"{attributes}><div class="scroll" tabindex="0" role="region" aria-label="{_text(caption)}"><table{kind}>'
-        f"<caption>{_text(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>{below}</div>"
-    )
-
-
-@dataclass(frozen=True)
-class _Td:
-    """HTML of a cell, and the number that it is sorted by where its text does not begin with one."""
-
-    html: str
-    by: float | None = None
-
-    def __str__(self) -> str:
-        sort = "" if self.by is None else f' data-sort="{self.by:.6g}"'
-        return f"<td{sort}>{self.html}</td>"
-
-
-def _row(cells: Sequence[_Td], attributes: str = "") -> str:
-    """The first cell names the row."""
-    first, *others = cells
-    return f'<tr{attributes}><th scope="row">{first.html}</th>{"".join(map(str, others))}</tr>'
-
-
-def _filled(lines: Sequence[Sequence[_Td]]) -> list[int]:
-    """Places of the columns that say something in some line: there is little room on a phone."""
-    return [place for place, column in enumerate(zip(*lines, strict=True)) if any(cell.html not in ("", UNDEFINED) for cell in column)]
-
-
-def _facets(**values: str) -> str:
-    return "".join(f' data-{name}="{_text(value)}"' for name, value in values.items())
+    return document([section for section in sections if section[2]], data), problems
 
 
 # --- the board -----------------------------------------------------------------------------------------------------------
@@ -187,14 +107,14 @@ def _filters(tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tu
     }
     controls = "".join(
         f'<label>{title} <select name="{name}"><option value="">all</option>'
-        f"{''.join(f'<option>{_text(value)}</option>' for value in values)}</select></label>"
+        f"{''.join(f'<option>{escape(value)}</option>' for value in values)}</select></label>"
         for title, (name, values) in choices.items()
     )
     often, known = Counter(row[0] for row in rows), {row[0] for row in printed}
     opened = min(often, key=lambda name: (name not in known, -often[name], name))
     first = min((row[1] for row in rows if row[0] == opened), key=lambda title: (title != metric_title("gt_known"), place(title)))
     return (
-        f'<form class="filters js-only" aria-label="Filter the tables"{_facets(dataset=opened, metric=first)}>{controls}'
+        f'<form class="filters js-only" aria-label="Filter the tables"{data_attributes(dataset=opened, metric=first)}>{controls}'
         '<button type="reset">Show all</button><p class="count" role="status"></p></form>'
     )
 
@@ -204,19 +124,19 @@ def _measured(name: str, table: MeasuredTable) -> str:
     low, high = min(ends), max(ends)
     lines = []
     for cells, estimate in zip(table.rows, table.estimates, strict=True):
-        method, settings, backbone, start, _, *others = (_Td(_text(cell.text), cell.order) for cell in cells)
+        method, settings, backbone, start, _, *others = (Td(escape(cell.text), cell.order) for cell in cells)
         drawn = f"{_interval([float(text) for text in estimate], low, high)} {estimate[1]} to {estimate[2]}" if len(estimate) > 1 else ""
-        link = _Td(f"<code>{_text(_record_path(cells))}</code>")
-        lines.append((method, _Td(estimate[0]), _Td(drawn), backbone, settings, start, *others, link))
+        link = Td(f"<code>{escape(_record_path(cells))}</code>")
+        lines.append((method, Td(estimate[0]), Td(drawn), backbone, settings, start, *others, link))
     columns = ("method", "measured", "95 % interval", "backbone", "settings", "start", *table.columns[5:], "record")
-    kept = _filled(lines)
+    kept = filled(lines)
     rows = [
-        _row([line[place] for place in kept], _facets(method=cells[0].text, backbone=cells[2].text))
+        row_of([line[place] for place in kept], data_attributes(method=cells[0].text, backbone=cells[2].text))
         for line, cells in zip(lines, table.rows, strict=True)
     ]
-    facets = _facets(dataset=name, metric=table.metric, protocol=table.protocol)
+    facets = data_attributes(dataset=name, metric=table.metric, protocol=table.protocol)
     caption = " · ".join((table.path[2], table.path[0], table.path[1]))
-    return _table(caption, [columns[place] for place in kept], rows, attributes=facets, notes=table.notes)
+    return table_block(caption, [columns[place] for place in kept], rows, attributes=facets, notes=table.notes)
 
 
 def _record_path(cells: Sequence[Cell]) -> str:
@@ -240,12 +160,12 @@ def _published(tables: Sequence[tuple[str, PublishedTable]]) -> str:
     shown = []
     for name, table in tables:
         rows = [
-            _row([_Td(_text(cell.text), cell.order) for cell in row], _facets(method=method, backbone=row[1].text))
+            row_of([Td(escape(cell.text), cell.order) for cell in row], data_attributes(method=method, backbone=row[1].text))
             for method, row in zip(table.methods, table.rows, strict=True)
         ]
-        attributes = _facets(dataset=name, metric=table.path[2], protocol="")
+        attributes = data_attributes(dataset=name, metric=table.path[2], protocol="")
         caption = " · ".join((table.path[2], "/".join(table.path[:2])))
-        shown.append(_table(caption, table.columns, rows, attributes=attributes, notes=table.notes))
+        shown.append(table_block(caption, table.columns, rows, attributes=attributes, notes=table.notes))
     text = (
         "<p>Numbers that papers and repositories print of their own methods, as printed, with table and row. They are not measured here "
         "and their protocols differ. The filters above hold here, too, but for the protocol; methods that are here, too, have the names "
@@ -268,7 +188,7 @@ def _runs(groups: Sequence[Group], results: Path, problems: Sequence[str]) -> st
         f'<form class="js-only" aria-label="Choose runs"><label>Images and protocol {_choice(groups, most)}</label>'
         '<p class="count" role="status"></p></form><div class="charts js-only"></div>'
     )
-    left_out = "".join(f"<li>{_text(problem)}</li>" for problem in problems)
+    left_out = "".join(f"<li>{escape(problem)}</li>" for problem in problems)
     if left_out:
         text += f"<details><summary>Scores that cannot be used: {len(problems)}</summary><ul>{left_out}</ul></details>"
     return text + "".join(_run_table(number, group, results) for number, group in enumerate(groups))
@@ -277,7 +197,7 @@ def _runs(groups: Sequence[Group], results: Path, problems: Sequence[str]) -> st
 def _choice(groups: Sequence[Group], opened: Group) -> str:
     """A select element of groups."""
     options = (
-        f'<option value="{number}"{" selected" if group is opened else ""}>{_text(group.title)}</option>'
+        f'<option value="{number}"{" selected" if group is opened else ""}>{escape(group.title)}</option>'
         for number, group in enumerate(groups)
     )
     return f'<select name="group">{"".join(options)}</select>'
@@ -288,30 +208,30 @@ def _run_table(number: int, group: Group, results: Path) -> str:
     for place, shown in enumerate(group.runs):
         record = shown.run.record
         name = " · ".join(filter(None, (record.method["name"], record.method.get("backbone"))))
-        box = f'<input type="checkbox" class="js-only" value="{place}" aria-label="{_text(f"draw {shown.label}")}">'
+        box = f'<input type="checkbox" class="js-only" value="{place}" aria-label="{escape(f"draw {shown.label}")}">'
         gt_known = record.metric("gt_known", "oracle")
-        tau = _Td(_text(format_taus(gt_known)), gt_known.tau[0] if gt_known.tau else None) if gt_known else _Td("")
+        tau = Td(escape(format_taus(gt_known)), gt_known.tau[0] if gt_known.tau else None) if gt_known else Td("")
         errors = (_value(record.metric(f"error_{name}", "oracle")) for name in ERROR_NAMES)
         texts = ("" if value is None else str(value) for value in (record.start, shown.settings, shown.run.seed))
-        curves = _Td("yes" if shown.gt_known or shown.precision_recall else "no")
-        path = _Td(f"<code>{_text(shown.run.path.relative_to(results).as_posix())}</code>")
-        first = _Td(f'<label class="pick">{box}<span>{_text(name)}</span></label>')
-        described = [_Td(_text(text)) for text in texts]
+        curves = Td("yes" if shown.gt_known or shown.precision_recall else "no")
+        path = Td(f"<code>{escape(shown.run.path.relative_to(results).as_posix())}</code>")
+        first = Td(f'<label class="pick">{box}<span>{escape(name)}</span></label>')
+        described = [Td(escape(text)) for text in texts]
         lines.append((first, _value(gt_known), tau, _value(record.metric("pxap")), *errors, *described, curves, path))
-        facets.append(_facets(method=str(record.method["name"])))
+        facets.append(data_attributes(method=str(record.method["name"])))
     titles = (metric_title(f"error_{name}") for name in ERROR_NAMES)
     columns = ("run", metric_title("gt_known"), "at", metric_title("pxap"), *titles, "start", "settings", "seed", "curves", "record")
-    kept = _filled(lines)
-    rows = [_row([line[place] for place in kept], facet) for line, facet in zip(lines, facets, strict=True)]
+    kept = filled(lines)
+    rows = [row_of([line[place] for place in kept], facet) for line, facet in zip(lines, facets, strict=True)]
     caption = f"Runs · {group.title} · threshold: oracle"
-    return _table(caption, [columns[place] for place in kept], rows, attributes=f' data-group="{number}"')
+    return table_block(caption, [columns[place] for place in kept], rows, attributes=f' data-group="{number}"')
 
 
-def _value(metric: MetricValue | None) -> _Td:
+def _value(metric: MetricValue | None) -> Td:
     if metric is None or metric.value is None:
-        return _Td("")
-    value, _, ends = _text(format_value(metric)).partition(" ")
-    return _Td(f'{value} <span class="ends">{ends}</span>' if ends else value)
+        return Td("")
+    value, _, ends = escape(format_value(metric)).partition(" ")
+    return Td(f'{value} <span class="ends">{ends}</span>' if ends else value)
 
 
 def _curves(groups: Sequence[Group]) -> list[list[dict[str, Any]]]:
@@ -337,7 +257,7 @@ def _pairs(groups: Sequence[Group], methods: int, resamples: int) -> str:
     most = max(having, key=lambda group: len(group.pairs))
     pairs = [(number, group, pair) for number, group in enumerate(having) for pair in group.pairs]
     names = "".join(
-        f'<option value="{place}" data-of="{number}">{_text(f"{pair.b.method} minus {pair.a.method}")}</option>'
+        f'<option value="{place}" data-of="{number}">{escape(f"{pair.b.method} minus {pair.a.method}")}</option>'
         for place, (number, _, pair) in enumerate(pairs)
     )
     text = (
@@ -376,15 +296,15 @@ def _pair_table(number: int, pair: Pair, title: str) -> str:
         name = metric_title(row.name) + (f", {row.policy}" if row.policy else "")
         values = (format_number(row.name, row.a), format_number(row.name, row.b), _signed(middle, info.decimals))
         by_seed = ", ".join(_signed(info.scale * value, info.decimals) for value in row.per_pair or ()) if same_seeds else ""
-        texts = (_text(name), *values, interval, f"{row.p_value:.3f}", by_seed, str(row.n))
-        lines.append([_Td(text) for text in texts])
+        texts = (escape(name), *values, interval, f"{row.p_value:.3f}", by_seed, str(row.n))
+        lines.append([Td(text) for text in texts])
     columns = ("metric", "A", "B", "B − A", "95 % interval", "p", "seed by seed", "images")
-    kept = _filled(lines)
+    kept = filled(lines)
     notes = (f"A: {pair.a.label}", f"B: {pair.b.label}")
-    return _table(
+    return table_block(
         f"{pair.b.method} (B) minus {pair.a.method} (A) · {title}",
         [columns[place] for place in kept],
-        [_row([line[place] for place in kept]) for line in lines],
+        [row_of([line[place] for place in kept]) for line in lines],
         sortable=False,
         attributes=f' data-pair="{number}"',
         notes=notes,
@@ -403,9 +323,9 @@ def _protocol_table(title: str, runs: Sequence[Run]) -> str:
     rows = []
     for name, policy in sorted(keys, key=lambda key: (order.index(metric_info(key[0]).name), key[0], policies.index(key[1]))):
         found = [next((m for m in run.record.metrics if (m.name, m.policy) == (name, policy)), None) for run in runs]
-        rows.append(_row([_Td(_text(metric_title(name) + (f", {policy}" if policy else ""))), *map(_value, found)]))
+        rows.append(row_of([Td(escape(metric_title(name) + (f", {policy}" if policy else ""))), *map(_value, found)]))
     columns = ("metric", *(describe_protocol(run.record.protocol) for run in runs))
-    return _table(f"The same run under {len(runs)} protocols · {title}", columns, rows, sortable=False)
+    return table_block(f"The same run under {len(runs)} protocols · {title}", columns, rows, sortable=False)
 
 
 def _gallery(gallery: Gallery) -> str:
@@ -413,10 +333,10 @@ def _gallery(gallery: Gallery) -> str:
     for image_id, class_name, pictures in gallery.items:
         shown = "".join(
             f'<span class="picture"><img src="data:image/jpeg;base64,{picture.jpeg}" loading="lazy" '
-            f'alt="{_text(f"map of {picture.name} over {image_id} with true and predicted box")}">'
-            f"<span>{_text(picture.name)}: IoU {picture.iou:.2f}</span></span>"
+            f'alt="{escape(f"map of {picture.name} over {image_id} with true and predicted box")}">'
+            f"<span>{escape(picture.name)}: IoU {picture.iou:.2f}</span></span>"
             for picture in pictures
         )
-        figures.append(f"<li><figure>{shown}<figcaption>{_text(image_id)}<br>{_text(class_name)}</figcaption></figure></li>")
+        figures.append(f"<li><figure>{shown}<figcaption>{escape(image_id)}<br>{escape(class_name)}</figcaption></figure></li>")
     legend = "True boxes: solid, green; predicted: dashed, red."
-    return f'<h3>{_text(gallery.title)}</h3><p class="note">{_text(gallery.note)} {legend}</p><ul class="gallery">{"".join(figures)}</ul>'
+    return f'<h3>{escape(gallery.title)}</h3><p class="note">{escape(gallery.note)} {legend}</p><ul class="gallery">{"".join(figures)}</ul>'
