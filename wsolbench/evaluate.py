@@ -223,6 +223,12 @@ def conclude(run: ScoredRun) -> Evaluation:
     return Evaluation(record=record, scores=scores, folders=run.folders)
 
 
+def check_fixed_tau(tau: float | None, protocol: EvalProtocol) -> None:
+    """Raise as the policy `fixed` does for a threshold that is not among the protocol's."""
+    if tau is not None:
+        ThresholdPolicy.fixed(tau).pick(np.zeros((1, len(protocol.taus))), np.array(protocol.taus))
+
+
 def _plan(
     dataset: Dataset,
     source: MapSource,
@@ -234,8 +240,7 @@ def _plan(
     facts: dict[str, Any],
 ) -> tuple[RunPlan, list[Dataset]]:
     """What is scored, and the splits. A threshold off the grid is refused here, before the work."""
-    if fixed_tau is not None:
-        ThresholdPolicy.fixed(fixed_tau).pick(np.zeros((1, len(protocol.taus))), np.array(protocol.taus))
+    check_fixed_tau(fixed_tau, protocol)
     splits = [limited(dataset, limit)]
     if not len(splits[0]):
         raise DataError(f"data set {dataset.name!r} has no image in split {dataset.split!r}")

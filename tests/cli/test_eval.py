@@ -84,6 +84,16 @@ def test_a_wrong_option_is_explained(run, birds: Path, arguments: tuple[str, ...
     assert not records()
 
 
+@pytest.mark.parametrize(("option", "message"), [(("--fixed-tau", "7"), "7"), (("--save-boxes", "boxes.json"), "no true boxes")])
+def test_what_cannot_be_scored_is_refused_before_the_training(run, birds: Path, option: tuple[str, str], message: str) -> None:
+    rows = [line.split(",") for line in (birds / "annotations.csv").read_text().splitlines()]
+    (birds / "annotations.csv").write_text("\n".join(",".join([*row[:5], *row[9:]]) for row in rows) + "\n")
+    result = run("eval", "--method", "cam", *on(birds), *TRAIN, "--train", *option)
+    assert result.code == 2
+    assert message in result.err
+    assert not Path("runs").exists()
+
+
 def test_a_missing_data_root_names_all_ways_to_give_one(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WSOLBENCH_DATA", raising=False)
     result = run("eval", "--method", "center-box", "--dataset", "cub")

@@ -105,6 +105,17 @@ def test_of_settings_with_equally_many_seeds_the_best_mean_stands_for_a_method(w
     assert value(cam.runs[0].run) == max(map(value, found))
 
 
+def test_methods_are_ranked_by_their_means_not_by_their_best_runs(write_run: Callable[..., Run]) -> None:
+    def found(name: str, seed: int, gt_known: float) -> Run:
+        run = write_run(name, maps=seed, seed=seed)
+        metrics = tuple(replace(m, value=gt_known) if m.name == "gt_known" else m for m in run.record.metrics)
+        return replace(run, record=replace(run.record, metrics=metrics))
+
+    runs = [found("spa", 0, 0.9), found("spa", 1, 0.1), found("has", 0, 0.6), found("has", 1, 0.6)]
+    (pair,) = groups(*runs)[0].pairs
+    assert (pair.b.method, pair.a.method) == ("has", "spa")
+
+
 def test_runs_without_scores_are_shown_and_not_compared(write_run: Callable[..., Run]) -> None:
     (group,) = groups(write_run("cam", maps=0), write_run("spa", maps=1, scored=False))
     assert group.pairs == ()
@@ -184,6 +195,17 @@ def test_curves_pass_through_the_metrics(make_run: Callable[..., Any], tmp_path:
     assert list(line.x) == sorted(line.x)
     area = float(np.sum(np.diff((0.0, *line.x)) * np.array(line.y)))
     assert area == pytest.approx(run.record.metric("pxap").value, abs=0.01)
+
+
+def test_the_best_threshold_is_among_the_points_of_its_curve(make_run: Callable[..., Any]) -> None:
+    fine = EvalProtocol(taus=tau_grid(0.001), frame_size=64, resize_size=80)
+    scores = make_run(4, protocol=fine).table.load()
+    iou = np.zeros_like(scores.single_iou)
+    iou[:, 333] = 0.9
+    curve = gt_known_curve(ScoreTable((replace(scores, single_iou=iou),)), fine)
+    assert curve is not None
+    assert [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if y > 0] == [(0.333, 1.0)]
+    assert len(curve.x) <= 101
 
 
 def test_runs_without_boxes_or_masks_have_no_such_curve(make_run: Callable[..., Any], run: Any) -> None:

@@ -98,7 +98,7 @@ def command(
             raise UsageError("--save-boxes writes boxes of the images as they are: leave out --transform")
         scored = data.open(scoring.split)
         val = data.open_val() if scoring.transfer and scoring.split != "val" and "none" in views else None
-        scoring.make_folders(save_maps)
+        scoring.prepare(scored, save_maps)
         several = len(methods) * len(readings) * len(views) > 1
         options = RunOptions(
             batch_size=model["batch_size"] or 32, workers=model["workers"], work=scoring.out / ".work", resamples=scoring.resamples

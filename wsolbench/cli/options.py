@@ -169,8 +169,13 @@ class ScoringOptions:
         boxes = None if self.save_boxes is None else self.save_boxes.parent / folder / self.save_boxes.name
         return replace(self, pictures=pictures, save_boxes=boxes)
 
-    def make_folders(self, *more: Path | None) -> None:
-        """Make the folders that are written to, before any work is done."""
+    def prepare(self, scored: Dataset, *more: Path | None) -> None:
+        """Refuse what cannot be done with the data, and make the folders that are written to, before any work is done."""
+        from wsolbench.evaluate import check_fixed_tau
+
+        check_fixed_tau(self.fixed_tau, self.conventions())
+        if self.save_boxes is not None and not scored.has_boxes:
+            raise UsageError(f"--save-boxes needs the best threshold of GT-known, but {scored.name}/{scored.split} has no true boxes")
         if self.shard is not None and (self.pictures or self.save_scores or self.save_boxes):
             raise UsageError(
                 "--pictures, --save-boxes and --save-scores need all parts of a run: leave out --shard (`merge` takes --save-scores, too)"
@@ -296,8 +301,6 @@ def evaluate_and_report(
 
     started = time.perf_counter()
     world = world or World()
-    if scoring.save_boxes is not None and not scored.has_boxes:
-        raise UsageError(f"--save-boxes needs the best threshold of GT-known, but {scored.name}/{scored.split} has no true boxes")
     what: dict[str, Any] = {
         "limit": scoring.limit,
         "fixed_tau": scoring.fixed_tau,

@@ -59,7 +59,7 @@ def command(
     whole = data.open(scoring.split, "error" if scoring.pictures else "keep")
     folder = MapFolder(maps_dir)
     scored, missing = _with_maps(limited(whole, scoring.limit), folder, allow_partial)
-    scoring.make_folders()
+    scoring.prepare(scored)
     labels = predictions or (maps_dir / PREDICTIONS if (maps_dir / PREDICTIONS).is_file() else None)
     ranked = {} if labels is None else read_predictions(labels, len(scored.class_names))
     made_by = dict(folder.manifest().get("method", {}))
