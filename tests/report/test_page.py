@@ -238,6 +238,18 @@ def test_comparisons_say_what_comparing_all_seeds_says(results: Path) -> None:
     assert not any("minus" in caption for caption in page_of(results, methods=0).tables)
 
 
+@pytest.mark.parametrize(("seeds", "by_seed"), [(((0, 1), (0, 1)), True), (((0, 1), (1, 2)), False), (((0,), (0,)), False)])
+def test_differences_seed_by_seed_are_of_the_same_seeds(
+    tmp_path: Path, make_run: Callable[..., Any], seeds: tuple[tuple[int, ...], tuple[int, ...]], by_seed: bool
+) -> None:
+    for name, of in zip(("cam", "spa"), seeds, strict=True):
+        for seed in of:
+            run = make_run(8, method={"name": name, "training": {"seed": seed}}, seed=seed + 10 * (name == "cam"))
+            run.table.write(run.record.write(tmp_path / "measured").with_suffix(SCORES))
+    (table,) = (table for caption, table in page_of(tmp_path).tables.items() if "minus" in caption)
+    assert ("seed by seed" in table.head) == by_seed
+
+
 def test_comparisons_say_between_what(results: Path) -> None:
     text = html_of(results)
     for label in ("cam · tiny · seeds 0, 1", "spa · tiny · seeds 0, 1", "has · tiny · seed 0"):
