@@ -23,7 +23,7 @@ from wsolbench.datasets.coco import InstanceDataset
 from wsolbench.distributed import World, barrier
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps import MapFolder
-from wsolbench.metrics.thresholds import ThresholdPolicy
+from wsolbench.metrics.thresholds import check_fixed_tau
 from wsolbench.progress import Progress, track
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import SHARDS, RunRecord, provenance
@@ -223,12 +223,6 @@ def conclude(run: ScoredRun) -> Evaluation:
     return Evaluation(record=record, scores=scores, folders=run.folders)
 
 
-def check_fixed_tau(tau: float | None, protocol: EvalProtocol) -> None:
-    """Raise as the policy `fixed` does for a threshold that is not among the protocol's."""
-    if tau is not None:
-        ThresholdPolicy.fixed(tau).pick(np.zeros((1, len(protocol.taus))), np.array(protocol.taus))
-
-
 def _plan(
     dataset: Dataset,
     source: MapSource,
@@ -240,7 +234,7 @@ def _plan(
     facts: dict[str, Any],
 ) -> tuple[RunPlan, list[Dataset]]:
     """What is scored, and the splits. A threshold off the grid is refused here, before the work."""
-    check_fixed_tau(fixed_tau, protocol)
+    check_fixed_tau(fixed_tau, protocol.taus)
     splits = [limited(dataset, limit)]
     if not len(splits[0]):
         raise DataError(f"data set {dataset.name!r} has no image in split {dataset.split!r}")

@@ -326,6 +326,8 @@ def test_text_of_records_stays_text(tmp_path: Path, make_run: Callable[..., Any]
     page, found = tags(write(HOSTILE), HOSTILE)
     assert found == known
     assert found["script"] == 2
+    marked = [value for _, attributes in page.elements for name, value in attributes.items() if name == "data-method"]
+    assert set(marked) == {f"{HOSTILE}0", f"{HOSTILE}1"}
     assert any("minus" in caption for caption in page.tables)
     assert all(run["label"].startswith(HOSTILE) for group in page.data["runs"] for run in group)
 

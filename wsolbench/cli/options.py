@@ -171,9 +171,9 @@ class ScoringOptions:
 
     def prepare(self, scored: Dataset, *more: Path | None) -> None:
         """Refuse what cannot be done with the data, and make the folders that are written to, before any work is done."""
-        from wsolbench.evaluate import check_fixed_tau
+        from wsolbench.metrics.thresholds import check_fixed_tau
 
-        check_fixed_tau(self.fixed_tau, self.conventions())
+        check_fixed_tau(self.fixed_tau, self.conventions().taus)
         if self.save_boxes is not None and not scored.has_boxes:
             raise UsageError(f"--save-boxes needs the best threshold of GT-known, but {scored.name}/{scored.split} has no true boxes")
         if self.shard is not None and (self.pictures or self.save_scores or self.save_boxes):

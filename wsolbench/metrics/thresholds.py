@@ -7,7 +7,7 @@ All three read the same curve (metric against threshold), so they stand side by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,3 +88,9 @@ class ThresholdPolicy:
     def __str__(self) -> str:
         """The name that records and tables show: `oracle`, `fixed:0.2` or `transfer`."""
         return f"fixed:{self.taus[0]:g}" if self.kind == "fixed" else self.kind
+
+
+def check_fixed_tau(tau: float | None, taus: Sequence[float]) -> None:
+    """Raise `UsageError` for a threshold of the policy `fixed` that lies outside of the grid `taus`; None is none."""
+    if tau is not None:
+        ThresholdPolicy.fixed(tau).pick(np.zeros((1, len(taus))), np.array(taus))
