@@ -31,6 +31,7 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
+        self.source = text
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.tables: dict[str, TableOnPage] = {}
         self.open: list[str] = []
@@ -71,7 +72,7 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         self._content += data
 
-    def choices(self, text: str, name: str) -> list[str]:
+    def choices(self, name: str) -> list[str]:
         """The options of a select element of the filters."""
-        inside = text.partition(f'<select name="{name}">')[2].partition("</select>")[0]
+        inside = self.source.partition(f'<select name="{name}">')[2].partition("</select>")[0]
         return [part.partition(">")[2].partition("<")[0] for part in inside.split("<option")[1:]]

@@ -55,8 +55,8 @@ def results(tmp_path: Path, make_run: Callable[..., Any]) -> Path:
         run.table.write(run.record.write(tmp_path / "measured").with_suffix(SCORES))
 
     for number, (name, seed) in enumerate((("cam", 0), ("cam", 1), ("spa", 0), ("spa", 1), ("has", 0))):
-        write(name, number, seed)
-    write("has", 4, 0, protocol=EvalProtocol(name="union", frame_size=64, resize_size=80, components="union"))
+        write(name, number, seed, fixed_tau=0.2)
+    write("has", 4, 0, fixed_tau=0.2, protocol=EvalProtocol(name="union", frame_size=64, resize_size=80, components="union"))
     return tmp_path
 
 
@@ -128,15 +128,14 @@ def test_published_numbers_have_tables_of_their_own(results: Path) -> None:
 
 def test_choices_are_among_what_is_measured_and_what_is_printed(results: Path) -> None:
     write_published(results, {"dataset": "cub", "method": "TS-CAM", "backbone": "DeiT-S", "value": "0.877", "unit": "fraction"})
-    text = html_of(results)
-    page = Page(text)
-    assert page.choices(text, "dataset") == ["all", "cub", "squares"]
-    assert page.choices(text, "method") == ["all", "TS-CAM", "cam", "has", "spa"]
-    assert page.choices(text, "backbone") == ["all", "DeiT-S", "tiny"]
-    titles = page.choices(text, "metric")[1:]
+    page = page_of(results)
+    assert page.choices("dataset") == ["all", "cub", "squares"]
+    assert page.choices("method") == ["all", "TS-CAM", "cam", "has", "spa"]
+    assert page.choices("backbone") == ["all", "DeiT-S", "tiny"]
+    titles = page.choices("metric")[1:]
     assert set(titles) == {table.block["data-metric"] for table in page.tables.values() if "data-metric" in table.block}
     assert titles.index("Top-1 Cls") < titles.index("GT-known") < titles.index("PxAP")
-    assert len(page.choices(text, "protocol")) == 3
+    assert len(page.choices("protocol")) == 3
 
 
 @pytest.mark.parametrize("printed", ["squares", "others"])
@@ -212,7 +211,7 @@ def test_charts_are_drawn_from_what_records_and_scores_say(results: Path) -> Non
 
 def test_comparisons_say_what_comparing_all_seeds_says(results: Path) -> None:
     page = page_of(results)
-    records = records_of(results)
+    records = sorted(records_of(results), key=lambda item: item[1].training["seed"])
     pairs = {caption: table for caption, table in page.tables.items() if "minus" in caption}
     assert len(pairs) == 3
     for caption, table in pairs.items():
@@ -324,6 +323,7 @@ def test_text_of_records_stays_text(tmp_path: Path, make_run: Callable[..., Any]
 
     _, known = tags(write("plain"), "plain")
     page, found = tags(write(HOSTILE), HOSTILE)
+    assert not set("<>&") & set(page.source.partition('id="data">')[2].partition("</script>")[0])
     assert found == known
     assert found["script"] == 2
     marked = [value for _, attributes in page.elements for name, value in attributes.items() if name == "data-method"]
