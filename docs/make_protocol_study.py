@@ -31,7 +31,7 @@ from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord, read_records
 from wsolbench.report.comparisons import Comparison, read_comparison
 from wsolbench.report.overlays import save_figure
-from wsolbench.report.tables import UNDEFINED, escape_markdown, format_number, format_value
+from wsolbench.report.tables import UNDEFINED, escape_markdown, format_difference, format_number, format_value
 from wsolbench.sources import FolderSource
 from wsolbench.types import Dataset
 
@@ -265,14 +265,14 @@ def difference_table(study: Study, metric: str, pairs: Sequence[tuple[str, str]]
     """A row a pair of methods, a column a protocol, and whether the order changes."""
     heading = ["difference", *(f"`{protocol}`" for protocol in study.protocols), "order"]
     lines = [_row(heading), _row(["---", *["--:"] * len(study.protocols), "---"])]
-    scale = metric_info(metric).scale
     for a, b in pairs:
         cells = []
         for difference in study.differences(metric, a, b).values():
             if difference is None:
                 cells.append(UNDEFINED)
                 continue
-            text = f"{scale * difference.difference:+.1f} [{scale * difference.low:+.1f}, {scale * difference.high:+.1f}]"
+            numbers = (difference.difference, difference.low, difference.high)
+            text = "{} [{}, {}]".format(*(format_difference(metric, number) for number in numbers))
             cells.append(f"**{text}**" if difference.low > 0 or difference.high < 0 else text)
         lines.append(_row([f"{escape_markdown(b)} - {escape_markdown(a)}", *cells, verdict(study, metric, a, b)]))
     return lines

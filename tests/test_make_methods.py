@@ -89,7 +89,10 @@ def test_recipes_are_compared_on_the_same_data_only_and_settings_everywhere(page
 
 def test_a_setting_that_names_a_checkpoint_is_that(pages: ModuleType) -> None:
     part_net = {"part_net": "runs/a.safetensors", "part_net_sha256": "0a1b"}
-    assert [row[1] for row in rows_of(pages, run(**part_net), run(part_net="", part_net_sha256=""))] == ["part_net=", "part_net=checkpoint"]
+    assert [row[1] for row in rows_of(pages, run(**part_net), run(part_net="", part_net_sha256=""))] == [
+        "part_net=checkpoint",
+        "part_net=none",
+    ]
 
 
 def test_with_a_post_process_a_run_is_compared_with_those_of_its_method(pages: ModuleType) -> None:

@@ -215,9 +215,16 @@ def _check_fields(record: RunRecord) -> None:
     for where, parts, field in (("training", record.training, "recipe"), ("post", method.get("post") or {}, "config")):
         if not isinstance(parts.get(field), dict | None):
             raise ValueError(f"method.{where} has {field} {parts[field]!r}; expected names and values")
-    for where, name in (("method.name", method["name"]), ("dataset.name", data["name"]), ("dataset.split", data["split"])):
-        if not isinstance(name, str):
-            raise ValueError(f"{where} is {name!r}; expected a text")
+    seed = record.training.get("seed")
+    if isinstance(seed, bool) or not isinstance(seed, int | None):
+        raise ValueError(f"method.training has seed {seed!r}; expected a whole number")
+    for where, parts, required, optional in (
+        ("method", method, ("name",), ("backbone", "variant")),
+        ("dataset", data, ("name", "split", "fingerprint"), ("transform",)),
+    ):
+        for field in (*required, *optional):
+            if not isinstance(parts.get(field), str if field in required else str | None):
+                raise ValueError(f"{where}.{field} is {parts.get(field)!r}; expected a text")
 
 
 def read_records(folder: Path) -> list[tuple[Path, RunRecord]]:

@@ -63,10 +63,28 @@ def test_runs_stand_best_first_with_what_tells_them_apart(write_run: Callable[..
     assert group.title.startswith("squares/test · 16 images · ")
 
 
-def test_runs_that_look_alike_have_their_digest_in_their_label(write_run: Callable[..., Run]) -> None:
+def test_runs_without_a_seed_are_no_repetitions_and_have_their_digest_in_their_label(write_run: Callable[..., Run]) -> None:
     runs = [write_run("mine", maps=maps, seed=None) for maps in (0, 1)]
-    (group,) = groups(*runs)
-    assert {shown.label for shown in group.runs} == {f"mine · tiny · {run.record.digest[:8]}" for run in runs}
+    copy = replace(runs[0], link="a copy")
+    (group,) = groups(*runs, copy, write_run("cam", maps=2))
+    labels = {shown.label for shown in group.runs if shown.run.record.method["name"] == "mine"}
+    assert labels == {f"mine · tiny · {run.record.digest[:8]}" for run in runs}
+    assert len(group.runs) == 3
+    (pair,) = group.pairs
+    (mine,) = (side for side in (pair.a, pair.b) if side.method == "mine")
+    assert [shown.run.record.digest for shown in mine.runs] == [max(runs, key=value).record.digest]
+
+
+def test_a_seed_counts_once_whatever_its_thresholds_come_from(write_run: Callable[..., Run]) -> None:
+    twice = [write_run("cam", maps=maps, dataset={"transfer_from": source}) for maps, source in enumerate((None, {"split": "val"}))]
+    (group,) = groups(*twice)
+    assert len(group.runs) == 1
+
+
+def test_equal_titles_of_groups_name_the_fingerprints(write_run: Callable[..., Run]) -> None:
+    found = groups(*(write_run("cam", maps=maps, dataset={"fingerprint": str(maps) * 20}) for maps in (0, 1)))
+    assert [group.title.rpartition(" · ")[2] for group in found] == ["fingerprint 000000000000", "fingerprint 111111111111"]
+    assert found[0].title != found[1].title
 
 
 def test_methods_are_compared_with_all_their_seeds(write_run: Callable[..., Run]) -> None:
@@ -176,6 +194,16 @@ def test_runs_under_several_protocols_stand_side_by_side(write_run: Callable[...
     assert {run.link for run in found} == {whole.link, cut.link}
 
 
+def test_no_run_without_a_seed_is_lost_among_protocols_and_titles_differ(write_run: Callable[..., Run]) -> None:
+    other = EvalProtocol(name="other", taus=tau_grid(0.1), frame_size=64, resize_size=80)
+    runs = [write_run("cam", maps=maps, seed=None, method={"weights": str(maps)}) for maps in (0, 1)]
+    runs += [write_run("cam", maps=maps, seed=None, method={"weights": str(maps)}, protocol=other) for maps in (0, 1)]
+    runs.append(write_run("cam", maps=2, seed=None, method={"weights": "0"}, protocol=other))
+    found = same_but_protocol(runs)
+    assert sorted(len(of) for _, of in found) == [2, 3]
+    assert len({title for title, _ in found}) == 2
+
+
 def test_curves_pass_through_the_metrics(make_run: Callable[..., Any], tmp_path: Path) -> None:
     fine = EvalProtocol(taus=tau_grid(0.001), frame_size=64, resize_size=80)
     run = make_run(20, masks=tmp_path, protocol=fine)
@@ -193,7 +221,7 @@ def test_curves_pass_through_the_metrics(make_run: Callable[..., Any], tmp_path:
     assert line is not None
     assert line.x[-1] == 1.0
     assert list(line.x) == sorted(line.x)
-    area = float(np.sum(np.diff((0.0, *line.x)) * np.array(line.y)))
+    area = float(np.sum(np.diff((0.0, *line.x)) * np.array(line.y)))  # below the steps
     assert area == pytest.approx(run.record.metric("pxap").value, abs=0.01)
 
 

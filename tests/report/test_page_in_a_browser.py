@@ -14,6 +14,7 @@ import pytest
 from report.page_parser import Page
 from report.webdriver import CHROMIUM, DRIVER, Browser, browser
 
+from wsolbench.protocol import EvalProtocol, tau_grid
 from wsolbench.records import MetricValue
 from wsolbench.report.page import write_page
 from wsolbench.score_table import SCORES
@@ -38,9 +39,13 @@ def page(tmp_path_factory: pytest.TempPathFactory, make_run: Callable[..., Any])
         run = make_run(16, method=method, seed=number, masks=results)
         run.table.write(run.record.write(results / "measured").with_suffix(SCORES))
     metric = MetricValue(name="gt_known", value=0.1, n=2, policy="oracle", tau=(0.2,))
+    coarse = EvalProtocol(name="coarse", taus=tau_grid(0.1), frame_size=64, resize_size=80)
+    for name in ("spa", "has"):
+        elsewhere = make_run(16, method={"name": name}, seed=len(name), protocol=coarse)
+        elsewhere.table.write(elsewhere.record.write(results / "measured").with_suffix(SCORES))
     other = replace(run.record, dataset={**run.record.dataset, "name": "other"}, metrics=(metric,), method={"name": "cam", "backbone": "x"})
     other.write(results / "measured")
-    write_numbers(results, ("CAM", "cam", "72.5", "percent"), ("SPA", "spa", "30", "percent_error"), ("TS-CAM", "", "0.5", "fraction"))
+    write_numbers(results, ("CAM", "cam", "72.5", "percent"), ("SPA", "spa", "20", "percent_error"), ("TS-CAM", "", "0.5", "fraction"))
     path, problems = write_page(results, results / "out", methods=3, resamples=100)
     assert problems == []
     return path, Page(path.read_text(encoding="utf-8"))
@@ -90,7 +95,8 @@ def test_filters_leave_the_rows_that_fit(opened: Browser, page: tuple[Path, Page
             fitting = [row for row in every if row[name] == value or (name == "protocol" and section == "published")]
             assert sorted(found, key=key) == sorted(fitting, key=key)
             said = opened.run(f"return document.querySelector('#{section} .count').textContent")
-            assert said.endswith(f", {len(fitting)} rows") if fitting else said == "Nothing fits these filters."
+            rows = "row" if len(fitting) == 1 else "rows"
+            assert said.endswith(f", {len(fitting)} {rows}") if fitting else said == "Nothing fits these filters."
         opened.run(choose(f".filters select[name={name}]", ""))
 
 
@@ -112,9 +118,9 @@ def sort(opened: Browser, caption: str, column: str) -> tuple[list[str], str]:
 @pytest.mark.parametrize(
     ("caption", "column", "ascending"),
     [
-        ("GT-known · squares", "GT-known", ["0.5", "30 % error", "72.5 %"]),  # an error of 30 % is 70 % right
+        ("GT-known · squares", "GT-known", ["0.5", "72.5 %", "20 % error"]),  # an error of 20 % is 80 % right
         ("GT-known · squares", "method", ["CAM", "SPA", "TS-CAM"]),
-        ("GT-known, threshold: oracle · squares", "method", ["cam", "has", "spa"]),
+        (f"GT-known, threshold: oracle · squares/test, 16 images, fingerprint {'ab' * 6} · Protocol wsol", "method", ["cam", "has", "spa"]),
     ],
 )
 def test_columns_are_sorted_by_what_they_mean(opened: Browser, caption: str, column: str, ascending: list[str]) -> None:
@@ -123,8 +129,8 @@ def test_columns_are_sorted_by_what_they_mean(opened: Browser, caption: str, col
 
 
 def test_numbers_are_sorted_as_numbers_and_what_is_missing_comes_last(opened: Browser, page: tuple[Path, Page]) -> None:
-    caption = next(caption for caption in page[1].tables if caption.startswith("Runs · squares"))
-    for column in ("GT-known", "at", "seed", "Part"):
+    caption = max((caption for caption in page[1].tables if caption.startswith("Runs")), key=lambda of: len(page[1].tables[of].body))
+    for column in ("GT-known", "at", "Part"):
         for direction in ("ascending", "descending"):
             values, said = sort(opened, caption, column)
             numbers = [float(value.removeprefix("tau ").partition(" ")[0]) for value in values]
@@ -162,7 +168,7 @@ def chosen(opened: Browser, group: int) -> list[int]:
 
 
 def test_charts_draw_the_numbers(opened: Browser, page: tuple[Path, Page]) -> None:
-    group = int(opened.run("return document.querySelector('#runs select').value"))
+    group = int(opened.run("return document.querySelector('#runs select[name=group]').value"))
     runs = [page[1].data["runs"][group][place] for place in chosen(opened, group)]
     assert {run["label"].partition(" ")[0] for run in runs} == set(METHODS)  # the best run of each
     known, precision, errors = opened.run(DRAWN)
@@ -170,15 +176,25 @@ def test_charts_draw_the_numbers(opened: Browser, page: tuple[Path, Page]) -> No
         bottom, top = figure["steps"][0], figure["steps"][-1]
         for line, run in zip(figure["lines"], runs, strict=True):
             xs, ys = run[key]
+            if key == "pr":  # steps
+                xs, ys = [*itertools.chain(*zip((0, *xs), xs, strict=False))], [*itertools.chain(*zip(ys, ys, strict=True))]
             assert [x for x, _ in line] == pytest.approx([40 + (figure["width"] - 48) * x for x in xs], abs=0.06)
             assert [y for _, y in line] == pytest.approx([bottom - (bottom - top) * y for y in ys], abs=0.06)
         for place, row in enumerate(figure["table"][1:]):
             assert row[0] == str(round(place / 10, 1)).removesuffix(".0")
             for text, run in zip(row[1:], runs, strict=True):
                 xs, ys = run[key]
+                if key == "pr":
+                    expected = ys[next(at for at, x in enumerate(xs) if x >= place / 10)]
+                    assert float(text) == pytest.approx(100 * expected, abs=0.0501)
+                    continue
                 inside = xs[0] <= place / 10 <= xs[-1]
                 assert (text != "") == inside
-                assert not inside or float(text) == pytest.approx(100 * np.interp(place / 10, xs, ys), abs=0.06)
+                assert not inside or float(text) == pytest.approx(100 * np.interp(place / 10, xs, ys), abs=0.0501)
+    assert all(
+        row[1:] == [f"{number}: {run['label']}" for number, run in enumerate(runs, start=1)]
+        for row in (known["table"][0], errors["table"][0])
+    )
     best = [(x, y) for x, y in (max(zip(*run["gt_known"], strict=True), key=lambda point: point[1]) for run in runs)]
     for (x, y), (cx, cy), run in zip(best, known["dots"], runs, strict=True):
         assert cx == pytest.approx(40 + (known["width"] - 48) * x, abs=0.06)
@@ -197,7 +213,7 @@ def test_charts_draw_the_numbers(opened: Browser, page: tuple[Path, Page]) -> No
 
 
 def test_a_run_keeps_its_colour_while_others_come_and_go_and_six_are_the_most(opened: Browser, page: tuple[Path, Page]) -> None:
-    group = int(opened.run("return document.querySelector('#runs select').value"))
+    group = int(opened.run("return document.querySelector('#runs select[name=group]').value"))
     boxes = f"const boxes = [...document.querySelectorAll('[data-group=\"{group}\"] input')];"
     styles = "return [...document.querySelectorAll('.charts figure:first-of-type polyline')].map((line) => line.getAttribute('class'))"
     before = opened.run(styles)
@@ -209,8 +225,50 @@ def test_a_run_keeps_its_colour_while_others_come_and_go_and_six_are_the_most(op
     opened.run(boxes + "boxes.filter((box) => !box.checked).forEach((box) => box.click())")
     assert opened.run(styles) == [f"line s{style}" for style in range(6)]
     assert sorted(chosen(opened, group)) == list(range(len(page[1].data["runs"][group])))
+    assert opened.run(said) == "6 runs are drawn; untick one to choose another."
     opened.run(boxes + "boxes.forEach((box) => { if (box.checked) box.click(); })")
     assert opened.run(said) == "No run is chosen."
+
+
+def test_the_first_choice_is_of_the_best_runs_however_the_table_is_sorted(opened: Browser, page: tuple[Path, Page]) -> None:
+    group = opened.run("return document.querySelector('#runs select[name=group]').value")
+    before = chosen(opened, int(group))
+    caption = next(caption for caption, table in page[1].tables.items() if table.block.get("data-group") == group)
+    assert sort(opened, caption, "GT-known")[1] == "ascending"
+    opened.run(f"document.querySelectorAll('[data-group=\"{group}\"] input:checked').forEach((box) => box.click())")
+    other = str((int(group) + 1) % len(page[1].data["runs"]))
+    opened.run(choose("#runs select[name=group]", other) + choose("#runs select[name=group]", group))
+    assert chosen(opened, int(group)) == before
+
+
+def test_runs_are_filtered_by_their_method(opened: Browser) -> None:
+    names = "return [...document.querySelectorAll('#runs tbody tr')].filter((r) => r.checkVisibility()).map((r) => r.dataset.method)"
+    every = opened.run(names)
+    assert opened.run("return [...document.querySelector('#runs select[name=method]').options].map((o) => o.value)") == [
+        "",
+        *sorted(METHODS),
+    ]
+    assert sorted(set(every)) == sorted(METHODS)
+    for name in METHODS:
+        assert opened.run(choose("#runs select[name=method]", name) + names) == [found for found in every if found == name]
+    assert opened.run(choose("#runs select[name=method]", "") + names) == every
+
+
+def test_going_back_shows_what_the_controls_say(opened: Browser, page: tuple[Path, Page]) -> None:
+    opened.run(choose(".filters select[name=dataset]", "other") + "document.querySelector('#runs input:checked').click();")
+    opened.run(choose("#pairs select[name=pair]", "2"))
+    elsewhere = page[0].with_name("elsewhere.html")
+    elsewhere.write_text("<!DOCTYPE html><title>elsewhere</title>")
+    opened.open(elsewhere)
+    opened.back()
+    state = (
+        "return [document.querySelector('.filters select[name=dataset]').value, document.querySelectorAll('#runs input:checked').length]"
+    )
+    dataset, ticked = opened.run(state)
+    assert {row["dataset"] for row in opened.run(visible("board"))} == {dataset}
+    assert ticked == len(opened.run(DRAWN)[0]["lines"])
+    shown = "return [...document.querySelectorAll('[data-pair]')].filter((b) => b.checkVisibility()).map((b) => b.dataset.pair)"
+    assert opened.run(shown) == [opened.run("return document.querySelector('#pairs select[name=pair]').value")]
 
 
 def test_opened_numbers_stay_open_and_keep_the_focus(opened: Browser) -> None:
@@ -229,12 +287,19 @@ def test_opened_numbers_stay_open_and_keep_the_focus(opened: Browser) -> None:
 
 def test_a_comparison_is_chosen_by_images_and_methods(opened: Browser, page: tuple[Path, Page]) -> None:
     shown = "return [...document.querySelectorAll('[data-pair]')].filter((b) => b.checkVisibility()).map((b) => b.dataset.pair)"
-    options = opened.run("return [...document.querySelector('#pairs select[name=pair]').options].map((o) => [o.value, o.textContent])")
-    assert len(options) == 3
-    for value, text in options:
-        assert opened.run(choose("#pairs select[name=pair]", value) + shown) == [value]
-        caption = next(c for c, table in page[1].tables.items() if table.block.get("data-pair") == value)
-        assert caption.startswith(text.replace(" minus ", " (B) minus ") + " (A) · ")
+    options = "return [...document.querySelector('#pairs select[name=pair]').options].map((o) => [o.value, o.textContent])"
+    groups = opened.run("return [...document.querySelector('#pairs select[name=group]').options].map((o) => [o.value, o.textContent])")
+    counts = []
+    for group, title in groups:
+        opened.run(choose("#pairs select[name=group]", group))
+        found = opened.run(options)
+        counts.append(len(found))
+        assert opened.run(shown) == [found[0][0]]  # the best two
+        for value, text in found:
+            assert opened.run(choose("#pairs select[name=pair]", value) + shown) == [value]
+            caption = next(c for c, table in page[1].tables.items() if table.block.get("data-pair") == value)
+            assert caption == text.replace(" minus ", " (B) minus ") + f" (A) · {title}"
+    assert sorted(counts) == [1, 3]
 
 
 # --- people --------------------------------------------------------------------------------------------------------------

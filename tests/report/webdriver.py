@@ -42,6 +42,10 @@ class Browser:
     def open(self, page: Path) -> None:
         self._call("/url", {"url": page.resolve().as_uri()})
 
+    def back(self) -> None:
+        """As the button does."""
+        self._call("/back", {})
+
     def run(self, script: str) -> Any:
         """What a function body in JavaScript returns."""
         return self._call("/execute/sync", {"script": script, "args": []})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -38,6 +39,9 @@ def command(
     if claims is not None and records is not None:
         _compare_claims(claims, records, resamples, out)
         return
+    for path, count in Counter((*group_a, *group_b)).items():
+        if count > 1:
+            raise UsageError(f"{path} is named {count} times; a run counts once")
     comparison = compare_records(*({path: read_record(path) for path in group} for group in (group_a, group_b)), resamples=resamples)
     Console(soft_wrap=True).print(comparison_table(comparison))
     if out is not None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from wsolbench.compare import MetricDifference, compare
 from wsolbench.exceptions import DataError
 from wsolbench.files import file_name, sha256_of_json, write_json
-from wsolbench.metrics.catalog import metric_info, metric_title
+from wsolbench.metrics.catalog import metric_title
 from wsolbench.records import RunRecord
+from wsolbench.report.tables import format_difference, format_number
 from wsolbench.score_table import SCORES, ScoreTable
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def compare_records(a: Mapping[Path, RunRecord], b: Mapping[Path, RunRecord], *,
     protocol = records[0].map_protocol
     for path, record in zip(paths, records, strict=True):
         for what, names in (("data set", ("name", "split", "fingerprint")), ("protocol", None)):
-            mine, theirs = (each.protocol if names is None else [each.dataset[name] for name in names] for each in (record, records[0]))
+            mine, theirs = (each.protocol if names is None else [each.dataset.get(name) for name in names] for each in (record, records[0]))
             if mine != theirs:
                 raise DataError(f"{path} has another {what} than {paths[0]}; only runs on the same images, counted alike, can be compared")
     scores = [read_scores(path, record) for path, record in zip(paths, records, strict=True)]
@@ -125,6 +126,15 @@ def read_comparison(path: Path) -> Comparison:
         raise DataError(f"{path} is not a comparison: {error}") from error
 
 
+def format_p_value(value: float) -> str:
+    """Three decimals.
+
+    >>> format_p_value(0.0312), format_p_value(0.0004)
+    ('0.031', '< 0.001')
+    """
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
 def comparison_table(comparison: Comparison) -> Table:
     """The differences in percentage points, or in the metric's unit, for the terminal."""
     from rich import box
@@ -138,17 +148,10 @@ def comparison_table(comparison: Comparison) -> Table:
     for name in ("metric", "A", "B", "B - A", "95 % interval", "p", "per run"):
         table.add_column(name, justify="left" if name == "metric" else "right")
     for row in comparison.differences:
-        scale = metric_info(row.name).scale
-        per_pair = "" if row.per_pair is None or len(row.per_pair) < 2 else ", ".join(f"{scale * value:+.1f}" for value in row.per_pair)
-        table.add_row(
-            metric_title(row.name),
-            f"{scale * row.a:.1f}",
-            f"{scale * row.b:.1f}",
-            f"{scale * row.difference:+.1f}",
-            f"[{scale * row.low:+.1f}, {scale * row.high:+.1f}]",
-            f"{row.p_value:.3f}",
-            per_pair,
-        )
+        low, difference, high = (format_difference(row.name, value) for value in (row.low, row.difference, row.high))
+        per_pair = "" if row.per_pair is None or len(row.per_pair) < 2 else ", ".join(format_difference(row.name, v) for v in row.per_pair)
+        values = (format_number(row.name, row.a), format_number(row.name, row.b), difference, f"[{low}, {high}]")
+        table.add_row(metric_title(row.name), *values, format_p_value(row.p_value), per_pair)
     return table
 
 

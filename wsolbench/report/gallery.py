@@ -69,7 +69,7 @@ def galleries(folders: Sequence[Path], dataset: Dataset, protocol: EvalProtocol,
         where = ", ".join(map(str, folders))
         raise DataError(f"no image of {dataset.name} {dataset.split} has a true box and a map in {where}; maps are named by the image's id")
     boxed = replace(dataset, samples=chosen)
-    of = f"Of {len(chosen)} of {len(dataset)} images."
+    of = f"Among {len(chosen)} of {len(dataset)} images, those with a true box and a map in every folder."
     maps = _told_apart([_read(folder, boxed, protocol) for folder in folders], folders)
     found = []
     for each in maps:

@@ -68,7 +68,7 @@
           tables += left ? 1 : 0;
           count += left;
         }
-        const said = tables ? `${tables} of ${blocks.length} tables, ${count} rows` : "Nothing fits these filters.";
+        const said = tables ? `${tables} of ${blocks.length} tables, ${count} ${count === 1 ? "row" : "rows"}` : "Nothing fits these filters.";
         one(`#${section.id} .count`).textContent = said;
       }
     };
@@ -97,9 +97,9 @@
     made.append(...children);
     return made;
   };
-  const percent = (value) => { // halves go to the even digit, as in the tables
-    const tenths = 1000 * value;
-    return ((tenths % 1 === 0.5 ? 2 * Math.round(tenths / 2) : Math.round(tenths)) / 10).toFixed(1);
+  const percent = (value) => { // halves go to the even digit, as in the tables: 6.25 -> 6.2, 6.75 -> 6.8
+    const exact = 100 * value;
+    return ((4 * exact) % 4 === 1 ? exact - 0.05 : exact).toFixed(1);
   };
   const LEFT = 40, TOP = 12, HEIGHT = 300, BOTTOM = 40;
 
@@ -143,14 +143,17 @@
     if (xs[after] === x) return ys[after];
     return ys[after - 1] + ((ys[after] - ys[after - 1]) * (x - xs[after - 1])) / (xs[after] - xs[after - 1]);
   };
+  const reached = ([xs, ys], x) => ys[xs.findIndex((value) => value >= x)] ?? null; // at the next recall that a threshold reaches
+  const steps = ([xs, ys]) => xs.flatMap((x, at) => [[at ? xs[at - 1] : 0, ys[at]], [x, ys[at]]]);
+
+  const named = ({ run, style }) => `${style + 1}: ${run.label}`;
 
   const lines = (title, xTitle, key, runs, width) => {
     const drawn = runs.filter(({ run }) => run[key]);
     if (!drawn.length) return null;
     const said = (curve) => {
       if (key === "gt_known") return `highest ${percent(Math.max(...curve[1]))} at ${curve[0][curve[1].indexOf(Math.max(...curve[1]))]}`;
-      const half = between(curve, 0.5);
-      return half === null ? "not drawn at recall 0.5" : `${percent(half)} at recall 0.5`;
+      return `${percent(reached(curve, 0.5))} at recall 0.5`;
     };
     const { svg, y } = frame(width, `${title}. ${drawn.map(({ run }) => `${run.label}: ${said(run[key])}`).join("; ")}`, 1);
     const x = (value) => LEFT + (width - LEFT - 8) * value;
@@ -160,7 +163,8 @@
     svg.append(make("text", { x: x(0.5), y: HEIGHT - 6, "text-anchor": "middle" }, xTitle));
     for (const { run, style } of drawn) {
       const [xs, ys] = run[key];
-      svg.append(make("polyline", { class: `line s${style}`, points: xs.map((value, at) => `${x(value).toFixed(1)},${y(ys[at]).toFixed(1)}`).join(" ") }));
+      const points = key === "pr" ? steps(run[key]) : xs.map((value, at) => [value, ys[at]]);
+      svg.append(make("polyline", { class: `line s${style}`, points: points.map((point) => `${x(point[0]).toFixed(1)},${y(point[1]).toFixed(1)}`).join(" ") }));
       if (key === "gt_known") {
         const at = ys.indexOf(Math.max(...ys));
         svg.append(make("circle", { class: `dot s${style}`, cx: x(xs[at]), cy: y(ys[at]), r: 5 }));
@@ -169,9 +173,9 @@
     const places = Array.from({ length: 11 }, (_, step) => step / 10);
     const rows = places.map((place) => [
       String(place),
-      ...drawn.map(({ run }) => between(run[key], place)).map((value) => (value === null ? "" : percent(value))),
+      ...drawn.map(({ run }) => (key === "pr" ? reached : between)(run[key], place)).map((value) => (value === null ? "" : percent(value))),
     ]);
-    return element("figure", "", element("figcaption", title), svg, numbers(title, [xTitle, ...drawn.map(({ run }) => run.label)], rows));
+    return element("figure", "", element("figcaption", title), svg, numbers(title, [xTitle, ...drawn.map(named)], rows));
   };
 
   const bars = (runs, width) => {
@@ -179,7 +183,7 @@
     if (!drawn.length) return null;
     const title = "Error breakdown (% of images, 95 % intervals)";
     const most = Math.max(...drawn.flatMap(({ run }) => run.errors.map(([value, , high]) => high ?? value)));
-    const { svg, y } = frame(width, `${title}. The numbers are in the table below.`, Math.max(0.1, Math.ceil(most * 10) / 10));
+    const { svg, y } = frame(width, `${title}. The numbers are in the table below.`, [0.1, 0.25, 0.5, 0.75, 1].find((top) => top >= most));
     const slot = (width - LEFT - 8) / data.errors.length;
     const thick = (0.84 * slot) / drawn.length;
     data.errors.forEach((name, place) => {
@@ -197,14 +201,16 @@
     });
     const text = ([value, low, high]) => (low == null ? percent(value) : `${percent(value)} [${percent(low)}, ${percent(high)}]`);
     const rows = data.errors.map((name, place) => [name, ...drawn.map(({ run }) => text(run.errors[place]))]);
-    return element("figure", "", element("figcaption", title), svg, numbers(title, ["", ...drawn.map(({ run }) => run.label)], rows));
+    return element("figure", "", element("figcaption", title), svg, numbers(title, ["", ...drawn.map(named)], rows));
   };
 
   const charts = one(".charts");
   if (charts) {
-    const select = one("#runs select");
+    const select = one("#runs select[name=group]");
+    const method = one("#runs select[name=method]");
     const blocks = all("#runs [data-group]");
     const status = one("#runs .count");
+    const boxesShown = () => all("input", blocks[select.value]).sort((a, b) => a.value - b.value); // best first, however it is sorted
     const styles = new Map(); // of a chosen box; it keeps its colour while others come and go
     const chosen = (boxes) => {
       for (const box of [...styles.keys()]) if (!box.checked || !boxes.includes(box)) styles.delete(box);
@@ -216,7 +222,7 @@
       return runs.sort((a, b) => a.style - b.style);
     };
     const draw = () => {
-      const runs = chosen(all("input", blocks[select.value]));
+      const runs = chosen(boxesShown());
       const room = charts.clientWidth || 320;
       const width = Math.max(280, Math.min(room, room > 700 ? (room - 48) / 3 : room, 576));
       const legend = element("ul");
@@ -224,7 +230,7 @@
       for (const { run, style } of runs) {
         const sample = make("svg", { viewBox: "0 0 34 10", "aria-hidden": "true" });
         sample.append(make("line", { class: `line s${style}`, x1: 0, x2: 34, y1: 5, y2: 5 }));
-        legend.append(element("li", "", sample, `${style + 1}: ${run.label}`));
+        legend.append(element("li", "", sample, named({ run, style })));
       }
       const figures = [
         lines("GT-known over tau (%)", "tau", "gt_known", runs, width),
@@ -240,20 +246,28 @@
         if (held && details.title === held.title) details.querySelector("summary").focus();
       }
       const none = runs.length ? "These runs have no curves." : "No run is chosen.";
-      const said = figures.length ? `${runs.length} ${runs.length === 1 ? "run is" : "runs are"} drawn.` : none;
+      const full = runs.length === MOST ? "; untick one to choose another" : "";
+      const said = figures.length ? `${runs.length} ${runs.length === 1 ? "run is" : "runs are"} drawn${full}.` : none;
       if (status.textContent !== said) status.textContent = said;
     };
+    const filter = () => all("tbody tr", blocks[select.value]).forEach((row) => { row.hidden = !["", row.dataset.method].includes(method.value); });
     const show = () => {
       blocks.forEach((block, place) => { block.hidden = String(place) !== select.value; });
-      const boxes = all("input", blocks[select.value]);
-      if (!boxes.some((box) => box.checked)) { // the best run of each of the three best methods
-        const method = (box) => box.closest("tr").dataset.method;
-        const first = boxes.filter((box, place) => boxes.findIndex((other) => method(other) === method(box)) === place);
+      const names = [...new Set(all("tbody tr", blocks[select.value]).map((row) => row.dataset.method))].sort();
+      method.replaceChildren(new Option("all", ""), ...names.map((name) => new Option(name)));
+      filter();
+      const boxes = boxesShown();
+      if (!boxes.some((box) => box.checked)) { // the best run with curves of each of the three best methods
+        const of = (box) => box.closest("tr").dataset.method;
+        const curved = boxes.filter((box) => ["gt_known", "pr"].some((key) => key in data.runs[select.value][Number(box.value)]));
+        const best = curved.length ? curved : boxes;
+        const first = best.filter((box, place) => best.findIndex((other) => of(other) === of(box)) === place);
         first.slice(0, 3).forEach((box) => { box.checked = true; });
       }
       draw();
     };
     select.addEventListener("change", show);
+    method.addEventListener("change", filter);
     blocks.forEach((block) => block.addEventListener("change", draw));
     all("#runs form").forEach((form) => form.addEventListener("submit", (event) => event.preventDefault()));
     let seen = 0;
@@ -274,6 +288,7 @@
     const show = () => all("[data-pair]").forEach((block) => { block.hidden = block.dataset.pair !== pair.value; });
     const choose = () => {
       pair.replaceChildren(...options.filter((option) => option.dataset.of === group.value));
+      pair.selectedIndex = 0; // the best two
       show();
     };
     group.addEventListener("change", choose);

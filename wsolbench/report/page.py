@@ -17,12 +17,13 @@ from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
 from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.records import MetricValue
 from wsolbench.report.board import Cell, Filters, MeasuredTable, PublishedTable, measured_tables, published_tables
+from wsolbench.report.comparisons import format_p_value
 from wsolbench.report.gallery import Gallery
 from wsolbench.report.html import Td, data_attributes, document, escape, filled, row_of, table_block
 from wsolbench.report.leaderboard import read_results
 from wsolbench.report.page_data import Group, Pair, ShownRun, groups_of, same_but_protocol
 from wsolbench.report.repetitions import Run, newest
-from wsolbench.report.tables import describe_protocol, format_number, format_taus, format_value, sort_policies
+from wsolbench.report.tables import NOTE, describe_protocol, format_difference, format_number, format_taus, format_value, sort_policies
 
 _BAR = 120
 """Width of a drawn interval in pixels."""
@@ -53,13 +54,14 @@ def page_html(results: Path, *, galleries: Sequence[Gallery], methods: int, resa
     names = sorted({str(run.record.dataset["name"]) for run in runs})
     measured = [(name, table) for name in names for table in measured_tables(runs, published, Filters(dataset=name))]
     printed = [(table.path[0], table) for table in published_tables(published, Filters())]
-    groups, problems = groups_of(runs, methods=methods, resamples=resamples)
+    groups, problems = groups_of(every, methods=methods, resamples=resamples)
+    opened = _opened(measured, printed)
     sections = [
         ("board", "Measured", _board(measured, printed, len(every), len(runs))),
         ("published", "Published", _published(printed)),
-        ("runs", "Curves and errors", _runs(groups, results, problems)),
-        ("pairs", "Comparisons", _pairs(groups, methods, resamples)),
-        ("protocols", "Protocols", "".join(_protocol_table(title, of) for title, of in same_but_protocol(runs))),
+        ("runs", "Curves and errors", _runs(groups, results, problems, opened)),
+        ("pairs", "Comparisons", _pairs(groups, methods, resamples, opened)),
+        ("protocols", "Protocols", "".join(_protocol_table(title, of) for title, of in same_but_protocol(every))),
         ("galleries", "Galleries", "".join(map(_gallery, galleries))),
     ]
     data = {"runs": _curves(groups), "errors": [metric_title(f"error_{name}") for name in ERROR_NAMES]}
@@ -71,20 +73,32 @@ def page_html(results: Path, *, galleries: Sequence[Gallery], methods: int, resa
 
 def _board(tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tuple[str, PublishedTable]], written: int, newest: int) -> str:
     if not tables:
-        return "<p>There is no record with a value yet. <code>wsolbench eval</code> writes one.</p>"
-    repeated = f"; {written - newest} that newer ones repeat with the same seed are left out" if newest < written else ""
+        return "<p>There is no record with a value yet. <code>wsolbench eval</code> writes one.</p>" + _filters(tables, published)
+    older = written - newest
+    repeated = f", without {older} that newer ones repeat with the same seed" if older else ""
     text = (
-        f"<p>{written} records{repeated}. A table holds only what may be compared: the same images, protocol and threshold policy. "
-        "Percent, with 95 % bootstrap intervals over images; runs that differ in nothing but their seed are one row, "
-        "with the mean of their intervals, which says nothing of other seeds. Published numbers "
-        "stand in columns of their own. <code>oracle</code>: the threshold is chosen on the evaluated images, an upper bound.</p>"
+        f"<p>{_count(newest, 'record')}{repeated}. A table holds only what may be compared: the same images, protocol and threshold "
+        "policy. Runs that differ in nothing but their seed are one row, with the mean of their intervals, which says nothing of other "
+        f"seeds. Published numbers stand in columns of their own. {NOTE}</p>"
     )
     return text + _filters(tables, published) + "".join(_measured(name, table) for name, table in tables)
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _opened(tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tuple[str, PublishedTable]]) -> str:
+    """The data set to begin with: the one that the most is measured of, those with published numbers first."""
+    rows = Counter(name for name, table in tables for _ in table.rows)
+    printed = Counter(name for name, table in published for _ in table.rows)
+    return min(rows or printed, key=lambda name: (name not in printed, -rows[name], -printed[name], name), default="")
+
+
 def _filters(tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tuple[str, PublishedTable]]) -> str:
-    """Choices among what is measured and what is printed. Opened is the data set that the most is measured of, those with published
-    numbers first."""
+    """Choices among what is measured and what is printed."""
+    if not tables and not published:
+        return ""
     metrics = [metric_title(info.name) for info in METRICS]
 
     def place(title: str) -> tuple[int, str]:
@@ -110,12 +124,12 @@ def _filters(tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tu
         f"{''.join(f'<option>{escape(value)}</option>' for value in values)}</select></label>"
         for title, (name, values) in choices.items()
     )
-    often, known = Counter(row[0] for row in rows), {row[0] for row in printed}
-    opened = min(often, key=lambda name: (name not in known, -often[name], name))
-    first = min((row[1] for row in rows if row[0] == opened), key=lambda title: (title != metric_title("gt_known"), place(title)))
+    opened = _opened(tables, published)
+    shown = [row[1] for row in rows or printed if row[0] == opened]
+    first = min(shown, key=lambda title: (title != metric_title("gt_known"), place(title)))
     return (
-        f'<form class="filters js-only" aria-label="Filter the tables"{data_attributes(dataset=opened, metric=first)}>{controls}'
-        '<button type="reset">Show all</button><p class="count" role="status"></p></form>'
+        f'<form class="filters js-only" autocomplete="off" aria-label="Filter the tables"{data_attributes(dataset=opened, metric=first)}>'
+        f'{controls}<button type="reset">Show all</button><p class="count" role="status"></p></form>'
     )
 
 
@@ -144,13 +158,14 @@ def _record_path(cells: Sequence[Cell]) -> str:
     return unquote(cells[0].link).removeprefix("../")
 
 
-def _interval(estimate: Sequence[float], start: float, end: float) -> str:
-    """A picture of a value and the ends of its interval on an axis from `start` to `end`."""
+def _interval(estimate: Sequence[float], start: float, end: float, *, zero: bool = False) -> str:
+    """A picture of a value and the ends of its interval on an axis from `start` to `end`; `zero`: with a line in the middle."""
     span = (end - start) or 1.0
+    middle = f'<path class="zero" d="M{_BAR / 2} 0V12"/>' if zero else ""
     x, left, right = (round(4 + (_BAR - 8) * (place - start) / span, 1) for place in estimate)
     return (
         f'<svg class="ci" width="{_BAR}" height="12" viewBox="0 0 {_BAR} 12" aria-hidden="true">'
-        f'<path d="M{left} 6H{right}M{left} 2V10M{right} 2V10"/><circle cx="{x}" cy="6" r="3"/></svg>'
+        f'{middle}<path d="M{left} 6H{right}M{left} 2V10M{right} 2V10"/><circle cx="{x}" cy="6" r="3"/></svg>'
     )
 
 
@@ -168,8 +183,8 @@ def _published(tables: Sequence[tuple[str, PublishedTable]]) -> str:
         shown.append(table_block(caption, table.columns, rows, attributes=attributes, notes=table.notes))
     text = (
         "<p>Numbers that papers and repositories print of their own methods, as printed, with table and row. They are not measured here "
-        "and their protocols differ. The filters above hold here, too, but for the protocol; methods that are here, too, have the names "
-        'that they have here.</p><p class="count js-only" role="status"></p>'
+        "and their protocols differ. The filters above hold here, too, except that of the protocol; a method of a paper is found under the "
+        'name that it has above.</p><p class="count js-only" role="status"></p>'
     )
     return text + "".join(shown)
 
@@ -177,21 +192,26 @@ def _published(tables: Sequence[tuple[str, PublishedTable]]) -> str:
 # --- runs ----------------------------------------------------------------------------------------------------------------
 
 
-def _runs(groups: Sequence[Group], results: Path, problems: Sequence[str]) -> str:
+def _runs(groups: Sequence[Group], results: Path, problems: Sequence[str], opened: str) -> str:
     if not groups:
         return ""
-    most = max(groups, key=lambda group: sum(shown.scored for shown in group.runs))
+    first = max(groups, key=lambda group: (_is_of(group, opened), sum(shown.scored for shown in group.runs)))
     text = (
         "<p>Choose up to six runs of one table: GT-known over the threshold tau, precision over recall of pixels, and the error "
-        "breakdown with 95 % intervals. Curves need the per-image scores beside a record (<code>--save-scores</code>). Settings: "
-        "those in which runs of one method differ.</p>"
-        f'<form class="js-only" aria-label="Choose runs"><label>Images and protocol {_choice(groups, most)}</label>'
+        "breakdown with 95 % intervals. Curves need the per-image scores beside a record (<code>--save-scores</code>). A run is "
+        "named with what it started from, the settings in which it differs from others of its method, and its seed.</p>"
+        '<form class="js-only" autocomplete="off" aria-label="Choose runs">'
+        f'<label>Images and protocol {_choice(groups, first)}</label><label>Method <select name="method"></select></label>'
         '<p class="count" role="status"></p></form><div class="charts js-only"></div>'
     )
     left_out = "".join(f"<li>{escape(problem)}</li>" for problem in problems)
     if left_out:
         text += f"<details><summary>Scores that cannot be used: {len(problems)}</summary><ul>{left_out}</ul></details>"
     return text + "".join(_run_table(number, group, results) for number, group in enumerate(groups))
+
+
+def _is_of(group: Group, dataset: str) -> bool:
+    return bool(group.runs[0].run.record.dataset["name"] == dataset)
 
 
 def _choice(groups: Sequence[Group], opened: Group) -> str:
@@ -207,20 +227,18 @@ def _run_table(number: int, group: Group, results: Path) -> str:
     lines, facets = [], []
     for place, shown in enumerate(group.runs):
         record = shown.run.record
-        name = " · ".join(filter(None, (record.method["name"], record.method.get("backbone"))))
-        box = f'<input type="checkbox" class="js-only" value="{place}" aria-label="{escape(f"draw {shown.label}")}">'
+        name, _, described = shown.label.partition(" · ")
+        box = f'<input type="checkbox" class="js-only" autocomplete="off" value="{place}">'
         gt_known = record.metric("gt_known", "oracle")
         tau = Td(escape(format_taus(gt_known)), gt_known.tau[0] if gt_known.tau else None) if gt_known else Td("")
         errors = (_value(record.metric(f"error_{name}", "oracle")) for name in ERROR_NAMES)
-        texts = ("" if value is None else str(value) for value in (record.start, shown.settings, shown.run.seed))
         curves = Td("yes" if shown.gt_known or shown.precision_recall else "no")
         path = Td(f"<code>{escape(shown.run.path.relative_to(results).as_posix())}</code>")
-        first = Td(f'<label class="pick">{box}<span>{escape(name)}</span></label>')
-        described = [Td(escape(text)) for text in texts]
-        lines.append((first, _value(gt_known), tau, _value(record.metric("pxap")), *errors, *described, curves, path))
+        first = Td(f'<label class="pick">{box}<span>{escape(name)} <span class="how">{escape(described)}</span></span></label>')
+        lines.append((first, _value(gt_known), tau, _value(record.metric("pxap")), *errors, curves, path))
         facets.append(data_attributes(method=str(record.method["name"])))
     titles = (metric_title(f"error_{name}") for name in ERROR_NAMES)
-    columns = ("run", metric_title("gt_known"), "at", metric_title("pxap"), *titles, "start", "settings", "seed", "curves", "record")
+    columns = ("run", metric_title("gt_known"), "at", metric_title("pxap"), *titles, "curves", "record")
     kept = filled(lines)
     rows = [row_of([line[place] for place in kept], facet) for line, facet in zip(lines, facets, strict=True)]
     caption = f"Runs · {group.title} · threshold: oracle"
@@ -250,11 +268,11 @@ def _curves_of(shown: ShownRun) -> dict[str, Any]:
     }
 
 
-def _pairs(groups: Sequence[Group], methods: int, resamples: int) -> str:
+def _pairs(groups: Sequence[Group], methods: int, resamples: int, opened: str) -> str:
     having = [group for group in groups if group.pairs]
     if not having:
         return ""
-    most = max(having, key=lambda group: len(group.pairs))
+    first = max(having, key=lambda group: (_is_of(group, opened), len(group.pairs)))
     pairs = [(number, group, pair) for number, group in enumerate(having) for pair in group.pairs]
     names = "".join(
         f'<option value="{place}" data-of="{number}">{escape(f"{pair.b.method} minus {pair.a.method}")}</option>'
@@ -262,22 +280,18 @@ def _pairs(groups: Sequence[Group], methods: int, resamples: int) -> str:
     )
     text = (
         f"<p>Differences image by image, on the same images under the same protocol, with 95 % intervals over {resamples} resamples and "
-        f"two-sided p-values. Of every data set and protocol the {methods} best methods are compared (by the oracle "
-        "GT-known, then MaxBoxAccV2, PxAP, Top-1 Cls), each with all its seeds that have scores. Of a method with runs of several settings "
-        "those are taken that have the most seeds, then the best mean: where settings have been chosen on these very images, differences "
-        f"are biased and p-values too small. No p-value is below {2 / (resamples + 1):.3f}, and of so many some are small by chance. "
-        "Intervals say nothing of other seeds; the differences seed by seed do. <code>wsolbench compare</code> compares any runs and "
-        "groups of seeds.</p>"
-        '<form class="js-only" aria-label="Choose a comparison">'
-        f"<label>Images and protocol {_choice(having, most)}</label>"
+        f"two-sided p-values. Of every data set and protocol the {methods} best methods are compared (by the oracle GT-known, then "
+        "MaxBoxAccV2, PxAP, Top-1 Cls), each with all its seeds that have scores. Of a method with runs of several settings, backbones or "
+        "starts those are taken that have the most seeds, then the best mean: where they have been chosen on these very images, "
+        f"differences are biased and p-values too small. No p-value is below {2 / (resamples + 1):.1g}; ties count for both sides, so one "
+        "can be above 0.05 where an interval just leaves out 0; of so many some are small by chance. ↓: lower is better. Intervals say "
+        "nothing of other seeds; the differences seed by seed do. <code>wsolbench compare</code> compares any runs and groups of "
+        "seeds.</p>"
+        '<form class="js-only" autocomplete="off" aria-label="Choose a comparison">'
+        f"<label>Images and protocol {_choice(having, first)}</label>"
         f'<label>Compare <select name="pair">{names}</select></label></form>'
     )
     return text + "".join(_pair_table(place, pair, group.title) for place, (_, group, pair) in enumerate(pairs))
-
-
-def _signed(value: float, decimals: int) -> str:
-    """With its sign; what rounds to 0 is no minus 0."""
-    return f"{round(value, decimals) + 0.0:+.{decimals}f}"
 
 
 def _pair_table(number: int, pair: Pair, title: str) -> str:
@@ -290,13 +304,12 @@ def _pair_table(number: int, pair: Pair, title: str) -> str:
     for row in pair.differences:
         info = metric_info(row.name)
         end = info.scale * ends[info.scale]
-        low, middle, high = info.scale * row.low, info.scale * row.difference, info.scale * row.high
-        drawn = _interval((middle, low, high), -end, end).replace("<path", f'<path class="zero" d="M{_BAR / 2} 0V12"/><path', 1)
-        interval = f"{drawn} {_signed(low, info.decimals)} to {_signed(high, info.decimals)}"
-        name = metric_title(row.name) + (f", {row.policy}" if row.policy else "")
-        values = (format_number(row.name, row.a), format_number(row.name, row.b), _signed(middle, info.decimals))
-        by_seed = ", ".join(_signed(info.scale * value, info.decimals) for value in row.per_pair or ()) if same_seeds else ""
-        texts = (escape(name), *values, interval, f"{row.p_value:.3f}", by_seed, str(row.n))
+        drawn = _interval([info.scale * value for value in (row.difference, row.low, row.high)], -end, end, zero=True)
+        interval = f"{drawn} {format_difference(row.name, row.low)} to {format_difference(row.name, row.high)}"
+        name = metric_title(row.name) + (f", {row.policy}" if row.policy else "") + " ↓" * (info.better == "lower")
+        values = (format_number(row.name, row.a), format_number(row.name, row.b), format_difference(row.name, row.difference))
+        by_seed = ", ".join(format_difference(row.name, value) for value in row.per_pair or ()) if same_seeds else ""
+        texts = (escape(name), *values, interval, escape(format_p_value(row.p_value)), by_seed, str(row.n))
         lines.append([Td(text) for text in texts])
     columns = ("metric", "A", "B", "B − A", "95 % interval", "p", "seed by seed", "images")
     kept = filled(lines)
@@ -334,7 +347,7 @@ def _gallery(gallery: Gallery) -> str:
         shown = "".join(
             f'<span class="picture"><img src="data:image/jpeg;base64,{picture.jpeg}" loading="lazy" '
             f'alt="{escape(f"map of {picture.name} over {image_id} with true and predicted box")}">'
-            f"<span>{escape(picture.name)}: IoU {picture.iou:.2f}</span></span>"
+            f"<span>{escape(f'{picture.name}: ' * (len(pictures) > 1))}IoU {picture.iou:.2f}</span></span>"
             for picture in pictures
         )
         figures.append(f"<li><figure>{shown}<figcaption>{escape(image_id)}<br>{escape(class_name)}</figcaption></figure></li>")

@@ -18,15 +18,13 @@ from wsolbench.metrics.max_box_acc import MaxBoxAcc
 from wsolbench.progress import track
 from wsolbench.protocol import EvalProtocol
 from wsolbench.report.comparisons import compare_records, read_scores
-from wsolbench.report.repetitions import Run, data_of, different_settings, grouped, settings_of
-from wsolbench.report.tables import describe_protocol
+from wsolbench.report.repetitions import Run, data_of, different_settings, grouped, newest, settings_of
+from wsolbench.report.tables import RANKED_BY, describe_protocol
 from wsolbench.score_table import SCORES, ScoreTable
 
 POINTS = 101
 """Points of a curve, at most."""
-RANKED_BY = ("gt_known", "max_box_acc_v2", "pxap", "top1_cls")
-"""The metric that runs are ranked by: the first that the best of them may have."""
-DIGITS = 4
+DIGITS = 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ class ShownRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Repetitions:
-    """Runs that differ in nothing but the seed, in the order of their seeds."""
+    """Runs that differ in nothing but the seed, in the order of their seeds; or one run."""
 
     runs: tuple[ShownRun, ...]
 
@@ -64,7 +62,7 @@ class Repetitions:
         return str(self.runs[0].run.record.method["name"])
 
     @property
-    def seeds(self) -> list[Any]:
+    def seeds(self) -> list[int | None]:
         """Of the runs."""
         return [shown.run.seed for shown in self.runs]
 
@@ -101,7 +99,7 @@ def groups_of(runs: Sequence[Run], *, methods: int, resamples: int) -> tuple[lis
     settings of which there are the most seeds, and among these of the ones with the best mean.
     """
     problems: list[str] = []
-    scored = [run for run in runs if isinstance(run.record.protocol, EvalProtocol)]
+    scored = newest([run for run in runs if isinstance(run.record.protocol, EvalProtocol)], of_each_source=False)
     curves = {run.link: _curves(run, problems) for run in track(scored, "reading scores", unit="runs")}
     together = grouped(scored, lambda run: [data_of(run), run.record.protocol.to_json()])
     shown = [_shown(members, curves) for members in together]
@@ -114,12 +112,11 @@ def groups_of(runs: Sequence[Run], *, methods: int, resamples: int) -> tuple[lis
             problems.append(str(error))
             continue
         pairs[place].append(Pair(a=a, b=b, differences=comparison.differences))
-    groups = [
-        Group(
-            title=f"{_data_title(members[0])} · {describe_protocol(members[0].record.protocol)}", runs=tuple(of), pairs=tuple(pairs[place])
-        )
-        for place, (members, of) in enumerate(zip(together, shown, strict=True))
-    ]
+    titles = _told_apart(
+        [f"{_data_title(members[0])} · {describe_protocol(members[0].record.protocol)}" for members in together],
+        [f"fingerprint {str(members[0].record.dataset['fingerprint'])[:12]}" for members in together],
+    )
+    groups = [Group(title=titles[place], runs=tuple(of), pairs=tuple(pairs[place])) for place, of in enumerate(shown)]
     return groups, list(dict.fromkeys(problems))
 
 
@@ -132,14 +129,19 @@ def same_but_protocol(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
         data = {key: value for key, value in record.dataset.items() if key != "transfer_from"}
         return [data, {key: value for key, value in record.method.items() if key != "maps"}]
 
-    found = []
-    for same in grouped(runs, but_protocol):
-        protocols = {describe_protocol(run.record.protocol): run for run in same}
-        if len(protocols) > 1:
+    found, titles = [], []
+    for same in grouped(newest(runs, of_each_source=False), but_protocol):
+        if len({describe_protocol(run.record.protocol) for run in same}) > 1:
             settings = different_settings(same[0], [run for run in runs if data_of(run) == data_of(same[0])])
-            title = f"{_data_title(same[0])} · {_label(same[0], settings, seed=True)}"
-            found.append((title, [protocols[name] for name in sorted(protocols)]))
-    return found
+            titles.append(f"{_data_title(same[0])} · {_label(same[0], settings, seed=True)}")
+            found.append(sorted(same, key=lambda run: (describe_protocol(run.record.protocol), run.link)))
+    return list(zip(_told_apart(titles, [same[0].record.digest[:8] for same in found]), found, strict=True))
+
+
+def _told_apart(texts: Sequence[str], more: Sequence[str]) -> list[str]:
+    """Texts that occur more than once with what is more of each."""
+    often = Counter(texts)
+    return [text if often[text] == 1 else f"{text} · {own}" for text, own in zip(texts, more, strict=True)]
 
 
 def _label(run: Run, settings: str, *, seed: bool = False) -> str:
@@ -158,11 +160,11 @@ def _data_title(run: Run) -> str:
 def _shown(members: Sequence[Run], curves: dict[str, tuple[Curve | None, Curve | None] | None]) -> list[ShownRun]:
     """The runs of a group, best first, under labels that tell them apart."""
     settings = [different_settings(run, members) for run in members]
-    labels = [_label(run, text, seed=True) for run, text in zip(members, settings, strict=True)]
-    often = Counter(labels)
+    plain = [_label(run, text, seed=True) for run, text in zip(members, settings, strict=True)]
+    labels = _told_apart(plain, [run.record.digest[:8] for run in members])
     found = []
     for run, text, label in zip(members, settings, labels, strict=True):
-        shown = ShownRun(run=run, settings=text, label=label if often[label] == 1 else f"{label} · {run.record.digest[:8]}")
+        shown = ShownRun(run=run, settings=text, label=label)
         if (of := curves[run.link]) is not None:
             shown = replace(shown, scored=True, gt_known=of[0], precision_recall=of[1])
         found.append(shown)
@@ -173,7 +175,7 @@ def _rank(runs: Sequence[ShownRun]) -> tuple[float, ...]:
     """Sorts the best mean first; what has no value comes last."""
     ranks = []
     for name in RANKED_BY:
-        metrics = [shown.run.record.metric(name, "oracle") or shown.run.record.metric(name) for shown in runs]
+        metrics = [shown.run.metric(name, "oracle") for shown in runs]
         values = [metric.value for metric in metrics if metric is not None and metric.value is not None]
         ranks.append(-fmean(values) if len(values) == len(runs) else 1.0)
     return tuple(ranks)
@@ -183,7 +185,7 @@ def _compared(shown: Sequence[ShownRun]) -> list[Repetitions]:
     """Of each method the runs to compare, the best method first."""
     scored = {each.run.link: each for each in shown if each.scored}
     repeated = [
-        Repetitions(runs=tuple(scored[run.link] for run in sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.link))))
+        Repetitions(runs=tuple(scored[run.link] for run in sorted(runs, key=lambda run: run.seed or 0)))
         for runs in grouped([each.run for each in scored.values()], settings_of)
     ]
     best: dict[str, Repetitions] = {}
@@ -205,19 +207,21 @@ def _curves(run: Run, problems: list[str]) -> tuple[Curve | None, Curve | None] 
 
 
 def gt_known_curve(scores: ScoreTable, protocol: EvalProtocol) -> Curve | None:
-    """GT-known at thresholds spread over the protocol's, its best one among them; None when no image has a true box."""
+    """GT-known at thresholds spread over the protocol's, its best one and tenths among them; None when no image has a true box."""
     counted = MaxBoxAcc(protocol, deltas=(0.5,))
     for part in scores:
         for index in np.flatnonzero(part.has_boxes):
             counted.update(part.single_iou[index], int(part.labels[index]))
     if not counted.n:
         return None
-    rates = counted.curve()[0]
-    return _curve(np.array(protocol.taus), rates, _spread(len(rates), int(rates.argmax())))
+    rates, taus = counted.curve()[0], np.array(protocol.taus)
+    tenths = np.abs(taus[:, None] - np.linspace(0, 1, 11)).argmin(axis=0)
+    return _curve(taus, rates, _spread(len(rates), [int(rates.argmax()), *tenths.tolist()]))
 
 
 def precision_recall_curve(scores: ScoreTable) -> Curve | None:
-    """Precision at recalls from low to high, pixels pooled over all images; None when no mask has an object pixel."""
+    """Precision at recalls that some threshold reaches, from low to high, pixels pooled over all images; None when no mask has an object
+    pixel. PxAP is the area below its steps, each as high as the precision at the step's right end."""
     total: Int64[np.ndarray, "2 b"] = sum(part.pixel_histogram.sum(axis=0, dtype=np.int64) for part in scores)
     cumulated = np.cumsum(total[:, ::-1], axis=1)  # selected object and other pixels, from the highest threshold down
     if not cumulated[0, -1]:
@@ -228,9 +232,9 @@ def precision_recall_curve(scores: ScoreTable) -> Curve | None:
     return _curve(recall, precision, np.unique(np.searchsorted(recall, np.linspace(0, 1, POINTS))))
 
 
-def _spread(n: int, also: int) -> Int64[np.ndarray, " k"]:
+def _spread(n: int, also: Sequence[int]) -> Int64[np.ndarray, " k"]:
     """At most `POINTS` positions in 0 .. n - 1, first, last and `also` among them."""
-    every: Int64[np.ndarray, " k"] = np.linspace(0, n - 1, min(POINTS - 1, n)).round().astype(np.int64)
+    every: Int64[np.ndarray, " k"] = np.linspace(0, n - 1, min(POINTS - len(also), n)).round().astype(np.int64)
     return np.unique(np.append(every, also))
 
 

@@ -28,9 +28,10 @@ class Run:
         return found.get(policy) or found.get(None)
 
     @property
-    def seed(self) -> Any:
+    def seed(self) -> int | None:
         """Of its training; None where nobody says so."""
-        return self.record.training.get("seed")
+        seed: int | None = self.record.training.get("seed")
+        return seed
 
 
 def grouped(runs: Iterable[Run], key: Callable[[Run], Any]) -> list[list[Run]]:
@@ -58,18 +59,22 @@ def source_title(source: Any) -> str:
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """What makes two runs repetitions of each other: all but the seed."""
+    """What makes two runs repetitions of each other: all but the seed. A run without a seed repeats none."""
     method, training = run.record.method, run.record.training
     what = {key: method.get(key) for key in ("name", "backbone", "post", "image_size")}
-    return {**what, "config": run.record.settings, "start": run.record.start, "recipe": training.get("recipe")}
+    alone = run.record.digest if run.seed is None else None
+    return {**what, "config": run.record.settings, "start": run.record.start, "recipe": training.get("recipe"), "alone": alone}
 
 
-def newest(runs: Sequence[Run]) -> list[Run]:
-    """Of runs that repeat each other with the same seed the last one: another revision or machine makes no other seed."""
+def newest(runs: Sequence[Run], *, of_each_source: bool = True) -> list[Run]:
+    """Of runs that repeat each other with the same seed the last one: another revision or machine makes no other seed.
+
+    `of_each_source`: where thresholds come from other splits, the last one of each split.
+    """
     last: dict[str, Run] = {}
     for run in sorted(runs, key=lambda run: (str(run.record.provenance.get("date")), run.link)):
-        apart = run.link if run.seed is None else [data_of(run), source_of(run), run.record.protocol.to_json(), settings_of(run), run.seed]
-        last[canonical_json(apart)] = run
+        source = source_of(run) if of_each_source else None
+        last[canonical_json([data_of(run), source, run.record.protocol.to_json(), settings_of(run), run.seed])] = run
     links = {run.link for run in last.values()}
     return [run for run in runs if run.link in links]
 
@@ -79,7 +84,7 @@ def different_settings(run: Run, others: Sequence[Run]) -> str:
     of_method = [_flat(other) for other in others if other.record.method["name"] == run.record.method["name"]]
     own = _flat(run)
     names = [name for name in own if len({canonical_json(other.get(name)) for other in of_method}) > 1]
-    return ", ".join(f"{name}={setting_text(own[name])}" for name in names)
+    return ", ".join(f"{name}={'none' if own[name] in (None, '') else setting_text(own[name])}" for name in names)
 
 
 def _flat(run: Run) -> dict[str, Any]:

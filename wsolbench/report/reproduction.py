@@ -19,11 +19,11 @@ from typing import Any
 from wsolbench.compare import MetricDifference
 from wsolbench.exceptions import DataError
 from wsolbench.files import canonical_json
-from wsolbench.metrics.catalog import metric_info, metric_title
+from wsolbench.metrics.catalog import metric_title
 from wsolbench.records import RunRecord, settings_of
 from wsolbench.report.comparisons import Comparison, read_comparison
 from wsolbench.report.repetitions import setting_text
-from wsolbench.report.tables import escape_markdown
+from wsolbench.report.tables import escape_markdown, format_difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,17 +184,16 @@ _HEADER = "| paper | claim | metric | published | measured | per run | direction
 
 def _row(claim: Claim, difference: MetricDifference) -> str:
     published = float(claim.published_b) - float(claim.published_a)
-    scale = metric_info(claim.metric).scale
-    low, high = scale * difference.low, scale * difference.high
+    low, high = difference.low, difference.high
     sides = (low, high) if claim.direction > 0 else (-high, -low)
     verdict = "holds" if sides[0] > 0 else "opposite" if sides[1] < 0 else "undecided"
-    per_run = ", ".join(f"{scale * value:+.1f}" for value in difference.per_pair or ())
+    per_run = ", ".join(format_difference(difference.name, value) for value in difference.per_pair or ())
     cells = (
         escape_markdown(f"{claim.paper}, {claim.where}"),
         escape_markdown(claim.claim),
         metric_title(claim.metric),
         f"{published:+.2f}",
-        f"{scale * difference.difference:+.1f} [{low:+.1f}, {high:+.1f}]",
+        "{} [{}, {}]".format(*(format_difference(difference.name, value) for value in (difference.difference, low, high))),
         per_run,
         verdict,
     )

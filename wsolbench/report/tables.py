@@ -31,16 +31,19 @@ _GROUPS = (
     ("Detected masks", tuple(f"mask_ap{end}" for end in ("", "50", "75", "_small", "_medium", "_large"))),
     ("Error breakdown", ("error_right", "error_cls", "error_m_ins", "error_part", "error_more", "error_other")),
 )
-_NOTE = (
+NOTE = (
     "Percent, with 95 % intervals over images; Peak-T: 0 to 255, px: pixels of an input of 448. "
     "oracle: tau chosen on this split, an upper bound."
 )
+"""What numbers in tables are."""
+RANKED_BY = ("gt_known", "max_box_acc_v2", "pxap", "top1_cls", "box_ap")
+"""The metric that runs are ranked by: the first of these that there is."""
 _OTHER_GROUP = "Other"
 _POLICY_ORDER = ("oracle", "fixed", "transfer")
 
 
 def _note(record: RunRecord) -> str:
-    return "Percent; COCO's average precision." if isinstance(record.protocol, DetectionProtocol) else _NOTE
+    return "Percent; COCO's average precision." if isinstance(record.protocol, DetectionProtocol) else NOTE
 
 
 def format_number(name: str, value: float) -> str:
@@ -51,6 +54,16 @@ def format_number(name: str, value: float) -> str:
     """
     info = metric_info(name)
     return f"{info.scale * value:.{info.decimals}f}"
+
+
+def format_difference(name: str, value: float) -> str:
+    """A difference of a metric's values in the same form, with its sign; what rounds to 0 is no minus 0.
+
+    >>> format_difference("gt_known", 0.0312), format_difference("peak_t", -4.0), format_difference("pxap", -0.0001)
+    ('+3.1', '-4', '+0.0')
+    """
+    info = metric_info(name)
+    return f"{round(info.scale * value, info.decimals) + 0.0:+.{info.decimals}f}"
 
 
 def format_value(metric: MetricValue) -> str:
