@@ -234,6 +234,7 @@ def test_the_best_threshold_is_among_the_points_of_its_curve(make_run: Callable[
     assert curve is not None
     assert [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if y > 0] == [(0.333, 1.0)]
     assert len(curve.x) <= 101
+    assert {tenth / 10 for tenth in range(10)} <= set(curve.x)  # what the chart's table reads
 
 
 def test_runs_without_boxes_or_masks_have_no_such_curve(make_run: Callable[..., Any], run: Any) -> None:
