@@ -86,7 +86,12 @@ def edit(path: Path, **changes: object) -> None:
         ({"method": {"name": "cam", "training": {"recipe": "x"}}}, "method.training has recipe 'x'"),
         ({"method": {"name": "cam", "post": {"config": 1}}}, "method.post has config 1"),
         ({"method": {"name": 1}}, "method.name is 1; expected a text"),
-        ({"dataset": {"name": "cub", "split": ["test"]}}, "dataset.split is"),
+        ({"method": {"name": "cam", "backbone": 50}}, "method.backbone is 50; expected a text"),
+        ({"method": {"name": "cam", "training": {"seed": "0"}}}, "seed '0'; expected a whole number"),
+        ({"method": {"name": "cam", "training": {"seed": True}}}, "seed True; expected a whole number"),
+        ({"dataset": {"name": "cub", "split": ["test"], "fingerprint": "ab"}}, "dataset.split is"),
+        ({"dataset": {"name": "cub", "split": "test"}}, "dataset.fingerprint is None; expected a text"),
+        ({"dataset": {"name": "cub", "split": "test", "fingerprint": "ab", "transform": 90}}, "dataset.transform is 90"),
     ],
 )
 def test_a_broken_record_is_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:

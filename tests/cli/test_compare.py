@@ -6,8 +6,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from wsolbench.records import read_records
 from wsolbench.report.comparisons import read_comparison
+from wsolbench.score_table import ScoreTable
 
 
 def test_two_runs_are_compared_and_the_comparison_can_be_read_again(run, birds: Path) -> None:
@@ -30,6 +33,15 @@ def test_two_runs_are_compared_and_the_comparison_can_be_read_again(run, birds: 
     assert run("eval", "--method", "center-box", *on, "--no-transfer", "--out", "bare").code == 0
     (bare,) = Path("bare").rglob("*.json")
     assert run("compare", "--a", a, "--b", bare, "--resamples", "100").code == 0
+
+    twice = run("compare", "--a", a, "--a", a, "--b", b)
+    assert twice.code == 2
+    assert f"{a} is named 2 times" in twice.err
+    shorter = next(iter(ScoreTable.read(a.with_suffix(".scores.npz")))).select(np.arange(4))
+    ScoreTable((shorter,)).write(a.with_suffix(".scores.npz"))
+    other = run("compare", "--a", a, "--b", b)
+    assert other.code == 2
+    assert "has scores of 4 images, but its record" in other.err
 
     a.with_suffix(".scores.npz").unlink()
     result = run("compare", "--a", a, "--b", b)
