@@ -51,7 +51,7 @@ def results(tmp_path: Path, make_run: Callable[..., Any]) -> Path:
     """Two methods with two seeds each and one with one, with scores; and one of them under another protocol."""
 
     def write(name: str, number: int, seed: int, **more: Any) -> None:
-        run = make_run(16, method={"name": name, "training": {"seed": seed}}, seed=number, masks=tmp_path, **more)
+        run = make_run(21, method={"name": name, "training": {"seed": seed}}, seed=number, masks=tmp_path, **more)
         run.table.write(run.record.write(tmp_path / "measured").with_suffix(SCORES))
 
     for number, (name, seed) in enumerate((("cam", 0), ("cam", 1), ("spa", 0), ("spa", 1), ("has", 0))):
@@ -202,6 +202,9 @@ def test_charts_are_drawn_from_what_records_and_scores_say(results: Path) -> Non
             for name, curve in (("gt_known", gt_known_curve(scores, record.map_protocol)), ("pr", precision_recall_curve(scores))):
                 assert curve is not None
                 assert drawn[name] == [list(curve.x), list(curve.y)]
+            best = record.metric("gt_known", "oracle")
+            assert best is not None
+            assert max(drawn["gt_known"][1]) == pytest.approx(best.value, abs=1e-7)  # enough digits to be rounded as in tables
             metrics = [record.metric(f"error_{name}", "oracle") for name in ERROR_NAMES]
             assert drawn["errors"] == [[metric.value, metric.low, metric.high] for metric in metrics if metric is not None]
 
@@ -212,7 +215,7 @@ def test_comparisons_say_what_comparing_all_seeds_says(results: Path) -> None:
     pairs = {caption: table for caption, table in page.tables.items() if "minus" in caption}
     assert len(pairs) == 3
     for caption, table in pairs.items():
-        b, a = re.match(r"(\w+) \(B\) minus (\w+) \(A\) · squares/test · 16 images", caption).groups()  # type: ignore[union-attr]
+        b, a = re.match(r"(\w+) \(B\) minus (\w+) \(A\) · squares/test · 21 images", caption).groups()  # type: ignore[union-attr]
         sides = [
             [ScoreTable.read(path.with_suffix(SCORES)) for path, record in records if record.method["name"] == name] for name in (a, b)
         ]

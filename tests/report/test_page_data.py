@@ -12,7 +12,7 @@ import pytest
 
 from wsolbench.compare import compare
 from wsolbench.protocol import EvalProtocol, tau_grid
-from wsolbench.records import read_record
+from wsolbench.records import MetricValue, read_record
 from wsolbench.report.page_data import Group, groups_of, gt_known_curve, precision_recall_curve, same_but_protocol
 from wsolbench.report.repetitions import Run
 from wsolbench.score_table import SCORES, ScoreTable
@@ -126,8 +126,9 @@ def test_of_settings_with_equally_many_seeds_the_best_mean_stands_for_a_method(w
 def test_methods_are_ranked_by_their_means_not_by_their_best_runs(write_run: Callable[..., Run]) -> None:
     def found(name: str, seed: int, gt_known: float) -> Run:
         run = write_run(name, maps=seed, seed=seed)
-        metrics = tuple(replace(m, value=gt_known) if m.name == "gt_known" else m for m in run.record.metrics)
-        return replace(run, record=replace(run.record, metrics=metrics))
+        metrics = [replace(m, value=gt_known) if m.name == "gt_known" else m for m in run.record.metrics]
+        fixed = MetricValue(name="gt_known", value=1 - gt_known, n=16, policy="fixed:0.2", tau=(0.2,))
+        return replace(run, record=replace(run.record, metrics=(fixed, *metrics)))
 
     runs = [found("spa", 0, 0.9), found("spa", 1, 0.1), found("has", 0, 0.6), found("has", 1, 0.6)]
     (pair,) = groups(*runs)[0].pairs
