@@ -152,6 +152,21 @@ def test_opened_is_a_data_set_with_published_numbers_else_the_one_most_is_measur
     assert form["data-dataset"] == "squares"
 
 
+def test_all_sections_open_with_one_data_set(results: Path, make_run: Callable[..., Any]) -> None:
+    for number, name in enumerate(("cam", "spa", "has", "acol", "adl")):  # more runs and pairs than of squares
+        run = make_run(8, method={"name": name, "training": {"seed": 0}}, seed=number)
+        record = replace(run.record, dataset={**run.record.dataset, "name": "more"})
+        run.table.write(record.write(results / "measured").with_suffix(SCORES))
+
+    def opened() -> list[str]:
+        return re.findall(r'<option value="\d+" selected>(\w+)/', html_of(results, methods=5))
+
+    write_published(results, {"dataset": "squares", "method": "SPA", "ours": "spa", "backbone": "vgg16", "value": "72.5"})
+    assert opened() == ["squares", "squares"]
+    write_published(results, {"dataset": "more", "method": "SPA", "ours": "spa", "backbone": "vgg16", "value": "72.5"})
+    assert opened() == ["more", "more"]
+
+
 # --- runs, comparisons, protocols ----------------------------------------------------------------------------------------
 
 
