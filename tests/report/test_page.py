@@ -229,6 +229,7 @@ def test_comparisons_say_what_comparing_all_seeds_says(results: Path) -> None:
     records = sorted(records_of(results), key=lambda item: item[1].training["seed"])
     pairs = {caption: table for caption, table in page.tables.items() if "minus" in caption}
     assert len(pairs) == 3
+    assert page.source.count('class="zero"') == sum(len(table.body) for table in pairs.values())
     for caption, table in pairs.items():
         b, a = re.match(r"(\w+) \(B\) minus (\w+) \(A\) · squares/test · 21 images", caption).groups()  # type: ignore[union-attr]
         sides = [
