@@ -251,3 +251,16 @@ def test_the_navigator_learns_at_the_base_rate_whatever_the_recipe_says_of_new_l
     factors = {id(parameter): group["factor"] for group in model.parameter_groups(recipe) for parameter in group["params"]}
     assert {factors[id(parameter)] for parameter in model.navigator.parameters()} == {1.0}
     assert {factors[id(parameter)] for parameter in model.part_classifier.parameters()} == {10.0}
+
+
+def test_settings_of_dropout_and_of_the_navigator_reach_what_they_are_about() -> None:
+    assert all((layer.bias == 0).all() for layer in nts(navigator_init="even").navigator.modules() if isinstance(layer, torch.nn.Conv2d))
+    assert any((layer.bias != 0).any() for layer in nts(navigator_init="torch").navigator.modules() if isinstance(layer, torch.nn.Conv2d))
+
+    def terms(dropout: float) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = nts(dropout=dropout).train()
+        return model.loss(replace(batch(), generator=torch.Generator().manual_seed(0)))
+
+    assert not torch.allclose(sum(terms(0.0).values()), sum(terms(0.9).values()))
+    assert torch.equal(sum(terms(0.5).values()), sum(terms(0.5).values()))

@@ -157,3 +157,16 @@ def test_settings_reach_what_they_are_about():
     assert ssanet(op_variant="rotated_maps").heads.orienting.variant == "rotated_maps"
     small = ssanet(part_size=12)
     assert shown(small, lambda: small.localize(given.images))[1][2:] == (12, 12)
+
+    plain = ssanet()
+    heads = [ssanet(op_patches=count).heads.orienting for count in (1, 2, 3)]
+    assert [(head.patch, head.stride) for head in heads] == [(4, 1), (2, 2), (2, 1)]  # of a side of 4 cells
+    with torch.no_grad():
+        logits = plain(given.images).logits
+        for setting in ({"fuse": "softmax"}, {"alpha": 1.9}):
+            other = ssanet(**setting)
+            other.load_state_dict(plain.state_dict())
+            assert not torch.allclose(other(given.images).logits, logits), setting
+        other = ssanet(fuse="softmax")
+        other.load_state_dict(plain.state_dict())
+        torch.testing.assert_close(other(given.images).logits.exp().sum(1), torch.ones(len(given.images)))
