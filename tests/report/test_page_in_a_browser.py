@@ -20,6 +20,7 @@ from wsolbench.report.page import write_page
 from wsolbench.score_table import SCORES
 
 METHODS = ("cam", "spa", "has")
+WITHOUT_SCORES = "adl"
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +33,15 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory, make_run: Callable[..., Any]) -> tuple[Path, Page]:
-    """Three methods with two seeds each on two backbones, and one run on other data; a paper with an accuracy and an error."""
+    """Three methods with two seeds each on two backbones, one without scores that is as good as the best, two methods under another
+    protocol, and one run on other data; a paper with an accuracy, an error and a fraction."""
     results = tmp_path_factory.mktemp("results")
-    for number, (name, seed) in enumerate(itertools.product(METHODS, (0, 1))):
+    maps = {"cam": (10, 14), "spa": (0, 4), "has": (1, 8)}  # both of cam are better than all others
+    for name, seed in itertools.product(METHODS, (0, 1)):
         method = {"name": name, "backbone": "tiny" if name != "has" else "large", "training": {"seed": seed}}
-        run = make_run(16, method=method, seed=number, masks=results)
+        run = make_run(16, method=method, seed=maps[name][seed], masks=results)
         run.table.write(run.record.write(results / "measured").with_suffix(SCORES))
+    make_run(16, method={"name": WITHOUT_SCORES}, seed=10, masks=results).record.write(results / "measured")
     metric = MetricValue(name="gt_known", value=0.1, n=2, policy="oracle", tau=(0.2,))
     coarse = EvalProtocol(name="coarse", taus=tau_grid(0.1), frame_size=64, resize_size=80)
     for name in ("spa", "has"):
@@ -120,7 +124,11 @@ def sort(opened: Browser, caption: str, column: str) -> tuple[list[str], str]:
     [
         ("GT-known · squares", "GT-known", ["0.5", "72.5 %", "20 % error"]),  # an error of 20 % is 80 % right
         ("GT-known · squares", "method", ["CAM", "SPA", "TS-CAM"]),
-        (f"GT-known, threshold: oracle · squares/test, 16 images, fingerprint {'ab' * 6} · Protocol wsol", "method", ["cam", "has", "spa"]),
+        (
+            f"GT-known, threshold: oracle · squares/test, 16 images, fingerprint {'ab' * 6} · Protocol wsol",
+            "method",
+            ["adl", "cam", "has", "spa"],
+        ),
     ],
 )
 def test_columns_are_sorted_by_what_they_mean(opened: Browser, caption: str, column: str, ascending: list[str]) -> None:
@@ -222,9 +230,10 @@ def test_a_run_keeps_its_colour_while_others_come_and_go_and_six_are_the_most(op
     assert opened.run(styles) == ["line s1", "line s2"]
     said = "return document.querySelector('#runs .count').textContent"
     assert opened.run(said) == "2 runs are drawn."
-    opened.run(boxes + "boxes.filter((box) => !box.checked).forEach((box) => box.click())")
+    scored = f"boxes.filter((box) => !box.checked && box.closest('tr').dataset.method !== '{WITHOUT_SCORES}')"
+    opened.run(boxes + scored + ".forEach((box) => box.click())")
     assert opened.run(styles) == [f"line s{style}" for style in range(6)]
-    assert sorted(chosen(opened, group)) == list(range(len(page[1].data["runs"][group])))
+    assert sorted(chosen(opened, group)) == [at for at, run in enumerate(page[1].data["runs"][group]) if "gt_known" in run]
     assert opened.run(said) == "6 runs are drawn; untick one to choose another."
     opened.run(boxes + "boxes.forEach((box) => { if (box.checked) box.click(); })")
     assert opened.run(said) == "No run is chosen."
@@ -246,10 +255,10 @@ def test_runs_are_filtered_by_their_method(opened: Browser) -> None:
     every = opened.run(names)
     assert opened.run("return [...document.querySelector('#runs select[name=method]').options].map((o) => o.value)") == [
         "",
-        *sorted(METHODS),
+        *sorted((*METHODS, WITHOUT_SCORES)),
     ]
-    assert sorted(set(every)) == sorted(METHODS)
-    for name in METHODS:
+    assert sorted(set(every)) == sorted((*METHODS, WITHOUT_SCORES))
+    for name in (*METHODS, WITHOUT_SCORES):
         assert opened.run(choose("#runs select[name=method]", name) + names) == [found for found in every if found == name]
     assert opened.run(choose("#runs select[name=method]", "") + names) == every
 
