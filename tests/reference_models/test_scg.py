@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import replace
 
 import cv2
@@ -12,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_models.base import ForwardPass
 from reference_models.layers.correlation import on_grid, unit_pixels
 from reference_models.layers.maps import min_max
 from reference_models.postprocess.scg import (
@@ -21,56 +19,12 @@ from reference_models.postprocess.scg import (
     combined,
     eq8_correlations,
     map_of,
-    point_correlations,
     stochastic_correlations,
 )
 from tests.oracles.golden import golden
-from wsolbench.exceptions import UsageError
+from tests.reference_models.scg_inputs import CLOSE, SEEDS, VARIANTS, clusters, every_map, random_inputs, scg, settings_of
 from wsolbench.metrics.sweep import single_box_per_tau
 from wsolbench.protocol import EvalProtocol
-
-VARIANTS = ["official", "paper"]
-CLOSE = {"rtol": 1e-5, "atol": 1e-6}
-SEEDS = st.integers(0, 2**31)
-
-
-def scg(variant: str = "official", **settings: str) -> Scg:
-    return Scg.create({"variant": variant, **settings})
-
-
-def settings_of(variant: str = "official", **settings: str) -> ScgConfig:
-    return scg(variant, **settings).config.published(None)
-
-
-def forward_pass(stages: list[torch.Tensor], coarse: torch.Tensor, classes: int = 200) -> ForwardPass:
-    """What a localizer would give whose maps are `coarse` (B, C, h, w)."""
-    return ForwardPass(
-        logits=torch.zeros(len(coarse), classes),
-        maps_of=lambda class_ids: coarse.take_along_dim(class_ids[:, :, None, None], dim=1),
-        stages=OrderedDict((f"stage{number}", stage) for number, stage in enumerate(stages)),
-        penultimate=stages[-1],
-    )
-
-
-def every_map(post: Scg, stages: list[torch.Tensor], coarse: torch.Tensor) -> torch.Tensor:
-    return post.maps(forward_pass(stages, coarse), torch.arange(coarse.shape[1]).expand(len(coarse), -1))
-
-
-def random_inputs(seed: int, *, signed: bool = False, side: int = 5) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Two stages of two images, and maps of three classes."""
-    source = torch.Generator().manual_seed(seed)
-    stages = [torch.randn(2, channels, side, side, generator=source) for channels in (6, 9)]
-    return [stage if signed else stage.relu() for stage in stages], torch.randn(2, 3, side, side, generator=source)
-
-
-def clusters(seed: int, first: int, second: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features (1, 4, N, 1) of two kinds of pixels in random order, at right angles to each other; which are of the first kind."""
-    source = torch.Generator().manual_seed(seed)
-    kinds = torch.cat([torch.ones(first), torch.zeros(second)])[torch.randperm(first + second, generator=source)]
-    directions = torch.tensor([[0.0, 3, 0, 4], [5, 0, 0, 0]])
-    lengths = 0.1 + torch.rand(first + second, generator=source)
-    return (directions[kinds.long()] * lengths[:, None]).T[None, :, :, None], kinds.bool()
-
 
 # --- worked example -----------------------------------------------------------------------------------------------------
 
@@ -313,150 +267,3 @@ def test_a_finer_stage_is_averaged_down_and_coarse_maps_are_brought_to_the_grid(
     torch.testing.assert_close(every_map(scg(), [finer, stages[1]], coarse), every_map(scg(), stages, coarse), atol=5e-5, rtol=0)
     halved = every_map(scg(), stages, coarse.repeat_interleave(3, dim=2).repeat_interleave(3, dim=3))
     assert halved.shape == coarse.shape
-
-
-# --- settings -----------------------------------------------------------------------------------------------------------
-
-
-def test_unset_values_are_those_of_the_scripts_for_the_kind_of_data():
-    stages, coarse = random_inputs(4)
-    asked = torch.tensor([[0], [2]])
-    for classes, values in ((200, ("0.1", "0.5", "2")), (1000, ("0.2", "0.2", "1"))):
-        explicit = scg(**dict(zip(("fo_th", "so_th", "so_weight"), values, strict=True)))
-        result = forward_pass(stages, coarse, classes)
-        assert torch.equal(scg().maps(result, asked), explicit.maps(result, asked))
-    assert not torch.equal(scg().maps(forward_pass(stages, coarse, 200), asked), scg().maps(forward_pass(stages, coarse, 1000), asked))
-
-
-def test_the_variants_differ_in_what_the_paper_and_the_code_do_differently():
-    official, paper = scg("official").config, scg("paper").config
-    assert official == ScgConfig()
-    different = {name for name in vars(official) if getattr(official, name) != getattr(paper, name)} - {"variant"}
-    assert different == {
-        "correlation",
-        "so_weight",
-        "inclusive",
-        "seed_axis",
-        "stretch_seeds",
-        "aggregate",
-        "stretch_sums",
-        "stretch_map",
-    }
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("fo_th", "0.9"),
-        ("so_th", "1.2"),
-        ("so_weight", "0.3"),
-        ("order", "3"),
-        ("delta_h", "0.6"),
-        ("delta_l", "0.09"),
-        ("combine", "first"),
-        ("combine", "high"),
-        ("across_stages", "max"),
-        ("correlation", "eq8"),
-        ("seed_axis", "row"),
-        ("stretch_seeds", "false"),
-        ("stretch_sums", "false"),
-        ("stretch_map", "false"),
-        ("features", "-1,penultimate"),
-        ("features", "-1"),
-    ],
-)
-def test_every_setting_changes_the_map(name, value):
-    stages, coarse = random_inputs(11)
-    assert not torch.allclose(every_map(scg(**{name: value}), stages, coarse), every_map(scg(), stages, coarse), atol=1e-4)
-
-
-@pytest.mark.parametrize(("threshold", "value"), [("delta_h", 0.1), ("delta_l", 0.05)])
-def test_a_value_on_a_threshold_counts_only_where_thresholds_are_inclusive(threshold, value):
-    stages, _ = random_inputs(5)
-    coarse = torch.full((2, 1, 5, 5), 0.07)  # neither
-    coarse[:, :, 0], coarse[:, :, 4] = 1.0, 0.0
-    without = every_map(scg(), stages, coarse)
-    coarse[:, :, 1] = value
-    torch.testing.assert_close(every_map(scg(inclusive="false"), stages, coarse), without)
-    assert not torch.allclose(every_map(scg(), stages, coarse), without, atol=1e-4)
-
-
-def test_sums_and_means_are_the_same_once_stretched_and_differ_before():
-    stages, coarse = random_inputs(6)
-    torch.testing.assert_close(every_map(scg(aggregate="mean"), stages, coarse), every_map(scg(), stages, coarse), atol=5e-5, rtol=0)
-    one, two = (every_map(scg(aggregate=kind, stretch_sums="false"), stages, coarse) for kind in ("mean", "sum"))
-    assert not torch.allclose(one, two, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"features": ""},
-        {"order": "0"},
-        {"delta_l": "0.2"},
-        {"delta_l": "-0.1"},
-        {"delta_h": "1.5"},
-        {"fo_th": "-1"},
-        {"so_th": "nan"},
-        {"so_weight": "-2"},
-        {"variant": "paper", "order": "3"},
-        {"variant": "paper", "so_weight": "2"},
-        {"variant": "paper", "aggregate": "sum"},
-        {"stretch_map": "false", "stretch_sums": "false"},
-    ],
-    ids=str,
-)
-def test_impossible_settings_are_refused(settings):
-    with pytest.raises(UsageError, match="post-process 'scg'"):
-        Scg.create(settings)
-
-
-# --- pictures -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("variant", "orders"), [("official", (1, 2, 3)), ("paper", (1, 2))])
-def test_the_pictures_of_a_point_are_what_the_map_is_made_of(variant, orders):
-    features = torch.rand(2, 6, 4, 5)
-    points = torch.tensor([[0, 3], [3, 1]])
-    config = scg(variant).config
-    maps = point_correlations(features, points, config, orders)
-    assert maps.shape == (2, len(orders), 4, 5)
-    pixels = unit_pixels(features)
-    for image, flat in enumerate((3, 16)):
-        for number, order in enumerate(orders):
-            if variant == "paper":
-                expected = eq8_correlations(pixels)[order - 1][image, flat]
-            else:
-                both = stochastic_correlations(pixels, fo_th=0.1, so_th=0.5, order=max(order, 2))
-                expected = both[order > 1][image, :, flat]
-            assert torch.equal(maps[image, number], expected.reshape(4, 5))
-
-
-@pytest.mark.parametrize(("variant", "order"), [("official", 0), ("paper", 3)])
-def test_there_is_no_picture_of_an_order_that_is_not_defined(variant, order):
-    with pytest.raises(UsageError, match="order"):
-        point_correlations(torch.rand(1, 6, 4, 5), torch.tensor([[0, 0]]), scg(variant).config, (order,))
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize(("stage", "number"), [(None, 1), ("stage0", 0), ("stage1", 1), ("penultimate", 1)])
-def test_a_point_in_the_view_means_the_cell_that_it_is_in(variant, stage, number):
-    stages, coarse = random_inputs(0)
-    points = torch.tensor([[0.0, 0.999999999], [0.41, 0.2]])  # x, y; in float32 the first y is 1
-    name, maps = scg(variant).correlations(forward_pass(stages, coarse), points, orders=(1, 2), stage=stage)
-    assert name == (stage or "stage1")
-    expected = point_correlations(stages[number], torch.tensor([[4, 0], [1, 2]]), scg(variant).config)
-    assert torch.equal(maps, expected)
-
-
-def test_points_have_the_thresholds_of_the_map():
-    stages, coarse = random_inputs(1)
-    found = [scg().correlations(forward_pass(stages, coarse, classes), torch.rand(2, 2), orders=(1,))[1] for classes in (200, 1000)]
-    few, many = ((maps > 0).float().mean().item() for maps in found)  # fo_th 0.1, and 0.2
-    assert many < few
-
-
-def test_an_unknown_stage_is_refused_with_the_nearest_one():
-    stages, coarse = random_inputs(0)
-    with pytest.raises(UsageError, match="unknown feature stage 'stage2'; did you mean 'stage1'"):
-        scg().correlations(forward_pass(stages, coarse), torch.zeros(2, 2), orders=(1,), stage="stage2")
