@@ -43,7 +43,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, make_run: Callable[..., Any])
         run.table.write(run.record.write(results / "measured").with_suffix(SCORES))
     make_run(16, method={"name": WITHOUT_SCORES}, seed=10, masks=results).record.write(results / "measured")
     metric = MetricValue(name="gt_known", value=0.1, n=2, policy="oracle", tau=(0.2,))
-    coarse = EvalProtocol(name="coarse", taus=tau_grid(0.1), frame_size=64, resize_size=80)
+    coarse = EvalProtocol(name="z-coarse", taus=tau_grid(0.1), frame_size=64, resize_size=80)
     for name in ("spa", "has"):
         elsewhere = make_run(16, method={"name": name}, seed=len(name), protocol=coarse)
         elsewhere.table.write(elsewhere.record.write(results / "measured").with_suffix(SCORES))
@@ -298,6 +298,7 @@ def test_a_comparison_is_chosen_by_images_and_methods(opened: Browser, page: tup
     shown = "return [...document.querySelectorAll('[data-pair]')].filter((b) => b.checkVisibility()).map((b) => b.dataset.pair)"
     options = "return [...document.querySelector('#pairs select[name=pair]').options].map((o) => [o.value, o.textContent])"
     groups = opened.run("return [...document.querySelector('#pairs select[name=group]').options].map((o) => [o.value, o.textContent])")
+    assert opened.run(shown) == ["0"]  # of the group that it opens with, too
     counts = []
     for group, title in groups:
         opened.run(choose("#pairs select[name=group]", group))
