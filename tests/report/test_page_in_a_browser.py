@@ -210,6 +210,7 @@ def test_charts_draw_the_numbers(opened: Browser, page: tuple[Path, Page]) -> No
         assert f"{run['label']}: highest {100 * y:.1f} at {x:g}" in known["label"]
     bottom, top = errors["steps"][0], errors["steps"][-1]
     shares = [run["errors"][place] for place in range(6) for run in runs]
+    assert errors["top"] == min(top for top in (0.1, 0.25, 0.5, 0.75, 1.0) if top >= max(high for _, _, high in shares))
     to_y = lambda share: bottom - (bottom - top) * share / errors["top"]  # noqa: E731 - a formula
     assert errors["bars"] == pytest.approx([bottom - to_y(value) for value, _, _ in shares], abs=0.1)
     for path, (_, low, high) in zip(errors["whiskers"], shares, strict=True):
