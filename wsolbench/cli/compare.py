@@ -39,9 +39,10 @@ def command(
     if claims is not None and records is not None:
         _compare_claims(claims, records, resamples, out)
         return
-    for path, count in Counter((*group_a, *group_b)).items():
-        if count > 1:
-            raise UsageError(f"{path} is named {count} times; a run counts once")
+    for group in (group_a, group_b):
+        for path, count in Counter(group).items():
+            if count > 1:
+                raise UsageError(f"{path} is named {count} times; a run counts once in its group")
     comparison = compare_records(*({path: read_record(path) for path in group} for group in (group_a, group_b)), resamples=resamples)
     Console(soft_wrap=True).print(comparison_table(comparison))
     if out is not None:
