@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -145,12 +146,18 @@ def test_unknown_names_give_the_nearest(run, birds: Path, maps: Path) -> None:
     assert "did you mean 'score'" in result.err
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_results_folder_is_refused_before_the_work(run, birds: Path, maps: Path, tmp_path: Path) -> None:
-    (tmp_path / "closed").mkdir(mode=0o500)
+def test_a_read_only_results_folder_is_refused_before_the_work(
+    run, birds: Path, maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:  # what every file in such a folder meets, but for root
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("wsolbench.files.tempfile.TemporaryFile", refuse)
     result = score(run, birds, maps, "--out", tmp_path / "closed")
     assert result.code == 2
     assert "cannot write" in result.err
+    assert "Permission denied" in result.err
+    assert not list((tmp_path / "closed").iterdir())
 
 
 def test_a_results_folder_that_is_a_file_is_refused(run, birds: Path, maps: Path, tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ def test_folders_of_one_name_are_told_apart(run: Any, tmp_path: Path) -> None:
     write_json(other / MANIFEST, {**MapFolder(other).manifest(), "method": {"name": "spa"}})
     shown = galleries([*folders, other], run.dataset, run.record.protocol, count=1)
     assert [gallery.title for gallery in shown[::2]] == [
-        f"maps ({folders[0]}): highest IoU",
-        f"maps ({folders[1]}): highest IoU",
+        f"maps · {folders[0]}: highest IoU",
+        f"maps · {folders[1]}: highest IoU",
         "spa: highest IoU",
         "Most disagreed on",
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from wsolbench.metrics.sweep import sweep
 from wsolbench.protocol import EvalProtocol
 from wsolbench.report.overlays import frame_image
 from wsolbench.report.sheets import best_and_worst, box_overlay
+from wsolbench.report.tables import told_apart
 from wsolbench.sources import FolderSource
 from wsolbench.types import Dataset
 
@@ -70,7 +70,9 @@ def galleries(folders: Sequence[Path], dataset: Dataset, protocol: EvalProtocol,
         raise DataError(f"no image of {dataset.name} {dataset.split} has a true box and a map in {where}; maps are named by the image's id")
     boxed = replace(dataset, samples=chosen)
     of = f"Among {len(chosen)} of {len(dataset)} images, those with a true box and a map in every folder."
-    maps = _told_apart([_read(folder, boxed, protocol) for folder in folders], folders)
+    maps = [_read(folder, boxed, protocol) for folder in folders]
+    names = told_apart([each.name for each in maps], [str(folder) for folder in folders])
+    maps = [replace(each, name=name) for each, name in zip(maps, names, strict=True)]
     found = []
     for each in maps:
         best, worst = best_and_worst(np.argsort(each.iou, kind="stable"), each.iou, count)
@@ -83,13 +85,6 @@ def galleries(folders: Sequence[Path], dataset: Dataset, protocol: EvalProtocol,
         note = f"{of} The widest span of IoU, each at the tau that is best for its GT-known."
         found.append(_gallery("Most disagreed on", note, order, maps, boxed, protocol))
     return found
-
-
-def _told_apart(maps: Sequence[_Maps], folders: Sequence[Path]) -> list[_Maps]:
-    """Maps of one name have their folder in it."""
-    often = Counter(each.name for each in maps)
-    named = zip(maps, folders, strict=True)
-    return [each if often[each.name] == 1 else replace(each, name=f"{each.name} ({folder})") for each, folder in named]
 
 
 def _read(path: Path, dataset: Dataset, protocol: EvalProtocol) -> _Maps:

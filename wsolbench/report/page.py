@@ -57,7 +57,7 @@ def page_html(results: Path, *, galleries: Sequence[Gallery], methods: int, resa
     groups, problems = groups_of(every, methods=methods, resamples=resamples)
     opened = _opened(measured, printed)
     sections = [
-        ("board", "Measured", _board(measured, printed, len(every), len(runs))),
+        ("board", "Measured", _board(measured, printed, opened, len(every), len(runs))),
         ("published", "Published", _published(printed)),
         ("runs", "Curves and errors", _runs(groups, results, problems, opened)),
         ("pairs", "Comparisons", _pairs(groups, methods, resamples, opened)),
@@ -71,9 +71,11 @@ def page_html(results: Path, *, galleries: Sequence[Gallery], methods: int, resa
 # --- the board -----------------------------------------------------------------------------------------------------------
 
 
-def _board(tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tuple[str, PublishedTable]], written: int, newest: int) -> str:
+def _board(
+    tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tuple[str, PublishedTable]], opened: str, written: int, newest: int
+) -> str:
     if not tables:
-        return "<p>There is no record with a value yet. <code>wsolbench eval</code> writes one.</p>" + _filters(tables, published)
+        return "<p>There is no record with a value yet. <code>wsolbench eval</code> writes one.</p>" + _filters(tables, published, opened)
     older = written - newest
     repeated = f", without {older} that newer ones repeat with the same seed" if older else ""
     text = (
@@ -81,7 +83,7 @@ def _board(tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tupl
         "policy. Runs that differ in nothing but their seed are one row, with the mean of their intervals, which says nothing of other "
         f"seeds. Published numbers stand in columns of their own. {NOTE}</p>"
     )
-    return text + _filters(tables, published) + "".join(_measured(name, table) for name, table in tables)
+    return text + _filters(tables, published, opened) + "".join(_measured(name, table) for name, table in tables)
 
 
 def _count(number: int, what: str) -> str:
@@ -95,7 +97,7 @@ def _opened(tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tup
     return min(rows or printed, key=lambda name: (name not in printed, -rows[name], -printed[name], name), default="")
 
 
-def _filters(tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tuple[str, PublishedTable]]) -> str:
+def _filters(tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tuple[str, PublishedTable]], opened: str) -> str:
     """Choices among what is measured and what is printed."""
     if not tables and not published:
         return ""
@@ -124,7 +126,6 @@ def _filters(tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tu
         f"{''.join(f'<option>{escape(value)}</option>' for value in values)}</select></label>"
         for title, (name, values) in choices.items()
     )
-    opened = _opened(tables, published)
     shown = [row[1] for row in rows or printed if row[0] == opened]
     first = min(shown, key=lambda title: (title != metric_title("gt_known"), place(title)))
     return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -19,7 +19,7 @@ from wsolbench.progress import track
 from wsolbench.protocol import EvalProtocol
 from wsolbench.report.comparisons import compare_records, read_scores
 from wsolbench.report.repetitions import Run, data_of, different_settings, grouped, newest, settings_of
-from wsolbench.report.tables import RANKED_BY, describe_protocol
+from wsolbench.report.tables import RANKED_BY, describe_protocol, told_apart
 from wsolbench.score_table import SCORES, ScoreTable
 
 POINTS = 101
@@ -112,7 +112,7 @@ def groups_of(runs: Sequence[Run], *, methods: int, resamples: int) -> tuple[lis
             problems.append(str(error))
             continue
         pairs[place].append(Pair(a=a, b=b, differences=comparison.differences))
-    titles = _told_apart(
+    titles = told_apart(
         [f"{_data_title(members[0])} · {describe_protocol(members[0].record.protocol)}" for members in together],
         [f"fingerprint {str(members[0].record.dataset['fingerprint'])[:12]}" for members in together],
     )
@@ -135,13 +135,7 @@ def same_but_protocol(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
             settings = different_settings(same[0], [run for run in runs if data_of(run) == data_of(same[0])])
             titles.append(f"{_data_title(same[0])} · {_label(same[0], settings, seed=True)}")
             found.append(sorted(same, key=lambda run: (describe_protocol(run.record.protocol), run.link)))
-    return list(zip(_told_apart(titles, [same[0].record.digest[:8] for same in found]), found, strict=True))
-
-
-def _told_apart(texts: Sequence[str], more: Sequence[str]) -> list[str]:
-    """Texts that occur more than once with what is more of each."""
-    often = Counter(texts)
-    return [text if often[text] == 1 else f"{text} · {own}" for text, own in zip(texts, more, strict=True)]
+    return list(zip(told_apart(titles, [same[0].record.digest[:8] for same in found]), found, strict=True))
 
 
 def _label(run: Run, settings: str, *, seed: bool = False) -> str:
@@ -161,7 +155,7 @@ def _shown(members: Sequence[Run], curves: dict[str, tuple[Curve | None, Curve |
     """The runs of a group, best first, under labels that tell them apart."""
     settings = [different_settings(run, members) for run in members]
     plain = [_label(run, text, seed=True) for run, text in zip(members, settings, strict=True)]
-    labels = _told_apart(plain, [run.record.digest[:8] for run in members])
+    labels = told_apart(plain, [run.record.digest[:8] for run in members])
     found = []
     for run, text, label in zip(members, settings, labels, strict=True):
         shown = ShownRun(run=run, settings=text, label=label)

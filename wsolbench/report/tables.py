@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,16 @@ def escape_markdown(text: Any) -> str:
     'a\\\\|b &lt;i&gt;\\\\*c\\\\*'
     """
     return re.sub(r"([\\`*_{}\[\]#$~|!])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+
+
+def told_apart(texts: Sequence[str], more: Sequence[str]) -> list[str]:
+    """Texts; those that occur more than once with what is more of each.
+
+    >>> told_apart(["cam", "cam", "spa"], ["a", "b", "c"])
+    ['cam · a', 'cam · b', 'spa']
+    """
+    often = Counter(texts)
+    return [text if often[text] == 1 else f"{text} · {own}" for text, own in zip(texts, more, strict=True)]
 
 
 def sort_policies(policies: Iterable[str]) -> list[str]:
