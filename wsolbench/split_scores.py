@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 
 from wsolbench.exceptions import DataError
+from wsolbench.metrics.best_threshold import Curves
 from wsolbench.metrics.confidence import Bootstrap
 from wsolbench.metrics.thresholds import ThresholdPolicy
 from wsolbench.score_table import ScoreTable
@@ -44,6 +45,8 @@ class Metric:
     value: Callable[[Rates], Float64[np.ndarray, " r"]]
     policy: ThresholdPolicy | None = None
     tau: tuple[float, ...] | None = None
+    curves: Curves | None = None
+    """For a metric at its best threshold: the curves over thresholds, so that `value` is `best_value(curves(...))`."""
 
 
 _WHICH: dict[str, Callable[[ImageScores], Bool[np.ndarray, " m"]]] = {

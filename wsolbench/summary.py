@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Integer
 
 from wsolbench.exceptions import DataError
+from wsolbench.metrics.best_threshold import Curves, best_value, correct_for_choice
 from wsolbench.metrics.catalog import metric_info
 from wsolbench.metrics.confidence import Bootstrap
 from wsolbench.metrics.errors import ERROR_NAMES
@@ -60,15 +62,18 @@ def summarize(
 
 
 def _value(metric: Metric, means: Float64[np.ndarray, " s"], rates: Rates, bootstrap: Bootstrap, split: SplitScores) -> MetricValue:
-    try:
+    interval = corrected = None
+    with contextlib.suppress(DataError):  # so few images have an object pixel that some resample drew none
         interval = bootstrap.interval(metric.value(rates))
-    except DataError:  # so few images have an object pixel that some resample drew none
-        interval = None
+        if metric.curves is not None:
+            corrected = correct_for_choice(bootstrap, metric.curves(means[None])[0], metric.curves(rates))
     return MetricValue(
         name=metric.name,
         value=float(metric.value(means[None])[0]),
         low=None if interval is None else interval.low,
         high=None if interval is None else interval.high,
+        corrected_low=None if corrected is None else corrected.low,
+        corrected_high=None if corrected is None else corrected.high,
         n=split.count[metric.rows.images],
         version=metric_info(metric.name).version,
         policy=None if metric.policy is None else str(metric.policy),
@@ -162,10 +167,10 @@ class _Curves:
         for policy in policies:
             yield policy, policy.pick(self.rates[list(deltas)], taus, shared=shared)
 
-    def best(self, rates: Rates, *, deltas: Sequence[int], shared: bool) -> Float64[np.ndarray, " r"]:
-        """Mean over deltas at the best threshold: one for all, or one for each."""
+    def of(self, rates: Rates, *, deltas: Sequence[int], shared: bool) -> Float64[np.ndarray, "r d t"]:
+        """Curves that each have a best threshold: the mean over deltas, or one for each delta."""
         curves = rates.reshape(len(rates), len(self.rates), -1)[:, list(deltas)]
-        return np.asarray(curves.mean(axis=1).max(axis=1) if shared else curves.max(axis=2).mean(axis=1))
+        return np.asarray(curves.mean(axis=1, keepdims=True) if shared else curves)
 
     def at(self, rates: Rates, *, deltas: Sequence[int], index: Integer[np.ndarray, " d"]) -> Float64[np.ndarray, " r"]:
         """Mean over deltas, each at its threshold."""
@@ -213,15 +218,19 @@ def _read(
     """A box metric under each policy; with `part_names` also its part at each delta, read at the threshold of the whole."""
     for policy, index in curves.policies(deltas, protocol, fixed_tau, shared=shared):
         tau = tuple(protocol.taus[column] for column in index)
-        value = (
-            partial(curves.best, deltas=deltas, shared=shared)
-            if policy.kind == "oracle"
-            else partial(curves.at, deltas=deltas, index=index)
-        )
-        yield Metric(name=name, rows=curves.rows, value=value, policy=policy, tau=tau)
+        if policy.kind == "oracle":
+            yield _at_best(name, curves.rows, partial(curves.of, deltas=deltas, shared=shared), policy, tau)
+        else:
+            value = partial(curves.at, deltas=deltas, index=index)
+            yield Metric(name=name, rows=curves.rows, value=value, policy=policy, tau=tau)
         for place, row in enumerate(deltas if part_names else ()):
             part = partial(curves.at, deltas=(row,), index=index[place : place + 1])
             yield Metric(name=f"{name}@{protocol.deltas[row]:g}", rows=curves.rows, value=part, policy=policy, tau=tau[place : place + 1])
+
+
+def _at_best(name: str, rows: ImageRows, curves: Curves, policy: ThresholdPolicy, tau: tuple[float, ...]) -> Metric:
+    """A metric that is the mean over curves of each curve's maximum."""
+    return Metric(name=name, rows=rows, value=lambda rates: best_value(curves(rates)), policy=policy, tau=tau, curves=curves)
 
 
 def _errors(split: SplitScores, curves: _Curves, protocol: EvalProtocol, fixed_tau: float | None) -> Iterator[Metric | MetricValue]:
@@ -256,13 +265,9 @@ def _masks(split: SplitScores) -> Iterator[Metric | MetricValue]:
     peak, best = int(pixel_iou(means[levels].reshape(2, 256)).argmax()), int(means[per_image].argmax())
     oracle = ThresholdPolicy.oracle()
     yield Metric(name="pxap", rows=pixels, value=lambda rates: average_precision(rates.reshape(len(rates), 2, -1)))
-    for name, value in (("peak_iou", _peak_iou), ("peak_t", _peak_t)):
-        yield Metric(name=name, rows=levels, value=value, policy=oracle, tau=(peak / 255,))
-    yield Metric(name="mean_image_iou", rows=per_image, value=lambda rates: np.asarray(rates.max(axis=1)), policy=oracle, tau=(best / 255,))
-
-
-def _peak_iou(rates: Rates) -> Float64[np.ndarray, " r"]:
-    return np.asarray(pixel_iou(rates.reshape(-1, 2, 256)).max(axis=1))
+    yield _at_best("peak_iou", levels, lambda rates: pixel_iou(rates.reshape(-1, 2, 256))[:, None], oracle, (peak / 255,))
+    yield Metric(name="peak_t", rows=levels, value=_peak_t, policy=oracle, tau=(peak / 255,))
+    yield _at_best("mean_image_iou", per_image, lambda rates: rates[:, None], oracle, (best / 255,))
 
 
 def _peak_t(rates: Rates) -> Float64[np.ndarray, " r"]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from wsolbench.metrics.accuracy import MeanPerClassAccuracyResult as MeanPerClassAccuracyResult
     from wsolbench.metrics.accuracy import TopKAccuracy as TopKAccuracy
     from wsolbench.metrics.accuracy import TopKAccuracyResult as TopKAccuracyResult
+    from wsolbench.metrics.best_threshold import best_threshold_interval as best_threshold_interval
     from wsolbench.metrics.boxes import iob_matrix as iob_matrix
     from wsolbench.metrics.boxes import iog_matrix as iog_matrix
     from wsolbench.metrics.boxes import iou_matrix as iou_matrix
@@ -76,6 +77,7 @@ _HOME = {
     "TopKLocResult": "top_k_loc",
     "average_precision": "pxap",
     "best_iou_per_tau": "sweep",
+    "best_threshold_interval": "best_threshold",
     "bootstrap_interval": "confidence",
     "boxes_at": "sweep",
     "error_codes": "errors",

@@ -90,7 +90,7 @@ def bootstrap_interval(
     (0.25, 1.0)
     """
     bootstrap = Bootstrap(len(rows), n_resamples=n_resamples, level=level, seed=seed)
-    blocks, scale = _within_unit(rows)
+    blocks, scale = within_unit(rows)
     (rates,) = bootstrap.rates(blocks, [groups])
     return bootstrap.interval(value(rates * scale))
 
@@ -113,7 +113,7 @@ def paired_difference(
     if len(rows_a) != len(rows_b):
         raise UsageError(f"paired comparison of {len(rows_a)} with {len(rows_b)} images; both runs must have scored the same images")
     bootstrap = Bootstrap(len(rows_a), n_resamples=n_resamples, level=level, seed=seed)
-    blocks, scale = _within_unit(rows_a, rows_b)
+    blocks, scale = within_unit(rows_a, rows_b)
     both = [groups, groups]
     a, b = (_defined(value(rates * scale)) for rates in bootstrap.rates(blocks, both))
     interval = bootstrap.interval(a - b)
@@ -148,7 +148,7 @@ def mean_rates(rows: Rows, *, groups: Integer[np.ndarray, " n"] | None = None) -
     array([0.5])
     """
     bootstrap = Bootstrap(len(rows))
-    blocks, scale = _within_unit(rows)
+    blocks, scale = within_unit(rows)
     return bootstrap.means(blocks, [groups])[0] * scale
 
 
@@ -348,7 +348,7 @@ def _groupings(groups: Sequence[Integer[np.ndarray, " n"] | None], n: int) -> li
     return [(members, None if labels is None else np.unique(labels, return_inverse=True)[1].reshape(-1)) for members, labels in found]
 
 
-def _within_unit(*runs: Rows) -> tuple[list[list[Rows]], float]:
+def within_unit(*runs: Rows) -> tuple[list[list[Rows]], float]:
     """Runs as one block; where they hold floats, divided by the power of two that just brings them into [-1, 1]. And that power."""
     tables = [np.asarray(rows) for rows in runs]
     if not any(rows.dtype.kind == "f" for rows in tables):

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from wsolbench.metrics.best_threshold import FEW_IMAGES
 from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
 from wsolbench.protocol import DetectionProtocol, EvalProtocol
 from wsolbench.records import MetricValue, RunRecord
@@ -43,8 +44,20 @@ _OTHER_GROUP = "Other"
 _POLICY_ORDER = ("oracle", "fixed", "transfer")
 
 
-def _note(record: RunRecord) -> str:
-    return "Percent; COCO's average precision." if isinstance(record.protocol, DetectionProtocol) else NOTE
+def _notes(record: RunRecord) -> list[str]:
+    """What the numbers of a record are, and a warning where its intervals are too narrow."""
+    if isinstance(record.protocol, DetectionProtocol):
+        return ["Percent; COCO's average precision."]
+    few = [metric for metric in record.metrics if metric.corrected_low is not None and metric.n < FEW_IMAGES and "@" not in metric.name]
+    if not few:
+        return [NOTE]
+    corrected = ", ".join(
+        f"{metric_title(metric.name)} {_ends(metric.name, metric.corrected_low, metric.corrected_high)}" for metric in few
+    )
+    return [
+        NOTE,
+        f"Fewer than {FEW_IMAGES} images: intervals of oracle numbers are too narrow. Corrected for the choice of tau: {corrected}.",
+    ]
 
 
 def format_number(name: str, value: float) -> str:
@@ -75,9 +88,11 @@ def format_value(metric: MetricValue) -> str:
 
 
 def _interval(metric: MetricValue) -> str:
-    if metric.low is None or metric.high is None:
-        return ""
-    return f"[{format_number(metric.name, metric.low)}, {format_number(metric.name, metric.high)}]"
+    return _ends(metric.name, metric.low, metric.high)
+
+
+def _ends(name: str, low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"[{format_number(name, low)}, {format_number(name, high)}]"
 
 
 def format_taus(metric: MetricValue) -> str:
@@ -224,7 +239,7 @@ def metrics_table(record: RunRecord) -> Table:
     from rich.text import Text
 
     grid = _grid(record)
-    notes = [_note(record)]
+    notes = _notes(record)
     notes += [f"({number}) {reason}" for number, reason in enumerate(grid.reasons, start=1)]
     table = Table(
         title=Text(run_title(record), style="bold"),
@@ -292,7 +307,7 @@ def metrics_markdown(record: RunRecord) -> str:
         for row in rows:
             cells = [markdown_cell(cell, grid.note(cell)) if cell else "" for cell in row.cells]
             lines.append(f"| {escape_markdown(metric_title(row.name))} | " + " | ".join(cells) + " |")
-    lines += ["", _note(record)]
+    lines += ["", "\n\n".join(_notes(record))]
     lines += [f"\n({number}) {escape_markdown(reason)}" for number, reason in enumerate(grid.reasons, start=1)]
     return "\n".join(lines) + "\n"
 

@@ -1,0 +1,120 @@
+"""How often intervals hold the truth: splits drawn from a population of per-image hits whose best rate is known.
+
+    python benchmarks/interval_coverage.py [SCORES.scores.npz ...] [--nested]
+
+Populations are constructed ones, and per-image scores that `wsolbench eval --save-scores` has written: GT-known at IoU 0.5.
+Prints a Markdown table: the share of splits whose 95 % interval holds the population's value, by kind of interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import norm
+
+from wsolbench.metrics.best_threshold import best_value, correct_for_choice
+from wsolbench.metrics.confidence import Bootstrap
+from wsolbench.score_table import ScoreTable
+
+LEVEL = 0.95
+TAILS = np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+SPLITS = {100: 1000, 200: 600, 500: 400, 600: 400, 2000: 150}
+"""Images of a split -> number of splits drawn."""
+
+
+def populations(files: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and hits (images, thresholds) of each population."""
+    rng = np.random.default_rng(5)
+    place = rng.random(20_000)[:, None]
+    for path in files:
+        hits = ScoreTable.read(path).load().single_iou >= 0.5
+        yield path.name.split("_")[0], np.unique(hits, axis=1)
+    yield "one threshold, rate 0.5", np.arange(1000)[:, None] < 500
+    yield "one threshold, rate 0.95", np.arange(1000)[:, None] < 950
+    yield "flat curve, 200 thresholds", np.abs(place - np.linspace(0, 1, 200)) % 1 < 0.3
+    yield "200 unrelated equal thresholds", rng.random((20_000, 200)) < 0.6
+
+
+def bca(rows: np.ndarray, values: np.ndarray, value: float) -> np.ndarray:
+    """Bias-corrected and accelerated interval of the best rate (Efron and Tibshirani, 1993, chapter 14)."""
+    n = len(rows)
+    share = np.mean(values < value) + np.mean(values == value) / 2
+    bias = norm.ppf(np.clip(share, 0.5 / len(values), 1 - 0.5 / len(values)))
+    left_out = ((n * rows.mean(axis=0) - rows) / (n - 1)).max(axis=1)
+    distance = left_out.mean() - left_out
+    spread = (distance**2).sum()
+    acceleration = (distance**3).sum() / (6 * spread**1.5) if spread else 0.0
+    z = bias + norm.ppf(TAILS)
+    return np.quantile(values, norm.cdf(bias + z / (1 - acceleration * z)))
+
+
+def nested(rows: np.ndarray, rng: np.random.Generator, outer: int = 200, inner: int = 100) -> np.ndarray:
+    """Percentile interval whose tails are set so that intervals of resamples of resamples hold the split's own value."""
+    n, value = len(rows), rows.mean(axis=0).max()
+    best, place = np.empty(outer), np.empty(outer)
+    table = rows.astype(np.float32)
+    for index, drawn in enumerate(rng.multinomial(n, np.full(n, 1 / n), size=outer)):
+        best[index] = (drawn @ table / n).max()
+        again = (rng.multinomial(n, drawn / n, size=inner).astype(np.float32) @ table / n).max(axis=1)
+        place[index] = np.mean(again <= value)
+    return np.quantile(best, np.quantile(place, TAILS))
+
+
+def measure(population: np.ndarray, n: int, splits: int, *, with_nested: bool) -> dict[str, tuple[float, float]]:
+    """Kind of interval -> share of splits whose interval holds the truth, and mean width."""
+    rates = population.mean(axis=0)
+    truth, tau = rates.max(), int(rates.argmax())
+    rng = np.random.default_rng(1)
+    found: dict[str, list[tuple[bool, float]]] = {}
+
+    def note(kind: str, ends: np.ndarray, target: float) -> None:
+        held = bool(ends[0] - 1e-9 <= target <= ends[1] + 1e-9)
+        found.setdefault(kind, []).append((held, float(ends[1] - ends[0])))
+
+    for split in range(splits):
+        rows = population[rng.integers(0, len(population), n)]
+        bootstrap = Bootstrap(n, level=LEVEL, seed=split)
+        (resampled,) = bootstrap.rates([[rows]], [None])
+        own = rows.mean(axis=0)
+        values = best_value(resampled[:, None])
+        plain = bootstrap.interval(values)
+        note("oracle: percentile", np.array([plain.low, plain.high]), truth)
+        note("oracle: BCa", bca(rows, values, own.max()), truth)
+        if with_nested and n <= 100 and split < 200:
+            note("oracle: nested", nested(rows, rng), truth)
+        corrected = correct_for_choice(bootstrap, own[None], resampled[:, None])
+        note("oracle: corrected", np.array([corrected.low, corrected.high]), truth)
+        fixed = bootstrap.interval(resampled[:, tau])
+        note("fixed: percentile", np.array([fixed.low, fixed.high]), rates[tau])
+        chosen = int(population[rng.integers(0, len(population), n)].mean(axis=0).argmax())
+        transfer = bootstrap.interval(resampled[:, chosen])
+        note("transfer: percentile", np.array([transfer.low, transfer.high]), rates[chosen])
+    return {
+        kind: (float(np.mean([held for held, _ in each])), float(np.mean([width for _, width in each]))) for kind, each in found.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scores", nargs="*", type=Path)
+    parser.add_argument("--nested", action="store_true", help="also the nested bootstrap, at 100 images")
+    arguments = parser.parse_args()
+    kinds = [f"oracle: {kind}" for kind in ("percentile", "BCa", *(["nested"] if arguments.nested else []), "corrected")]
+    kinds += ["fixed: percentile", "transfer: percentile"]
+    print(f"| population | images | splits | {' | '.join(kinds)} |")
+    print(f"|{'---|' * (len(kinds) + 3)}", flush=True)
+    start = time.perf_counter()
+    for name, population in populations(arguments.scores):
+        for n, splits in SPLITS.items():
+            measured = measure(population, n, splits, with_nested=arguments.nested)
+            cells = [f"{measured[kind][0]:.3f} ({measured[kind][1]:.3f})" if kind in measured else "" for kind in kinds]
+            print(f"| {name} | {n:,} | {splits:,} | {' | '.join(cells)} |", flush=True)
+    print(f"\nShare of intervals that hold the truth, and in brackets their mean width. {time.perf_counter() - start:.0f} s.")
+
+
+if __name__ == "__main__":
+    main()
