@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from reference_models.parallel import add_up
 from reference_models.recipes import Recipe
 from wsolbench.distributed import World
 from wsolbench.exceptions import DataError
-from wsolbench.images import resized, training_view
+from wsolbench.images import resize_short_side, resized, training_view
 from wsolbench.methods import InputSpec
 from wsolbench.metrics.masks import resize_mask
 from wsolbench.progress import track
@@ -34,9 +35,9 @@ AHEAD = 64
 
 # Sizes differ from one batch to the next, hence no letters that would tie them.
 Squares = UInt8[np.ndarray, "_ _ _ _"]
-Square = UInt8[np.ndarray, "s s c"]
+Pixels = UInt8[np.ndarray, "h w c"]
 View = UInt8[np.ndarray, "v v c"]
-Change = Callable[[Square, int, int], View]
+Change = Callable[[Pixels, int, int], View]
 """`change(image, its index, number of the batch)`."""
 
 A = TypeVar("A")
@@ -44,11 +45,12 @@ R = TypeVar("R")
 
 
 class ImageReader:
-    """The images of a split as squares of `side` pixels, uint8; with `masks` the true mask is a fourth channel, 0 or 255.
+    """The resized images of a split, uint8; with `masks` the true mask is a fourth channel, 0 or 255.
 
     Args:
         dataset: the split.
         side: images are resized to side x side.
+        short_side: images keep their aspect ratio instead, and `side` is the length of the shorter side.
         workers: threads that read; 0: the calling thread does.
         cache_bytes: the split is kept in memory when it needs at most this.
         here: this process among those that read the same split for the same training: each reads a part of what is kept.
@@ -64,19 +66,24 @@ class ImageReader:
         cache_bytes: int = CACHE_BYTES,
         here: World | None = None,
         masks: bool = False,
+        short_side: bool = False,
     ) -> None:
-        self.dataset, self.side, self.workers, self.masks = dataset, side, workers, masks
+        self.dataset, self.side, self.workers, self.masks, self.short_side = dataset, side, workers, masks, short_side
         self._shape = (len(dataset), side, side, 3 + masks)
-        self._kept = self._all(here or World()) if math.prod(self._shape) <= cache_bytes else None
+        self._kept = self._all(here or World()) if not short_side and math.prod(self._shape) <= cache_bytes else None
+        # Images of different sizes are kept one by one when they are first read, as long as there is room.
+        self._seen: dict[int, Pixels] = {}
+        self._room = cache_bytes if short_side else 0
+        self._lock = threading.Lock()
 
     def squares(self, batches: Sequence[Int[np.ndarray, " _"]]) -> Iterator[Squares]:
-        """The resized images of each batch."""
+        """The resized images of each batch; not with `short_side`."""
         return self._batches(batches, lambda image, _index, _number: image)
 
     def views(self, batches: Sequence[Int[np.ndarray, " _"]], size: int, recipe: Recipe, *, seed: int, epoch: int) -> Iterator[Squares]:
         """Augmented views of each batch, `size` pixels wide."""
 
-        def augmented(image: Square, index: int, number: int) -> View:
+        def augmented(image: Pixels, index: int, number: int) -> View:
             rng = np.random.default_rng((seed, epoch, index, number))
             return training_view(image, size, rng, flip=recipe.flip, rotation=recipe.rotation)
 
@@ -84,7 +91,7 @@ class ImageReader:
 
     def _batches(self, batches: Sequence[Int[np.ndarray, " _"]], change: Change) -> Iterator[Squares]:
         def one(item: tuple[int, int]) -> View:
-            return change(self._square(item[0]), *item)
+            return change(self._image(item[0]), *item)
 
         def whole(items: list[tuple[int, int]]) -> Squares:
             return np.stack([one(item) for item in items])
@@ -109,12 +116,21 @@ class ImageReader:
         add_up(torch.from_numpy(kept), here)  # every image is 0 but in the process that has read it
         return kept
 
-    def _square(self, index: int) -> Square:
-        return self._read(index) if self._kept is None else self._kept[index]
+    def _image(self, index: int) -> Pixels:
+        if self._kept is not None:
+            return self._kept[index]
+        if index in self._seen:
+            return self._seen[index]
+        image = self._read(index)
+        with self._lock:
+            if image.nbytes <= self._room and index not in self._seen:
+                self._seen[index] = image
+                self._room -= image.nbytes
+        return image
 
-    def _read(self, index: int) -> Square:
+    def _read(self, index: int) -> Pixels:
         sample = self.dataset[index]
-        image = resized(sample.image(), self.side)
+        image = (resize_short_side if self.short_side else resized)(sample.image(), self.side)
         if not self.masks:
             return image
         mask = sample.mask()
@@ -124,7 +140,7 @@ class ImageReader:
                 f"image {sample.id!r} of {self.dataset.name} {self.dataset.split} has no mask; this training needs a mask of every image, "
                 f"and {lacking:,} of {len(self.dataset):,} have none: choose settings that need none"
             )
-        return np.dstack([image, 255 * resize_mask(mask, (self.side, self.side)).astype(np.uint8)])
+        return np.dstack([image, 255 * resize_mask(mask, (image.shape[1], image.shape[0])).astype(np.uint8)])
 
 
 def in_order(items: Iterable[A], work: Callable[[A], R], *, workers: int, ahead: int) -> Iterator[R]:

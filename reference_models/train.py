@@ -116,7 +116,9 @@ def _train(run: Run, request: TrainRequest) -> None:
     """The epochs that are left."""
     size, epochs, here = run.model.input_spec.size, run.recipe.epochs, run.here
     side = max(size, round(size * run.recipe.resize))
-    reader = ImageReader(request.train, side, workers=request.workers, here=here, masks=run.model.wants_masks)
+    reader = ImageReader(
+        request.train, side, workers=request.workers, here=here, masks=run.model.wants_masks, short_side=run.recipe.short_side
+    )
     val_reader = None if request.val is None else ImageReader(request.val, size, workers=request.workers, here=here)
     labels = np.array([sample.label for sample in request.train.samples], dtype=np.int64)
     run.model.before_training(request.train)

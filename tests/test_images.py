@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsolbench.exceptions import UsageError
-from wsolbench.images import normalized, resized, ten_crops, to_input, training_view
+from wsolbench.images import normalized, resize_short_side, resized, ten_crops, to_input, training_view
 from wsolbench.methods import InputSpec
 
 
@@ -44,6 +44,32 @@ def test_views_are_those_of_torchvision_on_pillow_images(height, width):
 def test_a_square_of_the_right_size_is_not_touched():
     pixels = picture(20, 20)
     assert resized(pixels, 20) is pixels
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 64), (301, 200), (32, 50), (70, 32), (30, 31), (33, 100), (16, 16)])
+def test_the_shorter_side_is_resized_as_torchvision_does_it(height, width):
+    transforms = pytest.importorskip("torchvision.transforms")
+    from PIL import Image
+
+    pixels = picture(height, width)
+    expected = np.asarray(transforms.Resize(32)(Image.fromarray(pixels)))
+    made = resize_short_side(pixels, 32)
+    assert min(made.shape[:2]) == 32
+    assert np.array_equal(made, expected)
+
+
+@given(st.integers(6, 9), st.integers(0, 4), st.integers(0, 9), st.integers(0, 1000))
+def test_a_training_view_of_an_image_that_is_no_square_is_a_piece_of_it(size, down, right, seed):
+    pixels = picture(size + down, size + right)
+    view = training_view(pixels, size, np.random.default_rng(seed), flip=0.0)
+    pieces = [pixels[top : top + size, left : left + size] for top in range(down + 1) for left in range(right + 1)]
+    assert any(np.array_equal(view, piece) for piece in pieces)
+
+
+def test_views_of_a_long_image_come_from_all_of_it():
+    pixels = np.broadcast_to(np.arange(40, dtype=np.uint8)[None, :, None], (8, 40, 3)).copy()
+    starts = {int(training_view(pixels, 8, np.random.default_rng(seed), flip=0.0)[0, 0, 0]) for seed in range(800)}
+    assert starts == set(range(33))
 
 
 def test_shrinking_averages_instead_of_skipping():

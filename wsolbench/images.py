@@ -27,6 +27,21 @@ def resized(image: Pixels, size: int) -> UInt8[np.ndarray, "s s 3"]:
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
 
+def resize_short_side(image: Pixels, size: int) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """The image with its shorter side at `size` pixels. The aspect ratio stays; the longer side is rounded down.
+
+    Equal to `torchvision.transforms.Resize(size)` on Pillow images.
+    """
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    if shorter == size:
+        return image
+    target = (int(size * width / shorter), int(size * height / shorter))
+    return np.asarray(Image.fromarray(image).resize(target, Image.Resampling.BILINEAR))
+
+
 def normalized(image: UInt8[np.ndarray, "... h w 3"], spec: InputSpec) -> Float32[np.ndarray, "... 3 h w"]:
     """(x / 255 - mean) / std per channel, channels first."""
     mean, std = np.asarray(spec.mean, dtype=np.float32), np.asarray(spec.std, dtype=np.float32)
@@ -78,18 +93,19 @@ def ten_crops(image: Pixels, size: int, *, resize_size: int = 256) -> UInt8[np.n
 
 
 def training_view(
-    image: UInt8[np.ndarray, "r r c"], size: int, rng: np.random.Generator, *, flip: float = 0.5, rotation: float = 0.0
+    image: UInt8[np.ndarray, "h w c"], size: int, rng: np.random.Generator, *, flip: float = 0.5, rotation: float = 0.0
 ) -> UInt8[np.ndarray, "s s c"]:
     """A random view for training: rotate, crop `size` x `size`, mirror. The draws depend on `rng` alone.
 
     Args:
-        image: square, already resized; at least `size` wide; a fourth channel, a mask, moves with the others.
+        image: already resized; both sides at least `size`; a fourth channel, a mask, moves with the others.
         size: side of the crop.
         rng: source of all randomness.
         flip: probability of the mirror image.
         rotation: the angle is uniform in [-rotation, rotation] degrees; bilinear, black outside.
     """
-    spare = _at_least(image.shape[0], size) - size
+    _at_least(min(image.shape[:2]), size)
+    down, right = image.shape[0] - size, image.shape[1] - size
     angle, row, column, coin = rng.random(4)
     if rotation > 0:
         from PIL import Image
@@ -98,7 +114,7 @@ def training_view(
         parts = [image[..., :3], *np.moveaxis(image[..., 3:], -1, 0)]
         degrees = (2 * angle - 1) * rotation
         image = np.dstack([np.asarray(Image.fromarray(part).rotate(degrees, resample=Image.Resampling.BILINEAR)) for part in parts])
-    top, left = int(row * (spare + 1)), int(column * (spare + 1))
+    top, left = int(row * (down + 1)), int(column * (right + 1))
     view = image[top : top + size, left : left + size]
     return view[:, ::-1] if coin < flip else view
 

@@ -8,7 +8,8 @@ Variants (the number is the side of the last grid at 224). Without Mixed_7 and t
 
     std28   padding 1 in the first convolution and in two pools; Mixed_6a has stride 1 and padding 1 (wsolevaluation's large feature map).
     std14   as std28, with one more pool before Mixed_6a.
-    stock   strides and padding as torchvision has them: 25x25 and 12x12 at 224 (DANet).
+    stock   strides and padding as torchvision has them: 25x25 and 12x12 at 224.
+    padded  as stock, with padding 1 in the first convolution (DANet): the same grids, of which a cell sees other pixels.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from reference_models.backbone import Backbone, Stage, pick_grid
 from reference_models.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights, torchvision_file, without
 from wsolbench.methods import InputSpec
 
-GRIDS = ("std28", "std14", "stock")
+GRIDS = ("std28", "std14", "stock", "padded")
 UNUSED = ("Mixed_7", "AuxLogits.", "fc.")
 
 
@@ -62,12 +63,12 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         )
         load_strictly(net, without(file.tensors, *UNUSED), what="the weights of inception_v3")
         source = Weights("torchvision IMAGENET1K_V1", file.sha256)
-    stock = grid == "stock"
+    stock = grid in ("stock", "padded")
 
     def pool() -> nn.Module:
         return nn.MaxPool2d(3, stride=2) if stock else nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
 
-    if not stock:
+    if grid != "stock":
         net.Conv2d_1a_3x3.conv.padding = (1, 1)
     steps: OrderedDict[str, nn.Module] = OrderedDict()
     for name in (

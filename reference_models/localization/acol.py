@@ -25,21 +25,22 @@ No gradient passes through (1): A does not learn what to erase, and B teaches th
 map has mm = 0, so nothing is erased by it. At test the class that is asked for erases, as in both codes, so that (2) runs B
 once for each class.
 
-The paper's text was not at hand; equations are numbered here, and values are those of the authors' code. Departures from released
-code. wsolevaluation erases from 0.7 on and has a 14x14 grid on VGG (`variant=clovaai`); its heads on VGG, ResNet and Inception
-are the ones here. It stretches the maps of all classes and then picks one, which is the same.
+The paper's text was not at hand; equations are numbered here, and values are those of the authors' code, whose script gives no decay
+points. Departures from released code. wsolevaluation erases from 0.7 on and has a 14x14 grid on VGG (`variant=clovaai`); its
+heads on VGG, ResNet and Inception are the ones here. On ResNet it draws their weights by He's rule (`variant=clovaai`) and, with
+its recipes, trains them at the base rate. It stretches the maps of all classes and then picks one, which is the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from reference_models.backbone import Backbone
 from reference_models.base import Batch, ForwardPass
@@ -62,7 +63,7 @@ class AcolConfig(HeadConfig):
 
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"official": {}, "clovaai": {"delta": 0.7}})
     variant: Literal["official", "clovaai"] = "official"
-    """`official`: the authors' code; `clovaai`: wsolevaluation's threshold, and on VGG its 14x14 grid."""
+    """`official`: the authors' code; `clovaai`: wsolevaluation's threshold, on VGG its 14x14 grid, on ResNet its initialisation."""
     delta: float = 0.6
     """Where the stretched map of the label reaches this, features are erased: 0.6 (authors), 0.7 (wsolevaluation); above 1: nowhere."""
     test_erase_label: Literal["given", "predicted"] = "given"
@@ -81,6 +82,9 @@ def fused(first: Float[Tensor, "b k h w"], second: Float[Tensor, "b k h w"]) -> 
     return torch.maximum(min_max(first), min_max(second))
 
 
+OFFICIAL_RECIPE = Recipe(source="xiaomengyc/ACoL, CUB script", epochs=60, batch_size=20, lr=1e-4, schedule="constant", short_side=True)
+
+
 class Acol(HeadLocalizer):
     """See the module. `penultimate` is that of A, which is `head`."""
 
@@ -90,8 +94,8 @@ class Acol(HeadLocalizer):
     map_kind = "unit"
     recipes = MappingProxyType(
         {
-            "acol_cub": Recipe(source="xiaomengyc/ACoL, CUB script", epochs=60, batch_size=20, lr=1e-4, schedule="constant"),
-            "acol_ilsvrc": Recipe(source="xiaomengyc/ACoL, ILSVRC script", epochs=6, batch_size=20, lr=1e-4, schedule="constant"),
+            "acol_cub": OFFICIAL_RECIPE,
+            "acol_ilsvrc": replace(OFFICIAL_RECIPE, source="xiaomengyc/ACoL, ILSVRC script", epochs=6),
         }
     )
 
@@ -100,6 +104,10 @@ class Acol(HeadLocalizer):
             raise UsageError(f"setting delta of method 'acol' is {config.delta}; expected a number greater than 0, or all is erased")
         super().__init__(backbone, num_classes, config)
         self.second = make_head(config.head, backbone, num_classes, width=config.width, dropout=config.dropout)
+        if config.variant == "clovaai" and backbone.name == "resnet50":
+            for layer in [*self.head.modules(), *self.second.modules()]:
+                if isinstance(layer, nn.Conv2d):
+                    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     @classmethod
     def grid_for(cls, backbone: str, config: MethodConfig) -> str:
@@ -112,6 +120,12 @@ class Acol(HeadLocalizer):
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
         """The authors' in the place of SPA's."""
         return {"spa_cub": "acol_cub", "spa_ilsvrc": "acol_ilsvrc"}.get(name := default_recipe(backbone, num_classes), name)
+
+    def is_new(self, name: str, recipe: Recipe) -> bool:
+        """With a recipe of wsolevaluation its names decide: on ResNet-50 the last stage learns faster and the two heads do not."""
+        if recipe.last_stage_is_new and self.backbone.name == "resnet50":
+            return name.startswith("backbone.steps.layer4")
+        return super().is_new(name, recipe)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
         """Logits of A, and the fused map of any class from the same features."""

@@ -12,7 +12,8 @@ pushed apart by a cosine loss (discrepant divergence). The map of a class is the
     F^l_(c,k)       maps of a level l                     (B, K, h_l, w_l) for one class c
     pi(c), rho(c)   lookup                                (3, C): root, parent and class itself of each class
     S^l             logits                                (B, C), (B, P), (B, R): mean over k, x, y
-    n               samples                               maps in the cosine loss, of the 3K of the label and its ancestors
+    n               samples                               maps in the cosine loss, of the 3K of the label and its ancestors;
+                                                          one draw for a batch
     lambda          config.cosine_weight
 
     (1)  L_cos = |sum_(i<j) cos(a_i, a_j)| / (n (n - 1) / 2)     mean over the images; a: n maps drawn from 3K, on the finest grid
@@ -22,8 +23,9 @@ pushed apart by a cosine loss (discrepant divergence). The map of a class is the
 The numbers of the equations are those of this file; the paper's text was not at hand, and values are those of the released code.
 
 Places. Root, parent and child read the last three stages: on VGG-16 after pools 3, 4 and conv 5 (`grid=acol28`: the code's `DA_p`), on
-Inception-V3 pool 2, Mixed_5d and Mixed_6e with the strides of torchvision (grid `stock`). Each level is two 3x3 convolutions
-and a 1x1. For ResNet-50 (layers 2 to 4) and other backbones nothing is published: the widths and K are those of VGG-16.
+Inception-V3 pool 2, Mixed_5d and Mixed_6e. There, strides are torchvision's and the first convolution has padding 1 (grid `padded`).
+Each level is two 3x3 convolutions and a 1x1. For ResNet-50 (layers 2 to 4) and other backbones nothing is published: the widths and
+K are those of VGG-16.
 
 Tree. CUB has 11 orders and 37 families; the tree for ILSVRC was never released. `hierarchy=FILE.csv` names one, and DANet is meant
 to have one. By default (this project) consecutive classes are grouped, because that needs no file. In CUB's list, which is nearly
@@ -33,9 +35,10 @@ of another order both are. `none` has one level, without any tree.
 Post-processes start from the sum (3) too, brought from the finest grid to that of their features, and not from the child's map
 alone; `penultimate` is what the last layer of the child level sees.
 
-Open: whether the n maps are drawn for each image or for a batch (here: each image).
-Departure from released code (`variant=official` undoes it): it adds to the map of the class that is i-th best those of the i-th best
-family and order. Here they are the ancestors of the class, also where the network is wrong.
+Departure from released code (`variant=official` undoes it). Here the map of a class has those of its ancestors, also where the network
+is wrong. The released evaluation adds to the map of a class that is given, such as the true one, those of the best family and order,
+whatever the rank of the class. To its own i-th prediction it adds those of the i-th best ones (`ancestors=own_rank`), which differs
+from this for Top-5 Loc alone.
 """
 
 from __future__ import annotations
@@ -92,8 +95,9 @@ class DanetConfig(MethodConfig):
     """n / K, rounded down: released code."""
     absolute: Literal["sum", "pairs"] = "sum"
     """The absolute value in (1) is that of the sum (released code), or of each cosine."""
-    ancestors: Literal["tree", "rank"] = "tree"
-    """Which parent and root a class has in (3): its ancestors, or those of its rank among the scores (released code)."""
+    ancestors: Literal["tree", "rank", "own_rank"] = "tree"
+    """Which parent and root a class has in (3): its ancestors; those of the best rank (`rank`: released code for a class that is given);
+    or those of the rank that the class has among the classes (`own_rank`: released code for its predictions)."""
 
     def __post_init__(self) -> None:
         if self.hierarchy not in (GROUPS, NO_TREE) and not self.parents:
@@ -130,10 +134,16 @@ def upsampled(maps: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Te
     return F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=True)
 
 
-def of_rank(child: Float[Tensor, "b c"], level: Float[Tensor, "b l"], class_ids: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
-    """The class of a level that is i-th best there, where the child is i-th best among its own; the last one where there are fewer."""
+def of_rank(
+    child: Float[Tensor, "b c"], level: Float[Tensor, "b l"], class_ids: Int[Tensor, "b k"], *, own: bool = False
+) -> Int[Tensor, "b k"]:
+    """The class of a level that joins each class: the best one of the level.
+
+    With `own` it is the i-th best one for the class that is i-th best among its own, and the last one where there are fewer.
+    """
     better = (child[:, None, :] > child.gather(1, class_ids)[:, :, None]).sum(dim=2)
-    return level.argsort(dim=1, descending=True, stable=True).gather(1, better.clamp(max=level.shape[1] - 1))
+    rank = better.clamp(max=level.shape[1] - 1) if own else torch.zeros_like(better)
+    return level.argsort(dim=1, descending=True, stable=True).gather(1, rank)
 
 
 def class_lookup(config: DanetConfig, classes: int) -> Int[Tensor, "levels {classes}"]:
@@ -180,8 +190,8 @@ class Danet(Localizer):
 
     @classmethod
     def grid_for(cls, backbone: str, config: MethodConfig) -> str:
-        """torchvision's strides on Inception-V3, as in the released code."""
-        return "stock" if backbone == "inception_v3" and config.grid == "default" else config.grid
+        """torchvision's strides on Inception-V3 and a padded first convolution, as in the released code."""
+        return "padded" if backbone == "inception_v3" and config.grid == "default" else config.grid
 
     def _levels(self, images: Float[Tensor, "b 3 H W"]) -> tuple[OrderedDict[str, Tensor], list[HeadOutput], list[Tensor]]:
         """Stages of the backbone; for each level, the coarsest first, its head's output and logits."""
@@ -198,7 +208,8 @@ class Danet(Localizer):
             if self.config.ancestors == "tree":
                 asked = list(self.lookup[:, class_ids])
             else:
-                asked = [*(of_rank(logits[-1], level, class_ids) for level in logits[:-1]), class_ids]
+                own = self.config.ancestors == "own_rank"
+                asked = [*(of_rank(logits[-1], level, class_ids, own=own) for level in logits[:-1]), class_ids]
             maps = [maps_of_class(head, ids, self.per_class).relu().mean(dim=2) for head, ids in zip(heads, asked, strict=True)]
             return torch.stack([upsampled(level, grid) for level in maps]).sum(dim=0)  # (3)
 
@@ -215,7 +226,5 @@ class Danet(Localizer):
         grid = (stages[self.places[0]].shape[-2], stages[self.places[0]].shape[-1])
         own = [maps_of_class(head, truth[:, None], self.per_class)[:, 0] for head, truth in zip(heads, labels, strict=True)]
         maps = torch.cat([upsampled(level, grid) for level in own], dim=1)  # (B, 3K, h, w)
-        order = torch.rand(maps.shape[:2], generator=batch.generator, device=maps.device)
-        drawn = order.topk(self.samples, dim=1).indices
-        sample = maps.take_along_dim(drawn[:, :, None, None], dim=1)
-        return {**terms, "cosine": self.config.cosine_weight * cosine_loss(sample, self.config.absolute)}
+        drawn = torch.randperm(maps.shape[1], generator=batch.generator, device=maps.device)[: self.samples]
+        return {**terms, "cosine": self.config.cosine_weight * cosine_loss(maps[:, drawn], self.config.absolute)}

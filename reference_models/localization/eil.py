@@ -30,6 +30,10 @@ Point 5, in front of the head, works with any network; the others need one whose
 MEIL. The authors' code has points 3, 4 and 5 and uses only 4. That MEIL's are 4 and 5, that each forks off the stream without
 erasing, and that each has the weight sigma, is this project's reading; only numbers of MEIL were found.
 
+Rates (`is_new`). The linear layer alone learns at ten times the rate in the authors' code; conv6, as new as it is, at the base rate.
+Their program has a rule for ResNet as well (layer 4, too), but no such network with EIL. For ILSVRC it fixes where the rate falls,
+before the epochs 4 and 7 counted from 0, and no script gives the other values, so there the recipe is that of SPA.
+
 The paper's text was not at hand; equations are numbered here. It may mean an absolute threshold by gamma; the code takes a part of
 the maximum. The mask (2) has no gradient, in the code and here. The code draws one box around all regions above 0.15 of the
 normalised map; here the evaluation says how boxes are made.
@@ -116,9 +120,13 @@ class Eil(HeadLocalizer):
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
-        """The authors' in the place of SPA's for CUB; for ILSVRC theirs is not known."""
+        """The authors' in the place of SPA's for CUB; for ILSVRC they give no script."""
         name = default_recipe(backbone, num_classes)
         return "eil" if name == "spa_cub" else name
+
+    def is_new(self, name: str, recipe: Recipe) -> bool:
+        """Of the head, the last layer alone learns faster."""
+        return super().is_new(name, recipe) and (name.startswith("head.classifier.") or name.startswith("backbone."))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """(3)."""

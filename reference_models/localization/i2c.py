@@ -24,7 +24,7 @@ The numbers of the equations are those of this file. The paper's text was not at
 code, in which the map chooses pixels and gets no gradient.
 
 Batches are pairs of one class. Each image comes once in an epoch, and where a class has an odd number of images, one of them
-twice; the only image of a class is paired with itself.
+twice; the only image of a class is paired with itself. The released code draws, for each batch, 40 classes and two images of each.
 
 Departures from released code (`variant=official` undoes the first two). It draws a random order of the pixels and does not use it,
 so its seeds are the first in raster order. Its bank starts with normal noise, which the first global terms pull to; here the
@@ -133,7 +133,11 @@ class I2C(HeadLocalizer):
     Config = I2cConfig
     config: I2cConfig
     recipes: ClassVar[Mapping[str, Recipe]] = MappingProxyType(
-        {"i2c_ilsvrc": Recipe(source="xiaomengyc/I2C, ILSVRC scripts", epochs=5, batch_size=80, lr=1e-3, milestones=(0.4, 0.6, 0.8))}
+        {
+            "i2c_ilsvrc": Recipe(
+                source="xiaomengyc/I2C, ILSVRC scripts", epochs=5, batch_size=80, lr=1e-3, milestones=(0.4, 0.6, 0.8), short_side=True
+            )
+        }
     )
 
     bank: Tensor

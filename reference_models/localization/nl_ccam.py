@@ -39,14 +39,17 @@ project): after the last three stages, activations as they are; its inside must 
 
 Departures. The paper's text was not at hand; equations are numbered here. T is 100 of CUB's 200 classes in the authors' code, here
 half of the classes, rounded down. The authors' code ranks by a centre crop and maps the whole image, squashed; here one view
-does both. It trains on random crops of 224 from images resized to 224; here these are squares, which leaves nothing to crop. It makes
-boxes by rules of its own (values below 0.12 of the maximum are 0, foreground is above the mean, the largest region counts); here
-the evaluation's thresholds do. The projections have no bias: those of k, v and W_o would be cancelled by (1) and (2), that of q would
-not; whether the authors' have one is not known. Attention is not scaled by the root of its width, and runs in float32.
+does both. It makes boxes by rules of its own (values below 0.12 of the maximum are 0, foreground is above the mean, the largest
+region counts); here the evaluation's thresholds do. Attention is not scaled by the root of its width, as in the authors' code, and
+runs in float32.
+
+As in the authors' code, all projections of a block have biases, and blocks and classifier keep PyTorch's initialisation. Adam has no
+weight decay, the rate falls from one epoch to the next, and images keep their aspect ratio: crops of 224 from a shorter side of 224.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal
@@ -94,12 +97,8 @@ class NonLocalBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         inner = max(1, channels // 8)
-        self.query, self.key, self.value, self.out = (
-            nn.Conv2d(channels, outputs, 1, bias=False) for outputs in (inner, inner, channels, channels)
-        )
+        self.query, self.key, self.value, self.out = (nn.Conv2d(channels, outputs, 1) for outputs in (inner, inner, channels, channels))
         self.norm = nn.BatchNorm2d(channels)
-        for layer in (self.query, self.key, self.value, self.out):
-            nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
@@ -155,7 +154,7 @@ class NlCcam(Localizer):
     recipes = MappingProxyType(
         {
             "nl_ccam_cub": Recipe(
-                source="Yangseung/NL-CCAM; weight decay not known",
+                source="Yangseung/NL-CCAM",
                 epochs=100,
                 batch_size=16,
                 lr=5e-5,
@@ -165,6 +164,7 @@ class NlCcam(Localizer):
                 power=0.9,
                 bias_factor=1.0,
                 resize=1.0,
+                short_side=True,
             )
         }
     )
@@ -184,6 +184,8 @@ class NlCcam(Localizer):
         self.blocks = nn.ModuleDict({place: NonLocalBlock(channels) for place, channels in places.items()})
         vgg = backbone.name == "vgg16"
         self.head = FcHead(backbone.channels[-1], num_classes) if vgg else make_head("fc", backbone, num_classes)
+        if not (isinstance(self.head, FcHead) and self.head.pretrained):
+            self.head.classifier.reset_parameters()
         if vgg and config.leaky > 0:
             for name in [name for name, step in backbone.steps.items() if isinstance(step, nn.ReLU)]:
                 backbone.steps[name] = nn.LeakyReLU(config.leaky)
@@ -192,13 +194,19 @@ class NlCcam(Localizer):
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
-        """The authors' in the place of SPA's for CUB; for ILSVRC theirs is not known."""
+        """The authors' in the place of SPA's for CUB; they released none for ILSVRC."""
         name = default_recipe(backbone, num_classes)
         return "nl_ccam_cub" if name == "spa_cub" else name
 
     def is_new(self, name: str, recipe: Recipe) -> bool:
         """The classifier alone: the blocks learn at the rate of the backbone they stand in, as in the authors' code."""
         return super().is_new(name, recipe) and not name.startswith("blocks.")
+
+    def lr_factor(self, recipe: Recipe, progress: float) -> float:
+        """A polynomial schedule is that of the start of each epoch, as in the authors' code."""
+        if recipe.schedule == "poly":
+            progress = math.floor(progress * recipe.epochs + 1e-9) / recipe.epochs
+        return recipe.lr_factor(progress)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
         """Logits, and the combined map from the same pass."""

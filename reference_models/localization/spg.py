@@ -16,8 +16,8 @@ pixels of one branch are labels for another one at a shallower layer, which fill
     mm         min_max                                 each map stretched to [0, 1] by its own minimum and maximum
     s          sigmoid
 
-    G(m; h, l) = 1 where m > h; 0 where m < l; else 255                                                         (1)
-      h is lowered to 0.7 max(m) in an image that has fewer than 30 pixels above it
+    G(m; h, l) = 0 where m < l; else 1 where m > h; else 255                                                    (1)
+      h is lowered to 0.7 max(m) in an image that has fewer than 30 pixels above it; where that is below l, m < l still gives 0
     BCE(x, G) = mean over the pixels of the batch that are known; 0 where none is                               (2)
     L = CE(A, y) + BCE(up(B2), G(mm(up(F_y)); h_1, l_1))                                                        (3)
                  + BCE(up(B1), G(s(up(B2)); h_2, l_2))                                                          (4)
@@ -31,12 +31,14 @@ Networks (`places_for`, `classifier_for`). Inception-V3 (both codes): B1 after M
 (wsolevaluation): B1 after the first block of layer 3, B2 after its last, both 1024 wide; A is a 1x1 convolution. Any other
 network (this project): B1 and B2 after the last two stages, A as on Inception. Sides are 512 wide where nothing else is said.
 
-The paper's text was not at hand; equations are numbered here. Departures from released code. VGG's pool 4 is 2x2 here and 3x3 in
-wsolevaluation. The authors train on 321 pixels of 356; here the input keeps its size. Their code drops features at test as
-well, by an oversight that makes its maps random; here there is no dropout at test. By other oversights a lowered h stays for
-the images after it in the batch (`fallback_scope=leak`), and no layer learns faster than the others (recipe `spg_official`);
-`variant=official` has both. Not known, so chosen here: where a lowered h is below l, pixels above h are object; upsampling
-does not align corners; the learning rate of the recipe does not fall.
+The paper's text was not at hand; equations are numbered here. Both codes write background last, so it wins in (1). The authors'
+script gives no decay points, so the learning rate of the recipe does not fall.
+
+Departures from released code. VGG's pool 4 is 2x2 here and 3x3 in wsolevaluation. The authors train on 321 pixels of 356; here the
+input keeps its size. Their code drops features at test as well, by an oversight that makes its maps random; here there is no
+dropout at test. By other oversights a lowered h stays for the images after it in the batch (`fallback_scope=leak`), and no layer
+learns faster than the others (recipe `spg_official`); `variant=official` has both. Upsampling does not align corners, as in
+wsolevaluation. The authors' code leaves this to its version of PyTorch; those of its time, before 0.4, aligned them.
 """
 
 from __future__ import annotations
@@ -61,12 +63,13 @@ from wsolbench.exceptions import UsageError
 
 UNKNOWN = 255.0
 OFFICIAL_RECIPE = Recipe(
-    source="xiaomengyc/SPG, ILSVRC script; schedule not known",
+    source="xiaomengyc/SPG, ILSVRC script",
     epochs=5,
     batch_size=20,
     lr=1e-3,
     schedule="constant",
     resize=356 / 321,
+    short_side=True,
     new_factor=1.0,
 )
 
@@ -147,8 +150,8 @@ def object_levels(m: Float[Tensor, "b H W"], high: float, config: SpgConfig) -> 
 
 def guidance(m: Float[Tensor, "b H W"], high: Float[Tensor, "b 1 1"], low: float) -> Float[Tensor, "b H W"]:
     """(1), for the levels `high` of the images."""
-    background = torch.where(m < low, 0.0, UNKNOWN)
-    return torch.where(m > high, 1.0, background).to(m.dtype)
+    foreground = torch.where(m > high, 1.0, UNKNOWN)
+    return torch.where(m < low, 0.0, foreground).to(m.dtype)
 
 
 def guided_loss(scores: Float[Tensor, "b H W"], target: Float[Tensor, "b H W"]) -> Float[Tensor, ""]:
@@ -188,6 +191,14 @@ class Spg(Localizer):
         """The authors' in the place of SPA's for ILSVRC; for CUB they give none."""
         name = default_recipe(backbone, num_classes)
         return "spg_ilsvrc" if name == "spa_ilsvrc" else name
+
+    def is_new(self, name: str, recipe: Recipe) -> bool:
+        """With a recipe of wsolevaluation its names decide: on ResNet-50 the last stage alone, on VGG also blocks 4 and 5."""
+        if not recipe.last_stage_is_new:
+            return super().is_new(name, recipe)
+        if self.backbone.name == "resnet50":
+            return name.startswith("backbone.steps.layer4")
+        return name.startswith(("backbone.steps.conv4", "backbone.steps.conv5")) or super().is_new(name, recipe)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
         """(6): logits and maps of A."""

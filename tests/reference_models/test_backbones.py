@@ -28,6 +28,7 @@ GRIDS = {
     ("inception_v3", "std28"): ([64, 192, 288, 768], [56, 28, 28, 28]),
     ("inception_v3", "std14"): ([64, 192, 288, 768], [56, 28, 14, 14]),
     ("inception_v3", "stock"): ([64, 192, 288, 768], [54, 25, 25, 12]),
+    ("inception_v3", "padded"): ([64, 192, 288, 768], [54, 25, 25, 12]),
     ("efficientnet_lite0", "std14"): ([24, 40, 112, 320, 1280], [56, 28, 14, 14, 14]),
     ("efficientnet_lite0", "stock"): ([24, 40, 112, 320, 1280], [56, 28, 14, 7, 7]),
 }
@@ -44,7 +45,7 @@ def test_stages_have_the_channels_and_grids_of_the_papers(name, grid):
     ]
     assert backbone.channels == tuple(channels)
     assert list(stages) == [stage.name for stage in backbone.layout]
-    assert [round(224 / stage.stride) for stage in backbone.layout] == sides or (name, grid) == ("inception_v3", "stock")
+    assert [round(224 / stage.stride) for stage in backbone.layout] == sides or grid in ("stock", "padded")
     assert backbone.input_spec.size == 224
 
 
@@ -54,6 +55,17 @@ def test_the_default_grids_are_those_of_wsolevaluation():
         "inception_v3": "std28",
         "tiny": "std16",
     }
+
+
+def test_with_a_padded_first_convolution_inception_sees_the_border_in_its_first_cell():
+    stock, padded = (load_backbone("inception_v3", weights="none", grid=grid).eval() for grid in ("stock", "padded"))
+    padded.load_state_dict(stock.state_dict())
+    image = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        one, two = (network.run(image, until="Conv2d_1a_3x3") for network in (stock, padded))
+        framed = torch.nn.functional.pad(image, (1, 1, 1, 1))
+        torch.testing.assert_close(two, stock.run(framed, until="Conv2d_1a_3x3"))
+    assert (one.shape[-1], two.shape[-1]) == (47, 48)
 
 
 def test_the_intermediate_grids_of_inception_are_those_of_the_modified_stem():

@@ -128,7 +128,7 @@ def test_the_map_is_the_sum_of_the_positive_maps_of_the_class_and_its_ancestors(
 
 
 def test_a_batch_of_classes_gives_what_each_gives_alone():
-    for ancestors in ("tree", "rank"):
+    for ancestors in ("tree", "rank", "own_rank"):
         network, images = model(ancestors=ancestors), torch.randn(3, 3, 32, 32)
         asked = torch.tensor([[4, 0], [1, 1], [2, 3]])
         together = network.score_maps(images, asked)
@@ -144,10 +144,34 @@ def test_enlarged_maps_have_their_corners_in_the_corners():
         torch.testing.assert_close(large[..., row, column], maps[..., row, column])
 
 
-def test_a_class_of_some_rank_has_the_parent_of_that_rank():
+def test_a_class_that_is_given_has_the_best_parent_and_a_prediction_that_of_its_rank():
     child = torch.tensor([[0.1, 0.9, 0.5, 0.2, 0.3, 0.0]])  # best first: 1, 2, 4, 3, 0, 5
     level = torch.tensor([[0.0, 7.0, 3.0]])  # best first: 1, 2, 0
-    assert of_rank(child, level, torch.tensor([[1, 2, 4, 3, 5]])).tolist() == [[1, 2, 0, 0, 0]]
+    asked = torch.tensor([[1, 2, 4, 3, 5]])
+    assert of_rank(child, level, asked).tolist() == [[1, 1, 1, 1, 1]]
+    assert of_rank(child, level, asked, own=True).tolist() == [[1, 2, 0, 0, 0]]
+
+
+def test_in_the_official_variant_the_family_and_order_of_every_class_are_the_best_ones():
+    tree = model()
+    released, own = model(variant="official", ancestors="rank"), model(ancestors="own_rank")
+    for other in (released, own):
+        other.load_state_dict(tree.state_dict())
+    images = torch.randn(3, 3, 32, 32)
+    result = released.localize(images)
+    scores = [level(stage).logits.reshape(3, -1, 4).mean(2) for level, stage in zip(tree.levels, result.stages.values(), strict=True)]
+    maps = result.score_maps(every_class(3))
+    for image in range(3):
+        root, parent = int(scores[0][image].argmax()), int(scores[1][image].argmax())
+        for label in range(CLASSES):
+            expected = torch.zeros(16, 16)
+            for level, stage, index in zip(tree.levels, result.stages.values(), (root, parent, label), strict=True):
+                raw = level.classifier(level.trunk(stage[image : image + 1]))[:, index * 4 : index * 4 + 4].clamp(min=0).mean(dim=1)
+                expected += F.interpolate(raw[:, None], size=(16, 16), mode="bilinear", align_corners=True)[0, 0].detach()
+            torch.testing.assert_close(maps[image, label], expected, atol=1e-5, rtol=1e-5)
+    best = result.logits.argmax(dim=1, keepdim=True)
+    torch.testing.assert_close(own.score_maps(images, best), released.score_maps(images, best))
+    assert (own.score_maps(images, every_class(3)) - maps).abs().max() > 1e-3
 
 
 def test_the_map_by_rank_is_that_of_the_tree_with_other_ancestors():
@@ -216,6 +240,21 @@ def test_the_number_of_drawn_maps_is_as_published_and_the_generator_draws_them()
     assert network.loss(batch())["cosine"] != network.loss(fresh)["cosine"]
 
 
+def test_one_draw_of_maps_is_for_all_images_of_a_batch():
+    network, given_batch = model(cosine_weight=1.0), batch()
+    for each in ("images", "labels"):  # equal images have equal cosine losses, whichever maps are drawn for the batch
+        object.__setattr__(given_batch, each, getattr(given_batch, each)[:1].repeat_interleave(5, dim=0))
+    seen = []
+    for seed in range(6):
+        five = Batch(**{**vars(given_batch), "generator": torch.Generator().manual_seed(seed)})
+        one = Batch(
+            **{**vars(five), "images": five.images[:1], "labels": five.labels[:1], "generator": torch.Generator().manual_seed(seed)}
+        )
+        seen.append(network.loss(five)["cosine"].item())
+        assert seen[-1] == pytest.approx(network.loss(one)["cosine"].item(), rel=1e-5)
+    assert len({round(value, 5) for value in seen}) > 1
+
+
 def test_mixed_precision_keeps_the_losses_in_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = model().loss(batch())
@@ -251,9 +290,13 @@ def test_the_published_widths_and_numbers_of_maps_are_the_defaults():
     assert vgg.places == ["pool3", "pool4", "relu5_3"]
     assert [(level.trunk[1].in_channels, level.trunk[1].out_channels) for level in vgg.levels] == [(256, 512), (512, 1024), (512, 1024)]
     assert vgg.per_class == 8
-    assert Danet.grid_for("inception_v3", DanetConfig()) == "stock"
+    assert Danet.grid_for("inception_v3", DanetConfig(grid="stock")) == "stock"
     inception = Danet.create(backbone="inception_v3", num_classes=CLASSES, weights="none", settings={}, image_size=224)
     assert inception.places == ["pool2", "Mixed_5d", "Mixed_6e"]
+    assert (inception.backbone.grid, inception.backbone.steps["Conv2d_1a_3x3"].conv.padding) == ("padded", (1, 1))
+    assert {tuple(step.conv.padding) for name, step in inception.backbone.steps.items() if name in ("Conv2d_2a_3x3", "Conv2d_4a_3x3")} == {
+        (0, 0)
+    }
     assert [(level.trunk[1].in_channels, level.trunk[1].out_channels) for level in inception.levels] == [
         (192, 256),
         (288, 384),

@@ -45,7 +45,8 @@ def class_maps(model: NlCcam, images: torch.Tensor) -> tuple[torch.Tensor, torch
 def filled(channels: int) -> NonLocalBlock:
     """A block that is not the identity."""
     block = NonLocalBlock(channels).eval()
-    for layer in (block.norm.weight, block.norm.bias, block.norm.running_mean):
+    biases = (layer.bias for layer in (block.query, block.key, block.value, block.out))
+    for layer in (*biases, block.norm.weight, block.norm.bias, block.norm.running_mean):
         torch.nn.init.normal_(layer)
     return block
 
@@ -63,12 +64,32 @@ def test_a_new_block_changes_nothing(training):
 def test_a_block_adds_what_each_pixel_attends_to(channels):
     block, x = filled(channels), torch.randn(2, channels, 3, 5)
     flat = x.flatten(2)
-    q, k, v = (torch.einsum("oc,bcn->bon", layer.weight[:, :, 0, 0], flat) for layer in (block.query, block.key, block.value))
+
+    def project(layer, values):
+        return torch.einsum("oc,bcn->bon", layer.weight[:, :, 0, 0], values) + layer.bias[:, None]
+
+    q, k, v = (project(layer, flat) for layer in (block.query, block.key, block.value))
     assert q.shape[1] == max(1, channels // 8)
     attention = torch.einsum("bci,bcj->bij", q, k).softmax(dim=2)  # row i: what pixel i attends to
     seen = torch.einsum("bcj,bij->bci", v, attention)
-    expected = x + block.norm(torch.einsum("oc,bcn->bon", block.out.weight[:, :, 0, 0], seen).view_as(x))
+    expected = x + block.norm(project(block.out, seen).view_as(x))
     torch.testing.assert_close(block(x), expected, atol=1e-5, rtol=1e-4)
+    before = block(x)
+    block.query.bias.data += 3.0  # what pixels attend to depends on it
+    assert (block(x) - before).abs().max() > 1e-4
+
+
+def test_new_blocks_and_the_classifier_on_vgg_are_drawn_as_torch_draws_them():
+    block = NonLocalBlock(512)
+    for layer in (block.query, block.key, block.value, block.out):
+        assert layer.weight.std().item() == pytest.approx(1 / (3 * 512) ** 0.5, rel=0.02)  # 0.0255; Xavier's rule has 0.059 for the query
+        assert layer.weight.abs().max() <= 512**-0.5
+        assert 0 < layer.bias.abs().max() <= 512**-0.5
+    assert not block.norm.weight.any()
+    assert not block.norm.bias.any()
+    head = NlCcam.create(backbone="vgg16", num_classes=200, weights="none", settings={}, image_size=32).head.classifier
+    assert head.weight.std().item() == pytest.approx(1 / (3 * 512) ** 0.5, rel=0.02)
+    assert head.bias.any()
 
 
 def test_a_block_moves_with_its_pixels():
@@ -272,6 +293,7 @@ def test_only_the_classifier_learns_faster_than_the_backbone():
     fast = {name for name, _ in model.named_parameters() if model.is_new(name, recipe)}
     assert fast == {"head.classifier.weight", "head.classifier.bias"}
     assert (recipe.optimizer, recipe.lr, recipe.new_factor, recipe.epochs) == ("adam", 5e-5, 10.0, 100)
+    assert recipe.weight_decay == 0
     assert recipe.lr_factor(0.5) == pytest.approx(0.5**0.9)
     assert NlCcam.recipe_name("vgg16", 1000) == "spa_ilsvrc"
 

@@ -50,6 +50,22 @@ def test_guidance_is_zero_one_or_unknown(one, two, seed):
     assert torch.equal(made == 0, m < torch.tensor(low))
 
 
+@given(st.integers(0, 10**6), st.sampled_from(["per_image", "leak"]))
+def test_guidance_is_that_of_two_passes_over_a_mask_object_first_and_background_last(seed, scope):
+    generator = torch.Generator().manual_seed(seed)
+    m = torch.rand(4, 6, 7, generator=generator) * torch.tensor([1.0, 0.2, 0.06, 0.6])[:, None, None]
+    mask, level = torch.full_like(m, 255.0), 0.5
+    for image, target in zip(m, mask, strict=True):
+        level = level if scope == "leak" else 0.5
+        inside = image > level
+        if inside.sum() < 30:
+            level = 0.7 * image.max()
+            inside = image > level
+        target[inside] = 1
+    mask[m < 0.05] = 0
+    assert torch.equal(guidance(m, object_levels(m, 0.5, SpgConfig(fallback_scope=scope)), 0.05), mask)
+
+
 def test_at_the_levels_themselves_nothing_is_known():
     m = torch.tensor([[[0.5, 0.25]]])
     assert guidance(m, levels(0.5), 0.25).flatten().tolist() == [255, 255]
@@ -78,9 +94,12 @@ def test_in_the_authors_code_a_lowered_level_stays_for_the_images_after_it():
     assert object_levels(m, 0.7, config)[0].item() == pytest.approx(0.63)
 
 
-def test_a_lowered_level_wins_over_the_low_one():
-    m = torch.tensor([[[0.09, 0.05]]])
-    assert guidance(m, object_levels(m, 0.7, SpgConfig()), 0.1).flatten().tolist() == [1, 0]
+def test_below_the_low_level_there_is_background_even_above_a_lowered_one():
+    m = torch.tensor([[[0.04, 0.03], [0.02, 0.001]]])
+    levels_of = object_levels(m, 0.5, SpgConfig())
+    assert levels_of.item() == pytest.approx(0.028)
+    assert guidance(m, levels_of, 0.05).flatten().tolist() == [0, 0, 0, 0]
+    assert guidance(m, levels_of, 0.025).flatten().tolist() == [1, 1, 0, 0]
 
 
 def test_the_loss_is_the_mean_over_the_known_pixels_of_the_batch():
@@ -131,8 +150,8 @@ def test_each_branch_is_guided_by_the_one_of_its_equation():
         made = torch.full_like(m, 255.0)
         for image, target in zip(m, made, strict=True):
             level = high if (image > high).sum() >= 30 else 0.7 * image.max()
-            target[image < low] = 0
             target[image > level] = 1
+            target[image < low] = 0
         assert set(made.unique().tolist()) == {0.0, 1.0, 255.0}
         return made
 

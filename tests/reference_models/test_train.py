@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from reference_models import train
 from reference_models.data import ImageReader, masks_of
 from reference_models.localization.cam import Cam
 from reference_models.loops import BEST, LAST, LOG, STATE
@@ -341,6 +342,77 @@ def test_views_depend_on_seed_epoch_and_image_but_not_on_threads_or_memory(cache
         assert all(np.array_equal(one, two) for one, two in zip(views, reference, strict=True))
         other = list(reader.views(plan, 32, recipe, seed=1, epoch=3))
         assert not all(np.array_equal(one, two) for one, two in zip(other, reference, strict=True))
+
+
+def pictures() -> Dataset:
+    """Pictures of several shapes; the red of a pixel says how far along the longer side it is."""
+    samples = []
+    for number, (height, width) in enumerate([(40, 100), (90, 40), (50, 50), (36, 60)]):
+        ramp = np.linspace(0, 255, max(height, width)).astype(np.uint8)
+        pixels = np.zeros((height, width, 3), dtype=np.uint8)
+        pixels[..., 0] = ramp[None, :width] if width >= height else ramp[:height, None]
+        samples.append(Sample(id=f"{number}.png", label=0, size=(width, height), array=pixels))
+    return Dataset(name="pictures", split="train", samples=samples, class_names=("one",), fingerprint="pictures")
+
+
+def test_with_the_shorter_side_resized_views_are_crops_of_undistorted_images():
+    data, plan = pictures(), [np.arange(4)]
+    recipe = replace(RECIPES["tiny"], flip=0.0)
+    reader = ImageReader(data, 36, workers=0, short_side=True)
+    starts: list[set[int]] = [set() for _ in range(4)]
+    for epoch in range(60):
+        (views,) = reader.views(plan, 32, recipe, seed=1, epoch=epoch)
+        assert views.shape == (4, 32, 32, 3)
+        for number, view in enumerate(views):
+            red = view[..., 0].astype(int)
+            along = red[0] if number in (0, 2, 3) else red[:, 0]
+            height, width = data.samples[number].array.shape[:2]
+            # Of an image that is resized to a square, a crop of 32 of 36 shows 32 / 36 of the ramp; of these, as much as is in 32 pixels.
+            shown = 255 * 32 / (36 * max(height, width) / min(height, width))
+            assert along[-1] - along[0] == pytest.approx(shown, abs=12)
+            starts[number].add(int(along[0]))
+    assert max(starts[0]) > 100  # both ends of a long image are seen
+    assert max(starts[2]) < 40
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 20_000, 1 << 30])
+def test_views_of_undistorted_images_depend_on_neither_threads_nor_memory(cache_bytes):
+    data, plan, recipe = pictures(), [np.array([3, 1]), np.array([0, 2, 1])], RECIPES["tiny"]
+    reference = list(ImageReader(data, 36, workers=0, short_side=True, cache_bytes=0).views(plan, 32, recipe, seed=1, epoch=2))
+    for workers in (0, 3):
+        reader = ImageReader(data, 36, workers=workers, cache_bytes=cache_bytes, short_side=True)
+        for _ in range(2):  # the second time from memory
+            views = list(reader.views(plan, 32, recipe, seed=1, epoch=2))
+            assert all(np.array_equal(one, two) for one, two in zip(views, reference, strict=True))
+        assert sum(image.nbytes for image in reader._seen.values()) <= cache_bytes
+        assert len(reader._seen) == {0: 0, 1 << 30: 4}.get(cache_bytes, len(reader._seen))
+
+
+def test_masks_keep_their_aspect_ratio_with_their_images(tmp_path):
+    data = pictures()
+    samples = []
+    for sample in data.samples:
+        path = tmp_path / sample.id
+        Image.fromarray((sample.image()[..., 0] > 127).astype(np.uint8) * 255).save(path)
+        samples.append(replace(sample, mask_paths=(path,)))
+    reader = ImageReader(replace(data, samples=tuple(samples)), 36, workers=0, masks=True, short_side=True)
+    for epoch in range(8):
+        (views,) = reader.views([np.arange(4)], 32, replace(RECIPES["tiny"], rotation=0.0), seed=1, epoch=epoch)
+        assert ((views[..., 0] > 127) != (views[..., 3] > 127)).mean() < 0.05
+
+
+def test_a_recipe_says_whether_training_images_keep_their_aspect_ratio(tmp_path, monkeypatch):
+    seen = []
+
+    def spy(dataset, side, **how):
+        seen.append((dataset.split, side, how.get("short_side", False)))
+        return ImageReader(dataset, side, **how)
+
+    monkeypatch.setattr(train, "ImageReader", spy)
+    Cam.fit(request(tmp_path / "one", train=pictures(), val=None, epochs=1, settings={"recipe.short_side": "true"}))
+    Cam.fit(request(tmp_path / "two", train=pictures(), val=None, epochs=1))
+    side = seen[0][1]
+    assert seen == [("train", side, True), ("train", side, False)]
 
 
 def with_masks(folder: Path) -> Dataset:
