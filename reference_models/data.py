@@ -85,7 +85,7 @@ class ImageReader:
 
         def augmented(image: Pixels, index: int, number: int) -> View:
             rng = np.random.default_rng((seed, epoch, index, number))
-            return training_view(image, size, rng, flip=recipe.flip, rotation=recipe.rotation)
+            return training_view(image, size, rng, flip=recipe.flip, rotation=recipe.rotation, rotation_filter=recipe.rotation_filter)
 
         return self._batches(batches, augmented)
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
+from wsolbench.images import RotationFilter
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -51,6 +53,8 @@ class Recipe:
     flip: float = 0.5
     rotation: float = 0.0
     """Degrees; the image is rotated by up to this much either way before the crop."""
+    rotation_filter: RotationFilter = "bilinear"
+    """How a rotated image is sampled."""
     clip_norm: float = 0.0
     """Largest norm of the gradient; 0: not clipped."""
 

@@ -48,7 +48,7 @@ LIO = Recipe(
     rotation=15.0,
 )
 NTS = Recipe(
-    source="yangze0930/NTS-Net; it has no end, so 110 epochs here",
+    source="yangze0930/NTS-Net; its loop runs to epoch 499 with its last fall at 100, 110 epochs here",
     epochs=110,
     batch_size=16,
     lr=1e-3,
@@ -70,6 +70,7 @@ FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
             epochs=359,
             milestones=tuple((epoch + 2) / 359 for epoch in (60, 120, 180, 240, 300)),
             warmup=2 / 359,
+            rotation_filter="nearest",
         ),
         "lio_ilsvrc": Recipe(
             source="CVPR 2020 (momentum, 256 images a step); the rest is the usual one of ResNet",

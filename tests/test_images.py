@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from wsolbench.exceptions import UsageError
 from wsolbench.images import normalized, resize_short_side, resized, ten_crops, to_input, training_view
@@ -109,6 +110,21 @@ def test_flips_and_rotations_can_be_switched_off_and_on():
         assert np.array_equal(training_view(pixels, 16, np.random.default_rng(seed), flip=1.0), pixels[:, ::-1])
     turned = training_view(pixels, 16, np.random.default_rng(0), flip=0.0, rotation=15.0)
     assert not np.array_equal(turned, pixels)
+
+
+def test_a_rotation_by_nearest_pixels_makes_no_new_colours_and_is_that_of_pillow_by_default():
+    """torchvision's `RandomRotation` calls Pillow's `rotate` in this way, unless it is told otherwise."""
+    generator = np.random.default_rng(3)
+    pixels = generator.choice(np.array([10, 70, 200], dtype=np.uint8), (40, 40, 1)).repeat(3, axis=2)
+    for seed in range(5):
+        views = {
+            name: training_view(pixels, 40, np.random.default_rng(seed), flip=0.0, rotation=15.0, rotation_filter=name)
+            for name in ("nearest", "bilinear")
+        }
+        degrees = (2 * np.random.default_rng(seed).random(4)[0] - 1) * 15
+        assert np.array_equal(views["nearest"], np.asarray(Image.fromarray(pixels).rotate(degrees)))
+        assert set(np.unique(views["nearest"])) <= {0, 10, 70, 200}
+        assert len(np.unique(views["bilinear"])) > 100
 
 
 def test_a_crop_larger_than_the_image_is_refused():

@@ -16,6 +16,7 @@ from wsolbench.methods import InputSpec
 from wsolbench.protocol import crop_start
 
 Pixels = UInt8[np.ndarray, "h w 3"]
+RotationFilter = Literal["bilinear", "nearest"]
 
 
 def resized(image: Pixels, size: int) -> UInt8[np.ndarray, "s s 3"]:
@@ -93,7 +94,13 @@ def ten_crops(image: Pixels, size: int, *, resize_size: int = 256) -> UInt8[np.n
 
 
 def training_view(
-    image: UInt8[np.ndarray, "h w c"], size: int, rng: np.random.Generator, *, flip: float = 0.5, rotation: float = 0.0
+    image: UInt8[np.ndarray, "h w c"],
+    size: int,
+    rng: np.random.Generator,
+    *,
+    flip: float = 0.5,
+    rotation: float = 0.0,
+    rotation_filter: RotationFilter = "bilinear",
 ) -> UInt8[np.ndarray, "s s c"]:
     """A random view for training: rotate, crop `size` x `size`, mirror. The draws depend on `rng` alone.
 
@@ -102,7 +109,8 @@ def training_view(
         size: side of the crop.
         rng: source of all randomness.
         flip: probability of the mirror image.
-        rotation: the angle is uniform in [-rotation, rotation] degrees; bilinear, black outside.
+        rotation: the angle is uniform in [-rotation, rotation] degrees; black outside.
+        rotation_filter: how a rotated image is sampled; `nearest` copies the nearest pixel.
     """
     _at_least(min(image.shape[:2]), size)
     down, right = image.shape[0] - size, image.shape[1] - size
@@ -112,8 +120,8 @@ def training_view(
 
         # Apart: a fourth channel is transparency to Pillow, which would blend the colours by it.
         parts = [image[..., :3], *np.moveaxis(image[..., 3:], -1, 0)]
-        degrees = (2 * angle - 1) * rotation
-        image = np.dstack([np.asarray(Image.fromarray(part).rotate(degrees, resample=Image.Resampling.BILINEAR)) for part in parts])
+        degrees, resample = (2 * angle - 1) * rotation, Image.Resampling[rotation_filter.upper()]
+        image = np.dstack([np.asarray(Image.fromarray(part).rotate(degrees, resample=resample)) for part in parts])
     top, left = int(row * (down + 1)), int(column * (right + 1))
     view = image[top : top + size, left : left + size]
     return view[:, ::-1] if coin < flip else view

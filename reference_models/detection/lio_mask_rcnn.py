@@ -23,12 +23,13 @@ Backbones
     resnext101_32x8d_fpn  as resnet50_fpn; the paper's has 32x4d, for which torchvision has no weights.
 
 `scl_weight=0` is Mask R-CNN as torchvision has it. `variant=official` (default) has the form of the released detection code:
-plain squares, all regions, reference where h is strongest, 128 channels. `variant=paper` has (5), (7), (8) as printed.
+plain squares, all regions, reference where h is strongest, 128 channels, a ReLU before SCL, because features of pyramids can be
+negative. `variant=paper` has (5), (7), (8) as printed, and no such ReLU.
 
 Departures from the paper's setting (mmdetection). Smooth L1 of boxes has torchvision's beta (1/9, there 1), bottlenecks stride in the
 3x3 convolution as torchvision's weights want it, the RPN is as wide as its features, images of a batch are not grouped by shape. The
 paper's ResNeXt starts from a Mask R-CNN trained on COCO: `weights=PATH` of a run with `scl_weight=0`.
-Open readings. Which of the released classification code's conventions (`gamma_norm`, `axis`, `ref_cell`) its detection code shares: all.
+The released detection code has the conventions of its classification code: `gamma_norm`, `axis`, `ref_cell`, `head_relu`.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class LioMaskRcnnConfig(PolarConfig):
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
             "official": MappingProxyType({}),
-            "paper": MappingProxyType({"scl_form": "paper", "gamma_norm": "diagonal", "axis": "column", "ref_cell": "excluded"}),
+            "paper": MappingProxyType(
+                {"scl_form": "paper", "gamma_norm": "diagonal", "axis": "column", "ref_cell": "excluded", "head_relu": False}
+            ),
         }
     )
 
@@ -75,6 +78,8 @@ class LioMaskRcnnConfig(PolarConfig):
     """As for `lio`."""
     ref_cell: Literal["excluded", "forced"] = "forced"
     """As for `lio`."""
+    head_relu: bool = True
+    """Whether f passes a ReLU before SCL (released code). It changes only features that can be negative: those of feature pyramids."""
     recipe: str = "default"
     """Name of the training recipe; `default`: `tiny` for the backbone tiny, else `lio_coco`."""
     scl_weight: float = 0.1
@@ -103,6 +108,7 @@ class SclRoIHeads(RoIHeads):  # type: ignore[misc]
         nn.Module.__init__(self)
         self.__dict__.update(vars(heads))
         self.scl = SpatialContext(channels, config.structure_dim, config)
+        self.enter = nn.ReLU() if config.head_relu else nn.Identity()
         self.scl_weight = config.scl_weight
         self.tap = (tap,)  # in a tuple, so that its parameters are not registered twice
 
@@ -121,7 +127,7 @@ class SclRoIHeads(RoIHeads):  # type: ignore[misc]
         finally:
             hook.remove()
         if self.training:
-            context = self.scl(seen[0])
+            context = self.scl(self.enter(seen[0]))
             losses["loss_scl"] = self.scl_weight * (context.distance + context.angle).mean()  # (9)
         return found, losses
 

@@ -38,23 +38,23 @@ def class_groups(labels: Int[np.ndarray, " n"], batch_size: int, others: int, rn
     return [groups[start : start + batch_size].reshape(-1) for start in range(0, len(groups), batch_size)]
 
 
-def leaders_first(count: int, size: int, device: torch.device) -> Int[Tensor, " {count}"]:
-    """Positions of the leaders, then of the others, each in their order."""
-    return (torch.arange(count, device=device) % size > 0).int().argsort(stable=True)
+def role_major(count: int, size: int, device: torch.device) -> Int[Tensor, " {count}"]:
+    """Positions by role: the leaders of all groups, then the first others of all groups, then the second ones, and so on."""
+    place = torch.arange(count, device=device)
+    return (place % size * count + place // size).argsort()
 
 
 def positives_of(labels: Int[Tensor, " b"], size: int, order: GroupOrder) -> tuple[Int[Tensor, "b p"], Bool[Tensor, "b p"]]:
     """Positions of the `size` - 1 others in the group of each image, and whether they count.
 
     Args:
-        labels: of a batch. Where its last group is not complete, or a group is not of one class, those that are missing or of
-            another class do not count.
+        labels: of a batch. Images that are missing from an incomplete last group do not count, nor do images of another class.
         size: of a group.
-        order: `interleaved_bug`: the images are put in the order of `leaders_first` and then cut into groups of `size` as if they
-            were not. Classes do not matter then.
+        order: `interleaved_bug`: the images are stacked as in `role_major` and then cut into consecutive groups of `size`. Most of
+            these are of several classes, which all count.
     """
     count, place = len(labels), torch.arange(len(labels), device=labels.device)
-    turn = place if order == "correct" else leaders_first(count, size, labels.device)
+    turn = place if order == "correct" else role_major(count, size, labels.device)
     slot = turn.argsort()[:, None]  # where each image stands when groups are cut
     others = slot // size * size + (slot + torch.arange(1, size, device=labels.device)) % size
     present, index = others < count, turn[others.clamp(max=count - 1)]

@@ -36,8 +36,10 @@ Departures from the paper. Sums over images are means. M is a label, without gra
 positive, without gradient. Without OEL there is no m': all cells count, R_o is the strongest cell of h.
 Open readings. The weight of each stage (1). How a true mask relates to M (its area in [0, 1], not rescaled). 0.26 million parameters
 for 28x28 would be 512 channels of h (`c1=512`), the released code has C/2. ImageNet's recipe but for momentum and size.
-The released code (`variant=official`): see the settings; by its order of the images (`group_order`) it compares mostly different
-classes. Not followed: leaders and positives pass its network apart, each with its own batch statistics.
+The released code (`variant=official`): see the settings. It cuts groups after it has stacked the images by role (`group_order`), so most
+groups mix classes. Its recipe `lio_official` rotates by the nearest pixel. Three things are not followed. Its leaders and its
+positives pass the network separately, each with their own batch statistics. Its momentum is not Nesterov's. With several
+processes, groups are cut here within the share of each process.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ from torch import Tensor, nn
 from reference_models.backbone import Backbone, Stage
 from reference_models.base import Batch, ForwardPass
 from reference_models.head_localizer import HeadConfig, HeadLocalizer
-from reference_models.layers.class_groups import GroupOrder, Reduction, class_groups, leaders_first, over_groups, positives_of
+from reference_models.layers.class_groups import GroupOrder, Reduction, class_groups, over_groups, positives_of, role_major
 from reference_models.layers.heads import HeadKind
 from reference_models.layers.maps import min_max
 from reference_models.layers.polar import PolarConfig, SpatialContext
@@ -113,7 +115,8 @@ class LioConfig(HeadConfig, PolarConfig):
     positives: Literal["all", "anchor"] = "all"
     """Which images are trained on: all (meant by the released code), or leaders, the others giving features without gradient."""
     group_order: GroupOrder = "correct"
-    """`interleaved_bug`: images are in the order leaders, then positives, and cut into groups as if they were not (released code)."""
+    """`interleaved_bug`: images are stacked by role (leaders, first positives, second ones) and cut into consecutive groups, which
+    then mix classes (released code)."""
     detach_target: bool = True
     """Whether M is without gradient: the paper calls it a label; False in the released code."""
     scl_weight: Literal["soft", "binary"] = "soft"
@@ -267,7 +270,7 @@ class Lio(Recognizer, HeadLocalizer):
             return {cells: (F.adaptive_avg_pool2d(masks, f.shape[-1])[:, 0], masks.new_ones(len(f))) for cells, f in own.items()}
         everyone = own
         if each > 1:
-            turn = leaders_first(len(batch.labels), size, batch.labels.device)
+            turn = role_major(len(batch.labels), size, batch.labels.device)
             with torch.no_grad():
                 others = self.pooled(self.backbone.stages(batch.images[turn[len(batch.images[::each]) :]]))
             everyone = {cells: torch.cat([f.detach(), others[cells]])[turn.argsort()] for cells, f in own.items()}

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference_models.layers.class_groups import class_groups, leaders_first, over_groups, positives_of
+from reference_models.layers.class_groups import class_groups, over_groups, positives_of, role_major
 
 
 @settings(max_examples=60)
@@ -55,17 +56,44 @@ def test_missing_images_and_those_of_other_classes_do_not_count():
     assert index.max() < 5
 
 
-def test_the_confused_order_cuts_leaders_and_the_others_into_groups():
-    assert leaders_first(8, 4, torch.device("cpu")).tolist() == [0, 4, 1, 2, 3, 5, 6, 7]
-    labels = torch.arange(4).repeat_interleave(4)  # four groups of four, leaders 0, 4, 8, 12
+def released_order(leaders: int, positives: int) -> list[int]:
+    """Positions in a batch of groups, in the order in which the released program stacks their features before it cuts groups."""
+    place = torch.arange(leaders * (1 + positives)).view(leaders, 1 + positives)
+    images, others = place[:, 0], place[:, 1:].reshape(-1)  # as its data loader gives them: the positives of one leader in a row
+    turned = others.view(leaders, positives).transpose(0, 1).reshape(-1)
+    return torch.cat([images, turned]).tolist()
+
+
+@pytest.mark.parametrize(("leaders", "positives"), [(16, 3), (10, 3), (3, 5), (1, 3), (4, 1), (5, 2)])
+def test_the_confused_groups_are_cut_from_leaders_then_first_positives_then_second_ones(leaders, positives):
+    size = 1 + positives
+    order = released_order(leaders, positives)
+    assert role_major(leaders * size, size, torch.device("cpu")).tolist() == order
+    sets = [order[start : start + size] for start in range(0, len(order), size)]
+    index, counted = positives_of(torch.zeros(leaders * size, dtype=torch.int64), size, "interleaved_bug")
+    assert counted.all()
+    for members in sets:
+        for image in members:
+            assert set(index[image].tolist()) == set(members) - {image}
+
+
+def test_with_sixteen_leaders_of_as_many_classes_no_partner_is_of_the_image_s_own_class():
+    labels = torch.arange(16).repeat_interleave(4)
     index, counted = positives_of(labels, 4, "interleaved_bug")
     assert counted.all()
-    sets = {frozenset([place, *row]) for place, row in enumerate(index.tolist())}
-    assert sets == {frozenset(row) for row in ([0, 4, 8, 12], [1, 2, 3, 5], [6, 7, 9, 10], [11, 13, 14, 15])}
-    cut, part = positives_of(labels[:6], 4, "interleaved_bug")
-    assert part.tolist() == [[True] * 3, [True] * 3, [True] * 3, [True, False, False], [True] * 3, [False, False, True]]
-    assert cut[0].tolist() == [4, 1, 2]
-    assert cut[3, 0] == 5
+    assert (labels[index] == labels[:, None]).float().mean() == 0
+    index, counted = positives_of(labels, 4, "correct")
+    assert (labels[index] == labels[:, None])[counted].float().mean() == 1
+    # If the positives stayed in the loader's order, leader by leader, a third of the partners would be of the own class.
+    kept = torch.cat([torch.arange(0, 64, 4), torch.arange(64)[torch.arange(64) % 4 > 0]]).view(16, 4)
+    same = (labels[kept][:, :, None] == labels[kept][:, None, :]).sum(dim=2) - 1
+    assert (same.float() / 3).mean() == pytest.approx(1 / 3)
+
+
+def test_the_confused_order_of_an_incomplete_batch_leaves_out_what_is_missing():
+    index, counted = positives_of(torch.arange(6), 4, "interleaved_bug")  # leaders 0 and 4, first positives 1 and 5, then 2 and 3
+    assert index[0].tolist() == [4, 1, 5]
+    assert counted.tolist() == [[True] * 3, [True] * 3, [True, False, False], [False, False, True], [True] * 3, [True] * 3]
 
 
 def test_means_over_all_images_or_over_leaders_and_the_others():

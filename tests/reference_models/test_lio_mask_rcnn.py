@@ -126,6 +126,45 @@ def test_the_official_form_is_the_mean_over_regions_and_cells_of_both_squares() 
     assert float(losses(model)["loss_scl"].detach()) == pytest.approx(0.25 * total / len(features), rel=1e-4)
 
 
+def region_features_of(model: LioMaskRcnn) -> Tensor:
+    """The features of the sampled regions, as the box head gets them."""
+    seen: list[Tensor] = []
+    (tap,) = model.network.roi_heads.tap
+    with tap.register_forward_hook(lambda _module, _inputs, output: seen.append(output.detach())):
+        losses(model)
+    return seen[0]
+
+
+def released_scl(model: LioMaskRcnn, features: Tensor) -> float:
+    """The released head on (R, C, 7, 7) features, region by region: a ReLU, the convolution, a ReLU, and the squares."""
+    scl, total = model.network.roi_heads.scl, 0.0
+    place = torch.tensor([(row, column) for row in range(7) for column in range(7)]).float()
+    with torch.no_grad():
+        for region in features:
+            h = scl.project(region[None].relu()).relu()[0].flatten(1).T  # (49, D)
+            reference = int(h.mean(dim=1).argmax())
+            predicted = scl.predictor(torch.cat([h[reference].expand_as(h), h], dim=1)).relu()
+            predicted[reference] = 0
+            away = (place - place[reference]) / 7
+            gap = predicted[:, 1] - (torch.atan2(away[:, 1], away[:, 0]) / math.pi + 1) / 2
+            gap[gap < 0] += 1
+            total += float(((predicted[:, 0] - away.norm(dim=1)) ** 2 + (gap - gap.mean()) ** 2).mean())
+    return total / len(features)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "negative"), [("resnet50_fpn", 0.533), ("resnext101_32x8d_fpn", 0.46), ("resnet50_c4", 0.0), ("tiny", 0.0)]
+)
+def test_the_official_head_has_a_relu_before_its_convolution_which_matters_on_feature_pyramids(backbone: str, negative: float) -> None:
+    model, without = create(backbone, scl_weight=1), create(backbone, scl_weight=1, head_relu=False)
+    features = region_features_of(model)
+    assert float((features < 0).float().mean()) == pytest.approx(negative, abs=0.1)
+    found, plain = (float(losses(some)["loss_scl"].detach()) for some in (model, without))
+    assert found == pytest.approx(released_scl(model, features), rel=1e-4)
+    assert (plain == found) == (negative == 0)
+    assert not create(variant="paper").config.head_relu
+
+
 def test_the_weight_is_a_factor_and_the_paper_has_other_conventions() -> None:
     one, three, paper = (losses(create(**settings))["loss_scl"] for settings in ({}, {"scl_weight": 0.3}, {"variant": "paper"}))
     torch.testing.assert_close(3 * one, three)

@@ -441,6 +441,15 @@ def test_masks_move_with_their_images_and_leave_the_pixels_as_they_are(tmp_path)
     assert masks_of(plain, torch.device("cpu")) is None
 
 
+def test_a_recipe_says_how_rotated_images_and_masks_are_sampled(tmp_path):
+    data, plan = with_masks(tmp_path), [np.arange(6)]
+    recipe = replace(RECIPES["tiny"], rotation=20.0, rotation_filter="nearest")
+    (nearest,) = ImageReader(data, 32, workers=0, masks=True).views(plan, 32, recipe, seed=1, epoch=2)
+    assert set(np.unique(nearest[..., 3])) == {0, 255}
+    (mixed,) = ImageReader(data, 32, workers=0, masks=True).views(plan, 32, replace(recipe, rotation_filter="bilinear"), seed=1, epoch=2)
+    assert len(np.unique(mixed[..., 3])) > 10
+
+
 def test_an_image_without_a_mask_is_named_where_one_is_needed():
     with pytest.raises(DataError, match=r"'train/0\.png' of squares train has no mask; .* every image, and 2 of 2 have none"):
         ImageReader(squares(2), 36, workers=0, masks=True)
