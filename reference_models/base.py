@@ -181,6 +181,7 @@ class Localizer(nn.Module):
     def parameter_groups(self, recipe: Recipe) -> list[dict[str, Any]]:
         """Groups for the optimiser: pretrained or new, weight or bias, each with its factor of the base learning rate."""
         pretrained = self.backbone.weights.sha256 is not None
+        assert recipe.new_factor is not None
         groups: dict[str, dict[str, Any]] = {}
         for name, parameter in self.named_parameters():
             new, bias = self.is_new(name, recipe), name.endswith("bias")
@@ -234,6 +235,8 @@ class Localizer(nn.Module):
         name = cls.recipe_name(backbone, num_classes) if asked == "default" else asked
         if name not in known:
             raise unknown_name("recipe", name, known)
+        if changes.get("optimizer", known[name].optimizer) != known[name].optimizer:
+            changes = {"new_factor": "none", **changes}  # a factor that was stated for another optimiser does not carry over
         return parse_settings(Recipe, changes, what=f"recipe {name!r}", start=known[name])
 
     @torch.no_grad()

@@ -160,6 +160,7 @@ class GcNet(Localizer):
                 optimizer="adam",
                 weight_decay=0.0,
                 schedule="constant",
+                new_factor=10.0,  # of the last layer and of s in the released code
             )
         }
     )

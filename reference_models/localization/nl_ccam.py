@@ -162,6 +162,7 @@ class NlCcam(Localizer):
                 weight_decay=0.0,
                 schedule="poly",
                 power=0.9,
+                new_factor=10.0,  # 5e-4 for the classifier in the authors' code
                 bias_factor=1.0,
                 resize=1.0,
                 short_side=True,

@@ -26,8 +26,8 @@ Paper (`variant=paper`), the equations' numbers those of the paper:
 
 Released code (`variant=official`, the default, because only its thresholds are published); colsum: each column divided by its sum:
 
-    (a)   T = SC1, and 0 where not above fo_th               (b)   first = colsum(T)
-    (c)   P = colsum(T without its diagonal)                 (d)   high = colsum(P P), and 0 where not above so_th / N
+    (a)   T = SC1, and 0 where below fo_th                   (b)   first = colsum(T)
+    (c)   P = colsum(T without its diagonal)                 (d)   high = colsum(P P), and 0 where below so_th / N
     (e)   hsc = colsum(max(first, so_weight high)), summed over the stages, then each column stretched to [0, 1]
     (f)   seeds: M_cam >= d_h; M_cam <= d_l                  (g)   M_obj, M_bg = min-max of the sums of the seeds' columns
     (h)   map = min-max of max(M_obj - M_bg, 0)
@@ -111,13 +111,13 @@ class ScgConfig(PostConfig):
     delta_l: float = 0.05
     """Up to which value it is one of the background; released scripts."""
     fo_th: float | None = None
-    """Released code only: first-order correlations that are not above it count as 0."""
+    """Released code only: first-order correlations below it count as 0."""
     so_th: float | None = None
-    """Released code only: higher-order ones not above so_th / N count as 0. (A file name in its repository says 0.2 for CUB.)"""
+    """Released code only: higher-order ones below so_th / N count as 0. (A file name in its repository says 0.2 for CUB.)"""
     so_weight: float | None = None
-    """Factor of the higher order; the paper has none."""
+    """Factor of the higher order in the maximum; the paper has none."""
     combine: Literal["max", "first", "high"] = "max"
-    """Both sources: `max`. The released code can also take one of the two alone."""
+    """Both sources: `max`. The released code can also take one of the two alone, as it comes out of (b) or (d): (e) is for `max`."""
     across_stages: Literal["sum", "max"] = "sum"
     """`sum`: both sources, of the correlations; `max`: of the maps, which the released code can do too."""
     correlation: Literal["stochastic", "eq8"] = "stochastic"
@@ -146,18 +146,24 @@ def column_shares_(weights: Float[Tensor, "b n n"], eps: float) -> Float[Tensor,
     return weights.div_(weights.sum(dim=1, keepdim=True) + eps)
 
 
+def drop_below_(weights: Float[Tensor, "b n n"], threshold: float) -> Float[Tensor, "b n n"]:
+    """In place: what is below the threshold becomes 0. What is equal to it stays, as in the released code."""
+    below = torch.nextafter(torch.tensor(threshold, dtype=weights.dtype), torch.tensor(-torch.inf, dtype=weights.dtype))
+    return F.threshold(weights, below.item(), 0.0, inplace=True)
+
+
 def stochastic_correlations(
     pixels: Float[Tensor, "b n d"], *, fo_th: float, so_th: float, order: int
 ) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b n n"]]:
     """`first` and `high` of the released code, for pixels of length 1."""
-    t = F.threshold(pixels @ pixels.mT, fo_th, 0.0, inplace=True)  # (6), (7), (a): what is not above fo_th becomes 0
+    t = drop_below_(pixels @ pixels.mT, fo_th)  # (6), (7), (a)
     first = column_shares_(t.clone(), 1e-5)  # (b)
     t.diagonal(dim1=1, dim2=2).zero_()
     p = column_shares_(t, 1e-5)  # (c)
     high = p
     for _ in range(order - 1):
         high = column_shares_(high @ p, 1e-10)
-    return first, F.threshold(high, so_th / pixels.shape[1], 0.0, inplace=True)  # (d)
+    return first, drop_below_(high, so_th * (1.0 / pixels.shape[1]))  # (d)
 
 
 def eq8_correlations(pixels: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b n n"]]:
@@ -181,13 +187,10 @@ def correlations(pixels: Float[Tensor, "b n d"], config: ScgConfig) -> tuple[Flo
 
 def combined(first: Float[Tensor, "b n n"], high: Float[Tensor, "b n n"], config: ScgConfig) -> Float[Tensor, "b n n"]:
     """HSC of one stage."""
-    if config.combine == "first":
-        hsc = first.clone()
-    else:
-        assert config.so_weight is not None
-        hsc = config.so_weight * high
-        if config.combine == "max":
-            torch.maximum(first, hsc, out=hsc)  # (11)
+    if config.combine != "max":
+        return first if config.combine == "first" else high
+    assert config.so_weight is not None
+    hsc = torch.maximum(first, config.so_weight * high)  # (11)
     return column_shares_(hsc, 1e-10) if config.correlation == "stochastic" else hsc  # (e)
 
 

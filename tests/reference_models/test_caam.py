@@ -220,7 +220,7 @@ def test_the_loss_is_two_cross_entropies_and_the_weighted_distance_of_the_maps_o
                 [(model.classifiers[number].weight[c][:, None, None] * f).sum(0) for c, f in zip(given_batch.labels, bound, strict=True)]
             )
         )
-    torch.testing.assert_close(terms["fusion"], 7 * fusion_loss(*maps, "mean"))
+    torch.testing.assert_close(terms["fusion"], 7 / 196 * fusion_loss(*maps, "sum"))
 
 
 def test_training_on_two_equal_views_is_the_test_with_twice_the_features():

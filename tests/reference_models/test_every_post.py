@@ -38,11 +38,11 @@ def create(name: str) -> list[PostProcess]:
 EVERY = [pytest.param(post, id=f"{name}-{number}") for name in OURS for number, post in enumerate(create(name))]
 
 
-def localizer(backbone: str = "tiny") -> Localizer:
-    return load_method("cam").create(backbone=backbone, num_classes=CLASSES, weights="none", settings={}, image_size=64)
+def localizer(backbone: str = "tiny", image_size: int = 64) -> Localizer:
+    return load_method("cam").create(backbone=backbone, num_classes=CLASSES, weights="none", settings={}, image_size=image_size)
 
 
-def forward_pass(count: int = 3, dtype: torch.dtype = torch.float32, side: int = 6) -> ForwardPass:
+def forward_pass(count: int = 3, dtype: torch.dtype = torch.float32, side: int = 9) -> ForwardPass:
     coarse = torch.randn(count, CLASSES, side, side)
     return ForwardPass(
         logits=torch.randn(count, CLASSES),
@@ -79,7 +79,7 @@ def test_every_file_is_offered_and_sums_itself_up():
 @pytest.mark.parametrize("post", EVERY)
 def test_maps_are_float32_in_the_unit_interval_without_a_graph(post):
     maps = post.maps(forward_pass(), ASKED)
-    assert maps.shape == (3, 2, 6, 6)
+    assert maps.shape == (3, 2, 9, 9)
     assert maps.dtype == torch.float32
     assert not maps.requires_grad
     assert 0 <= maps.min() < maps.max() <= 1
@@ -88,7 +88,7 @@ def test_maps_are_float32_in_the_unit_interval_without_a_graph(post):
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("post", EVERY)
 def test_maps_of_a_localizer_are_on_its_last_grid(post, backbone):
-    result = localizer(backbone).localize(torch.randn(2, 3, 64, 64))
+    result = localizer(backbone, 128).localize(torch.randn(2, 3, 128, 128))
     maps = post.maps(result, torch.tensor([[2], [0]]))
     assert maps.shape[:2] == (2, 1)
     assert maps.shape[2:] == result.penultimate.shape[2:]
@@ -172,14 +172,14 @@ def test_constant_features_and_constant_maps_give_finite_maps(post, constant):
     assert 0 <= maps.min() <= maps.max() <= 1
     if constant == 0:
         assert not maps.any()
-    assert not post.maps(replace(result, maps_of=lambda class_ids: torch.full((3, 2, 6, 6), constant)), ASKED).any()
+    assert not post.maps(replace(result, maps_of=lambda class_ids: torch.full((3, 2, 9, 9), constant)), ASKED).any()
 
 
 @pytest.mark.parametrize("post", EVERY)
 def test_a_map_on_another_grid_is_brought_to_that_of_the_features(post):
     result = forward_pass()
     finer = replace(result, maps_of=lambda class_ids: torch.randn(3, 2, 64, 64))
-    assert post.maps(finer, ASKED).shape == (3, 2, 6, 6)
+    assert post.maps(finer, ASKED).shape == (3, 2, 9, 9)
 
 
 @pytest.mark.parametrize("post", EVERY)

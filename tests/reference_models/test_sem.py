@@ -134,11 +134,37 @@ def test_of_equal_pixels_the_first_are_seeds(count):
     assert pick_seeds(coarse, count).flatten().tolist() == expected
 
 
-@pytest.mark.parametrize(("side", "count"), [(28, 60), (14, 15), (7, 4), (2, 1)])
-def test_the_number_of_seeds_follows_the_grid(side, count):
+def seeds_on(side: int, settings: dict[str, str]) -> int:
+    """How many pixels of a map on side x side random features are seeds, whose similarity is 1."""
     features, coarse = torch.randn(1, 6, side, side), torch.randn(1, 1, side, side)
-    maps = every_map(Sem.create({}), features, coarse)
-    assert (maps == maps.max()).sum() == count
+    maps = every_map(Sem.create(settings), features, coarse)
+    return int((maps == maps.max()).sum())
+
+
+@pytest.mark.parametrize("side", [8, 10, 14, 16, 28, 31])
+def test_there_are_60_seeds_on_any_grid_as_released(side):
+    assert seeds_on(side, {}) == seeds_on(side, {"variant": "official"}) == 60
+    assert seeds_on(side, {"seeds": "20"}) == 20
+
+
+@pytest.mark.parametrize(("side", "count"), [(28, 60), (16, 20), (14, 15), (7, 4), (2, 1)])
+def test_the_variant_scaled_follows_the_grid(side, count):
+    assert seeds_on(side, {"variant": "scaled"}) == count
+
+
+def test_the_record_names_the_variant_and_the_number_of_seeds():
+    described = [Sem.create(settings).describe()["config"] for settings in ({}, {"seeds": "20"}, {"variant": "scaled"})]
+    assert [(config["variant"], config["seeds"], config["seeds_of"]) for config in described] == [
+        ("official", 60, 0),
+        ("official", 20, 0),
+        ("scaled", 60, 784),
+    ]
+
+
+@pytest.mark.parametrize(("side", "cells"), [(7, 49), (4, 16), (1, 1)])
+def test_a_grid_with_fewer_pixels_than_seeds_is_refused_with_the_way_out(side, cells):
+    with pytest.raises(UsageError, match=rf"seeds=60 .* {cells} pixels.*--post-set sem\.seeds=N.*--post-set sem\.variant=scaled"):
+        seeds_on(side, {})
 
 
 def test_the_features_can_be_a_stage_of_the_backbone():
@@ -147,7 +173,7 @@ def test_the_features_can_be_a_stage_of_the_backbone():
     torch.testing.assert_close(maps, every_map(sem(3, 20), features.roll(1, 0), coarse), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("seeds", "of"), [(0, 784), (60, 59), (-1, 0)])
+@pytest.mark.parametrize(("seeds", "of"), [(0, 784), (0, 0), (60, 59), (-1, 0), (3, -1)])
 def test_impossible_settings_are_refused(seeds, of):
     with pytest.raises(UsageError, match="post-process 'sem'"):
         sem(seeds, of)

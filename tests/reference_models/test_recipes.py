@@ -1,0 +1,63 @@
+"""How fast new layers learn: every recipe of every method and detector."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from reference_models.recipes import RECIPES, Recipe
+from reference_models.train_detector import _optimizer
+from wsolbench.methods import list_detectors, list_methods, load_detector, load_method
+
+METHODS = [load_method(row.name) for row in list_methods() if row.module.startswith("reference_models.")]
+TRAINABLE = [method for method in METHODS if method.trainable]
+KNOWN = {**RECIPES, **{name: recipe for method in TRAINABLE for name, recipe in method.recipes.items()}}
+STATED = {"nl_ccam_cub": 10.0, "gc_net": 10.0}
+"""Adam recipes whose released code has another rate for new layers."""
+
+
+@pytest.mark.parametrize("name", sorted(name for name, recipe in KNOWN.items() if recipe.optimizer != "sgd"))
+def test_new_layers_learn_at_the_base_rate_of_adam_unless_the_released_code_says_otherwise(name):
+    assert KNOWN[name].new_factor == STATED.get(name, 1.0)
+
+
+def test_the_small_recipes_are_among_those_that_are_looked_at():
+    assert {"tiny", *STATED} <= {name for name, recipe in KNOWN.items() if recipe.optimizer != "sgd"}
+    assert (KNOWN["tiny"].new_factor, KNOWN["finetune"].new_factor, KNOWN["spa_cub"].new_factor) == (1, 10, 10)
+
+
+@pytest.mark.parametrize("method", TRAINABLE, ids=lambda method: method.method_name)
+def test_a_fine_tuned_small_network_has_one_rate_for_all_its_weights(method):
+    model = method.create(backbone="tiny", num_classes=4, weights="none", settings={}, image_size=64)
+    model.backbone.weights = SimpleNamespace(sha256="x", name="x")
+    recipe = method.recipe_for("tiny", 4, {})
+    assert recipe.optimizer == "adamw"
+    assert {recipe.lr * group["factor"] for group in model.parameter_groups(recipe)} == {2e-3}
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_no_recipe_keeps_the_factor_of_sgd_when_it_is_run_with_adam(name, optimizer):
+    cam = load_method("cam")
+    assert cam.recipe_for("tiny", 4, {"recipe": name, "recipe.optimizer": optimizer}).new_factor == 1
+    assert cam.recipe_for("tiny", 4, {"recipe": name, "recipe.optimizer": optimizer, "recipe.new_factor": "3"}).new_factor == 3
+    assert cam.recipe_for("tiny", 4, {"recipe": name, "recipe.optimizer": "sgd"}).new_factor == 10
+
+
+def test_a_recipe_that_states_no_factor_has_the_one_of_its_optimiser():
+    assert [Recipe(source="", epochs=1, batch_size=1, lr=1.0, optimizer=kind).new_factor for kind in ("sgd", "adam", "adamw")] == [10, 1, 1]
+    assert Recipe(source="", epochs=1, batch_size=1, lr=1.0, optimizer="adam", new_factor=10.0).new_factor == 10
+
+
+def test_the_stated_factor_stays_when_the_optimiser_is_named_again():
+    assert load_method("nl-ccam").recipe_for("vgg16", 200, {"recipe": "nl_ccam_cub", "recipe.optimizer": "adam"}).new_factor == 10
+
+
+def test_detectors_have_one_rate_for_all_layers():
+    for row in list_detectors():
+        kind = load_detector(row.name)
+        model = kind.create(backbone="tiny", class_names=["one", "two"], weights="none", settings={})
+        groups = _optimizer(model, kind.recipe_for("tiny", {})).param_groups
+        assert {group["lr"] for group in groups} == {1e-3}
+        assert sum(len(group["params"]) for group in groups) == len([p for p in model.parameters() if p.requires_grad])
