@@ -22,7 +22,7 @@ from wsolbench.score_table import ScoreTable
 
 LEVEL = 0.95
 TAILS = np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-SPLITS = {100: 1000, 200: 600, 500: 400, 600: 400, 2000: 150}
+SPLITS = {100: 400, 500: 300, 2000: 100}
 """Images of a split -> number of splits drawn."""
 
 
@@ -84,7 +84,7 @@ def measure(population: np.ndarray, n: int, splits: int, *, with_nested: bool) -
         plain = bootstrap.interval(values)
         note("oracle: percentile", np.array([plain.low, plain.high]), truth)
         note("oracle: BCa", bca(rows, values, own.max()), truth)
-        if with_nested and n <= 100 and split < 200:
+        if with_nested and n <= 100 and split < 100:
             note("oracle: nested", nested(rows, rng), truth)
         corrected = correct_for_choice(bootstrap, own[None], resampled[:, None])
         note("oracle: corrected", np.array([corrected.low, corrected.high]), truth)
