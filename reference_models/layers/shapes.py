@@ -9,17 +9,19 @@ code: lwzeng/GC-Net.
     m            shape_mask        (B, H, W)      1 inside, 0 outside, 1/2 on the outline
 
     a = (dx cos theta + dy sin theta) / (w / 2),  b = (dx sin theta - dy cos theta) / (h / 2)     (dx, dy): pixel - centre
-    (1)  rho = a^2 + b^2 of an ellipse, max(a^2, b^2) of a rectangle
+    (1)  rho = a^2 + b^2 of an ellipse, max(|a|, |b|) of a rectangle
     (2)  m = 1/2 - atan(s (rho - 1)) / pi
     (3)  half width of the box = sqrt((w/2 cos theta)^2 + (h/2 sin theta)^2) of an ellipse, w/2 |cos theta| + h/2 |sin theta| of a
          rectangle; half height: sin and cos swapped
 
-The numbers of the equations are those of this file. Only the ellipse's rho is known from the released code; that of a rectangle
-is this project's, with the same outline value.
+The numbers of the equations are those of this file, and the formulas those of the released code. It writes max(|a|, |b|) as the sum of
+|a + b| / 2 and |a - b| / 2. Departures: pixels are seen at their centres (the code: from 0 to 1, both ends included), and u_5 turns
+`rot_rect` the way it turns the ellipse (the code's formula: the other way, its drawing network: this way). Boxes are the same.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -33,6 +35,15 @@ Shape = Literal["ellipse", "rect", "rot_rect"]
 
 SMALLEST = 1e-3
 """Width and height below this part of the image count as this: the distance has no bound there."""
+
+EXTENT = (0.05, 0.95)
+"""Least and greatest side of a shape that the generator learns to draw; released code."""
+
+SHRINK = 0.98
+"""Factor of its sides, as often as it takes until it lies inside the image; released code."""
+
+FALLS = (1 / 6, 1 / 3, 2 / 3, 5 / 6)
+"""Parts of the generator's training after which its rate falls; steps 20,000, 40,000, 80,000 and 100,000 in the released code."""
 
 
 def count_numbers(shape: Shape) -> int:
@@ -53,7 +64,7 @@ def shape_distance(numbers: Float[Tensor, "b n"], shape: Shape, size: tuple[int,
     dy = ((torch.arange(height, device=device) + 0.5) / height)[:, None] - centre_y  # (B, H, 1)
     a = (dx * theta.cos() + dy * theta.sin()) / (wide.clamp_min(SMALLEST) / 2)
     b = (dx * theta.sin() - dy * theta.cos()) / (high.clamp_min(SMALLEST) / 2)
-    return a.square() + b.square() if shape == "ellipse" else torch.maximum(a.square(), b.square())
+    return a.square() + b.square() if shape == "ellipse" else torch.maximum(a.abs(), b.abs())
 
 
 def shape_mask(
@@ -82,16 +93,15 @@ def shape_boxes(numbers: Float[Tensor, "b n"], shape: Shape, size: tuple[int, in
 
 
 def dice_loss(drawn: Float[Tensor, "b h w"], wanted: Float[Tensor, "b h w"]) -> Float[Tensor, ""]:
-    """1 - 2 |drawn and wanted| / (|drawn| + |wanted|), mean over the batch; 0 for two empty masks."""
-    both, sums = (drawn * wanted).sum(dim=(1, 2)), drawn.sum(dim=(1, 2)) + wanted.sum(dim=(1, 2))
-    return (1 - (2 * both + 1) / (sums + 1)).mean()
+    """1 - (2 sum p t + 1) / (sum p^2 + sum t^2 + 1), sums over all pixels of the batch; 0 for empty masks. Released code."""
+    both, squares = (drawn * wanted).sum(), drawn.square().sum() + wanted.square().sum()
+    return 1 - (2 * both + 1) / (squares + 1)
 
 
 class ShapeNet(nn.Module):
-    """The paper's generator: numbers -> a 12x12 image -> transposed convolutions -> mask of 224x224.
+    """The paper's generator: numbers -> a 12x12 image -> transposed convolutions -> mask of 224x224, as in the released code.
 
-    What follows the 56x56 grid is known only as two doublings of the size by the nearest pixel; here each is followed by a 3x3
-    convolution, the second of which has one channel.
+    It gets the corners of an upright rectangle, or the numbers of another shape with the angle as u_5 - 1/2.
     """
 
     SIDE = 224
@@ -102,22 +112,21 @@ class ShapeNet(nn.Module):
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
         self.expand = nn.Linear(numbers, 144)
         self.draw = nn.Sequential(
-            nn.ConvTranspose2d(1, 256, 3),  # 14
-            nn.ReLU(),
-            nn.ConvTranspose2d(256, 128, 4, stride=2, padding=1),  # 28
-            nn.ReLU(),
-            nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1),  # 56
-            nn.ReLU(),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(64, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(32, 1, 3, padding=1),
+            *_make_block(1, 256, 3),  # 14
+            *_make_block(256, 128, 4, stride=2, padding=1),  # 28
+            *_make_block(128, 64, 4, stride=2, padding=1),  # 56
+            nn.Upsample(scale_factor=2),  # 112, the nearest pixel
+            nn.ConvTranspose2d(64, 1, 4, stride=2, padding=1, bias=False),  # 224
         )
+        for layer in self.draw:
+            if isinstance(layer, (nn.ConvTranspose2d, nn.BatchNorm2d)):
+                nn.init.normal_(layer.weight, 0.0 if isinstance(layer, nn.ConvTranspose2d) else 1.0, 0.02)
 
     def forward(self, numbers: Float[Tensor, "b n"], size: tuple[int, int]) -> Float[Tensor, "b h w"]:
         """m, resized from 224x224 where `size` (height, width) is another."""
-        grid = self.expand(numbers).relu().reshape(-1, 1, 12, 12)
+        centre, sides = numbers[:, :2], numbers[:, 2:4]
+        parts = [centre, sides, numbers[:, 4:] - 0.5] if numbers.shape[1] > 4 else [centre - sides / 2, centre + sides / 2]
+        grid = self.expand(torch.cat(parts, dim=1)).relu().reshape(-1, 1, 12, 12)
         mask = self.draw(grid).float().sigmoid()
         if size != (self.SIDE, self.SIDE):
             mask = F.interpolate(mask, size=size, mode="bilinear", align_corners=False, antialias=True)
@@ -125,26 +134,55 @@ class ShapeNet(nn.Module):
         return drawn
 
 
-def train_shape_net(net: ShapeNet, shape: Shape, *, steps: int, batch_size: int, lr: float) -> None:
-    """Teach the net to draw shapes whose numbers are drawn evenly from (0, 1), by the dice loss; always the same shapes.
+def _make_block(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0) -> list[nn.Module]:
+    convolution = nn.ConvTranspose2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
 
-    Its parameters get no gradient afterwards. A net that has had its steps is left as it is.
+
+def draw_shapes(shape: Shape, count: int, generator: torch.Generator) -> Float[Tensor, "{count} n"]:
+    """Random numbers of shapes that lie inside the image, by the distribution of the released code."""
+
+    def normal(mean: float, std: float, low: float, high: float) -> Float[Tensor, " b"]:
+        return (mean + std * torch.randn(count, generator=generator, device=generator.device)).clamp(low, high)
+
+    def uniform(columns: int) -> Float[Tensor, "b {columns}"]:
+        return torch.rand(count, columns, generator=generator, device=generator.device)
+
+    size, ratio = normal(0.5, 0.25, *EXTENT), normal(1.0, 0.5 if shape == "rect" else 0.9, 0.2, 1.8)
+    sides = torch.stack([size, size * ratio], dim=1)  # (B, 2): width, height
+    sides = (sides * (EXTENT[1] / sides.amax(dim=1, keepdim=True)).clamp_max(1)).clamp_min(EXTENT[0])
+    if shape == "rect":
+        return torch.cat([uniform(2) * (1 - sides) + sides / 2, sides], dim=1)
+    sides = torch.where(uniform(1) < 0.5, sides, sides.flip(1))
+    numbers = torch.cat([uniform(2) * (1 - sides) + sides / 2, sides, uniform(1)], dim=1)
+    # Steps of 2 % until the turned box is inside.
+    room = (torch.minimum(numbers[:, :2], 1 - numbers[:, :2]) / half_extents(numbers, "rot_rect")).amin(dim=1).clamp_max(1)
+    numbers[:, 2:4] *= (SHRINK ** (room.log() / math.log(SHRINK) - 1e-4).ceil())[:, None]
+    return numbers
+
+
+def train_shape_net(net: ShapeNet, shape: Shape, *, steps: int, batch_size: int, lr: float) -> None:
+    """Teach the net to draw random shapes by the dice loss, as the released code does; always the same shapes.
+
+    SGD with momentum, whose rate falls to a tenth after each of `FALLS`. The parameters get no gradient afterwards. A net that has had its
+    steps is left as it is.
     """
     if int(net.steps_done) >= steps:
         return
-    device = next(net.parameters()).device
+    device, was_training = next(net.parameters()).device, net.training
     generator = torch.Generator(device=device).manual_seed(0)
     size = (net.SIDE, net.SIDE)
-    net.requires_grad_(True)
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+    net.requires_grad_(True).train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     with track(description="training the generator of shapes", total=steps, unit="steps") as bar:
         for step in range(steps):
-            numbers = torch.rand(batch_size, count_numbers(shape), generator=generator, device=device)
+            optimizer.param_groups[0]["lr"] = lr * 0.1 ** sum(step > fall * steps for fall in FALLS)
+            numbers = draw_shapes(shape, batch_size, generator)
             wanted = (shape_distance(numbers, shape, size) <= 1).float()
             loss = dice_loss(net(numbers, size), wanted)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             bar.advance(note="" if step % 100 else f"loss {loss.item():.3f}")
-    net.requires_grad_(False).zero_grad(set_to_none=True)
+    net.requires_grad_(False).train(was_training).zero_grad(set_to_none=True)
     net.steps_done.fill_(steps)

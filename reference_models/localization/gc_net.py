@@ -34,7 +34,9 @@ its other level sets are shapes of other sizes. There are no stages for post-pro
 
 Departures. Backbones here have no fully connected layers: the regressor is a hidden layer on features pooled to 7x7 (VGG-16 has that
 grid), or the mean over all pixels and one layer (ResNet, Inception). Inception's input is 224, the code's 299. Width and height are
-those of the whole shape (the code: halves with `cnn`). (2) has log C, the code 5.3, a constant; its default, ImageNet, has no area term.
+those of the whole shape; the code takes halves for `rect` with `cnn`. (2) has log C, the code 5.3, a constant. Its default, ImageNet, has
+no area term, and 200 epochs whose rate falls from the 20th on. Its drawing network learns shapes that OpenCV fills, here the pixels whose
+centres are inside.
 """
 
 from __future__ import annotations
@@ -82,7 +84,7 @@ class GcNetConfig(HeadConfig):
     generator: Literal["math", "cnn"] = "math"
     """The mask is a formula (`math`), or drawn by a network that learns it before the run (`cnn`)."""
     generator_steps: int = 120_000
-    """Steps that the network learns for, at a rate of 0.1: released code."""
+    """Steps that the network learns for, at a rate that starts at 0.1: released code."""
     generator_batch: int = 128
     """Shapes in each of them: released code."""
     sharpness: float = 10.0
@@ -97,9 +99,9 @@ class GcNetConfig(HeadConfig):
     classifier_part: float = 1 / 3
     """Part of the run that trains the classifier where it has to be trained: this project's choice."""
     frozen_eval: bool = True
-    """The frozen classifier is in evaluation mode; False (released code): batch norm and dropout are as in training."""
+    """The frozen classifier and generator are in evaluation mode; False (released code): batch norm and dropout are as in training."""
     lr_decay: Literal["linear", "compounding"] = "linear"
-    """Fall of the rate in the last third: to 0 along a line, or (released code) each epoch by that line's factor once more."""
+    """Fall of the rate in the last third: to 0 along a line, or (released code) after each epoch by that line's factor once more."""
     pool: int = 0
     """Side of the grid that the regressor sees; 0: 7 up to 512 channels, else 1, the mean over all pixels."""
 
@@ -118,11 +120,12 @@ def background_loss(logits: Float[Tensor, "b c"]) -> Float[Tensor, ""]:
 
 def decay_factor(progress: float, epochs: int, kind: Literal["linear", "compounding"]) -> float:
     """Learning rate of the detector after `progress` in [0, 1] of its `epochs`, relative to the start."""
-    length = (1 - DECAY_START) * epochs
-    past = (progress - DECAY_START) * epochs
+    start = DECAY_START * epochs
     if kind == "linear":
-        return min(1.0, max(0.0, 1 - past / length))
-    return math.prod((1 - number / length for number in range(1, math.floor(past + 1e-9) + 1)), start=1.0)
+        return min(1.0, max(0.0, (1 - progress) * epochs / (epochs - start)))
+    # The code multiplies when an epoch after the start is over, so the rate of the next one is the first that falls.
+    over = range(round(start) + 1, math.floor(progress * epochs + 1e-9))
+    return math.prod(((epochs - epoch) / (epochs - round(start)) for epoch in over), start=1.0)
 
 
 class Regressor(nn.Module):
@@ -219,12 +222,14 @@ class GcNet(Localizer):
             train_shape_net(self.generator, self.config.shape, steps=steps, batch_size=batch_size, lr=0.1)
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
-        """The classifier learns, or the detector; the frozen classifier is in the mode that `frozen_eval` says."""
+        """The classifier learns, or the detector; what is frozen is in the mode that `frozen_eval` says."""
         detecting = epoch >= self.detector_start(epochs)
         self._train_only(detector=detecting)
         if detecting and self.config.frozen_eval:
             self.backbone.eval()
             self.head.eval()
+            if self.generator is not None:
+                self.generator.eval()
 
     def is_new(self, name: str, recipe: Recipe) -> bool:
         """The detector's backbone is as pretrained as the classifier's."""

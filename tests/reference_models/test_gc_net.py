@@ -220,7 +220,15 @@ def test_the_detector_s_rate_falls_after_two_thirds_of_its_epochs():
     assert decay_factor(0.5, 30, "linear") == decay_factor(0.5, 30, "compounding") == 1
     assert decay_factor(25 / 30, 30, "linear") == pytest.approx(0.5)
     assert decay_factor(1.0, 30, "linear") == pytest.approx(0.0, abs=1e-9)
-    assert decay_factor(23.5 / 30, 30, "compounding") == pytest.approx(0.9 * 0.8 * 0.7)
+    # The released loop multiplies the rate when an epoch after the 20th is over.
+    rate, released = 1.0, []
+    for epoch in range(30):
+        released.append(rate)
+        rate *= (30 - epoch) / 10 if epoch > 20 else 1
+    assert released[20:24] == pytest.approx([1, 1, 0.9, 0.9 * 0.8])
+    assert [decay_factor((epoch + part) / 30, 30, "compounding") for epoch in range(30) for part in (0, 0.99)] == pytest.approx(
+        [factor for factor in released for _ in range(2)]
+    )
     rates = [decay_factor((epoch + 0.5) / 30, 30, "compounding") for epoch in range(30)]
     assert rates == sorted(rates, reverse=True)
     assert min(rates) >= 0
@@ -304,6 +312,10 @@ def test_the_drawing_network_is_trained_before_the_run_and_by_nothing_else():
     network.train()
     network.on_epoch(9, 10)
     assert moved(network, batch()) == {"detector", "regressor"}
+    as_released = model(generator="cnn", generator_steps=1, generator_batch=2, frozen_eval=False).train()
+    as_released.on_epoch(9, 10)
+    assert "generator" in moved(as_released, batch())  # the statistics of its batch norm
+    assert not any(parameter.requires_grad for parameter in as_released.generator.parameters())
     assert network.eval().score_maps(torch.randn(1, 3, 32, 32), torch.tensor([[0]])).shape == (1, 1, 32, 32)
 
 

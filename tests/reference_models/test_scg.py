@@ -141,7 +141,7 @@ def released_map_of_one_order(stages: list[torch.Tensor], coarse: torch.Tensor, 
 @pytest.mark.parametrize("order", ["first", "high"])
 @pytest.mark.parametrize("seed", range(6))
 def test_one_order_alone_is_not_normalised_again(order, seed):
-    """Columns of `high` do not add up to 1 after its threshold. Made to, they differ by up to 5e-4 in the map of two stages."""
+    """Columns of `high` do not add up to 1 after its threshold. If they are made to, its two stages weigh otherwise in the sum."""
     source = torch.Generator().manual_seed(seed)
     stages, coarse = [torch.rand(1, 6, 5, 5, generator=source) ** 3 for _ in range(2)], torch.rand(1, 1, 5, 5, generator=source) - 0.1
     settings = settings_of(combine=order, fo_th="0.6", so_th="1.0", so_weight="2")
