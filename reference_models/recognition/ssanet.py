@@ -3,9 +3,9 @@
 L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition", arXiv:2001.01211, 2020. There is no
 released code; equations have the paper's numbers.
 
-Idea. NTS-Net's Navigator proposes parts, and a loss makes the j-th parts of all images similar (MAC). Boxes of parts are only about right:
-one classifier sees each part at several scales and takes the best cyclic shift of its weights (DSM), another one sees it pooled along
-rows and columns in both directions and takes the best of the four (OP). Parts alone decide.
+Idea. NTS-Net's Navigator proposes parts, and a loss makes the j-th parts of all images similar (Morphological Alignment Constraints, MAC).
+Boxes of parts are only about right. One classifier sees each part at several scales and takes the best cyclic shift of its weights
+(DSM). Another one sees it pooled along rows and columns in both directions and takes the best of the four (OP). Parts alone decide.
 
     paper           name                                shape
     A_1 .. A_K      proposed.boxes                      (B, K, 4)           `layers/navigator.py`, as in NTS-Net

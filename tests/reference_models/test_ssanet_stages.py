@@ -246,6 +246,27 @@ def test_a_run_of_the_loop_goes_through_all_stages(tmp_path):
     assert Ssanet.load(path, device="cpu").localize(torch.randn(2, 3, 32, 32)).logits.shape == (2, 3)
 
 
+@pytest.mark.parametrize("stop_before", [1, 2, 3, 4, 5, 6])
+def test_a_run_that_was_stopped_within_a_stage_or_between_two_ends_with_the_same_weights(tmp_path, monkeypatch, stop_before):
+    settings = {"stage_epochs": "2,2,2,1", "variant": "light"}
+    options = {"backbone": "tiny", "weights": "none", "epochs": 7, "batch_size": 4, "image_size": 32, "workers": 0}
+    unbroken, broken = (TrainRequest(train=squares(8), out=tmp_path / name, settings=settings, **options) for name in ("one", "two"))
+    begin = Ssanet.on_epoch
+
+    def stop(self, epoch, epochs):
+        if epoch == stop_before:
+            raise KeyboardInterrupt
+        begin(self, epoch, epochs)
+
+    monkeypatch.setattr(Ssanet, "on_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        Ssanet.fit(broken)
+    monkeypatch.setattr(Ssanet, "on_epoch", begin)
+    one, two = (load_file(Ssanet.fit(request)) for request in (unbroken, broken))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 def test_rows_with_dsm_or_op_share_the_first_stage_of_another_run(tmp_path):
     def asked(out: Path, **settings: str) -> TrainRequest:
         settings |= {"variant": "light"}
