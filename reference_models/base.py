@@ -158,6 +158,11 @@ class Localizer(nn.Module):
         """Recipe for `recipe=default`."""
         return default_recipe(backbone, num_classes)
 
+    @classmethod
+    def adjust_recipe(cls, recipe: Recipe, config: MethodConfig) -> Recipe:  # noqa: ARG003 - for methods whose recipe depends on them
+        """The recipe for these settings, before the user's changes to it: a shorter run where there is less to train, for instance."""
+        return recipe
+
     def before_training(self, train: Dataset) -> None:
         """Called once before the first epoch, and when a run goes on: for facts about the data that a method needs."""
 
@@ -231,13 +236,13 @@ class Localizer(nn.Module):
         """The recipe that `settings` ask for, with their changes (`recipe.lr=0.1`). Raises `UsageError` on unknown names."""
         own, changes = split_settings(settings)
         known = {**RECIPES, **cls.recipes}
-        asked = parse_settings(cls.Config, own, what=f"method {cls.method_name!r}").recipe
-        name = cls.recipe_name(backbone, num_classes) if asked == "default" else asked
+        config = parse_settings(cls.Config, own, what=f"method {cls.method_name!r}")
+        name = cls.recipe_name(backbone, num_classes) if config.recipe == "default" else config.recipe
         if name not in known:
             raise unknown_name("recipe", name, known)
         if changes.get("optimizer", known[name].optimizer) != known[name].optimizer:
             changes = {"new_factor": "none", **changes}  # a factor that was stated for another optimiser does not carry over
-        return parse_settings(Recipe, changes, what=f"recipe {name!r}", start=known[name])
+        return parse_settings(Recipe, changes, what=f"recipe {name!r}", start=cls.adjust_recipe(known[name], config))
 
     @torch.no_grad()
     def localize(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:

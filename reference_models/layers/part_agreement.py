@@ -1,4 +1,4 @@
-"""The j-th parts of all images agree: the multiple-agent consistency (MAC) of SSANET.
+"""The j-th parts of all images agree: the Morphological Alignment Constraints (MAC) of SSANET.
 
 L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition", arXiv:2001.01211, 2020, section 3.1;
 equations have the paper's numbers.

@@ -13,10 +13,12 @@ and 3.3; the modules are in `scale_alignment.py` and `oriented_pooling.py`, the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -25,6 +27,8 @@ from reference_models.layers.oriented_pooling import OpVariant, OrientedHead
 from reference_models.layers.pyramids import FeaturePyramid, SpatialPyramid
 from reference_models.layers.scale_alignment import DsmForm, ScaleMining, scale_candidates
 from wsolbench.exceptions import UsageError
+
+Fuse = Literal["logits", "softmax"]
 
 PYRAMID_STAGES = 4
 """Stages of the backbone that the feature pyramid sees: C2 to C5 of a ResNet."""
@@ -69,6 +73,12 @@ class Reading:
     """y_DSM, or the pyramid's logits."""
     orientations: Float[Tensor, "b k c"] | None
     """y_OP."""
+
+
+def fused(scores: list[Tensor], how: Fuse) -> Float[Tensor, "b c"]:
+    """Sum of the scores (B, C), or the logarithm of the mean of their softmax."""
+    all_scores = torch.stack(scores).float()
+    return all_scores.sum(dim=0) if how == "logits" else all_scores.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(scores))
 
 
 class PartHeads(nn.Module):

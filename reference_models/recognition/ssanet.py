@@ -3,9 +3,9 @@
 L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition", arXiv:2001.01211, 2020. There is no
 released code; equations have the paper's numbers.
 
-Idea. NTS-Net's Navigator proposes parts, and a loss makes the j-th parts of all images similar (MAC). Boxes of parts are only about right:
-one classifier sees each part at several scales and takes the best cyclic shift of its weights (DSM), another one sees it pooled along
-rows and columns in both directions and takes the best of the four (OP). Parts alone decide.
+Idea. NTS-Net's Navigator proposes parts, and a loss makes the j-th parts of all images similar (Morphological Alignment Constraints, MAC).
+Boxes of parts are only about right. One classifier sees each part at several scales and takes the best cyclic shift of its weights
+(DSM). Another one sees it pooled along rows and columns in both directions and takes the best of the four (OP). Parts alone decide.
 
     paper           name                                shape
     A_1 .. A_K      proposed.boxes                      (B, K, 4)           `layers/navigator.py`, as in NTS-Net
@@ -19,12 +19,13 @@ rows and columns in both directions and takes the best of the four (OP). Parts a
     (2)  L_m = mean_j log(1 + sum_{m != j} exp(S_jm - S_jj))        the cross-entropy of softmax(S_j) with target j
          logits = sum over j of both y
 
-A run has four stages, each with its own schedule of the rate; what does not learn is in evaluation mode, batch norm included.
+A run has four stages, each with its own schedule of the rate. What does not learn is in evaluation mode, batch norm included.
     1a  backbone, Navigator, FC, global classifier: (1), NTS-Net's ranking loss, cross-entropy of the whole image.
     1b  DSM: cross-entropy of each y_DSM and of their sum.
     2   OP: the same of y_OP, on the candidate that DSM aligns for the label.
     3   Navigator and FC, with a tenth of the rate.
 With `training=one_stage`, and in a run of fewer epochs than stages, 1a, 1b and 2 are one. What is predicted before 2 is partly untrained.
+The paper's recipes last as long as the stages of a run: 271 epochs, 90 with `dsm=none op=false`, 181 with `part_net`.
 
 Maps. `maps_of` is the class activation map of the global classifier. `propose` gives the K boxes, at their aligned scale where there is
 DSM; the own maps `parts` and `union` are what they cover.
@@ -37,16 +38,14 @@ Departures and open readings; those of (2), DSM and OP are in their files
     (1)        Pairs of an image with itself do not count, and pairs have a mean (`mac_self`, `mac_reduction`). The choice of boxes gives
                the Navigator no gradient: `rank_loss`. There is no loss of the global classifier: `aux_global`.
     Stage 1    The text trains all parameters with DSM, and says that the backbone is frozen then: `stage1`.
-    Stage 2    The global classifier has a third of the rate: here a third of the loss.
-    Stage 3    "Part-net" is taken for Navigator and FC.
-    Run        Lengths are not given: `stage_epochs`. The rate falls after 60 epochs, here of 90; for OP on Cars after 30, here of 45:
-               `recipe=ssanet_cars` with `stage_epochs=90,90,45,1`. SGD has Nesterov's momentum, as in every recipe here.
+    2 and 3    The global classifier has a third of the rate in 2: here a third of the loss. In 3 "part-net" is taken for Navigator and FC.
+    Run        The paper gives no lengths: `stage_epochs`. The rate falls after 60 of the 90 epochs of a stage, for OP on Cars after 30
+               of 45 (`recipe=ssanet_cars`). Momentum is Nesterov's, as in every recipe here.
     Sizes      The paper's are for 448 pixels, the default on ResNet-50; anchors and parts are scaled with the image.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -54,24 +53,24 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from reference_models.backbone import Backbone
 from reference_models.base import Batch, ForwardPass
+from reference_models.config import MethodConfig
 from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.navigator import AnchorKind, Navigator, nominate, part_costs, rank_loss
 from reference_models.layers.part_agreement import Reduction, mac_loss
 from reference_models.layers.part_features import aligned_regions, grid_side, seen_again
-from reference_models.layers.part_heads import PartHeadConfig, PartHeads
+from reference_models.layers.part_heads import Fuse, PartHeadConfig, PartHeads, fused
 from reference_models.layers.training_stages import place_in
 from reference_models.recipes import Recipe
 from reference_models.recognizer import FINE_GRAINED, Recognizer
 from reference_models.weights import digest_of_setting, load_parts
 from wsolbench.exceptions import UsageError
 
-Fuse = Literal["logits", "softmax"]
+LENGTHS, CARS_LENGTHS = (90, 90, 90, 1), (90, 90, 45, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +78,6 @@ class SsanetConfig(PartHeadConfig):
     """Settings of `ssanet`. Where a docstring names no source the paper is silent."""
 
     at_test: ClassVar[frozenset[str]] = frozenset({"fusion", "fuse"})
-
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {"paper": MappingProxyType({}), "light": MappingProxyType({"dsm_feature": "gap"})}
     )
@@ -118,8 +116,8 @@ class SsanetConfig(PartHeadConfig):
     """The paper's, or all at once, with which OP has little effect (paper)."""
     stage1: Literal["mac_then_dsm", "joint"] = "mac_then_dsm"
     """Whether DSM learns after 1a, with a frozen backbone, or during it."""
-    stage_epochs: tuple[int, ...] = (90, 90, 90, 1)
-    """Lengths of 1a, 1b, 2, 3, relative to each other; each has an epoch at least. The last can be 0: without stage 3."""
+    stage_epochs: tuple[int, ...] = ()
+    """Epochs of 1a, 1b, 2, 3; only the last can be 0. Empty: 90,90,90,1, on Cars 90,90,45,1. A run of another length scales them."""
     part_net: str = ""
     """Checkpoint of a run with the same backbone and classes, `dsm=none op=false` say: its 1a is taken, and left out here."""
     part_net_sha256: str = ""
@@ -131,12 +129,8 @@ class SsanetConfig(PartHeadConfig):
         if self.part_net and not self.part_net_sha256:
             digest = digest_of_setting(self.part_net, setting="part_net of method 'ssanet'", example="ssanet, dsm=none op=false")
             object.__setattr__(self, "part_net_sha256", digest)
-
-
-def fused(scores: list[Tensor], how: Fuse) -> Float[Tensor, "b c"]:
-    """Sum of the scores (B, C), or the logarithm of the mean of their softmax."""
-    all_scores = torch.stack(scores).float()
-    return all_scores.sum(dim=0) if how == "logits" else all_scores.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(scores))
+        if not self.stage_epochs:
+            object.__setattr__(self, "stage_epochs", CARS_LENGTHS if self.recipe == "ssanet_cars" else LENGTHS)
 
 
 def stages_of(config: SsanetConfig) -> list[tuple[frozenset[str], int]]:
@@ -159,8 +153,8 @@ class Ssanet(Recognizer):
     config: SsanetConfig
     recipes: ClassVar[Mapping[str, Recipe]] = MappingProxyType(
         {
-            name: replace(FINE_GRAINED[name], source="arXiv:2001.01211; what it does not give is this project's", epochs=epochs)
-            for name, epochs in (("ssanet_cub", 271), ("ssanet_cars", 226), ("ssanet_aircraft", 271))
+            name: replace(FINE_GRAINED[name], source="arXiv:2001.01211; what it does not give is this project's", epochs=sum(lengths))
+            for name, lengths in (("ssanet_cub", LENGTHS), ("ssanet_cars", CARS_LENGTHS), ("ssanet_aircraft", LENGTHS))
         }
     )
 
@@ -187,6 +181,14 @@ class Ssanet(Recognizer):
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
         """The paper's on its backbone."""
         return "ssanet_cub" if backbone == "resnet50" else super().recipe_name(backbone, num_classes)
+
+    @classmethod
+    def adjust_recipe(cls, recipe: Recipe, config: MethodConfig) -> Recipe:
+        """The paper's recipes are as long as the stages that the run has."""
+        assert isinstance(config, SsanetConfig)
+        _check(config)
+        paper = recipe in cls.recipes.values()
+        return replace(recipe, epochs=sum(length for _, length in stages_of(config))) if paper else recipe
 
     # --- the stages of a run -------------------------------------------------------------------------------------------
     def stage_at(self, epoch: int | float, epochs: int) -> tuple[frozenset[str], int, int]:
@@ -244,13 +246,12 @@ class Ssanet(Recognizer):
         scores = scores or [self.part_classifier(self.heads.pooled(reading.features)).sum(dim=1)]
         if config.fusion == "G+P":
             scores.append(self.global_classifier(features.mean(dim=(2, 3))))
-        aligned = replace(proposed, boxes=reading.boxes)
         return ForwardPass(
             logits=fused(scores, config.fuse),
             maps_of=lambda class_ids: class_activation_maps(features, self.global_classifier.weight, class_ids),
             stages=stages,
             penultimate=features,
-            propose=lambda: aligned,
+            propose=lambda: replace(proposed, boxes=reading.boxes),
         )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -290,10 +291,9 @@ def _check(config: SsanetConfig) -> None:
         raise UsageError(f"settings nms={config.nms} and mac_weight={config.mac_weight} {who}: expected an IoU, and a weight of at least 0")
     if config.part_net and config.dsm == "none" and not config.op:
         raise UsageError(f"setting part_net={config.part_net} {who} leaves nothing to train: expected dsm or op")
-    if not config.module_rate > 0:
-        raise UsageError(f"setting module_rate={config.module_rate} {who}: expected a number greater than 0")
-    if config.part_size < 0 or config.crop_chunk < 1:
-        raise UsageError(f"settings part_size={config.part_size} and crop_chunk={config.crop_chunk} {who}: expected at least 0 and 1")
+    if config.part_size < 0 or config.crop_chunk < 1 or not config.module_rate > 0:
+        given = f"part_size={config.part_size}, crop_chunk={config.crop_chunk} and module_rate={config.module_rate}"
+        raise UsageError(f"settings {given} {who}: expected at least 0, at least 1 and a number greater than 0")
     if len(lengths) != 4 or min(lengths[:3]) < 1 or lengths[3] < 0:
         raise UsageError(f"setting stage_epochs={','.join(map(str, lengths))} {who}: expected four lengths; only the last may be 0")
     if config.part_source == "roi" and config.dsm == "fpn":

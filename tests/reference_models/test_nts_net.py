@@ -220,6 +220,8 @@ def test_resnet_has_its_own_grid_and_the_released_recipe():
     assert NtsNet.grid_for("resnet50", NtsNetConfig(grid="std14")) == "std14"
     assert NtsNet.grid_for("tiny", NtsNetConfig()) == "default"
     assert NtsNet.recipe_for("resnet50", 200, {}) == FINE_GRAINED["nts"]
+    assert NtsNet.recipe_for("resnet50", 200, {"variant": "official", "recipe": "nts"}) == FINE_GRAINED["nts"]
+    assert NtsNet.recipe_for("tiny", 200, {"variant": "official"}) == NtsNet.recipe_for("tiny", 200, {})
     assert NtsNet.recipe_for("tiny", 200, {}).optimizer == "adamw"
 
 
@@ -264,3 +266,17 @@ def test_settings_of_dropout_and_of_the_navigator_reach_what_they_are_about() ->
 
     assert not torch.allclose(sum(terms(0.0).values()), sum(terms(0.9).values()))
     assert torch.equal(sum(terms(0.5).values()), sum(terms(0.5).values()))
+
+
+def test_the_released_loop_runs_to_epoch_499_and_the_rate_falls_before_the_epochs_60_and_100() -> None:
+    recipe = NtsNet.recipe_for("resnet50", 200, {"variant": "official"})
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[60, 100], gamma=0.1)
+    released = []
+    for _epoch in range(1, 500):  # the loop of the released program: a step of the schedule comes first
+        optimizer.step()
+        scheduler.step()
+        released.append(optimizer.param_groups[0]["lr"])
+    assert [recipe.lr_factor((epoch + 0.5) / recipe.epochs) for epoch in range(recipe.epochs)] == pytest.approx(released)
+    paper = FINE_GRAINED["nts"]
+    assert [round(paper.lr_factor((epoch + 0.5) / 110), 6) for epoch in (59, 60, 99, 100)] == [1, 0.1, 0.1, 0.01]

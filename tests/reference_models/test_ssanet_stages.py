@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from reference_models.config import parse_settings, split_settings
 from reference_models.layers.navigator import rank_loss
 from reference_models.layers.part_agreement import mac_loss
+from reference_models.recipes import RECIPES
 from reference_models.recognition.ssanet import Ssanet, SsanetConfig, stages_of
 from tests.reference_models.conftest import squares, toy_backbone, toy_batch
 from tests.reference_models.ssanet_models import CLASSES, at_stage, batch, proposed, seen_parts, ssanet
@@ -135,22 +137,71 @@ def test_a_run_too_short_for_its_stages_trains_all_at_once():
     assert model.learning == {"1b"}
 
 
-def test_each_stage_has_the_schedule_of_the_recipe():
-    model, recipe = ssanet(), Ssanet.recipe_for("resnet50", 200, {})
+ONE, TWO, LAST = [1.0] * 60 + [0.1] * 30, [1.0] * 30 + [0.1] * 15, [0.1]
+"""Rates of a stage in which the rate falls after 60 epochs, of one in which it falls after 30, and of the last stage."""
+
+
+def rates(**settings: str) -> list[float]:
+    """The rate in each epoch of the run that these settings ask for, relative to its base."""
+    recipe = Ssanet.recipe_for("resnet50", 200, settings)
+    model = Ssanet(toy_backbone(), CLASSES, parse_settings(SsanetConfig, split_settings(settings)[0], what="ssanet"))
+    return [round(model.lr_factor(recipe, (epoch + 0.5) / recipe.epochs), 6) for epoch in range(recipe.epochs)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [*ONE, *ONE, *ONE, *LAST]),
+        ({"dsm": "none", "op": "false"}, ONE),
+        ({"dsm": "none", "op": "false", "mac_weight": "0"}, ONE),
+        ({"dsm": "none"}, [*ONE, *ONE, *LAST]),
+        ({"op": "false"}, [*ONE, *ONE, *LAST]),
+        ({"op": "false", "dsm": "spp"}, [*ONE, *ONE, *LAST]),
+        ({"stage1": "joint"}, [*ONE, *ONE, *LAST]),
+        ({"training": "one_stage"}, ONE),
+        ({"stage_epochs": "90,90,90,0"}, [*ONE, *ONE, *ONE]),
+        ({"stage_epochs": "9,9,9,1"}, [*([1.0] * 6 + [0.1] * 3) * 3, *LAST]),
+        ({"recipe": "ssanet_aircraft", "dsm": "none", "op": "false"}, ONE),
+        ({"recipe": "ssanet_cars"}, [*ONE, *ONE, *TWO, *LAST]),
+        ({"recipe": "ssanet_cars", "stage_epochs": "90,90,90,1"}, [*ONE, *ONE, *ONE, *LAST]),
+        ({"recipe": "ssanet_cars", "dsm": "none", "op": "false"}, ONE),
+        ({"recipe": "ssanet_cars", "dsm": "none"}, [*ONE, *TWO, *LAST]),
+        ({"recipe": "ssanet_cars", "op": "false"}, [*ONE, *ONE, *LAST]),
+    ],
+)
+def test_a_run_is_as_long_as_its_stages_and_the_rate_falls_in_each_where_the_paper_has_it(settings, expected):
+    assert rates(**settings) == expected
+
+
+def test_runs_that_take_the_first_stage_from_another_one_are_shorter_by_it(tmp_path):
+    parts = tmp_path / "parts.safetensors"
+    parts.write_bytes(b"its digest alone matters here")
+    assert rates(part_net=str(parts)) == [*ONE, *ONE, *LAST]
+    assert rates(part_net=str(parts), op="false") == rates(part_net=str(parts), dsm="none") == [*ONE, *LAST]
+    assert rates(part_net=str(parts), recipe="ssanet_cars") == [*ONE, *TWO, *LAST]
+    assert rates(part_net=str(parts), training="one_stage") == ONE
+    with pytest.raises(UsageError, match="leaves nothing to train"):
+        Ssanet.recipe_for("resnet50", 200, {"part_net": str(parts), "dsm": "none", "op": "false"})
+
+
+def test_another_length_of_the_run_scales_its_stages_and_the_places_where_the_rate_falls():
+    assert rates(**{"recipe.epochs": "27", "stage_epochs": "90,90,90,0"}) == ([1.0] * 6 + [0.1] * 3) * 3
+    assert rates(**{"recipe.epochs": "30", "dsm": "none", "op": "false"}) == [1.0] * 20 + [0.1] * 10
+    for recipe in ("tiny", "finetune"):  # these are as long as they say, whatever the stages
+        assert Ssanet.recipe_for("resnet50", 200, {"recipe": recipe, "op": "false"}) == RECIPES[recipe]
+
+
+def test_the_recipe_has_the_values_of_the_paper():
+    recipe, aircraft = (Ssanet.recipe_for("resnet50", 200, settings) for settings in ({}, {"recipe": "ssanet_aircraft"}))
     assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay) == (271, 16, 1e-3, 1e-4)
-    factors = [round(model.lr_factor(recipe, (epoch + 0.5) / 271), 6) for epoch in range(271)]
-    assert factors == ([1.0] * 60 + [0.1] * 30) * 3 + [0.1]
-    cars = replace(Ssanet.recipe_for("resnet50", 196, {"recipe": "ssanet_cars"}))
-    model = ssanet(stage_epochs=(90, 90, 45, 1))
-    factors = [round(model.lr_factor(cars, (epoch + 0.5) / 226), 6) for epoch in range(226)]
-    assert factors == ([1.0] * 60 + [0.1] * 30) * 2 + [1.0] * 30 + [0.1] * 15 + [0.1]
-    aircraft = Ssanet.recipe_for("resnet50", 100, {"recipe": "ssanet_aircraft"})
     assert (aircraft.batch_size, aircraft.weight_decay, aircraft.resize) == (24, 5e-4, 1.0)
     assert Ssanet.recipe_for("tiny", 200, {}).optimizer == "adamw"
     assert Ssanet.grid_for("resnet50", SsanetConfig()) == "stock"
-
+    assert (SsanetConfig().stage_epochs, SsanetConfig(recipe="ssanet_cars").stage_epochs) == ((90, 90, 90, 1), (90, 90, 45, 1))
     slow = ssanet(module_rate=0.05)
     assert [round(slow.lr_factor(recipe, (epoch + 0.5) / 271), 6) for epoch in (0, 90, 180, 270)] == [1.0, 0.05, 0.05, 0.1]
+    with pytest.raises(UsageError, match="stage_epochs=90,90 of method 'ssanet': expected four lengths"):
+        Ssanet.recipe_for("resnet50", 200, {"stage_epochs": "90,90"})
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -193,6 +244,27 @@ def test_a_run_of_the_loop_goes_through_all_stages(tmp_path):
     terms = [{name for name in ("part", "mac", "rank", "global", "scale", "orientation") if row[name]} for row in rows]
     assert terms == [{"part", "mac", "rank", "global"}, {"scale"}, {"orientation", "global"}, {"part", "rank"}]
     assert Ssanet.load(path, device="cpu").localize(torch.randn(2, 3, 32, 32)).logits.shape == (2, 3)
+
+
+@pytest.mark.parametrize("stop_before", [1, 2, 3, 4, 5, 6])
+def test_a_run_that_was_stopped_within_a_stage_or_between_two_ends_with_the_same_weights(tmp_path, monkeypatch, stop_before):
+    settings = {"stage_epochs": "2,2,2,1", "variant": "light"}
+    options = {"backbone": "tiny", "weights": "none", "epochs": 7, "batch_size": 4, "image_size": 32, "workers": 0}
+    unbroken, broken = (TrainRequest(train=squares(8), out=tmp_path / name, settings=settings, **options) for name in ("one", "two"))
+    begin = Ssanet.on_epoch
+
+    def stop(self, epoch, epochs):
+        if epoch == stop_before:
+            raise KeyboardInterrupt
+        begin(self, epoch, epochs)
+
+    monkeypatch.setattr(Ssanet, "on_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        Ssanet.fit(broken)
+    monkeypatch.setattr(Ssanet, "on_epoch", begin)
+    one, two = (load_file(Ssanet.fit(request)) for request in (unbroken, broken))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_rows_with_dsm_or_op_share_the_first_stage_of_another_run(tmp_path):
