@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from wsolbench.exceptions import UsageError, unknown_name
+from wsolbench.ranges import Range, Ranged, check_value, describe, hints_of, shown
 
 RECIPE_PREFIX = "recipe."
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodConfig:
-    """Settings that every method with a backbone has; a method's own dataclass inherits from this one."""
+class MethodConfig(Ranged):
+    """Settings that every method with a backbone has; a method's own dataclass inherits from this one.
+
+    The type of a field says its range (`wsolbench.ranges`). A config with a value outside of it cannot be made: `UsageError`.
+    """
 
     at_test: ClassVar[frozenset[str]] = frozenset()
     """Settings that training does not depend on: of a trained model they, and no others, can be changed."""
@@ -38,14 +41,14 @@ def parse_settings(kind: type[C], settings: Mapping[str, str], *, what: str, sta
     `variants`, values of other fields by variant; the field `variant` then chooses where the other fields start from.
 
     Args:
-        kind: the dataclass. Fields may be bool, int, float, str, `Literal`, `X | None` and `tuple[X, ...]`.
+        kind: the dataclass. Fields may be bool, int, float, str, `Literal`, `X | None` and `tuple[X, ...]`, also with a `Range`.
         settings: field name -> text; tuples are written `1,2,3`, None is written `none`.
         what: whose settings they are, for the messages ("method 'cam'").
         start: where the other fields come from; None: their defaults.
 
-    Raises `UsageError` on an unknown field (with the nearest one) and on text that is not a value of the field's type.
+    Raises `UsageError` on an unknown field (with the nearest one) and on text that is not a value of the field's type and range.
     """
-    hints = get_type_hints(kind)
+    hints = hints_of(kind)
     names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
     values: dict[str, Any] = {} if start is None else {name: getattr(start, name) for name in names}
     variants: Mapping[str, Mapping[str, Any]] = getattr(kind, "variants", {})
@@ -59,7 +62,7 @@ def parse_settings(kind: type[C], settings: Mapping[str, str], *, what: str, sta
         try:
             values[name] = _parse(hints[name], text)
         except ValueError as error:
-            raise UsageError(f"setting {name}={text!r} of {what}: expected {error}") from error
+            raise UsageError(f"setting {name}={shown(text)} of {what}: expected {error}") from error
     return kind(**values)
 
 
@@ -90,15 +93,20 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(kind: type[C], values: Mapping[str, Any]) -> C:
-    """The inverse of `to_json`. Raises `ValueError` on fields that `kind` has not."""
+    """The inverse of `to_json`. Raises `ValueError` on fields that `kind` has not, and on values outside their ranges."""
     if unknown := sorted(set(values) - {item.name for item in fields(kind)}):  # type: ignore[arg-type]
         raise ValueError(f"unknown settings {', '.join(unknown)}")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    try:
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    except UsageError as error:
+        raise ValueError(str(error)) from error
 
 
 def _parse(hint: Any, text: str) -> Any:
     """The value that `text` stands for; `ValueError` whose message says what was expected."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _parse_in_range(arguments[0], next(extra for extra in arguments[1:] if isinstance(extra, Range)), text)
     if origin is Literal:
         return _choice(arguments, text)
     if origin in (Union, types.UnionType):
@@ -123,10 +131,19 @@ def _parse(hint: Any, text: str) -> Any:
             number = hint(text)
         except ValueError:
             raise ValueError("a whole number" if hint is int else "a number") from None
-        if hint is float and not math.isfinite(number):
-            raise ValueError("a finite number")
+        check_value(hint, number)
         return number
     return text
+
+
+def _parse_in_range(hint: Any, limit: Range, text: str) -> Any:
+    """`_parse` for a value that has to lie in a range."""
+    try:
+        value = _parse(hint, text)
+    except ValueError as error:
+        raise ValueError(describe(hint, limit) if hint in (int, float) else str(error)) from None
+    check_value(hint, value, limit)
+    return value
 
 
 def _choice(choices: tuple[Any, ...], text: str) -> Any:

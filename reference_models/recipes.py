@@ -11,41 +11,43 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
+
+from wsolbench.ranges import BatchSize, Epochs, LearningRate, Range, Ranged, Share, ShareBelow1, Weight
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Ranged):
     """How a model is trained. Points in time are fractions of the run, so that another number of epochs scales them."""
 
     source: str
-    epochs: int
-    batch_size: int
-    lr: float
+    epochs: Epochs
+    batch_size: BatchSize
+    lr: LearningRate
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    momentum: float = 0.9
+    momentum: ShareBelow1 = 0.9
     """SGD's momentum (Nesterov), Adam's first beta."""
-    weight_decay: float = 5e-4
+    weight_decay: Weight = 5e-4
     schedule: Literal["step", "cosine", "poly", "constant"] = "step"
-    milestones: tuple[float, ...] = ()
+    milestones: tuple[Share, ...] = ()
     """`step`: where the learning rate is multiplied by `gamma`."""
-    gamma: float = 0.1
-    power: float = 0.9
+    gamma: Share = 0.1
+    power: Weight = 0.9
     """`poly`: (1 - progress) ** power."""
-    warmup: float = 0.0
+    warmup: Share = 0.0
     """Part of the run in which the learning rate grows linearly from 0."""
-    new_factor: float = 10.0
+    new_factor: Weight = 10.0
     """Learning rate of layers that were not pretrained, relative to `lr`. It is 1 when the backbone has no weights either."""
-    bias_factor: float = 2.0
+    bias_factor: Weight = 2.0
     """Learning rate of biases, relative to the weights of the same layer."""
     last_stage_is_new: bool = False
     """Whether the last stage of a ResNet counts as new (wsolevaluation)."""
-    resize: float = 256 / 224
+    resize: Annotated[float, Range(1, 8)] = 256 / 224
     """Side of the resized image relative to the crop."""
-    flip: float = 0.5
-    rotation: float = 0.0
+    flip: Share = 0.5
+    rotation: Annotated[float, Range(0, 180)] = 0.0
     """Degrees; the image is rotated by up to this much either way before the crop."""
-    clip_norm: float = 0.0
+    clip_norm: Weight = 0.0
     """Largest norm of the gradient; 0: not clipped."""
 
     def lr_factor(self, progress: float) -> float:

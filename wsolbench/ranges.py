@@ -6,13 +6,14 @@
         side: Annotated[int, Range(1, 4096)] = 224          # a whole number from 1 to 4096
 
 A `Ranged` dataclass checks every field when it is made. `check_value` checks one value, and `range_of` gives the range of a field,
-from which the command line makes its options. A field of type int or float without a `Range` takes every finite number.
+from which the command line makes its options. A field of type int or float without a `Range` takes the numbers from -1e9 to 1e9.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import sys
 import types
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -49,8 +50,12 @@ class Range:
         return f"in {'(' if self.open_low else '['}{low}, {high}{')' if self.open_high else ']'}"
 
 
+BROAD = Range(-1e9, 1e9)
+"""Of numbers without a range of their own."""
+
 Share = Annotated[float, Range(0, 1)]
 """A fraction."""
+ShareBelow1 = Annotated[float, Range(0, 1, open_high=True)]
 PositiveShare = Annotated[float, Range(0, 1, open_low=True)]
 Weight = Annotated[float, Range(0, 1e6)]
 """A factor of a loss term, a learning rate, or a penalty; 0 switches it off."""
@@ -80,19 +85,31 @@ class Ranged:
 
 
 @functools.lru_cache(maxsize=256)
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
+def hints_of(kind: type[Any]) -> dict[str, Any]:
+    """Types of the fields of a dataclass with their ranges; `Any` for one that is imported for type checkers only."""
+    hints: dict[str, Any] = {}
+    names = {item.name for item in fields(kind)}  # without class variables
+    for base in reversed(kind.__mro__):
+        for name, text in vars(base).get("__annotations__", {}).items():
+            if name not in names:
+                continue
+            one = types.SimpleNamespace(__annotations__={name: text})
+            try:
+                hints[name] = get_type_hints(one, vars(sys.modules[base.__module__]), include_extras=True)[name]
+            except NameError:
+                hints[name] = Any
+    return hints
 
 
 def check_fields(settings: Any, what: str = "") -> None:
     """Raise `UsageError` for the first field of a dataclass whose value is not of the declared type and range."""
-    hints = _hints(type(settings))
+    hints = hints_of(type(settings))
     for item in fields(settings):
         value = getattr(settings, item.name)
         try:
             check_value(hints[item.name], value)
         except ValueError as error:
-            raise UsageError(f"{what or type(settings).__name__} field {item.name}={_shown(value)}; expected {error}") from error
+            raise UsageError(f"{what or type(settings).__name__} field {item.name}={shown(value)}; expected {error}") from error
 
 
 def check_value(hint: Any, value: Any, limit: Range | None = None) -> None:
@@ -115,8 +132,8 @@ def check_value(hint: Any, value: Any, limit: Range | None = None) -> None:
         for item in value:
             check_value(arguments[0], item, limit)
     elif hint in (int, float):
-        if not is_number(value, whole=hint is int) or value not in (limit or Range()):
-            raise ValueError(describe(hint, limit))
+        if not is_number(value, whole=hint is int) or value not in (limit or BROAD):
+            raise ValueError(describe(hint, limit or BROAD))
     elif hint in (bool, str) and not isinstance(value, hint):
         raise ValueError("true or false" if hint is bool else "a text")
 
@@ -164,13 +181,13 @@ def range_of(kind: type[Any], name: str) -> tuple[type[Any], Range]:
             return next((found for option in get_args(hint) if (found := search(option, limit))), None)
         return (hint, limit) if hint in (int, float) else None
 
-    found = search(_hints(kind)[name], Range())
+    found = search(hints_of(kind)[name], BROAD)
     if found is None:
         raise TypeError(f"{kind.__name__}.{name} is no number")
     return found
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value for a message, cut where it is long (an int of thousands of digits has no decimal text)."""
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a number of {value.bit_length()} bits"

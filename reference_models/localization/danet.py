@@ -96,6 +96,7 @@ class DanetConfig(MethodConfig):
     """Which parent and root a class has in (3): its ancestors, or those of its rank among the scores (released code)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.hierarchy not in (GROUPS, NO_TREE) and not self.parents:
             if not Path(self.hierarchy).is_file():
                 raise UsageError(f"setting hierarchy={self.hierarchy!r} of method 'danet': expected {GROUPS}, {NO_TREE} or a CSV file")

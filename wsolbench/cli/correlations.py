@@ -8,14 +8,8 @@ from typing import Any
 
 import click
 
-from wsolbench.cli.options import (
-    DataOptions,
-    changes_of_trained,
-    checkpoint_option,
-    data_options,
-    network_options,
-    post_set_option,
-)
+from wsolbench.cli.options import DataOptions, checkpoint_option, data_options, network_options, post_set_option
+from wsolbench.cli.settings import changes_of_trained
 
 
 @click.command(
@@ -98,8 +92,9 @@ def command(
     title = f"Self-correlation with the pixel at the cross\n{' · '.join(filter(None, parts))}"
     if save_maps is not None:
         save_correlations(rows, save_maps)
-        click.echo(f"maps     {save_maps}")
     correlation_sheet(rows, out, title)
+    if save_maps is not None:
+        click.echo(f"maps     {save_maps}")
     click.echo(f"picture  {out}")
 
 
