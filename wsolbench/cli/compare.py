@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from wsolbench.cli.options import resamples_option
+
 RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 

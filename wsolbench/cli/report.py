@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from wsolbench.cli.options import DataOptions
+from wsolbench.cli.options import DataOptions, resamples_option
 from wsolbench.cli.settings import read_protocol
 
 if TYPE_CHECKING:
