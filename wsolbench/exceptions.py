@@ -22,14 +22,6 @@ class DataError(WsolbenchError):
     """A file or a folder whose content is missing, broken or contradictory."""
 
 
-class MissingFilesError(DataError):
-    """Files that annotations name and that are not on the disk: `missing` of `expected`."""
-
-    def __init__(self, message: str, missing: int, expected: int) -> None:
-        super().__init__(message)
-        self.missing, self.expected = missing, expected
-
-
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that is not in a list, with the nearest one that is.
 

@@ -63,6 +63,13 @@ Positive = Annotated[float, Range(0, 1e6, open_low=True)]
 Count = Annotated[int, Range(1, 1_000_000)]
 CountOrZero = Annotated[int, Range(0, 1_000_000)]
 """A number of things, where 0 means that there is none or that the default is taken."""
+Channels = Annotated[int, Range(0, 65_536)]
+"""Channels of a layer, or another number that memory grows with."""
+Order = Annotated[int, Range(1, 64)]
+Scales = Annotated[int, Range(1, 99)]
+Sigma = Annotated[float, Range(0, 1000)]
+"""Standard deviation of a Gaussian, in pixels or cells; 0: nothing is smoothed."""
+Steps = Annotated[int, Range(1, 100_000_000)]
 Side = Annotated[int, Range(1, 8192)]
 """Pixels of one side."""
 SideOrDefault = Annotated[int, Range(0, 8192)]

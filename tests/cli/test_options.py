@@ -23,7 +23,7 @@ def on(birds: Path) -> tuple[object, ...]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["taus=0"], "taus=0: .*step of 0.0; expected a step above 0"),
+        (["taus=0"], "taus=0: .*steps of 0.0; expected a step above 0"),
         (["taus=2"], "expected a step above 0 and below 1"),
         (["taus=60"], "expected a step above 0 and below 1"),
         (["taus=1.2"], "expected a step above 0 and below 1"),
@@ -69,9 +69,7 @@ def test_conventions_in_their_ranges_are_taken() -> None:
     assert read_protocol("wsoleval", ["fixed_tau=none"]).fixed_tau is None
 
 
-@pytest.mark.parametrize(
-    "text", ["0/2", "3/2", "2", "/", "a/b", "1/0", "-1/2", "1/2/3", f"1/{LONG}", f"{LONG}/{LONG}", "1/10000000", "١/٢"]
-)
+@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "/", "a/b", "1/0", "-1/2", "1/2/3", f"1/{LONG}", f"{LONG}/{LONG}", "1/9999999", "١/٢"])
 def test_a_part_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="expected i/n with 1 <= i <= n <= 1,000,000") as refusal:
         Shard.parse(text)
@@ -258,6 +256,7 @@ def test_a_val_with_broken_annotations_stays_an_error(run, birds: Path) -> None:
     table.write_text(table.read_text().replace("val/03.png,0,val", "val/03.png,zero,val"))
     result = run("eval", "--method", "center-box", *on(birds), "--resamples", "100")
     assert result.code == 2
+    assert "annotations.csv" in result.err
 
 
 def test_training_goes_on_without_a_val_whose_images_are_not_there(run, birds: Path) -> None:

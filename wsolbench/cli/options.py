@@ -17,7 +17,7 @@ import click
 from wsolbench.cli.settings import read_protocol
 from wsolbench.cli.values import Device, Number
 from wsolbench.distributed import world
-from wsolbench.exceptions import MissingFilesError, UsageError
+from wsolbench.exceptions import DataError, UsageError
 from wsolbench.files import make_folder
 from wsolbench.methods import TrainRequest
 from wsolbench.protocol import EvalProtocol
@@ -62,6 +62,7 @@ def _together(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Cal
     return decorate
 
 
+WITHOUT_VAL = " To evaluate without val, add --no-transfer."
 NOT_TRANSFERRED = "thresholds are not transferred, as with --no-transfer"
 
 
@@ -106,11 +107,21 @@ class DataOptions:
             return None
         try:
             return self.open("val", missing)
-        except MissingFilesError as error:
-            if error.missing < error.expected:
-                raise MissingFilesError(f"{error} Or leave the split out: --no-transfer.", error.missing, error.expected) from error
-            say(f"val      none of the {error.expected:,} files of {self.dataset} val is on this disk: {without}")
+        except DataError as error:
+            if not (absent := self._absent_files("val")):
+                raise DataError(f"{error}{way_out}") from error
+            say(f"val      none of the {absent:,} files of {self.dataset} val is on this disk: {without}")
             return None
+
+    def _absent_files(self, split: str) -> int:
+        """How many files a split lacks, if none of its images can be used for want of them; else 0."""
+        from wsolbench.datasets import load_dataset
+
+        try:
+            usable = load_dataset(self.dataset, split, root=self.data_root, missing="skip", **self.extra)
+        except DataError:
+            return 0
+        return 0 if usable.samples else len(usable.missing)
 
     def _count_findings(self, dataset: Dataset) -> None:
         """One line that counts the errors and warnings of the loader, and says which command lists them."""

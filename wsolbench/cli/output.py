@@ -64,8 +64,9 @@ def make_output_safe() -> None:
         if stream is None:  # closed by whoever started the process
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 - open until the end of the process
         elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
-            encoding, lines = stream.encoding, stream.line_buffering
-            setattr(sys, name, SafeStream(stream.detach(), encoding=encoding, errors=_ERRORS, line_buffering=lines))
+            encoding, lines, through = stream.encoding, stream.line_buffering, stream.write_through
+            safe = SafeStream(stream.detach(), encoding=encoding, errors=_ERRORS, line_buffering=lines, write_through=through)
+            setattr(sys, name, safe)
 
 
 def output_failure() -> str | None:

@@ -43,7 +43,7 @@ def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
     backbone = default_backbone(data.dataset, model["backbone"])
     request = TrainRequest(
         train=data.open("train"),
-        val=data.open_val(without="no epoch is validated"),
+        val=data.open_val(without="no epoch is validated", way_out=""),
         out=out or default_run(data.dataset, backbone, model),
         backbone=backbone,
         weights=default_weights(backbone, model["weights"]),

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from wsolbench.datasets.imagefiles import absent_files, sizes_of
-from wsolbench.exceptions import DataError, MissingFilesError, UsageError
+from wsolbench.exceptions import DataError, UsageError
 from wsolbench.types import Boxes, Dataset, Finding, KeyPoints, Sample, no_boxes
 
 Missing = Literal["error", "skip", "keep"]
@@ -193,15 +193,11 @@ def _leave_out_missing(
     if missing == "keep" and all(record.size is not None and absent.isdisjoint(needed[record.id][1:]) for record in records):
         return records, ordered
     shown = ", ".join(os.path.relpath(path, root) for path in ordered[:3]) + (" and so on" if len(ordered) > 3 else "")
-    expected = len({path for paths in needed.values() for path in paths})
     if len(absent) == sum(len(paths) for paths in needed.values()):
-        message = f"{name} {split}: none of the {len(ordered):,} files is under {root} ({shown}); is this the right data root?"
-        raise MissingFilesError(message, len(ordered), expected)
-    raise MissingFilesError(
+        raise DataError(f"{name} {split}: none of the {len(ordered):,} files is under {root} ({shown}); is this the right data root?")
+    raise DataError(
         f"{name} {split}: {len(ordered):,} files of {len(records):,} images are missing under {root}: {shown}. Restore them "
-        f"(`wsolbench verify --dataset {name} --list-missing FILE` lists all), or load with missing='skip' to leave these images out.",
-        len(ordered),
-        expected,
+        f"(`wsolbench verify --dataset {name} --list-missing FILE` lists all), or load with missing='skip' to leave these images out."
     )
 
 
