@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from wsolbench.exceptions import UsageError, unknown_name
-from wsolbench.ranges import Range, Ranged, check_value, describe, hints_of, shown
+from wsolbench.ranges import Range, Ranged, check_fields, check_value, describe, hints_of, shown
 
 RECIPE_PREFIX = "recipe."
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -28,6 +28,15 @@ class MethodConfig(Ranged):
     """Variant of the backbone, for instance `std14` or `stock` (see its file); `default`: the method's choice, else the backbone's."""
     recipe: str = "default"
     """Name of the training recipe (see `recipes.py`); `default`: the method's choice for this backbone."""
+
+    def __post_init__(self) -> None:
+        check_settings(self, "method")
+
+
+def check_settings(config: Any, kind: str) -> None:
+    """Raise `UsageError` for a setting outside its range. A method or post-process has the name of the file of its config."""
+    owner = type(config).__module__.rpartition(".")[2].replace("_", "-")
+    check_fields(config, f"{kind} {owner!r}", found="setting {name} of {what} is {value}")
 
 
 C = TypeVar("C")
@@ -61,6 +70,8 @@ def parse_settings(kind: type[C], settings: Mapping[str, str], *, what: str, sta
             raise unknown_name(f"setting of {what}", name, names)
         try:
             values[name] = _parse(hints[name], text)
+        except _OutOfRangeError as error:
+            raise UsageError(f"setting {name} of {what} is {shown(error.value)}; expected {error}") from error
         except ValueError as error:
             raise UsageError(f"setting {name}={shown(text)} of {what}: expected {error}") from error
     return kind(**values)
@@ -112,14 +123,16 @@ def _parse(hint: Any, text: str) -> Any:
     if origin in (Union, types.UnionType):
         if text.lower() == "none" and type(None) in arguments:
             return None
-        expected = []
+        expected, none = [], ", or none" if type(None) in arguments else ""
         for inner in arguments:
             if inner is not type(None):
                 try:
                     return _parse(inner, text)
+                except _OutOfRangeError as error:
+                    raise _OutOfRangeError(f"{error}{none}", error.value) from None
                 except ValueError as error:
                     expected.append(str(error))
-        raise ValueError(" or ".join(expected))
+        raise ValueError(" or ".join(expected) + none)
     if origin is tuple:
         return tuple(_parse(arguments[0], part.strip()) for part in text.strip("()").split(",") if part.strip())
     if hint is bool:
@@ -131,18 +144,34 @@ def _parse(hint: Any, text: str) -> Any:
             number = hint(text)
         except ValueError:
             raise ValueError("a whole number" if hint is int else "a number") from None
-        check_value(hint, number)
-        return number
+        return _in_range(hint, number)
     return text
 
 
+class _OutOfRangeError(ValueError):
+    """A value of the right type that is outside its range."""
+
+    def __init__(self, message: str, value: Any) -> None:
+        super().__init__(message)
+        self.value = value
+
+
 def _parse_in_range(hint: Any, limit: Range, text: str) -> Any:
-    """`_parse` for a value that has to lie in a range."""
+    """`_parse` for a value that has to lie in a range of its own."""
     try:
         value = _parse(hint, text)
+    except _OutOfRangeError as error:  # of every number
+        raise _OutOfRangeError(describe(hint, limit), error.value) from None
     except ValueError as error:
         raise ValueError(describe(hint, limit) if hint in (int, float) else str(error)) from None
-    check_value(hint, value, limit)
+    return _in_range(hint, value, limit)
+
+
+def _in_range(hint: Any, value: Any, limit: Range | None = None) -> Any:
+    try:
+        check_value(hint, value, limit)
+    except ValueError as error:
+        raise _OutOfRangeError(str(error), value) from None
     return value
 
 

@@ -108,15 +108,19 @@ def hints_of(kind: type[Any]) -> dict[str, Any]:
     return hints
 
 
-def check_fields(settings: Any, what: str = "") -> None:
-    """Raise `UsageError` for the first field of a dataclass whose value is not of the declared type and range."""
+def check_fields(settings: Any, what: str = "", *, found: str = "{what} field {name}={value}") -> None:
+    """Raise `UsageError` for the first field of a dataclass whose value is not of the declared type and range.
+
+    `what` names the dataclass; `found` is the first half of the message.
+    """
     hints = hints_of(type(settings))
     for item in fields(settings):
         value = getattr(settings, item.name)
         try:
             check_value(hints[item.name], value)
         except ValueError as error:
-            raise UsageError(f"{what or type(settings).__name__} field {item.name}={shown(value)}; expected {error}") from error
+            named = found.format(what=what or type(settings).__name__, name=item.name, value=shown(value))
+            raise UsageError(f"{named}; expected {error}") from error
 
 
 def check_value(hint: Any, value: Any, limit: Range | None = None) -> None:

@@ -62,7 +62,7 @@ from reference_models.config import MethodConfig
 from reference_models.layers.heads import FcHead, cross_entropy, make_head
 from reference_models.recipes import Recipe, default_recipe
 from wsolbench.exceptions import UsageError
-from wsolbench.ranges import CountOrZero, ShareBelow1
+from wsolbench.ranges import ShareBelow1
 
 RankWeights = Literal["quadratic", "linear", "t1b1", "t1b0"]
 
@@ -75,7 +75,7 @@ class NlCcamConfig(MethodConfig):
 
     g: RankWeights = "quadratic"
     """Weights of the ranks, (5) to (8); `quadratic` is the default of the authors' code."""
-    top: CountOrZero = 0
+    top: int = 0
     """T of `quadratic`; 0: half of the classes (the authors' code: 100 of 200)."""
     class_conditioned: bool = False
     """Whether the class that is asked for has rank 0: this project; the authors' map is one for all classes."""

@@ -14,6 +14,8 @@ import sys
 from typing import TextIO
 
 _ERRORS = "wsolbench.ascii"
+_PLAIN_ASCII = "wsolbench_ascii"
+"""ASCII under another name: click takes a stream that is called ASCII for misconfigured, and writes UTF-8 past it."""
 _ASCII = {"·": "|", "–": "-", "—": "-", "−": "-", "…": "...", "→": "->", "±": "+/-", "×": "x", "≥": ">=", "≤": "<=", "’": "'", "─": "-"}
 
 
@@ -56,15 +58,27 @@ def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
     return _ASCII.get(sign, sign.encode("ascii", "backslashreplace").decode()), error.start + 1
 
 
+def _find_codec(name: str) -> codecs.CodecInfo | None:
+    if name != _PLAIN_ASCII:
+        return None
+    plain = codecs.lookup("ascii")
+    return codecs.CodecInfo(
+        plain.encode, plain.decode, plain.streamreader, plain.streamwriter, plain.incrementalencoder, plain.incrementaldecoder, name
+    )
+
+
 def make_output_safe() -> None:
     """Make stdout and stderr of this process such streams. Streams that a caller has put in their place are left alone."""
     codecs.register_error(_ERRORS, _in_ascii)
+    codecs.register(_find_codec)
     for name in ("stdout", "stderr"):
         stream: TextIO | None = getattr(sys, name)
         if stream is None:  # closed by whoever started the process
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 - open until the end of the process
         elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
             encoding, lines, through = stream.encoding, stream.line_buffering, stream.write_through
+            if codecs.lookup(encoding).name == "ascii":
+                encoding = _PLAIN_ASCII
             safe = SafeStream(stream.detach(), encoding=encoding, errors=_ERRORS, line_buffering=lines, write_through=through)
             setattr(sys, name, safe)
 
