@@ -15,8 +15,9 @@ import functools
 import math
 import sys
 import types
+from collections.abc import Hashable
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from wsolbench.exceptions import UsageError
 
@@ -91,9 +92,13 @@ class Ranged:
         check_fields(self)
 
 
-@functools.lru_cache(maxsize=256)
 def hints_of(kind: type[Any]) -> dict[str, Any]:
     """Types of the fields of a dataclass with their ranges; `Any` for one that is imported for type checkers only."""
+    return _hints(cast("Hashable", kind))
+
+
+@functools.lru_cache(maxsize=256)
+def _hints(kind: Any) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     names = {item.name for item in fields(kind)}  # without class variables
     for base in reversed(kind.__mro__):

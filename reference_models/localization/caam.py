@@ -54,7 +54,7 @@ from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.hide_patches import Fill, check_patches, fill_hidden, hidden_pixels, scaled_sides
 from reference_models.recipes import RECIPES
 from wsolbench.exceptions import UsageError
-from wsolbench.ranges import Channels, Share, SideOrDefault, Weight
+from wsolbench.ranges import Channels, Share, Weight
 
 QTilde = Literal["softmax_ET", "transpose"]
 Reduction = Literal["mean", "sum"]
@@ -66,7 +66,7 @@ class CaamConfig(MethodConfig):
 
     at_test: ClassVar[frozenset[str]] = frozenset({"test_modules", "test_agg", "test_branch"})
 
-    patch: tuple[SideOrDefault, ...] = (16, 32, 44, 56)
+    patch: tuple[int, ...] = (16, 32, 44, 56)
     """Sides of a patch at an input of 224, one drawn for each image: the paper's `mixed`; Table 6 also has each of the four alone."""
     p: Share = 0.5
     """Chance of each patch to be hidden in the first view: 0.5 in the paper."""

@@ -35,14 +35,14 @@ from reference_models.base import Batch
 from reference_models.head_localizer import HeadConfig, HeadLocalizer
 from reference_models.layers.heads import cross_entropy
 from reference_models.layers.hide_patches import Fill, check_patches, fill_hidden, hidden_pixels, scaled_sides
-from wsolbench.ranges import Share, SideOrDefault
+from wsolbench.ranges import Share
 
 
 @dataclass(frozen=True, kw_only=True)
 class HasConfig(HeadConfig):
     """Settings of `has`."""
 
-    patch: tuple[SideOrDefault, ...] = (32,)
+    patch: tuple[int, ...] = (32,)
     """Sides of a patch at an input of 224; of several, one is drawn for each image, and 0 shows it whole. 32 is HaS-32; the
     paper's others are 16, 44, 56, and `0,16,32,44,56` for its mix, which WACV 2021 says contains whole images."""
     p: Share = 0.5
