@@ -58,7 +58,7 @@ from reference_models.layers.heads import ConvHead, cross_entropy
 from reference_models.layers.maps import min_max
 from reference_models.recipes import Recipe, default_recipe
 from wsolbench.exceptions import UsageError
-from wsolbench.ranges import Share, ShareBelow1, Side
+from wsolbench.ranges import Share, ShareBelow1
 
 UNKNOWN = 255.0
 OFFICIAL_RECIPE = Recipe(
