@@ -60,9 +60,11 @@ def command(
         backbone = default_backbone(dataset.name, model["backbone"], BACKBONE)
         checkpoint = default_run(dataset.name, backbone, {**model, "image_size": None}) / "last.safetensors"
         if not checkpoint.is_file():
+            others = sorted(checkpoint.parents[1].glob(f"{model['method']}-*/last.safetensors"))
+            known = f" There are: {', '.join(map(str, others))}." if others else ""
             raise UsageError(
                 f"no trained detector: {checkpoint} does not exist. "
-                "Train it with `wsolbench train-detector`, or name a file with --checkpoint."
+                f"Train it with `wsolbench train-detector`, or name a file with --checkpoint.{known}"
             )
     make_folder(out)
     evaluation = evaluate_detector(dataset, method.load(checkpoint, device=model["device"]), limit=limit)
