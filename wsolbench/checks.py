@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float64, Num
 
@@ -62,7 +64,7 @@ def check_boxes_of_image(boxes: Num[np.ndarray, "n 4"], size: tuple[int, int], w
     return result
 
 
-def check_size(size: tuple[int, int], what: str = "image size") -> tuple[int, int]:
+def check_size(size: Sequence[int], what: str = "image size") -> tuple[int, int]:
     """`size` as two ints (width, height). Raises `DataError` unless it is two whole numbers of at least 1."""
     try:
         width, height = (int(side) for side in size)

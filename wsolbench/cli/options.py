@@ -93,13 +93,11 @@ class DataOptions:
         self._count_findings(dataset)
         return dataset
 
-    def open_val(
-        self, missing: Missing = "error", *, without: str = "thresholds are not transferred, as with --no-transfer"
-    ) -> Dataset | None:
-        """The `val` split, or None where the data set has none on this disk.
+    def open_val(self, missing: Missing = "error", *, without: str = NOT_TRANSFERRED, way_out: str = WITHOUT_VAL) -> Dataset | None:
+        """Load the `val` split; None if the data set has none on this disk.
 
         Annotations of `val` without any of its images are no error: one line says so, and `without` what is not done then. A `val`
-        that is there but broken is an error.
+        that is there but broken is an error, to which `way_out` is added.
         """
         from wsolbench.datasets import available_splits
 

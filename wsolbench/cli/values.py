@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from wsolbench.methods import DEVICE
 from wsolbench.ranges import describe, range_of
 
+if TYPE_CHECKING:
+    _Kind = click.ParamType[Any]
+else:  # generic for type checkers only, in some versions of click
+    _Kind = click.ParamType
 
-class Number(click.ParamType):
+
+class Number(_Kind):
     """A number in the range that a field of a dataclass declares, checked before any work is done."""
 
     def __init__(self, kind: type[Any], field: str) -> None:
@@ -30,7 +35,7 @@ class Number(click.ParamType):
         return number
 
 
-class Device(click.ParamType):
+class Device(_Kind):
     """auto, cpu, cuda or cuda:N; whether it is there is seen when it is used."""
 
     name = "device"

@@ -251,7 +251,8 @@ def _sizes(sizes: Any, boxes: Sequence[np.ndarray]) -> list[tuple[int, int]]:
             raise DataError(f"sizes have shape {tuple(sizes.shape)}; expected ({count}, 2), (width, height) of each image")
         return [check_size(pair) for pair in sizes.tolist()]
     if not _is_collated(sizes, count):
-        return [check_size(size.tolist() if isinstance(size, Tensor | np.ndarray) else size) for size in _per_image(sizes, count, "sizes")]
+        given: list[Any] = [size.tolist() if isinstance(size, Tensor | np.ndarray) else size for size in _per_image(sizes, count, "sizes")]
+        return [check_size(size) for size in given]
     each = [size.tolist() for size in sizes]
     collated = [check_size(pair) for pair in zip(*each, strict=True)]
     if count != 2:
