@@ -1,5 +1,8 @@
 """Sphinx configuration: Markdown through MyST; the reference from docstrings and `--help`."""
 
+import re
+from typing import Any
+
 project = "wsolbench"
 author = "The wsolbench authors"
 copyright = "2026, the wsolbench authors"
@@ -13,3 +16,29 @@ default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 add_module_names = False
+smartquotes_action = "qe"
+"""Quotes and ellipses, but no dashes: `--data-root` begins with two hyphens."""
+
+_EXAMPLE = re.compile(r"(?P<before>.*?)(?:^|\s{2,})(?P<example>(?:wsolbench|torchrun) .+)")
+
+
+def examples_as_code(lines: list[str]) -> list[str]:
+    """Lines of a help text with every example in a block of its own, which can be copied."""
+    found: list[str] = []
+    for line in lines:
+        if match := _EXAMPLE.fullmatch(line.rstrip()):
+            before = match["before"].strip()
+            found += [*([before, ""] if before else []), ".. code-block:: console", "", f"   {match['example']}", ""]
+        else:
+            found.append(line)
+    return found
+
+
+def setup(app: Any) -> None:
+    """Show the examples of `--help` as code."""
+
+    def rewrite(_app: Any, _context: Any, lines: list[str]) -> None:
+        lines[:] = examples_as_code(lines)
+
+    for part in ("description", "epilog"):
+        app.connect(f"sphinx-click-process-{part}", rewrite)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from wsolbench.exceptions import UsageError, unknown_name
+from wsolbench.ranges import Range, Ranged, check_fields, check_value, describe, hints_of, shown
 
 RECIPE_PREFIX = "recipe."
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodConfig:
-    """Settings that every method with a backbone has; a method's own dataclass inherits from this one."""
+class MethodConfig(Ranged):
+    """Settings that every method with a backbone has; a method's own dataclass inherits from this one.
+
+    The type of a field says its range (`wsolbench.ranges`). A config with a value outside of it cannot be made: `UsageError`.
+    """
 
     at_test: ClassVar[frozenset[str]] = frozenset()
     """Settings that training does not depend on: of a trained model they, and no others, can be changed."""
@@ -25,6 +28,15 @@ class MethodConfig:
     """Variant of the backbone, for instance `std14` or `stock` (see its file); `default`: the method's choice, else the backbone's."""
     recipe: str = "default"
     """Name of the training recipe (see `recipes.py`); `default`: the method's choice for this backbone."""
+
+    def __post_init__(self) -> None:
+        check_settings(self, "method")
+
+
+def check_settings(config: Any, kind: str) -> None:
+    """Raise `UsageError` for a setting outside its range. A method or post-process has the name of the file of its config."""
+    owner = type(config).__module__.rpartition(".")[2].replace("_", "-")
+    check_fields(config, f"{kind} {owner!r}", found="setting {name} of {what} is {value}")
 
 
 C = TypeVar("C")
@@ -38,14 +50,14 @@ def parse_settings(kind: type[C], settings: Mapping[str, str], *, what: str, sta
     `variants`, values of other fields by variant; the field `variant` then chooses where the other fields start from.
 
     Args:
-        kind: the dataclass. Fields may be bool, int, float, str, `Literal`, `X | None` and `tuple[X, ...]`.
+        kind: the dataclass. Fields may be bool, int, float, str, `Literal`, `X | None` and `tuple[X, ...]`, also with a `Range`.
         settings: field name -> text; tuples are written `1,2,3`, None is written `none`.
         what: whose settings they are, for the messages ("method 'cam'").
         start: where the other fields come from; None: their defaults.
 
-    Raises `UsageError` on an unknown field (with the nearest one) and on text that is not a value of the field's type.
+    Raises `UsageError` on an unknown field (with the nearest one) and on text that is not a value of the field's type and range.
     """
-    hints = get_type_hints(kind)
+    hints = hints_of(kind)
     names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
     values: dict[str, Any] = {} if start is None else {name: getattr(start, name) for name in names}
     variants: Mapping[str, Mapping[str, Any]] = getattr(kind, "variants", {})
@@ -58,8 +70,10 @@ def parse_settings(kind: type[C], settings: Mapping[str, str], *, what: str, sta
             raise unknown_name(f"setting of {what}", name, names)
         try:
             values[name] = _parse(hints[name], text)
+        except _OutOfRangeError as error:
+            raise UsageError(f"setting {name} of {what} is {shown(error.value)}; expected {error}") from error
         except ValueError as error:
-            raise UsageError(f"setting {name}={text!r} of {what}: expected {error}") from error
+            raise UsageError(f"setting {name}={shown(text)} of {what}: expected {error}") from error
     return kind(**values)
 
 
@@ -90,28 +104,35 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(kind: type[C], values: Mapping[str, Any]) -> C:
-    """The inverse of `to_json`. Raises `ValueError` on fields that `kind` has not."""
+    """The inverse of `to_json`. Raises `ValueError` on fields that `kind` has not, and on values outside their ranges."""
     if unknown := sorted(set(values) - {item.name for item in fields(kind)}):  # type: ignore[arg-type]
         raise ValueError(f"unknown settings {', '.join(unknown)}")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    try:
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    except UsageError as error:
+        raise ValueError(str(error)) from error
 
 
 def _parse(hint: Any, text: str) -> Any:
     """The value that `text` stands for; `ValueError` whose message says what was expected."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _parse_in_range(arguments[0], next(extra for extra in arguments[1:] if isinstance(extra, Range)), text)
     if origin is Literal:
         return _choice(arguments, text)
     if origin in (Union, types.UnionType):
         if text.lower() == "none" and type(None) in arguments:
             return None
-        expected = []
+        expected, none = [], ", or none" if type(None) in arguments else ""
         for inner in arguments:
             if inner is not type(None):
                 try:
                     return _parse(inner, text)
+                except _OutOfRangeError as error:
+                    raise _OutOfRangeError(f"{error}{none}", error.value) from None
                 except ValueError as error:
                     expected.append(str(error))
-        raise ValueError(" or ".join(expected))
+        raise ValueError(" or ".join(expected) + none)
     if origin is tuple:
         return tuple(_parse(arguments[0], part.strip()) for part in text.strip("()").split(",") if part.strip())
     if hint is bool:
@@ -123,10 +144,35 @@ def _parse(hint: Any, text: str) -> Any:
             number = hint(text)
         except ValueError:
             raise ValueError("a whole number" if hint is int else "a number") from None
-        if hint is float and not math.isfinite(number):
-            raise ValueError("a finite number")
-        return number
+        return _in_range(hint, number)
     return text
+
+
+class _OutOfRangeError(ValueError):
+    """A value of the right type that is outside its range."""
+
+    def __init__(self, message: str, value: Any) -> None:
+        super().__init__(message)
+        self.value = value
+
+
+def _parse_in_range(hint: Any, limit: Range, text: str) -> Any:
+    """`_parse` for a value that has to lie in a range of its own."""
+    try:
+        value = _parse(hint, text)
+    except _OutOfRangeError as error:  # of every number
+        raise _OutOfRangeError(describe(hint, limit), error.value) from None
+    except ValueError as error:
+        raise ValueError(describe(hint, limit) if hint in (int, float) else str(error)) from None
+    return _in_range(hint, value, limit)
+
+
+def _in_range(hint: Any, value: Any, limit: Range | None = None) -> Any:
+    try:
+        check_value(hint, value, limit)
+    except ValueError as error:
+        raise _OutOfRangeError(str(error), value) from None
+    return value
 
 
 def _choice(choices: tuple[Any, ...], text: str) -> Any:

@@ -6,30 +6,32 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from wsolbench.ranges import BatchSize, CountOrZero, Epochs, LearningRate, Ranged, Share, ShareBelow1, Weight
+
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionRecipe:
+class DetectionRecipe(Ranged):
     """How a detector is trained. The learning rate's points in time are fractions of the run; the warm-up is counted in steps."""
 
     source: str
-    epochs: int
-    batch_size: int
-    lr: float
+    epochs: Epochs
+    batch_size: BatchSize
+    lr: LearningRate
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = 0.9
+    momentum: ShareBelow1 = 0.9
     """SGD's momentum (without Nesterov's look ahead), Adam's first beta."""
-    weight_decay: float = 1e-4
+    weight_decay: Weight = 1e-4
     schedule: Literal["step", "cosine"] = "step"
-    milestones: tuple[float, ...] = ()
+    milestones: tuple[Share, ...] = ()
     """`step`: where the learning rate is multiplied by `gamma`."""
-    gamma: float = 0.1
-    warmup_steps: int = 0
+    gamma: Share = 0.1
+    warmup_steps: CountOrZero = 0
     """Steps in which the learning rate grows linearly."""
-    warmup_from: float = 1.0 / 3.0
+    warmup_from: Share = 1.0 / 3.0
     """Where it starts from, relative to the full rate."""
-    flip: float = 0.5
+    flip: Share = 0.5
     """Probability of the mirror image."""
-    clip_norm: float = 0.0
+    clip_norm: Weight = 0.0
     """Largest norm of the gradient; 0: not clipped."""
 
     def lr_factor(self, step: int, steps: int) -> float:

@@ -16,6 +16,7 @@ from reference_models.backbone import Backbone
 from reference_models.base import Batch, ForwardPass, Localizer
 from reference_models.config import MethodConfig
 from reference_models.layers.heads import FcHead, HeadKind, cross_entropy, make_head
+from wsolbench.ranges import Channels, ShareBelow1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,9 @@ class HeadConfig(MethodConfig):
 
     head: HeadKind = "conv"
     """SPA's and ACoL's released code; wsolevaluation uses `fc` on VGG and ResNet."""
-    width: int = 0
+    width: Channels = 0
     """Channels of the hidden layers; 0: 1024 (the papers), or less where the backbone is small."""
-    dropout: float = 0.0
+    dropout: ShareBelow1 = 0.0
     """Before each convolution of `conv`: 0 in ACoL and SPA, 0.5 in wsolevaluation's Inception."""
 
 

@@ -10,15 +10,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reference_models.base import ForwardPass
-from reference_models.config import parse_settings, to_json
+from reference_models.config import check_settings, parse_settings, to_json
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import Ranged
 
 P = TypeVar("P", bound="PostProcess")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PostConfig:
+class PostConfig(Ranged):
     """Settings of a post-process; its own dataclass inherits from this one."""
+
+    def __post_init__(self) -> None:
+        check_settings(self, "post-process")
 
 
 class PostProcess:

@@ -11,9 +11,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
 
 from wsolbench.images import RotationFilter
+from wsolbench.ranges import BatchSize, Epochs, LearningRate, Range, Ranged, Share, ShareBelow1, Weight
 
 NEW_FACTOR: Mapping[str, float] = MappingProxyType({"sgd": 10.0, "adam": 1.0, "adamw": 1.0})
 """Learning rate of new layers by optimiser. Ten times the rate is the custom of SGD. Adam's steps do not shrink with the gradient:
@@ -21,49 +22,50 @@ ten times the rate of `tiny` moves each weight by up to 0.02 a step, and GT-know
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Ranged):
     """How a model is trained. Points in time are fractions of the run, so that another number of epochs scales them."""
 
     source: str
-    epochs: int
-    batch_size: int
-    lr: float
+    epochs: Epochs
+    batch_size: BatchSize
+    lr: LearningRate
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    momentum: float = 0.9
+    momentum: ShareBelow1 = 0.9
     """SGD's momentum (Nesterov), Adam's first beta."""
-    weight_decay: float = 5e-4
+    weight_decay: Weight = 5e-4
     schedule: Literal["step", "cosine", "poly", "constant"] = "step"
-    milestones: tuple[float, ...] = ()
+    milestones: tuple[Share, ...] = ()
     """`step`: where the learning rate is multiplied by `gamma`."""
     first_epoch: Literal[0, 1] = 0
     """Number that the source gives to the first epoch. With 1, the rate falls before the epoch whose number is a milestone, one epoch
     earlier than with 0 (wsolevaluation)."""
-    gamma: float = 0.1
-    power: float = 0.9
+    gamma: Share = 0.1
+    power: Weight = 0.9
     """`poly`: (1 - progress) ** power."""
-    warmup: float = 0.0
+    warmup: Share = 0.0
     """Part of the run in which the learning rate grows linearly from 0."""
-    new_factor: float | None = None
+    new_factor: Weight | None = None
     """Learning rate of layers that were not pretrained, relative to `lr`. None becomes `NEW_FACTOR` of the optimiser, so an Adam recipe
     has to state any other number. The factor is not applied if the backbone has no pretrained weights."""
-    bias_factor: float = 2.0
+    bias_factor: Weight = 2.0
     """Learning rate of biases, relative to the weights of the same layer."""
     last_stage_is_new: bool = False
     """Whether the names of wsolevaluation's layers decide which ones count as new: the last stage of a ResNet does. What else differs
     is in `is_new` of `acol` and `spg`."""
-    resize: float = 256 / 224
+    resize: Annotated[float, Range(1, 8)] = 256 / 224
     """Side of the resized image relative to the crop."""
     short_side: bool = False
     """Whether `resize` is for the shorter side of the image, which keeps its aspect ratio. Otherwise the image becomes a square."""
-    flip: float = 0.5
-    rotation: float = 0.0
+    flip: Share = 0.5
+    rotation: Annotated[float, Range(0, 180)] = 0.0
     """Degrees; the image is rotated by up to this much either way before the crop."""
     rotation_filter: RotationFilter = "bilinear"
     """How a rotated image is sampled."""
-    clip_norm: float = 0.0
+    clip_norm: Weight = 0.0
     """Largest norm of the gradient; 0: not clipped."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.new_factor is None:
             object.__setattr__(self, "new_factor", NEW_FACTOR[self.optimizer])
 

@@ -103,6 +103,108 @@ def test_reset_and_a_second_epoch_start_from_nothing() -> None:
     assert first["gt_known"] == metric(*(batch()[name] for name in ("maps", "boxes", "sizes")))["gt_known"]
 
 
+def nothing_counted(metric: Localization | PixelLocalization) -> bool:
+    return not any(int(state.sum()) for state in metric.metric_state.values())
+
+
+WRONG = {
+    "NaN logits": {"logits": torch.full((3, 6), float("nan"))},
+    "one NaN logit": {"logits": torch.tensor([[0.0] * 6, [0, 0, float("nan"), 0, 0, 0], [0.0] * 6])},
+    "too few classes": {"logits": torch.zeros(3, 4)},
+    "logits of other images": {"logits": torch.zeros(2, 6)},
+    "logits without an axis": {"logits": torch.zeros(6)},
+    "a label outside the classes": {"labels": torch.tensor([0, 1, 6])},
+    "a negative label": {"labels": torch.tensor([0, -1, 2])},
+    "labels of other images": {"labels": torch.tensor([0, 1])},
+    "labels that are no whole numbers": {"labels": torch.tensor([0.0, 1.0, 2.0])},
+    "one-hot labels": {"labels": torch.zeros(3, 6, dtype=torch.int64)},
+    "maps with channels": {"maps": torch.zeros(3, 1, 8, 8)},
+    "maps of other images": {"maps": torch.rand(4, 8, 8)},
+    "maps with NaN in the last image": {"maps": torch.cat([torch.rand(2, 8, 8), torch.full((1, 8, 8), float("nan"))])},
+    "maps that are a list of texts": {"maps": [["a"]]},
+    "boxes of other images": {"boxes": [torch.tensor([[0.0, 0, 9, 9]])] * 2},
+    "boxes as x, y, width, height": {"boxes": [torch.tensor([[30.0, 30, 9, 9]])] * 3},
+    "boxes as fractions": {"boxes": [torch.tensor([[0.1, 0.1, 0.5, 0.9]])] * 3},
+    "boxes without a column": {"boxes": [torch.zeros(1, 5)] * 3},
+    "an image without a box": {"boxes": [torch.tensor([[0.0, 0, 9, 9]])] * 2 + [torch.zeros(0, 4)]},
+    "boxes that are a number": {"boxes": 3},
+    "sizes of other images": {"sizes": [(64, 64)] * 2},
+    "sizes with channels": {"sizes": [(3, 64, 64)] * 3},
+    "sizes of 0": {"sizes": [(64, 0)] * 3},
+    "a tensor of widths and heights": {"sizes": torch.full((2, 3), 64)},
+    "sizes that are a number": {"sizes": 64},
+}
+
+
+@pytest.mark.parametrize("changes", WRONG.values(), ids=WRONG)
+def test_a_batch_that_cannot_be_counted_is_refused_and_leaves_no_count(unchecked_shapes: None, changes: dict[str, object]) -> None:
+    metric = Localization(PROTOCOL)
+    data = {**batch(3), **changes}
+    with pytest.raises(DataError):
+        metric.update(data["maps"], data["boxes"], data["sizes"], logits=data["logits"], labels=data["labels"])
+    assert nothing_counted(metric)
+
+
+WRONG_MASKS = {
+    "masks with a channel": {"masks": torch.zeros(2, 1, 64, 64)},
+    "masks of other images": {"masks": [torch.ones(64, 64)]},
+    "a mask with NaN": {"masks": [torch.ones(64, 64), torch.full((64, 64), float("nan"))]},
+    "ignored pixels of another size": {"ignore": [torch.zeros(64, 64), torch.zeros(32, 64)]},
+    "ignored pixels of other images": {"ignore": [torch.zeros(64, 64)]},
+}
+
+
+@pytest.mark.parametrize("changes", WRONG_MASKS.values(), ids=WRONG_MASKS)
+def test_masks_that_cannot_be_counted_are_refused_and_leave_no_count(unchecked_shapes: None, changes: dict[str, object]) -> None:
+    metric = PixelLocalization(PROTOCOL)
+    with pytest.raises(DataError):
+        metric.update(**{"maps": batch(2)["maps"], "masks": masks(2), **changes})
+    assert nothing_counted(metric)
+
+
+def counted(boxes: list[torch.Tensor], sizes: object) -> dict[str, float]:
+    metric = Localization(PROTOCOL)
+    metric.update(batch(len(boxes))["maps"], boxes, sizes)
+    return {name: float(value) for name, value in metric.compute().items()} | {
+        f"hits {k}": float(hits) for k, hits in enumerate(metric.one_box[0])
+    }
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_sizes_as_the_default_collation_gives_them_are_read_as_widths_and_heights(count: int) -> None:
+    from torch.utils.data import default_collate
+
+    sizes = [(200, 90), (120, 300), (80, 64)][:count]
+    boxes = [torch.tensor([[0.0, 0.0, width * 0.9, height * 0.9]]) for width, height in sizes]
+    expected = counted(boxes, sizes)
+    assert counted(boxes, default_collate(sizes)) == expected
+    assert counted(boxes, torch.tensor(sizes)) == expected
+    assert counted(boxes, [torch.tensor(size) for size in sizes]) == expected
+
+
+def test_sizes_of_two_images_that_fit_both_ways_are_refused() -> None:
+    boxes = [torch.tensor([[0.0, 0.0, 40.0, 40.0]])] * 2
+    with pytest.raises(DataError, match="two widths and two heights"):
+        counted(boxes, [torch.tensor([200, 120]), torch.tensor([90, 300])])
+    assert counted(boxes, [torch.tensor([64, 64]), torch.tensor([64, 64])]) == counted(boxes, [(64, 64)] * 2)
+
+
+def test_a_tensor_of_one_box_for_each_image_is_taken() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 40.0, 40.0], [5.0, 5.0, 20.0, 60.0]])
+    assert counted(list(boxes), [(64, 64)] * 2) == counted([box[None] for box in boxes], [(64, 64)] * 2)
+
+
+@pytest.mark.parametrize("ks", [(0,), (1, 1), (1.5,), (-1,)])
+def test_ks_that_are_no_ranks_are_refused(ks: tuple[object, ...]) -> None:
+    with pytest.raises(UsageError, match="ks="):
+        Localization(PROTOCOL, ks=ks)
+
+
+def test_a_protocol_of_another_kind_is_refused() -> None:
+    with pytest.raises(UsageError, match="expected the name of a preset"):
+        Localization({"name": "wsoleval"})
+
+
 def test_what_means_nothing_is_refused() -> None:
     data = batch(2)
     with pytest.raises(UsageError, match="averages classes"):

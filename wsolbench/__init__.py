@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wsolbench._lazy import lazy_names
+from wsolbench._lazy import keep_names, lazy_names
 
 if TYPE_CHECKING:
     from wsolbench.datasets import list_datasets as list_datasets
@@ -67,3 +67,4 @@ __all__ = list(_HOME)
 
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME)
+keep_names(__name__, _HOME)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from wsolbench.exceptions import UsageError, unknown_name
+from wsolbench.ranges import BatchSize, Count, Epochs, ImageSide, LearningRate, Ranged, Seed, Workers
 from wsolbench.types import Dataset, Detections
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ ENTRY_POINT_GROUP = "wsolbench.methods"
 BACKBONE_ENTRY_POINT_GROUP = "wsolbench.backbones"
 POST_ENTRY_POINT_GROUP = "wsolbench.postprocesses"
 DETECTOR_ENTRY_POINT_GROUP = "wsolbench.detectors"
+
+DEVICE = "auto|cpu|cuda(:[0-9]{1,3})?"
+"""Pattern of the names of devices."""
+TIMM = "timm:"
+"""Begins the names of backbones that are timm's."""
 
 
 class Localization(Protocol):
@@ -68,7 +74,7 @@ class InputSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainRequest:
+class TrainRequest(Ranged):
     """Everything a training run depends on. None means: the default of the method's recipe for this backbone."""
 
     train: Dataset
@@ -78,13 +84,13 @@ class TrainRequest:
     backbone: str = "resnet50"
     weights: str = "imagenet"
     """`imagenet`, `none`, or the path of a checkpoint."""
-    epochs: int | None = None
-    batch_size: int | None = None
-    image_size: int | None = None
-    lr: float | None = None
-    seed: int = 0
+    epochs: Epochs | None = None
+    batch_size: BatchSize | None = None
+    image_size: ImageSide | None = None
+    lr: LearningRate | None = None
+    seed: Seed = 0
     device: str = "auto"
-    workers: int = 2
+    workers: Workers = 2
     settings: Mapping[str, str] = field(default_factory=dict)
     """Fields of the method's config as `--set name=value` gives them."""
 
@@ -151,7 +157,7 @@ class PointCorrelator(PostProcess, Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectorRequest:
+class DetectorRequest(Ranged):
     """Everything the training of a detector depends on. None means: the default of the detector's recipe for this backbone."""
 
     train: InstanceDataset
@@ -160,14 +166,14 @@ class DetectorRequest:
     backbone: str
     weights: str
     """`imagenet`, `coco`, `none`, or the path of a checkpoint."""
-    limit: int | None = None
+    limit: Count | None = None
     """Train on that many images only, evenly spread."""
-    epochs: int | None = None
-    batch_size: int | None = None
-    lr: float | None = None
-    seed: int = 0
+    epochs: Epochs | None = None
+    batch_size: BatchSize | None = None
+    lr: LearningRate | None = None
+    seed: Seed = 0
     device: str = "auto"
-    workers: int = 2
+    workers: Workers = 2
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -232,6 +238,13 @@ def list_methods() -> list[MethodInfo]:
 def list_backbones() -> list[MethodInfo]:
     """Every named backbone (any `timm:<name>` works besides), sorted by name."""
     return _offered(BACKBONE_ENTRY_POINT_GROUP)
+
+
+def check_backbone(name: str) -> None:
+    """Raise `UsageError` with the nearest name unless a backbone is called so, or it is one of timm's."""
+    known = [row.name for row in list_backbones()]
+    if name not in known and not name.startswith(TIMM):
+        raise unknown_name("backbone", name, known)
 
 
 def list_posts() -> list[MethodInfo]:

@@ -5,6 +5,7 @@ Everything goes to stderr, so that the output of a command can be piped. A job o
 
 from __future__ import annotations
 
+import contextlib
 import io
 import operator
 import sys
@@ -96,7 +97,7 @@ def track(
     if total is None and iterable is not None:
         total = operator.length_hint(iterable) or None
     if stream is None:
-        stream = sys.stderr if world().is_first else io.StringIO()
+        stream = sys.stderr if sys.stderr is not None and world().is_first else io.StringIO()
     progress = Progress(description, total, unit, done, stream)
     return progress if iterable is None else _tracked(iterable, progress)
 
@@ -106,6 +107,16 @@ def _tracked(iterable: Iterable[T], progress: Progress) -> Iterator[T]:
         for item in iterable:
             yield item
             progress.advance()
+
+
+def _write_line(stream: TextIO, line: str) -> None:
+    """Write a line, whatever the stream's encoding; one that nobody can read is dropped, because it must not end the job."""
+    with contextlib.suppress(OSError):
+        try:
+            stream.write(line + "\n")
+        except UnicodeEncodeError:
+            stream.write(line.encode("ascii", "backslashreplace").decode() + "\n")
+        stream.flush()
 
 
 def _clock(seconds: float) -> str:
@@ -125,8 +136,7 @@ class _Lines:
 
     def show(self, line: str, done: int, total: int | None) -> None:  # noqa: ARG002 - one signature for both displays
         self._last = line
-        self._stream.write(line + "\n")
-        self._stream.flush()
+        _write_line(self._stream, line)
 
     def close(self, line: str) -> None:
         if self._last and line != self._last:
@@ -158,4 +168,4 @@ class _Bar:
     def close(self, line: str) -> None:
         if self._live is not None:
             self._live.stop()
-            self._stream.write(line + "\n")
+            _write_line(self._stream, line)

@@ -10,20 +10,42 @@ Presets and what they follow: `wsoleval` (clovaai/wsolevaluation, the default), 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from wsolbench.exceptions import UsageError, unknown_name
+from wsolbench.ranges import Count, PositiveShare, Range, Ranged, Share, Side, check_fields, is_number
+
+MAX_TAUS = 10_000
+"""Most thresholds of a protocol: every image keeps a score for each of them."""
+
+_NORMALIZE_VERSION = 2
+_FIRST_RULES = {"pas": "pas-relu", "ivr": "ivr-interpolated"}
+"""What `normalize` meant before version 2, and the name that this rule has now."""
 
 
 def tau_grid(step: float, stop: float = 1.0, start: float = 0.0) -> tuple[float, ...]:
     """Thresholds `numpy.arange(start, stop, step)`, bit for bit as evaluators that use `arange` have them.
 
+    Raises `UsageError` unless 0 < step < stop - start, and for more than 10,000 thresholds.
+
     >>> len(tau_grid(0.001)), tau_grid(0.25)
     (1000, (0.0, 0.25, 0.5, 0.75))
     """
+    if not all(is_number(value) and math.isfinite(value) for value in (step, stop, start)):
+        raise UsageError(f"grid of thresholds from {start!r} to {stop!r} in steps of {step!r}; expected three finite numbers")
+    if not 0 < step < stop - start:
+        raise UsageError(
+            f"grid of thresholds from {start} to {stop} in steps of {step}; expected a step above 0 and below {stop - start}, "
+            "for instance 0.01. Single thresholds are written as a list: 0.2,0.5"
+        )
+    if (stop - start) / step > MAX_TAUS + 1:
+        raise UsageError(
+            f"a step of {step} makes more than {MAX_TAUS:,} thresholds; expected a step of {(stop - start) / MAX_TAUS} or more"
+        )
     return tuple(float(tau) for tau in np.arange(start, stop, step))
 
 
@@ -33,10 +55,10 @@ def crop_start(outer: int, inner: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalProtocol:
+class EvalProtocol(Ranged):
     """How maps are turned into boxes and counted. Frozen; the defaults are `wsoleval`.
 
-    Raises `UsageError` on a value outside its list and on combinations that mean nothing.
+    Raises `UsageError` on a value outside its list or range, and on invalid combinations.
     """
 
     name: str = "wsoleval"
@@ -46,9 +68,9 @@ class EvalProtocol:
     frame: Literal["squash", "center_crop", "original"] = "squash"
     """`squash`: the whole image resized to `frame_size` squared. `center_crop`: resized to `resize_size` squared, then the
     central `frame_size` squared; boxes are cut to the crop. `original`: the image's own size."""
-    frame_size: int = 224
-    resize_size: int = 256
-    """Side before the centre crop (and before ten crops)."""
+    frame_size: Side = 224
+    resize_size: Side = 256
+    """Side before the centre crop (and before ten crops); at least `frame_size` where there is one of them."""
 
     # --- from the raw map to [0, 1] ------------------------------------------------------------------------------------
     relu: bool = False
@@ -56,23 +78,24 @@ class EvalProtocol:
     resize: Literal["bicubic", "bilinear"] = "bicubic"
     order: Literal["resize_then_normalize", "normalize_then_resize", "quantize_then_resize"] = "resize_then_normalize"
     """`quantize_then_resize`: normalised and made 8-bit at the map's own size, then resized as an 8-bit picture."""
-    normalize: Literal["minmax", "max", "pas", "ivr"] = "minmax"
-    """`minmax`: to [0, 1]. `max`: relu, then / max. `pas`: relu, then / `percentile`-th percentile, cut at 1.
-    `ivr`: minus the `percentile`-th percentile, relu, / max."""
-    percentile: float = 90.0
-    """Percentile for `pas`, `ivr` and `threshold_basis="percentile"`."""
-    normalize_eps: float = 0.0
+    normalize: Literal["minmax", "max", "pas", "ivr", "pas-relu", "ivr-interpolated"] = "minmax"
+    """`minmax`: to [0, 1]. `max`: relu, then / max. `pas`: x - min, then / its value of rank int(n percentile / 100), cut at 1.
+    `ivr`: minus the value of that rank, relu, / max. Ranks count the n sorted values from 0. Until version 2 of these two rules, `pas`
+    was relu(x) / percentile (now `pas-relu`), and `ivr` took an interpolated percentile (now `ivr-interpolated`)."""
+    percentile: Annotated[float, Range(0, 100)] = 90.0
+    """Percentile for the four rules above and `threshold_basis="percentile"`; above 0 for all but `ivr`."""
+    normalize_eps: Share = 0.0
     """Added to the divisor. A constant map is all zeros, whatever this is."""
     quantize: Literal["uint8", "none"] = "uint8"
     """`uint8`: truncation of 255 x map, the product in float64. `none`: float32 compared with float32 thresholds."""
 
     # --- thresholds ----------------------------------------------------------------------------------------------------
-    taus: tuple[float, ...] = field(default=tau_grid(0.001), repr=False)
+    taus: tuple[Share, ...] = field(default=tau_grid(0.001), repr=False)
     foreground: Literal[">", ">="] = ">"
     threshold_basis: Literal["max", "unit", "percentile"] = "max"
     """What `tau` is a fraction of: the map's maximum (`int(tau x max)` of the 8-bit map), the range [0, 1] itself, or the
     `percentile`-th percentile of the 8-bit map."""
-    fixed_tau: float | None = None
+    fixed_tau: Share | None = None
     """Threshold for the policy `fixed`; None: the policy is left out unless one is given."""
 
     # --- from the foreground to boxes ----------------------------------------------------------------------------------
@@ -102,7 +125,7 @@ class EvalProtocol:
     # --- comparison ----------------------------------------------------------------------------------------------------
     iou_plus_one: bool = True
     """Whether widths are x1 - x0 + 1."""
-    deltas: tuple[float, ...] = (0.3, 0.5, 0.7)
+    deltas: tuple[PositiveShare, ...] = (0.3, 0.5, 0.7)
     iou_test: Literal[">=", ">"] = ">="
     """Test of an IoU against `delta` for MaxBoxAcc, MaxBoxAccV2 and GT-known."""
     topk_iou_test: Literal[">=", ">"] = ">="
@@ -116,32 +139,32 @@ class EvalProtocol:
     """Where the predicted labels come from: one view, the mean softmax of ten crops, or another network."""
 
     # --- error breakdown (SPA, CVPR 2021, Table 4) -----------------------------------------------------------------------
-    error_iou: float = 0.5
-    error_multi_iog: float = 0.3
-    error_part_iob: float = 0.5
-    error_more_iog: float = 0.7
+    error_iou: Share = 0.5
+    error_multi_iog: Share = 0.3
+    error_part_iob: Share = 0.5
+    error_more_iog: Share = 0.7
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for item in fields(self):
-            allowed = get_args(hints[item.name])
-            value = getattr(self, item.name)
-            if allowed and all(isinstance(choice, str) for choice in allowed) and value not in allowed:
-                raise UsageError(f"protocol field {item.name}={value!r}; expected one of {', '.join(map(repr, allowed))}")
-        if not self.taus or list(self.taus) != sorted(set(self.taus)):
+        check_fields(self, "protocol")
+        if not self.taus or any(high <= low for low, high in zip(self.taus, self.taus[1:], strict=False)):
             raise UsageError("protocol field taus must be a non-empty, strictly increasing sequence")
-        if not all(0.0 <= tau <= 1.0 for tau in self.taus):
-            raise UsageError(f"protocol field taus must lie in [0, 1]; got {self.taus[0]} to {self.taus[-1]}")
-        if not self.deltas or not all(0.0 < delta <= 1.0 for delta in self.deltas):
-            raise UsageError(f"protocol field deltas must lie in (0, 1]; got {self.deltas}")
+        if len(self.taus) > MAX_TAUS:
+            raise UsageError(f"protocol field taus has {len(self.taus):,} thresholds; expected at most {MAX_TAUS:,}")
+        if not self.deltas or len(set(self.deltas)) < len(self.deltas):
+            raise UsageError(f"protocol field deltas={self.deltas}; expected one or more different numbers")
         if self.quantize == "none" and self.threshold_basis != "unit":
             raise UsageError(
                 "threshold_basis 'max' and 'percentile' are defined on 8-bit maps; set quantize='uint8' or threshold_basis='unit'"
             )
         if (self.connectivity == "contour") != (self.largest_by == "contour_area"):
             raise UsageError("connectivity 'contour' goes with largest_by 'contour_area', and only with it")
-        if not 0.0 < self.percentile <= 100.0:
-            raise UsageError(f"protocol field percentile must lie in (0, 100]; got {self.percentile}")
+        if self.percentile == 0 and not self.normalize.startswith("ivr"):
+            raise UsageError("protocol field percentile=0.0; expected a number in (0, 100], or normalize='ivr', where 0 is min-max")
+        if self.resize_size < self.frame_size and (self.frame == "center_crop" or self.classifier == "ten_crop"):
+            raise UsageError(
+                f"protocol field resize_size={self.resize_size} is smaller than frame_size={self.frame_size}, so nothing can be cropped "
+                f"out of it; set resize_size to {self.frame_size} or more"
+            )
 
     @property
     def network_frame(self) -> Literal["squash", "center_crop"]:
@@ -174,27 +197,52 @@ class EvalProtocol:
         return tuple(_PRESETS)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields; a threshold grid made by `arange` is written as its start, stop and step."""
+        """All fields; a threshold grid made by `arange` is written as its start, stop and step.
+
+        A rule of normalisation that has changed has its version next to it; without one a stored `pas` or `ivr` is the first version.
+        """
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         values["taus"] = _grid_to_json(self.taus)
+        first = {now: before for before, now in _FIRST_RULES.items()}
+        if self.normalize in first:
+            values["normalize"] = first[self.normalize]
+        elif self.normalize in _FIRST_RULES:
+            values["normalize_version"] = _NORMALIZE_VERSION
         return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> EvalProtocol:
-        """The inverse of `to_json`. Raises `UsageError` on unknown fields."""
-        known = {item.name for item in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise unknown_name("protocol field", unknown[0], known)
-        values = dict(values)
-        grid = values.get("taus")
-        if isinstance(grid, dict):
+        """The inverse of `to_json`. Raises `UsageError` on unknown and missing fields."""
+        values = dict(_stored_object(values))
+        version = values.pop("normalize_version", 1)
+        _check_names(set(values), {item.name for item in fields(cls)})
+        if version not in (1, _NORMALIZE_VERSION):
+            raise UsageError(f"protocol field normalize_version={version!r}; expected {_NORMALIZE_VERSION}, or none for the first version")
+        if version == 1 and isinstance(values["normalize"], str):
+            values["normalize"] = _FIRST_RULES.get(values["normalize"], values["normalize"])
+        if isinstance(grid := values["taus"], dict):
+            _check_names(set(grid), {"start", "stop", "step"})
             values["taus"] = tau_grid(grid["step"], grid["stop"], grid["start"])
         arguments: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         return cls(**arguments)
 
 
+def _stored_object(values: object) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise UsageError(f"a stored protocol is {type(values).__name__}; expected an object with the fields of the protocol")
+    return values
+
+
+def _check_names(found: set[str], known: set[str]) -> None:
+    """Raise `UsageError` for the first field of a stored protocol that is unknown or missing."""
+    if unknown := sorted(found - known):
+        raise unknown_name("protocol field", unknown[0], known)
+    if absent := sorted(known - found):
+        raise UsageError(f"a stored protocol lacks {len(absent)} of its {len(known)} fields: {', '.join(absent[:5])}")
+
+
 @dataclass(frozen=True, kw_only=True)
-class DetectionProtocol:
+class DetectionProtocol(Ranged):
     """How detections are counted: average precision as COCO defines it, the mean over classes. Frozen; the defaults are COCO's.
 
     Of each class a detection is right when it overlaps a true object, which no better one has taken, by at least the IoU.
@@ -202,15 +250,22 @@ class DetectionProtocol:
     """
 
     name: str = "coco"
-    ious: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
+    ious: tuple[PositiveShare, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
     """Overlaps that AP is the mean over."""
-    recalls: int = 101
+    recalls: Annotated[int, Range(2, 10_001)] = 101
     """Points of the precision-recall curve, 0 and 1 included."""
-    max_detections: int = 100
+    max_detections: Count = 100
     """Best detections of an image and class that are counted."""
-    small_below: float = 32.0**2
-    large_above: float = 96.0**2
+    small_below: Annotated[float, Range(0, 1e12)] = 32.0**2
+    large_above: Annotated[float, Range(0, 1e12)] = 96.0**2
     """Areas in pixels that bound small, medium and large objects."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "protocol")
+        if not self.ious or len(set(self.ious)) < len(self.ious):
+            raise UsageError(f"protocol field ious={self.ious}; expected one or more different numbers")
+        if self.small_below > self.large_above:
+            raise UsageError(f"protocol field small_below={self.small_below} exceeds large_above={self.large_above}")
 
     def to_json(self) -> dict[str, Any]:
         """All fields, under `detection`: no field of an `EvalProtocol` has this name."""
@@ -219,13 +274,12 @@ class DetectionProtocol:
 
 
 def protocol_from_json(values: dict[str, Any]) -> EvalProtocol | DetectionProtocol:
-    """The inverse of `to_json` of either protocol. Raises `UsageError` on unknown fields."""
-    if "detection" not in values:
+    """The inverse of `to_json` of either protocol. Raises `UsageError` on unknown and missing fields."""
+    if "detection" not in _stored_object(values):
         return EvalProtocol.from_json(values)
-    own = values["detection"]
-    known = {item.name for item in fields(DetectionProtocol)}
-    if unknown := sorted(set(own) - known):
-        raise unknown_name("protocol field", unknown[0], known)
+    _check_names(set(values), {"name", "detection"})
+    own = _stored_object(values["detection"])
+    _check_names(set(own), {item.name for item in fields(DetectionProtocol)} - {"name"})
     arguments: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
     return DetectionProtocol(name=values["name"], **arguments)
 
@@ -234,7 +288,7 @@ def _grid_to_json(taus: tuple[float, ...]) -> Any:
     if len(taus) > 2:
         step = round(taus[1] - taus[0], 6)
         stop = round(taus[-1] + step, 6)
-        if tau_grid(step, stop, taus[0]) == taus:
+        if step > 0 and (stop - taus[0]) / step < len(taus) + 1 and tau_grid(step, stop, taus[0]) == taus:
             return {"start": taus[0], "stop": stop, "step": step}
     return list(taus)
 

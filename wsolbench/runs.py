@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from wsolbench.score_table import ScoreTable
 from wsolbench.types import Dataset
 
 SCHEMA = 1
+MAX_SHARDS = 1_000_000
 CHUNK = 64
 """Images whose scores share a file: what a kill can lose, and what is in memory at a time."""
 
@@ -44,11 +46,15 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Read `i/n`. Raises `UsageError` unless 1 <= i <= n."""
-        index, slash, count = text.partition("/")
-        if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-            raise UsageError(f"--shard {text!r}; expected i/n with 1 <= i <= n, for instance 2/8 for the second of eight parts")
-        return cls(int(index), int(count))
+        """Read `i/n`. Raises `UsageError` unless 1 <= i <= n <= 1,000,000."""
+        found = re.fullmatch("([0-9]{1,7})/([0-9]{1,7})", text)
+        index, count = (int(number) for number in found.groups()) if found else (0, 0)
+        if not 1 <= index <= count <= MAX_SHARDS:
+            shown = text if len(text) <= 40 else f"{text[:37]}..."
+            raise UsageError(
+                f"--shard {shown!r}; expected i/n with 1 <= i <= n <= {MAX_SHARDS:,}, for instance 2/8 for the second of eight parts"
+            )
+        return cls(index, count)
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from wsolbench.exceptions import DataError, UsageError, unknown_name
 from wsolbench.files import sha256_of_file, sha256_of_json
 from wsolbench.images import ten_crops, to_view
 from wsolbench.maps import MapFolder, cut_center
-from wsolbench.methods import InputSpec, Method, PostProcess
+from wsolbench.methods import DEVICE, InputSpec, Method, PostProcess
 from wsolbench.protocol import EvalProtocol
 from wsolbench.scores import PARTS, ProposedParts
 from wsolbench.types import Dataset, Sample, ScoreMap
@@ -228,10 +229,9 @@ def pick_device(name: str) -> torch.device:
     here = world()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from error
+    if not re.fullmatch(DEVICE, name):
+        raise UsageError(f"unknown device {name[:40]!r}; expected auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
     if device == torch.device("cuda") and here.size > 1:
         device = torch.device("cuda", here.local_rank)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):

@@ -50,6 +50,7 @@ from reference_models.layers.mask_rcnn import BACKBONES, build, coco_weights, fr
 from reference_models.layers.polar import Axis, GammaNorm, PolarConfig, SpatialContext
 from reference_models.weights import IMAGENET, Weights, load_strictly, read_weights, without
 from wsolbench.exceptions import DataError, UsageError
+from wsolbench.ranges import Channels, Side, Weight
 
 COCO = "coco"
 SCL = "roi_heads.scl."
@@ -82,15 +83,15 @@ class LioMaskRcnnConfig(PolarConfig):
     """Whether f passes a ReLU before SCL (released code). It changes only features that can be negative: those of feature pyramids."""
     recipe: str = "default"
     """Name of the training recipe; `default`: `tiny` for the backbone tiny, else `lio_coco`."""
-    scl_weight: float = 0.1
+    scl_weight: Weight = 0.1
     """Weight of L_scl: 0.1 in the paper and in the released code; 0: plain Mask R-CNN."""
-    structure_dim: int = 128
+    structure_dim: Channels = 128
     """Channels of h: released code."""
     masks: bool = True
     """False: boxes only (Faster R-CNN), for data without masks."""
-    min_size: int | None = None
+    min_size: Side | None = None
     """Images are resized so that the shorter side has this many pixels; None: 800 (default of mmdetection), tiny 128."""
-    max_size: int | None = None
+    max_size: Side | None = None
     """But the longer side has at most this many; None: 1333 (default of mmdetection), tiny 213."""
 
 

@@ -27,6 +27,7 @@ from reference_models.layers.oriented_pooling import OpVariant, OrientedHead
 from reference_models.layers.pyramids import FeaturePyramid, SpatialPyramid
 from reference_models.layers.scale_alignment import DsmForm, ScaleMining, scale_candidates
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import Channels, Positive, Scales
 
 Fuse = Literal["logits", "softmax"]
 
@@ -48,17 +49,17 @@ class PartHeadConfig(MethodConfig):
     """How (7) is computed; the results are the same."""
     dsm_share: bool = True
     """Whether all parts have one weight; the index i of the paper would also allow one each."""
-    scales: int = 5
+    scales: Scales = 5
     """A, odd: the paper."""
-    alpha: float = 2**0.25
+    alpha: Positive = 2**0.25
     """Ratio of the sides of neighbouring scales."""
     op: bool = True
     """False: without OP (Table 3)."""
     op_variant: OpVariant = "equations"
     """(11) and (12) as printed, or rotated maps, as in the text."""
-    op_patches: int = 3
+    op_patches: Channels = 3
     """N_H = N_W: the paper."""
-    op_patch: int = 0
+    op_patch: Channels = 0
     """h = w, 3 in the paper; 0: the smallest that leaves no gap, which is 3 on 7x7."""
 
 

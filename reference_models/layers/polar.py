@@ -35,6 +35,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import Ranged
 
 GammaNorm = Literal["diagonal", "side"]
 Axis = Literal["column", "row"]
@@ -45,7 +46,7 @@ SMALLEST_WEIGHT = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolarConfig:
+class PolarConfig(Ranged):
     """Settings of SCL; the config of a method that uses it inherits from this one."""
 
     scl_form: Literal["paper", "official"] = "paper"

@@ -51,6 +51,7 @@ from reference_models.head_localizer import HeadConfig, HeadLocalizer
 from reference_models.layers.attention import attention, kept
 from reference_models.layers.heads import ConvHead, cross_entropy
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import PositiveShare, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +63,9 @@ class AdlConfig(HeadConfig):
     )
     variant: str = "default"
     """`default`: wsolevaluation's places with the authors' thresholds; `official`: the authors' code; `clovaai`: wsolevaluation."""
-    drop_rate: float = 0.75
+    drop_rate: Share = 0.75
     """Chance of erasing: 0.75 in the authors' code (a keep probability of 0.25) and wsolevaluation."""
-    tau: float | None = None
+    tau: PositiveShare | None = None
     """gamma of (2). None: 0.8 on VGG, else 0.9, as in the authors' code; wsolevaluation has 0.9 everywhere."""
     coin: Literal["batch", "sample"] = "batch"
     """Whether one coin is tossed at each place for the batch (authors, wsolevaluation) or one for each image."""

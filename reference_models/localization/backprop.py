@@ -38,6 +38,7 @@ from reference_models.backbone import Backbone
 from reference_models.base import ForwardPass
 from reference_models.head_localizer import HeadConfig, HeadLocalizer
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import Sigma
 
 Channel = Literal["max", "sum", "l2"]
 
@@ -52,7 +53,7 @@ class BackpropConfig(HeadConfig):
     """What is differentiated: the score before softmax (the paper), or the logarithm of the probability."""
     channel: Channel = "max"
     """How the three colours become one value: `max` of the sizes (the paper), their `sum`, or the `l2` norm."""
-    smooth_sigma: float = 0.0
+    smooth_sigma: Sigma = 0.0
     """Standard deviation, in pixels of the input, of a Gaussian that smooths the map; 0 (the paper): not smoothed."""
 
 

@@ -60,6 +60,7 @@ from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.hide_patches import Fill, check_patches, fill_hidden, hidden_pixels, scaled_sides
 from reference_models.recipes import RECIPES
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import Channels, Share, Weight
 
 QTilde = Literal["softmax_ET", "transpose"]
 Reduction = Literal["mean", "sum"]
@@ -77,11 +78,11 @@ class CaamConfig(MethodConfig):
 
     patch: tuple[int, ...] = (16, 32, 44, 56)
     """Sides of a patch at an input of 224, one drawn for each image: the paper's `mixed`; Table 6 also has each of the four alone."""
-    p: float = 0.5
+    p: Share = 0.5
     """Chance of each patch to be hidden in the first view: 0.5 in the paper."""
     fill: Fill = "mean"
     """Value of hidden pixels."""
-    beta: float = 50.0
+    beta: Weight = 50.0
     """Weight of the fusion loss: 50 in all experiments of the paper; 0: without it (Table 5)."""
     caam: bool = True
     """False: without channel attention (Table 5)."""
@@ -103,7 +104,7 @@ class CaamConfig(MethodConfig):
     """Side of the convolution (9)."""
     agg_relu: bool = True
     """Whether a ReLU follows (9)."""
-    agg_width: int = 0
+    agg_width: Channels = 0
     """Channels after (9); 0: those before it, but at most 1024, or less where the backbone is small."""
     classifier: Literal["separate", "shared"] = "separate"
     """Whether each view has its W: Algorithm 1 (separate) against (11)-(13) (shared)."""

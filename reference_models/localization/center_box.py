@@ -31,13 +31,14 @@ from reference_models.base import ForwardPass, Localizer
 from reference_models.config import MethodConfig, parse_settings, to_json
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec, TrainRequest
+from wsolbench.ranges import PositiveShare
 
 
 @dataclass(frozen=True, kw_only=True)
 class CenterBoxConfig(MethodConfig):
     """Settings of `center-box`."""
 
-    side: float | None = None
+    side: PositiveShare | None = None
     """Side of a fixed box as a part of the image's, in (0, 1]; None: the pyramid."""
 
 

@@ -40,15 +40,16 @@ from reference_models.backbone import Backbone
 from reference_models.base import Batch
 from reference_models.head_localizer import HeadConfig, HeadLocalizer
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import Positive, Share
 
 
 @dataclass(frozen=True, kw_only=True)
 class CutMixConfig(HeadConfig):
     """Settings of `cutmix`."""
 
-    beta: float = 1.0
+    beta: Positive = 1.0
     """Both parameters of the Beta distribution: 1 in wsolevaluation (lambda is uniform)."""
-    prob: float = 1.0
+    prob: Share = 1.0
     """Chance of a batch (`box_scope=sample`: of an image) to be mixed: wsolevaluation's default is 1."""
     box_scope: Literal["batch", "sample"] = "batch"
     """Whether one box is drawn for the batch (wsolevaluation) or one for each image."""

@@ -61,6 +61,7 @@ from reference_models.config import MethodConfig
 from reference_models.layers.class_tree import ClassTree, consecutive_groups, read_tree
 from reference_models.layers.heads import ConvHead, HeadOutput, cross_entropy
 from wsolbench.exceptions import DataError, UsageError
+from wsolbench.ranges import Channels, Count, Positive, Weight
 
 GROUPS, NO_TREE = "groups", "none"
 
@@ -77,21 +78,21 @@ class DanetConfig(MethodConfig):
     """`official`: the map of the released code."""
     hierarchy: str = GROUPS
     """Path of a CSV file (see `layers/class_tree.py`); `groups`: consecutive classes, kin or not; `none`: one level, without a tree."""
-    group: int = 5
+    group: Count = 5
     """Classes of a parent and parents of a root with `hierarchy=groups`; about CUB's 200 : 37 : 11."""
     parents: tuple[int, ...] = ()
     """Parent of each class, counted from 0; filled from the file, which a checkpoint then does not need."""
     roots: tuple[int, ...] = ()
     """Root of each class, likewise."""
-    maps_per_class: int = 0
+    maps_per_class: Channels = 0
     """K; 0: 8, and 4 on Inception-V3 (released code)."""
-    widths: tuple[int, ...] = ()
+    widths: tuple[Channels, ...] = ()
     """Hidden channels of root, parent and child; empty: 512, 1024, 1024, and on Inception-V3 256, 384, 1024 (released code)."""
-    ce_weight: float = 0.5
+    ce_weight: Weight = 0.5
     """Of each cross-entropy: released code."""
-    cosine_weight: float = 0.01
+    cosine_weight: Weight = 0.01
     """lambda: released script; the default of its program is 0.2."""
-    sample: float = 1.5
+    sample: Positive = 1.5
     """n / K, rounded down: released code."""
     absolute: Literal["sum", "pairs"] = "sum"
     """The absolute value in (1) is that of the sum (released code), or of each cosine."""
@@ -100,6 +101,7 @@ class DanetConfig(MethodConfig):
     or those of the rank that the class has among the classes (`own_rank`: released code for its predictions)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.hierarchy not in (GROUPS, NO_TREE) and not self.parents:
             if not Path(self.hierarchy).is_file():
                 raise UsageError(f"setting hierarchy={self.hierarchy!r} of method 'danet': expected {GROUPS}, {NO_TREE} or a CSV file")

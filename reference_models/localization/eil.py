@@ -57,6 +57,7 @@ from reference_models.layers.attention import attention, kept
 from reference_models.layers.heads import HeadKind, cross_entropy
 from reference_models.recipes import Recipe, default_recipe
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import Positive, Weight
 
 HEAD_POINT = 5
 """The end of the last stage: what the head gets."""
@@ -73,9 +74,9 @@ class EilConfig(HeadConfig):
     """The authors' code: on VGG a 3x3 convolution of 1024 channels, pooling, a linear layer."""
     points: tuple[int, ...] = (4,)
     """Places where features are erased, of 3, 4, 5: the authors' code uses 4."""
-    gamma: float = 0.7
+    gamma: Positive = 0.7
     """Part of the maximum from which the attention is erased: authors' code. Above 1, nothing is."""
-    sigma: float = 1.0
+    sigma: Weight = 1.0
     """Weight of the erased streams: 1 in the authors' code; their page names a weight without its value."""
 
 

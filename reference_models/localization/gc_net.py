@@ -106,6 +106,7 @@ class GcNetConfig(HeadConfig):
     """Side of the grid that the regressor sees; 0: 7 up to 512 channels, else 1, the mean over all pixels."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.classifier and not self.classifier_sha256:
             digest = digest_of_setting(self.classifier, setting="classifier of method 'gc-net'", example="cam")
             object.__setattr__(self, "classifier_sha256", digest)

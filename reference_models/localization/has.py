@@ -35,6 +35,7 @@ from reference_models.base import Batch
 from reference_models.head_localizer import HeadConfig, HeadLocalizer
 from reference_models.layers.heads import cross_entropy
 from reference_models.layers.hide_patches import Fill, check_patches, fill_hidden, hidden_pixels, scaled_sides
+from wsolbench.ranges import Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class HasConfig(HeadConfig):
     patch: tuple[int, ...] = (32,)
     """Sides of a patch at an input of 224; of several, one is drawn for each image, and 0 shows it whole. 32 is HaS-32; the
     paper's others are 16, 44, 56, and `0,16,32,44,56` for its mix, which WACV 2021 says contains whole images."""
-    p: float = 0.5
+    p: Share = 0.5
     """Chance of each patch to be hidden: 0.5 in the paper and wsolevaluation."""
     fill: Fill = "mean"
     """Value of hidden pixels: the paper's and wsolevaluation's `mean` (of the data set the backbone was trained on), or `black`."""

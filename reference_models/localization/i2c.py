@@ -55,6 +55,7 @@ from reference_models.parallel import add_up
 from reference_models.recipes import Recipe, default_recipe
 from wsolbench.distributed import world
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import Count, ShareBelow1, Weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +68,21 @@ class I2cConfig(HeadConfig):
 
     variant: Literal["default", "official"] = "default"
     """`official`: as the released code runs; `default`: without what look like its slips."""
-    dropout: float = 0.5
+    dropout: ShareBelow1 = 0.5
     """Before each convolution of the head: released code."""
-    num_seeds: int = 3
+    num_seeds: Count = 3
     """n, pixels for each image: released script."""
-    threshold: float = 0.7
+    threshold: ShareBelow1 = 0.7
     """Part of the min-maxed map of the label above which a pixel is object: released code."""
     seeds: Literal["random", "first"] = "random"
     """Which object pixels are taken: drawn at random, or the `first` in raster order (what the released code does)."""
     cold_start: Literal["mask", "random"] = "mask"
     """A class without a centre: no global term (`mask`), or a centre of normal noise (`random`: released code)."""
-    local_weight: float = 0.008
+    local_weight: Weight = 0.008
     """Of L_local: released script."""
-    global_weight: float = 0.001
+    global_weight: Weight = 0.001
     """Of L_global: released script; the default of its program is 0.01."""
-    decay: float = 0.002
+    decay: Weight = 0.002
     """How fast eta falls with the number of updates: released code."""
 
 

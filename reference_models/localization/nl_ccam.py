@@ -65,6 +65,7 @@ from reference_models.config import MethodConfig
 from reference_models.layers.heads import FcHead, cross_entropy, make_head
 from reference_models.recipes import Recipe, default_recipe
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import ShareBelow1
 
 RankWeights = Literal["quadratic", "linear", "t1b1", "t1b0"]
 
@@ -81,7 +82,7 @@ class NlCcamConfig(MethodConfig):
     """T of `quadratic`; 0: half of the classes (the authors' code: 100 of 200)."""
     class_conditioned: bool = False
     """Whether the class that is asked for has rank 0: this project; the authors' map is one for all classes."""
-    leaky: float = 0.2
+    leaky: ShareBelow1 = 0.2
     """Negative slope of VGG's activations: authors' code; 0: ReLU."""
 
 

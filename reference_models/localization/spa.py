@@ -50,6 +50,7 @@ from reference_models.layers.heads import cross_entropy, pick_maps
 from reference_models.layers.maps import min_max
 from reference_models.recipes import MANY_CLASSES
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import Share, Weight
 
 Spread = Literal["var_minmax", "var", "std"]
 
@@ -74,13 +75,13 @@ class SpaConfig(HeadConfig):
     """`official`: released code. `paper`: the text, which needs `tau` and `gap` (see the module)."""
     ram: bool = True
     """Whether L_RA is added; without it this is CAM."""
-    alpha: float = 0.5
+    alpha: Weight = 0.5
     """Weight of L_RA; released scripts (the code's own default is 0.1)."""
-    tau: float | None = None
+    tau: Weight | None = None
     """Spread below which a pixel is background."""
-    gap: float | None = None
+    gap: Weight | None = None
     """The paper's sigma: pixels with a spread from tau to tau + gap belong to neither."""
-    start: float | None = None
+    start: Share | None = None
     """The part of the run after which L_RA is added."""
     spread: Spread = "var_minmax"
     """`var_minmax`: released code; `std`: the paper's text; `var`: the code's before it is stretched."""

@@ -60,6 +60,7 @@ from reference_models.layers.heads import ConvHead, cross_entropy
 from reference_models.layers.maps import min_max
 from reference_models.recipes import Recipe, default_recipe
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import Share, ShareBelow1
 
 UNKNOWN = 255.0
 OFFICIAL_RECIPE = Recipe(
@@ -87,19 +88,19 @@ class SpgConfig(MethodConfig):
     )
     variant: Literal["default", "official", "clovaai"] = "default"
     """`default`: the authors' code without its oversights; `official`: with them; `clovaai`: wsolevaluation's thresholds."""
-    high: tuple[float, ...] = (0.7, 0.5, 0.7)
+    high: tuple[Share, ...] = (0.7, 0.5, 0.7)
     """h of (3), (4), (5): authors' code and wsolevaluation."""
-    low: tuple[float, ...] = (0.05, 0.05, 0.1)
+    low: tuple[Share, ...] = (0.05, 0.05, 0.1)
     """l of (3), (4), (5): authors' code; wsolevaluation has 0.01 first."""
     min_fg_px: int = 30
     """Pixels of the mask above h below which h is lowered: both codes."""
-    fallback: float = 0.7
+    fallback: Share = 0.7
     """Part of the maximum to which it is lowered: both codes."""
     fallback_scope: Literal["per_image", "leak"] = "per_image"
     """Whether a lowered h is for its image (wsolevaluation) or also for those after it in the batch (authors' code)."""
     mask_size: int = 224
     """Side of the masks: 224 in both codes, whatever the size of the image."""
-    dropout: float | None = None
+    dropout: ShareBelow1 | None = None
     """Before each convolution of A. None: 0.5, as in both codes on Inception, and 0 on VGG and ResNet (wsolevaluation)."""
 
 

@@ -62,6 +62,7 @@ from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.regions import CropMode, NmsRule, RegionFit, crop_resize, peak_regions, smooth
 from reference_models.recognizer import FINE_GRAINED, Recognizer
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import Channels, Positive, Share, SideOrDefault, Sigma
 
 PAPER_SIZE = 448
 """Side of the paper's input, to which its sizes in pixels belong."""
@@ -73,23 +74,23 @@ KERNEL = 5
 class FocusDiscriminateConfig(MethodConfig):
     """Settings of `focus-discriminate`. Where a docstring names no source the paper is silent."""
 
-    proposals: int = 6
+    proposals: Channels = 6
     """m, regions of an image that are classified in training: the paper, as NTS-Net. 0: none."""
-    parts: int = 4
+    parts: Channels = 4
     """l, the best of them, which join the image: the paper, as NTS-Net."""
     class_pool: Literal["max", "single"] = "max"
     """M: the maximum over all classes (the paper), or the map of one class (its ablation "without max-pooling")."""
     hybrid: bool = True
     """False: no hybrid classifier, the image classifier predicts (the paper's ablation "image level only"); regions still train."""
-    sigma: float = 1.0
+    sigma: Sigma = 1.0
     """Of the smoothing, in cells; 0: not smoothed."""
-    region_side: float = 160.0
+    region_side: Positive = 160.0
     """Side of a region at an input of 448: the paper."""
-    part_size: int = 0
+    part_size: SideOrDefault = 0
     """Side to which regions are enlarged; 0: half of the input, 224 of 448 in the paper."""
     region_fit: RegionFit = "shift"
     """Regions that reach beyond the image: moved into it, or filled up with the mean colour (`pad`)."""
-    nms: float = 0.25
+    nms: Share = 0.25
     """Overlap above which the worse one of two regions goes: the paper."""
     nms_rule: NmsRule = "gt"
     """Whether a region goes at this overlap, too (`ge`, NTS-Net's code)."""

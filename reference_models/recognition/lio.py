@@ -66,6 +66,7 @@ from reference_models.recipes import MANY_CLASSES, Recipe, default_recipe
 from reference_models.recognizer import FINE_GRAINED, Recognizer
 from reference_models.weights import without
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import Channels, Weight
 
 STRIDES = {7: 1, 14: 2, 28: 4}
 """By N: which part of the last stage's stride a stage has."""
@@ -98,17 +99,17 @@ class LioConfig(HeadConfig, PolarConfig):
     """ResNet's own classifier."""
     stages: tuple[int, ...] = (7,)
     """Where the tasks are attached: one or several of 7, 14, 28. The paper's default is the last stage."""
-    num_positives: int = 3
+    num_positives: Channels = 3
     """P: 3 in the paper. In a class with fewer other images some repeat."""
     oel: bool = True
     """False: without object-extent learning (Table 4, SCL)."""
     scl: bool = True
     """False: without spatial-context learning (Table 4, OEL)."""
-    alpha: float = 0.1
+    alpha: Weight = 0.1
     """Weight of L_oel: the paper."""
-    beta: float = 0.1
+    beta: Weight = 0.1
     """Weight of L_scl: the paper."""
-    c1: int = 0
+    c1: Channels = 0
     """Channels of h; 0: half of the stage's (released code)."""
     target: Literal["correlation", "mask"] = "correlation"
     """What OEL learns: M of (3), or the true mask averaged to N x N (Table 4, LIO w/ GM)."""

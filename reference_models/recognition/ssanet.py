@@ -126,6 +126,7 @@ class SsanetConfig(PartHeadConfig):
     """Of the recipe's rate, in 1b and 2. Adam moves all weights of a logit at once: 0.05, say, with flattened features; the paper: SGD."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.part_net and not self.part_net_sha256:
             digest = digest_of_setting(self.part_net, setting="part_net of method 'ssanet'", example="ssanet, dsm=none op=false")
             object.__setattr__(self, "part_net_sha256", digest)

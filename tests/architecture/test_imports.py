@@ -78,3 +78,36 @@ def test_a_method_without_torch_says_what_to_install() -> None:
     assert result.returncode == 2
     assert "pip install 'wsolbench[models]'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "pass",
+        "import wsolbench.evaluate",
+        "from wsolbench import evaluate",
+        "import wsolbench.cli.eval, wsolbench.sources, wsolbench.evaluate",
+        "import wsolbench; wsolbench.evaluate; wsolbench.evaluate",
+        "import wsolbench.evaluate; import importlib, sys; importlib.reload(sys.modules['wsolbench.evaluate'])",
+    ],
+)
+def test_evaluate_is_the_function_whatever_was_imported_before(first: str) -> None:
+    code = (
+        f"{first}\nfrom wsolbench import evaluate\nimport inspect, sys, wsolbench\nassert inspect.isfunction(evaluate), evaluate\n"
+        "assert wsolbench.evaluate is evaluate is sys.modules['wsolbench.evaluate'].evaluate\n"
+        "from wsolbench.evaluate import score, limited\nfrom wsolbench import evaluate as again\nassert again is evaluate\n"
+        "import wsolbench.evaluate\nassert wsolbench.evaluate is evaluate"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_name_of_the_packages_is_what_its_module_defines_under_it() -> None:
+    code = (
+        "import wsolbench, wsolbench.metrics, importlib\n"
+        "for package in (wsolbench, wsolbench.metrics):\n"
+        "    for _ in range(2):\n"
+        "        for name, home in package._HOME.items():\n"
+        "            module = importlib.import_module(f'{package.__name__}.{home}')\n"
+        "            assert getattr(package, name) is getattr(module, name), name"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

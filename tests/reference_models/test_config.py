@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import pytest
@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reference_models.config import MethodConfig, from_json, parse_settings, split_settings, to_json
+from reference_models.detection_recipes import DetectionRecipe
 from reference_models.recipes import RECIPES, Recipe, default_recipe
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import Share, Side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,8 @@ class Everything(MethodConfig):
     level: Literal[4, 5] = 4
     limit: float | None = None
     stages: tuple[int, ...] = (1, 2)
+    share: Share = 0.5
+    sides: tuple[Side, ...] = (1,)
 
 
 @pytest.mark.parametrize(
@@ -55,8 +59,14 @@ def test_text_becomes_a_value_of_the_fields_type(text, expected):
         ({"flag": "maybe"}, "flag='maybe' of method 'x': expected true or false"),
         ({"count": "1.5"}, "count='1.5' of method 'x': expected a whole number"),
         ({"rate": "fast"}, "rate='fast' of method 'x': expected a number"),
-        ({"rate": "nan"}, "rate='nan' of method 'x': expected a finite number"),
-        ({"rate": "-inf"}, "expected a finite number"),
+        ({"rate": "nan"}, "setting rate of method 'x' is nan; expected a number in"),
+        ({"rate": "-inf"}, "expected a number in"),
+        ({"rate": "1e308"}, r"rate of method 'x' is 1e\+308; expected a number in \[-1000000000, 1000000000\]"),
+        ({"count": "9" * 5000}, "expected a whole number"),
+        ({"share": "1.5"}, r"share of method 'x' is 1.5; expected a number in \[0, 1\]"),
+        ({"share": "nan"}, r"expected a number in \[0, 1\]"),
+        ({"limit": "many"}, "limit='many' of method 'x': expected a number, or none"),
+        ({"sides": "3,0"}, r"expected a whole number in \[1, 8192\]"),
         ({"kind": "cnn"}, "kind='cnn' of method 'x': expected one of fc, conv"),
         ({"stages": "1,b"}, "expected a whole number"),
         ({"rat": "1"}, "unknown setting of method 'x' 'rat'; did you mean 'rate'"),
@@ -69,11 +79,42 @@ def test_a_value_of_another_type_and_an_unknown_name_are_refused(text, message):
 
 @given(
     st.builds(
-        Everything, flag=st.booleans(), count=st.integers(), rate=st.floats(allow_nan=False), stages=st.lists(st.integers()).map(tuple)
+        Everything,
+        flag=st.booleans(),
+        count=st.integers(-(10**9), 10**9),
+        rate=st.floats(-1e9, 1e9),
+        stages=st.lists(st.integers(-9, 9)).map(tuple),
     )
 )
 def test_a_config_comes_back_from_json(config):
     assert from_json(Everything, to_json(config)) == config
+
+
+@pytest.mark.parametrize("changes", [{"share": 2.0}, {"rate": float("inf")}, {"sides": (0,)}, {"count": True}, {"flag": 1}, {"kind": "x"}])
+def test_a_config_outside_its_ranges_cannot_be_made_or_read(changes):
+    with pytest.raises(UsageError, match=next(iter(changes))):
+        Everything(**changes)
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        from_json(Everything, {**to_json(Everything()), **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr": 1e308}, {"lr": -0.1}, {"epochs": 0}, {"epochs": 10**6}, {"batch_size": 0}, {"momentum": 1.0}, {"weight_decay": -1.0},
+        {"milestones": (1.5,)}, {"gamma": 2.0}, {"warmup": -0.1}, {"flip": 2.0}, {"rotation": 360.0}, {"resize": 0.5}, {"clip_norm": -1.0},
+    ],
+)  # fmt: skip
+def test_a_recipe_outside_its_ranges_is_refused(changes):
+    with pytest.raises(UsageError, match=next(iter(changes))):
+        replace(RECIPES["tiny"], **changes)
+
+
+@pytest.mark.parametrize("kind", [Recipe, DetectionRecipe])
+def test_every_number_of_a_recipe_has_a_range_of_its_own(kind):
+    for item in fields(kind):
+        if item.type in ("int", "float"):
+            pytest.fail(f"{kind.__name__}.{item.name} has no range")
 
 
 def test_settings_of_the_recipe_are_told_apart():

@@ -11,6 +11,7 @@ import sys
 
 import click
 
+from wsolbench.cli.output import make_output_safe, output_failure
 from wsolbench.exceptions import WsolbenchError, unknown_name
 
 _COMMANDS = {
@@ -40,6 +41,7 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"wsolbench.cli.{cmd_name.replace('-', '_')}").command
+        command.name = cmd_name  # every file calls its function `command`
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
@@ -63,7 +65,8 @@ def group() -> None:
 
 
 def main() -> None:
-    """Entry point: run a command and turn what the caller can mend into a message and exit code 2."""
+    """Entry point: run a command and turn what the caller can correct into a message and exit code 2."""
+    make_output_safe()
     try:
         status = group.main(standalone_mode=False)
     except WsolbenchError as error:
@@ -75,7 +78,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted. Run the same command again to go on.", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+    if reason := output_failure():
+        click.echo(f"Error: what the command printed could not be written: {reason}. Its files are written.", err=True)
+        sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from wsolbench.cli.options import resamples_option
+
 RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
@@ -22,7 +24,7 @@ RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--b", "group_b", multiple=True, type=RECORDS, help="Record of group B; may be repeated.")
 @click.option("--claims", type=RECORDS, help="Compare what the claims in this file are about, in place of --a and --b.")
 @click.option("--records", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of records for --claims.")
-@click.option("--resamples", type=click.IntRange(min=100), default=1000, show_default=True, help="Bootstrap resamples of the intervals.")
+@resamples_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the comparison as JSON, for instance results/compared.")
 def command(
     group_a: tuple[Path, ...], group_b: tuple[Path, ...], claims: Path | None, records: Path | None, resamples: int, out: Path | None
@@ -44,9 +46,10 @@ def command(
             if count > 1:
                 raise UsageError(f"{path} is named {count} times; a run counts once in its group")
     comparison = compare_records(*({path: read_record(path) for path in group} for group in (group_a, group_b)), resamples=resamples)
+    written = None if out is None else comparison.write(out)
     Console(soft_wrap=True).print(comparison_table(comparison))
-    if out is not None:
-        click.echo(f"comparison  {comparison.write(out)}")
+    if written is not None:
+        click.echo(f"comparison  {written}")
 
 
 def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | None) -> None:

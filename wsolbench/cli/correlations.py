@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from wsolbench.cli.options import (
-    DataOptions,
-    changes_of_trained,
-    checkpoint_option,
-    data_options,
-    network_options,
-    post_set_option,
-)
+from wsolbench.cli.options import DataOptions, checkpoint_option, data_options, network_options, post_set_option
+from wsolbench.cli.settings import changes_of_trained, shorten
 
 
 @click.command(
@@ -98,17 +94,18 @@ def command(
     title = f"Self-correlation with the pixel at the cross\n{' · '.join(filter(None, parts))}"
     if save_maps is not None:
         save_correlations(rows, save_maps)
-        click.echo(f"maps     {save_maps}")
     correlation_sheet(rows, out, title)
+    if save_maps is not None:
+        click.echo(f"maps     {save_maps}")
     click.echo(f"picture  {out}")
 
 
 def _orders(text: str) -> list[int]:
     from wsolbench.exceptions import UsageError
 
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise UsageError(f"--orders {text}; expected whole numbers from 1 on, like 1,2,3")
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch("[1-9][0-9]?", part) for part in parts):
+        raise UsageError(f"--orders {shorten(text)}; expected whole numbers from 1 to 99, like 1,2,3")
     return [int(part) for part in parts]
 
 
@@ -124,7 +121,9 @@ def _places(images: Sequence[str], points: Sequence[str]) -> list[tuple[str, tup
     for image, point in zip(images if len(images) > 1 else [*images] * len(points), points, strict=True):
         try:
             x, y = (float(part) for part in point.split(","))
+            if not (math.isfinite(x) and math.isfinite(y)):
+                raise ValueError(point)
         except ValueError as error:
-            raise UsageError(f"--point {point}; expected X,Y in pixels of the image, like 40,52") from error
+            raise UsageError(f"--point {shorten(point)}; expected X,Y in pixels of the image, like 40,52") from error
         found.append((image, (x, y)))
     return found

@@ -14,17 +14,19 @@ import click
 from wsolbench.cli.options import (
     DataOptions,
     ScoringOptions,
-    changes_of_trained,
     checkpoint_option,
     data_options,
     evaluate_and_report,
     model_options,
-    parse_settings,
     post_set_option,
+    say,
     scoring_options,
 )
+from wsolbench.cli.settings import changes_of_trained, parse_settings
 from wsolbench.files import file_name
 from wsolbench.types import Dataset
+
+DEFAULT_BATCH = 32
 
 
 @click.command(
@@ -101,7 +103,10 @@ def command(
         scoring.prepare(scored, save_maps)
         several = len(methods) * len(readings) * len(views) > 1
         options = RunOptions(
-            batch_size=model["batch_size"] or 32, workers=model["workers"], work=scoring.out / ".work", resamples=scoring.resamples
+            batch_size=_batch_size(model["batch_size"], scored, val),
+            workers=model["workers"],
+            work=scoring.out / ".work",
+            resamples=scoring.resamples,
         )
         changes = changes_of_trained(checkpoint, model)
         for name, method in methods.items():
@@ -132,6 +137,14 @@ def command(
                     facts=None if moved is None else {"transform": moved.name},
                     world=world,
                 )
+
+
+def _batch_size(asked: int | None, scored: Dataset, val: Dataset | None) -> int:
+    """Images in a batch: 32, or what was asked for, but no more than there are, because a batch is filled up."""
+    images = max(DEFAULT_BATCH, len(scored), 0 if val is None else len(val))
+    if asked is not None and asked > images:
+        say(f"batch    --batch-size {asked} is more than there are images; {images} is used")
+    return min(asked or DEFAULT_BATCH, images)
 
 
 def _readings(maps: str, posts: dict[str, Any]) -> list[tuple[str, Any, str | None]]:
@@ -170,6 +183,7 @@ def open_method(
     pretrained one as it is."""
     from wsolbench.cli.train import default_backbone, default_run
     from wsolbench.exceptions import DataError, UsageError
+    from wsolbench.methods import check_backbone
 
     backbone = default_backbone(dataset.name, model["backbone"])
     if not method.trainable and checkpoint is not None:
@@ -187,9 +201,13 @@ def open_method(
                 "(a pretrained ImageNet classifier as it is: --set head=fc on ILSVRC)"
             )
         return new
+    is_default = checkpoint is None
     if checkpoint is None:
+        check_backbone(backbone)
         checkpoint = default_run(dataset.name, backbone, model) / "last.safetensors"
         if not checkpoint.is_file():
+            if hasattr(method, "recipe_for"):  # a setting that does not exist is the likelier reason
+                method.recipe_for(backbone, len(dataset.class_names), parse_settings(model["settings"]))
             others = sorted(checkpoint.parents[1].glob(f"{model['method']}-*/last.safetensors"))
             known = f" There are: {', '.join(map(str, others))}." if others else ""
             raise UsageError(
@@ -197,6 +215,8 @@ def open_method(
                 f"with --checkpoint.{known}"
             )
     trained = method.load(checkpoint, device=model["device"], settings=changes)
+    if is_default:
+        _check_trained_on(trained, dataset, checkpoint)
     if len(trained.class_names) == len(dataset.class_names):  # the number is looked at where it is used
         for known, wanted in zip(trained.class_names, dataset.class_names, strict=True):
             if known != wanted:
@@ -205,3 +225,28 @@ def open_method(
                     f"{wanted!r}; name a model that knows them with --checkpoint"
                 )
     return trained
+
+
+def _check_trained_on(trained: Any, dataset: Dataset, checkpoint: Path) -> None:
+    """Raise `UsageError` where a run folder that nobody named is of another data set with the same name.
+
+    Folders of runs have the name of the data set. It says which one it is, except for those that are a user's own.
+    """
+    from wsolbench.datasets import available_splits, dataset_info, load_dataset
+    from wsolbench.exceptions import DataError, UsageError
+
+    if dataset_info(dataset.name).splits:
+        return
+    training = getattr(trained, "facts", {}).get("dataset", {})
+    found = "no split 'train'"
+    if "train" in available_splits(dataset.name, dataset.root):
+        try:
+            found = f"fingerprint {load_dataset(dataset.name, 'train', dataset.root, missing='keep').fingerprint}"
+        except DataError as error:
+            found = f"a split 'train' that cannot be read ({error})"
+    expected = f"fingerprint {training.get('fingerprint')}"
+    if found != expected:
+        raise UsageError(
+            f"{checkpoint} was trained on another {dataset.name} than that in {dataset.root}: its training split has {expected}, and "
+            f"here is {found}. Train in another working folder, or name the file with --checkpoint if you mean it"
+        )

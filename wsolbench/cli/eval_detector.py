@@ -9,9 +9,12 @@ from typing import Any
 
 import click
 
-from wsolbench.cli.options import changes_of_trained, checkpoint_option, detector_options
+from wsolbench.cli.options import checkpoint_option, detector_options
+from wsolbench.cli.settings import changes_of_trained
 from wsolbench.cli.train import default_backbone, default_run
 from wsolbench.cli.train_detector import BACKBONE
+from wsolbench.cli.values import Number
+from wsolbench.methods import DetectorRequest
 
 
 @click.command(
@@ -22,7 +25,7 @@ from wsolbench.cli.train_detector import BACKBONE
 @detector_options
 @checkpoint_option
 @click.option("--split", default="val", show_default=True, help="Split to evaluate on.")
-@click.option("--limit", type=click.IntRange(min=1), help="Evaluate on that many images only, spread evenly over the split.")
+@click.option("--limit", type=Number(DetectorRequest, "limit"), help="Evaluate on that many images only, spread evenly over the split.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results/measured"), show_default=True, help="Folder of records.")
 @click.option(
     "--save-detections", type=click.Path(path_type=Path, dir_okay=False), help="File for all detections, in COCO's format of results."
@@ -57,15 +60,18 @@ def command(
         backbone = default_backbone(dataset.name, model["backbone"], BACKBONE)
         checkpoint = default_run(dataset.name, backbone, {**model, "image_size": None}) / "last.safetensors"
         if not checkpoint.is_file():
+            others = sorted(checkpoint.parents[1].glob(f"{model['method']}-*/last.safetensors"))
+            known = f" There are: {', '.join(map(str, others))}." if others else ""
             raise UsageError(
                 f"no trained detector: {checkpoint} does not exist. "
-                "Train it with `wsolbench train-detector`, or name a file with --checkpoint."
+                f"Train it with `wsolbench train-detector`, or name a file with --checkpoint.{known}"
             )
     make_folder(out)
     evaluation = evaluate_detector(dataset, method.load(checkpoint, device=model["device"]), limit=limit)
     path = evaluation.record.write(out)
-    Console(soft_wrap=True).print(metrics_table(evaluation.record))
     if save_detections is not None:
         write_text(save_detections, json.dumps(evaluation.results) + "\n")
+    Console(soft_wrap=True).print(metrics_table(evaluation.record))
+    if save_detections is not None:
         click.echo(f"detections  {save_detections}")
     click.echo(f"record   {path}\ntime     {time.perf_counter() - started:.1f} s")

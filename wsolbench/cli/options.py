@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import click
 
-from wsolbench.exceptions import UsageError, unknown_name
+from wsolbench.cli.settings import read_protocol
+from wsolbench.cli.values import Device, Number
+from wsolbench.distributed import world
+from wsolbench.exceptions import DataError, UsageError
 from wsolbench.files import make_folder
-from wsolbench.protocol import EvalProtocol, tau_grid
+from wsolbench.methods import TrainRequest
+from wsolbench.protocol import EvalProtocol
+from wsolbench.ranges import Count, Range, Ranged, Share
 from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
@@ -55,6 +62,16 @@ def _together(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Cal
     return decorate
 
 
+WITHOUT_VAL = " To evaluate without val, add --no-transfer."
+NOT_TRANSFERRED = "thresholds are not transferred, as with --no-transfer"
+
+
+def say(line: str) -> None:
+    """A line for the user that is no result: on stderr, and from one of several processes only."""
+    if world().is_first:
+        click.echo(line, err=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """Which data set, and where it is."""
@@ -69,16 +86,53 @@ class DataOptions:
         return {} if self.metadata_root is None else {"metadata_root": self.metadata_root}
 
     def open(self, split: str, missing: Missing = "error") -> Dataset:
-        """Load a split. `missing` is what to do with images that have no file."""
+        """Load a split. `missing` is what to do with images that have no file. What the loader found is counted in one line."""
         from wsolbench.datasets import load_dataset
 
-        return load_dataset(self.dataset, split, root=self.data_root, missing=missing, **self.extra)
+        dataset = load_dataset(self.dataset, split, root=self.data_root, missing=missing, **self.extra)
+        self._count_findings(dataset)
+        return dataset
 
-    def open_val(self, missing: Missing = "error") -> Dataset | None:
-        """The `val` split, or None where the data set has none on this disk. A `val` that is there but broken is an error."""
+    def open_val(self, missing: Missing = "error", *, without: str = NOT_TRANSFERRED, way_out: str = WITHOUT_VAL) -> Dataset | None:
+        """Load the `val` split; None if the data set has none on this disk.
+
+        Annotations of `val` without any of its images are no error: one line says so, and `without` what is not done then. A `val`
+        that is there but broken is an error, to which `way_out` is added.
+        """
         from wsolbench.datasets import available_splits
 
-        return self.open("val", missing) if "val" in available_splits(self.dataset, self.data_root, **self.extra) else None
+        if "val" not in available_splits(self.dataset, self.data_root, **self.extra):
+            return None
+        try:
+            return self.open("val", missing)
+        except DataError as error:
+            if not (absent := self._absent_files("val")):
+                raise DataError(f"{error}{way_out}") from error
+            say(f"val      none of the {absent:,} files of {self.dataset} val is on this disk: {without}")
+            return None
+
+    def _absent_files(self, split: str) -> int:
+        """How many files a split lacks, if none of its images can be used for want of them; else 0."""
+        from wsolbench.datasets import load_dataset
+
+        try:
+            usable = load_dataset(self.dataset, split, root=self.data_root, missing="skip", **self.extra)
+        except DataError:
+            return 0
+        return 0 if usable.samples else len(usable.missing)
+
+    def _count_findings(self, dataset: Dataset) -> None:
+        """One line that counts the errors and warnings of the loader, and says which command lists them."""
+        counts = {
+            severity: sum(finding.count for finding in dataset.findings if finding.severity == severity)
+            for severity in ("error", "warning")
+        }
+        named = [f"{count:,} {name}{'s' if count != 1 else ''}" for name, count in counts.items() if count]
+        if not named:
+            return
+        options = {"--data-root": self.data_root, "--metadata-root": self.metadata_root, "--split": dataset.split}
+        where = " ".join(f"{option} {shlex.quote(str(value))}" for option, value in options.items() if value is not None)
+        say(f"data     {dataset.name} {dataset.split}: {', '.join(named)}; to see them: wsolbench verify --dataset {self.dataset} {where}")
 
 
 data_options = _together(
@@ -94,13 +148,19 @@ data_options = _together(
 )
 
 workers_option = click.option(
-    "--workers", type=click.IntRange(min=0), default=available_cores, show_default="all cores", help="Threads that load and score images."
+    "--workers",
+    type=Number(TrainRequest, "workers"),
+    default=available_cores,
+    show_default="all cores",
+    help="Threads that load and score images.",
 )
 
 training_options = _all(
-    click.option("--epochs", type=click.IntRange(min=1), help="Training epochs; default: the recipe's."),
-    click.option("--lr", type=float, help="Base learning rate; default: the recipe's."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights, order and augmentation."),
+    click.option("--epochs", type=Number(TrainRequest, "epochs"), help="Training epochs; default: the recipe's."),
+    click.option("--lr", type=Number(TrainRequest, "lr"), help="Base learning rate; default: the recipe's."),
+    click.option(
+        "--seed", type=Number(TrainRequest, "seed"), default=0, show_default=True, help="Seed of weights, order and augmentation."
+    ),
     click.option(
         "--set",
         "settings",
@@ -108,20 +168,22 @@ training_options = _all(
         metavar="NAME=VALUE",
         help="A field of the method's config; may be repeated. With --checkpoint: one that training does not depend on.",
     ),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    click.option("--device", type=Device(), default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
 )
 
 network_options = _all(
     click.option("--method", required=True, help="Name of the method (wsolbench list methods); `eval` takes several: cam,has."),
     click.option("--backbone", help="Name of the backbone, or timm:<name>; default: tiny for toybirds, else resnet50."),
     click.option("--weights", help="imagenet, none, or a checkpoint to start from; default: none for tiny, else imagenet."),
-    click.option("--image-size", type=click.IntRange(min=32), help="Side of the network's input; default: the backbone's."),
+    click.option("--image-size", type=Number(TrainRequest, "image_size"), help="Side of the network's input; default: the backbone's."),
     training_options,
 )
 
 model_options = _all(
     network_options,
-    click.option("--batch-size", type=click.IntRange(min=1), help="Images in a step; default: the recipe's, and 32 when evaluating."),
+    click.option(
+        "--batch-size", type=Number(TrainRequest, "batch_size"), help="Images in a step; default: the recipe's, and 32 when evaluating."
+    ),
     workers_option,
 )
 
@@ -143,16 +205,16 @@ post_set_option = click.option(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoringOptions:
-    """What is scored, how it is counted, and what is left of it."""
+class ScoringOptions(Ranged):
+    """What is scored, how it is counted, and what is written."""
 
     split: str
     protocol: str
     protocol_set: tuple[str, ...]
-    fixed_tau: float | None
+    fixed_tau: Share | None
     transfer: bool
-    limit: int | None
-    resamples: int
+    limit: Count | None
+    resamples: Annotated[int, Range(100, 100_000)]
     out: Path
     save_scores: bool
     shard: Shard | None
@@ -191,22 +253,34 @@ def _shard(text: str) -> Shard:
     return Shard.parse(text)
 
 
+resamples_option = click.option(
+    "--resamples",
+    type=Number(ScoringOptions, "resamples"),
+    default=1000,
+    show_default=True,
+    help="Bootstrap resamples of the intervals.",
+)
+
 scoring_options = _together(
     "scoring",
     ScoringOptions,
     click.option("--split", default="test", show_default=True, help="Split to score."),
     click.option("--protocol", default="wsoleval", show_default=True, help="Preset of conventions (wsolbench list protocols)."),
     click.option("--protocol-set", multiple=True, metavar="FIELD=VALUE", help="Change one convention of the preset; may be repeated."),
-    click.option("--fixed-tau", type=float, help="Threshold of the policy 'fixed', beside the oracle."),
+    click.option("--fixed-tau", type=Number(ScoringOptions, "fixed_tau"), help="Threshold of the policy 'fixed', next to the oracle."),
     click.option(
         "--transfer/--no-transfer",
         default=True,
         show_default=True,
         help="Also use the thresholds that are best on val, where there is one.",
     ),
-    click.option("--limit", type=click.IntRange(min=1), help="Score that many images only, spread evenly over the split."),
+    click.option("--limit", type=Number(ScoringOptions, "limit"), help="Score that many images only, spread evenly over the split."),
     click.option(
-        "--resamples", type=click.IntRange(min=100), default=1000, show_default=True, help="Bootstrap resamples of the intervals."
+        "--resamples",
+        type=Number(ScoringOptions, "resamples"),
+        default=1000,
+        show_default=True,
+        help="Bootstrap resamples of the intervals.",
     ),
     click.option("--out", type=click.Path(path_type=Path), default=Path("results/measured"), show_default=True, help="Folder of records."),
     click.option("--save-scores", is_flag=True, help="Keep the per-image scores beside the record (.scores.npz)."),
@@ -223,62 +297,6 @@ scoring_options = _together(
         help="JSON file for one box an image at the oracle threshold of GT-known, in COCO's format of results; asks for the maps twice.",
     ),
 )
-
-
-def parse_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, str]:
-    """`name=value` strings -> dict. Raises `UsageError` on one without `=` and on a name given twice."""
-    settings: dict[str, str] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise UsageError(f"{option} {pair!r}; expected NAME=VALUE")
-        if name in settings:
-            raise UsageError(f"{option} {name} is given twice: {settings[name]!r} and {value!r}")
-        settings[name] = value
-    return settings
-
-
-def changes_of_trained(checkpoint: Path | None, model: Mapping[str, Any]) -> dict[str, str]:
-    """What `--set` changes in the model of `--checkpoint`; nothing without one: there it chooses a run.
-
-    Raises `UsageError` on other options that its training has decided.
-    """
-    if checkpoint is None:
-        return {}
-    for name in ("backbone", "weights", "image_size", "epochs", "lr"):
-        if model.get(name) is not None:
-            raise UsageError(f"--{name.replace('_', '-')} says nothing beside --checkpoint, which has been trained: leave one of them out")
-    return parse_settings(model["settings"])
-
-
-def read_protocol(name: str, changes: Sequence[str]) -> EvalProtocol:
-    """A preset with single fields changed; the variant's name lists the changes, so that boards keep it apart."""
-    protocol = EvalProtocol.preset(name)
-    if not changes:
-        return protocol
-    values: dict[str, Any] = {}
-    known = {item.name: getattr(protocol, item.name) for item in fields(protocol) if item.name != "name"}
-    for field_name, text in parse_settings(changes, "--protocol-set").items():
-        if field_name not in known:
-            raise unknown_name("protocol field", field_name, known)
-        values[field_name] = _parse(field_name, text, known[field_name])
-    suffix = ",".join(f"{field_name}={text}" for field_name, text in sorted(parse_settings(changes).items()))
-    return replace(protocol, name=f"{name}+{suffix}", **values)
-
-
-def _parse(name: str, text: str, current: Any) -> Any:
-    try:
-        if isinstance(current, bool):
-            return {"true": True, "false": False}[text.lower()]
-        if name == "taus" and "," not in text:
-            return tau_grid(float(text))
-        if isinstance(current, tuple):
-            return tuple(float(part) for part in text.split(","))
-        if current is None:
-            return float(text)
-        return type(current)(text)
-    except (KeyError, ValueError) as error:
-        raise UsageError(f"--protocol-set {name}={text}: expected a value like {current!r}") from error
 
 
 def evaluate_and_report(
@@ -326,34 +344,54 @@ def evaluate_and_report(
         batches = [samples[start : start + options.batch_size] for start in range(0, len(samples), options.batch_size)]
         return [raw for batch in batches for raw in source.maps(batch, source.collate([source.load(sample) for sample in batch])).maps]
 
-    report_evaluation(evaluation, scoring.out, scoring.save_scores)
-    if scoring.pictures is not None:
-        from wsolbench.report.plots import write_pictures
+    lines: list[str] = []
+    with _printed_at_the_end(evaluation, lines):  # everything is written before anything is printed
+        write_evaluation(evaluation, scoring.out, scoring.save_scores, lines)
+        if scoring.save_boxes is not None:
+            from wsolbench.datasets.coco_export import image_numbers
+            from wsolbench.report.coco_boxes import write_coco_boxes
 
-        for picture in write_pictures(scoring.pictures, evaluation.record, evaluation.scores, drawn, maps_of):
-            click.echo(f"picture  {picture}")
-    if scoring.save_boxes is not None:
-        from wsolbench.datasets.coco_export import image_numbers
-        from wsolbench.report.coco_boxes import write_coco_boxes
+            numbers = image_numbers(whole or scored)
+            count = write_coco_boxes(scoring.save_boxes, evaluation.record, evaluation.scores, drawn, maps_of, numbers)
+            lines.append(f"boxes    {scoring.save_boxes} ({count})")
+        if scoring.pictures is not None:
+            from wsolbench.report.plots import write_pictures
 
-        numbers = image_numbers(whole or scored)
-        count = write_coco_boxes(scoring.save_boxes, evaluation.record, evaluation.scores, drawn, maps_of, numbers)
-        click.echo(f"boxes    {scoring.save_boxes} ({count})")
-    evaluation.finish()
-    click.echo(f"time     {time.perf_counter() - started:.1f} s")
+            pictures = write_pictures(scoring.pictures, evaluation.record, evaluation.scores, drawn, maps_of)
+            lines += [f"picture  {picture}" for picture in pictures]
+        evaluation.finish()
+        lines.append(f"time     {time.perf_counter() - started:.1f} s")
 
 
 def report_evaluation(evaluation: Evaluation, out: Path, save_scores: bool) -> None:
-    """Write the record and, if asked, the scores; print the table and where they are."""
-    from rich.console import Console
+    """Write the record and, if asked, the scores; then print the table and where they are."""
+    lines: list[str] = []
+    with _printed_at_the_end(evaluation, lines):
+        write_evaluation(evaluation, out, save_scores, lines)
 
-    from wsolbench.report.tables import metrics_table
+
+def write_evaluation(evaluation: Evaluation, out: Path, save_scores: bool, lines: list[str]) -> None:
+    """Write the record and, if asked, the scores; add where they are to `lines`."""
     from wsolbench.score_table import SCORES
 
     path = evaluation.record.write(out)
-    Console(soft_wrap=True).print(metrics_table(evaluation.record))
     if save_scores:
         scores = path.with_suffix(SCORES)
         evaluation.scores.write(scores)
-        click.echo(f"scores   {scores}")
-    click.echo(f"record   {path}")
+        lines.append(f"scores   {scores}")
+    lines.append(f"record   {path}")
+
+
+@contextlib.contextmanager
+def _printed_at_the_end(evaluation: Evaluation, lines: list[str]) -> Iterator[None]:
+    """Print the table and `lines` when the block ends, also where something in it fails."""
+    from rich.console import Console
+
+    from wsolbench.report.tables import metrics_table
+
+    try:
+        yield
+    finally:
+        Console(soft_wrap=True).print(metrics_table(evaluation.record))
+        for line in lines:
+            click.echo(line)

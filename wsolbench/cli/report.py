@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from wsolbench.cli.options import DataOptions, read_protocol
+from wsolbench.cli.options import DataOptions, resamples_option
+from wsolbench.cli.settings import read_protocol
 
 if TYPE_CHECKING:
     from wsolbench.report.gallery import Gallery
@@ -24,9 +25,9 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--results", type=FOLDER, default=Path("results"), show_default=True, help="Folder that holds measured/, the records.")
 @click.option("--out", type=FOLDER, default=Path("report"), show_default=True, help="Folder for index.html.")
 @click.option(
-    "--methods", type=click.IntRange(min=0), default=5, show_default=True, help="Best methods of a data set that are compared in pairs."
+    "--methods", type=click.IntRange(0, 1000), default=5, show_default=True, help="Best methods of a data set that are compared in pairs."
 )
-@click.option("--resamples", type=click.IntRange(min=100), default=1000, show_default=True, help="Bootstrap resamples of the comparisons.")
+@resamples_option
 @click.option("--maps", "folders", multiple=True, type=FOLDER, help="Folder of maps for a gallery; several show where they disagree.")
 @click.option("--dataset", help="Data set that the maps are of.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Its folder; default: as for `wsolbench eval`.")

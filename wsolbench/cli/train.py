@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from wsolbench.cli.options import DataOptions, data_options, model_options, parse_settings
+from wsolbench.cli.options import DataOptions, data_options, model_options
+from wsolbench.cli.settings import parse_settings
 from wsolbench.files import file_name
 
 
@@ -42,7 +43,7 @@ def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
     backbone = default_backbone(data.dataset, model["backbone"])
     request = TrainRequest(
         train=data.open("train"),
-        val=data.open_val(),
+        val=data.open_val(without="no epoch is validated", way_out=""),
         out=out or default_run(data.dataset, backbone, model),
         backbone=backbone,
         weights=default_weights(backbone, model["weights"]),

@@ -7,8 +7,11 @@ from typing import Any
 
 import click
 
-from wsolbench.cli.options import detector_options, parse_settings, workers_option
+from wsolbench.cli.options import detector_options, workers_option
+from wsolbench.cli.settings import parse_settings
 from wsolbench.cli.train import default_backbone, default_run, default_weights
+from wsolbench.cli.values import Number
+from wsolbench.methods import DetectorRequest
 
 BACKBONE = "resnet50_fpn"
 """The default for real data."""
@@ -23,10 +26,10 @@ BACKBONE = "resnet50_fpn"
 @click.option("--split", default="train", show_default=True, help="Split to train on.")
 @click.option(
     "--limit",
-    type=click.IntRange(min=1),
+    type=Number(DetectorRequest, "limit"),
     help="Train on at most that many images, spread evenly over the split; those without objects are left out then.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images in a step; default: the recipe's.")
+@click.option("--batch-size", type=Number(DetectorRequest, "batch_size"), help="Images in a step; default: the recipe's.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Run folder; default: runs/<data set>/<method>-<backbone>-seed<seed>-<other options>."
 )
@@ -34,7 +37,7 @@ BACKBONE = "resnet50_fpn"
 def command(data_root: Path | None, split: str, limit: int | None, out: Path | None, **model: Any) -> None:
     """Train a detector. A run that was killed goes on where it was; a finished one is left as it is."""
     from wsolbench.datasets.coco import load_instances
-    from wsolbench.methods import DetectorRequest, load_detector
+    from wsolbench.methods import load_detector
 
     detector = load_detector(model["method"])
     train = load_instances(data_root, split)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Float64
 
+from wsolbench.checks import check_boxes, check_boxes_of_image, check_size
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps.normalize import normalize
 from wsolbench.maps.resize import resize_map
@@ -14,7 +15,7 @@ from wsolbench.types import Boxes, ScoreMap
 
 def frame_size(image_size: tuple[int, int], protocol: EvalProtocol) -> tuple[int, int]:
     """(width, height) of the frame in which the maps of an image of `image_size` = (width, height) are compared."""
-    return image_size if protocol.frame == "original" else (protocol.frame_size, protocol.frame_size)
+    return check_size(image_size) if protocol.frame == "original" else (protocol.frame_size, protocol.frame_size)
 
 
 def to_frame(
@@ -78,8 +79,12 @@ def frame_boxes(boxes: Boxes, image_size: tuple[int, int], protocol: EvalProtoco
 
     In this order: first box only or all; one less at the end (`gt_end`); cut at (W-1, H-1) (`clip_boxes`); scaled by
     `x * new / old`; truncated (`gt_truncate`); for the centre crop shifted and cut to the crop.
+
+    Raises `DataError` for boxes of another shape, that are not finite, end before they start (x, y, width, height), lie outside the
+    image, or are fractions of it.
     """
-    result = np.array(boxes[:1] if protocol.gt_boxes == "first" else boxes, dtype=np.float64).reshape(-1, 4)
+    result = check_boxes_of_image(boxes, image_size, "true boxes")
+    result = result[:1] if protocol.gt_boxes == "first" else result
     width, height = image_size
     if protocol.gt_end == "inclusive":
         result[:, 2:] -= 1
@@ -99,12 +104,15 @@ def frame_boxes(boxes: Boxes, image_size: tuple[int, int], protocol: EvalProtoco
 def image_boxes(boxes: Boxes, image_size: tuple[int, int], protocol: EvalProtocol) -> Float64[np.ndarray, "g 4"]:
     """Predicted boxes in the frame and the numbers of the protocol -> continuous xyxy pixels of an image of (width, height).
 
-    The protocol's own rounding and cutting stay, and so does its empty box.
+    The protocol's own rounding and cutting stay, and so does its empty box. Raises `DataError` for broken boxes.
 
     >>> image_boxes(np.array([[56.0, 56.0, 112.0, 168.0]]), (448, 224), EvalProtocol.preset("wsoleval"))
     array([[112.,  56., 224., 168.]])
     """
-    result = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    check_size(image_size)
+    result = check_boxes(
+        np.zeros((0, 4)) if np.size(boxes) == 0 else boxes, plus_one=protocol.box_end == "inclusive", what="predicted boxes"
+    )
     if protocol.box_end == "inclusive":
         result[:, 2:] += 1
     if protocol.frame == "original":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float64, Num
 
-from wsolbench.exceptions import DataError
+from wsolbench.checks import check_boxes
 
 
 def iou_matrix(a: Num[np.ndarray, "m 4"], b: Num[np.ndarray, "r 4"], *, plus_one: bool) -> Float64[np.ndarray, "m r"]:
@@ -43,24 +43,6 @@ def iob_matrix(predicted: Num[np.ndarray, "m 4"], truth: Num[np.ndarray, "r 4"],
     one = float(plus_one)
     a, b = check_boxes(predicted, plus_one=plus_one), check_boxes(truth, plus_one=plus_one)
     return _ratio(_intersections(a, b, one), _areas(a, one)[:, None])
-
-
-def check_boxes(boxes: Num[np.ndarray, "n 4"], *, plus_one: bool, what: str = "boxes") -> Float64[np.ndarray, "n 4"]:
-    """`boxes` as a float64 (n, 4) array. `what` names them in errors.
-
-    Raises `DataError` for another shape, NaN or Inf, and for a box that ends before it starts (a negative width or height).
-    """
-    result = np.asarray(boxes, dtype=np.float64)
-    if result.ndim != 2 or result.shape[1] != 4:
-        raise DataError(f"{what} have shape {result.shape}; expected (n, 4), one row (x0, y0, x1, y1) for each box")
-    broken = np.flatnonzero(~np.isfinite(result).all(axis=1))
-    if len(broken):
-        raise DataError(f"{what}: row {broken[0]} holds NaN or Inf; expected finite x0, y0, x1, y1")
-    inverted = np.flatnonzero((result[:, 2:] - result[:, :2] + float(plus_one) < 0).any(axis=1))
-    if len(inverted):
-        row = inverted[0]
-        raise DataError(f"{what}: row {row} is {result[row].tolist()}; expected x1 >= x0 and y1 >= y0 (is it x, y, width, height?)")
-    return result
 
 
 def unchecked_iou(a: Float64[np.ndarray, "m 4"], b: Float64[np.ndarray, "r 4"], *, plus_one: bool) -> Float64[np.ndarray, "m r"]:

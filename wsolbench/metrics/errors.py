@@ -20,8 +20,9 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Int64, Integer, Num, UInt8
 
+from wsolbench.checks import check_boxes
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.metrics.boxes import check_boxes, unchecked_overlaps
+from wsolbench.metrics.boxes import unchecked_overlaps
 from wsolbench.protocol import EvalProtocol
 
 ErrorName = Literal["right", "cls", "m_ins", "part", "more", "other"]

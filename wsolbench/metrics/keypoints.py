@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float64, Int
 
+from wsolbench.checks import check_boxes
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.types import Boxes, KeyPoints
 
@@ -75,27 +76,24 @@ def keypoint_distance(
 
     `boxes` (K, 4) in score order, `key_points` (P, 3) rows (x, y, visible) and `true_box` (4,), unclipped, in pixels of the
     input of `side` squared. `frame="inside"` drops points outside of [0, side) squared, "all" keeps them.
-    Raises `DataError` on coordinates that are not finite, a true box without a diagonal, or arrays of other shapes.
+    Raises `DataError` on coordinates that are not finite, boxes that end before they start, a true box without a diagonal, and arrays
+    of other shapes.
 
     >>> square = np.array([[90.0, 90.0, 110.0, 110.0]])
     >>> float(keypoint_distance(square, np.array([[103.0, 104.0, 1.0]]), np.array([0.0, 0.0, 60.0, 80.0]), side=448).norm[0])
     0.05
     """
-    boxes, true_box = np.asarray(boxes, dtype=np.float64), np.asarray(true_box, dtype=np.float64)
+    boxes = check_boxes(boxes, plus_one=False, what="proposed boxes")
+    true_box = check_boxes(np.asarray(true_box)[None], plus_one=False, what="the true box")[0]
     key_points = np.asarray(key_points, dtype=np.float64)
     real = np.ones(len(boxes), dtype=bool) if padded is None else ~np.asarray(padded, dtype=bool)
-    if boxes.shape != (len(real), 4) or key_points.ndim != 2 or key_points.shape[1] != 3 or true_box.shape != (4,):
-        raise DataError(
-            f"boxes {boxes.shape}, padded {real.shape}, key points {key_points.shape}, true box {true_box.shape}; "
-            "expected (K, 4), (K,), (P, 3) and (4,)"
-        )
+    if len(boxes) != len(real) or key_points.ndim != 2 or key_points.shape[1] != 3:
+        raise DataError(f"boxes {boxes.shape}, padded {real.shape}, key points {key_points.shape}; expected (K, 4), (K,) and (P, 3)")
     visible = np.flatnonzero(key_points[:, 2])
     points = key_points[visible, :2]
     diagonal = math.hypot(true_box[2] - true_box[0], true_box[3] - true_box[1])
-    if not (np.isfinite(boxes).all() and np.isfinite(points).all() and math.isfinite(diagonal) and diagonal > 0):
-        raise DataError(
-            f"key-point distance needs finite boxes and points and a true box with a diagonal; the true box is {true_box.tolist()}"
-        )
+    if not (np.isfinite(points).all() and math.isfinite(diagonal) and diagonal > 0):
+        raise DataError(f"key-point distance needs finite points and a true box with a diagonal; the true box is {true_box.tolist()}")
     if frame == "inside":
         inside = ((points >= 0) & (points < side)).all(axis=1)
         visible, points = visible[inside], points[inside]

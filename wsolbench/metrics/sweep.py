@@ -17,8 +17,9 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Num, UInt, UInt8
 
+from wsolbench.checks import check_boxes
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.metrics.boxes import check_boxes, unchecked_iou
+from wsolbench.metrics.boxes import unchecked_iou
 from wsolbench.metrics.component_tree import EIGHT, FOUR, best_of_components, best_of_holes, count_passed, framed, higher_neighbours
 from wsolbench.metrics.largest_component import BOX, CONTOUR, PIXELS, largest_of_components
 from wsolbench.protocol import EvalProtocol

@@ -1,0 +1,76 @@
+"""Checks of boxes and sizes that come from outside: the same rules and messages wherever they enter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64, Num
+
+from wsolbench.exceptions import DataError
+
+FRACTIONS_FROM = 8
+"""In images with sides of at least so many pixels, boxes inside the first pixel are taken for fractions of the image."""
+
+
+def check_boxes(boxes: Num[np.ndarray, "n 4"], *, plus_one: bool, what: str = "boxes") -> Float64[np.ndarray, "n 4"]:
+    """`boxes` as a float64 (n, 4) array. `what` names them in errors.
+
+    Raises `DataError` for another shape, values that are no real numbers, NaN or Inf, and for a box that ends before it starts (a
+    negative width or height). With `plus_one` an end is the last pixel of the box, so it may be one less than the start.
+    """
+    try:
+        values = np.asarray(boxes)
+        real = values.dtype.kind in "iufb"
+        result = values.astype(np.float64) if real else values
+    except (TypeError, ValueError) as error:  # rows of different lengths
+        raise DataError(f"{what} are no array ({error}); expected (n, 4), one row (x0, y0, x1, y1) for each box") from error
+    if not real:
+        raise DataError(f"{what} have dtype {values.dtype}; expected real numbers, one row (x0, y0, x1, y1) for each box")
+    if result.ndim != 2 or result.shape[1] != 4:
+        raise DataError(f"{what} have shape {result.shape}; expected (n, 4), one row (x0, y0, x1, y1) for each box")
+    broken = np.flatnonzero(~np.isfinite(result).all(axis=1))
+    if len(broken):
+        raise DataError(f"{what}: row {broken[0]} holds NaN or Inf; expected finite x0, y0, x1, y1")
+    inverted = np.flatnonzero((result[:, 2:] - result[:, :2] + float(plus_one) < 0).any(axis=1))
+    if len(inverted):
+        row = inverted[0]
+        raise DataError(f"{what}: row {row} is {result[row].tolist()}; expected x1 >= x0 and y1 >= y0 (is it x, y, width, height?)")
+    return result
+
+
+def check_boxes_of_image(boxes: Num[np.ndarray, "n 4"], size: tuple[int, int], what: str = "boxes") -> Float64[np.ndarray, "n 4"]:
+    """`check_boxes` for continuous boxes in pixels of an image of `size` = (width, height); no box at all is allowed.
+
+    Also raises `DataError` for a box outside the image, and for boxes that are fractions of the image: all of them lie inside its
+    first pixel, and not on pixel borders.
+    """
+    width, height = check_size(size)
+    result = check_boxes(np.zeros((0, 4)) if np.size(boxes) == 0 else boxes, plus_one=False, what=what)
+    if not len(result):
+        return result
+    outside = (result[:, 2:] < 0).any(axis=1) | (result[:, :2] > [width, height]).any(axis=1)
+    if outside.any():
+        row = int(outside.argmax())
+        raise DataError(
+            f"{what}: row {row} is {result[row].tolist()}, outside the image of {width} x {height}; expected x0, y0, x1, y1 in pixels "
+            "of the image, and its size as (width, height)"
+        )
+    if result.max() <= 1 and min(width, height) >= FRACTIONS_FROM and (result != np.trunc(result)).any():
+        raise DataError(
+            f"{what} look like fractions of the image: {result[0].tolist()} in an image of {width} x {height}; expected pixels. "
+            "Multiply x by the width and y by the height."
+        )
+    return result
+
+
+def check_size(size: Sequence[int], what: str = "image size") -> tuple[int, int]:
+    """`size` as two ints (width, height). Raises `DataError` unless it is two whole numbers of at least 1."""
+    try:
+        width, height = (int(side) for side in size)
+        whole = all(int(side) == side and side >= 1 for side in size)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{what} {size!r}; expected (width, height), two whole numbers") from error
+    if not whole:
+        raise DataError(f"{what} {size!r}; expected (width, height), two whole numbers of at least 1")
+    return width, height

@@ -1,0 +1,85 @@
+"""Settings given as `name=value`: of methods, post-processes and protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from wsolbench.exceptions import UsageError, unknown_name
+from wsolbench.protocol import EvalProtocol, tau_grid
+
+
+def parse_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, str]:
+    """`name=value` strings -> dict. Raises `UsageError` on one without `=` and on a name given twice."""
+    settings: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{option} {shorten(pair)!r}; expected NAME=VALUE")
+        if name in settings:
+            raise UsageError(f"{option} {name} is given twice: {shorten(settings[name])!r} and {shorten(value)!r}")
+        settings[name] = value
+    return settings
+
+
+def changes_of_trained(checkpoint: Path | None, model: Mapping[str, Any]) -> dict[str, str]:
+    """What `--set` changes in the model of `--checkpoint`; nothing without one: there it chooses a run.
+
+    Raises `UsageError` on other options that its training has decided.
+    """
+    if checkpoint is None:
+        return {}
+    for name in ("backbone", "weights", "image_size", "epochs", "lr"):
+        if model.get(name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} says nothing beside --checkpoint, which has been trained: leave one of them out")
+    return parse_settings(model["settings"])
+
+
+def read_protocol(name: str, changes: Sequence[str]) -> EvalProtocol:
+    """A preset with single fields changed; the variant's name lists the changes, so that boards keep it apart.
+
+    Raises `UsageError` on an unknown preset or field, and on a value outside the range of its field.
+    """
+    protocol = EvalProtocol.preset(name)
+    if not changes:
+        return protocol
+    given = parse_settings(changes, "--protocol-set")
+    values: dict[str, Any] = {}
+    known = {item.name: getattr(protocol, item.name) for item in fields(protocol) if item.name != "name"}
+    for field_name, text in given.items():
+        if field_name not in known:
+            raise unknown_name("protocol field", field_name, known)
+        values[field_name] = _parse(field_name, text, known[field_name])
+    suffix = ",".join(f"{field_name}={text}" for field_name, text in sorted(given.items()))
+    return replace(protocol, name=f"{name}+{suffix}", **values)
+
+
+def _parse(name: str, text: str, current: Any) -> Any:
+    """The value that `text` stands for; what it may be is the matter of the protocol."""
+    try:
+        if isinstance(current, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if name == "taus" and "," not in text:
+            step = float(text)
+        elif isinstance(current, tuple):
+            return tuple(float(part) for part in text.split(",") if part.strip())
+        elif current is None:
+            return None if text.lower() == "none" else float(text)
+        else:
+            return type(current)(text)
+    except (KeyError, ValueError) as error:
+        shown = "true or false" if isinstance(current, bool) else f"a value like {current!r}"
+        if name == "taus":
+            shown = "a step such as 0.01, or thresholds such as 0.1,0.2"
+        raise UsageError(f"--protocol-set {name}={shorten(text)}: expected {shown}") from error
+    try:
+        return tau_grid(step)
+    except UsageError as error:
+        raise UsageError(f"--protocol-set taus={shorten(text)}: {error}") from error
+
+
+def shorten(text: str) -> str:
+    """A text for a message, cut where it is long."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
