@@ -37,8 +37,7 @@ Departures and open readings
     test       Without attention F^c + F^s is 2F; `test_agg=double` keeps it, the scale that the convolution was trained on. This switch
                costs a fine-tuned network most of its top-1 accuracy: 47.7 on toybirds without attention, 70.0 with `test_modules=true`.
     Patches    Sides are scaled by the size of the image over 224.
-    Not given: recipe (SPA's here), crop, where alpha starts (0, as in the attention it is taken from), ResNet's grid (14 x 14).
-    Inception is not in the paper.
+    Not given: recipe (SPA's here), crop, where alpha starts (0, as in the attention it is taken from), ResNet's grid (14 x 14), Inception.
 """
 
 from __future__ import annotations
