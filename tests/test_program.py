@@ -84,15 +84,11 @@ def test_no_program_of_a_repository_is_run(copy: Path) -> None:
     assert not (copy / "ran").exists()
 
 
-class Source:
-    """Of a package that offers nothing: of the tests."""
-
-
 def test_the_program_is_named_by_the_source_of_all_that_takes_part() -> None:
-    here = program(Source(), libraries=("torch",))
+    here = program(("torch",))
     assert {"wsolbench", "reference_models"} <= here["source"].keys()
     assert here["versions"].keys() >= {"wsolbench", "numpy", "pillow", "torch"}
-    assert program(Source(), libraries=("torch",)) == here
+    assert program(("torch",)) == here
 
 
 def test_two_programs_are_told_by_what_differs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -18,15 +19,14 @@ LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "numba", "scipy")
 """Distributions that every number goes through."""
 
 
-def program(*parts: object, libraries: Iterable[str] = ()) -> dict[str, dict[str, str | None]]:
+def program(libraries: Iterable[str] = ()) -> dict[str, dict[str, str | None]]:
     """What must be the same for a run to go on: versions of libraries, and digests of the source of the packages that take part.
 
-    These are this package, all that offer methods, backbones, post-processes or detectors, and those of the classes of `parts`.
+    These are this package, and all that offer methods, backbones, post-processes or detectors.
     """
-    names = dict.fromkeys([OWN, *_plugins(), *(type(part).__module__.partition(".")[0] for part in parts)])
     return {
         "versions": {name: version_of(name) for name in (OWN, *LIBRARIES, *libraries)},
-        "source": {name: _source_digest(name) for name in names},
+        "source": {name: _source_digest(name) for name in (OWN, *_plugins())},
     }
 
 
@@ -51,6 +51,7 @@ def unlike(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+@functools.cache
 def version_of(distribution: str) -> str | None:
     """The installed version of a distribution; None where it is not installed as one."""
     try:
@@ -74,11 +75,12 @@ def revisions() -> dict[str, Any]:
     return {**found, "plugins": plugins} if any(plugins.values()) else found
 
 
-def _plugins() -> list[str]:
+@functools.cache
+def _plugins() -> tuple[str, ...]:
     """Top-level packages that offer something through an entry point, sorted."""
     groups = (ENTRY_POINT_GROUP, BACKBONE_ENTRY_POINT_GROUP, POST_ENTRY_POINT_GROUP, DETECTOR_ENTRY_POINT_GROUP)
     installed = entry_points()
-    return sorted({point.module.partition(".")[0] for group in groups for point in installed.select(group=group)} - {OWN})
+    return tuple(sorted({point.module.partition(".")[0] for group in groups for point in installed.select(group=group)} - {OWN}))
 
 
 def _folder(package: str) -> Path | None:
@@ -94,6 +96,7 @@ def _folder(package: str) -> Path | None:
     return Path(place).resolve() if place and Path(place).exists() else None
 
 
+@functools.cache
 def _source_digest(package: str) -> str | None:
     """SHA-256 of the names and bytes of a package's Python files; None where there are none to read."""
     folder = _folder(package)
@@ -106,6 +109,7 @@ def _source_digest(package: str) -> str | None:
     return digest.hexdigest()
 
 
+@functools.cache
 def _tracked_in(folder: Path) -> str | None:
     """The repository that tracks the files of a package; None where there is none, or it only lies around them."""
     top = _git(folder, "rev-parse", "--show-toplevel")
