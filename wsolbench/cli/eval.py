@@ -77,11 +77,11 @@ def command(
     combination, with maps and pictures in folders of their own.
     """
     from wsolbench.distributed import connected
-    from wsolbench.evaluate import RunOptions
+    from wsolbench.evaluate import RunOptions, limited
     from wsolbench.exceptions import UsageError
     from wsolbench.maps import MapFolder
     from wsolbench.methods import load_method
-    from wsolbench.sources import ModelSource
+    from wsolbench.sources import ModelSource, fitting_batch
     from wsolbench.transforms import Transform, transformed
 
     with connected() as world:
@@ -100,9 +100,8 @@ def command(
         val = data.open_val() if scoring.transfer and scoring.split != "val" and "none" in views else None
         scoring.prepare(scored, save_maps)
         several = len(methods) * len(readings) * len(views) > 1
-        options = RunOptions(
-            batch_size=model["batch_size"] or 32, workers=model["workers"], work=scoring.out / ".work", resamples=scoring.resamples
-        )
+        batch_size = fitting_batch(model["batch_size"] or 32, *(split and limited(split, scoring.limit) for split in (scored, val)))
+        options = RunOptions(batch_size=batch_size, workers=model["workers"], work=scoring.out / ".work", resamples=scoring.resamples)
         changes = changes_of_trained(checkpoint, model)
         for name, method in methods.items():
             settings = {**model, "method": name}
