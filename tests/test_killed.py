@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("what", ["train", "eval", "score", pytest.param("shards", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("what", ["train", *(pytest.param(name, marks=pytest.mark.slow) for name in ("eval", "score", "shards"))])
 def test_a_kill_at_any_file_operation_leaves_no_trace(tmp_path: Path, what: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "tests" / "killed.py"), what, str(tmp_path)]
