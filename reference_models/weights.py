@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ def read_weights(path: Path) -> WeightsFile:
         tensors, metadata = read_safetensors(path)
         return WeightsFile(tensors, sha256_of_file(path), metadata if HEADER in metadata else None)
     try:
+        _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the damaged archive makes it stumble on
         raise DataError(
@@ -68,6 +70,14 @@ def read_weights(path: Path) -> WeightsFile:
     if not isinstance(state, dict) or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise DataError(f"weights file {path} holds a {type(state).__name__}; expected a state_dict: names and tensors")
     return WeightsFile({name.removeprefix("module."): value for name, value in state.items()}, sha256_of_file(path))
+
+
+def _check_archive(path: Path) -> None:
+    """Raises `ValueError` where the checksums of a zip archive, which torch does not look at, are not those of its content."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"the checksum of {damaged} in it differs")
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -152,6 +152,7 @@ def kills(what: str, place: Path) -> tuple[int, list[str]]:
 
 
 if __name__ == "__main__":
-    tried, problems = kills(sys.argv[1], Path(sys.argv[2]))
-    sys.stdout.write("\n".join([f"{sys.argv[1]}: {tried} operations", *problems]) + "\n")
+    kind, place = sys.argv[1:]
+    tried, problems = kills(kind, Path(place))
+    sys.stdout.write("\n".join([f"{kind}: {tried} operations", *problems]) + "\n")
     sys.exit(bool(problems))

@@ -15,7 +15,7 @@ from reference_models import loops
 from reference_models.checkpoint import HEADER, read_header
 from reference_models.localization.cam import Cam
 from reference_models.loops import BEST, LAST, LOG, STATE
-from reference_models.weights import load_strictly
+from reference_models.weights import load_strictly, read_weights
 from tests.reference_models.test_train import interrupt, request, same_weights
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.program import program
@@ -177,3 +177,16 @@ def test_weights_of_another_precision_are_converted(dtype):
     tensors = {name: tensor.to(dtype) for name, tensor in module.state_dict().items()}
     load_strictly(module, tensors, what="a file")
     assert torch.equal(module.weight.detach(), tensors["weight"].float())
+
+
+def test_a_flipped_bit_in_somebodys_file_of_weights_is_noticed(tmp_path):
+    """torch reads such a file without a word."""
+    path = tmp_path / "weights.pt"
+    torch.save({"weight": torch.zeros(1000)}, path)
+    content = path.read_bytes()
+    path.write_bytes(flipped(content, len(content) // 2, 6))
+    assert torch.load(path, weights_only=True)["weight"].any()
+    with pytest.raises(DataError, match=r"weights\.pt is truncated, .*checksum of .* differs"):
+        read_weights(path)
+    path.write_bytes(content)
+    assert not read_weights(path).tensors["weight"].any()
