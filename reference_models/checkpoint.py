@@ -1,7 +1,8 @@
 """Checkpoints: the tensors of a model in one safetensors file whose header says, as JSON, what the model is.
 
-The same JSON lies beside the file for people to read, with machine, time and versions; only the header counts, so that no half of a
-pair can be stale, and equal trainings give equal files.
+The header also has a digest of tensors and description, which is checked when the tensors are read. The same JSON lies beside the file
+for people to read, with machine, time and versions; only the header counts, so that no half of a pair can be stale, and equal trainings
+give equal files.
 """
 
 from __future__ import annotations
@@ -16,20 +17,19 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import nn
 
 from reference_models.backbone import load_backbone
 from reference_models.base import Localizer
 from reference_models.config import changed_at_test, from_json, to_json
-from reference_models.weights import NONE, Weights, load_strictly, read_safetensors
+from reference_models.weights import DIGEST, HEADER, NONE, Weights, digest_of_checkpoint, load_strictly, read_safetensors
 from wsolbench.exceptions import DataError
 from wsolbench.files import atomic_path, canonical_json, sha256_of_file, write_json
 from wsolbench.methods import InputSpec
 
 FORMAT = 1
-HEADER = "wsolbench"
 
 M = TypeVar("M", bound=Localizer)
 
@@ -55,11 +55,27 @@ def save_checkpoint(path: Path, model: Localizer, training: dict[str, Any], run:
 def write_checkpoint(path: Path, model: nn.Module, facts: dict[str, Any], run: dict[str, Any]) -> None:
     """Write the tensors of any model with `facts` as header; see `save_checkpoint`."""
     facts = {"format": FORMAT, **facts}
-    versions = {"python": platform.python_version(), **{name: version(name) for name in ("wsolbench", "torch", "torchvision", "timm")}}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    header = canonical_json({**facts, DIGEST: digest_of_checkpoint(tensors, json.loads(canonical_json(facts)))})
+    content = save(tensors, metadata={HEADER: header})
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={HEADER: canonical_json(facts)})
+        temporary.write_bytes(content)
+    write_beside(path, facts, run)
+
+
+def write_beside(path: Path, facts: dict[str, Any], run: dict[str, Any]) -> None:
+    """Write the `.json` beside a checkpoint."""
+    versions = {"python": platform.python_version(), **{name: version(name) for name in ("wsolbench", "torch", "torchvision", "timm")}}
     write_json(path.with_suffix(".json"), {**facts, "run": run, "versions": versions})
+
+
+def read_beside(path: Path) -> dict[str, Any]:
+    """What the `.json` beside a checkpoint says; empty where there is none, or a damaged one."""
+    try:
+        values = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -71,16 +87,19 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError):
+    except Exception:
         _, metadata = read_safetensors(path)  # says what is wrong with the file
     try:
         facts = json.loads(metadata[HEADER])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is a safetensors file, but no checkpoint of this package: its header has no {HEADER!r} entry") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise DataError(
             f"checkpoint {path} has format {facts.get('format') if isinstance(facts, dict) else facts!r}, expected {FORMAT}; train again"
         )
+    facts.pop(DIGEST, None)
+    if not isinstance(facts.get("method"), str) or not isinstance(facts.get("training"), dict):
+        raise DataError(f"checkpoint {path} does not say of which method it is and how it was trained; copy the file again, or train again")
     return facts
 
 
@@ -101,6 +120,7 @@ def load_checkpoint(method: type[M], path: Path, settings: Mapping[str, str] = M
     and `UsageError` on settings that cannot be changed.
     """
     facts = header_of(path, method.method_name)
+    tensors, _ = read_safetensors(path)
     try:
         config = from_json(method.Config, facts["config"])
         spec = from_json(InputSpec, facts["input_spec"])
@@ -113,7 +133,6 @@ def load_checkpoint(method: type[M], path: Path, settings: Mapping[str, str] = M
         backbone = load_backbone(described["name"], weights=NONE, grid=described["grid"])
         backbone.input_spec = spec
         model = method(backbone, num_classes, config)
-    tensors, _ = read_safetensors(path)
     load_strictly(model, tensors, what=f"checkpoint {path}")
     backbone.weights = Weights(**described["weights"])
     model.class_names = names

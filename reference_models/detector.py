@@ -116,6 +116,7 @@ class Detector(nn.Module):
     def load(cls: type[D], checkpoint: Path, *, device: str = "auto") -> D:
         """A trained model in eval mode. Raises `DataError` on a file of another method, or one that is broken or does not fit itself."""
         facts = header_of(checkpoint, cls.method_name)
+        tensors, _ = read_safetensors(checkpoint)
         try:
             described, names = facts["backbone"], tuple(facts["class_names"])
             with torch.random.fork_rng(devices=[]):  # initial values, which the checkpoint replaces
@@ -125,7 +126,7 @@ class Detector(nn.Module):
             raise DataError(
                 f"checkpoint {checkpoint} was written by another version of {cls.method_name!r} ({error}); train again"
             ) from error
-        load_strictly(model, read_safetensors(checkpoint)[0], what=f"checkpoint {checkpoint}")
+        load_strictly(model, tensors, what=f"checkpoint {checkpoint}")
         model.facts = {**facts["training"], "checkpoint": {"file": checkpoint.name, "sha256": sha256_of_file(checkpoint)}}
         return model.to(pick_device(device)).eval()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable
@@ -13,16 +14,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from reference_models.checkpoint import read_header
+from reference_models.checkpoint import read_beside, read_header, write_beside
 from reference_models.detection_recipes import DetectionRecipe
 from reference_models.recipes import Recipe
 from reference_models.run_folder import must_be_same
-from reference_models.weights import IMAGENET, NONE
+from reference_models.weights import IMAGENET, NONE, first_line, read_safetensors
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.files import atomic_path, canonical_json, sha256_of_file
+from wsolbench.files import canonical_json, is_sealed, sha256_of_file, write_sealed
 from wsolbench.methods import DetectorRequest, TrainRequest
+from wsolbench.program import program, unlike
+from wsolbench.progress import note
 
 LAST, BEST, STATE, LOG = "last.safetensors", "best.safetensors", "state.pt", "log.csv"
+
+LIBRARIES = ("torch", "torchvision", "timm")
+"""Whose versions a training depends on, besides those of all numbers."""
 
 R = TypeVar("R", Recipe, DetectionRecipe)
 
@@ -75,41 +81,89 @@ def weights_fact(weights: str) -> str:
 
 
 def save_state(run: Run, progress: dict[str, Any], path: Path) -> None:
-    """Write all that a run needs to go on; `progress` says how far it is, in values of JSON."""
+    """Write all that a run needs to go on, with a digest; `progress` says how far it is, in values of JSON."""
     state = {
         "facts": canonical_json(run.facts),
+        "program": canonical_json(program(LIBRARIES)),
+        "machine": canonical_json(_machine(run.device)),
         "progress": json.dumps(progress),
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
     }
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+    content = io.BytesIO()  # torch hides the error of a full disk when it writes itself
+    torch.save(state, content)
+    write_sealed(path, content.getbuffer())
 
 
 def load_state(run: Run, path: Path) -> dict[str, Any]:
-    """Put `run` where `save_state` left it, and return the progress. Raises `UsageError` when the state is another run's."""
+    """Put `run` where `save_state` left it, and return the progress.
+
+    Raises `DataError` when the state is not as it was written, and `UsageError` when it is another run's, of another program, or of
+    another kind of device or number of threads.
+    """
     try:
+        if not path.is_file():
+            raise ValueError("it is no file")
+        sealed = is_sealed(path)
         state = torch.load(path, map_location=run.device, weights_only=True)
         facts, progress = json.loads(state["facts"]), dict(json.loads(state["progress"]))
+        by, on = (json.loads(state.get(name, "{}")) for name in ("program", "machine"))
     except Exception as error:  # torch.load raises whatever a damaged archive makes it stumble on
-        raise DataError(
-            f"the state of the interrupted run, {path}, is broken; delete it to start again ({type(error).__name__})"
-        ) from error
+        raise DataError(f"the state of the interrupted run, {path}, is damaged ({first_line(error)}); delete it to start again") from error
     must_be_same({"processes": 1, **facts}, {"processes": 1, **run.facts}, path)
+    here = _machine(run.device)
+    differences = [f"{name} {on.get(name)} there and {value} here" for name, value in here.items() if on.get(name) != value]
+    if found := ", ".join(filter(None, [unlike(by, program(LIBRARIES)), *differences])):
+        raise UsageError(
+            f"the interrupted run of {path} was begun otherwise: {found}. The parts of such a training do not belong together: "
+            f"go on as it was begun, or delete {path.name} to start again"
+        )
+    if not sealed:
+        raise DataError(f"the state of the interrupted run, {path}, is damaged (its digest is missing); delete it to start again")
     run.model.load_state_dict(state["model"], strict=True)
     run.optimizer.load_state_dict(state["optimizer"])
     run.scaler.load_state_dict(state["scaler"])
     return progress
 
 
+def _machine(device: torch.device) -> dict[str, Any]:
+    """What of the machine can change weights: the kind of device, and on the CPU the number of threads."""
+    return {"device": device.type, "threads": torch.get_num_threads() if device.type == "cpu" else None}
+
+
 def finished(out: Path, facts: dict[str, Any]) -> bool:
-    """Whether the folder holds the finished run of these facts; `UsageError` when it holds another one."""
+    """Whether the folder holds the finished run of these facts, whole.
+
+    What a kill or a disk has spoilt is written again, where there is a state to write it from. Raises `UsageError` when the folder holds
+    another run, and `DataError` when the checkpoint is damaged and there is no state.
+    """
     if not (out / LAST).exists():
         return False
-    training = read_header(out / LAST)["training"]
-    must_be_same({name: training.get(name) for name in facts}, facts, out / LAST)
-    return bool(training["epoch"] == facts["recipe"]["epochs"])
+    resumable = (out / STATE).exists()
+    try:
+        header = read_header(out / LAST)
+        training = header["training"]
+        must_be_same({name: training.get(name) for name in facts}, facts, out / LAST)
+        if training.get("epoch") != facts["recipe"]["epochs"]:
+            return False
+        read_safetensors(out / LAST)
+    except DataError:
+        if resumable:
+            return False
+        raise
+    beside = read_beside(out / LAST)
+    if {name: beside.get(name) for name in header} != header:
+        if resumable:
+            return False
+        write_beside(out / LAST, header, {})
+        beside = {}
+    log = (beside.get("run") or {}).get("log_sha256")
+    if log is not None and not ((out / LOG).is_file() and sha256_of_file(out / LOG) == log):
+        if resumable:
+            return False
+        note(f"{out / LOG} is missing, or not the log that this run has written; the weights are sound")
+    return True
 
 
 def must_be_finite(means: dict[str, float], method: str, where: str, lr: float) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from wsolbench.exceptions import UsageError
-from wsolbench.files import canonical_json, make_folder, write_text
+from wsolbench.files import canonical_json, locked, remove_leftovers, write_text
 
 ELSEWHERE = "--out of `wsolbench train` (then `eval --checkpoint`) or of `train-detector`"
 
@@ -22,16 +22,9 @@ def locked_run(folder: Path) -> Iterator[None]:
 
     Temporary files that a killed run has left are removed.
     """
-    import fcntl
-
-    with (make_folder(folder) / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"another process is training in {folder}; wait for it, or train into another folder: {ELSEWHERE}") from error
-        for leftover in folder.glob(".*-*.*"):  # a kill can leave the temporary file of an atomic write
-            if leftover.name.startswith((".state-", ".last-", ".best-", ".log-")):
-                leftover.unlink(missing_ok=True)
+    busy = f"another process is training in {folder}; wait for it, or train into another folder: {ELSEWHERE}"
+    with locked(folder / ".lock", busy):
+        remove_leftovers(folder)
         yield
 
 

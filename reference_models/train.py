@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,7 @@ from reference_models.recipes import Recipe
 from reference_models.run_folder import locked_run, write_log
 from wsolbench.distributed import World, connected, gathered
 from wsolbench.exceptions import DataError, UsageError
+from wsolbench.files import sha256_of_file
 from wsolbench.methods import TrainRequest
 from wsolbench.progress import Progress, track
 from wsolbench.sources import pick_device
@@ -139,11 +142,11 @@ def _train(run: Run, request: TrainRequest) -> None:
                 continue
             if accuracy is not None and (best is None or accuracy > best):
                 _save(run, request.out / BEST)
-            if run.epoch < epochs:
-                save_state(run, {"epoch": run.epoch, "history": run.history}, request.out / STATE)
+            save_state(run, {"epoch": run.epoch, "history": run.history}, request.out / STATE)
             write_log(run.history, request.out / LOG)
-    if here.is_first:
-        _save(run, request.out / LAST)
+    if here.is_first:  # from the last state, if a kill comes in between
+        write_log(run.history, request.out / LOG)
+        _save(run, request.out / LAST, {"log_sha256": sha256_of_file(request.out / LOG)})
         (request.out / STATE).unlink(missing_ok=True)
 
 
@@ -248,12 +251,13 @@ def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
     return {"name": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint, "images": len(dataset)}
 
 
-def _save(run: Run, path: Path) -> None:
+def _save(run: Run, path: Path, more: Mapping[str, str] = MappingProxyType({})) -> None:
     """A checkpoint with the facts, how far and how well it went, and beside it where and how long."""
     last = run.history[-1]
     training = {**run.facts, "epoch": run.epoch, "val_accuracy": last["val_accuracy"], "train_loss": last["train_loss"]}
     name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
-    save_checkpoint(path, run.model, training, {"device": name, "seconds": round(sum(row["seconds"] for row in run.history), 1)})
+    seconds = round(sum(row["seconds"] for row in run.history), 1)
+    save_checkpoint(path, run.model, training, {"device": name, "seconds": seconds, **more})
 
 
 def _start(method: type[Localizer], request: TrainRequest, recipe: Recipe, facts: dict[str, Any], device: torch.device, here: World) -> Run:

@@ -41,6 +41,7 @@ from reference_models.run_folder import locked_run, write_log
 from wsolbench.distributed import world
 from wsolbench.evaluate import limited
 from wsolbench.exceptions import UsageError
+from wsolbench.files import sha256_of_file
 from wsolbench.methods import DetectorRequest
 from wsolbench.progress import Progress, track
 from wsolbench.sources import pick_device
@@ -115,15 +116,15 @@ def _train(run: Run, request: DetectorRequest) -> None:
         while run.step < steps:
             _epoch(run, reader, request, steps, bar)
             run.seconds, run.sums = 0.0, {}
-            if run.step < steps:
-                save_state(run, run.progress, request.out / STATE)
+            save_state(run, run.progress, request.out / STATE)
             write_log(run.history, request.out / LOG)
+    write_log(run.history, request.out / LOG)  # from the last state, if a kill comes in between
     name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
     seconds = round(sum(row["seconds"] for row in run.history), 1)
     run.model.save(
         request.out / LAST,
         {**run.facts, "epoch": epochs, "train_loss": run.history[-1]["train_loss"]},
-        {"device": name, "seconds": seconds},
+        {"device": name, "seconds": seconds, "log_sha256": sha256_of_file(request.out / LOG)},
     )
     (request.out / STATE).unlink(missing_ok=True)
 

@@ -7,19 +7,25 @@ too many, too few or of another shape is an error.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.files import make_folder, sha256_of_file
+from wsolbench.files import make_folder, sha256_of_file, sha256_of_json
+from wsolbench.progress import note
 
 IMAGENET, NONE = "imagenet", "none"
+HEADER, DIGEST = "wsolbench", "sha256"
+"""Where a checkpoint of this package has its description, and where that has the digest."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,9 @@ def read_weights(path: Path) -> WeightsFile:
         raise DataError(f"no weights file {path}; give an existing file, or --weights imagenet or none")
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
-        return WeightsFile(tensors, sha256_of_file(path), metadata if "wsolbench" in metadata else None)
+        return WeightsFile(tensors, sha256_of_file(path), metadata if HEADER in metadata else None)
     try:
+        _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the damaged archive makes it stumble on
         raise DataError(
@@ -60,29 +67,69 @@ def read_weights(path: Path) -> WeightsFile:
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise DataError(f"weights file {path} holds a {type(state).__name__}; expected a state_dict: names and tensors")
     return WeightsFile({name.removeprefix("module."): value for name, value in state.items()}, sha256_of_file(path))
 
 
+def _check_archive(path: Path) -> None:
+    """Raises `ValueError` where the checksums of a zip archive, which torch does not look at, are not those of its content."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"the checksum of {damaged} in it differs")
+
+
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a safetensors file. Raises `DataError` when it is none, or truncated."""
+    """Tensors and header of a safetensors file. Raises `DataError` when it is none, truncated, or a checkpoint whose digest differs."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             # A copy: the tensors would otherwise be views of the mapped file, which the caller may replace.
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        with path.open("rb") as stream:
-            start = stream.read(2)
-        if start == b"PK" or start[:1] == b"\x80":
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+            metadata = dict(file.metadata() or {})
+    except Exception as error:  # safetensors raises whatever a damaged header makes it stumble on
+        if _is_pickle(path):
             raise DataError(
                 f"{path} is a pickled PyTorch file, which could run code when it is read; expected a safetensors file"
             ) from error
         raise DataError(f"{path} is truncated or no safetensors file ({first_line(error)}); train again, or copy the file again") from error
+    if HEADER in metadata:
+        _check_digest(path, tensors, metadata[HEADER])
+    return tensors, metadata
+
+
+def _is_pickle(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(2)
+    except OSError:
+        return False
+    return start == b"PK" or start[:1] == b"\x80"
+
+
+def _check_digest(path: Path, tensors: Mapping[str, Tensor], header: str) -> None:
+    """Raises `DataError` when tensors and description are not those that the header's digest is of."""
+    try:
+        facts = json.loads(header)
+        written = facts.pop(DIGEST, None)
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: its header is no description of a checkpoint; copy the file again, or train again") from error
+    if written is None:
+        note(f"{path} has no digest, as earlier versions wrote it: whether its bytes are those that were written is not checked")
+    elif digest_of_checkpoint(tensors, facts) != written:
+        raise DataError(f"{path} is damaged: its SHA-256 is not the one in its header; copy the file again, or delete it and train again")
+
+
+def digest_of_checkpoint(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a checkpoint says: tensors and description."""
+    return sha256_of_json([dict(facts), sha256_of_tensors(tensors)])
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, what: str) -> None:
-    """Copy `tensors` into `module`; `DataError` with the first difference when names or shapes do not match exactly."""
+    """Copy `tensors` into `module`; `DataError` with the first difference when names, shapes or kinds of numbers do not match.
+
+    Floating-point numbers of another precision are converted; whole and complex numbers are no weights.
+    """
     expected = module.state_dict()
     # Old files lack the counters of batch norm; they are not used with a fixed momentum.
     missing = sorted(name for name in expected.keys() - tensors.keys() if not name.endswith("num_batches_tracked"))
@@ -96,6 +143,15 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, what: str
             raise DataError(
                 f"{what}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}; it belongs to another network"
             )
+        if (
+            tensor.dtype.is_floating_point != expected[name].dtype.is_floating_point
+            or tensor.is_complex()
+            or tensor.layout != torch.strided
+            or tensor.is_quantized
+            or tensor.is_meta
+        ):
+            found = "no values" if tensor.is_meta else f"{'dense' if tensor.layout == torch.strided else 'sparse'} {tensor.dtype} values"
+            raise DataError(f"{what}: {name} has {found}, expected {expected[name].dtype}; save the weights as floating-point numbers")
     module.load_state_dict({**expected, **tensors}, strict=True)
 
 
@@ -145,7 +201,7 @@ def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
-        digest.update(tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

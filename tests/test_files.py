@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wsolbench.exceptions import UsageError
-from wsolbench.files import check_writable, write_text
+from wsolbench.files import atomic_path, check_writable, is_sealed, locked, remove_leftovers, write_sealed, write_text
 
 
 def test_a_file_that_can_be_written_is_allowed_and_nothing_is_created(tmp_path: Path) -> None:
@@ -34,3 +43,97 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path or not mode & os.W_OK)
     with pytest.raises(UsageError, match=f"{tmp_path} is in the way, it may not be written"):
         check_writable(tmp_path / "new" / "file.txt")
+
+
+def test_a_file_gets_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    for umask, mode in ((0o077, 0o600), (0o002, 0o664), (0o022, 0o644)):
+        before = os.umask(umask)
+        try:
+            write_text(tmp_path / f"{umask}.txt", "text")
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / f"{umask}.txt").stat().st_mode) == mode
+
+
+WRITES_AND_IS_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from wsolbench.files import atomic_path
+
+with atomic_path(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_next_write_removes_what_a_killed_one_has_left_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("a.json", "b.json"):
+        subprocess.run(
+            [sys.executable, "-c", WRITES_AND_IS_KILLED, str(tmp_path / name)], check=False, env={**os.environ, "PYTHONPATH": "."}
+        )
+    (tmp_path / ".a-settings.json").write_text("of the user: eight letters, as temporary names have")
+    assert len(list(tmp_path.iterdir())) == 3
+    write_text(tmp_path / "a.json", "whole")
+    assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()) == [".a", ".b", "a.json"]
+    assert (tmp_path / ".a-settings.json").exists()
+    remove_leftovers(tmp_path)
+    assert not list(tmp_path.glob(".b-*"))
+
+
+def test_a_file_that_is_being_written_is_no_leftover(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "a.json") as first:
+        first.write_text("one")
+        write_text(tmp_path / "a.json", "two")
+        remove_leftovers(tmp_path)
+        assert first.exists()
+    assert (tmp_path / "a.json").read_text() == "one"
+
+
+def full(stream_path: Path) -> None:
+    with stream_path.open("wb") as stream:
+        stream.write(b"0" * 10_000)
+
+
+@pytest.mark.parametrize("write", [full, lambda path: np.save(path, np.zeros(5000))])
+def test_a_full_disk_is_one_message_and_leaves_what_was_there(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    (tmp_path / "a.npy").write_text("old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UsageError, match=r"cannot write .*a\.npy: .*Free some space"), atomic_path(tmp_path / "a.npy") as temporary:
+            write(temporary)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+    assert (tmp_path / "a.npy").read_text() == "old"
+
+
+def test_names_as_long_as_file_systems_allow_can_be_written(tmp_path: Path) -> None:
+    write_text(tmp_path / ("x" * 250 + ".json"), "text")
+    write_text(tmp_path / ("鳥" * 80 + ".json"), "text")
+
+
+@given(content=st.binary(max_size=300), place=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_a_flipped_bit_of_a_sealed_file_is_noticed(tmp_path_factory: pytest.TempPathFactory, content: bytes, place: int, bit: int) -> None:
+    path = tmp_path_factory.getbasetemp() / "sealed"
+    write_sealed(path, content)
+    assert is_sealed(path)
+    stored = bytearray(path.read_bytes())
+    assert bytes(stored).startswith(content)
+    stored[place % len(stored)] ^= 1 << bit
+    path.write_bytes(stored)
+    with contextlib.suppress(ValueError):
+        assert not is_sealed(path)  # a flip in the seal itself: there is none
+    path.write_bytes(stored[:-1])
+    with contextlib.suppress(ValueError):
+        assert not is_sealed(path)
+
+
+def test_a_lock_is_for_one_and_a_pipe_is_no_lock(tmp_path: Path) -> None:
+    with locked(tmp_path / ".lock", "busy here"), pytest.raises(UsageError, match="busy here"), locked(tmp_path / ".lock", "busy here"):
+        pass
+    with locked(tmp_path / ".lock", "busy here"):
+        pass
+    os.mkfifo(tmp_path / ".pipe")
+    with pytest.raises(UsageError, match="cannot write"), locked(tmp_path / ".pipe", "busy"):
+        pass

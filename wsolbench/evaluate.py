@@ -20,8 +20,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from wsolbench.datasets.coco import InstanceDataset
-from wsolbench.distributed import World, barrier
+from wsolbench.distributed import World, barrier, gathered
 from wsolbench.exceptions import DataError, UsageError
+from wsolbench.files import remove_leftovers
 from wsolbench.maps import MapFolder
 from wsolbench.metrics.thresholds import check_fixed_tau
 from wsolbench.progress import Progress, track
@@ -162,7 +163,12 @@ def score(
         if world.size > 1:
             raise UsageError("several processes need a work folder that all of them see, for their scores")
         return _score_in_memory(plan, splits, source, options)
+    if len(set(gathered(plan.digest))) > 1:
+        raise UsageError(
+            f"the {world.size} processes would score differently: they need the same program, data, kind of device and threads"
+        )
     folder = RunFolder(options.work / plan.digest[:16], plan)
+    folder.refuse_mixing(options.work.glob("*/"))
     seconds = _score_shard(folder, Shard(world.rank + 1, world.size), splits, source, options)
     barrier()
     run = gather([folder])
@@ -193,6 +199,7 @@ def score_shard(
     options = options or RunOptions()
     plan, splits = _plan(dataset, source, protocol, limit, fixed_tau, transfer_from, options, facts or {})
     run = RunFolder(folder / f"{plan.title}_{plan.digest[:8]}{SHARDS}", plan)
+    run.refuse_mixing(folder.glob(f"*{SHARDS}/"))
     seconds = _score_shard(run, shard, splits, source, options)
     run.describe(shard, provenance(seconds=seconds, **source.provenance()))
     return run
@@ -258,6 +265,7 @@ def _plan(
         fixed_tau=fixed_tau,
         resamples=options.resamples,
         batch_size=options.batch_size,
+        made_by=source.provenance(),
         source=source.identity([image_id for split in splits for image_id in split.ids]),
         maps=None if options.save_maps is None else str(options.save_maps.root.resolve()),
     )
@@ -301,25 +309,21 @@ def _score_in_memory(plan: RunPlan, splits: Sequence[Dataset], source: MapSource
 
 
 def _score_shard(folder: RunFolder, shard: Shard, splits: Sequence[Dataset], source: MapSource, options: RunOptions) -> dict[str, float]:
-    """Write the chunks of a shard that are not there yet; seconds for each stage."""
+    """Write the chunks of a shard that are not there yet, or damaged; seconds for each stage."""
     seconds: dict[str, float] = defaultdict(float)
+    maps = options.save_maps
     with folder.opened(shard):
+        if maps is not None:
+            remove_leftovers(maps.root)
         for dataset in splits:
             chunks = shard.chunks(len(dataset))
-            todo = [chunk for chunk in chunks if not _is_done(folder, dataset, chunk, options.save_maps)]
+            todo = [chunk for chunk in chunks if not folder.has([dataset[at].id for at in chunk], dataset.split, chunk.start, maps)]
             total, left = sum(map(len, chunks)), sum(map(len, todo))
             with _bar(dataset, total - left, total) as bar:
                 scored = _scored_chunks(dataset, todo, source, folder.plan.protocol, options, seconds, bar)
                 for chunk, scores in zip(todo, scored, strict=True):
-                    scores.write(folder.chunk(dataset.split, chunk.start))
+                    folder.write_chunk(dataset.split, chunk.start, scores)
     return dict(seconds)
-
-
-def _is_done(folder: RunFolder, dataset: Dataset, chunk: range, maps: MapFolder | None) -> bool:
-    """Whether a chunk has its scores and, where maps are saved, all of these."""
-    if not folder.chunk(dataset.split, chunk.start).exists():
-        return False
-    return maps is None or all(maps.find(dataset[position].id) for position in chunk)
 
 
 def _bar(dataset: Dataset, done: int, total: int) -> Progress:

@@ -102,6 +102,13 @@ def track(
     return progress if iterable is None else _tracked(iterable, progress)
 
 
+def note(text: str) -> None:
+    """A line on stderr about something that the reader should know and that stops nothing; from the first of several processes alone."""
+    if world().is_first:
+        sys.stderr.write(f"note: {text}\n")
+        sys.stderr.flush()
+
+
 def _tracked(iterable: Iterable[T], progress: Progress) -> Iterator[T]:
     with progress:
         for item in iterable:

@@ -15,18 +15,17 @@ from __future__ import annotations
 import json
 import math
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.files import file_name, sha256_of_json, write_json
 from wsolbench.metrics.catalog import metric_info
+from wsolbench.program import revisions, version_of
 from wsolbench.protocol import DetectionProtocol, EvalProtocol, protocol_from_json
 
 SCHEMA = 1
@@ -249,34 +248,7 @@ def provenance(*, seconds: dict[str, float], device: str, packages: tuple[str, .
         "device": device,
         "machine": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "revision": _git_revision(),
+        **revisions(),
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-        "versions": {name: _version(name) for name in ("wsolbench", "numpy", "opencv-python-headless", *packages)},
+        "versions": {name: version_of(name) for name in ("wsolbench", "numpy", "opencv-python-headless", *packages)},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_revision() -> str | None:
-    """Commit of the source tree this module lies in, with `+changes` when it differs; None for an installed wheel."""
-    folder = Path(__file__).parent
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--", ".", "../reference_models"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit + ("+changes" if changed.stdout.strip() else "")

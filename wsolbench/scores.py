@@ -7,8 +7,8 @@ histograms where there is a mask, and the predicted labels. Maps and model are n
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -75,36 +75,31 @@ class ImageScores:
         """One table of several, in order."""
         return cls(**{item.name: np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(cls)})
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, place: str = "") -> None:
         """Store as a file that `read` reads quickly, atomically; neighbouring thresholds at which no image differs are stored once.
 
-        A line of JSON, [name, dtype, shape] for each array, and then the arrays' bytes.
+        A line of JSON, [name, dtype, shape] for each array, and then the arrays' bytes. The first array is `place`: which images of
+        which run these are; the last is the SHA-256 of all bytes before it.
         """
         new = self.new_at_tau()
-        stored = {"tau_index": np.cumsum(new) - 1, **{item.name: getattr(self, item.name) for item in fields(self)}}
+        stored = {"place": np.array([place.encode()]), "tau_index": np.cumsum(new) - 1}
+        stored |= {item.name: getattr(self, item.name) for item in fields(self)}
         for name in _PER_TAU:
             stored[name] = stored[name][:, new]
         for name in _HISTOGRAMS:
             stored[name] = stored[name].astype(np.min_scalar_type(stored[name].max(initial=0)))
-        header = [[name, array.dtype.str, array.shape] for name, array in stored.items()]
+        header = [*([name, array.dtype.str, array.shape] for name, array in stored.items()), ["sha256", "|u1", [_DIGEST]]]
+        content = json.dumps(header).encode() + b"\n" + b"".join(np.ascontiguousarray(array).tobytes() for array in stored.values())
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
-            stream.write(json.dumps(header).encode() + b"\n")
-            for array in stored.values():
-                stream.write(np.ascontiguousarray(array).tobytes())
+            stream.write(content)
+            stream.write(hashlib.sha256(content).digest())
 
     @classmethod
     def read(cls, path: Path) -> ImageScores:
-        """What `write` stored. Raises `DataError` when the file is missing, broken or of another kind."""
+        """What `write` stored. Raises `DataError` when the file is missing, of another kind, or not as it was written."""
         with unreadable_scores(path):
-            content = path.read_bytes()
-            start = content.index(b"\n") + 1
-            stored = {}
-            for name, dtype, shape in json.loads(content[:start]):
-                count = int(np.prod(shape))
-                stored[name] = np.frombuffer(content, dtype, count, start).reshape(shape)
-                start += count * np.dtype(dtype).itemsize
-            if start != len(content):
-                raise ValueError(f"it has {len(content)} bytes, its header says {start}")
+            stored = _stored(path)
+            del stored["place"], stored["sha256"]
             index = stored.pop("tau_index")
             for name in _PER_TAU:
                 stored[name] = np.take(stored[name], index, axis=1)
@@ -126,6 +121,35 @@ class ImageScores:
         return new
 
 
+def read_ids(path: Path, place: str) -> list[str]:
+    """The ids of the images in a file that `ImageScores.write` stored for this place.
+
+    Raises `DataError` when the file is missing, of another kind, not as it was written, or of another place.
+    """
+    with unreadable_scores(path):
+        stored = _stored(path)
+        if stored["place"].tolist() != [place.encode()]:
+            raise ValueError("it holds scores of other images, or of another run")
+        ids: list[str] = stored["ids"].tolist()
+        return ids
+
+
+def _stored(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file of `ImageScores.write`, as they are there."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file")
+    content = path.read_bytes()
+    if hashlib.sha256(memoryview(content)[:-_DIGEST]).digest() != content[-_DIGEST:]:
+        raise ValueError("its bytes are not those that were written: the SHA-256 differs")
+    start = content.index(b"\n") + 1
+    stored = {}
+    for name, dtype, shape in json.loads(content[:start]):
+        count = int(np.prod(shape))
+        stored[name] = np.frombuffer(content, dtype, count, start).reshape(shape)
+        start += count * np.dtype(dtype).itemsize
+    return stored
+
+
 @contextlib.contextmanager
 def unreadable_scores(path: Path) -> Iterator[None]:
     """What goes wrong while a file of scores is read, as `DataError` naming it."""
@@ -135,8 +159,11 @@ def unreadable_scores(path: Path) -> Iterator[None]:
         raise DataError(
             f"per-image scores {path} cannot be read: there is no such file. Run `wsolbench eval` or `score` again with --save-scores"
         ) from error
-    except (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"per-image scores {path} cannot be read: {error}") from error
+    except Exception as error:  # numpy, zipfile and zlib raise whatever a damaged file makes them stumble on
+        raise DataError(f"per-image scores {path} cannot be read: {str(error) or type(error).__name__}") from error
+
+
+_DIGEST = hashlib.sha256().digest_size
 
 
 _PER_TAU = ("best_iou", "single_iou", "error_codes")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -208,6 +208,21 @@ class ModelSource:
 
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return {"device": name, "packages": ("torch", "torchvision", "timm"), "threads": torch.get_num_threads()}
+
+
+FILLED = 256
+"""Batches of up to that many images keep their size, whatever the number of images."""
+
+
+def fitting_batch(batch_size: int, *splits: Sized | None) -> int:
+    """The batch size for these splits: what was asked for, but no more than the images of the largest where that is above `FILLED`.
+
+    Every batch of a run has the size that this gives (see `ModelSource.collate`), so it depends on the run alone.
+
+    >>> fitting_batch(32, [1, 2, 3]), fitting_batch(100_000, [1, 2, 3]), fitting_batch(1000, range(700), None)
+    (32, 256, 700)
+    """
+    return min(batch_size, max([FILLED, *(len(split) for split in splits if split is not None)]))
 
 
 def normalized(pixels: torch.Tensor, spec: InputSpec, device: torch.device) -> torch.Tensor:

@@ -19,14 +19,11 @@ from wsolbench.cli.options import (
     evaluate_and_report,
     model_options,
     post_set_option,
-    say,
     scoring_options,
 )
 from wsolbench.cli.settings import changes_of_trained, parse_settings
 from wsolbench.files import file_name
 from wsolbench.types import Dataset
-
-DEFAULT_BATCH = 32
 
 
 @click.command(
@@ -79,11 +76,11 @@ def command(
     combination, with maps and pictures in folders of their own.
     """
     from wsolbench.distributed import connected
-    from wsolbench.evaluate import RunOptions
+    from wsolbench.evaluate import RunOptions, limited
     from wsolbench.exceptions import UsageError
     from wsolbench.maps import MapFolder
     from wsolbench.methods import load_method
-    from wsolbench.sources import ModelSource
+    from wsolbench.sources import ModelSource, fitting_batch
     from wsolbench.transforms import Transform, transformed
 
     with connected() as world:
@@ -102,12 +99,8 @@ def command(
         val = data.open_val() if scoring.transfer and scoring.split != "val" and "none" in views else None
         scoring.prepare(scored, save_maps)
         several = len(methods) * len(readings) * len(views) > 1
-        options = RunOptions(
-            batch_size=_batch_size(model["batch_size"], scored, val),
-            workers=model["workers"],
-            work=scoring.out / ".work",
-            resamples=scoring.resamples,
-        )
+        batch_size = fitting_batch(model["batch_size"] or 32, *(split and limited(split, scoring.limit) for split in (scored, val)))
+        options = RunOptions(batch_size=batch_size, workers=model["workers"], work=scoring.out / ".work", resamples=scoring.resamples)
         changes = changes_of_trained(checkpoint, model)
         for name, method in methods.items():
             settings = {**model, "method": name}
@@ -137,14 +130,6 @@ def command(
                     facts=None if moved is None else {"transform": moved.name},
                     world=world,
                 )
-
-
-def _batch_size(asked: int | None, scored: Dataset, val: Dataset | None) -> int:
-    """Images in a batch: 32, or what was asked for, but no more than there are, because a batch is filled up."""
-    images = max(DEFAULT_BATCH, len(scored), 0 if val is None else len(val))
-    if asked is not None and asked > images:
-        say(f"batch    --batch-size {asked} is more than there are images; {images} is used")
-    return min(asked or DEFAULT_BATCH, images)
 
 
 def _readings(maps: str, posts: dict[str, Any]) -> list[tuple[str, Any, str | None]]:

@@ -64,7 +64,7 @@ class MapFolder:
 
     def write(self, image_id: str, score_map: ScoreMap) -> None:
         """Store a raw map as float32 `.npy`, atomically."""
-        with atomic_path(self.root / f"{image_id}.npy") as temporary:
+        with atomic_path(self.root / f"{image_id}.npy", tidy=False) as temporary:
             np.save(temporary, np.asarray(score_map, dtype=np.float32), allow_pickle=False)
 
     def write_manifest(self, facts: Mapping[str, Any]) -> None:
