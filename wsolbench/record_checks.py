@@ -1,0 +1,163 @@
+"""What every field of a record may hold. Each check raises `ValueError` that names the field, what was found and what is expected."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from wsolbench.metrics.catalog import metric_info
+from wsolbench.protocol import DetectionProtocol
+
+if TYPE_CHECKING:
+    from wsolbench.records import MetricValue, RunRecord
+
+_SLACK = 1e-9
+"""A mean of numbers in [0, 1] may lie that far outside, by rounding."""
+
+_MAP_FIELDS = frozenset(
+    "averaging box_end class_map classifier clip_boxes components connectivity deltas empty_box error_iou error_more_iog "
+    "error_multi_iog error_part_iob fixed_tau foreground frame frame_size gt_boxes gt_end gt_truncate iou_plus_one iou_test "
+    "largest_by name normalize normalize_eps order percentile quantize relu resize resize_size single_box taus threshold_basis "
+    "topk_iou_test v2_tau".split()
+)
+"""Fields of a protocol that every record holds. Fields that a later version adds have their defaults in older records."""
+_DETECTION_FIELDS = frozenset(("ious", "recalls", "max_detections", "small_below", "large_above"))
+
+_PARTS = {"max_box_acc_v2": r"@(0?\.\d+|1)", "keypoint_distance": r"@[1-9]\d?", "keypoint_distance_px": r"@[1-9]\d?"}
+"""Metrics that have a row for each part, and how the part is written behind their name."""
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number; a truth value is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: object, lowest: int) -> bool:
+    """Whether a value is a whole number, at least `lowest`; a truth value is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+
+
+def check_protocol_json(values: Any) -> None:
+    """Raise `ValueError` for a stored protocol without some of its fields: defaults would stand for what nobody has written."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"protocol {values!r}; expected names and values")
+    if "detection" in values:
+        detection = values["detection"]
+        if not isinstance(detection, Mapping):
+            raise ValueError(f"protocol.detection {detection!r}; expected names and values")
+        missing = {"name"}.difference(values) | _DETECTION_FIELDS.difference(detection)
+    else:
+        missing = _MAP_FIELDS.difference(values)
+    if missing:
+        raise ValueError(f"a protocol without {', '.join(sorted(missing))}; expected all its fields")
+    if not isinstance(values["name"], str):
+        raise ValueError(f"protocol.name {values['name']!r}; expected a text")
+
+
+def check_detection(protocol: DetectionProtocol) -> None:
+    """Raise `ValueError` for conventions that detections cannot be counted with."""
+    ious = protocol.ious
+    if not isinstance(ious, tuple) or not ious or not all(is_number(iou) and 0 < iou <= 1 for iou in ious):
+        raise ValueError(f"protocol.ious {ious!r}; expected a list of numbers above 0, up to 1")
+    for name, lowest in (("recalls", 2), ("max_detections", 1)):
+        if not is_whole(value := getattr(protocol, name), lowest):
+            raise ValueError(f"protocol.{name} {value!r}; expected a whole number, {lowest} or more")
+    areas = (protocol.small_below, protocol.large_above)
+    if not all(map(is_number, areas)) or not 0 <= areas[0] <= areas[1]:
+        raise ValueError(f"protocol.small_below and large_above {areas!r}; expected two areas, the first not above the second")
+
+
+def check_metric(metric: MetricValue) -> None:
+    """Raise `ValueError` for a metric that is unknown, outside its range or inconsistent with itself."""
+    info = metric_info(metric.name)
+    part = metric.name.removeprefix(info.name)
+    if part and not re.fullmatch(_PARTS.get(info.name, "(?!)"), part):
+        raise ValueError(f"metric {metric.name!r}: there is no such part of {info.name}")
+    _check_kinds(metric)
+    top = math.inf if info.top is None else info.top
+    expected = f"expected 0 {'or more' if info.top is None else f'to {info.top:g}'}"
+    for field in ("value", "low", "high"):
+        number = getattr(metric, field)
+        if number is not None and not -_SLACK <= number <= top + _SLACK:
+            raise ValueError(f"metric {metric.name} has {field} {number}; {expected}")
+    if metric.value is None and not metric.reason:
+        raise ValueError(f"metric {metric.name} has neither a value nor a reason")
+    if metric.value is not None and metric.n < 1:
+        raise ValueError(f"metric {metric.name} has a value of n {metric.n} images; expected 1 or more")
+    if (metric.low is None) != (metric.high is None):
+        raise ValueError(f"metric {metric.name} has one end of an interval; expected both low and high, or neither")
+    if metric.low is not None and metric.high is not None and (metric.value is None or metric.low > metric.high):
+        raise ValueError(f"metric {metric.name} has low {metric.low} and high {metric.high}; expected a value, and low not above high")
+    if not 1 <= metric.version <= info.version:
+        raise ValueError(
+            f"metric {metric.name} has version {metric.version}; this version of wsolbench knows 1 to {info.version}. Update wsolbench"
+        )
+
+
+def _check_kinds(metric: MetricValue) -> None:
+    for field in ("value", "low", "high"):
+        number = getattr(metric, field)
+        if number is not None and not is_number(number):
+            raise ValueError(f"metric {metric.name} has {field} {number!r}; expected a number")
+    for field in ("n", "version"):
+        if not is_whole(number := getattr(metric, field), 0):
+            raise ValueError(f"metric {metric.name} has {field} {number!r}; expected a number that is whole and not negative")
+    taus = metric.tau
+    if taus is not None and not (isinstance(taus, tuple) and taus and all(is_number(tau) and 0 <= tau <= 1 for tau in taus)):
+        raise ValueError(f"metric {metric.name} has tau {taus!r}; expected a list of thresholds in [0, 1]")
+    for field in ("policy", "reason"):
+        if not isinstance(text := getattr(metric, field), str | None):
+            raise ValueError(f"metric {metric.name} has {field} {text!r}; expected a text")
+    if metric.policy not in (None, "oracle", "transfer") and not _is_fixed(str(metric.policy)):
+        raise ValueError(f"metric {metric.name} has policy {metric.policy!r}; expected oracle, transfer, or fixed:T with T in [0, 1]")
+
+
+def _is_fixed(policy: str) -> bool:
+    kind, _, tau = policy.partition(":")
+    return kind == "fixed" and re.fullmatch(r"(0|1|0?\.\d+|1\.0+|\d(\.\d+)?e-\d+)", tau) is not None
+
+
+def check_record(record: RunRecord) -> None:
+    """Raise `ValueError` for a part of a record that tables read and that is of another kind or contradicts the others."""
+    check_identity(record.method, record.dataset)
+    if isinstance(record.protocol, DetectionProtocol):
+        check_detection(record.protocol)
+    images = record.dataset.get("images")
+    seen = set()
+    for metric in record.metrics:
+        if (metric.name, metric.policy) in seen:
+            raise ValueError(f"metric {metric.name} twice under policy {metric.policy}; expected it once")
+        seen.add((metric.name, metric.policy))
+        if images is not None and metric.n > images:
+            raise ValueError(f"metric {metric.name} with n {metric.n}; expected at most the {images} images of the record")
+
+
+def check_identity(method: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a description of a method or a data set that tables cannot read."""
+    for field in ("config", "post", "training"):
+        if not isinstance(method.get(field), dict | None):
+            raise ValueError(f"method has {field} {method[field]!r}; expected names and values")
+    training = method.get("training") or {}
+    for where, parts, field in (("training", training, "recipe"), ("post", method.get("post") or {}, "config")):
+        if not isinstance(parts.get(field), dict | None):
+            raise ValueError(f"method.{where} has {field} {parts[field]!r}; expected names and values")
+    seed = training.get("seed")
+    if isinstance(seed, bool) or not isinstance(seed, int | None):
+        raise ValueError(f"method.training has seed {seed!r}; expected a whole number")
+    for where, parts, required, optional in (
+        ("method", method, ("name",), ("backbone", "variant")),
+        ("dataset", dataset, ("name", "split", "fingerprint"), ("transform",)),
+    ):
+        for field in (*required, *optional):
+            if not isinstance(parts.get(field), str if field in required else str | None):
+                raise ValueError(f"{where}.{field} is {parts.get(field)!r}; expected a text")
+    for field in ("images", "limit"):
+        if dataset.get(field) is not None and not is_whole(dataset[field], 1):
+            raise ValueError(f"dataset.{field} is {dataset[field]!r}; expected a whole number, 1 or more")
+    source = dataset.get("transfer_from")
+    if source is not None and not (
+        isinstance(source, dict) and all(isinstance(source.get(name), str) for name in ("split", "fingerprint"))
+    ):
+        raise ValueError(f"dataset.transfer_from is {source!r}; expected a split and its fingerprint")
