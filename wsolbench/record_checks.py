@@ -17,10 +17,45 @@ _SLACK = 1e-9
 """A mean of numbers in [0, 1] may lie that far outside, by rounding."""
 
 _MAP_FIELDS = frozenset(
-    "averaging box_end class_map classifier clip_boxes components connectivity deltas empty_box error_iou error_more_iog "
-    "error_multi_iog error_part_iob fixed_tau foreground frame frame_size gt_boxes gt_end gt_truncate iou_plus_one iou_test "
-    "largest_by name normalize normalize_eps order percentile quantize relu resize resize_size single_box taus threshold_basis "
-    "topk_iou_test v2_tau".split()
+    (
+        "averaging",
+        "box_end",
+        "class_map",
+        "classifier",
+        "clip_boxes",
+        "components",
+        "connectivity",
+        "deltas",
+        "empty_box",
+        "error_iou",
+        "error_more_iog",
+        "error_multi_iog",
+        "error_part_iob",
+        "fixed_tau",
+        "foreground",
+        "frame",
+        "frame_size",
+        "gt_boxes",
+        "gt_end",
+        "gt_truncate",
+        "iou_plus_one",
+        "iou_test",
+        "largest_by",
+        "name",
+        "normalize",
+        "normalize_eps",
+        "order",
+        "percentile",
+        "quantize",
+        "relu",
+        "resize",
+        "resize_size",
+        "single_box",
+        "taus",
+        "threshold_basis",
+        "topk_iou_test",
+        "v2_tau",
+    )
 )
 """Fields of a protocol that every record holds. Fields that a later version adds have their defaults in older records."""
 _DETECTION_FIELDS = frozenset(("ious", "recalls", "max_detections", "small_below", "large_above"))
@@ -47,7 +82,7 @@ def check_protocol_json(values: Any) -> None:
         detection = values["detection"]
         if not isinstance(detection, Mapping):
             raise ValueError(f"protocol.detection {detection!r}; expected names and values")
-        missing = {"name"}.difference(values) | _DETECTION_FIELDS.difference(detection)
+        missing = _DETECTION_FIELDS.difference(detection) | {"name"}.difference(values)
     else:
         missing = _MAP_FIELDS.difference(values)
     if missing:
@@ -124,14 +159,11 @@ def check_record(record: RunRecord) -> None:
     check_identity(record.method, record.dataset)
     if isinstance(record.protocol, DetectionProtocol):
         check_detection(record.protocol)
-    images = record.dataset.get("images")
     seen = set()
     for metric in record.metrics:
         if (metric.name, metric.policy) in seen:
             raise ValueError(f"metric {metric.name} twice under policy {metric.policy}; expected it once")
         seen.add((metric.name, metric.policy))
-        if images is not None and metric.n > images:
-            raise ValueError(f"metric {metric.name} with n {metric.n}; expected at most the {images} images of the record")
 
 
 def check_identity(method: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
@@ -157,7 +189,5 @@ def check_identity(method: Mapping[str, Any], dataset: Mapping[str, Any]) -> Non
         if dataset.get(field) is not None and not is_whole(dataset[field], 1):
             raise ValueError(f"dataset.{field} is {dataset[field]!r}; expected a whole number, 1 or more")
     source = dataset.get("transfer_from")
-    if source is not None and not (
-        isinstance(source, dict) and all(isinstance(source.get(name), str) for name in ("split", "fingerprint"))
-    ):
-        raise ValueError(f"dataset.transfer_from is {source!r}; expected a split and its fingerprint")
+    if source is not None and not (isinstance(source, dict) and all(isinstance(text, str) for text in source.values())):
+        raise ValueError(f"dataset.transfer_from is {source!r}; expected texts: a split and its fingerprint")
