@@ -58,6 +58,7 @@ def test_a_record_is_never_edited(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+STORED = EvalProtocol().to_json()
 GT_KNOWN = {"name": "gt_known", "value": 0.5, "n": 1}
 
 
@@ -99,11 +100,15 @@ def edit(path: Path, **changes: object) -> None:
         ({"dataset": {"name": "cub", "split": "test", "fingerprint": "ab", "limit": -1}}, "dataset.limit is -1"),
         ({"dataset": {"name": "cub", "split": "test", "fingerprint": "ab", "transfer_from": "val"}}, "transfer_from is 'val'"),
         ({"schema": True}, "schema True"),
-        ({"protocol": {}}, "a protocol without averaging, box_end"),
+        ({"protocol": {}}, "a stored protocol lacks"),
         ({"protocol": []}, "protocol"),
-        ({"protocol": {"name": "spa"}}, "expected all its fields"),
-        ({"protocol": {"name": "coco", "detection": {}}}, "without ious, large_above"),
-        ({"protocol": {"detection": 1}}, "protocol.detection 1"),
+        ({"protocol": {"name": "spa"}}, "a stored protocol lacks"),
+        ({"protocol": {"name": "coco", "detection": {}}}, "a stored protocol lacks"),
+        ({"protocol": {"detection": 1}}, "protocol"),
+        ({"protocol": STORED | {"taus": {"start": 0.0, "stop": 1.0, "step": 1e-9}}}, "makes more than 10,000 thresholds"),
+        ({"protocol": STORED | {"taus": {"start": 0.0, "stop": 1.0, "step": 0.0}}}, "step"),
+        ({"protocol": STORED | {"taus": [2.0]}}, "taus"),
+        ({"protocol": STORED | {"frame_size": 0}}, "frame_size"),
         ({"metrics": [GT_KNOWN | {"low": 0.6, "high": 0.4}]}, "low 0.6 and high 0.4; expected a value, and low not above"),
         ({"metrics": [GT_KNOWN | {"low": 0.4}]}, "one end of an interval"),
         ({"metrics": [GT_KNOWN | {"low": -0.1, "high": 0.4}]}, "low -0.1; expected 0 to 1"),

@@ -1,4 +1,7 @@
-"""What every field of a record may hold. Each check raises `ValueError` that names the field, what was found and what is expected."""
+"""What every field of a record may hold, except the protocol, which checks itself.
+
+Each check raises `ValueError` that names the field, what was found and what is expected.
+"""
 
 from __future__ import annotations
 
@@ -8,57 +11,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from wsolbench.metrics.catalog import metric_info
-from wsolbench.protocol import DetectionProtocol
 
 if TYPE_CHECKING:
     from wsolbench.records import MetricValue, RunRecord
 
 _SLACK = 1e-9
 """A mean of numbers in [0, 1] may lie that far outside, by rounding."""
-
-_MAP_FIELDS = frozenset(
-    (
-        "averaging",
-        "box_end",
-        "class_map",
-        "classifier",
-        "clip_boxes",
-        "components",
-        "connectivity",
-        "deltas",
-        "empty_box",
-        "error_iou",
-        "error_more_iog",
-        "error_multi_iog",
-        "error_part_iob",
-        "fixed_tau",
-        "foreground",
-        "frame",
-        "frame_size",
-        "gt_boxes",
-        "gt_end",
-        "gt_truncate",
-        "iou_plus_one",
-        "iou_test",
-        "largest_by",
-        "name",
-        "normalize",
-        "normalize_eps",
-        "order",
-        "percentile",
-        "quantize",
-        "relu",
-        "resize",
-        "resize_size",
-        "single_box",
-        "taus",
-        "threshold_basis",
-        "topk_iou_test",
-        "v2_tau",
-    )
-)
-"""Fields of a protocol that every record holds. Fields that a later version adds have their defaults in older records."""
-_DETECTION_FIELDS = frozenset(("ious", "recalls", "max_detections", "small_below", "large_above"))
 
 _PARTS = {"max_box_acc_v2": r"@(0?\.\d+|1)", "keypoint_distance": r"@[1-9]\d?", "keypoint_distance_px": r"@[1-9]\d?"}
 """Metrics that have a row for each part, and how the part is written behind their name."""
@@ -72,36 +30,6 @@ def is_number(value: object) -> bool:
 def is_whole(value: object, lowest: int) -> bool:
     """Whether a value is a whole number, at least `lowest`; a truth value is none."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
-
-
-def check_protocol_json(values: Any) -> None:
-    """Raise `ValueError` for a stored protocol without some of its fields: defaults would stand for what nobody has written."""
-    if not isinstance(values, Mapping):
-        raise ValueError(f"protocol {values!r}; expected names and values")
-    if "detection" in values:
-        detection = values["detection"]
-        if not isinstance(detection, Mapping):
-            raise ValueError(f"protocol.detection {detection!r}; expected names and values")
-        missing = _DETECTION_FIELDS.difference(detection) | {"name"}.difference(values)
-    else:
-        missing = _MAP_FIELDS.difference(values)
-    if missing:
-        raise ValueError(f"a protocol without {', '.join(sorted(missing))}; expected all its fields")
-    if not isinstance(values["name"], str):
-        raise ValueError(f"protocol.name {values['name']!r}; expected a text")
-
-
-def check_detection(protocol: DetectionProtocol) -> None:
-    """Raise `ValueError` for conventions that detections cannot be counted with."""
-    ious = protocol.ious
-    if not isinstance(ious, tuple) or not ious or not all(is_number(iou) and 0 < iou <= 1 for iou in ious):
-        raise ValueError(f"protocol.ious {ious!r}; expected a list of numbers above 0, up to 1")
-    for name, lowest in (("recalls", 2), ("max_detections", 1)):
-        if not is_whole(value := getattr(protocol, name), lowest):
-            raise ValueError(f"protocol.{name} {value!r}; expected a whole number, {lowest} or more")
-    areas = (protocol.small_below, protocol.large_above)
-    if not all(map(is_number, areas)) or not 0 <= areas[0] <= areas[1]:
-        raise ValueError(f"protocol.small_below and large_above {areas!r}; expected two areas, the first not above the second")
 
 
 def check_metric(metric: MetricValue) -> None:
@@ -157,8 +85,6 @@ def _is_fixed(policy: str) -> bool:
 def check_record(record: RunRecord) -> None:
     """Raise `ValueError` for a part of a record that tables read and that is of another kind or contradicts the others."""
     check_identity(record.method, record.dataset)
-    if isinstance(record.protocol, DetectionProtocol):
-        check_detection(record.protocol)
     seen = set()
     for metric in record.metrics:
         if (metric.name, metric.policy) in seen:

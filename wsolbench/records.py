@@ -27,7 +27,7 @@ from typing import Any
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.files import canonical_json, file_name, sha256_of_json, write_json
 from wsolbench.protocol import DetectionProtocol, EvalProtocol, protocol_from_json
-from wsolbench.record_checks import check_metric, check_protocol_json, check_record
+from wsolbench.record_checks import check_metric, check_record
 from wsolbench.stored import check_plain, read_json
 
 SCHEMA = 1
@@ -140,6 +140,12 @@ class RunRecord:
         """Digest of key and results; date, speed and machine do not enter."""
         return sha256_of_json({**self.key, "metrics": [_metric_to_json(metric) for metric in self.metrics]})
 
+    @property
+    def values_digest(self) -> str:
+        """Digest of the images, the conventions and the results, whatever the method: what scores of images must agree with."""
+        data = {name: self.dataset.get(name) for name in ("name", "split", "fingerprint", "images")}
+        return sha256_of_json([data, self.protocol.to_json(), [_metric_to_json(metric) for metric in self.metrics]])
+
     def to_json(self) -> dict[str, Any]:
         """The stored form."""
         return {
@@ -206,7 +212,6 @@ def _parse(values: Any, what: str) -> RunRecord:
     if schema != SCHEMA or isinstance(schema, bool):
         raise DataError(f"{what} has schema {schema!r}; this version reads schema {SCHEMA}")
     try:
-        check_protocol_json(values["protocol"])
         record = RunRecord(
             method=dict(values["method"]),
             dataset=dict(values["dataset"]),

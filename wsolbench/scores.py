@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -135,8 +134,8 @@ def unreadable_scores(path: Path) -> Iterator[None]:
         raise DataError(
             f"per-image scores {path} cannot be read: there is no such file. Run `wsolbench eval` or `score` again with --save-scores"
         ) from error
-    except (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"per-image scores {path} cannot be read: {error}") from error
+    except Exception as error:  # numpy, zipfile and zlib raise whatever a damaged file makes them stumble on
+        raise DataError(f"per-image scores {path} cannot be read: {str(error) or type(error).__name__}") from error
 
 
 _PER_TAU = ("best_iou", "single_iou", "error_codes")

@@ -11,9 +11,9 @@ from tests.report.conftest import make_dataset, make_record
 from wsolbench.compare import MetricDifference
 from wsolbench.exceptions import DataError
 from wsolbench.protocol import EvalProtocol
-from wsolbench.records import RunRecord
+from wsolbench.records import MetricValue, RunRecord, read_records
+from wsolbench.report.claims import Claim, find_unpaired, matches_claim, pairs_of, read_claims
 from wsolbench.report.comparisons import Comparison, read_comparison
-from wsolbench.report.claims import Claim, matches_claim, pairs_of, read_claims
 from wsolbench.report.reproduction import reproduction_markdown
 
 HEADER = "paper,where,claim,metric,a,a_settings,b,b_settings,published_a,published_b"
@@ -122,6 +122,75 @@ def test_runs_are_paired_by_seed_and_not_across_budgets() -> None:
 def test_settings_that_a_claim_does_not_name_are_equal_on_both_sides() -> None:
     runs = [(Path(f"{name}-{head}"), record(name, ram=True, head=head)) for name in ("cam", "spa") for head in ("fc", "conv")]
     assert pairs_of([CLAIM], runs) == [([Path("cam-conv")], [Path("spa-conv")]), ([Path("cam-fc")], [Path("spa-fc")])]
+
+
+def test_settings_of_a_methods_own_design_block_no_pair_of_two_methods() -> None:
+    runs = [(Path("baseline"), record("baseline", dropout=0.0, head="fc")), (Path("nts"), record("nts-net", dropout=0.5, variant="paper"))]
+    claim = Claim(**{**CLAIM.__dict__, "a": "baseline", "b": "nts-net", "b_settings": ""})
+    assert pairs_of([claim], runs) == [([Path("baseline")], [Path("nts")])]
+    of_one = Claim(**{**CLAIM.__dict__, "a": "nts-net", "b": "nts-net+scg", "b_settings": ""})
+    assert pairs_of([of_one], [runs[1], (Path("scg"), record("nts-net+scg", dropout=0.0, variant="paper"))]) == []
+
+
+@pytest.mark.parametrize("name", ["batch_size", "weight_decay", "schedule", "new_factor"])
+def test_recipes_that_differ_in_any_number_are_no_pair_and_their_source_does_not_count(name: str) -> None:
+    one, other = record("cam"), record("spa", ram=True)
+    other.method["training"]["recipe"]["source"] = "elsewhere"
+    assert len(pairs_of([CLAIM], [(Path("cam"), one), (Path("spa"), other)])) == 1
+    other.method["training"]["recipe"][name] = 7
+    assert pairs_of([CLAIM], [(Path("cam"), one), (Path("spa"), other)]) == []
+
+
+def test_posts_with_other_settings_are_groups_of_their_own_and_no_run_is_lost() -> None:
+    claim = Claim(**{**CLAIM.__dict__, "b": "cam+scg", "b_settings": ""})
+    runs = [(Path("cam"), record("cam"))]
+    for order in (1, 2):
+        run = record("cam+scg")
+        run.method["post"] = {"name": "scg", "config": {"order": order}}
+        runs.append((Path(f"scg{order}"), run))
+    assert pairs_of([claim], runs) == [([Path("cam")], [Path("scg1")]), ([Path("cam")], [Path("scg2")])]
+
+
+def reasons(*runs: RunRecord) -> list[str]:
+    value = MetricValue(name="gt_known", value=0.5, n=3, policy="oracle")
+    return [str(missing) for missing in find_unpaired([CLAIM], [(Path(str(n)), replace(r, metrics=(value,))) for n, r in enumerate(runs)])]
+
+
+def test_a_claim_with_records_of_both_sides_and_no_pair_says_which_fields_differ() -> None:
+    assert reasons(record("cam"), record("spa", ram=True)) == []
+    assert reasons(record("cam")) == ["P, Table 1: b over a, gt_known: no record of spa (ram=true)"]
+    assert reasons() == ["P, Table 1: b over a, gt_known: no record of cam and none of spa (ram=true)"]
+    long, turned = record("spa", ram=True, head="fc"), record("spa", ram=True)
+    long.method["training"]["recipe"]["epochs"] = 9
+    turned.dataset["transform"] = "rotate90"
+    assert reasons(record("cam", head="conv"), long, turned) == [
+        "P, Table 1: b over a, gt_known on squares/test, tiny: records of both sides, and the closest differ in "
+        "recipe.epochs (3 against 9), head (conv against fc)"
+    ]
+    assert reasons(record("cam"), turned) == [
+        "P, Table 1: b over a, gt_known: records of both sides, and the closest differ in dataset.transform (none against rotate90)"
+    ]
+    assert reasons(record("cam", 1), record("spa", 2, ram=True))[0].endswith("the closest differ in seed (1 against 2)")
+    other = replace(record("spa", ram=True), protocol=EvalProtocol.preset("spa"))
+    assert reasons(record("cam"), other)[0].endswith("the closest differ in protocol (wsoleval against spa)")
+
+
+def test_claims_without_a_comparison_are_on_the_page_with_the_reason(tmp_path: Path) -> None:
+    value = MetricValue(name="gt_known", value=0.5, n=3, policy="oracle")
+    one, other = (replace(each, metrics=(value,)) for each in (record("cam"), record("spa", ram=True)))
+    records = [(Path("cam"), one), (Path("spa"), other)]
+    waiting = reproduction_markdown([CLAIM], [], records)
+    assert "## Claims without a comparison" in waiting
+    assert "| P, Table 1 | b over a | GT-known | squares/test, tiny, wsoleval | 1 pair of groups not compared yet" in waiting
+    Comparison.make([one], [other], [difference(0.01, 0.03)]).write(tmp_path)
+    assert "without a comparison" not in reproduction_markdown([CLAIM], stored(tmp_path), records)
+    assert "no record of spa" in reproduction_markdown([CLAIM], [], records[:1])
+
+
+def test_the_records_of_this_project_have_a_pair_for_every_claim_whose_methods_were_run() -> None:
+    results = Path(__file__).parents[2] / "results"
+    unpaired = find_unpaired(read_claims(results / "claims.csv"), read_records(results / "measured"))
+    assert [missing.reason.partition(" (")[0] for missing in unpaired if not missing.reason.startswith("no record of")] == []
 
 
 def test_a_setting_that_names_a_checkpoint_is_the_same_for_all_seeds() -> None:

@@ -354,6 +354,6 @@ def report_evaluation(evaluation: Evaluation, out: Path, save_scores: bool) -> N
     Console(soft_wrap=True).print(metrics_table(evaluation.record))
     if save_scores:
         scores = path.with_suffix(SCORES)
-        evaluation.scores.write(scores)
+        evaluation.scores.write(scores, evaluation.record)
         click.echo(f"scores   {scores}")
     click.echo(f"record   {path}")

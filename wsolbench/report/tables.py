@@ -243,8 +243,8 @@ def metrics_table(record: RunRecord) -> Table:
     notes = [_note(record)]
     notes += [f"({number}) {reason}" for number, reason in enumerate(grid.reasons, start=1)]
     table = Table(
-        title=Text(run_title(record), style="bold"),
-        caption=Text("\n".join(notes), style="dim"),
+        title=Text(one_line(run_title(record)), style="bold"),
+        caption=Text("\n".join(map(one_line, notes)), style="dim"),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -252,7 +252,7 @@ def metrics_table(record: RunRecord) -> Table:
     )
     table.add_column("metric", no_wrap=True)
     for heading in grid.headings:
-        table.add_column(Text(heading))
+        table.add_column(Text(one_line(heading)))
     for title, rows in grid.groups:
         table.add_section()
         table.add_row(Text(title, style="bold"), Text(_count(rows), style="dim"))
