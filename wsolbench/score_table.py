@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,24 +88,21 @@ class ScoreTable:
         return ImageScores.concatenate(list(self))
 
     @classmethod
-    def read(cls, path: Path, *, images: int | None = None, thresholds: int | None = None) -> ScoreTable:
+    def sizes_in(cls, path: Path) -> tuple[int, int]:
+        """How many images and thresholds a file of `write` has scores of, without reading them. Raises as `read`."""
+        with _opened(path) as archive:
+            sizes = _sizes({name: _header(archive, name)[0] for name in _SHAPES})
+        return sizes["n"], sizes["t"]
+
+    @classmethod
+    def read(cls, path: Path) -> ScoreTable:
         """Read what `write` stored into memory, and check it.
 
-        Args:
-            path: the file.
-            images, thresholds: how many there must be; None: any number.
-
-        Raises `DataError` when the file is missing, broken, of another kind or of other sizes, and for values outside their ranges.
-        Sizes are checked before memory is taken for them.
+        Raises `DataError` when the file is missing, broken or of another kind, and for values outside their ranges. Sizes are checked
+        before memory is taken for them.
         """
-        if path.exists():
-            check_regular_file(path, "per-image scores")
-        with unreadable_scores(path), zipfile.ZipFile(path) as archive:
-            headers = {name: _header(archive, name) for name in _SHAPES}
-            sizes = _sizes({name: shape for name, (shape, _) in headers.items()})
-            for what, found, expected in (("images", sizes["n"], images), ("thresholds", sizes["t"], thresholds)):
-                if expected is not None and found != expected:
-                    raise DataError(f"it has scores of {found} {what}; expected {expected}")
+        with _opened(path) as archive:
+            _sizes({name: _header(archive, name)[0] for name in _SHAPES})
             scores = ImageScores(**{name: _array(archive, name) for name in _SHAPES})
             tie = str(_array(archive, RECORD)) if f"{RECORD}.npy" in archive.namelist() else ""
             check_scores(scores)
@@ -129,6 +127,15 @@ class ScoreTable:
             if record is not None:
                 with archive.open(f"{RECORD}.npy", "w") as stream:
                     np.lib.format.write_array(stream, np.array(scores_digest(self, record)), allow_pickle=False)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive; what goes wrong inside is a `DataError` naming it."""
+    if path.exists():
+        check_regular_file(path, "per-image scores")
+    with unreadable_scores(path), zipfile.ZipFile(path) as archive:
+        yield archive
 
 
 def scores_digest(scores: ScoreTable, record: RunRecord) -> str:

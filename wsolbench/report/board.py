@@ -109,7 +109,8 @@ class Numbers:
 def measured_tables(runs: Sequence[Run], published: Numbers, filters: Filters) -> list[MeasuredTable]:
     """A table for each data set, protocol, policy and metric; a metric that uses no threshold has one whatever the policies."""
     tables = []
-    for same_data in grouped([run for run in one_of_each_seed(runs) if filters.takes_run(run.record)], data_of):
+    of_dataset = [run for run in runs if filters.dataset in (None, run.record.dataset["name"])]
+    for same_data in grouped([run for run in one_of_each_seed(of_dataset) if filters.takes_run(run.record)], data_of):
         for same_protocol in grouped(same_data, lambda run: run.record.protocol.to_json()):
             policies = sort_policies(m.policy for run in same_protocol for m in run.record.metrics if m.policy)
             for policy in (None, *policies):
@@ -149,9 +150,9 @@ def paper_tables(paper: Paper, runs: Sequence[Run], published: Numbers, meant: C
     """The tables of a paper in their layout: its rows, and for each of its columns what is printed and what is measured.
 
     `meant(number, record)` says whether a record is a run of what the number is of. Nothing but runs with the same backbone, on all
-    images of the same split, under an oracle threshold, stands beside a number.
+    images of the same split, under an oracle threshold, stands beside a number. `runs` must be one of each seed.
     """
-    disputed, tables, runs = published.disputed, [], one_of_each_seed(runs)
+    disputed, tables = published.disputed, []
     own = [number for number in published.numbers if number.paper == paper.key]
     for table in dict.fromkeys(number.table for number in own):
         cells = [number for number in own if number.table == table]

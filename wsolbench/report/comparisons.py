@@ -91,10 +91,11 @@ def read_scores(path: Path, record: RunRecord) -> ScoreTable:
     Scores belong to a record when they name it, or, for files that name none, when they give the record's values.
     """
     file, protocol = path.with_suffix(SCORES), record.map_protocol
-    try:
-        scores = ScoreTable.read(file, images=record.dataset.get("images"), thresholds=len(protocol.taus))
-    except DataError as error:
-        raise DataError(f"{error} (scores of the record {path})") from error
+    images, thresholds = ScoreTable.sizes_in(file)
+    for what, found, expected in (("images", images, record.dataset.get("images")), ("thresholds", thresholds, len(protocol.taus))):
+        if expected is not None and found != expected:
+            raise DataError(f"{file} has scores of {found} {what}, but its record {path} is of {expected}")
+    scores = ScoreTable.read(file)
     if scores.written_with and scores.written_with != scores_digest(scores, record):
         raise DataError(f"{file} has scores of other images or values than its record {path}; evaluate again with --save-scores")
     if not scores.written_with:

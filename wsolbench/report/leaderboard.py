@@ -30,7 +30,7 @@ from wsolbench.records import MetricValue, RunRecord
 from wsolbench.report.board import Filters, Numbers, Table, measured_tables, paper_tables, published_tables
 from wsolbench.report.claims import matches_claim, read_claims, read_variants
 from wsolbench.report.formats import escape_formula, render
-from wsolbench.report.repetitions import Run, data_of, different_settings, grouped, source_of, source_title, superseded
+from wsolbench.report.repetitions import Run, data_of, different_settings, grouped, one_of_each_seed, source_of, source_title, superseded
 from wsolbench.report.reproduction import reproduction_markdown
 from wsolbench.report.results import Results, read_results
 from wsolbench.report.tables import NO_THRESHOLD, RANKED_BY, describe_protocol, escape_markdown, format_value, sort_policies
@@ -143,7 +143,8 @@ def leaderboard_files(results: Path, read: Results | None = None) -> dict[str, s
         files[f"{stem}.md"] = _markdown(by_name[stem])
         files[f"{stem}.csv"] = _csv(by_name[stem])
     boards = {f"board-{stems[name]}.md": (name, _tables_of(runs, published, Filters(dataset=name, parts=False))) for name in sorted(stems)}
-    papers = {f"paper-{key}.md": (paper.name, _paper_of(key, runs, published, results)) for key, paper in published.papers.items()}
+    shown = one_of_each_seed(runs)
+    papers = {f"paper-{key}.md": (paper.name, _paper_of(key, shown, published, results)) for key, paper in published.papers.items()}
     made = {file: (title, tables) for file, (title, tables) in {**boards, **papers}.items() if tables}
     files |= {file: f"{_MARK}\n\n# {escape_markdown(title)}\n\n{render(tables, 'markdown')}" for file, (title, tables) in made.items()}
     if (results / "claims.csv").is_file():

@@ -93,10 +93,13 @@ def superseded(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
 
 def _repeats(runs: Sequence[Run], of_each_source: bool) -> list[tuple[Run, list[Run]]]:
     """Runs by what they measure and their seed: the one that is shown, and the others."""
+    protocols: dict[Any, str] = {}
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        source = source_of(run) if of_each_source else None
-        groups[canonical_json([data_of(run), source, run.record.protocol.to_json(), settings_of(run), run.seed])].append(run)
+        source, protocol = source_of(run) if of_each_source else None, run.record.protocol
+        if protocol not in protocols:  # writing a grid of thresholds takes most of the time
+            protocols[protocol] = canonical_json(protocol.to_json())
+        groups[canonical_json([data_of(run), source, protocols[protocol], settings_of(run), run.seed])].append(run)
     found = []
     for group in groups.values():
         shown = group[0] if len(group) == 1 else max(group, key=lambda run: (precedence(run.record), run.link))

@@ -67,6 +67,7 @@ def reproduction_markdown(
 def _not_compared(claims: Sequence[Claim], comparisons: Sequence[Comparison], records: Sequence[tuple[Path, RunRecord]]) -> list[str]:
     """The claims without a pair of runs, and those with pairs that nobody has compared, with the reason."""
     by_path = dict(records)
+    digests = {path: record.digest for path, record in records}
     done = [(set(comparison.a["records"]), set(comparison.b["records"])) for comparison in comparisons]
     rows = [(missing.claim, missing.place, missing.reason) for missing in find_unpaired(claims, records)] if records else []
     for claim, pairs in pairs_by_claim(claims, records):
@@ -75,9 +76,9 @@ def _not_compared(claims: Sequence[Claim], comparisons: Sequence[Comparison], re
             ones, others = ([by_path[path] for path in side] for side in (a, b))
             if not all(any(m.name == claim.metric and m.value is not None for m in record.metrics) for record in (*ones, *others)):
                 continue
-            digests = ({record.digest for record in ones}, {record.digest for record in others})
-            if not any(digests[0] <= known[0] and digests[1] <= known[1] for known in done):
-                waiting[_heading(Comparison.make(ones, others, ()))] += 1
+            mine = tuple({digests[path] for path in side} for side in (a, b))
+            if not any(mine[0] <= known[0] and mine[1] <= known[1] for known in done):
+                waiting[_heading(Comparison.make(ones[:1], others[:1], ()))] += 1
         rows += [
             (claim, place, f"{count} {'pair' if count == 1 else 'pairs'} of groups not compared yet: run `wsolbench compare --claims`")
             for place, count in sorted(waiting.items())
