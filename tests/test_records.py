@@ -156,7 +156,7 @@ def test_thresholds_policies_and_parts_that_exist_are_read(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff\xfe{}", "is not JSON"),
+        (b"\xff\xfe{}", "is not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a":' * 70 + b"1" + b"}" * 70, "nested too deeply; expected at most 64 levels"),
         (b'{"schema":' + b"9" * 5000 + b"}", "is not JSON"),

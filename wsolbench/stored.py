@@ -11,7 +11,7 @@ from typing import Any
 from wsolbench.exceptions import DataError
 
 MAX_BYTES = 64 << 20
-"""Largest JSON file that is read. Records have some kilobytes."""
+"""Largest text file that is read. Records have some kilobytes."""
 MAX_DEPTH = 64
 """Deepest nesting of a JSON file that is read."""
 MAX_NUMBER = 2.0**63
@@ -38,12 +38,8 @@ def check_regular_file(path: Path, what: str) -> None:
         raise DataError(f"{what} {path} is a {kind}; expected a file")
 
 
-def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file of plain values. `what` names the kind of file in messages, for instance `record`.
-
-    Raises `DataError` naming the file when it is missing, no regular file, unreadable, above `MAX_BYTES`, not UTF-8, not JSON, or
-    refused by `check_plain`.
-    """
+def read_text(path: Path, what: str) -> str:
+    """Read a UTF-8 file. Raises `DataError` naming it when it is missing, no regular file, unreadable, too large or not UTF-8."""
     check_regular_file(path, what)
     try:
         with path.open("rb") as stream:
@@ -53,10 +49,23 @@ def read_json(path: Path, what: str) -> Any:
     if len(content) > MAX_BYTES:
         raise DataError(f"{what} {path} has more than {MAX_BYTES:,} bytes; expected a smaller file")
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_object)
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{what} {path} is not UTF-8: {error}") from error
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file of plain values. `what` names the kind of file in messages, for instance `record`.
+
+    Raises `DataError` naming the file when it is missing, no regular file, unreadable, above `MAX_BYTES`, not UTF-8, not JSON, or
+    refused by `check_plain`.
+    """
+    text = read_text(path, what)
+    try:
+        value = json.loads(text, object_pairs_hook=_object)
     except RecursionError as error:
         raise DataError(f"{what} {path} is nested too deeply; expected at most {MAX_DEPTH} levels") from error
-    except ValueError as error:  # not UTF-8, not JSON, a number of thousands of digits
+    except ValueError as error:  # not JSON, or a number of thousands of digits
         raise DataError(f"{what} {path} is not JSON: {error}") from error
     try:
         check_plain(value)

@@ -21,6 +21,7 @@ from wsolbench.files import canonical_json
 from wsolbench.metrics.catalog import metric_info
 from wsolbench.records import RunRecord, settings_of
 from wsolbench.report.repetitions import precedence, setting_text
+from wsolbench.stored import read_text
 
 COMMON_SETTINGS = frozenset(("recipe", "grid", "head", "width"))
 """Settings that mean the same in every method: they describe training and the network that a method is built on."""
@@ -84,7 +85,7 @@ def read_variants(path: Path) -> dict[tuple[str, str], tuple[str, str]]:
 def _rows(path: Path, names: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and cells of each row of a CSV file with these columns."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path, "file").removeprefix("\ufeff").splitlines()
         reader = csv.DictReader(lines, strict=True)
         if reader.fieldnames != names:
             raise DataError(f"{path}:1 has the columns {reader.fieldnames}; expected {','.join(names)}")
@@ -92,7 +93,7 @@ def _rows(path: Path, names: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
             if None in row or None in row.values():
                 raise DataError(f"{path}:{reader.line_num} is no row of {len(names)} cells")
             yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
