@@ -100,15 +100,6 @@ def edit(path: Path, **changes: object) -> None:
         ({"dataset": {"name": "cub", "split": "test", "fingerprint": "ab", "limit": -1}}, "dataset.limit is -1"),
         ({"dataset": {"name": "cub", "split": "test", "fingerprint": "ab", "transfer_from": "val"}}, "transfer_from is 'val'"),
         ({"schema": True}, "schema True"),
-        ({"protocol": {}}, "a stored protocol lacks"),
-        ({"protocol": []}, "protocol"),
-        ({"protocol": {"name": "spa"}}, "a stored protocol lacks"),
-        ({"protocol": {"name": "coco", "detection": {}}}, "a stored protocol lacks"),
-        ({"protocol": {"detection": 1}}, "protocol"),
-        ({"protocol": STORED | {"taus": {"start": 0.0, "stop": 1.0, "step": 1e-9}}}, "makes more than 10,000 thresholds"),
-        ({"protocol": STORED | {"taus": {"start": 0.0, "stop": 1.0, "step": 0.0}}}, "step"),
-        ({"protocol": STORED | {"taus": [2.0]}}, "taus"),
-        ({"protocol": STORED | {"frame_size": 0}}, "frame_size"),
         ({"metrics": [GT_KNOWN | {"low": 0.6, "high": 0.4}]}, "low 0.6 and high 0.4; expected a value, and low not above"),
         ({"metrics": [GT_KNOWN | {"low": 0.4}]}, "one end of an interval"),
         ({"metrics": [GT_KNOWN | {"low": -0.1, "high": 0.4}]}, "low -0.1; expected 0 to 1"),
@@ -144,13 +135,36 @@ def test_a_broken_record_is_named(tmp_path: Path, changes: dict[str, object], me
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("protocol", "message"),
+    [
+        ({}, "a stored protocol lacks"),
+        ([], "protocol"),
+        ({"name": "spa"}, "a stored protocol lacks"),
+        ({"name": "coco", "detection": {}}, "a stored protocol lacks"),
+        ({"detection": 1}, "protocol"),
+        (STORED | {"taus": {"start": 0.0, "stop": 1.0, "step": 1e-9}}, "makes more than 10,000 thresholds"),
+        (STORED | {"taus": {"start": 0.0, "stop": 1.0, "step": 0.0}}, "step"),
+        (STORED | {"taus": [2.0]}, "taus"),
+        (STORED | {"frame_size": 0}, "frame_size"),
+    ],
+)
+def test_a_record_with_a_protocol_that_cannot_be_is_named(tmp_path: Path, protocol: object, message: str) -> None:
+    pytest.importorskip("wsolbench.ranges")  # without its limits a small step would fill the memory
+    path = record().write(tmp_path)
+    edit(path, protocol=protocol)
+    with pytest.raises(DataError, match=message) as caught:
+        read_record(path)
+    assert str(path) in str(caught.value)
+
+
 def test_thresholds_policies_and_parts_that_exist_are_read(tmp_path: Path) -> None:
     path = record().write(tmp_path)
-    names = ("max_box_acc_v2@0.3", "max_box_acc_v2@1", "keypoint_distance@1", "keypoint_distance_px@4")
+    names = ("max_box_acc_v2@0.3", "max_box_acc_v2@1", "max_box_acc_v2@1e-05", "keypoint_distance@1", "keypoint_distance_px@4")
     metrics = [GT_KNOWN | {"name": name} for name in names]
     metrics += [GT_KNOWN | {"policy": policy, "tau": [0.2]} for policy in ("oracle", "transfer", "fixed:0", "fixed:0.25", "fixed:1")]
     edit(path, metrics=metrics)
-    assert len(read_record(path).metrics) == 9
+    assert len(read_record(path).metrics) == 10
 
 
 @pytest.mark.parametrize(

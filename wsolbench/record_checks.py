@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _SLACK = 1e-9
 """A mean of numbers in [0, 1] may lie that far outside, by rounding."""
 
-_PARTS = {"max_box_acc_v2": r"@(0?\.\d+|1)", "keypoint_distance": r"@[1-9]\d?", "keypoint_distance_px": r"@[1-9]\d?"}
+_PARTS = {"max_box_acc_v2": r"@(0?\.\d+|1|\d(\.\d+)?e-\d+)", "keypoint_distance": r"@[1-9]\d?", "keypoint_distance_px": r"@[1-9]\d?"}
 """Metrics that have a row for each part, and how the part is written behind their name."""
 
 
