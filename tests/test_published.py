@@ -28,7 +28,7 @@ from wsolbench.published import (
     read_papers,
     read_published,
 )
-from wsolbench.report.reproduction import read_claims
+from wsolbench.report.claims import read_claims
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"

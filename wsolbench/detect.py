@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wsolbench.datasets.coco import InstanceDataset
@@ -42,6 +42,14 @@ def evaluate_detector(dataset: InstanceDataset, detector: Detector, *, limit: in
             f"{dataset.name} {dataset.split} ({len(dataset.class_names)}); evaluate it on the data set that it was trained on"
         )
     scored, protocol, seconds = limited(dataset, limit), DetectionProtocol(), {"detect": 0.0, "count": 0.0}
+    description = RunRecord(
+        method={**detector.describe(), "name": detector.method_name},
+        dataset={"name": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint, "images": len(scored), "limit": limit},
+        protocol=protocol,
+        metrics=(),
+        provenance={},
+    )
+    description.check()  # before the work
     results: list[dict[str, Any]] = []
     start, boxes_only = time.perf_counter(), False
     for sample in track(scored.samples, f"detecting in {dataset.name} {dataset.split}", total=len(scored)):
@@ -58,10 +66,8 @@ def evaluate_detector(dataset: InstanceDataset, detector: Detector, *, limit: in
             values |= average_precision(annotations, results, kind, protocol, image_ids=[sample.id for sample in scored.samples])
     seconds["count"] = time.perf_counter() - start
     without = "the detector finds boxes only" if boxes_only else "an object of the data set has no segmentation"
-    record = RunRecord(
-        method={**detector.describe(), "name": detector.method_name},
-        dataset={"name": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint, "images": len(scored), "limit": limit},
-        protocol=protocol,
+    record = replace(
+        description,
         metrics=tuple(_metric(info.name, values, len(scored), without) for info in METRICS if info.needs == "instances"),
         provenance=provenance(seconds=seconds, **detector.provenance()),
     )

@@ -269,6 +269,8 @@ def _plan(
         source=source.identity([image_id for split in splits for image_id in split.ids]),
         maps=None if options.save_maps is None else str(options.save_maps.root.resolve()),
     )
+    # A description that a record cannot hold is refused before the work.
+    RunRecord(method=plan.method, dataset=plan.dataset, protocol=protocol, metrics=(), provenance={}).check()
     return plan, splits
 
 

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from wsolbench.exceptions import DataError, UsageError, unknown_name
 from wsolbench.metrics.catalog import METRICS, MetricInfo
+from wsolbench.stored import read_text
 
 EVIDENCE = ("own", "reproduced", "requoted")
 """Whose number it is, best first: the source's own method or ablation; somebody else's method, run by the source's authors;
@@ -183,13 +184,13 @@ def read_papers(path: Path) -> dict[str, Paper]:
     """The sections of papers.toml by key, in their order. Raises `DataError` naming the section that is none."""
     toml: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        sections = toml.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"no file {path}; it names the sources of the published numbers") from error
-    except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
+        sections = toml.loads(read_text(path, "file"))
+    except (toml.TOMLDecodeError, RecursionError) as error:
         raise DataError(f"{path} is not TOML: {error}") from error
     papers = {}
     for key, values in sections.items():
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", key):  # it names files of the board
+            raise DataError(f"{path}: the section {key!r} has a name of other characters than a-z, 0-9 and -")
         try:
             arguments: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
             papers[key] = Paper(key=key, **arguments)
@@ -215,17 +216,17 @@ def read_published(folder: Path) -> list[PublishedNumber]:
 
 
 def _read_file(path: Path, paper: str) -> list[PublishedNumber]:
+    if not path.exists():
+        raise DataError(f"no file {path}, which papers.toml names for {paper!r}")
+    reader = csv.DictReader(read_text(path, "file").splitlines(), strict=True)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise DataError(f"no file {path}, which papers.toml names for {paper!r}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error}") from error
-    reader = csv.DictReader(lines, strict=True)
-    if reader.fieldnames != list(COLUMNS):
-        raise DataError(f"{path}:1 has the columns {reader.fieldnames}; expected {','.join(COLUMNS)}")
+        if reader.fieldnames != list(COLUMNS):
+            raise DataError(f"{path}:1 has the columns {reader.fieldnames}; expected {','.join(COLUMNS)}")
+        rows = list(reader)
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num} is no row of a CSV file: {error}") from error
     found: dict[tuple[Any, ...], PublishedNumber] = {}
-    for line, row in enumerate(reader, start=2):
+    for line, row in enumerate(rows, start=2):
         try:
             if None in row.values():
                 raise ValueError(f"it has fewer than {len(COLUMNS)} cells")

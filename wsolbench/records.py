@@ -13,25 +13,29 @@ Values are in the unit of the catalog: fractions in [0, 1], levels, pixels. A me
 from __future__ import annotations
 
 import json
-import math
+import os
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.files import file_name, sha256_of_json, write_json
-from wsolbench.metrics.catalog import metric_info
+from wsolbench.files import canonical_json, file_name, sha256_of_json, write_json
 from wsolbench.program import revisions, version_of
 from wsolbench.protocol import DetectionProtocol, EvalProtocol, protocol_from_json
+from wsolbench.record_checks import check_metric, check_record
+from wsolbench.stored import check_plain, read_json
 
 SCHEMA = 1
 
 SHARDS = ".shards"
 """Ends the names of folders that parts of a run are in until they are merged."""
+
+LONGEST_NAME = 200
+"""Bytes of a file's name that are kept; file systems take 255, and a digest and a suffix follow."""
 
 
 def settings_of(method: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,15 +129,25 @@ class RunRecord:
     @property
     def path(self) -> Path:
         """Where the record belongs below a results folder: readable, and different for different runs."""
+        return self.path_of(self.digest)
+
+    def path_of(self, digest: str) -> Path:
+        """The same for a digest that is known."""
         data = (self.dataset["split"], self.dataset.get("transform"))
-        parts = [self.method["name"], self.method.get("backbone"), *data, self.protocol.name, self.digest[:8]]
+        parts = [self.method["name"], self.method.get("backbone"), *data, self.protocol.name]
         name = "_".join(file_name(part) for part in parts if part)
-        return Path(file_name(self.dataset["name"])) / f"{name}.json"
+        return Path(_cut(file_name(self.dataset["name"]))) / f"{_cut(name)}_{digest[:8]}.json"
 
     @property
     def digest(self) -> str:
         """Digest of key and results; date, speed and machine do not enter."""
         return sha256_of_json({**self.key, "metrics": [_metric_to_json(metric) for metric in self.metrics]})
+
+    @property
+    def values_digest(self) -> str:
+        """Digest of the images, the conventions and the results, whatever the method: what scores of images must agree with."""
+        data = {name: self.dataset.get(name) for name in ("name", "split", "fingerprint", "images")}
+        return sha256_of_json([data, self.protocol.to_json(), [_metric_to_json(metric) for metric in self.metrics]])
 
     def to_json(self) -> dict[str, Any]:
         """The stored form."""
@@ -144,33 +158,62 @@ class RunRecord:
             "provenance": self.provenance,
         }
 
+    def check(self) -> None:
+        """Raise `DataError` for a record that `read_record` would refuse."""
+        what = f"the record of method {self.method.get('name')!r} on data set {self.dataset.get('name')!r} cannot be written: it"
+        _parse(json.loads(_text(self.to_json(), what)), what)
+
     def write(self, folder: Path) -> Path:
-        """Write to `folder / self.path`; a record that is there already (same run, same result) is left as it is."""
+        """Write to `folder / self.path`; a sound record of the same run and result that is there already is left as it is.
+
+        Raises `DataError` for a record that could not be read again; nothing is written then.
+        """
+        self.check()
         path = folder / self.path
-        if not path.exists():
+        if not _is_stored(self, path):
             write_json(path, self.to_json())
         return path
+
+
+def _cut(name: str) -> str:
+    """At most `LONGEST_NAME` bytes of a file's name."""
+    return name.encode()[:LONGEST_NAME].decode(errors="ignore")
+
+
+def _text(values: Any, what: str) -> str:
+    """JSON text of plain values. Raises `DataError` for values that cannot be read again."""
+    try:
+        check_plain(values)
+    except ValueError as error:
+        raise DataError(f"{what} has {error}") from error
+    return canonical_json(values)
+
+
+def _is_stored(record: RunRecord, path: Path) -> bool:
+    """Whether `path` holds this record; not so for a file that a full disk or a crash has cut short."""
+    try:
+        return read_record(path).digest == record.digest
+    except DataError:
+        return False
 
 
 def _metric_to_json(metric: MetricValue) -> dict[str, Any]:
     return {
         key: list(value) if isinstance(value, tuple) else value
-        for key, value in asdict(metric).items()
+        for key, value in vars(metric).items()
         if (value is not None or key == "value") and (key, value) != ("version", 1)
     }
 
 
 def read_record(path: Path) -> RunRecord:
     """Read and validate a record. Raises `DataError` naming the file and what is wrong with it."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"no record {path}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"record {path} is not JSON: {error}") from error
-    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-        found = values.get("schema") if isinstance(values, dict) else type(values).__name__
-        raise DataError(f"record {path} has schema {found!r}; this version reads schema {SCHEMA}")
+    return _parse(read_json(path, "record"), f"record {path}")
+
+
+def _parse(values: Any, what: str) -> RunRecord:
+    schema = values.get("schema") if isinstance(values, dict) else type(values).__name__
+    if schema != SCHEMA or isinstance(schema, bool):
+        raise DataError(f"{what} has schema {schema!r}; this version reads schema {SCHEMA}")
     try:
         record = RunRecord(
             method=dict(values["method"]),
@@ -179,64 +222,84 @@ def read_record(path: Path) -> RunRecord:
             metrics=tuple(_metric_from_json(item) for item in values["metrics"]),
             provenance=dict(values["provenance"]),
         )
-        _check_fields(record)
-        _ = record.path
-    except (AttributeError, KeyError, TypeError, ValueError, UsageError) as error:
-        raise DataError(f"record {path} lacks or misspells a field: {error}") from error
+        check_record(record)
+    except KeyError as error:
+        raise DataError(f"{what} lacks or misspells a field: {error}") from error
+    except (AttributeError, TypeError, ValueError, ArithmeticError, MemoryError, UsageError) as error:
+        raise DataError(f"{what} lacks or misspells a field: {str(error) or type(error).__name__}") from error
     return record
 
 
 def _metric_from_json(values: dict[str, Any]) -> MetricValue:
     arguments: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     metric = MetricValue(**arguments)
-    top = metric_info(metric.name).top
-    for field in ("value", "low", "high", "n", "version"):
-        if not _is_number(number := getattr(metric, field), optional=field in ("value", "low", "high")):
-            raise ValueError(f"metric {metric.name} has {field} {number!r}; expected a number")
-    if metric.tau is not None and not (isinstance(metric.tau, tuple) and all(map(_is_number, metric.tau))):
-        raise ValueError(f"metric {metric.name} has tau {metric.tau!r}; expected a list of thresholds")
-    for field in ("policy", "reason"):
-        if not isinstance(text := getattr(metric, field), str | None):
-            raise ValueError(f"metric {metric.name} has {field} {text!r}; expected a text")
-    if metric.value is not None and not 0.0 <= metric.value <= (math.inf if top is None else top):
-        raise ValueError(f"metric {metric.name} has value {metric.value}; expected 0 {'or more' if top is None else f'to {top:g}'}")
-    if metric.value is None and not metric.reason:
-        raise ValueError(f"metric {metric.name} has neither a value nor a reason")
+    if not isinstance(metric.name, str):
+        raise ValueError(f"a metric has name {metric.name!r}; expected a text")
+    check_metric(metric)
     return metric
 
 
-def _is_number(value: object, *, optional: bool = False) -> bool:
-    return (optional and value is None) or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value))
+@dataclass(frozen=True, kw_only=True)
+class FoundRecords:
+    """The records of a folder, sorted by path, and what was left out.
+
+    Attributes:
+        records: each run and result once.
+        problems: one message for each file that is no sound record, naming it.
+        copies: one message for each file that repeats the run and result of another one, naming both.
+    """
+
+    records: list[tuple[Path, RunRecord]]
+    problems: list[str]
+    copies: list[str]
 
 
-def _check_fields(record: RunRecord) -> None:
-    """Raise `ValueError` for a part of a record that tables read and that is of another kind."""
-    method, data = record.method, record.dataset
-    for field in ("config", "post", "training"):
-        if not isinstance(method.get(field), dict | None):
-            raise ValueError(f"method has {field} {method[field]!r}; expected names and values")
-    for where, parts, field in (("training", record.training, "recipe"), ("post", method.get("post") or {}, "config")):
-        if not isinstance(parts.get(field), dict | None):
-            raise ValueError(f"method.{where} has {field} {parts[field]!r}; expected names and values")
-    seed = record.training.get("seed")
-    if isinstance(seed, bool) or not isinstance(seed, int | None):
-        raise ValueError(f"method.training has seed {seed!r}; expected a whole number")
-    for where, parts, required, optional in (
-        ("method", method, ("name",), ("backbone", "variant")),
-        ("dataset", data, ("name", "split", "fingerprint"), ("transform",)),
-    ):
-        for field in (*required, *optional):
-            if not isinstance(parts.get(field), str if field in required else str | None):
-                raise ValueError(f"{where}.{field} is {parts.get(field)!r}; expected a text")
+def find_records(folder: Path) -> FoundRecords:
+    """Read every record below `folder`. What runs leave while they are under way is left out.
+
+    Of files with one run and result, the one at its own path (`RunRecord.path`) counts, or else the first by path.
+    """
+    found, problems, copies = [], [], []
+    paths, unreadable = _json_files(folder)
+    problems += unreadable
+    for path in paths:
+        try:
+            record = read_record(path)
+            found.append((path, record, record.digest))
+        except DataError as error:
+            problems.append(str(error))
+    first: dict[str, Path] = {}
+    kept = []
+    for path, record, digest in sorted(found, key=lambda item: (item[0].relative_to(folder) != item[1].path_of(item[2]), item[0])):
+        original = first.setdefault(digest, path)
+        if original == path:
+            kept.append((path, record))
+        else:
+            copies.append(f"record {path} is a copy of {original}; it counts once")
+    return FoundRecords(records=sorted(kept, key=lambda item: item[0]), problems=problems, copies=copies)
+
+
+def _json_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """Every `*.json` below `folder`, whatever it is, and messages for folders that cannot be listed."""
+    paths: list[Path] = []
+    unreadable: list[str] = []
+
+    def name_error(error: OSError) -> None:
+        unreadable.append(f"the folder {error.filename} cannot be listed: {error.strerror}")
+
+    for root, folders, files in os.walk(folder, onerror=name_error):
+        folders[:] = [name for name in folders if not name.startswith(".") and not name.endswith(SHARDS)]
+        names = [name for name in (*files, *folders) if name.endswith(".json") and not name.startswith(".")]
+        paths += [Path(root) / name for name in names]
+    return sorted(paths), sorted(unreadable)
 
 
 def read_records(folder: Path) -> list[tuple[Path, RunRecord]]:
-    """Every record below `folder`, sorted by path; what runs leave while they are under way is left out."""
-
-    def under_way(path: Path) -> bool:
-        return any(part.startswith(".") or part.endswith(SHARDS) for part in path.relative_to(folder).parts)
-
-    return [(path, read_record(path)) for path in sorted(folder.rglob("*.json")) if not under_way(path)]
+    """Every record below `folder`, sorted by path, each run and result once. Raises `DataError` naming all files that are no record."""
+    found = find_records(folder)
+    if found.problems:
+        raise DataError("; ".join(found.problems))
+    return found.records
 
 
 def provenance(*, seconds: dict[str, float], device: str, packages: tuple[str, ...] = (), threads: int | None = None) -> dict[str, Any]:

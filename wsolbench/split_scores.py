@@ -18,7 +18,7 @@ from wsolbench.exceptions import DataError
 from wsolbench.metrics.best_threshold import Curves
 from wsolbench.metrics.confidence import Bootstrap
 from wsolbench.metrics.thresholds import ThresholdPolicy
-from wsolbench.score_table import ScoreTable
+from wsolbench.score_table import ScoreTable, check_scores
 from wsolbench.scores import ImageScores
 
 Rates = Float64[np.ndarray, "r s"]
@@ -71,6 +71,7 @@ class SplitScores:
         """Predicted labels of each image."""
         new: Bool[np.ndarray, " t"] | None = None
         for part in scores:
+            check_scores(part)
             if new is not None and part.ranked.shape[1] != self.ranks:
                 raise DataError(
                     f"some images have {self.ranks} predicted labels and others {part.ranked.shape[1]}; score all with the same"

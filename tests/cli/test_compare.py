@@ -80,7 +80,11 @@ def test_what_claims_are_about_is_compared_once(run, birds: Path) -> None:
     for old, record in read_records(Path("measured")):
         another = replace(record, method={**record.method, "training": {**record.training, "seed": 1}}).write(Path("measured"))
         shutil.copy(old.with_suffix(".scores.npz"), another.with_suffix(".scores.npz"))
-    assert "1 new, 0 that were there, 1 of fewer seeds removed" in run(*command, "--out", "compared").out
+    Path("measured/broken.json").write_text("{")
+    result = run(*command, "--out", "compared")
+    assert result.code == 0
+    assert "1 new, 0 that were there, 1 of fewer seeds removed" in result.out
+    assert "left out: record measured/broken.json is not JSON" in result.err
     (path,) = Path("compared").rglob("*.json")
     assert read_comparison(path).a["seeds"] == [None, 1]  # a box in the middle has no training
 
@@ -88,3 +92,4 @@ def test_what_claims_are_about_is_compared_once(run, birds: Path) -> None:
     result = run(*command)
     assert result.code == 2
     assert "no two records in measured" in result.err
+    assert "no pair: P, Table 1: nobody, gt_known: no record of cam and none of spa" in result.err

@@ -8,7 +8,7 @@ import pytest
 
 from reference_models.config import parse_settings, to_json
 from wsolbench.methods import list_detectors, load_detector, load_method, load_post
-from wsolbench.report.reproduction import is_meant, read_claims, read_variants
+from wsolbench.report.claims import matches_claim, read_claims, read_variants
 
 RESULTS = Path(__file__).parents[2] / "results"
 MEANT = sorted(
@@ -17,7 +17,7 @@ MEANT = sorted(
 
 
 @pytest.mark.parametrize(("name", "settings"), MEANT)
-def test_a_run_with_these_settings_is_the_one_that_is_meant(
+def test_a_run_with_these_settings_is_the_one_that_matches_claim(
     name: str, settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -26,6 +26,6 @@ def test_a_run_with_these_settings_is_the_one_that_is_meant(
     pairs = dict(part.split("=") for part in settings.split(";") if part)
     load = load_detector if method in {row.name for row in list_detectors()} else load_method
     config = to_json(parse_settings(load(method).Config, pairs, what=method))
-    assert is_meant({"name": name, "config": config}, name, settings)
+    assert matches_claim({"name": name, "config": config}, name, settings)
     if post:
         assert load_post(post).method_name == post

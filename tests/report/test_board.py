@@ -14,13 +14,15 @@ from click.testing import CliRunner, Result
 
 from wsolbench.cli.leaderboard import command
 from wsolbench.exceptions import DataError
+from wsolbench.metrics.catalog import metric_info
 from wsolbench.protocol import EvalProtocol
 from wsolbench.published import Paper, PublishedNumber
 from wsolbench.records import MetricValue, RunRecord
-from wsolbench.report.board import Cell, Filters, Numbers, Table, measured_tables, paper_tables, problems, published_tables
+from wsolbench.report.board import Cell, Filters, Numbers, Table, measured_tables, paper_tables, published_tables
 from wsolbench.report.formats import render
 from wsolbench.report.leaderboard import leaderboard_files
-from wsolbench.report.repetitions import Run
+from wsolbench.report.repetitions import Run, superseded
+from wsolbench.report.results import current_versions
 
 PAPERS = {
     "p": Paper(key="p", name="P", title="A paper", file="published/p.csv", year=2021),
@@ -154,9 +156,11 @@ def test_a_papers_table_has_its_rows_and_columns_and_runs_beside_what_they_are_o
 
 
 def test_metrics_of_two_versions_are_never_on_one_board() -> None:
-    assert problems([run(), run(seed=1)]) == []
-    (problem,) = problems([run(), run(seed=1, version=2)])
-    assert problem.startswith("cub: top1_loc has versions 1 (../measured/cam-0-0.5.json), 2 (../measured/cam-1-0.5.json)")
+    assert current_versions([run(), run(seed=1)])[1] == []
+    newer = run(seed=1, version=2)
+    kept, (problem,) = current_versions([run(), newer])
+    assert kept == [newer]
+    assert "has version 1 of top1_loc, and other records of cub have version 2; evaluate the older runs again" in problem
 
 
 @pytest.mark.parametrize(
@@ -211,6 +215,44 @@ def test_json_and_csv_hold_the_same_cells() -> None:
     header, row = csv.reader(io.StringIO(render([AWKWARD], "csv")))
     assert header == ["table", "method", "x_1", "x_1", "link"]
     assert row == ["a|b / 50 %", AWKWARD.rows[0][0].text, "1†", "—", "../r.json"]
+
+
+HOSTILE = Table(
+    path=("test\n\\input{/etc/hostname}\n% ", "b\u2028c\rd"),
+    columns=("method", "=1+1"),
+    rows=((Cell("[x]"), Cell('=HYPERLINK("http://a.b")')), (Cell("*"), Cell("@a")), (Cell("+1.5"), Cell("-x\x1b[31m"))),
+    notes=("- a note\n\\end{document}", "1. www.x.org"),
+)
+"""Texts that each format could take for something else."""
+
+
+def test_no_text_leaves_a_comment_or_a_cell_of_latex() -> None:
+    lines = render([HOSTILE], "latex").splitlines()
+    assert lines[0] == r"% test \textbackslash{}input\{/etc/hostname\} \% / b c d"
+    assert [line for line in lines if line.startswith("%")] == [lines[0], *lines[-2:]]
+    assert lines[5:8] == [
+        r"{[}x{]} & =HYPERLINK(\symbol{34}http://a.b\symbol{34}) \\",
+        r"{*} & @a \\",
+        r"+1.5 & -x{[}31m \\",
+    ]
+    commands = {line.partition("{")[0] for line in lines if line.startswith("\\")}
+    assert commands == {r"\begin", r"\toprule", r"\midrule", r"\bottomrule", r"\end"}
+
+
+def test_no_text_is_a_formula_of_a_spreadsheet() -> None:
+    header, *rows = csv.reader(io.StringIO(render([HOSTILE], "csv")))
+    assert header == ["table", "method", "'=1+1", "link"]
+    assert [row[1:3] for row in rows] == [["[x]", '\'=HYPERLINK("http://a.b")'], ["*", "'@a"], ["+1.5", "'-x[31m"]]
+    assert all("\n" not in cell for row in rows for cell in row)
+
+
+def test_no_text_is_markup_of_markdown() -> None:
+    lines = render([HOSTILE], "markdown").splitlines()
+    assert r"## test \\input\{/etc/hostname\} %" in lines
+    assert "### b c d" in lines
+    assert r"\- a note \\end\{document\}" in lines
+    assert r"1\. www&#46;x.org" in lines
+    assert '| \\[x\\] | =HYPERLINK("http&#58;//a.b") |' in lines
 
 
 # --- from a folder ---------------------------------------------------------------------------------------------------------
@@ -276,10 +318,14 @@ def test_a_published_value_out_of_range_stops_the_check(results: Path) -> None:
         leaderboard_files(results)
 
 
-def test_metrics_of_two_versions_stop_the_check(results: Path) -> None:
+def test_metrics_of_two_versions_stop_the_check(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsolbench.record_checks.metric_info", lambda name: replace(metric_info(name), version=2))
     run(0.6, seed=1, version=2).record.write(results / "measured")
-    with pytest.raises(DataError, match="evaluate the older runs again"):
-        leaderboard_files(results)
+    assert call("--results", results).exit_code == 0
+    checked = call("--results", results, "--check")
+    assert checked.exit_code == 1
+    assert "evaluate the older runs again" in checked.output
+    assert "42.5" not in leaderboard_files(results)["board-cub.md"]
 
 
 def test_a_metric_without_a_threshold_has_one_table_whatever_the_policies() -> None:
@@ -316,12 +362,40 @@ def test_runs_that_differ_in_more_than_the_seed_are_two_rows(change: dict[str, A
     assert [row["runs"] for row in texts(table)] == ["1", "1"]
 
 
-def test_of_two_records_of_one_seed_the_newer_one_counts() -> None:
-    older, newer = run(0.4, seed=0), run(0.6, seed=0)
-    newer = Run(replace(newer.record, provenance={"date": "2024-06-01"}), newer.link)
-    for runs in ([older, newer], [newer, older]):
-        (row,) = texts(measured_tables(runs, published(), Filters())[0])
-        assert (row["measured"], row["runs"]) == ("60.0 [58.0, 64.0]", "1")
+def test_no_clock_decides_which_of_two_records_of_one_seed_is_shown() -> None:
+    one, other = run(0.4), run(0.6)
+    shown = set()
+    for dates in (("1970-01-01", "2024-06-01"), ("2099-01-01", "2024-06-01"), ("", "")):
+        dated = [Run(replace(each.record, provenance={"date": date}), each.link) for each, date in zip((one, other), dates, strict=True)]
+        for runs in (dated, dated[::-1]):
+            (row,) = texts(measured_tables(runs, published(), Filters())[0])
+            assert row["runs"] == "1"
+            ((old, new),) = superseded(runs)
+            assert {old.link, new.link} == {one.link, other.link}
+            shown.add((row["measured"], new.link))
+    assert len(shown) == 1
+
+
+def test_the_record_of_a_later_version_of_the_program_is_shown_whatever_its_digest() -> None:
+    def of(value: float, version: str) -> Run:
+        return Run(replace(run(value).record, provenance={"versions": {"wsolbench": version}}), f"{value}")
+
+    for old, new in ((0.4, 0.6), (0.6, 0.4)):
+        runs = [of(old, "0.9.0"), of(new, "0.10.0")]
+        assert [(before.link, after.link) for before, after in superseded(runs)] == [(f"{old}", f"{new}")]
+
+
+@pytest.mark.parametrize("split", ["val-masks", "test"])
+def test_numbers_of_the_images_with_masks_stand_beside_runs_on_those_alone(split: str) -> None:
+    printed = published(number(dataset="ilsvrc", split="val-masks", metric="gt_known"))
+    measured = run(0.425, metric="gt_known", images=23151)
+    for images in (23151, None):
+        data = {**measured.record.dataset, "name": "ilsvrc", "split": split, "images": images}
+        each = Run(replace(measured.record, dataset=data), measured.link)
+        (row,) = texts(measured_tables([each], printed, Filters())[0])
+        assert (row["published"], row["difference"]) == ("40.5 % (vgg16)" if split == "val-masks" else "", "")
+        (table,) = paper_tables(PAPERS["p"], [each], printed, lambda *_: True)
+        assert texts(table)[0]["measured"] == ""
 
 
 def test_turned_images_are_not_compared_with_published_numbers() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,10 +13,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from wsolbench.cli.leaderboard import command
-from wsolbench.exceptions import DataError, UsageError
+from wsolbench.exceptions import UsageError
 from wsolbench.protocol import EvalProtocol
-from wsolbench.records import MetricValue
+from wsolbench.records import MetricValue, read_record
+from wsolbench.report.comparisons import Comparison
 from wsolbench.report.leaderboard import FACTS, check_leaderboard, leaderboard_files, write_leaderboard
+from wsolbench.report.results import read_results
 
 Write = Callable[..., Path]
 
@@ -244,15 +247,81 @@ def test_check_lists_stale_missing_and_superfluous_files_and_writing_mends_them(
         ("[1]", "schema"),
     ],
 )
-def test_an_invalid_record_is_an_error_that_names_the_file_and_nothing_is_written(
-    tmp_path: Path, write_record: Write, content: str, what: str
-) -> None:
+def test_an_invalid_record_is_named_and_the_others_are_on_the_board(tmp_path: Path, write_record: Write, content: str, what: str) -> None:
     write_record()
+    before = leaderboard_files(tmp_path)
     (tmp_path / "measured" / "broken.json").write_text(content)
-    with pytest.raises(DataError, match=what) as error:
-        write_leaderboard(tmp_path)
-    assert "broken.json" in str(error.value)
-    assert not (tmp_path / "leaderboard").exists()
+    (problem,) = read_results(tmp_path).problems
+    assert "broken.json" in problem
+    assert what in problem
+    assert leaderboard_files(tmp_path) == before
+
+
+def test_the_check_names_broken_records_and_exits_with_1_though_the_board_is_up_to_date(tmp_path: Path, write_record: Write) -> None:
+    path = write_record()
+    (tmp_path / "measured" / "x.json").mkdir()
+    (tmp_path / "measured" / "y.json").write_bytes(b"\xff")
+    (tmp_path / "measured" / "z.json").write_bytes(path.read_bytes())
+    written = invoke("--results", tmp_path)
+    assert written.exit_code == 0
+    for name in "xyz":
+        assert f"left out: record {tmp_path / 'measured' / name}.json" in written.output
+    assert invoke("--results", tmp_path, "--check").exit_code == 1
+    (tmp_path / "measured" / "x.json").rmdir()
+    (tmp_path / "measured" / "y.json").unlink()
+    checked = invoke("--results", tmp_path, "--check")
+    assert checked.exit_code == 0
+    assert "is a copy of" in checked.output
+    assert [row["method"] for row in rows(tmp_path)] == ["cam"]
+
+
+def test_a_comparison_of_records_that_are_gone_is_left_out(tmp_path: Path, write_record: Write) -> None:
+    a, b = (read_record(write_record(method={"name": name})) for name in ("cam", "spa"))
+    Comparison.make([a], [b], ()).write(tmp_path / "compared")
+    assert len(read_results(tmp_path).comparisons) == 1
+    (tmp_path / "measured" / b.path).unlink()
+    (tmp_path / "compared" / "x.json").write_text("[]")
+    read = read_results(tmp_path)
+    assert read.comparisons == []
+    assert [part in message for part, message in zip(("of 1 records that are not there", "x.json"), read.problems, strict=True)] == [
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "files"),
+    [
+        (("a b", "a-b"), {"a-b", "a-b-2a464367"}),
+        (("CUB", "cub"), {"cub", "cub-240d817a"}),
+        (("", "."), {"unnamed-173f8c53", "unnamed-bd85bcdb"}),
+        (("con", "NUL.x"), {"con-data", "nul.x-data"}),
+        (("x" * 90, "x" * 91), None),
+        (("README", "readme-data"), None),
+    ],
+)
+def test_data_sets_never_share_a_page(tmp_path: Path, write_record: Write, names: tuple[str, str], files: set[str] | None) -> None:
+    for name in names:
+        write_record(dataset={"name": name})
+    board = leaderboard_files(tmp_path)
+    stems = {name.removesuffix(".csv") for name in board if name.endswith(".csv")}
+    assert len(stems) == 2
+    assert files is None or stems == files
+    assert len({name.casefold() for name in board}) == len(board)
+    for stem in stems:
+        assert len(list(csv.DictReader(board[f"{stem}.csv"].splitlines()))) == 1
+        assert f"board-{stem}.md" in board
+        assert f"({stem}.md)" in board["README.md"]
+
+
+def test_of_two_records_of_one_seed_the_one_that_is_not_shown_is_named(tmp_path: Path, write_record: Write) -> None:
+    paths = [write_record(metrics=(metric("gt_known", value),)) for value in (0.4, 0.6)]
+    result = invoke("--results", tmp_path)
+    assert result.exit_code == 0
+    assert "is not shown" in result.output
+    index = leaderboard_files(tmp_path)["README.md"]
+    assert all(path.stem in index for path in paths)
+    assert invoke("--results", tmp_path, "--check").exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -272,8 +341,8 @@ def test_an_invalid_metric_in_a_record_is_an_error_that_names_the_file(tmp_path:
     stored = json.loads(path.read_text())
     stored["metrics"][0] |= change
     path.write_text(json.dumps(stored))
-    with pytest.raises(DataError, match=path.name):
-        leaderboard_files(tmp_path)
+    (problem,) = read_results(tmp_path).problems
+    assert path.name in problem
 
 
 def test_a_protocol_of_another_version_is_an_error_that_names_the_file(tmp_path: Path, write_record: Write) -> None:
@@ -281,8 +350,8 @@ def test_a_protocol_of_another_version_is_an_error_that_names_the_file(tmp_path:
     stored = json.loads(path.read_text())
     stored["protocol"]["componets"] = "all"
     path.write_text(json.dumps(stored))
-    with pytest.raises(DataError, match=f"{path.name}.*components"):
-        leaderboard_files(tmp_path)
+    (problem,) = read_results(tmp_path).problems
+    assert re.search(f"{path.name}.*did you mean 'components'", problem)
 
 
 def test_hidden_files_of_a_running_evaluation_are_not_records(tmp_path: Path, write_record: Write) -> None:

@@ -99,13 +99,24 @@ def test_intervals_are_drawn_to_scale(results: Path) -> None:
             assert drawn == pytest.approx(4 + 112 * (meant - low) / (high - low), abs=0.1)
 
 
-def test_records_that_newer_ones_repeat_are_counted_and_left_out(results: Path) -> None:
+def test_records_of_one_seed_are_counted_once_and_the_others_are_named(results: Path) -> None:
     path, record = records_of(results)[0]
-    newer = replace(record, provenance={**record.provenance, "date": "2025-06-01"}, metrics=record.metrics[:-1])
-    newer.write(results / "measured")
+    versions = {"versions": {"wsolbench": "9.0"}}
+    replace(record, provenance={**record.provenance, **versions}, metrics=record.metrics[:-1]).write(results / "measured")
     text = html_of(results)
-    assert "6 records, without 1 that newer ones repeat with the same seed." in text
-    assert path.name not in text
+    assert "<p>6 records (1 superseded).</p>" in text
+    assert "<summary>Left out: 1</summary>" in text
+    assert text.count(path.name) == 1
+
+
+def test_a_broken_record_is_named_on_the_page_and_hides_no_other(results: Path) -> None:
+    path, _ = records_of(results)[0]
+    (results / "measured/broken.json").write_text("{")
+    (results / "measured/copy.json").write_bytes(path.read_bytes())
+    text, problems = page_html(results, galleries=(), methods=0, resamples=100)
+    assert "<p>6 records (1 copied, 1 unusable).</p>" in text
+    assert problems[0].startswith(f"record {results / 'measured/broken.json'} is not JSON")
+    assert "copy.json is a copy of" in text
 
 
 def test_published_numbers_have_tables_of_their_own(results: Path) -> None:

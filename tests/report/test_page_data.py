@@ -128,7 +128,9 @@ def test_methods_are_ranked_by_their_means_not_by_their_best_runs(write_run: Cal
         run = write_run(name, maps=seed, seed=seed)
         metrics = [replace(m, value=gt_known) if m.name == "gt_known" else m for m in run.record.metrics]
         fixed = MetricValue(name="gt_known", value=1 - gt_known, n=16, policy="fixed:0.2", tau=(0.2,))
-        return replace(run, record=replace(run.record, metrics=(fixed, *metrics)))
+        record, file = replace(run.record, metrics=(fixed, *metrics)), run.path.with_suffix(SCORES)
+        ScoreTable.read(file).write(file, record)
+        return replace(run, record=record)
 
     runs = [found("spa", 0, 0.9), found("spa", 1, 0.1), found("has", 0, 0.6), found("has", 1, 0.6)]
     (pair,) = groups(*runs)[0].pairs

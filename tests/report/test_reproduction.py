@@ -11,9 +11,10 @@ from tests.report.conftest import make_dataset, make_record
 from wsolbench.compare import MetricDifference
 from wsolbench.exceptions import DataError
 from wsolbench.protocol import EvalProtocol
-from wsolbench.records import RunRecord
-from wsolbench.report.comparisons import Comparison
-from wsolbench.report.reproduction import Claim, is_meant, pairs_of, read_claims, reproduction_markdown
+from wsolbench.records import MetricValue, RunRecord, read_records
+from wsolbench.report.claims import Claim, find_unpaired, matches_claim, pairs_of, read_claims
+from wsolbench.report.comparisons import Comparison, read_comparison
+from wsolbench.report.reproduction import reproduction_markdown
 
 HEADER = "paper,where,claim,metric,a,a_settings,b,b_settings,published_a,published_b"
 CLAIM = Claim(
@@ -33,6 +34,10 @@ CLAIM = Claim(
 def record(name: str, seed: int = 0, **config: object) -> RunRecord:
     method = {"name": name, "config": config, "training": {"seed": seed, "recipe": {"epochs": 3}}}
     return make_record(make_dataset(3), EvalProtocol(), (), method=method)
+
+
+def stored(folder: Path) -> list[Comparison]:
+    return [read_comparison(path) for path in sorted(folder.rglob("*.json"))]
 
 
 def test_runs_under_other_protocols_are_no_pair() -> None:
@@ -61,7 +66,7 @@ def difference(low: float, high: float) -> MetricDifference:
 def table_row(folder: Path, low: float, high: float) -> str:
     comparison = Comparison.make([record("cam")], [record("spa", ram=True)], [difference(low, high)])
     comparison.write(folder)
-    (row,) = [line for line in reproduction_markdown([CLAIM], folder).splitlines() if line.startswith("| P")]
+    (row,) = [line for line in reproduction_markdown([CLAIM], stored(folder)).splitlines() if line.startswith("| P")]
     return row
 
 
@@ -77,7 +82,7 @@ def test_a_published_loss_holds_where_a_loss_is_measured(tmp_path: Path) -> None
     comparison = Comparison.make([record("cam")], [record("spa", ram=True)], [difference(-0.03, -0.01)])
     comparison.write(tmp_path)
     claim = Claim(**{**CLAIM.__dict__, "published_b": "40"})
-    assert "holds" in reproduction_markdown([claim], tmp_path)
+    assert "holds" in reproduction_markdown([claim], stored(tmp_path))
 
 
 def test_the_comparison_of_most_runs_stands_for_the_claim_and_transforms_have_tables_of_their_own(tmp_path: Path) -> None:
@@ -88,17 +93,17 @@ def test_the_comparison_of_most_runs_stands_for_the_claim_and_transforms_have_ta
     for run in turned:
         run.dataset["transform"] = "rotate90"
     Comparison.make(turned[:1], turned[1:], [difference(-0.02, -0.01)]).write(tmp_path)
-    second, first = reproduction_markdown([CLAIM], tmp_path).split("\n## ")[1:]
+    second, first = reproduction_markdown([CLAIM], stored(tmp_path)).split("\n## ")[1:]
     assert first.count("| P") == second.count("| P") == 1
     assert "[+3.0, +6.0]" in first
     assert "rotate90" in second.splitlines()[0]
 
 
 def test_settings_choose_among_the_runs_of_a_method() -> None:
-    assert is_meant({"name": "spa", "config": {"ram": True}}, "spa", "ram=true")
-    assert not is_meant({"name": "spa", "config": {"ram": False}}, "spa", "ram=true")
-    assert not is_meant({"name": "spa+scg", "config": {"ram": True}}, "spa", "ram=true")
-    assert is_meant({"name": "x", "config": {"patch": [16, 32], "tau": 0.5}}, "x", "patch=16,32;tau=0.5")
+    assert matches_claim({"name": "spa", "config": {"ram": True}}, "spa", "ram=true")
+    assert not matches_claim({"name": "spa", "config": {"ram": False}}, "spa", "ram=true")
+    assert not matches_claim({"name": "spa+scg", "config": {"ram": True}}, "spa", "ram=true")
+    assert matches_claim({"name": "x", "config": {"patch": [16, 32], "tau": 0.5}}, "x", "patch=16,32;tau=0.5")
 
 
 def test_runs_are_paired_by_seed_and_not_across_budgets() -> None:
@@ -117,6 +122,75 @@ def test_runs_are_paired_by_seed_and_not_across_budgets() -> None:
 def test_settings_that_a_claim_does_not_name_are_equal_on_both_sides() -> None:
     runs = [(Path(f"{name}-{head}"), record(name, ram=True, head=head)) for name in ("cam", "spa") for head in ("fc", "conv")]
     assert pairs_of([CLAIM], runs) == [([Path("cam-conv")], [Path("spa-conv")]), ([Path("cam-fc")], [Path("spa-fc")])]
+
+
+def test_settings_of_a_methods_own_design_block_no_pair_of_two_methods() -> None:
+    runs = [(Path("baseline"), record("baseline", dropout=0.0, head="fc")), (Path("nts"), record("nts-net", dropout=0.5, variant="paper"))]
+    claim = Claim(**{**CLAIM.__dict__, "a": "baseline", "b": "nts-net", "b_settings": ""})
+    assert pairs_of([claim], runs) == [([Path("baseline")], [Path("nts")])]
+    of_one = Claim(**{**CLAIM.__dict__, "a": "nts-net", "b": "nts-net+scg", "b_settings": ""})
+    assert pairs_of([of_one], [runs[1], (Path("scg"), record("nts-net+scg", dropout=0.0, variant="paper"))]) == []
+
+
+@pytest.mark.parametrize("name", ["batch_size", "weight_decay", "schedule", "new_factor"])
+def test_recipes_that_differ_in_any_number_are_no_pair_and_their_source_does_not_count(name: str) -> None:
+    one, other = record("cam"), record("spa", ram=True)
+    other.method["training"]["recipe"]["source"] = "elsewhere"
+    assert len(pairs_of([CLAIM], [(Path("cam"), one), (Path("spa"), other)])) == 1
+    other.method["training"]["recipe"][name] = 7
+    assert pairs_of([CLAIM], [(Path("cam"), one), (Path("spa"), other)]) == []
+
+
+def test_posts_with_other_settings_are_groups_of_their_own_and_no_run_is_lost() -> None:
+    claim = Claim(**{**CLAIM.__dict__, "b": "cam+scg", "b_settings": ""})
+    runs = [(Path("cam"), record("cam"))]
+    for order in (1, 2):
+        run = record("cam+scg")
+        run.method["post"] = {"name": "scg", "config": {"order": order}}
+        runs.append((Path(f"scg{order}"), run))
+    assert pairs_of([claim], runs) == [([Path("cam")], [Path("scg1")]), ([Path("cam")], [Path("scg2")])]
+
+
+def reasons(*runs: RunRecord) -> list[str]:
+    value = MetricValue(name="gt_known", value=0.5, n=3, policy="oracle")
+    return [str(missing) for missing in find_unpaired([CLAIM], [(Path(str(n)), replace(r, metrics=(value,))) for n, r in enumerate(runs)])]
+
+
+def test_a_claim_with_records_of_both_sides_and_no_pair_says_which_fields_differ() -> None:
+    assert reasons(record("cam"), record("spa", ram=True)) == []
+    assert reasons(record("cam")) == ["P, Table 1: b over a, gt_known: no record of spa (ram=true)"]
+    assert reasons() == ["P, Table 1: b over a, gt_known: no record of cam and none of spa (ram=true)"]
+    long, turned = record("spa", ram=True, head="fc"), record("spa", ram=True)
+    long.method["training"]["recipe"]["epochs"] = 9
+    turned.dataset["transform"] = "rotate90"
+    assert reasons(record("cam", head="conv"), long, turned) == [
+        "P, Table 1: b over a, gt_known on squares/test, tiny: records of both sides, and the closest differ in "
+        "recipe.epochs (3 against 9), head (conv against fc)"
+    ]
+    assert reasons(record("cam"), turned) == [
+        "P, Table 1: b over a, gt_known: records of both sides, and the closest differ in dataset.transform (none against rotate90)"
+    ]
+    assert reasons(record("cam", 1), record("spa", 2, ram=True))[0].endswith("the closest differ in seed (1 against 2)")
+    other = replace(record("spa", ram=True), protocol=EvalProtocol.preset("spa"))
+    assert reasons(record("cam"), other)[0].endswith("the closest differ in protocol (wsoleval against spa)")
+
+
+def test_claims_without_a_comparison_are_on_the_page_with_the_reason(tmp_path: Path) -> None:
+    value = MetricValue(name="gt_known", value=0.5, n=3, policy="oracle")
+    one, other = (replace(each, metrics=(value,)) for each in (record("cam"), record("spa", ram=True)))
+    records = [(Path("cam"), one), (Path("spa"), other)]
+    waiting = reproduction_markdown([CLAIM], [], records)
+    assert "## Claims without a comparison" in waiting
+    assert "| P, Table 1 | b over a | GT-known | squares/test, tiny, wsoleval | 1 pair of groups not compared yet" in waiting
+    Comparison.make([one], [other], [difference(0.01, 0.03)]).write(tmp_path)
+    assert "without a comparison" not in reproduction_markdown([CLAIM], stored(tmp_path), records)
+    assert "no record of spa" in reproduction_markdown([CLAIM], [], records[:1])
+
+
+def test_the_records_of_this_project_have_a_pair_for_every_claim_whose_methods_were_run() -> None:
+    results = Path(__file__).parents[2] / "results"
+    unpaired = find_unpaired(read_claims(results / "claims.csv"), read_records(results / "measured"))
+    assert [missing.reason.partition(" (")[0] for missing in unpaired if not missing.reason.startswith("no record of")] == []
 
 
 def test_a_setting_that_names_a_checkpoint_is_the_same_for_all_seeds() -> None:
@@ -142,7 +216,7 @@ def test_runs_of_other_lengths_stand_in_other_tables(tmp_path: Path) -> None:
             run.method["training"]["recipe"]["epochs"] = epochs
             run.method["training"]["weights"] = "none"
         Comparison.make(pair[:1], pair[1:], [difference(0.01, 0.02 * epochs)]).write(tmp_path)
-    text = reproduction_markdown([CLAIM], tmp_path)
+    text = reproduction_markdown([CLAIM], stored(tmp_path))
     assert [line.rpartition(" for ")[2].partition(",")[0] for line in text.splitlines() if line.startswith("## ")] == [
         "3 epochs",
         "9 epochs",

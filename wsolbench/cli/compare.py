@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from wsolbench.cli.options import resamples_option
+
+if TYPE_CHECKING:
+    from wsolbench.report.comparisons import Comparison
 
 RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -56,32 +61,64 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
     """Compare all that the claims are about; what lies in `out` already is kept, unless there are more seeds now."""
     from rich.console import Console
 
-    from wsolbench.exceptions import UsageError
+    from wsolbench.exceptions import DataError, UsageError
     from wsolbench.progress import track
-    from wsolbench.records import read_records
-    from wsolbench.report.comparisons import Comparison, compare_records, comparison_table, read_comparison
-    from wsolbench.report.reproduction import pairs_of, read_claims
+    from wsolbench.records import find_records
+    from wsolbench.report.claims import find_unpaired, pairs_of, read_claims
+    from wsolbench.report.comparisons import Comparison, compare_records, comparison_table
     from wsolbench.score_table import SCORES
 
-    scored = {path: record for path, record in read_records(records) if path.with_suffix(SCORES).is_file()}
-    pairs = pairs_of(read_claims(claims), scored.items())
+    found = find_records(records)
+    scored = {path: record for path, record in found.records if path.with_suffix(SCORES).is_file()}
+    wanted_claims = read_claims(claims)
+    for message in (*found.problems, *found.copies):
+        click.echo(f"left out: {message}", err=True)
+    if without := len(found.records) - len(scored):
+        click.echo(f"left out: {without} records without scores (--save-scores)", err=True)
+    for missing in find_unpaired(wanted_claims, scored.items()):
+        click.echo(f"no pair: {missing}", err=True)
+    pairs = pairs_of(wanted_claims, scored.items())
     if not pairs:
         raise UsageError(f"no two records in {records} with scores (--save-scores) are what a claim in {claims} compares")
-    made, all_wanted = 0, []
+    made, failed, all_wanted = 0, 0, []
     for a, b in track(pairs, "comparing", unit="pairs"):
         wanted = Comparison.make([scored[path] for path in a], [scored[path] for path in b], ())
         all_wanted.append(wanted)
         if out is not None and wanted.place(out).exists():
             continue
-        comparison = compare_records(*({path: scored[path] for path in side} for side in (a, b)), resamples=resamples)
+        try:
+            comparison = compare_records(*({path: scored[path] for path in side} for side in (a, b)), resamples=resamples)
+        except DataError as error:  # the other pairs are of use
+            click.echo(f"left out: {error}", err=True)
+            failed += 1
+            continue
         made += 1
         if out is None:
             Console(soft_wrap=True).print(comparison_table(comparison))
         else:
             comparison.write(out)
     if out is not None:
-        old = {path: read_comparison(path) for path in sorted(out.rglob("*.json"))}
-        replaced = [path for path, comparison in old.items() if any(comparison.is_part_of(wanted) for wanted in all_wanted)]
-        for path in replaced:
+        replaced = _remove_replaced(out, all_wanted)
+        kept = len(pairs) - made - failed
+        click.echo(f"comparisons  {made} new, {kept} that were there, {replaced} of fewer seeds removed, in {out}")
+    if failed:
+        raise DataError(f"{failed} of {len(pairs)} pairs could not be compared; they are named above")
+
+
+def _remove_replaced(out: Path, wanted: Sequence[Comparison]) -> int:
+    """Remove comparisons in `out` that are part of a wanted one that is there; how many. Broken ones are named and kept."""
+    from wsolbench.exceptions import DataError
+    from wsolbench.report.comparisons import read_comparison
+
+    there = [comparison for comparison in wanted if comparison.place(out).exists()]
+    removed = 0
+    for path in sorted(out.rglob("*.json")):
+        try:
+            old = read_comparison(path)
+        except DataError as error:
+            click.echo(f"left out: {error}", err=True)
+            continue
+        if any(old.is_part_of(comparison) for comparison in there):
             path.unlink()
-        click.echo(f"comparisons  {made} new, {len(pairs) - made} that were there, {len(replaced)} of fewer seeds removed, in {out}")
+            removed += 1
+    return removed

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from wsolbench.report.results import Results
 
 
 @click.command(
@@ -19,7 +22,7 @@ import click
     show_default=True,
     help="Folder that holds measured/, the records.",
 )
-@click.option("--check", is_flag=True, help="Write nothing; list the files that differ from the records and exit with 1.")
+@click.option("--check", is_flag=True, help="Write nothing; list broken records and files that differ from the records, and exit with 1.")
 @click.option("--format", "kind", type=click.Choice(["markdown", "csv", "latex", "json"]), help="Print the tables in this format instead.")
 @click.option("--dataset", help="Only tables of this data set.")
 @click.option("--metric", help="Only this metric (wsolbench list metrics).")
@@ -31,23 +34,33 @@ def command(results: Path, check: bool, kind: str | None, out: Path | None, **fi
     """Make tables of all records and published numbers, below RESULTS/leaderboard; or print those that are asked for."""
     from wsolbench.exceptions import UsageError
     from wsolbench.report.leaderboard import check_leaderboard, write_leaderboard
+    from wsolbench.report.results import read_results
 
     if kind is not None or out is not None or any(value is not None for value in filters.values()):
         if check:
             raise UsageError("--check is about the whole board; leave out --format, --out and filters")
         _print(results, kind or "markdown", out, filters)
         return
+    read = read_results(results)
+    _name_left_out(read)
     if not check:
-        for path in write_leaderboard(results):
+        for path in write_leaderboard(results, read):
             click.echo(path)
         return
-    differences = check_leaderboard(results)
+    differences = check_leaderboard(results, read)
     for difference in differences:
         click.echo(difference)
     if differences:
         click.echo(f"The board differs from the records: run `wsolbench leaderboard --results {results}`.", err=True)
+    if differences or read.problems:
         raise click.exceptions.Exit(1)
     click.echo("The board is up to date.")
+
+
+def _name_left_out(read: Results) -> None:
+    """Say on standard error which files the board leaves out, and why."""
+    for message in (*read.problems, *read.notes):
+        click.echo(f"left out: {message}", err=True)
 
 
 def _print(results: Path, kind: str, out: Path | None, filters: dict[str, Any]) -> None:
@@ -57,10 +70,13 @@ def _print(results: Path, kind: str, out: Path | None, filters: dict[str, Any]) 
     from wsolbench.report.board import Filters
     from wsolbench.report.formats import render
     from wsolbench.report.leaderboard import board_tables
+    from wsolbench.report.results import read_results
 
     if filters["metric"] is not None:
         metric_info(filters["metric"])
-    tables = board_tables(results, Filters(**filters))
+    read = read_results(results)
+    _name_left_out(read)
+    tables = board_tables(results, Filters(**filters), read)
     if not tables:
         asked = ", ".join(f"--{name} {value}" for name, value in filters.items() if value is not None)
         raise UsageError(f"nothing on the board for {asked or 'no filter'}; `wsolbench leaderboard` writes all of it")

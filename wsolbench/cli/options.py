@@ -377,7 +377,7 @@ def write_evaluation(evaluation: Evaluation, out: Path, save_scores: bool, lines
     path = evaluation.record.write(out)
     if save_scores:
         scores = path.with_suffix(SCORES)
-        evaluation.scores.write(scores)
+        evaluation.scores.write(scores, evaluation.record)
         lines.append(f"scores   {scores}")
     lines.append(f"record   {path}")
 

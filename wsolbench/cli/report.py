@@ -51,8 +51,8 @@ def command(
     """Write OUT/index.html: the board, curves, paired comparisons and galleries, with everything inside."""
     from wsolbench.exceptions import UsageError
     from wsolbench.files import check_writable
-    from wsolbench.report.leaderboard import folder_of_records
     from wsolbench.report.page import write_page
+    from wsolbench.report.results import folder_of_records
 
     if bool(folders) != (dataset is not None):
         raise UsageError("galleries need both --maps and --dataset; give both, or neither")

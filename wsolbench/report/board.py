@@ -17,7 +17,7 @@ from wsolbench.datasets import dataset_info, list_datasets
 from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
 from wsolbench.published import Paper, PublishedNumber, conflicts, published_info
 from wsolbench.records import MetricValue, RunRecord
-from wsolbench.report.repetitions import Run, data_of, different_settings, grouped, newest, settings_of, source_of, source_title
+from wsolbench.report.repetitions import Run, data_of, different_settings, grouped, one_of_each_seed, settings_of, source_of, source_title
 from wsolbench.report.tables import UNDEFINED, describe_protocol, format_number, sort_policies
 
 
@@ -109,7 +109,8 @@ class Numbers:
 def measured_tables(runs: Sequence[Run], published: Numbers, filters: Filters) -> list[MeasuredTable]:
     """A table for each data set, protocol, policy and metric; a metric that uses no threshold has one whatever the policies."""
     tables = []
-    for same_data in grouped([run for run in newest(runs) if filters.takes_run(run.record)], data_of):
+    of_dataset = [run for run in runs if filters.dataset in (None, run.record.dataset["name"])]
+    for same_data in grouped([run for run in one_of_each_seed(of_dataset) if filters.takes_run(run.record)], data_of):
         for same_protocol in grouped(same_data, lambda run: run.record.protocol.to_json()):
             policies = sort_policies(m.policy for run in same_protocol for m in run.record.metrics if m.policy)
             for policy in (None, *policies):
@@ -149,7 +150,7 @@ def paper_tables(paper: Paper, runs: Sequence[Run], published: Numbers, meant: C
     """The tables of a paper in their layout: its rows, and for each of its columns what is printed and what is measured.
 
     `meant(number, record)` says whether a record is a run of what the number is of. Nothing but runs with the same backbone, on all
-    images of the same split, under an oracle threshold, stands beside a number.
+    images of the same split, under an oracle threshold, stands beside a number. `runs` must be one of each seed.
     """
     disputed, tables = published.disputed, []
     own = [number for number in published.numbers if number.paper == paper.key]
@@ -185,20 +186,6 @@ def paper_tables(paper: Paper, runs: Sequence[Run], published: Numbers, meant: C
     return tables
 
 
-def problems(runs: Sequence[Run]) -> list[str]:
-    """What makes numbers of one column incomparable although they look alike: metrics of different versions."""
-    versions: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
-    for run in runs:
-        for metric in run.record.metrics:
-            versions[str(run.record.dataset["name"]), metric.name].setdefault(metric.version, run.link)
-    return [
-        f"{dataset}: {name} has versions {', '.join(f'{version} ({link})' for version, link in sorted(found.items()))}; "
-        "evaluate the older runs again"
-        for (dataset, name), found in sorted(versions.items())
-        if len(found) > 1
-    ]
-
-
 def official_images(name: str, split: str) -> int | None:
     """Images of the official split of a data set; None for one that has no official size, or is not known."""
     return dataset_info(name).expected.get(split) if name in {info.name for info in list_datasets()} else None
@@ -207,7 +194,8 @@ def official_images(name: str, split: str) -> int | None:
 def _is_whole(record: RunRecord) -> bool:
     """Whether a run scored all images of the official split, as they are."""
     data = record.dataset
-    return data.get("transform") is None and data.get("images") == official_images(str(data["name"]), str(data["split"]))
+    images = official_images(str(data["name"]), str(data["split"]))
+    return data.get("transform") is None and images is not None and data.get("images") == images
 
 
 # --- measured rows -------------------------------------------------------------------------------------------------------

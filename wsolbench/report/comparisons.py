@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsolbench.compare import MetricDifference, compare
-from wsolbench.exceptions import DataError
+from wsolbench.exceptions import DataError, UsageError
 from wsolbench.files import file_name, sha256_of_json, write_json
-from wsolbench.metrics.catalog import metric_title
+from wsolbench.metrics.catalog import metric_info, metric_title
+from wsolbench.record_checks import is_number, is_whole
 from wsolbench.records import RunRecord
-from wsolbench.report.tables import format_difference, format_number
-from wsolbench.score_table import SCORES, ScoreTable
+from wsolbench.report.tables import format_difference, format_number, one_line
+from wsolbench.score_table import SCORES, ScoreTable, scores_digest
+from wsolbench.split_scores import Metric, SplitScores
+from wsolbench.stored import read_json
+from wsolbench.summary import metrics_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -82,16 +86,37 @@ def _group(records: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def read_scores(path: Path, record: RunRecord) -> ScoreTable:
-    """The per-image scores beside a record. Raises `DataError` naming both files when they are missing, broken, or of another run."""
-    scores = ScoreTable.read(path.with_suffix(SCORES))
-    (part,) = scores
-    for what, found, expected in (
-        ("images", len(part), record.dataset.get("images")),
-        ("thresholds", part.single_iou.shape[1], len(record.map_protocol.taus)),
-    ):
+    """Read the per-image scores beside a record. Raises `DataError` naming both files when they are missing, broken, or of another run.
+
+    Scores belong to a record when they name it, or, for files that name none, when they give the record's values.
+    """
+    file, protocol = path.with_suffix(SCORES), record.map_protocol
+    images, thresholds = ScoreTable.sizes_in(file)
+    for what, found, expected in (("images", images, record.dataset.get("images")), ("thresholds", thresholds, len(protocol.taus))):
         if expected is not None and found != expected:
-            raise DataError(f"{path.with_suffix(SCORES)} has scores of {found} {what}, but its record {path} is of {expected}")
+            raise DataError(f"{file} has scores of {found} {what}, but its record {path} is of {expected}")
+    scores = ScoreTable.read(file)
+    if scores.written_with and scores.written_with != scores_digest(scores, record):
+        raise DataError(f"{file} has scores of other images or values than its record {path}; evaluate again with --save-scores")
+    if not scores.written_with:
+        _check_values(scores, record, f"{file} has scores that do not give the values of its record {path}")
     return scores
+
+
+def _check_values(scores: ScoreTable, record: RunRecord, what: str) -> None:
+    """Raise `DataError` for scores that do not give a record's values, thresholds of other splits apart."""
+    split = SplitScores(scores)
+    metrics = [metric for metric in metrics_of(split, record.map_protocol, None, None) if isinstance(metric, Metric)]
+    means = split.means(list(dict.fromkeys(metric.rows for metric in metrics)))
+    for metric in metrics:
+        stored = next((m for m in record.metrics if (m.name, m.policy) == (metric.name, metric.policy and str(metric.policy))), None)
+        found = float(metric.value(means[metric.rows][None])[0])
+        if stored is not None and stored.value is not None and abs(found - stored.value) > _SAME * max(1.0, stored.value):
+            raise DataError(f"{what}: {metric.name} is {found:.6g}, the record says {stored.value:.6g}. Evaluate again with --save-scores")
+
+
+_SAME = 1e-6
+"""Largest relative difference of equal values: versions of numpy may add in another order."""
 
 
 def compare_records(a: Mapping[Path, RunRecord], b: Mapping[Path, RunRecord], *, resamples: int) -> Comparison:
@@ -115,15 +140,50 @@ def compare_records(a: Mapping[Path, RunRecord], b: Mapping[Path, RunRecord], *,
 
 
 def read_comparison(path: Path) -> Comparison:
-    """Read what `Comparison.write` wrote. Raises `DataError` naming the file."""
+    """Read what `Comparison.write` wrote. Raises `DataError` naming the file, also for values outside their ranges."""
+    values = read_json(path, "comparison")
+    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+        raise DataError(f"{path} is not a comparison of schema {SCHEMA}, the one that this version reads")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values.pop("schema") != SCHEMA:
-            raise DataError(f"{path} is of another schema; this version reads schema {SCHEMA}")
-        rows = [{**row, "per_pair": None if row["per_pair"] is None else tuple(row["per_pair"])} for row in values.pop("differences")]
-        return Comparison(**values, differences=tuple(MetricDifference(**row) for row in rows))
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path} is not a comparison: {error}") from error
+        rows = [{**row, "per_pair": None if row["per_pair"] is None else tuple(row["per_pair"])} for row in values["differences"]]
+        comparison = Comparison(
+            a=_checked_group(values["a"]),
+            b=_checked_group(values["b"]),
+            dataset=dict(values["dataset"]),
+            protocol=str(values["protocol"]),
+            differences=tuple(MetricDifference(**row) for row in rows),
+        )
+        for difference in comparison.differences:
+            _check_difference(difference)
+        if not all(isinstance(comparison.dataset.get(name), str) for name in ("name", "split")):
+            raise ValueError(f"its data set is {comparison.dataset}; expected a name and a split")
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+        raise DataError(f"{path} is not a comparison: {str(error) or type(error).__name__}") from error
+    return comparison
+
+
+def _checked_group(values: Any) -> dict[str, Any]:
+    """A stored group. Raises `ValueError` for one without its method, seeds and records."""
+    group = dict(values)
+    for name, kind in (("name", str), ("config", dict), ("seeds", list), ("records", list)):
+        if not isinstance(group.get(name), kind):
+            raise ValueError(f"a group has {name} {group.get(name)!r}")
+    if not group["records"] or len(group["seeds"]) != len(group["records"]):
+        raise ValueError(f"a group has {len(group['records'])} records and {len(group['seeds'])} seeds")
+    group.setdefault("backbone", None)
+    return group
+
+
+def _check_difference(row: MetricDifference) -> None:
+    """Raise `ValueError` for a difference outside its range."""
+    info = metric_info(row.name)
+    top = math.inf if info.top is None else info.top + _SAME
+    if not all(is_number(value) and 0 <= value <= top for value in (row.a, row.b)):
+        raise ValueError(f"{row.name} has a {row.a!r} and b {row.b!r}; expected values of the metric")
+    if not all(is_number(value) and abs(value) <= top for value in (row.low, row.high, *(row.per_pair or ()))) or row.low > row.high:
+        raise ValueError(f"{row.name} has low {row.low!r}, high {row.high!r} and per pair {row.per_pair!r}; expected differences in order")
+    if not is_number(row.p_value) or not 0 <= row.p_value <= 1 or not is_whole(row.n, 1):
+        raise ValueError(f"{row.name} has p value {row.p_value!r} and n {row.n!r}; expected a share and a number of images")
 
 
 def format_p_value(value: float) -> str:
@@ -139,11 +199,12 @@ def comparison_table(comparison: Comparison) -> Table:
     """The differences in percentage points, or in the metric's unit, for the terminal."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    data = comparison.dataset
+    where = f"{comparison.dataset['name']}/{comparison.dataset['split']}"
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{_called(comparison.b, comparison.a)} minus {_called(comparison.a, comparison.b)} on {data['name']}/{data['split']}",
+        title=Text(one_line(f"{_called(comparison.b, comparison.a)} minus {_called(comparison.a, comparison.b)} on {where}")),
     )
     for name in ("metric", "A", "B", "B - A", "95 % interval", "p", "per run"):
         table.add_column(name, justify="left" if name == "metric" else "right")

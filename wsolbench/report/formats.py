@@ -7,18 +7,26 @@ import io
 import json
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from wsolbench.exceptions import unknown_name
 from wsolbench.report.board import Cell, Table
-from wsolbench.report.tables import escape_markdown
+from wsolbench.report.tables import escape_markdown, one_line
 
 _TEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\symbol{34}",
+    "`": r"\textasciigrave{}",
     "†": r"$^\dagger$",
     "—": "---",
     "−": "$-$",
+    # After the end of a row, `[` would begin the space below it and `*` forbid a page break.
+    **{character: f"{{{character}}}" for character in "[]*"},
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
@@ -52,38 +60,54 @@ def _markdown_cell(cell: Cell, labels: dict[str, int]) -> str:
 
 
 def _csv(tables: Sequence[Table]) -> str:
-    """One row for each cell row; tables with unlike columns one after the other, each with its header."""
+    """One row for each cell row; tables with unlike columns one after the other, each with its header.
+
+    Texts that a spreadsheet would compute are marked as texts (`escape_formula`).
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     header: tuple[str, ...] | None = None
     for table in tables:
         if table.columns != header:
             header = table.columns
-            writer.writerow(["table", *header, "link"])
-        writer.writerows(
-            [" / ".join(table.path), *(cell.text for cell in row), next((c.link for c in row if c.link), "")] for row in table.rows
-        )
+            writer.writerow(map(escape_formula, ("table", *header, "link")))
+        for row in table.rows:
+            texts = (" / ".join(table.path), *(cell.text for cell in row), next((cell.link for cell in row if cell.link), ""))
+            writer.writerow(map(escape_formula, texts))
     return stream.getvalue()
+
+
+def escape_formula(value: Any) -> Any:
+    """Text in one line that a spreadsheet shows instead of computing it; numbers stay as they are.
+
+    >>> escape_formula("=1+1"), escape_formula("+1.5"), escape_formula("-x")
+    ("'=1+1", '+1.5', "'-x")
+    """
+    if not isinstance(value, str):
+        return value
+    text = one_line(value)
+    is_formula = text.startswith(("=", "+", "-", "@")) and re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", text) is None
+    return f"'{text}" if is_formula else text
 
 
 def _latex(tables: Sequence[Table]) -> str:
     """`tabular` environments for booktabs, a caption in a comment."""
     lines: list[str] = []
     for table in tables:
-        lines += [f"% {' / '.join(table.path)}", rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule"]
+        lines += [f"% {escape_latex(' / '.join(table.path))}", rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule"]
         lines += [" & ".join(map(escape_latex, table.columns)) + r" \\", r"\midrule"]
         lines += [" & ".join(escape_latex(cell.text) for cell in row) + r" \\" for row in table.rows]
-        lines += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in table.notes), ""]
+        lines += [r"\bottomrule", r"\end{tabular}", *(f"% {escape_latex(note)}" for note in table.notes), ""]
     return "\n".join(lines)
 
 
 def escape_latex(text: str) -> str:
-    r"""Text that LaTeX prints as it is.
+    r"""Text in one line that LaTeX prints as it is, in a cell or a comment.
 
     >>> escape_latex("50 % of a_b")
     '50 \\% of a\\_b'
     """
-    return re.sub(r"[\\~^†—−&%$#_{}]", lambda match: _TEX[match[0]], text)
+    return re.sub("[" + re.escape("".join(_TEX)) + "]", lambda match: _TEX[match[0]], one_line(text))
 
 
 def _json(tables: Sequence[Table]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from wsolbench.report.tables import UNDEFINED
+from wsolbench.report.tables import UNDEFINED, one_line
 
 
 def document(sections: Sequence[tuple[str, str, str]], data: dict[str, Any]) -> str:
@@ -44,8 +44,8 @@ def _digest(text: str) -> str:
 
 
 def escape(value: object) -> str:
-    """Text that stays text, in elements and in attributes."""
-    return html.escape(str(value), quote=True)
+    """Text in one line that stays text, in elements and in attributes."""
+    return html.escape(one_line(value), quote=True)
 
 
 def _json(value: Any) -> str:

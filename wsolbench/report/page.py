@@ -20,9 +20,9 @@ from wsolbench.report.board import Cell, Filters, MeasuredTable, PublishedTable,
 from wsolbench.report.comparisons import format_p_value
 from wsolbench.report.gallery import Gallery
 from wsolbench.report.html import Td, data_attributes, document, escape, filled, row_of, table_block
-from wsolbench.report.leaderboard import read_results
 from wsolbench.report.page_data import Group, Pair, ShownRun, groups_of, same_but_protocol
-from wsolbench.report.repetitions import Run, newest
+from wsolbench.report.repetitions import Run, one_of_each_seed
+from wsolbench.report.results import Results, read_results
 from wsolbench.report.tables import NOTE, describe_protocol, format_difference, format_number, format_taus, format_value, sort_policies
 
 _BAR = 120
@@ -32,15 +32,15 @@ _BAR = 120
 def write_page(
     results: Path, out: Path, *, galleries: Sequence[Gallery] = (), methods: int = 5, resamples: int = 1000
 ) -> tuple[Path, list[str]]:
-    """Write `out / "index.html"`; its path, and what is wrong with scores that cannot be used.
+    """Write `out / "index.html"`; its path, and a message for each file that was left out.
 
     Args:
-        results: a results folder, see `wsolbench.report.leaderboard`.
+        results: a results folder, see `wsolbench.report.results`.
         galleries: of `wsolbench.report.gallery`.
         methods: best methods of every data set and protocol that are compared in pairs.
         resamples: of the intervals of these comparisons.
 
-    Raises as `wsolbench.report.leaderboard.read_results`, and `UsageError` when the file cannot be written.
+    Raises as `wsolbench.report.results.read_results`, and `UsageError` when the file cannot be written.
     """
     text, problems = page_html(results, galleries=galleries, methods=methods, resamples=resamples)
     write_text(out / "index.html", text)
@@ -48,42 +48,53 @@ def write_page(
 
 
 def page_html(results: Path, *, galleries: Sequence[Gallery], methods: int, resamples: int) -> tuple[str, list[str]]:
-    """The page, and what is wrong with scores that cannot be used. The same files give the same page."""
-    every, published = read_results(results)
-    runs = newest(every)
+    """The page, and a message for each file that was left out. The same files give the same page."""
+    read = read_results(results)
+    every, published = read.runs, read.published
+    runs = one_of_each_seed(every)
     names = sorted({str(run.record.dataset["name"]) for run in runs})
     measured = [(name, table) for name in names for table in measured_tables(runs, published, Filters(dataset=name))]
     printed = [(table.path[0], table) for table in published_tables(published, Filters())]
-    groups, problems = groups_of(every, methods=methods, resamples=resamples)
+    groups, unusable = groups_of(every, methods=methods, resamples=resamples)
     opened = _opened(measured, printed)
     sections = [
-        ("board", "Measured", _board(measured, printed, opened, len(every), len(runs))),
+        ("board", "Measured", _board(measured, printed, opened, _left_out(read, len(runs)))),
         ("published", "Published", _published(printed)),
-        ("runs", "Curves and errors", _runs(groups, results, problems, opened)),
+        ("runs", "Curves and errors", _runs(groups, results, unusable, opened)),
         ("pairs", "Comparisons", _pairs(groups, methods, resamples, opened)),
         ("protocols", "Protocols", "".join(_protocol_table(title, of) for title, of in same_but_protocol(every))),
         ("galleries", "Galleries", "".join(map(_gallery, galleries))),
     ]
     data = {"runs": _curves(groups), "errors": [metric_title(f"error_{name}") for name in ERROR_NAMES]}
-    return document([section for section in sections if section[2]], data), problems
+    return document([section for section in sections if section[2]], data), [*read.problems, *unusable]
 
 
 # --- the board -----------------------------------------------------------------------------------------------------------
 
 
-def _board(
-    tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tuple[str, PublishedTable]], opened: str, written: int, newest: int
-) -> str:
+def _board(tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tuple[str, PublishedTable]], opened: str, left_out: str) -> str:
     if not tables:
-        return "<p>There is no record with a value yet. <code>wsolbench eval</code> writes one.</p>" + _filters(tables, published, opened)
-    older = written - newest
-    repeated = f", without {older} that newer ones repeat with the same seed" if older else ""
+        none = "<p>There is no record with a value yet. <code>wsolbench eval</code> writes one.</p>"
+        return none + left_out + _filters(tables, published, opened)
     text = (
-        f"<p>{_count(newest, 'record')}{repeated}. A table holds only what may be compared: the same images, protocol and threshold "
+        f"{left_out}<p>A table holds only what may be compared: the same images, protocol and threshold "
         "policy. Runs that differ in nothing but their seed are one row, with the mean of their intervals, which says nothing of other "
         f"seeds. Published numbers stand in columns of their own. {NOTE}</p>"
     )
     return text + _filters(tables, published, opened) + "".join(_measured(name, table) for name, table in tables)
+
+
+def _left_out(read: Results, shown: int) -> str:
+    """How many records the tables hold, and which files they leave out."""
+    counts = (
+        (len(read.runs) - shown, "superseded"),
+        (len(read.notes) - (len(read.runs) - shown), "copied"),
+        (len(read.problems), "unusable"),
+    )
+    others = ", ".join(f"{number} {what}" for number, what in counts if number > 0)
+    text = f"<p>{_count(shown, 'record')}{f' ({others})' if others else ''}.</p>"
+    lines = [f"<li>{escape(line)}</li>" for line in (*read.problems, *read.notes)]
+    return text + (f"<details><summary>Left out: {len(lines)}</summary><ul>{''.join(lines)}</ul></details>" if lines else "")
 
 
 def _count(number: int, what: str) -> str:

@@ -18,7 +18,7 @@ from wsolbench.metrics.max_box_acc import MaxBoxAcc
 from wsolbench.progress import track
 from wsolbench.protocol import EvalProtocol
 from wsolbench.report.comparisons import compare_records, read_scores
-from wsolbench.report.repetitions import Run, data_of, different_settings, grouped, newest, settings_of
+from wsolbench.report.repetitions import Run, data_of, different_settings, grouped, one_of_each_seed, settings_of
 from wsolbench.report.tables import RANKED_BY, describe_protocol, told_apart
 from wsolbench.score_table import SCORES, ScoreTable
 
@@ -99,7 +99,7 @@ def groups_of(runs: Sequence[Run], *, methods: int, resamples: int) -> tuple[lis
     settings of which there are the most seeds, and among these of the ones with the best mean.
     """
     problems: list[str] = []
-    scored = newest([run for run in runs if isinstance(run.record.protocol, EvalProtocol)], of_each_source=False)
+    scored = one_of_each_seed([run for run in runs if isinstance(run.record.protocol, EvalProtocol)], of_each_source=False)
     curves = {run.link: _curves(run, problems) for run in track(scored, "reading scores", unit="runs")}
     together = grouped(scored, lambda run: [data_of(run), run.record.protocol.to_json()])
     shown = [_shown(members, curves) for members in together]
@@ -130,7 +130,7 @@ def same_but_protocol(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
         return [data, {key: value for key, value in record.method.items() if key != "maps"}]
 
     found, titles = [], []
-    for same in grouped(newest(runs, of_each_source=False), but_protocol):
+    for same in grouped(one_of_each_seed(runs, of_each_source=False), but_protocol):
         if len({describe_protocol(run.record.protocol) for run in same}) > 1:
             settings = different_settings(same[0], [run for run in runs if data_of(run) == data_of(same[0])])
             titles.append(f"{_data_title(same[0])} · {_label(same[0], settings, seed=True)}")

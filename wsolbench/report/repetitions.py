@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -66,17 +67,44 @@ def settings_of(run: Run) -> dict[str, Any]:
     return {**what, "config": run.record.settings, "start": run.record.start, "recipe": training.get("recipe"), "alone": alone}
 
 
-def newest(runs: Sequence[Run], *, of_each_source: bool = True) -> list[Run]:
-    """Of runs that repeat each other with the same seed the last one: another revision or machine makes no other seed.
+def precedence(record: RunRecord) -> tuple[tuple[int, ...], str]:
+    """Key that sorts records of one run and seed: the greatest one is shown.
 
-    `of_each_source`: where thresholds come from other splits, the last one of each split.
+    A higher version of wsolbench comes later; equal versions go by the digest. Dates do not count, because clocks can be wrong.
     """
-    last: dict[str, Run] = {}
-    for run in sorted(runs, key=lambda run: (str(run.record.provenance.get("date")), run.link)):
-        source = source_of(run) if of_each_source else None
-        last[canonical_json([data_of(run), source, run.record.protocol.to_json(), settings_of(run), run.seed])] = run
-    links = {run.link for run in last.values()}
-    return [run for run in runs if run.link in links]
+    versions = record.provenance.get("versions")
+    text = str(versions.get("wsolbench")) if isinstance(versions, dict) else ""
+    return tuple(int(part) for part in re.findall(r"\d{1,9}", text)), record.digest
+
+
+def one_of_each_seed(runs: Sequence[Run], *, of_each_source: bool = True) -> list[Run]:
+    """Keep one of the runs that repeat each other with the same seed. Another revision or machine makes no other seed.
+
+    `of_each_source`: where thresholds come from other splits, keep one for each split. Which one is shown: see `precedence`.
+    """
+    kept = {shown.link for shown, _ in _repeats(runs, of_each_source)}
+    return [run for run in runs if run.link in kept]
+
+
+def superseded(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Each run that `one_of_each_seed` leaves out, with the run that is shown in its place, in the order given."""
+    return [(run, shown) for shown, others in _repeats(runs, of_each_source=True) for run in others]
+
+
+def _repeats(runs: Sequence[Run], of_each_source: bool) -> list[tuple[Run, list[Run]]]:
+    """Runs by what they measure and their seed: the one that is shown, and the others."""
+    protocols: dict[Any, str] = {}
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        source, protocol = source_of(run) if of_each_source else None, run.record.protocol
+        if protocol not in protocols:  # writing a grid of thresholds takes most of the time
+            protocols[protocol] = canonical_json(protocol.to_json())
+        groups[canonical_json([data_of(run), source, protocols[protocol], settings_of(run), run.seed])].append(run)
+    found = []
+    for group in groups.values():
+        shown = group[0] if len(group) == 1 else max(group, key=lambda run: (precedence(run.record), run.link))
+        found.append((shown, [run for run in group if run is not shown]))
+    return found
 
 
 def different_settings(run: Run, others: Sequence[Run]) -> str:

@@ -102,13 +102,29 @@ def format_taus(metric: MetricValue) -> str:
     return "tau " + " ".join(f"{round(tau, 3):g}" for tau in metric.tau)
 
 
+def one_line(text: Any) -> str:
+    """Text in one line: each run of spaces and line breaks is a space; other control characters and marks that turn the direction
+    of writing are removed.
+
+    >>> one_line("a\\r\\n b\\x1b\\u202ec")
+    'a bc'
+    """
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "", " ".join(str(text).split()))
+
+
 def escape_markdown(text: Any) -> str:
-    """Text that shows as it is in a Markdown paragraph, heading or table cell: one line, no markup, no HTML.
+    """Text that shows as it is in a Markdown paragraph, heading or table cell: one line, no markup, no link, no HTML.
 
     >>> escape_markdown("a|b <i>*c*")
-    'a\\\\|b &lt;i&gt;\\\\*c\\\\*'
+    'a\\|b &lt;i&gt;\\*c\\*'
+    >>> escape_markdown("- see www.x.org"), escape_markdown("1. mail a@b.c"), escape_markdown("+1.5")
+    ('\\- see www&#46;x.org', '1\\. mail a&#64;b.c', '+1.5')
     """
-    return re.sub(r"([\\`*_{}\[\]#$~|!])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+    shown = re.sub(r"([\\`*_{}\[\]#$~|!])", r"\\\1", html.escape(one_line(text), quote=False))
+    shown = re.sub(r"(?<=\w)@(?=\w)", "&#64;", shown)
+    shown = re.sub(r"(?i)\b(www)\.", r"\1&#46;", shown)
+    shown = re.sub(r"(?i)\b(https?|ftp|mailto|xmpp):", r"\1&#58;", shown)
+    return re.sub(r"^(\d{1,9})([.)])(?=\s|$)|^([-+=])(?=\s|$|[-=])", lambda found: f"{found[1] or ''}\\{found[2] or found[3]}", shown)
 
 
 def told_apart(texts: Sequence[str], more: Sequence[str]) -> list[str]:
@@ -242,8 +258,8 @@ def metrics_table(record: RunRecord) -> Table:
     notes = _notes(record)
     notes += [f"({number}) {reason}" for number, reason in enumerate(grid.reasons, start=1)]
     table = Table(
-        title=Text(run_title(record), style="bold"),
-        caption=Text("\n".join(notes), style="dim"),
+        title=Text(one_line(run_title(record)), style="bold"),
+        caption=Text("\n".join(map(one_line, notes)), style="dim"),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -251,7 +267,7 @@ def metrics_table(record: RunRecord) -> Table:
     )
     table.add_column("metric", no_wrap=True)
     for heading in grid.headings:
-        table.add_column(Text(heading))
+        table.add_column(Text(one_line(heading)))
     for title, rows in grid.groups:
         table.add_section()
         table.add_row(Text(title, style="bold"), Text(_count(rows), style="dim"))
