@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
+import secrets
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,27 +17,109 @@ from typing import Any
 
 from wsolbench.exceptions import UsageError
 
+_UNIQUE = 4
+"""Random bytes in the name of a temporary file."""
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None}
+"""What systems say when there is no room; numpy says it without a number."""
+
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, tidy: bool = True) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it to `path` when the block ends, remove it when the block fails.
 
-    The temporary name keeps the suffix, so that writers which look at it (images, `.npz`) choose the right format.
-    Raises `UsageError` when the folder cannot be created or written, and where a folder has the name of the file.
+    The temporary name keeps the suffix, so that writers which look at it (images, `.npz`) choose the right format. Permissions are
+    those of a new file. With `tidy`, temporary files of `path` that killed processes have left are removed; it reads the whole
+    folder, so whoever writes very many files into one calls `remove_leftovers` once instead.
+
+    Raises `UsageError` when the folder cannot be created or written, where a folder has the name of the file, and on a full disk.
     """
     make_folder(path.parent)
     check_writable(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    if tidy:
+        remove_leftovers(path.parent, of=path)
+    temporary = None
     try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        temporary, handle = _new_temporary(path)
+        try:
+            yield temporary
+            os.fsync(handle)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+            os.close(handle)
+    except OSError as error:
+        if isinstance(error.filename, str) and Path(error.filename) not in (path, temporary):
+            raise  # the block stumbled on another file
+        way_out = "Free some space, or choose another place" if error.errno in _FULL else "Choose another place"
+        raise UsageError(f"cannot write {path}: {error.strerror or error}. {way_out}; what was there before is left as it was.") from error
+
+
+def _new_temporary(path: Path) -> tuple[Path, int]:
+    """An empty temporary file for `path`, and its descriptor, which holds a lock: the file of a live process is no leftover."""
+    while True:
+        temporary = path.with_name(f"{_temporary_prefix(path)}{secrets.token_hex(_UNIQUE)}{path.suffix}")
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if _lock(handle) is not False and temporary.exists():
+            return temporary, handle
+        os.close(handle)  # another process took it for a leftover in between
+
+
+def _temporary_prefix(path: Path) -> str:
+    return f".{path.stem[:40]}-"
+
+
+def remove_leftovers(folder: Path, *, of: Path | None = None) -> None:
+    """Remove temporary files of `atomic_path` that killed processes have left: those of one file, or all in the folder and below."""
+    own = "" if of is None else rf"{re.escape(_temporary_prefix(of))}[0-9a-f]{{{2 * _UNIQUE}}}{re.escape(of.suffix)}"
+    pattern = re.compile(own or r"\..*-[a-z0-9_]{8}(\.\w+)?")
+    for place, below, names in os.walk(folder):
+        if of is not None:
+            below.clear()
+        for name in filter(pattern.fullmatch, names):
+            with contextlib.suppress(OSError):
+                handle = os.open(Path(place, name), os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+                try:
+                    if _lock(handle):
+                        Path(place, name).unlink(missing_ok=True)
+                finally:
+                    os.close(handle)
+
+
+def _lock(handle: int) -> bool | None:
+    """Lock an open file until it is closed; False while another process holds it, None where the file system has no locks."""
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs.
+
+    Raises `UsageError` with the text `busy` while another process holds it, and where no lock can be had.
+    """
+    make_folder(path.parent)
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}. Choose another folder.") from error
+    try:
+        got = _lock(handle)
+        if got is None:
+            raise UsageError(
+                f"the file system of {path.parent} has no locks, so two processes could work there at once. Choose another folder."
+            )
+        if not got:
+            raise UsageError(busy)
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def make_folder(folder: Path) -> Path:
@@ -88,10 +173,39 @@ def write_text(path: Path, text: str) -> None:
 
 def sha256_of_file(path: Path) -> str:
     """Hex digest of the file's bytes."""
+    return _sha256_of_start(path, sys.maxsize)
+
+
+_SEAL = b"\nwsolbench sha256 "
+_SEAL_BYTES = len(_SEAL) + 64 + 1
+
+
+def write_sealed(path: Path, content: bytes | memoryview) -> None:
+    """Write `content` to `path` atomically, with a line behind it that names its SHA-256. Zip archives may have bytes behind their end."""
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        stream.write(content)
+        stream.write(_SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n")
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file has the line that `write_sealed` puts at its end. Raises `ValueError` when its bytes are not those that the line names."""
+    size = path.stat().st_size - _SEAL_BYTES
+    with path.open("rb") as stream:
+        stream.seek(max(0, size))
+        line = stream.read()
+    if not line.startswith(_SEAL):
+        return False
+    if line[len(_SEAL) :] != _sha256_of_start(path, size).encode() + b"\n":
+        raise ValueError("its bytes are not those that were written: the SHA-256 differs")
+    return True
+
+
+def _sha256_of_start(path: Path, size: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
+        while block := stream.read(min(1 << 20, size)):
             digest.update(block)
+            size -= len(block)
     return digest.hexdigest()
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from wsolbench.exceptions import DataError
 from wsolbench.maps import MapFolder
-from wsolbench.maps.store import PREDICTIONS, read_predictions
+from wsolbench.maps.predictions import PREDICTIONS, read_predictions
 
 ID = "001.Albatross/bird_1.jpg"
 
