@@ -216,7 +216,7 @@ scoring_options = _together(
         callback=lambda _context, _option, text: None if text is None else _shard(text),
         help="Score only part I of N, into a folder below --out; `wsolbench merge` makes the record of all parts.",
     ),
-    click.option("--pictures", type=click.Path(path_type=Path), help="Folder for overlays, curves and bars."),
+    click.option("--pictures", type=click.Path(path_type=Path), help="Folder for overlays, curves and bars; another run's are kept."),
     click.option(
         "--save-boxes",
         type=click.Path(path_type=Path, dir_okay=False),
@@ -328,9 +328,9 @@ def evaluate_and_report(
 
     report_evaluation(evaluation, scoring.out, scoring.save_scores)
     if scoring.pictures is not None:
-        from wsolbench.report.plots import write_pictures
+        from wsolbench.report.plots import add_pictures
 
-        for picture in write_pictures(scoring.pictures, evaluation.record, evaluation.scores, drawn, maps_of):
+        for picture in add_pictures(scoring.pictures, evaluation.record, evaluation.scores, drawn, maps_of):
             click.echo(f"picture  {picture}")
     if scoring.save_boxes is not None:
         from wsolbench.datasets.coco_export import image_numbers

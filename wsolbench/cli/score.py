@@ -79,7 +79,7 @@ def command(
             val = None  # the thresholds of val are known only where its maps are
     if val is not None:
         folder.locate([*whole.ids, *val.ids])  # no map may be that of an image of each
-        source.check(limited(val, scoring.limit), conventions)
+        source.check(limited(val, scoring.limit), conventions, allow_partial=allow_partial)
     facts = {"without_map": len(limited(whole, scoring.limit)) - len(scored), "without_file": absent}
     options = RunOptions(workers=workers, work=scoring.out / ".work", resamples=scoring.resamples)
     evaluate_and_report(

@@ -14,6 +14,7 @@ import tokenize
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from wsolbench.exceptions import DataError
 
 MAX_VALUES = 1 << 26
 """Values of the largest map that is read: 8192 x 8192."""
+_HEADER = 1 << 14
+"""First bytes of an array, which hold its header: NumPy reads no header above 10,000 bytes."""
 _MAX_BYTES = MAX_VALUES * 16 + (1 << 20)
 """Size of the largest file that can hold such a map, with its header."""
 
@@ -136,26 +139,46 @@ def read_map(content: bytes, path: Path) -> np.ndarray:
     raise DataError(f"map {path} cannot be read: it is {found}; expected an array. Store one with numpy.save(path, map).")
 
 
-def _read_npy(content: bytes, path: Path) -> np.ndarray:
-    """An array of numbers."""
-    stream = io.BytesIO(content)
+class _Layout(NamedTuple):
+    """What the header of an array says, and where the numbers begin."""
+
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype[Any]
+    start: int
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+def _read_layout(head: bytes, size: int, path: Path) -> _Layout:
+    """The header of an array of numbers whose file has `size` bytes, from its first bytes."""
+    stream = io.BytesIO(head)
     try:
         version = np.lib.format.read_magic(stream)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran_order, dtype = read_header(stream)
+        layout = _Layout(*read_header(stream), stream.tell())
     except _BROKEN as error:
         raise DataError(f"map {path} cannot be read: its header is damaged ({_line(error)}). Write it again.") from error
-    _check_kind(dtype, path)
-    count, start = _checked_count(shape, path), stream.tell()
-    expected, found = count * dtype.itemsize, len(content) - start
+    _check_kind(layout.dtype, path)
+    _check_shape(layout.shape, path)
+    expected, found = layout.count * layout.dtype.itemsize, size - layout.start
     if found != expected:
         raise DataError(
-            f"map {path} cannot be read: its header says {shape} {dtype}, which is {expected:,} bytes, but {found:,} follow; "
+            f"map {path} cannot be read: its header says {layout.shape} {layout.dtype}, which is {expected:,} bytes, but {found:,} follow; "
             f"it is {'truncated' if found < expected else 'damaged'}. Write it again."
         )
-    if not count:
-        return np.empty(shape, dtype)
-    return np.frombuffer(content, dtype, count, start).reshape(shape, order="F" if fortran_order else "C")
+    return layout
+
+
+def _read_npy(content: bytes, path: Path) -> np.ndarray:
+    """An array of numbers."""
+    layout = _read_layout(content[:_HEADER], len(content), path)
+    if not layout.count:
+        return np.empty(layout.shape, layout.dtype)
+    values = np.frombuffer(content, layout.dtype, layout.count, layout.start)
+    return values.reshape(layout.shape, order="F" if layout.fortran_order else "C")
 
 
 def _check_kind(dtype: np.dtype, path: Path) -> None:
@@ -167,13 +190,12 @@ def _check_kind(dtype: np.dtype, path: Path) -> None:
         raise DataError(f"map {path} has dtype {dtype}; expected real numbers. Store a float array with numpy.save(path, map).")
 
 
-def _checked_count(shape: tuple[int, ...], path: Path) -> int:
+def _check_shape(shape: tuple[int, ...], path: Path) -> None:
     if any(side < 0 for side in shape):
         raise DataError(f"map {path} has shape {shape}; expected a (height, width) array")
     count = math.prod(shape)
     if count > MAX_VALUES:
         raise DataError(f"map {path} has shape {shape}, which is {count:,} values; expected at most {MAX_VALUES:,}. Store a smaller map.")
-    return count
 
 
 def _read_npz(content: bytes, path: Path) -> np.ndarray:
@@ -187,10 +209,11 @@ def _read_npz(content: bytes, path: Path) -> np.ndarray:
                 raise DataError(f"map {path} holds the arrays {held}; expected one array, or one called 'map'")
             if members[name].flag_bits & 1:
                 raise DataError(f"map {path} is encrypted; expected an archive without a password")
-            if members[name].file_size > _MAX_BYTES:
-                raise DataError(f"map {path} would expand to {members[name].file_size:,} bytes; expected at most {_MAX_BYTES:,}")
             with archive.open(members[name]) as stream:
-                array = stream.read(members[name].file_size + 1)  # to the end, where the checksum is compared
+                array = stream.read(_HEADER)
+                if array.startswith(_NPY):  # first the header: a few bytes can expand to gigabytes
+                    _read_layout(array, members[name].file_size, path)
+                    array += stream.read(members[name].file_size)  # to the end, where the checksum is compared
     except _BROKEN as error:
         raise DataError(f"map {path} cannot be read: the archive is damaged ({_line(error)}). Write it again.") from error
     if not array.startswith(_NPY):
@@ -209,7 +232,7 @@ def _read_png(content: bytes, path: Path) -> np.ndarray:
     if color != 0:
         kinds = {2: "3 channels", 3: "a palette of colours", 4: "2 channels (gray and alpha)", 6: "4 channels"}
         raise DataError(f"map {path} has {kinds.get(color, 'an unknown kind of pixels')}; expected a gray-scale PNG with one channel")
-    _checked_count((height, width), path)
+    _check_shape((height, width), path)
     try:
         pixels = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
