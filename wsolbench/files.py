@@ -188,7 +188,7 @@ def write_sealed(path: Path, content: bytes | memoryview) -> None:
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether a file has the line that `write_sealed` puts at its end. Raises `ValueError` when its bytes are not those that the line names."""
+    """Whether a file has the line that `write_sealed` puts at its end. Raises `ValueError` when the line names other bytes."""
     size = path.stat().st_size - _SEAL_BYTES
     with path.open("rb") as stream:
         stream.seek(max(0, size))
