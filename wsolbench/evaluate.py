@@ -299,7 +299,7 @@ def _is_done(folder: RunFolder, dataset: Dataset, chunk: range, maps: MapFolder 
     """Whether a chunk has its scores and, where maps are saved, all of these."""
     if not folder.chunk(dataset.split, chunk.start).exists():
         return False
-    return maps is None or all(maps.holds(dataset[position].id) for position in chunk)
+    return maps is None or all(maps.find(dataset[position].id) for position in chunk)
 
 
 def _bar(dataset: Dataset, done: int, total: int) -> Progress:

@@ -17,8 +17,8 @@ from wsolbench.types import Dataset
 
 _OF_SPLITS = ("split", "fingerprint", "images", "limit", "transfer_from")
 """Parts of a plan's `dataset` that can differ between runs whose maps share a folder."""
-_WITHOUT_MAPS = ("schema", "dataset", "protocol", "splits", "fixed_tau", "resamples", "maps")
-"""Parts of a plan that maps and predicted labels do not depend on, or not as a whole."""
+_WHOLE = ("method", "batch_size", "source", "program", "machine")
+"""Parts of a plan that maps and predicted labels depend on as a whole, where the plan has them."""
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def _map_run(plan: RunPlan) -> MapRun:
     protocol, data = plan.protocol, plan.dataset
     crop = {"frame_size": protocol.frame_size, "resize_size": protocol.resize_size} if view(protocol) == "center_crop" else None
     identity: dict[str, Any] = {
-        **{name: value for name, value in plan.to_json().items() if name not in _WITHOUT_MAPS},
+        **{name: value for name, value in plan.to_json().items() if name in _WHOLE},
         "dataset": {name: value for name, value in data.items() if name not in _OF_SPLITS},
         "view": {"covers": view(protocol), "crop": crop, "classifier": protocol.classifier},
     }

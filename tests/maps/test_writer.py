@@ -183,7 +183,7 @@ def test_a_process_that_died_holds_no_lock(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
     (tmp_path / ".y-0123abcd.npy").write_bytes(b"half a map")
     with open_writer(MapFolder(tmp_path), RUN, ["x", "y"]) as maps:
-        assert [maps.holds("x"), maps.holds("y")] == [True, False]
+        assert [maps.find("x"), maps.find("y")] == [tmp_path / "x.npy", None]
         maps.write("y", np.zeros((2, 2)))
     finish_maps(MapFolder(tmp_path), RUN, ["x", "y"], None)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".maps.lock", MANIFEST, LISTING, "x.npy", "y.npy"]

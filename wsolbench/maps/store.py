@@ -79,10 +79,6 @@ class MapFolder:
         located = self.locate(ids)
         return [image_id for image_id in ids if image_id not in located]
 
-    def holds(self, image_id: str) -> bool:
-        """Whether the map of `image_id` is there."""
-        return self.find(image_id) is not None
-
     def read(self, image_id: str) -> ScoreMap:
         """The (h, w) map of an image: float64 stays, everything else becomes float32, PNG levels as fractions of their full scale.
 

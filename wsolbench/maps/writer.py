@@ -59,9 +59,10 @@ class MapWriter(MapFolder):
     """File descriptor. Threads append a line in one call each, so lines do not mix."""
     _listed: dict[str, str] = field(repr=False)
 
-    def holds(self, image_id: str) -> bool:
-        """Whether this run has written the map of `image_id`, and it is still there."""
-        return f"{image_id}.npy" in self._listed and (self.root / f"{image_id}.npy").is_file()
+    def find(self, image_id: str) -> Path | None:
+        """The file of `image_id`, if this run has written it and it is still there."""
+        path = self.root / f"{image_id}.npy"
+        return path if f"{image_id}.npy" in self._listed and path.is_file() else None
 
     def write(self, image_id: str, score_map: ScoreMap) -> None:
         """Store a raw map as float32 `.npy`, atomically, and note its digest."""
