@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -153,7 +154,7 @@ class FolderSource:
         def look(item: tuple[str, Path]) -> tuple[str, _Seen]:
             image_id, path = item
             try:
-                found = path.stat()
+                found = os.stat(path)  # noqa: PTH116 - often
             except OSError as error:
                 raise DataError(f"map {path} cannot be read: {error.strerror}") from error
             state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

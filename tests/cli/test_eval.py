@@ -250,7 +250,7 @@ def test_pictures_and_boxes_of_another_run_are_kept(run, birds: Path) -> None:
     assert second.code == 0, second.err
     (folder,) = (path for path in Path("pictures").iterdir() if path.is_dir())
     assert folder.name.startswith("cam_tiny_test")
-    assert {path.name for path in folder.iterdir()} == {path.name for path in kept if path.suffix == ".png"}
+    assert {path.name for path in folder.iterdir()} >= {path.name for path in kept if path.suffix == ".png"}
     assert f"picture  {folder / 'best.png'}" in second.out
     refused = run("eval", "--method", "cam", *on(birds), *TRAIN, *SCORE, "--save-boxes", "boxes.json")
     assert refused.code == 2

@@ -246,7 +246,7 @@ def test_maps_that_change_between_shards_are_noticed(run, birds: Path, maps: Pat
     for index in (1, 2, 5):
         path = maps / f"many/{index:03d}.jpg.npy"
         times = path.stat()
-        np.save(path, np.load(path)[::-1])
+        np.save(path, np.eye(24, dtype=np.float32))
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     second = score(run, birds, maps, "--shard", "2/2", "--out", "shards")
     merged = run("merge", "shards", "--out", "merged")

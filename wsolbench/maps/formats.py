@@ -148,7 +148,7 @@ class _Layout(NamedTuple):
     start: int
 
     @property
-    def count(self) -> int:
+    def values(self) -> int:
         return math.prod(self.shape)
 
 
@@ -163,7 +163,7 @@ def _read_layout(head: bytes, size: int, path: Path) -> _Layout:
         raise DataError(f"map {path} cannot be read: its header is damaged ({_line(error)}). Write it again.") from error
     _check_kind(layout.dtype, path)
     _check_shape(layout.shape, path)
-    expected, found = layout.count * layout.dtype.itemsize, size - layout.start
+    expected, found = layout.values * layout.dtype.itemsize, size - layout.start
     if found != expected:
         raise DataError(
             f"map {path} cannot be read: its header says {layout.shape} {layout.dtype}, which is {expected:,} bytes, but {found:,} follow; "
@@ -175,9 +175,9 @@ def _read_layout(head: bytes, size: int, path: Path) -> _Layout:
 def _read_npy(content: bytes, path: Path) -> np.ndarray:
     """An array of numbers."""
     layout = _read_layout(content[:_HEADER], len(content), path)
-    if not layout.count:
+    if not layout.values:
         return np.empty(layout.shape, layout.dtype)
-    values = np.frombuffer(content, layout.dtype, layout.count, layout.start)
+    values = np.frombuffer(content, layout.dtype, layout.values, layout.start)
     return values.reshape(layout.shape, order="F" if layout.fortran_order else "C")
 
 

@@ -20,7 +20,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,10 +63,10 @@ class MapFolder:
         names: dict[str, frozenset[str]] = {}
         located: dict[str, Path] = {}
         for image_id in image_ids:
-            place = str(PurePosixPath(image_id).parent)
+            place, slash, _ = image_id.rpartition("/")
             if place not in names:
                 names[place] = _list_folder(self.root / place)
-            candidates = [name for name in _names_of(image_id) if PurePosixPath(name).name in names[place]]
+            candidates = [name for name in _names_of(image_id) if name[len(place) + len(slash) :] in names[place]]
             path = _only(image_id, [path for name in candidates if _is_file(path := self.root / name)])
             if path is not None:
                 located[image_id] = path
@@ -189,7 +189,7 @@ def decode_map(content: bytes, path: Path) -> ScoreMap:
 
 
 def _names_of(image_id: str) -> list[str]:
-    stems = dict.fromkeys((image_id, image_id.removesuffix(PurePosixPath(image_id).suffix)))
+    stems = dict.fromkeys((image_id, os.path.splitext(image_id)[0]))  # noqa: PTH122 - a string, often
     return [f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
 
 
@@ -213,7 +213,7 @@ def _list_folder(folder: Path) -> frozenset[str]:
 def _is_file(path: Path) -> bool:
     """Whether a file is there. Raises `DataError` for a folder, a named pipe, a link that leads nowhere, and what may not be looked at."""
     try:
-        mode = path.stat().st_mode
+        mode = os.stat(path).st_mode  # noqa: PTH116 - often
     except (FileNotFoundError, NotADirectoryError) as error:
         if path.is_symlink():
             raise DataError(f"map {path} is a link that leads nowhere: {str(path.readlink())!r}") from error
@@ -235,19 +235,20 @@ def _is_too_long(error: OSError) -> bool:
 
 def _refuse_shared(located: Mapping[str, Path]) -> None:
     """Raise `DataError` when two images have one file."""
-    owners: dict[Path, str] = {}
-    folded: dict[str, list[Path]] = defaultdict(list)
+    owners: dict[str, str] = {}
+    folded: dict[str, list[str]] = defaultdict(list)
     for image_id, path in located.items():
-        if path in owners:
+        name = str(path)
+        if name in owners:
             raise DataError(
-                f"{path} would be the map of two images, {owners[path]!r} and {image_id!r}: name each map by the whole id, "
-                f"{owners[path]}{path.suffix} and {image_id}{path.suffix}"
+                f"{path} would be the map of two images, {owners[name]!r} and {image_id!r}: name each map by the whole id, "
+                f"{owners[name]}{path.suffix} and {image_id}{path.suffix}"
             )
-        owners[path] = image_id
-        folded[fold_name(str(path))].append(path)
-    for paths in folded.values():  # names that differ in case alone are one file on some file systems
-        for first, second in itertools.pairwise(paths):
-            if first.samefile(second):
+        owners[name] = image_id
+        folded[fold_name(name)].append(name)
+    for names in folded.values():  # names that differ in case alone are one file on some file systems
+        for first, second in itertools.pairwise(names):
+            if os.path.samefile(first, second):  # noqa: PTH121 - strings
                 raise DataError(
                     f"{first} would be the map of two images, {owners[first]!r} and {owners[second]!r}: their names differ in the case of "
                     "letters alone, which this file system ignores. Score them on another file system, or rename the images."
