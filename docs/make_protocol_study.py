@@ -25,7 +25,6 @@ from wsolbench.evaluate import Evaluation, RunOptions, evaluate, limited
 from wsolbench.exceptions import UsageError, WsolbenchError
 from wsolbench.files import file_name, write_text
 from wsolbench.maps import MapFolder
-from wsolbench.maps.store import PREDICTIONS, read_predictions
 from wsolbench.metrics.catalog import metric_info, metric_title
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord, read_records
@@ -127,12 +126,11 @@ def order(differences: Sequence[MetricDifference]) -> str:
 
 def source_of(folder: MapFolder, protocol: EvalProtocol, dataset: Dataset) -> FolderSource:
     """Stored maps under a protocol; cut, where it has a centre crop. Raises as `FolderSource.check`."""
-    labels = folder.root / PREDICTIONS
     made_by = folder.manifest().get("method", {})
     source = FolderSource(
         folder,
         name=str(made_by.get("name", folder.root.resolve().name)),
-        ranked=read_predictions(labels, len(dataset.class_names)) if labels.is_file() else {},
+        ranked=folder.predictions(len(dataset.class_names), dataset.ids),
         facts=made_by,
         crop=protocol if protocol.frame == "center_crop" else None,
     )

@@ -151,7 +151,7 @@ def test_two_different_runs_share_a_work_folder(tmp_path: Path) -> None:
 def test_stored_maps_give_the_same_numbers(tmp_path: Path) -> None:
     val = dataset(8, "val", 1)
     direct = evaluate(dataset(), MadeUpSource(), PROTOCOL, transfer_from=val, options=RunOptions(save_maps=MapFolder(tmp_path)))
-    from wsolbench.maps.store import PREDICTIONS, read_predictions
+    from wsolbench.maps.predictions import PREDICTIONS, read_predictions
 
     source = FolderSource(MapFolder(tmp_path), name="made-up", ranked=read_predictions(tmp_path / PREDICTIONS, 3))
     source.check(dataset(), PROTOCOL)

@@ -103,9 +103,10 @@ def test_saved_maps_of_shards_get_one_description(tmp_path: Path) -> None:
     options = RunOptions(resamples=100, save_maps=MapFolder(tmp_path / "maps"))
     for index in (1, 2):
         score_shard(dataset(), MadeUpSource(), PROTOCOL, Shard(index, 2), tmp_path / "shards", options=options)
-    assert MapFolder(tmp_path / "maps").manifest() == {}
+    assert MapFolder(tmp_path / "maps").manifest()["unfinished"] == ["test"]
     conclude(merge([tmp_path / "shards"])[0])
     assert MapFolder(tmp_path / "maps").manifest()["dataset"] == "made-up"
+    assert MapFolder(tmp_path / "maps").manifest()["unfinished"] == []
     assert len((tmp_path / "maps/predictions.csv").read_text().splitlines()) == 13
 
 

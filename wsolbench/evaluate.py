@@ -29,6 +29,7 @@ from wsolbench.progress import Progress, track
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import SHARDS, RunRecord, provenance
 from wsolbench.runs import RunFolder, RunPlan, ScoredRun, Shard, gather
+from wsolbench.saved_maps import finish_saved_maps, saving_maps
 from wsolbench.score_table import ScoreTable
 from wsolbench.scores import ImageScores, ProposedParts, score_image
 from wsolbench.summary import summarize
@@ -162,14 +163,16 @@ def score(
     if options.work is None:
         if world.size > 1:
             raise UsageError("several processes need a work folder that all of them see, for their scores")
-        return _score_in_memory(plan, splits, source, options)
+        with saving_maps(options.save_maps, plan, splits) as maps:
+            return _score_in_memory(plan, splits, source, replace(options, save_maps=maps))
     if len(set(gathered(plan.digest))) > 1:
         raise UsageError(
             f"the {world.size} processes would score differently: they need the same program, data, kind of device and threads"
         )
     folder = RunFolder(options.work / plan.digest[:16], plan)
     folder.refuse_mixing(options.work.glob("*/"))
-    seconds = _score_shard(folder, Shard(world.rank + 1, world.size), splits, source, options)
+    with saving_maps(options.save_maps, plan, splits) as maps:
+        seconds = _score_shard(folder, Shard(world.rank + 1, world.size), splits, source, replace(options, save_maps=maps))
     barrier()
     run = gather([folder])
     barrier()  # before the first process removes what the others look for
@@ -200,7 +203,8 @@ def score_shard(
     plan, splits = _plan(dataset, source, protocol, limit, fixed_tau, transfer_from, options, facts or {})
     run = RunFolder(folder / f"{plan.title}_{plan.digest[:8]}{SHARDS}", plan)
     run.refuse_mixing(folder.glob(f"*{SHARDS}/"))
-    seconds = _score_shard(run, shard, splits, source, options)
+    with saving_maps(options.save_maps, plan, splits) as maps:
+        seconds = _score_shard(run, shard, splits, source, replace(options, save_maps=maps))
     run.describe(shard, provenance(seconds=seconds, **source.provenance()))
     return run
 
@@ -225,8 +229,7 @@ def conclude(run: ScoredRun) -> Evaluation:
         metrics=metrics,
         provenance={**run.provenance, "seconds": seconds},
     )
-    if run.plan.maps is not None and Path(run.plan.maps).is_dir():
-        _describe_maps(MapFolder(Path(run.plan.maps)), record, run.tables)
+    finish_saved_maps(run.plan, run.tables)
     return Evaluation(record=record, scores=scores, folders=run.folders)
 
 
@@ -272,29 +275,6 @@ def _plan(
     # A description that a record cannot hold is refused before the work.
     RunRecord(method=plan.method, dataset=plan.dataset, protocol=protocol, metrics=(), provenance={}).check()
     return plan, splits
-
-
-def _describe_maps(folder: MapFolder, record: RunRecord, tables: dict[str, ScoreTable]) -> None:
-    splits = [record.dataset, *([record.dataset["transfer_from"]] if record.dataset["transfer_from"] else [])]
-    folder.write_manifest(
-        {
-            "method": record.method,
-            "dataset": record.dataset["name"],
-            "fingerprints": {split["split"]: split["fingerprint"] for split in splits},
-            "view": view(record.map_protocol),
-            "values": "raw, float32",
-        }
-    )
-    ranked = [
-        (image_id, labels) for table in tables.values() for part in table for image_id, labels in zip(part.ids, part.ranked, strict=True)
-    ]
-    if all(len(labels) for _, labels in ranked):
-        folder.write_predictions({str(image_id): labels.tolist() for image_id, labels in ranked})
-
-
-def view(protocol: EvalProtocol) -> str:
-    """What a map of this protocol covers: the whole image, or its central crop."""
-    return "center_crop" if protocol.frame == "center_crop" else "image"
 
 
 # --- scoring ----------------------------------------------------------------------------------------------------------

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from wsolbench.distributed import world
-from wsolbench.evaluate import RANKS, SourceOutput, view
+from wsolbench.evaluate import RANKS, SourceOutput
 from wsolbench.exceptions import DataError, UsageError, unknown_name
-from wsolbench.files import sha256_of_file, sha256_of_json
+from wsolbench.files import sha256_of_json
 from wsolbench.images import ten_crops, to_view
-from wsolbench.maps import MapFolder, cut_center
+from wsolbench.maps import MapFolder, cut_center, view
+from wsolbench.maps.formats import read_bytes
+from wsolbench.maps.store import decode_map
 from wsolbench.methods import DEVICE, InputSpec, Method, PostProcess
+from wsolbench.progress import track
 from wsolbench.protocol import EvalProtocol
 from wsolbench.scores import PARTS, ProposedParts
 from wsolbench.types import Dataset, Sample, ScoreMap
@@ -24,8 +31,16 @@ if TYPE_CHECKING:
     import torch
 
 
-LOOKED_AT = 64
-"""Stored maps whose bytes tell a folder from another one."""
+_READERS = 8
+"""Threads that read maps to digest them, more than cores, because file systems answer late."""
+
+
+class _Seen(NamedTuple):
+    """A stored map as it was when it was looked at: the file, what `os.stat` says about it, and the digest of its bytes."""
+
+    path: Path
+    state: tuple[int, ...]
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -40,16 +55,43 @@ class FolderSource:
     ranked: dict[str, list[int]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     crop: EvalProtocol | None = None
+    _seen: dict[str, _Seen] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def check(self, dataset: Dataset, protocol: EvalProtocol) -> None:
-        """Raise `DataError` when the folder's own facts contradict the data set or the protocol, or labels are incomplete."""
+    def check(self, dataset: Dataset, protocol: EvalProtocol, *, allow_partial: bool = False) -> None:
+        """Raise `DataError` when the folder contradicts the data set or the protocol, or does not hold what its run has written.
+
+        These are refused: maps of other data, of another view or of transformed images; a folder whose run has not finished, unless
+        `allow_partial`; maps that the run of maps.json did not write; labels for some of the images only. Reads the maps of a folder
+        that names their digests.
+        """
         facts = self.folder.manifest()
+        where = self.folder.root
         made_on = facts.get("fingerprints", {}).get(dataset.split, dataset.fingerprint)
-        if made_on != dataset.fingerprint:
+        if made_on != dataset.fingerprint and not (allow_partial and dataset.left_out):  # which has another fingerprint
             raise DataError(
-                f"the maps in {self.folder.root} were made on {facts.get('dataset')} {dataset.split} with fingerprint {made_on}, "
+                f"the maps in {where} were made on {facts.get('dataset')} {dataset.split} with fingerprint {made_on}, "
                 f"but {dataset.name} {dataset.split} here has {dataset.fingerprint}: other images or annotations. Use the same data."
             )
+        if "transform" in facts:
+            raise DataError(
+                f"the maps in {where} are of images transformed by {facts['transform']}, but {dataset.name} has the images as they are; "
+                "score maps that were made without --transform"
+            )
+        if dataset.split in facts.get("unfinished", []) and not allow_partial:
+            raise DataError(
+                f"the run that writes the maps of {dataset.split} into {where} has not finished. Run it again to complete them, or add "
+                "--allow-partial to score those that are there."
+            )
+        self._check_view(facts, protocol)
+        if self.ranked and (without := [image_id for image_id in dataset.ids if image_id not in self.ranked]):
+            raise DataError(f"predictions lack {len(without)} of {len(dataset)} images, the first {without[0]!r}; give all, or none")
+        if "run" in facts:
+            self._look_at(dataset.ids)
+            self.folder.check_digests({seen.path: seen.digest for image_id in dataset.ids if (seen := self._seen.get(image_id))})
+
+    def _check_view(self, facts: Mapping[str, Any], protocol: EvalProtocol) -> None:
+        """Raise `DataError` when the maps cover another part of the image than the protocol compares on."""
+        where = self.folder.root
         if self.crop is not None and view(protocol) != "center_crop":
             raise UsageError(f"protocol {protocol.name!r} compares on the {view(protocol)}, so there is no centre crop to cut maps to")
         expected = "image" if self.crop is not None else view(protocol)
@@ -58,13 +100,25 @@ class FolderSource:
             wanted = (
                 "maps to be cut must cover the image" if self.crop is not None else f"protocol {protocol.name!r} compares on the {expected}"
             )
-            raise DataError(f"the maps in {self.folder.root} cover the {facts['view']}, but {wanted}.{way_out}")
-        if self.ranked and (without := [image_id for image_id in dataset.ids if image_id not in self.ranked]):
-            raise DataError(f"predictions lack {len(without)} of {len(dataset)} images, the first {without[0]!r}; give all, or none")
+            raise DataError(f"the maps in {where} cover the {facts['view']}, but {wanted}.{way_out}")
+        crop = facts.get("crop")
+        if expected == "center_crop" and isinstance(crop, dict):
+            sides = {name: getattr(protocol, name) for name in ("frame_size", "resize_size")}
+            if crop.get("frame_size", 0) * sides["resize_size"] != crop.get("resize_size", 0) * sides["frame_size"]:
+                raise DataError(f"the maps in {where} cover the centre crop {crop}, but protocol {protocol.name!r} compares on {sides}")
 
     def load(self, sample: Sample) -> ScoreMap:
-        """The stored map, or its centre."""
-        raw = self.folder.read(sample.id)
+        """The stored map, or its centre. Raises `DataError` when it has changed since `identity` was asked for."""
+        seen = self._seen.get(sample.id)
+        if seen is None:
+            raw = self.folder.read(sample.id)
+        else:
+            content = read_bytes(seen.path, "map")
+            if hashlib.sha256(content).hexdigest() != seen.digest:
+                raise DataError(
+                    f"map {seen.path} has changed while the maps were being scored. Wait until all are written, and score them again."
+                )
+            raw = decode_map(content, seen.path)
         return raw if self.crop is None else cut_center(raw, self.crop)
 
     def collate(self, loaded: Sequence[ScoreMap]) -> Sequence[ScoreMap]:
@@ -83,11 +137,37 @@ class FolderSource:
         return {**self.facts, "name": self.name, "maps": maps}
 
     def identity(self, ids: Sequence[str]) -> str:
-        """Digest of all sizes of maps, the bytes of some, and the predicted labels: the same for a copy of the folder."""
-        paths = [(image_id, self.folder.find(image_id)) for image_id in ids]
-        sizes = [[image_id, None if path is None else path.stat().st_size] for image_id, path in paths]
-        some = [path for _, path in paths[:: max(1, len(paths) // LOOKED_AT)] if path is not None]
-        return sha256_of_json([sizes, [sha256_of_file(path) for path in some], self.ranked])
+        """Digest of the bytes of all these maps and of the predicted labels: the same for a copy of the folder.
+
+        Reads every map. `load` gives these bytes or raises.
+        """
+        self._look_at(ids)
+        digests = [[image_id, self._seen[image_id].digest if image_id in self._seen else None] for image_id in ids]
+        return sha256_of_json([digests, self.ranked])
+
+    def _look_at(self, ids: Sequence[str]) -> None:
+        """Remember the digests of these maps; those that have not changed since the last time are not read again."""
+        located = self.folder.locate(ids)
+        for image_id in ids:
+            if image_id not in located:
+                self._seen.pop(image_id, None)
+
+        def look(item: tuple[str, Path]) -> tuple[str, _Seen]:
+            image_id, path = item
+            try:
+                found = os.stat(path)  # noqa: PTH116 - often
+            except OSError as error:
+                raise DataError(f"map {path} cannot be read: {error.strerror}") from error
+            state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            seen = self._seen.get(image_id)
+            if seen is None or (seen.path, seen.state) != (path, state):
+                seen = _Seen(path, state, hashlib.sha256(read_bytes(path, "map")).hexdigest())
+            return image_id, seen
+
+        with ThreadPoolExecutor(_READERS) as pool, track(description="reading maps", total=len(located)) as bar:
+            for image_id, seen in pool.map(look, located.items()):
+                self._seen[image_id] = seen
+                bar.advance()
 
     def provenance(self) -> dict[str, Any]:
         """Nothing but the processor is involved."""

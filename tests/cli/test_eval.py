@@ -210,3 +210,50 @@ def test_where_no_run_has_the_options_those_that_exist_are_named(run, birds: Pat
     result = run("eval", "--method", "cam", *on(birds), "--backbone", "tiny")
     assert result.code == 2
     assert "There are: runs/csvfolder/cam-tiny-seed0-epochs=2-image_size=32/last.safetensors" in result.err
+
+
+def test_a_folder_of_maps_keeps_to_one_method(run, birds: Path) -> None:
+    """Labels and maps of one method never become a record of another."""
+    cam = ("eval", "--method", "cam", *on(birds), *TRAIN, *SCORE, "--train", "--save-maps", "maps", "--out", "first")
+    assert run(*cam).code == 0
+    refused = run("eval", "--method", "center-box", *on(birds), *SCORE, "--save-maps", "maps", "--out", "second")
+    assert refused.code == 2
+    assert "maps holds maps of cam (csvfolder), which differ from those of this run in" in refused.err
+    assert not records("second")
+    assert run("score", "--maps", "maps", *on(birds), *SCORE, "--out", "third").code == 0
+    assert records("third")[0]["method"]["name"] == "cam"
+    assert records("third")[0]["metrics"] == records("first")[0]["metrics"]
+    Path("maps/predictions.csv").write_text("image,rank1\n" + "".join(f"test/{index:02d}.png,0\n" for index in range(9)))
+    stale = run("score", "--maps", "maps", *on(birds), *SCORE)
+    assert stale.code == 2
+    assert "predictions.csv was not written by the run of the maps" in stale.err
+
+
+def test_maps_of_a_run_that_was_killed_are_not_scored_until_it_has_ended(run, birds: Path) -> None:
+    evaluation = ("eval", "--method", "center-box", "--batch-size", "1", "--save-maps", "maps", *SCORE)
+    process = command(birds, *evaluation)
+    kill_when(process, lambda: len(list(Path("maps").rglob("*.npy"))) > 2)
+    partial = run("score", "--maps", "maps", *on(birds), *SCORE, "--out", "scored", "--no-transfer")
+    assert partial.code == 2
+    assert run(*evaluation, *on(birds)).code == 0
+    scored = run("score", "--maps", "maps", *on(birds), *SCORE, "--out", "scored")
+    assert scored.code == 0, scored.err
+    assert records("scored")[0]["metrics"] == records()[0]["metrics"]
+    assert not list(Path("maps").rglob(".*.npy"))
+
+
+def test_pictures_and_boxes_of_another_run_are_kept(run, birds: Path) -> None:
+    first = ("eval", "--method", "center-box", *on(birds), *SCORE, "--pictures", "pictures", "--save-boxes", "boxes.json")
+    assert run(*first).code == 0
+    kept = {path: path.read_bytes() for path in [*Path("pictures").glob("*.png"), Path("boxes.json")]}
+    second = run("eval", "--method", "cam", *on(birds), *TRAIN, *SCORE, "--train", "--pictures", "pictures")
+    assert second.code == 0, second.err
+    (folder,) = (path for path in Path("pictures").iterdir() if path.is_dir())
+    assert folder.name.startswith("cam_tiny_test")
+    assert {path.name for path in folder.iterdir()} >= {path.name for path in kept if path.suffix == ".png"}
+    assert f"picture  {folder / 'best.png'}" in second.out
+    refused = run("eval", "--method", "cam", *on(birds), *TRAIN, *SCORE, "--save-boxes", "boxes.json")
+    assert refused.code == 2
+    assert "boxes.json holds other boxes" in refused.err
+    assert run(*first).code == 0  # the same run finds its own
+    assert {path: path.read_bytes() for path in kept} == kept

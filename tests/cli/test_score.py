@@ -225,3 +225,86 @@ def test_maps_of_the_whole_image_under_a_centre_crop(run, birds: Path, maps: Pat
     assert cut.code == 0, cut.err
     assert metric(the_record(), "gt_known")["value"] == 1.0
     assert "cut to the centre crop" in the_record()["method"]["maps"]
+
+
+def large(birds: Path, maps: Path, count: int = 200) -> None:
+    """More test images and maps than a chunk holds; every map is right."""
+    rows = ["image,label,split,width,height,x0,y0,x1,y1"]
+    for index in range(count):
+        values = np.zeros((24, 24), dtype=np.float32)
+        values[4:16, 5:20] = 1
+        rows.append(f"many/{index:03d}.jpg,{index % 3},test,48,48,10,8,40,32")
+        (maps / "many").mkdir(exist_ok=True)
+        np.save(maps / f"many/{index:03d}.jpg.npy", values)
+    (birds / "annotations.csv").write_text("\n".join(rows) + "\n")
+
+
+def test_maps_that_change_between_shards_are_noticed(run, birds: Path, maps: Path) -> None:
+    """Whichever map changes, also with its size and its times kept, the shards are of two runs."""
+    large(birds, maps)
+    assert score(run, birds, maps, "--shard", "1/2", "--out", "shards").code == 0
+    for index in (1, 2, 5):
+        path = maps / f"many/{index:03d}.jpg.npy"
+        times = path.stat()
+        np.save(path, np.eye(24, dtype=np.float32))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    second = score(run, birds, maps, "--shard", "2/2", "--out", "shards")
+    merged = run("merge", "shards", "--out", "merged")
+    assert merged.code == 2
+    assert "source" in second.err + merged.err
+    assert not list(Path("merged").rglob("*.json"))
+    assert score(run, birds, maps, "--out", "fresh").code == 0
+    assert metric(the_record(Path("fresh")), "gt_known")["value"] == pytest.approx(197 / 200)
+
+
+def test_maps_that_change_while_they_are_scored_are_noticed(run, birds: Path, maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wsolbench.sources import FolderSource
+
+    identity = FolderSource.identity
+
+    def and_change(self: FolderSource, ids):
+        digest = identity(self, ids)
+        np.save(maps / "test/07.png.npy", np.eye(24, dtype=np.float32))
+        return digest
+
+    monkeypatch.setattr(FolderSource, "identity", and_change)
+    result = score(run, birds, maps)
+    assert result.code == 2
+    assert "07.png.npy has changed while the maps were being scored" in result.err
+    assert not list(Path("results/measured").glob("csvfolder/*.json"))
+
+
+def test_a_map_of_two_images_is_refused_also_when_one_of_them_is_not_scored(run, birds: Path, maps: Path) -> None:
+    rows = (birds / "annotations.csv").read_text()
+    (birds / "annotations.csv").write_text(rows + "test/08.jpg,0,test,48,48,1,1,9,9,test/08.png\n")
+    Image.new("RGB", (48, 48)).save(birds / "images/test/08.jpg")
+    (maps / "test/08.png.npy").rename(maps / "test/08.npy")
+    for more in ((), ("--limit", "2"), ("--allow-partial",)):
+        result = score(run, birds, maps, *more)
+        assert result.code == 2
+        assert "08.npy would be the map of two images, 'test/08.png' and 'test/08.jpg'" in result.err
+
+
+@pytest.mark.parametrize("sizes", [True, False])
+def test_a_partial_score_is_of_the_images_that_have_all_they_need(run, birds: Path, maps: Path, sizes: bool) -> None:
+    if not sizes:
+        rows = [line.split(",") for line in (birds / "annotations.csv").read_text().splitlines()]
+        (birds / "annotations.csv").write_text("\n".join(",".join([*row[:3], *row[5:9]]) for row in rows) + "\n")
+    (maps / "test/03.png.npy").unlink()
+    (birds / "images/test/05.png").unlink()
+    refused = score(run, birds, maps)
+    assert refused.code == 2
+    allowed = score(run, birds, maps, "--allow-partial")
+    assert allowed.code == 0, allowed.err
+    data = the_record()["dataset"]
+    assert data["without_map"] == 1
+    assert data.get("without_file") == (None if sizes else 1)  # with its size an image is not needed
+    assert data["images"] == (8 if sizes else 7)
+    assert "test/03.png" in allowed.err
+
+
+def test_predictions_with_another_separator_and_encoding_are_read(run, birds: Path, maps: Path) -> None:
+    rows = "\r\n".join(["image;rank1", *(f"{image_id};{index % 3}" for index, image_id in enumerate(IDS)), "", ""])
+    Path("labels.csv").write_bytes(rows.encode("utf-16"))
+    assert score(run, birds, maps, "--predictions", "labels.csv").code == 0
+    assert metric(the_record(), "top1_cls")["value"] == 1.0

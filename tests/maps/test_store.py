@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from wsolbench.exceptions import DataError
 from wsolbench.maps import MapFolder
-from wsolbench.maps.store import PREDICTIONS, read_predictions
+from wsolbench.maps.predictions import PREDICTIONS, read_predictions
 
 ID = "001.Albatross/bird_1.jpg"
 
@@ -126,3 +127,67 @@ def test_broken_predictions_are_named_with_their_line(tmp_path: Path, text: str,
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         read_predictions(path, 4)
+
+
+@pytest.mark.parametrize(
+    ("ids", "files", "message"),
+    [
+        (["0.jpg", "0.png"], ["0.npy"], r"0\.npy would be the map of two images, '0\.jpg' and '0\.png'.*0\.jpg\.npy and 0\.png\.npy"),
+        (["a/0.jpg", "a/0.jpeg"], ["a/0.npz"], "two images, 'a/0.jpg' and 'a/0.jpeg'"),
+        (["0", "0.jpg"], ["0.npy"], "two images, '0' and '0.jpg'"),
+        (["0.jpg"], ["0.npy", "0.jpg.npy"], "'0.jpg' has several maps"),
+        (["0.jpg"], ["0.npy", "0.npz"], "'0.jpg' has several maps"),
+        (["x.png"], ["x.npy", "x.png"], "'x.png' has several maps"),
+        (["x.jpg"], ["x.jpg.npy", "x.png"], "'x.jpg' has several maps"),
+    ],
+)
+def test_one_map_of_two_images_and_two_maps_of_one_are_refused(tmp_path: Path, ids: list[str], files: list[str], message: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        np.save(tmp_path / "stored.npy", np.eye(2))
+        (tmp_path / "stored.npy").rename(tmp_path / name)
+    with pytest.raises(DataError, match=message):
+        MapFolder(tmp_path).missing(ids)
+
+
+def test_names_that_differ_in_case_alone_may_not_share_a_file(tmp_path: Path) -> None:
+    folder = MapFolder(tmp_path)
+    for image_id in ("a.jpg", "A.jpg", "Ä.jpg"):
+        folder.write(image_id, np.eye(2))
+    assert folder.missing(["a.jpg", "A.jpg", "Ä.jpg"]) == []
+    (tmp_path / "A.jpg.npy").unlink()
+    (tmp_path / "A.jpg.npy").hardlink_to(tmp_path / "a.jpg.npy")  # one file under both names, as where case does not count
+    with pytest.raises(DataError, match=r"two images, 'a\.jpg' and 'A\.jpg'.*case"):
+        folder.missing(["a.jpg", "A.jpg", "Ä.jpg"])
+
+
+def test_what_has_the_name_of_a_map_and_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    folder = MapFolder(tmp_path)
+    (tmp_path / "folder.npy").mkdir()
+    os.mkfifo(tmp_path / "pipe.npy")
+    (tmp_path / "loop.npy").symlink_to("loop.npy")
+    (tmp_path / "dead.npy").symlink_to("nowhere.npy")
+    for name, message in (
+        ("folder", "is a folder"),
+        ("pipe", "is a named pipe"),
+        ("loop", "levels of symb"),
+        ("dead", "nowhere"),
+    ):
+        for ask in (folder.read, folder.find, lambda image_id: folder.missing([image_id])):
+            with pytest.raises(DataError, match=message) as caught:
+                ask(f"{name}.jpg")
+            assert f"{name}.npy" in str(caught.value)
+
+
+def test_ids_that_no_file_can_be_named_by_have_no_map(tmp_path: Path) -> None:
+    for image_id in ("a" * 300 + ".jpg", "b/" * 3000 + "x.jpg", "zero\0.jpg"):
+        assert MapFolder(tmp_path).missing([image_id]) == [image_id]
+        with pytest.raises(DataError, match="no map for image"):
+            MapFolder(tmp_path).read(image_id)
+
+
+def test_a_link_to_a_map_elsewhere_is_followed(tmp_path: Path) -> None:
+    np.save(tmp_path / "elsewhere.npy", np.eye(2))
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps/x.npy").symlink_to(tmp_path / "elsewhere.npy")
+    np.testing.assert_array_equal(MapFolder(tmp_path / "maps").read("x.jpg"), np.eye(2))

@@ -290,7 +290,7 @@ scoring_options = _together(
         callback=lambda _context, _option, text: None if text is None else _shard(text),
         help="Score only part I of N, into a folder below --out; `wsolbench merge` makes the record of all parts.",
     ),
-    click.option("--pictures", type=click.Path(path_type=Path), help="Folder for overlays, curves and bars."),
+    click.option("--pictures", type=click.Path(path_type=Path), help="Folder for overlays, curves and bars; another run's are kept."),
     click.option(
         "--save-boxes",
         type=click.Path(path_type=Path, dir_okay=False),
@@ -355,9 +355,9 @@ def evaluate_and_report(
             count = write_coco_boxes(scoring.save_boxes, evaluation.record, evaluation.scores, drawn, maps_of, numbers)
             lines.append(f"boxes    {scoring.save_boxes} ({count})")
         if scoring.pictures is not None:
-            from wsolbench.report.plots import write_pictures
+            from wsolbench.report.plots import add_pictures
 
-            pictures = write_pictures(scoring.pictures, evaluation.record, evaluation.scores, drawn, maps_of)
+            pictures = add_pictures(scoring.pictures, evaluation.record, evaluation.scores, drawn, maps_of)
             lines += [f"picture  {picture}" for picture in pictures]
         evaluation.finish()
         lines.append(f"time     {time.perf_counter() - started:.1f} s")

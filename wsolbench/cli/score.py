@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     is_flag=True,
     help="The maps cover the whole image: score their centre, under a protocol with a centre crop, which compares on nothing else.",
 )
-@click.option("--allow-partial", is_flag=True, help="Score the images that have a map, and say in the record how many have none.")
+@click.option(
+    "--allow-partial", is_flag=True, help="Score the images that have a map, and say in the record how many have none, or lack a file."
+)
 @workers_option
 def command(
     maps_dir: Path,
@@ -49,19 +51,18 @@ def command(
     from wsolbench.evaluate import RunOptions, limited
     from wsolbench.exceptions import UsageError
     from wsolbench.maps import MapFolder
-    from wsolbench.maps.store import PREDICTIONS, read_predictions
     from wsolbench.sources import FolderSource
 
     if world().size > 1:
         raise UsageError("`wsolbench score` is one process; in place of torchrun start one with --shard i/n for each part")
     conventions = scoring.conventions()
     # Scoring needs the annotations; the pictures themselves only to be drawn.
-    whole = data.open(scoring.split, "error" if scoring.pictures else "keep")
+    whole, absent = _open(data, scoring, allow_partial)
     folder = MapFolder(maps_dir)
-    scored, missing = _with_maps(limited(whole, scoring.limit), folder, allow_partial)
+    without = folder.missing(whole.ids)  # of all images: a map that two of them would share is refused whatever is scored
+    scored = _with_maps(limited(whole, scoring.limit), folder, set(without), allow_partial)
     scoring.prepare(scored)
-    labels = predictions or (maps_dir / PREDICTIONS if (maps_dir / PREDICTIONS).is_file() else None)
-    ranked = {} if labels is None else read_predictions(labels, len(scored.class_names))
+    ranked = _read_labels(folder, predictions, scored)
     made_by = dict(folder.manifest().get("method", {}))
     source = FolderSource(
         folder,
@@ -70,26 +71,58 @@ def command(
         facts=made_by,
         crop=conventions if crop_maps else None,
     )
-    source.check(scored, conventions)
+    source.check(scored, conventions, allow_partial=allow_partial)
     val = data.open_val("keep") if scoring.transfer and scoring.split != "val" else None
     if val is not None:
         ids = limited(val, scoring.limit).ids
         if folder.missing(ids) or (ranked and not ranked.keys() >= set(ids)):
             val = None  # the thresholds of val are known only where its maps are
     if val is not None:
-        source.check(limited(val, scoring.limit), conventions)
+        folder.locate([*whole.ids, *val.ids])  # no map may be that of an image of each
+        source.check(limited(val, scoring.limit), conventions, allow_partial=allow_partial)
+    facts = {"without_map": len(limited(whole, scoring.limit)) - len(scored), "without_file": absent}
     options = RunOptions(workers=workers, work=scoring.out / ".work", resamples=scoring.resamples)
-    evaluate_and_report(scored, source, scoring, options, val=val, whole=whole, facts={"without_map": missing} if missing else None)
+    evaluate_and_report(
+        scored, source, scoring, options, val=val, whole=whole, facts={key: count for key, count in facts.items() if count} or None
+    )
 
 
-def _with_maps(dataset: Dataset, folder: MapFolder, allow_partial: bool) -> tuple[Dataset, int]:
-    """The images that have a map, and how many have none. Raises `DataError` for a partial folder that was not asked for."""
+def _open(data: DataOptions, scoring: ScoringOptions, allow_partial: bool) -> tuple[Dataset, int]:
+    """The split, and how many of its images are left out because a file is missing: none unless a partial score was asked for."""
     from wsolbench.exceptions import DataError
 
-    missing = set(folder.missing(dataset.ids))
+    try:
+        return data.open(scoring.split, "error" if scoring.pictures else "keep"), 0
+    except DataError:
+        if not allow_partial:
+            raise
+    whole = data.open(scoring.split, "skip")
+    if whole.left_out:
+        examples = ", ".join(whole.left_out[:5])
+        click.echo(f"{len(whole.left_out)} images have a file that is missing or broken and are left out: {examples}", err=True)
+    return whole, len(whole.left_out)
+
+
+def _read_labels(folder: MapFolder, predictions: Path | None, dataset: Dataset) -> dict[str, list[int]]:
+    """The predicted labels of the file that was named, else those that lie with the maps."""
+    from wsolbench.maps.predictions import PREDICTIONS, read_predictions
+
+    classes, known = len(dataset.class_names), dataset.ids
+    if predictions is None or predictions.resolve() == (folder.root / PREDICTIONS).resolve():
+        ranked = folder.predictions(classes, known)
+        if ranked or predictions is None:
+            return ranked
+    return read_predictions(predictions, classes, known)
+
+
+def _with_maps(dataset: Dataset, folder: MapFolder, without: set[str], allow_partial: bool) -> Dataset:
+    """The images that have a map. Raises `DataError` for a partial folder that was not asked for."""
+    from wsolbench.exceptions import DataError
+
+    missing = [image_id for image_id in dataset.ids if image_id in without]
     if not missing:
-        return dataset, 0
-    examples = ", ".join(sorted(missing)[:5])
+        return dataset
+    examples = ", ".join(missing[:5])
     if len(missing) == len(dataset):
         raise DataError(
             f"none of the {len(dataset)} images of {dataset.name} {dataset.split} has a map in {folder.root}; looked for {examples}, ... "
@@ -101,5 +134,5 @@ def _with_maps(dataset: Dataset, folder: MapFolder, allow_partial: bool) -> tupl
             "A partial score is not comparable; write the missing maps, or add --allow-partial to score the others."
         )
     click.echo(f"{len(missing)} of {len(dataset)} images have no map and are left out: {examples}", err=True)
-    kept = tuple(sample for sample in dataset.samples if sample.id not in missing)
-    return replace(dataset, samples=kept), len(missing)
+    kept = tuple(sample for sample in dataset.samples if sample.id not in without)
+    return replace(dataset, samples=kept)

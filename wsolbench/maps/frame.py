@@ -18,6 +18,11 @@ def frame_size(image_size: tuple[int, int], protocol: EvalProtocol) -> tuple[int
     return check_size(image_size) if protocol.frame == "original" else (protocol.frame_size, protocol.frame_size)
 
 
+def view(protocol: EvalProtocol) -> str:
+    """What a map of this protocol covers: the whole image, or its central crop."""
+    return "center_crop" if protocol.frame == "center_crop" else "image"
+
+
 def to_frame(
     score_map: np.ndarray, image_size: tuple[int, int], protocol: EvalProtocol, *, what: str = "score map"
 ) -> Float[np.ndarray, "fh fw"]:

@@ -1,17 +1,24 @@
 """Folders of score maps: one file per image, named by the image id; `.npy`, `.npz` or 8-/16-bit `.png`.
 
 DIR/maps.json                                   what the maps are (written by us, optional in anybody's folder)
+DIR/maps.sha256                                 digest of each map that we have written, as `sha256sum` has it
 DIR/predictions.csv                             image,rank1,rank2,... predicted labels (optional)
 DIR/001.Black_footed_Albatross/x.jpg.npy        the map of image 001.Black_footed_Albatross/x.jpg
 DIR/001.Black_footed_Albatross/x.npy            the same, with the image suffix left out
+
+A folder without maps.json is taken as it is. One that `wsolbench.maps.writer` has written holds the maps of one run and nothing else.
 """
 
 from __future__ import annotations
 
-import csv
+import errno
+import itertools
 import json
-import zipfile
-from collections.abc import Iterable, Mapping
+import os
+import stat
+import unicodedata
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +26,17 @@ from typing import Any
 import numpy as np
 
 from wsolbench.exceptions import DataError
-from wsolbench.files import atomic_path, write_json
+from wsolbench.files import atomic_path, canonical_json, sha256_of_file, write_json
+from wsolbench.maps.formats import kind_of, read_bytes, read_map
 from wsolbench.maps.frame import check_map
+from wsolbench.maps.predictions import PREDICTIONS, read_predictions, write_predictions
 from wsolbench.types import ScoreMap
 
 SUFFIXES = (".npy", ".npz", ".png")
 MANIFEST = "maps.json"
-PREDICTIONS = "predictions.csv"
+LISTING = "maps.sha256"
+JOURNAL = "maps.part-*.sha256"
+"""Digests of maps that a process has written, until the run is finished."""
 
 
 @dataclass(frozen=True)
@@ -35,32 +46,50 @@ class MapFolder:
     root: Path
 
     def find(self, image_id: str) -> Path | None:
-        """The file that holds the map of `image_id`, or None. Raises `DataError` when there are several."""
-        stems = dict.fromkeys((image_id, image_id.removesuffix(Path(image_id).suffix)))
-        found = [path for stem in stems for suffix in SUFFIXES if (path := self.root / f"{stem}{suffix}").is_file()]
-        if len(found) > 1:
-            raise DataError(f"image {image_id!r} has several maps: {', '.join(map(str, found))}. Keep one.")
-        return found[0] if found else None
+        """The file that holds the map of `image_id`, or None.
 
-    def missing(self, image_ids: Iterable[str]) -> list[str]:
-        """The ids without a map, in order. Raises `DataError` when the folder does not exist."""
+        Raises `DataError` when there are several, and when it is no file that can be read.
+        """
+        found = [path for name in _names_of(image_id) if _is_file(path := self.root / name)]
+        return _only(image_id, found)
+
+    def locate(self, image_ids: Iterable[str]) -> dict[str, Path]:
+        """The file of each image that has one. Reads each folder once, so it is the way to ask for many images.
+
+        Raises `DataError` as `find`, when one file would be the map of two images, and when the folder does not exist.
+        """
         if not self.root.is_dir():
             raise DataError(f"no folder of maps {self.root}")
-        return [image_id for image_id in image_ids if self.find(image_id) is None]
+        names: dict[str, frozenset[str]] = {}
+        located: dict[str, Path] = {}
+        for image_id in image_ids:
+            place, slash, _ = image_id.rpartition("/")
+            if place not in names:
+                names[place] = _list_folder(self.root / place)
+            candidates = [name for name in _names_of(image_id) if name[len(place) + len(slash) :] in names[place]]
+            path = _only(image_id, [path for name in candidates if _is_file(path := self.root / name)])
+            if path is not None:
+                located[image_id] = path
+        _refuse_shared(located)
+        return located
+
+    def missing(self, image_ids: Iterable[str]) -> list[str]:
+        """The ids without a map, in order. Raises as `locate`."""
+        ids = list(image_ids)
+        located = self.locate(ids)
+        return [image_id for image_id in ids if image_id not in located]
 
     def read(self, image_id: str) -> ScoreMap:
         """The (h, w) map of an image: float64 stays, everything else becomes float32, PNG levels as fractions of their full scale.
 
-        Raises `DataError`, naming the file, when it is missing, unreadable, pickled, of another rank or not finite.
+        Raises `DataError`, naming the file, when it is missing, unreadable, pickled, too large, of another rank or not finite.
         """
         path = self.find(image_id)
         if path is None:
             raise DataError(
                 f"no map for image {image_id!r} in {self.root}: looked for {image_id}{{{','.join(SUFFIXES)}}}, or without the image suffix"
             )
-        values = _read_png(path) if path.suffix == ".png" else _read_numpy(path)
-        check_map(values, f"map {path}")
-        return values if values.dtype == np.float64 else values.astype(np.float32)
+        return decode_map(read_bytes(path, "map"), path)
 
     def write(self, image_id: str, score_map: ScoreMap) -> None:
         """Store a raw map as float32 `.npy`, atomically."""
@@ -72,88 +101,184 @@ class MapFolder:
         write_json(self.root / MANIFEST, dict(facts))
 
     def manifest(self) -> dict[str, Any]:
-        """What `write_manifest` wrote; empty for a folder from elsewhere."""
+        """What `write_manifest` wrote; empty for a folder from elsewhere. Raises `DataError` for a file that is no manifest."""
         path = self.root / MANIFEST
-        if not path.is_file():
+        if not os.path.lexists(path):
             return {}
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+            facts = json.loads(read_bytes(path, "description of maps").decode("utf-8"), parse_constant=_refuse_constant)
+            canonical_json(facts).encode("utf-8")
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is not JSON ({error}); remove it, or write the maps again") from error
-        if not isinstance(facts, dict) or not all(isinstance(facts.get(name, {}), dict) for name in ("method", "fingerprints")):
+        objects = ("method", "fingerprints", "run", "sha256")
+        if not isinstance(facts, dict) or not all(isinstance(facts.get(name, {}), dict) for name in objects):
             raise DataError(
-                f"{path} is no manifest: expected an object whose 'method' and 'fingerprints' are objects; correct or remove it"
+                f"{path} is no manifest: expected an object whose {', '.join(map(repr, objects[:-1]))} and {objects[-1]!r} are objects; "
+                "correct or remove it"
             )
+        texts = {"view": facts.get("view"), "transform": facts.get("transform")}
+        texts |= {f"method.{name}": facts.get("method", {}).get(name) for name in ("name", "backbone", "variant")}
+        for name, text in texts.items():
+            if not isinstance(text, str | None):
+                raise DataError(f"{path} has {name} {str(text)[:60]!r}; expected a text. Correct or remove it.")
         return facts
+
+    def digests(self) -> dict[str, str]:
+        """Digest of each map that was written here, by its path below the folder; those of a run that has not finished included.
+
+        Raises `DataError` for a list that is damaged, or not the one that maps.json names.
+        """
+        listed: dict[str, str] = {}
+        path = self.root / LISTING
+        if path.exists():
+            manifest = self.manifest()
+            named = manifest.get("sha256", {}).get(LISTING)
+            if named is not None and not manifest.get("unfinished") and sha256_of_file(path) != named:
+                raise DataError(f"{path} is not the list that {MANIFEST} names: it was changed. Write the maps again into an empty folder.")
+            listed |= _read_digests(path)
+        for journal in sorted(self.root.glob(JOURNAL), key=lambda each: each.stat().st_mtime_ns):
+            listed |= _read_digests(journal, cut=True)
+        return listed
+
+    def check_digests(self, found: Mapping[Path, str]) -> None:
+        """Raise `DataError` when one of these files has another digest than the run of maps.json has listed. Without a run all pass."""
+        if "run" not in self.manifest():
+            return
+        listed = self.digests()
+        wrong = [(path, name) for path, digest in found.items() if listed.get(name := path.relative_to(self.root).as_posix()) != digest]
+        if wrong:
+            path, name = wrong[0]
+            reason = "was changed since" if name in listed else "was not written by it"
+            raise DataError(
+                f"{len(wrong)} of {len(found)} maps in {self.root} are not those of the run that {MANIFEST} names: {path} {reason}. "
+                f"Write the maps again into an empty folder; maps of another program need a folder without {MANIFEST}."
+            )
+
+    def predictions(self, num_classes: int, known: Collection[str] = ()) -> dict[str, list[int]]:
+        """The predicted labels that lie with the maps; empty if there are none. See `read_predictions`.
+
+        Raises `DataError` when they are not the ones of the run that wrote the maps.
+        """
+        path = self.root / PREDICTIONS
+        there = os.path.lexists(path)
+        manifest = self.manifest()
+        if "run" in manifest:
+            named = manifest.get("sha256", {}).get(PREDICTIONS)
+            if not there and named is not None:
+                raise DataError(f"{path} is missing, which {MANIFEST} names: write the maps again, or give a file with --predictions")
+            if there and (named is None or sha256_of_file(path) != named):
+                raise DataError(
+                    f"{path} was not written by the run of the maps, or was changed since. Remove it to score without predicted labels; "
+                    "to use labels of another classifier, move it elsewhere and name it with --predictions."
+                )
+        return read_predictions(path, num_classes, known) if there else {}
 
     def write_predictions(self, ranked: Mapping[str, Iterable[int]]) -> None:
         """Store predicted labels, best first, one row per image."""
-        rows = {image_id: list(labels) for image_id, labels in ranked.items()}
-        depth = max((len(labels) for labels in rows.values()), default=0)
-        with atomic_path(self.root / PREDICTIONS) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(["image", *(f"rank{rank}" for rank in range(1, depth + 1))])
-            writer.writerows([image_id, *labels] for image_id, labels in rows.items())
+        write_predictions(self.root / PREDICTIONS, ranked)
 
 
-def read_predictions(path: Path, num_classes: int) -> dict[str, list[int]]:
-    """Image id -> predicted labels, best first, from a CSV with the columns image, rank1, rank2, ...
-
-    Raises `DataError` naming file and line for a missing column, a repeated image or a label outside 0..num_classes-1.
-    """
-    if not path.is_file():
-        raise DataError(f"no file of predictions {path}")
-    ranked: dict[str, list[int]] = {}
-    with path.open(newline="", encoding="utf-8") as stream:
-        reader = csv.reader(stream)
-        header = next(reader, [])
-        if header[:2] != ["image", "rank1"]:
-            raise DataError(f"{path}:1 has the columns {','.join(header) or '(none)'}; expected image,rank1,rank2,...")
-        for line, row in enumerate(reader, start=2):
-            if len(row) != len(header):
-                raise DataError(f"{path}:{line} has {len(row)} fields; expected {len(header)}")
-            try:
-                labels = [int(value) for value in row[1:]]
-            except ValueError as error:
-                raise DataError(f"{path}:{line} holds a label that is no integer: {','.join(row[1:])}") from error
-            if not all(0 <= label < num_classes for label in labels) or len(set(labels)) != len(labels):
-                raise DataError(f"{path}:{line} has labels {labels}; expected different classes in 0..{num_classes - 1}")
-            if row[0] in ranked:
-                raise DataError(f"{path}:{line} repeats the image {row[0]!r}")
-            ranked[row[0]] = labels
-    return ranked
+def decode_map(content: bytes, path: Path) -> ScoreMap:
+    """The map in the bytes of the file `path`, as `MapFolder.read` gives it."""
+    values = read_map(content, path)
+    is_double = values.dtype.kind == "f" and values.dtype.itemsize >= 8
+    with np.errstate(over="ignore"):  # what does not fit is found to be infinite
+        values = np.array(values, dtype=np.float64 if is_double else np.float32, order="C") if values.dtype.kind in "fiu" else values
+    check_map(values, f"map {path}")
+    return values
 
 
-def _read_numpy(path: Path) -> np.ndarray:
+def _names_of(image_id: str) -> list[str]:
+    stems = dict.fromkeys((image_id, os.path.splitext(image_id)[0]))  # noqa: PTH122 - a string, often
+    return [f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
+
+
+def _only(image_id: str, found: Sequence[Path]) -> Path | None:
+    if len(found) > 1:
+        raise DataError(f"image {image_id!r} has several maps: {', '.join(map(str, found))}. Keep one.")
+    return found[0] if found else None
+
+
+def _list_folder(folder: Path) -> frozenset[str]:
     try:
-        loaded = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        reason = (
-            "it holds Python objects (a pickle), which are never loaded"
-            if "pickle" in str(error).lower()
-            else str(error) or "it is truncated"
-        )
-        raise DataError(f"map {path} cannot be read: {reason}. Store a plain float array with numpy.save(path, map).") from error
-    if isinstance(loaded, np.ndarray):
-        return loaded
-    with loaded:
-        names = loaded.files
-        name = "map" if "map" in names else names[0] if len(names) == 1 else None
-        if name is None:
-            raise DataError(f"map {path} holds the arrays {', '.join(names) or '(none)'}; expected one array, or one called 'map'")
-        try:
-            return np.asarray(loaded[name])
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"map {path} cannot be read: {error}") from error
+        return frozenset(os.listdir(folder))  # noqa: PTH208 - names, many of them
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()
+    except OSError as error:
+        if _is_too_long(error):
+            return frozenset()
+        raise DataError(f"the folder of maps {folder} cannot be read: {error.strerror or error}") from error
 
 
-def _read_png(path: Path) -> np.ndarray:
-    import cv2
+def _is_file(path: Path) -> bool:
+    """Whether a file is there. Raises `DataError` for a folder, a named pipe, a link that leads nowhere, and what may not be looked at."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - often
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if path.is_symlink():
+            raise DataError(f"map {path} is a link that leads nowhere: {str(path.readlink())!r}") from error
+        return False
+    except ValueError:  # a zero byte in the name
+        return False
+    except OSError as error:
+        if _is_too_long(error):
+            return False
+        raise DataError(f"map {path} cannot be read: {error.strerror or error}") from error
+    if not stat.S_ISREG(mode):
+        raise DataError(f"map {path} is {kind_of(mode)}; expected a file")
+    return True
 
-    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise DataError(f"map {path} is not a PNG image that can be read")
-    if pixels.ndim != 2:
-        raise DataError(f"map {path} has {pixels.shape[2]} channels; expected a gray-scale PNG with one")
-    full_scale = np.float32(255 if pixels.dtype == np.uint8 else 65535)
-    return np.asarray(pixels / full_scale, dtype=np.float32)
+
+def _is_too_long(error: OSError) -> bool:
+    return error.errno == errno.ENAMETOOLONG
+
+
+def _refuse_shared(located: Mapping[str, Path]) -> None:
+    """Raise `DataError` when two images have one file."""
+    owners: dict[str, str] = {}
+    folded: dict[str, list[str]] = defaultdict(list)
+    for image_id, path in located.items():
+        name = str(path)
+        if name in owners:
+            raise DataError(
+                f"{path} would be the map of two images, {owners[name]!r} and {image_id!r}: name each map by the whole id, "
+                f"{owners[name]}{path.suffix} and {image_id}{path.suffix}"
+            )
+        owners[name] = image_id
+        folded[fold_name(name)].append(name)
+    for names in folded.values():  # names that differ in case alone are one file on some file systems
+        for first, second in itertools.pairwise(names):
+            if os.path.samefile(first, second):  # noqa: PTH121 - strings
+                raise DataError(
+                    f"{first} would be the map of two images, {owners[first]!r} and {owners[second]!r}: their names differ in the case of "
+                    "letters alone, which this file system ignores. Score them on another file system, or rename the images."
+                )
+
+
+def fold_name(name: str) -> str:
+    """What names have in common that some file systems take for the same."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def format_digest(name: str, digest: str) -> str:
+    """A line of `LISTING`."""
+    return f"{digest}  {name}\n"
+
+
+def _read_digests(path: Path, *, cut: bool = False) -> dict[str, str]:
+    """The lines of `format_digest`; with `cut` the last one may have been cut off by the end of a process."""
+    lines = read_bytes(path, "list of digests", 1 << 30).decode("utf-8", "surrogateescape").split("\n")
+    last = lines.pop()
+    if last and not cut:
+        raise DataError(f"{path} is truncated. Write the maps again into an empty folder.")
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        digest, gap, name = line[:64], line[64:66], line[66:]
+        if gap != "  " or not name or set(digest) - set("0123456789abcdef"):
+            raise DataError(f"{path}:{number} is damaged: {line[:80]!r}; expected a SHA-256 and a name. Write the maps again.")
+        found[name] = digest
+    return found

@@ -43,7 +43,7 @@ def write_coco_boxes(
         maps_of: raw maps of the images with these indices, in that order; asked again and again.
         numbers: COCO's number of each image, by id; classes are numbered from 1.
 
-    Raises `UsageError` for a run without GT-known, and when the file cannot be written.
+    Raises `UsageError` for a run without GT-known, and when the file cannot be written or holds other boxes.
     """
     metric = record.metric("gt_known", "oracle")
     if metric is None or not metric.tau:
@@ -66,5 +66,8 @@ def write_coco_boxes(
                 }
 
     found = list(results())
-    write_text(path, json.dumps(found, allow_nan=False) + "\n")
+    text = json.dumps(found, allow_nan=False) + "\n"
+    if path.is_file() and path.read_bytes() != text.encode():  # the same run gives the same bytes
+        raise UsageError(f"{path} holds other boxes, perhaps of another run. Remove it, or choose another file; the record is written.")
+    write_text(path, text)
     return len(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.files import make_folder
+from wsolbench.files import atomic_path, make_folder
 from wsolbench.metrics.catalog import metric_title
 from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.metrics.max_box_acc import MaxBoxAcc
@@ -72,6 +73,30 @@ def write_pictures(
         if folder / name not in written:
             (folder / name).unlink(missing_ok=True)
     return written
+
+
+def add_pictures(
+    folder: Path,
+    record: RunRecord,
+    scores: ScoreTable,
+    dataset: Dataset,
+    maps_of: Callable[[list[int]], Sequence[ScoreMap]],
+) -> list[Path]:
+    """Write the pictures of a run into `folder` and give their paths, as `write_pictures`, but keep those of another run.
+
+    Where `folder` holds other pictures of these names, those of this run go to a folder in it that is named as the record. The same run
+    gives the same bytes, so a run that is repeated finds its own pictures.
+    """
+    make_folder(folder)
+    with tempfile.TemporaryDirectory() as place:
+        new = {path.name: path.read_bytes() for path in write_pictures(Path(place), record, scores, dataset, maps_of)}
+    old = {name: path.read_bytes() for name in PICTURES if (path := folder / name).is_file()}
+    if any(new.get(name) != content for name, content in old.items()):
+        folder /= record.path.stem
+    for name, content in new.items():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_bytes(content)
+    return [folder / name for name in new]
 
 
 def accuracy_curve(record: RunRecord, scores: ScoreTable, path: Path) -> None:

@@ -1,0 +1,271 @@
+"""Writing the maps of a run into a folder that holds nothing else.
+
+Before its first map a run writes into maps.json whose the folder is (`run`: all that the maps depend on) and which splits are
+unfinished. While it writes it holds a lock, shared by the processes of one run and closed to every other run. Each map's digest is
+noted as it is written; when all are there, `finish_maps` lists them, with the digest of the predicted labels. What was killed in
+between is taken up by the same run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsolbench.exceptions import UsageError
+from wsolbench.files import atomic_path, make_folder, remove_leftovers, sha256_of_file, write_text
+from wsolbench.maps.predictions import PREDICTIONS, read_predictions
+from wsolbench.maps.store import JOURNAL, LISTING, MANIFEST, MapFolder, fold_name, format_digest
+from wsolbench.types import ScoreMap
+
+_LOCK = ".maps.lock"
+_PATIENCE = 20.0
+"""Seconds to wait for a process that changes maps.json, which takes milliseconds."""
+_LONGEST_NAME = 255
+"""Bytes of a file's name, in every common file system."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapRun:
+    """Whose maps a folder holds.
+
+    Attributes:
+        identity: all that the maps and the predicted labels depend on, as JSON has it; equal for the processes of one run.
+        facts: what maps.json says for readers: method, data set, view.
+        fingerprints: split -> fingerprint of the data set.
+    """
+
+    identity: dict[str, Any]
+    facts: dict[str, Any]
+    fingerprints: dict[str, str]
+
+
+@dataclass(frozen=True)
+class MapWriter(MapFolder):
+    """A folder that is open for the maps of a run; see `open_writer`."""
+
+    _journal: int
+    """File descriptor. Threads append a line in one call each, so lines do not mix."""
+    _listed: dict[str, str] = field(repr=False)
+
+    def find(self, image_id: str) -> Path | None:
+        """The file of `image_id`, if this run has written it and it is still there."""
+        path = self.root / f"{image_id}.npy"
+        return path if f"{image_id}.npy" in self._listed and path.is_file() else None
+
+    def write(self, image_id: str, score_map: ScoreMap) -> None:
+        """Store a raw map as float32 `.npy`, atomically, and note its digest."""
+        stream = io.BytesIO()
+        np.save(stream, np.asarray(score_map, dtype=np.float32), allow_pickle=False)
+        content, name = stream.getvalue(), f"{image_id}.npy"
+        with atomic_path(self.root / name, tidy=False) as temporary:
+            temporary.write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        os.write(self._journal, format_digest(name, digest).encode("utf-8", "surrogateescape"))
+        self._listed[name] = digest
+
+
+@contextlib.contextmanager
+def open_writer(folder: MapFolder, run: MapRun, image_ids: Iterable[str]) -> Iterator[MapWriter]:
+    """Claim a folder for the maps of these images, and keep others out until the block ends.
+
+    Raises `UsageError` when the folder holds other maps or predicted labels, when another run writes there, and for ids that no file
+    can be named by.
+    """
+    ids = list(image_ids)
+    with _open_lock(folder) as lock:
+        _check_names(folder, ids)
+        if lock.take_alone_or_together():
+            _claim(folder, run, ids)
+            lock.share()
+        elif not _is_claimed(folder.manifest(), run):
+            raise UsageError(
+                f"another process is writing maps of {_owner(folder.manifest())} into {folder.root}; wait for it, or choose another folder"
+            )
+        journal = folder.root / JOURNAL.replace("*", f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}")
+        listed = folder.digests()
+        handle = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+        try:
+            yield MapWriter(folder.root, handle, listed)
+        finally:
+            os.close(handle)
+
+
+def finish_maps(folder: MapFolder, run: MapRun, image_ids: Iterable[str], ranked: Mapping[str, Iterable[int]] | None) -> None:
+    """Say in maps.json that the splits of the run are complete; name the digests of all maps, and of the predicted labels if there are any.
+
+    Nothing is done when the folder belongs to another run by now, or lacks maps: shards on several machines may have folders of
+    their own. Raises `UsageError` when other processes still write there.
+    """
+    with _open_lock(folder) as lock:
+        lock.take_alone()
+        manifest = folder.manifest()
+        if manifest.get("run") != run.identity:
+            return
+        listed = folder.digests()
+        if not all(f"{image_id}.npy" in listed for image_id in image_ids):
+            return
+        sha256 = dict(manifest.get("sha256", {}))
+        if ranked is not None:
+            path = folder.root / PREDICTIONS
+            rows = _rows_before(path, sha256.get(PREDICTIONS)) | {image_id: list(labels) for image_id, labels in ranked.items()}
+            depth = len(list(next(iter(ranked.values()))))
+            folder.write_predictions({image_id: labels for image_id, labels in rows.items() if len(labels) == depth})
+            sha256[PREDICTIONS] = sha256_of_file(path)
+        write_text(folder.root / LISTING, "".join(format_digest(name, digest) for name, digest in sorted(listed.items())))
+        sha256[LISTING] = sha256_of_file(folder.root / LISTING)
+        unfinished = [split for split in manifest.get("unfinished", []) if split not in run.fingerprints]
+        folder.write_manifest({**manifest, "sha256": sha256, "unfinished": unfinished})
+        for part in folder.root.glob(JOURNAL):
+            part.unlink(missing_ok=True)
+
+
+def _rows_before(path: Path, digest: str | None) -> dict[str, list[int]]:
+    """The predicted labels of splits that were finished before."""
+    if digest is None or not path.is_file() or sha256_of_file(path) != digest:
+        return {}
+    return read_predictions(path, num_classes=sys.maxsize)
+
+
+def _is_claimed(manifest: Mapping[str, Any], run: MapRun) -> bool:
+    fingerprints = manifest.get("fingerprints", {})
+    return manifest.get("run") == run.identity and all(
+        split in manifest.get("unfinished", []) and fingerprints.get(split) == own for split, own in run.fingerprints.items()
+    )
+
+
+def _claim(folder: MapFolder, run: MapRun, ids: list[str]) -> None:
+    """Write into maps.json whose the folder is. Raises `UsageError` when it is another one's."""
+    manifest = folder.manifest()
+    way_out = "Choose another folder, or remove this one."
+    located = folder.locate(ids)
+    if "run" in manifest:
+        if manifest["run"] != run.identity:
+            differs = ", ".join(_differences(manifest["run"], run.identity)[:6])
+            raise UsageError(f"{folder.root} holds maps of {_owner(manifest)}, which differ from those of this run in {differs}. {way_out}")
+        for split, own in run.fingerprints.items():
+            if (other := manifest.get("fingerprints", {}).get(split, own)) != own:
+                raise UsageError(
+                    f"{folder.root} holds maps of {_owner(manifest)} on {split} with fingerprint {other}, but the data here have {own}: "
+                    f"other images or annotations. {way_out}"
+                )
+        foreign = [path for image_id, path in located.items() if path != folder.root / f"{image_id}.npy"]
+        foreign += [] if manifest.get("unfinished") or _has_own_predictions(folder, manifest) else [folder.root / PREDICTIONS]
+    else:
+        foreign = [*located.values(), *(path for name in (MANIFEST, PREDICTIONS) if os.path.lexists(path := folder.root / name))]
+        if not foreign:  # lists that are left of maps that were removed
+            for path in (folder.root / LISTING, *folder.root.glob(JOURNAL)):
+                path.unlink(missing_ok=True)
+    if foreign:
+        raise UsageError(f"{folder.root} holds {foreign[0].relative_to(folder.root)}, which this run has not written. {way_out}")
+    remove_leftovers(folder.root)
+    folder.write_manifest(
+        {
+            **manifest,
+            **run.facts,
+            "fingerprints": {**manifest.get("fingerprints", {}), **run.fingerprints},
+            "run": run.identity,
+            "unfinished": sorted({*manifest.get("unfinished", []), *run.fingerprints}),
+        }
+    )
+
+
+def _has_own_predictions(folder: MapFolder, manifest: Mapping[str, Any]) -> bool:
+    """Whether the predicted labels are those that maps.json names, or there are none."""
+    path = folder.root / PREDICTIONS
+    return not os.path.lexists(path) or (path.is_file() and sha256_of_file(path) == manifest.get("sha256", {}).get(PREDICTIONS))
+
+
+def _owner(manifest: Mapping[str, Any]) -> str:
+    name = manifest.get("method", {}).get("name")
+    return f"{name or 'another run'} ({manifest.get('dataset')})"
+
+
+def _differences(left: Any, right: Any, name: str = "") -> list[str]:
+    """Names of the fields that differ, from the outside in."""
+    if not (isinstance(left, dict) and isinstance(right, dict)):
+        return [] if left == right else [name]
+    names = sorted({*left, *right})
+    return [found for key in names for found in _differences(left.get(key), right.get(key), f"{name}.{key}" if name else key)]
+
+
+def _check_names(folder: MapFolder, ids: list[str]) -> None:
+    """Raise `UsageError` for ids that no file can be named by, or two of them the same file."""
+    for image_id in ids:
+        longest = max(len(part.encode("utf-8", "surrogateescape")) for part in f"{image_id}.npy".split("/"))
+        if longest > _LONGEST_NAME or "\n" in image_id or "\x00" in image_id:
+            reason = f"is longer than {_LONGEST_NAME} bytes" if longest > _LONGEST_NAME else "holds a line break or a zero byte"
+            raise UsageError(f"no map of image {image_id[:60]!r} can be saved: the name of its file {reason}")
+    if not (folder.root / _LOCK.upper()).exists():
+        return
+    known: dict[str, str] = {}
+    for image_id in ids:  # this file system ignores the case of letters
+        if (other := known.setdefault(fold_name(image_id), image_id)) != image_id:
+            raise UsageError(
+                f"the images {other!r} and {image_id!r} would have one map in {folder.root}, where the case of letters does not count. "
+                "Choose a folder on another file system."
+            )
+
+
+@dataclass(frozen=True)
+class _Lock:
+    """A lock on a folder of maps: alone to change maps.json, together with others of the same run to write maps."""
+
+    handle: int
+    folder: MapFolder
+
+    def take_alone_or_together(self) -> bool:
+        """Wait until no other process changes maps.json; whether this one is alone."""
+        return self._wait("LOCK_EX", "LOCK_SH") == "LOCK_EX"
+
+    def take_alone(self) -> None:
+        """Wait until no other process writes."""
+        self._wait("LOCK_EX")
+
+    def share(self) -> None:
+        """Let other processes of the same run in."""
+        self._wait("LOCK_SH")
+
+    def _wait(self, *kinds: str) -> str:
+        import fcntl
+
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            for kind in kinds:
+                try:
+                    fcntl.flock(self.handle, getattr(fcntl, kind) | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    raise UsageError(
+                        f"the file system of {self.folder.root} has no locks: {error.strerror}. Choose another folder."
+                    ) from error
+                return kind
+            if time.monotonic() > deadline:
+                raise UsageError(f"another process is writing maps into {self.folder.root}; wait for it, or choose another folder")
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def _open_lock(folder: MapFolder) -> Iterator[_Lock]:
+    make_folder(folder.root)
+    path = folder.root / _LOCK
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666)  # a named pipe must not be waited for
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}. Choose another folder.") from error
+    try:
+        yield _Lock(handle, folder)
+    finally:
+        os.close(handle)
