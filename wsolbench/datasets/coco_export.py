@@ -21,10 +21,11 @@ import numpy as np
 from wsolbench._lazy import pycocotools
 from wsolbench.datasets.coco import annotation_file, mask_run_lengths, xywh
 from wsolbench.datasets.imagefiles import absent_files
+from wsolbench.decoding import read_size
 from wsolbench.exceptions import UsageError
 from wsolbench.files import atomic_path, make_folder, write_text
 from wsolbench.progress import track
-from wsolbench.types import Dataset, Sample, read_size
+from wsolbench.types import Dataset, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
