@@ -26,6 +26,7 @@ from typing import Any
 
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.files import file_name, sha256_of_json, write_json
+from wsolbench.listing import find_files
 from wsolbench.metrics.catalog import metric_info
 from wsolbench.protocol import DetectionProtocol, EvalProtocol, protocol_from_json
 
@@ -233,7 +234,7 @@ def read_records(folder: Path) -> list[tuple[Path, RunRecord]]:
     def under_way(path: Path) -> bool:
         return any(part.startswith(".") or part.endswith(SHARDS) for part in path.relative_to(folder).parts)
 
-    return [(path, read_record(path)) for path in sorted(folder.rglob("*.json")) if not under_way(path)]
+    return [(path, read_record(path)) for path in find_files(folder, ".json") if not under_way(path)]
 
 
 def provenance(*, seconds: dict[str, float], device: str, packages: tuple[str, ...] = (), threads: int | None = None) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
     from rich.console import Console
 
     from wsolbench.exceptions import UsageError
+    from wsolbench.listing import find_files
     from wsolbench.progress import track
     from wsolbench.records import read_records
     from wsolbench.report.comparisons import Comparison, compare_records, comparison_table, read_comparison
@@ -77,7 +78,7 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
         else:
             comparison.write(out)
     if out is not None:
-        old = {path: read_comparison(path) for path in sorted(out.rglob("*.json"))}
+        old = {path: read_comparison(path) for path in find_files(out, ".json")}
         replaced = [path for path, comparison in old.items() if any(comparison.is_part_of(wanted) for wanted in all_wanted)]
         for path in replaced:
             path.unlink()

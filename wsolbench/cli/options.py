@@ -71,8 +71,12 @@ class DataOptions:
     def open(self, split: str, missing: Missing = "error") -> Dataset:
         """Load a split. `missing` is what to do with images that have no file."""
         from wsolbench.datasets import load_dataset
+        from wsolbench.datasets.base import MissingFilesError
 
-        return load_dataset(self.dataset, split, root=self.data_root, missing=missing, **self.extra)
+        try:
+            return load_dataset(self.dataset, split, root=self.data_root, missing=missing, **self.extra)
+        except MissingFilesError as error:
+            raise MissingFilesError(error.for_commands) from error
 
     def open_val(self, missing: Missing = "error") -> Dataset | None:
         """The `val` split, or None where the data set has none on this disk. A `val` that is there but broken is an error."""

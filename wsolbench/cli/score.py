@@ -56,7 +56,7 @@ def command(
         raise UsageError("`wsolbench score` is one process; in place of torchrun start one with --shard i/n for each part")
     conventions = scoring.conventions()
     # Scoring needs the annotations; the pictures themselves only to be drawn.
-    whole = data.open(scoring.split, "error" if scoring.pictures else "keep")
+    whole = _open(data, scoring.split, pictures=scoring.pictures is not None, allow_partial=allow_partial)
     folder = MapFolder(maps_dir)
     scored, missing = _with_maps(limited(whole, scoring.limit), folder, allow_partial)
     scoring.prepare(scored)
@@ -82,13 +82,28 @@ def command(
     evaluate_and_report(scored, source, scoring, options, val=val, whole=whole, facts={"without_map": missing} if missing else None)
 
 
+def _open(data: DataOptions, split: str, *, pictures: bool, allow_partial: bool) -> Dataset:
+    """The split. Images without a file are left out for a partial score, unless their size is known and no picture is drawn."""
+    from wsolbench.datasets.base import MissingFilesError
+
+    if allow_partial:
+        return data.open(split, "skip" if pictures else "keep_or_skip")
+    try:
+        return data.open(split, "error" if pictures else "keep")
+    except MissingFilesError as error:
+        raise MissingFilesError(f"{error} Or add --allow-partial to score the images that are there.") from error
+
+
 def _with_maps(dataset: Dataset, folder: MapFolder, allow_partial: bool) -> tuple[Dataset, int]:
     """The images that have a map, and how many have none. Raises `DataError` for a partial folder that was not asked for."""
     from wsolbench.exceptions import DataError
 
     missing = set(folder.missing(dataset.ids))
+    without_file = len(dataset.left_out)
+    if without_file:
+        click.echo(f"{without_file} images are left out, whose files are missing or unreadable: {', '.join(dataset.left_out[:5])}", err=True)
     if not missing:
-        return dataset, 0
+        return dataset, without_file
     examples = ", ".join(sorted(missing)[:5])
     if len(missing) == len(dataset):
         raise DataError(
@@ -102,4 +117,4 @@ def _with_maps(dataset: Dataset, folder: MapFolder, allow_partial: bool) -> tupl
         )
     click.echo(f"{len(missing)} of {len(dataset)} images have no map and are left out: {examples}", err=True)
     kept = tuple(sample for sample in dataset.samples if sample.id not in missing)
-    return replace(dataset, samples=kept), len(missing)
+    return replace(dataset, samples=kept), len(missing) + without_file

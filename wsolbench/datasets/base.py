@@ -41,7 +41,11 @@ _ODD_CHARACTER = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
 
 class MissingFilesError(DataError):
-    """Files that the annotations name are not there."""
+    """Files that the annotations name are not there. `for_commands` is the message without what only a caller in Python can do."""
+
+    def __init__(self, message: str, for_callers: str = "") -> None:
+        super().__init__(message + for_callers)
+        self.for_commands = message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +260,7 @@ def _leave_out_missing(
             f"{name} {split}: {len(ordered):,} files of {len(records):,} images are missing under {root}: {shown}. Restore them; "
             f"`wsolbench verify --dataset {name} --list-missing FILE` lists all."
         )
-    raise MissingFilesError(message)
+    raise MissingFilesError(message, " In Python, missing='skip' leaves these images out.")
 
 
 def _described(root: Path) -> Callable[[str], str]:

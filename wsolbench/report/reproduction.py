@@ -19,6 +19,7 @@ from typing import Any
 from wsolbench.compare import MetricDifference
 from wsolbench.exceptions import DataError
 from wsolbench.files import canonical_json
+from wsolbench.listing import find_files
 from wsolbench.metrics.catalog import metric_title
 from wsolbench.records import RunRecord, settings_of
 from wsolbench.report.comparisons import Comparison, read_comparison
@@ -156,7 +157,7 @@ def _without_runs(group: dict[str, Any]) -> dict[str, Any]:
 def reproduction_markdown(claims: Sequence[Claim], folder: Path) -> str:
     """A table for each data set, backbone and protocol that comparisons below `folder` are of."""
     comparisons: dict[str, dict[str, Comparison]] = defaultdict(dict)
-    for path in sorted(folder.rglob("*.json")):
+    for path in find_files(folder, ".json"):
         comparison = read_comparison(path)
         known, what = comparisons[_heading(comparison)], canonical_json([_without_runs(comparison.a), _without_runs(comparison.b)])
         if what not in known or len(known[what].a["seeds"]) < len(comparison.a["seeds"]):  # the one of most runs
