@@ -12,7 +12,7 @@ from wsolbench.types import Boxes, Finding, no_boxes
 Box = tuple[float, float, float, float]
 
 FEW = 8
-"""Boxes below which their distribution is no evidence."""
+"""Different boxes below which their distribution is no evidence."""
 SLACK = 1.0
 """Pixels by which a box may leave its image before it counts as one of another image frame."""
 
@@ -82,7 +82,7 @@ def doubts(given: np.ndarray, frames: np.ndarray) -> Iterator[tuple[np.ndarray, 
     if beyond.sum() > 1 and beyond.mean() >= 0.1:
         yield from _other_readings(given, frames, beyond)
     centres = (given[:, :2] + given[:, 2:]) / 2 / frames
-    if len(given) >= FEW and (centres <= 0.5).all() and (centres.mean(axis=0) < 0.45).all():
+    if (centres <= 0.5).all() and (centres.mean(axis=0) < 0.45).all() and len(np.unique(given, axis=0)) >= FEW:
         what = "boxes, all with their centre in the upper left quarter: are they x,y,width,height, percentages, or of a smaller copy?"
         yield np.ones(len(given), dtype=bool), what, "warning"
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-import warnings
+import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,21 +17,34 @@ from wsolbench.exceptions import DataError
 from wsolbench.regular_files import check_regular, name_content
 
 
-def load_mat(path: Path, name: str) -> np.ndarray:
-    """One variable of a MATLAB file, squeezed; structs are read by field name. Raises `DataError`."""
-    from scipy.io import loadmat
+_CHILD = """
+import pickle, sys, warnings
+from scipy.io import loadmat
+warnings.simplefilter("ignore")  # for a broken variable scipy warns and returns the text of its error
+values = loadmat(sys.argv[1], variable_names=[sys.argv[2]], squeeze_me=True)
+sys.stdout.buffer.write(pickle.dumps((sys.argv[2] in values, values.get(sys.argv[2]))))
+"""
 
+
+def load_mat(path: Path, name: str) -> np.ndarray:
+    """One variable of a MATLAB file, squeezed; structs are read by field name. Raises `DataError`.
+
+    A process of its own reads the file: on a flipped bit, scipy can crash instead of raising.
+    """
     check_regular(path)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part or "." for part in sys.path), "OMP_NUM_THREADS": "1"}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # for a broken variable scipy warns and returns the text of its error
-            values = loadmat(path, variable_names=[name], squeeze_me=True)
-    except Exception as error:  # scipy raises whatever broken bytes make it stumble on
-        reason = name_content(path) or f" ({error or type(error).__name__})"
-        raise DataError(f"{path} is not a MATLAB file that can be read{reason}") from error
-    if name not in values:
+        done = subprocess.run([sys.executable, "-c", _CHILD, str(path), name], capture_output=True, env=environment, check=False)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: no process for it could be started ({error.strerror})") from error
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        last = lines[-1][:200] if lines and done.returncode > 0 else "its reader crashed"
+        raise DataError(f"{path} is not a MATLAB file that can be read{name_content(path) or f' ({last})'}")
+    found, value = pickle.loads(done.stdout)
+    if not found:
         raise DataError(f"{path}: expected a variable `{name}`")
-    return np.asarray(values[name])
+    return np.asarray(value)
 
 
 def load_structs(path: Path, name: str, fields: Sequence[str]) -> list[np.void]:
