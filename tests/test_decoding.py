@@ -53,7 +53,17 @@ def test_other_modes_keep_the_stored_colours_whatever_the_transparency(name: str
 
 
 def test_a_12_bit_tiff_is_scaled_by_its_own_white(tmp_path: Path) -> None:
-    size_to_strips = [(256, 3, 2), (257, 3, 1), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 122), (277, 3, 1), (278, 3, 1), (279, 4, 3)]
+    size_to_strips = [
+        (256, 3, 2),
+        (257, 3, 1),
+        (258, 3, 12),
+        (259, 3, 1),
+        (262, 3, 1),
+        (273, 4, 122),
+        (277, 3, 1),
+        (278, 3, 1),
+        (279, 4, 3),
+    ]
     entries = b"".join(struct.pack("<HHI", tag, kind, 1) + struct.pack("<I", value) for tag, kind, value in size_to_strips)
     head = b"II*\0" + struct.pack("<IH", 8, len(size_to_strips))
     (tmp_path / "a.tif").write_bytes(head + entries + b"\0" * 4 + bytes([0xFF, 0xF8, 0x00]))  # two pixels: 4095, 2048

@@ -29,7 +29,7 @@ MAX_PIXELS = 89_478_485
 _ORIENTATION = 0x0112
 
 
-class _UnknownRange(Exception):
+class _UnknownRangeError(Exception):
     """Pixel values of which nothing says what white is."""
 
 
@@ -96,7 +96,7 @@ def _opened(path: Path, what: str, use: Callable[[PIL.Image.Image], T]) -> T:
                 claim = f"{width}x{height}; at most {MAX_PIXELS:,} pixels are read"
                 raise DataError(f"{what}: {path} claims to be too large to be safe ({claim})")
             return use(image)
-    except _UnknownRange as error:
+    except _UnknownRangeError as error:
         raise DataError(f"{what}: {path} has {error}") from error
     except DataError:
         raise
@@ -125,14 +125,14 @@ def _in_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     if mode == "F":
         levels = np.asarray(image)
         if not (levels >= 0).all() or not (levels <= 1).all():  # NaN fails both
-            raise _UnknownRange(f"float pixels from {levels.min():g} to {levels.max():g}; expected 0 to 1, convert the file to 8 bits")
+            raise _UnknownRangeError(f"float pixels from {levels.min():g} to {levels.max():g}; expected 0 to 1, convert the file to 8 bits")
         return Image.fromarray(np.rint(levels * 255).astype(np.uint8))
     if mode.startswith("I;16") or (mode == "I" and image.format in {"PNG", "PPM"}):
         white = 2 ** _bits(image) - 1
         levels = np.asarray(image).astype(np.int64)
         return Image.fromarray(((levels * 255 + white // 2) // white).clip(0, 255).astype(np.uint8))
     if mode == "I":
-        raise _UnknownRange("32-bit gray pixels, whose white is not known; convert the file to 8 or 16 bits")
+        raise _UnknownRangeError("32-bit gray pixels, whose white is not known; convert the file to 8 or 16 bits")
     return image
 
 

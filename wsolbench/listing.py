@@ -64,7 +64,7 @@ def find_files(folder: Path, suffix: str) -> list[Path]:
 
 def is_empty(folder: Path) -> bool:
     """Whether the folder holds nothing, or only what other programs left there."""
-    return all(is_junk(name) for name in os.listdir(folder))
+    return all(is_junk(name) for name in os.listdir(folder))  # noqa: PTH208 - names are enough
 
 
 def _names(folder: Path, *, folders: bool) -> list[str]:

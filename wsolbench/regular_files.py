@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 
@@ -14,12 +13,12 @@ def check_regular(path: Path | str, what: str = "") -> None:
 
     `what` names the content, such as "image 'a.jpg'", and begins the message.
     """
-    name = f"{what}: " if what else ""
+    name, path = f"{what}: " if what else "", Path(path)
     try:
-        mode = os.stat(path).st_mode
+        mode = path.stat().st_mode
     except FileNotFoundError as error:
-        if os.path.islink(path):
-            raise DataError(f"{name}{path} is a link to {os.readlink(path)}, which does not exist") from error
+        if path.is_symlink():
+            raise DataError(f"{name}{path} is a link to {path.readlink()}, which does not exist") from error
         raise DataError(f"{name}no file {path}") from error
     except (OSError, ValueError) as error:  # a link in a loop, a name that is too long or holds a zero byte, no permission
         raise DataError(f"{name}cannot read {path}: {_reason(error)}") from error

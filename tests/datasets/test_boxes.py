@@ -139,4 +139,3 @@ def test_a_box_outside_its_mask_is_a_warning_of_the_deep_look(tmp_path: Path) ->
     write_mask(tmp_path / "masks" / "m.png", (20, 10), [(2, 2, 6, 6)])
     findings = verify_dataset("csvfolder", tmp_path, deep=True).splits[0].findings
     assert [(finding.count, finding.severity, finding.example[:5]) for finding in findings] == [(1, "warning", "a.png")] * 2
-

@@ -29,7 +29,12 @@ def test_ilsvrc_has_the_same_images_and_labels_with_junk_in_every_folder(name: s
     before = [load_dataset("ilsvrc", split, tmp_path) for split in ("train", "test")]
     home = tmp_path / "ILSVRC" if kaggle else tmp_path
     images = home / "Data/CLS-LOC" if kaggle else home
-    for folder in (images / "train", images / "train" / WNIDS[1], images / "val", home / "Annotations" / ("CLS-LOC/val" if kaggle else "val")):
+    for folder in (
+        images / "train",
+        images / "train" / WNIDS[1],
+        images / "val",
+        home / "Annotations" / ("CLS-LOC/val" if kaggle else "val"),
+    ):
         litter(folder, name)
     after = [load_dataset("ilsvrc", split, tmp_path) for split in ("train", "test")]
     assert [dataset.fingerprint for dataset in after] == [dataset.fingerprint for dataset in before]

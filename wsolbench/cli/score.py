@@ -101,7 +101,9 @@ def _with_maps(dataset: Dataset, folder: MapFolder, allow_partial: bool) -> tupl
     missing = set(folder.missing(dataset.ids))
     without_file = len(dataset.left_out)
     if without_file:
-        click.echo(f"{without_file} images are left out, whose files are missing or unreadable: {', '.join(dataset.left_out[:5])}", err=True)
+        click.echo(
+            f"{without_file} images are left out, whose files are missing or unreadable: {', '.join(dataset.left_out[:5])}", err=True
+        )
     if not missing:
         return dataset, without_file
     examples = ", ".join(sorted(missing)[:5])

@@ -54,7 +54,8 @@ def load(root: Path, split: str, *, level: Level = "variant", crop_banner: bool 
         if label not in index:
             raise bad_line(table, line, f"a label of {_CLASS_FILES[level]}", repr(label))
         if image not in boxes:
-            raise DataError(f"{data / 'images_box.txt'}: expected a box for every image, found none for {image!r} (of {table.name}:{line})")
+            name = image[:200]
+            raise DataError(f"{data / 'images_box.txt'}: expected a box for every image, found none for {name!r} (of {table.name}:{line})")
         path = f"{data}/images/{image}.jpg"
         crop = BANNER_ROWS if crop_banner else 0
         records.append(Record(id=f"{image}.jpg", label=index[label], path=path, boxes=[boxes[image]], crop_bottom=crop))

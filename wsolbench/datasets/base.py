@@ -208,6 +208,7 @@ def assemble(
 def _check_records(name: str, split: str, root: Path, records: Sequence[Record], classes: int) -> None:
     if not records:
         raise DataError(f"{name}: the split {split!r} of {root} names no image")
+    _check_ids(name, split, [record.id for record in records])
     seen: set[str] = set()
     for record in records:
         if record.id in seen:
@@ -220,7 +221,6 @@ def _check_records(name: str, split: str, root: Path, records: Sequence[Record],
         if record.size is not None and record.size[0] * record.size[1] > MAX_PIXELS:
             found = f"{record.size[0]}x{record.size[1]} pixels"
             raise DataError(f"{name} {split}: image {record.id!r} has {found} in the annotations; expected at most {MAX_PIXELS:,}")
-    _check_ids(name, split, [record.id for record in records])
 
 
 def _check_ids(name: str, split: str, ids: Sequence[str]) -> None:
@@ -266,7 +266,7 @@ def _leave_out_missing(
 def _described(root: Path) -> Callable[[str], str]:
     def describe(path: str) -> str:
         what = os.path.relpath(path, root)
-        return f"{what} (a link to {os.readlink(path)}, which is not there)" if os.path.islink(path) else what
+        return f"{what} (a link to {Path(path).readlink()}, which is not there)" if Path(path).is_symlink() else what
 
     return describe
 

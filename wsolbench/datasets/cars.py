@@ -105,4 +105,3 @@ def _record(path: Path, row: np.void, image_id: str, image: str, classes: int) -
     if x2 < x1 or y2 < y1:
         raise DataError(f"{path}: expected a box with x1 <= x2 and y1 <= y2 for {image_id!r}, found {x1:g} {y1:g} {x2:g} {y2:g}")
     return Record(id=image_id, label=number - 1, path=image, boxes=[(x1 - 1.0, y1 - 1.0, x2, y2)])
-

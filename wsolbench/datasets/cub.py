@@ -84,7 +84,11 @@ def available_splits(root: Path, *, metadata_root: Path | str | None = None) -> 
 
 def _home(root: Path) -> Path:
     home = root / "CUB_200_2011" if (root / "CUB_200_2011").is_dir() else root
-    if not (home / "images.txt").is_file() and not (root / "metadata").is_dir() and not any(name.startswith("001.") for name in list_folders(home)):
+    if (
+        not (home / "images.txt").is_file()
+        and not (root / "metadata").is_dir()
+        and not any(name.startswith("001.") for name in list_folders(home))
+    ):
         raise wrong_root(INFO, root, f"there is no {home / 'images.txt'}")
     return home
 

@@ -16,7 +16,6 @@ import numpy as np
 from wsolbench.exceptions import DataError
 from wsolbench.regular_files import check_regular, name_content
 
-
 _CHILD = """
 import pickle, sys, warnings
 from scipy.io import loadmat

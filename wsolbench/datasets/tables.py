@@ -20,6 +20,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 def bad_line(path: Path, line: int, expected: str, found: str, way_out: str = "") -> DataError:
     """The error for one line of one file (`line` counts from 1)."""
+    if len(found) > 200:
+        found = f"{found[:200]}..."
     return DataError(f"{path}:{line}: expected {expected}, found {found}." + (f" {way_out}" if way_out else ""))
 
 
@@ -85,7 +87,9 @@ def csv_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, Mappi
             if not any(field.strip() for field in fields):
                 continue
             if len(fields) != len(header):
-                raise bad_line(path, reader.line_num, f"{len(header)} fields as in the header", f"{len(fields)}: {_short(','.join(fields))}")
+                raise bad_line(
+                    path, reader.line_num, f"{len(header)} fields as in the header", f"{len(fields)}: {_short(','.join(fields))}"
+                )
             yield reader.line_num, dict(zip(header, (field.strip() for field in fields), strict=True))
     except csv.Error as error:
         raise bad_line(path, reader.line_num, "comma-separated values", str(error)) from error
@@ -117,10 +121,11 @@ def numbered_names(path: Path, columns: str) -> tuple[str, ...]:
 
     `DataError` on a number that occurs twice or leaves a gap, and on a name that occurs twice.
     """
+    what = columns.partition(" ")[0]
     names: dict[int, str] = {}
     lines: dict[str, int] = {}
     for line, (text, name) in rows_of(path, columns):
-        number = parse_int(text, path, line, columns.split()[0])
+        number = parse_int(text, path, line, what)
         if number in names or name in lines:
             raise bad_line(path, line, "every number and every name once", f"{number} {name}")
         names[number], lines[name] = name, line

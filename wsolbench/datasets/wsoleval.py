@@ -204,5 +204,5 @@ def _check_complete(path: Path, found: Mapping[str, object], known: set[str]) ->
     absent = known - found.keys()
     if absent:
         raise DataError(
-            f"{path}: expected all {len(known):,} images of image_ids.txt, found none for {len(absent):,}, such as {min(absent)!r}"
+            f"{path}: expected all {len(known):,} images of image_ids.txt, found none for {len(absent):,}, such as {min(absent)[:200]!r}"
         )
