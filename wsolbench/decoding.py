@@ -55,7 +55,7 @@ class Header:
 
 def read_header(path: Path, what: str | None = None) -> Header:
     """Size, mode and orientation, without decoding. Raises `DataError` when the file is missing or no image."""
-    return _opened(path, what or f"image {path.name!r}", lambda image: Header(**_header(image)))
+    return _opened(path, what or f"image {path.name!r}", _header)
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -108,12 +108,12 @@ def _opened(path: Path, what: str, use: Callable[[PIL.Image.Image], T]) -> T:
         raise DataError(f"{what}: {path} is truncated or broken ({error or type(error).__name__})") from error
 
 
-def _header(image: PIL.Image.Image) -> dict[str, object]:
+def _header(image: PIL.Image.Image) -> Header:
     # Pillow decodes a whole PNG to look for EXIF data behind its pixels, so only what lies before them is used.
     # It applies the orientation of a TIFF file itself.
     known = "exif" in image.info and image.format != "TIFF"
     orientation = image.getexif().get(_ORIENTATION, 1) if known else 1
-    return {"size": image.size, "mode": image.mode, "orientation": orientation if orientation in range(1, 9) else 1}
+    return Header(size=image.size, mode=image.mode, orientation=orientation if orientation in range(1, 9) else 1)
 
 
 def _in_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:

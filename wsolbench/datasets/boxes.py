@@ -40,7 +40,7 @@ def clip_boxes(
         raise DataError(f"image {ids[owner[first]]!r} has the box {given[first].tolist()}; expected finite numbers")
     frames = np.array([size or (np.inf, np.inf) for size in sizes], dtype=np.float64)[owner]  # (R, 2)
     clipped = np.clip(given, 0.0, np.concatenate([frames, frames], axis=1))
-    sound = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+    sound = np.all(clipped[:, 2:] > clipped[:, :2], axis=1)
 
     def example(index: int) -> str:
         return f"{ids[owner[index]]}: box {given[index].tolist()} in an image of {sizes[owner[index]]}"
