@@ -106,7 +106,7 @@ def test_corners_of_xml_that_are_not_finite_are_refused(old: str, new: str, tmp_
     write_ilsvrc_official(tmp_path, kaggle=False)
     text = voc_xml(WNIDS[0], (50, 40), [(1, 3, 20, 9)]).replace(old, new)
     write_lines(tmp_path / "Annotations" / "val" / "ILSVRC2012_val_00000001.xml", [text])
-    with pytest.raises(DataError, match="expected (finite )?numbers in"):
+    with pytest.raises(DataError, match=r"expected (finite )?numbers in"):
         load_dataset("ilsvrc", "test", tmp_path)
 
 
@@ -148,7 +148,7 @@ class TestCoco:
 
     @pytest.mark.parametrize("name", ["../a.png", "/etc/a.png", "a/../../b.png", "a" * 300 + ".png"])
     def test_file_names_stay_in_their_folder(self, name: str, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="has the file_name .*expected a relative path"):
+        with pytest.raises(DataError, match=r"has the file_name .*expected a relative path"):
             load_instances(self.change(tmp_path, images=(0, {"file_name": name})), "val")
 
     def test_a_size_for_gigabytes_is_refused(self, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ class TestMissing:
         assert not report.sound
         assert report.missing_names() == ["images/d.png"]
         assert load_dataset("csvfolder", "test", tmp_path, missing="skip").ids == ("sub/c.png",)
-        with pytest.raises(DataError, match="a link to /no/such/store/d.png, which is not there"):
+        with pytest.raises(DataError, match=r"a link to /no/such/store/d.png, which is not there"):
             load_dataset("csvfolder", "test", tmp_path)
 
     def test_every_unreadable_file_is_listed(self, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ class TestMissing:
         assert result.return_value == 1
         assert "broken   3 files that cannot be read:" in result.output
         assert sorted(listing.read_text().splitlines()) == [f"images/{name}" for name in CUB_IMAGES[:3]]
-        with pytest.raises(DataError, match="2 image files cannot be read: .*a.jpg.*c.jpg"):
+        with pytest.raises(DataError, match=r"2 image files cannot be read: .*a.jpg.*c.jpg"):
             load_dataset("cub", "train", tmp_path)
 
     def test_score_names_its_own_option_and_scores_the_rest_with_it(self, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ class TestMissing:
         arguments = ["--maps", "maps", "--dataset", "cub", "--data-root", ".", "--out", "out", "--resamples", "100", "--workers", "1"]
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(tmp_path)
-            with pytest.raises(DataError, match="are missing .*Or add --allow-partial") as error:
+            with pytest.raises(DataError, match=r"are missing .*Or add --allow-partial") as error:
                 CliRunner().invoke(score.command, arguments, standalone_mode=False, catch_exceptions=False)
             assert "missing=" not in str(error.value)
             result = CliRunner().invoke(score.command, [*arguments, "--allow-partial"], standalone_mode=False, catch_exceptions=False)
