@@ -314,7 +314,7 @@ def _size(path: Path, row: dict[str, Any]) -> tuple[int, int]:
     """(width, height) of an entry of `images`, whose file name is looked at too."""
     name, width, height = row["file_name"], row["width"], row["height"]
     if not isinstance(name, str) or not is_inner_path(name):
-        raise DataError(f"{path}: image {row['id']!r} has the file_name {shorten(name)}; expected a relative path without '..'")
+        raise DataError(f"{path}: image {row['id']!r} has the file_name {shorten(name)}; expected text, a relative path without '..'")
     if type(width) is not int or type(height) is not int or min(width, height) < 1:
         raise DataError(f"{path}: image {row['id']!r} has the width {width!r} and the height {height!r}; expected whole numbers from 1")
     if width * height > MAX_PIXELS:
