@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from wsolbench.exceptions import UsageError, unknown_name
+from wsolbench.listing import is_junk
 from wsolbench.ranges import BatchSize, Count, Epochs, ImageSide, LearningRate, Ranged, Seed, Workers
 from wsolbench.types import Dataset, Detections
 
@@ -224,6 +225,8 @@ def methods_in(package: str, task: str) -> list[MethodInfo]:
     rows = []
     for folder in spec.submodule_search_locations:
         for path in sorted(Path(folder).glob("[!_]*.py")):
+            if is_junk(path.name):
+                continue
             doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
             summary = doc.partition("\n")[0].rstrip(".")
             rows.append(MethodInfo(name=path.stem.replace("_", "-"), summary=summary, task=task, module=f"{package}.{path.stem}"))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wsolbench.exceptions import DataError, UsageError, unknown_name
+from wsolbench.listing import list_files
 from wsolbench.metrics.catalog import METRICS, MetricInfo
 from wsolbench.stored import read_text
 
@@ -210,7 +211,7 @@ def read_published(folder: Path) -> list[PublishedNumber]:
     for key, paper in papers.items():
         if (other := named.setdefault(folder / paper.file, key)) != key:
             raise DataError(f"{folder / 'papers.toml'}: {other!r} and {key!r} name one file, {paper.file}; give each its own")
-    if stray := sorted(set((folder / "published").glob("*.csv")) - set(named)):
+    if stray := sorted({folder / "published" / name for name in list_files(folder / "published", (".csv",))} - set(named)):
         raise DataError(f'{stray[0]} is of no paper in {folder / "papers.toml"}; add a section with file = "published/{stray[0].name}"')
     return [number for path, key in named.items() for number in _read_file(path, key)]
 

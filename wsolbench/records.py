@@ -24,6 +24,7 @@ from typing import Any
 
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.files import canonical_json, file_name, sha256_of_json, write_json
+from wsolbench.listing import is_junk
 from wsolbench.program import revisions, version_of
 from wsolbench.protocol import DetectionProtocol, EvalProtocol, protocol_from_json
 from wsolbench.record_checks import check_metric, check_record
@@ -288,8 +289,8 @@ def _json_files(folder: Path) -> tuple[list[Path], list[str]]:
         unreadable.append(f"the folder {error.filename} cannot be listed: {error.strerror}")
 
     for root, folders, files in os.walk(folder, onerror=name_error):
-        folders[:] = [name for name in folders if not name.startswith(".") and not name.endswith(SHARDS)]
-        names = [name for name in (*files, *folders) if name.endswith(".json") and not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_junk(name) and not name.endswith(SHARDS)]
+        names = [name for name in (*files, *folders) if name.endswith(".json") and not is_junk(name)]
         paths += [Path(root) / name for name in names]
     return sorted(paths), sorted(unreadable)
 

@@ -7,11 +7,8 @@ ends) are applied by the evaluation protocol, never by a loader.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import struct
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -19,10 +16,8 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
+from wsolbench.decoding import read_gray, read_rgb, read_size
 from wsolbench.exceptions import DataError, UsageError
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 Boxes = Float[np.ndarray, "r 4"]
 """float64 boxes, one row (x0, y0, x1, y1) each."""
@@ -77,7 +72,8 @@ class Sample:
         mask_paths: instance masks; the object is their union.
         ignore_path: pixels that count neither way, except where an instance mask covers them.
         key_points: (P, 3) or None.
-        mask_threshold: a mask pixel is object when its 8-bit value is greater than this.
+        mask_threshold: a mask pixel is object when its 8-bit value is greater than this. Values of 16 bits and floats are scaled to
+            8 bits (`wsolbench.decoding`).
     """
 
     id: str
@@ -109,7 +105,7 @@ class Sample:
             return self._cropped(self.array)
         if self.path is None:
             raise DataError(f"sample {self.id!r} has neither pixels nor a path")
-        return self._cropped(_read_image(self.path, "RGB", f"image {self.id!r}"))
+        return self._cropped(read_rgb(self.path, f"image {self.id!r}"))
 
     def _cropped(self, pixels: UInt8[np.ndarray, "stored_h stored_w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         if self.crop is None:
@@ -144,41 +140,13 @@ class Sample:
         return ignored if mask is None else ignored & ~mask
 
     def _mask_file(self, path: Path) -> Bool[np.ndarray, "h w"]:
-        pixels = _read_image(path, "L", f"mask of {self.id!r}")
+        pixels = read_gray(path, f"mask of {self.id!r}")
         if pixels.shape != (self.size[1], self.size[0]):
             raise DataError(
                 f"mask {path} is {pixels.shape[1]}x{pixels.shape[0]}, but its image {self.id!r} is {self.size[0]}x{self.size[1]}; "
                 "a mask must have the size of its image"
             )
         return np.asarray(pixels > self.mask_threshold)
-
-
-def read_size(path: Path) -> tuple[int, int]:
-    """(width, height) from an image file's header. Raises `DataError` when the file is missing or no image."""
-    with _opened(path, f"image {path.name!r}") as image:
-        return image.size
-
-
-def _read_image(path: Path, mode: str, what: str) -> UInt8[np.ndarray, "*shape"]:
-    with _opened(path, what) as image:
-        return np.array(image.convert(mode))  # a copy: `asarray` would be read-only
-
-
-@contextlib.contextmanager
-def _opened(path: Path, what: str) -> Iterator[PIL.Image.Image]:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            yield image
-    except FileNotFoundError as error:
-        raise DataError(f"{what}: no file {path}") from error
-    except UnidentifiedImageError as error:
-        raise DataError(f"{what}: {path} is not an image that can be read") from error
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{what}: {path} claims to be too large to be safe ({error})") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:  # what decoders raise on broken bytes
-        raise DataError(f"{what}: {path} is truncated or broken ({error})") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +177,8 @@ class Dataset:
     findings: tuple[Finding, ...] = ()
     missing: tuple[Path, ...] = ()
     """Image and mask files that the annotations name and that are not there."""
+    unreadable: tuple[Path, ...] = ()
+    """Image files that are there and cannot be read, as far as the loader has looked at them."""
     left_out: tuple[str, ...] = ()
     """Ids of the annotated images that are no samples, because a file of theirs is missing or cannot be read."""
     root: Path | None = None

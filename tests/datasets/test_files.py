@@ -76,7 +76,7 @@ def test_a_missing_file_and_a_folder_in_its_place_are_errors_of_the_data(tmp_pat
     with pytest.raises(DataError, match="image 'a': no file"):
         Sample(id="a", label=0, path=tmp_path / "a.jpg").image()
     (tmp_path / "a.jpg").mkdir()
-    with pytest.raises(DataError, match="is truncated or broken"):
+    with pytest.raises(DataError, match="is a folder; expected a file"):
         Sample(id="a", label=0, path=tmp_path / "a.jpg").image()
 
 

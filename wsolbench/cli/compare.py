@@ -108,11 +108,12 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
 def _remove_replaced(out: Path, wanted: Sequence[Comparison]) -> int:
     """Remove comparisons in `out` that are part of a wanted one that is there; how many. Broken ones are named and kept."""
     from wsolbench.exceptions import DataError
+    from wsolbench.listing import find_files
     from wsolbench.report.comparisons import read_comparison
 
     there = [comparison for comparison in wanted if comparison.place(out).exists()]
     removed = 0
-    for path in sorted(out.rglob("*.json")):
+    for path in find_files(out, ".json"):
         try:
             old = read_comparison(path)
         except DataError as error:

@@ -88,8 +88,12 @@ class DataOptions:
     def open(self, split: str, missing: Missing = "error") -> Dataset:
         """Load a split. `missing` is what to do with images that have no file. What the loader found is counted in one line."""
         from wsolbench.datasets import load_dataset
+        from wsolbench.datasets.base import MissingFilesError
 
-        dataset = load_dataset(self.dataset, split, root=self.data_root, missing=missing, **self.extra)
+        try:
+            dataset = load_dataset(self.dataset, split, root=self.data_root, missing=missing, **self.extra)
+        except MissingFilesError as error:
+            raise MissingFilesError(error.for_commands) from error
         self._count_findings(dataset)
         return dataset
 

@@ -57,7 +57,7 @@ def command(
         raise UsageError("`wsolbench score` is one process; in place of torchrun start one with --shard i/n for each part")
     conventions = scoring.conventions()
     # Scoring needs the annotations; the pictures themselves only to be drawn.
-    whole, absent = _open(data, scoring, allow_partial)
+    whole = _open(data, scoring.split, pictures=scoring.pictures is not None, allow_partial=allow_partial)
     folder = MapFolder(maps_dir)
     without = folder.missing(whole.ids)  # of all images: a map that two of them would share is refused whatever is scored
     scored = _with_maps(limited(whole, scoring.limit), folder, set(without), allow_partial)
@@ -80,27 +80,27 @@ def command(
     if val is not None:
         folder.locate([*whole.ids, *val.ids])  # no map may be that of an image of each
         source.check(limited(val, scoring.limit), conventions, allow_partial=allow_partial)
-    facts = {"without_map": len(limited(whole, scoring.limit)) - len(scored), "without_file": absent}
+    facts = {"without_map": len(limited(whole, scoring.limit)) - len(scored), "without_file": len(whole.left_out)}
     options = RunOptions(workers=workers, work=scoring.out / ".work", resamples=scoring.resamples)
     evaluate_and_report(
         scored, source, scoring, options, val=val, whole=whole, facts={key: count for key, count in facts.items() if count} or None
     )
 
 
-def _open(data: DataOptions, scoring: ScoringOptions, allow_partial: bool) -> tuple[Dataset, int]:
-    """The split, and how many of its images are left out because a file is missing: none unless a partial score was asked for."""
-    from wsolbench.exceptions import DataError
+def _open(data: DataOptions, split: str, *, pictures: bool, allow_partial: bool) -> Dataset:
+    """The split. Images without a file are left out for a partial score, unless their size is known and no picture is drawn."""
+    from wsolbench.datasets.base import MissingFilesError
 
-    try:
-        return data.open(scoring.split, "error" if scoring.pictures else "keep"), 0
-    except DataError:
-        if not allow_partial:
-            raise
-    whole = data.open(scoring.split, "skip")
+    if not allow_partial:
+        try:
+            return data.open(split, "error" if pictures else "keep")
+        except MissingFilesError as error:
+            raise MissingFilesError(f"{error} Or add --allow-partial to score the images that are there.") from error
+    whole = data.open(split, "skip" if pictures else "keep_or_skip")
     if whole.left_out:
         examples = ", ".join(whole.left_out[:5])
         click.echo(f"{len(whole.left_out)} images have a file that is missing or broken and are left out: {examples}", err=True)
-    return whole, len(whole.left_out)
+    return whole
 
 
 def _read_labels(folder: MapFolder, predictions: Path | None, dataset: Dataset) -> dict[str, list[int]]:

@@ -25,7 +25,10 @@ SHOWN_FOLDERS = 20
 @click.option("--split", "splits", multiple=True, help="Check this split only; may be repeated. Default: every split there is.")
 @click.option("--deep", is_flag=True, help="Also decode every image and mask.")
 @click.option(
-    "--list-missing", type=click.Path(path_type=Path), metavar="FILE", help="Write the names of all missing files here, one a line."
+    "--list-missing",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the names of all missing and unreadable files here, one a line.",
 )
 def command(*, data: DataOptions, splits: tuple[str, ...], deep: bool, list_missing: Path | None) -> int:
     """Count and check the files of a data set. Exit code 0: sound (a subset is); 1: something is missing or broken."""
@@ -50,7 +53,7 @@ def command(*, data: DataOptions, splits: tuple[str, ...], deep: bool, list_miss
     _print_findings(console, report)
     _print_missing(console, report, list_missing)
     if list_missing is not None:
-        write_text(list_missing, "".join(f"{name}\n" for name in report.missing_names()))
+        write_text(list_missing, "".join(f"{name}\n" for name in (*report.missing_names(), *report.unreadable_names())))
     console.print(_verdict(report), markup=False)
     return 0 if report.sound else 1
 
@@ -92,14 +95,21 @@ def _print_findings(console: Console, report: DatasetReport) -> None:
 
 def _print_missing(console: Console, report: DatasetReport, listed: Path | None) -> None:
     names = report.missing_names()
-    if not names:
-        return
-    console.print(f"missing  {len(names):,} files:", markup=False)
-    folders = list(report.missing_by_folder().items())
-    for folder, count in folders[:SHOWN_FOLDERS]:
-        console.print(f"         {count:>6,} in {folder}", markup=False)
-    if len(folders) > SHOWN_FOLDERS:
-        console.print(f"         and in {len(folders) - SHOWN_FOLDERS:,} more folders", markup=False)
+    if names:
+        console.print(f"missing  {len(names):,} files:", markup=False)
+        folders = list(report.missing_by_folder().items())
+        for folder, count in folders[:SHOWN_FOLDERS]:
+            console.print(f"         {count:>6,} in {folder}", markup=False)
+        if len(folders) > SHOWN_FOLDERS:
+            console.print(f"         and in {len(folders) - SHOWN_FOLDERS:,} more folders", markup=False)
+        _print_names(console, names, listed)
+    unreadable = report.unreadable_names()
+    if unreadable:
+        console.print(f"broken   {len(unreadable):,} files that cannot be read:", markup=False)
+        _print_names(console, unreadable, listed)
+
+
+def _print_names(console: Console, names: list[str], listed: Path | None) -> None:
     for name in names[:SHOWN]:
         console.print(f"         {name}", markup=False)
     if len(names) > SHOWN:

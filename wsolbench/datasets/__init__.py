@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from wsolbench.datasets.base import DatasetInfo, Missing, carve, resolve_root
+from wsolbench.datasets.base import DatasetInfo, Missing, carve, refusing_unreadable, resolve_root
 from wsolbench.exceptions import UsageError, unknown_name
 from wsolbench.types import Dataset
 
@@ -41,7 +41,8 @@ def load_dataset(
         name: see `list_datasets`.
         split: "train", "val" or "test", where the data set has it.
         root: its folder; None looks into the environment (`wsolbench.datasets.base.resolve_root`).
-        missing: what to do with images whose file is missing: "error", "skip" (leave out) or "keep" (for scoring maps).
+        missing: what to do with images whose file is missing: "error", "skip" (leave out), or "keep" or "keep_or_skip" (for scoring
+            maps; see `wsolbench.datasets.base.Missing`).
         carve_val: for data sets without a `val` split: make one of a tenth of each class of `train`, and take it out of `train`.
         options: what the data set's own `load` takes, such as `metadata_root`.
 
@@ -55,7 +56,8 @@ def load_dataset(
     wanted = "train" if carved else split
     if info.splits and wanted not in info.splits:
         raise unknown_name("split", split, info.splits)
-    dataset: Dataset = module.load(folder, wanted, missing=missing, **options)
+    with refusing_unreadable(f"{name} {split}"):
+        dataset: Dataset = module.load(folder, wanted, missing=missing, **options)
     return carve(dataset, "val" if split == "val" else "train") if carved else dataset
 
 
@@ -68,7 +70,8 @@ def available_splits(name: str, root: Path | str | None = None, **options: Any) 
         info: DatasetInfo = module.INFO
         return tuple(split for split in info.splits if split not in info.repeated)
     relevant = {option: value for option, value in options.items() if option in inspect.signature(lister).parameters}
-    found: tuple[str, ...] = lister(_folder(module.INFO, root), **relevant)
+    with refusing_unreadable(name):
+        found: tuple[str, ...] = lister(_folder(module.INFO, root), **relevant)
     return found
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from wsolbench.datasets.base import DatasetInfo, Missing, Record, assemble, wrong_root
-from wsolbench.datasets.tables import bad_line, lines_of, parse_float, rows_of
+from wsolbench.datasets.tables import bad_line, parse_float, rows_of
 from wsolbench.exceptions import DataError, unknown_name
 from wsolbench.types import Dataset, Finding
 
@@ -42,22 +42,26 @@ def load(root: Path, split: str, *, level: Level = "variant", crop_banner: bool 
     if level not in _CLASS_FILES:
         raise unknown_name("level", level, _CLASS_FILES)
     data = _data_folder(root)
-    class_names = tuple(name.strip() for _, name in lines_of(data / _CLASS_FILES[level]))
-    index = {name: number for number, name in enumerate(class_names)}
+    index: dict[str, int] = {}
+    for line, (name,) in rows_of(data / _CLASS_FILES[level], "name"):  # a class is its place among the lines
+        if name in index:
+            raise bad_line(data / _CLASS_FILES[level], line, "every class once", repr(name))
+        index[name] = len(index)
     boxes = _boxes(data / "images_box.txt")
     table = data / f"images_{level}_{split}.txt"
     records = []
     for line, (image, label) in rows_of(table, "image label"):  # a label may have spaces and slashes
-        if label.strip() not in index:
+        if label not in index:
             raise bad_line(table, line, f"a label of {_CLASS_FILES[level]}", repr(label))
         if image not in boxes:
-            raise DataError(f"{data / 'images_box.txt'}: expected a box for every image, found none for {image!r} (of {table.name}:{line})")
+            name = image[:200]
+            raise DataError(f"{data / 'images_box.txt'}: expected a box for every image, found none for {name!r} (of {table.name}:{line})")
         path = f"{data}/images/{image}.jpg"
         crop = BANNER_ROWS if crop_banner else 0
-        records.append(Record(id=f"{image}.jpg", label=index[label.strip()], path=path, boxes=[boxes[image]], crop_bottom=crop))
+        records.append(Record(id=f"{image}.jpg", label=index[label], path=path, boxes=[boxes[image]], crop_bottom=crop))
     what = f"images without their banner of {BANNER_ROWS} rows" if crop_banner else "images with their copyright banner"
     findings = [Finding(what=what, count=len(records), example=records[0].id)] if records else []
-    return assemble(INFO.name, split, data, records, class_names, findings=findings, missing=missing)
+    return assemble(INFO.name, split, data, records, tuple(index), findings=findings, missing=missing)
 
 
 def _data_folder(root: Path) -> Path:
@@ -68,10 +72,12 @@ def _data_folder(root: Path) -> Path:
 
 
 def _boxes(path: Path) -> dict[str, tuple[float, float, float, float]]:
-    boxes = {}
+    boxes: dict[str, tuple[float, float, float, float]] = {}
     for line, (image, *corners) in rows_of(path, "image xmin ymin xmax ymax"):
         x0, y0, x1, y1 = (parse_float(text, path, line, "a box corner") for text in corners)
         if x1 < x0 or y1 < y0:
             raise bad_line(path, line, "a box with xmin <= xmax and ymin <= ymax", " ".join(corners))
+        if image in boxes:
+            raise bad_line(path, line, "every image once", f"{image!r} again")
         boxes[image] = (x0 - 1.0, y0 - 1.0, x1, y1)  # counted from 1, inclusive → continuous, exclusive
     return boxes

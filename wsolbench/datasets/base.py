@@ -7,22 +7,45 @@ images are, which boxes stick out. Nothing is dropped silently; `Dataset.finding
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from wsolbench.datasets.imagefiles import absent_files, sizes_of
+from wsolbench.datasets.boxes import clip_boxes
+from wsolbench.datasets.imagefiles import absent_files, headers_of
+from wsolbench.datasets.tables import is_inner_path
+from wsolbench.decoding import MAX_PIXELS
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.types import Boxes, Dataset, Finding, KeyPoints, Sample, no_boxes
+from wsolbench.listing import is_empty
+from wsolbench.types import Boxes, Dataset, Finding, KeyPoints, Sample
 
-Missing = Literal["error", "skip", "keep"]
+Missing = Literal["error", "skip", "keep", "keep_or_skip"]
 """What to do with an image whose file is missing: refuse to load, leave it out (and say so), or keep it where its size
-is known from the annotations (enough to score maps, which needs no pixels)."""
+is known from the annotations (enough to score maps, which needs no pixels). Where it is not known, "keep" refuses to load, and
+"keep_or_skip" leaves the image out."""
+
+CHECKED_HEADERS = 256
+"""Image files that are held against their annotated size when a split is loaded, spread evenly; `wsolbench verify --deep` looks at all."""
+
+
+TURNED = "images annotated as viewers show them (EXIF orientation), but read as stored: width and height are exchanged"
+_ODD_PARTS = ("\\", "//", "/./", "/../", "\n/", "\n./", "\n../", "/\n", "/.\n", "/..\n", "\n.\n", "\n..\n", "\n\n")
+_ODD_CHARACTER = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+
+
+class MissingFilesError(DataError):
+    """Files that the annotations name are not there. `for_commands` is the message without what only a caller in Python can do."""
+
+    def __init__(self, message: str, for_callers: str = "") -> None:
+        super().__init__(message + for_callers)
+        self.for_commands = message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +114,26 @@ def resolve_root(info: DatasetInfo, root: Path | str | None) -> Path:
             f"(WSOLBENCH_DATA is {common or 'not set'}). It has to hold {info.root_holds}."
         )
     folder = folder.expanduser()
-    if not folder.is_dir():
-        raise UsageError(f"{source}, {folder}, is {'no folder' if folder.exists() else 'not there'}. It has to hold {info.root_holds}.")
-    if not any(folder.iterdir()):
-        raise UsageError(f"{source}, {folder}, is empty. It has to hold {info.root_holds}.")
-    return folder.resolve()
+    try:
+        if not folder.is_dir():
+            found = "no folder" if os.path.lexists(folder) else "not there"
+            raise UsageError(f"{source}, {folder}, is {found}. It has to hold {info.root_holds}.")
+        if is_empty(folder):
+            raise UsageError(f"{source}, {folder}, is empty. It has to hold {info.root_holds}.")
+        return folder.resolve()
+    except (OSError, ValueError) as error:  # no permission, a name that is too long or holds a zero byte
+        raise UsageError(f"{source}, {folder}, cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+
+
+@contextlib.contextmanager
+def refusing_unreadable(name: str) -> Iterator[None]:
+    """Turn what the operating system refuses while the data set `name` is read into a `DataError` that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{name}: cannot read {error.filename or 'a file'}: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise DataError(f"{name}: the annotations do not fit into memory") from error
 
 
 def wrong_root(info: DatasetInfo, root: Path, found: str) -> UsageError:
@@ -134,20 +172,22 @@ def assemble(
     lazy_sizes: bool = False,
     mask_threshold: int = 127,
 ) -> Dataset:
-    """Hold records against their files and make the `Dataset`.
+    """Check records against their files and build the `Dataset`.
 
     Boxes are clipped to the image; one without area after that is left out. A record without `size` gets the header's;
     with `lazy_sizes` only when asked for (splits without any box or mask).
 
-    Raises `DataError` on no record, an id that is no plain relative path or occurs twice, a label outside the classes, and, with
-    `missing="error"`, on files that are missing or are no images.
+    Raises `DataError` on no record, an id that is no plain relative path or occurs twice, a label outside the classes, a size above
+    `MAX_PIXELS`, and, with `missing="error"`, on files that are missing (`MissingFilesError`) or are no images.
     """
-    _check_ids_and_labels(name, split, root, records, len(class_names))
+    _check_records(name, split, root, records, len(class_names))
     notes = list(findings)
     kept, absent = _leave_out_missing(name, split, root, records, missing)
+    unreadable: tuple[str, ...] = ()
     if not lazy_sizes:
-        kept = _with_sizes(kept, missing, notes)
-    boxes = _clipped_boxes(kept, notes)
+        _note_turned(kept, notes)
+        kept, unreadable = _with_sizes(name, split, kept, missing, notes)
+    boxes = clip_boxes([record.id for record in kept], [record.size for record in kept], [record.boxes for record in kept], notes)
     samples = tuple(_sample(record, own, mask_threshold) for record, own in zip(kept, boxes, strict=True))
     _note_key_points(samples, notes)
     return Dataset(
@@ -159,24 +199,42 @@ def assemble(
         key_point_names=tuple(key_point_names),
         findings=tuple(notes),
         missing=tuple(Path(path) for path in absent),
+        unreadable=tuple(Path(path) for path in unreadable),
         left_out=_left_out(records, samples),
         root=root,
     )
 
 
-def _check_ids_and_labels(name: str, split: str, root: Path, records: Sequence[Record], classes: int) -> None:
+def _check_records(name: str, split: str, root: Path, records: Sequence[Record], classes: int) -> None:
     if not records:
         raise DataError(f"{name}: the split {split!r} of {root} names no image")
+    _check_ids(name, split, [record.id for record in records])
     seen: set[str] = set()
     for record in records:
         if record.id in seen:
             raise DataError(f"{name} {split}: the image id {record.id!r} occurs twice; an id must be unique")
         seen.add(record.id)
-        if record.id.startswith("/") or "\\" in record.id or (".." in record.id and ".." in record.id.split("/")):
-            raise DataError(f"{name} {split}: the image id {record.id!r} must be a relative path with '/' and without '..'")
         if not 0 <= record.label < classes:
             raise DataError(
                 f"{name} {split}: image {record.id!r} has the label {record.label}, but there are {classes} classes (0 to {classes - 1})"
+            )
+        if record.size is not None and record.size[0] * record.size[1] > MAX_PIXELS:
+            found = f"{record.size[0]}x{record.size[1]} pixels"
+            raise DataError(f"{name} {split}: image {record.id!r} has {found} in the annotations; expected at most {MAX_PIXELS:,}")
+
+
+def _check_ids(name: str, split: str, ids: Sequence[str]) -> None:
+    """Raise `DataError` for an id that is no plain relative path. One look at all of them is quicker than a look at each."""
+    text = "\n" + "\n".join(ids) + "\n"
+    plain = text.count("\n") == len(ids) + 1 and not any(part in text for part in _ODD_PARTS) and not _ODD_CHARACTER.search(text)
+    if plain and max(map(len, ids)) <= 60:  # at most 240 bytes
+        return
+    for image_id in ids:
+        if not is_inner_path(image_id):
+            shown = image_id if len(image_id) <= 80 else f"{image_id[:80]}..."
+            raise DataError(
+                f"{name} {split}: the image id {shown!r} must be a relative path with '/' and without '..', "
+                "without control characters and with at most 255 bytes in a name"
             )
 
 
@@ -190,15 +248,27 @@ def _leave_out_missing(
     ordered = list(dict.fromkeys(path for paths in needed.values() for path in paths if path in absent))
     if missing == "skip":
         return [record for record in records if absent.isdisjoint(needed[record.id])], ordered
-    if missing == "keep" and all(record.size is not None and absent.isdisjoint(needed[record.id][1:]) for record in records):
-        return records, ordered
-    shown = ", ".join(os.path.relpath(path, root) for path in ordered[:3]) + (" and so on" if len(ordered) > 3 else "")
+    # A record with a size is of use without its image file, which is the first one, but not without its masks.
+    keepable = [record for record in records if absent.isdisjoint(needed[record.id][0 if record.size is None else 1 :])]
+    if missing == "keep_or_skip" or (missing == "keep" and len(keepable) == len(records)):
+        return keepable, ordered
+    shown = ", ".join(map(_described(root), ordered[:3])) + (" and so on" if len(ordered) > 3 else "")
     if len(absent) == sum(len(paths) for paths in needed.values()):
-        raise DataError(f"{name} {split}: none of the {len(ordered):,} files is under {root} ({shown}); is this the right data root?")
-    raise DataError(
-        f"{name} {split}: {len(ordered):,} files of {len(records):,} images are missing under {root}: {shown}. Restore them "
-        f"(`wsolbench verify --dataset {name} --list-missing FILE` lists all), or load with missing='skip' to leave these images out."
-    )
+        message = f"{name} {split}: none of the {len(ordered):,} files is under {root} ({shown}); is this the right data root?"
+    else:
+        message = (
+            f"{name} {split}: {len(ordered):,} files of {len(records):,} images are missing under {root}: {shown}. Restore them; "
+            f"`wsolbench verify --dataset {name} --list-missing FILE` lists all."
+        )
+    raise MissingFilesError(message, " In Python, missing='skip' leaves these images out.")
+
+
+def _described(root: Path) -> Callable[[str], str]:
+    def describe(path: str) -> str:
+        what = os.path.relpath(path, root)
+        return f"{what} (a link to {Path(path).readlink()}, which is not there)" if Path(path).is_symlink() else what
+
+    return describe
 
 
 def _left_out(records: Sequence[Record], samples: Sequence[Sample]) -> tuple[str, ...]:
@@ -208,60 +278,56 @@ def _left_out(records: Sequence[Record], samples: Sequence[Sample]) -> tuple[str
     return tuple(record.id for record in records if record.id not in kept)
 
 
-def _with_sizes(records: Sequence[Record], missing: Missing, notes: list[Finding]) -> Sequence[Record]:
-    unsized = [index for index, record in enumerate(records) if record.size is None]
+def _note_turned(records: Sequence[Record], notes: list[Finding]) -> None:
+    """Look at some image files with an annotated size: is that the stored one with width and height exchanged?"""
+    sized = [record for record in records if record.size is not None and record.size[0] != record.size[1] and not record.crop_bottom]
+    some = sized[:: max(1, len(sized) // CHECKED_HEADERS)]
+    turned = [
+        f"{record.id}: stored {header.size[0]}x{header.size[1]} with EXIF orientation {header.orientation}, annotated {record.size}"
+        for record, header in zip(some, headers_of(record.path for record in some), strict=True)
+        if not isinstance(header, DataError) and record.size == header.size[::-1]
+    ]
+    if turned:
+        rest = "" if len(some) == len(sized) else f" (of {len(some)} that were looked at)"
+        notes.append(Finding(what=TURNED + rest, count=len(turned), example=turned[0], severity="warning"))
+
+
+def _with_sizes(
+    name: str, split: str, records: Sequence[Record], missing: Missing, notes: list[Finding]
+) -> tuple[Sequence[Record], tuple[str, ...]]:
+    """Give records without a size that of their file; those whose file is no image are left out, or an error."""
+    unsized = [record for record in records if record.size is None]
     if not unsized:
-        return records
-    sizes: dict[int, tuple[int, int]] = {}
-    broken: list[DataError] = []
-    for index, size in zip(unsized, sizes_of([records[index].size_path or records[index].path for index in unsized]), strict=True):
-        if isinstance(size, DataError):
-            broken.append(size)
-        elif size[1] <= records[index].crop_bottom:
-            broken.append(DataError(f"{records[index].path}: expected more than {records[index].crop_bottom} rows, found {size[1]}"))
+        return records, ()
+    broken: dict[str, DataError] = {}
+    turned = []
+    for record, header in zip(unsized, headers_of(record.size_path or record.path for record in unsized), strict=True):
+        path = record.size_path or record.path
+        if isinstance(header, DataError):
+            broken[path] = header
+        elif header.size[1] <= record.crop_bottom:
+            broken[path] = DataError(f"{path}: expected more than {record.crop_bottom} rows, found {header.size[1]}")
         else:
-            sizes[index] = (size[0], size[1] - records[index].crop_bottom)
-    if broken and missing != "skip":
-        raise broken[0]
-    if broken:
-        notes.append(Finding(what="images left out: the file cannot be read", count=len(broken), example=str(broken[0]), severity="error"))
-    sized = []
-    for index, record in enumerate(records):
-        if record.size is not None:
-            sized.append(record)
-        elif index in sizes:
-            record.size = sizes[index]
-            sized.append(record)
-    return sized
+            record.size = header.size[0], header.size[1] - record.crop_bottom
+            if header.orientation >= 5 and _fits(record.boxes, header.shown_size) and not _fits(record.boxes, header.size):
+                turned.append(f"{record.id}: stored {header.size[0]}x{header.size[1]} with EXIF orientation {header.orientation}")
+    if turned:
+        notes.append(Finding(what=TURNED, count=len(turned), example=turned[0], severity="warning"))
+    if not broken:
+        return records, ()
+    errors = [str(error) for error in broken.values()]
+    if missing in {"error", "keep"}:
+        if len(errors) == 1:
+            raise next(iter(broken.values()))
+        shown = "; ".join(errors[:3]) + ("; and so on" if len(errors) > 3 else "")
+        listing = f"`wsolbench verify --dataset {name} --list-missing FILE` lists all"
+        raise DataError(f"{name} {split}: {len(errors):,} image files cannot be read: {shown}. Replace them; {listing}.")
+    notes.append(Finding(what="images left out: the file cannot be read", count=len(errors), example=errors[0], severity="error"))
+    return [record for record in records if record.size is not None], tuple(broken)
 
 
-def _clipped_boxes(records: Sequence[Record], notes: list[Finding]) -> list[Boxes]:
-    """The boxes of each record cut to its image, those without area left out; says so in `notes`."""
-    counts = [len(record.boxes) for record in records]
-    if not sum(counts):
-        return [no_boxes() for _ in records]
-    owner = np.repeat(np.arange(len(records)), counts)
-    given = np.array([box for record in records for box in record.boxes], dtype=np.float64)  # (R, 4)
-    sizes = np.array([record.size or (np.inf, np.inf) for record in records], dtype=np.float64)[owner]  # (R, 2)
-    clipped = np.clip(given, 0.0, np.concatenate([sizes, sizes], axis=1))
-    sound = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
-    cut = sound & np.any(clipped != given, axis=1)
-
-    def note(which: np.ndarray, what: str, severity: str) -> None:
-        if which.any():
-            first = int(np.flatnonzero(which)[0])
-            record = records[owner[first]]
-            example = f"{record.id}: box {given[first].tolist()} in an image of {record.size}"
-            notes.append(Finding(what=what, count=int(which.sum()), example=example, severity=severity))
-
-    note(cut, "boxes that stick out of the image: clipped", "warning")
-    note(~sound, "boxes without area inside the image: left out", "error")
-    ends = np.cumsum(np.bincount(owner[sound], minlength=len(records)))
-    boxes = np.split(clipped[sound], ends[:-1])
-    bare = [record.id for record, own in zip(records, boxes, strict=True) if not len(own)]
-    if bare:
-        notes.append(Finding(what="images without a box, in a split that has boxes", count=len(bare), example=bare[0], severity="error"))
-    return boxes
+def _fits(boxes: Sequence[tuple[float, float, float, float]], size: tuple[int, int]) -> bool:
+    return all(x1 <= size[0] + 1 and y1 <= size[1] + 1 for _, _, x1, y1 in boxes)
 
 
 def _sample(record: Record, boxes: Boxes, mask_threshold: int) -> Sample:

@@ -12,14 +12,14 @@ Boxes count from 1 with inclusive ends; classes count from 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from wsolbench.datasets.base import DatasetInfo, Missing, Record, assemble, wrong_root
-from wsolbench.datasets.matfiles import load_mat
+from wsolbench.datasets.matfiles import finite_number, load_structs, load_texts, text, whole_number
 from wsolbench.exceptions import DataError
+from wsolbench.listing import is_empty
 from wsolbench.types import Dataset
 
 INFO = DatasetInfo(
@@ -31,6 +31,9 @@ INFO = DatasetInfo(
     citation="Krause, Stark, Deng, Fei-Fei, 3dRR 2013",
     license="non-commercial research (ImageNet terms)",
 )
+_JOINT = ("cars_annos.mat", "car_ims")
+_SPLIT = ("devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_train", "cars_test")
+"""The parts of each packaging; the first says that it is there."""
 _BOX_FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 
 
@@ -39,16 +42,31 @@ def load(root: Path, split: str, *, missing: Missing = "error") -> Dataset:
 
     Raises `UsageError` on a folder that is neither packaging, `DataError` on a `.mat` file that is broken or lacks a field.
     """
-    for folder in (root, root / "stanford_cars"):
-        if (folder / "cars_annos.mat").is_file():
-            return _load_joint(folder, split, missing)
-        if (folder / "devkit" / "cars_meta.mat").is_file():
-            return _load_split(folder, split, missing)
-    raise wrong_root(INFO, root, f"there is neither {root / 'devkit' / 'cars_meta.mat'} nor {root / 'cars_annos.mat'}")
+    packagings = [
+        (_share_present(folder, parts), loader, folder)
+        for folder in (root, root / "stanford_cars")
+        for loader, parts in ((_load_joint, _JOINT), (_load_split, _SPLIT))
+        if (folder / parts[0]).is_file()
+    ]
+    if not packagings:
+        raise wrong_root(INFO, root, f"there is neither {root / _SPLIT[0]} nor {root / _JOINT[0]}")
+    _, load_packaging, folder = max(packagings, key=lambda packaging: packaging[0])
+    return load_packaging(folder, split, missing)
+
+
+def _share_present(folder: Path, parts: tuple[str, ...]) -> float:
+    """How much of a packaging is in the folder: both may be, and one of them without its images."""
+    present = [(folder / part).is_file() or ((folder / part).is_dir() and not is_empty(folder / part)) for part in parts]
+    return sum(present) / len(parts)
+
+
+def _image_folder(root: Path, name: str) -> Path:
+    """Kaggle's archives have the folder of this name in another one of the same name."""
+    return root / name / name if (root / name / name).is_dir() else root / name
 
 
 def _load_split(root: Path, split: str, missing: Missing) -> Dataset:
-    class_names = _class_names(root / "devkit" / "cars_meta.mat")
+    class_names = load_texts(root / "devkit" / "cars_meta.mat", "class_names")
     if split == "train":
         path = root / "devkit" / "cars_train_annos.mat"
     else:
@@ -56,38 +74,34 @@ def _load_split(root: Path, split: str, missing: Missing) -> Dataset:
         path = next((f / "cars_test_annos_withlabels.mat" for f in folders if (f / "cars_test_annos_withlabels.mat").is_file()), root)
         if path == root:
             raise DataError(f"no file {root / 'cars_test_annos_withlabels.mat'}; devkit/cars_test_annos.mat does not do: it has no labels")
-    rows = _annotations(path, ("class", "fname", *_BOX_FIELDS))
-    records = [_record(path, row, f"cars_{split}/{row['fname']}", root, len(class_names)) for row in rows]
+    folder = f"cars_{split}"
+    images = _image_folder(root, folder)
+    records = []
+    for number, row in enumerate(load_structs(path, "annotations", ("class", "fname", *_BOX_FIELDS)), start=1):
+        name = text(row, "fname", path, f"row {number}")
+        records.append(_record(path, row, f"{folder}/{name}", f"{images}/{name}", len(class_names)))
     return assemble(INFO.name, split, root, records, class_names, missing=missing)
 
 
 def _load_joint(root: Path, split: str, missing: Missing) -> Dataset:
     path = root / "cars_annos.mat"
-    class_names = _class_names(path)
-    flag = int(split == "test")
-    rows = _annotations(path, ("class", "relative_im_path", "test", *_BOX_FIELDS))
-    records = [_record(path, row, str(row["relative_im_path"]), root, len(class_names)) for row in rows if int(row["test"]) == flag]
+    class_names = load_texts(path, "class_names")
+    records = []
+    for number, row in enumerate(load_structs(path, "annotations", ("class", "relative_im_path", "test", *_BOX_FIELDS)), start=1):
+        name = text(row, "relative_im_path", path, f"row {number}")
+        flag = whole_number(row, "test", path, repr(name))
+        if flag not in {0, 1}:
+            raise DataError(f"{path}: expected 0 or 1 as `test` of {name!r}, found {flag}")
+        if flag == int(split == "test"):
+            records.append(_record(path, row, name, f"{root}/{name}", len(class_names)))
     return assemble(INFO.name, split, root, records, class_names, missing=missing)
 
 
-def _record(path: Path, row: np.void, image_id: str, root: Path, classes: int) -> Record:
-    # The file stores the smallest integer type that fits: in uint8, 0 - 1 would be 255.
-    x1, y1, x2, y2 = (float(row[name]) for name in _BOX_FIELDS)
-    number = int(row["class"])
+def _record(path: Path, row: np.void, image_id: str, image: str, classes: int) -> Record:
+    x1, y1, x2, y2 = (finite_number(row, name, path, repr(image_id)) for name in _BOX_FIELDS)
+    number = whole_number(row, "class", path, repr(image_id))
     if not 1 <= number <= classes:
         raise DataError(f"{path}: expected a class from 1 to {classes} for {image_id!r}, found {number}")
     if x2 < x1 or y2 < y1:
         raise DataError(f"{path}: expected a box with x1 <= x2 and y1 <= y2 for {image_id!r}, found {x1:g} {y1:g} {x2:g} {y2:g}")
-    return Record(id=image_id, label=number - 1, path=f"{root}/{image_id}", boxes=[(x1 - 1.0, y1 - 1.0, x2, y2)])
-
-
-def _annotations(path: Path, fields: tuple[str, ...]) -> Iterator[np.void]:
-    rows = np.atleast_1d(load_mat(path, "annotations"))
-    absent = [name for name in fields if name not in (rows.dtype.names or ())]
-    if absent:
-        raise DataError(f"{path}: expected the fields {', '.join(fields)} in `annotations`, found no {', '.join(absent)}")
-    return iter(rows)
-
-
-def _class_names(path: Path) -> tuple[str, ...]:
-    return tuple(str(name) for name in np.atleast_1d(load_mat(path, "class_names")))
+    return Record(id=image_id, label=number - 1, path=image, boxes=[(x1 - 1.0, y1 - 1.0, x2, y2)])

@@ -18,22 +18,26 @@ A `Sample` has one label, and its boxes and masks are all of that class. An imag
 
 from __future__ import annotations
 
-import json
-import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from jaxtyping import Bool, Int64, Shaped, UInt8
 
 from wsolbench._lazy import pycocotools
-from wsolbench.datasets.base import DatasetInfo, Missing, resolve_root, wrong_root
+from wsolbench.datasets.base import DatasetInfo, Missing, refusing_unreadable, resolve_root, wrong_root
+from wsolbench.datasets.boxes import SLACK, doubts
 from wsolbench.datasets.imagefiles import absent_files
+from wsolbench.datasets.segmentations import is_finite_number, is_segmentation, shorten
+from wsolbench.datasets.tables import is_inner_path, read_json
+from wsolbench.decoding import MAX_PIXELS
 from wsolbench.exceptions import DataError, UsageError, unknown_name
 from wsolbench.files import file_name, sha256_of_file
-from wsolbench.types import Boxes, Sample
+from wsolbench.listing import list_files
+from wsolbench.types import Boxes, Finding, Sample
 
 INFO = DatasetInfo(
     name="coco",
@@ -83,11 +87,15 @@ class InstanceSample:
 
     def masks(self) -> UInt8[np.ndarray, "r h w"]:
         """The objects' masks, 1 inside. Raises `DataError` for a segmentation that is missing or broken."""
+        return self.masks_of(range(len(self.boxes)))
+
+    def masks_of(self, objects: Sequence[int]) -> UInt8[np.ndarray, "n h w"]:
+        """The masks of some of the objects, given by their places."""
         (width, height), decode = self.size, pycocotools("mask").decode
-        found = np.zeros((len(self.boxes), height, width), dtype=np.uint8)
-        for mask, segmentation in zip(found, self.segmentations, strict=True):
+        found = np.zeros((len(objects), height, width), dtype=np.uint8)
+        for mask, index in zip(found, objects, strict=True):
             try:
-                mask[:] = decode(run_lengths(segmentation, self.size))
+                mask[:] = decode(run_lengths(self.segmentations[index], self.size))
             except Exception as error:  # pycocotools raises whatever a broken one makes it stumble on
                 raise DataError(f"an object of image {self.file_name!r} has a segmentation that cannot be read: {error!r}") from error
         return found
@@ -118,6 +126,9 @@ class InstanceDataset:
         category_ids: COCO's number of each class.
         fingerprint: 16 hex digits of the SHA-256 of the annotation file.
         annotations: that file, which pycocotools reads.
+        findings: what is doubtful in the annotations.
+        missing: image files that the annotations name and that are not there.
+        root: the folder.
     """
 
     name: str
@@ -127,6 +138,9 @@ class InstanceDataset:
     category_ids: tuple[int, ...]
     fingerprint: str
     annotations: Path
+    findings: tuple[Finding, ...] = ()
+    missing: tuple[Path, ...] = ()
+    root: Path | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -140,30 +154,44 @@ def load(root: Path, split: str, *, missing: Missing = "error") -> NoReturn:  # 
     )
 
 
-def load_instances(root: Path | str | None, split: str) -> InstanceDataset:
+def available_splits(root: Path) -> tuple[str, ...]:
+    """The splits with a file of annotations, by name."""
+    names = [name.removesuffix(".json") for name in list_files(root / "annotations", (".json",)) if name.startswith("instances_")]
+    return tuple(sorted(name.removeprefix("instances_").removesuffix("2017") for name in names))
+
+
+def load_instances(root: Path | str | None, split: str, *, missing: Literal["error", "skip"] = "error") -> InstanceDataset:
     """One split of a folder in COCO's layout.
 
     Args:
         root: the folder; None: `WSOLBENCH_COCO_ROOT`, or `coco` in `WSOLBENCH_DATA`.
         split: `train` or `val` of COCO 2017; or the name in the file, as in `instances_test.json`.
+        missing: "error", or "skip" to leave out images without a file.
 
     Raises `UsageError` on a folder without annotations and on an unknown split, `DataError` on annotations that are broken or contradict
     each other and on images that are missing.
     """
-    folder = resolve_root(INFO, root)
+    with refusing_unreadable(f"{INFO.name} {split}"):
+        return _load_instances(resolve_root(INFO, root), split, missing)
+
+
+def _load_instances(folder: Path, split: str, missing: Literal["error", "skip"]) -> InstanceDataset:
     path, images = _files(folder, split)
     values = _read(path)
     categories = sorted(_rows(path, values, "categories", ("id", "name"), ids=(int,)), key=lambda row: int(row["id"]))
     ids = tuple(int(row["id"]) for row in categories)
     samples = _samples(path, values, images, {number: index for index, number in enumerate(ids)})
     absent = absent_files(str(sample.path) for sample in samples)
-    if absent:
+    if absent and missing == "error":
         example = Path(min(absent)).name
         raise DataError(f"{len(absent):,} of {len(samples):,} images of {path} are not in {images}, for instance {example}; {_RESTORE}")
     return InstanceDataset(
         name=_name(values, INFO.name if path.stem.endswith("2017") else folder.name),
         split=split,
-        samples=samples,
+        samples=[sample for sample in samples if str(sample.path) not in absent],
+        findings=_findings(samples),
+        missing=tuple(sample.path for sample in samples if str(sample.path) in absent),
+        root=folder,
         class_names=tuple(str(row["name"]) for row in categories),
         category_ids=ids,
         fingerprint=sha256_of_file(path)[:16],
@@ -182,9 +210,14 @@ def xywh(boxes: Boxes) -> list[list[float]]:
 
 
 def run_lengths(segmentation: Any, size: tuple[int, int]) -> Any:
-    """Polygons or run lengths of any form -> compressed run lengths of pycocotools, for an image of size (width, height)."""
+    """Polygons or run lengths of any form -> compressed run lengths of pycocotools, for an image of size (width, height).
+
+    Raises `DataError` on run lengths that do not cover the image: pycocotools would fill the rest with whatever is in memory.
+    """
     mask = pycocotools("mask")
     width, height = size
+    if isinstance(segmentation, dict) and not is_segmentation(segmentation, size):
+        raise DataError(f"expected run lengths of {width}x{height} pixels, found {shorten(segmentation)}")
     if isinstance(segmentation, list):
         return mask.merge(mask.frPyObjects(segmentation, height, width))
     return mask.frPyObjects(segmentation, height, width) if isinstance(segmentation["counts"], list) else segmentation
@@ -209,17 +242,14 @@ def _files(folder: Path, split: str) -> tuple[Path, Path]:
             if not images.is_dir():
                 raise DataError(f"{path} is there, but not the folder with its images, {images}; {_RESTORE}")
             return path, images
-    known = sorted(path.stem.removeprefix("instances_").removesuffix("2017") for path in folder.glob("annotations/instances_*.json"))
+    known = available_splits(folder)
     if not known:
         raise wrong_root(INFO, folder, "there is no annotations/instances_*.json")
     raise unknown_name("split", split, known)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no JSON: {error}") from error
+    values = read_json(path)
     if not isinstance(values, dict):
         raise DataError(f"{path} holds a {type(values).__name__}; expected an object with images, annotations and categories")
     return values
@@ -283,58 +313,51 @@ def _samples(path: Path, values: dict[str, Any], images: Path, classes: dict[int
 def _size(path: Path, row: dict[str, Any]) -> tuple[int, int]:
     """(width, height) of an entry of `images`, whose file name is looked at too."""
     name, width, height = row["file_name"], row["width"], row["height"]
-    if not isinstance(name, str):
-        raise DataError(f"{path}: image {row['id']!r} has the file_name {name!r}; expected text")
+    if not isinstance(name, str) or not is_inner_path(name):
+        raise DataError(f"{path}: image {row['id']!r} has the file_name {shorten(name)}; expected text, a relative path without '..'")
     if type(width) is not int or type(height) is not int or min(width, height) < 1:
         raise DataError(f"{path}: image {row['id']!r} has the width {width!r} and the height {height!r}; expected whole numbers from 1")
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{path}: image {row['id']!r} has {width}x{height} pixels; expected at most {MAX_PIXELS:,}")
     return width, height
+
+
+def _findings(samples: Sequence[InstanceSample]) -> tuple[Finding, ...]:
+    """Doubtful boxes, by the same signs as in other data sets, and files that two images share."""
+    notes = []
+    counts = [len(sample.boxes) for sample in samples]
+    given = np.concatenate([sample.boxes for sample in samples])
+    frames = np.repeat(np.array([sample.size for sample in samples], dtype=np.float64), counts, axis=0)
+    owner = np.repeat(np.arange(len(samples)), counts)
+    beyond = np.any(given[:, :2] < -SLACK, axis=1) | np.any(given[:, 2:] > frames + SLACK, axis=1)
+    without_area = (given[:, 2:] <= given[:, :2]).any(axis=1)
+    doubtful = [(beyond, "boxes that stick out of the image", "warning"), (without_area, "boxes without area", "warning")]
+    for which, what, severity in (*doubtful, *doubts(given, frames)):
+        if which.any():
+            first = samples[owner[int(np.argmax(which))]]
+            example = f"{first.file_name}: box {given[int(np.argmax(which))].tolist()} in an image of {first.size}"
+            notes.append(Finding(what=what, count=int(which.sum()), example=example, severity=severity))
+    files = Counter(sample.file_name for sample in samples)
+    if shared := [name for name, count in files.items() if count > 1]:
+        notes.append(Finding(what="files that several images name", count=len(shared), example=shared[0], severity="warning"))
+    return tuple(notes)
 
 
 def _object(path: Path, row: dict[str, Any], label: int, size: tuple[int, int]) -> tuple[list[float], int, bool, Any]:
     """Box (xyxy), class, whether it is a crowd, and segmentation of an entry of `annotations`, in an image of this size."""
 
     def broken(name: str, expected: str) -> DataError:
-        return DataError(f"{path}: annotation {row['id']!r} has the {name} {_short(row[name])}; expected {expected}")
+        return DataError(f"{path}: annotation {row['id']!r} has the {name} {shorten(row[name])}; expected {expected}")
 
     box, area, crowd, segmentation = row["bbox"], row.get("area"), row.get("iscrowd"), row.get("segmentation") or None
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) and min(box[2:]) >= 0):
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite_number, box)) and min(box[2:]) >= 0):
         raise broken("bbox", "x, y, width, height: finite numbers, width and height not negative")
-    if area is not None and not (_is_number(area) and area >= 0):
+    if area is not None and not (is_finite_number(area) and area >= 0):
         raise broken("area", "a finite number that is not negative, or none (then it is the area of the box)")
     if crowd not in (None, 0, 1):
         raise broken("iscrowd", "0 or 1")
-    if segmentation is not None and not _is_segmentation(segmentation, size):
+    if segmentation is not None and not is_segmentation(segmentation, size):
         form = f"polygons of three points or more, x, y, x, y, ..., or run lengths of {size[0]}x{size[1]} pixels"
         raise broken("segmentation", f"{form}; [] stands for an object without a mask")
     x, y, width, height = map(float, box)
     return [x, y, x + width, y + height], label, bool(crowd), segmentation
-
-
-def _is_segmentation(value: Any, size: tuple[int, int]) -> bool:
-    """Whether pycocotools can read it. It trusts what it is given: a NaN, or a point very far away, takes all memory."""
-    if isinstance(value, list):
-        far = 10 * max(size)
-        return all(
-            isinstance(polygon, list)
-            and len(polygon) >= 6
-            and len(polygon) % 2 == 0
-            and {*map(type, polygon)} <= {int, float}
-            and all(-far <= coordinate <= far for coordinate in polygon)
-            for polygon in value
-        )
-    if not isinstance(value, dict) or value.get("size") != [size[1], size[0]]:
-        return False
-    counts = value.get("counts")
-    if isinstance(counts, list):
-        return {*map(type, counts)} == {int} and min(counts) >= 0 and sum(counts) == size[0] * size[1]
-    return isinstance(counts, str)
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is a finite number (and no bool)."""
-    return type(value) in {int, float} and abs(value) <= sys.float_info.max
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -21,10 +21,12 @@ import numpy as np
 from wsolbench._lazy import pycocotools
 from wsolbench.datasets.coco import annotation_file, mask_run_lengths, xywh
 from wsolbench.datasets.imagefiles import absent_files
-from wsolbench.exceptions import UsageError
+from wsolbench.datasets.tables import read_json
+from wsolbench.decoding import read_size
+from wsolbench.exceptions import DataError, UsageError
 from wsolbench.files import atomic_path, make_folder, write_text
 from wsolbench.progress import track
-from wsolbench.types import Dataset, Sample, read_size
+from wsolbench.types import Dataset, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +101,12 @@ def export_coco(dataset: Dataset, folder: Path) -> Export:
 def _completed(dataset: Dataset, path: Path, images: Path, made_of: dict[str, str]) -> Export:
     """The export at `path`, which must be of this data set, with the image files that it lacks."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         found = dict(values["info"]["wsolbench"])
         classes = [row["name"] for row in values["categories"]]
         files = [str(images / row["file_name"]) for row in values["images"]]
         export = _summary(values, path, written=False)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, DataError) as error:
         raise UsageError(f"{path} is there and is no export of this program; choose another folder with --out") from error
     differs = [f"{name} {found.get(name)!r}, not {value!r}" for name, value in made_of.items() if found.get(name) != value]
     differs += [f"class {there!r}, not {name!r}" for there, name in zip_longest(classes, dataset.class_names) if there != name][:1]

@@ -13,7 +13,8 @@
   only `--split` finds.
 - `width`, `height`: size of the frame the boxes are given in; without them the image file's own size.
 - `x0`, `y0`, `x1`, `y1`: box in pixels, empty where there is none. Continuous with exclusive end: the whole image is 0,0,width,height.
-- `mask`: a gray image of the frame's size; object where its value is above 127. `ignore`: pixels that count neither way.
+- `mask`: a gray image of the frame's size; object where its value is above 127 of 255 (16-bit values and floats are scaled to that).
+  `ignore`: pixels that count neither way. Both are relative paths, which stay in their folder.
 - Lines of one image must agree on label, split, size and ignore.
 
 `classes.csv` names the classes 0 to C-1, each once; without it there are as many as the largest label says.
@@ -29,7 +30,7 @@ from typing import Literal
 import numpy as np
 
 from wsolbench.datasets.base import DatasetInfo, Missing, Record, assemble
-from wsolbench.datasets.tables import bad_line, csv_rows, parse_float, parse_int
+from wsolbench.datasets.tables import bad_line, csv_rows, inner_path, parse_float, parse_int
 from wsolbench.exceptions import DataError, unknown_name
 from wsolbench.types import Dataset, Finding
 
@@ -40,6 +41,8 @@ INFO = DatasetInfo(
     root_holds="annotations.csv (image,label,split and optional columns; see `wsolbench.datasets.csvfolder`), images/ and masks/",
 )
 
+MAX_CLASSES = 100_000
+"""Labels from here on are refused: without classes.csv, the largest label decides how many classes there are."""
 USUAL_SPLITS = ("train", "val", "test")
 BOX_COLUMNS = ("x0", "y0", "x1", "y1")
 BoxEnd = Literal["exclusive", "inclusive"]
@@ -104,7 +107,7 @@ class _Annotations:
         if not image or not row["split"]:
             raise bad_line(self.table, line, "an image and a split", f"{image!r} and {row['split']!r}")
         box = self._box(line, row)
-        mask = row.get("mask", "")
+        mask, ignore = (inner_path(row[name], self.table, line, name) if row.get(name) else "" for name in ("mask", "ignore"))
         self._check_repetition(line, row, (image, *(row.get(column, "") for column in BOX_COLUMNS), mask) if box or mask else (image,))
         if image not in self.records:
             self.first_rows[image], self.first_lines[image] = row, line
@@ -113,7 +116,7 @@ class _Annotations:
                 label=self._label(line, row["label"]),
                 path=f"{self.images}/{image}",
                 size=self._size(line, row),
-                ignore_path=f"{self.masks}/{row['ignore']}" if row.get("ignore") else None,
+                ignore_path=f"{self.masks}/{ignore}" if ignore else None,
             )
         record = self.records[image]
         if box is not None:
@@ -146,6 +149,9 @@ class _Annotations:
                 else f"a label from 0 to {self.classes - 1} (classes.csv has {self.classes} classes)"
             )
             raise bad_line(self.table, line, expected, str(label))
+        if label >= MAX_CLASSES:
+            way_out = "A label is the place of the class among all classes, counted from 0."
+            raise bad_line(self.table, line, f"a label below {MAX_CLASSES:,}", str(label), way_out)
         return label
 
     def _size(self, line: int, row: Mapping[str, str]) -> tuple[int, int] | None:
@@ -184,7 +190,8 @@ def _class_names(path: Path) -> tuple[str, ...] | None:
             raise bad_line(path, line, "every label once", f"the label {label} again")
         names[label] = row["name"]
     if sorted(names) != list(range(len(names))) or not names:
-        raise DataError(f"{path}: expected the labels 0 to {max(len(names) - 1, 0)}, each once, found {sorted(names)}")
+        found = f"{sorted(names)[:20]}{' and more' if len(names) > 20 else ''}"
+        raise DataError(f"{path}: expected the labels 0 to {max(len(names) - 1, 0)}, each once, found {found}")
     return tuple(names[label] for label in range(len(names)))
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from wsolbench.datasets.base import DatasetInfo, Missing, Record, assemble, wrong_root
-from wsolbench.datasets.tables import bad_line, parse_float, parse_int, rows_of
+from wsolbench.datasets.tables import bad_line, numbered_names, parse_float, parse_int, rows_of
 from wsolbench.datasets.wsoleval import check_metadata_root, has_metadata, image_folder, metadata_folder, read_metadata
 from wsolbench.exceptions import DataError, UsageError
+from wsolbench.listing import list_folders
 from wsolbench.types import Dataset, KeyPoints
 
 INFO = DatasetInfo(
@@ -38,7 +39,7 @@ METADATA_CLASSES = 200
 def load(
     root: Path, split: str, *, metadata_root: Path | str | None = None, segmentations: bool = True, missing: Missing = "error"
 ) -> Dataset:
-    """One split, in the order of `images.txt` (or of the metadata).
+    """One split, in the order of the numbers in `images.txt` (or of the metadata).
 
     `segmentations` uses the masks where the folder `segmentations` is there. Raises `UsageError` on a folder that is not CUB and on `val`
     without metadata, `DataError` naming file and line.
@@ -48,8 +49,11 @@ def load(
         return _load_metadata(root, home, split, metadata_root, missing)
     check_metadata_root(metadata_root, "CUB")
     texts = _Texts(home)
-    class_names = tuple(name for _, (_, name) in rows_of(home / "classes.txt", "class_id class_name"))
+    class_names = numbered_names(home / "classes.txt", "class_id class_name")
     in_train = texts.column("train_test_split.txt", "image_id is_training")
+    for line, (value,) in in_train.values():
+        if value not in {"0", "1"}:
+            raise bad_line(home / "train_test_split.txt", line, "is_training to be 1 or 0", repr(value))
     labels = texts.column("image_class_labels.txt", "image_id class_id")
     boxes = texts.column("bounding_boxes.txt", "image_id x y width height")
     flag = "1" if split == "train" else "0"
@@ -80,7 +84,11 @@ def available_splits(root: Path, *, metadata_root: Path | str | None = None) -> 
 
 def _home(root: Path) -> Path:
     home = root / "CUB_200_2011" if (root / "CUB_200_2011").is_dir() else root
-    if not (home / "images.txt").is_file() and not (root / "metadata").is_dir() and not any(home.glob("001.*")):
+    if (
+        not (home / "images.txt").is_file()
+        and not (root / "metadata").is_dir()
+        and not any(name.startswith("001.") for name in list_folders(home))
+    ):
         raise wrong_root(INFO, root, f"there is no {home / 'images.txt'}")
     return home
 
@@ -90,13 +98,15 @@ class _Texts:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.images: dict[str, str] = {}
-        numbers: dict[str, str] = {}
-        for line, (number, name) in rows_of(home / "images.txt", "image_id image_name"):
-            if number in self.images or name in numbers:
-                raise bad_line(home / "images.txt", line, "every image once", f"{number} {name} again")
-            self.images[number] = name
-            numbers[name] = number
+        found: dict[int, tuple[str, str]] = {}
+        names: set[str] = set()
+        for line, (text, name) in rows_of(home / "images.txt", "image_id image_name"):
+            number = parse_int(text, home / "images.txt", line, "image_id")
+            if number in found or name in names:
+                raise bad_line(home / "images.txt", line, "every image once", f"{text} {name} again")
+            found[number] = text, name
+            names.add(name)
+        self.images: dict[str, str] = dict(found[number] for number in sorted(found))
 
     def column(self, file: str, columns: str) -> dict[str, tuple[int, list[str]]]:
         """Image number → (line number, the other fields). `DataError` unless every image of images.txt occurs exactly once."""
@@ -131,10 +141,10 @@ def _key_points(folder: Path, images: Mapping[str, str], chosen: Mapping[str, st
     """Part names, and (15, 3) key points of every chosen image; nothing where the folder `parts` is absent."""
     if not folder.is_dir():
         return (), {}
-    names = tuple(name for _, (_, name) in rows_of(folder / "parts.txt", "part_id part_name"))  # a name may have spaces
+    names = numbered_names(folder / "parts.txt", "part_id part_name")  # a name may have spaces
     path = folder / "part_locs.txt"
     points = {number: np.zeros((len(names), 3), dtype=np.float64) for number in chosen}
-    seen: dict[str, int] = dict.fromkeys(chosen, 0)
+    seen: dict[str, set[int]] = {number: set() for number in chosen}
     for line, (number, part, x, y, visible) in rows_of(path, "image_id part_id x y visible"):
         if number not in points:
             if number not in images:
@@ -143,12 +153,14 @@ def _key_points(folder: Path, images: Mapping[str, str], chosen: Mapping[str, st
         index = parse_int(part, path, line, "part id") - 1
         if not 0 <= index < len(names) or visible not in {"0", "1"}:
             raise bad_line(path, line, f"a part id from 1 to {len(names)} and visible 0 or 1", f"part {part}, visible {visible}")
-        seen[number] += 1
+        if index in seen[number]:
+            raise bad_line(path, line, "every part of an image once", f"part {part} of image {number} again")
+        seen[number].add(index)
         if visible == "1":
             points[number][index] = parse_float(x, path, line, "x"), parse_float(y, path, line, "y"), 1.0
-    for number, count in seen.items():
-        if count != len(names):
-            raise DataError(f"{path}: expected {len(names)} lines for image {number}, one for each part, found {count}")
+    for number, parts in seen.items():
+        if len(parts) != len(names):
+            raise DataError(f"{path}: expected {len(names)} lines for image {number}, one for each part, found {len(parts)}")
     return names, points
 
 

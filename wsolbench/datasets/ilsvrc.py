@@ -69,7 +69,7 @@ def load(
         classes = listed_classes(root) or foldered_classes(layout)
         index = {wnid: number for number, wnid in enumerate(classes)}
         home = layout.val.parent
-        records = train_records(layout, index) if split == "train" else boxed_records(layout, index, findings)
+        records = train_records(layout, index, findings) if split == "train" else boxed_records(layout, index, findings)
         class_names = tuple(classes.values())
     if exclude_blacklist and split == "test":
         records = without_blacklisted(root, records, findings)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import os
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsolbench.datasets.base import Record
-from wsolbench.datasets.imagefiles import sizes_of
-from wsolbench.datasets.matfiles import load_mat
-from wsolbench.datasets.tables import bad_line, csv_rows, parse_float, rows_of
+from wsolbench.datasets.base import TURNED, Record
+from wsolbench.datasets.imagefiles import headers_of
+from wsolbench.datasets.matfiles import load_structs, text, whole_number
+from wsolbench.datasets.tables import bad_line, csv_rows, is_inner_path, parse_float, parse_int, rows_of
 from wsolbench.exceptions import DataError
+from wsolbench.listing import list_files, list_folders
+from wsolbench.regular_files import check_regular, name_content
 from wsolbench.types import Finding
 
+_WNID = re.compile(r"n\d{8}")
 Box = tuple[float, float, float, float]
 
 
@@ -43,7 +47,7 @@ def find_layout(root: Path) -> Layout | None:
     if not (images / "val").is_dir() and not (images / "train").is_dir():
         return None
     folders = (home / "Annotations" / "CLS-LOC" / "val", home / "Annotations" / "val", home / "bbox" / "val", images / "val")
-    xml = next((folder for folder in folders if folder.is_dir() and any(folder.glob("*.xml"))), None)
+    xml = next((folder for folder in folders if list_files(folder, (".xml",))), None)
     solution = next((path for path in (root / "LOC_val_solution.csv", home / "LOC_val_solution.csv") if path.is_file()), None)
     return Layout(train=images / "train", val=images / "val", xml=xml, solution=solution)
 
@@ -55,18 +59,32 @@ def listed_classes(root: Path) -> dict[str, str] | None:
     """
     for path in (root / "LOC_synset_mapping.txt", root / "ILSVRC" / "LOC_synset_mapping.txt"):
         if path.is_file():
-            return dict(sorted((wnid, words.partition(",")[0]) for _, (wnid, words) in rows_of(path, "wnid words")))
+            return _sorted_classes(path, ((wnid, words) for _, (wnid, words) in rows_of(path, "wnid words")))
     for path in (root / "ILSVRC2012_devkit_t12" / "data" / "meta.mat", root / "data" / "meta.mat", root / "meta.mat"):
         if path.is_file():
-            leaves = [row for row in load_mat(path, "synsets") if int(row["num_children"]) == 0]  # the rest are inner nodes
-            return dict(sorted((str(row["WNID"]), str(row["words"]).partition(",")[0]) for row in leaves))
+            rows = load_structs(path, "synsets", ("WNID", "words", "num_children"))
+            leaves = [row for row in rows if whole_number(row, "num_children", path, "a synset") == 0]  # the rest are inner nodes
+            return _sorted_classes(path, ((text(row, "WNID", path, "a synset"), text(row, "words", path, "a synset")) for row in leaves))
     return None
 
 
+def _sorted_classes(path: Path, rows: Iterable[tuple[str, str]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for wnid, words in rows:
+        if wnid in found or not is_inner_path(wnid):
+            raise DataError(f"{path}: expected every WordNet id once, such as n01440764; found {wnid!r}{' again' if wnid in found else ''}")
+        found[wnid] = words.partition(",")[0]
+    return dict(sorted(found.items()))
+
+
 def foldered_classes(layout: Layout) -> dict[str, str]:
-    """The same from the names of the class folders of `train`, else of `val`. `DataError` where neither has any."""
+    """The same from the names of the class folders of `train`, else of `val`. `DataError` where neither has any.
+
+    Where folders are named after WordNet ids, any other folder is no class.
+    """
     for folder in (layout.train, layout.val):
-        wnids = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+        names = list_folders(folder)
+        wnids = [name for name in names if _WNID.fullmatch(name)] or names
         if wnids:
             return {wnid: wnid for wnid in wnids}
     raise DataError(
@@ -75,22 +93,38 @@ def foldered_classes(layout: Layout) -> dict[str, str]:
     )
 
 
-def train_records(layout: Layout, index: Mapping[str, int]) -> list[Record]:
-    """Every image of every class folder, sorted by name. Sizes are not read."""
+def train_records(layout: Layout, index: Mapping[str, int], findings: list[Finding]) -> list[Record]:
+    """Every image of every class folder, sorted by name. Sizes are not read.
+
+    A folder that is named after no class, and a class without an image, are in `findings`. `DataError` on a folder that is named after
+    another WordNet id than those of the classes.
+    """
     records = []
-    for wnid in sorted(entry.name for entry in layout.train.iterdir() if entry.is_dir()) if layout.train.is_dir() else []:
+    others = []
+    used = set()
+    for wnid in list_folders(layout.train):
         if wnid not in index:
-            raise DataError(f"{layout.train / wnid}: expected a folder named after one of the {len(index)} classes")
-        with os.scandir(layout.train / wnid) as entries:
-            names = sorted(entry.name for entry in entries if entry.name.lower().endswith((".jpeg", ".jpg")))
+            if _WNID.fullmatch(wnid):
+                raise DataError(f"{layout.train / wnid}: expected a folder named after one of the {len(index)} classes")
+            others.append(wnid)
+            continue
+        names = list_files(layout.train / wnid, (".jpeg", ".jpg"))
         records += [Record(id=f"train/{wnid}/{name}", label=index[wnid], path=f"{layout.train}/{wnid}/{name}") for name in names]
+        if names:
+            used.add(wnid)
+    if others:
+        what = "folders in train/ that are named after no class: left out"
+        findings.append(Finding(what=what, count=len(others), example=others[0], severity="warning"))
+    empty = [wnid for wnid in index if wnid not in used]
+    if empty:
+        findings.append(Finding(what="classes without an image in train/", count=len(empty), example=empty[0], severity="warning"))
     return records
 
 
 def boxed_records(layout: Layout, index: Mapping[str, int], findings: list[Finding]) -> list[Record]:
     """The validation images in the order of their numbers, with boxes, at the size of their files."""
     if layout.xml is not None:
-        truths = {path.stem: read_xml(path) for path in sorted(layout.xml.glob("*.xml"))}
+        truths = {name[: -len(".xml")]: read_xml(layout.xml / name) for name in list_files(layout.xml, (".xml",))}
     elif layout.solution is not None:
         truths = _read_solution(layout.solution)
     else:
@@ -98,7 +132,7 @@ def boxed_records(layout: Layout, index: Mapping[str, int], findings: list[Findi
             f"no boxes for {layout.val}: expected XML files in Annotations/CLS-LOC/val (or Annotations/val), or LOC_val_solution.csv, "
             "or the wsolevaluation metadata (--metadata-root)"
         )
-    nested = layout.val.is_dir() and any(entry.is_dir() for entry in layout.val.iterdir())
+    nested = not index.keys().isdisjoint(list_folders(layout.val))
     records = []
     for stem, truth in sorted(truths.items()):
         if truth.wnid not in index:
@@ -112,19 +146,29 @@ def boxed_records(layout: Layout, index: Mapping[str, int], findings: list[Findi
 
 
 def _rescale(records: list[Record], claimed: list[tuple[int, int] | None], findings: list[Finding]) -> None:
-    """Give each record its file's size; where the annotation claims another and a box sticks out of the file, scale the boxes."""
+    """Give each record its file's size; where the annotation claims another and a box sticks out of the file, scale the boxes.
+
+    An annotation of the image as viewers show it, with width and height exchanged, cannot be scaled: it is in `findings`.
+    """
     scaled = []
-    for record, size, claim in zip(records, sizes_of([record.path for record in records]), claimed, strict=True):
-        if isinstance(size, DataError):
+    turned = []
+    for record, header, claim in zip(records, headers_of([record.path for record in records]), claimed, strict=True):
+        if isinstance(header, DataError):
             continue  # missing or broken: `assemble` deals with it
-        record.size = size
-        if claim is not None and claim != size and any(x1 > size[0] or y1 > size[1] for _, _, x1, y1 in record.boxes):
+        size = record.size = header.size
+        if claim is None or claim == size or all(x1 <= size[0] and y1 <= size[1] for _, _, x1, y1 in record.boxes):
+            continue
+        if claim == size[::-1]:
+            turned.append(f"{record.id}: stored {size[0]}x{size[1]} with EXIF orientation {header.orientation}, annotated {claim}")
+        else:
             across, down = size[0] / claim[0], size[1] / claim[1]
             record.boxes = [(x0 * across, y0 * down, x1 * across, y1 * down) for x0, y0, x1, y1 in record.boxes]
             scaled.append(f"{record.id}: file {size}, annotation {claim}")
     if scaled:
         what = "images of another size than their annotation says: boxes scaled"
         findings.append(Finding(what=what, count=len(scaled), example=scaled[0], severity="warning"))
+    if turned:
+        findings.append(Finding(what=TURNED, count=len(turned), example=turned[0], severity="warning"))
 
 
 def read_xml(path: Path) -> Truth:
@@ -132,6 +176,7 @@ def read_xml(path: Path) -> Truth:
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import ParseError, parse
 
+    check_regular(path)
     try:
         top = parse(path).getroot()
         if top is None:
@@ -140,12 +185,14 @@ def read_xml(path: Path) -> Truth:
         for item in top.iterfind("object"):
             wnids.add(item.findtext("name", ""))
             x0, y0, x1, y1 = (float(item.findtext(f"bndbox/{name}", "")) for name in ("xmin", "ymin", "xmax", "ymax"))
+            if not all(map(math.isfinite, (x0, y0, x1, y1))):
+                raise DataError(f"{path}: expected finite numbers in bndbox, found {x0:g} {y0:g} {x1:g} {y1:g}")
             if x1 < x0 or y1 < y0:
                 raise DataError(f"{path}: expected a box with xmin <= xmax and ymin <= ymax, found {x0:g} {y0:g} {x1:g} {y1:g}")
             boxes.append((x0, y0, x1, y1))
         size = int(top.findtext("size/width", "0")), int(top.findtext("size/height", "0"))
-    except (ParseError, DefusedXmlException, OSError) as error:
-        raise DataError(f"{path} is not an XML file that can be read ({error})") from error
+    except (ParseError, DefusedXmlException, OSError, LookupError, UnicodeError) as error:  # LookupError: an unknown encoding
+        raise DataError(f"{path} is not an XML file that can be read{name_content(path) or f' ({error})'}") from error
     except ValueError as error:
         raise DataError(f"{path}: expected numbers in size and bndbox ({error})") from error
     if len(wnids) != 1:
@@ -185,7 +232,8 @@ def without_blacklisted(root: Path, records: Iterable[Record], findings: list[Fi
         raise DataError(
             f"no file {root / 'ILSVRC2014_devkit' / 'data' / name}, which exclude_blacklist needs; it is in the ILSVRC-2014 devkit"
         )
-    numbers = {f"val/ILSVRC2012_val_{int(number):08d}.JPEG" for _, (number,) in rows_of(path, "number") if number.strip().isdigit()}
+    rows = rows_of(path, "number")
+    numbers = {f"val/ILSVRC2012_val_{parse_int(number, path, line, 'number of an image'):08d}.JPEG" for line, (number,) in rows}
     given = list(records)
     kept = [record for record in given if record.id not in numbers]
     if len(kept) < len(given):

@@ -6,17 +6,20 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from wsolbench.datasets import available_splits, dataset_info, load_dataset
 from wsolbench.datasets.base import DatasetInfo
+from wsolbench.datasets.boxes import outside_mask
+from wsolbench.datasets.coco import INFO as INSTANCES
+from wsolbench.datasets.coco import InstanceDataset, load_instances
+from wsolbench.datasets.pixels import Problem, check_file, unusual_pixels
+from wsolbench.datasets.verify_instances import check_instances
+from wsolbench.decoding import read_header
 from wsolbench.exceptions import DataError
 from wsolbench.types import Dataset, Finding, Sample
-
-Problem = tuple[str, str, str]
-"""(severity, what, example)."""
 
 Around = Callable[[Iterable[list[Problem]], str, int], Iterable[list[Problem]]]
 
@@ -42,6 +45,8 @@ class SplitReport:
     """Visible ones."""
     findings: tuple[Finding, ...] = ()
     missing: tuple[Path, ...] = ()
+    unreadable: tuple[Path, ...] = ()
+    """Files that are there and are no images; all of them only with `deep`."""
     fingerprint: str = ""
     failure: str | None = None
     ids: tuple[str, ...] = ()
@@ -83,8 +88,14 @@ class DatasetReport:
 
     def missing_names(self) -> list[str]:
         """Missing files relative to the root, POSIX paths, each once."""
-        paths = dict.fromkeys(path for split in self.splits for path in split.missing)
-        return [Path(os.path.relpath(path, self.root)).as_posix() if self.root else path.as_posix() for path in paths]
+        return self._names(path for split in self.splits for path in split.missing)
+
+    def unreadable_names(self) -> list[str]:
+        """Files that cannot be read, in the same form."""
+        return self._names(path for split in self.splits for path in split.unreadable)
+
+    def _names(self, paths: Iterable[Path]) -> list[str]:
+        return [Path(os.path.relpath(path, self.root)).as_posix() if self.root else path.as_posix() for path in dict.fromkeys(paths)]
 
 
 def verify_dataset(
@@ -115,16 +126,29 @@ def verify_dataset(
     found_root: Path | None = None
     for split in chosen:
         try:
-            dataset = load_dataset(name, split, root, missing="skip", **options)
+            dataset = _load(name, split, root, options)
         except DataError as error:
             reports.append(SplitReport(split=split, expected=info.expected.get(split), failure=str(error)))
             continue
         found_root = dataset.root
-        reports.append(_report(dataset, info, check_pixels(dataset, around) if deep else ()))
+        more, unreadable = _check_pixels(dataset, around) if deep else ((), ())
+        describe = _report_instances if isinstance(dataset, InstanceDataset) else _report
+        report = describe(dataset, info)  # type: ignore[arg-type]
+        reports.append(replace(report, findings=(*dataset.findings, *more), unreadable=_once(report.unreadable, unreadable)))
     return DatasetReport(info=info, root=found_root, splits=tuple(reports), findings=_shared_images(reports))
 
 
-def _report(dataset: Dataset, info: DatasetInfo, more: Sequence[Finding]) -> SplitReport:
+def _load(name: str, split: str, root: Path | str | None, options: dict[str, Any]) -> Dataset | InstanceDataset:
+    if name == INSTANCES.name and not options:
+        return load_instances(root, split, missing="skip")
+    return load_dataset(name, split, root, missing="skip", **options)
+
+
+def _once(*paths: Iterable[Path]) -> tuple[Path, ...]:
+    return tuple(dict.fromkeys(path for some in paths for path in some))
+
+
+def _report(dataset: Dataset, info: DatasetInfo) -> SplitReport:
     samples = dataset.samples
     return SplitReport(
         split=dataset.split,
@@ -136,10 +160,27 @@ def _report(dataset: Dataset, info: DatasetInfo, more: Sequence[Finding]) -> Spl
         boxes=sum(len(sample.boxes) for sample in samples),
         masks=sum(len(sample.mask_paths) for sample in samples),
         key_points=sum(int((sample.key_points[:, 2] > 0).sum()) for sample in samples if sample.key_points is not None),
-        findings=(*dataset.findings, *more),
         missing=dataset.missing,
+        unreadable=dataset.unreadable,
         fingerprint=dataset.fingerprint,
         ids=(*dataset.ids, *dataset.left_out),
+    )
+
+
+def _report_instances(dataset: InstanceDataset, info: DatasetInfo) -> SplitReport:
+    samples = dataset.samples
+    return SplitReport(
+        split=dataset.split,
+        expected=info.expected.get(dataset.split) if dataset.name == info.name else None,
+        images=len(samples) + len(dataset.missing),
+        usable=len(samples),
+        classes_used=len({int(label) for sample in samples for label in sample.labels}),
+        classes=len(dataset.class_names),
+        boxes=sum(len(sample.boxes) for sample in samples),
+        masks=sum(segmentation is not None for sample in samples for segmentation in sample.segmentations),
+        missing=dataset.missing,
+        fingerprint=dataset.fingerprint,
+        ids=tuple(str(sample.path.relative_to(dataset.root or sample.path.anchor)) for sample in samples),
     )
 
 
@@ -154,40 +195,67 @@ def _shared_images(reports: Iterable[SplitReport]) -> tuple[Finding, ...]:
     return (Finding(what="images in two splits", count=len(shared), example=shared[0], severity="error"),) if shared else ()
 
 
-def check_pixels(dataset: Dataset, around: Around | None = None) -> tuple[Finding, ...]:
+def check_pixels(dataset: Dataset | InstanceDataset, around: Around | None = None) -> tuple[Finding, ...]:
     """Decode every image and mask; what cannot be read, has another size or no object pixel is in the findings."""
+    return _check_pixels(dataset, around)[0]
+
+
+def _check_pixels(dataset: Dataset | InstanceDataset, around: Around | None) -> tuple[tuple[Finding, ...], tuple[Path, ...]]:
+    """Findings, and the files that cannot be read."""
     problems: dict[tuple[str, str], list[str]] = {}
-    checked = _checked(dataset.samples)
+    unreadable: list[Path] = []
+    checked = _checked(dataset)
     for found in checked if around is None else around(checked, dataset.split, len(dataset)):
-        for severity, what, example in found:
-            problems.setdefault((severity, what), []).append(example)
-    return tuple(
+        for problem in found:
+            problems.setdefault((problem.severity, problem.what), []).append(problem.example)
+            unreadable += [] if problem.file is None else [problem.file]
+    findings = tuple(
         Finding(what=what, count=len(examples), example=examples[0], severity=severity) for (severity, what), examples in problems.items()
     )
+    return findings, _once(unreadable)
 
 
-def _checked(samples: Sequence[Sample]) -> Iterator[list[Problem]]:
+def _checked(dataset: Dataset | InstanceDataset) -> Iterator[list[Problem]]:
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:  # decoding releases the interpreter's lock
+        if isinstance(dataset, InstanceDataset):
+            yield from check_instances(dataset, pool, BLOCK)
+            return
+        samples = dataset.samples
         for start in range(0, len(samples), BLOCK):  # `map` takes all it is given at once
             yield from pool.map(_check_sample, samples[start : start + BLOCK])
 
 
 def _check_sample(sample: Sample) -> list[Problem]:
-    found = []
+    found: list[Problem] = []
+    located = bool(len(sample.boxes) or sample.has_mask or sample.key_points is not None)
     try:
-        pixels = sample.image()
-        stored = pixels.shape[1], pixels.shape[0]
-        if stored != sample.size:
-            example = f"{sample.id}: file {stored[0]}x{stored[1]}, annotations {sample.size[0]}x{sample.size[1]}"
-            found.append(("note", "image files of another size than the annotated frame: boxes are scaled with the frame", example))
+        sample.image()
+        if sample.path is not None:
+            check_file(sample.path, sample.id, sample.size, located=located, problems=found, cropped=sample.crop is not None)
     except DataError as error:
-        found.append(("error", "images that cannot be read", str(error)))
+        found.append(Problem("error", "images that cannot be read", str(error), sample.path))
     try:
-        mask = sample.mask()
-        if mask is not None and not mask.any():
-            example = f"{sample.id}: no value above {sample.mask_threshold}; an object pixel should be 255"
-            found.append(("error", "masks without an object pixel", example))
-        sample.ignore()
+        _check_mask(sample, found)
     except DataError as error:
-        found.append(("error", "masks that cannot be used", str(error)))
+        found.append(Problem("error", "masks that cannot be used", str(error)))
     return found
+
+
+def _check_mask(sample: Sample, found: list[Problem]) -> None:
+    mask = sample.mask()
+    sample.ignore()
+    for path in (*sample.mask_paths, *([sample.ignore_path] if sample.ignore_path else [])):
+        what = unusual_pixels(path, read_header(path).mode, "masks")
+        found += [Problem("warning", text, f"{sample.id}: {path.name}") for text in what]
+    if mask is None:
+        return
+    if not mask.any():
+        example = f"{sample.id}: no value above {sample.mask_threshold} of 255; an object pixel should be 255 (65,535 of 16 bits)"
+        found.append(Problem("error", "masks without an object pixel", example))
+    elif len(sample.boxes):
+        empty, outside = outside_mask(sample.boxes, mask)
+        example = f"{sample.id}: boxes {sample.boxes.tolist()}"
+        if empty:
+            found.append(Problem("warning", "images with a box that has no pixel of the mask inside", example))
+        if outside > 0.5:
+            found.append(Problem("warning", "images with more than half of the mask outside their boxes", example))

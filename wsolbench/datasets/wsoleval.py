@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from wsolbench.datasets.base import Record
-from wsolbench.datasets.tables import bad_line, parse_float, parse_int, rows_of
+from wsolbench.datasets.tables import bad_line, inner_path, parse_float, parse_int, rows_of
 from wsolbench.exceptions import DataError, UsageError
 
 T = TypeVar("T")
@@ -190,8 +190,8 @@ def _read_masks(path: Path, known: set[str]) -> dict[str, MaskFiles]:
             expected = "an ignore mask on the first line of an image, and only there"
             raise bad_line(path, line, expected, f"{ignore!r} for {image_id!r}")
         if ignore:
-            ignores[image_id] = ignore
-        masks.setdefault(image_id, []).append(mask)
+            ignores[image_id] = inner_path(ignore, path, line, "ignore mask")
+        masks.setdefault(image_id, []).append(inner_path(mask, path, line, "mask"))
     return {image_id: MaskFiles(masks=tuple(names), ignore=ignores[image_id]) for image_id, names in masks.items()}
 
 
@@ -204,5 +204,5 @@ def _check_complete(path: Path, found: Mapping[str, object], known: set[str]) ->
     absent = known - found.keys()
     if absent:
         raise DataError(
-            f"{path}: expected all {len(known):,} images of image_ids.txt, found none for {len(absent):,}, such as {min(absent)!r}"
+            f"{path}: expected all {len(known):,} images of image_ids.txt, found none for {len(absent):,}, such as {min(absent)[:200]!r}"
         )

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from urllib.parse import unquote
 
 from wsolbench.files import sha256_of_json, write_text
+from wsolbench.listing import list_files
 from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
 from wsolbench.protocol import DetectionProtocol, EvalProtocol
 from wsolbench.published import PublishedNumber
@@ -120,7 +121,7 @@ def _differences(folder: Path, board: dict[str, str]) -> list[Difference]:
             found.append(Difference(path, "missing"))
         elif path.read_bytes() != text.encode():
             found.append(Difference(path, "stale"))
-    others = sorted(path for path in folder.glob("*") if path.suffix in {".md", ".csv"} and path.name not in board)
+    others = [folder / name for name in list_files(folder, (".md", ".csv")) if name not in board]
     return found + [Difference(path, "superfluous") for path in others if _is_generated(path)]
 
 

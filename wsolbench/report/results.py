@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from wsolbench.exceptions import DataError, UsageError
+from wsolbench.listing import find_files
 from wsolbench.published import read_papers, read_published
 from wsolbench.records import find_records
 from wsolbench.report.board import Numbers
@@ -103,7 +104,7 @@ def current_versions(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 def _comparisons(folder: Path, digests: set[str]) -> tuple[list[Comparison], list[str]]:
     """Comparisons below `folder` whose records all have one of the digests, and messages for the others."""
     found, messages = [], []
-    for path in sorted(folder.rglob("*.json")) if folder.is_dir() else ():
+    for path in find_files(folder, ".json"):
         try:
             comparison = read_comparison(path)
         except DataError as error:

@@ -1,0 +1,69 @@
+"""Problems of image files that only their pixels or heads show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from wsolbench.decoding import is_transparent, read_header
+
+DIFFERENT_SIZE = "image files of another size than the annotated frame: boxes are scaled with the frame"
+OTHER_RATIO = "image files of another aspect ratio than the annotated frame: warped copies, or annotations of other images"
+
+
+class Problem(NamedTuple):
+    """Something wrong with one image: `file` is the one that cannot be read."""
+
+    severity: str
+    what: str
+    example: str
+    file: Path | None = None
+
+
+def check_file(path: Path, name: str, size: tuple[int, int], *, located: bool, problems: list[Problem], cropped: bool = False) -> None:
+    """Add what is unusual about the stored image: its size against the annotated one, its orientation, its kind of pixels.
+
+    Args:
+        path: the file.
+        name: of the image, for messages.
+        size: (width, height) that the annotations are for.
+        located: whether the image has boxes, masks or key points.
+        problems: where problems are added.
+        cropped: whether the image is a part of the file; then sizes are not compared.
+
+    Raises `DataError` when the file is no image.
+    """
+    header = read_header(path, f"image {name!r}")
+    stored, turned = header.size, f" (EXIF orientation {header.orientation})" if header.orientation > 1 else ""
+    example = f"{name}: file {stored[0]}x{stored[1]}{turned}, annotations {size[0]}x{size[1]}"
+    if stored == size or cropped:
+        if header.orientation > 1 and located:
+            what = "images with an EXIF orientation, read as stored: are their annotations for the stored pixels, or as viewers show them?"
+            problems.append(Problem("warning", what, example))
+    elif _same_ratio(stored, size):
+        problems.append(Problem("note", DIFFERENT_SIZE, example))
+    elif _same_ratio(stored[::-1], size):
+        cause = "annotated as viewers show them (EXIF orientation)" if header.orientation >= 5 else "turned by a quarter"
+        what = f"image files with width and height exchanged: read as stored, but {cause}"
+        problems.append(Problem("warning", what, example))
+    else:
+        problems.append(Problem("warning", OTHER_RATIO, example))
+    problems += [Problem("warning", what, f"{name}: mode {header.mode}") for what in unusual_pixels(path, header.mode, "images")]
+
+
+def unusual_pixels(path: Path, mode: str, kind: str) -> list[str]:
+    """What is unusual about the pixels of an image or mask file; `kind` is its plural. Raises `DataError` when it cannot be read."""
+    found = []
+    if mode == "F":
+        found.append(f"{kind} with float pixels: 1.0 is taken for white")
+    elif mode.startswith("I"):
+        found.append(f"{kind} with 16-bit pixels: scaled to 8 bits")
+    if is_transparent(path):
+        found.append(f"{kind} with transparent pixels: read in their stored colours, without transparency")
+    return found
+
+
+def _same_ratio(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether one is the other shrunken, up to a pixel that was rounded."""
+    scale = max(size[0] / other[0], size[1] / other[1])
+    return all(abs(side - scale * length) <= max(1.0, scale) for side, length in zip(size, other, strict=True))
