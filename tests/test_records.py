@@ -150,7 +150,6 @@ def test_a_broken_record_is_named(tmp_path: Path, changes: dict[str, object], me
     ],
 )
 def test_a_record_with_a_protocol_that_cannot_be_is_named(tmp_path: Path, protocol: object, message: str) -> None:
-    pytest.importorskip("wsolbench.ranges")  # without its limits a small step would fill the memory
     path = record().write(tmp_path)
     edit(path, protocol=protocol)
     with pytest.raises(DataError, match=message) as caught:
