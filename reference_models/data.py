@@ -118,7 +118,7 @@ class ImageReader:
 
     def _image(self, index: int) -> Pixels:
         if self._kept is not None:
-            return self._kept[index]
+            return np.asarray(self._kept[index])
         if index in self._seen:
             return self._seen[index]
         image = self._read(index)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -16,7 +14,7 @@ from torch import nn
 
 from reference_models.checkpoint import read_beside, read_header, write_beside
 from reference_models.detection_recipes import DetectionRecipe
-from reference_models.recipes import Recipe
+from reference_models.recipes import LATER_FIELDS, Recipe
 from reference_models.run_folder import must_be_same
 from reference_models.weights import IMAGENET, NONE, first_line, read_safetensors
 from wsolbench.exceptions import DataError, UsageError
@@ -31,14 +29,6 @@ LIBRARIES = ("torch", "torchvision", "timm")
 """Whose versions a training depends on, besides those of all numbers."""
 
 R = TypeVar("R", Recipe, DetectionRecipe)
-
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    **dict.fromkeys(("epochs", "batch_size", "lr"), (lambda value: value > 0, "a number greater than 0")),
-    **dict.fromkeys(("weight_decay", "gamma", "clip_norm", "warmup_steps"), (lambda value: value >= 0, "at least 0")),
-    "momentum": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    "flip": (lambda value: 0 <= value <= 1, "a probability"),
-}
-"""What numbers of a recipe can be."""
 
 
 @runtime_checkable
@@ -56,21 +46,15 @@ class Run(Protocol):
 
 
 def as_asked(recipe: R, request: TrainRequest | DetectorRequest) -> R:
-    """The recipe with the request's changes. Raises `UsageError` on numbers that mean nothing."""
+    """The recipe with the request's changes."""
     asked: dict[str, Any] = {"epochs": request.epochs, "batch_size": request.batch_size, "lr": request.lr}
-    recipe = replace(recipe, **{name: value for name, value in asked.items() if value is not None})
-    for name, (holds, expected) in _RANGES.items():
-        value = getattr(recipe, name, None)  # the recipes of detectors have other fields, too
-        if value is not None and not (math.isfinite(value) and holds(value)):
-            raise UsageError(f"{name} is {value}; expected {expected}")
-    if request.workers < 0 or request.seed < 0:
-        raise UsageError(f"workers and seed must not be negative; got {request.workers} and {request.seed}")
-    return recipe
+    return replace(recipe, **{name: value for name, value in asked.items() if value is not None})
 
 
 def recipe_facts(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
-    """All fields, as JSON has them."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(recipe).items()}
+    """All fields, as JSON has them. A field of `LATER_FIELDS` at its default is left out, so that runs from before it are the same run."""
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(recipe).items()}
+    return {name: value for name, value in values.items() if name not in LATER_FIELDS or value != LATER_FIELDS[name]}
 
 
 def weights_fact(weights: str) -> str:

@@ -92,6 +92,9 @@ class Recipe(Ranged):
         return max(milestone - self.first_epoch / self.epochs, min(milestone, 1 / self.epochs))
 
 
+LATER_FIELDS: Mapping[str, object] = MappingProxyType({"first_epoch": 0, "short_side": False, "rotation_filter": "bilinear"})
+"""Fields that came after records had been written, with the value that those records stand for: the default."""
+
 MANY_CLASSES = 500
 """Data sets with at least as many classes are treated as ILSVRC where published values are for CUB and for ILSVRC."""
 
@@ -101,7 +104,7 @@ CLOVAAI_CUB = Recipe(
     source="clovaai/wsolevaluation",
     epochs=50,
     batch_size=32,
-    lr=0.0,
+    lr=1.268e-5,
     milestones=(0.3, 0.6, 0.9),
     first_epoch=1,
     bias_factor=1.0,
@@ -113,7 +116,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "spa_cub": Recipe(source="Panxjia/SPA_CVPR2021, CUB scripts", epochs=100, batch_size=30, lr=1e-3, milestones=(0.8,)),
         "spa_ilsvrc": Recipe(source="Panxjia/SPA_CVPR2021, ILSVRC scripts", epochs=20, batch_size=16, lr=1e-3, milestones=(0.5, 0.75)),
-        "clovaai_cub_vgg16": replace(CLOVAAI_CUB, lr=1.268e-5),
+        "clovaai_cub_vgg16": CLOVAAI_CUB,
         "clovaai_cub_resnet50": replace(CLOVAAI_CUB, lr=2.322e-4, weight_decay=1e-4),
         "clovaai_cub_inception_v3": replace(CLOVAAI_CUB, lr=2.248e-3),
         "clovaai_ilsvrc_vgg16": replace(CLOVAAI_ILSVRC, lr=1.654e-5),

@@ -80,7 +80,7 @@ Epochs = Annotated[int, Range(1, 100_000)]
 BatchSize = Annotated[int, Range(1, 65_536)]
 ImageSide = Annotated[int, Range(32, 4096)]
 """Side of a network's input, in pixels."""
-LearningRate = Annotated[float, Range(0, 1000)]
+LearningRate = Annotated[float, Range(0, 1000, open_low=True)]
 Workers = Annotated[int, Range(0, 4096)]
 Resamples = Annotated[int, Range(1, 1_000_000)]
 

@@ -50,6 +50,7 @@ from reference_models.layers.heads import cross_entropy, make_head
 from reference_models.layers.maps import min_max
 from reference_models.recipes import Recipe, default_recipe
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import Positive
 
 PAIRS_AT_ONCE = 64
 """Pairs of an image and a class that the second head sees in one call: 64 x 512 x 28 x 28 features are 100 MB."""
@@ -64,7 +65,7 @@ class AcolConfig(HeadConfig):
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"official": {}, "clovaai": {"delta": 0.7}})
     variant: Literal["official", "clovaai"] = "official"
     """`official`: the authors' code; `clovaai`: wsolevaluation's threshold, on VGG its 14x14 grid, on ResNet its initialisation."""
-    delta: float = 0.6
+    delta: Positive = 0.6
     """Where the stretched map of the label reaches this, features are erased: 0.6 (authors), 0.7 (wsolevaluation); above 1: nowhere."""
     test_erase_label: Literal["given", "predicted"] = "given"
     """Whose map erases at test: that of each class asked for (authors, wsolevaluation), or that of the class A predicts."""

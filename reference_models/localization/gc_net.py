@@ -61,6 +61,7 @@ from reference_models.layers.shapes import Shape, ShapeNet, count_numbers, shape
 from reference_models.recipes import Recipe, default_recipe
 from reference_models.weights import digest_of_setting, load_parts
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import BatchSize, Channels, Positive, Share, Steps, Weight
 from wsolbench.types import Dataset
 
 DECAY_START = 2 / 3
@@ -83,26 +84,26 @@ class GcNetConfig(HeadConfig):
     """`ellipse` and `rot_rect` have an angle; `rect` is upright."""
     generator: Literal["math", "cnn"] = "math"
     """The mask is a formula (`math`), or drawn by a network that learns it before the run (`cnn`)."""
-    generator_steps: int = 120_000
+    generator_steps: Steps = 120_000
     """Steps that the network learns for, at a rate that starts at 0.1: released code."""
-    generator_batch: int = 128
+    generator_batch: BatchSize = 128
     """Shapes in each of them: released code."""
-    sharpness: float = 10.0
+    sharpness: Positive = 10.0
     """s of `math` at the start; it is learned. Released code."""
-    area_weight: float | None = None
+    area_weight: Weight | None = None
     """kappa; 0: no term. None: 2.5 with `math`, 1 with `cnn` (released code, for CUB), times log C / log 200, as the largest (1) and (2)
     are log C: with few classes shapes would shrink to nothing."""
     classifier: str = ""
     """Checkpoint with a trained classifier for these classes and this backbone; not of `nl-ccam`, whose blocks would be left out."""
     classifier_sha256: str = ""
     """Of that file; filled when it is read."""
-    classifier_part: float = 1 / 3
+    classifier_part: Share = 1 / 3
     """Part of the run that trains the classifier where it has to be trained: this project's choice."""
     frozen_eval: bool = True
     """The frozen classifier and generator are in evaluation mode; False (released code): batch norm and dropout are as in training."""
     lr_decay: Literal["linear", "compounding"] = "linear"
     """Fall of the rate in the last third: to 0 along a line, or (released code) after each epoch by that line's factor once more."""
-    pool: int = 0
+    pool: Channels = 0
     """Side of the grid that the regressor sees; 0: 7 up to 512 channels, else 1, the mean over all pixels."""
 
     def __post_init__(self) -> None:

@@ -62,6 +62,7 @@ from reference_models.layers.maps import min_max
 from reference_models.post import PostConfig, PostProcess
 from reference_models.recipes import MANY_CLASSES
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import Order, Share, Weight
 
 PUBLISHED: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
@@ -104,17 +105,17 @@ class ScgConfig(PostConfig):
     """`official`: released code; `paper`: (6) to (14)."""
     features: tuple[FeatureName, ...] = ("-2", "-1")
     """Stages of the backbone, counted from the last; both sources take two. `-1,penultimate` is the other reading of feat4, feat5."""
-    order: int = 2
+    order: Order = 2
     """Of `high`; 1 is P itself. Both sources: 2."""
-    delta_h: float = 0.1
+    delta_h: Share = 0.1
     """From which value of M_cam on a pixel is a seed of the object; released scripts."""
-    delta_l: float = 0.05
+    delta_l: Share = 0.05
     """Up to which value it is one of the background; released scripts."""
-    fo_th: float | None = None
+    fo_th: Share | None = None
     """Released code only: first-order correlations below it count as 0."""
-    so_th: float | None = None
+    so_th: Weight | None = None
     """Released code only: higher-order ones below so_th / N count as 0. (A file name in its repository says 0.2 for CUB.)"""
-    so_weight: float | None = None
+    so_weight: Weight | None = None
     """Factor of the higher order in the maximum; the paper has none."""
     combine: Literal["max", "first", "high"] = "max"
     """Both sources: `max`. The released code can also take one of the two alone, as it comes out of (b) or (d): (e) is for `max`."""

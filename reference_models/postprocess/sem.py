@@ -43,6 +43,7 @@ from reference_models.layers.correlation import FeatureName, features_of, in_chu
 from reference_models.layers.maps import min_max
 from reference_models.post import PostConfig, PostProcess
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import Count, CountOrZero
 
 FLAT = 1e-6
 """Similarities that differ by less are equal up to the rounding of float32."""
@@ -58,9 +59,9 @@ class SemConfig(PostConfig):
 
     variant: Literal["official", "scaled"] = "official"
     """`official`: released code, one number of seeds for all grids; `scaled`: in proportion to the pixels (this project)."""
-    seeds: int = 60
+    seeds: Count = 60
     """Seeds of a class's map, at most the pixels of the features; released code."""
-    seeds_of: int = 0
+    seeds_of: CountOrZero = 0
     """0: `seeds` on every grid. Another number: `seeds` on a grid of that many pixels, in proportion on others, at least 1."""
     features: FeatureName = "penultimate"
     """Released code: the input of the last layer. `-1`, `-2`, `-3`: a stage of the backbone, counted from the last."""

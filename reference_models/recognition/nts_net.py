@@ -62,6 +62,7 @@ from reference_models.layers.regions import CropMode, NmsRule, crop_resize
 from reference_models.recipes import Recipe
 from reference_models.recognizer import FINE_GRAINED, Recognizer
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import Channels, Share, ShareBelow1, SideOrDefault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,21 +82,21 @@ class NtsNetConfig(MethodConfig):
 
     variant: Literal["paper", "official"] = "paper"
     """`official`: as the released code runs, with its recipe on ResNet-50."""
-    proposals: int = 6
+    proposals: Channels = 6
     """M, parts that the Teacher sees: paper and released code."""
-    parts: int = 4
+    parts: Channels = 4
     """K, parts that the Scrutinizer sees: paper and released code."""
-    nms: float = 0.25
+    nms: Share = 0.25
     """Largest IoU of two parts: released code."""
     nms_rule: NmsRule = "gt"
     """Whether a part is suppressed above that IoU (`gt`), or from it on and on whole pixels (`ge`: released code)."""
-    part_size: int = 0
+    part_size: SideOrDefault = 0
     """Side to which a part is resized; 0: half the image's, 224 in the paper."""
     crop_mode: CropMode = "half_pixel"
     """How it is resized; released code: `align_corners`."""
     part_reduction: Literal["mean", "sum"] = "mean"
     """Of the parts in (2): mean in the released code, sum in the paper."""
-    dropout: float = 0.5
+    dropout: ShareBelow1 = 0.5
     """Before each classifier: released code."""
     dropout_in_eval: bool = False
     """Whether dropout stays active at test (released code), with one mask that is always the same."""

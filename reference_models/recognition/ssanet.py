@@ -69,6 +69,7 @@ from reference_models.recipes import Recipe
 from reference_models.recognizer import FINE_GRAINED, Recognizer
 from reference_models.weights import digest_of_setting, load_parts
 from wsolbench.exceptions import UsageError
+from wsolbench.ranges import Channels, Count, CountOrZero, Positive, Share, SideOrDefault, Weight
 
 LENGTHS, CARS_LENGTHS = (90, 90, 90, 1), (90, 90, 45, 1)
 
@@ -84,21 +85,21 @@ class SsanetConfig(PartHeadConfig):
 
     variant: Literal["paper", "light"] = "paper"
     """`light`: DSM sees pooled vectors, and has 2 instead of 100 million weights (ResNet-50, 200 classes)."""
-    parts: int = 4
+    parts: Channels = 4
     """K: the paper."""
-    proposals: int = 6
+    proposals: Channels = 6
     """M, parts that the ranking loss compares, of which the first K go on: NTS-Net."""
     anchors: AnchorKind = "nts"
     """NTS-Net's ("like [21]"), or, as the text goes on, one level with three sides and three ratios."""
-    nms: float = 0.25
+    nms: Share = 0.25
     """Largest IoU of two parts: NTS-Net."""
-    part_size: int = 0
+    part_size: SideOrDefault = 0
     """Side to which a part is resized; 0: half the image's, 224 as in NTS-Net."""
     part_source: Literal["crop", "roi"] = "crop"
     """The backbone sees parts again, or (the paper's hint for more speed) they are cut out of the features of the whole image."""
-    crop_chunk: int = 256
+    crop_chunk: Count = 256
     """How many crops go through a backbone in evaluation mode at a time; changes no result."""
-    mac_weight: float = 0.5
+    mac_weight: Weight = 0.5
     """lambda: 0.5 in the paper (0.1, 0.3 and 1 are as good); 0: without MAC (Table 3)."""
     mac_self: bool = False
     """Whether pairs of an image with itself count, as in the printed sum."""
@@ -116,13 +117,13 @@ class SsanetConfig(PartHeadConfig):
     """The paper's, or all at once, with which OP has little effect (paper)."""
     stage1: Literal["mac_then_dsm", "joint"] = "mac_then_dsm"
     """Whether DSM learns after 1a, with a frozen backbone, or during it."""
-    stage_epochs: tuple[int, ...] = ()
+    stage_epochs: tuple[CountOrZero, ...] = ()
     """Epochs of 1a, 1b, 2, 3; only the last can be 0. Empty: 90,90,90,1, on Cars 90,90,45,1. A run of another length scales them."""
     part_net: str = ""
     """Checkpoint of a run with the same backbone and classes, `dsm=none op=false` say: its 1a is taken, and left out here."""
     part_net_sha256: str = ""
     """Of that file; filled when it is read."""
-    module_rate: float = 1.0
+    module_rate: Positive = 1.0
     """Of the recipe's rate, in 1b and 2. Adam moves all weights of a logit at once: 0.05, say, with flattened features; the paper: SGD."""
 
     def __post_init__(self) -> None:
