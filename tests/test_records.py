@@ -252,7 +252,7 @@ def test_a_copied_record_counts_once_and_is_named(tmp_path: Path) -> None:
         {"metrics": (MetricValue(name="gt_known", value=0.5, n=0),)},
         {"dataset": {"name": "toybirds", "split": "test", "fingerprint": 1}},
     ],
-    ids=str,
+    ids=["backbone", "nan", "surrogate", "object", "value", "n", "fingerprint"],
 )
 def test_a_record_that_could_not_be_read_again_is_not_written(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"the record of method .* cannot be written: it "):
