@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import pickle
@@ -17,33 +18,49 @@ from wsolbench.exceptions import DataError
 from wsolbench.regular_files import check_regular, name_content
 
 _CHILD = """
-import pickle, sys, warnings
+import io, pickle, sys, warnings
 from scipy.io import loadmat
 warnings.simplefilter("ignore")  # for a broken variable scipy warns and returns the text of its error
-values = loadmat(sys.argv[1], variable_names=[sys.argv[2]], squeeze_me=True)
-sys.stdout.buffer.write(pickle.dumps((sys.argv[2] in values, values.get(sys.argv[2]))))
+values = loadmat(io.BytesIO(sys.stdin.buffer.read()), variable_names=[sys.argv[1]], squeeze_me=True)
+sys.stdout.buffer.write(pickle.dumps((sys.argv[1] in values, values.get(sys.argv[1]))))
 """
+
+_TITLE = 116
+"""Bytes of text, with the date, at the start of a file of version 5."""
 
 
 def load_mat(path: Path, name: str) -> np.ndarray:
-    """One variable of a MATLAB file, squeezed; structs are read by field name. Raises `DataError`.
-
-    A process of its own reads the file: on a flipped bit, scipy can crash instead of raising.
-    """
+    """One variable of a MATLAB file, squeezed; structs are read by field name. Raises `DataError`."""
     check_regular(path)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part or "." for part in sys.path), "OMP_NUM_THREADS": "1"}
     try:
-        done = subprocess.run([sys.executable, "-c", _CHILD, str(path), name], capture_output=True, env=environment, check=False)
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    if content.startswith(b"MATLAB 5.0"):
+        content = b"MATLAB 5.0".ljust(_TITLE) + content[_TITLE:]
+    try:
+        found, value = _parse(content, name)
     except OSError as error:
         raise DataError(f"cannot read {path}: no process for it could be started ({error.strerror})") from error
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        last = lines[-1][:200] if lines and done.returncode > 0 else "its reader crashed"
-        raise DataError(f"{path} is not a MATLAB file that can be read{name_content(path) or f' ({last})'}")
-    found, value = pickle.loads(done.stdout)
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode(errors="replace").strip().splitlines()
+        last = lines[-1][:200] if lines and error.returncode > 0 else "its reader crashed"
+        raise DataError(f"{path} is not a MATLAB file that can be read{name_content(path) or f' ({last})'}") from error
     if not found:
         raise DataError(f"{path}: expected a variable `{name}`")
     return np.asarray(value)
+
+
+@functools.lru_cache(maxsize=8)
+def _parse(content: bytes, name: str) -> tuple[bool, Any]:
+    """Whether a MATLAB file has a variable, and its value; what every split reads is parsed once.
+
+    A process of its own parses: on a flipped bit, scipy can crash instead of raising. Raises `CalledProcessError`.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part or "." for part in sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", _CHILD, name], input=content, capture_output=True, env=environment, check=True)
+    found, value = pickle.loads(done.stdout)
+    return found, value
 
 
 def load_structs(path: Path, name: str, fields: Sequence[str]) -> list[np.void]:
