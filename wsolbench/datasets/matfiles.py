@@ -36,6 +36,8 @@ def load_mat(path: Path, name: str) -> np.ndarray:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+    if what := name_content(path):
+        raise DataError(f"{path} is not a MATLAB file that can be read{what}")
     if content.startswith(b"MATLAB 5.0"):
         content = b"MATLAB 5.0".ljust(_TITLE) + content[_TITLE:]
     try:
@@ -45,7 +47,7 @@ def load_mat(path: Path, name: str) -> np.ndarray:
     except subprocess.CalledProcessError as error:
         lines = error.stderr.decode(errors="replace").strip().splitlines()
         last = lines[-1][:200] if lines and error.returncode > 0 else "its reader crashed"
-        raise DataError(f"{path} is not a MATLAB file that can be read{name_content(path) or f' ({last})'}") from error
+        raise DataError(f"{path} is not a MATLAB file that can be read ({last})") from error
     if not found:
         raise DataError(f"{path}: expected a variable `{name}`")
     return np.asarray(value)
