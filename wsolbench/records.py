@@ -284,6 +284,8 @@ def _json_files(folder: Path) -> tuple[list[Path], list[str]]:
     """Every `*.json` below `folder`, whatever it is, and messages for folders that cannot be listed."""
     paths: list[Path] = []
     unreadable: list[str] = []
+    if not folder.exists():
+        return paths, unreadable
 
     def name_error(error: OSError) -> None:
         unreadable.append(f"the folder {error.filename} cannot be listed: {error.strerror}")

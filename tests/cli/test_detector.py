@@ -66,9 +66,12 @@ def test_export_then_train_then_evaluate_then_the_board(run, birds: Path) -> Non
         (("eval-detector", "--data-root", "coco", "--save-detections", "birds"), "is a directory"),
         (
             ("train-detector", "--data-root", "coco", "--split", "val", "--set", "recipe.momentum=2"),
-            "momentum is 2.0; expected at least 0 and below 1",
+            "setting momentum of recipe 'lio_coco' is 2.0; expected a number in [0, 1)",
         ),
-        (("train-detector", "--data-root", "coco", "--split", "val", "--set", "recipe.flip=3"), "flip is 3.0; expected a probability"),
+        (
+            ("train-detector", "--data-root", "coco", "--split", "val", "--set", "recipe.flip=3"),
+            "setting flip of recipe 'lio_coco' is 3.0; expected a number in [0, 1]",
+        ),
         (("export", "--dataset", "coco", "--data-root", "coco", "--out", "again"), "is for detectors"),
         (("export", "--dataset", "csvfolder", "--data-root", "birds", "--split", "tarin", "--out", "coco"), "did you mean 'train'"),
         (("eval", "--dataset", "toybirds", "--method", "lio-mask-rcnn"), "eval-detector"),

@@ -88,7 +88,7 @@ def test_the_page_comes_from_the_records_and_another_run_replaces_them(study) ->
         (("--maps", "maps/blob"), "expected --dataset and --maps, or neither"),
         ((*SCORE, "--maps", "maps/blob"), "folders of two methods or more"),
         ((*SCORE, "--maps", "maps/blob", "--maps", "maps/blob"), "each of another name"),
-        ((*SCORE, "--maps", "maps/blob", "--maps", "nowhere"), "no map for image"),
+        ((*SCORE, "--maps", "maps/blob", "--maps", "nowhere"), "no folder of maps nowhere"),
     ],
 )
 def test_a_wrong_call_is_explained(study, arguments: tuple[str, ...], message: str) -> None:

@@ -81,7 +81,7 @@ def test_a_part_that_is_none_is_refused(text: str) -> None:
     [
         ("--epochs", "0", r"0 is not a whole number in \[1, 100000\]"),
         ("--epochs", LONG, "is not a whole number in"),
-        ("--lr", "1e308", r"1e308 is not a number in \[0, 1000\]"),
+        ("--lr", "1e308", r"1e308 is not a number in \(0, 1000\]"),
         ("--lr", "nan", "nan is not a number"),
         ("--lr", "-1", "-1 is not a number"),
         ("--seed", "-1", r"-1 is not a whole number in \[0, 4294967295\]"),
@@ -128,15 +128,6 @@ def test_every_command_that_takes_a_number_has_its_range(run) -> None:
         assert "is not a" in result.err, arguments
 
 
-def test_a_batch_larger_than_the_data_set_is_cut_to_it(run, birds: Path) -> None:
-    asked = run("eval", "--method", "center-box", *on(birds), "--resamples", "100", "--batch-size", "65536", "--out", "a")
-    assert asked.code == 0, asked.err
-    assert "--batch-size 65536 is more than there are images; 32 is used" in asked.err
-    plain = run("eval", "--method", "center-box", *on(birds), "--resamples", "100", "--out", "b")
-    assert "--batch-size" not in plain.err
-    assert [path.name for path in Path("a").rglob("*.json")] == [path.name for path in Path("b").rglob("*.json")]
-
-
 def test_unknown_names_are_said_where_no_trained_model_is_found(run, birds: Path) -> None:
     backbone = run("eval", "--method", "cam", *on(birds), "--backbone", "resnet5")
     assert backbone.code == 2
@@ -144,7 +135,7 @@ def test_unknown_names_are_said_where_no_trained_model_is_found(run, birds: Path
     setting = run("eval", "--method", "cam", *on(birds), "--backbone", "tiny", "--set", "hed=fc")
     assert "unknown setting of method 'cam' 'hed'; did you mean 'head'" in setting.err
     recipe = run("eval", "--method", "cam", *on(birds), "--backbone", "tiny", "--set", "recipe.lr=1e308")
-    assert "expected a number in [0, 1000]" in recipe.err
+    assert "expected a number in (0, 1000]" in recipe.err
     known = run("eval", "--method", "cam", *on(birds), "--backbone", "tiny")
     assert "no trained model" in known.err
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
+from wsolbench.cli._evaluation import evaluate_and_report
 from wsolbench.cli.options import (
     DataOptions,
     ScoringOptions,
     checkpoint_option,
     data_options,
-    evaluate_and_report,
     model_options,
     post_set_option,
     scoring_options,

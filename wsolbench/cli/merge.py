@@ -22,7 +22,7 @@ def command(folders: tuple[Path, ...], out: Path, save_scores: bool, keep: bool)
 
     The record is the one that a single run without --shard gives.
     """
-    from wsolbench.cli.options import report_evaluation
+    from wsolbench.cli._evaluation import report_evaluation
     from wsolbench.evaluate import conclude
     from wsolbench.files import make_folder
     from wsolbench.runs import merge

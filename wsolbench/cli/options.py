@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import shlex
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
@@ -26,8 +24,6 @@ from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
     from wsolbench.datasets import Missing
-    from wsolbench.distributed import World
-    from wsolbench.evaluate import Evaluation, MapSource, RunOptions
     from wsolbench.runs import Shard
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -301,101 +297,3 @@ scoring_options = _together(
         help="JSON file for one box an image at the oracle threshold of GT-known, in COCO's format of results; asks for the maps twice.",
     ),
 )
-
-
-def evaluate_and_report(
-    scored: Dataset,
-    source: MapSource,
-    scoring: ScoringOptions,
-    options: RunOptions,
-    *,
-    val: Dataset | None,
-    whole: Dataset | None = None,
-    facts: dict[str, Any] | None = None,
-    world: World | None = None,
-) -> None:
-    """Score; then, unless this is one shard or another process does it, write what was asked for and say where it is.
-
-    `whole` is the split that `scored` is a part of, if it is: images are numbered as they are there.
-    """
-    from wsolbench.distributed import World
-    from wsolbench.evaluate import conclude, limited, score, score_shard
-
-    started = time.perf_counter()
-    world = world or World()
-    what: dict[str, Any] = {
-        "limit": scoring.limit,
-        "fixed_tau": scoring.fixed_tau,
-        "transfer_from": val,
-        "options": options,
-        "facts": facts,
-    }
-    if scoring.shard is not None:
-        if world.size > 1:
-            raise UsageError("--shard and torchrun exclude each other: torchrun makes a shard for each of its processes")
-        folder = score_shard(scored, source, scoring.conventions(), scoring.shard, scoring.out, **what)
-        click.echo(f"shard    {scoring.shard} in {folder.root}\ntime     {time.perf_counter() - started:.1f} s")
-        click.echo(f"next     wsolbench merge {scoring.out} --out results/measured, when all {scoring.shard.count} are done")
-        return
-    run = score(scored, source, scoring.conventions(), **what, world=world)
-    if not world.is_first:
-        return
-    evaluation = conclude(run)
-    drawn = limited(scored, scoring.limit)
-
-    def maps_of(indices: Sequence[int]) -> Sequence[Any]:
-        samples = [drawn[index] for index in indices]
-        batches = [samples[start : start + options.batch_size] for start in range(0, len(samples), options.batch_size)]
-        return [raw for batch in batches for raw in source.maps(batch, source.collate([source.load(sample) for sample in batch])).maps]
-
-    lines: list[str] = []
-    with _printed_at_the_end(evaluation, lines):  # everything is written before anything is printed
-        write_evaluation(evaluation, scoring.out, scoring.save_scores, lines)
-        if scoring.save_boxes is not None:
-            from wsolbench.datasets.coco_export import image_numbers
-            from wsolbench.report.coco_boxes import write_coco_boxes
-
-            numbers = image_numbers(whole or scored)
-            count = write_coco_boxes(scoring.save_boxes, evaluation.record, evaluation.scores, drawn, maps_of, numbers)
-            lines.append(f"boxes    {scoring.save_boxes} ({count})")
-        if scoring.pictures is not None:
-            from wsolbench.report.plots import add_pictures
-
-            pictures = add_pictures(scoring.pictures, evaluation.record, evaluation.scores, drawn, maps_of)
-            lines += [f"picture  {picture}" for picture in pictures]
-        evaluation.finish()
-        lines.append(f"time     {time.perf_counter() - started:.1f} s")
-
-
-def report_evaluation(evaluation: Evaluation, out: Path, save_scores: bool) -> None:
-    """Write the record and, if asked, the scores; then print the table and where they are."""
-    lines: list[str] = []
-    with _printed_at_the_end(evaluation, lines):
-        write_evaluation(evaluation, out, save_scores, lines)
-
-
-def write_evaluation(evaluation: Evaluation, out: Path, save_scores: bool, lines: list[str]) -> None:
-    """Write the record and, if asked, the scores; add where they are to `lines`."""
-    from wsolbench.score_table import SCORES
-
-    path = evaluation.record.write(out)
-    if save_scores:
-        scores = path.with_suffix(SCORES)
-        evaluation.scores.write(scores, evaluation.record)
-        lines.append(f"scores   {scores}")
-    lines.append(f"record   {path}")
-
-
-@contextlib.contextmanager
-def _printed_at_the_end(evaluation: Evaluation, lines: list[str]) -> Iterator[None]:
-    """Print the table and `lines` when the block ends, also where something in it fails."""
-    from rich.console import Console
-
-    from wsolbench.report.tables import metrics_table
-
-    try:
-        yield
-    finally:
-        Console(soft_wrap=True).print(metrics_table(evaluation.record))
-        for line in lines:
-            click.echo(line)

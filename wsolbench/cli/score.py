@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wsolbench.cli.options import DataOptions, ScoringOptions, data_options, evaluate_and_report, scoring_options, workers_option
+from wsolbench.cli._evaluation import evaluate_and_report
+from wsolbench.cli.options import DataOptions, ScoringOptions, data_options, scoring_options, workers_option
 from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
