@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float64, Num
@@ -39,11 +39,12 @@ def check_boxes(boxes: Num[np.ndarray, "n 4"], *, plus_one: bool, what: str = "b
     return result
 
 
-def check_boxes_of_image(boxes: Num[np.ndarray, "n 4"], size: tuple[int, int], what: str = "boxes") -> Float64[np.ndarray, "n 4"]:
+def check_boxes_of_image(
+    boxes: Num[np.ndarray, "n 4"], size: tuple[int, int], what: str = "boxes", *, unit: bool = True
+) -> Float64[np.ndarray, "n 4"]:
     """`check_boxes` for continuous boxes in pixels of an image of `size` = (width, height); no box at all is allowed.
 
-    Also raises `DataError` for a box outside the image, and for boxes that are fractions of the image: all of them lie inside its
-    first pixel, and not on pixel borders.
+    Also raises `DataError` for a box outside the image and, with `unit`, for boxes that look like fractions of the image.
     """
     width, height = check_size(size)
     result = check_boxes(np.zeros((0, 4)) if np.size(boxes) == 0 else boxes, plus_one=False, what=what)
@@ -56,12 +57,34 @@ def check_boxes_of_image(boxes: Num[np.ndarray, "n 4"], size: tuple[int, int], w
             f"{what}: row {row} is {result[row].tolist()}, outside the image of {width} x {height}; expected x0, y0, x1, y1 in pixels "
             "of the image, and its size as (width, height)"
         )
-    if result.max() <= 1 and min(width, height) >= FRACTIONS_FROM and (result != np.trunc(result)).any():
-        raise DataError(
-            f"{what} look like fractions of the image: {result[0].tolist()} in an image of {width} x {height}; expected pixels. "
-            "Multiply x by the width and y by the height."
-        )
+    if unit and are_fractions(result, size):
+        raise _fractions(what, result, size)
     return result
+
+
+def are_fractions(boxes: Num[np.ndarray, "n 4"], size: tuple[int, int]) -> bool:
+    """Whether boxes look like fractions of their image: all of them lie inside its first pixel, and not on pixel borders."""
+    values = np.asarray(boxes, dtype=np.float64)
+    return values.size > 0 and min(size) >= FRACTIONS_FROM and bool(values.max() <= 1) and bool((values != np.trunc(values)).any())
+
+
+def check_unit(boxes: Iterable[tuple[str, Num[np.ndarray, "n 4"], tuple[int, int]]]) -> None:
+    """Raise `DataError` if the boxes of all images look like fractions. Items are (image id, boxes, size); images may have no box."""
+    first = None
+    for image_id, own, size in boxes:
+        if len(own):
+            if not are_fractions(own, size):
+                return
+            first = first or (image_id, own, size)
+    if first is not None:
+        raise _fractions(f"the true boxes of all images, {first[0]!r} for instance,", first[1], first[2])
+
+
+def _fractions(what: str, boxes: Num[np.ndarray, "n 4"], size: tuple[int, int]) -> DataError:
+    return DataError(
+        f"{what} look like fractions of the image: {np.asarray(boxes)[0].tolist()} in an image of {size[0]} x {size[1]}; expected pixels. "
+        "Multiply x by the width and y by the height."
+    )
 
 
 def check_size(size: Sequence[int], what: str = "image size") -> tuple[int, int]:

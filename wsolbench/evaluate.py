@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from jaxtyping import Int64
 
+from wsolbench.checks import check_unit
 from wsolbench.datasets.coco import InstanceDataset
 from wsolbench.distributed import World, barrier, gathered
 from wsolbench.exceptions import DataError, UsageError
@@ -252,8 +253,12 @@ def _plan(
     if transfer_from is not None and transfer_from.has_boxes:
         splits.append(limited(transfer_from, limit))
         transferred = {"split": transfer_from.split, "fingerprint": transfer_from.fingerprint}
+    for split in splits:
+        check_unit((sample.id, sample.boxes, sample.size) for sample in split.samples if len(sample.boxes))
+    maps_digest = source.identity([image_id for split in splits for image_id in split.ids])
     plan = RunPlan.make(
         splits=splits,
+        reads_images=maps_digest is None,  # then the source is a model
         method=source.describe(),
         dataset={
             "name": dataset.name,
@@ -269,7 +274,7 @@ def _plan(
         resamples=options.resamples,
         batch_size=options.batch_size,
         made_by=source.provenance(),
-        source=source.identity([image_id for split in splits for image_id in split.ids]),
+        source=maps_digest,
         maps=None if options.save_maps is None else str(options.save_maps.root.resolve()),
     )
     # A description that a record cannot hold is refused before the work.

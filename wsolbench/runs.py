@@ -12,12 +12,14 @@ digest of its bytes: what is damaged, doubled or of another run is scored again 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from wsolbench.protocol import EvalProtocol
 from wsolbench.records import SHARDS, provenance
 from wsolbench.score_table import ScoreTable
 from wsolbench.scores import ImageScores, read_ids
-from wsolbench.types import Dataset
+from wsolbench.types import Dataset, Sample
 
 SCHEMA = 2
 MAX_SHARDS = 1_000_000
@@ -79,7 +81,7 @@ class RunPlan:
     """As it is recorded."""
     protocol: EvalProtocol
     splits: dict[str, dict[str, Any]]
-    """Split -> number of images and digest of their ids: the scored split, then the one whose thresholds are transferred."""
+    """Split -> number of images, digest of their ids, digest of their files: the scored split, then the one for transferred thresholds."""
     fixed_tau: float | None
     resamples: int
     batch_size: int
@@ -94,11 +96,18 @@ class RunPlan:
     """Folder that raw maps are written to; no part of the digest."""
 
     @classmethod
-    def make(cls, *, splits: Sequence[Dataset], made_by: Mapping[str, Any], **facts: Any) -> RunPlan:
-        """A plan for these splits; `made_by` is the source's `provenance`."""
+    def make(cls, *, splits: Sequence[Dataset], made_by: Mapping[str, Any], reads_images: bool, **facts: Any) -> RunPlan:
+        """A plan for these splits. `made_by` is the source's `provenance`, `reads_images` whether it reads the image files."""
         device, threads = made_by["device"], made_by.get("threads")
         return cls(
-            splits={split.split: {"images": len(split), "ids": sha256_of_json(list(split.ids))} for split in splits},
+            splits={
+                split.split: {
+                    "images": len(split),
+                    "ids": sha256_of_json(list(split.ids)),
+                    "files": digest_of_files(split, images=reads_images),
+                }
+                for split in splits
+            },
             program=program(made_by.get("packages", ())),
             machine={"device": device, "threads": threads if device == "cpu" else None},
             **facts,
@@ -131,6 +140,26 @@ class RunPlan:
         """For messages and folder names."""
         parts = (self.method["name"], self.method.get("backbone"), self.dataset["name"], self.dataset["split"], self.protocol.name)
         return "_".join(file_name(part) for part in parts if part)
+
+
+def digest_of_files(dataset: Dataset, *, images: bool) -> str | None:
+    """A digest of the bytes of all masks and, with `images`, of the sizes of all image files; None if there is nothing to look at.
+
+    Sizes notice images that are written again, without reading gigabytes. Files that cannot be read are an error of the scoring.
+    """
+
+    def look_at(sample: Sample) -> list[str | int]:
+        found: list[str | int] = []
+        with contextlib.suppress(OSError):
+            if images and sample.path is not None:
+                found.append(sample.path.stat().st_size)
+            for path in (*sample.mask_paths, *([sample.ignore_path] if sample.ignore_path else [])):
+                found.append(hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "")
+        return found
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(look_at, dataset.samples, chunksize=64))
+    return sha256_of_json(found) if any(found) else None
 
 
 def read_plan(path: Path) -> RunPlan:

@@ -190,7 +190,7 @@ def score_image(
     """
     unit_map = to_frame(raw_map, sample.size, protocol, what=f"map of {sample.id!r}")
     num_taus = len(protocol.taus)
-    boxes = frame_boxes(sample.boxes, sample.size, protocol)
+    boxes = frame_boxes(sample.boxes, sample.size, protocol, check_unit=False)
     best_iou = single_iou = np.zeros(num_taus)
     codes = np.zeros(num_taus, dtype=np.uint8)
     if len(boxes):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -121,6 +121,14 @@ def test_a_protocol_is_described_by_its_preset_and_what_it_changes() -> None:
     assert describe_protocol(spa) == "spa"
     assert describe_protocol(replace(spa, components="largest")) == "spa, components='largest'"
     assert describe_protocol(replace(EvalProtocol(), name="mine", frame_size=32)) == "mine (wsoleval, frame_size=32)"
+
+
+@pytest.mark.parametrize("preset", EvalProtocol.presets())
+def test_every_rule_of_normalisation_is_described_by_its_name(preset: str) -> None:
+    for rule in get_args(get_type_hints(EvalProtocol)["normalize"]):
+        protocol = replace(EvalProtocol.preset(preset), normalize=rule)
+        changed = rule != EvalProtocol.preset(preset).normalize
+        assert describe_protocol(protocol) == (f"{preset}, normalize={rule!r}" if changed else preset)
 
 
 def test_fixed_thresholds_are_sorted_as_numbers() -> None:

@@ -79,16 +79,19 @@ def check_map(values: np.ndarray, what: str) -> None:
         raise DataError(f"{what} holds {bad} NaN or Inf of {values.size} values; expected finite numbers. Find what made them.")
 
 
-def frame_boxes(boxes: Boxes, image_size: tuple[int, int], protocol: EvalProtocol) -> Float64[np.ndarray, "g 4"]:
+def frame_boxes(
+    boxes: Boxes, image_size: tuple[int, int], protocol: EvalProtocol, *, check_unit: bool = True
+) -> Float64[np.ndarray, "g 4"]:
     """True boxes (continuous xyxy pixels of the image) in the frame and the numbers of the protocol.
 
     In this order: first box only or all; one less at the end (`gt_end`); cut at (W-1, H-1) (`clip_boxes`); scaled by
     `x * new / old`; truncated (`gt_truncate`); for the centre crop shifted and cut to the crop.
 
-    Raises `DataError` for boxes of another shape, that are not finite, end before they start (x, y, width, height), lie outside the
-    image, or are fractions of it.
+    Raises `DataError` for boxes of another shape, that are not finite, end before they start (x, y, width, height), or lie outside the
+    image. With `check_unit` boxes that look like fractions of the image are refused, too. `evaluate` asks this of all images at once,
+    because a single box can be smaller than a pixel.
     """
-    result = check_boxes_of_image(boxes, image_size, "true boxes")
+    result = check_boxes_of_image(boxes, image_size, "true boxes", unit=check_unit)
     result = result[:1] if protocol.gt_boxes == "first" else result
     width, height = image_size
     if protocol.gt_end == "inclusive":

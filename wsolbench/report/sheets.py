@@ -123,7 +123,7 @@ def box_overlay(
     `style`: strength and line width, see `wsolbench.report.overlays.overlay`.
     """
     predicted = single_box_per_tau(unit_map, replace(protocol, taus=(tau,)))
-    true_boxes = drawable(frame_boxes(sample.boxes, sample.size, protocol), protocol.gt_end)
+    true_boxes = drawable(frame_boxes(sample.boxes, sample.size, protocol, check_unit=False), protocol.gt_end)
     return overlay(image, unit_map, true_boxes, drawable(predicted, protocol.box_end), **style)
 
 

@@ -160,7 +160,7 @@ def describe_protocol(protocol: EvalProtocol | DetectionProtocol) -> str:
         return protocol.name
     is_preset = protocol.name in EvalProtocol.presets()
     base = EvalProtocol.preset(protocol.name if is_preset else "wsoleval")
-    mine, theirs = protocol.to_json(), base.to_json()
+    mine, theirs = ({**vars(each), "taus": each.to_json()["taus"]} for each in (protocol, base))
     changed = [f"{name}={_compact(mine[name])}" for name in mine if name != "name" and mine[name] != theirs[name]]
     text = ", ".join([base.name, *changed])
     return text if is_preset else f"{protocol.name} ({text})"
@@ -169,6 +169,7 @@ def describe_protocol(protocol: EvalProtocol | DetectionProtocol) -> str:
 def _compact(value: Any) -> str:
     if isinstance(value, dict):  # a threshold grid
         return f"{value['start']:g} to {value['stop']:g} by {value['step']:g}"
+    value = list(value) if isinstance(value, tuple) else value
     if isinstance(value, list) and len(value) > 4:
         return f"[{value[0]}, ..., {value[-1]}] ({len(value)} values)"
     return repr(value)
