@@ -397,3 +397,16 @@ def test_a_folder_that_is_no_results_folder_is_an_error_that_says_so(tmp_path: P
 
 def test_the_help_of_the_command_shows_an_example() -> None:
     assert "Example:" in invoke("--help").output
+
+
+def test_notes_of_the_results_are_in_the_index_and_small_splits_have_a_warning(tmp_path: Path, write_record: Callable[..., Path]) -> None:
+    write_record(dataset={"images": 499})
+    (tmp_path / "notes.md").write_text("Some records are old.\n")
+    files = leaderboard_files(tmp_path)
+    assert "\nSome records are old.\n" in files["README.md"]
+    assert "Fewer than 500 images: intervals of oracle numbers are too narrow" in files["squares.md"]
+    (tmp_path / "notes.md").unlink()
+    write_record(dataset={"images": 500, "split": "many", "fingerprint": "cd" * 32})
+    files = leaderboard_files(tmp_path)
+    assert "records are old" not in files["README.md"]
+    assert files["squares.md"].count("Fewer than 500 images") == 1
