@@ -84,12 +84,10 @@ def test_with_any_number_of_epochs_the_fall_of_wsolevaluation_comes_before_the_e
     recipe = Cam.recipe_for("resnet50", 200, {"recipe": name, "recipe.epochs": str(epochs)})
     frequency, rate, expected = 3 * tens, 1.0, []
     for number in range(1, epochs + 1):  # as in the program, whose first epoch has the number 1
-        # With a frequency of 1 the program lets the rate fall in its first epoch; here that one keeps it.
-        if number % frequency == 0 and number > 1:
+        if number % frequency == 0:
             rate *= 0.1
         expected.append(rate)
-    if tens == 1 or frequency > 1:
-        assert [recipe.lr_factor((epoch + 0.5) / epochs) for epoch in range(epochs)] == pytest.approx(expected)
+    assert [recipe.lr_factor((epoch + 0.5) / epochs) for epoch in range(epochs)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 4, 5, 7])
