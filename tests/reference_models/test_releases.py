@@ -105,6 +105,10 @@ def test_only_wsolevaluation_counts_epochs_from_1():
     assert [sum(recipe.lr_factor((epoch + 0.5) / 20) == 1 for epoch in range(20)) for recipe in (plain, early)] == [10, 9]
 
 
+def test_the_last_stage_counts_as_new_in_the_recipes_of_wsolevaluation_for_resnet_alone():
+    assert {name for name, recipe in RECIPES.items() if recipe.last_stage_is_new} == {"clovaai_cub_resnet50", "clovaai_ilsvrc_resnet50"}
+
+
 # --- which layers learn at ten times the rate ------------------------------------------------------------------------------
 
 HEAD = ("head.",)
