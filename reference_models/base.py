@@ -105,6 +105,7 @@ class Localizer(nn.Module):
         trainable: False for a method without parameters.
         map_kind: what the raw values are: `signed` scores, `nonneg` (unbounded), or `unit` (in [0, 1]).
         recipes: training recipes that only this method has.
+        official_recipes: those of the released code, by the name of the default recipe that they replace with `variant=official`.
     """
 
     method_name: ClassVar[str]
@@ -112,6 +113,7 @@ class Localizer(nn.Module):
     trainable: ClassVar[bool] = True
     map_kind: ClassVar[Literal["signed", "nonneg", "unit"]] = "signed"
     recipes: ClassVar[Mapping[str, Recipe]] = MappingProxyType({})
+    official_recipes: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init__(self, backbone: Backbone, num_classes: int, config: MethodConfig) -> None:
         super().__init__()
@@ -159,8 +161,8 @@ class Localizer(nn.Module):
         return default_recipe(backbone, num_classes)
 
     @classmethod
-    def adjust_recipe(cls, recipe: Recipe, config: MethodConfig) -> Recipe:  # noqa: ARG003 - for methods whose recipe depends on them
-        """The recipe for these settings, before the user's changes to it: a shorter run where there is less to train, for instance."""
+    def adjust_recipe(cls, name: str, recipe: Recipe, config: MethodConfig) -> Recipe:  # noqa: ARG003 - for methods whose recipe depends on them
+        """The recipe of that name for these settings, before the user's changes to it: a shorter run where there is less to train, say."""
         return recipe
 
     def before_training(self, train: Dataset) -> None:
@@ -180,8 +182,12 @@ class Localizer(nn.Module):
 
     def is_new(self, name: str, recipe: Recipe) -> bool:
         """Whether a parameter was not pretrained and learns at `recipe.new_factor` times the rate."""
-        last_stage = recipe.last_stage_is_new and name.startswith("backbone.steps.layer4")
-        return last_stage or not name.startswith("backbone.")
+        return not name.startswith("backbone.") or (recipe.last_stage_is_new and self.is_last_stage(name))
+
+    @staticmethod
+    def is_last_stage(name: str) -> bool:
+        """Whether a parameter is of the last stage of a ResNet."""
+        return name.startswith("backbone.steps.layer4")
 
     def parameter_groups(self, recipe: Recipe) -> list[dict[str, Any]]:
         """Groups for the optimiser: pretrained or new, weight or bias, each with its factor of the base learning rate."""
@@ -237,12 +243,15 @@ class Localizer(nn.Module):
         own, changes = split_settings(settings)
         known = {**RECIPES, **cls.recipes}
         config = parse_settings(cls.Config, own, what=f"method {cls.method_name!r}")
-        name = cls.recipe_name(backbone, num_classes) if config.recipe == "default" else config.recipe
+        name = config.recipe
+        if name == "default":
+            name = cls.recipe_name(backbone, num_classes)
+            name = cls.official_recipes.get(name, name) if own.get("variant") == "official" else name
         if name not in known:
             raise unknown_name("recipe", name, known)
         if changes.get("optimizer", known[name].optimizer) != known[name].optimizer:
             changes = {"new_factor": "none", **changes}  # a factor that was stated for another optimiser does not carry over
-        return parse_settings(Recipe, changes, what=f"recipe {name!r}", start=cls.adjust_recipe(known[name], config))
+        return parse_settings(Recipe, changes, what=f"recipe {name!r}", start=cls.adjust_recipe(name, known[name], config))
 
     @torch.no_grad()
     def localize(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -54,7 +54,8 @@ def as_asked(recipe: R, request: TrainRequest | DetectorRequest) -> R:
 def recipe_facts(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
     """All fields, as JSON has them. A field of `LATER_FIELDS` at its default is left out, so that runs from before it are the same run."""
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(recipe).items()}
-    return {name: value for name, value in values.items() if name not in LATER_FIELDS or value != LATER_FIELDS[name]}
+    defaults = {item.name: item.default for item in fields(recipe)}
+    return {name: value for name, value in values.items() if name not in LATER_FIELDS or value != defaults[name]}
 
 
 def weights_fact(weights: str) -> str:

@@ -18,7 +18,7 @@ from wsolbench.ranges import BatchSize, Epochs, LearningRate, Range, Ranged, Sha
 
 NEW_FACTOR: Mapping[str, float] = MappingProxyType({"sgd": 10.0, "adam": 1.0, "adamw": 1.0})
 """Learning rate of new layers by optimiser. Ten times the rate is the custom of SGD. Adam's steps do not shrink with the gradient:
-ten times the rate of `tiny` moves each weight by up to 0.02 a step, and GT-known of a fine-tuned CAM falls from 29.3 to 21.7."""
+ten times the rate of `tiny` moves each weight by up to 0.02 a step, and GT-known of a fine-tuned CAM falls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Recipe(Ranged):
     """`step`: where the learning rate is multiplied by `gamma`."""
     first_epoch: Literal[0, 1] = 0
     """Number that the source gives to the first epoch. With 1, the rate falls before the epoch whose number is a milestone, one epoch
-    earlier than with 0 (wsolevaluation)."""
+    earlier than with 0 (wsolevaluation, NTS-Net). A fall that would then lie in the first epoch stays where it is."""
     gamma: Share = 0.1
     power: Weight = 0.9
     """`poly`: (1 - progress) ** power."""
@@ -50,8 +50,8 @@ class Recipe(Ranged):
     bias_factor: Weight = 2.0
     """Learning rate of biases, relative to the weights of the same layer."""
     last_stage_is_new: bool = False
-    """Whether the names of wsolevaluation's layers decide which ones count as new: the last stage of a ResNet does. What else differs
-    is in `is_new` of `acol` and `spg`."""
+    """Whether the pretrained last stage of a ResNet counts as new (wsolevaluation). What else differs there is in `is_new` of `acol` and
+    `spg`."""
     resize: Annotated[float, Range(1, 8)] = 256 / 224
     """Side of the resized image relative to the crop."""
     short_side: bool = False
@@ -88,27 +88,30 @@ class Recipe(Ranged):
         return 1.0
 
     def _fall(self, milestone: float) -> float:
-        """Part of the run after which the rate falls. Counting from 1 moves no fall into the first epoch."""
-        return max(milestone - self.first_epoch / self.epochs, min(milestone, 1 / self.epochs))
+        """Part of the run after which the rate falls."""
+        earlier = milestone - self.first_epoch / self.epochs
+        return milestone if earlier < 1 / self.epochs - 1e-9 else earlier
 
 
-LATER_FIELDS: Mapping[str, object] = MappingProxyType({"first_epoch": 0, "short_side": False, "rotation_filter": "bilinear"})
-"""Fields that came after records had been written, with the value that those records stand for: the default."""
+LATER_FIELDS = frozenset({"first_epoch", "short_side", "rotation_filter"})
+"""Fields that came after records had been written; those records stand for the defaults."""
 
 MANY_CLASSES = 500
 """Data sets with at least as many classes are treated as ILSVRC where published values are for CUB and for ILSVRC."""
 
+WSOLEVALUATION = "clovaai/wsolevaluation"
+"""Source of the recipes with which names of layers decide what learns faster."""
+
 # The learning rates of wsolevaluation were searched for each backbone; those in `RECIPES` are the ones known for CAM. It counts epochs
 # from 1 and multiplies the rate before each epoch whose number 15 divides (ILSVRC: 3), so 14 epochs (2) have the full rate.
 CLOVAAI_CUB = Recipe(
-    source="clovaai/wsolevaluation",
+    source=WSOLEVALUATION,
     epochs=50,
     batch_size=32,
     lr=1.268e-5,
     milestones=(0.3, 0.6, 0.9),
     first_epoch=1,
     bias_factor=1.0,
-    last_stage_is_new=True,
 )
 CLOVAAI_ILSVRC = replace(CLOVAAI_CUB, epochs=10)
 
@@ -117,10 +120,10 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "spa_cub": Recipe(source="Panxjia/SPA_CVPR2021, CUB scripts", epochs=100, batch_size=30, lr=1e-3, milestones=(0.8,)),
         "spa_ilsvrc": Recipe(source="Panxjia/SPA_CVPR2021, ILSVRC scripts", epochs=20, batch_size=16, lr=1e-3, milestones=(0.5, 0.75)),
         "clovaai_cub_vgg16": CLOVAAI_CUB,
-        "clovaai_cub_resnet50": replace(CLOVAAI_CUB, lr=2.322e-4, weight_decay=1e-4),
+        "clovaai_cub_resnet50": replace(CLOVAAI_CUB, lr=2.322e-4, weight_decay=1e-4, last_stage_is_new=True),
         "clovaai_cub_inception_v3": replace(CLOVAAI_CUB, lr=2.248e-3),
         "clovaai_ilsvrc_vgg16": replace(CLOVAAI_ILSVRC, lr=1.654e-5),
-        "clovaai_ilsvrc_resnet50": replace(CLOVAAI_ILSVRC, lr=3.108e-5, weight_decay=1e-4),
+        "clovaai_ilsvrc_resnet50": replace(CLOVAAI_ILSVRC, lr=3.108e-5, weight_decay=1e-4, last_stage_is_new=True),
         "clovaai_ilsvrc_inception_v3": replace(CLOVAAI_ILSVRC, lr=3.606e-4),
         "finetune": Recipe(
             source="this project: pretrained EfficientNet and timm backbones on a few thousand images",

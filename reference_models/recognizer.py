@@ -83,8 +83,7 @@ FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
             bias_factor=1.0,
         ),
         "nts": NTS,
-        # Epochs are counted from 1, and the rate falls before those with the numbers 60 and 100.
-        "nts_official": replace(NTS, source="yangze0930/NTS-Net", epochs=499, milestones=(59 / 499, 99 / 499)),
+        "nts_official": replace(NTS, source="yangze0930/NTS-Net", epochs=499, milestones=(60 / 499, 100 / 499), first_epoch=1),
         "ssanet_cub": SSANET,
         "ssanet_cars": replace(SSANET, source="arXiv:2001.01211; batch and 90 epochs chosen here", resize=512 / 448),
         "ssanet_aircraft": replace(

@@ -212,7 +212,8 @@ class EvalProtocol(Ranged):
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> EvalProtocol:
-        """The inverse of `to_json`. Raises `UsageError` on unknown and missing fields."""
+        """Read a stored protocol, also one of an older version: without `normalize_version`, `normalize` names the rules of the first
+        version. Raises `UsageError` on unknown and missing fields."""
         values = dict(_stored_object(values))
         version = values.pop("normalize_version", 1)
         _check_names(set(values), {item.name for item in fields(cls)})

@@ -9,7 +9,7 @@ Variants (the number is the side of the last grid at 224). Without Mixed_7 and t
     std28   padding 1 in the first convolution and in two pools; Mixed_6a has stride 1 and padding 1 (wsolevaluation's large feature map).
     std14   as std28, with one more pool before Mixed_6a.
     stock   strides and padding as torchvision has them: 25x25 and 12x12 at 224.
-    padded  as stock, with padding 1 in the first convolution (DANet): the same grids, of which a cell sees other pixels.
+    padded  as stock, with padding 1 in the first convolution (DANet): grids of the same sides, whose cells lie elsewhere in the image.
 """
 
 from __future__ import annotations

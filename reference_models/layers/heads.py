@@ -81,6 +81,9 @@ class ConvHead(nn.Module):
     With dropout before each convolution it is the head of SPG, I2C and SEM. `depth=0` is a 1x1 convolution alone.
     """
 
+    pretrained = False
+    """No backbone brings such a classifier."""
+
     def __init__(self, channels: int, num_classes: int, *, width: int = 1024, depth: int = 2, dropout: float = 0.0) -> None:
         super().__init__()
         layers: list[nn.Module] = []

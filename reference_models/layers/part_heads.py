@@ -76,7 +76,7 @@ class Reading:
     """y_OP."""
 
 
-def fused(scores: list[Tensor], how: Fuse) -> Float[Tensor, "b c"]:
+def fuse_scores(scores: list[Tensor], how: Fuse) -> Float[Tensor, "b c"]:
     """Sum of the scores (B, C), or the logarithm of the mean of their softmax."""
     all_scores = torch.stack(scores).float()
     return all_scores.sum(dim=0) if how == "logits" else all_scores.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(scores))

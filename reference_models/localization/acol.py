@@ -125,7 +125,7 @@ class Acol(HeadLocalizer):
     def is_new(self, name: str, recipe: Recipe) -> bool:
         """With a recipe of wsolevaluation its names decide: on ResNet-50 the last stage learns faster and the two heads do not."""
         if recipe.last_stage_is_new and self.backbone.name == "resnet50":
-            return name.startswith("backbone.steps.layer4")
+            return self.is_last_stage(name)
         return super().is_new(name, recipe)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:

@@ -34,8 +34,8 @@ Departures and open readings
     (10)       The sum is a mean, as the text around it says.
     (11)       Algorithm 1 has parameters for each classifier, the equations one W: `classifier`.
     (14)       A square of a vector. `fuse_reduction=mean` divides its sum by the 196 cells of the paper's grid, whatever the grid is here.
-    test       Without attention F^c + F^s is 2F; `test_agg=double` keeps it, the scale that the convolution was trained on. This switch
-               costs a fine-tuned network most of its top-1 accuracy: 47.7 on toybirds without attention, 70.0 with `test_modules=true`.
+    test       Without attention F^c + F^s is 2F; `test_agg=double` keeps it, the scale that the convolution was trained on. That
+               attention is off at test (`test_modules=false`) accounts for most of the top-1 accuracy lost against CAM when fine-tuned.
     Patches    Sides are scaled by the size of the image over 224.
     Not given: recipe (SPA's here), crop, where alpha starts (0, as in the attention it is taken from), ResNet's grid (14 x 14), Inception.
 """
@@ -137,8 +137,8 @@ def spatial_attention(query: Float[Tensor, "b e n"], key: Float[Tensor, "b e n"]
 def fusion_loss(first: Float[Tensor, "b h w"], second: Float[Tensor, "b h w"], reduction: Reduction) -> Float[Tensor, ""]:
     """(14): squared distance of the two maps of a class, each at length 1; mean over the batch. A map of zeros keeps length 0."""
     one, two = (F.normalize(maps.float().flatten(1), dim=1, eps=1e-8) for maps in (first, second))
-    squares = (one - two).square()
-    return (squares.mean(dim=1) if reduction == "mean" else squares.sum(dim=1)).mean()
+    distance = (one - two).square().sum(dim=1).mean()
+    return distance / PAPER_CELLS if reduction == "mean" else distance
 
 
 class ChannelAttention(nn.Module):
@@ -280,8 +280,7 @@ class Caam(Localizer):
             if config.fuse_detach != "none":
                 target = 0 if config.fuse_detach == "x" else 1
                 maps[target] = maps[target].detach()
-            cells = maps[0][0].numel() / PAPER_CELLS if config.fuse_reduction == "mean" else 1.0
-            terms["fusion"] = config.beta * cells * fusion_loss(maps[0], maps[1], config.fuse_reduction)
+            terms["fusion"] = config.beta * fusion_loss(maps[0], maps[1], config.fuse_reduction)
         return terms
 
 

@@ -35,10 +35,10 @@ of another order both are. `none` has one level, without any tree.
 Post-processes start from the sum (3) too, brought from the finest grid to that of their features, and not from the child's map
 alone; `penultimate` is what the last layer of the child level sees.
 
-Departure from released code (`variant=official` undoes it). Here the map of a class has those of its ancestors, also where the network
-is wrong. The released evaluation adds to the map of a class that is given, such as the true one, those of the best family and order,
-whatever the rank of the class. To its own i-th prediction it adds those of the i-th best ones (`ancestors=own_rank`), which differs
-from this for Top-5 Loc alone.
+Departure from released code (`variant=official` undoes it). In (3) a class has the maps of its own ancestors, also where the network
+ranks other families and orders first. The released evaluation adds the maps of the best family and the best order to that of a given
+class, such as the true one (`ancestors=best`). To that of its own i-th prediction it adds the maps of the i-th best ones
+(`ancestors=rank`). The two differ in Top-5 Loc and agree for the first prediction.
 """
 
 from __future__ import annotations
@@ -70,8 +70,9 @@ GROUPS, NO_TREE = "groups", "none"
 class DanetConfig(MethodConfig):
     """Settings of `danet`."""
 
+    at_test: ClassVar[frozenset[str]] = frozenset({"ancestors"})
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
-        {"default": MappingProxyType({}), "official": MappingProxyType({"ancestors": "rank"})}
+        {"default": MappingProxyType({}), "official": MappingProxyType({"ancestors": "best"})}
     )
 
     variant: Literal["default", "official"] = "default"
@@ -96,9 +97,9 @@ class DanetConfig(MethodConfig):
     """n / K, rounded down: released code."""
     absolute: Literal["sum", "pairs"] = "sum"
     """The absolute value in (1) is that of the sum (released code), or of each cosine."""
-    ancestors: Literal["tree", "rank", "own_rank"] = "tree"
-    """Which parent and root a class has in (3): its ancestors; those of the best rank (`rank`: released code for a class that is given);
-    or those of the rank that the class has among the classes (`own_rank`: released code for its predictions)."""
+    ancestors: Literal["tree", "best", "rank"] = "tree"
+    """Which parent and root a class has in (3): its ancestors; the best ones (`best`: released code for a class that is given); or those
+    of the rank that the class has among the classes (`rank`: released code for its predictions)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,16 +137,11 @@ def upsampled(maps: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Te
     return F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=True)
 
 
-def of_rank(
-    child: Float[Tensor, "b c"], level: Float[Tensor, "b l"], class_ids: Int[Tensor, "b k"], *, own: bool = False
-) -> Int[Tensor, "b k"]:
-    """The class of a level that joins each class: the best one of the level.
-
-    With `own` it is the i-th best one for the class that is i-th best among its own, and the last one where there are fewer.
-    """
+def of_rank(child: Float[Tensor, "b c"], level: Float[Tensor, "b l"], class_ids: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
+    """The class of a level that joins each class: the i-th best one for the class that is i-th best among its own, the last one where
+    there are fewer."""
     better = (child[:, None, :] > child.gather(1, class_ids)[:, :, None]).sum(dim=2)
-    rank = better.clamp(max=level.shape[1] - 1) if own else torch.zeros_like(better)
-    return level.argsort(dim=1, descending=True, stable=True).gather(1, rank)
+    return level.argsort(dim=1, descending=True, stable=True).gather(1, better.clamp(max=level.shape[1] - 1))
 
 
 def class_lookup(config: DanetConfig, classes: int) -> Int[Tensor, "levels {classes}"]:
@@ -209,9 +205,10 @@ class Danet(Localizer):
         def maps_of(class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
             if self.config.ancestors == "tree":
                 asked = list(self.lookup[:, class_ids])
+            elif self.config.ancestors == "best":
+                asked = [*(level.argmax(dim=1, keepdim=True).expand_as(class_ids) for level in logits[:-1]), class_ids]
             else:
-                own = self.config.ancestors == "own_rank"
-                asked = [*(of_rank(logits[-1], level, class_ids, own=own) for level in logits[:-1]), class_ids]
+                asked = [*(of_rank(logits[-1], level, class_ids) for level in logits[:-1]), class_ids]
             maps = [maps_of_class(head, ids, self.per_class).relu().mean(dim=2) for head, ids in zip(heads, asked, strict=True)]
             return torch.stack([upsampled(level, grid) for level in maps]).sum(dim=0)  # (3)
 

@@ -34,9 +34,9 @@ its other level sets are shapes of other sizes. There are no stages for post-pro
 
 Departures. Backbones here have no fully connected layers: the regressor is a hidden layer on features pooled to 7x7 (VGG-16 has that
 grid), or the mean over all pixels and one layer (ResNet, Inception). Inception's input is 224, the code's 299. Width and height are
-those of the whole shape; the code takes halves for `rect` with `cnn`. (2) has log C, the code 5.3, a constant. Its default, ImageNet, has
-no area term, and 200 epochs whose rate falls from the 20th on. Its drawing network learns shapes that OpenCV fills, here the pixels whose
-centres are inside.
+those of the whole shape; the code takes halves for `rect` with `cnn`. (2) has log C, the code 5.3, a constant. The released code's
+default, for ImageNet, has no area term, and 200 epochs whose rate falls from the 20th on. The released code's generator `cnn` learns
+shapes that OpenCV fills; here a shape is the pixels whose centres are inside.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from torch import Tensor, nn
 from reference_models.backbone import Backbone
 from reference_models.base import Batch, ForwardPass, Localizer, Proposals
 from reference_models.head_localizer import HeadConfig
-from reference_models.layers.heads import FcHead, HeadKind, cross_entropy, make_head
+from reference_models.layers.heads import HeadKind, cross_entropy, make_head
 from reference_models.layers.shapes import Shape, ShapeNet, count_numbers, shape_boxes, shape_mask, train_shape_net
 from reference_models.recipes import Recipe, default_recipe
 from reference_models.weights import digest_of_setting, load_parts
@@ -165,7 +165,7 @@ class GcNet(Localizer):
                 optimizer="adam",
                 weight_decay=0.0,
                 schedule="constant",
-                new_factor=10.0,  # of the last layer and of s in the released code
+                new_factor=10.0,  # of the regressor's last layer and of s, as in the released code: see `is_new`
             )
         }
     )
@@ -181,7 +181,7 @@ class GcNet(Localizer):
             )
         super().__init__(backbone, num_classes, config)
         self.head = make_head(config.head, backbone, num_classes, width=config.width, dropout=config.dropout)
-        self.classifier_is_trained = bool(config.classifier) or (isinstance(self.head, FcHead) and self.head.pretrained)
+        self.classifier_is_trained = bool(config.classifier) or self.head.pretrained
         self.detector = copy.deepcopy(backbone)
         channels, numbers = backbone.channels[-1], count_numbers(config.shape)
         pool = config.pool or (7 if channels <= 512 else 1)
@@ -234,7 +234,10 @@ class GcNet(Localizer):
                 self.generator.eval()
 
     def is_new(self, name: str, recipe: Recipe) -> bool:
-        """The detector's backbone is as pretrained as the classifier's."""
+        """The detector's backbone is as pretrained as the classifier's. In the released recipe the regressor's last layer and s alone
+        learn faster; the classifier, which comes trained there, learns at the base rate."""
+        if recipe.source == self.recipes["gc_net"].source:
+            return name.startswith(("sharpness", f"regressor.layers.{len(self.regressor.layers) - 1}."))
         return super().is_new(name.replace("detector.", "backbone.", 1), recipe)
 
     def lr_factor(self, recipe: Recipe, progress: float) -> float:

@@ -186,7 +186,7 @@ class NlCcam(Localizer):
         self.blocks = nn.ModuleDict({place: NonLocalBlock(channels) for place, channels in places.items()})
         vgg = backbone.name == "vgg16"
         self.head = FcHead(backbone.channels[-1], num_classes) if vgg else make_head("fc", backbone, num_classes)
-        if not (isinstance(self.head, FcHead) and self.head.pretrained):
+        if not self.head.pretrained:
             self.head.classifier.reset_parameters()
         if vgg and config.leaky > 0:
             for name in [name for name, step in backbone.steps.items() if isinstance(step, nn.ReLU)]:

@@ -58,7 +58,7 @@ from reference_models.base import Batch, ForwardPass, Localizer
 from reference_models.config import MethodConfig
 from reference_models.layers.heads import ConvHead, cross_entropy
 from reference_models.layers.maps import min_max
-from reference_models.recipes import Recipe, default_recipe
+from reference_models.recipes import WSOLEVALUATION, Recipe, default_recipe
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Share, ShareBelow1
 
@@ -195,11 +195,10 @@ class Spg(Localizer):
 
     def is_new(self, name: str, recipe: Recipe) -> bool:
         """With a recipe of wsolevaluation its names decide: on ResNet-50 the last stage alone, on VGG also blocks 4 and 5."""
-        if not recipe.last_stage_is_new:
-            return super().is_new(name, recipe)
-        if self.backbone.name == "resnet50":
-            return name.startswith("backbone.steps.layer4")
-        return name.startswith(("backbone.steps.conv4", "backbone.steps.conv5")) or super().is_new(name, recipe)
+        if recipe.last_stage_is_new and self.backbone.name == "resnet50":
+            return self.is_last_stage(name)
+        deep = recipe.source == WSOLEVALUATION and name.startswith(("backbone.steps.conv4", "backbone.steps.conv5"))
+        return deep or super().is_new(name, recipe)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
         """(6): logits and maps of A."""

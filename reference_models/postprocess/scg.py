@@ -52,7 +52,6 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -149,8 +148,7 @@ def column_shares_(weights: Float[Tensor, "b n n"], eps: float) -> Float[Tensor,
 
 def drop_below_(weights: Float[Tensor, "b n n"], threshold: float) -> Float[Tensor, "b n n"]:
     """In place: what is below the threshold becomes 0. What is equal to it stays, as in the released code."""
-    below = torch.nextafter(torch.tensor(threshold, dtype=weights.dtype), torch.tensor(-torch.inf, dtype=weights.dtype))
-    return F.threshold(weights, below.item(), 0.0, inplace=True)
+    return weights.masked_fill_(weights < threshold, 0.0)
 
 
 def stochastic_correlations(

@@ -36,10 +36,10 @@ Departures from the paper. Sums over images are means. M is a label, without gra
 positive, without gradient. Without OEL there is no m': all cells count, R_o is the strongest cell of h.
 Open readings. The weight of each stage (1). How a true mask relates to M (its area in [0, 1], not rescaled). 0.26 million parameters
 for 28x28 would be 512 channels of h (`c1=512`), the released code has C/2. ImageNet's recipe but for momentum and size.
-The released code (`variant=official`): see the settings. It cuts groups after it has stacked the images by role (`group_order`), so most
-groups mix classes. Its recipe `lio_official` rotates by the nearest pixel. Three things are not followed. Its leaders and its
-positives pass the network separately, each with their own batch statistics. Its momentum is not Nesterov's. With several
-processes, groups are cut here within the share of each process.
+The released code (`variant=official`): see the settings. It stacks the images of a batch by role and then cuts groups (`group_order`), so
+most groups mix classes. Its recipe, `lio_official`, rotates with nearest-neighbour sampling. The variant departs from the code in three
+points. In the code, leaders and positives pass the network separately, with batch statistics of their own. The code's momentum is plain,
+here it is Nesterov's. With several processes, groups are cut here within the images of each process.
 """
 
 from __future__ import annotations
@@ -174,6 +174,7 @@ class Lio(Recognizer, HeadLocalizer):
     Config = LioConfig
     config: LioConfig
     recipes = MappingProxyType({name: FINE_GRAINED[name] for name in ("lio", "lio_official", "lio_ilsvrc")})
+    official_recipes = MappingProxyType({"lio": "lio_official"})
 
     def __init__(self, backbone: Backbone, num_classes: int, config: LioConfig) -> None:
         _check(config)
@@ -198,12 +199,6 @@ class Lio(Recognizer, HeadLocalizer):
         """The paper's on its network."""
         own = "lio" if num_classes < MANY_CLASSES else "lio_ilsvrc"
         return own if backbone == "resnet50" else default_recipe(backbone, num_classes)
-
-    @classmethod
-    def recipe_for(cls, backbone: str, num_classes: int, settings: Mapping[str, str]) -> Recipe:
-        """`variant=official` has the released recipe where the paper's would be used."""
-        official = settings.get("variant") == "official" and cls.recipe_name(backbone, num_classes) == "lio"
-        return super().recipe_for(backbone, num_classes, {"recipe": "lio_official", **settings} if official else settings)
 
     def lr_factor(self, recipe: Recipe, progress: float) -> float:
         """The recipe's, with another warm-up (`warmup`)."""

@@ -37,7 +37,8 @@ Departures from released code (`variant=official` undoes the first four)
     (2)        The paper sums over j, the code takes the mean: `part_reduction`.
     run        Four optimisers of one rate are one, with Nesterov's momentum, as in every recipe here, also with `variant=official`. The
                released loop runs to epoch 499 and has its last fall of the rate at 100. The default recipe ends at 110; that of
-               `variant=official` has all 499.
+               `variant=official` has all 499. Another number of epochs scales its falls as well; `--set recipe=nts` is the
+               run of 110 epochs with the falls at 60 and 100.
     sizes      Sides of anchors are scaled by S / 448, and parts are seen at S / 2.
 The paper's results are at 448 pixels, the default on ResNet-50.
 """
@@ -59,7 +60,6 @@ from reference_models.config import MethodConfig
 from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.navigator import Navigator, NavigatorInit, best_cover, nominate, part_costs, rank_loss
 from reference_models.layers.regions import CropMode, NmsRule, crop_resize
-from reference_models.recipes import Recipe
 from reference_models.recognizer import FINE_GRAINED, Recognizer
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Share, ShareBelow1, SideOrDefault
@@ -120,6 +120,7 @@ class NtsNet(Recognizer):
     Config = NtsNetConfig
     config: NtsNetConfig
     recipes = MappingProxyType({name: FINE_GRAINED[name] for name in ("nts", "nts_official")})
+    official_recipes = MappingProxyType({"nts": "nts_official"})
 
     def __init__(self, backbone: Backbone, num_classes: int, config: NtsNetConfig) -> None:
         if not 1 <= config.parts <= config.proposals:
@@ -143,12 +144,6 @@ class NtsNet(Recognizer):
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
         """The released recipe on the paper's backbone."""
         return "nts" if backbone == "resnet50" else super().recipe_name(backbone, num_classes)
-
-    @classmethod
-    def recipe_for(cls, backbone: str, num_classes: int, settings: Mapping[str, str]) -> Recipe:
-        """`variant=official` has the released length where the default recipe would be used."""
-        official = settings.get("variant") == "official" and cls.recipe_name(backbone, num_classes) == "nts"
-        return super().recipe_for(backbone, num_classes, {"recipe": "nts_official", **settings} if official else settings)
 
     def look(self, images: Float[Tensor, "b 3 S S"], boxes: Float[Tensor, "b k 4"]) -> Float[Tensor, "b k d"]:
         """Pooled features of the parts."""

@@ -63,7 +63,7 @@ from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.navigator import AnchorKind, Navigator, nominate, part_costs, rank_loss
 from reference_models.layers.part_agreement import Reduction, mac_loss
 from reference_models.layers.part_features import aligned_regions, grid_side, seen_again
-from reference_models.layers.part_heads import Fuse, PartHeadConfig, PartHeads, fused
+from reference_models.layers.part_heads import Fuse, PartHeadConfig, PartHeads, fuse_scores
 from reference_models.layers.training_stages import place_in
 from reference_models.recipes import Recipe
 from reference_models.recognizer import FINE_GRAINED, Recognizer
@@ -185,12 +185,11 @@ class Ssanet(Recognizer):
         return "ssanet_cub" if backbone == "resnet50" else super().recipe_name(backbone, num_classes)
 
     @classmethod
-    def adjust_recipe(cls, recipe: Recipe, config: MethodConfig) -> Recipe:
+    def adjust_recipe(cls, name: str, recipe: Recipe, config: MethodConfig) -> Recipe:
         """The paper's recipes are as long as the stages that the run has."""
         assert isinstance(config, SsanetConfig)
         _check(config)
-        paper = recipe in cls.recipes.values()
-        return replace(recipe, epochs=sum(length for _, length in stages_of(config))) if paper else recipe
+        return replace(recipe, epochs=sum(length for _, length in stages_of(config))) if name in cls.recipes else recipe
 
     # --- the stages of a run -------------------------------------------------------------------------------------------
     def stage_at(self, epoch: int | float, epochs: int) -> tuple[frozenset[str], int, int]:
@@ -249,7 +248,7 @@ class Ssanet(Recognizer):
         if config.fusion == "G+P":
             scores.append(self.global_classifier(features.mean(dim=(2, 3))))
         return ForwardPass(
-            logits=fused(scores, config.fuse),
+            logits=fuse_scores(scores, config.fuse),
             maps_of=lambda class_ids: class_activation_maps(features, self.global_classifier.weight, class_ids),
             stages=stages,
             penultimate=features,

@@ -25,7 +25,9 @@ def test_a_run_with_these_settings_is_the_one_that_matches_claim(
     method, _, post = name.partition("+")
     pairs = dict(part.split("=") for part in settings.split(";") if part)
     load = load_detector if method in {row.name for row in list_detectors()} else load_method
-    config = to_json(parse_settings(load(method).Config, pairs, what=method))
-    assert matches_claim({"name": name, "config": config}, name, settings)
+    of_post = {name.removeprefix("post."): pairs.pop(name) for name in [*pairs] if name.startswith("post.")}
+    described = {"name": name, "config": to_json(parse_settings(load(method).Config, pairs, what=method))}
     if post:
+        described["post"] = {"name": post, "config": to_json(parse_settings(load_post(post).Config, of_post, what=post))}
         assert load_post(post).method_name == post
+    assert matches_claim(described, name, settings)

@@ -128,7 +128,7 @@ def test_the_map_is_the_sum_of_the_positive_maps_of_the_class_and_its_ancestors(
 
 
 def test_a_batch_of_classes_gives_what_each_gives_alone():
-    for ancestors in ("tree", "rank", "own_rank"):
+    for ancestors in ("tree", "best", "rank"):
         network, images = model(ancestors=ancestors), torch.randn(3, 3, 32, 32)
         asked = torch.tensor([[4, 0], [1, 1], [2, 3]])
         together = network.score_maps(images, asked)
@@ -144,17 +144,16 @@ def test_enlarged_maps_have_their_corners_in_the_corners():
         torch.testing.assert_close(large[..., row, column], maps[..., row, column])
 
 
-def test_a_class_that_is_given_has_the_best_parent_and_a_prediction_that_of_its_rank():
+def test_a_class_has_the_parent_of_its_own_rank_and_the_last_one_where_there_are_fewer():
     child = torch.tensor([[0.1, 0.9, 0.5, 0.2, 0.3, 0.0]])  # best first: 1, 2, 4, 3, 0, 5
     level = torch.tensor([[0.0, 7.0, 3.0]])  # best first: 1, 2, 0
     asked = torch.tensor([[1, 2, 4, 3, 5]])
-    assert of_rank(child, level, asked).tolist() == [[1, 1, 1, 1, 1]]
-    assert of_rank(child, level, asked, own=True).tolist() == [[1, 2, 0, 0, 0]]
+    assert of_rank(child, level, asked).tolist() == [[1, 2, 0, 0, 0]]
 
 
 def test_in_the_official_variant_the_family_and_order_of_every_class_are_the_best_ones():
     tree = model()
-    released, own = model(variant="official", ancestors="rank"), model(ancestors="own_rank")
+    released, own = model(variant="official", ancestors="best"), model(ancestors="rank")
     for other in (released, own):
         other.load_state_dict(tree.state_dict())
     images = torch.randn(3, 3, 32, 32)
@@ -306,8 +305,23 @@ def test_the_published_widths_and_numbers_of_maps_are_the_defaults():
     assert (DanetConfig().ce_weight, DanetConfig().cosine_weight) == (0.5, 0.01)
 
 
-def test_the_official_variant_adds_by_rank():
-    assert parse_settings(DanetConfig, {"variant": "official"}, what="danet").ancestors == "rank"
+def test_the_official_variant_adds_the_best_ones():
+    assert parse_settings(DanetConfig, {"variant": "official"}, what="danet").ancestors == "best"
+
+
+@pytest.mark.parametrize("ancestors", ["best", "rank"])
+def test_a_trained_model_can_have_other_ancestors(tmp_path, ancestors):
+    network, images = Danet.create(backbone="tiny", num_classes=12, weights="none", settings={}, image_size=32), torch.randn(2, 3, 32, 32)
+    for parameter in network.levels.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    path = tmp_path / "last.safetensors"
+    save_checkpoint(path, network, {})
+    tree, other = (Danet.load(path, device="cpu", settings=settings) for settings in ({}, {"ancestors": ancestors}))
+    assert (tree.config.ancestors, other.config.ancestors) == ("tree", ancestors)
+    asked = torch.arange(12).expand(2, 12)
+    assert not torch.equal(tree.score_maps(images, asked), other.score_maps(images, asked))
+    with pytest.raises(UsageError, match="group"):
+        Danet.load(path, device="cpu", settings={"group": "3"})
 
 
 @pytest.mark.parametrize(

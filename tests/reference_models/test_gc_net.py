@@ -255,7 +255,22 @@ def test_the_detector_s_backbone_learns_at_the_rate_of_pretrained_layers():
     for group in network.parameter_groups(GcNet.recipe_for("vgg16", 200, {})):
         for parameter in group["params"]:
             factors.setdefault(names[id(parameter)].partition(".")[0], set()).add(group["factor"])
-    assert factors == {"backbone": {1, 2}, "detector": {1, 2}, "head": {10, 20}, "regressor": {10, 20}, "sharpness": {10}}
+    assert factors == {"backbone": {1, 2}, "detector": {1, 2}, "head": {1, 2}, "regressor": {1, 2, 10, 20}, "sharpness": {10}}
+
+
+def test_of_the_regressor_only_the_last_layer_learns_faster_in_the_released_recipe_and_all_of_it_in_others():
+    backbone = toy_backbone()
+    backbone.weights = Weights("some", "0" * 64)
+    network = GcNet(backbone, CLASSES, GcNetConfig(pool=2))
+    names = [name for name, _ in network.named_parameters()]
+    assert [name for name in names if network.is_new(name, GcNet.recipe_for("vgg16", 200, {}))] == [
+        "sharpness",
+        "regressor.layers.4.weight",
+        "regressor.layers.4.bias",
+    ]
+    others = [name for name in names if network.is_new(name, GcNet.recipe_for("vgg16", 200, {"recipe": "spa_cub"}))]
+    assert {name.partition(".")[0] for name in others} == {"sharpness", "regressor", "head"}
+    assert {"regressor.layers.2.weight", "regressor.layers.4.weight"} <= set(others)
 
 
 # --- what it finds ------------------------------------------------------------------------------------------------------------------

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from reference_models.recipes import RECIPES, Recipe
+from reference_models.loops import recipe_facts
+from reference_models.recipes import LATER_FIELDS, RECIPES, Recipe
 from reference_models.train_detector import _optimizer
 from wsolbench.methods import list_detectors, list_methods, load_detector, load_method
 
@@ -61,3 +63,34 @@ def test_detectors_have_one_rate_for_all_layers():
         groups = _optimizer(model, kind.recipe_for("tiny", {})).param_groups
         assert {group["lr"] for group in groups} == {1e-3}
         assert sum(len(group["params"]) for group in groups) == len([p for p in model.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "falls"),
+    [
+        (1, [0.3, 0.6, 0.9]),  # all of them would lie before the first epoch
+        (3, [0.3, 0.6, 0.9 - 1 / 3]),
+        (5, [0.3, 0.4, 0.7]),
+        (10, [0.2, 0.5, 0.8]),
+        (50, [0.28, 0.58, 0.88]),
+    ],
+)
+def test_a_fall_that_would_lie_in_the_first_epoch_stays_where_it_is(epochs, falls):
+    recipe = load_method("cam").recipe_for("vgg16", 200, {"recipe": "clovaai_cub_vgg16", "recipe.epochs": str(epochs)})
+    for fall in falls:
+        assert recipe.lr_factor(fall - 1e-6) > recipe.lr_factor(fall) + 1e-9
+    assert recipe.lr_factor(0.0) == 1
+    assert recipe.lr_factor(1.0) == pytest.approx(0.1**3)
+
+
+def test_a_later_field_is_in_the_facts_where_it_is_not_the_default():
+    plain = Recipe(source="", epochs=1, batch_size=1, lr=1.0)
+    assert not LATER_FIELDS & recipe_facts(plain).keys()
+    assert recipe_facts(plain) | {"first_epoch": 1} == recipe_facts(replace(plain, first_epoch=1))
+
+
+def test_with_the_official_variant_the_default_recipe_is_the_released_one_also_where_default_is_written_out():
+    for method, name in (("lio", "lio_official"), ("nts-net", "nts_official")):
+        kind = load_method(method)
+        asked = [kind.recipe_for("resnet50", 200, {"variant": "official", **more}) for more in ({}, {"recipe": "default"})]
+        assert asked == [kind.recipes[name]] * 2

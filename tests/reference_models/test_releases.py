@@ -84,12 +84,10 @@ def test_with_any_number_of_epochs_the_fall_of_wsolevaluation_comes_before_the_e
     recipe = Cam.recipe_for("resnet50", 200, {"recipe": name, "recipe.epochs": str(epochs)})
     frequency, rate, expected = 3 * tens, 1.0, []
     for number in range(1, epochs + 1):  # as in the program, whose first epoch has the number 1
-        # With a frequency of 1 the program lets the rate fall in its first epoch; here that one keeps it.
-        if number % frequency == 0 and number > 1:
+        if number % frequency == 0:
             rate *= 0.1
         expected.append(rate)
-    if tens == 1 or frequency > 1:
-        assert [recipe.lr_factor((epoch + 0.5) / epochs) for epoch in range(epochs)] == pytest.approx(expected)
+    assert [recipe.lr_factor((epoch + 0.5) / epochs) for epoch in range(epochs)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 4, 5, 7])
@@ -105,6 +103,10 @@ def test_only_wsolevaluation_counts_epochs_from_1():
     assert {name for name, recipe in RECIPES.items() if recipe.first_epoch == 1} == {name for name in RECIPES if "clovaai" in name}
     plain, early = (Recipe(source="", epochs=20, batch_size=1, lr=1.0, milestones=(0.5,), first_epoch=first) for first in (0, 1))
     assert [sum(recipe.lr_factor((epoch + 0.5) / 20) == 1 for epoch in range(20)) for recipe in (plain, early)] == [10, 9]
+
+
+def test_the_last_stage_counts_as_new_in_the_recipes_of_wsolevaluation_for_resnet_alone():
+    assert {name for name, recipe in RECIPES.items() if recipe.last_stage_is_new} == {"clovaai_cub_resnet50", "clovaai_ilsvrc_resnet50"}
 
 
 # --- which layers learn at ten times the rate ------------------------------------------------------------------------------

@@ -291,3 +291,8 @@ def test_rows_with_dsm_or_op_share_the_first_stage_of_another_run(tmp_path):
         SsanetConfig(part_net=str(parts))
     with pytest.raises(UsageError, match="leaves nothing to train"):
         ssanet(part_net=str(path), dsm="none", op=False)
+
+
+def test_a_recipe_of_another_name_keeps_its_length_whatever_it_equals():
+    short = SsanetConfig(dsm="none", op=False)
+    assert [Ssanet.adjust_recipe(name, Ssanet.recipes["ssanet_cub"], short).epochs for name in ("ssanet_cub", "mine")] == [90, 271]

@@ -4,7 +4,8 @@
     results/variants.csv   which of our methods and settings a published name means
 
 Two runs are a pair for a claim when they agree in all that both share in meaning: data, protocol, backbone, image size, start and
-recipe. Settings of one method's own design do not matter, even where another method has one of the same name.
+recipe. Settings of one method's own design do not matter, even where another method has one of the same name. The number of epochs may
+differ where a run lasts as long as its stages, and both sides have the same lengths of stages (`stage_epochs`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import csv
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from wsolbench.exceptions import DataError
 from wsolbench.files import canonical_json
 from wsolbench.metrics.catalog import metric_info
+from wsolbench.record_checks import is_whole
 from wsolbench.records import RunRecord, settings_of
 from wsolbench.report.repetitions import precedence, setting_text
 from wsolbench.stored import read_text
@@ -26,12 +29,16 @@ from wsolbench.stored import read_text
 COMMON_SETTINGS = frozenset(("recipe", "grid", "head", "width"))
 """Settings that mean the same in every method: they describe training and the network that a method is built on."""
 
+_MOST_STAGES = 8
+"""More lengths than this are no stages: their sums would be too many."""
+
 _DATA = ("name", "split", "transform", "fingerprint", "images", "limit")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A row of the file. Settings are `name=value` pairs joined by `;`: which of a method's runs are meant."""
+    """A row of the file. Settings are `name=value` pairs joined by `;`: which of a method's runs are meant. Those of its post-process have
+    the prefix `post.`."""
 
     paper: str
     where: str
@@ -105,8 +112,14 @@ def matches_claim(method: dict[str, Any], name: str, settings: str) -> bool:
     """
     if method["name"] != name:
         return False
-    config = {key: setting_text(value) for key, value in settings_of(method).items()}
+    config = {key: setting_text(value) for key, value in _design(method).items()}
     return all(config.get(key, "") == value for key, _, value in (part.partition("=") for part in settings.split(";") if part))
+
+
+def _design(method: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a record's method and of its post-process."""
+    post = (method.get("post") or {}).get("config") or {}
+    return {**settings_of(method), **{f"post.{name}": value for name, value in post.items()}}
 
 
 @dataclass(frozen=True)
@@ -130,8 +143,19 @@ class _Side:
     @cached_property
     def design(self) -> dict[str, Any]:
         """Settings of the method and of its post-process."""
-        post = (self.record.method.get("post") or {}).get("config") or {}
-        return {**self.record.settings, **{f"post.{name}": value for name, value in post.items()}}
+        return _design(self.record.method)
+
+    @cached_property
+    def lengths(self) -> list[int] | None:
+        """Lengths of all stages that a run of the method can have, if this run lasted the sum of some of them; otherwise None.
+
+        The settings say which stages a run has, so its epochs are then no choice of their own.
+        """
+        lengths = self.design.get("stage_epochs")
+        if not (isinstance(lengths, list) and len(lengths) <= _MOST_STAGES and all(is_whole(length, 0) for length in lengths)):
+            return None
+        sums = {sum(part) for count in range(len(lengths)) for part in combinations(lengths, count + 1)}
+        return lengths if self.circumstances.get("recipe.epochs") in sums else None
 
     @cached_property
     def group(self) -> str:
@@ -157,6 +181,8 @@ def _base(name: str) -> str:
 
 def _differing(claim: Claim, a: _Side, b: _Side) -> list[str]:
     names = [name for name in {**a.circumstances, **b.circumstances} if a.circumstances.get(name) != b.circumstances.get(name)]
+    if a.lengths is not None and a.lengths == b.lengths:
+        names = [name for name in names if name != "recipe.epochs"]
     shared = [name for name in a.design if name in b.design and name not in claim.named]
     if _base(claim.a) != _base(claim.b):
         shared = [name for name in shared if name in COMMON_SETTINGS or name.startswith("post.")]

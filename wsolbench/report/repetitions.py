@@ -108,11 +108,25 @@ def _repeats(runs: Sequence[Run], of_each_source: bool) -> list[tuple[Run, list[
 
 
 def different_settings(run: Run, others: Sequence[Run]) -> str:
-    """The settings in which a run differs from others of its method."""
+    """The settings in which a run differs from others of its method, after SEM's number of seeds: its verdict depends on it."""
     of_method = [_flat(other) for other in others if other.record.method["name"] == run.record.method["name"]]
     own = _flat(run)
-    names = [name for name in own if len({canonical_json(other.get(name)) for other in of_method}) > 1]
-    return ", ".join(f"{name}={'none' if own[name] in (None, '') else setting_text(own[name])}" for name in names)
+    seeds = _seeds(run)
+    told = _SEEDS if seeds else ()
+    names = [name for name in own if name not in told and len({canonical_json(other.get(name)) for other in of_method}) > 1]
+    return ", ".join([*seeds, *(f"{name}={'none' if own[name] in (None, '') else setting_text(own[name])}" for name in names)])
+
+
+_SEEDS = ("post.seeds", "post.seeds_of")
+
+
+def _seeds(run: Run) -> list[str]:
+    """How many seeds SEM takes: a number, or so many of a number of pixels. Empty for other runs."""
+    post = run.record.method.get("post") or {}
+    seeds, of = (_flat(run).get(name) for name in _SEEDS)
+    if post.get("name") != "sem" or seeds is None:
+        return []
+    return [f"seeds={setting_text(seeds)} of {setting_text(of)}" if of else f"seeds={setting_text(seeds)}"]
 
 
 def _flat(run: Run) -> dict[str, Any]:

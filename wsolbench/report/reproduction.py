@@ -27,7 +27,8 @@ def _heading(comparison: Comparison) -> str:
     """What two comparisons must share to stand in one table."""
     data, a = comparison.dataset, comparison.a
     start = f"trained from {a['start']}" if a.get("start") else None
-    start = f"{start} for {a['epochs']} epochs" if start and a.get("epochs") else start
+    epochs = dict.fromkeys(str(side["epochs"]) for side in (a, comparison.b) if side.get("epochs"))
+    start = f"{start} for {' and '.join(epochs)} epochs" if start and epochs else start
     return ", ".join(filter(None, (f"{data['name']}/{data['split']}", a.get("transform"), str(a["backbone"]), start, comparison.protocol)))
 
 
