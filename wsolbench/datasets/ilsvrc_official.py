@@ -11,6 +11,7 @@ from pathlib import Path
 from wsolbench.datasets.base import TURNED, Record
 from wsolbench.datasets.imagefiles import headers_of
 from wsolbench.datasets.matfiles import load_structs, text, whole_number
+from wsolbench.datasets.pixels import is_resized
 from wsolbench.datasets.tables import bad_line, csv_rows, is_inner_path, parse_float, parse_int, rows_of
 from wsolbench.exceptions import DataError
 from wsolbench.listing import list_files, list_folders
@@ -146,19 +147,24 @@ def boxed_records(layout: Layout, index: Mapping[str, int], findings: list[Findi
 
 
 def _rescale(records: list[Record], claimed: list[tuple[int, int] | None], findings: list[Finding]) -> None:
-    """Give each record its file's size; where the annotation claims another and a box sticks out of the file, scale the boxes.
+    """Give each record its file's size; scale the boxes where the annotation is for another one.
 
-    An annotation of the image as viewers show it, with width and height exchanged, cannot be scaled: it is in `findings`.
+    That is so where the claimed size differs from the file's by one ratio (a resized copy), and where a box sticks out of the file.
+    An annotation with width and height exchanged cannot be scaled: it is in `findings`, and so is any other that is kept as it is.
     """
     scaled = []
     turned = []
+    unscaled = []
     for record, header, claim in zip(records, headers_of([record.path for record in records]), claimed, strict=True):
         if isinstance(header, DataError):
             continue  # missing or broken: `assemble` deals with it
         size = record.size = header.size
-        if claim is None or claim == size or all(x1 <= size[0] and y1 <= size[1] for _, _, x1, y1 in record.boxes):
+        if claim is None or claim == size:
             continue
-        if claim == size[::-1]:
+        fits = all(x1 <= size[0] and y1 <= size[1] for _, _, x1, y1 in record.boxes)
+        if fits and not is_resized(size, claim):
+            unscaled.append(f"{record.id}: file {size}, annotation {claim}")
+        elif claim == size[::-1]:
             turned.append(f"{record.id}: stored {size[0]}x{size[1]} with EXIF orientation {header.orientation}, annotated {claim}")
         else:
             across, down = size[0] / claim[0], size[1] / claim[1]
@@ -167,6 +173,9 @@ def _rescale(records: list[Record], claimed: list[tuple[int, int] | None], findi
     if scaled:
         what = "images of another size than their annotation says: boxes scaled"
         findings.append(Finding(what=what, count=len(scaled), example=scaled[0], severity="warning"))
+    if unscaled:
+        what = "images of another size than their annotation says, not resized copies: boxes kept as they fit the file"
+        findings.append(Finding(what=what, count=len(unscaled), example=unscaled[0], severity="warning"))
     if turned:
         findings.append(Finding(what=TURNED, count=len(turned), example=turned[0], severity="warning"))
 

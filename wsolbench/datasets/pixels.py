@@ -67,3 +67,10 @@ def _same_ratio(size: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether one is the other shrunken, up to a pixel that was rounded."""
     scale = max(size[0] / other[0], size[1] / other[1])
     return all(abs(side - scale * length) <= max(1.0, scale) for side, length in zip(size, other, strict=True))
+
+
+def is_resized(size: tuple[int, int], claimed: tuple[int, int]) -> bool:
+    """Whether an image of `size` is a larger or smaller copy of one of `claimed`: one ratio, up to 1 % or a pixel, that is not 1."""
+    across, down = size[0] / claimed[0], size[1] / claimed[1]
+    alike = _same_ratio(size, claimed) or abs(across / down - 1) <= 0.01
+    return alike and all(abs(side - length) > 1 for side, length in zip(size, claimed, strict=True))
