@@ -121,7 +121,10 @@ def verify_dataset(
     and does not raise.
     """
     info = dataset_info(name)
-    chosen = tuple(splits) if splits is not None else available_splits(name, root, **options)
+    try:
+        chosen = tuple(splits) if splits is not None else available_splits(name, root, **options)
+    except DataError as error:  # the file that says which splits there are cannot be read
+        return DatasetReport(info=info, root=None, splits=(SplitReport(split="all splits", expected=None, failure=str(error)),))
     reports = []
     found_root: Path | None = None
     for split in chosen:
