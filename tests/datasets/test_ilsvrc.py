@@ -194,3 +194,17 @@ def test_images_without_any_annotation_are_refused_with_what_is_needed(tmp_path:
     write_image(tmp_path / "train" / WNIDS[0] / "a.JPEG", (50, 40))
     with pytest.raises(DataError, match=r"expected XML files .*or LOC_val_solution.csv, or the wsolevaluation metadata"):
         load_dataset("ilsvrc", "test", tmp_path)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_class_folders_one_level_too_deep_are_named(split: str, listed: bool, tmp_path: Path) -> None:
+    write_ilsvrc_official(tmp_path, kaggle=False, nested=True)
+    if not listed:
+        (tmp_path / "ILSVRC2012_devkit_t12" / "data" / "meta.mat").unlink()
+    folder = tmp_path / ("train" if split == "train" else "val")
+    folder.rename(tmp_path / "moved")
+    folder.mkdir()
+    (tmp_path / "moved").rename(folder / folder.name)
+    with pytest.raises(DataError, match=rf"found the folder '{folder.name}', which holds 3 of them. Move them up"):
+        load_dataset("ilsvrc", split, tmp_path)

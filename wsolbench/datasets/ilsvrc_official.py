@@ -85,6 +85,7 @@ def foldered_classes(layout: Layout) -> dict[str, str]:
     """
     for folder in (layout.train, layout.val):
         names = list_folders(folder)
+        _check_depth(folder, names)
         wnids = [name for name in names if _WNID.fullmatch(name)] or names
         if wnids:
             return {wnid: wnid for wnid in wnids}
@@ -92,6 +93,15 @@ def foldered_classes(layout: Layout) -> dict[str, str]:
         f"no list of classes: expected class folders in {layout.train}, or LOC_synset_mapping.txt or "
         "ILSVRC2012_devkit_t12/data/meta.mat in the data root"
     )
+
+
+def _check_depth(folder: Path, names: Iterable[str]) -> None:
+    """Raise `DataError` where the class folders lie in a folder of `folder`. `names` are the folders that it holds."""
+    for name in names:
+        inner = () if _WNID.fullmatch(name) else [inner for inner in list_folders(folder / name) if _WNID.fullmatch(inner)]
+        if inner:
+            found = f"found the folder {name!r}, which holds {len(inner):,} of them"
+            raise DataError(f"{folder}: expected class folders such as {inner[0]}, {found}. Move them up into {folder}.")
 
 
 def train_records(layout: Layout, index: Mapping[str, int], findings: list[Finding]) -> list[Record]:
@@ -103,7 +113,9 @@ def train_records(layout: Layout, index: Mapping[str, int], findings: list[Findi
     records = []
     others = []
     used = set()
-    for wnid in list_folders(layout.train):
+    folders = list_folders(layout.train)
+    _check_depth(layout.train, folders)
+    for wnid in folders:
         if wnid not in index:
             if _WNID.fullmatch(wnid):
                 raise DataError(f"{layout.train / wnid}: expected a folder named after one of the {len(index)} classes")
@@ -133,7 +145,9 @@ def boxed_records(layout: Layout, index: Mapping[str, int], findings: list[Findi
             f"no boxes for {layout.val}: expected XML files in Annotations/CLS-LOC/val (or Annotations/val), or LOC_val_solution.csv, "
             "or the wsolevaluation metadata (--metadata-root)"
         )
-    nested = not index.keys().isdisjoint(list_folders(layout.val))
+    folders = list_folders(layout.val)
+    _check_depth(layout.val, folders)
+    nested = not index.keys().isdisjoint(folders)
     records = []
     for stem, truth in sorted(truths.items()):
         if truth.wnid not in index:
