@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsolbench.datasets.base import TURNED, Record
+from wsolbench.datasets.base import Record
 from wsolbench.datasets.imagefiles import headers_of
 from wsolbench.datasets.matfiles import load_structs, text, whole_number
-from wsolbench.datasets.pixels import is_resized
+from wsolbench.datasets.pixels import is_resized, note_exchanged
 from wsolbench.datasets.tables import bad_line, csv_rows, is_inner_path, parse_float, parse_int, rows_of
 from wsolbench.exceptions import DataError
 from wsolbench.listing import list_files, list_folders
@@ -179,7 +179,7 @@ def _rescale(records: list[Record], claimed: list[tuple[int, int] | None], findi
         if fits and not is_resized(size, claim):
             unscaled.append(f"{record.id}: file {size}, annotation {claim}")
         elif claim == size[::-1]:
-            turned.append(f"{record.id}: stored {size[0]}x{size[1]} with EXIF orientation {header.orientation}, annotated {claim}")
+            turned.append((record.id, header, claim))
         else:
             across, down = size[0] / claim[0], size[1] / claim[1]
             record.boxes = [(x0 * across, y0 * down, x1 * across, y1 * down) for x0, y0, x1, y1 in record.boxes]
@@ -190,8 +190,7 @@ def _rescale(records: list[Record], claimed: list[tuple[int, int] | None], findi
     if unscaled:
         what = "images of another size than their annotation says, not resized copies: boxes kept as they fit the file"
         findings.append(Finding(what=what, count=len(unscaled), example=unscaled[0], severity="warning"))
-    if turned:
-        findings.append(Finding(what=TURNED, count=len(turned), example=turned[0], severity="warning"))
+    note_exchanged(turned, findings)
 
 
 def read_xml(path: Path) -> Truth:
