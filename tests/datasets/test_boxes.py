@@ -70,6 +70,16 @@ def test_usual_boxes_are_no_finding(boxes: np.ndarray, tmp_path: Path) -> None:
     assert loaded(boxes.astype(np.float64), tmp_path).findings == ()
 
 
+@pytest.mark.parametrize("widest", [780, 1000])
+def test_boxes_in_thousandths_of_the_sides_are_called_that(widest: int, tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    boxes = [(10.0, 20.0 + number, widest - number, 1000.0 - 30 * number) for number in range(10)]
+    records = [Record(id=f"{number}", label=0, path=f"{tmp_path}/a", size=(1200, 800), boxes=[box]) for number, box in enumerate(boxes)]
+    (finding,) = [finding for finding in assemble("x", "test", tmp_path, records, ["only"]).findings if finding.severity == "error"]
+    assert "thousandths of the image's sides" in finding.what
+    assert ("exchanged" in finding.what) is (widest == 780)  # both fit then
+
+
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_a_corner_that_is_not_finite_is_refused_whatever_the_loader(value: float, tmp_path: Path) -> None:
     boxes = usual_boxes(3)

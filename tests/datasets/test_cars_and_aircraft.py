@@ -116,3 +116,11 @@ class TestAircraft:
         write_lines(tmp_path / "data" / file, lines)
         with pytest.raises(DataError, match=message):
             load_dataset("aircraft", "test", tmp_path)
+
+
+@pytest.mark.parametrize("head", [b"MATLAB 7.3 MAT-file, Platform: GLNXA64", b"\x89HDF\r\n\x1a\n"])
+def test_a_matlab_file_of_version_7_3_is_refused_with_the_way_out(head: bytes, tmp_path: Path) -> None:
+    write_cars_joint(tmp_path)
+    (tmp_path / "cars_annos.mat").write_bytes(head.ljust(600, b" "))
+    with pytest.raises(DataError, match=r"cars_annos.mat is a MATLAB file of version 7.3 .HDF5.; expected version 7"):
+        load_dataset("cars", "test", tmp_path)

@@ -171,3 +171,11 @@ def test_the_layout_of_wsolevaluation_alone_is_enough(tmp_path: Path) -> None:
     test = load_dataset("cub", "test", tmp_path)
     assert test[0].image().shape == (30, 40, 3)
     assert available_splits("cub", tmp_path) == ("test",)
+
+
+def test_text_files_whose_lines_end_with_a_carriage_return_are_read(tmp_path: Path) -> None:
+    home = write_cub(tmp_path)
+    expected = load_dataset("cub", "test", tmp_path).fingerprint
+    for path in home.glob("**/*.txt"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r"))
+    assert load_dataset("cub", "test", tmp_path).fingerprint == expected

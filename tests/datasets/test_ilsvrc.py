@@ -63,6 +63,29 @@ def test_boxes_of_a_file_that_is_smaller_than_its_annotation_says_are_scaled_and
     assert (finding.count, finding.severity) == (1, "warning")
 
 
+@pytest.mark.parametrize(
+    ("claim", "expected", "words"),
+    [
+        ((100, 80), [1, 1, 5, 5], "boxes scaled"),  # half as large
+        ((67, 53), [2 * 50 / 67, 2 * 40 / 53, 500 / 67, 400 / 53], "boxes scaled"),  # three quarters, rounded
+        ((25, 20), [4, 4, 20, 20], "boxes scaled"),
+        ((50, 41), [2, 2, 10, 10], "boxes kept"),
+        ((90, 40), [2, 2, 10, 10], "boxes kept"),
+        ((40, 50), [2, 2, 10, 10], "boxes kept"),
+    ],
+)
+def test_boxes_of_a_resized_copy_are_scaled_whether_they_fit_or_not(
+    claim: tuple[int, int], expected: list[float], words: str, tmp_path: Path
+) -> None:
+    write_ilsvrc_official(tmp_path, kaggle=False)
+    write_lines(tmp_path / "Annotations" / "val" / f"{FIRST}.xml", [voc_xml(WNIDS[1], claim, [(2, 2, 10, 10)])])
+    test = load_dataset("ilsvrc", "test", tmp_path)
+    np.testing.assert_allclose(test[0].boxes, [expected])
+    (finding,) = test.findings
+    assert (finding.count, finding.severity) == (1, "warning")
+    assert words in finding.what
+
+
 def test_a_wrong_size_in_the_annotation_is_harmless_where_the_boxes_fit(tmp_path: Path) -> None:
     write_ilsvrc_official(tmp_path, kaggle=False)
     write_lines(tmp_path / "Annotations" / "val" / f"{FIRST}.xml", [voc_xml(WNIDS[1], (0, 0), [(10, 20, 50, 40)])])
@@ -171,3 +194,17 @@ def test_images_without_any_annotation_are_refused_with_what_is_needed(tmp_path:
     write_image(tmp_path / "train" / WNIDS[0] / "a.JPEG", (50, 40))
     with pytest.raises(DataError, match=r"expected XML files .*or LOC_val_solution.csv, or the wsolevaluation metadata"):
         load_dataset("ilsvrc", "test", tmp_path)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_class_folders_one_level_too_deep_are_named(split: str, listed: bool, tmp_path: Path) -> None:
+    write_ilsvrc_official(tmp_path, kaggle=False, nested=True)
+    if not listed:
+        (tmp_path / "ILSVRC2012_devkit_t12" / "data" / "meta.mat").unlink()
+    folder = tmp_path / ("train" if split == "train" else "val")
+    folder.rename(tmp_path / "moved")
+    folder.mkdir()
+    (tmp_path / "moved").rename(folder / folder.name)
+    with pytest.raises(DataError, match=rf"found the folder '{folder.name}', which holds 3 of them. Move them up"):
+        load_dataset("ilsvrc", split, tmp_path)

@@ -234,9 +234,17 @@ class TestOrientation:
             findings = self.findings(tmp_path, f"a.jpg,0,test,{size},10,20,40,110", deep=deep)
             assert ("warning", True) in [(severity, "as viewers show them" in what) for severity, what in findings]
 
-    def test_a_file_without_orientation_and_with_sides_exchanged_is_a_warning_too(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("deep", [False, True])
+    def test_annotations_with_sides_exchanged_are_a_warning_that_does_not_blame_an_orientation(self, deep: bool, tmp_path: Path) -> None:
         self.image(tmp_path / "a.jpg", 1)
-        assert "width and height exchanged" in self.findings(tmp_path, "a.jpg,0,test,80,120,10,20,40,60", deep=True)[-1][1]
+        (finding,) = self.findings(tmp_path, "a.jpg,0,test,80,120,10,20,40,60", deep=deep)
+        assert finding == ("warning", "images whose annotations have width and height exchanged")
+
+    @pytest.mark.parametrize(("box", "scaled"), [("10,20,400,60", True), (",,,", False)])
+    def test_boxes_are_said_to_be_scaled_only_where_there_are_boxes(self, box: str, scaled: bool, tmp_path: Path) -> None:
+        self.image(tmp_path / "a.jpg", 1)
+        (finding,) = self.findings(tmp_path, f"a.jpg,0,test,480,320,{box}", deep=True)
+        assert ("boxes are scaled" in finding[1]) is scaled
 
     def test_another_ratio_is_a_warning_and_a_smaller_copy_a_note(self, tmp_path: Path) -> None:
         self.image(tmp_path / "a.jpg", 1)

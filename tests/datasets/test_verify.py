@@ -90,6 +90,27 @@ def test_a_wrong_root_and_an_unknown_name_are_errors_of_usage(tmp_path: Path) ->
         verify_dataset("cup", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image,label,split\na.png,0,test\n".encode("utf-16"), "is not UTF-8 text"),
+        (b"image,label\na.png,0\n", "expected a header line with the column(s) split"),
+        (b"<!DOCTYPE html><html>404</html>\n", "expected a header line with the column(s) image, label, split"),
+        (b'image,label,split\n"a.png,0,test\n', "expected comma-separated values"),
+        (b"image,label,split\na.png,0,test,1\n", "expected 3 fields as in the header"),
+        (b"image,label,split\na.png,owl,test\n", "expected a whole number as label"),
+    ],
+)
+@pytest.mark.parametrize("chosen", [(), ("--split", "test")])
+def test_a_table_that_cannot_be_read_is_a_line_of_the_report(content: bytes, message: str, chosen: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "annotations.csv").write_bytes(content)
+    result = verify("--dataset", "csvfolder", "--data-root", tmp_path, *chosen)
+    assert result.return_value == 1
+    (line,) = [line for line in result.output.splitlines() if line.startswith("error    ")]
+    assert message in line
+    assert "0 images; not sound" in result.output
+
+
 class TestDeep:
     def test_sound_pixels_add_no_finding(self, tmp_path: Path) -> None:
         write_csv_folder(tmp_path)

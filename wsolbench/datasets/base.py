@@ -20,6 +20,7 @@ import numpy as np
 
 from wsolbench.datasets.boxes import clip_boxes
 from wsolbench.datasets.imagefiles import absent_files, headers_of
+from wsolbench.datasets.pixels import TURNED, note_exchanged
 from wsolbench.datasets.tables import is_inner_path
 from wsolbench.decoding import MAX_PIXELS
 from wsolbench.exceptions import DataError, UsageError
@@ -33,9 +34,6 @@ is known from the annotations (enough to score maps, which needs no pixels). Whe
 
 CHECKED_HEADERS = 256
 """Image files that are held against their annotated size when a split is loaded, spread evenly; `wsolbench verify --deep` looks at all."""
-
-
-TURNED = "images annotated as viewers show them (EXIF orientation), but read as stored: width and height are exchanged"
 _ODD_PARTS = ("\\", "//", "/./", "/../", "\n/", "\n./", "\n../", "/\n", "/.\n", "/..\n", "\n.\n", "\n..\n", "\n\n")
 _ODD_CHARACTER = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
@@ -282,14 +280,12 @@ def _note_turned(records: Sequence[Record], notes: list[Finding]) -> None:
     """Look at some image files with an annotated size: is that the stored one with width and height exchanged?"""
     sized = [record for record in records if record.size is not None and record.size[0] != record.size[1] and not record.crop_bottom]
     some = sized[:: max(1, len(sized) // CHECKED_HEADERS)]
-    turned = [
-        f"{record.id}: stored {header.size[0]}x{header.size[1]} with EXIF orientation {header.orientation}, annotated {record.size}"
+    exchanged = [
+        (record.id, header, record.size)
         for record, header in zip(some, headers_of(record.path for record in some), strict=True)
         if not isinstance(header, DataError) and record.size == header.size[::-1]
     ]
-    if turned:
-        rest = "" if len(some) == len(sized) else f" (of {len(some)} that were looked at)"
-        notes.append(Finding(what=TURNED + rest, count=len(turned), example=turned[0], severity="warning"))
+    note_exchanged(exchanged, notes, "" if len(some) == len(sized) else f" (of {len(some)} that were looked at)")
 
 
 def _with_sizes(

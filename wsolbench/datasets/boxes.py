@@ -88,15 +88,24 @@ def doubts(given: np.ndarray, frames: np.ndarray) -> Iterator[tuple[np.ndarray, 
 
 
 def _other_readings(given: np.ndarray, frames: np.ndarray, beyond: np.ndarray) -> Iterator[tuple[np.ndarray, str, str]]:
-    """The reading under which all boxes fit their images, where many do not as they are."""
+    """The reading under which all boxes fit their images, where many do not as they are.
+
+    Corners that end at a thousand fit as thousandths too: exchanged coordinates are no more likely than these then.
+    """
+    thousandths = 900 <= given.max() <= 1000 + SLACK
     readings = {
         "x and y (or width and height of the images) are exchanged": given[:, [1, 0, 3, 2]],
         "their last two numbers are the corner x1,y1 and not width and height": np.hstack([given[:, :2], given[:, 2:] - given[:, :2]]),
     }
     for reading, boxes in readings.items():
         if (boxes[:, 2:] <= frames + SLACK).all() and (boxes[:, 2:] >= boxes[:, :2]).all():
-            yield beyond, f"boxes that leave their images; all boxes fit if {reading}", "error"
+            other = ", or if they are thousandths of the image's sides" if thousandths else ""
+            yield beyond, f"boxes that leave their images; all boxes fit if {reading}{other}", "error"
             return
+    if thousandths and given[:, 2:].max(axis=0).min() >= 900:
+        what = "boxes that leave their images: are they thousandths of the image's sides, or of larger copies of the images?"
+        yield beyond, what, "error"
+        return
     if beyond.mean() > 0.5:
         yield beyond, "boxes that leave their images, more than half of all: are they of larger copies of the images?", "error"
 

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsolbench.datasets.base import TURNED, Record
+from wsolbench.datasets.base import Record
 from wsolbench.datasets.imagefiles import headers_of
 from wsolbench.datasets.matfiles import load_structs, text, whole_number
+from wsolbench.datasets.pixels import is_resized, note_exchanged
 from wsolbench.datasets.tables import bad_line, csv_rows, is_inner_path, parse_float, parse_int, rows_of
 from wsolbench.exceptions import DataError
 from wsolbench.listing import list_files, list_folders
@@ -84,6 +85,7 @@ def foldered_classes(layout: Layout) -> dict[str, str]:
     """
     for folder in (layout.train, layout.val):
         names = list_folders(folder)
+        _check_depth(folder, names)
         wnids = [name for name in names if _WNID.fullmatch(name)] or names
         if wnids:
             return {wnid: wnid for wnid in wnids}
@@ -91,6 +93,15 @@ def foldered_classes(layout: Layout) -> dict[str, str]:
         f"no list of classes: expected class folders in {layout.train}, or LOC_synset_mapping.txt or "
         "ILSVRC2012_devkit_t12/data/meta.mat in the data root"
     )
+
+
+def _check_depth(folder: Path, names: Iterable[str]) -> None:
+    """Raise `DataError` where the class folders lie in a folder of `folder`. `names` are the folders that it holds."""
+    for name in names:
+        inner = () if _WNID.fullmatch(name) else [inner for inner in list_folders(folder / name) if _WNID.fullmatch(inner)]
+        if inner:
+            found = f"found the folder {name!r}, which holds {len(inner):,} of them"
+            raise DataError(f"{folder}: expected class folders such as {inner[0]}, {found}. Move them up into {folder}.")
 
 
 def train_records(layout: Layout, index: Mapping[str, int], findings: list[Finding]) -> list[Record]:
@@ -102,7 +113,9 @@ def train_records(layout: Layout, index: Mapping[str, int], findings: list[Findi
     records = []
     others = []
     used = set()
-    for wnid in list_folders(layout.train):
+    folders = list_folders(layout.train)
+    _check_depth(layout.train, folders)
+    for wnid in folders:
         if wnid not in index:
             if _WNID.fullmatch(wnid):
                 raise DataError(f"{layout.train / wnid}: expected a folder named after one of the {len(index)} classes")
@@ -132,7 +145,9 @@ def boxed_records(layout: Layout, index: Mapping[str, int], findings: list[Findi
             f"no boxes for {layout.val}: expected XML files in Annotations/CLS-LOC/val (or Annotations/val), or LOC_val_solution.csv, "
             "or the wsolevaluation metadata (--metadata-root)"
         )
-    nested = not index.keys().isdisjoint(list_folders(layout.val))
+    folders = list_folders(layout.val)
+    _check_depth(layout.val, folders)
+    nested = not index.keys().isdisjoint(folders)
     records = []
     for stem, truth in sorted(truths.items()):
         if truth.wnid not in index:
@@ -146,20 +161,25 @@ def boxed_records(layout: Layout, index: Mapping[str, int], findings: list[Findi
 
 
 def _rescale(records: list[Record], claimed: list[tuple[int, int] | None], findings: list[Finding]) -> None:
-    """Give each record its file's size; where the annotation claims another and a box sticks out of the file, scale the boxes.
+    """Give each record its file's size; scale the boxes where the annotation is for another one.
 
-    An annotation of the image as viewers show it, with width and height exchanged, cannot be scaled: it is in `findings`.
+    That is so where the claimed size differs from the file's by one ratio (a resized copy), and where a box sticks out of the file.
+    An annotation with width and height exchanged cannot be scaled: it is in `findings`, and so is any other that is kept as it is.
     """
     scaled = []
     turned = []
+    unscaled = []
     for record, header, claim in zip(records, headers_of([record.path for record in records]), claimed, strict=True):
         if isinstance(header, DataError):
             continue  # missing or broken: `assemble` deals with it
         size = record.size = header.size
-        if claim is None or claim == size or all(x1 <= size[0] and y1 <= size[1] for _, _, x1, y1 in record.boxes):
+        if claim is None or claim == size:
             continue
-        if claim == size[::-1]:
-            turned.append(f"{record.id}: stored {size[0]}x{size[1]} with EXIF orientation {header.orientation}, annotated {claim}")
+        fits = all(x1 <= size[0] and y1 <= size[1] for _, _, x1, y1 in record.boxes)
+        if fits and not is_resized(size, claim):
+            unscaled.append(f"{record.id}: file {size}, annotation {claim}")
+        elif claim == size[::-1]:
+            turned.append((record.id, header, claim))
         else:
             across, down = size[0] / claim[0], size[1] / claim[1]
             record.boxes = [(x0 * across, y0 * down, x1 * across, y1 * down) for x0, y0, x1, y1 in record.boxes]
@@ -167,8 +187,10 @@ def _rescale(records: list[Record], claimed: list[tuple[int, int] | None], findi
     if scaled:
         what = "images of another size than their annotation says: boxes scaled"
         findings.append(Finding(what=what, count=len(scaled), example=scaled[0], severity="warning"))
-    if turned:
-        findings.append(Finding(what=TURNED, count=len(turned), example=turned[0], severity="warning"))
+    if unscaled:
+        what = "images of another size than their annotation says, not resized copies: boxes kept as they fit the file"
+        findings.append(Finding(what=what, count=len(unscaled), example=unscaled[0], severity="warning"))
+    note_exchanged(turned, findings)
 
 
 def read_xml(path: Path) -> Truth:

@@ -38,6 +38,8 @@ def load_mat(path: Path, name: str) -> np.ndarray:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     if what := name_content(path):
         raise DataError(f"{path} is not a MATLAB file that can be read{what}")
+    if content.startswith((b"MATLAB 7.3", b"\x89HDF\r\n")):
+        raise DataError(f"{path} is a MATLAB file of version 7.3 (HDF5); expected version 7. In MATLAB, save it with save(..., '-v7').")
     if content.startswith(b"MATLAB 5.0"):
         content = b"MATLAB 5.0".ljust(_TITLE) + content[_TITLE:]
     try:

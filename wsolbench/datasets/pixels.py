@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from wsolbench.decoding import is_transparent, read_header
+from wsolbench.decoding import Header, is_transparent, read_header
+from wsolbench.types import Finding
 
-DIFFERENT_SIZE = "image files of another size than the annotated frame: boxes are scaled with the frame"
+TURNED = "images annotated as viewers show them (EXIF orientation), but read as stored: width and height are exchanged"
+EXCHANGED = "images whose annotations have width and height exchanged"
+DIFFERENT_SIZE = "image files of another size than the annotated frame"
 OTHER_RATIO = "image files of another aspect ratio than the annotated frame: warped copies, or annotations of other images"
 
 
@@ -20,7 +24,28 @@ class Problem(NamedTuple):
     file: Path | None = None
 
 
-def check_file(path: Path, name: str, size: tuple[int, int], *, located: bool, problems: list[Problem], cropped: bool = False) -> None:
+def note_exchanged(images: Iterable[tuple[str, Header, object]], notes: list[Finding], rest: str = "") -> None:
+    """Add findings for images whose annotated size is that of the file with width and height exchanged: (id, header, annotated size)."""
+    examples: dict[str, list[str]] = {}
+    for name, header, size in images:
+        turned = header.orientation >= 5
+        orientation = f" with EXIF orientation {header.orientation}" if turned else ""
+        example = f"{name}: stored {header.size[0]}x{header.size[1]}{orientation}, annotated {size}"
+        examples.setdefault(TURNED if turned else EXCHANGED, []).append(example)
+    for what, found in examples.items():
+        notes.append(Finding(what=what + rest, count=len(found), example=found[0], severity="warning"))
+
+
+def check_file(
+    path: Path,
+    name: str,
+    size: tuple[int, int],
+    *,
+    located: bool,
+    problems: list[Problem],
+    cropped: bool = False,
+    boxed: bool = False,
+) -> None:
     """Add what is unusual about the stored image: its size against the annotated one, its orientation, its kind of pixels.
 
     Args:
@@ -30,6 +55,7 @@ def check_file(path: Path, name: str, size: tuple[int, int], *, located: bool, p
         located: whether the image has boxes, masks or key points.
         problems: where problems are added.
         cropped: whether the image is a part of the file; then sizes are not compared.
+        boxed: whether the image has boxes.
 
     Raises `DataError` when the file is no image.
     """
@@ -41,11 +67,10 @@ def check_file(path: Path, name: str, size: tuple[int, int], *, located: bool, p
             what = "images with an EXIF orientation, read as stored: are their annotations for the stored pixels, or as viewers show them?"
             problems.append(Problem("warning", what, example))
     elif _same_ratio(stored, size):
-        problems.append(Problem("note", DIFFERENT_SIZE, example))
+        scaled = ": boxes are scaled with the frame" if boxed else ""
+        problems.append(Problem("note", DIFFERENT_SIZE + scaled, example))
     elif _same_ratio(stored[::-1], size):
-        cause = "annotated as viewers show them (EXIF orientation)" if header.orientation >= 5 else "turned by a quarter"
-        what = f"image files with width and height exchanged: read as stored, but {cause}"
-        problems.append(Problem("warning", what, example))
+        problems.append(Problem("warning", TURNED if header.orientation >= 5 else EXCHANGED, example))
     else:
         problems.append(Problem("warning", OTHER_RATIO, example))
     problems += [Problem("warning", what, f"{name}: mode {header.mode}") for what in unusual_pixels(path, header.mode, "images")]
@@ -67,3 +92,10 @@ def _same_ratio(size: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether one is the other shrunken, up to a pixel that was rounded."""
     scale = max(size[0] / other[0], size[1] / other[1])
     return all(abs(side - scale * length) <= max(1.0, scale) for side, length in zip(size, other, strict=True))
+
+
+def is_resized(size: tuple[int, int], claimed: tuple[int, int]) -> bool:
+    """Whether an image of `size` is a larger or smaller copy of one of `claimed`: one ratio, up to 1 % or a pixel, that is not 1."""
+    across, down = size[0] / claimed[0], size[1] / claimed[1]
+    alike = _same_ratio(size, claimed) or abs(across / down - 1) <= 0.01
+    return alike and all(abs(side - length) > 1 for side, length in zip(size, claimed, strict=True))

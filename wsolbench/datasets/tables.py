@@ -47,8 +47,9 @@ def read_json(path: Path) -> Any:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number, line) of every line that is not blank; a final newline makes no difference."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    """(line number, line) of every line that is not blank; a final newline makes no difference. Lines end with LF, CR LF or CR."""
+    text = read_text(path)
+    for number, line in enumerate(text.split("\n" if "\n" in text else "\r"), start=1):
         stripped = line.strip("\r")
         if stripped and not stripped.isspace():
             yield number, stripped

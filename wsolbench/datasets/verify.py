@@ -121,7 +121,10 @@ def verify_dataset(
     and does not raise.
     """
     info = dataset_info(name)
-    chosen = tuple(splits) if splits is not None else available_splits(name, root, **options)
+    try:
+        chosen = tuple(splits) if splits is not None else available_splits(name, root, **options)
+    except DataError as error:  # the file that says which splits there are cannot be read
+        return DatasetReport(info=info, root=None, splits=(SplitReport(split="all splits", expected=None, failure=str(error)),))
     reports = []
     found_root: Path | None = None
     for split in chosen:
@@ -134,7 +137,9 @@ def verify_dataset(
         more, unreadable = _check_pixels(dataset, around) if deep else ((), ())
         describe = _report_instances if isinstance(dataset, InstanceDataset) else _report
         report = describe(dataset, info)  # type: ignore[arg-type]
-        reports.append(replace(report, findings=(*dataset.findings, *more), unreadable=_once(report.unreadable, unreadable)))
+        said = {finding.what for finding in dataset.findings}
+        new = [finding for finding in more if finding.what not in said]
+        reports.append(replace(report, findings=(*dataset.findings, *new), unreadable=_once(report.unreadable, unreadable)))
     return DatasetReport(info=info, root=found_root, splits=tuple(reports), findings=_shared_images(reports))
 
 
@@ -231,7 +236,8 @@ def _check_sample(sample: Sample) -> list[Problem]:
     try:
         sample.image()
         if sample.path is not None:
-            check_file(sample.path, sample.id, sample.size, located=located, problems=found, cropped=sample.crop is not None)
+            cropped, boxed = sample.crop is not None, len(sample.boxes) > 0
+            check_file(sample.path, sample.id, sample.size, located=located, problems=found, cropped=cropped, boxed=boxed)
     except DataError as error:
         found.append(Problem("error", "images that cannot be read", str(error), sample.path))
     try:

@@ -21,7 +21,7 @@ def check_instances(dataset: InstanceDataset, pool: ThreadPoolExecutor, block: i
 def _check_sample(sample: InstanceSample) -> list[Problem]:
     found: list[Problem] = []
     try:
-        check_file(sample.path, sample.file_name, sample.size, located=True, problems=found)
+        check_file(sample.path, sample.file_name, sample.size, located=True, problems=found, boxed=len(sample.boxes) > 0)
         sample.image()
     except DataError as error:
         found.append(Problem("error", "images that cannot be read", str(error), sample.path))
