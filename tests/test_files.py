@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import socket
 import stat
 import subprocess
 import sys
@@ -37,6 +38,38 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, name: str, messa
     with pytest.raises(UsageError):
         write_text(tmp_path / name, "text")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_what_is_no_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+    (tmp_path / "link").symlink_to("pipe")
+    for name, kind in (("pipe", "a named pipe"), ("socket", "a socket"), ("link", "a named pipe")):
+        before = (tmp_path / name).lstat()
+        with pytest.raises(UsageError, match=f"it is {kind}"):
+            write_text(tmp_path / name, "text")
+        assert (tmp_path / name).lstat().st_ino == before.st_ino
+    with pytest.raises(UsageError, match="it is a device"):
+        check_writable(Path(os.devnull))  # looks, and writes nothing
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe", "socket"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_the_file_that_it_leads_to_is_written(tmp_path: Path, there: bool) -> None:
+    (tmp_path / "folder").mkdir()
+    target = tmp_path / "folder" / "target.txt"
+    if there:
+        target.write_text("old")
+    (tmp_path / "link.txt").symlink_to("folder/target.txt")
+    (tmp_path / "second.txt").symlink_to("link.txt")
+    write_text(tmp_path / "second.txt", "new")
+    assert target.read_text() == "new"
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "second.txt").is_symlink()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match="symbolic links"):
+        write_text(tmp_path / "loop", "text")
 
 
 def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

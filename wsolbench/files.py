@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -31,10 +32,12 @@ def atomic_path(path: Path, *, tidy: bool = True) -> Iterator[Path]:
     those of a new file. With `tidy`, temporary files of `path` that killed processes have left are removed; it reads the whole
     folder, so whoever writes very many files into one calls `remove_leftovers` once instead.
 
-    Raises `UsageError` when the folder cannot be created or written, where a folder has the name of the file, and on a full disk.
+    A link is followed: the file that it leads to is written, and the link stays. Raises `UsageError` when the folder cannot be created
+    or written, where a folder, a device, a pipe or a socket has the name of the file, and on a full disk.
     """
-    make_folder(path.parent)
+    path = _target(path)
     check_writable(path)
+    make_folder(path.parent)
     if tidy:
         remove_leftovers(path.parent, of=path)
     temporary = None
@@ -52,6 +55,11 @@ def atomic_path(path: Path, *, tidy: bool = True) -> Iterator[Path]:
             raise  # the block stumbled on another file
         way_out = "Free some space, or choose another place" if error.errno in _FULL else "Choose another place"
         raise UsageError(f"cannot write {path}: {error.strerror or error}. {way_out}; what was there before is left as it was.") from error
+
+
+def _target(path: Path) -> Path:
+    """The file that a link leads to, whether it exists or not; any other path as it is."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path  # noqa: PTH114 - also for a name that is too long
 
 
 def _new_temporary(path: Path) -> tuple[Path, int]:
@@ -138,12 +146,18 @@ def check_writable(path: Path) -> None:
 
     For commands that work for long before they write.
     """
+    path = _target(path)
     try:
-        is_folder = path.is_dir()
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = stat.S_IFREG
     except OSError as error:  # for instance a name that is too long
         raise UsageError(f"cannot write the file {path}: {error.strerror}") from error
-    if is_folder:
+    if stat.S_ISDIR(mode):
         raise UsageError(f"cannot write the file {path}: a folder has that name. Remove it, or choose another place.")
+    if not stat.S_ISREG(mode):
+        kind = "named pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+        raise UsageError(f"cannot write the file {path}: it is a {kind}, which a file would replace. Choose another place.")
     folder = next(each for each in path.absolute().parents if each.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         reason = "it may not be written" if folder.is_dir() else "it is no folder"

@@ -35,9 +35,11 @@ def command(*, data: DataOptions, splits: tuple[str, ...], deep: bool, list_miss
     from rich.console import Console
 
     from wsolbench.datasets.verify import verify_dataset
-    from wsolbench.files import write_text
+    from wsolbench.files import check_writable, write_text
     from wsolbench.progress import track
 
+    if list_missing is not None:
+        check_writable(list_missing)
     report = verify_dataset(
         data.dataset,
         data.data_root,
