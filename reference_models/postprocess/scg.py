@@ -49,7 +49,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -61,7 +61,7 @@ from reference_models.layers.maps import min_max
 from reference_models.post import PostConfig, PostProcess
 from reference_models.recipes import MANY_CLASSES
 from wsolbench.exceptions import UsageError
-from wsolbench.ranges import Order, Share, Weight
+from wsolbench.ranges import Order, Range, Share, Weight
 
 PUBLISHED: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
@@ -106,9 +106,9 @@ class ScgConfig(PostConfig):
     """Stages of the backbone, counted from the last; both sources take two. `-1,penultimate` is the other reading of feat4, feat5."""
     order: Order = 2
     """Of `high`; 1 is P itself. Both sources: 2."""
-    delta_h: Share = 0.1
+    delta_h: Annotated[float, Range(-1, 2)] = 0.1
     """From which value of M_cam on a pixel is a seed of the object; released scripts."""
-    delta_l: Share = 0.05
+    delta_l: Annotated[float, Range(-1, 2)] = 0.05
     """Up to which value it is one of the background; released scripts."""
     fo_th: Share | None = None
     """Released code only: first-order correlations below it count as 0."""

@@ -236,9 +236,9 @@ def test_at_the_size_of_the_paper_there_are_1614_anchors():
     [
         ({"parts": 7}, "parts=7 and proposals=6"),
         ({"parts": 0}, "parts=0"),
-        ({"nms": 1.5}, "nms=1.5"),
-        ({"dropout": 1.0}, "dropout=1.0"),
-        ({"part_size": -1}, "part_size=-1"),
+        ({"nms": 1.5}, "setting nms of method 'nts-net' is 1.5"),
+        ({"dropout": 1.0}, "setting dropout of method 'nts-net' is 1.0"),
+        ({"part_size": -1}, "setting part_size of method 'nts-net' is -1"),
     ],
 )
 def test_impossible_settings_are_refused(setting, message):
