@@ -187,7 +187,7 @@ def write_csv_folder(root: Path, rows: Sequence[str] | None = None, *, header: s
     ]
     for name in ("a.png", "b.png", "sub/c.png", "d.png"):
         write_image(root / "images" / name, (20, 10))
-    for name, box in {"a": (0, 0, 20, 10), "b": (5, 2, 15, 8), "c": (1, 1, 4, 4), "d0": (2, 2, 6, 6), "d1": (10, 2, 16, 8)}.items():
+    for name, box in {"a": (0, 0, 20, 9), "b": (5, 2, 15, 8), "c": (1, 1, 4, 4), "d0": (2, 2, 6, 6), "d1": (10, 2, 16, 8)}.items():
         write_mask(root / "masks" / f"{name}.png", (20, 10), [box])
     write_lines(root / "annotations.csv", [header, *lines])
     if classes is not None:

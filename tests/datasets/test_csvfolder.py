@@ -230,3 +230,17 @@ def test_a_split_that_no_command_takes_by_itself_is_a_warning_in_the_findings(tm
     (finding,) = load_dataset("csvfolder", "training", tmp_path).findings
     assert (finding.count, finding.example, finding.severity) == (1, "a.png", "warning")
     assert "the split 'training', which only --split finds" in finding.what
+
+
+@pytest.mark.parametrize(
+    ("columns", "boxes"), [("xmin,ymin,xmax,ymax", True), ("x,y,w,h", True), ("Label", True), ("x0,y0,x1,y1,note", False)]
+)
+def test_columns_that_are_not_read_are_named_and_so_are_those_of_a_box_where_none_was_read(
+    columns: str, boxes: bool, tmp_path: Path
+) -> None:
+    values = ",".join("1234"[: columns.count(",") + 1]) if boxes else "1,2,3,4,5"
+    write_csv_folder(tmp_path, [f"a.png,0,test,{values}"], header=f"{SHORT},{columns}")
+    (finding,) = load_csv_folder(tmp_path, "test").findings
+    unread = columns.split(",") if boxes else ["note"]
+    assert (finding.count, finding.example, finding.severity) == (len(unread), ", ".join(map(repr, unread)), "warning")
+    assert ("its columns are x0,y0,x1,y1" in finding.what) is boxes

@@ -179,3 +179,33 @@ def test_text_files_whose_lines_end_with_a_carriage_return_are_read(tmp_path: Pa
     for path in home.glob("**/*.txt"):
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r"))
     assert load_dataset("cub", "test", tmp_path).fingerprint == expected
+
+
+def test_labels_that_contradict_the_class_folders_are_a_warning(tmp_path: Path) -> None:
+    home = write_cub(tmp_path)
+    assert load_dataset("cub", "train", tmp_path).findings == ()
+    write_lines(home / "image_class_labels.txt", ["1 1", "2 1", "3 1", "4 2"])
+    (finding,) = load_dataset("cub", "train", tmp_path).findings
+    assert (finding.what, finding.count, finding.severity) == ("images whose label contradicts their class folder", 1, "warning")
+    assert finding.example == f"{CUB_IMAGES[2]}: label 0, its folder has 1"
+
+
+def test_metadata_that_counts_labels_from_1_contradicts_the_class_folders(tmp_path: Path) -> None:
+    write_image(tmp_path / "001.Auk" / "a.jpg", (40, 30))
+    write_metadata(tmp_path / "metadata" / "CUB" / "test", {"001.Auk/a.jpg": 1}, {"001.Auk/a.jpg": (40, 30)}, ["001.Auk/a.jpg,1,2,39,29"])
+    assert [finding.count for finding in load_dataset("cub", "test", tmp_path).findings] == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "home", "folders"), [("openimages", "OpenImages", ("01a", "02b")), ("ilsvrc", "ILSVRC", ("n00000001", "n00000002"))]
+)
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_metadata_with_two_labels_in_one_class_folder_is_a_warning(
+    name: str, home: str, folders: tuple[str, str], wrong: int, tmp_path: Path
+) -> None:
+    labels = {f"train/{folder}/{number}.jpg": label for label, folder in enumerate(folders) for number in range(3)}
+    labels[f"train/{folders[0]}/0.jpg"] = wrong
+    for image_id in labels:
+        write_image(tmp_path / image_id, (20, 10))
+    write_metadata(tmp_path / "metadata" / home / "train", labels, {}, [])
+    assert [finding.count for finding in load_dataset(name, "train", tmp_path).findings] == [1] * wrong

@@ -135,12 +135,59 @@ class TestDeep:
         (finding,) = verify_dataset("csvfolder", tmp_path, splits=["test"], deep=True).splits[0].findings
         assert (finding.what, finding.severity) == ("masks that cannot be used", "error")
 
-    def test_a_mask_of_zeros_and_ones_has_no_object_and_is_found(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("on", [1, 100])
+    def test_a_mask_without_a_value_of_an_object_is_found(self, on: int, tmp_path: Path) -> None:
         write_csv_folder(tmp_path)
-        write_mask(tmp_path / "masks" / "c.png", (20, 10), [(0, 0, 5, 5)], on=1)
-        (finding,) = verify_dataset("csvfolder", tmp_path, splits=["test"], deep=True).splits[0].findings
-        assert finding.what == "masks without an object pixel"
-        assert "should be 255" in finding.example
+        write_mask(tmp_path / "masks" / "c.png", (20, 10), [(0, 0, 5, 5)], on=on)
+        (finding,) = verify_dataset("csvfolder", tmp_path, splits=["test"]).splits[0].findings  # without looking deep
+        expected = "with values 0 and 1" if on == 1 else "without a value above 127"
+        assert (finding.what, finding.count) == (f"masks {expected}; an object pixel should be 255", 1)
+        assert finding.severity == "error"
+        _, deep = verify_dataset("csvfolder", tmp_path, splits=["test"], deep=True).splits[0].findings
+        assert deep.what == "masks without an object pixel"
+
+    def test_a_mask_of_zeros_among_others_is_left_to_the_deep_look_and_nothing_but_zeros_is_not(self, tmp_path: Path) -> None:
+        write_csv_folder(tmp_path)
+        write_mask(tmp_path / "masks" / "c.png", (20, 10), [])
+        assert verify_dataset("csvfolder", tmp_path, splits=["test"]).sound
+        for name in ("d0.png", "d1.png"):
+            write_mask(tmp_path / "masks" / name, (20, 10), [])
+        assert not verify_dataset("csvfolder", tmp_path, splits=["test"]).sound
+
+    @pytest.mark.parametrize(("on", "count"), [(255, 0), (1, 1)])
+    def test_an_ignore_mask_of_zeros_and_ones_is_found_and_one_of_zeros_may_be_meant(self, on: int, count: int, tmp_path: Path) -> None:
+        header = "image,label,split,mask,ignore"
+        write_csv_folder(tmp_path, ["a.png,0,test,c.png,i.png", "b.png,0,test,c.png,z.png"], header=header)
+        write_mask(tmp_path / "masks" / "i.png", (20, 10), [(9, 0, 12, 5)], on=on)
+        write_mask(tmp_path / "masks" / "z.png", (20, 10), [])
+        findings = verify_dataset("csvfolder", tmp_path).splits[0].findings
+        assert [finding.count for finding in findings] == [1] * count
+        assert all("ignore masks with values 0 and 1; an ignored pixel should be 255" in finding.what for finding in findings)
+
+    def test_of_many_masks_a_few_that_are_spread_evenly_are_looked_at(self, tmp_path: Path) -> None:
+        rows = [f"{number}.png,0,test,20,10,1,1,9,9,m.png" for number in range(65)]
+        rows[64] = "64.png,0,test,20,10,1,1,9,9,n.png"
+        write_csv_folder(tmp_path, rows)
+        for number in range(65):
+            (tmp_path / "images" / f"{number}.png").write_bytes((tmp_path / "images" / "a.png").read_bytes())
+        write_mask(tmp_path / "masks" / "m.png", (20, 10), [(1, 1, 9, 9)])
+        write_mask(tmp_path / "masks" / "n.png", (20, 10), [(1, 1, 9, 9)], on=1)
+        (finding,) = verify_dataset("csvfolder", tmp_path).splits[0].findings
+        assert (finding.count, "of 33 that were looked at" in finding.what) == (1, True)
+
+    def test_a_mask_without_background_and_an_ignore_mask_over_everything_are_found(self, tmp_path: Path) -> None:
+        write_csv_folder(
+            tmp_path,
+            ["a.png,0,test,w.png,", "b.png,0,test,c.png,w.png", "d.png,0,test,c.png,c.png"],
+            header="image,label,split,mask,ignore",
+        )
+        write_mask(tmp_path / "masks" / "w.png", (20, 10), [(0, 0, 20, 10)])
+        assert verify_dataset("csvfolder", tmp_path).sound
+        findings = verify_dataset("csvfolder", tmp_path, deep=True).splits[0].findings
+        assert [(finding.severity, finding.what.partition(":")[0], finding.example) for finding in findings] == [
+            ("error", "masks without a background pixel", "a.png"),
+            ("warning", "ignore masks over the whole image", "b.png"),
+        ]
 
     def test_a_shrunken_copy_is_noted_and_sound(self, tmp_path: Path) -> None:
         write_csv_folder(tmp_path, ["a.png,0,test,200,100,0,0,150,90,"])

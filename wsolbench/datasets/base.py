@@ -20,7 +20,7 @@ import numpy as np
 
 from wsolbench.datasets.boxes import clip_boxes
 from wsolbench.datasets.imagefiles import absent_files, headers_of
-from wsolbench.datasets.pixels import TURNED, note_exchanged
+from wsolbench.datasets.pixels import TURNED, note_dark_masks, note_exchanged
 from wsolbench.datasets.tables import is_inner_path
 from wsolbench.decoding import MAX_PIXELS
 from wsolbench.exceptions import DataError, UsageError
@@ -188,6 +188,8 @@ def assemble(
     boxes = clip_boxes([record.id for record in kept], [record.size for record in kept], [record.boxes for record in kept], notes)
     samples = tuple(_sample(record, own, mask_threshold) for record, own in zip(kept, boxes, strict=True))
     _note_key_points(samples, notes)
+    note_dark_masks([path for record in kept for path in record.mask_paths], mask_threshold, notes)
+    note_dark_masks([record.ignore_path for record in kept if record.ignore_path], mask_threshold, notes, ignore=True)
     return Dataset(
         name=name,
         split=split,

@@ -45,6 +45,7 @@ MAX_CLASSES = 100_000
 """Labels from here on are refused: without classes.csv, the largest label decides how many classes there are."""
 USUAL_SPLITS = ("train", "val", "test")
 BOX_COLUMNS = ("x0", "y0", "x1", "y1")
+COLUMNS = ("image", "label", "split", "width", "height", *BOX_COLUMNS, "mask", "ignore")
 BoxEnd = Literal["exclusive", "inclusive"]
 
 
@@ -65,11 +66,18 @@ def load_csv_folder(
     table = root / "annotations.csv"
     class_names = _class_names(root / "classes.csv")
     reader = _Annotations(root, table, None if class_names is None else len(class_names), box_end)
+    header: tuple[str, ...] = ()
     for line, row in csv_rows(table, ("image", "label", "split")):
+        header = header or tuple(row)
         reader.add(line, row)
     if split not in reader.splits():
         raise unknown_name("split", split, reader.splits())
     findings = []
+    unread = [column for column in header if column not in COLUMNS]
+    if unread:
+        boxes = "" if set(header) & set(BOX_COLUMNS) else f"; no box was read, its columns are {','.join(BOX_COLUMNS)}"
+        what = f"columns of {table.name} that are not read{boxes}"
+        findings.append(Finding(what=what, count=len(unread), example=", ".join(map(repr, unread)), severity="warning"))
     if class_names is None:
         used = {record.label for record in reader.records.values()}
         class_names = tuple(str(label) for label in range(max(used) + 1))

@@ -12,17 +12,19 @@ from the headers of the split's images. The test images are known to overlap wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from wsolbench.datasets.base import DatasetInfo, Missing, Record, assemble, wrong_root
+from wsolbench.datasets.class_folders import class_folder, note_contradictions
 from wsolbench.datasets.tables import bad_line, numbered_names, parse_float, parse_int, rows_of
 from wsolbench.datasets.wsoleval import check_metadata_root, has_metadata, image_folder, metadata_folder, read_metadata
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.listing import list_folders
-from wsolbench.types import Dataset, KeyPoints
+from wsolbench.types import Dataset, Finding, KeyPoints
 
 INFO = DatasetInfo(
     name="cub",
@@ -34,6 +36,7 @@ INFO = DatasetInfo(
     license="non-commercial research and education; the images belong to their photographers",
 )
 METADATA_CLASSES = 200
+_NUMBERED = re.compile(r"(\d{3})\..+")
 
 
 def load(
@@ -71,7 +74,8 @@ def load(
         )
         for number, name in chosen.items()
     ]
-    return assemble(INFO.name, split, home, records, class_names, key_point_names=part_names, missing=missing)
+    findings = _contradictions(records, class_names)
+    return assemble(INFO.name, split, home, records, class_names, key_point_names=part_names, findings=findings, missing=missing)
 
 
 def available_splits(root: Path, *, metadata_root: Path | str | None = None) -> tuple[str, ...]:
@@ -179,4 +183,14 @@ def _load_metadata(root: Path, home: Path, split: str, metadata_root: Path | str
     images = image_folder([home / "images", home, home / "CUBV2", root / "CUBV2", root / "images", root / "CUB", root], metadata.ids)
     names = {metadata.labels[image_id]: image_id.partition("/")[0] for image_id in metadata.ids}
     class_names = [names.get(label, f"class {label}") for label in range(METADATA_CLASSES)]
-    return assemble(INFO.name, split, Path(images), metadata.records(images), class_names, missing=missing)
+    records = metadata.records(images)
+    return assemble(INFO.name, split, Path(images), records, class_names, findings=_contradictions(records, ()), missing=missing)
+
+
+def _contradictions(records: Sequence[Record], class_names: Sequence[str]) -> list[Finding]:
+    """Images in a folder such as `001.Bird` whose label is another class than the one of that name, or else of that number."""
+    numbers = {found[0]: int(found[1]) - 1 for record in records if (found := _NUMBERED.fullmatch(class_folder(record.id)))}
+    expected = numbers | {name: label for label, name in enumerate(class_names) if name in numbers}
+    findings: list[Finding] = []
+    note_contradictions([(record.id, record.label) for record in records if class_folder(record.id) in numbers], findings, expected)
+    return findings

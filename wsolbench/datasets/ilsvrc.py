@@ -20,7 +20,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from wsolbench.datasets.base import DatasetInfo, Missing, assemble, wrong_root
+from wsolbench.datasets.class_folders import class_folder, note_contradictions
 from wsolbench.datasets.ilsvrc_official import (
+    WNID,
     boxed_records,
     find_layout,
     foldered_classes,
@@ -60,6 +62,9 @@ def load(
         home = Path(image_folder(candidates, metadata.ids))
         records = metadata.records(str(home))
         listed = listed_classes(root) or {}
+        index = {wnid: number for number, wnid in enumerate(listed)}
+        in_synsets = [(image_id, label) for image_id, label in metadata.labels.items() if WNID.fullmatch(class_folder(image_id))]
+        note_contradictions(in_synsets, findings, index if len(listed) == CLASSES else None)
         class_names = tuple(listed.values()) if len(listed) == CLASSES else tuple(f"class {label}" for label in range(CLASSES))
     elif split == "val":
         raise UsageError("the split 'val' of ilsvrc is ImageNetV2 with the wsolevaluation metadata: give its folder with --metadata-root")

@@ -18,7 +18,7 @@ from wsolbench.listing import list_files, list_folders
 from wsolbench.regular_files import check_regular, name_content
 from wsolbench.types import Finding
 
-_WNID = re.compile(r"n\d{8}")
+WNID = re.compile(r"n\d{8}")
 Box = tuple[float, float, float, float]
 
 
@@ -86,7 +86,7 @@ def foldered_classes(layout: Layout) -> dict[str, str]:
     for folder in (layout.train, layout.val):
         names = list_folders(folder)
         _check_depth(folder, names)
-        wnids = [name for name in names if _WNID.fullmatch(name)] or names
+        wnids = [name for name in names if WNID.fullmatch(name)] or names
         if wnids:
             return {wnid: wnid for wnid in wnids}
     raise DataError(
@@ -98,7 +98,7 @@ def foldered_classes(layout: Layout) -> dict[str, str]:
 def _check_depth(folder: Path, names: Iterable[str]) -> None:
     """Raise `DataError` where the class folders lie in a folder of `folder`. `names` are the folders that it holds."""
     for name in names:
-        inner = () if _WNID.fullmatch(name) else [inner for inner in list_folders(folder / name) if _WNID.fullmatch(inner)]
+        inner = () if WNID.fullmatch(name) else [inner for inner in list_folders(folder / name) if WNID.fullmatch(inner)]
         if inner:
             found = f"found the folder {name!r}, which holds {len(inner):,} of them"
             raise DataError(f"{folder}: expected class folders such as {inner[0]}, {found}. Move them up into {folder}.")
@@ -117,7 +117,7 @@ def train_records(layout: Layout, index: Mapping[str, int], findings: list[Findi
     _check_depth(layout.train, folders)
     for wnid in folders:
         if wnid not in index:
-            if _WNID.fullmatch(wnid):
+            if WNID.fullmatch(wnid):
                 raise DataError(f"{layout.train / wnid}: expected a folder named after one of the {len(index)} classes")
             others.append(wnid)
             continue

@@ -15,8 +15,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from wsolbench.datasets.base import DatasetInfo, Missing, assemble, wrong_root
+from wsolbench.datasets.class_folders import class_folder, note_contradictions
 from wsolbench.datasets.wsoleval import has_metadata, image_folder, metadata_folder, read_metadata
-from wsolbench.types import Dataset
+from wsolbench.types import Dataset, Finding
 
 INFO = DatasetInfo(
     name="openimages",
@@ -46,8 +47,11 @@ def load(root: Path, split: str, *, metadata_root: Path | str | None = None, mis
             record.size_path = record.mask_paths[0]
     mids = {metadata.labels[image_id]: Path(image_id).parent.name for image_id in metadata.ids}
     class_names = [mids.get(label, f"class {label}") for label in range(CLASSES)]
+    findings: list[Finding] = []
+    flat = ("", "images", *INFO.splits)
+    note_contradictions([item for item in metadata.labels.items() if class_folder(item[0]) not in flat], findings)
     lazy = not metadata.masks
-    return assemble(INFO.name, split, Path(images), records, class_names, missing=missing, lazy_sizes=lazy)
+    return assemble(INFO.name, split, Path(images), records, class_names, findings=findings, missing=missing, lazy_sizes=lazy)
 
 
 def available_splits(root: Path, *, metadata_root: Path | str | None = None) -> tuple[str, ...]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from wsolbench.decoding import Header, is_transparent, read_header
+from wsolbench.decoding import Header, is_transparent, read_gray, read_header
+from wsolbench.exceptions import DataError
 from wsolbench.types import Finding
 
 TURNED = "images annotated as viewers show them (EXIF orientation), but read as stored: width and height are exchanged"
 EXCHANGED = "images whose annotations have width and height exchanged"
 DIFFERENT_SIZE = "image files of another size than the annotated frame"
 OTHER_RATIO = "image files of another aspect ratio than the annotated frame: warped copies, or annotations of other images"
+
+CHECKED_MASKS = 64
+"""Mask files that are looked at when a split is loaded; `wsolbench verify --deep` looks at all."""
 
 
 class Problem(NamedTuple):
@@ -34,6 +38,35 @@ def note_exchanged(images: Iterable[tuple[str, Header, object]], notes: list[Fin
         examples.setdefault(TURNED if turned else EXCHANGED, []).append(example)
     for what, found in examples.items():
         notes.append(Finding(what=what + rest, count=len(found), example=found[0], severity="warning"))
+
+
+def note_dark_masks(paths: Sequence[str], threshold: int, notes: list[Finding], *, ignore: bool = False) -> None:
+    """Look at up to `CHECKED_MASKS` mask files, spread evenly: has each a value that counts as object?
+
+    Values such as 0 and 1 are above 0 and never above `threshold`. A mask of zeros may be meant, unless all object masks are zeros;
+    `ignore` says that these are ignore masks. Files that cannot be read are left to whoever reads them.
+    """
+    some = paths[:: max(1, -(-len(paths) // CHECKED_MASKS))]
+    dark = [
+        (path, largest) for path, largest in zip(some, map(_largest, some), strict=True) if largest is not None and largest <= threshold
+    ]
+    if ignore or len(dark) < len(some):
+        dark = [(path, largest) for path, largest in dark if largest]
+    if not dark:
+        return
+    values = "with values 0 and 1" if all(largest == 1 for _, largest in dark) else f"without a value above {threshold}"
+    rest = "" if len(some) == len(paths) else f" (of {len(some)} that were looked at)"
+    what = f"{'ignore masks' if ignore else 'masks'} {values}; an {'ignored' if ignore else 'object'} pixel should be 255{rest}"
+    example = f"{dark[0][0]}: largest value {dark[0][1]}"
+    notes.append(Finding(what=what, count=len(dark), example=example, severity="error"))
+
+
+def _largest(path: str) -> int | None:
+    """The largest value of a mask file of 8 bits; None where it cannot be read."""
+    try:
+        return int(read_gray(Path(path), "mask").max())
+    except DataError:
+        return None
 
 
 def check_file(

@@ -249,12 +249,16 @@ def _check_sample(sample: Sample) -> list[Problem]:
 
 def _check_mask(sample: Sample, found: list[Problem]) -> None:
     mask = sample.mask()
-    sample.ignore()
+    ignored = sample.ignore()
     for path in (*sample.mask_paths, *([sample.ignore_path] if sample.ignore_path else [])):
         what = unusual_pixels(path, read_header(path).mode, "masks")
         found += [Problem("warning", text, f"{sample.id}: {path.name}") for text in what]
+    if ignored is not None and (ignored if mask is None else ignored | mask).all() and (mask is None or not mask.all()):
+        found.append(Problem("warning", "ignore masks over the whole image: no background pixel counts", sample.id))
     if mask is None:
         return
+    if mask.all():
+        found.append(Problem("error", "masks without a background pixel", sample.id))
     if not mask.any():
         example = f"{sample.id}: no value above {sample.mask_threshold} of 255; an object pixel should be 255 (65,535 of 16 bits)"
         found.append(Problem("error", "masks without an object pixel", example))
