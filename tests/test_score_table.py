@@ -66,6 +66,13 @@ def test_a_file_that_was_cut_short_is_named(tmp_path: Path, size: int) -> None:
         read_scores(path, read_record(path))
 
 
+def test_a_pointer_in_place_of_scores_is_named(tmp_path: Path) -> None:
+    path, file = stored(tmp_path)
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match="it is a Git LFS pointer"):
+        read_scores(path, read_record(path))
+
+
 def rewritten(file: Path, **arrays: Any) -> None:
     """The same file with some arrays changed; None removes one."""
     with np.load(file) as stored_arrays:

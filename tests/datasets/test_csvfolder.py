@@ -230,3 +230,10 @@ def test_a_split_that_no_command_takes_by_itself_is_a_warning_in_the_findings(tm
     (finding,) = load_dataset("csvfolder", "training", tmp_path).findings
     assert (finding.count, finding.example, finding.severity) == (1, "a.png", "warning")
     assert "the split 'training', which only --split finds" in finding.what
+
+
+def test_a_pointer_in_place_of_the_annotations_is_named(tmp_path: Path) -> None:
+    write_csv_folder(tmp_path)
+    (tmp_path / "annotations.csv").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match="it is a Git LFS pointer"):
+        load_csv_folder(tmp_path, "test")
