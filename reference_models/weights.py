@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.files import make_folder, sha256_of_file, sha256_of_json
 from wsolbench.progress import note
+from wsolbench.regular_files import name_content
 
 IMAGENET, NONE = "imagenet", "none"
 HEADER, DIGEST = "wsolbench", "sha256"
@@ -92,6 +93,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise DataError(
                 f"{path} is a pickled PyTorch file, which could run code when it is read; expected a safetensors file"
             ) from error
+        if what := name_content(path):
+            raise DataError(f"{path} is no safetensors file{what}") from error
         raise DataError(f"{path} is truncated or no safetensors file ({first_line(error)}); train again, or copy the file again") from error
     if HEADER in metadata:
         _check_digest(path, tensors, metadata[HEADER])

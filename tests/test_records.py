@@ -59,7 +59,8 @@ def test_a_record_is_never_edited(tmp_path: Path) -> None:
 
 
 STORED = EvalProtocol().to_json()
-GT_KNOWN = {"name": "gt_known", "value": 0.5, "n": 1}
+GT_KNOWN = {"name": "gt_known", "value": 0.5, "n": 1, "policy": "oracle"}
+FIXED = GT_KNOWN | {"policy": "fixed:0.5"}
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -115,7 +116,20 @@ def edit(path: Path, **changes: object) -> None:
         ),
         ({"metrics": [GT_KNOWN | {"version": 2}]}, "version 2; this version of wsolbench knows 1 to 1"),
         ({"metrics": [GT_KNOWN | {"version": 0}]}, "version 0"),
-        ({"metrics": [GT_KNOWN, GT_KNOWN]}, "gt_known twice under policy None"),
+        ({"metrics": [GT_KNOWN, GT_KNOWN]}, "gt_known twice under policy oracle"),
+        ({"metrics": [GT_KNOWN | {"policy": None}]}, "gt_known has policy None; expected oracle, transfer, or fixed:T"),
+        ({"metrics": [GT_KNOWN | {"n": 601}]}, "n 601 images; expected at most 600"),
+        ({"metrics": [FIXED | {"low": 0.6, "high": 0.7}]}, "value 0.5; expected one in its interval, 0.6 to 0.7"),
+        ({"metrics": [FIXED | {"policy": "transfer", "low": 0.1, "high": 0.4}]}, "expected one in its interval"),
+        ({"metrics": [{"name": "top1_cls", "value": 0.5, "n": 1, "low": 0.6, "high": 0.7}]}, "expected one in its interval"),
+        ({"metrics": {}}, "metrics '{}'; expected a list"),
+        ({"provenance": []}, r"provenance '\[\]'; expected an object"),
+        ({"schema": 1.0}, r"schema 1\.0"),
+        ({"method": {"name": " "}}, "method.name is ' '; expected a text that is not empty"),
+        *(
+            ({"dataset": {"name": "cub", "split": "test", "fingerprint": "ab"} | {name: ""}}, f"dataset.{name} is ''")
+            for name in ("name", "split", "fingerprint")
+        ),
         ({"metrics": [GT_KNOWN | {"name": "gt_known@0.5"}]}, "no such part"),
         ({"metrics": [GT_KNOWN | {"name": "max_box_acc_v2@x"}]}, "no such part"),
         ({"metrics": [GT_KNOWN | {"name": 1}]}, "lacks or misspells"),
@@ -227,6 +241,17 @@ def test_a_broken_record_does_not_hide_the_others(tmp_path: Path) -> None:
     assert len(found.problems) == 1
     with pytest.raises(DataError, match=r"a\.json"):
         read_records(tmp_path)
+
+
+def test_a_record_that_was_changed_by_hand_is_named(tmp_path: Path) -> None:
+    path = record().write(tmp_path)
+    edit(path, metrics=[GT_KNOWN | {"value": 0.55}])
+    found = find_records(tmp_path)
+    assert found.records == []
+    assert len(found.problems) == 1
+    assert f"record {path} was changed after it was written, or renamed" in found.problems[0]
+    record().write(tmp_path)
+    assert [kept for kept, _ in find_records(tmp_path).records] == [path]
 
 
 def test_a_copied_record_counts_once_and_is_named(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from wsolbench.compare import compare
 from wsolbench.exceptions import DataError
 from wsolbench.records import read_record
 from wsolbench.report.comparisons import Comparison, compare_records, read_comparison, read_scores
-from wsolbench.score_table import SCORES, ScoreTable
+from wsolbench.score_table import SCORES, ScoreTable, scores_digest
 
 RUN = build_run(12)
 
@@ -66,6 +66,13 @@ def test_a_file_that_was_cut_short_is_named(tmp_path: Path, size: int) -> None:
         read_scores(path, read_record(path))
 
 
+def test_a_pointer_in_place_of_scores_is_named(tmp_path: Path) -> None:
+    path, file = stored(tmp_path)
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match="it is a Git LFS pointer"):
+        read_scores(path, read_record(path))
+
+
 def rewritten(file: Path, **arrays: Any) -> None:
     """The same file with some arrays changed; None removes one."""
     with np.load(file) as stored_arrays:
@@ -98,6 +105,7 @@ def changed(name: str, value: Any) -> np.ndarray:
         ({"ids": np.arange(12)}, "ids has values of type int64; expected texts"),
         ({"labels": None}, "labels"),
         ({"ids": RUN.scores.ids[::-1]}, "scores of other images or values than its record"),
+        ({"single_iou": RUN.scores.single_iou[::-1]}, "scores of other images or values than its record"),
         ({"record": np.array("0a1b")}, "scores of other images or values than its record"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value[:40],
@@ -108,6 +116,21 @@ def test_scores_without_meaning_are_refused(tmp_path: Path, arrays: dict[str, An
     with pytest.raises(DataError, match=message) as caught:
         read_scores(path, read_record(path))
     assert str(file) in str(caught.value)
+
+
+def test_scores_that_name_the_record_and_the_images_alone_are_read(tmp_path: Path) -> None:
+    path, file = stored(tmp_path)
+    rewritten(file, record=np.array(scores_digest(RUN.table, RUN.record)))
+    assert np.array_equal(read_scores(path, read_record(path)).load().best_iou, RUN.scores.best_iou)
+
+
+def test_scores_of_several_chunks_are_tied_to_their_record(tmp_path: Path) -> None:
+    whole = RUN.scores
+    first = whole.select(np.arange(5))
+    chunks = (replace(first, ids=first.ids.astype("U40")), whole.select(np.arange(5, 12)))
+    path = RUN.record.write(tmp_path)
+    ScoreTable(chunks).write(path.with_suffix(SCORES), RUN.record)
+    assert len(read_scores(path, read_record(path))) == 12
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -130,7 +153,7 @@ def stored_pair(folder: Path, run: Run, tied: bool) -> Any:
 def test_scores_do_not_belong_to_a_record_whose_values_were_edited(tmp_path: Path) -> None:
     path, _ = stored(tmp_path)
     values = json.loads(path.read_text())
-    values["metrics"][0]["value"] = 0.123
+    values["metrics"][0]["value"] = 0.5
     path.write_text(json.dumps(values))
     with pytest.raises(DataError, match="other images or values"):
         read_scores(path, read_record(path))

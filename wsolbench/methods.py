@@ -245,9 +245,11 @@ def list_backbones() -> list[MethodInfo]:
 
 def check_backbone(name: str) -> None:
     """Raise `UsageError` with the nearest name unless a backbone is called so, or it is one of timm's."""
-    known = [row.name for row in list_backbones()]
-    if name not in known and not name.startswith(TIMM):
-        raise unknown_name("backbone", name, known)
+    rows = {row.name: row for row in list_backbones()}
+    if name.startswith(TIMM) and "timm" in rows:
+        importlib.import_module(rows["timm"].module).check_name(name)
+    elif name not in rows:
+        raise unknown_name("backbone", name, rows)
 
 
 def list_posts() -> list[MethodInfo]:

@@ -59,10 +59,23 @@ def check_metric(metric: MetricValue) -> None:
             raise ValueError(
                 f"metric {metric.name} has {ends[0]} {low} and {ends[1]} {high}; expected a value, and {ends[0]} not above {ends[1]}"
             )
+    if metric.low is not None and metric.policy != "oracle" and not _is_inside(metric):
+        raise ValueError(f"metric {metric.name} has value {metric.value}; expected one in its interval, {metric.low} to {metric.high}")
+    if info.needs.startswith("boxes") and metric.value is not None and metric.policy is None:
+        raise ValueError(f"metric {metric.name} has policy None; expected oracle, transfer, or fixed:T, as for every metric of boxes")
     if not 1 <= metric.version <= info.version:
         raise ValueError(
             f"metric {metric.name} has version {metric.version}; this version of wsolbench knows 1 to {info.version}. Update wsolbench"
         )
+
+
+def _is_inside(metric: MetricValue) -> bool:
+    """Whether the value lies in its interval; that of the best threshold may leave it out."""
+    assert metric.value is not None
+    assert metric.low is not None
+    assert metric.high is not None
+    slack = _SLACK * max(1.0, metric.value)
+    return metric.low - slack <= metric.value <= metric.high + slack
 
 
 def _check_kinds(metric: MetricValue) -> None:
@@ -88,11 +101,26 @@ def _is_fixed(policy: str) -> bool:
     return kind == "fixed" and re.fullmatch(r"(0|1|0?\.\d+|1\.0+|\d(\.\d+)?e-\d+)", tau) is not None
 
 
+def check_parts(values: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a part of a stored record that is not the kind of JSON that it should be."""
+    for field, kind, name in (
+        ("method", dict, "an object"),
+        ("dataset", dict, "an object"),
+        ("metrics", list, "a list"),
+        ("provenance", dict, "an object"),
+    ):
+        if not isinstance(values[field], kind):
+            raise ValueError(f"{field} {str(values[field])[:60]!r}; expected {name}")
+
+
 def check_record(record: RunRecord) -> None:
     """Raise `ValueError` for a part of a record that tables read and that is of another kind or contradicts the others."""
     check_identity(record.method, record.dataset)
     seen = set()
+    images = record.dataset.get("images")
     for metric in record.metrics:
+        if images is not None and metric.n > images:
+            raise ValueError(f"metric {metric.name} has n {metric.n} images; expected at most {images}, as dataset.images says")
         if (metric.name, metric.policy) in seen:
             raise ValueError(f"metric {metric.name} twice under policy {metric.policy}; expected it once")
         seen.add((metric.name, metric.policy))
@@ -117,6 +145,8 @@ def check_identity(method: Mapping[str, Any], dataset: Mapping[str, Any]) -> Non
         for field in (*required, *optional):
             if not isinstance(parts.get(field), str if field in required else str | None):
                 raise ValueError(f"{where}.{field} is {parts.get(field)!r}; expected a text")
+            if field in required and not parts[field].strip():
+                raise ValueError(f"{where}.{field} is {parts[field]!r}; expected a text that is not empty")
     for field in ("images", "limit"):
         if dataset.get(field) is not None and not is_whole(dataset[field], 1):
             raise ValueError(f"dataset.{field} is {dataset[field]!r}; expected a whole number, 1 or more")

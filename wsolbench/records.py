@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,13 +28,16 @@ from wsolbench.files import canonical_json, file_name, sha256_of_json, write_jso
 from wsolbench.listing import is_junk
 from wsolbench.program import revisions, version_of
 from wsolbench.protocol import DetectionProtocol, EvalProtocol, protocol_from_json
-from wsolbench.record_checks import check_metric, check_record
+from wsolbench.record_checks import check_metric, check_parts, check_record
 from wsolbench.stored import check_plain, read_json
 
 SCHEMA = 1
 
 SHARDS = ".shards"
 """Ends the names of folders that parts of a run are in until they are merged."""
+
+_DIGEST_IN_NAME = re.compile(r"_([0-9a-f]{8})\.json\Z")
+"""How the name of a record ends that was written by `RunRecord.write`."""
 
 LONGEST_NAME = 200
 """Bytes of a file's name that are kept; file systems take 255, and a digest and a suffix follow."""
@@ -213,9 +217,10 @@ def read_record(path: Path) -> RunRecord:
 
 def _parse(values: Any, what: str) -> RunRecord:
     schema = values.get("schema") if isinstance(values, dict) else type(values).__name__
-    if schema != SCHEMA or isinstance(schema, bool):
+    if schema != SCHEMA or type(schema) is not int:
         raise DataError(f"{what} has schema {schema!r}; this version reads schema {SCHEMA}")
     try:
+        check_parts(values)
         record = RunRecord(
             method=dict(values["method"]),
             dataset=dict(values["dataset"]),
@@ -258,6 +263,7 @@ class FoundRecords:
 def find_records(folder: Path) -> FoundRecords:
     """Read every record below `folder`. What runs leave while they are under way is left out.
 
+    A file whose name ends in another digest than its record's (`RunRecord.path`) is a problem.
     Of files with one run and result, the one at its own path (`RunRecord.path`) counts, or else the first by path.
     """
     found, problems, copies = [], [], []
@@ -266,9 +272,18 @@ def find_records(folder: Path) -> FoundRecords:
     for path in paths:
         try:
             record = read_record(path)
-            found.append((path, record, record.digest))
         except DataError as error:
             problems.append(str(error))
+            continue
+        digest = record.digest
+        named = _DIGEST_IN_NAME.search(path.name)
+        if named is None or digest.startswith(named[1]):
+            found.append((path, record, digest))
+        else:
+            problems.append(
+                f"record {path} was changed after it was written, or renamed: its name ends in {named[1]}, its content gives {digest[:8]}; "
+                "run it again"
+            )
     first: dict[str, Path] = {}
     kept = []
     for path, record, digest in sorted(found, key=lambda item: (item[0].relative_to(folder) != item[1].path_of(item[2]), item[0])):

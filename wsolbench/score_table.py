@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from wsolbench.exceptions import DataError
-from wsolbench.files import atomic_path, sha256_of_json
+from wsolbench.files import atomic_path, canonical_json, sha256_of_json
 from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.records import RunRecord
 from wsolbench.scores import PARTS, ImageScores, unreadable_scores
@@ -24,7 +25,7 @@ SCORES = ".scores.npz"
 
 
 RECORD = "record"
-"""Array of a file of scores that holds the digest of the record (`RunRecord.values_digest`) and of the images' ids."""
+"""Array of a file of scores that holds `scores_digest` of the record, the images' ids and the other arrays."""
 
 _SHAPES = {
     "ids": "n",
@@ -113,6 +114,7 @@ class ScoreTable:
 
         With the record, the file says which record and images its scores are of (`scores_digest`).
         """
+        content = hashlib.sha256()
         with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for item in fields(ImageScores):
                 # Strings are as wide as the longest of their chunk.
@@ -121,12 +123,15 @@ class ScoreTable:
                 shape = (sum(shape[0] for _, shape in parts), *parts[0][1][1:])
                 with archive.open(f"{item.name}.npy", "w", force_zip64=True) as stream:
                     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+                    content.update(_title(item.name, dtype, shape))
                     np.lib.format.write_array_header_1_0(stream, header)
                     for chunk in self:
-                        stream.write(np.ascontiguousarray(getattr(chunk, item.name), dtype=dtype).tobytes())
+                        values = np.ascontiguousarray(getattr(chunk, item.name), dtype=dtype).tobytes()
+                        content.update(values)
+                        stream.write(values)
             if record is not None:
                 with archive.open(f"{RECORD}.npy", "w") as stream:
-                    np.lib.format.write_array(stream, np.array(scores_digest(self, record)), allow_pickle=False)
+                    np.lib.format.write_array(stream, np.array(scores_digest(self, record, content.hexdigest())), allow_pickle=False)
 
 
 @contextlib.contextmanager
@@ -138,9 +143,28 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def scores_digest(scores: ScoreTable, record: RunRecord) -> str:
-    """Digest of a record's values and of the ids of the images that were scored, in their order."""
-    return sha256_of_json([record.values_digest, [str(image_id) for part in scores for image_id in part.ids]])
+def scores_digest(scores: ScoreTable, record: RunRecord, content: str = "") -> str:
+    """Digest of a record's values, of the ids of the images that were scored, in their order, and of the arrays' bytes, if given."""
+    ids = [str(image_id) for part in scores for image_id in part.ids]
+    return sha256_of_json([record.values_digest, ids, *([content] if content else [])])
+
+
+def are_scores_of(scores: ScoreTable, record: RunRecord) -> bool:
+    """Whether scores that were read from a file are those that the file says it was written with, for this record.
+
+    Files of older versions name the record and the images alone.
+    """
+    content, every = hashlib.sha256(), scores.load()
+    for item in fields(ImageScores):
+        array = getattr(every, item.name)
+        content.update(_title(item.name, array.dtype, array.shape))
+        content.update(np.ascontiguousarray(array).tobytes())
+    return scores.written_with in (scores_digest(scores, record, content.hexdigest()), scores_digest(scores, record))
+
+
+def _title(name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> bytes:
+    """What the digest of the arrays holds before the bytes of each."""
+    return canonical_json([name, dtype.str, list(shape)]).encode()
 
 
 def check_scores(scores: ImageScores) -> None:

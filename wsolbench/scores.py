@@ -26,6 +26,7 @@ from wsolbench.metrics.masks import resize_mask
 from wsolbench.metrics.pxap import number_of_bins
 from wsolbench.metrics.sweep import sweep
 from wsolbench.protocol import EvalProtocol, crop_start
+from wsolbench.regular_files import name_content
 from wsolbench.types import Sample, ScoreMap
 
 PARTS = 4
@@ -160,7 +161,7 @@ def unreadable_scores(path: Path) -> Iterator[None]:
             f"per-image scores {path} cannot be read: there is no such file. Run `wsolbench eval` or `score` again with --save-scores"
         ) from error
     except Exception as error:  # numpy, zipfile and zlib raise whatever a damaged file makes them stumble on
-        raise DataError(f"per-image scores {path} cannot be read: {str(error) or type(error).__name__}") from error
+        raise DataError(f"per-image scores {path} cannot be read: {str(error) or type(error).__name__}{name_content(path)}") from error
 
 
 _DIGEST = hashlib.sha256().digest_size

@@ -20,7 +20,7 @@ from wsolbench.files import sha256_of_json
 from wsolbench.images import ten_crops, to_view
 from wsolbench.maps import MapFolder, cut_center, view
 from wsolbench.maps.formats import read_bytes
-from wsolbench.maps.store import decode_map
+from wsolbench.maps.store import MANIFEST, decode_map
 from wsolbench.methods import DEVICE, InputSpec, Method, PostProcess
 from wsolbench.progress import track
 from wsolbench.protocol import EvalProtocol
@@ -66,6 +66,11 @@ class FolderSource:
         """
         facts = self.folder.manifest()
         where = self.folder.root
+        if facts.get("dataset", dataset.name) != dataset.name:
+            raise DataError(
+                f"the maps in {where} were made on data set {facts['dataset']!r}, but {dataset.name!r} is scored. Use the same data, or "
+                f"correct {MANIFEST}."
+            )
         made_on = facts.get("fingerprints", {}).get(dataset.split, dataset.fingerprint)
         if made_on != dataset.fingerprint and not (allow_partial and dataset.left_out):  # which has another fingerprint
             raise DataError(

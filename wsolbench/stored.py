@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wsolbench.exceptions import DataError
+from wsolbench.regular_files import name_content
 
 MAX_BYTES = 64 << 20
 """Largest text file that is read. Records have some kilobytes."""
@@ -66,7 +67,7 @@ def read_json(path: Path, what: str) -> Any:
     except RecursionError as error:
         raise DataError(f"{what} {path} is nested too deeply; expected at most {MAX_DEPTH} levels") from error
     except ValueError as error:  # not JSON, or a number of thousands of digits
-        raise DataError(f"{what} {path} is not JSON: {error}") from error
+        raise DataError(f"{what} {path} is not JSON: {error}{name_content(path)}") from error
     try:
         check_plain(value)
     except ValueError as error:

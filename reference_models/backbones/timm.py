@@ -59,14 +59,20 @@ class TimmBackbone(Backbone):
         return next(reversed(self.stages(x, edit).values()))
 
 
-def build(*, name: str, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
-    """See `reference_models.backbone.load_backbone`."""
-    grid = pick_grid(name, grid, GRIDS)
+def check_name(name: str) -> None:
+    """Raise `UsageError` with the nearest names unless `timm:<name>` is a network of timm."""
     model = name.removeprefix(TIMM_PREFIX)
     if not timm.is_model(model):
         near = difflib.get_close_matches(model.lower(), timm.list_models(), n=5, cutoff=0.5)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
         raise UsageError(f"unknown timm model {model!r}{hint} timm.list_models() names all")
+
+
+def build(*, name: str, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
+    """See `reference_models.backbone.load_backbone`."""
+    grid = pick_grid(name, grid, GRIDS)
+    check_name(name)
+    model = name.removeprefix(TIMM_PREFIX)
     facts: Any = timm.get_pretrained_cfg(model)
     source = Weights(NONE)
     if isinstance(weights, WeightsFile):

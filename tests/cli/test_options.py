@@ -132,6 +132,9 @@ def test_unknown_names_are_said_where_no_trained_model_is_found(run, birds: Path
     backbone = run("eval", "--method", "cam", *on(birds), "--backbone", "resnet5")
     assert backbone.code == 2
     assert "unknown backbone 'resnet5'; did you mean 'resnet50'" in backbone.err
+    network = run("eval", "--method", "cam", *on(birds), "--backbone", "timm:resnet1888")
+    assert network.code == 2
+    assert "unknown timm model 'resnet1888'; did you mean" in network.err
     setting = run("eval", "--method", "cam", *on(birds), "--backbone", "tiny", "--set", "hed=fc")
     assert "unknown setting of method 'cam' 'hed'; did you mean 'head'" in setting.err
     recipe = run("eval", "--method", "cam", *on(birds), "--backbone", "tiny", "--set", "recipe.lr=1e308")

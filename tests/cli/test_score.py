@@ -308,3 +308,33 @@ def test_predictions_with_another_separator_and_encoding_are_read(run, birds: Pa
     Path("labels.csv").write_bytes(rows.encode("utf-16"))
     assert score(run, birds, maps, "--predictions", "labels.csv").code == 0
     assert metric(the_record(), "top1_cls")["value"] == 1.0
+
+
+def test_predictions_may_name_the_images_as_maps_may(run, birds: Path, maps: Path, tmp_path: Path) -> None:
+    rows = [f"./{image_id.removesuffix('.png')},{index % 3}" for index, image_id in enumerate(IDS)]
+    (tmp_path / "labels.csv").write_text("Image,Rank1\n" + "\n".join(rows) + "\n")
+    result = score(run, birds, maps, "--predictions", tmp_path / "labels.csv")
+    assert result.code == 0, result.err
+    assert metric(the_record(), "top1_loc")["value"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "maps/predictions.csv"])
+def test_a_named_file_of_predictions_without_any_is_refused(run, birds: Path, maps: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("image,rank1\n")
+    result = score(run, birds, maps, "--predictions", tmp_path / name)
+    assert result.code == 2
+    assert "has a header and no predictions" in result.err
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_name_without_letters_is_refused(run, birds: Path, maps: Path, name: str) -> None:
+    result = score(run, birds, maps, "--name", name)
+    assert result.code == 2
+    assert f"--name is {name!r}" in result.err
+
+
+def test_maps_of_another_data_set_are_refused(run, birds: Path, maps: Path) -> None:
+    (maps / "maps.json").write_text('{"dataset": "cub"}')
+    result = score(run, birds, maps)
+    assert result.code == 2
+    assert "were made on data set 'cub', but 'csvfolder' is scored" in result.err

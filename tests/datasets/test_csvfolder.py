@@ -244,3 +244,10 @@ def test_columns_that_are_not_read_are_named_and_so_are_those_of_a_box_where_non
     unread = columns.split(",") if boxes else ["note"]
     assert (finding.count, finding.example, finding.severity) == (len(unread), ", ".join(map(repr, unread)), "warning")
     assert ("its columns are x0,y0,x1,y1" in finding.what) is boxes
+
+
+def test_a_pointer_in_place_of_the_annotations_is_named(tmp_path: Path) -> None:
+    write_csv_folder(tmp_path)
+    (tmp_path / "annotations.csv").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match="it is a Git LFS pointer"):
+        load_csv_folder(tmp_path, "test")

@@ -36,6 +36,15 @@ LABELS = {"test/0.jpg": [0, 1], "test/ä.jpg": [2, 0]}
         GOOD.replace(",", ";").encode("utf-16"),
         '"image","rank1","rank2"\n"test/0.jpg","0","1"\n"test/ä.jpg","2","0"\n'.encode(),
         '"image";"rank1";"rank2"\n"test/0.jpg";"0";"1"\n"test/ä.jpg";"2";"0"\n'.encode(),
+        GOOD.replace("image,rank1,rank2", "Image,Rank1,RANK2").encode(),
+        ("sep=;\n" + GOOD.replace(",", ";")).encode(),
+        ("sep=,\r\n" + GOOD.replace("\n", "\r\n")).encode(),
+        ("sep=;\r\n" + GOOD.replace(",", ";")).encode("utf-16-le"),
+        GOOD.replace("\n", ",\n").encode(),
+        GOOD.replace(",", ";").replace("\n", ";;\n").replace("image", "IMAGE").encode(),
+        GOOD.replace(".jpg", "").encode(),
+        GOOD.replace("test/", "./test/").encode(),
+        GOOD.replace("test/", "./test/").replace(".jpg", "").encode("cp1252"),
         b"image, rank1, rank2\ntest/0.jpg, 0, 1\n" + "test/ä.jpg, 2, 0\n".encode(),
     ],
 )
@@ -71,6 +80,10 @@ def test_a_separator_within_a_name_needs_quotes(tmp_path: Path) -> None:
         (b"image,rank1\na.jpg,-1\n", r":2 has labels \[-1\]"),
         (b"image,rank1\na.jpg," + b"9" * 5000 + b"\n", ":2 holds a label"),
         (b"image,rank1\n\na.jpg,0\na.jpg,0\n", ":4 repeats"),
+        (b"image,rank1\ntest/0.jpg,0\ntest/0,0\n", ":3 repeats the image 'test/0.jpg'"),
+        (b"image,rank1,\na.jpg,0,\nb.jpg,0,1\n", ":3 has '1' in a column without a name"),
+        (b"image,rank1,\na.jpg,0\n", ":2 has 2 fields; expected 3"),
+        (b"sep=;\nimage;label\n", ":2 has the columns image,label"),
     ],
 )
 def test_what_cannot_be_read_is_named_with_its_line(tmp_path: Path, content: bytes, message: str) -> None:
@@ -79,6 +92,14 @@ def test_what_cannot_be_read_is_named_with_its_line(tmp_path: Path, content: byt
     with pytest.raises(DataError, match=message) as caught:
         read_predictions(path, 100, ["test/0.jpg"])
     assert str(path) in str(caught.value)
+
+
+def test_a_name_without_suffix_that_two_images_could_have_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("image,rank1\na,1\n")
+    assert read_predictions(path, 2, ["a.jpg", "a.png"]) == {"a": [1]}
+    path.write_text("image,rank1\na,1\na.jpg,0\n")
+    assert read_predictions(path, 2, ["a", "a.jpg"]) == {"a": [1], "a.jpg": [0]}
 
 
 def test_a_folder_a_pipe_and_a_missing_file_are_refused_at_once(tmp_path: Path) -> None:

@@ -290,8 +290,10 @@ def test_names_that_differ_in_case_alone_are_refused_where_case_does_not_count(t
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"\xff\xfe", "is not JSON"),
-        (b"[" * 100_000, "is not JSON"),
+        (b"\xff\xfe", r"is not JSON: it is not UTF-8 text\. Remove it"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"method": {"name": " "}}', "method.name ' '; expected the name of a method"),
+        (b'{"dataset": 7}', "dataset '7'; expected a text"),
         (b'{"method": {"config": {"a": NaN}}}', "NaN is no number"),
         (b'{"method": ' + b"9" * 5000 + b"}", "is not JSON"),
         (b'{"method": {"name": "\\ud800"}}', "is not JSON"),

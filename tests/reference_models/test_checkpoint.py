@@ -134,6 +134,14 @@ def test_a_truncated_checkpoint_is_refused(saved):
         load_checkpoint(Cam, path)
 
 
+def test_a_pointer_or_a_web_page_in_place_of_a_checkpoint_is_named(tmp_path):
+    path = tmp_path / "net.safetensors"
+    for content, message in ((b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"), (b"<!DOCTYPE html>", "web page")):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            read_header(path)
+
+
 def test_a_pickled_checkpoint_is_refused(tmp_path):
     path = tmp_path / "last.safetensors"
     torch.save({"weights": torch.zeros(3)}, path)

@@ -139,8 +139,10 @@ def write_record(tmp_path: Path) -> Callable[..., Path]:
     """Write a record with chosen parts below `tmp_path/measured`; gives its path."""
 
     def write(*, dataset: dict[str, Any] | None = None, **changes: Any) -> Path:
-        metrics = changes.pop("metrics", (MetricValue(name="gt_known", value=0.5, low=0.4, high=0.6, n=10, policy="oracle", tau=(0.2,)),))
+        data = {"images": 10, **(dataset or {})}
+        standard = MetricValue(name="gt_known", value=0.5, low=0.4, high=0.6, n=data["images"], policy="oracle", tau=(0.2,))
+        metrics = changes.pop("metrics", (standard,))
         base = make_record(make_dataset(2), changes.pop("protocol", PROTOCOL), metrics, method=changes.pop("method", None))
-        return replace(base, dataset={**base.dataset, **(dataset or {})}, **changes).write(tmp_path / "measured")
+        return replace(base, dataset={**base.dataset, **data}, **changes).write(tmp_path / "measured")
 
     return write

@@ -47,10 +47,16 @@ def command(
         _compare_claims(claims, records, resamples, out)
         return
     for group in (group_a, group_b):
-        for path, count in Counter(group).items():
+        for path, count in Counter(path.resolve() for path in group).items():
             if count > 1:
                 raise UsageError(f"{path} is named {count} times; a run counts once in its group")
-    comparison = compare_records(*({path: read_record(path) for path in group} for group in (group_a, group_b)), resamples=resamples)
+    groups = [{path: read_record(path) for path in group} for group in (group_a, group_b)]
+    for path, record in groups[1].items():
+        record.map_protocol  # noqa: B018 - a detector's has none, which is the likelier reason
+        for other, same in groups[0].items():
+            if record.digest == same.digest:
+                raise UsageError(f"{path} of group B is the run of {other} in group A; name each run in one group")
+    comparison = compare_records(*groups, resamples=resamples)
     written = None if out is None else comparison.write(out)
     Console(soft_wrap=True).print(comparison_table(comparison))
     if written is not None:

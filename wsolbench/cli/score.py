@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +57,8 @@ def command(
 
     if world().size > 1:
         raise UsageError("`wsolbench score` is one process; in place of torchrun start one with --shard i/n for each part")
+    if name is not None and not name.strip():
+        raise UsageError(f"--name is {name!r}; expected the name of the method")
     conventions = scoring.conventions()
     # Scoring needs the annotations; the pictures themselves only to be drawn.
     whole = _open(data, scoring.split, pictures=scoring.pictures is not None, allow_partial=allow_partial)
@@ -63,7 +66,8 @@ def command(
     without = folder.missing(whole.ids)  # of all images: a map that two of them would share is refused whatever is scored
     scored = _with_maps(limited(whole, scoring.limit), folder, set(without), allow_partial)
     scoring.prepare(scored)
-    ranked = _read_labels(folder, predictions, scored)
+    val = data.open_val("keep") if scoring.transfer and scoring.split != "val" else None
+    ranked = _read_labels(folder, predictions, len(scored.class_names), [*whole.ids, *(val.ids if val is not None else ())])
     made_by = dict(folder.manifest().get("method", {}))
     source = FolderSource(
         folder,
@@ -73,7 +77,6 @@ def command(
         crop=conventions if crop_maps else None,
     )
     source.check(scored, conventions, allow_partial=allow_partial)
-    val = data.open_val("keep") if scoring.transfer and scoring.split != "val" else None
     if val is not None:
         ids = limited(val, scoring.limit).ids
         if folder.missing(ids) or (ranked and not ranked.keys() >= set(ids)):
@@ -104,16 +107,19 @@ def _open(data: DataOptions, split: str, *, pictures: bool, allow_partial: bool)
     return whole
 
 
-def _read_labels(folder: MapFolder, predictions: Path | None, dataset: Dataset) -> dict[str, list[int]]:
-    """The predicted labels of the file that was named, else those that lie with the maps."""
+def _read_labels(folder: MapFolder, predictions: Path | None, classes: int, known: Sequence[str]) -> dict[str, list[int]]:
+    """The predicted labels of the file that was named, else those that lie with the maps; `known` are the ids that it may name."""
+    from wsolbench.exceptions import DataError
     from wsolbench.maps.predictions import PREDICTIONS, read_predictions
 
-    classes, known = len(dataset.class_names), dataset.ids
     if predictions is None or predictions.resolve() == (folder.root / PREDICTIONS).resolve():
         ranked = folder.predictions(classes, known)
         if ranked or predictions is None:
             return ranked
-    return read_predictions(predictions, classes, known)
+    ranked = read_predictions(predictions, classes, known)
+    if not ranked:
+        raise DataError(f"{predictions} has a header and no predictions; expected a line for each image, or leave out --predictions")
+    return ranked
 
 
 def _with_maps(dataset: Dataset, folder: MapFolder, without: set[str], allow_partial: bool) -> Dataset:

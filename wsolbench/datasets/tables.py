@@ -30,9 +30,12 @@ def read_text(path: Path) -> str:
     if not os.path.lexists(path):
         raise DataError(f"no file {path}; is this the right data root, and was the archive unpacked completely?")
     try:
-        return read_bytes(path).decode("utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    if text and (what := name_content(path)):
+        raise DataError(f"{path} cannot be read{what}")
+    return text
 
 
 def read_json(path: Path) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Iterable, Mapping
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from wsolbench.exceptions import DataError
@@ -15,6 +17,8 @@ PREDICTIONS = "predictions.csv"
 """Name of the file in a folder of maps."""
 
 _MAX_BYTES = 1 << 30
+_SEPARATOR = re.compile(r'"?sep=([,;\t])"?[\r\n]', re.IGNORECASE)
+"""A first line that names the separator, as Excel writes it."""
 _MARKS = ((b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 """First bytes that name an encoding; the longer ones first."""
 
@@ -34,7 +38,8 @@ def read_predictions(path: Path, num_classes: int, known: Collection[str] = ()) 
 
     Columns are separated by commas, semicolons or tabs. The text is UTF-8, or UTF-16 or UTF-32 with a byte order mark. In another
     encoding it is read as Windows-1252, which spreadsheets write, if every id with a letter outside ASCII is one of `known`; another
-    reading of the bytes would not be an id. Empty rows are left out.
+    reading of the bytes would not be an id. Empty rows, a first line `sep=;` as spreadsheets write it, and last columns that are empty
+    in every row are left out. An image may be named without its suffix or with `./` in front where only one of `known` is meant.
 
     Raises `DataError` naming file and line for other columns, a repeated image, a label outside 0..num_classes-1, or text that cannot
     be decoded, and naming the file when it is missing or no file.
@@ -43,42 +48,75 @@ def read_predictions(path: Path, num_classes: int, known: Collection[str] = ()) 
         raise DataError(f"no file of predictions {path}")
     content = read_bytes(path, "file of predictions", _MAX_BYTES)
     text, doubt = _decode(content, path)
-    delimiter = next((mark for mark in ";\t" if text[:40].replace('"', "").startswith(f"image{mark}")), ",")
+    named = _SEPARATOR.match(text)
+    delimiter = named[1] if named else next((mark for mark in ";\t" if _header_begins(text, mark)), ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     ranked: dict[str, list[int]] = {}
-    known = set(known) if doubt else known
+    full_name = _full_names(known)
     try:
-        header = [name.strip() for name in next(reader, [])]
-        if len(header) < 2 or header != ["image", *(f"rank{rank}" for rank in range(1, len(header)))]:
-            found = ",".join(header)[:200] or "(none)"
-            raise DataError(f"{path}:1 has the columns {found}; expected image,rank1,rank2,...{_unlike_csv(content)}")
+        if named:
+            next(reader)
+        columns = [name.strip() for name in next(reader, [])]
+        width = len(columns)
+        while columns and not columns[-1]:
+            columns.pop()
+        if len(columns) < 2 or [name.lower() for name in columns] != ["image", *(f"rank{rank}" for rank in range(1, len(columns)))]:
+            found = ",".join(columns)[:200] or "(none)"
+            line = max(1, reader.line_num)
+            raise DataError(f"{path}:{line} has the columns {found}; expected image,rank1,rank2,...{_unlike_csv(content)}")
         for row in reader:
             line = reader.line_num
             if not any(row):
                 continue
-            if len(row) != len(header):
-                raise DataError(f"{path}:{line} has {len(row)} fields; expected {len(header)}")
-            labels = [_label(value) for value in row[1:]]
+            if len(row) != width:
+                raise DataError(f"{path}:{line} has {len(row)} fields; expected {width}")
+            if extra := "".join(row[len(columns) :]).strip():
+                raise DataError(f"{path}:{line} has {extra[:40]!r} in a column without a name; expected it to be empty")
+            labels = [_label(value) for value in row[1 : len(columns)]]
             if None in labels:
                 raise DataError(f"{path}:{line} holds a label that is no integer: {','.join(row[1:])[:200]}")
             known_labels = [label for label in labels if label is not None]
             if not all(0 <= label < num_classes for label in known_labels) or len(set(labels)) != len(labels):
                 raise DataError(f"{path}:{line} has labels {known_labels}; expected different classes in 0..{num_classes - 1}")
-            if row[0] in ranked:
-                raise DataError(f"{path}:{line} repeats the image {row[0]!r}")
-            if doubt and not row[0].isascii() and row[0] not in known:
+            image_id = full_name(row[0])
+            if image_id in ranked:
+                raise DataError(f"{path}:{line} repeats the image {image_id!r}")
+            if doubt and not row[0].isascii() and image_id not in known:
                 raise DataError(f"{path}:{line} names the image {row[0]!r} if read as Windows-1252, and {doubt}. Save the file as UTF-8.")
-            ranked[row[0]] = known_labels
+            ranked[image_id] = known_labels
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num} cannot be read: {error}. Is a quotation mark left open?") from error
     return ranked
+
+
+def _header_begins(text: str, delimiter: str) -> bool:
+    """Whether the first column of the header, in quotation marks or not, ends with this separator."""
+    return text[:40].replace('"', "").lower().startswith(f"image{delimiter}")
+
+
+def _full_names(known: Collection[str]) -> Callable[[str], str]:
+    """What gives the one known id that a name without suffix, or with `./` in front, stands for; other names stay as they are."""
+    stems: dict[str, str | None] = {}
+    for image_id in known:
+        stem = os.path.splitext(image_id)[0]  # noqa: PTH122 - a string, often
+        stems[stem] = None if stem in stems else image_id
+    ids = frozenset(known)
+
+    def full_name(name: str) -> str:
+        bare = name
+        while name not in ids and bare.startswith("./"):
+            bare = bare[2:].lstrip("/")
+        return name if name in ids else bare if bare in ids else stems.get(bare) or name
+
+    return full_name
 
 
 def _decode(content: bytes, path: Path) -> tuple[str, str]:
     """The text, and why its encoding is in doubt (empty if it is not)."""
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), None)
     if encoding is None and b"\x00" in content[:64]:  # the letters of `image` with zero bytes before or after them
-        encoding = next((name for name in ("utf-16-le", "utf-16-be") if content.startswith("image".encode(name))), None)
+        start, words = content[:10].lower(), ("image", "sep=")
+        encoding = next((name for name in ("utf-16-le", "utf-16-be") if start.startswith(tuple(word.encode(name) for word in words))), None)
     try:
         return content.decode(encoding or "utf-8-sig"), ""
     except UnicodeDecodeError as error:

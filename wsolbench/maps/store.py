@@ -108,7 +108,11 @@ class MapFolder:
         try:
             facts = json.loads(read_bytes(path, "description of maps").decode("utf-8"), parse_constant=_refuse_constant)
             canonical_json(facts).encode("utf-8")
-        except (ValueError, RecursionError) as error:
+        except RecursionError as error:
+            raise DataError(f"{path} is not JSON that can be read: it is nested too deeply. Remove it, or write the maps again.") from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not JSON: it is not UTF-8 text. Remove it, or write the maps again.") from error
+        except ValueError as error:
             raise DataError(f"{path} is not JSON ({error}); remove it, or write the maps again") from error
         objects = ("method", "fingerprints", "run", "sha256")
         if not isinstance(facts, dict) or not all(isinstance(facts.get(name, {}), dict) for name in objects):
@@ -116,11 +120,13 @@ class MapFolder:
                 f"{path} is no manifest: expected an object whose {', '.join(map(repr, objects[:-1]))} and {objects[-1]!r} are objects; "
                 "correct or remove it"
             )
-        texts = {"view": facts.get("view"), "transform": facts.get("transform")}
+        texts = {"view": facts.get("view"), "dataset": facts.get("dataset"), "transform": facts.get("transform")}
         texts |= {f"method.{name}": facts.get("method", {}).get(name) for name in ("name", "backbone", "variant")}
         for name, text in texts.items():
             if not isinstance(text, str | None):
                 raise DataError(f"{path} has {name} {str(text)[:60]!r}; expected a text. Correct or remove it.")
+        if (named := texts["method.name"]) is not None and not named.strip():
+            raise DataError(f"{path} has method.name {named!r}; expected the name of a method. Correct or remove it.")
         return facts
 
     def digests(self) -> dict[str, str]:

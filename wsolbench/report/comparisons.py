@@ -15,7 +15,7 @@ from wsolbench.metrics.catalog import metric_info, metric_title
 from wsolbench.record_checks import is_number, is_whole
 from wsolbench.records import RunRecord
 from wsolbench.report.tables import format_difference, format_number, one_line
-from wsolbench.score_table import SCORES, ScoreTable, scores_digest
+from wsolbench.score_table import SCORES, ScoreTable, are_scores_of
 from wsolbench.split_scores import Metric, SplitScores
 from wsolbench.stored import read_json
 from wsolbench.summary import metrics_of
@@ -96,7 +96,7 @@ def read_scores(path: Path, record: RunRecord) -> ScoreTable:
         if expected is not None and found != expected:
             raise DataError(f"{file} has scores of {found} {what}, but its record {path} is of {expected}")
     scores = ScoreTable.read(file)
-    if scores.written_with and scores.written_with != scores_digest(scores, record):
+    if scores.written_with and not are_scores_of(scores, record):
         raise DataError(f"{file} has scores of other images or values than its record {path}; evaluate again with --save-scores")
     if not scores.written_with:
         _check_values(scores, record, f"{file} has scores that do not give the values of its record {path}")
