@@ -53,9 +53,9 @@ def best_threshold_interval(
 ) -> Interval:
     """Interval of `best_value(curves(mean of rows over images))`, corrected for the choice of the threshold.
 
-    It holds the truth in at least `level` of all splits where thresholds compete, up to the error of the bootstrap itself, and is
-    up to a third wider than the percentile interval on typical curves. Arguments, errors and resamples are those of `bootstrap_interval`. Curves are
-    fractions: no end of the interval leaves [0, 1].
+    It holds the truth in at least `level` of all splits where thresholds compete, up to the error of the bootstrap itself, and is up
+    to a third wider than the percentile interval on typical curves. Arguments, errors and resamples are those of
+    `bootstrap_interval`. Curves are fractions: no end of the interval leaves [0, 1].
 
     >>> hits = np.array([[1, 0], [0, 1], [1, 1], [1, 0], [0, 0]])
     >>> interval = best_threshold_interval(hits, lambda rates: rates[:, None])
