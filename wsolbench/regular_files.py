@@ -38,6 +38,8 @@ def read_bytes(path: Path, what: str = "") -> bytes:
 def name_content(path: Path) -> str:
     """What often lies in place of a data file, as the end of a message: "; it is empty" for instance; else ""."""
     try:
+        if not path.is_file():  # a pipe would be waited for without end
+            return ""
         with path.open("rb") as stream:
             head = stream.read(256)
     except OSError:
