@@ -232,7 +232,10 @@ class RunFolder:
 
     def write_chunk(self, split: str, start: int, scores: ImageScores) -> None:
         """Store the scores of the images from position `start` on."""
-        scores.write(self.chunk(split, start), self._place(split, start))
+        path = self.chunk(split, start)
+        if path.exists() and not path.is_file():  # what lies there is no chunk, and writing would refuse to replace it
+            path.unlink()
+        scores.write(path, self._place(split, start))
 
     def read_ids(self, split: str, start: int) -> list[str]:
         """The ids in a chunk. Raises `DataError` when it is missing, damaged, or of another run or place."""
