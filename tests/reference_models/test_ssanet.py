@@ -9,7 +9,7 @@ from reference_models.layers.navigator import nominate
 from reference_models.layers.part_agreement import mac_loss
 from reference_models.layers.regions import coverage
 from reference_models.layers.scale_alignment import scale_candidates
-from reference_models.recognition.ssanet import Ssanet, fused
+from reference_models.recognition.ssanet import Ssanet, fuse_scores
 from tests.reference_models.conftest import toy_batch
 from tests.reference_models.ssanet_models import CLASSES, at_stage, batch, proposed, seen_parts, shown, ssanet
 from wsolbench.exceptions import UsageError
@@ -82,9 +82,9 @@ def test_a_feature_pyramid_needs_four_stages_of_each_part():
 
 def test_softmax_can_be_summed_instead_of_scores():
     scores = [torch.randn(3, 5), torch.randn(3, 5)]
-    torch.testing.assert_close(fused(scores, "logits"), scores[0] + scores[1])
+    torch.testing.assert_close(fuse_scores(scores, "logits"), scores[0] + scores[1])
     mean = (scores[0].softmax(1) + scores[1].softmax(1)) / 2
-    torch.testing.assert_close(fused(scores, "softmax"), mean.log())
+    torch.testing.assert_close(fuse_scores(scores, "softmax"), mean.log())
 
 
 def test_the_backbone_sees_each_part_at_five_scales_at_test_and_six_parts_in_training():

@@ -308,9 +308,7 @@ def test_a_loss_that_is_no_longer_finite_stops_the_run_with_advice(tmp_path):
     assert not (tmp_path / LAST).exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"), [({"epochs": 0}, "epochs=0"), ({"lr": -1.0}, "lr=-1"), ({"workers": -1}, "workers=-1")]
-)
+@pytest.mark.parametrize(("change", "message"), [({"epochs": 0}, "epochs=0"), ({"lr": -1.0}, "lr=-1"), ({"workers": -1}, "workers=-1")])
 def test_numbers_that_mean_nothing_are_refused(tmp_path, change, message):
     with pytest.raises(UsageError, match=message):
         Cam.fit(request(tmp_path, **change))
