@@ -93,7 +93,7 @@ def test_any_flipped_bit_of_a_chunk_is_noticed(tmp_path_factory: pytest.TempPath
         ImageScores.read(flipped)
 
 
-def test_a_flipped_bit_of_the_plan_is_noticed_and_mended_by_its_shard(tmp_path: Path) -> None:
+def test_a_flipped_bit_of_the_plan_is_noticed_and_corrected_by_its_shard(tmp_path: Path) -> None:
     score_shards(tmp_path, "1/1")
     (path,) = tmp_path.rglob("run.json")
     path.write_text(path.read_text().replace('"resamples": 100', '"resamples": 104'))

@@ -59,7 +59,7 @@ class ScoreTable:
 
     chunks: Sequence[ImageScores | Path]
     written_with: str = ""
-    """What a file of scores says about its record and images (`scores_digest`); empty if it says nothing."""
+    """What a file of scores says about its record and images (`scores_digest`); empty if it states nothing."""
 
     def __iter__(self) -> Iterator[ImageScores]:
         """The chunks, in order. Raises `DataError` for a file that cannot be read."""

@@ -70,7 +70,7 @@ def test_a_method_without_parameters_needs_no_training(run, birds: Path) -> None
         (("--method", "cam", "--train", "--set", "head"), "expected NAME=VALUE"),
         (("--method", "cam", "--train", "--checkpoint", "x.safetensors"), "exclude each other"),
         (("--method", "cam", "--checkpoint", "nowhere.safetensors"), "nowhere.safetensors"),
-        (("--method", "cam", "--checkpoint", "x.safetensors", "--image-size", "64"), "--image-size says nothing beside --checkpoint"),
+        (("--method", "cam", "--checkpoint", "x.safetensors", "--image-size", "64"), "--image-size has no effect with --checkpoint"),
         (("--method", "center-box", "--checkpoint", "x.safetensors"), "has no checkpoint"),
         (("--method", "cam", "--train", "--device", "cuda:7"), "cuda:7"),
         (("--method", "cam", "--backbone", "tiny", "--weights", "none"), "nobody has trained for these 3 classes"),

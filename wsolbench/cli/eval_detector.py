@@ -53,7 +53,7 @@ def command(
     method = load_detector(model["method"])
     dataset = load_instances(data_root, split)
     if changes := changes_of_trained(checkpoint, model):
-        raise UsageError(f"--set {next(iter(changes))} says nothing beside --checkpoint: a trained detector has no settings to change")
+        raise UsageError(f"--set {next(iter(changes))} has no effect with --checkpoint: a trained detector has no settings to change")
     if save_detections is not None:
         make_folder(save_detections.parent)
     if checkpoint is None:

@@ -33,7 +33,7 @@ def changes_of_trained(checkpoint: Path | None, model: Mapping[str, Any]) -> dic
         return {}
     for name in ("backbone", "weights", "image_size", "epochs", "lr"):
         if model.get(name) is not None:
-            raise UsageError(f"--{name.replace('_', '-')} says nothing beside --checkpoint, which has been trained: leave one of them out")
+            raise UsageError(f"--{name.replace('_', '-')} has no effect with --checkpoint, which is trained already: leave one of them out")
     return parse_settings(model["settings"])
 
 
