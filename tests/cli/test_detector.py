@@ -61,7 +61,7 @@ def test_export_then_train_then_evaluate_then_the_board(run, birds: Path) -> Non
         (("eval-detector", "--data-root", "coco"), "Train it with `wsolbench train-detector`"),
         (("eval-detector", "--data-root", "coco", "--split", "test"), "unknown split 'test'"),
         (("eval-detector", "--data-root", "coco", "--checkpoint", "x", "--lr", "1"), "--lr has no effect with --checkpoint"),
-        (("eval-detector", "--data-root", "coco", "--checkpoint", "x", "--set", "min_size=9"), "--set min_size says nothing"),
+        (("eval-detector", "--data-root", "coco", "--checkpoint", "x", "--set", "min_size=9"), "--set min_size has no effect"),
         (("eval-detector", "--data-root", "coco", "--checkpoint", "nowhere.safetensors"), "no checkpoint nowhere.safetensors"),
         (("eval-detector", "--data-root", "coco", "--save-detections", "birds"), "is a directory"),
         (
