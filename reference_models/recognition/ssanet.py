@@ -284,17 +284,12 @@ class Ssanet(Recognizer):
 
 
 def _check(config: SsanetConfig) -> None:
-    """Raise `UsageError` on settings that mean nothing."""
+    """Raise `UsageError` on settings that mean nothing together."""
     who, lengths = "of method 'ssanet'", config.stage_epochs
     if not 1 <= config.parts <= config.proposals:
         raise UsageError(f"settings parts={config.parts} and proposals={config.proposals} {who}: expected 1 <= parts <= proposals")
-    if not 0 <= config.nms <= 1 or not config.mac_weight >= 0:
-        raise UsageError(f"settings nms={config.nms} and mac_weight={config.mac_weight} {who}: expected an IoU, and a weight of at least 0")
     if config.part_net and config.dsm == "none" and not config.op:
         raise UsageError(f"setting part_net={config.part_net} {who} leaves nothing to train: expected dsm or op")
-    if config.part_size < 0 or config.crop_chunk < 1 or not config.module_rate > 0:
-        given = f"part_size={config.part_size}, crop_chunk={config.crop_chunk} and module_rate={config.module_rate}"
-        raise UsageError(f"settings {given} {who}: expected at least 0, at least 1 and a number greater than 0")
     if len(lengths) != 4 or min(lengths[:3]) < 1 or lengths[3] < 0:
         raise UsageError(f"setting stage_epochs={','.join(map(str, lengths))} {who}: expected four lengths; only the last may be 0")
     if config.part_source == "roi" and config.dsm == "fpn":

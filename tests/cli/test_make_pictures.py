@@ -151,11 +151,11 @@ def test_a_method_that_is_not_trained_is_refused_with_those_that_are(make) -> No
 
 def test_without_cam_its_row_is_left_out(make, shown: dict[str, dict]) -> None:
     Path("runs/csvfolder/cam-tiny-seed0-few/last.safetensors").unlink()
-    result = make("--tau", "0.2", "--post", "sem")
+    result = make("--tau", "0.2", "--post", "scg")
     assert result.exit_code == 0, result.output
     assert "no row of cam" in result.output
     assert {name: grid["row_names"] for name, grid in shown.items()} == {
-        "has.jpg": ["image", "has\ntau 0.2", "has + sem\ntau 0.2"],
+        "has.jpg": ["image", "has\ntau 0.2", "has + scg\ntau 0.2"],
     }
 
 

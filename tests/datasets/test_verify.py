@@ -95,7 +95,7 @@ def test_a_wrong_root_and_an_unknown_name_are_errors_of_usage(tmp_path: Path) ->
     [
         ("image,label,split\na.png,0,test\n".encode("utf-16"), "is not UTF-8 text"),
         (b"image,label\na.png,0\n", "expected a header line with the column(s) split"),
-        (b"<!DOCTYPE html><html>404</html>\n", "expected a header line with the column(s) image, label, split"),
+        (b"<!DOCTYPE html><html>404</html>\n", "it is a web page, download the file again"),
         (b'image,label,split\n"a.png,0,test\n', "expected comma-separated values"),
         (b"image,label,split\na.png,0,test,1\n", "expected 3 fields as in the header"),
         (b"image,label,split\na.png,owl,test\n", "expected a whole number as label"),

@@ -158,7 +158,7 @@ def _spa() -> Iterator[Table]:
     scores = {
         "Peak-IoU": {"metric": "peak_iou", "unit": "percent", "split": "val-masks"},
         "Peak-T": {"metric": "peak_t", "unit": "level_0_255", "split": "val-masks"},
-        "GT-Known": {"metric": "gt_known", "unit": "percent", "split": "test"},
+        "GT-Known": {"metric": "gt_known", "unit": "percent", "split": "val-masks"},
     }
     columns = {"Methods": LABEL, "SEM": MARK, "SCG": MARK, **scores}
     yield Table("spa", 3, 1, columns, {"dataset": "ilsvrc", "backbone": "inception_v3"})
