@@ -303,7 +303,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, workers):
 
 
 def test_a_loss_that_is_no_longer_finite_stops_the_run_with_advice(tmp_path):
-    with pytest.raises(UsageError, match=r"'cam' is no longer finite: epoch \d+.*smaller --lr \(it is 1000\\)"):
+    with pytest.raises(UsageError, match=r"'cam' is no longer finite: epoch \d+.*smaller --lr \(it is 1000\)"):
         Cam.fit(request(tmp_path, lr=1000.0))
     assert not (tmp_path / LAST).exists()
 
