@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from reference_models.layers.scale_alignment import circulant_responses, fourier_responses
+from reference_models.recognition.ssanet.scale_alignment import circulant_responses, fourier_responses
 from wsolbench.sources import pick_device
 
 Form = Callable[[Tensor, Tensor], Tensor]

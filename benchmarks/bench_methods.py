@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from reference_models.backbone import load_backbone
-from reference_models.base import Batch
+from reference_models.core.backbone import load_backbone
+from reference_models.core.outputs import Batch
 from wsolbench.methods import list_methods, list_posts, load_method, load_post
 from wsolbench.sources import pick_device
 

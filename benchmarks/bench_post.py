@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from reference_models.base import ForwardPass
+from reference_models.core.outputs import ForwardPass
 from reference_models.postprocess.scg import PUBLISHED, Scg
 from reference_models.postprocess.sem import Sem
 from wsolbench.sources import pick_device

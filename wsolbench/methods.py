@@ -32,6 +32,8 @@ BACKBONE_ENTRY_POINT_GROUP = "wsolbench.backbones"
 POST_ENTRY_POINT_GROUP = "wsolbench.postprocesses"
 DETECTOR_ENTRY_POINT_GROUP = "wsolbench.detectors"
 
+METHOD_FILE = "method.py"
+"""In a method's folder, the file of the method itself."""
 DEVICE = "auto|cpu|cuda(:[0-9]{1,3})?"
 """Pattern of the names of devices."""
 TIMM = "timm:"
@@ -55,14 +57,6 @@ class Localizer(Protocol):
 
     def localize(self, images: Tensor) -> Localization:
         """(B, 3, H, W) normalised images -> logits and maps from the same forward pass."""
-
-
-@runtime_checkable
-class PartProposer(Protocol):
-    """A method that proposes parts: `propose(images) -> (boxes (B, M, 4) xyxy pixels of the input frame, scores (B, M))`, best first."""
-
-    def propose(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes and scores in descending order of score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +91,7 @@ class TrainRequest(Ranged):
 
 
 class Method(Protocol):
-    """What the class of a method offers to the commands. `reference_models.base` implements all of it but the method itself."""
+    """What the class of a method offers to the commands. `reference_models.base.localizer` implements all of it but the method itself."""
 
     method_name: ClassVar[str]
     input_spec: InputSpec
@@ -217,19 +211,21 @@ class MethodInfo:
 def methods_in(package: str, task: str) -> list[MethodInfo]:
     """One row for each file of `package`, an import path; the summary is the first line of the file's docstring.
 
-    A file `center_box.py` is the method `center-box`. Files that start with `_` are not methods.
+    A file `center_box.py` is the method `center-box`, and so is `method.py` in a folder `center_box`, beside layers that only this method
+    has. Names that start with `_` are not methods.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise UsageError(f"no package {package!r} to look for methods in")
     rows = []
     for folder in spec.submodule_search_locations:
-        for path in sorted(Path(folder).glob("[!_]*.py")):
-            if is_junk(path.name):
-                continue
+        own_files = {path.stem: path for path in Path(folder).glob("[!_]*.py") if not is_junk(path.name)}
+        own_folders = {path.parent.name: path for path in Path(folder).glob(f"[!_]*/{METHOD_FILE}") if not is_junk(path.parent.name)}
+        for stem, path in sorted({**own_files, **own_folders}.items()):
             doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
             summary = doc.partition("\n")[0].rstrip(".")
-            rows.append(MethodInfo(name=path.stem.replace("_", "-"), summary=summary, task=task, module=f"{package}.{path.stem}"))
+            module = f"{package}.{stem}" if stem in own_files else f"{package}.{stem}.{path.stem}"
+            rows.append(MethodInfo(name=stem.replace("_", "-"), summary=summary, task=task, module=module))
     return rows
 
 

@@ -21,8 +21,8 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from reference_models.backbone import Backbone, Stage, pick_grid
-from reference_models.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights, without
+from reference_models.core.backbone import Backbone, Stage, pick_grid
+from reference_models.core.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights, without
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import InputSpec
 
@@ -31,7 +31,7 @@ SPEC = InputSpec(size=224, mean=(0.498, 0.498, 0.498), std=(0.502, 0.502, 0.502)
 
 
 def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
-    """See `reference_models.backbone.load_backbone`."""
+    """See `reference_models.core.backbone.load_backbone`."""
     grid = pick_grid("efficientnet_lite0", grid, GRIDS)
     net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     expected = net.state_dict()

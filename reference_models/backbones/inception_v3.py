@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import Inception_V3_Weights, inception_v3
 
-from reference_models.backbone import Backbone, Stage, pick_grid
-from reference_models.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights, torchvision_file, without
+from reference_models.core.backbone import Backbone, Stage, pick_grid
+from reference_models.core.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights, torchvision_file, without
 from wsolbench.methods import InputSpec
 
 GRIDS = ("std28", "std14", "stock", "padded")
@@ -49,7 +49,7 @@ class KeepSizeMixed6a(nn.Module):
 
 
 def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
-    """See `reference_models.backbone.load_backbone`."""
+    """See `reference_models.core.backbone.load_backbone`."""
     grid = pick_grid("inception_v3", grid, GRIDS)
     net = inception_v3(weights=None, aux_logits=False, transform_input=False, init_weights=False)
     for name in ("Mixed_7a", "Mixed_7b", "Mixed_7c", "fc"):

@@ -18,15 +18,15 @@ from typing import Any
 from torch import nn
 from torchvision.models import ResNet50_Weights, resnet50
 
-from reference_models.backbone import Backbone, Stage, pick_grid
-from reference_models.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights, torchvision_file, without
+from reference_models.core.backbone import Backbone, Stage, pick_grid
+from reference_models.core.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights, torchvision_file, without
 from wsolbench.methods import InputSpec
 
 GRIDS = ("std28", "std14", "stock")
 
 
 def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
-    """See `reference_models.backbone.load_backbone`."""
+    """See `reference_models.core.backbone.load_backbone`."""
     grid = pick_grid("resnet50", grid, GRIDS)
     net = resnet50(weights=None)
     source, classifier = Weights(NONE), None

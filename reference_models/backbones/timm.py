@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reference_models.backbone import TIMM_PREFIX, Backbone, Edit, Stage, pick_grid
-from reference_models.weights import IMAGENET, NONE, Weights, WeightsFile, first_line, load_strictly, sha256_of_tensors, without
+from reference_models.core.backbone import TIMM_PREFIX, Backbone, Edit, Stage, pick_grid
+from reference_models.core.weights import IMAGENET, NONE, Weights, WeightsFile, first_line, load_strictly, sha256_of_tensors, without
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec
 
@@ -69,7 +69,7 @@ def check_name(name: str) -> None:
 
 
 def build(*, name: str, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
-    """See `reference_models.backbone.load_backbone`."""
+    """See `reference_models.core.backbone.load_backbone`."""
     grid = pick_grid(name, grid, GRIDS)
     check_name(name)
     model = name.removeprefix(TIMM_PREFIX)

@@ -12,8 +12,8 @@ from collections import OrderedDict
 
 from torch import nn
 
-from reference_models.backbone import Backbone, Stage, pick_grid
-from reference_models.weights import IMAGENET, Weights, WeightsFile, load_strictly
+from reference_models.core.backbone import Backbone, Stage, pick_grid
+from reference_models.core.weights import IMAGENET, Weights, WeightsFile, load_strictly
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec
 
@@ -22,7 +22,7 @@ WIDTHS = (24, 48, 64, 64)
 
 
 def build(*, weights: WeightsFile | str = "none", grid: str = "default") -> Backbone:
-    """See `reference_models.backbone.load_backbone`."""
+    """See `reference_models.core.backbone.load_backbone`."""
     grid = pick_grid("tiny", grid, GRIDS)
     if weights == IMAGENET:
         raise UsageError("there are no ImageNet weights of the backbone 'tiny'; use --weights none, or the path of a checkpoint")

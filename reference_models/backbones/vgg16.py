@@ -21,15 +21,15 @@ from torch import nn
 from torchvision.models import VGG16_Weights
 from torchvision.models.vgg import cfgs, make_layers
 
-from reference_models.backbone import Backbone, Stage, pick_grid
-from reference_models.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights, torchvision_file, without
+from reference_models.core.backbone import Backbone, Stage, pick_grid
+from reference_models.core.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights, torchvision_file, without
 from wsolbench.methods import InputSpec
 
 GRIDS = ("std14", "std28", "acol14", "acol28")
 
 
 def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
-    """See `reference_models.backbone.load_backbone`."""
+    """See `reference_models.core.backbone.load_backbone`."""
     grid = pick_grid("vgg16", grid, GRIDS)
     features = make_layers(cfgs["D"])
     source = Weights(NONE)

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from reference_models.base import ForwardPass
-from reference_models.post import last_stages
+from reference_models.core.outputs import ForwardPass
 from wsolbench.exceptions import UsageError, unknown_name
 
 FeatureName = Literal["-3", "-2", "-1", "penultimate"]
@@ -80,3 +79,11 @@ def in_chunks(
     with torch.autocast(coarse.device.type, enabled=False):
         chunks = zip(*(torch.split(each, size) for each in (coarse, *features)), strict=True)
         return torch.cat([compute(list(some), maps) for maps, *some in chunks])
+
+
+def last_stages(result: ForwardPass, count: int, *, who: str) -> list[Tensor]:
+    """The last `count` feature stages (B, D, h, w). Raises `UsageError` for a method that has no features to look at."""
+    stages = list(result.stages.values())[-count:]
+    if len(stages) < count:
+        raise UsageError(f"post-process {who!r} needs {count} feature stages; this method has {len(stages)}, so it cannot be used with it")
+    return stages

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from reference_models.backbone import Backbone
+from reference_models.core.backbone import Backbone
 
 HeadKind = Literal["conv", "fc", "conv1x1"]
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from reference_models.base import Proposals
+from reference_models.core.outputs import Proposals
 from reference_models.layers.regions import NmsRule, select
 from wsolbench.exceptions import UsageError
 

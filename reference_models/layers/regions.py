@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from reference_models.base import Proposals
+from reference_models.core.outputs import Proposals
 
 CropMode = Literal["half_pixel", "align_corners"]
 NmsRule = Literal["gt", "ge"]

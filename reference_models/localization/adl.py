@@ -45,9 +45,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from reference_models.backbone import Backbone
-from reference_models.base import Batch
-from reference_models.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.core.backbone import Backbone
+from reference_models.core.outputs import Batch
 from reference_models.layers.attention import attention, kept
 from reference_models.layers.heads import ConvHead, cross_entropy
 from wsolbench.exceptions import UsageError

@@ -34,9 +34,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from reference_models.backbone import Backbone
-from reference_models.base import ForwardPass
-from reference_models.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.core.backbone import Backbone
+from reference_models.core.outputs import ForwardPass
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Sigma
 

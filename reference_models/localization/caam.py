@@ -52,12 +52,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reference_models.backbone import Backbone
-from reference_models.base import Batch, ForwardPass, Localizer
-from reference_models.config import MethodConfig
+from reference_models.base.localizer import Localizer
+from reference_models.core.backbone import Backbone
+from reference_models.core.config import MethodConfig
+from reference_models.core.outputs import Batch, ForwardPass
+from reference_models.core.recipes import RECIPES
 from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.hide_patches import Fill, check_patches, fill_hidden, hidden_pixels, scaled_sides
-from reference_models.recipes import RECIPES
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Share, Weight
 

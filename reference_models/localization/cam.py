@@ -29,7 +29,7 @@ evaluation sets negative scores to 0 before it normalises, wsolevaluation does n
 
 from __future__ import annotations
 
-from reference_models.head_localizer import HeadLocalizer
+from reference_models.base.head_localizer import HeadLocalizer
 
 
 class Cam(HeadLocalizer):

@@ -27,8 +27,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reference_models.base import ForwardPass, Localizer
-from reference_models.config import MethodConfig, parse_settings, to_json
+from reference_models.base.localizer import Localizer
+from reference_models.core.config import MethodConfig, parse_settings, to_json
+from reference_models.core.outputs import ForwardPass
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec, TrainRequest
 from wsolbench.ranges import PositiveShare

@@ -36,9 +36,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from reference_models.backbone import Backbone
-from reference_models.base import Batch
-from reference_models.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.core.backbone import Backbone
+from reference_models.core.outputs import Batch
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Positive, Share
 

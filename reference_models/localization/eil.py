@@ -50,12 +50,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reference_models.backbone import TIMM_PREFIX, Backbone
-from reference_models.base import Batch
-from reference_models.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.core.backbone import TIMM_PREFIX, Backbone
+from reference_models.core.outputs import Batch
+from reference_models.core.recipes import Recipe, default_recipe
 from reference_models.layers.attention import attention, kept
 from reference_models.layers.heads import HeadKind, cross_entropy
-from reference_models.recipes import Recipe, default_recipe
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Positive, Weight
 

@@ -30,9 +30,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from reference_models.backbone import Backbone
-from reference_models.base import Batch
-from reference_models.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.core.backbone import Backbone
+from reference_models.core.outputs import Batch
 from reference_models.layers.heads import cross_entropy
 from reference_models.layers.hide_patches import Fill, check_patches, fill_hidden, hidden_pixels, scaled_sides
 from wsolbench.ranges import Share

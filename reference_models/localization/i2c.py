@@ -45,14 +45,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from reference_models.backbone import Backbone
-from reference_models.base import Batch
-from reference_models.config import MethodConfig
-from reference_models.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.core.backbone import Backbone
+from reference_models.core.config import MethodConfig
+from reference_models.core.outputs import Batch
+from reference_models.core.recipes import Recipe, default_recipe
 from reference_models.layers.heads import cross_entropy
 from reference_models.layers.maps import min_max
-from reference_models.parallel import add_up
-from reference_models.recipes import Recipe, default_recipe
+from reference_models.training.parallel import add_up
 from wsolbench.distributed import world
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Count, ShareBelow1, Weight

@@ -59,11 +59,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from reference_models.backbone import TIMM_PREFIX, Backbone
-from reference_models.base import Batch, ForwardPass, Localizer
-from reference_models.config import MethodConfig
+from reference_models.base.localizer import Localizer
+from reference_models.core.backbone import TIMM_PREFIX, Backbone
+from reference_models.core.config import MethodConfig
+from reference_models.core.outputs import Batch, ForwardPass
+from reference_models.core.recipes import Recipe, default_recipe
 from reference_models.layers.heads import FcHead, cross_entropy, make_head
-from reference_models.recipes import Recipe, default_recipe
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import ShareBelow1
 

@@ -42,13 +42,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from reference_models.backbone import Backbone
-from reference_models.base import Batch
-from reference_models.config import MethodConfig
-from reference_models.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.core.backbone import Backbone
+from reference_models.core.config import MethodConfig
+from reference_models.core.outputs import Batch
+from reference_models.core.recipes import MANY_CLASSES
 from reference_models.layers.heads import cross_entropy, pick_maps
 from reference_models.layers.maps import min_max
-from reference_models.recipes import MANY_CLASSES
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Share, Weight
 

@@ -53,12 +53,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reference_models.backbone import Backbone
-from reference_models.base import Batch, ForwardPass, Localizer
-from reference_models.config import MethodConfig
+from reference_models.base.localizer import Localizer
+from reference_models.core.backbone import Backbone
+from reference_models.core.config import MethodConfig
+from reference_models.core.outputs import Batch, ForwardPass
+from reference_models.core.recipes import WSOLEVALUATION, Recipe, default_recipe
 from reference_models.layers.heads import ConvHead, cross_entropy
 from reference_models.layers.maps import min_max
-from reference_models.recipes import WSOLEVALUATION, Recipe, default_recipe
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Share, ShareBelow1
 

@@ -55,11 +55,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reference_models.base import ForwardPass
+from reference_models.base.post import PostConfig, PostProcess
+from reference_models.core.outputs import ForwardPass
+from reference_models.core.recipes import MANY_CLASSES
 from reference_models.layers.correlation import FeatureName, features_of, in_chunks, named_features, on_grid, on_one_grid, unit_pixels
 from reference_models.layers.maps import min_max
-from reference_models.post import PostConfig, PostProcess
-from reference_models.recipes import MANY_CLASSES
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Order, Range, Share, Weight
 

@@ -38,10 +38,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reference_models.base import ForwardPass
+from reference_models.base.post import PostConfig, PostProcess
+from reference_models.core.outputs import ForwardPass
 from reference_models.layers.correlation import FeatureName, features_of, in_chunks, on_grid, unit_pixels
 from reference_models.layers.maps import min_max
-from reference_models.post import PostConfig, PostProcess
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Count, CountOrZero
 

@@ -24,10 +24,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reference_models.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.base.recognizer import Recognizer
+from reference_models.core.recipes import FINE_GRAINED, default_recipe
 from reference_models.layers.heads import HeadKind
-from reference_models.recipes import default_recipe
-from reference_models.recognizer import FINE_GRAINED, Recognizer
 
 
 @dataclass(frozen=True, kw_only=True)

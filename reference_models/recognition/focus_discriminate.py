@@ -55,12 +55,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from reference_models.backbone import Backbone
-from reference_models.base import Batch, ForwardPass, Proposals
-from reference_models.config import MethodConfig
+from reference_models.base.recognizer import Recognizer
+from reference_models.core.backbone import Backbone
+from reference_models.core.config import MethodConfig
+from reference_models.core.outputs import Batch, ForwardPass, Proposals
+from reference_models.core.recipes import FINE_GRAINED
 from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.regions import CropMode, NmsRule, RegionFit, crop_resize, peak_regions, smooth
-from reference_models.recognizer import FINE_GRAINED, Recognizer
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Positive, Share, SideOrDefault, Sigma
 

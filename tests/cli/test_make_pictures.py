@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from reference_models.checkpoint import save_checkpoint
+from reference_models.training.checkpoint import save_checkpoint
 from wsolbench.methods import load_method
 
 ROOT = Path(__file__).parents[2]

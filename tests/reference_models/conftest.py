@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from reference_models.backbone import Backbone, Stage
-from reference_models.base import Batch
+from reference_models.core.backbone import Backbone, Stage
+from reference_models.core.outputs import Batch
 from wsolbench.methods import InputSpec
 from wsolbench.types import Dataset, Sample
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 import torch
 from hypothesis import strategies as st
 
-from reference_models.base import ForwardPass
+from reference_models.core.outputs import ForwardPass
 from reference_models.postprocess.scg import (
     Scg,
     ScgConfig,

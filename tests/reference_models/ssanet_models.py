@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from reference_models.base import Batch
+from reference_models.core.outputs import Batch
 from reference_models.layers.navigator import nominate
 from reference_models.layers.regions import crop_resize
-from reference_models.recognition.ssanet import Ssanet, SsanetConfig
+from reference_models.recognition.ssanet.method import Ssanet, SsanetConfig
 from tests.reference_models.conftest import toy_backbone, toy_batch
 
 CLASSES = 5

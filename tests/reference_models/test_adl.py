@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reference_models.backbone import load_backbone
-from reference_models.base import Batch
-from reference_models.config import parse_settings
-from reference_models.head_localizer import HeadConfig
+from reference_models.base.head_localizer import HeadConfig
+from reference_models.core.backbone import load_backbone
+from reference_models.core.config import parse_settings
+from reference_models.core.outputs import Batch
 from reference_models.localization import adl as module
 from reference_models.localization.adl import IN_HEAD, Adl, AdlConfig, attention, attention_dropout, kept
 from reference_models.localization.cam import Cam

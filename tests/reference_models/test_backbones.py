@@ -10,8 +10,8 @@ import pytest
 import torch
 import torchvision
 
-from reference_models.backbone import load_backbone
-from reference_models.weights import load_strictly, read_weights
+from reference_models.core.backbone import load_backbone
+from reference_models.core.weights import load_strictly, read_weights
 from tests.reference_models.conftest import toy_backbone
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.images import to_input

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_models.base import Batch
+from reference_models.core.outputs import Batch
 from reference_models.layers.heads import class_activation_maps
 from reference_models.localization.caam import (
     Caam,

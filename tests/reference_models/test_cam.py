@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference_models.base import Batch
-from reference_models.head_localizer import HeadConfig
+from reference_models.base.head_localizer import HeadConfig
+from reference_models.core.outputs import Batch
 from reference_models.layers.heads import ConvHead, FcHead, class_activation_maps
 from reference_models.localization.cam import Cam
 from tests.reference_models.conftest import toy_backbone

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from reference_models.checkpoint import HEADER, load_checkpoint, read_header, save_checkpoint
-from reference_models.head_localizer import HeadConfig
+from reference_models.base.head_localizer import HeadConfig
 from reference_models.localization.cam import Cam
+from reference_models.training.checkpoint import HEADER, load_checkpoint, read_header, save_checkpoint
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import load_method
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reference_models.config import parse_settings, to_json
+from reference_models.core.config import parse_settings, to_json
 from wsolbench.methods import list_detectors, load_detector, load_method, load_post
 from wsolbench.report.claims import matches_claim, read_claims, read_variants
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference_models.layers.class_groups import class_groups, over_groups, positives_of, role_major
+from reference_models.recognition.lio.class_groups import class_groups, over_groups, positives_of, role_major
 
 
 @settings(max_examples=60)

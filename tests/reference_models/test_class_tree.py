@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_models.layers.class_tree import ClassTree, consecutive_groups, read_tree
+from reference_models.localization.danet.class_tree import ClassTree, consecutive_groups, read_tree
 from wsolbench.exceptions import DataError
 
 TREE = """label,parent,root,name

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_models.config import MethodConfig, from_json, parse_settings, split_settings, to_json
-from reference_models.detection_recipes import DetectionRecipe
-from reference_models.recipes import RECIPES, Recipe, default_recipe
+from reference_models.core.config import MethodConfig, from_json, parse_settings, split_settings, to_json
+from reference_models.core.detector_recipes import DetectionRecipe
+from reference_models.core.recipes import RECIPES, Recipe, default_recipe
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Share, Side
 

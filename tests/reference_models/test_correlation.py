@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_models.base import ForwardPass
+from reference_models.core.outputs import ForwardPass
 from reference_models.layers import correlation
 from reference_models.layers.correlation import features_of, in_chunks, on_grid, on_one_grid, unit_pixels
 from wsolbench.exceptions import UsageError

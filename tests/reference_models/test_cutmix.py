@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from reference_models.base import Batch
-from reference_models.head_localizer import HeadConfig
+from reference_models.base.head_localizer import HeadConfig
+from reference_models.core.outputs import Batch
 from reference_models.localization.cam import Cam
 from reference_models.localization.cutmix import CutMix, CutMixConfig, clipped_box, draw_kept, mixed_cross_entropy
 from tests.reference_models.conftest import toy_backbone, toy_batch

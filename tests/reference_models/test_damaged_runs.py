@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from reference_models import loops
-from reference_models.checkpoint import HEADER, read_header
+from reference_models.core.weights import load_strictly, read_weights
 from reference_models.localization.cam import Cam
-from reference_models.loops import BEST, LAST, LOG, STATE
-from reference_models.weights import load_strictly, read_weights
+from reference_models.training import request as loops
+from reference_models.training.checkpoint import HEADER, read_header
+from reference_models.training.run_folder import BEST, LAST, LOG, STATE
 from tests.reference_models.test_train import interrupt, request, same_weights
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.program import program

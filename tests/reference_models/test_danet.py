@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference_models.base import Batch
-from reference_models.checkpoint import save_checkpoint
-from reference_models.config import from_json, parse_settings, to_json
-from reference_models.head_localizer import HeadConfig
+from reference_models.base.head_localizer import HeadConfig
+from reference_models.core.config import from_json, parse_settings, to_json
+from reference_models.core.outputs import Batch
 from reference_models.localization.cam import Cam
-from reference_models.localization.danet import Danet, DanetConfig, cosine_loss, maps_of_class, of_rank, upsampled
+from reference_models.localization.danet.method import Danet, DanetConfig, cosine_loss, maps_of_class, of_rank, upsampled
+from reference_models.training.checkpoint import save_checkpoint
 from tests.reference_models.conftest import toy_backbone
 from wsolbench.exceptions import DataError, UsageError
 

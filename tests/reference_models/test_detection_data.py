@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reference_models.detection_data import TargetReader
+from reference_models.training.detector_data import TargetReader
 from tests.datasets.coco_layout import edited, write_coco
 from wsolbench.datasets.coco import load_instances
 from wsolbench.exceptions import UsageError

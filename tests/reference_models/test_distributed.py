@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from reference_models.data import ImageReader
 from reference_models.localization.cam import Cam
-from reference_models.loops import BEST, LAST, LOG, STATE
-from reference_models.parallel import share_of
+from reference_models.training.images import ImageReader
+from reference_models.training.parallel import share_of
+from reference_models.training.run_folder import BEST, LAST, LOG, STATE
 from tests.processes import ROOT, together
 from tests.reference_models.conftest import squares
 from tests.reference_models.test_train import interrupt, request, same_weights
@@ -88,7 +88,7 @@ def test_one_process_has_the_whole_batch():
 ONE_STEP = """
 import json, sys
 import torch
-from reference_models.parallel import make_equal, one_step
+from reference_models.training.parallel import make_equal, one_step
 from wsolbench.distributed import connected
 
 class Model(torch.nn.Module):
@@ -165,8 +165,8 @@ TRAINED = """
 import json, sys
 from pathlib import Path
 import torch
-import reference_models.train as train
-from reference_models.data import ImageReader
+import reference_models.training.loop as train
+from reference_models.training.images import ImageReader
 from reference_models.localization.cam import Cam
 from tests.reference_models.conftest import squares
 from tests.reference_models.test_distributed import WithoutBatchNorm, uneven

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_models.backbone import load_backbone
-from reference_models.base import Batch
-from reference_models.config import parse_settings
-from reference_models.head_localizer import HeadConfig
+from reference_models.base.head_localizer import HeadConfig
+from reference_models.core.backbone import load_backbone
+from reference_models.core.config import parse_settings
+from reference_models.core.outputs import Batch
 from reference_models.layers.attention import attention, kept
 from reference_models.localization.cam import Cam
 from reference_models.localization.eil import Eil, EilConfig, erased, step_of

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import reference_models
-from reference_models.backbone import load_backbone
-from reference_models.base import Batch, Localizer
+from reference_models.base.localizer import Localizer
 from reference_models.catalog import backbones, methods
+from reference_models.core.backbone import load_backbone
+from reference_models.core.outputs import Batch
 from tests.reference_models.conftest import squares
 from wsolbench.evaluate import RunOptions, evaluate
 from wsolbench.methods import Localizer as LocalizerProtocol

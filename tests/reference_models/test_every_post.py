@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import reference_models
-from reference_models.base import ForwardPass, Localizer
+from reference_models.base.localizer import Localizer
+from reference_models.base.post import PostProcess
 from reference_models.catalog import posts
+from reference_models.core.outputs import ForwardPass
 from reference_models.layers import correlation
-from reference_models.post import PostProcess
 from tests.reference_models.conftest import squares
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import list_posts, load_method, load_post

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from oracles import regions as oracle
 
-from reference_models.base import Batch
+from reference_models.core.outputs import Batch
 from reference_models.layers.regions import cell_boxes, crop_resize
 from reference_models.recognition.focus_discriminate import (
     FocusDiscriminate,

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_models.base import Batch
-from reference_models.checkpoint import save_checkpoint
-from reference_models.config import parse_settings
+from reference_models.core.config import parse_settings
+from reference_models.core.outputs import Batch
+from reference_models.core.weights import Weights
+from reference_models.layers.correlation import last_stages
 from reference_models.localization.cam import Cam
-from reference_models.localization.gc_net import GcNet, GcNetConfig, background_loss, decay_factor
-from reference_models.post import last_stages
-from reference_models.weights import Weights
+from reference_models.localization.gc_net.method import GcNet, GcNetConfig, background_loss, decay_factor
+from reference_models.training.checkpoint import save_checkpoint
 from tests.reference_models.conftest import squares, toy_backbone
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import TrainRequest

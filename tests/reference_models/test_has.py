@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reference_models.base import Batch
-from reference_models.config import parse_settings
-from reference_models.head_localizer import HeadConfig
+from reference_models.base.head_localizer import HeadConfig
+from reference_models.core.config import parse_settings
+from reference_models.core.outputs import Batch
 from reference_models.localization.cam import Cam
 from reference_models.localization.has import Has, HasConfig
 from tests.reference_models.conftest import toy_backbone, toy_batch

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference_models.base import Batch
-from reference_models.config import parse_settings
+from reference_models.core.config import parse_settings
+from reference_models.core.outputs import Batch
 from reference_models.localization import i2c
 from reference_models.localization.i2c import I2C, I2cConfig, local_distance, mean_of, object_seeds, update_rate, vectors_at
 from tests.reference_models.conftest import toy_backbone

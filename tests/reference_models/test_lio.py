@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reference_models.backbone import Backbone, Stage
-from reference_models.base import Batch
-from reference_models.config import parse_settings
-from reference_models.layers.class_groups import positives_of
+from reference_models.core.backbone import Backbone, Stage
+from reference_models.core.config import parse_settings
+from reference_models.core.outputs import Batch
 from reference_models.recognition.baseline import Baseline, BaselineConfig
-from reference_models.recognition.lio import Lio, LioConfig, Structure, pseudo_mask
+from reference_models.recognition.lio.class_groups import positives_of
+from reference_models.recognition.lio.method import Lio, LioConfig, Structure, pseudo_mask
 from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reference_models.layers.class_groups import positives_of
-from reference_models.recognition.lio import Structure, correlation, pseudo_mask
+from reference_models.recognition.lio.class_groups import positives_of
+from reference_models.recognition.lio.method import Structure, correlation, pseudo_mask
 from tests.oracles.golden import golden
 from tests.reference_models.test_lio import OFFICIAL, mask_of
 

@@ -13,10 +13,10 @@ from torchvision.models import resnet50
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import FrozenBatchNorm2d, roi_align
 
-from reference_models.checkpoint import save_checkpoint
-from reference_models.detection.lio_mask_rcnn import SCL, LioMaskRcnn
-from reference_models.layers import mask_rcnn
-from reference_models.layers.mask_rcnn import BACKBONES, build, matched
+from reference_models.detection.lio_mask_rcnn import networks as mask_rcnn
+from reference_models.detection.lio_mask_rcnn.method import SCL, LioMaskRcnn
+from reference_models.detection.lio_mask_rcnn.networks import BACKBONES, build, matched
+from reference_models.training.checkpoint import save_checkpoint
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import list_detectors, load_detector, load_method
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reference_models.recognition.lio import Lio
+from reference_models.recognition.lio.method import Lio
 from tests.reference_models.test_lio import OFFICIAL, batch, strided_backbone
 
 

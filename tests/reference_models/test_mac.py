@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_models.layers.part_agreement import mac_loss, pair_loss
+from reference_models.recognition.ssanet.part_agreement import mac_loss, pair_loss
 
 KNOWN = torch.tensor([[0.9, 0.1, 0.2, 0], [0.3, 0.8, 0.1, 0.1], [0.2, 0.2, 0.4, 0.5], [0, 0.1, 0.3, 0.7]])
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reference_models.base import Batch
+from reference_models.core.outputs import Batch
+from reference_models.core.recipes import FINE_GRAINED
 from reference_models.layers.navigator import best_cover, nominate, rank_loss
 from reference_models.layers.regions import coverage, crop_resize
 from reference_models.recognition.nts_net import NtsNet, NtsNetConfig, dropped
-from reference_models.recognizer import FINE_GRAINED
 from tests.reference_models.conftest import squares, toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
 

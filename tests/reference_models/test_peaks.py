@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 import torch
 
-from reference_models.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
 from reference_models.layers import regions
 from tests.reference_models.conftest import toy_backbone
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reference_models import train
 from reference_models.localization.cam import Cam
+from reference_models.training import loop as train
 from tests.reference_models.test_train import request
 
 

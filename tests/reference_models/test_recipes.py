@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from reference_models.loops import recipe_facts
-from reference_models.recipes import LATER_FIELDS, RECIPES, Recipe
-from reference_models.train_detector import _optimizer
+from reference_models.core.recipes import LATER_FIELDS, RECIPES, Recipe
+from reference_models.training.detector_loop import _optimizer
+from reference_models.training.request import recipe_facts
 from wsolbench.methods import list_detectors, list_methods, load_detector, load_method
 
 METHODS = [load_method(row.name) for row in list_methods() if row.module.startswith("reference_models.")]

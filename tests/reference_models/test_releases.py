@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_models.base import Localizer
+from reference_models.base.localizer import Localizer
+from reference_models.core.recipes import RECIPES, Recipe
 from reference_models.localization.acol import Acol
 from reference_models.localization.adl import Adl
 from reference_models.localization.cam import Cam
 from reference_models.localization.cutmix import CutMix
-from reference_models.localization.danet import Danet
+from reference_models.localization.danet.method import Danet
 from reference_models.localization.eil import Eil
 from reference_models.localization.has import Has
 from reference_models.localization.i2c import I2C
 from reference_models.localization.nl_ccam import NlCcam
 from reference_models.localization.spa import Spa
 from reference_models.localization.spg import Spg
-from reference_models.recipes import RECIPES, Recipe
 
 Rates = list[tuple[int, float]]
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_models.base import ForwardPass
+from reference_models.core.outputs import ForwardPass
 from reference_models.layers.correlation import unit_pixels
 from reference_models.layers.maps import min_max
 from reference_models.postprocess.sem import Sem, pick_seeds, seed_similarity

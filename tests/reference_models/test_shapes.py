@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference_models.layers.shapes import (
+from reference_models.localization.gc_net.shapes import (
     ShapeNet,
     count_numbers,
     dice_loss,

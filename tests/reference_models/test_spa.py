@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_models.base import Batch
-from reference_models.head_localizer import HeadConfig
+from reference_models.base.head_localizer import HeadConfig
+from reference_models.core.outputs import Batch
 from reference_models.layers.heads import FcHead
 from reference_models.localization.cam import Cam
 from reference_models.localization.spa import (

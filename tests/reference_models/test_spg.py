@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_models.backbone import load_backbone
-from reference_models.base import Batch
-from reference_models.config import parse_settings
+from reference_models.core.backbone import load_backbone
+from reference_models.core.config import parse_settings
+from reference_models.core.outputs import Batch
 from reference_models.localization.spg import Spg, SpgConfig, guidance, guided_loss, object_levels, places_for, upsampled
 from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError

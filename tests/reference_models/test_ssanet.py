@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from reference_models.layers.navigator import nominate
-from reference_models.layers.part_agreement import mac_loss
 from reference_models.layers.regions import coverage
-from reference_models.layers.scale_alignment import scale_candidates
-from reference_models.recognition.ssanet import Ssanet, fuse_scores
+from reference_models.recognition.ssanet.method import Ssanet, fuse_scores
+from reference_models.recognition.ssanet.part_agreement import mac_loss
+from reference_models.recognition.ssanet.scale_alignment import scale_candidates
 from tests.reference_models.conftest import toy_batch
 from tests.reference_models.ssanet_models import CLASSES, at_stage, batch, proposed, seen_parts, shown, ssanet
 from wsolbench.exceptions import UsageError

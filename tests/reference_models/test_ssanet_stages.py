@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from reference_models.config import parse_settings, split_settings
+from reference_models.core.config import parse_settings, split_settings
+from reference_models.core.recipes import RECIPES
 from reference_models.layers.navigator import rank_loss
-from reference_models.layers.part_agreement import mac_loss
-from reference_models.recipes import RECIPES
-from reference_models.recognition.ssanet import Ssanet, SsanetConfig, stages_of
+from reference_models.recognition.ssanet.method import Ssanet, SsanetConfig, stages_of
+from reference_models.recognition.ssanet.part_agreement import mac_loss
 from tests.reference_models.conftest import squares, toy_backbone, toy_batch
 from tests.reference_models.ssanet_models import CLASSES, at_stage, batch, proposed, seen_parts, ssanet
 from wsolbench.exceptions import UsageError

@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from reference_models import train
-from reference_models.data import ImageReader, masks_of
+from reference_models.core.recipes import RECIPES, Recipe
 from reference_models.localization.cam import Cam
-from reference_models.loops import BEST, LAST, LOG, STATE
-from reference_models.recipes import RECIPES, Recipe
+from reference_models.training import loop as train
+from reference_models.training.images import ImageReader, masks_of
+from reference_models.training.run_folder import BEST, LAST, LOG, STATE
 from tests.reference_models.conftest import squares
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import TrainRequest
@@ -253,7 +253,7 @@ def test_new_layers_and_biases_learn_faster_by_the_factors_of_the_recipe(tmp_pat
 
 def test_a_step_moves_each_group_by_its_own_rate(tmp_path):
     """Plain SGD without momentum and decay: the change of a parameter is its rate times its gradient."""
-    from reference_models.train import _optimizer
+    from reference_models.training.loop import _optimizer
 
     first = Cam.fit(request(tmp_path, epochs=1))
     recipe = Recipe(source="test", epochs=1, batch_size=1, lr=0.001, momentum=0.0, weight_decay=0.0)

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reference_models import train_detector
-from reference_models.detection.lio_mask_rcnn import LioMaskRcnn
-from reference_models.detection_data import TargetReader, example
-from reference_models.loops import LAST, LOG, STATE
+from reference_models.detection.lio_mask_rcnn.method import LioMaskRcnn
+from reference_models.training import detector_loop as train_detector
+from reference_models.training.detector_data import TargetReader, example
+from reference_models.training.run_folder import LAST, LOG, STATE
 from tests.datasets.coco_layout import edited, write_coco
 from wsolbench.datasets.coco import InstanceDataset, load_instances
 from wsolbench.exceptions import DataError, UsageError
@@ -58,7 +58,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from reference_models import train_detector
-from reference_models.detection.lio_mask_rcnn import LioMaskRcnn
+from reference_models.detection.lio_mask_rcnn.method import LioMaskRcnn
 from tests.reference_models.test_train_detector import request
 
 torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_models.layers.oriented_pooling import OrientedHead, oriented_pooling, patch_layout
+from reference_models.recognition.ssanet.oriented_pooling import OrientedHead, oriented_pooling, patch_layout
 from wsolbench.exceptions import UsageError
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reference_models.backbone import load_backbone
-from reference_models.layers.part_features import aligned_regions, grid_side, seen_again
+from reference_models.core.backbone import load_backbone
 from reference_models.layers.regions import crop_resize
+from reference_models.recognition.ssanet.part_features import aligned_regions, grid_side, seen_again
 from tests.reference_models.conftest import toy_backbone
 
 BOXES = torch.tensor([[[0.0, 0, 16, 16], [8, 4, 30, 20]], [[-4, 10, 12, 30], [2, 2, 20, 36]]])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reference_models.layers.part_heads import PartHeadConfig, PartHeads
-from reference_models.layers.scale_alignment import scale_candidates
+from reference_models.recognition.ssanet.part_heads import PartHeadConfig, PartHeads
+from reference_models.recognition.ssanet.scale_alignment import scale_candidates
 from wsolbench.exceptions import UsageError
 
 BOXES = torch.tensor([[[0.0, 0, 16, 16], [8, 4, 30, 20]], [[-4, 10, 12, 30], [2, 2, 20, 36]]])

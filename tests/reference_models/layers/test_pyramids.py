@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from reference_models.layers.pyramids import FeaturePyramid, SpatialPyramid
+from reference_models.recognition.ssanet.pyramids import FeaturePyramid, SpatialPyramid
 
 
 def test_a_spatial_pyramid_has_50_maxima_of_each_channel():

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import regions as oracle
 
-from reference_models.base import Proposals
+from reference_models.core.outputs import Proposals
 from reference_models.layers.regions import cell_boxes, coverage, crop_resize, peak_regions, select, smooth, union
 
 RULES = ["gt", "ge"]

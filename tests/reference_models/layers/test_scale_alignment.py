@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_models.layers.scale_alignment import ScaleMining, circulant_responses, fourier_responses, scale_candidates
+from reference_models.recognition.ssanet.scale_alignment import ScaleMining, circulant_responses, fourier_responses, scale_candidates
 
 ALPHA = 2**0.25
 PHI = torch.tensor([(1.0, 0), (0, 1), (2, 1), (1, 1), (0, 3)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reference_models.layers.training_stages import place_in
+from reference_models.training.stages import place_in
 
 
 def test_stages_share_a_run_by_their_lengths_and_each_has_an_epoch():

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from reference_models.parallel import add_up
-from reference_models.recipes import Recipe
+from reference_models.core.recipes import Recipe
+from reference_models.training.parallel import add_up
 from wsolbench.distributed import World
 from wsolbench.exceptions import DataError
 from wsolbench.images import resize_short_side, resized, training_view

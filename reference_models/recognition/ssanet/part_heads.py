@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from reference_models.config import MethodConfig
-from reference_models.layers.oriented_pooling import OpVariant, OrientedHead
-from reference_models.layers.pyramids import FeaturePyramid, SpatialPyramid
-from reference_models.layers.scale_alignment import DsmForm, ScaleMining, scale_candidates
+from reference_models.core.config import MethodConfig
+from reference_models.recognition.ssanet.oriented_pooling import OpVariant, OrientedHead
+from reference_models.recognition.ssanet.pyramids import FeaturePyramid, SpatialPyramid
+from reference_models.recognition.ssanet.scale_alignment import DsmForm, ScaleMining, scale_candidates
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Positive, Scales
 

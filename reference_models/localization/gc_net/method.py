@@ -53,13 +53,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from reference_models.backbone import Backbone
-from reference_models.base import Batch, ForwardPass, Localizer, Proposals
-from reference_models.head_localizer import HeadConfig
+from reference_models.base.head_localizer import HeadConfig
+from reference_models.base.localizer import Localizer
+from reference_models.core.backbone import Backbone
+from reference_models.core.outputs import Batch, ForwardPass, Proposals
+from reference_models.core.recipes import Recipe, default_recipe
+from reference_models.core.weights import digest_of_setting, load_parts
 from reference_models.layers.heads import HeadKind, cross_entropy, make_head
-from reference_models.layers.shapes import Shape, ShapeNet, count_numbers, shape_boxes, shape_mask, train_shape_net
-from reference_models.recipes import Recipe, default_recipe
-from reference_models.weights import digest_of_setting, load_parts
+from reference_models.localization.gc_net.shapes import Shape, ShapeNet, count_numbers, shape_boxes, shape_mask, train_shape_net
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import BatchSize, Channels, Positive, Share, Steps, Weight
 from wsolbench.types import Dataset

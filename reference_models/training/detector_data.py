@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from reference_models.data import in_order
-from reference_models.detector import Target
+from reference_models.core.outputs import Target
+from reference_models.training.images import in_order
 from wsolbench.datasets.coco import InstanceDataset, InstanceSample
 from wsolbench.exceptions import DataError, UsageError
 

@@ -1,34 +1,77 @@
-"""What the training loops share: recipe and facts of a request, the state of a run on disk, seeds, precision, the look at the loss."""
+"""The folder of a training run: one process at a time, one run, a log."""
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import io
 import json
-from dataclasses import asdict, fields, replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import nn
 
-from reference_models.checkpoint import read_beside, read_header, write_beside
-from reference_models.detection_recipes import DetectionRecipe
-from reference_models.recipes import LATER_FIELDS, Recipe
-from reference_models.run_folder import must_be_same
-from reference_models.weights import IMAGENET, NONE, first_line, read_safetensors
+from reference_models.core.weights import first_line, read_safetensors
+from reference_models.training.checkpoint import read_beside, read_header, write_beside
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.files import canonical_json, is_sealed, sha256_of_file, write_sealed
-from wsolbench.methods import DetectorRequest, TrainRequest
+from wsolbench.files import canonical_json, is_sealed, locked, remove_leftovers, sha256_of_file, write_sealed, write_text
 from wsolbench.program import program, unlike
 from wsolbench.progress import note
+
+ELSEWHERE = "--out of `wsolbench train` (then `eval --checkpoint`) or of `train-detector`"
+
+
+@contextlib.contextmanager
+def locked_run(folder: Path) -> Iterator[None]:
+    """A run folder for this process alone, created where it is missing. Raises `UsageError` when another process is in it.
+
+    Temporary files that a killed run has left are removed.
+    """
+    busy = f"another process is training in {folder}; wait for it, or train into another folder: {ELSEWHERE}"
+    with locked(folder / ".lock", busy):
+        remove_leftovers(folder)
+        yield
+
+
+def must_be_same(there: dict[str, Any], asked: dict[str, Any], path: Path) -> None:
+    """Raises `UsageError` with what differs when the facts of the run at `path` are not those that are asked for."""
+    asked = json.loads(canonical_json(asked))
+    if there == asked:
+        return
+    differences = []
+    for name in sorted(asked):
+        old, new = there.get(name), asked[name]
+        if isinstance(old, dict) and isinstance(new, dict):
+            differences += [
+                f"{name}.{key} is {old.get(key)!r} there and {new[key]!r} here" for key in sorted(new) if old.get(key) != new[key]
+            ]
+        elif old != new:
+            differences.append(f"{name} is {old!r} there and {new!r} here")
+    raise UsageError(
+        f"{path} belongs to another run: {'; '.join(differences[:3])}. Delete that one, or train into another folder: {ELSEWHERE}"
+    )
+
+
+def write_log(history: list[dict[str, Any]], path: Path) -> None:
+    """A CSV file with a row for each epoch: number and loss, the terms of the loss, rate, accuracy, speed."""
+    names = {name: None for row in history for name in row}
+    first, last = ["epoch", "train_loss"], ["lr", "val_accuracy", "images_per_second", "seconds"]
+    columns = [*first, *(name for name in names if name not in {*first, *last}), *(name for name in last if name in names)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in history:
+        values = [row.get(name) for name in columns]
+        writer.writerow(["" if value is None else f"{value:.6g}" if isinstance(value, float) else value for value in values])
+    write_text(path, text.getvalue())
+
 
 LAST, BEST, STATE, LOG = "last.safetensors", "best.safetensors", "state.pt", "log.csv"
 
 LIBRARIES = ("torch", "torchvision", "timm")
 """Whose versions a training depends on, besides those of all numbers."""
-
-R = TypeVar("R", Recipe, DetectionRecipe)
 
 
 @runtime_checkable
@@ -43,26 +86,6 @@ class Run(Protocol):
     scaler: torch.amp.GradScaler
     device: torch.device
     facts: dict[str, Any]
-
-
-def as_asked(recipe: R, request: TrainRequest | DetectorRequest) -> R:
-    """The recipe with the request's changes."""
-    asked: dict[str, Any] = {"epochs": request.epochs, "batch_size": request.batch_size, "lr": request.lr}
-    return replace(recipe, **{name: value for name, value in asked.items() if value is not None})
-
-
-def recipe_facts(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
-    """All fields, as JSON has them. A field of `LATER_FIELDS` at its default is left out, so that runs from before it are the same run."""
-    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(recipe).items()}
-    defaults = {item.name: item.default for item in fields(recipe)}
-    return {name: value for name, value in values.items() if name not in LATER_FIELDS or value != defaults[name]}
-
-
-def weights_fact(weights: str) -> str:
-    """The name of pretrained weights; of a file also its digest."""
-    if weights not in (IMAGENET, NONE) and Path(weights).is_file():
-        return f"{Path(weights).name} {sha256_of_file(Path(weights))}"
-    return weights
 
 
 def save_state(run: Run, progress: dict[str, Any], path: Path) -> None:
@@ -149,32 +172,3 @@ def finished(out: Path, facts: dict[str, Any]) -> bool:
             return False
         note(f"{out / LOG} is missing, or not the log that this run has written; the weights are sound")
     return True
-
-
-def must_be_finite(means: dict[str, float], method: str, where: str, lr: float) -> None:
-    """Raises `UsageError` when the sum of the terms of the loss is no number any more."""
-    if not np.isfinite(sum(means.values())):
-        terms = ", ".join(f"{name} {value:g}" for name, value in means.items())
-        raise UsageError(
-            f"the loss of {method!r} is no longer finite: {where} ({terms}). Use a smaller --lr (it is {lr:g}), "
-            "or --set recipe.clip_norm=1; the run folder still holds what was saved before"
-        )
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """Mixed precision on CUDA, nothing elsewhere."""
-    return torch.autocast(device.type, dtype=_half(device), enabled=device.type == "cuda")
-
-
-def scaler_for(device: torch.device) -> torch.amp.GradScaler:
-    """Scales the loss where gradients are in float16, nothing elsewhere."""
-    return torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and _half(device) == torch.float16)
-
-
-def _half(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
-
-
-def mixed(*numbers: int) -> int:
-    """One seed out of several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

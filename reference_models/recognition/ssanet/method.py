@@ -56,18 +56,18 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reference_models.backbone import Backbone
-from reference_models.base import Batch, ForwardPass
-from reference_models.config import MethodConfig
+from reference_models.base.recognizer import Recognizer
+from reference_models.core.backbone import Backbone
+from reference_models.core.config import MethodConfig
+from reference_models.core.outputs import Batch, ForwardPass
+from reference_models.core.recipes import FINE_GRAINED, Recipe
+from reference_models.core.weights import digest_of_setting, load_parts
 from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.navigator import AnchorKind, Navigator, nominate, part_costs, rank_loss
-from reference_models.layers.part_agreement import Reduction, mac_loss
-from reference_models.layers.part_features import aligned_regions, grid_side, seen_again
-from reference_models.layers.part_heads import Fuse, PartHeadConfig, PartHeads, fuse_scores
-from reference_models.layers.training_stages import place_in
-from reference_models.recipes import Recipe
-from reference_models.recognizer import FINE_GRAINED, Recognizer
-from reference_models.weights import digest_of_setting, load_parts
+from reference_models.recognition.ssanet.part_agreement import Reduction, mac_loss
+from reference_models.recognition.ssanet.part_features import aligned_regions, grid_side, seen_again
+from reference_models.recognition.ssanet.part_heads import Fuse, PartHeadConfig, PartHeads, fuse_scores
+from reference_models.training.stages import place_in
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Count, CountOrZero, Positive, Share, SideOrDefault, Weight
 

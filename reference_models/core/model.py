@@ -1,103 +1,27 @@
-"""What a method is made of: `Localizer`, the base of every class in `localization/` and `recognition/`.
-
-A method file defines a config (a frozen dataclass) and a class with three things: `__init__` (the layers), `forward`
-(images -> `ForwardPass`) and `loss` (batch -> named terms). Everything else has a default here and can be overridden:
-the order of the images, parameter groups, recipe, schedule, what happens at the start of an epoch.
-"""
+"""`Model`: a method as training, checkpoints and records see it; every hook that a method file may override has its default here."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from reference_models.backbone import Backbone, load_backbone
-from reference_models.config import MethodConfig, parse_settings, split_settings, to_json
-from reference_models.recipes import RECIPES, Recipe, default_recipe
+from reference_models.core.backbone import Backbone, load_backbone
+from reference_models.core.config import MethodConfig, parse_settings, split_settings, to_json
+from reference_models.core.outputs import Batch, ForwardPass
+from reference_models.core.recipes import RECIPES, Recipe, default_recipe
 from wsolbench.exceptions import unknown_name
-from wsolbench.methods import TrainRequest
 from wsolbench.types import Dataset
 
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Batch:
-    """What `loss` gets.
-
-    Attributes:
-        images: (B, 3, H, W), augmented and normalised.
-        labels: (B,) class indices.
-        indices: (B,) positions of the images in the training split.
-        epoch, epochs: the current epoch, from 0, and how many there are.
-        step: optimiser steps before this one, over the whole run.
-        masks: (B, H, W) in [0, 1], true masks moved with the images; None unless the method `wants_masks`.
-        generator: source of all randomness of the method, on the device of the images; seeded by (seed, epoch).
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-    epoch: int
-    epochs: int
-    step: int
-    generator: torch.Generator
-    masks: Tensor | None = None
+M = TypeVar("M", bound="Model")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Proposals:
-    """Boxes that a method proposes, best first.
-
-    Attributes:
-        boxes: (B, M, 4) xyxy in pixels of the input; they may reach beyond it.
-        scores: (B, M) in descending order.
-        padded: (B, M) boxes that only fill up the number, where there were not enough good ones; None: none is.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    padded: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ForwardPass:
-    """What a model says about a batch of images; maps of any class can be asked of it.
-
-    Attributes:
-        logits: (B, C) class scores before softmax; None for a method that does not classify.
-        maps_of: (B, K) class indices -> (B, K, h, w) raw maps.
-        stages: feature stages by name, for post-processes; the last two are on one grid.
-        penultimate: (B, D, h, w) input of the last linear layer, for post-processes that compare pixels.
-        propose: gives the proposals of methods that propose parts, or the object's box; None: see `Localizer.localize`.
-        own_maps: further maps by name, (B, h, w), of no class: `wsolbench eval --map NAME` scores one of them.
-    """
-
-    logits: Tensor | None
-    maps_of: Callable[[Tensor], Tensor]
-    stages: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
-    penultimate: Tensor | None = None
-    propose: Callable[[], Proposals] | None = None
-    own_maps: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @torch.no_grad()
-    def score_maps(self, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
-        """Raw float32 maps of the given classes of each image: no min-max, resize or threshold."""
-        return self.maps_of(class_ids).float()
-
-
-M = TypeVar("M", bound="Localizer")
-
-
-class Localizer(nn.Module):
-    """Base of all methods.
+class Model(nn.Module):
+    """What training and checkpoints see of a method; `Localizer` adds what the commands call.
 
     Class attributes:
         method_name: the file's name with dashes.
@@ -206,7 +130,7 @@ class Localizer(nn.Module):
         """Learning rate relative to its base after `progress` in [0, 1] of the run; called before every step."""
         return recipe.lr_factor(progress)
 
-    # --- what the commands use -----------------------------------------------------------------------------------------
+    # --- what training and records use -----------------------------------------------------------------------------------------
     @classmethod
     def create(
         cls: type[M], *, backbone: str, num_classes: int, weights: str, settings: Mapping[str, str], image_size: int | None = None
@@ -223,21 +147,6 @@ class Localizer(nn.Module):
         """Fill a new model with what its settings name, a part of another checkpoint for instance; nothing here."""
 
     @classmethod
-    def load(cls: type[M], checkpoint: Path, *, device: str = "auto", settings: Mapping[str, str] = MappingProxyType({})) -> M:
-        """A trained model in eval mode; see `wsolbench.methods.Method.load`."""
-        from reference_models.checkpoint import load_checkpoint
-        from wsolbench.sources import pick_device
-
-        return load_checkpoint(cls, checkpoint, settings).to(pick_device(device)).eval()
-
-    @classmethod
-    def fit(cls, request: TrainRequest) -> Path:
-        """Train, or go on where a killed run stopped; see `wsolbench.methods.Method.fit`."""
-        from reference_models.train import fit
-
-        return fit(cls, request)
-
-    @classmethod
     def recipe_for(cls, backbone: str, num_classes: int, settings: Mapping[str, str]) -> Recipe:
         """The recipe that `settings` ask for, with their changes (`recipe.lr=0.1`). Raises `UsageError` on unknown names."""
         own, changes = split_settings(settings)
@@ -252,32 +161,6 @@ class Localizer(nn.Module):
         if changes.get("optimizer", known[name].optimizer) != known[name].optimizer:
             changes = {"new_factor": "none", **changes}  # a factor that was stated for another optimiser does not carry over
         return parse_settings(Recipe, changes, what=f"recipe {name!r}", start=cls.adjust_recipe(name, known[name], config))
-
-    @torch.no_grad()
-    def localize(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
-        """Logits and maps without a graph; changes neither parameters nor buffers. The model must be in eval mode.
-
-        A method that proposes boxes gets two more own maps: `parts`, what the boxes cover by their weight, and `union`, the box
-        around all of them. One that classifies and does not propose gets the best regions of the predicted class's map.
-        """
-        from reference_models.layers.regions import coverage, predicted_peaks, union  # which need `Proposals`
-
-        if self.training:
-            raise RuntimeError("localize() needs the model in eval mode: batch norm and dropout would change the maps; call model.eval()")
-        result: ForwardPass = self(images)
-        size = images.shape[-1]
-        if result.propose is not None:
-            found = result.propose()
-            if not found.boxes.shape[1]:  # a method that was told to propose none
-                return result
-            return replace(result, own_maps={**result.own_maps, "parts": coverage(found, size), "union": union(found, size)})
-        if result.logits is None:
-            return result
-        return replace(result, propose=partial(predicted_peaks, result.logits, result.maps_of, size))
-
-    def score_maps(self, images: Float[Tensor, "b 3 H W"], class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
-        """`localize(images).score_maps(class_ids)`."""
-        return self.localize(images).score_maps(class_ids)
 
     def describe(self) -> dict[str, Any]:
         """For the record: see `wsolbench.methods.Method.describe`."""

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from reference_models.backbone import Backbone
+from reference_models.core.backbone import Backbone
 from reference_models.layers.regions import crop_resize
 
 

@@ -1,8 +1,4 @@
-"""What a detector is made of: `Detector`, the base of every class in `detection/`.
-
-A detector file defines a config (a frozen dataclass) and a class that builds a network with torchvision's detection interface and says
-where its weights come from. Training, checkpoints and what the commands use are here and in `train_detector.py`.
-"""
+"""`DetectorModel`: the network of a detector with its settings, recipe, weights and loss, as training and checkpoints see it."""
 
 from __future__ import annotations
 
@@ -10,33 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from reference_models.checkpoint import header_of, write_checkpoint
-from reference_models.config import from_json, parse_settings, split_settings, to_json
-from reference_models.detection_recipes import DetectionRecipe
-from reference_models.weights import NONE, Weights, load_strictly, read_safetensors
-from wsolbench.exceptions import DataError, unknown_name
-from wsolbench.files import sha256_of_file
-from wsolbench.methods import DetectorRequest
-from wsolbench.sources import pick_device
-from wsolbench.types import Detections
+from reference_models.core.config import parse_settings, split_settings, to_json
+from reference_models.core.detector_recipes import DetectionRecipe
+from reference_models.core.outputs import Target
+from reference_models.core.weights import NONE, Weights
+from reference_models.training.checkpoint import write_checkpoint
+from wsolbench.exceptions import unknown_name
 
-Target = dict[str, Tensor]
-"""An image's objects: `boxes` (R, 4) xyxy, `labels` (R,) from 1, `masks` (R, h, w) uint8 where there are any."""
-
-MASK_THRESHOLD = 0.5
-"""A pixel belongs to an object when its probability is greater."""
+D = TypeVar("D", bound="DetectorModel")
 
 
-D = TypeVar("D", bound="Detector")
-
-
-class Detector(nn.Module):
-    """Base of all detectors.
+class DetectorModel(nn.Module):
+    """What training and checkpoints see of a detector; `Detector` adds what the commands call.
 
     Class attributes:
         method_name: the file's name with dashes.
@@ -82,7 +66,7 @@ class Detector(nn.Module):
         """Whether `loss` needs the objects' masks."""
         return False
 
-    # --- what training and the commands use ----------------------------------------------------------------------------
+    # --- what training and records use ----------------------------------------------------------------------------
     @classmethod
     def create(cls: type[D], *, backbone: str, class_names: Sequence[str], weights: str, settings: Mapping[str, str]) -> D:
         """A new model in eval mode; its new layers draw from torch's global generator.
@@ -105,33 +89,8 @@ class Detector(nn.Module):
             raise unknown_name("recipe", name, cls.recipes)
         return parse_settings(DetectionRecipe, changes, what=f"recipe {name!r}", start=cls.recipes[name])
 
-    @classmethod
-    def fit(cls, request: DetectorRequest) -> Path:
-        """Train, or go on where a killed run stopped; see `reference_models.train_detector.fit`."""
-        from reference_models.train_detector import fit
-
-        return fit(cls, request)
-
-    @classmethod
-    def load(cls: type[D], checkpoint: Path, *, device: str = "auto") -> D:
-        """A trained model in eval mode. Raises `DataError` on a file of another method, or one that is broken or does not fit itself."""
-        facts = header_of(checkpoint, cls.method_name)
-        tensors, _ = read_safetensors(checkpoint)
-        try:
-            described, names = facts["backbone"], tuple(facts["class_names"])
-            with torch.random.fork_rng(devices=[]):  # initial values, which the checkpoint replaces
-                model = cls(described["name"], names, from_json(cls.Config, facts["config"]))
-            model.weights = Weights(**described["weights"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"checkpoint {checkpoint} was written by another version of {cls.method_name!r} ({error}); train again"
-            ) from error
-        load_strictly(model, tensors, what=f"checkpoint {checkpoint}")
-        model.facts = {**facts["training"], "checkpoint": {"file": checkpoint.name, "sha256": sha256_of_file(checkpoint)}}
-        return model.to(pick_device(device)).eval()
-
     def save(self, path: Path, training: dict[str, Any], run: dict[str, Any]) -> None:
-        """Write a checkpoint and the `.json` beside it; see `reference_models.checkpoint.save_checkpoint`."""
+        """Write a checkpoint and the `.json` beside it; see `reference_models.training.checkpoint.save_checkpoint`."""
         facts = {
             "method": self.method_name,
             "config": to_json(self.config),
@@ -145,20 +104,6 @@ class Detector(nn.Module):
         """Named scalar terms, already weighted; their sum is minimised. Images are (3, h, w) in [0, 1]."""
         terms: dict[str, Tensor] = self.network(list(images), list(targets))
         return terms
-
-    @torch.no_grad()
-    def detect(self, image: UInt8[np.ndarray, "h w 3"]) -> Detections:
-        """What is found in one image, best first; in full precision, which the places of boxes need. The model must be in eval mode."""
-        if self.training:
-            raise RuntimeError("detect() needs the model in eval mode; call model.eval()")
-        (found,) = self.network([as_input(torch.from_numpy(image).permute(2, 0, 1), self.device)])
-        masks = found.get("masks")
-        return Detections(
-            boxes=found["boxes"].double().cpu().numpy(),
-            scores=found["scores"].double().cpu().numpy(),
-            labels=(found["labels"] - 1).cpu().numpy(),
-            masks=None if masks is None else (masks[:, 0] > MASK_THRESHOLD).cpu().numpy(),
-        )
 
     @property
     def device(self) -> torch.device:
@@ -182,8 +127,3 @@ class Detector(nn.Module):
         """Device and the versions that matter."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return {"device": name, "packages": ("torch", "torchvision", "pycocotools")}
-
-
-def as_input(image: Tensor, device: torch.device) -> Tensor:
-    """(3, h, w) uint8 -> float32 in [0, 1] on the device."""
-    return image.to(device, non_blocking=True).float() / 255

@@ -27,8 +27,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from reference_models.backbone import load_backbone
-from reference_models.weights import NONE, Weights, load_strictly, read_weights, torchvision_file, without
+from reference_models.core.backbone import load_backbone
+from reference_models.core.weights import NONE, Weights, load_strictly, read_weights, torchvision_file, without
 from wsolbench.exceptions import UsageError
 
 BACKBONES = ("tiny", "resnet50_c4", "resnet50_fpn", "resnext101_32x8d_fpn")

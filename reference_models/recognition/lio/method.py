@@ -55,16 +55,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from reference_models.backbone import Backbone, Stage
-from reference_models.base import Batch, ForwardPass
-from reference_models.head_localizer import HeadConfig, HeadLocalizer
-from reference_models.layers.class_groups import GroupOrder, Reduction, class_groups, over_groups, positives_of, role_major
+from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
+from reference_models.base.recognizer import Recognizer
+from reference_models.core.backbone import Backbone, Stage
+from reference_models.core.outputs import Batch, ForwardPass
+from reference_models.core.recipes import FINE_GRAINED, MANY_CLASSES, Recipe, default_recipe
+from reference_models.core.weights import without
 from reference_models.layers.heads import HeadKind
 from reference_models.layers.maps import min_max
 from reference_models.layers.polar import PolarConfig, SpatialContext
-from reference_models.recipes import MANY_CLASSES, Recipe, default_recipe
-from reference_models.recognizer import FINE_GRAINED, Recognizer
-from reference_models.weights import without
+from reference_models.recognition.lio.class_groups import GroupOrder, Reduction, class_groups, over_groups, positives_of, role_major
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Weight
 

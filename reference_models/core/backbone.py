@@ -16,7 +16,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reference_models.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights
+from reference_models.core.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights
 from wsolbench.exceptions import DataError, UsageError, unknown_name
 from wsolbench.methods import InputSpec, list_backbones
 

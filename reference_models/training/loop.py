@@ -1,4 +1,4 @@
-"""The one training loop: any `Localizer`, one run folder, the same result whether or not the run was interrupted.
+"""The one training loop: any `Model`, one run folder, the same result whether or not the run was interrupted.
 
 The state after each epoch (weights, optimiser, log) is written atomically. All randomness of an epoch is seeded by
 (seed, epoch) when it starts, so a run that goes on after a kill draws what an unbroken run would have drawn.
@@ -21,29 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reference_models.base import Batch, Localizer
-from reference_models.checkpoint import save_checkpoint
-from reference_models.config import parse_settings, split_settings, to_json
-from reference_models.data import ImageReader, masks_of, to_device
-from reference_models.loops import (
-    BEST,
-    LAST,
-    LOG,
-    STATE,
-    as_asked,
-    autocast,
-    finished,
-    load_state,
-    mixed,
-    must_be_finite,
-    recipe_facts,
-    save_state,
-    scaler_for,
-    weights_fact,
-)
-from reference_models.parallel import make_equal, one_step, share_of, with_synchronised_batch_norm
-from reference_models.recipes import Recipe
-from reference_models.run_folder import locked_run, write_log
+from reference_models.core.config import parse_settings, split_settings, to_json
+from reference_models.core.model import Model
+from reference_models.core.outputs import Batch
+from reference_models.core.recipes import Recipe
+from reference_models.training.checkpoint import save_checkpoint
+from reference_models.training.images import ImageReader, masks_of, to_device
+from reference_models.training.parallel import make_equal, one_step, share_of, with_synchronised_batch_norm
+from reference_models.training.request import as_asked, recipe_facts, weights_fact
+from reference_models.training.run_folder import BEST, LAST, LOG, STATE, finished, load_state, locked_run, save_state, write_log
+from reference_models.training.steps import autocast, mixed, must_be_finite, scaler_for
 from wsolbench.distributed import World, connected, gathered
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.files import sha256_of_file
@@ -60,7 +47,7 @@ LOOK_EVERY = 20
 class Run:
     """A run in progress: the model, what trains it, and what has happened so far."""
 
-    model: Localizer
+    model: Model
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     device: torch.device
@@ -80,7 +67,7 @@ class Run:
         return max((row["val_accuracy"] for row in self.history if row.get("val_accuracy") is not None), default=None)
 
 
-def fit(method: type[Localizer], request: TrainRequest) -> Path:
+def fit(method: type[Model], request: TrainRequest) -> Path:
     """Train a model in the folder `request.out` and return the last checkpoint.
 
     A folder that holds an unfinished run of the same request is continued, a finished one is returned as it is. The same
@@ -219,7 +206,7 @@ def _accuracy(run: Run, reader: ImageReader, val: Dataset) -> float | None:
     right, classifies = torch.zeros((), dtype=torch.int64, device=run.device), True
     for indices, squares in zip(batches, reader.squares(batches), strict=True):
         with autocast(run.device):
-            logits = run.model.localize(to_device(squares, run.model.input_spec, run.device)).logits
+            logits = run.model(to_device(squares, run.model.input_spec, run.device)).logits
         if logits is None:
             classifies = False
             break
@@ -231,7 +218,7 @@ def _accuracy(run: Run, reader: ImageReader, val: Dataset) -> float | None:
 # --- what a run is, and where it is -----------------------------------------------------------------------------------
 
 
-def _run_facts(method: type[Localizer], request: TrainRequest, recipe: Recipe) -> dict[str, Any]:
+def _run_facts(method: type[Model], request: TrainRequest, recipe: Recipe) -> dict[str, Any]:
     """All that the weights depend on, but for the machine."""
     config = parse_settings(method.Config, split_settings(request.settings)[0], what=f"method {method.method_name!r}")
     return {
@@ -260,7 +247,7 @@ def _save(run: Run, path: Path, more: Mapping[str, str] = MappingProxyType({})) 
     save_checkpoint(path, run.model, training, {"device": name, "seconds": seconds, **more})
 
 
-def _start(method: type[Localizer], request: TrainRequest, recipe: Recipe, facts: dict[str, Any], device: torch.device, here: World) -> Run:
+def _start(method: type[Model], request: TrainRequest, recipe: Recipe, facts: dict[str, Any], device: torch.device, here: World) -> Run:
     """A new run, or the one that the folder's state holds; where there are several processes, the same in all."""
     if here.size > 1:
         facts = {**facts, "processes": here.size}
@@ -291,7 +278,7 @@ def _start(method: type[Localizer], request: TrainRequest, recipe: Recipe, facts
     return run
 
 
-def _optimizer(model: Localizer, recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(model: Model, recipe: Recipe) -> torch.optim.Optimizer:
     groups = [{**group, "lr": recipe.lr * group["factor"]} for group in model.parameter_groups(recipe)]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(

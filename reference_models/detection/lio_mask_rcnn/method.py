@@ -43,12 +43,20 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import RoIHeads
 
-from reference_models.checkpoint import header_of, read_header
-from reference_models.detection_recipes import DetectionRecipe
-from reference_models.detector import Detector
-from reference_models.layers.mask_rcnn import BACKBONES, build, coco_weights, freeze_stem, load_classifier, load_imagenet, region_features
+from reference_models.base.detector import Detector
+from reference_models.core.detector_recipes import DetectionRecipe
+from reference_models.core.weights import IMAGENET, Weights, load_strictly, read_weights, without
+from reference_models.detection.lio_mask_rcnn.networks import (
+    BACKBONES,
+    build,
+    coco_weights,
+    freeze_stem,
+    load_classifier,
+    load_imagenet,
+    region_features,
+)
 from reference_models.layers.polar import Axis, GammaNorm, PolarConfig, SpatialContext
-from reference_models.weights import IMAGENET, Weights, load_strictly, read_weights, without
+from reference_models.training.checkpoint import header_of, read_header
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.ranges import Channels, Side, Weight
 

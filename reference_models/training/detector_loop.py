@@ -18,26 +18,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from reference_models.config import parse_settings, split_settings, to_json
-from reference_models.detection_data import Examples, TargetReader
-from reference_models.detection_recipes import DetectionRecipe
-from reference_models.detector import Detector, as_input
-from reference_models.loops import (
-    LAST,
-    LOG,
-    STATE,
-    as_asked,
-    autocast,
-    finished,
-    load_state,
-    mixed,
-    must_be_finite,
-    recipe_facts,
-    save_state,
-    scaler_for,
-    weights_fact,
-)
-from reference_models.run_folder import locked_run, write_log
+from reference_models.core.config import parse_settings, split_settings, to_json
+from reference_models.core.detector_recipes import DetectionRecipe
+from reference_models.core.outputs import as_input
+from reference_models.training.detector_data import Examples, TargetReader
+from reference_models.training.detector_model import DetectorModel
+from reference_models.training.request import as_asked, recipe_facts, weights_fact
+from reference_models.training.run_folder import LAST, LOG, STATE, finished, load_state, locked_run, save_state, write_log
+from reference_models.training.steps import autocast, mixed, must_be_finite, scaler_for
 from wsolbench.distributed import world
 from wsolbench.evaluate import limited
 from wsolbench.exceptions import UsageError
@@ -54,7 +42,7 @@ SAVE_SECONDS = 600.0
 class Run:
     """A run in progress: the model, what trains it, and what has happened so far."""
 
-    model: Detector
+    model: DetectorModel
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     device: torch.device
@@ -76,7 +64,7 @@ class Run:
         return {"step": self.step, "sums": self.sums, "seconds": self.seconds, "history": self.history}
 
 
-def fit(method: type[Detector], request: DetectorRequest) -> Path:
+def fit(method: type[DetectorModel], request: DetectorRequest) -> Path:
     """Train a detector in the folder `request.out` and return the last checkpoint.
 
     A folder that holds an unfinished run of the same request is continued, a finished one is returned as it is. The same request
@@ -182,7 +170,7 @@ def _batches(count: int, size: int, rng: np.random.Generator) -> list[Int[np.nda
 # --- what a run is, and where it is -----------------------------------------------------------------------------------
 
 
-def _run_facts(method: type[Detector], request: DetectorRequest, recipe: DetectionRecipe) -> dict[str, Any]:
+def _run_facts(method: type[DetectorModel], request: DetectorRequest, recipe: DetectionRecipe) -> dict[str, Any]:
     """All that the weights depend on, but for the machine."""
     config = parse_settings(method.Config, split_settings(request.settings)[0], what=f"detector {method.method_name!r}")
     train = request.train
@@ -203,7 +191,9 @@ def _run_facts(method: type[Detector], request: DetectorRequest, recipe: Detecti
     }
 
 
-def _start(method: type[Detector], request: DetectorRequest, recipe: DetectionRecipe, facts: dict[str, Any], device: torch.device) -> Run:
+def _start(
+    method: type[DetectorModel], request: DetectorRequest, recipe: DetectionRecipe, facts: dict[str, Any], device: torch.device
+) -> Run:
     """A new run, or the one that the folder's state holds."""
     torch.manual_seed(mixed(request.seed))
     model = method.create(
@@ -216,7 +206,7 @@ def _start(method: type[Detector], request: DetectorRequest, recipe: DetectionRe
     return run
 
 
-def _optimizer(model: Detector, recipe: DetectionRecipe) -> torch.optim.Optimizer:
+def _optimizer(model: DetectorModel, recipe: DetectionRecipe) -> torch.optim.Optimizer:
     learnt: Iterator[Tensor] = (parameter for parameter in model.parameters() if parameter.requires_grad)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(learnt, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)

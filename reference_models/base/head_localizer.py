@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from reference_models.backbone import Backbone
-from reference_models.base import Batch, ForwardPass, Localizer
-from reference_models.config import MethodConfig
+from reference_models.base.localizer import Localizer
+from reference_models.core.backbone import Backbone
+from reference_models.core.config import MethodConfig
+from reference_models.core.outputs import Batch, ForwardPass
 from reference_models.layers.heads import FcHead, HeadKind, cross_entropy, make_head
 from wsolbench.ranges import Channels, ShareBelow1
 

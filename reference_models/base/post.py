@@ -9,9 +9,8 @@ from typing import Any, ClassVar, TypeVar
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reference_models.base import ForwardPass
-from reference_models.config import check_settings, parse_settings, to_json
-from wsolbench.exceptions import UsageError
+from reference_models.core.config import check_settings, parse_settings, to_json
+from reference_models.core.outputs import ForwardPass
 from wsolbench.ranges import Ranged
 
 P = TypeVar("P", bound="PostProcess")
@@ -51,11 +50,3 @@ class PostProcess:
     def describe(self) -> dict[str, Any]:
         """For the record."""
         return {"name": self.method_name, "config": to_json(self.config)}
-
-
-def last_stages(result: ForwardPass, count: int, *, who: str) -> list[Tensor]:
-    """The last `count` feature stages (B, D, h, w). Raises `UsageError` for a method that has no features to look at."""
-    stages = list(result.stages.values())[-count:]
-    if len(stages) < count:
-        raise UsageError(f"post-process {who!r} needs {count} feature stages; this method has {len(stages)}, so it cannot be used with it")
-    return stages

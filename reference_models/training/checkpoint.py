@@ -21,20 +21,20 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from reference_models.backbone import load_backbone
-from reference_models.base import Localizer
-from reference_models.config import changed_at_test, from_json, to_json
-from reference_models.weights import DIGEST, HEADER, NONE, Weights, digest_of_checkpoint, load_strictly, read_safetensors
+from reference_models.core.backbone import load_backbone
+from reference_models.core.config import changed_at_test, from_json, to_json
+from reference_models.core.model import Model
+from reference_models.core.weights import DIGEST, HEADER, NONE, Weights, digest_of_checkpoint, load_strictly, read_safetensors
 from wsolbench.exceptions import DataError
 from wsolbench.files import atomic_path, canonical_json, sha256_of_file, write_json
 from wsolbench.methods import InputSpec
 
 FORMAT = 1
 
-M = TypeVar("M", bound=Localizer)
+M = TypeVar("M", bound=Model)
 
 
-def save_checkpoint(path: Path, model: Localizer, training: dict[str, Any], run: dict[str, Any] | None = None) -> None:
+def save_checkpoint(path: Path, model: Model, training: dict[str, Any], run: dict[str, Any] | None = None) -> None:
     """Write `path` (atomically) and the `.json` beside it.
 
     `training` is what the weights depend on and goes into the file, so that equal trainings give equal bytes; `run` (machine,

@@ -55,11 +55,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from reference_models.backbone import Backbone
-from reference_models.base import Batch, ForwardPass, Localizer
-from reference_models.config import MethodConfig
-from reference_models.layers.class_tree import ClassTree, consecutive_groups, read_tree
+from reference_models.base.localizer import Localizer
+from reference_models.core.backbone import Backbone
+from reference_models.core.config import MethodConfig
+from reference_models.core.outputs import Batch, ForwardPass
 from reference_models.layers.heads import ConvHead, HeadOutput, cross_entropy
+from reference_models.localization.danet.class_tree import ClassTree, consecutive_groups, read_tree
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.ranges import Channels, Count, Positive, Weight
 

@@ -1,0 +1,1 @@
+"""The base classes that method files inherit from."""

@@ -1,0 +1,1 @@
+"""Mask R-CNN with LIO, and its networks."""

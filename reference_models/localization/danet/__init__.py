@@ -1,0 +1,1 @@
+"""DANet and the class tree that only it uses."""

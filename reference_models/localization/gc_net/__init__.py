@@ -1,0 +1,1 @@
+"""GC-Net and the shapes that only it draws."""

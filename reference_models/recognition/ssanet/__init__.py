@@ -1,0 +1,1 @@
+"""SSANET and the layers that only it has."""
