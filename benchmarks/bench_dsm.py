@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from reference_models.recognition.ssanet.scale_alignment import circulant_responses, fourier_responses
-from wsolbench.sources import pick_device
+from wsolbench.methods.device import pick_device
 
 Form = Callable[[Tensor, Tensor], Tensor]
 

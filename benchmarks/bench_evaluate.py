@@ -26,7 +26,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from wsolbench.evaluate import RunOptions, SourceOutput, evaluate
+from wsolbench.evaluation.evaluate import evaluate
+from wsolbench.evaluation.loop import RunOptions
+from wsolbench.maps.sources import SourceOutput
 from wsolbench.protocol import EvalProtocol
 from wsolbench.types import Dataset, Sample
 
@@ -88,8 +90,9 @@ def throughput(console: Console, count: int, backbone: str, size: int, device_na
     """Images per second of the network alone and of the whole evaluation."""
     import torch
 
+    from wsolbench.maps.sources import ModelSource
     from wsolbench.methods import load_method
-    from wsolbench.sources import ModelSource, pick_device
+    from wsolbench.methods.device import pick_device
 
     device = pick_device(device_name)
     protocol = EvalProtocol.preset("wsoleval")

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.oracles.contours import KINDS, PROTOCOLS, differences, drawn, hard_map, true_boxes
-from wsolbench.progress import track
+from wsolbench.system.progress import track
 
 SIDES = ((0.3, 1, 6), (0.4, 4, 20), (0.29, 16, 64), (0.01, 150, 400))
 """Share of the maps, and their least and largest side."""

@@ -21,7 +21,7 @@ from torch import nn
 from reference_models.core.backbone import load_backbone
 from reference_models.core.outputs import Batch
 from wsolbench.methods import list_methods, list_posts, load_method, load_post
-from wsolbench.sources import pick_device
+from wsolbench.methods.device import pick_device
 
 CLASSES = 200
 

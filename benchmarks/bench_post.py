@@ -22,7 +22,7 @@ from rich.table import Table
 from reference_models.core.outputs import ForwardPass
 from reference_models.postprocess.scg import PUBLISHED, Scg
 from reference_models.postprocess.sem import Sem
-from wsolbench.sources import pick_device
+from wsolbench.methods.device import pick_device
 
 SIZES = {"vgg16": (14, (512, 512), 1024), "inception_v3": (28, (288, 768), 1024)}
 CUB = PUBLISHED["cub"]

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
+from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.metrics.best_threshold import best_value, correct_for_choice
 from wsolbench.metrics.confidence import Bootstrap
-from wsolbench.score_table import ScoreTable
 
 LEVEL = 0.95
 TAILS = np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])

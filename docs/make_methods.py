@@ -20,13 +20,13 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
-from wsolbench.files import write_text
 from wsolbench.methods import MethodInfo, list_methods, list_posts, load_method, load_post
 from wsolbench.metrics.catalog import metric_title
-from wsolbench.published import EVIDENCE, Paper, PublishedNumber, conflicts, published_info, read_papers, read_published
 from wsolbench.records import RunRecord, read_records
-from wsolbench.report.repetitions import Run, different_settings
-from wsolbench.report.tables import UNDEFINED, escape_markdown, markdown_cell
+from wsolbench.records.published import EVIDENCE, Paper, PublishedNumber, conflicts, published_info, read_papers, read_published
+from wsolbench.report.board.repetitions import Run, different_settings
+from wsolbench.report.board.tables import UNDEFINED, escape_markdown, markdown_cell
+from wsolbench.system.files import write_text
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "results"

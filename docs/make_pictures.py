@@ -19,19 +19,19 @@ from typing import Any
 import click
 import numpy as np
 
+from wsolbench.cli._models import default_backbone
 from wsolbench.cli.options import DataOptions, data_options
-from wsolbench.cli.train import default_backbone
 from wsolbench.exceptions import UsageError, WsolbenchError
-from wsolbench.files import file_name, sha256_of_file
 from wsolbench.maps import frame_boxes, to_frame
+from wsolbench.maps.sources import ModelSource
 from wsolbench.methods import list_methods, load_method, load_post
 from wsolbench.metrics.sweep import sweep
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord, read_records
-from wsolbench.report.overlays import Panel, drawable, frame_image, frame_mask, gray, overlay, panel_grid
-from wsolbench.report.regions import regions_panel
-from wsolbench.report.sheets import box_overlay, mask_overlay, spread
-from wsolbench.sources import ModelSource
+from wsolbench.report.pictures.overlays import Panel, drawable, frame_image, frame_mask, gray, overlay, panel_grid
+from wsolbench.report.pictures.regions import regions_panel
+from wsolbench.report.pictures.sheets import box_overlay, mask_overlay, spread
+from wsolbench.system.files import file_name, sha256_of_file
 from wsolbench.types import Dataset, Sample, no_boxes
 
 BASELINE = "cam"

@@ -20,18 +20,20 @@ import click
 import numpy as np
 
 from wsolbench.cli.options import DataOptions, available_cores
-from wsolbench.compare import MetricDifference, compare
-from wsolbench.evaluate import Evaluation, RunOptions, evaluate, limited
+from wsolbench.datasets.subsets import limited
+from wsolbench.evaluation.compare import compare
+from wsolbench.evaluation.evaluate import Evaluation, evaluate
+from wsolbench.evaluation.loop import RunOptions
 from wsolbench.exceptions import UsageError, WsolbenchError
-from wsolbench.files import file_name, write_text
 from wsolbench.maps import MapFolder
+from wsolbench.maps.sources import FolderSource
 from wsolbench.metrics.catalog import metric_info, metric_title
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord, read_records
-from wsolbench.report.comparisons import Comparison, read_comparison
-from wsolbench.report.overlays import save_figure
-from wsolbench.report.tables import UNDEFINED, escape_markdown, format_difference, format_number, format_value
-from wsolbench.sources import FolderSource
+from wsolbench.records.comparison import Comparison, MetricDifference, read_comparison
+from wsolbench.report.board.tables import UNDEFINED, escape_markdown, format_difference, format_number, format_value
+from wsolbench.report.pictures.overlays import save_figure
+from wsolbench.system.files import file_name, write_text
 from wsolbench.types import Dataset
 
 METRICS = ("gt_known", "top1_loc", "max_box_acc_v2")

@@ -127,9 +127,9 @@ def content(folder: Path) -> dict[str, object]:
 
 def kills(what: str, place: Path) -> tuple[int, list[str]]:
     """How many operations were tried, and where the run that went on differs from the unbroken one."""
-    import wsolbench.runs
+    import wsolbench.evaluation.runs
 
-    wsolbench.runs.CHUNK = 3
+    wsolbench.evaluation.runs.CHUNK = 3
     torch.set_num_threads(1)
     lines = commands(what, data(place / "data"))
     (place / "whole").mkdir()

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from wsolbench.evaluate import SourceOutput
-from wsolbench.published import COLUMNS, PublishedNumber
+from wsolbench.maps.sources import SourceOutput
+from wsolbench.records.published import COLUMNS, PublishedNumber
 from wsolbench.types import Dataset, Sample
 
 SIDE = 64

@@ -10,10 +10,11 @@ import pytest
 from made_up import SIDE, MadeUpSource, dataset
 from PIL import Image
 
-from wsolbench.evaluate import RunOptions, evaluate, score_shard
+from wsolbench.evaluation.evaluate import evaluate, score_shard
+from wsolbench.evaluation.loop import RunOptions
+from wsolbench.evaluation.runs import Shard, digest_of_files, merge
 from wsolbench.exceptions import DataError
 from wsolbench.protocol import EvalProtocol, tau_grid
-from wsolbench.runs import Shard, digest_of_files, merge
 from wsolbench.types import Dataset
 
 PROTOCOL = EvalProtocol(taus=tau_grid(0.25))

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from made_up import MadeUpSource, box_map, dataset
 
-from wsolbench.compare import compare
-from wsolbench.evaluate import evaluate
+from wsolbench.evaluation.compare import compare
+from wsolbench.evaluation.evaluate import evaluate
+from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.exceptions import DataError
 from wsolbench.metrics.confidence import paired_difference
 from wsolbench.protocol import EvalProtocol, tau_grid
-from wsolbench.score_table import ScoreTable
 
 PROTOCOL = EvalProtocol(taus=tau_grid(0.05))
 

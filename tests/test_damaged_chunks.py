@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from made_up import MadeUpSource, dataset
 
 from tests.test_runs import OPTIONS, PROTOCOL, _small_chunks, score_shards, whole  # noqa: F401 - a fixture of every test
-from wsolbench.evaluate import RunOptions, conclude, score
+from wsolbench.evaluation.evaluate import conclude, score
+from wsolbench.evaluation.loop import RunOptions
+from wsolbench.evaluation.runs import RunFolder, gather, merge
+from wsolbench.evaluation.scores import ImageScores
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.program import program
-from wsolbench.runs import RunFolder, gather, merge
-from wsolbench.scores import ImageScores
+from wsolbench.records.program import program
 
 
 def chunks_of(folder: Path) -> list[Path]:
@@ -133,7 +134,7 @@ def another_program(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def change() -> None:
         source = {**here["source"], "wsolbench": "0" * 64}
-        monkeypatch.setattr("wsolbench.runs.program", lambda libraries=(): {**program(libraries), "source": source})
+        monkeypatch.setattr("wsolbench.evaluation.runs.program", lambda libraries=(): {**program(libraries), "source": source})
 
     return change
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsolbench.decoding import MAX_PIXELS, is_transparent, read_header, read_rgb, read_size
 from wsolbench.exceptions import DataError
+from wsolbench.system.decoding import MAX_PIXELS, is_transparent, read_header, read_rgb, read_size
 from wsolbench.types import Sample
 
 GRAY = np.linspace(0, 255, 200).reshape(10, 20).round().astype(np.uint8)

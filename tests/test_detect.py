@@ -12,7 +12,7 @@ import pytest
 
 from tests.datasets.coco_layout import edited, write_coco
 from wsolbench.datasets.coco import InstanceDataset, load_instances
-from wsolbench.detect import evaluate_detector
+from wsolbench.evaluation.detectors import evaluate_detector
 from wsolbench.exceptions import DataError
 from wsolbench.records import read_record
 from wsolbench.types import Detections

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.processes import together
-from wsolbench.distributed import World, barrier, connected, gathered, world
 from wsolbench.exceptions import UsageError
+from wsolbench.system.distributed import World, barrier, connected, gathered, world
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
@@ -69,7 +69,7 @@ def test_an_environment_that_means_nothing_is_refused_with_what_it_holds(monkeyp
 def test_each_process_has_the_gpu_of_its_local_rank(monkeypatch, name, size, expected):
     import torch
 
-    from wsolbench.sources import pick_device
+    from wsolbench.methods.device import pick_device
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
@@ -80,7 +80,7 @@ def test_each_process_has_the_gpu_of_its_local_rank(monkeypatch, name, size, exp
 def test_a_process_without_a_gpu_of_its_own_is_refused_and_without_cuda_all_are_on_the_cpu(monkeypatch):
     import torch
 
-    from wsolbench.sources import pick_device
+    from wsolbench.methods.device import pick_device
 
     environment(monkeypatch, WORLD_SIZE="4", RANK="3", LOCAL_RANK="3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -97,7 +97,7 @@ def test_a_process_without_a_gpu_of_its_own_is_refused_and_without_cuda_all_are_
 def test_processes_exchange_values_by_rank_and_a_group_inside_a_group_is_the_same(tmp_path):
     code = """
 import json, sys
-from wsolbench.distributed import barrier, connected, gathered
+from wsolbench.system.distributed import barrier, connected, gathered
 with connected() as here:
     with connected() as inner:
         found = gathered({"rank": inner.rank, "text": "x" * 10 ** here.rank})
@@ -111,7 +111,7 @@ with connected() as here:
 
 AS_THE_COMMAND = """
 import os, signal, sys
-from wsolbench.distributed import connected, gathered
+from wsolbench.system.distributed import connected, gathered
 from wsolbench.exceptions import DataError, WsolbenchError
 try:
     with connected() as here:
@@ -169,7 +169,7 @@ from pathlib import Path
 
 atexit.register(lambda: print(len(list(Path("/proc/self/task").iterdir()))))  # called after the handlers that are registered later
 import torch
-from wsolbench.distributed import connected, gathered
+from wsolbench.system.distributed import connected, gathered
 
 with connected() as here:
     torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=1.0)  # torch imports much for its first optimiser

@@ -11,16 +11,18 @@ import pytest
 from made_up import MadeUpSource, dataset
 from PIL import Image
 
-from wsolbench.evaluate import RunOptions, evaluate, limited
+from wsolbench.datasets.subsets import limited
+from wsolbench.evaluation.evaluate import evaluate
+from wsolbench.evaluation.loop import RunOptions
+from wsolbench.evaluation.score_table import ScoreTable
+from wsolbench.evaluation.scores import ImageScores
+from wsolbench.evaluation.summary import summarize
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps import MapFolder
+from wsolbench.maps.sources import PARTS, FolderSource
 from wsolbench.metrics import MaxBoxAcc, MeanPerClassAccuracy, ThresholdPolicy, TopKAccuracy, TopKLoc
 from wsolbench.protocol import EvalProtocol, tau_grid
 from wsolbench.records import MetricValue
-from wsolbench.score_table import ScoreTable
-from wsolbench.scores import PARTS, ImageScores
-from wsolbench.sources import FolderSource
-from wsolbench.summary import summarize
 from wsolbench.types import Dataset, no_boxes
 
 PROTOCOL = EvalProtocol(taus=tau_grid(0.05))
@@ -29,7 +31,7 @@ PROTOCOL = EvalProtocol(taus=tau_grid(0.05))
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three images a file, so that a dozen are several."""
-    monkeypatch.setattr("wsolbench.runs.CHUNK", 3)
+    monkeypatch.setattr("wsolbench.evaluation.runs.CHUNK", 3)
 
 
 def value(metrics: Sequence[MetricValue], name: str, policy: str | None = None) -> MetricValue:

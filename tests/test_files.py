@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsolbench.exceptions import UsageError
-from wsolbench.files import atomic_path, check_writable, is_sealed, locked, remove_leftovers, write_sealed, write_text
+from wsolbench.system.files import atomic_path, check_writable, is_sealed, locked, remove_leftovers, write_sealed, write_text
 
 
 def test_a_file_that_can_be_written_is_allowed_and_nothing_is_created(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_file_gets_the_permissions_of_the_umask(tmp_path: Path) -> None:
 WRITES_AND_IS_KILLED = """
 import os, signal, sys
 from pathlib import Path
-from wsolbench.files import atomic_path
+from wsolbench.system.files import atomic_path
 
 with atomic_path(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")

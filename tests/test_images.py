@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from wsolbench.exceptions import UsageError
-from wsolbench.images import normalized, resize_short_side, resized, ten_crops, to_input, training_view
 from wsolbench.methods import InputSpec
+from wsolbench.methods.inputs import normalized, resize_short_side, resized, ten_crops, to_input, training_view
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

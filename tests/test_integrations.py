@@ -11,7 +11,7 @@ import torch
 from made_up import box_map, dataset
 
 from tests.processes import together
-from wsolbench.evaluate import evaluate
+from wsolbench.evaluation.evaluate import evaluate
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.integrations.torchmetrics import Localization, PixelLocalization
 from wsolbench.maps import frame_boxes, to_frame

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from made_up import MadeUpSource, dataset
 
-from wsolbench.evaluate import SourceOutput, evaluate
+from wsolbench.evaluation.evaluate import evaluate
+from wsolbench.maps.frame import in_view
+from wsolbench.maps.sources import ProposedParts, SourceOutput
 from wsolbench.metrics.keypoints import KeypointDistance
 from wsolbench.protocol import EvalProtocol, tau_grid
 from wsolbench.records import MetricValue
-from wsolbench.scores import ProposedParts, in_view
 from wsolbench.types import Dataset, Sample
 
 SIDE = 128

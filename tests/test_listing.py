@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from wsolbench.listing import find_files, is_empty, is_junk, list_files, list_folders
+from wsolbench.system.listing import find_files, is_empty, is_junk, list_files, list_folders
 
 LEFT_BY_TOOLS = [
     ".ipynb_checkpoints",

@@ -11,7 +11,7 @@ import pytest
 from made_up import published_number
 from oracles.papers import FILES, LABEL, MARK, TABLES, Table, named_by, read_texts
 
-from wsolbench.published import read_published
+from wsolbench.records.published import read_published
 
 RESULTS = Path(__file__).parents[1] / "results"
 NUMBERS = read_published(RESULTS)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import wsolbench
-from wsolbench.program import program, unlike
+from wsolbench.records.program import program, unlike
 
 PACKAGE = Path(wsolbench.__file__).parent
 

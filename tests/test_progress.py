@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from wsolbench import progress
-from wsolbench.progress import track
+from wsolbench.system import progress
+from wsolbench.system.progress import track
 
 
 class Clock:

@@ -19,16 +19,8 @@ from oracles.papers import TABLES
 from wsolbench.datasets import list_datasets
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import list_detectors, list_methods, list_posts
-from wsolbench.published import (
-    COLUMNS,
-    EVIDENCE,
-    Conflict,
-    conflicts,
-    published_info,
-    read_papers,
-    read_published,
-)
-from wsolbench.report.claims import read_claims
+from wsolbench.records.claims import read_claims
+from wsolbench.records.published import COLUMNS, EVIDENCE, Conflict, conflicts, published_info, read_papers, read_published
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"

@@ -13,16 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import MadeUpSource, dataset
 
-from wsolbench import runs
-from wsolbench.evaluate import RunOptions, conclude, evaluate, score, score_shard
+from wsolbench.evaluation import runs
+from wsolbench.evaluation.evaluate import conclude, evaluate, score, score_shard
+from wsolbench.evaluation.loop import RunOptions
+from wsolbench.evaluation.runs import RunPlan, Shard, merge, read_plan
+from wsolbench.evaluation.score_table import ScoreTable
+from wsolbench.evaluation.scores import ImageScores
+from wsolbench.evaluation.summary import summarize
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps import MapFolder
+from wsolbench.maps.sources import FolderSource
 from wsolbench.protocol import EvalProtocol, tau_grid
-from wsolbench.runs import RunPlan, Shard, merge, read_plan
-from wsolbench.score_table import ScoreTable
-from wsolbench.scores import ImageScores
-from wsolbench.sources import FolderSource
-from wsolbench.summary import summarize
 
 PROTOCOL = EvalProtocol(taus=tau_grid(0.05))
 OPTIONS = RunOptions(resamples=100)
@@ -31,7 +32,7 @@ OPTIONS = RunOptions(resamples=100)
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three images a file, so that a dozen are several."""
-    monkeypatch.setattr("wsolbench.runs.CHUNK", 3)
+    monkeypatch.setattr("wsolbench.evaluation.runs.CHUNK", 3)
 
 
 def score_shards(folder: Path, *shards: str, apart: bool = False, **more) -> None:

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from tests.report.conftest import Run, build_run
-from wsolbench.compare import compare
+from wsolbench.evaluation.compare import compare, compare_records, read_scores
+from wsolbench.evaluation.score_table import SCORES, ScoreTable, scores_digest
 from wsolbench.exceptions import DataError
 from wsolbench.records import read_record
-from wsolbench.report.comparisons import Comparison, compare_records, read_comparison, read_scores
-from wsolbench.score_table import SCORES, ScoreTable, scores_digest
+from wsolbench.records.comparison import Comparison, read_comparison
 
 RUN = build_run(12)
 

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from wsolbench.evaluation.transforms import Transform, transformed
 from wsolbench.exceptions import UsageError
-from wsolbench.images import to_view
 from wsolbench.maps import frame_boxes
 from wsolbench.methods import InputSpec
+from wsolbench.methods.inputs import to_view
 from wsolbench.protocol import EvalProtocol
-from wsolbench.transforms import Transform, transformed
 from wsolbench.types import Dataset, Sample
 
 SPEC = InputSpec(size=64, mean=(0.5, 0.5, 0.5))

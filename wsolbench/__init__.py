@@ -20,25 +20,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wsolbench._lazy import keep_names, lazy_names
+from wsolbench.system.lazy import keep_names, lazy_names
 
 if TYPE_CHECKING:
     from wsolbench.datasets import list_datasets as list_datasets
     from wsolbench.datasets import load_dataset as load_dataset
-    from wsolbench.evaluate import evaluate as evaluate
+    from wsolbench.evaluation.evaluate import evaluate as evaluate
     from wsolbench.exceptions import DataError as DataError
     from wsolbench.exceptions import UsageError as UsageError
     from wsolbench.exceptions import WsolbenchError as WsolbenchError
     from wsolbench.maps import frame_boxes as frame_boxes
     from wsolbench.maps import to_frame as to_frame
+    from wsolbench.maps.sources import FolderSource as FolderSource
+    from wsolbench.maps.sources import ModelSource as ModelSource
     from wsolbench.methods import list_methods as list_methods
     from wsolbench.methods import load_method as load_method
     from wsolbench.metrics.sweep import best_iou_per_tau as best_iou_per_tau
     from wsolbench.protocol import EvalProtocol as EvalProtocol
     from wsolbench.records import RunRecord as RunRecord
     from wsolbench.records import read_record as read_record
-    from wsolbench.sources import FolderSource as FolderSource
-    from wsolbench.sources import ModelSource as ModelSource
     from wsolbench.types import Dataset as Dataset
     from wsolbench.types import Sample as Sample
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
-from wsolbench.decoding import read_gray, read_rgb, read_size
 from wsolbench.exceptions import DataError, UsageError
+from wsolbench.system.decoding import read_gray, read_rgb, read_size
 
 Boxes = Float[np.ndarray, "r 4"]
 """float64 boxes, one row (x0, y0, x1, y1) each."""
@@ -73,7 +73,7 @@ class Sample:
         ignore_path: pixels that count neither way, except where an instance mask covers them.
         key_points: (P, 3) or None.
         mask_threshold: a mask pixel is object when its 8-bit value is greater than this. Values of 16 bits and floats are scaled to
-            8 bits (`wsolbench.decoding`).
+            8 bits (`wsolbench.system.decoding`).
     """
 
     id: str

@@ -20,9 +20,9 @@ from reference_models.training.checkpoint import header_of
 from reference_models.training.detector_loop import fit
 from reference_models.training.detector_model import DetectorModel
 from wsolbench.exceptions import DataError
-from wsolbench.files import sha256_of_file
 from wsolbench.methods import DetectorRequest
-from wsolbench.sources import pick_device
+from wsolbench.methods.device import pick_device
+from wsolbench.system.files import sha256_of_file
 from wsolbench.types import Detections
 
 MASK_THRESHOLD = 0.5

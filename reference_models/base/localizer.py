@@ -24,7 +24,7 @@ from reference_models.layers.regions import coverage, predicted_peaks, union
 from reference_models.training.checkpoint import load_checkpoint
 from reference_models.training.loop import fit
 from wsolbench.methods import TrainRequest
-from wsolbench.sources import pick_device
+from wsolbench.methods.device import pick_device
 
 L = TypeVar("L", bound="Localizer")
 
@@ -34,12 +34,12 @@ class Localizer(Model):
 
     @classmethod
     def load(cls: type[L], checkpoint: Path, *, device: str = "auto", settings: Mapping[str, str] = MappingProxyType({})) -> L:
-        """A trained model in eval mode; see `wsolbench.methods.Method.load`."""
+        """A trained model in eval mode; see `wsolbench.methods.contracts.Method.load`."""
         return load_checkpoint(cls, checkpoint, settings).to(pick_device(device)).eval()
 
     @classmethod
     def fit(cls, request: TrainRequest) -> Path:
-        """Train, or go on where a killed run stopped; see `wsolbench.methods.Method.fit`."""
+        """Train, or go on where a killed run stopped; see `wsolbench.methods.contracts.Method.fit`."""
         return fit(cls, request)
 
     @torch.no_grad()

@@ -40,7 +40,7 @@ class PostProcess:
 
     @classmethod
     def create(cls: type[P], settings: Mapping[str, str]) -> P:
-        """See `wsolbench.methods.PostProcess.create`."""
+        """See `wsolbench.methods.contracts.PostProcess.create`."""
         return cls(parse_settings(cls.Config, settings, what=f"post-process {cls.method_name!r}"))
 
     def maps(self, result: ForwardPass, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:

@@ -135,7 +135,7 @@ class Model(nn.Module):
     def create(
         cls: type[M], *, backbone: str, num_classes: int, weights: str, settings: Mapping[str, str], image_size: int | None = None
     ) -> M:
-        """A new model in eval mode; see `wsolbench.methods.Method.create`. Its new layers draw from torch's global generator."""
+        """A new model in eval mode; see `wsolbench.methods.contracts.Method.create`. Its new layers draw from torch's global generator."""
         config = parse_settings(cls.Config, split_settings(settings)[0], what=f"method {cls.method_name!r}")
         size = image_size or cls.default_size(backbone, num_classes)
         network = load_backbone(backbone, weights=weights, grid=cls.grid_for(backbone, config), image_size=size)
@@ -163,7 +163,7 @@ class Model(nn.Module):
         return parse_settings(Recipe, changes, what=f"recipe {name!r}", start=cls.adjust_recipe(name, known[name], config))
 
     def describe(self) -> dict[str, Any]:
-        """For the record: see `wsolbench.methods.Method.describe`."""
+        """For the record: see `wsolbench.methods.contracts.Method.describe`."""
         described: dict[str, Any] = {
             "method": self.method_name,
             "variant": getattr(self.config, "variant", "default"),

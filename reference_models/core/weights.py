@@ -20,9 +20,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.files import make_folder, sha256_of_file, sha256_of_json
-from wsolbench.progress import note
-from wsolbench.regular_files import name_content
+from wsolbench.system.files import make_folder, sha256_of_file, sha256_of_json
+from wsolbench.system.progress import note
+from wsolbench.system.regular_files import name_content
 
 IMAGENET, NONE = "imagenet", "none"
 HEADER, DIGEST = "wsolbench", "sha256"

@@ -53,9 +53,9 @@ from reference_models.core.recipes import Recipe, default_recipe
 from reference_models.layers.heads import cross_entropy
 from reference_models.layers.maps import min_max
 from reference_models.training.parallel import add_up
-from wsolbench.distributed import world
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Count, ShareBelow1, Weight
+from wsolbench.system.distributed import world
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -280,7 +280,7 @@ class Scg(PostProcess):
     def correlations(
         self, result: ForwardPass, points: Float[Tensor, "b 2"], *, orders: Sequence[int], stage: str | None = None
     ) -> tuple[str, Float[Tensor, "b o h w"]]:
-        """See `wsolbench.methods.PointCorrelator`; `stage` can also be `penultimate`."""
+        """See `wsolbench.methods.contracts.PointCorrelator`; `stage` can also be `penultimate`."""
         name, features = named_features(result, stage, who=self.method_name)
         grid = torch.tensor(features.shape[2:], device=points.device)
         rows_columns = (points.flip(1) * grid).long().minimum(grid - 1)  # 1 - 1e-9 is 1 in float32

@@ -26,8 +26,8 @@ from reference_models.core.config import changed_at_test, from_json, to_json
 from reference_models.core.model import Model
 from reference_models.core.weights import DIGEST, HEADER, NONE, Weights, digest_of_checkpoint, load_strictly, read_safetensors
 from wsolbench.exceptions import DataError
-from wsolbench.files import atomic_path, canonical_json, sha256_of_file, write_json
 from wsolbench.methods import InputSpec
+from wsolbench.system.files import atomic_path, canonical_json, sha256_of_file, write_json
 
 FORMAT = 1
 

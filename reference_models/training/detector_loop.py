@@ -26,13 +26,13 @@ from reference_models.training.detector_model import DetectorModel
 from reference_models.training.request import as_asked, recipe_facts, weights_fact
 from reference_models.training.run_folder import LAST, LOG, STATE, finished, load_state, locked_run, save_state, write_log
 from reference_models.training.steps import autocast, mixed, must_be_finite, scaler_for
-from wsolbench.distributed import world
-from wsolbench.evaluate import limited
+from wsolbench.datasets.subsets import limited
 from wsolbench.exceptions import UsageError
-from wsolbench.files import sha256_of_file
 from wsolbench.methods import DetectorRequest
-from wsolbench.progress import Progress, track
-from wsolbench.sources import pick_device
+from wsolbench.methods.device import pick_device
+from wsolbench.system.distributed import world
+from wsolbench.system.files import sha256_of_file
+from wsolbench.system.progress import Progress, track
 
 SAVE_SECONDS = 600.0
 """Time between two states within an epoch."""

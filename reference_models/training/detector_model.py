@@ -111,7 +111,7 @@ class DetectorModel(nn.Module):
         return next(self.parameters()).device
 
     def describe(self) -> dict[str, Any]:
-        """For the record: see `wsolbench.methods.Method.describe`."""
+        """For the record: see `wsolbench.methods.contracts.Method.describe`."""
         described: dict[str, Any] = {
             "method": self.method_name,
             "variant": getattr(self.config, "variant", "default"),

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from reference_models.core.recipes import Recipe
 from reference_models.training.parallel import add_up
-from wsolbench.distributed import World
 from wsolbench.exceptions import DataError
-from wsolbench.images import resize_short_side, resized, training_view
+from wsolbench.maps.masks import resize_mask
 from wsolbench.methods import InputSpec
-from wsolbench.metrics.masks import resize_mask
-from wsolbench.progress import track
-from wsolbench.sources import normalized
+from wsolbench.methods.device import normalized
+from wsolbench.methods.inputs import resize_short_side, resized, training_view
+from wsolbench.system.distributed import World
+from wsolbench.system.progress import track
 from wsolbench.types import Dataset
 
 CACHE_BYTES = 1 << 30

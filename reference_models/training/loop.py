@@ -31,12 +31,12 @@ from reference_models.training.parallel import make_equal, one_step, share_of, w
 from reference_models.training.request import as_asked, recipe_facts, weights_fact
 from reference_models.training.run_folder import BEST, LAST, LOG, STATE, finished, load_state, locked_run, save_state, write_log
 from reference_models.training.steps import autocast, mixed, must_be_finite, scaler_for
-from wsolbench.distributed import World, connected, gathered
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.files import sha256_of_file
 from wsolbench.methods import TrainRequest
-from wsolbench.progress import Progress, track
-from wsolbench.sources import pick_device
+from wsolbench.methods.device import pick_device
+from wsolbench.system.distributed import World, connected, gathered
+from wsolbench.system.files import sha256_of_file
+from wsolbench.system.progress import Progress, track
 from wsolbench.types import Dataset
 
 LOOK_EVERY = 20

@@ -13,7 +13,7 @@ Buffers. A buffer that a step changes gets the mean of the changes, weighted as 
 its bits. Batch norm on CUDA is converted to its synchronised form: the statistics are those of the whole batch, as in one
 process. On the CPU there is no such form: each process normalises with the statistics of its share, and a run of several
 processes agrees with one of a single process only roughly. A method that keeps a memory of single images or classes has to
-exchange its updates itself (`wsolbench.distributed.gathered`); integer buffers become those of the first process after each epoch.
+exchange its updates itself (`wsolbench.system.distributed.gathered`); integer buffers become those of the first process after each epoch.
 With synchronised batch norm, all processes must go through the same layers in each step.
 """
 
@@ -29,7 +29,7 @@ import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from wsolbench.distributed import World, barrier, collective, gathered
+from wsolbench.system.distributed import World, barrier, collective, gathered
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from reference_models.core.detector_recipes import DetectionRecipe
 from reference_models.core.recipes import LATER_FIELDS, Recipe
 from reference_models.core.weights import IMAGENET, NONE
-from wsolbench.files import sha256_of_file
 from wsolbench.methods import DetectorRequest, TrainRequest
+from wsolbench.system.files import sha256_of_file
 
 R = TypeVar("R", Recipe, DetectionRecipe)
 

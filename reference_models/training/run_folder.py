@@ -16,9 +16,9 @@ from torch import nn
 from reference_models.core.weights import first_line, read_safetensors
 from reference_models.training.checkpoint import read_beside, read_header, write_beside
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.files import canonical_json, is_sealed, locked, remove_leftovers, sha256_of_file, write_sealed, write_text
-from wsolbench.program import program, unlike
-from wsolbench.progress import note
+from wsolbench.records.program import program, unlike
+from wsolbench.system.files import canonical_json, is_sealed, locked, remove_leftovers, sha256_of_file, write_sealed, write_text
+from wsolbench.system.progress import note
 
 ELSEWHERE = "--out of `wsolbench train` (then `eval --checkpoint`) or of `train-detector`"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wsolbench.sources import ModelSource
+from wsolbench.maps.sources import ModelSource
 
 
 @pytest.mark.parametrize(("asked", "used"), [("32", 32), ("65536", 256)])

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.records import read_records
-from wsolbench.report.comparisons import read_comparison
-from wsolbench.score_table import ScoreTable
+from wsolbench.records.comparison import read_comparison
 
 
 def test_two_runs_are_compared_and_the_comparison_can_be_read_again(run, birds: Path) -> None:

@@ -14,8 +14,8 @@ from reference_models.postprocess.scg import Scg, point_correlations
 from reference_models.training.checkpoint import save_checkpoint
 from wsolbench.datasets import load_dataset
 from wsolbench.exceptions import UsageError
-from wsolbench.images import to_input
 from wsolbench.methods import load_method
+from wsolbench.methods.inputs import to_input
 
 IMAGE = "test/00.png"
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from wsolbench.compare import MetricDifference
 from wsolbench.protocol import EvalProtocol
+from wsolbench.records.comparison import MetricDifference
 
 ROOT = Path(__file__).parents[2]
 IDS = [f"test/{index}.png" for index in range(6)]

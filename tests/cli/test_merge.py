@@ -25,7 +25,7 @@ def record(folder: str) -> dict:
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsolbench.runs.CHUNK", 2)
+    monkeypatch.setattr("wsolbench.evaluation.runs.CHUNK", 2)
 
 
 def test_merged_shards_are_the_unsharded_run(run, birds: Path) -> None:

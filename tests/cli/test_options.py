@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from wsolbench.cli.settings import read_protocol
+from wsolbench.evaluation.runs import Shard
 from wsolbench.exceptions import UsageError
-from wsolbench.runs import Shard
 
 LONG = "9" * 5000
 

@@ -92,7 +92,7 @@ def test_the_table_is_printed_also_where_pictures_fail(run, birds: Path, monkeyp
     def fail(*_: object) -> None:
         raise UsageError("no picture")
 
-    monkeypatch.setattr("wsolbench.report.plots.write_pictures", fail)
+    monkeypatch.setattr("wsolbench.report.pictures.plots.write_pictures", fail)
     result = run(
         "eval", "--method", "center-box", "--dataset", "csvfolder", "--data-root", birds, "--resamples", "100", "--pictures", "p",
         "--save-boxes", "boxes.json",

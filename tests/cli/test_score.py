@@ -152,7 +152,7 @@ def test_a_read_only_results_folder_is_refused_before_the_work(
     def refuse(**_: object) -> None:  # what every file in such a folder meets, but for root
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr("wsolbench.files.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("wsolbench.system.files.tempfile.TemporaryFile", refuse)
     result = score(run, birds, maps, "--out", tmp_path / "closed")
     assert result.code == 2
     assert "cannot write" in result.err
@@ -258,7 +258,7 @@ def test_maps_that_change_between_shards_are_noticed(run, birds: Path, maps: Pat
 
 
 def test_maps_that_change_while_they_are_scored_are_noticed(run, birds: Path, maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from wsolbench.sources import FolderSource
+    from wsolbench.maps.sources import FolderSource
 
     identity = FolderSource.identity
 

@@ -10,7 +10,8 @@ import pytest
 
 from tests.datasets.coco_layout import write_coco
 from tests.datasets.layouts import write_csv_folder, write_cub, write_image, write_mask
-from wsolbench.datasets.base import Record, assemble
+from wsolbench.datasets.annotations import Record
+from wsolbench.datasets.base import assemble
 from wsolbench.datasets.boxes import outside_mask
 from wsolbench.datasets.coco import load_instances
 from wsolbench.datasets.verify import verify_dataset

@@ -14,7 +14,8 @@ from PIL import Image
 
 from tests.datasets.layouts import CUB_IMAGES, write_csv_folder, write_cub, write_image, write_mask
 from wsolbench.datasets import load_dataset
-from wsolbench.datasets.base import Record, assemble, fingerprint_of
+from wsolbench.datasets.annotations import Record
+from wsolbench.datasets.base import assemble, fingerprint_of
 from wsolbench.exceptions import DataError
 from wsolbench.types import Sample
 

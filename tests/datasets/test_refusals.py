@@ -163,7 +163,7 @@ class TestCoco:
 
     def test_run_lengths_of_every_mask_are_accepted(self, tmp_path: Path) -> None:
         from wsolbench.datasets.coco import mask_run_lengths
-        from wsolbench.datasets.segmentations import is_segmentation
+        from wsolbench.datasets.formats.segmentations import is_segmentation
 
         rng = np.random.default_rng(0)
         for share in (0.0, 0.01, 0.5, 0.99, 1.0):

@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsolbench.datasets import load_dataset, toybirds
-from wsolbench.datasets._toybirds_bird import KINDS, PART_LAYERS, PART_NAMES, Bird, Kind, owner_of
-from wsolbench.datasets._toybirds_canvas import Canvas, Placement, circle
-from wsolbench.datasets._toybirds_render import SPLITS, _key_points, _share, labels_of, render
+from wsolbench.datasets import load_dataset
+from wsolbench.datasets.toybirds import dataset as toybirds
+from wsolbench.datasets.toybirds.bird import KINDS, PART_LAYERS, PART_NAMES, Bird, Kind, owner_of
+from wsolbench.datasets.toybirds.canvas import Canvas, Placement, circle
+from wsolbench.datasets.toybirds.render import SPLITS, _key_points, _share, labels_of, render
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.types import Dataset
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.datasets.layouts import write_lines, write_metadata
-from wsolbench.datasets.wsoleval import read_metadata
+from wsolbench.datasets.formats.wsoleval import read_metadata
 from wsolbench.exceptions import DataError
 
 LABELS = {"val/a.JPEG": 3, "val/b.JPEG": 0}

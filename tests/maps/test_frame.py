@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.images import to_input
 from wsolbench.maps import cut_center, frame_boxes, frame_size, image_boxes, to_frame
 from wsolbench.methods import InputSpec
+from wsolbench.methods.inputs import to_input
 from wsolbench.metrics import best_iou_per_tau, single_box_per_tau
 from wsolbench.protocol import EvalProtocol
 

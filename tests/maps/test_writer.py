@@ -16,14 +16,15 @@ import numpy as np
 import pytest
 from made_up import MadeUpSource, box_map, dataset
 
-from wsolbench.evaluate import RunOptions, conclude, evaluate, score, score_shard
+from wsolbench.evaluation.evaluate import conclude, evaluate, score, score_shard
+from wsolbench.evaluation.loop import RunOptions
+from wsolbench.evaluation.runs import Shard, merge
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps import MapFolder
+from wsolbench.maps.sources import FolderSource
 from wsolbench.maps.store import LISTING, MANIFEST
 from wsolbench.maps.writer import MapRun, finish_maps, open_writer
 from wsolbench.protocol import EvalProtocol, tau_grid
-from wsolbench.runs import Shard, merge
-from wsolbench.sources import FolderSource
 
 PROTOCOL = EvalProtocol(taus=tau_grid(0.05))
 RUN = MapRun(identity={"method": {"name": "a"}}, facts={"method": {"name": "a"}, "dataset": "birds"}, fingerprints={"test": "f"})

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from wsolbench.exceptions import DataError
-from wsolbench.metrics.masks import resize_mask
+from wsolbench.maps.masks import resize_mask
 
 SIDES = st.integers(1, 300)
 

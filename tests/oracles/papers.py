@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wsolbench.published import PublishedNumber
+from wsolbench.records.published import PublishedNumber
 
 Fields = Mapping[str, str]
 

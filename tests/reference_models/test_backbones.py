@@ -14,7 +14,7 @@ from reference_models.core.backbone import load_backbone
 from reference_models.core.weights import load_strictly, read_weights
 from tests.reference_models.conftest import toy_backbone
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.images import to_input
+from wsolbench.methods.inputs import to_input
 
 # Channels and sides of the stages at an input of 224.
 GRIDS = {

@@ -8,7 +8,7 @@ import pytest
 
 from reference_models.core.config import parse_settings, to_json
 from wsolbench.methods import list_detectors, load_detector, load_method, load_post
-from wsolbench.report.claims import matches_claim, read_claims, read_variants
+from wsolbench.records.claims import matches_claim, read_claims, read_variants
 
 RESULTS = Path(__file__).parents[2] / "results"
 MEANT = sorted(

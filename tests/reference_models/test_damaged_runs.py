@@ -18,7 +18,7 @@ from reference_models.training.checkpoint import HEADER, read_header
 from reference_models.training.run_folder import BEST, LAST, LOG, STATE
 from tests.reference_models.test_train import interrupt, request, same_weights
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.program import program
+from wsolbench.records.program import program
 
 
 @pytest.fixture

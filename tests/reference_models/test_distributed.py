@@ -24,9 +24,9 @@ from reference_models.training.run_folder import BEST, LAST, LOG, STATE
 from tests.processes import ROOT, together
 from tests.reference_models.conftest import squares
 from tests.reference_models.test_train import interrupt, request, same_weights
-from wsolbench.distributed import World
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import TrainRequest
+from wsolbench.system.distributed import World
 
 PLAIN = {"head": "conv", "width": "8", "recipe.optimizer": "sgd", "recipe.warmup": "0", "recipe.clip_norm": "1"}
 """Nothing random in the network; the gradient itself is the step."""
@@ -89,7 +89,7 @@ ONE_STEP = """
 import json, sys
 import torch
 from reference_models.training.parallel import make_equal, one_step
-from wsolbench.distributed import connected
+from wsolbench.system.distributed import connected
 
 class Model(torch.nn.Module):
     def __init__(self):
@@ -148,7 +148,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tests.reference_models.test_distributed import WithoutBatchNorm, uneven
-from wsolbench.distributed import world
+from wsolbench.system.distributed import world
 
 whole_loss = WithoutBatchNorm.loss
 
@@ -170,7 +170,7 @@ from reference_models.training.images import ImageReader
 from reference_models.localization.cam import Cam
 from tests.reference_models.conftest import squares
 from tests.reference_models.test_distributed import WithoutBatchNorm, uneven
-from wsolbench.distributed import connected
+from wsolbench.system.distributed import connected
 
 folder = Path(sys.argv[1])
 with connected() as here:
@@ -313,7 +313,7 @@ from pathlib import Path
 from reference_models import train
 from tests.reference_models.conftest import squares
 from tests.reference_models.test_distributed import WithoutBatchNorm, uneven
-from wsolbench.distributed import world
+from wsolbench.system.distributed import world
 from wsolbench.exceptions import WsolbenchError
 from wsolbench.types import Sample
 

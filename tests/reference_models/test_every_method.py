@@ -17,12 +17,13 @@ from reference_models.catalog import backbones, methods
 from reference_models.core.backbone import load_backbone
 from reference_models.core.outputs import Batch
 from tests.reference_models.conftest import squares
-from wsolbench.evaluate import RunOptions, evaluate
+from wsolbench.evaluation.evaluate import evaluate
+from wsolbench.evaluation.loop import RunOptions
+from wsolbench.maps.sources import ModelSource
 from wsolbench.methods import Localizer as LocalizerProtocol
 from wsolbench.methods import list_backbones, list_methods, load_method
 from wsolbench.protocol import EvalProtocol, tau_grid
 from wsolbench.records import read_record
-from wsolbench.sources import ModelSource
 
 OURS = [row.name for row in list_methods() if row.module.startswith("reference_models.")]
 TRAINABLE = [name for name in OURS if load_method(name).trainable]

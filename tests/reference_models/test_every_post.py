@@ -20,9 +20,9 @@ from reference_models.core.outputs import ForwardPass
 from reference_models.layers import correlation
 from tests.reference_models.conftest import squares
 from wsolbench.exceptions import UsageError
+from wsolbench.maps.sources import ModelSource
 from wsolbench.methods import list_posts, load_method, load_post
 from wsolbench.protocol import EvalProtocol
-from wsolbench.sources import ModelSource
 
 OURS = [row.name for row in list_posts() if row.module.startswith("reference_models.")]
 CLASSES = 3

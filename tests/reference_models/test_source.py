@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from tests.reference_models.conftest import squares
-from wsolbench.evaluate import RunOptions, evaluate
-from wsolbench.images import to_input
+from wsolbench.evaluation.evaluate import evaluate
+from wsolbench.evaluation.loop import RunOptions
+from wsolbench.maps.sources import ModelSource
 from wsolbench.methods import load_method
+from wsolbench.methods.device import normalized
+from wsolbench.methods.inputs import to_input
 from wsolbench.protocol import EvalProtocol, tau_grid
-from wsolbench.sources import ModelSource, normalized
 
 PROTOCOL = EvalProtocol(taus=tau_grid(0.05), frame_size=32, resize_size=36)
 

@@ -217,7 +217,7 @@ def test_the_best_checkpoint_is_the_first_with_the_highest_accuracy_on_the_valid
     assert best.facts["val_accuracy"] == pytest.approx(max(accuracies), abs=1e-6)
     right = 0
     for sample in squares(9, seed=1, split="val").samples:
-        from wsolbench.images import to_input
+        from wsolbench.methods.inputs import to_input
 
         images = torch.from_numpy(to_input(sample.image(), best.input_spec))[None]
         right += int(best.localize(images).logits.argmax() == sample.label)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wsolbench.evaluation.score_table import ScoreTable
+from wsolbench.evaluation.scores import ImageScores, score_image
+from wsolbench.evaluation.summary import summarize
 from wsolbench.protocol import EvalProtocol, tau_grid
 from wsolbench.records import MetricValue, RunRecord
-from wsolbench.score_table import ScoreTable
-from wsolbench.scores import ImageScores, score_image
-from wsolbench.summary import summarize
 from wsolbench.types import Dataset, Sample, no_boxes
 
 SIZE = (96, 64)  # width, height

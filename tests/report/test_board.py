@@ -16,13 +16,13 @@ from wsolbench.cli.leaderboard import command
 from wsolbench.exceptions import DataError
 from wsolbench.metrics.catalog import metric_info
 from wsolbench.protocol import EvalProtocol
-from wsolbench.published import Paper, PublishedNumber
 from wsolbench.records import MetricValue, RunRecord
-from wsolbench.report.board import Cell, Filters, Numbers, Table, measured_tables, paper_tables, published_tables
-from wsolbench.report.formats import render
-from wsolbench.report.leaderboard import leaderboard_files
-from wsolbench.report.repetitions import Run, superseded
-from wsolbench.report.results import current_versions
+from wsolbench.records.published import Paper, PublishedNumber
+from wsolbench.report.board.board import Cell, Filters, Numbers, Table, measured_tables, paper_tables, published_tables
+from wsolbench.report.board.formats import render
+from wsolbench.report.board.leaderboard import leaderboard_files
+from wsolbench.report.board.repetitions import Run, superseded
+from wsolbench.report.board.results import current_versions
 
 PAPERS = {
     "p": Paper(key="p", name="P", title="A paper", file="published/p.csv", year=2021),
@@ -281,7 +281,7 @@ def test_a_published_value_out_of_range_stops_the_check(results: Path) -> None:
 
 
 def test_metrics_of_two_versions_stop_the_check(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsolbench.record_checks.metric_info", lambda name: replace(metric_info(name), version=2))
+    monkeypatch.setattr("wsolbench.records.checks.metric_info", lambda name: replace(metric_info(name), version=2))
     run(0.6, seed=1, version=2).record.write(results / "measured")
     assert call("--results", results).exit_code == 0
     checked = call("--results", results, "--check")

@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pytest
 
+from wsolbench.evaluation.summary import summarize
 from wsolbench.metrics import EvalProtocol, best_threshold_interval
 from wsolbench.records import MetricValue, RunRecord
-from wsolbench.report.tables import metrics_markdown
-from wsolbench.summary import summarize
+from wsolbench.report.board.tables import metrics_markdown
 
 
 def of(metrics: tuple[MetricValue, ...], name: str, policy: str = "oracle") -> MetricValue:

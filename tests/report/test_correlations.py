@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsolbench.report import correlations
-from wsolbench.report.correlations import PointMaps, correlation_sheet
-from wsolbench.report.overlays import PREDICTED_COLOR, Panel
+from wsolbench.report.pictures import correlations
+from wsolbench.report.pictures.correlations import PointMaps, correlation_sheet
+from wsolbench.report.pictures.overlays import PREDICTED_COLOR, Panel
 from wsolbench.types import Sample
 
 

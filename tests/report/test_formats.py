@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 
-from wsolbench.report.board import Cell, Table
-from wsolbench.report.formats import render
+from wsolbench.report.board.board import Cell, Table
+from wsolbench.report.board.formats import render
 
 HOSTILE = Table(
     path=("test\n\\input{/etc/hostname}\n% ", "b\u2028c\rd"),

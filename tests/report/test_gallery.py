@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from wsolbench.exceptions import DataError
-from wsolbench.files import write_json
 from wsolbench.maps import MapFolder
 from wsolbench.maps.store import MANIFEST
-from wsolbench.report.gallery import galleries
+from wsolbench.report.page.gallery import galleries
+from wsolbench.system.files import write_json
 
 
 def write_maps(folder: Path, run: Any, maps: Sequence[np.ndarray]) -> Path:

@@ -16,9 +16,9 @@ from wsolbench.cli.leaderboard import command
 from wsolbench.exceptions import UsageError
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue, read_record
-from wsolbench.report.comparisons import Comparison
-from wsolbench.report.leaderboard import FACTS, check_leaderboard, leaderboard_files, write_leaderboard
-from wsolbench.report.results import read_results
+from wsolbench.records.comparison import Comparison
+from wsolbench.report.board.leaderboard import FACTS, check_leaderboard, leaderboard_files, write_leaderboard
+from wsolbench.report.board.results import read_results
 
 Write = Callable[..., Path]
 

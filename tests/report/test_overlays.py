@@ -13,7 +13,7 @@ from PIL import Image
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps import frame_boxes
 from wsolbench.protocol import EvalProtocol
-from wsolbench.report.overlays import (
+from wsolbench.report.pictures.overlays import (
     PREDICTED_COLOR,
     TRUE_COLOR,
     OverlayItem,
@@ -27,7 +27,7 @@ from wsolbench.report.overlays import (
     panel_grid,
     shorten,
 )
-from wsolbench.report.overlays import gray as without_color
+from wsolbench.report.pictures.overlays import gray as without_color
 from wsolbench.types import Sample, no_boxes
 
 BOX = np.array([[10.0, 20.0, 50.0, 44.0]])

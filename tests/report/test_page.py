@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 from report.page_parser import Page
 
-from wsolbench.compare import compare
+from wsolbench.evaluation.compare import compare
+from wsolbench.evaluation.score_table import SCORES, ScoreTable
 from wsolbench.maps import MapFolder
 from wsolbench.metrics.catalog import metric_info, metric_title
 from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.protocol import EvalProtocol
-from wsolbench.published import COLUMNS
 from wsolbench.records import RunRecord, read_record, read_records
-from wsolbench.report.board import Filters
-from wsolbench.report.gallery import galleries
-from wsolbench.report.leaderboard import board_tables
-from wsolbench.report.page import page_html
-from wsolbench.report.page_data import gt_known_curve, precision_recall_curve
-from wsolbench.report.tables import format_taus, format_value
-from wsolbench.score_table import SCORES, ScoreTable
+from wsolbench.records.published import COLUMNS
+from wsolbench.report.board.board import Filters
+from wsolbench.report.board.leaderboard import board_tables
+from wsolbench.report.board.tables import format_taus, format_value
+from wsolbench.report.page.gallery import galleries
+from wsolbench.report.page.page import page_html
+from wsolbench.report.page.page_data import gt_known_curve, precision_recall_curve
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&"
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wsolbench.compare import compare
+from wsolbench.evaluation.compare import compare
+from wsolbench.evaluation.score_table import SCORES, ScoreTable
 from wsolbench.protocol import EvalProtocol, tau_grid
 from wsolbench.records import MetricValue, read_record
-from wsolbench.report.page_data import Group, groups_of, gt_known_curve, precision_recall_curve, same_but_protocol
-from wsolbench.report.repetitions import Run
-from wsolbench.score_table import SCORES, ScoreTable
+from wsolbench.report.board.repetitions import Run
+from wsolbench.report.page.page_data import Group, groups_of, gt_known_curve, precision_recall_curve, same_but_protocol
 
 
 @pytest.fixture

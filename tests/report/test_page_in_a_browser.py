@@ -14,10 +14,10 @@ import pytest
 from report.page_parser import Page
 from report.webdriver import CHROMIUM, DRIVER, Browser, browser
 
+from wsolbench.evaluation.score_table import SCORES
 from wsolbench.protocol import EvalProtocol, tau_grid
 from wsolbench.records import MetricValue
-from wsolbench.report.page import write_page
-from wsolbench.score_table import SCORES
+from wsolbench.report.page.page import write_page
 
 METHODS = ("cam", "spa", "has")
 WITHOUT_SCORES = "adl"

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.protocol import EvalProtocol
-from wsolbench.report import sheets
-from wsolbench.report.overlays import OverlayItem
-from wsolbench.report.plots import PICTURES, accuracy_curve, error_bars, write_pictures
-from wsolbench.score_table import ScoreTable
+from wsolbench.report.pictures import sheets
+from wsolbench.report.pictures.overlays import OverlayItem
+from wsolbench.report.pictures.plots import PICTURES, accuracy_curve, error_bars, write_pictures
 
 BLUE, VERMILION, GREEN = (0, 114, 178), (213, 94, 0), (0, 158, 115)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from made_up import dataset
 
+from wsolbench.maps.sources import ProposedParts
 from wsolbench.protocol import EvalProtocol
-from wsolbench.report.regions import RANK_COLORS, regions_panel
-from wsolbench.scores import ProposedParts
+from wsolbench.report.pictures.regions import RANK_COLORS, regions_panel
 from wsolbench.types import Sample
 
 SIDE = 128  # of the network's input; images have 64 pixels, the frame has 224

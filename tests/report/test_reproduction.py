@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.report.conftest import make_dataset, make_record
-from wsolbench.compare import MetricDifference
 from wsolbench.exceptions import DataError
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue, RunRecord, read_records
-from wsolbench.report.claims import Claim, find_unpaired, matches_claim, pairs_of, read_claims
-from wsolbench.report.comparisons import Comparison, read_comparison
-from wsolbench.report.repetitions import Run, different_settings
-from wsolbench.report.reproduction import reproduction_markdown
+from wsolbench.records.claims import Claim, find_unpaired, matches_claim, pairs_of, read_claims
+from wsolbench.records.comparison import Comparison, MetricDifference, read_comparison
+from wsolbench.report.board.repetitions import Run, different_settings
+from wsolbench.report.board.reproduction import reproduction_markdown
 
 HEADER = "paper,where,claim,metric,a,a_settings,b,b_settings,published_a,published_b"
 CLAIM = Claim(

@@ -13,7 +13,7 @@ from rich.console import Console
 from wsolbench.exceptions import UsageError
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue, RunRecord
-from wsolbench.report.tables import describe_protocol, escape_markdown, format_value, metrics_markdown, metrics_table, sort_policies
+from wsolbench.report.board.tables import describe_protocol, escape_markdown, format_value, metrics_markdown, metrics_table, sort_policies
 
 
 def shown(record: RunRecord, width: int = 120) -> str:

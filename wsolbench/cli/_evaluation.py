@@ -15,8 +15,10 @@ from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
     from wsolbench.cli.options import ScoringOptions
-    from wsolbench.distributed import World
-    from wsolbench.evaluate import Evaluation, MapSource, RunOptions
+    from wsolbench.evaluation.evaluate import Evaluation
+    from wsolbench.evaluation.loop import RunOptions
+    from wsolbench.maps.sources import MapSource
+    from wsolbench.system.distributed import World
 
 
 def evaluate_and_report(
@@ -34,8 +36,9 @@ def evaluate_and_report(
 
     `whole` is the split that `scored` is a part of, if it is: images are numbered as they are there.
     """
-    from wsolbench.distributed import World
-    from wsolbench.evaluate import conclude, limited, score, score_shard
+    from wsolbench.datasets.subsets import limited
+    from wsolbench.evaluation.evaluate import conclude, score, score_shard
+    from wsolbench.system.distributed import World
 
     started = time.perf_counter()
     world = world or World()
@@ -69,13 +72,13 @@ def evaluate_and_report(
         write_evaluation(evaluation, scoring.out, scoring.save_scores, lines)
         if scoring.save_boxes is not None:
             from wsolbench.datasets.coco_export import image_numbers
-            from wsolbench.report.coco_boxes import write_coco_boxes
+            from wsolbench.evaluation.coco_boxes import write_coco_boxes
 
             numbers = image_numbers(whole or scored)
             count = write_coco_boxes(scoring.save_boxes, evaluation.record, evaluation.scores, drawn, maps_of, numbers)
             lines.append(f"boxes    {scoring.save_boxes} ({count})")
         if scoring.pictures is not None:
-            from wsolbench.report.plots import add_pictures
+            from wsolbench.report.pictures.plots import add_pictures
 
             pictures = add_pictures(scoring.pictures, evaluation.record, evaluation.scores, drawn, maps_of)
             lines += [f"picture  {picture}" for picture in pictures]
@@ -92,7 +95,7 @@ def report_evaluation(evaluation: Evaluation, out: Path, save_scores: bool) -> N
 
 def write_evaluation(evaluation: Evaluation, out: Path, save_scores: bool, lines: list[str]) -> None:
     """Write the record and, if asked, the scores; add where they are to `lines`."""
-    from wsolbench.score_table import SCORES
+    from wsolbench.evaluation.score_table import SCORES
 
     path = evaluation.record.write(out)
     if save_scores:
@@ -107,7 +110,7 @@ def _printed_at_the_end(evaluation: Evaluation, lines: list[str]) -> Iterator[No
     """Print the table and `lines` when the block ends, also where something in it fails."""
     from rich.console import Console
 
-    from wsolbench.report.tables import metrics_table
+    from wsolbench.report.board.tables import metrics_table
 
     try:
         yield

@@ -12,7 +12,7 @@ import click
 from wsolbench.cli.options import resamples_option
 
 if TYPE_CHECKING:
-    from wsolbench.report.comparisons import Comparison
+    from wsolbench.records.comparison import Comparison
 
 RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -37,9 +37,10 @@ def command(
     """Compare two runs, or two groups of runs with different seeds, image by image: B minus A, for every metric."""
     from rich.console import Console
 
+    from wsolbench.evaluation.compare import compare_records
     from wsolbench.exceptions import UsageError
     from wsolbench.records import read_record
-    from wsolbench.report.comparisons import compare_records, comparison_table
+    from wsolbench.report.board.comparisons import comparison_table
 
     if (claims is None) == (not group_a or not group_b) or (claims is None) != (records is None):
         raise UsageError("expected --a and --b, or --claims and --records")
@@ -67,12 +68,14 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
     """Compare all that the claims are about; what lies in `out` already is kept, unless there are more seeds now."""
     from rich.console import Console
 
+    from wsolbench.evaluation.compare import compare_records
+    from wsolbench.evaluation.score_table import SCORES
     from wsolbench.exceptions import DataError, UsageError
-    from wsolbench.progress import track
     from wsolbench.records import find_records
-    from wsolbench.report.claims import find_unpaired, pairs_of, read_claims
-    from wsolbench.report.comparisons import Comparison, compare_records, comparison_table
-    from wsolbench.score_table import SCORES
+    from wsolbench.records.claims import find_unpaired, pairs_of, read_claims
+    from wsolbench.records.comparison import Comparison
+    from wsolbench.report.board.comparisons import comparison_table
+    from wsolbench.system.progress import track
 
     found = find_records(records)
     scored = {path: record for path, record in found.records if path.with_suffix(SCORES).is_file()}
@@ -114,8 +117,8 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
 def _remove_replaced(out: Path, wanted: Sequence[Comparison]) -> int:
     """Remove comparisons in `out` that are part of a wanted one that is there; how many. Broken ones are named and kept."""
     from wsolbench.exceptions import DataError
-    from wsolbench.listing import find_files
-    from wsolbench.report.comparisons import read_comparison
+    from wsolbench.records.comparison import read_comparison
+    from wsolbench.system.listing import find_files
 
     there = [comparison for comparison in wanted if comparison.place(out).exists()]
     removed = 0

@@ -57,13 +57,13 @@ def command(
     A row for each point: the image with the point, and for each order how all pixels of the feature stage correlate with it, over
     the image. Every map is stretched from its lowest to its highest value, which stand below it.
     """
-    from wsolbench.cli.eval import open_method, open_posts
+    from wsolbench.cli._models import open_method, open_posts
     from wsolbench.exceptions import UsageError
-    from wsolbench.files import make_folder
+    from wsolbench.maps.sources import ModelSource
     from wsolbench.methods import load_method
-    from wsolbench.report.correlations import SHOWN, correlate, correlation_sheet, save_correlations
-    from wsolbench.report.overlays import check_picture_path
-    from wsolbench.sources import ModelSource
+    from wsolbench.report.pictures.correlations import SHOWN, correlate, correlation_sheet, save_correlations
+    from wsolbench.report.pictures.overlays import check_picture_path
+    from wsolbench.system.files import make_folder
 
     check_picture_path(out)
     if save_maps is not None and save_maps.suffix != ".npz":

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
+from wsolbench.cli._models import default_backbone, default_run
 from wsolbench.cli.options import checkpoint_option, detector_options
 from wsolbench.cli.settings import changes_of_trained
-from wsolbench.cli.train import default_backbone, default_run
 from wsolbench.cli.train_detector import BACKBONE
 from wsolbench.cli.values import Number
 from wsolbench.methods import DetectorRequest
@@ -43,11 +43,11 @@ def command(
     from rich.console import Console
 
     from wsolbench.datasets.coco import load_instances
-    from wsolbench.detect import evaluate_detector
+    from wsolbench.evaluation.detectors import evaluate_detector
     from wsolbench.exceptions import UsageError
-    from wsolbench.files import make_folder, write_text
     from wsolbench.methods import load_detector
-    from wsolbench.report.tables import metrics_table
+    from wsolbench.report.board.tables import metrics_table
+    from wsolbench.system.files import make_folder, write_text
 
     started = time.perf_counter()
     method = load_detector(model["method"])

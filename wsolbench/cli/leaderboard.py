@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from wsolbench.report.results import Results
+    from wsolbench.report.board.results import Results
 
 
 @click.command(
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 def command(results: Path, check: bool, kind: str | None, out: Path | None, **filters: Any) -> None:
     """Make tables of all records and published numbers, below RESULTS/leaderboard; or print those that are asked for."""
     from wsolbench.exceptions import UsageError
-    from wsolbench.report.leaderboard import check_leaderboard, write_leaderboard
-    from wsolbench.report.results import read_results
+    from wsolbench.report.board.leaderboard import check_leaderboard, write_leaderboard
+    from wsolbench.report.board.results import read_results
 
     if kind is not None or out is not None or any(value is not None for value in filters.values()):
         if check:
@@ -65,12 +65,12 @@ def _name_left_out(read: Results) -> None:
 
 def _print(results: Path, kind: str, out: Path | None, filters: dict[str, Any]) -> None:
     from wsolbench.exceptions import UsageError
-    from wsolbench.files import write_text
     from wsolbench.metrics.catalog import metric_info
-    from wsolbench.report.board import Filters
-    from wsolbench.report.formats import render
-    from wsolbench.report.leaderboard import board_tables
-    from wsolbench.report.results import read_results
+    from wsolbench.report.board.board import Filters
+    from wsolbench.report.board.formats import render
+    from wsolbench.report.board.leaderboard import board_tables
+    from wsolbench.report.board.results import read_results
+    from wsolbench.system.files import write_text
 
     if filters["metric"] is not None:
         metric_info(filters["metric"])

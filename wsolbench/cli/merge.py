@@ -23,9 +23,9 @@ def command(folders: tuple[Path, ...], out: Path, save_scores: bool, keep: bool)
     The record is the one that a single run without --shard gives.
     """
     from wsolbench.cli._evaluation import report_evaluation
-    from wsolbench.evaluate import conclude
-    from wsolbench.files import make_folder
-    from wsolbench.runs import merge
+    from wsolbench.evaluation.evaluate import conclude
+    from wsolbench.evaluation.runs import merge
+    from wsolbench.system.files import make_folder
 
     make_folder(out)
     for run in merge(folders):

@@ -14,17 +14,17 @@ import click
 
 from wsolbench.cli.settings import read_protocol
 from wsolbench.cli.values import Device, Number
-from wsolbench.distributed import world
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.files import make_folder
 from wsolbench.methods import TrainRequest
 from wsolbench.protocol import EvalProtocol
 from wsolbench.ranges import Count, Range, Ranged, Share
+from wsolbench.system.distributed import world
+from wsolbench.system.files import make_folder
 from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
     from wsolbench.datasets import Missing
-    from wsolbench.runs import Shard
+    from wsolbench.evaluation.runs import Shard
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -248,7 +248,7 @@ class ScoringOptions(Ranged):
 
 
 def _shard(text: str) -> Shard:
-    from wsolbench.runs import Shard
+    from wsolbench.evaluation.runs import Shard
 
     return Shard.parse(text)
 

@@ -13,7 +13,7 @@ from wsolbench.cli.options import DataOptions, resamples_option
 from wsolbench.cli.settings import read_protocol
 
 if TYPE_CHECKING:
-    from wsolbench.report.gallery import Gallery
+    from wsolbench.report.page.gallery import Gallery
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -50,9 +50,9 @@ def command(
 ) -> None:
     """Write OUT/index.html: the board, curves, paired comparisons and galleries, with everything inside."""
     from wsolbench.exceptions import UsageError
-    from wsolbench.files import check_writable
-    from wsolbench.report.page import write_page
-    from wsolbench.report.results import folder_of_records
+    from wsolbench.report.board.results import folder_of_records
+    from wsolbench.report.page.page import write_page
+    from wsolbench.system.files import check_writable
 
     if bool(folders) != (dataset is not None):
         raise UsageError("galleries need both --maps and --dataset; give both, or neither")
@@ -64,7 +64,7 @@ def command(
     check_writable(out / "index.html")
     shown: Sequence[Gallery] = ()
     if dataset is not None:
-        from wsolbench.report.gallery import galleries
+        from wsolbench.report.page.gallery import galleries
 
         data = DataOptions(dataset=dataset, data_root=data_root, metadata_root=metadata_root)
         shown = galleries(folders, data.open(split), read_protocol(protocol, ()), count=images)

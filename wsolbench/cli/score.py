@@ -49,11 +49,12 @@ def command(
     workers: int,
 ) -> None:
     """Score a folder of maps: the same metrics, intervals, record and pictures as `eval`."""
-    from wsolbench.distributed import world
-    from wsolbench.evaluate import RunOptions, limited
+    from wsolbench.datasets.subsets import limited
+    from wsolbench.evaluation.loop import RunOptions
     from wsolbench.exceptions import UsageError
     from wsolbench.maps import MapFolder
-    from wsolbench.sources import FolderSource
+    from wsolbench.maps.sources import FolderSource
+    from wsolbench.system.distributed import world
 
     if world().size > 1:
         raise UsageError("`wsolbench score` is one process; in place of torchrun start one with --shard i/n for each part")

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from wsolbench.cli._models import default_backbone, default_run, default_weights
 from wsolbench.cli.options import detector_options, workers_option
 from wsolbench.cli.settings import parse_settings
-from wsolbench.cli.train import default_backbone, default_run, default_weights
 from wsolbench.cli.values import Number
 from wsolbench.methods import DetectorRequest
 

@@ -35,8 +35,8 @@ def command(*, data: DataOptions, splits: tuple[str, ...], deep: bool, list_miss
     from rich.console import Console
 
     from wsolbench.datasets.verify import verify_dataset
-    from wsolbench.files import check_writable, write_text
-    from wsolbench.progress import track
+    from wsolbench.system.files import check_writable, write_text
+    from wsolbench.system.progress import track
 
     if list_missing is not None:
         check_writable(list_missing)

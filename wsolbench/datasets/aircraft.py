@@ -12,8 +12,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from wsolbench.datasets.base import DatasetInfo, Missing, Record, assemble, wrong_root
-from wsolbench.datasets.tables import bad_line, parse_float, rows_of
+from wsolbench.datasets.annotations import Record
+from wsolbench.datasets.base import DatasetInfo, Missing, assemble, wrong_root
+from wsolbench.datasets.formats.tables import bad_line, parse_float, rows_of
 from wsolbench.exceptions import DataError, unknown_name
 from wsolbench.types import Dataset, Finding
 

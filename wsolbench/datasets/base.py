@@ -18,14 +18,15 @@ from typing import Literal
 
 import numpy as np
 
+from wsolbench.datasets.annotations import Record
 from wsolbench.datasets.boxes import clip_boxes
-from wsolbench.datasets.imagefiles import absent_files, headers_of
+from wsolbench.datasets.formats.imagefiles import absent_files, headers_of
+from wsolbench.datasets.formats.tables import is_inner_path
 from wsolbench.datasets.pixels import TURNED, note_dark_masks, note_exchanged
-from wsolbench.datasets.tables import is_inner_path
-from wsolbench.decoding import MAX_PIXELS
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.listing import is_empty
-from wsolbench.types import Boxes, Dataset, Finding, KeyPoints, Sample
+from wsolbench.system.decoding import MAX_PIXELS
+from wsolbench.system.listing import is_empty
+from wsolbench.types import Boxes, Dataset, Finding, Sample
 
 Missing = Literal["error", "skip", "keep", "keep_or_skip"]
 """What to do with an image whose file is missing: refuse to load, leave it out (and say so), or keep it where its size
@@ -64,24 +65,6 @@ class DatasetInfo:
     license: str = ""
     generated: bool = False
     """Made by the program; needs no root."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Record:
-    """One image as the annotation files have it, not yet held against the image file."""
-
-    id: str
-    label: int
-    path: str
-    size: tuple[int, int] | None = None
-    """(width, height) of the annotated frame; None: that of the file `size_path`, or of the image file."""
-    size_path: str | None = None
-    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
-    mask_paths: tuple[str, ...] = ()
-    ignore_path: str | None = None
-    key_points: KeyPoints | None = None
-    crop_bottom: int = 0
-    """Rows at the bottom of the file that do not belong to the image."""
 
 
 def environment_name(name: str) -> str:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from wsolbench.datasets.base import DatasetInfo, Missing, Record, assemble, wrong_root
-from wsolbench.datasets.matfiles import finite_number, load_structs, load_texts, text, whole_number
+from wsolbench.datasets.annotations import Record
+from wsolbench.datasets.base import DatasetInfo, Missing, assemble, wrong_root
+from wsolbench.datasets.formats.matfiles import finite_number, load_structs, load_texts, text, whole_number
 from wsolbench.exceptions import DataError
-from wsolbench.listing import is_empty
+from wsolbench.system.listing import is_empty
 from wsolbench.types import Dataset
 
 INFO = DatasetInfo(

@@ -27,16 +27,16 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from jaxtyping import Bool, Int64, Shaped, UInt8
 
-from wsolbench._lazy import pycocotools
 from wsolbench.datasets.base import DatasetInfo, Missing, refusing_unreadable, resolve_root, wrong_root
 from wsolbench.datasets.boxes import SLACK, doubts
-from wsolbench.datasets.imagefiles import absent_files
-from wsolbench.datasets.segmentations import is_finite_number, is_segmentation, shorten
-from wsolbench.datasets.tables import is_inner_path, read_json
-from wsolbench.decoding import MAX_PIXELS
+from wsolbench.datasets.formats.imagefiles import absent_files
+from wsolbench.datasets.formats.segmentations import is_finite_number, is_segmentation, shorten
+from wsolbench.datasets.formats.tables import is_inner_path, read_json
 from wsolbench.exceptions import DataError, UsageError, unknown_name
-from wsolbench.files import file_name, sha256_of_file
-from wsolbench.listing import list_files
+from wsolbench.system.decoding import MAX_PIXELS
+from wsolbench.system.files import file_name, sha256_of_file
+from wsolbench.system.lazy import pycocotools
+from wsolbench.system.listing import list_files
 from wsolbench.types import Boxes, Finding, Sample
 
 INFO = DatasetInfo(

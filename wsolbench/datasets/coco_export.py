@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from wsolbench._lazy import pycocotools
 from wsolbench.datasets.coco import annotation_file, mask_run_lengths, xywh
-from wsolbench.datasets.imagefiles import absent_files
-from wsolbench.datasets.tables import read_json
-from wsolbench.decoding import read_size
+from wsolbench.datasets.formats.imagefiles import absent_files
+from wsolbench.datasets.formats.tables import read_json
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.files import atomic_path, make_folder, write_text
-from wsolbench.progress import track
+from wsolbench.system.decoding import read_size
+from wsolbench.system.files import atomic_path, make_folder, write_text
+from wsolbench.system.lazy import pycocotools
+from wsolbench.system.progress import track
 from wsolbench.types import Dataset, Sample
 
 

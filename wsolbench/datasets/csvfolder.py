@@ -29,8 +29,9 @@ from typing import Literal
 
 import numpy as np
 
-from wsolbench.datasets.base import DatasetInfo, Missing, Record, assemble
-from wsolbench.datasets.tables import bad_line, csv_rows, inner_path, parse_float, parse_int
+from wsolbench.datasets.annotations import Record
+from wsolbench.datasets.base import DatasetInfo, Missing, assemble
+from wsolbench.datasets.formats.tables import bad_line, csv_rows, inner_path, parse_float, parse_int
 from wsolbench.exceptions import DataError, unknown_name
 from wsolbench.types import Dataset, Finding
 

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from wsolbench.datasets.base import DatasetInfo, Missing, Record, assemble, wrong_root
-from wsolbench.datasets.class_folders import class_folder, note_contradictions
-from wsolbench.datasets.tables import bad_line, numbered_names, parse_float, parse_int, rows_of
-from wsolbench.datasets.wsoleval import check_metadata_root, has_metadata, image_folder, metadata_folder, read_metadata
+from wsolbench.datasets.annotations import Record
+from wsolbench.datasets.base import DatasetInfo, Missing, assemble, wrong_root
+from wsolbench.datasets.formats.class_folders import class_folder, note_contradictions
+from wsolbench.datasets.formats.tables import bad_line, numbered_names, parse_float, parse_int, rows_of
+from wsolbench.datasets.formats.wsoleval import check_metadata_root, has_metadata, image_folder, metadata_folder, read_metadata
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.listing import list_folders
+from wsolbench.system.listing import list_folders
 from wsolbench.types import Dataset, Finding, KeyPoints
 
 INFO = DatasetInfo(

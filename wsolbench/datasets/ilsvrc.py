@@ -20,8 +20,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from wsolbench.datasets.base import DatasetInfo, Missing, assemble, wrong_root
-from wsolbench.datasets.class_folders import class_folder, note_contradictions
-from wsolbench.datasets.ilsvrc_official import (
+from wsolbench.datasets.formats.class_folders import class_folder, note_contradictions
+from wsolbench.datasets.formats.ilsvrc_official import (
     WNID,
     boxed_records,
     find_layout,
@@ -30,7 +30,7 @@ from wsolbench.datasets.ilsvrc_official import (
     train_records,
     without_blacklisted,
 )
-from wsolbench.datasets.wsoleval import has_metadata, image_folder, metadata_folder, read_metadata
+from wsolbench.datasets.formats.wsoleval import has_metadata, image_folder, metadata_folder, read_metadata
 from wsolbench.exceptions import UsageError
 from wsolbench.types import Dataset, Finding
 

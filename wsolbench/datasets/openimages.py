@@ -15,8 +15,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from wsolbench.datasets.base import DatasetInfo, Missing, assemble, wrong_root
-from wsolbench.datasets.class_folders import class_folder, note_contradictions
-from wsolbench.datasets.wsoleval import has_metadata, image_folder, metadata_folder, read_metadata
+from wsolbench.datasets.formats.class_folders import class_folder, note_contradictions
+from wsolbench.datasets.formats.wsoleval import has_metadata, image_folder, metadata_folder, read_metadata
 from wsolbench.types import Dataset, Finding
 
 INFO = DatasetInfo(

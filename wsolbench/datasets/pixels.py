@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from wsolbench.decoding import Header, is_transparent, read_gray, read_header
 from wsolbench.exceptions import DataError
+from wsolbench.system.decoding import Header, is_transparent, read_gray, read_header
 from wsolbench.types import Finding
 
 TURNED = "images annotated as viewers show them (EXIF orientation), but read as stored: width and height are exchanged"

@@ -17,8 +17,8 @@ from wsolbench.datasets.coco import INFO as INSTANCES
 from wsolbench.datasets.coco import InstanceDataset, load_instances
 from wsolbench.datasets.pixels import Problem, check_file, unusual_pixels
 from wsolbench.datasets.verify_instances import check_instances
-from wsolbench.decoding import read_header
 from wsolbench.exceptions import DataError
+from wsolbench.system.decoding import read_header
 from wsolbench.types import Dataset, Finding, Sample
 
 Around = Callable[[Iterable[list[Problem]], str, int], Iterable[list[Problem]]]

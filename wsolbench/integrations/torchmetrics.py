@@ -21,8 +21,8 @@ from torchmetrics import Metric
 from wsolbench.checks import check_size
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps import frame_boxes, frame_size, to_frame
+from wsolbench.maps.masks import resize_mask
 from wsolbench.metrics.histograms import histograms
-from wsolbench.metrics.masks import resize_mask
 from wsolbench.metrics.max_box_acc import passes
 from wsolbench.metrics.peak_iou import pixel_iou
 from wsolbench.metrics.pxap import average_precision, number_of_bins

@@ -129,3 +129,11 @@ def image_boxes(boxes: Boxes, image_size: tuple[int, int], protocol: EvalProtoco
     if protocol.frame == "center_crop":
         side, edge = protocol.resize_size, crop_start(protocol.resize_size, protocol.frame_size)
     return (result + edge) * np.array(image_size * 2, dtype=np.float64) / side
+
+
+def in_view(
+    points: Float64[np.ndarray, "p 2"], image_size: tuple[int, int], side: int, protocol: EvalProtocol
+) -> Float64[np.ndarray, "p 2"]:
+    """Points (x, y) of an image of (width, height) in pixels of what a network of input `side` sees of it; neither rounded nor cut."""
+    outer, start = protocol.view_of(side)
+    return np.asarray(points * outer / np.array(image_size, dtype=np.float64) - start)

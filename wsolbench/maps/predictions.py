@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from wsolbench.exceptions import DataError
-from wsolbench.files import atomic_path
 from wsolbench.maps.formats import describe_content, read_bytes
+from wsolbench.system.files import atomic_path
 
 PREDICTIONS = "predictions.csv"
 """Name of the file in a folder of maps."""

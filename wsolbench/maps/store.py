@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 
 from wsolbench.exceptions import DataError
-from wsolbench.files import atomic_path, canonical_json, sha256_of_file, write_json
 from wsolbench.maps.formats import kind_of, read_bytes, read_map
 from wsolbench.maps.frame import check_map
 from wsolbench.maps.predictions import PREDICTIONS, read_predictions, write_predictions
+from wsolbench.system.files import atomic_path, canonical_json, sha256_of_file, write_json
 from wsolbench.types import ScoreMap
 
 SUFFIXES = (".npy", ".npz", ".png")

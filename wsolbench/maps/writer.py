@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from wsolbench.exceptions import UsageError
-from wsolbench.files import atomic_path, make_folder, remove_leftovers, sha256_of_file, write_text
 from wsolbench.maps.predictions import PREDICTIONS, read_predictions
 from wsolbench.maps.store import JOURNAL, LISTING, MANIFEST, MapFolder, fold_name, format_digest
+from wsolbench.system.files import atomic_path, make_folder, remove_leftovers, sha256_of_file, write_text
 from wsolbench.types import ScoreMap
 
 _LOCK = ".maps.lock"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wsolbench._lazy import lazy_names
 from wsolbench.protocol import EvalProtocol
+from wsolbench.system.lazy import lazy_names
 
 if TYPE_CHECKING:
     from wsolbench.metrics.accuracy import MeanPerClassAccuracy as MeanPerClassAccuracy

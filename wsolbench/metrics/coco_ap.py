@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wsolbench._lazy import pycocotools
 from wsolbench.datasets.coco import mask_run_lengths, xywh
 from wsolbench.protocol import DetectionProtocol
+from wsolbench.system.lazy import pycocotools
 from wsolbench.types import Detections
 
 Kind = Literal["box", "mask"]

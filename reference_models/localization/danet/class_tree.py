@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsolbench.datasets.tables import bad_line, csv_rows, parse_int
+from wsolbench.datasets.formats.tables import bad_line, csv_rows, parse_int
 from wsolbench.exceptions import DataError
 
 

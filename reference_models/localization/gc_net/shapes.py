@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wsolbench.progress import track
+from wsolbench.system.progress import track
 
 Shape = Literal["ellipse", "rect", "rot_rect"]
 

@@ -1,0 +1,165 @@
+"""What several commands do with models: train, find a checkpoint, open methods and post-processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from wsolbench.cli.options import DataOptions
+from wsolbench.cli.settings import parse_settings
+from wsolbench.system.files import file_name
+from wsolbench.types import Dataset
+
+
+def open_posts(names: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """The post-processes of `--post` by name, with their settings; None for `none`."""
+    from wsolbench.exceptions import UsageError
+    from wsolbench.methods import load_post
+
+    settings: dict[str, dict[str, str]] = {name: {} for name in names.split(",")}
+    for key, value in parse_settings(pairs, "--post-set").items():
+        name, dot, field = key.partition(".")
+        if not dot or name not in settings or name == "none":
+            raise UsageError(f"--post-set {key}={value}; expected POST.NAME=VALUE with one of the post-processes of --post {names}")
+        settings[name][field] = value
+    return {name: None if name == "none" else load_post(name).create(own) for name, own in settings.items()}
+
+
+def open_method(
+    method: Any,
+    dataset: Dataset,
+    checkpoint: Path | None,
+    model: dict[str, Any],
+    changes: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
+    """The trained model, with `changes` of its settings; or a new one, where there is nothing to train or `--weights` asks for a
+    pretrained one as it is."""
+    from wsolbench.cli._models import default_backbone, default_run
+    from wsolbench.exceptions import DataError, UsageError
+    from wsolbench.methods import check_backbone
+
+    backbone = default_backbone(dataset.name, model["backbone"])
+    if not method.trainable and checkpoint is not None:
+        raise UsageError(f"method {model['method']!r} has no checkpoint")
+    if not method.trainable or (checkpoint is None and model["weights"]):
+        settings = parse_settings(model["settings"])
+        weights = model["weights"] or "none"
+        new = method.create(
+            backbone=backbone, num_classes=len(dataset.class_names), weights=weights, settings=settings, image_size=model["image_size"]
+        )
+        if not new.ready:
+            raise UsageError(
+                f"method {model['method']!r} with weights {weights!r} has layers that nobody has trained for these "
+                f"{len(dataset.class_names)} classes; add --train, or name a checkpoint with --checkpoint "
+                "(a pretrained ImageNet classifier as it is: --set head=fc on ILSVRC)"
+            )
+        return new
+    is_default = checkpoint is None
+    if checkpoint is None:
+        check_backbone(backbone)
+        checkpoint = default_run(dataset.name, backbone, model) / "last.safetensors"
+        if not checkpoint.is_file():
+            if hasattr(method, "recipe_for"):  # a setting that does not exist is the likelier reason
+                method.recipe_for(backbone, len(dataset.class_names), parse_settings(model["settings"]))
+            others = sorted(checkpoint.parents[1].glob(f"{model['method']}-*/last.safetensors"))
+            known = f" There are: {', '.join(map(str, others))}." if others else ""
+            raise UsageError(
+                f"no trained model: {checkpoint} does not exist. Add --train, repeat the options of the training, or name a file "
+                f"with --checkpoint.{known}"
+            )
+    trained = method.load(checkpoint, device=model["device"], settings=changes)
+    if is_default:
+        _check_trained_on(trained, dataset, checkpoint)
+    if len(trained.class_names) == len(dataset.class_names):  # the number is looked at where it is used
+        for known, wanted in zip(trained.class_names, dataset.class_names, strict=True):
+            if known != wanted:
+                raise DataError(
+                    f"{checkpoint} was trained on other classes than those of {dataset.name} {dataset.split}: {known!r} in place of "
+                    f"{wanted!r}; name a model that knows them with --checkpoint"
+                )
+    return trained
+
+
+def _check_trained_on(trained: Any, dataset: Dataset, checkpoint: Path) -> None:
+    """Raise `UsageError` where a run folder that nobody named is of another data set with the same name.
+
+    Folders of runs have the name of the data set. It says which one it is, except for those that are a user's own.
+    """
+    from wsolbench.datasets import available_splits, dataset_info, load_dataset
+    from wsolbench.exceptions import DataError, UsageError
+
+    if dataset_info(dataset.name).splits:
+        return
+    training = getattr(trained, "facts", {}).get("dataset", {})
+    found = "no split 'train'"
+    if "train" in available_splits(dataset.name, dataset.root):
+        try:
+            found = f"fingerprint {load_dataset(dataset.name, 'train', dataset.root, missing='keep').fingerprint}"
+        except DataError as error:
+            found = f"a split 'train' that cannot be read ({error})"
+    expected = f"fingerprint {training.get('fingerprint')}"
+    if found != expected:
+        raise UsageError(
+            f"{checkpoint} was trained on another {dataset.name} than that in {dataset.root}: its training split has {expected}, and "
+            f"here is {found}. Train in another working folder, or name the file with --checkpoint if you mean it"
+        )
+
+
+def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
+    """What `train` and `eval --train` do: fit the method and return the last checkpoint."""
+    from wsolbench.exceptions import UsageError
+    from wsolbench.methods import TrainRequest, load_method
+
+    method = load_method(model["method"])
+    if not method.trainable:
+        raise UsageError(f"method {model['method']!r} has nothing to train; evaluate it directly")
+    backbone = default_backbone(data.dataset, model["backbone"])
+    request = TrainRequest(
+        train=data.open("train"),
+        val=data.open_val(without="no epoch is validated", way_out=""),
+        out=out or default_run(data.dataset, backbone, model),
+        backbone=backbone,
+        weights=default_weights(backbone, model["weights"]),
+        epochs=model["epochs"],
+        batch_size=model["batch_size"],
+        image_size=model["image_size"],
+        lr=model["lr"],
+        seed=model["seed"],
+        device=model["device"],
+        workers=model["workers"],
+        settings=parse_settings(model["settings"]),
+    )
+    checkpoint: Path = method.fit(request)
+    return checkpoint
+
+
+def default_backbone(dataset: str, backbone: str | None, real: str = "resnet50") -> str:
+    """The backbone that was asked for, else `tiny` for the generated data set and `real` for others."""
+    return backbone or ("tiny" if dataset == "toybirds" else real)
+
+
+def default_weights(backbone: str, weights: str | None) -> str:
+    """The weights that were asked for, else `none` for `tiny`, which has none, and `imagenet`."""
+    return weights or ("none" if backbone == "tiny" else "imagenet")
+
+
+def default_run(dataset: str, backbone: str, model: Mapping[str, Any]) -> Path:
+    """Where a run is kept when no folder is named: runs that were asked for with other options have other folders.
+
+    >>> model = dict(method="cam", seed=0, weights="runs/old/last.safetensors", epochs=3, image_size=None, lr=None, settings=("head=fc",))
+    >>> str(default_run("cub", "resnet50", model))
+    'runs/cub/cam-resnet50-seed0-weights=old-epochs=3-head=fc'
+    """
+    asked = {"weights": model["weights"] and _name_of(Path(model["weights"]))} | {
+        name: model[name] for name in ("epochs", "image_size", "lr")
+    }
+    options = [f"{name}={value}" for name, value in asked.items() if value is not None]
+    parts = (model["method"], backbone, f"seed{model['seed']}", *options, *sorted(model["settings"]))
+    return Path("runs") / dataset / "-".join(map(file_name, parts))
+
+
+def _name_of(weights: Path) -> str:
+    """A checkpoint of a run is called by the run."""
+    return weights.parent.name if weights.stem in {"last", "best"} and weights.parent.name else weights.stem

@@ -1,0 +1,27 @@
+"""Subsets of a split."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+
+from wsolbench.datasets.coco import InstanceDataset
+from wsolbench.exceptions import UsageError
+from wsolbench.types import Dataset
+
+D = TypeVar("D", Dataset, InstanceDataset)
+
+
+def limited(dataset: D, limit: int | None) -> D:
+    """`limit` images spread evenly over the split (so over its classes), in order; all of them when `limit` is None.
+
+    Raises `UsageError` unless 1 <= limit.
+    """
+    if limit is None or limit >= len(dataset):
+        return dataset
+    if limit < 1:
+        raise UsageError(f"--limit {limit}; expected at least 1")
+    chosen = np.linspace(0, len(dataset) - 1, limit).round().astype(int)
+    return replace(dataset, samples=tuple(dataset.samples[index] for index in chosen))

@@ -1,0 +1,288 @@
+"""toybirds: generated birds of 12 kinds that differ in small parts only. No download.
+
+One jointed bird, posed, textured and coloured at random; the class decides the beak, crest, wing bar, tail and breast patch
+and nothing else, so a classifier that is right has found a part, and a map that shows only what the classifier used misses
+most of the bird. Scenery, distractors, leaves in front of the bird, light and (in one image of seven) a second bird of the
+same kind make the rest. Every image has boxes, masks and the 15 key points of CUB-200-2011 with visibility.
+
+Rendered once into a cache folder laid out as `wsolbench.datasets.csvfolder` says: open it, look at it, copy its layout.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from wsolbench.datasets.base import DatasetInfo, Missing
+from wsolbench.exceptions import DataError, UsageError
+from wsolbench.system.files import atomic_path, make_folder
+from wsolbench.types import Dataset
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import UInt8
+
+Rows = tuple[int, list[Any], list[Any]]
+"""Number of an image, its rows of `annotations.csv` and its rows of `keypoints.csv`."""
+
+COUNTS: Mapping[str, int] = MappingProxyType({"train": 1500, "val": 300, "test": 600})
+SIZE = 128
+_VERSION = 1
+"""Raise when the renderer changes: an old cache is then left alone."""
+
+_ABANDONED_SECONDS = 3600
+_IMAGES_TO_START = 24
+
+INFO = DatasetInfo(
+    name="toybirds",
+    summary="generated: 12 kinds of bird that differ in small parts; boxes, masks, key points",
+    splits=("train", "val", "test"),
+    root_holds="nothing: the images are generated there",
+    expected=COUNTS,
+    license="MIT, as this program",
+    generated=True,
+)
+
+
+def load(
+    root: Path | None,
+    split: str,
+    *,
+    missing: Missing = "error",
+    seed: int = 0,
+    size: int = SIZE,
+    counts: Mapping[str, int] = COUNTS,
+    workers: int | None = None,
+) -> Dataset:
+    """One split, rendered first where the cache does not hold it.
+
+    Args:
+        root: folder for the rendered set; None: below `cache_folder()`.
+        split: "train", "val" or "test".
+        missing: see `wsolbench.datasets.load_dataset`.
+        seed: at least 0; another seed gives other birds in other scenes.
+        size: side of the images in pixels, at least 32.
+        counts: images per split.
+        workers: processes that render; None: one for each core. The images do not depend on it.
+
+    Raises `UsageError` for a size, seed or count that means nothing and for a folder that cannot be written.
+    """
+    if size < 32 or seed < 0 or set(counts) != set(COUNTS) or min(counts.values()) < 1:
+        raise UsageError(
+            f"toybirds of size {size} and seed {seed} with {dict(counts)} images; "
+            "expected a size of at least 32, a seed of at least 0, and at least one image for each of train, val and test"
+        )
+    amounts = "" if dict(counts) == dict(COUNTS) else "-" + "-".join(str(counts[name]) for name in COUNTS)
+    folder = (cache_folder() if root is None else root) / f"toybirds-v{_VERSION}-seed{seed}-{size}{amounts}"
+    if not folder.is_dir():
+        _render_set(folder, seed, size, counts, workers)
+    return load_csv(folder, split, missing)
+
+
+def load_csv(folder: Path, split: str, missing: Missing) -> Dataset:
+    """The rendered folder as a data set."""
+    from wsolbench.datasets.csvfolder import load_csv_folder
+
+    return load_csv_folder(folder, split, name=INFO.name, missing=missing)
+
+
+def cache_folder() -> Path:
+    """`$WSOLBENCH_CACHE`, else `$XDG_CACHE_HOME/wsolbench`, else `~/.cache/wsolbench`."""
+    if own := os.environ.get("WSOLBENCH_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wsolbench"
+
+
+def contact_sheet(dataset: Dataset, examples: int = 5) -> UInt8[np.ndarray, "h w 3"]:
+    """One row for each class with its first images; in the last column boxes (white) and visible key points (yellow) are drawn."""
+    import cv2
+    import numpy as np
+
+    rows = []
+    for label in range(len(dataset.class_names)):
+        samples = [sample for sample in dataset.samples if sample.label == label][:examples]
+        tiles = [sample.image().copy() for sample in samples]
+        last = samples[-1]
+        for x0, y0, x1, y1 in last.boxes.round().astype(int).tolist():
+            cv2.rectangle(tiles[-1], (x0, y0), (x1 - 1, y1 - 1), (255, 255, 255), 1)
+        for x, y, visible in [] if last.key_points is None else last.key_points.tolist():
+            if visible:
+                cv2.circle(tiles[-1], (int(x), int(y)), 1, (255, 230, 0), -1)
+        rows.append(np.concatenate([np.pad(tile, ((2, 2), (2, 2), (0, 0)), constant_values=255) for tile in tiles], axis=1))
+    return np.concatenate(rows)
+
+
+def write_contact_sheet(path: Path, dataset: Dataset, examples: int = 5) -> None:
+    """Write `contact_sheet` as a picture, the second half of the classes beside the first; the suffix of `path` says the format.
+
+    Raises `UsageError` when the folder cannot be written or the suffix is none of an image.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise UsageError(f"{path} has no suffix of an image format; expected one such as .jpg or .png")
+    sheet = np.concatenate(np.split(contact_sheet(dataset, examples), 2), axis=1)
+    with atomic_path(path) as temporary:
+        Image.fromarray(sheet).save(temporary, quality=80)
+
+
+def _render_set(folder: Path, seed: int, size: int, counts: Mapping[str, int], workers: int | None) -> None:
+    """Render into a folder beside the final one and rename it: nobody ever sees a part of a set."""
+    from wsolbench.datasets.toybirds.bird import KINDS
+    from wsolbench.system.progress import track
+
+    try:
+        make_folder(folder.parent)
+    except UsageError as error:
+        raise UsageError(
+            f"toybirds cannot be rendered into {folder.parent}: {error.__cause__}. Set WSOLBENCH_CACHE to a folder that can be written."
+        ) from error
+    _remove_leftovers(folder)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for split in counts:
+            for kind in ("images", "masks"):
+                (temporary / kind / split).mkdir(parents=True)
+        jobs = _jobs(seed, counts)
+        rendered = _render_jobs(temporary, seed, size, counts, workers or _worker_count(len(jobs)))
+        rows = sorted(track(rendered, "rendering toybirds", total=len(jobs)))
+        with _table(temporary / "annotations.csv", "image,label,split,width,height,x0,y0,x1,y1,mask") as annotations:
+            annotations.writerows(row for _, boxes, _ in rows for row in boxes)
+        with _table(temporary / "keypoints.csv", "image,part,x,y,visible") as key_points:
+            key_points.writerows(row for _, _, points in rows for row in points)
+        with _table(temporary / "classes.csv", "label,name") as classes:
+            classes.writerows(enumerate(kind.name for kind in KINDS))
+        temporary.chmod(0o755)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was quicker; its images are the same
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _worker_count(images: int) -> int:
+    """One process for each core, but none for fewer images than it takes a process to start."""
+    return max(1, min(os.cpu_count() or 1, images // _IMAGES_TO_START))
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What renderings of this set that were killed have left behind, unless they may still be running."""
+    for leftover in folder.parent.glob(f".{folder.name}-*"):
+        with suppress(OSError):  # another process may be removing it too
+            if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _jobs(seed: int, counts: Mapping[str, int]) -> list[tuple[str, int, int]]:
+    """(split, index, label) of every image."""
+    from wsolbench.datasets.toybirds.render import labels_of
+
+    return [(split, index, int(label)) for split, count in counts.items() for index, label in enumerate(labels_of(seed, split, count))]
+
+
+def _render_jobs(folder: Path, seed: int, size: int, counts: Mapping[str, int], workers: int) -> Iterator[Rows]:
+    """Rows of every image, as they get ready, from processes that share the work.
+
+    Plain subprocesses: forking a process that has threads can hang, and the other start methods of `multiprocessing` run
+    the caller's script again.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path), "OMP_NUM_THREADS": "1"}
+    ready: queue.Queue[Rows | None] = queue.Queue()
+
+    def watch(share: int) -> None:
+        facts = json.dumps([str(folder), seed, size, dict(counts), share, workers])
+        code = "import sys; from wsolbench.datasets.toybirds.dataset import render_share; render_share(sys.argv[1])"
+        try:
+            with subprocess.Popen([sys.executable, "-c", code, facts], stdout=subprocess.PIPE, env=environment, text=True) as process:
+                processes.append(process)
+                assert process.stdout is not None
+                for line in process.stdout:
+                    ready.put(tuple(json.loads(line)))
+            if process.returncode:
+                failed.append(f"exit code {process.returncode}")
+        except (OSError, ValueError) as error:  # no process could be started, or it was killed within a line
+            failed.append(str(error))
+        finally:
+            ready.put(None)  # else the others' rows would be waited for in vain
+
+    processes: list[subprocess.Popen[str]] = []
+    failed: list[str] = []
+    threads = [threading.Thread(target=watch, args=(share,), daemon=True) for share in range(workers)]
+    try:
+        for thread in threads:
+            thread.start()
+        running = workers
+        while running:
+            rows = ready.get()
+            if rows is None:
+                running -= 1
+            else:
+                yield rows
+    finally:
+        for process in processes:
+            process.kill()
+    if failed:
+        raise DataError(
+            f"rendering toybirds into {folder.parent} failed ({failed[0]}); the messages above say why. "
+            "Nothing was kept: mend the cause, or choose another folder with WSOLBENCH_CACHE, and start again."
+        )
+
+
+def render_share(facts: str) -> None:
+    """What one of the rendering processes does: every n-th image; a JSON line with its rows for each."""
+    folder, seed, size, counts, share, workers = json.loads(facts)
+    for number, (split, index, label) in list(enumerate(_jobs(seed, counts)))[share::workers]:
+        rows = (number, *_render_one(Path(folder), seed, size, split, index, label))
+        sys.stdout.write(json.dumps(rows) + "\n")
+        sys.stdout.flush()
+
+
+@contextmanager
+def _table(path: Path, header: str) -> Iterator[Any]:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header.split(","))
+        yield writer
+
+
+def _render_one(folder: Path, seed: int, size: int, split: str, index: int, label: int) -> tuple[list[Any], list[Any]]:
+    """Write one image and its masks; give its rows of `annotations.csv` and `keypoints.csv`."""
+    import numpy as np
+    from PIL import Image
+
+    from wsolbench.datasets.toybirds.bird import KINDS, PART_NAMES
+    from wsolbench.datasets.toybirds.render import render
+
+    result = render(seed, split, index, KINDS[label], size)
+    name = f"{split}/{index:05d}.png"
+    Image.fromarray(result.image).save(folder / "images" / name)
+    boxes: list[Any] = []
+    for number, mask in enumerate(result.masks):
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if not len(rows):  # wholly hidden behind the other bird
+            continue
+        mask_name = f"{split}/{index:05d}_{number}.png"
+        Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(folder / "masks" / mask_name)
+        x0, y0, x1, y1 = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        boxes.append((name, label, split, size, size, x0, y0, x1, y1, mask_name))
+    points = [
+        (name, part, f"{x:.2f}", f"{y:.2f}", int(visible))
+        for part, (x, y, visible) in zip(PART_NAMES, result.key_points.tolist(), strict=True)
+    ]
+    return boxes, points

@@ -1,0 +1,142 @@
+"""Two runs on the same images, or two groups of runs with different seeds: the difference of every metric, with its interval.
+
+All runs are resampled together: a resample draws the same images for each of them. The metric of a group is the mean over its
+runs. The interval says what other images would have given, not what other seeds would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped
+
+from wsolbench.evaluation.score_table import SCORES, ScoreTable, are_scores_of
+from wsolbench.evaluation.split_scores import ImageRows, Metric, Rates, SplitScores
+from wsolbench.evaluation.summary import metrics_of
+from wsolbench.exceptions import DataError
+from wsolbench.metrics.confidence import Bootstrap, sign_p_value
+from wsolbench.protocol import EvalProtocol
+from wsolbench.records import RunRecord
+from wsolbench.records.comparison import SAME, Comparison, MetricDifference
+
+
+def compare(
+    a: Sequence[ScoreTable], b: Sequence[ScoreTable], protocol: EvalProtocol, *, resamples: int = 1000, seed: int = 0
+) -> list[MetricDifference]:
+    """Differences of the metrics that all runs have, in table order; thresholds are oracle thresholds of each run.
+
+    Raises `DataError` when the runs are not of the same images.
+    """
+    runs = [SplitScores(table) for table in (*a, *b)]
+    ids = [table.column(lambda part: part.ids).tolist() for table in (*a, *b)]
+    for other in ids[1:]:
+        if other != ids[0]:
+            raise DataError("the runs have not scored the same images in the same order, so they cannot be compared image by image")
+    by_run = [{(m.name, str(m.policy)): m for m in metrics_of(run, protocol, None, None) if isinstance(m, Metric)} for run in runs]
+    shared = [key for key in by_run[0] if all(key in metrics for metrics in by_run)]
+    images = dict.fromkeys(by_run[0][key].rows.images for key in shared)
+    return [
+        difference
+        for which in images
+        for difference in _differences(
+            runs, [{key: run[key] for key in shared if run[key].rows.images == which} for run in by_run], len(a), resamples, seed
+        )
+    ]
+
+
+def _differences(
+    runs: Sequence[SplitScores], by_run: Sequence[dict[tuple[str, str], Metric]], n_a: int, resamples: int, seed: int
+) -> Iterator[MetricDifference]:
+    """Differences of metrics that are defined on the same images."""
+    rows = [list(dict.fromkeys(metric.rows for metric in metrics.values())) for metrics in by_run]
+    count = runs[0].count[rows[0][0].images]
+    bootstrap = Bootstrap(count, n_resamples=resamples, seed=seed)
+    groups = [group for run, tables in zip(runs, rows, strict=True) for group in run.groups(tables)]
+
+    def blocks() -> Iterator[list[Shaped[np.ndarray, "m _"]]]:
+        for parts in zip(*(run.blocks(tables) for run, tables in zip(runs, rows, strict=True)), strict=True):
+            yield [table for part in parts for table in part]
+
+    resampled = iter(bootstrap.rates(blocks(), groups))
+    rates = [{table: next(resampled) for table in tables} for tables in rows]
+    means = [run.means(tables) for run, tables in zip(runs, rows, strict=True)]
+    for (name, policy), metric in by_run[0].items():
+        key = (name, policy)
+        values = [_values(run[key], found) for run, found in zip(by_run, rates, strict=True)]
+        points = [
+            float(_values(run[key], {table: mean[None] for table, mean in found.items()})[0])
+            for run, found in zip(by_run, means, strict=True)
+        ]
+        value_a, value_b = np.mean(values[:n_a], axis=0), np.mean(values[n_a:], axis=0)
+        try:
+            interval = bootstrap.interval(value_b - value_a)
+        except DataError:  # undefined where a resample has drawn no object pixel
+            continue
+        pairs = zip(points[:n_a], points[n_a:], strict=True) if 2 * n_a == len(points) else None
+        yield MetricDifference(
+            name=name,
+            policy=None if metric.policy is None else policy,
+            a=float(np.mean(points[:n_a])),
+            b=float(np.mean(points[n_a:])),
+            low=interval.low,
+            high=interval.high,
+            p_value=sign_p_value(value_b - value_a),
+            n=count,
+            per_pair=None if pairs is None else tuple(right - left for left, right in pairs),
+        )
+
+
+def _values(metric: Metric, rates: dict[ImageRows, Rates]) -> Shaped[np.ndarray, " r"]:
+    return metric.value(rates[metric.rows])
+
+
+def read_scores(path: Path, record: RunRecord) -> ScoreTable:
+    """Read the per-image scores beside a record. Raises `DataError` naming both files when they are missing, broken, or of another run.
+
+    Scores belong to a record when they name it, or, for files that name none, when they give the record's values.
+    """
+    file, protocol = path.with_suffix(SCORES), record.map_protocol
+    images, thresholds = ScoreTable.sizes_in(file)
+    for what, found, expected in (("images", images, record.dataset.get("images")), ("thresholds", thresholds, len(protocol.taus))):
+        if expected is not None and found != expected:
+            raise DataError(f"{file} has scores of {found} {what}, but its record {path} is of {expected}")
+    scores = ScoreTable.read(file)
+    if scores.written_with and not are_scores_of(scores, record):
+        raise DataError(f"{file} has scores of other images or values than its record {path}; evaluate again with --save-scores")
+    if not scores.written_with:
+        _check_values(scores, record, f"{file} has scores that do not give the values of its record {path}")
+    return scores
+
+
+def _check_values(scores: ScoreTable, record: RunRecord, what: str) -> None:
+    """Raise `DataError` for scores that do not give a record's values, thresholds of other splits apart."""
+    split = SplitScores(scores)
+    metrics = [metric for metric in metrics_of(split, record.map_protocol, None, None) if isinstance(metric, Metric)]
+    means = split.means(list(dict.fromkeys(metric.rows for metric in metrics)))
+    for metric in metrics:
+        stored = next((m for m in record.metrics if (m.name, m.policy) == (metric.name, metric.policy and str(metric.policy))), None)
+        found = float(metric.value(means[metric.rows][None])[0])
+        if stored is not None and stored.value is not None and abs(found - stored.value) > SAME * max(1.0, stored.value):
+            raise DataError(f"{what}: {metric.name} is {found:.6g}, the record says {stored.value:.6g}. Evaluate again with --save-scores")
+
+
+def compare_records(a: Mapping[Path, RunRecord], b: Mapping[Path, RunRecord], *, resamples: int) -> Comparison:
+    """Group B minus group A: records of the same images counted alike, by their paths, with their scores beside them.
+
+    Raises `DataError` naming the files whose scores cannot be used, or that differ in more than the method.
+    """
+    paths, records = [*a, *b], [*a.values(), *b.values()]
+    protocol = records[0].map_protocol
+    for path, record in zip(paths, records, strict=True):
+        for what, names in (("data set", ("name", "split", "fingerprint")), ("protocol", None)):
+            mine, theirs = (each.protocol if names is None else [each.dataset.get(name) for name in names] for each in (record, records[0]))
+            if mine != theirs:
+                raise DataError(f"{path} has another {what} than {paths[0]}; only runs on the same images, counted alike, can be compared")
+    scores = [read_scores(path, record) for path, record in zip(paths, records, strict=True)]
+    try:
+        differences = compare(scores[: len(a)], scores[len(a) :], protocol, resamples=resamples)
+    except DataError as error:
+        raise DataError(f"{', '.join(map(str, paths))}: {error}") from error
+    return Comparison.make(records[: len(a)], records[len(a) :], differences)

@@ -1,0 +1,137 @@
+"""The loop of an evaluation: load, ask the source for maps, score, chunk by chunk."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsolbench.evaluation.runs import RunFolder, RunPlan, ScoredRun, Shard
+from wsolbench.evaluation.score_table import ScoreTable
+from wsolbench.evaluation.scores import ImageScores, score_image
+from wsolbench.maps import MapFolder
+from wsolbench.maps.sources import MapSource, SourceOutput
+from wsolbench.protocol import EvalProtocol
+from wsolbench.records import provenance
+from wsolbench.system.files import remove_leftovers
+from wsolbench.system.progress import Progress, track
+from wsolbench.types import Dataset, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run is carried out; none of it changes a metric, but for the batch size in a network's last bits."""
+
+    batch_size: int = 32
+    workers: int = 2
+    """Threads that load and score images."""
+    work: Path | None = None
+    """Folder for scored chunks; None: they stay in memory, and a killed run starts again."""
+    save_maps: MapFolder | None = None
+    resamples: int = 1000
+
+
+def _score_in_memory(plan: RunPlan, splits: Sequence[Dataset], source: MapSource, options: RunOptions) -> ScoredRun:
+    seconds: dict[str, float] = defaultdict(float)
+    tables = {}
+    for dataset in splits:
+        chunks = Shard().chunks(len(dataset))
+        with _bar(dataset, 0, len(dataset)) as bar:
+            tables[dataset.split] = ScoreTable(tuple(_scored_chunks(dataset, chunks, source, plan.protocol, options, seconds, bar)))
+    return ScoredRun(plan=plan, tables=tables, provenance=provenance(seconds=dict(seconds), **source.provenance()))
+
+
+def _score_shard(folder: RunFolder, shard: Shard, splits: Sequence[Dataset], source: MapSource, options: RunOptions) -> dict[str, float]:
+    """Write the chunks of a shard that are not there yet, or damaged; seconds for each stage."""
+    seconds: dict[str, float] = defaultdict(float)
+    maps = options.save_maps
+    with folder.opened(shard):
+        if maps is not None:
+            remove_leftovers(maps.root)
+        for dataset in splits:
+            chunks = shard.chunks(len(dataset))
+            todo = [chunk for chunk in chunks if not folder.has([dataset[at].id for at in chunk], dataset.split, chunk.start, maps)]
+            total, left = sum(map(len, chunks)), sum(map(len, todo))
+            with _bar(dataset, total - left, total) as bar:
+                scored = _scored_chunks(dataset, todo, source, folder.plan.protocol, options, seconds, bar)
+                for chunk, scores in zip(todo, scored, strict=True):
+                    folder.write_chunk(dataset.split, chunk.start, scores)
+    return dict(seconds)
+
+
+def _bar(dataset: Dataset, done: int, total: int) -> Progress:
+    return track(description=f"{dataset.name} {dataset.split}", done=done, total=total)
+
+
+def _scored_chunks(
+    dataset: Dataset,
+    chunks: Sequence[range],
+    source: MapSource,
+    protocol: EvalProtocol,
+    options: RunOptions,
+    seconds: dict[str, float],
+    bar: Progress,
+) -> Iterator[ImageScores]:
+    """Scores of the images at these positions, chunk by chunk.
+
+    While the source works on one batch, threads load the next two and score the one before; no more is held.
+    """
+    positions = [position for chunk in chunks for position in chunk]
+    batches = [positions[start : start + options.batch_size] for start in range(0, len(positions), options.batch_size)]
+    sizes = deque(map(len, chunks))
+    ready: list[ImageScores] = []
+    with ThreadPoolExecutor(max(1, options.workers)) as pool:
+
+        def load(batch: Sequence[int]) -> tuple[list[Sample], Future[Any]]:
+            samples = [dataset[position] for position in batch]
+            loaded = [pool.submit(source.load, sample) for sample in samples]
+            # Threads take jobs in the order of their submission, so those that this one waits for are running or done.
+            return samples, pool.submit(lambda: source.collate([future.result() for future in loaded]))
+
+        try:
+            loading = deque(load(batch) for batch in batches[:2])
+            scoring: deque[list[Future[ImageScores]]] = deque()
+            for number in range(len(batches) + 1):
+                if number < len(batches):
+                    samples, collated = loading.popleft()
+                    with _timed(seconds, "load"):
+                        batch = collated.result()
+                    loading.extend(load(batch) for batch in batches[number + 2 : number + 3])
+                    with _timed(seconds, "model"):
+                        output = source.maps(samples, batch)
+                    scoring.append(
+                        [
+                            pool.submit(_score_one, sample, output, place, protocol, options.save_maps)
+                            for place, sample in enumerate(samples)
+                        ]
+                    )
+                if number > 0:
+                    with _timed(seconds, "score"):
+                        ready += [future.result() for future in scoring.popleft()]
+                    bar.advance(len(batches[number - 1]))
+                while sizes and len(ready) >= sizes[0]:
+                    size = sizes.popleft()
+                    yield ImageScores.concatenate(ready[:size])
+                    ready = ready[size:]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _score_one(sample: Sample, output: SourceOutput, place: int, protocol: EvalProtocol, save_maps: MapFolder | None) -> ImageScores:
+    """Scores of the sample at this place of a batch."""
+    if save_maps is not None:
+        save_maps.write(sample.id, output.maps[place])
+    proposed = None if output.proposed is None else output.proposed[place]
+    return score_image(sample, output.maps[place], output.ranked[place].tolist(), protocol, proposed)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] += time.perf_counter() - start

@@ -1,0 +1,235 @@
+"""The per-image scores of a split, chunk by chunk: what a split of any size is summarised and drawn from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64, Shaped
+
+from wsolbench.evaluation.scores import ImageScores, unreadable_scores
+from wsolbench.exceptions import DataError
+from wsolbench.maps.sources import PARTS
+from wsolbench.metrics.errors import ERROR_NAMES
+from wsolbench.records import RunRecord
+from wsolbench.system.files import atomic_path, canonical_json, sha256_of_json
+from wsolbench.system.stored import check_regular_file
+
+SCORES = ".scores.npz"
+"""Ends the name of the scores that lie beside a record."""
+
+
+RECORD = "record"
+"""Array of a file of scores that holds `scores_digest` of the record, the images' ids and the other arrays."""
+
+_SHAPES = {
+    "ids": "n",
+    "labels": "n",
+    "ranked": "nk",
+    "has_boxes": "n",
+    "best_iou": "nt",
+    "single_iou": "nt",
+    "error_codes": "nt",
+    "has_mask": "n",
+    "pixel_histogram": "n2b",
+    "level_histogram": "n2l",
+    **{f"point_{name}": "np" for name in ("real", "px", "norm", "hit", "nearest")},
+}
+"""Axes of each array; those with one letter have one size."""
+_SIZES = {"2": 2, "l": 256, "p": PARTS}
+_KINDS = {"ids": "U", **dict.fromkeys(("has_boxes", "has_mask", "point_real", "point_hit"), "b")}
+_FLOATS = ("best_iou", "single_iou", "point_px", "point_norm")
+_SLACK = 1e-9
+_MOST_COMPRESSED = 1100
+"""No byte of a deflated archive becomes more bytes than this."""
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Chunks of consecutive images, in memory or in files that `ImageScores.write` made; one file is in memory at a time.
+
+    >>> len(ScoreTable(()))
+    0
+    """
+
+    chunks: Sequence[ImageScores | Path]
+    written_with: str = ""
+    """What a file of scores says about its record and images (`scores_digest`); empty if it states nothing."""
+
+    def __iter__(self) -> Iterator[ImageScores]:
+        """The chunks, in order. Raises `DataError` for a file that cannot be read."""
+        return (ImageScores.read(chunk) if isinstance(chunk, Path) else chunk for chunk in self.chunks)
+
+    def __len__(self) -> int:
+        """Images. Reads every file."""
+        return sum(map(len, self))
+
+    def column(self, of: Callable[[ImageScores], Shaped[np.ndarray, " m"]]) -> Shaped[np.ndarray, " n"]:
+        """`of(chunk)`, one value for each image, for all images."""
+        return np.concatenate([of(chunk) for chunk in self])
+
+    def take(self, indices: Sequence[int]) -> ImageScores:
+        """The scores of the images at these positions, in that order."""
+        wanted: Int64[np.ndarray, " k"] = np.asarray(indices, dtype=np.int64)
+        order = np.argsort(wanted, kind="stable")
+        parts, start = [], 0
+        for chunk in self:
+            here = wanted[order]
+            parts.append(chunk.select(here[(here >= start) & (here < start + len(chunk))] - start))
+            start += len(chunk)
+        return ImageScores.concatenate(parts).select(np.argsort(order))
+
+    def load(self) -> ImageScores:
+        """All of it, in memory."""
+        return ImageScores.concatenate(list(self))
+
+    @classmethod
+    def sizes_in(cls, path: Path) -> tuple[int, int]:
+        """How many images and thresholds a file of `write` has scores of, without reading them. Raises as `read`."""
+        with _opened(path) as archive:
+            sizes = _sizes({name: _header(archive, name)[0] for name in _SHAPES})
+        return sizes["n"], sizes["t"]
+
+    @classmethod
+    def read(cls, path: Path) -> ScoreTable:
+        """Read what `write` stored into memory, and check it.
+
+        Raises `DataError` when the file is missing, broken or of another kind, and for values outside their ranges. Sizes are checked
+        before memory is taken for them.
+        """
+        with _opened(path) as archive:
+            _sizes({name: _header(archive, name)[0] for name in _SHAPES})
+            scores = ImageScores(**{name: _array(archive, name) for name in _SHAPES})
+            tie = str(_array(archive, RECORD)) if f"{RECORD}.npy" in archive.namelist() else ""
+            check_scores(scores)
+        return cls((scores,), tie)
+
+    def write(self, path: Path, record: RunRecord | None = None) -> None:
+        """Store as one compressed `.npz` that `numpy.load` reads: one array for each field of `ImageScores`, a row an image.
+
+        With the record, the file says which record and images its scores are of (`scores_digest`).
+        """
+        content = hashlib.sha256()
+        with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for item in fields(ImageScores):
+                # Strings are as wide as the longest of their chunk.
+                parts = [(getattr(chunk, item.name).dtype, getattr(chunk, item.name).shape) for chunk in self]
+                dtype = np.result_type(*(dtype for dtype, _ in parts))
+                shape = (sum(shape[0] for _, shape in parts), *parts[0][1][1:])
+                with archive.open(f"{item.name}.npy", "w", force_zip64=True) as stream:
+                    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+                    content.update(_title(item.name, dtype, shape))
+                    np.lib.format.write_array_header_1_0(stream, header)
+                    for chunk in self:
+                        values = np.ascontiguousarray(getattr(chunk, item.name), dtype=dtype).tobytes()
+                        content.update(values)
+                        stream.write(values)
+            if record is not None:
+                with archive.open(f"{RECORD}.npy", "w") as stream:
+                    np.lib.format.write_array(stream, np.array(scores_digest(self, record, content.hexdigest())), allow_pickle=False)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive; what goes wrong inside is a `DataError` naming it."""
+    if path.exists():
+        check_regular_file(path, "per-image scores")
+    with unreadable_scores(path), zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+def scores_digest(scores: ScoreTable, record: RunRecord, content: str = "") -> str:
+    """Digest of a record's values, of the ids of the images that were scored, in their order, and of the arrays' bytes, if given."""
+    ids = [str(image_id) for part in scores for image_id in part.ids]
+    return sha256_of_json([record.values_digest, ids, *([content] if content else [])])
+
+
+def are_scores_of(scores: ScoreTable, record: RunRecord) -> bool:
+    """Whether scores that were read from a file are those that the file says it was written with, for this record.
+
+    Files of older versions name the record and the images alone.
+    """
+    content, every = hashlib.sha256(), scores.load()
+    for item in fields(ImageScores):
+        array = getattr(every, item.name)
+        content.update(_title(item.name, array.dtype, array.shape))
+        content.update(np.ascontiguousarray(array).tobytes())
+    return scores.written_with in (scores_digest(scores, record, content.hexdigest()), scores_digest(scores, record))
+
+
+def _title(name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> bytes:
+    """What the digest of the arrays holds before the bytes of each."""
+    return canonical_json([name, dtype.str, list(shape)]).encode()
+
+
+def check_scores(scores: ImageScores) -> None:
+    """Raise `DataError` for scores whose arrays do not fit together, or that hold values outside their ranges."""
+    try:
+        _sizes({name: getattr(scores, name).shape for name in _SHAPES})
+        for name in _SHAPES:
+            _check_kind(name, getattr(scores, name).dtype)
+        for name in ("best_iou", "single_iou"):
+            _check_range(name, getattr(scores, name), 0.0, 1.0 + _SLACK)
+        for name in ("point_px", "point_norm"):
+            _check_range(name, getattr(scores, name), 0.0, float(np.finfo(np.float32).max))
+        for name in ("labels", "ranked", "pixel_histogram", "level_histogram", "point_nearest"):
+            _check_range(name, getattr(scores, name), 0.0, math.inf)
+        _check_range("error_codes", scores.error_codes, 0.0, float(len(ERROR_NAMES) - 1))
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    if len(np.unique(scores.ids)) < len(scores.ids):
+        values, counts = np.unique(scores.ids, return_counts=True)
+        raise DataError(f"the image {str(values[counts.argmax()])!r} is there {counts.max()} times; expected each image once")
+
+
+def _check_range(name: str, values: np.ndarray, low: float, high: float) -> None:
+    if not values.size:
+        return
+    least, most = values.min(), values.max()
+    if not (least >= low and most <= high):  # NaN is neither
+        raise ValueError(f"{name} has values from {least} to {most}; expected {low:g} {'or more' if high == math.inf else f'to {high:g}'}")
+
+
+def _check_kind(name: str, dtype: np.dtype[np.generic]) -> None:
+    kinds = _KINDS.get(name, "f" if name in _FLOATS else "iu")
+    if dtype.kind not in kinds:
+        raise ValueError(f"{name} has values of type {dtype}; expected {' or '.join(_KIND_NAMES[kind] for kind in kinds)}")
+
+
+_KIND_NAMES = {"U": "texts", "b": "truth values", "f": "floating-point numbers", "i": "whole numbers", "u": "unsigned ones"}
+
+
+def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The size of each axis. Raises `ValueError` for arrays that do not fit together."""
+    sizes = dict(_SIZES)
+    for name, shape in shapes.items():
+        axes = _SHAPES[name]
+        if len(shape) != len(axes) or any(sizes.setdefault(axis, size) != size for axis, size in zip(axes, shape, strict=True)):
+            raise ValueError(f"{name} has the shape {shape}, which does not fit the other arrays")
+    return sizes
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    """Shape and type of a stored array. Raises `ValueError` for one that is not as large as its header says."""
+    info = archive.getinfo(f"{name}.npy")
+    with archive.open(info) as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        size = math.prod(shape) * dtype.itemsize
+        if stream.tell() + size != info.file_size or info.file_size > _MOST_COMPRESSED * max(info.compress_size, 1):
+            raise ValueError(f"the array {name} of shape {shape} is not in the file: it has {info.compress_size:,} bytes there")
+    _check_kind(name, dtype)
+    return shape, dtype
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(f"{name}.npy") as stream:
+        array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
+        return array

@@ -1,0 +1,309 @@
+"""From per-image scores to the metrics of a record: every metric, under every threshold policy, with its interval."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64, Integer
+
+from wsolbench.evaluation.score_table import ScoreTable
+from wsolbench.evaluation.scores import ImageScores
+from wsolbench.evaluation.split_scores import ImageRows, Metric, Rates, SplitScores
+from wsolbench.exceptions import DataError
+from wsolbench.maps.sources import PARTS
+from wsolbench.metrics.best_threshold import Curves, best_value, correct_for_choice
+from wsolbench.metrics.catalog import metric_info
+from wsolbench.metrics.confidence import Bootstrap
+from wsolbench.metrics.errors import ERROR_NAMES
+from wsolbench.metrics.keypoints import slot_mean
+from wsolbench.metrics.max_box_acc import passes
+from wsolbench.metrics.peak_iou import pixel_iou
+from wsolbench.metrics.pxap import average_precision
+from wsolbench.metrics.thresholds import ThresholdPolicy
+from wsolbench.protocol import EvalProtocol
+from wsolbench.records import MetricValue
+
+_ONE_BOX_DELTA = 0.5
+"""IoU threshold of GT-known, Top-k Loc and MaxBoxAcc (V1)."""
+
+
+def summarize(
+    scores: ScoreTable,
+    protocol: EvalProtocol,
+    *,
+    fixed_tau: float | None = None,
+    transfer_from: ScoreTable | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[MetricValue, ...]:
+    """Every metric that the scores allow, in table order; the others with value None and the reason.
+
+    Args:
+        scores: of the evaluated split.
+        protocol: the one that they were scored under.
+        fixed_tau: threshold of the policy `fixed`; default `protocol.fixed_tau`; None: no such policy.
+        transfer_from: scores of another split, whose best thresholds the policy `transfer` applies.
+        resamples, seed: of the bootstrap intervals.
+    """
+    fixed_tau = protocol.fixed_tau if fixed_tau is None else fixed_tau
+    split = SplitScores(scores)
+    other = None if transfer_from is None else SplitScores(transfer_from)
+    metrics = list(metrics_of(split, protocol, fixed_tau, other))
+    rows = list(dict.fromkeys(metric.rows for metric in metrics if isinstance(metric, Metric)))
+    points = split.means(rows)
+    resampled = split.resample(rows, resamples, seed)
+    return tuple(
+        metric if isinstance(metric, MetricValue) else _value(metric, points[metric.rows], *resampled[metric.rows], split)
+        for metric in metrics
+    )
+
+
+def _value(metric: Metric, means: Float64[np.ndarray, " s"], rates: Rates, bootstrap: Bootstrap, split: SplitScores) -> MetricValue:
+    interval = corrected = None
+    with contextlib.suppress(DataError):  # so few images have an object pixel that some resample drew none
+        interval = bootstrap.interval(metric.value(rates))
+        if metric.curves is not None:
+            corrected = correct_for_choice(bootstrap, metric.curves(means[None])[0], metric.curves(rates))
+    return MetricValue(
+        name=metric.name,
+        value=float(metric.value(means[None])[0]),
+        low=None if interval is None else interval.low,
+        high=None if interval is None else interval.high,
+        corrected_low=None if corrected is None else corrected.low,
+        corrected_high=None if corrected is None else corrected.high,
+        n=split.count[metric.rows.images],
+        version=metric_info(metric.name).version,
+        policy=None if metric.policy is None else str(metric.policy),
+        tau=metric.tau,
+    )
+
+
+def metrics_of(
+    split: SplitScores, protocol: EvalProtocol, fixed_tau: float | None, other: SplitScores | None
+) -> Iterator[Metric | MetricValue]:
+    """Every metric in table order; those that the scores do not allow as values with a reason."""
+    yield from _classification(split)
+    if split.count["with boxes"]:
+        yield from _boxes(split, protocol, fixed_tau, other if other is not None and other.count["with boxes"] else None)
+    else:
+        for name in ("gt_known", "top1_loc", "top5_loc", "max_box_acc", "max_box_acc_v2"):
+            yield MetricValue(name=name, value=None, n=0, reason="no image has a true box")
+    yield from _masks(split)
+    yield from _key_points(split)
+
+
+def _in_top(part: ImageScores, k: int) -> Bool[np.ndarray, "m 1"]:
+    return np.asarray((part.ranked[:, :k] == part.labels[:, None]).any(axis=1))[:, None]
+
+
+def _column(rates: Rates, column: int = 0) -> Float64[np.ndarray, " r"]:
+    return rates[:, column]
+
+
+def _classification(split: SplitScores) -> Iterator[Metric | MetricValue]:
+    for name, k in (("top1_cls", 1), ("top5_cls", 5)):
+        if split.ranks >= k:
+            yield Metric(name=name, rows=ImageRows(images="all", of=partial(_in_top, k=k)), value=_column)
+        else:
+            yield MetricValue(name=name, value=None, n=0, reason=_no_labels(split.ranks, k))
+    if split.ranks:
+        yield Metric(name="mean_class_accuracy", rows=ImageRows(images="all", of=partial(_in_top, k=1), by_class=True), value=_column)
+
+
+def _no_labels(ranks: int, k: int) -> str:
+    return "no predicted labels" if not ranks else f"only {ranks} predicted labels an image, {k} are needed"
+
+
+_FARTHEST = 4096.0
+"""Longest distance to a key point that is told from longer ones, in pixels of an input of 448 or in diagonals; rates are in [0, 1]."""
+
+_HITS = {"gt_known": "one box", "top1_loc": "top 1", "top5_loc": "top 5", "max_box_acc": "one box", "max_box_acc_v2": "all boxes"}
+"""Box metric -> the table of hits that it is read from."""
+
+
+def _hits(split: SplitScores, protocol: EvalProtocol) -> dict[str, ImageRows]:
+    """Tables of hits at each delta and each distinct threshold; those of Top-k Loc only where k labels are predicted."""
+    first, by_class = split.first, protocol.averaging == "class"
+
+    def one_box(part: ImageScores) -> Bool[np.ndarray, "m u"]:
+        return passes(part.single_iou[:, first], _ONE_BOX_DELTA, protocol.iou_test)
+
+    def top_k(part: ImageScores, k: int) -> Bool[np.ndarray, "m u"]:
+        return np.asarray(passes(part.single_iou[:, first], _ONE_BOX_DELTA, protocol.topk_iou_test) & _in_top(part, k))
+
+    def all_boxes(part: ImageScores) -> Bool[np.ndarray, "m du"]:
+        best = part.best_iou[:, first]
+        return np.concatenate([passes(best, delta, protocol.iou_test) for delta in protocol.deltas], axis=1)
+
+    rows = {"one box": one_box, "all boxes": all_boxes}
+    rows |= {f"top {k}": partial(top_k, k=k) for k in (1, 5) if split.ranks >= k}
+    return {name: ImageRows(images="with boxes", of=of, by_class=by_class) for name, of in rows.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Curves:
+    """Hit rates of one table, and how metrics are read from them."""
+
+    rows: ImageRows
+    rates: Float64[np.ndarray, "d t"]
+    other: Float64[np.ndarray, "d t"] | None
+    """The same on the split that thresholds are transferred from."""
+    column: Int64[np.ndarray, " t"]
+
+    def policies(
+        self, deltas: Sequence[int], protocol: EvalProtocol, fixed_tau: float | None, *, shared: bool
+    ) -> Iterator[tuple[ThresholdPolicy, Integer[np.ndarray, " d"]]]:
+        """Each policy with the position of its threshold for each of these deltas."""
+        taus = np.array(protocol.taus)
+        policies = [ThresholdPolicy.oracle()]
+        if fixed_tau is not None:
+            policies.append(ThresholdPolicy.fixed(fixed_tau))
+        if self.other is not None:
+            index = ThresholdPolicy.oracle().pick(self.other[list(deltas)], taus, shared=shared)
+            policies.append(ThresholdPolicy.transfer(protocol.taus[column] for column in index))
+        for policy in policies:
+            yield policy, policy.pick(self.rates[list(deltas)], taus, shared=shared)
+
+    def of(self, rates: Rates, *, deltas: Sequence[int], shared: bool) -> Float64[np.ndarray, "r d t"]:
+        """Curves that each have a best threshold: the mean over deltas, or one for each delta."""
+        curves = rates.reshape(len(rates), len(self.rates), -1)[:, list(deltas)]
+        return np.asarray(curves.mean(axis=1, keepdims=True) if shared else curves)
+
+    def at(self, rates: Rates, *, deltas: Sequence[int], index: Integer[np.ndarray, " d"]) -> Float64[np.ndarray, " r"]:
+        """Mean over deltas, each at its threshold."""
+        curves = rates.reshape(len(rates), len(self.rates), -1)
+        return np.asarray(curves[:, list(deltas), self.column[index]].mean(axis=1))
+
+
+def _boxes(
+    split: SplitScores, protocol: EvalProtocol, fixed_tau: float | None, other: SplitScores | None
+) -> Iterator[Metric | MetricValue]:
+    hits = _hits(split, protocol)
+    rates = {name: split.by_threshold(mean) for name, mean in zip(hits, split.means(list(hits.values())).values(), strict=True)}
+    others: dict[str, Float64[np.ndarray, "d t"]] = {}
+    if other is not None:
+        other_hits = _hits(other, protocol)
+        others = {
+            name: other.by_threshold(mean) for name, mean in zip(other_hits, other.means(list(other_hits.values())).values(), strict=True)
+        }
+    shared = protocol.v2_tau == "shared"
+    for name, kind in _HITS.items():
+        if kind not in hits:
+            yield MetricValue(name=name, value=None, n=0, reason=_no_labels(split.ranks, 1 if name == "top1_loc" else 5))
+            continue
+        curves = _Curves(rows=hits[kind], rates=rates[kind], other=others.get(kind), column=split.column)
+        every = tuple(range(len(curves.rates)))
+        yield from _read(name, curves, every, protocol, fixed_tau, shared=shared, part_names=kind == "all boxes" and shared)
+        if kind == "all boxes" and not shared:
+            for row in every:
+                yield from _read(f"{name}@{protocol.deltas[row]:g}", curves, (row,), protocol, fixed_tau, shared=False)
+    yield from _errors(
+        split, _Curves(rows=hits["one box"], rates=rates["one box"], other=others.get("one box"), column=split.column), protocol, fixed_tau
+    )
+
+
+def _read(
+    name: str,
+    curves: _Curves,
+    deltas: tuple[int, ...],
+    protocol: EvalProtocol,
+    fixed_tau: float | None,
+    *,
+    shared: bool,
+    part_names: bool = False,
+) -> Iterator[Metric]:
+    """A box metric under each policy; with `part_names` also its part at each delta, read at the threshold of the whole."""
+    for policy, index in curves.policies(deltas, protocol, fixed_tau, shared=shared):
+        tau = tuple(protocol.taus[column] for column in index)
+        if policy.kind == "oracle":
+            yield _at_best(name, curves.rows, partial(curves.of, deltas=deltas, shared=shared), policy, tau)
+        else:
+            value = partial(curves.at, deltas=deltas, index=index)
+            yield Metric(name=name, rows=curves.rows, value=value, policy=policy, tau=tau)
+        for place, row in enumerate(deltas if part_names else ()):
+            part = partial(curves.at, deltas=(row,), index=index[place : place + 1])
+            yield Metric(name=f"{name}@{protocol.deltas[row]:g}", rows=curves.rows, value=part, policy=policy, tau=tau[place : place + 1])
+
+
+def _at_best(name: str, rows: ImageRows, curves: Curves, policy: ThresholdPolicy, tau: tuple[float, ...]) -> Metric:
+    """A metric that is the mean over curves of each curve's maximum."""
+    return Metric(name=name, rows=rows, value=lambda rates: best_value(curves(rates)), policy=policy, tau=tau, curves=curves)
+
+
+def _errors(split: SplitScores, curves: _Curves, protocol: EvalProtocol, fixed_tau: float | None) -> Iterator[Metric | MetricValue]:
+    """The error breakdown at the threshold that GT-known is read at, for each policy; shares of all images, whatever is averaged."""
+    if not split.ranks:
+        for name in ERROR_NAMES:
+            yield MetricValue(name=f"error_{name}", value=None, n=0, reason="no predicted labels")
+        return
+    for policy, (index,) in curves.policies((0,), protocol, fixed_tau, shared=False):
+        rows = ImageRows(images="with boxes", of=partial(_categories, index=int(index)))
+        for code, name in enumerate(ERROR_NAMES):
+            yield Metric(name=f"error_{name}", rows=rows, value=partial(_column, column=code), policy=policy, tau=(protocol.taus[index],))
+
+
+def _categories(part: ImageScores, index: int) -> Bool[np.ndarray, "m 6"]:
+    """Whether an image falls into each category at a threshold."""
+    codes = np.where(_in_top(part, 1)[:, 0], part.error_codes[:, index], ERROR_NAMES.index("cls"))
+    return np.asarray(codes[:, None] == np.arange(len(ERROR_NAMES)))
+
+
+def _masks(split: SplitScores) -> Iterator[Metric | MetricValue]:
+    names = ("pxap", "peak_iou", "peak_t", "mean_image_iou")
+    if not split.count["with object"]:
+        n, reason = split.count["with mask"], "no mask has an object pixel"
+        for name in names:
+            yield MetricValue(name=name, value=None, n=n, reason=reason if n else "no image has a mask")
+        return
+    pixels = ImageRows(images="with mask", of=lambda part: part.pixel_histogram.reshape(len(part), -1))
+    levels = ImageRows(images="with mask", of=lambda part: part.level_histogram.reshape(len(part), -1))
+    per_image = ImageRows(images="with object", of=lambda part: pixel_iou(part.level_histogram))
+    means = split.means([levels, per_image])
+    peak, best = int(pixel_iou(means[levels].reshape(2, 256)).argmax()), int(means[per_image].argmax())
+    oracle = ThresholdPolicy.oracle()
+    yield Metric(name="pxap", rows=pixels, value=lambda rates: average_precision(rates.reshape(len(rates), 2, -1)))
+    yield _at_best("peak_iou", levels, lambda rates: pixel_iou(rates.reshape(-1, 2, 256))[:, None], oracle, (peak / 255,))
+    yield Metric(name="peak_t", rows=levels, value=_peak_t, policy=oracle, tau=(peak / 255,))
+    yield _at_best("mean_image_iou", per_image, lambda rates: rates[:, None], oracle, (best / 255,))
+
+
+def _peak_t(rates: Rates) -> Float64[np.ndarray, " r"]:
+    return np.asarray(pixel_iou(rates.reshape(-1, 2, 256)).argmax(axis=1), dtype=np.float64)
+
+
+def _key_points(split: SplitScores) -> Iterator[Metric]:
+    """Distances of proposed parts to key points; nothing where no parts were proposed, which is most methods' case."""
+    if not split.count["with parts"]:
+        return
+    for name, column in (("keypoint_distance", "point_norm"), ("keypoint_distance_px", "point_px")):
+        rows = ImageRows(images="with parts", of=partial(_distances, column=column))
+        yield Metric(name=name, rows=rows, value=lambda rates: _FARTHEST * slot_mean(rates))
+        for slot in np.flatnonzero(split.means([rows])[rows][PARTS:]):  # ranks that occur
+            yield Metric(
+                name=f"{name}@{slot + 1}", rows=rows, value=partial(_ratio, above=int(slot), below=PARTS + int(slot), scale=_FARTHEST)
+            )
+    hits = ImageRows(images="with parts", of=lambda part: np.stack([part.point_hit.sum(axis=1), part.point_real.sum(axis=1)], axis=1))
+    yield Metric(name="keypoint_hit", rows=hits, value=partial(_ratio, above=0, below=1))
+    yield Metric(name="keypoint_distinct", rows=ImageRows(images="with parts", of=_distinct), value=_column)
+
+
+def _distances(part: ImageScores, column: str) -> Float64[np.ndarray, "m s"]:
+    """Distance in each slot, as a part of the farthest one, then whether it has one: what `slot_mean` takes."""
+    return np.concatenate([np.minimum(getattr(part, column) / _FARTHEST, 1.0), part.point_real], axis=1)
+
+
+def _ratio(rates: Rates, above: int, below: int, scale: float = 1.0) -> Float64[np.ndarray, " r"]:
+    """One column over another, times `scale`; NaN where a resample has nothing below."""
+    out = np.full(len(rates), np.nan)
+    return np.asarray(scale * np.divide(rates[:, above], rates[:, below], out=out, where=rates[:, below] > 0))
+
+
+def _distinct(part: ImageScores) -> Int64[np.ndarray, "m 1"]:
+    """Different nearest points among the real proposals of each image."""
+    nearest = np.sort(np.where(part.point_real, part.point_nearest, -1), axis=1)
+    new = np.diff(nearest, axis=1, prepend=-1) > 0  # sorted, so a value is new where it is above the one before
+    return np.asarray(new.sum(axis=1, keepdims=True))

@@ -1,0 +1,43 @@
+"""The device of a network, and its input there."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from wsolbench.exceptions import UsageError
+from wsolbench.methods.contracts import DEVICE, InputSpec
+from wsolbench.system.distributed import world
+
+if TYPE_CHECKING:
+    import torch
+
+
+def normalized(pixels: torch.Tensor, spec: InputSpec, device: torch.device) -> torch.Tensor:
+    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32 on the device, normalised, channels last in memory."""
+    import torch
+
+    values = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(numbers, device=device)[:, None, None] for numbers in (spec.mean, spec.std))
+    return (values - mean) / std
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; of several processes of torchrun each gets the GPU of its LOCAL_RANK.
+
+    Raises `UsageError` for a device that is not there.
+    """
+    import torch
+
+    here = world()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(DEVICE, name):
+        raise UsageError(f"unknown device {name[:40]!r}; expected auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
+    if device == torch.device("cuda") and here.size > 1:
+        device = torch.device("cuda", here.local_rank)
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        way_out = "Use --device cpu." if here.size == 1 else "Use --device cpu, or start one process for each GPU of a machine."
+        raise UsageError(f"device {str(device)!r} is not available: torch finds {torch.cuda.device_count()} CUDA devices. {way_out}")
+    return device

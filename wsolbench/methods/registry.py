@@ -1,0 +1,136 @@
+"""How methods, backbones, post-processes and detectors are found.
+
+A package offers methods through one entry point of the group `wsolbench.methods`: a function without arguments that
+gives `MethodInfo` rows. `methods_in(package)` makes those rows from the files of a package (one method, one file) by
+reading their text, so listing methods imports none of them and loads no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from wsolbench.exceptions import UsageError, unknown_name
+from wsolbench.system.listing import is_junk
+
+ENTRY_POINT_GROUP = "wsolbench.methods"
+BACKBONE_ENTRY_POINT_GROUP = "wsolbench.backbones"
+POST_ENTRY_POINT_GROUP = "wsolbench.postprocesses"
+DETECTOR_ENTRY_POINT_GROUP = "wsolbench.detectors"
+
+METHOD_FILE = "method.py"
+"""In a method's folder, the file of the method itself."""
+TIMM = "timm:"
+"""Begins the names of backbones that are timm's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodInfo:
+    """A row of `wsolbench list methods`, `list posts` or `list backbones`."""
+
+    name: str
+    summary: str
+    task: str
+    """"localization", "recognition", "post-process", "backbone" or "detection"."""
+    module: str
+    """Import path of the file; it defines one class with the attribute `method_name` equal to `name`."""
+
+
+def methods_in(package: str, task: str) -> list[MethodInfo]:
+    """One row for each file of `package`, an import path; the summary is the first line of the file's docstring.
+
+    A file `center_box.py` is the method `center-box`, and so is `method.py` in a folder `center_box`, beside layers that only this method
+    has. Names that start with `_` are not methods.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError(f"no package {package!r} to look for methods in")
+    rows = []
+    for folder in spec.submodule_search_locations:
+        own_files = {path.stem: path for path in Path(folder).glob("[!_]*.py") if not is_junk(path.name)}
+        own_folders = {path.parent.name: path for path in Path(folder).glob(f"[!_]*/{METHOD_FILE}") if not is_junk(path.parent.name)}
+        for stem, path in sorted({**own_files, **own_folders}.items()):
+            doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            summary = doc.partition("\n")[0].rstrip(".")
+            module = f"{package}.{stem}" if stem in own_files else f"{package}.{stem}.{path.stem}"
+            rows.append(MethodInfo(name=stem.replace("_", "-"), summary=summary, task=task, module=module))
+    return rows
+
+
+def list_methods() -> list[MethodInfo]:
+    """Every method of every installed package that offers some, sorted by name. Raises `UsageError` on two with one name."""
+    return _offered(ENTRY_POINT_GROUP)
+
+
+def list_backbones() -> list[MethodInfo]:
+    """Every named backbone (any `timm:<name>` works besides), sorted by name."""
+    return _offered(BACKBONE_ENTRY_POINT_GROUP)
+
+
+def check_backbone(name: str) -> None:
+    """Raise `UsageError` with the nearest name unless a backbone is called so, or it is one of timm's."""
+    rows = {row.name: row for row in list_backbones()}
+    if name.startswith(TIMM) and "timm" in rows:
+        importlib.import_module(rows["timm"].module).check_name(name)
+    elif name not in rows:
+        raise unknown_name("backbone", name, rows)
+
+
+def list_posts() -> list[MethodInfo]:
+    """Every post-process, sorted by name."""
+    return _offered(POST_ENTRY_POINT_GROUP)
+
+
+def list_detectors() -> list[MethodInfo]:
+    """Every detector, sorted by name."""
+    return _offered(DETECTOR_ENTRY_POINT_GROUP)
+
+
+def _offered(group: str) -> list[MethodInfo]:
+    rows: dict[str, MethodInfo] = {}
+    for point in entry_points(group=group):
+        offered: Iterable[MethodInfo] = point.load()()
+        for row in offered:
+            if row.name in rows:
+                raise UsageError(f"two {row.task} entries are called {row.name!r}: {rows[row.name].module} and {row.module}; uninstall one")
+            rows[row.name] = row
+    return [rows[name] for name in sorted(rows)]
+
+
+def load_method(name: str) -> type[Any]:
+    """The class of a method. Raises `UsageError` with the nearest name, or when the `models` extra is not installed."""
+    if name in {row.name for row in list_detectors()}:
+        raise UsageError(f"{name!r} is a detector: use `wsolbench train-detector` and `wsolbench eval-detector`")
+    return _class(name, list_methods(), "method")
+
+
+def load_detector(name: str) -> type[Any]:
+    """The class of a detector. Raises as `load_method`."""
+    return _class(name, list_detectors(), "detector")
+
+
+def load_post(name: str) -> type[Any]:
+    """The class of a post-process. Raises as `load_method`."""
+    return _class(name, list_posts(), "post-process")
+
+
+def _class(name: str, offered: Iterable[MethodInfo], kind: str) -> type[Any]:
+    rows = {row.name: row for row in offered}
+    if name not in rows:
+        raise unknown_name(kind, name, rows)
+    try:
+        module = importlib.import_module(rows[name].module)
+    except ModuleNotFoundError as error:
+        if error.name in {"torch", "torchvision", "timm", "safetensors"}:
+            raise UsageError(f"{kind} {name!r} needs {error.name}, which is not installed: pip install 'wsolbench[models]'") from error
+        raise
+    for value in vars(module).values():
+        if isinstance(value, type) and value.__module__ == module.__name__ and getattr(value, "method_name", None) == name:
+            return value
+    raise UsageError(f"{module.__file__} defines no class with method_name = {name!r}")

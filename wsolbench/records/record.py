@@ -1,0 +1,326 @@
+"""Records: one JSON file per run, written once and never edited, that says what was measured and how.
+
+    {"schema": 1,
+     "method":     {"name", "backbone", "variant", "config", "weights", ...},        what was run
+     "dataset":    {"name", "split", "fingerprint", "images", "limit"},               on what
+     "protocol":   {...all fields of EvalProtocol, or of DetectionProtocol...},       counted how
+     "metrics":    [{"name", "value", "low", "high", "n", "policy", "tau", ...}],     with what result
+     "provenance": {"command", "date", "versions", "device", "seconds", ...}}         where it came from
+
+Values are in the unit of the catalog: fractions in [0, 1], levels, pixels. A metric that is undefined has value null and a reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsolbench.exceptions import DataError, UsageError
+from wsolbench.protocol import DetectionProtocol, EvalProtocol, protocol_from_json
+from wsolbench.records.checks import check_metric, check_parts, check_record
+from wsolbench.system.files import canonical_json, file_name, sha256_of_json, write_json
+from wsolbench.system.listing import is_junk
+from wsolbench.system.stored import check_plain, read_json
+
+SCHEMA = 1
+
+SHARDS = ".shards"
+"""Ends the names of folders that parts of a run are in until they are merged."""
+
+_DIGEST_IN_NAME = re.compile(r"_([0-9a-f]{8})\.json\Z")
+"""How the name of a record ends that was written by `RunRecord.write`."""
+
+LONGEST_NAME = 200
+"""Bytes of a file's name that are kept; file systems take 255, and a digest and a suffix follow."""
+
+
+def settings_of(method: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a record's method, comparable between seeds: one that names a checkpoint, which has its digest beside it, is
+    `checkpoint`, and the digest is left out.
+
+    >>> settings_of({"config": {"head": "fc", "classifier": "runs/a.safetensors", "classifier_sha256": "0a1b"}})
+    {'head': 'fc', 'classifier': 'checkpoint'}
+    """
+    config = method.get("config") or {}
+    digests = {name for name in config if name.endswith("_sha256")}
+    return {name: "checkpoint" if value and f"{name}_sha256" in digests else value for name, value in config.items() if name not in digests}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricValue:
+    """One number with its uncertainty and its threshold policy.
+
+    Attributes:
+        name: a name of `wsolbench.metrics.catalog`.
+        value: in the metric's unit, mostly a fraction in [0, 1]; None where the metric is undefined, and then `reason` says why.
+        low, high: 95 % percentile bootstrap interval over images; None where there is none.
+        corrected_low, corrected_high: the interval of a metric at its best threshold, corrected for the choice of that threshold
+            (`wsolbench.metrics.best_threshold`); None for other metrics and in records of older versions.
+        n: images it was computed on.
+        policy: `oracle`, `fixed:T` or `transfer`; None for a metric without a threshold.
+        tau: the threshold, or one per delta.
+    """
+
+    name: str
+    value: float | None
+    n: int
+    low: float | None = None
+    high: float | None = None
+    corrected_low: float | None = None
+    corrected_high: float | None = None
+    policy: str | None = None
+    tau: tuple[float, ...] | None = None
+    reason: str | None = None
+    version: int = 1
+    """Of the metric's definition (`wsolbench.metrics.catalog`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """A run, as it is stored. `method` is `Method.describe()` plus its name."""
+
+    method: dict[str, Any]
+    dataset: dict[str, Any]
+    protocol: EvalProtocol | DetectionProtocol
+    metrics: tuple[MetricValue, ...]
+    provenance: dict[str, Any]
+    schema: int = SCHEMA
+
+    def metric(self, name: str, policy: str | None = None) -> MetricValue | None:
+        """The metric of that name (and policy), or None where the run has none."""
+        for metric in self.metrics:
+            if metric.name == name and (policy is None or metric.policy == policy):
+                return metric
+        return None
+
+    @property
+    def map_protocol(self) -> EvalProtocol:
+        """The protocol of a run that scored maps. Raises `UsageError` for one that counted detections."""
+        if not isinstance(self.protocol, EvalProtocol):
+            raise UsageError(f"the record of {self.method['name']!r} is a detector's, without maps, thresholds and scores of images")
+        return self.protocol
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """How the weights came about, as the method says it; empty for one that says nothing."""
+        training = self.method.get("training")
+        return training if isinstance(training, dict) else {}
+
+    @property
+    def start(self) -> str | None:
+        """What the weights were before training: `none`, `imagenet` or `checkpoint`; None where nobody says so."""
+        weights = self.training.get("weights")
+        return None if weights is None else weights if weights in ("none", "imagenet") else "checkpoint"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the method, as `settings_of` gives them."""
+        return settings_of(self.method)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What was measured, without the results: two records with one key are two runs of the same thing."""
+        return {"method": self.method, "dataset": self.dataset, "protocol": self.protocol.to_json()}
+
+    @property
+    def path(self) -> Path:
+        """Where the record belongs below a results folder: readable, and different for different runs."""
+        return self.path_of(self.digest)
+
+    def path_of(self, digest: str) -> Path:
+        """The same for a digest that is known."""
+        data = (self.dataset["split"], self.dataset.get("transform"))
+        parts = [self.method["name"], self.method.get("backbone"), *data, self.protocol.name]
+        name = "_".join(file_name(part) for part in parts if part)
+        return Path(_cut(file_name(self.dataset["name"]))) / f"{_cut(name)}_{digest[:8]}.json"
+
+    @property
+    def digest(self) -> str:
+        """Digest of key and results; date, speed and machine do not enter."""
+        return sha256_of_json({**self.key, "metrics": [_metric_to_json(metric) for metric in self.metrics]})
+
+    @property
+    def values_digest(self) -> str:
+        """Digest of the images, the conventions and the results, whatever the method: what scores of images must agree with."""
+        data = {name: self.dataset.get(name) for name in ("name", "split", "fingerprint", "images")}
+        return sha256_of_json([data, self.protocol.to_json(), [_metric_to_json(metric) for metric in self.metrics]])
+
+    def to_json(self) -> dict[str, Any]:
+        """The stored form."""
+        return {
+            "schema": self.schema,
+            **self.key,
+            "metrics": [_metric_to_json(metric) for metric in self.metrics],
+            "provenance": self.provenance,
+        }
+
+    def check(self) -> None:
+        """Raise `DataError` for a record that `read_record` would refuse."""
+        what = f"the record of method {self.method.get('name')!r} on data set {self.dataset.get('name')!r} cannot be written: it"
+        _parse(json.loads(_text(self.to_json(), what)), what)
+
+    def write(self, folder: Path) -> Path:
+        """Write to `folder / self.path`; a sound record of the same run and result that is there already is left as it is.
+
+        Raises `DataError` for a record that could not be read again; nothing is written then.
+        """
+        self.check()
+        path = folder / self.path
+        if not _is_stored(self, path):
+            write_json(path, self.to_json())
+        return path
+
+
+def _cut(name: str) -> str:
+    """At most `LONGEST_NAME` bytes of a file's name."""
+    return name.encode()[:LONGEST_NAME].decode(errors="ignore")
+
+
+def _text(values: Any, what: str) -> str:
+    """JSON text of plain values. Raises `DataError` for values that cannot be read again."""
+    try:
+        check_plain(values)
+    except ValueError as error:
+        raise DataError(f"{what} has {error}") from error
+    return canonical_json(values)
+
+
+def _is_stored(record: RunRecord, path: Path) -> bool:
+    """Whether `path` holds this record; not so for a file that a full disk or a crash has cut short."""
+    try:
+        return read_record(path).digest == record.digest
+    except DataError:
+        return False
+
+
+def _metric_to_json(metric: MetricValue) -> dict[str, Any]:
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in vars(metric).items()
+        if (value is not None or key == "value") and (key, value) != ("version", 1)
+    }
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read and validate a record. Raises `DataError` naming the file and what is wrong with it."""
+    return _parse(read_json(path, "record"), f"record {path}")
+
+
+def _parse(values: Any, what: str) -> RunRecord:
+    schema = values.get("schema") if isinstance(values, dict) else type(values).__name__
+    if schema != SCHEMA or type(schema) is not int:
+        raise DataError(f"{what} has schema {schema!r}; this version reads schema {SCHEMA}")
+    try:
+        check_parts(values)
+        record = RunRecord(
+            method=dict(values["method"]),
+            dataset=dict(values["dataset"]),
+            protocol=protocol_from_json(values["protocol"]),
+            metrics=tuple(_metric_from_json(item) for item in values["metrics"]),
+            provenance=dict(values["provenance"]),
+        )
+        check_record(record)
+    except KeyError as error:
+        raise DataError(f"{what} lacks or misspells a field: {error}") from error
+    except (AttributeError, TypeError, ValueError, ArithmeticError, MemoryError, UsageError) as error:
+        raise DataError(f"{what} lacks or misspells a field: {str(error) or type(error).__name__}") from error
+    return record
+
+
+def _metric_from_json(values: dict[str, Any]) -> MetricValue:
+    arguments: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    metric = MetricValue(**arguments)
+    if not isinstance(metric.name, str):
+        raise ValueError(f"a metric has name {metric.name!r}; expected a text")
+    check_metric(metric)
+    return metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundRecords:
+    """The records of a folder, sorted by path, and what was left out.
+
+    Attributes:
+        records: each run and result once.
+        problems: one message for each file that is no sound record, naming it.
+        copies: one message for each file that repeats the run and result of another one, naming both.
+    """
+
+    records: list[tuple[Path, RunRecord]]
+    problems: list[str]
+    copies: list[str]
+
+
+def find_records(folder: Path) -> FoundRecords:
+    """Read every record below `folder`. What runs leave while they are under way is left out.
+
+    A file whose name ends in another digest than its record's (`RunRecord.path`) is a problem.
+    Of files with one run and result, the one at its own path (`RunRecord.path`) counts, or else the first by path.
+    """
+    found, problems, copies = [], [], []
+    paths, unreadable = _json_files(folder)
+    problems += unreadable
+    for path in paths:
+        try:
+            record = read_record(path)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        digest = record.digest
+        named = _DIGEST_IN_NAME.search(path.name)
+        if named is None or digest.startswith(named[1]):
+            found.append((path, record, digest))
+        else:
+            problems.append(
+                f"record {path} was changed after it was written, or renamed: its name ends in {named[1]}, its content gives {digest[:8]}; "
+                "run it again"
+            )
+    first: dict[str, Path] = {}
+    kept = []
+    for path, record, digest in sorted(found, key=lambda item: (item[0].relative_to(folder) != item[1].path_of(item[2]), item[0])):
+        original = first.setdefault(digest, path)
+        if original == path:
+            kept.append((path, record))
+        else:
+            copies.append(f"record {path} is a copy of {original}; it counts once")
+    return FoundRecords(records=sorted(kept, key=lambda item: item[0]), problems=problems, copies=copies)
+
+
+def _json_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """Every `*.json` below `folder`, whatever it is, and messages for folders that cannot be listed."""
+    paths: list[Path] = []
+    unreadable: list[str] = []
+    if not folder.exists():
+        return paths, unreadable
+
+    def name_error(error: OSError) -> None:
+        unreadable.append(f"the folder {error.filename} cannot be listed: {error.strerror}")
+
+    for root, folders, files in os.walk(folder, onerror=name_error):
+        folders[:] = [name for name in folders if not is_junk(name) and not name.endswith(SHARDS)]
+        names = [name for name in (*files, *folders) if name.endswith(".json") and not is_junk(name)]
+        paths += [Path(root) / name for name in names]
+    return sorted(paths), sorted(unreadable)
+
+
+def read_records(folder: Path) -> list[tuple[Path, RunRecord]]:
+    """Every record below `folder`, sorted by path, each run and result once. Raises `DataError` naming all files that are no record."""
+    found = find_records(folder)
+    if found.problems:
+        raise DataError("; ".join(found.problems))
+    return found.records
+
+
+def precedence(record: RunRecord) -> tuple[tuple[int, ...], str]:
+    """Key that sorts records of one run and seed: the greatest one is shown.
+
+    A higher version of wsolbench comes later; equal versions go by the digest. Dates do not count, because clocks can be wrong.
+    """
+    versions = record.provenance.get("versions")
+    text = str(versions.get("wsolbench")) if isinstance(versions, dict) else ""
+    return tuple(int(part) for part in re.findall(r"\d{1,9}", text)), record.digest

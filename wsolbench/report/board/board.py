@@ -1,0 +1,324 @@
+"""The board: published and measured numbers of every method side by side, a table for each data set, metric and protocol.
+
+A table holds only what may be compared: the same images and truth, the same transform, protocol and threshold policy. Runs that
+differ in nothing but their seed are one row. Published numbers stand in columns of their own; a difference is given only where
+what was measured is the official data set as a whole. Papers' own tables come in their layout, with what is measured beside.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from wsolbench.datasets import dataset_info, list_datasets
+from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
+from wsolbench.records import MetricValue, RunRecord
+from wsolbench.records.published import Paper, PublishedNumber, conflicts, published_info
+from wsolbench.report.board.repetitions import (
+    Run,
+    data_of,
+    different_settings,
+    grouped,
+    one_of_each_seed,
+    settings_of,
+    source_of,
+    source_title,
+)
+from wsolbench.report.board.tables import UNDEFINED, describe_protocol, format_number, sort_policies
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text of a table's cell; `link` is an address that formats with links show; sorting goes by `order` where there is one."""
+
+    text: str
+    link: str = ""
+    order: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table as all formats print it: headings, rows of cells, and notes below. `path` is its place in the board, for headings."""
+
+    path: tuple[str, ...]
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredTable(Table):
+    """A table of what was measured. `estimates` has each row's value, and where it has one the ends of its interval, as printed."""
+
+    protocol: str
+    metric: str
+    estimates: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedTable(Table):
+    """A table of what is printed. `methods`: of each row the method here that it is of, or its own name where there is none."""
+
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filters:
+    """What of the board is wanted; None: all. `since` is a year: of the paper, and of the run. `parts`: whether a part of a metric
+    (`max_box_acc_v2@0.3`) has a table of its own."""
+
+    dataset: str | None = None
+    metric: str | None = None
+    method: str | None = None
+    backbone: str | None = None
+    since: int | None = None
+    parts: bool = True
+
+    def takes_run(self, record: RunRecord) -> bool:
+        """Whether a run is wanted."""
+        date = str(record.provenance.get("date", ""))[:4]
+        return (
+            self.dataset in (None, record.dataset["name"])
+            and self.method in (None, record.method["name"])
+            and self.backbone in (None, record.method.get("backbone"))
+            and (self.since is None or (date.isdigit() and int(date) >= self.since))
+        )
+
+    def takes_number(self, number: PublishedNumber, paper: Paper) -> bool:
+        """Whether a published number is wanted."""
+        return (
+            self.dataset in (None, number.dataset)
+            and self.metric in (None, number.metric)
+            and self.method in (None, number.ours, number.method)
+            and self.backbone in (None, number.backbone)
+            and (self.since is None or (paper.year is not None and paper.year >= self.since))
+        )
+
+    def takes_metric(self, name: str) -> bool:
+        """Whether a metric is wanted; `max_box_acc_v2` stands for its parts, too."""
+        return (self.parts or "@" not in name) and self.metric in (None, name, name.partition("@")[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """The published numbers and their sources."""
+
+    numbers: Sequence[PublishedNumber]
+    papers: dict[str, Paper]
+
+    @property
+    def disputed(self) -> set[tuple[Any, ...]]:
+        """Keys of the numbers that other tables print otherwise."""
+        return {number.key for conflict in conflicts(self.numbers) for number in conflict.numbers}
+
+
+def measured_tables(runs: Sequence[Run], published: Numbers, filters: Filters) -> list[MeasuredTable]:
+    """A table for each data set, protocol, policy and metric; a metric that uses no threshold has one whatever the policies."""
+    tables = []
+    of_dataset = [run for run in runs if filters.dataset in (None, run.record.dataset["name"])]
+    for same_data in grouped([run for run in one_of_each_seed(of_dataset) if filters.takes_run(run.record)], data_of):
+        for same_protocol in grouped(same_data, lambda run: run.record.protocol.to_json()):
+            policies = sort_policies(m.policy for run in same_protocol for m in run.record.metrics if m.policy)
+            for policy in (None, *policies):
+                for title, comparable in _of_one_source(same_protocol, policy):
+                    for name in _metrics(comparable, policy):
+                        if filters.takes_metric(name):
+                            tables.append(_measured_table(comparable, name, policy, title, published))
+    return tables
+
+
+def published_tables(published: Numbers, filters: Filters) -> list[PublishedTable]:
+    """A table of the sources' own numbers for each data set, split and metric."""
+    disputed = published.disputed
+    groups: dict[tuple[str, str, str], list[PublishedNumber]] = defaultdict(list)
+    for number in published.numbers:
+        if number.evidence == "own" and filters.takes_number(number, published.papers[number.paper]):
+            groups[number.dataset, number.split, number.metric].append(number)
+    tables = []
+    for (dataset, split, metric), numbers in sorted(groups.items()):
+        higher = -1 if published_info(metric).better != "lower" else 1
+        rows, methods = [], []
+        for number in sorted(numbers, key=lambda number: (higher * number.as_recorded, number.key[:4])):
+            paper = published.papers[number.paper]
+            place = ", ".join(filter(None, (number.table, f"row {number.row}" if number.row else "")))
+            printed = Cell(number.printed + "†" * (number.key in disputed), order=number.as_recorded)
+            others = (Cell(text) for text in (paper.name, str(paper.year or ""), place))
+            rows.append((Cell(number.method), Cell(number.backbone), printed, *others))
+            methods.append(number.ours or number.method)
+        notes = ("† Another table prints another value.",) if any("†" in row[2].text for row in rows) else ()
+        columns = ("method", "backbone", published_info(metric).title, "paper", "year", "where")
+        path = (dataset, split, published_info(metric).title)
+        tables.append(PublishedTable(path=path, columns=columns, rows=tuple(rows), notes=notes, methods=tuple(methods)))
+    return tables
+
+
+def paper_tables(paper: Paper, runs: Sequence[Run], published: Numbers, meant: Callable[[PublishedNumber, RunRecord], bool]) -> list[Table]:
+    """The tables of a paper in their layout: its rows, and for each of its columns what is printed and what is measured.
+
+    `meant(number, record)` says whether a record is a run of what the number is of. Nothing but runs with the same backbone, on all
+    images of the same split, under an oracle threshold, stands beside a number. `runs` must be one of each seed.
+    """
+    disputed, tables = published.disputed, []
+    own = [number for number in published.numbers if number.paper == paper.key]
+    for table in dict.fromkeys(number.table for number in own):
+        cells = [number for number in own if number.table == table]
+        columns = list(dict.fromkeys((number.dataset, number.split, number.metric) for number in cells))
+        lines = list(dict.fromkeys((number.row, number.label or number.method, number.backbone) for number in cells))
+        found = {(number.row, number.label or number.method, number.backbone, *_column_of(number)): number for number in cells}
+        rows = []
+        for line in lines:
+            row = [Cell(line[1]), Cell(line[2])]
+            for column in columns:
+                number = found.get((*line, *column))
+                row.append(Cell("" if number is None else number.value + "†" * (number.key in disputed)))
+                row.append(Cell("") if number is None else _beside(number, runs, meant))
+            rows.append(tuple(row))
+        units = {(number.dataset, number.split, number.metric): number.unit for number in cells}
+        heads = [
+            f"{published_info(metric).title}, {dataset}/{split}{_error(units[dataset, split, metric])}"
+            for dataset, split, metric in columns
+        ]
+        notes = ["As printed; `measured`: mean over seeds, in percent."]
+        if any("†" in cell.text for row in rows for cell in row):
+            notes.append("† Another table prints another value.")
+        tables.append(
+            Table(
+                path=(paper.name, table),
+                columns=("row", "backbone", *(text for head in heads for text in (head, "measured"))),
+                rows=tuple(rows),
+                notes=tuple(notes),
+            )
+        )
+    return tables
+
+
+def official_images(name: str, split: str) -> int | None:
+    """Images of the official split of a data set; None for one that has no official size, or is not known."""
+    return dataset_info(name).expected.get(split) if name in {info.name for info in list_datasets()} else None
+
+
+def _is_whole(record: RunRecord) -> bool:
+    """Whether a run scored all images of the official split, as they are."""
+    data = record.dataset
+    images = official_images(str(data["name"]), str(data["split"]))
+    return data.get("transform") is None and images is not None and data.get("images") == images
+
+
+# --- measured rows -------------------------------------------------------------------------------------------------------
+
+
+def _of_one_source(runs: Sequence[Run], policy: str | None) -> list[tuple[str | None, list[Run]]]:
+    """The runs that a threshold policy makes comparable, and its title: transferred thresholds come from one split."""
+    if policy != "transfer":
+        return [(policy, list(runs))]
+    groups = grouped([run for run in runs if any(m.policy == policy for m in run.record.metrics)], source_of)
+    return [(policy if len(groups) == 1 else f"{policy}{source_title(source_of(group[0]))}", group) for group in groups]
+
+
+def _metrics(runs: Sequence[Run], policy: str | None) -> list[str]:
+    """Names of the metrics that some run has a value of under the policy, in table order."""
+    order = [info.name for info in METRICS]
+    names = {m.name for run in runs for m in run.record.metrics if m.value is not None and m.policy == policy}
+    return sorted(names, key=lambda name: (order.index(metric_info(name).name), name))
+
+
+def _measured_table(runs: Sequence[Run], name: str, policy: str | None, title: str | None, published: Numbers) -> MeasuredTable:
+    data, info = runs[0].record.dataset, metric_info(name)
+    whole = _is_whole(runs[0].record)
+    groups = grouped([run for run in runs if (m := run.metric(name, policy)) is not None and m.value is not None], settings_of)
+    rows = []
+    for group in groups:
+        values = [m for run in group if (m := run.metric(name, policy)) is not None]
+        mean = fmean(m.value for m in values if m.value is not None)
+        numbers = _own_numbers(group[0].record, name, published.numbers)
+        papers = {number.paper: published.papers[number.paper] for number in numbers}
+        same = [number for number in numbers if whole and number.backbone == group[0].record.method.get("backbone")]
+        difference = " / ".join(f"{info.scale * (mean - number.as_recorded):+.1f}" for number in same)
+        estimate = _estimate(name, mean, values)
+        cells = (
+            Cell(str(group[0].record.method["name"]), group[0].link),
+            Cell(different_settings(group[0], [other[0] for other in groups])),
+            Cell(str(group[0].record.method.get("backbone") or UNDEFINED)),
+            Cell(str(group[0].record.start or UNDEFINED)),
+            Cell("{} [{}, {}]".format(*estimate) if len(estimate) > 1 else estimate[0]),
+            Cell(_runs(name, group, values)),
+            Cell(
+                " / ".join(f"{number.printed} ({number.backbone})" for number in numbers),
+                order=max((number.as_recorded for number in numbers), default=None),
+            ),
+            Cell(" / ".join(f"{paper.name} {paper.year or ''}".strip() for paper in papers.values())),
+            Cell(difference),
+        )
+        rows.append((-mean if info.better != "lower" else mean, cells, estimate))
+    rows.sort(key=lambda row: (row[0], row[1][0].link))
+    images = f"{data.get('images')} images, fingerprint {str(data.get('fingerprint'))[:12]}"
+    where = ", ".join(filter(None, (f"{data['name']}/{data['split']}", data.get("transform"), images)))
+    notes = () if whole else ("Not the whole official data set: no difference to published numbers is given.",)
+    protocol, metric = describe_protocol(runs[0].record.protocol), metric_title(name)
+    return MeasuredTable(
+        path=(where, f"Protocol {protocol}", metric if title is None else f"{metric}, threshold: {title}"),
+        columns=("method", "settings", "backbone", "start", "measured", "runs", "published", "paper", "difference"),
+        rows=tuple(cells for _, cells, _ in rows),
+        notes=notes,
+        protocol=protocol,
+        metric=metric,
+        estimates=tuple(estimate for _, _, estimate in rows),
+    )
+
+
+def _estimate(name: str, mean: float, values: Sequence[MetricValue]) -> tuple[str, ...]:
+    """The mean, and the mean ends of the intervals where all have one."""
+    lows, highs = [m.low for m in values if m.low is not None], [m.high for m in values if m.high is not None]
+    whole = len(lows) == len(highs) == len(values)
+    return tuple(format_number(name, number) for number in ((mean, fmean(lows), fmean(highs)) if whole else (mean,)))
+
+
+def _runs(name: str, group: Sequence[Run], values: Sequence[MetricValue]) -> str:
+    """How many, and from the lowest to the highest."""
+    if len(group) == 1:
+        return "1" if group[0].record.training else UNDEFINED
+    numbers = [m.value for m in values if m.value is not None]
+    return f"{len(group)}: {format_number(name, min(numbers))} to {format_number(name, max(numbers))}"
+
+
+def _own_numbers(record: RunRecord, metric: str, numbers: Iterable[PublishedNumber]) -> list[PublishedNumber]:
+    """What the method's own paper prints for the data set: the full method's numbers, those on the run's backbone first."""
+    data, method = record.dataset, record.method
+    wanted = (data["name"], data["split"], metric, method["name"])
+    own = [number for number in numbers if number.evidence == "own" and "[" not in number.method]
+    found = [number for number in own if (number.dataset, number.split, number.metric, number.ours) == wanted]
+    same = [number for number in found if number.backbone == method.get("backbone")]
+    return same or found
+
+
+# --- papers' rows --------------------------------------------------------------------------------------------------------
+
+
+def _column_of(number: PublishedNumber) -> tuple[str, str, str]:
+    return number.dataset, number.split, number.metric
+
+
+def _error(unit: str) -> str:
+    return " (error)" if unit == "percent_error" else ""
+
+
+def _beside(number: PublishedNumber, runs: Sequence[Run], meant: Callable[[PublishedNumber, RunRecord], bool]) -> Cell:
+    """What is measured of what a number is of, as the paper prints it."""
+    values = []
+    link = ""
+    for run in runs:
+        data = run.record.dataset
+        if (data["name"], data["split"]) == (number.dataset, number.split) and _is_whole(run.record) and meant(number, run.record):
+            metric = run.metric(number.metric, "oracle")
+            if metric is not None and metric.value is not None:
+                values.append(metric.value)
+                link = link or run.link
+    if not values:
+        return Cell("")
+    mean = fmean(values)
+    if number.unit == "percent_error" and number.better == "higher":
+        mean = 1 - mean
+    return Cell(format_number(number.metric, mean), link)

@@ -1,0 +1,130 @@
+"""Tables of the board as Markdown, CSV, LaTeX (booktabs) and JSON: the same cells in each."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from wsolbench.exceptions import unknown_name
+from wsolbench.report.board.board import Cell, Table
+from wsolbench.report.board.tables import escape_markdown, one_line
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\symbol{34}",
+    "`": r"\textasciigrave{}",
+    "†": r"$^\dagger$",
+    "—": "---",
+    "−": "$-$",
+    # After the end of a row, `[` would begin the space below it and `*` forbid a page break.
+    **{character: f"{{{character}}}" for character in "[]*"},
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def render(tables: Sequence[Table], kind: str) -> str:
+    """All tables as one text. Raises `UsageError` on a format that is none of `FORMATS`."""
+    if kind not in FORMATS:
+        raise unknown_name("format", kind, FORMATS)
+    return FORMATS[kind](tables)
+
+
+def _markdown(tables: Sequence[Table]) -> str:
+    """Addresses stand at the end, once each: a record is linked from a table for every metric."""
+    lines: list[str] = []
+    labels: dict[str, int] = {}
+    shown: tuple[str, ...] = ()
+    for table in tables:
+        same = next((place for place, (old, new) in enumerate(zip(shown, table.path, strict=False)) if old != new), len(shown))
+        for depth, heading in enumerate(table.path[same:], start=same):
+            lines += [f"{'#' * (depth + 2)} {escape_markdown(heading)}", ""]
+        shown = table.path
+        lines += [f"| {' | '.join(map(escape_markdown, table.columns))} |", f"|{'---|' * len(table.columns)}"]
+        lines += [f"| {' | '.join(_markdown_cell(cell, labels) for cell in row)} |" for row in table.rows]
+        lines += ["", *(line for note in table.notes for line in (escape_markdown(note), ""))]
+    return "\n".join([*lines, *(f"[{label}]: {link}" for link, label in labels.items()), *([""] if labels else [])])
+
+
+def _markdown_cell(cell: Cell, labels: dict[str, int]) -> str:
+    text = escape_markdown(cell.text)
+    return f"[{text}][{labels.setdefault(cell.link, len(labels) + 1)}]" if cell.link else text
+
+
+def _csv(tables: Sequence[Table]) -> str:
+    """One row for each cell row; tables with unlike columns one after the other, each with its header.
+
+    Texts that a spreadsheet would compute are marked as texts (`escape_formula`).
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    header: tuple[str, ...] | None = None
+    for table in tables:
+        if table.columns != header:
+            header = table.columns
+            writer.writerow(map(escape_formula, ("table", *header, "link")))
+        for row in table.rows:
+            texts = (" / ".join(table.path), *(cell.text for cell in row), next((cell.link for cell in row if cell.link), ""))
+            writer.writerow(map(escape_formula, texts))
+    return stream.getvalue()
+
+
+def escape_formula(value: Any) -> Any:
+    """Text in one line that a spreadsheet shows instead of computing it; numbers stay as they are.
+
+    >>> escape_formula("=1+1"), escape_formula("+1.5"), escape_formula("-x")
+    ("'=1+1", '+1.5', "'-x")
+    """
+    if not isinstance(value, str):
+        return value
+    text = one_line(value)
+    is_formula = text.startswith(("=", "+", "-", "@")) and re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", text) is None
+    return f"'{text}" if is_formula else text
+
+
+def _latex(tables: Sequence[Table]) -> str:
+    """`tabular` environments for booktabs, a caption in a comment."""
+    lines: list[str] = []
+    for table in tables:
+        lines += [f"% {escape_latex(' / '.join(table.path))}", rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule"]
+        lines += [" & ".join(map(escape_latex, table.columns)) + r" \\", r"\midrule"]
+        lines += [" & ".join(escape_latex(cell.text) for cell in row) + r" \\" for row in table.rows]
+        lines += [r"\bottomrule", r"\end{tabular}", *(f"% {escape_latex(note)}" for note in table.notes), ""]
+    return "\n".join(lines)
+
+
+def escape_latex(text: str) -> str:
+    r"""Text in one line that LaTeX prints as it is, in a cell or a comment.
+
+    >>> escape_latex("50 % of a_b")
+    '50 \\% of a\\_b'
+    """
+    return re.sub("[" + re.escape("".join(_TEX)) + "]", lambda match: _TEX[match[0]], one_line(text))
+
+
+def _json(tables: Sequence[Table]) -> str:
+    """A list of tables, each row an object by column; a measured column that occurs several times is numbered."""
+    out = []
+    for table in tables:
+        names = [name if table.columns.index(name) == place else f"{name} ({place})" for place, name in enumerate(table.columns)]
+        rows = [
+            {
+                **{name: cell.text for name, cell in zip(names, row, strict=True)},
+                "link": next((cell.link for cell in row if cell.link), None),
+            }
+            for row in table.rows
+        ]
+        out.append({"path": list(table.path), "rows": rows, "notes": list(table.notes)})
+    return json.dumps(out, indent=2, ensure_ascii=False) + "\n"
+
+
+FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {"markdown": _markdown, "csv": _csv, "latex": _latex, "json": _json}
+SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex", "json": ".json"}

@@ -1,0 +1,119 @@
+"""A results folder as reports read it: records, comparisons, published numbers, and everything that was left out.
+
+RESULTS/measured/**/*.json    records, as `wsolbench eval` and `wsolbench score` write them
+RESULTS/compared/**/*.json    comparisons, as `wsolbench compare` writes them
+RESULTS/papers.toml           sources of published numbers, with RESULTS/published/*.csv
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from wsolbench.exceptions import DataError, UsageError
+from wsolbench.records import find_records
+from wsolbench.records.comparison import Comparison, read_comparison
+from wsolbench.records.published import read_papers, read_published
+from wsolbench.report.board.board import Numbers
+from wsolbench.report.board.repetitions import Run, superseded
+from wsolbench.system.listing import find_files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What a results folder holds.
+
+    Attributes:
+        runs: sound records, each run and result once.
+        published: published numbers and their sources.
+        comparisons: comparisons of records that are there.
+        problems: one message for each file that was left out because it is broken, outdated, or of records that are gone.
+        notes: one message for each record that is sound and not shown: copies, and runs that another one of the same seed replaces.
+    """
+
+    runs: Sequence[Run]
+    published: Numbers
+    comparisons: Sequence[Comparison]
+    problems: Sequence[str]
+    notes: Sequence[str]
+
+
+def folder_of_records(results: Path) -> Path:
+    """`results / "measured"`. Raises `UsageError` if it does not exist."""
+    measured = results / "measured"
+    if not measured.is_dir():
+        raise UsageError(f"no folder of records {measured}; `wsolbench eval` makes it, or name the folder above it with --results")
+    return measured
+
+
+def read_results(results: Path) -> Results:
+    """Read a results folder. A broken record or comparison is left out and named; the others are read.
+
+    Raises `UsageError` without `measured`, and `DataError` for a published number that is none.
+    """
+    measured = folder_of_records(results)
+    found = find_records(measured)
+    every = [Run(record, _link(path, results / "leaderboard"), path) for path, record in found.records]
+    runs, outdated = current_versions(every)
+    comparisons, unusable = _comparisons(results / "compared", {run.record.digest for run in runs})
+    has_papers = (results / "papers.toml").is_file()
+    numbers = read_published(results) if has_papers else []
+    replaced = [f"record {run.path} is not shown: {shown.path} is of the same run and seed" for run, shown in superseded(runs)]
+    return Results(
+        runs=runs,
+        published=Numbers(numbers=numbers, papers=read_papers(results / "papers.toml") if has_papers else {}),
+        comparisons=comparisons,
+        problems=(*found.problems, *outdated, *unusable),
+        notes=(*found.copies, *replaced),
+    )
+
+
+def _link(path: Path, start: Path) -> str:
+    return quote(Path(os.path.relpath(path, start)).as_posix(), errors="surrogateescape")
+
+
+def current_versions(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Leave out runs with an older version of a metric that another run of the data set has a newer version of; what was left out.
+
+    Numbers of one column would be incomparable although they look alike.
+    """
+    newest: dict[tuple[str, str], int] = defaultdict(int)
+    for run in runs:
+        for metric in run.record.metrics:
+            key = str(run.record.dataset["name"]), metric.name
+            newest[key] = max(newest[key], metric.version)
+    kept, messages = [], []
+    for run in runs:
+        dataset = str(run.record.dataset["name"])
+        old = [metric for metric in run.record.metrics if metric.version < newest[dataset, metric.name]]
+        if not old:
+            kept.append(run)
+            continue
+        name, version = old[0].name, old[0].version
+        messages.append(
+            f"record {run.path} has version {version} of {name}, and other records of {dataset} have version {newest[dataset, name]}; "
+            "evaluate the older runs again"
+        )
+    return kept, messages
+
+
+def _comparisons(folder: Path, digests: set[str]) -> tuple[list[Comparison], list[str]]:
+    """Comparisons below `folder` whose records all have one of the digests, and messages for the others."""
+    found, messages = [], []
+    for path in find_files(folder, ".json"):
+        try:
+            comparison = read_comparison(path)
+        except DataError as error:
+            messages.append(str(error))
+            continue
+        if gone := {*comparison.a["records"], *comparison.b["records"]} - digests:
+            messages.append(
+                f"comparison {path} is of {len(gone)} records that are not there; remove it, and run `wsolbench compare --claims` again"
+            )
+        else:
+            found.append(comparison)
+    return found, messages

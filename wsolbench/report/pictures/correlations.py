@@ -1,0 +1,110 @@
+"""Self-correlation of points: how all pixels of a feature stage are like one of them, as arrays and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float32
+
+from wsolbench.exceptions import UsageError
+from wsolbench.maps import frame_size, to_frame
+from wsolbench.methods import PointCorrelator
+from wsolbench.protocol import EvalProtocol
+from wsolbench.report.pictures.overlays import Panel, frame_image, gray, mark_point, overlay, panel_grid
+from wsolbench.system.files import atomic_path
+from wsolbench.types import Sample, no_boxes
+
+if TYPE_CHECKING:
+    from wsolbench.maps.sources import ModelSource
+
+SHOWN = EvalProtocol(resize="bilinear", order="normalize_then_resize")
+"""How pictures are made: the whole image, and maps whose lowest and highest value have the first and the last colour."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PointMaps:
+    """Correlations of all pixels of an image with the one at `point`, (x, y) in pixels of the image: a map for each order."""
+
+    sample: Sample
+    point: tuple[float, float]
+    stage: str
+    orders: tuple[int, ...]
+    maps: Float32[np.ndarray, "o h w"]
+
+
+def correlate(
+    source: ModelSource, sample: Sample, point: tuple[float, float] | None, orders: Sequence[int], stage: str | None = None
+) -> PointMaps:
+    """Correlations with one point of an image, as `source.post` defines them.
+
+    Args:
+        source: model and post-process; its protocol must be `SHOWN`.
+        sample: the image.
+        point: (x, y) in its pixels; None: the peak of the model's own map of the true class.
+        orders: of the correlations.
+        stage: name of the feature stage; None: the last one.
+
+    Raises `UsageError` for a point outside of the image, a stage or order that does not exist, and a post-process without
+    correlations.
+    """
+    import torch
+
+    from wsolbench.methods.device import normalized
+
+    size = sample.size
+    if not isinstance(source.post, PointCorrelator):
+        name = "none" if source.post is None else source.post.method_name
+        raise UsageError(f"post-process {name!r} has no correlations of points to show; use scg")
+    if point is not None and not all(0 <= value < end for value, end in zip(point, size, strict=True)):
+        raise UsageError(
+            f"point {point[0]:g},{point[1]:g} is outside of image {sample.id!r}; expected 0 <= X < {size[0]} and 0 <= Y < {size[1]}"
+        )
+    pixels = torch.from_numpy(source.load(sample)["image"][None].copy())
+    result = source.method.localize(normalized(pixels, source.method.input_spec, source.device))
+    if point is None:
+        raw_map = result.score_maps(torch.tensor([[sample.label]], device=source.device))[0, 0]
+        row, column = divmod(int(raw_map.argmax()), raw_map.shape[1])
+        point = ((column + 0.5) / raw_map.shape[1] * size[0], (row + 0.5) / raw_map.shape[0] * size[1])
+    place = torch.tensor([[point[0] / size[0], point[1] / size[1]]], device=source.device)
+    stage, maps = source.post.correlations(result, place, orders=orders, stage=stage)
+    return PointMaps(sample=sample, point=point, stage=stage, orders=tuple(orders), maps=maps[0].float().cpu().numpy())
+
+
+def correlation_sheet(rows: Sequence[PointMaps], path: Path, title: str) -> None:
+    """Write a picture with a row for each point: the image with a cross, and the map of each order over it, its range below.
+
+    All rows must have the same orders. Raises as `wsolbench.report.pictures.overlays.panel_grid`.
+    """
+    names = ["image", *(f"order {order}" for order in rows[0].orders)]
+    labels = ("lowest value of the map", "middle", "highest")
+    panel_grid([_panels(row) for row in rows], path, title, column_names=names, boxes=False, map_labels=labels)
+
+
+def _panels(row: PointMaps) -> list[Panel]:
+    sample, (x, y) = row.sample, row.point
+    image = frame_image(sample, SHOWN)
+    width, height = frame_size(sample.size, SHOWN)
+    marked = mark_point(image, (x * width / sample.size[0], y * height / sample.size[1]))
+    panels = [Panel(pixels=marked, name=sample.id, caption=(f"point {x:.0f}, {y:.0f}",))]
+    for order_map in row.maps:
+        unit_map = to_frame(order_map, sample.size, SHOWN, what=f"correlation map of {sample.id!r}")
+        drawn = overlay(gray(image), unit_map, no_boxes(), no_boxes(), strength=0.6)
+        panels.append(Panel(pixels=drawn, caption=(f"{order_map.min():.3g} to {order_map.max():.3g}",)))
+    return panels
+
+
+def save_correlations(rows: Sequence[PointMaps], path: Path) -> None:
+    """Write an .npz: `maps` (R, O, h, w), `images` (R,), `points` (R, 2) as x, y in pixels of the image, `orders` (O,) and `stage`."""
+    with atomic_path(path) as temporary:
+        np.savez_compressed(
+            temporary,
+            maps=np.stack([row.maps for row in rows]),
+            images=np.array([row.sample.id for row in rows]),
+            points=np.array([row.point for row in rows], dtype=np.float64),
+            orders=np.array(rows[0].orders),
+            stage=np.array(rows[0].stage),
+        )

@@ -1,0 +1,236 @@
+"""Pictures of a run: box accuracy against the threshold, the error breakdown, and sheets of images (`wsolbench.report.pictures.sheets`)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from wsolbench.evaluation.score_table import ScoreTable
+from wsolbench.exceptions import DataError, UsageError
+from wsolbench.metrics.catalog import metric_title
+from wsolbench.metrics.errors import ERROR_NAMES
+from wsolbench.metrics.max_box_acc import MaxBoxAcc
+from wsolbench.protocol import EvalProtocol
+from wsolbench.records import RunRecord
+from wsolbench.report.board.tables import run_title, sort_policies
+from wsolbench.report.pictures.overlays import save_figure, shorten
+from wsolbench.report.pictures.sheets import SHEETS, write_sheets
+from wsolbench.system.files import atomic_path, make_folder
+from wsolbench.types import Dataset, ScoreMap
+
+PICTURES = (*SHEETS, "accuracy.png", "errors.png")
+"""What `write_pictures` can write."""
+
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, which people with a colour vision deficiency can tell apart."""
+_LINES: tuple[Any, ...] = ("-", "--", "-.", ":")
+_MARKERS = {"oracle": "o", "fixed": "^", "transfer": "D"}
+_ONE_BOX_DELTA = 0.5
+"""IoU threshold of GT-known and MaxBoxAcc."""
+
+
+def write_pictures(
+    folder: Path,
+    record: RunRecord,
+    scores: ScoreTable,
+    dataset: Dataset,
+    maps_of: Callable[[list[int]], Sequence[ScoreMap]],
+    *,
+    count: int = 9,
+) -> list[Path]:
+    """Write what a run's scores allow of `PICTURES` into `folder` and give their paths; others of these names are removed.
+
+    Sheets show the images with the highest and the lowest IoU, and some spread evenly over all ranks. The IoU and the predicted
+    box are those of GT-known at its oracle threshold; where no image has a true box, the pixel IoU and the region at Peak-T.
+
+    Args:
+        folder: made when it does not exist.
+        record: of the run; gives protocol, thresholds and title.
+        scores: per-image scores, in the order of `dataset`.
+        dataset: the images that were scored.
+        maps_of: raw maps of the true class of the images with these indices, in that order; asked once.
+        count: images on a sheet.
+
+    Raises `DataError` when scores and data set are not of the same images, and `UsageError` when the folder is read-only.
+    """
+    ids = scores.column(lambda part: part.ids).tolist()
+    if list(dataset.ids) != ids:
+        raise DataError(f"the {len(ids)} scores are not those of the {len(dataset)} images of {dataset.name}/{dataset.split}: ids differ")
+    make_folder(folder)
+    written = write_sheets(folder, record, scores, dataset, maps_of, count=count)
+    if _has_boxes(scores):
+        accuracy_curve(record, scores, folder / "accuracy.png")
+        written.append(folder / "accuracy.png")
+    if _error_shares(record, "oracle") is not None:
+        error_bars([(str(record.method["name"]), record)], folder / "errors.png")
+        written.append(folder / "errors.png")
+    for name in PICTURES:
+        if folder / name not in written:
+            (folder / name).unlink(missing_ok=True)
+    return written
+
+
+def add_pictures(
+    folder: Path,
+    record: RunRecord,
+    scores: ScoreTable,
+    dataset: Dataset,
+    maps_of: Callable[[list[int]], Sequence[ScoreMap]],
+) -> list[Path]:
+    """Write the pictures of a run into `folder` and give their paths, as `write_pictures`, but keep those of another run.
+
+    Where `folder` holds other pictures of these names, those of this run go to a folder in it that is named as the record. The same run
+    gives the same bytes, so a run that is repeated finds its own pictures.
+    """
+    make_folder(folder)
+    with tempfile.TemporaryDirectory() as place:
+        new = {path.name: path.read_bytes() for path in write_pictures(Path(place), record, scores, dataset, maps_of)}
+    old = {name: path.read_bytes() for name in PICTURES if (path := folder / name).is_file()}
+    if any(new.get(name) != content for name, content in old.items()):
+        folder /= record.path.stem
+    for name, content in new.items():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_bytes(content)
+    return [folder / name for name in new]
+
+
+def accuracy_curve(record: RunRecord, scores: ScoreTable, path: Path) -> None:
+    """Write a PNG of box accuracy against the threshold tau, one line for each IoU threshold delta.
+
+    Left the protocol's rule for MaxBoxAccV2 (every region gives a box), right its rule for one box an image; the thresholds
+    of the record's policies are marked, on the lines that a metric is read from. Raises `DataError` when no image has a true
+    box, and `UsageError` when the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    if not _has_boxes(scores):
+        raise DataError("no image has a true box, so there is no box accuracy to draw")
+    protocol = record.map_protocol
+    policies = sort_policies(metric.policy for metric in record.metrics if metric.policy is not None)
+    deltas = tuple(sorted({*protocol.deltas, _ONE_BOX_DELTA}))
+    figure: Any = Figure(figsize=(10.0, 4.9), dpi=100)
+    panels = figure.subplots(1, 2, sharey=True)
+    rules = (
+        (f"Boxes: {protocol.components} ({metric_title('max_box_acc_v2')})", "best_iou", protocol.deltas, "max_box_acc_v2"),
+        (f"One box an image: {protocol.single_box} ({metric_title('gt_known')})", "single_iou", deltas, "gt_known"),
+    )
+    for axes, (title, iou, drawn, name) in zip(panels, rules, strict=True):
+        curves = _curves(scores, iou, drawn, protocol)
+        for delta, curve in zip(drawn, curves, strict=True):
+            style = deltas.index(delta)
+            axes.plot(protocol.taus, 100 * curve, color=_pick(_COLORS, style), linestyle=_pick(_LINES, style), linewidth=1.8)
+        read_at = protocol.deltas if name == "max_box_acc_v2" else (_ONE_BOX_DELTA,)
+        for policy in policies:
+            metric = record.metric(name, policy)
+            for delta, tau in zip(read_at, metric.tau or () if metric else (), strict=False):
+                height = np.interp(tau, protocol.taus, curves[drawn.index(delta)])
+                color = _pick(_COLORS, deltas.index(delta))
+                axes.plot(tau, 100 * height, _marker(policy), color=color, markeredgecolor="black", markersize=8, clip_on=False, zorder=3)
+        axes.set_title(title, fontsize=10, parse_math=False)
+        axes.set_xlabel("threshold tau")
+        axes.set_xlim(protocol.taus[0], max(protocol.taus[-1], protocol.taus[0] + 1e-3))
+        axes.set_ylim(-2, 102)  # lines at either end are seen whole
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("images whose box passes (%)")
+    test = "≥" if protocol.iou_test == ">=" else ">"
+    lines = [
+        Line2D([], [], color=_pick(_COLORS, i), linestyle=_pick(_LINES, i), linewidth=1.8, label=f"IoU {test} {delta:g}")
+        for i, delta in enumerate(deltas)
+    ]
+    marks = [
+        Line2D([], [], linestyle="", marker=_marker(policy), color="white", markeredgecolor="black", markersize=8, label=policy)
+        for policy in policies
+    ]
+    _finish(figure, record, [*lines, *marks])
+    save_figure(figure, path)
+
+
+def _has_boxes(scores: ScoreTable) -> bool:
+    return any(part.has_boxes.any() for part in scores)
+
+
+def _curves(scores: ScoreTable, iou: str, deltas: tuple[float, ...], protocol: EvalProtocol) -> Float64[np.ndarray, "d t"]:
+    """Box accuracy by the IoUs of this name."""
+    counted = MaxBoxAcc(protocol, deltas=deltas)
+    for part in scores:
+        for index in np.flatnonzero(part.has_boxes):
+            counted.update(getattr(part, iou)[index], int(part.labels[index]))
+    return counted.curve()
+
+
+def error_bars(runs: Sequence[tuple[str, RunRecord]], path: Path, *, policy: str = "oracle") -> None:
+    """Write a PNG of the error breakdown of one or several named runs, side by side, with 95 % intervals.
+
+    Raises `UsageError` for a run without an error breakdown under `policy`, and when no run is given.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    if not runs:
+        raise UsageError("no run to draw the error breakdown of")
+    figure: Any = Figure(figsize=(max(7.0, 1.6 + 0.9 * len(ERROR_NAMES) * max(1.0, len(runs) / 2)), 4.6), dpi=100)
+    axes = figure.subplots()
+    width = 0.8 / len(runs)
+    for number, (name, record) in enumerate(runs):
+        shares = _error_shares(record, policy)
+        if shares is None:
+            raise UsageError(f"run {name!r} has no error breakdown under the threshold policy {policy!r}")
+        places = np.arange(len(ERROR_NAMES)) + width * (number - (len(runs) - 1) / 2)
+        values, low, high = 100 * shares
+        axes.bar(places, values, 0.92 * width, color=_pick(_COLORS, number), edgecolor="black", linewidth=0.6)
+        spans = np.stack([np.maximum(values - low, 0), np.maximum(high - values, 0)])
+        axes.errorbar(places, values, spans, fmt="none", ecolor="black", elinewidth=1.2, capsize=3)
+        for place, value, top in zip(places, values, high, strict=True):
+            axes.annotate(
+                f"{value:.1f}", (place, max(value, top)), (0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=8
+            )
+    axes.set_xticks(range(len(ERROR_NAMES)), [metric_title(f"error_{name}") for name in ERROR_NAMES])
+    axes.set_ylabel("share of images (%)")
+    axes.set_ylim(0, max(axes.get_ylim()[1] * 1.05, 10))
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", alpha=0.3)
+    handles = [Patch(facecolor=_pick(_COLORS, number), edgecolor="black", label=shorten(name, 40)) for number, (name, _) in enumerate(runs)]
+    same = all(record.key["dataset"] == runs[0][1].key["dataset"] and record.protocol == runs[0][1].protocol for _, record in runs)
+    _finish(figure, runs[0][1], handles if len(runs) > 1 else [], title=None if len(runs) == 1 else _shared_title(runs[0][1], same=same))
+    save_figure(figure, path)
+
+
+def _shared_title(record: RunRecord, *, same: bool) -> str:
+    if not same:
+        return "Error breakdown; the runs differ in data set or protocol"
+    return f"Error breakdown · {record.dataset['name']}/{record.dataset['split']} · {record.protocol.name}"
+
+
+def _error_shares(record: RunRecord, policy: str) -> Float64[np.ndarray, "3 6"] | None:
+    """Value, low and high end of each category as fractions; None where the record has no breakdown under the policy."""
+    rows = []
+    for name in ERROR_NAMES:
+        metric = record.metric(f"error_{name}", policy)
+        if metric is None or metric.value is None:
+            return None
+        value = metric.value
+        rows.append((value, value if metric.low is None else metric.low, value if metric.high is None else metric.high))
+    return np.transpose(np.array(rows, dtype=np.float64))
+
+
+def _finish(figure: Any, record: RunRecord, handles: list[Any], title: str | None = None) -> None:
+    figure.suptitle(shorten(title or run_title(record), 110), fontsize=11, parse_math=False)
+    figure.tight_layout(rect=(0, 0.07 if handles else 0, 1, 1))
+    if handles:
+        legend = figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 6), fontsize=9, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+
+
+def _marker(policy: str) -> str:
+    return _MARKERS.get(policy.partition(":")[0], "s")
+
+
+def _pick(values: tuple[Any, ...], index: int) -> Any:
+    return values[index % len(values)]
