@@ -6,7 +6,7 @@ The flow, from left to right; each step imports only from steps to its left:
 
 A data set gives samples (image, label, true boxes, masks, key points). A method turns images into raw score maps and
 logits. `maps` brings a raw map into the frame of an `EvalProtocol`. `metrics` compares map and truth. A record keeps the
-numbers of one run with all that they depend on, and the report makes tables and pictures of records. `evaluate` joins them.
+numbers of one run with all that they depend on, and the report makes tables and pictures of records. `evaluation` joins them.
 
     >>> import numpy as np
     >>> from wsolbench import EvalProtocol, best_iou_per_tau
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wsolbench.system.lazy import keep_names, lazy_names
+from wsolbench.system.lazy import lazy_names
 
 if TYPE_CHECKING:
     from wsolbench.datasets import list_datasets as list_datasets
@@ -46,14 +46,14 @@ _HOME = {
     "DataError": "exceptions",
     "Dataset": "types",
     "EvalProtocol": "protocol",
-    "FolderSource": "sources",
-    "ModelSource": "sources",
+    "FolderSource": "maps.sources",
+    "ModelSource": "maps.sources",
     "RunRecord": "records",
     "Sample": "types",
     "UsageError": "exceptions",
     "WsolbenchError": "exceptions",
     "best_iou_per_tau": "metrics.sweep",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation.evaluate",
     "frame_boxes": "maps",
     "list_datasets": "datasets",
     "list_methods": "methods",
@@ -67,4 +67,3 @@ __all__ = list(_HOME)
 
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME)
-keep_names(__name__, _HOME)

@@ -27,7 +27,7 @@ class MethodConfig(Ranged):
     grid: str = "default"
     """Variant of the backbone, for instance `std14` or `stock` (see its file); `default`: the method's choice, else the backbone's."""
     recipe: str = "default"
-    """Name of the training recipe (see `recipes.py`); `default`: the method's choice for this backbone."""
+    """Name of the training recipe (see `core/recipes.py`); `default`: the method's choice for this backbone."""
 
     def __post_init__(self) -> None:
         check_settings(self, "method")

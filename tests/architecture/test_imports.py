@@ -84,19 +84,17 @@ def test_a_method_without_torch_says_what_to_install() -> None:
     "first",
     [
         "pass",
-        "import wsolbench.evaluate",
+        "import wsolbench.evaluation.evaluate",
         "from wsolbench import evaluate",
-        "import wsolbench.cli.eval, wsolbench.sources, wsolbench.evaluate",
+        "import wsolbench.cli.eval, wsolbench.maps.sources, wsolbench.evaluation",
         "import wsolbench; wsolbench.evaluate; wsolbench.evaluate",
-        "import wsolbench.evaluate; import importlib, sys; importlib.reload(sys.modules['wsolbench.evaluate'])",
     ],
 )
 def test_evaluate_is_the_function_whatever_was_imported_before(first: str) -> None:
     code = (
         f"{first}\nfrom wsolbench import evaluate\nimport inspect, sys, wsolbench\nassert inspect.isfunction(evaluate), evaluate\n"
-        "assert wsolbench.evaluate is evaluate is sys.modules['wsolbench.evaluate'].evaluate\n"
-        "from wsolbench.evaluate import score, limited\nfrom wsolbench import evaluate as again\nassert again is evaluate\n"
-        "import wsolbench.evaluate\nassert wsolbench.evaluate is evaluate"
+        "from wsolbench.evaluation.evaluate import score\nimport wsolbench.evaluation.evaluate\n"
+        "assert wsolbench.evaluate is evaluate is sys.modules['wsolbench.evaluation.evaluate'].evaluate"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

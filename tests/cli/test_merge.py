@@ -98,7 +98,9 @@ def test_two_processes_make_the_record_of_one(run, birds: Path) -> None:
         "--resamples",
         "100",
     )
-    Path("small.py").write_text("import wsolbench.runs\nfrom wsolbench.cli import main\n\nwsolbench.runs.CHUNK = 2\nmain()\n")
+    Path("small.py").write_text(
+        "import wsolbench.evaluation.runs\nfrom wsolbench.cli import main\n\nwsolbench.evaluation.runs.CHUNK = 2\nmain()\n"
+    )
     # torchrun gives each of several processes one thread; a network's last bits depend on the number of threads.
     settings = {**os.environ, "OMP_NUM_THREADS": "1"}
     outcomes = []

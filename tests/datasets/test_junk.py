@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.datasets.layouts import WNIDS, write_cub, write_ilsvrc_official, write_image
-from tests.test_listing import LEFT_BY_TOOLS
+from tests.system.test_listing import LEFT_BY_TOOLS
 from wsolbench.datasets import load_dataset
 from wsolbench.exceptions import DataError, UsageError
 

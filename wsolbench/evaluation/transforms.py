@@ -199,7 +199,10 @@ def _moved_points(points: Float64[np.ndarray, "p 2"], side: int, transform: Tran
     return np.asarray(turned + side / 2)
 
 
-def _moved_boxes(boxes: Boxes, side: int, move: Callable[[Float64[np.ndarray, "p 2"]], Float64[np.ndarray, "p 2"]]) -> Boxes:
+def _moved_boxes(
+    boxes: Boxes, side: int, move: Callable[[Float64[np.ndarray, "p 2"]], Float64[np.ndarray, "p 2"]]
+) -> Float64[np.ndarray, "k 4"]:
+    """Boxes around the moved corners; those that are left or turn out of the view have none."""
     cut = np.clip(boxes, 0, side)
     kept = []
     for x0, y0, x1, y1 in cut[((cut[:, 2:] - cut[:, :2]) > 0).all(axis=1)]:

@@ -25,22 +25,6 @@ def lazy_names(package: str, home: Mapping[str, str]) -> tuple[Callable[[str], A
     return lookup, names
 
 
-def keep_names(package: str, home: Mapping[str, str]) -> None:
-    """Let names of `home` that submodules have, too, always mean what the submodule defines under the name.
-
-    Importing a submodule would make it an attribute of its package, in place of the name that is looked up. The submodule itself is
-    imported as ever (`from package.name import ...`).
-    """
-    shared = {name for name, module in home.items() if name == module}
-
-    class Package(ModuleType):
-        def __setattr__(self, name: str, value: object) -> None:
-            if name not in shared or not isinstance(value, ModuleType):
-                super().__setattr__(name, value)
-
-    sys.modules[package].__class__ = Package
-
-
 def pycocotools(module: str) -> ModuleType:
     """A module of pycocotools, for instance `mask`. Raises `UsageError` where it is not installed."""
     try:

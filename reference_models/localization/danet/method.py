@@ -79,7 +79,7 @@ class DanetConfig(MethodConfig):
     variant: Literal["default", "official"] = "default"
     """`official`: the map of the released code."""
     hierarchy: str = GROUPS
-    """Path of a CSV file (see `layers/class_tree.py`); `groups`: consecutive classes, kin or not; `none`: one level, without a tree."""
+    """Path of a CSV file (see `class_tree.py`); `groups`: consecutive classes, kin or not; `none`: one level, without a tree."""
     group: Count = 5
     """Classes of a parent and parents of a root with `hierarchy=groups`; about CUB's 200 : 37 : 11."""
     parents: tuple[int, ...] = ()

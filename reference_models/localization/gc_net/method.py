@@ -11,7 +11,7 @@ sure of the label and the second sure of nothing, with a shape as small as possi
     I              images                          (B, 3, H, W)
     detector       detector, regressor             a second copy of the backbone, and layers on it
     u              numbers                         (B, 4 or 5)   in (0, 1)
-    generator      shape_mask (the code's `math`), or ShapeNet (`cnn`): see `layers/shapes.py`
+    generator      shape_mask (the code's `math`), or ShapeNet (`cnn`): see `shapes.py`
     m              masks, maps_of(class_ids)       (B, H, W)     in (0, 1); the same for every class
     classifier     backbone, head                  logits (B, C) of the whole image are its
 

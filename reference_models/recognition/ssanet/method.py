@@ -11,9 +11,9 @@ Boxes of parts are only about right. One classifier sees each part at several sc
     A_1 .. A_K      proposed.boxes                      (B, K, 4)           `layers/navigator.py`, as in NTS-Net
     f_i,j           heads.pooled(look(...))             (B, K, D)           parts seen again by the backbone
     FC              part_classifier                     (B, K, C)           one layer for all parts
-    S               mac_loss                            (B, B, K, K)        `layers/part_agreement.py`
-    (6)-(8), y      reading.scales                      (B, K, C)           DSM, `layers/scale_alignment.py`
-    (9)-(13), y     reading.orientations                (B, K, C)           OP, `layers/oriented_pooling.py`, on the aligned candidate
+    S               mac_loss                            (B, B, K, K)        `part_agreement.py`
+    (6)-(8), y      reading.scales                      (B, K, C)           DSM, `scale_alignment.py`
+    (9)-(13), y     reading.orientations                (B, K, C)           OP, `oriented_pooling.py`, on the aligned candidate
 
     (1)  L = sum_j CE(FC f_j) + lambda mean of L_m over pairs of images
     (2)  L_m = mean_j log(1 + sum_{m != j} exp(S_jm - S_jj))        the cross-entropy of softmax(S_j) with target j

@@ -19,7 +19,7 @@ from wsolbench.report.board.tables import UNDEFINED, one_line
 
 def document(sections: Sequence[tuple[str, str, str]], data: dict[str, Any]) -> str:
     """The whole page: of each section key, title and HTML, and what the script draws from."""
-    style, script = ((files("wsolbench.report") / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    style, script = ((files("wsolbench.report.page") / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     allowed = f"style-src '{_digest(style)}'; script-src '{_digest(script)}'"
     policy = f"default-src 'none'; img-src data:; {allowed}; base-uri 'none'; form-action 'none'"
     links = "".join(f'<li><a href="#{key}">{escape(title)}</a></li>' for key, title, _ in sections)

@@ -1,0 +1,453 @@
+"""Training: the same request gives the same weights, interrupted or not; what it writes; what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from reference_models.core.recipes import RECIPES, Recipe
+from reference_models.localization.cam import Cam
+from reference_models.training import loop as train
+from reference_models.training.images import ImageReader, masks_of
+from reference_models.training.run_folder import BEST, LAST, LOG, STATE
+from tests.reference_models.conftest import squares
+from wsolbench.exceptions import DataError, UsageError
+from wsolbench.methods import TrainRequest
+from wsolbench.types import Dataset, Sample
+
+CONV_WITH_DROPOUT = {"head": "conv", "width": "8", "dropout": "0.5"}
+"""Dropout draws from torch's global generator: a run that is continued must draw what the unbroken one draws."""
+
+
+def request(out: Path, **changes) -> TrainRequest:
+    values = {
+        "train": squares(),
+        "val": squares(9, seed=1, split="val"),
+        "backbone": "tiny",
+        "weights": "none",
+        "epochs": 4,
+        "batch_size": 8,
+        "image_size": 32,
+        "workers": 0,
+        "device": "cpu",
+        "settings": CONV_WITH_DROPOUT,
+    }
+    return TrainRequest(out=out, **{**values, **changes})
+
+
+def log_of(out: Path) -> list[dict[str, str]]:
+    """The log without the columns that time the machine."""
+    rows = list(csv.DictReader((out / LOG).open()))
+    return [{key: value for key, value in row.items() if key not in {"seconds", "images_per_second"}} for row in rows]
+
+
+def same_weights(one: Path, two: Path) -> bool:
+    first, second = load_file(one), load_file(two)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# --- the same request, the same weights -------------------------------------------------------------------------------
+
+
+def test_a_seed_fixes_the_weights_to_the_bit_and_another_seed_gives_others(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        Cam.fit(request(tmp_path / name, seed=seed, epochs=2))
+    assert same_weights(tmp_path / "a" / LAST, tmp_path / "b" / LAST)
+    assert not same_weights(tmp_path / "a" / LAST, tmp_path / "c" / LAST)
+
+
+def test_the_number_of_workers_does_not_matter(tmp_path):
+    for workers in (0, 1, 3):
+        Cam.fit(request(tmp_path / str(workers), workers=workers, epochs=2))
+    assert same_weights(tmp_path / "0" / LAST, tmp_path / "1" / LAST)
+    assert same_weights(tmp_path / "0" / LAST, tmp_path / "3" / LAST)
+
+
+def test_training_leaves_the_callers_random_state_alone(tmp_path):
+    before = torch.get_rng_state()
+    Cam.fit(request(tmp_path, epochs=1))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+class InterruptError(Exception):
+    """Stands for whatever stops a run."""
+
+
+def interrupt(monkeypatch, wanted: TrainRequest, *, before: int) -> None:
+    """Run until an epoch would begin."""
+
+    def stop(self, epoch, epochs):
+        if epoch == before:
+            raise InterruptError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cam, "on_epoch", stop)
+        with pytest.raises(InterruptError):
+            Cam.fit(wanted)
+
+
+@pytest.mark.parametrize("stop_before", [1, 3])
+def test_a_run_that_goes_on_ends_where_an_unbroken_run_ends(tmp_path, monkeypatch, stop_before):
+    unbroken, broken = request(tmp_path / "unbroken"), request(tmp_path / "broken")
+    Cam.fit(unbroken)
+
+    interrupt(monkeypatch, broken, before=stop_before)
+    assert (broken.out / STATE).exists()
+    assert not (broken.out / LAST).exists()
+    Cam.fit(broken)
+    assert same_weights(unbroken.out / LAST, broken.out / LAST)
+    assert same_weights(unbroken.out / BEST, broken.out / BEST)
+    assert log_of(unbroken.out) == log_of(broken.out)
+    assert not (broken.out / STATE).exists()
+
+
+KILLED_IN_THE_MIDDLE = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from reference_models.localization.cam import Cam
+from tests.reference_models.training.test_loop import request
+
+torch.set_num_threads(1)
+whole_loss = Cam.loss
+
+def loss(self, batch):
+    if batch.step == 7:  # the second of three batches of the third epoch
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole_loss(self, batch)
+
+Cam.loss = loss
+Cam.fit(request(Path(sys.argv[1])))
+"""
+
+
+def test_a_run_that_is_killed_in_the_middle_of_an_epoch_goes_on(tmp_path):
+    unbroken, killed = request(tmp_path / "unbroken"), request(tmp_path / "killed")
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-c", KILLED_IN_THE_MIDDLE, str(killed.out)]
+    done = subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [row["epoch"] for row in log_of(killed.out)] == ["1", "2"]
+    (killed.out / ".state-leftover.pt").write_bytes(b"half a file, as a kill can leave it")
+    Cam.fit(killed)
+    Cam.fit(unbroken)
+    assert same_weights(unbroken.out / LAST, killed.out / LAST)
+    assert log_of(unbroken.out) == log_of(killed.out)
+    assert not list(killed.out.glob(".state-*"))
+
+
+def test_a_finished_run_is_returned_without_training(tmp_path, monkeypatch):
+    path = Cam.fit(request(tmp_path))
+    before = path.read_bytes()
+
+    def refuse(self, batch):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(Cam, "loss", refuse)
+    assert Cam.fit(request(tmp_path)) == path
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("change", [{"seed": 5}, {"epochs": 9}, {"lr": 0.5}, {"settings": {**CONV_WITH_DROPOUT, "dropout": "0.1"}}])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_folder_of_another_run_is_refused_by_what_differs(tmp_path, monkeypatch, change, finished):
+    if finished:
+        Cam.fit(request(tmp_path, epochs=1))
+    else:
+        interrupt(monkeypatch, request(tmp_path, epochs=2), before=1)
+    name = "dropout" if "settings" in change else next(iter(change))
+    with pytest.raises(UsageError, match=rf"another run.*{name}.*--out of `wsolbench train`"):
+        Cam.fit(request(tmp_path, **{"epochs": 1 if finished else 2, **change}))
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path):
+    import fcntl
+
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="another process is training"):
+            Cam.fit(request(tmp_path))
+
+
+# --- what it learns and writes -----------------------------------------------------------------------------------------
+
+
+def test_eight_images_are_learnt_by_heart(tmp_path):
+    settings = {
+        "head": "conv",
+        "width": "16",
+        "recipe.flip": "0",
+        "recipe.resize": "1",
+        "recipe.schedule": "constant",
+        "recipe.weight_decay": "0",
+    }
+    Cam.fit(request(tmp_path, train=squares(8), val=None, epochs=50, lr=5e-3, settings=settings))
+    assert float(log_of(tmp_path)[-1]["train_loss"]) < 0.05
+
+
+def test_the_log_has_a_row_for_each_epoch_with_terms_rate_and_accuracy(tmp_path):
+    Cam.fit(
+        request(
+            tmp_path, settings={**CONV_WITH_DROPOUT, "recipe.schedule": "step", "recipe.milestones": "0.5", "recipe.warmup": "0"}, lr=0.01
+        )
+    )
+    rows = list(csv.DictReader((tmp_path / LOG).open()))
+    assert list(rows[0]) == ["epoch", "train_loss", "cross_entropy", "lr", "val_accuracy", "images_per_second", "seconds"]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.01, 0.01, 0.001, 0.001])
+    assert all(row["train_loss"] == row["cross_entropy"] for row in rows)
+
+
+def test_the_best_checkpoint_is_the_first_with_the_highest_accuracy_on_the_validation_split(tmp_path):
+    Cam.fit(request(tmp_path, epochs=5))
+    accuracies = [float(row["val_accuracy"]) for row in log_of(tmp_path)]
+    best = Cam.load(tmp_path / BEST, device="cpu")
+    assert best.facts["epoch"] == 1 + int(np.argmax(accuracies))
+    assert best.facts["val_accuracy"] == pytest.approx(max(accuracies), abs=1e-6)
+    right = 0
+    for sample in squares(9, seed=1, split="val").samples:
+        from wsolbench.methods.inputs import to_input
+
+        images = torch.from_numpy(to_input(sample.image(), best.input_spec))[None]
+        right += int(best.localize(images).logits.argmax() == sample.label)
+    assert right / 9 == pytest.approx(max(accuracies), abs=1e-6)
+
+
+def test_without_a_validation_split_there_is_no_best_checkpoint(tmp_path):
+    Cam.fit(request(tmp_path, val=None, epochs=1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "last.json", "last.safetensors", "log.csv"]
+    assert log_of(tmp_path)[0]["val_accuracy"] == ""
+
+
+def test_a_checkpoint_of_another_run_can_be_the_start(tmp_path):
+    first = Cam.fit(request(tmp_path / "first", epochs=1))
+    model = Cam.create(backbone="tiny", num_classes=7, weights=str(first), settings={})
+    trained = load_file(first)
+    assert torch.equal(model.backbone.state_dict()["steps.stem.0.weight"], trained["backbone.steps.stem.0.weight"])
+    second = Cam.load(Cam.fit(request(tmp_path / "second", epochs=1, weights=str(first))), device="cpu")
+    assert second.describe()["weights"]["name"] == "last.safetensors"
+
+
+# --- groups of parameters ----------------------------------------------------------------------------------------------
+
+
+def test_new_layers_and_biases_learn_faster_by_the_factors_of_the_recipe(tmp_path):
+    first = Cam.fit(request(tmp_path, epochs=1))
+    model = Cam.create(backbone="tiny", num_classes=3, weights=str(first), settings={})
+    groups = {group["name"]: group["factor"] for group in model.parameter_groups(RECIPES["spa_cub"])}
+    assert groups == {"backbone weights": 1, "backbone biases": 2, "new weights": 10, "new biases": 20}
+    flat = replace(RECIPES["spa_cub"], new_factor=1.0, bias_factor=1.0)
+    assert {group["factor"] for group in model.parameter_groups(flat)} == {1}
+
+
+def test_a_step_moves_each_group_by_its_own_rate(tmp_path):
+    """Plain SGD without momentum and decay: the change of a parameter is its rate times its gradient."""
+    from reference_models.training.loop import _optimizer
+
+    first = Cam.fit(request(tmp_path, epochs=1))
+    recipe = Recipe(source="test", epochs=1, batch_size=1, lr=0.001, momentum=0.0, weight_decay=0.0)
+    model = Cam.create(backbone="tiny", num_classes=3, weights=str(first), settings={})
+    optimizer = _optimizer(model, recipe)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer.step()
+    expected = {
+        "head.classifier.weight": 0.01,
+        "head.classifier.bias": 0.02,
+        "backbone.steps.stem.0.weight": 0.001,
+        "backbone.steps.stem.1.bias": 0.002,
+    }
+    moved = dict(model.named_parameters())
+    for name, rate in expected.items():
+        torch.testing.assert_close(before[name] - moved[name], torch.full_like(before[name], rate), atol=1e-6, rtol=0)
+
+
+# --- what it refuses ---------------------------------------------------------------------------------------------------
+
+
+def changed(dataset: Dataset, **fields) -> Dataset:
+    return replace(dataset, samples=[*dataset.samples[:-1], replace(dataset.samples[-1], **fields)])
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_outside_the_classes_is_named(tmp_path, label):
+    with pytest.raises(DataError, match=rf"'train/23.png'.* label {label}, expected 0 to 2"):
+        Cam.fit(request(tmp_path, train=changed(squares(), label=label)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_split_and_other_classes_are_refused(tmp_path):
+    with pytest.raises(DataError, match="no images"):
+        Cam.fit(request(tmp_path, train=replace(squares(), samples=[])))
+    with pytest.raises(DataError, match=r"other classes \(2\) than the training split \(3\)"):
+        Cam.fit(request(tmp_path, val=squares(9, classes=2, split="val")))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_cannot_be_read_is_named(tmp_path, workers):
+    missing = Sample(id="gone.png", label=0, size=(32, 32), path=tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"gone\.png"):
+        Cam.fit(request(tmp_path / "run", train=replace(squares(), samples=[*squares().samples, missing]), workers=workers))
+
+
+def test_a_loss_that_is_no_longer_finite_stops_the_run_with_advice(tmp_path):
+    with pytest.raises(UsageError, match=r"'cam' is no longer finite: epoch \d+.*smaller --lr \(it is 1000\)"):
+        Cam.fit(request(tmp_path, lr=1000.0))
+    assert not (tmp_path / LAST).exists()
+
+
+@pytest.mark.parametrize(("change", "message"), [({"epochs": 0}, "epochs=0"), ({"lr": -1.0}, "lr=-1"), ({"workers": -1}, "workers=-1")])
+def test_numbers_that_mean_nothing_are_refused(tmp_path, change, message):
+    with pytest.raises(UsageError, match=message):
+        Cam.fit(request(tmp_path, **change))
+
+
+def test_unknown_settings_recipes_and_devices_come_with_the_nearest_name(tmp_path):
+    for settings, message in (
+        ({"dropuot": "1"}, "unknown setting of method 'cam' 'dropuot'; did you mean 'dropout'"),
+        ({"recipe": "spa_cup"}, "unknown recipe 'spa_cup'; did you mean 'spa_cub'"),
+        ({"recipe.gama": "1"}, "unknown setting of recipe 'tiny' 'gama'; did you mean 'gamma'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            Cam.fit(request(tmp_path, settings=settings))
+    with pytest.raises(UsageError, match="unknown device 'gpu'"):
+        Cam.fit(request(tmp_path, device="gpu"))
+
+
+# --- images ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
+def test_views_depend_on_seed_epoch_and_image_but_not_on_threads_or_memory(cache_bytes):
+    plan = [np.array([3, 1, 4]), np.array([0, 2])]
+    recipe = RECIPES["tiny"]
+    reference = [view.copy() for view in ImageReader(squares(5), 36, workers=0).views(plan, 32, recipe, seed=1, epoch=2)]
+    for workers in (0, 1, 4):
+        reader = ImageReader(squares(5), 36, workers=workers, cache_bytes=cache_bytes)
+        views = list(reader.views(plan, 32, recipe, seed=1, epoch=2))
+        assert all(np.array_equal(one, two) for one, two in zip(views, reference, strict=True))
+        other = list(reader.views(plan, 32, recipe, seed=1, epoch=3))
+        assert not all(np.array_equal(one, two) for one, two in zip(other, reference, strict=True))
+
+
+def pictures() -> Dataset:
+    """Pictures of several shapes; the red of a pixel says how far along the longer side it is."""
+    samples = []
+    for number, (height, width) in enumerate([(40, 100), (90, 40), (50, 50), (36, 60)]):
+        ramp = np.linspace(0, 255, max(height, width)).astype(np.uint8)
+        pixels = np.zeros((height, width, 3), dtype=np.uint8)
+        pixels[..., 0] = ramp[None, :width] if width >= height else ramp[:height, None]
+        samples.append(Sample(id=f"{number}.png", label=0, size=(width, height), array=pixels))
+    return Dataset(name="pictures", split="train", samples=samples, class_names=("one",), fingerprint="pictures")
+
+
+def test_with_the_shorter_side_resized_views_are_crops_of_undistorted_images():
+    data, plan = pictures(), [np.arange(4)]
+    recipe = replace(RECIPES["tiny"], flip=0.0)
+    reader = ImageReader(data, 36, workers=0, short_side=True)
+    starts: list[set[int]] = [set() for _ in range(4)]
+    for epoch in range(60):
+        (views,) = reader.views(plan, 32, recipe, seed=1, epoch=epoch)
+        assert views.shape == (4, 32, 32, 3)
+        for number, view in enumerate(views):
+            red = view[..., 0].astype(int)
+            along = red[0] if number in (0, 2, 3) else red[:, 0]
+            height, width = data.samples[number].array.shape[:2]
+            # Of an image that is resized to a square, a crop of 32 of 36 shows 32 / 36 of the ramp; of these, as much as is in 32 pixels.
+            shown = 255 * 32 / (36 * max(height, width) / min(height, width))
+            assert along[-1] - along[0] == pytest.approx(shown, abs=12)
+            starts[number].add(int(along[0]))
+    assert max(starts[0]) > 100  # both ends of a long image are seen
+    assert max(starts[2]) < 40
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 20_000, 1 << 30])
+def test_views_of_undistorted_images_depend_on_neither_threads_nor_memory(cache_bytes):
+    data, plan, recipe = pictures(), [np.array([3, 1]), np.array([0, 2, 1])], RECIPES["tiny"]
+    reference = list(ImageReader(data, 36, workers=0, short_side=True, cache_bytes=0).views(plan, 32, recipe, seed=1, epoch=2))
+    for workers in (0, 3):
+        reader = ImageReader(data, 36, workers=workers, cache_bytes=cache_bytes, short_side=True)
+        for _ in range(2):  # the second time from memory
+            views = list(reader.views(plan, 32, recipe, seed=1, epoch=2))
+            assert all(np.array_equal(one, two) for one, two in zip(views, reference, strict=True))
+        assert sum(image.nbytes for image in reader._seen.values()) <= cache_bytes
+        assert len(reader._seen) == {0: 0, 1 << 30: 4}.get(cache_bytes, len(reader._seen))
+
+
+def test_masks_keep_their_aspect_ratio_with_their_images(tmp_path):
+    data = pictures()
+    samples = []
+    for sample in data.samples:
+        path = tmp_path / sample.id
+        Image.fromarray((sample.image()[..., 0] > 127).astype(np.uint8) * 255).save(path)
+        samples.append(replace(sample, mask_paths=(path,)))
+    reader = ImageReader(replace(data, samples=tuple(samples)), 36, workers=0, masks=True, short_side=True)
+    for epoch in range(8):
+        (views,) = reader.views([np.arange(4)], 32, replace(RECIPES["tiny"], rotation=0.0), seed=1, epoch=epoch)
+        assert ((views[..., 0] > 127) != (views[..., 3] > 127)).mean() < 0.05
+
+
+def test_a_recipe_says_whether_training_images_keep_their_aspect_ratio(tmp_path, monkeypatch):
+    seen = []
+
+    def spy(dataset, side, **how):
+        seen.append((dataset.split, side, how.get("short_side", False)))
+        return ImageReader(dataset, side, **how)
+
+    monkeypatch.setattr(train, "ImageReader", spy)
+    Cam.fit(request(tmp_path / "one", train=pictures(), val=None, epochs=1, settings={"recipe.short_side": "true"}))
+    Cam.fit(request(tmp_path / "two", train=pictures(), val=None, epochs=1))
+    side = seen[0][1]
+    assert seen == [("train", side, True), ("train", side, False)]
+
+
+def with_masks(folder: Path) -> Dataset:
+    """The squares, with their bright part as mask."""
+    data = squares(6)
+    samples = []
+    for sample in data.samples:
+        path = folder / f"{sample.id.replace('/', '-')}"
+        Image.fromarray((sample.image().max(axis=2) == 255).astype(np.uint8) * 255).save(path)
+        samples.append(replace(sample, mask_paths=(path,)))
+    return replace(data, samples=tuple(samples))
+
+
+def test_masks_move_with_their_images_and_leave_the_pixels_as_they_are(tmp_path):
+    data, plan = with_masks(tmp_path), [np.arange(6)]
+    recipe = replace(RECIPES["tiny"], rotation=20.0)
+    (plain,) = ImageReader(data, 36, workers=0).views(plan, 32, recipe, seed=1, epoch=2)
+    (both,) = ImageReader(data, 36, workers=0, masks=True).views(plan, 32, recipe, seed=1, epoch=2)
+    assert np.array_equal(both[..., :3], plain)
+    bright, masked = plain.max(axis=3) > 160, both[..., 3] > 127
+    assert (bright & masked).sum() / (bright | masked).sum() > 0.75  # the border of ten pixels is sampled differently
+    masks = masks_of(both, torch.device("cpu"))
+    assert masks is not None
+    assert masks.shape == (6, 32, 32)
+    assert (masks.min(), masks.max()) == (0, 1)
+    assert masks_of(plain, torch.device("cpu")) is None
+
+
+def test_a_recipe_says_how_rotated_images_and_masks_are_sampled(tmp_path):
+    data, plan = with_masks(tmp_path), [np.arange(6)]
+    recipe = replace(RECIPES["tiny"], rotation=20.0, rotation_filter="nearest")
+    (nearest,) = ImageReader(data, 32, workers=0, masks=True).views(plan, 32, recipe, seed=1, epoch=2)
+    assert set(np.unique(nearest[..., 3])) == {0, 255}
+    (mixed,) = ImageReader(data, 32, workers=0, masks=True).views(plan, 32, replace(recipe, rotation_filter="bilinear"), seed=1, epoch=2)
+    assert len(np.unique(mixed[..., 3])) > 10
+
+
+def test_an_image_without_a_mask_is_named_where_one_is_needed():
+    with pytest.raises(DataError, match=r"'train/0\.png' of squares train has no mask; .* every image, and 2 of 2 have none"):
+        ImageReader(squares(2), 36, workers=0, masks=True)
