@@ -2,9 +2,10 @@
 
     python benchmarks/bench_bootstrap.py [--images 50000] [--resamples 1000] [--repeats 3]
 
-Six tables of hits at 256 thresholds, the error breakdown, pixel histograms of both kinds, IoU of each image, and the class
-average of accuracy: every metric of a data set with boxes and masks. Rows are made while they are read; the time of making
-them is taken out. Each run has a process of its own, so that its peak memory is its own.
+Six tables of hits at 256 thresholds, the error breakdown, pixel histograms of both kinds, IoU of each image,
+and the class average of accuracy: every metric of a data set with boxes and masks. Rows are made while they
+are read; the time of making them is taken out. Each run has a process of its own, so that its peak memory is
+its own.
 """
 
 from __future__ import annotations
@@ -50,16 +51,16 @@ class Rows:
     def __init__(self, n: int, seed: int) -> None:
         self.n, self.seconds = n, 0.0
         self.rng = np.random.default_rng(seed)
-        # The background fills the low bins, the object spreads over the high ones. A few pictures that come again and again
-        # are enough: time depends on the sizes of the counts alone.
+        # The background fills the low bins, the object spreads over the high ones. A few pictures that come
+        # again and again are enough: time depends on the sizes of the counts alone.
         self.pixels = np.stack([self.histogram(BINS) for _ in range(64)])
         self.levels = np.stack([self.histogram(256) for _ in range(64)])
 
     def histogram(self, bins: int) -> np.ndarray:
         background, inside = self.rng.beta(0.5, 3.0, PIXELS * 3 // 4), self.rng.beta(2.0, 2.0, PIXELS // 4)
-        return np.concatenate([np.bincount((scores * bins).astype(int), minlength=bins) for scores in (inside, background)]).astype(
-            np.int32
-        )
+        return np.concatenate(
+            [np.bincount((scores * bins).astype(int), minlength=bins) for scores in (inside, background)]
+        ).astype(np.int32)
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
         for start in range(0, self.n, BLOCK):
@@ -68,7 +69,13 @@ class Rows:
             hits = [self.rng.random((m, THRESHOLDS), dtype=np.float32) < 0.5 for _ in range(6)]
             errors = [self.rng.random((m, 1)) < 0.1 for _ in range(15)]
             picked = self.rng.integers(0, 64, m)
-            rows = [*hits, *errors, self.pixels[picked], self.levels[picked], pixel_iou(self.levels[picked].reshape(m, 2, 256))]
+            rows = [
+                *hits,
+                *errors,
+                self.pixels[picked],
+                self.levels[picked],
+                pixel_iou(self.levels[picked].reshape(m, 2, 256)),
+            ]
             rows.append(self.rng.random((m, 1)) < 0.7)
             self.seconds += time.perf_counter() - began
             yield rows
@@ -109,7 +116,12 @@ def run(n: int, resamples: int) -> dict[str, float]:
 @click.command()
 @click.option("--images", default=50_000, show_default=True)
 @click.option("--resamples", default=1000, show_default=True)
-@click.option("--repeats", default=3, show_default=True, help="The smallest time of each part counts: other jobs only add.")
+@click.option(
+    "--repeats",
+    default=3,
+    show_default=True,
+    help="The smallest time of each part counts: other jobs only add.",
+)
 def main(images: int, resamples: int, repeats: int) -> None:
     """Print seconds of each part and peak memory, for a thousand, ten thousand and many images."""
     sizes = (1000, 10_000, images)

@@ -1,11 +1,12 @@
 """SSANET's scale mining by the Fourier transform and as a product with circulant matrices.
 
-    python benchmarks/bench_dsm.py [--parts 64] [--classes 200] [--length 2048] [--length 12544] [--device auto] [--no-backward]
+    python benchmarks/bench_dsm.py [--parts 64] [--classes 200] [--length 2048] [--length 12544] [--device
+    auto] [--no-backward]
 
-Milliseconds for the responses of all classes to a batch of parts, and with the backward pass, the best of some repeats; and the largest
-difference of the two, relative to the largest response. 2048 is a pooled part of ResNet-50 (`gap`); all 49 cells of it (`flatten`) are
-100,352. For each class and part the product takes A^2 D multiplications; after the transforms, which parts and classes share, the other
-form takes about 2 A D.
+Milliseconds for the responses of all classes to a batch of parts, and with the backward pass, the best of
+some repeats; and the largest difference of the two, relative to the largest response. 2048 is a pooled part
+of ResNet-50 (`gap`); all 49 cells of it (`flatten`) are 100,352. For each class and part the product takes
+A^2 D multiplications; after the transforms, which parts and classes share, the other form takes about 2 A D.
 """
 
 from __future__ import annotations
@@ -45,13 +46,26 @@ def milliseconds(form: Form, phi: Tensor, weight: Tensor, *, backward: bool, rep
 @click.command()
 @click.option("--parts", default=64, show_default=True, help="Parts in a batch: 16 images with 4 each.")
 @click.option("--classes", default=200, show_default=True)
-@click.option("--length", "lengths", multiple=True, default=(2048, 12544), show_default=True, help="Numbers that describe a candidate.")
+@click.option(
+    "--length",
+    "lengths",
+    multiple=True,
+    default=(2048, 12544),
+    show_default=True,
+    help="Numbers that describe a candidate.",
+)
 @click.option("--scales", multiple=True, default=(3, 5, 7, 9), show_default=True)
 @click.option("--backward/--no-backward", default=True, show_default=True)
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--device", "device_name", default="auto", show_default=True)
 def main(
-    parts: int, classes: int, lengths: tuple[int, ...], scales: tuple[int, ...], backward: bool, repeats: int, device_name: str
+    parts: int,
+    classes: int,
+    lengths: tuple[int, ...],
+    scales: tuple[int, ...],
+    backward: bool,
+    repeats: int,
+    device_name: str,
 ) -> None:
     """Print the time of both forms."""
     device = pick_device(device_name)
@@ -65,9 +79,17 @@ def main(
                 one, two = circulant_responses(phi, weight), fourier_responses(phi, weight)
                 difference = float((one - two).abs().max() / one.abs().max())
             circulant, fourier = (
-                milliseconds(form, phi, weight, backward=backward, repeats=repeats) for form in (circulant_responses, fourier_responses)
+                milliseconds(form, phi, weight, backward=backward, repeats=repeats)
+                for form in (circulant_responses, fourier_responses)
             )
-            row = (f"{length:,}", str(count), f"{circulant:.1f}", f"{fourier:.1f}", f"{fourier / circulant:.2f}", f"{difference:.0e}")
+            row = (
+                f"{length:,}",
+                str(count),
+                f"{circulant:.1f}",
+                f"{fourier:.1f}",
+                f"{fourier / circulant:.2f}",
+                f"{difference:.0e}",
+            )
             table.add_row(*row)
     Console().print(table)
 

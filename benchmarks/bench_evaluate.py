@@ -1,10 +1,13 @@
-"""A whole evaluation against the network alone, its memory against the number of images, and how long commands take to start.
+"""A whole evaluation against the network alone, its memory against the number of images, and how long
+commands take to start.
 
-    python benchmarks/bench_evaluate.py [--images 256] [--device auto] [--part throughput --part memory --part start]
+    python benchmarks/bench_evaluate.py [--images 256] [--device auto] [--part throughput --part memory --part
+    start]
 
-Throughput: images per second of `evaluate` (decoding JPEG files of 500 x 375, the network, boxes, masks, all scores on disk)
-against the same network on batches that lie in memory, in one run. Memory: the highest resident size of a process that
-scores synthetic 14 x 14 maps of 224 x 224 frames, with box and mask, in processes of their own.
+Throughput: images per second of `evaluate` (decoding JPEG files of 500 x 375, the network, boxes, masks, all
+scores on disk) against the same network on batches that lie in memory, in one run. Memory: the highest
+resident size of a process that scores synthetic 14 x 14 maps of 224 x 224 frames, with box and mask, in
+processes of their own.
 """
 
 from __future__ import annotations
@@ -59,7 +62,9 @@ def pictures(folder: Path, count: int) -> Dataset:
             )
         )
     names = tuple(f"class {number}" for number in range(10))
-    return Dataset(name="synthetic", split="test", samples=tuple(samples), class_names=names, fingerprint="synthetic")
+    return Dataset(
+        name="synthetic", split="test", samples=tuple(samples), class_names=names, fingerprint="synthetic"
+    )
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,9 @@ class MadeUpMaps:
         return loaded
 
     def maps(self, samples: Any, batch: Any) -> SourceOutput:
-        return SourceOutput(maps=batch, ranked=np.array([[sample.label, *range(20, 24)] for sample in samples]))
+        return SourceOutput(
+            maps=batch, ranked=np.array([[sample.label, *range(20, 24)] for sample in samples])
+        )
 
     def describe(self) -> dict[str, Any]:
         return {"name": "made-up"}
@@ -86,7 +93,9 @@ class MadeUpMaps:
         return {"device": "cpu"}
 
 
-def throughput(console: Console, count: int, backbone: str, size: int, device_name: str, batch_size: int, workers: int) -> None:
+def throughput(
+    console: Console, count: int, backbone: str, size: int, device_name: str, batch_size: int, workers: int
+) -> None:
     """Images per second of the network alone and of the whole evaluation."""
     import torch
 
@@ -97,7 +106,11 @@ def throughput(console: Console, count: int, backbone: str, size: int, device_na
     device = pick_device(device_name)
     protocol = EvalProtocol.preset("wsoleval")
     torch.manual_seed(0)
-    method = load_method("cam").create(backbone=backbone, num_classes=10, weights="none", settings={}, image_size=size).to(device)
+    method = (
+        load_method("cam")
+        .create(backbone=backbone, num_classes=10, weights="none", settings={}, image_size=size)
+        .to(device)
+    )
     images = torch.randn(batch_size, 3, size, size, device=device)
     labels = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
 
@@ -114,12 +127,23 @@ def throughput(console: Console, count: int, backbone: str, size: int, device_na
     with tempfile.TemporaryDirectory() as folder:
         data = pictures(Path(folder), count)
         source = ModelSource(method, protocol, num_classes=10, device=device_name, batch_size=batch_size)
-        options = RunOptions(batch_size=batch_size, workers=workers, work=Path(folder) / "work", resamples=100)
-        evaluate(data, source, protocol, limit=2 * batch_size, options=options).finish()  # compiles what is compiled
+        options = RunOptions(
+            batch_size=batch_size, workers=workers, work=Path(folder) / "work", resamples=100
+        )
+        evaluate(
+            data, source, protocol, limit=2 * batch_size, options=options
+        ).finish()  # compiles what is compiled
         result = evaluate(data, source, protocol, options=options)
         seconds = result.record.provenance["seconds"]
         whole = count / sum(duration for stage, duration in seconds.items() if stage != "metrics")
-    table = Table("network", "images", "network alone, images/s", "evaluate, images/s", "ratio", title=f"Throughput on {device}")
+    table = Table(
+        "network",
+        "images",
+        "network alone, images/s",
+        "evaluate, images/s",
+        "ratio",
+        title=f"Throughput on {device}",
+    )
     table.add_row(f"{backbone} at {size}", str(count), f"{bare:.1f}", f"{whole:.1f}", f"{whole / bare:.0%}")
     console.print(table)
 
@@ -129,10 +153,15 @@ def memory(console: Console, counts: tuple[int, ...], workers: int) -> None:
     table = Table("images", "peak MiB", "scoring, images/s", "metrics, s", title="Memory of an evaluation")
     for count in counts:
         done = subprocess.run(
-            [sys.executable, __file__, "--measure", str(count), "--workers", str(workers)], stdout=subprocess.PIPE, text=True, check=True
+            [sys.executable, __file__, "--measure", str(count), "--workers", str(workers)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
         )
         measured = json.loads(done.stdout.splitlines()[-1])
-        table.add_row(f"{count:,}", f"{measured['mib']:.0f}", f"{measured['rate']:.0f}", f"{measured['metrics']:.1f}")
+        table.add_row(
+            f"{count:,}", f"{measured['mib']:.0f}", f"{measured['rate']:.0f}", f"{measured['metrics']:.1f}"
+        )
     console.print(table)
 
 
@@ -140,7 +169,9 @@ def measure(count: int, workers: int) -> None:
     """Evaluate `count` made-up maps and print the peak of this process."""
     with tempfile.TemporaryDirectory() as folder:
         options = RunOptions(work=Path(folder) / "work", workers=workers)
-        result = evaluate(pictures(Path(folder), count), MadeUpMaps(), EvalProtocol.preset("wsoleval"), options=options)
+        result = evaluate(
+            pictures(Path(folder), count), MadeUpMaps(), EvalProtocol.preset("wsoleval"), options=options
+        )
     seconds = result.record.provenance["seconds"]
     rate = count / sum(duration for stage, duration in seconds.items() if stage != "metrics")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -164,14 +195,22 @@ def start(console: Console, repeats: int = 5) -> None:
 
 
 @click.command()
-@click.option("--part", "parts", multiple=True, type=click.Choice(["throughput", "memory", "start"]), help="Default: all of them.")
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(["throughput", "memory", "start"]),
+    help="Default: all of them.",
+)
 @click.option("--images", "count", default=256, show_default=True, help="Images of the throughput part.")
 @click.option("--backbone", default="resnet50", show_default=True)
 @click.option("--size", default=224, show_default=True, help="Side of the network's input.")
 @click.option("--batch-size", default=32, show_default=True)
 @click.option("--device", default="auto", show_default=True)
 @click.option("--workers", default=len(os.sched_getaffinity(0)), show_default="all cores")
-@click.option("--counts", default="1000,50000", show_default=True, help="Numbers of images of the memory part.")
+@click.option(
+    "--counts", default="1000,50000", show_default=True, help="Numbers of images of the memory part."
+)
 @click.option("--measure", "measured", type=int, hidden=True)
 def main(
     parts: tuple[str, ...],

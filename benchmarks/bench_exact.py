@@ -2,9 +2,10 @@
 
     python -m benchmarks.bench_exact [--maps 20000] [--seed 0] [--jobs 1]
 
-Each map is of a drawn kind and size and is scored under a drawn protocol; at every threshold the best IoU, the single box and
-its IoU are compared with what OpenCV gives for that threshold alone (`tests/oracles/contours.py`). Most maps are small, where
-equally large contours and holes within holes are common; one in a hundred is as large as a real one. Exit code 1 if any differs.
+Each map is of a drawn kind and size and is scored under a drawn protocol; at every threshold the best IoU,
+the single box and its IoU are compared with what OpenCV gives for that threshold alone
+(`tests/oracles/contours.py`). Most maps are small, where equally large contours and holes within holes are
+common; one in a hundred is as large as a real one. Exit code 1 if any differs.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ def compare(index: int, seed: int) -> tuple[str, int, list[str]]:
     protocol = drawn(protocol, 16, rng)
     score_map = hard_map(kind, height, width, rng)
     found = differences(score_map, true_boxes(height, width, rng), protocol)
-    return kind, len(protocol.taus), [f"map {index} ({kind}, {height} x {width}, {protocol}): {line}" for line in found]
+    return (
+        kind,
+        len(protocol.taus),
+        [f"map {index} ({kind}, {height} x {width}, {protocol}): {line}" for line in found],
+    )
 
 
 @click.command()

@@ -1,10 +1,11 @@
-"""How fast the pixel histograms of PxAP and Peak-IoU are made, against the official algorithms, measured in one run.
+"""How fast the pixel histograms of PxAP and Peak-IoU are made, against the official algorithms, measured in
+one run.
 
     python benchmarks/bench_masks.py [--maps 20] [--seed 0]
 
-The official algorithms (PxAP: `numpy.histogram` of the object's and of the background's scores; Peak-IoU: intersection and
-union with the mask at each of 256 thresholds) are restated here from their description; that both give the same counts is
-checked on every map before anything is timed.
+The official algorithms (PxAP: `numpy.histogram` of the object's and of the background's scores; Peak-IoU:
+intersection and union with the mask at each of 256 thresholds) are restated here from their description; that
+both give the same counts is checked on every map before anything is timed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ def official_pxap(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def official_peak_iou(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Intersection and union at each level."""
     levels = scores if scores.dtype == np.uint8 else (scores.astype(np.float64) * 255).astype(np.uint8)
-    counts = [(np.logical_and(levels >= level, mask).sum(), np.logical_or(levels >= level, mask).sum()) for level in range(256)]
+    counts = [
+        (np.logical_and(levels >= level, mask).sum(), np.logical_or(levels >= level, mask).sum())
+        for level in range(256)
+    ]
     return np.array(counts).T
 
 
@@ -49,7 +53,9 @@ def counts_at_levels(histogram: np.ndarray) -> np.ndarray:
 
 
 def images(kind: int | str, dtype: type, count: int, seed: int) -> list[Image]:
-    """Maps of 224 x 224 (random `kind` x `kind` grids enlarged by a bicubic filter, or noise), and an ellipse as the mask."""
+    """Maps of 224 x 224 (random `kind` x `kind` grids enlarged by a bicubic filter, or noise), and an ellipse
+    as the mask.
+    """
     rng = np.random.default_rng(seed)
     made = []
     for _ in range(count):
@@ -95,7 +101,9 @@ def main(count: int, seed: int) -> None:
             for name, slow, function in rows:
                 fast = milliseconds(function, inputs)
                 label = "noise" if kind == "noise" else f"{kind}x{kind} enlarged"
-                table.add_row(label, np.dtype(dtype).name, name, f"{slow:.2f}", f"{fast:.3f}", f"{slow / fast:.0f}")
+                table.add_row(
+                    label, np.dtype(dtype).name, name, f"{slow:.2f}", f"{fast:.3f}", f"{slow / fast:.0f}"
+                )
     Console().print(table)
 
 

@@ -1,9 +1,11 @@
 """What each method costs beside its bare backbone, in training and when it localizes.
 
-    python benchmarks/bench_methods.py [--backbone tiny] [--size 128] [--batch-size 16] [--device auto] [--method cam --method spa]
+    python benchmarks/bench_methods.py [--backbone tiny] [--size 128] [--batch-size 16] [--device auto]
+    [--method cam --method spa]
 
-Images per second on made-up images in memory, the best of some repeats. Training: loss, backward pass and an SGD step; bare is the
-backbone with a linear layer on its pooled output. Localizing: logits and the map of one class; bare is the backbone's forward pass.
+Images per second on made-up images in memory, the best of some repeats. Training: loss, backward pass and an
+SGD step; bare is the backbone with a linear layer on its pooled output. Localizing: logits and the map of one
+class; bare is the backbone's forward pass.
 """
 
 from __future__ import annotations
@@ -46,12 +48,20 @@ def rate(function: Callable[[], object], images: int, device: torch.device, repe
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--device", "device_name", default="auto", show_default=True)
 @click.option("--method", "names", multiple=True, help="Default: all that train.")
-def main(backbone: str, size: int, batch_size: int, repeats: int, device_name: str, names: tuple[str, ...]) -> None:
+def main(
+    backbone: str, size: int, batch_size: int, repeats: int, device_name: str, names: tuple[str, ...]
+) -> None:
     """Print images per second of every method and post-process, and their share of the bare backbone's."""
     device = pick_device(device_name)
-    images = torch.randn(batch_size, 3, size, size, device=device).to(memory_format=torch.channels_last)  # as the loops have them
+    images = torch.randn(batch_size, 3, size, size, device=device).to(
+        memory_format=torch.channels_last
+    )  # as the loops have them
     labels = torch.arange(batch_size, device=device) // 2 % CLASSES  # pairs, for methods that want them
-    network = load_backbone(backbone, weights="none", image_size=size).to(device, memory_format=torch.channels_last).train()
+    network = (
+        load_backbone(backbone, weights="none", image_size=size)
+        .to(device, memory_format=torch.channels_last)
+        .train()
+    )
     linear = nn.Linear(network.channels[-1], CLASSES).to(device)
     optimizer = torch.optim.SGD([*network.parameters(), *linear.parameters()], lr=1e-4)
 
@@ -77,7 +87,9 @@ def main(backbone: str, size: int, batch_size: int, repeats: int, device_name: s
     )
     table.add_row("bare backbone", f"{bare_train:.1f}", "", f"{bare_infer:.1f}", "")
     chosen = names or tuple(
-        row.name for row in list_methods() if row.module.startswith("reference_models.") and load_method(row.name).trainable
+        row.name
+        for row in list_methods()
+        if row.module.startswith("reference_models.") and load_method(row.name).trainable
     )
     for name in chosen:
         model = (
@@ -104,12 +116,25 @@ def main(backbone: str, size: int, batch_size: int, repeats: int, device_name: s
 
         train = rate(step, batch_size, device, repeats)
         model.eval()
-        infer = rate(lambda model=model: model.localize(images).score_maps(labels[:, None]), batch_size, device, repeats)
-        table.add_row(name, f"{train:.1f}", f"{train / bare_train:.0%}", f"{infer:.1f}", f"{infer / bare_infer:.0%}")
-    cam = load_method("cam").create(backbone=backbone, num_classes=CLASSES, weights="none", settings={}, image_size=size).to(device)
+        infer = rate(
+            lambda model=model: model.localize(images).score_maps(labels[:, None]),
+            batch_size,
+            device,
+            repeats,
+        )
+        table.add_row(
+            name, f"{train:.1f}", f"{train / bare_train:.0%}", f"{infer:.1f}", f"{infer / bare_infer:.0%}"
+        )
+    cam = (
+        load_method("cam")
+        .create(backbone=backbone, num_classes=CLASSES, weights="none", settings={}, image_size=size)
+        .to(device)
+    )
     for row in list_posts():
         post = load_post(row.name).create({})
-        infer = rate(lambda post=post: post.maps(cam.localize(images), labels[:, None]), batch_size, device, repeats)
+        infer = rate(
+            lambda post=post: post.maps(cam.localize(images), labels[:, None]), batch_size, device, repeats
+        )
         table.add_row(f"cam+{row.name}", "", "", f"{infer:.1f}", f"{infer / bare_infer:.0%}")
     Console().print(table)
 

@@ -1,10 +1,12 @@
-"""How fast SCG and SEM are on batches, against their released procedures image by image and class by class, measured in one run.
+"""How fast SCG and SEM are on batches, against their released procedures image by image and class by class,
+measured in one run.
 
     python benchmarks/bench_post.py [--images 8] [--repeats 10] [--device auto]
 
-The released procedures (SCG: Panxjia/SPA_CVPR2021; SEM: xiaomengyc/SEM) are restated here in NumPy from their description, with
-the sizes of VGG-16 (14 x 14 pixels, two stages of 512 channels) and Inception-V3 (28 x 28, 288 and 768 channels; 1024 in the
-head). Both must give the same maps before anything is timed. NumPy and torch use their default number of threads.
+The released procedures (SCG: Panxjia/SPA_CVPR2021; SEM: xiaomengyc/SEM) are restated here in NumPy from their
+description, with the sizes of VGG-16 (14 x 14 pixels, two stages of 512 channels) and Inception-V3 (28 x 28,
+288 and 768 channels; 1024 in the head). Both must give the same maps before anything is timed. NumPy and
+torch use their default number of threads.
 """
 
 from __future__ import annotations
@@ -63,7 +65,11 @@ def released_scg(stages: list[np.ndarray], coarse: np.ndarray) -> np.ndarray:
         for chosen in (m >= DELTA_H, m <= DELTA_L):
             columns = hsc[:, chosen]
             low, high = columns.min(axis=0), columns.max(axis=0)
-            sides.append(stretched(((columns - low) / (high - low + 1e-10)).sum(axis=1)) if chosen.any() else np.zeros(len(m)))
+            sides.append(
+                stretched(((columns - low) / (high - low + 1e-10)).sum(axis=1))
+                if chosen.any()
+                else np.zeros(len(m))
+            )
         maps.append(stretched(np.maximum(sides[0] - sides[1], 0)).reshape(one.shape))
     return np.stack(maps)
 
@@ -85,21 +91,30 @@ def smooth(shape: tuple[int, ...], source: torch.Generator) -> torch.Tensor:
     return torch.nn.functional.interpolate(noise, shape[2:], mode="bicubic").relu()
 
 
-def inputs(backbone: str, images: int, classes: int, device: torch.device) -> tuple[ForwardPass, torch.Tensor]:
+def inputs(
+    backbone: str, images: int, classes: int, device: torch.device
+) -> tuple[ForwardPass, torch.Tensor]:
     source = torch.Generator().manual_seed(0)
     side, channels, width = SIZES[backbone]
-    coarse = torch.nn.functional.interpolate(torch.randn(images, classes, 5, 5, generator=source), (side, side), mode="bicubic").to(device)
+    coarse = torch.nn.functional.interpolate(
+        torch.randn(images, classes, 5, 5, generator=source), (side, side), mode="bicubic"
+    ).to(device)
     result = ForwardPass(
         logits=torch.zeros(images, 200, device=device),
         maps_of=lambda class_ids: coarse.take_along_dim(class_ids[:, :, None, None], dim=1),
-        stages=OrderedDict((str(number), smooth((images, each, side, side), source).to(device)) for number, each in enumerate(channels)),
+        stages=OrderedDict(
+            (str(number), smooth((images, each, side, side), source).to(device))
+            for number, each in enumerate(channels)
+        ),
         penultimate=smooth((images, width, side, side), source).to(device),
     )
     return result, torch.arange(classes, device=device).expand(images, classes)
 
 
 def milliseconds(function: Callable[[], object], repeats: int) -> float:
-    """The fastest of some calls: what else the machine does can only add to one. The first call is left out."""
+    """The fastest of some calls: what else the machine does can only add to one. The first call is left
+    out.
+    """
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -111,11 +126,24 @@ def milliseconds(function: Callable[[], object], repeats: int) -> float:
 @click.command()
 @click.option("--images", default=8, show_default=True, help="Images in a batch.")
 @click.option("--repeats", default=10, show_default=True)
-@click.option("--device", default="auto", show_default=True, help="Of the batches; the restated procedures use the processor.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="Of the batches; the restated procedures use the processor.",
+)
 def main(images: int, repeats: int, device: str) -> None:
     """Print milliseconds per image and the ratio."""
     where = pick_device(device)
-    table = Table("post-process", "pixels", "classes", "released ms", "wsolbench ms", "ratio", title=f"batches of {images} on {where}")
+    table = Table(
+        "post-process",
+        "pixels",
+        "classes",
+        "released ms",
+        "wsolbench ms",
+        "ratio",
+        title=f"batches of {images} on {where}",
+    )
     for backbone in SIZES:
         for classes in (1, 6):
             result, asked = inputs(backbone, images, classes, where)
@@ -129,7 +157,9 @@ def main(images: int, repeats: int, device: str) -> None:
             )
             for post, released in rows:
 
-                def batched(post: Scg | Sem = post, result: ForwardPass = result, asked: torch.Tensor = asked) -> np.ndarray:
+                def batched(
+                    post: Scg | Sem = post, result: ForwardPass = result, asked: torch.Tensor = asked
+                ) -> np.ndarray:
                     return post.maps(result, asked).cpu().numpy()
 
                 def one_by_one(released: Callable[[int], np.ndarray] = released) -> np.ndarray:
@@ -138,7 +168,14 @@ def main(images: int, repeats: int, device: str) -> None:
                 np.testing.assert_allclose(batched(), one_by_one(), atol=5e-5)
                 slow, fast = (milliseconds(function, repeats) / images for function in (one_by_one, batched))
                 cells = SIZES[backbone][0] ** 2
-                table.add_row(post.method_name, str(cells), str(classes), f"{slow:.2f}", f"{fast:.2f}", f"{slow / fast:.1f}")
+                table.add_row(
+                    post.method_name,
+                    str(cells),
+                    str(classes),
+                    f"{slow:.2f}",
+                    f"{fast:.2f}",
+                    f"{slow / fast:.1f}",
+                )
     Console().print(table)
 
 

@@ -2,10 +2,12 @@
 
     python benchmarks/bench_scoring.py [--maps 20] [--seed 0]
 
-MaxBoxAccV2 looks at all contours, MaxBoxAcc at the largest one; `sweep` gives both, and is what an evaluation calls.
+MaxBoxAccV2 looks at all contours, MaxBoxAcc at the largest one; `sweep` gives both, and is what an evaluation
+calls.
 
-The official algorithm (a thousand thresholds, `cv2.findContours` for each, every contour's box against every true box) is
-restated here from its description; both give the same numbers, which is checked on every map before anything is timed.
+The official algorithm (a thousand thresholds, `cv2.findContours` for each, every contour's box against every
+true box) is restated here from its description; both give the same numbers, which is checked on every map
+before anything is timed.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ def official(score_map: np.ndarray, protocol: EvalProtocol) -> np.ndarray:
         if protocol.components == "largest" and contours:
             contours = [max(contours, key=cv2.contourArea)]
         rows = [cv2.boundingRect(contour) for contour in contours] or [(0, 0, 0, 0)]
-        boxes = np.array([[x, y, min(x + w, width - 1), min(y + h, height - 1)] for x, y, w, h in rows], dtype=np.float64)
+        boxes = np.array(
+            [[x, y, min(x + w, width - 1), min(y + h, height - 1)] for x, y, w, h in rows], dtype=np.float64
+        )
         result.append(iou_matrix(boxes, TRUTH, plus_one=True).max())
     return np.array(result)
 
@@ -68,8 +72,12 @@ def milliseconds(function: Callable[[np.ndarray], object], inputs: list[np.ndarr
     return 1000 * statistics.median(times)
 
 
-def maps_per_second(function: Callable[[np.ndarray], object], inputs: list[np.ndarray], threads: int) -> float:
-    """Throughput of a pool of threads over the maps, each taken often enough to last for some tenths of a second."""
+def maps_per_second(
+    function: Callable[[np.ndarray], object], inputs: list[np.ndarray], threads: int
+) -> float:
+    """Throughput of a pool of threads over the maps, each taken often enough to last for some tenths of a
+    second.
+    """
     work = inputs * max(1, 400 // len(inputs))
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(function, inputs))
@@ -88,7 +96,9 @@ def maps_per_second(function: Callable[[np.ndarray], object], inputs: list[np.nd
 )
 @click.option("--seed", default=0, show_default=True)
 def main(count: int, seed: int) -> None:
-    """Print milliseconds per map on one thread (maps: side of the grid that is enlarged), the ratio, and maps per second."""
+    """Print milliseconds per map on one thread (maps: side of the grid that is enlarged), the ratio, and maps
+    per second.
+    """
     cv2.setNumThreads(1)
     every, one = EvalProtocol(), EvalProtocol(components="largest")
     table = Table("maps", "what", "official ms", "ms", "ratio", "maps/s", "2 threads")
@@ -97,8 +107,13 @@ def main(count: int, seed: int) -> None:
         few = inputs[: max(1, count // 20)] if kind == "noise" else inputs
         for item in few[:2]:
             for protocol in (every, one):
-                np.testing.assert_array_equal(best_iou_per_tau(item, TRUTH, protocol), official(item, protocol))
-        slow = {protocol: milliseconds(lambda item, protocol=protocol: official(item, protocol), few) for protocol in (every, one)}
+                np.testing.assert_array_equal(
+                    best_iou_per_tau(item, TRUTH, protocol), official(item, protocol)
+                )
+        slow = {
+            protocol: milliseconds(lambda item, protocol=protocol: official(item, protocol), few)
+            for protocol in (every, one)
+        }
         for what, function, reference in (
             ("MaxBoxAccV2", lambda item: best_iou_per_tau(item, TRUTH, every), slow[every]),
             ("MaxBoxAcc", lambda item: best_iou_per_tau(item, TRUTH, one), slow[one]),
@@ -107,7 +122,9 @@ def main(count: int, seed: int) -> None:
             fast = milliseconds(function, inputs)
             rates = (f"{maps_per_second(function, inputs, threads):.0f}" for threads in (1, 2))
             name = kind if kind == "noise" else f"{kind}x{kind}"
-            table.add_row(str(name), what, f"{reference:.1f}", f"{fast:.2f}", f"{reference / fast:.0f}", *rates)
+            table.add_row(
+                str(name), what, f"{reference:.1f}", f"{fast:.2f}", f"{reference / fast:.0f}", *rates
+            )
     Console().print(table)
 
 

@@ -1,9 +1,11 @@
-"""How often intervals hold the truth: splits drawn from a population of per-image hits whose best rate is known.
+"""How often intervals hold the truth: splits drawn from a population of per-image hits whose best rate is
+known.
 
     python benchmarks/interval_coverage.py [SCORES.scores.npz ...] [--nested]
 
-Populations are constructed ones, and per-image scores that `wsolbench eval --save-scores` has written: GT-known at IoU 0.5.
-Prints a Markdown table: the share of splits whose 95 % interval holds the population's value, by kind of interval.
+Populations are constructed ones, and per-image scores that `wsolbench eval --save-scores` has written:
+GT-known at IoU 0.5. Prints a Markdown table: the share of splits whose 95 % interval holds the population's
+value, by kind of interval.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ def bca(rows: np.ndarray, values: np.ndarray, value: float) -> np.ndarray:
 
 
 def nested(rows: np.ndarray, rng: np.random.Generator, outer: int = 200, inner: int = 100) -> np.ndarray:
-    """Percentile interval whose tails are set so that intervals of resamples of resamples hold the split's own value."""
+    """Percentile interval whose tails are set so that intervals of resamples of resamples hold the split's
+    own value.
+    """
     n, value = len(rows), rows.mean(axis=0).max()
     best, place = np.empty(outer), np.empty(outer)
     table = rows.astype(np.float32)
@@ -64,7 +68,9 @@ def nested(rows: np.ndarray, rng: np.random.Generator, outer: int = 200, inner: 
     return np.quantile(best, np.quantile(place, TAILS))
 
 
-def measure(population: np.ndarray, n: int, splits: int, *, with_nested: bool) -> dict[str, tuple[float, float]]:
+def measure(
+    population: np.ndarray, n: int, splits: int, *, with_nested: bool
+) -> dict[str, tuple[float, float]]:
     """Kind of interval -> share of splits whose interval holds the truth, and mean width."""
     rates = population.mean(axis=0)
     truth, tau = rates.max(), int(rates.argmax())
@@ -94,16 +100,22 @@ def measure(population: np.ndarray, n: int, splits: int, *, with_nested: bool) -
         transfer = bootstrap.interval(resampled[:, chosen])
         note("transfer: percentile", np.array([transfer.low, transfer.high]), rates[chosen])
     return {
-        kind: (float(np.mean([held for held, _ in each])), float(np.mean([width for _, width in each]))) for kind, each in found.items()
+        kind: (float(np.mean([held for held, _ in each])), float(np.mean([width for _, width in each])))
+        for kind, each in found.items()
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("scores", nargs="*", type=Path)
     parser.add_argument("--nested", action="store_true", help="also the nested bootstrap, at 100 images")
     arguments = parser.parse_args()
-    kinds = [f"oracle: {kind}" for kind in ("percentile", "BCa", *(["nested"] if arguments.nested else []), "corrected")]
+    kinds = [
+        f"oracle: {kind}"
+        for kind in ("percentile", "BCa", *(["nested"] if arguments.nested else []), "corrected")
+    ]
     kinds += ["fixed: percentile", "transfer: percentile"]
     print(f"| population | images | splits | {' | '.join(kinds)} |")
     print(f"|{'---|' * (len(kinds) + 3)}", flush=True)
@@ -111,9 +123,15 @@ def main() -> None:
     for name, population in populations(arguments.scores):
         for n, splits in SPLITS.items():
             measured = measure(population, n, splits, with_nested=arguments.nested)
-            cells = [f"{measured[kind][0]:.3f} ({measured[kind][1]:.3f})" if kind in measured else "" for kind in kinds]
+            cells = [
+                f"{measured[kind][0]:.3f} ({measured[kind][1]:.3f})" if kind in measured else ""
+                for kind in kinds
+            ]
             print(f"| {name} | {n:,} | {splits:,} | {' | '.join(cells)} |", flush=True)
-    print(f"\nShare of intervals that hold the truth, and in brackets their mean width. {time.perf_counter() - start:.0f} s.")
+    print(
+        "\nShare of intervals that hold the truth, and in brackets their mean width. "
+        f"{time.perf_counter() - start:.0f} s."
+    )
 
 
 if __name__ == "__main__":

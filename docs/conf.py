@@ -28,7 +28,13 @@ def examples_as_code(lines: list[str]) -> list[str]:
     for line in lines:
         if match := _EXAMPLE.fullmatch(line.rstrip()):
             before = match["before"].strip()
-            found += [*([before, ""] if before else []), ".. code-block:: console", "", f"   {match['example']}", ""]
+            found += [
+                *([before, ""] if before else []),
+                ".. code-block:: console",
+                "",
+                f"   {match['example']}",
+                "",
+            ]
         else:
             found.append(line)
     return found

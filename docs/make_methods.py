@@ -1,9 +1,11 @@
-"""Make docs/methods/: a page for each method and post-process, from its file, its settings, the records and the published numbers.
+"""Make docs/methods/: a page for each method and post-process, from its file, its settings, the records and
+the published numbers.
 
     python docs/make_methods.py [--check]
 
-A page has the header of the method's file, a table of its settings, the measured numbers with links to their records, what papers print
-of it, and, where there is one, the picture docs/images/methods/<name>.jpg (or .png), which docs/make_pictures.py makes.
+A page has the header of the method's file, a table of its settings, the measured numbers with links to their
+records, what papers print of it, and, where there is one, the picture docs/images/methods/<name>.jpg (or
+.png), which docs/make_pictures.py makes.
 """
 
 from __future__ import annotations
@@ -23,7 +25,15 @@ import click
 from wsolbench.methods import MethodInfo, list_methods, list_posts, load_method, load_post
 from wsolbench.metrics.catalog import metric_title
 from wsolbench.records import RunRecord, read_records
-from wsolbench.records.published import EVIDENCE, Paper, PublishedNumber, conflicts, published_info, read_papers, read_published
+from wsolbench.records.published import (
+    EVIDENCE,
+    Paper,
+    PublishedNumber,
+    conflicts,
+    published_info,
+    read_papers,
+    read_published,
+)
 from wsolbench.report.board.repetitions import Run, different_settings
 from wsolbench.report.board.tables import UNDEFINED, escape_markdown, markdown_cell
 from wsolbench.system.files import write_text
@@ -35,15 +45,19 @@ FACTS = ("method", "settings", "backbone", "start", "epochs", "data", "seed")
 METRICS = ("top1_cls", "gt_known", "top1_loc", "max_box_acc_v2", "pxap", "peak_iou")
 PUBLISHED_ROWS = 25
 PICTURES_OF = {
-    "recognition": "--regions --seed 1 --options weights=baseline-tiny-seed1-epochs=8 --out docs/images/methods",
+    "recognition": "--regions --seed 1 --options weights=baseline-tiny-seed1-epochs=8 "
+    "--out docs/images/methods",
     "localization": "--options weights=cam-tiny-seed0 --post scg,sem --out docs/images/methods",
 }
 PICTURES = (
     "",
-    "makes these pictures from the trained models in `runs/` and the thresholds of their records. Photographs of other data sets have",
-    "licences of their own and are not in this repository; with the data on your disk their pictures are made by",
+    "makes these pictures from the trained models in `runs/` and the thresholds of their records. "
+    "Photographs of other data sets have",
+    "licences of their own and are not in this repository; with the data on your disk their pictures are "
+    "made by",
     "",
-    "    python docs/make_pictures.py --dataset cub --data-root /data/CUB_200_2011 --post scg,sem --out pictures",
+    "    python docs/make_pictures.py --dataset cub --data-root /data/CUB_200_2011 --post scg,sem --out "
+    "pictures",
 )
 
 
@@ -54,7 +68,11 @@ def attribute_docs(kind: type[Any]) -> dict[str, str]:
         body = ast.parse(inspect.getsource(base).lstrip()).body[0]
         assert isinstance(body, ast.ClassDef)
         for statement, after in zip(body.body, body.body[1:], strict=False):
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and isinstance(after, ast.Expr):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(after, ast.Expr)
+            ):
                 text = after.value
                 if isinstance(text, ast.Constant) and isinstance(text.value, str):
                     found[statement.target.id] = " ".join(text.value.split())
@@ -69,11 +87,17 @@ def choices(hint: Any) -> list[str]:
 
 
 def settings(kind: type[Any]) -> Iterator[str]:
-    """Rows of the table of settings; what a setting is ends with the values that it can have, where they are few."""
+    """Rows of the table of settings; what a setting is ends with the values that it can have, where they are
+    few.
+    """
     docs, hints = attribute_docs(kind), get_type_hints(kind)
     for item in fields(kind):
         default = (
-            "" if item.default is MISSING else ",".join(map(str, item.default)) if isinstance(item.default, tuple) else str(item.default)
+            ""
+            if item.default is MISSING
+            else ",".join(map(str, item.default))
+            if isinstance(item.default, tuple)
+            else str(item.default)
         )
         *others, last = [f"`{choice}`" for choice in choices(hints[item.name])] or [""]
         allowed = f"{', '.join(others)} or {last}." if others else last
@@ -82,36 +106,63 @@ def settings(kind: type[Any]) -> Iterator[str]:
 
 
 def is_about(name: str, run: str, post: bool) -> bool:
-    """Whether `run`, a method with or without a post-process, belongs on a page: all of a method's, and all with a post-process."""
+    """Whether `run`, a method with or without a post-process, belongs on a page: all of a method's, and all
+    with a post-process.
+    """
     return run.endswith(f"+{name}") if post else re.split(r"[+:]", run)[0] == name
 
 
 def settings_that_differ(runs: Sequence[Run]) -> Iterator[str]:
     """For each run the settings in which it differs from others of its method, whatever map they score.
 
-    Of the recipe only those in which it differs from others on the same data set with the same backbone; epochs have a column.
+    Of the recipe only those in which it differs from others on the same data set with the same backbone;
+    epochs have a column.
     """
-    methods = [{**run.record.method, "name": re.sub(r":[^+]*", "", run.record.method["name"])} for run in runs]
-    runs = [Run(replace(run.record, method=method), run.link) for run, method in zip(runs, methods, strict=True)]
+    methods = [
+        {**run.record.method, "name": re.sub(r":[^+]*", "", run.record.method["name"])} for run in runs
+    ]
+    runs = [
+        Run(replace(run.record, method=method), run.link) for run, method in zip(runs, methods, strict=True)
+    ]
 
     def kind(run: Run) -> tuple[Any, Any]:
         return run.record.dataset["name"], run.record.method.get("backbone")
 
     for run in runs:
         of_kind = [other for other in runs if kind(other) == kind(run)]
-        own, recipe = (re.split(r", (?=[\w.]+=)", different_settings(run, others)) for others in (runs, of_kind))
-        hidden = [part for part in own if part.startswith("recipe.") and (part not in recipe or part.startswith("recipe.epochs="))]
+        own, recipe = (
+            re.split(r", (?=[\w.]+=)", different_settings(run, others)) for others in (runs, of_kind)
+        )
+        hidden = [
+            part
+            for part in own
+            if part.startswith("recipe.") and (part not in recipe or part.startswith("recipe.epochs="))
+        ]
         yield ", ".join(part for part in own if part not in hidden)
 
 
 def measured(name: str, records: list[tuple[Path, RunRecord]], post: bool) -> list[str]:
-    """Rows of the table of records of a method, or of all methods with a post-process: by data, then by what they differ in."""
-    runs = [Run(record, f"../../{path.as_posix()}") for path, record in records if is_about(name, record.method["name"], post)]
+    """Rows of the table of records of a method, or of all methods with a post-process: by data, then by what
+    they differ in.
+    """
+    runs = [
+        Run(record, f"../../{path.as_posix()}")
+        for path, record in records
+        if is_about(name, record.method["name"], post)
+    ]
     rows = []
     for run, different in zip(runs, settings_that_differ(runs), strict=True):
         method, data, training = run.record.method, run.record.dataset, run.record.training
         where = ", ".join(filter(None, (f"{data['name']}/{data['split']}", data.get("transform"))))
-        facts = (method["name"], different, method.get("backbone"), run.record.start, training.get("epoch"), where, training.get("seed"))
+        facts = (
+            method["name"],
+            different,
+            method.get("backbone"),
+            run.record.start,
+            training.get("epoch"),
+            where,
+            training.get("seed"),
+        )
         numbers = [run.record.metric(metric, "oracle") or run.record.metric(metric) for metric in METRICS]
         cells = [escape_markdown(UNDEFINED if fact is None else fact) for fact in facts]
         cells += [UNDEFINED if n is None or n.value is None else markdown_cell(n) for n in numbers]
@@ -119,28 +170,47 @@ def measured(name: str, records: list[tuple[Path, RunRecord]], post: bool) -> li
     return [row for _, row in sorted(rows)]
 
 
-def published(name: str, numbers: Sequence[PublishedNumber], papers: dict[str, Paper], post: bool) -> Iterator[str]:
-    """Lines of the section on what is printed: one row of a table of a paper in a line, own and reproduced ones first."""
+def published(
+    name: str, numbers: Sequence[PublishedNumber], papers: dict[str, Paper], post: bool
+) -> Iterator[str]:
+    """Lines of the section on what is printed: one row of a table of a paper in a line, own and reproduced
+    ones first.
+    """
     disputed = {number.key for conflict in conflicts(numbers) for number in conflict.numbers}
     rows: dict[tuple[str, ...], list[PublishedNumber]] = {}
     for number in numbers:
         if is_about(name, number.ours, post):
-            place = ", ".join(filter(None, (number.table, f"row {number.row}" if number.row else number.label)))
+            place = ", ".join(
+                filter(None, (number.table, f"row {number.row}" if number.row else number.label))
+            )
             data = f"{number.dataset}/{number.split}"
-            rows.setdefault((number.paper, place, number.method, number.backbone, data, number.evidence), []).append(number)
+            rows.setdefault(
+                (number.paper, place, number.method, number.backbone, data, number.evidence), []
+            ).append(number)
     if not rows:
         return
     # Variants are last. The sort is stable: the rest stays in the order of papers.toml and of the tables.
     ordered = sorted(rows, key=lambda row: (EVIDENCE.index(row[-1]), "[" in rows[row][0].method))
-    yield from ("## Published", "", "As printed; [what the columns mean](../published.md). † Other tables print another value.", "")
+    yield from (
+        "## Published",
+        "",
+        "As printed; [what the columns mean](../published.md). † Other tables print another value.",
+        "",
+    )
     yield from ("| source | where | method | backbone | data | printed | evidence |", f"|{'---|' * 7}")
     for row in ordered[:PUBLISHED_ROWS]:
         paper, *cells, evidence = row
-        values = [f"{published_info(each.metric).title} {each.printed}{'†' * (each.key in disputed)}" for each in rows[row]]
-        yield f"| {' | '.join(map(escape_markdown, (papers[paper].name, *cells, ', '.join(values), evidence)))} |"
+        values = [
+            f"{published_info(each.metric).title} {each.printed}{'†' * (each.key in disputed)}"
+            for each in rows[row]
+        ]
+        texts = map(escape_markdown, (papers[paper].name, *cells, ", ".join(values), evidence))
+        yield f"| {' | '.join(texts)} |"
     yield ""
     if more := Counter(papers[row[0]].file for row in ordered[PUBLISHED_ROWS:]):
-        files = ", ".join(f"[{Path(file).name}](../../results/{file}) ({count})" for file, count in more.items())
+        files = ", ".join(
+            f"[{Path(file).name}](../../results/{file}) ({count})" for file, count in more.items()
+        )
         yield from (f"{more.total()} more rows: {files}.", "")
 
 
@@ -150,7 +220,15 @@ def pictured(name: str, task: str) -> Iterator[str]:
         if (DOCS / "images/methods" / f"{name}{suffix}").is_file():
             options = PICTURES_OF.get(task, PICTURES_OF["localization"])
             made = f"    python docs/make_pictures.py --dataset toybirds {options}"
-            yield from ("## Maps", "", f"![Maps of {name}](../images/methods/{name}{suffix})", "", made, *PICTURES, "")
+            yield from (
+                "## Maps",
+                "",
+                f"![Maps of {name}](../images/methods/{name}{suffix})",
+                "",
+                made,
+                *PICTURES,
+                "",
+            )
             return
 
 
@@ -164,7 +242,16 @@ def page(
     """The page of a method or post-process."""
     post = row.task == "post-process"
     text = inspect.getdoc(importlib.import_module(row.module)) or ""
-    lines = [f"# {row.name}", "", f"`{Path(row.module.replace('.', '/')).as_posix()}.py`", "", "```text", text, "```", ""]
+    lines = [
+        f"# {row.name}",
+        "",
+        f"`{Path(row.module.replace('.', '/')).as_posix()}.py`",
+        "",
+        "```text",
+        text,
+        "```",
+        "",
+    ]
     lines += [
         "## Settings",
         "",
@@ -175,7 +262,11 @@ def page(
     ]
     lines += [*settings(kind.Config), ""]
     if names := sorted(getattr(kind.Config, "at_test", ())):
-        lines += [f"Of a trained model (`--checkpoint`) {', '.join(f'`{name}`' for name in names)} can still be changed.", ""]
+        lines += [
+            f"Of a trained model (`--checkpoint`) {', '.join(f'`{name}`' for name in names)} can still be "
+            "changed.",
+            "",
+        ]
     if found := measured(row.name, records, post):
         titles = " | ".join((*FACTS, *map(metric_title, METRICS)))
         lines += ["## Measured", "", "Percent with 95 % intervals over images; oracle thresholds."]
@@ -190,7 +281,9 @@ def pages(*, new: bool = True) -> dict[Path, str]:
     """Path -> text of all pages and their index; without `new`, of those that have a page already."""
     records = [(path.relative_to(DOCS.parent), record) for path, record in read_records(RESULTS / "measured")]
     numbers, papers = read_published(RESULTS), read_papers(RESULTS / "papers.toml")
-    rows = [(row, load_method(row.name)) for row in list_methods() if row.module.startswith("reference_models.")]
+    rows = [
+        (row, load_method(row.name)) for row in list_methods() if row.module.startswith("reference_models.")
+    ]
     rows += [(row, load_post(row.name)) for row in list_posts() if row.module.startswith("reference_models.")]
     paths = {row.name: DOCS / "methods" / f"{row.name}.md" for row, _ in rows}
     rows = [(row, kind) for row, kind in rows if new or paths[row.name].is_file()]
@@ -203,17 +296,25 @@ def pages(*, new: bool = True) -> dict[Path, str]:
         "| name | task | what |",
         "|---|---|---|",
     ]
-    index += [f"| [{row.name}]({row.name}.md) | {row.task} | {escape_markdown(row.summary)} |" for row, _ in rows]
+    index += [
+        f"| [{row.name}]({row.name}.md) | {row.task} | {escape_markdown(row.summary)} |" for row, _ in rows
+    ]
     index += ["", "```{toctree}", ":hidden:", "", *(row.name for row, _ in rows), "```", ""]
     return {DOCS / "methods" / "index.md": "\n".join(index), **made}
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Write nothing; exit with 1 when a page that is there is not what it should be.")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Write nothing; exit with 1 when a page that is there is not what it should be.",
+)
 def main(check: bool) -> None:
     """Make a page for each method and post-process."""
     made = pages(new=not check)
-    stale = [path for path, text in made.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    stale = [
+        path for path, text in made.items() if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
     others = [path for path in (DOCS / "methods").glob("*.md") if path not in made]
     if check:
         for path in (*stale, *others):

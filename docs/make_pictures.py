@@ -1,12 +1,14 @@
-"""Make pictures of methods: the same images under the maps of CAM, of the method, and of the method with post-processes.
+"""Make pictures of methods: the same images under the maps of CAM, of the method, and of the method with
+post-processes.
 
-    python docs/make_pictures.py --dataset toybirds --options weights=cam-tiny-seed0 --post scg,sem --out docs/images/methods
-    python docs/make_pictures.py --dataset toybirds --regions --seed 1 --options weights=baseline-tiny-seed1-epochs=8 \\
+    python docs/make_pictures.py --dataset toybirds --options weights=cam-tiny-seed0 --post scg,sem --out
+    docs/images/methods python docs/make_pictures.py --dataset toybirds --regions --seed 1 --options
+    weights=baseline-tiny-seed1-epochs=8 \\
         --out docs/images/methods
     python docs/make_pictures.py --dataset cub --data-root /data/CUB_200_2011 --post scg,sem --out pictures
 
-The first two are for the pages of the methods: its images are generated. Photographs of other data sets have licences of their own, so
-their pictures stay where they are made.
+The first two are for the pages of the methods: its images are generated. Photographs of other data sets have
+licences of their own, so their pictures stay where they are made.
 """
 
 from __future__ import annotations
@@ -28,7 +30,15 @@ from wsolbench.methods import list_methods, load_method, load_post
 from wsolbench.metrics.sweep import sweep
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord, read_records
-from wsolbench.report.pictures.overlays import Panel, drawable, frame_image, frame_mask, gray, overlay, panel_grid
+from wsolbench.report.pictures.overlays import (
+    Panel,
+    drawable,
+    frame_image,
+    frame_mask,
+    gray,
+    overlay,
+    panel_grid,
+)
 from wsolbench.report.pictures.regions import regions_panel
 from wsolbench.report.pictures.sheets import box_overlay, mask_overlay, spread
 from wsolbench.system.files import file_name, sha256_of_file
@@ -59,7 +69,9 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """Where maps are cut: at a threshold of boxes, or for a data set that has masks only at an 8-bit level."""
+    """Where maps are cut: at a threshold of boxes, or for a data set that has masks only at an 8-bit
+    level.
+    """
 
     tau: float | None = None
     level: int | None = None
@@ -74,21 +86,36 @@ def find_runs(folder: Path, backbone: str, seed: int, options: str, names: Seque
     """Checkpoint of each trained method, or of the named ones, by method."""
     ending = "-".join([backbone, f"seed{seed}", *filter(None, [options])])
     found = {
-        row.name: path for row in list_methods() if (path := folder / f"{file_name(f'{row.name}-{ending}')}/last.safetensors").is_file()
+        row.name: path
+        for row in list_methods()
+        if (path := folder / f"{file_name(f'{row.name}-{ending}')}/last.safetensors").is_file()
     }
     if missing := [name for name in names if name not in found]:
-        raise UsageError(f"no trained model in {folder / f'{missing[0]}-{ending}'}; there are {', '.join(found) or 'none'}")
+        raise UsageError(
+            f"no trained model in {folder / f'{missing[0]}-{ending}'}; there are {', '.join(found) or 'none'}"
+        )
     if not found:
-        raise UsageError(f"no trained model in {folder / f'<method>-{ending}'}; train one with `wsolbench train`, or name other --options")
+        raise UsageError(
+            f"no trained model in {folder / f'<method>-{ending}'}; train one with `wsolbench train`, or "
+            "name other --options"
+        )
     return found
 
 
 def cut_of(run: Run, source: ModelSource, dataset: Dataset, records: Sequence[RunRecord]) -> Cut | None:
-    """The oracle threshold of the run's record: that of the same weights, post-process, data and protocol. None: there is none."""
+    """The oracle threshold of the run's record: that of the same weights, post-process, data and protocol.
+    None: there is none.
+    """
     digest, post = sha256_of_file(run.checkpoint), None if source.post is None else source.post.describe()
     for record in records:
         weights = record.method.get("training", {}).get("checkpoint", {}).get("sha256")
-        wanted = {"name": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint, "limit": None, "transform": None}
+        wanted = {
+            "name": dataset.name,
+            "split": dataset.split,
+            "fingerprint": dataset.fingerprint,
+            "limit": None,
+            "transform": None,
+        }
         data = {name: record.dataset.get(name) for name in wanted}
         same = (record.method["name"], weights, record.method.get("post")) == (run.name, digest, post)
         if same and data == wanted and record.protocol == source.protocol:
@@ -105,7 +132,9 @@ def truth_panel(sample: Sample, class_name: str, protocol: EvalProtocol) -> Pane
     image = frame_image(sample, protocol)
     boxes = drawable(frame_boxes(sample.boxes, sample.size, protocol), protocol.gt_end)
     mask = None if len(boxes) else frame_mask(sample, protocol)
-    drawn = overlay(image, np.zeros(image.shape[:2]), boxes, no_boxes(), true_mask=mask, **{**STYLE, "strength": 0.0})
+    drawn = overlay(
+        image, np.zeros(image.shape[:2]), boxes, no_boxes(), true_mask=mask, **{**STYLE, "strength": 0.0}
+    )
     return Panel(pixels=drawn, caption=(class_name,))
 
 
@@ -127,7 +156,9 @@ def map_panel(sample: Sample, raw_map: np.ndarray, protocol: EvalProtocol, cut: 
 class Pictures:
     """Rows of panels, each made once for all the sheets that show it."""
 
-    def __init__(self, dataset: Dataset, samples: Sequence[Sample], protocol: EvalProtocol, device: str) -> None:
+    def __init__(
+        self, dataset: Dataset, samples: Sequence[Sample], protocol: EvalProtocol, device: str
+    ) -> None:
         self.dataset, self.samples, self.protocol, self.device = dataset, samples, protocol, device
         self.truth = [truth_panel(sample, dataset.class_names[sample.label], protocol) for sample in samples]
         self.rows: dict[str, tuple[list[Panel], Cut]] = {}
@@ -136,7 +167,8 @@ class Pictures:
     def add(self, run: Run, records: Sequence[RunRecord], tau: float | None) -> None:
         """Make the row of a run, unless it has a post-process and no record says the threshold.
 
-        Raises `UsageError` for a run without a post-process and without a record. `tau` is taken in place of any record.
+        Raises `UsageError` for a run without a post-process and without a record. `tau` is taken in place of
+        any record.
         """
         source = ModelSource(
             load_method(run.method).load(run.checkpoint, device=self.device),
@@ -152,21 +184,30 @@ class Pictures:
             cut = Cut(tau=tau) if self.dataset.has_boxes else Cut(level=round(255 * tau))
         if cut is None and run.post is None:
             raise UsageError(
-                f"no record of {run.name} with {run.checkpoint} on {self.dataset.name}/{self.dataset.split}: wsolbench eval "
-                f"--method {run.method} --checkpoint {run.checkpoint} --dataset {self.dataset.name}, or name a --tau"
+                f"no record of {run.name} with {run.checkpoint} on "
+                f"{self.dataset.name}/{self.dataset.split}: wsolbench eval "
+                f"--method {run.method} --checkpoint {run.checkpoint} --dataset {self.dataset.name}, or "
+                "name a --tau"
             )
         if cut is None:
             return
         found = source.maps(self.samples, source.collate([source.load(sample) for sample in self.samples]))
-        rows = [map_panel(sample, raw_map, self.protocol, cut) for sample, raw_map in zip(self.samples, found.maps, strict=True)]
+        rows = [
+            map_panel(sample, raw_map, self.protocol, cut)
+            for sample, raw_map in zip(self.samples, found.maps, strict=True)
+        ]
         self.rows[run.name] = rows, cut
         if run.post is None and found.proposed is not None:
             style = {"line_width": STYLE["line_width"]}
             pairs = zip(self.samples, found.proposed, strict=True)
-            self.regions[run.name] = [regions_panel(sample, proposed, self.protocol, **style) for sample, proposed in pairs]
+            self.regions[run.name] = [
+                regions_panel(sample, proposed, self.protocol, **style) for sample, proposed in pairs
+            ]
 
     def write(self, path: Path, names: Sequence[str], title: str, *, regions: bool = False) -> None:
-        """A sheet: the images with their truth, then the rows of these runs, as far as they were made; with `regions` those, too."""
+        """A sheet: the images with their truth, then the rows of these runs, as far as they were made; with
+        `regions` those, too.
+        """
         names = [name for name in names if name in self.rows]
         labels = ["image", *(f"{name.replace('+', ' + ')}\n{self.rows[name][1].text}" for name in names)]
         ids = [sample.id for sample in self.samples]
@@ -181,14 +222,25 @@ def choose(dataset: Dataset, ids: Sequence[str]) -> list[Sample]:
     """The named images, or six spread evenly over those of the split that have a true box or mask."""
     if ids:
         return [dataset.find(image_id) for image_id in ids]
-    known = [sample for sample in dataset.samples if len(sample.boxes) or (sample.has_mask and not dataset.has_boxes)]
+    known = [
+        sample
+        for sample in dataset.samples
+        if len(sample.boxes) or (sample.has_mask and not dataset.has_boxes)
+    ]
     if not known:
-        raise UsageError(f"no image of {dataset.name}/{dataset.split} has a true box or mask; name some with --image and a --tau")
+        raise UsageError(
+            f"no image of {dataset.name}/{dataset.split} has a true box or mask; name some with --image "
+            "and a --tau"
+        )
     return [known[index] for index in spread(len(known), IMAGES)]
 
 
-def sheets(methods: Sequence[str], trained: Collection[str], posts: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Name and rows of each picture: one for each of `methods`; where none is named, one for each trained method and each post-process."""
+def sheets(
+    methods: Sequence[str], trained: Collection[str], posts: Sequence[str]
+) -> Iterator[tuple[str, list[str]]]:
+    """Name and rows of each picture: one for each of `methods`; where none is named, one for each trained
+    method and each post-process.
+    """
     for method in methods or trained:
         first = [BASELINE] if BASELINE in trained and method != BASELINE else []
         yield method, [*first, method, *(f"{method}+{post}" for post in posts)]
@@ -199,21 +251,57 @@ def sheets(methods: Sequence[str], trained: Collection[str], posts: Sequence[str
 @click.command()
 @data_options
 @click.option("--split", default="test", show_default=True, help="Split that the images are of.")
-@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of trained models.")
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder of trained models.",
+)
 @click.option("--backbone", help="Backbone of the runs; default: tiny for toybirds, else resnet50.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the runs.")
 @click.option(
-    "--options", default="", metavar="TEXT", help="What follows the seed in the names of the run folders: weights=cam-tiny-seed0."
+    "--options",
+    default="",
+    metavar="TEXT",
+    help="What follows the seed in the names of the run folders: weights=cam-tiny-seed0.",
 )
-@click.option("--method", "methods", multiple=True, help="A method to make a picture of; may be repeated. Default: all that are trained.")
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    help="A method to make a picture of; may be repeated. Default: all that are trained.",
+)
 @click.option("--post", default="", help="Post-processes, as they are by default, of further rows: scg,sem.")
-@click.option("--regions", is_flag=True, help="Rows of the four best proposals, each with a line to the nearest key point.")
-@click.option("--records", type=click.Path(path_type=Path), default=Path("results/measured"), show_default=True, help="For thresholds.")
-@click.option("--tau", type=click.FloatRange(0, 1), help="Threshold of all rows, in place of the oracle of each run's record.")
+@click.option(
+    "--regions",
+    is_flag=True,
+    help="Rows of the four best proposals, each with a line to the nearest key point.",
+)
+@click.option(
+    "--records",
+    type=click.Path(path_type=Path),
+    default=Path("results/measured"),
+    show_default=True,
+    help="For thresholds.",
+)
+@click.option(
+    "--tau",
+    type=click.FloatRange(0, 1),
+    help="Threshold of all rows, in place of the oracle of each run's record.",
+)
 @click.option("--protocol", default="wsoleval", show_default=True, help="Preset of conventions.")
-@click.option("--image", "images", multiple=True, metavar="ID", help="Id of an image; may be repeated. Default: six of the split.")
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    metavar="ID",
+    help="Id of an image; may be repeated. Default: six of the split.",
+)
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the pictures, <method>.jpg.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the pictures, <method>.jpg."
+)
 def main(
     data: DataOptions,
     split: str,
@@ -228,10 +316,17 @@ def main(
     """Write a picture of each trained method."""
     try:
         backbone = default_backbone(data.dataset, options["backbone"])
-        found = find_runs(runs / file_name(data.dataset), backbone, options["seed"], options["options"], methods)
+        found = find_runs(
+            runs / file_name(data.dataset), backbone, options["seed"], options["options"], methods
+        )
         plan = dict(sheets(methods, found, [name for name in post.split(",") if name]))
         dataset = data.open(split)
-        pictures = Pictures(dataset, choose(dataset, options["images"]), EvalProtocol.preset(options["protocol"]), options["device"])
+        pictures = Pictures(
+            dataset,
+            choose(dataset, options["images"]),
+            EvalProtocol.preset(options["protocol"]),
+            options["device"],
+        )
         records = [record for _, record in read_records(options["records"])]
         rows = dict.fromkeys(name for names in plan.values() for name in names)
         for name in rows:
@@ -241,16 +336,25 @@ def main(
         facts = [f"{dataset.name}/{split}", backbone, f"seed {options['seed']}", options["options"]]
         for name, names in plan.items():
             title = f"{name}\n{' · '.join(filter(None, facts))}\n"
-            title += f"Maps of the true class, stretched to [0, 1]; predicted at {threshold}, protocol {options['protocol']}."
+            title += (
+                f"Maps of the true class, stretched to [0, 1]; predicted at {threshold}, protocol "
+                f"{options['protocol']}."
+            )
             if regions:
-                title += "\nRegions: the best red, then orange, blue, violet; lines lead to the nearest visible key point (white)."
+                title += (
+                    "\nRegions: the best red, then orange, blue, violet; lines lead to the nearest "
+                    "visible key point (white)."
+                )
                 title += "\nAway: the mean length of these lines, in percent of the diagonal of the true box."
             if names[-1] in pictures.rows or name in pictures.rows:
                 pictures.write(out / f"{name}.jpg", names, title, regions=regions)
                 click.echo(f"picture  {out / f'{name}.jpg'}")
         for name in rows:
             if name not in pictures.rows:
-                click.echo(f"note     no row of {name}: no record; evaluate it with --post {name.partition('+')[2]}, or name a --tau")
+                click.echo(
+                    f"note     no row of {name}: no record; evaluate it with --post "
+                    f"{name.partition('+')[2]}, or name a --tau"
+                )
         if BASELINE not in found:
             click.echo(f"note     no row of {BASELINE}: no trained model")
     except WsolbenchError as error:

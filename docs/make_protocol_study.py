@@ -1,10 +1,11 @@
 """Make the study of protocols: the same maps of several methods counted under every preset.
 
-    wsolbench eval --method cam,spa,acol --dataset toybirds --save-maps maps/toybirds
-    python docs/make_protocol_study.py --dataset toybirds --maps maps/toybirds/cam --maps maps/toybirds/spa --maps maps/toybirds/acol
+    wsolbench eval --method cam,spa,acol --dataset toybirds --save-maps maps/toybirds python
+    docs/make_protocol_study.py --dataset toybirds --maps maps/toybirds/cam --maps maps/toybirds/spa --maps
+    maps/toybirds/acol
 
-Records and comparisons of the data set replace those of an earlier run; then docs/protocol_study.md and its charts are written, for all
-data sets that have some. Without --dataset only page and charts are.
+Records and comparisons of the data set replace those of an earlier run; then docs/protocol_study.md and its
+charts are written, for all data sets that have some. Without --dataset only page and charts are.
 """
 
 from __future__ import annotations
@@ -31,7 +32,13 @@ from wsolbench.metrics.catalog import metric_info, metric_title
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord, read_records
 from wsolbench.records.comparison import Comparison, MetricDifference, read_comparison
-from wsolbench.report.board.tables import UNDEFINED, escape_markdown, format_difference, format_number, format_value
+from wsolbench.report.board.tables import (
+    UNDEFINED,
+    escape_markdown,
+    format_difference,
+    format_number,
+    format_value,
+)
 from wsolbench.report.pictures.overlays import save_figure
 from wsolbench.system.files import file_name, write_text
 from wsolbench.types import Dataset
@@ -92,7 +99,11 @@ class Study:
     @property
     def metrics(self) -> list[str]:
         """Those that every record has a value of."""
-        return [name for name in METRICS if all(_value(record, name) is not None for record in self.records.values())]
+        return [
+            name
+            for name in METRICS
+            if all(_value(record, name) is not None for record in self.records.values())
+        ]
 
     @property
     def picture(self) -> str:
@@ -115,15 +126,20 @@ def _value(record: RunRecord, metric: str) -> float | None:
 
 
 def order(differences: Sequence[MetricDifference]) -> str:
-    """Whether the sign of a difference is the same under every protocol, and if not, whether that is more than noise."""
+    """Whether the sign of a difference is the same under every protocol, and if not, whether that is more
+    than noise.
+    """
     signs = {np.sign(difference.difference) for difference in differences} - {0.0}
     if len(signs) < 2:
         return "stays"
-    up, down = any(difference.low > 0 for difference in differences), any(difference.high < 0 for difference in differences)
+    up, down = (
+        any(difference.low > 0 for difference in differences),
+        any(difference.high < 0 for difference in differences),
+    )
     return "**changes**" if up and down else "changes within noise"
 
 
-# --- scoring ----------------------------------------------------------------------------------------------------------
+# --- scoring ------------------------------------------------------------------------------------------------
 
 
 def source_of(folder: MapFolder, protocol: EvalProtocol, dataset: Dataset) -> FolderSource:
@@ -140,23 +156,36 @@ def source_of(folder: MapFolder, protocol: EvalProtocol, dataset: Dataset) -> Fo
     return source
 
 
-def score_maps(dataset: Dataset, folders: Sequence[Path], results: Path, options: RunOptions, limit: int | None) -> None:
-    """Score every folder under every preset, compare all pairs under each, and write the records and comparisons of the data set.
+def score_maps(
+    dataset: Dataset, folders: Sequence[Path], results: Path, options: RunOptions, limit: int | None
+) -> None:
+    """Score every folder under every preset, compare all pairs under each, and write the records and
+    comparisons of the data set.
 
-    Raises `UsageError` for less than two methods and for two folders of one name, `DataError` for maps that are missing or do not fit.
+    Raises `UsageError` for less than two methods and for two folders of one name, `DataError` for maps that
+    are missing or do not fit.
     """
     scored = limited(dataset, limit)
     presets = [EvalProtocol.preset(name) for name in EvalProtocol.presets()]
-    sources = {protocol.name: [source_of(MapFolder(folder), protocol, scored) for folder in folders] for protocol in presets}
+    sources = {
+        protocol.name: [source_of(MapFolder(folder), protocol, scored) for folder in folders]
+        for protocol in presets
+    }
     names = [source.name for source in sources[presets[0].name]]
     if len(set(names)) < max(2, len(names)):
-        raise UsageError(f"--maps of {', '.join(names) or 'nothing'}; expected folders of two methods or more, each of another name")
+        raise UsageError(
+            f"--maps of {', '.join(names) or 'nothing'}; expected folders of two methods or more, each of "
+            "another name"
+        )
     if not scored.has_boxes:
         raise UsageError(f"{dataset.name}/{dataset.split} has no true boxes; the study is of box metrics")
     found: list[Evaluation] = []
     comparisons: list[Comparison] = []
     for protocol in presets:
-        runs = [evaluate(dataset, source, protocol, limit=limit, options=options) for source in sources[protocol.name]]
+        runs = [
+            evaluate(dataset, source, protocol, limit=limit, options=options)
+            for source in sources[protocol.name]
+        ]
         found += runs
         for a, b in itertools.combinations(sorted(runs, key=lambda run: str(run.record.method["name"])), 2):
             differences = compare([a.scores], [b.scores], protocol, resamples=options.resamples)
@@ -172,10 +201,15 @@ def score_maps(dataset: Dataset, folders: Sequence[Path], results: Path, options
 
 
 def read_studies(results: Path) -> list[Study]:
-    """The data sets that have records, by name. Raises `UsageError` where there is none, `DataError` for a file that is none."""
+    """The data sets that have records, by name. Raises `UsageError` where there is none, `DataError` for a
+    file that is none.
+    """
     records = [record for _, record in read_records(results / "measured")]
     if not records:
-        raise UsageError(f"no records in {results / 'records'}; name a data set and maps: --dataset NAME --maps DIR --maps DIR")
+        raise UsageError(
+            f"no records in {results / 'records'}; name a data set and maps: --dataset NAME --maps DIR "
+            "--maps DIR"
+        )
     comparisons = [read_comparison(path) for path in sorted((results / "compared").rglob("*.json"))]
     studies = []
     for name in sorted({str(record.dataset["name"]) for record in records}):
@@ -185,14 +219,16 @@ def read_studies(results: Path) -> list[Study]:
                 dataset=own[0].dataset,
                 records={(record.protocol.name, str(record.method["name"])): record for record in own},
                 comparisons={
-                    (item.protocol, str(item.a["name"]), str(item.b["name"])): item for item in comparisons if item.dataset["name"] == name
+                    (item.protocol, str(item.a["name"]), str(item.b["name"])): item
+                    for item in comparisons
+                    if item.dataset["name"] == name
                 },
             )
         )
     return studies
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
+# --- the page -----------------------------------------------------------------------------------------------
 
 
 def page(studies: Sequence[Study]) -> str:
@@ -212,7 +248,9 @@ def section(study: Study) -> list[str]:
     """One data set."""
     data, methods = study.dataset, study.methods
     pairs = list(itertools.combinations(methods, 2))
-    backbones = sorted({str(record.method["backbone"]) for record in study.records.values() if record.method.get("backbone")})
+    backbones = sorted(
+        {str(record.method["backbone"]) for record in study.records.values() if record.method.get("backbone")}
+    )
     where = f" on {', '.join(backbones)}" if backbones else ""
     lines = [
         f"## {data['name']}",
@@ -221,7 +259,8 @@ def section(study: Study) -> list[str]:
         "",
         *summary(study),
         "",
-        f"![{' and '.join(metric_title(name) for name in study.metrics)} of each method under each protocol](images/{study.picture})",
+        f"![{' and '.join(metric_title(name) for name in study.metrics)} of each method under each "
+        f"protocol](images/{study.picture})",
         "",
     ]
     for metric in study.metrics:
@@ -235,29 +274,46 @@ def summary(study: Study) -> list[str]:
     lines = []
     for metric in study.metrics:
         verdicts = [verdict(study, metric, a, b) for a, b in itertools.combinations(study.methods, 2)]
-        moved = {method: max(values) - min(values) for method in study.methods if (values := study.values(metric, method))}
+        moved = {
+            method: max(values) - min(values)
+            for method in study.methods
+            if (values := study.values(metric, method))
+        }
         far, near = max(moved, key=lambda method: moved[method]), min(moved, key=lambda method: moved[method])
         changed, noise = verdicts.count("**changes**"), verdicts.count("changes within noise")
         lines.append(
-            f"- {metric_title(metric)} moves by {format_number(metric, moved[near])} ({escape_markdown(near)}) to "
-            f"{format_number(metric, moved[far])} ({escape_markdown(far)}) points between protocols; of {len(verdicts)} "
-            f"{'pair' if len(verdicts) == 1 else 'pairs'} of methods the order changes for {changed}, and within noise for {noise}."
+            f"- {metric_title(metric)} moves by {format_number(metric, moved[near])} "
+            f"({escape_markdown(near)}) to "
+            f"{format_number(metric, moved[far])} ({escape_markdown(far)}) points between protocols; of "
+            f"{len(verdicts)} "
+            f"{'pair' if len(verdicts) == 1 else 'pairs'} of methods the order changes for {changed}, and "
+            f"within noise for {noise}."
         )
     return lines
 
 
 def verdict(study: Study, metric: str, a: str, b: str) -> str:
     """`order` of a pair."""
-    return order([difference for difference in study.differences(metric, a, b).values() if difference is not None])
+    return order(
+        [difference for difference in study.differences(metric, a, b).values() if difference is not None]
+    )
 
 
 def value_table(study: Study, metric: str) -> list[str]:
     """A row a protocol, a column a method, and how far each method moves."""
-    lines = [_row(["protocol", *map(escape_markdown, study.methods)]), _row(["---", *["--:"] * len(study.methods)])]
+    lines = [
+        _row(["protocol", *map(escape_markdown, study.methods)]),
+        _row(["---", *["--:"] * len(study.methods)]),
+    ]
     for protocol in study.protocols:
         cells = [study.records[protocol, method].metric(metric, "oracle") for method in study.methods]
-        lines.append(_row([f"`{protocol}`", *(UNDEFINED if cell is None else format_value(cell) for cell in cells)]))
-    moved = [format_number(metric, max(values) - min(values)) for values in (study.values(metric, method) for method in study.methods)]
+        lines.append(
+            _row([f"`{protocol}`", *(UNDEFINED if cell is None else format_value(cell) for cell in cells)])
+        )
+    moved = [
+        format_number(metric, max(values) - min(values))
+        for values in (study.values(metric, method) for method in study.methods)
+    ]
     return [*lines, _row(["largest - smallest", *moved])]
 
 
@@ -274,7 +330,9 @@ def difference_table(study: Study, metric: str, pairs: Sequence[tuple[str, str]]
             numbers = (difference.difference, difference.low, difference.high)
             text = "{} [{}, {}]".format(*(format_difference(metric, number) for number in numbers))
             cells.append(f"**{text}**" if difference.low > 0 or difference.high < 0 else text)
-        lines.append(_row([f"{escape_markdown(b)} - {escape_markdown(a)}", *cells, verdict(study, metric, a, b)]))
+        lines.append(
+            _row([f"{escape_markdown(b)} - {escape_markdown(a)}", *cells, verdict(study, metric, a, b)])
+        )
     return lines
 
 
@@ -283,21 +341,39 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def chart(study: Study, path: Path) -> None:
-    """Write a PNG: a panel for each metric, a group of bars for each protocol, a bar for each method with its interval."""
+    """Write a PNG: a panel for each metric, a group of bars for each protocol, a bar for each method with its
+    interval.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     figure: Any = Figure(figsize=(9.0, 0.6 + 2.5 * len(study.metrics)), dpi=100)
     panels = figure.subplots(len(study.metrics), 1, sharex=True, squeeze=False)[:, 0]
-    colors = matplotlib.colormaps["viridis"](np.linspace(0.1, 0.9, len(study.methods)))  # told apart by their lightness alone
+    colors = matplotlib.colormaps["viridis"](
+        np.linspace(0.1, 0.9, len(study.methods))
+    )  # told apart by their lightness alone
     width = 0.8 / len(study.methods)
     for axes, metric in zip(panels, study.metrics, strict=True):
         scale = metric_info(metric).scale
         for number, method in enumerate(study.methods):
             cells = [study.records[protocol, method].metric(metric, "oracle") for protocol in study.protocols]
-            spans = np.array([[cell.value, cell.low, cell.high] for cell in cells if cell is not None], dtype=np.float64).T * scale
+            spans = (
+                np.array(
+                    [[cell.value, cell.low, cell.high] for cell in cells if cell is not None],
+                    dtype=np.float64,
+                ).T
+                * scale
+            )
             places = np.arange(len(cells)) + width * (number - (len(study.methods) - 1) / 2)
-            axes.bar(places, spans[0], 0.92 * width, color=colors[number], edgecolor="black", linewidth=0.6, label=method)
+            axes.bar(
+                places,
+                spans[0],
+                0.92 * width,
+                color=colors[number],
+                edgecolor="black",
+                linewidth=0.6,
+                label=method,
+            )
             errors = np.nan_to_num(np.maximum(np.abs(spans[1:] - spans[0]), 0))
             axes.errorbar(places, spans[0], errors, fmt="none", ecolor="black", elinewidth=1.0, capsize=2)
         axes.set_ylabel(f"{metric_title(metric)} (%)")
@@ -305,7 +381,11 @@ def chart(study: Study, path: Path) -> None:
         axes.set_axisbelow(True)
         axes.grid(axis="y", alpha=0.3)
     panels[-1].set_xticks(range(len(study.protocols)), study.protocols)
-    figure.suptitle(f"The same maps under every protocol: {study.dataset['name']}/{study.dataset['split']}, oracle thresholds", fontsize=11)
+    figure.suptitle(
+        f"The same maps under every protocol: {study.dataset['name']}/{study.dataset['split']}, oracle "
+        "thresholds",
+        fontsize=11,
+    )
     handles, labels = panels[0].get_legend_handles_labels()
     figure.tight_layout(rect=(0, 0.05, 1, 1))
     figure.legend(handles, labels, loc="lower center", ncols=min(len(labels), 6), fontsize=9, frameon=False)
@@ -313,16 +393,57 @@ def chart(study: Study, path: Path) -> None:
 
 
 @click.command()
-@click.option("--dataset", help="Name of the data set that the maps are of; default: page and charts of what was scored before.")
-@click.option("--data-root", type=click.Path(path_type=Path), help="Its folder; default: the environment's, as for `wsolbench score`.")
-@click.option("--metadata-root", type=click.Path(path_type=Path), help="Folder of wsolevaluation text files, where the data set uses them.")
+@click.option(
+    "--dataset",
+    help="Name of the data set that the maps are of; default: page and charts of what was scored before.",
+)
+@click.option(
+    "--data-root",
+    type=click.Path(path_type=Path),
+    help="Its folder; default: the environment's, as for `wsolbench score`.",
+)
+@click.option(
+    "--metadata-root",
+    type=click.Path(path_type=Path),
+    help="Folder of wsolevaluation text files, where the data set uses them.",
+)
 @click.option("--split", default="test", show_default=True, help="Split that the maps are of.")
-@click.option("--maps", multiple=True, type=click.Path(path_type=Path), help="Folder of maps of one method; repeat it.")
-@click.option("--limit", type=click.IntRange(min=1), help="That many images only, as `wsolbench eval --limit` takes them.")
-@click.option("--resamples", type=click.IntRange(min=100), default=1000, show_default=True, help="Bootstrap resamples of the intervals.")
-@click.option("--workers", type=click.IntRange(min=0), default=available_cores, show_default="all cores", help="Threads that score.")
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results/protocols"), show_default=True, help="Folder of records.")
-@click.option("--docs", type=click.Path(path_type=Path), default=Path("docs"), show_default=True, help="Folder of the page.")
+@click.option(
+    "--maps", multiple=True, type=click.Path(path_type=Path), help="Folder of maps of one method; repeat it."
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="That many images only, as `wsolbench eval --limit` takes them.",
+)
+@click.option(
+    "--resamples",
+    type=click.IntRange(min=100),
+    default=1000,
+    show_default=True,
+    help="Bootstrap resamples of the intervals.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=available_cores,
+    show_default="all cores",
+    help="Threads that score.",
+)
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=Path("results/protocols"),
+    show_default=True,
+    help="Folder of records.",
+)
+@click.option(
+    "--docs",
+    type=click.Path(path_type=Path),
+    default=Path("docs"),
+    show_default=True,
+    help="Folder of the page.",
+)
 def main(
     dataset: str | None,
     data_root: Path | None,
@@ -340,7 +461,9 @@ def main(
         if (dataset is None) != (not maps):
             raise UsageError("expected --dataset and --maps, or neither")
         if dataset is not None:
-            data = DataOptions(dataset=dataset, data_root=data_root, metadata_root=metadata_root).open(split, "keep")
+            data = DataOptions(dataset=dataset, data_root=data_root, metadata_root=metadata_root).open(
+                split, "keep"
+            )
             score_maps(data, maps, results, RunOptions(workers=workers, resamples=resamples), limit)
         studies = read_studies(results)
         for study in studies:

@@ -1,1 +1,3 @@
-"""Reference implementations of localization and recognition methods, one file each, to read beside their papers."""
+"""Reference implementations of localization and recognition methods, one file each, to read beside their
+papers.
+"""

@@ -1,4 +1,6 @@
-"""The rows that this package offers to `wsolbench list`: found by reading files, so that nothing heavy is imported."""
+"""The rows that this package offers to `wsolbench list`: found by reading files, so that nothing heavy is
+imported.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,10 @@ from wsolbench.methods import MethodInfo, methods_in
 
 def methods() -> list[MethodInfo]:
     """One row for each file in `localization/` and `recognition/`."""
-    return [*methods_in("reference_models.localization", "localization"), *methods_in("reference_models.recognition", "recognition")]
+    return [
+        *methods_in("reference_models.localization", "localization"),
+        *methods_in("reference_models.recognition", "recognition"),
+    ]
 
 
 def posts() -> list[MethodInfo]:
@@ -25,4 +30,7 @@ def detectors() -> list[MethodInfo]:
 def backbones() -> list[MethodInfo]:
     """One row for each file in `backbones/`; `timm` stands for every `timm:<name>`."""
     # Networks keep the underscores of the libraries they come from.
-    return [replace(row, name=row.module.rpartition(".")[2]) for row in methods_in("reference_models.backbones", "backbone")]
+    return [
+        replace(row, name=row.module.rpartition(".")[2])
+        for row in methods_in("reference_models.backbones", "backbone")
+    ]

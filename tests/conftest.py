@@ -1,4 +1,5 @@
-"""Shared by all tests: shapes are checked at run time, real data comes from WSOLBENCH_DATA, nothing is written at home."""
+"""Shared by all tests: shapes are checked at run time, real data comes from WSOLBENCH_DATA, nothing is
+written at home."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import settings
 from jaxtyping import config, install_import_hook
 
-# Must run before the packages are imported: in the tests, every module that annotates shapes is checked, but for these.
+# Must run before the packages are imported: in the tests, every module that annotates shapes is checked, but
+# for these.
 ROOT = Path(__file__).parents[1]
 UNCHECKED = {
     "wsolbench.checks": "its messages for wrong arrays are what is tested",
@@ -23,17 +25,27 @@ UNCHECKED = {
     "wsolbench.metrics.histograms": "compiled functions (numba) cannot be wrapped",
     "wsolbench.metrics.largest_component": "compiled functions (numba) cannot be wrapped",
 }
-"""Modules and packages whose shapes are not checked, and why. A module that is moved or added is checked without further ado."""
+"""Modules and packages whose shapes are not checked, and why. A module that is moved or added is checked
+without further ado."""
 
 
 def checked_modules() -> list[str]:
-    """Modules with annotated shapes, and all reference models. No packages: the hook takes their name for all that is in them."""
-    files = [path for package in ("wsolbench", "reference_models") for path in sorted((ROOT / package).rglob("[!_]*.py"))]
+    """Modules with annotated shapes, and all reference models. No packages: the hook takes their name for all
+    that is in them."""
+    files = [
+        path
+        for package in ("wsolbench", "reference_models")
+        for path in sorted((ROOT / package).rglob("[!_]*.py"))
+    ]
     annotated = [
-        path for path in files if "jaxtyping" in path.read_text(encoding="utf-8") or path.is_relative_to(ROOT / "reference_models")
+        path
+        for path in files
+        if "jaxtyping" in path.read_text(encoding="utf-8") or path.is_relative_to(ROOT / "reference_models")
     ]
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in annotated]
-    return [name for name in names if not any(f"{name}.".startswith(f"{left_out}.") for left_out in UNCHECKED)]
+    return [
+        name for name in names if not any(f"{name}.".startswith(f"{left_out}.") for left_out in UNCHECKED)
+    ]
 
 
 install_import_hook(checked_modules(), "beartype.beartype")
@@ -66,7 +78,8 @@ def real_data() -> Path:
 
 @pytest.fixture
 def unchecked_shapes() -> Iterator[None]:
-    """Turns the run-time shape checks off, as for a user: bad arrays reach the checks and messages of the package itself."""
+    """Turns the run-time shape checks off, as for a user: bad arrays reach the checks and messages of the
+    package itself."""
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)

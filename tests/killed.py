@@ -1,4 +1,5 @@
-"""Runs that are killed at each file operation, in forks of this process: `python killed.py score FOLDER` says what differs.
+"""Runs that are killed at each file operation, in forks of this process: `python killed.py score FOLDER` says
+what differs.
 
 A fork starts where all is imported, so hundreds of runs take seconds each.
 """
@@ -37,7 +38,10 @@ def data(root: Path) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
             (root / "maps" / split).mkdir(parents=True, exist_ok=True)
-            np.save(root / "maps" / split / f"{index:02d}.png.npy", pixels.max(axis=2).astype(np.float32) + rng.random((32, 32)) * 200)
+            np.save(
+                root / "maps" / split / f"{index:02d}.png.npy",
+                pixels.max(axis=2).astype(np.float32) + rng.random((32, 32)) * 200,
+            )
             rows.append(f"{split}/{index:02d}.png,{index % 2},{split},32,32,{x0},{y0},{x0 + 14},{y0 + 14}")
     (root / "annotations.csv").write_text("\n".join(rows) + "\n")
     return root
@@ -47,13 +51,49 @@ def commands(what: str, root: Path) -> Commands:
     on = ["--dataset", "csvfolder", "--data-root", str(root)]
     scoring = [*on, "--resamples", "100", "--protocol-set", "taus=0.1", "--workers", "1"]
     if what == "train":
-        options = ["--backbone", "tiny", "--weights", "none", "--epochs", "2", "--batch-size", "8", "--image-size", "32", "--workers", "0"]
+        options = [
+            "--backbone",
+            "tiny",
+            "--weights",
+            "none",
+            "--epochs",
+            "2",
+            "--batch-size",
+            "8",
+            "--image-size",
+            "32",
+            "--workers",
+            "0",
+        ]
         return [["train", "--method", "cam", *on, *options, "--device", "cpu", "--out", "run"]]
     if what == "eval":
-        return [["eval", "--method", "center-box", *scoring, "--save-maps", "saved", "--save-scores", "--out", "records"]]
+        return [
+            [
+                "eval",
+                "--method",
+                "center-box",
+                *scoring,
+                "--save-maps",
+                "saved",
+                "--save-scores",
+                "--out",
+                "records",
+            ]
+        ]
     score = ["score", "--maps", str(root / "maps"), "--name", "x", *scoring]
     if what == "score":
-        return [[*score, "--save-scores", "--pictures", "pictures", "--save-boxes", "boxes/boxes.json", "--out", "records"]]
+        return [
+            [
+                *score,
+                "--save-scores",
+                "--pictures",
+                "pictures",
+                "--save-boxes",
+                "boxes/boxes.json",
+                "--out",
+                "records",
+            ]
+        ]
     return [
         *([*score, "--shard", f"{index}/2", "--out", "shards"] for index in (1, 2)),
         ["merge", "shards", "--out", "records", "--save-scores"],
@@ -107,7 +147,9 @@ def run_all(lines: Commands, kill_at: int | None = None) -> None:
 def content(folder: Path) -> dict[str, object]:
     """All that a run leaves, without what times the machine."""
     found: dict[str, object] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".lock")):
+    for path in sorted(
+        path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".lock")
+    ):
         name = str(path.relative_to(folder))
         if path.suffix == ".json":
             values = json.loads(path.read_text())
@@ -117,7 +159,9 @@ def content(folder: Path) -> dict[str, object]:
                 }
             found[name] = values
         elif path.name == "log.csv":
-            found[name] = [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(path.open())]
+            found[name] = [
+                {k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(path.open())
+            ]
         elif path.suffix != ".png":
             found[name] = path.read_bytes()
         else:

@@ -26,13 +26,25 @@ def samples(count: int, seed: int = 0) -> tuple[Sample, ...]:
         box = np.array([x0, y0, x0 + width, y0 + height], dtype=np.float64)
         pixels = rng.integers(0, 60, size=(SIDE, SIDE, 3), dtype=np.uint8)
         pixels[y0 : y0 + height, x0 : x0 + width] += np.uint8(150)
-        made.append(Sample(id=f"s{seed}/{index:03d}.png", label=index % 3, size=(SIDE, SIDE), boxes=box[None], array=pixels))
+        made.append(
+            Sample(
+                id=f"s{seed}/{index:03d}.png",
+                label=index % 3,
+                size=(SIDE, SIDE),
+                boxes=box[None],
+                array=pixels,
+            )
+        )
     return tuple(made)
 
 
 def dataset(count: int = 12, split: str = "test", seed: int = 0) -> Dataset:
     return Dataset(
-        name="made-up", split=split, samples=samples(count, seed), class_names=CLASSES, fingerprint=f"made-up-{split}-{seed}-{count}"
+        name="made-up",
+        split=split,
+        samples=samples(count, seed),
+        class_names=CLASSES,
+        fingerprint=f"made-up-{split}-{seed}-{count}",
     )
 
 
@@ -46,7 +58,8 @@ def box_map(sample: Sample) -> np.ndarray:
 
 @dataclass
 class MadeUpSource:
-    """Maps of the bright rectangle. `fail_after` batches it stops, as a killed process does; `loads` says what it was asked for."""
+    """Maps of the bright rectangle. `fail_after` batches it stops, as a killed process does; `loads` says
+    what it was asked for."""
 
     fail_after: int | None = None
     loads: list[str] = field(default_factory=list)
@@ -64,7 +77,9 @@ class MadeUpSource:
             raise RuntimeError("killed")
         self.batches += 1
         # every fourth image is taken for its neighbour class
-        ranked = [[(s.label + shift + (int(s.id[-7:-4]) % 4 == 0)) % 3 for shift in range(3)] for s in samples]
+        ranked = [
+            [(s.label + shift + (int(s.id[-7:-4]) % 4 == 0)) % 3 for shift in range(3)] for s in samples
+        ]
         return SourceOutput(maps=list(batch), ranked=np.array(ranked, dtype=np.int64))
 
     def describe(self) -> dict[str, Any]:

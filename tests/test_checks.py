@@ -57,7 +57,9 @@ BROKEN: dict[str, Any] = {
 
 @pytest.mark.parametrize("taker", TAKERS)
 @pytest.mark.parametrize("boxes", BROKEN.values(), ids=BROKEN)
-def test_every_function_that_takes_boxes_refuses_broken_ones(unchecked_shapes: None, taker: str, boxes: Any) -> None:
+def test_every_function_that_takes_boxes_refuses_broken_ones(
+    unchecked_shapes: None, taker: str, boxes: Any
+) -> None:
     with pytest.raises(DataError):
         TAKERS[taker](np.array(boxes))
 
@@ -89,13 +91,18 @@ def test_a_box_of_one_pixel_and_small_images_are_no_fractions() -> None:
     assert len(frame_boxes(np.array([[0.2, 0.2, 0.8, 0.8], [3.0, 3.0, 20.0, 20.0]]), SIZE, WSOLEVAL)) == 2
 
 
-@pytest.mark.parametrize("box", [[130.0, 10.0, 140.0, 20.0], [10.0, 81.0, 20.0, 90.0], [-9.0, 0.0, -1.0, 5.0]])
+@pytest.mark.parametrize(
+    "box", [[130.0, 10.0, 140.0, 20.0], [10.0, 81.0, 20.0, 90.0], [-9.0, 0.0, -1.0, 5.0]]
+)
 def test_a_box_outside_its_image_is_refused(box: list[float]) -> None:
     with pytest.raises(DataError, match="outside the image of 120 x 80"):
         frame_boxes(np.array([box]), SIZE, WSOLEVAL)
 
 
-@pytest.mark.parametrize("size", [(0, 80), (120, -1), (120.5, 80), (120,), (120, 80, 3), ("120", "w"), None, (np.inf, 80), (np.nan, 80)])
+@pytest.mark.parametrize(
+    "size",
+    [(0, 80), (120, -1), (120.5, 80), (120,), (120, 80, 3), ("120", "w"), None, (np.inf, 80), (np.nan, 80)],
+)
 def test_a_size_that_is_none_is_refused(unchecked_shapes: None, size: Any) -> None:
     for use in (frame_boxes, image_boxes):
         with pytest.raises(DataError, match=r"expected \(width, height\)"):

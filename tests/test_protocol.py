@@ -78,7 +78,9 @@ INVALID = [
 ]
 
 
-@pytest.mark.parametrize("changes", INVALID, ids=[f"{next(iter(each))}={str(each[next(iter(each))])[:12]}" for each in INVALID])
+@pytest.mark.parametrize(
+    "changes", INVALID, ids=[f"{next(iter(each))}={str(each[next(iter(each))])[:12]}" for each in INVALID]
+)
 def test_an_invalid_value_or_combination_is_refused_by_name(changes: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(changes)) if len(changes) == 1 else "resize_size"):
         replace(EvalProtocol(), **changes)
@@ -92,7 +94,11 @@ def test_an_invalid_value_in_a_stored_protocol_is_refused(changes: dict[str, obj
 
 
 def test_every_number_of_a_protocol_has_a_range() -> None:
-    numbers = [item.name for item in fields(EvalProtocol) if isinstance(item.default, float | int) and not isinstance(item.default, bool)]
+    numbers = [
+        item.name
+        for item in fields(EvalProtocol)
+        if isinstance(item.default, float | int) and not isinstance(item.default, bool)
+    ]
     assert len(numbers) == 8
     for name in numbers:
         limit = range_of(EvalProtocol, name)[1]
@@ -104,10 +110,15 @@ def test_a_step_that_makes_no_grid_or_an_endless_one_is_refused(step: float) -> 
     with pytest.raises(UsageError, match="step"):
         tau_grid(step)
     with pytest.raises(UsageError, match="step"):
-        EvalProtocol.from_json({**EvalProtocol().to_json(), "taus": {"start": 0.0, "stop": 1.0, "step": step}})
+        EvalProtocol.from_json(
+            {**EvalProtocol().to_json(), "taus": {"start": 0.0, "stop": 1.0, "step": step}}
+        )
 
 
-@pytest.mark.parametrize("grid", [{"step": 0.1}, {"start": 0, "stop": 1e300, "step": 0.1}, {"start": "0", "stop": "1", "step": "0.1"}])
+@pytest.mark.parametrize(
+    "grid",
+    [{"step": 0.1}, {"start": 0, "stop": 1e300, "step": 0.1}, {"start": "0", "stop": "1", "step": "0.1"}],
+)
 def test_a_stored_grid_that_is_none_is_refused(grid: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         EvalProtocol.from_json({**EvalProtocol().to_json(), "taus": grid})
@@ -135,7 +146,9 @@ def test_a_version_of_the_future_is_refused() -> None:
         EvalProtocol.from_json({**EvalProtocol().to_json(), "normalize_version": 3})
 
 
-@pytest.mark.parametrize("stored", [{}, {"name": "wsoleval"}, {"detection": {}, "name": "coco"}, [], None, "wsoleval"])
+@pytest.mark.parametrize(
+    "stored", [{}, {"name": "wsoleval"}, {"detection": {}, "name": "coco"}, [], None, "wsoleval"]
+)
 def test_a_stored_protocol_without_its_fields_is_refused(stored: object) -> None:
     with pytest.raises(UsageError, match="stored protocol"):
         protocol_from_json(stored)
@@ -143,13 +156,23 @@ def test_a_stored_protocol_without_its_fields_is_refused(stored: object) -> None
 
 @pytest.mark.parametrize(
     "changes",
-    [{"recalls": 0}, {"recalls": 1e9}, {"max_detections": 0}, {"ious": ()}, {"ious": (1.5,)}, {"small_below": 1e5}, {"small_below": -1.0}],
+    [
+        {"recalls": 0},
+        {"recalls": 1e9},
+        {"max_detections": 0},
+        {"ious": ()},
+        {"ious": (1.5,)},
+        {"small_below": 1e5},
+        {"small_below": -1.0},
+    ],
 )
 def test_an_invalid_protocol_of_detections_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(changes))):
         replace(DetectionProtocol(), **changes)
     stored = DetectionProtocol().to_json()
-    stored["detection"] |= {key: list(value) if isinstance(value, tuple) else value for key, value in changes.items()}
+    stored["detection"] |= {
+        key: list(value) if isinstance(value, tuple) else value for key, value in changes.items()
+    }
     with pytest.raises(UsageError):
         protocol_from_json(stored)
 

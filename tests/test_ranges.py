@@ -52,7 +52,9 @@ def test_a_value_is_in_a_range_when_both_of_its_comparisons_hold(value: float) -
         ({"flag": 1}, "flag=1; expected true or false"),
     ],
 )
-def test_a_value_outside_its_range_is_named_with_what_was_expected(changes: dict[str, object], message: str) -> None:
+def test_a_value_outside_its_range_is_named_with_what_was_expected(
+    changes: dict[str, object], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         Settings(**changes)
 

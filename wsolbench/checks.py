@@ -10,41 +10,57 @@ from jaxtyping import Float64, Num
 from wsolbench.exceptions import DataError
 
 FRACTIONS_FROM = 8
-"""In images with sides of at least so many pixels, boxes inside the first pixel are taken for fractions of the image."""
+"""In images with sides of at least so many pixels, boxes inside the first pixel are taken for fractions of
+the image.
+"""
 
 
-def check_boxes(boxes: Num[np.ndarray, "n 4"], *, plus_one: bool, what: str = "boxes") -> Float64[np.ndarray, "n 4"]:
+def check_boxes(
+    boxes: Num[np.ndarray, "n 4"], *, plus_one: bool, what: str = "boxes"
+) -> Float64[np.ndarray, "n 4"]:
     """`boxes` as a float64 (n, 4) array. `what` names them in errors.
 
-    Raises `DataError` for another shape, values that are no real numbers, NaN or Inf, and for a box that ends before it starts (a
-    negative width or height). With `plus_one` an end is the last pixel of the box, so it may be one less than the start.
+    Raises `DataError` for another shape, values that are no real numbers, NaN or Inf, and for a box that ends
+    before it starts (a negative width or height). With `plus_one` an end is the last pixel of the box, so it
+    may be one less than the start.
     """
     try:
         values = np.asarray(boxes)
         real = values.dtype.kind in "iufb"
         result = values.astype(np.float64) if real else values
     except (TypeError, ValueError) as error:  # rows of different lengths
-        raise DataError(f"{what} are no array ({error}); expected (n, 4), one row (x0, y0, x1, y1) for each box") from error
+        raise DataError(
+            f"{what} are no array ({error}); expected (n, 4), one row (x0, y0, x1, y1) for each box"
+        ) from error
     if not real:
-        raise DataError(f"{what} have dtype {values.dtype}; expected real numbers, one row (x0, y0, x1, y1) for each box")
+        raise DataError(
+            f"{what} have dtype {values.dtype}; expected real numbers, one row (x0, y0, x1, y1) for each box"
+        )
     if result.ndim != 2 or result.shape[1] != 4:
-        raise DataError(f"{what} have shape {result.shape}; expected (n, 4), one row (x0, y0, x1, y1) for each box")
+        raise DataError(
+            f"{what} have shape {result.shape}; expected (n, 4), one row (x0, y0, x1, y1) for each box"
+        )
     broken = np.flatnonzero(~np.isfinite(result).all(axis=1))
     if len(broken):
         raise DataError(f"{what}: row {broken[0]} holds NaN or Inf; expected finite x0, y0, x1, y1")
     inverted = np.flatnonzero((result[:, 2:] - result[:, :2] + float(plus_one) < 0).any(axis=1))
     if len(inverted):
         row = inverted[0]
-        raise DataError(f"{what}: row {row} is {result[row].tolist()}; expected x1 >= x0 and y1 >= y0 (is it x, y, width, height?)")
+        raise DataError(
+            f"{what}: row {row} is {result[row].tolist()}; expected x1 >= x0 and y1 >= y0 (is it x, y, "
+            "width, height?)"
+        )
     return result
 
 
 def check_boxes_of_image(
     boxes: Num[np.ndarray, "n 4"], size: tuple[int, int], what: str = "boxes", *, unit: bool = True
 ) -> Float64[np.ndarray, "n 4"]:
-    """`check_boxes` for continuous boxes in pixels of an image of `size` = (width, height); no box at all is allowed.
+    """`check_boxes` for continuous boxes in pixels of an image of `size` = (width, height); no box at all is
+    allowed.
 
-    Also raises `DataError` for a box outside the image and, with `unit`, for boxes that look like fractions of the image.
+    Also raises `DataError` for a box outside the image and, with `unit`, for boxes that look like fractions
+    of the image.
     """
     width, height = check_size(size)
     result = check_boxes(np.zeros((0, 4)) if np.size(boxes) == 0 else boxes, plus_one=False, what=what)
@@ -54,7 +70,8 @@ def check_boxes_of_image(
     if outside.any():
         row = int(outside.argmax())
         raise DataError(
-            f"{what}: row {row} is {result[row].tolist()}, outside the image of {width} x {height}; expected x0, y0, x1, y1 in pixels "
+            f"{what}: row {row} is {result[row].tolist()}, outside the image of {width} x {height}; "
+            "expected x0, y0, x1, y1 in pixels "
             "of the image, and its size as (width, height)"
         )
     if unit and are_fractions(result, size):
@@ -63,13 +80,22 @@ def check_boxes_of_image(
 
 
 def are_fractions(boxes: Num[np.ndarray, "n 4"], size: tuple[int, int]) -> bool:
-    """Whether boxes look like fractions of their image: all of them lie inside its first pixel, and not on pixel borders."""
+    """Whether boxes look like fractions of their image: all of them lie inside its first pixel, and not on
+    pixel borders.
+    """
     values = np.asarray(boxes, dtype=np.float64)
-    return values.size > 0 and min(size) >= FRACTIONS_FROM and bool(values.max() <= 1) and bool((values != np.trunc(values)).any())
+    return (
+        values.size > 0
+        and min(size) >= FRACTIONS_FROM
+        and bool(values.max() <= 1)
+        and bool((values != np.trunc(values)).any())
+    )
 
 
 def check_unit(boxes: Iterable[tuple[str, Num[np.ndarray, "n 4"], tuple[int, int]]]) -> None:
-    """Raise `DataError` if the boxes of all images look like fractions. Items are (image id, boxes, size); images may have no box."""
+    """Raise `DataError` if the boxes of all images look like fractions. Items are (image id, boxes, size);
+    images may have no box.
+    """
     first = None
     for image_id, own, size in boxes:
         if len(own):
@@ -82,7 +108,8 @@ def check_unit(boxes: Iterable[tuple[str, Num[np.ndarray, "n 4"], tuple[int, int
 
 def _fractions(what: str, boxes: Num[np.ndarray, "n 4"], size: tuple[int, int]) -> DataError:
     return DataError(
-        f"{what} look like fractions of the image: {np.asarray(boxes)[0].tolist()} in an image of {size[0]} x {size[1]}; expected pixels. "
+        f"{what} look like fractions of the image: {np.asarray(boxes)[0].tolist()} in an image of "
+        f"{size[0]} x {size[1]}; expected pixels. "
         "Multiply x by the width and y by the height."
     )
 

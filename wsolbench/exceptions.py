@@ -1,7 +1,7 @@
 """What a caller did wrong, said so that they can put it right.
 
-Every error that bad input can cause is a `WsolbenchError`. The command line prints its message and exits with code 2;
-anything else that escapes is a bug of ours and shows its traceback.
+Every error that bad input can cause is a `WsolbenchError`. The command line prints its message and exits with
+code 2; anything else that escapes is a bug of ours and shows its traceback.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Iterable
 
 
 class WsolbenchError(Exception):
-    """Base of all errors that the caller can mend. The message names the thing, what was expected and what came."""
+    """Base of all errors that the caller can mend. The message names the thing, what was expected and what
+    came.
+    """
 
 
 class UsageError(WsolbenchError):

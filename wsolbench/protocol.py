@@ -1,11 +1,12 @@
 """The evaluation protocol: every convention on which published evaluators differ, as data.
 
-A protocol says how a raw score map becomes boxes and how boxes are compared with the truth. Two numbers are comparable
-only when their protocols are equal, so every record stores its own. `EvalProtocol.preset(name)` gives the conventions of
-a published evaluator; `dataclasses.replace(protocol, components="union")` gives a variant.
+A protocol says how a raw score map becomes boxes and how boxes are compared with the truth. Two numbers are
+comparable only when their protocols are equal, so every record stores its own. `EvalProtocol.preset(name)`
+gives the conventions of a published evaluator; `dataclasses.replace(protocol, components="union")` gives a
+variant.
 
-Presets and what they follow: `wsoleval` (clovaai/wsolevaluation, the default), `spa` (Panxjia/SPA_CVPR2021), `bas`
-(wpy1999/BAS), `tscam` (vasgaowei/TS-CAM), `psol` (tzzcl/PSOL), `lid` (the LID challenge's Peak-IoU).
+Presets and what they follow: `wsoleval` (clovaai/wsolevaluation, the default), `spa` (Panxjia/SPA_CVPR2021),
+`bas` (wpy1999/BAS), `tscam` (vasgaowei/TS-CAM), `psol` (tzzcl/PSOL), `lid` (the LID challenge's Peak-IoU).
 """
 
 from __future__ import annotations
@@ -36,21 +37,28 @@ def tau_grid(step: float, stop: float = 1.0, start: float = 0.0) -> tuple[float,
     (1000, (0.0, 0.25, 0.5, 0.75))
     """
     if not all(is_number(value) and math.isfinite(value) for value in (step, stop, start)):
-        raise UsageError(f"grid of thresholds from {start!r} to {stop!r} in steps of {step!r}; expected three finite numbers")
+        raise UsageError(
+            f"grid of thresholds from {start!r} to {stop!r} in steps of {step!r}; expected three finite "
+            "numbers"
+        )
     if not 0 < step < stop - start:
         raise UsageError(
-            f"grid of thresholds from {start} to {stop} in steps of {step}; expected a step above 0 and below {stop - start}, "
+            f"grid of thresholds from {start} to {stop} in steps of {step}; expected a step above 0 and "
+            f"below {stop - start}, "
             "for instance 0.01. Single thresholds are written as a list: 0.2,0.5"
         )
     if (stop - start) / step > MAX_TAUS + 1:
         raise UsageError(
-            f"a step of {step} makes more than {MAX_TAUS:,} thresholds; expected a step of {(stop - start) / MAX_TAUS} or more"
+            f"a step of {step} makes more than {MAX_TAUS:,} thresholds; expected a step of "
+            f"{(stop - start) / MAX_TAUS} or more"
         )
     return tuple(float(tau) for tau in np.arange(start, stop, step))
 
 
 def crop_start(outer: int, inner: int) -> int:
-    """First pixel of the central `inner` of `outer` pixels, rounded as torchvision rounds it (a half goes to the even side)."""
+    """First pixel of the central `inner` of `outer` pixels, rounded as torchvision rounds it (a half goes to
+    the even side).
+    """
     return round((outer - inner) / 2)
 
 
@@ -64,50 +72,68 @@ class EvalProtocol(Ranged):
     name: str = "wsoleval"
     """Preset it started from; a variant should get its own name, because boards group by it."""
 
-    # --- from the image to the frame in which boxes are compared -------------------------------------------------------
+    # --- from the image to the frame in which boxes are compared --------------------------------------------
     frame: Literal["squash", "center_crop", "original"] = "squash"
-    """`squash`: the whole image resized to `frame_size` squared. `center_crop`: resized to `resize_size` squared, then the
-    central `frame_size` squared; boxes are cut to the crop. `original`: the image's own size."""
+    """`squash`: the whole image resized to `frame_size` squared. `center_crop`: resized to `resize_size`
+    squared, then the central `frame_size` squared; boxes are cut to the crop. `original`: the image's own
+    size.
+    """
     frame_size: Side = 224
     resize_size: Side = 256
-    """Side before the centre crop (and before ten crops); at least `frame_size` where there is one of them."""
+    """Side before the centre crop (and before ten crops); at least `frame_size` where there is one of
+    them.
+    """
 
-    # --- from the raw map to [0, 1] ------------------------------------------------------------------------------------
+    # --- from the raw map to [0, 1] -------------------------------------------------------------------------
     relu: bool = False
     """Whether negative scores are set to 0 first."""
     resize: Literal["bicubic", "bilinear"] = "bicubic"
-    order: Literal["resize_then_normalize", "normalize_then_resize", "quantize_then_resize"] = "resize_then_normalize"
-    """`quantize_then_resize`: normalised and made 8-bit at the map's own size, then resized as an 8-bit picture."""
+    order: Literal["resize_then_normalize", "normalize_then_resize", "quantize_then_resize"] = (
+        "resize_then_normalize"
+    )
+    """`quantize_then_resize`: normalised and made 8-bit at the map's own size, then resized as an 8-bit
+    picture.
+    """
     normalize: Literal["minmax", "max", "pas", "ivr", "pas-relu", "ivr-interpolated"] = "minmax"
-    """`minmax`: to [0, 1]. `max`: relu, then / max. `pas`: x - min, then / its value of rank int(n percentile / 100), cut at 1.
-    `ivr`: minus the value of that rank, relu, / max. Ranks count the n sorted values from 0. Until version 2 of these two rules, `pas`
-    was relu(x) / percentile (now `pas-relu`), and `ivr` took an interpolated percentile (now `ivr-interpolated`)."""
+    """`minmax`: to [0, 1]. `max`: relu, then / max. `pas`: x - min, then / its value of rank int(n percentile
+    / 100), cut at 1. `ivr`: minus the value of that rank, relu, / max. Ranks count the n sorted values from
+    0. Until version 2 of these two rules, `pas` was relu(x) / percentile (now `pas-relu`), and `ivr` took an
+    interpolated percentile (now `ivr-interpolated`).
+    """
     percentile: Annotated[float, Range(0, 100)] = 90.0
     """Percentile for the four rules above and `threshold_basis="percentile"`; above 0 for all but `ivr`."""
     normalize_eps: Share = 0.0
     """Added to the divisor. A constant map is all zeros, whatever this is."""
     quantize: Literal["uint8", "none"] = "uint8"
-    """`uint8`: truncation of 255 x map, the product in float64. `none`: float32 compared with float32 thresholds."""
+    """`uint8`: truncation of 255 x map, the product in float64. `none`: float32 compared with float32
+    thresholds.
+    """
 
-    # --- thresholds ----------------------------------------------------------------------------------------------------
+    # --- thresholds -----------------------------------------------------------------------------------------
     taus: tuple[Share, ...] = field(default=tau_grid(0.001), repr=False)
     foreground: Literal[">", ">="] = ">"
     threshold_basis: Literal["max", "unit", "percentile"] = "max"
-    """What `tau` is a fraction of: the map's maximum (`int(tau x max)` of the 8-bit map), the range [0, 1] itself, or the
-    `percentile`-th percentile of the 8-bit map."""
+    """What `tau` is a fraction of: the map's maximum (`int(tau x max)` of the 8-bit map), the range [0, 1]
+    itself, or the `percentile`-th percentile of the 8-bit map.
+    """
     fixed_tau: Share | None = None
     """Threshold for the policy `fixed`; None: the policy is left out unless one is given."""
 
-    # --- from the foreground to boxes ----------------------------------------------------------------------------------
+    # --- from the foreground to boxes -----------------------------------------------------------------------
     components: Literal["all", "largest", "union"] = "all"
     """Which regions give boxes: every one, the largest, or one box around the whole foreground."""
     single_box: Literal["largest", "union"] = "largest"
-    """The rule for metrics that count one box an image: GT-known, Top-k Loc, MaxBoxAcc (V1), the error breakdown."""
+    """The rule for metrics that count one box an image: GT-known, Top-k Loc, MaxBoxAcc (V1), the error
+    breakdown.
+    """
     connectivity: Literal["contour", "4", "8"] = "contour"
-    """What a region is: an OpenCV contour (`RETR_TREE`: the outlines of holes are regions too), or a 4-/8-connected
-    component of the foreground."""
+    """What a region is: an OpenCV contour (`RETR_TREE`: the outlines of holes are regions too), or a
+    4-/8-connected component of the foreground.
+    """
     largest_by: Literal["contour_area", "pixel_count", "box_area"] = "contour_area"
-    """What the largest region is largest by. Equal ones: the first that OpenCV (contours) or a row-wise scan (components) meets."""
+    """What the largest region is largest by. Equal ones: the first that OpenCV (contours) or a row-wise scan
+    (components) meets.
+    """
     box_end: Literal["exclusive", "inclusive"] = "exclusive"
     """Whether a predicted box ends one past its last pixel or on it."""
     clip_boxes: bool = True
@@ -115,14 +141,16 @@ class EvalProtocol(Ranged):
     empty_box: Literal["zero", "unit", "image"] = "zero"
     """The box where nothing is foreground: (0, 0, 0, 0), (0, 0, 1, 1), or the whole frame."""
 
-    # --- true boxes ----------------------------------------------------------------------------------------------------
+    # --- true boxes -----------------------------------------------------------------------------------------
     gt_boxes: Literal["any", "first"] = "any"
     gt_end: Literal["exclusive", "inclusive"] = "exclusive"
-    """How the continuous true boxes are written for the comparison: (x, y, x + w, y + h), or one less at the end."""
+    """How the continuous true boxes are written for the comparison: (x, y, x + w, y + h), or one less at the
+    end.
+    """
     gt_truncate: bool = True
     """Whether scaled true boxes lose their fraction: `int(x * new / old)`."""
 
-    # --- comparison ----------------------------------------------------------------------------------------------------
+    # --- comparison -----------------------------------------------------------------------------------------
     iou_plus_one: bool = True
     """Whether widths are x1 - x0 + 1."""
     deltas: tuple[PositiveShare, ...] = (0.3, 0.5, 0.7)
@@ -138,7 +166,7 @@ class EvalProtocol(Ranged):
     classifier: Literal["single", "ten_crop", "external"] = "single"
     """Where the predicted labels come from: one view, the mean softmax of ten crops, or another network."""
 
-    # --- error breakdown (SPA, CVPR 2021, Table 4) -----------------------------------------------------------------------
+    # --- error breakdown (SPA, CVPR 2021, Table 4) ----------------------------------------------------------
     error_iou: Share = 0.5
     error_multi_iog: Share = 0.3
     error_part_iob: Share = 0.5
@@ -149,20 +177,29 @@ class EvalProtocol(Ranged):
         if not self.taus or any(high <= low for low, high in zip(self.taus, self.taus[1:], strict=False)):
             raise UsageError("protocol field taus must be a non-empty, strictly increasing sequence")
         if len(self.taus) > MAX_TAUS:
-            raise UsageError(f"protocol field taus has {len(self.taus):,} thresholds; expected at most {MAX_TAUS:,}")
+            raise UsageError(
+                f"protocol field taus has {len(self.taus):,} thresholds; expected at most {MAX_TAUS:,}"
+            )
         if not self.deltas or len(set(self.deltas)) < len(self.deltas):
             raise UsageError(f"protocol field deltas={self.deltas}; expected one or more different numbers")
         if self.quantize == "none" and self.threshold_basis != "unit":
             raise UsageError(
-                "threshold_basis 'max' and 'percentile' are defined on 8-bit maps; set quantize='uint8' or threshold_basis='unit'"
+                "threshold_basis 'max' and 'percentile' are defined on 8-bit maps; set quantize='uint8' or "
+                "threshold_basis='unit'"
             )
         if (self.connectivity == "contour") != (self.largest_by == "contour_area"):
             raise UsageError("connectivity 'contour' goes with largest_by 'contour_area', and only with it")
         if self.percentile == 0 and not self.normalize.startswith("ivr"):
-            raise UsageError("protocol field percentile=0.0; expected a number in (0, 100], or normalize='ivr', where 0 is min-max")
-        if self.resize_size < self.frame_size and (self.frame == "center_crop" or self.classifier == "ten_crop"):
             raise UsageError(
-                f"protocol field resize_size={self.resize_size} is smaller than frame_size={self.frame_size}, so nothing can be cropped "
+                "protocol field percentile=0.0; expected a number in (0, 100], or normalize='ivr', where 0 "
+                "is min-max"
+            )
+        if self.resize_size < self.frame_size and (
+            self.frame == "center_crop" or self.classifier == "ten_crop"
+        ):
+            raise UsageError(
+                f"protocol field resize_size={self.resize_size} is smaller than "
+                f"frame_size={self.frame_size}, so nothing can be cropped "
                 f"out of it; set resize_size to {self.frame_size} or more"
             )
 
@@ -172,7 +209,8 @@ class EvalProtocol(Ranged):
         return "center_crop" if self.frame == "center_crop" else "squash"
 
     def view_of(self, side: int) -> tuple[int, int]:
-        """How a network of input side `side` sees the image: the side that the whole image is resized to, and the first pixel seen.
+        """How a network of input side `side` sees the image: the side that the whole image is resized to, and
+        the first pixel seen.
 
         >>> EvalProtocol(frame="center_crop").view_of(448)
         (512, 32)
@@ -199,9 +237,12 @@ class EvalProtocol(Ranged):
     def to_json(self) -> dict[str, Any]:
         """All fields; a threshold grid made by `arange` is written as its start, stop and step.
 
-        A rule of normalisation that has changed has its version next to it; without one a stored `pas` or `ivr` is the first version.
+        A rule of normalisation that has changed has its version next to it; without one a stored `pas` or
+        `ivr` is the first version.
         """
-        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        values = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
         values["taus"] = _grid_to_json(self.taus)
         first = {now: before for before, now in _FIRST_RULES.items()}
         if self.normalize in first:
@@ -212,25 +253,34 @@ class EvalProtocol(Ranged):
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> EvalProtocol:
-        """Read a stored protocol, also one of an older version: without `normalize_version`, `normalize` names the rules of the first
-        version. Raises `UsageError` on unknown and missing fields."""
+        """Read a stored protocol, also one of an older version: without `normalize_version`, `normalize`
+        names the rules of the first version. Raises `UsageError` on unknown and missing fields.
+        """
         values = dict(_stored_object(values))
         version = values.pop("normalize_version", 1)
         _check_names(set(values), {item.name for item in fields(cls)})
         if version not in (1, _NORMALIZE_VERSION):
-            raise UsageError(f"protocol field normalize_version={version!r}; expected {_NORMALIZE_VERSION}, or none for the first version")
+            raise UsageError(
+                f"protocol field normalize_version={version!r}; expected {_NORMALIZE_VERSION}, or none for "
+                "the first version"
+            )
         if version == 1 and isinstance(values["normalize"], str):
             values["normalize"] = _FIRST_RULES.get(values["normalize"], values["normalize"])
         if isinstance(grid := values["taus"], dict):
             _check_names(set(grid), {"start", "stop", "step"})
             values["taus"] = tau_grid(grid["step"], grid["stop"], grid["start"])
-        arguments: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        arguments: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
         return cls(**arguments)
 
 
 def _stored_object(values: object) -> dict[str, Any]:
     if not isinstance(values, dict):
-        raise UsageError(f"a stored protocol is {type(values).__name__}; expected an object with the fields of the protocol")
+        raise UsageError(
+            f"a stored protocol is {type(values).__name__}; expected an object with the fields of the "
+            "protocol"
+        )
     return values
 
 
@@ -239,15 +289,18 @@ def _check_names(found: set[str], known: set[str]) -> None:
     if unknown := sorted(found - known):
         raise unknown_name("protocol field", unknown[0], known)
     if absent := sorted(known - found):
-        raise UsageError(f"a stored protocol lacks {len(absent)} of its {len(known)} fields: {', '.join(absent[:5])}")
+        raise UsageError(
+            f"a stored protocol lacks {len(absent)} of its {len(known)} fields: {', '.join(absent[:5])}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionProtocol(Ranged):
-    """How detections are counted: average precision as COCO defines it, the mean over classes. Frozen; the defaults are COCO's.
+    """How detections are counted: average precision as COCO defines it, the mean over classes. Frozen; the
+    defaults are COCO's.
 
-    Of each class a detection is right when it overlaps a true object, which no better one has taken, by at least the IoU.
-    Precision is made monotone and averaged over equidistant recalls.
+    Of each class a detection is right when it overlaps a true object, which no better one has taken, by at
+    least the IoU. Precision is made monotone and averaged over equidistant recalls.
     """
 
     name: str = "coco"
@@ -266,11 +319,15 @@ class DetectionProtocol(Ranged):
         if not self.ious or len(set(self.ious)) < len(self.ious):
             raise UsageError(f"protocol field ious={self.ious}; expected one or more different numbers")
         if self.small_below > self.large_above:
-            raise UsageError(f"protocol field small_below={self.small_below} exceeds large_above={self.large_above}")
+            raise UsageError(
+                f"protocol field small_below={self.small_below} exceeds large_above={self.large_above}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """All fields, under `detection`: no field of an `EvalProtocol` has this name."""
-        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        values = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
         return {"name": values.pop("name"), "detection": values}
 
 
@@ -281,7 +338,9 @@ def protocol_from_json(values: dict[str, Any]) -> EvalProtocol | DetectionProtoc
     _check_names(set(values), {"name", "detection"})
     own = _stored_object(values["detection"])
     _check_names(set(own), {item.name for item in fields(DetectionProtocol)} - {"name"})
-    arguments: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+    arguments: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in own.items()
+    }
     return DetectionProtocol(name=values["name"], **arguments)
 
 
@@ -294,7 +353,12 @@ def _grid_to_json(taus: tuple[float, ...]) -> Any:
     return list(taus)
 
 
-_COMPONENT_8 = {"components": "largest", "single_box": "largest", "connectivity": "8", "largest_by": "pixel_count"}
+_COMPONENT_8 = {
+    "components": "largest",
+    "single_box": "largest",
+    "connectivity": "8",
+    "largest_by": "pixel_count",
+}
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "wsoleval": {},

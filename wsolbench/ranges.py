@@ -1,12 +1,14 @@
-"""Ranges of settings: each is declared once, in the type of its dataclass field, and checked wherever a value comes from.
+"""Ranges of settings: each is declared once, in the type of its dataclass field, and checked wherever a value
+comes from.
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(Ranged):
         share: Share = 0.5                                  # a number from 0 to 1
         side: Annotated[int, Range(1, 4096)] = 224          # a whole number from 1 to 4096
 
-A `Ranged` dataclass checks every field when it is made. `check_value` checks one value, and `range_of` gives the range of a field,
-from which the command line makes its options. A field of type int or float without a `Range` takes the numbers from -1e9 to 1e9.
+A `Ranged` dataclass checks every field when it is made. `check_value` checks one value, and `range_of` gives
+the range of a field, from which the command line makes its options. A field of type int or float without a
+`Range` takes the numbers from -1e9 to 1e9.
 """
 
 from __future__ import annotations
@@ -86,14 +88,18 @@ Resamples = Annotated[int, Range(1, 1_000_000)]
 
 
 class Ranged:
-    """Base of dataclasses that check their fields when they are made. Raises `UsageError` naming field, value and range."""
+    """Base of dataclasses that check their fields when they are made. Raises `UsageError` naming field, value
+    and range.
+    """
 
     def __post_init__(self) -> None:
         check_fields(self)
 
 
 def hints_of(kind: type[Any]) -> dict[str, Any]:
-    """Types of the fields of a dataclass with their ranges; `Any` for one that is imported for type checkers only."""
+    """Types of the fields of a dataclass with their ranges; `Any` for one that is imported for type checkers
+    only.
+    """
     return _hints(cast("Hashable", kind))
 
 
@@ -107,14 +113,17 @@ def _hints(kind: Any) -> dict[str, Any]:
                 continue
             one = types.SimpleNamespace(__annotations__={name: text})
             try:
-                hints[name] = get_type_hints(one, vars(sys.modules[base.__module__]), include_extras=True)[name]
+                hints[name] = get_type_hints(one, vars(sys.modules[base.__module__]), include_extras=True)[
+                    name
+                ]
             except NameError:
                 hints[name] = Any
     return hints
 
 
 def check_fields(settings: Any, what: str = "", *, found: str = "{what} field {name}={value}") -> None:
-    """Raise `UsageError` for the first field of a dataclass whose value is not of the declared type and range.
+    """Raise `UsageError` for the first field of a dataclass whose value is not of the declared type and
+    range.
 
     `what` names the dataclass; `found` is the first half of the message.
     """
@@ -129,9 +138,11 @@ def check_fields(settings: Any, what: str = "", *, found: str = "{what} field {n
 
 
 def check_value(hint: Any, value: Any, limit: Range | None = None) -> None:
-    """Raise `ValueError`, whose text says what is expected, unless `value` is of the type `hint` and in its range.
+    """Raise `ValueError`, whose text says what is expected, unless `value` is of the type `hint` and in its
+    range.
 
-    Checks bool, int, float, str, `Literal`, `X | None`, `tuple[X, ...]` and these inside `Annotated`; takes every value of other types.
+    Checks bool, int, float, str, `Literal`, `X | None`, `tuple[X, ...]` and these inside `Annotated`; takes
+    every value of other types.
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -187,7 +198,9 @@ def describe(hint: Any, limit: Range | None = None) -> str:
 
 
 def range_of(kind: type[Any], name: str) -> tuple[type[Any], Range]:
-    """Number type (int or float) and range of a field, also of one that may be None. Raises `TypeError` for another kind of field."""
+    """Number type (int or float) and range of a field, also of one that may be None. Raises `TypeError` for
+    another kind of field.
+    """
 
     def search(hint: Any, limit: Range) -> tuple[type[Any], Range] | None:
         if get_origin(hint) is Annotated:

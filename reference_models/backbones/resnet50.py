@@ -1,7 +1,7 @@
 """ResNet-50 whose last stages keep a large grid.
 
-K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", CVPR 2016; weights of torchvision
-(`IMAGENET1K_V1`, which strides in the 3x3 convolution), input 224.
+K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", CVPR 2016; weights of
+torchvision (`IMAGENET1K_V1`, which strides in the 3x3 convolution), input 224.
 
 Variants (the number is the side of the last grid at 224; nothing is dilated):
 
@@ -19,7 +19,16 @@ from torch import nn
 from torchvision.models import ResNet50_Weights, resnet50
 
 from reference_models.core.backbone import Backbone, Stage, pick_grid
-from reference_models.core.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights, torchvision_file, without
+from reference_models.core.weights import (
+    IMAGENET,
+    NONE,
+    Weights,
+    WeightsFile,
+    load_strictly,
+    read_weights,
+    torchvision_file,
+    without,
+)
 from wsolbench.methods import InputSpec
 
 GRIDS = ("std28", "std14", "stock")
@@ -33,7 +42,9 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
     net.fc = nn.Identity()
     if weights != NONE:
         file = (
-            weights if isinstance(weights, WeightsFile) else read_weights(torchvision_file(ResNet50_Weights.IMAGENET1K_V1.url, "resnet50"))
+            weights
+            if isinstance(weights, WeightsFile)
+            else read_weights(torchvision_file(ResNet50_Weights.IMAGENET1K_V1.url, "resnet50"))
         )
         load_strictly(net, without(file.tensors, "fc."), what="the weights of resnet50")
         source = Weights("torchvision IMAGENET1K_V1", file.sha256)
@@ -43,7 +54,9 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         _keep_size(net.layer4[0])
     if grid == "std28":
         _keep_size(net.layer3[0])
-    steps: OrderedDict[str, nn.Module] = OrderedDict(conv1=net.conv1, bn1=net.bn1, relu1=net.relu, pool1=net.maxpool)
+    steps: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=net.conv1, bn1=net.bn1, relu1=net.relu, pool1=net.maxpool
+    )
     strides = {"std28": (8, 8), "std14": (16, 16), "stock": (16, 32)}[grid]
     layout = []
     for layer, channels, stride in ((1, 256, 4), (2, 512, 8), (3, 1024, strides[0]), (4, 2048, strides[1])):

@@ -1,8 +1,9 @@
 """Any network of timm with feature stages, as `timm:<name>`.
 
-Variants: `std14` asks timm for an output stride of 16, so that the last two stages share a grid (timm dilates instead of
-striding); networks that cannot do that, and `stock`, keep their own grid. Weights `imagenet` are those that timm names as
-the default for the network; it downloads them from the Hugging Face hub. Size, mean and deviation of the input are timm's.
+Variants: `std14` asks timm for an output stride of 16, so that the last two stages share a grid (timm dilates
+instead of striding); networks that cannot do that, and `stock`, keep their own grid. Weights `imagenet` are
+those that timm names as the default for the network; it downloads them from the Hugging Face hub. Size, mean
+and deviation of the input are timm's.
 
 Steps cannot be edited: timm has no common notion of them.
 """
@@ -19,7 +20,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reference_models.core.backbone import TIMM_PREFIX, Backbone, Edit, Stage, pick_grid
-from reference_models.core.weights import IMAGENET, NONE, Weights, WeightsFile, first_line, load_strictly, sha256_of_tensors, without
+from reference_models.core.weights import (
+    IMAGENET,
+    NONE,
+    Weights,
+    WeightsFile,
+    first_line,
+    load_strictly,
+    sha256_of_tensors,
+    without,
+)
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec
 
@@ -34,10 +44,13 @@ class TimmBackbone(Backbone):
     """Side of the images that the network was made for; some take no others."""
 
     def stages(self, images: Float[Tensor, "b 3 H W"], edit: Edit | None = None) -> OrderedDict[str, Tensor]:
-        """See `Backbone.stages`; `UsageError` when steps are to be edited, and for images of a size that the network refuses."""
+        """See `Backbone.stages`; `UsageError` when steps are to be edited, and for images of a size that the
+        network refuses.
+        """
         if edit is not None:
             raise UsageError(
-                f"a method that changes the inside of its backbone cannot use {self.name}; use one of `wsolbench list backbones`"
+                f"a method that changes the inside of its backbone cannot use {self.name}; use one of "
+                "`wsolbench list backbones`"
             )
         try:
             outputs = self.steps["net"](images)
@@ -45,17 +58,23 @@ class TimmBackbone(Backbone):
             if images.shape[-2:] == (self.own_size, self.own_size):
                 raise
             raise UsageError(
-                f"{self.name} takes images of {self.own_size} pixels alone ({first_line(error).rstrip('.')}): leave out --image-size; "
+                f"{self.name} takes images of {self.own_size} pixels alone "
+                f"({first_line(error).rstrip('.')}): leave out --image-size; "
                 "methods that look at crops need a network of any input size"
             ) from error
         if self.channels_last:
             outputs = [output.permute(0, 3, 1, 2) for output in outputs]
         return OrderedDict(zip((stage.name for stage in self.layout), outputs, strict=True))
 
-    def run(self, x: Tensor, *, after: str | None = None, until: str | None = None, edit: Edit | None = None) -> Tensor:
+    def run(
+        self, x: Tensor, *, after: str | None = None, until: str | None = None, edit: Edit | None = None
+    ) -> Tensor:
         """The last stage; `UsageError` when only a part is wanted."""
         if after is not None or until is not None:
-            raise UsageError(f"a method that runs a part of its backbone cannot use {self.name}; use one of `wsolbench list backbones`")
+            raise UsageError(
+                f"a method that runs a part of its backbone cannot use {self.name}; use one of `wsolbench "
+                "list backbones`"
+            )
         return next(reversed(self.stages(x, edit).values()))
 
 
@@ -76,16 +95,22 @@ def build(*, name: str, weights: WeightsFile | str = IMAGENET, grid: str = "defa
     facts: Any = timm.get_pretrained_cfg(model)
     source = Weights(NONE)
     if isinstance(weights, WeightsFile):
-        # timm renames and drops what a feature extractor has not, so the file is checked against the whole network first.
+        # timm renames and drops what a feature extractor has not, so the file is checked against the whole
+        # network first.
         _must_fit(name, model, weights)
-        net = _create(name, model, grid=grid, pretrained=True, pretrained_cfg_overlay={"state_dict": weights.tensors})
+        net = _create(
+            name, model, grid=grid, pretrained=True, pretrained_cfg_overlay={"state_dict": weights.tensors}
+        )
     else:
         net = _create(name, model, grid=grid, pretrained=weights == IMAGENET)
         if weights == IMAGENET:
             source = Weights(f"timm {facts.tag or 'default'}", sha256_of_tensors(net.state_dict()))
     spec = _input_spec(facts)
     channels, strides = net.feature_info.channels(), net.feature_info.reduction()
-    layout = [Stage(f"stage{number}", stride, width) for number, (stride, width) in enumerate(zip(strides, channels, strict=True), start=1)]
+    layout = [
+        Stage(f"stage{number}", stride, width)
+        for number, (stride, width) in enumerate(zip(strides, channels, strict=True), start=1)
+    ]
     backbone = TimmBackbone(name, {"net": net}, layout, grid=grid, input_spec=spec)
     backbone.weights = source
     backbone.own_size = spec.size
@@ -97,8 +122,14 @@ def _must_fit(name: str, model: str, weights: WeightsFile) -> None:
     """Raises `DataError` unless the file holds exactly the network's tensors, its classifier aside."""
     whole = timm.create_model(model, pretrained=False, num_classes=0)
     classifiers: Any = timm.get_pretrained_cfg(model)
-    prefixes = [classifiers.classifier] if isinstance(classifiers.classifier, str) else list(classifiers.classifier or ())
-    tensors = without(weights.tensors, *(f"{prefix}." for prefix in prefixes)) if prefixes else weights.tensors
+    prefixes = (
+        [classifiers.classifier]
+        if isinstance(classifiers.classifier, str)
+        else list(classifiers.classifier or ())
+    )
+    tensors = (
+        without(weights.tensors, *(f"{prefix}." for prefix in prefixes)) if prefixes else weights.tensors
+    )
     load_strictly(whole, tensors, what=f"the weights of {name}")
 
 
@@ -110,17 +141,22 @@ def _create(name: str, model: str, *, grid: str, **options: Any) -> Any:
             return timm.create_model(model, features_only=True, **options, **extra)
         except (TypeError, NotImplementedError, AssertionError, AttributeError) as error:
             failure = error  # this network has no such option, or no stages at all
-        except Exception as error:  # the hub's client raises errors of its own, of requests and of the file system
+        except (
+            Exception
+        ) as error:  # the hub's client raises errors of its own, of requests and of the file system
             raise UsageError(
                 f"cannot get the ImageNet weights of {name} ({type(error).__name__}: {first_line(error)}). "
-                "Offline: fill the Hugging Face cache (HF_HOME) elsewhere, or use --weights PATH or --weights none"
+                "Offline: fill the Hugging Face cache (HF_HOME) elsewhere, or use --weights PATH or "
+                "--weights none"
             ) from error
     raise UsageError(f"{name} offers no feature stages ({failure}); choose another network") from failure
 
 
 def _input_spec(facts: Any) -> InputSpec:
     mean, std = (tuple(float(value) for value in values) for values in (facts.mean, facts.std))
-    return InputSpec(size=int(facts.input_size[-1]), mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]))
+    return InputSpec(
+        size=int(facts.input_size[-1]), mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2])
+    )
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """A small network for generated data and tests: trains from nothing on two processor cores in about a minute.
 
-Plain 3x3 convolutions with batch norm and ReLU, four stages; input 128. Own design: no weights exist for it but those that
-a run of this project has written (`--weights CHECKPOINT`).
+Plain 3x3 convolutions with batch norm and ReLU, four stages; input 128. Own design: no weights exist for it
+but those that a run of this project has written (`--weights CHECKPOINT`).
 
 Variants: `std16` (the only one): the last two stages share a grid of 16x16 at 128.
 """
@@ -25,7 +25,10 @@ def build(*, weights: WeightsFile | str = "none", grid: str = "default") -> Back
     """See `reference_models.core.backbone.load_backbone`."""
     grid = pick_grid("tiny", grid, GRIDS)
     if weights == IMAGENET:
-        raise UsageError("there are no ImageNet weights of the backbone 'tiny'; use --weights none, or the path of a checkpoint")
+        raise UsageError(
+            "there are no ImageNet weights of the backbone 'tiny'; use --weights none, or the path of a "
+            "checkpoint"
+        )
     one, two, three, four = WIDTHS
     steps: OrderedDict[str, nn.Module] = OrderedDict(
         stem=_convolution(3, one, stride=2),
@@ -33,7 +36,12 @@ def build(*, weights: WeightsFile | str = "none", grid: str = "default") -> Back
         stage2=nn.Sequential(_convolution(two, three, stride=2), _convolution(three, three)),
         stage3=_convolution(three, four),
     )
-    layout = [Stage("stem", 2, one), Stage("stage1", 4, two), Stage("stage2", 8, three), Stage("stage3", 8, four)]
+    layout = [
+        Stage("stem", 2, one),
+        Stage("stage1", 4, two),
+        Stage("stage2", 8, three),
+        Stage("stage3", 8, four),
+    ]
     backbone = Backbone("tiny", steps, layout, grid=grid, input_spec=InputSpec(size=128), head_width=four)
     if isinstance(weights, WeightsFile):
         load_strictly(backbone, weights.tensors, what="the weights of tiny")
@@ -42,4 +50,8 @@ def build(*, weights: WeightsFile | str = "none", grid: str = "default") -> Back
 
 
 def _convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )

@@ -1,13 +1,14 @@
 """VGG-16 without its fully connected layers.
 
-K. Simonyan, A. Zisserman, "Very deep convolutional networks for large-scale image recognition", ICLR 2015; weights of
-torchvision (`IMAGENET1K_V1`), input 224.
+K. Simonyan, A. Zisserman, "Very deep convolutional networks for large-scale image recognition", ICLR 2015;
+weights of torchvision (`IMAGENET1K_V1`), input 224.
 
 Variants (the number is the side of the last grid at 224):
 
     std14   pools 1-4 are 2x2, stride 2; no pool 5. Most methods, and SPA's released code.
     std28   pool 4 removed (wsolevaluation's large feature map).
-    acol14  pools 1-4 are 3x3, stride 2, padding 1; then pool 5 and an average pool, both 3x3, stride 1 (wsolevaluation's ACoL).
+    acol14  pools 1-4 are 3x3, stride 2, padding 1; then pool 5 and an average pool, both 3x3, stride 1
+            (wsolevaluation's ACoL).
     acol28  as acol14, but pool 4 has stride 1 (released code of ACoL and I2C).
 
 Stages: s1-s4 end after pools 1-4, s5 after the last step.
@@ -22,7 +23,16 @@ from torchvision.models import VGG16_Weights
 from torchvision.models.vgg import cfgs, make_layers
 
 from reference_models.core.backbone import Backbone, Stage, pick_grid
-from reference_models.core.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights, torchvision_file, without
+from reference_models.core.weights import (
+    IMAGENET,
+    NONE,
+    Weights,
+    WeightsFile,
+    load_strictly,
+    read_weights,
+    torchvision_file,
+    without,
+)
 from wsolbench.methods import InputSpec
 
 GRIDS = ("std14", "std28", "acol14", "acol28")
@@ -39,8 +49,16 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     else:
-        file = weights if isinstance(weights, WeightsFile) else read_weights(torchvision_file(VGG16_Weights.IMAGENET1K_V1.url, "vgg16"))
-        load_strictly(nn.ModuleDict({"features": features}), without(file.tensors, "classifier."), what="the weights of vgg16")
+        file = (
+            weights
+            if isinstance(weights, WeightsFile)
+            else read_weights(torchvision_file(VGG16_Weights.IMAGENET1K_V1.url, "vgg16"))
+        )
+        load_strictly(
+            nn.ModuleDict({"features": features}),
+            without(file.tensors, "classifier."),
+            what="the weights of vgg16",
+        )
         source = Weights("torchvision IMAGENET1K_V1", file.sha256)
     steps, layout = _steps(features, grid)
     backbone = Backbone("vgg16", steps, layout, grid=grid, input_spec=InputSpec())

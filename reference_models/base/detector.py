@@ -1,7 +1,7 @@
 """`Detector`, the base of every class in `detection/`: a `DetectorModel` with what the commands call.
 
-A detector file defines a config (a frozen dataclass) and a class that builds a network with torchvision's detection interface
-(`build`) and states where its weights come from (`start_from`).
+A detector file defines a config (a frozen dataclass) and a class that builds a network with torchvision's
+detection interface (`build`) and states where its weights come from (`start_from`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ D = TypeVar("D", bound="Detector")
 
 
 class Detector(DetectorModel):
-    """Base of all detectors: loads, trains and detects. See `DetectorModel` for what a detector file defines."""
+    """Base of all detectors: loads, trains and detects. See `DetectorModel` for what a detector file
+    defines.
+    """
 
     @classmethod
     def fit(cls, request: DetectorRequest) -> Path:
@@ -41,7 +43,9 @@ class Detector(DetectorModel):
 
     @classmethod
     def load(cls: type[D], checkpoint: Path, *, device: str = "auto") -> D:
-        """A trained model in eval mode. Raises `DataError` on a file of another method, or one that is broken or does not fit itself."""
+        """A trained model in eval mode. Raises `DataError` on a file of another method, or one that is broken
+        or does not fit itself.
+        """
         facts = header_of(checkpoint, cls.method_name)
         tensors, _ = read_safetensors(checkpoint)
         try:
@@ -51,15 +55,21 @@ class Detector(DetectorModel):
             model.weights = Weights(**described["weights"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"checkpoint {checkpoint} was written by another version of {cls.method_name!r} ({error}); train again"
+                f"checkpoint {checkpoint} was written by another version of {cls.method_name!r} ({error}); "
+                "train again"
             ) from error
         load_strictly(model, tensors, what=f"checkpoint {checkpoint}")
-        model.facts = {**facts["training"], "checkpoint": {"file": checkpoint.name, "sha256": sha256_of_file(checkpoint)}}
+        model.facts = {
+            **facts["training"],
+            "checkpoint": {"file": checkpoint.name, "sha256": sha256_of_file(checkpoint)},
+        }
         return model.to(pick_device(device)).eval()
 
     @torch.no_grad()
     def detect(self, image: UInt8[np.ndarray, "h w 3"]) -> Detections:
-        """What is found in one image, best first; in full precision, which the places of boxes need. The model must be in eval mode."""
+        """What is found in one image, best first; in full precision, which the places of boxes need. The
+        model must be in eval mode.
+        """
         if self.training:
             raise RuntimeError("detect() needs the model in eval mode; call model.eval()")
         (found,) = self.network([as_input(torch.from_numpy(image).permute(2, 0, 1), self.device)])

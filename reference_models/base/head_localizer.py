@@ -1,4 +1,5 @@
-"""Backbone, head, cross-entropy: what methods share that change the images, the features or the loss of a CAM network.
+"""Backbone, head, cross-entropy: what methods share that change the images, the features or the loss of a CAM
+network.
 
 f       stages[-1]        (B, C_in, h, w)   what the head gets
 S_c     logits            (B, C)
@@ -33,7 +34,9 @@ class HeadConfig(MethodConfig):
 
 
 class HeadLocalizer(Localizer):
-    """A CAM network; a method changes `loss`: the images, the features between two steps of the backbone, a further term."""
+    """A CAM network; a method changes `loss`: the images, the features between two steps of the backbone, a
+    further term.
+    """
 
     Config = HeadConfig
     config: HeadConfig
@@ -47,7 +50,9 @@ class HeadLocalizer(Localizer):
         """Logits, and the map of any class from the same pass."""
         stages = self.backbone.stages(images)
         head = self.head(next(reversed(stages.values())))
-        return ForwardPass(logits=head.logits, maps_of=head.maps_of, stages=stages, penultimate=head.penultimate)
+        return ForwardPass(
+            logits=head.logits, maps_of=head.maps_of, stages=stages, penultimate=head.penultimate
+        )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of the pooled scores: L = CE(S, y)."""

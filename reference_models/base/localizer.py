@@ -1,8 +1,10 @@
-"""`Localizer`, the base of every class in `localization/` and `recognition/`: a model with what the commands call.
+"""`Localizer`, the base of every class in `localization/` and `recognition/`: a model with what the commands
+call.
 
-A method file defines a config (a frozen dataclass) and a class with three things: `__init__` (the layers), `forward`
-(images -> `ForwardPass`) and `loss` (batch -> named terms). Everything else has a default in `core/model.py` and can be overridden:
-the order of the images, parameter groups, recipe, schedule, what happens at the start of an epoch.
+A method file defines a config (a frozen dataclass) and a class with three things: `__init__` (the layers),
+`forward` (images -> `ForwardPass`) and `loss` (batch -> named terms). Everything else has a default in
+`core/model.py` and can be overridden: the order of the images, parameter groups, recipe, schedule, what
+happens at the start of an epoch.
 """
 
 from __future__ import annotations
@@ -33,7 +35,13 @@ class Localizer(Model):
     """Base of all methods: loads, trains and localizes. See `Model` for what a method file may change."""
 
     @classmethod
-    def load(cls: type[L], checkpoint: Path, *, device: str = "auto", settings: Mapping[str, str] = MappingProxyType({})) -> L:
+    def load(
+        cls: type[L],
+        checkpoint: Path,
+        *,
+        device: str = "auto",
+        settings: Mapping[str, str] = MappingProxyType({}),
+    ) -> L:
         """A trained model in eval mode; see `wsolbench.methods.contracts.Method.load`."""
         return load_checkpoint(cls, checkpoint, settings).to(pick_device(device)).eval()
 
@@ -44,24 +52,34 @@ class Localizer(Model):
 
     @torch.no_grad()
     def localize(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
-        """Logits and maps without a graph; changes neither parameters nor buffers. The model must be in eval mode.
+        """Logits and maps without a graph; changes neither parameters nor buffers. The model must be in eval
+        mode.
 
-        A method that proposes boxes gets two more own maps: `parts`, what the boxes cover by their weight, and `union`, the box
-        around all of them. One that classifies and does not propose gets the best regions of the predicted class's map.
+        A method that proposes boxes gets two more own maps: `parts`, what the boxes cover by their weight,
+        and `union`, the box around all of them. One that classifies and does not propose gets the best
+        regions of the predicted class's map.
         """
         if self.training:
-            raise RuntimeError("localize() needs the model in eval mode: batch norm and dropout would change the maps; call model.eval()")
+            raise RuntimeError(
+                "localize() needs the model in eval mode: batch norm and dropout would change the maps; "
+                "call model.eval()"
+            )
         result: ForwardPass = self(images)
         size = images.shape[-1]
         if result.propose is not None:
             found = result.propose()
             if not found.boxes.shape[1]:  # a method that was told to propose none
                 return result
-            return replace(result, own_maps={**result.own_maps, "parts": coverage(found, size), "union": union(found, size)})
+            return replace(
+                result,
+                own_maps={**result.own_maps, "parts": coverage(found, size), "union": union(found, size)},
+            )
         if result.logits is None:
             return result
         return replace(result, propose=partial(predicted_peaks, result.logits, result.maps_of, size))
 
-    def score_maps(self, images: Float[Tensor, "b 3 H W"], class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
+    def score_maps(
+        self, images: Float[Tensor, "b 3 H W"], class_ids: Int[Tensor, "b k"]
+    ) -> Float[Tensor, "b k h w"]:
         """`localize(images).score_maps(class_ids)`."""
         return self.localize(images).score_maps(class_ids)

@@ -1,4 +1,6 @@
-"""Base of all post-processes: maps of any localizer, made anew from the features of its forward pass. Nothing is trained."""
+"""Base of all post-processes: maps of any localizer, made anew from the features of its forward pass. Nothing
+is trained.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class PostProcess:
         return cls(parse_settings(cls.Config, settings, what=f"post-process {cls.method_name!r}"))
 
     def maps(self, result: ForwardPass, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
-        """Maps of the given classes, float32 in [0, 1], on the grid of the features it uses, without a graph."""
+        """Maps of the given classes, float32 in [0, 1], on the grid of the features it uses, without a
+        graph.
+        """
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:

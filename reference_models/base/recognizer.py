@@ -1,8 +1,9 @@
 """What recognisers share: the network as it is, at the size of the papers, and the papers' recipes.
 
-Papers of fine-grained recognition fine-tune an ImageNet network at 448 pixels, and do not change its strides as localizers do.
-Images are resized to a square (their aspect ratio is lost), and a part of it is cut out at random; the centre at test. Where
-published baselines differ the recipe differs, not the network: a gain means something only beside a `baseline` of the same recipe.
+Papers of fine-grained recognition fine-tune an ImageNet network at 448 pixels, and do not change its strides
+as localizers do. Images are resized to a square (their aspect ratio is lost), and a part of it is cut out at
+random; the centre at test. Where published baselines differ the recipe differs, not the network: a gain means
+something only beside a `baseline` of the same recipe.
 """
 
 from __future__ import annotations
@@ -28,5 +29,7 @@ class Recognizer(Localizer):
         return 448 if backbone == "resnet50" and num_classes < MANY_CLASSES else None
 
     def is_new(self, name: str, recipe: Recipe) -> bool:
-        """A Navigator keeps the base rate, as all layers of NTS-Net do: at ten times that, its ranking loss diverges or stands still."""
+        """A Navigator keeps the base rate, as all layers of NTS-Net do: at ten times that, its ranking loss
+        diverges or stands still.
+        """
         return super().is_new(name, recipe) and not name.startswith("navigator.")

@@ -1,1 +1,3 @@
-"""The vocabulary of the reference models: outputs, settings, recipes, weights, the backbone adapter, the model seen by training."""
+"""The vocabulary of the reference models: outputs, settings, recipes, weights, the backbone adapter, the
+model seen by training.
+"""

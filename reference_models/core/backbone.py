@@ -1,7 +1,8 @@
 """The backbone adapter: one way to ask any network for its feature stages.
 
-A backbone is a row of named steps. Methods look at the outputs of its stages (`stages`), change what flows between two
-steps (`edit`, for layers that are inserted), or run a part of it (`run`, for branches that fork in the middle).
+A backbone is a row of named steps. Methods look at the outputs of its stages (`stages`), change what flows
+between two steps (`edit`, for layers that are inserted), or run a part of it (`run`, for branches that fork
+in the middle).
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ TIMM_PREFIX = "timm:"
 
 @dataclass(frozen=True)
 class Stage:
-    """The end of a part of the network: the step whose output it is, its stride (input pixels for a cell) and channels."""
+    """The end of a part of the network: the step whose output it is, its stride (input pixels for a cell) and
+    channels.
+    """
 
     name: str
     stride: int
@@ -38,13 +41,10 @@ class Stage:
 class Backbone(nn.Module):
     """Named steps in a row.
 
-    Attributes:
-        name, grid: which network, and which variant of it.
-        layout: stages in order; the last two have the same stride except in the variant `stock`.
-        input_spec: how it wants its images.
-        head_width: width of the hidden layers of a head on top of it.
-        weights: where the parameters come from.
-        classifier: (weight (1000, C), bias (1000,)) of the pretrained ImageNet classifier where that is a linear layer
+    Attributes: name, grid: which network, and which variant of it. layout: stages in order; the last two have
+        the same stride except in the variant `stock`. input_spec: how it wants its images. head_width: width
+        of the hidden layers of a head on top of it. weights: where the parameters come from. classifier:
+        (weight (1000, C), bias (1000,)) of the pretrained ImageNet classifier where that is a linear layer
             on the spatial mean of the last stage; else None. Not a parameter.
     """
 
@@ -83,8 +83,12 @@ class Backbone(nn.Module):
                 found[name] = x
         return found
 
-    def run(self, x: Tensor, *, after: str | None = None, until: str | None = None, edit: Edit | None = None) -> Tensor:
-        """The steps from the one following `after` (None: the first) to `until` (None: the last), both by name."""
+    def run(
+        self, x: Tensor, *, after: str | None = None, until: str | None = None, edit: Edit | None = None
+    ) -> Tensor:
+        """The steps from the one following `after` (None: the first) to `until` (None: the last), both by
+        name.
+        """
         names = list(self.steps)
         for name in (after, until):
             if name is not None and name not in names:
@@ -99,24 +103,30 @@ class Backbone(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """For records."""
-        return {"name": self.name, "grid": self.grid, "weights": {"name": self.weights.name, "sha256": self.weights.sha256}}
+        return {
+            "name": self.name,
+            "grid": self.grid,
+            "weights": {"name": self.weights.name, "sha256": self.weights.sha256},
+        }
 
 
-def load_backbone(name: str, *, weights: str = IMAGENET, grid: str = "default", image_size: int | None = None) -> Backbone:
+def load_backbone(
+    name: str, *, weights: str = IMAGENET, grid: str = "default", image_size: int | None = None
+) -> Backbone:
     """A backbone by name.
 
-    A file of the package `backbones` offers `build(weights: WeightsFile | str, grid: str) -> Backbone`, where `weights` is
-    `imagenet`, `none` or the tensors of the user's file in the naming of the library the network comes from; so does a
-    module that another package offers through the entry points `wsolbench.backbones`.
+    A file of the package `backbones` offers `build(weights: WeightsFile | str, grid: str) -> Backbone`, where
+    `weights` is `imagenet`, `none` or the tensors of the user's file in the naming of the library the network
+    comes from; so does a module that another package offers through the entry points `wsolbench.backbones`.
 
-    Args:
-        name: a row of `wsolbench list backbones`, or `timm:<name>`.
-        weights: `imagenet`, `none`, or the path of a file: a state_dict in the naming of the network's library, or a
+    Args: name: a row of `wsolbench list backbones`, or `timm:<name>`. weights: `imagenet`, `none`, or the
+        path of a file: a state_dict in the naming of the network's library, or a
             checkpoint of any method with this backbone.
         grid: variant of the network; `default` is the one of the file.
         image_size: side of the input; None: what the network was trained with.
 
-    Raises `UsageError` on an unknown name or variant and on weights that are not there; `DataError` on a file that does not fit.
+    Raises `UsageError` on an unknown name or variant and on weights that are not there; `DataError` on a file
+    that does not fit.
     """
     rows = {row.name: row for row in list_backbones()}
     row = rows.get("timm" if name.startswith(TIMM_PREFIX) else name)
@@ -135,15 +145,23 @@ def load_backbone(name: str, *, weights: str = IMAGENET, grid: str = "default", 
     return backbone
 
 
-def _from_file(build: Callable[..., Backbone], file: WeightsFile, path: str, options: dict[str, str]) -> Backbone:
+def _from_file(
+    build: Callable[..., Backbone], file: WeightsFile, path: str, options: dict[str, str]
+) -> Backbone:
     if file.metadata is None:
         backbone = build(weights=file, **options)
     else:
         backbone = build(weights=NONE, **options)
         prefix = "backbone."
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in file.tensors.items() if name.startswith(prefix)}
+        tensors = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in file.tensors.items()
+            if name.startswith(prefix)
+        }
         if not tensors:
-            raise DataError(f"checkpoint {path} contains no backbone; expected one of a method trained on {backbone.name}")
+            raise DataError(
+                f"checkpoint {path} contains no backbone; expected one of a method trained on {backbone.name}"
+            )
         load_strictly(backbone, tensors, what=f"the backbone of checkpoint {path}")
     backbone.weights = Weights(Path(path).name, file.sha256)
     return backbone

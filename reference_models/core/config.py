@@ -11,30 +11,46 @@ from wsolbench.exceptions import UsageError, unknown_name
 from wsolbench.ranges import Range, Ranged, check_fields, check_value, describe, hints_of, shown
 
 RECIPE_PREFIX = "recipe."
-_TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_TRUTH = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig(Ranged):
     """Settings that every method with a backbone has; a method's own dataclass inherits from this one.
 
-    The type of a field says its range (`wsolbench.ranges`). A config with a value outside of it cannot be made: `UsageError`.
+    The type of a field says its range (`wsolbench.ranges`). A config with a value outside of it cannot be
+    made: `UsageError`.
     """
 
     at_test: ClassVar[frozenset[str]] = frozenset()
     """Settings that training does not depend on: of a trained model they, and no others, can be changed."""
 
     grid: str = "default"
-    """Variant of the backbone, for instance `std14` or `stock` (see its file); `default`: the method's choice, else the backbone's."""
+    """Variant of the backbone, for instance `std14` or `stock` (see its file); `default`: the method's
+    choice, else the backbone's.
+    """
     recipe: str = "default"
-    """Name of the training recipe (see `core/recipes.py`); `default`: the method's choice for this backbone."""
+    """Name of the training recipe (see `core/recipes.py`); `default`: the method's choice for this
+    backbone.
+    """
 
     def __post_init__(self) -> None:
         check_settings(self, "method")
 
 
 def check_settings(config: Any, kind: str) -> None:
-    """Raise `UsageError` for a setting outside its range. A method or post-process has the name of the file of its config."""
+    """Raise `UsageError` for a setting outside its range. A method or post-process has the name of the file
+    of its config.
+    """
     owner = type(config).__module__.rpartition(".")[2].replace("_", "-")
     check_fields(config, f"{kind} {owner!r}", found="setting {name} of {what} is {value}")
 
@@ -46,16 +62,17 @@ M = TypeVar("M", bound=MethodConfig)
 def parse_settings(kind: type[C], settings: Mapping[str, str], *, what: str, start: C | None = None) -> C:
     """An instance of the dataclass `kind` with some fields set from text.
 
-    A dataclass may name its variants (`paper`, `official`: what published sources do differently) in a class variable
-    `variants`, values of other fields by variant; the field `variant` then chooses where the other fields start from.
+    A dataclass may name its variants (`paper`, `official`: what published sources do differently) in a class
+    variable `variants`, values of other fields by variant; the field `variant` then chooses where the other
+    fields start from.
 
-    Args:
-        kind: the dataclass. Fields may be bool, int, float, str, `Literal`, `X | None` and `tuple[X, ...]`, also with a `Range`.
-        settings: field name -> text; tuples are written `1,2,3`, None is written `none`.
-        what: whose settings they are, for the messages ("method 'cam'").
-        start: where the other fields come from; None: their defaults.
+    Args: kind: the dataclass. Fields may be bool, int, float, str, `Literal`, `X | None` and `tuple[X, ...]`,
+        also with a `Range`. settings: field name -> text; tuples are written `1,2,3`, None is written `none`.
+        what: whose settings they are, for the messages ("method 'cam'"). start: where the other fields come
+        from; None: their defaults.
 
-    Raises `UsageError` on an unknown field (with the nearest one) and on text that is not a value of the field's type and range.
+    Raises `UsageError` on an unknown field (with the nearest one) and on text that is not a value of the
+    field's type and range.
     """
     hints = hints_of(kind)
     names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
@@ -80,35 +97,54 @@ def parse_settings(kind: type[C], settings: Mapping[str, str], *, what: str, sta
 def changed_at_test(config: M, settings: Mapping[str, str], *, what: str) -> M:
     """The config of a trained model with other settings for its use.
 
-    Raises as `parse_settings`, and `UsageError` on a change of one that is not `at_test`; giving it the value that it has is no change.
+    Raises as `parse_settings`, and `UsageError` on a change of one that is not `at_test`; giving it the value
+    that it has is no change.
     """
     own, recipe = split_settings(settings)
     changed = parse_settings(type(config), own, what=what, start=config)
-    different = [item.name for item in fields(config) if getattr(changed, item.name) != getattr(config, item.name)]
-    if fixed := [*(name for name in different if name not in config.at_test), *(RECIPE_PREFIX + name for name in recipe)]:
+    different = [
+        item.name for item in fields(config) if getattr(changed, item.name) != getattr(config, item.name)
+    ]
+    if fixed := [
+        *(name for name in different if name not in config.at_test),
+        *(RECIPE_PREFIX + name for name in recipe),
+    ]:
         able = ", ".join(sorted(config.at_test)) or "none"
-        raise UsageError(f"{what} has been trained: setting {fixed[0]} cannot be changed any more; those that can are: {able}")
+        raise UsageError(
+            f"{what} has been trained: setting {fixed[0]} cannot be changed any more; those that can are: "
+            f"{able}"
+        )
     return changed
 
 
 def split_settings(settings: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """The method's own settings, and those of the recipe (`recipe.lr=0.1`) without their prefix."""
     own = {name: text for name, text in settings.items() if not name.startswith(RECIPE_PREFIX)}
-    recipe = {name.removeprefix(RECIPE_PREFIX): text for name, text in settings.items() if name.startswith(RECIPE_PREFIX)}
+    recipe = {
+        name.removeprefix(RECIPE_PREFIX): text
+        for name, text in settings.items()
+        if name.startswith(RECIPE_PREFIX)
+    }
     return own, recipe
 
 
 def to_json(config: Any) -> dict[str, Any]:
     """All fields; tuples become lists."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()
+    }
 
 
 def from_json(kind: type[C], values: Mapping[str, Any]) -> C:
-    """The inverse of `to_json`. Raises `ValueError` on fields that `kind` has not, and on values outside their ranges."""
+    """The inverse of `to_json`. Raises `ValueError` on fields that `kind` has not, and on values outside
+    their ranges.
+    """
     if unknown := sorted(set(values) - {item.name for item in fields(kind)}):  # type: ignore[arg-type]
         raise ValueError(f"unknown settings {', '.join(unknown)}")
     try:
-        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        return kind(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        )
     except UsageError as error:
         raise ValueError(str(error)) from error
 
@@ -117,7 +153,9 @@ def _parse(hint: Any, text: str) -> Any:
     """The value that `text` stands for; `ValueError` whose message says what was expected."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return _parse_in_range(arguments[0], next(extra for extra in arguments[1:] if isinstance(extra, Range)), text)
+        return _parse_in_range(
+            arguments[0], next(extra for extra in arguments[1:] if isinstance(extra, Range)), text
+        )
     if origin is Literal:
         return _choice(arguments, text)
     if origin in (Union, types.UnionType):
@@ -134,7 +172,9 @@ def _parse(hint: Any, text: str) -> Any:
                     expected.append(str(error))
         raise ValueError(" or ".join(expected) + none)
     if origin is tuple:
-        return tuple(_parse(arguments[0], part.strip()) for part in text.strip("()").split(",") if part.strip())
+        return tuple(
+            _parse(arguments[0], part.strip()) for part in text.strip("()").split(",") if part.strip()
+        )
     if hint is bool:
         if text.lower() not in _TRUTH:
             raise ValueError("true or false")

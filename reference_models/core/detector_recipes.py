@@ -1,4 +1,6 @@
-"""Training recipes of detectors as data. Every field can be set on the command line: `--set recipe.warmup_steps=100`."""
+"""Training recipes of detectors as data. Every field can be set on the command line: `--set
+recipe.warmup_steps=100`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from wsolbench.ranges import BatchSize, CountOrZero, Epochs, LearningRate, Range
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionRecipe(Ranged):
-    """How a detector is trained. The learning rate's points in time are fractions of the run; the warm-up is counted in steps."""
+    """How a detector is trained. The learning rate's points in time are fractions of the run; the warm-up is
+    counted in steps.
+    """
 
     source: str
     epochs: Epochs
@@ -37,7 +41,8 @@ class DetectionRecipe(Ranged):
     def lr_factor(self, step: int, steps: int) -> float:
         """Learning rate of a step, counted from 0, relative to its base; the run has `steps`.
 
-        >>> recipe = DetectionRecipe(source="", epochs=12, batch_size=1, lr=1.0, milestones=(8 / 12, 11 / 12), warmup_steps=500)
+        >>> recipe = DetectionRecipe(source="", epochs=12, batch_size=1, lr=1.0, milestones=(8 / 12, 11 / 12),
+            warmup_steps=500)
         >>> [round(recipe.lr_factor(step, 12000), 3) for step in (0, 250, 500, 7999, 8000, 11000)]
         [0.333, 0.667, 1.0, 1.0, 0.1, 0.01]
         """

@@ -1,4 +1,6 @@
-"""`Model`: a method as training, checkpoints and records see it; every hook that a method file may override has its default here."""
+"""`Model`: a method as training, checkpoints and records see it; every hook that a method file may override
+has its default here.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,11 @@ M = TypeVar("M", bound="Model")
 class Model(nn.Module):
     """What training and checkpoints see of a method; `Localizer` adds what the commands call.
 
-    Class attributes:
-        method_name: the file's name with dashes.
-        Config: dataclass of the settings.
-        trainable: False for a method without parameters.
-        map_kind: what the raw values are: `signed` scores, `nonneg` (unbounded), or `unit` (in [0, 1]).
-        recipes: training recipes that only this method has.
-        official_recipes: those of the released code, by the name of the default recipe that they replace with `variant=official`.
+    Class attributes: method_name: the file's name with dashes. Config: dataclass of the settings. trainable:
+        False for a method without parameters. map_kind: what the raw values are: `signed` scores, `nonneg`
+        (unbounded), or `unit` (in [0, 1]). recipes: training recipes that only this method has.
+        official_recipes: those of the released code, by the name of the default recipe that they replace with
+        `variant=official`.
     """
 
     method_name: ClassVar[str]
@@ -49,7 +49,7 @@ class Model(nn.Module):
         self.ready = not self.trainable
         """Whether a new model can be evaluated as it is, because all its weights came from somewhere."""
 
-    # --- what a method file defines ------------------------------------------------------------------------------------
+    # --- what a method file defines -------------------------------------------------------------------------
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
         """One forward pass; keeps the graph where gradients are wanted."""
         raise NotImplementedError
@@ -58,7 +58,7 @@ class Model(nn.Module):
         """Named scalar terms, already weighted; their sum is minimised."""
         raise NotImplementedError
 
-    # --- what a method file may change ---------------------------------------------------------------------------------
+    # --- what a method file may change ----------------------------------------------------------------------
     @property
     def wants_masks(self) -> bool:
         """Whether `loss` needs `Batch.masks`."""
@@ -86,16 +86,22 @@ class Model(nn.Module):
 
     @classmethod
     def adjust_recipe(cls, name: str, recipe: Recipe, config: MethodConfig) -> Recipe:  # noqa: ARG003 - for methods whose recipe depends on them
-        """The recipe of that name for these settings, before the user's changes to it: a shorter run where there is less to train, say."""
+        """The recipe of that name for these settings, before the user's changes to it: a shorter run where
+        there is less to train, say.
+        """
         return recipe
 
     def before_training(self, train: Dataset) -> None:
-        """Called once before the first epoch, and when a run goes on: for facts about the data that a method needs."""
+        """Called once before the first epoch, and when a run goes on: for facts about the data that a method
+        needs.
+        """
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Called before each epoch, in train mode: to freeze or free parts, to change modes."""
 
-    def batches(self, labels: Int[np.ndarray, " n"], batch_size: int, rng: np.random.Generator) -> list[Int[np.ndarray, " _"]]:
+    def batches(
+        self, labels: Int[np.ndarray, " n"], batch_size: int, rng: np.random.Generator
+    ) -> list[Int[np.ndarray, " _"]]:
         """Which images each batch of an epoch has, by position. Every image once, shuffled.
 
         A last batch of one image is left out: batch norm needs two.
@@ -114,41 +120,61 @@ class Model(nn.Module):
         return name.startswith("backbone.steps.layer4")
 
     def parameter_groups(self, recipe: Recipe) -> list[dict[str, Any]]:
-        """Groups for the optimiser: pretrained or new, weight or bias, each with its factor of the base learning rate."""
+        """Groups for the optimiser: pretrained or new, weight or bias, each with its factor of the base
+        learning rate.
+        """
         pretrained = self.backbone.weights.sha256 is not None
         assert recipe.new_factor is not None
         groups: dict[str, dict[str, Any]] = {}
         for name, parameter in self.named_parameters():
             new, bias = self.is_new(name, recipe), name.endswith("bias")
-            factor = (recipe.new_factor if new and pretrained else 1.0) * (recipe.bias_factor if bias else 1.0)
+            factor = (recipe.new_factor if new and pretrained else 1.0) * (
+                recipe.bias_factor if bias else 1.0
+            )
             key = f"{'new' if new else 'backbone'} {'biases' if bias else 'weights'}"
             group = groups.setdefault(key, {"name": key, "factor": factor, "params": []})
             group["params"].append(parameter)
         return list(groups.values())
 
     def lr_factor(self, recipe: Recipe, progress: float) -> float:
-        """Learning rate relative to its base after `progress` in [0, 1] of the run; called before every step."""
+        """Learning rate relative to its base after `progress` in [0, 1] of the run; called before every
+        step.
+        """
         return recipe.lr_factor(progress)
 
-    # --- what training and records use -----------------------------------------------------------------------------------------
+    # --- what training and records use ----------------------------------------------------------------------
     @classmethod
     def create(
-        cls: type[M], *, backbone: str, num_classes: int, weights: str, settings: Mapping[str, str], image_size: int | None = None
+        cls: type[M],
+        *,
+        backbone: str,
+        num_classes: int,
+        weights: str,
+        settings: Mapping[str, str],
+        image_size: int | None = None,
     ) -> M:
-        """A new model in eval mode; see `wsolbench.methods.contracts.Method.create`. Its new layers draw from torch's global generator."""
+        """A new model in eval mode; see `wsolbench.methods.contracts.Method.create`. Its new layers draw from
+        torch's global generator.
+        """
         config = parse_settings(cls.Config, split_settings(settings)[0], what=f"method {cls.method_name!r}")
         size = image_size or cls.default_size(backbone, num_classes)
-        network = load_backbone(backbone, weights=weights, grid=cls.grid_for(backbone, config), image_size=size)
+        network = load_backbone(
+            backbone, weights=weights, grid=cls.grid_for(backbone, config), image_size=size
+        )
         model = cls(network, num_classes, config)
         model.take_over()
         return model.eval()
 
     def take_over(self) -> None:
-        """Fill a new model with what its settings name, a part of another checkpoint for instance; nothing here."""
+        """Fill a new model with what its settings name, a part of another checkpoint for instance; nothing
+        here.
+        """
 
     @classmethod
     def recipe_for(cls, backbone: str, num_classes: int, settings: Mapping[str, str]) -> Recipe:
-        """The recipe that `settings` ask for, with their changes (`recipe.lr=0.1`). Raises `UsageError` on unknown names."""
+        """The recipe that `settings` ask for, with their changes (`recipe.lr=0.1`). Raises `UsageError` on
+        unknown names.
+        """
         own, changes = split_settings(settings)
         known = {**RECIPES, **cls.recipes}
         config = parse_settings(cls.Config, own, what=f"method {cls.method_name!r}")
@@ -159,8 +185,13 @@ class Model(nn.Module):
         if name not in known:
             raise unknown_name("recipe", name, known)
         if changes.get("optimizer", known[name].optimizer) != known[name].optimizer:
-            changes = {"new_factor": "none", **changes}  # a factor that was stated for another optimiser does not carry over
-        return parse_settings(Recipe, changes, what=f"recipe {name!r}", start=cls.adjust_recipe(name, known[name], config))
+            changes = {
+                "new_factor": "none",
+                **changes,
+            }  # a factor that was stated for another optimiser does not carry over
+        return parse_settings(
+            Recipe, changes, what=f"recipe {name!r}", start=cls.adjust_recipe(name, known[name], config)
+        )
 
     def describe(self) -> dict[str, Any]:
         """For the record: see `wsolbench.methods.contracts.Method.describe`."""

@@ -1,4 +1,6 @@
-"""What goes into a loss and what comes out of a forward pass: the types that methods, layers and training share."""
+"""What goes into a loss and what comes out of a forward pass: the types that methods, layers and training
+share.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,11 @@ from torch import Tensor
 class Batch:
     """What `loss` gets.
 
-    Attributes:
-        images: (B, 3, H, W), augmented and normalised.
-        labels: (B,) class indices.
-        indices: (B,) positions of the images in the training split.
-        epoch, epochs: the current epoch, from 0, and how many there are.
-        step: optimiser steps before this one, over the whole run.
-        masks: (B, H, W) in [0, 1], true masks moved with the images; None unless the method `wants_masks`.
-        generator: source of all randomness of the method, on the device of the images; seeded by (seed, epoch).
+    Attributes: images: (B, 3, H, W), augmented and normalised. labels: (B,) class indices. indices: (B,)
+        positions of the images in the training split. epoch, epochs: the current epoch, from 0, and how many
+        there are. step: optimiser steps before this one, over the whole run. masks: (B, H, W) in [0, 1], true
+        masks moved with the images; None unless the method `wants_masks`. generator: source of all randomness
+        of the method, on the device of the images; seeded by (seed, epoch).
     """
 
     images: Tensor
@@ -39,10 +38,9 @@ class Batch:
 class Proposals:
     """Boxes that a method proposes, best first.
 
-    Attributes:
-        boxes: (B, M, 4) xyxy in pixels of the input; they may reach beyond it.
-        scores: (B, M) in descending order.
-        padded: (B, M) boxes that only fill up the number, where there were not enough good ones; None: none is.
+    Attributes: boxes: (B, M, 4) xyxy in pixels of the input; they may reach beyond it. scores: (B, M) in
+        descending order. padded: (B, M) boxes that only fill up the number, where there were not enough good
+        ones; None: none is.
     """
 
     boxes: Tensor
@@ -54,13 +52,12 @@ class Proposals:
 class ForwardPass:
     """What a model says about a batch of images; maps of any class can be asked of it.
 
-    Attributes:
-        logits: (B, C) class scores before softmax; None for a method that does not classify.
-        maps_of: (B, K) class indices -> (B, K, h, w) raw maps.
-        stages: feature stages by name, for post-processes; the last two are on one grid.
-        penultimate: (B, D, h, w) input of the last linear layer, for post-processes that compare pixels.
-        propose: gives the proposals of methods that propose parts, or the object's box; None: see `Localizer.localize`.
-        own_maps: further maps by name, (B, h, w), of no class: `wsolbench eval --map NAME` scores one of them.
+    Attributes: logits: (B, C) class scores before softmax; None for a method that does not classify. maps_of:
+        (B, K) class indices -> (B, K, h, w) raw maps. stages: feature stages by name, for post-processes; the
+        last two are on one grid. penultimate: (B, D, h, w) input of the last linear layer, for post-processes
+        that compare pixels. propose: gives the proposals of methods that propose parts, or the object's box;
+        None: see `Localizer.localize`. own_maps: further maps by name, (B, h, w), of no class: `wsolbench
+        eval --map NAME` scores one of them.
     """
 
     logits: Tensor | None
@@ -77,7 +74,9 @@ class ForwardPass:
 
 
 Target = dict[str, Tensor]
-"""An image's objects: `boxes` (R, 4) xyxy, `labels` (R,) from 1, `masks` (R, h, w) uint8 where there are any."""
+"""An image's objects: `boxes` (R, 4) xyxy, `labels` (R,) from 1, `masks` (R, h, w) uint8 where there are
+any.
+"""
 
 
 def as_input(image: Tensor, device: torch.device) -> Tensor:

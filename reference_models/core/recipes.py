@@ -1,8 +1,8 @@
 """Training recipes as data: optimiser, learning rates per group, schedule, crops.
 
-Where published recipes depend on the data set, there is one for object-centric sets of a few hundred classes (`_cub`)
-and one for ImageNet (`_ilsvrc`). A method file may bring its own (`Localizer.recipes`). Every field can be set on the
-command line: `--set recipe.weight_decay=1e-4`.
+Where published recipes depend on the data set, there is one for object-centric sets of a few hundred classes
+(`_cub`) and one for ImageNet (`_ilsvrc`). A method file may bring its own (`Localizer.recipes`). Every field
+can be set on the command line: `--set recipe.weight_decay=1e-4`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from wsolbench.methods.inputs import RotationFilter
 from wsolbench.ranges import BatchSize, Epochs, LearningRate, Range, Ranged, Share, ShareBelow1, Weight
 
 NEW_FACTOR: Mapping[str, float] = MappingProxyType({"sgd": 10.0, "adam": 1.0, "adamw": 1.0})
-"""Learning rate of new layers by optimiser. Ten times the rate is the custom of SGD. Adam's steps do not shrink with the gradient:
-ten times the rate of `tiny` moves each weight by up to 0.02 a step, and GT-known of a fine-tuned CAM falls."""
+"""Learning rate of new layers by optimiser. Ten times the rate is the custom of SGD. Adam's steps do not
+shrink with the gradient: ten times the rate of `tiny` moves each weight by up to 0.02 a step, and GT-known of
+a fine-tuned CAM falls.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Ranged):
-    """How a model is trained. Points in time are fractions of the run, so that another number of epochs scales them."""
+    """How a model is trained. Points in time are fractions of the run, so that another number of epochs
+    scales them.
+    """
 
     source: str
     epochs: Epochs
@@ -37,25 +41,32 @@ class Recipe(Ranged):
     milestones: tuple[Share, ...] = ()
     """`step`: where the learning rate is multiplied by `gamma`."""
     first_epoch: Literal[0, 1] = 0
-    """Number that the source gives to the first epoch. With 1, the rate falls before the epoch whose number is a milestone, one epoch
-    earlier than with 0 (wsolevaluation, NTS-Net). A fall that would then lie in the first epoch stays where it is."""
+    """Number that the source gives to the first epoch. With 1, the rate falls before the epoch whose number
+    is a milestone, one epoch earlier than with 0 (wsolevaluation, NTS-Net). A fall that would then lie in the
+    first epoch stays where it is.
+    """
     gamma: Share = 0.1
     power: Weight = 0.9
     """`poly`: (1 - progress) ** power."""
     warmup: Share = 0.0
     """Part of the run in which the learning rate grows linearly from 0."""
     new_factor: Weight | None = None
-    """Learning rate of layers that were not pretrained, relative to `lr`. None becomes `NEW_FACTOR` of the optimiser, so an Adam recipe
-    has to state any other number. The factor is not applied if the backbone has no pretrained weights."""
+    """Learning rate of layers that were not pretrained, relative to `lr`. None becomes `NEW_FACTOR` of the
+    optimiser, so an Adam recipe has to state any other number. The factor is not applied if the backbone has
+    no pretrained weights.
+    """
     bias_factor: Weight = 2.0
     """Learning rate of biases, relative to the weights of the same layer."""
     last_stage_is_new: bool = False
-    """Whether the pretrained last stage of a ResNet counts as new (wsolevaluation). What else differs there is in `is_new` of `acol` and
-    `spg`."""
+    """Whether the pretrained last stage of a ResNet counts as new (wsolevaluation). What else differs there
+    is in `is_new` of `acol` and `spg`.
+    """
     resize: Annotated[float, Range(1, 8)] = 256 / 224
     """Side of the resized image relative to the crop."""
     short_side: bool = False
-    """Whether `resize` is for the shorter side of the image, which keeps its aspect ratio. Otherwise the image becomes a square."""
+    """Whether `resize` is for the shorter side of the image, which keeps its aspect ratio. Otherwise the
+    image becomes a square.
+    """
     flip: Share = 0.5
     rotation: Annotated[float, Range(0, 180)] = 0.0
     """Degrees; the image is rotated by up to this much either way before the crop."""
@@ -79,7 +90,9 @@ class Recipe(Ranged):
         if progress < self.warmup:
             return progress / self.warmup
         if self.schedule == "step":
-            return self.gamma ** sum(progress >= self._fall(milestone) - 1e-9 for milestone in self.milestones)
+            return self.gamma ** sum(
+                progress >= self._fall(milestone) - 1e-9 for milestone in self.milestones
+            )
         rest = (progress - self.warmup) / max(1.0 - self.warmup, 1e-9)
         if self.schedule == "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * min(rest, 1.0)))
@@ -97,13 +110,16 @@ LATER_FIELDS = frozenset({"first_epoch", "short_side", "rotation_filter"})
 """Fields that came after records had been written; those records stand for the defaults."""
 
 MANY_CLASSES = 500
-"""Data sets with at least as many classes are treated as ILSVRC where published values are for CUB and for ILSVRC."""
+"""Data sets with at least as many classes are treated as ILSVRC where published values are for CUB and for
+ILSVRC.
+"""
 
 WSOLEVALUATION = "clovaai/wsolevaluation"
 """Source of the recipes with which names of layers decide what learns faster."""
 
-# The learning rates of wsolevaluation were searched for each backbone; those in `RECIPES` are the ones known for CAM. It counts epochs
-# from 1 and multiplies the rate before each epoch whose number 15 divides (ILSVRC: 3), so 14 epochs (2) have the full rate.
+# The learning rates of wsolevaluation were searched for each backbone; those in `RECIPES` are the ones known
+# for CAM. It counts epochs from 1 and multiplies the rate before each epoch whose number 15 divides (ILSVRC:
+# 3), so 14 epochs (2) have the full rate.
 CLOVAAI_CUB = Recipe(
     source=WSOLEVALUATION,
     epochs=50,
@@ -117,13 +133,23 @@ CLOVAAI_ILSVRC = replace(CLOVAAI_CUB, epochs=10)
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
-        "spa_cub": Recipe(source="Panxjia/SPA_CVPR2021, CUB scripts", epochs=100, batch_size=30, lr=1e-3, milestones=(0.8,)),
-        "spa_ilsvrc": Recipe(source="Panxjia/SPA_CVPR2021, ILSVRC scripts", epochs=20, batch_size=16, lr=1e-3, milestones=(0.5, 0.75)),
+        "spa_cub": Recipe(
+            source="Panxjia/SPA_CVPR2021, CUB scripts", epochs=100, batch_size=30, lr=1e-3, milestones=(0.8,)
+        ),
+        "spa_ilsvrc": Recipe(
+            source="Panxjia/SPA_CVPR2021, ILSVRC scripts",
+            epochs=20,
+            batch_size=16,
+            lr=1e-3,
+            milestones=(0.5, 0.75),
+        ),
         "clovaai_cub_vgg16": CLOVAAI_CUB,
         "clovaai_cub_resnet50": replace(CLOVAAI_CUB, lr=2.322e-4, weight_decay=1e-4, last_stage_is_new=True),
         "clovaai_cub_inception_v3": replace(CLOVAAI_CUB, lr=2.248e-3),
         "clovaai_ilsvrc_vgg16": replace(CLOVAAI_ILSVRC, lr=1.654e-5),
-        "clovaai_ilsvrc_resnet50": replace(CLOVAAI_ILSVRC, lr=3.108e-5, weight_decay=1e-4, last_stage_is_new=True),
+        "clovaai_ilsvrc_resnet50": replace(
+            CLOVAAI_ILSVRC, lr=3.108e-5, weight_decay=1e-4, last_stage_is_new=True
+        ),
         "clovaai_ilsvrc_inception_v3": replace(CLOVAAI_ILSVRC, lr=3.606e-4),
         "finetune": Recipe(
             source="this project: pretrained EfficientNet and timm backbones on a few thousand images",
@@ -136,7 +162,9 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             bias_factor=1.0,
         ),
         "tiny": Recipe(
-            source="this project: a small network from random weights on toybirds, about a minute on two cores",
+            source=(
+                "this project: a small network from random weights on toybirds, about a minute on two cores"
+            ),
             epochs=16,
             batch_size=16,
             lr=2e-3,
@@ -151,7 +179,9 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 
 
 def default_recipe(backbone: str, num_classes: int) -> str:
-    """Name of the recipe for a backbone: the small network and those without a published recipe have their own."""
+    """Name of the recipe for a backbone: the small network and those without a published recipe have their
+    own.
+    """
     if backbone == "tiny":
         return "tiny"
     if backbone in {"vgg16", "resnet50", "inception_v3"}:
@@ -172,7 +202,10 @@ LIO = Recipe(
 )
 
 NTS = Recipe(
-    source="yangze0930/NTS-Net; its loop runs to epoch 499, here 10 epochs after the last fall of the rate at 100",
+    source=(
+        "yangze0930/NTS-Net; its loop runs to epoch 499, here 10 epochs after the last fall of the rate "
+        "at 100"
+    ),
     epochs=110,
     batch_size=16,
     lr=1e-3,
@@ -183,7 +216,12 @@ NTS = Recipe(
     resize=600 / 448,
 )
 
-SSANET = replace(NTS, source="arXiv:2001.01211; crop and batch as NTS-Net, 90 epochs chosen here", epochs=90, milestones=(60 / 90,))
+SSANET = replace(
+    NTS,
+    source="arXiv:2001.01211; crop and batch as NTS-Net, 90 epochs chosen here",
+    epochs=90,
+    milestones=(60 / 90,),
+)
 
 FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
     {
@@ -208,11 +246,19 @@ FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
             bias_factor=1.0,
         ),
         "nts": NTS,
-        "nts_official": replace(NTS, source="yangze0930/NTS-Net", epochs=499, milestones=(60 / 499, 100 / 499), first_epoch=1),
+        "nts_official": replace(
+            NTS, source="yangze0930/NTS-Net", epochs=499, milestones=(60 / 499, 100 / 499), first_epoch=1
+        ),
         "ssanet_cub": SSANET,
-        "ssanet_cars": replace(SSANET, source="arXiv:2001.01211; batch and 90 epochs chosen here", resize=512 / 448),
+        "ssanet_cars": replace(
+            SSANET, source="arXiv:2001.01211; batch and 90 epochs chosen here", resize=512 / 448
+        ),
         "ssanet_aircraft": replace(
-            SSANET, source="arXiv:2001.01211, without a crop; 90 epochs chosen here", batch_size=24, weight_decay=5e-4, resize=1.0
+            SSANET,
+            source="arXiv:2001.01211, without a crop; 90 epochs chosen here",
+            batch_size=24,
+            weight_decay=5e-4,
+            resize=1.0,
         ),
         "fnd": Recipe(
             source="ICIP 2019; crop and batch chosen here",

@@ -1,7 +1,7 @@
 """Pretrained weights: where a file comes from, what it contains, and what to do when it is not there.
 
-Every file is read without executing what it contains (`weights_only=True`, safetensors) and loaded strictly: a tensor
-too many, too few or of another shape is an error.
+Every file is read without executing what it contains (`weights_only=True`, safetensors) and loaded strictly:
+a tensor too many, too few or of another shape is an error.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Weights:
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """The tensors of a file, and its digest. `metadata` is not None when it is one of this package's checkpoints."""
+    """The tensors of a file, and its digest. `metadata` is not None when it is one of this package's
+    checkpoints.
+    """
 
     tensors: dict[str, Tensor]
     sha256: str
@@ -64,17 +66,26 @@ def read_weights(path: Path) -> WeightsFile:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the damaged archive makes it stumble on
         raise DataError(
-            f"weights file {path} is truncated, or holds more than tensors; save a plain state_dict ({first_line(error)})"
+            f"weights file {path} is truncated, or holds more than tensors; save a plain state_dict "
+            f"({first_line(error)})"
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
-        raise DataError(f"weights file {path} holds a {type(state).__name__}; expected a state_dict: names and tensors")
-    return WeightsFile({name.removeprefix("module."): value for name, value in state.items()}, sha256_of_file(path))
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise DataError(
+            f"weights file {path} holds a {type(state).__name__}; expected a state_dict: names and tensors"
+        )
+    return WeightsFile(
+        {name.removeprefix("module."): value for name, value in state.items()}, sha256_of_file(path)
+    )
 
 
 def _check_archive(path: Path) -> None:
-    """Raises `ValueError` where the checksums of a zip archive, which torch does not look at, are not those of its content."""
+    """Raises `ValueError` where the checksums of a zip archive, which torch does not look at, are not those
+    of its content.
+    """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
@@ -82,7 +93,9 @@ def _check_archive(path: Path) -> None:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a safetensors file. Raises `DataError` when it is none, truncated, or a checkpoint whose digest differs."""
+    """Tensors and header of a safetensors file. Raises `DataError` when it is none, truncated, or a
+    checkpoint whose digest differs.
+    """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             # A copy: the tensors would otherwise be views of the mapped file, which the caller may replace.
@@ -91,11 +104,15 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except Exception as error:  # safetensors raises whatever a damaged header makes it stumble on
         if _is_pickle(path):
             raise DataError(
-                f"{path} is a pickled PyTorch file, which could run code when it is read; expected a safetensors file"
+                f"{path} is a pickled PyTorch file, which could run code when it is read; expected a "
+                "safetensors file"
             ) from error
         if what := name_content(path):
             raise DataError(f"{path} is no safetensors file{what}") from error
-        raise DataError(f"{path} is truncated or no safetensors file ({first_line(error)}); train again, or copy the file again") from error
+        raise DataError(
+            f"{path} is truncated or no safetensors file ({first_line(error)}); train again, or copy the "
+            "file again"
+        ) from error
     if HEADER in metadata:
         _check_digest(path, tensors, metadata[HEADER])
     return tensors, metadata
@@ -116,11 +133,20 @@ def _check_digest(path: Path, tensors: Mapping[str, Tensor], header: str) -> Non
         facts = json.loads(header)
         written = facts.pop(DIGEST, None)
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: its header is no description of a checkpoint; copy the file again, or train again") from error
+        raise DataError(
+            f"{path} is damaged: its header is no description of a checkpoint; copy the file again, or "
+            "train again"
+        ) from error
     if written is None:
-        note(f"{path} has no digest, as earlier versions wrote it: whether its bytes are those that were written is not checked")
+        note(
+            f"{path} has no digest, as earlier versions wrote it: whether its bytes are those that were "
+            "written is not checked"
+        )
     elif digest_of_checkpoint(tensors, facts) != written:
-        raise DataError(f"{path} is damaged: its SHA-256 is not the one in its header; copy the file again, or delete it and train again")
+        raise DataError(
+            f"{path} is damaged: its SHA-256 is not the one in its header; copy the file again, or delete "
+            "it and train again"
+        )
 
 
 def digest_of_checkpoint(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
@@ -129,13 +155,16 @@ def digest_of_checkpoint(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, what: str) -> None:
-    """Copy `tensors` into `module`; `DataError` with the first difference when names, shapes or kinds of numbers do not match.
+    """Copy `tensors` into `module`; `DataError` with the first difference when names, shapes or kinds of
+    numbers do not match.
 
     Floating-point numbers of another precision are converted; whole and complex numbers are no weights.
     """
     expected = module.state_dict()
     # Old files lack the counters of batch norm; they are not used with a fixed momentum.
-    missing = sorted(name for name in expected.keys() - tensors.keys() if not name.endswith("num_batches_tracked"))
+    missing = sorted(
+        name for name in expected.keys() - tensors.keys() if not name.endswith("num_batches_tracked")
+    )
     surplus = sorted(tensors.keys() - expected.keys())
     if missing or surplus:
         parts = [f"lacks {len(missing)} tensors (the first is {missing[0]})"] if missing else []
@@ -144,7 +173,8 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, what: str
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise DataError(
-                f"{what}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}; it belongs to another network"
+                f"{what}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}; "
+                "it belongs to another network"
             )
         if (
             tensor.dtype.is_floating_point != expected[name].dtype.is_floating_point
@@ -153,8 +183,15 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, what: str
             or tensor.is_quantized
             or tensor.is_meta
         ):
-            found = "no values" if tensor.is_meta else f"{'dense' if tensor.layout == torch.strided else 'sparse'} {tensor.dtype} values"
-            raise DataError(f"{what}: {name} has {found}, expected {expected[name].dtype}; save the weights as floating-point numbers")
+            found = (
+                "no values"
+                if tensor.is_meta
+                else f"{'dense' if tensor.layout == torch.strided else 'sparse'} {tensor.dtype} values"
+            )
+            raise DataError(
+                f"{what}: {name} has {found}, expected {expected[name].dtype}; save the weights as "
+                "floating-point numbers"
+            )
     module.load_state_dict({**expected, **tensors}, strict=True)
 
 
@@ -169,19 +206,26 @@ def load_parts(model: nn.Module, path: Path, parts: Iterable[str], *, what: str)
     """Copy these submodules of a checkpoint into those of the model; `DataError` where one does not fit."""
     tensors = read_weights(path).tensors
     for part in parts:
-        own = {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
+        own = {
+            name.removeprefix(f"{part}."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(f"{part}.")
+        }
         load_strictly(model.get_submodule(part), own, what=f"{what}, {part} of {path}")
 
 
 def without(tensors: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
-    """The tensors whose names start with none of the prefixes: parts of the original network that a backbone has not."""
+    """The tensors whose names start with none of the prefixes: parts of the original network that a backbone
+    has not.
+    """
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
 
 
 def torchvision_file(url: str, backbone: str) -> Path:
     """The file of torchvision's weights in the cache of `torch.hub`, downloaded if need be.
 
-    Raises `UsageError`, saying which file to put where, when it cannot be downloaded; `DataError` when it is damaged.
+    Raises `UsageError`, saying which file to put where, when it cannot be downloaded; `DataError` when it is
+    damaged.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     digest = re.search(r"-([0-9a-f]{8,})\.", path.name)
@@ -189,13 +233,19 @@ def torchvision_file(url: str, backbone: str) -> Path:
         make_folder(path.parent)
         try:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest and digest[1], progress=False)
-        except (OSError, RuntimeError) as error:  # URLError and HTTPError are OSErrors; a wrong digest is a RuntimeError
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # URLError and HTTPError are OSErrors; a wrong digest is a RuntimeError
             raise UsageError(
                 f"cannot download the weights of {backbone} ({first_line(error)}). "
-                f"Offline: download {url} elsewhere and put it at {path}, or use --weights PATH or --weights none"
+                f"Offline: download {url} elsewhere and put it at {path}, or use --weights PATH or "
+                "--weights none"
             ) from error
     if digest and not sha256_of_file(path).startswith(digest[1]):
-        raise DataError(f"{path} is damaged: its SHA-256 does not start with {digest[1]}; delete it and run again")
+        raise DataError(
+            f"{path} is damaged: its SHA-256 does not start with {digest[1]}; delete it and run again"
+        )
     return path
 
 

@@ -1,8 +1,8 @@
 """Where a network looks, by the mean over its channels: the region that ADL and EIL erase.
 
-J. Choe, H. Shim, "Attention-based dropout layer for weakly supervised object localization", CVPR 2019;
-J. Mai, M. Yang, W. Luo, "Erasing integrated learning: A simple yet effective approach for weakly supervised object
-localization", CVPR 2020.
+J. Choe, H. Shim, "Attention-based dropout layer for weakly supervised object localization", CVPR 2019; J.
+Mai, M. Yang, W. Luo, "Erasing integrated learning: A simple yet effective approach for weakly supervised
+object localization", CVPR 2020.
 
     F       features        (B, D, h, w)
     M       attention       (B, 1, h, w)
@@ -23,7 +23,7 @@ def attention(features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 1 h w"]:
 def kept(attention: Float[Tensor, "b 1 h w"], tau: float) -> Bool[Tensor, "b 1 h w"]:
     """M < tau max(M), the maximum over the pixels of an image.
 
-    The comparison is strict: for tau <= 1 the maximum itself is not kept, and where it is 0 nothing is. Where it is negative
-    (features without a ReLU) and tau < 1, all is.
+    The comparison is strict: for tau <= 1 the maximum itself is not kept, and where it is 0 nothing is. Where
+    it is negative (features without a ReLU) and tau < 1, all is.
     """
     return attention < tau * attention.amax(dim=(2, 3), keepdim=True)

@@ -1,4 +1,6 @@
-"""What post-processes that compare pixels share: which features, on which grid, as unit vectors, in chunks of bounded memory."""
+"""What post-processes that compare pixels share: which features, on which grid, as unit vectors, in chunks of
+bounded memory.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +20,31 @@ FeatureName = Literal["-3", "-2", "-1", "penultimate"]
 """A feature stage counted from the last one, or the input of the last linear layer."""
 
 CHUNK_BYTES: Mapping[str, int] = MappingProxyType({"cpu": 2**25, "cuda": 2**30})
-"""How much memory the intermediate results of one chunk of images may take; on the processor large blocks cost more to get."""
+"""How much memory the intermediate results of one chunk of images may take; on the processor large blocks
+cost more to get.
+"""
 
 
 def features_of(result: ForwardPass, names: Sequence[FeatureName], *, who: str) -> list[Tensor]:
     """The named features (B, D, h, w) of a forward pass, in the order of the names.
 
-    Raises `UsageError` for a method that has no such features, and `RuntimeError` for features that are being trained: with a
-    graph they are not from `localize()`. (What `model(images)` gave in train mode without a graph cannot be told from it.)
+    Raises `UsageError` for a method that has no such features, and `RuntimeError` for features that are being
+    trained: with a graph they are not from `localize()`. (What `model(images)` gave in train mode without a
+    graph cannot be told from it.)
     """
     depth = max((-int(name) for name in names if name != "penultimate"), default=0)
     stages = last_stages(result, depth, who=who) if depth else []
     if "penultimate" in names and result.penultimate is None:
-        raise UsageError(f"post-process {who!r} needs the input of the last linear layer; this method names none, so use one of its stages")
+        raise UsageError(
+            f"post-process {who!r} needs the input of the last linear layer; this method names none, so "
+            "use one of its stages"
+        )
     found = [result.penultimate if name == "penultimate" else stages[int(name)] for name in names]
     if any(features is not None and features.requires_grad for features in found):
-        raise RuntimeError(f"post-process {who!r} was given features with a graph: call model.eval() and use what model.localize() gives")
+        raise RuntimeError(
+            f"post-process {who!r} was given features with a graph: call model.eval() and use what "
+            "model.localize() gives"
+        )
     return [features for features in found if features is not None]
 
 
@@ -43,7 +54,11 @@ def named_features(result: ForwardPass, name: str | None, *, who: str) -> tuple[
     Raises `UsageError` for a method without stages, and for a name that it has not.
     """
     last_stages(result, 1, who=who)
-    known = {**result.stages} if result.penultimate is None else {**result.stages, "penultimate": result.penultimate}
+    known = (
+        {**result.stages}
+        if result.penultimate is None
+        else {**result.stages, "penultimate": result.penultimate}
+    )
     name = name or next(reversed(result.stages))
     if name not in known:
         raise unknown_name("feature stage", name, known)
@@ -53,28 +68,42 @@ def named_features(result: ForwardPass, name: str | None, *, who: str) -> tuple[
 def on_one_grid(features: Sequence[Tensor]) -> list[Tensor]:
     """Features (B, D, h, w) averaged down to the coarsest grid among them."""
     height, width = (min(each.shape[axis] for each in features) for axis in (2, 3))
-    return [each if each.shape[2:] == (height, width) else F.adaptive_avg_pool2d(each.float(), (height, width)) for each in features]
+    return [
+        each if each.shape[2:] == (height, width) else F.adaptive_avg_pool2d(each.float(), (height, width))
+        for each in features
+    ]
 
 
 def on_grid(maps: Float[Tensor, "b k h w"], height: int, width: int) -> Float[Tensor, "b k gh gw"]:
-    """Maps resized to another grid by a bilinear filter whose support grows with the cells where the new grid is coarser."""
+    """Maps resized to another grid by a bilinear filter whose support grows with the cells where the new grid
+    is coarser.
+    """
     if maps.shape[2:] == (height, width):
         return maps
     return F.interpolate(maps.float(), (height, width), mode="bilinear", antialias=True)
 
 
 def unit_pixels(features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b n d"]:
-    """Each pixel's feature vector divided by its length, in float32, row by row; a vector of zeros stays as it is."""
+    """Each pixel's feature vector divided by its length, in float32, row by row; a vector of zeros stays as
+    it is.
+    """
     vectors = features.float().flatten(2)
-    lengths = vectors.square().sum(dim=1, keepdim=True).sqrt()  # several times as fast as torch's norm over this axis
+    lengths = (
+        vectors.square().sum(dim=1, keepdim=True).sqrt()
+    )  # several times as fast as torch's norm over this axis
     return (vectors / lengths.clamp(min=1e-12)).mT
 
 
 @torch.no_grad()
 def in_chunks(
-    compute: Callable[[list[Tensor], Tensor], Tensor], features: Sequence[Tensor], coarse: Float[Tensor, "b k h w"], bytes_per_image: int
+    compute: Callable[[list[Tensor], Tensor], Tensor],
+    features: Sequence[Tensor],
+    coarse: Float[Tensor, "b k h w"],
+    bytes_per_image: int,
 ) -> Float[Tensor, "b k gh gw"]:
-    """`compute(features, coarse)` on as many images at a time as `CHUNK_BYTES` allows, in float32 also under autocast."""
+    """`compute(features, coarse)` on as many images at a time as `CHUNK_BYTES` allows, in float32 also under
+    autocast.
+    """
     size = max(1, CHUNK_BYTES.get(coarse.device.type, 2**28) // bytes_per_image)
     with torch.autocast(coarse.device.type, enabled=False):
         chunks = zip(*(torch.split(each, size) for each in (coarse, *features)), strict=True)
@@ -82,8 +111,13 @@ def in_chunks(
 
 
 def last_stages(result: ForwardPass, count: int, *, who: str) -> list[Tensor]:
-    """The last `count` feature stages (B, D, h, w). Raises `UsageError` for a method that has no features to look at."""
+    """The last `count` feature stages (B, D, h, w). Raises `UsageError` for a method that has no features to
+    look at.
+    """
     stages = list(result.stages.values())[-count:]
     if len(stages) < count:
-        raise UsageError(f"post-process {who!r} needs {count} feature stages; this method has {len(stages)}, so it cannot be used with it")
+        raise UsageError(
+            f"post-process {who!r} needs {count} feature stages; this method has {len(stages)}, so it "
+            "cannot be used with it"
+        )
     return stages

@@ -1,8 +1,8 @@
 """Classification heads whose weights also give a map of every class.
 
-B. Zhou, A. Khosla, A. Lapedriza, A. Oliva, A. Torralba, "Learning deep features for discriminative localization", CVPR 2016
-(fully connected form); X. Zhang, Y. Wei, J. Feng, Y. Yang, T. Huang, "Adversarial complementary learning for weakly
-supervised object localization", CVPR 2018 (convolutional form).
+B. Zhou, A. Khosla, A. Lapedriza, A. Oliva, A. Torralba, "Learning deep features for discriminative
+localization", CVPR 2016 (fully connected form); X. Zhang, Y. Wei, J. Feng, Y. Yang, T. Huang, "Adversarial
+complementary learning for weakly supervised object localization", CVPR 2018 (convolutional form).
 
     f       features        (B, D, h, w)   what the last linear layer sees
     w, b    weight, bias    (C, D), (C,)
@@ -29,7 +29,9 @@ HeadKind = Literal["conv", "fc", "conv1x1"]
 def class_activation_maps(
     features: Float[Tensor, "b d h w"], weight: Float[Tensor, "c d"], class_ids: Int[Tensor, "b k"]
 ) -> Float[Tensor, "b k h w"]:
-    """CVPR 2016, Eq. 2: M_c(x, y) = sum_k w_ck f_k(x, y), the bias left out. Only the rows of the requested classes are used."""
+    """CVPR 2016, Eq. 2: M_c(x, y) = sum_k w_ck f_k(x, y), the bias left out. Only the rows of the requested
+    classes are used.
+    """
     return torch.einsum("bkd,bdhw->bkhw", weight[class_ids], features)
 
 
@@ -54,11 +56,17 @@ class HeadOutput:
 
 
 class FcHead(nn.Module):
-    """GAP, then a linear layer; `hidden` puts a 3x3 convolution and a ReLU before it (the conv6 of CAM on VGG)."""
+    """GAP, then a linear layer; `hidden` puts a 3x3 convolution and a ReLU before it (the conv6 of CAM on
+    VGG).
+    """
 
     def __init__(self, channels: int, num_classes: int, *, hidden: int | None = None) -> None:
         super().__init__()
-        self.conv6: nn.Module = nn.Identity() if hidden is None else nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1), nn.ReLU())
+        self.conv6: nn.Module = (
+            nn.Identity()
+            if hidden is None
+            else nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1), nn.ReLU())
+        )
         self.classifier = nn.Linear(hidden or channels, num_classes)
         if hidden is not None:
             nn.init.kaiming_normal_(self.conv6[0].weight, mode="fan_out", nonlinearity="relu")  # type: ignore[index,arg-type]
@@ -71,20 +79,28 @@ class FcHead(nn.Module):
     def forward(self, features: Float[Tensor, "b c h w"]) -> HeadOutput:
         """Logits and maps of (B, C_in, h, w) features."""
         f = self.conv6(features)
-        logits = self.classifier(f.mean(dim=(2, 3)))  # CVPR 2016, Eq. 1: S_c = sum_k w_ck sum_xy f_k, here with mean and bias
-        return HeadOutput(logits, f, lambda class_ids: class_activation_maps(f, self.classifier.weight, class_ids))
+        logits = self.classifier(
+            f.mean(dim=(2, 3))
+        )  # CVPR 2016, Eq. 1: S_c = sum_k w_ck sum_xy f_k, here with mean and bias
+        return HeadOutput(
+            logits, f, lambda class_ids: class_activation_maps(f, self.classifier.weight, class_ids)
+        )
 
 
 class ConvHead(nn.Module):
-    """`hidden` 3x3 convolutions with ReLU, a 1x1 convolution to the classes, GAP: the class maps are the last layer's output.
+    """`hidden` 3x3 convolutions with ReLU, a 1x1 convolution to the classes, GAP: the class maps are the last
+    layer's output.
 
-    With dropout before each convolution it is the head of SPG, I2C and SEM. `depth=0` is a 1x1 convolution alone.
+    With dropout before each convolution it is the head of SPG, I2C and SEM. `depth=0` is a 1x1 convolution
+    alone.
     """
 
     pretrained = False
     """No backbone brings such a classifier."""
 
-    def __init__(self, channels: int, num_classes: int, *, width: int = 1024, depth: int = 2, dropout: float = 0.0) -> None:
+    def __init__(
+        self, channels: int, num_classes: int, *, width: int = 1024, depth: int = 2, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for _ in range(depth):
@@ -108,13 +124,15 @@ class ConvHead(nn.Module):
         return HeadOutput(logits, f, lambda class_ids: pick_maps(maps, class_ids))
 
 
-def make_head(kind: HeadKind, backbone: Backbone, num_classes: int, *, width: int = 0, dropout: float = 0.0) -> FcHead | ConvHead:
+def make_head(
+    kind: HeadKind, backbone: Backbone, num_classes: int, *, width: int = 0, dropout: float = 0.0
+) -> FcHead | ConvHead:
     """The head that papers put on a backbone.
 
-    Args:
-        kind: `conv`: two 3x3 convolutions and a 1x1. `conv1x1`: the 1x1 alone. `fc`: GAP and a linear layer, after a 3x3
-            convolution on VGG; when the backbone brings a pretrained classifier for this number of classes (ImageNet), the
-            layer starts from it.
+    Args: kind: `conv`: two 3x3 convolutions and a 1x1. `conv1x1`: the 1x1 alone. `fc`: GAP and a linear
+        layer, after a 3x3
+            convolution on VGG; when the backbone brings a pretrained classifier for this number of classes
+            (ImageNet), the layer starts from it.
         width: channels of the hidden layers; 0: the backbone's `head_width` (1024 in the papers).
         dropout: before each convolution of `conv`.
     """

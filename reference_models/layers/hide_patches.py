@@ -1,14 +1,14 @@
 """Which pixels a grid of random patches hides: the input transform of Hide-and-Seek and of Where-to-Look.
 
-K. K. Singh, Y. J. Lee, "Hide-and-Seek: Forcing a network to be meticulous for weakly-supervised object and action
-localization", ICCV 2017.
+K. K. Singh, Y. J. Lee, "Hide-and-Seek: Forcing a network to be meticulous for weakly-supervised object and
+action localization", ICCV 2017.
 
     s       side of a patch          pixels, at an input of 224: see `scaled_sides`
     p       chance to be hidden      of each patch, independent of the others
     m       hidden                   (B, 1, H, W)   True where a pixel is hidden
 
-Patches begin at multiples of s from the top left corner; where s does not divide the image, the last row and column of
-patches are cut off by its border (224 with s = 44: 6 x 6 patches, the last 4 pixels wide).
+Patches begin at multiples of s from the top left corner; where s does not divide the image, the last row and
+column of patches are cut off by its border (224 with s = 44: 6 x 6 patches, the last 4 pixels wide).
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ REFERENCE_SIZE = 224
 
 
 def scaled_sides(patch: Sequence[int], size: int) -> tuple[int, ...]:
-    """Sides for an image of `size` pixels that cut it up as `patch` cuts up one of 224; at least 1, and 0 stays 0.
+    """Sides for an image of `size` pixels that cut it up as `patch` cuts up one of 224; at least 1, and 0
+    stays 0.
 
     >>> scaled_sides((0, 16, 32, 44, 56), 224), scaled_sides((0, 16, 32, 44, 56), 128)
     ((0, 16, 32, 44, 56), (0, 9, 18, 25, 32))
@@ -38,8 +39,12 @@ def scaled_sides(patch: Sequence[int], size: int) -> tuple[int, ...]:
     return tuple(max(1, round(side * size / REFERENCE_SIZE)) if side else 0 for side in patch)
 
 
-def hidden_pixels(images: Float[Tensor, "b 3 H W"], sides: Sequence[int], p: float, generator: torch.Generator) -> Bool[Tensor, "b 1 H W"]:
-    """m of the module. For each image one of `sides` is drawn (all are equally likely; 0 hides nothing), then its patches."""
+def hidden_pixels(
+    images: Float[Tensor, "b 3 H W"], sides: Sequence[int], p: float, generator: torch.Generator
+) -> Bool[Tensor, "b 1 H W"]:
+    """m of the module. For each image one of `sides` is drawn (all are equally likely; 0 hides nothing), then
+    its patches.
+    """
     count, _, height, width = images.shape
     device = images.device
     options = torch.tensor(sides, device=device)
@@ -56,11 +61,19 @@ def hidden_pixels(images: Float[Tensor, "b 3 H W"], sides: Sequence[int], p: flo
     return drawn[image, row[:, :, None], column[:, None, :]][:, None]
 
 
-def fill_hidden(images: Float[Tensor, "b 3 H W"], hidden: Bool[Tensor, "b 1 H W"], fill: Fill, spec: InputSpec) -> Float[Tensor, "b 3 H W"]:
-    """The images with hidden pixels at the mean colour (0 after normalisation) or black; the given images stay as they are."""
+def fill_hidden(
+    images: Float[Tensor, "b 3 H W"], hidden: Bool[Tensor, "b 1 H W"], fill: Fill, spec: InputSpec
+) -> Float[Tensor, "b 3 H W"]:
+    """The images with hidden pixels at the mean colour (0 after normalisation) or black; the given images
+    stay as they are.
+    """
     if fill == "mean":
         return images.masked_fill(hidden, 0.0)
-    black = torch.tensor([-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)], device=images.device, dtype=images.dtype)
+    black = torch.tensor(
+        [-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)],
+        device=images.device,
+        dtype=images.dtype,
+    )
     return torch.where(hidden, black[:, None, None], images)
 
 
@@ -68,6 +81,9 @@ def check_patches(who: str, patch: Sequence[int], p: float, *, smallest: int) ->
     """Raises `UsageError` on sides below `smallest` or none at all, and on a `p` that is no probability."""
     if not patch or min(patch) < smallest:
         found = ",".join(map(str, patch)) or "none"
-        raise UsageError(f"setting patch of method {who!r} is {found}; expected one or more sides in pixels, each at least {smallest}")
+        raise UsageError(
+            f"setting patch of method {who!r} is {found}; expected one or more sides in pixels, each at "
+            f"least {smallest}"
+        )
     if not 0 <= p <= 1:
         raise UsageError(f"setting p of method {who!r} is {p}; expected a probability in [0, 1]")

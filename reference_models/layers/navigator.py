@@ -1,7 +1,8 @@
-"""Anchors, the network that scores them, and the loss that makes its order that of a classifier: NTS-Net's Navigator.
+"""Anchors, the network that scores them, and the loss that makes its order that of a classifier: NTS-Net's
+Navigator.
 
-Z. Yang, T. Luo, D. Wang, Z. Hu, J. Gao, L. Wang, "Learning to navigate for fine-grained classification", ECCV 2018; released code:
-yangze0930/NTS-Net. SSANET takes it over.
+Z. Yang, T. Luo, D. Wang, Z. Hu, J. Gao, L. Wang, "Learning to navigate for fine-grained classification", ECCV
+2018; released code: yangze0930/NTS-Net. SSANET takes it over.
 
     F       features                (B, C, N, N)    the last stage; no gradient goes back to it
     s       scores                  (B, A)          one for each anchor
@@ -9,8 +10,9 @@ yangze0930/NTS-Net. SSANET takes it over.
     c       costs                   (B, M)          -log p(label) of a classifier that sees one part alone
     L_rank  rank_loss(s, c)         ()
 
-At an input of 448 with F of 14x14 the levels have strides 32, 64 and 128: 6 * 14^2 + 6 * 7^2 + 9 * 4^2 = 1614 anchors. On other
-networks the first level has the grid of F and each further one about half of it; sides are scaled by the size of the input over 448.
+At an input of 448 with F of 14x14 the levels have strides 32, 64 and 128: 6 * 14^2 + 6 * 7^2 + 9 * 4^2 = 1614
+anchors. On other networks the first level has the grid of F and each further one about half of it; sides are
+scaled by the size of the input over 448.
 """
 
 from __future__ import annotations
@@ -46,8 +48,9 @@ SIDES: Mapping[AnchorKind, tuple[tuple[float, ...], ...]] = MappingProxyType(
         "single": ((64.0, 128.0, 256.0),),
     }
 )
-"""Sides of squares with the area of an anchor, for each level, at an input of 448. `nts`: released code. `single`: one level with three
-sides, as SSANET's text has it; the numbers are this project's."""
+"""Sides of squares with the area of an anchor, for each level, at an input of 448. `nts`: released code.
+`single`: one level with three sides, as SSANET's text has it; the numbers are this project's.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +62,11 @@ class Scored:
 
 
 def anchor_boxes(
-    kind: AnchorKind, grids: Sequence[tuple[int, int]], stride: int, image_size: int, device: torch.device | None = None
+    kind: AnchorKind,
+    grids: Sequence[tuple[int, int]],
+    stride: int,
+    image_size: int,
+    device: torch.device | None = None,
 ) -> Float[Tensor, "a 4"]:
     """All anchors, in the order of the scores: level, side, ratio, row, column.
 
@@ -74,8 +81,13 @@ def anchor_boxes(
     for number, (sides, (height, width)) in enumerate(zip(SIDES[kind], grids, strict=True)):
         step = stride * 2**number
         shapes = [(side * math.sqrt(ratio), side / math.sqrt(ratio)) for side in sides for ratio in RATIOS]
-        half = torch.tensor(shapes, dtype=torch.float64, device=device) * (image_size / 448 / 2)  # (sides * ratios, 2): x, y
-        rows, columns = ((torch.arange(count, dtype=torch.float64, device=device) + 0.5) * step for count in (height, width))
+        half = torch.tensor(shapes, dtype=torch.float64, device=device) * (
+            image_size / 448 / 2
+        )  # (sides * ratios, 2): x, y
+        rows, columns = (
+            (torch.arange(count, dtype=torch.float64, device=device) + 0.5) * step
+            for count in (height, width)
+        )
         y, x = torch.meshgrid(rows, columns, indexing="ij")
         centres = torch.stack([x, y], dim=-1).flatten(0, 1)  # (h * w, 2)
         levels.append(torch.cat([centres - half[:, None], centres + half[:, None]], dim=-1).flatten(0, 1))
@@ -85,15 +97,21 @@ def anchor_boxes(
 def nominate(scored: Scored, image_size: int, k: int, iou: float, rule: NmsRule = "gt") -> Proposals:
     """The k best anchors of each image that do not overlap; scores keep their graph.
 
-    With `ge`, NTS-Net's code, overlaps are those of boxes with whole pixels (cut towards 0 after half a side is added for its padding).
-    Raises `UsageError` where there are not k anchors.
+    With `ge`, NTS-Net's code, overlaps are those of boxes with whole pixels (cut towards 0 after half a side
+    is added for its padding). Raises `UsageError` where there are not k anchors.
     """
     if k > len(scored.anchors):
-        raise UsageError(f"{k} parts are wanted of only {len(scored.anchors)} anchors; use a larger image, or fewer parts")
+        raise UsageError(
+            f"{k} parts are wanted of only {len(scored.anchors)} anchors; use a larger image, or fewer parts"
+        )
     pad = image_size // 2
     boxes = scored.anchors if rule == "gt" else (scored.anchors + pad).trunc() - pad
     chosen = select(boxes, scored.scores, k, iou, rule)
-    return Proposals(boxes=scored.anchors[chosen.index], scores=scored.scores.take_along_dim(chosen.index, dim=1), padded=chosen.padded)
+    return Proposals(
+        boxes=scored.anchors[chosen.index],
+        scores=scored.scores.take_along_dim(chosen.index, dim=1),
+        padded=chosen.padded,
+    )
 
 
 def part_costs(logits: Float[Tensor, "b m c"], labels: Int[Tensor, " b"]) -> Float[Tensor, "b m"]:
@@ -102,14 +120,18 @@ def part_costs(logits: Float[Tensor, "b m c"], labels: Int[Tensor, " b"]) -> Flo
 
 
 def rank_loss(scores: Float[Tensor, "b m"], costs: Float[Tensor, "b m"]) -> Float[Tensor, ""]:
-    """L_rank = sum over i, j with c_j > c_i of max(0, 1 - s_i + s_j), mean over the images; no gradient goes to the costs."""
+    """L_rank = sum over i, j with c_j > c_i of max(0, 1 - s_i + s_j), mean over the images; no gradient goes
+    to the costs.
+    """
     worse = costs[:, None, :] > costs[:, :, None]  # (B, i, j): j costs more than i
     hinge = (1 - scores[:, :, None] + scores[:, None, :]).relu()
     return (hinge * worse).sum(dim=(1, 2)).mean()
 
 
 def best_cover(scored: Scored, grid: tuple[int, int], image_size: int) -> Float[Tensor, "b h w"]:
-    """At each cell's centre the highest sigmoid of the scores of the anchors around it; 0 where there is none."""
+    """At each cell's centre the highest sigmoid of the scores of the anchors around it; 0 where there is
+    none.
+    """
     boxes = scored.anchors
     y, x = ((torch.arange(count, device=boxes.device) + 0.5) * (image_size / count) for count in grid)
     across = (x >= boxes[:, 0, None]) & (x < boxes[:, 2, None])  # (A, w)
@@ -119,19 +141,29 @@ def best_cover(scored: Scored, grid: tuple[int, int], image_size: int) -> Float[
 
 
 class Navigator(nn.Module):
-    """Features -> scores of all anchors: 3x3 convolutions with ReLU, a 1x1 convolution on each level; always in float32.
+    """Features -> scores of all anchors: 3x3 convolutions with ReLU, a 1x1 convolution on each level; always
+    in float32.
 
-    Half precision would give many anchors the same score. With `init="torch"`, the default of the layers and so of NTS-Net's code,
-    scores of each further level vary less than those of the level before: at first all chosen anchors are of the smallest level, and
-    the loss, which compares chosen ones, does not reach the others. `even` lets scores vary alike on all levels.
+    Half precision would give many anchors the same score. With `init="torch"`, the default of the layers and
+    so of NTS-Net's code, scores of each further level vary less than those of the level before: at first all
+    chosen anchors are of the smallest level, and the loss, which compares chosen ones, does not reach the
+    others. `even` lets scores vary alike on all levels.
     """
 
-    def __init__(self, channels: int, stride: int, kind: AnchorKind = "nts", init: NavigatorInit = "even", width: int = 128) -> None:
+    def __init__(
+        self,
+        channels: int,
+        stride: int,
+        kind: AnchorKind = "nts",
+        init: NavigatorInit = "even",
+        width: int = 128,
+    ) -> None:
         super().__init__()
         self.kind, self.stride = kind, stride
         sides = SIDES[kind]
         self.down = nn.ModuleList(
-            nn.Conv2d(width if level else channels, width, 3, stride=2 if level else 1, padding=1) for level in range(len(sides))
+            nn.Conv2d(width if level else channels, width, 3, stride=2 if level else 1, padding=1)
+            for level in range(len(sides))
         )
         self.score = nn.ModuleList(nn.Conv2d(width, len(some) * len(RATIOS), 1) for some in sides)
         for layers, after in ((self.down, "relu"), (self.score, "linear")):
@@ -148,4 +180,6 @@ class Navigator(nn.Module):
                 x = down(x).relu()
                 scores.append(score(x).flatten(1))
                 grids.append((x.shape[2], x.shape[3]))
-        return Scored(torch.cat(scores, dim=1), anchor_boxes(self.kind, grids, self.stride, image_size, features.device))
+        return Scored(
+            torch.cat(scores, dim=1), anchor_boxes(self.kind, grids, self.stride, image_size, features.device)
+        )

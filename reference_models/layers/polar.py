@@ -1,23 +1,30 @@
-"""Where the cells of a map lie as seen from one of them: polar coordinates, a head that predicts them, the losses (SCL).
+"""Where the cells of a map lie as seen from one of them: polar coordinates, a head that predicts them, the
+losses (SCL).
 
-M. Zhou, Y. Bai, W. Zhang, T. Zhao, T. Mei, "Look-into-Object: Self-supervised structure modeling for object recognition", CVPR
-2020, section 3.2; equations have the paper's numbers. Released code: JDAI-CV/LIO.
+M. Zhou, Y. Bai, W. Zhang, T. Zhao, T. Mei, "Look-into-Object: Self-supervised structure modeling for object
+recognition", CVPR 2020, section 3.2; equations have the paper's numbers. Released code: JDAI-CV/LIO.
 
     paper             name                            shape
     f                 features                        (B, C, N, N)
     h                 SpatialContext.structure(f)     (B, C1, N, N)
     x, y              reference                       (B,)           row * N + column
-    Gamma, theta      polar_coordinates               (B, N, N)      truth: distance and direction from the reference
+    Gamma, theta      polar_coordinates               (B, N, N)      truth: distance and direction from the
+                                                                     reference
     Gamma', theta'    gamma, theta: predict           (B, N, N)
-    m'                weight                          (B, N, N)      how much a cell counts; no gradient goes into it
+    m'                weight                          (B, N, N)      how much a cell counts; no gradient goes
+                                                                     into it
     theta_Delta       angle_gaps                      (B, N, N)
 
 Repairs and open readings
-    (5)   By the formula theta is in (0, 1] and 1 stands for the direction 0: it is taken modulo 1, which leaves [0, 1). It is then the
-          direction from the reference to the cell in turns, 0 to the right, 1/4 down. Gamma is at most (N - 1) / N. At the
+    (5)   By the formula theta is in (0, 1] and 1 stands for the direction 0: it is taken modulo 1, which
+          leaves [0, 1). It is then the
+          direction from the reference to the cell in turns, 0 to the right, 1/4 down. Gamma is at most (N -
+              1) / N. At the
           reference there is no direction (the formula says 0.5): that cell does not count (`ref_cell`).
-    (7)   (8) A weight can be 0 everywhere: then all cells count alike. 1e-12 under the roots: their gradient at 0 is infinite.
-    (8)   theta' is not bounded by 1, and gaps next to 0 and 1 are far apart though the directions are close: taken as
+    (7)   (8) A weight can be 0 everywhere: then all cells count alike. 1e-12 under the roots: their gradient
+          at 0 is infinite.
+    (8)   theta' is not bounded by 1, and gaps next to 0 and 1 are far apart though the directions are close:
+          taken as
           printed; `angle_stat=circular` is the circular standard deviation instead.
 The bias of the predictor starts at 0.5, because a ReLU that gives 0 everywhere would never learn.
 """
@@ -50,14 +57,19 @@ class PolarConfig(Ranged):
     """Settings of SCL; the config of a method that uses it inherits from this one."""
 
     scl_form: Literal["paper", "official"] = "paper"
-    """`paper`: (7) and (8), weighted root mean square and standard deviation. `official`: weighted squares, their mean over all
-    cells without a root, gaps compared to their plain mean."""
+    """`paper`: (7) and (8), weighted root mean square and standard deviation. `official`: weighted squares,
+    their mean over all cells without a root, gaps compared to their plain mean.
+    """
     gamma_norm: GammaNorm = "diagonal"
     """What (5) divides distances by: sqrt(2) N (paper) or N (released code)."""
     axis: Axis = "column"
-    """x of (5): the column (paper), or the row with angles in (0, 1] from the cell to the reference (released code)."""
+    """x of (5): the column (paper), or the row with angles in (0, 1] from the cell to the reference (released
+    code).
+    """
     ref_cell: Literal["excluded", "forced"] = "excluded"
-    """The reference itself does not count, or is predicted as 0 by force and counts with the angle 0.5 (released code)."""
+    """The reference itself does not count, or is predicted as 0 by force and counts with the angle 0.5
+    (released code).
+    """
     angle_stat: AngleStat = "literal"
     """Spread of the gaps in (8): standard deviation as printed, or the circular one (this project)."""
     coord_act: Literal["relu", "sigmoid", "none"] = "relu"
@@ -67,7 +79,9 @@ class PolarConfig(Ranged):
 def polar_coordinates(
     reference: Int[Tensor, " b"], side: int, *, gamma_norm: GammaNorm = "diagonal", axis: Axis = "column"
 ) -> tuple[Float[Tensor, "b {side} {side}"], Float[Tensor, "b {side} {side}"]]:
-    """(5): Gamma and theta of all cells of a side x side grid as seen from cell `reference` = row * side + column."""
+    """(5): Gamma and theta of all cells of a side x side grid as seen from cell `reference` = row * side +
+    column.
+    """
     place = torch.arange(side, device=reference.device)
     down = (place - (reference // side)[:, None])[:, :, None].float()  # (B, N, 1)
     right = (place - (reference % side)[:, None])[:, None, :].float()  # (B, 1, N)
@@ -75,7 +89,8 @@ def polar_coordinates(
     gamma = distance / (side * math.sqrt(2.0) if gamma_norm == "diagonal" else side)
     if axis == "row":
         return gamma, (torch.atan2(right, down) + math.pi) / (2 * math.pi)
-    # atan2 of the opposite vector is half a turn away: with the + pi of (5) it is this one, which is exactly 0 to the right.
+    # atan2 of the opposite vector is half a turn away: with the + pi of (5) it is this one, which is exactly
+    # 0 to the right.
     turns = torch.remainder(torch.atan2(down, right) / (2 * math.pi), 1.0)
     return gamma, torch.where(distance > 0, turns, 0.5)
 
@@ -91,18 +106,24 @@ def weighted_mean(values: Float[Tensor, "b n n"], weight: Float[Tensor, "b n n"]
     return (weight * values).sum(dim=(1, 2)) / weight.sum(dim=(1, 2))
 
 
-def distance_loss(predicted: Float[Tensor, "b n n"], gamma: Float[Tensor, "b n n"], weight: Float[Tensor, "b n n"]) -> Float[Tensor, " b"]:
+def distance_loss(
+    predicted: Float[Tensor, "b n n"], gamma: Float[Tensor, "b n n"], weight: Float[Tensor, "b n n"]
+) -> Float[Tensor, " b"]:
     """(7), image by image."""
     return (weighted_mean((predicted - gamma).square(), weight) + EPS).sqrt()
 
 
-def angle_loss(gaps: Float[Tensor, "b n n"], weight: Float[Tensor, "b n n"], stat: AngleStat = "literal") -> Float[Tensor, " b"]:
+def angle_loss(
+    gaps: Float[Tensor, "b n n"], weight: Float[Tensor, "b n n"], stat: AngleStat = "literal"
+) -> Float[Tensor, " b"]:
     """(8), image by image: how much the gaps differ, whatever they are. In turns."""
     if stat == "literal":
         mean = weighted_mean(gaps, weight)[:, None, None]
         return (weighted_mean((gaps - mean).square(), weight) + EPS).sqrt()
     parts = [weighted_mean(wave(2 * math.pi * gaps), weight) for wave in (torch.cos, torch.sin)]
-    squared_length = (parts[0].square() + parts[1].square()).clamp(EPS**2, 1.0)  # R^2; rounding can make R more than 1
+    squared_length = (parts[0].square() + parts[1].square()).clamp(
+        EPS**2, 1.0
+    )  # R^2; rounding can make R more than 1
     return (EPS - squared_length.log()).sqrt() / (2 * math.pi)  # sqrt(-2 ln R)
 
 
@@ -115,9 +136,15 @@ def polar_losses(
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """L_dis and L_angle of predicted coordinates, image by image; their sum is (9)."""
     side = gamma.shape[1]
-    true_gamma, true_theta = polar_coordinates(reference, side, gamma_norm=config.gamma_norm, axis=config.axis)
+    true_gamma, true_theta = polar_coordinates(
+        reference, side, gamma_norm=config.gamma_norm, axis=config.axis
+    )
     counted = torch.ones_like(true_gamma)
-    elsewhere = (torch.arange(side * side, device=reference.device) != reference[:, None]).view_as(counted).to(counted.dtype)
+    elsewhere = (
+        (torch.arange(side * side, device=reference.device) != reference[:, None])
+        .view_as(counted)
+        .to(counted.dtype)
+    )
     if config.ref_cell == "forced":
         gamma, theta = gamma * elsewhere, theta * elsewhere
     else:
@@ -131,8 +158,12 @@ def polar_losses(
     return distance_loss(gamma, true_gamma, weight), angle_loss(gaps, weight, config.angle_stat)
 
 
-def strongest_cell(h: Float[Tensor, "b c n n"], inside: Bool[Tensor, "b n n"] | None = None) -> Int[Tensor, " b"]:
-    """Where the mean of h over its channels is highest, the first of equals; outside of `inside` it counts as 0."""
+def strongest_cell(
+    h: Float[Tensor, "b c n n"], inside: Bool[Tensor, "b n n"] | None = None
+) -> Int[Tensor, " b"]:
+    """Where the mean of h over its channels is highest, the first of equals; outside of `inside` it counts as
+    0.
+    """
     strength = h.mean(dim=1)
     return (strength if inside is None else strength * inside).flatten(1).argmax(dim=1)
 
@@ -155,7 +186,8 @@ class Context:
 
 
 class SpatialContext(nn.Module):
-    """SCL: h by a 1x1 convolution, coordinates by a linear layer on [h at the reference; h at the cell], and their losses.
+    """SCL: h by a 1x1 convolution, coordinates by a linear layer on [h at the reference; h at the cell], and
+    their losses.
 
     Everything is computed in float32. Raises `UsageError` on settings that exclude each other.
     """
@@ -163,7 +195,10 @@ class SpatialContext(nn.Module):
     def __init__(self, channels: int, width: int, config: PolarConfig) -> None:
         super().__init__()
         if config.angle_stat == "circular" and config.scl_form == "official":
-            raise UsageError("setting angle_stat=circular needs scl_form=paper: the mean of squares (official) has no circular form")
+            raise UsageError(
+                "setting angle_stat=circular needs scl_form=paper: the mean of squares (official) has no "
+                "circular form"
+            )
         self.config = config
         self.project = nn.Conv2d(channels, width, 1)
         self.predictor = nn.Linear(2 * width, 2)
@@ -175,12 +210,18 @@ class SpatialContext(nn.Module):
         return h
 
     def predict(self, h: Float[Tensor, "b d n n"], reference: Int[Tensor, " b"]) -> Float[Tensor, "b 2 n n"]:
-        """Gamma' and theta'. The product with the reference's half of the weights is the same for all cells: it is made once."""
+        """Gamma' and theta'. The product with the reference's half of the weights is the same for all cells:
+        it is made once.
+        """
         cells = h.flatten(2)  # (B, C1, N N)
         at_reference = cells.take_along_dim(reference[:, None, None], dim=2)  # (B, C1, 1)
         first, second = self.predictor.weight.chunk(2, dim=1)
         raw = first @ at_reference + second @ cells + self.predictor.bias[:, None]  # (B, 2, N N)
-        acts: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "sigmoid": torch.sigmoid, "none": lambda values: values}
+        acts: dict[str, Callable[[Tensor], Tensor]] = {
+            "relu": F.relu,
+            "sigmoid": torch.sigmoid,
+            "none": lambda values: values,
+        }
         return acts[self.config.coord_act](raw).view(len(h), 2, *h.shape[2:])
 
     def forward(

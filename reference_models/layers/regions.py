@@ -1,9 +1,11 @@
 """Regions of an image: cut out of it, chosen by score, drawn as a map.
 
-Boxes are xyxy, continuous pixels of the square input [0, S] x [0, S]: pixel i covers [i, i + 1). No gradient goes through a box.
+Boxes are xyxy, continuous pixels of the square input [0, S] x [0, S]: pixel i covers [i, i + 1). No gradient
+goes through a box.
 
-S. Ren, K. He, R. Girshick, J. Sun, "Faster R-CNN", NIPS 2015 (anchors, suppression); K. He, G. Gkioxari, P. Dollar, R. Girshick,
-"Mask R-CNN", ICCV 2017 (RoIAlign). As NTS-Net, SSANET and Focus-and-Discriminate use them.
+S. Ren, K. He, R. Girshick, J. Sun, "Faster R-CNN", NIPS 2015 (anchors, suppression); K. He, G. Gkioxari, P.
+Dollar, R. Girshick, "Mask R-CNN", ICCV 2017 (RoIAlign). As NTS-Net, SSANET and Focus-and-Discriminate use
+them.
 """
 
 from __future__ import annotations
@@ -39,17 +41,21 @@ class Selected:
 
 
 def select(
-    boxes: Float[Tensor, "a 4"] | Float[Tensor, "b a 4"], scores: Float[Tensor, "b a"], k: int, iou: float, rule: NmsRule = "gt"
+    boxes: Float[Tensor, "a 4"] | Float[Tensor, "b a 4"],
+    scores: Float[Tensor, "b a"],
+    k: int,
+    iou: float,
+    rule: NmsRule = "gt",
 ) -> Selected:
-    """The k best boxes of each image that do not overlap: greedy suppression by descending score, of equal scores the first.
+    """The k best boxes of each image that do not overlap: greedy suppression by descending score, of equal
+    scores the first.
 
-    Args:
-        boxes: (A, 4), the same for all images, or (B, A, 4).
-        scores: (B, A).
-        k: at most A.
-        iou: a box is suppressed where its IoU with a chosen one is greater than this (`gt`), or at least this (`ge`, NTS-Net's code).
+    Args: boxes: (A, 4), the same for all images, or (B, A, 4). scores: (B, A). k: at most A. iou: a box is
+        suppressed where its IoU with a chosen one is greater than this (`gt`), or at least this (`ge`,
+        NTS-Net's code).
 
-    Where fewer than k survive, the best of the suppressed follow, marked `padded`. The first boxes do not depend on k.
+    Where fewer than k survive, the best of the suppressed follow, marked `padded`. The first boxes do not
+    depend on k.
     """
     count, width = scores.shape
     with torch.no_grad():
@@ -71,7 +77,9 @@ def select(
 
 def _iou(boxes: Float[Tensor, "b a 4"], one: Float[Tensor, "b 1 4"]) -> Float[Tensor, "b a"]:
     """Intersection over union of boxes with one box of their image."""
-    sides = (torch.minimum(boxes[..., 2:], one[..., 2:]) - torch.maximum(boxes[..., :2], one[..., :2])).clamp(min=0)
+    sides = (torch.minimum(boxes[..., 2:], one[..., 2:]) - torch.maximum(boxes[..., :2], one[..., :2])).clamp(
+        min=0
+    )
     areas = [(part[..., 2:] - part[..., :2]).prod(dim=-1) for part in (boxes, one)]
     shared = sides.prod(dim=-1)
     return shared / (areas[0] + areas[1] - shared)
@@ -80,22 +88,23 @@ def _iou(boxes: Float[Tensor, "b a 4"], one: Float[Tensor, "b 1 4"]) -> Float[Te
 def crop_resize(
     images: Float[Tensor, "b c S S"], boxes: Float[Tensor, "b k 4"], size: int, mode: CropMode = "half_pixel"
 ) -> Float[Tensor, "b*k c p p"]:
-    """Each box as an image of `size` x `size`; what lies outside of the image is 0, the mean colour of normalised pixels.
+    """Each box as an image of `size` x `size`; what lies outside of the image is 0, the mean colour of
+    normalised pixels.
 
-    Args:
-        images: squares of side S.
-        boxes: K of each image.
-        size: side of what is cut out; at least 2 with `align_corners`.
-        mode: `half_pixel`: bilinear samples at the centres of `size` x `size` cells of the box. `align_corners`: NTS-Net's code, whose
-            boxes have whole pixels (cut towards 0 after half a side is added for its padding) and whose outermost samples
-            are the box's outermost pixels.
+    Args: images: squares of side S. boxes: K of each image. size: side of what is cut out; at least 2 with
+        `align_corners`. mode: `half_pixel`: bilinear samples at the centres of `size` x `size` cells of the
+        box. `align_corners`: NTS-Net's code, whose
+            boxes have whole pixels (cut towards 0 after half a side is added for its padding) and whose
+            outermost samples are the box's outermost pixels.
 
     In float32, or in float64 where the images are.
     """
     with torch.no_grad():
         pixels = images.to(torch.promote_types(images.dtype, torch.float32))
         flat = boxes.to(pixels.dtype).flatten(0, 1)
-        image = torch.arange(len(boxes), device=images.device, dtype=flat.dtype).repeat_interleave(boxes.shape[1])[:, None]
+        image = torch.arange(len(boxes), device=images.device, dtype=flat.dtype).repeat_interleave(
+            boxes.shape[1]
+        )[:, None]
         if mode == "align_corners":
             pad = images.shape[-1] // 2
             whole = (flat + pad).trunc() - pad
@@ -103,21 +112,39 @@ def crop_resize(
             half = (end - start) / (size - 1) / 2
             # RoIAlign repeats the border for half a pixel beyond it; with a border of zeros it does not.
             flat, pixels = torch.cat([start - half + 1, end + half + 1], dim=1), F.pad(pixels, (1, 1, 1, 1))
-        cut: Tensor = roi_align(pixels, torch.cat([image, flat], dim=1), size, sampling_ratio=1, aligned=mode == "half_pixel")
-        if mode == "half_pixel":  # here that border is needed inside of the image, where a sample lies beyond the last pixel's centre
+        cut: Tensor = roi_align(
+            pixels, torch.cat([image, flat], dim=1), size, sampling_ratio=1, aligned=mode == "half_pixel"
+        )
+        if (
+            mode == "half_pixel"
+            # here that border is needed inside of the image, where a sample lies beyond the last pixel's
+            # centre
+        ):
             part = (torch.arange(size, device=cut.device, dtype=cut.dtype) + 0.5) / size
-            x, y = (flat[:, axis, None] + (flat[:, axis + 2, None] - flat[:, axis, None]) * part for axis in (0, 1))  # (B K, p)
+            x, y = (
+                flat[:, axis, None] + (flat[:, axis + 2, None] - flat[:, axis, None]) * part
+                for axis in (0, 1)
+            )  # (B K, p)
             inside = [(at >= 0) & (at <= side) for at, side in ((x, images.shape[-1]), (y, images.shape[-2]))]
             cut = cut * (inside[0][:, None, None, :] & inside[1][:, None, :, None])
     return cut
 
 
 def cell_boxes(
-    grid: tuple[int, int], image_size: int, side: float, device: torch.device | None = None, fit: RegionFit = "shift"
+    grid: tuple[int, int],
+    image_size: int,
+    side: float,
+    device: torch.device | None = None,
+    fit: RegionFit = "shift",
 ) -> Float[Tensor, "n 4"]:
-    """A square of `side` pixels around each cell's centre, row by row; `shift` moves it into the image, `pad` does not."""
+    """A square of `side` pixels around each cell's centre, row by row; `shift` moves it into the image, `pad`
+    does not.
+    """
     height, width = grid
-    y, x = ((torch.arange(count, device=device, dtype=torch.float32) + 0.5) * (image_size / count) for count in (height, width))
+    y, x = (
+        (torch.arange(count, device=device, dtype=torch.float32) + 0.5) * (image_size / count)
+        for count in (height, width)
+    )
     if fit == "shift":
         y, x = (centres.clamp(side / 2, image_size - side / 2) for centres in (y, x))
     y, x = torch.meshgrid(y, x, indexing="ij")
@@ -135,26 +162,39 @@ def peak_regions(
     rule: NmsRule = "gt",
     fit: RegionFit = "shift",
 ) -> Proposals:
-    """Squares around the highest cells of each map, of which none overlaps a better one; fewer than k where there are fewer cells."""
+    """Squares around the highest cells of each map, of which none overlaps a better one; fewer than k where
+    there are fewer cells.
+    """
     grid = (maps.shape[1], maps.shape[2])
     boxes, scores = cell_boxes(grid, image_size, side, maps.device, fit), maps.float().flatten(1)
     chosen = select(boxes, scores, min(k, len(boxes)), iou, rule)
-    return Proposals(boxes=boxes[chosen.index], scores=scores.take_along_dim(chosen.index, dim=1), padded=chosen.padded)
+    return Proposals(
+        boxes=boxes[chosen.index], scores=scores.take_along_dim(chosen.index, dim=1), padded=chosen.padded
+    )
 
 
 @torch.no_grad()
-def predicted_peaks(logits: Float[Tensor, "b c"], maps_of: Callable[[Tensor], Tensor], image_size: int, k: int = 4) -> Proposals:
-    """The k best regions of the predicted class's map: what a network proposes that has class maps and nothing else."""
+def predicted_peaks(
+    logits: Float[Tensor, "b c"], maps_of: Callable[[Tensor], Tensor], image_size: int, k: int = 4
+) -> Proposals:
+    """The k best regions of the predicted class's map: what a network proposes that has class maps and
+    nothing else.
+    """
     maps = maps_of(logits.argmax(dim=1, keepdim=True))[:, 0]
     return peak_regions(maps, image_size, side=PEAK_SIDE * image_size, k=k)
 
 
 @torch.no_grad()
 def coverage(proposals: Proposals, image_size: int) -> Float[Tensor, "b S S"]:
-    """How much of the boxes' weight covers each pixel, smoothed a little: weights are the softmax of the scores."""
+    """How much of the boxes' weight covers each pixel, smoothed a little: weights are the softmax of the
+    scores.
+    """
     boxes, weights = proposals.boxes, proposals.scores.float().softmax(dim=1)
     centres = torch.arange(image_size, device=boxes.device) + 0.5
-    inside = [((centres >= boxes[..., axis, None]) & (centres < boxes[..., axis + 2, None])).float() for axis in (0, 1)]  # 2 x (B, K, S)
+    inside = [
+        ((centres >= boxes[..., axis, None]) & (centres < boxes[..., axis + 2, None])).float()
+        for axis in (0, 1)
+    ]  # 2 x (B, K, S)
     with torch.autocast(boxes.device.type, enabled=False):
         covered = torch.einsum("bk,bky,bkx->byx", weights, inside[1], inside[0])
     return smooth(covered, sigma=image_size / 28)
@@ -165,12 +205,16 @@ def union(proposals: Proposals, image_size: int) -> Float[Tensor, "b S S"]:
     """The smallest box around all boxes: how much of each pixel lies inside, in [0, 1]."""
     first, last = proposals.boxes[..., :2].amin(dim=1), proposals.boxes[..., 2:].amax(dim=1)  # (B, 2)
     edges = torch.arange(image_size, device=first.device)
-    inside = (torch.minimum(last[..., None], edges + 1) - torch.maximum(first[..., None], edges)).clamp(0, 1)  # (B, 2, S)
+    inside = (torch.minimum(last[..., None], edges + 1) - torch.maximum(first[..., None], edges)).clamp(
+        0, 1
+    )  # (B, 2, S)
     return inside[:, 1, :, None] * inside[:, 0, None, :]
 
 
 def smooth(maps: Float[Tensor, "b h w"], *, sigma: float, size: int | None = None) -> Float[Tensor, "b h w"]:
-    """Gaussian smoothing in cells, borders repeated; `size`, odd, is the kernel's side (None: 3 sigma each way); sigma 0: unchanged."""
+    """Gaussian smoothing in cells, borders repeated; `size`, odd, is the kernel's side (None: 3 sigma each
+    way); sigma 0: unchanged.
+    """
     if sigma <= 0:
         return maps
     reach = (size or 2 * math.ceil(3 * sigma) + 1) // 2

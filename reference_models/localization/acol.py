@@ -1,10 +1,11 @@
 """ACoL: a second classifier trained where the first one does not look; their maps are fused by the maximum.
 
-X. Zhang, Y. Wei, J. Feng, Y. Yang, T. Huang, "Adversarial complementary learning for weakly supervised object localization",
-CVPR 2018. Values and steps are those of the authors' code (xiaomengyc/ACoL) and of clovaai/wsolevaluation.
+X. Zhang, Y. Wei, J. Feng, Y. Yang, T. Huang, "Adversarial complementary learning for weakly supervised object
+localization", CVPR 2018. Values and steps are those of the authors' code (xiaomengyc/ACoL) and of
+clovaai/wsolevaluation.
 
-Idea. A classifier looks at the part that tells a class best. Where the features of that part are erased, a second classifier has
-to find other parts of the object; together they see more of it.
+Idea. A classifier looks at the part that tells a class best. Where the features of that part are erased, a
+second classifier has to find other parts of the object; together they see more of it.
 
     paper      name                                    shape
     S          features, the last stage                (B, D, h, w)
@@ -16,19 +17,24 @@ to find other parts of the object; together they see more of it.
 
     mm: each map stretched to [0, 1] by its own minimum and maximum (`layers/maps.py`)
 
-    E_c = 1 where mm(M^A_c) < delta, else 0                                                                     (1)
-    M^B_c = B(S * E_c)_c                                                                                        (2)
-    L = CE(A(S), y) + CE(B(S * E_y), y)                                                                         (3)
-    M_c = max(mm(M^A_c), mm(M^B_c))                                                                             (4)
+    E_c = 1 where mm(M^A_c) < delta, else 0
+        (1)
+    M^B_c = B(S * E_c)_c
+        (2)
+    L = CE(A(S), y) + CE(B(S * E_y), y)
+        (3)
+    M_c = max(mm(M^A_c), mm(M^B_c))
+        (4)
 
-No gradient passes through (1): A does not learn what to erase, and B teaches the backbone where nothing is erased. A constant
-map has mm = 0, so nothing is erased by it. At test the class that is asked for erases, as in both codes, so that (2) runs B
-once for each class.
+No gradient passes through (1): A does not learn what to erase, and B teaches the backbone where nothing is
+erased. A constant map has mm = 0, so nothing is erased by it. At test the class that is asked for erases, as
+in both codes, so that (2) runs B once for each class.
 
-The paper's text was not at hand; equations are numbered here, and values are those of the authors' code, whose script gives no decay
-points. Departures from released code. wsolevaluation erases from 0.7 on and has a 14x14 grid on VGG (`variant=clovaai`); its
-heads on VGG, ResNet and Inception are the ones here. On ResNet it draws their weights by He's rule (`variant=clovaai`) and, with
-its recipes, trains them at the base rate. It stretches the maps of all classes and then picks one, which is the same.
+The paper's text was not at hand; equations are numbered here, and values are those of the authors' code,
+whose script gives no decay points. Departures from released code. wsolevaluation erases from 0.7 on and has a
+14x14 grid on VGG (`variant=clovaai`); its heads on VGG, ResNet and Inception are the ones here. On ResNet it
+draws their weights by He's rule (`variant=clovaai`) and, with its recipes, trains them at the base rate. It
+stretches the maps of all classes and then picks one, which is the same.
 """
 
 from __future__ import annotations
@@ -53,7 +59,9 @@ from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Positive
 
 PAIRS_AT_ONCE = 64
-"""Pairs of an image and a class that the second head sees in one call: 64 x 512 x 28 x 28 features are 100 MB."""
+"""Pairs of an image and a class that the second head sees in one call: 64 x 512 x 28 x 28 features are 100
+MB.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +70,25 @@ class AcolConfig(HeadConfig):
 
     at_test: ClassVar[frozenset[str]] = frozenset({"test_erase_label", "logits"})
 
-    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"official": {}, "clovaai": {"delta": 0.7}})
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {"official": {}, "clovaai": {"delta": 0.7}}
+    )
     variant: Literal["official", "clovaai"] = "official"
-    """`official`: the authors' code; `clovaai`: wsolevaluation's threshold, on VGG its 14x14 grid, on ResNet its initialisation."""
+    """`official`: the authors' code; `clovaai`: wsolevaluation's threshold, on VGG its 14x14 grid, on ResNet
+    its initialisation.
+    """
     delta: Positive = 0.6
-    """Where the stretched map of the label reaches this, features are erased: 0.6 (authors), 0.7 (wsolevaluation); above 1: nowhere."""
+    """Where the stretched map of the label reaches this, features are erased: 0.6 (authors), 0.7
+    (wsolevaluation); above 1: nowhere.
+    """
     test_erase_label: Literal["given", "predicted"] = "given"
-    """Whose map erases at test: that of each class asked for (authors, wsolevaluation), or that of the class A predicts."""
+    """Whose map erases at test: that of each class asked for (authors, wsolevaluation), or that of the class
+    A predicts.
+    """
     logits: Literal["A", "mean"] = "A"
-    """Scores of an image: those of A (authors, wsolevaluation), or the mean with those of B after erasing by A's prediction."""
+    """Scores of an image: those of A (authors, wsolevaluation), or the mean with those of B after erasing by
+    A's prediction.
+    """
 
 
 def kept(maps: Float[Tensor, "b k h w"], delta: float) -> Bool[Tensor, "b k h w"]:
@@ -83,7 +101,14 @@ def fused(first: Float[Tensor, "b k h w"], second: Float[Tensor, "b k h w"]) -> 
     return torch.maximum(min_max(first), min_max(second))
 
 
-OFFICIAL_RECIPE = Recipe(source="xiaomengyc/ACoL, CUB script", epochs=60, batch_size=20, lr=1e-4, schedule="constant", short_side=True)
+OFFICIAL_RECIPE = Recipe(
+    source="xiaomengyc/ACoL, CUB script",
+    epochs=60,
+    batch_size=20,
+    lr=1e-4,
+    schedule="constant",
+    short_side=True,
+)
 
 
 class Acol(HeadLocalizer):
@@ -102,9 +127,14 @@ class Acol(HeadLocalizer):
 
     def __init__(self, backbone: Backbone, num_classes: int, config: AcolConfig) -> None:
         if not config.delta > 0:
-            raise UsageError(f"setting delta of method 'acol' is {config.delta}; expected a number greater than 0, or all is erased")
+            raise UsageError(
+                f"setting delta of method 'acol' is {config.delta}; expected a number greater than 0, or "
+                "all is erased"
+            )
         super().__init__(backbone, num_classes, config)
-        self.second = make_head(config.head, backbone, num_classes, width=config.width, dropout=config.dropout)
+        self.second = make_head(
+            config.head, backbone, num_classes, width=config.width, dropout=config.dropout
+        )
         if config.variant == "clovaai" and backbone.name == "resnet50":
             for layer in [*self.head.modules(), *self.second.modules()]:
                 if isinstance(layer, nn.Conv2d):
@@ -120,10 +150,14 @@ class Acol(HeadLocalizer):
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
         """The authors' in the place of SPA's."""
-        return {"spa_cub": "acol_cub", "spa_ilsvrc": "acol_ilsvrc"}.get(name := default_recipe(backbone, num_classes), name)
+        return {"spa_cub": "acol_cub", "spa_ilsvrc": "acol_ilsvrc"}.get(
+            name := default_recipe(backbone, num_classes), name
+        )
 
     def is_new(self, name: str, recipe: Recipe) -> bool:
-        """With a recipe of wsolevaluation its names decide: on ResNet-50 the last stage learns faster and the two heads do not."""
+        """With a recipe of wsolevaluation its names decide: on ResNet-50 the last stage learns faster and the
+        two heads do not.
+        """
         if recipe.last_stage_is_new and self.backbone.name == "resnet50":
             return self.is_last_stage(name)
         return super().is_new(name, recipe)

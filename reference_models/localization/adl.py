@@ -1,11 +1,12 @@
 """ADL: CAM whose features are, at random, erased where they are most attended or weighted by their attention.
 
-J. Choe, H. Shim, "Attention-based dropout layer for weakly supervised object localization", CVPR 2019. Written from the
-authors' code (junsukchoe/ADL) and the re-implementation in clovaai/wsolevaluation.
+J. Choe, H. Shim, "Attention-based dropout layer for weakly supervised object localization", CVPR 2019.
+Written from the authors' code (junsukchoe/ADL) and the re-implementation in clovaai/wsolevaluation.
 
-Idea. The mean over the channels of a feature map says where the network looks. In most steps the part that it looks at most is
-erased, so that it has to learn from the rest; in the others the features are weighted by how much they are looked at, so that
-accuracy does not suffer. The layer has no parameters and is the identity at test.
+Idea. The mean over the channels of a feature map says where the network looks. In most steps the part that it
+looks at most is erased, so that it has to learn from the rest; in the others the features are weighted by how
+much they are looked at, so that accuracy does not suffer. The layer has no parameters and is the identity at
+test.
 
     paper      name                                    shape
     F          features after a step of the backbone   (B, D, h, w)
@@ -16,22 +17,30 @@ accuracy does not suffer. The layer has no parameters and is the identity at tes
     coin       drop                                    (1, 1, 1, 1), or (B, 1, 1, 1) with coin=sample
     M_c        maps_of(class_ids)                      (B, K, h, w), the map of CAM
 
-    M_att = mean of F over the channels                                                                         (1)
-    M_drop = 1 where M_att < gamma max(M_att), else 0; the maximum is over the pixels of an image               (2)
-    M_imp = sigmoid(M_att)                                                                                      (3)
-    F' = F * M_drop with chance drop_rate, else F * M_imp; in training only, nothing is rescaled                (4)
-    L = CE(S, y)                                                                                                (5)
+    M_att = mean of F over the channels
+        (1)
+    M_drop = 1 where M_att < gamma max(M_att), else 0; the maximum is over the pixels of an image
+        (2)
+    M_imp = sigmoid(M_att)
+        (3)
+    F' = F * M_drop with chance drop_rate, else F * M_imp; in training only, nothing is rescaled
+        (4)
+    L = CE(S, y)
+        (5)
 
-Places (`places_for`). VGG: after pool 3, after the fourth block of convolutions before its pool (wsolevaluation; with
-`position=original` after pool 4, as in the authors' code), after the fifth block. ResNet-50: after the first block of layer 3,
-after the first and the last block of layer 4 (both). Inception: after Mixed_5d, after Mixed_6e, and with the head `conv` after
-its second 3x3 convolution (wsolevaluation). Any other network (this project): at the ends of the last three stages.
+Places (`places_for`). VGG: after pool 3, after the fourth block of convolutions before its pool
+(wsolevaluation; with `position=original` after pool 4, as in the authors' code), after the fifth block.
+ResNet-50: after the first block of layer 3, after the first and the last block of layer 4 (both). Inception:
+after Mixed_5d, after Mixed_6e, and with the head `conv` after its second 3x3 convolution (wsolevaluation).
+Any other network (this project): at the ends of the last three stages.
 
-The comparison (2) is strict, so the maximum itself is dropped for gamma <= 1; where it is 0, all is, in the image. On features
-that can be negative (EfficientNet's stages but the last) nothing is dropped where the maximum is negative.
+The comparison (2) is strict, so the maximum itself is dropped for gamma <= 1; where it is 0, all is, in the
+image. On features that can be negative (EfficientNet's stages but the last) nothing is dropped where the
+maximum is negative.
 
-Departures. The head is that of `cam` (`conv`); wsolevaluation has `fc` on VGG and ResNet and `conv` without dropout on
-Inception. The authors' ResNet has squeeze-and-excitation, ours has not. Equations are numbered here, not in the paper.
+Departures. The head is that of `cam` (`conv`); wsolevaluation has `fc` on VGG and ResNet and `conv` without
+dropout on Inception. The authors' ResNet has squeeze-and-excitation, ours has not. Equations are numbered
+here, not in the paper.
 """
 
 from __future__ import annotations
@@ -62,19 +71,27 @@ class AdlConfig(HeadConfig):
         {"default": {}, "official": {"position": "original"}, "clovaai": {"tau": 0.9}}
     )
     variant: str = "default"
-    """`default`: wsolevaluation's places with the authors' thresholds; `official`: the authors' code; `clovaai`: wsolevaluation."""
+    """`default`: wsolevaluation's places with the authors' thresholds; `official`: the authors' code;
+    `clovaai`: wsolevaluation.
+    """
     drop_rate: Share = 0.75
     """Chance of erasing: 0.75 in the authors' code (a keep probability of 0.25) and wsolevaluation."""
     tau: PositiveShare | None = None
-    """gamma of (2). None: 0.8 on VGG, else 0.9, as in the authors' code; wsolevaluation has 0.9 everywhere."""
+    """gamma of (2). None: 0.8 on VGG, else 0.9, as in the authors' code; wsolevaluation has 0.9
+    everywhere.
+    """
     coin: Literal["batch", "sample"] = "batch"
-    """Whether one coin is tossed at each place for the batch (authors, wsolevaluation) or one for each image."""
+    """Whether one coin is tossed at each place for the batch (authors, wsolevaluation) or one for each
+    image.
+    """
     position: Literal["clovaai", "original"] = "clovaai"
     """Second place on VGG: before pool 4 (wsolevaluation) or after it (authors)."""
 
 
 IN_HEAD = "head.trunk"
-"""The place after the second 3x3 convolution of the head `conv`; no step of a backbone can have a name with a dot."""
+"""The place after the second 3x3 convolution of the head `conv`; no step of a backbone can have a name with a
+dot.
+"""
 
 
 def places_for(backbone: Backbone, config: AdlConfig) -> tuple[str, ...]:
@@ -88,8 +105,12 @@ def places_for(backbone: Backbone, config: AdlConfig) -> tuple[str, ...]:
     return tuple(stage.name for stage in backbone.layout[-3:])
 
 
-def attention_dropout(features: Float[Tensor, "b d h w"], drop: Bool[Tensor, "n 1 1 1"], tau: float) -> Float[Tensor, "b d h w"]:
-    """(4): features without their most attended region where `drop` is True, weighted by importance elsewhere."""
+def attention_dropout(
+    features: Float[Tensor, "b d h w"], drop: Bool[Tensor, "n 1 1 1"], tau: float
+) -> Float[Tensor, "b d h w"]:
+    """(4): features without their most attended region where `drop` is True, weighted by importance
+    elsewhere.
+    """
     seen = attention(features)  # (1)
     chosen = torch.where(drop, kept(seen, tau).float(), seen.sigmoid())  # (2), (3)
     return features * chosen.to(features.dtype)
@@ -105,14 +126,19 @@ class Adl(HeadLocalizer):
     def __init__(self, backbone: Backbone, num_classes: int, config: AdlConfig) -> None:
         super().__init__(backbone, num_classes, config)
         if not 0 <= config.drop_rate <= 1:
-            raise UsageError(f"setting drop_rate of method 'adl' is {config.drop_rate}; expected a probability in [0, 1]")
+            raise UsageError(
+                f"setting drop_rate of method 'adl' is {config.drop_rate}; expected a probability in [0, 1]"
+            )
         self.tau = (0.8 if backbone.name == "vgg16" else 0.9) if config.tau is None else config.tau
         if not 0 < self.tau <= 1:
-            raise UsageError(f"setting tau of method 'adl' is {self.tau}; expected a number in (0, 1], or none")
+            raise UsageError(
+                f"setting tau of method 'adl' is {self.tau}; expected a number in (0, 1], or none"
+            )
         self.places = places_for(backbone, config)
         if missing := [place for place in self.places if place != IN_HEAD and place not in backbone.steps]:
             raise UsageError(
-                f"method 'adl' stands after the steps {', '.join(self.places)}; {backbone.name} has no {', '.join(missing)} "
+                f"method 'adl' stands after the steps {', '.join(self.places)}; {backbone.name} has no "
+                f"{', '.join(missing)} "
                 "that could be changed; use one of `wsolbench list backbones`"
             )
 
@@ -123,7 +149,10 @@ class Adl(HeadLocalizer):
             if place not in self.places:
                 return features
             count = len(features) if self.config.coin == "sample" else 1
-            coin = torch.rand(count, 1, 1, 1, generator=batch.generator, device=features.device) < self.config.drop_rate
+            coin = (
+                torch.rand(count, 1, 1, 1, generator=batch.generator, device=features.device)
+                < self.config.drop_rate
+            )
             return attention_dropout(features, coin, self.tau)
 
         features = self.backbone.run(batch.images, edit=layer)

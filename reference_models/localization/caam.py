@@ -1,11 +1,13 @@
-"""Where-to-Look: two views that hide complementary patches, cross-view channel attention, and maps that have to agree.
+"""Where-to-Look: two views that hide complementary patches, cross-view channel attention, and maps that have
+to agree.
 
-S. Babar, S. Das, "Where to look?: Mining complementary image regions for weakly supervised object localization", WACV 2021.
-There is no released code; equations have the paper's numbers.
+S. Babar, S. Das, "Where to look?: Mining complementary image regions for weakly supervised object
+localization", WACV 2021. There is no released code; equations have the paper's numbers.
 
-Idea. What Hide-and-Seek hides in one view of an image is shown in a second one. A shared network sees both; channel
-attention (CAAM) adds to the features of each view those of the other, spatial self-attention (SSAM) those of its own related
-places. Each view has its classifier, and a loss pulls the two maps of the label together, so that both cover the object.
+Idea. What Hide-and-Seek hides in one view of an image is shown in a second one. A shared network sees both;
+channel attention (CAAM) adds to the features of each view those of the other, spatial self-attention (SSAM)
+those of its own related places. Each view has its classifier, and a loss pulls the two maps of the label
+together, so that both cover the object.
 
     paper      name                                    shape
     X, X~      views                                   (2 B, 3, H, W) hidden by `layers/hide_patches.py`
@@ -22,22 +24,32 @@ places. Each view has its classifier, and a loss pulls the two maps of the label
 At test the whole image is shown once, without attention (delta = alpha = 0), to the first classifier.
 
 Departures and open readings
-    (1), (5)   The axis of the softmax is not printed. Rows are this project's choice, `q_axis=column` is the other one. By rows a channel
-               of Y_x is the sum of all channels that turn to it: one of 1,280 collected 98 to 282 others. By columns it is a mean, as in
+    (1), (5)   The axis of the softmax is not printed. Rows are this project's choice, `q_axis=column` is the
+               other one. By rows a channel
+               of Y_x is the sum of all channels that turn to it: one of 1,280 collected 98 to 282 others. By
+                   columns it is a mean, as in
                the channel attention that the paper adapts.
-               The paper takes Q_x~ for the transpose of Q_x. The softmax of the transposed product is another matrix, by either axis.
+               The paper takes Q_x~ for the transpose of Q_x. The softmax of the transposed product is another
+                   matrix, by either axis.
                Default: (5) as printed, with one product for both; `q_tilde=transpose` as the text says.
-    (7)        This axis is not printed either. Rows make R a weighted mean, as in the attention that it is taken from.
-    (9)        Kernel, width and initial weights are not given. The convolution starts with a gain of 1: its output has the mean square
-               of F, although F^c + F^s is 2F at first. Algorithm 1 adds F^s_x to the second view, a slip of the pen.
+    (7)        This axis is not printed either. Rows make R a weighted mean, as in the attention that it is
+               taken from.
+    (9)        Kernel, width and initial weights are not given. The convolution starts with a gain of 1: its
+               output has the mean square
+               of F, although F^c + F^s is 2F at first. Algorithm 1 adds F^s_x to the second view, a slip of
+                   the pen.
                Without CAAM or SSAM (Table 5) only the outputs of what is left are added.
     (10)       The sum is a mean, as the text around it says.
     (11)       Algorithm 1 has parameters for each classifier, the equations one W: `classifier`.
-    (14)       A square of a vector. `fuse_reduction=mean` divides its sum by the 196 cells of the paper's grid, whatever the grid is here.
-    test       Without attention F^c + F^s is 2F; `test_agg=double` keeps it, the scale that the convolution was trained on. That
-               attention is off at test (`test_modules=false`) accounts for most of the top-1 accuracy lost against CAM when fine-tuned.
+    (14)       A square of a vector. `fuse_reduction=mean` divides its sum by the 196 cells of the paper's
+               grid, whatever the grid is here.
+    test       Without attention F^c + F^s is 2F; `test_agg=double` keeps it, the scale that the convolution
+               was trained on. That
+               attention is off at test (`test_modules=false`) accounts for most of the top-1 accuracy lost
+                   against CAM when fine-tuned.
     Patches    Sides are scaled by the size of the image over 224.
-    Not given: recipe (SPA's here), crop, where alpha starts (0, as in the attention it is taken from), ResNet's grid (14 x 14), Inception.
+    Not given: recipe (SPA's here), crop, where alpha starts (0, as in the attention it is taken from),
+        ResNet's grid (14 x 14), Inception.
 """
 
 from __future__ import annotations
@@ -77,7 +89,9 @@ class CaamConfig(MethodConfig):
     at_test: ClassVar[frozenset[str]] = frozenset({"test_modules", "test_agg", "test_branch"})
 
     patch: tuple[int, ...] = (16, 32, 44, 56)
-    """Sides of a patch at an input of 224, one drawn for each image: the paper's `mixed`; Table 6 also has each of the four alone."""
+    """Sides of a patch at an input of 224, one drawn for each image: the paper's `mixed`; Table 6 also has
+    each of the four alone.
+    """
     p: Share = 0.5
     """Chance of each patch to be hidden in the first view: 0.5 in the paper."""
     fill: Fill = "mean"
@@ -93,11 +107,15 @@ class CaamConfig(MethodConfig):
     q_axis: Axis = "row"
     """What adds up to 1 in the softmax of (1) and (5): each row of Q, or each column."""
     fuse_reduction: Reduction = "mean"
-    """How (14) becomes a number. `sum` is up to 4, which the weight of 50 puts far above the cross-entropy; `mean` is that over 196."""
+    """How (14) becomes a number. `sum` is up to 4, which the weight of 50 puts far above the cross-entropy;
+    `mean` is that over 196.
+    """
     fuse_detach: Literal["none", "x", "complement"] = "none"
     """View whose map is a target without gradient in (14)."""
     ssam_convs: Literal["shared", "separate"] = "shared"
-    """Whether the views share M, L and P: Algorithm 1 writes one function for both, (7) and (8) two alphas."""
+    """Whether the views share M, L and P: Algorithm 1 writes one function for both, (7) and (8) two
+    alphas.
+    """
     agg_conv: Literal["separate", "shared"] = "separate"
     """Whether each view has its convolution (9): the paper gives them parameters of their own."""
     agg_kernel: Literal[3, 1] = 3
@@ -109,34 +127,44 @@ class CaamConfig(MethodConfig):
     classifier: Literal["separate", "shared"] = "separate"
     """Whether each view has its W: Algorithm 1 (separate) against (11)-(13) (shared)."""
     test_modules: bool = False
-    """Whether the attention is active at test, both views being the image; the paper's results are without."""
+    """Whether the attention is active at test, both views being the image; the paper's results are
+    without.
+    """
     test_agg: Literal["double", "single"] = "double"
     """Without attention at test: conv(F + F), what (9) becomes with delta = alpha = 0, or conv(F)."""
     test_branch: Literal["x", "mean"] = "x"
     """The first classifier, or the mean of both."""
 
 
-# --- the equations, in float32 whatever comes in: products of features exceed the range of float16 ----------------------------
+# --- the equations, in float32 whatever comes in: products of features exceed the range of float16 ----------
 
 
 def channel_attention(
     first: Float[Tensor, "b d n"], second: Float[Tensor, "b d n"], q_tilde: QTilde, axis: Axis = "row"
 ) -> tuple[Float[Tensor, "b d n"], Float[Tensor, "b d n"]]:
-    """(1), (2), (5), (6): Y of both views, from one product E = F_x F_x~^T. The softmax makes each row, or column, add up to 1."""
+    """(1), (2), (5), (6): Y of both views, from one product E = F_x F_x~^T. The softmax makes each row, or
+    column, add up to 1.
+    """
     product, dim = first @ second.mT, 2 if axis == "row" else 1  # (B, D, D)
     assist = product.softmax(dim=dim)  # (1)
     assist_second = product.mT.softmax(dim=dim) if q_tilde == "softmax_ET" else assist.mT  # (5)
     return assist.mT @ second, assist_second.mT @ first  # (2), (6)
 
 
-def spatial_attention(query: Float[Tensor, "b e n"], key: Float[Tensor, "b e n"], value: Float[Tensor, "b d n"]) -> Float[Tensor, "b d n"]:
+def spatial_attention(
+    query: Float[Tensor, "b e n"], key: Float[Tensor, "b e n"], value: Float[Tensor, "b d n"]
+) -> Float[Tensor, "b d n"]:
     """(7): R = P K^T with K = softmax(M^T L), whose rows add up to 1."""
     where = (query.mT @ key).softmax(dim=2)  # (B, N, N)
     return value @ where.mT
 
 
-def fusion_loss(first: Float[Tensor, "b h w"], second: Float[Tensor, "b h w"], reduction: Reduction) -> Float[Tensor, ""]:
-    """(14): squared distance of the two maps of a class, each at length 1; mean over the batch. A map of zeros keeps length 0."""
+def fusion_loss(
+    first: Float[Tensor, "b h w"], second: Float[Tensor, "b h w"], reduction: Reduction
+) -> Float[Tensor, ""]:
+    """(14): squared distance of the two maps of a class, each at length 1; mean over the batch. A map of
+    zeros keeps length 0.
+    """
     one, two = (F.normalize(maps.float().flatten(1), dim=1, eps=1e-8) for maps in (first, second))
     distance = (one - two).square().sum(dim=1).mean()
     return distance / PAPER_CELLS if reduction == "mean" else distance
@@ -151,10 +179,14 @@ class ChannelAttention(nn.Module):
         self.axis: Axis = axis
         self.scale = nn.Parameter(torch.zeros(2))
 
-    def forward(self, first: Float[Tensor, "b d h w"], second: Float[Tensor, "b d h w"]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, first: Float[Tensor, "b d h w"], second: Float[Tensor, "b d h w"]
+    ) -> tuple[Tensor, Tensor]:
         """(3), (4), (6)."""
         with torch.autocast(first.device.type, enabled=False):
-            one, two = channel_attention(first.float().flatten(2), second.float().flatten(2), self.q_tilde, self.axis)
+            one, two = channel_attention(
+                first.float().flatten(2), second.float().flatten(2), self.q_tilde, self.axis
+            )
             return first + self.scale[0] * one.view_as(first), second + self.scale[1] * two.view_as(second)
 
 
@@ -170,13 +202,17 @@ class SpatialAttention(nn.Module):
         self.value = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(sets))
         self.scale = nn.Parameter(torch.zeros(2))
 
-    def forward(self, first: Float[Tensor, "b d h w"], second: Float[Tensor, "b d h w"]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, first: Float[Tensor, "b d h w"], second: Float[Tensor, "b d h w"]
+    ) -> tuple[Tensor, Tensor]:
         """(7), (8)."""
         with torch.autocast(first.device.type, enabled=False):
             return self._one(first.float(), 0), self._one(second.float(), 1)
 
     def _one(self, features: Float[Tensor, "b d h w"], view: int) -> Float[Tensor, "b d h w"]:
-        query, key, value = (of_view(layers, view)(features).flatten(2) for layers in (self.query, self.key, self.value))
+        query, key, value = (
+            of_view(layers, view)(features).flatten(2) for layers in (self.query, self.key, self.value)
+        )
         return features + self.scale[view] * spatial_attention(query, key, value).view_as(features)
 
 
@@ -192,27 +228,44 @@ class Caam(Localizer):
     Config = CaamConfig
     config: CaamConfig
     recipes = MappingProxyType(
-        {"caam_cub_resnet50": replace(RECIPES["spa_cub"], source="this project: SPA's for CUB, 16 images seen twice", batch_size=16)}
+        {
+            "caam_cub_resnet50": replace(
+                RECIPES["spa_cub"], source="this project: SPA's for CUB, 16 images seen twice", batch_size=16
+            )
+        }
     )
 
     def __init__(self, backbone: Backbone, num_classes: int, config: CaamConfig) -> None:
         super().__init__(backbone, num_classes, config)
         check_patches(self.method_name, config.patch, config.p, smallest=1)
         if not config.beta >= 0:
-            raise UsageError(f"setting beta of method 'caam' is {config.beta}; expected a number that is not negative")
+            raise UsageError(
+                f"setting beta of method 'caam' is {config.beta}; expected a number that is not negative"
+            )
         if config.agg_width < 0:
-            raise UsageError(f"setting agg_width of method 'caam' is {config.agg_width}; expected a number of channels, or 0")
+            raise UsageError(
+                f"setting agg_width of method 'caam' is {config.agg_width}; expected a number of channels, "
+                "or 0"
+            )
         channels = backbone.channels[-1]
         width = config.agg_width or min(channels, backbone.head_width)
         self.channel = ChannelAttention(config.q_tilde, config.q_axis) if config.caam else None
-        self.spatial = SpatialAttention(channels, shared=config.ssam_convs == "shared") if config.ssam else None
-        self.binds = nn.ModuleList(_binding(channels, width, config) for _ in range(2 if config.agg_conv == "separate" else 1))
-        self.classifiers = nn.ModuleList(_classifier(width, num_classes) for _ in range(2 if config.classifier == "separate" else 1))
+        self.spatial = (
+            SpatialAttention(channels, shared=config.ssam_convs == "shared") if config.ssam else None
+        )
+        self.binds = nn.ModuleList(
+            _binding(channels, width, config) for _ in range(2 if config.agg_conv == "separate" else 1)
+        )
+        self.classifiers = nn.ModuleList(
+            _classifier(width, num_classes) for _ in range(2 if config.classifier == "separate" else 1)
+        )
 
     @classmethod
     def grid_for(cls, backbone: str, config: MethodConfig) -> str:
         """14 x 14 at 224, as on VGG: the attention compares all channels and all places with each other."""
-        return "std14" if config.grid == "default" and backbone in {"resnet50", "inception_v3"} else config.grid
+        return (
+            "std14" if config.grid == "default" and backbone in {"resnet50", "inception_v3"} else config.grid
+        )
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
@@ -220,7 +273,9 @@ class Caam(Localizer):
         name = super().recipe_name(backbone, num_classes)
         return "caam_cub_resnet50" if (backbone, name) == ("resnet50", "spa_cub") else name
 
-    def attended(self, first: Float[Tensor, "b d h w"], second: Float[Tensor, "b d h w"]) -> tuple[Tensor, Tensor]:
+    def attended(
+        self, first: Float[Tensor, "b d h w"], second: Float[Tensor, "b d h w"]
+    ) -> tuple[Tensor, Tensor]:
         """F^c + F^s of both views, the input of (9)."""
         parts = [module(first, second) for module in (self.channel, self.spatial) if module is not None]
         if len(parts) == 2:
@@ -251,12 +306,21 @@ class Caam(Localizer):
         """Logits and maps of whole images."""
         stages = self.backbone.stages(images)
         features = next(reversed(stages.values()))
-        inputs = self.attended(features, features) if self.config.test_modules else (self.unattended(features),) * 2
+        inputs = (
+            self.attended(features, features)
+            if self.config.test_modules
+            else (self.unattended(features),) * 2
+        )
         views = (0,) if self.config.test_branch == "x" else (0, 1)
         bound = [self.bind(inputs[view], view) for view in views]
-        logits = torch.stack([self.classify(f, view) for f, view in zip(bound, views, strict=True)]).mean(dim=0)
+        logits = torch.stack([self.classify(f, view) for f, view in zip(bound, views, strict=True)]).mean(
+            dim=0
+        )
         # The mean of two linear layers is one linear layer on the channels of both.
-        penultimate, weight = torch.cat(bound, dim=1), torch.cat([self.weight(view) for view in views], dim=1) / len(views)
+        penultimate, weight = (
+            torch.cat(bound, dim=1),
+            torch.cat([self.weight(view) for view in views], dim=1) / len(views),
+        )
         return ForwardPass(
             logits=logits,
             maps_of=lambda class_ids: class_activation_maps(penultimate, weight, class_ids),  # (13)
@@ -267,17 +331,26 @@ class Caam(Localizer):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """(15): cross-entropy of both classifiers, and the weighted fusion loss."""
         config, images = self.config, batch.images
-        hidden = hidden_pixels(images, scaled_sides(config.patch, images.shape[-1]), config.p, batch.generator)
-        views = torch.cat([fill_hidden(images, mask, config.fill, self.input_spec) for mask in (hidden, ~hidden)])
+        hidden = hidden_pixels(
+            images, scaled_sides(config.patch, images.shape[-1]), config.p, batch.generator
+        )
+        views = torch.cat(
+            [fill_hidden(images, mask, config.fill, self.input_spec) for mask in (hidden, ~hidden)]
+        )
         first, second = self.backbone.run(views).chunk(2)
         bound = [self.bind(features, view) for view, features in enumerate(self.attended(first, second))]
         terms = {
             name: cross_entropy(self.classify(f, view), batch.labels)
-            for view, (name, f) in enumerate(zip(("cross_entropy", "cross_entropy_complement"), bound, strict=True))
+            for view, (name, f) in enumerate(
+                zip(("cross_entropy", "cross_entropy_complement"), bound, strict=True)
+            )
         }
         if config.beta > 0:
             with torch.autocast(images.device.type, enabled=False):
-                maps = [class_activation_maps(f.float(), self.weight(view), batch.labels[:, None])[:, 0] for view, f in enumerate(bound)]
+                maps = [
+                    class_activation_maps(f.float(), self.weight(view), batch.labels[:, None])[:, 0]
+                    for view, f in enumerate(bound)
+                ]
             if config.fuse_detach != "none":
                 target = 0 if config.fuse_detach == "x" else 1
                 maps[target] = maps[target].detach()
@@ -287,7 +360,9 @@ class Caam(Localizer):
 
 def _binding(channels: int, width: int, config: CaamConfig) -> nn.Sequential:
     convolution = nn.Conv2d(channels, width, config.agg_kernel, padding=config.agg_kernel // 2)
-    gain = nn.init.calculate_gain("relu" if config.agg_relu else "linear") / max(1, config.caam + config.ssam)  # F^c + F^s = 2F
+    gain = nn.init.calculate_gain("relu" if config.agg_relu else "linear") / max(
+        1, config.caam + config.ssam
+    )  # F^c + F^s = 2F
     nn.init.normal_(convolution.weight, std=gain / math.sqrt(channels * config.agg_kernel**2))
     nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
     return nn.Sequential(convolution, nn.ReLU() if config.agg_relu else nn.Identity())

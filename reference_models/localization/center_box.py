@@ -1,17 +1,17 @@
 """A box in the middle of the image, whatever the image shows: what any method has to beat.
 
-Photographers put their subject in the middle, so a fixed centred box is right surprisingly often; J. Choe, S. J. Oh, S. Lee,
-S. Chun, Z. Akata, H. Shim, "Evaluating weakly supervised object localization methods right", CVPR 2020, use a centred
-Gaussian as this baseline.
+Photographers put their subject in the middle, so a fixed centred box is right surprisingly often; J. Choe, S.
+J. Oh, S. Lee, S. Chun, Z. Akata, H. Shim, "Evaluating weakly supervised object localization methods right",
+CVPR 2020, use a centred Gaussian as this baseline.
 
-Idea. The map is a pyramid: 1 in the middle, 0 at the border, with square (on other images: rectangular) level sets.
-Cutting it at tau gives the centred box whose sides are 1 - tau of the image's, so a sweep over thresholds is a sweep over
-all centred boxes and the best threshold is the best centred box.
+Idea. The map is a pyramid: 1 in the middle, 0 at the border, with square (on other images: rectangular) level
+sets. Cutting it at tau gives the centred box whose sides are 1 - tau of the image's, so a sweep over
+thresholds is a sweep over all centred boxes and the best threshold is the best centred box.
 
     m(x, y) = 1 - max(|x - W/2| / (W/2), |y - H/2| / (H/2))        (x, y): centre of a pixel
 
-Departure from the paper's Gaussian: its level sets are ellipses, whose bounding boxes are the same centred boxes; only
-masks are scored differently.
+Departure from the paper's Gaussian: its level sets are ellipses, whose bounding boxes are the same centred
+boxes; only masks are scored differently.
 
 With `--set side=0.7` the map is 1 inside the centred box of that side and 0 outside, at every threshold.
 """
@@ -45,7 +45,8 @@ class CenterBoxConfig(MethodConfig):
 
 def pyramid(height: int, width: int, *, device: torch.device | None = None) -> Float[Tensor, "h w"]:
     """m(x, y) of the module: 1 in the middle, falling to 0 at the border."""
-    # |x - W/2| / (W/2) at the centre i + 1/2 of a pixel is |2i + 1 - W| / W: whole numbers, hence exactly symmetric.
+    # |x - W/2| / (W/2) at the centre i + 1/2 of a pixel is |2i + 1 - W| / W: whole numbers, hence exactly
+    # symmetric.
     x = (2 * torch.arange(width, device=device) + 1 - width).abs() / width
     y = (2 * torch.arange(height, device=device) + 1 - height).abs() / height
     return 1 - torch.maximum(y[:, None], x[None, :])
@@ -64,24 +65,31 @@ class CenterBox(Localizer):
         torch.nn.Module.__init__(self)
         if config.side is not None and not 0 < config.side <= 1:
             raise UsageError(
-                f"setting side={config.side} of method 'center-box': expected a part of the image's side, greater than 0 and at most 1"
+                f"setting side={config.side} of method 'center-box': expected a part of the image's side, "
+                "greater than 0 and at most 1"
             )
         self.num_classes, self.config, self.input_spec, self.facts = num_classes, config, input_spec, {}
         self.ready = True
 
     @classmethod
-    def create(cls, *, num_classes: int, settings: Mapping[str, str], image_size: int | None = None, **_unused: str) -> CenterBox:
+    def create(
+        cls, *, num_classes: int, settings: Mapping[str, str], image_size: int | None = None, **_unused: str
+    ) -> CenterBox:
         """A new instance; it has no backbone: `backbone` and `weights` are ignored."""
         config = parse_settings(CenterBoxConfig, settings, what="method 'center-box'")
-        return cls(num_classes, config, InputSpec() if image_size is None else InputSpec(size=image_size)).eval()
+        return cls(
+            num_classes, config, InputSpec() if image_size is None else InputSpec(size=image_size)
+        ).eval()
 
     @classmethod
-    def load(cls, checkpoint: Path, *, device: str = "auto", settings: Mapping[str, str] | None = None) -> CenterBox:  # noqa: ARG003 - the common signature
+    def load(
+        cls, checkpoint: Path, *, device: str = "auto", settings: Mapping[str, str] | None = None
+    ) -> CenterBox:
         """Raises `UsageError`: there is nothing to load."""
         raise UsageError("method 'center-box' has no parameters and no checkpoints; leave --checkpoint out")
 
     @classmethod
-    def fit(cls, request: TrainRequest) -> Path:  # noqa: ARG003 - the common signature
+    def fit(cls, request: TrainRequest) -> Path:
         """Raises `UsageError`: there is nothing to train."""
         raise UsageError("method 'center-box' has no parameters; evaluate it without training")
 

@@ -1,29 +1,37 @@
 """CutMix: CAM trained on images with a box from another image, whose label counts by the area of the box.
 
-S. Yun, D. Han, S. J. Oh, S. Chun, J. Choe, Y. Yoo, "CutMix: Regularization strategy to train strong classifiers with
-localizable features", ICCV 2019. Written from the re-implementation in clovaai/wsolevaluation.
+S. Yun, D. Han, S. J. Oh, S. Chun, J. Choe, Y. Yoo, "CutMix: Regularization strategy to train strong
+classifiers with localizable features", ICCV 2019. Written from the re-implementation in
+clovaai/wsolevaluation.
 
-Idea. A box pasted over an image hides a part of the object, as in Hide-and-Seek, but no pixel is wasted: the box shows a part
-of another object that has to be recognised, too, and the two labels are weighted by what is seen of each image.
+Idea. A box pasted over an image hides a part of the object, as in Hide-and-Seek, but no pixel is wasted: the
+box shows a part of another object that has to be recognised, too, and the two labels are weighted by what is
+seen of each image.
 
     paper      name                                    shape
     x_A, x_B   images, images[order]                   (B, 3, H, W)
-    lambda     kept, as drawn                          (n,)   n = 1: one for the batch; n = B: one for each image
+    lambda     kept, as drawn                          (n,)   n = 1: one for the batch; n = B: one for each
+                                                              image
     M          pasted: M is 1 where this is False      (n, 1, H, W)
     lambda'    kept, as pasted                         (n,)
     M_c        maps_of(class_ids)                      (B, K, h, w), the map of CAM
 
-    lambda ~ Beta(beta, beta)                                                                                   (1)
-    box: sides floor(H r), floor(W r) with r = sqrt(1 - lambda), around a random pixel, clipped                 (2)
-    x = M * x_A + (1 - M) * x_B                                                                                 (3)
-    lambda' = 1 - area of the clipped box / (H W)                                                               (4)
-    L = lambda' CE(S(x), y_A) + (1 - lambda') CE(S(x), y_B)                                                     (5)
+    lambda ~ Beta(beta, beta)
+        (1)
+    box: sides floor(H r), floor(W r) with r = sqrt(1 - lambda), around a random pixel, clipped
+        (2)
+    x = M * x_A + (1 - M) * x_B
+        (3)
+    lambda' = 1 - area of the clipped box / (H W)
+        (4)
+    L = lambda' CE(S(x), y_A) + (1 - lambda') CE(S(x), y_B)
+        (5)
 
 Both ends of the box are half a side, rounded down, from its centre, so that an odd side loses a pixel.
 
-Departures from the paper. Head and recipe are those of `cam`; equations are numbered here, not in the paper. Departures from
-released code: none known; as there, labels are weighted by the clipped box (4) and not by the lambda that was drawn (1).
-`box_scope=sample` is this project's.
+Departures from the paper. Head and recipe are those of `cam`; equations are numbered here, not in the paper.
+Departures from released code: none known; as there, labels are weighted by the clipped box (4) and not by the
+lambda that was drawn (1). `box_scope=sample` is this project's.
 """
 
 from __future__ import annotations
@@ -57,13 +65,18 @@ class CutMixConfig(HeadConfig):
 
 def draw_kept(count: int, beta: float, generator: torch.Generator) -> Float[Tensor, " n"]:
     """(1): lambda, on the device of the generator."""
-    # The classes of torch.distributions draw from the global generator only; this is what its Beta draws with.
+    # The classes of torch.distributions draw from the global generator only; this is what its Beta draws
+    # with.
     both = torch._sample_dirichlet(torch.full((count, 2), beta, device=generator.device), generator=generator)
     return both[:, 0]
 
 
 def clipped_box(
-    kept: Float[Tensor, " n"], centre_y: Int[Tensor, " n"], centre_x: Int[Tensor, " n"], height: int, width: int
+    kept: Float[Tensor, " n"],
+    centre_y: Int[Tensor, " n"],
+    centre_x: Int[Tensor, " n"],
+    height: int,
+    width: int,
 ) -> Bool[Tensor, "n 1 H W"]:
     """(2): True inside the box."""
 
@@ -76,7 +89,10 @@ def clipped_box(
 
 
 def mixed_cross_entropy(
-    logits: Float[Tensor, "b c"], labels: Int[Tensor, " b"], others: Int[Tensor, " b"], kept: Float[Tensor, " n"]
+    logits: Float[Tensor, "b c"],
+    labels: Int[Tensor, " b"],
+    others: Int[Tensor, " b"],
+    kept: Float[Tensor, " n"],
 ) -> Float[Tensor, ""]:
     """(5), the mean over the batch; `others` are the labels of the pasted images."""
     scores = logits.float()
@@ -94,9 +110,13 @@ class CutMix(HeadLocalizer):
     def __init__(self, backbone: Backbone, num_classes: int, config: CutMixConfig) -> None:
         super().__init__(backbone, num_classes, config)
         if not config.beta > 0:
-            raise UsageError(f"setting beta of method 'cutmix' is {config.beta}; expected a number greater than 0")
+            raise UsageError(
+                f"setting beta of method 'cutmix' is {config.beta}; expected a number greater than 0"
+            )
         if not 0 <= config.prob <= 1:
-            raise UsageError(f"setting prob of method 'cutmix' is {config.prob}; expected a probability in [0, 1]")
+            raise UsageError(
+                f"setting prob of method 'cutmix' is {config.prob}; expected a probability in [0, 1]"
+            )
 
     def draw_box(self, batch: Batch) -> Bool[Tensor, "n 1 H W"]:
         """True where another image is pasted; nowhere in what is not mixed."""
@@ -115,4 +135,6 @@ class CutMix(HeadLocalizer):
         order = torch.randperm(len(batch.images), generator=batch.generator, device=batch.images.device)
         images = torch.where(pasted, batch.images[order], batch.images)  # (3)
         kept = 1 - pasted.float().mean(dim=(1, 2, 3))  # (4)
-        return {"cross_entropy": mixed_cross_entropy(self(images).logits, batch.labels, batch.labels[order], kept)}  # (5)
+        return {
+            "cross_entropy": mixed_cross_entropy(self(images).logits, batch.labels, batch.labels[order], kept)
+        }  # (5)

@@ -1,11 +1,14 @@
-"""EIL: features with and without their most attended region go through the same layers, and both must classify.
+"""EIL: features with and without their most attended region go through the same layers, and both must
+classify.
 
-J. Mai, M. Yang, W. Luo, "Erasing integrated learning: A simple yet effective approach for weakly supervised object localization",
-CVPR 2020. Values and steps are those of the authors' code (Wayne-Mai/EIL), which is for VGG.
+J. Mai, M. Yang, W. Luo, "Erasing integrated learning: A simple yet effective approach for weakly supervised
+object localization", CVPR 2020. Values and steps are those of the authors' code (Wayne-Mai/EIL), which is for
+VGG.
 
-Idea. ACoL and ADL make a network look at more than the part that tells a class best, one with a second classifier, one by erasing
-in some steps only. Here each step has both: the features at one place fork into a stream as it is and one without the region
-that is attended most, and the layers behind that place, shared by both, learn from both. MEIL forks at several places.
+Idea. ACoL and ADL make a network look at more than the part that tells a class best, one with a second
+classifier, one by erasing in some steps only. Here each step has both: the features at one place fork into a
+stream as it is and one without the region that is attended most, and the layers behind that place, shared by
+both, learn from both. MEIL forks at several places.
 
     paper      name                                    shape
     F^u        features after a place                  (B, D, h, w)
@@ -14,29 +17,37 @@ that is attended most, and the layers behind that place, shared by both, learn f
     F^e        erased(F^u)                             (B, D, h, w)
     p^u, p^e   logits of the two streams               (B, C)
     sigma      config.sigma
-    M_c        maps_of(class_ids)                      (B, K, h, w), the map of CAM from the stream without erasing
+    M_c        maps_of(class_ids)                      (B, K, h, w), the map of CAM from the stream without
+                                                       erasing
 
-    M = mean of F^u over the channels                                                                           (1)
-    F^e = F^u where M < gamma max(M), else 0; the maximum is over the pixels of an image                        (2)
-    L = CE(p^u, y) + sigma CE(p^e, y), one term with p^e for each place                                         (3)
+    M = mean of F^u over the channels
+        (1)
+    F^e = F^u where M < gamma max(M), else 0; the maximum is over the pixels of an image
+        (2)
+    L = CE(p^u, y) + sigma CE(p^e, y), one term with p^e for each place
+        (3)
 
-Both streams are one batch of twice the size from the place on, so that batch norm sees both and its statistics at test are those
-of training. There are no parameters but those of CAM, and at test the method is CAM.
+Both streams are one batch of twice the size from the place on, so that batch norm sees both and its
+statistics at test are those of training. There are no parameters but those of CAM, and at test the method is
+CAM.
 
-Places (`step_of`). `points` are named by the blocks of VGG: 3, 4 and 5 are the ends of the last three stages (VGG: pool 3, pool 4,
-conv5_3; ResNet-50: layers 2, 3, 4). Point 4 of Inception-V3 is after Mixed_6a; Inception and ResNet are this project's choice.
-Point 5, in front of the head, works with any network; the others need one whose inside can be changed.
+Places (`step_of`). `points` are named by the blocks of VGG: 3, 4 and 5 are the ends of the last three stages
+(VGG: pool 3, pool 4, conv5_3; ResNet-50: layers 2, 3, 4). Point 4 of Inception-V3 is after Mixed_6a;
+Inception and ResNet are this project's choice. Point 5, in front of the head, works with any network; the
+others need one whose inside can be changed.
 
-MEIL. The authors' code has points 3, 4 and 5 and uses only 4. That MEIL's are 4 and 5, that each forks off the stream without
-erasing, and that each has the weight sigma, is this project's reading; only numbers of MEIL were found.
+MEIL. The authors' code has points 3, 4 and 5 and uses only 4. That MEIL's are 4 and 5, that each forks off
+the stream without erasing, and that each has the weight sigma, is this project's reading; only numbers of
+MEIL were found.
 
-Rates (`is_new`). The linear layer alone learns at ten times the rate in the authors' code; conv6, as new as it is, at the base rate.
-Their program has a rule for ResNet as well (layer 4, too), but no such network with EIL. For ILSVRC it fixes where the rate falls,
-before the epochs 4 and 7 counted from 0, and no script gives the other values, so there the recipe is that of SPA.
+Rates (`is_new`). The linear layer alone learns at ten times the rate in the authors' code; conv6, as new as
+it is, at the base rate. Their program has a rule for ResNet as well (layer 4, too), but no such network with
+EIL. For ILSVRC it fixes where the rate falls, before the epochs 4 and 7 counted from 0, and no script gives
+the other values, so there the recipe is that of SPA.
 
-The paper's text was not at hand; equations are numbered here. It may mean an absolute threshold by gamma; the code takes a part of
-the maximum. The mask (2) has no gradient, in the code and here. The code draws one box around all regions above 0.15 of the
-normalised map; here the evaluation says how boxes are made.
+The paper's text was not at hand; equations are numbered here. It may mean an absolute threshold by gamma; the
+code takes a part of the maximum. The mask (2) has no gradient, in the code and here. The code draws one box
+around all regions above 0.15 of the normalised map; here the evaluation says how boxes are made.
 """
 
 from __future__ import annotations
@@ -67,7 +78,9 @@ HEAD_POINT = 5
 class EilConfig(HeadConfig):
     """Settings of `eil`."""
 
-    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"eil": {}, "meil": {"points": (4, HEAD_POINT)}})
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {"eil": {}, "meil": {"points": (4, HEAD_POINT)}}
+    )
     variant: Literal["eil", "meil"] = "eil"
     """`eil`: one place (authors' code); `meil`: two."""
     head: HeadKind = "fc"
@@ -99,23 +112,41 @@ class Eil(HeadLocalizer):
     Config = EilConfig
     config: EilConfig
     recipes = MappingProxyType(
-        {"eil": Recipe(source="Wayne-Mai/EIL", epochs=80, batch_size=64, lr=1e-3, weight_decay=1e-4, milestones=(0.75,), bias_factor=1.0)}
+        {
+            "eil": Recipe(
+                source="Wayne-Mai/EIL",
+                epochs=80,
+                batch_size=64,
+                lr=1e-3,
+                weight_decay=1e-4,
+                milestones=(0.75,),
+                bias_factor=1.0,
+            )
+        }
     )
 
     def __init__(self, backbone: Backbone, num_classes: int, config: EilConfig) -> None:
         points = config.points
         if not points or not set(points) <= {3, 4, HEAD_POINT} or len(set(points)) < len(points):
-            raise UsageError(f"setting points of method 'eil' is {points}; expected one or more of 3, 4, 5, each once")
+            raise UsageError(
+                f"setting points of method 'eil' is {points}; expected one or more of 3, 4, 5, each once"
+            )
         if not config.gamma > 0:
-            raise UsageError(f"setting gamma of method 'eil' is {config.gamma}; expected a number greater than 0, or all is erased")
+            raise UsageError(
+                f"setting gamma of method 'eil' is {config.gamma}; expected a number greater than 0, or "
+                "all is erased"
+            )
         if not config.sigma >= 0:
-            raise UsageError(f"setting sigma of method 'eil' is {config.sigma}; expected a number that is not negative")
+            raise UsageError(
+                f"setting sigma of method 'eil' is {config.sigma}; expected a number that is not negative"
+            )
         super().__init__(backbone, num_classes, config)
         self.inside = tuple(step_of(point, backbone) for point in sorted(points) if point != HEAD_POINT)
         """Steps with a point after them, but for the one in front of the head."""
         if self.inside and backbone.name.startswith(TIMM_PREFIX):
             raise UsageError(
-                f"method 'eil' erases after {', '.join(self.inside)} of {backbone.name}, whose inside cannot be changed; "
+                f"method 'eil' erases after {', '.join(self.inside)} of {backbone.name}, whose inside "
+                "cannot be changed; "
                 "use --set points=5, which is in front of the head, or one of `wsolbench list backbones`"
             )
 
@@ -127,16 +158,23 @@ class Eil(HeadLocalizer):
 
     def is_new(self, name: str, recipe: Recipe) -> bool:
         """Of the head, the last layer alone learns faster."""
-        return super().is_new(name, recipe) and (name.startswith("head.classifier.") or name.startswith("backbone."))
+        return super().is_new(name, recipe) and (
+            name.startswith("head.classifier.") or name.startswith("backbone.")
+        )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """(3)."""
         count = len(batch.images)
 
         def fork(features: Tensor) -> Tensor:
-            return torch.cat([features, erased(features[:count], self.config.gamma)])  # the first stream is the one without erasing
+            return torch.cat(
+                [features, erased(features[:count], self.config.gamma)]
+            )  # the first stream is the one without erasing
 
-        features = self.backbone.run(batch.images, edit=(lambda step, x: fork(x) if step in self.inside else x) if self.inside else None)
+        features = self.backbone.run(
+            batch.images,
+            edit=(lambda step, x: fork(x) if step in self.inside else x) if self.inside else None,
+        )
         if HEAD_POINT in self.config.points:
             features = fork(features)
         whole, *streams = self.head(features).logits.split(count)

@@ -1,11 +1,12 @@
 """Hide-and-Seek: CAM trained on images in which a random grid of patches is hidden.
 
-K. K. Singh, Y. J. Lee, "Hide-and-Seek: Forcing a network to be meticulous for weakly-supervised object and action
-localization", ICCV 2017. Written from the re-implementation in clovaai/wsolevaluation, and from what S. Babar, S. Das,
-"Where to look?: Mining complementary image regions for weakly supervised object localization", WACV 2021, quote of it.
+K. K. Singh, Y. J. Lee, "Hide-and-Seek: Forcing a network to be meticulous for weakly-supervised object and
+action localization", ICCV 2017. Written from the re-implementation in clovaai/wsolevaluation, and from what
+S. Babar, S. Das, "Where to look?: Mining complementary image regions for weakly supervised object
+localization", WACV 2021, quote of it.
 
-Idea. When the part that tells a class best is hidden, the network has to find the class in the other parts; hidden at
-random, each part is the best one that is left at some time. At test the whole image is shown.
+Idea. When the part that tells a class best is hidden, the network has to find the class in the other parts;
+hidden at random, each part is the best one that is left at some time. At test the whole image is shown.
 
     paper      name                                    shape
     I          batch.images                            (B, 3, H, W)
@@ -14,14 +15,17 @@ random, each part is the best one that is left at some time. At test the whole i
     mu         config.fill                             value of hidden pixels
     M_c        maps_of(class_ids)                      (B, K, h, w), the map of CAM
 
-    I'(x) = mu where the patch of x is hidden, else I(x)                                                        (1)
-    L = CE(S(I'), y)                                                                                            (2)
+    I'(x) = mu where the patch of x is hidden, else I(x)
+        (1)
+    L = CE(S(I'), y)
+        (2)
 
-The patches are drawn in `layers/hide_patches.py`. Sides are pixels of a 224 x 224 image; at another size they are scaled
-by size / 224 and rounded, so that an image has the same number of patches.
+The patches are drawn in `layers/hide_patches.py`. Sides are pixels of a 224 x 224 image; at another size they
+are scaled by size / 224 and rounded, so that an image has the same number of patches.
 
-Departures from the paper. Head and recipe are those of `cam`; equations are numbered here, not in the paper. Departures from
-released code. wsolevaluation's default side is 4 pixels (`--set patch=4`), and it searched one for each backbone and data set.
+Departures from the paper. Head and recipe are those of `cam`; equations are numbered here, not in the paper.
+Departures from released code. wsolevaluation's default side is 4 pixels (`--set patch=4`), and it searched
+one for each backbone and data set.
 """
 
 from __future__ import annotations
@@ -43,12 +47,16 @@ class HasConfig(HeadConfig):
     """Settings of `has`."""
 
     patch: tuple[int, ...] = (32,)
-    """Sides of a patch at an input of 224; of several, one is drawn for each image, and 0 shows it whole. 32 is HaS-32; the
-    paper's others are 16, 44, 56, and `0,16,32,44,56` for its mix, which WACV 2021 says contains whole images."""
+    """Sides of a patch at an input of 224; of several, one is drawn for each image, and 0 shows it whole. 32
+    is HaS-32; the paper's others are 16, 44, 56, and `0,16,32,44,56` for its mix, which WACV 2021 says
+    contains whole images.
+    """
     p: Share = 0.5
     """Chance of each patch to be hidden: 0.5 in the paper and wsolevaluation."""
     fill: Fill = "mean"
-    """Value of hidden pixels: the paper's and wsolevaluation's `mean` (of the data set the backbone was trained on), or `black`."""
+    """Value of hidden pixels: the paper's and wsolevaluation's `mean` (of the data set the backbone was
+    trained on), or `black`.
+    """
 
 
 class Has(HeadLocalizer):

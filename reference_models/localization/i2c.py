@@ -1,36 +1,43 @@
 """I2C: features of object pixels agree between images of one class, and with a running centre of the class.
 
-X. Zhang, Y. Wei, Y. Yang, "Inter-image communication for weakly supervised localization", ECCV 2020. Released code: xiaomengyc/I2C.
+X. Zhang, Y. Wei, Y. Yang, "Inter-image communication for weakly supervised localization", ECCV 2020. Released
+code: xiaomengyc/I2C.
 
-Idea. A CAM network sees each image alone, and what it needs differs from image to image. Here the pixels that the map is sure of
-in one image are pulled to those of another image of the same class in the batch (stochastic consistency), and their mean to a
-running mean of the class over the data set (global consistency).
+Idea. A CAM network sees each image alone, and what it needs differs from image to image. Here the pixels that
+the map is sure of in one image are pulled to those of another image of the same class in the batch
+(stochastic consistency), and their mean to a running mean of the class over the data set (global
+consistency).
 
     paper      name                            shape
     F_c        maps_of(class_ids)              (B, K, h, w)
     phi        features, the last stage        (B, D, h, w)     what the head gets, before dropout
-    O          object_seeds                    (B, n)           n pixels with m > threshold, drawn from m = min-max of F_y
+    O          object_seeds                    (B, n)           n pixels with m > threshold, drawn from m =
+                                                                min-max of F_y
     q          vectors                         (P, 2, n, D)     P pairs: images 2i and 2i + 1 of the batch
     mu         centres                         (P, D)           mean of the 2n vectors of a pair
-    bank       bank, counts                    (C, D), (C,)     buffers: the class centres, and how often they were updated
+    bank       bank, counts                    (C, D), (C,)     buffers: the class centres, and how often they
+                                                                were updated
 
     (1)  L_local = mean over pairs and seeds |q_a - q_b|
-    (2)  L_global = mean over pairs |bank_y - mu|            the bank as it was before this step, without gradient
+    (2)  L_global = mean over pairs |bank_y - mu|            the bank as it was before this step, without
+                                                             gradient
     (3)  eta = exp(-decay * counts_y)
     (4)  bank_y <- (1 - eta) bank_y + eta mu,  counts_y <- counts_y + 1
     (5)  L = CE + local_weight L_local + global_weight L_global
 
-The numbers of the equations are those of this file. The paper's text was not at hand: values and steps are those of the released
-code, in which the map chooses pixels and gets no gradient.
+The numbers of the equations are those of this file. The paper's text was not at hand: values and steps are
+those of the released code, in which the map chooses pixels and gets no gradient.
 
-Batches are pairs of one class. Each image comes once in an epoch, and where a class has an odd number of images, one of them
-twice; the only image of a class is paired with itself. The released code draws, for each batch, 40 classes and two images of each.
+Batches are pairs of one class. Each image comes once in an epoch, and where a class has an odd number of
+images, one of them twice; the only image of a class is paired with itself. The released code draws, for each
+batch, 40 classes and two images of each.
 
-Departures from released code (`variant=official` undoes the first two). It draws a random order of the pixels and does not use it,
-so its seeds are the first in raster order. Its bank starts with normal noise, which the first global terms pull to; here the
-term is 0 until the class has a centre. Where a map has fewer than 30 pixels above 0.7 it takes those above 0.7 of the maximum,
-which are the same. Several pairs of a class in a batch make one update with their mean. Pairs of different classes, which the
-batches here never have, count only in the cross-entropy.
+Departures from released code (`variant=official` undoes the first two). It draws a random order of the pixels
+and does not use it, so its seeds are the first in raster order. Its bank starts with normal noise, which the
+first global terms pull to; here the term is 0 until the class has a centre. Where a map has fewer than 30
+pixels above 0.7 it takes those above 0.7 of the maximum, which are the same. Several pairs of a class in a
+batch make one update with their mean. Pairs of different classes, which the batches here never have, count
+only in the cross-entropy.
 """
 
 from __future__ import annotations
@@ -63,7 +70,10 @@ class I2cConfig(HeadConfig):
     """Settings of `i2c`."""
 
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
-        {"default": MappingProxyType({}), "official": MappingProxyType({"seeds": "first", "cold_start": "random"})}
+        {
+            "default": MappingProxyType({}),
+            "official": MappingProxyType({"seeds": "first", "cold_start": "random"}),
+        }
     )
 
     variant: Literal["default", "official"] = "default"
@@ -75,9 +85,13 @@ class I2cConfig(HeadConfig):
     threshold: ShareBelow1 = 0.7
     """Part of the min-maxed map of the label above which a pixel is object: released code."""
     seeds: Literal["random", "first"] = "random"
-    """Which object pixels are taken: drawn at random, or the `first` in raster order (what the released code does)."""
+    """Which object pixels are taken: drawn at random, or the `first` in raster order (what the released code
+    does).
+    """
     cold_start: Literal["mask", "random"] = "mask"
-    """A class without a centre: no global term (`mask`), or a centre of normal noise (`random`: released code)."""
+    """A class without a centre: no global term (`mask`), or a centre of normal noise (`random`: released
+    code).
+    """
     local_weight: Weight = 0.008
     """Of L_local: released script."""
     global_weight: Weight = 0.001
@@ -86,10 +100,14 @@ class I2cConfig(HeadConfig):
     """How fast eta falls with the number of updates: released code."""
 
 
-def object_seeds(maps: Float[Tensor, "b h w"], count: int, threshold: float, generator: torch.Generator | None) -> Int[Tensor, "b {count}"]:
-    """Positions (row * w + column) of object pixels, drawn without repetition, or the first ones where `generator` is None.
+def object_seeds(
+    maps: Float[Tensor, "b h w"], count: int, threshold: float, generator: torch.Generator | None
+) -> Int[Tensor, "b {count}"]:
+    """Positions (row * w + column) of object pixels, drawn without repetition, or the first ones where
+    `generator` is None.
 
-    Where there are fewer than `count` they come again in the same order; a constant map, which has none, gives any one pixel.
+    Where there are fewer than `count` they come again in the same order; a constant map, which has none,
+    gives any one pixel.
     """
     inside = min_max(maps).flatten(1) > threshold  # (B, N)
     pixels = inside.shape[1]
@@ -136,7 +154,12 @@ class I2C(HeadLocalizer):
     recipes: ClassVar[Mapping[str, Recipe]] = MappingProxyType(
         {
             "i2c_ilsvrc": Recipe(
-                source="xiaomengyc/I2C, ILSVRC scripts", epochs=5, batch_size=80, lr=1e-3, milestones=(0.4, 0.6, 0.8), short_side=True
+                source="xiaomengyc/I2C, ILSVRC scripts",
+                epochs=5,
+                batch_size=80,
+                lr=1e-3,
+                milestones=(0.4, 0.6, 0.8),
+                short_side=True,
             )
         }
     )
@@ -152,10 +175,15 @@ class I2C(HeadLocalizer):
             )
         for name in ("local_weight", "global_weight", "decay"):
             if not getattr(config, name) >= 0:
-                raise UsageError(f"setting {name}={getattr(config, name)} of method 'i2c': expected a number that is not negative")
+                raise UsageError(
+                    f"setting {name}={getattr(config, name)} of method 'i2c': expected a number that is "
+                    "not negative"
+                )
         super().__init__(backbone, num_classes, config)
         shape = (num_classes, backbone.channels[-1])
-        self.register_buffer("bank", torch.randn(shape) if config.cold_start == "random" else torch.zeros(shape))
+        self.register_buffer(
+            "bank", torch.randn(shape) if config.cold_start == "random" else torch.zeros(shape)
+        )
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
 
     @classmethod
@@ -169,13 +197,19 @@ class I2C(HeadLocalizer):
         name = default_recipe(backbone, num_classes)
         return "i2c_ilsvrc" if name == "spa_ilsvrc" else name
 
-    def batches(self, labels: Int[np.ndarray, " n"], batch_size: int, rng: np.random.Generator) -> list[Int[np.ndarray, " _"]]:
-        """Shuffled pairs of one class, images 2i and 2i + 1; `batch_size` is rounded down to an even number, at least 2."""
+    def batches(
+        self, labels: Int[np.ndarray, " n"], batch_size: int, rng: np.random.Generator
+    ) -> list[Int[np.ndarray, " _"]]:
+        """Shuffled pairs of one class, images 2i and 2i + 1; `batch_size` is rounded down to an even number,
+        at least 2.
+        """
         order = rng.permutation(len(labels))
         order = order[np.argsort(labels[order], kind="stable")]
         pairs = []
         for members in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
-            again = members[:1] if len(members) % 2 else members[:0]  # the order is random, so any one is as good
+            again = (
+                members[:1] if len(members) % 2 else members[:0]
+            )  # the order is random, so any one is as good
             pairs.append(np.concatenate([members, again]).reshape(-1, 2))
         shuffled = rng.permutation(np.concatenate(pairs))
         size = max(1, batch_size // 2)
@@ -203,7 +237,9 @@ class I2C(HeadLocalizer):
         return terms
 
     @torch.no_grad()
-    def _update(self, centres: Float[Tensor, "p d"], classes: Int[Tensor, " p"], same: Bool[Tensor, " p"]) -> None:
+    def _update(
+        self, centres: Float[Tensor, "p d"], classes: Int[Tensor, " p"], same: Bool[Tensor, " p"]
+    ) -> None:
         """(4), with the pairs of all processes."""
         every_class = torch.arange(self.num_classes, device=classes.device)
         mine = ((every_class[:, None] == classes) & same).float()  # (C, P)

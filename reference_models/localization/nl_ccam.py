@@ -1,11 +1,12 @@
 """NL-CCAM: one map from the maps of all classes, the likely ones counted for and the unlikely ones against.
 
-S. Yang, Y. Kim, Y. Kim, C. Kim, "Combinational class activation maps for weakly supervised object localization", WACV 2020.
-Values and steps are those of the authors' code (Yangseung/NL-CCAM), which is for VGG-16 and CUB.
+S. Yang, Y. Kim, Y. Kim, C. Kim, "Combinational class activation maps for weakly supervised object
+localization", WACV 2020. Values and steps are those of the authors' code (Yangseung/NL-CCAM), which is for
+VGG-16 and CUB.
 
-Idea. The map of the best class shows the part that sets it apart from its relatives, whose maps show other parts of the object;
-the maps of the most unlikely classes show the background. Added and subtracted by rank, they show the object. Non-local blocks
-in the backbone let every pixel see every other.
+Idea. The map of the best class shows the part that sets it apart from its relatives, whose maps show other
+parts of the object; the maps of the most unlikely classes show the background. Added and subtracted by rank,
+they show the object. Non-local blocks in the backbone let every pixel see every other.
 
     paper      name                                    shape
     x          input of a block                        (B, D, h, w), N = h w pixels
@@ -13,38 +14,50 @@ in the backbone let every pixel see every other.
     W_c        head.classifier.weight                  (C, D)
     f          penultimate, the last stage             (B, D, h, w)
     M_c        map of the class c: sum_d W_cd f_d      (B, h, w)
-    r(c)       ranks                                   (B, C)   0: the class with the highest logit of the image
+    r(c)       ranks                                   (B, C)   0: the class with the highest logit of the
+                                                                image
     g          rank_weights                            (C,)
     T          config.top                              ranks that count for
 
-    o_i = sum_j softmax_j(q_i . k_j) v_j                                                                        (1)
-    y = x + BN(o W_o); BN starts with weight 0, so a new block is the identity                                  (2)
-    L = CE(S, y) with S = W mean_xy f + b                                                                       (3)
-    CCAM = sum_c g(r(c)) M_c                                                                                    (4)
+    o_i = sum_j softmax_j(q_i . k_j) v_j
+        (1)
+    y = x + BN(o W_o); BN starts with weight 0, so a new block is the identity
+        (2)
+    L = CE(S, y) with S = W mean_xy f + b
+        (3)
+    CCAM = sum_c g(r(c)) M_c
+        (4)
 
-    g (`rank_weights`)   t1b0       1, 0, ..., 0                                                                (5)
-                         t1b1       1, 0, ..., 0, -1                                                            (6)
-                         linear     C values in equal steps, 1 to -1                                            (7)
-                         quadratic  T values in equal steps, 1 to 0, squared; then the negative mirror image    (8)
+    g (`rank_weights`)   t1b0       1, 0, ..., 0
+        (5)
+                         t1b1       1, 0, ..., 0, -1
+                             (6)
+                         linear     C values in equal steps, 1 to -1
+                             (7)
+                         quadratic  T values in equal steps, 1 to 0, squared; then the negative mirror image
+                             (8)
                                     of the same with C - T values
 
 (4) is computed as sum_d (sum_c g(r(c)) W_cd) f_d: the maps of the classes are never made.
 
-The map of `quadratic`, the default, and of `linear` does not depend on the class that is asked for: there is one map of an image for
-Top-1, Top-5 and GT-known, as in the authors' code. With `class_conditioned`, and always with t1b0 (which is CAM) and t1b1, that
-class has rank 0 and the classes that were before it move back by one.
+The map of `quadratic`, the default, and of `linear` does not depend on the class that is asked for: there is
+one map of an image for Top-1, Top-5 and GT-known, as in the authors' code. With `class_conditioned`, and
+always with t1b0 (which is CAM) and t1b1, that class has rank 0 and the classes that were before it move back
+by one.
 
-Places (`places_for`). VGG: after pools 2, 3, 4 and conv5_3, with leaky ReLUs in the whole backbone. Any other network (this
+Places (`places_for`). VGG: after pools 2, 3, 4 and conv5_3, with leaky ReLUs in the whole backbone. Any other
+    network (this
 project): after the last three stages, activations as they are; its inside must be changeable.
 
-Departures. The paper's text was not at hand; equations are numbered here. T is 100 of CUB's 200 classes in the authors' code, here
-half of the classes, rounded down. The authors' code ranks by a centre crop and maps the whole image, squashed; here one view
-does both. It makes boxes by rules of its own (values below 0.12 of the maximum are 0, foreground is above the mean, the largest
-region counts); here the evaluation's thresholds do. Attention is not scaled by the root of its width, as in the authors' code, and
-runs in float32.
+Departures. The paper's text was not at hand; equations are numbered here. T is 100 of CUB's 200 classes in
+the authors' code, here half of the classes, rounded down. The authors' code ranks by a centre crop and maps
+the whole image, squashed; here one view does both. It makes boxes by rules of its own (values below 0.12 of
+the maximum are 0, foreground is above the mean, the largest region counts); here the evaluation's thresholds
+do. Attention is not scaled by the root of its width, as in the authors' code, and runs in float32.
 
-As in the authors' code, all projections of a block have biases, and blocks and classifier keep PyTorch's initialisation. Adam has no
-weight decay, the rate falls from one epoch to the next, and images keep their aspect ratio: crops of 224 from a shorter side of 224.
+As in the authors' code, all projections of a block have biases, and blocks and classifier keep PyTorch's
+initialisation. Adam has no weight decay, the rate falls from one epoch to the next, and images keep their
+aspect ratio: crops of 224 from a shorter side of 224.
 """
 
 from __future__ import annotations
@@ -82,7 +95,9 @@ class NlCcamConfig(MethodConfig):
     top: int = 0
     """T of `quadratic`; 0: half of the classes (the authors' code: 100 of 200)."""
     class_conditioned: bool = False
-    """Whether the class that is asked for has rank 0: this project; the authors' map is one for all classes."""
+    """Whether the class that is asked for has rank 0: this project; the authors' map is one for all
+    classes.
+    """
     leaky: ShareBelow1 = 0.2
     """Negative slope of VGG's activations: authors' code; 0: ReLU."""
 
@@ -99,13 +114,17 @@ class NonLocalBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         inner = max(1, channels // 8)
-        self.query, self.key, self.value, self.out = (nn.Conv2d(channels, outputs, 1) for outputs in (inner, inner, channels, channels))
+        self.query, self.key, self.value, self.out = (
+            nn.Conv2d(channels, outputs, 1) for outputs in (inner, inner, channels, channels)
+        )
         self.norm = nn.BatchNorm2d(channels)
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
         """The features, each pixel with what it attends to."""
-        q, k, v = (layer(x).float().flatten(2).mT for layer in (self.query, self.key, self.value))  # (B, N, D_i)
+        q, k, v = (
+            layer(x).float().flatten(2).mT for layer in (self.query, self.key, self.value)
+        )  # (B, N, D_i)
         with torch.autocast(x.device.type, enabled=False):  # unscaled products can leave the range of float16
             seen = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], scale=1.0)[:, 0]  # (1)
         y: Tensor = x + self.norm(self.out(seen.mT.reshape(x.shape)))  # (2)
@@ -121,7 +140,9 @@ def rank_weights(kind: RankWeights, count: int, top: int) -> Float[Tensor, " {co
     if kind == "linear":
         return torch.linspace(1, -1, count)  # (7)
     if kind == "quadratic":
-        return torch.cat([torch.linspace(1, 0, top) ** 2, -(torch.linspace(1, 0, count - top) ** 2).flip(0)])  # (8)
+        return torch.cat(
+            [torch.linspace(1, 0, top) ** 2, -(torch.linspace(1, 0, count - top) ** 2).flip(0)]
+        )  # (8)
     g = torch.zeros(count)
     g[-1] = -1.0 if kind == "t1b1" else 0.0  # (6)
     g[0] = 1.0  # (5)
@@ -129,7 +150,9 @@ def rank_weights(kind: RankWeights, count: int, top: int) -> Float[Tensor, " {co
 
 
 def ranks(logits: Float[Tensor, "b c"]) -> Int[Tensor, "b c"]:
-    """r: how many classes of the image come before each class; of equal ones, the first in order comes first."""
+    """r: how many classes of the image come before each class; of equal ones, the first in order comes
+    first.
+    """
     return logits.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
 
@@ -140,7 +163,10 @@ def with_first(rank: Int[Tensor, "b c"], class_ids: Int[Tensor, "b k"]) -> Int[T
 
 
 def combined_map(
-    features: Float[Tensor, "b d h w"], weight: Float[Tensor, "c d"], g: Float[Tensor, " c"], rank: Int[Tensor, "b k c"]
+    features: Float[Tensor, "b d h w"],
+    weight: Float[Tensor, "c d"],
+    g: Float[Tensor, " c"],
+    rank: Int[Tensor, "b k c"],
 ) -> Float[Tensor, "b k h w"]:
     """(4), float32, for each of K orders of the classes."""
     with torch.autocast(features.device.type, enabled=False):
@@ -175,18 +201,26 @@ class NlCcam(Localizer):
 
     def __init__(self, backbone: Backbone, num_classes: int, config: NlCcamConfig) -> None:
         if not 0 <= config.top <= num_classes:
-            raise UsageError(f"setting top of method 'nl-ccam' is {config.top}; expected at most the number of classes, {num_classes}")
+            raise UsageError(
+                f"setting top of method 'nl-ccam' is {config.top}; expected at most the number of classes, "
+                f"{num_classes}"
+            )
         if not 0 <= config.leaky < 1:
-            raise UsageError(f"setting leaky of method 'nl-ccam' is {config.leaky}; expected a slope from 0 to below 1")
+            raise UsageError(
+                f"setting leaky of method 'nl-ccam' is {config.leaky}; expected a slope from 0 to below 1"
+            )
         if backbone.name.startswith(TIMM_PREFIX):
             raise UsageError(
-                f"method 'nl-ccam' puts blocks inside its backbone and cannot use {backbone.name}; use one of `wsolbench list backbones`"
+                f"method 'nl-ccam' puts blocks inside its backbone and cannot use {backbone.name}; use one "
+                "of `wsolbench list backbones`"
             )
         super().__init__(backbone, num_classes, config)
         places = places_for(backbone)
         self.blocks = nn.ModuleDict({place: NonLocalBlock(channels) for place, channels in places.items()})
         vgg = backbone.name == "vgg16"
-        self.head = FcHead(backbone.channels[-1], num_classes) if vgg else make_head("fc", backbone, num_classes)
+        self.head = (
+            FcHead(backbone.channels[-1], num_classes) if vgg else make_head("fc", backbone, num_classes)
+        )
         if not self.head.pretrained:
             self.head.classifier.reset_parameters()
         if vgg and config.leaky > 0:
@@ -202,7 +236,9 @@ class NlCcam(Localizer):
         return "nl_ccam_cub" if name == "spa_cub" else name
 
     def is_new(self, name: str, recipe: Recipe) -> bool:
-        """The classifier alone: the blocks learn at the rate of the backbone they stand in, as in the authors' code."""
+        """The classifier alone: the blocks learn at the rate of the backbone they stand in, as in the
+        authors' code.
+        """
         return super().is_new(name, recipe) and not name.startswith("blocks.")
 
     def lr_factor(self, recipe: Recipe, progress: float) -> float:

@@ -1,13 +1,13 @@
 """SPA: CAM trained so that a class's map is near 1 on the whole object and near 0 on the background.
 
-X. Pan, Y. Gao, Z. Lin, F. Tang, W. Dong, H. Yuan, F. Huang, C. Xu, "Unveiling the potential of structure preserving for weakly
-supervised object localization", CVPR 2021. Released code: Panxjia/SPA_CVPR2021 (VGG-16 only). This file is the first half of the
-paper, its restricted activation module (RAM), which is a loss and has no parameters; the second half is the post-process `scg`:
-`--method spa --post scg`.
+X. Pan, Y. Gao, Z. Lin, F. Tang, W. Dong, H. Yuan, F. Huang, C. Xu, "Unveiling the potential of structure
+preserving for weakly supervised object localization", CVPR 2021. Released code: Panxjia/SPA_CVPR2021 (VGG-16
+only). This file is the first half of the paper, its restricted activation module (RAM), which is a loss and
+has no parameters; the second half is the post-process `scg`: `--method spa --post scg`.
 
-Idea. Averaging unbounded scores lets a few very high pixels decide the class. Where the class distributions of the pixels say
-"some class for sure" the label's score is pushed up, where they say nothing it is pushed down; the sigmoid bounds what any
-pixel can gain.
+Idea. Averaging unbounded scores lets a few very high pixels decide the class. Where the class distributions
+of the pixels say "some class for sure" the label's score is pushed up, where they say nothing it is pushed
+down; the sigmoid bounds what any pixel can gain.
 
     paper          name                        shape
     F              maps                        (B, C, H, W)    class maps before pooling
@@ -23,11 +23,12 @@ pixel can gain.
     (4)  M_obj = [Var(softmax(F)) > tau + sigma]
     (5)  L_RA = mean over the pixels of M_bg F'_t + M_obj (1 - F'_t)
 
-Departures. The paper gives none of the values; they are those of the released scripts: alpha 0.5 and, on CUB, tau 0.1, sigma 0.2
-from epoch 20 of 100 on; on ILSVRC 0.4, 0.1, from 5 of 20 on. They belong to what the code takes for Var: the variance over the
-classes, stretched to [0, 1] in each image. The paper says standard deviation, which is at most 1 / sqrt(C): 0.07 on CUB, below
-every published tau, so that with it all pixels would be background. VGG-16 keeps its 2x2 pools in the code (`std14`); the paper
-says that it is changed as in ACoL (`acol28`), and the variant `paper` does that. No values for other backbones are published.
+Departures. The paper gives none of the values; they are those of the released scripts: alpha 0.5 and, on CUB,
+tau 0.1, sigma 0.2 from epoch 20 of 100 on; on ILSVRC 0.4, 0.1, from 5 of 20 on. They belong to what the code
+takes for Var: the variance over the classes, stretched to [0, 1] in each image. The paper says standard
+deviation, which is at most 1 / sqrt(C): 0.07 on CUB, below every published tau, so that with it all pixels
+would be background. VGG-16 keeps its 2x2 pools in the code (`std14`); the paper says that it is changed as in
+ACoL (`acol28`), and the variant `paper` does that. No values for other backbones are published.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class SpaConfig(HeadConfig):
-    """Settings of `spa`. None: the released value for CUB, or for ILSVRC where there are 500 classes or more."""
+    """Settings of `spa`. None: the released value for CUB, or for ILSVRC where there are 500 classes or
+    more.
+    """
 
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {"official": MappingProxyType({}), "paper": MappingProxyType({"spread": "std"})}
@@ -88,7 +91,9 @@ class SpaConfig(HeadConfig):
 
 
 def class_spread(maps: Float[Tensor, "b c h w"], kind: Spread) -> Float[Tensor, "b h w"]:
-    """Var(softmax(F)) of (3) and (4): how far from even the class distribution of each pixel is, in float32."""
+    """Var(softmax(F)) of (3) and (4): how far from even the class distribution of each pixel is, in
+    float32.
+    """
     with torch.autocast(maps.device.type, enabled=False):
         variance = maps.float().softmax(dim=1).var(dim=1)  # unbiased, as in the released code
         if kind == "std":
@@ -101,7 +106,9 @@ def largest_spread(classes: int, kind: Spread) -> float:
     return {"var_minmax": 1.0, "var": 1 / classes, "std": 1 / math.sqrt(classes)}[kind]
 
 
-def pseudo_masks(spread: Float[Tensor, "b h w"], tau: float, gap: float) -> tuple[Bool[Tensor, "b h w"], Bool[Tensor, "b h w"]]:
+def pseudo_masks(
+    spread: Float[Tensor, "b h w"], tau: float, gap: float
+) -> tuple[Bool[Tensor, "b h w"], Bool[Tensor, "b h w"]]:
     """M_bg and M_obj."""
     return spread < tau, spread > tau + gap  # (3), (4)
 
@@ -118,7 +125,9 @@ def restricted_activation(
 
 
 class Spa(HeadLocalizer):
-    """See the module; maps and logits are those of `head_localizer.py`. A map of `head=fc` lacks the bias of its class."""
+    """See the module; maps and logits are those of `head_localizer.py`. A map of `head=fc` lacks the bias of
+    its class.
+    """
 
     method_name = "spa"
     Config = SpaConfig
@@ -137,7 +146,9 @@ class Spa(HeadLocalizer):
     @classmethod
     def grid_for(cls, backbone: str, config: MethodConfig) -> str:
         """ACoL's pools on VGG-16 in the variant `paper`."""
-        acol = backbone == "vgg16" and config.grid == "default" and getattr(config, "variant", None) == "paper"
+        acol = (
+            backbone == "vgg16" and config.grid == "default" and getattr(config, "variant", None) == "paper"
+        )
         return "acol28" if acol else config.grid
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -145,10 +156,14 @@ class Spa(HeadLocalizer):
         result = self(batch.images)
         terms = {"cross_entropy": cross_entropy(result.logits, batch.labels)}
         if self.config.ram and batch.epoch >= self.start * batch.epochs - 1e-9:
-            every_class = torch.arange(self.num_classes, device=batch.labels.device).expand(len(batch.labels), -1)
+            every_class = torch.arange(self.num_classes, device=batch.labels.device).expand(
+                len(batch.labels), -1
+            )
             maps = result.maps_of(every_class)
             masks = pseudo_masks(class_spread(maps.detach(), self.config.spread), self.tau, self.gap)
-            terms["restricted_activation"] = self.config.alpha * restricted_activation(maps, batch.labels, *masks)
+            terms["restricted_activation"] = self.config.alpha * restricted_activation(
+                maps, batch.labels, *masks
+            )
         return terms
 
 
@@ -164,7 +179,8 @@ def _check(tau: float, gap: float, start: float, config: SpaConfig, classes: int
     reach = largest_spread(classes, config.spread)
     if not tau + gap < reach:
         raise UsageError(
-            f"settings tau={tau:g}, gap={gap:g} of method 'spa': with spread={config.spread} and {classes} classes no pixel "
+            f"settings tau={tau:g}, gap={gap:g} of method 'spa': with spread={config.spread} and {classes} "
+            "classes no pixel "
             f"exceeds {reach:.4g}, so none would be foreground; set tau and gap with a smaller sum"
             + ("" if config.spread == "var_minmax" else " (none are published), or spread=var_minmax")
         )

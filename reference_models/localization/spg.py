@@ -1,44 +1,59 @@
-"""SPG: side branches learn object and background from what deeper layers are sure of (self-produced guidance).
+"""SPG: side branches learn object and background from what deeper layers are sure of (self-produced
+guidance).
 
-X. Zhang, Y. Wei, G. Kang, Y. Yang, T. Huang, "Self-produced guidance for weakly-supervised object localization", ECCV 2018.
-Values and steps are those of the authors' code (xiaomengyc/SPG, Inception-V3) and of clovaai/wsolevaluation.
+X. Zhang, Y. Wei, G. Kang, Y. Yang, T. Huang, "Self-produced guidance for weakly-supervised object
+localization", ECCV 2018. Values and steps are those of the authors' code (xiaomengyc/SPG, Inception-V3) and
+of clovaai/wsolevaluation.
 
-Idea. Where the map of a classifier is very high there is object, where it is very low background; in between nobody knows. Such
-pixels of one branch are labels for another one at a shallower layer, which fills in what lies between, and guides the next.
+Idea. Where the map of a classifier is very high there is object, where it is very low background; in between
+nobody knows. Such pixels of one branch are labels for another one at a shallower layer, which fills in what
+lies between, and guides the next.
 
     paper      name                                    shape
-    A          head                                    class maps F_c, (B, C, h, w); its penultimate features feed branch C
-    B1, B2     side1, side2, then shared               object scores (B, 1, h_i, w_i) of a middle and a later layer
+    A          head                                    class maps F_c, (B, C, h, w); its penultimate features
+                                                       feed branch C
+    B1, B2     side1, side2, then shared               object scores (B, 1, h_i, w_i) of a middle and a later
+                                                       layer
     C          side_c                                  object scores (B, 1, h, w) of A's penultimate features
     up         upsampled                               (B, H, W), bilinear to mask_size x mask_size, float32
     G          guidance                                (B, H, W)   1: object, 0: background, 255: unknown
     h_i, l_i   config.high, config.low                 (3,) each, in the order of the equations
-    mm         min_max                                 each map stretched to [0, 1] by its own minimum and maximum
+    mm         min_max                                 each map stretched to [0, 1] by its own minimum and
+                                                       maximum
     s          sigmoid
 
-    G(m; h, l) = 0 where m < l; else 1 where m > h; else 255                                                    (1)
-      h is lowered to 0.7 max(m) in an image that has fewer than 30 pixels above it; where that is below l, m < l still gives 0
-    BCE(x, G) = mean over the pixels of the batch that are known; 0 where none is                               (2)
-    L = CE(A, y) + BCE(up(B2), G(mm(up(F_y)); h_1, l_1))                                                        (3)
-                 + BCE(up(B1), G(s(up(B2)); h_2, l_2))                                                          (4)
-                 + BCE(up(C), G((s(up(B1)) + s(up(B2))) / 2; h_3, l_3))                                         (5)
-    M_c = F_c                                                                                                   (6)
+    G(m; h, l) = 0 where m < l; else 1 where m > h; else 255
+        (1)
+      h is lowered to 0.7 max(m) in an image that has fewer than 30 pixels above it; where that is below l, m
+          < l still gives 0
+    BCE(x, G) = mean over the pixels of the batch that are known; 0 where none is
+        (2)
+    L = CE(A, y) + BCE(up(B2), G(mm(up(F_y)); h_1, l_1))
+        (3)
+                 + BCE(up(B1), G(s(up(B2)); h_2, l_2))
+                     (4)
+                 + BCE(up(C), G((s(up(B1)) + s(up(B2))) / 2; h_3, l_3))
+                     (5)
+    M_c = F_c
+        (6)
 
 No gradient passes through G. The branches B and C are not run at test.
 
-Networks (`places_for`, `classifier_for`). Inception-V3 (both codes): B1 after Mixed_5d and its pool, B2 after Mixed_6d; A is the head
-`conv` with dropout. VGG (wsolevaluation): B1 after pool 4, B2 after conv5_3, A with 512 channels and no dropout. ResNet-50
-(wsolevaluation): B1 after the first block of layer 3, B2 after its last, both 1024 wide; A is a 1x1 convolution. Any other
-network (this project): B1 and B2 after the last two stages, A as on Inception. Sides are 512 wide where nothing else is said.
+Networks (`places_for`, `classifier_for`). Inception-V3 (both codes): B1 after Mixed_5d and its pool, B2 after
+Mixed_6d; A is the head `conv` with dropout. VGG (wsolevaluation): B1 after pool 4, B2 after conv5_3, A with
+512 channels and no dropout. ResNet-50 (wsolevaluation): B1 after the first block of layer 3, B2 after its
+last, both 1024 wide; A is a 1x1 convolution. Any other network (this project): B1 and B2 after the last two
+stages, A as on Inception. Sides are 512 wide where nothing else is said.
 
-The paper's text was not at hand; equations are numbered here. Both codes write background last, so it wins in (1). The authors'
-script gives no decay points, so the learning rate of the recipe does not fall.
+The paper's text was not at hand; equations are numbered here. Both codes write background last, so it wins in
+(1). The authors' script gives no decay points, so the learning rate of the recipe does not fall.
 
-Departures from released code. VGG's pool 4 is 2x2 here and 3x3 in wsolevaluation. The authors train on 321 pixels of 356; here the
-input keeps its size. Their code drops features at test as well, by an oversight that makes its maps random; here there is no
-dropout at test. By other oversights a lowered h stays for the images after it in the batch (`fallback_scope=leak`), and no layer
-learns faster than the others (recipe `spg_official`); `variant=official` has both. Upsampling does not align corners, as in
-wsolevaluation. The authors' code leaves this to its version of PyTorch; those of its time, before 0.4, aligned them.
+Departures from released code. VGG's pool 4 is 2x2 here and 3x3 in wsolevaluation. The authors train on 321
+pixels of 356; here the input keeps its size. Their code drops features at test as well, by an oversight that
+makes its maps random; here there is no dropout at test. By other oversights a lowered h stays for the images
+after it in the batch (`fallback_scope=leak`), and no layer learns faster than the others (recipe
+`spg_official`); `variant=official` has both. Upsampling does not align corners, as in wsolevaluation. The
+authors' code leaves this to its version of PyTorch; those of its time, before 0.4, aligned them.
 """
 
 from __future__ import annotations
@@ -88,7 +103,9 @@ class SpgConfig(MethodConfig):
         }
     )
     variant: Literal["default", "official", "clovaai"] = "default"
-    """`default`: the authors' code without its oversights; `official`: with them; `clovaai`: wsolevaluation's thresholds."""
+    """`default`: the authors' code without its oversights; `official`: with them; `clovaai`: wsolevaluation's
+    thresholds.
+    """
     high: tuple[Share, ...] = (0.7, 0.5, 0.7)
     """h of (3), (4), (5): authors' code and wsolevaluation."""
     low: tuple[Share, ...] = (0.05, 0.05, 0.1)
@@ -98,11 +115,15 @@ class SpgConfig(MethodConfig):
     fallback: Share = 0.7
     """Part of the maximum to which it is lowered: both codes."""
     fallback_scope: Literal["per_image", "leak"] = "per_image"
-    """Whether a lowered h is for its image (wsolevaluation) or also for those after it in the batch (authors' code)."""
+    """Whether a lowered h is for its image (wsolevaluation) or also for those after it in the batch (authors'
+    code).
+    """
     mask_size: int = 224
     """Side of the masks: 224 in both codes, whatever the size of the image."""
     dropout: ShareBelow1 | None = None
-    """Before each convolution of A. None: 0.5, as in both codes on Inception, and 0 on VGG and ResNet (wsolevaluation)."""
+    """Before each convolution of A. None: 0.5, as in both codes on Inception, and 0 on VGG and ResNet
+    (wsolevaluation).
+    """
 
 
 def places_for(backbone: Backbone) -> tuple[tuple[str, str], tuple[int, int]]:
@@ -110,7 +131,10 @@ def places_for(backbone: Backbone) -> tuple[tuple[str, str], tuple[int, int]]:
     before, last = backbone.layout[-2:]
     if backbone.name == "resnet50":
         return ("layer3_0", before.name), (before.channels, before.channels)
-    return (before.name, "Mixed_6d" if backbone.name == "inception_v3" else last.name), (before.channels, last.channels)
+    return (before.name, "Mixed_6d" if backbone.name == "inception_v3" else last.name), (
+        before.channels,
+        last.channels,
+    )
 
 
 def classifier_for(backbone: Backbone, num_classes: int, dropout: float | None) -> ConvHead:
@@ -120,11 +144,15 @@ def classifier_for(backbone: Backbone, num_classes: int, dropout: float | None) 
         return ConvHead(channels, num_classes, depth=0, dropout=dropout or 0.0)
     if backbone.name == "vgg16":
         return ConvHead(channels, num_classes, width=channels, dropout=dropout or 0.0)
-    return ConvHead(channels, num_classes, width=backbone.head_width, dropout=0.5 if dropout is None else dropout)
+    return ConvHead(
+        channels, num_classes, width=backbone.head_width, dropout=0.5 if dropout is None else dropout
+    )
 
 
 def convolution(inputs: int, outputs: int, size: int) -> nn.Conv2d:
-    """`size` x `size`, on a grid that stays as it is; Xavier-uniform without bias, as the other new layers of both codes."""
+    """`size` x `size`, on a grid that stays as it is; Xavier-uniform without bias, as the other new layers of
+    both codes.
+    """
     layer = nn.Conv2d(inputs, outputs, size, padding=size // 2)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
@@ -172,7 +200,9 @@ class Spg(Localizer):
     recipes = MappingProxyType(
         {
             "spg_official": OFFICIAL_RECIPE,
-            "spg_ilsvrc": replace(OFFICIAL_RECIPE, new_factor=10.0, source=f"{OFFICIAL_RECIPE.source}; new layers as meant"),
+            "spg_ilsvrc": replace(
+                OFFICIAL_RECIPE, new_factor=10.0, source=f"{OFFICIAL_RECIPE.source}; new layers as meant"
+            ),
         }
     )
 
@@ -186,7 +216,9 @@ class Spg(Localizer):
         self.side1 = nn.Sequential(convolution(channels[0], width, 3), nn.ReLU())
         self.side2 = nn.Sequential(convolution(channels[1], width, 3), nn.ReLU())
         self.shared = nn.Sequential(convolution(width, width, 3), nn.ReLU(), convolution(width, 1, 1))
-        self.side_c = nn.Sequential(convolution(self.head.classifier.in_channels, narrow, 3), nn.ReLU(), convolution(narrow, 1, 1))
+        self.side_c = nn.Sequential(
+            convolution(self.head.classifier.in_channels, narrow, 3), nn.ReLU(), convolution(narrow, 1, 1)
+        )
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
@@ -195,17 +227,23 @@ class Spg(Localizer):
         return "spg_ilsvrc" if name == "spa_ilsvrc" else name
 
     def is_new(self, name: str, recipe: Recipe) -> bool:
-        """With a recipe of wsolevaluation its names decide: on ResNet-50 the last stage alone, on VGG also blocks 4 and 5."""
+        """With a recipe of wsolevaluation its names decide: on ResNet-50 the last stage alone, on VGG also
+        blocks 4 and 5.
+        """
         if recipe.last_stage_is_new and self.backbone.name == "resnet50":
             return self.is_last_stage(name)
-        deep = recipe.source == WSOLEVALUATION and name.startswith(("backbone.steps.conv4", "backbone.steps.conv5"))
+        deep = recipe.source == WSOLEVALUATION and name.startswith(
+            ("backbone.steps.conv4", "backbone.steps.conv5")
+        )
         return deep or super().is_new(name, recipe)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
         """(6): logits and maps of A."""
         stages = self.backbone.stages(images)
         head = self.head(next(reversed(stages.values())))
-        return ForwardPass(logits=head.logits, maps_of=head.maps_of, stages=stages, penultimate=head.penultimate)
+        return ForwardPass(
+            logits=head.logits, maps_of=head.maps_of, stages=stages, penultimate=head.penultimate
+        )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """(3) to (5)."""
@@ -220,7 +258,9 @@ class Spg(Localizer):
             sure1, sure2 = b1.sigmoid(), b2.sigmoid()
             guides = [
                 guidance(m, object_levels(m, high, config), low)
-                for m, high, low in zip((seen, sure2, (sure1 + sure2) / 2), config.high, config.low, strict=True)
+                for m, high, low in zip(
+                    (seen, sure2, (sure1 + sure2) / 2), config.high, config.low, strict=True
+                )
             ]
         return {
             "cross_entropy": cross_entropy(head.logits, batch.labels),
@@ -248,13 +288,19 @@ def _check(config: SpgConfig) -> None:
     pairs = list(zip(config.high, config.low, strict=False))
     if not len(config.high) == len(config.low) == 3 or not all(0 <= low <= high <= 1 for high, low in pairs):
         raise UsageError(
-            f"settings high={config.high} and low={config.low} of method 'spg': expected three numbers each, in [0, 1], low not above high"
+            f"settings high={config.high} and low={config.low} of method 'spg': expected three numbers "
+            "each, in [0, 1], low not above high"
         )
     if not 0 < config.fallback < 1:
-        raise UsageError(f"setting fallback of method 'spg' is {config.fallback}; expected a number between 0 and 1")
+        raise UsageError(
+            f"setting fallback of method 'spg' is {config.fallback}; expected a number between 0 and 1"
+        )
     if config.min_fg_px < 0 or config.mask_size < 1:
         raise UsageError(
-            f"settings min_fg_px={config.min_fg_px} and mask_size={config.mask_size} of method 'spg': expected at least 0, and at least 1"
+            f"settings min_fg_px={config.min_fg_px} and mask_size={config.mask_size} of method 'spg': "
+            "expected at least 0, and at least 1"
         )
     if config.dropout is not None and not 0 <= config.dropout < 1:
-        raise UsageError(f"setting dropout of method 'spg' is {config.dropout}; expected a number from 0 to below 1")
+        raise UsageError(
+            f"setting dropout of method 'spg' is {config.dropout}; expected a number from 0 to below 1"
+        )

@@ -1,18 +1,22 @@
-"""SCG: first- and second-order correlations of all pixels with the object's seeds, less those with the background's.
+"""SCG: first- and second-order correlations of all pixels with the object's seeds, less those with the
+background's.
 
-X. Pan, Y. Gao, Z. Lin, F. Tang, W. Dong, H. Yuan, F. Huang, C. Xu, "Unveiling the potential of structure preserving for weakly
-supervised object localization", CVPR 2021 (self-correlation map generating). Released code: Panxjia/SPA_CVPR2021 (VGG-16 only).
+X. Pan, Y. Gao, Z. Lin, F. Tang, W. Dong, H. Yuan, F. Huang, C. Xu, "Unveiling the potential of structure
+preserving for weakly supervised object localization", CVPR 2021 (self-correlation map generating). Released
+code: Panxjia/SPA_CVPR2021 (VGG-16 only).
 
-Idea. Two pixels of one object can look different and still be like the same third pixels: the second-order correlation joins
-them where the first-order one does not. A method's coarse map only says where to start: the correlations of its high pixels
-are the object, those of its low pixels the background, and what the object has more of is the map.
+Idea. Two pixels of one object can look different and still be like the same third pixels: the second-order
+correlation joins them where the first-order one does not. A method's coarse map only says where to start: the
+correlations of its high pixels are the object, those of its low pixels the background, and what the object
+has more of is the map.
 
     paper          name                    shape
     f              features, pixels        (B, D, h, w), (B, N, D) of length 1; N = h w = the paper's HW
     S              s                       (B, N, N)
     SC1, SC2       first, high             (B, N, N)
     HSC            hsc                     (B, N, N)      here the column j belongs to the seed j
-    M_cam          m_cam                   (B, K, h, w)   min-max of the positive part of the method's raw maps
+    M_cam          m_cam                   (B, K, h, w)   min-max of the positive part of the method's raw
+                                                          maps
     d_h, d_l       delta_h, delta_l
     M_obj, M_bg    m_obj, m_bg             (B, K, h, w)
 
@@ -21,26 +25,33 @@ Paper (`variant=paper`), the equations' numbers those of the paper:
     (6)   S_ij = cos(f_i, f_j)                               (7)   SC1 = max(S, 0)
     (8)   S2_ij = 1/N sum of S_ik S_kj over k other than i, j: with Z = S without its diagonal, Z Z / N
     (9)   SC2_ij = min-max of S2_ij over the row i           (11)  HSC = max(SC1, SC2), summed over two stages
-    (12)  seeds: M_cam > d_h; M_cam < d_l                    (13)  M_obj = mean over the seeds i of HSC_i.; M_bg alike
+    (12)  seeds: M_cam > d_h; M_cam < d_l                    (13)  M_obj = mean over the seeds i of HSC_i.;
+                                                                   M_bg alike
     (14)  map = max(M_obj - M_bg, 0)
 
-Released code (`variant=official`, the default, because only its thresholds are published); colsum: each column divided by its sum:
+Released code (`variant=official`, the default, because only its thresholds are published); colsum: each
+column divided by its sum:
 
     (a)   T = SC1, and 0 where below fo_th                   (b)   first = colsum(T)
-    (c)   P = colsum(T without its diagonal)                 (d)   high = colsum(P P), and 0 where below so_th / N
-    (e)   hsc = colsum(max(first, so_weight high)), summed over the stages, then each column stretched to [0, 1]
-    (f)   seeds: M_cam >= d_h; M_cam <= d_l                  (g)   M_obj, M_bg = min-max of the sums of the seeds' columns
+    (c)   P = colsum(T without its diagonal)                 (d)   high = colsum(P P), and 0 where below so_th
+                                                                   / N
+    (e)   hsc = colsum(max(first, so_weight high)), summed over the stages, then each column stretched to [0,
+          1]
+    (f)   seeds: M_cam >= d_h; M_cam <= d_l                  (g)   M_obj, M_bg = min-max of the sums of the
+                                                                   seeds' columns
     (h)   map = min-max of max(M_obj - M_bg, 0)
 
-The order 3 is colsum(colsum(P P) P), and so on; the paper leaves orders above 2 to a supplement that was not at hand.
+The order 3 is colsum(colsum(P P) P), and so on; the paper leaves orders above 2 to a supplement that was not
+at hand.
 
-Departures. The paper's (13) is a mean and its Algorithm 1 a sum; with sums the background, which has more pixels, leaves nothing,
-so the variant `paper` takes the mean. Its M_cam, d_h and d_l are not defined; those of the code are used. "Summed over the stages"
-is a mean here: a constant factor, which keeps the map in [0, 1]. A column that varies by less than 1e-6 of its greatest value is
-constant up to rounding and becomes 0. The code enlarges M_cam to the image and takes it back to the grid; here it stays on its own
-grid, and `across_stages=max` takes the maximum on the grid too, not in the image: a post-process does not know the image.
-The code's features are stages 4 and 5 of VGG-16; the paper's feat4 and feat5 of Inception-V3 are not released. Here both are the
-last two stages (Mixed_5d and Mixed_6e).
+Departures. The paper's (13) is a mean and its Algorithm 1 a sum; with sums the background, which has more
+pixels, leaves nothing, so the variant `paper` takes the mean. Its M_cam, d_h and d_l are not defined; those
+of the code are used. "Summed over the stages" is a mean here: a constant factor, which keeps the map in [0,
+1]. A column that varies by less than 1e-6 of its greatest value is constant up to rounding and becomes 0. The
+code enlarges M_cam to the image and takes it back to the grid; here it stays on its own grid, and
+`across_stages=max` takes the maximum on the grid too, not in the image: a post-process does not know the
+image. The code's features are stages 4 and 5 of VGG-16; the paper's feat4 and feat5 of Inception-V3 are not
+released. Here both are the last two stages (Mixed_5d and Mixed_6e).
 """
 
 from __future__ import annotations
@@ -58,7 +69,15 @@ from torch import Tensor
 from reference_models.base.post import PostConfig, PostProcess
 from reference_models.core.outputs import ForwardPass
 from reference_models.core.recipes import MANY_CLASSES
-from reference_models.layers.correlation import FeatureName, features_of, in_chunks, named_features, on_grid, on_one_grid, unit_pixels
+from reference_models.layers.correlation import (
+    FeatureName,
+    features_of,
+    in_chunks,
+    named_features,
+    on_grid,
+    on_one_grid,
+    unit_pixels,
+)
 from reference_models.layers.maps import min_max
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Order, Range, Share, Weight
@@ -72,7 +91,9 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = MappingProxyType(
 """Settings of the released scripts for VGG-16."""
 
 FLAT = 1e-6
-"""Part of a column's greatest value by which it must vary, or it is constant up to the rounding of float32."""
+"""Part of a column's greatest value by which it must vary, or it is constant up to the rounding of
+float32.
+"""
 
 LIVE_MATRICES = 6
 """N x N matrices of an image that exist at the same time."""
@@ -80,7 +101,9 @@ LIVE_MATRICES = 6
 
 @dataclass(frozen=True, kw_only=True)
 class ScgConfig(PostConfig):
-    """Settings of `scg`. None: the released value for CUB, or for ILSVRC where the method knows 500 classes or more."""
+    """Settings of `scg`. None: the released value for CUB, or for ILSVRC where the method knows 500 classes
+    or more.
+    """
 
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
@@ -103,7 +126,9 @@ class ScgConfig(PostConfig):
     variant: Literal["official", "paper"] = "official"
     """`official`: released code; `paper`: (6) to (14)."""
     features: tuple[FeatureName, ...] = ("-2", "-1")
-    """Stages of the backbone, counted from the last; both sources take two. `-1,penultimate` is the other reading of feat4, feat5."""
+    """Stages of the backbone, counted from the last; both sources take two. `-1,penultimate` is the other
+    reading of feat4, feat5.
+    """
     order: Order = 2
     """Of `high`; 1 is P itself. Both sources: 2."""
     delta_h: Annotated[float, Range(-1, 2)] = 0.1
@@ -113,11 +138,15 @@ class ScgConfig(PostConfig):
     fo_th: Share | None = None
     """Released code only: first-order correlations below it count as 0."""
     so_th: Weight | None = None
-    """Released code only: higher-order ones below so_th / N count as 0. (A file name in its repository says 0.2 for CUB.)"""
+    """Released code only: higher-order ones below so_th / N count as 0. (A file name in its repository says
+    0.2 for CUB.)
+    """
     so_weight: Weight | None = None
     """Factor of the higher order in the maximum; the paper has none."""
     combine: Literal["max", "first", "high"] = "max"
-    """Both sources: `max`. The released code can also take one of the two alone, as it comes out of (b) or (d): (e) is for `max`."""
+    """Both sources: `max`. The released code can also take one of the two alone, as it comes out of (b) or
+    (d): (e) is for `max`.
+    """
     across_stages: Literal["sum", "max"] = "sum"
     """`sum`: both sources, of the correlations; `max`: of the maps, which the released code can do too."""
     correlation: Literal["stochastic", "eq8"] = "stochastic"
@@ -175,8 +204,12 @@ def eq8_correlations(pixels: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n
     return first, (s2 - low) / (high - low + 1e-10)  # (9), (10)
 
 
-def correlations(pixels: Float[Tensor, "b n d"], config: ScgConfig) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b n n"]]:
-    """`first` and `high`, in each column (`seed_axis=row`: in each row) the correlations of all pixels with one."""
+def correlations(
+    pixels: Float[Tensor, "b n d"], config: ScgConfig
+) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b n n"]]:
+    """`first` and `high`, in each column (`seed_axis=row`: in each row) the correlations of all pixels with
+    one.
+    """
     if config.correlation == "eq8":
         return eq8_correlations(pixels)
     assert config.fo_th is not None
@@ -184,7 +217,9 @@ def correlations(pixels: Float[Tensor, "b n d"], config: ScgConfig) -> tuple[Flo
     return stochastic_correlations(pixels, fo_th=config.fo_th, so_th=config.so_th, order=config.order)
 
 
-def combined(first: Float[Tensor, "b n n"], high: Float[Tensor, "b n n"], config: ScgConfig) -> Float[Tensor, "b n n"]:
+def combined(
+    first: Float[Tensor, "b n n"], high: Float[Tensor, "b n n"], config: ScgConfig
+) -> Float[Tensor, "b n n"]:
     """HSC of one stage."""
     if config.combine != "max":
         return first if config.combine == "first" else high
@@ -193,7 +228,9 @@ def combined(first: Float[Tensor, "b n n"], high: Float[Tensor, "b n n"], config
     return column_shares_(hsc, 1e-10) if config.correlation == "stochastic" else hsc  # (e)
 
 
-def map_of(hsc: Float[Tensor, "b n n"], m_cam: Float[Tensor, "b k h w"], config: ScgConfig) -> Float[Tensor, "b k h w"]:
+def map_of(
+    hsc: Float[Tensor, "b n n"], m_cam: Float[Tensor, "b k h w"], config: ScgConfig
+) -> Float[Tensor, "b k h w"]:
     """(12) to (14), or (f) to (h), of M_cam on the grid of the features."""
     m = m_cam.flatten(2)
     seeds = hsc if config.seed_axis == "column" else hsc.mT
@@ -215,9 +252,13 @@ def map_of(hsc: Float[Tensor, "b n n"], m_cam: Float[Tensor, "b k h w"], config:
 
 @torch.no_grad()
 def point_correlations(
-    features: Float[Tensor, "b d h w"], points: Int[Tensor, "b 2"], config: ScgConfig, orders: Sequence[int] = (1, 2)
+    features: Float[Tensor, "b d h w"],
+    points: Int[Tensor, "b 2"],
+    config: ScgConfig,
+    orders: Sequence[int] = (1, 2),
 ) -> Float[Tensor, "b o h w"]:
-    """Correlation of every pixel with one pixel of each image, an own map for each order: the pictures of the paper's Fig. 1.
+    """Correlation of every pixel with one pixel of each image, an own map for each order: the pictures of the
+    paper's Fig. 1.
 
     Args:
         features: one stage.
@@ -225,7 +266,8 @@ def point_correlations(
         config: which definition, with which thresholds (None: those for CUB).
         orders: 1 is `first`, another one `high` of that order; `correlation=eq8` knows 1 and 2.
 
-    Values are those of the definition, not stretched. Raises `UsageError` on an order that the definition has not.
+    Values are those of the definition, not stretched. Raises `UsageError` on an order that the definition has
+    not.
     """
     height, width = features.shape[2:]
     flat = (points[:, 0] * width + points[:, 1])[:, None, None]
@@ -246,16 +288,28 @@ def check(config: ScgConfig) -> ScgConfig:
     deltas = 0 <= config.delta_l <= config.delta_h <= 1
     if not (config.features and config.order >= 1 and deltas and all(value >= 0 for value in given)):
         raise UsageError(
-            f"settings features={','.join(config.features)}, order={config.order}, delta_l={config.delta_l}, delta_h={config.delta_h}, "
-            f"fo_th={config.fo_th}, so_th={config.so_th}, so_weight={config.so_weight} of post-process 'scg': expected a feature, "
+            f"settings features={','.join(config.features)}, order={config.order}, "
+            f"delta_l={config.delta_l}, delta_h={config.delta_h}, "
+            f"fo_th={config.fo_th}, so_th={config.so_th}, so_weight={config.so_weight} of post-process "
+            "'scg': expected a feature, "
             "an order from 1 on, 0 <= delta_l <= delta_h <= 1, and no threshold or weight below 0"
         )
     if config.correlation == "eq8" and config.order != 2:
-        raise UsageError(f"setting order={config.order} of post-process 'scg': (8) is of order 2; use correlation=stochastic for others")
+        raise UsageError(
+            f"setting order={config.order} of post-process 'scg': (8) is of order 2; use "
+            "correlation=stochastic for others"
+        )
     unit = config.correlation == "stochastic" or config.so_weight is None or config.so_weight <= 1
-    in_range = config.stretch_map or config.stretch_sums or (config.aggregate == "mean" and (config.stretch_seeds or unit))
+    in_range = (
+        config.stretch_map
+        or config.stretch_sums
+        or (config.aggregate == "mean" and (config.stretch_seeds or unit))
+    )
     if not in_range:
-        raise UsageError("these settings of post-process 'scg' give maps beyond 1; set stretch_map=true, or aggregate=mean and so_weight=1")
+        raise UsageError(
+            "these settings of post-process 'scg' give maps beyond 1; set stretch_map=true, or "
+            "aggregate=mean and so_weight=1"
+        )
     return config
 
 
@@ -275,10 +329,17 @@ class Scg(PostProcess):
         settings = self._settings(result)
         cells = features[0].shape[2] * features[0].shape[3]
         compute: Callable[[list[Tensor], Tensor], Tensor] = partial(_maps, settings=settings)
-        return in_chunks(compute, features, result.score_maps(class_ids), bytes_per_image=LIVE_MATRICES * 4 * cells**2)
+        return in_chunks(
+            compute, features, result.score_maps(class_ids), bytes_per_image=LIVE_MATRICES * 4 * cells**2
+        )
 
     def correlations(
-        self, result: ForwardPass, points: Float[Tensor, "b 2"], *, orders: Sequence[int], stage: str | None = None
+        self,
+        result: ForwardPass,
+        points: Float[Tensor, "b 2"],
+        *,
+        orders: Sequence[int],
+        stage: str | None = None,
     ) -> tuple[str, Float[Tensor, "b o h w"]]:
         """See `wsolbench.methods.contracts.PointCorrelator`; `stage` can also be `penultimate`."""
         name, features = named_features(result, stage, who=self.method_name)
@@ -290,7 +351,9 @@ class Scg(PostProcess):
         return self.config.published(None if result.logits is None else result.logits.shape[1])
 
 
-def _maps(features: list[Tensor], coarse: Float[Tensor, "b k h w"], *, settings: ScgConfig) -> Float[Tensor, "b k gh gw"]:
+def _maps(
+    features: list[Tensor], coarse: Float[Tensor, "b k h w"], *, settings: ScgConfig
+) -> Float[Tensor, "b k gh gw"]:
     height, width = features[0].shape[2:]
     m_cam = on_grid(min_max(coarse.relu()), height, width)
     stages = (combined(*correlations(unit_pixels(each), settings), settings) for each in features)

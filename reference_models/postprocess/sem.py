@@ -1,13 +1,16 @@
 """SEM: how similar each pixel's features are to those of the pixels where the method's own map is highest.
 
-X. Zhang, Y. Wei, Y. Yang, F. Wu, "Rethinking localization map: towards accurate object perception with self-enhancement
-maps", arXiv 2006.05220, 2020. The training of that paper (boundary network, hard negatives) is not part of this.
+X. Zhang, Y. Wei, Y. Yang, F. Wu, "Rethinking localization map: towards accurate object perception with
+self-enhancement maps", arXiv 2006.05220, 2020. The training of that paper (boundary network, hard negatives)
+is not part of this.
 
-Idea. A class's map is highest on a few parts of the object, and those are reliable. The other pixels of the object have
-features like theirs, so the greatest similarity to any of those seeds covers more of the object than the map did.
+Idea. A class's map is highest on a few parts of the object, and those are reliable. The other pixels of the
+object have features like theirs, so the greatest similarity to any of those seeds covers more of the object
+than the map did.
 
     symbol     name            shape
-    M          coarse          (B, K, h, w)      the method's raw maps, brought to the grid of the features; N = h w
+    M          coarse          (B, K, h, w)      the method's raw maps, brought to the grid of the features; N
+                                                 = h w
     phi        pixels          (B, N, D)         features of length 1
     Omega      seeds           (B, K, S)         the S pixels where M is highest; of equal ones the first
     s          similarity      (B, K, N)
@@ -15,15 +18,17 @@ features like theirs, so the greatest similarity to any of those seeds covers mo
     (1)  s_i = max_{j in Omega} cos(phi_i, phi_j)
     (2)  map = min-max of s over the pixels
 
-No equations of the paper were read; this is the algorithm of the released code (xiaomengyc/SEM: Inception-V3 at 28x28 pixels for an
-input of 224, features of 1024 channels that the last 1x1 convolution gets). Its 60 seeds are a constant, whatever the grid is. They are
-the default here too (`variant=official`), and a grid with fewer pixels is an error, as it is there. The verdict on SEM depends on this
-number: on a small grid, few seeds can raise the Peak-IoU of a fine-tuned CAM and 60 lower it. `variant=scaled`, this project's, takes
-60 of 784 pixels and as many in proportion on other grids.
+No equations of the paper were read; this is the algorithm of the released code (xiaomengyc/SEM: Inception-V3
+at 28x28 pixels for an input of 224, features of 1024 channels that the last 1x1 convolution gets). Its 60
+seeds are a constant, whatever the grid is. They are the default here too (`variant=official`), and a grid
+with fewer pixels is an error, as it is there. The verdict on SEM depends on this number: on a small grid, few
+seeds can raise the Peak-IoU of a fine-tuned CAM and 60 lower it. `variant=scaled`, this project's, takes 60
+of 784 pixels and as many in proportion on other grids.
 
-Departures from it. A seed's similarity to itself is 1 exactly (0 where its features are all 0), so that rounding cannot show as
-structure: a map whose similarities differ by less than 1e-6 is constant, and so is the map of a class whose coarse map is constant and
-has no highest pixels. Constant maps are 0; the code divides 0 by 0.
+Departures from it. A seed's similarity to itself is 1 exactly (0 where its features are all 0), so that
+rounding cannot show as structure: a map whose similarities differ by less than 1e-6 is constant, and so is
+the map of a class whose coarse map is constant and has no highest pixels. Constant maps are 0; the code
+divides 0 by 0.
 """
 
 from __future__ import annotations
@@ -58,13 +63,19 @@ class SemConfig(PostConfig):
     )
 
     variant: Literal["official", "scaled"] = "official"
-    """`official`: released code, one number of seeds for all grids; `scaled`: in proportion to the pixels (this project)."""
+    """`official`: released code, one number of seeds for all grids; `scaled`: in proportion to the pixels
+    (this project).
+    """
     seeds: Count = 60
     """Seeds of a class's map, at most the pixels of the features; released code."""
     seeds_of: CountOrZero = 0
-    """0: `seeds` on every grid. Another number: `seeds` on a grid of that many pixels, in proportion on others, at least 1."""
+    """0: `seeds` on every grid. Another number: `seeds` on a grid of that many pixels, in proportion on
+    others, at least 1.
+    """
     features: FeatureName = "penultimate"
-    """Released code: the input of the last layer. `-1`, `-2`, `-3`: a stage of the backbone, counted from the last."""
+    """Released code: the input of the last layer. `-1`, `-2`, `-3`: a stage of the backbone, counted from the
+    last.
+    """
     aggregate: Literal["max", "mean"] = "max"
     """Over the seeds; `max`: released code."""
 
@@ -95,7 +106,8 @@ class Sem(PostProcess):
     def __init__(self, config: SemConfig) -> None:
         if config.seeds < 1 or config.seeds_of < 0 or 0 < config.seeds_of < config.seeds:
             raise UsageError(
-                f"settings seeds={config.seeds}, seeds_of={config.seeds_of} of post-process 'sem': expected at least one seed, and "
+                f"settings seeds={config.seeds}, seeds_of={config.seeds_of} of post-process 'sem': "
+                "expected at least one seed, and "
                 "seeds_of=0 or no more seeds than the pixels they are taken of"
             )
         super().__init__(config)
@@ -111,17 +123,23 @@ class Sem(PostProcess):
         return in_chunks(compute, [features], result.score_maps(class_ids), bytes_per_image=4 * floats)
 
     def count_seeds(self, cells: int) -> int:
-        """Seeds of a map on features of that many pixels. Raises `UsageError` if there are fewer pixels than seeds."""
+        """Seeds of a map on features of that many pixels. Raises `UsageError` if there are fewer pixels than
+        seeds.
+        """
         seeds, of = self.config.seeds, self.config.seeds_of
         count = max(1, round(seeds * cells / of)) if of else seeds
         if count > cells:
             raise UsageError(
-                f"setting seeds={seeds} of post-process 'sem': the features have {cells} pixels; expected no more seeds than pixels. Use a "
-                "larger input, fewer seeds (--post-set sem.seeds=N), or a number in proportion to the grid (--post-set sem.variant=scaled)"
+                f"setting seeds={seeds} of post-process 'sem': the features have {cells} pixels; expected "
+                "no more seeds than pixels. Use a "
+                "larger input, fewer seeds (--post-set sem.seeds=N), or a number in proportion to the grid "
+                "(--post-set sem.variant=scaled)"
             )
         return count
 
-    def _maps(self, features: list[Tensor], coarse: Float[Tensor, "b k h w"], *, count: int) -> Float[Tensor, "b k gh gw"]:
+    def _maps(
+        self, features: list[Tensor], coarse: Float[Tensor, "b k h w"], *, count: int
+    ) -> Float[Tensor, "b k gh gw"]:
         (phi,) = features
         height, width = phi.shape[2:]
         constant = coarse.amax(dim=(2, 3)) == coarse.amin(dim=(2, 3))

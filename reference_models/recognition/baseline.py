@@ -1,10 +1,12 @@
-"""Baseline: what recognisers are compared with, a fine-tuned network with global average pooling and a linear classifier.
+"""Baseline: what recognisers are compared with, a fine-tuned network with global average pooling and a linear
+classifier.
 
-K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", CVPR 2016; its maps are those of B. Zhou, A. Khosla,
-A. Lapedriza, A. Oliva, A. Torralba, "Learning deep features for discriminative localization", CVPR 2016 (CAM).
+K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", CVPR 2016; its maps are those
+of B. Zhou, A. Khosla, A. Lapedriza, A. Oliva, A. Torralba, "Learning deep features for discriminative
+localization", CVPR 2016 (CAM).
 
-Idea. The network as it is (7x7 at 224 pixels, 14x14 at 448), its classifier replaced by one for the classes at hand. On VGG-16 a 3x3
-convolution comes before the pooling, as CAM has it.
+Idea. The network as it is (7x7 at 224 pixels, 14x14 at 448), its classifier replaced by one for the classes
+at hand. On VGG-16 a 3x3 convolution comes before the pooling, as CAM has it.
 
     paper      name                         shape
     f          penultimate                  (B, D, h, w)
@@ -14,10 +16,10 @@ convolution comes before the pooling, as CAM has it.
 
     L = CE(S, y)
 
-Recipes. Published baselines of one network differ: ResNet-50 has 84.5 on CUB in the papers of NTS-Net, SSANET and Focus-and-Discriminate,
-85.5 in LIO's. What a method gains can be said only beside the baseline with the method's own recipe:
-`--set recipe=lio`, `nts`, `ssanet_cub`, `ssanet_cars`, `ssanet_aircraft`, `fnd`. By itself it is trained on ResNet-50 with that of
-LIO without its rotation, `lio_upright`.
+Recipes. Published baselines of one network differ: ResNet-50 has 84.5 on CUB in the papers of NTS-Net, SSANET
+and Focus-and-Discriminate, 85.5 in LIO's. What a method gains can be said only beside the baseline with the
+method's own recipe: `--set recipe=lio`, `nts`, `ssanet_cub`, `ssanet_cars`, `ssanet_aircraft`, `fnd`. By
+itself it is trained on ResNet-50 with that of LIO without its rotation, `lio_upright`.
 """
 
 from __future__ import annotations

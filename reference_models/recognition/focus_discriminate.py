@@ -1,12 +1,14 @@
-"""Focus and discriminate: the best regions of all classes' maps, seen larger, join the image in one classifier.
+"""Focus and discriminate: the best regions of all classes' maps, seen larger, join the image in one
+classifier.
 
-Z. Feng, K. Fu, Q. Zhao, "Learning to focus and discriminate for fine-grained classification", ICIP 2019. There is no released code;
-equations (1) and (2) have the paper's numbers, the others those of this file.
+Z. Feng, K. Fu, Q. Zhao, "Learning to focus and discriminate for fine-grained classification", ICIP 2019.
+There is no released code; equations (1) and (2) have the paper's numbers, the others those of this file.
 
-Idea. The weights of a linear classifier on pooled features say what each cell of the grid speaks for. A cell that speaks loudly for any
-class is worth a closer look, whichever class it is: a square around it is cut out of the image, enlarged, and seen by the same
-network. One classifier learns from the image, one from every region alone, and a third one from the image and its best regions
-together, which is the prediction. Nothing is trained but by cross-entropy.
+Idea. The weights of a linear classifier on pooled features say what each cell of the grid speaks for. A cell
+that speaks loudly for any class is worth a closer look, whichever class it is: a square around it is cut out
+of the image, enlarged, and seen by the same network. One classifier learns from the image, one from every
+region alone, and a third one from the image and its best regions together, which is the prediction. Nothing
+is trained but by cross-entropy.
 
     paper      name                                    shape
     I          images                                  (B, 3, S, S)
@@ -17,32 +19,43 @@ together, which is the prediction. Nothing is trained but by cross-entropy.
     M_k        maps_of(class_ids)                      (B, K, h, w)
     M          own_maps: M_raw; M when smoothed        (B, h, w)
     m, l       config.proposals, config.parts
-    F^R_r      region_features(images, boxes)          (B, m, n)       the same network, its batch norm included
+    F^R_r      region_features(images, boxes)          (B, m, n)       the same network, its batch norm
+                                                                       included
     F          hybrid_features(whole, parts)           (B, (l + 1) n)
 
-    S_k = sum_i W_ki F^I_i                                                                                                (1)
-    M = max over k of M_k, cell by cell, with M_k = sum_i W_ki Z_i; then smoothed                                         (2)
-    L = CE(S, y) + 1/m sum_r CE(region_classifier(F^R_r), y) + CE(hybrid_classifier(F), y)                                (3)
+    S_k = sum_i W_ki F^I_i
+        (1)
+    M = max over k of M_k, cell by cell, with M_k = sum_i W_ki Z_i; then smoothed
+        (2)
+    L = CE(S, y) + 1/m sum_r CE(region_classifier(F^R_r), y) + CE(hybrid_classifier(F), y)
+        (3)
 
-Regions. Each cell has a square around its centre, whose score is M there; of those that overlap by more than `nms` the better one
-stays. In training m of them are seen and classified, at test the l that the hybrid classifier needs. No gradient goes
-through the choice, and the cut-out pixels are those of the input. Image and regions pass the network one after the other: in training
-each has its own batch statistics, at test both have the running ones.
+Regions. Each cell has a square around its centre, whose score is M there; of those that overlap by more than
+`nms` the better one stays. In training m of them are seen and classified, at test the l that the hybrid
+classifier needs. No gradient goes through the choice, and the cut-out pixels are those of the input. Image
+and regions pass the network one after the other: in training each has its own batch statistics, at test both
+have the running ones.
 
-Rows of the paper's ablation: `hybrid=false` (image level only), `class_pool=single` (without max-pooling), the defaults; the plain
-network with this recipe is `baseline` with `recipe=fnd`. The paper's results are at 448 pixels, the default on ResNet-50.
+Rows of the paper's ablation: `hybrid=false` (image level only), `class_pool=single` (without max-pooling),
+the defaults; the plain network with this recipe is `baseline` with `recipe=fnd`. The paper's results are at
+448 pixels, the default on ResNet-50.
 
 Open readings
-    (2)        The smoothing has no values in the paper: sigma 1 in 5x5 cells, the borders repeated. Scores of classes are compared as
+    (2)        The smoothing has no values in the paper: sigma 1 in 5x5 cells, the borders repeated. Scores of
+               classes are compared as
                they are, although nothing makes them comparable.
-    single     The true class in training, in evaluation the one that the image classifier predicts, as the paper says of others.
-    Regions    The paper gives the size of one square and takes the rest from region proposal networks: one size, and at the border
+    single     The true class in training, in evaluation the one that the image classifier predicts, as the
+               paper says of others.
+    Regions    The paper gives the size of one square and takes the rest from region proposal networks: one
+               size, and at the border
                moved into the image (`region_fit`). Sizes are scaled by S / 448.
     Ties       96 pixels apart, two squares of 160 overlap by exactly 0.25, and both stay (`nms_rule`).
     (3)        "Softmax losses" without weights: 1 each, the mean over the regions.
-    Image      Image-level scores have no part in the prediction, but their weights are needed at test for M. (The paper says that
+    Image      Image-level scores have no part in the prediction, but their weights are needed at test for M.
+               (The paper says that
                image-level classification is used in training only.)
-    Recipe     Batch 16, the crop 448 of 600 and the flip are NTS-Net's; momentum is Nesterov's, as in every recipe here.
+    Recipe     Batch 16, the crop 448 of 600 and the flip are NTS-Net's; momentum is Nesterov's, as in every
+               recipe here.
 """
 
 from __future__ import annotations
@@ -80,9 +93,13 @@ class FocusDiscriminateConfig(MethodConfig):
     parts: Channels = 4
     """l, the best of them, which join the image: the paper, as NTS-Net."""
     class_pool: Literal["max", "single"] = "max"
-    """M: the maximum over all classes (the paper), or the map of one class (its ablation "without max-pooling")."""
+    """M: the maximum over all classes (the paper), or the map of one class (its ablation "without
+    max-pooling").
+    """
     hybrid: bool = True
-    """False: no hybrid classifier, the image classifier predicts (the paper's ablation "image level only"); regions still train."""
+    """False: no hybrid classifier, the image classifier predicts (the paper's ablation "image level only");
+    regions still train.
+    """
     sigma: Sigma = 1.0
     """Of the smoothing, in cells; 0: not smoothed."""
     region_side: Positive = 160.0
@@ -96,7 +113,9 @@ class FocusDiscriminateConfig(MethodConfig):
     nms_rule: NmsRule = "gt"
     """Whether a region goes at this overlap, too (`ge`, NTS-Net's code)."""
     crop_mode: CropMode = "half_pixel"
-    """Where the pixels of an enlarged region lie: `align_corners` is NTS-Net's code, which cuts whole pixels."""
+    """Where the pixels of an enlarged region lie: `align_corners` is NTS-Net's code, which cuts whole
+    pixels.
+    """
     region_reduction: Literal["mean", "sum"] = "mean"
     """How the losses of an image's regions become one: with `sum` they weigh m times as much."""
 
@@ -104,7 +123,9 @@ class FocusDiscriminateConfig(MethodConfig):
 def attention_map(
     features: Float[Tensor, "b n h w"], weight: Float[Tensor, "c n"], class_ids: Int[Tensor, " b"] | None
 ) -> Float[Tensor, "b h w"]:
-    """(2) before it is smoothed; with `class_ids` the map of one class of each image. In float32: half precision makes ties."""
+    """(2) before it is smoothed; with `class_ids` the map of one class of each image. In float32: half
+    precision makes ties.
+    """
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         z, w = features.float(), weight.float()
         if class_ids is None:
@@ -118,7 +139,9 @@ def hybrid_features(whole: Float[Tensor, "b n"], parts: Float[Tensor, "b l n"]) 
 
 
 class FocusDiscriminate(Recognizer):
-    """See the module. `penultimate` and `maps_of` are those of the image classifier, `logits` those of the hybrid one."""
+    """See the module. `penultimate` and `maps_of` are those of the image classifier, `logits` those of the
+    hybrid one.
+    """
 
     method_name = "focus-discriminate"
     Config = FocusDiscriminateConfig
@@ -138,30 +161,44 @@ class FocusDiscriminate(Recognizer):
         """The paper's on its network."""
         return "fnd" if backbone == "resnet50" else super().recipe_name(backbone, num_classes)
 
-    def regions(self, focus: Float[Tensor, "b h w"], images: Float[Tensor, "b 3 H W"], count: int) -> Proposals:
+    def regions(
+        self, focus: Float[Tensor, "b h w"], images: Float[Tensor, "b 3 H W"], count: int
+    ) -> Proposals:
         """The `count` best regions of smoothed maps."""
         size, config = images.shape[-1], self.config
         side = config.region_side * size / PAPER_SIZE
-        return peak_regions(focus, size, side=side, k=count, iou=config.nms, rule=config.nms_rule, fit=config.region_fit)
+        return peak_regions(
+            focus, size, side=side, k=count, iou=config.nms, rule=config.nms_rule, fit=config.region_fit
+        )
 
-    def region_features(self, images: Float[Tensor, "b 3 H W"], boxes: Float[Tensor, "b k 4"]) -> Float[Tensor, "b k n"]:
+    def region_features(
+        self, images: Float[Tensor, "b 3 H W"], boxes: Float[Tensor, "b k 4"]
+    ) -> Float[Tensor, "b k n"]:
         """F^R: what the network sees in each region."""
         if boxes.shape[1] == 0:
             return images.new_zeros(len(boxes), 0, self.backbone.channels[-1])
-        crops = crop_resize(images, boxes, self.config.part_size or images.shape[-1] // 2, self.config.crop_mode)
+        crops = crop_resize(
+            images, boxes, self.config.part_size or images.shape[-1] // 2, self.config.crop_mode
+        )
         return self.backbone.run(crops).mean(dim=(2, 3)).view(*boxes.shape[:2], -1)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
-        """Scores of the hybrid classifier (without it: of the image), maps of the image, its l best regions."""
+        """Scores of the hybrid classifier (without it: of the image), maps of the image, its l best
+        regions.
+        """
         stages = self.backbone.stages(images)
         features = next(reversed(stages.values()))
         whole = features.mean(dim=(2, 3))
         logits, weight = self.image_classifier(whole), self.image_classifier.weight
-        raw = attention_map(features, weight, logits.argmax(dim=1) if self.config.class_pool == "single" else None)
+        raw = attention_map(
+            features, weight, logits.argmax(dim=1) if self.config.class_pool == "single" else None
+        )
         focus = smooth(raw, sigma=self.config.sigma, size=KERNEL)
         regions = self.regions(focus, images, self.config.parts)
         if self.hybrid_classifier is not None:
-            logits = self.hybrid_classifier(hybrid_features(whole, self.region_features(images, regions.boxes)))
+            logits = self.hybrid_classifier(
+                hybrid_features(whole, self.region_features(images, regions.boxes))
+            )
         return ForwardPass(
             logits=logits,
             maps_of=lambda class_ids: class_activation_maps(features, weight, class_ids),
@@ -177,11 +214,15 @@ class FocusDiscriminate(Recognizer):
         features = self.backbone.run(images)
         whole = features.mean(dim=(2, 3))
         terms = {"image": cross_entropy(self.image_classifier(whole), labels)}
-        raw = attention_map(features, self.image_classifier.weight, labels if config.class_pool == "single" else None)
+        raw = attention_map(
+            features, self.image_classifier.weight, labels if config.class_pool == "single" else None
+        )
         focus = smooth(raw, sigma=config.sigma, size=KERNEL)
         parts = self.region_features(images, self.regions(focus, images, config.proposals).boxes)
         if self.region_classifier is not None:
-            regions = cross_entropy(self.region_classifier(parts.flatten(0, 1)), labels.repeat_interleave(config.proposals))
+            regions = cross_entropy(
+                self.region_classifier(parts.flatten(0, 1)), labels.repeat_interleave(config.proposals)
+            )
             terms["region"] = regions * (config.proposals if config.region_reduction == "sum" else 1)
         if self.hybrid_classifier is not None:
             hybrid = self.hybrid_classifier(hybrid_features(whole, parts[:, : config.parts]))
@@ -207,14 +248,21 @@ def _check(config: FocusDiscriminateConfig, cells: int) -> None:
         )
     if config.proposals > cells:
         raise UsageError(
-            f"setting proposals={config.proposals} {who}: the grid has only {cells} cells, one for each region; "
+            f"setting proposals={config.proposals} {who}: the grid has only {cells} cells, one for each "
+            "region; "
             "use a larger image, another grid or fewer regions"
         )
     if not 0 < config.region_side <= PAPER_SIZE:
-        raise UsageError(f"setting region_side={config.region_side} {who}: expected pixels of an image of {PAPER_SIZE}")
+        raise UsageError(
+            f"setting region_side={config.region_side} {who}: expected pixels of an image of {PAPER_SIZE}"
+        )
     if config.part_size < 0 or config.part_size == 1:
-        raise UsageError(f"setting part_size={config.part_size} {who}: expected at least 2 pixels, or 0: half of the image")
+        raise UsageError(
+            f"setting part_size={config.part_size} {who}: expected at least 2 pixels, or 0: half of the image"
+        )
     if not 0 <= config.nms <= 1:
         raise UsageError(f"setting nms={config.nms} {who}: expected a number from 0 to 1")
     if not 0 <= config.sigma < float("inf"):
-        raise UsageError(f"setting sigma={config.sigma} {who}: expected a number of cells, or 0: not smoothed")
+        raise UsageError(
+            f"setting sigma={config.sigma} {who}: expected a number of cells, or 0: not smoothed"
+        )

@@ -1,19 +1,25 @@
-"""NTS-Net: a Navigator finds informative parts, a classifier of single parts teaches it, all parts together decide.
+"""NTS-Net: a Navigator finds informative parts, a classifier of single parts teaches it, all parts together
+decide.
 
-Z. Yang, T. Luo, D. Wang, Z. Hu, J. Gao, L. Wang, "Learning to navigate for fine-grained classification", ECCV 2018. Released code:
-yangze0930/NTS-Net.
+Z. Yang, T. Luo, D. Wang, Z. Hu, J. Gao, L. Wang, "Learning to navigate for fine-grained classification", ECCV
+2018. Released code: yangze0930/NTS-Net.
 
-Idea. A region is informative when a classifier that sees it alone is sure of the label. The Navigator scores anchors of many sizes by
-one look at the whole image, and learns to put them in the order in which that classifier (the Teacher) is sure. The Scrutinizer
-classifies by the best regions, seen again at a larger scale, and the whole image.
+Idea. A region is informative when a classifier that sees it alone is sure of the label. The Navigator scores
+anchors of many sizes by one look at the whole image, and learns to put them in the order in which that
+classifier (the Teacher) is sure. The Scrutinizer classifies by the best regions, seen again at a larger
+scale, and the whole image.
 
     paper       name                                    shape
     X           images                                  (B, 3, S, S)        S = 448
-    I(R)        scored.scores                           (B, A)              A = 1614 anchors; `layers/navigator.py`
+    I(R)        scored.scores                           (B, A)              A = 1614 anchors;
+                                                                            `layers/navigator.py`
     R_1..R_M    found.boxes                             (B, M, 4)           the best that do not overlap
-                look(...)                               (B, M, D)           R_j cut out of X, resized, through the same backbone, mean
-    C(R_j)      part_classifier                         (B, M, C)           the Teacher; one layer for all parts
-    C(X)        raw_classifier                          (B, C)              the Teacher of the whole image; its maps are `maps_of`
+                look(...)                               (B, M, D)           R_j cut out of X, resized, through
+                                                                            the same backbone, mean
+    C(R_j)      part_classifier                         (B, M, C)           the Teacher; one layer for all
+                                                                            parts
+    C(X)        raw_classifier                          (B, C)              the Teacher of the whole image;
+                                                                            its maps are `maps_of`
     S(X, R)     concat_classifier = logits              (B, C)              of [R_1 .. R_K, X], K = 4
 
     (1)  L_rank = sum_ij [c_j > c_i] max(0, 1 - I_i + I_j)      c_j = -log C(R_j)_y; mean over the batch
@@ -21,23 +27,32 @@ classifies by the best regions, seen again at a larger scale, and the whole imag
     (3)  L_S = -log S(X, R)_y
     (4)  L = L_rank + L_C + L_S
 
-The numbers of the equations are those of this file. Boxes are chosen and pixels cut out without gradient; the Navigator's comes from (1)
-alone, and goes to the Navigator alone.
+The numbers of the equations are those of this file. Boxes are chosen and pixels cut out without gradient; the
+Navigator's comes from (1) alone, and goes to the Navigator alone.
 
-Maps. `maps_of` is the class activation map of C(X). `propose` gives the K boxes. Own maps: `nav`, at each cell the best sigmoid(I) of
-the anchors around it; `parts` and `union`, what the K boxes cover. They are made for parts: do not expect the object's box of them.
+Maps. `maps_of` is the class activation map of C(X). `propose` gives the K boxes. Own maps: `nav`, at each
+cell the best sigmoid(I) of the anchors around it; `parts` and `union`, what the K boxes cover. They are made
+for parts: do not expect the object's box of them.
 
 Departures from released code (`variant=official` undoes the first four)
-    dropout    The code makes a new dropout layer in each pass, which stays active at test, so that its results are random. Default: off at
-               test. With `dropout_in_eval` one mask is drawn from a fixed seed for all images: it stays the same from run to run.
-    overlap    The code suppresses boxes at an IoU of 0.25 and more, on whole pixels; here above 0.25, on the boxes as they are.
-    crops      The code samples whole boxes with their outermost pixels on the borders; here at the centres of equal cells.
-    start      With the code's first weights only anchors of the smallest level are chosen, and (1) does not reach the others; here all
+    dropout    The code makes a new dropout layer in each pass, which stays active at test, so that its
+               results are random. Default: off at
+               test. With `dropout_in_eval` one mask is drawn from a fixed seed for all images: it stays the
+                   same from run to run.
+    overlap    The code suppresses boxes at an IoU of 0.25 and more, on whole pixels; here above 0.25, on the
+               boxes as they are.
+    crops      The code samples whole boxes with their outermost pixels on the borders; here at the centres of
+               equal cells.
+    start      With the code's first weights only anchors of the smallest level are chosen, and (1) does not
+               reach the others; here all
                levels start alike.
     (2)        The paper sums over j, the code takes the mean: `part_reduction`.
-    run        Four optimisers of one rate are one, with Nesterov's momentum, as in every recipe here, also with `variant=official`. The
-               released loop runs to epoch 499 and has its last fall of the rate at 100. The default recipe ends at 110; that of
-               `variant=official` has all 499. Another number of epochs scales its falls as well; `--set recipe=nts` is the
+    run        Four optimisers of one rate are one, with Nesterov's momentum, as in every recipe here, also
+               with `variant=official`. The
+               released loop runs to epoch 499 and has its last fall of the rate at 100. The default recipe
+                   ends at 110; that of
+               `variant=official` has all 499. Another number of epochs scales its falls as well; `--set
+                   recipe=nts` is the
                run of 110 epochs with the falls at 60 and 100.
     sizes      Sides of anchors are scaled by S / 448, and parts are seen at S / 2.
 The paper's results are at 448 pixels, the default on ResNet-50.
@@ -60,7 +75,14 @@ from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass
 from reference_models.core.recipes import FINE_GRAINED
 from reference_models.layers.heads import class_activation_maps, cross_entropy
-from reference_models.layers.navigator import Navigator, NavigatorInit, best_cover, nominate, part_costs, rank_loss
+from reference_models.layers.navigator import (
+    Navigator,
+    NavigatorInit,
+    best_cover,
+    nominate,
+    part_costs,
+    rank_loss,
+)
 from reference_models.layers.regions import CropMode, NmsRule, crop_resize
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Share, ShareBelow1, SideOrDefault
@@ -76,7 +98,12 @@ class NtsNetConfig(MethodConfig):
         {
             "paper": MappingProxyType({}),
             "official": MappingProxyType(
-                {"nms_rule": "ge", "crop_mode": "align_corners", "dropout_in_eval": True, "navigator_init": "torch"}
+                {
+                    "nms_rule": "ge",
+                    "crop_mode": "align_corners",
+                    "dropout_in_eval": True,
+                    "navigator_init": "torch",
+                }
             ),
         }
     )
@@ -90,7 +117,9 @@ class NtsNetConfig(MethodConfig):
     nms: Share = 0.25
     """Largest IoU of two parts: released code."""
     nms_rule: NmsRule = "gt"
-    """Whether a part is suppressed above that IoU (`gt`), or from it on and on whole pixels (`ge`: released code)."""
+    """Whether a part is suppressed above that IoU (`gt`), or from it on and on whole pixels (`ge`: released
+    code).
+    """
     part_size: SideOrDefault = 0
     """Side to which a part is resized; 0: half the image's, 224 in the paper."""
     crop_mode: CropMode = "half_pixel"
@@ -102,13 +131,19 @@ class NtsNetConfig(MethodConfig):
     dropout_in_eval: bool = False
     """Whether dropout stays active at test (released code), with one mask that is always the same."""
     navigator_init: NavigatorInit = "even"
-    """Start of the Navigator: scores that vary alike on all levels, or the default of the layers (`torch`: released code)."""
+    """Start of the Navigator: scores that vary alike on all levels, or the default of the layers (`torch`:
+    released code).
+    """
     predict: Literal["concat", "raw"] = "concat"
     """Whose scores are the logits: S, or C(X), the image-level output of the same network."""
 
 
-def dropped(features: Float[Tensor, "b n d"], p: float, generator: torch.Generator, *, per_image: bool = True) -> Float[Tensor, "b n d"]:
-    """Each value becomes 0 with chance p, the others grow by 1 / (1 - p); `per_image` False: all images have the same zeros."""
+def dropped(
+    features: Float[Tensor, "b n d"], p: float, generator: torch.Generator, *, per_image: bool = True
+) -> Float[Tensor, "b n d"]:
+    """Each value becomes 0 with chance p, the others grow by 1 / (1 - p); `per_image` False: all images have
+    the same zeros.
+    """
     shape = features.shape if per_image else features.shape[1:]
     kept = torch.rand(shape, generator=generator, device=generator.device).to(features.device) >= p
     return features * kept / (1 - p)
@@ -131,7 +166,8 @@ class NtsNet(Recognizer):
             )
         if not 0 <= config.nms <= 1 or not 0 <= config.dropout < 1 or config.part_size < 0:
             raise UsageError(
-                f"settings nms={config.nms}, dropout={config.dropout}, part_size={config.part_size} of method 'nts-net': "
+                f"settings nms={config.nms}, dropout={config.dropout}, part_size={config.part_size} of "
+                "method 'nts-net': "
                 "expected an IoU in [0, 1], a chance from 0 to below 1, and a side in pixels, or 0"
             )
         super().__init__(backbone, num_classes, config)
@@ -154,7 +190,9 @@ class NtsNet(Recognizer):
 
     def scrutinize(self, parts: Float[Tensor, "b m d"], whole: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
         """S of the first K parts and the whole image."""
-        logits: Tensor = self.concat_classifier(torch.cat([parts[:, : self.config.parts].flatten(1), whole], dim=1))
+        logits: Tensor = self.concat_classifier(
+            torch.cat([parts[:, : self.config.parts].flatten(1), whole], dim=1)
+        )
         return logits
 
     def forward(self, images: Float[Tensor, "b 3 S S"]) -> ForwardPass:
@@ -164,12 +202,16 @@ class NtsNet(Recognizer):
         features = next(reversed(stages.values()))
         scored = self.navigator(features, size)
         found = nominate(scored, size, config.parts, config.nms, config.nms_rule)
-        seen = torch.cat([self.look(images, found.boxes), features.mean(dim=(2, 3))[:, None]], dim=1)  # (B, K + 1, D)
+        seen = torch.cat(
+            [self.look(images, found.boxes), features.mean(dim=(2, 3))[:, None]], dim=1
+        )  # (B, K + 1, D)
         if config.dropout_in_eval:
             seen = dropped(seen, config.dropout, torch.Generator().manual_seed(0), per_image=False)
         parts, whole = seen[:, :-1], seen[:, -1]
         return ForwardPass(
-            logits=self.scrutinize(parts, whole) if config.predict == "concat" else self.raw_classifier(whole),
+            logits=self.scrutinize(parts, whole)
+            if config.predict == "concat"
+            else self.raw_classifier(whole),
             maps_of=lambda class_ids: class_activation_maps(features, self.raw_classifier.weight, class_ids),
             stages=stages,
             penultimate=features,
@@ -182,13 +224,17 @@ class NtsNet(Recognizer):
         config, size = self.config, batch.images.shape[-1]
         features = self.backbone.run(batch.images)
         found = nominate(self.navigator(features, size), size, config.proposals, config.nms, config.nms_rule)
-        seen = torch.cat([self.look(batch.images, found.boxes), features.mean(dim=(2, 3))[:, None]], dim=1)  # (B, M + 1, D)
+        seen = torch.cat(
+            [self.look(batch.images, found.boxes), features.mean(dim=(2, 3))[:, None]], dim=1
+        )  # (B, M + 1, D)
         seen = dropped(seen, config.dropout, batch.generator)
         parts, whole = seen[:, :-1], seen[:, -1]
         costs = part_costs(self.part_classifier(parts), batch.labels)
         return {
             "rank": rank_loss(found.scores, costs),  # (1)
-            "part": (costs.mean(dim=1) if config.part_reduction == "mean" else costs.sum(dim=1)).mean(),  # (2)
+            "part": (
+                costs.mean(dim=1) if config.part_reduction == "mean" else costs.sum(dim=1)
+            ).mean(),  # (2)
             "raw": cross_entropy(self.raw_classifier(whole), batch.labels),  # (2)
             "concat": cross_entropy(self.scrutinize(parts, whole), batch.labels),  # (3)
         }

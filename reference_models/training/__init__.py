@@ -1,1 +1,3 @@
-"""Training: one loop for methods and one for detectors, and what both need (run folders, checkpoints, images, processes)."""
+"""Training: one loop for methods and one for detectors, and what both need (run folders, checkpoints, images,
+processes).
+"""

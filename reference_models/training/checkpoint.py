@@ -1,8 +1,8 @@
 """Checkpoints: the tensors of a model in one safetensors file whose header says, as JSON, what the model is.
 
-The header also has a digest of tensors and description, which is checked when the tensors are read. The same JSON lies beside the file
-for people to read, with machine, time and versions; only the header counts, so that no half of a pair can be stale, and equal trainings
-give equal files.
+The header also has a digest of tensors and description, which is checked when the tensors are read. The same
+JSON lies beside the file for people to read, with machine, time and versions; only the header counts, so that
+no half of a pair can be stale, and equal trainings give equal files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ from torch import nn
 from reference_models.core.backbone import load_backbone
 from reference_models.core.config import changed_at_test, from_json, to_json
 from reference_models.core.model import Model
-from reference_models.core.weights import DIGEST, HEADER, NONE, Weights, digest_of_checkpoint, load_strictly, read_safetensors
+from reference_models.core.weights import (
+    DIGEST,
+    HEADER,
+    NONE,
+    Weights,
+    digest_of_checkpoint,
+    load_strictly,
+    read_safetensors,
+)
 from wsolbench.exceptions import DataError
 from wsolbench.methods import InputSpec
 from wsolbench.system.files import atomic_path, canonical_json, sha256_of_file, write_json
@@ -34,11 +42,13 @@ FORMAT = 1
 M = TypeVar("M", bound=Model)
 
 
-def save_checkpoint(path: Path, model: Model, training: dict[str, Any], run: dict[str, Any] | None = None) -> None:
+def save_checkpoint(
+    path: Path, model: Model, training: dict[str, Any], run: dict[str, Any] | None = None
+) -> None:
     """Write `path` (atomically) and the `.json` beside it.
 
-    `training` is what the weights depend on and goes into the file, so that equal trainings give equal bytes; `run` (machine,
-    time) stands in the `.json` alone, with the versions.
+    `training` is what the weights depend on and goes into the file, so that equal trainings give equal bytes;
+    `run` (machine, time) stands in the `.json` alone, with the versions.
     """
     facts = {
         "method": model.method_name,
@@ -56,7 +66,9 @@ def write_checkpoint(path: Path, model: nn.Module, facts: dict[str, Any], run: d
     """Write the tensors of any model with `facts` as header; see `save_checkpoint`."""
     facts = {"format": FORMAT, **facts}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    header = canonical_json({**facts, DIGEST: digest_of_checkpoint(tensors, json.loads(canonical_json(facts)))})
+    header = canonical_json(
+        {**facts, DIGEST: digest_of_checkpoint(tensors, json.loads(canonical_json(facts)))}
+    )
     content = save(tensors, metadata={HEADER: header})
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
@@ -65,7 +77,10 @@ def write_checkpoint(path: Path, model: nn.Module, facts: dict[str, Any], run: d
 
 def write_beside(path: Path, facts: dict[str, Any], run: dict[str, Any]) -> None:
     """Write the `.json` beside a checkpoint."""
-    versions = {"python": platform.python_version(), **{name: version(name) for name in ("wsolbench", "torch", "torchvision", "timm")}}
+    versions = {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("wsolbench", "torch", "torchvision", "timm")},
+    }
     write_json(path.with_suffix(".json"), {**facts, "run": run, "versions": versions})
 
 
@@ -79,11 +94,17 @@ def read_beside(path: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """What a checkpoint says about itself, without its tensors. Raises `DataError` when it is missing, broken, or no checkpoint."""
+    """What a checkpoint says about itself, without its tensors. Raises `DataError` when it is missing,
+    broken, or no checkpoint.
+    """
     if path.is_dir():
-        raise DataError(f"{path} is a folder; give the checkpoint in it, for instance {path / 'last.safetensors'}")
+        raise DataError(
+            f"{path} is a folder; give the checkpoint in it, for instance {path / 'last.safetensors'}"
+        )
     if not path.is_file():
-        raise DataError(f"no checkpoint {path}; give an existing file, as `wsolbench train` or `train-detector` writes it")
+        raise DataError(
+            f"no checkpoint {path}; give an existing file, as `wsolbench train` or `train-detector` writes it"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -92,14 +113,21 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(metadata[HEADER])
     except (KeyError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is a safetensors file, but no checkpoint of this package: its header has no {HEADER!r} entry") from error
+        raise DataError(
+            f"{path} is a safetensors file, but no checkpoint of this package: its header has no "
+            f"{HEADER!r} entry"
+        ) from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise DataError(
-            f"checkpoint {path} has format {facts.get('format') if isinstance(facts, dict) else facts!r}, expected {FORMAT}; train again"
+            f"checkpoint {path} has format {facts.get('format') if isinstance(facts, dict) else facts!r}, "
+            f"expected {FORMAT}; train again"
         )
     facts.pop(DIGEST, None)
     if not isinstance(facts.get("method"), str) or not isinstance(facts.get("training"), dict):
-        raise DataError(f"checkpoint {path} does not say of which method it is and how it was trained; copy the file again, or train again")
+        raise DataError(
+            f"checkpoint {path} does not say of which method it is and how it was trained; copy the file "
+            "again, or train again"
+        )
     return facts
 
 
@@ -108,7 +136,8 @@ def header_of(path: Path, method: str) -> dict[str, Any]:
     facts = read_header(path)
     if facts["method"] != method:
         raise DataError(
-            f"checkpoint {path} is of method {facts['method']!r}, expected {method!r}; use --method {facts['method']}, or another file"
+            f"checkpoint {path} is of method {facts['method']!r}, expected {method!r}; use --method "
+            f"{facts['method']}, or another file"
         )
     return facts
 
@@ -116,8 +145,8 @@ def header_of(path: Path, method: str) -> dict[str, Any]:
 def load_checkpoint(method: type[M], path: Path, settings: Mapping[str, str] = MappingProxyType({})) -> M:
     """The model of a checkpoint, on the CPU, in eval mode; `settings` changes some that are `at_test`.
 
-    Raises `DataError` when the file is missing, truncated or pickled, is of another method, or does not fit its own description,
-    and `UsageError` on settings that cannot be changed.
+    Raises `DataError` when the file is missing, truncated or pickled, is of another method, or does not fit
+    its own description, and `UsageError` on settings that cannot be changed.
     """
     facts = header_of(path, method.method_name)
     tensors, _ = read_safetensors(path)
@@ -127,7 +156,10 @@ def load_checkpoint(method: type[M], path: Path, settings: Mapping[str, str] = M
         described = facts["backbone"]
         num_classes, names = int(facts["num_classes"]), tuple(facts["class_names"])
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"checkpoint {path} was written by another version of {method.method_name!r} ({error}); train again") from error
+        raise DataError(
+            f"checkpoint {path} was written by another version of {method.method_name!r} ({error}); train "
+            "again"
+        ) from error
     config = changed_at_test(config, settings, what=f"method {method.method_name!r} in {path}")
     with torch.random.fork_rng(devices=[]):  # initial values, which the checkpoint replaces
         backbone = load_backbone(described["name"], weights=NONE, grid=described["grid"])

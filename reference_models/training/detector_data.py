@@ -1,4 +1,6 @@
-"""Images and objects for the training of detectors: read in threads, mirrored by draws that depend on (seed, epoch, image) alone."""
+"""Images and objects for the training of detectors: read in threads, mirrored by draws that depend on (seed,
+epoch, image) alone.
+"""
 
 from __future__ import annotations
 
@@ -36,37 +38,51 @@ class TargetReader:
         self.samples: list[InstanceSample] = [sample for sample in learnable if len(sample.boxes)]
         if not self.samples:
             raise DataError(f"{dataset.name} {dataset.split} has no object to learn from")
-        lacking = sum(segmentation is None for sample in self.samples for segmentation in sample.segmentations)
+        lacking = sum(
+            segmentation is None for sample in self.samples for segmentation in sample.segmentations
+        )
         if masks and lacking:
             raise UsageError(
-                f"{lacking:,} objects of {dataset.name} {dataset.split} have no mask; train on boxes alone with --set masks=false"
+                f"{lacking:,} objects of {dataset.name} {dataset.split} have no mask; train on boxes alone "
+                "with --set masks=false"
             )
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def batches(self, batches: Sequence[Int[np.ndarray, " _"]], *, flip: float, seed: int, epoch: int) -> Iterator[Examples]:
-        """The examples of each batch, which is given by positions; each is mirrored with the probability `flip`."""
+    def batches(
+        self, batches: Sequence[Int[np.ndarray, " _"]], *, flip: float, seed: int, epoch: int
+    ) -> Iterator[Examples]:
+        """The examples of each batch, which is given by positions; each is mirrored with the probability
+        `flip`.
+        """
 
         def one(index: int) -> tuple[Tensor, Target]:
             mirrored = np.random.default_rng((seed, epoch, index)).random() < flip
             return example(self.samples[index], masks=self.masks, mirrored=mirrored)
 
         ahead = AHEAD * max((len(batch) for batch in batches), default=0)
-        examples = in_order((int(index) for batch in batches for index in batch), one, workers=self.workers, ahead=ahead)
+        examples = in_order(
+            (int(index) for batch in batches for index in batch), one, workers=self.workers, ahead=ahead
+        )
         for batch in batches:
             yield [next(examples) for _ in batch]
 
 
 def example(sample: InstanceSample, *, masks: bool, mirrored: bool) -> tuple[Tensor, Target]:
-    """An image and its objects as the networks of torchvision want them; `mirrored`: left and right exchanged."""
+    """An image and its objects as the networks of torchvision want them; `mirrored`: left and right
+    exchanged.
+    """
     image, (x0, y0, x1, y1) = sample.image(), sample.boxes.T
     found = sample.masks() if masks else None
     if mirrored:
         image, x0, x1 = image[:, ::-1], sample.size[0] - x1, sample.size[0] - x0
         found = None if found is None else found[:, :, ::-1]
     boxes = np.stack([x0, y0, x1, y1], axis=1)
-    target = {"boxes": torch.from_numpy(boxes.astype(np.float32)), "labels": torch.from_numpy(sample.labels + 1)}
+    target = {
+        "boxes": torch.from_numpy(boxes.astype(np.float32)),
+        "labels": torch.from_numpy(sample.labels + 1),
+    }
     if found is not None:
         target["masks"] = torch.from_numpy(np.ascontiguousarray(found))
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, 2, 0))), target

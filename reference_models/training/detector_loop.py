@@ -1,7 +1,9 @@
-"""The training loop of detectors: images of any size with their objects, one process, the same result whether interrupted or not.
+"""The training loop of detectors: images of any size with their objects, one process, the same result whether
+interrupted or not.
 
-All randomness of a step is seeded by (seed, step), the order and the mirroring of images by (seed, epoch), so a run goes on in the
-middle of an epoch, where an unbroken run would be. The state is written after each epoch, and within one every ten minutes.
+All randomness of a step is seeded by (seed, step), the order and the mirroring of images by (seed, epoch), so
+a run goes on in the middle of an epoch, where an unbroken run would be. The state is written after each
+epoch, and within one every ten minutes.
 """
 
 from __future__ import annotations
@@ -24,7 +26,16 @@ from reference_models.core.outputs import as_input
 from reference_models.training.detector_data import Examples, TargetReader
 from reference_models.training.detector_model import DetectorModel
 from reference_models.training.request import as_asked, recipe_facts, weights_fact
-from reference_models.training.run_folder import LAST, LOG, STATE, finished, load_state, locked_run, save_state, write_log
+from reference_models.training.run_folder import (
+    LAST,
+    LOG,
+    STATE,
+    finished,
+    load_state,
+    locked_run,
+    save_state,
+    write_log,
+)
 from reference_models.training.steps import autocast, mixed, must_be_finite, scaler_for
 from wsolbench.datasets.subsets import limited
 from wsolbench.exceptions import UsageError
@@ -67,15 +78,19 @@ class Run:
 def fit(method: type[DetectorModel], request: DetectorRequest) -> Path:
     """Train a detector in the folder `request.out` and return the last checkpoint.
 
-    A folder that holds an unfinished run of the same request is continued, a finished one is returned as it is. The same request
-    gives the same weights, to the bit on the CPU (with the same number of threads). The folder gets `last.safetensors` with its
-    `.json`, `log.csv` (for each epoch the terms of the loss, learning rate, images per second), and `state.pt` while the run is unfinished.
+    A folder that holds an unfinished run of the same request is continued, a finished one is returned as it
+    is. The same request gives the same weights, to the bit on the CPU (with the same number of threads). The
+    folder gets `last.safetensors` with its `.json`, `log.csv` (for each epoch the terms of the loss, learning
+    rate, images per second), and `state.pt` while the run is unfinished.
 
-    Raises `UsageError` when the folder holds another run, on options that mean nothing, on objects without masks where masks are learnt,
-    and when the loss is no longer finite; `DataError` on images and masks that cannot be read.
+    Raises `UsageError` when the folder holds another run, on options that mean nothing, on objects without
+    masks where masks are learnt, and when the loss is no longer finite; `DataError` on images and masks that
+    cannot be read.
     """
     if world().size > 1:
-        raise UsageError("detectors are trained in one process; start `wsolbench train-detector` without torchrun")
+        raise UsageError(
+            "detectors are trained in one process; start `wsolbench train-detector` without torchrun"
+        )
     recipe = as_asked(method.recipe_for(request.backbone, request.settings), request)
     facts = _run_facts(method, request, recipe)
     with contextlib.ExitStack() as stack:
@@ -94,7 +109,9 @@ def fit(method: type[DetectorModel], request: DetectorRequest) -> Path:
 
 def _train(run: Run, request: DetectorRequest) -> None:
     """The steps that are left."""
-    reader = TargetReader(limited(request.train, request.limit), masks=run.model.wants_masks, workers=request.workers)
+    reader = TargetReader(
+        limited(request.train, request.limit), masks=run.model.wants_masks, workers=request.workers
+    )
     size, count, epochs = run.recipe.batch_size, len(reader), run.recipe.epochs
     per_epoch = -(-count // size)
     steps = per_epoch * epochs
@@ -149,7 +166,10 @@ def _step(run: Run, examples: Examples) -> dict[str, float]:
     """One update of the parameters; the terms of the loss."""
     run.optimizer.zero_grad(set_to_none=True)
     images = [as_input(image, run.device) for image, _ in examples]
-    targets = [{name: tensor.to(run.device, non_blocking=True) for name, tensor in target.items()} for _, target in examples]
+    targets = [
+        {name: tensor.to(run.device, non_blocking=True) for name, tensor in target.items()}
+        for _, target in examples
+    ]
     with autocast(run.device):
         terms = run.model.loss(images, targets)
     total: Tensor = torch.stack([term.float() for term in terms.values()]).sum()
@@ -167,12 +187,16 @@ def _batches(count: int, size: int, rng: np.random.Generator) -> list[Int[np.nda
     return [order[start : start + size] for start in range(0, count, size)]
 
 
-# --- what a run is, and where it is -----------------------------------------------------------------------------------
+# --- what a run is, and where it is -------------------------------------------------------------------------
 
 
-def _run_facts(method: type[DetectorModel], request: DetectorRequest, recipe: DetectionRecipe) -> dict[str, Any]:
+def _run_facts(
+    method: type[DetectorModel], request: DetectorRequest, recipe: DetectionRecipe
+) -> dict[str, Any]:
     """All that the weights depend on, but for the machine."""
-    config = parse_settings(method.Config, split_settings(request.settings)[0], what=f"detector {method.method_name!r}")
+    config = parse_settings(
+        method.Config, split_settings(request.settings)[0], what=f"detector {method.method_name!r}"
+    )
     train = request.train
     return {
         "method": method.method_name,
@@ -192,12 +216,19 @@ def _run_facts(method: type[DetectorModel], request: DetectorRequest, recipe: De
 
 
 def _start(
-    method: type[DetectorModel], request: DetectorRequest, recipe: DetectionRecipe, facts: dict[str, Any], device: torch.device
+    method: type[DetectorModel],
+    request: DetectorRequest,
+    recipe: DetectionRecipe,
+    facts: dict[str, Any],
+    device: torch.device,
 ) -> Run:
     """A new run, or the one that the folder's state holds."""
     torch.manual_seed(mixed(request.seed))
     model = method.create(
-        backbone=request.backbone, class_names=request.train.class_names, weights=request.weights, settings=request.settings
+        backbone=request.backbone,
+        class_names=request.train.class_names,
+        weights=request.weights,
+        settings=request.settings,
     ).to(device)
     run = Run(model, _optimizer(model, recipe), scaler_for(device), device, recipe, facts)
     if (request.out / STATE).exists():
@@ -209,5 +240,9 @@ def _start(
 def _optimizer(model: DetectorModel, recipe: DetectionRecipe) -> torch.optim.Optimizer:
     learnt: Iterator[Tensor] = (parameter for parameter in model.parameters() if parameter.requires_grad)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(learnt, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    return torch.optim.AdamW(learnt, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(
+            learnt, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+    return torch.optim.AdamW(
+        learnt, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay
+    )

@@ -1,4 +1,6 @@
-"""`DetectorModel`: the network of a detector with its settings, recipe, weights and loss, as training and checkpoints see it."""
+"""`DetectorModel`: the network of a detector with its settings, recipe, weights and loss, as training and
+checkpoints see it.
+"""
 
 from __future__ import annotations
 
@@ -44,16 +46,20 @@ class DetectorModel(nn.Module):
         """How the weights came about: filled by training and by `load`."""
         self.network: Any = self.build()
 
-    # --- what a detector file defines ----------------------------------------------------------------------------------
+    # --- what a detector file defines -----------------------------------------------------------------------
     def build(self) -> Any:
-        """The network, from random values: (images, targets) -> named losses in training, images -> detections else.
+        """The network, from random values: (images, targets) -> named losses in training, images ->
+        detections else.
 
-        Images are (3, h, w) in [0, 1], of any sizes; detections have `boxes`, `labels`, `scores`, and `masks` (N, 1, h, w) in [0, 1].
+        Images are (3, h, w) in [0, 1], of any sizes; detections have `boxes`, `labels`, `scores`, and `masks`
+        (N, 1, h, w) in [0, 1].
         """
         raise NotImplementedError
 
     def start_from(self, weights: str) -> Weights:
-        """Load pretrained weights into the network, freeze what stays as it is, and say where they come from."""
+        """Load pretrained weights into the network, freeze what stays as it is, and say where they come
+        from.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -66,12 +72,15 @@ class DetectorModel(nn.Module):
         """Whether `loss` needs the objects' masks."""
         return False
 
-    # --- what training and records use ----------------------------------------------------------------------------
+    # --- what training and records use ----------------------------------------------------------------------
     @classmethod
-    def create(cls: type[D], *, backbone: str, class_names: Sequence[str], weights: str, settings: Mapping[str, str]) -> D:
+    def create(
+        cls: type[D], *, backbone: str, class_names: Sequence[str], weights: str, settings: Mapping[str, str]
+    ) -> D:
         """A new model in eval mode; its new layers draw from torch's global generator.
 
-        Raises `UsageError` on an unknown backbone or setting and on weights that are not there; `DataError` on weights that do not fit.
+        Raises `UsageError` on an unknown backbone or setting and on weights that are not there; `DataError`
+        on weights that do not fit.
         """
         config = parse_settings(cls.Config, split_settings(settings)[0], what=f"detector {cls.method_name!r}")
         model = cls(backbone, class_names, config)
@@ -81,7 +90,9 @@ class DetectorModel(nn.Module):
 
     @classmethod
     def recipe_for(cls, backbone: str, settings: Mapping[str, str]) -> DetectionRecipe:
-        """The recipe that `settings` ask for, with their changes (`recipe.lr=0.1`). Raises `UsageError` on unknown names."""
+        """The recipe that `settings` ask for, with their changes (`recipe.lr=0.1`). Raises `UsageError` on
+        unknown names.
+        """
         own, changes = split_settings(settings)
         asked = parse_settings(cls.Config, own, what=f"detector {cls.method_name!r}").recipe
         name = cls.recipe_name(backbone) if asked == "default" else asked
@@ -90,11 +101,16 @@ class DetectorModel(nn.Module):
         return parse_settings(DetectionRecipe, changes, what=f"recipe {name!r}", start=cls.recipes[name])
 
     def save(self, path: Path, training: dict[str, Any], run: dict[str, Any]) -> None:
-        """Write a checkpoint and the `.json` beside it; see `reference_models.training.checkpoint.save_checkpoint`."""
+        """Write a checkpoint and the `.json` beside it; see
+        `reference_models.training.checkpoint.save_checkpoint`.
+        """
         facts = {
             "method": self.method_name,
             "config": to_json(self.config),
-            "backbone": {"name": self.backbone, "weights": {"name": self.weights.name, "sha256": self.weights.sha256}},
+            "backbone": {
+                "name": self.backbone,
+                "weights": {"name": self.weights.name, "sha256": self.weights.sha256},
+            },
             "class_names": list(self.class_names),
             "training": training,
         }

@@ -1,5 +1,5 @@
-"""Images for training: read in threads, kept in memory where they fit, augmented by draws that depend on nothing but
-(seed, epoch, image, batch): not on the number of threads, nor on whether a run was interrupted.
+"""Images for training: read in threads, kept in memory where they fit, augmented by draws that depend on
+nothing but (seed, epoch, image, batch): not on the number of threads, nor on whether a run was interrupted.
 """
 
 from __future__ import annotations
@@ -47,13 +47,10 @@ R = TypeVar("R")
 class ImageReader:
     """The resized images of a split, uint8; with `masks` the true mask is a fourth channel, 0 or 255.
 
-    Args:
-        dataset: the split.
-        side: images are resized to side x side.
-        short_side: images keep their aspect ratio instead, and `side` is the length of the shorter side.
-        workers: threads that read; 0: the calling thread does.
-        cache_bytes: the split is kept in memory when it needs at most this.
-        here: this process among those that read the same split for the same training: each reads a part of what is kept.
+    Args: dataset: the split. side: images are resized to side x side. short_side: images keep their aspect
+        ratio instead, and `side` is the length of the shorter side. workers: threads that read; 0: the
+        calling thread does. cache_bytes: the split is kept in memory when it needs at most this. here: this
+        process among those that read the same split for the same training: each reads a part of what is kept.
         masks: whether masks are wanted; an image without one is a `DataError`.
     """
 
@@ -68,9 +65,17 @@ class ImageReader:
         masks: bool = False,
         short_side: bool = False,
     ) -> None:
-        self.dataset, self.side, self.workers, self.masks, self.short_side = dataset, side, workers, masks, short_side
+        self.dataset, self.side, self.workers, self.masks, self.short_side = (
+            dataset,
+            side,
+            workers,
+            masks,
+            short_side,
+        )
         self._shape = (len(dataset), side, side, 3 + masks)
-        self._kept = self._all(here or World()) if not short_side and math.prod(self._shape) <= cache_bytes else None
+        self._kept = (
+            self._all(here or World()) if not short_side and math.prod(self._shape) <= cache_bytes else None
+        )
         # Images of different sizes are kept one by one when they are first read, as long as there is room.
         self._seen: dict[int, Pixels] = {}
         self._room = cache_bytes if short_side else 0
@@ -80,12 +85,21 @@ class ImageReader:
         """The resized images of each batch; not with `short_side`."""
         return self._batches(batches, lambda image, _index, _number: image)
 
-    def views(self, batches: Sequence[Int[np.ndarray, " _"]], size: int, recipe: Recipe, *, seed: int, epoch: int) -> Iterator[Squares]:
+    def views(
+        self, batches: Sequence[Int[np.ndarray, " _"]], size: int, recipe: Recipe, *, seed: int, epoch: int
+    ) -> Iterator[Squares]:
         """Augmented views of each batch, `size` pixels wide."""
 
         def augmented(image: Pixels, index: int, number: int) -> View:
             rng = np.random.default_rng((seed, epoch, index, number))
-            return training_view(image, size, rng, flip=recipe.flip, rotation=recipe.rotation, rotation_filter=recipe.rotation_filter)
+            return training_view(
+                image,
+                size,
+                rng,
+                flip=recipe.flip,
+                rotation=recipe.rotation,
+                rotation_filter=recipe.rotation_filter,
+            )
 
         return self._batches(batches, augmented)
 
@@ -137,14 +151,17 @@ class ImageReader:
         if mask is None:
             lacking = sum(not other.has_mask for other in self.dataset.samples)
             raise DataError(
-                f"image {sample.id!r} of {self.dataset.name} {self.dataset.split} has no mask; this training needs a mask of every image, "
+                f"image {sample.id!r} of {self.dataset.name} {self.dataset.split} has no mask; this "
+                "training needs a mask of every image, "
                 f"and {lacking:,} of {len(self.dataset):,} have none: choose settings that need none"
             )
         return np.dstack([image, 255 * resize_mask(mask, (image.shape[1], image.shape[0])).astype(np.uint8)])
 
 
 def in_order(items: Iterable[A], work: Callable[[A], R], *, workers: int, ahead: int) -> Iterator[R]:
-    """`work(item)` for each item in order, up to `ahead` of them before their turn in threads; `workers` 0: no threads."""
+    """`work(item)` for each item in order, up to `ahead` of them before their turn in threads; `workers` 0:
+    no threads.
+    """
     if workers == 0:
         yield from map(work, items)
         return
@@ -170,4 +187,8 @@ def to_device(squares: Squares, spec: InputSpec, device: torch.device) -> Tensor
 
 def masks_of(squares: Squares, device: torch.device) -> Tensor | None:
     """(B, S, S) float32 in [0, 1], where there are masks."""
-    return torch.from_numpy(np.ascontiguousarray(squares[..., 3])).to(device).float() / 255 if squares.shape[-1] == 4 else None
+    return (
+        torch.from_numpy(np.ascontiguousarray(squares[..., 3])).to(device).float() / 255
+        if squares.shape[-1] == 4
+        else None
+    )

@@ -1,10 +1,11 @@
 """The one training loop: any `Model`, one run folder, the same result whether or not the run was interrupted.
 
-The state after each epoch (weights, optimiser, log) is written atomically. All randomness of an epoch is seeded by
-(seed, epoch) when it starts, so a run that goes on after a kill draws what an unbroken run would have drawn.
+The state after each epoch (weights, optimiser, log) is written atomically. All randomness of an epoch is
+seeded by (seed, epoch) when it starts, so a run that goes on after a kill draws what an unbroken run would
+have drawn.
 
-Under torchrun each process takes its share of every batch (`parallel.py`), and draws by (seed, epoch, rank); steps, schedule and
-augmentation are those of one process. The first process alone writes.
+Under torchrun each process takes its share of every batch (`parallel.py`), and draws by (seed, epoch, rank);
+steps, schedule and augmentation are those of one process. The first process alone writes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,17 @@ from reference_models.training.checkpoint import save_checkpoint
 from reference_models.training.images import ImageReader, masks_of, to_device
 from reference_models.training.parallel import make_equal, one_step, share_of, with_synchronised_batch_norm
 from reference_models.training.request import as_asked, recipe_facts, weights_fact
-from reference_models.training.run_folder import BEST, LAST, LOG, STATE, finished, load_state, locked_run, save_state, write_log
+from reference_models.training.run_folder import (
+    BEST,
+    LAST,
+    LOG,
+    STATE,
+    finished,
+    load_state,
+    locked_run,
+    save_state,
+    write_log,
+)
 from reference_models.training.steps import autocast, mixed, must_be_finite, scaler_for
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import TrainRequest
@@ -64,28 +75,33 @@ class Run:
     @property
     def best_accuracy(self) -> float | None:
         """Highest accuracy on the validation split so far."""
-        return max((row["val_accuracy"] for row in self.history if row.get("val_accuracy") is not None), default=None)
+        return max(
+            (row["val_accuracy"] for row in self.history if row.get("val_accuracy") is not None), default=None
+        )
 
 
 def fit(method: type[Model], request: TrainRequest) -> Path:
     """Train a model in the folder `request.out` and return the last checkpoint.
 
-    A folder that holds an unfinished run of the same request is continued, a finished one is returned as it is. The same
-    request gives the same weights, to the bit on the CPU (with the same number of threads). The folder gets:
+    A folder that holds an unfinished run of the same request is continued, a finished one is returned as it
+    is. The same request gives the same weights, to the bit on the CPU (with the same number of threads). The
+    folder gets:
 
-    - `last.safetensors`, and with a validation split `best.safetensors` (highest accuracy there, the earliest of equals),
-      each with a `.json` that says what it is;
+    - `last.safetensors`, and with a validation split `best.safetensors` (highest accuracy there, the earliest
+      of equals), each with a `.json` that says what it is;
     - `log.csv`: for each epoch the terms of the loss, learning rate, accuracy, images per second;
     - `state.pt` while the run is unfinished.
 
-    Raises `UsageError` when the folder holds another run, on options that mean nothing, and when the loss is no longer
-    finite; `DataError` on labels outside the classes and on images that cannot be read.
+    Raises `UsageError` when the folder holds another run, on options that mean nothing, and when the loss is
+    no longer finite; `DataError` on labels outside the classes and on images that cannot be read.
     """
     with connected() as here, contextlib.ExitStack() as stack:
         _check(request.train)
         if request.val is not None:
             _check(request.val, request.train)
-        recipe = as_asked(method.recipe_for(request.backbone, len(request.train.class_names), request.settings), request)
+        recipe = as_asked(
+            method.recipe_for(request.backbone, len(request.train.class_names), request.settings), request
+        )
         facts = _run_facts(method, request, recipe)
         if here.is_first:
             stack.enter_context(locked_run(request.out))
@@ -107,23 +123,47 @@ def _train(run: Run, request: TrainRequest) -> None:
     size, epochs, here = run.model.input_spec.size, run.recipe.epochs, run.here
     side = max(size, round(size * run.recipe.resize))
     reader = ImageReader(
-        request.train, side, workers=request.workers, here=here, masks=run.model.wants_masks, short_side=run.recipe.short_side
+        request.train,
+        side,
+        workers=request.workers,
+        here=here,
+        masks=run.model.wants_masks,
+        short_side=run.recipe.short_side,
     )
-    val_reader = None if request.val is None else ImageReader(request.val, size, workers=request.workers, here=here)
+    val_reader = (
+        None if request.val is None else ImageReader(request.val, size, workers=request.workers, here=here)
+    )
     labels = np.array([sample.label for sample in request.train.samples], dtype=np.int64)
     run.model.before_training(request.train)
     make_equal([*run.model.parameters(), *run.model.buffers()], here)
-    images = sum(map(len, run.model.batches(labels, run.recipe.batch_size, np.random.default_rng((request.seed, run.epoch)))))
-    with track(description=f"training {run.model.method_name}", total=images * epochs, done=images * run.epoch) as bar:
+    images = sum(
+        map(
+            len,
+            run.model.batches(
+                labels, run.recipe.batch_size, np.random.default_rng((request.seed, run.epoch))
+            ),
+        )
+    )
+    with track(
+        description=f"training {run.model.method_name}", total=images * epochs, done=images * run.epoch
+    ) as bar:
         while run.epoch < epochs:
             start = time.perf_counter()
             row = _epoch(run, reader, labels, request.seed, bar)
             seconds = time.perf_counter() - start
-            accuracy = None if val_reader is None or request.val is None else _accuracy(run, val_reader, request.val)
+            accuracy = (
+                None if val_reader is None or request.val is None else _accuracy(run, val_reader, request.val)
+            )
             best = run.best_accuracy
             run.epoch += 1
             run.history.append(
-                {"epoch": run.epoch, **row, "val_accuracy": accuracy, "images_per_second": images / seconds, "seconds": seconds}
+                {
+                    "epoch": run.epoch,
+                    **row,
+                    "val_accuracy": accuracy,
+                    "images_per_second": images / seconds,
+                    "seconds": seconds,
+                }
             )
             if not here.is_first:
                 continue
@@ -151,7 +191,9 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
     shares = [share_of(batch, here, model.group_size) for batch in batches]
     sums: dict[str, Tensor] = {}
     seen = 0
-    views = reader.views([indices for indices, _ in shares], model.input_spec.size, recipe, seed=seed, epoch=run.epoch)
+    views = reader.views(
+        [indices for indices, _ in shares], model.input_spec.size, recipe, seed=seed, epoch=run.epoch
+    )
     for number, (whole, (indices, weight), squares) in enumerate(zip(batches, shares, views, strict=True)):
         done = (run.epoch + (number + 0.5) / len(batches)) / recipe.epochs
         for group in run.optimizer.param_groups:
@@ -179,7 +221,9 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
 
 
 def _step(run: Run, batch: Batch, weight: float) -> dict[str, Tensor]:
-    """One update of the parameters; the terms of the loss. `weight` is this batch's part of the mean over all processes."""
+    """One update of the parameters; the terms of the loss. `weight` is this batch's part of the mean over all
+    processes.
+    """
     run.optimizer.zero_grad(set_to_none=True)
     with one_step(run.model, weight, run.here):
         with autocast(run.device):
@@ -197,10 +241,15 @@ def _step(run: Run, batch: Batch, weight: float) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _accuracy(run: Run, reader: ImageReader, val: Dataset) -> float | None:
-    """Part of the validation images whose class is predicted right; None for a method that does not classify."""
+    """Part of the validation images whose class is predicted right; None for a method that does not
+    classify.
+    """
     run.model.eval()
     order, here = np.arange(len(val)), run.here
-    batches = [order[start : start + 2 * run.recipe.batch_size] for start in range(0, len(order), 2 * run.recipe.batch_size)]
+    batches = [
+        order[start : start + 2 * run.recipe.batch_size]
+        for start in range(0, len(order), 2 * run.recipe.batch_size)
+    ]
     batches = batches[here.rank :: here.size]
     labels = torch.tensor([sample.label for sample in val.samples], device=run.device)
     right, classifies = torch.zeros((), dtype=torch.int64, device=run.device), True
@@ -215,12 +264,14 @@ def _accuracy(run: Run, reader: ImageReader, val: Dataset) -> float | None:
     return sum(counts) / len(val) if all(classify) else None
 
 
-# --- what a run is, and where it is -----------------------------------------------------------------------------------
+# --- what a run is, and where it is -------------------------------------------------------------------------
 
 
 def _run_facts(method: type[Model], request: TrainRequest, recipe: Recipe) -> dict[str, Any]:
     """All that the weights depend on, but for the machine."""
-    config = parse_settings(method.Config, split_settings(request.settings)[0], what=f"method {method.method_name!r}")
+    config = parse_settings(
+        method.Config, split_settings(request.settings)[0], what=f"method {method.method_name!r}"
+    )
     return {
         "method": method.method_name,
         "settings": to_json(config),
@@ -235,20 +286,39 @@ def _run_facts(method: type[Model], request: TrainRequest, recipe: Recipe) -> di
 
 
 def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
-    return {"name": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint, "images": len(dataset)}
+    return {
+        "name": dataset.name,
+        "split": dataset.split,
+        "fingerprint": dataset.fingerprint,
+        "images": len(dataset),
+    }
 
 
 def _save(run: Run, path: Path, more: Mapping[str, str] = MappingProxyType({})) -> None:
     """A checkpoint with the facts, how far and how well it went, and beside it where and how long."""
     last = run.history[-1]
-    training = {**run.facts, "epoch": run.epoch, "val_accuracy": last["val_accuracy"], "train_loss": last["train_loss"]}
+    training = {
+        **run.facts,
+        "epoch": run.epoch,
+        "val_accuracy": last["val_accuracy"],
+        "train_loss": last["train_loss"],
+    }
     name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
     seconds = round(sum(row["seconds"] for row in run.history), 1)
     save_checkpoint(path, run.model, training, {"device": name, "seconds": seconds, **more})
 
 
-def _start(method: type[Model], request: TrainRequest, recipe: Recipe, facts: dict[str, Any], device: torch.device, here: World) -> Run:
-    """A new run, or the one that the folder's state holds; where there are several processes, the same in all."""
+def _start(
+    method: type[Model],
+    request: TrainRequest,
+    recipe: Recipe,
+    facts: dict[str, Any],
+    device: torch.device,
+    here: World,
+) -> Run:
+    """A new run, or the one that the folder's state holds; where there are several processes, the same in
+    all.
+    """
     if here.size > 1:
         facts = {**facts, "processes": here.size}
     torch.manual_seed(mixed(request.seed))
@@ -264,7 +334,15 @@ def _start(method: type[Model], request: TrainRequest, recipe: Recipe, facts: di
     if device.type == "cuda" and here.size > 1:
         model = with_synchronised_batch_norm(model)
     scaler = scaler_for(device)
-    run = Run(model=model, optimizer=_optimizer(model, recipe), scaler=scaler, device=device, recipe=recipe, facts=facts, here=here)
+    run = Run(
+        model=model,
+        optimizer=_optimizer(model, recipe),
+        scaler=scaler,
+        device=device,
+        recipe=recipe,
+        facts=facts,
+        here=here,
+    )
     state = request.out / STATE
     if state.exists():
         progress = load_state(run, state)
@@ -272,7 +350,8 @@ def _start(method: type[Model], request: TrainRequest, recipe: Recipe, facts: di
     starts = gathered((device.type, run.epoch))
     if len(set(starts)) > 1:
         raise UsageError(
-            f"the processes start with different devices or epochs: {', '.join(f'{kind} after {epoch}' for kind, epoch in starts)}; "
+            "the processes start with different devices or epochs: "
+            f"{', '.join(f'{kind} after {epoch}' for kind, epoch in starts)}; "
             f"expected one kind of device, and {request.out} on a file system that all of them see"
         )
     return run
@@ -282,26 +361,34 @@ def _optimizer(model: Model, recipe: Recipe) -> torch.optim.Optimizer:
     groups = [{**group, "lr": recipe.lr * group["factor"]} for group in model.parameter_groups(recipe)]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
-            groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=recipe.weight_decay
+            groups,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.momentum > 0,
+            weight_decay=recipe.weight_decay,
         )
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay)
 
 
-# --- small checks -----------------------------------------------------------------------------------------------------
+# --- small checks -------------------------------------------------------------------------------------------
 
 
 def _check(dataset: Dataset, train: Dataset | None = None) -> None:
-    """Raises `DataError` on an empty split, on labels outside the classes, and on classes that are not the training split's."""
+    """Raises `DataError` on an empty split, on labels outside the classes, and on classes that are not the
+    training split's.
+    """
     if len(dataset) == 0:
         raise DataError(f"{dataset.name} {dataset.split} has no images")
     names = (train or dataset).class_names
     if dataset.class_names != names:
         raise DataError(
-            f"{dataset.name} {dataset.split} has other classes ({len(dataset.class_names)}) than the training split ({len(names)})"
+            f"{dataset.name} {dataset.split} has other classes ({len(dataset.class_names)}) than the "
+            f"training split ({len(names)})"
         )
     for sample in dataset.samples:
         if not 0 <= sample.label < len(names):
             raise DataError(
-                f"image {sample.id!r} of {dataset.name} {dataset.split} has label {sample.label}, expected 0 to {len(names) - 1}"
+                f"image {sample.id!r} of {dataset.name} {dataset.split} has label {sample.label}, expected "
+                f"0 to {len(names) - 1}"
             )

@@ -1,4 +1,6 @@
-"""What the training loops share: recipe and facts of a request, the state of a run on disk, seeds, precision, the look at the loss."""
+"""What the training loops share: recipe and facts of a request, the state of a run on disk, seeds, precision,
+the look at the loss.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,16 @@ def as_asked(recipe: R, request: TrainRequest | DetectorRequest) -> R:
 
 
 def recipe_facts(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
-    """All fields, as JSON has them. A field of `LATER_FIELDS` at its default is left out, so that runs from before it are the same run."""
-    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(recipe).items()}
+    """All fields, as JSON has them. A field of `LATER_FIELDS` at its default is left out, so that runs from
+    before it are the same run.
+    """
+    values = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in asdict(recipe).items()
+    }
     defaults = {item.name: item.default for item in fields(recipe)}
-    return {name: value for name, value in values.items() if name not in LATER_FIELDS or value != defaults[name]}
+    return {
+        name: value for name, value in values.items() if name not in LATER_FIELDS or value != defaults[name]
+    }
 
 
 def weights_fact(weights: str) -> str:

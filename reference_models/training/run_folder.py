@@ -17,7 +17,15 @@ from reference_models.core.weights import first_line, read_safetensors
 from reference_models.training.checkpoint import read_beside, read_header, write_beside
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.records.program import program, unlike
-from wsolbench.system.files import canonical_json, is_sealed, locked, remove_leftovers, sha256_of_file, write_sealed, write_text
+from wsolbench.system.files import (
+    canonical_json,
+    is_sealed,
+    locked,
+    remove_leftovers,
+    sha256_of_file,
+    write_sealed,
+    write_text,
+)
 from wsolbench.system.progress import note
 
 ELSEWHERE = "--out of `wsolbench train` (then `eval --checkpoint`) or of `train-detector`"
@@ -25,7 +33,8 @@ ELSEWHERE = "--out of `wsolbench train` (then `eval --checkpoint`) or of `train-
 
 @contextlib.contextmanager
 def locked_run(folder: Path) -> Iterator[None]:
-    """A run folder for this process alone, created where it is missing. Raises `UsageError` when another process is in it.
+    """A run folder for this process alone, created where it is missing. Raises `UsageError` when another
+    process is in it.
 
     Temporary files that a killed run has left are removed.
     """
@@ -36,7 +45,9 @@ def locked_run(folder: Path) -> Iterator[None]:
 
 
 def must_be_same(there: dict[str, Any], asked: dict[str, Any], path: Path) -> None:
-    """Raises `UsageError` with what differs when the facts of the run at `path` are not those that are asked for."""
+    """Raises `UsageError` with what differs when the facts of the run at `path` are not those that are asked
+    for.
+    """
     asked = json.loads(canonical_json(asked))
     if there == asked:
         return
@@ -45,12 +56,15 @@ def must_be_same(there: dict[str, Any], asked: dict[str, Any], path: Path) -> No
         old, new = there.get(name), asked[name]
         if isinstance(old, dict) and isinstance(new, dict):
             differences += [
-                f"{name}.{key} is {old.get(key)!r} there and {new[key]!r} here" for key in sorted(new) if old.get(key) != new[key]
+                f"{name}.{key} is {old.get(key)!r} there and {new[key]!r} here"
+                for key in sorted(new)
+                if old.get(key) != new[key]
             ]
         elif old != new:
             differences.append(f"{name} is {old!r} there and {new!r} here")
     raise UsageError(
-        f"{path} belongs to another run: {'; '.join(differences[:3])}. Delete that one, or train into another folder: {ELSEWHERE}"
+        f"{path} belongs to another run: {'; '.join(differences[:3])}. Delete that one, or train into "
+        f"another folder: {ELSEWHERE}"
     )
 
 
@@ -58,13 +72,22 @@ def write_log(history: list[dict[str, Any]], path: Path) -> None:
     """A CSV file with a row for each epoch: number and loss, the terms of the loss, rate, accuracy, speed."""
     names = {name: None for row in history for name in row}
     first, last = ["epoch", "train_loss"], ["lr", "val_accuracy", "images_per_second", "seconds"]
-    columns = [*first, *(name for name in names if name not in {*first, *last}), *(name for name in last if name in names)]
+    columns = [
+        *first,
+        *(name for name in names if name not in {*first, *last}),
+        *(name for name in last if name in names),
+    ]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in history:
         values = [row.get(name) for name in columns]
-        writer.writerow(["" if value is None else f"{value:.6g}" if isinstance(value, float) else value for value in values])
+        writer.writerow(
+            [
+                "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
+                for value in values
+            ]
+        )
     write_text(path, text.getvalue())
 
 
@@ -89,7 +112,9 @@ class Run(Protocol):
 
 
 def save_state(run: Run, progress: dict[str, Any], path: Path) -> None:
-    """Write all that a run needs to go on, with a digest; `progress` says how far it is, in values of JSON."""
+    """Write all that a run needs to go on, with a digest; `progress` says how far it is, in values of
+    JSON.
+    """
     state = {
         "facts": canonical_json(run.facts),
         "program": canonical_json(program(LIBRARIES)),
@@ -107,8 +132,8 @@ def save_state(run: Run, progress: dict[str, Any], path: Path) -> None:
 def load_state(run: Run, path: Path) -> dict[str, Any]:
     """Put `run` where `save_state` left it, and return the progress.
 
-    Raises `DataError` when the state is not as it was written, and `UsageError` when it is another run's, of another program, or of
-    another kind of device or number of threads.
+    Raises `DataError` when the state is not as it was written, and `UsageError` when it is another run's, of
+    another program, or of another kind of device or number of threads.
     """
     try:
         if not path.is_file():
@@ -118,17 +143,28 @@ def load_state(run: Run, path: Path) -> dict[str, Any]:
         facts, progress = json.loads(state["facts"]), dict(json.loads(state["progress"]))
         by, on = (json.loads(state.get(name, "{}")) for name in ("program", "machine"))
     except Exception as error:  # torch.load raises whatever a damaged archive makes it stumble on
-        raise DataError(f"the state of the interrupted run, {path}, is damaged ({first_line(error)}); delete it to start again") from error
+        raise DataError(
+            f"the state of the interrupted run, {path}, is damaged ({first_line(error)}); delete it to "
+            "start again"
+        ) from error
     must_be_same({"processes": 1, **facts}, {"processes": 1, **run.facts}, path)
     here = _machine(run.device)
-    differences = [f"{name} {on.get(name)} there and {value} here" for name, value in here.items() if on.get(name) != value]
+    differences = [
+        f"{name} {on.get(name)} there and {value} here"
+        for name, value in here.items()
+        if on.get(name) != value
+    ]
     if found := ", ".join(filter(None, [unlike(by, program(LIBRARIES)), *differences])):
         raise UsageError(
-            f"the interrupted run of {path} was begun otherwise: {found}. The parts of such a training do not belong together: "
+            f"the interrupted run of {path} was begun otherwise: {found}. The parts of such a training do "
+            "not belong together: "
             f"go on as it was begun, or delete {path.name} to start again"
         )
     if not sealed:
-        raise DataError(f"the state of the interrupted run, {path}, is damaged (its digest is missing); delete it to start again")
+        raise DataError(
+            f"the state of the interrupted run, {path}, is damaged (its digest is missing); delete it to "
+            "start again"
+        )
     run.model.load_state_dict(state["model"], strict=True)
     run.optimizer.load_state_dict(state["optimizer"])
     run.scaler.load_state_dict(state["scaler"])
@@ -143,8 +179,9 @@ def _machine(device: torch.device) -> dict[str, Any]:
 def finished(out: Path, facts: dict[str, Any]) -> bool:
     """Whether the folder holds the finished run of these facts, whole.
 
-    What a kill or a disk has spoilt is written again, where there is a state to write it from. Raises `UsageError` when the folder holds
-    another run, and `DataError` when the checkpoint is damaged and there is no state.
+    What a kill or a disk has spoilt is written again, where there is a state to write it from. Raises
+    `UsageError` when the folder holds another run, and `DataError` when the checkpoint is damaged and there
+    is no state.
     """
     if not (out / LAST).exists():
         return False

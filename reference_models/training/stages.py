@@ -16,7 +16,8 @@ class Place:
 
 
 def place_in(epoch: int | float, epochs: int, lengths: Sequence[int]) -> Place:
-    """The stage of an epoch, or of a time within one, of a run of `epochs`. Each stage has at least one epoch.
+    """The stage of an epoch, or of a time within one, of a run of `epochs`. Each stage has at least one
+    epoch.
 
     >>> [place_in(epoch, 6, (90, 90, 1)).stage for epoch in range(6)]
     [0, 0, 0, 1, 1, 2]

@@ -13,7 +13,8 @@ def must_be_finite(means: dict[str, float], method: str, where: str, lr: float) 
     if not np.isfinite(sum(means.values())):
         terms = ", ".join(f"{name} {value:g}" for name, value in means.items())
         raise UsageError(
-            f"the loss of {method!r} is no longer finite: {where} ({terms}). Use a smaller --lr (it is {lr:g}), "
+            f"the loss of {method!r} is no longer finite: {where} ({terms}). Use a smaller --lr (it is "
+            f"{lr:g}), "
             "or --set recipe.clip_norm=1; the run folder still holds what was saved before"
         )
 

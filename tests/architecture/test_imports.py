@@ -1,4 +1,5 @@
-"""What importing and asking for help may load, and that the metrics core works where torch is not installed."""
+"""What importing and asking for help may load, and that the metrics core works where torch is not
+installed."""
 
 from __future__ import annotations
 
@@ -11,13 +12,17 @@ HEAVY = ("torch", "torchvision", "timm", "matplotlib", "cv2", "scipy", "numba", 
 
 
 def run(code: str, *arguments: str) -> str:
-    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
 def loaded_after(code: str, *arguments: str) -> set[str]:
-    return set(run(f"{code}\nimport sys; print('LOADED', *sys.modules)", *arguments).rpartition("LOADED")[2].split())
+    return set(
+        run(f"{code}\nimport sys; print('LOADED', *sys.modules)", *arguments).rpartition("LOADED")[2].split()
+    )
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
@@ -44,7 +49,9 @@ def test_help_and_lists_load_nothing_heavy(arguments: tuple[str, ...]) -> None:
     assert loaded_after(code, *arguments).isdisjoint(HEAVY)
 
 
-WITHOUT_TORCH = "import sys\nfor name in ('torch', 'torchvision', 'timm', 'safetensors'):\n    sys.modules[name] = None\n"
+WITHOUT_TORCH = (
+    "import sys\nfor name in ('torch', 'torchvision', 'timm', 'safetensors'):\n    sys.modules[name] = None\n"
+)
 
 
 def test_the_metrics_core_works_without_torch() -> None:
@@ -65,7 +72,8 @@ print(accuracy.compute().value)
 def test_every_public_name_exists_without_torch() -> None:
     assert (
         run(
-            WITHOUT_TORCH + "import wsolbench\nfor name in wsolbench.__all__: getattr(wsolbench, name)\nprint(len(wsolbench.__all__) <= 20)"
+            WITHOUT_TORCH
+            + "import wsolbench\nfor name in wsolbench.__all__: getattr(wsolbench, name)\nprint(len(wsolbench.__all__) <= 20)"
         ).strip()
         == "True"
     )
@@ -74,7 +82,9 @@ def test_every_public_name_exists_without_torch() -> None:
 def test_a_method_without_torch_says_what_to_install() -> None:
     arguments = ["wsolbench", "eval", "--method", "cam", "--dataset", "toybirds"]
     code = f"import sys\nsys.argv = {arguments}\nimport wsolbench.cli\nwsolbench.cli.main()"
-    result = subprocess.run([sys.executable, "-c", WITHOUT_TORCH + code], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH + code], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 2
     assert "pip install 'wsolbench[models]'" in result.stderr
     assert "Traceback" not in result.stderr
@@ -92,7 +102,8 @@ def test_a_method_without_torch_says_what_to_install() -> None:
 )
 def test_evaluate_is_the_function_whatever_was_imported_before(first: str) -> None:
     code = (
-        f"{first}\nfrom wsolbench import evaluate\nimport inspect, sys, wsolbench\nassert inspect.isfunction(evaluate), evaluate\n"
+        f"{first}\nfrom wsolbench import evaluate\nimport inspect, sys, wsolbench\nassert "
+        "inspect.isfunction(evaluate), evaluate\n"
         "from wsolbench.evaluation.evaluate import score\nimport wsolbench.evaluation.evaluate\n"
         "assert wsolbench.evaluate is evaluate is sys.modules['wsolbench.evaluation.evaluate'].evaluate"
     )

@@ -35,7 +35,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
         out, err = io.StringIO(), io.StringIO()
         monkeypatch.setattr(sys, "argv", ["wsolbench", *map(str, arguments)])
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as status:
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as status,
+        ):
             main()
         code = status.value.code
         return Outcome(code if isinstance(code, int) else 0, out.getvalue(), err.getvalue())
@@ -45,7 +49,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture
 def birds(tmp_path: Path) -> Path:
-    """A bring-your-own folder: 24 train, 6 val and 9 test pictures of bright rectangles in three colours, with boxes and masks."""
+    """A bring-your-own folder: 24 train, 6 val and 9 test pictures of bright rectangles in three colours,
+    with boxes and masks."""
     root = tmp_path / "birds"
     rng = np.random.default_rng(0)
     rows = ["image,label,split,width,height,x0,y0,x1,y1,mask"]

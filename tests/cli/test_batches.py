@@ -10,7 +10,9 @@ from wsolbench.maps.sources import ModelSource
 
 
 @pytest.mark.parametrize(("asked", "used"), [("32", 32), ("65536", 256)])
-def test_a_batch_is_not_filled_far_beyond_the_images(run, birds: Path, monkeypatch: pytest.MonkeyPatch, asked: str, used: int) -> None:
+def test_a_batch_is_not_filled_far_beyond_the_images(
+    run, birds: Path, monkeypatch: pytest.MonkeyPatch, asked: str, used: int
+) -> None:
     sizes = set()
     collate = ModelSource.collate
 
@@ -21,6 +23,8 @@ def test_a_batch_is_not_filled_far_beyond_the_images(run, birds: Path, monkeypat
 
     monkeypatch.setattr(ModelSource, "collate", counted)
     on = ("--dataset", "csvfolder", "--data-root", birds)
-    result = run("eval", "--method", "center-box", *on, "--batch-size", asked, "--resamples", "100", "--out", "records")
+    result = run(
+        "eval", "--method", "center-box", *on, "--batch-size", asked, "--resamples", "100", "--out", "records"
+    )
     assert result.code == 0, result.err
     assert sizes == {used}

@@ -53,7 +53,17 @@ def test_two_runs_are_compared_and_the_comparison_can_be_read_again(run, birds: 
 
 
 def test_runs_under_other_protocols_are_not_compared(run, birds: Path) -> None:
-    on = ("--dataset", "csvfolder", "--data-root", birds, "--resamples", "100", "--save-scores", "--method", "center-box")
+    on = (
+        "--dataset",
+        "csvfolder",
+        "--data-root",
+        birds,
+        "--resamples",
+        "100",
+        "--save-scores",
+        "--method",
+        "center-box",
+    )
     assert run("eval", *on, "--out", "one").code == 0
     assert run("eval", *on, "--out", "two", "--protocol", "spa").code == 0
     (a,), (b,) = (list(Path(folder).rglob("*.json")) for folder in ("one", "two"))
@@ -63,11 +73,23 @@ def test_runs_under_other_protocols_are_not_compared(run, birds: Path) -> None:
 
 
 def test_what_claims_are_about_is_compared_once(run, birds: Path) -> None:
-    on = ("--dataset", "csvfolder", "--data-root", birds, "--resamples", "100", "--save-scores", "--out", "measured")
+    on = (
+        "--dataset",
+        "csvfolder",
+        "--data-root",
+        birds,
+        "--resamples",
+        "100",
+        "--save-scores",
+        "--out",
+        "measured",
+    )
     for side in ("0.2", "0.6"):
         assert run("eval", "--method", "center-box", "--set", f"side={side}", *on).code == 0
     columns = "paper,where,claim,metric,a,a_settings,b,b_settings,published_a,published_b"
-    Path("claims.csv").write_text(f"{columns}\nP,Table 1,larger,gt_known,center-box,side=0.2,center-box,side=0.6,50,60\n")
+    Path("claims.csv").write_text(
+        f"{columns}\nP,Table 1,larger,gt_known,center-box,side=0.2,center-box,side=0.6,50,60\n"
+    )
     command = ("compare", "--claims", "claims.csv", "--records", "measured", "--resamples", "100")
     assert "center-box side=0.6 minus center-box side=0.2" in run(*command).out
 
@@ -75,13 +97,18 @@ def test_what_claims_are_about_is_compared_once(run, birds: Path) -> None:
     assert result.code == 0, result.err
     assert "1 new, 0 that were there" in result.out
     (path,) = Path("compared").rglob("*.json")
-    assert (read_comparison(path).a["config"]["side"], read_comparison(path).b["config"]["side"]) == (0.2, 0.6)
+    assert (read_comparison(path).a["config"]["side"], read_comparison(path).b["config"]["side"]) == (
+        0.2,
+        0.6,
+    )
     written = path.stat().st_mtime_ns
     assert "0 new, 1 that were there" in run(*command, "--out", "compared").out
     assert path.stat().st_mtime_ns == written
 
     for old, record in read_records(Path("measured")):
-        another = replace(record, method={**record.method, "training": {**record.training, "seed": 1}}).write(Path("measured"))
+        another = replace(record, method={**record.method, "training": {**record.training, "seed": 1}}).write(
+            Path("measured")
+        )
         shutil.copy(old.with_suffix(".scores.npz"), another.with_suffix(".scores.npz"))
     Path("measured/broken.json").write_text("{")
     result = run(*command, "--out", "compared")

@@ -1,4 +1,5 @@
-"""`wsolbench correlations` on a small folder of pictures: what is drawn, what is stored, and what is refused."""
+"""`wsolbench correlations` on a small folder of pictures: what is drawn, what is stored, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -24,7 +25,11 @@ IMAGE = "test/00.png"
 def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     path = tmp_path / "model" / "last.safetensors"
-    save_checkpoint(path, load_method("cam").create(backbone="tiny", num_classes=3, weights="none", settings={}, image_size=64), {})
+    save_checkpoint(
+        path,
+        load_method("cam").create(backbone="tiny", num_classes=3, weights="none", settings={}, image_size=64),
+        {},
+    )
     return path
 
 
@@ -43,9 +48,22 @@ def forward_pass(checkpoint: Path, birds: Path, image_id: str) -> tuple[Any, int
     return model.localize(torch.tensor(to_input(sample.image(), model.input_spec))[None]), sample.label
 
 
-def test_the_stored_maps_are_the_correlations_with_the_cell_that_the_point_is_in(draw, birds: Path, checkpoint: Path) -> None:
+def test_the_stored_maps_are_the_correlations_with_the_cell_that_the_point_is_in(
+    draw, birds: Path, checkpoint: Path
+) -> None:
     orders = (1, 2, 3)
-    result = draw("--image", IMAGE, "--point", "40.5,11", "--point", "0,47.9", "--orders", "1,2,3", "--save-maps", "new/maps.npz")
+    result = draw(
+        "--image",
+        IMAGE,
+        "--point",
+        "40.5,11",
+        "--point",
+        "0,47.9",
+        "--orders",
+        "1,2,3",
+        "--save-maps",
+        "new/maps.npz",
+    )
     assert result.code == 0, result.err
     stored = np.load("new/maps.npz")
     assert stored["images"].tolist() == [IMAGE, IMAGE]
@@ -59,7 +77,9 @@ def test_the_stored_maps_are_the_correlations_with_the_cell_that_the_point_is_in
         np.testing.assert_allclose(stored["maps"][row], expected.numpy(), rtol=1e-5, atol=1e-7)
 
 
-def test_without_a_point_the_peak_of_the_map_of_the_true_class_is_taken(draw, birds: Path, checkpoint: Path) -> None:
+def test_without_a_point_the_peak_of_the_map_of_the_true_class_is_taken(
+    draw, birds: Path, checkpoint: Path
+) -> None:
     images = [f"test/0{number}.png" for number in range(4)]
     result = draw(*(part for image in images for part in ("--image", image)), "--save-maps", "maps.npz")
     assert result.code == 0, result.err
@@ -70,22 +90,47 @@ def test_without_a_point_the_peak_of_the_map_of_the_true_class_is_taken(draw, bi
         np.testing.assert_allclose(point, [6 * column + 3, 6 * row + 3])
 
 
-def test_another_stage_and_the_paper_s_definition_can_be_asked_for(draw, birds: Path, checkpoint: Path) -> None:
-    result = draw("--image", IMAGE, "--point", "1,1", "--stage", "stage1", "--post-set", "scg.variant=paper", "--save-maps", "maps.npz")
+def test_another_stage_and_the_paper_s_definition_can_be_asked_for(
+    draw, birds: Path, checkpoint: Path
+) -> None:
+    result = draw(
+        "--image",
+        IMAGE,
+        "--point",
+        "1,1",
+        "--stage",
+        "stage1",
+        "--post-set",
+        "scg.variant=paper",
+        "--save-maps",
+        "maps.npz",
+    )
     assert result.code == 0, result.err
     stored = np.load("maps.npz")
     features = forward_pass(checkpoint, birds, IMAGE)[0].stages["stage1"]
-    expected = point_correlations(features, torch.tensor([[0, 0]]), Scg.create({"variant": "paper"}).config)[0]
+    expected = point_correlations(features, torch.tensor([[0, 0]]), Scg.create({"variant": "paper"}).config)[
+        0
+    ]
     np.testing.assert_allclose(stored["maps"][0], expected.numpy(), rtol=1e-4, atol=1e-6)
     assert stored["stage"] == "stage1"
     assert stored["maps"][0, 0].max() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("a.png", "PNG"), ("b.jpg", "JPEG")])
-def test_a_picture_grows_by_a_column_for_each_order_and_a_row_for_each_point(draw, name: str, kind: str) -> None:
+def test_a_picture_grows_by_a_column_for_each_order_and_a_row_for_each_point(
+    draw, name: str, kind: str
+) -> None:
     sizes = []
     for points, orders in ((("9,9",), "1,2,3"), (("9,9", "30,20"), "1,2,3"), (("9,9",), "1,2,3,4")):
-        result = draw("--image", IMAGE, *(part for point in points for part in ("--point", point)), "--orders", orders, "--out", name)
+        result = draw(
+            "--image",
+            IMAGE,
+            *(part for point in points for part in ("--point", point)),
+            "--orders",
+            orders,
+            "--out",
+            name,
+        )
         assert result.code == 0, result.err
         assert name in result.out
         with Image.open(name) as picture:
@@ -124,7 +169,9 @@ def test_a_picture_grows_by_a_column_for_each_order_and_a_row_for_each_point(dra
     ],
     ids=lambda value: " ".join(value)[8:] if isinstance(value, tuple) else "",
 )
-def test_what_cannot_be_drawn_is_explained_and_leaves_no_file(draw, arguments: tuple[str, ...], message: str) -> None:
+def test_what_cannot_be_drawn_is_explained_and_leaves_no_file(
+    draw, arguments: tuple[str, ...], message: str
+) -> None:
     result = draw("--out", "out/picture.png", "--save-maps", "out/maps.npz", *arguments)
     assert result.code == 2
     assert message in result.err
@@ -139,7 +186,17 @@ def test_a_picture_of_another_kind_is_refused(draw) -> None:
 
 
 def test_a_method_without_features_is_refused(run, birds: Path) -> None:
-    result = run("correlations", "--method", "center-box", "--dataset", "csvfolder", "--data-root", birds, "--image", IMAGE)
+    result = run(
+        "correlations",
+        "--method",
+        "center-box",
+        "--dataset",
+        "csvfolder",
+        "--data-root",
+        birds,
+        "--image",
+        IMAGE,
+    )
     assert result.code == 2
     assert "needs 1 feature stages" in result.err
 

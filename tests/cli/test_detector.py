@@ -1,4 +1,5 @@
-"""`wsolbench export`, `train-detector`, `eval-detector` and the board together, on a small folder of the user's own pictures."""
+"""`wsolbench export`, `train-detector`, `eval-detector` and the board together, on a small folder of the
+user's own pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +11,18 @@ import pytest
 from wsolbench.protocol import DetectionProtocol
 from wsolbench.records import read_record
 
-NETWORK = ("--backbone", "tiny", "--set", "min_size=48", "--set", "max_size=48", "--epochs", "1", "--device", "cpu")
+NETWORK = (
+    "--backbone",
+    "tiny",
+    "--set",
+    "min_size=48",
+    "--set",
+    "max_size=48",
+    "--epochs",
+    "1",
+    "--device",
+    "cpu",
+)
 TRAIN = (*NETWORK, "--limit", "4", "--workers", "0")
 
 
@@ -20,20 +32,33 @@ def records() -> list[Path]:
 
 def test_export_then_train_then_evaluate_then_the_board(run, birds: Path) -> None:
     for split in ("train", "val"):
-        result = run("export", "--dataset", "csvfolder", "--data-root", birds, "--split", split, "--out", "coco")
+        result = run(
+            "export", "--dataset", "csvfolder", "--data-root", birds, "--split", split, "--out", "coco"
+        )
         assert result.code == 0, result.err
     assert "objects      6" in result.out
     trained = run("train-detector", "--data-root", "coco", *TRAIN)
     assert trained.code == 0, trained.err
-    assert "runs/csvfolder/lio-mask-rcnn-tiny-seed0-epochs=1-max_size=48-min_size=48/last.safetensors" in trained.out
+    assert (
+        "runs/csvfolder/lio-mask-rcnn-tiny-seed0-epochs=1-max_size=48-min_size=48/last.safetensors"
+        in trained.out
+    )
     result = run("eval-detector", "--data-root", "coco", *NETWORK, "--save-detections", "found.json")
     assert result.code == 0, result.err
     assert "Detected boxes" in result.out
     (path,) = records()
     record = read_record(path)
     assert record.protocol == DetectionProtocol()
-    assert (record.method["name"], record.method["backbone"], record.method["variant"]) == ("lio-mask-rcnn", "tiny", "official")
-    assert (record.dataset["name"], record.dataset["split"], record.dataset["images"]) == ("csvfolder", "val", 6)
+    assert (record.method["name"], record.method["backbone"], record.method["variant"]) == (
+        "lio-mask-rcnn",
+        "tiny",
+        "official",
+    )
+    assert (record.dataset["name"], record.dataset["split"], record.dataset["images"]) == (
+        "csvfolder",
+        "val",
+        6,
+    )
     assert [metric.name for metric in record.metrics][:2] == ["box_ap", "box_ap50"]
     large = record.metric("mask_ap_large")
     assert large is not None
@@ -57,12 +82,24 @@ def test_export_then_train_then_evaluate_then_the_board(run, birds: Path) -> Non
     [
         (("train-detector", "--data-root", "nowhere"), "is not there"),
         (("train-detector",), "WSOLBENCH_COCO_ROOT"),
-        (("train-detector", "--method", "lio-maskrcnn"), "unknown detector 'lio-maskrcnn'; did you mean 'lio-mask-rcnn'"),
+        (
+            ("train-detector", "--method", "lio-maskrcnn"),
+            "unknown detector 'lio-maskrcnn'; did you mean 'lio-mask-rcnn'",
+        ),
         (("eval-detector", "--data-root", "coco"), "Train it with `wsolbench train-detector`"),
         (("eval-detector", "--data-root", "coco", "--split", "test"), "unknown split 'test'"),
-        (("eval-detector", "--data-root", "coco", "--checkpoint", "x", "--lr", "1"), "--lr has no effect with --checkpoint"),
-        (("eval-detector", "--data-root", "coco", "--checkpoint", "x", "--set", "min_size=9"), "--set min_size has no effect"),
-        (("eval-detector", "--data-root", "coco", "--checkpoint", "nowhere.safetensors"), "no checkpoint nowhere.safetensors"),
+        (
+            ("eval-detector", "--data-root", "coco", "--checkpoint", "x", "--lr", "1"),
+            "--lr has no effect with --checkpoint",
+        ),
+        (
+            ("eval-detector", "--data-root", "coco", "--checkpoint", "x", "--set", "min_size=9"),
+            "--set min_size has no effect",
+        ),
+        (
+            ("eval-detector", "--data-root", "coco", "--checkpoint", "nowhere.safetensors"),
+            "no checkpoint nowhere.safetensors",
+        ),
         (("eval-detector", "--data-root", "coco", "--save-detections", "birds"), "is a directory"),
         (
             ("train-detector", "--data-root", "coco", "--split", "val", "--set", "recipe.momentum=2"),
@@ -73,14 +110,22 @@ def test_export_then_train_then_evaluate_then_the_board(run, birds: Path) -> Non
             "setting flip of recipe 'lio_coco' is 3.0; expected a number in [0, 1]",
         ),
         (("export", "--dataset", "coco", "--data-root", "coco", "--out", "again"), "is for detectors"),
-        (("export", "--dataset", "csvfolder", "--data-root", "birds", "--split", "tarin", "--out", "coco"), "did you mean 'train'"),
+        (
+            ("export", "--dataset", "csvfolder", "--data-root", "birds", "--split", "tarin", "--out", "coco"),
+            "did you mean 'train'",
+        ),
         (("eval", "--dataset", "toybirds", "--method", "lio-mask-rcnn"), "eval-detector"),
     ],
 )
-def test_a_wrong_option_is_explained(run, birds: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str) -> None:
+def test_a_wrong_option_is_explained(
+    run, birds: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
     monkeypatch.delenv("WSOLBENCH_COCO_ROOT", raising=False)
     monkeypatch.delenv("WSOLBENCH_DATA", raising=False)
-    assert run("export", "--dataset", "csvfolder", "--data-root", birds, "--split", "val", "--out", "coco").code == 0
+    assert (
+        run("export", "--dataset", "csvfolder", "--data-root", birds, "--split", "val", "--out", "coco").code
+        == 0
+    )
     result = run(*arguments)
     assert result.code == 2
     assert message in result.err
@@ -90,7 +135,12 @@ def test_a_wrong_option_is_explained(run, birds: Path, monkeypatch: pytest.Monke
 
 def test_a_checkpoint_of_other_classes_is_refused(run, birds: Path) -> None:
     for split in ("train", "val"):
-        assert run("export", "--dataset", "csvfolder", "--data-root", birds, "--split", split, "--out", "coco").code == 0
+        assert (
+            run(
+                "export", "--dataset", "csvfolder", "--data-root", birds, "--split", split, "--out", "coco"
+            ).code
+            == 0
+        )
     assert run("train-detector", "--data-root", "coco", *TRAIN, "--out", "run").code == 0
     path = Path("coco/annotations/instances_val.json")
     path.write_text(path.read_text().replace('"red"', '"scarlet"'))

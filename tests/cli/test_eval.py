@@ -11,7 +11,20 @@ from pathlib import Path
 
 import pytest
 
-TRAIN = ("--backbone", "tiny", "--epochs", "2", "--image-size", "32", "--batch-size", "8", "--device", "cpu", "--workers", "1")
+TRAIN = (
+    "--backbone",
+    "tiny",
+    "--epochs",
+    "2",
+    "--image-size",
+    "32",
+    "--batch-size",
+    "8",
+    "--device",
+    "cpu",
+    "--workers",
+    "1",
+)
 SCORE = ("--resamples", "100")
 
 
@@ -24,7 +37,19 @@ def records(folder: str = "results/measured") -> list[dict]:
 
 
 def test_train_then_eval_then_score_the_saved_maps_then_the_board(run, birds: Path) -> None:
-    result = run("eval", "--method", "cam", *on(birds), *TRAIN, *SCORE, "--train", "--save-maps", "maps", "--pictures", "pictures")
+    result = run(
+        "eval",
+        "--method",
+        "cam",
+        *on(birds),
+        *TRAIN,
+        *SCORE,
+        "--train",
+        "--save-maps",
+        "maps",
+        "--pictures",
+        "pictures",
+    )
     assert result.code == 0, result.err
     (record,) = records()
     assert record["method"]["name"] == "cam"
@@ -46,7 +71,17 @@ def test_a_box_of_every_image_is_written_unless_images_are_transformed(run, bird
     found = json.loads(Path("boxes.json").read_text())
     assert [row["image_id"] for row in found] == list(range(1, 10))
     assert len({tuple(row["bbox"]) for row in found}) == 1
-    refused = run("eval", "--method", "center-box", *on(birds), *SCORE, "--transform", "none,rotate90", "--save-boxes", "boxes.json")
+    refused = run(
+        "eval",
+        "--method",
+        "center-box",
+        *on(birds),
+        *SCORE,
+        "--transform",
+        "none,rotate90",
+        "--save-boxes",
+        "boxes.json",
+    )
     assert refused.code == 2
     assert "leave out --transform" in refused.err
 
@@ -55,7 +90,9 @@ def test_a_method_without_parameters_needs_no_training(run, birds: Path) -> None
     result = run("eval", "--method", "center-box", *on(birds), *SCORE, "--fixed-tau", "0.3")
     assert result.code == 0, result.err
     (record,) = records()
-    reasons = {metric["name"]: metric.get("reason") for metric in record["metrics"] if metric["value"] is None}
+    reasons = {
+        metric["name"]: metric.get("reason") for metric in record["metrics"] if metric["value"] is None
+    }
     assert reasons["top1_cls"] == "no predicted labels"
     assert any(metric.get("policy") == "fixed:0.3" for metric in record["metrics"])
 
@@ -70,10 +107,16 @@ def test_a_method_without_parameters_needs_no_training(run, birds: Path) -> None
         (("--method", "cam", "--train", "--set", "head"), "expected NAME=VALUE"),
         (("--method", "cam", "--train", "--checkpoint", "x.safetensors"), "exclude each other"),
         (("--method", "cam", "--checkpoint", "nowhere.safetensors"), "nowhere.safetensors"),
-        (("--method", "cam", "--checkpoint", "x.safetensors", "--image-size", "64"), "--image-size has no effect with --checkpoint"),
+        (
+            ("--method", "cam", "--checkpoint", "x.safetensors", "--image-size", "64"),
+            "--image-size has no effect with --checkpoint",
+        ),
         (("--method", "center-box", "--checkpoint", "x.safetensors"), "has no checkpoint"),
         (("--method", "cam", "--train", "--device", "cuda:7"), "cuda:7"),
-        (("--method", "cam", "--backbone", "tiny", "--weights", "none"), "nobody has trained for these 3 classes"),
+        (
+            ("--method", "cam", "--backbone", "tiny", "--weights", "none"),
+            "nobody has trained for these 3 classes",
+        ),
     ],
 )
 def test_a_wrong_option_is_explained(run, birds: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -84,8 +127,12 @@ def test_a_wrong_option_is_explained(run, birds: Path, arguments: tuple[str, ...
     assert not records()
 
 
-@pytest.mark.parametrize(("option", "message"), [(("--fixed-tau", "7"), "7"), (("--save-boxes", "boxes.json"), "no true boxes")])
-def test_what_cannot_be_scored_is_refused_before_the_training(run, birds: Path, option: tuple[str, str], message: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "message"), [(("--fixed-tau", "7"), "7"), (("--save-boxes", "boxes.json"), "no true boxes")]
+)
+def test_what_cannot_be_scored_is_refused_before_the_training(
+    run, birds: Path, option: tuple[str, str], message: str
+) -> None:
     rows = [line.split(",") for line in (birds / "annotations.csv").read_text().splitlines()]
     (birds / "annotations.csv").write_text("\n".join(",".join([*row[:5], *row[9:]]) for row in rows) + "\n")
     result = run("eval", "--method", "cam", *on(birds), *TRAIN, "--train", *option)
@@ -116,7 +163,13 @@ def test_a_checkpoint_of_other_classes_is_refused(run, birds: Path, tmp_path: Pa
 
 
 def command(birds: Path, *arguments: object) -> subprocess.Popen[bytes]:
-    line = [sys.executable, "-c", "from wsolbench.cli import main; main()", *map(str, arguments), *map(str, on(birds))]
+    line = [
+        sys.executable,
+        "-c",
+        "from wsolbench.cli import main; main()",
+        *map(str, arguments),
+        *map(str, on(birds)),
+    ]
     return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
@@ -132,16 +185,45 @@ def kill_when(process: subprocess.Popen[bytes], condition) -> None:
 
 
 def test_a_killed_training_and_a_killed_evaluation_go_on(run, birds: Path) -> None:
-    long = ("--backbone", "tiny", "--epochs", "10", "--image-size", "32", "--batch-size", "8", "--device", "cpu", "--workers", "1")
+    long = (
+        "--backbone",
+        "tiny",
+        "--epochs",
+        "10",
+        "--image-size",
+        "32",
+        "--batch-size",
+        "8",
+        "--device",
+        "cpu",
+        "--workers",
+        "1",
+    )
     process = command(birds, "train", "--method", "cam", *long, "--out", "runs/killed")
     kill_when(
-        process, lambda: len(list(Path("runs/killed").glob("log.csv"))) and len(Path("runs/killed/log.csv").read_text().splitlines()) > 2
+        process,
+        lambda: (
+            len(list(Path("runs/killed").glob("log.csv")))
+            and len(Path("runs/killed/log.csv").read_text().splitlines()) > 2
+        ),
     )
     assert run("train", "--method", "cam", *on(birds), *long, "--out", "runs/killed").code == 0
     assert run("train", "--method", "cam", *on(birds), *long, "--out", "runs/unbroken").code == 0
-    assert Path("runs/killed/last.safetensors").read_bytes() == Path("runs/unbroken/last.safetensors").read_bytes()
+    assert (
+        Path("runs/killed/last.safetensors").read_bytes()
+        == Path("runs/unbroken/last.safetensors").read_bytes()
+    )
 
-    evaluation = ("eval", "--method", "cam", "--checkpoint", "runs/killed/last.safetensors", "--batch-size", "1", *SCORE)
+    evaluation = (
+        "eval",
+        "--method",
+        "cam",
+        "--checkpoint",
+        "runs/killed/last.safetensors",
+        "--batch-size",
+        "1",
+        *SCORE,
+    )
     process = command(birds, *evaluation, "--out", "killed")
     kill_when(process, lambda: any(Path("killed").glob(".work/*/test/*.scores")))
     assert not records("killed")
@@ -150,13 +232,27 @@ def test_a_killed_training_and_a_killed_evaluation_go_on(run, birds: Path) -> No
     assert records("killed")[0]["metrics"] == records("unbroken")[0]["metrics"]
 
 
-def test_transformed_images_have_records_and_tables_of_their_own_and_can_be_compared_with_the_others(run, birds: Path) -> None:
+def test_transformed_images_have_records_and_tables_of_their_own_and_can_be_compared_with_the_others(
+    run, birds: Path
+) -> None:
     assert run("eval", "--method", "cam", *on(birds), *TRAIN, *SCORE, "--train", "--save-scores").code == 0
     turned = run(
-        "eval", "--method", "cam", *on(birds), *TRAIN, *SCORE, "--save-scores", "--transform", "rotate90", "--pictures", "pictures"
+        "eval",
+        "--method",
+        "cam",
+        *on(birds),
+        *TRAIN,
+        *SCORE,
+        "--save-scores",
+        "--transform",
+        "rotate90",
+        "--pictures",
+        "pictures",
     )
     assert turned.code == 0, turned.err
-    clean, rotated = sorted(Path("results/measured/csvfolder").glob("*.json"), key=lambda path: "rotate90" in path.name)
+    clean, rotated = sorted(
+        Path("results/measured/csvfolder").glob("*.json"), key=lambda path: "rotate90" in path.name
+    )
     assert json.loads(rotated.read_text())["dataset"]["transform"] == "rotate90"
     assert run("leaderboard").code == 0
     board = Path("results/leaderboard/csvfolder.md").read_text()
@@ -173,10 +269,17 @@ def test_a_grid_of_transforms_and_maps_has_a_record_for_each_combination(run, bi
     )
     assert result.code == 0, result.err
     found = {
-        (record["method"]["name"], record["dataset"].get("transform"), record["dataset"]["transfer_from"] is None) for record in records()
+        (
+            record["method"]["name"],
+            record["dataset"].get("transform"),
+            record["dataset"]["transfer_from"] is None,
+        )
+        for record in records()
     }
     names = ("focus-discriminate", "focus-discriminate:M")
-    assert found == {(name, transform, transform is not None) for name in names for transform in (None, "rotate180")}
+    assert found == {
+        (name, transform, transform is not None) for name in names for transform in (None, "rotate180")
+    }
     assert {path.parent.relative_to("pictures").as_posix() for path in Path("pictures").rglob("*.png")} == {
         "focus-discriminate",
         "focus-discriminate/rotate180",
@@ -189,10 +292,15 @@ def test_a_grid_of_transforms_and_maps_has_a_record_for_each_combination(run, bi
     ("arguments", "message"),
     [
         (("--transform", "rotate"), "unknown transform 'rotate'"),
-        (("--map", "oel", "--post", "scg"), "--post scg makes its maps of the class's; add it to --map: class,oel"),
+        (
+            ("--map", "oel", "--post", "scg"),
+            "--post scg makes its maps of the class's; add it to --map: class,oel",
+        ),
     ],
 )
-def test_transforms_and_maps_that_mean_nothing_are_refused(run, birds: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_transforms_and_maps_that_mean_nothing_are_refused(
+    run, birds: Path, arguments: tuple[str, ...], message: str
+) -> None:
     result = run("eval", "--method", "center-box", *on(birds), *arguments)
     assert result.code == 2
     assert message in result.err
@@ -214,16 +322,32 @@ def test_where_no_run_has_the_options_those_that_exist_are_named(run, birds: Pat
 
 def test_a_folder_of_maps_keeps_to_one_method(run, birds: Path) -> None:
     """Labels and maps of one method never become a record of another."""
-    cam = ("eval", "--method", "cam", *on(birds), *TRAIN, *SCORE, "--train", "--save-maps", "maps", "--out", "first")
+    cam = (
+        "eval",
+        "--method",
+        "cam",
+        *on(birds),
+        *TRAIN,
+        *SCORE,
+        "--train",
+        "--save-maps",
+        "maps",
+        "--out",
+        "first",
+    )
     assert run(*cam).code == 0
-    refused = run("eval", "--method", "center-box", *on(birds), *SCORE, "--save-maps", "maps", "--out", "second")
+    refused = run(
+        "eval", "--method", "center-box", *on(birds), *SCORE, "--save-maps", "maps", "--out", "second"
+    )
     assert refused.code == 2
     assert "maps holds maps of cam (csvfolder), which differ from those of this run in" in refused.err
     assert not records("second")
     assert run("score", "--maps", "maps", *on(birds), *SCORE, "--out", "third").code == 0
     assert records("third")[0]["method"]["name"] == "cam"
     assert records("third")[0]["metrics"] == records("first")[0]["metrics"]
-    Path("maps/predictions.csv").write_text("image,rank1\n" + "".join(f"test/{index:02d}.png,0\n" for index in range(9)))
+    Path("maps/predictions.csv").write_text(
+        "image,rank1\n" + "".join(f"test/{index:02d}.png,0\n" for index in range(9))
+    )
     stale = run("score", "--maps", "maps", *on(birds), *SCORE)
     assert stale.code == 2
     assert "predictions.csv was not written by the run of the maps" in stale.err
@@ -243,7 +367,17 @@ def test_maps_of_a_run_that_was_killed_are_not_scored_until_it_has_ended(run, bi
 
 
 def test_pictures_and_boxes_of_another_run_are_kept(run, birds: Path) -> None:
-    first = ("eval", "--method", "center-box", *on(birds), *SCORE, "--pictures", "pictures", "--save-boxes", "boxes.json")
+    first = (
+        "eval",
+        "--method",
+        "center-box",
+        *on(birds),
+        *SCORE,
+        "--pictures",
+        "pictures",
+        "--save-boxes",
+        "boxes.json",
+    )
     assert run(*first).code == 0
     kept = {path: path.read_bytes() for path in [*Path("pictures").glob("*.png"), Path("boxes.json")]}
     second = run("eval", "--method", "cam", *on(birds), *TRAIN, *SCORE, "--train", "--pictures", "pictures")

@@ -18,7 +18,11 @@ def on(birds: Path) -> tuple[object, ...]:
 
 
 def record(folder: str) -> dict:
-    (path,) = [path for path in Path(folder).rglob("*.json") if not any(part.endswith(".shards") for part in path.parts)]
+    (path,) = [
+        path
+        for path in Path(folder).rglob("*.json")
+        if not any(part.endswith(".shards") for part in path.parts)
+    ]
     values = json.loads(path.read_text())
     return {**values, "path": str(path.relative_to(folder))}
 
@@ -83,7 +87,18 @@ def test_what_a_shard_cannot_do_is_said(run, birds: Path, arguments: tuple[str, 
 
 
 def test_two_processes_make_the_record_of_one(run, birds: Path) -> None:
-    train = ("--method", "cam", "--backbone", "tiny", "--epochs", "1", "--image-size", "32", "--device", "cpu")
+    train = (
+        "--method",
+        "cam",
+        "--backbone",
+        "tiny",
+        "--epochs",
+        "1",
+        "--image-size",
+        "32",
+        "--device",
+        "cpu",
+    )
     assert run("train", *train, "--batch-size", "8", *on(birds), "--out", "run").code == 0
     evaluate = (
         "eval",
@@ -99,15 +114,26 @@ def test_two_processes_make_the_record_of_one(run, birds: Path) -> None:
         "100",
     )
     Path("small.py").write_text(
-        "import wsolbench.evaluation.runs\nfrom wsolbench.cli import main\n\nwsolbench.evaluation.runs.CHUNK = 2\nmain()\n"
+        "import wsolbench.evaluation.runs\nfrom wsolbench.cli import "
+        "main\n\nwsolbench.evaluation.runs.CHUNK = 2\nmain()\n"
     )
-    # torchrun gives each of several processes one thread; a network's last bits depend on the number of threads.
+    # torchrun gives each of several processes one thread; a network's last bits depend on the number of
+    # threads.
     settings = {**os.environ, "OMP_NUM_THREADS": "1"}
     outcomes = []
     for processes, out in ((1, "one"), (2, "two")):
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        torchrun = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+        ]
         line = [*torchrun, "small.py", *evaluate, *map(str, on(birds)), "--out", out]
-        outcomes.append(subprocess.run(line, capture_output=True, text=True, timeout=300, check=False, env=settings))
+        outcomes.append(
+            subprocess.run(line, capture_output=True, text=True, timeout=300, check=False, env=settings)
+        )
         assert outcomes[-1].returncode == 0, outcomes[-1].stderr
     one, two = record("one"), record("two")
     assert two["metrics"] == one["metrics"]

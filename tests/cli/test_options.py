@@ -69,7 +69,23 @@ def test_conventions_in_their_ranges_are_taken() -> None:
     assert read_protocol("wsoleval", ["fixed_tau=none"]).fixed_tau is None
 
 
-@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "/", "a/b", "1/0", "-1/2", "1/2/3", f"1/{LONG}", f"{LONG}/{LONG}", "1/9999999", "١/٢"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0/2",
+        "3/2",
+        "2",
+        "/",
+        "a/b",
+        "1/0",
+        "-1/2",
+        "1/2/3",
+        f"1/{LONG}",
+        f"{LONG}/{LONG}",
+        "1/9999999",
+        "١/٢",
+    ],
+)
 def test_a_part_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="expected i/n with 1 <= i <= n <= 1,000,000") as refusal:
         Shard.parse(text)
@@ -103,10 +119,14 @@ def test_a_part_that_is_none_is_refused(text: str) -> None:
         ("--shard", LONG, "expected i/n"),
     ],
 )
-def test_an_option_outside_its_range_is_refused_before_any_data_are_read(run, option: str, value: str, message: str) -> None:
+def test_an_option_outside_its_range_is_refused_before_any_data_are_read(
+    run, option: str, value: str, message: str
+) -> None:
     import re
 
-    result = run("eval", "--method", "cam", "--dataset", "csvfolder", "--data-root", "not-there", option, value)
+    result = run(
+        "eval", "--method", "cam", "--dataset", "csvfolder", "--data-root", "not-there", option, value
+    )
     assert result.code == 2
     assert re.search(message, result.err), result.err
     assert "Traceback" not in result.err
@@ -143,7 +163,7 @@ def test_unknown_names_are_said_where_no_trained_model_is_found(run, birds: Path
     assert "no trained model" in known.err
 
 
-# --- what the loader found ---------------------------------------------------------------------------------------------
+# --- what the loader found ----------------------------------------------------------------------------------
 
 
 def spoil(birds: Path, split: str) -> None:
@@ -162,10 +182,15 @@ def write_maps(birds: Path, splits: tuple[str, ...] = ("test",)) -> None:
         if split in splits:
             path = Path("maps") / f"{name}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, np.random.default_rng(len(list(path.parent.iterdir()))).random((12, 12), dtype=np.float32))
+            np.save(
+                path,
+                np.random.default_rng(len(list(path.parent.iterdir()))).random((12, 12), dtype=np.float32),
+            )
 
 
-def test_warnings_and_errors_of_the_loader_are_counted_in_one_line_with_the_way_to_see_them(run, birds: Path) -> None:
+def test_warnings_and_errors_of_the_loader_are_counted_in_one_line_with_the_way_to_see_them(
+    run, birds: Path
+) -> None:
     spoil(birds, "test")
     write_maps(birds)
     line = f"2 errors, 2 warnings; to see them: wsolbench verify --dataset csvfolder --data-root {birds} --split test"
@@ -187,13 +212,26 @@ def test_a_sound_data_set_is_not_mentioned(run, birds: Path) -> None:
 
 def test_training_counts_what_the_loader_found_too(run, birds: Path) -> None:
     spoil(birds, "train")
-    tiny = ("--backbone", "tiny", "--epochs", "1", "--image-size", "32", "--batch-size", "8", "--device", "cpu", "--workers", "1")
+    tiny = (
+        "--backbone",
+        "tiny",
+        "--epochs",
+        "1",
+        "--image-size",
+        "32",
+        "--batch-size",
+        "8",
+        "--device",
+        "cpu",
+        "--workers",
+        "1",
+    )
     result = run("train", "--method", "cam", *on(birds), *tiny)
     assert result.code == 0, result.err
     assert "csvfolder train: 2 errors, 2 warnings; to see them: wsolbench verify" in result.err
 
 
-# --- val without images ------------------------------------------------------------------------------------------------
+# --- val without images -------------------------------------------------------------------------------------
 
 
 def policies(folder: str) -> set[str]:
@@ -209,7 +247,9 @@ def policies(folder: str) -> set[str]:
         ("score", "--maps", "maps", "--pictures", "pictures"),
     ],
 )
-def test_a_val_without_its_images_costs_the_transfer_and_one_line(run, birds: Path, arguments: tuple[str, ...]) -> None:
+def test_a_val_without_its_images_costs_the_transfer_and_one_line(
+    run, birds: Path, arguments: tuple[str, ...]
+) -> None:
     write_maps(birds)
     shutil.rmtree(birds / "images/val")
     shutil.rmtree(birds / "masks/val")
@@ -222,14 +262,27 @@ def test_a_val_without_its_images_costs_the_transfer_and_one_line(run, birds: Pa
     plain = run(*arguments, *on(birds), "--resamples", "100", "--no-transfer", "--out", "b")
     assert plain.code == 0
     assert "val" not in plain.err
-    assert [path.name for path in Path("a").rglob("*.json")] == [path.name for path in Path("b").rglob("*.json")]
+    assert [path.name for path in Path("a").rglob("*.json")] == [
+        path.name for path in Path("b").rglob("*.json")
+    ]
 
 
 def test_shards_and_several_methods_go_on_without_val_too(run, birds: Path) -> None:
     shutil.rmtree(birds / "images/val")
     shutil.rmtree(birds / "masks/val")
     for part in ("1/2", "2/2"):
-        result = run("eval", "--method", "center-box", *on(birds), "--resamples", "100", "--shard", part, "--out", "shards")
+        result = run(
+            "eval",
+            "--method",
+            "center-box",
+            *on(birds),
+            "--resamples",
+            "100",
+            "--shard",
+            part,
+            "--out",
+            "shards",
+        )
         assert result.code == 0, result.err
         assert result.err.count("--no-transfer") == 1
     assert run("merge", "shards", "--out", "merged").code == 0
@@ -256,16 +309,31 @@ def test_a_val_with_broken_annotations_stays_an_error(run, birds: Path) -> None:
 def test_training_goes_on_without_a_val_whose_images_are_not_there(run, birds: Path) -> None:
     shutil.rmtree(birds / "images/val")
     shutil.rmtree(birds / "masks/val")
-    tiny = ("--backbone", "tiny", "--epochs", "1", "--image-size", "32", "--batch-size", "8", "--device", "cpu", "--workers", "1")
+    tiny = (
+        "--backbone",
+        "tiny",
+        "--epochs",
+        "1",
+        "--image-size",
+        "32",
+        "--batch-size",
+        "8",
+        "--device",
+        "cpu",
+        "--workers",
+        "1",
+    )
     result = run("train", "--method", "cam", *on(birds), *tiny)
     assert result.code == 0, result.err
     assert "none of the 12 files of csvfolder val is on this disk: no epoch is validated" in result.err
 
 
-# --- models of other data sets -----------------------------------------------------------------------------------------
+# --- models of other data sets ------------------------------------------------------------------------------
 
 
-def test_the_run_folder_of_another_users_data_set_is_not_taken_unless_it_is_named(run, birds: Path, tmp_path: Path) -> None:
+def test_the_run_folder_of_another_users_data_set_is_not_taken_unless_it_is_named(
+    run, birds: Path, tmp_path: Path
+) -> None:
     tiny = ("--backbone", "tiny", "--epochs", "1", "--image-size", "32")
     here = ("--batch-size", "8", "--device", "cpu", "--workers", "1")
     assert run("train", "--method", "cam", *on(birds), *tiny, *here).code == 0
@@ -278,4 +346,18 @@ def test_the_run_folder_of_another_users_data_set_is_not_taken_unless_it_is_name
     assert "was trained on another csvfolder" in result.err
     assert "--checkpoint" in result.err
     checkpoint = next(Path("runs").rglob("last.safetensors"))
-    assert run("eval", "--method", "cam", *on(other), "--checkpoint", checkpoint, "--resamples", "100", "--device", "cpu").code == 0
+    assert (
+        run(
+            "eval",
+            "--method",
+            "cam",
+            *on(other),
+            "--checkpoint",
+            checkpoint,
+            "--resamples",
+            "100",
+            "--device",
+            "cpu",
+        ).code
+        == 0
+    )

@@ -1,4 +1,5 @@
-"""What a command prints cannot stop it: other encodings, pipes that are closed, streams that are not there."""
+"""What a command prints cannot stop it: other encodings, pipes that are closed, streams that are not
+there."""
 
 from __future__ import annotations
 
@@ -25,18 +26,41 @@ def scored(birds: Path, tmp_path: Path) -> list[str]:
             path = tmp_path / "maps" / f"{name}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, np.random.default_rng(0).random((12, 12), dtype=np.float32))
-    what = ("--maps", "maps", "--dataset", "csvfolder", "--data-root", str(birds), "--resamples", "100", "--name", "méthode")
+    what = (
+        "--maps",
+        "maps",
+        "--dataset",
+        "csvfolder",
+        "--data-root",
+        str(birds),
+        "--resamples",
+        "100",
+        "--name",
+        "méthode",
+    )
     return [sys.executable, "-c", MAIN, "score", *what, "--save-boxes", "boxes.json", "--save-scores"]
 
 
 def check_written(folder: Path) -> None:
     assert len(json.loads((folder / "boxes.json").read_text())) == 9
-    assert len(list((folder / "results").rglob("*.json"))) == len(list((folder / "results").rglob("*.scores.npz"))) == 1
+    assert (
+        len(list((folder / "results").rglob("*.json")))
+        == len(list((folder / "results").rglob("*.scores.npz")))
+        == 1
+    )
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16"])
-def test_every_encoding_of_the_output_leaves_every_file(scored: list[str], tmp_path: Path, encoding: str) -> None:
-    done = subprocess.run(scored, cwd=tmp_path, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}, check=False)
+def test_every_encoding_of_the_output_leaves_every_file(
+    scored: list[str], tmp_path: Path, encoding: str
+) -> None:
+    done = subprocess.run(
+        scored,
+        cwd=tmp_path,
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     text = done.stdout.decode(encoding.partition(":")[0])
     assert "GT-known" in text
@@ -50,11 +74,16 @@ def test_every_encoding_of_the_output_leaves_every_file(scored: list[str], tmp_p
     ["| true", "| head -c 1", "2>&1 | true", ">&-", ">&- 2>&-", "2>&-"],
     ids=["pipe", "head", "both", "no out", "none", "no err"],
 )
-def test_an_output_that_nobody_reads_leaves_every_file_and_succeeds(scored: list[str], tmp_path: Path, redirection: str) -> None:
+def test_an_output_that_nobody_reads_leaves_every_file_and_succeeds(
+    scored: list[str], tmp_path: Path, redirection: str
+) -> None:
     import shlex
 
     done = subprocess.run(
-        ["bash", "-c", f"{shlex.join(scored)} {redirection}; exit ${{PIPESTATUS[0]}}"], cwd=tmp_path, capture_output=True, check=False
+        ["bash", "-c", f"{shlex.join(scored)} {redirection}; exit ${{PIPESTATUS[0]}}"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr
@@ -62,7 +91,9 @@ def test_an_output_that_nobody_reads_leaves_every_file_and_succeeds(scored: list
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_an_output_that_cannot_be_written_leaves_every_file_and_says_so(scored: list[str], tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_leaves_every_file_and_says_so(
+    scored: list[str], tmp_path: Path
+) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(scored, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 2
@@ -73,8 +104,25 @@ def test_an_output_that_cannot_be_written_leaves_every_file_and_says_so(scored: 
 
 def test_errors_with_names_that_are_no_text_are_printed(tmp_path: Path) -> None:
     for encoding in ("ascii", "utf-8"):
-        line = [sys.executable, "-c", MAIN, "score", "--maps", b"m\xff\xc3\xa9", "--dataset", "csvfolder", "--data-root", b"d\xffp"]
-        done = subprocess.run(line, cwd=tmp_path, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}, check=False)
+        line = [
+            sys.executable,
+            "-c",
+            MAIN,
+            "score",
+            "--maps",
+            b"m\xff\xc3\xa9",
+            "--dataset",
+            "csvfolder",
+            "--data-root",
+            b"d\xffp",
+        ]
+        done = subprocess.run(
+            line,
+            cwd=tmp_path,
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            check=False,
+        )
         assert done.returncode == 2
         assert b"Traceback" not in done.stderr
         assert b"d\xffp" in done.stderr
@@ -83,12 +131,20 @@ def test_errors_with_names_that_are_no_text_are_printed(tmp_path: Path) -> None:
 def test_lists_are_printed_in_ascii(tmp_path: Path) -> None:
     for what in ("methods", "metrics"):
         line = [sys.executable, "-c", MAIN, "list", what]
-        done = subprocess.run(line, cwd=tmp_path, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=False)
+        done = subprocess.run(
+            line,
+            cwd=tmp_path,
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.decode("ascii")
 
 
-def test_the_table_is_printed_also_where_pictures_fail(run, birds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_is_printed_also_where_pictures_fail(
+    run, birds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> None:
         raise UsageError("no picture")
 

@@ -10,7 +10,17 @@ import pytest
 def test_a_page_is_written_with_galleries_of_saved_maps(run, birds: Path) -> None:
     on = ("--dataset", "csvfolder", "--data-root", birds)
     made = run(
-        "eval", "--method", "center-box", *on, "--resamples", "100", "--save-scores", "--save-maps", "maps", "--out", "results/measured"
+        "eval",
+        "--method",
+        "center-box",
+        *on,
+        "--resamples",
+        "100",
+        "--save-scores",
+        "--save-maps",
+        "maps",
+        "--out",
+        "results/measured",
     )
     assert made.code == 0, made.err
     result = run("report", "--resamples", "100", "--maps", "maps", *on, "--images", "2")
@@ -28,7 +38,10 @@ def test_a_page_is_written_with_galleries_of_saved_maps(run, birds: Path) -> Non
         (("--maps", "maps"), "both --maps and --dataset"),
         (("--dataset", "cub"), "both --maps and --dataset"),
         (("--maps", "maps", "--dataset", "csvfolder", "--data-root", "nowhere"), "nowhere"),
-        *((("--" + name, value), f"--{name} is of galleries") for name, value in (("split", "val"), ("protocol", "bas"), ("images", "3"))),
+        *(
+            (("--" + name, value), f"--{name} is of galleries")
+            for name, value in (("split", "val"), ("protocol", "bas"), ("images", "3"))
+        ),
         (("--data-root", "data"), "--data-root is of galleries"),
         (("--metadata-root", "data"), "--metadata-root is of galleries"),
         (("--out", "taken"), "a folder has that name"),

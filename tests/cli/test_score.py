@@ -27,7 +27,9 @@ def maps(birds: Path, tmp_path: Path) -> Path:
 
 
 def score(run, birds: Path, maps: Path, *more: object):
-    return run("score", "--maps", maps, "--dataset", "csvfolder", "--data-root", birds, "--resamples", "100", *more)
+    return run(
+        "score", "--maps", maps, "--dataset", "csvfolder", "--data-root", birds, "--resamples", "100", *more
+    )
 
 
 def the_record(folder: Path = Path("results/measured")) -> dict:
@@ -100,9 +102,17 @@ def with_three_dimensions(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
-    [(pickled, "pickle"), (truncated, "cannot be read"), (with_nan, "NaN"), (with_inf, "Inf"), (with_three_dimensions, "shape (3, 4, 4)")],
+    [
+        (pickled, "pickle"),
+        (truncated, "cannot be read"),
+        (with_nan, "NaN"),
+        (with_inf, "Inf"),
+        (with_three_dimensions, "shape (3, 4, 4)"),
+    ],
 )
-def test_a_broken_map_is_named_and_nothing_is_written(run, birds: Path, maps: Path, spoil, message: str) -> None:
+def test_a_broken_map_is_named_and_nothing_is_written(
+    run, birds: Path, maps: Path, spoil, message: str
+) -> None:
     spoil(maps / "test/05.png.npy")
     result = score(run, birds, maps)
     assert result.code == 2
@@ -131,7 +141,9 @@ def test_a_constant_map_is_scored(run, birds: Path, maps: Path) -> None:
         (("--limit", "0"), "--limit"),
     ],
 )
-def test_a_wrong_option_is_explained(run, birds: Path, maps: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_a_wrong_option_is_explained(
+    run, birds: Path, maps: Path, arguments: tuple[str, ...], message: str
+) -> None:
     result = score(run, birds, maps, *arguments)
     assert result.code == 2
     assert message in result.err
@@ -168,7 +180,14 @@ def test_a_results_folder_that_is_a_file_is_refused(run, birds: Path, maps: Path
 
 
 def test_a_protocol_variant_is_named_in_record_and_path(run, birds: Path, maps: Path) -> None:
-    changes = ("--protocol-set", "components=union", "--protocol-set", "deltas=0.5,0.9", "--protocol-set", "taus=0.1")
+    changes = (
+        "--protocol-set",
+        "components=union",
+        "--protocol-set",
+        "deltas=0.5,0.9",
+        "--protocol-set",
+        "taus=0.1",
+    )
     assert score(run, birds, maps, *changes).code == 0
     protocol = the_record()["protocol"]
     assert protocol["name"] == "wsoleval+components=union,deltas=0.5,0.9,taus=0.1"
@@ -179,7 +198,10 @@ def test_boxes_are_written_as_coco_reads_them(run, birds: Path, maps: Path, tmp_
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    assert run("export", "--dataset", "csvfolder", "--data-root", birds, "--split", "test", "--out", "coco").code == 0
+    assert (
+        run("export", "--dataset", "csvfolder", "--data-root", birds, "--split", "test", "--out", "coco").code
+        == 0
+    )
     result = score(run, birds, maps, "--save-boxes", tmp_path / "found/boxes.json")
     assert result.code == 0, result.err
     assert "boxes.json (9)" in result.out
@@ -198,10 +220,22 @@ def test_boxes_are_written_as_coco_reads_them(run, birds: Path, maps: Path, tmp_
         assert box["category_id"] == truth.imgToAnns[image_id][0]["category_id"]
 
 
-def test_boxes_have_the_predicted_label_and_the_number_of_the_whole_split(run, birds: Path, maps: Path, tmp_path: Path) -> None:
+def test_boxes_have_the_predicted_label_and_the_number_of_the_whole_split(
+    run, birds: Path, maps: Path, tmp_path: Path
+) -> None:
     rows = [f"{image_id},{(index + 1) % 3},{index % 3}" for index, image_id in enumerate(IDS)]
     (tmp_path / "labels.csv").write_text("image,rank1,rank2\n" + "\n".join(rows) + "\n")
-    result = score(run, birds, maps, "--limit", "3", "--predictions", tmp_path / "labels.csv", "--save-boxes", "boxes.json")
+    result = score(
+        run,
+        birds,
+        maps,
+        "--limit",
+        "3",
+        "--predictions",
+        tmp_path / "labels.csv",
+        "--save-boxes",
+        "boxes.json",
+    )
     assert result.code == 0, result.err
     found = json.loads(Path("boxes.json").read_text())
     assert [row["image_id"] for row in found] == [1, 5, 9]
@@ -257,7 +291,9 @@ def test_maps_that_change_between_shards_are_noticed(run, birds: Path, maps: Pat
     assert metric(the_record(Path("fresh")), "gt_known")["value"] == pytest.approx(197 / 200)
 
 
-def test_maps_that_change_while_they_are_scored_are_noticed(run, birds: Path, maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_that_change_while_they_are_scored_are_noticed(
+    run, birds: Path, maps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from wsolbench.maps.sources import FolderSource
 
     identity = FolderSource.identity
@@ -274,7 +310,9 @@ def test_maps_that_change_while_they_are_scored_are_noticed(run, birds: Path, ma
     assert not list(Path("results/measured").glob("csvfolder/*.json"))
 
 
-def test_a_map_of_two_images_is_refused_also_when_one_of_them_is_not_scored(run, birds: Path, maps: Path) -> None:
+def test_a_map_of_two_images_is_refused_also_when_one_of_them_is_not_scored(
+    run, birds: Path, maps: Path
+) -> None:
     rows = (birds / "annotations.csv").read_text()
     (birds / "annotations.csv").write_text(rows + "test/08.jpg,0,test,48,48,1,1,9,9,test/08.png\n")
     Image.new("RGB", (48, 48)).save(birds / "images/test/08.jpg")
@@ -286,10 +324,14 @@ def test_a_map_of_two_images_is_refused_also_when_one_of_them_is_not_scored(run,
 
 
 @pytest.mark.parametrize("sizes", [True, False])
-def test_a_partial_score_is_of_the_images_that_have_all_they_need(run, birds: Path, maps: Path, sizes: bool) -> None:
+def test_a_partial_score_is_of_the_images_that_have_all_they_need(
+    run, birds: Path, maps: Path, sizes: bool
+) -> None:
     if not sizes:
         rows = [line.split(",") for line in (birds / "annotations.csv").read_text().splitlines()]
-        (birds / "annotations.csv").write_text("\n".join(",".join([*row[:3], *row[5:9]]) for row in rows) + "\n")
+        (birds / "annotations.csv").write_text(
+            "\n".join(",".join([*row[:3], *row[5:9]]) for row in rows) + "\n"
+        )
     (maps / "test/03.png.npy").unlink()
     (birds / "images/test/05.png").unlink()
     refused = score(run, birds, maps)
@@ -304,7 +346,9 @@ def test_a_partial_score_is_of_the_images_that_have_all_they_need(run, birds: Pa
 
 
 def test_predictions_with_another_separator_and_encoding_are_read(run, birds: Path, maps: Path) -> None:
-    rows = "\r\n".join(["image;rank1", *(f"{image_id};{index % 3}" for index, image_id in enumerate(IDS)), "", ""])
+    rows = "\r\n".join(
+        ["image;rank1", *(f"{image_id};{index % 3}" for index, image_id in enumerate(IDS)), "", ""]
+    )
     Path("labels.csv").write_bytes(rows.encode("utf-16"))
     assert score(run, birds, maps, "--predictions", "labels.csv").code == 0
     assert metric(the_record(), "top1_cls")["value"] == 1.0
@@ -319,7 +363,9 @@ def test_predictions_may_name_the_images_as_maps_may(run, birds: Path, maps: Pat
 
 
 @pytest.mark.parametrize("name", ["labels.csv", "maps/predictions.csv"])
-def test_a_named_file_of_predictions_without_any_is_refused(run, birds: Path, maps: Path, tmp_path: Path, name: str) -> None:
+def test_a_named_file_of_predictions_without_any_is_refused(
+    run, birds: Path, maps: Path, tmp_path: Path, name: str
+) -> None:
     (tmp_path / name).write_text("image,rank1\n")
     result = score(run, birds, maps, "--predictions", tmp_path / name)
     assert result.code == 2

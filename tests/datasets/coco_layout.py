@@ -1,4 +1,5 @@
-"""Images with objects of two classes in COCO's layout: two bright rectangles each, one as polygon, one as run lengths, and a crowd."""
+"""Images with objects of two classes in COCO's layout: two bright rectangles each, one as polygon, one as run
+lengths, and a crowd."""
 
 from __future__ import annotations
 
@@ -13,8 +14,11 @@ CATEGORIES = ({"id": 7, "name": "bottle"}, {"id": 3, "name": "apple"})
 """With gaps and not in order, as COCO's are."""
 
 
-def write_coco(root: Path, split: str = "train2017", count: int = 4, *, size: int = 64, seed: int = 0) -> Path:
-    """Images of `size` x `size` - 8; the objects of one image are of both classes. The last image has a crowd and nothing else."""
+def write_coco(
+    root: Path, split: str = "train2017", count: int = 4, *, size: int = 64, seed: int = 0
+) -> Path:
+    """Images of `size` x `size` - 8; the objects of one image are of both classes. The last image has a crowd
+    and nothing else."""
     rng = np.random.default_rng(seed)
     folder = root / split
     folder.mkdir(parents=True)
@@ -25,13 +29,17 @@ def write_coco(root: Path, split: str = "train2017", count: int = 4, *, size: in
         pixels = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
         name, image_id = f"{number:012d}.png", 100 + 7 * number
         if number == count - 1:
-            objects.append(_object(len(objects), image_id, 3, (4, 4, 40, 30), None, crowd=1, size=(height, width)))
+            objects.append(
+                _object(len(objects), image_id, 3, (4, 4, 40, 30), None, crowd=1, size=(height, width))
+            )
         else:
             for place, category in enumerate((3, 7)):
                 x, y = (int(value) for value in rng.integers(2, (size // 4, height // 4)))
                 box = (x + place * size // 2, y, size // 4 + 2 * place, height // 2)
                 pixels[box[1] : box[1] + box[3], box[0] : box[0] + box[2], place] = 250
-                objects.append(_object(len(objects), image_id, category, box, place == 0, crowd=0, size=(height, width)))
+                objects.append(
+                    _object(len(objects), image_id, category, box, place == 0, crowd=0, size=(height, width))
+                )
         Image.fromarray(pixels).save(folder / name)
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
     values = {"images": images, "annotations": objects, "categories": list(CATEGORIES)}
@@ -40,12 +48,21 @@ def write_coco(root: Path, split: str = "train2017", count: int = 4, *, size: in
 
 
 def _object(
-    number: int, image: int, category: int, box: tuple[int, int, int, int], polygon: bool | None, *, crowd: int, size: tuple[int, int]
+    number: int,
+    image: int,
+    category: int,
+    box: tuple[int, int, int, int],
+    polygon: bool | None,
+    *,
+    crowd: int,
+    size: tuple[int, int],
 ) -> dict[str, Any]:
     x, y, width, height = box
     mask = np.zeros(size, dtype=np.uint8)
     mask[y : y + height, x : x + width] = 1
-    changes = np.flatnonzero(np.diff(np.concatenate([[0], mask.flatten(order="F"), [2]])))  # runs, column by column
+    changes = np.flatnonzero(
+        np.diff(np.concatenate([[0], mask.flatten(order="F"), [2]]))
+    )  # runs, column by column
     runs = {"size": list(size), "counts": np.diff(np.concatenate([[0], changes])).tolist()}
     corners = [x, y, x + width, y, x + width, y + height, x, y + height]
     return {

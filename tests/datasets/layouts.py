@@ -12,10 +12,19 @@ from PIL import Image
 def write_image(path: Path, size: tuple[int, int], mode: str = "RGB") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(len(path.name)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(noise).convert(mode).save(path, format="JPEG" if path.suffix.lower() in {".jpg", ".jpeg"} else None)
+    Image.fromarray(noise).convert(mode).save(
+        path, format="JPEG" if path.suffix.lower() in {".jpg", ".jpeg"} else None
+    )
 
 
-def write_mask(path: Path, size: tuple[int, int], boxes: Sequence[tuple[int, int, int, int]], *, on: int = 255, mode: str = "L") -> None:
+def write_mask(
+    path: Path,
+    size: tuple[int, int],
+    boxes: Sequence[tuple[int, int, int, int]],
+    *,
+    on: int = 255,
+    mode: str = "L",
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.zeros((size[1], size[0]), dtype=np.uint8)
     for x0, y0, x1, y1 in boxes:
@@ -32,17 +41,22 @@ CUB_IMAGES = ["001.Auk/a.jpg", "001.Auk/b.jpg", "002.Great_Owl/c.jpg", "002.Grea
 
 
 def write_cub(root: Path, *, boxes: Sequence[str] | None = None) -> Path:
-    """Four images of 40 x 30 in two classes, two parts; images 1 and 3 are for training. Returns the folder CUB_200_2011."""
+    """Four images of 40 x 30 in two classes, two parts; images 1 and 3 are for training. Returns the folder
+    CUB_200_2011."""
     home = root / "CUB_200_2011"
     for name in CUB_IMAGES:
         write_image(home / "images" / name, (40, 30))
     numbers = range(1, len(CUB_IMAGES) + 1)
-    write_lines(home / "images.txt", [f"{number} {name}" for number, name in zip(numbers, CUB_IMAGES, strict=True)])
+    write_lines(
+        home / "images.txt", [f"{number} {name}" for number, name in zip(numbers, CUB_IMAGES, strict=True)]
+    )
     write_lines(home / "classes.txt", ["1 001.Auk", "2 002.Great_Owl"])
     write_lines(home / "image_class_labels.txt", ["1 1", "2 1", "3 2", "4 2"])
     write_lines(home / "train_test_split.txt", ["1 1", "2 0", "3 1", "4 0"])
     given = boxes or ["0.0 0.0 40.0 30.0", "3.0 4.0 10.0 20.0", "1.5 2.5 8.0 9.0", "5.0 5.0 10.0 10.0"]
-    write_lines(home / "bounding_boxes.txt", [f"{number} {box}" for number, box in zip(numbers, given, strict=True)])
+    write_lines(
+        home / "bounding_boxes.txt", [f"{number} {box}" for number, box in zip(numbers, given, strict=True)]
+    )
     write_lines(home / "parts" / "parts.txt", ["1 back", "2 left wing"])
     parts = [line for number in numbers for line in (f"{number} 1 12.0 13.0 1", f"{number} 2 77.0 88.0 0")]
     write_lines(home / "parts" / "part_locs.txt", parts)
@@ -59,13 +73,22 @@ def write_metadata(
 ) -> None:
     """The four text files of wsolevaluation, whose last line has no newline in the original."""
     write_lines(folder / "image_ids.txt", list(labels), final_newline=final_newline)
-    write_lines(folder / "class_labels.txt", [f"{name},{label}" for name, label in labels.items()], final_newline=final_newline)
-    write_lines(folder / "image_sizes.txt", [f"{name},{w},{h}" for name, (w, h) in sizes.items()], final_newline=final_newline)
+    write_lines(
+        folder / "class_labels.txt",
+        [f"{name},{label}" for name, label in labels.items()],
+        final_newline=final_newline,
+    )
+    write_lines(
+        folder / "image_sizes.txt",
+        [f"{name},{w},{h}" for name, (w, h) in sizes.items()],
+        final_newline=final_newline,
+    )
     write_lines(folder / "localization.txt", localization, final_newline=final_newline)
 
 
 def write_openimages(root: Path, localization: Sequence[str] | None = None) -> None:
-    """One test image with two instances, one of which overlaps the ignore region; masks of 20 x 10, the image twice as large."""
+    """One test image with two instances, one of which overlaps the ignore region; masks of 20 x 10, the image
+    twice as large."""
     image = "test/01226z/aa.jpg"
     write_image(root / image, (40, 20))
     write_mask(root / "test/01226z/aa_m01226z_1.png", (20, 10), [(0, 0, 4, 4)], mode="1")
@@ -137,7 +160,10 @@ def write_cars_joint(root: Path) -> None:
     ]
     for row in rows:
         write_image(root / str(row["relative_im_path"]), (60, 50))
-    savemat(root / "cars_annos.mat", {"annotations": _struct(rows), "class_names": _names("AM General Hummer", "Audi TT")})
+    savemat(
+        root / "cars_annos.mat",
+        {"annotations": _struct(rows), "class_names": _names("AM General Hummer", "Audi TT")},
+    )
 
 
 WNIDS = ("n01440764", "n01751748", "n02099601")
@@ -152,7 +178,8 @@ def voc_xml(wnid: str, size: tuple[int, int], boxes: Sequence[tuple[int, int, in
 
 
 def write_ilsvrc_official(root: Path, *, kaggle: bool, nested: bool = False) -> None:
-    """Three test images; the first has two objects. The first class in order of WordNet ids is the last of the devkit's."""
+    """Three test images; the first has two objects. The first class in order of WordNet ids is the last of
+    the devkit's."""
     from scipy.io import savemat
 
     home = root / "ILSVRC" if kaggle else root
@@ -166,7 +193,12 @@ def write_ilsvrc_official(root: Path, *, kaggle: bool, nested: bool = False) -> 
     for wnid in WNIDS:
         write_image(images / "train" / wnid / f"{wnid}_1.JPEG", (50, 40))
     synsets = [
-        {"ILSVRC2012_ID": np.uint16(number), "WNID": wnid, "words": f"{wnid} name, other", "num_children": np.uint8(wnid == "n00001740")}
+        {
+            "ILSVRC2012_ID": np.uint16(number),
+            "WNID": wnid,
+            "words": f"{wnid} name, other",
+            "num_children": np.uint8(wnid == "n00001740"),
+        }
         for number, wnid in enumerate((*reversed(WNIDS), "n00001740"), start=1)
     ]
     (root / "ILSVRC2012_devkit_t12" / "data").mkdir(parents=True)
@@ -176,8 +208,11 @@ def write_ilsvrc_official(root: Path, *, kaggle: bool, nested: bool = False) -> 
 CSV_HEADER = "image,label,split,width,height,x0,y0,x1,y1,mask"
 
 
-def write_csv_folder(root: Path, rows: Sequence[str] | None = None, *, header: str = CSV_HEADER, classes: int | None = 2) -> None:
-    """Four images of 20 x 10 (two for training, two for testing), the last with two objects; or the rows that are given."""
+def write_csv_folder(
+    root: Path, rows: Sequence[str] | None = None, *, header: str = CSV_HEADER, classes: int | None = 2
+) -> None:
+    """Four images of 20 x 10 (two for training, two for testing), the last with two objects; or the rows that
+    are given."""
     lines = rows or [
         "a.png,0,train,20,10,0,0,20,10,a.png",
         "b.png,1,train,20,10,5,2,15,8,b.png",
@@ -187,8 +222,16 @@ def write_csv_folder(root: Path, rows: Sequence[str] | None = None, *, header: s
     ]
     for name in ("a.png", "b.png", "sub/c.png", "d.png"):
         write_image(root / "images" / name, (20, 10))
-    for name, box in {"a": (0, 0, 20, 9), "b": (5, 2, 15, 8), "c": (1, 1, 4, 4), "d0": (2, 2, 6, 6), "d1": (10, 2, 16, 8)}.items():
+    for name, box in {
+        "a": (0, 0, 20, 9),
+        "b": (5, 2, 15, 8),
+        "c": (1, 1, 4, 4),
+        "d0": (2, 2, 6, 6),
+        "d1": (10, 2, 16, 8),
+    }.items():
         write_mask(root / "masks" / f"{name}.png", (20, 10), [box])
     write_lines(root / "annotations.csv", [header, *lines])
     if classes is not None:
-        write_lines(root / "classes.csv", ["label,name", *(f"{label},class {label}" for label in range(classes))])
+        write_lines(
+            root / "classes.csv", ["label,name", *(f"{label},class {label}" for label in range(classes))]
+        )

@@ -1,4 +1,5 @@
-"""Boxes in another unit, order or frame are findings, in every layout that has boxes; boxes as they should be are none."""
+"""Boxes in another unit, order or frame are findings, in every layout that has boxes; boxes as they should be
+are none."""
 
 from __future__ import annotations
 
@@ -19,7 +20,14 @@ from wsolbench.exceptions import DataError
 from wsolbench.types import Dataset, Finding
 
 WIDTH, HEIGHT = 120, 80
-SIGNS = ("fractions", "smaller than a pixel", "narrower", "all boxes fit if", "larger copies", "upper left quarter")
+SIGNS = (
+    "fractions",
+    "smaller than a pixel",
+    "narrower",
+    "all boxes fit if",
+    "larger copies",
+    "upper left quarter",
+)
 
 
 def usual_boxes(count: int = 20) -> np.ndarray:
@@ -44,8 +52,14 @@ def signs(findings: tuple[Finding, ...]) -> list[tuple[str, str]]:
 FRAME = np.array([WIDTH, HEIGHT, WIDTH, HEIGHT])
 WRONG = {
     "fractions": (usual_boxes() / FRAME, ("fractions", "error")),
-    "fractions, shifted by a pixel as in files that count from 1": (usual_boxes() / FRAME + (-1, -1, 0, 0), ("fractions", "error")),
-    "below a pixel": (np.hstack([usual_boxes()[:, :2], usual_boxes()[:, :2] + 0.5]), ("smaller than a pixel", "error")),
+    "fractions, shifted by a pixel as in files that count from 1": (
+        usual_boxes() / FRAME + (-1, -1, 0, 0),
+        ("fractions", "error"),
+    ),
+    "below a pixel": (
+        np.hstack([usual_boxes()[:, :2], usual_boxes()[:, :2] + 0.5]),
+        ("smaller than a pixel", "error"),
+    ),
     "y before x": (usual_boxes()[:, [1, 0, 3, 2]], ("all boxes fit if", "error")),
     "of larger copies": (usual_boxes() * 4 + 40, ("larger copies", "error")),
     "x, y, width, height": (
@@ -66,7 +80,10 @@ def test_one_box_below_a_pixel_among_usual_ones_is_a_warning(tmp_path: Path) -> 
     assert signs(loaded(boxes, tmp_path).findings) == [("narrower", "warning")]
 
 
-@pytest.mark.parametrize("boxes", [usual_boxes(), usual_boxes(1), np.tile(FRAME * (0, 0, 1, 1), (20, 1)), np.array([[1.0, 1, 2, 2]])])
+@pytest.mark.parametrize(
+    "boxes",
+    [usual_boxes(), usual_boxes(1), np.tile(FRAME * (0, 0, 1, 1), (20, 1)), np.array([[1.0, 1, 2, 2]])],
+)
 def test_usual_boxes_are_no_finding(boxes: np.ndarray, tmp_path: Path) -> None:
     assert loaded(boxes.astype(np.float64), tmp_path).findings == ()
 
@@ -75,8 +92,15 @@ def test_usual_boxes_are_no_finding(boxes: np.ndarray, tmp_path: Path) -> None:
 def test_boxes_in_thousandths_of_the_sides_are_called_that(widest: int, tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     boxes = [(10.0, 20.0 + number, widest - number, 1000.0 - 30 * number) for number in range(10)]
-    records = [Record(id=f"{number}", label=0, path=f"{tmp_path}/a", size=(1200, 800), boxes=[box]) for number, box in enumerate(boxes)]
-    (finding,) = [finding for finding in assemble("x", "test", tmp_path, records, ["only"]).findings if finding.severity == "error"]
+    records = [
+        Record(id=f"{number}", label=0, path=f"{tmp_path}/a", size=(1200, 800), boxes=[box])
+        for number, box in enumerate(boxes)
+    ]
+    (finding,) = [
+        finding
+        for finding in assemble("x", "test", tmp_path, records, ["only"]).findings
+        if finding.severity == "error"
+    ]
     assert "thousandths of the image's sides" in finding.what
     assert ("exchanged" in finding.what) is (widest == 780)  # both fit then
 
@@ -102,7 +126,9 @@ def test_fractions_in_a_csv_make_the_data_unsound(tmp_path: Path) -> None:
 def test_corners_in_cub_where_width_and_height_belong_are_an_error(tmp_path: Path) -> None:
     write_cub(tmp_path, boxes=["20 15 38 28", "22 11 39 29", "20 15 40 30", "21 16 35 27"])
     report = verify_dataset("cub", tmp_path)
-    assert [sign for split in report.splits for sign in signs(split.findings)] == [("all boxes fit if", "error")] * 2
+    assert [sign for split in report.splits for sign in signs(split.findings)] == [
+        ("all boxes fit if", "error")
+    ] * 2
 
 
 class TestCoco:
@@ -118,7 +144,12 @@ class TestCoco:
         write_coco(tmp_path, "val", 9)
         report = verify_dataset("coco", tmp_path, deep=True)
         assert report.sound
-        assert (report.splits[0].split, report.splits[0].images, report.splits[0].boxes, report.splits[0].findings) == ("val", 9, 17, ())
+        assert (
+            report.splits[0].split,
+            report.splits[0].images,
+            report.splits[0].boxes,
+            report.splits[0].findings,
+        ) == ("val", 9, 17, ())
 
     def test_fractions_and_corners_are_errors(self, tmp_path: Path) -> None:
         fractions = self.changed(tmp_path / "a", lambda x, y, w, h: [x / 64, y / 56, w / 64, h / 56])
@@ -149,4 +180,6 @@ def test_a_box_outside_its_mask_is_a_warning_of_the_deep_look(tmp_path: Path) ->
     write_csv_folder(tmp_path, ["a.png,0,test,20,10,12,2,18,8,m.png", "b.png,0,test,20,10,2,2,6,6,m.png"])
     write_mask(tmp_path / "masks" / "m.png", (20, 10), [(2, 2, 6, 6)])
     findings = verify_dataset("csvfolder", tmp_path, deep=True).splits[0].findings
-    assert [(finding.count, finding.severity, finding.example[:5]) for finding in findings] == [(1, "warning", "a.png")] * 2
+    assert [(finding.count, finding.severity, finding.example[:5]) for finding in findings] == [
+        (1, "warning", "a.png")
+    ] * 2

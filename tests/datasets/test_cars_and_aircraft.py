@@ -15,14 +15,19 @@ class TestCars:
         write_cars_split(tmp_path)
         test = load_dataset("cars", "test", tmp_path)
         np.testing.assert_array_equal(test[0].boxes, [[0, 0, 200, 150]])
-        np.testing.assert_array_equal(test[1].boxes, [[0, 9, 180, 140]])  # x1 = 0 is -1, clipped; in uint8 it were 255
+        np.testing.assert_array_equal(
+            test[1].boxes, [[0, 9, 180, 140]]
+        )  # x1 = 0 is -1, clipped; in uint8 it were 255
         assert test[0].boxes.dtype == np.float64
         assert [finding.count for finding in test.findings] == [1]
 
     def test_classes_count_from_one(self, tmp_path: Path) -> None:
         write_cars_split(tmp_path)
         train = load_dataset("cars", "train", tmp_path / "stanford_cars")
-        assert [train.class_names[sample.label] for sample in train.samples] == ["Audi TT", "AM General Hummer"]
+        assert [train.class_names[sample.label] for sample in train.samples] == [
+            "Audi TT",
+            "AM General Hummer",
+        ]
         assert train.ids == ("cars_train/00001.jpg", "cars_train/00002.jpg")
 
     def test_both_packagings_load(self, tmp_path: Path) -> None:
@@ -35,13 +40,17 @@ class TestCars:
     def test_the_test_annotations_without_labels_do_not_do(self, tmp_path: Path) -> None:
         write_cars_split(tmp_path, labels=False)
         with pytest.raises(
-            DataError, match=r"no file .*cars_test_annos_withlabels.mat; devkit/cars_test_annos.mat does not do: it has no labels"
+            DataError,
+            match=r"no file .*cars_test_annos_withlabels.mat; devkit/cars_test_annos.mat does not do: it has no labels",
         ):
             load_dataset("cars", "test", tmp_path)
 
     def test_a_class_outside_the_list_is_named(self, tmp_path: Path) -> None:
         write_cars_split(tmp_path, classes=(3, 1))
-        with pytest.raises(DataError, match=r"withlabels.mat: expected a class from 1 to 2 for 'cars_test/00001.jpg', found 3"):
+        with pytest.raises(
+            DataError,
+            match=r"withlabels.mat: expected a class from 1 to 2 for 'cars_test/00001.jpg', found 3",
+        ):
             load_dataset("cars", "test", tmp_path)
 
     def test_a_mat_file_that_is_none_or_lacks_a_variable_is_named(self, tmp_path: Path) -> None:
@@ -88,7 +97,10 @@ class TestAircraft:
 
     def test_a_coarser_level_has_its_own_classes(self, tmp_path: Path) -> None:
         write_aircraft(tmp_path)
-        assert load_dataset("aircraft", "test", tmp_path, level="family").class_names == ("Boeing 737", "F-16")
+        assert load_dataset("aircraft", "test", tmp_path, level="family").class_names == (
+            "Boeing 737",
+            "F-16",
+        )
 
     @pytest.mark.usefixtures("unchecked_shapes")
     def test_an_unknown_level_is_answered_with_the_nearest_name(self, tmp_path: Path) -> None:
@@ -103,15 +115,29 @@ class TestAircraft:
     @pytest.mark.parametrize(
         ("file", "lines", "message"),
         [
-            ("images_variant_test.txt", ["0000001 Concorde"], r"test.txt:1: expected a label of variants.txt, found 'Concorde'"),
+            (
+                "images_variant_test.txt",
+                ["0000001 Concorde"],
+                r"test.txt:1: expected a label of variants.txt, found 'Concorde'",
+            ),
             ("images_variant_test.txt", ["0000001"], r"test.txt:1: expected 2 fields"),
-            ("images_variant_test.txt", ["0000001 F-16A/B", "0000001 F-16A/B"], r"the image id '0000001.jpg' occurs twice"),
+            (
+                "images_variant_test.txt",
+                ["0000001 F-16A/B", "0000001 F-16A/B"],
+                r"the image id '0000001.jpg' occurs twice",
+            ),
             ("images_variant_test.txt", [], r"names no image"),
-            ("images_box.txt", ["0000002 1 1 5 5"], r"images_box.txt: expected a box for every image, found none for '0000001'"),
+            (
+                "images_box.txt",
+                ["0000002 1 1 5 5"],
+                r"images_box.txt: expected a box for every image, found none for '0000001'",
+            ),
             ("images_box.txt", ["0000001 9 1 5 5"], r"images_box.txt:1: expected a box with xmin <= xmax"),
         ],
     )
-    def test_a_broken_text_file_is_named(self, file: str, lines: list[str], message: str, tmp_path: Path) -> None:
+    def test_a_broken_text_file_is_named(
+        self, file: str, lines: list[str], message: str, tmp_path: Path
+    ) -> None:
         write_aircraft(tmp_path)
         write_lines(tmp_path / "data" / file, lines)
         with pytest.raises(DataError, match=message):
@@ -122,5 +148,7 @@ class TestAircraft:
 def test_a_matlab_file_of_version_7_3_is_refused_with_the_way_out(head: bytes, tmp_path: Path) -> None:
     write_cars_joint(tmp_path)
     (tmp_path / "cars_annos.mat").write_bytes(head.ljust(600, b" "))
-    with pytest.raises(DataError, match=r"cars_annos.mat is a MATLAB file of version 7.3 .HDF5.; expected version 7"):
+    with pytest.raises(
+        DataError, match=r"cars_annos.mat is a MATLAB file of version 7.3 .HDF5.; expected version 7"
+    ):
         load_dataset("cars", "test", tmp_path)

@@ -45,7 +45,9 @@ def test_polygons_and_run_lengths_give_the_masks_that_pycocotools_gives(tmp_path
             assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == box.tolist()
 
 
-def test_detectors_learn_from_no_crowd_and_from_boxes_within_the_image_of_at_least_a_pixel(tmp_path: Path) -> None:
+def test_detectors_learn_from_no_crowd_and_from_boxes_within_the_image_of_at_least_a_pixel(
+    tmp_path: Path,
+) -> None:
     first = load_instances(write_coco(tmp_path), "train").samples[0]
     boxes = np.array([[-5.0, 2.0, 30.0, 400.0], [10.0, 10.0, 10.5, 30.0]])
     kept = replace(first, boxes=boxes).learnable()
@@ -55,7 +57,9 @@ def test_detectors_learn_from_no_crowd_and_from_boxes_within_the_image_of_at_lea
     assert len(replace(first, crowd=np.array([True, True])).learnable().boxes) == 0
 
 
-def test_the_official_names_and_those_of_an_export_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_official_names_and_those_of_an_export_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_coco(tmp_path, "val2017", 2)
     write_coco(tmp_path, "test", 3)
     assert len(load_instances(tmp_path, "val")) == len(load_instances(tmp_path, "val2017")) == 2
@@ -66,8 +70,12 @@ def test_the_official_names_and_those_of_an_export_are_found(tmp_path: Path, mon
     assert load_instances(None, "val").name == "coco"
 
 
-@pytest.mark.parametrize("info", [None, "mine", {"wsolbench": None}, {"wsolbench": "mine"}, {"wsolbench": {"dataset": ["mine"]}}])
-def test_only_the_official_files_are_called_coco_and_others_as_their_folder(tmp_path: Path, info: object) -> None:
+@pytest.mark.parametrize(
+    "info", [None, "mine", {"wsolbench": None}, {"wsolbench": "mine"}, {"wsolbench": {"dataset": ["mine"]}}]
+)
+def test_only_the_official_files_are_called_coco_and_others_as_their_folder(
+    tmp_path: Path, info: object
+) -> None:
     root = tmp_path / "my: data"
     for split, name in (("train2017", "coco"), ("val", "my--data")):
         edited(write_coco(root, split) / "annotations" / f"instances_{split}.json", info=info)
@@ -93,7 +101,10 @@ def test_ids_of_images_may_be_text_and_boxes_may_be_empty(tmp_path: Path) -> Non
     path = write_coco(tmp_path) / "annotations" / "instances_train2017.json"
     values = json.loads(path.read_text())
     images = [{**row, "id": f"image {row['id']}"} for row in values["images"]]
-    objects = [{**item, "image_id": f"image {item['image_id']}", "bbox": [1, 2.5, 0, 0], "area": None} for item in values["annotations"]]
+    objects = [
+        {**item, "image_id": f"image {item['image_id']}", "bbox": [1, 2.5, 0, 0], "area": None}
+        for item in values["annotations"]
+    ]
     edited(path, images=images, annotations=objects)
     first = load_instances(tmp_path, "train").samples[0]
     assert first.id == "image 100"
@@ -122,7 +133,10 @@ TRIANGLE = [0, 0, 9, 0, 9, 9]
     [
         ({"categories": None}, "expected a list 'categories'"),
         ({"images": []}, "expected a list 'images'"),
-        ({"annotations": [{"id": 1, "image_id": 100, "category_id": 3}]}, "entry 0 of 'annotations' has no 'bbox'"),
+        (
+            {"annotations": [{"id": 1, "image_id": 100, "category_id": 3}]},
+            "entry 0 of 'annotations' has no 'bbox'",
+        ),
         ({"annotations": [{**OBJECT, "image_id": 9}]}, "annotation 1 is of image 9"),
         ({"annotations": [{**OBJECT, "category_id": 4}]}, "category 4"),
         ({"categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]}, "every id must be unique"),
@@ -134,7 +148,10 @@ TRIANGLE = [0, 0, 9, 0, 9, 9]
             for broken in ("a", "7", None, 3.2, True, [3], {})
         ),
         *(
-            ({"images": [{**IMAGE, "id": broken}]}, "entry 0 of 'images' has the id .*; expected a whole number or text")
+            (
+                {"images": [{**IMAGE, "id": broken}]},
+                "entry 0 of 'images' has the id .*; expected a whole number or text",
+            )
             for broken in (None, [1], 1.5)
         ),
         ({"images": [IMAGE, {**IMAGE, "id": "100"}]}, "some ids of 'images' are numbers and some are text"),
@@ -145,10 +162,19 @@ TRIANGLE = [0, 0, 9, 0, 9, 9]
         ({"images": [{**IMAGE, "height": "h"}]}, "the height 'h'; expected whole numbers from 1"),
         ({"images": [{**IMAGE, "file_name": None}]}, "the file_name None; expected text"),
         ({"annotations": [{**OBJECT, "id": [1]}]}, r"entry 0 of 'annotations' has the id \[1\]"),
-        *(({"annotations": [{**OBJECT, "image_id": broken}]}, "one of them is not in the file") for broken in ([100], None, "100", {})),
-        *(({"annotations": [{**OBJECT, "category_id": broken}]}, "one of them is not in the file") for broken in ([3], None, "3", 3.7)),
         *(
-            ({"annotations": [{**OBJECT, "bbox": broken}]}, r"annotation 1 has the bbox .*; expected x, y, width, height: finite numbers")
+            ({"annotations": [{**OBJECT, "image_id": broken}]}, "one of them is not in the file")
+            for broken in ([100], None, "100", {})
+        ),
+        *(
+            ({"annotations": [{**OBJECT, "category_id": broken}]}, "one of them is not in the file")
+            for broken in ([3], None, "3", 3.7)
+        ),
+        *(
+            (
+                {"annotations": [{**OBJECT, "bbox": broken}]},
+                r"annotation 1 has the bbox .*; expected x, y, width, height: finite numbers",
+            )
             for broken in (
                 None,
                 [0, 0, 1],
@@ -161,9 +187,15 @@ TRIANGLE = [0, 0, 9, 0, 9, 9]
                 [0, 0, 1, True],
             )
         ),
-        *(({"annotations": [{**OBJECT, "area": broken}]}, "annotation 1 has the area") for broken in ("1", -1, NAN, [])),
         *(
-            ({"annotations": [{**OBJECT, "iscrowd": broken}]}, "annotation 1 has the iscrowd .*; expected 0 or 1")
+            ({"annotations": [{**OBJECT, "area": broken}]}, "annotation 1 has the area")
+            for broken in ("1", -1, NAN, [])
+        ),
+        *(
+            (
+                {"annotations": [{**OBJECT, "iscrowd": broken}]},
+                "annotation 1 has the iscrowd .*; expected 0 or 1",
+            )
             for broken in ("0", 2, [])
         ),
         *(
@@ -200,7 +232,9 @@ def test_broken_annotations_are_named_with_the_file(tmp_path: Path, changes: dic
 def test_missing_images_folders_and_files_that_are_no_json_are_named(tmp_path: Path) -> None:
     root = write_coco(tmp_path / "coco")
     (root / "train2017" / "000000000001.png").unlink()
-    with pytest.raises(DataError, match=r"1 of 4 images .*000000000001\.png; copy them there, or, .* export again"):
+    with pytest.raises(
+        DataError, match=r"1 of 4 images .*000000000001\.png; copy them there, or, .* export again"
+    ):
         load_instances(root, "train")
     shutil.rmtree(root / "train2017")
     with pytest.raises(DataError, match="not the folder with its images"):
@@ -223,7 +257,9 @@ def test_an_image_of_another_size_and_a_segmentation_that_cannot_be_read_are_ref
             replace(first, segmentations=(broken, broken)).masks()
 
 
-def test_without_pycocotools_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pycocotools_it_is_said_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = load_instances(write_coco(tmp_path), "train").samples[0]
     monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
     with pytest.raises(UsageError, match=r"pip install 'wsolbench\[coco\]'"):

@@ -27,19 +27,34 @@ Box = tuple[int, int, int, int]
 
 @pytest.fixture(scope="module")
 def birds(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return load_dataset("toybirds", "val", tmp_path_factory.mktemp("toy"), size=48, counts={"train": 1, "val": 18, "test": 1}, workers=1)
+    return load_dataset(
+        "toybirds",
+        "val",
+        tmp_path_factory.mktemp("toy"),
+        size=48,
+        counts={"train": 1, "val": 18, "test": 1},
+        workers=1,
+    )
 
 
-def test_an_export_read_back_by_pycocotools_has_the_same_boxes_masks_classes_and_pixels(birds: Dataset, tmp_path: Path, capsys) -> None:
+def test_an_export_read_back_by_pycocotools_has_the_same_boxes_masks_classes_and_pixels(
+    birds: Dataset, tmp_path: Path, capsys
+) -> None:
     export = export_coco(birds, tmp_path)
-    assert (export.images, export.objects, export.without_mask) == (18, sum(len(sample.boxes) for sample in birds.samples), 0)
+    assert (export.images, export.objects, export.without_mask) == (
+        18,
+        sum(len(sample.boxes) for sample in birds.samples),
+        0,
+    )
     assert export.objects > 18
     coco = COCO(str(export.annotations))
     assert [category["name"] for category in coco.dataset["categories"]] == list(birds.class_names)
     for number, sample in enumerate(birds.samples, start=1):
         objects = coco.imgToAnns[number]
         boxes = np.array([item["bbox"] for item in objects])
-        np.testing.assert_array_equal(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1), sample.boxes)
+        np.testing.assert_array_equal(
+            np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1), sample.boxes
+        )
         assert {item["category_id"] for item in objects} == {sample.label + 1}
         assert {item["iscrowd"] for item in objects} == {0}
         for path, item in zip(sample.mask_paths, objects, strict=True):
@@ -54,7 +69,9 @@ def test_an_export_read_back_by_pycocotools_has_the_same_boxes_masks_classes_and
         np.testing.assert_array_equal(mine.boxes, theirs.boxes)
 
 
-def test_the_same_data_give_the_same_bytes_and_an_export_is_left_as_it_is(birds: Dataset, tmp_path: Path) -> None:
+def test_the_same_data_give_the_same_bytes_and_an_export_is_left_as_it_is(
+    birds: Dataset, tmp_path: Path
+) -> None:
     first = export_coco(birds, tmp_path / "a")
     assert first.annotations.read_bytes() == export_coco(birds, tmp_path / "b").annotations.read_bytes()
     before = first.annotations.stat().st_mtime_ns
@@ -93,14 +110,22 @@ def test_what_is_there_and_is_something_else_is_not_overwritten(birds: Dataset, 
     edited(path, images=values["images"][1:])
     with pytest.raises(UsageError, match=r"export of other data \(17 images, not 18\)"):
         export_coco(birds, tmp_path)
-    for broken in ([], {**values, "info": "mine"}, {key: value for key, value in values.items() if key != "annotations"}):
+    for broken in (
+        [],
+        {**values, "info": "mine"},
+        {key: value for key, value in values.items() if key != "annotations"},
+    ):
         path.write_text(json.dumps(broken))
         with pytest.raises(UsageError, match="no export of this program"):
             export_coco(birds, tmp_path)
 
 
-def test_an_export_that_is_interrupted_leaves_no_annotations_and_is_completed(birds: Dataset, tmp_path: Path) -> None:
-    broken = replace(birds, samples=[*birds.samples[:3], replace(birds.samples[3], path=tmp_path / "gone.png")])
+def test_an_export_that_is_interrupted_leaves_no_annotations_and_is_completed(
+    birds: Dataset, tmp_path: Path
+) -> None:
+    broken = replace(
+        birds, samples=[*birds.samples[:3], replace(birds.samples[3], path=tmp_path / "gone.png")]
+    )
     with pytest.raises(DataError, match=r"gone\.png"):
         export_coco(broken, tmp_path / "out")
     assert not (tmp_path / "out" / "annotations").exists()
@@ -144,13 +169,22 @@ def test_masks_are_exported_with_the_boxes_that_they_lie_in(tmp_path: Path) -> N
         assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == [x, y, x + width, y + height]
 
 
-@pytest.mark.parametrize("mask", [(20, 10, 28, 18), (5, 5, 9, 9), (0, 0, 0, 0)], ids=["elsewhere", "beside", "empty"])
+@pytest.mark.parametrize(
+    "mask", [(20, 10, 28, 18), (5, 5, 9, 9), (0, 0, 0, 0)], ids=["elsewhere", "beside", "empty"]
+)
 def test_a_mask_of_another_object_than_the_box_is_left_out(tmp_path: Path, mask: Box) -> None:
     """One line has a box and no mask, another a mask and no box."""
     lines = ("a.png,0,train,1,1,5,5,", "a.png,0,train,,,,,m.png", "b.png,0,train,0.5,0.5,1.5,1.5,n.png")
     export, objects = csv_export(tmp_path, *lines, masks={"m.png": mask, "n.png": (1, 1, 5, 5)})
     assert (export.objects, export.without_mask) == (2, 1)
-    assert objects[0] == {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1.0, 1.0, 4.0, 4.0], "area": 16.0, "iscrowd": 0}
+    assert objects[0] == {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 1,
+        "bbox": [1.0, 1.0, 4.0, 4.0],
+        "area": 16.0,
+        "iscrowd": 0,
+    }
     assert objects[1]["area"] == 16
 
 

@@ -60,7 +60,10 @@ def test_a_size_in_the_csv_is_the_frame_even_when_the_stored_file_is_smaller(tmp
 
 def test_key_points_keep_their_names_and_invisible_ones_have_no_coordinates(tmp_path: Path) -> None:
     write_csv_folder(tmp_path)
-    write_lines(tmp_path / "keypoints.csv", ["image,part,x,y,visible", "d.png,left eye,3,4,1", "d.png,beak,,,0", "sub/c.png,beak,2.5,3,1"])
+    write_lines(
+        tmp_path / "keypoints.csv",
+        ["image,part,x,y,visible", "d.png,left eye,3,4,1", "d.png,beak,,,0", "sub/c.png,beak,2.5,3,1"],
+    )
     dataset = load_csv_folder(tmp_path, "test")
     assert dataset.key_point_names == ("left eye", "beak")
     np.testing.assert_array_equal(dataset[0].key_points, [[0, 0, 0], [2.5, 3, 1]])
@@ -76,7 +79,9 @@ def test_ignore_masks_leave_out_pixels_that_no_object_covers(tmp_path: Path) -> 
     np.testing.assert_array_equal(np.nonzero(ignored.any(axis=0))[0], [6, 7, 8, 9])
 
 
-def test_a_spreadsheets_byte_order_mark_quotes_spaces_and_line_ends_make_no_difference(tmp_path: Path) -> None:
+def test_a_spreadsheets_byte_order_mark_quotes_spaces_and_line_ends_make_no_difference(
+    tmp_path: Path,
+) -> None:
     write_csv_folder(tmp_path, ["a.png,0,test", "b.png,1,test"], header=SHORT)
     plain = load_csv_folder(tmp_path, "test")
     text = '\ufeffimage, label ,split\r\n"a.png", 0,test\r\n\r\nb.png,1,"test"'
@@ -107,7 +112,11 @@ def test_inclusive_pixels_and_exclusive_edges_are_the_same_box(
     root = tmp_path_factory.mktemp("box")
     write_lines(
         root / "annotations.csv",
-        [CSV_HEADER, f"a.png,0,in,{w},{h},{x0},{y0},{x1},{y1},", f"b.png,0,ex,{w},{h},{x0},{y0},{x1 + 1},{y1 + 1},"],
+        [
+            CSV_HEADER,
+            f"a.png,0,in,{w},{h},{x0},{y0},{x1},{y1},",
+            f"b.png,0,ex,{w},{h},{x0},{y0},{x1 + 1},{y1 + 1},",
+        ],
     )
     for name in ("a.png", "b.png"):
         (root / name).touch()
@@ -119,21 +128,45 @@ def test_inclusive_pixels_and_exclusive_edges_are_the_same_box(
 
 
 BAD_ROWS = {
-    "a label outside classes.csv": (["a.png,2,test,20,10,0,0,5,5,"], r"csv:2: expected a label from 0 to 1 .*found 2"),
+    "a label outside classes.csv": (
+        ["a.png,2,test,20,10,0,0,5,5,"],
+        r"csv:2: expected a label from 0 to 1 .*found 2",
+    ),
     "a negative label": (["a.png,-1,test,20,10,0,0,5,5,"], r"csv:2: expected a label from 0 to 1 .*found -1"),
-    "a label that is a word": (["a.png,owl,test,20,10,0,0,5,5,"], r"csv:2: expected a whole number as label .*found 'owl'"),
-    "x1 before x0": (["a.png,0,test,20,10,8,0,5,5,"], r"csv:2: expected a box with x0 <= x1 .*found 8,0,5,5.*not x,y,width,height"),
-    "y1 before y0": (["b.png,0,test,20,10,0,0,5,5,", "a.png,0,test,20,10,0,8,5,5,"], r"csv:3: expected a box with x0 <= x1 and y0 <= y1"),
-    "a corner that is a word": (["a.png,0,test,20,10,left,0,5,5,"], r"csv:2: expected a finite number as x0, found 'left'"),
-    "a corner that is nan": (["a.png,0,test,20,10,nan,0,5,5,"], r"csv:2: expected a finite number as x0, found 'nan'"),
+    "a label that is a word": (
+        ["a.png,owl,test,20,10,0,0,5,5,"],
+        r"csv:2: expected a whole number as label .*found 'owl'",
+    ),
+    "x1 before x0": (
+        ["a.png,0,test,20,10,8,0,5,5,"],
+        r"csv:2: expected a box with x0 <= x1 .*found 8,0,5,5.*not x,y,width,height",
+    ),
+    "y1 before y0": (
+        ["b.png,0,test,20,10,0,0,5,5,", "a.png,0,test,20,10,0,8,5,5,"],
+        r"csv:3: expected a box with x0 <= x1 and y0 <= y1",
+    ),
+    "a corner that is a word": (
+        ["a.png,0,test,20,10,left,0,5,5,"],
+        r"csv:2: expected a finite number as x0, found 'left'",
+    ),
+    "a corner that is nan": (
+        ["a.png,0,test,20,10,nan,0,5,5,"],
+        r"csv:2: expected a finite number as x0, found 'nan'",
+    ),
     "half a box": (["a.png,0,test,20,10,1,1,,,"], r"csv:2: expected a finite number as x1, found ''"),
     "a width without a height": (["a.png,0,test,20,,1,1,2,2,"], r"csv:2: expected a whole number as height"),
     "a size of zero": (["a.png,0,test,0,10,1,1,2,2,"], r"csv:2: expected a width and a height of at least 1"),
     "a ragged line": (["a.png,0,test"], r"csv:2: expected 10 fields as in the header, found 3"),
     "an open quote": (['"a.png,0,test,20,10,1,1,2,2,'], r"csv:\d: expected comma-separated values"),
     "no image name": ([",0,test,20,10,1,1,2,2,"], r"csv:2: expected an image and a split"),
-    "the same box twice": (["a.png,0,test,20,10,1,1,2,2,"] * 2, r"csv:3: expected another image.*found 'a.png' again \(line 2\)"),
-    "an image twice without objects": (["a.png,0,test,20,10,,,,,"] * 2, r"csv:3: expected another image.*found 'a.png' again \(line 2\)"),
+    "the same box twice": (
+        ["a.png,0,test,20,10,1,1,2,2,"] * 2,
+        r"csv:3: expected another image.*found 'a.png' again \(line 2\)",
+    ),
+    "an image twice without objects": (
+        ["a.png,0,test,20,10,,,,,"] * 2,
+        r"csv:3: expected another image.*found 'a.png' again \(line 2\)",
+    ),
     "two labels of one image": (
         ["a.png,0,test,20,10,1,1,2,2,", "a.png,1,test,20,10,3,3,4,4,"],
         r"csv:3: expected the label of 'a.png' to be '0' as in line 2",
@@ -188,7 +221,9 @@ def test_a_table_that_is_no_text_is_refused(tmp_path: Path) -> None:
         ([], r"expected the labels 0 to 0"),
     ],
 )
-def test_a_class_list_with_gaps_or_repetitions_is_refused(lines: list[str], message: str, tmp_path: Path) -> None:
+def test_a_class_list_with_gaps_or_repetitions_is_refused(
+    lines: list[str], message: str, tmp_path: Path
+) -> None:
     write_csv_folder(tmp_path)
     write_lines(tmp_path / "classes.csv", ["label,name", *lines])
     with pytest.raises(DataError, match=message):
@@ -199,7 +234,10 @@ def test_a_class_list_with_gaps_or_repetitions_is_refused(lines: list[str], mess
     ("line", "message"),
     [
         ("z.png,beak,1,2,1", r"keypoints.csv:3: expected an image of annotations.csv, found 'z.png'"),
-        ("a.png,eye,1,2,1", r"keypoints.csv:3: expected every part of an image once, found 'eye' of 'a.png' again"),
+        (
+            "a.png,eye,1,2,1",
+            r"keypoints.csv:3: expected every part of an image once, found 'eye' of 'a.png' again",
+        ),
         ("a.png,beak,1,2,2", r"keypoints.csv:3: expected visible to be 1 or 0, found '2'"),
         ("a.png,beak,one,2,1", r"keypoints.csv:3: expected a finite number as x"),
     ],
@@ -233,7 +271,8 @@ def test_a_split_that_no_command_takes_by_itself_is_a_warning_in_the_findings(tm
 
 
 @pytest.mark.parametrize(
-    ("columns", "boxes"), [("xmin,ymin,xmax,ymax", True), ("x,y,w,h", True), ("Label", True), ("x0,y0,x1,y1,note", False)]
+    ("columns", "boxes"),
+    [("xmin,ymin,xmax,ymax", True), ("x,y,w,h", True), ("Label", True), ("x0,y0,x1,y1,note", False)],
 )
 def test_columns_that_are_not_read_are_named_and_so_are_those_of_a_box_where_none_was_read(
     columns: str, boxes: bool, tmp_path: Path
@@ -242,7 +281,11 @@ def test_columns_that_are_not_read_are_named_and_so_are_those_of_a_box_where_non
     write_csv_folder(tmp_path, [f"a.png,0,test,{values}"], header=f"{SHORT},{columns}")
     (finding,) = load_csv_folder(tmp_path, "test").findings
     unread = columns.split(",") if boxes else ["note"]
-    assert (finding.count, finding.example, finding.severity) == (len(unread), ", ".join(map(repr, unread)), "warning")
+    assert (finding.count, finding.example, finding.severity) == (
+        len(unread),
+        ", ".join(map(repr, unread)),
+        "warning",
+    )
     assert ("its columns are x0,y0,x1,y1" in finding.what) is boxes
 
 

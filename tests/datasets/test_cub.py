@@ -83,7 +83,11 @@ def test_a_box_without_area_in_the_image_is_left_out_and_reported(box: str, tmp_
     test = load_dataset("cub", "test", tmp_path)
     assert [len(sample.boxes) for sample in test.samples] == [1, 0]
     left_out, bare = test.findings
-    assert (left_out.what, left_out.count, left_out.severity) == ("boxes without area inside the image: left out", 1, "error")
+    assert (left_out.what, left_out.count, left_out.severity) == (
+        "boxes without area inside the image: left out",
+        1,
+        "error",
+    )
     assert bare.example == CUB_IMAGES[3]
 
 
@@ -93,24 +97,48 @@ BROKEN = {
         "4 5 5 -1 3",
         r"bounding_boxes.txt:4: expected a width and a height that are not negative",
     ),
-    "a box that is a word": ("bounding_boxes.txt", "4 a b c d", r"bounding_boxes.txt:4: expected a finite number as x, found 'a'"),
-    "a line that is cut": ("bounding_boxes.txt", "4 5.0 5", r"bounding_boxes.txt:4: expected 5 fields \(image_id x y width height\)"),
+    "a box that is a word": (
+        "bounding_boxes.txt",
+        "4 a b c d",
+        r"bounding_boxes.txt:4: expected a finite number as x, found 'a'",
+    ),
+    "a line that is cut": (
+        "bounding_boxes.txt",
+        "4 5.0 5",
+        r"bounding_boxes.txt:4: expected 5 fields \(image_id x y width height\)",
+    ),
     "an image twice": (
         "bounding_boxes.txt",
         "3 5 5 1 1",
         r"bounding_boxes.txt:4: expected every image of images.txt once, found image 3 again",
     ),
-    "an image nobody knows": ("bounding_boxes.txt", "9 5 5 1 1", r"bounding_boxes.txt:4: .*image 9 which images.txt does not have"),
+    "an image nobody knows": (
+        "bounding_boxes.txt",
+        "9 5 5 1 1",
+        r"bounding_boxes.txt:4: .*image 9 which images.txt does not have",
+    ),
     "an image without a box": (
         "bounding_boxes.txt",
         "",
         r"bounding_boxes.txt: expected a line for each of 4 images, found none for image 4",
     ),
-    "a class nobody knows": ("image_class_labels.txt", "4 3", r"image_class_labels.txt:4: expected a class id from 1 to 2"),
+    "a class nobody knows": (
+        "image_class_labels.txt",
+        "4 3",
+        r"image_class_labels.txt:4: expected a class id from 1 to 2",
+    ),
     "an image id twice": ("images.txt", "3 x.jpg", r"images.txt:4: expected every image once"),
     "an image name twice": ("images.txt", f"5 {CUB_IMAGES[0]}", r"images.txt:4: expected every image once"),
-    "a part nobody knows": ("parts/part_locs.txt", "4 3 1.0 1.0 1", r"part_locs.txt:8: expected a part id from 1 to 2 and visible 0 or 1"),
-    "parts that stop early": ("parts/part_locs.txt", "", r"part_locs.txt: expected 2 lines for image 4, one for each part, found 1"),
+    "a part nobody knows": (
+        "parts/part_locs.txt",
+        "4 3 1.0 1.0 1",
+        r"part_locs.txt:8: expected a part id from 1 to 2 and visible 0 or 1",
+    ),
+    "parts that stop early": (
+        "parts/part_locs.txt",
+        "",
+        r"part_locs.txt: expected 2 lines for image 4, one for each part, found 1",
+    ),
 }
 
 
@@ -139,9 +167,12 @@ def test_val_needs_the_metadata_and_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"), [("absent", "absent is no folder"), ("", "has no split of CUB: expected CUB/SPLIT/image_ids")]
+    ("given", "message"),
+    [("absent", "absent is no folder"), ("", "has no split of CUB: expected CUB/SPLIT/image_ids")],
 )
-def test_a_wrong_metadata_root_is_refused_where_the_official_files_would_do(given: str, message: str, tmp_path: Path) -> None:
+def test_a_wrong_metadata_root_is_refused_where_the_official_files_would_do(
+    given: str, message: str, tmp_path: Path
+) -> None:
     write_cub(tmp_path)
     with pytest.raises(UsageError, match=f"{message}.*--metadata-root"):
         load_dataset("cub", "test", tmp_path, metadata_root=tmp_path / given)
@@ -167,7 +198,12 @@ def test_val_is_what_the_metadata_says_with_boxes_unchanged(tmp_path: Path) -> N
 
 def test_the_layout_of_wsolevaluation_alone_is_enough(tmp_path: Path) -> None:
     write_image(tmp_path / "001.Auk" / "a.jpg", (40, 30))
-    write_metadata(tmp_path / "metadata" / "CUB" / "test", {"001.Auk/a.jpg": 0}, {"001.Auk/a.jpg": (40, 30)}, ["001.Auk/a.jpg,1,2,39,29"])
+    write_metadata(
+        tmp_path / "metadata" / "CUB" / "test",
+        {"001.Auk/a.jpg": 0},
+        {"001.Auk/a.jpg": (40, 30)},
+        ["001.Auk/a.jpg,1,2,39,29"],
+    )
     test = load_dataset("cub", "test", tmp_path)
     assert test[0].image().shape == (30, 40, 3)
     assert available_splits("cub", tmp_path) == ("test",)
@@ -186,24 +222,36 @@ def test_labels_that_contradict_the_class_folders_are_a_warning(tmp_path: Path) 
     assert load_dataset("cub", "train", tmp_path).findings == ()
     write_lines(home / "image_class_labels.txt", ["1 1", "2 1", "3 1", "4 2"])
     (finding,) = load_dataset("cub", "train", tmp_path).findings
-    assert (finding.what, finding.count, finding.severity) == ("images whose label contradicts their class folder", 1, "warning")
+    assert (finding.what, finding.count, finding.severity) == (
+        "images whose label contradicts their class folder",
+        1,
+        "warning",
+    )
     assert finding.example == f"{CUB_IMAGES[2]}: label 0, its folder has 1"
 
 
 def test_metadata_that_counts_labels_from_1_contradicts_the_class_folders(tmp_path: Path) -> None:
     write_image(tmp_path / "001.Auk" / "a.jpg", (40, 30))
-    write_metadata(tmp_path / "metadata" / "CUB" / "test", {"001.Auk/a.jpg": 1}, {"001.Auk/a.jpg": (40, 30)}, ["001.Auk/a.jpg,1,2,39,29"])
+    write_metadata(
+        tmp_path / "metadata" / "CUB" / "test",
+        {"001.Auk/a.jpg": 1},
+        {"001.Auk/a.jpg": (40, 30)},
+        ["001.Auk/a.jpg,1,2,39,29"],
+    )
     assert [finding.count for finding in load_dataset("cub", "test", tmp_path).findings] == [1]
 
 
 @pytest.mark.parametrize(
-    ("name", "home", "folders"), [("openimages", "OpenImages", ("01a", "02b")), ("ilsvrc", "ILSVRC", ("n00000001", "n00000002"))]
+    ("name", "home", "folders"),
+    [("openimages", "OpenImages", ("01a", "02b")), ("ilsvrc", "ILSVRC", ("n00000001", "n00000002"))],
 )
 @pytest.mark.parametrize("wrong", [0, 1])
 def test_metadata_with_two_labels_in_one_class_folder_is_a_warning(
     name: str, home: str, folders: tuple[str, str], wrong: int, tmp_path: Path
 ) -> None:
-    labels = {f"train/{folder}/{number}.jpg": label for label, folder in enumerate(folders) for number in range(3)}
+    labels = {
+        f"train/{folder}/{number}.jpg": label for label, folder in enumerate(folders) for number in range(3)
+    }
     labels[f"train/{folders[0]}/0.jpg"] = wrong
     for image_id in labels:
         write_image(tmp_path / image_id, (20, 10))

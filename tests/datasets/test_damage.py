@@ -1,4 +1,5 @@
-"""Damage that happens to files: every annotation file of every layout is either read or refused with an error of the data."""
+"""Damage that happens to files: every annotation file of every layout is either read or refused with an error
+of the data."""
 
 from __future__ import annotations
 
@@ -28,7 +29,12 @@ from wsolbench.exceptions import WsolbenchError
 
 def _ilsvrc_metadata(root: Path) -> None:
     write_image(root / "val" / "a.JPEG", (40, 30))
-    write_metadata(root / "metadata" / "ILSVRC" / "test", {"val/a.JPEG": 0}, {"val/a.JPEG": (40, 30)}, ["val/a.JPEG,1,1,9,9"])
+    write_metadata(
+        root / "metadata" / "ILSVRC" / "test",
+        {"val/a.JPEG": 0},
+        {"val/a.JPEG": (40, 30)},
+        ["val/a.JPEG,1,1,9,9"],
+    )
 
 
 def _csv_folder(root: Path) -> None:
@@ -43,14 +49,29 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
         write_cub,
         tuple(
             f"CUB_200_2011/{name}.txt"
-            for name in ("images", "classes", "bounding_boxes", "image_class_labels", "train_test_split", "parts/parts", "parts/part_locs")
+            for name in (
+                "images",
+                "classes",
+                "bounding_boxes",
+                "image_class_labels",
+                "train_test_split",
+                "parts/parts",
+                "parts/part_locs",
+            )
         ),
     ),
-    "aircraft": ("aircraft", write_aircraft, ("data/variants.txt", "data/images_box.txt", "data/images_variant_test.txt")),
+    "aircraft": (
+        "aircraft",
+        write_aircraft,
+        ("data/variants.txt", "data/images_box.txt", "data/images_variant_test.txt"),
+    ),
     "cars, split": (
         "cars",
         write_cars_split,
-        tuple(f"stanford_cars/{name}.mat" for name in ("devkit/cars_meta", "devkit/cars_train_annos", "cars_test_annos_withlabels")),
+        tuple(
+            f"stanford_cars/{name}.mat"
+            for name in ("devkit/cars_meta", "devkit/cars_train_annos", "cars_test_annos_withlabels")
+        ),
     ),
     "cars, joint": ("cars", write_cars_joint, ("cars_annos.mat",)),
     "ilsvrc": (
@@ -61,7 +82,10 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
     "ilsvrc, metadata": (
         "ilsvrc",
         _ilsvrc_metadata,
-        tuple(f"metadata/ILSVRC/test/{name}.txt" for name in ("image_ids", "class_labels", "image_sizes", "localization")),
+        tuple(
+            f"metadata/ILSVRC/test/{name}.txt"
+            for name in ("image_ids", "class_labels", "image_sizes", "localization")
+        ),
     ),
     "openimages": ("openimages", write_openimages, ("metadata/OpenImages/test/localization.txt",)),
     "coco": ("coco", lambda root: write_coco(root, "val"), ("annotations/instances_val.json",)),
@@ -88,10 +112,14 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "a dead link": _as_link("/no/such/store/file"),
     "empty": _content(lambda content: b""),
     "a web page": _content(lambda content: b"<!DOCTYPE html><html><body>404</body></html>"),
-    "a Git LFS pointer": _content(lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"),
+    "a Git LFS pointer": _content(
+        lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+    ),
     "UTF-16": _content(lambda content: content.decode("latin-1").encode("utf-16")),
     "Latin-1": _content(lambda content: content[:-3] + b"\xe9\xff" + content[-3:]),
-    "zero bytes": _content(lambda content: content[: len(content) // 2] + b"\0" * 20 + content[len(content) // 2 :]),
+    "zero bytes": _content(
+        lambda content: content[: len(content) // 2] + b"\0" * 20 + content[len(content) // 2 :]
+    ),
     "half": _content(lambda content: content[: len(content) // 2]),
     "a field of 200 KB": _content(lambda content: content + b"x" * 200_000 + b",0,test\n"),
     "nested deeply": _content(lambda content: b"[" * 100_000),
@@ -110,7 +138,9 @@ def messages_of(name: str, root: Path) -> list[str]:
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize(("layout", "file"), FILES)
-def test_a_damaged_annotation_file_is_an_error_of_the_data(layout: str, file: str, damage: str, tmp_path: Path) -> None:
+def test_a_damaged_annotation_file_is_an_error_of_the_data(
+    layout: str, file: str, damage: str, tmp_path: Path
+) -> None:
     name, write, _ = LAYOUTS[layout]
     write(tmp_path)
     DAMAGE[damage](tmp_path / file)

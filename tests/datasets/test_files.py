@@ -23,7 +23,9 @@ from wsolbench.types import Sample
 def test_missing_images_are_refused_with_their_number_the_first_names_and_the_way_out(tmp_path: Path) -> None:
     home = write_cub(tmp_path)
     (home / "images" / CUB_IMAGES[1]).unlink()
-    with pytest.raises(DataError, match=r"1 files of 2 images are missing .*b\.jpg.*wsolbench verify.*missing='skip'"):
+    with pytest.raises(
+        DataError, match=r"1 files of 2 images are missing .*b\.jpg.*wsolbench verify.*missing='skip'"
+    ):
         load_dataset("cub", "test", tmp_path)
 
 
@@ -35,7 +37,9 @@ def test_a_root_without_any_image_says_so(tmp_path: Path) -> None:
         load_dataset("cub", "test", tmp_path)
 
 
-def test_skipping_leaves_out_exactly_the_images_whose_files_are_missing_and_says_which(tmp_path: Path) -> None:
+def test_skipping_leaves_out_exactly_the_images_whose_files_are_missing_and_says_which(
+    tmp_path: Path,
+) -> None:
     home = write_cub(tmp_path)
     (home / "images" / CUB_IMAGES[1]).unlink()
     complete = load_dataset("cub", "train", tmp_path)
@@ -81,7 +85,9 @@ def test_a_missing_file_and_a_folder_in_its_place_are_errors_of_the_data(tmp_pat
         Sample(id="a", label=0, path=tmp_path / "a.jpg").image()
 
 
-def test_an_image_that_claims_to_be_enormous_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_claims_to_be_enormous_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_image(tmp_path / "a.png", (40, 40))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DataError, match="too large to be safe"):
@@ -89,7 +95,8 @@ def test_an_image_that_claims_to_be_enormous_is_refused(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("mode", "suffix"), [("L", ".jpg"), ("CMYK", ".jpg"), ("L", ".png"), ("P", ".png"), ("RGBA", ".png"), ("1", ".png")]
+    ("mode", "suffix"),
+    [("L", ".jpg"), ("CMYK", ".jpg"), ("L", ".png"), ("P", ".png"), ("RGBA", ".png"), ("1", ".png")],
 )
 def test_every_mode_becomes_rgb(mode: str, suffix: str, tmp_path: Path) -> None:
     write_image(tmp_path / f"a{suffix}", (7, 5), mode)
@@ -165,12 +172,17 @@ def test_boxes_end_up_inside_the_image_or_among_the_findings(
 ) -> None:
     root = tmp_path_factory.mktemp("boxes")
     (root / "a").touch()
-    records = [Record(id=f"{number}", label=0, path=f"{root}/a", size=(100, 80), boxes=own) for number, own in enumerate(given_boxes)]
+    records = [
+        Record(id=f"{number}", label=0, path=f"{root}/a", size=(100, 80), boxes=own)
+        for number, own in enumerate(given_boxes)
+    ]
     dataset = assemble("x", "test", root, records, ["only"])
     counts = {finding.what.partition(":")[0]: finding.count for finding in dataset.findings}
     kept = sum(len(sample.boxes) for sample in dataset.samples)
     assert kept + counts.get("boxes without area inside the image", 0) == sum(map(len, given_boxes))
-    untouched = sum(0 <= x0 < x1 <= 100 and 0 <= y0 < y1 <= 80 for own in given_boxes for x0, y0, x1, y1 in own)
+    untouched = sum(
+        0 <= x0 < x1 <= 100 and 0 <= y0 < y1 <= 80 for own in given_boxes for x0, y0, x1, y1 in own
+    )
     assert kept - counts.get("boxes that stick out of the image", 0) == untouched
     for sample in dataset.samples:
         assert (sample.boxes[:, :2] >= 0).all()
@@ -179,7 +191,13 @@ def test_boxes_end_up_inside_the_image_or_among_the_findings(
 
 
 class TestFingerprint:
-    base = Sample(id="a", label=1, size=(10, 20), boxes=np.array([[1.0, 2.0, 3.0, 4.0]]), key_points=np.array([[1.0, 2.0, 1.0]]))
+    base = Sample(
+        id="a",
+        label=1,
+        size=(10, 20),
+        boxes=np.array([[1.0, 2.0, 3.0, 4.0]]),
+        key_points=np.array([[1.0, 2.0, 1.0]]),
+    )
 
     @pytest.mark.parametrize(
         "change",

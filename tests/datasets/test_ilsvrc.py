@@ -5,7 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.datasets.layouts import WNIDS, voc_xml, write_ilsvrc_official, write_image, write_lines, write_metadata
+from tests.datasets.layouts import (
+    WNIDS,
+    voc_xml,
+    write_ilsvrc_official,
+    write_image,
+    write_lines,
+    write_metadata,
+)
 from wsolbench.datasets import available_splits, load_dataset
 from wsolbench.exceptions import DataError, UsageError
 
@@ -14,11 +21,15 @@ LAYOUTS = pytest.mark.parametrize(("kaggle", "nested"), [(True, False), (False, 
 
 
 @LAYOUTS
-def test_every_layout_gives_the_same_images_labels_and_boxes(kaggle: bool, nested: bool, tmp_path: Path) -> None:
+def test_every_layout_gives_the_same_images_labels_and_boxes(
+    kaggle: bool, nested: bool, tmp_path: Path
+) -> None:
     write_ilsvrc_official(tmp_path, kaggle=kaggle, nested=nested)
     test = load_dataset("ilsvrc", "test", tmp_path)
     assert test.ids == tuple(f"val/ILSVRC2012_val_{number:08d}.JPEG" for number in (1, 2, 3))
-    np.testing.assert_array_equal(test[0].boxes, [[2, 3, 20, 25], [30, 5, 40, 15]])  # two objects are two boxes, numbers unchanged
+    np.testing.assert_array_equal(
+        test[0].boxes, [[2, 3, 20, 25], [30, 5, 40, 15]]
+    )  # two objects are two boxes, numbers unchanged
     assert test[0].image().shape == (40, 50, 3)
 
 
@@ -26,14 +37,18 @@ def test_the_class_index_is_the_place_among_the_sorted_ids_and_not_the_devkits_n
     write_ilsvrc_official(tmp_path, kaggle=False)
     test = load_dataset("ilsvrc", "test", tmp_path)
     assert [sample.label for sample in test.samples] == [1, 0, 2]
-    assert test.class_names == tuple(f"{wnid} name" for wnid in WNIDS)  # inner nodes of the hierarchy are no classes
+    assert test.class_names == tuple(
+        f"{wnid} name" for wnid in WNIDS
+    )  # inner nodes of the hierarchy are no classes
 
 
 def test_the_class_index_is_the_same_from_the_mapping_file_and_from_the_folders(tmp_path: Path) -> None:
     write_ilsvrc_official(tmp_path, kaggle=True)
     (tmp_path / "ILSVRC2012_devkit_t12" / "data" / "meta.mat").unlink()
     by_folder = load_dataset("ilsvrc", "test", tmp_path)
-    write_lines(tmp_path / "LOC_synset_mapping.txt", [f"{wnid} a name of {wnid}, another" for wnid in reversed(WNIDS)])
+    write_lines(
+        tmp_path / "LOC_synset_mapping.txt", [f"{wnid} a name of {wnid}, another" for wnid in reversed(WNIDS)]
+    )
     by_mapping = load_dataset("ilsvrc", "test", tmp_path)
     assert by_folder.fingerprint == by_mapping.fingerprint
     assert by_mapping.class_names[0] == f"a name of {WNIDS[0]}"
@@ -54,9 +69,13 @@ def test_the_table_of_boxes_says_the_same_as_the_xml_files(tmp_path: Path) -> No
     assert load_dataset("ilsvrc", "test", tmp_path).fingerprint == from_xml.fingerprint
 
 
-def test_boxes_of_a_file_that_is_smaller_than_its_annotation_says_are_scaled_and_reported(tmp_path: Path) -> None:
+def test_boxes_of_a_file_that_is_smaller_than_its_annotation_says_are_scaled_and_reported(
+    tmp_path: Path,
+) -> None:
     write_ilsvrc_official(tmp_path, kaggle=False)
-    write_lines(tmp_path / "Annotations" / "val" / f"{FIRST}.xml", [voc_xml(WNIDS[1], (100, 80), [(10, 20, 90, 80)])])
+    write_lines(
+        tmp_path / "Annotations" / "val" / f"{FIRST}.xml", [voc_xml(WNIDS[1], (100, 80), [(10, 20, 90, 80)])]
+    )
     test = load_dataset("ilsvrc", "test", tmp_path)
     np.testing.assert_array_equal(test[0].boxes, [[5, 10, 45, 40]])
     (finding,) = test.findings
@@ -78,7 +97,9 @@ def test_boxes_of_a_resized_copy_are_scaled_whether_they_fit_or_not(
     claim: tuple[int, int], expected: list[float], words: str, tmp_path: Path
 ) -> None:
     write_ilsvrc_official(tmp_path, kaggle=False)
-    write_lines(tmp_path / "Annotations" / "val" / f"{FIRST}.xml", [voc_xml(WNIDS[1], claim, [(2, 2, 10, 10)])])
+    write_lines(
+        tmp_path / "Annotations" / "val" / f"{FIRST}.xml", [voc_xml(WNIDS[1], claim, [(2, 2, 10, 10)])]
+    )
     test = load_dataset("ilsvrc", "test", tmp_path)
     np.testing.assert_allclose(test[0].boxes, [expected])
     (finding,) = test.findings
@@ -88,7 +109,9 @@ def test_boxes_of_a_resized_copy_are_scaled_whether_they_fit_or_not(
 
 def test_a_wrong_size_in_the_annotation_is_harmless_where_the_boxes_fit(tmp_path: Path) -> None:
     write_ilsvrc_official(tmp_path, kaggle=False)
-    write_lines(tmp_path / "Annotations" / "val" / f"{FIRST}.xml", [voc_xml(WNIDS[1], (0, 0), [(10, 20, 50, 40)])])
+    write_lines(
+        tmp_path / "Annotations" / "val" / f"{FIRST}.xml", [voc_xml(WNIDS[1], (0, 0), [(10, 20, 50, 40)])]
+    )
     test = load_dataset("ilsvrc", "test", tmp_path)
     np.testing.assert_array_equal(test[0].boxes, [[10, 20, 50, 40]])
     assert test.findings == ()
@@ -101,8 +124,14 @@ def test_a_wrong_size_in_the_annotation_is_harmless_where_the_boxes_fit(tmp_path
         ('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', "is not an XML file that can be read"),
         ("<annotation></annotation>", "expected objects of one class, found no object"),
         (voc_xml("n01440764", (50, 40), [(9, 9, 3, 20)]), "expected a box with xmin <= xmax"),
-        (voc_xml("n01440764", (50, 40), [(1, 1, 3, 20)]).replace("<xmin>1</xmin>", ""), "expected numbers in size and bndbox"),
-        (voc_xml("n99999999", (50, 40), [(1, 1, 3, 20)]), "has the class 'n99999999', which is not among the 3 classes"),
+        (
+            voc_xml("n01440764", (50, 40), [(1, 1, 3, 20)]).replace("<xmin>1</xmin>", ""),
+            "expected numbers in size and bndbox",
+        ),
+        (
+            voc_xml("n99999999", (50, 40), [(1, 1, 3, 20)]),
+            "has the class 'n99999999', which is not among the 3 classes",
+        ),
     ],
 )
 def test_a_broken_xml_file_is_named(text: str, message: str, tmp_path: Path) -> None:
@@ -113,7 +142,14 @@ def test_a_broken_xml_file_is_named(text: str, message: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "value", [f"{WNIDS[0]} 1 2 3", f"{WNIDS[0]} 5 2 3 4", f"{WNIDS[0]} 1 2 3 x", f"{WNIDS[0]} 1 2 3 4 {WNIDS[1]} 1 2 3 4", ""]
+    "value",
+    [
+        f"{WNIDS[0]} 1 2 3",
+        f"{WNIDS[0]} 5 2 3 4",
+        f"{WNIDS[0]} 1 2 3 x",
+        f"{WNIDS[0]} 1 2 3 4 {WNIDS[1]} 1 2 3 4",
+        "",
+    ],
 )
 def test_a_broken_row_of_the_table_of_boxes_is_named(value: str, tmp_path: Path) -> None:
     write_ilsvrc_official(tmp_path, kaggle=True)
@@ -139,7 +175,13 @@ def _metadata(root: Path) -> dict[str, int]:
     """ImageNetV2, whose folders are class numbers: as text, 10 comes before 2."""
     labels = {"val2/2/0.jpeg": 2, "val2/10/0.jpeg": 10}
     boxes = [f"{name},1,2,{30 + label},40" for name, label in labels.items()]
-    write_metadata(root / "metadata" / "ILSVRC" / "val", labels, dict.fromkeys(labels, (100, 80)), boxes, final_newline=False)
+    write_metadata(
+        root / "metadata" / "ILSVRC" / "val",
+        labels,
+        dict.fromkeys(labels, (100, 80)),
+        boxes,
+        final_newline=False,
+    )
     for name in labels:
         write_image(root / name, (25, 20))
     return labels
@@ -182,7 +224,9 @@ def test_blacklisted_images_are_left_out_only_when_asked(tmp_path: Path) -> None
     write_ilsvrc_official(tmp_path, kaggle=False)
     with pytest.raises(DataError, match=r"no file .*blacklist.txt, which exclude_blacklist needs"):
         load_dataset("ilsvrc", "test", tmp_path, exclude_blacklist=True)
-    write_lines(tmp_path / "ILSVRC2014_devkit" / "data" / "ILSVRC2014_clsloc_validation_blacklist.txt", ["2", "36"])
+    write_lines(
+        tmp_path / "ILSVRC2014_devkit" / "data" / "ILSVRC2014_clsloc_validation_blacklist.txt", ["2", "36"]
+    )
     assert len(load_dataset("ilsvrc", "test", tmp_path)) == 3
     test = load_dataset("ilsvrc", "test", tmp_path, exclude_blacklist=True)
     assert test.ids == ("val/ILSVRC2012_val_00000001.JPEG", "val/ILSVRC2012_val_00000003.JPEG")
@@ -192,7 +236,9 @@ def test_blacklisted_images_are_left_out_only_when_asked(tmp_path: Path) -> None
 def test_images_without_any_annotation_are_refused_with_what_is_needed(tmp_path: Path) -> None:
     write_image(tmp_path / "val" / f"{FIRST}.JPEG", (50, 40))
     write_image(tmp_path / "train" / WNIDS[0] / "a.JPEG", (50, 40))
-    with pytest.raises(DataError, match=r"expected XML files .*or LOC_val_solution.csv, or the wsolevaluation metadata"):
+    with pytest.raises(
+        DataError, match=r"expected XML files .*or LOC_val_solution.csv, or the wsolevaluation metadata"
+    ):
         load_dataset("ilsvrc", "test", tmp_path)
 
 
@@ -206,5 +252,7 @@ def test_class_folders_one_level_too_deep_are_named(split: str, listed: bool, tm
     folder.rename(tmp_path / "moved")
     folder.mkdir()
     (tmp_path / "moved").rename(folder / folder.name)
-    with pytest.raises(DataError, match=rf"found the folder '{folder.name}', which holds 3 of them. Move them up"):
+    with pytest.raises(
+        DataError, match=rf"found the folder '{folder.name}', which holds 3 of them. Move them up"
+    ):
         load_dataset("ilsvrc", split, tmp_path)

@@ -1,4 +1,5 @@
-"""What tools leave in the folders of a data set changes nothing; folders that are no class are left out and named."""
+"""What tools leave in the folders of a data set changes nothing; folders that are no class are left out and
+named."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ def litter(folder: Path, name: str, content: bytes = b"\0\5\x16\7") -> None:
 
 @pytest.mark.parametrize("name", LEFT_BY_TOOLS)
 @pytest.mark.parametrize("kaggle", [True, False])
-def test_ilsvrc_has_the_same_images_and_labels_with_junk_in_every_folder(name: str, kaggle: bool, tmp_path: Path) -> None:
+def test_ilsvrc_has_the_same_images_and_labels_with_junk_in_every_folder(
+    name: str, kaggle: bool, tmp_path: Path
+) -> None:
     write_ilsvrc_official(tmp_path, kaggle=kaggle)
     (tmp_path / "ILSVRC2012_devkit_t12" / "data" / "meta.mat").unlink()  # classes are named by the folders
     before = [load_dataset("ilsvrc", split, tmp_path) for split in ("train", "test")]
@@ -65,7 +68,11 @@ def test_a_class_without_an_image_is_a_warning_and_keeps_its_label(tmp_path: Pat
     train = load_dataset("ilsvrc", "train", tmp_path)
     assert [sample.label for sample in train.samples] == [1, 2]
     (finding,) = train.findings
-    assert (finding.what, finding.example, finding.severity) == ("classes without an image in train/", WNIDS[0], "warning")
+    assert (finding.what, finding.example, finding.severity) == (
+        "classes without an image in train/",
+        WNIDS[0],
+        "warning",
+    )
 
 
 def test_a_root_with_nothing_but_junk_is_empty(tmp_path: Path) -> None:
@@ -78,7 +85,9 @@ def test_a_root_with_nothing_but_junk_is_empty(tmp_path: Path) -> None:
 def test_a_list_of_classes_with_a_repeated_id_would_shift_labels_and_is_refused(tmp_path: Path) -> None:
     write_ilsvrc_official(tmp_path, kaggle=True)
     (tmp_path / "LOC_synset_mapping.txt").write_text("".join(f"{wnid} name\n" for wnid in (*WNIDS, WNIDS[0])))
-    with pytest.raises(DataError, match=rf"LOC_synset_mapping.txt: expected every WordNet id once.*{WNIDS[0]}' again"):
+    with pytest.raises(
+        DataError, match=rf"LOC_synset_mapping.txt: expected every WordNet id once.*{WNIDS[0]}' again"
+    ):
         load_dataset("ilsvrc", "test", tmp_path)
 
 

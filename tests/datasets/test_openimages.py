@@ -48,9 +48,13 @@ def test_classes_are_named_by_their_folders(tmp_path: Path) -> None:
         ([f"{IMAGE},{MASK},{IGNORE}", f"{IMAGE},{MASK},{IGNORE}"], 2),
     ],
 )
-def test_the_ignore_mask_stands_on_the_first_line_of_an_image_only(lines: list[str], line: int, tmp_path: Path) -> None:
+def test_the_ignore_mask_stands_on_the_first_line_of_an_image_only(
+    lines: list[str], line: int, tmp_path: Path
+) -> None:
     write_openimages(tmp_path, lines)
-    with pytest.raises(DataError, match=rf"localization.txt:{line}: expected an ignore mask on the first line"):
+    with pytest.raises(
+        DataError, match=rf"localization.txt:{line}: expected an ignore mask on the first line"
+    ):
         load_dataset("openimages", "test", tmp_path)
 
 

@@ -75,7 +75,9 @@ def test_butterfly_boxes_are_exactly_those_of_their_masks(root: Path) -> None:
         mask = sample.mask()
         assert mask is not None
         rows, columns = np.nonzero(mask)
-        np.testing.assert_array_equal(sample.boxes, [[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]])
+        np.testing.assert_array_equal(
+            sample.boxes, [[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]]
+        )
 
 
 @at("butterflies")

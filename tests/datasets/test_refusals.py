@@ -54,9 +54,14 @@ class TestCub:
             before.key_point_names,
         )
 
-    @pytest.mark.parametrize("lines", [["1 001.Auk", "1 002.Owl"], ["1 001.Auk", "3 002.Owl"], ["1 a", "100000000 b"], ["1 a", "x b"]])
+    @pytest.mark.parametrize(
+        "lines",
+        [["1 001.Auk", "1 002.Owl"], ["1 001.Auk", "3 002.Owl"], ["1 a", "100000000 b"], ["1 a", "x b"]],
+    )
     @pytest.mark.parametrize("file", ["classes.txt", "parts/parts.txt"])
-    def test_numbers_that_repeat_or_leave_gaps_are_refused(self, file: str, lines: list[str], tmp_path: Path) -> None:
+    def test_numbers_that_repeat_or_leave_gaps_are_refused(
+        self, file: str, lines: list[str], tmp_path: Path
+    ) -> None:
         write_lines(write_cub(tmp_path) / file, lines)
         with pytest.raises(DataError, match=file.rpartition("/")[2]):
             load_dataset("cub", "test", tmp_path)
@@ -69,7 +74,9 @@ class TestCub:
             load_dataset("cub", "test", tmp_path)
 
 
-@pytest.mark.parametrize(("file", "line"), [("images_box.txt", "0000002 1 1 5 5"), ("variants.txt", "F-16A/B")])
+@pytest.mark.parametrize(
+    ("file", "line"), [("images_box.txt", "0000002 1 1 5 5"), ("variants.txt", "F-16A/B")]
+)
 def test_a_repeated_line_of_aircraft_is_refused(file: str, line: str, tmp_path: Path) -> None:
     write_aircraft(tmp_path)
     path = tmp_path / "data" / file
@@ -88,7 +95,10 @@ class TestCars:
             path.unlink()
         assert load_dataset("cars", "test", home).fingerprint == before.fingerprint
 
-    @pytest.mark.parametrize(("field", "value"), [("class", 2.7), ("bbox_x2", np.inf), ("bbox_y1", np.nan), ("fname", 5), ("bbox_x1", "a")])
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [("class", 2.7), ("bbox_x2", np.inf), ("bbox_y1", np.nan), ("fname", 5), ("bbox_x1", "a")],
+    )
     def test_values_that_mean_nothing_are_refused(self, field: str, value: Any, tmp_path: Path) -> None:
         from scipy.io import loadmat, savemat
 
@@ -101,7 +111,9 @@ class TestCars:
             load_dataset("cars", "test", tmp_path)
 
 
-@pytest.mark.parametrize(("old", "new"), [("<xmax>20", "<xmax>inf"), ("<ymin>3", "<ymin>nan"), ("<xmin>1", "<xmin>1_0_0x")])
+@pytest.mark.parametrize(
+    ("old", "new"), [("<xmax>20", "<xmax>inf"), ("<ymin>3", "<ymin>nan"), ("<xmin>1", "<xmin>1_0_0x")]
+)
 def test_corners_of_xml_that_are_not_finite_are_refused(old: str, new: str, tmp_path: Path) -> None:
     write_ilsvrc_official(tmp_path, kaggle=False)
     text = voc_xml(WNIDS[0], (50, 40), [(1, 3, 20, 9)]).replace(old, new)
@@ -111,13 +123,31 @@ def test_corners_of_xml_that_are_not_finite_are_refused(old: str, new: str, tmp_
 
 
 CSV_ROWS = {
-    "a label for gigabytes": ("a.png,100000000,test,20,10,1,1,5,5,", "expected a label below 100,000, found 100000000"),
-    "a frame for gigabytes": ("a.png,0,test,65535,65535,1,1,5,5,", "has 65535x65535 pixels in the annotations; expected at most"),
-    "a number with an underscore": ("a.png,0,test,20,10,1_0,1,15,5,", "expected a finite number as x0, found '1_0'"),
-    "a mask above the root": ("a.png,0,test,20,10,1,1,5,5,../../m.png", "expected a path inside the data root as mask"),
-    "an absolute mask": ("a.png,0,test,20,10,1,1,5,5,/etc/m.png", "expected a path inside the data root as mask"),
+    "a label for gigabytes": (
+        "a.png,100000000,test,20,10,1,1,5,5,",
+        "expected a label below 100,000, found 100000000",
+    ),
+    "a frame for gigabytes": (
+        "a.png,0,test,65535,65535,1,1,5,5,",
+        "has 65535x65535 pixels in the annotations; expected at most",
+    ),
+    "a number with an underscore": (
+        "a.png,0,test,20,10,1_0,1,15,5,",
+        "expected a finite number as x0, found '1_0'",
+    ),
+    "a mask above the root": (
+        "a.png,0,test,20,10,1,1,5,5,../../m.png",
+        "expected a path inside the data root as mask",
+    ),
+    "an absolute mask": (
+        "a.png,0,test,20,10,1,1,5,5,/etc/m.png",
+        "expected a path inside the data root as mask",
+    ),
     "an id of 300 bytes": (f"{'a' * 300}.png,0,test,20,10,1,1,5,5,", "at most 255 bytes in a name"),
-    "an id of 300 bytes in other letters": (f"{'ä' * 150}.png,0,test,20,10,1,1,5,5,", "at most 255 bytes in a name"),
+    "an id of 300 bytes in other letters": (
+        f"{'ä' * 150}.png,0,test,20,10,1,1,5,5,",
+        "at most 255 bytes in a name",
+    ),
     "an id with a line break": ('"a\nb.png",0,test,20,10,1,1,5,5,', "without control characters"),
     "the same file under another id": ("./a.png,0,test,20,10,1,1,5,5,", "must be a relative path"),
 }
@@ -169,7 +199,9 @@ class TestCoco:
         for share in (0.0, 0.01, 0.5, 0.99, 1.0):
             for height, width in ((1, 1), (5, 7), (56, 64), (300, 400)):
                 assert is_segmentation(mask_run_lengths(rng.random((height, width)) < share), (width, height))
-                assert not is_segmentation(mask_run_lengths(rng.random((height, width)) < share), (width + 1, height))
+                assert not is_segmentation(
+                    mask_run_lengths(rng.random((height, width)) < share), (width + 1, height)
+                )
 
 
 class TestMissing:
@@ -202,13 +234,28 @@ class TestMissing:
         (home / "images" / CUB_IMAGES[1]).unlink()
         (tmp_path / "maps" / "002.Great_Owl").mkdir(parents=True)
         np.save(tmp_path / "maps" / f"{CUB_IMAGES[3]}.npy", np.eye(5, dtype=np.float32))
-        arguments = ["--maps", "maps", "--dataset", "cub", "--data-root", ".", "--out", "out", "--resamples", "100", "--workers", "1"]
+        arguments = [
+            "--maps",
+            "maps",
+            "--dataset",
+            "cub",
+            "--data-root",
+            ".",
+            "--out",
+            "out",
+            "--resamples",
+            "100",
+            "--workers",
+            "1",
+        ]
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(tmp_path)
             with pytest.raises(DataError, match=r"are missing .*Or add --allow-partial") as error:
                 CliRunner().invoke(score.command, arguments, standalone_mode=False, catch_exceptions=False)
             assert "missing=" not in str(error.value)
-            result = CliRunner().invoke(score.command, [*arguments, "--allow-partial"], standalone_mode=False, catch_exceptions=False)
+            result = CliRunner().invoke(
+                score.command, [*arguments, "--allow-partial"], standalone_mode=False, catch_exceptions=False
+            )
         assert result.exit_code == 0
         (record,) = (tmp_path / "out").rglob("*wsoleval*.json")
         assert json.loads(record.read_text())["dataset"]["images"] == 1
@@ -228,28 +275,42 @@ class TestOrientation:
 
     @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
     @pytest.mark.parametrize("size", ["80,120", ","])
-    def test_annotations_as_shown_are_a_warning_with_the_cause(self, size: str, orientation: int, tmp_path: Path) -> None:
+    def test_annotations_as_shown_are_a_warning_with_the_cause(
+        self, size: str, orientation: int, tmp_path: Path
+    ) -> None:
         self.image(tmp_path / "a.jpg", orientation)
         for deep in (False, True):
             findings = self.findings(tmp_path, f"a.jpg,0,test,{size},10,20,40,110", deep=deep)
-            assert ("warning", True) in [(severity, "as viewers show them" in what) for severity, what in findings]
+            assert ("warning", True) in [
+                (severity, "as viewers show them" in what) for severity, what in findings
+            ]
 
     @pytest.mark.parametrize("deep", [False, True])
-    def test_annotations_with_sides_exchanged_are_a_warning_that_does_not_blame_an_orientation(self, deep: bool, tmp_path: Path) -> None:
+    def test_annotations_with_sides_exchanged_are_a_warning_that_does_not_blame_an_orientation(
+        self, deep: bool, tmp_path: Path
+    ) -> None:
         self.image(tmp_path / "a.jpg", 1)
         (finding,) = self.findings(tmp_path, "a.jpg,0,test,80,120,10,20,40,60", deep=deep)
         assert finding == ("warning", "images whose annotations have width and height exchanged")
 
     @pytest.mark.parametrize(("box", "scaled"), [("10,20,400,60", True), (",,,", False)])
-    def test_boxes_are_said_to_be_scaled_only_where_there_are_boxes(self, box: str, scaled: bool, tmp_path: Path) -> None:
+    def test_boxes_are_said_to_be_scaled_only_where_there_are_boxes(
+        self, box: str, scaled: bool, tmp_path: Path
+    ) -> None:
         self.image(tmp_path / "a.jpg", 1)
         (finding,) = self.findings(tmp_path, f"a.jpg,0,test,480,320,{box}", deep=True)
         assert ("boxes are scaled" in finding[1]) is scaled
 
     def test_another_ratio_is_a_warning_and_a_smaller_copy_a_note(self, tmp_path: Path) -> None:
         self.image(tmp_path / "a.jpg", 1)
-        assert [severity for severity, _ in self.findings(tmp_path, "a.jpg,0,test,500,500,10,20,400,60", deep=True)] == ["warning"]
-        assert [severity for severity, _ in self.findings(tmp_path, "a.jpg,0,test,481,320,10,20,400,60", deep=True)] == ["note"]
+        assert [
+            severity
+            for severity, _ in self.findings(tmp_path, "a.jpg,0,test,500,500,10,20,400,60", deep=True)
+        ] == ["warning"]
+        assert [
+            severity
+            for severity, _ in self.findings(tmp_path, "a.jpg,0,test,481,320,10,20,400,60", deep=True)
+        ] == ["note"]
         assert self.findings(tmp_path, "a.jpg,0,test,120,80,10,20,40,60", deep=True) == []
 
     def test_kinds_of_pixels_are_named_by_the_deep_look(self, tmp_path: Path) -> None:

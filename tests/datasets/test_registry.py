@@ -64,20 +64,28 @@ class TestRoot:
         with pytest.raises(UsageError, match=r"--data-root.*WSOLBENCH_CUB_ROOT.*WSOLBENCH_DATA"):
             load_dataset("cub", "test")
 
-    def test_the_data_sets_own_variable_names_the_root(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_data_sets_own_variable_names_the_root(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("WSOLBENCH_CUB_ROOT", str(write_cub(tmp_path)))
         assert len(load_dataset("cub", "test")) == 2
 
-    def test_the_common_folder_holds_one_folder_for_each_data_set(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_common_folder_holds_one_folder_for_each_data_set(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         write_cub(tmp_path / "cub")
         monkeypatch.setenv("WSOLBENCH_DATA", str(tmp_path))
         assert len(load_dataset("cub", "test")) == 2
 
-    def test_the_argument_comes_before_the_environment(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_argument_comes_before_the_environment(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("WSOLBENCH_CUB_ROOT", str(tmp_path / "nowhere"))
         assert len(load_dataset("cub", "test", write_cub(tmp_path))) == 2
 
-    @pytest.mark.parametrize("name", ["aircraft", "butterflies", "cars", "csvfolder", "cub", "ilsvrc", "openimages"])
+    @pytest.mark.parametrize(
+        "name", ["aircraft", "butterflies", "cars", "csvfolder", "cub", "ilsvrc", "openimages"]
+    )
     def test_an_absent_and_an_empty_root_are_named(self, name: str, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"nowhere, is not there. It has to hold"):
             load_dataset(name, "test", tmp_path / "nowhere")
@@ -85,7 +93,9 @@ class TestRoot:
             load_dataset(name, "test", tmp_path)
 
     @pytest.mark.parametrize("name", ["aircraft", "cars", "cub", "ilsvrc", "openimages"])
-    def test_the_root_of_something_else_is_refused_with_what_was_looked_for(self, name: str, tmp_path: Path) -> None:
+    def test_the_root_of_something_else_is_refused_with_what_was_looked_for(
+        self, name: str, tmp_path: Path
+    ) -> None:
         (tmp_path / "holiday.txt").write_text("photos")
         with pytest.raises(UsageError, match=f"is not the data root of '{name}'"):
             load_dataset(name, "test", tmp_path)

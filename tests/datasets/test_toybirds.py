@@ -1,4 +1,5 @@
-"""toybirds: the truth about every image is exact, the kinds differ in parts only, and the cache is whole or not there."""
+"""toybirds: the truth about every image is exact, the kinds differ in parts only, and the cache is whole or
+not there."""
 
 from __future__ import annotations
 
@@ -50,14 +51,18 @@ def few(root: Path, seed: int = 0, workers: int = 1, split: str = "train") -> Da
 
 
 def files_under(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def masks_of(dataset: Dataset, index: int) -> list[np.ndarray]:
     return [np.asarray(Image.open(path)) > 127 for path in dataset[index].mask_paths]
 
 
-# --- the same from the same seed ---------------------------------------------------------------------------------------
+# --- the same from the same seed ----------------------------------------------------------------------------
 
 
 def test_one_seed_gives_the_same_bytes_whatever_the_number_of_processes(tmp_path: Path) -> None:
@@ -71,7 +76,9 @@ def test_one_seed_gives_the_same_bytes_whatever_the_number_of_processes(tmp_path
 
 def test_another_seed_gives_other_pictures(tmp_path: Path) -> None:
     first, second = few(tmp_path, seed=0), few(tmp_path, seed=1)
-    assert all(not np.array_equal(a.image(), b.image()) for a, b in zip(first.samples, second.samples, strict=True))
+    assert all(
+        not np.array_equal(a.image(), b.image()) for a, b in zip(first.samples, second.samples, strict=True)
+    )
     assert first.fingerprint != second.fingerprint
 
 
@@ -84,7 +91,9 @@ def test_an_image_depends_on_its_number_and_not_on_how_many_there_are(train: Dat
 def test_no_picture_is_in_two_splits_or_twice_in_one(splits: dict[str, Dataset]) -> None:
     pictures = [sample.image().tobytes() for dataset in splits.values() for sample in dataset.samples]
     assert len(set(pictures)) == len(pictures) == sum(COUNTS.values())
-    assert all(sample.id.startswith(f"{name}/") for name, dataset in splits.items() for sample in dataset.samples)
+    assert all(
+        sample.id.startswith(f"{name}/") for name, dataset in splits.items() for sample in dataset.samples
+    )
 
 
 def test_the_same_scene_has_the_same_birds_at_every_size() -> None:
@@ -93,13 +102,15 @@ def test_the_same_scene_has_the_same_birds_at_every_size() -> None:
     assert np.mean(small.masks[0] != halved) < 0.03
 
 
-# --- classes -----------------------------------------------------------------------------------------------------------
+# --- classes ------------------------------------------------------------------------------------------------
 
 
 def test_there_are_twelve_kinds_and_no_two_have_the_same_parts() -> None:
     parts = [(kind.beak, kind.crest, kind.wing_bar, kind.tail, kind.breast) for kind in KINDS]
     assert len(set(parts)) == len(KINDS) == 12
-    distances = [sum(a != b for a, b in zip(one, other, strict=True)) for one, other in combinations(parts, 2)]
+    distances = [
+        sum(a != b for a, b in zip(one, other, strict=True)) for one, other in combinations(parts, 2)
+    ]
     assert distances.count(1) >= 4, "some kinds differ in a single part"
 
 
@@ -116,8 +127,14 @@ def test_labels_of_the_loaded_split_are_balanced_and_named(train: Dataset) -> No
 
 
 @settings(max_examples=12, deadline=None)
-@given(seed=st.integers(0, 2**31), index=st.integers(0, 10**6), pair=st.lists(st.sampled_from(KINDS), min_size=2, max_size=2, unique=True))
-def test_two_kinds_in_the_same_scene_differ_in_the_parts_and_nowhere_else(seed: int, index: int, pair: list[Kind]) -> None:
+@given(
+    seed=st.integers(0, 2**31),
+    index=st.integers(0, 10**6),
+    pair=st.lists(st.sampled_from(KINDS), min_size=2, max_size=2, unique=True),
+)
+def test_two_kinds_in_the_same_scene_differ_in_the_parts_and_nowhere_else(
+    seed: int, index: int, pair: list[Kind]
+) -> None:
     one, other = (render(seed, "train", index, kind, 48) for kind in pair)
     elsewhere = ~(one.parts | other.parts)
     np.testing.assert_array_equal(one.image[elsewhere], other.image[elsewhere])
@@ -132,7 +149,9 @@ def test_every_two_kinds_look_different() -> None:
         canvases.append(canvas.rgb)
     for one, other in combinations(canvases, 2):
         assert np.any(np.abs(one - other).max(axis=2) > 40, axis=None)
-        assert np.count_nonzero(np.abs(one - other).max(axis=2) > 40) >= 4 * 6 * 6, "at least a spot of 6 by 6 pixels"
+        assert np.count_nonzero(np.abs(one - other).max(axis=2) > 40) >= 4 * 6 * 6, (
+            "at least a spot of 6 by 6 pixels"
+        )
 
 
 def test_the_telling_parts_are_small_beside_the_bird() -> None:
@@ -144,7 +163,7 @@ def test_the_telling_parts_are_small_beside_the_bird() -> None:
     assert 0.05 < np.mean(shares) < 0.4
 
 
-# --- boxes, masks, key points ------------------------------------------------------------------------------------------
+# --- boxes, masks, key points -------------------------------------------------------------------------------
 
 
 def test_a_box_is_exactly_the_extent_of_its_mask(splits: dict[str, Dataset]) -> None:
@@ -177,7 +196,9 @@ def test_a_mask_holds_the_pixels_that_painting_the_bird_changes_and_nothing_hide
     assert int(np.count_nonzero(canvas.owner)) < shown
 
 
-def test_a_visible_key_point_lies_on_the_first_bird_and_an_invisible_one_says_nothing(splits: dict[str, Dataset]) -> None:
+def test_a_visible_key_point_lies_on_the_first_bird_and_an_invisible_one_says_nothing(
+    splits: dict[str, Dataset],
+) -> None:
     seen = 0
     for dataset in splits.values():
         assert dataset.key_point_names == PART_NAMES
@@ -200,8 +221,12 @@ def test_key_points_belong_to_the_bird_that_shows_most(train: Dataset) -> None:
     assert all(np.count_nonzero(larger) >= np.count_nonzero(smaller) for larger, smaller in pairs)
 
 
-def test_every_part_is_seen_often_and_hidden_sometimes_and_never_both_eyes(splits: dict[str, Dataset]) -> None:
-    visible = np.array([sample.key_points[:, 2] for dataset in splits.values() for sample in dataset.samples])  # (n, 15)
+def test_every_part_is_seen_often_and_hidden_sometimes_and_never_both_eyes(
+    splits: dict[str, Dataset],
+) -> None:
+    visible = np.array(
+        [sample.key_points[:, 2] for dataset in splits.values() for sample in dataset.samples]
+    )  # (n, 15)
     shares = dict(zip(PART_NAMES, visible.mean(axis=0), strict=True))
     assert all(0.35 < share < 1 for share in shares.values()), shares
     both = visible[:, PART_NAMES.index("left eye")] * visible[:, PART_NAMES.index("right eye")]
@@ -224,7 +249,11 @@ def test_a_mirrored_bird_shows_its_left_eye_and_a_leaf_over_the_beak_hides_the_b
 
 
 def test_a_part_outside_the_image_is_invisible() -> None:
-    bird, canvas, place = Bird.draw(np.random.default_rng(2)), Canvas(64), Placement(centre=0.95 + 0.5j, scale=0.6)
+    bird, canvas, place = (
+        Bird.draw(np.random.default_rng(2)),
+        Canvas(64),
+        Placement(centre=0.95 + 0.5j, scale=0.6),
+    )
     bird.paint(canvas, place, KINDS[0], 0)
     points = _key_points(canvas.owner, bird, place, 0, _share(canvas.owner > 0) >= 0.5)
     assert points[PART_NAMES.index("beak"), 2] == 0
@@ -235,7 +264,7 @@ def test_owners_of_two_birds_never_meet() -> None:
     assert not {owner_of(0, layer) for layer in PART_LAYERS} & {owner_of(1, layer) for layer in PART_LAYERS}
 
 
-# --- how hard it is ----------------------------------------------------------------------------------------------------
+# --- how hard it is -----------------------------------------------------------------------------------------
 
 
 def test_one_image_in_seven_has_two_birds(train: Dataset) -> None:
@@ -254,18 +283,30 @@ def test_boxes_cover_a_tenth_to_three_fifths_of_the_image_and_are_not_in_its_mid
 
 def test_no_centred_box_finds_half_of_the_birds(train: Dataset) -> None:
     def best_iou(box: np.ndarray, boxes: np.ndarray) -> float:
-        overlap = np.prod(np.clip(np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2]), 0, None), axis=1)
-        return float(np.max(overlap / (np.prod(box[2:] - box[:2]) + np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) - overlap)))
+        overlap = np.prod(
+            np.clip(np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2]), 0, None), axis=1
+        )
+        return float(
+            np.max(
+                overlap
+                / (np.prod(box[2:] - box[:2]) + np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) - overlap)
+            )
+        )
 
     sides = [(width, height) for width in range(24, 65, 8) for height in range(24, 65, 8)]
     shares = [
-        np.mean([best_iou(np.array([32 - w / 2, 32 - h / 2, 32 + w / 2, 32 + h / 2]), sample.boxes) >= 0.5 for sample in train.samples])
+        np.mean(
+            [
+                best_iou(np.array([32 - w / 2, 32 - h / 2, 32 + w / 2, 32 + h / 2]), sample.boxes) >= 0.5
+                for sample in train.samples
+            ]
+        )
         for w, h in sides
     ]
     assert 0.2 < max(shares) < 0.5
 
 
-# --- the cache ---------------------------------------------------------------------------------------------------------
+# --- the cache ----------------------------------------------------------------------------------------------
 
 
 def test_a_second_load_renders_nothing(root: Path, train: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +314,9 @@ def test_a_second_load_renders_nothing(root: Path, train: Dataset, monkeypatch: 
     assert load_dataset("toybirds", "train", root, size=SIZE, counts=COUNTS).fingerprint == train.fingerprint
 
 
-def test_the_cache_folder_is_the_own_variable_then_the_common_one_then_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_folder_is_the_own_variable_then_the_common_one_then_the_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("WSOLBENCH_CACHE", str(tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "common"))
     assert toybirds.cache_folder() == tmp_path / "own"
@@ -286,7 +329,9 @@ def test_the_cache_folder_is_the_own_variable_then_the_common_one_then_the_home(
 
 
 @pytest.mark.parametrize("content", [None, "#!/bin/sh\nexit 3\n", "#!/bin/sh\necho '[1, '\n"])
-def test_a_rendering_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None) -> None:
+def test_a_rendering_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
     python = tmp_path / "python"
     if content is not None:
         python.write_text(content)
@@ -333,8 +378,12 @@ def test_two_processes_at_once_agree_on_one_set(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["toybirds-v1-seed0-32-24-2-2"]
 
 
-@pytest.mark.parametrize("options", [{"size": 8}, {"seed": -1}, {"counts": {"train": 1}}, {"counts": {**FEW, "val": 0}}])
-def test_sizes_seeds_and_counts_that_mean_nothing_are_refused(tmp_path: Path, options: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "options", [{"size": 8}, {"seed": -1}, {"counts": {"train": 1}}, {"counts": {**FEW, "val": 0}}]
+)
+def test_sizes_seeds_and_counts_that_mean_nothing_are_refused(
+    tmp_path: Path, options: dict[str, object]
+) -> None:
     with pytest.raises(UsageError, match="expected a size of at least 32"):
         load_dataset("toybirds", "train", tmp_path, **options)
     assert list(tmp_path.iterdir()) == []
@@ -346,18 +395,27 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(tmp_path: Path
         few(tmp_path / "file")
 
 
-def test_the_contact_sheet_has_a_row_for_each_class_and_draws_truth_only_in_the_last_column(train: Dataset, tmp_path: Path) -> None:
+def test_the_contact_sheet_has_a_row_for_each_class_and_draws_truth_only_in_the_last_column(
+    train: Dataset, tmp_path: Path
+) -> None:
     sheet = toybirds.contact_sheet(train, 3)
     assert sheet.shape == (12 * (SIZE + 4), 3 * (SIZE + 4), 3)
     first = next(sample for sample in train.samples if sample.label == 0)
     np.testing.assert_array_equal(sheet[2 : 2 + SIZE, 2 : 2 + SIZE], first.image())
     toybirds.write_contact_sheet(tmp_path / "sheet.png", train, 3)
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "sheet.png")), np.concatenate([sheet[:408], sheet[408:]], axis=1))
-    drawn = [np.count_nonzero(np.all(sheet[:, 68 * column : 68 * column + 68] == (255, 230, 0), axis=2)) for column in range(3)]
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / "sheet.png")), np.concatenate([sheet[:408], sheet[408:]], axis=1)
+    )
+    drawn = [
+        np.count_nonzero(np.all(sheet[:, 68 * column : 68 * column + 68] == (255, 230, 0), axis=2))
+        for column in range(3)
+    ]
     assert drawn[0] == drawn[1] == 0 < drawn[2]
 
 
-def test_a_contact_sheet_of_no_image_format_is_refused_and_not_written(train: Dataset, tmp_path: Path) -> None:
+def test_a_contact_sheet_of_no_image_format_is_refused_and_not_written(
+    train: Dataset, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=r"expected one such as \.jpg"):
         toybirds.write_contact_sheet(tmp_path / "sheet.txt", train, 3)
     assert list(tmp_path.iterdir()) == []

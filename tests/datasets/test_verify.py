@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.datasets.layouts import CUB_IMAGES, write_csv_folder, write_cub, write_image, write_lines, write_mask, write_openimages
+from tests.datasets.layouts import (
+    CUB_IMAGES,
+    write_csv_folder,
+    write_cub,
+    write_image,
+    write_lines,
+    write_mask,
+    write_openimages,
+)
 from wsolbench.cli.verify import command
 from wsolbench.datasets.verify import verify_dataset
 from wsolbench.exceptions import UsageError
@@ -24,7 +32,10 @@ def test_a_subset_is_sound_and_is_called_one(tmp_path: Path) -> None:
 
 def test_one_split_is_held_against_that_split(tmp_path: Path) -> None:
     write_cub(tmp_path)
-    assert "this is a subset: 2 of 5,794 images" in verify("--dataset", "cub", "--data-root", tmp_path, "--split", "test").output
+    assert (
+        "this is a subset: 2 of 5,794 images"
+        in verify("--dataset", "cub", "--data-root", tmp_path, "--split", "test").output
+    )
 
 
 def test_counts_and_the_whole_fingerprint_are_printed(tmp_path: Path) -> None:
@@ -52,7 +63,11 @@ def test_missing_files_are_counted_by_folder_listed_and_make_the_data_unsound(tm
 
 
 def test_only_the_first_missing_files_are_printed_and_the_rest_is_counted(tmp_path: Path) -> None:
-    write_csv_folder(tmp_path, [f"i{number}.png,0,test" for number in range(25)] + ["a.png,0,test"], header="image,label,split")
+    write_csv_folder(
+        tmp_path,
+        [f"i{number}.png,0,test" for number in range(25)] + ["a.png,0,test"],
+        header="image,label,split",
+    )
     result = verify("--dataset", "csvfolder", "--data-root", tmp_path)
     assert "images/i9.png" in result.output
     assert "images/i10.png" not in result.output
@@ -79,7 +94,9 @@ def test_an_image_in_two_splits_is_an_error(tmp_path: Path) -> None:
         write_lines(folder / "localization.txt", ["a.jpg,1,1,4,4"])
     write_image(tmp_path / "a.jpg", (40, 30))
     report = verify_dataset("ilsvrc", tmp_path)
-    assert [(finding.count, finding.example) for finding in report.findings] == [(1, "a.jpg (train and test)")]
+    assert [(finding.count, finding.example) for finding in report.findings] == [
+        (1, "a.jpg (train and test)")
+    ]
     assert not report.sound
 
 
@@ -102,7 +119,9 @@ def test_a_wrong_root_and_an_unknown_name_are_errors_of_usage(tmp_path: Path) ->
     ],
 )
 @pytest.mark.parametrize("chosen", [(), ("--split", "test")])
-def test_a_table_that_cannot_be_read_is_a_line_of_the_report(content: bytes, message: str, chosen: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_table_that_cannot_be_read_is_a_line_of_the_report(
+    content: bytes, message: str, chosen: tuple[str, ...], tmp_path: Path
+) -> None:
     (tmp_path / "annotations.csv").write_bytes(content)
     result = verify("--dataset", "csvfolder", "--data-root", tmp_path, *chosen)
     assert result.return_value == 1
@@ -139,14 +158,18 @@ class TestDeep:
     def test_a_mask_without_a_value_of_an_object_is_found(self, on: int, tmp_path: Path) -> None:
         write_csv_folder(tmp_path)
         write_mask(tmp_path / "masks" / "c.png", (20, 10), [(0, 0, 5, 5)], on=on)
-        (finding,) = verify_dataset("csvfolder", tmp_path, splits=["test"]).splits[0].findings  # without looking deep
+        (finding,) = (
+            verify_dataset("csvfolder", tmp_path, splits=["test"]).splits[0].findings
+        )  # without looking deep
         expected = "with values 0 and 1" if on == 1 else "without a value above 127"
         assert (finding.what, finding.count) == (f"masks {expected}; an object pixel should be 255", 1)
         assert finding.severity == "error"
         _, deep = verify_dataset("csvfolder", tmp_path, splits=["test"], deep=True).splits[0].findings
         assert deep.what == "masks without an object pixel"
 
-    def test_a_mask_of_zeros_among_others_is_left_to_the_deep_look_and_nothing_but_zeros_is_not(self, tmp_path: Path) -> None:
+    def test_a_mask_of_zeros_among_others_is_left_to_the_deep_look_and_nothing_but_zeros_is_not(
+        self, tmp_path: Path
+    ) -> None:
         write_csv_folder(tmp_path)
         write_mask(tmp_path / "masks" / "c.png", (20, 10), [])
         assert verify_dataset("csvfolder", tmp_path, splits=["test"]).sound
@@ -155,14 +178,19 @@ class TestDeep:
         assert not verify_dataset("csvfolder", tmp_path, splits=["test"]).sound
 
     @pytest.mark.parametrize(("on", "count"), [(255, 0), (1, 1)])
-    def test_an_ignore_mask_of_zeros_and_ones_is_found_and_one_of_zeros_may_be_meant(self, on: int, count: int, tmp_path: Path) -> None:
+    def test_an_ignore_mask_of_zeros_and_ones_is_found_and_one_of_zeros_may_be_meant(
+        self, on: int, count: int, tmp_path: Path
+    ) -> None:
         header = "image,label,split,mask,ignore"
         write_csv_folder(tmp_path, ["a.png,0,test,c.png,i.png", "b.png,0,test,c.png,z.png"], header=header)
         write_mask(tmp_path / "masks" / "i.png", (20, 10), [(9, 0, 12, 5)], on=on)
         write_mask(tmp_path / "masks" / "z.png", (20, 10), [])
         findings = verify_dataset("csvfolder", tmp_path).splits[0].findings
         assert [finding.count for finding in findings] == [1] * count
-        assert all("ignore masks with values 0 and 1; an ignored pixel should be 255" in finding.what for finding in findings)
+        assert all(
+            "ignore masks with values 0 and 1; an ignored pixel should be 255" in finding.what
+            for finding in findings
+        )
 
     def test_of_many_masks_a_few_that_are_spread_evenly_are_looked_at(self, tmp_path: Path) -> None:
         rows = [f"{number}.png,0,test,20,10,1,1,9,9,m.png" for number in range(65)]
@@ -175,7 +203,9 @@ class TestDeep:
         (finding,) = verify_dataset("csvfolder", tmp_path).splits[0].findings
         assert (finding.count, "of 33 that were looked at" in finding.what) == (1, True)
 
-    def test_a_mask_without_background_and_an_ignore_mask_over_everything_are_found(self, tmp_path: Path) -> None:
+    def test_a_mask_without_background_and_an_ignore_mask_over_everything_are_found(
+        self, tmp_path: Path
+    ) -> None:
         write_csv_folder(
             tmp_path,
             ["a.png,0,test,w.png,", "b.png,0,test,c.png,w.png", "d.png,0,test,c.png,c.png"],
@@ -184,7 +214,9 @@ class TestDeep:
         write_mask(tmp_path / "masks" / "w.png", (20, 10), [(0, 0, 20, 10)])
         assert verify_dataset("csvfolder", tmp_path).sound
         findings = verify_dataset("csvfolder", tmp_path, deep=True).splits[0].findings
-        assert [(finding.severity, finding.what.partition(":")[0], finding.example) for finding in findings] == [
+        assert [
+            (finding.severity, finding.what.partition(":")[0], finding.example) for finding in findings
+        ] == [
             ("error", "masks without a background pixel", "a.png"),
             ("warning", "ignore masks over the whole image", "b.png"),
         ]

@@ -40,7 +40,15 @@ def test_every_example_of_a_help_text_is_a_block_of_code(name: str) -> None:
     lines = examples_as_code(text.splitlines())
     blocks = [line.strip() for line in lines if line.startswith("   ")]
     assert all(line.startswith(("wsolbench ", "torchrun ")) for line in blocks)
-    assert len(blocks) == sum(f"  {program} " in f"  {line}" for line in text.splitlines() for program in ("wsolbench", "torchrun")) > 0
+    assert (
+        len(blocks)
+        == sum(
+            f"  {program} " in f"  {line}"
+            for line in text.splitlines()
+            for program in ("wsolbench", "torchrun")
+        )
+        > 0
+    )
     for block in blocks:
         place = lines.index(f"   {block}")
         assert lines[place - 2 : place] == [".. code-block:: console", ""]

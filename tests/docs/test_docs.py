@@ -1,4 +1,5 @@
-"""The Python in the README and the docs runs; the commands there, which need data or hours, are called with options that exist."""
+"""The Python in the README and the docs runs; the commands there, which need data or hours, are called with
+options that exist."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def commands() -> list[str]:
             called = re.match(r"    .*?((?:wsolbench [a-z]|python (?:docs|benchmarks)/\w+\.py )[^`]*)$", line)
             if called:
                 text = re.split(r"\s+(?:&|;|\||&&)(?:\s|$)|\s# ", called[1])[0]
-                text = re.sub(r"\$\(\(.*?\)\)", "0", text)  # the shell's arithmetic, and below its variables that say which shard
+                text = re.sub(
+                    r"\$\(\(.*?\)\)", "0", text
+                )  # the shell's arithmetic, and below its variables that say which shard
                 found.append(re.sub(r"\$\w+/\$?\w+", "1/2", text))
     return list(dict.fromkeys(found))
 
@@ -60,7 +63,8 @@ def test_a_command_has_the_options_that_it_is_called_with(text: str, monkeypatch
         return
     asked = context.params.get("method") or ()
     assert (
-        set(asked.split(",") if isinstance(asked, str) else asked) <= {row.name for row in [*list_methods(), *list_detectors()]} | MADE_UP
+        set(asked.split(",") if isinstance(asked, str) else asked)
+        <= {row.name for row in [*list_methods(), *list_detectors()]} | MADE_UP
     )
 
 
@@ -70,7 +74,9 @@ def test_commands_are_found_and_a_wrong_option_is_noticed() -> None:
         called("wsolbench eval --no-such-option")
 
 
-@pytest.mark.parametrize(("page", "number", "code"), BLOCKS, ids=[f"{page.name}-{number}" for page, number, _ in BLOCKS])
+@pytest.mark.parametrize(
+    ("page", "number", "code"), BLOCKS, ids=[f"{page.name}-{number}" for page, number, _ in BLOCKS]
+)
 def test_a_python_block_runs(page: Path, number: int, code: str) -> None:
     exec(compile(code, f"{page.name} block {number}", "exec"), {})
 

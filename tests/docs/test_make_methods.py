@@ -34,8 +34,12 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def rows_of(pages: ModuleType, *records: RunRecord, post: str = "") -> list[list[str]]:
     """Cells of the facts of each row."""
-    found = pages.measured(post or "ssanet", [(Path(f"{n}.json"), record) for n, record in enumerate(records)], bool(post))
-    return [[cell.strip().replace("\\", "") for cell in row.split("|")[1 : 1 + len(pages.FACTS)]] for row in found]
+    found = pages.measured(
+        post or "ssanet", [(Path(f"{n}.json"), record) for n, record in enumerate(records)], bool(post)
+    )
+    return [
+        [cell.strip().replace("\\", "") for cell in row.split("|")[1 : 1 + len(pages.FACTS)]] for row in found
+    ]
 
 
 def run(
@@ -50,9 +54,19 @@ def run(
 ) -> RunRecord:
     source = f"made up, of {data}"  # text with a comma
     recipe = {"epochs": epochs, "lr": lr, "source": source}
-    training = {"seed": seed, "epoch": epochs, "weights": "none" if data == "toybirds" else "a.safetensors 0a1b", "recipe": recipe}
+    training = {
+        "seed": seed,
+        "epoch": epochs,
+        "weights": "none" if data == "toybirds" else "a.safetensors 0a1b",
+        "recipe": recipe,
+    }
     return RunRecord(
-        method={"name": name, "backbone": "tiny", "config": {"op": True, "grid": "std", **config}, "training": training},
+        method={
+            "name": name,
+            "backbone": "tiny",
+            "config": {"op": True, "grid": "std", **config},
+            "training": training,
+        },
         dataset={"name": data, "split": "test", "transform": transform},
         protocol=EvalProtocol(),
         metrics=(MetricValue(name="top1_cls", value=0.5, n=10),),
@@ -96,7 +110,9 @@ def test_a_setting_that_names_a_checkpoint_is_that(pages: ModuleType) -> None:
 
 
 def test_with_a_post_process_a_run_is_compared_with_those_of_its_method(pages: ModuleType) -> None:
-    rows = rows_of(pages, run("cam+scg", op=False), run("spa+scg"), run("spa+scg", grid="stock"), run("spa"), post="scg")
+    rows = rows_of(
+        pages, run("cam+scg", op=False), run("spa+scg"), run("spa+scg", grid="stock"), run("spa"), post="scg"
+    )
     assert [row[:2] for row in rows] == [["cam+scg", ""], ["spa+scg", "grid=std"], ["spa+scg", "grid=stock"]]
 
 

@@ -20,18 +20,32 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def make(birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The command, with untrained models of CAM and HaS in the run folders; it is called in an empty folder."""
+    """The command, with untrained models of CAM and HaS in the run folders; it is called in an empty
+    folder."""
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     monkeypatch.chdir(tmp_path)
     from make_pictures import main
 
     torch.manual_seed(0)
     for method in ("cam", "has"):
-        model = load_method(method).create(backbone="tiny", num_classes=3, weights="none", settings={}, image_size=32)
+        model = load_method(method).create(
+            backbone="tiny", num_classes=3, weights="none", settings={}, image_size=32
+        )
         save_checkpoint(Path(f"runs/csvfolder/{method}-tiny-seed0-few/last.safetensors"), model, {"seed": 0})
 
     def call(*arguments: object) -> Any:
-        data = ("--dataset", "csvfolder", "--data-root", birds, "--backbone", "tiny", "--options", "few", "--out", "pictures")
+        data = (
+            "--dataset",
+            "csvfolder",
+            "--data-root",
+            birds,
+            "--backbone",
+            "tiny",
+            "--options",
+            "few",
+            "--out",
+            "pictures",
+        )
         return CliRunner().invoke(main, [*map(str, data), *map(str, arguments)])
 
     return call
@@ -42,7 +56,17 @@ def evaluated(run, make, birds: Path) -> None:
     """Records of both methods, and of both with SCG."""
     for method in ("cam", "has"):
         checkpoint = ("--checkpoint", f"runs/csvfolder/{method}-tiny-seed0-few/last.safetensors")
-        data = ("--dataset", "csvfolder", "--data-root", birds, "--device", "cpu", "--resamples", "100", "--no-transfer")
+        data = (
+            "--dataset",
+            "csvfolder",
+            "--data-root",
+            birds,
+            "--device",
+            "cpu",
+            "--resamples",
+            "100",
+            "--no-transfer",
+        )
         result = run("eval", "--method", method, *checkpoint, *data, "--post", "none,scg")
         assert result.code == 0, result.err
 
@@ -54,17 +78,23 @@ def shown(monkeypatch: pytest.MonkeyPatch, make) -> dict[str, dict]:
 
     found: dict[str, dict] = {}
     monkeypatch.setattr(
-        make_pictures, "panel_grid", lambda rows, path, title, **more: found.update({path.name: {"rows": rows, "title": title, **more}})
+        make_pictures,
+        "panel_grid",
+        lambda rows, path, title, **more: found.update({path.name: {"rows": rows, "title": title, **more}}),
     )
     return found
 
 
 def records() -> dict[str, dict]:
     found = [json.loads(path.read_text()) for path in Path("results/measured/csvfolder").glob("*.json")]
-    return {record["method"]["name"]: {metric["name"]: metric for metric in record["metrics"]} for record in found}
+    return {
+        record["method"]["name"]: {metric["name"]: metric for metric in record["metrics"]} for record in found
+    }
 
 
-def test_every_trained_method_and_post_process_gets_a_small_jpeg_that_is_the_same_twice(make, evaluated: None) -> None:
+def test_every_trained_method_and_post_process_gets_a_small_jpeg_that_is_the_same_twice(
+    make, evaluated: None
+) -> None:
     bytes_of = []
     for _ in range(2):
         result = make("--post", "scg")
@@ -82,17 +112,26 @@ def test_every_trained_method_and_post_process_gets_a_small_jpeg_that_is_the_sam
     assert heights[1] > heights[0] == heights[2]
 
 
-def test_each_row_is_cut_at_the_oracle_threshold_of_its_own_record(make, evaluated: None, shown: dict[str, dict]) -> None:
+def test_each_row_is_cut_at_the_oracle_threshold_of_its_own_record(
+    make, evaluated: None, shown: dict[str, dict]
+) -> None:
     ids = [part for number in range(9) for part in ("--image", f"test/0{number}.png")]
     result = make("--post", "scg", *ids)
     assert result.exit_code == 0, result.output
     found = records()
-    names = {"cam.jpg": ["cam", "cam+scg"], "has.jpg": ["cam", "has", "has+scg"], "scg.jpg": ["cam", "cam+scg"]}
+    names = {
+        "cam.jpg": ["cam", "cam+scg"],
+        "has.jpg": ["cam", "has", "has+scg"],
+        "scg.jpg": ["cam", "cam+scg"],
+    }
     assert shown.keys() == names.keys()
     for file, methods in names.items():
         grid = shown[file]
         taus = [found[name]["gt_known"]["tau"][0] for name in methods]
-        labels = [f"{name.replace('+', ' + ')}\ntau {round(tau, 3):g}" for name, tau in zip(methods, taus, strict=True)]
+        labels = [
+            f"{name.replace('+', ' + ')}\ntau {round(tau, 3):g}"
+            for name, tau in zip(methods, taus, strict=True)
+        ]
         assert grid["row_names"] == ["image", *labels]
         for name, panels in zip(methods, grid["rows"][1:], strict=True):
             ious = np.array([float(panel.caption[0].removeprefix("IoU ")) for panel in panels])
@@ -118,8 +157,25 @@ def test_a_data_set_of_masks_is_cut_at_a_level(make, run, birds: Path, shown: di
     lines = (birds / "annotations.csv").read_text().splitlines()
     masks_only = [",".join([*line.split(",")[:5], line.rsplit(",", 1)[1]]) for line in lines]
     (birds / "annotations.csv").write_text("\n".join(masks_only) + "\n")
-    checkpoint = ("--checkpoint", "runs/csvfolder/cam-tiny-seed0-few/last.safetensors", "--resamples", "100", "--no-transfer")
-    result = run("eval", "--method", "cam", *checkpoint, "--dataset", "csvfolder", "--data-root", birds, "--device", "cpu")
+    checkpoint = (
+        "--checkpoint",
+        "runs/csvfolder/cam-tiny-seed0-few/last.safetensors",
+        "--resamples",
+        "100",
+        "--no-transfer",
+    )
+    result = run(
+        "eval",
+        "--method",
+        "cam",
+        *checkpoint,
+        "--dataset",
+        "csvfolder",
+        "--data-root",
+        birds,
+        "--device",
+        "cpu",
+    )
     assert result.code == 0, result.err
     result = make("--method", "cam")
     assert result.exit_code == 0, result.output
@@ -130,14 +186,23 @@ def test_a_data_set_of_masks_is_cut_at_a_level(make, run, birds: Path, shown: di
 def test_a_run_without_a_record_is_named_with_the_command_that_makes_one(make) -> None:
     result = make("--method", "has")
     assert result.exit_code == 1
-    assert "wsolbench eval --method cam --checkpoint runs/csvfolder/cam-tiny-seed0-few/last.safetensors" in result.output
+    assert (
+        "wsolbench eval --method cam --checkpoint runs/csvfolder/cam-tiny-seed0-few/last.safetensors"
+        in result.output
+    )
     assert not Path("pictures").exists()
 
 
-def test_post_processes_without_a_record_are_left_out_and_named(make, evaluated: None, shown: dict[str, dict]) -> None:
+def test_post_processes_without_a_record_are_left_out_and_named(
+    make, evaluated: None, shown: dict[str, dict]
+) -> None:
     result = make("--post", "scg,sem")
     assert result.exit_code == 0, result.output
-    assert {name: len(grid["rows"]) for name, grid in shown.items()} == {"cam.jpg": 3, "has.jpg": 4, "scg.jpg": 3}
+    assert {name: len(grid["rows"]) for name, grid in shown.items()} == {
+        "cam.jpg": 3,
+        "has.jpg": 4,
+        "scg.jpg": 3,
+    }
     assert "no row of cam+sem: no record; evaluate it with --post sem" in result.output
     assert "no row of has+sem" in result.output
 
@@ -160,7 +225,9 @@ def test_without_cam_its_row_is_left_out(make, shown: dict[str, dict]) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_a_page_shows_its_picture_and_how_such_pictures_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+def test_a_page_shows_its_picture_and_how_such_pictures_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     import make_methods
 

@@ -24,7 +24,9 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
     rows = [f"{image_id},{index % 2},test,48,48,24,24,44,44" for index, image_id in enumerate(IDS)]
-    Path("data/annotations.csv").write_text("\n".join(["image,label,split,width,height,x0,y0,x1,y1", *rows]) + "\n")
+    Path("data/annotations.csv").write_text(
+        "\n".join(["image,label,split,width,height,x0,y0,x1,y1", *rows]) + "\n"
+    )
     Path("data/classes.csv").write_text("label,name\n0,red\n1,green\n")
     # The object and something beside it: right for the largest region, wrong for the box around everything.
     blob = np.zeros((48, 48), dtype=np.float32)
@@ -55,7 +57,10 @@ def test_an_order_that_the_protocol_decides_is_told(study) -> None:
     assert result.exit_code == 0, result.output
     page = Path("docs/protocol_study.md").read_text()
     assert "6 images of `test`; blob, halves." in page
-    assert "GT-known moves by 100.0 (blob) to 100.0 (blob) points between protocols; of 1 pair of methods the order changes for 1" in page
+    assert (
+        "GT-known moves by 100.0 (blob) to 100.0 (blob) points between protocols; of 1 pair of methods the "
+        "order changes for 1" in page
+    )
     gt_known = page.split("### GT-known on csvfolder")[1].split("###")[0]
     assert "| `wsoleval` | 100.0 [100.0, 100.0] | 0.0 [0.0, 0.0] |" in gt_known
     assert "| `spa` | 0.0 [0.0, 0.0] | 100.0 [100.0, 100.0] |" in gt_known
@@ -65,7 +70,11 @@ def test_an_order_that_the_protocol_decides_is_told(study) -> None:
     assert Path("docs/images/protocols_csvfolder.png").stat().st_size > 1000
     records = [json.loads(path.read_text()) for path in Path("results/protocols/measured").rglob("*.json")]
     assert {record["protocol"]["name"] for record in records} == set(EvalProtocol.presets())
-    cut = {record["protocol"]["name"] for record in records if "cut to the centre crop" in record["method"]["maps"]}
+    cut = {
+        record["protocol"]["name"]
+        for record in records
+        if "cut to the centre crop" in record["method"]["maps"]
+    }
     assert cut == {"bas", "psol"}
 
 
@@ -113,7 +122,15 @@ def test_a_flip_is_told_from_noise(study, intervals: list[tuple[float, float]], 
     def difference(low: float, high: float) -> MetricDifference:
         middle = (low + high) / 2
         return MetricDifference(
-            name="gt_known", policy="oracle", a=0.5, b=0.5 + middle, low=low, high=high, p_value=0.5, n=9, per_pair=(middle,)
+            name="gt_known",
+            policy="oracle",
+            a=0.5,
+            b=0.5 + middle,
+            low=low,
+            high=high,
+            p_value=0.5,
+            n=9,
+            per_pair=(middle,),
         )
 
     assert order([difference(*interval) for interval in intervals]) == expected
@@ -123,4 +140,6 @@ def test_the_page_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     from make_protocol_study import page, read_studies
 
-    assert (ROOT / "docs/protocol_study.md").read_text(encoding="utf-8") == page(read_studies(ROOT / "results/protocols"))
+    assert (ROOT / "docs/protocol_study.md").read_text(encoding="utf-8") == page(
+        read_studies(ROOT / "results/protocols")
+    )

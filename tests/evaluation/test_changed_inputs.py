@@ -1,4 +1,5 @@
-"""What a run reads besides maps: images and masks that change between its shards, and boxes in another unit."""
+"""What a run reads besides maps: images and masks that change between its shards, and boxes in another
+unit."""
 
 from __future__ import annotations
 
@@ -37,12 +38,21 @@ def on_disk(folder: Path, shade: int = 255) -> Dataset:
 def test_masks_that_change_between_shards_are_noticed_by_merge(tmp_path: Path) -> None:
     options = RunOptions(resamples=20)
     for index, shade in ((1, 255), (2, 254)):
-        score_shard(on_disk(tmp_path, shade), MadeUpSource(), PROTOCOL, Shard(index, 2), tmp_path / "shards", options=options)
+        score_shard(
+            on_disk(tmp_path, shade),
+            MadeUpSource(),
+            PROTOCOL,
+            Shard(index, 2),
+            tmp_path / "shards",
+            options=options,
+        )
     with pytest.raises(DataError, match=r"Other shards of that name there differ in splits"):
         merge([tmp_path / "shards"])
 
 
-def test_files_are_told_by_the_bytes_of_masks_and_by_the_sizes_of_images_that_are_read(tmp_path: Path) -> None:
+def test_files_are_told_by_the_bytes_of_masks_and_by_the_sizes_of_images_that_are_read(
+    tmp_path: Path,
+) -> None:
     data = on_disk(tmp_path)
     with_images, without = (digest_of_files(data, images=images) for images in (True, False))
     assert with_images != without
@@ -65,5 +75,7 @@ def test_one_box_below_a_pixel_is_scored_and_boxes_that_are_all_fractions_are_re
     one = replace(data, samples=(replace(data.samples[0], boxes=tiny), *data.samples[1:]))
     assert len(evaluate(one, MadeUpSource(), PROTOCOL).scores) == 6
     every = replace(data, samples=tuple(replace(sample, boxes=tiny) for sample in data.samples))
-    with pytest.raises(DataError, match=r"of all images, 's0/000\.png' for instance, look like fractions of the image"):
+    with pytest.raises(
+        DataError, match=r"of all images, 's0/000\.png' for instance, look like fractions of the image"
+    ):
         evaluate(every, MadeUpSource(), PROTOCOL)

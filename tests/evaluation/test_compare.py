@@ -70,7 +70,10 @@ def test_it_is_the_paired_difference_of_the_metric():
 def test_groups_of_seeds_are_averaged():
     a, b, good = table(Shifted()), table(ShiftedAgain()), table(MadeUpSource())
     found = by_name(compare([a, b], [good, good], PROTOCOL, resamples=200))["max_box_acc_v2", "oracle"]
-    single = [by_name(compare([each], [good], PROTOCOL, resamples=200))["max_box_acc_v2", "oracle"] for each in (a, b)]
+    single = [
+        by_name(compare([each], [good], PROTOCOL, resamples=200))["max_box_acc_v2", "oracle"]
+        for each in (a, b)
+    ]
     assert found.per_pair == tuple(each.difference for each in single)
     assert found.difference == pytest.approx(np.mean(found.per_pair))
     assert by_name(compare([a, b], [good], PROTOCOL, resamples=200))["gt_known", "oracle"].per_pair is None

@@ -62,12 +62,19 @@ def a_pipe(folder: Path) -> None:
     os.mkfifo(chunk)
 
 
-@pytest.mark.parametrize("damage", [doubled, swapped, of_another_split, of_another_run, truncated, emptied, a_pipe])
-def test_wrong_chunks_are_named_by_merge_and_scored_again_by_their_shard(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    "damage", [doubled, swapped, of_another_split, of_another_run, truncated, emptied, a_pipe]
+)
+def test_wrong_chunks_are_named_by_merge_and_scored_again_by_their_shard(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     folder = tmp_path / "shards"
     score_shards(folder, "1/1")
     damage(folder)
-    with pytest.raises(DataError, match=r"of 7 parts of split 'test' are not in .*0000\d\.scores cannot be read: .*Run --shard 1/1"):
+    with pytest.raises(
+        DataError,
+        match=r"of 7 parts of split 'test' are not in .*0000\d\.scores cannot be read: .*Run --shard 1/1",
+    ):
         merge([folder])
     score_shards(folder, "1/1")
     assert conclude(merge([folder])[0]).record.digest == whole().record.digest
@@ -81,7 +88,9 @@ def test_a_damaged_chunk_does_not_hide_a_good_one_in_another_folder(tmp_path: Pa
 
 @settings(max_examples=60)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_any_flipped_bit_of_a_chunk_is_noticed(tmp_path_factory: pytest.TempPathFactory, place: float, bit: int) -> None:
+def test_any_flipped_bit_of_a_chunk_is_noticed(
+    tmp_path_factory: pytest.TempPathFactory, place: float, bit: int
+) -> None:
     path = tmp_path_factory.getbasetemp() / "one.scores"
     if not path.exists():
         score(dataset(3), MadeUpSource(), PROTOCOL).tables["test"].load().write(path, "run test 0")
@@ -112,7 +121,9 @@ def test_the_images_of_the_chunks_are_those_of_the_plan(tmp_path: Path) -> None:
         start = int(chunk.stem)
         RunFolder(tmp_path / "other.shards", plan).write_chunk("test", start, ImageScores.read(chunk))
     for chunk in tmp_path.rglob("val/*.scores"):
-        RunFolder(tmp_path / "other.shards", plan).write_chunk("val", int(chunk.stem), ImageScores.read(chunk))
+        RunFolder(tmp_path / "other.shards", plan).write_chunk(
+            "val", int(chunk.stem), ImageScores.read(chunk)
+        )
     with pytest.raises(DataError, match=r"not those of run\.json"):
         gather([RunFolder(tmp_path / "other.shards", plan)])
 
@@ -124,7 +135,7 @@ def test_what_a_process_said_may_be_damaged(tmp_path: Path) -> None:
         assert conclude(merge([tmp_path])[0]).record.provenance["processes"] == 1
 
 
-# --- programs and machines ---------------------------------------------------------------------------------------------
+# --- programs and machines ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -134,18 +145,25 @@ def another_program(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def change() -> None:
         source = {**here["source"], "wsolbench": "0" * 64}
-        monkeypatch.setattr("wsolbench.evaluation.runs.program", lambda libraries=(): {**program(libraries), "source": source})
+        monkeypatch.setattr(
+            "wsolbench.evaluation.runs.program", lambda libraries=(): {**program(libraries), "source": source}
+        )
 
     return change
 
 
-def test_a_run_does_not_go_on_with_another_program(tmp_path: Path, another_program: Callable[[], None]) -> None:
+def test_a_run_does_not_go_on_with_another_program(
+    tmp_path: Path, another_program: Callable[[], None]
+) -> None:
     options = RunOptions(resamples=100, batch_size=3, work=tmp_path / "work")
     with pytest.raises(RuntimeError, match="killed"):
         score(dataset(20), MadeUpSource(fail_after=3), PROTOCOL, options=options)
     another_program()
     version = program()["versions"]["wsolbench"]
-    with pytest.raises(UsageError, match=rf"wsolbench {version} \(source \w+\) there and wsolbench {version} \(source 0{{12}}\) here"):
+    with pytest.raises(
+        UsageError,
+        match=rf"wsolbench {version} \(source \w+\) there and wsolbench {version} \(source 0{{12}}\) here",
+    ):
         score(dataset(20), MadeUpSource(), PROTOCOL, options=options)
     score(dataset(20), MadeUpSource(), replace(PROTOCOL, components="union"), options=options)  # another run
     (folder,) = [path for path in (tmp_path / "work").iterdir() if len(list(path.rglob("*.scores"))) < 7]

@@ -30,7 +30,9 @@ class Perfect:
     def detect(self, image: np.ndarray) -> Detections:
         own = self.truth[image.tobytes()]
         scores = np.linspace(0.9, 0.8, len(own.labels))
-        return Detections(boxes=own.boxes, scores=scores, labels=own.labels, masks=own.masks() > 0 if self.masks else None)
+        return Detections(
+            boxes=own.boxes, scores=scores, labels=own.labels, masks=own.masks() > 0 if self.masks else None
+        )
 
     def describe(self) -> dict[str, Any]:
         return {"method": "perfect", "backbone": None}
@@ -44,7 +46,9 @@ def dataset(tmp_path: Path) -> InstanceDataset:
     return load_instances(write_coco(tmp_path / "coco"), "train")
 
 
-def test_a_perfect_detector_has_ap_1_in_a_record_that_is_read_back(dataset: InstanceDataset, tmp_path: Path) -> None:
+def test_a_perfect_detector_has_ap_1_in_a_record_that_is_read_back(
+    dataset: InstanceDataset, tmp_path: Path
+) -> None:
     evaluation = evaluate_detector(dataset, Perfect(dataset))  # type: ignore[arg-type]
     record = read_record(evaluation.record.write(tmp_path / "records"))
     assert record.metrics == evaluation.record.metrics
@@ -54,7 +58,13 @@ def test_a_perfect_detector_has_ap_1_in_a_record_that_is_read_back(dataset: Inst
         assert metric is not None
         assert metric.value == pytest.approx(1.0)
         assert (metric.n, metric.low, metric.high) == (4, None, None)
-    assert record.dataset == {"name": "coco", "split": "train", "fingerprint": dataset.fingerprint, "images": 4, "limit": None}
+    assert record.dataset == {
+        "name": "coco",
+        "split": "train",
+        "fingerprint": dataset.fingerprint,
+        "images": 4,
+        "limit": None,
+    }
     assert len(evaluation.results) == 6
     json.dumps(evaluation.results)
 
@@ -73,10 +83,14 @@ def test_without_any_object_it_is_not_the_size_that_is_blamed(dataset: InstanceD
     reasons = {metric.name: metric.reason for metric in record.metrics}
     sizes = ("_small", "_medium", "_large")
     assert {reasons[name] for name in reasons if name.endswith(sizes)} == {"no object of this size"}
-    assert {reasons[name] for name in reasons if not name.endswith(sizes)} == {"no object in the evaluated images"}
+    assert {reasons[name] for name in reasons if not name.endswith(sizes)} == {
+        "no object in the evaluated images"
+    }
 
 
-def test_metrics_of_masks_are_undefined_for_boxes_alone_and_say_why(dataset: InstanceDataset, tmp_path: Path) -> None:
+def test_metrics_of_masks_are_undefined_for_boxes_alone_and_say_why(
+    dataset: InstanceDataset, tmp_path: Path
+) -> None:
     boxes_only = evaluate_detector(dataset, Perfect(dataset, masks=False)).record  # type: ignore[arg-type]
     path = write_coco(tmp_path / "plain") / "annotations/instances_train2017.json"
     objects = json.loads(path.read_text())["annotations"]
@@ -87,7 +101,10 @@ def test_metrics_of_masks_are_undefined_for_boxes_alone_and_say_why(dataset: Ins
         edited(path, annotations=[bare, *objects[1:]])
         no_truth.append(evaluate_detector(load_instances(tmp_path / "plain", "train"), detector).record)  # type: ignore[arg-type]
     expected = "an object of the data set has no segmentation"
-    for record, reason in ((boxes_only, "the detector finds boxes only"), *((record, expected) for record in no_truth)):
+    for record, reason in (
+        (boxes_only, "the detector finds boxes only"),
+        *((record, expected) for record in no_truth),
+    ):
         mask, box = record.metric("mask_ap"), record.metric("box_ap")
         assert mask is not None
         assert box is not None

@@ -48,7 +48,9 @@ def test_maps_of_the_true_box_are_scored_right() -> None:
 
 
 def test_every_interval_holds_its_value() -> None:
-    metrics = evaluate(dataset(40), MadeUpSource(), PROTOCOL, fixed_tau=0.8, transfer_from=dataset(8, "val", 1)).record.metrics
+    metrics = evaluate(
+        dataset(40), MadeUpSource(), PROTOCOL, fixed_tau=0.8, transfer_from=dataset(8, "val", 1)
+    ).record.metrics
     assert {m.policy for m in metrics} >= {None, "oracle", "fixed:0.8", "transfer"}
     for metric in metrics:
         if metric.value is not None:
@@ -80,7 +82,11 @@ def test_metrics_equal_the_accumulators() -> None:
 def test_transfer_reads_the_threshold_that_is_best_on_the_other_split() -> None:
     val = dataset(8, "val", 1)
     best = value(evaluate(val, MadeUpSource(), PROTOCOL).record.metrics, "max_box_acc_v2", "oracle").tau
-    transferred = value(evaluate(dataset(), MadeUpSource(), PROTOCOL, transfer_from=val).record.metrics, "max_box_acc_v2", "transfer")
+    transferred = value(
+        evaluate(dataset(), MadeUpSource(), PROTOCOL, transfer_from=val).record.metrics,
+        "max_box_acc_v2",
+        "transfer",
+    )
     assert transferred.tau == best
     accuracy = MaxBoxAcc(PROTOCOL)
     for row in evaluate(dataset(), MadeUpSource(), PROTOCOL).scores.load().best_iou:
@@ -91,7 +97,9 @@ def test_transfer_reads_the_threshold_that_is_best_on_the_other_split() -> None:
 
 @pytest.mark.parametrize("name", EvalProtocol.presets())
 def test_every_preset_evaluates(name: str) -> None:
-    metrics = evaluate(dataset(6), MadeUpSource(), EvalProtocol.preset(name), options=RunOptions(resamples=100)).record.metrics
+    metrics = evaluate(
+        dataset(6), MadeUpSource(), EvalProtocol.preset(name), options=RunOptions(resamples=100)
+    ).record.metrics
     gt_known = value(metrics, "gt_known").value
     assert gt_known is not None
     assert gt_known > 0.5
@@ -100,7 +108,9 @@ def test_every_preset_evaluates(name: str) -> None:
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (5, 3), (100, 2)])
 def test_batches_and_workers_change_nothing(batch_size: int, workers: int) -> None:
     base = evaluate(dataset(), MadeUpSource(), PROTOCOL)
-    other = evaluate(dataset(), MadeUpSource(), PROTOCOL, options=RunOptions(batch_size=batch_size, workers=workers))
+    other = evaluate(
+        dataset(), MadeUpSource(), PROTOCOL, options=RunOptions(batch_size=batch_size, workers=workers)
+    )
     assert other.record.digest == base.record.digest
     assert other.scores.load().ids.tolist() == list(dataset().ids)
 
@@ -152,10 +162,18 @@ def test_two_different_runs_share_a_work_folder(tmp_path: Path) -> None:
 
 def test_stored_maps_give_the_same_numbers(tmp_path: Path) -> None:
     val = dataset(8, "val", 1)
-    direct = evaluate(dataset(), MadeUpSource(), PROTOCOL, transfer_from=val, options=RunOptions(save_maps=MapFolder(tmp_path)))
+    direct = evaluate(
+        dataset(),
+        MadeUpSource(),
+        PROTOCOL,
+        transfer_from=val,
+        options=RunOptions(save_maps=MapFolder(tmp_path)),
+    )
     from wsolbench.maps.predictions import PREDICTIONS, read_predictions
 
-    source = FolderSource(MapFolder(tmp_path), name="made-up", ranked=read_predictions(tmp_path / PREDICTIONS, 3))
+    source = FolderSource(
+        MapFolder(tmp_path), name="made-up", ranked=read_predictions(tmp_path / PREDICTIONS, 3)
+    )
     source.check(dataset(), PROTOCOL)
     assert evaluate(dataset(), source, PROTOCOL, transfer_from=val).record.metrics == direct.record.metrics
 
@@ -204,7 +222,9 @@ def test_some_images_may_have_a_mask_and_others_none(name: str, tmp_path: Path) 
     Image.fromarray(mask).save(tmp_path / "mask.png")
     data = dataset(4)
     mixed = replace(data, samples=(replace(data[0], mask_paths=(tmp_path / "mask.png",)), *data.samples[1:]))
-    metrics = evaluate(mixed, MadeUpSource(), EvalProtocol.preset(name), options=RunOptions(resamples=100)).record.metrics
+    metrics = evaluate(
+        mixed, MadeUpSource(), EvalProtocol.preset(name), options=RunOptions(resamples=100)
+    ).record.metrics
     assert value(metrics, "pxap").n == 1
     assert value(metrics, "gt_known").n == 4
 
@@ -225,14 +245,21 @@ def by_hand(single_iou: list[list[float]], labels: list[int]) -> ScoreTable:
         level_histogram=np.zeros((n, 2, 256), dtype=np.int32),
         **{
             f"point_{name}": np.zeros((n, PARTS), dtype)
-            for name, dtype in {"real": bool, "px": float, "norm": float, "hit": bool, "nearest": np.int64}.items()
+            for name, dtype in {
+                "real": bool,
+                "px": float,
+                "norm": float,
+                "hit": bool,
+                "nearest": np.int64,
+            }.items()
         },
     )
     return ScoreTable((scores,))
 
 
 def test_the_error_breakdown_is_read_where_gt_known_is_also_when_classes_are_averaged() -> None:
-    # images favour tau 0.1 (3 of 4 right), classes tau 0.2 (class 1 right, class 0 one of three: 2/3 against 1/2)
+    # images favour tau 0.1 (3 of 4 right), classes tau 0.2 (class 1 right, class 0 one of three: 2/3 against
+    # 1/2)
     scores = by_hand([[0.9, 0.9], [0.9, 0.1], [0.9, 0.1], [0.1, 0.9]], [0, 0, 0, 1])
     protocol = EvalProtocol(taus=(0.1, 0.2), averaging="class")
     metrics = summarize(scores, protocol, resamples=100)
@@ -252,7 +279,10 @@ def test_with_a_shared_threshold_the_parts_of_v2_average_to_the_whole() -> None:
 
 
 def without_boxes(data: Dataset, keep: int = 0) -> Dataset:
-    return replace(data, samples=tuple(s if i < keep else replace(s, boxes=no_boxes()) for i, s in enumerate(data.samples)))
+    return replace(
+        data,
+        samples=tuple(s if i < keep else replace(s, boxes=no_boxes()) for i, s in enumerate(data.samples)),
+    )
 
 
 def test_metrics_that_need_boxes_say_so_where_there_are_none() -> None:
@@ -274,7 +304,9 @@ def test_a_constant_map_is_scored_as_the_protocol_says() -> None:
         def load(self, sample):
             return np.full((4, 4), 3.0, dtype=np.float32)
 
-    assert value(evaluate(dataset(), Constant(), PROTOCOL).record.metrics, "gt_known").value == 0.0  # the box (0, 0, 0, 0)
+    assert (
+        value(evaluate(dataset(), Constant(), PROTOCOL).record.metrics, "gt_known").value == 0.0
+    )  # the box (0, 0, 0, 0)
     whole = evaluate(dataset(), Constant(), replace(PROTOCOL, empty_box="image")).scores.load().single_iou
     assert (whole > 0).all()
 

@@ -1,4 +1,5 @@
-"""Proposed parts against key points, from the forward pass to the record: the same numbers as the metric by itself."""
+"""Proposed parts against key points, from the forward pass to the record: the same numbers as the metric by
+itself."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ CROP = replace(SQUASH, frame="center_crop")
 
 
 def annotated(count: int = 90) -> Dataset:
-    """Images of 64 x 64 with five key points, some of them not visible, some images without any; every seventh without boxes."""
+    """Images of 64 x 64 with five key points, some of them not visible, some images without any; every
+    seventh without boxes."""
     data = dataset(count)
     rng = np.random.default_rng(1)
     samples = []
@@ -40,7 +42,9 @@ def proposals(sample: Sample) -> ProposedParts:
     rng = np.random.default_rng(int(sample.id[-7:-4]))
     corner = rng.uniform(-10, SIDE, (5, 2))
     return ProposedParts(
-        boxes=np.hstack([corner, corner + rng.uniform(4, 40, (5, 2))]), padded=np.arange(5) >= rng.integers(1, 6), side=SIDE
+        boxes=np.hstack([corner, corner + rng.uniform(4, 40, (5, 2))]),
+        padded=np.arange(5) >= rng.integers(1, 6),
+        side=SIDE,
     )
 
 
@@ -61,7 +65,9 @@ def test_an_evaluation_gives_what_the_metric_gives(protocol: EvalProtocol) -> No
     for sample in data.samples:
         if len(sample.boxes):
             assert sample.key_points is not None
-            points = np.hstack([in_view(sample.key_points[:, :2], sample.size, SIDE, protocol), sample.key_points[:, 2:]])
+            points = np.hstack(
+                [in_view(sample.key_points[:, :2], sample.size, SIDE, protocol), sample.key_points[:, 2:]]
+            )
             box = in_view(sample.boxes.reshape(2, 2), sample.size, SIDE, protocol).ravel()
             parts = proposals(sample)
             expected.update(parts.boxes, points, box, parts.padded)
@@ -73,9 +79,15 @@ def test_an_evaluation_gives_what_the_metric_gives(protocol: EvalProtocol) -> No
     assert found(metrics, "keypoint_hit").value == pytest.approx(result.hit, abs=1e-9)
     assert found(metrics, "keypoint_distinct").value == pytest.approx(result.distinct, abs=1e-9)
     for slot in range(4):
-        assert found(metrics, f"keypoint_distance@{slot + 1}").value == pytest.approx(result.slot_norm[slot], abs=1e-9)
-        assert found(metrics, f"keypoint_distance_px@{slot + 1}").value == pytest.approx(result.slot_px[slot], abs=1e-9)
-    low, value, high = (getattr(found(metrics, "keypoint_distance"), name) for name in ("low", "value", "high"))
+        assert found(metrics, f"keypoint_distance@{slot + 1}").value == pytest.approx(
+            result.slot_norm[slot], abs=1e-9
+        )
+        assert found(metrics, f"keypoint_distance_px@{slot + 1}").value == pytest.approx(
+            result.slot_px[slot], abs=1e-9
+        )
+    low, value, high = (
+        getattr(found(metrics, "keypoint_distance"), name) for name in ("low", "value", "high")
+    )
     assert low < value < high
 
 

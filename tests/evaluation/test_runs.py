@@ -39,12 +39,21 @@ def score_shards(folder: Path, *shards: str, apart: bool = False, **more) -> Non
     for shard in shards:
         place = folder / shard.replace("/", "-of-") if apart else folder
         score_shard(
-            dataset(20), MadeUpSource(), PROTOCOL, Shard.parse(shard), place, transfer_from=dataset(8, "val", 1), options=OPTIONS, **more
+            dataset(20),
+            MadeUpSource(),
+            PROTOCOL,
+            Shard.parse(shard),
+            place,
+            transfer_from=dataset(8, "val", 1),
+            options=OPTIONS,
+            **more,
         )
 
 
 def whole(**more):
-    return evaluate(dataset(20), MadeUpSource(), PROTOCOL, transfer_from=dataset(8, "val", 1), options=OPTIONS, **more)
+    return evaluate(
+        dataset(20), MadeUpSource(), PROTOCOL, transfer_from=dataset(8, "val", 1), options=OPTIONS, **more
+    )
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -69,7 +78,9 @@ def test_every_image_is_in_one_shard(n: int, count: int) -> None:
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     score_shards(tmp_path, "1/4", "3/4")
-    with pytest.raises(DataError, match=r"3 of 7 parts of split 'test' are not in .*Run --shard 2/4, --shard 4/4"):
+    with pytest.raises(
+        DataError, match=r"3 of 7 parts of split 'test' are not in .*Run --shard 2/4, --shard 4/4"
+    ):
         merge([tmp_path])
     score_shards(tmp_path, "1/2")
     with pytest.raises(DataError, match="Run the other shards"):
@@ -93,14 +104,24 @@ def test_two_runs_in_one_folder_are_two_records(tmp_path: Path) -> None:
 def test_a_finished_shard_is_not_scored_again(tmp_path: Path) -> None:
     score_shards(tmp_path, "1/2")
     source = MadeUpSource()
-    score_shard(dataset(20), source, PROTOCOL, Shard(1, 2), tmp_path, transfer_from=dataset(8, "val", 1), options=OPTIONS)
+    score_shard(
+        dataset(20),
+        source,
+        PROTOCOL,
+        Shard(1, 2),
+        tmp_path,
+        transfer_from=dataset(8, "val", 1),
+        options=OPTIONS,
+    )
     assert source.loads == []
 
 
 def test_saved_maps_of_shards_get_one_description(tmp_path: Path) -> None:
     options = RunOptions(resamples=100, save_maps=MapFolder(tmp_path / "maps"))
     for index in (1, 2):
-        score_shard(dataset(), MadeUpSource(), PROTOCOL, Shard(index, 2), tmp_path / "shards", options=options)
+        score_shard(
+            dataset(), MadeUpSource(), PROTOCOL, Shard(index, 2), tmp_path / "shards", options=options
+        )
     assert MapFolder(tmp_path / "maps").manifest()["unfinished"] == ["test"]
     conclude(merge([tmp_path / "shards"])[0])
     assert MapFolder(tmp_path / "maps").manifest()["dataset"] == "made-up"
@@ -189,7 +210,9 @@ def test_the_scored_split_is_never_taken_for_the_one_of_the_thresholds(tmp_path:
     data, val = dataset(20, "web"), dataset(8, "val", 1)  # in a file's sorted keys val comes first
     whole_run = evaluate(data, MadeUpSource(), PROTOCOL, transfer_from=val, options=OPTIONS)
     for index in (1, 2):
-        score_shard(data, MadeUpSource(), PROTOCOL, Shard(index, 2), tmp_path, transfer_from=val, options=OPTIONS)
+        score_shard(
+            data, MadeUpSource(), PROTOCOL, Shard(index, 2), tmp_path, transfer_from=val, options=OPTIONS
+        )
     merged = conclude(merge([tmp_path])[0])
     assert merged.record.digest == whole_run.record.digest
     assert merged.scores.load().ids.tolist() == list(data.ids)
@@ -237,7 +260,12 @@ def test_chunks_of_other_maps_are_not_taken_over(tmp_path: Path) -> None:
     for sample in dataset().samples:
         folder.write(sample.id, np.ones((4, 4)) * np.arange(4))
     assert score(dataset(), source, PROTOCOL, options=options).plan.digest != first
-    assert score(dataset(), FolderSource(folder, name="mine", ranked={i: [0] for i in dataset().ids}), PROTOCOL).plan.digest != first
+    assert (
+        score(
+            dataset(), FolderSource(folder, name="mine", ranked={i: [0] for i in dataset().ids}), PROTOCOL
+        ).plan.digest
+        != first
+    )
 
 
 def test_chunks_that_another_process_works_on_are_not_removed(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Files of per-image scores: read as they were written, refused when they are damaged, and tied to the record that they are of."""
+"""Files of per-image scores: read as they were written, refused when they are damaged, and tied to the record
+that they are of."""
 
 from __future__ import annotations
 
@@ -96,8 +97,14 @@ def changed(name: str, value: Any) -> np.ndarray:
         ({"labels": changed("labels", -1)}, "labels has values from -1"),
         ({"level_histogram": changed("level_histogram", -1)}, "level_histogram has values from -1"),
         ({"point_px": changed("point_px", np.inf)}, "point_px has values"),
-        ({"best_iou": RUN.scores.best_iou.astype(np.int64)}, "best_iou has values of type int64; expected floating-point numbers"),
-        ({"has_boxes": RUN.scores.has_boxes.astype(np.float64)}, "has_boxes has values of type float64; expected truth values"),
+        (
+            {"best_iou": RUN.scores.best_iou.astype(np.int64)},
+            "best_iou has values of type int64; expected floating-point numbers",
+        ),
+        (
+            {"has_boxes": RUN.scores.has_boxes.astype(np.float64)},
+            "has_boxes has values of type float64; expected truth values",
+        ),
         ({"best_iou": RUN.scores.best_iou[:, :5]}, "does not fit the other arrays"),
         ({"labels": RUN.scores.labels[:5]}, "does not fit the other arrays"),
         ({"labels": np.array(3)}, "does not fit the other arrays"),
@@ -180,11 +187,16 @@ def test_sizes_that_the_file_does_not_hold_take_no_memory(tmp_path: Path) -> Non
         read_scores(path, read_record(path))
 
 
-@pytest.mark.parametrize(("field", "value"), [("flags", 1), ("method", 97)], ids=["encrypted", "unknown compression"])
+@pytest.mark.parametrize(
+    ("field", "value"), [("flags", 1), ("method", 97)], ids=["encrypted", "unknown compression"]
+)
 def test_an_archive_that_cannot_be_opened_is_named(tmp_path: Path, field: str, value: int) -> None:
     path, file = stored(tmp_path)
     damaged = bytearray(file.read_bytes())
-    for start, offsets in ((b"PK\x03\x04", {"flags": 6, "method": 8}), (b"PK\x01\x02", {"flags": 8, "method": 10})):
+    for start, offsets in (
+        (b"PK\x03\x04", {"flags": 6, "method": 8}),
+        (b"PK\x01\x02", {"flags": 8, "method": 10}),
+    ):
         place = damaged.find(start)
         while place >= 0:
             damaged[place + offsets[field]] = value
@@ -211,7 +223,10 @@ def test_compare_refuses_overlaps_that_are_none(value: float) -> None:
 
 @pytest.fixture
 def comparison(tmp_path: Path) -> Path:
-    groups = [{path: read_record(path)} for path in (stored(tmp_path, run)[0] for run in (RUN, build_run(12, seed=1)))]
+    groups = [
+        {path: read_record(path)}
+        for path in (stored(tmp_path, run)[0] for run in (RUN, build_run(12, seed=1)))
+    ]
     return compare_records(*groups, resamples=100).write(tmp_path / "compared")
 
 

@@ -21,7 +21,16 @@ from wsolbench.types import Dataset, Sample
 
 SPEC = InputSpec(size=64, mean=(0.5, 0.5, 0.5))
 SQUASH, CROP = EvalProtocol(), EvalProtocol(frame="center_crop")
-ALL = ("rotate90", "rotate180", "rotate270", "rotate:0", "rotate:33", "rotate:-120", "rotate:random", "reduce:300")
+ALL = (
+    "rotate90",
+    "rotate180",
+    "rotate270",
+    "rotate:0",
+    "rotate:33",
+    "rotate:-120",
+    "rotate:random",
+    "reduce:300",
+)
 
 
 def one(sample: Sample) -> Dataset:
@@ -33,10 +42,17 @@ def moved(sample: Sample, name: str, protocol: EvalProtocol = SQUASH) -> Sample:
 
 
 def view_of(sample: Sample, protocol: EvalProtocol) -> np.ndarray:
-    return to_view(sample.image(), SPEC.size, frame=protocol.network_frame, resize_size=protocol.view_of(SPEC.size)[0])
+    return to_view(
+        sample.image(), SPEC.size, frame=protocol.network_frame, resize_size=protocol.view_of(SPEC.size)[0]
+    )
 
 
-def sample(size: int = 64, box: tuple[int, int, int, int] = (10, 20, 30, 50), folder: Path | None = None, **more: object) -> Sample:
+def sample(
+    size: int = 64,
+    box: tuple[int, int, int, int] = (10, 20, 30, 50),
+    folder: Path | None = None,
+    **more: object,
+) -> Sample:
     """Noise with a white box, which is the object."""
     pixels = np.random.default_rng(0).integers(0, 90, (size, size, 3), dtype=np.uint8)
     x0, y0, x1, y1 = box
@@ -45,14 +61,29 @@ def sample(size: int = 64, box: tuple[int, int, int, int] = (10, 20, 30, 50), fo
     if folder is not None:
         masks = (folder / "mask.png",)
         Image.fromarray((pixels == 255).all(axis=2).astype(np.uint8) * 255).save(masks[0])
-    return Sample(id="a", label=0, size=(size, size), array=pixels, boxes=np.array([box], dtype=np.float64), mask_paths=masks, **more)
+    return Sample(
+        id="a",
+        label=0,
+        size=(size, size),
+        array=pixels,
+        boxes=np.array([box], dtype=np.float64),
+        mask_paths=masks,
+        **more,
+    )
 
 
 @pytest.mark.parametrize("protocol", [SQUASH, CROP], ids=["squash", "crop"])
-@pytest.mark.parametrize(("name", "turns"), [("rotate90", 1), ("rotate180", 2), ("rotate270", 3), ("rotate:0", 0), ("rotate:-90", 3)])
-def test_right_angles_turn_what_the_network_sees_and_nothing_else(protocol: EvalProtocol, name: str, turns: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "turns"),
+    [("rotate90", 1), ("rotate180", 2), ("rotate270", 3), ("rotate:0", 0), ("rotate:-90", 3)],
+)
+def test_right_angles_turn_what_the_network_sees_and_nothing_else(
+    protocol: EvalProtocol, name: str, turns: int
+) -> None:
     original = sample(100, (20, 30, 60, 80))
-    assert np.array_equal(view_of(moved(original, name, protocol), protocol), np.rot90(view_of(original, protocol), turns))
+    assert np.array_equal(
+        view_of(moved(original, name, protocol), protocol), np.rot90(view_of(original, protocol), turns)
+    )
 
 
 def test_four_quarter_turns_are_no_turn() -> None:
@@ -72,7 +103,9 @@ def test_box_and_mask_move_with_the_pixels(name: str, tmp_path: Path) -> None:
     assert (white & mask).sum() / (white | mask).sum() > 0.85
     y, x = np.nonzero(mask)
     # The upright box around a turned box is the one around its corners, which pixels miss by one at most.
-    assert np.abs(found.boxes[0] - [x.min(), y.min(), x.max() + 1, y.max() + 1]).max() <= (1.5 if ":" in name else 0)
+    assert np.abs(found.boxes[0] - [x.min(), y.min(), x.max() + 1, y.max() + 1]).max() <= (
+        1.5 if ":" in name else 0
+    )
 
 
 @given(
@@ -84,7 +117,9 @@ def test_box_and_mask_move_with_the_pixels(name: str, tmp_path: Path) -> None:
 def test_a_key_point_stays_on_its_pixel(x: int, y: int, name: str, *, crop: bool) -> None:
     protocol = CROP if crop else SQUASH
     size = protocol.view_of(SPEC.size)[0]
-    pixels = np.full((size, size, 3), 128, dtype=np.uint8)  # what is filled in, so that the point alone stands out
+    pixels = np.full(
+        (size, size, 3), 128, dtype=np.uint8
+    )  # what is filled in, so that the point alone stands out
     x, y = x + (size - 64) // 2, y + (size - 64) // 2
     pixels[y - 1 : y + 2, x - 1 : x + 2] = 255
     points = np.array([[x + 0.5, y + 0.5, 1.0]])
@@ -123,7 +158,9 @@ def test_a_random_angle_depends_on_the_id_alone() -> None:
     assert 0 <= transform.angle_of("a") < 360
 
 
-@pytest.mark.parametrize("name", ["rotate", "rotate45", "rotate:nan", "rotate:much", "reduce:0", "reduce:448", "reduce:x", "flip"])
+@pytest.mark.parametrize(
+    "name", ["rotate", "rotate45", "rotate:nan", "rotate:much", "reduce:0", "reduce:448", "reduce:x", "flip"]
+)
 def test_unknown_transforms_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="unknown transform"):
         Transform.parse(name)

@@ -1,4 +1,5 @@
-"""wsolbench's metrics inside other frameworks give what the metrics themselves give, alone and in several processes."""
+"""wsolbench's metrics inside other frameworks give what the metrics themselves give, alone and in several
+processes."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ def test_boxes_give_what_the_accumulators_give(protocol: EvalProtocol) -> None:
         metric.update(part.pop("maps"), part.pop("boxes"), part.pop("sizes"), **part)
     v2, loc = MaxBoxAcc(protocol), TopKLoc(protocol)
     for raw, boxes, size, logits, label in zip(*data.values(), strict=True):
-        swept = sweep(to_frame(raw.numpy(), size, protocol), frame_boxes(boxes.numpy(), size, protocol), protocol)
+        swept = sweep(
+            to_frame(raw.numpy(), size, protocol), frame_boxes(boxes.numpy(), size, protocol), protocol
+        )
         v2.update(swept.best_iou)
         loc.update(swept.single_iou, logits.argsort(descending=True).numpy()[:5], int(label))
     expected = loc.compute()
@@ -73,7 +76,11 @@ def test_pixels_give_what_the_accumulators_give() -> None:
     pxap, peak = PxAP(PROTOCOL), PeakIoU(PROTOCOL)
     for raw, mask in zip(maps, truth, strict=True):
         framed = to_frame(raw.numpy(), (64, 64), PROTOCOL)
-        whole = torch.nn.functional.interpolate(mask[None, None].float(), size=224, mode="nearest")[0, 0].bool().numpy()
+        whole = (
+            torch.nn.functional.interpolate(mask[None, None].float(), size=224, mode="nearest")[0, 0]
+            .bool()
+            .numpy()
+        )
         pxap.update(framed, whole)
         peak.update(framed, whole)
     found = {name: float(value) for name, value in metric.compute().items()}
@@ -87,7 +94,9 @@ def test_an_evaluation_gives_the_same() -> None:
     data = dataset()
     metric = Localization(PROTOCOL)
     metric.update(
-        torch.from_numpy(np.stack([box_map(s) for s in data.samples])), [s.boxes for s in data.samples], [s.size for s in data.samples]
+        torch.from_numpy(np.stack([box_map(s) for s in data.samples])),
+        [s.boxes for s in data.samples],
+        [s.size for s in data.samples],
     )
     record = evaluate(data, MadeUpSource(), PROTOCOL).record
     assert float(metric.compute()["max_box_acc_v2"]) == record.metric("max_box_acc_v2", "oracle").value
@@ -120,7 +129,9 @@ WRONG = {
     "one-hot labels": {"labels": torch.zeros(3, 6, dtype=torch.int64)},
     "maps with channels": {"maps": torch.zeros(3, 1, 8, 8)},
     "maps of other images": {"maps": torch.rand(4, 8, 8)},
-    "maps with NaN in the last image": {"maps": torch.cat([torch.rand(2, 8, 8), torch.full((1, 8, 8), float("nan"))])},
+    "maps with NaN in the last image": {
+        "maps": torch.cat([torch.rand(2, 8, 8), torch.full((1, 8, 8), float("nan"))])
+    },
     "maps that are a list of texts": {"maps": [["a"]]},
     "boxes of other images": {"boxes": [torch.tensor([[0.0, 0, 9, 9]])] * 2},
     "boxes as x, y, width, height": {"boxes": [torch.tensor([[30.0, 30, 9, 9]])] * 3},
@@ -137,11 +148,15 @@ WRONG = {
 
 
 @pytest.mark.parametrize("changes", WRONG.values(), ids=WRONG)
-def test_a_batch_that_cannot_be_counted_is_refused_and_leaves_no_count(unchecked_shapes: None, changes: dict[str, object]) -> None:
+def test_a_batch_that_cannot_be_counted_is_refused_and_leaves_no_count(
+    unchecked_shapes: None, changes: dict[str, object]
+) -> None:
     metric = Localization(PROTOCOL)
     data = {**batch(3), **changes}
     with pytest.raises(DataError):
-        metric.update(data["maps"], data["boxes"], data["sizes"], logits=data["logits"], labels=data["labels"])
+        metric.update(
+            data["maps"], data["boxes"], data["sizes"], logits=data["logits"], labels=data["labels"]
+        )
     assert nothing_counted(metric)
 
 
@@ -155,7 +170,9 @@ WRONG_MASKS = {
 
 
 @pytest.mark.parametrize("changes", WRONG_MASKS.values(), ids=WRONG_MASKS)
-def test_masks_that_cannot_be_counted_are_refused_and_leave_no_count(unchecked_shapes: None, changes: dict[str, object]) -> None:
+def test_masks_that_cannot_be_counted_are_refused_and_leave_no_count(
+    unchecked_shapes: None, changes: dict[str, object]
+) -> None:
     metric = PixelLocalization(PROTOCOL)
     with pytest.raises(DataError):
         metric.update(**{"maps": batch(2)["maps"], "masks": masks(2), **changes})
@@ -213,7 +230,10 @@ def test_what_means_nothing_is_refused() -> None:
         Localization(PROTOCOL).update(data["maps"], data["boxes"], data["sizes"], logits=data["logits"])
     with pytest.raises(DataError, match=r"expected \(B, h, w\)"):
         Localization(PROTOCOL).update(data["maps"][:, None], data["boxes"], data["sizes"])
-    with pytest.warns(UserWarning, match="before the"), pytest.raises(DataError, match="no image was counted"):
+    with (
+        pytest.warns(UserWarning, match="before the"),
+        pytest.raises(DataError, match="no image was counted"),
+    ):
         Localization(PROTOCOL).compute()
     with pytest.raises(UsageError, match="centre crop"):
         PixelLocalization(replace(PROTOCOL, frame="center_crop")).update(data["maps"], masks(2))
@@ -239,7 +259,9 @@ dist.destroy_process_group()
 def test_two_processes_give_the_numbers_of_one() -> None:
     data = batch()
     boxes, pixels = Localization(PROTOCOL), PixelLocalization(PROTOCOL)
-    boxes.update(*(data[name] for name in ("maps", "boxes", "sizes")), logits=data["logits"], labels=data["labels"])
+    boxes.update(
+        *(data[name] for name in ("maps", "boxes", "sizes")), logits=data["logits"], labels=data["labels"]
+    )
     pixels.update(data["maps"], masks())
     expected = {name: float(value) for metric in (boxes, pixels) for name, value in metric.compute().items()}
     for ended in together(TWO):

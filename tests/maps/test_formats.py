@@ -1,4 +1,5 @@
-"""Files of maps that are damaged, of another kind, or larger than they should be: each is refused by name, or read right."""
+"""Files of maps that are damaged, of another kind, or larger than they should be: each is refused by name, or
+read right."""
 
 from __future__ import annotations
 
@@ -62,7 +63,10 @@ def png_of_size(width: int, height: int) -> bytes:
 def zeros_npz(shape: tuple[int, int], written: int) -> bytes:
     """A compressed archive of zero bytes, whose header claims a shape."""
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("map.npy", "w", force_zip64=True) as member:
+    with (
+        zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("map.npy", "w", force_zip64=True) as member,
+    ):
         np.lib.format.write_array_header_1_0(member, {"descr": "<f8", "fortran_order": False, "shape": shape})
         for _ in range(written):
             member.write(bytes(1_000_000))
@@ -101,7 +105,11 @@ def read(tmp_path: Path) -> Callable[[str, bytes], np.ndarray]:
     ("name", "content", "message"),
     [
         ("x.npy", b"", "an empty file"),
-        ("x.npy", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "pointer of Git LFS.*git lfs pull"),
+        (
+            "x.npy",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+            "pointer of Git LFS.*git lfs pull",
+        ),
         ("x.npz", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "pointer of Git LFS"),
         ("x.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "pointer of Git LFS"),
         ("x.npy", b"\n  <!DOCTYPE html><html><title>404</title>", "a web page"),
@@ -119,12 +127,28 @@ def read(tmp_path: Path) -> Callable[[str, bytes], np.ndarray]:
         ("x.npy", npy(VALUES)[:40], "header is damaged"),
         ("x.npy", npy(VALUES)[:7], "header is damaged"),
         ("x.npy", twice(npy(VALUES)), "damaged"),
-        ("x.npy", header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }"), "1,000,000,000,000 values"),
-        ("x.npy", header("{'descr': '<f4', 'fortran_order': False, 'shape': (-5, -6), }", bytes(120)), r"shape \(-5, -6\)"),
+        (
+            "x.npy",
+            header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }"),
+            "1,000,000,000,000 values",
+        ),
+        (
+            "x.npy",
+            header("{'descr': '<f4', 'fortran_order': False, 'shape': (-5, -6), }", bytes(120)),
+            r"shape \(-5, -6\)",
+        ),
         ("x.npy", header("{'descr': '<f4', 'fortran_order': False, 'shape': (5, 6), m"), "header is damaged"),
-        ("x.npy", header("{'descr': '<f4', 'fortran_order': False, 'shape': (" + "9" * 90 + ", 6)}"), "values; expected at most"),
+        (
+            "x.npy",
+            header("{'descr': '<f4', 'fortran_order': False, 'shape': (" + "9" * 90 + ", 6)}"),
+            "values; expected at most",
+        ),
         ("x.npy", header("(" * 110), "header is damaged"),
-        ("x.npy", header("{'descr': 'f4junk', 'fortran_order': False, 'shape': (5, 6)}"), "header is damaged"),
+        (
+            "x.npy",
+            header("{'descr': 'f4junk', 'fortran_order': False, 'shape': (5, 6)}"),
+            "header is damaged",
+        ),
         ("x.npy", b"\x93NUMPY\x09\x00" + npy(VALUES)[8:], "header is damaged"),
         ("x.npy", npy(VALUES.astype(complex)), "dtype complex128; expected real numbers"),
         ("x.npy", npy(VALUES > 3), "dtype bool; expected real numbers"),
@@ -154,7 +178,9 @@ def read(tmp_path: Path) -> Callable[[str, bytes], np.ndarray]:
         ("x.png", png(np.zeros((4, 4, 2), dtype=np.uint8)), "2 channels"),
     ],
 )
-def test_a_file_that_is_no_map_is_named_with_what_it_is(read, name: str, content: bytes, message: str) -> None:
+def test_a_file_that_is_no_map_is_named_with_what_it_is(
+    read, name: str, content: bytes, message: str
+) -> None:
     tracemalloc.start()
     with pytest.raises(DataError, match=message):
         read(name, content)
@@ -183,7 +209,9 @@ def test_a_file_that_is_no_map_is_named_with_what_it_is(read, name: str, content
 def test_numbers_of_every_kind_and_order_are_read_right(read, name: str, stored: np.ndarray) -> None:
     found = read(name, npy(stored) if name.endswith("npy") else npz(only=stored))
     np.testing.assert_array_equal(found, stored)
-    assert found.dtype == (np.float64 if stored.dtype.kind == "f" and stored.dtype.itemsize >= 8 else np.float32)
+    assert found.dtype == (
+        np.float64 if stored.dtype.kind == "f" and stored.dtype.itemsize >= 8 else np.float32
+    )
     assert found.dtype.isnative
     assert found.flags.c_contiguous
 

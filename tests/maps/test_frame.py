@@ -21,7 +21,9 @@ BAS = EvalProtocol.preset("bas")
 LID = EvalProtocol.preset("lid")
 
 
-@pytest.mark.parametrize(("protocol", "size"), [(WSOLEVAL, (224, 224)), (SPA, (300, 200)), (BAS, (224, 224)), (LID, (300, 200))])
+@pytest.mark.parametrize(
+    ("protocol", "size"), [(WSOLEVAL, (224, 224)), (SPA, (300, 200)), (BAS, (224, 224)), (LID, (300, 200))]
+)
 def test_the_frame_is_square_or_the_image(protocol: EvalProtocol, size: tuple[int, int]) -> None:
     assert frame_size((300, 200), protocol) == size
     assert to_frame(np.arange(12.0).reshape(3, 4), (300, 200), protocol).shape == size[::-1]
@@ -29,26 +31,37 @@ def test_the_frame_is_square_or_the_image(protocol: EvalProtocol, size: tuple[in
 
 def test_resized_boxes_equal_those_of_the_official_evaluator(golden_folder: Path) -> None:
     with np.load(golden_folder / "resize_bbox.npz") as golden:
-        cases = zip(golden["box"], golden["image_size_wh"], golden["resize_size_wh"], golden["expected"], strict=True)
+        cases = zip(
+            golden["box"], golden["image_size_wh"], golden["resize_size_wh"], golden["expected"], strict=True
+        )
         for box, image, new, expected in cases:
             if new[0] != new[1]:
                 continue
             # the official function only scales: clipping happens elsewhere, so it is switched off
             protocol = replace(WSOLEVAL, frame_size=int(new[0]), clip_boxes=False)
-            np.testing.assert_array_equal(frame_boxes(box[None].astype(float), tuple(image.tolist()), protocol)[0], expected)
-        for box, image, expected in zip(golden["box_float"], golden["image_size_wh_float"], golden["expected_float"], strict=True):
+            np.testing.assert_array_equal(
+                frame_boxes(box[None].astype(float), tuple(image.tolist()), protocol)[0], expected
+            )
+        for box, image, expected in zip(
+            golden["box_float"], golden["image_size_wh_float"], golden["expected_float"], strict=True
+        ):
             protocol = replace(WSOLEVAL, clip_boxes=False)
-            np.testing.assert_array_equal(frame_boxes(box[None], tuple(image.tolist()), protocol)[0], expected)
+            np.testing.assert_array_equal(
+                frame_boxes(box[None], tuple(image.tolist()), protocol)[0], expected
+            )
 
 
 def test_wsoleval_cuts_at_the_last_pixel_then_scales_then_truncates() -> None:
-    # 200 x 100 image; (30.5, 10, 200, 100) is cut at (199, 99): x 224/200 and 224/100 -> 34.16, 22.4, 222.88, 221.76
+    # 200 x 100 image; (30.5, 10, 200, 100) is cut at (199, 99): x 224/200 and 224/100 -> 34.16, 22.4, 222.88,
+    # 221.76
     boxes = frame_boxes(np.array([[30.5, 10.0, 200.0, 100.0]]), (200, 100), WSOLEVAL)
     np.testing.assert_array_equal(boxes, [[34, 22, 222, 221]])
 
 
 def test_spa_keeps_the_image_size_and_ends_on_the_last_pixel() -> None:
-    np.testing.assert_array_equal(frame_boxes(np.array([[30.0, 10.0, 200.0, 100.0]]), (200, 100), SPA), [[30, 10, 199, 99]])
+    np.testing.assert_array_equal(
+        frame_boxes(np.array([[30.0, 10.0, 200.0, 100.0]]), (200, 100), SPA), [[30, 10, 199, 99]]
+    )
 
 
 def test_the_centre_crop_shifts_and_cuts() -> None:
@@ -60,7 +73,9 @@ def test_the_centre_crop_shifts_and_cuts() -> None:
 def test_first_box_only_where_the_protocol_says_so() -> None:
     boxes = np.array([[0.0, 0.0, 10.0, 10.0], [5.0, 5.0, 20.0, 20.0]])
     assert len(frame_boxes(boxes, (50, 50), WSOLEVAL)) == 2
-    np.testing.assert_array_equal(frame_boxes(boxes, (50, 50), replace(SPA, gt_boxes="first")), [[0, 0, 9, 9]])
+    np.testing.assert_array_equal(
+        frame_boxes(boxes, (50, 50), replace(SPA, gt_boxes="first")), [[0, 0, 9, 9]]
+    )
 
 
 def test_the_order_of_resizing_and_normalising_matters() -> None:
@@ -84,17 +99,25 @@ def test_a_map_that_is_in_the_frame_already_scores_as_it_is(rng: np.random.Gener
     np.testing.assert_array_equal(to_frame(once, (50, 50), WSOLEVAL), once)
 
 
-def test_maps_in_the_frame_score_as_the_official_program_scores_them_in_their_own_precision(golden_folder: Path) -> None:
+def test_maps_in_the_frame_score_as_the_official_program_scores_them_in_their_own_precision(
+    golden_folder: Path,
+) -> None:
     with np.load(golden_folder / "boxes.npz") as golden:
         kinds = set()
         for number in range(int(golden["num_maps"])):
             stored = golden[f"map_{number:03d}"]
-            if stored.shape[0] != stored.shape[1] or stored.min() != 0 or stored.max() != (255 if stored.dtype == np.uint8 else 1):
+            if (
+                stored.shape[0] != stored.shape[1]
+                or stored.min() != 0
+                or stored.max() != (255 if stored.dtype == np.uint8 else 1)
+            ):
                 continue
             protocol = replace(WSOLEVAL, frame_size=stored.shape[0])
             framed = to_frame(stored / 255 if stored.dtype == np.uint8 else stored, (50, 50), protocol)
             expected = golden["best_iou_multi_t1000"][number]
-            np.testing.assert_array_equal(best_iou_per_tau(framed, golden[f"gt_{number:03d}"].astype(float), protocol), expected)
+            np.testing.assert_array_equal(
+                best_iou_per_tau(framed, golden[f"gt_{number:03d}"].astype(float), protocol), expected
+            )
             kinds.add(stored.dtype.name)
     assert kinds == {"uint8", "float32", "float64"}
 
@@ -103,7 +126,9 @@ def test_boxes_and_pixels_of_an_odd_centre_crop_start_together() -> None:
     protocol = replace(BAS, resize_size=255)
     image = np.zeros((255, 255, 3), dtype=np.uint8)
     image[100:110, 100:110] = 255
-    view = to_input(image, InputSpec(size=224, mean=(0, 0, 0), std=(1, 1, 1)), frame="center_crop", resize_size=255)
+    view = to_input(
+        image, InputSpec(size=224, mean=(0, 0, 0), std=(1, 1, 1)), frame="center_crop", resize_size=255
+    )
     rows = np.flatnonzero(view[0].any(axis=1))
     (box,) = frame_boxes(np.array([[100.0, 100.0, 110.0, 110.0]]), (255, 255), protocol)
     np.testing.assert_array_equal(box[[1, 3]], [rows[0], rows[-1] + 1])
@@ -136,7 +161,9 @@ def test_boxes_go_back_to_the_image(name: str) -> None:
     # what is lost on the way, the fraction and what is beyond the last pixel, does not come back
     protocol = replace(preset, clip_boxes=False, gt_truncate=False, gt_end=preset.box_end)
     boxes = np.array([[50.5, 40.0, 201.0, 133.25]])
-    np.testing.assert_allclose(image_boxes(frame_boxes(boxes, (300, 200), protocol), (300, 200), protocol), boxes, rtol=1e-12)
+    np.testing.assert_allclose(
+        image_boxes(frame_boxes(boxes, (300, 200), protocol), (300, 200), protocol), boxes, rtol=1e-12
+    )
 
 
 def test_the_centre_of_a_map_is_where_the_centre_crop_has_its_boxes() -> None:

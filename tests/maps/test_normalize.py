@@ -15,7 +15,9 @@ from wsolbench.protocol import EvalProtocol
 
 PROTOCOL = EvalProtocol.preset("wsoleval")
 RULES = ("minmax", "max", "pas", "ivr", "pas-relu", "ivr-interpolated")
-maps = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=6), elements=st.floats(-100, 100, width=32))
+maps = arrays(
+    np.float32, array_shapes(min_dims=2, max_dims=2, max_side=6), elements=st.floats(-100, 100, width=32)
+)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -34,7 +36,9 @@ def test_a_constant_map_is_all_zeros_under_every_rule(rule: str, level: float) -
 
 
 def test_minmax_spans_zero_to_one() -> None:
-    np.testing.assert_allclose(normalize(np.array([[-1.0, 0.0], [1.0, 3.0]]), PROTOCOL), [[0, 0.25], [0.5, 1]])
+    np.testing.assert_allclose(
+        normalize(np.array([[-1.0, 0.0], [1.0, 3.0]]), PROTOCOL), [[0, 0.25], [0.5, 1]]
+    )
 
 
 def test_relu_comes_before_minmax() -> None:
@@ -43,7 +47,9 @@ def test_relu_comes_before_minmax() -> None:
 
 
 def test_max_keeps_zero_where_it_is() -> None:
-    np.testing.assert_allclose(normalize(np.array([[-1.0, 1.0, 4.0]]), replace(PROTOCOL, normalize="max")), [[0, 0.25, 1]])
+    np.testing.assert_allclose(
+        normalize(np.array([[-1.0, 1.0, 4.0]]), replace(PROTOCOL, normalize="max")), [[0, 0.25, 1]]
+    )
 
 
 def by_hand(score_map: np.ndarray, rule: str, percentile: float) -> list[float]:
@@ -68,8 +74,14 @@ def test_the_four_rules_of_the_ivr_evaluation_equal_a_loop_over_values(rule: str
     rng = np.random.default_rng(0)
     protocol = replace(PROTOCOL, normalize=rule, percentile=percentile)
     for shape in [(1, 2), (3, 3), (7, 5), (14, 14)]:
-        for score_map in (rng.normal(size=shape), np.maximum(rng.normal(size=shape), 0), rng.integers(-2, 3, shape).astype(float)):
-            np.testing.assert_array_equal(normalize(score_map, protocol).ravel(), by_hand(score_map, rule, percentile))
+        for score_map in (
+            rng.normal(size=shape),
+            np.maximum(rng.normal(size=shape), 0),
+            rng.integers(-2, 3, shape).astype(float),
+        ):
+            np.testing.assert_array_equal(
+                normalize(score_map, protocol).ravel(), by_hand(score_map, rule, percentile)
+            )
 
 
 def test_pas_divides_by_the_value_of_rank_int_of_the_share_of_pixels() -> None:
@@ -79,8 +91,13 @@ def test_pas_divides_by_the_value_of_rank_int_of_the_share_of_pixels() -> None:
 
 
 def test_pas_of_a_signed_map_keeps_its_negative_values_apart_and_pas_relu_does_not() -> None:
-    score_map = np.random.default_rng(1).normal(-0.5, 1, (28, 28))  # as of an unrectified class activation map
-    zeros = {rule: (normalize(score_map, replace(PROTOCOL, normalize=rule)) == 0).mean() for rule in ("pas", "pas-relu")}
+    score_map = np.random.default_rng(1).normal(
+        -0.5, 1, (28, 28)
+    )  # as of an unrectified class activation map
+    zeros = {
+        rule: (normalize(score_map, replace(PROTOCOL, normalize=rule)) == 0).mean()
+        for rule in ("pas", "pas-relu")
+    }
     assert zeros["pas"] == 1 / 28**2
     assert zeros["pas-relu"] > 0.6
 
@@ -95,7 +112,9 @@ def test_ivr_subtracts_a_value_of_the_map_and_its_first_version_an_interpolated_
     # values 0..9: that of rank int(10 x .5) is 5; the 50th percentile is 4.5
     for rule, floor in (("ivr", 5.0), ("ivr-interpolated", 4.5)):
         result = normalize(np.arange(10.0)[None], replace(PROTOCOL, normalize=rule, percentile=50.0))
-        np.testing.assert_allclose(result[0, [0, 4, 5, 6, 9]], np.maximum(np.array([0, 4, 5, 6, 9]) - floor, 0) / (9 - floor))
+        np.testing.assert_allclose(
+            result[0, [0, 4, 5, 6, 9]], np.maximum(np.array([0, 4, 5, 6, 9]) - floor, 0) / (9 - floor)
+        )
 
 
 @given(score_map=maps)
@@ -115,5 +134,8 @@ def test_a_constant_added_to_a_map_changes_nothing(rule: str) -> None:
 def test_minmax_does_not_depend_on_the_scale(score_map: np.ndarray, exponent: int) -> None:
     # a power of two is exact in float32 unless the product under- or overflows
     scaled = score_map * np.float32(2.0**exponent)
-    if np.array_equal(scaled / np.float32(2.0**exponent), score_map) and (np.abs(scaled[scaled != 0]) > 1e-30).all():
+    if (
+        np.array_equal(scaled / np.float32(2.0**exponent), score_map)
+        and (np.abs(scaled[scaled != 0]) > 1e-30).all()
+    ):
         np.testing.assert_array_equal(normalize(scaled, PROTOCOL), normalize(score_map, PROTOCOL))

@@ -63,11 +63,18 @@ def test_a_separator_within_a_name_needs_quotes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (GOOD.encode("latin-1"), r":3 names the image 'test/ä.jpg' if read as Windows-1252.*not UTF-8 \(line 3.*Save the file as UTF-8"),
+        (
+            GOOD.encode("latin-1"),
+            r":3 names the image 'test/ä.jpg' if read as Windows-1252.*not UTF-8 \(line 3.*Save the file "
+            r"as UTF-8",
+        ),
         (b"image,rank1\n\x81.jpg,0\n", ":2 names the image"),
         (GOOD.encode("utf-16")[:-1], "not utf-16"),
         (b"\xff\xfe\x00\xd8", "not utf-16"),
-        (b'image,rank1\na.jpg,0\n"b.jpg,1\n' + b"c.jpg,1\n" * 20_000, "field larger than field limit.*quotation mark"),
+        (
+            b'image,rank1\na.jpg,0\n"b.jpg,1\n' + b"c.jpg,1\n" * 20_000,
+            "field larger than field limit.*quotation mark",
+        ),
         (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
         (b"<!doctype html>", "a web page"),
         (b"PK\x03\x04" + bytes(60), "a zip archive"),
@@ -106,6 +113,11 @@ def test_a_folder_a_pipe_and_a_missing_file_are_refused_at_once(tmp_path: Path) 
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")
-    for name, message in (("pipe", "a named pipe"), ("folder", "a folder"), ("none", "no file of predictions"), ("loop", "loop")):
+    for name, message in (
+        ("pipe", "a named pipe"),
+        ("folder", "a folder"),
+        ("none", "no file of predictions"),
+        ("loop", "loop"),
+    ):
         with pytest.raises(DataError, match=message):
             read_predictions(tmp_path / name, 3)

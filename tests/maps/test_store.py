@@ -132,7 +132,11 @@ def test_broken_predictions_are_named_with_their_line(tmp_path: Path, text: str,
 @pytest.mark.parametrize(
     ("ids", "files", "message"),
     [
-        (["0.jpg", "0.png"], ["0.npy"], r"0\.npy would be the map of two images, '0\.jpg' and '0\.png'.*0\.jpg\.npy and 0\.png\.npy"),
+        (
+            ["0.jpg", "0.png"],
+            ["0.npy"],
+            r"0\.npy would be the map of two images, '0\.jpg' and '0\.png'.*0\.jpg\.npy and 0\.png\.npy",
+        ),
         (["a/0.jpg", "a/0.jpeg"], ["a/0.npz"], "two images, 'a/0.jpg' and 'a/0.jpeg'"),
         (["0", "0.jpg"], ["0.npy"], "two images, '0' and '0.jpg'"),
         (["0.jpg"], ["0.npy", "0.jpg.npy"], "'0.jpg' has several maps"),
@@ -141,7 +145,9 @@ def test_broken_predictions_are_named_with_their_line(tmp_path: Path, text: str,
         (["x.jpg"], ["x.jpg.npy", "x.png"], "'x.jpg' has several maps"),
     ],
 )
-def test_one_map_of_two_images_and_two_maps_of_one_are_refused(tmp_path: Path, ids: list[str], files: list[str], message: str) -> None:
+def test_one_map_of_two_images_and_two_maps_of_one_are_refused(
+    tmp_path: Path, ids: list[str], files: list[str], message: str
+) -> None:
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         np.save(tmp_path / "stored.npy", np.eye(2))
@@ -156,7 +162,9 @@ def test_names_that_differ_in_case_alone_may_not_share_a_file(tmp_path: Path) ->
         folder.write(image_id, np.eye(2))
     assert folder.missing(["a.jpg", "A.jpg", "Ä.jpg"]) == []
     (tmp_path / "A.jpg.npy").unlink()
-    (tmp_path / "A.jpg.npy").hardlink_to(tmp_path / "a.jpg.npy")  # one file under both names, as where case does not count
+    (tmp_path / "A.jpg.npy").hardlink_to(
+        tmp_path / "a.jpg.npy"
+    )  # one file under both names, as where case does not count
     with pytest.raises(DataError, match=r"two images, 'a\.jpg' and 'A\.jpg'.*case"):
         folder.missing(["a.jpg", "A.jpg", "Ä.jpg"])
 

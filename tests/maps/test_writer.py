@@ -1,4 +1,5 @@
-"""A folder of saved maps belongs to one run: it says so before the first map, keeps others out, and names all digests."""
+"""A folder of saved maps belongs to one run: it says so before the first map, keeps others out, and names all
+digests."""
 
 from __future__ import annotations
 
@@ -27,7 +28,11 @@ from wsolbench.maps.writer import MapRun, finish_maps, open_writer
 from wsolbench.protocol import EvalProtocol, tau_grid
 
 PROTOCOL = EvalProtocol(taus=tau_grid(0.05))
-RUN = MapRun(identity={"method": {"name": "a"}}, facts={"method": {"name": "a"}, "dataset": "birds"}, fingerprints={"test": "f"})
+RUN = MapRun(
+    identity={"method": {"name": "a"}},
+    facts={"method": {"name": "a"}, "dataset": "birds"},
+    fingerprints={"test": "f"},
+)
 OTHER = replace(RUN, identity={"method": {"name": "b"}}, facts={"method": {"name": "b"}, "dataset": "birds"})
 
 
@@ -54,7 +59,9 @@ def source_of(folder: Path) -> FolderSource:
     return FolderSource(MapFolder(folder), name="x", ranked=MapFolder(folder).predictions(3))
 
 
-def test_the_folder_says_whose_it_is_before_the_first_map_and_is_unfinished_until_the_last(tmp_path: Path) -> None:
+def test_the_folder_says_whose_it_is_before_the_first_map_and_is_unfinished_until_the_last(
+    tmp_path: Path,
+) -> None:
     seen = []
 
     class Looking(MadeUpSource):
@@ -74,14 +81,23 @@ def test_the_folder_says_whose_it_is_before_the_first_map_and_is_unfinished_unti
 def test_the_list_of_digests_is_that_of_sha256sum(tmp_path: Path) -> None:
     save(tmp_path)
     assert len((tmp_path / LISTING).read_text().splitlines()) == 12
-    checked = subprocess.run(["sha256sum", "--check", "--quiet", LISTING], cwd=tmp_path, capture_output=True, text=True, check=False)
+    checked = subprocess.run(
+        ["sha256sum", "--check", "--quiet", LISTING],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert checked.returncode == 0, checked.stdout
 
 
 def test_another_method_is_refused_before_anything_is_changed(tmp_path: Path) -> None:
     save(tmp_path)
     before = content(tmp_path)
-    with pytest.raises(UsageError, match=r"holds maps of made-up \(made-up\), which differ from those of this run in method\.name"):
+    with pytest.raises(
+        UsageError,
+        match=r"holds maps of made-up \(made-up\), which differ from those of this run in method\.name",
+    ):
         save(tmp_path, NamedSource())
     assert content(tmp_path) == before
 
@@ -117,17 +133,28 @@ def test_an_unfinished_run_is_taken_up_and_ends_with_the_bytes_of_an_unbroken_on
         (PROTOCOL, {"facts": {"transform": "rotate90"}}, "dataset.transform"),
     ],
 )
-def test_another_view_of_the_images_is_another_run(tmp_path: Path, protocol: EvalProtocol, more: dict, field: str) -> None:
+def test_another_view_of_the_images_is_another_run(
+    tmp_path: Path, protocol: EvalProtocol, more: dict, field: str
+) -> None:
     save(tmp_path)
     with pytest.raises(UsageError, match=field):
-        score(dataset(), MadeUpSource(), protocol, options=RunOptions(save_maps=MapFolder(tmp_path), batch_size=4), **more)
+        score(
+            dataset(),
+            MadeUpSource(),
+            protocol,
+            options=RunOptions(save_maps=MapFolder(tmp_path), batch_size=4),
+            **more,
+        )
 
 
 def test_a_protocol_that_counts_otherwise_has_the_same_maps(tmp_path: Path) -> None:
     save(tmp_path)
     before = content(tmp_path)
     evaluate(
-        dataset(), MadeUpSource(), replace(PROTOCOL, components="union"), options=RunOptions(save_maps=MapFolder(tmp_path), batch_size=4)
+        dataset(),
+        MadeUpSource(),
+        replace(PROTOCOL, components="union"),
+        options=RunOptions(save_maps=MapFolder(tmp_path), batch_size=4),
     )
     assert content(tmp_path) == before
 
@@ -135,7 +162,12 @@ def test_a_protocol_that_counts_otherwise_has_the_same_maps(tmp_path: Path) -> N
 def test_other_data_of_the_same_split_are_refused(tmp_path: Path) -> None:
     save(tmp_path)
     with pytest.raises(UsageError, match="other images or annotations"):
-        evaluate(dataset(11), MadeUpSource(), PROTOCOL, options=RunOptions(save_maps=MapFolder(tmp_path), batch_size=4))
+        evaluate(
+            dataset(11),
+            MadeUpSource(),
+            PROTOCOL,
+            options=RunOptions(save_maps=MapFolder(tmp_path), batch_size=4),
+        )
 
 
 def test_splits_of_one_method_share_a_folder(tmp_path: Path) -> None:
@@ -164,7 +196,10 @@ def test_a_folder_with_files_of_another_program_is_not_written_to(tmp_path: Path
 def test_two_runs_at_once_are_refused_and_two_shards_of_one_are_not(tmp_path: Path) -> None:
     maps = MapFolder(tmp_path)
     with open_writer(maps, RUN, ["x"]) as first, open_writer(maps, RUN, ["y"]) as second:
-        with pytest.raises(UsageError, match="another process is writing maps of a"), open_writer(maps, OTHER, ["x"]):
+        with (
+            pytest.raises(UsageError, match="another process is writing maps of a"),
+            open_writer(maps, OTHER, ["x"]),
+        ):
             pass
         first.write("x", np.ones((2, 2)))
         second.write("y", np.ones((2, 2)))
@@ -187,7 +222,13 @@ def test_a_process_that_died_holds_no_lock(tmp_path: Path) -> None:
         assert [maps.find("x"), maps.find("y")] == [tmp_path / "x.npy", None]
         maps.write("y", np.zeros((2, 2)))
     finish_maps(MapFolder(tmp_path), RUN, ["x", "y"], None)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".maps.lock", MANIFEST, LISTING, "x.npy", "y.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".maps.lock",
+        MANIFEST,
+        LISTING,
+        "x.npy",
+        "y.npy",
+    ]
 
 
 def replace_map(folder: Path) -> None:
@@ -207,7 +248,9 @@ def list_it(folder: Path) -> None:
     replace_map(folder)
     digest = hashlib.sha256((folder / "s0/004.png.npy").read_bytes()).hexdigest()
     lines = (folder / LISTING).read_text().splitlines()
-    (folder / LISTING).write_text("".join(f"{digest}{line[64:]}\n" if "004" in line else f"{line}\n" for line in lines))
+    (folder / LISTING).write_text(
+        "".join(f"{digest}{line[64:]}\n" if "004" in line else f"{line}\n" for line in lines)
+    )
 
 
 def cut_list(folder: Path) -> None:
@@ -224,7 +267,9 @@ def cut_list(folder: Path) -> None:
         (cut_list, "is not the list that"),
     ],
 )
-def test_a_mixture_of_maps_is_refused_with_the_first_that_is_wrong(tmp_path: Path, change: Callable[[Path], None], message: str) -> None:
+def test_a_mixture_of_maps_is_refused_with_the_first_that_is_wrong(
+    tmp_path: Path, change: Callable[[Path], None], message: str
+) -> None:
     save(tmp_path)
     source_of(tmp_path).check(dataset(), PROTOCOL)
     change(tmp_path)
@@ -262,7 +307,9 @@ def test_another_centre_crop_is_refused(tmp_path: Path) -> None:
 def test_shards_with_folders_of_their_own_leave_them_unfinished(tmp_path: Path) -> None:
     for index, place in ((1, "a"), (2, "b")):
         options = RunOptions(resamples=100, save_maps=MapFolder(tmp_path / place))
-        score_shard(dataset(70), MadeUpSource(), PROTOCOL, Shard(index, 2), tmp_path / "shards", options=options)
+        score_shard(
+            dataset(70), MadeUpSource(), PROTOCOL, Shard(index, 2), tmp_path / "shards", options=options
+        )
     conclude(merge([tmp_path / "shards"])[0])
     assert MapFolder(tmp_path / "a").manifest()["unfinished"] == ["test"]
     assert MapFolder(tmp_path / "b").manifest()["unfinished"] == ["test"]
@@ -270,7 +317,10 @@ def test_shards_with_folders_of_their_own_leave_them_unfinished(tmp_path: Path) 
 
 @pytest.mark.parametrize("image_id", ["a" * 252, "ä" * 126 + "b", "two\nlines"])
 def test_an_id_that_no_file_can_be_named_by_is_refused_before_the_work(tmp_path: Path, image_id: str) -> None:
-    with pytest.raises(UsageError, match="no map of image"), open_writer(MapFolder(tmp_path), RUN, [image_id]):
+    with (
+        pytest.raises(UsageError, match="no map of image"),
+        open_writer(MapFolder(tmp_path), RUN, [image_id]),
+    ):
         pass
 
 
@@ -284,7 +334,10 @@ def test_the_longest_names_are_written_and_read(tmp_path: Path) -> None:
 def test_names_that_differ_in_case_alone_are_refused_where_case_does_not_count(tmp_path: Path) -> None:
     folder = MapFolder(tmp_path)
     (tmp_path / ".MAPS.LOCK").touch()  # what such a file system shows
-    with pytest.raises(UsageError, match="the case of letters does not count"), open_writer(folder, RUN, ["A.jpg", "a.jpg"]):
+    with (
+        pytest.raises(UsageError, match="the case of letters does not count"),
+        open_writer(folder, RUN, ["A.jpg", "a.jpg"]),
+    ):
         pass
 
 

@@ -10,7 +10,14 @@ from PIL import Image
 
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec
-from wsolbench.methods.inputs import normalized, resize_short_side, resized, ten_crops, to_input, training_view
+from wsolbench.methods.inputs import (
+    normalized,
+    resize_short_side,
+    resized,
+    ten_crops,
+    to_input,
+    training_view,
+)
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -39,7 +46,9 @@ def test_views_are_those_of_torchvision_on_pillow_images(height, width):
     np.testing.assert_allclose(to_input(pixels, spec), squash, atol=1e-6)
     np.testing.assert_allclose(to_input(pixels, spec, frame="center_crop", resize_size=37), crop, atol=1e-6)
     ten = [finish(view).numpy() for view in transforms.TenCrop(32)(transforms.Resize((37, 37))(image))]
-    np.testing.assert_allclose(normalized(ten_crops(pixels, spec.size, resize_size=37), spec), np.stack(ten), atol=1e-6)
+    np.testing.assert_allclose(
+        normalized(ten_crops(pixels, spec.size, resize_size=37), spec), np.stack(ten), atol=1e-6
+    )
 
 
 def test_a_square_of_the_right_size_is_not_touched():
@@ -47,7 +56,9 @@ def test_a_square_of_the_right_size_is_not_touched():
     assert resized(pixels, 20) is pixels
 
 
-@pytest.mark.parametrize(("height", "width"), [(40, 64), (301, 200), (32, 50), (70, 32), (30, 31), (33, 100), (16, 16)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(40, 64), (301, 200), (32, 50), (70, 32), (30, 31), (33, 100), (16, 16)]
+)
 def test_the_shorter_side_is_resized_as_torchvision_does_it(height, width):
     transforms = pytest.importorskip("torchvision.transforms")
     from PIL import Image
@@ -63,13 +74,17 @@ def test_the_shorter_side_is_resized_as_torchvision_does_it(height, width):
 def test_a_training_view_of_an_image_that_is_no_square_is_a_piece_of_it(size, down, right, seed):
     pixels = picture(size + down, size + right)
     view = training_view(pixels, size, np.random.default_rng(seed), flip=0.0)
-    pieces = [pixels[top : top + size, left : left + size] for top in range(down + 1) for left in range(right + 1)]
+    pieces = [
+        pixels[top : top + size, left : left + size] for top in range(down + 1) for left in range(right + 1)
+    ]
     assert any(np.array_equal(view, piece) for piece in pieces)
 
 
 def test_views_of_a_long_image_come_from_all_of_it():
     pixels = np.broadcast_to(np.arange(40, dtype=np.uint8)[None, :, None], (8, 40, 3)).copy()
-    starts = {int(training_view(pixels, 8, np.random.default_rng(seed), flip=0.0)[0, 0, 0]) for seed in range(800)}
+    starts = {
+        int(training_view(pixels, 8, np.random.default_rng(seed), flip=0.0)[0, 0, 0]) for seed in range(800)
+    }
     assert starts == set(range(33))
 
 
@@ -107,7 +122,9 @@ def test_flips_and_rotations_can_be_switched_off_and_on():
     pixels = picture(16, 16)
     for seed in range(20):
         assert np.array_equal(training_view(pixels, 16, np.random.default_rng(seed), flip=0.0), pixels)
-        assert np.array_equal(training_view(pixels, 16, np.random.default_rng(seed), flip=1.0), pixels[:, ::-1])
+        assert np.array_equal(
+            training_view(pixels, 16, np.random.default_rng(seed), flip=1.0), pixels[:, ::-1]
+        )
     turned = training_view(pixels, 16, np.random.default_rng(0), flip=0.0, rotation=15.0)
     assert not np.array_equal(turned, pixels)
 
@@ -118,7 +135,9 @@ def test_a_rotation_by_nearest_pixels_makes_no_new_colours_and_is_that_of_pillow
     pixels = generator.choice(np.array([10, 70, 200], dtype=np.uint8), (40, 40, 1)).repeat(3, axis=2)
     for seed in range(5):
         views = {
-            name: training_view(pixels, 40, np.random.default_rng(seed), flip=0.0, rotation=15.0, rotation_filter=name)
+            name: training_view(
+                pixels, 40, np.random.default_rng(seed), flip=0.0, rotation=15.0, rotation_filter=name
+            )
             for name in ("nearest", "bilinear")
         }
         degrees = (2 * np.random.default_rng(seed).random(4)[0] - 1) * 15

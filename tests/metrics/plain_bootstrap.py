@@ -29,18 +29,23 @@ def all_weights(n: int, n_resamples: int, seed: int = 0) -> np.ndarray:
 
 
 def naive_rates(rows: np.ndarray, groups: np.ndarray | None, n_resamples: int, seed: int) -> np.ndarray:
-    """One resample after the other, the images drawn written out as often as they were, plain means of them."""
+    """One resample after the other, the images drawn written out as often as they were, plain means of
+    them."""
     rates = []
     for weights in all_weights(len(rows), n_resamples, seed):
         drawn = np.repeat(np.arange(len(rows)), weights)
         members: dict[int, list[int]] = {}
         for image in drawn.tolist():
             members.setdefault(0 if groups is None else int(groups[image]), []).append(image)
-        rates.append(np.mean([np.mean(rows[images].astype(float), axis=0) for images in members.values()], axis=0))
+        rates.append(
+            np.mean([np.mean(rows[images].astype(float), axis=0) for images in members.values()], axis=0)
+        )
     return np.array(rates)
 
 
-def naive_values(rows: np.ndarray, value, groups: np.ndarray | None, n_resamples: int, seed: int) -> np.ndarray:
+def naive_values(
+    rows: np.ndarray, value, groups: np.ndarray | None, n_resamples: int, seed: int
+) -> np.ndarray:
     return value(naive_rates(rows, groups, n_resamples, seed))
 
 

@@ -14,7 +14,9 @@ images = st.lists(st.tuples(st.permutations(range(6)), st.integers(0, 5)), min_s
 
 
 @given(images)
-def test_top_k_is_the_share_of_images_whose_label_is_among_the_first_k(ranked: list[tuple[list[int], int]]) -> None:
+def test_top_k_is_the_share_of_images_whose_label_is_among_the_first_k(
+    ranked: list[tuple[list[int], int]],
+) -> None:
     metric = TopKAccuracy(ks=(1, 3, 6))
     for ranking, label in ranked:
         metric.update(np.array(ranking), label)
@@ -26,7 +28,9 @@ def test_top_k_is_the_share_of_images_whose_label_is_among_the_first_k(ranked: l
 
 
 @given(images)
-def test_mean_per_class_accuracy_weighs_every_class_that_occurs_alike(ranked: list[tuple[list[int], int]]) -> None:
+def test_mean_per_class_accuracy_weighs_every_class_that_occurs_alike(
+    ranked: list[tuple[list[int], int]],
+) -> None:
     metric = MeanPerClassAccuracy()
     for ranking, label in ranked:
         metric.update(ranking, label)

@@ -1,4 +1,5 @@
-"""Intervals of numbers at their best threshold: they hold the truth, where the percentile interval lies above it."""
+"""Intervals of numbers at their best threshold: they hold the truth, where the percentile interval lies above
+it."""
 
 from __future__ import annotations
 
@@ -18,12 +19,15 @@ def one_curve(rates: np.ndarray) -> np.ndarray:
 
 
 def flat_population(thresholds: int = 60, width: float = 0.3) -> np.ndarray:
-    """Hits of 20,000 images at thresholds that are about equally good, each image within a window of thresholds of its own."""
+    """Hits of 20,000 images at thresholds that are about equally good, each image within a window of
+    thresholds of its own."""
     place = np.random.default_rng(5).random(20_000)[:, None]
     return np.abs(place - np.linspace(0, 1, thresholds)) % 1 < width
 
 
-def test_on_a_flat_curve_the_corrected_interval_holds_the_truth_and_the_percentile_interval_lies_above_it() -> None:
+def test_on_a_flat_curve_the_corrected_interval_holds_the_truth_and_the_percentile_interval_lies_above_it() -> (
+    None
+):
     population = flat_population()
     truth, rng = population.mean(axis=0).max(), np.random.default_rng(1)
     corrected = percentile = above = 0
@@ -48,17 +52,26 @@ def test_of_three_curves_the_mean_of_their_maxima_is_held_as_often() -> None:
     truth, rng = float(best_value(three(population.mean(axis=0)[None]))[0]), np.random.default_rng(2)
     held = 0
     for seed in range(200):
-        interval = best_threshold_interval(population[rng.integers(0, len(population), 150)], three, n_resamples=300, seed=seed)
+        interval = best_threshold_interval(
+            population[rng.integers(0, len(population), 150)], three, n_resamples=300, seed=seed
+        )
         held += interval.low <= truth <= interval.high
     assert held >= 182
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 3), st.integers(1, 6))
-def test_the_interval_equals_the_bounds_of_the_noise_in_a_plain_loop(seed: int, curves: int, thresholds: int) -> None:
+def test_the_interval_equals_the_bounds_of_the_noise_in_a_plain_loop(
+    seed: int, curves: int, thresholds: int
+) -> None:
     rows = np.random.default_rng(seed).random((11, curves * thresholds)) < 0.6
-    interval = best_threshold_interval(rows, lambda rates: rates.reshape(len(rates), curves, thresholds), n_resamples=40, seed=seed)
-    truth, rates = rows.mean(axis=0).reshape(curves, thresholds), naive_rates(rows, None, 40, seed).reshape(40, curves, thresholds)
+    interval = best_threshold_interval(
+        rows, lambda rates: rates.reshape(len(rates), curves, thresholds), n_resamples=40, seed=seed
+    )
+    truth, rates = (
+        rows.mean(axis=0).reshape(curves, thresholds),
+        naive_rates(rows, None, 40, seed).reshape(40, curves, thresholds),
+    )
     value, largest, at_best = 0.0, np.zeros(40), np.zeros(40)
     for curve in range(curves):
         best = max(range(thresholds), key=lambda t, c=curve: (truth[c, t], -t))
@@ -71,7 +84,9 @@ def test_the_interval_equals_the_bounds_of_the_noise_in_a_plain_loop(seed: int, 
             if truth[curve, best] - truth[curve, t] <= 2.5 * np.std(noise - noise_of_best) + 1e-12:
                 possible.append(noise)
         largest += np.max(possible, axis=0) / curves
-    lowest = min(value - max(0, np.quantile(largest, 0.975)), np.quantile(rates.max(axis=2).mean(axis=1), 0.025))
+    lowest = min(
+        value - max(0, np.quantile(largest, 0.975)), np.quantile(rates.max(axis=2).mean(axis=1), 0.025)
+    )
     expected = [lowest, value + max(0, -np.quantile(at_best, 0.025))]
     assert [interval.low, interval.high] == pytest.approx(np.clip(expected, 0, 1).tolist(), abs=1e-9)
 

@@ -28,7 +28,9 @@ def test_iou_iog_and_iob_equal_those_of_the_published_program_to_the_last_bit() 
 
 
 @given(box_rows(), box_rows(), st.booleans())
-def test_overlaps_equal_the_scalar_arithmetic_for_every_pair(a: np.ndarray, b: np.ndarray, plus_one: bool) -> None:
+def test_overlaps_equal_the_scalar_arithmetic_for_every_pair(
+    a: np.ndarray, b: np.ndarray, plus_one: bool
+) -> None:
     expected = np.array([[overlap(tuple(p), tuple(t), plus_one=plus_one) for t in b] for p in a])
     np.testing.assert_array_equal(iou_matrix(a, b, plus_one=plus_one), expected[..., 0])
     np.testing.assert_array_equal(iog_matrix(a, b, plus_one=plus_one), expected[..., 1])
@@ -88,7 +90,9 @@ def test_a_broken_box_is_refused_with_its_row_and_what_was_expected(boxes: list,
 
 
 def test_an_inclusive_box_narrower_than_a_pixel_is_sound_only_with_plus_one() -> None:
-    narrow = np.array([[2.0, 2.0, 1.5, 4.0]])  # x from 2 to 2.5, written with an inclusive end: half a pixel wide
+    narrow = np.array(
+        [[2.0, 2.0, 1.5, 4.0]]
+    )  # x from 2 to 2.5, written with an inclusive end: half a pixel wide
     assert iog_matrix(np.array([[0, 0, 9, 9]]), narrow, plus_one=True)[0, 0] == 1.0
     with pytest.raises(DataError, match="expected x1 >= x0"):
         iou_matrix(narrow, narrow, plus_one=False)

@@ -1,4 +1,5 @@
-"""COCO's average precision: perfect detections, nothing, crowds, sizes; and pycocotools' own way of counting."""
+"""COCO's average precision: perfect detections, nothing, crowds, sizes; and pycocotools' own way of
+counting."""
 
 from __future__ import annotations
 
@@ -41,7 +42,12 @@ def perfect(dataset: InstanceDataset) -> list[dict[str, Any]]:
     results = []
     for sample in dataset.samples:
         own = sample.chosen(~sample.crowd)
-        found = Detections(boxes=own.boxes, scores=np.linspace(0.9, 0.5, len(own.labels)), labels=own.labels, masks=own.masks() > 0)
+        found = Detections(
+            boxes=own.boxes,
+            scores=np.linspace(0.9, 0.5, len(own.labels)),
+            labels=own.labels,
+            masks=own.masks() > 0,
+        )
         results += coco_results(sample.id, found, dataset.category_ids)
     return results
 
@@ -54,7 +60,14 @@ def noisy(dataset: InstanceDataset, seed: int) -> list[dict[str, Any]]:
             continue
         x, y, width, height = np.array(result["bbox"]) + rng.normal(0, 3, 4)
         box = [float(x), float(y), float(max(width, 1)), float(max(height, 1))]
-        results.append({**result, "bbox": box, "score": float(rng.random()), "category_id": int(rng.choice([3, 7], p=[0.3, 0.7]))})
+        results.append(
+            {
+                **result,
+                "bbox": box,
+                "score": float(rng.random()),
+                "category_id": int(rng.choice([3, 7], p=[0.3, 0.7])),
+            }
+        )
     return results
 
 
@@ -77,7 +90,10 @@ def test_the_numbers_are_those_that_pycocotools_prints(dataset: InstanceDataset,
     results = noisy(dataset, seed)
     for kind, theirs in (("box", "bbox"), ("mask", "segm")):
         # pycocotools takes the area from the box where a result has one.
-        given_to = [{key: value for key, value in result.items() if kind == "box" or key != "bbox"} for result in copy.deepcopy(results)]
+        given_to = [
+            {key: value for key, value in result.items() if kind == "box" or key != "bbox"}
+            for result in copy.deepcopy(results)
+        ]
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(str(dataset.annotations))
             evaluation = COCOeval(truth, truth.loadRes(given_to), theirs)
@@ -89,7 +105,9 @@ def test_the_numbers_are_those_that_pycocotools_prints(dataset: InstanceDataset,
         assert [ours[f"{kind}_{name}"] for name in NAMES] == expected
 
 
-def test_the_order_of_detections_does_not_matter_and_only_the_named_images_count(dataset: InstanceDataset) -> None:
+def test_the_order_of_detections_does_not_matter_and_only_the_named_images_count(
+    dataset: InstanceDataset,
+) -> None:
     results = noisy(dataset, 1)
     truth = truth_of(dataset)
     assert average_precision(truth, results, "box") == average_precision(truth, results[::-1], "box")
@@ -105,8 +123,14 @@ def test_the_ids_of_the_objects_do_not_matter(dataset: InstanceDataset, kind: Ki
     """pycocotools notes matches by id, and takes 0 for none."""
     truth, found = truth_of(dataset), [perfect(dataset), noisy(dataset, 2)]
     expected = [average_precision(truth, results, kind) for results in found]
-    for ids in (range(len(truth["annotations"])), [f"object {number}" for number in range(len(truth["annotations"]))]):
-        renamed = {**truth, "annotations": [{**item, "id": new} for item, new in zip(truth["annotations"], ids, strict=True)]}
+    for ids in (
+        range(len(truth["annotations"])),
+        [f"object {number}" for number in range(len(truth["annotations"]))],
+    ):
+        renamed = {
+            **truth,
+            "annotations": [{**item, "id": new} for item, new in zip(truth["annotations"], ids, strict=True)],
+        }
         assert [average_precision(renamed, results, kind) for results in found] == expected
 
 
@@ -125,10 +149,15 @@ def test_ids_of_images_may_be_text(dataset: InstanceDataset) -> None:
 
 
 @pytest.mark.parametrize("without", [{"area": None, "iscrowd": None}, {}], ids=["null", "missing"])
-def test_an_object_without_an_area_has_that_of_its_box_and_is_no_crowd(dataset: InstanceDataset, without: dict[str, None]) -> None:
+def test_an_object_without_an_area_has_that_of_its_box_and_is_no_crowd(
+    dataset: InstanceDataset, without: dict[str, None]
+) -> None:
     truth = truth_of(dataset)
     objects = [item for item in truth["annotations"] if not item["iscrowd"]]
-    bare = [{key: value for key, value in item.items() if key not in {"area", "iscrowd"}} | without for item in objects]
+    bare = [
+        {key: value for key, value in item.items() if key not in {"area", "iscrowd"}} | without
+        for item in objects
+    ]
     expected = average_precision({**truth, "annotations": objects}, noisy(dataset, 3), "box")
     assert average_precision({**truth, "annotations": bare}, noisy(dataset, 3), "box") == expected
 
@@ -136,9 +165,15 @@ def test_an_object_without_an_area_has_that_of_its_box_and_is_no_crowd(dataset: 
 def test_what_is_found_in_a_crowd_counts_neither_way(dataset: InstanceDataset) -> None:
     crowd = dataset.samples[-1]
     inside = Detections(boxes=crowd.boxes / 2 + 2, scores=np.array([0.99]), labels=crowd.labels)
-    outside = Detections(boxes=np.array([[45.0, 35.0, 60.0, 50.0]]), scores=np.array([0.99]), labels=crowd.labels)
+    outside = Detections(
+        boxes=np.array([[45.0, 35.0, 60.0, 50.0]]), scores=np.array([0.99]), labels=crowd.labels
+    )
     values = [
-        average_precision(truth_of(dataset), [*perfect(dataset), *coco_results(crowd.id, found, dataset.category_ids)], "box")["box_ap"]
+        average_precision(
+            truth_of(dataset),
+            [*perfect(dataset), *coco_results(crowd.id, found, dataset.category_ids)],
+            "box",
+        )["box_ap"]
         for found in (inside, outside)
     ]
     assert values[0] == pytest.approx(1.0)
@@ -148,9 +183,14 @@ def test_what_is_found_in_a_crowd_counts_neither_way(dataset: InstanceDataset) -
 
 def test_a_limit_of_detections_and_the_areas_are_those_of_the_protocol(dataset: InstanceDataset) -> None:
     truth = truth_of(dataset)
-    all_large = average_precision(truth, perfect(dataset), "box", DetectionProtocol(small_below=1.0, large_above=2.0))
+    all_large = average_precision(
+        truth, perfect(dataset), "box", DetectionProtocol(small_below=1.0, large_above=2.0)
+    )
     assert (all_large["box_ap_small"], all_large["box_ap_large"]) == (None, pytest.approx(1.0))
-    twice = [*({**result, "score": 1.0, "bbox": [0, 0, 2, 2]} for result in perfect(dataset)), *perfect(dataset)]
+    twice = [
+        *({**result, "score": 1.0, "bbox": [0, 0, 2, 2]} for result in perfect(dataset)),
+        *perfect(dataset),
+    ]
     assert average_precision(truth, twice, "box", DetectionProtocol(max_detections=1))["box_ap"] == 0.0
 
 
@@ -164,7 +204,9 @@ def test_the_protocol_is_stored_with_all_its_fields_and_read_back() -> None:
 
 def test_results_are_in_cocos_format(dataset: InstanceDataset, tmp_path: Path) -> None:
     (result,) = coco_results(
-        5, Detections(boxes=np.array([[1.0, 2.0, 11.0, 6.0]]), scores=np.array([0.5]), labels=np.array([1])), dataset.category_ids
+        5,
+        Detections(boxes=np.array([[1.0, 2.0, 11.0, 6.0]]), scores=np.array([0.5]), labels=np.array([1])),
+        dataset.category_ids,
     )
     assert result == {"image_id": 5, "category_id": 7, "bbox": [1.0, 2.0, 10.0, 4.0], "score": 0.5}
     with_mask = perfect(dataset)[0]

@@ -20,7 +20,12 @@ def test_every_number_equals_what_opencv_gives_at_that_threshold_under_every_pro
     rng = np.random.default_rng(KINDS.index(kind))
     for protocol in PROTOCOLS:
         height, width = (int(side) for side in rng.integers(1, 32, 2))
-        assert differences(hard_map(kind, height, width, rng), true_boxes(height, width, rng), drawn(protocol, 16, rng)) == []
+        assert (
+            differences(
+                hard_map(kind, height, width, rng), true_boxes(height, width, rng), drawn(protocol, 16, rng)
+            )
+            == []
+        )
 
 
 @pytest.mark.parametrize("side", range(1, 6))
@@ -35,13 +40,21 @@ def test_tiny_maps(side: int) -> None:
 def test_every_picture_of_three_by_four_pixels() -> None:
     protocols = [
         LARGEST_CONTOUR,
-        *(replace(LARGEST_CONTOUR, connectivity=c, largest_by=by) for c in "48" for by in ("pixel_count", "box_area")),
+        *(
+            replace(LARGEST_CONTOUR, connectivity=c, largest_by=by)
+            for c in "48"
+            for by in ("pixel_count", "box_area")
+        ),
     ]
     for number in range(2**12):
-        score_map = np.array([number >> bit & 1 for bit in range(12)], dtype=np.uint8).reshape(3, 4) * np.uint8(255)
+        score_map = np.array([number >> bit & 1 for bit in range(12)], dtype=np.uint8).reshape(
+            3, 4
+        ) * np.uint8(255)
         protocol = protocols[number % 5]
         for protocol in (LARGEST_CONTOUR, protocols[number % 5]):
-            np.testing.assert_array_equal(single_box_per_tau(score_map, protocol), boxes(score_map > 127, "largest", protocol))
+            np.testing.assert_array_equal(
+                single_box_per_tau(score_map, protocol), boxes(score_map > 127, "largest", protocol)
+            )
 
 
 @pytest.mark.parametrize("kind", ["smooth", "noise"])
@@ -53,16 +66,19 @@ def test_a_map_of_a_million_pixels(kind: str) -> None:
 
 def test_more_than_256_levels() -> None:
     rng = np.random.default_rng(6)
-    protocol = EvalProtocol(quantize="none", threshold_basis="unit", taus=tuple((np.arange(600) / 600).tolist()))
+    protocol = EvalProtocol(
+        quantize="none", threshold_basis="unit", taus=tuple((np.arange(600) / 600).tolist())
+    )
     for kind in ("smooth", "noise"):
         assert differences(hard_map(kind, 40, 50, rng), true_boxes(40, 50, rng), protocol) == []
 
 
-# --- of equally large contours ---------------------------------------------------------------------------------------------------
+# --- of equally large contours ------------------------------------------------------------------------------
 
 
 def largest(rows: list[str]) -> list[float]:
-    """The box of the largest contour of a picture in which # is foreground; the same from the sweep and from OpenCV."""
+    """The box of the largest contour of a picture in which # is foreground; the same from the sweep and from
+    OpenCV."""
     picture = np.array([[character == "#" for character in row] for row in rows])
     swept = single_box_per_tau(picture.astype(np.float64), LARGEST_CONTOUR)
     np.testing.assert_array_equal(swept, boxes(picture, "largest", LARGEST_CONTOUR))
@@ -76,18 +92,21 @@ def test_the_one_whose_first_pixel_comes_last_counts() -> None:
 
 
 def test_an_outline_counts_before_the_hole_in_it() -> None:
-    # The outline has a tail, which adds nothing to its area: both polygons cover 2 pixels, only their boxes differ.
+    # The outline has a tail, which adds nothing to its area: both polygons cover 2 pixels, only their boxes
+    # differ.
     assert largest([".#...", "#.###", ".#..."]) == [0, 0, 4, 2]
 
 
 def test_an_outline_covers_its_holes_and_what_is_in_them() -> None:
     ring = ["#######...", "#.....#.##", "#.###.#.##", "#.###.#.##", "#.###.#.##", "#.....#.##", "#######.##"]
     assert largest(ring) == [0, 0, 6, 6]
-    broken = [row[:3] + "." + row[4:] if y == 0 else row for y, row in enumerate(ring)]  # open: the wall's own area is nothing
+    broken = [
+        row[:3] + "." + row[4:] if y == 0 else row for y, row in enumerate(ring)
+    ]  # open: the wall's own area is nothing
     assert largest(broken) == [8, 1, 9, 6]
 
 
-# --- ----------------------------------------------------------------------------------------------------------------------------
+# --- --------------------------------------------------------------------------------------------------------
 
 
 def test_threads_do_not_disturb_each_other() -> None:

@@ -24,14 +24,17 @@ from wsolbench.metrics.pxap import average_precision
 
 tables = st.integers(1, 12).flatmap(
     lambda n: st.tuples(
-        arrays.arrays(np.int64, (n, 4), elements=st.integers(-3, 9)), arrays.arrays(np.int64, n, elements=st.integers(0, 3))
+        arrays.arrays(np.int64, (n, 4), elements=st.integers(-3, 9)),
+        arrays.arrays(np.int64, n, elements=st.integers(0, 3)),
     )
 )
 
 
 @settings(max_examples=40)
 @given(tables, st.booleans(), st.integers(0, 5))
-def test_the_interval_equals_that_of_a_plain_loop_over_the_same_resamples(table, grouped: bool, seed: int) -> None:
+def test_the_interval_equals_that_of_a_plain_loop_over_the_same_resamples(
+    table, grouped: bool, seed: int
+) -> None:
     rows, labels = table
     groups = labels if grouped else None
     with small_blocks():
@@ -43,7 +46,9 @@ def test_the_interval_equals_that_of_a_plain_loop_over_the_same_resamples(table,
 
 @settings(max_examples=40)
 @given(tables, st.booleans())
-def test_the_paired_difference_equals_that_of_a_plain_loop_over_the_same_resamples(table, grouped: bool) -> None:
+def test_the_paired_difference_equals_that_of_a_plain_loop_over_the_same_resamples(
+    table, grouped: bool
+) -> None:
     rows, labels = table
     groups = labels if grouped else None
     other = np.roll(rows, 1, axis=0)[:, ::-1]
@@ -73,7 +78,8 @@ def test_the_interval_covers_the_truth_as_often_as_its_level_says() -> None:
         covered += interval.low <= 0.4 <= interval.high
         wilson = stats.binomtest(int(rows.sum()), 150).proportion_ci(method="wilson")
         near_wilson += abs(interval.low - wilson.low) < 0.025 and abs(interval.high - wilson.high) < 0.025
-    # 400 trials at 0.95 hold 380, with a standard deviation of 4.4; the percentile interval of a share is a little short.
+    # 400 trials at 0.95 hold 380, with a standard deviation of 4.4; the percentile interval of a share is a
+    # little short.
     assert 363 <= covered <= 394
     assert near_wilson >= 390
 
@@ -86,7 +92,9 @@ def test_the_spread_of_a_paired_difference_is_that_of_the_differences_and_not_of
     result = paired_difference(a, b, first_column)
     deviation = float((a.astype(float) - b).std() / np.sqrt(400))
     assert (result.high - result.low) / (2 * 1.96 * deviation) == pytest.approx(1.0, abs=0.12)
-    assert result.high - result.low < 0.5 * (2 * 1.96 * np.sqrt(0.5 / 400))  # what two independent samples would give
+    assert result.high - result.low < 0.5 * (
+        2 * 1.96 * np.sqrt(0.5 / 400)
+    )  # what two independent samples would give
 
 
 def test_the_p_value_is_near_that_of_the_sign_test_and_uniform_where_nothing_differs() -> None:
@@ -95,8 +103,12 @@ def test_the_p_value_is_near_that_of_the_sign_test_and_uniform_where_nothing_dif
     p_value = paired_difference(rows_a, rows_b, first_column, n_resamples=5000).p_value
     assert p_value == pytest.approx(stats.binomtest(40, 65).pvalue, abs=0.03)
     rng = np.random.default_rng(0)
-    p_values = [paired_difference(*(rng.random((2, 120, 1)) < 0.5), first_column, n_resamples=300).p_value for _ in range(200)]
-    # Under no difference about 5 % of 200 fall below 0.05 (10, standard deviation 3), and half below 0.5 (100, 7).
+    p_values = [
+        paired_difference(*(rng.random((2, 120, 1)) < 0.5), first_column, n_resamples=300).p_value
+        for _ in range(200)
+    ]
+    # Under no difference about 5 % of 200 fall below 0.05 (10, standard deviation 3), and half below 0.5
+    # (100, 7).
     assert 2 <= sum(p < 0.05 for p in p_values) <= 22
     assert 72 <= sum(p < 0.5 for p in p_values) <= 135
 
@@ -126,7 +138,9 @@ def test_a_clear_difference_has_the_smallest_p_value_that_the_resamples_allow() 
     assert result.p_value == 2 / 1000
 
 
-@pytest.mark.parametrize("rows", [np.array([[7, 2]]), np.full((40, 2), 7), np.full((1, 1), 0.3), np.zeros((9, 1))])
+@pytest.mark.parametrize(
+    "rows", [np.array([[7, 2]]), np.full((40, 2), 7), np.full((1, 1), 0.3), np.zeros((9, 1))]
+)
 def test_one_image_or_equal_images_leave_no_spread(rows: np.ndarray) -> None:
     interval = bootstrap_interval(rows, first_column)
     assert interval.low == interval.high == pytest.approx(float(rows[0, 0]), rel=1e-10)
@@ -155,7 +169,11 @@ def test_classes_weigh_alike_but_for_a_rounding_that_keeps_rates_in_range(n: int
         shares = []
         for label in set(groups.tolist()):
             drawn = sum(count for count, group in zip(counts, groups, strict=True) if group == label)
-            hits = sum(count for count, group, row in zip(counts, groups, rows, strict=True) if group == label and row[1])
+            hits = sum(
+                count
+                for count, group, row in zip(counts, groups, rows, strict=True)
+                if group == label and row[1]
+            )
             shares += [Fraction(hits, drawn)] if drawn else []
         assert 0.0 <= rate <= 1.0
         assert abs(Fraction(rate) - sum(shares) / len(shares)) <= Fraction(5 * n, 2**44)
@@ -212,7 +230,9 @@ def test_a_metric_that_is_undefined_in_a_resample_has_no_interval() -> None:
         (np.zeros((3, 1)), {"groups": np.zeros(2, int)}, r"groups of shape \(2,\) for 3 images"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(unchecked_shapes: None, rows: np.ndarray, settings: dict, message: str) -> None:
+def test_settings_that_mean_nothing_are_refused(
+    unchecked_shapes: None, rows: np.ndarray, settings: dict, message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         bootstrap_interval(rows, first_column, **settings)
 

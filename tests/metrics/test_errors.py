@@ -16,14 +16,23 @@ from wsolbench.protocol import EvalProtocol
 SPA = EvalProtocol.preset("spa")
 PROTOCOL = EvalProtocol(name="two", taus=(0.1, 0.2))
 
-ROW = st.tuples(*[st.integers(0, 12)] * 2, *[st.integers(0, 12)] * 2).map(lambda r: (r[0], r[1], r[0] + r[2], r[1] + r[3]))
+ROW = st.tuples(*[st.integers(0, 12)] * 2, *[st.integers(0, 12)] * 2).map(
+    lambda r: (r[0], r[1], r[0] + r[2], r[1] + r[3])
+)
 ROWS = st.lists(ROW, min_size=1, max_size=4).map(lambda rows: np.array(rows, dtype=np.float64))
 
 
 def test_all_300_categories_equal_the_official_breakdown() -> None:
     data = golden("spa_badcase")
     official_names = dict(zip(data["category_names"].tolist(), ERROR_NAMES, strict=True))
-    assert official_names == {"right": "right", "cls": "cls", "mins": "m_ins", "part": "part", "more": "more", "other": "other"}
+    assert official_names == {
+        "right": "right",
+        "cls": "cls",
+        "mins": "m_ins",
+        "part": "part",
+        "more": "more",
+        "other": "other",
+    }
     seen = set()
     for i in range(len(data["gt_label"])):
         truth = data["gt_boxes"][i, : data["num_gt"][i]]
@@ -35,7 +44,9 @@ def test_all_300_categories_equal_the_official_breakdown() -> None:
 
 
 @given(ROWS, ROWS, st.booleans(), st.booleans(), st.sampled_from(["any", "first"]))
-def test_the_codes_equal_one_test_after_another(boxes, truth, class_correct: bool, plus_one: bool, gt_boxes: str) -> None:
+def test_the_codes_equal_one_test_after_another(
+    boxes, truth, class_correct: bool, plus_one: bool, gt_boxes: str
+) -> None:
     protocol = replace(PROTOCOL, iou_plus_one=plus_one, gt_boxes=gt_boxes)
     counted = [tuple(row) for row in (truth[:1] if gt_boxes == "first" else truth)]
     expected = [error_category(tuple(box), counted, True, protocol) for box in boxes]
@@ -49,7 +60,12 @@ def category(box: list[float], *truth: list[float], protocol: EvalProtocol = SPA
 
 
 def test_a_wrong_class_is_cls_even_with_a_perfect_box() -> None:
-    assert localization_error(np.array([0, 0, 9, 9]), np.array([[0, 0, 9, 9]]), class_correct=False, protocol=SPA) == "cls"
+    assert (
+        localization_error(
+            np.array([0, 0, 9, 9]), np.array([[0, 0, 9, 9]]), class_correct=False, protocol=SPA
+        )
+        == "cls"
+    )
 
 
 def test_iou_must_be_above_one_half_to_be_right() -> None:
@@ -59,7 +75,8 @@ def test_iou_must_be_above_one_half_to_be_right() -> None:
 
 
 def test_one_box_over_two_objects_is_m_ins_before_part_and_more_are_looked_at() -> None:
-    # Two 10 x 10 objects at x 0-9 and 30-39 in a 40 x 10 box: IoU 1/4, both IoG 1, and IoG >= .7 would be More.
+    # Two 10 x 10 objects at x 0-9 and 30-39 in a 40 x 10 box: IoU 1/4, both IoG 1, and IoG >= .7 would be
+    # More.
     assert category([0, 0, 39, 9], [0, 0, 9, 9], [30, 0, 39, 9]) == "m_ins"
     assert category([0, 0, 39, 9], [0, 0, 9, 9]) == "more"
     # A 20 x 10 box in two 20 x 20 objects that overlap fully: IoU .5, IoG .5 twice; IoB 1 would be Part.
@@ -73,7 +90,8 @@ def test_an_iog_of_exactly_three_tenths_does_not_count_for_m_ins() -> None:
 
 
 def test_an_iob_of_exactly_one_half_is_not_part() -> None:
-    # Predicted 10 x 2, half of it on the 10 x 10 object (rows 9 and 10, object ends at row 9): IoB .5, IoG .1.
+    # Predicted 10 x 2, half of it on the 10 x 10 object (rows 9 and 10, object ends at row 9): IoB .5, IoG
+    # .1.
     assert category([0, 9, 9, 10], [0, 0, 9, 9]) == "other"
     # Predicted 10 x 3, two of its rows on the object: IoB 2/3.
     assert category([0, 8, 9, 10], [0, 0, 9, 9]) == "part"
@@ -90,8 +108,9 @@ def test_without_any_overlap_it_is_other() -> None:
 
 
 def test_of_equally_good_true_boxes_the_first_decides() -> None:
-    # Predicted 20 x 10 at x 0-19. A: 10 x 10 at x 0-9: intersection 100, IoU 100/200. B: 40 x 10 at x 0-39: 200/400. Both .5.
-    # First A: IoB 100/200 = .5, not Part; IoG 1: More. First B: IoB 1: Part. M-Ins is switched off by its cut-off.
+    # Predicted 20 x 10 at x 0-19. A: 10 x 10 at x 0-9: intersection 100, IoU 100/200. B: 40 x 10 at x 0-39:
+    # 200/400. Both .5. First A: IoB 100/200 = .5, not Part; IoG 1: More. First B: IoB 1: Part. M-Ins is
+    # switched off by its cut-off.
     protocol = replace(SPA, error_multi_iog=1.0)
     assert category([0, 0, 19, 9], [0, 0, 9, 9], [0, 0, 39, 9], protocol=protocol) == "more"
     assert category([0, 0, 19, 9], [0, 0, 39, 9], [0, 0, 9, 9], protocol=protocol) == "part"
@@ -108,7 +127,10 @@ def test_every_cut_off_is_a_field_of_the_protocol() -> None:
 
 def test_only_the_first_true_box_counts_where_the_protocol_says_so() -> None:
     assert category([30, 0, 39, 9], [0, 0, 9, 9], [30, 0, 39, 9]) == "right"
-    assert category([30, 0, 39, 9], [0, 0, 9, 9], [30, 0, 39, 9], protocol=replace(SPA, gt_boxes="first")) == "other"
+    assert (
+        category([30, 0, 39, 9], [0, 0, 9, 9], [30, 0, 39, 9], protocol=replace(SPA, gt_boxes="first"))
+        == "other"
+    )
 
 
 def test_the_breakdown_gives_shares_at_one_threshold_and_counts_wrong_classes_first() -> None:
@@ -117,12 +139,28 @@ def test_the_breakdown_gives_shares_at_one_threshold_and_counts_wrong_classes_fi
     breakdown.update(np.array([0, 4], dtype=np.uint8), True)
     breakdown.update(np.array([0, 0], dtype=np.uint8), False)
     breakdown.update(np.array([5, 2], dtype=np.uint8), True)
-    assert breakdown.compute(0).fractions == {"right": 0.5, "cls": 0.25, "m_ins": 0.0, "part": 0.0, "more": 0.0, "other": 0.25}
-    assert breakdown.compute(1).fractions == {"right": 0.0, "cls": 0.25, "m_ins": 0.25, "part": 0.25, "more": 0.25, "other": 0.0}
+    assert breakdown.compute(0).fractions == {
+        "right": 0.5,
+        "cls": 0.25,
+        "m_ins": 0.0,
+        "part": 0.0,
+        "more": 0.0,
+        "other": 0.25,
+    }
+    assert breakdown.compute(1).fractions == {
+        "right": 0.0,
+        "cls": 0.25,
+        "m_ins": 0.25,
+        "part": 0.25,
+        "more": 0.25,
+        "other": 0.0,
+    }
     assert breakdown.compute(1).n == 4
 
 
-CODES = st.lists(st.tuples(st.lists(st.integers(0, 5), min_size=2, max_size=2), st.booleans()), min_size=1, max_size=9)
+CODES = st.lists(
+    st.tuples(st.lists(st.integers(0, 5), min_size=2, max_size=2), st.booleans()), min_size=1, max_size=9
+)
 
 
 @given(CODES, st.randoms(use_true_random=False), st.integers(0, 9))
@@ -155,7 +193,9 @@ def test_a_threshold_index_outside_the_grid_is_refused(index: int) -> None:
         breakdown.compute(index)
 
 
-@pytest.mark.parametrize("codes", [np.zeros(3, dtype=int), np.array([0, 6]), np.array([-1, 0]), np.array([0.0, 1.0])])
+@pytest.mark.parametrize(
+    "codes", [np.zeros(3, dtype=int), np.array([0, 6]), np.array([-1, 0]), np.array([0.0, 1.0])]
+)
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_codes_of_another_shape_or_value_are_refused(codes: np.ndarray) -> None:
     with pytest.raises(DataError, match="integers from 0 to 5"):

@@ -12,9 +12,17 @@ from wsolbench.exceptions import DataError
 from wsolbench.metrics.histograms import histograms
 from wsolbench.protocol import EvalProtocol, tau_grid
 
-PROTOCOLS = [EvalProtocol(), *(EvalProtocol(taus=taus) for taus in (tau_grid(0.00011), tau_grid(0.05, 0.95, 0.05), (0.5, 1.0), (0.0,)))]
+PROTOCOLS = [
+    EvalProtocol(),
+    *(
+        EvalProtocol(taus=taus)
+        for taus in (tau_grid(0.00011), tau_grid(0.05, 0.95, 0.05), (0.5, 1.0), (0.0,))
+    ),
+]
 SHAPE = (5, 6)
-unit_scores = st.one_of(st.floats(0, 1), st.sampled_from(tau_grid(0.001)), st.sampled_from([level / 255 for level in range(256)]))
+unit_scores = st.one_of(
+    st.floats(0, 1), st.sampled_from(tau_grid(0.001)), st.sampled_from([level / 255 for level in range(256)])
+)
 score_maps = st.one_of(
     arrays.arrays(np.float64, SHAPE, elements=unit_scores),
     arrays.arrays(np.float32, SHAPE, elements=st.floats(0, 1, width=32)),
@@ -26,7 +34,9 @@ score_maps = st.one_of(
 masks = arrays.arrays(bool, SHAPE)
 
 
-def by_definition(scores: np.ndarray, pixels: np.ndarray, protocol: EvalProtocol) -> tuple[list[int], list[int]]:
+def by_definition(
+    scores: np.ndarray, pixels: np.ndarray, protocol: EvalProtocol
+) -> tuple[list[int], list[int]]:
     """Counts of the chosen pixels: by `numpy.histogram`, and by how many reach each level."""
     chosen = scores[pixels]
     unit = chosen / 255.0 if scores.dtype == np.uint8 else chosen.astype(np.float64)
@@ -34,17 +44,26 @@ def by_definition(scores: np.ndarray, pixels: np.ndarray, protocol: EvalProtocol
     edges = [*([0.0] if protocol.taus[0] > 0 else []), *protocol.taus, 1.0, 2.0, 3.0]
     reached = [int((levels >= level).sum()) for level in range(257)]
     # numpy.histogram takes a repeated edge (taus that end at 1) for an empty bin, as the definition does.
-    return np.histogram(unit, bins=edges)[0].tolist(), [reached[level] - reached[level + 1] for level in range(256)]
+    return np.histogram(unit, bins=edges)[0].tolist(), [
+        reached[level] - reached[level + 1] for level in range(256)
+    ]
 
 
 @given(score_maps, masks, st.none() | masks, st.sampled_from(PROTOCOLS))
-@example(np.float32([[0.1, 0.7, 0.001 * 7]]), np.ones((1, 3), bool), None, PROTOCOLS[0])  # no float32 is a threshold of float64
+@example(
+    np.float32([[0.1, 0.7, 0.001 * 7]]), np.ones((1, 3), bool), None, PROTOCOLS[0]
+)  # no float32 is a threshold of float64
 @example(np.array([[-0.0, 1.0, np.nextafter(1.0, 0.0)]]), np.ones((1, 3), bool), None, PROTOCOLS[0])
-def test_counts_are_those_of_the_definitions_for_every_type(scores: np.ndarray, mask: np.ndarray, ignore, protocol: EvalProtocol) -> None:
+def test_counts_are_those_of_the_definitions_for_every_type(
+    scores: np.ndarray, mask: np.ndarray, ignore, protocol: EvalProtocol
+) -> None:
     pixel, level = histograms(scores, mask, ignore, protocol)
     background = ~mask if ignore is None else ~mask & ~ignore
     expected = [by_definition(scores, pixels, protocol) for pixels in (mask, background)]
-    assert (pixel.tolist(), level.tolist()) == ([each[0] for each in expected], [each[1] for each in expected])
+    assert (pixel.tolist(), level.tolist()) == (
+        [each[0] for each in expected],
+        [each[1] for each in expected],
+    )
     assert pixel.dtype == level.dtype == np.int64
 
 
@@ -56,7 +75,9 @@ def test_views_of_larger_arrays_count_like_their_copies(kind: type) -> None:
     views = [each[3:17:2, ::-3].T for each in (scores, mask, ignore)]
     assert not any(view.flags.c_contiguous for view in views)
     copies = [np.ascontiguousarray(view) for view in views]
-    for got, expected in zip(histograms(*views, PROTOCOLS[0]), histograms(*copies, PROTOCOLS[0]), strict=True):
+    for got, expected in zip(
+        histograms(*views, PROTOCOLS[0]), histograms(*copies, PROTOCOLS[0]), strict=True
+    ):
         assert np.array_equal(got, expected)
 
 
@@ -90,6 +111,8 @@ def test_a_map_without_a_pixel_has_empty_histograms() -> None:
         (np.array([[0.0, 1.5]]), np.zeros((1, 2), bool), np.ones((1, 2), bool), r"\[0, 1\], got 0 to 1.5"),
     ],
 )
-def test_maps_and_masks_that_do_not_fit_are_refused(unchecked_shapes: None, scores, mask, ignore, message: str) -> None:
+def test_maps_and_masks_that_do_not_fit_are_refused(
+    unchecked_shapes: None, scores, mask, ignore, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         histograms(scores, mask, ignore, PROTOCOLS[0])

@@ -54,7 +54,9 @@ centre_rows = arrays.arrays(np.float64, (4, 2), elements=coordinates)
 
 
 @given(point_rows, centre_rows, arrays.arrays(bool, 5))
-def test_the_distance_is_that_to_the_nearest_visible_point(points: np.ndarray, centres: np.ndarray, visible: np.ndarray) -> None:
+def test_the_distance_is_that_to_the_nearest_visible_point(
+    points: np.ndarray, centres: np.ndarray, visible: np.ndarray
+) -> None:
     visible[0] = True
     image = one_image(boxes_at(*centres.tolist()), np.column_stack([points, visible]), frame="all")
     for row, (x, y) in enumerate(centres):
@@ -64,7 +66,9 @@ def test_the_distance_is_that_to_the_nearest_visible_point(points: np.ndarray, c
 
 
 @given(point_rows, centre_rows)
-def test_scaling_image_and_points_leaves_both_reported_distances_as_they_are(points: np.ndarray, centres: np.ndarray) -> None:
+def test_scaling_image_and_points_leaves_both_reported_distances_as_they_are(
+    points: np.ndarray, centres: np.ndarray
+) -> None:
     key_points = np.column_stack([points, np.ones(5)])
     doubled = np.column_stack([points * 2, np.ones(5)])
     image = one_image(boxes_at(*centres.tolist()), key_points, side=224, frame="all")
@@ -74,7 +78,9 @@ def test_scaling_image_and_points_leaves_both_reported_distances_as_they_are(poi
 
 
 @given(point_rows, centre_rows, st.permutations(range(5)))
-def test_permuting_parts_and_adding_invisible_ones_changes_no_distance(points: np.ndarray, centres: np.ndarray, order: list[int]) -> None:
+def test_permuting_parts_and_adding_invisible_ones_changes_no_distance(
+    points: np.ndarray, centres: np.ndarray, order: list[int]
+) -> None:
     boxes, key_points = boxes_at(*centres.tolist()), np.column_stack([points, np.ones(5)])
     hidden = np.vstack([key_points[order], [[*centres[0], 0.0]]])
     plain, changed = one_image(boxes, key_points, frame="all"), one_image(boxes, hidden, frame="all")
@@ -83,7 +89,9 @@ def test_permuting_parts_and_adding_invisible_ones_changes_no_distance(points: n
 
 
 @given(point_rows, centre_rows, st.tuples(coordinates, coordinates))
-def test_one_more_visible_point_never_increases_a_distance(points: np.ndarray, centres: np.ndarray, extra: tuple[float, float]) -> None:
+def test_one_more_visible_point_never_increases_a_distance(
+    points: np.ndarray, centres: np.ndarray, extra: tuple[float, float]
+) -> None:
     boxes, key_points = boxes_at(*centres.tolist()), np.column_stack([points, np.ones(5)])
     more = np.vstack([key_points, [[*extra, 1.0]]])
     assert (one_image(boxes, more, frame="all").px <= one_image(boxes, key_points, frame="all").px).all()
@@ -149,9 +157,15 @@ def test_rows_for_the_bootstrap_lead_to_the_same_distance() -> None:
     rng = np.random.default_rng(0)
     metric = KeypointDistance(side=448)
     for _ in range(7):
-        metric.update(boxes_at(*rng.uniform(0, 448, (4, 2)).tolist()), POINTS, TRUE_BOX, padded=rng.random(4) < 0.3)
-    assert float(slot_mean(mean_rates(metric.rows("px"))[None])[0]) == pytest.approx(metric.compute().px, abs=1e-10)
-    assert float(slot_mean(mean_rates(metric.rows())[None])[0]) == pytest.approx(metric.compute().norm, abs=1e-12)
+        metric.update(
+            boxes_at(*rng.uniform(0, 448, (4, 2)).tolist()), POINTS, TRUE_BOX, padded=rng.random(4) < 0.3
+        )
+    assert float(slot_mean(mean_rates(metric.rows("px"))[None])[0]) == pytest.approx(
+        metric.compute().px, abs=1e-10
+    )
+    assert float(slot_mean(mean_rates(metric.rows())[None])[0]) == pytest.approx(
+        metric.compute().norm, abs=1e-12
+    )
     assert np.isnan(slot_mean(np.zeros((1, 8)))[0])
 
 

@@ -18,7 +18,9 @@ SIDES = st.integers(1, 300)
 
 @given(SIDES, SIDES, SIDES, SIDES, st.integers(0, 2**32))
 @example(6, 6, 106, 260, 0)  # 6 x (target / 6) rounds: the scale is not source / target
-def test_resizing_a_mask_is_opencv_nearest_neighbour(height: int, width: int, new_height: int, new_width: int, seed: int) -> None:
+def test_resizing_a_mask_is_opencv_nearest_neighbour(
+    height: int, width: int, new_height: int, new_width: int, seed: int
+) -> None:
     mask = np.random.default_rng(seed).random((height, width)) < 0.5
     expected = cv2.resize(mask.astype(np.uint8), (new_width, new_height), interpolation=cv2.INTER_NEAREST) > 0
     assert np.array_equal(resize_mask(mask, (new_width, new_height)), expected)

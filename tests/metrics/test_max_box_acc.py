@@ -15,7 +15,11 @@ from wsolbench.metrics.thresholds import ThresholdPolicy
 from wsolbench.protocol import EvalProtocol
 
 PROTOCOL = EvalProtocol(name="three", taus=(0.1, 0.2, 0.3))
-IOUS = hnp.arrays(np.float64, st.tuples(st.integers(1, 9), st.just(3)), elements=st.sampled_from([0.0, 0.29, 0.3, 0.5, 0.6, 0.7, 1.0]))
+IOUS = hnp.arrays(
+    np.float64,
+    st.tuples(st.integers(1, 9), st.just(3)),
+    elements=st.sampled_from([0.0, 0.29, 0.3, 0.5, 0.6, 0.7, 1.0]),
+)
 
 
 def accumulated(rows: np.ndarray, protocol: EvalProtocol = PROTOCOL, **options) -> MaxBoxAcc:
@@ -36,7 +40,9 @@ def test_hit_counts_and_final_scores_equal_the_official_evaluator(mode: str, gri
     result = metric.compute()
     assert result.n == 56
     assert result.value_per_delta == tuple((counts.max(axis=1) / 56).tolist())
-    np.testing.assert_allclose(np.array(result.value_per_delta) * 100, data[f"compute_{mode}_{grid}"], rtol=1e-15)
+    np.testing.assert_allclose(
+        np.array(result.value_per_delta) * 100, data[f"compute_{mode}_{grid}"], rtol=1e-15
+    )
     np.testing.assert_allclose(result.value * 100, data[f"maxboxaccv2_{mode}_{grid}"], rtol=1e-15)
 
 
@@ -48,7 +54,8 @@ def test_max_box_acc_of_the_first_version_is_the_official_number_at_iou_50() -> 
 
 
 def test_v2_takes_the_best_threshold_of_each_delta_and_their_mean() -> None:
-    # delta .3: all three taus hit 2, 1, 0 images -> 2/2 at tau .1. delta .5: 1, 1, 0 -> 1/2 at .1. delta .7: 0, 1, 0 -> 1/2 at .2.
+    # delta .3: all three taus hit 2, 1, 0 images -> 2/2 at tau .1. delta .5: 1, 1, 0 -> 1/2 at .1. delta .7:
+    # 0, 1, 0 -> 1/2 at .2.
     result = accumulated(np.array([[0.6, 0.8, 0.0], [0.4, 0.2, 0.1]])).compute()
     assert result.value_per_delta == (1.0, 0.5, 0.5)
     assert result.tau_per_delta == (0.1, 0.1, 0.2)
@@ -56,8 +63,11 @@ def test_v2_takes_the_best_threshold_of_each_delta_and_their_mean() -> None:
 
 
 def test_a_shared_threshold_is_the_best_of_the_mean_over_deltas() -> None:
-    # Hits at .3/.5/.7: tau .1 has 2 + 1 + 0 = 3, tau .2 has 1 + 1 + 1 = 3, tau .3 none. Equal: the smaller tau.
-    result = accumulated(np.array([[0.6, 0.8, 0.0], [0.4, 0.2, 0.1]]), replace(PROTOCOL, v2_tau="shared")).compute()
+    # Hits at .3/.5/.7: tau .1 has 2 + 1 + 0 = 3, tau .2 has 1 + 1 + 1 = 3, tau .3 none. Equal: the smaller
+    # tau.
+    result = accumulated(
+        np.array([[0.6, 0.8, 0.0], [0.4, 0.2, 0.1]]), replace(PROTOCOL, v2_tau="shared")
+    ).compute()
     assert result.value_per_delta == (1.0, 0.5, 0.0)
     assert result.tau_per_delta == (0.1, 0.1, 0.1)
 
@@ -84,7 +94,9 @@ def test_class_averaging_weighs_classes_and_not_images() -> None:
 
 
 @given(IOUS, st.randoms(use_true_random=False), st.sampled_from(["image", "class"]), st.integers(0, 9))
-def test_neither_the_order_of_images_nor_the_split_into_shards_changes_a_bit(rows, random, averaging, cut) -> None:
+def test_neither_the_order_of_images_nor_the_split_into_shards_changes_a_bit(
+    rows, random, averaging, cut
+) -> None:
     protocol = replace(PROTOCOL, averaging=averaging)
     labelled = [(row, label % 2) for label, row in enumerate(rows)]
     whole = accumulated(rows, protocol)
@@ -99,7 +111,9 @@ def test_neither_the_order_of_images_nor_the_split_into_shards_changes_a_bit(row
 
 @given(IOUS)
 def test_the_value_is_the_brute_force_maximum_over_thresholds(rows: np.ndarray) -> None:
-    best = [max(sum(row[t] >= delta for row in rows) for t in range(3)) / len(rows) for delta in (0.3, 0.5, 0.7)]
+    best = [
+        max(sum(row[t] >= delta for row in rows) for t in range(3)) / len(rows) for delta in (0.3, 0.5, 0.7)
+    ]
     assert accumulated(rows).compute().value_per_delta == tuple(best)
 
 
@@ -134,7 +148,9 @@ def test_class_averaging_without_a_label_is_refused() -> None:
         MaxBoxAcc(replace(PROTOCOL, averaging="class")).update(np.zeros(3))
 
 
-@pytest.mark.parametrize("bad", [np.zeros(4), np.zeros((1, 3)), np.array([0.0, 0.5, 1.5]), np.array([0.0, np.nan, 0.5])])
+@pytest.mark.parametrize(
+    "bad", [np.zeros(4), np.zeros((1, 3)), np.array([0.0, 0.5, 1.5]), np.array([0.0, np.nan, 0.5])]
+)
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_iou_of_another_length_or_outside_0_to_1_is_refused(bad: np.ndarray) -> None:
     metric = MaxBoxAcc(PROTOCOL)

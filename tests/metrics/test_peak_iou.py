@@ -24,18 +24,27 @@ def iou_at(levels: np.ndarray, mask: np.ndarray, level: int) -> float:
 
 
 @given(level_maps, mask_maps)
-def test_iou_at_each_level_is_intersection_over_union_of_the_pixels_that_reach_it(levels: np.ndarray, mask: np.ndarray) -> None:
+def test_iou_at_each_level_is_intersection_over_union_of_the_pixels_that_reach_it(
+    levels: np.ndarray, mask: np.ndarray
+) -> None:
     mask[0, 0] = True
-    assert pixel_iou(level_histogram(levels, mask)).tolist() == [iou_at(levels, mask, level) for level in range(256)]
+    assert pixel_iou(level_histogram(levels, mask)).tolist() == [
+        iou_at(levels, mask, level) for level in range(256)
+    ]
 
 
 @given(st.lists(st.tuples(level_maps, mask_maps), min_size=1, max_size=4))
-def test_peak_iou_is_the_best_iou_of_all_pixels_put_together(images: list[tuple[np.ndarray, np.ndarray]]) -> None:
+def test_peak_iou_is_the_best_iou_of_all_pixels_put_together(
+    images: list[tuple[np.ndarray, np.ndarray]],
+) -> None:
     images[0][1][0, 0] = True
     metric = PeakIoU(PROTOCOL)
     for levels, mask in images:
         metric.update(levels, mask)
-    pooled = [iou_at(np.stack([im[0] for im in images]), np.stack([im[1] for im in images]), level) for level in range(256)]
+    pooled = [
+        iou_at(np.stack([im[0] for im in images]), np.stack([im[1] for im in images]), level)
+        for level in range(256)
+    ]
     result = metric.compute()
     assert result.peak_iou == max(pooled)
     assert result.peak_t == pooled.index(max(pooled))
@@ -45,7 +54,9 @@ def test_peak_iou_is_the_best_iou_of_all_pixels_put_together(images: list[tuple[
 @given(arrays.arrays(np.float64, (3, 4), elements=st.floats(0, 1)))
 def test_a_score_reaches_level_t_when_255_times_it_does(scores: np.ndarray) -> None:
     counts = level_histogram(scores, np.ones((3, 4), bool))[0]
-    assert [counts[level:].sum() for level in range(256)] == [(scores * 255.0 >= level).sum() for level in range(256)]
+    assert [counts[level:].sum() for level in range(256)] == [
+        (scores * 255.0 >= level).sum() for level in range(256)
+    ]
 
 
 def test_every_8_bit_level_over_255_comes_back_as_its_level() -> None:
@@ -66,7 +77,9 @@ def test_large_images_dominate_the_pooled_iou_and_not_the_mean_of_images() -> No
 
 
 @given(st.lists(st.tuples(level_maps, mask_maps), min_size=1, max_size=4))
-def test_mean_image_iou_is_the_best_mean_over_images_at_one_threshold(images: list[tuple[np.ndarray, np.ndarray]]) -> None:
+def test_mean_image_iou_is_the_best_mean_over_images_at_one_threshold(
+    images: list[tuple[np.ndarray, np.ndarray]],
+) -> None:
     metric = MeanImageIoU(PROTOCOL)
     for levels, mask in images:
         mask[2, 3] = True

@@ -32,12 +32,16 @@ def test_pooled_histograms_and_ap_equal_the_official_evaluator(golden_folder: Pa
                 target.update(*golden_case(golden, index))
         assert np.array_equal(metric.histogram, [golden[f"hist_true_{grid}"], golden[f"hist_false_{grid}"]])
         assert metric.compute().value == pytest.approx(float(golden[f"ap_all_{grid}"]) / 100, abs=1e-14)
-        assert [third.compute().value * 100 for third in thirds] == pytest.approx(golden[f"ap_thirds_{grid}"].tolist(), abs=1e-12)
+        assert [third.compute().value * 100 for third in thirds] == pytest.approx(
+            golden[f"ap_thirds_{grid}"].tolist(), abs=1e-12
+        )
         assert metric.compute().n == 30
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_single_maps_equal_the_official_evaluator_which_fails_where_we_raise(golden_folder: Path, grid: str) -> None:
+def test_single_maps_equal_the_official_evaluator_which_fails_where_we_raise(
+    golden_folder: Path, grid: str
+) -> None:
     with np.load(golden_folder / "pxap.npz") as golden:
         undefined = 0
         for index, expected in enumerate(golden[f"ap_single_{grid}"]):
@@ -52,11 +56,19 @@ def test_single_maps_equal_the_official_evaluator_which_fails_where_we_raise(gol
         assert undefined > 0
 
 
-unit_scores = st.one_of(st.floats(0, 1), st.sampled_from(tau_grid(0.01)), st.sampled_from([level / 255 for level in range(256)]))
+unit_scores = st.one_of(
+    st.floats(0, 1), st.sampled_from(tau_grid(0.01)), st.sampled_from([level / 255 for level in range(256)])
+)
 
 
-@given(arrays.arrays(np.float64, (4, 5), elements=unit_scores), arrays.arrays(bool, (4, 5)), st.sampled_from([0.5, 0.05, 0.01, 0.00011]))
-def test_bins_are_half_open_intervals_of_the_thresholds(scores: np.ndarray, mask: np.ndarray, step: float) -> None:
+@given(
+    arrays.arrays(np.float64, (4, 5), elements=unit_scores),
+    arrays.arrays(bool, (4, 5)),
+    st.sampled_from([0.5, 0.05, 0.01, 0.00011]),
+)
+def test_bins_are_half_open_intervals_of_the_thresholds(
+    scores: np.ndarray, mask: np.ndarray, step: float
+) -> None:
     protocol = EvalProtocol(taus=tau_grid(step))
     edges = [*protocol.taus, 1.0, 2.0, 3.0]
     expected = np.zeros((2, len(edges) - 1), dtype=int)
@@ -67,13 +79,20 @@ def test_bins_are_half_open_intervals_of_the_thresholds(scores: np.ndarray, mask
 
 
 @given(arrays.arrays(np.uint8, (4, 5)), arrays.arrays(bool, (4, 5)), arrays.arrays(bool, (4, 5)))
-def test_an_8_bit_map_stands_for_its_level_over_255(levels: np.ndarray, mask: np.ndarray, ignore: np.ndarray) -> None:
+def test_an_8_bit_map_stands_for_its_level_over_255(
+    levels: np.ndarray, mask: np.ndarray, ignore: np.ndarray
+) -> None:
     protocol = GRIDS["t1000"]
-    assert np.array_equal(pixel_histogram(levels, mask, ignore, protocol), pixel_histogram(levels / 255.0, mask, ignore, protocol))
+    assert np.array_equal(
+        pixel_histogram(levels, mask, ignore, protocol),
+        pixel_histogram(levels / 255.0, mask, ignore, protocol),
+    )
 
 
 @given(arrays.arrays(np.float64, (3, 6), elements=unit_scores), arrays.arrays(bool, (3, 6)))
-def test_ap_is_the_sum_over_thresholds_of_precision_times_gain_in_recall(scores: np.ndarray, mask: np.ndarray) -> None:
+def test_ap_is_the_sum_over_thresholds_of_precision_times_gain_in_recall(
+    scores: np.ndarray, mask: np.ndarray
+) -> None:
     mask[0, 0] = True
     protocol = GRIDS["t100"]
     expected, recall_before = 0.0, 0.0
@@ -91,7 +110,9 @@ def test_histograms_in_a_batch_are_independent_of_each_other() -> None:
     histograms = np.random.default_rng(0).integers(0, 9, (4, 3, 2, 12)) + 1
     batch = average_precision(histograms)
     assert batch.shape == (4, 3)
-    assert [[float(average_precision(histogram)) for histogram in row] for row in histograms] == batch.tolist()
+    assert [
+        [float(average_precision(histogram)) for histogram in row] for row in histograms
+    ] == batch.tolist()
 
 
 def test_scores_below_the_lowest_threshold_still_count() -> None:

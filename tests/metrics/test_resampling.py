@@ -38,12 +38,16 @@ def test_several_tables_at_once_have_the_rates_of_plain_means(n: int, data) -> N
         expected = [naive_rates(table, group, 12, n) for table, group in zip(tables, groups, strict=True)]
     for table, got, plain in zip(tables, rates, expected, strict=True):
         assert got.dtype == np.float64
-        np.testing.assert_allclose(got, plain, rtol=0, atol=1e-9 * float(np.abs(table.astype(float)).max(initial=1.0)))
+        np.testing.assert_allclose(
+            got, plain, rtol=0, atol=1e-9 * float(np.abs(table.astype(float)).max(initial=1.0))
+        )
 
 
 @settings(max_examples=30)
 @given(st.integers(1, 40), st.lists(st.integers(0, 9), max_size=5), st.booleans(), st.integers(2, 9))
-def test_how_the_images_are_cut_into_blocks_changes_no_bit(n: int, lengths: list[int], grouped: bool, size: int) -> None:
+def test_how_the_images_are_cut_into_blocks_changes_no_bit(
+    n: int, lengths: list[int], grouped: bool, size: int
+) -> None:
     rng = np.random.default_rng(n)
     lengths = [length for length, total in zip(lengths, np.cumsum(lengths), strict=True) if total <= n]
     tables = tables_of_all_kinds(rng, n)
@@ -72,7 +76,12 @@ print(hashlib.sha256(b"".join(each.tobytes() for each in rates)).hexdigest())
     digests = {
         subprocess.run(
             [sys.executable, "-c", program],
-            env={**os.environ, "OPENBLAS_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_NUM_THREADS": threads},
+            env={
+                **os.environ,
+                "OPENBLAS_NUM_THREADS": threads,
+                "MKL_NUM_THREADS": threads,
+                "OMP_NUM_THREADS": threads,
+            },
             check=True,
             capture_output=True,
         ).stdout
@@ -88,7 +97,9 @@ def test_sums_around_the_limit_of_float32_are_exact(n: int, kind: type) -> None:
     near = 2**24 // n  # with all images alike the sum is 2^24, and float32 holds only even numbers above
     rows = np.array([near - 1, near, near + 1, 2 * near + 1, 2**24 + 1, 3]) + rng.integers(0, 2, (n, 6))
     weights = all_weights(n, 40).astype(np.int64)
-    assert np.array_equal(Bootstrap(n, n_resamples=40).rates([[rows.astype(kind)]], [None])[0], weights @ rows / n)
+    assert np.array_equal(
+        Bootstrap(n, n_resamples=40).rates([[rows.astype(kind)]], [None])[0], weights @ rows / n
+    )
 
 
 def test_numbers_of_both_signs_that_cancel_are_added_exactly() -> None:
@@ -164,7 +175,10 @@ def test_more_resamples_keep_the_first_ones() -> None:
 
 def test_draws_of_a_seed_never_change() -> None:
     with small_blocks(4):
-        assert all_weights(10, 2, seed=5).tolist() == [[1, 1, 0, 3, 1, 0, 1, 0, 2, 1], [0, 1, 0, 3, 1, 2, 1, 1, 0, 1]]
+        assert all_weights(10, 2, seed=5).tolist() == [
+            [1, 1, 0, 3, 1, 0, 1, 0, 2, 1],
+            [0, 1, 0, 3, 1, 2, 1, 1, 0, 1],
+        ]
 
 
 def test_memory_does_not_grow_with_the_images() -> None:

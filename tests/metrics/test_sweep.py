@@ -53,11 +53,13 @@ UNIT_MAPS = st.one_of(
 
 @st.composite
 def true_boxes(draw: st.DrawFn) -> np.ndarray:
-    rows = draw(st.lists(st.tuples(*[st.integers(0, 6)] * 2, *[st.integers(0, 6)] * 2), min_size=1, max_size=3))
+    rows = draw(
+        st.lists(st.tuples(*[st.integers(0, 6)] * 2, *[st.integers(0, 6)] * 2), min_size=1, max_size=3)
+    )
     return np.array([(x, y, x + w, y + h) for x, y, w, h in rows], dtype=np.float64)
 
 
-# --- published outputs -----------------------------------------------------------------------------------------------------
+# --- published outputs --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("grid", ["t1000", "t100"])
@@ -67,29 +69,43 @@ def test_the_best_iou_of_all_56_maps_equals_the_official_evaluator_to_the_last_b
     swept = [sweep(data[f"map_{i:03d}"], data[f"gt_{i:03d}"], protocol) for i in range(int(data["num_maps"]))]
     np.testing.assert_array_equal(np.stack([one.best_iou for one in swept]), data[f"best_iou_multi_{grid}"])
     # Cells with several largest contours are in here too: the first in OpenCV's order is the one that counts.
-    np.testing.assert_array_equal(np.stack([one.single_iou for one in swept]), data[f"best_iou_single_{grid}"])
+    np.testing.assert_array_equal(
+        np.stack([one.single_iou for one in swept]), data[f"best_iou_single_{grid}"]
+    )
     assert data[f"tie_single_{grid}"].any()
 
 
 def test_the_largest_contour_rule_alone_gives_the_same_numbers() -> None:
     data = golden("boxes")
-    protocol = replace(EvalProtocol.preset("wsoleval"), taus=tuple(data["thresholds_t100"].tolist()), components="largest")
-    got = [best_iou_per_tau(data[f"map_{i:03d}"], data[f"gt_{i:03d}"], protocol) for i in range(int(data["num_maps"]))]
+    protocol = replace(
+        EvalProtocol.preset("wsoleval"), taus=tuple(data["thresholds_t100"].tolist()), components="largest"
+    )
+    got = [
+        best_iou_per_tau(data[f"map_{i:03d}"], data[f"gt_{i:03d}"], protocol)
+        for i in range(int(data["num_maps"]))
+    ]
     np.testing.assert_array_equal(np.stack(got), data["best_iou_single_t100"])
 
 
 @pytest.mark.parametrize(("mode", "rule"), [("union", "union"), ("max", "largest")])
-def test_the_boxes_of_the_spa_preset_equal_the_official_ones_wherever_no_pixel_is_on_the_threshold(mode: str, rule: str) -> None:
+def test_the_boxes_of_the_spa_preset_equal_the_official_ones_wherever_no_pixel_is_on_the_threshold(
+    mode: str, rule: str
+) -> None:
     data = golden("spa_boxes")
-    protocol = replace(EvalProtocol.preset("spa"), taus=tuple(data["thresholds"].tolist()), components=rule, single_box=rule)
+    protocol = replace(
+        EvalProtocol.preset("spa"), taus=tuple(data["thresholds"].tolist()), components=rule, single_box=rule
+    )
     compared = 0
     for image, (height, width) in enumerate(data["image_size_hw"].tolist()):
         ranked = [
-            (cls, data[f"top5_boxes_{mode}"][image, :, rank, 1:]) for rank, cls in enumerate(data[f"top5_boxes_{mode}"][image, 0, :, 0])
+            (cls, data[f"top5_boxes_{mode}"][image, :, rank, 1:])
+            for rank, cls in enumerate(data[f"top5_boxes_{mode}"][image, 0, :, 0])
         ]
         expected = [*ranked, (data["gt_label"][image], data[f"gtknown_box_{mode}"][image, :, 1:])]
         for column, (cls, official) in enumerate(expected):
-            resized = cv2.resize(data[f"cam_norm_{image:02d}"][cls], (width, height), interpolation=cv2.INTER_LINEAR)
+            resized = cv2.resize(
+                data[f"cam_norm_{image:02d}"][cls], (width, height), interpolation=cv2.INTER_LINEAR
+            )
             safe = data["fg_margin"][image, :, column] >= 1e-6
             got = single_box_per_tau(np.clip(resized, 0, 1), protocol)
             np.testing.assert_array_equal(got[safe], official[safe])
@@ -97,16 +113,20 @@ def test_the_boxes_of_the_spa_preset_equal_the_official_ones_wherever_no_pixel_i
     assert compared > 500
 
 
-# --- the definition, pixel by pixel ------------------------------------------------------------------------------------------
+# --- the definition, pixel by pixel -------------------------------------------------------------------------
 
 
 @given(UNIT_MAPS, protocols())
-def test_foreground_is_levels_above_the_cut_for_every_protocol(score_map: np.ndarray, protocol: EvalProtocol) -> None:
+def test_foreground_is_levels_above_the_cut_for_every_protocol(
+    score_map: np.ndarray, protocol: EvalProtocol
+) -> None:
     levels, cuts = quantize(score_map, protocol)
     assert np.issubdtype(levels.dtype, np.unsignedinteger)
     assert (np.diff(cuts) >= 0).all()
     for tau, cut in zip(protocol.taus, cuts.tolist(), strict=True):
-        assert {tuple(pixel) for pixel in np.argwhere(levels > cut).tolist()} == oracle.foreground(score_map, tau, protocol)
+        assert {tuple(pixel) for pixel in np.argwhere(levels > cut).tolist()} == oracle.foreground(
+            score_map, tau, protocol
+        )
 
 
 @settings(max_examples=200)
@@ -120,7 +140,9 @@ def test_the_sweep_equals_flood_fill_and_scalar_iou_for_every_protocol(
         single = oracle.boxes(score_map, tau, protocol, protocol.single_box)
         assert swept.single_boxes[k].tolist() == list(single[0])
         assert swept.single_iou[k] == oracle.best_iou(single, counted_truth, protocol)
-        assert swept.best_iou[k] == oracle.best_iou(oracle.boxes(score_map, tau, protocol, protocol.components), counted_truth, protocol)
+        assert swept.best_iou[k] == oracle.best_iou(
+            oracle.boxes(score_map, tau, protocol, protocol.components), counted_truth, protocol
+        )
 
 
 @given(UNIT_MAPS, true_boxes(), protocols())
@@ -129,14 +151,22 @@ def test_all_four_functions_agree(score_map: np.ndarray, truth: np.ndarray, prot
     np.testing.assert_array_equal(swept.best_iou, best_iou_per_tau(score_map, truth, protocol))
     np.testing.assert_array_equal(swept.single_boxes, single_box_per_tau(score_map, protocol))
     single = replace(protocol, components=protocol.single_box)
-    np.testing.assert_array_equal(swept.single_boxes, np.concatenate([boxes_at(score_map, tau, single) for tau in TAUS]))
+    np.testing.assert_array_equal(
+        swept.single_boxes, np.concatenate([boxes_at(score_map, tau, single) for tau in TAUS])
+    )
 
 
 @given(hnp.arrays(np.uint8, _SHAPES, elements=st.sampled_from([0, 255])), st.sampled_from(["4", "8"]))
-def test_of_equally_large_components_the_first_of_a_row_wise_scan_counts(score_map: np.ndarray, connectivity: str) -> None:
+def test_of_equally_large_components_the_first_of_a_row_wise_scan_counts(
+    score_map: np.ndarray, connectivity: str
+) -> None:
     assume(score_map.any())
-    protocol = EvalProtocol(taus=(0.5,), components="largest", connectivity=connectivity, largest_by="box_area")
-    assert [tuple(row) for row in boxes_at(score_map, 0.5, protocol).tolist()] == oracle.boxes(score_map, 0.5, protocol, "largest")
+    protocol = EvalProtocol(
+        taus=(0.5,), components="largest", connectivity=connectivity, largest_by="box_area"
+    )
+    assert [tuple(row) for row in boxes_at(score_map, 0.5, protocol).tolist()] == oracle.boxes(
+        score_map, 0.5, protocol, "largest"
+    )
 
 
 def test_the_scan_order_decides_ties_in_a_large_noisy_map_too() -> None:
@@ -146,13 +176,21 @@ def test_the_scan_order_decides_ties_in_a_large_noisy_map_too() -> None:
     score_map[::2, ::2] = rng.random((150, 150)) < 0.5
     first = int(np.flatnonzero(score_map[0])[0])
     for connectivity in ("4", "8"):
-        protocol = EvalProtocol(taus=(0.5,), components="largest", connectivity=connectivity, largest_by="pixel_count", box_end="inclusive")
+        protocol = EvalProtocol(
+            taus=(0.5,),
+            components="largest",
+            connectivity=connectivity,
+            largest_by="pixel_count",
+            box_end="inclusive",
+        )
         assert boxes_at(score_map, 0.5, protocol).tolist() == [[first, 0, first, 0]]
 
 
 def test_a_threshold_between_those_of_the_grid_can_be_asked_for() -> None:
     score_map = np.array([[0.2, 0.4, 0.6, 0.8]])
-    protocol = EvalProtocol(taus=(0.0, 0.9), components="union", box_end="inclusive", threshold_basis="unit", quantize="none")
+    protocol = EvalProtocol(
+        taus=(0.0, 0.9), components="union", box_end="inclusive", threshold_basis="unit", quantize="none"
+    )
     assert boxes_at(score_map, 0.5, protocol).tolist() == [[2, 0, 3, 0]]
 
 
@@ -171,18 +209,22 @@ def test_uint8_maps_stand_for_value_over_255() -> None:
 
 
 def test_a_float_map_may_have_more_than_256_levels() -> None:
-    protocol = EvalProtocol(taus=tuple(k / 1000 for k in range(1000)), quantize="none", threshold_basis="unit")
+    protocol = EvalProtocol(
+        taus=tuple(k / 1000 for k in range(1000)), quantize="none", threshold_basis="unit"
+    )
     levels, cuts = quantize(np.linspace(0, 1, 2000).reshape(40, 50), protocol)
     assert levels.dtype == np.uint16
     assert levels.max() == 1000
     np.testing.assert_array_equal(cuts, np.arange(1000))
 
 
-# --- properties --------------------------------------------------------------------------------------------------------------
+# --- properties ---------------------------------------------------------------------------------------------
 
 
 @given(UNIT_MAPS, true_boxes(), protocols(), st.randoms(use_true_random=False))
-def test_the_order_of_the_true_boxes_does_not_matter_and_one_more_never_hurts(score_map, truth, protocol, random) -> None:
+def test_the_order_of_the_true_boxes_does_not_matter_and_one_more_never_hurts(
+    score_map, truth, protocol, random
+) -> None:
     protocol = replace(protocol, gt_boxes="any")
     rows = truth.tolist()
     random.shuffle(rows)
@@ -192,14 +234,20 @@ def test_the_order_of_the_true_boxes_does_not_matter_and_one_more_never_hurts(sc
 
 
 @given(UNIT_MAPS, true_boxes(), protocols())
-def test_all_regions_are_never_worse_than_the_largest(score_map: np.ndarray, truth: np.ndarray, protocol: EvalProtocol) -> None:
+def test_all_regions_are_never_worse_than_the_largest(
+    score_map: np.ndarray, truth: np.ndarray, protocol: EvalProtocol
+) -> None:
     swept = sweep(score_map, truth, replace(protocol, components="all", single_box="largest"))
     assert (swept.best_iou >= swept.single_iou).all()
 
 
 @given(UNIT_MAPS, true_boxes(), protocols())
-def test_turning_map_and_boxes_over_the_diagonal_changes_nothing(score_map: np.ndarray, truth: np.ndarray, protocol: EvalProtocol) -> None:
-    protocol = replace(protocol, components="all" if protocol.components == "largest" else protocol.components)
+def test_turning_map_and_boxes_over_the_diagonal_changes_nothing(
+    score_map: np.ndarray, truth: np.ndarray, protocol: EvalProtocol
+) -> None:
+    protocol = replace(
+        protocol, components="all" if protocol.components == "largest" else protocol.components
+    )
     turned = best_iou_per_tau(np.ascontiguousarray(score_map.T), truth[:, [1, 0, 3, 2]], protocol)
     np.testing.assert_array_equal(best_iou_per_tau(score_map, truth, protocol), turned)
 
@@ -209,30 +257,46 @@ def test_turning_map_and_boxes_over_the_diagonal_changes_nothing(score_map: np.n
     st.lists(st.integers(0, 255), min_size=10, max_size=10, unique=True).map(sorted),
     st.sampled_from([">", ">="]),
 )
-def test_an_increasing_change_of_all_levels_and_thresholds_changes_no_box(picture: np.ndarray, renamed: list[int], test: str) -> None:
-    protocol = EvalProtocol(threshold_basis="unit", foreground=test, taus=tuple(level / 255 for level in range(10)))
+def test_an_increasing_change_of_all_levels_and_thresholds_changes_no_box(
+    picture: np.ndarray, renamed: list[int], test: str
+) -> None:
+    protocol = EvalProtocol(
+        threshold_basis="unit", foreground=test, taus=tuple(level / 255 for level in range(10))
+    )
     moved = replace(protocol, taus=tuple(level / 255 for level in renamed))
     np.testing.assert_array_equal(
-        single_box_per_tau(picture, protocol), single_box_per_tau(np.array(renamed, dtype=np.uint8)[picture], moved)
+        single_box_per_tau(picture, protocol),
+        single_box_per_tau(np.array(renamed, dtype=np.uint8)[picture], moved),
     )
 
 
 @given(UNIT_MAPS, st.integers(1, 4))
 def test_fractions_of_the_maximum_ignore_a_positive_scale(score_map: np.ndarray, halvings: int) -> None:
-    # A power of two scales floats exactly; the 8-bit picture of the scaled map is coarser, so the exact statement is about float maps.
+    # A power of two scales floats exactly; the 8-bit picture of the scaled map is coarser, so the exact
+    # statement is about float maps.
     values = score_map.astype(np.float64) / (255 if score_map.dtype == np.uint8 else 1)
     scale = 2.0**-halvings
     protocol = EvalProtocol(quantize="none", threshold_basis="unit", taus=TAUS)
     scaled = replace(protocol, taus=tuple(tau * scale for tau in TAUS))
     assume(np.all((values == 0) | (values > 1e-30)))
-    np.testing.assert_array_equal(single_box_per_tau(values, protocol), single_box_per_tau(values * scale, scaled))
+    np.testing.assert_array_equal(
+        single_box_per_tau(values, protocol), single_box_per_tau(values * scale, scaled)
+    )
 
 
 @given(st.integers(0, 5), st.integers(0, 5), st.integers(2, 6), st.integers(2, 6), protocols())
-def test_a_perfect_map_has_iou_one_under_consistent_box_ends(x: int, y: int, w: int, h: int, protocol: EvalProtocol) -> None:
+def test_a_perfect_map_has_iou_one_under_consistent_box_ends(
+    x: int, y: int, w: int, h: int, protocol: EvalProtocol
+) -> None:
     score_map = np.zeros((14, 14))
     score_map[y : y + h, x : x + w] = 1.0
-    protocol = replace(protocol, clip_boxes=False, taus=(0.1, 0.5), iou_plus_one=protocol.box_end == "inclusive", threshold_basis="unit")
+    protocol = replace(
+        protocol,
+        clip_boxes=False,
+        taus=(0.1, 0.5),
+        iou_plus_one=protocol.box_end == "inclusive",
+        threshold_basis="unit",
+    )
     end = 1 if protocol.box_end == "inclusive" else 0
     swept = sweep(score_map, np.array([[x, y, x + w - end, y + h - end]]), protocol)
     assert swept.best_iou.tolist() == [1.0, 1.0]
@@ -240,7 +304,9 @@ def test_a_perfect_map_has_iou_one_under_consistent_box_ends(x: int, y: int, w: 
 
 
 @given(UNIT_MAPS, protocols())
-def test_a_larger_threshold_never_makes_the_union_larger(score_map: np.ndarray, protocol: EvalProtocol) -> None:
+def test_a_larger_threshold_never_makes_the_union_larger(
+    score_map: np.ndarray, protocol: EvalProtocol
+) -> None:
     union = replace(protocol, single_box="union", empty_box="zero", clip_boxes=False)
     areas = [
         len(oracle.foreground(score_map, tau, union)) and (b[2] - b[0] + 1) * (b[3] - b[1] + 1)
@@ -249,7 +315,9 @@ def test_a_larger_threshold_never_makes_the_union_larger(score_map: np.ndarray, 
     assert areas == sorted(areas, reverse=True)
 
 
-@pytest.mark.parametrize(("empty_box", "expected"), [("zero", [0, 0, 0, 0]), ("unit", [0, 0, 1, 1]), ("image", [0, 0, 5, 3])])
+@pytest.mark.parametrize(
+    ("empty_box", "expected"), [("zero", [0, 0, 0, 0]), ("unit", [0, 0, 1, 1]), ("image", [0, 0, 5, 3])]
+)
 def test_a_map_without_foreground_gives_the_protocol_s_empty_box(empty_box: str, expected: list[int]) -> None:
     protocol = EvalProtocol(taus=(0.0, 0.5), empty_box=empty_box, clip_boxes=False)
     for score_map in (np.zeros((3, 5)), np.zeros((3, 5), dtype=np.uint8)):
@@ -263,7 +331,7 @@ def test_a_constant_map_is_scored_as_the_protocol_says() -> None:
     assert single_box_per_tau(np.ones((3, 5)), protocol).tolist() == [[0, 0, 4, 2], [0, 0, 0, 0]]
 
 
-# --- bad input -----------------------------------------------------------------------------------------------------------------
+# --- bad input ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

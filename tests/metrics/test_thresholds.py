@@ -55,7 +55,9 @@ def test_transfer_takes_one_threshold_for_each_row_or_one_for_all() -> None:
 @pytest.mark.parametrize("step", [0.001, 0.01, 0.05])
 def test_every_threshold_of_a_grid_transfers_to_itself(step: float) -> None:
     grid = tau_grid(step)
-    assert ThresholdPolicy.transfer(grid).pick(np.zeros((len(grid), len(grid))), np.array(grid)).tolist() == list(range(len(grid)))
+    assert ThresholdPolicy.transfer(grid).pick(
+        np.zeros((len(grid), len(grid))), np.array(grid)
+    ).tolist() == list(range(len(grid)))
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.96, 1.0])
@@ -75,7 +77,8 @@ def test_a_curve_of_another_length_than_the_grid_is_refused(unchecked_shapes: No
 
 
 @pytest.mark.parametrize(
-    ("kind", "taus"), [("oracle", (0.1,)), ("fixed", ()), ("fixed", (0.1, 0.2)), ("transfer", ()), ("fixed", (np.nan,))]
+    ("kind", "taus"),
+    [("oracle", (0.1,)), ("fixed", ()), ("fixed", (0.1, 0.2)), ("transfer", ()), ("fixed", (np.nan,))],
 )
 def test_a_policy_with_the_wrong_thresholds_cannot_be_made(kind: str, taus: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match="threshold"):
@@ -83,5 +86,9 @@ def test_a_policy_with_the_wrong_thresholds_cannot_be_made(kind: str, taus: tupl
 
 
 def test_policies_have_the_names_that_records_show() -> None:
-    policies = [ThresholdPolicy.oracle(), ThresholdPolicy.fixed(0.2), ThresholdPolicy.transfer([0.1, 0.2, 0.3])]
+    policies = [
+        ThresholdPolicy.oracle(),
+        ThresholdPolicy.fixed(0.2),
+        ThresholdPolicy.transfer([0.1, 0.2, 0.3]),
+    ]
     assert [str(policy) for policy in policies] == ["oracle", "fixed:0.2", "transfer"]

@@ -21,7 +21,11 @@ IOU = st.sampled_from([0.0, 0.3, 0.5, 0.7])
 
 @st.composite
 def images(draw: st.DrawFn) -> list[tuple[np.ndarray, np.ndarray, int]]:
-    one = st.tuples(st.tuples(IOU, IOU).map(np.array), st.permutations(range(7)).map(lambda order: np.array(order[:5])), st.integers(0, 6))
+    one = st.tuples(
+        st.tuples(IOU, IOU).map(np.array),
+        st.permutations(range(7)).map(lambda order: np.array(order[:5])),
+        st.integers(0, 6),
+    )
     return draw(st.lists(one, min_size=1, max_size=8))
 
 
@@ -41,7 +45,9 @@ def test_top1_top5_and_gt_known_equal_the_official_localization_error_of_300_ima
     used = 0
     for i in range(len(data["gt_label"])):
         truth = data["gt_boxes"][i, : data["num_gt"][i]]
-        per_rank = iou_matrix(data["pred_box"][i], truth, plus_one=True).max(axis=1)[:, None]  # (5, 1): each rank has its own box
+        per_rank = iou_matrix(data["pred_box"][i], truth, plus_one=True).max(axis=1)[
+            :, None
+        ]  # (5, 1): each rank has its own box
         one = TopKLoc(protocol, delta=metric.delta)
         one.update(per_rank[0], data["pred_cls"][i], int(data["gt_label"][i]), ranked_iou=per_rank)
         official = [data[f"{name}_locerr"][i, column] == 0 for name in ("gtknown", "top1", "top5")]
@@ -110,7 +116,9 @@ def test_under_class_map_predicted_the_rank_that_names_the_class_counts_with_its
 def test_both_class_map_rules_agree_when_the_map_depends_on_the_class_only(rows) -> None:
     predicted = TopKLoc(replace(PROTOCOL, class_map="predicted"))
     for iou, ranked, label in rows:
-        own = np.where(ranked[:, None] == label, iou, 0.9)  # other classes' boxes are perfect and must not count
+        own = np.where(
+            ranked[:, None] == label, iou, 0.9
+        )  # other classes' boxes are perfect and must not count
         predicted.update(iou, ranked, label, ranked_iou=own)
     assert predicted.compute() == accumulated(rows).compute()
 
@@ -125,12 +133,17 @@ def test_the_fractions_equal_counting_by_hand(rows, iou_test: str, topk_test: st
     gt_known = [sum(right(iou[t], iou_test) for iou, _, _ in rows) for t in range(2)]
     assert result.gt_known == max(gt_known) / len(rows)
     for k in (1, 5):
-        top_k = [sum(right(iou[t], topk_test) and label in ranked[:k].tolist() for iou, ranked, label in rows) for t in range(2)]
+        top_k = [
+            sum(right(iou[t], topk_test) and label in ranked[:k].tolist() for iou, ranked, label in rows)
+            for t in range(2)
+        ]
         assert result.top_k[k] == max(top_k) / len(rows)
 
 
 @given(images(), st.randoms(use_true_random=False), st.sampled_from(["image", "class"]), st.integers(0, 8))
-def test_neither_the_order_of_images_nor_the_split_into_shards_changes_a_bit(rows, random, averaging, cut) -> None:
+def test_neither_the_order_of_images_nor_the_split_into_shards_changes_a_bit(
+    rows, random, averaging, cut
+) -> None:
     protocol = replace(PROTOCOL, averaging=averaging)
     whole = accumulated(rows, protocol).compute()
     random.shuffle(rows)
@@ -152,7 +165,10 @@ def test_top1_is_at_most_top5_and_top5_at_most_gt_known_which_is_max_box_acc(row
 
 
 def test_class_averaging_weighs_classes_and_not_images() -> None:
-    rows = [(np.full(2, iou), np.array([label, 10, 11, 12, 13]), label) for iou, label in ((0.9, 0), (0.9, 0), (0.9, 0), (0.1, 1))]
+    rows = [
+        (np.full(2, iou), np.array([label, 10, 11, 12, 13]), label)
+        for iou, label in ((0.9, 0), (0.9, 0), (0.9, 0), (0.1, 1))
+    ]
     result = accumulated(rows, replace(PROTOCOL, averaging="class")).compute()
     assert (result.gt_known, result.top_k) == (0.5, {1: 0.5, 5: 0.5})
 
@@ -177,7 +193,11 @@ def test_without_images_the_metric_is_undefined() -> None:
 
 
 def test_results_of_different_protocols_deltas_or_ks_do_not_merge() -> None:
-    for other in (TopKLoc(replace(PROTOCOL, iou_test=">")), TopKLoc(PROTOCOL, delta=0.3), TopKLoc(PROTOCOL, ks=(1,))):
+    for other in (
+        TopKLoc(replace(PROTOCOL, iou_test=">")),
+        TopKLoc(PROTOCOL, delta=0.3),
+        TopKLoc(PROTOCOL, ks=(1,)),
+    ):
         with pytest.raises(UsageError, match="do not merge"):
             TopKLoc(PROTOCOL).merge(other)
 
@@ -201,7 +221,9 @@ def test_bad_rows_are_refused_and_not_counted(iou, ranked, ranked_iou, message: 
     assert metric.n == 0
 
 
-@pytest.mark.parametrize("options", [{"delta": 0.0}, {"delta": 50.0}, {"ks": ()}, {"ks": (5, 1)}, {"ks": (0, 1)}])
+@pytest.mark.parametrize(
+    "options", [{"delta": 0.0}, {"delta": 50.0}, {"ks": ()}, {"ks": (5, 1)}, {"ks": (0, 1)}]
+)
 def test_a_delta_or_k_that_means_nothing_is_refused(options: dict) -> None:
     with pytest.raises(UsageError, match="expected"):
         TopKLoc(PROTOCOL, **options)

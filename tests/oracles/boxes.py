@@ -1,9 +1,8 @@
 """Map -> boxes -> IoU and error category, said again pixel by pixel without OpenCV or vectors.
 
-A contour is described by what it encloses instead of by tracing it: the outline of an 8-connected component bounds the
-component with its holes filled, the outline of a hole runs through the pixels around the hole, and the area of the
-polygon through pixel centres is a sum over 2 x 2 blocks.
-"""
+A contour is described by what it encloses instead of by tracing it: the outline of an 8-connected component
+bounds the component with its holes filled, the outline of a hole runs through the pixels around the hole, and
+the area of the polygon through pixel centres is a sum over 2 x 2 blocks."""
 
 from __future__ import annotations
 
@@ -30,8 +29,15 @@ def foreground(score_map: np.ndarray, tau: float, protocol: EvalProtocol) -> set
         values = {pixel: float(np.float32(value)) for pixel, value in values.items()}
     else:
         values = {pixel: int(255 * value) for pixel, value in values.items()}
-        bases = {"max": max(values.values()), "percentile": np.percentile([*values.values()], protocol.percentile)}
-        cut = round(255 * tau) if protocol.threshold_basis == "unit" else int(tau * bases[protocol.threshold_basis])
+        bases = {
+            "max": max(values.values()),
+            "percentile": np.percentile([*values.values()], protocol.percentile),
+        }
+        cut = (
+            round(255 * tau)
+            if protocol.threshold_basis == "unit"
+            else int(tau * bases[protocol.threshold_basis])
+        )
     if protocol.foreground == ">":
         return {pixel for pixel, value in values.items() if value > cut}
     return {pixel for pixel, value in values.items() if value >= cut}
@@ -43,10 +49,16 @@ def boxes(score_map: np.ndarray, tau: float, protocol: EvalProtocol, rule: str) 
     height, width = score_map.shape
     if not pixels:
         whole = _written((0, 0, width, height), width, height, protocol)
-        return [{"zero": (0.0, 0.0, 0.0, 0.0), "unit": (0.0, 0.0, 1.0, 1.0), "image": whole}[protocol.empty_box]]
+        return [
+            {"zero": (0.0, 0.0, 0.0, 0.0), "unit": (0.0, 0.0, 1.0, 1.0), "image": whole}[protocol.empty_box]
+        ]
     if rule == "union":
         return [_written(_bounds(pixels), width, height, protocol)]
-    regions = _contours(pixels, height, width) if protocol.connectivity == "contour" else _components(pixels, protocol)
+    regions = (
+        _contours(pixels, height, width)
+        if protocol.connectivity == "contour"
+        else _components(pixels, protocol)
+    )
     if rule == "largest":
         regions = [max(regions, key=lambda region: region[1])]
     return [_written(box, width, height, protocol) for box, _ in regions]
@@ -124,7 +136,8 @@ def _components(pixels: set[Pixel], protocol: EvalProtocol) -> list[tuple[Box, f
 
 
 def _contours(pixels: set[Pixel], height: int, width: int) -> list[tuple[Box, float]]:
-    """Outlines, those that start last in a row-wise scan first, then holes; of equal ones OpenCV has the first of these first."""
+    """Outlines, those that start last in a row-wise scan first, then holes; of equal ones OpenCV has the
+    first of these first."""
     padded = {(y, x) for y in range(-1, height + 1) for x in range(-1, width + 1)}
     regions = []
     for component in reversed(_connected(pixels, _EIGHT)):
@@ -135,8 +148,14 @@ def _contours(pixels: set[Pixel], height: int, width: int) -> list[tuple[Box, fl
         if (-1, -1) in hole:
             continue
         x0, y0, x1, y1 = _bounds(hole)
-        # The polygon runs through the surrounding pixels: one hole pixel in a block opens half of it, two or more all of it.
-        regions.append(((x0 - 1, y0 - 1, x1 + 1, y1 + 1), _block_area(_filled(hole, padded, _EIGHT), {1: 0.5, 2: 1.0, 3: 1.0, 4: 1.0})))
+        # The polygon runs through the surrounding pixels: one hole pixel in a block opens half of it, two or
+        # more all of it.
+        regions.append(
+            (
+                (x0 - 1, y0 - 1, x1 + 1, y1 + 1),
+                _block_area(_filled(hole, padded, _EIGHT), {1: 0.5, 2: 1.0, 3: 1.0, 4: 1.0}),
+            )
+        )
     return regions
 
 
@@ -148,4 +167,6 @@ def _filled(region: set[Pixel], padded: set[Pixel], neighbours: list[Pixel]) -> 
 
 def _block_area(region: set[Pixel], share: dict[int, float]) -> float:
     corners = {(y - dy, x - dx) for y, x in region for dy in (0, 1) for dx in (0, 1)}
-    return sum(share.get(sum((y + dy, x + dx) in region for dy in (0, 1) for dx in (0, 1)), 0.0) for y, x in corners)
+    return sum(
+        share.get(sum((y + dy, x + dx) in region for dy in (0, 1) for dx in (0, 1)), 0.0) for y, x in corners
+    )

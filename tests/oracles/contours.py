@@ -1,4 +1,5 @@
-"""Map -> boxes -> IoU with OpenCV called for each threshold, as official evaluators do it; and maps that are hard to sweep.
+"""Map -> boxes -> IoU with OpenCV called for each threshold, as official evaluators do it; and maps that are
+hard to sweep.
 
 Nothing of the sweep is used here, so that it can be compared with this.
 """
@@ -14,7 +15,7 @@ import numpy as np
 from wsolbench.metrics.sweep import sweep
 from wsolbench.protocol import EvalProtocol
 
-# --- the definition ----------------------------------------------------------------------------------------------------------
+# --- the definition -----------------------------------------------------------------------------------------
 
 
 def foreground(score_map: np.ndarray, tau: float, protocol: EvalProtocol) -> np.ndarray:
@@ -27,7 +28,14 @@ def foreground(score_map: np.ndarray, tau: float, protocol: EvalProtocol) -> np.
         if protocol.threshold_basis == "unit":
             cut = round(tau * 255)
         else:
-            cut = int(tau * (picture.max() if protocol.threshold_basis == "max" else np.percentile(picture, protocol.percentile)))
+            cut = int(
+                tau
+                * (
+                    picture.max()
+                    if protocol.threshold_basis == "max"
+                    else np.percentile(picture, protocol.percentile)
+                )
+            )
     return picture > cut if protocol.foreground == ">" else picture >= cut
 
 
@@ -48,9 +56,9 @@ def boxes(picture: np.ndarray, rule: str, protocol: EvalProtocol) -> np.ndarray:
         found = np.array([cv2.boundingRect(contour) for contour in contours])
     else:
         # The default algorithm does not number components in row-wise order of their first pixel; Wu's does.
-        stats = cv2.connectedComponentsWithStatsWithAlgorithm(picture.astype(np.uint8), int(protocol.connectivity), cv2.CV_32S, cv2.CCL_WU)[
-            2
-        ][1:]
+        stats = cv2.connectedComponentsWithStatsWithAlgorithm(
+            picture.astype(np.uint8), int(protocol.connectivity), cv2.CV_32S, cv2.CCL_WU
+        )[2][1:]
         size = stats[:, 4] if protocol.largest_by == "pixel_count" else stats[:, 2] * stats[:, 3]
         found = stats[[size.argmax()], :4] if rule == "largest" else stats[:, :4]
     end = 1 if protocol.box_end == "inclusive" else 0
@@ -94,9 +102,22 @@ def differences(score_map: np.ndarray, truth: np.ndarray, protocol: EvalProtocol
     return found
 
 
-# --- what it is asked --------------------------------------------------------------------------------------------------------
+# --- what it is asked ---------------------------------------------------------------------------------------
 
-KINDS = ("smooth", "noise", "plateaus", "checkerboard", "rings", "lines", "spiral", "islands", "binary", "stripes", "beads", "flat")
+KINDS = (
+    "smooth",
+    "noise",
+    "plateaus",
+    "checkerboard",
+    "rings",
+    "lines",
+    "spiral",
+    "islands",
+    "binary",
+    "stripes",
+    "beads",
+    "flat",
+)
 
 
 def hard_map(kind: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
@@ -115,7 +136,11 @@ def hard_map(kind: str, height: int, width: int, rng: np.random.Generator) -> np
     elif kind == "rings":  # round, square or on edge, one or more pixels wide, with gaps
         dy, dx = abs(y - height // 2), abs(x - width // 2)
         distance = (np.hypot(dy, dx), np.maximum(dy, dx), dy + dx)[rng.integers(3)]
-        grid = (distance.astype(int) % rng.integers(2, 5) == 0) * rng.integers(1, 4, (1, width)) * (rng.random((height, width)) > 0.02)
+        grid = (
+            (distance.astype(int) % rng.integers(2, 5) == 0)
+            * rng.integers(1, 4, (1, width))
+            * (rng.random((height, width)) > 0.02)
+        )
     elif kind == "lines":
         for level in (0.3, 0.6, 1.0):
             cv2.polylines(grid, [rng.integers(0, [width, height], (5, 2)).astype(np.int32)], True, level)
@@ -124,7 +149,9 @@ def hard_map(kind: str, height: int, width: int, rng: np.random.Generator) -> np
         way: list[tuple[int, int]] = []
         while left <= right and top <= bottom:
             way += [(top, c) for c in range(left, right + 1)] + [(r, right) for r in range(top, bottom + 1)]
-            way += [(bottom, c) for c in range(right, left, -1)] + [(r, left) for r in range(bottom, top + 1, -1)]
+            way += [(bottom, c) for c in range(right, left, -1)] + [
+                (r, left) for r in range(bottom, top + 1, -1)
+            ]
             left, top, right, bottom = left + 2, top + 2, right - 2, bottom - 2
         for step, place in enumerate(way):
             grid[place] = 0.3 + 0.7 * step / len(way)
@@ -153,7 +180,13 @@ def hard_map(kind: str, height: int, width: int, rng: np.random.Generator) -> np
     return np.asfortranarray(made) if rng.random() < 0.25 else made
 
 
-_REGIONS = (("contour", "contour_area"), ("4", "pixel_count"), ("4", "box_area"), ("8", "pixel_count"), ("8", "box_area"))
+_REGIONS = (
+    ("contour", "contour_area"),
+    ("4", "pixel_count"),
+    ("4", "box_area"),
+    ("8", "pixel_count"),
+    ("8", "box_area"),
+)
 _LEVELS = (("uint8", "max"), ("uint8", "unit"), ("uint8", "percentile"), ("none", "unit"))
 PROTOCOLS = tuple(
     EvalProtocol(
@@ -174,10 +207,13 @@ PROTOCOLS = tuple(
 
 
 def drawn(protocol: EvalProtocol, thresholds: int, rng: np.random.Generator) -> EvalProtocol:
-    """A protocol with drawn thresholds, 0 and 1 among them, and a drawn way of writing and comparing boxes."""
+    """A protocol with drawn thresholds, 0 and 1 among them, and a drawn way of writing and comparing
+    boxes."""
     return replace(
         protocol,
-        taus=tuple(np.unique([0.0, 1.0, *(rng.integers(1, 1000, max(thresholds - 2, 0)) / 1000).tolist()]).tolist()),
+        taus=tuple(
+            np.unique([0.0, 1.0, *(rng.integers(1, 1000, max(thresholds - 2, 0)) / 1000).tolist()]).tolist()
+        ),
         percentile=float(rng.choice([10.0, 90.0, 100.0])),
         box_end=str(rng.choice(["exclusive", "inclusive"])),
         clip_boxes=bool(rng.integers(2)),

@@ -1,7 +1,7 @@
 """Reads the tables of five papers from their plain text: tab-separated rows beside a caption "Table N. ...".
 
-What each column holds is written down here a second time, so that rows, columns and digits of the files are compared with the text.
-"""
+What each column holds is written down here a second time, so that rows, columns and digits of the files are
+compared with the text."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """How a table is laid out: `head` lines, then rows; the columns by their headings, upper and lower joined by " / "."""
+    """How a table is laid out: `head` lines, then rows; the columns by their headings, upper and lower joined
+    by " / "."""
 
     paper: str
     number: int
@@ -63,7 +64,9 @@ class Table:
     def lines(self, text: str) -> list[list[str]]:
         """Cells of the lines of this table."""
         lines = text.splitlines()
-        captions = [place for place, line in enumerate(lines) if line.lstrip().startswith(f"Table {self.number}. ")]
+        captions = [
+            place for place, line in enumerate(lines) if line.lstrip().startswith(f"Table {self.number}. ")
+        ]
         assert len(captions) == 1, f"{self.paper} has {len(captions)} captions of {self.name}"
         step = 1 if self.below else -1
         place = captions[0] + step
@@ -78,7 +81,9 @@ class Table:
     def cells(self, text: str) -> Iterator[Cell]:
         """Every value of the table, row by row."""
         lines = self.lines(text)
-        assert headings(lines[: self.head]) == list(self.columns), f"{self.paper}, {self.name}: {headings(lines[: self.head])}"
+        assert headings(lines[: self.head]) == list(self.columns), (
+            f"{self.paper}, {self.name}: {headings(lines[: self.head])}"
+        )
         above = [""] * len(self.columns)
         for row, line in enumerate(lines[self.head :], start=1):
             names, values = [], []
@@ -87,7 +92,9 @@ class Table:
                     above[place] = cell or above[place]
                     names.append(above[place])
                 elif content == MARK:
-                    assert cell in _CHECKED | _UNCHECKED, f"{self.paper}, {self.name}, row {row}: {cell!r} is no mark"
+                    assert cell in _CHECKED | _UNCHECKED, (
+                        f"{self.paper}, {self.name}, row {row}: {cell!r} is no mark"
+                    )
                     names += [heading] if cell in _CHECKED else []
                 elif cell not in _NO_VALUE:
                     values.append((content, cell))
@@ -99,9 +106,15 @@ class Table:
         """What numbers, in the order of their file, and the text do not share."""
         cells = list(self.cells(text))
         mine = [number for number in numbers if number.paper == self.paper and number.table == self.name]
-        found = [difference for cell, number in zip(cells, mine, strict=False) for difference in cell.differences(number)]
+        found = [
+            difference
+            for cell, number in zip(cells, mine, strict=False)
+            for difference in cell.differences(number)
+        ]
         if len(cells) != len(mine):
-            found.append(f"{self.paper}, {self.name}: {len(mine)} numbers in the file, {len(cells)} in the paper")
+            found.append(
+                f"{self.paper}, {self.name}: {len(mine)} numbers in the file, {len(cells)} in the paper"
+            )
         return found
 
 
@@ -112,10 +125,14 @@ def clean(cell: str) -> str:
 
 
 def headings(head: Sequence[Sequence[str]]) -> list[str]:
-    """Heading of each column: of the upper lines the last that is not empty up to there, of the lowest its own cell."""
+    """Heading of each column: of the upper lines the last that is not empty up to there, of the lowest its
+    own cell."""
     width = max(map(len, head))
     rows = [[*line, *[""] * (width - len(line))] for line in head]
-    upper = [[next((cell for cell in reversed(line[: place + 1]) if cell), "") for place in range(width)] for line in rows[:-1]]
+    upper = [
+        [next((cell for cell in reversed(line[: place + 1]) if cell), "") for place in range(width)]
+        for line in rows[:-1]
+    ]
     return [" / ".join(cell for cell in column if cell) for column in zip(*upper, rows[-1], strict=True)]
 
 
@@ -179,7 +196,13 @@ def _where_to_look() -> Iterator[Table]:
     yield Table(paper, 1, 1, {"Method": LABEL, "Top-1 Loc": _TOP1, "Top-1 Clas": _CLS}, _CUB)
     yield Table(paper, 2, 1, {"Method": LABEL, "Top-1 Loc": _TOP1, "GT-Loc": _GT}, _ILSVRC)
     yield Table(paper, 3, 1, {"Method": LABEL, "Top-1 Clas (in %)": _CLS}, _ILSVRC)
-    yield Table(paper, 4, 1, {"Method": LABEL, "CUB-200-2011": _CUB, "ILSVRC 2016": _ILSVRC}, {**_V2, "backbone": "vgg16"})
+    yield Table(
+        paper,
+        4,
+        1,
+        {"Method": LABEL, "CUB-200-2011": _CUB, "ILSVRC 2016": _ILSVRC},
+        {**_V2, "backbone": "vgg16"},
+    )
     columns = {"CAAM": MARK, "SSAM": MARK, "L_at_fuse": MARK, "Top-1 Loc": _TOP1, "GT-Loc": _GT}
     yield Table(paper, 5, 1, columns, {**_ILSVRC, "backbone": "vgg16"})
     columns = {
@@ -191,7 +214,12 @@ def _where_to_look() -> Iterator[Table]:
 
 
 def _lio() -> Iterator[Table]:
-    columns = {"Method": LABEL, "Accuracy (%) / CUB": _CUB, "Accuracy (%) / CAR": _CARS, "Accuracy (%) / AIR": _AIRCRAFT}
+    columns = {
+        "Method": LABEL,
+        "Accuracy (%) / CUB": _CUB,
+        "Accuracy (%) / CAR": _CARS,
+        "Accuracy (%) / AIR": _AIRCRAFT,
+    }
     yield Table("lio", 1, 2, columns, _CLS)
     columns = {"Method": LABEL, "Top-1 err.": {"metric": "top1_cls"}, "Top-5 err.": {"metric": "top5_cls"}}
     yield Table("lio", 2, 1, columns, {**_ILSVRC, "unit": "percent_error", "backbone": "resnet50"})
@@ -204,7 +232,14 @@ def _lio() -> Iterator[Table]:
     columns = {"Method": LABEL, "Accuracy (%) / CUB": _CUB, "Accuracy (%) / CAR": _CARS}
     yield Table("lio", 4, 2, columns, {**_CLS, "backbone": "resnet50"})
     positives = {f"# Positive Images / {count}": {"method": f"LIO[P={count}]"} for count in (1, 3, 5)}
-    yield Table("lio", 5, 2, {"Dataset": LABEL, **positives}, {**_CLS, "backbone": "resnet50"}, rows={"CUB": _CUB, "CAR": _CARS})
+    yield Table(
+        "lio",
+        5,
+        2,
+        {"Dataset": LABEL, **positives},
+        {**_CLS, "backbone": "resnet50"},
+        rows={"CUB": _CUB, "CAR": _CARS},
+    )
 
 
 def _ssanet() -> Iterator[Table]:
@@ -212,17 +247,32 @@ def _ssanet() -> Iterator[Table]:
         columns = {"Method": LABEL, "Original input": {"split": "test"}, other: {"split": split}}
         yield Table("ssanet", number, 1, columns, {**_CUB, **_CLS, "backbone": "resnet50"}, below=True)
     for number in (3, 4, 5):
-        yield Table("ssanet", number, 1, {"Method": LABEL, "Top-1": {}}, {**_CUB, **_CLS, "backbone": "resnet50"}, below=True)
+        yield Table(
+            "ssanet",
+            number,
+            1,
+            {"Method": LABEL, "Top-1": {}},
+            {**_CUB, **_CLS, "backbone": "resnet50"},
+            below=True,
+        )
     columns = {"Method": LABEL, "Backbone": LABEL, "Aux": MARK, "Fusion": LABEL, "Top-1": _CLS}
     yield Table("ssanet", 6, 1, columns, _CUB, below=True)
     for number, data in ((7, _AIRCRAFT), (8, _CARS)):
-        yield Table("ssanet", number, 1, {"Method": LABEL, "Backbone": LABEL, "Top-1": _CLS}, data, below=True)
+        yield Table(
+            "ssanet", number, 1, {"Method": LABEL, "Backbone": LABEL, "Top-1": _CLS}, data, below=True
+        )
 
 
 def _focus_discriminate() -> Iterator[Table]:
     paper = "focus-discriminate"
     data = {"Birds": _CUB, "Aircraft": _AIRCRAFT, "Cars": _CARS}
-    yield Table(paper, 1, 2, {"Method": LABEL, **{f"Accuracy (%) on / {name}": fields for name, fields in data.items()}}, _CLS)
+    yield Table(
+        paper,
+        1,
+        2,
+        {"Method": LABEL, **{f"Accuracy (%) on / {name}": fields for name, fields in data.items()}},
+        _CLS,
+    )
     yield Table(paper, 2, 1, {"Method": LABEL, "Accuracy (%)": _CLS}, _CUB)
 
 
@@ -280,7 +330,10 @@ _METHODS = {
         "ResNet-50(P) + MAC + OPM": "SSANET[P+MAC+OP]",
         "ResNet-50(P) + MAC + DSM": "SSANET[P+MAC+DSM]",
         "ResNet-50(P) + MAC + OP + DSM": "SSANET",
-        **{module: f"SSANET[P+MAC+{module}]" for module in ("GMP", "GAP", "OP", "SPPNet", "FPN", "DSM(fixed)", "DSM(1)", "DSM")},
+        **{
+            module: f"SSANET[P+MAC+{module}]"
+            for module in ("GMP", "GAP", "OP", "SPPNet", "FPN", "DSM(fixed)", "DSM(1)", "DSM")
+        },
     },
     "focus-discriminate": {
         "Ours": "FocusDiscriminate",

@@ -1,4 +1,5 @@
-"""Regions of an image, said again with plain loops: which are chosen, which pixels they cover, what smoothing is."""
+"""Regions of an image, said again with plain loops: which are chosen, which pixels they cover, what smoothing
+is."""
 
 from __future__ import annotations
 
@@ -16,8 +17,11 @@ def iou(a: Box, b: Box) -> float:
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
-def greedy(boxes: Sequence[Box], scores: Sequence[float], k: int, limit: float, rule: str) -> tuple[list[int], list[bool]]:
-    """Positions of the k best boxes that no better chosen one suppresses, then of the best suppressed ones; which ones these are."""
+def greedy(
+    boxes: Sequence[Box], scores: Sequence[float], k: int, limit: float, rule: str
+) -> tuple[list[int], list[bool]]:
+    """Positions of the k best boxes that no better chosen one suppresses, then of the best suppressed ones;
+    which ones these are."""
     order = sorted(range(len(boxes)), key=lambda number: (-scores[number], number))
     kept: list[int] = []
     for number in order:

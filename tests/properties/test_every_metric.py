@@ -57,16 +57,21 @@ class Image:
 
 def make_image(seed: int, kind: str, n_boxes: int) -> Image:
     rng = np.random.default_rng(seed)
-    # Whole numbers: min-max of a scaled map then divides the same two exact numbers, so scaling changes no bit.
+    # Whole numbers: min-max of a scaled map then divides the same two exact numbers, so scaling changes no
+    # bit.
     raw = rng.integers(-20, 20, (HEIGHT, WIDTH)).astype(np.float32)
     if kind == "smooth":
-        raw = np.rint(-np.hypot(np.arange(WIDTH) - rng.integers(WIDTH), (np.arange(HEIGHT) - rng.integers(HEIGHT))[:, None])).astype(
-            np.float32
-        )
+        raw = np.rint(
+            -np.hypot(
+                np.arange(WIDTH) - rng.integers(WIDTH), (np.arange(HEIGHT) - rng.integers(HEIGHT))[:, None]
+            )
+        ).astype(np.float32)
     elif kind == "constant":
         raw[:] = raw[0, 0]
     corners = np.column_stack([rng.integers(0, WIDTH - 4, n_boxes), rng.integers(0, HEIGHT - 4, n_boxes)])
-    ends = np.column_stack([rng.integers(corners[:, 0] + 4, WIDTH + 1), rng.integers(corners[:, 1] + 4, HEIGHT + 1)])
+    ends = np.column_stack(
+        [rng.integers(corners[:, 0] + 4, WIDTH + 1), rng.integers(corners[:, 1] + 4, HEIGHT + 1)]
+    )
     points = np.column_stack([rng.uniform(0, WIDTH, 5), rng.uniform(0, HEIGHT, 5), rng.random(5) < 0.7])
     points[0, 2] = 1.0
     centres = rng.uniform(0, HEIGHT, (4, 2))
@@ -81,7 +86,12 @@ def make_image(seed: int, kind: str, n_boxes: int) -> Image:
     )
 
 
-images = st.builds(make_image, st.integers(0, 2**32), st.sampled_from(["noise", "smooth", "smooth", "constant"]), st.integers(1, 2))
+images = st.builds(
+    make_image,
+    st.integers(0, 2**32),
+    st.sampled_from(["noise", "smooth", "smooth", "constant"]),
+    st.integers(1, 2),
+)
 one_object = st.builds(make_image, st.integers(0, 2**32), st.just("smooth"), st.just(1))
 
 
@@ -101,7 +111,11 @@ def empty(image: Image) -> Image:
     """The map says nothing, the true label comes last, there is no proposal."""
     others = [label for label in range(CLASSES) if label != image.label]
     return replace(
-        image, raw=np.zeros_like(image.raw), ranking=np.array([*others, image.label]), proposals=np.zeros((0, 4)), padded=np.zeros(0, bool)
+        image,
+        raw=np.zeros_like(image.raw),
+        ranking=np.array([*others, image.label]),
+        proposals=np.zeros((0, 4)),
+        padded=np.zeros(0, bool),
     )
 
 
@@ -270,7 +284,10 @@ def test_the_order_of_images_changes_no_bit(row: Row, drawn: list[Image], random
 def test_merged_shards_equal_one_run_to_the_last_bit(row: Row, drawn: list[Image], data) -> None:
     observations = [row.see(image) for image in drawn]
     shard_of = [data.draw(st.integers(0, 2)) for _ in observations]
-    shards = [run(row, [seen for seen, at in zip(observations, shard_of, strict=True) if at == shard]) for shard in range(3)]
+    shards = [
+        run(row, [seen for seen, at in zip(observations, shard_of, strict=True) if at == shard])
+        for shard in range(3)
+    ]
     merged = row.make()
     for shard in data.draw(st.permutations(shards)):
         merged.merge(shard)
@@ -292,10 +309,17 @@ def test_merging_leaves_the_merged_shard_as_it_was(row: Row, drawn: list[Image])
 
 @pytest.mark.parametrize("row", [row for row in TABLE if row.uses_map], ids=lambda row: row.name)
 @few
-@given(st.lists(images, min_size=1, max_size=3), st.one_of(st.integers(1, 1000), st.sampled_from([2.0**-9, 0.5, 2.0**20])))
-def test_a_positive_factor_on_the_raw_map_changes_nothing(row: Row, drawn: list[Image], factor: float) -> None:
+@given(
+    st.lists(images, min_size=1, max_size=3),
+    st.one_of(st.integers(1, 1000), st.sampled_from([2.0**-9, 0.5, 2.0**20])),
+)
+def test_a_positive_factor_on_the_raw_map_changes_nothing(
+    row: Row, drawn: list[Image], factor: float
+) -> None:
     scaled = [replace(image, raw=image.raw * np.float32(factor)) for image in drawn]
-    plain_result, scaled_result = (row.compute(run(row, [row.see(image) for image in each])) for each in (drawn, scaled))
+    plain_result, scaled_result = (
+        row.compute(run(row, [row.see(image) for image in each])) for each in (drawn, scaled)
+    )
     assert plain_result == scaled_result
 
 
@@ -303,7 +327,9 @@ def test_a_positive_factor_on_the_raw_map_changes_nothing(row: Row, drawn: list[
 @few
 @given(st.lists(one_object, min_size=1, max_size=4))
 def test_perfect_predictions_have_the_best_value(row: Row, drawn: list[Image]) -> None:
-    assume(not any(image.mask.all() for image in drawn))  # a map of an object that fills the image is constant and says nothing
+    assume(
+        not any(image.mask.all() for image in drawn)
+    )  # a map of an object that fills the image is constant and says nothing
     result = row.compute(run(row, [row.see(perfect(image)) for image in drawn]))
     assert row.headline(result) == pytest.approx([row.best] * len(row.headline(result)), abs=1e-12)
 

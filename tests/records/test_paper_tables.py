@@ -1,4 +1,5 @@
-"""Published numbers of the five papers: the tables in their texts, cell by cell, and what their rows are called."""
+"""Published numbers of the five papers: the tables in their texts, cell by cell, and what their rows are
+called."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ def texts() -> dict[str, str]:
     """Text of the five papers, by key."""
     folder = os.environ.get("WSOLBENCH_PAPERS")
     if not folder or not Path(folder).is_dir():
-        pytest.skip("WSOLBENCH_PAPERS is not set or no folder: it names a folder with the papers as text files")
+        pytest.skip(
+            "WSOLBENCH_PAPERS is not set or no folder: it names a folder with the papers as text files"
+        )
     return read_texts(Path(folder))
 
 
@@ -60,7 +63,8 @@ def test_a_changed_digit_in_a_file_is_noticed(tmp_path: Path, texts: dict[str, s
 
 def test_the_reader_of_tables_on_a_made_up_paper() -> None:
     text = (
-        "Text.\n\nMethod\tMask\tScores\t\n\t\tTop-1\tGT\nCAM [43]\t\t<b>10.5</b>\t-\n\t✓\t11\t2.50\n\nTable 1. Made up.\n\n"
+        "Text.\n\nMethod\tMask\tScores\t\n\t\tTop-1\tGT\nCAM "
+        "[43]\t\t<b>10.5</b>\t-\n\t✓\t11\t2.50\n\nTable 1. Made up.\n\n"
         "Table 1 shows this.\n"
     )
     fields = {"Scores / Top-1": {"metric": "top1_loc"}, "Scores / GT": {"metric": "gt_known"}}
@@ -72,7 +76,10 @@ def test_the_reader_of_tables_on_a_made_up_paper() -> None:
         (2, "CAM, Mask", "gt_known", "2.50"),
     ]
     numbers = [
-        published_number(table="Table 1", row=cell.row, label=cell.label, value=cell.value, metric=cell.fields["metric"]) for cell in cells
+        published_number(
+            table="Table 1", row=cell.row, label=cell.label, value=cell.value, metric=cell.fields["metric"]
+        )
+        for cell in cells
     ]
     assert table.differences(text, numbers) == []
     assert table.differences(text, [replace(numbers[0], value="10.6"), *numbers[1:]])

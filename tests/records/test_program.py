@@ -24,7 +24,9 @@ print(provenance(seconds={}, device="cpu")["revision"])
 
 def git(folder: Path, *arguments: str) -> str:
     who = ("-c", "user.email=a@b", "-c", "user.name=n")
-    return subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 @pytest.fixture
@@ -35,7 +37,9 @@ def copy(tmp_path: Path) -> Path:
     git(tmp_path, "add", "README")
     git(tmp_path, "commit", "-qm", "first")
     for name in ("wsolbench", "reference_models"):
-        shutil.copytree(PACKAGE.parent / name, tmp_path / "site" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            PACKAGE.parent / name, tmp_path / "site" / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     return tmp_path
 
 
@@ -99,7 +103,9 @@ def test_two_programs_are_told_by_what_differs() -> None:
         f"wsolbench {wsolbench_version()} (source 000000000000) there and "
         f"wsolbench {wsolbench_version()} (source {here['source']['wsolbench'][:12]}) here"
     )
-    assert unlike({**here, "versions": {**here["versions"], "numpy": "1.26.4"}}, here).startswith("numpy 1.26.4 there and")
+    assert unlike({**here, "versions": {**here["versions"], "numpy": "1.26.4"}}, here).startswith(
+        "numpy 1.26.4 there and"
+    )
     assert unlike(here, here) == ""
     assert "earlier version" in unlike({}, here)
 

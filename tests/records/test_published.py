@@ -20,7 +20,15 @@ from wsolbench.datasets import list_datasets
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import list_detectors, list_methods, list_posts
 from wsolbench.records.claims import read_claims
-from wsolbench.records.published import COLUMNS, EVIDENCE, Conflict, conflicts, published_info, read_papers, read_published
+from wsolbench.records.published import (
+    COLUMNS,
+    EVIDENCE,
+    Conflict,
+    conflicts,
+    published_info,
+    read_papers,
+    read_published,
+)
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -88,7 +96,9 @@ def test_every_table_is_complete() -> None:
 
 
 def test_every_table_of_the_five_papers_is_read() -> None:
-    assert {(table.paper, table.name) for table in TABLES} == {(paper, table) for paper, table in COUNTS if table.startswith("Table ")}
+    assert {(table.paper, table.name) for table in TABLES} == {
+        (paper, table) for paper, table in COUNTS if table.startswith("Table ")
+    }
 
 
 def test_names_are_those_of_this_project_where_it_has_one() -> None:
@@ -141,7 +151,9 @@ def test_claims_quote_published_numbers() -> None:
         ("top1_cls", "percent_error", "0", 1.0, "higher"),
     ],
 )
-def test_a_printed_value_on_the_scale_of_records(metric: str, unit: str, value: str, recorded: float, better: str) -> None:
+def test_a_printed_value_on_the_scale_of_records(
+    metric: str, unit: str, value: str, recorded: float, better: str
+) -> None:
     found = published_number(metric=metric, unit=unit, value=value)
     assert (found.as_recorded, found.better, found.value) == (recorded, better, value)
 
@@ -227,7 +239,9 @@ def test_a_cell_has_one_row(results: Path) -> None:
     path = results / "published/lio.csv"
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([*lines, lines[4]]), encoding="utf-8")
-    with pytest.raises(DataError, match=rf"lio\.csv:{len(lines) + 1} is a cell that is there already, line 5"):
+    with pytest.raises(
+        DataError, match=rf"lio\.csv:{len(lines) + 1} is a cell that is there already, line 5"
+    ):
         read_published(results)
 
 
@@ -260,9 +274,15 @@ def test_files_and_papers_belong_together(results: Path) -> None:
     [
         ("[spa", "is not TOML"),
         ('[spa]\nname = "SPA"\n', "section 'spa' lacks or misspells a field"),
-        ('[spa]\nname = "SPA"\ntitle = "t"\nfile = "published/spa.csv"\nyaer = 2021\n', "section 'spa' lacks or misspells a field"),
+        (
+            '[spa]\nname = "SPA"\ntitle = "t"\nfile = "published/spa.csv"\nyaer = 2021\n',
+            "section 'spa' lacks or misspells a field",
+        ),
         ('spa = "SPA"\n', "section 'spa' lacks or misspells a field"),
-        ('[a]\nname="a"\ntitle="a"\nfile="published/spa.csv"\n[b]\nname="b"\ntitle="b"\nfile="published/spa.csv"\n', "name one file"),
+        (
+            '[a]\nname="a"\ntitle="a"\nfile="published/spa.csv"\n[b]\nname="b"\ntitle="b"\nfile="published/spa.csv"\n',
+            "name one file",
+        ),
     ],
 )
 def test_a_broken_list_of_papers(results: Path, text: str, message: str) -> None:
@@ -285,7 +305,14 @@ def values(conflict: Conflict) -> set[str]:
 
 def find(dataset: str, method: str, backbone: str, metric: str) -> Conflict | None:
     keys = (dataset, method, backbone, metric)
-    return next((each for each in conflicts(NUMBERS) if (each.dataset, each.method, each.backbone, each.metric) == keys), None)
+    return next(
+        (
+            each
+            for each in conflicts(NUMBERS)
+            if (each.dataset, each.method, each.backbone, each.metric) == keys
+        ),
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -295,12 +322,20 @@ def find(dataset: str, method: str, backbone: str, metric: str) -> Conflict | No
         ("cub", "CAM", "vgg16", "top1_cls", {"67.55", "76.60"}),
         ("cub", "SPA", "vgg16", "top5_loc", {"72.45", "72.50"}),
         ("cub", "ResNet-50", "resnet50", "top1_cls", {"84.50", "85.50"}),
-        ("cub", "CAM", "vgg16", "max_box_acc_v2", {"71.10", "63.70", "63.71"}),  # Where-to-Look's column against wsolevaluation's
+        (
+            "cub",
+            "CAM",
+            "vgg16",
+            "max_box_acc_v2",
+            {"71.10", "63.70", "63.71"},
+        ),  # Where-to-Look's column against wsolevaluation's
         ("openimages", "ACoL", "inception_v3", "pxap", {"57.02", "57.20"}),
         ("cars", "DFL-CNN", "vgg16", "top1_cls", {"93.10", "93.80"}),  # one of them names no backbone
     ],
 )
-def test_known_conflicts_are_found_with_all_their_values(dataset: str, method: str, backbone: str, metric: str, expected: set[str]) -> None:
+def test_known_conflicts_are_found_with_all_their_values(
+    dataset: str, method: str, backbone: str, metric: str, expected: set[str]
+) -> None:
     conflict = find(dataset, method, backbone, metric)
     assert conflict is not None
     assert values(conflict) == expected
@@ -318,7 +353,13 @@ def test_a_table_does_not_contradict_itself() -> None:
 
 def test_other_data_splits_metrics_and_variants_are_no_conflict() -> None:
     here = published_number()
-    for changes in ({"dataset": "ilsvrc"}, {"split": "val"}, {"metric": "top5_loc"}, {"method": "CAM[a]"}, {"backbone": "resnet50"}):
+    for changes in (
+        {"dataset": "ilsvrc"},
+        {"split": "val"},
+        {"metric": "top5_loc"},
+        {"method": "CAM[a]"},
+        {"backbone": "resnet50"},
+    ):
         assert not conflicts([here, published_number(table="Table 6", value="50", **changes)])
 
 
@@ -343,10 +384,14 @@ def test_the_docs_list_every_conflict() -> None:
             accuracy = str(100 - Decimal(each.value)) if each.unit == "percent_error" else each.value
             kind = ", re-run" if each.evidence == "reproduced" else ""
             sources.setdefault(accuracy, []).append(f"{PAPERS[each.paper].name} {each.table}{kind}")
-        printed = "; ".join(f"{value} ({', '.join(sources[value])})" for value in sorted(sources, key=Decimal))
+        printed = "; ".join(
+            f"{value} ({', '.join(sources[value])})" for value in sorted(sources, key=Decimal)
+        )
         title = published_info(conflict.metric).title
         return f"| {conflict.dataset} | {conflict.method} | {conflict.backbone} | {title} | {printed} |"
 
     page = (ROOT / "docs/published.md").read_text(encoding="utf-8")
-    table = page.partition("| data | method | backbone | metric | values |\n|---|---|---|---|---|\n")[2].partition("\n\n")[0]
+    table = page.partition("| data | method | backbone | metric | values |\n|---|---|---|---|---|\n")[
+        2
+    ].partition("\n\n")[0]
     assert table.splitlines() == [line(conflict) for conflict in conflicts(NUMBERS)]

@@ -87,7 +87,10 @@ def edit(path: Path, **changes: object) -> None:
         ({"metrics": [GT_KNOWN | {"tau": 0.5}]}, "tau 0.5; expected a list"),
         ({"metrics": [GT_KNOWN | {"tau": ["0.5"]}]}, "expected a list"),
         ({"metrics": [GT_KNOWN | {"policy": 1}]}, "policy 1; expected a text"),
-        *(({"method": {"name": "cam", name: ["x"]}}, f"method has {name}") for name in ("config", "post", "training")),
+        *(
+            ({"method": {"name": "cam", name: ["x"]}}, f"method has {name}")
+            for name in ("config", "post", "training")
+        ),
         ({"method": {"name": "cam", "training": {"recipe": "x"}}}, "method.training has recipe 'x'"),
         ({"method": {"name": "cam", "post": {"config": 1}}}, "method.post has config 1"),
         ({"method": {"name": 1}}, "method.name is 1; expected a text"),
@@ -96,12 +99,27 @@ def edit(path: Path, **changes: object) -> None:
         ({"method": {"name": "cam", "training": {"seed": True}}}, "seed True; expected a whole number"),
         ({"dataset": {"name": "cub", "split": ["test"], "fingerprint": "ab"}}, "dataset.split is"),
         ({"dataset": {"name": "cub", "split": "test"}}, "dataset.fingerprint is None; expected a text"),
-        ({"dataset": {"name": "cub", "split": "test", "fingerprint": "ab", "transform": 90}}, "dataset.transform is 90"),
-        ({"dataset": {"name": "cub", "split": "test", "fingerprint": "ab", "images": 0}}, "dataset.images is 0"),
-        ({"dataset": {"name": "cub", "split": "test", "fingerprint": "ab", "limit": -1}}, "dataset.limit is -1"),
-        ({"dataset": {"name": "cub", "split": "test", "fingerprint": "ab", "transfer_from": "val"}}, "transfer_from is 'val'"),
+        (
+            {"dataset": {"name": "cub", "split": "test", "fingerprint": "ab", "transform": 90}},
+            "dataset.transform is 90",
+        ),
+        (
+            {"dataset": {"name": "cub", "split": "test", "fingerprint": "ab", "images": 0}},
+            "dataset.images is 0",
+        ),
+        (
+            {"dataset": {"name": "cub", "split": "test", "fingerprint": "ab", "limit": -1}},
+            "dataset.limit is -1",
+        ),
+        (
+            {"dataset": {"name": "cub", "split": "test", "fingerprint": "ab", "transfer_from": "val"}},
+            "transfer_from is 'val'",
+        ),
         ({"schema": True}, "schema True"),
-        ({"metrics": [GT_KNOWN | {"low": 0.6, "high": 0.4}]}, "low 0.6 and high 0.4; expected a value, and low not above"),
+        (
+            {"metrics": [GT_KNOWN | {"low": 0.6, "high": 0.4}]},
+            "low 0.6 and high 0.4; expected a value, and low not above",
+        ),
         ({"metrics": [GT_KNOWN | {"low": 0.4}]}, "one end of an interval"),
         ({"metrics": [GT_KNOWN | {"low": -0.1, "high": 0.4}]}, "low -0.1; expected 0 to 1"),
         ({"metrics": [GT_KNOWN | {"low": 0.1, "high": 1.4}]}, "high 1.4; expected 0 to 1"),
@@ -111,23 +129,51 @@ def edit(path: Path, **changes: object) -> None:
         ({"metrics": [GT_KNOWN | {"tau": [1.5]}]}, "thresholds in .0, 1."),
         ({"metrics": [GT_KNOWN | {"tau": []}]}, "thresholds in .0, 1."),
         *(
-            ({"metrics": [GT_KNOWN | {"policy": policy}]}, f"policy '{policy}'; expected oracle, transfer, or fixed:T")
-            for policy in ("best", "fixed", "fixed:", "fixed:2", "fixed:nan", "fixed:-0.1", "fixed:x", "Oracle", "")
+            (
+                {"metrics": [GT_KNOWN | {"policy": policy}]},
+                f"policy '{policy}'; expected oracle, transfer, or fixed:T",
+            )
+            for policy in (
+                "best",
+                "fixed",
+                "fixed:",
+                "fixed:2",
+                "fixed:nan",
+                "fixed:-0.1",
+                "fixed:x",
+                "Oracle",
+                "",
+            )
         ),
         ({"metrics": [GT_KNOWN | {"version": 2}]}, "version 2; this version of wsolbench knows 1 to 1"),
         ({"metrics": [GT_KNOWN | {"version": 0}]}, "version 0"),
         ({"metrics": [GT_KNOWN, GT_KNOWN]}, "gt_known twice under policy oracle"),
-        ({"metrics": [GT_KNOWN | {"policy": None}]}, "gt_known has policy None; expected oracle, transfer, or fixed:T"),
+        (
+            {"metrics": [GT_KNOWN | {"policy": None}]},
+            "gt_known has policy None; expected oracle, transfer, or fixed:T",
+        ),
         ({"metrics": [GT_KNOWN | {"n": 601}]}, "n 601 images; expected at most 600"),
-        ({"metrics": [FIXED | {"low": 0.6, "high": 0.7}]}, "value 0.5; expected one in its interval, 0.6 to 0.7"),
-        ({"metrics": [FIXED | {"policy": "transfer", "low": 0.1, "high": 0.4}]}, "expected one in its interval"),
-        ({"metrics": [{"name": "top1_cls", "value": 0.5, "n": 1, "low": 0.6, "high": 0.7}]}, "expected one in its interval"),
+        (
+            {"metrics": [FIXED | {"low": 0.6, "high": 0.7}]},
+            "value 0.5; expected one in its interval, 0.6 to 0.7",
+        ),
+        (
+            {"metrics": [FIXED | {"policy": "transfer", "low": 0.1, "high": 0.4}]},
+            "expected one in its interval",
+        ),
+        (
+            {"metrics": [{"name": "top1_cls", "value": 0.5, "n": 1, "low": 0.6, "high": 0.7}]},
+            "expected one in its interval",
+        ),
         ({"metrics": {}}, "metrics '{}'; expected a list"),
         ({"provenance": []}, r"provenance '\[\]'; expected an object"),
         ({"schema": 1.0}, r"schema 1\.0"),
         ({"method": {"name": " "}}, "method.name is ' '; expected a text that is not empty"),
         *(
-            ({"dataset": {"name": "cub", "split": "test", "fingerprint": "ab"} | {name: ""}}, f"dataset.{name} is ''")
+            (
+                {"dataset": {"name": "cub", "split": "test", "fingerprint": "ab"} | {name: ""}},
+                f"dataset.{name} is ''",
+            )
             for name in ("name", "split", "fingerprint")
         ),
         ({"metrics": [GT_KNOWN | {"name": "gt_known@0.5"}]}, "no such part"),
@@ -135,7 +181,10 @@ def edit(path: Path, **changes: object) -> None:
         ({"metrics": [GT_KNOWN | {"name": 1}]}, "lacks or misspells"),
         ({"metrics": 1}, "lacks or misspells"),
         ({"metrics": [1]}, "lacks or misspells"),
-        ({"method": {"name": "cam", "config": {"alpha": float("inf")}}}, r"method\.config\.alpha inf; expected a number that is finite"),
+        (
+            {"method": {"name": "cam", "config": {"alpha": float("inf")}}},
+            r"method\.config\.alpha inf; expected a number that is finite",
+        ),
         ({"provenance": {"seconds": 10**400}}, r"provenance\.seconds a whole number of that size"),
         ({"method": {"name": "a\ud800"}}, r"method\.name .*without lone surrogates"),
         ({"method": {"name": "cam", "\ud800": 1}}, "without lone surrogates"),
@@ -163,7 +212,9 @@ def test_a_broken_record_is_named(tmp_path: Path, changes: dict[str, object], me
         (STORED | {"frame_size": 0}, "frame_size"),
     ],
 )
-def test_a_record_with_a_protocol_that_cannot_be_is_named(tmp_path: Path, protocol: object, message: str) -> None:
+def test_a_record_with_a_protocol_that_cannot_be_is_named(
+    tmp_path: Path, protocol: object, message: str
+) -> None:
     path = record().write(tmp_path)
     edit(path, protocol=protocol)
     with pytest.raises(DataError, match=message) as caught:
@@ -173,9 +224,18 @@ def test_a_record_with_a_protocol_that_cannot_be_is_named(tmp_path: Path, protoc
 
 def test_thresholds_policies_and_parts_that_exist_are_read(tmp_path: Path) -> None:
     path = record().write(tmp_path)
-    names = ("max_box_acc_v2@0.3", "max_box_acc_v2@1", "max_box_acc_v2@1e-05", "keypoint_distance@1", "keypoint_distance_px@4")
+    names = (
+        "max_box_acc_v2@0.3",
+        "max_box_acc_v2@1",
+        "max_box_acc_v2@1e-05",
+        "keypoint_distance@1",
+        "keypoint_distance_px@4",
+    )
     metrics = [GT_KNOWN | {"name": name} for name in names]
-    metrics += [GT_KNOWN | {"policy": policy, "tau": [0.2]} for policy in ("oracle", "transfer", "fixed:0", "fixed:0.25", "fixed:1")]
+    metrics += [
+        GT_KNOWN | {"policy": policy, "tau": [0.2]}
+        for policy in ("oracle", "transfer", "fixed:0", "fixed:0.25", "fixed:1")
+    ]
     edit(path, metrics=metrics)
     assert len(read_record(path).metrics) == 10
 
@@ -211,9 +271,9 @@ def test_what_is_no_file_is_named_and_nothing_waits_for_it(tmp_path: Path) -> No
     (tmp_path / "around").symlink_to(tmp_path, target_is_directory=True)
     found = find_records(tmp_path)
     assert [path for path, _ in found.records] == [inside]
-    assert [message.partition(str(tmp_path))[2].partition(" ")[0].rstrip(":") for message in found.problems] == [
-        f"/{name}.json" for name in ("folder", "gone", "loop", "pipe")
-    ]
+    assert [
+        message.partition(str(tmp_path))[2].partition(" ")[0].rstrip(":") for message in found.problems
+    ] == [f"/{name}.json" for name in ("folder", "gone", "loop", "pipe")]
     assert "is a named pipe; expected a file" in found.problems[3]
     assert "is a folder; expected a file" in found.problems[0]
 
@@ -262,7 +322,10 @@ def test_a_copied_record_counts_once_and_is_named(tmp_path: Path) -> None:
         (tmp_path / name).write_text(json.dumps(values, indent=1))
     found = find_records(tmp_path)
     assert [each for each, _ in found.records] == [path]
-    assert found.copies == [f"record {tmp_path / name} is a copy of {path}; it counts once" for name in ("a.json", "toybirds/z.json")]
+    assert found.copies == [
+        f"record {tmp_path / name} is a copy of {path}; it counts once"
+        for name in ("a.json", "toybirds/z.json")
+    ]
     assert not found.problems
 
 
@@ -279,7 +342,9 @@ def test_a_copied_record_counts_once_and_is_named(tmp_path: Path) -> None:
     ],
     ids=["backbone", "nan", "surrogate", "object", "value", "n", "fingerprint"],
 )
-def test_a_record_that_could_not_be_read_again_is_not_written(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_record_that_could_not_be_read_again_is_not_written(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     with pytest.raises(DataError, match=r"the record of method .* cannot be written: it "):
         replace(record(), **changes).write(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -315,4 +380,7 @@ def test_text_that_is_not_json_is_named(tmp_path: Path) -> None:
 )
 def test_a_record_says_what_its_training_started_from(training: dict[str, str], start: str | None) -> None:
     method = {"name": "cam", **({"training": training} if training else {})}
-    assert RunRecord(method=method, dataset={}, protocol=EvalProtocol(), metrics=(), provenance={}).start == start
+    assert (
+        RunRecord(method=method, dataset={}, protocol=EvalProtocol(), metrics=(), provenance={}).start
+        == start
+    )

@@ -15,7 +15,9 @@ from wsolbench.methods import InputSpec
 from wsolbench.types import Dataset, Sample
 
 
-def squares(count: int = 24, *, classes: int = 3, size: int = 32, seed: int = 0, split: str = "train") -> Dataset:
+def squares(
+    count: int = 24, *, classes: int = 3, size: int = 32, seed: int = 0, split: str = "train"
+) -> Dataset:
     """Noise with a bright square whose colour is the class."""
     rng = np.random.default_rng(seed)
     samples = []
@@ -26,16 +28,28 @@ def squares(count: int = 24, *, classes: int = 3, size: int = 32, seed: int = 0,
         side = size // 3
         pixels[y : y + side, x : x + side, [label % 3, (label // 3) % 3]] = 255
         box = np.array([[x, y, x + side, y + side]], dtype=np.float64)
-        samples.append(Sample(id=f"{split}/{number}.png", label=label, size=(size, size), array=pixels, boxes=box))
+        samples.append(
+            Sample(id=f"{split}/{number}.png", label=label, size=(size, size), array=pixels, boxes=box)
+        )
     names = tuple(f"class {label}" for label in range(classes))
-    return Dataset(name="squares", split=split, samples=samples, class_names=names, fingerprint=f"{count}-{classes}-{size}-{seed}")
+    return Dataset(
+        name="squares",
+        split=split,
+        samples=samples,
+        class_names=names,
+        fingerprint=f"{count}-{classes}-{size}-{seed}",
+    )
 
 
 def toy_backbone(size: int = 32) -> Backbone:
     """Three stages; the last two share a grid of 8x8 at 32."""
 
     def block(inputs: int, outputs: int, stride: int) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+        return nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+        )
 
     steps = OrderedDict(one=block(3, 8, 2), two=block(8, 12, 2), three=block(12, 16, 1))
     layout = [Stage("one", 2, 8), Stage("two", 4, 12), Stage("three", 4, 16)]

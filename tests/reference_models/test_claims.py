@@ -1,4 +1,5 @@
-"""What the files of claims and variants say about methods: such methods and settings exist, written as records write them."""
+"""What the files of claims and variants say about methods: such methods and settings exist, written as
+records write them."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from wsolbench.records.claims import matches_claim, read_claims, read_variants
 
 RESULTS = Path(__file__).parents[2] / "results"
 MEANT = sorted(
-    {side for claim in read_claims(RESULTS / "claims.csv") for side in claim.sides} | set(read_variants(RESULTS / "variants.csv").values())
+    {side for claim in read_claims(RESULTS / "claims.csv") for side in claim.sides}
+    | set(read_variants(RESULTS / "variants.csv").values())
 )
 
 
@@ -28,6 +30,9 @@ def test_a_run_with_these_settings_is_the_one_that_matches_claim(
     of_post = {name.removeprefix("post."): pairs.pop(name) for name in [*pairs] if name.startswith("post.")}
     described = {"name": name, "config": to_json(parse_settings(load(method).Config, pairs, what=method))}
     if post:
-        described["post"] = {"name": post, "config": to_json(parse_settings(load_post(post).Config, of_post, what=post))}
+        described["post"] = {
+            "name": post,
+            "config": to_json(parse_settings(load_post(post).Config, of_post, what=post)),
+        }
         assert load_post(post).method_name == post
     assert matches_claim(described, name, settings)

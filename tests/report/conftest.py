@@ -1,4 +1,5 @@
-"""A made-up but valid run: a small data set of painted squares, maps that find part of them, its scores and its record."""
+"""A made-up but valid run: a small data set of painted squares, maps that find part of them, its scores and
+its record."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def make_dataset(n: int, *, boxes: bool = True, masks: Path | None = None, seed:
     for index in range(n):
         x, y = int(rng.integers(4, 40)), int(rng.integers(4, 24))
         box = np.array([[x, y, x + rng.integers(16, 48), y + rng.integers(16, 32)]], dtype=np.float64)
-        pixels = np.full((height, width, 3), 90, dtype=np.uint8) + rng.integers(0, 40, (height, width, 3), dtype=np.uint8)
+        pixels = np.full((height, width, 3), 90, dtype=np.uint8) + rng.integers(
+            0, 40, (height, width, 3), dtype=np.uint8
+        )
         left, top, right, bottom = box[0].astype(int)
         pixels[top:bottom, left:right] = rng.integers(120, 250, 3)
         mask_paths: tuple[Path, ...] = ()
@@ -94,17 +97,30 @@ def build_run(
     rng = np.random.default_rng(seed)
     truth = make_dataset(n)
     dataset = dataset or make_dataset(n, boxes=boxes, masks=masks)
-    maps = [make_map(sample, true.boxes[0], rng) for sample, true in zip(dataset.samples, truth.samples, strict=True)]
-    ranked = [np.roll(np.arange(6), -sample.label + int(rng.integers(0, 3) > 1))[:ranks] for sample in dataset.samples]
+    maps = [
+        make_map(sample, true.boxes[0], rng)
+        for sample, true in zip(dataset.samples, truth.samples, strict=True)
+    ]
+    ranked = [
+        np.roll(np.arange(6), -sample.label + int(rng.integers(0, 3) > 1))[:ranks]
+        for sample in dataset.samples
+    ]
     scores = ImageScores.concatenate(
-        [score_image(sample, raw, row.tolist(), protocol) for sample, raw, row in zip(dataset.samples, maps, ranked, strict=True)]
+        [
+            score_image(sample, raw, row.tolist(), protocol)
+            for sample, raw, row in zip(dataset.samples, maps, ranked, strict=True)
+        ]
     )
     metrics = summarize(ScoreTable((scores,)), protocol, resamples=50, **summary)
     return Run(dataset, maps, scores, make_record(dataset, protocol, metrics, method=method))
 
 
 def make_record(
-    dataset: Dataset, protocol: EvalProtocol, metrics: tuple[MetricValue, ...], *, method: dict[str, Any] | None = None
+    dataset: Dataset,
+    protocol: EvalProtocol,
+    metrics: tuple[MetricValue, ...],
+    *,
+    method: dict[str, Any] | None = None,
 ) -> RunRecord:
     return RunRecord(
         method={"name": "cam", "backbone": "tiny", "training": {"seed": 0}} | (method or {}),
@@ -140,9 +156,13 @@ def write_record(tmp_path: Path) -> Callable[..., Path]:
 
     def write(*, dataset: dict[str, Any] | None = None, **changes: Any) -> Path:
         data = {"images": 10, **(dataset or {})}
-        standard = MetricValue(name="gt_known", value=0.5, low=0.4, high=0.6, n=data["images"], policy="oracle", tau=(0.2,))
+        standard = MetricValue(
+            name="gt_known", value=0.5, low=0.4, high=0.6, n=data["images"], policy="oracle", tau=(0.2,)
+        )
         metrics = changes.pop("metrics", (standard,))
-        base = make_record(make_dataset(2), changes.pop("protocol", PROTOCOL), metrics, method=changes.pop("method", None))
+        base = make_record(
+            make_dataset(2), changes.pop("protocol", PROTOCOL), metrics, method=changes.pop("method", None)
+        )
         return replace(base, dataset={**base.dataset, **data}, **changes).write(tmp_path / "measured")
 
     return write

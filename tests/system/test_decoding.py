@@ -23,7 +23,14 @@ SAME = {
     "16.pgm": GRAY.astype(np.uint16) * 257,
     "float.tif": (GRAY / 255).astype(np.float32),
 }
-MODES = [("la.png", "LA"), ("rgba.png", "RGBA"), ("palette.png", "P"), ("palette.gif", "P"), ("cmyk.tif", "CMYK"), ("rgb.png", "RGB")]
+MODES = [
+    ("la.png", "LA"),
+    ("rgba.png", "RGBA"),
+    ("palette.png", "P"),
+    ("palette.gif", "P"),
+    ("cmyk.tif", "CMYK"),
+    ("rgb.png", "RGB"),
+]
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -42,7 +49,9 @@ def test_16_bit_and_float_pixels_are_those_of_the_8_bit_picture(name: str, tmp_p
 
 
 @pytest.mark.parametrize(("name", "mode"), MODES)
-def test_other_modes_keep_the_stored_colours_whatever_the_transparency(name: str, mode: str, tmp_path: Path) -> None:
+def test_other_modes_keep_the_stored_colours_whatever_the_transparency(
+    name: str, mode: str, tmp_path: Path
+) -> None:
     image = Image.fromarray(GRAY).convert(mode)
     if mode in {"LA", "RGBA"}:
         image.putalpha(100)
@@ -64,9 +73,13 @@ def test_a_12_bit_tiff_is_scaled_by_its_own_white(tmp_path: Path) -> None:
         (278, 3, 1),
         (279, 4, 3),
     ]
-    entries = b"".join(struct.pack("<HHI", tag, kind, 1) + struct.pack("<I", value) for tag, kind, value in size_to_strips)
+    entries = b"".join(
+        struct.pack("<HHI", tag, kind, 1) + struct.pack("<I", value) for tag, kind, value in size_to_strips
+    )
     head = b"II*\0" + struct.pack("<IH", 8, len(size_to_strips))
-    (tmp_path / "a.tif").write_bytes(head + entries + b"\0" * 4 + bytes([0xFF, 0xF8, 0x00]))  # two pixels: 4095, 2048
+    (tmp_path / "a.tif").write_bytes(
+        head + entries + b"\0" * 4 + bytes([0xFF, 0xF8, 0x00])
+    )  # two pixels: 4095, 2048
     np.testing.assert_array_equal(pixels(tmp_path / "a.tif")[..., 0], [[255, 128]])
 
 
@@ -90,7 +103,10 @@ def claim(path: Path, width: int, height: int) -> None:
     """A PNG of a few bytes that claims a size."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
-    body = b"".join(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
+    body = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 
 

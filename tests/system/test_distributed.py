@@ -1,4 +1,5 @@
-"""Several processes: who each one is, what they exchange, and that none is left waiting when another one fails."""
+"""Several processes: who each one is, what they exchange, and that none is left waiting when another one
+fails."""
 
 from __future__ import annotations
 
@@ -22,10 +23,12 @@ def environment(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
         monkeypatch.setenv(name, value)
 
 
-# --- one process -------------------------------------------------------------------------------------------------------
+# --- one process --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("values", [{}, {"WORLD_SIZE": "1"}, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}])
+@pytest.mark.parametrize(
+    "values", [{}, {"WORLD_SIZE": "1"}, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}]
+)
 def test_a_process_alone_is_the_first_of_one_and_needs_no_group(monkeypatch, values):
     environment(monkeypatch, **values)
     assert world() == World(rank=0, size=1, local_rank=0)
@@ -64,7 +67,14 @@ def test_an_environment_that_means_nothing_is_refused_with_what_it_holds(monkeyp
 
 @pytest.mark.parametrize(
     ("name", "size", "expected"),
-    [("auto", 4, "cuda:2"), ("cuda", 4, "cuda:2"), ("cuda:1", 4, "cuda:1"), ("cpu", 4, "cpu"), ("auto", 1, "cuda"), ("cuda", 1, "cuda")],
+    [
+        ("auto", 4, "cuda:2"),
+        ("cuda", 4, "cuda:2"),
+        ("cuda:1", 4, "cuda:1"),
+        ("cpu", 4, "cpu"),
+        ("auto", 1, "cuda"),
+        ("cuda", 1, "cuda"),
+    ],
 )
 def test_each_process_has_the_gpu_of_its_local_rank(monkeypatch, name, size, expected):
     import torch
@@ -85,13 +95,15 @@ def test_a_process_without_a_gpu_of_its_own_is_refused_and_without_cuda_all_are_
     environment(monkeypatch, WORLD_SIZE="4", RANK="3", LOCAL_RANK="3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    with pytest.raises(UsageError, match=r"'cuda:3' is not available: torch finds 3 .* one process for each GPU"):
+    with pytest.raises(
+        UsageError, match=r"'cuda:3' is not available: torch finds 3 .* one process for each GPU"
+    ):
         pick_device("auto")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto") == torch.device("cpu")
 
 
-# --- several -----------------------------------------------------------------------------------------------------------
+# --- several ------------------------------------------------------------------------------------------------
 
 
 def test_processes_exchange_values_by_rank_and_a_group_inside_a_group_is_the_same(tmp_path):
@@ -167,7 +179,8 @@ AT_THE_END = """
 import atexit
 from pathlib import Path
 
-atexit.register(lambda: print(len(list(Path("/proc/self/task").iterdir()))))  # called after the handlers that are registered later
+# called after the handlers that are registered later
+atexit.register(lambda: print(len(list(Path("/proc/self/task").iterdir()))))
 import torch
 from wsolbench.system.distributed import connected, gathered
 

@@ -16,7 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsolbench.exceptions import UsageError
-from wsolbench.system.files import atomic_path, check_writable, is_sealed, locked, remove_leftovers, write_sealed, write_text
+from wsolbench.system.files import (
+    atomic_path,
+    check_writable,
+    is_sealed,
+    locked,
+    remove_leftovers,
+    write_sealed,
+    write_text,
+)
 
 
 def test_a_file_that_can_be_written_is_allowed_and_nothing_is_created(tmp_path: Path) -> None:
@@ -102,7 +110,9 @@ with atomic_path(Path(sys.argv[1])) as temporary:
 def test_the_next_write_removes_what_a_killed_one_has_left_and_nothing_else(tmp_path: Path) -> None:
     for name in ("a.json", "b.json"):
         subprocess.run(
-            [sys.executable, "-c", WRITES_AND_IS_KILLED, str(tmp_path / name)], check=False, env={**os.environ, "PYTHONPATH": "."}
+            [sys.executable, "-c", WRITES_AND_IS_KILLED, str(tmp_path / name)],
+            check=False,
+            env={**os.environ, "PYTHONPATH": "."},
         )
     (tmp_path / ".a-settings.json").write_text("of the user: eight letters, as temporary names have")
     assert len(list(tmp_path.iterdir())) == 3
@@ -128,12 +138,17 @@ def full(stream_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [full, lambda path: np.save(path, np.zeros(5000))])
-def test_a_full_disk_is_one_message_and_leaves_what_was_there(tmp_path: Path, write: Callable[[Path], None]) -> None:
+def test_a_full_disk_is_one_message_and_leaves_what_was_there(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
     (tmp_path / "a.npy").write_text("old")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(UsageError, match=r"cannot write .*a\.npy: .*Free some space"), atomic_path(tmp_path / "a.npy") as temporary:
+        with (
+            pytest.raises(UsageError, match=r"cannot write .*a\.npy: .*Free some space"),
+            atomic_path(tmp_path / "a.npy") as temporary,
+        ):
             write(temporary)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -147,7 +162,9 @@ def test_names_as_long_as_file_systems_allow_can_be_written(tmp_path: Path) -> N
 
 
 @given(content=st.binary(max_size=300), place=st.integers(0, 10**6), bit=st.integers(0, 7))
-def test_a_flipped_bit_of_a_sealed_file_is_noticed(tmp_path_factory: pytest.TempPathFactory, content: bytes, place: int, bit: int) -> None:
+def test_a_flipped_bit_of_a_sealed_file_is_noticed(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, place: int, bit: int
+) -> None:
     path = tmp_path_factory.getbasetemp() / "sealed"
     write_sealed(path, content)
     assert is_sealed(path)
@@ -163,7 +180,11 @@ def test_a_flipped_bit_of_a_sealed_file_is_noticed(tmp_path_factory: pytest.Temp
 
 
 def test_a_lock_is_for_one_and_a_pipe_is_no_lock(tmp_path: Path) -> None:
-    with locked(tmp_path / ".lock", "busy here"), pytest.raises(UsageError, match="busy here"), locked(tmp_path / ".lock", "busy here"):
+    with (
+        locked(tmp_path / ".lock", "busy here"),
+        pytest.raises(UsageError, match="busy here"),
+        locked(tmp_path / ".lock", "busy here"),
+    ):
         pass
     with locked(tmp_path / ".lock", "busy here"):
         pass

@@ -32,7 +32,18 @@ def test_what_tools_leave_in_folders_is_junk(name: str) -> None:
     assert is_junk(name)
 
 
-@pytest.mark.parametrize("name", ["n01440764", "n01440764_1.JPEG", "ILSVRC2012_val_00000001.xml", "001.Auk", "a b.png", "@a.png", "_a.png"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "n01440764",
+        "n01440764_1.JPEG",
+        "ILSVRC2012_val_00000001.xml",
+        "001.Auk",
+        "a b.png",
+        "@a.png",
+        "_a.png",
+    ],
+)
 def test_names_of_data_are_no_junk(name: str) -> None:
     assert not is_junk(name)
 
@@ -49,7 +60,14 @@ def test_files_and_folders_are_listed_sorted_and_without_junk(tmp_path: Path) ->
 
 
 def test_files_are_found_at_any_depth_except_in_folders_of_tools(tmp_path: Path) -> None:
-    for name in ("x.json", "a/y.json", "a/.ipynb_checkpoints/y-checkpoint.json", "@eaDir/z.json", "a/._y.json", "a/y.json~"):
+    for name in (
+        "x.json",
+        "a/y.json",
+        "a/.ipynb_checkpoints/y-checkpoint.json",
+        "@eaDir/z.json",
+        "a/._y.json",
+        "a/y.json~",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "a folder.json").mkdir()

@@ -1,7 +1,7 @@
 """The command `wsolbench`: one file per command, loaded when it is called, so that `--help` is quick.
 
-Exit codes: 0 done; 1 a check found something (`verify`, `leaderboard --check`); 2 wrong usage or data, with a message and
-no traceback; 130 interrupted.
+Exit codes: 0 done; 1 a check found something (`verify`, `leaderboard --check`); 2 wrong usage or data, with a
+message and no traceback; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -40,11 +40,15 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"wsolbench.cli.{cmd_name.replace('-', '_')}").command
+        command: click.Command = importlib.import_module(
+            f"wsolbench.cli.{cmd_name.replace('-', '_')}"
+        ).command
         command.name = cmd_name  # every file calls its function `command`
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
             raise unknown_name("command", args[0], _COMMANDS)
         return super().resolve_command(ctx, args)
@@ -79,6 +83,9 @@ def main() -> None:
         click.echo("Interrupted. Run the same command again to go on.", err=True)
         sys.exit(130)
     if reason := output_failure():
-        click.echo(f"Error: what the command printed could not be written: {reason}. Its files are written.", err=True)
+        click.echo(
+            f"Error: what the command printed could not be written: {reason}. Its files are written.",
+            err=True,
+        )
         sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)

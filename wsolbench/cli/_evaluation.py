@@ -32,7 +32,8 @@ def evaluate_and_report(
     facts: dict[str, Any] | None = None,
     world: World | None = None,
 ) -> None:
-    """Score; then, unless this is one shard or another process does it, write what was asked for and say where it is.
+    """Score; then, unless this is one shard or another process does it, write what was asked for and say
+    where it is.
 
     `whole` is the split that `scored` is a part of, if it is: images are numbered as they are there.
     """
@@ -51,10 +52,17 @@ def evaluate_and_report(
     }
     if scoring.shard is not None:
         if world.size > 1:
-            raise UsageError("--shard and torchrun exclude each other: torchrun makes a shard for each of its processes")
+            raise UsageError(
+                "--shard and torchrun exclude each other: torchrun makes a shard for each of its processes"
+            )
         folder = score_shard(scored, source, scoring.conventions(), scoring.shard, scoring.out, **what)
-        click.echo(f"shard    {scoring.shard} in {folder.root}\ntime     {time.perf_counter() - started:.1f} s")
-        click.echo(f"next     wsolbench merge {scoring.out} --out results/measured, when all {scoring.shard.count} are done")
+        click.echo(
+            f"shard    {scoring.shard} in {folder.root}\ntime     {time.perf_counter() - started:.1f} s"
+        )
+        click.echo(
+            f"next     wsolbench merge {scoring.out} --out results/measured, when all "
+            f"{scoring.shard.count} are done"
+        )
         return
     run = score(scored, source, scoring.conventions(), **what, world=world)
     if not world.is_first:
@@ -64,8 +72,15 @@ def evaluate_and_report(
 
     def maps_of(indices: Sequence[int]) -> Sequence[Any]:
         samples = [drawn[index] for index in indices]
-        batches = [samples[start : start + options.batch_size] for start in range(0, len(samples), options.batch_size)]
-        return [raw for batch in batches for raw in source.maps(batch, source.collate([source.load(sample) for sample in batch])).maps]
+        batches = [
+            samples[start : start + options.batch_size]
+            for start in range(0, len(samples), options.batch_size)
+        ]
+        return [
+            raw
+            for batch in batches
+            for raw in source.maps(batch, source.collate([source.load(sample) for sample in batch])).maps
+        ]
 
     lines: list[str] = []
     with _printed_at_the_end(evaluation, lines):  # everything is written before anything is printed
@@ -75,7 +90,9 @@ def evaluate_and_report(
             from wsolbench.evaluation.coco_boxes import write_coco_boxes
 
             numbers = image_numbers(whole or scored)
-            count = write_coco_boxes(scoring.save_boxes, evaluation.record, evaluation.scores, drawn, maps_of, numbers)
+            count = write_coco_boxes(
+                scoring.save_boxes, evaluation.record, evaluation.scores, drawn, maps_of, numbers
+            )
             lines.append(f"boxes    {scoring.save_boxes} ({count})")
         if scoring.pictures is not None:
             from wsolbench.report.pictures.plots import add_pictures

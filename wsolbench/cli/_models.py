@@ -22,7 +22,10 @@ def open_posts(names: str, pairs: Sequence[str]) -> dict[str, Any]:
     for key, value in parse_settings(pairs, "--post-set").items():
         name, dot, field = key.partition(".")
         if not dot or name not in settings or name == "none":
-            raise UsageError(f"--post-set {key}={value}; expected POST.NAME=VALUE with one of the post-processes of --post {names}")
+            raise UsageError(
+                f"--post-set {key}={value}; expected POST.NAME=VALUE with one of the post-processes of "
+                f"--post {names}"
+            )
         settings[name][field] = value
     return {name: None if name == "none" else load_post(name).create(own) for name, own in settings.items()}
 
@@ -34,8 +37,9 @@ def open_method(
     model: dict[str, Any],
     changes: Mapping[str, str] = MappingProxyType({}),
 ) -> Any:
-    """The trained model, with `changes` of its settings; or a new one, where there is nothing to train or `--weights` asks for a
-    pretrained one as it is."""
+    """The trained model, with `changes` of its settings; or a new one, where there is nothing to train or
+    `--weights` asks for a pretrained one as it is.
+    """
     from wsolbench.cli._models import default_backbone, default_run
     from wsolbench.exceptions import DataError, UsageError
     from wsolbench.methods import check_backbone
@@ -47,11 +51,16 @@ def open_method(
         settings = parse_settings(model["settings"])
         weights = model["weights"] or "none"
         new = method.create(
-            backbone=backbone, num_classes=len(dataset.class_names), weights=weights, settings=settings, image_size=model["image_size"]
+            backbone=backbone,
+            num_classes=len(dataset.class_names),
+            weights=weights,
+            settings=settings,
+            image_size=model["image_size"],
         )
         if not new.ready:
             raise UsageError(
-                f"method {model['method']!r} with weights {weights!r} has layers that nobody has trained for these "
+                f"method {model['method']!r} with weights {weights!r} has layers that nobody has trained "
+                "for these "
                 f"{len(dataset.class_names)} classes; add --train, or name a checkpoint with --checkpoint "
                 "(a pretrained ImageNet classifier as it is: --set head=fc on ILSVRC)"
             )
@@ -66,7 +75,8 @@ def open_method(
             others = sorted(checkpoint.parents[1].glob(f"{model['method']}-*/last.safetensors"))
             known = f" There are: {', '.join(map(str, others))}." if others else ""
             raise UsageError(
-                f"no trained model: {checkpoint} does not exist. Add --train, repeat the options of the training, or name a file "
+                f"no trained model: {checkpoint} does not exist. Add --train, repeat the options of the "
+                "training, or name a file "
                 f"with --checkpoint.{known}"
             )
     trained = method.load(checkpoint, device=model["device"], settings=changes)
@@ -76,7 +86,8 @@ def open_method(
         for known, wanted in zip(trained.class_names, dataset.class_names, strict=True):
             if known != wanted:
                 raise DataError(
-                    f"{checkpoint} was trained on other classes than those of {dataset.name} {dataset.split}: {known!r} in place of "
+                    f"{checkpoint} was trained on other classes than those of {dataset.name} "
+                    f"{dataset.split}: {known!r} in place of "
                     f"{wanted!r}; name a model that knows them with --checkpoint"
                 )
     return trained
@@ -85,7 +96,8 @@ def open_method(
 def _check_trained_on(trained: Any, dataset: Dataset, checkpoint: Path) -> None:
     """Raise `UsageError` where a run folder that nobody named is of another data set with the same name.
 
-    Folders of runs have the name of the data set. It says which one it is, except for those that are a user's own.
+    Folders of runs have the name of the data set. It says which one it is, except for those that are a user's
+    own.
     """
     from wsolbench.datasets import available_splits, dataset_info, load_dataset
     from wsolbench.exceptions import DataError, UsageError
@@ -96,14 +108,18 @@ def _check_trained_on(trained: Any, dataset: Dataset, checkpoint: Path) -> None:
     found = "no split 'train'"
     if "train" in available_splits(dataset.name, dataset.root):
         try:
-            found = f"fingerprint {load_dataset(dataset.name, 'train', dataset.root, missing='keep').fingerprint}"
+            found = (
+                f"fingerprint {load_dataset(dataset.name, 'train', dataset.root, missing='keep').fingerprint}"
+            )
         except DataError as error:
             found = f"a split 'train' that cannot be read ({error})"
     expected = f"fingerprint {training.get('fingerprint')}"
     if found != expected:
         raise UsageError(
-            f"{checkpoint} was trained on another {dataset.name} than that in {dataset.root}: its training split has {expected}, and "
-            f"here is {found}. Train in another working folder, or name the file with --checkpoint if you mean it"
+            f"{checkpoint} was trained on another {dataset.name} than that in {dataset.root}: its training "
+            f"split has {expected}, and "
+            f"here is {found}. Train in another working folder, or name the file with --checkpoint if you "
+            "mean it"
         )
 
 
@@ -146,9 +162,11 @@ def default_weights(backbone: str, weights: str | None) -> str:
 
 
 def default_run(dataset: str, backbone: str, model: Mapping[str, Any]) -> Path:
-    """Where a run is kept when no folder is named: runs that were asked for with other options have other folders.
+    """Where a run is kept when no folder is named: runs that were asked for with other options have other
+    folders.
 
-    >>> model = dict(method="cam", seed=0, weights="runs/old/last.safetensors", epochs=3, image_size=None, lr=None, settings=("head=fc",))
+    >>> model = dict(method="cam", seed=0, weights="runs/old/last.safetensors", epochs=3, image_size=None,
+        lr=None, settings=("head=fc",))
     >>> str(default_run("cub", "resnet50", model))
     'runs/cub/cam-resnet50-seed0-weights=old-epochs=3-head=fc'
     """

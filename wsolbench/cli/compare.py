@@ -18,23 +18,45 @@ RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.command(
-    epilog="Example:  wsolbench compare --a results/measured/cub/cam_1.json --b results/measured/cub/spa_1.json\n\n"
-    "Runs with other seeds are added to a group by repeating --a and --b. Each record needs its per-image scores beside it "
-    "(`eval --save-scores`, `score --save-scores`). All claims of papers that a folder of records can be held against:\n\n"
-    "          wsolbench compare --claims results/claims.csv --records results/measured --out results/compared\n\n"
-    "Those that lie in --out already are kept (their names hold the content of the records), whatever their --resamples; those of fewer "
+    epilog="Example:  wsolbench compare --a results/measured/cub/cam_1.json --b "
+    "results/measured/cub/spa_1.json\n\n"
+    "Runs with other seeds are added to a group by repeating --a and --b. Each record needs its per-image "
+    "scores beside it "
+    "(`eval --save-scores`, `score --save-scores`). All claims of papers that a folder of records can be "
+    "held against:\n\n"
+    "          wsolbench compare --claims results/claims.csv --records results/measured --out "
+    "results/compared\n\n"
+    "Those that lie in --out already are kept (their names hold the content of the records), whatever "
+    "their --resamples; those of fewer "
     "seeds than there are now are replaced."
 )
 @click.option("--a", "group_a", multiple=True, type=RECORDS, help="Record of group A; may be repeated.")
 @click.option("--b", "group_b", multiple=True, type=RECORDS, help="Record of group B; may be repeated.")
-@click.option("--claims", type=RECORDS, help="Compare what the claims in this file are about, in place of --a and --b.")
-@click.option("--records", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of records for --claims.")
+@click.option(
+    "--claims", type=RECORDS, help="Compare what the claims in this file are about, in place of --a and --b."
+)
+@click.option(
+    "--records",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of records for --claims.",
+)
 @resamples_option
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the comparison as JSON, for instance results/compared.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for the comparison as JSON, for instance results/compared.",
+)
 def command(
-    group_a: tuple[Path, ...], group_b: tuple[Path, ...], claims: Path | None, records: Path | None, resamples: int, out: Path | None
+    group_a: tuple[Path, ...],
+    group_b: tuple[Path, ...],
+    claims: Path | None,
+    records: Path | None,
+    resamples: int,
+    out: Path | None,
 ) -> None:
-    """Compare two runs, or two groups of runs with different seeds, image by image: B minus A, for every metric."""
+    """Compare two runs, or two groups of runs with different seeds, image by image: B minus A, for every
+    metric.
+    """
     from rich.console import Console
 
     from wsolbench.evaluation.compare import compare_records
@@ -56,7 +78,9 @@ def command(
         record.map_protocol  # noqa: B018 - a detector's has none, which is the likelier reason
         for other, same in groups[0].items():
             if record.digest == same.digest:
-                raise UsageError(f"{path} of group B is the run of {other} in group A; name each run in one group")
+                raise UsageError(
+                    f"{path} of group B is the run of {other} in group A; name each run in one group"
+                )
     comparison = compare_records(*groups, resamples=resamples)
     written = None if out is None else comparison.write(out)
     Console(soft_wrap=True).print(comparison_table(comparison))
@@ -65,7 +89,9 @@ def command(
 
 
 def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | None) -> None:
-    """Compare all that the claims are about; what lies in `out` already is kept, unless there are more seeds now."""
+    """Compare all that the claims are about; what lies in `out` already is kept, unless there are more seeds
+    now.
+    """
     from rich.console import Console
 
     from wsolbench.evaluation.compare import compare_records
@@ -88,7 +114,9 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
         click.echo(f"no pair: {missing}", err=True)
     pairs = pairs_of(wanted_claims, scored.items())
     if not pairs:
-        raise UsageError(f"no two records in {records} with scores (--save-scores) are what a claim in {claims} compares")
+        raise UsageError(
+            f"no two records in {records} with scores (--save-scores) are what a claim in {claims} compares"
+        )
     made, failed, all_wanted = 0, 0, []
     for a, b in track(pairs, "comparing", unit="pairs"):
         wanted = Comparison.make([scored[path] for path in a], [scored[path] for path in b], ())
@@ -96,7 +124,9 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
         if out is not None and wanted.place(out).exists():
             continue
         try:
-            comparison = compare_records(*({path: scored[path] for path in side} for side in (a, b)), resamples=resamples)
+            comparison = compare_records(
+                *({path: scored[path] for path in side} for side in (a, b)), resamples=resamples
+            )
         except DataError as error:  # the other pairs are of use
             click.echo(f"left out: {error}", err=True)
             failed += 1
@@ -109,13 +139,17 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
     if out is not None:
         replaced = _remove_replaced(out, all_wanted)
         kept = len(pairs) - made - failed
-        click.echo(f"comparisons  {made} new, {kept} that were there, {replaced} of fewer seeds removed, in {out}")
+        click.echo(
+            f"comparisons  {made} new, {kept} that were there, {replaced} of fewer seeds removed, in {out}"
+        )
     if failed:
         raise DataError(f"{failed} of {len(pairs)} pairs could not be compared; they are named above")
 
 
 def _remove_replaced(out: Path, wanted: Sequence[Comparison]) -> int:
-    """Remove comparisons in `out` that are part of a wanted one that is there; how many. Broken ones are named and kept."""
+    """Remove comparisons in `out` that are part of a wanted one that is there; how many. Broken ones are
+    named and kept.
+    """
     from wsolbench.exceptions import DataError
     from wsolbench.records.comparison import read_comparison
     from wsolbench.system.listing import find_files

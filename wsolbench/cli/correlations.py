@@ -10,34 +10,61 @@ from typing import Any
 
 import click
 
-from wsolbench.cli.options import DataOptions, checkpoint_option, data_options, network_options, post_set_option
+from wsolbench.cli.options import (
+    DataOptions,
+    checkpoint_option,
+    data_options,
+    network_options,
+    post_set_option,
+)
 from wsolbench.cli.settings import changes_of_trained, shorten
 
 
 @click.command(
-    epilog="Example:  wsolbench correlations --method cam --dataset toybirds --image test/00000.png --orders 1,2,3\n\n"
+    epilog="Example:  wsolbench correlations --method cam --dataset toybirds --image test/00000.png --orders "
+    "1,2,3\n\n"
     "Two points of one image:  ... --image test/00000.png --point 40,52 --point 90,30\n\n"
-    "Without --checkpoint, the run folder that `wsolbench train` with the same options writes is used, or with --weights alone a "
+    "Without --checkpoint, the run folder that `wsolbench train` with the same options writes is used, or "
+    "with --weights alone a "
     "pretrained model as it is, like `wsolbench eval` does."
 )
 @network_options
 @data_options
 @click.option("--split", default="test", show_default=True, help="Split that the images are of.")
 @checkpoint_option
-@click.option("--image", "images", required=True, multiple=True, metavar="ID", help="Id of an image; may be repeated.")
+@click.option(
+    "--image", "images", required=True, multiple=True, metavar="ID", help="Id of an image; may be repeated."
+)
 @click.option(
     "--point",
     "points",
     multiple=True,
     metavar="X,Y",
-    help="In pixels of the image; one for each image, or several for one. Default: the peak of the map of the true class.",
+    help=(
+        "In pixels of the image; one for each image, or several for one. Default: the peak of the map of "
+        "the true class."
+    ),
 )
-@click.option("--stage", help="Name of a feature stage of the backbone, or penultimate; default: the last stage.")
-@click.option("--orders", default="1,2", show_default=True, help="Orders of the correlation, a column for each.")
+@click.option(
+    "--stage", help="Name of a feature stage of the backbone, or penultimate; default: the last stage."
+)
+@click.option(
+    "--orders", default="1,2", show_default=True, help="Orders of the correlation, a column for each."
+)
 @click.option("--post", default="scg", show_default=True, help="Post-process that defines the correlation.")
 @post_set_option
-@click.option("--out", type=click.Path(path_type=Path), default=Path("correlations.png"), show_default=True, help="Picture, .png or .jpg.")
-@click.option("--save-maps", type=click.Path(path_type=Path), help="An .npz for the maps as they are defined, not stretched.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("correlations.png"),
+    show_default=True,
+    help="Picture, .png or .jpg.",
+)
+@click.option(
+    "--save-maps",
+    type=click.Path(path_type=Path),
+    help="An .npz for the maps as they are defined, not stretched.",
+)
 def command(
     data: DataOptions,
     split: str,
@@ -54,8 +81,9 @@ def command(
 ) -> None:
     """Draw the first- and higher-order self-correlation of chosen points of images.
 
-    A row for each point: the image with the point, and for each order how all pixels of the feature stage correlate with it, over
-    the image. Every map is stretched from its lowest to its highest value, which stand below it.
+    A row for each point: the image with the point, and for each order how all pixels of the feature stage
+    correlate with it, over the image. Every map is stretched from its lowest to its highest value, which
+    stand below it.
     """
     from wsolbench.cli._models import open_method, open_posts
     from wsolbench.exceptions import UsageError
@@ -80,8 +108,13 @@ def command(
             make_folder(path.parent)
     changes = changes_of_trained(checkpoint, model)
     localizer = open_method(method, dataset, checkpoint, model, changes)
-    source = ModelSource(localizer, SHOWN, num_classes=len(dataset.class_names), device=model["device"], post=definition)
-    rows = [correlate(source, sample, point, asked, stage) for sample, (_, point) in zip(samples, places, strict=True)]
+    source = ModelSource(
+        localizer, SHOWN, num_classes=len(dataset.class_names), device=model["device"], post=definition
+    )
+    rows = [
+        correlate(source, sample, point, asked, stage)
+        for sample, (_, point) in zip(samples, places, strict=True)
+    ]
     grid = " x ".join(map(str, rows[0].maps.shape[1:]))
     settings = ", ".join([post, *(pair.removeprefix(f"{post}.") for pair in post_set)])
     parts = [
@@ -116,7 +149,10 @@ def _places(images: Sequence[str], points: Sequence[str]) -> list[tuple[str, tup
     if not points:
         return [(image, None) for image in images]
     if len(images) > 1 and len(images) != len(points):
-        raise UsageError(f"{len(images)} images and {len(points)} points; give one point for each --image, in their order, or none")
+        raise UsageError(
+            f"{len(images)} images and {len(points)} points; give one point for each --image, in their "
+            "order, or none"
+        )
     found: list[tuple[str, tuple[float, float] | None]] = []
     for image, point in zip(images if len(images) > 1 else [*images] * len(points), points, strict=True):
         try:
@@ -124,6 +160,8 @@ def _places(images: Sequence[str], points: Sequence[str]) -> list[tuple[str, tup
             if not (math.isfinite(x) and math.isfinite(y)):
                 raise ValueError(point)
         except ValueError as error:
-            raise UsageError(f"--point {shorten(point)}; expected X,Y in pixels of the image, like 40,52") from error
+            raise UsageError(
+                f"--point {shorten(point)}; expected X,Y in pixels of the image, like 40,52"
+            ) from error
         found.append((image, (x, y)))
     return found

@@ -26,16 +26,23 @@ from wsolbench.system.files import file_name
 
 @click.command(
     epilog="Example:  wsolbench eval --method cam --dataset toybirds --train --pictures pictures/\n\n"
-    "Without --checkpoint and --train, the run folder that `wsolbench train` with the same options writes is used; with --weights alone, "
-    "a pretrained model as it is:  wsolbench eval --method cam --dataset ilsvrc --weights imagenet --set head=fc\n\n"
-    "A grid of methods and post-processes:  wsolbench eval --method cam,has,acol --post none,sem,scg --dataset cub --train\n\n"
-    "Robustness:  wsolbench eval --method nts-net --dataset cub --transform none,rotate90,rotate180,rotate270,reduce:300"
+    "Without --checkpoint and --train, the run folder that `wsolbench train` with the same options writes "
+    "is used; with --weights alone, "
+    "a pretrained model as it is:  wsolbench eval --method cam --dataset ilsvrc --weights imagenet --set "
+    "head=fc\n\n"
+    "A grid of methods and post-processes:  wsolbench eval --method cam,has,acol --post none,sem,scg "
+    "--dataset cub --train\n\n"
+    "Robustness:  wsolbench eval --method nts-net --dataset cub --transform "
+    "none,rotate90,rotate180,rotate270,reduce:300"
 )
 @model_options
 @data_options
 @scoring_options
 @click.option(
-    "--post", default="none", show_default=True, help="Post-process of the maps (wsolbench list posts), or several: none,sem,scg."
+    "--post",
+    default="none",
+    show_default=True,
+    help="Post-process of the maps (wsolbench list posts), or several: none,sem,scg.",
 )
 @post_set_option
 @click.option(
@@ -43,19 +50,27 @@ from wsolbench.system.files import file_name
     "maps",
     default="class",
     show_default=True,
-    help="Which map: that of the class, or maps of the method's own that its page in docs/methods names; or several: class,oel_7.",
+    help=(
+        "Which map: that of the class, or maps of the method's own that its page in docs/methods names; "
+        "or several: class,oel_7."
+    ),
 )
 @click.option(
     "--transform",
     "transforms",
     default="none",
     show_default=True,
-    help="Transform the images at test time: rotate90, rotate180, rotate270, rotate:ANGLE, rotate:random, reduce:300; or several. "
+    help="Transform the images at test time: rotate90, rotate180, rotate270, rotate:ANGLE, rotate:random, "
+    "reduce:300; or several. "
     "Thresholds are not transferred then.",
 )
 @checkpoint_option
 @click.option("--train", "train_first", is_flag=True, help="Train first (or go on, or use the finished run).")
-@click.option("--save-maps", type=click.Path(path_type=Path), help="Folder for the raw maps, which `wsolbench score` reads.")
+@click.option(
+    "--save-maps",
+    type=click.Path(path_type=Path),
+    help="Folder for the raw maps, which `wsolbench score` reads.",
+)
 def command(
     data: DataOptions,
     scoring: ScoringOptions,
@@ -70,8 +85,8 @@ def command(
 ) -> None:
     """Evaluate a method on a data set. A run that was killed goes on where it was.
 
-    Several methods, post-processes, maps or transforms, separated by commas, are evaluated one after the other: a record for each
-    combination, with maps and pictures in folders of their own.
+    Several methods, post-processes, maps or transforms, separated by commas, are evaluated one after the
+    other: a record for each combination, with maps and pictures in folders of their own.
     """
     from wsolbench.datasets.subsets import limited
     from wsolbench.evaluation.loop import RunOptions
@@ -88,7 +103,9 @@ def command(
             raise UsageError("--checkpoint and --train exclude each other: a checkpoint is trained already")
         names = model["method"].split(",")
         if checkpoint is not None and len(names) > 1:
-            raise UsageError("--checkpoint is of one method; leave it out to evaluate the run folders of several")
+            raise UsageError(
+                "--checkpoint is of one method; leave it out to evaluate the run folders of several"
+            )
         methods = {name: load_method(name) for name in names}
         readings = _readings(maps, open_posts(post, post_set))
         views = {view: None if view == "none" else Transform.parse(view) for view in transforms.split(",")}
@@ -98,8 +115,15 @@ def command(
         val = data.open_val() if scoring.transfer and scoring.split != "val" and "none" in views else None
         scoring.prepare(scored, save_maps)
         several = len(methods) * len(readings) * len(views) > 1
-        batch_size = fitting_batch(model["batch_size"] or 32, *(split and limited(split, scoring.limit) for split in (scored, val)))
-        options = RunOptions(batch_size=batch_size, workers=model["workers"], work=scoring.out / ".work", resamples=scoring.resamples)
+        batch_size = fitting_batch(
+            model["batch_size"] or 32, *(split and limited(split, scoring.limit) for split in (scored, val))
+        )
+        options = RunOptions(
+            batch_size=batch_size,
+            workers=model["workers"],
+            work=scoring.out / ".work",
+            resamples=scoring.resamples,
+        )
         changes = changes_of_trained(checkpoint, model)
         for name, method in methods.items():
             settings = {**model, "method": name}
@@ -119,9 +143,15 @@ def command(
                     post=made,
                     map_name=map_name,
                 )
-                own = Path(file_name(f"{name}{label}"), *([] if moved is None else [file_name(view)])) if several else Path()
+                own = (
+                    Path(file_name(f"{name}{label}"), *([] if moved is None else [file_name(view)]))
+                    if several
+                    else Path()
+                )
                 evaluate_and_report(
-                    scored if moved is None else transformed(scored, moved, localizer.input_spec, conventions),
+                    scored
+                    if moved is None
+                    else transformed(scored, moved, localizer.input_spec, conventions),
                     source,
                     scoring.within(own),
                     replace(options, save_maps=None if save_maps is None else MapFolder(save_maps / own)),
@@ -132,11 +162,19 @@ def command(
 
 
 def _readings(maps: str, posts: dict[str, Any]) -> list[tuple[str, Any, str | None]]:
-    """What is scored of a model: what is added to the method's name, and a post-process or one of the method's own maps, if any."""
+    """What is scored of a model: what is added to the method's name, and a post-process or one of the
+    method's own maps, if any.
+    """
     from wsolbench.exceptions import UsageError
 
     names = maps.split(",")
-    of_class = [("" if name == "none" else f"+{name}", made, None) for name, made in posts.items()] if "class" in names else []
+    of_class = (
+        [("" if name == "none" else f"+{name}", made, None) for name, made in posts.items()]
+        if "class" in names
+        else []
+    )
     if not of_class and set(posts) != {"none"}:
-        raise UsageError(f"--post {','.join(posts)} makes its maps of the class's; add it to --map: class,{maps}")
+        raise UsageError(
+            f"--post {','.join(posts)} makes its maps of the class's; add it to --map: class,{maps}"
+        )
     return [*of_class, *((f":{name}", None, name) for name in names if name != "class")]

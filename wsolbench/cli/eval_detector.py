@@ -20,15 +20,28 @@ from wsolbench.methods import DetectorRequest
 @click.command(
     epilog="Example:  wsolbench export --dataset toybirds --split val --out toybirds-coco\n\n"
     "          wsolbench eval-detector --data-root toybirds-coco\n\n"
-    "Without --checkpoint, the run folder that `wsolbench train-detector` with the same options writes is used."
+    "Without --checkpoint, the run folder that `wsolbench train-detector` with the same options writes is "
+    "used."
 )
 @detector_options
 @checkpoint_option
 @click.option("--split", default="val", show_default=True, help="Split to evaluate on.")
-@click.option("--limit", type=Number(DetectorRequest, "limit"), help="Evaluate on that many images only, spread evenly over the split.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results/measured"), show_default=True, help="Folder of records.")
 @click.option(
-    "--save-detections", type=click.Path(path_type=Path, dir_okay=False), help="File for all detections, in COCO's format of results."
+    "--limit",
+    type=Number(DetectorRequest, "limit"),
+    help="Evaluate on that many images only, spread evenly over the split.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("results/measured"),
+    show_default=True,
+    help="Folder of records.",
+)
+@click.option(
+    "--save-detections",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File for all detections, in COCO's format of results.",
 )
 def command(
     data_root: Path | None,
@@ -39,7 +52,9 @@ def command(
     save_detections: Path | None,
     **model: Any,
 ) -> None:
-    """Evaluate a detector: AP of boxes and masks over all overlaps, at 0.50 and 0.75, and of small, medium and large objects."""
+    """Evaluate a detector: AP of boxes and masks over all overlaps, at 0.50 and 0.75, and of small, medium
+    and large objects.
+    """
     from rich.console import Console
 
     from wsolbench.datasets.coco import load_instances
@@ -53,7 +68,10 @@ def command(
     method = load_detector(model["method"])
     dataset = load_instances(data_root, split)
     if changes := changes_of_trained(checkpoint, model):
-        raise UsageError(f"--set {next(iter(changes))} has no effect with --checkpoint: a trained detector has no settings to change")
+        raise UsageError(
+            f"--set {next(iter(changes))} has no effect with --checkpoint: a trained detector has no "
+            "settings to change"
+        )
     if save_detections is not None:
         make_folder(save_detections.parent)
     if checkpoint is None:

@@ -22,16 +22,31 @@ if TYPE_CHECKING:
     show_default=True,
     help="Folder that holds measured/, the records.",
 )
-@click.option("--check", is_flag=True, help="Write nothing; list broken records and files that differ from the records, and exit with 1.")
-@click.option("--format", "kind", type=click.Choice(["markdown", "csv", "latex", "json"]), help="Print the tables in this format instead.")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Write nothing; list broken records and files that differ from the records, and exit with 1.",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["markdown", "csv", "latex", "json"]),
+    help="Print the tables in this format instead.",
+)
 @click.option("--dataset", help="Only tables of this data set.")
 @click.option("--metric", help="Only this metric (wsolbench list metrics).")
 @click.option("--method", help="Only this method.")
 @click.option("--backbone", help="Only this backbone.")
 @click.option("--since", type=int, metavar="YEAR", help="Only papers and runs from this year on.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File for what --format or a filter would print.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File for what --format or a filter would print.",
+)
 def command(results: Path, check: bool, kind: str | None, out: Path | None, **filters: Any) -> None:
-    """Make tables of all records and published numbers, below RESULTS/leaderboard; or print those that are asked for."""
+    """Make tables of all records and published numbers, below RESULTS/leaderboard; or print those that are
+    asked for.
+    """
     from wsolbench.exceptions import UsageError
     from wsolbench.report.board.leaderboard import check_leaderboard, write_leaderboard
     from wsolbench.report.board.results import read_results
@@ -51,7 +66,9 @@ def command(results: Path, check: bool, kind: str | None, out: Path | None, **fi
     for difference in differences:
         click.echo(difference)
     if differences:
-        click.echo(f"The board differs from the records: run `wsolbench leaderboard --results {results}`.", err=True)
+        click.echo(
+            f"The board differs from the records: run `wsolbench leaderboard --results {results}`.", err=True
+        )
     if differences or read.problems:
         raise click.exceptions.Exit(1)
     click.echo("The board is up to date.")
@@ -79,7 +96,9 @@ def _print(results: Path, kind: str, out: Path | None, filters: dict[str, Any]) 
     tables = board_tables(results, Filters(**filters), read)
     if not tables:
         asked = ", ".join(f"--{name} {value}" for name, value in filters.items() if value is not None)
-        raise UsageError(f"nothing on the board for {asked or 'no filter'}; `wsolbench leaderboard` writes all of it")
+        raise UsageError(
+            f"nothing on the board for {asked or 'no filter'}; `wsolbench leaderboard` writes all of it"
+        )
     text = render(tables, kind)
     if out is None:
         click.echo(text, nl=False)

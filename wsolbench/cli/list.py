@@ -16,13 +16,17 @@ def _methods() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
 def _datasets() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
     from wsolbench.datasets import list_datasets
 
-    return ("data set", "splits", "what"), [(row.name, ", ".join(row.splits), row.summary) for row in list_datasets()]
+    return ("data set", "splits", "what"), [
+        (row.name, ", ".join(row.splits), row.summary) for row in list_datasets()
+    ]
 
 
 def _metrics() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
     from wsolbench.metrics.catalog import METRICS
 
-    return ("metric", "title", "needs", "what"), [(row.name, row.title, row.needs, row.summary) for row in METRICS]
+    return ("metric", "title", "needs", "what"), [
+        (row.name, row.title, row.needs, row.summary) for row in METRICS
+    ]
 
 
 def _protocols() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
@@ -31,7 +35,16 @@ def _protocols() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
     presets = [EvalProtocol.preset(name) for name in EvalProtocol.presets()]
     header = ("protocol", "frame", "boxes", "threshold", "box end", "IoU test", "classifier")
     return header, [
-        (p.name, p.frame, p.components, f"{p.foreground} {p.threshold_basis}", p.box_end, p.iou_test, p.classifier) for p in presets
+        (
+            p.name,
+            p.frame,
+            p.components,
+            f"{p.foreground} {p.threshold_basis}",
+            p.box_end,
+            p.iou_test,
+            p.classifier,
+        )
+        for p in presets
     ]
 
 

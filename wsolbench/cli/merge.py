@@ -13,9 +13,19 @@ import click
     "          wsolbench eval --method cam --dataset cub --shard 2/2 --out shards/\n\n"
     "          wsolbench merge shards/"
 )
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results/measured"), show_default=True, help="Folder of records.")
-@click.option("--save-scores", is_flag=True, help="Keep the per-image scores beside the record (.scores.npz).")
+@click.argument(
+    "folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False)
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("results/measured"),
+    show_default=True,
+    help="Folder of records.",
+)
+@click.option(
+    "--save-scores", is_flag=True, help="Keep the per-image scores beside the record (.scores.npz)."
+)
 @click.option("--keep", is_flag=True, help="Do not delete the shards when the record is written.")
 def command(folders: tuple[Path, ...], out: Path, save_scores: bool, keep: bool) -> None:
     """Make the record of every run whose parts `eval --shard` or `score --shard` left in FOLDERS or below.

@@ -30,7 +30,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def available_cores() -> int:
-    """Cores for this process: those it may run on, shared with the other processes that torchrun started here."""
+    """Cores for this process: those it may run on, shared with the other processes that torchrun started
+    here.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
@@ -82,7 +84,9 @@ class DataOptions:
         return {} if self.metadata_root is None else {"metadata_root": self.metadata_root}
 
     def open(self, split: str, missing: Missing = "error") -> Dataset:
-        """Load a split. `missing` is what to do with images that have no file. What the loader found is counted in one line."""
+        """Load a split. `missing` is what to do with images that have no file. What the loader found is
+        counted in one line.
+        """
         from wsolbench.datasets import load_dataset
         from wsolbench.datasets.base import MissingFilesError
 
@@ -93,11 +97,13 @@ class DataOptions:
         self._count_findings(dataset)
         return dataset
 
-    def open_val(self, missing: Missing = "error", *, without: str = NOT_TRANSFERRED, way_out: str = WITHOUT_VAL) -> Dataset | None:
+    def open_val(
+        self, missing: Missing = "error", *, without: str = NOT_TRANSFERRED, way_out: str = WITHOUT_VAL
+    ) -> Dataset | None:
         """Load the `val` split; None if the data set has none on this disk.
 
-        Annotations of `val` without any of its images are no error: one line says so, and `without` what is not done then. A `val`
-        that is there but broken is an error, to which `way_out` is added.
+        Annotations of `val` without any of its images are no error: one line says so, and `without` what is
+        not done then. A `val` that is there but broken is an error, to which `way_out` is added.
         """
         from wsolbench.datasets import available_splits
 
@@ -130,9 +136,18 @@ class DataOptions:
         named = [f"{count:,} {name}{'s' if count != 1 else ''}" for name, count in counts.items() if count]
         if not named:
             return
-        options = {"--data-root": self.data_root, "--metadata-root": self.metadata_root, "--split": dataset.split}
-        where = " ".join(f"{option} {shlex.quote(str(value))}" for option, value in options.items() if value is not None)
-        say(f"data     {dataset.name} {dataset.split}: {', '.join(named)}; to see them: wsolbench verify --dataset {self.dataset} {where}")
+        options = {
+            "--data-root": self.data_root,
+            "--metadata-root": self.metadata_root,
+            "--split": dataset.split,
+        }
+        where = " ".join(
+            f"{option} {shlex.quote(str(value))}" for option, value in options.items() if value is not None
+        )
+        say(
+            f"data     {dataset.name} {dataset.split}: {', '.join(named)}; to see them: wsolbench verify "
+            f"--dataset {self.dataset} {where}"
+        )
 
 
 data_options = _together(
@@ -140,10 +155,14 @@ data_options = _together(
     DataOptions,
     click.option("--dataset", required=True, help="Name of the data set (wsolbench list datasets)."),
     click.option(
-        "--data-root", type=click.Path(path_type=Path), help="Its folder; default: $WSOLBENCH_<NAME>_ROOT or $WSOLBENCH_DATA/<name>."
+        "--data-root",
+        type=click.Path(path_type=Path),
+        help="Its folder; default: $WSOLBENCH_<NAME>_ROOT or $WSOLBENCH_DATA/<name>.",
     ),
     click.option(
-        "--metadata-root", type=click.Path(path_type=Path), help="Folder of wsolevaluation text files, where the data set uses them."
+        "--metadata-root",
+        type=click.Path(path_type=Path),
+        help="Folder of wsolevaluation text files, where the data set uses them.",
     ),
 )
 
@@ -156,51 +175,98 @@ workers_option = click.option(
 )
 
 training_options = _all(
-    click.option("--epochs", type=Number(TrainRequest, "epochs"), help="Training epochs; default: the recipe's."),
+    click.option(
+        "--epochs", type=Number(TrainRequest, "epochs"), help="Training epochs; default: the recipe's."
+    ),
     click.option("--lr", type=Number(TrainRequest, "lr"), help="Base learning rate; default: the recipe's."),
     click.option(
-        "--seed", type=Number(TrainRequest, "seed"), default=0, show_default=True, help="Seed of weights, order and augmentation."
+        "--seed",
+        type=Number(TrainRequest, "seed"),
+        default=0,
+        show_default=True,
+        help="Seed of weights, order and augmentation.",
     ),
     click.option(
         "--set",
         "settings",
         multiple=True,
         metavar="NAME=VALUE",
-        help="A field of the method's config; may be repeated. With --checkpoint: one that training does not depend on.",
+        help=(
+            "A field of the method's config; may be repeated. With --checkpoint: one that training does "
+            "not depend on."
+        ),
     ),
-    click.option("--device", type=Device(), default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    click.option(
+        "--device", type=Device(), default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+    ),
 )
 
 network_options = _all(
-    click.option("--method", required=True, help="Name of the method (wsolbench list methods); `eval` takes several: cam,has."),
-    click.option("--backbone", help="Name of the backbone, or timm:<name>; default: tiny for toybirds, else resnet50."),
-    click.option("--weights", help="imagenet, none, or a checkpoint to start from; default: none for tiny, else imagenet."),
-    click.option("--image-size", type=Number(TrainRequest, "image_size"), help="Side of the network's input; default: the backbone's."),
+    click.option(
+        "--method",
+        required=True,
+        help="Name of the method (wsolbench list methods); `eval` takes several: cam,has.",
+    ),
+    click.option(
+        "--backbone", help="Name of the backbone, or timm:<name>; default: tiny for toybirds, else resnet50."
+    ),
+    click.option(
+        "--weights",
+        help="imagenet, none, or a checkpoint to start from; default: none for tiny, else imagenet.",
+    ),
+    click.option(
+        "--image-size",
+        type=Number(TrainRequest, "image_size"),
+        help="Side of the network's input; default: the backbone's.",
+    ),
     training_options,
 )
 
 model_options = _all(
     network_options,
     click.option(
-        "--batch-size", type=Number(TrainRequest, "batch_size"), help="Images in a step; default: the recipe's, and 32 when evaluating."
+        "--batch-size",
+        type=Number(TrainRequest, "batch_size"),
+        help="Images in a step; default: the recipe's, and 32 when evaluating.",
     ),
     workers_option,
 )
 
 detector_options = _all(
-    click.option("--data-root", type=click.Path(path_type=Path), help="Folder in COCO's layout; default: $WSOLBENCH_COCO_ROOT."),
-    click.option("--method", default="lio-mask-rcnn", show_default=True, help="Name of the detector (wsolbench list detectors)."),
     click.option(
-        "--backbone", help="tiny, resnet50_c4, resnet50_fpn or resnext101_32x8d_fpn; default: tiny for toybirds, else resnet50_fpn."
+        "--data-root",
+        type=click.Path(path_type=Path),
+        help="Folder in COCO's layout; default: $WSOLBENCH_COCO_ROOT.",
     ),
-    click.option("--weights", help="imagenet, coco, none, or a checkpoint to start from; default: none for tiny, else imagenet."),
+    click.option(
+        "--method",
+        default="lio-mask-rcnn",
+        show_default=True,
+        help="Name of the detector (wsolbench list detectors).",
+    ),
+    click.option(
+        "--backbone",
+        help=(
+            "tiny, resnet50_c4, resnet50_fpn or resnext101_32x8d_fpn; default: tiny for toybirds, else "
+            "resnet50_fpn."
+        ),
+    ),
+    click.option(
+        "--weights",
+        help="imagenet, coco, none, or a checkpoint to start from; default: none for tiny, else imagenet.",
+    ),
     training_options,
 )
 
-checkpoint_option = click.option("--checkpoint", type=click.Path(path_type=Path), help="A .safetensors file that a training wrote.")
+checkpoint_option = click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="A .safetensors file that a training wrote."
+)
 
 post_set_option = click.option(
-    "--post-set", multiple=True, metavar="POST.NAME=VALUE", help="A field of a post-process's config; may be repeated."
+    "--post-set",
+    multiple=True,
+    metavar="POST.NAME=VALUE",
+    help="A field of a post-process's config; may be repeated.",
 )
 
 
@@ -232,15 +298,21 @@ class ScoringOptions(Ranged):
         return replace(self, pictures=pictures, save_boxes=boxes)
 
     def prepare(self, scored: Dataset, *more: Path | None) -> None:
-        """Refuse what cannot be done with the data, and make the folders that are written to, before any work is done."""
+        """Refuse what cannot be done with the data, and make the folders that are written to, before any work
+        is done.
+        """
         from wsolbench.metrics.thresholds import check_fixed_tau
 
         check_fixed_tau(self.fixed_tau, self.conventions().taus)
         if self.save_boxes is not None and not scored.has_boxes:
-            raise UsageError(f"--save-boxes needs the best threshold of GT-known, but {scored.name}/{scored.split} has no true boxes")
+            raise UsageError(
+                f"--save-boxes needs the best threshold of GT-known, but {scored.name}/{scored.split} has "
+                "no true boxes"
+            )
         if self.shard is not None and (self.pictures or self.save_scores or self.save_boxes):
             raise UsageError(
-                "--pictures, --save-boxes and --save-scores need all parts of a run: leave out --shard (`merge` takes --save-scores, too)"
+                "--pictures, --save-boxes and --save-scores need all parts of a run: leave out --shard "
+                "(`merge` takes --save-scores, too)"
             )
         for folder in (self.out, self.pictures, self.save_boxes and self.save_boxes.parent, *more):
             if folder is not None:
@@ -265,16 +337,34 @@ scoring_options = _together(
     "scoring",
     ScoringOptions,
     click.option("--split", default="test", show_default=True, help="Split to score."),
-    click.option("--protocol", default="wsoleval", show_default=True, help="Preset of conventions (wsolbench list protocols)."),
-    click.option("--protocol-set", multiple=True, metavar="FIELD=VALUE", help="Change one convention of the preset; may be repeated."),
-    click.option("--fixed-tau", type=Number(ScoringOptions, "fixed_tau"), help="Threshold of the policy 'fixed', next to the oracle."),
+    click.option(
+        "--protocol",
+        default="wsoleval",
+        show_default=True,
+        help="Preset of conventions (wsolbench list protocols).",
+    ),
+    click.option(
+        "--protocol-set",
+        multiple=True,
+        metavar="FIELD=VALUE",
+        help="Change one convention of the preset; may be repeated.",
+    ),
+    click.option(
+        "--fixed-tau",
+        type=Number(ScoringOptions, "fixed_tau"),
+        help="Threshold of the policy 'fixed', next to the oracle.",
+    ),
     click.option(
         "--transfer/--no-transfer",
         default=True,
         show_default=True,
         help="Also use the thresholds that are best on val, where there is one.",
     ),
-    click.option("--limit", type=Number(ScoringOptions, "limit"), help="Score that many images only, spread evenly over the split."),
+    click.option(
+        "--limit",
+        type=Number(ScoringOptions, "limit"),
+        help="Score that many images only, spread evenly over the split.",
+    ),
     click.option(
         "--resamples",
         type=Number(ScoringOptions, "resamples"),
@@ -282,18 +372,36 @@ scoring_options = _together(
         show_default=True,
         help="Bootstrap resamples of the intervals.",
     ),
-    click.option("--out", type=click.Path(path_type=Path), default=Path("results/measured"), show_default=True, help="Folder of records."),
-    click.option("--save-scores", is_flag=True, help="Keep the per-image scores beside the record (.scores.npz)."),
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        default=Path("results/measured"),
+        show_default=True,
+        help="Folder of records.",
+    ),
+    click.option(
+        "--save-scores", is_flag=True, help="Keep the per-image scores beside the record (.scores.npz)."
+    ),
     click.option(
         "--shard",
         metavar="I/N",
         callback=lambda _context, _option, text: None if text is None else _shard(text),
-        help="Score only part I of N, into a folder below --out; `wsolbench merge` makes the record of all parts.",
+        help=(
+            "Score only part I of N, into a folder below --out; `wsolbench merge` makes the record of all "
+            "parts."
+        ),
     ),
-    click.option("--pictures", type=click.Path(path_type=Path), help="Folder for overlays, curves and bars; another run's are kept."),
+    click.option(
+        "--pictures",
+        type=click.Path(path_type=Path),
+        help="Folder for overlays, curves and bars; another run's are kept.",
+    ),
     click.option(
         "--save-boxes",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="JSON file for one box an image at the oracle threshold of GT-known, in COCO's format of results; asks for the maps twice.",
+        help=(
+            "JSON file for one box an image at the oracle threshold of GT-known, in COCO's format of "
+            "results; asks for the maps twice."
+        ),
     ),
 )

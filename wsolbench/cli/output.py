@@ -1,7 +1,7 @@
 """Output that cannot stop a command: any encoding, a closed pipe, a stream that is not there.
 
-What cannot be written in the stream's encoding is written in ASCII. After the reader of a pipe has gone, output is dropped and the
-command finishes its work.
+What cannot be written in the stream's encoding is written in ASCII. After the reader of a pipe has gone,
+output is dropped and the command finishes its work.
 """
 
 from __future__ import annotations
@@ -15,12 +15,29 @@ from typing import TextIO
 
 _ERRORS = "wsolbench.ascii"
 _PLAIN_ASCII = "wsolbench_ascii"
-"""ASCII under another name: click takes a stream that is called ASCII for misconfigured, and writes UTF-8 past it."""
-_ASCII = {"·": "|", "–": "-", "—": "-", "−": "-", "…": "...", "→": "->", "±": "+/-", "×": "x", "≥": ">=", "≤": "<=", "’": "'", "─": "-"}
+"""ASCII under another name: click takes a stream that is called ASCII for misconfigured, and writes UTF-8
+past it.
+"""
+_ASCII = {
+    "·": "|",
+    "–": "-",
+    "—": "-",
+    "−": "-",
+    "…": "...",
+    "→": "->",
+    "±": "+/-",
+    "×": "x",
+    "≥": ">=",
+    "≤": "<=",
+    "’": "'",
+    "─": "-",
+}
 
 
 class SafeStream(io.TextIOWrapper):
-    """A text stream on a file descriptor whose writer never sees an error; `failure` keeps the first one but a closed pipe."""
+    """A text stream on a file descriptor whose writer never sees an error; `failure` keeps the first one but
+    a closed pipe.
+    """
 
     failure: OSError | None = None
 
@@ -49,7 +66,9 @@ class SafeStream(io.TextIOWrapper):
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Error handler of encodings: ASCII for signs of tables, bytes of file names as they are, escapes for everything else."""
+    """Error handler of encodings: ASCII for signs of tables, bytes of file names as they are, escapes for
+    everything else.
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
     sign = error.object[error.start]
@@ -63,12 +82,20 @@ def _find_codec(name: str) -> codecs.CodecInfo | None:
         return None
     plain = codecs.lookup("ascii")
     return codecs.CodecInfo(
-        plain.encode, plain.decode, plain.streamreader, plain.streamwriter, plain.incrementalencoder, plain.incrementaldecoder, name
+        plain.encode,
+        plain.decode,
+        plain.streamreader,
+        plain.streamwriter,
+        plain.incrementalencoder,
+        plain.incrementaldecoder,
+        name,
     )
 
 
 def make_output_safe() -> None:
-    """Make stdout and stderr of this process such streams. Streams that a caller has put in their place are left alone."""
+    """Make stdout and stderr of this process such streams. Streams that a caller has put in their place are
+    left alone.
+    """
     codecs.register_error(_ERRORS, _in_ascii)
     codecs.register(_find_codec)
     for name in ("stdout", "stderr"):
@@ -79,12 +106,20 @@ def make_output_safe() -> None:
             encoding, lines, through = stream.encoding, stream.line_buffering, stream.write_through
             if codecs.lookup(encoding).name == "ascii":
                 encoding = _PLAIN_ASCII
-            safe = SafeStream(stream.detach(), encoding=encoding, errors=_ERRORS, line_buffering=lines, write_through=through)
+            safe = SafeStream(
+                stream.detach(),
+                encoding=encoding,
+                errors=_ERRORS,
+                line_buffering=lines,
+                write_through=through,
+            )
             setattr(sys, name, safe)
 
 
 def output_failure() -> str | None:
-    """Why output could not be written, for instance because the disk is full; None if it was written or a pipe was closed."""
+    """Why output could not be written, for instance because the disk is full; None if it was written or a
+    pipe was closed.
+    """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         if isinstance(stream, SafeStream) and stream.failure is not None:

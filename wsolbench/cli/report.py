@@ -22,19 +22,44 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     epilog="Example:  wsolbench report --results results --out report\n\n"
     "With galleries of maps:  wsolbench report --maps maps/cam --maps maps/spa --dataset toybirds"
 )
-@click.option("--results", type=FOLDER, default=Path("results"), show_default=True, help="Folder that holds measured/, the records.")
+@click.option(
+    "--results",
+    type=FOLDER,
+    default=Path("results"),
+    show_default=True,
+    help="Folder that holds measured/, the records.",
+)
 @click.option("--out", type=FOLDER, default=Path("report"), show_default=True, help="Folder for index.html.")
 @click.option(
-    "--methods", type=click.IntRange(0, 1000), default=5, show_default=True, help="Best methods of a data set that are compared in pairs."
+    "--methods",
+    type=click.IntRange(0, 1000),
+    default=5,
+    show_default=True,
+    help="Best methods of a data set that are compared in pairs.",
 )
 @resamples_option
-@click.option("--maps", "folders", multiple=True, type=FOLDER, help="Folder of maps for a gallery; several show where they disagree.")
+@click.option(
+    "--maps",
+    "folders",
+    multiple=True,
+    type=FOLDER,
+    help="Folder of maps for a gallery; several show where they disagree.",
+)
 @click.option("--dataset", help="Data set that the maps are of.")
-@click.option("--data-root", type=click.Path(path_type=Path), help="Its folder; default: as for `wsolbench eval`.")
+@click.option(
+    "--data-root", type=click.Path(path_type=Path), help="Its folder; default: as for `wsolbench eval`."
+)
 @click.option("--metadata-root", type=click.Path(path_type=Path), help="Folder of wsolevaluation text files.")
 @click.option("--split", default="test", show_default=True, help="Split that the maps are of.")
-@click.option("--protocol", default="wsoleval", show_default=True, help="Conventions of the boxes in galleries (wsolbench list protocols).")
-@click.option("--images", type=click.IntRange(1, 100), default=6, show_default=True, help="Images of a gallery.")
+@click.option(
+    "--protocol",
+    default="wsoleval",
+    show_default=True,
+    help="Conventions of the boxes in galleries (wsolbench list protocols).",
+)
+@click.option(
+    "--images", type=click.IntRange(1, 100), default=6, show_default=True, help="Images of a gallery."
+)
 def command(
     results: Path,
     out: Path,
@@ -59,7 +84,9 @@ def command(
     given = click.get_current_context().get_parameter_source
     for name in ("data_root", "metadata_root", "split", "protocol", "images"):
         if not folders and given(name) is not ParameterSource.DEFAULT:
-            raise UsageError(f"--{name.replace('_', '-')} is of galleries, and there is none without --maps and --dataset")
+            raise UsageError(
+                f"--{name.replace('_', '-')} is of galleries, and there is none without --maps and --dataset"
+            )
     folder_of_records(results)  # both before galleries are drawn
     check_writable(out / "index.html")
     shown: Sequence[Gallery] = ()

@@ -18,24 +18,35 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    epilog="Example:  wsolbench score --maps my_maps/ --dataset cub --data-root CUB_200_2011 --name my-method\n\n"
-    "DIR holds one .npy, .npz or 8-/16-bit .png per image, named by the image id (with or without the image suffix), "
+    epilog="Example:  wsolbench score --maps my_maps/ --dataset cub --data-root CUB_200_2011 --name "
+    "my-method\n\n"
+    "DIR holds one .npy, .npz or 8-/16-bit .png per image, named by the image id (with or without the "
+    "image suffix), "
     "with one (height, width) map of the true class of any size and range."
 )
 @click.option("--maps", "maps_dir", required=True, type=click.Path(path_type=Path), help="Folder of maps.")
 @data_options
 @scoring_options
-@click.option("--name", help="What the method is called in the record; default: what the folder says, else its name.")
 @click.option(
-    "--predictions", type=click.Path(path_type=Path), help="CSV image,rank1,rank2,...; default: DIR/predictions.csv where it exists."
+    "--name", help="What the method is called in the record; default: what the folder says, else its name."
+)
+@click.option(
+    "--predictions",
+    type=click.Path(path_type=Path),
+    help="CSV image,rank1,rank2,...; default: DIR/predictions.csv where it exists.",
 )
 @click.option(
     "--crop-maps",
     is_flag=True,
-    help="The maps cover the whole image: score their centre, under a protocol with a centre crop, which compares on nothing else.",
+    help=(
+        "The maps cover the whole image: score their centre, under a protocol with a centre crop, which "
+        "compares on nothing else."
+    ),
 )
 @click.option(
-    "--allow-partial", is_flag=True, help="Score the images that have a map, and say in the record how many have none, or lack a file."
+    "--allow-partial",
+    is_flag=True,
+    help="Score the images that have a map, and say in the record how many have none, or lack a file.",
 )
 @workers_option
 def command(
@@ -57,18 +68,24 @@ def command(
     from wsolbench.system.distributed import world
 
     if world().size > 1:
-        raise UsageError("`wsolbench score` is one process; in place of torchrun start one with --shard i/n for each part")
+        raise UsageError(
+            "`wsolbench score` is one process; in place of torchrun start one with --shard i/n for each part"
+        )
     if name is not None and not name.strip():
         raise UsageError(f"--name is {name!r}; expected the name of the method")
     conventions = scoring.conventions()
     # Scoring needs the annotations; the pictures themselves only to be drawn.
     whole = _open(data, scoring.split, pictures=scoring.pictures is not None, allow_partial=allow_partial)
     folder = MapFolder(maps_dir)
-    without = folder.missing(whole.ids)  # of all images: a map that two of them would share is refused whatever is scored
+    without = folder.missing(
+        whole.ids
+    )  # of all images: a map that two of them would share is refused whatever is scored
     scored = _with_maps(limited(whole, scoring.limit), folder, set(without), allow_partial)
     scoring.prepare(scored)
     val = data.open_val("keep") if scoring.transfer and scoring.split != "val" else None
-    ranked = _read_labels(folder, predictions, len(scored.class_names), [*whole.ids, *(val.ids if val is not None else ())])
+    ranked = _read_labels(
+        folder, predictions, len(scored.class_names), [*whole.ids, *(val.ids if val is not None else ())]
+    )
     made_by = dict(folder.manifest().get("method", {}))
     source = FolderSource(
         folder,
@@ -85,31 +102,52 @@ def command(
     if val is not None:
         folder.locate([*whole.ids, *val.ids])  # no map may be that of an image of each
         source.check(limited(val, scoring.limit), conventions, allow_partial=allow_partial)
-    facts = {"without_map": len(limited(whole, scoring.limit)) - len(scored), "without_file": len(whole.left_out)}
+    facts = {
+        "without_map": len(limited(whole, scoring.limit)) - len(scored),
+        "without_file": len(whole.left_out),
+    }
     options = RunOptions(workers=workers, work=scoring.out / ".work", resamples=scoring.resamples)
     evaluate_and_report(
-        scored, source, scoring, options, val=val, whole=whole, facts={key: count for key, count in facts.items() if count} or None
+        scored,
+        source,
+        scoring,
+        options,
+        val=val,
+        whole=whole,
+        facts={key: count for key, count in facts.items() if count} or None,
     )
 
 
 def _open(data: DataOptions, split: str, *, pictures: bool, allow_partial: bool) -> Dataset:
-    """The split. Images without a file are left out for a partial score, unless their size is known and no picture is drawn."""
+    """The split. Images without a file are left out for a partial score, unless their size is known and no
+    picture is drawn.
+    """
     from wsolbench.datasets.base import MissingFilesError
 
     if not allow_partial:
         try:
             return data.open(split, "error" if pictures else "keep")
         except MissingFilesError as error:
-            raise MissingFilesError(f"{error} Or add --allow-partial to score the images that are there.") from error
+            raise MissingFilesError(
+                f"{error} Or add --allow-partial to score the images that are there."
+            ) from error
     whole = data.open(split, "skip" if pictures else "keep_or_skip")
     if whole.left_out:
         examples = ", ".join(whole.left_out[:5])
-        click.echo(f"{len(whole.left_out)} images have a file that is missing or broken and are left out: {examples}", err=True)
+        click.echo(
+            f"{len(whole.left_out)} images have a file that is missing or broken and are left out: "
+            f"{examples}",
+            err=True,
+        )
     return whole
 
 
-def _read_labels(folder: MapFolder, predictions: Path | None, classes: int, known: Sequence[str]) -> dict[str, list[int]]:
-    """The predicted labels of the file that was named, else those that lie with the maps; `known` are the ids that it may name."""
+def _read_labels(
+    folder: MapFolder, predictions: Path | None, classes: int, known: Sequence[str]
+) -> dict[str, list[int]]:
+    """The predicted labels of the file that was named, else those that lie with the maps; `known` are the ids
+    that it may name.
+    """
     from wsolbench.exceptions import DataError
     from wsolbench.maps.predictions import PREDICTIONS, read_predictions
 
@@ -119,7 +157,10 @@ def _read_labels(folder: MapFolder, predictions: Path | None, classes: int, know
             return ranked
     ranked = read_predictions(predictions, classes, known)
     if not ranked:
-        raise DataError(f"{predictions} has a header and no predictions; expected a line for each image, or leave out --predictions")
+        raise DataError(
+            f"{predictions} has a header and no predictions; expected a line for each image, or leave out "
+            "--predictions"
+        )
     return ranked
 
 
@@ -133,13 +174,16 @@ def _with_maps(dataset: Dataset, folder: MapFolder, without: set[str], allow_par
     examples = ", ".join(missing[:5])
     if len(missing) == len(dataset):
         raise DataError(
-            f"none of the {len(dataset)} images of {dataset.name} {dataset.split} has a map in {folder.root}; looked for {examples}, ... "
+            f"none of the {len(dataset)} images of {dataset.name} {dataset.split} has a map in "
+            f"{folder.root}; looked for {examples}, ... "
             "each with .npy, .npz or .png behind it or in place of its image suffix"
         )
     if not allow_partial:
         raise DataError(
-            f"{len(missing)} of {len(dataset)} images have no map in {folder.root}: {examples}{', ...' if len(missing) > 5 else ''}. "
-            "A partial score is not comparable; write the missing maps, or add --allow-partial to score the others."
+            f"{len(missing)} of {len(dataset)} images have no map in {folder.root}: "
+            f"{examples}{', ...' if len(missing) > 5 else ''}. "
+            "A partial score is not comparable; write the missing maps, or add --allow-partial to score "
+            "the others."
         )
     click.echo(f"{len(missing)} of {len(dataset)} images have no map and are left out: {examples}", err=True)
     kept = tuple(sample for sample in dataset.samples if sample.id not in without)

@@ -19,7 +19,9 @@ def parse_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, str
         if not equals or not name:
             raise UsageError(f"{option} {shorten(pair)!r}; expected NAME=VALUE")
         if name in settings:
-            raise UsageError(f"{option} {name} is given twice: {shorten(settings[name])!r} and {shorten(value)!r}")
+            raise UsageError(
+                f"{option} {name} is given twice: {shorten(settings[name])!r} and {shorten(value)!r}"
+            )
         settings[name] = value
     return settings
 
@@ -33,12 +35,16 @@ def changes_of_trained(checkpoint: Path | None, model: Mapping[str, Any]) -> dic
         return {}
     for name in ("backbone", "weights", "image_size", "epochs", "lr"):
         if model.get(name) is not None:
-            raise UsageError(f"--{name.replace('_', '-')} has no effect with --checkpoint, which is trained already: leave one of them out")
+            raise UsageError(
+                f"--{name.replace('_', '-')} has no effect with --checkpoint, which is trained already: "
+                "leave one of them out"
+            )
     return parse_settings(model["settings"])
 
 
 def read_protocol(name: str, changes: Sequence[str]) -> EvalProtocol:
-    """A preset with single fields changed; the variant's name lists the changes, so that boards keep it apart.
+    """A preset with single fields changed; the variant's name lists the changes, so that boards keep it
+    apart.
 
     Raises `UsageError` on an unknown preset or field, and on a value outside the range of its field.
     """

@@ -15,7 +15,9 @@ from wsolbench.cli.options import DataOptions, data_options, model_options
 @model_options
 @data_options
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Run folder; default: runs/<data set>/<method>-<backbone>-seed<seed>-<other options>."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run folder; default: runs/<data set>/<method>-<backbone>-seed<seed>-<other options>.",
 )
 def command(data: DataOptions, out: Path | None, **model: Any) -> None:
     """Train a method. A run that was killed goes on where it was; a finished one is left as it is.

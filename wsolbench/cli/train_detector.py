@@ -20,18 +20,28 @@ BACKBONE = "resnet50_fpn"
 @click.command(
     epilog="Example:  wsolbench export --dataset toybirds --split train --out toybirds-coco\n\n"
     "          wsolbench train-detector --data-root toybirds-coco\n\n"
-    "Mask R-CNN without the additional task of LIO:  wsolbench train-detector --data-root toybirds-coco --set scl_weight=0"
+    "Mask R-CNN without the additional task of LIO:  wsolbench train-detector --data-root toybirds-coco "
+    "--set scl_weight=0"
 )
 @detector_options
 @click.option("--split", default="train", show_default=True, help="Split to train on.")
 @click.option(
     "--limit",
     type=Number(DetectorRequest, "limit"),
-    help="Train on at most that many images, spread evenly over the split; those without objects are left out then.",
+    help=(
+        "Train on at most that many images, spread evenly over the split; those without objects are left "
+        "out then."
+    ),
 )
-@click.option("--batch-size", type=Number(DetectorRequest, "batch_size"), help="Images in a step; default: the recipe's.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Run folder; default: runs/<data set>/<method>-<backbone>-seed<seed>-<other options>."
+    "--batch-size",
+    type=Number(DetectorRequest, "batch_size"),
+    help="Images in a step; default: the recipe's.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run folder; default: runs/<data set>/<method>-<backbone>-seed<seed>-<other options>.",
 )
 @workers_option
 def command(data_root: Path | None, split: str, limit: int | None, out: Path | None, **model: Any) -> None:

@@ -31,7 +31,12 @@ class Number(_Kind):
             number = None
         if number is None or number not in self.limit:
             text = str(value)
-            self.fail(f"{text if len(text) <= 40 else text[:37] + '...'} is not {describe(self.number, self.limit)}", param, ctx)
+            self.fail(
+                f"{text if len(text) <= 40 else text[:37] + '...'} is not "
+                f"{describe(self.number, self.limit)}",
+                param,
+                ctx,
+            )
         return number
 
 

@@ -22,7 +22,12 @@ SHOWN_FOLDERS = 20
 
 @click.command(epilog="Example:  wsolbench verify --dataset cub --data-root /data/CUB_200_2011")
 @data_options
-@click.option("--split", "splits", multiple=True, help="Check this split only; may be repeated. Default: every split there is.")
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    help="Check this split only; may be repeated. Default: every split there is.",
+)
 @click.option("--deep", is_flag=True, help="Also decode every image and mask.")
 @click.option(
     "--list-missing",
@@ -31,7 +36,9 @@ SHOWN_FOLDERS = 20
     help="Write the names of all missing and unreadable files here, one a line.",
 )
 def command(*, data: DataOptions, splits: tuple[str, ...], deep: bool, list_missing: Path | None) -> int:
-    """Count and check the files of a data set. Exit code 0: sound (a subset is); 1: something is missing or broken."""
+    """Count and check the files of a data set. Exit code 0: sound (a subset is); 1: something is missing or
+    broken.
+    """
     from rich.console import Console
 
     from wsolbench.datasets.verify import verify_dataset
@@ -55,7 +62,10 @@ def command(*, data: DataOptions, splits: tuple[str, ...], deep: bool, list_miss
     _print_findings(console, report)
     _print_missing(console, report, list_missing)
     if list_missing is not None:
-        write_text(list_missing, "".join(f"{name}\n" for name in (*report.missing_names(), *report.unreadable_names())))
+        write_text(
+            list_missing,
+            "".join(f"{name}\n" for name in (*report.missing_names(), *report.unreadable_names())),
+        )
     console.print(_verdict(report), markup=False)
     return 0 if report.sound else 1
 
@@ -64,7 +74,10 @@ def _print_counts(console: Console, report: DatasetReport) -> None:
     from rich import box
     from rich.table import Table
 
-    console.print(f"{report.info.name}: {report.info.summary}\nroot: {report.root or 'none that can be read'}", markup=False)
+    console.print(
+        f"{report.info.name}: {report.info.summary}\nroot: {report.root or 'none that can be read'}",
+        markup=False,
+    )
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
     for split in report.splits:
@@ -89,10 +102,15 @@ def _print_findings(console: Console, report: DatasetReport) -> None:
             console.print(f"error    {split.split}: {split.failure}", markup=False)
         for finding in split.findings:
             console.print(
-                f"{finding.severity:8} {split.split}: {finding.count:,} {finding.what}; for instance {finding.example}", markup=False
+                f"{finding.severity:8} {split.split}: {finding.count:,} {finding.what}; for instance "
+                f"{finding.example}",
+                markup=False,
             )
     for finding in report.findings:
-        console.print(f"{finding.severity:8} {finding.count:,} {finding.what}; for instance {finding.example}", markup=False)
+        console.print(
+            f"{finding.severity:8} {finding.count:,} {finding.what}; for instance {finding.example}",
+            markup=False,
+        )
 
 
 def _print_missing(console: Console, report: DatasetReport, listed: Path | None) -> None:

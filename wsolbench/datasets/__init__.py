@@ -1,7 +1,7 @@
 """Data sets: every one gives the same `Dataset` of samples.
 
-`load_dataset("cub", "test", root="...")` loads one split; `list_datasets()` says what there is. One file for each data set: it
-defines `INFO` and `load(root, split, ...)`, and is imported when it is asked for.
+`load_dataset("cub", "test", root="...")` loads one split; `list_datasets()` says what there is. One file for
+each data set: it defines `INFO` and `load(root, split, ...)`, and is imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -33,20 +33,27 @@ def dataset_info(name: str) -> DatasetInfo:
 
 
 def load_dataset(
-    name: str, split: str, root: Path | str | None = None, *, missing: Missing = "error", carve_val: bool = False, **options: Any
+    name: str,
+    split: str,
+    root: Path | str | None = None,
+    *,
+    missing: Missing = "error",
+    carve_val: bool = False,
+    **options: Any,
 ) -> Dataset:
     """One split of a data set, in evaluation order.
 
-    Args:
-        name: see `list_datasets`.
-        split: "train", "val" or "test", where the data set has it.
-        root: its folder; None looks into the environment (`wsolbench.datasets.base.resolve_root`).
-        missing: what to do with images whose file is missing: "error", "skip" (leave out), or "keep" or "keep_or_skip" (for scoring
+    Args: name: see `list_datasets`. split: "train", "val" or "test", where the data set has it. root: its
+        folder; None looks into the environment (`wsolbench.datasets.base.resolve_root`). missing: what to do
+        with images whose file is missing: "error", "skip" (leave out), or "keep" or "keep_or_skip" (for
+        scoring
             maps; see `wsolbench.datasets.base.Missing`).
-        carve_val: for data sets without a `val` split: make one of a tenth of each class of `train`, and take it out of `train`.
+        carve_val: for data sets without a `val` split: make one of a tenth of each class of `train`, and take
+            it out of `train`.
         options: what the data set's own `load` takes, such as `metadata_root`.
 
-    Raises `UsageError` on an unknown name, split or option and on a wrong root, `DataError` on files that are missing or broken.
+    Raises `UsageError` on an unknown name, split or option and on a wrong root, `DataError` on files that are
+    missing or broken.
     """
     module = _module(name)
     info: DatasetInfo = module.INFO
@@ -62,14 +69,18 @@ def load_dataset(
 
 
 def available_splits(name: str, root: Path | str | None = None, **options: Any) -> tuple[str, ...]:
-    """The splits that can be loaded from this root, without those that only put others together (such as `trainval`)."""
+    """The splits that can be loaded from this root, without those that only put others together (such as
+    `trainval`).
+    """
     module = _module(name)
     _check_options(module, options)
     lister = getattr(module, "available_splits", None)
     if lister is None:
         info: DatasetInfo = module.INFO
         return tuple(split for split in info.splits if split not in info.repeated)
-    relevant = {option: value for option, value in options.items() if option in inspect.signature(lister).parameters}
+    relevant = {
+        option: value for option, value in options.items() if option in inspect.signature(lister).parameters
+    }
     with refusing_unreadable(name):
         found: tuple[str, ...] = lister(_folder(module.INFO, root), **relevant)
     return found
@@ -92,4 +103,7 @@ def _check_options(module: ModuleType, options: dict[str, Any]) -> None:
     known = set(inspect.signature(module.load).parameters) - {"root", "split", "missing"}
     for option in options:
         if option not in known:
-            raise UsageError(f"the dataset {module.INFO.name!r} has no option {option!r}; it has: {', '.join(sorted(known)) or 'none'}")
+            raise UsageError(
+                f"the dataset {module.INFO.name!r} has no option {option!r}; it has: "
+                f"{', '.join(sorted(known)) or 'none'}"
+            )

@@ -1,10 +1,12 @@
 """FGVC-Aircraft 2013b: 10,000 images of 100 aircraft variants with boxes.
 
-S. Maji, J. Kannala, E. Rahtu, M. Blaschko, A. Vedaldi, "Fine-Grained Visual Classification of Aircraft", arXiv:1306.5151. (The data
-set's own text speaks of 10,200 images and 102 variants; its lists hold 10,000 and 100.)
+S. Maji, J. Kannala, E. Rahtu, M. Blaschko, A. Vedaldi, "Fine-Grained Visual Classification of Aircraft",
+arXiv:1306.5151. (The data set's own text speaks of 10,200 images and 102 variants; its lists hold 10,000 and
+100.)
 
-Papers train on `trainval` (6,667) and test on `test`. Boxes count from 1 with inclusive ends. Every image has a copyright banner of 20
-rows at the bottom, which its authors ask to remove: `crop_banner=True`, the default, does; many published runs kept it.
+Papers train on `trainval` (6,667) and test on `test`. Boxes count from 1 with inclusive ends. Every image has
+a copyright banner of 20 rows at the bottom, which its authors ask to remove: `crop_banner=True`, the default,
+does; many published runs kept it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ INFO = DatasetInfo(
     name="aircraft",
     summary="FGVC-Aircraft 2013b: 10,000 images of 100 variants with boxes",
     splits=("train", "val", "trainval", "test"),
-    root_holds="fgvc-aircraft-2013b/data/ with variants.txt, images_box.txt and images/ (or be one of these two folders)",
+    root_holds=(
+        "fgvc-aircraft-2013b/data/ with variants.txt, images_box.txt and images/ (or be one of these two "
+        "folders)"
+    ),
     repeated=("trainval",),
     expected={"train": 3334, "val": 3333, "trainval": 6667, "test": 3333},
     citation="Maji, Kannala, Rahtu, Blaschko, Vedaldi, arXiv:1306.5151",
@@ -34,11 +39,13 @@ Level = Literal["variant", "family", "manufacturer"]
 _CLASS_FILES = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}
 
 
-def load(root: Path, split: str, *, level: Level = "variant", crop_banner: bool = True, missing: Missing = "error") -> Dataset:
+def load(
+    root: Path, split: str, *, level: Level = "variant", crop_banner: bool = True, missing: Missing = "error"
+) -> Dataset:
     """One split in the order of its list; one box an image.
 
-    `level` chooses the labels: 100 variants, 70 families or 30 manufacturers. Raises `UsageError` on a folder that is not this data set,
-    `DataError` naming file and line.
+    `level` chooses the labels: 100 variants, 70 families or 30 manufacturers. Raises `UsageError` on a folder
+    that is not this data set, `DataError` naming file and line.
     """
     if level not in _CLASS_FILES:
         raise unknown_name("level", level, _CLASS_FILES)
@@ -56,11 +63,20 @@ def load(root: Path, split: str, *, level: Level = "variant", crop_banner: bool 
             raise bad_line(table, line, f"a label of {_CLASS_FILES[level]}", repr(label))
         if image not in boxes:
             name = image[:200]
-            raise DataError(f"{data / 'images_box.txt'}: expected a box for every image, found none for {name!r} (of {table.name}:{line})")
+            raise DataError(
+                f"{data / 'images_box.txt'}: expected a box for every image, found none for {name!r} (of "
+                f"{table.name}:{line})"
+            )
         path = f"{data}/images/{image}.jpg"
         crop = BANNER_ROWS if crop_banner else 0
-        records.append(Record(id=f"{image}.jpg", label=index[label], path=path, boxes=[boxes[image]], crop_bottom=crop))
-    what = f"images without their banner of {BANNER_ROWS} rows" if crop_banner else "images with their copyright banner"
+        records.append(
+            Record(id=f"{image}.jpg", label=index[label], path=path, boxes=[boxes[image]], crop_bottom=crop)
+        )
+    what = (
+        f"images without their banner of {BANNER_ROWS} rows"
+        if crop_banner
+        else "images with their copyright banner"
+    )
     findings = [Finding(what=what, count=len(records), example=records[0].id)] if records else []
     return assemble(INFO.name, split, data, records, tuple(index), findings=findings, missing=missing)
 

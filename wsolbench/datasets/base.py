@@ -1,8 +1,10 @@
-"""What all data sets share: where they lie, how annotations become samples, and the fingerprint that names them.
+"""What all data sets share: where they lie, how annotations become samples, and the fingerprint that names
+them.
 
-A loader turns its annotation files into `Record`s, in evaluation order and in the internal convention (`wsolbench.types`: continuous
-xyxy, exclusive ends), and hands them to `assemble`, which holds them against the files: what is missing, how large the
-images are, which boxes stick out. Nothing is dropped silently; `Dataset.findings` and `Dataset.missing` say what was.
+A loader turns its annotation files into `Record`s, in evaluation order and in the internal convention
+(`wsolbench.types`: continuous xyxy, exclusive ends), and hands them to `assemble`, which holds them against
+the files: what is missing, how large the images are, which boxes stick out. Nothing is dropped silently;
+`Dataset.findings` and `Dataset.missing` say what was.
 """
 
 from __future__ import annotations
@@ -29,18 +31,37 @@ from wsolbench.system.listing import is_empty
 from wsolbench.types import Boxes, Dataset, Finding, Sample
 
 Missing = Literal["error", "skip", "keep", "keep_or_skip"]
-"""What to do with an image whose file is missing: refuse to load, leave it out (and say so), or keep it where its size
-is known from the annotations (enough to score maps, which needs no pixels). Where it is not known, "keep" refuses to load, and
-"keep_or_skip" leaves the image out."""
+"""What to do with an image whose file is missing: refuse to load, leave it out (and say so), or keep it where
+its size is known from the annotations (enough to score maps, which needs no pixels). Where it is not known,
+"keep" refuses to load, and "keep_or_skip" leaves the image out.
+"""
 
 CHECKED_HEADERS = 256
-"""Image files that are held against their annotated size when a split is loaded, spread evenly; `wsolbench verify --deep` looks at all."""
-_ODD_PARTS = ("\\", "//", "/./", "/../", "\n/", "\n./", "\n../", "/\n", "/.\n", "/..\n", "\n.\n", "\n..\n", "\n\n")
+"""Image files that are held against their annotated size when a split is loaded, spread evenly; `wsolbench
+verify --deep` looks at all.
+"""
+_ODD_PARTS = (
+    "\\",
+    "//",
+    "/./",
+    "/../",
+    "\n/",
+    "\n./",
+    "\n../",
+    "/\n",
+    "/.\n",
+    "/..\n",
+    "\n.\n",
+    "\n..\n",
+    "\n\n",
+)
 _ODD_CHARACTER = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
 
 class MissingFilesError(DataError):
-    """Files that the annotations name are not there. `for_commands` is the message without what only a caller in Python can do."""
+    """Files that the annotations name are not there. `for_commands` is the message without what only a caller
+    in Python can do.
+    """
 
     def __init__(self, message: str, for_callers: str = "") -> None:
         super().__init__(message + for_callers)
@@ -77,7 +98,8 @@ def environment_name(name: str) -> str:
 
 
 def resolve_root(info: DatasetInfo, root: Path | str | None) -> Path:
-    """The folder of a data set: the argument, else `WSOLBENCH_<NAME>_ROOT`, else `$WSOLBENCH_DATA/<name>` where that exists.
+    """The folder of a data set: the argument, else `WSOLBENCH_<NAME>_ROOT`, else `$WSOLBENCH_DATA/<name>`
+    where that exists.
 
     Raises `UsageError` when none is given, or when it is no folder or an empty one.
     """
@@ -91,7 +113,8 @@ def resolve_root(info: DatasetInfo, root: Path | str | None) -> Path:
         folder, source = Path(common) / info.name, "the data root in WSOLBENCH_DATA"
     else:
         raise UsageError(
-            f"no data root for {info.name!r}. Give one with --data-root, or set {variable}, or put it into $WSOLBENCH_DATA/{info.name} "
+            f"no data root for {info.name!r}. Give one with --data-root, or set {variable}, or put it into "
+            f"$WSOLBENCH_DATA/{info.name} "
             f"(WSOLBENCH_DATA is {common or 'not set'}). It has to hold {info.root_holds}."
         )
     folder = folder.expanduser()
@@ -103,34 +126,45 @@ def resolve_root(info: DatasetInfo, root: Path | str | None) -> Path:
             raise UsageError(f"{source}, {folder}, is empty. It has to hold {info.root_holds}.")
         return folder.resolve()
     except (OSError, ValueError) as error:  # no permission, a name that is too long or holds a zero byte
-        raise UsageError(f"{source}, {folder}, cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        raise UsageError(
+            f"{source}, {folder}, cannot be read: {getattr(error, 'strerror', None) or error}."
+        ) from error
 
 
 @contextlib.contextmanager
 def refusing_unreadable(name: str) -> Iterator[None]:
-    """Turn what the operating system refuses while the data set `name` is read into a `DataError` that names the file."""
+    """Turn what the operating system refuses while the data set `name` is read into a `DataError` that names
+    the file.
+    """
     try:
         yield
     except OSError as error:
-        raise DataError(f"{name}: cannot read {error.filename or 'a file'}: {error.strerror or error}") from error
+        raise DataError(
+            f"{name}: cannot read {error.filename or 'a file'}: {error.strerror or error}"
+        ) from error
     except MemoryError as error:
         raise DataError(f"{name}: the annotations do not fit into memory") from error
 
 
 def wrong_root(info: DatasetInfo, root: Path, found: str) -> UsageError:
     """The error for a folder that is not this data set."""
-    return UsageError(f"{root} is not the data root of {info.name!r}: {found}. It has to hold {info.root_holds}.")
+    return UsageError(
+        f"{root} is not the data root of {info.name!r}: {found}. It has to hold {info.root_holds}."
+    )
 
 
 def fingerprint_of(samples: Iterable[Sample]) -> str:
-    """16 hex digits (of a SHA-256) over id, label, size, boxes, mask names and key points of the samples in order.
+    """16 hex digits (of a SHA-256) over id, label, size, boxes, mask names and key points of the samples in
+    order.
 
-    Equal fingerprints mean equal annotations. Pixels and mask contents do not enter, nor does where the files lie, nor the
-    size of an image that has only a label.
+    Equal fingerprints mean equal annotations. Pixels and mask contents do not enter, nor does where the files
+    lie, nor the size of an image that has only a label.
     """
     digest = hashlib.sha256()
     for sample in samples:
-        masks = [path.name for path in (*sample.mask_paths, *([sample.ignore_path] if sample.ignore_path else []))]
+        masks = [
+            path.name for path in (*sample.mask_paths, *([sample.ignore_path] if sample.ignore_path else []))
+        ]
         located = bool(len(sample.boxes) or masks or sample.key_points is not None)
         head = [sample.id, sample.label, sample.size if located else None, len(sample.boxes), *masks]
         digest.update(("\t".join(map(str, head)) + "\n").encode())
@@ -155,11 +189,12 @@ def assemble(
 ) -> Dataset:
     """Check records against their files and build the `Dataset`.
 
-    Boxes are clipped to the image; one without area after that is left out. A record without `size` gets the header's;
-    with `lazy_sizes` only when asked for (splits without any box or mask).
+    Boxes are clipped to the image; one without area after that is left out. A record without `size` gets the
+    header's; with `lazy_sizes` only when asked for (splits without any box or mask).
 
-    Raises `DataError` on no record, an id that is no plain relative path or occurs twice, a label outside the classes, a size above
-    `MAX_PIXELS`, and, with `missing="error"`, on files that are missing (`MissingFilesError`) or are no images.
+    Raises `DataError` on no record, an id that is no plain relative path or occurs twice, a label outside the
+    classes, a size above `MAX_PIXELS`, and, with `missing="error"`, on files that are missing
+    (`MissingFilesError`) or are no images.
     """
     _check_records(name, split, root, records, len(class_names))
     notes = list(findings)
@@ -168,11 +203,18 @@ def assemble(
     if not lazy_sizes:
         _note_turned(kept, notes)
         kept, unreadable = _with_sizes(name, split, kept, missing, notes)
-    boxes = clip_boxes([record.id for record in kept], [record.size for record in kept], [record.boxes for record in kept], notes)
+    boxes = clip_boxes(
+        [record.id for record in kept],
+        [record.size for record in kept],
+        [record.boxes for record in kept],
+        notes,
+    )
     samples = tuple(_sample(record, own, mask_threshold) for record, own in zip(kept, boxes, strict=True))
     _note_key_points(samples, notes)
     note_dark_masks([path for record in kept for path in record.mask_paths], mask_threshold, notes)
-    note_dark_masks([record.ignore_path for record in kept if record.ignore_path], mask_threshold, notes, ignore=True)
+    note_dark_masks(
+        [record.ignore_path for record in kept if record.ignore_path], mask_threshold, notes, ignore=True
+    )
     return Dataset(
         name=name,
         split=split,
@@ -199,17 +241,27 @@ def _check_records(name: str, split: str, root: Path, records: Sequence[Record],
         seen.add(record.id)
         if not 0 <= record.label < classes:
             raise DataError(
-                f"{name} {split}: image {record.id!r} has the label {record.label}, but there are {classes} classes (0 to {classes - 1})"
+                f"{name} {split}: image {record.id!r} has the label {record.label}, but there are "
+                f"{classes} classes (0 to {classes - 1})"
             )
         if record.size is not None and record.size[0] * record.size[1] > MAX_PIXELS:
             found = f"{record.size[0]}x{record.size[1]} pixels"
-            raise DataError(f"{name} {split}: image {record.id!r} has {found} in the annotations; expected at most {MAX_PIXELS:,}")
+            raise DataError(
+                f"{name} {split}: image {record.id!r} has {found} in the annotations; expected at most "
+                f"{MAX_PIXELS:,}"
+            )
 
 
 def _check_ids(name: str, split: str, ids: Sequence[str]) -> None:
-    """Raise `DataError` for an id that is no plain relative path. One look at all of them is quicker than a look at each."""
+    """Raise `DataError` for an id that is no plain relative path. One look at all of them is quicker than a
+    look at each.
+    """
     text = "\n" + "\n".join(ids) + "\n"
-    plain = text.count("\n") == len(ids) + 1 and not any(part in text for part in _ODD_PARTS) and not _ODD_CHARACTER.search(text)
+    plain = (
+        text.count("\n") == len(ids) + 1
+        and not any(part in text for part in _ODD_PARTS)
+        and not _ODD_CHARACTER.search(text)
+    )
     if plain and max(map(len, ids)) <= 60:  # at most 240 bytes
         return
     for image_id in ids:
@@ -224,23 +276,35 @@ def _check_ids(name: str, split: str, ids: Sequence[str]) -> None:
 def _leave_out_missing(
     name: str, split: str, root: Path, records: Sequence[Record], missing: Missing
 ) -> tuple[Sequence[Record], Sequence[str]]:
-    needed = {record.id: (record.path, *record.mask_paths, *([record.ignore_path] if record.ignore_path else [])) for record in records}
+    needed = {
+        record.id: (record.path, *record.mask_paths, *([record.ignore_path] if record.ignore_path else []))
+        for record in records
+    }
     absent = absent_files(path for paths in needed.values() for path in paths)
     if not absent:
         return records, ()
     ordered = list(dict.fromkeys(path for paths in needed.values() for path in paths if path in absent))
     if missing == "skip":
         return [record for record in records if absent.isdisjoint(needed[record.id])], ordered
-    # A record with a size is of use without its image file, which is the first one, but not without its masks.
-    keepable = [record for record in records if absent.isdisjoint(needed[record.id][0 if record.size is None else 1 :])]
+    # A record with a size is of use without its image file, which is the first one, but not without its
+    # masks.
+    keepable = [
+        record
+        for record in records
+        if absent.isdisjoint(needed[record.id][0 if record.size is None else 1 :])
+    ]
     if missing == "keep_or_skip" or (missing == "keep" and len(keepable) == len(records)):
         return keepable, ordered
     shown = ", ".join(map(_described(root), ordered[:3])) + (" and so on" if len(ordered) > 3 else "")
     if len(absent) == sum(len(paths) for paths in needed.values()):
-        message = f"{name} {split}: none of the {len(ordered):,} files is under {root} ({shown}); is this the right data root?"
+        message = (
+            f"{name} {split}: none of the {len(ordered):,} files is under {root} ({shown}); is this the "
+            "right data root?"
+        )
     else:
         message = (
-            f"{name} {split}: {len(ordered):,} files of {len(records):,} images are missing under {root}: {shown}. Restore them; "
+            f"{name} {split}: {len(ordered):,} files of {len(records):,} images are missing under {root}: "
+            f"{shown}. Restore them; "
             f"`wsolbench verify --dataset {name} --list-missing FILE` lists all."
         )
     raise MissingFilesError(message, " In Python, missing='skip' leaves these images out.")
@@ -249,7 +313,11 @@ def _leave_out_missing(
 def _described(root: Path) -> Callable[[str], str]:
     def describe(path: str) -> str:
         what = os.path.relpath(path, root)
-        return f"{what} (a link to {Path(path).readlink()}, which is not there)" if Path(path).is_symlink() else what
+        return (
+            f"{what} (a link to {Path(path).readlink()}, which is not there)"
+            if Path(path).is_symlink()
+            else what
+        )
 
     return describe
 
@@ -262,36 +330,57 @@ def _left_out(records: Sequence[Record], samples: Sequence[Sample]) -> tuple[str
 
 
 def _note_turned(records: Sequence[Record], notes: list[Finding]) -> None:
-    """Look at some image files with an annotated size: is that the stored one with width and height exchanged?"""
-    sized = [record for record in records if record.size is not None and record.size[0] != record.size[1] and not record.crop_bottom]
+    """Look at some image files with an annotated size: is that the stored one with width and height
+    exchanged?
+    """
+    sized = [
+        record
+        for record in records
+        if record.size is not None and record.size[0] != record.size[1] and not record.crop_bottom
+    ]
     some = sized[:: max(1, len(sized) // CHECKED_HEADERS)]
     exchanged = [
         (record.id, header, record.size)
         for record, header in zip(some, headers_of(record.path for record in some), strict=True)
         if not isinstance(header, DataError) and record.size == header.size[::-1]
     ]
-    note_exchanged(exchanged, notes, "" if len(some) == len(sized) else f" (of {len(some)} that were looked at)")
+    note_exchanged(
+        exchanged, notes, "" if len(some) == len(sized) else f" (of {len(some)} that were looked at)"
+    )
 
 
 def _with_sizes(
     name: str, split: str, records: Sequence[Record], missing: Missing, notes: list[Finding]
 ) -> tuple[Sequence[Record], tuple[str, ...]]:
-    """Give records without a size that of their file; those whose file is no image are left out, or an error."""
+    """Give records without a size that of their file; those whose file is no image are left out, or an
+    error.
+    """
     unsized = [record for record in records if record.size is None]
     if not unsized:
         return records, ()
     broken: dict[str, DataError] = {}
     turned = []
-    for record, header in zip(unsized, headers_of(record.size_path or record.path for record in unsized), strict=True):
+    for record, header in zip(
+        unsized, headers_of(record.size_path or record.path for record in unsized), strict=True
+    ):
         path = record.size_path or record.path
         if isinstance(header, DataError):
             broken[path] = header
         elif header.size[1] <= record.crop_bottom:
-            broken[path] = DataError(f"{path}: expected more than {record.crop_bottom} rows, found {header.size[1]}")
+            broken[path] = DataError(
+                f"{path}: expected more than {record.crop_bottom} rows, found {header.size[1]}"
+            )
         else:
             record.size = header.size[0], header.size[1] - record.crop_bottom
-            if header.orientation >= 5 and _fits(record.boxes, header.shown_size) and not _fits(record.boxes, header.size):
-                turned.append(f"{record.id}: stored {header.size[0]}x{header.size[1]} with EXIF orientation {header.orientation}")
+            if (
+                header.orientation >= 5
+                and _fits(record.boxes, header.shown_size)
+                and not _fits(record.boxes, header.size)
+            ):
+                turned.append(
+                    f"{record.id}: stored {header.size[0]}x{header.size[1]} with EXIF orientation "
+                    f"{header.orientation}"
+                )
     if turned:
         notes.append(Finding(what=TURNED, count=len(turned), example=turned[0], severity="warning"))
     if not broken:
@@ -302,8 +391,17 @@ def _with_sizes(
             raise next(iter(broken.values()))
         shown = "; ".join(errors[:3]) + ("; and so on" if len(errors) > 3 else "")
         listing = f"`wsolbench verify --dataset {name} --list-missing FILE` lists all"
-        raise DataError(f"{name} {split}: {len(errors):,} image files cannot be read: {shown}. Replace them; {listing}.")
-    notes.append(Finding(what="images left out: the file cannot be read", count=len(errors), example=errors[0], severity="error"))
+        raise DataError(
+            f"{name} {split}: {len(errors):,} image files cannot be read: {shown}. Replace them; {listing}."
+        )
+    notes.append(
+        Finding(
+            what="images left out: the file cannot be read",
+            count=len(errors),
+            example=errors[0],
+            severity="error",
+        )
+    )
     return [record for record in records if record.size is not None], tuple(broken)
 
 
@@ -314,7 +412,9 @@ def _fits(boxes: Sequence[tuple[float, float, float, float]], size: tuple[int, i
 def _sample(record: Record, boxes: Boxes, mask_threshold: int) -> Sample:
     key_points = record.key_points
     if key_points is not None:
-        key_points = np.where(key_points[:, 2:] > 0, key_points, 0.0)  # coordinates of an invisible part mean nothing
+        key_points = np.where(
+            key_points[:, 2:] > 0, key_points, 0.0
+        )  # coordinates of an invisible part mean nothing
     return Sample(
         id=record.id,
         label=record.label,
@@ -340,15 +440,20 @@ def _note_key_points(samples: Sequence[Sample], notes: list[Finding]) -> None:
     if outside:
         notes.append(
             Finding(
-                what="images with a visible key point outside: kept as given", count=len(outside), example=outside[0], severity="warning"
+                what="images with a visible key point outside: kept as given",
+                count=len(outside),
+                example=outside[0],
+                severity="warning",
             )
         )
 
 
 def carve(train: Dataset, part: Literal["train", "val"], *, fraction: float = 0.1, seed: int = 0) -> Dataset:
-    """`train` without, or only with, the held-out tenth of each class (at least one image of a class with two or more).
+    """`train` without, or only with, the held-out tenth of each class (at least one image of a class with two
+    or more).
 
-    For data sets without a `val` split, so that thresholds are never chosen on `test`. The same seed gives the same images.
+    For data sets without a `val` split, so that thresholds are never chosen on `test`. The same seed gives
+    the same images.
     """
     generator = np.random.default_rng(seed)
     labels = np.array([sample.label for sample in train.samples])

@@ -1,4 +1,6 @@
-"""Boxes against their images: clipping, and signs that the numbers mean something else than the loader takes them for."""
+"""Boxes against their images: clipping, and signs that the numbers mean something else than the loader takes
+them for.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,13 @@ SLACK = 1.0
 
 
 def clip_boxes(
-    ids: Sequence[str], sizes: Sequence[tuple[int, int] | None], boxes: Sequence[Sequence[Box]], notes: list[Finding]
+    ids: Sequence[str],
+    sizes: Sequence[tuple[int, int] | None],
+    boxes: Sequence[Sequence[Box]],
+    notes: list[Finding],
 ) -> list[Boxes]:
-    """The boxes of each image cut to it; boxes without area after that are left out. `notes` gets what was done and what is doubtful.
+    """The boxes of each image cut to it; boxes without area after that are left out. `notes` gets what was
+    done and what is doubtful.
 
     Args:
         ids: one for each image.
@@ -37,7 +43,9 @@ def clip_boxes(
     given = np.array([box for own in boxes for box in own], dtype=np.float64)  # (R, 4)
     if not np.isfinite(given).all():
         first = int(np.flatnonzero(~np.isfinite(given).all(axis=1))[0])
-        raise DataError(f"image {ids[owner[first]]!r} has the box {given[first].tolist()}; expected finite numbers")
+        raise DataError(
+            f"image {ids[owner[first]]!r} has the box {given[first].tolist()}; expected finite numbers"
+        )
     frames = np.array([size or (np.inf, np.inf) for size in sizes], dtype=np.float64)[owner]  # (R, 2)
     clipped = np.clip(given, 0.0, np.concatenate([frames, frames], axis=1))
     sound = np.all(clipped[:, 2:] > clipped[:, :2], axis=1)
@@ -47,7 +55,14 @@ def clip_boxes(
 
     def note(which: np.ndarray, what: str, severity: str) -> None:
         if which.any():
-            notes.append(Finding(what=what, count=int(which.sum()), example=example(int(np.argmax(which))), severity=severity))
+            notes.append(
+                Finding(
+                    what=what,
+                    count=int(which.sum()),
+                    example=example(int(np.argmax(which))),
+                    severity=severity,
+                )
+            )
 
     note(sound & np.any(clipped != given, axis=1), "boxes that stick out of the image: clipped", "warning")
     note(~sound, "boxes without area inside the image: left out", "error")
@@ -57,22 +72,37 @@ def clip_boxes(
     kept = np.split(clipped[sound], ends[:-1])
     bare = [image_id for image_id, own in zip(ids, kept, strict=True) if not len(own)]
     if bare:
-        notes.append(Finding(what="images without a box, in a split that has boxes", count=len(bare), example=bare[0], severity="error"))
+        notes.append(
+            Finding(
+                what="images without a box, in a split that has boxes",
+                count=len(bare),
+                example=bare[0],
+                severity="error",
+            )
+        )
     return kept
 
 
 def doubts(given: np.ndarray, frames: np.ndarray) -> Iterator[tuple[np.ndarray, str, str]]:
-    """Signs that boxes are in another unit, order or frame: (which of the boxes, what, severity of the finding).
+    """Signs that boxes are in another unit, order or frame: (which of the boxes, what, severity of the
+    finding).
 
     `given` (R, 4) is xyxy, `frames` (R, 2) width and height of each box's image.
     """
     sides = given[:, 2:] - given[:, :2]
     large = frames.min(axis=1) > 4
     whole = (given == np.rint(given)).all()
-    in_corner = large & (given.min(axis=1) >= -SLACK) & (given.max(axis=1) <= (1 if whole else 1 + SLACK))  # 1-based ones are shifted
+    in_corner = (
+        large & (given.min(axis=1) >= -SLACK) & (given.max(axis=1) <= (1 if whole else 1 + SLACK))
+    )  # 1-based ones are shifted
     small = large & (sides.min(axis=1) < 1) & (sides.min(axis=1) > 0)
     if in_corner.all():
-        yield in_corner, "boxes within the first pixels of their images: expected pixels, these look like fractions of the image", "error"
+        yield (
+            in_corner,
+            "boxes within the first pixels of their images: expected pixels, these look like fractions of "
+            "the image",
+            "error",
+        )
         return
     if (small | in_corner).all():
         yield small, "boxes smaller than a pixel: expected pixels", "error"
@@ -82,20 +112,32 @@ def doubts(given: np.ndarray, frames: np.ndarray) -> Iterator[tuple[np.ndarray, 
     if beyond.sum() > 1 and beyond.mean() >= 0.1:
         yield from _other_readings(given, frames, beyond)
     centres = (given[:, :2] + given[:, 2:]) / 2 / frames
-    if (centres <= 0.5).all() and (centres.mean(axis=0) < 0.45).all() and len(np.unique(given, axis=0)) >= FEW:
-        what = "boxes, all with their centre in the upper left quarter: are they x,y,width,height, percentages, or of a smaller copy?"
+    if (
+        (centres <= 0.5).all()
+        and (centres.mean(axis=0) < 0.45).all()
+        and len(np.unique(given, axis=0)) >= FEW
+    ):
+        what = (
+            "boxes, all with their centre in the upper left quarter: are they x,y,width,height, "
+            "percentages, or of a smaller copy?"
+        )
         yield np.ones(len(given), dtype=bool), what, "warning"
 
 
-def _other_readings(given: np.ndarray, frames: np.ndarray, beyond: np.ndarray) -> Iterator[tuple[np.ndarray, str, str]]:
+def _other_readings(
+    given: np.ndarray, frames: np.ndarray, beyond: np.ndarray
+) -> Iterator[tuple[np.ndarray, str, str]]:
     """The reading under which all boxes fit their images, where many do not as they are.
 
-    Corners that end at a thousand fit as thousandths too: exchanged coordinates are no more likely than these then.
+    Corners that end at a thousand fit as thousandths too: exchanged coordinates are no more likely than these
+    then.
     """
     thousandths = 900 <= given.max() <= 1000 + SLACK
     readings = {
         "x and y (or width and height of the images) are exchanged": given[:, [1, 0, 3, 2]],
-        "their last two numbers are the corner x1,y1 and not width and height": np.hstack([given[:, :2], given[:, 2:] - given[:, :2]]),
+        "their last two numbers are the corner x1,y1 and not width and height": np.hstack(
+            [given[:, :2], given[:, 2:] - given[:, :2]]
+        ),
     }
     for reading, boxes in readings.items():
         if (boxes[:, 2:] <= frames + SLACK).all() and (boxes[:, 2:] >= boxes[:, :2]).all():
@@ -103,15 +145,24 @@ def _other_readings(given: np.ndarray, frames: np.ndarray, beyond: np.ndarray) -
             yield beyond, f"boxes that leave their images; all boxes fit if {reading}{other}", "error"
             return
     if thousandths and given[:, 2:].max(axis=0).min() >= 900:
-        what = "boxes that leave their images: are they thousandths of the image's sides, or of larger copies of the images?"
+        what = (
+            "boxes that leave their images: are they thousandths of the image's sides, or of larger "
+            "copies of the images?"
+        )
         yield beyond, what, "error"
         return
     if beyond.mean() > 0.5:
-        yield beyond, "boxes that leave their images, more than half of all: are they of larger copies of the images?", "error"
+        yield (
+            beyond,
+            "boxes that leave their images, more than half of all: are they of larger copies of the images?",
+            "error",
+        )
 
 
 def outside_mask(boxes: Boxes, mask: np.ndarray) -> tuple[int, float]:
-    """How many of the boxes (R, 4) have no pixel of `mask` (h, w) inside, and which share of its pixels lies outside all boxes."""
+    """How many of the boxes (R, 4) have no pixel of `mask` (h, w) inside, and which share of its pixels lies
+    outside all boxes.
+    """
     covered, empty = np.zeros_like(mask), 0
     for x0, y0, x1, y1 in boxes:
         rows = slice(int(max(np.floor(y0), 0)), int(max(np.ceil(y1), 0)))

@@ -1,9 +1,11 @@
 """Leeds Butterfly: 10 species, one mask and one box an image.
 
-J. Wang, K. Markert, M. Everingham, "Learning models for object recognition from natural language descriptions", BMVC 2009.
+J. Wang, K. Markert, M. Everingham, "Learning models for object recognition from natural language
+descriptions", BMVC 2009.
 
-The folder is laid out as `wsolbench.datasets.csvfolder` says, but the boxes' `x1`, `y1` are the last pixel inside. The data set
-has no official split; `annotations.csv` holds the one that was drawn (502 train, 330 test).
+The folder is laid out as `wsolbench.datasets.csvfolder` says, but the boxes' `x1`, `y1` are the last pixel
+inside. The data set has no official split; `annotations.csv` holds the one that was drawn (502 train, 330
+test).
 """
 
 from __future__ import annotations

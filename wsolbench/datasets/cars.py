@@ -1,10 +1,13 @@
 """Stanford Cars: 16,185 images of 196 car models with boxes.
 
-J. Krause, M. Stark, J. Deng, L. Fei-Fei, "3D Object Representations for Fine-Grained Categorization", 3dRR workshop, ICCV 2013.
+J. Krause, M. Stark, J. Deng, L. Fei-Fei, "3D Object Representations for Fine-Grained Categorization", 3dRR
+workshop, ICCV 2013.
 
-Two packagings are in use, and both load; they number their images differently, so their ids must not be mixed:
+Two packagings are in use, and both load; they number their images differently, so their ids must not be
+mixed:
 
-    split    cars_train/00001.jpg  cars_test/00001.jpg  devkit/cars_meta.mat  devkit/cars_train_annos.mat  cars_test_annos_withlabels.mat
+    split    cars_train/00001.jpg  cars_test/00001.jpg  devkit/cars_meta.mat  devkit/cars_train_annos.mat
+        cars_test_annos_withlabels.mat
     joint    car_ims/000001.jpg  cars_annos.mat
 
 Boxes count from 1 with inclusive ends; classes count from 1.
@@ -27,7 +30,10 @@ INFO = DatasetInfo(
     name="cars",
     summary="Stanford Cars: 16,185 images of 196 car models with boxes",
     splits=("train", "test"),
-    root_holds="stanford_cars/ with devkit/, cars_train/, cars_test/ and cars_test_annos_withlabels.mat, or car_ims/ and cars_annos.mat",
+    root_holds=(
+        "stanford_cars/ with devkit/, cars_train/, cars_test/ and cars_test_annos_withlabels.mat, or "
+        "car_ims/ and cars_annos.mat"
+    ),
     expected={"train": 8144, "test": 8041},
     citation="Krause, Stark, Deng, Fei-Fei, 3dRR 2013",
     license="non-commercial research (ImageNet terms)",
@@ -41,7 +47,8 @@ _BOX_FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 def load(root: Path, split: str, *, missing: Missing = "error") -> Dataset:
     """One split in the order of its annotation file; one box an image.
 
-    Raises `UsageError` on a folder that is neither packaging, `DataError` on a `.mat` file that is broken or lacks a field.
+    Raises `UsageError` on a folder that is neither packaging, `DataError` on a `.mat` file that is broken or
+    lacks a field.
     """
     packagings = [
         (_share_present(folder, parts), loader, folder)
@@ -57,7 +64,10 @@ def load(root: Path, split: str, *, missing: Missing = "error") -> Dataset:
 
 def _share_present(folder: Path, parts: tuple[str, ...]) -> float:
     """How much of a packaging is in the folder: both may be, and one of them without its images."""
-    present = [(folder / part).is_file() or ((folder / part).is_dir() and not is_empty(folder / part)) for part in parts]
+    present = [
+        (folder / part).is_file() or ((folder / part).is_dir() and not is_empty(folder / part))
+        for part in parts
+    ]
     return sum(present) / len(parts)
 
 
@@ -72,13 +82,25 @@ def _load_split(root: Path, split: str, missing: Missing) -> Dataset:
         path = root / "devkit" / "cars_train_annos.mat"
     else:
         folders = (root, root / "devkit")
-        path = next((f / "cars_test_annos_withlabels.mat" for f in folders if (f / "cars_test_annos_withlabels.mat").is_file()), root)
+        path = next(
+            (
+                f / "cars_test_annos_withlabels.mat"
+                for f in folders
+                if (f / "cars_test_annos_withlabels.mat").is_file()
+            ),
+            root,
+        )
         if path == root:
-            raise DataError(f"no file {root / 'cars_test_annos_withlabels.mat'}; devkit/cars_test_annos.mat does not do: it has no labels")
+            raise DataError(
+                f"no file {root / 'cars_test_annos_withlabels.mat'}; devkit/cars_test_annos.mat does not "
+                "do: it has no labels"
+            )
     folder = f"cars_{split}"
     images = _image_folder(root, folder)
     records = []
-    for number, row in enumerate(load_structs(path, "annotations", ("class", "fname", *_BOX_FIELDS)), start=1):
+    for number, row in enumerate(
+        load_structs(path, "annotations", ("class", "fname", *_BOX_FIELDS)), start=1
+    ):
         name = text(row, "fname", path, f"row {number}")
         records.append(_record(path, row, f"{folder}/{name}", f"{images}/{name}", len(class_names)))
     return assemble(INFO.name, split, root, records, class_names, missing=missing)
@@ -88,7 +110,9 @@ def _load_joint(root: Path, split: str, missing: Missing) -> Dataset:
     path = root / "cars_annos.mat"
     class_names = load_texts(path, "class_names")
     records = []
-    for number, row in enumerate(load_structs(path, "annotations", ("class", "relative_im_path", "test", *_BOX_FIELDS)), start=1):
+    for number, row in enumerate(
+        load_structs(path, "annotations", ("class", "relative_im_path", "test", *_BOX_FIELDS)), start=1
+    ):
         name = text(row, "relative_im_path", path, f"row {number}")
         flag = whole_number(row, "test", path, repr(name))
         if flag not in {0, 1}:
@@ -104,5 +128,8 @@ def _record(path: Path, row: np.void, image_id: str, image: str, classes: int) -
     if not 1 <= number <= classes:
         raise DataError(f"{path}: expected a class from 1 to {classes} for {image_id!r}, found {number}")
     if x2 < x1 or y2 < y1:
-        raise DataError(f"{path}: expected a box with x1 <= x2 and y1 <= y2 for {image_id!r}, found {x1:g} {y1:g} {x2:g} {y2:g}")
+        raise DataError(
+            f"{path}: expected a box with x1 <= x2 and y1 <= y2 for {image_id!r}, found {x1:g} {y1:g} "
+            f"{x2:g} {y2:g}"
+        )
     return Record(id=image_id, label=number - 1, path=image, boxes=[(x1 - 1.0, y1 - 1.0, x2, y2)])

@@ -8,12 +8,13 @@ T.-Y. Lin et al., "Microsoft COCO: Common objects in context", ECCV 2014.
 
 `wsolbench export` writes any data set with boxes in this layout, without the `2017`.
 
-Boxes are (x, y, width, height), floats counted from 0. Category ids have gaps; classes are counted from 0 in their order. Segmentations
-are polygons or run lengths. A crowd (`iscrowd`) is a region with many objects: detectors do not learn from it, and what they find
-there counts neither way.
+Boxes are (x, y, width, height), floats counted from 0. Category ids have gaps; classes are counted from 0 in
+their order. Segmentations are polygons or run lengths. A crowd (`iscrowd`) is a region with many objects:
+detectors do not learn from it, and what they find there counts neither way.
 
-A `Sample` has one label, and its boxes and masks are all of that class. An image here has objects of many classes, so it is an
-`InstanceSample`, and the data set is for `wsolbench train-detector` and `eval-detector` alone.
+A `Sample` has one label, and its boxes and masks are all of that class. An image here has objects of many
+classes, so it is an `InstanceSample`, and the data set is for `wsolbench train-detector` and `eval-detector`
+alone.
 """
 
 from __future__ import annotations
@@ -43,14 +44,20 @@ INFO = DatasetInfo(
     name="coco",
     summary="COCO 2017: 123,287 images with boxes and masks of 80 classes, for detectors",
     splits=("train", "val"),
-    root_holds="annotations/instances_<split>2017.json and the images in <split>2017/, or both as `wsolbench export` names them",
+    root_holds=(
+        "annotations/instances_<split>2017.json and the images in <split>2017/, or both as `wsolbench "
+        "export` names them"
+    ),
     expected={"train": 118287, "val": 5000},
     citation="Lin et al., ECCV 2014",
     license="annotations CC BY 4.0; the images belong to their photographers (Flickr)",
 )
 
 
-_RESTORE = "copy them there, or, if `wsolbench export` wrote the annotations, export again: it writes what is missing"
+_RESTORE = (
+    "copy them there, or, if `wsolbench export` wrote the annotations, export again: it writes what is "
+    "missing"
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -78,11 +85,15 @@ class InstanceSample:
     segmentations: tuple[Any, ...]
 
     def image(self) -> UInt8[np.ndarray, "h w 3"]:
-        """The pixels, RGB. Raises `DataError` when the file is missing or broken, or has another size than the annotations say."""
+        """The pixels, RGB. Raises `DataError` when the file is missing or broken, or has another size than
+        the annotations say.
+        """
         pixels = Sample(id=self.file_name, label=0, path=self.path).image()
         if pixels.shape[1::-1] != self.size:
             found = f"{pixels.shape[1]}x{pixels.shape[0]}"
-            raise DataError(f"image {self.path} is {found}, but its annotations are for {self.size[0]}x{self.size[1]}")
+            raise DataError(
+                f"image {self.path} is {found}, but its annotations are for {self.size[0]}x{self.size[1]}"
+            )
         return pixels
 
     def masks(self) -> UInt8[np.ndarray, "r h w"]:
@@ -97,7 +108,9 @@ class InstanceSample:
             try:
                 mask[:] = decode(run_lengths(self.segmentations[index], self.size))
             except Exception as error:  # pycocotools raises whatever a broken one makes it stumble on
-                raise DataError(f"an object of image {self.file_name!r} has a segmentation that cannot be read: {error!r}") from error
+                raise DataError(
+                    f"an object of image {self.file_name!r} has a segmentation that cannot be read: {error!r}"
+                ) from error
         return found
 
     def chosen(self, kept: Bool[np.ndarray, " r"]) -> InstanceSample:
@@ -111,24 +124,24 @@ class InstanceSample:
         )
 
     def learnable(self) -> InstanceSample:
-        """The objects that a detector learns from: no crowds; boxes cut at the border that are a pixel wide and high after that."""
+        """The objects that a detector learns from: no crowds; boxes cut at the border that are a pixel wide
+        and high after that.
+        """
         boxes = np.clip(self.boxes, 0.0, np.array([*self.size, *self.size], dtype=np.float64))
-        return replace(self, boxes=boxes).chosen(((boxes[:, 2:] - boxes[:, :2]) >= 1.0).all(axis=1) & ~self.crowd)
+        return replace(self, boxes=boxes).chosen(
+            ((boxes[:, 2:] - boxes[:, :2]) >= 1.0).all(axis=1) & ~self.crowd
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceDataset:
     """One split with objects, in the order of the file.
 
-    Attributes:
-        name: of the data set that was exported, or `coco` for the official files, or the name of the folder; safe as a file name.
-        class_names: by class index.
-        category_ids: COCO's number of each class.
-        fingerprint: 16 hex digits of the SHA-256 of the annotation file.
-        annotations: that file, which pycocotools reads.
-        findings: what is doubtful in the annotations.
-        missing: image files that the annotations name and that are not there.
-        root: the folder.
+    Attributes: name: of the data set that was exported, or `coco` for the official files, or the name of the
+        folder; safe as a file name. class_names: by class index. category_ids: COCO's number of each class.
+        fingerprint: 16 hex digits of the SHA-256 of the annotation file. annotations: that file, which
+        pycocotools reads. findings: what is doubtful in the annotations. missing: image files that the
+        annotations name and that are not there. root: the folder.
     """
 
     name: str
@@ -156,11 +169,17 @@ def load(root: Path, split: str, *, missing: Missing = "error") -> NoReturn:  # 
 
 def available_splits(root: Path) -> tuple[str, ...]:
     """The splits with a file of annotations, by name."""
-    names = [name.removesuffix(".json") for name in list_files(root / "annotations", (".json",)) if name.startswith("instances_")]
+    names = [
+        name.removesuffix(".json")
+        for name in list_files(root / "annotations", (".json",))
+        if name.startswith("instances_")
+    ]
     return tuple(sorted(name.removeprefix("instances_").removesuffix("2017") for name in names))
 
 
-def load_instances(root: Path | str | None, split: str, *, missing: Literal["error", "skip"] = "error") -> InstanceDataset:
+def load_instances(
+    root: Path | str | None, split: str, *, missing: Literal["error", "skip"] = "error"
+) -> InstanceDataset:
     """One split of a folder in COCO's layout.
 
     Args:
@@ -168,8 +187,8 @@ def load_instances(root: Path | str | None, split: str, *, missing: Literal["err
         split: `train` or `val` of COCO 2017; or the name in the file, as in `instances_test.json`.
         missing: "error", or "skip" to leave out images without a file.
 
-    Raises `UsageError` on a folder without annotations and on an unknown split, `DataError` on annotations that are broken or contradict
-    each other and on images that are missing.
+    Raises `UsageError` on a folder without annotations and on an unknown split, `DataError` on annotations
+    that are broken or contradict each other and on images that are missing.
     """
     with refusing_unreadable(f"{INFO.name} {split}"):
         return _load_instances(resolve_root(INFO, root), split, missing)
@@ -178,13 +197,18 @@ def load_instances(root: Path | str | None, split: str, *, missing: Literal["err
 def _load_instances(folder: Path, split: str, missing: Literal["error", "skip"]) -> InstanceDataset:
     path, images = _files(folder, split)
     values = _read(path)
-    categories = sorted(_rows(path, values, "categories", ("id", "name"), ids=(int,)), key=lambda row: int(row["id"]))
+    categories = sorted(
+        _rows(path, values, "categories", ("id", "name"), ids=(int,)), key=lambda row: int(row["id"])
+    )
     ids = tuple(int(row["id"]) for row in categories)
     samples = _samples(path, values, images, {number: index for index, number in enumerate(ids)})
     absent = absent_files(str(sample.path) for sample in samples)
     if absent and missing == "error":
         example = Path(min(absent)).name
-        raise DataError(f"{len(absent):,} of {len(samples):,} images of {path} are not in {images}, for instance {example}; {_RESTORE}")
+        raise DataError(
+            f"{len(absent):,} of {len(samples):,} images of {path} are not in {images}, for instance "
+            f"{example}; {_RESTORE}"
+        )
     return InstanceDataset(
         name=_name(values, INFO.name if path.stem.endswith("2017") else folder.name),
         split=split,
@@ -205,14 +229,18 @@ def xywh(boxes: Boxes) -> list[list[float]]:
     >>> xywh(np.array([[1.0, 2.0, 11.0, 6.0]]))
     [[1.0, 2.0, 10.0, 4.0]]
     """
-    found: list[list[float]] = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64).tolist()
+    found: list[list[float]] = (
+        np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64).tolist()
+    )
     return found
 
 
 def run_lengths(segmentation: Any, size: tuple[int, int]) -> Any:
-    """Polygons or run lengths of any form -> compressed run lengths of pycocotools, for an image of size (width, height).
+    """Polygons or run lengths of any form -> compressed run lengths of pycocotools, for an image of size
+    (width, height).
 
-    Raises `DataError` on run lengths that do not cover the image: pycocotools would fill the rest with whatever is in memory.
+    Raises `DataError` on run lengths that do not cover the image: pycocotools would fill the rest with
+    whatever is in memory.
     """
     mask = pycocotools("mask")
     width, height = size
@@ -220,7 +248,11 @@ def run_lengths(segmentation: Any, size: tuple[int, int]) -> Any:
         raise DataError(f"expected run lengths of {width}x{height} pixels, found {shorten(segmentation)}")
     if isinstance(segmentation, list):
         return mask.merge(mask.frPyObjects(segmentation, height, width))
-    return mask.frPyObjects(segmentation, height, width) if isinstance(segmentation["counts"], list) else segmentation
+    return (
+        mask.frPyObjects(segmentation, height, width)
+        if isinstance(segmentation["counts"], list)
+        else segmentation
+    )
 
 
 def mask_run_lengths(mask: Shaped[np.ndarray, "h w"]) -> dict[str, Any]:
@@ -251,7 +283,10 @@ def _files(folder: Path, split: str) -> tuple[Path, Path]:
 def _read(path: Path) -> dict[str, Any]:
     values = read_json(path)
     if not isinstance(values, dict):
-        raise DataError(f"{path} holds a {type(values).__name__}; expected an object with images, annotations and categories")
+        raise DataError(
+            f"{path} holds a {type(values).__name__}; expected an object with images, annotations and "
+            "categories"
+        )
     return values
 
 
@@ -264,9 +299,16 @@ def _name(values: dict[str, Any], otherwise: str) -> str:
 
 
 def _rows(
-    path: Path, values: dict[str, Any], name: str, fields: Sequence[str], *, ids: tuple[type, ...] = (int, str)
+    path: Path,
+    values: dict[str, Any],
+    name: str,
+    fields: Sequence[str],
+    *,
+    ids: tuple[type, ...] = (int, str),
 ) -> list[dict[str, Any]]:
-    """A list of objects that have these fields and ids that differ, of these types (and no bool, which is an int elsewhere)."""
+    """A list of objects that have these fields and ids that differ, of these types (and no bool, which is an
+    int elsewhere).
+    """
     rows = values.get(name)
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{path}: expected a list {name!r} that is not empty")
@@ -276,23 +318,37 @@ def _rows(
             raise DataError(f"{path}: entry {number} of {name!r} has no {lacking[0]!r}")
         if type(row["id"]) not in ids:
             expected = "a whole number or text" if str in ids else "a whole number"
-            raise DataError(f"{path}: entry {number} of {name!r} has the id {row['id']!r}; expected {expected}")
+            raise DataError(
+                f"{path}: entry {number} of {name!r} has the id {row['id']!r}; expected {expected}"
+            )
     if len({row["id"] for row in rows}) < len(rows):
         raise DataError(f"{path}: two entries of {name!r} have one id; every id must be unique")
     return rows
 
 
-def _samples(path: Path, values: dict[str, Any], images: Path, classes: dict[int, int]) -> list[InstanceSample]:
+def _samples(
+    path: Path, values: dict[str, Any], images: Path, classes: dict[int, int]
+) -> list[InstanceSample]:
     rows = _rows(path, values, "images", ("id", "file_name", "width", "height"))
-    if len({type(row["id"]) for row in rows}) > 1:  # pycocotools makes them all text, and then finds no numbers
-        raise DataError(f"{path}: some ids of 'images' are numbers and some are text; expected ids of one kind")
+    if (
+        len({type(row["id"]) for row in rows}) > 1
+    ):  # pycocotools makes them all text, and then finds no numbers
+        raise DataError(
+            f"{path}: some ids of 'images' are numbers and some are text; expected ids of one kind"
+        )
     sizes = {row["id"]: _size(path, row) for row in rows}
     objects: dict[Any, list[tuple[list[float], int, bool, Any]]] = {row["id"]: [] for row in rows}
     for row in _rows(path, values, "annotations", ("id", "image_id", "category_id", "bbox")):
         image, category = row["image_id"], row["category_id"]
-        if type(image) not in {int, str} or image not in objects or type(category) is not int or category not in classes:
+        if (
+            type(image) not in {int, str}
+            or image not in objects
+            or type(category) is not int
+            or category not in classes
+        ):
             raise DataError(
-                f"{path}: annotation {row['id']!r} is of image {image!r} and category {category!r}; one of them is not in the file"
+                f"{path}: annotation {row['id']!r} is of image {image!r} and category {category!r}; one of "
+                "them is not in the file"
             )
         objects[image].append(_object(path, row, classes[category], sizes[image]))
     return [
@@ -314,11 +370,19 @@ def _size(path: Path, row: dict[str, Any]) -> tuple[int, int]:
     """(width, height) of an entry of `images`, whose file name is looked at too."""
     name, width, height = row["file_name"], row["width"], row["height"]
     if not isinstance(name, str) or not is_inner_path(name):
-        raise DataError(f"{path}: image {row['id']!r} has the file_name {shorten(name)}; expected text, a relative path without '..'")
+        raise DataError(
+            f"{path}: image {row['id']!r} has the file_name {shorten(name)}; expected text, a relative "
+            "path without '..'"
+        )
     if type(width) is not int or type(height) is not int or min(width, height) < 1:
-        raise DataError(f"{path}: image {row['id']!r} has the width {width!r} and the height {height!r}; expected whole numbers from 1")
+        raise DataError(
+            f"{path}: image {row['id']!r} has the width {width!r} and the height {height!r}; expected "
+            "whole numbers from 1"
+        )
     if width * height > MAX_PIXELS:
-        raise DataError(f"{path}: image {row['id']!r} has {width}x{height} pixels; expected at most {MAX_PIXELS:,}")
+        raise DataError(
+            f"{path}: image {row['id']!r} has {width}x{height} pixels; expected at most {MAX_PIXELS:,}"
+        )
     return width, height
 
 
@@ -331,33 +395,60 @@ def _findings(samples: Sequence[InstanceSample]) -> tuple[Finding, ...]:
     owner = np.repeat(np.arange(len(samples)), counts)
     beyond = np.any(given[:, :2] < -SLACK, axis=1) | np.any(given[:, 2:] > frames + SLACK, axis=1)
     without_area = (given[:, 2:] <= given[:, :2]).any(axis=1)
-    doubtful = [(beyond, "boxes that stick out of the image", "warning"), (without_area, "boxes without area", "warning")]
+    doubtful = [
+        (beyond, "boxes that stick out of the image", "warning"),
+        (without_area, "boxes without area", "warning"),
+    ]
     for which, what, severity in (*doubtful, *doubts(given, frames)):
         if which.any():
             first = samples[owner[int(np.argmax(which))]]
-            example = f"{first.file_name}: box {given[int(np.argmax(which))].tolist()} in an image of {first.size}"
+            example = (
+                f"{first.file_name}: box {given[int(np.argmax(which))].tolist()} in an image of {first.size}"
+            )
             notes.append(Finding(what=what, count=int(which.sum()), example=example, severity=severity))
     files = Counter(sample.file_name for sample in samples)
     if shared := [name for name, count in files.items() if count > 1]:
-        notes.append(Finding(what="files that several images name", count=len(shared), example=shared[0], severity="warning"))
+        notes.append(
+            Finding(
+                what="files that several images name",
+                count=len(shared),
+                example=shared[0],
+                severity="warning",
+            )
+        )
     return tuple(notes)
 
 
-def _object(path: Path, row: dict[str, Any], label: int, size: tuple[int, int]) -> tuple[list[float], int, bool, Any]:
-    """Box (xyxy), class, whether it is a crowd, and segmentation of an entry of `annotations`, in an image of this size."""
+def _object(
+    path: Path, row: dict[str, Any], label: int, size: tuple[int, int]
+) -> tuple[list[float], int, bool, Any]:
+    """Box (xyxy), class, whether it is a crowd, and segmentation of an entry of `annotations`, in an image of
+    this size.
+    """
 
     def broken(name: str, expected: str) -> DataError:
-        return DataError(f"{path}: annotation {row['id']!r} has the {name} {shorten(row[name])}; expected {expected}")
+        return DataError(
+            f"{path}: annotation {row['id']!r} has the {name} {shorten(row[name])}; expected {expected}"
+        )
 
-    box, area, crowd, segmentation = row["bbox"], row.get("area"), row.get("iscrowd"), row.get("segmentation") or None
-    if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite_number, box)) and min(box[2:]) >= 0):
+    box, area, crowd, segmentation = (
+        row["bbox"],
+        row.get("area"),
+        row.get("iscrowd"),
+        row.get("segmentation") or None,
+    )
+    if not (
+        isinstance(box, list) and len(box) == 4 and all(map(is_finite_number, box)) and min(box[2:]) >= 0
+    ):
         raise broken("bbox", "x, y, width, height: finite numbers, width and height not negative")
     if area is not None and not (is_finite_number(area) and area >= 0):
         raise broken("area", "a finite number that is not negative, or none (then it is the area of the box)")
     if crowd not in (None, 0, 1):
         raise broken("iscrowd", "0 or 1")
     if segmentation is not None and not is_segmentation(segmentation, size):
-        form = f"polygons of three points or more, x, y, x, y, ..., or run lengths of {size[0]}x{size[1]} pixels"
+        form = (
+            f"polygons of three points or more, x, y, x, y, ..., or run lengths of {size[0]}x{size[1]} pixels"
+        )
         raise broken("segmentation", f"{form}; [] stands for an object without a mask")
     x, y, width, height = map(float, box)
     return [x, y, x + width, y + height], label, bool(crowd), segmentation

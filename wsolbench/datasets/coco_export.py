@@ -1,4 +1,5 @@
-"""Any data set with boxes in COCO's layout (`wsolbench.datasets.coco`), which pycocotools and other detectors read.
+"""Any data set with boxes in COCO's layout (`wsolbench.datasets.coco`), which pycocotools and other detectors
+read.
 
     DIR/annotations/instances_<split>.json
     DIR/<split>/...                              images, by the names of the data set
@@ -63,17 +64,20 @@ def category_of(label: int) -> int:
 def export_coco(dataset: Dataset, folder: Path) -> Export:
     """Write images and annotations of a split below `folder`; other splits may be there.
 
-    A class is a category, numbered from 1 in the order of the classes; each true box is an object of its image's class. Its
-    segmentation is its mask, as run lengths, where the image has as many masks as boxes and each mask has pixels inside its box. An
-    image file is copied as it is, unless it has another size than its annotations, or is a part of the stored file: then it is written
-    as PNG. The same data give the same bytes.
+    A class is a category, numbered from 1 in the order of the classes; each true box is an object of its
+    image's class. Its segmentation is its mask, as run lengths, where the image has as many masks as boxes
+    and each mask has pixels inside its box. An image file is copied as it is, unless it has another size than
+    its annotations, or is a part of the stored file: then it is written as PNG. The same data give the same
+    bytes.
 
-    An export that is there already is left as it is, but for image files that are missing: they are written again. Raises `UsageError`
-    on a data set without boxes and when the folder holds something else under this name; `DataError` on images and masks that cannot
-    be read.
+    An export that is there already is left as it is, but for image files that are missing: they are written
+    again. Raises `UsageError` on a data set without boxes and when the folder holds something else under this
+    name; `DataError` on images and masks that cannot be read.
     """
     if not dataset.has_boxes:
-        raise UsageError(f"{dataset.name}/{dataset.split} has no boxes; COCO's format is for data sets with boxes")
+        raise UsageError(
+            f"{dataset.name}/{dataset.split} has no boxes; COCO's format is for data sets with boxes"
+        )
     path, images = annotation_file(folder, dataset.split), folder / dataset.split
     made_of = {"dataset": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint}
     if path.exists():
@@ -82,15 +86,27 @@ def export_coco(dataset: Dataset, folder: Path) -> Export:
     rows: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
     names, numbers = _file_names(dataset), image_numbers(dataset)
-    for stored, sample in zip(names, track(dataset.samples, f"exporting {dataset.name} {dataset.split}", total=len(dataset)), strict=True):
+    for stored, sample in zip(
+        names,
+        track(dataset.samples, f"exporting {dataset.name} {dataset.split}", total=len(dataset)),
+        strict=True,
+    ):
         (width, height), number = sample.size, numbers[sample.id]
         name = _write_image(sample, images, stored)
         rows.append({"id": number, "file_name": name, "width": width, "height": height})
         for box, segmentation in zip(xywh(sample.boxes), _segmentations(sample), strict=True):
-            objects.append({"id": len(objects) + 1, "image_id": number, **_object(box, category_of(sample.label), segmentation)})
+            objects.append(
+                {
+                    "id": len(objects) + 1,
+                    "image_id": number,
+                    **_object(box, category_of(sample.label), segmentation),
+                }
+            )
     values = {
         "info": {"description": f"{dataset.name} {dataset.split}", "wsolbench": made_of},
-        "categories": [{"id": category_of(label), "name": name} for label, name in enumerate(dataset.class_names)],
+        "categories": [
+            {"id": category_of(label), "name": name} for label, name in enumerate(dataset.class_names)
+        ],
         "images": rows,
         "annotations": objects,
     }
@@ -107,14 +123,27 @@ def _completed(dataset: Dataset, path: Path, images: Path, made_of: dict[str, st
         files = [str(images / row["file_name"]) for row in values["images"]]
         export = _summary(values, path, written=False)
     except (KeyError, TypeError, ValueError, DataError) as error:
-        raise UsageError(f"{path} is there and is no export of this program; choose another folder with --out") from error
-    differs = [f"{name} {found.get(name)!r}, not {value!r}" for name, value in made_of.items() if found.get(name) != value]
-    differs += [f"class {there!r}, not {name!r}" for there, name in zip_longest(classes, dataset.class_names) if there != name][:1]
+        raise UsageError(
+            f"{path} is there and is no export of this program; choose another folder with --out"
+        ) from error
+    differs = [
+        f"{name} {found.get(name)!r}, not {value!r}"
+        for name, value in made_of.items()
+        if found.get(name) != value
+    ]
+    differs += [
+        f"class {there!r}, not {name!r}"
+        for there, name in zip_longest(classes, dataset.class_names)
+        if there != name
+    ][:1]
     if len(files) != len(dataset):
         differs.append(f"{len(files)} images, not {len(dataset)}")
     if differs:
         shown = ", ".join(differs)
-        raise UsageError(f"{path} is an export of other data ({shown}); choose another folder with --out, or delete that one")
+        raise UsageError(
+            f"{path} is an export of other data ({shown}); choose another folder with --out, or delete "
+            "that one"
+        )
     absent = absent_files(files)
     for file, name, sample in zip(files, _file_names(dataset), dataset.samples, strict=True):
         if file in absent:
@@ -138,12 +167,21 @@ def _file_names(dataset: Dataset) -> list[str]:
     """The ids, without the folder of the split where all are in one."""
     inside = f"{dataset.split}/"
     ids = dataset.ids
-    return [name.removeprefix(inside) for name in ids] if all(name.startswith(inside) for name in ids) else list(ids)
+    return (
+        [name.removeprefix(inside) for name in ids]
+        if all(name.startswith(inside) for name in ids)
+        else list(ids)
+    )
 
 
 def _write_image(sample: Sample, folder: Path, name: str) -> str:
     """Write the image of `sample`; the name of the file, which has a suffix."""
-    if sample.path is not None and sample.crop is None and Path(name).suffix and read_size(sample.path) == sample.size:
+    if (
+        sample.path is not None
+        and sample.crop is None
+        and Path(name).suffix
+        and read_size(sample.path) == sample.size
+    ):
         with atomic_path(folder / name) as temporary:
             shutil.copyfile(sample.path, temporary)
         return name
@@ -152,15 +190,17 @@ def _write_image(sample: Sample, folder: Path, name: str) -> str:
     name = name if name.endswith(".png") else f"{name}.png"
     image = Image.fromarray(sample.image())
     with atomic_path(folder / name) as temporary:
-        (image if image.size == sample.size else image.resize(sample.size, Image.Resampling.BILINEAR)).save(temporary)
+        (image if image.size == sample.size else image.resize(sample.size, Image.Resampling.BILINEAR)).save(
+            temporary
+        )
     return name
 
 
 def _segmentations(sample: Sample) -> Sequence[dict[str, Any] | None]:
     """Run lengths of the mask of each box; None for all where masks and boxes are not one to one.
 
-    A mask is that of the box at the same place, which nothing else says. So there must be as many, and each mask must have pixels inside
-    its box: otherwise it is of another object, and no place can be trusted.
+    A mask is that of the box at the same place, which nothing else says. So there must be as many, and each
+    mask must have pixels inside its box: otherwise it is of another object, and no place can be trusted.
     """
     nothing = [None] * len(sample.boxes)
     if len(sample.mask_paths) != len(sample.boxes):

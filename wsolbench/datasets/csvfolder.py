@@ -7,14 +7,17 @@
       images/              image files; without this folder the paths in the CSV count from root
       masks/               mask files, likewise
 
-`annotations.csv` has a header line and one line for each object; several lines of one image are several boxes and masks.
+`annotations.csv` has a header line and one line for each object; several lines of one image are several boxes
+and masks.
 
-- `image`: relative path with `/`; the image's id. `label`: class index, from 0. `split`: train, val, test or any other name, which
-  only `--split` finds.
+- `image`: relative path with `/`; the image's id. `label`: class index, from 0. `split`: train, val, test or
+  any other name, which only `--split` finds.
 - `width`, `height`: size of the frame the boxes are given in; without them the image file's own size.
-- `x0`, `y0`, `x1`, `y1`: box in pixels, empty where there is none. Continuous with exclusive end: the whole image is 0,0,width,height.
-- `mask`: a gray image of the frame's size; object where its value is above 127 of 255 (16-bit values and floats are scaled to that).
-  `ignore`: pixels that count neither way. Both are relative paths, which stay in their folder.
+- `x0`, `y0`, `x1`, `y1`: box in pixels, empty where there is none. Continuous with exclusive end: the whole
+    image is 0,0,width,height.
+- `mask`: a gray image of the frame's size; object where its value is above 127 of 255 (16-bit values and
+  floats are scaled to that). `ignore`: pixels that count neither way. Both are relative paths, which stay in
+  their folder.
 - Lines of one image must agree on label, split, size and ignore.
 
 `classes.csv` names the classes 0 to C-1, each once; without it there are as many as the largest label says.
@@ -39,11 +42,16 @@ INFO = DatasetInfo(
     name="csvfolder",
     summary="your own images, boxes, masks and key points, described by CSV files",
     splits=(),
-    root_holds="annotations.csv (image,label,split and optional columns; see `wsolbench.datasets.csvfolder`), images/ and masks/",
+    root_holds=(
+        "annotations.csv (image,label,split and optional columns; see `wsolbench.datasets.csvfolder`), "
+        "images/ and masks/"
+    ),
 )
 
 MAX_CLASSES = 100_000
-"""Labels from here on are refused: without classes.csv, the largest label decides how many classes there are."""
+"""Labels from here on are refused: without classes.csv, the largest label decides how many classes there
+are.
+"""
 USUAL_SPLITS = ("train", "val", "test")
 BOX_COLUMNS = ("x0", "y0", "x1", "y1")
 COLUMNS = ("image", "label", "split", "width", "height", *BOX_COLUMNS, "mask", "ignore")
@@ -51,19 +59,32 @@ BoxEnd = Literal["exclusive", "inclusive"]
 
 
 def load(root: Path, split: str, *, missing: Missing = "error") -> Dataset:
-    """One split of the folder, in the format above. Raises `DataError` naming file and line, `UsageError` on an unknown split."""
+    """One split of the folder, in the format above. Raises `DataError` naming file and line, `UsageError` on
+    an unknown split.
+    """
     return load_csv_folder(root, split, missing=missing)
 
 
 def available_splits(root: Path) -> tuple[str, ...]:
     """The splits that `annotations.csv` names, in order of first appearance."""
-    return tuple(dict.fromkeys(row["split"] for _, row in csv_rows(root / "annotations.csv", ("image", "label", "split"))))
+    return tuple(
+        dict.fromkeys(
+            row["split"] for _, row in csv_rows(root / "annotations.csv", ("image", "label", "split"))
+        )
+    )
 
 
 def load_csv_folder(
-    root: Path, split: str, *, name: str = "csvfolder", box_end: BoxEnd = "exclusive", missing: Missing = "error"
+    root: Path,
+    split: str,
+    *,
+    name: str = "csvfolder",
+    box_end: BoxEnd = "exclusive",
+    missing: Missing = "error",
 ) -> Dataset:
-    """Read a folder in the layout of this module under another name, or with boxes whose `x1`, `y1` are the last pixel inside."""
+    """Read a folder in the layout of this module under another name, or with boxes whose `x1`, `y1` are the
+    last pixel inside.
+    """
     table = root / "annotations.csv"
     class_names = _class_names(root / "classes.csv")
     reader = _Annotations(root, table, None if class_names is None else len(class_names), box_end)
@@ -76,22 +97,42 @@ def load_csv_folder(
     findings = []
     unread = [column for column in header if column not in COLUMNS]
     if unread:
-        boxes = "" if set(header) & set(BOX_COLUMNS) else f"; no box was read, its columns are {','.join(BOX_COLUMNS)}"
+        boxes = (
+            ""
+            if set(header) & set(BOX_COLUMNS)
+            else f"; no box was read, its columns are {','.join(BOX_COLUMNS)}"
+        )
         what = f"columns of {table.name} that are not read{boxes}"
-        findings.append(Finding(what=what, count=len(unread), example=", ".join(map(repr, unread)), severity="warning"))
+        findings.append(
+            Finding(what=what, count=len(unread), example=", ".join(map(repr, unread)), severity="warning")
+        )
     if class_names is None:
         used = {record.label for record in reader.records.values()}
         class_names = tuple(str(label) for label in range(max(used) + 1))
         unused = len(class_names) - len(used)
         if unused:
             example = f"label {min(set(range(len(class_names))) - used)}"
-            findings.append(Finding(what="labels below the largest that no image has", count=unused, example=example, severity="warning"))
+            findings.append(
+                Finding(
+                    what="labels below the largest that no image has",
+                    count=unused,
+                    example=example,
+                    severity="warning",
+                )
+            )
     parts = _add_key_points(root / "keypoints.csv", reader)
-    chosen = [record for image, record in reader.records.items() if reader.first_rows[image]["split"] == split]
+    chosen = [
+        record for image, record in reader.records.items() if reader.first_rows[image]["split"] == split
+    ]
     if split not in USUAL_SPLITS:
-        what = f"images in the split {split!r}, which only --split finds: commands look for {', '.join(USUAL_SPLITS)}"
+        what = (
+            f"images in the split {split!r}, which only --split finds: commands look for "
+            f"{', '.join(USUAL_SPLITS)}"
+        )
         findings.append(Finding(what=what, count=len(chosen), example=chosen[0].id, severity="warning"))
-    return assemble(name, split, root, chosen, class_names, key_point_names=parts, findings=findings, missing=missing)
+    return assemble(
+        name, split, root, chosen, class_names, key_point_names=parts, findings=findings, missing=missing
+    )
 
 
 class _Annotations:
@@ -116,8 +157,15 @@ class _Annotations:
         if not image or not row["split"]:
             raise bad_line(self.table, line, "an image and a split", f"{image!r} and {row['split']!r}")
         box = self._box(line, row)
-        mask, ignore = (inner_path(row[name], self.table, line, name) if row.get(name) else "" for name in ("mask", "ignore"))
-        self._check_repetition(line, row, (image, *(row.get(column, "") for column in BOX_COLUMNS), mask) if box or mask else (image,))
+        mask, ignore = (
+            inner_path(row[name], self.table, line, name) if row.get(name) else ""
+            for name in ("mask", "ignore")
+        )
+        self._check_repetition(
+            line,
+            row,
+            (image, *(row.get(column, "") for column in BOX_COLUMNS), mask) if box or mask else (image,),
+        )
         if image not in self.records:
             self.first_rows[image], self.first_lines[image] = row, line
             self.records[image] = Record(
@@ -142,12 +190,20 @@ class _Annotations:
             return
         if key in self.seen or len(key) == 1 or (image,) in self.seen:
             found = f"{image!r} again (line {self.seen.get(key, self.first_lines[image])})"
-            raise bad_line(self.table, line, "another image, or another object of it", found, "Remove the duplicate line.")
+            raise bad_line(
+                self.table,
+                line,
+                "another image, or another object of it",
+                found,
+                "Remove the duplicate line.",
+            )
         self.seen[key] = line
         for column in ("label", "split", "width", "height", "ignore"):
             if row.get(column, "") != first.get(column, ""):
                 before = f"{first.get(column, '')!r} as in line {self.first_lines[image]}"
-                raise bad_line(self.table, line, f"the {column} of {image!r} to be {before}", repr(row.get(column, "")))
+                raise bad_line(
+                    self.table, line, f"the {column} of {image!r} to be {before}", repr(row.get(column, ""))
+                )
 
     def _label(self, line: int, text: str) -> int:
         label = parse_int(text, self.table, line, "label (a class index, counted from 0)")
@@ -176,10 +232,17 @@ class _Annotations:
         given = [row.get(column, "") for column in BOX_COLUMNS]
         if not any(given):
             return None
-        x0, y0, x1, y1 = (parse_float(text, self.table, line, column) for text, column in zip(given, BOX_COLUMNS, strict=True))
+        x0, y0, x1, y1 = (
+            parse_float(text, self.table, line, column)
+            for text, column in zip(given, BOX_COLUMNS, strict=True)
+        )
         if x1 < x0 or y1 < y0:
             raise bad_line(
-                self.table, line, "a box with x0 <= x1 and y0 <= y1", ",".join(given), "Columns are x0,y0,x1,y1, not x,y,width,height."
+                self.table,
+                line,
+                "a box with x0 <= x1 and y0 <= y1",
+                ",".join(given),
+                "Columns are x0,y0,x1,y1, not x,y,width,height.",
             )
         return x0, y0, x1 + self.end, y1 + self.end
 
@@ -200,7 +263,9 @@ def _class_names(path: Path) -> tuple[str, ...] | None:
         names[label] = row["name"]
     if sorted(names) != list(range(len(names))) or not names:
         found = f"{sorted(names)[:20]}{' and more' if len(names) > 20 else ''}"
-        raise DataError(f"{path}: expected the labels 0 to {max(len(names) - 1, 0)}, each once, found {found}")
+        raise DataError(
+            f"{path}: expected the labels 0 to {max(len(names) - 1, 0)}, each once, found {found}"
+        )
     return tuple(names[label] for label in range(len(names)))
 
 
@@ -215,12 +280,18 @@ def _add_key_points(path: Path, reader: _Annotations) -> tuple[str, ...]:
         if row["image"] not in reader.records:
             raise bad_line(path, line, f"an image of {reader.table.name}", repr(row["image"]))
         if key in found:
-            raise bad_line(path, line, "every part of an image once", f"{row['part']!r} of {row['image']!r} again")
+            raise bad_line(
+                path, line, "every part of an image once", f"{row['part']!r} of {row['image']!r} again"
+            )
         if row["visible"] not in {"0", "1"}:
             raise bad_line(path, line, "visible to be 1 or 0", repr(row["visible"]))
         parts.setdefault(row["part"], len(parts))
         seen = row["visible"] == "1"
-        found[key] = (parse_float(row["x"], path, line, "x"), parse_float(row["y"], path, line, "y"), 1.0) if seen else (0.0, 0.0, 0.0)
+        found[key] = (
+            (parse_float(row["x"], path, line, "x"), parse_float(row["y"], path, line, "y"), 1.0)
+            if seen
+            else (0.0, 0.0, 0.0)
+        )
     points = {image: np.zeros((len(parts), 3), dtype=np.float64) for image in reader.records}
     for (image, part), point in found.items():
         points[image][parts[part]] = point

@@ -2,12 +2,14 @@
 
 C. Wah et al., "The Caltech-UCSD Birds-200-2011 Dataset", CNS-TR-2011-001.
 
-Splits `train` (5,994) and `test` (5,794) are the official ones. `val` is CUBV2 (1,000 images, J. Choe et al., CVPR 2020): it exists
-only through the wsolevaluation metadata, and its images lie among those of CUB or in a folder `CUBV2`. Where the official
-text files are absent, all splits come from the metadata (no key points then).
+Splits `train` (5,994) and `test` (5,794) are the official ones. `val` is CUBV2 (1,000 images, J. Choe et al.,
+CVPR 2020): it exists only through the wsolevaluation metadata, and its images lie among those of CUB or in a
+folder `CUBV2`. Where the official text files are absent, all splits come from the metadata (no key points
+then).
 
-Boxes are (x, y, width, height) counted from 0, so xyxy = (x, y, x + w, y + h). The text files hold no image sizes: they are read
-from the headers of the split's images. The test images are known to overlap with ImageNet's training images.
+Boxes are (x, y, width, height) counted from 0, so xyxy = (x, y, x + w, y + h). The text files hold no image
+sizes: they are read from the headers of the split's images. The test images are known to overlap with
+ImageNet's training images.
 """
 
 from __future__ import annotations
@@ -22,7 +24,13 @@ from wsolbench.datasets.annotations import Record
 from wsolbench.datasets.base import DatasetInfo, Missing, assemble, wrong_root
 from wsolbench.datasets.formats.class_folders import class_folder, note_contradictions
 from wsolbench.datasets.formats.tables import bad_line, numbered_names, parse_float, parse_int, rows_of
-from wsolbench.datasets.formats.wsoleval import check_metadata_root, has_metadata, image_folder, metadata_folder, read_metadata
+from wsolbench.datasets.formats.wsoleval import (
+    check_metadata_root,
+    has_metadata,
+    image_folder,
+    metadata_folder,
+    read_metadata,
+)
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.system.listing import list_folders
 from wsolbench.types import Dataset, Finding, KeyPoints
@@ -31,7 +39,10 @@ INFO = DatasetInfo(
     name="cub",
     summary="CUB-200-2011: 11,788 images of 200 birds with boxes and 15 key points",
     splits=("train", "val", "test"),
-    root_holds="CUB_200_2011/ with images.txt, bounding_boxes.txt and images/ (or be that folder); segmentations/ is optional",
+    root_holds=(
+        "CUB_200_2011/ with images.txt, bounding_boxes.txt and images/ (or be that folder); "
+        "segmentations/ is optional"
+    ),
     expected={"train": 5994, "val": 1000, "test": 5794},
     citation="Wah, Branson, Welinder, Perona, Belongie, CNS-TR-2011-001",
     license="non-commercial research and education; the images belong to their photographers",
@@ -41,12 +52,17 @@ _NUMBERED = re.compile(r"(\d{3})\..+")
 
 
 def load(
-    root: Path, split: str, *, metadata_root: Path | str | None = None, segmentations: bool = True, missing: Missing = "error"
+    root: Path,
+    split: str,
+    *,
+    metadata_root: Path | str | None = None,
+    segmentations: bool = True,
+    missing: Missing = "error",
 ) -> Dataset:
     """One split, in the order of the numbers in `images.txt` (or of the metadata).
 
-    `segmentations` uses the masks where the folder `segmentations` is there. Raises `UsageError` on a folder that is not CUB and on `val`
-    without metadata, `DataError` naming file and line.
+    `segmentations` uses the masks where the folder `segmentations` is there. Raises `UsageError` on a folder
+    that is not CUB and on `val` without metadata, `DataError` naming file and line.
     """
     home = _home(root)
     if split == "val" or not (home / "images.txt").is_file():
@@ -76,7 +92,16 @@ def load(
         for number, name in chosen.items()
     ]
     findings = _contradictions(records, class_names)
-    return assemble(INFO.name, split, home, records, class_names, key_point_names=part_names, findings=findings, missing=missing)
+    return assemble(
+        INFO.name,
+        split,
+        home,
+        records,
+        class_names,
+        key_point_names=part_names,
+        findings=findings,
+        missing=missing,
+    )
 
 
 def available_splits(root: Path, *, metadata_root: Path | str | None = None) -> tuple[str, ...]:
@@ -114,7 +139,9 @@ class _Texts:
         self.images: dict[str, str] = dict(found[number] for number in sorted(found))
 
     def column(self, file: str, columns: str) -> dict[str, tuple[int, list[str]]]:
-        """Image number → (line number, the other fields). `DataError` unless every image of images.txt occurs exactly once."""
+        """Image number → (line number, the other fields). `DataError` unless every image of images.txt occurs
+        exactly once.
+        """
         path = self.home / file
         found: dict[str, tuple[int, list[str]]] = {}
         for line, (number, *fields) in rows_of(path, columns):
@@ -124,7 +151,10 @@ class _Texts:
             found[number] = line, fields
         if len(found) < len(self.images):
             absent = next(number for number in self.images if number not in found)
-            raise DataError(f"{path}: expected a line for each of {len(self.images):,} images, found none for image {absent}")
+            raise DataError(
+                f"{path}: expected a line for each of {len(self.images):,} images, found none for image "
+                f"{absent}"
+            )
         return found
 
 
@@ -136,14 +166,23 @@ def _label(path: Path, line: int, fields: list[str], classes: int) -> int:
 
 
 def _box(path: Path, line: int, fields: list[str]) -> tuple[float, float, float, float]:
-    x, y, width, height = (parse_float(text, path, line, what) for text, what in zip(fields, ("x", "y", "width", "height"), strict=True))
+    x, y, width, height = (
+        parse_float(text, path, line, what)
+        for text, what in zip(fields, ("x", "y", "width", "height"), strict=True)
+    )
     if width < 0 or height < 0:
-        raise bad_line(path, line, "a width and a height that are not negative", f"{fields[2]} and {fields[3]}")
+        raise bad_line(
+            path, line, "a width and a height that are not negative", f"{fields[2]} and {fields[3]}"
+        )
     return x, y, x + width, y + height
 
 
-def _key_points(folder: Path, images: Mapping[str, str], chosen: Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, KeyPoints]]:
-    """Part names, and (15, 3) key points of every chosen image; nothing where the folder `parts` is absent."""
+def _key_points(
+    folder: Path, images: Mapping[str, str], chosen: Mapping[str, str]
+) -> tuple[tuple[str, ...], dict[str, KeyPoints]]:
+    """Part names, and (15, 3) key points of every chosen image; nothing where the folder `parts` is
+    absent.
+    """
     if not folder.is_dir():
         return (), {}
     names = numbered_names(folder / "parts.txt", "part_id part_name")  # a name may have spaces
@@ -157,7 +196,12 @@ def _key_points(folder: Path, images: Mapping[str, str], chosen: Mapping[str, st
             continue
         index = parse_int(part, path, line, "part id") - 1
         if not 0 <= index < len(names) or visible not in {"0", "1"}:
-            raise bad_line(path, line, f"a part id from 1 to {len(names)} and visible 0 or 1", f"part {part}, visible {visible}")
+            raise bad_line(
+                path,
+                line,
+                f"a part id from 1 to {len(names)} and visible 0 or 1",
+                f"part {part}, visible {visible}",
+            )
         if index in seen[number]:
             raise bad_line(path, line, "every part of an image once", f"part {part} of image {number} again")
         seen[number].add(index)
@@ -165,33 +209,63 @@ def _key_points(folder: Path, images: Mapping[str, str], chosen: Mapping[str, st
             points[number][index] = parse_float(x, path, line, "x"), parse_float(y, path, line, "y"), 1.0
     for number, parts in seen.items():
         if len(parts) != len(names):
-            raise DataError(f"{path}: expected {len(names)} lines for image {number}, one for each part, found {len(parts)}")
+            raise DataError(
+                f"{path}: expected {len(names)} lines for image {number}, one for each part, found "
+                f"{len(parts)}"
+            )
     return names, points
 
 
 def _segmentations(home: Path) -> Path | None:
-    return next((folder for folder in (home / "segmentations", home.parent / "segmentations") if folder.is_dir()), None)
+    return next(
+        (folder for folder in (home / "segmentations", home.parent / "segmentations") if folder.is_dir()),
+        None,
+    )
 
 
-def _load_metadata(root: Path, home: Path, split: str, metadata_root: Path | str | None, missing: Missing) -> Dataset:
+def _load_metadata(
+    root: Path, home: Path, split: str, metadata_root: Path | str | None, missing: Missing
+) -> Dataset:
     folder = metadata_folder(root, metadata_root, "CUB", split)
     if folder is None:
         raise UsageError(
-            f"the split {split!r} of cub needs the wsolevaluation metadata (for `val`, CUBV2, it is the only source): give its folder with "
+            f"the split {split!r} of cub needs the wsolevaluation metadata (for `val`, CUBV2, it is the "
+            "only source): give its folder with "
             f"--metadata-root, or put it into {root / 'metadata'}."
         )
     metadata = read_metadata(folder, "boxes")
-    images = image_folder([home / "images", home, home / "CUBV2", root / "CUBV2", root / "images", root / "CUB", root], metadata.ids)
+    images = image_folder(
+        [home / "images", home, home / "CUBV2", root / "CUBV2", root / "images", root / "CUB", root],
+        metadata.ids,
+    )
     names = {metadata.labels[image_id]: image_id.partition("/")[0] for image_id in metadata.ids}
     class_names = [names.get(label, f"class {label}") for label in range(METADATA_CLASSES)]
     records = metadata.records(images)
-    return assemble(INFO.name, split, Path(images), records, class_names, findings=_contradictions(records, ()), missing=missing)
+    return assemble(
+        INFO.name,
+        split,
+        Path(images),
+        records,
+        class_names,
+        findings=_contradictions(records, ()),
+        missing=missing,
+    )
 
 
 def _contradictions(records: Sequence[Record], class_names: Sequence[str]) -> list[Finding]:
-    """Images in a folder such as `001.Bird` whose label is another class than the one of that name, or else of that number."""
-    numbers = {found[0]: int(found[1]) - 1 for record in records if (found := _NUMBERED.fullmatch(class_folder(record.id)))}
+    """Images in a folder such as `001.Bird` whose label is another class than the one of that name, or else
+    of that number.
+    """
+    numbers = {
+        found[0]: int(found[1]) - 1
+        for record in records
+        if (found := _NUMBERED.fullmatch(class_folder(record.id)))
+    }
     expected = numbers | {name: label for label, name in enumerate(class_names) if name in numbers}
     findings: list[Finding] = []
-    note_contradictions([(record.id, record.label) for record in records if class_folder(record.id) in numbers], findings, expected)
+    note_contradictions(
+        [(record.id, record.label) for record in records if class_folder(record.id) in numbers],
+        findings,
+        expected,
+    )
     return findings

@@ -4,15 +4,17 @@ O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV
 
 Two sources of annotations:
 
-- wsolevaluation text files (`--metadata-root`, or `metadata/` in the root): `train`, `val` (ImageNetV2, 10,000 images with boxes by J. Choe
-  et al., CVPR 2020) and `test`. Sizes come from these files, so shrunken or warped copies of the images work too.
-- the official XML files or `LOC_val_solution.csv`: `train` (folders of images) and `test`. Images and annotations may lie in
-  `ILSVRC/Data/CLS-LOC`, `ILSVRC/Annotations/CLS-LOC` (Kaggle's packaging) or directly in `train/`, `val/`, with the XML files in
-  `Annotations/val`; `val/` may be flat or have class folders.
+- wsolevaluation text files (`--metadata-root`, or `metadata/` in the root): `train`, `val` (ImageNetV2,
+  10,000 images with boxes by J. Choe et al., CVPR 2020) and `test`. Sizes come from these files, so shrunken
+  or warped copies of the images work too.
+- the official XML files or `LOC_val_solution.csv`: `train` (folders of images) and `test`. Images and
+  annotations may lie in `ILSVRC/Data/CLS-LOC`, `ILSVRC/Annotations/CLS-LOC` (Kaggle's packaging) or directly
+  in `train/`, `val/`, with the XML files in `Annotations/val`; `val/` may be flat or have class folders.
 
-The text files are used where both exist. Boxes are taken unchanged as xyxy. Ids are `val/ILSVRC2012_val_00000001.JPEG` whatever the
-layout. The class index is the position in the sorted list of WordNet ids, never the devkit's ILSVRC2012_ID. `exclude_blacklist=True`
-leaves out the 1,762 images that ILSVRC-2014 blacklisted. Boxes of train images are never read.
+The text files are used where both exist. Boxes are taken unchanged as xyxy. Ids are
+`val/ILSVRC2012_val_00000001.JPEG` whatever the layout. The class index is the position in the sorted list of
+WordNet ids, never the devkit's ILSVRC2012_ID. `exclude_blacklist=True` leaves out the 1,762 images that
+ILSVRC-2014 blacklisted. Boxes of train images are never read.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ INFO = DatasetInfo(
     name="ilsvrc",
     summary="ILSVRC-2012: 1,000 classes; 50,000 test images with boxes",
     splits=("train", "val", "test"),
-    root_holds="train/ and val/ (or ILSVRC/Data/CLS-LOC/) with wsolevaluation metadata or the official XML annotations",
+    root_holds=(
+        "train/ and val/ (or ILSVRC/Data/CLS-LOC/) with wsolevaluation metadata or the official XML "
+        "annotations"
+    ),
     expected={"train": 1281167, "val": 10000, "test": 50000},
     citation="Russakovsky et al., IJCV 2015; val: Recht et al., ICML 2019 and Choe et al., CVPR 2020",
     license="ImageNet terms of access: non-commercial research",
@@ -47,11 +52,17 @@ CLASSES = 1000
 
 
 def load(
-    root: Path, split: str, *, metadata_root: Path | str | None = None, exclude_blacklist: bool = False, missing: Missing = "error"
+    root: Path,
+    split: str,
+    *,
+    metadata_root: Path | str | None = None,
+    exclude_blacklist: bool = False,
+    missing: Missing = "error",
 ) -> Dataset:
     """One split in evaluation order (train: sorted by name). `train` has labels only.
 
-    Raises `UsageError` on a folder without images or annotations and on `val` without metadata, `DataError` naming the file.
+    Raises `UsageError` on a folder without images or annotations and on `val` without metadata, `DataError`
+    naming the file.
     """
     folder = metadata_folder(root, metadata_root, "ILSVRC", split)
     layout = find_layout(root)
@@ -63,22 +74,46 @@ def load(
         records = metadata.records(str(home))
         listed = listed_classes(root) or {}
         index = {wnid: number for number, wnid in enumerate(listed)}
-        in_synsets = [(image_id, label) for image_id, label in metadata.labels.items() if WNID.fullmatch(class_folder(image_id))]
+        in_synsets = [
+            (image_id, label)
+            for image_id, label in metadata.labels.items()
+            if WNID.fullmatch(class_folder(image_id))
+        ]
         note_contradictions(in_synsets, findings, index if len(listed) == CLASSES else None)
-        class_names = tuple(listed.values()) if len(listed) == CLASSES else tuple(f"class {label}" for label in range(CLASSES))
+        class_names = (
+            tuple(listed.values())
+            if len(listed) == CLASSES
+            else tuple(f"class {label}" for label in range(CLASSES))
+        )
     elif split == "val":
-        raise UsageError("the split 'val' of ilsvrc is ImageNetV2 with the wsolevaluation metadata: give its folder with --metadata-root")
+        raise UsageError(
+            "the split 'val' of ilsvrc is ImageNetV2 with the wsolevaluation metadata: give its folder "
+            "with --metadata-root"
+        )
     elif layout is None:
         raise wrong_root(INFO, root, "there is neither train/ nor val/ nor metadata/")
     else:
         classes = listed_classes(root) or foldered_classes(layout)
         index = {wnid: number for number, wnid in enumerate(classes)}
         home = layout.val.parent
-        records = train_records(layout, index, findings) if split == "train" else boxed_records(layout, index, findings)
+        records = (
+            train_records(layout, index, findings)
+            if split == "train"
+            else boxed_records(layout, index, findings)
+        )
         class_names = tuple(classes.values())
     if exclude_blacklist and split == "test":
         records = without_blacklisted(root, records, findings)
-    return assemble(INFO.name, split, home, records, class_names, findings=findings, missing=missing, lazy_sizes=split == "train")
+    return assemble(
+        INFO.name,
+        split,
+        home,
+        records,
+        class_names,
+        findings=findings,
+        missing=missing,
+        lazy_sizes=split == "train",
+    )
 
 
 def available_splits(root: Path, *, metadata_root: Path | str | None = None) -> tuple[str, ...]:
@@ -86,5 +121,13 @@ def available_splits(root: Path, *, metadata_root: Path | str | None = None) -> 
     layout = find_layout(root)
     official = set()
     if layout is not None:
-        official = {split for split, there in (("train", layout.train.is_dir()), ("test", layout.xml or layout.solution)) if there}
-    return tuple(split for split in INFO.splits if split in official or has_metadata(root, metadata_root, "ILSVRC", split))
+        official = {
+            split
+            for split, there in (("train", layout.train.is_dir()), ("test", layout.xml or layout.solution))
+            if there
+        }
+    return tuple(
+        split
+        for split in INFO.splits
+        if split in official or has_metadata(root, metadata_root, "ILSVRC", split)
+    )

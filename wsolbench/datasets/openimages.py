@@ -1,13 +1,15 @@
 """OpenImages30k: 100 classes with instance masks and ignore masks, as wsolevaluation lays it out.
 
-J. Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020; images from Open Images V5.
+J. Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020; images from Open
+Images V5.
 
     {train,val,test}/<mid>/<image>.jpg
     {val,test}/<mid>/<image>_m<mid>_<instance>.png       masks of the image's class
-    {val,test}/<mid>/<image>_ignore.png                  regions without mask; object pixels inside count as object
+    {val,test}/<mid>/<image>_ignore.png                  regions without mask; object pixels inside count as
+                                                         object
 
-The metadata folder gives ids, labels and mask names; it holds no sizes. `Sample.size` is that of the masks, which may differ from
-the image file's. A missing ignore file is an error, never an empty one.
+The metadata folder gives ids, labels and mask names; it holds no sizes. `Sample.size` is that of the masks,
+which may differ from the image file's. A missing ignore file is an error, never an empty one.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ INFO = DatasetInfo(
     name="openimages",
     summary="OpenImages30k: 37,319 images of 100 classes with masks and ignore regions",
     splits=("train", "val", "test"),
-    root_holds="train/, val/, test/ (or OpenImages/ with them) and, unless --metadata-root is given, metadata/",
+    root_holds=(
+        "train/, val/, test/ (or OpenImages/ with them) and, unless --metadata-root is given, metadata/"
+    ),
     expected={"train": 29819, "val": 2500, "test": 5000},
     citation="Choe et al., CVPR 2020; Benenson, Popov, Ferrari, CVPR 2019",
     license="annotations CC BY 4.0, images CC BY 2.0 (as listed by Open Images)",
@@ -31,14 +35,20 @@ INFO = DatasetInfo(
 CLASSES = 100
 
 
-def load(root: Path, split: str, *, metadata_root: Path | str | None = None, missing: Missing = "error") -> Dataset:
+def load(
+    root: Path, split: str, *, metadata_root: Path | str | None = None, missing: Missing = "error"
+) -> Dataset:
     """One split in evaluation order; `train` has labels only.
 
     Raises `UsageError` when there is no metadata, `DataError` naming file and line.
     """
     folder = metadata_folder(root, metadata_root, "OpenImages", split)
     if folder is None:
-        raise wrong_root(INFO, root, f"there is no metadata for {split!r} (give the folder of wsolevaluation with --metadata-root)")
+        raise wrong_root(
+            INFO,
+            root,
+            f"there is no metadata for {split!r} (give the folder of wsolevaluation with --metadata-root)",
+        )
     metadata = read_metadata(folder, "masks")
     images = image_folder([root, root / "OpenImages", root / "images"], metadata.ids)
     records = metadata.records(images)
@@ -49,9 +59,20 @@ def load(root: Path, split: str, *, metadata_root: Path | str | None = None, mis
     class_names = [mids.get(label, f"class {label}") for label in range(CLASSES)]
     findings: list[Finding] = []
     flat = ("", "images", *INFO.splits)
-    note_contradictions([item for item in metadata.labels.items() if class_folder(item[0]) not in flat], findings)
+    note_contradictions(
+        [item for item in metadata.labels.items() if class_folder(item[0]) not in flat], findings
+    )
     lazy = not metadata.masks
-    return assemble(INFO.name, split, Path(images), records, class_names, findings=findings, missing=missing, lazy_sizes=lazy)
+    return assemble(
+        INFO.name,
+        split,
+        Path(images),
+        records,
+        class_names,
+        findings=findings,
+        missing=missing,
+        lazy_sizes=lazy,
+    )
 
 
 def available_splits(root: Path, *, metadata_root: Path | str | None = None) -> tuple[str, ...]:

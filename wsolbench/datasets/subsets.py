@@ -15,7 +15,8 @@ D = TypeVar("D", Dataset, InstanceDataset)
 
 
 def limited(dataset: D, limit: int | None) -> D:
-    """`limit` images spread evenly over the split (so over its classes), in order; all of them when `limit` is None.
+    """`limit` images spread evenly over the split (so over its classes), in order; all of them when `limit`
+    is None.
 
     Raises `UsageError` unless 1 <= limit.
     """

@@ -1,4 +1,6 @@
-"""Checking a data set on disk: counts, files, sizes, boxes, labels, splits. `wsolbench verify` prints what this finds."""
+"""Checking a data set on disk: counts, files, sizes, boxes, labels, splits. `wsolbench verify` prints what
+this finds.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +55,14 @@ class SplitReport:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is missing or broken. A subset is sound, and so are boxes that had to be clipped."""
-        return self.failure is None and not self.missing and all(finding.severity != "error" for finding in self.findings)
+        """Whether nothing is missing or broken. A subset is sound, and so are boxes that had to be
+        clipped.
+        """
+        return (
+            self.failure is None
+            and not self.missing
+            and all(finding.severity != "error" for finding in self.findings)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +103,10 @@ class DatasetReport:
         return self._names(path for split in self.splits for path in split.unreadable)
 
     def _names(self, paths: Iterable[Path]) -> list[str]:
-        return [Path(os.path.relpath(path, self.root)).as_posix() if self.root else path.as_posix() for path in dict.fromkeys(paths)]
+        return [
+            Path(os.path.relpath(path, self.root)).as_posix() if self.root else path.as_posix()
+            for path in dict.fromkeys(paths)
+        ]
 
 
 def verify_dataset(
@@ -109,22 +120,20 @@ def verify_dataset(
 ) -> DatasetReport:
     """Check the given splits, or all that this root has.
 
-    Args:
-        name: see `list_datasets`.
-        root: as for `load_dataset`.
-        splits: which splits; None: every one there is.
-        deep: also decode every image and mask.
-        around: put around the images that `deep` goes through, as `around(images, split, count)`: a progress bar.
-        options: passed on to the data set.
+    Args: name: see `list_datasets`. root: as for `load_dataset`. splits: which splits; None: every one there
+        is. deep: also decode every image and mask. around: put around the images that `deep` goes through, as
+        `around(images, split, count)`: a progress bar. options: passed on to the data set.
 
-    Raises `UsageError` on an unknown name, split or option and on a wrong root. What is wrong with the data is in the report
-    and does not raise.
+    Raises `UsageError` on an unknown name, split or option and on a wrong root. What is wrong with the data
+    is in the report and does not raise.
     """
     info = dataset_info(name)
     try:
         chosen = tuple(splits) if splits is not None else available_splits(name, root, **options)
     except DataError as error:  # the file that says which splits there are cannot be read
-        return DatasetReport(info=info, root=None, splits=(SplitReport(split="all splits", expected=None, failure=str(error)),))
+        return DatasetReport(
+            info=info, root=None, splits=(SplitReport(split="all splits", expected=None, failure=str(error)),)
+        )
     reports = []
     found_root: Path | None = None
     for split in chosen:
@@ -139,11 +148,17 @@ def verify_dataset(
         report = describe(dataset, info)  # type: ignore[arg-type]
         said = {finding.what for finding in dataset.findings}
         new = [finding for finding in more if finding.what not in said]
-        reports.append(replace(report, findings=(*dataset.findings, *new), unreadable=_once(report.unreadable, unreadable)))
+        reports.append(
+            replace(
+                report, findings=(*dataset.findings, *new), unreadable=_once(report.unreadable, unreadable)
+            )
+        )
     return DatasetReport(info=info, root=found_root, splits=tuple(reports), findings=_shared_images(reports))
 
 
-def _load(name: str, split: str, root: Path | str | None, options: dict[str, Any]) -> Dataset | InstanceDataset:
+def _load(
+    name: str, split: str, root: Path | str | None, options: dict[str, Any]
+) -> Dataset | InstanceDataset:
     if name == INSTANCES.name and not options:
         return load_instances(root, split, missing="skip")
     return load_dataset(name, split, root, missing="skip", **options)
@@ -164,7 +179,9 @@ def _report(dataset: Dataset, info: DatasetInfo) -> SplitReport:
         classes=len(dataset.class_names),
         boxes=sum(len(sample.boxes) for sample in samples),
         masks=sum(len(sample.mask_paths) for sample in samples),
-        key_points=sum(int((sample.key_points[:, 2] > 0).sum()) for sample in samples if sample.key_points is not None),
+        key_points=sum(
+            int((sample.key_points[:, 2] > 0).sum()) for sample in samples if sample.key_points is not None
+        ),
         missing=dataset.missing,
         unreadable=dataset.unreadable,
         fingerprint=dataset.fingerprint,
@@ -197,15 +214,23 @@ def _shared_images(reports: Iterable[SplitReport]) -> tuple[Finding, ...]:
             first = owner.setdefault(image_id, report.split)
             if first != report.split:
                 shared.append(f"{image_id} ({first} and {report.split})")
-    return (Finding(what="images in two splits", count=len(shared), example=shared[0], severity="error"),) if shared else ()
+    return (
+        (Finding(what="images in two splits", count=len(shared), example=shared[0], severity="error"),)
+        if shared
+        else ()
+    )
 
 
 def check_pixels(dataset: Dataset | InstanceDataset, around: Around | None = None) -> tuple[Finding, ...]:
-    """Decode every image and mask; what cannot be read, has another size or no object pixel is in the findings."""
+    """Decode every image and mask; what cannot be read, has another size or no object pixel is in the
+    findings.
+    """
     return _check_pixels(dataset, around)[0]
 
 
-def _check_pixels(dataset: Dataset | InstanceDataset, around: Around | None) -> tuple[tuple[Finding, ...], tuple[Path, ...]]:
+def _check_pixels(
+    dataset: Dataset | InstanceDataset, around: Around | None
+) -> tuple[tuple[Finding, ...], tuple[Path, ...]]:
     """Findings, and the files that cannot be read."""
     problems: dict[tuple[str, str], list[str]] = {}
     unreadable: list[Path] = []
@@ -215,13 +240,16 @@ def _check_pixels(dataset: Dataset | InstanceDataset, around: Around | None) -> 
             problems.setdefault((problem.severity, problem.what), []).append(problem.example)
             unreadable += [] if problem.file is None else [problem.file]
     findings = tuple(
-        Finding(what=what, count=len(examples), example=examples[0], severity=severity) for (severity, what), examples in problems.items()
+        Finding(what=what, count=len(examples), example=examples[0], severity=severity)
+        for (severity, what), examples in problems.items()
     )
     return findings, _once(unreadable)
 
 
 def _checked(dataset: Dataset | InstanceDataset) -> Iterator[list[Problem]]:
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:  # decoding releases the interpreter's lock
+    with ThreadPoolExecutor(
+        max_workers=os.cpu_count() or 1
+    ) as pool:  # decoding releases the interpreter's lock
         if isinstance(dataset, InstanceDataset):
             yield from check_instances(dataset, pool, BLOCK)
             return
@@ -237,7 +265,15 @@ def _check_sample(sample: Sample) -> list[Problem]:
         sample.image()
         if sample.path is not None:
             cropped, boxed = sample.crop is not None, len(sample.boxes) > 0
-            check_file(sample.path, sample.id, sample.size, located=located, problems=found, cropped=cropped, boxed=boxed)
+            check_file(
+                sample.path,
+                sample.id,
+                sample.size,
+                located=located,
+                problems=found,
+                cropped=cropped,
+                boxed=boxed,
+            )
     except DataError as error:
         found.append(Problem("error", "images that cannot be read", str(error), sample.path))
     try:
@@ -253,19 +289,32 @@ def _check_mask(sample: Sample, found: list[Problem]) -> None:
     for path in (*sample.mask_paths, *([sample.ignore_path] if sample.ignore_path else [])):
         what = unusual_pixels(path, read_header(path).mode, "masks")
         found += [Problem("warning", text, f"{sample.id}: {path.name}") for text in what]
-    if ignored is not None and (ignored if mask is None else ignored | mask).all() and (mask is None or not mask.all()):
-        found.append(Problem("warning", "ignore masks over the whole image: no background pixel counts", sample.id))
+    if (
+        ignored is not None
+        and (ignored if mask is None else ignored | mask).all()
+        and (mask is None or not mask.all())
+    ):
+        found.append(
+            Problem("warning", "ignore masks over the whole image: no background pixel counts", sample.id)
+        )
     if mask is None:
         return
     if mask.all():
         found.append(Problem("error", "masks without a background pixel", sample.id))
     if not mask.any():
-        example = f"{sample.id}: no value above {sample.mask_threshold} of 255; an object pixel should be 255 (65,535 of 16 bits)"
+        example = (
+            f"{sample.id}: no value above {sample.mask_threshold} of 255; an object pixel should be 255 "
+            "(65,535 of 16 bits)"
+        )
         found.append(Problem("error", "masks without an object pixel", example))
     elif len(sample.boxes):
         empty, outside = outside_mask(sample.boxes, mask)
         example = f"{sample.id}: boxes {sample.boxes.tolist()}"
         if empty:
-            found.append(Problem("warning", "images with a box that has no pixel of the mask inside", example))
+            found.append(
+                Problem("warning", "images with a box that has no pixel of the mask inside", example)
+            )
         if outside > 0.5:
-            found.append(Problem("warning", "images with more than half of the mask outside their boxes", example))
+            found.append(
+                Problem("warning", "images with more than half of the mask outside their boxes", example)
+            )

@@ -1,4 +1,6 @@
-"""Checking a data set in COCO's layout: files, sizes, boxes and masks of many objects. Used by `wsolbench.datasets.verify`."""
+"""Checking a data set in COCO's layout: files, sizes, boxes and masks of many objects. Used by
+`wsolbench.datasets.verify`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from wsolbench.datasets.pixels import Problem, check_file
 from wsolbench.exceptions import DataError
 
 
-def check_instances(dataset: InstanceDataset, pool: ThreadPoolExecutor, block: int) -> Iterator[list[Problem]]:
+def check_instances(
+    dataset: InstanceDataset, pool: ThreadPoolExecutor, block: int
+) -> Iterator[list[Problem]]:
     """Decode every image and mask; the problems of one image after the other."""
     samples: Sequence[InstanceSample] = dataset.samples
     for start in range(0, len(samples), block):
@@ -21,7 +25,14 @@ def check_instances(dataset: InstanceDataset, pool: ThreadPoolExecutor, block: i
 def _check_sample(sample: InstanceSample) -> list[Problem]:
     found: list[Problem] = []
     try:
-        check_file(sample.path, sample.file_name, sample.size, located=True, problems=found, boxed=len(sample.boxes) > 0)
+        check_file(
+            sample.path,
+            sample.file_name,
+            sample.size,
+            located=True,
+            problems=found,
+            boxed=len(sample.boxes) > 0,
+        )
         sample.image()
     except DataError as error:
         found.append(Problem("error", "images that cannot be read", str(error), sample.path))
@@ -35,5 +46,7 @@ def _check_sample(sample: InstanceSample) -> list[Problem]:
     for index, mask in zip(given, masks, strict=True):
         if mask.any() and outside_mask(sample.boxes[index : index + 1], mask > 0)[1] > 0.5:
             example = f"{sample.file_name}: box {sample.boxes[index].tolist()}"
-            found.append(Problem("warning", "boxes with less than half of their object's mask inside", example))
+            found.append(
+                Problem("warning", "boxes with less than half of their object's mask inside", example)
+            )
     return found

@@ -1,1 +1,3 @@
-"""Joining the steps: images to maps to per-image scores to metrics and a record; shards, comparison of runs, detectors."""
+"""Joining the steps: images to maps to per-image scores to metrics and a record; shards, comparison of runs,
+detectors.
+"""

@@ -31,9 +31,10 @@ def write_coco_boxes(
 ) -> int:
     """Write one box for each image of `dataset` to `path`, a JSON list, and give their number.
 
-    The box is the protocol's one box of the true class's map at the oracle threshold of GT-known, scaled to pixels of the image;
-    where nothing is foreground it is the protocol's empty box. Its category is the best predicted label, or where none is known
-    the true class; its score is the largest value of the raw map, in the method's own unit.
+    The box is the protocol's one box of the true class's map at the oracle threshold of GT-known, scaled to
+    pixels of the image; where nothing is foreground it is the protocol's empty box. Its category is the best
+    predicted label, or where none is known the true class; its score is the largest value of the raw map, in
+    the method's own unit.
 
     Args:
         path: the file.
@@ -47,11 +48,18 @@ def write_coco_boxes(
     """
     metric = record.metric("gt_known", "oracle")
     if metric is None or not metric.tau:
-        raise UsageError(f"no image of {dataset.name}/{dataset.split} has a true box, so no threshold is the best for boxes")
+        raise UsageError(
+            f"no image of {dataset.name}/{dataset.split} has a true box, so no threshold is the best for "
+            "boxes"
+        )
     protocol = replace(record.map_protocol, taus=metric.tau)
 
     def results() -> Iterator[dict[str, Any]]:
-        labels = [int(row[0]) for part in scores for row in (part.ranked if part.ranked.shape[1] else part.labels[:, None])]
+        labels = [
+            int(row[0])
+            for part in scores
+            for row in (part.ranked if part.ranked.shape[1] else part.labels[:, None])
+        ]
         for start in range(0, len(dataset), _AT_A_TIME):
             indices = list(range(start, min(start + _AT_A_TIME, len(dataset))))
             for index, raw_map in zip(indices, maps_of(indices), strict=True):
@@ -68,6 +76,9 @@ def write_coco_boxes(
     found = list(results())
     text = json.dumps(found, allow_nan=False) + "\n"
     if path.is_file() and path.read_bytes() != text.encode():  # the same run gives the same bytes
-        raise UsageError(f"{path} holds other boxes, perhaps of another run. Remove it, or choose another file; the record is written.")
+        raise UsageError(
+            f"{path} holds other boxes, perhaps of another run. Remove it, or choose another file; the "
+            "record is written."
+        )
     write_text(path, text)
     return len(found)

@@ -1,7 +1,8 @@
-"""Two runs on the same images, or two groups of runs with different seeds: the difference of every metric, with its interval.
+"""Two runs on the same images, or two groups of runs with different seeds: the difference of every metric,
+with its interval.
 
-All runs are resampled together: a resample draws the same images for each of them. The metric of a group is the mean over its
-runs. The interval says what other images would have given, not what other seeds would have.
+All runs are resampled together: a resample draws the same images for each of them. The metric of a group is
+the mean over its runs. The interval says what other images would have given, not what other seeds would have.
 """
 
 from __future__ import annotations
@@ -23,9 +24,15 @@ from wsolbench.records.comparison import SAME, Comparison, MetricDifference
 
 
 def compare(
-    a: Sequence[ScoreTable], b: Sequence[ScoreTable], protocol: EvalProtocol, *, resamples: int = 1000, seed: int = 0
+    a: Sequence[ScoreTable],
+    b: Sequence[ScoreTable],
+    protocol: EvalProtocol,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> list[MetricDifference]:
-    """Differences of the metrics that all runs have, in table order; thresholds are oracle thresholds of each run.
+    """Differences of the metrics that all runs have, in table order; thresholds are oracle thresholds of each
+    run.
 
     Raises `DataError` when the runs are not of the same images.
     """
@@ -33,21 +40,35 @@ def compare(
     ids = [table.column(lambda part: part.ids).tolist() for table in (*a, *b)]
     for other in ids[1:]:
         if other != ids[0]:
-            raise DataError("the runs have not scored the same images in the same order, so they cannot be compared image by image")
-    by_run = [{(m.name, str(m.policy)): m for m in metrics_of(run, protocol, None, None) if isinstance(m, Metric)} for run in runs]
+            raise DataError(
+                "the runs have not scored the same images in the same order, so they cannot be compared "
+                "image by image"
+            )
+    by_run = [
+        {(m.name, str(m.policy)): m for m in metrics_of(run, protocol, None, None) if isinstance(m, Metric)}
+        for run in runs
+    ]
     shared = [key for key in by_run[0] if all(key in metrics for metrics in by_run)]
     images = dict.fromkeys(by_run[0][key].rows.images for key in shared)
     return [
         difference
         for which in images
         for difference in _differences(
-            runs, [{key: run[key] for key in shared if run[key].rows.images == which} for run in by_run], len(a), resamples, seed
+            runs,
+            [{key: run[key] for key in shared if run[key].rows.images == which} for run in by_run],
+            len(a),
+            resamples,
+            seed,
         )
     ]
 
 
 def _differences(
-    runs: Sequence[SplitScores], by_run: Sequence[dict[tuple[str, str], Metric]], n_a: int, resamples: int, seed: int
+    runs: Sequence[SplitScores],
+    by_run: Sequence[dict[tuple[str, str], Metric]],
+    n_a: int,
+    resamples: int,
+    seed: int,
 ) -> Iterator[MetricDifference]:
     """Differences of metrics that are defined on the same images."""
     rows = [list(dict.fromkeys(metric.rows for metric in metrics.values())) for metrics in by_run]
@@ -93,18 +114,26 @@ def _values(metric: Metric, rates: dict[ImageRows, Rates]) -> Shaped[np.ndarray,
 
 
 def read_scores(path: Path, record: RunRecord) -> ScoreTable:
-    """Read the per-image scores beside a record. Raises `DataError` naming both files when they are missing, broken, or of another run.
+    """Read the per-image scores beside a record. Raises `DataError` naming both files when they are missing,
+    broken, or of another run.
 
-    Scores belong to a record when they name it, or, for files that name none, when they give the record's values.
+    Scores belong to a record when they name it, or, for files that name none, when they give the record's
+    values.
     """
     file, protocol = path.with_suffix(SCORES), record.map_protocol
     images, thresholds = ScoreTable.sizes_in(file)
-    for what, found, expected in (("images", images, record.dataset.get("images")), ("thresholds", thresholds, len(protocol.taus))):
+    for what, found, expected in (
+        ("images", images, record.dataset.get("images")),
+        ("thresholds", thresholds, len(protocol.taus)),
+    ):
         if expected is not None and found != expected:
             raise DataError(f"{file} has scores of {found} {what}, but its record {path} is of {expected}")
     scores = ScoreTable.read(file)
     if scores.written_with and not are_scores_of(scores, record):
-        raise DataError(f"{file} has scores of other images or values than its record {path}; evaluate again with --save-scores")
+        raise DataError(
+            f"{file} has scores of other images or values than its record {path}; evaluate again with "
+            "--save-scores"
+        )
     if not scores.written_with:
         _check_values(scores, record, f"{file} has scores that do not give the values of its record {path}")
     return scores
@@ -113,17 +142,36 @@ def read_scores(path: Path, record: RunRecord) -> ScoreTable:
 def _check_values(scores: ScoreTable, record: RunRecord, what: str) -> None:
     """Raise `DataError` for scores that do not give a record's values, thresholds of other splits apart."""
     split = SplitScores(scores)
-    metrics = [metric for metric in metrics_of(split, record.map_protocol, None, None) if isinstance(metric, Metric)]
+    metrics = [
+        metric for metric in metrics_of(split, record.map_protocol, None, None) if isinstance(metric, Metric)
+    ]
     means = split.means(list(dict.fromkeys(metric.rows for metric in metrics)))
     for metric in metrics:
-        stored = next((m for m in record.metrics if (m.name, m.policy) == (metric.name, metric.policy and str(metric.policy))), None)
+        stored = next(
+            (
+                m
+                for m in record.metrics
+                if (m.name, m.policy) == (metric.name, metric.policy and str(metric.policy))
+            ),
+            None,
+        )
         found = float(metric.value(means[metric.rows][None])[0])
-        if stored is not None and stored.value is not None and abs(found - stored.value) > SAME * max(1.0, stored.value):
-            raise DataError(f"{what}: {metric.name} is {found:.6g}, the record says {stored.value:.6g}. Evaluate again with --save-scores")
+        if (
+            stored is not None
+            and stored.value is not None
+            and abs(found - stored.value) > SAME * max(1.0, stored.value)
+        ):
+            raise DataError(
+                f"{what}: {metric.name} is {found:.6g}, the record says {stored.value:.6g}. Evaluate again "
+                "with --save-scores"
+            )
 
 
-def compare_records(a: Mapping[Path, RunRecord], b: Mapping[Path, RunRecord], *, resamples: int) -> Comparison:
-    """Group B minus group A: records of the same images counted alike, by their paths, with their scores beside them.
+def compare_records(
+    a: Mapping[Path, RunRecord], b: Mapping[Path, RunRecord], *, resamples: int
+) -> Comparison:
+    """Group B minus group A: records of the same images counted alike, by their paths, with their scores
+    beside them.
 
     Raises `DataError` naming the files whose scores cannot be used, or that differ in more than the method.
     """
@@ -131,9 +179,15 @@ def compare_records(a: Mapping[Path, RunRecord], b: Mapping[Path, RunRecord], *,
     protocol = records[0].map_protocol
     for path, record in zip(paths, records, strict=True):
         for what, names in (("data set", ("name", "split", "fingerprint")), ("protocol", None)):
-            mine, theirs = (each.protocol if names is None else [each.dataset.get(name) for name in names] for each in (record, records[0]))
+            mine, theirs = (
+                each.protocol if names is None else [each.dataset.get(name) for name in names]
+                for each in (record, records[0])
+            )
             if mine != theirs:
-                raise DataError(f"{path} has another {what} than {paths[0]}; only runs on the same images, counted alike, can be compared")
+                raise DataError(
+                    f"{path} has another {what} than {paths[0]}; only runs on the same images, counted "
+                    "alike, can be compared"
+                )
     scores = [read_scores(path, record) for path, record in zip(paths, records, strict=True)]
     try:
         differences = compare(scores[: len(a)], scores[len(a) :], protocol, resamples=resamples)

@@ -26,7 +26,9 @@ class DetectorEvaluation:
     results: list[dict[str, Any]]
 
 
-def evaluate_detector(dataset: InstanceDataset, detector: Detector, *, limit: int | None = None) -> DetectorEvaluation:
+def evaluate_detector(
+    dataset: InstanceDataset, detector: Detector, *, limit: int | None = None
+) -> DetectorEvaluation:
     """Detect in every image and count.
 
     Args:
@@ -38,13 +40,21 @@ def evaluate_detector(dataset: InstanceDataset, detector: Detector, *, limit: in
     """
     if detector.class_names != dataset.class_names:
         raise DataError(
-            f"the checkpoint of {detector.method_name!r} was trained on other classes ({len(detector.class_names)}) than those of "
-            f"{dataset.name} {dataset.split} ({len(dataset.class_names)}); evaluate it on the data set that it was trained on"
+            f"the checkpoint of {detector.method_name!r} was trained on other classes "
+            f"({len(detector.class_names)}) than those of "
+            f"{dataset.name} {dataset.split} ({len(dataset.class_names)}); evaluate it on the data set "
+            "that it was trained on"
         )
     scored, protocol, seconds = limited(dataset, limit), DetectionProtocol(), {"detect": 0.0, "count": 0.0}
     description = RunRecord(
         method={**detector.describe(), "name": detector.method_name},
-        dataset={"name": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint, "images": len(scored), "limit": limit},
+        dataset={
+            "name": dataset.name,
+            "split": dataset.split,
+            "fingerprint": dataset.fingerprint,
+            "images": len(scored),
+            "limit": limit,
+        },
         protocol=protocol,
         metrics=(),
         provenance={},
@@ -63,12 +73,18 @@ def evaluate_detector(dataset: InstanceDataset, detector: Detector, *, limit: in
     values: dict[str, float | None] = {}
     for kind in KINDS:
         if kind == "box" or countable:
-            values |= average_precision(annotations, results, kind, protocol, image_ids=[sample.id for sample in scored.samples])
+            values |= average_precision(
+                annotations, results, kind, protocol, image_ids=[sample.id for sample in scored.samples]
+            )
     seconds["count"] = time.perf_counter() - start
-    without = "the detector finds boxes only" if boxes_only else "an object of the data set has no segmentation"
+    without = (
+        "the detector finds boxes only" if boxes_only else "an object of the data set has no segmentation"
+    )
     record = replace(
         description,
-        metrics=tuple(_metric(info.name, values, len(scored), without) for info in METRICS if info.needs == "instances"),
+        metrics=tuple(
+            _metric(info.name, values, len(scored), without) for info in METRICS if info.needs == "instances"
+        ),
         provenance=provenance(seconds=seconds, **detector.provenance()),
     )
     return DetectorEvaluation(record=record, results=results)
@@ -79,5 +95,9 @@ def _metric(name: str, values: dict[str, float | None], images: int, without: st
     value = values.get(name)
     if value is not None:
         return MetricValue(name=name, value=value, n=images)
-    empty = "no object of this size" if name.endswith(("_small", "_medium", "_large")) else "no object in the evaluated images"
+    empty = (
+        "no object of this size"
+        if name.endswith(("_small", "_medium", "_large"))
+        else "no object in the evaluated images"
+    )
     return MetricValue(name=name, value=None, n=0, reason=empty if name in values else without)

@@ -1,8 +1,8 @@
 """The one loop: images -> maps -> per-image scores -> metrics -> record.
 
-`evaluate(dataset, source, protocol)` asks a `MapSource` (a model, or a folder of stored maps) for the map of each
-image's true class, scores it, and gives a record. It is two steps, which shards and several processes take apart:
-`score` leaves per-image scores in chunks, `conclude` makes the record of them.
+`evaluate(dataset, source, protocol)` asks a `MapSource` (a model, or a folder of stored maps) for the map of
+each image's true class, scores it, and gives a record. It is two steps, which shards and several processes
+take apart: `score` leaves per-image scores in chunks, `conclude` makes the record of them.
 """
 
 from __future__ import annotations
@@ -64,10 +64,20 @@ def evaluate(
         transfer_from: split whose best thresholds the policy `transfer` applies.
         options: batch size, workers, work folder.
 
-    Raises `DataError` for images, masks or maps that cannot be read, and `UsageError` when another process works in the
-    same work folder on the same run.
+    Raises `DataError` for images, masks or maps that cannot be read, and `UsageError` when another process
+    works in the same work folder on the same run.
     """
-    return conclude(score(dataset, source, protocol, limit=limit, fixed_tau=fixed_tau, transfer_from=transfer_from, options=options))
+    return conclude(
+        score(
+            dataset,
+            source,
+            protocol,
+            limit=limit,
+            fixed_tau=fixed_tau,
+            transfer_from=transfer_from,
+            options=options,
+        )
+    )
 
 
 def score(
@@ -84,8 +94,9 @@ def score(
 ) -> ScoredRun:
     """The first step of `evaluate`: score every image.
 
-    `facts` enter the record's `dataset`. With a `world` of several processes each scores its share into the work folder, which
-    all must see, and the result, for every process, is the whole run. Raises as `evaluate`.
+    `facts` enter the record's `dataset`. With a `world` of several processes each scores its share into the
+    work folder, which all must see, and the result, for every process, is the whole run. Raises as
+    `evaluate`.
     """
     options, world = options or RunOptions(), world or World()
     plan, splits = _plan(dataset, source, protocol, limit, fixed_tau, transfer_from, options, facts or {})
@@ -96,12 +107,15 @@ def score(
             return _score_in_memory(plan, splits, source, replace(options, save_maps=maps))
     if len(set(gathered(plan.digest))) > 1:
         raise UsageError(
-            f"the {world.size} processes would score differently: they need the same program, data, kind of device and threads"
+            f"the {world.size} processes would score differently: they need the same program, data, kind "
+            "of device and threads"
         )
     folder = RunFolder(options.work / plan.digest[:16], plan)
     folder.refuse_mixing(options.work.glob("*/"))
     with saving_maps(options.save_maps, plan, splits) as maps:
-        seconds = _score_shard(folder, Shard(world.rank + 1, world.size), splits, source, replace(options, save_maps=maps))
+        seconds = _score_shard(
+            folder, Shard(world.rank + 1, world.size), splits, source, replace(options, save_maps=maps)
+        )
     barrier()
     run = gather([folder])
     barrier()  # before the first process removes what the others look for
@@ -126,7 +140,8 @@ def score_shard(
 ) -> RunFolder:
     """Score one shard's images; `wsolbench.evaluation.runs.merge` puts the shards of a run together.
 
-    The result is the folder of the run below `folder`; other shards may write there, too. Raises as `evaluate`.
+    The result is the folder of the run below `folder`; other shards may write there, too. Raises as
+    `evaluate`.
     """
     options = options or RunOptions()
     plan, splits = _plan(dataset, source, protocol, limit, fixed_tau, transfer_from, options, facts or {})
@@ -139,7 +154,9 @@ def score_shard(
 
 
 def conclude(run: ScoredRun) -> Evaluation:
-    """The second step of `evaluate`: metrics and record. Raises `DataError` for scores that cannot be read."""
+    """The second step of `evaluate`: metrics and record. Raises `DataError` for scores that cannot be
+    read.
+    """
     start = time.perf_counter()
     own = run.plan.dataset["split"]
     scores, others = run.tables[own], [table for split, table in run.tables.items() if split != own]
@@ -210,4 +227,4 @@ def _plan(
     return plan, splits
 
 
-# --- scoring ----------------------------------------------------------------------------------------------------------
+# --- scoring ------------------------------------------------------------------------------------------------

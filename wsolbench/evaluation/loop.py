@@ -25,7 +25,9 @@ from wsolbench.types import Dataset, Sample
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a run is carried out; none of it changes a metric, but for the batch size in a network's last bits."""
+    """How a run is carried out; none of it changes a metric, but for the batch size in a network's last
+    bits.
+    """
 
     batch_size: int = 32
     workers: int = 2
@@ -36,17 +38,25 @@ class RunOptions:
     resamples: int = 1000
 
 
-def _score_in_memory(plan: RunPlan, splits: Sequence[Dataset], source: MapSource, options: RunOptions) -> ScoredRun:
+def _score_in_memory(
+    plan: RunPlan, splits: Sequence[Dataset], source: MapSource, options: RunOptions
+) -> ScoredRun:
     seconds: dict[str, float] = defaultdict(float)
     tables = {}
     for dataset in splits:
         chunks = Shard().chunks(len(dataset))
         with _bar(dataset, 0, len(dataset)) as bar:
-            tables[dataset.split] = ScoreTable(tuple(_scored_chunks(dataset, chunks, source, plan.protocol, options, seconds, bar)))
-    return ScoredRun(plan=plan, tables=tables, provenance=provenance(seconds=dict(seconds), **source.provenance()))
+            tables[dataset.split] = ScoreTable(
+                tuple(_scored_chunks(dataset, chunks, source, plan.protocol, options, seconds, bar))
+            )
+    return ScoredRun(
+        plan=plan, tables=tables, provenance=provenance(seconds=dict(seconds), **source.provenance())
+    )
 
 
-def _score_shard(folder: RunFolder, shard: Shard, splits: Sequence[Dataset], source: MapSource, options: RunOptions) -> dict[str, float]:
+def _score_shard(
+    folder: RunFolder, shard: Shard, splits: Sequence[Dataset], source: MapSource, options: RunOptions
+) -> dict[str, float]:
     """Write the chunks of a shard that are not there yet, or damaged; seconds for each stage."""
     seconds: dict[str, float] = defaultdict(float)
     maps = options.save_maps
@@ -55,7 +65,11 @@ def _score_shard(folder: RunFolder, shard: Shard, splits: Sequence[Dataset], sou
             remove_leftovers(maps.root)
         for dataset in splits:
             chunks = shard.chunks(len(dataset))
-            todo = [chunk for chunk in chunks if not folder.has([dataset[at].id for at in chunk], dataset.split, chunk.start, maps)]
+            todo = [
+                chunk
+                for chunk in chunks
+                if not folder.has([dataset[at].id for at in chunk], dataset.split, chunk.start, maps)
+            ]
             total, left = sum(map(len, chunks)), sum(map(len, todo))
             with _bar(dataset, total - left, total) as bar:
                 scored = _scored_chunks(dataset, todo, source, folder.plan.protocol, options, seconds, bar)
@@ -82,7 +96,10 @@ def _scored_chunks(
     While the source works on one batch, threads load the next two and score the one before; no more is held.
     """
     positions = [position for chunk in chunks for position in chunk]
-    batches = [positions[start : start + options.batch_size] for start in range(0, len(positions), options.batch_size)]
+    batches = [
+        positions[start : start + options.batch_size]
+        for start in range(0, len(positions), options.batch_size)
+    ]
     sizes = deque(map(len, chunks))
     ready: list[ImageScores] = []
     with ThreadPoolExecutor(max(1, options.workers)) as pool:
@@ -90,7 +107,8 @@ def _scored_chunks(
         def load(batch: Sequence[int]) -> tuple[list[Sample], Future[Any]]:
             samples = [dataset[position] for position in batch]
             loaded = [pool.submit(source.load, sample) for sample in samples]
-            # Threads take jobs in the order of their submission, so those that this one waits for are running or done.
+            # Threads take jobs in the order of their submission, so those that this one waits for are running
+            # or done.
             return samples, pool.submit(lambda: source.collate([future.result() for future in loaded]))
 
         try:
@@ -122,7 +140,9 @@ def _scored_chunks(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _score_one(sample: Sample, output: SourceOutput, place: int, protocol: EvalProtocol, save_maps: MapFolder | None) -> ImageScores:
+def _score_one(
+    sample: Sample, output: SourceOutput, place: int, protocol: EvalProtocol, save_maps: MapFolder | None
+) -> ImageScores:
     """Scores of the sample at this place of a batch."""
     if save_maps is not None:
         save_maps.write(sample.id, output.maps[place])

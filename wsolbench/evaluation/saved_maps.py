@@ -1,4 +1,6 @@
-"""Saving the maps of a run: whose a folder of maps is, as `wsolbench.maps.writer` wants it, taken from the run's plan."""
+"""Saving the maps of a run: whose a folder of maps is, as `wsolbench.maps.writer` wants it, taken from the
+run's plan.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +24,23 @@ _WHOLE = ("method", "batch_size", "source", "program", "machine")
 
 
 @contextlib.contextmanager
-def saving_maps(folder: MapFolder | None, plan: RunPlan, splits: Sequence[Dataset]) -> Iterator[MapWriter | None]:
+def saving_maps(
+    folder: MapFolder | None, plan: RunPlan, splits: Sequence[Dataset]
+) -> Iterator[MapWriter | None]:
     """Open a folder for the maps of a run; None stays None. Raises as `wsolbench.maps.writer.open_writer`."""
     if folder is None:
         yield None
         return
-    with open_writer(folder, _map_run(plan), [image_id for split in splits for image_id in split.ids]) as writer:
+    with open_writer(
+        folder, _map_run(plan), [image_id for split in splits for image_id in split.ids]
+    ) as writer:
         yield writer
 
 
 def finish_saved_maps(plan: RunPlan, tables: Mapping[str, ScoreTable]) -> None:
-    """Mark the folder of maps of a run as complete, with the predicted labels if every image has some; nothing without a folder."""
+    """Mark the folder of maps of a run as complete, with the predicted labels if every image has some;
+    nothing without a folder.
+    """
     if plan.maps is None or not Path(plan.maps).is_dir():
         return
     ranked = {
@@ -41,18 +49,29 @@ def finish_saved_maps(plan: RunPlan, tables: Mapping[str, ScoreTable]) -> None:
         for part in table
         for image_id, labels in zip(part.ids, part.ranked, strict=True)
     }
-    finish_maps(MapFolder(Path(plan.maps)), _map_run(plan), ranked, ranked if all(map(len, ranked.values())) else None)
+    finish_maps(
+        MapFolder(Path(plan.maps)), _map_run(plan), ranked, ranked if all(map(len, ranked.values())) else None
+    )
 
 
 def _map_run(plan: RunPlan) -> MapRun:
     protocol, data = plan.protocol, plan.dataset
-    crop = {"frame_size": protocol.frame_size, "resize_size": protocol.resize_size} if view(protocol) == "center_crop" else None
+    crop = (
+        {"frame_size": protocol.frame_size, "resize_size": protocol.resize_size}
+        if view(protocol) == "center_crop"
+        else None
+    )
     identity: dict[str, Any] = {
         **{name: value for name, value in plan.to_json().items() if name in _WHOLE},
         "dataset": {name: value for name, value in data.items() if name not in _OF_SPLITS},
         "view": {"covers": view(protocol), "crop": crop, "classifier": protocol.classifier},
     }
-    facts: dict[str, Any] = {"method": plan.method, "dataset": data["name"], "view": view(protocol), "values": "raw, float32"}
+    facts: dict[str, Any] = {
+        "method": plan.method,
+        "dataset": data["name"],
+        "view": view(protocol),
+        "values": "raw, float32",
+    }
     if crop is not None:
         facts["crop"] = crop
     if "transform" in data:

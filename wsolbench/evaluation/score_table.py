@@ -26,7 +26,9 @@ SCORES = ".scores.npz"
 
 
 RECORD = "record"
-"""Array of a file of scores that holds `scores_digest` of the record, the images' ids and the other arrays."""
+"""Array of a file of scores that holds `scores_digest` of the record, the images' ids and the other
+arrays.
+"""
 
 _SHAPES = {
     "ids": "n",
@@ -52,7 +54,8 @@ _MOST_COMPRESSED = 1100
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Chunks of consecutive images, in memory or in files that `ImageScores.write` made; one file is in memory at a time.
+    """Chunks of consecutive images, in memory or in files that `ImageScores.write` made; one file is in
+    memory at a time.
 
     >>> len(ScoreTable(()))
     0
@@ -60,7 +63,9 @@ class ScoreTable:
 
     chunks: Sequence[ImageScores | Path]
     written_with: str = ""
-    """What a file of scores says about its record and images (`scores_digest`); empty if it states nothing."""
+    """What a file of scores says about its record and images (`scores_digest`); empty if it states
+    nothing.
+    """
 
     def __iter__(self) -> Iterator[ImageScores]:
         """The chunks, in order. Raises `DataError` for a file that cannot be read."""
@@ -91,7 +96,9 @@ class ScoreTable:
 
     @classmethod
     def sizes_in(cls, path: Path) -> tuple[int, int]:
-        """How many images and thresholds a file of `write` has scores of, without reading them. Raises as `read`."""
+        """How many images and thresholds a file of `write` has scores of, without reading them. Raises as
+        `read`.
+        """
         with _opened(path) as archive:
             sizes = _sizes({name: _header(archive, name)[0] for name in _SHAPES})
         return sizes["n"], sizes["t"]
@@ -100,8 +107,8 @@ class ScoreTable:
     def read(cls, path: Path) -> ScoreTable:
         """Read what `write` stored into memory, and check it.
 
-        Raises `DataError` when the file is missing, broken or of another kind, and for values outside their ranges. Sizes are checked
-        before memory is taken for them.
+        Raises `DataError` when the file is missing, broken or of another kind, and for values outside their
+        ranges. Sizes are checked before memory is taken for them.
         """
         with _opened(path) as archive:
             _sizes({name: _header(archive, name)[0] for name in _SHAPES})
@@ -111,19 +118,27 @@ class ScoreTable:
         return cls((scores,), tie)
 
     def write(self, path: Path, record: RunRecord | None = None) -> None:
-        """Store as one compressed `.npz` that `numpy.load` reads: one array for each field of `ImageScores`, a row an image.
+        """Store as one compressed `.npz` that `numpy.load` reads: one array for each field of `ImageScores`,
+        a row an image.
 
         With the record, the file says which record and images its scores are of (`scores_digest`).
         """
         content = hashlib.sha256()
-        with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with (
+            atomic_path(path) as temporary,
+            zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        ):
             for item in fields(ImageScores):
                 # Strings are as wide as the longest of their chunk.
                 parts = [(getattr(chunk, item.name).dtype, getattr(chunk, item.name).shape) for chunk in self]
                 dtype = np.result_type(*(dtype for dtype, _ in parts))
                 shape = (sum(shape[0] for _, shape in parts), *parts[0][1][1:])
                 with archive.open(f"{item.name}.npy", "w", force_zip64=True) as stream:
-                    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+                    header = {
+                        "descr": np.lib.format.dtype_to_descr(dtype),
+                        "fortran_order": False,
+                        "shape": shape,
+                    }
                     content.update(_title(item.name, dtype, shape))
                     np.lib.format.write_array_header_1_0(stream, header)
                     for chunk in self:
@@ -132,7 +147,9 @@ class ScoreTable:
                         stream.write(values)
             if record is not None:
                 with archive.open(f"{RECORD}.npy", "w") as stream:
-                    np.lib.format.write_array(stream, np.array(scores_digest(self, record, content.hexdigest())), allow_pickle=False)
+                    np.lib.format.write_array(
+                        stream, np.array(scores_digest(self, record, content.hexdigest())), allow_pickle=False
+                    )
 
 
 @contextlib.contextmanager
@@ -145,13 +162,16 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def scores_digest(scores: ScoreTable, record: RunRecord, content: str = "") -> str:
-    """Digest of a record's values, of the ids of the images that were scored, in their order, and of the arrays' bytes, if given."""
+    """Digest of a record's values, of the ids of the images that were scored, in their order, and of the
+    arrays' bytes, if given.
+    """
     ids = [str(image_id) for part in scores for image_id in part.ids]
     return sha256_of_json([record.values_digest, ids, *([content] if content else [])])
 
 
 def are_scores_of(scores: ScoreTable, record: RunRecord) -> bool:
-    """Whether scores that were read from a file are those that the file says it was written with, for this record.
+    """Whether scores that were read from a file are those that the file says it was written with, for this
+    record.
 
     Files of older versions name the record and the images alone.
     """
@@ -160,7 +180,10 @@ def are_scores_of(scores: ScoreTable, record: RunRecord) -> bool:
         array = getattr(every, item.name)
         content.update(_title(item.name, array.dtype, array.shape))
         content.update(np.ascontiguousarray(array).tobytes())
-    return scores.written_with in (scores_digest(scores, record, content.hexdigest()), scores_digest(scores, record))
+    return scores.written_with in (
+        scores_digest(scores, record, content.hexdigest()),
+        scores_digest(scores, record),
+    )
 
 
 def _title(name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> bytes:
@@ -169,7 +192,9 @@ def _title(name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> by
 
 
 def check_scores(scores: ImageScores) -> None:
-    """Raise `DataError` for scores whose arrays do not fit together, or that hold values outside their ranges."""
+    """Raise `DataError` for scores whose arrays do not fit together, or that hold values outside their
+    ranges.
+    """
     try:
         _sizes({name: getattr(scores, name).shape for name in _SHAPES})
         for name in _SHAPES:
@@ -185,7 +210,10 @@ def check_scores(scores: ImageScores) -> None:
         raise DataError(str(error)) from error
     if len(np.unique(scores.ids)) < len(scores.ids):
         values, counts = np.unique(scores.ids, return_counts=True)
-        raise DataError(f"the image {str(values[counts.argmax()])!r} is there {counts.max()} times; expected each image once")
+        raise DataError(
+            f"the image {str(values[counts.argmax()])!r} is there {counts.max()} times; expected each "
+            "image once"
+        )
 
 
 def _check_range(name: str, values: np.ndarray, low: float, high: float) -> None:
@@ -193,16 +221,27 @@ def _check_range(name: str, values: np.ndarray, low: float, high: float) -> None
         return
     least, most = values.min(), values.max()
     if not (least >= low and most <= high):  # NaN is neither
-        raise ValueError(f"{name} has values from {least} to {most}; expected {low:g} {'or more' if high == math.inf else f'to {high:g}'}")
+        raise ValueError(
+            f"{name} has values from {least} to {most}; expected {low:g} "
+            f"{'or more' if high == math.inf else f'to {high:g}'}"
+        )
 
 
 def _check_kind(name: str, dtype: np.dtype[np.generic]) -> None:
     kinds = _KINDS.get(name, "f" if name in _FLOATS else "iu")
     if dtype.kind not in kinds:
-        raise ValueError(f"{name} has values of type {dtype}; expected {' or '.join(_KIND_NAMES[kind] for kind in kinds)}")
+        raise ValueError(
+            f"{name} has values of type {dtype}; expected {' or '.join(_KIND_NAMES[kind] for kind in kinds)}"
+        )
 
 
-_KIND_NAMES = {"U": "texts", "b": "truth values", "f": "floating-point numbers", "i": "whole numbers", "u": "unsigned ones"}
+_KIND_NAMES = {
+    "U": "texts",
+    "b": "truth values",
+    "f": "floating-point numbers",
+    "i": "whole numbers",
+    "u": "unsigned ones",
+}
 
 
 def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
@@ -210,21 +249,32 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     sizes = dict(_SIZES)
     for name, shape in shapes.items():
         axes = _SHAPES[name]
-        if len(shape) != len(axes) or any(sizes.setdefault(axis, size) != size for axis, size in zip(axes, shape, strict=True)):
+        if len(shape) != len(axes) or any(
+            sizes.setdefault(axis, size) != size for axis, size in zip(axes, shape, strict=True)
+        ):
             raise ValueError(f"{name} has the shape {shape}, which does not fit the other arrays")
     return sizes
 
 
 def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-    """Shape and type of a stored array. Raises `ValueError` for one that is not as large as its header says."""
+    """Shape and type of a stored array. Raises `ValueError` for one that is not as large as its header
+    says.
+    """
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as stream:
         version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
         shape, _, dtype = read(stream)
         size = math.prod(shape) * dtype.itemsize
-        if stream.tell() + size != info.file_size or info.file_size > _MOST_COMPRESSED * max(info.compress_size, 1):
-            raise ValueError(f"the array {name} of shape {shape} is not in the file: it has {info.compress_size:,} bytes there")
+        if stream.tell() + size != info.file_size or info.file_size > _MOST_COMPRESSED * max(
+            info.compress_size, 1
+        ):
+            raise ValueError(
+                f"the array {name} of shape {shape} is not in the file: it has {info.compress_size:,} "
+                "bytes there"
+            )
     _check_kind(name, dtype)
     return shape, dtype
 

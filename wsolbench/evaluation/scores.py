@@ -1,7 +1,7 @@
 """Score once, derive everything: what is kept of each image, from which every metric is an array look-up.
 
-For one image: the best IoU at every threshold under both box rules, the error category at every threshold, pixel
-histograms where there is a mask, and the predicted labels. Maps and model are not needed again.
+For one image: the best IoU at every threshold under both box rules, the error category at every threshold,
+pixel histograms where there is a mask, and the predicted labels. Maps and model are not needed again.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ from wsolbench.types import Sample, ScoreMap
 class ImageScores:
     """Per-image scores of n images under one protocol with T thresholds.
 
-    Rows of an image without boxes (`has_boxes` false) or mask (`has_mask` false) are zeros and enter no metric that
-    needs them. `ranked` has as many columns as labels were predicted; none where there is no classifier. `point_*` are of
-    the four best proposed parts; where `point_real` is false (no such part, no visible key point) the others are 0.
+    Rows of an image without boxes (`has_boxes` false) or mask (`has_mask` false) are zeros and enter no
+    metric that needs them. `ranked` has as many columns as labels were predicted; none where there is no
+    classifier. `point_*` are of the four best proposed parts; where `point_real` is false (no such part, no
+    visible key point) the others are 0.
     """
 
     ids: np.ndarray
@@ -73,13 +74,19 @@ class ImageScores:
     @classmethod
     def concatenate(cls, parts: Sequence[ImageScores]) -> ImageScores:
         """One table of several, in order."""
-        return cls(**{item.name: np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(cls)})
+        return cls(
+            **{
+                item.name: np.concatenate([getattr(part, item.name) for part in parts])
+                for item in fields(cls)
+            }
+        )
 
     def write(self, path: Path, place: str = "") -> None:
-        """Store as a file that `read` reads quickly, atomically; neighbouring thresholds at which no image differs are stored once.
+        """Store as a file that `read` reads quickly, atomically; neighbouring thresholds at which no image
+        differs are stored once.
 
-        A line of JSON, [name, dtype, shape] for each array, and then the arrays' bytes. The first array is `place`: which images of
-        which run these are; the last is the SHA-256 of all bytes before it.
+        A line of JSON, [name, dtype, shape] for each array, and then the arrays' bytes. The first array is
+        `place`: which images of which run these are; the last is the SHA-256 of all bytes before it.
         """
         new = self.new_at_tau()
         stored = {"place": np.array([place.encode()]), "tau_index": np.cumsum(new) - 1}
@@ -88,15 +95,24 @@ class ImageScores:
             stored[name] = stored[name][:, new]
         for name in _HISTOGRAMS:
             stored[name] = stored[name].astype(np.min_scalar_type(stored[name].max(initial=0)))
-        header = [*([name, array.dtype.str, array.shape] for name, array in stored.items()), ["sha256", "|u1", [_DIGEST]]]
-        content = json.dumps(header).encode() + b"\n" + b"".join(np.ascontiguousarray(array).tobytes() for array in stored.values())
+        header = [
+            *([name, array.dtype.str, array.shape] for name, array in stored.items()),
+            ["sha256", "|u1", [_DIGEST]],
+        ]
+        content = (
+            json.dumps(header).encode()
+            + b"\n"
+            + b"".join(np.ascontiguousarray(array).tobytes() for array in stored.values())
+        )
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
             stream.write(content)
             stream.write(hashlib.sha256(content).digest())
 
     @classmethod
     def read(cls, path: Path) -> ImageScores:
-        """What `write` stored. Raises `DataError` when the file is missing, of another kind, or not as it was written."""
+        """What `write` stored. Raises `DataError` when the file is missing, of another kind, or not as it was
+        written.
+        """
         with unreadable_scores(path):
             stored = _stored(path)
             del stored["place"], stored["sha256"]
@@ -112,7 +128,9 @@ class ImageScores:
         return ImageScores(**{item.name: getattr(self, item.name)[chosen] for item in fields(self)})
 
     def new_at_tau(self) -> Bool[np.ndarray, " t"]:
-        """Whether some image's scores at a threshold are not those at the threshold before; always so at the first."""
+        """Whether some image's scores at a threshold are not those at the threshold before; always so at the
+        first.
+        """
         new = np.zeros(self.best_iou.shape[1], dtype=np.bool_)
         new[:1] = True
         for name in _PER_TAU:
@@ -157,10 +175,14 @@ def unreadable_scores(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise DataError(
-            f"per-image scores {path} cannot be read: there is no such file. Run `wsolbench eval` or `score` again with --save-scores"
+            f"per-image scores {path} cannot be read: there is no such file. Run `wsolbench eval` or "
+            "`score` again with --save-scores"
         ) from error
     except Exception as error:  # numpy, zipfile and zlib raise whatever a damaged file makes them stumble on
-        raise DataError(f"per-image scores {path} cannot be read: {str(error) or type(error).__name__}{name_content(path)}") from error
+        raise DataError(
+            f"per-image scores {path} cannot be read: "
+            f"{str(error) or type(error).__name__}{name_content(path)}"
+        ) from error
 
 
 _DIGEST = hashlib.sha256().digest_size
@@ -171,11 +193,16 @@ _HISTOGRAMS = ("pixel_histogram", "level_histogram")
 
 
 def score_image(
-    sample: Sample, raw_map: ScoreMap, ranked: Sequence[int], protocol: EvalProtocol, proposed: ProposedParts | None = None
+    sample: Sample,
+    raw_map: ScoreMap,
+    ranked: Sequence[int],
+    protocol: EvalProtocol,
+    proposed: ProposedParts | None = None,
 ) -> ImageScores:
     """Scores of one image (n = 1) from its raw map, the predicted labels, best first, and the proposed parts.
 
-    Raises `DataError`, naming the image, for a map that is not finite or not two-dimensional, and for a mask of another size.
+    Raises `DataError`, naming the image, for a map that is not finite or not two-dimensional, and for a mask
+    of another size.
     """
     unit_map = to_frame(raw_map, sample.size, protocol, what=f"map of {sample.id!r}")
     num_taus = len(protocol.taus)
@@ -187,13 +214,18 @@ def score_image(
         best_iou, single_iou = swept.best_iou, swept.single_iou
         codes = error_codes(swept.single_boxes, boxes, protocol)
     mask = sample.mask()
-    pixels, levels = np.zeros((2, number_of_bins(protocol)), dtype=np.int32), np.zeros((2, 256), dtype=np.int32)
+    pixels, levels = (
+        np.zeros((2, number_of_bins(protocol)), dtype=np.int32),
+        np.zeros((2, 256), dtype=np.int32),
+    )
     if mask is not None:
         ignore = sample.ignore()
         size = frame_size(sample.size, protocol)
         framed = _frame_mask(mask, size, protocol)
         framed_ignore = None if ignore is None else _frame_mask(ignore, size, protocol) & ~framed
-        pixels, levels = (counts.astype(np.int32) for counts in histograms(unit_map, framed, framed_ignore, protocol))
+        pixels, levels = (
+            counts.astype(np.int32) for counts in histograms(unit_map, framed, framed_ignore, protocol)
+        )
     return ImageScores(
         ids=np.array([sample.id]),
         labels=np.array([sample.label], dtype=np.int64),
@@ -211,7 +243,9 @@ def score_image(
 
 def _parts(sample: Sample, protocol: EvalProtocol, proposed: ProposedParts | None) -> dict[str, np.ndarray]:
     """The columns of the key points."""
-    columns: dict[str, np.ndarray] = {name: np.zeros((1, PARTS), dtype) for name, dtype in _POINT_COLUMNS.items()}
+    columns: dict[str, np.ndarray] = {
+        name: np.zeros((1, PARTS), dtype) for name, dtype in _POINT_COLUMNS.items()
+    }
     found = None if proposed is None else part_distances(sample, protocol, proposed)
     if found is not None:
         slots = np.flatnonzero(found.real)
@@ -221,7 +255,9 @@ def _parts(sample: Sample, protocol: EvalProtocol, proposed: ProposedParts | Non
 
 
 def part_distances(sample: Sample, protocol: EvalProtocol, proposed: ProposedParts) -> ImageDistances | None:
-    """Of the `PARTS` best proposals to the key points; None without a visible one, and without a true box, which is the scale."""
+    """Of the `PARTS` best proposals to the key points; None without a visible one, and without a true box,
+    which is the scale.
+    """
     if sample.key_points is None or not len(sample.boxes):
         return None
     points = sample.key_points.copy()
@@ -240,7 +276,9 @@ _POINT_COLUMNS = {
 }
 
 
-def _frame_mask(mask: Bool[np.ndarray, "h w"], size: tuple[int, int], protocol: EvalProtocol) -> Bool[np.ndarray, "fh fw"]:
+def _frame_mask(
+    mask: Bool[np.ndarray, "h w"], size: tuple[int, int], protocol: EvalProtocol
+) -> Bool[np.ndarray, "fh fw"]:
     if protocol.frame != "center_crop":
         return resize_mask(mask, size)
     edge = crop_start(protocol.resize_size, protocol.frame_size)

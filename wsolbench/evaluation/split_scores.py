@@ -1,9 +1,11 @@
-"""The scores of a split as means over its images: tables of per-image numbers, and metrics that are functions of their means.
+"""The scores of a split as means over its images: tables of per-image numbers, and metrics that are functions
+of their means.
 
-Per image there are a few tables of numbers (`ImageRows`): hits at each threshold, error categories, pixel histograms. A metric
-is a function of the means over images of one table (`Metric`): the best of the hit rates, an average precision. The same
-function gives the number and, over resampled means, its bootstrap interval. All tables are resampled together, chunk by
-chunk, so neither the number of images nor that of metrics asks for memory.
+Per image there are a few tables of numbers (`ImageRows`): hits at each threshold, error categories, pixel
+histograms. A metric is a function of the means over images of one table (`Metric`): the best of the hit
+rates, an average precision. The same function gives the number and, over resampled means, its bootstrap
+interval. All tables are resampled together, chunk by chunk, so neither the number of images nor that of
+metrics asks for memory.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ class Metric:
     policy: ThresholdPolicy | None = None
     tau: tuple[float, ...] | None = None
     curves: Curves | None = None
-    """For a metric at its best threshold: the curves over thresholds, so that `value` is `best_value(curves(...))`."""
+    """For a metric at its best threshold: the curves over thresholds, so that `value` is
+    `best_value(curves(...))`.
+    """
 
 
 _WHICH: dict[str, Callable[[ImageScores], Bool[np.ndarray, " m"]]] = {
@@ -74,7 +78,8 @@ class SplitScores:
             check_scores(part)
             if new is not None and part.ranked.shape[1] != self.ranks:
                 raise DataError(
-                    f"some images have {self.ranks} predicted labels and others {part.ranked.shape[1]}; score all with the same"
+                    f"some images have {self.ranks} predicted labels and others {part.ranked.shape[1]}; "
+                    "score all with the same"
                 )
             self.ranks = part.ranked.shape[1]
             new = part.new_at_tau() if new is None else new | part.new_at_tau()
@@ -85,7 +90,9 @@ class SplitScores:
         assert new is not None
         self.labels = {which: np.concatenate(parts) for which, parts in labels.items()}
         self.first: Int64[np.ndarray, " u"] = np.flatnonzero(new)
-        """Thresholds at which some image's scores differ from those at the one before: the columns of hits."""
+        """Thresholds at which some image's scores differ from those at the one before: the columns of
+        hits.
+        """
         self.column: Int64[np.ndarray, " t"] = np.cumsum(new) - 1
         """For each threshold its column."""
 
@@ -94,18 +101,26 @@ class SplitScores:
     def means(self, rows: Sequence[ImageRows]) -> dict[ImageRows, Float64[np.ndarray, " s"]]:
         """Means over images of each table; what was asked before is remembered."""
         for bootstrap, tables in self._together([table for table in rows if table not in self._means], 1, 0):
-            self._means.update(zip(tables, bootstrap.means(self.blocks(tables), self.groups(tables)), strict=True))
+            self._means.update(
+                zip(tables, bootstrap.means(self.blocks(tables), self.groups(tables)), strict=True)
+            )
         return {table: self._means[table] for table in rows}
 
-    def resample(self, rows: Sequence[ImageRows], resamples: int, seed: int) -> dict[ImageRows, tuple[Rates, Bootstrap]]:
+    def resample(
+        self, rows: Sequence[ImageRows], resamples: int, seed: int
+    ) -> dict[ImageRows, tuple[Rates, Bootstrap]]:
         """Resampled means of each table, and the bootstrap that made them."""
         return {
             table: (rates, bootstrap)
             for bootstrap, tables in self._together(rows, resamples, seed)
-            for table, rates in zip(tables, bootstrap.rates(self.blocks(tables), self.groups(tables)), strict=True)
+            for table, rates in zip(
+                tables, bootstrap.rates(self.blocks(tables), self.groups(tables)), strict=True
+            )
         }
 
-    def _together(self, rows: Sequence[ImageRows], resamples: int, seed: int) -> Iterator[tuple[Bootstrap, list[ImageRows]]]:
+    def _together(
+        self, rows: Sequence[ImageRows], resamples: int, seed: int
+    ) -> Iterator[tuple[Bootstrap, list[ImageRows]]]:
         """Tables that are defined on the same images share their resamples."""
         shared: dict[str, list[ImageRows]] = {}
         for table in rows:

@@ -1,4 +1,6 @@
-"""From per-image scores to the metrics of a record: every metric, under every threshold policy, with its interval."""
+"""From per-image scores to the metrics of a record: every metric, under every threshold policy, with its
+interval.
+"""
 
 from __future__ import annotations
 
@@ -57,12 +59,16 @@ def summarize(
     points = split.means(rows)
     resampled = split.resample(rows, resamples, seed)
     return tuple(
-        metric if isinstance(metric, MetricValue) else _value(metric, points[metric.rows], *resampled[metric.rows], split)
+        metric
+        if isinstance(metric, MetricValue)
+        else _value(metric, points[metric.rows], *resampled[metric.rows], split)
         for metric in metrics
     )
 
 
-def _value(metric: Metric, means: Float64[np.ndarray, " s"], rates: Rates, bootstrap: Bootstrap, split: SplitScores) -> MetricValue:
+def _value(
+    metric: Metric, means: Float64[np.ndarray, " s"], rates: Rates, bootstrap: Bootstrap, split: SplitScores
+) -> MetricValue:
     interval = corrected = None
     with contextlib.suppress(DataError):  # so few images have an object pixel that some resample drew none
         interval = bootstrap.interval(metric.value(rates))
@@ -88,7 +94,9 @@ def metrics_of(
     """Every metric in table order; those that the scores do not allow as values with a reason."""
     yield from _classification(split)
     if split.count["with boxes"]:
-        yield from _boxes(split, protocol, fixed_tau, other if other is not None and other.count["with boxes"] else None)
+        yield from _boxes(
+            split, protocol, fixed_tau, other if other is not None and other.count["with boxes"] else None
+        )
     else:
         for name in ("gt_known", "top1_loc", "top5_loc", "max_box_acc", "max_box_acc_v2"):
             yield MetricValue(name=name, value=None, n=0, reason="no image has a true box")
@@ -111,7 +119,11 @@ def _classification(split: SplitScores) -> Iterator[Metric | MetricValue]:
         else:
             yield MetricValue(name=name, value=None, n=0, reason=_no_labels(split.ranks, k))
     if split.ranks:
-        yield Metric(name="mean_class_accuracy", rows=ImageRows(images="all", of=partial(_in_top, k=1), by_class=True), value=_column)
+        yield Metric(
+            name="mean_class_accuracy",
+            rows=ImageRows(images="all", of=partial(_in_top, k=1), by_class=True),
+            value=_column,
+        )
 
 
 def _no_labels(ranks: int, k: int) -> str:
@@ -119,21 +131,33 @@ def _no_labels(ranks: int, k: int) -> str:
 
 
 _FARTHEST = 4096.0
-"""Longest distance to a key point that is told from longer ones, in pixels of an input of 448 or in diagonals; rates are in [0, 1]."""
+"""Longest distance to a key point that is told from longer ones, in pixels of an input of 448 or in
+diagonals; rates are in [0, 1].
+"""
 
-_HITS = {"gt_known": "one box", "top1_loc": "top 1", "top5_loc": "top 5", "max_box_acc": "one box", "max_box_acc_v2": "all boxes"}
+_HITS = {
+    "gt_known": "one box",
+    "top1_loc": "top 1",
+    "top5_loc": "top 5",
+    "max_box_acc": "one box",
+    "max_box_acc_v2": "all boxes",
+}
 """Box metric -> the table of hits that it is read from."""
 
 
 def _hits(split: SplitScores, protocol: EvalProtocol) -> dict[str, ImageRows]:
-    """Tables of hits at each delta and each distinct threshold; those of Top-k Loc only where k labels are predicted."""
+    """Tables of hits at each delta and each distinct threshold; those of Top-k Loc only where k labels are
+    predicted.
+    """
     first, by_class = split.first, protocol.averaging == "class"
 
     def one_box(part: ImageScores) -> Bool[np.ndarray, "m u"]:
         return passes(part.single_iou[:, first], _ONE_BOX_DELTA, protocol.iou_test)
 
     def top_k(part: ImageScores, k: int) -> Bool[np.ndarray, "m u"]:
-        return np.asarray(passes(part.single_iou[:, first], _ONE_BOX_DELTA, protocol.topk_iou_test) & _in_top(part, k))
+        return np.asarray(
+            passes(part.single_iou[:, first], _ONE_BOX_DELTA, protocol.topk_iou_test) & _in_top(part, k)
+        )
 
     def all_boxes(part: ImageScores) -> Bool[np.ndarray, "m du"]:
         best = part.best_iou[:, first]
@@ -173,7 +197,9 @@ class _Curves:
         curves = rates.reshape(len(rates), len(self.rates), -1)[:, list(deltas)]
         return np.asarray(curves.mean(axis=1, keepdims=True) if shared else curves)
 
-    def at(self, rates: Rates, *, deltas: Sequence[int], index: Integer[np.ndarray, " d"]) -> Float64[np.ndarray, " r"]:
+    def at(
+        self, rates: Rates, *, deltas: Sequence[int], index: Integer[np.ndarray, " d"]
+    ) -> Float64[np.ndarray, " r"]:
         """Mean over deltas, each at its threshold."""
         curves = rates.reshape(len(rates), len(self.rates), -1)
         return np.asarray(curves[:, list(deltas), self.column[index]].mean(axis=1))
@@ -183,26 +209,41 @@ def _boxes(
     split: SplitScores, protocol: EvalProtocol, fixed_tau: float | None, other: SplitScores | None
 ) -> Iterator[Metric | MetricValue]:
     hits = _hits(split, protocol)
-    rates = {name: split.by_threshold(mean) for name, mean in zip(hits, split.means(list(hits.values())).values(), strict=True)}
+    rates = {
+        name: split.by_threshold(mean)
+        for name, mean in zip(hits, split.means(list(hits.values())).values(), strict=True)
+    }
     others: dict[str, Float64[np.ndarray, "d t"]] = {}
     if other is not None:
         other_hits = _hits(other, protocol)
         others = {
-            name: other.by_threshold(mean) for name, mean in zip(other_hits, other.means(list(other_hits.values())).values(), strict=True)
+            name: other.by_threshold(mean)
+            for name, mean in zip(other_hits, other.means(list(other_hits.values())).values(), strict=True)
         }
     shared = protocol.v2_tau == "shared"
     for name, kind in _HITS.items():
         if kind not in hits:
-            yield MetricValue(name=name, value=None, n=0, reason=_no_labels(split.ranks, 1 if name == "top1_loc" else 5))
+            yield MetricValue(
+                name=name, value=None, n=0, reason=_no_labels(split.ranks, 1 if name == "top1_loc" else 5)
+            )
             continue
         curves = _Curves(rows=hits[kind], rates=rates[kind], other=others.get(kind), column=split.column)
         every = tuple(range(len(curves.rates)))
-        yield from _read(name, curves, every, protocol, fixed_tau, shared=shared, part_names=kind == "all boxes" and shared)
+        yield from _read(
+            name, curves, every, protocol, fixed_tau, shared=shared, part_names=kind == "all boxes" and shared
+        )
         if kind == "all boxes" and not shared:
             for row in every:
-                yield from _read(f"{name}@{protocol.deltas[row]:g}", curves, (row,), protocol, fixed_tau, shared=False)
+                yield from _read(
+                    f"{name}@{protocol.deltas[row]:g}", curves, (row,), protocol, fixed_tau, shared=False
+                )
     yield from _errors(
-        split, _Curves(rows=hits["one box"], rates=rates["one box"], other=others.get("one box"), column=split.column), protocol, fixed_tau
+        split,
+        _Curves(
+            rows=hits["one box"], rates=rates["one box"], other=others.get("one box"), column=split.column
+        ),
+        protocol,
+        fixed_tau,
     )
 
 
@@ -216,7 +257,9 @@ def _read(
     shared: bool,
     part_names: bool = False,
 ) -> Iterator[Metric]:
-    """A box metric under each policy; with `part_names` also its part at each delta, read at the threshold of the whole."""
+    """A box metric under each policy; with `part_names` also its part at each delta, read at the threshold of
+    the whole.
+    """
     for policy, index in curves.policies(deltas, protocol, fixed_tau, shared=shared):
         tau = tuple(protocol.taus[column] for column in index)
         if policy.kind == "oracle":
@@ -226,16 +269,35 @@ def _read(
             yield Metric(name=name, rows=curves.rows, value=value, policy=policy, tau=tau)
         for place, row in enumerate(deltas if part_names else ()):
             part = partial(curves.at, deltas=(row,), index=index[place : place + 1])
-            yield Metric(name=f"{name}@{protocol.deltas[row]:g}", rows=curves.rows, value=part, policy=policy, tau=tau[place : place + 1])
+            yield Metric(
+                name=f"{name}@{protocol.deltas[row]:g}",
+                rows=curves.rows,
+                value=part,
+                policy=policy,
+                tau=tau[place : place + 1],
+            )
 
 
-def _at_best(name: str, rows: ImageRows, curves: Curves, policy: ThresholdPolicy, tau: tuple[float, ...]) -> Metric:
+def _at_best(
+    name: str, rows: ImageRows, curves: Curves, policy: ThresholdPolicy, tau: tuple[float, ...]
+) -> Metric:
     """A metric that is the mean over curves of each curve's maximum."""
-    return Metric(name=name, rows=rows, value=lambda rates: best_value(curves(rates)), policy=policy, tau=tau, curves=curves)
+    return Metric(
+        name=name,
+        rows=rows,
+        value=lambda rates: best_value(curves(rates)),
+        policy=policy,
+        tau=tau,
+        curves=curves,
+    )
 
 
-def _errors(split: SplitScores, curves: _Curves, protocol: EvalProtocol, fixed_tau: float | None) -> Iterator[Metric | MetricValue]:
-    """The error breakdown at the threshold that GT-known is read at, for each policy; shares of all images, whatever is averaged."""
+def _errors(
+    split: SplitScores, curves: _Curves, protocol: EvalProtocol, fixed_tau: float | None
+) -> Iterator[Metric | MetricValue]:
+    """The error breakdown at the threshold that GT-known is read at, for each policy; shares of all images,
+    whatever is averaged.
+    """
     if not split.ranks:
         for name in ERROR_NAMES:
             yield MetricValue(name=f"error_{name}", value=None, n=0, reason="no predicted labels")
@@ -243,7 +305,13 @@ def _errors(split: SplitScores, curves: _Curves, protocol: EvalProtocol, fixed_t
     for policy, (index,) in curves.policies((0,), protocol, fixed_tau, shared=False):
         rows = ImageRows(images="with boxes", of=partial(_categories, index=int(index)))
         for code, name in enumerate(ERROR_NAMES):
-            yield Metric(name=f"error_{name}", rows=rows, value=partial(_column, column=code), policy=policy, tau=(protocol.taus[index],))
+            yield Metric(
+                name=f"error_{name}",
+                rows=rows,
+                value=partial(_column, column=code),
+                policy=policy,
+                tau=(protocol.taus[index],),
+            )
 
 
 def _categories(part: ImageScores, index: int) -> Bool[np.ndarray, "m 6"]:
@@ -265,8 +333,12 @@ def _masks(split: SplitScores) -> Iterator[Metric | MetricValue]:
     means = split.means([levels, per_image])
     peak, best = int(pixel_iou(means[levels].reshape(2, 256)).argmax()), int(means[per_image].argmax())
     oracle = ThresholdPolicy.oracle()
-    yield Metric(name="pxap", rows=pixels, value=lambda rates: average_precision(rates.reshape(len(rates), 2, -1)))
-    yield _at_best("peak_iou", levels, lambda rates: pixel_iou(rates.reshape(-1, 2, 256))[:, None], oracle, (peak / 255,))
+    yield Metric(
+        name="pxap", rows=pixels, value=lambda rates: average_precision(rates.reshape(len(rates), 2, -1))
+    )
+    yield _at_best(
+        "peak_iou", levels, lambda rates: pixel_iou(rates.reshape(-1, 2, 256))[:, None], oracle, (peak / 255,)
+    )
     yield Metric(name="peak_t", rows=levels, value=_peak_t, policy=oracle, tau=(peak / 255,))
     yield _at_best("mean_image_iou", per_image, lambda rates: rates[:, None], oracle, (best / 255,))
 
@@ -276,7 +348,9 @@ def _peak_t(rates: Rates) -> Float64[np.ndarray, " r"]:
 
 
 def _key_points(split: SplitScores) -> Iterator[Metric]:
-    """Distances of proposed parts to key points; nothing where no parts were proposed, which is most methods' case."""
+    """Distances of proposed parts to key points; nothing where no parts were proposed, which is most methods'
+    case.
+    """
     if not split.count["with parts"]:
         return
     for name, column in (("keypoint_distance", "point_norm"), ("keypoint_distance_px", "point_px")):
@@ -284,15 +358,22 @@ def _key_points(split: SplitScores) -> Iterator[Metric]:
         yield Metric(name=name, rows=rows, value=lambda rates: _FARTHEST * slot_mean(rates))
         for slot in np.flatnonzero(split.means([rows])[rows][PARTS:]):  # ranks that occur
             yield Metric(
-                name=f"{name}@{slot + 1}", rows=rows, value=partial(_ratio, above=int(slot), below=PARTS + int(slot), scale=_FARTHEST)
+                name=f"{name}@{slot + 1}",
+                rows=rows,
+                value=partial(_ratio, above=int(slot), below=PARTS + int(slot), scale=_FARTHEST),
             )
-    hits = ImageRows(images="with parts", of=lambda part: np.stack([part.point_hit.sum(axis=1), part.point_real.sum(axis=1)], axis=1))
+    hits = ImageRows(
+        images="with parts",
+        of=lambda part: np.stack([part.point_hit.sum(axis=1), part.point_real.sum(axis=1)], axis=1),
+    )
     yield Metric(name="keypoint_hit", rows=hits, value=partial(_ratio, above=0, below=1))
     yield Metric(name="keypoint_distinct", rows=ImageRows(images="with parts", of=_distinct), value=_column)
 
 
 def _distances(part: ImageScores, column: str) -> Float64[np.ndarray, "m s"]:
-    """Distance in each slot, as a part of the farthest one, then whether it has one: what `slot_mean` takes."""
+    """Distance in each slot, as a part of the farthest one, then whether it has one: what `slot_mean`
+    takes.
+    """
     return np.concatenate([np.minimum(getattr(part, column) / _FARTHEST, 1.0), part.point_real], axis=1)
 
 
@@ -305,5 +386,7 @@ def _ratio(rates: Rates, above: int, below: int, scale: float = 1.0) -> Float64[
 def _distinct(part: ImageScores) -> Int64[np.ndarray, "m 1"]:
     """Different nearest points among the real proposals of each image."""
     nearest = np.sort(np.where(part.point_real, part.point_nearest, -1), axis=1)
-    new = np.diff(nearest, axis=1, prepend=-1) > 0  # sorted, so a value is new where it is above the one before
+    new = (
+        np.diff(nearest, axis=1, prepend=-1) > 0
+    )  # sorted, so a value is new where it is above the one before
     return np.asarray(new.sum(axis=1, keepdims=True))

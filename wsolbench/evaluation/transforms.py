@@ -1,10 +1,12 @@
 """Images turned or made smaller at test time, with their boxes, masks and key points: how robust a method is.
 
-L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition", arXiv:2001.01211, Tables 1 and 2:
-rotated images, and images reduced to 300 pixels and padded to the input of 448. Angles, filling and order are decisions of this project.
+L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition",
+arXiv:2001.01211, Tables 1 and 2: rotated images, and images reduced to 300 pixels and padded to the input of
+448. Angles, filling and order are decisions of this project.
 
-What the network sees of an image is transformed (after resize and crop, so that the field of view is the same), and so is the
-truth in that view. The transformed view is handed out as an image whose own view, under the same protocol, is just that.
+What the network sees of an image is transformed (after resize and crop, so that the field of view is the
+same), and so is the truth in that view. The transformed view is handed out as an image whose own view, under
+the same protocol, is just that.
 """
 
 from __future__ import annotations
@@ -32,10 +34,11 @@ _REDUCED_OF = 448
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
-    """What is done to every image: `rotate90`, `rotate180`, `rotate270` (exact), `rotate:ANGLE`, `rotate:random`, or `reduce:SIDE`.
+    """What is done to every image: `rotate90`, `rotate180`, `rotate270` (exact), `rotate:ANGLE`,
+    `rotate:random`, or `reduce:SIDE`.
 
-    Angles are degrees, counterclockwise; a random one depends on the image's id alone. `reduce:300` is for an input of 448 and
-    scales with the input. What comes from outside of the view has the network's mean colour.
+    Angles are degrees, counterclockwise; a random one depends on the image's id alone. `reduce:300` is for an
+    input of 448 and scales with the input. What comes from outside of the view has the network's mean colour.
     """
 
     name: str
@@ -63,7 +66,8 @@ class Transform:
         except ValueError:
             pass
         raise UsageError(
-            f"unknown transform {text!r}; expected rotate90, rotate180, rotate270, rotate:ANGLE in degrees, rotate:random, "
+            f"unknown transform {text!r}; expected rotate90, rotate180, rotate270, rotate:ANGLE in "
+            "degrees, rotate:random, "
             f"or reduce:SIDE with a side of 1 to {_REDUCED_OF - 1}"
         )
 
@@ -96,7 +100,9 @@ class TransformedSample(Sample):
     def image(self) -> UInt8[np.ndarray, "h w 3"]:
         """The transformed pixels, with the border that the protocol cuts off."""
         outer, _ = self.protocol.view_of(self.spec.size)
-        view = to_view(self.original.image(), self.spec.size, frame=self.protocol.network_frame, resize_size=outer)
+        view = to_view(
+            self.original.image(), self.spec.size, frame=self.protocol.network_frame, resize_size=outer
+        )
         fill = tuple(round(255 * value) for value in self.spec.mean)
         return self._framed(self._moved(view, fill, smooth=True), fill)
 
@@ -116,7 +122,9 @@ class TransformedSample(Sample):
         levels = np.repeat(255 * view[..., None].astype(np.uint8), 3, axis=2)
         return np.asarray(self._framed(self._moved(levels, (0, 0, 0), smooth=False), (0, 0, 0))[..., 0] > 127)
 
-    def _moved(self, view: UInt8[np.ndarray, "s s 3"], fill: tuple[int, ...], *, smooth: bool) -> UInt8[np.ndarray, "s s 3"]:
+    def _moved(
+        self, view: UInt8[np.ndarray, "s s 3"], fill: tuple[int, ...], *, smooth: bool
+    ) -> UInt8[np.ndarray, "s s 3"]:
         from PIL import Image
 
         size = len(view)
@@ -125,7 +133,9 @@ class TransformedSample(Sample):
             start = (size - side) // 2
             filtered = Image.Resampling.BILINEAR if smooth else Image.Resampling.BOX
             canvas = np.full_like(view, np.array(fill, dtype=np.uint8))
-            canvas[start : start + side, start : start + side] = np.asarray(Image.fromarray(view).resize((side, side), filtered))
+            canvas[start : start + side, start : start + side] = np.asarray(
+                Image.fromarray(view).resize((side, side), filtered)
+            )
             return canvas
         angle = self.transform.angle_of(self.original.id)
         if angle % 90 == 0:
@@ -145,20 +155,27 @@ class TransformedSample(Sample):
 def transformed(dataset: Dataset, transform: Transform, spec: InputSpec, protocol: EvalProtocol) -> Dataset:
     """The data set as a network with this input sees it under this protocol after the transform.
 
-    Boxes are cut to the view, moved, and become the smallest upright boxes around what they have become, cut again; one that is
-    outside of the view is left out. Key points outside of it are still there: the metric leaves them out. The fingerprint is that
-    of the data set, so the record must name the transform (`facts` of `wsolbench.evaluation.evaluate.score`).
+    Boxes are cut to the view, moved, and become the smallest upright boxes around what they have become, cut
+    again; one that is outside of the view is left out. Key points outside of it are still there: the metric
+    leaves them out. The fingerprint is that of the data set, so the record must name the transform (`facts`
+    of `wsolbench.evaluation.evaluate.score`).
 
-    Raises `UsageError` for a protocol with ten crops, which would see what the transform has moved out of the view.
+    Raises `UsageError` for a protocol with ten crops, which would see what the transform has moved out of the
+    view.
     """
     if protocol.classifier == "ten_crop":
         raise UsageError(
-            f"protocol {protocol.name!r} classifies ten crops, which a transformed view does not have; use --protocol-set classifier=single"
+            f"protocol {protocol.name!r} classifies ten crops, which a transformed view does not have; use "
+            "--protocol-set classifier=single"
         )
-    return replace(dataset, samples=tuple(_transformed(sample, transform, spec, protocol) for sample in dataset.samples))
+    return replace(
+        dataset, samples=tuple(_transformed(sample, transform, spec, protocol) for sample in dataset.samples)
+    )
 
 
-def _transformed(sample: Sample, transform: Transform, spec: InputSpec, protocol: EvalProtocol) -> TransformedSample:
+def _transformed(
+    sample: Sample, transform: Transform, spec: InputSpec, protocol: EvalProtocol
+) -> TransformedSample:
     side, (outer, start) = spec.size, protocol.view_of(spec.size)
 
     def move(points: Float64[np.ndarray, "p 2"]) -> Float64[np.ndarray, "p 2"]:
@@ -172,7 +189,10 @@ def _transformed(sample: Sample, transform: Transform, spec: InputSpec, protocol
         id=sample.id,
         label=sample.label,
         size=(outer, outer),
-        boxes=_moved_boxes(in_view(sample.boxes.reshape(-1, 2), sample.size, side, protocol).reshape(-1, 4), side, move) + start,
+        boxes=_moved_boxes(
+            in_view(sample.boxes.reshape(-1, 2), sample.size, side, protocol).reshape(-1, 4), side, move
+        )
+        + start,
         key_points=key_points,
         original=sample,
         transform=transform,
@@ -181,7 +201,9 @@ def _transformed(sample: Sample, transform: Transform, spec: InputSpec, protocol
     )
 
 
-def _moved_points(points: Float64[np.ndarray, "p 2"], side: int, transform: Transform, image_id: str) -> Float64[np.ndarray, "p 2"]:
+def _moved_points(
+    points: Float64[np.ndarray, "p 2"], side: int, transform: Transform, image_id: str
+) -> Float64[np.ndarray, "p 2"]:
     """Points (x, y) of a view of this side."""
     if transform.side is not None:
         reduced = transform.reduced_side(side)

@@ -1,6 +1,8 @@
-"""Reading one stored map: `.npy`, `.npz` and gray-scale `.png`, from the bytes of a file that may be damaged or hold something else.
+"""Reading one stored map: `.npy`, `.npz` and gray-scale `.png`, from the bytes of a file that may be damaged
+or hold something else.
 
-What a header claims is checked before anything of that size is allocated, so that no file of a few bytes takes gigabytes.
+What a header claims is checked before anything of that size is allocated, so that no file of a few bytes
+takes gigabytes.
 """
 
 from __future__ import annotations
@@ -98,11 +100,13 @@ def _is_text(head: bytes) -> bool:
 def read_bytes(path: Path, what: str, limit: int = _MAX_BYTES) -> bytes:
     """The content of a regular file.
 
-    `what` names it in errors. Raises `DataError` for a file that is missing, is a folder, a named pipe or a link without an end, may not
-    be read, or has more than `limit` bytes. Never waits for another program.
+    `what` names it in errors. Raises `DataError` for a file that is missing, is a folder, a named pipe or a
+    link without an end, may not be read, or has more than `limit` bytes. Never waits for another program.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else the opening of a named pipe waits for a writer
+        handle = os.open(
+            path, os.O_RDONLY | os.O_NONBLOCK
+        )  # else the opening of a named pipe waits for a writer
         try:
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode):
@@ -113,8 +117,13 @@ def read_bytes(path: Path, what: str, limit: int = _MAX_BYTES) -> bytes:
                 return stream.read()
         finally:
             os.close(handle)
-    except (OSError, ValueError) as error:  # a loop of links, a file in the place of a folder, a name with a zero byte
-        raise DataError(f"{what} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # a loop of links, a file in the place of a folder, a name with a zero byte
+        raise DataError(
+            f"{what} {path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def kind_of(mode: int) -> str:
@@ -126,8 +135,8 @@ def kind_of(mode: int) -> str:
 def read_map(content: bytes, path: Path) -> np.ndarray:
     """The array in the bytes of a map file: of its own type, PNG levels as float32 fractions of full scale.
 
-    `path` names the file in errors, and says whether it should be a PNG. Raises `DataError` for bytes that are damaged, truncated or of
-    another kind, and for a map above `MAX_VALUES`.
+    `path` names the file in errors, and says whether it should be a PNG. Raises `DataError` for bytes that
+    are damaged, truncated or of another kind, and for a map above `MAX_VALUES`.
     """
     if path.suffix == ".png":
         return _read_png(content, path)
@@ -136,7 +145,9 @@ def read_map(content: bytes, path: Path) -> np.ndarray:
     if content.startswith(_ZIP):
         return _read_npz(content, path)
     found = describe_content(content[:512])
-    raise DataError(f"map {path} cannot be read: it is {found}; expected an array. Store one with numpy.save(path, map).")
+    raise DataError(
+        f"map {path} cannot be read: it is {found}; expected an array. Store one with numpy.save(path, map)."
+    )
 
 
 class _Layout(NamedTuple):
@@ -157,16 +168,21 @@ def _read_layout(head: bytes, size: int, path: Path) -> _Layout:
     stream = io.BytesIO(head)
     try:
         version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read_header = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
         layout = _Layout(*read_header(stream), stream.tell())
     except _BROKEN as error:
-        raise DataError(f"map {path} cannot be read: its header is damaged ({_line(error)}). Write it again.") from error
+        raise DataError(
+            f"map {path} cannot be read: its header is damaged ({_line(error)}). Write it again."
+        ) from error
     _check_kind(layout.dtype, path)
     _check_shape(layout.shape, path)
     expected, found = layout.values * layout.dtype.itemsize, size - layout.start
     if found != expected:
         raise DataError(
-            f"map {path} cannot be read: its header says {layout.shape} {layout.dtype}, which is {expected:,} bytes, but {found:,} follow; "
+            f"map {path} cannot be read: its header says {layout.shape} {layout.dtype}, which is "
+            f"{expected:,} bytes, but {found:,} follow; "
             f"it is {'truncated' if found < expected else 'damaged'}. Write it again."
         )
     return layout
@@ -184,10 +200,14 @@ def _read_npy(content: bytes, path: Path) -> np.ndarray:
 def _check_kind(dtype: np.dtype, path: Path) -> None:
     if dtype.hasobject:
         raise DataError(
-            f"map {path} holds Python objects (a pickle), which are never loaded. Store a float array with numpy.save(path, map)."
+            f"map {path} holds Python objects (a pickle), which are never loaded. Store a float array with "
+            "numpy.save(path, map)."
         )
     if dtype.kind not in "fiu":
-        raise DataError(f"map {path} has dtype {dtype}; expected real numbers. Store a float array with numpy.save(path, map).")
+        raise DataError(
+            f"map {path} has dtype {dtype}; expected real numbers. Store a float array with "
+            "numpy.save(path, map)."
+        )
 
 
 def _check_shape(shape: tuple[int, ...], path: Path) -> None:
@@ -195,7 +215,10 @@ def _check_shape(shape: tuple[int, ...], path: Path) -> None:
         raise DataError(f"map {path} has shape {shape}; expected a (height, width) array")
     count = math.prod(shape)
     if count > MAX_VALUES:
-        raise DataError(f"map {path} has shape {shape}, which is {count:,} values; expected at most {MAX_VALUES:,}. Store a smaller map.")
+        raise DataError(
+            f"map {path} has shape {shape}, which is {count:,} values; expected at most {MAX_VALUES:,}. "
+            "Store a smaller map."
+        )
 
 
 def _read_npz(content: bytes, path: Path) -> np.ndarray:
@@ -206,18 +229,26 @@ def _read_npz(content: bytes, path: Path) -> np.ndarray:
             name = "map" if "map" in members else next(iter(members)) if len(members) == 1 else None
             if name is None:
                 held = ", ".join(list(members)[:10]) or "(none)"
-                raise DataError(f"map {path} holds the arrays {held}; expected one array, or one called 'map'")
+                raise DataError(
+                    f"map {path} holds the arrays {held}; expected one array, or one called 'map'"
+                )
             if members[name].flag_bits & 1:
                 raise DataError(f"map {path} is encrypted; expected an archive without a password")
             with archive.open(members[name]) as stream:
                 array = stream.read(_HEADER)
                 if array.startswith(_NPY):  # first the header: a few bytes can expand to gigabytes
                     _read_layout(array, members[name].file_size, path)
-                    array += stream.read(members[name].file_size)  # to the end, where the checksum is compared
+                    array += stream.read(
+                        members[name].file_size
+                    )  # to the end, where the checksum is compared
     except _BROKEN as error:
-        raise DataError(f"map {path} cannot be read: the archive is damaged ({_line(error)}). Write it again.") from error
+        raise DataError(
+            f"map {path} cannot be read: the archive is damaged ({_line(error)}). Write it again."
+        ) from error
     if not array.startswith(_NPY):
-        raise DataError(f"map {path} holds no array under the name {name!r}: it is {describe_content(array[:512])}")
+        raise DataError(
+            f"map {path} holds no array under the name {name!r}: it is {describe_content(array[:512])}"
+        )
     return _read_npy(array, path)
 
 
@@ -225,13 +256,23 @@ def _read_png(content: bytes, path: Path) -> np.ndarray:
     import cv2
 
     if not content.startswith(_PNG):
-        raise DataError(f"map {path} is not a PNG image that can be read: it is {describe_content(content[:512])}")
+        raise DataError(
+            f"map {path} is not a PNG image that can be read: it is {describe_content(content[:512])}"
+        )
     if len(content) < 33 or content[12:16] != b"IHDR":
         raise DataError(f"map {path} is not a PNG image that can be read: it is truncated or damaged")
     width, height, _, color = struct.unpack(">IIBB", content[16:26])
     if color != 0:
-        kinds = {2: "3 channels", 3: "a palette of colours", 4: "2 channels (gray and alpha)", 6: "4 channels"}
-        raise DataError(f"map {path} has {kinds.get(color, 'an unknown kind of pixels')}; expected a gray-scale PNG with one channel")
+        kinds = {
+            2: "3 channels",
+            3: "a palette of colours",
+            4: "2 channels (gray and alpha)",
+            6: "4 channels",
+        }
+        raise DataError(
+            f"map {path} has {kinds.get(color, 'an unknown kind of pixels')}; expected a gray-scale PNG "
+            "with one channel"
+        )
     _check_shape((height, width), path)
     try:
         pixels = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
@@ -240,7 +281,9 @@ def _read_png(content: bytes, path: Path) -> np.ndarray:
     if pixels is None:
         raise DataError(f"map {path} is not a PNG image that can be read: it is truncated or damaged")
     if pixels.shape != (height, width):
-        raise DataError(f"map {path} has pixels of shape {pixels.shape}; expected a gray-scale PNG with one channel")
+        raise DataError(
+            f"map {path} has pixels of shape {pixels.shape}; expected a gray-scale PNG with one channel"
+        )
     full_scale = np.float32(255 if pixels.dtype == np.uint8 else 65535)
     return np.asarray(pixels / full_scale, dtype=np.float32)
 

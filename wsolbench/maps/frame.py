@@ -1,4 +1,6 @@
-"""The evaluation frame: where map and true boxes meet, in the pixels and by the conventions of the protocol."""
+"""The evaluation frame: where map and true boxes meet, in the pixels and by the conventions of the
+protocol.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,12 @@ from wsolbench.types import Boxes, ScoreMap
 
 
 def frame_size(image_size: tuple[int, int], protocol: EvalProtocol) -> tuple[int, int]:
-    """(width, height) of the frame in which the maps of an image of `image_size` = (width, height) are compared."""
-    return check_size(image_size) if protocol.frame == "original" else (protocol.frame_size, protocol.frame_size)
+    """(width, height) of the frame in which the maps of an image of `image_size` = (width, height) are
+    compared.
+    """
+    return (
+        check_size(image_size) if protocol.frame == "original" else (protocol.frame_size, protocol.frame_size)
+    )
 
 
 def view(protocol: EvalProtocol) -> str:
@@ -28,7 +34,8 @@ def to_frame(
 ) -> Float[np.ndarray, "fh fw"]:
     """Raw map (any shape, any finite range, covering the frame) -> map in [0, 1] of the frame's size.
 
-    `what` names the map in errors. Raises `DataError` for a map that is not two-dimensional, is empty, or holds NaN or Inf.
+    `what` names the map in errors. Raises `DataError` for a map that is not two-dimensional, is empty, or
+    holds NaN or Inf.
 
     >>> to_frame(np.array([[0.0, 2.0]]), (2, 1), EvalProtocol.preset("lid"))
     array([[0., 1.]], dtype=float32)
@@ -36,7 +43,9 @@ def to_frame(
     values = np.asarray(score_map)
     check_map(values, what)
     size = frame_size(image_size, protocol)
-    if values.min() == values.max():  # said before resizing: a cubic kernel's rounding makes a pattern of a constant
+    if (
+        values.min() == values.max()
+    ):  # said before resizing: a cubic kernel's rounding makes a pattern of a constant
         return np.zeros((size[1], size[0]), dtype=np.float32)
     if protocol.order == "resize_then_normalize":
         return normalize(resize_map(values, size, protocol.resize), protocol)
@@ -49,7 +58,8 @@ def to_frame(
 
 
 def cut_center(score_map: ScoreMap, protocol: EvalProtocol) -> Float[np.ndarray, "ch cw"]:
-    """The part of a raw map of the whole image that lies in the protocol's centre crop: resized to `resize_size` squared, then cut.
+    """The part of a raw map of the whole image that lies in the protocol's centre crop: resized to
+    `resize_size` squared, then cut.
 
     Not what a network gives that sees the crop alone, which is what evaluators with a centre crop score.
     Raises `UsageError` under a protocol without a centre crop.
@@ -58,7 +68,10 @@ def cut_center(score_map: ScoreMap, protocol: EvalProtocol) -> Float[np.ndarray,
     array([ 16., 239.])
     """
     if protocol.frame != "center_crop":
-        raise UsageError(f"protocol {protocol.name!r} compares on the {protocol.frame} frame; a centre crop is for frame='center_crop'")
+        raise UsageError(
+            f"protocol {protocol.name!r} compares on the {protocol.frame} frame; a centre crop is for "
+            "frame='center_crop'"
+        )
     if score_map.min() == score_map.max():  # see `to_frame`
         return score_map
     edge = crop_start(protocol.resize_size, protocol.frame_size)
@@ -70,13 +83,17 @@ def check_map(values: np.ndarray, what: str) -> None:
     """Raise `DataError` unless `values` is a finite, non-empty, two-dimensional array of numbers."""
     if values.ndim != 2 or values.size == 0:
         raise DataError(
-            f"{what} has shape {values.shape}; expected a non-empty (height, width) array. Store one map of one class per image."
+            f"{what} has shape {values.shape}; expected a non-empty (height, width) array. Store one map "
+            "of one class per image."
         )
     if not np.issubdtype(values.dtype, np.number) or np.issubdtype(values.dtype, np.complexfloating):
         raise DataError(f"{what} has dtype {values.dtype}; expected real numbers")
     if not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).sum())
-        raise DataError(f"{what} holds {bad} NaN or Inf of {values.size} values; expected finite numbers. Find what made them.")
+        raise DataError(
+            f"{what} holds {bad} NaN or Inf of {values.size} values; expected finite numbers. Find what "
+            "made them."
+        )
 
 
 def frame_boxes(
@@ -84,12 +101,13 @@ def frame_boxes(
 ) -> Float64[np.ndarray, "g 4"]:
     """True boxes (continuous xyxy pixels of the image) in the frame and the numbers of the protocol.
 
-    In this order: first box only or all; one less at the end (`gt_end`); cut at (W-1, H-1) (`clip_boxes`); scaled by
-    `x * new / old`; truncated (`gt_truncate`); for the centre crop shifted and cut to the crop.
+    In this order: first box only or all; one less at the end (`gt_end`); cut at (W-1, H-1) (`clip_boxes`);
+    scaled by `x * new / old`; truncated (`gt_truncate`); for the centre crop shifted and cut to the crop.
 
-    Raises `DataError` for boxes of another shape, that are not finite, end before they start (x, y, width, height), or lie outside the
-    image. With `check_unit` boxes that look like fractions of the image are refused, too. `evaluate` asks this of all images at once,
-    because a single box can be smaller than a pixel.
+    Raises `DataError` for boxes of another shape, that are not finite, end before they start (x, y, width,
+    height), or lie outside the image. With `check_unit` boxes that look like fractions of the image are
+    refused, too. `evaluate` asks this of all images at once, because a single box can be smaller than a
+    pixel.
     """
     result = check_boxes_of_image(boxes, image_size, "true boxes", unit=check_unit)
     result = result[:1] if protocol.gt_boxes == "first" else result
@@ -105,21 +123,31 @@ def frame_boxes(
     if protocol.gt_truncate:
         result = np.trunc(result)
     if protocol.frame == "center_crop":
-        result = np.clip(result - crop_start(side, protocol.frame_size), 0, protocol.frame_size - (protocol.gt_end == "inclusive"))
+        result = np.clip(
+            result - crop_start(side, protocol.frame_size),
+            0,
+            protocol.frame_size - (protocol.gt_end == "inclusive"),
+        )
     return result
 
 
-def image_boxes(boxes: Boxes, image_size: tuple[int, int], protocol: EvalProtocol) -> Float64[np.ndarray, "g 4"]:
-    """Predicted boxes in the frame and the numbers of the protocol -> continuous xyxy pixels of an image of (width, height).
+def image_boxes(
+    boxes: Boxes, image_size: tuple[int, int], protocol: EvalProtocol
+) -> Float64[np.ndarray, "g 4"]:
+    """Predicted boxes in the frame and the numbers of the protocol -> continuous xyxy pixels of an image of
+    (width, height).
 
-    The protocol's own rounding and cutting stay, and so does its empty box. Raises `DataError` for broken boxes.
+    The protocol's own rounding and cutting stay, and so does its empty box. Raises `DataError` for broken
+    boxes.
 
     >>> image_boxes(np.array([[56.0, 56.0, 112.0, 168.0]]), (448, 224), EvalProtocol.preset("wsoleval"))
     array([[112.,  56., 224., 168.]])
     """
     check_size(image_size)
     result = check_boxes(
-        np.zeros((0, 4)) if np.size(boxes) == 0 else boxes, plus_one=protocol.box_end == "inclusive", what="predicted boxes"
+        np.zeros((0, 4)) if np.size(boxes) == 0 else boxes,
+        plus_one=protocol.box_end == "inclusive",
+        what="predicted boxes",
     )
     if protocol.box_end == "inclusive":
         result[:, 2:] += 1
@@ -134,6 +162,8 @@ def image_boxes(boxes: Boxes, image_size: tuple[int, int], protocol: EvalProtoco
 def in_view(
     points: Float64[np.ndarray, "p 2"], image_size: tuple[int, int], side: int, protocol: EvalProtocol
 ) -> Float64[np.ndarray, "p 2"]:
-    """Points (x, y) of an image of (width, height) in pixels of what a network of input `side` sees of it; neither rounded nor cut."""
+    """Points (x, y) of an image of (width, height) in pixels of what a network of input `side` sees of it;
+    neither rounded nor cut.
+    """
     outer, start = protocol.view_of(side)
     return np.asarray(points * outer / np.array(image_size, dtype=np.float64) - start)

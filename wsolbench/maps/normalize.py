@@ -12,12 +12,15 @@ from wsolbench.types import ScoreMap
 
 
 def normalize(score_map: ScoreMap, protocol: EvalProtocol) -> Float[np.ndarray, "h w"]:
-    """Map to [0, 1] by `protocol.normalize`, after `protocol.relu`; float64 maps in float64, others in float32.
+    """Map to [0, 1] by `protocol.normalize`, after `protocol.relu`; float64 maps in float64, others in
+    float32.
 
-    `minmax`: (x - min) / (max - min + eps). `max`: relu(x) / max. `pas`: (x - min) / v, cut at 1, where v is the value of x - min of rank
-    int(n percentile / 100) among the n sorted values, counted from 0. `ivr`: relu(x - v) / max, where v is the value of x of that rank.
-    These four are the rules of the IVR evaluation (Kim et al., ICCV 2021). `pas-relu`: relu(x) / its percentile, cut at 1.
-    `ivr-interpolated`: relu(x - percentile) / max, with an interpolated percentile. A map without spread is all zeros.
+    `minmax`: (x - min) / (max - min + eps). `max`: relu(x) / max. `pas`: (x - min) / v, cut at 1, where v is
+        the value of x - min of rank int(n percentile / 100) among the n sorted values, counted from 0. `ivr`:
+        relu(x - v) / max, where v is the value of x of that rank. These four are the rules of the IVR
+        evaluation (Kim et al., ICCV 2021). `pas-relu`: relu(x) / its percentile, cut at 1.
+    `ivr-interpolated`: relu(x - percentile) / max, with an interpolated percentile. A map without spread is
+        all zeros.
     """
     values = np.asarray(score_map, dtype=np.float64 if score_map.dtype == np.float64 else np.float32)
     kind, rule = values.dtype.type, protocol.normalize
@@ -42,13 +45,17 @@ def normalize(score_map: ScoreMap, protocol: EvalProtocol) -> Float[np.ndarray, 
         top = kind(np.percentile(values, protocol.percentile))
     else:
         top = values.max()
-    if top <= 0:  # no value is positive (max, ivr), or more than the percentile's share of the pixels is at 0 (pas)
+    if (
+        top <= 0
+    ):  # no value is positive (max, ivr), or more than the percentile's share of the pixels is at 0 (pas)
         return np.asarray(values > 0, dtype=kind) if rule in ("pas", "pas-relu") else np.zeros_like(values)
     return np.asarray(np.clip(values / (top + kind(protocol.normalize_eps)), kind(0), kind(1)))
 
 
 def _ranked(values: Float[np.ndarray, "h w"], percentile: float) -> np.floating[Any]:
-    """The value of rank int(n percentile / 100) of the n values in ascending order, counted from 0; the last one for 100."""
+    """The value of rank int(n percentile / 100) of the n values in ascending order, counted from 0; the last
+    one for 100.
+    """
     rank = min(int(values.size * (percentile / 100)), values.size - 1)
     ranked: np.floating[Any] = np.partition(values.ravel(), rank)[rank]
     return ranked

@@ -14,17 +14,23 @@ _INTERPOLATION = {"bicubic": cv2.INTER_CUBIC, "bilinear": cv2.INTER_LINEAR}
 
 
 def resize_map(
-    score_map: ScoreMap | UInt8[np.ndarray, "h w"], size: tuple[int, int], method: Literal["bicubic", "bilinear"]
+    score_map: ScoreMap | UInt8[np.ndarray, "h w"],
+    size: tuple[int, int],
+    method: Literal["bicubic", "bilinear"],
 ) -> Float[np.ndarray, "h2 w2"]:
-    """Map resized to `size` = (width, height) by OpenCV's interpolation (half-pixel centres, no antialiasing).
+    """Map resized to `size` = (width, height) by OpenCV's interpolation (half-pixel centres, no
+    antialiasing).
 
     Float64 maps stay float64, others become float32.
 
-    An 8-bit map is interpolated by OpenCV's 8-bit arithmetic (rounded to whole levels) and returned as float32 levels.
+    An 8-bit map is interpolated by OpenCV's 8-bit arithmetic (rounded to whole levels) and returned as
+    float32 levels.
 
     A map that has the size already is returned unchanged, so that maps stored in the frame score as they are.
     """
-    values = np.ascontiguousarray(score_map, dtype=score_map.dtype if score_map.dtype in (np.uint8, np.float64) else np.float32)
+    values = np.ascontiguousarray(
+        score_map, dtype=score_map.dtype if score_map.dtype in (np.uint8, np.float64) else np.float32
+    )
     if values.shape != (size[1], size[0]):
         values = cv2.resize(values, size, interpolation=_INTERPOLATION[method])
     return values.astype(np.float32) if values.dtype == np.uint8 else values

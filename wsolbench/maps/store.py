@@ -1,12 +1,14 @@
 """Folders of score maps: one file per image, named by the image id; `.npy`, `.npz` or 8-/16-bit `.png`.
 
-DIR/maps.json                                   what the maps are (written by us, optional in anybody's folder)
+DIR/maps.json                                   what the maps are (written by us, optional in anybody's
+                                                folder)
 DIR/maps.sha256                                 digest of each map that we have written, as `sha256sum` has it
 DIR/predictions.csv                             image,rank1,rank2,... predicted labels (optional)
 DIR/001.Black_footed_Albatross/x.jpg.npy        the map of image 001.Black_footed_Albatross/x.jpg
 DIR/001.Black_footed_Albatross/x.npy            the same, with the image suffix left out
 
-A folder without maps.json is taken as it is. One that `wsolbench.maps.writer` has written holds the maps of one run and nothing else.
+A folder without maps.json is taken as it is. One that `wsolbench.maps.writer` has written holds the maps of
+one run and nothing else.
 """
 
 from __future__ import annotations
@@ -54,9 +56,11 @@ class MapFolder:
         return _only(image_id, found)
 
     def locate(self, image_ids: Iterable[str]) -> dict[str, Path]:
-        """The file of each image that has one. Reads each folder once, so it is the way to ask for many images.
+        """The file of each image that has one. Reads each folder once, so it is the way to ask for many
+        images.
 
-        Raises `DataError` as `find`, when one file would be the map of two images, and when the folder does not exist.
+        Raises `DataError` as `find`, when one file would be the map of two images, and when the folder does
+        not exist.
         """
         if not self.root.is_dir():
             raise DataError(f"no folder of maps {self.root}")
@@ -66,7 +70,9 @@ class MapFolder:
             place, slash, _ = image_id.rpartition("/")
             if place not in names:
                 names[place] = _list_folder(self.root / place)
-            candidates = [name for name in _names_of(image_id) if name[len(place) + len(slash) :] in names[place]]
+            candidates = [
+                name for name in _names_of(image_id) if name[len(place) + len(slash) :] in names[place]
+            ]
             path = _only(image_id, [path for name in candidates if _is_file(path := self.root / name)])
             if path is not None:
                 located[image_id] = path
@@ -80,14 +86,17 @@ class MapFolder:
         return [image_id for image_id in ids if image_id not in located]
 
     def read(self, image_id: str) -> ScoreMap:
-        """The (h, w) map of an image: float64 stays, everything else becomes float32, PNG levels as fractions of their full scale.
+        """The (h, w) map of an image: float64 stays, everything else becomes float32, PNG levels as fractions
+        of their full scale.
 
-        Raises `DataError`, naming the file, when it is missing, unreadable, pickled, too large, of another rank or not finite.
+        Raises `DataError`, naming the file, when it is missing, unreadable, pickled, too large, of another
+        rank or not finite.
         """
         path = self.find(image_id)
         if path is None:
             raise DataError(
-                f"no map for image {image_id!r} in {self.root}: looked for {image_id}{{{','.join(SUFFIXES)}}}, or without the image suffix"
+                f"no map for image {image_id!r} in {self.root}: looked for "
+                f"{image_id}{{{','.join(SUFFIXES)}}}, or without the image suffix"
             )
         return decode_map(read_bytes(path, "map"), path)
 
@@ -101,36 +110,57 @@ class MapFolder:
         write_json(self.root / MANIFEST, dict(facts))
 
     def manifest(self) -> dict[str, Any]:
-        """What `write_manifest` wrote; empty for a folder from elsewhere. Raises `DataError` for a file that is no manifest."""
+        """What `write_manifest` wrote; empty for a folder from elsewhere. Raises `DataError` for a file that
+        is no manifest.
+        """
         path = self.root / MANIFEST
         if not os.path.lexists(path):
             return {}
         try:
-            facts = json.loads(read_bytes(path, "description of maps").decode("utf-8"), parse_constant=_refuse_constant)
+            facts = json.loads(
+                read_bytes(path, "description of maps").decode("utf-8"), parse_constant=_refuse_constant
+            )
             canonical_json(facts).encode("utf-8")
         except RecursionError as error:
-            raise DataError(f"{path} is not JSON that can be read: it is nested too deeply. Remove it, or write the maps again.") from error
+            raise DataError(
+                f"{path} is not JSON that can be read: it is nested too deeply. Remove it, or write the "
+                "maps again."
+            ) from error
         except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not JSON: it is not UTF-8 text. Remove it, or write the maps again.") from error
+            raise DataError(
+                f"{path} is not JSON: it is not UTF-8 text. Remove it, or write the maps again."
+            ) from error
         except ValueError as error:
             raise DataError(f"{path} is not JSON ({error}); remove it, or write the maps again") from error
         objects = ("method", "fingerprints", "run", "sha256")
         if not isinstance(facts, dict) or not all(isinstance(facts.get(name, {}), dict) for name in objects):
             raise DataError(
-                f"{path} is no manifest: expected an object whose {', '.join(map(repr, objects[:-1]))} and {objects[-1]!r} are objects; "
+                f"{path} is no manifest: expected an object whose {', '.join(map(repr, objects[:-1]))} and "
+                f"{objects[-1]!r} are objects; "
                 "correct or remove it"
             )
-        texts = {"view": facts.get("view"), "dataset": facts.get("dataset"), "transform": facts.get("transform")}
-        texts |= {f"method.{name}": facts.get("method", {}).get(name) for name in ("name", "backbone", "variant")}
+        texts = {
+            "view": facts.get("view"),
+            "dataset": facts.get("dataset"),
+            "transform": facts.get("transform"),
+        }
+        texts |= {
+            f"method.{name}": facts.get("method", {}).get(name) for name in ("name", "backbone", "variant")
+        }
         for name, text in texts.items():
             if not isinstance(text, str | None):
-                raise DataError(f"{path} has {name} {str(text)[:60]!r}; expected a text. Correct or remove it.")
+                raise DataError(
+                    f"{path} has {name} {str(text)[:60]!r}; expected a text. Correct or remove it."
+                )
         if (named := texts["method.name"]) is not None and not named.strip():
-            raise DataError(f"{path} has method.name {named!r}; expected the name of a method. Correct or remove it.")
+            raise DataError(
+                f"{path} has method.name {named!r}; expected the name of a method. Correct or remove it."
+            )
         return facts
 
     def digests(self) -> dict[str, str]:
-        """Digest of each map that was written here, by its path below the folder; those of a run that has not finished included.
+        """Digest of each map that was written here, by its path below the folder; those of a run that has not
+        finished included.
 
         Raises `DataError` for a list that is damaged, or not the one that maps.json names.
         """
@@ -140,24 +170,35 @@ class MapFolder:
             manifest = self.manifest()
             named = manifest.get("sha256", {}).get(LISTING)
             if named is not None and not manifest.get("unfinished") and sha256_of_file(path) != named:
-                raise DataError(f"{path} is not the list that {MANIFEST} names: it was changed. Write the maps again into an empty folder.")
+                raise DataError(
+                    f"{path} is not the list that {MANIFEST} names: it was changed. Write the maps again "
+                    "into an empty folder."
+                )
             listed |= _read_digests(path)
         for journal in sorted(self.root.glob(JOURNAL), key=lambda each: each.stat().st_mtime_ns):
             listed |= _read_digests(journal, cut=True)
         return listed
 
     def check_digests(self, found: Mapping[Path, str]) -> None:
-        """Raise `DataError` when one of these files has another digest than the run of maps.json has listed. Without a run all pass."""
+        """Raise `DataError` when one of these files has another digest than the run of maps.json has listed.
+        Without a run all pass.
+        """
         if "run" not in self.manifest():
             return
         listed = self.digests()
-        wrong = [(path, name) for path, digest in found.items() if listed.get(name := path.relative_to(self.root).as_posix()) != digest]
+        wrong = [
+            (path, name)
+            for path, digest in found.items()
+            if listed.get(name := path.relative_to(self.root).as_posix()) != digest
+        ]
         if wrong:
             path, name = wrong[0]
             reason = "was changed since" if name in listed else "was not written by it"
             raise DataError(
-                f"{len(wrong)} of {len(found)} maps in {self.root} are not those of the run that {MANIFEST} names: {path} {reason}. "
-                f"Write the maps again into an empty folder; maps of another program need a folder without {MANIFEST}."
+                f"{len(wrong)} of {len(found)} maps in {self.root} are not those of the run that "
+                f"{MANIFEST} names: {path} {reason}. "
+                "Write the maps again into an empty folder; maps of another program need a folder without "
+                f"{MANIFEST}."
             )
 
     def predictions(self, num_classes: int, known: Collection[str] = ()) -> dict[str, list[int]]:
@@ -171,10 +212,14 @@ class MapFolder:
         if "run" in manifest:
             named = manifest.get("sha256", {}).get(PREDICTIONS)
             if not there and named is not None:
-                raise DataError(f"{path} is missing, which {MANIFEST} names: write the maps again, or give a file with --predictions")
+                raise DataError(
+                    f"{path} is missing, which {MANIFEST} names: write the maps again, or give a file with "
+                    "--predictions"
+                )
             if there and (named is None or sha256_of_file(path) != named):
                 raise DataError(
-                    f"{path} was not written by the run of the maps, or was changed since. Remove it to score without predicted labels; "
+                    f"{path} was not written by the run of the maps, or was changed since. Remove it to "
+                    "score without predicted labels; "
                     "to use labels of another classifier, move it elsewhere and name it with --predictions."
                 )
         return read_predictions(path, num_classes, known) if there else {}
@@ -189,7 +234,11 @@ def decode_map(content: bytes, path: Path) -> ScoreMap:
     values = read_map(content, path)
     is_double = values.dtype.kind == "f" and values.dtype.itemsize >= 8
     with np.errstate(over="ignore"):  # what does not fit is found to be infinite
-        values = np.array(values, dtype=np.float64 if is_double else np.float32, order="C") if values.dtype.kind in "fiu" else values
+        values = (
+            np.array(values, dtype=np.float64 if is_double else np.float32, order="C")
+            if values.dtype.kind in "fiu"
+            else values
+        )
     check_map(values, f"map {path}")
     return values
 
@@ -217,7 +266,9 @@ def _list_folder(folder: Path) -> frozenset[str]:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether a file is there. Raises `DataError` for a folder, a named pipe, a link that leads nowhere, and what may not be looked at."""
+    """Whether a file is there. Raises `DataError` for a folder, a named pipe, a link that leads nowhere, and
+    what may not be looked at.
+    """
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116 - often
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -247,7 +298,8 @@ def _refuse_shared(located: Mapping[str, Path]) -> None:
         name = str(path)
         if name in owners:
             raise DataError(
-                f"{path} would be the map of two images, {owners[name]!r} and {image_id!r}: name each map by the whole id, "
+                f"{path} would be the map of two images, {owners[name]!r} and {image_id!r}: name each map "
+                "by the whole id, "
                 f"{owners[name]}{path.suffix} and {image_id}{path.suffix}"
             )
         owners[name] = image_id
@@ -256,8 +308,10 @@ def _refuse_shared(located: Mapping[str, Path]) -> None:
         for first, second in itertools.pairwise(names):
             if os.path.samefile(first, second):  # noqa: PTH121 - strings
                 raise DataError(
-                    f"{first} would be the map of two images, {owners[first]!r} and {owners[second]!r}: their names differ in the case of "
-                    "letters alone, which this file system ignores. Score them on another file system, or rename the images."
+                    f"{first} would be the map of two images, {owners[first]!r} and {owners[second]!r}: "
+                    "their names differ in the case of "
+                    "letters alone, which this file system ignores. Score them on another file system, or "
+                    "rename the images."
                 )
 
 
@@ -285,6 +339,9 @@ def _read_digests(path: Path, *, cut: bool = False) -> dict[str, str]:
     for number, line in enumerate(lines, start=1):
         digest, gap, name = line[:64], line[64:66], line[66:]
         if gap != "  " or not name or set(digest) - set("0123456789abcdef"):
-            raise DataError(f"{path}:{number} is damaged: {line[:80]!r}; expected a SHA-256 and a name. Write the maps again.")
+            raise DataError(
+                f"{path}:{number} is damaged: {line[:80]!r}; expected a SHA-256 and a name. Write the maps "
+                "again."
+            )
         found[name] = digest
     return found

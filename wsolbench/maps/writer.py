@@ -1,9 +1,9 @@
 """Writing the maps of a run into a folder that holds nothing else.
 
-Before its first map a run writes into maps.json whose the folder is (`run`: all that the maps depend on) and which splits are
-unfinished. While it writes it holds a lock, shared by the processes of one run and closed to every other run. Each map's digest is
-noted as it is written; when all are there, `finish_maps` lists them, with the digest of the predicted labels. What was killed in
-between is taken up by the same run.
+Before its first map a run writes into maps.json whose the folder is (`run`: all that the maps depend on) and
+which splits are unfinished. While it writes it holds a lock, shared by the processes of one run and closed to
+every other run. Each map's digest is noted as it is written; when all are there, `finish_maps` lists them,
+with the digest of the predicted labels. What was killed in between is taken up by the same run.
 """
 
 from __future__ import annotations
@@ -40,10 +40,9 @@ _LONGEST_NAME = 255
 class MapRun:
     """Whose maps a folder holds.
 
-    Attributes:
-        identity: all that the maps and the predicted labels depend on, as JSON has it; equal for the processes of one run.
-        facts: what maps.json says for readers: method, data set, view.
-        fingerprints: split -> fingerprint of the data set.
+    Attributes: identity: all that the maps and the predicted labels depend on, as JSON has it; equal for the
+        processes of one run. facts: what maps.json says for readers: method, data set, view. fingerprints:
+        split -> fingerprint of the data set.
     """
 
     identity: dict[str, Any]
@@ -80,8 +79,8 @@ class MapWriter(MapFolder):
 def open_writer(folder: MapFolder, run: MapRun, image_ids: Iterable[str]) -> Iterator[MapWriter]:
     """Claim a folder for the maps of these images, and keep others out until the block ends.
 
-    Raises `UsageError` when the folder holds other maps or predicted labels, when another run writes there, and for ids that no file
-    can be named by.
+    Raises `UsageError` when the folder holds other maps or predicted labels, when another run writes there,
+    and for ids that no file can be named by.
     """
     ids = list(image_ids)
     with _open_lock(folder) as lock:
@@ -91,9 +90,12 @@ def open_writer(folder: MapFolder, run: MapRun, image_ids: Iterable[str]) -> Ite
             lock.share()
         elif not _is_claimed(folder.manifest(), run):
             raise UsageError(
-                f"another process is writing maps of {_owner(folder.manifest())} into {folder.root}; wait for it, or choose another folder"
+                f"another process is writing maps of {_owner(folder.manifest())} into {folder.root}; wait "
+                "for it, or choose another folder"
             )
-        journal = folder.root / JOURNAL.replace("*", f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}")
+        journal = folder.root / JOURNAL.replace(
+            "*", f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
+        )
         listed = folder.digests()
         handle = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
         try:
@@ -102,11 +104,14 @@ def open_writer(folder: MapFolder, run: MapRun, image_ids: Iterable[str]) -> Ite
             os.close(handle)
 
 
-def finish_maps(folder: MapFolder, run: MapRun, image_ids: Iterable[str], ranked: Mapping[str, Iterable[int]] | None) -> None:
-    """Say in maps.json that the splits of the run are complete; name the digests of all maps, and of the predicted labels if there are any.
+def finish_maps(
+    folder: MapFolder, run: MapRun, image_ids: Iterable[str], ranked: Mapping[str, Iterable[int]] | None
+) -> None:
+    """Say in maps.json that the splits of the run are complete; name the digests of all maps, and of the
+    predicted labels if there are any.
 
-    Nothing is done when the folder belongs to another run by now, or lacks maps: shards on several machines may have folders of
-    their own. Raises `UsageError` when other processes still write there.
+    Nothing is done when the folder belongs to another run by now, or lacks maps: shards on several machines
+    may have folders of their own. Raises `UsageError` when other processes still write there.
     """
     with _open_lock(folder) as lock:
         lock.take_alone()
@@ -119,11 +124,18 @@ def finish_maps(folder: MapFolder, run: MapRun, image_ids: Iterable[str], ranked
         sha256 = dict(manifest.get("sha256", {}))
         if ranked is not None:
             path = folder.root / PREDICTIONS
-            rows = _rows_before(path, sha256.get(PREDICTIONS)) | {image_id: list(labels) for image_id, labels in ranked.items()}
+            rows = _rows_before(path, sha256.get(PREDICTIONS)) | {
+                image_id: list(labels) for image_id, labels in ranked.items()
+            }
             depth = len(list(next(iter(ranked.values()))))
-            folder.write_predictions({image_id: labels for image_id, labels in rows.items() if len(labels) == depth})
+            folder.write_predictions(
+                {image_id: labels for image_id, labels in rows.items() if len(labels) == depth}
+            )
             sha256[PREDICTIONS] = sha256_of_file(path)
-        write_text(folder.root / LISTING, "".join(format_digest(name, digest) for name, digest in sorted(listed.items())))
+        write_text(
+            folder.root / LISTING,
+            "".join(format_digest(name, digest) for name, digest in sorted(listed.items())),
+        )
         sha256[LISTING] = sha256_of_file(folder.root / LISTING)
         unfinished = [split for split in manifest.get("unfinished", []) if split not in run.fingerprints]
         folder.write_manifest({**manifest, "sha256": sha256, "unfinished": unfinished})
@@ -141,7 +153,8 @@ def _rows_before(path: Path, digest: str | None) -> dict[str, list[int]]:
 def _is_claimed(manifest: Mapping[str, Any], run: MapRun) -> bool:
     fingerprints = manifest.get("fingerprints", {})
     return manifest.get("run") == run.identity and all(
-        split in manifest.get("unfinished", []) and fingerprints.get(split) == own for split, own in run.fingerprints.items()
+        split in manifest.get("unfinished", []) and fingerprints.get(split) == own
+        for split, own in run.fingerprints.items()
     )
 
 
@@ -153,22 +166,36 @@ def _claim(folder: MapFolder, run: MapRun, ids: list[str]) -> None:
     if "run" in manifest:
         if manifest["run"] != run.identity:
             differs = ", ".join(_differences(manifest["run"], run.identity)[:6])
-            raise UsageError(f"{folder.root} holds maps of {_owner(manifest)}, which differ from those of this run in {differs}. {way_out}")
+            raise UsageError(
+                f"{folder.root} holds maps of {_owner(manifest)}, which differ from those of this run in "
+                f"{differs}. {way_out}"
+            )
         for split, own in run.fingerprints.items():
             if (other := manifest.get("fingerprints", {}).get(split, own)) != own:
                 raise UsageError(
-                    f"{folder.root} holds maps of {_owner(manifest)} on {split} with fingerprint {other}, but the data here have {own}: "
+                    f"{folder.root} holds maps of {_owner(manifest)} on {split} with fingerprint {other}, "
+                    f"but the data here have {own}: "
                     f"other images or annotations. {way_out}"
                 )
         foreign = [path for image_id, path in located.items() if path != folder.root / f"{image_id}.npy"]
-        foreign += [] if manifest.get("unfinished") or _has_own_predictions(folder, manifest) else [folder.root / PREDICTIONS]
+        foreign += (
+            []
+            if manifest.get("unfinished") or _has_own_predictions(folder, manifest)
+            else [folder.root / PREDICTIONS]
+        )
     else:
-        foreign = [*located.values(), *(path for name in (MANIFEST, PREDICTIONS) if os.path.lexists(path := folder.root / name))]
+        foreign = [
+            *located.values(),
+            *(path for name in (MANIFEST, PREDICTIONS) if os.path.lexists(path := folder.root / name)),
+        ]
         if not foreign:  # lists that are left of maps that were removed
             for path in (folder.root / LISTING, *folder.root.glob(JOURNAL)):
                 path.unlink(missing_ok=True)
     if foreign:
-        raise UsageError(f"{folder.root} holds {foreign[0].relative_to(folder.root)}, which this run has not written. {way_out}")
+        raise UsageError(
+            f"{folder.root} holds {foreign[0].relative_to(folder.root)}, which this run has not written. "
+            f"{way_out}"
+        )
     remove_leftovers(folder.root)
     folder.write_manifest(
         {
@@ -184,7 +211,9 @@ def _claim(folder: MapFolder, run: MapRun, ids: list[str]) -> None:
 def _has_own_predictions(folder: MapFolder, manifest: Mapping[str, Any]) -> bool:
     """Whether the predicted labels are those that maps.json names, or there are none."""
     path = folder.root / PREDICTIONS
-    return not os.path.lexists(path) or (path.is_file() and sha256_of_file(path) == manifest.get("sha256", {}).get(PREDICTIONS))
+    return not os.path.lexists(path) or (
+        path.is_file() and sha256_of_file(path) == manifest.get("sha256", {}).get(PREDICTIONS)
+    )
 
 
 def _owner(manifest: Mapping[str, Any]) -> str:
@@ -197,7 +226,11 @@ def _differences(left: Any, right: Any, name: str = "") -> list[str]:
     if not (isinstance(left, dict) and isinstance(right, dict)):
         return [] if left == right else [name]
     names = sorted({*left, *right})
-    return [found for key in names for found in _differences(left.get(key), right.get(key), f"{name}.{key}" if name else key)]
+    return [
+        found
+        for key in names
+        for found in _differences(left.get(key), right.get(key), f"{name}.{key}" if name else key)
+    ]
 
 
 def _check_names(folder: MapFolder, ids: list[str]) -> None:
@@ -205,7 +238,11 @@ def _check_names(folder: MapFolder, ids: list[str]) -> None:
     for image_id in ids:
         longest = max(len(part.encode("utf-8", "surrogateescape")) for part in f"{image_id}.npy".split("/"))
         if longest > _LONGEST_NAME or "\n" in image_id or "\x00" in image_id:
-            reason = f"is longer than {_LONGEST_NAME} bytes" if longest > _LONGEST_NAME else "holds a line break or a zero byte"
+            reason = (
+                f"is longer than {_LONGEST_NAME} bytes"
+                if longest > _LONGEST_NAME
+                else "holds a line break or a zero byte"
+            )
             raise UsageError(f"no map of image {image_id[:60]!r} can be saved: the name of its file {reason}")
     if not (folder.root / _LOCK.upper()).exists():
         return
@@ -213,14 +250,17 @@ def _check_names(folder: MapFolder, ids: list[str]) -> None:
     for image_id in ids:  # this file system ignores the case of letters
         if (other := known.setdefault(fold_name(image_id), image_id)) != image_id:
             raise UsageError(
-                f"the images {other!r} and {image_id!r} would have one map in {folder.root}, where the case of letters does not count. "
+                f"the images {other!r} and {image_id!r} would have one map in {folder.root}, where the "
+                "case of letters does not count. "
                 "Choose a folder on another file system."
             )
 
 
 @dataclass(frozen=True)
 class _Lock:
-    """A lock on a folder of maps: alone to change maps.json, together with others of the same run to write maps."""
+    """A lock on a folder of maps: alone to change maps.json, together with others of the same run to write
+    maps.
+    """
 
     handle: int
     folder: MapFolder
@@ -249,11 +289,15 @@ class _Lock:
                     continue
                 except OSError as error:
                     raise UsageError(
-                        f"the file system of {self.folder.root} has no locks: {error.strerror}. Choose another folder."
+                        f"the file system of {self.folder.root} has no locks: {error.strerror}. Choose "
+                        "another folder."
                     ) from error
                 return kind
             if time.monotonic() > deadline:
-                raise UsageError(f"another process is writing maps into {self.folder.root}; wait for it, or choose another folder")
+                raise UsageError(
+                    f"another process is writing maps into {self.folder.root}; wait for it, or choose "
+                    "another folder"
+                )
             time.sleep(0.02)
 
 
@@ -262,7 +306,9 @@ def _open_lock(folder: MapFolder) -> Iterator[_Lock]:
     make_folder(folder.root)
     path = folder.root / _LOCK
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666)  # a named pipe must not be waited for
+        handle = os.open(
+            path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666
+        )  # a named pipe must not be waited for
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}. Choose another folder.") from error
     try:

@@ -41,7 +41,9 @@ class Localizer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """How a network wants its images: squares of `size` pixels, values (x / 255 - mean) / std per channel (RGB)."""
+    """How a network wants its images: squares of `size` pixels, values (x / 255 - mean) / std per channel
+    (RGB).
+    """
 
     size: int = 224
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -50,11 +52,15 @@ class InputSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest(Ranged):
-    """Everything a training run depends on. None means: the default of the method's recipe for this backbone."""
+    """Everything a training run depends on. None means: the default of the method's recipe for this
+    backbone.
+    """
 
     train: Dataset
     out: Path
-    """Run folder: `last.safetensors`, `best.safetensors`, their `.json`, `log.csv`, and the state to resume from."""
+    """Run folder: `last.safetensors`, `best.safetensors`, their `.json`, `log.csv`, and the state to resume
+    from.
+    """
     val: Dataset | None = None
     backbone: str = "resnet50"
     weights: str = "imagenet"
@@ -71,7 +77,9 @@ class TrainRequest(Ranged):
 
 
 class Method(Protocol):
-    """What the class of a method offers to the commands. `reference_models.base.localizer` implements all of it but the method itself."""
+    """What the class of a method offers to the commands. `reference_models.base.localizer` implements all of
+    it but the method itself.
+    """
 
     method_name: ClassVar[str]
     input_spec: InputSpec
@@ -82,14 +90,23 @@ class Method(Protocol):
     """Whether a new model can be evaluated as it is: it has no parameters, or all of them are pretrained."""
 
     @classmethod
-    def create(cls, *, backbone: str, num_classes: int, weights: str, settings: Mapping[str, str], image_size: int | None = None) -> Method:
+    def create(
+        cls,
+        *,
+        backbone: str,
+        num_classes: int,
+        weights: str,
+        settings: Mapping[str, str],
+        image_size: int | None = None,
+    ) -> Method:
         """A new model. Raises `UsageError` on an unknown backbone, setting or weights file."""
 
     @classmethod
     def load(cls, checkpoint: Path, *, device: str, settings: Mapping[str, str]) -> Method:
         """A trained model in eval mode, with some settings changed that training does not depend on.
 
-        Raises `DataError` on a file of another method, or one that is broken, and `UsageError` on settings that cannot be changed.
+        Raises `DataError` on a file of another method, or one that is broken, and `UsageError` on settings
+        that cannot be changed.
         """
 
     @classmethod
@@ -100,7 +117,9 @@ class Method(Protocol):
         """See `Localizer`."""
 
     def describe(self) -> dict[str, Any]:
-        """For the record: backbone, variant, config, image size, weights' name and sha256, training facts. JSON values only."""
+        """For the record: backbone, variant, config, image size, weights' name and sha256, training facts.
+        JSON values only.
+        """
 
 
 class PostProcess(Protocol):
@@ -123,17 +142,23 @@ class PostProcess(Protocol):
 class PointCorrelator(PostProcess, Protocol):
     """A post-process that can also show how it compares pixels, which `wsolbench correlations` draws."""
 
-    def correlations(self, result: Any, points: Tensor, *, orders: Sequence[int], stage: str | None = None) -> tuple[str, Tensor]:
-        """A forward pass and (B, 2) points -> the name of the feature stage, and (B, O, h, w): how all its pixels correlate with one.
+    def correlations(
+        self, result: Any, points: Tensor, *, orders: Sequence[int], stage: str | None = None
+    ) -> tuple[str, Tensor]:
+        """A forward pass and (B, 2) points -> the name of the feature stage, and (B, O, h, w): how all its
+        pixels correlate with one.
 
-        Points are fractions (x, y) of the view, in [0, 1). `stage`: by name; None: the last one. Values as they are defined,
-        not stretched. Raises `UsageError` on a stage that the method has not, and on an order that is not defined.
+        Points are fractions (x, y) of the view, in [0, 1). `stage`: by name; None: the last one. Values as
+        they are defined, not stretched. Raises `UsageError` on a stage that the method has not, and on an
+        order that is not defined.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorRequest(Ranged):
-    """Everything the training of a detector depends on. None means: the default of the detector's recipe for this backbone."""
+    """Everything the training of a detector depends on. None means: the default of the detector's recipe for
+    this backbone.
+    """
 
     train: InstanceDataset
     out: Path
@@ -160,7 +185,9 @@ class Detector(Protocol):
 
     @classmethod
     def load(cls, checkpoint: Path, *, device: str) -> Detector:
-        """A trained detector in eval mode. Raises `DataError` on a file of another method, or one that is broken."""
+        """A trained detector in eval mode. Raises `DataError` on a file of another method, or one that is
+        broken.
+        """
 
     @classmethod
     def fit(cls, request: DetectorRequest) -> Path:

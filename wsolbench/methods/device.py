@@ -23,7 +23,8 @@ def normalized(pixels: torch.Tensor, spec: InputSpec, device: torch.device) -> t
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; of several processes of torchrun each gets the GPU of its LOCAL_RANK.
+    """`auto` is CUDA where there is one, else the CPU; of several processes of torchrun each gets the GPU of
+    its LOCAL_RANK.
 
     Raises `UsageError` for a device that is not there.
     """
@@ -37,7 +38,16 @@ def pick_device(name: str) -> torch.device:
     device = torch.device(name)
     if device == torch.device("cuda") and here.size > 1:
         device = torch.device("cuda", here.local_rank)
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        way_out = "Use --device cpu." if here.size == 1 else "Use --device cpu, or start one process for each GPU of a machine."
-        raise UsageError(f"device {str(device)!r} is not available: torch finds {torch.cuda.device_count()} CUDA devices. {way_out}")
+    if device.type == "cuda" and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
+    ):
+        way_out = (
+            "Use --device cpu."
+            if here.size == 1
+            else "Use --device cpu, or start one process for each GPU of a machine."
+        )
+        raise UsageError(
+            f"device {str(device)!r} is not available: torch finds {torch.cuda.device_count()} CUDA "
+            f"devices. {way_out}"
+        )
     return device

@@ -1,7 +1,9 @@
-"""From stored pixels to the input of a network: resize, crop, flip, normalise. numpy and Pillow only, no torch.
+"""From stored pixels to the input of a network: resize, crop, flip, normalise. numpy and Pillow only, no
+torch.
 
-Resizing is Pillow's bilinear filter, which antialiases when it shrinks; it is what `torchvision.transforms.Resize` does
-to Pillow images, so published recipes are met to the bit before normalisation.
+Resizing is Pillow's bilinear filter, which antialiases when it shrinks; it is what
+`torchvision.transforms.Resize` does to Pillow images, so published recipes are met to the bit before
+normalisation.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ def resized(image: Pixels, size: int) -> UInt8[np.ndarray, "s s 3"]:
 
 
 def resize_short_side(image: Pixels, size: int) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """The image with its shorter side at `size` pixels. The aspect ratio stays; the longer side is rounded down.
+    """The image with its shorter side at `size` pixels. The aspect ratio stays; the longer side is rounded
+    down.
 
     Equal to `torchvision.transforms.Resize(size)` on Pillow images.
     """
@@ -55,8 +58,9 @@ def to_view(
 ) -> UInt8[np.ndarray, "s s 3"]:
     """The part of an image that a network of input side `size` sees.
 
-    `squash`: the whole image, resized to size x size. `center_crop`: resized to `resize_size` squared, then the central
-    size x size. Raises `UsageError` when the crop is larger than `resize_size`, which `squash` does not use.
+    `squash`: the whole image, resized to size x size. `center_crop`: resized to `resize_size` squared, then
+    the central size x size. Raises `UsageError` when the crop is larger than `resize_size`, which `squash`
+    does not use.
     """
     if frame == "squash":
         return resized(image, size)
@@ -66,7 +70,11 @@ def to_view(
 
 
 def to_input(
-    image: Pixels, spec: InputSpec, *, frame: Literal["squash", "center_crop"] = "squash", resize_size: int = 256
+    image: Pixels,
+    spec: InputSpec,
+    *,
+    frame: Literal["squash", "center_crop"] = "squash",
+    resize_size: int = 256,
 ) -> Float32[np.ndarray, "3 s s"]:
     """`to_view`, normalised: one image as a network wants it.
 
@@ -77,14 +85,17 @@ def to_input(
 
 
 def ten_crops(image: Pixels, size: int, *, resize_size: int = 256) -> UInt8[np.ndarray, "10 s s 3"]:
-    """Ten views: resized to `resize_size` squared, the four corners and the centre, then the same five mirrored.
+    """Ten views: resized to `resize_size` squared, the four corners and the centre, then the same five
+    mirrored.
 
-    The order is that of `torchvision.transforms.TenCrop`. Raises `UsageError` when the crops are larger than `resize_size`.
+    The order is that of `torchvision.transforms.TenCrop`. Raises `UsageError` when the crops are larger than
+    `resize_size`.
     """
     pixels = resized(image, _at_least(resize_size, size))
     far = resize_size - size
     center = crop_start(resize_size, size)
-    # torchvision mirrors the whole image and then crops it, so the mirrored corners are the corners of the mirror image.
+    # torchvision mirrors the whole image and then crops it, so the mirrored corners are the corners of the
+    # mirror image.
     views = [
         view[top : top + size, left : left + size]
         for view in (pixels, pixels[:, ::-1])
@@ -121,7 +132,9 @@ def training_view(
         # Apart: a fourth channel is transparency to Pillow, which would blend the colours by it.
         parts = [image[..., :3], *np.moveaxis(image[..., 3:], -1, 0)]
         degrees, resample = (2 * angle - 1) * rotation, Image.Resampling[rotation_filter.upper()]
-        image = np.dstack([np.asarray(Image.fromarray(part).rotate(degrees, resample=resample)) for part in parts])
+        image = np.dstack(
+            [np.asarray(Image.fromarray(part).rotate(degrees, resample=resample)) for part in parts]
+        )
     top, left = int(row * (down + 1)), int(column * (right + 1))
     view = image[top : top + size, left : left + size]
     return view[:, ::-1] if coin < flip else view
@@ -130,6 +143,7 @@ def training_view(
 def _at_least(outer: int, inner: int) -> int:
     if outer < inner:
         raise UsageError(
-            f"cannot cut {inner} x {inner} pixels from an image of {outer} x {outer}; the size before the crop must be at least {inner}"
+            f"cannot cut {inner} x {inner} pixels from an image of {outer} x {outer}; the size before the "
+            f"crop must be at least {inner}"
         )
     return outer

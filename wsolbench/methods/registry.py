@@ -1,8 +1,8 @@
 """How methods, backbones, post-processes and detectors are found.
 
-A package offers methods through one entry point of the group `wsolbench.methods`: a function without arguments that
-gives `MethodInfo` rows. `methods_in(package)` makes those rows from the files of a package (one method, one file) by
-reading their text, so listing methods imports none of them and loads no torch.
+A package offers methods through one entry point of the group `wsolbench.methods`: a function without
+arguments that gives `MethodInfo` rows. `methods_in(package)` makes those rows from the files of a package
+(one method, one file) by reading their text, so listing methods imports none of them and loads no torch.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ class MethodInfo:
 
 
 def methods_in(package: str, task: str) -> list[MethodInfo]:
-    """One row for each file of `package`, an import path; the summary is the first line of the file's docstring.
+    """One row for each file of `package`, an import path; the summary is the first line of the file's
+    docstring.
 
-    A file `center_box.py` is the method `center-box`, and so is `method.py` in a folder `center_box`, beside layers that only this method
-    has. Names that start with `_` are not methods.
+    A file `center_box.py` is the method `center-box`, and so is `method.py` in a folder `center_box`, beside
+    layers that only this method has. Names that start with `_` are not methods.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -54,7 +55,11 @@ def methods_in(package: str, task: str) -> list[MethodInfo]:
     rows = []
     for folder in spec.submodule_search_locations:
         own_files = {path.stem: path for path in Path(folder).glob("[!_]*.py") if not is_junk(path.name)}
-        own_folders = {path.parent.name: path for path in Path(folder).glob(f"[!_]*/{METHOD_FILE}") if not is_junk(path.parent.name)}
+        own_folders = {
+            path.parent.name: path
+            for path in Path(folder).glob(f"[!_]*/{METHOD_FILE}")
+            if not is_junk(path.parent.name)
+        }
         for stem, path in sorted({**own_files, **own_folders}.items()):
             doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
             summary = doc.partition("\n")[0].rstrip(".")
@@ -64,7 +69,9 @@ def methods_in(package: str, task: str) -> list[MethodInfo]:
 
 
 def list_methods() -> list[MethodInfo]:
-    """Every method of every installed package that offers some, sorted by name. Raises `UsageError` on two with one name."""
+    """Every method of every installed package that offers some, sorted by name. Raises `UsageError` on two
+    with one name.
+    """
     return _offered(ENTRY_POINT_GROUP)
 
 
@@ -98,15 +105,22 @@ def _offered(group: str) -> list[MethodInfo]:
         offered: Iterable[MethodInfo] = point.load()()
         for row in offered:
             if row.name in rows:
-                raise UsageError(f"two {row.task} entries are called {row.name!r}: {rows[row.name].module} and {row.module}; uninstall one")
+                raise UsageError(
+                    f"two {row.task} entries are called {row.name!r}: {rows[row.name].module} and "
+                    f"{row.module}; uninstall one"
+                )
             rows[row.name] = row
     return [rows[name] for name in sorted(rows)]
 
 
 def load_method(name: str) -> type[Any]:
-    """The class of a method. Raises `UsageError` with the nearest name, or when the `models` extra is not installed."""
+    """The class of a method. Raises `UsageError` with the nearest name, or when the `models` extra is not
+    installed.
+    """
     if name in {row.name for row in list_detectors()}:
-        raise UsageError(f"{name!r} is a detector: use `wsolbench train-detector` and `wsolbench eval-detector`")
+        raise UsageError(
+            f"{name!r} is a detector: use `wsolbench train-detector` and `wsolbench eval-detector`"
+        )
     return _class(name, list_methods(), "method")
 
 
@@ -128,9 +142,15 @@ def _class(name: str, offered: Iterable[MethodInfo], kind: str) -> type[Any]:
         module = importlib.import_module(rows[name].module)
     except ModuleNotFoundError as error:
         if error.name in {"torch", "torchvision", "timm", "safetensors"}:
-            raise UsageError(f"{kind} {name!r} needs {error.name}, which is not installed: pip install 'wsolbench[models]'") from error
+            raise UsageError(
+                f"{kind} {name!r} needs {error.name}, which is not installed: pip install 'wsolbench[models]'"
+            ) from error
         raise
     for value in vars(module).values():
-        if isinstance(value, type) and value.__module__ == module.__name__ and getattr(value, "method_name", None) == name:
+        if (
+            isinstance(value, type)
+            and value.__module__ == module.__name__
+            and getattr(value, "method_name", None) == name
+        ):
             return value
     raise UsageError(f"{module.__file__} defines no class with method_name = {name!r}")

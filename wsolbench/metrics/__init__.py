@@ -1,7 +1,8 @@
 """The metrics core: NumPy in, numbers out; no torch.
 
-Maps are given in the evaluation frame, in [0, 1] (`wsolbench.maps.to_frame` brings raw maps there), and true boxes in the
-numbers of the protocol (`wsolbench.maps.frame_boxes`). Accumulators have `update`, `merge` and `compute`.
+Maps are given in the evaluation frame, in [0, 1] (`wsolbench.maps.to_frame` brings raw maps there), and true
+boxes in the numbers of the protocol (`wsolbench.maps.frame_boxes`). Accumulators have `update`, `merge` and
+`compute`.
 """
 
 from __future__ import annotations

@@ -56,7 +56,10 @@ class TopKAccuracy:
     def update(self, ranked_labels: Ranking, label: int) -> None:
         """Count one image. Raises `UsageError` when fewer labels are ranked than the largest k."""
         if len(ranked_labels) < self.ks[-1]:
-            raise UsageError(f"Top-{self.ks[-1]} accuracy of a ranking of {len(ranked_labels)} labels; rank more, or choose smaller ks")
+            raise UsageError(
+                f"Top-{self.ks[-1]} accuracy of a ranking of {len(ranked_labels)} labels; rank more, or "
+                "choose smaller ks"
+            )
         ranking = [int(item) for item in ranked_labels[: self.ks[-1]]]
         for k in self.ks:
             self.hits[k] += label in ranking[:k]
@@ -78,7 +81,9 @@ class TopKAccuracy:
 
 
 class MeanPerClassAccuracy:
-    """Top-1 accuracy of each class, averaged over the classes that occur: rare classes weigh as much as frequent ones."""
+    """Top-1 accuracy of each class, averaged over the classes that occur: rare classes weigh as much as
+    frequent ones.
+    """
 
     def __init__(self) -> None:
         self.hits: Counter[int] = Counter()
@@ -102,5 +107,7 @@ class MeanPerClassAccuracy:
             raise UsageError("mean-per-class accuracy has seen no image; update it first")
         per_class = {label: self.hits[label] / count for label, count in sorted(self.images.items())}
         return MeanPerClassAccuracyResult(
-            value=math.fsum(per_class.values()) / len(per_class), per_class=per_class, n=sum(self.images.values())
+            value=math.fsum(per_class.values()) / len(per_class),
+            per_class=per_class,
+            n=sum(self.images.values()),
         )

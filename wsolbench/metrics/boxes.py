@@ -1,7 +1,8 @@
 """Overlap of boxes: IoU, and the overlap as a share of the true or of the predicted box.
 
-Boxes are float64 rows (x0, y0, x1, y1). With `plus_one` widths are x1 - x0 + 1 (both ends are pixels of the box), without it
-x1 - x0. Integer boxes give exact areas and one division, so results do not depend on the order of operations.
+Boxes are float64 rows (x0, y0, x1, y1). With `plus_one` widths are x1 - x0 + 1 (both ends are pixels of the
+box), without it x1 - x0. Integer boxes give exact areas and one division, so results do not depend on the
+order of operations.
 """
 
 from __future__ import annotations
@@ -12,19 +13,27 @@ from jaxtyping import Float64, Num
 from wsolbench.checks import check_boxes
 
 
-def iou_matrix(a: Num[np.ndarray, "m 4"], b: Num[np.ndarray, "r 4"], *, plus_one: bool) -> Float64[np.ndarray, "m r"]:
-    """Intersection over union of each row of `a` (M, 4) with each row of `b` (R, 4), in [0, 1]; 0 where both have no area.
+def iou_matrix(
+    a: Num[np.ndarray, "m 4"], b: Num[np.ndarray, "r 4"], *, plus_one: bool
+) -> Float64[np.ndarray, "m r"]:
+    """Intersection over union of each row of `a` (M, 4) with each row of `b` (R, 4), in [0, 1]; 0 where both
+    have no area.
 
     Raises `DataError` for boxes that are not (n, 4), not finite, or end before they start.
 
     >>> iou_matrix(np.array([[0, 0, 10, 10]]), np.array([[0, 0, 10, 5], [20, 20, 30, 30]]), plus_one=False)
     array([[0.5, 0. ]])
     """
-    return unchecked_iou(check_boxes(a, plus_one=plus_one), check_boxes(b, plus_one=plus_one), plus_one=plus_one)
+    return unchecked_iou(
+        check_boxes(a, plus_one=plus_one), check_boxes(b, plus_one=plus_one), plus_one=plus_one
+    )
 
 
-def iog_matrix(predicted: Num[np.ndarray, "m 4"], truth: Num[np.ndarray, "r 4"], *, plus_one: bool) -> Float64[np.ndarray, "m r"]:
-    """Intersection over the area of the true box (IoG), (M, R) in [0, 1]; 0 where that box has no area. Raises as `iou_matrix`.
+def iog_matrix(
+    predicted: Num[np.ndarray, "m 4"], truth: Num[np.ndarray, "r 4"], *, plus_one: bool
+) -> Float64[np.ndarray, "m r"]:
+    """Intersection over the area of the true box (IoG), (M, R) in [0, 1]; 0 where that box has no area.
+    Raises as `iou_matrix`.
 
     >>> iog_matrix(np.array([[0, 0, 10, 10]]), np.array([[0, 0, 10, 5], [5, 0, 15, 10]]), plus_one=False)
     array([[1. , 0.5]])
@@ -34,8 +43,11 @@ def iog_matrix(predicted: Num[np.ndarray, "m 4"], truth: Num[np.ndarray, "r 4"],
     return _ratio(_intersections(a, b, one), _areas(b, one)[None, :])
 
 
-def iob_matrix(predicted: Num[np.ndarray, "m 4"], truth: Num[np.ndarray, "r 4"], *, plus_one: bool) -> Float64[np.ndarray, "m r"]:
-    """Intersection over the area of the predicted box (IoB), (M, R) in [0, 1]; 0 where that box has no area. Raises as `iou_matrix`.
+def iob_matrix(
+    predicted: Num[np.ndarray, "m 4"], truth: Num[np.ndarray, "r 4"], *, plus_one: bool
+) -> Float64[np.ndarray, "m r"]:
+    """Intersection over the area of the predicted box (IoB), (M, R) in [0, 1]; 0 where that box has no area.
+    Raises as `iou_matrix`.
 
     >>> iob_matrix(np.array([[0, 0, 10, 10]]), np.array([[0, 0, 10, 5], [5, 0, 15, 20]]), plus_one=False)
     array([[0.5, 0.5]])
@@ -45,7 +57,9 @@ def iob_matrix(predicted: Num[np.ndarray, "m 4"], truth: Num[np.ndarray, "r 4"],
     return _ratio(_intersections(a, b, one), _areas(a, one)[:, None])
 
 
-def unchecked_iou(a: Float64[np.ndarray, "m 4"], b: Float64[np.ndarray, "r 4"], *, plus_one: bool) -> Float64[np.ndarray, "m r"]:
+def unchecked_iou(
+    a: Float64[np.ndarray, "m 4"], b: Float64[np.ndarray, "r 4"], *, plus_one: bool
+) -> Float64[np.ndarray, "m r"]:
     """`iou_matrix` for float64 boxes that are known to be sound: the inner loop of the sweep."""
     one = float(plus_one)
     inter = _intersections(a, b, one)
@@ -61,7 +75,9 @@ def unchecked_overlaps(
     return _ratio(inter, area_a + area_b - inter), _ratio(inter, area_b), _ratio(inter, area_a)
 
 
-def _intersections(a: Float64[np.ndarray, "m 4"], b: Float64[np.ndarray, "r 4"], one: float) -> Float64[np.ndarray, "m r"]:
+def _intersections(
+    a: Float64[np.ndarray, "m 4"], b: Float64[np.ndarray, "r 4"], one: float
+) -> Float64[np.ndarray, "m r"]:
     start = np.maximum(a[:, None, :2], b[None, :, :2])  # (m, r, 2)
     end = np.minimum(a[:, None, 2:], b[None, :, 2:])
     sides = np.maximum(end - start + one, 0.0)
@@ -72,5 +88,7 @@ def _areas(boxes: Float64[np.ndarray, "n 4"], one: float) -> Float64[np.ndarray,
     return np.asarray((boxes[:, 2] - boxes[:, 0] + one) * (boxes[:, 3] - boxes[:, 1] + one))
 
 
-def _ratio(part: Float64[np.ndarray, "m r"], whole: Float64[np.ndarray, "#m #r"]) -> Float64[np.ndarray, "m r"]:
+def _ratio(
+    part: Float64[np.ndarray, "m r"], whole: Float64[np.ndarray, "#m #r"]
+) -> Float64[np.ndarray, "m r"]:
     return np.asarray(np.divide(part, whole, out=np.zeros_like(part), where=whole > 0))

@@ -47,17 +47,57 @@ _AP = (
 
 METRICS: tuple[MetricInfo, ...] = (
     MetricInfo(name="top1_cls", title="Top-1 Cls", needs="labels", summary="the best class is the true one"),
-    MetricInfo(name="top5_cls", title="Top-5 Cls", needs="labels", summary="the true class is among the best five"),
-    MetricInfo(name="mean_class_accuracy", title="Mean-class Cls", needs="labels", summary="Top-1 accuracy averaged over classes"),
-    MetricInfo(name="gt_known", title="GT-known", needs="boxes", summary="box of the true class's map at IoU 0.5, one box an image"),
-    MetricInfo(name="top1_loc", title="Top-1 Loc", needs="boxes and labels", summary="GT-known, and the best class is the true one"),
-    MetricInfo(name="top5_loc", title="Top-5 Loc", needs="boxes and labels", summary="GT-known, and the true class is among the best five"),
-    MetricInfo(name="max_box_acc", title="MaxBoxAcc", needs="boxes", summary="one box an image, IoU 0.5, best threshold (CVPR 2020)"),
     MetricInfo(
-        name="max_box_acc_v2", title="MaxBoxAccV2", needs="boxes", summary="mean over the IoU thresholds, best threshold each (TPAMI)"
+        name="top5_cls", title="Top-5 Cls", needs="labels", summary="the true class is among the best five"
     ),
-    MetricInfo(name="pxap", title="PxAP", needs="masks", summary="area under the pixel precision-recall curve, pixels pooled"),
-    MetricInfo(name="peak_iou", title="Peak-IoU", needs="masks", summary="best pixel IoU over thresholds, pixels pooled over the data set"),
+    MetricInfo(
+        name="mean_class_accuracy",
+        title="Mean-class Cls",
+        needs="labels",
+        summary="Top-1 accuracy averaged over classes",
+    ),
+    MetricInfo(
+        name="gt_known",
+        title="GT-known",
+        needs="boxes",
+        summary="box of the true class's map at IoU 0.5, one box an image",
+    ),
+    MetricInfo(
+        name="top1_loc",
+        title="Top-1 Loc",
+        needs="boxes and labels",
+        summary="GT-known, and the best class is the true one",
+    ),
+    MetricInfo(
+        name="top5_loc",
+        title="Top-5 Loc",
+        needs="boxes and labels",
+        summary="GT-known, and the true class is among the best five",
+    ),
+    MetricInfo(
+        name="max_box_acc",
+        title="MaxBoxAcc",
+        needs="boxes",
+        summary="one box an image, IoU 0.5, best threshold (CVPR 2020)",
+    ),
+    MetricInfo(
+        name="max_box_acc_v2",
+        title="MaxBoxAccV2",
+        needs="boxes",
+        summary="mean over the IoU thresholds, best threshold each (TPAMI)",
+    ),
+    MetricInfo(
+        name="pxap",
+        title="PxAP",
+        needs="masks",
+        summary="area under the pixel precision-recall curve, pixels pooled",
+    ),
+    MetricInfo(
+        name="peak_iou",
+        title="Peak-IoU",
+        needs="masks",
+        summary="best pixel IoU over thresholds, pixels pooled over the data set",
+    ),
     MetricInfo(
         name="peak_t",
         title="Peak-T",
@@ -73,19 +113,49 @@ METRICS: tuple[MetricInfo, ...] = (
         needs="masks",
         summary="mean over images of the pixel IoU at the best common threshold",
     ),
-    MetricInfo(name="error_right", title="Right", needs="boxes and labels", summary="class right and IoU above the cut"),
-    MetricInfo(name="error_cls", title="Cls", needs="boxes and labels", better="lower", summary="best class is wrong"),
-    MetricInfo(name="error_m_ins", title="M-Ins", needs="boxes and labels", better="lower", summary="the box covers several objects"),
-    MetricInfo(name="error_part", title="Part", needs="boxes and labels", better="lower", summary="the box lies on a part of the object"),
-    MetricInfo(name="error_more", title="More", needs="boxes and labels", better="lower", summary="the box holds the object and much else"),
-    MetricInfo(name="error_other", title="Other", needs="boxes and labels", better="lower", summary="none of these"),
+    MetricInfo(
+        name="error_right",
+        title="Right",
+        needs="boxes and labels",
+        summary="class right and IoU above the cut",
+    ),
+    MetricInfo(
+        name="error_cls", title="Cls", needs="boxes and labels", better="lower", summary="best class is wrong"
+    ),
+    MetricInfo(
+        name="error_m_ins",
+        title="M-Ins",
+        needs="boxes and labels",
+        better="lower",
+        summary="the box covers several objects",
+    ),
+    MetricInfo(
+        name="error_part",
+        title="Part",
+        needs="boxes and labels",
+        better="lower",
+        summary="the box lies on a part of the object",
+    ),
+    MetricInfo(
+        name="error_more",
+        title="More",
+        needs="boxes and labels",
+        better="lower",
+        summary="the box holds the object and much else",
+    ),
+    MetricInfo(
+        name="error_other", title="Other", needs="boxes and labels", better="lower", summary="none of these"
+    ),
     MetricInfo(
         name="keypoint_distance",
         title="Key-point distance",
         needs="key points",
         better="lower",
         top=None,
-        summary="centre of a proposal to the nearest visible key point, in diagonals of the true box; @j: of the j-th proposal",
+        summary=(
+            "centre of a proposal to the nearest visible key point, in diagonals of the true box; @j: of "
+            "the j-th proposal"
+        ),
     ),
     MetricInfo(
         name="keypoint_distance_px",
@@ -96,7 +166,12 @@ METRICS: tuple[MetricInfo, ...] = (
         top=None,
         summary="the same in pixels of an input of 448",
     ),
-    MetricInfo(name="keypoint_hit", title="Key-point hit", needs="key points", summary="share of proposals that hold a visible key point"),
+    MetricInfo(
+        name="keypoint_hit",
+        title="Key-point hit",
+        needs="key points",
+        summary="share of proposals that hold a visible key point",
+    ),
     MetricInfo(
         name="keypoint_distinct",
         title="Distinct key points",
@@ -107,18 +182,24 @@ METRICS: tuple[MetricInfo, ...] = (
     ),
     *(
         MetricInfo(
-            name=f"{kind}_ap{end}", title=f"{kind.title()} {title}", needs="instances", summary=f"COCO average precision of {what}, {when}"
+            name=f"{kind}_ap{end}",
+            title=f"{kind.title()} {title}",
+            needs="instances",
+            summary=f"COCO average precision of {what}, {when}",
         )
         for kind, what in (("box", "boxes"), ("mask", "masks"))
         for end, title, when in _AP
     ),
 )
-"""In table order. `max_box_acc_v2` comes with one row per IoU threshold, named `max_box_acc_v2@0.3` and so on, key-point distances
-with one per rank of the proposal, `keypoint_distance@1`."""
+"""In table order. `max_box_acc_v2` comes with one row per IoU threshold, named `max_box_acc_v2@0.3` and so
+on, key-point distances with one per rank of the proposal, `keypoint_distance@1`.
+"""
 
 
 def metric_info(name: str) -> MetricInfo:
-    """The row of a metric; `name@delta` gives the row of `name`. Raises `UsageError` with the nearest name."""
+    """The row of a metric; `name@delta` gives the row of `name`. Raises `UsageError` with the nearest
+    name.
+    """
     base = name.partition("@")[0]
     for info in METRICS:
         if info.name == base:

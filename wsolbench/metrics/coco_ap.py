@@ -1,7 +1,8 @@
 """COCO's average precision of detected boxes and masks, computed by pycocotools.
 
-T.-Y. Lin et al., "Microsoft COCO: Common objects in context", ECCV 2014; the conventions are `DetectionProtocol`. AP is no mean over
-images, so there are no per-image scores, and no bootstrap interval over images: compare runs with several seeds.
+T.-Y. Lin et al., "Microsoft COCO: Common objects in context", ECCV 2014; the conventions are
+`DetectionProtocol`. AP is no mean over images, so there are no per-image scores, and no bootstrap interval
+over images: compare runs with several seeds.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def coco_results(image_id: int | str, found: Detections, category_ids: Sequence[
     """Detections of one image in COCO's format of results; masks as run lengths."""
     results = [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, label, score in zip(xywh(found.boxes), found.labels.tolist(), found.scores.tolist(), strict=True)
+        for box, label, score in zip(
+            xywh(found.boxes), found.labels.tolist(), found.scores.tolist(), strict=True
+        )
     ]
     if found.masks is not None:
         for result, mask in zip(results, found.masks, strict=True):
@@ -45,20 +48,23 @@ def average_precision(
 ) -> dict[str, float | None]:
     """AP over all overlaps, at 0.50, at 0.75, and of small, medium and large objects.
 
-    Args:
-        annotations: the content of an annotation file (`instances_*.json`); it is not changed. Its objects need a segmentation for masks.
-        results: detections in COCO's format, with `bbox`, and for masks `segmentation` as compressed run lengths.
-        kind: what overlaps.
-        protocol: thresholds, areas, number of detections.
-        image_ids: images that count; None: all.
+    Args: annotations: the content of an annotation file (`instances_*.json`); it is not changed. Its objects
+        need a segmentation for masks. results: detections in COCO's format, with `bbox`, and for masks
+        `segmentation` as compressed run lengths. kind: what overlaps. protocol: thresholds, areas, number of
+        detections. image_ids: images that count; None: all.
 
-    The keys are `box_ap`, `box_ap50`, `box_ap75`, `box_ap_small`, `box_ap_medium`, `box_ap_large`, or `mask_...`; values are fractions,
-    None where there is no object of that size. Crowds count neither way.
+    The keys are `box_ap`, `box_ap50`, `box_ap75`, `box_ap_small`, `box_ap_medium`, `box_ap_large`, or
+    `mask_...`; values are fractions, None where there is no object of that size. Crowds count neither way.
     """
     protocol = protocol or DetectionProtocol()
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
-        truth = _coco(annotations, [_true(number, item) for number, item in enumerate(annotations["annotations"], start=1)])
-        found = _coco(annotations, [_counted(number, result, kind) for number, result in enumerate(results, start=1)])
+        truth = _coco(
+            annotations,
+            [_true(number, item) for number, item in enumerate(annotations["annotations"], start=1)],
+        )
+        found = _coco(
+            annotations, [_counted(number, result, kind) for number, result in enumerate(results, start=1)]
+        )
         evaluation = pycocotools("cocoeval").COCOeval(truth, found, {"box": "bbox", "mask": "segm"}[kind])
         params, small, large = evaluation.params, protocol.small_below, protocol.large_above
         params.iouThrs = np.array(protocol.ious)
@@ -85,19 +91,36 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def _true(number: int, item: Mapping[str, Any]) -> dict[str, Any]:
-    """An object as pycocotools wants it. It notes matches by the object's id, and takes 0 for none; so objects are numbered from 1."""
+    """An object as pycocotools wants it. It notes matches by the object's id, and takes 0 for none; so
+    objects are numbered from 1.
+    """
     area, (_, _, width, height) = item.get("area"), item["bbox"]
-    return {**item, "id": number, "iscrowd": int(item.get("iscrowd") or 0), "area": width * height if area is None else area}
+    return {
+        **item,
+        "id": number,
+        "iscrowd": int(item.get("iscrowd") or 0),
+        "area": width * height if area is None else area,
+    }
 
 
 def _counted(number: int, result: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
-    """A result as pycocotools wants it. Its area, which decides whether a false detection is small, is that of the box or of the mask."""
-    area = result["bbox"][2] * result["bbox"][3] if kind == "box" else pycocotools("mask").area(result["segmentation"])
+    """A result as pycocotools wants it. Its area, which decides whether a false detection is small, is that
+    of the box or of the mask.
+    """
+    area = (
+        result["bbox"][2] * result["bbox"][3]
+        if kind == "box"
+        else pycocotools("mask").area(result["segmentation"])
+    )
     return {**result, "id": number, "iscrowd": 0, "area": float(area)}
 
 
 def _coco(annotations: Mapping[str, Any], objects: list[dict[str, Any]]) -> Any:
     coco = pycocotools("coco").COCO()
-    coco.dataset = {"images": annotations["images"], "categories": annotations["categories"], "annotations": objects}
+    coco.dataset = {
+        "images": annotations["images"],
+        "categories": annotations["categories"],
+        "annotations": objects,
+    }
     coco.createIndex()
     return coco

@@ -1,26 +1,26 @@
-"""Components of a map at all levels from one pass over its pixels, and the best IoU of any of their boxes (numba).
+"""Components of a map at all levels in one pass, and the best IoU of any of their boxes (numba).
 
-A map of integer levels is thresholded at every cut t; the foreground is {level > t}. Its outer contours are the 8-connected
-components of the foreground; the contours of holes are the 4-connected components of {level <= t} that do not reach the
-outside of the picture, their boxes grown by one pixel. Both families change by one pixel at a time when pixels are added in
-the order of their level, components from the highest pixel down and holes from the lowest up, so union-find gives all
-components of all cuts in one pass each.
+A map of integer levels is thresholded at every cut t; the foreground is {level > t}. Its outer contours are
+the 8-connected components of the foreground; the contours of holes are the 4-connected components of {level
+<= t} that do not reach the outside of the picture, their boxes grown by one pixel. Both families change by
+one pixel at a time when pixels are added in the order of their level, components from the highest pixel down
+and holes from the lowest up, so union-find gives all components of all cuts in one pass each.
 
-One order serves both: of equal levels the later pixel is the higher one. A byte for each pixel, its mask, says which of its 8
-neighbours are higher; when holes are grown it is the others that came before. The picture stands in a frame of one pixel
-that is lower than everything and is the outside: background is a hole for as long as it has not met the frame.
+One order serves both: of equal levels the later pixel is the higher one. A byte for each pixel, its mask,
+says which of its 8 neighbours are higher; when holes are grown it is the others that came before. The picture
+stands in a frame of one pixel that is lower than everything and is the outside: background is a hole for as
+long as it has not met the frame.
 
-For boxes few pixels matter. A pixel whose neighbours that came before form exactly one connected group joins the component
-that this group is in, and changes no other. It can extend the component's box to the left or right only if neither vertical
-neighbour came before, and up or down only if neither horizontal one did, for otherwise a pixel in the same column or row is
-there already. All other pixels are skipped; where one is needed, following neighbours that came before leads to a component.
-What a pixel does is one look-up by its mask.
+For boxes few pixels matter. A pixel whose neighbours that came before form exactly one connected group joins
+the component that this group is in, and changes no other. It can extend the component's box to the left or
+right only if neither vertical neighbour came before, and up or down only if neither horizontal one did, for
+otherwise a pixel in the same column or row is there already. All other pixels are skipped; where one is
+needed, following neighbours that came before leads to a component. What a pixel does is one look-up by its mask.
 
-Each component keeps its IoU while its box stays the same: the IoU is worked out only when the box has changed, and is
-written to all the cuts in between at once.
+Each component keeps its IoU while its box stays the same: the IoU is worked out only when the box has
+changed, and is written to all the cuts in between at once.
 
-Functions that are called for every pixel would be the larger part of the time (numba counts references to each array that is
-passed), so calls are made for levels.
+Calls are made for levels: numba counts references to each array passed, so calls for pixels would be slow.
 """
 
 from __future__ import annotations
@@ -32,19 +32,23 @@ from numba import njit
 Rules = Int32[np.ndarray, "256 7"]
 """What a pixel does, by the mask of its neighbours that came before it. The columns:
 
-`MATTERS`: whether it can change a box or the number of components. `COUNT`: how many connected groups those neighbours form.
-`CORNERS`: in how many 2 x 2 cells at least two of the other pixels came before it. Four columns from `GROUPS` on: a neighbour of
-each group; where there is only one group, its neighbours.
+`MATTERS`: whether it can change a box or the number of components. `COUNT`: how many connected groups those
+    neighbours form.
+`CORNERS`: in how many 2 x 2 cells at least two of the other pixels came before it. Four columns from `GROUPS`
+    on: a neighbour of each group; where there is only one group, its neighbours.
 """
 MATTERS, COUNT, CORNERS, GROUPS = 0, 1, 2, 3
 
 Nodes = Int32[np.ndarray, "n 10"]
-"""Components, one for each pixel that has started one; the first, `OUTSIDE`, is in use only when holes are grown. The columns:
+"""Components, one for each pixel that has started one; the first, `OUTSIDE`, is in use only when holes are
+grown. The columns:
 
-`PARENT`: what it is part of, itself for a component. `X0` to `Y1`: its box in the framed picture, ends included. `SEED`: the pixel
-that started it. `FIRST`: its first pixel in a row-wise scan, or a later one of the run that this pixel starts (no pixel of another
-component is between the two). `SIZE`: the sum of `CORNERS`. `CHANGED`: the last level that changed its box or its parent. `SINCE`:
-the level from which on its box has been the same, -1 while no IoU is known.
+`PARENT`: what it is part of, itself for a component. `X0` to `Y1`: its box in the framed picture, ends
+    included. `SEED`: the pixel
+that started it. `FIRST`: its first pixel in a row-wise scan, or a later one of the run that this pixel starts
+    (no pixel of another
+component is between the two). `SIZE`: the sum of `CORNERS`. `CHANGED`: the last level that changed its box or
+    its parent. `SINCE`: the level from which on its box has been the same, -1 while no IoU is known.
 """
 PARENT, X0, Y0, X1, Y1, SEED, FIRST, SIZE, CHANGED, SINCE = range(10)
 OUTSIDE = 0
@@ -69,17 +73,29 @@ def _rules(connectivity: int) -> Rules:
             groups = [group for group in groups if group not in touched] + [{k}.union(*touched)]
         groups = [group for group in groups if group & allowed]
         # The neighbour in the middle of its group first: ways that follow it are the shortest.
-        ordered = [sorted(group, key=lambda k: sum(distance(k, other) for other in group) + _DY[k] ** 2 + _DX[k] ** 2) for group in groups]
+        ordered = [
+            sorted(
+                group, key=lambda k: sum(distance(k, other) for other in group) + _DY[k] ** 2 + _DX[k] ** 2
+            )
+            for group in groups
+        ]
         sides, ends = mask & 0b00011000, mask & 0b01000010
         rules[mask, MATTERS] = len(groups) != 1 or not sides or not ends
         rules[mask, COUNT] = len(groups)
-        rules[mask, CORNERS] = sum((mask >> a & 1) + (mask >> b & 1) + (mask >> c & 1) >= 2 for a, b, c in _CELLS)
+        rules[mask, CORNERS] = sum(
+            (mask >> a & 1) + (mask >> b & 1) + (mask >> c & 1) >= 2 for a, b, c in _CELLS
+        )
         members = [group[0] for group in ordered] if len(groups) != 1 else (ordered[0] * 3)[:3]
         rules[mask, GROUPS : GROUPS + len(members)] = members
     return rules
 
 
-_CELLS = ((0, 1, 3), (1, 2, 4), (3, 5, 6), (4, 6, 7))  # the other three pixels of the 2 x 2 cells that a pixel is in
+_CELLS = (
+    (0, 1, 3),
+    (1, 2, 4),
+    (3, 5, 6),
+    (4, 6, 7),
+)  # the other three pixels of the 2 x 2 cells that a pixel is in
 
 FOUR, EIGHT = _rules(4), _rules(8)
 HOLES = np.ascontiguousarray(FOUR[::-1])
@@ -88,11 +104,18 @@ HOLES = np.ascontiguousarray(FOUR[::-1])
 
 @njit(cache=True, nogil=True)
 def count_passed(
-    values: Float32[np.ndarray, "h w"], taus: Float32[np.ndarray, " t"], reached: bool, levels: UInt[np.ndarray, "h w"]
+    values: Float32[np.ndarray, "h w"],
+    taus: Float32[np.ndarray, " t"],
+    reached: bool,
+    levels: UInt[np.ndarray, "h w"],
 ) -> None:
-    """Fill in how many ascending thresholds lie below each value in [0, 1], with `reached` also those equal to it."""
+    """Fill in how many ascending thresholds lie below each value in [0, 1], with `reached` also those equal
+    to it.
+    """
     steps = 4096  # a power of two: the product with a value and the start of a step are exact
-    below = np.empty(steps + 1, np.int32)  # thresholds passed at the start of a step, at least that many at any value in it
+    below = np.empty(
+        steps + 1, np.int32
+    )  # thresholds passed at the start of a step, at least that many at any value in it
     count = 0
     for step in range(steps + 1):
         while count < len(taus) and (taus[count] < step / steps or (reached and taus[count] == step / steps)):
@@ -109,7 +132,9 @@ def count_passed(
 
 @njit(cache=True, nogil=True)
 def framed(levels: UInt[np.ndarray, "h w"]) -> tuple[UInt[np.ndarray, "fh fw"], UInt8[np.ndarray, "fh fw"]]:
-    """The picture in a frame of one pixel, (H + 2, W + 2), and the mask of every pixel; the frame is lower than any pixel."""
+    """The picture in a frame of one pixel, (H + 2, W + 2), and the mask of every pixel; the frame is lower
+    than any pixel.
+    """
     height, width = levels.shape
     picture = np.zeros((height + 2, width + 2), levels.dtype)
     for y in range(height):
@@ -120,12 +145,16 @@ def framed(levels: UInt[np.ndarray, "h w"]) -> tuple[UInt[np.ndarray, "fh fw"], 
 
 @njit(cache=True, nogil=True)
 def higher_neighbours(picture: UInt[np.ndarray, "fh fw"]) -> UInt8[np.ndarray, "fh fw"]:
-    """The mask of every pixel of a framed picture: the neighbours that are higher, of equal levels the later ones."""
+    """The mask of every pixel of a framed picture: the neighbours that are higher, of equal levels the later
+    ones.
+    """
     height, width = picture.shape
     masks = np.zeros((height, width), np.uint8)
     for y in range(1, height - 1):
         above, row, below, out = picture[y - 1], picture[y], picture[y + 1], masks[y]
-        for x in range(width - 2):  # counted from 0, so that no index can be negative and the loop becomes vector instructions
+        for x in range(
+            width - 2
+        ):  # counted from 0, so that no index can be negative and the loop becomes vector instructions
             level = row[x + 1]
             out[x + 1] = (
                 (above[x] > level)
@@ -145,9 +174,14 @@ def higher_neighbours(picture: UInt[np.ndarray, "fh fw"]) -> UInt8[np.ndarray, "
 
 @njit(cache=True, nogil=True)
 def sort_pixels(
-    picture: UInt[np.ndarray, "fh fw"], masks: UInt8[np.ndarray, "fh fw"], top: int, chosen: Int32[np.ndarray, "256"]
+    picture: UInt[np.ndarray, "fh fw"],
+    masks: UInt8[np.ndarray, "fh fw"],
+    top: int,
+    chosen: Int32[np.ndarray, "256"],
 ) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " u"]]:
-    """Pixels of chosen masks, lowest first, as indices into the flat framed picture, and where each level starts (top + 2,)."""
+    """Pixels of chosen masks, lowest first, as indices into the flat framed picture, and where each level
+    starts (top + 2,).
+    """
     height, width = picture.shape
     found = np.empty((height - 2) * (width - 2) + 1, np.int32)
     n = 0
@@ -183,8 +217,12 @@ def with_offsets(rules: Rules, width: int) -> Rules:
 
 
 @njit(cache=True, nogil=True)
-def new_forest(height: int, width: int, pixels: int) -> tuple[Int32[np.ndarray, " p"], Nodes, Int32[np.ndarray, " n"]]:
-    """What so many pixels of a framed picture are added to: the node of each pixel (-1: not known), nodes, room for a list of nodes."""
+def new_forest(
+    height: int, width: int, pixels: int
+) -> tuple[Int32[np.ndarray, " p"], Nodes, Int32[np.ndarray, " n"]]:
+    """What so many pixels of a framed picture are added to: the node of each pixel (-1: not known), nodes,
+    room for a list of nodes.
+    """
     most = 1 + min(pixels, height * width // 2)  # neighbours do not both start a component
     nodes = np.empty((most, 10), np.int32)
     nodes[OUTSIDE, PARENT], nodes[OUTSIDE, CHANGED] = OUTSIDE, -1
@@ -209,14 +247,16 @@ def add_pixels(
 ) -> tuple[int, int]:
     """Add the pixels of one level, in their order, to the components.
 
-    Returns how many nodes there are now, `used` of which there were, and how many are listed in `changed`: those that were
-    started, whose box has grown, or that have joined another.
+    Returns how many nodes there are now, `used` of which there were, and how many are listed in `changed`:
+    those that were started, whose box has grown, or that have joined another.
     """
     n_changed = 0
     for i in range(first, last):
         pixel = order[i]
         mask = flat_masks[pixel]
-        if not rules[mask, MATTERS]:  # one group of neighbours, a known node, because now all pixels are added: the below in short
+        if not rules[
+            mask, MATTERS
+        ]:  # one group of neighbours, a known node, because now all pixels are added: the below in short
             node = node_of[pixel + rules[mask, GROUPS]]
             while nodes[node, PARENT] != node:
                 nodes[node, PARENT] = nodes[nodes[node, PARENT], PARENT]
@@ -262,7 +302,12 @@ def add_pixels(
         if root == -1:
             root = used
             used += 1
-            nodes[root, PARENT], nodes[root, SEED], nodes[root, FIRST], nodes[root, SIZE] = root, pixel, pixel, 0
+            nodes[root, PARENT], nodes[root, SEED], nodes[root, FIRST], nodes[root, SIZE] = (
+                root,
+                pixel,
+                pixel,
+                0,
+            )
             nodes[root, X0], nodes[root, Y0], nodes[root, X1], nodes[root, Y1] = x0, y0, x1, y1
             nodes[root, CHANGED], nodes[root, SINCE] = level, -1
             changed[n_changed] = root
@@ -309,9 +354,41 @@ def best_of_components(
     flat, used, n = masks.ravel(), 1, len(order)
     for level in range(top, -1, -1):
         first, last = n - start[level + 1], n - start[level]
-        used, n_changed = add_pixels(order, first, last, level, flat, width, rules, node_of, nodes, used, changed)
-        _rate(changed, n_changed, level, nodes, 0, truth, areas, one, end, clip, width - 3, height - 3, iou, best)
-    _rate(np.arange(1, used), used - 1, -1, nodes, 0, truth, areas, one, end, clip, width - 3, height - 3, iou, best)
+        used, n_changed = add_pixels(
+            order, first, last, level, flat, width, rules, node_of, nodes, used, changed
+        )
+        _rate(
+            changed,
+            n_changed,
+            level,
+            nodes,
+            0,
+            truth,
+            areas,
+            one,
+            end,
+            clip,
+            width - 3,
+            height - 3,
+            iou,
+            best,
+        )
+    _rate(
+        np.arange(1, used),
+        used - 1,
+        -1,
+        nodes,
+        0,
+        truth,
+        areas,
+        one,
+        end,
+        clip,
+        width - 3,
+        height - 3,
+        iou,
+        best,
+    )
     return best
 
 
@@ -325,9 +402,11 @@ def best_of_holes(
     end: int,
     clip: bool,
 ) -> tuple[Float64[np.ndarray, " u"], UInt[np.ndarray, "fh fw"]]:
-    """The same for the holes of {level > t}, 0 where there is none; and the picture with the holes of every cut filled.
+    """The same for the holes of {level > t}, 0 where there is none; and the picture with the holes of every
+    cut filled.
 
-    A pixel of the filled picture has the lowest level t at which background, {level <= t}, connects it to the outside.
+    A pixel of the filled picture has the lowest level t at which background, {level <= t}, connects it to the
+    outside.
     """
     height, width = picture.shape
     order, start = sort_pixels(picture, masks, top, HOLES[:, MATTERS].copy())
@@ -341,8 +420,25 @@ def best_of_holes(
     flat_filled = filled.ravel()
     flat, used = masks.ravel(), 1
     for level in range(top + 1):
-        used, n_changed = add_pixels(order, start[level], start[level + 1], level, flat, width, rules, node_of, nodes, used, changed)
-        _rate(changed, n_changed, level, nodes, 1, truth, areas, one, end, clip, width - 3, height - 3, iou, best)
+        used, n_changed = add_pixels(
+            order, start[level], start[level + 1], level, flat, width, rules, node_of, nodes, used, changed
+        )
+        _rate(
+            changed,
+            n_changed,
+            level,
+            nodes,
+            1,
+            truth,
+            areas,
+            one,
+            end,
+            clip,
+            width - 3,
+            height - 3,
+            iou,
+            best,
+        )
         _fill(changed, n_changed, level, nodes, flat_filled, width, stack)
     return best, filled
 
@@ -354,12 +450,17 @@ def _rate(changed, n_changed, level, nodes, margin, truth, areas, one, end, clip
         node = changed[i]
         since = nodes[node, SINCE]
         if since >= 0:
-            for row in range(min(since, level) + 1, max(since, level) + 1):  # cuts level .. since - 1, for holes since .. level - 1
+            for row in range(
+                min(since, level) + 1, max(since, level) + 1
+            ):  # cuts level .. since - 1, for holes since .. level - 1
                 best[row] = max(best[row], iou[node])
         nodes[node, SINCE] = level if nodes[node, PARENT] == node else -1
         if nodes[node, SINCE] < 0:
             continue
-        x0, y0 = nodes[node, X0] - 1 - margin, nodes[node, Y0] - 1 - margin  # the frame is not part of the numbers
+        x0, y0 = (
+            nodes[node, X0] - 1 - margin,
+            nodes[node, Y0] - 1 - margin,
+        )  # the frame is not part of the numbers
         x1, y1 = nodes[node, X1] - 1 + margin + end, nodes[node, Y1] - 1 + margin + end
         if clip:
             x1, y1 = min(x1, last_x), min(y1, last_y)

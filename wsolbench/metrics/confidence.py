@@ -1,11 +1,12 @@
 """Bootstrap over images: intervals of any metric, and the paired comparison of two runs.
 
-A metric is two steps: a mean over images of per-image rows (hits at each threshold, pixel counts, ...), the *rates*; and a
-function of the rates (best threshold, average precision, ...). Only the first step is repeated for each resample, and it is
-one matrix product: counts of how often each image was drawn x rows. Images come in blocks, whose draws can be made without
-those of the others, so a bootstrap needs the rows of one block at a time, and one set of draws serves all metrics. All
-products are of whole numbers that the floating type holds exactly: how the rows are cut and the number of threads cannot
-change a bit.
+A metric is two steps: a mean over images of per-image rows (hits at each threshold, pixel counts, ...), the
+    *rates*; and a function of the rates (best threshold, average precision, ...). Only the first step is
+    repeated for each resample, and it is
+one matrix product: counts of how often each image was drawn x rows. Images come in blocks, whose draws can be
+    made without those of the others, so a bootstrap needs the rows of one block at a time, and one set of
+    draws serves all metrics. All products are of whole numbers that the floating type holds exactly: how the
+    rows are cut and the number of threads cannot change a bit.
 
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993: percentile interval (chapter 13).
 """
@@ -23,7 +24,9 @@ from wsolbench.exceptions import DataError, UsageError
 from wsolbench.metrics.row_blocks import RowBlock, WholeRows, aligned
 
 Rows = Shaped[np.ndarray, "n s"]
-"""One row of numbers for each image: whole numbers or booleans, used exactly, or floats, rounded to images x 2^-52 of the largest."""
+"""One row of numbers for each image: whole numbers or booleans, used exactly, or floats, rounded to images x
+2^-52 of the largest.
+"""
 
 Rates = Float64[np.ndarray, "_ _"]
 """Means over images of each column of a table, one row for each resample."""
@@ -78,11 +81,11 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile interval of `value(mean of rows over images)` over resamples of the images.
 
-    With `groups` (the class of each image) the rates are the mean over groups of each group's resampled mean; see
-    `Bootstrap.rates`. Results depend on the rows and the seed alone.
+    With `groups` (the class of each image) the rates are the mean over groups of each group's resampled mean;
+    see `Bootstrap.rates`. Results depend on the rows and the seed alone.
 
-    Raises `UsageError` on empty or non-finite rows, integers too large to add exactly and settings that mean nothing,
-    `DataError` when the metric is undefined (not finite) in a resample, and whatever `value` raises.
+    Raises `UsageError` on empty or non-finite rows, integers too large to add exactly and settings that mean
+    nothing, `DataError` when the metric is undefined (not finite) in a resample, and whatever `value` raises.
 
     >>> rows = np.array([[1], [0], [1], [1]])
     >>> interval = bootstrap_interval(rows, lambda rates: rates[:, 0], seed=1)
@@ -111,13 +114,18 @@ def paired_difference(
     `bootstrap_interval`, and `UsageError` when the runs have different numbers of images.
     """
     if len(rows_a) != len(rows_b):
-        raise UsageError(f"paired comparison of {len(rows_a)} with {len(rows_b)} images; both runs must have scored the same images")
+        raise UsageError(
+            f"paired comparison of {len(rows_a)} with {len(rows_b)} images; both runs must have scored the "
+            "same images"
+        )
     bootstrap = Bootstrap(len(rows_a), n_resamples=n_resamples, level=level, seed=seed)
     blocks, scale = within_unit(rows_a, rows_b)
     both = [groups, groups]
     a, b = (_defined(value(rates * scale)) for rates in bootstrap.rates(blocks, both))
     interval = bootstrap.interval(a - b)
-    point_a, point_b = (float(_defined(value(means[None] * scale))[0]) for means in bootstrap.means(blocks, both))
+    point_a, point_b = (
+        float(_defined(value(means[None] * scale))[0]) for means in bootstrap.means(blocks, both)
+    )
     return PairedDifference(
         difference=point_a - point_b,
         low=interval.low,
@@ -131,7 +139,8 @@ def paired_difference(
 
 
 def sign_p_value(differences: Float64[np.ndarray, " r"]) -> float:
-    """Two-sided p-value of resampled differences: twice the smaller of the shares that are <= 0 and that are >= 0.
+    """Two-sided p-value of resampled differences: twice the smaller of the shares that are <= 0 and that are
+    >= 0.
 
     Counts and the number of resamples are raised by one, so it is never 0; at most 1.
     """
@@ -140,7 +149,8 @@ def sign_p_value(differences: Float64[np.ndarray, " r"]) -> float:
 
 
 def mean_rates(rows: Rows, *, groups: Integer[np.ndarray, " n"] | None = None) -> Float64[np.ndarray, " s"]:
-    """The rates of the images themselves: mean over images, or with `groups` the mean over groups of each group's mean.
+    """The rates of the images themselves: mean over images, or with `groups` the mean over groups of each
+    group's mean.
 
     Raises `UsageError` without an image and on rows that `bootstrap_interval` refuses.
 
@@ -153,13 +163,17 @@ def mean_rates(rows: Rows, *, groups: Integer[np.ndarray, " n"] | None = None) -
 
 
 def resampling_weights(n: int, n_resamples: int, seed: int = 0) -> Iterator[UInt16[np.ndarray, "r b"]]:
-    """How often each of `n` images is drawn in each resample: one array (resamples, images) for each `BLOCK` images.
+    """How often each of `n` images is drawn in each resample: one array (resamples, images) for each `BLOCK`
+    images.
 
-    A resample is n draws of one of n images. How many of them fall into each block is one multinomial draw; within a block
-    they are uniform, from a generator of the block's own. A larger `n_resamples` adds rows and leaves the others as they are.
+    A resample is n draws of one of n images. How many of them fall into each block is one multinomial draw;
+    within a block they are uniform, from a generator of the block's own. A larger `n_resamples` adds rows and
+    leaves the others as they are.
     """
     sizes = np.diff([*range(0, n, BLOCK), n])
-    per_block = np.random.Generator(np.random.PCG64(seed)).multinomial(n, sizes / n, size=n_resamples)  # (r, blocks)
+    per_block = np.random.Generator(np.random.PCG64(seed)).multinomial(
+        n, sizes / n, size=n_resamples
+    )  # (r, blocks)
     for block, size in enumerate(sizes.tolist()):
         generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(block,))))
         ends = np.cumsum(per_block[:, block])
@@ -171,7 +185,8 @@ def resampling_weights(n: int, n_resamples: int, seed: int = 0) -> Iterator[UInt
 
 
 class Bootstrap:
-    """The resamples of `n` images: rates of any number of tables that come block by block, and intervals of metrics of them.
+    """The resamples of `n` images: rates of any number of tables that come block by block, and intervals of
+    metrics of them.
 
     >>> bootstrap = Bootstrap(4, seed=1)
     >>> blocks = [[np.array([[1], [0]])], [np.array([[1], [1]])]]
@@ -183,25 +198,32 @@ class Bootstrap:
     def __init__(self, n: int, *, n_resamples: int = 1000, level: float = 0.95, seed: int = 0) -> None:
         """Raises `UsageError` on settings that mean nothing."""
         if n < 1:
-            raise UsageError("no image, so a mean is undefined and there is nothing to resample; score at least one")
+            raise UsageError(
+                "no image, so a mean is undefined and there is nothing to resample; score at least one"
+            )
         if n_resamples < 1 or not 0.0 < level < 1.0:
-            raise UsageError(f"bootstrap with {n_resamples} resamples at level {level}; expected at least 1 and a level between 0 and 1")
+            raise UsageError(
+                f"bootstrap with {n_resamples} resamples at level {level}; expected at least 1 and a level "
+                "between 0 and 1"
+            )
         if seed < 0:
             raise UsageError(f"bootstrap with seed {seed}; expected a whole number, 0 or larger")
         self.n, self.n_resamples, self.level, self.seed = n, n_resamples, level, seed
 
-    def rates(self, blocks: Iterable[Sequence[RowBlock]], groups: Sequence[Integer[np.ndarray, " n"] | None]) -> list[Rates]:
+    def rates(
+        self, blocks: Iterable[Sequence[RowBlock]], groups: Sequence[Integer[np.ndarray, " n"] | None]
+    ) -> list[Rates]:
         """Resampled rates (n_resamples, s_k) of every table k, with the same resamples for all.
 
-        Args:
-            blocks: for consecutive runs of images, of any lengths, one array (m, s_k) for each table; n images in all.
-            groups: for each table None (rates are means over images), or the class of each image: rates are then the mean
-                over classes of each class's resampled mean. A class of which a resample draws no image is left out of it.
-                Classes weigh alike up to the rounding of 1 / (images drawn of the class): a relative 2^-44 x classes x
-                images drawn, some 3e-9 for a thousand classes of fifty images.
+        Args: blocks: for consecutive runs of images, of any lengths, one array (m, s_k) for each table; n
+            images in all. groups: for each table None (rates are means over images), or the class of each
+            image: rates are then the mean
+                over classes of each class's resampled mean. A class of which a resample draws no image is
+                left out of it. Classes weigh alike up to the rounding of 1 / (images drawn of the class): a
+                relative 2^-44 x classes x images drawn, some 3e-9 for a thousand classes of fifty images.
 
-        Holds the rows of some `BLOCK` images at a time. Raises `UsageError` on integers too large to add exactly, on floats
-        outside of [-1, 1], and on blocks that do not fit each other, `n` or `groups`.
+        Holds the rows of some `BLOCK` images at a time. Raises `UsageError` on integers too large to add
+        exactly, on floats outside of [-1, 1], and on blocks that do not fit each other, `n` or `groups`.
         """
         groupings = _groupings(groups, self.n)
         class_weights = self._class_weights([codes for _, codes in groupings])
@@ -235,7 +257,9 @@ class Bootstrap:
             stop = start + len(rows[0])
             for (tables, codes), count in zip(groupings, counts, strict=True):
                 for table in tables:
-                    sums[table] = sums[table] + _class_sums(rows[table], None if codes is None else codes[start:stop], len(count))
+                    sums[table] = sums[table] + _class_sums(
+                        rows[table], None if codes is None else codes[start:stop], len(count)
+                    )
             start = stop
         means = [np.empty(0) for _ in groups]
         for (tables, _), count in zip(groupings, counts, strict=True):
@@ -244,10 +268,14 @@ class Bootstrap:
         return means
 
     def interval(self, values: Float64[np.ndarray, " r"]) -> Interval:
-        """Percentile interval of a metric from its values in the resamples. Raises `DataError` where one is not finite."""
+        """Percentile interval of a metric from its values in the resamples. Raises `DataError` where one is
+        not finite.
+        """
         tail = (1.0 - self.level) / 2.0
         low, high = np.quantile(_defined(values), [tail, 1.0 - tail])
-        return Interval(low=float(low), high=float(high), level=self.level, n_resamples=self.n_resamples, seed=self.seed)
+        return Interval(
+            low=float(low), high=float(high), level=self.level, n_resamples=self.n_resamples, seed=self.seed
+        )
 
     def _class_weights(self, groupings: Sequence[_Codes | None]) -> list[_ClassWeights | None]:
         """What an image drawn weighs under each grouping; one pass over the draws where there is any."""
@@ -259,23 +287,34 @@ class Bootstrap:
                         of_block = codes[block * BLOCK : (block + 1) * BLOCK]
                         for row, images in enumerate(weights):
                             counts[row] += np.bincount(of_block, images, minlength=counts.shape[1])
-        return [None if codes is None else _ClassWeights(codes, counts) for codes, counts in zip(groupings, drawn, strict=True)]
+        return [
+            None if codes is None else _ClassWeights(codes, counts)
+            for codes, counts in zip(groupings, drawn, strict=True)
+        ]
 
 
 class _ClassWeights:
-    """Weights that make every class of a resample count alike: whole numbers near 2^k / (images drawn of the class)."""
+    """Weights that make every class of a resample count alike: whole numbers near 2^k / (images drawn of the
+    class).
+    """
 
     def __init__(self, codes: _Codes, drawn: Float64[np.ndarray, "r g"]) -> None:
         self.codes = codes
-        # Over all images drawn they add up to at most classes x 2^k, which with `_DIGIT` bits of the rows stays below 2^53.
+        # Over all images drawn they add up to at most classes x 2^k, which with `_DIGIT` bits of the rows
+        # stays below 2^53.
         scale = 2.0 ** (53 - _DIGIT - drawn.shape[1].bit_length())
-        self.per_draw: Float64[np.ndarray, "r g"] = np.floor(np.divide(scale, drawn, out=np.zeros_like(drawn), where=drawn > 0))
-        # A mean is divided by what the weights add up to, not by classes x 2^k: it never leaves the range of the rows.
+        self.per_draw: Float64[np.ndarray, "r g"] = np.floor(
+            np.divide(scale, drawn, out=np.zeros_like(drawn), where=drawn > 0)
+        )
+        # A mean is divided by what the weights add up to, not by classes x 2^k: it never leaves the range of
+        # the rows.
         self.total: Float64[np.ndarray, " r"] = (self.per_draw * drawn).sum(axis=1)
 
     def of_block(self, block: int, drawn: UInt16[np.ndarray, "r b"]) -> Float64[np.ndarray, "r b"]:
         """Weight of each image of a block: draws x weight of a draw."""
-        return np.asarray(np.take(self.per_draw, self.codes[block * BLOCK : (block + 1) * BLOCK], axis=1) * drawn)
+        return np.asarray(
+            np.take(self.per_draw, self.codes[block * BLOCK : (block + 1) * BLOCK], axis=1) * drawn
+        )
 
 
 class _Sum:
@@ -299,13 +338,15 @@ class _Sum:
 def _add_drawn(sums: Sequence[_Sum], drawn: UInt16[np.ndarray, "r b"], tables: Sequence[RowBlock]) -> None:
     """Add draws x rows (whole numbers) of each table to its sum.
 
-    In float32, twice as fast, where that is exact: a sum of non-negative numbers that comes out below 2^24 was below it all
-    along. The other columns are made in float64.
+    In float32, twice as fast, where that is exact: a sum of non-negative numbers that comes out below 2^24
+    was below it all along. The other columns are made in float64.
     """
     single, double = drawn.astype(np.float32), drawn.astype(np.float64)
     narrow = [index for index, table in enumerate(tables) if table.dtype.kind in "ui" and table.min() >= 0]
     if narrow:
-        columns = np.concatenate([tables[index] for index in narrow], axis=1, dtype=np.float32, casting="unsafe")
+        columns = np.concatenate(
+            [tables[index] for index in narrow], axis=1, dtype=np.float32, casting="unsafe"
+        )
         ends = np.cumsum([tables[index].shape[1] for index in narrow])
         for index, product in zip(narrow, np.split(single @ columns, ends[:-1], axis=1), strict=True):
             wide = product.max(axis=0) >= 2.0**24
@@ -337,7 +378,9 @@ def _class_sums(table: RowBlock, codes: _Codes | None, n_classes: int) -> Float6
     return sums
 
 
-def _groupings(groups: Sequence[Integer[np.ndarray, " n"] | None], n: int) -> list[tuple[list[int], _Codes | None]]:
+def _groupings(
+    groups: Sequence[Integer[np.ndarray, " n"] | None], n: int
+) -> list[tuple[list[int], _Codes | None]]:
     """Tables that are given the same array of groups, and these groups numbered from 0."""
     tables: dict[int, list[int]] = {}
     for table, labels in enumerate(groups):
@@ -345,11 +388,16 @@ def _groupings(groups: Sequence[Integer[np.ndarray, " n"] | None], n: int) -> li
             raise UsageError(f"groups of shape {np.shape(labels)} for {n} images; expected ({n},)")
         tables.setdefault(id(labels), []).append(table)
     found = [(members, groups[members[0]]) for members in tables.values()]
-    return [(members, None if labels is None else np.unique(labels, return_inverse=True)[1].reshape(-1)) for members, labels in found]
+    return [
+        (members, None if labels is None else np.unique(labels, return_inverse=True)[1].reshape(-1))
+        for members, labels in found
+    ]
 
 
 def within_unit(*runs: Rows) -> tuple[list[list[Rows]], float]:
-    """Runs as one block; where they hold floats, divided by the power of two that just brings them into [-1, 1]. And that power."""
+    """Runs as one block; where they hold floats, divided by the power of two that just brings them into [-1,
+    1]. And that power.
+    """
     tables = [np.asarray(rows) for rows in runs]
     if not any(rows.dtype.kind == "f" for rows in tables):
         return [tables], 1.0
@@ -363,5 +411,8 @@ def within_unit(*runs: Rows) -> tuple[list[list[Rows]], float]:
 def _defined(values: Float64[np.ndarray, " r"]) -> Float64[np.ndarray, " r"]:
     values = np.asarray(values, dtype=np.float64)
     if not np.isfinite(values).all():
-        raise DataError(f"the metric is undefined in {int((~np.isfinite(values)).sum())} of {values.size} resamples; it has no interval")
+        raise DataError(
+            f"the metric is undefined in {int((~np.isfinite(values)).sum())} of {values.size} resamples; "
+            "it has no interval"
+        )
     return values

@@ -4,7 +4,8 @@ The tests are made in this order, on the one box of the top-1 class, with the cu
 
 1. `cls`: the class is wrong.
 2. `right`: IoU > `error_iou` with the best true box (highest IoU; the first of equal ones).
-3. `m_ins`: more than one true box has IoG > `error_multi_iog`. No look at the class or at IoB, so one box over two objects ends here.
+3. `m_ins`: more than one true box has IoG > `error_multi_iog`. No look at the class or at IoB, so one box
+    over two objects ends here.
 4. `part`: IoB > `error_part_iob` with the best true box.
 5. `more`: IoG >= `error_more_iog` with the best true box.
 6. `other`.
@@ -34,21 +35,29 @@ _RIGHT, _CLS, _M_INS, _PART, _MORE, _OTHER = range(len(ERROR_NAMES))
 
 
 def localization_error(
-    box: Num[np.ndarray, " 4"], true_boxes: Num[np.ndarray, "r 4"], *, class_correct: bool, protocol: EvalProtocol
+    box: Num[np.ndarray, " 4"],
+    true_boxes: Num[np.ndarray, "r 4"],
+    *,
+    class_correct: bool,
+    protocol: EvalProtocol,
 ) -> ErrorName:
     """Category of one predicted box (4,) against the true boxes (R, 4), both in the numbers of the protocol.
 
     Raises `DataError` for broken boxes and where there is no true box.
 
-    >>> localization_error(np.array([0, 0, 3, 3]), np.array([[0, 0, 9, 9]]), class_correct=True, protocol=EvalProtocol.preset("spa"))
+    >>> localization_error(np.array([0, 0, 3, 3]), np.array([[0, 0, 9, 9]]), class_correct=True,
+        protocol=EvalProtocol.preset("spa"))
     'part'
     """
     code = error_codes(np.asarray(box)[None], true_boxes, protocol)[0]
     return ERROR_NAMES[code] if class_correct else "cls"
 
 
-def error_codes(boxes: Num[np.ndarray, "t 4"], true_boxes: Num[np.ndarray, "r 4"], protocol: EvalProtocol) -> UInt8[np.ndarray, " t"]:
-    """Codes (T,) of boxes (T, 4) against the true boxes (R, 4) of one image, as if its class were right: never `cls`.
+def error_codes(
+    boxes: Num[np.ndarray, "t 4"], true_boxes: Num[np.ndarray, "r 4"], protocol: EvalProtocol
+) -> UInt8[np.ndarray, " t"]:
+    """Codes (T,) of boxes (T, 4) against the true boxes (R, 4) of one image, as if its class were right:
+    never `cls`.
 
     Raises as `localization_error`.
     """
@@ -56,7 +65,10 @@ def error_codes(boxes: Num[np.ndarray, "t 4"], true_boxes: Num[np.ndarray, "r 4"
     predicted = check_boxes(boxes, plus_one=plus_one, what="predicted boxes")
     truth = check_boxes(true_boxes, plus_one=plus_one, what="true boxes")
     if len(truth) == 0:
-        raise DataError("there is no true box, so the error category is undefined; leave the image out of the error breakdown")
+        raise DataError(
+            "there is no true box, so the error category is undefined; leave the image out of the error "
+            "breakdown"
+        )
     if protocol.gt_boxes == "first":
         truth = truth[:1]
     # From threshold to threshold the box is often the same.
@@ -88,14 +100,25 @@ class ErrorBreakdown:
     def __init__(self, protocol: EvalProtocol) -> None:
         self.protocol = protocol
         self.n = 0
-        self._counts: Int64[np.ndarray, "6 t"] = np.zeros((len(ERROR_NAMES), len(protocol.taus)), dtype=np.int64)
+        self._counts: Int64[np.ndarray, "6 t"] = np.zeros(
+            (len(ERROR_NAMES), len(protocol.taus)), dtype=np.int64
+        )
 
     def update(self, codes: Integer[np.ndarray, " t"], class_correct: bool) -> None:
-        """Count one image: `codes` (T,) from `error_codes` of its boxes at every threshold. Raises `DataError` on another shape or code."""
+        """Count one image: `codes` (T,) from `error_codes` of its boxes at every threshold. Raises
+        `DataError` on another shape or code.
+        """
         codes = np.asarray(codes)
         n_taus = self._counts.shape[1]
-        if codes.shape != (n_taus,) or not np.issubdtype(codes.dtype, np.integer) or not np.isin(codes, range(len(ERROR_NAMES))).all():
-            raise DataError(f"error codes of shape {codes.shape} and dtype {codes.dtype}; expected ({n_taus},) integers from 0 to 5")
+        if (
+            codes.shape != (n_taus,)
+            or not np.issubdtype(codes.dtype, np.integer)
+            or not np.isin(codes, range(len(ERROR_NAMES))).all()
+        ):
+            raise DataError(
+                f"error codes of shape {codes.shape} and dtype {codes.dtype}; expected ({n_taus},) "
+                "integers from 0 to 5"
+            )
         self._counts[codes if class_correct else _CLS, np.arange(n_taus)] += 1
         self.n += 1
 
@@ -103,16 +126,21 @@ class ErrorBreakdown:
         """Add the counts of `other`. Raises `UsageError` when its protocol differs."""
         if self.protocol != other.protocol:
             raise UsageError(
-                f"error breakdowns of protocols {self.protocol.name!r} and {other.protocol.name!r} do not merge: a field differs"
+                f"error breakdowns of protocols {self.protocol.name!r} and {other.protocol.name!r} do not "
+                "merge: a field differs"
             )
         self._counts += other._counts
         self.n += other.n
 
     def compute(self, tau_index: int) -> ErrorBreakdownResult:
-        """Shares at `protocol.taus[tau_index]`. Raises `UsageError` for an index outside the grid or when no image was counted."""
+        """Shares at `protocol.taus[tau_index]`. Raises `UsageError` for an index outside the grid or when no
+        image was counted.
+        """
         if self.n == 0:
             raise UsageError("the error breakdown has seen no image; update it first")
         if not 0 <= tau_index < self._counts.shape[1]:
             raise UsageError(f"threshold index {tau_index}; expected 0 to {self._counts.shape[1] - 1}")
         shares = self._counts[:, tau_index] / self.n
-        return ErrorBreakdownResult(fractions={name: float(share) for name, share in zip(ERROR_NAMES, shares, strict=True)}, n=self.n)
+        return ErrorBreakdownResult(
+            fractions={name: float(share) for name, share in zip(ERROR_NAMES, shares, strict=True)}, n=self.n
+        )

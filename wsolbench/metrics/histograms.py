@@ -1,4 +1,6 @@
-"""Pixel counts of one score map by score and by 8-bit level, object and background apart, from one pass over it (numba)."""
+"""Pixel counts of one score map by score and by 8-bit level, object and background apart, from one pass over
+it (numba).
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,18 @@ _CELLS = 4096
 
 
 def histograms(
-    score_map: UnitMap, mask: Bool[np.ndarray, "h w"], ignore: Bool[np.ndarray, "h w"] | None, protocol: EvalProtocol
+    score_map: UnitMap,
+    mask: Bool[np.ndarray, "h w"],
+    ignore: Bool[np.ndarray, "h w"] | None,
+    protocol: EvalProtocol,
 ) -> tuple[Int64[np.ndarray, "2 bins"], Int64[np.ndarray, "2 256"]]:
-    """Pixel counts of one image by score, for PxAP, and by 8-bit level, for Peak-IoU: row 0 object pixels, row 1 background.
+    """Pixel counts of one image by score, for PxAP, and by 8-bit level, for Peak-IoU: row 0 object pixels,
+    row 1 background.
 
-    Bin i of the first holds scores in [edge_i, edge_(i+1)); the edges are 0 (where the protocol's thresholds start higher),
-    the thresholds, 1, 2 and 3, compared in float64. Scores lie in [0, 1], or are 8-bit levels that stand for level / 255. In
-    the second a float score has the level trunc(255 x score), the product in float64. Pixels of `ignore` outside of the
-    object do not count.
+    Bin i of the first holds scores in [edge_i, edge_(i+1)); the edges are 0 (where the protocol's thresholds
+    start higher), the thresholds, 1, 2 and 3, compared in float64. Scores lie in [0, 1], or are 8-bit levels
+    that stand for level / 255. In the second a float score has the level trunc(255 x score), the product in
+    float64. Pixels of `ignore` outside of the object do not count.
 
     Raises `DataError` when the shapes differ, a mask is not boolean, or a score is not a number in [0, 1].
     """
@@ -39,14 +45,20 @@ def histograms(
     if scores.dtype == np.uint8:
         _count_levels(scores.ravel(), is_object, ignored, level)
         np.add.at(pixel.T, binning.of_level, level.T)
-    elif not _count_scores(scores.ravel(), is_object, ignored, binning.edges, binning.of_cell, binning.steps, pixel, level):
-        raise DataError(f"scores must lie in [0, 1], got {scores.min():g} to {scores.max():g}; normalise the map first")
+    elif not _count_scores(
+        scores.ravel(), is_object, ignored, binning.edges, binning.of_cell, binning.steps, pixel, level
+    ):
+        raise DataError(
+            f"scores must lie in [0, 1], got {scores.min():g} to {scores.max():g}; normalise the map first"
+        )
     return pixel, level
 
 
 @dataclass(frozen=True)
 class Binning:
-    """Exact bins without a search: the bin at which a score's cell starts, then a step over each edge inside the cell."""
+    """Exact bins without a search: the bin at which a score's cell starts, then a step over each edge inside
+    the cell.
+    """
 
     edges: Float64[np.ndarray, " edges"]
     of_level: Int64[np.ndarray, " 256"]
@@ -99,7 +111,10 @@ def _count_scores(
 
 @njit(cache=True, nogil=True)
 def _count_levels(
-    scores: UInt8[np.ndarray, " p"], is_object: Bool[np.ndarray, " p"], ignored: Bool[np.ndarray, " i"], level: Int64[np.ndarray, "2 256"]
+    scores: UInt8[np.ndarray, " p"],
+    is_object: Bool[np.ndarray, " p"],
+    ignored: Bool[np.ndarray, " i"],
+    level: Int64[np.ndarray, "2 256"],
 ) -> None:
     """Fill in the counts of an 8-bit map."""
     for p in range(scores.size):

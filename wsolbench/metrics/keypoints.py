@@ -1,7 +1,8 @@
 """Key-point distance: how far part proposals are from the nearest annotated part.
 
-Idea: SSANET (Figure 4 plots the distance of the four best proposals to the nearest of the 15 key points of CUB, without
-units or rules); everything else here is a decision of this project. Coordinates are continuous pixels of the square network
+Idea: SSANET (Figure 4 plots the distance of the four best proposals to the nearest of the 15 key points of
+    CUB, without units or rules); everything else here is a decision of this project. Coordinates are
+    continuous pixels of the square network
 input of side S: boxes xyxy, key points and the true box brought there by the geometry of the image.
 """
 
@@ -25,7 +26,9 @@ REFERENCE_SIDE = 448
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDistances:
-    """One image; row j is its j-th box in score order. Rows where `real` is False were padded and count nowhere."""
+    """One image; row j is its j-th box in score order. Rows where `real` is False were padded and count
+    nowhere.
+    """
 
     px: Float64[np.ndarray, " k"]
     """Distance from the box centre to the nearest visible point, in pixels of a 448 input."""
@@ -40,7 +43,9 @@ class ImageDistances:
 
 @dataclass(frozen=True, kw_only=True)
 class KeypointDistanceResult:
-    """What `KeypointDistance.compute` gives. Per slot j of the score order; None where no image has a real j-th box."""
+    """What `KeypointDistance.compute` gives. Per slot j of the score order; None where no image has a real
+    j-th box.
+    """
 
     px: float
     """Mean over the slots of `slot_px`, in pixels of a 448 input."""
@@ -72,15 +77,17 @@ def keypoint_distance(
     padded: Bool[np.ndarray, " k"] | None = None,
     frame: Literal["inside", "all"] = "inside",
 ) -> ImageDistances | None:
-    """Distances of the boxes' centres (unclipped) to the nearest visible key point; None when no point is visible.
+    """Distances of the boxes' centres (unclipped) to the nearest visible key point; None when no point is
+    visible.
 
-    `boxes` (K, 4) in score order, `key_points` (P, 3) rows (x, y, visible) and `true_box` (4,), unclipped, in pixels of the
-    input of `side` squared. `frame="inside"` drops points outside of [0, side) squared, "all" keeps them.
-    Raises `DataError` on coordinates that are not finite, boxes that end before they start, a true box without a diagonal, and arrays
-    of other shapes.
+    `boxes` (K, 4) in score order, `key_points` (P, 3) rows (x, y, visible) and `true_box` (4,), unclipped, in
+    pixels of the input of `side` squared. `frame="inside"` drops points outside of [0, side) squared, "all"
+    keeps them. Raises `DataError` on coordinates that are not finite, boxes that end before they start, a
+    true box without a diagonal, and arrays of other shapes.
 
     >>> square = np.array([[90.0, 90.0, 110.0, 110.0]])
-    >>> float(keypoint_distance(square, np.array([[103.0, 104.0, 1.0]]), np.array([0.0, 0.0, 60.0, 80.0]), side=448).norm[0])
+    >>> float(keypoint_distance(square, np.array([[103.0, 104.0, 1.0]]), np.array([0.0, 0.0, 60.0, 80.0]),
+        side=448).norm[0])
     0.05
     """
     boxes = check_boxes(boxes, plus_one=False, what="proposed boxes")
@@ -88,12 +95,18 @@ def keypoint_distance(
     key_points = np.asarray(key_points, dtype=np.float64)
     real = np.ones(len(boxes), dtype=bool) if padded is None else ~np.asarray(padded, dtype=bool)
     if len(boxes) != len(real) or key_points.ndim != 2 or key_points.shape[1] != 3:
-        raise DataError(f"boxes {boxes.shape}, padded {real.shape}, key points {key_points.shape}; expected (K, 4), (K,) and (P, 3)")
+        raise DataError(
+            f"boxes {boxes.shape}, padded {real.shape}, key points {key_points.shape}; expected (K, 4), "
+            "(K,) and (P, 3)"
+        )
     visible = np.flatnonzero(key_points[:, 2])
     points = key_points[visible, :2]
     diagonal = math.hypot(true_box[2] - true_box[0], true_box[3] - true_box[1])
     if not (np.isfinite(points).all() and math.isfinite(diagonal) and diagonal > 0):
-        raise DataError(f"key-point distance needs finite points and a true box with a diagonal; the true box is {true_box.tolist()}")
+        raise DataError(
+            "key-point distance needs finite points and a true box with a diagonal; the true box is "
+            f"{true_box.tolist()}"
+        )
     if frame == "inside":
         inside = ((points >= 0) & (points < side)).all(axis=1)
         visible, points = visible[inside], points[inside]
@@ -104,11 +117,14 @@ def keypoint_distance(
     distance = distances.min(axis=1)
     holds = (points >= boxes[:, None, :2]) & (points < boxes[:, None, 2:])  # (K, V, 2)
     hit, nearest = np.asarray(np.any(np.all(holds, axis=-1), axis=1)), visible[distances.argmin(axis=1)]
-    return ImageDistances(px=distance * (REFERENCE_SIDE / side), norm=distance / diagonal, hit=hit, nearest=nearest, real=real)
+    return ImageDistances(
+        px=distance * (REFERENCE_SIDE / side), norm=distance / diagonal, hit=hit, nearest=nearest, real=real
+    )
 
 
 class KeypointDistance:
-    """Accumulates `keypoint_distance` over images; keeps per-image arrays and adds them without rounding, so order cannot matter.
+    """Accumulates `keypoint_distance` over images; keeps per-image arrays and adds them without rounding, so
+    order cannot matter.
 
     `side` is that of the network input, `top` the number of boxes that count.
     """
@@ -121,11 +137,17 @@ class KeypointDistance:
         self.n_skipped = 0
 
     def update(
-        self, boxes: Boxes, key_points: KeyPoints, true_box: Float64[np.ndarray, " 4"], padded: Bool[np.ndarray, " k"] | None = None
+        self,
+        boxes: Boxes,
+        key_points: KeyPoints,
+        true_box: Float64[np.ndarray, " 4"],
+        padded: Bool[np.ndarray, " k"] | None = None,
     ) -> None:
         """Count the first `top` boxes of one image; see `keypoint_distance` for shapes and errors."""
         head = None if padded is None else padded[: self.top]
-        image = keypoint_distance(boxes[: self.top], key_points, true_box, side=self.side, padded=head, frame=self.frame)
+        image = keypoint_distance(
+            boxes[: self.top], key_points, true_box, side=self.side, padded=head, frame=self.frame
+        )
         if image is None:
             self.n_skipped += 1
         else:
@@ -135,16 +157,21 @@ class KeypointDistance:
         """Add the images of another shard. Raises `UsageError` when it was counted with other settings."""
         mine, others = (self.side, self.top, self.frame), (other.side, other.top, other.frame)
         if mine != others:
-            raise UsageError(f"cannot merge key-point distances of (side, top, frame) {others} into those of {mine}")
+            raise UsageError(
+                f"cannot merge key-point distances of (side, top, frame) {others} into those of {mine}"
+            )
         self.images.extend(other.images)
         self.n_skipped += other.n_skipped
 
     def compute(self) -> KeypointDistanceResult:
-        """Means so far, every image with equal weight. Raises `DataError` when no image has a visible point and a real box."""
+        """Means so far, every image with equal weight. Raises `DataError` when no image has a visible point
+        and a real box.
+        """
         real = [image for image in self.images if image.real.any()]
         if not real:
             raise DataError(
-                f"key-point distance is undefined: {len(self.images)} images have a visible key point ({self.n_skipped} have none), "
+                f"key-point distance is undefined: {len(self.images)} images have a visible key point "
+                f"({self.n_skipped} have none), "
                 "and none of them has a box"
             )
         slot_px, slot_norm = self._slots("px"), self._slots("norm")
@@ -165,7 +192,9 @@ class KeypointDistance:
         )
 
     def rows(self, which: Literal["px", "norm"] = "norm") -> Float64[np.ndarray, "n c"]:
-        """Per image the distance in each slot (0 where it has none), then whether it has one: for the bootstrap, with `slot_mean`."""
+        """Per image the distance in each slot (0 where it has none), then whether it has one: for the
+        bootstrap, with `slot_mean`.
+        """
         rows = np.zeros((len(self.images), 2 * self.top))
         for row, image in zip(rows, self.images, strict=True):
             slots = np.flatnonzero(image.real)
@@ -182,7 +211,9 @@ class KeypointDistance:
 
 
 def slot_mean(rates: Float64[np.ndarray, "r c"]) -> Float64[np.ndarray, " r"]:
-    """Mean of `KeypointDistance.rows` over images -> the distance, the mean over slots that occur (NaN where none does)."""
+    """Mean of `KeypointDistance.rows` over images -> the distance, the mean over slots that occur (NaN where
+    none does).
+    """
     top = rates.shape[-1] // 2
     known = rates[..., top:] > 0
     slots = np.divide(rates[..., :top], rates[..., top:], out=np.zeros_like(rates[..., :top]), where=known)

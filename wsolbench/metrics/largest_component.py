@@ -1,13 +1,15 @@
-"""The largest component's box at all levels from one pass over all pixels of a map (numba); see `component_tree`.
+"""The largest component's box at all levels from one pass over all pixels of a map (numba); see
+`component_tree`.
 
-The size of a component is its pixels, the area of its box, or, for a contour, the area of the polygon through the centres of
-its outline. Twice that area adds up over 2 x 2 cells of the picture: 2 for a cell that is all foreground and 1 for a cell
-that lacks one corner. So each pixel brings as many as there are cells in which two of the other three pixels came before it.
+The size of a component is its pixels, the area of its box, or, for a contour, the area of the polygon through
+the centres of its outline. Twice that area adds up over 2 x 2 cells of the picture: 2 for a cell that is all
+foreground and 1 for a cell that lacks one corner. So each pixel brings as many as there are cells in which
+two of the other three pixels came before it.
 
-That holds where there are no holes. An outline covers what it encloses, and of contours within each other the outer one is as
-large as any and comes first in OpenCV's order, so the largest is never within another one. It is found in the picture whose
-holes are filled (`best_of_holes`), where no foreground has holes. Equally large outer contours: OpenCV lists the one whose
-first pixel comes last in a row-wise scan first.
+That holds where there are no holes. An outline covers what it encloses, and of contours within each other the
+outer one is as large as any and comes first in OpenCV's order, so the largest is never within another one. It
+is found in the picture whose holes are filled (`best_of_holes`), where no foreground has holes. Equally large
+outer contours: OpenCV lists the one whose first pixel comes last in a row-wise scan first.
 """
 
 from __future__ import annotations
@@ -38,12 +40,18 @@ PIXELS, BOX, CONTOUR = 0, 1, 2
 
 @njit(cache=True, nogil=True)
 def largest_of_components(
-    picture: UInt[np.ndarray, "fh fw"], masks: UInt8[np.ndarray, "fh fw"], top: int, rules: Rules, measure: int
+    picture: UInt[np.ndarray, "fh fw"],
+    masks: UInt8[np.ndarray, "fh fw"],
+    top: int,
+    rules: Rules,
+    measure: int,
 ) -> Int32[np.ndarray, "u 4"]:
-    """Half-open box (x0, y0, x1, y1) of the largest component of {level > t}, at row t + 1 for t = -1 .. top - 1.
+    """Half-open box (x0, y0, x1, y1) of the largest component of {level > t}, at row t + 1 for t = -1 .. top
+    - 1.
 
-    `picture` and `masks` as `framed` gives them, for `CONTOUR` of the picture with filled holes; `rules` is `EIGHT` or `FOUR`.
-    Of equally large components the one whose first pixel comes first, for `CONTOUR` last, in a row-wise scan.
+    `picture` and `masks` as `framed` gives them, for `CONTOUR` of the picture with filled holes; `rules` is
+    `EIGHT` or `FOUR`. Of equally large components the one whose first pixel comes first, for `CONTOUR` last,
+    in a row-wise scan.
     """
     height, width = picture.shape
     order, start = sort_pixels(picture, masks, top, np.ones(256, np.int32))
@@ -72,9 +80,14 @@ def largest_of_components(
             size = nodes[node, SIZE]
             if measure == BOX:
                 size = (nodes[node, X1] - nodes[node, X0] + 1) * (nodes[node, Y1] - nodes[node, Y0] + 1)
-            if size > most or (size == most and (nodes[node, FIRST] > nodes[largest, FIRST]) == (measure == CONTOUR)):
+            if size > most or (
+                size == most and (nodes[node, FIRST] > nodes[largest, FIRST]) == (measure == CONTOUR)
+            ):
                 largest, most = node, size
         n_alive = kept
-        boxes[level, 0], boxes[level, 1] = nodes[largest, X0] - 1, nodes[largest, Y0] - 1  # the frame is not part of the numbers
+        boxes[level, 0], boxes[level, 1] = (
+            nodes[largest, X0] - 1,
+            nodes[largest, Y0] - 1,
+        )  # the frame is not part of the numbers
         boxes[level, 2], boxes[level, 3] = nodes[largest, X1], nodes[largest, Y1]
     return boxes

@@ -21,7 +21,10 @@ def matching_maps(
     ignored = None if ignore is None else _bool_mask(ignore, "ignore mask")
     for other in (object_, ignored):
         if other is not None and (scores.ndim != 2 or other.shape != scores.shape):
-            raise DataError(f"score map {scores.shape} and mask {other.shape} differ; bring both to one (height, width) frame first")
+            raise DataError(
+                f"score map {scores.shape} and mask {other.shape} differ; bring both to one (height, "
+                "width) frame first"
+            )
     if scores.dtype not in (np.uint8, np.float32):
         scores = scores.astype(np.float64, copy=False)
     return scores, object_, np.zeros((0, 0), dtype=np.bool_) if ignored is None else ignored

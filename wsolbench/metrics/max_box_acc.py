@@ -1,7 +1,9 @@
-"""MaxBoxAcc and MaxBoxAccV2: the share of images whose box overlaps the truth enough, read at one threshold of the map.
+"""MaxBoxAcc and MaxBoxAccV2: the share of images whose box overlaps the truth enough, read at one threshold
+of the map.
 
-MaxBoxAcc (Choe et al., CVPR 2020): delta 0.5, one box an image: `MaxBoxAcc(protocol, deltas=(0.5,))`, updated with
-`Sweep.single_iou`. MaxBoxAccV2 (Choe et al., TPAMI 2022): the mean over deltas 0.3, 0.5, 0.7, any box of
+MaxBoxAcc (Choe et al., CVPR 2020): delta 0.5, one box an image: `MaxBoxAcc(protocol, deltas=(0.5,))`, updated
+    with `Sweep.single_iou`. MaxBoxAccV2 (Choe et al., TPAMI 2022): the mean over deltas 0.3, 0.5, 0.7, any
+    box of
 `protocol.components`: `MaxBoxAcc(protocol)`, updated with `Sweep.best_iou`.
 """
 
@@ -20,7 +22,9 @@ from wsolbench.protocol import EvalProtocol
 
 @dataclass(frozen=True, kw_only=True)
 class MaxBoxAccResult:
-    """Fractions in [0, 1] over `n` images: their mean over the deltas, and for each delta the fraction and the threshold it is read at."""
+    """Fractions in [0, 1] over `n` images: their mean over the deltas, and for each delta the fraction and
+    the threshold it is read at.
+    """
 
     value: float
     value_per_delta: tuple[float, ...]
@@ -30,7 +34,8 @@ class MaxBoxAccResult:
 
 
 class MaxBoxAcc:
-    """Accumulates images; `compute` picks the thresholds. State: integer counts, so any order and sharding gives the same bits.
+    """Accumulates images; `compute` picks the thresholds. State: integer counts, so any order and sharding
+    gives the same bits.
 
     `deltas` replaces the protocol's. Raises `UsageError` for deltas outside (0, 1].
 
@@ -80,9 +85,11 @@ class MaxBoxAcc:
         return self._counts.rates()
 
     def compute(self, policy: ThresholdPolicy = ORACLE) -> MaxBoxAccResult:
-        """The fractions at the thresholds that `policy` picks: one for each delta, or one for all where `protocol.v2_tau` is "shared".
+        """The fractions at the thresholds that `policy` picks: one for each delta, or one for all where
+        `protocol.v2_tau` is "shared".
 
-        Of equally good thresholds the oracle takes the smallest. Raises `UsageError` when no image was counted.
+        Of equally good thresholds the oracle takes the smallest. Raises `UsageError` when no image was
+        counted.
         """
         curve, taus = self.curve(), np.array(self.protocol.taus)
         picked = policy.pick(self._counts.comparable(), taus, shared=self.protocol.v2_tau == "shared")
@@ -105,7 +112,13 @@ def check_iou(iou: Float64[np.ndarray, "*s"], shape: tuple[int, ...]) -> Float64
     """`iou` as float64. Raises `DataError` unless it has `shape` and lies in [0, 1]."""
     values = np.asarray(iou, dtype=np.float64)
     if values.shape != shape:
-        raise DataError(f"IoU per threshold has shape {values.shape}; expected {shape}, one value for each threshold of the protocol")
+        raise DataError(
+            f"IoU per threshold has shape {values.shape}; expected {shape}, one value for each threshold "
+            "of the protocol"
+        )
     if not ((values >= 0.0) & (values <= 1.0)).all():
-        raise DataError(f"IoU per threshold holds values from {values.min():g} to {values.max():g}; expected finite numbers in [0, 1]")
+        raise DataError(
+            f"IoU per threshold holds values from {values.min():g} to {values.max():g}; expected finite "
+            "numbers in [0, 1]"
+        )
     return values

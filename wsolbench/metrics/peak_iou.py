@@ -1,9 +1,9 @@
 """Pixel IoU of thresholded maps: Peak-IoU and Peak-T over pooled pixels, and the mean of per-image IoU.
 
-Peak-IoU pools the pixels of the data set, so large images and large objects weigh more; `MeanImageIoU` weighs every image
-alike. The two are different numbers and carry different names. Source of Peak-IoU and Peak-T: Zhang et al., "Rethinking
-Localization Map: Towards Accurate Object Perception with Self-Enhancement Maps", 2020, as the LID challenge counts them:
-256 levels, foreground where level >= t.
+Peak-IoU pools the pixels of the data set, so large images and large objects weigh more; `MeanImageIoU` weighs
+every image alike. The two are different numbers and carry different names. Source of Peak-IoU and Peak-T:
+Zhang et al., "Rethinking Localization Map: Towards Accurate Object Perception with Self-Enhancement Maps",
+2020, as the LID challenge counts them: 256 levels, foreground where level >= t.
 """
 
 from __future__ import annotations
@@ -54,14 +54,18 @@ class MeanImageIoUResult:
 
 
 class PeakIoU:
-    """Best pooled pixel IoU over 256 thresholds (Peak-IoU) and where it is (Peak-T). Any protocol; pixels as `level_histogram`."""
+    """Best pooled pixel IoU over 256 thresholds (Peak-IoU) and where it is (Peak-T). Any protocol; pixels as
+    `level_histogram`.
+    """
 
     def __init__(self, protocol: EvalProtocol) -> None:
         self.protocol = protocol
         self.histogram: Int64[np.ndarray, "2 256"] = np.zeros((2, LEVELS), dtype=np.int64)
         self.n = 0
 
-    def update(self, score_map: UnitMap, mask: Bool[np.ndarray, "h w"], ignore: Bool[np.ndarray, "h w"] | None = None) -> None:
+    def update(
+        self, score_map: UnitMap, mask: Bool[np.ndarray, "h w"], ignore: Bool[np.ndarray, "h w"] | None = None
+    ) -> None:
         """Count one image; see `level_histogram` for shapes and errors."""
         self.update_histogram(level_histogram(score_map, mask, ignore))
 
@@ -87,7 +91,9 @@ class PeakIoU:
 
 
 class MeanImageIoU:
-    """Mean over images of the pixel IoU, at the one threshold that is best for that mean (or that a policy names)."""
+    """Mean over images of the pixel IoU, at the one threshold that is best for that mean (or that a policy
+    names).
+    """
 
     def __init__(self, protocol: EvalProtocol) -> None:
         self.protocol = protocol
@@ -95,8 +101,12 @@ class MeanImageIoU:
         self.n_skipped = 0
         self._total: Int64[np.ndarray, " 256"] = np.zeros(LEVELS, dtype=np.int64)
 
-    def update(self, score_map: UnitMap, mask: Bool[np.ndarray, "h w"], ignore: Bool[np.ndarray, "h w"] | None = None) -> None:
-        """Count one image; see `level_histogram`. An image without an object pixel is skipped and counted as such."""
+    def update(
+        self, score_map: UnitMap, mask: Bool[np.ndarray, "h w"], ignore: Bool[np.ndarray, "h w"] | None = None
+    ) -> None:
+        """Count one image; see `level_histogram`. An image without an object pixel is skipped and counted as
+        such.
+        """
         self.update_histogram(level_histogram(score_map, mask, ignore))
 
     def update_histogram(self, histogram: Int64[np.ndarray, "2 256"]) -> None:
@@ -117,7 +127,10 @@ class MeanImageIoU:
     def compute(self, policy: ThresholdPolicy = ORACLE) -> MeanImageIoUResult:
         """Mean IoU, exact to 1e-12. Raises `DataError` when no image so far has an object pixel."""
         if self.n == 0:
-            raise DataError(f"mean image IoU is undefined: none of {self.n_skipped} images has an object pixel. Check the masks.")
+            raise DataError(
+                f"mean image IoU is undefined: none of {self.n_skipped} images has an object pixel. Check "
+                "the masks."
+            )
         level = int(policy.pick(self._total[None], _TAUS)[0])
         value = float(self._total[level] / (_FIXED_POINT * self.n))
         return MeanImageIoUResult(value=value, tau=float(_TAUS[level]), n=self.n, n_skipped=self.n_skipped)
@@ -126,12 +139,15 @@ class MeanImageIoU:
 def level_histogram(
     score_map: UnitMap, mask: Bool[np.ndarray, "h w"], ignore: Bool[np.ndarray, "h w"] | None = None
 ) -> Int64[np.ndarray, "2 256"]:
-    """Pixel counts of one image by 8-bit level, the second of `histograms`, which says what the levels and the errors are."""
+    """Pixel counts of one image by 8-bit level, the second of `histograms`, which says what the levels and
+    the errors are.
+    """
     return histograms(score_map, mask, ignore, _ANY_PROTOCOL)[1]
 
 
 def pixel_iou(histogram: Num[np.ndarray, "*r 2 256"]) -> Float64[np.ndarray, "*r 256"]:
-    """IoU of {level >= t} with the object for each level t: TP / (TP + FP + FN); leading axes are independent.
+    """IoU of {level >= t} with the object for each level t: TP / (TP + FP + FN); leading axes are
+    independent.
 
     Raises `DataError` where a histogram has no object pixel.
     """
@@ -139,10 +155,15 @@ def pixel_iou(histogram: Num[np.ndarray, "*r 2 256"]) -> Float64[np.ndarray, "*r
     true_positives, false_positives = selected[..., 0, :], selected[..., 1, :]
     positives = true_positives[..., :1]
     if not np.all(positives > 0):
-        raise DataError("pixel IoU is undefined: no object pixel in any mask. Check the masks and their threshold.")
+        raise DataError(
+            "pixel IoU is undefined: no object pixel in any mask. Check the masks and their threshold."
+        )
     return np.asarray(true_positives / (positives + false_positives))
 
 
 def _check_protocols(mine: EvalProtocol, other: EvalProtocol) -> None:
     if mine != other:
-        raise UsageError(f"cannot merge results of protocol {other.name!r} into those of {mine.name!r}: the protocols differ")
+        raise UsageError(
+            f"cannot merge results of protocol {other.name!r} into those of {mine.name!r}: the protocols "
+            "differ"
+        )

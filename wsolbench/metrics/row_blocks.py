@@ -1,4 +1,6 @@
-"""Tables of per-image rows that come block by block: checked, made whole numbers, and cut to blocks of one length."""
+"""Tables of per-image rows that come block by block: checked, made whole numbers, and cut to blocks of one
+length.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,17 @@ from jaxtyping import Shaped
 from wsolbench.exceptions import UsageError
 
 RowBlock = Shaped[np.ndarray, "_ _"]
-"""One row of numbers for each of some images: booleans, integers, or floats in [-1, 1], which are rounded to images x 2^-52."""
+"""One row of numbers for each of some images: booleans, integers, or floats in [-1, 1], which are rounded to
+images x 2^-52.
+"""
 
 
 class WholeRows:
-    """The tables of all blocks that hold images, as whole numbers of `units`, once they fit each other and the number of images.
+    """The tables of all blocks that hold images, as whole numbers of `units`, once they fit each other and
+    the number of images.
 
-    Booleans and integers are used as they are. Floats in [-1, 1] are rounded to units so small that the sum of n of them
-    stays just below 2^53, which float64 adds exactly in any order.
+    Booleans and integers are used as they are. Floats in [-1, 1] are rounded to units so small that the sum
+    of n of them stays just below 2^53, which float64 adds exactly in any order.
     """
 
     def __init__(self, blocks: Iterable[Sequence[RowBlock]], n_tables: int, n: int) -> None:
@@ -42,14 +47,22 @@ class WholeRows:
     def _check(self, tables: Sequence[RowBlock]) -> None:
         for table in tables:
             if table.ndim != 2 or table.shape[1] == 0 or table.dtype.kind not in "buif":
-                raise UsageError(f"rows of shape {table.shape} and type {table.dtype}; expected one row of numbers for each image")
+                raise UsageError(
+                    f"rows of shape {table.shape} and type {table.dtype}; expected one row of numbers for "
+                    "each image"
+                )
         if len(tables) != len(self.units) or len({len(table) for table in tables}) != 1:
             lengths = ", ".join(str(len(table)) for table in tables)
-            raise UsageError(f"a block with tables of {lengths or 'no'} rows; expected {len(self.units)} tables with a row for each image")
+            raise UsageError(
+                f"a block with tables of {lengths or 'no'} rows; expected {len(self.units)} tables with a "
+                "row for each image"
+            )
         kinds = [(table.dtype, table.shape[1]) for table in tables]
         self._kinds = self._kinds or kinds
         if kinds != self._kinds:
-            raise UsageError(f"tables of types and columns {kinds} after {self._kinds}; expected the same in every block")
+            raise UsageError(
+                f"tables of types and columns {kinds} after {self._kinds}; expected the same in every block"
+            )
 
     def _whole(self, index: int, rows: RowBlock) -> RowBlock:
         if rows.dtype == np.bool_:
@@ -59,14 +72,18 @@ class WholeRows:
             if not (low >= -1.0 and high <= 1.0):  # also for NaN
                 what = "NaN or Inf; leave out images for which the metric is undefined"
                 if np.isfinite([low, high]).all():
-                    what = f"floats from {low:g} to {high:g}; divide them by a constant that brings them into [-1, 1]"
+                    what = (
+                        f"floats from {low:g} to {high:g}; divide them by a constant that brings them into "
+                        "[-1, 1]"
+                    )
                 raise UsageError(f"rows hold {what}")
             self.units[index] = 2.0 ** (self.n.bit_length() - 53)
             return np.asarray(np.rint(rows.astype(np.float64) / self.units[index]))
         limit = 2.0**53 / self.n
         if max(-low, high) >= limit:
             raise UsageError(
-                f"rows hold counts up to {max(-low, high):g}, too large to add exactly over {self.n} images; the limit is {limit:g}"
+                f"rows hold counts up to {max(-low, high):g}, too large to add exactly over {self.n} "
+                f"images; the limit is {limit:g}"
             )
         return rows
 

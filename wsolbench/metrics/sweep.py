@@ -1,11 +1,12 @@
 """From a map in the evaluation frame to boxes, and to the best IoU at every threshold of the protocol.
 
-A map and a grid of T thresholds become one integer picture `levels` and one integer `cuts[k]` for each threshold, so that
-for every protocol the foreground at threshold k is exactly `levels > cuts[k]`. Boxes are worked out for every level once: an
-8-bit map has at most 256 foregrounds, however fine the grid.
+A map and a grid of T thresholds become one integer picture `levels` and one integer `cuts[k]` for each
+threshold, so that for every protocol the foreground at threshold k is exactly `levels > cuts[k]`. Boxes are
+worked out for every level once: an 8-bit map has at most 256 foregrounds, however fine the grid.
 
-All thresholds at once come from one pass over the levels (`component_tree`, `largest_component`); OpenCV finds the boxes of one
-threshold (`boxes_at`). Equal regions (`largest_by`): the first in OpenCV's contour order, or the first that a row-wise scan meets.
+All thresholds at once come from one pass over the levels (`component_tree`, `largest_component`); OpenCV
+finds the boxes of one threshold (`boxes_at`). Equal regions (`largest_by`): the first in OpenCV's contour
+order, or the first that a row-wise scan meets.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from jaxtyping import Bool, Float, Float64, Int, Num, UInt, UInt8
 from wsolbench.checks import check_boxes
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.metrics.boxes import unchecked_iou
-from wsolbench.metrics.component_tree import EIGHT, FOUR, best_of_components, best_of_holes, count_passed, framed, higher_neighbours
+from wsolbench.metrics.component_tree import (
+    EIGHT,
+    FOUR,
+    best_of_components,
+    best_of_holes,
+    count_passed,
+    framed,
+    higher_neighbours,
+)
 from wsolbench.metrics.largest_component import BOX, CONTOUR, PIXELS, largest_of_components
 from wsolbench.protocol import EvalProtocol
 from wsolbench.types import Boxes, UnitMap
@@ -32,10 +41,9 @@ _ALL_LEVELS = 255.0
 class Sweep:
     """One image at all T thresholds of a protocol.
 
-    Attributes:
-        best_iou: best IoU of any box of `protocol.components` with any true box, in [0, 1].
-        single_boxes: the one box of `protocol.single_box`, in the numbers of the protocol (box end, clipping, empty box).
-        single_iou: best IoU of that box with any true box.
+    Attributes: best_iou: best IoU of any box of `protocol.components` with any true box, in [0, 1].
+        single_boxes: the one box of `protocol.single_box`, in the numbers of the protocol (box end, clipping,
+        empty box). single_iou: best IoU of that box with any true box.
     """
 
     best_iou: Float64[np.ndarray, " t"]
@@ -46,8 +54,9 @@ class Sweep:
 def sweep(score_map: UnitMap, true_boxes: Num[np.ndarray, "r 4"], protocol: EvalProtocol) -> Sweep:
     """Both box rules of the protocol at every threshold, sharing the work of finding regions.
 
-    `true_boxes` (R, 4), R >= 1, are given in the frame of the map and in the numbers of the protocol (`frame_boxes`).
-    Raises `DataError` for a map that is no finite (H, W) array in [0, 1], and for missing or broken boxes.
+    `true_boxes` (R, 4), R >= 1, are given in the frame of the map and in the numbers of the protocol
+    (`frame_boxes`). Raises `DataError` for a map that is no finite (H, W) array in [0, 1], and for missing or
+    broken boxes.
     """
     truth = _truth(true_boxes, protocol)
     levels, cuts = quantize(score_map, protocol)
@@ -59,7 +68,9 @@ def sweep(score_map: UnitMap, true_boxes: Num[np.ndarray, "r 4"], protocol: Eval
     return Sweep(best_iou=best[rows], single_boxes=single[rows], single_iou=single_iou[rows])
 
 
-def best_iou_per_tau(score_map: UnitMap, true_boxes: Num[np.ndarray, "r 4"], protocol: EvalProtocol) -> Float64[np.ndarray, " t"]:
+def best_iou_per_tau(
+    score_map: UnitMap, true_boxes: Num[np.ndarray, "r 4"], protocol: EvalProtocol
+) -> Float64[np.ndarray, " t"]:
     """Best IoU of any predicted box (`protocol.components`) with any true box at each threshold, in [0, 1].
 
     Raises as `sweep`.
@@ -77,7 +88,8 @@ def best_iou_per_tau(score_map: UnitMap, true_boxes: Num[np.ndarray, "r 4"], pro
 
 
 def single_box_per_tau(score_map: UnitMap, protocol: EvalProtocol) -> Float64[np.ndarray, "t 4"]:
-    """The one box of `protocol.single_box` at each threshold. Raises `DataError` for a map that `quantize` refuses.
+    """The one box of `protocol.single_box` at each threshold. Raises `DataError` for a map that `quantize`
+    refuses.
 
     >>> unit_map = np.array([[0.0, 0.0, 0.0], [0.0, 1.0, 0.4], [0.0, 0.0, 0.0]])
     >>> single_box_per_tau(unit_map, EvalProtocol(taus=(0.2, 0.5), box_end="inclusive"))
@@ -91,7 +103,8 @@ def single_box_per_tau(score_map: UnitMap, protocol: EvalProtocol) -> Float64[np
 
 
 def boxes_at(score_map: UnitMap, tau: float, protocol: EvalProtocol) -> Boxes:
-    """Predicted boxes (M, 4), M >= 1, of `protocol.components` at one threshold, which need not be in the grid.
+    """Predicted boxes (M, 4), M >= 1, of `protocol.components` at one threshold, which need not be in the
+    grid.
 
     Boxes are in the numbers of the protocol; where nothing is foreground there is one, `protocol.empty_box`.
     Raises `UsageError` for `tau` outside of [0, 1] and `DataError` for a map that `quantize` refuses.
@@ -105,14 +118,16 @@ def boxes_at(score_map: UnitMap, tau: float, protocol: EvalProtocol) -> Boxes:
     return _boxes_at_cut(levels, int(cuts[0]), protocol.components, protocol)
 
 
-def quantize(score_map: UnitMap, protocol: EvalProtocol) -> tuple[UInt[np.ndarray, "h w"], Int[np.ndarray, " t"]]:
+def quantize(
+    score_map: UnitMap, protocol: EvalProtocol
+) -> tuple[UInt[np.ndarray, "h w"], Int[np.ndarray, " t"]]:
     """Integer picture and one cut for each threshold: the foreground at threshold k is `levels > cuts[k]`.
 
-    `quantize="uint8"`: `levels` is 255 x map, the product in float64 and truncated, and the cut is `int(tau x basis)` (basis
-    `max`, `percentile`) or `round(255 x tau)` (basis `unit`), one less when the foreground is `>=`; cuts may be -1.
-    `quantize="none"`: `levels` counts the thresholds that a pixel passes, in float32, and the cuts are 0 .. T - 1.
-    Both are non-decreasing in the threshold. Raises `DataError` for a map that is not a non-empty, finite (H, W) array of
-    floats in [0, 1] or of uint8.
+    `quantize="uint8"`: `levels` is 255 x map, the product in float64 and truncated, and the cut is `int(tau x
+    basis)` (basis `max`, `percentile`) or `round(255 x tau)` (basis `unit`), one less when the foreground is
+    `>=`; cuts may be -1. `quantize="none"`: `levels` counts the thresholds that a pixel passes, in float32,
+    and the cuts are 0 .. T - 1. Both are non-decreasing in the threshold. Raises `DataError` for a map that
+    is not a non-empty, finite (H, W) array of floats in [0, 1] or of uint8.
 
     >>> quantize(np.array([[0.0, 0.5, 0.8]]), EvalProtocol(taus=(0.0, 0.5)))
     (array([[  0, 127, 204]], dtype=uint8), array([  0, 102]))
@@ -125,7 +140,12 @@ def _quantize(
 ) -> tuple[UInt[np.ndarray, "h w"], Int[np.ndarray, " t"]]:
     if protocol.quantize == "none":
         passed = np.empty(values.shape, np.min_scalar_type(len(taus)))
-        count_passed(np.array(values, np.float32, order="C"), taus.astype(np.float32), protocol.foreground == ">=", passed)
+        count_passed(
+            np.array(values, np.float32, order="C"),
+            taus.astype(np.float32),
+            protocol.foreground == ">=",
+            passed,
+        )
         return passed, np.arange(len(taus))
     levels = np.multiply(values, _ALL_LEVELS, dtype=np.float64).astype(np.uint8)
     if protocol.threshold_basis == "unit":
@@ -141,7 +161,8 @@ def _checked(score_map: UnitMap) -> Float[np.ndarray, "h w"]:
     values = np.asarray(score_map)
     if values.ndim != 2 or values.size == 0:
         raise DataError(
-            f"score map has shape {values.shape}; expected a non-empty (height, width) array, one map of one class of one image"
+            f"score map has shape {values.shape}; expected a non-empty (height, width) array, one map of "
+            "one class of one image"
         )
     if values.dtype == np.uint8:
         return values / _ALL_LEVELS
@@ -150,10 +171,13 @@ def _checked(score_map: UnitMap) -> Float[np.ndarray, "h w"]:
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = int((~np.isfinite(values)).sum())
-        raise DataError(f"score map holds {bad} NaN or Inf of {values.size} values; expected finite numbers in [0, 1]")
+        raise DataError(
+            f"score map holds {bad} NaN or Inf of {values.size} values; expected finite numbers in [0, 1]"
+        )
     if low < 0.0 or high > 1.0:
         raise DataError(
-            f"score map ranges from {low:g} to {high:g}; expected [0, 1]. Normalise raw maps with wsolbench.maps.to_frame first."
+            f"score map ranges from {low:g} to {high:g}; expected [0, 1]. Normalise raw maps with "
+            "wsolbench.maps.to_frame first."
         )
     return values
 
@@ -169,12 +193,15 @@ _MEASURES = {"pixel_count": PIXELS, "box_area": BOX, "contour_area": CONTOUR}
 
 
 class _Regions:
-    """The regions of a picture at every cut t = -1 .. top, where top is the highest level; results have the row t + 1 for cut t.
+    """The regions of a picture at every cut t = -1 .. top, where top is the highest level; results have the
+    row t + 1 for cut t.
 
     At cut top nothing is foreground, and the protocol's empty box is the only one.
     """
 
-    def __init__(self, levels: UInt[np.ndarray, "h w"], truth: Float64[np.ndarray, "g 4"], protocol: EvalProtocol) -> None:
+    def __init__(
+        self, levels: UInt[np.ndarray, "h w"], truth: Float64[np.ndarray, "g 4"], protocol: EvalProtocol
+    ) -> None:
         self._levels, self._truth, self._protocol = levels, truth, protocol
         self._top = int(levels.max())
         self._one, self._end = float(protocol.iou_plus_one), int(protocol.box_end == "exclusive")
@@ -194,14 +221,18 @@ class _Regions:
             return self.iou(self.boxes(rule))
         picture, masks = self._framed
         clip = self._protocol.clip_boxes
-        best = best_of_components(picture, masks, self._top, self._rules, self._truth, self._one, self._end, clip)
+        best = best_of_components(
+            picture, masks, self._top, self._rules, self._truth, self._one, self._end, clip
+        )
         if self._protocol.connectivity == "contour":
             best = np.maximum(best, self._holes[0])
         return np.append(best, self.iou(_empty_box(self._levels.shape, self._protocol)))
 
     def boxes(self, rule: str) -> Float64[np.ndarray, "u 4"]:
         """The one box of a rule ("largest", "union"), in the numbers of the protocol."""
-        half_open = _union_boxes(self._levels, np.arange(-1, self._top)) if rule == "union" else self._largest()
+        half_open = (
+            _union_boxes(self._levels, np.arange(-1, self._top)) if rule == "union" else self._largest()
+        )
         shape = self._levels.shape
         return np.concatenate([_written(half_open, shape, self._protocol), _empty_box(shape, self._protocol)])
 
@@ -212,14 +243,18 @@ class _Regions:
     @cached_property
     def _holes(self) -> tuple[Float64[np.ndarray, " u"], UInt[np.ndarray, "fh fw"]]:
         picture, masks = self._framed
-        return best_of_holes(picture, masks, self._top, self._truth, self._one, self._end, self._protocol.clip_boxes)
+        return best_of_holes(
+            picture, masks, self._top, self._truth, self._one, self._end, self._protocol.clip_boxes
+        )
 
     def _largest(self) -> Int[np.ndarray, "u 4"]:
         picture, masks = self._framed
         if self._protocol.connectivity == "contour":
             picture = self._holes[1]
             masks = higher_neighbours(picture)
-        return largest_of_components(picture, masks, self._top, self._rules, _MEASURES[self._protocol.largest_by])
+        return largest_of_components(
+            picture, masks, self._top, self._rules, _MEASURES[self._protocol.largest_by]
+        )
 
 
 def _boxes_at_cut(levels: UInt[np.ndarray, "h w"], cut: int, rule: str, protocol: EvalProtocol) -> Boxes:
@@ -247,16 +282,23 @@ def _first_above(levels: UInt[np.ndarray, " n"], cuts: Int[np.ndarray, " u"]) ->
     return np.searchsorted(np.maximum.accumulate(levels).astype(np.int64), cuts, side="right")
 
 
-def _regions(foreground: Bool[np.ndarray, "h w"], protocol: EvalProtocol) -> tuple[Int[np.ndarray, "m 4"], Float64[np.ndarray, " m"]]:
-    """Half-open box and size of each region of a foreground that is not empty, in the order that decides between equal sizes."""
+def _regions(
+    foreground: Bool[np.ndarray, "h w"], protocol: EvalProtocol
+) -> tuple[Int[np.ndarray, "m 4"], Float64[np.ndarray, " m"]]:
+    """Half-open box and size of each region of a foreground that is not empty, in the order that decides
+    between equal sizes.
+    """
     picture = foreground.view(np.uint8)
     if protocol.connectivity == "contour":
         contours, _ = cv2.findContours(picture, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
         x, y, w, h = np.array([cv2.boundingRect(contour) for contour in contours]).T
         sizes = np.array([cv2.contourArea(contour) for contour in contours])
     else:
-        # Wu's algorithm numbers components in row-wise scan order of their first pixel; OpenCV's block-based default does not.
-        _, _, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(picture, int(protocol.connectivity), cv2.CV_32S, cv2.CCL_WU)
+        # Wu's algorithm numbers components in row-wise scan order of their first pixel; OpenCV's block-based
+        # default does not.
+        _, _, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
+            picture, int(protocol.connectivity), cv2.CV_32S, cv2.CCL_WU
+        )
         x, y, w, h, pixels = stats[1:].T  # row 0 is the background
         sizes = (pixels if protocol.largest_by == "pixel_count" else w * h).astype(np.float64)
     return np.stack([x, y, x + w, y + h], axis=1), sizes

@@ -1,8 +1,9 @@
 """Threshold policies: which threshold of the grid a number is read at.
 
-`oracle` takes the best threshold of the evaluated split itself: what papers report, and an upper bound. `fixed` takes one
-threshold that was chosen beforehand. `transfer` takes the thresholds that were best on another split of the same data set.
-All three read the same curve (metric against threshold), so they stand side by side in every record.
+`oracle` takes the best threshold of the evaluated split itself: what papers report, and an upper bound.
+`fixed` takes one threshold that was chosen beforehand. `transfer` takes the thresholds that were best on
+another split of the same data set. All three read the same curve (metric against threshold), so they stand
+side by side in every record.
 """
 
 from __future__ import annotations
@@ -22,21 +23,28 @@ _GRID_SLACK = 1e-9
 
 @dataclass(frozen=True)
 class ThresholdPolicy:
-    """A rule that picks an index of the threshold grid. Make one with `oracle()`, `fixed(tau)` or `transfer(taus)`.
+    """A rule that picks an index of the threshold grid. Make one with `oracle()`, `fixed(tau)` or
+    `transfer(taus)`.
 
     >>> curve, grid = np.array([[0.1, 0.7, 0.7]]), np.array([0.0, 0.5, 0.9])
-    >>> [int(policy.pick(curve, grid)[0]) for policy in (ThresholdPolicy.oracle(), ThresholdPolicy.fixed(0.8))]
+    >>> [int(policy.pick(curve, grid)[0]) for policy in (ThresholdPolicy.oracle(),
+        ThresholdPolicy.fixed(0.8))]
     [1, 2]
     """
 
     kind: Literal["oracle", "fixed", "transfer"]
     taus: tuple[float, ...] = ()
-    """`fixed`: the threshold. `transfer`: one threshold for each row of the curve (each delta), or one for all. `oracle`: empty."""
+    """`fixed`: the threshold. `transfer`: one threshold for each row of the curve (each delta), or one for
+    all. `oracle`: empty.
+    """
 
     def __post_init__(self) -> None:
         n = len(self.taus)
         if not {"oracle": n == 0, "fixed": n == 1, "transfer": n >= 1}[self.kind]:
-            raise UsageError(f"threshold policy {self.kind!r} with {n} thresholds; oracle takes none, fixed one, transfer one per delta")
+            raise UsageError(
+                f"threshold policy {self.kind!r} with {n} thresholds; oracle takes none, fixed one, "
+                "transfer one per delta"
+            )
         if not all(np.isfinite(tau) for tau in self.taus):
             raise UsageError(f"threshold policy {self.kind!r}: thresholds must be finite, got {self.taus}")
 
@@ -52,21 +60,30 @@ class ThresholdPolicy:
 
     @classmethod
     def transfer(cls, taus_per_delta: Iterable[float]) -> ThresholdPolicy:
-        """Thresholds that were best on another split: one for each row of the curve, or a single one for all rows."""
+        """Thresholds that were best on another split: one for each row of the curve, or a single one for all
+        rows.
+        """
         return cls("transfer", tuple(float(tau) for tau in taus_per_delta))
 
-    def pick(self, curve: Num[np.ndarray, "*r d t"], taus: Float[np.ndarray, " t"], *, shared: bool = False) -> Int[np.ndarray, "*r d"]:
+    def pick(
+        self, curve: Num[np.ndarray, "*r d t"], taus: Float[np.ndarray, " t"], *, shared: bool = False
+    ) -> Int[np.ndarray, "*r d"]:
         """Index into `taus` for each row of `curve`; leading axes (resamples) are picked for independently.
 
-        Oracle: the first maximum of the row, or with `shared=True` the first maximum of the rows' mean, the same for all
-        rows. Fixed and transfer: the grid threshold nearest to the wanted one (the lower of two equally near).
+        Oracle: the first maximum of the row, or with `shared=True` the first maximum of the rows' mean, the
+            same for all
+        rows. Fixed and transfer: the grid threshold nearest to the wanted one (the lower of two equally
+            near).
 
-        Raises `UsageError` when a wanted threshold lies outside of the grid, when `transfer` has neither one threshold nor
-        one for each row, or when shapes do not fit.
+        Raises `UsageError` when a wanted threshold lies outside of the grid, when `transfer` has neither one
+        threshold nor one for each row, or when shapes do not fit.
         """
         curve, grid = np.asarray(curve), np.asarray(taus, dtype=np.float64)
         if curve.ndim < 2 or grid.shape != curve.shape[-1:]:
-            raise UsageError(f"curve of shape {curve.shape} does not fit {grid.size} thresholds; expected (..., rows, {grid.size})")
+            raise UsageError(
+                f"curve of shape {curve.shape} does not fit {grid.size} thresholds; expected (..., rows, "
+                f"{grid.size})"
+            )
         if self.kind != "oracle":
             index = self._nearest(grid, curve.shape[-2])
         elif shared:
@@ -78,11 +95,17 @@ class ThresholdPolicy:
     def _nearest(self, grid: Float[np.ndarray, " t"], n_rows: int) -> Int[np.ndarray, " d"]:
         wanted = np.array(self.taus)
         if wanted.size not in (1, n_rows):
-            raise UsageError(f"policy 'transfer' has {wanted.size} thresholds for {n_rows} deltas; choose them with this protocol's deltas")
+            raise UsageError(
+                f"policy 'transfer' has {wanted.size} thresholds for {n_rows} deltas; choose them with "
+                "this protocol's deltas"
+            )
         low, high = float(grid[0]), float(grid[-1])
         for tau in self.taus:
             if not low - _GRID_SLACK <= tau <= high + _GRID_SLACK:
-                raise UsageError(f"threshold {tau:g} of policy '{self}' lies outside of the protocol's grid, {low:g} to {high:g}")
+                raise UsageError(
+                    f"threshold {tau:g} of policy '{self}' lies outside of the protocol's grid, {low:g} to "
+                    f"{high:g}"
+                )
         return np.asarray(np.abs(grid - wanted[:, None]).argmin(axis=1))
 
     def __str__(self) -> str:
@@ -91,6 +114,8 @@ class ThresholdPolicy:
 
 
 def check_fixed_tau(tau: float | None, taus: Sequence[float]) -> None:
-    """Raise `UsageError` for a threshold of the policy `fixed` that lies outside of the grid `taus`; None is none."""
+    """Raise `UsageError` for a threshold of the policy `fixed` that lies outside of the grid `taus`; None is
+    none.
+    """
     if tau is not None:
         ThresholdPolicy.fixed(tau).pick(np.zeros((1, len(taus))), np.array(taus))

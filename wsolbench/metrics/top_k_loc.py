@@ -1,8 +1,9 @@
-"""GT-known, Top-1 Loc and Top-5 Loc: the box of one map an image, with and without asking for the right class.
+"""GT-known, Top-1 Loc and Top-5 Loc: the box of one map an image, with and without asking for the right
+class.
 
-GT-known: the box of the true class's map passes delta. Top-k Loc: also the true class is among the k best predicted ones;
-under `class_map="predicted"` the box that counts is that of the predicted class's own map. Both rules agree when a
-method's map depends on nothing but the class.
+GT-known: the box of the true class's map passes delta. Top-k Loc: also the true class is among the k best
+predicted ones; under `class_map="predicted"` the box that counts is that of the predicted class's own map.
+Both rules agree when a method's map depends on nothing but the class.
 """
 
 from __future__ import annotations
@@ -39,14 +40,16 @@ class TopKLocResult:
 
 
 class TopKLoc:
-    """Accumulates images; `compute` picks the thresholds. State: integer counts, so any order and sharding gives the same bits.
+    """Accumulates images; `compute` picks the thresholds. State: integer counts, so any order and sharding
+    gives the same bits.
 
     Raises `UsageError` for a delta outside (0, 1] and for ks that are not increasing and positive.
 
     >>> metric = TopKLoc(EvalProtocol(taus=(0.1, 0.2)), ks=(1, 2))
     >>> metric.update(np.array([0.5, 0.4]), ranked_labels=np.array([7, 3]), label=3)
     >>> metric.compute()
-    TopKLocResult(gt_known=1.0, top_k={1: 0.0, 2: 1.0}, tau={'gt_known': 0.1, 'top1_loc': 0.1, 'top2_loc': 0.1}, delta=0.5, n=1)
+    TopKLocResult(gt_known=1.0, top_k={1: 0.0, 2: 1.0}, tau={'gt_known': 0.1, 'top1_loc': 0.1, 'top2_loc':
+        0.1}, delta=0.5, n=1)
     """
 
     def __init__(self, protocol: EvalProtocol, *, delta: float = 0.5, ks: Sequence[int] = (1, 5)) -> None:
@@ -78,11 +81,10 @@ class TopKLoc:
     ) -> None:
         """Count one image.
 
-        Args:
-            single_iou: IoU of the one box of the true class's map at every threshold (`Sweep.single_iou`).
-            ranked_labels: predicted classes, best first, at least max(ks) of them; None where there is no classifier.
-            label: true class.
-            ranked_iou: the same IoU for the map of each ranked class. Used under `class_map="predicted"`; without it the
+        Args: single_iou: IoU of the one box of the true class's map at every threshold (`Sweep.single_iou`).
+            ranked_labels: predicted classes, best first, at least max(ks) of them; None where there is no
+            classifier. label: true class. ranked_iou: the same IoU for the map of each ranked class. Used
+            under `class_map="predicted"`; without it the
                 true class's map stands for the map of the rank that names the true class.
 
         Raises `DataError` for shapes that do not fit, repeated labels and IoU outside [0, 1].
@@ -106,7 +108,10 @@ class TopKLoc:
     def merge(self, other: TopKLoc) -> None:
         """Add the counts of `other`. Raises `UsageError` when its protocol, delta or ks differ."""
         if (self.delta, self.ks) != (other.delta, other.ks):
-            raise UsageError(f"results for delta {self.delta}, ks {self.ks} and delta {other.delta}, ks {other.ks} do not merge")
+            raise UsageError(
+                f"results for delta {self.delta}, ks {self.ks} and delta {other.delta}, ks {other.ks} do "
+                "not merge"
+            )
         self._counts.merge(other._counts)
         self._n_ranked += other._n_ranked
 
@@ -118,14 +123,17 @@ class TopKLoc:
         return self._counts.rates()[self._rows()]
 
     def compute(self, policy: ThresholdPolicy = ORACLE, *, shared_tau: bool = False) -> TopKLocResult:
-        """The fractions at the thresholds that `policy` picks, separately for each metric, in the order of `curve`'s rows.
+        """The fractions at the thresholds that `policy` picks, separately for each metric, in the order of
+        `curve`'s rows.
 
-        With `shared_tau` the threshold picked for GT-known serves all. Of equally good thresholds the oracle takes the
-        smallest. Raises as `curve`.
+        With `shared_tau` the threshold picked for GT-known serves all. Of equally good thresholds the oracle
+        takes the smallest. Raises as `curve`.
         """
         curve, taus = self.curve(), np.array(self.protocol.taus)
         scores = self._counts.comparable()[self._rows()]
-        picked = policy.pick(scores[:1], taus).repeat(len(scores)) if shared_tau else policy.pick(scores, taus)
+        picked = (
+            policy.pick(scores[:1], taus).repeat(len(scores)) if shared_tau else policy.pick(scores, taus)
+        )
         values = curve[np.arange(len(curve)), picked].tolist()
         ks = self.ks[: len(curve) - 1]
         return TopKLocResult(
@@ -139,7 +147,8 @@ class TopKLoc:
     def _rank_of(self, label: int, ranked_labels: Integer[np.ndarray, ...]) -> int | None:
         if ranked_labels.ndim != 1 or len(ranked_labels) < self.ks[-1]:
             raise DataError(
-                f"ranked labels have shape {ranked_labels.shape}; Top-{self.ks[-1]} Loc needs at least {self.ks[-1]}, best first. "
+                f"ranked labels have shape {ranked_labels.shape}; Top-{self.ks[-1]} Loc needs at least "
+                f"{self.ks[-1]}, best first. "
                 "With fewer classes, ask for smaller ks."
             )
         if len(np.unique(ranked_labels)) != len(ranked_labels):
@@ -149,5 +158,8 @@ class TopKLoc:
 
     def _rows(self) -> slice:
         if 0 < self._n_ranked < self.n:
-            raise UsageError(f"{self._n_ranked} of {self.n} images have predicted labels; Top-k Loc needs them for all images or for none")
+            raise UsageError(
+                f"{self._n_ranked} of {self.n} images have predicted labels; Top-k Loc needs them for all "
+                "images or for none"
+            )
         return slice(None) if self._n_ranked else slice(1)

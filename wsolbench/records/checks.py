@@ -20,7 +20,11 @@ _SLACK = 1e-9
 
 _NUMBERS = ("value", "low", "high", "corrected_low", "corrected_high")
 
-_PARTS = {"max_box_acc_v2": r"@(0?\.\d+|1|\d(\.\d+)?e-\d+)", "keypoint_distance": r"@[1-9]\d?", "keypoint_distance_px": r"@[1-9]\d?"}
+_PARTS = {
+    "max_box_acc_v2": r"@(0?\.\d+|1|\d(\.\d+)?e-\d+)",
+    "keypoint_distance": r"@[1-9]\d?",
+    "keypoint_distance_px": r"@[1-9]\d?",
+}
 """Metrics that have a row for each part, and how the part is written behind their name."""
 
 
@@ -54,18 +58,29 @@ def check_metric(metric: MetricValue) -> None:
     for ends in (("low", "high"), ("corrected_low", "corrected_high")):
         low, high = (getattr(metric, field) for field in ends)
         if (low is None) != (high is None):
-            raise ValueError(f"metric {metric.name} has one end of an interval; expected both {ends[0]} and {ends[1]}, or neither")
+            raise ValueError(
+                f"metric {metric.name} has one end of an interval; expected both {ends[0]} and {ends[1]}, "
+                "or neither"
+            )
         if low is not None and (metric.value is None or low > high):
             raise ValueError(
-                f"metric {metric.name} has {ends[0]} {low} and {ends[1]} {high}; expected a value, and {ends[0]} not above {ends[1]}"
+                f"metric {metric.name} has {ends[0]} {low} and {ends[1]} {high}; expected a value, and "
+                f"{ends[0]} not above {ends[1]}"
             )
     if metric.low is not None and metric.policy != "oracle" and not _is_inside(metric):
-        raise ValueError(f"metric {metric.name} has value {metric.value}; expected one in its interval, {metric.low} to {metric.high}")
+        raise ValueError(
+            f"metric {metric.name} has value {metric.value}; expected one in its interval, {metric.low} to "
+            f"{metric.high}"
+        )
     if info.needs.startswith("boxes") and metric.value is not None and metric.policy is None:
-        raise ValueError(f"metric {metric.name} has policy None; expected oracle, transfer, or fixed:T, as for every metric of boxes")
+        raise ValueError(
+            f"metric {metric.name} has policy None; expected oracle, transfer, or fixed:T, as for every "
+            "metric of boxes"
+        )
     if not 1 <= metric.version <= info.version:
         raise ValueError(
-            f"metric {metric.name} has version {metric.version}; this version of wsolbench knows 1 to {info.version}. Update wsolbench"
+            f"metric {metric.name} has version {metric.version}; this version of wsolbench knows 1 to "
+            f"{info.version}. Update wsolbench"
         )
 
 
@@ -85,15 +100,23 @@ def _check_kinds(metric: MetricValue) -> None:
             raise ValueError(f"metric {metric.name} has {field} {number!r}; expected a number")
     for field in ("n", "version"):
         if not is_whole(number := getattr(metric, field), 0):
-            raise ValueError(f"metric {metric.name} has {field} {number!r}; expected a number that is whole and not negative")
+            raise ValueError(
+                f"metric {metric.name} has {field} {number!r}; expected a number that is whole and not "
+                "negative"
+            )
     taus = metric.tau
-    if taus is not None and not (isinstance(taus, tuple) and taus and all(is_number(tau) and 0 <= tau <= 1 for tau in taus)):
+    if taus is not None and not (
+        isinstance(taus, tuple) and taus and all(is_number(tau) and 0 <= tau <= 1 for tau in taus)
+    ):
         raise ValueError(f"metric {metric.name} has tau {taus!r}; expected a list of thresholds in [0, 1]")
     for field in ("policy", "reason"):
         if not isinstance(text := getattr(metric, field), str | None):
             raise ValueError(f"metric {metric.name} has {field} {text!r}; expected a text")
     if metric.policy not in (None, "oracle", "transfer") and not _is_fixed(str(metric.policy)):
-        raise ValueError(f"metric {metric.name} has policy {metric.policy!r}; expected oracle, transfer, or fixed:T with T in [0, 1]")
+        raise ValueError(
+            f"metric {metric.name} has policy {metric.policy!r}; expected oracle, transfer, or fixed:T "
+            "with T in [0, 1]"
+        )
 
 
 def _is_fixed(policy: str) -> bool:
@@ -114,13 +137,18 @@ def check_parts(values: Mapping[str, Any]) -> None:
 
 
 def check_record(record: RunRecord) -> None:
-    """Raise `ValueError` for a part of a record that tables read and that is of another kind or contradicts the others."""
+    """Raise `ValueError` for a part of a record that tables read and that is of another kind or contradicts
+    the others.
+    """
     check_identity(record.method, record.dataset)
     seen = set()
     images = record.dataset.get("images")
     for metric in record.metrics:
         if images is not None and metric.n > images:
-            raise ValueError(f"metric {metric.name} has n {metric.n} images; expected at most {images}, as dataset.images says")
+            raise ValueError(
+                f"metric {metric.name} has n {metric.n} images; expected at most {images}, as "
+                "dataset.images says"
+            )
         if (metric.name, metric.policy) in seen:
             raise ValueError(f"metric {metric.name} twice under policy {metric.policy}; expected it once")
         seen.add((metric.name, metric.policy))
@@ -132,7 +160,10 @@ def check_identity(method: Mapping[str, Any], dataset: Mapping[str, Any]) -> Non
         if not isinstance(method.get(field), dict | None):
             raise ValueError(f"method has {field} {method[field]!r}; expected names and values")
     training = method.get("training") or {}
-    for where, parts, field in (("training", training, "recipe"), ("post", method.get("post") or {}, "config")):
+    for where, parts, field in (
+        ("training", training, "recipe"),
+        ("post", method.get("post") or {}, "config"),
+    ):
         if not isinstance(parts.get(field), dict | None):
             raise ValueError(f"method.{where} has {field} {parts[field]!r}; expected names and values")
     seed = training.get("seed")
@@ -151,5 +182,7 @@ def check_identity(method: Mapping[str, Any], dataset: Mapping[str, Any]) -> Non
         if dataset.get(field) is not None and not is_whole(dataset[field], 1):
             raise ValueError(f"dataset.{field} is {dataset[field]!r}; expected a whole number, 1 or more")
     source = dataset.get("transfer_from")
-    if source is not None and not (isinstance(source, dict) and all(isinstance(text, str) for text in source.values())):
+    if source is not None and not (
+        isinstance(source, dict) and all(isinstance(text, str) for text in source.values())
+    ):
         raise ValueError(f"dataset.transfer_from is {source!r}; expected texts: a split and its fingerprint")

@@ -3,9 +3,10 @@
     results/claims.csv     what papers report: method A, method B, a metric of both
     results/variants.csv   which of our methods and settings a published name means
 
-Two runs are a pair for a claim when they agree in all that both share in meaning: data, protocol, backbone, image size, start and
-recipe. Settings of one method's own design do not matter, even where another method has one of the same name. The number of epochs may
-differ where a run lasts as long as its stages, and both sides have the same lengths of stages (`stage_epochs`).
+Two runs are a pair for a claim when they agree in all that both share in meaning: data, protocol, backbone,
+image size, start and recipe. Settings of one method's own design do not matter, even where another method has
+one of the same name. The number of epochs may differ where a run lasts as long as its stages, and both sides
+have the same lengths of stages (`stage_epochs`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from wsolbench.system.files import canonical_json
 from wsolbench.system.stored import read_text
 
 COMMON_SETTINGS = frozenset(("recipe", "grid", "head", "width"))
-"""Settings that mean the same in every method: they describe training and the network that a method is built on."""
+"""Settings that mean the same in every method: they describe training and the network that a method is built
+on.
+"""
 
 _MOST_STAGES = 8
 """More lengths than this are no stages: their sums would be too many."""
@@ -36,8 +39,9 @@ _DATA = ("name", "split", "transform", "fingerprint", "images", "limit")
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A row of the file. Settings are `name=value` pairs joined by `;`: which of a method's runs are meant. Those of its post-process have
-    the prefix `post.`."""
+    """A row of the file. Settings are `name=value` pairs joined by `;`: which of a method's runs are meant.
+    Those of its post-process have the prefix `post.`.
+    """
 
     paper: str
     where: str
@@ -82,9 +86,12 @@ def read_claims(path: Path) -> list[Claim]:
 
 
 def read_variants(path: Path) -> dict[tuple[str, str], tuple[str, str]]:
-    """(paper, method as it is written in the published numbers) -> our method and its settings. Raises `DataError` on other columns."""
+    """(paper, method as it is written in the published numbers) -> our method and its settings. Raises
+    `DataError` on other columns.
+    """
     return {
-        (row["paper"], row["method"]): (row["ours"], row["settings"]) for _, row in _rows(path, ["paper", "method", "ours", "settings"])
+        (row["paper"], row["method"]): (row["ours"], row["settings"])
+        for _, row in _rows(path, ["paper", "method", "ours", "settings"])
     }
 
 
@@ -106,13 +113,17 @@ def _rows(path: Path, names: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
 def matches_claim(method: dict[str, Any], name: str, settings: str) -> bool:
     """Whether a method matches one side of a claim. A setting that the method lacks counts as empty.
 
-    >>> matches_claim({"name": "caam", "config": {"patch": [16, 32], "ssam": True}}, "caam", "patch=16,32;ssam=true")
+    >>> matches_claim({"name": "caam", "config": {"patch": [16, 32], "ssam": True}}, "caam",
+        "patch=16,32;ssam=true")
     True
     """
     if method["name"] != name:
         return False
     config = {key: setting_text(value) for key, value in _design(method).items()}
-    return all(config.get(key, "") == value for key, _, value in (part.partition("=") for part in settings.split(";") if part))
+    return all(
+        config.get(key, "") == value
+        for key, _, value in (part.partition("=") for part in settings.split(";") if part)
+    )
 
 
 def _design(method: dict[str, Any]) -> dict[str, Any]:
@@ -134,9 +145,17 @@ class _Side:
     def circumstances(self) -> dict[str, Any]:
         """What both runs of a pair share, by name."""
         data, method = self.record.dataset, self.record.method
-        recipe = {f"recipe.{name}": value for name, value in (self.record.training.get("recipe") or {}).items() if name != "source"}
+        recipe = {
+            f"recipe.{name}": value
+            for name, value in (self.record.training.get("recipe") or {}).items()
+            if name != "source"
+        }
         scored = {f"dataset.{name}": data.get(name) for name in _DATA}
-        network = {"backbone": method.get("backbone"), "image_size": method.get("image_size"), "start": self.record.start}
+        network = {
+            "backbone": method.get("backbone"),
+            "image_size": method.get("image_size"),
+            "start": self.record.start,
+        }
         return {**scored, "protocol": self.protocol, **network, **recipe}
 
     @cached_property
@@ -146,12 +165,17 @@ class _Side:
 
     @cached_property
     def lengths(self) -> list[int] | None:
-        """Lengths of all stages that a run of the method can have, if this run lasted the sum of some of them; otherwise None.
+        """Lengths of all stages that a run of the method can have, if this run lasted the sum of some of
+        them; otherwise None.
 
         The settings say which stages a run has, so its epochs are then no choice of their own.
         """
         lengths = self.design.get("stage_epochs")
-        if not (isinstance(lengths, list) and len(lengths) <= _MOST_STAGES and all(is_whole(length, 0) for length in lengths)):
+        if not (
+            isinstance(lengths, list)
+            and len(lengths) <= _MOST_STAGES
+            and all(is_whole(length, 0) for length in lengths)
+        ):
             return None
         sums = {sum(part) for count in range(len(lengths)) for part in combinations(lengths, count + 1)}
         return lengths if self.circumstances.get("recipe.epochs") in sums else None
@@ -170,7 +194,15 @@ class _Side:
     def place(self) -> tuple[str, ...]:
         """Data set, split, transform and backbone."""
         data = self.record.dataset
-        return tuple(str(part or "") for part in (data["name"], data["split"], data.get("transform"), self.record.method.get("backbone")))
+        return tuple(
+            str(part or "")
+            for part in (
+                data["name"],
+                data["split"],
+                data.get("transform"),
+                self.record.method.get("backbone"),
+            )
+        )
 
 
 def _base(name: str) -> str:
@@ -179,7 +211,11 @@ def _base(name: str) -> str:
 
 
 def _differing(claim: Claim, a: _Side, b: _Side) -> list[str]:
-    names = [name for name in {**a.circumstances, **b.circumstances} if a.circumstances.get(name) != b.circumstances.get(name)]
+    names = [
+        name
+        for name in {**a.circumstances, **b.circumstances}
+        if a.circumstances.get(name) != b.circumstances.get(name)
+    ]
     if a.lengths is not None and a.lengths == b.lengths:
         names = [name for name in names if name != "recipe.epochs"]
     shared = [name for name in a.design if name in b.design and name not in claim.named]
@@ -188,8 +224,12 @@ def _differing(claim: Claim, a: _Side, b: _Side) -> list[str]:
     return names + [name for name in shared if a.design[name] != b.design[name]]
 
 
-def pairs_of(claims: Sequence[Claim], records: Iterable[tuple[Path, RunRecord]]) -> list[tuple[list[Path], list[Path]]]:
-    """What to compare: for each claim the records of A and of B that differ in nothing else, by seed, each pair of groups once."""
+def pairs_of(
+    claims: Sequence[Claim], records: Iterable[tuple[Path, RunRecord]]
+) -> list[tuple[list[Path], list[Path]]]:
+    """What to compare: for each claim the records of A and of B that differ in nothing else, by seed, each
+    pair of groups once.
+    """
     found = []
     for _, pairs in pairs_by_claim(claims, records):
         found += [pair for pair in pairs if pair not in found]
@@ -202,7 +242,13 @@ def pairs_by_claim(
     """For each claim its pairs of groups: records of A, and records of B with the same seeds."""
     sides = _sides(records)
     return [
-        (claim, [([side.path for side in a], [side.path for side in b]) for a, b in _pairs(claim, *_both_sides(claim, sides))])
+        (
+            claim,
+            [
+                ([side.path for side in a], [side.path for side in b])
+                for a, b in _pairs(claim, *_both_sides(claim, sides))
+            ],
+        )
         for claim in claims
     ]
 
@@ -228,13 +274,19 @@ def _both_sides(claim: Claim, sides: Sequence[_Side]) -> tuple[list[_Side], list
 
 def _pairs(claim: Claim, a: Sequence[_Side], b: Sequence[_Side]) -> Iterator[tuple[list[_Side], list[_Side]]]:
     """Groups of A and of B that may be compared, each with the same seeds, in the order of their groups."""
-    ones, others = ({group: [side for side in of if side.group == group] for group in sorted({s.group for s in of})} for of in (a, b))
+    ones, others = (
+        {group: [side for side in of if side.group == group] for group in sorted({s.group for s in of})}
+        for of in (a, b)
+    )
     for group in ones.values():
         for other in others.values():
             if _differing(claim, group[0], other[0]):
                 continue
             by_seed = {side.seed: side for side in other}
-            together = sorted(((side, by_seed[side.seed]) for side in group if side.seed in by_seed), key=lambda pair: pair[0].seed)
+            together = sorted(
+                ((side, by_seed[side.seed]) for side in group if side.seed in by_seed),
+                key=lambda pair: pair[0].seed,
+            )
             if together:
                 yield [one for one, _ in together], [two for _, two in together]
 
@@ -249,21 +301,30 @@ class Unpaired:
 
     def __str__(self) -> str:
         where = f" on {self.place}" if self.place else ""
-        return f"{self.claim.paper}, {self.claim.where}: {self.claim.claim}, {self.claim.metric}{where}: {self.reason}"
+        return (
+            f"{self.claim.paper}, {self.claim.where}: {self.claim.claim}, {self.claim.metric}{where}: "
+            f"{self.reason}"
+        )
 
 
 def find_unpaired(claims: Sequence[Claim], records: Iterable[tuple[Path, RunRecord]]) -> list[Unpaired]:
-    """Claims that no pair of runs can be compared for: for each data set and backbone with runs of both sides, or nowhere.
+    """Claims that no pair of runs can be compared for: for each data set and backbone with runs of both
+    sides, or nowhere.
 
     Only runs with a value of the claim's metric count.
     """
     sides, found = _sides(records), []
     for claim in claims:
-        a, b = ([side for side in of if _has_metric(side.record, claim.metric)] for of in _both_sides(claim, sides))
+        a, b = (
+            [side for side in of if _has_metric(side.record, claim.metric)]
+            for of in _both_sides(claim, sides)
+        )
         if not a or not b:
             wanted = [f"{name} ({settings})" if settings else name for name, settings in claim.sides]
             missing = [side for side, of in zip(wanted, (a, b), strict=True) if not of]
-            found.append(Unpaired(claim=claim, place="", reason=f"no record of {' and none of '.join(missing)}"))
+            found.append(
+                Unpaired(claim=claim, place="", reason=f"no record of {' and none of '.join(missing)}")
+            )
             continue
         places = sorted({side.place for side in a} & {side.place for side in b})
         if not places:
@@ -287,9 +348,14 @@ def _reason(claim: Claim, a: Sequence[_Side], b: Sequence[_Side]) -> str:
         return _differing(claim, *pair) + ["seed"] * (pair[0].seed != pair[1].seed)
 
     firsts = [list({side.group: side for side in of}.values()) for of in (a, b)]
-    one, other = min(((one, other) for one in firsts[0] for other in firsts[1]), key=lambda pair: len(differing(pair)))
+    one, other = min(
+        ((one, other) for one in firsts[0] for other in firsts[1]), key=lambda pair: len(differing(pair))
+    )
     names = differing((one, other)) or ["seed"]
-    return f"records of both sides, and the closest differ in {', '.join(_contrast(name, one, other) for name in names)}"
+    return (
+        "records of both sides, and the closest differ in "
+        f"{', '.join(_contrast(name, one, other) for name in names)}"
+    )
 
 
 def _contrast(name: str, one: _Side, other: _Side) -> str:
@@ -313,4 +379,10 @@ def setting_text(value: Any) -> str:
     >>> setting_text([7, 14]), setting_text(True)
     ('7,14', 'true')
     """
-    return ",".join(map(setting_text, value)) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        ",".join(map(setting_text, value))
+        if isinstance(value, list)
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+    )

@@ -20,13 +20,10 @@ from wsolbench.system.stored import read_json
 class MetricDifference:
     """Metric of group B minus that of group A.
 
-    Attributes:
-        name, policy: the metric, and how its threshold was chosen, for each run by itself.
-        a, b: means over the runs of each group.
-        low, high: 95 % interval of the difference over images.
-        p_value: two-sided, of the difference being 0.
-        n: images.
-        per_pair: difference of each run of B and the run of A at the same place; None when the groups have different sizes.
+    Attributes: name, policy: the metric, and how its threshold was chosen, for each run by itself. a, b:
+        means over the runs of each group. low, high: 95 % interval of the difference over images. p_value:
+        two-sided, of the difference being 0. n: images. per_pair: difference of each run of B and the run of
+        A at the same place; None when the groups have different sizes.
     """
 
     name: str
@@ -50,7 +47,9 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Group B minus group A on one data set under one protocol. A group is its method and the digests of its records."""
+    """Group B minus group A on one data set under one protocol. A group is its method and the digests of its
+    records.
+    """
 
     a: dict[str, Any]
     b: dict[str, Any]
@@ -59,9 +58,17 @@ class Comparison:
     differences: tuple[MetricDifference, ...]
 
     @classmethod
-    def make(cls, a: Sequence[RunRecord], b: Sequence[RunRecord], differences: Sequence[MetricDifference]) -> Comparison:
+    def make(
+        cls, a: Sequence[RunRecord], b: Sequence[RunRecord], differences: Sequence[MetricDifference]
+    ) -> Comparison:
         """Of two groups of records on the same images."""
-        return cls(a=_group(a), b=_group(b), dataset=a[0].dataset, protocol=a[0].protocol.name, differences=tuple(differences))
+        return cls(
+            a=_group(a),
+            b=_group(b),
+            dataset=a[0].dataset,
+            protocol=a[0].protocol.name,
+            differences=tuple(differences),
+        )
 
     def find(self, name: str) -> MetricDifference | None:
         """The difference of a metric, or None."""
@@ -73,7 +80,9 @@ class Comparison:
         return mine != theirs and mine[0] <= theirs[0] and mine[1] <= theirs[1]
 
     def place(self, folder: Path) -> Path:
-        """The file below `folder` that `write` writes: named by what is compared, down to the content of the records."""
+        """The file below `folder` that `write` writes: named by what is compared, down to the content of the
+        records.
+        """
         parts = [
             self.a["name"],
             "to",
@@ -83,7 +92,11 @@ class Comparison:
             self.protocol,
             sha256_of_json([self.a, self.b])[:8],
         ]
-        return folder / file_name(self.dataset["name"]) / f"{'_'.join(file_name(part) for part in parts if part)}.json"
+        return (
+            folder
+            / file_name(self.dataset["name"])
+            / f"{'_'.join(file_name(part) for part in parts if part)}.json"
+        )
 
     def write(self, folder: Path) -> Path:
         """Write below `folder`; the path."""
@@ -108,12 +121,17 @@ def _group(records: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def read_comparison(path: Path) -> Comparison:
-    """Read what `Comparison.write` wrote. Raises `DataError` naming the file, also for values outside their ranges."""
+    """Read what `Comparison.write` wrote. Raises `DataError` naming the file, also for values outside their
+    ranges.
+    """
     values = read_json(path, "comparison")
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         raise DataError(f"{path} is not a comparison of schema {SCHEMA}, the one that this version reads")
     try:
-        rows = [{**row, "per_pair": None if row["per_pair"] is None else tuple(row["per_pair"])} for row in values["differences"]]
+        rows = [
+            {**row, "per_pair": None if row["per_pair"] is None else tuple(row["per_pair"])}
+            for row in values["differences"]
+        ]
         comparison = Comparison(
             a=_checked_group(values["a"]),
             b=_checked_group(values["b"]),
@@ -148,10 +166,20 @@ def _check_difference(row: MetricDifference) -> None:
     top = math.inf if info.top is None else info.top + SAME
     if not all(is_number(value) and 0 <= value <= top for value in (row.a, row.b)):
         raise ValueError(f"{row.name} has a {row.a!r} and b {row.b!r}; expected values of the metric")
-    if not all(is_number(value) and abs(value) <= top for value in (row.low, row.high, *(row.per_pair or ()))) or row.low > row.high:
-        raise ValueError(f"{row.name} has low {row.low!r}, high {row.high!r} and per pair {row.per_pair!r}; expected differences in order")
+    if (
+        not all(
+            is_number(value) and abs(value) <= top for value in (row.low, row.high, *(row.per_pair or ()))
+        )
+        or row.low > row.high
+    ):
+        raise ValueError(
+            f"{row.name} has low {row.low!r}, high {row.high!r} and per pair {row.per_pair!r}; expected "
+            "differences in order"
+        )
     if not is_number(row.p_value) or not 0 <= row.p_value <= 1 or not is_whole(row.n, 1):
-        raise ValueError(f"{row.name} has p value {row.p_value!r} and n {row.n!r}; expected a share and a number of images")
+        raise ValueError(
+            f"{row.name} has p value {row.p_value!r} and n {row.n!r}; expected a share and a number of images"
+        )
 
 
 SAME = 1e-6

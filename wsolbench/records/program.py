@@ -1,4 +1,6 @@
-"""What computes the numbers: the versions and the source of this package, of the packages that offer methods, and of libraries."""
+"""What computes the numbers: the versions and the source of this package, of the packages that offer methods,
+and of libraries.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
-from wsolbench.methods import BACKBONE_ENTRY_POINT_GROUP, DETECTOR_ENTRY_POINT_GROUP, ENTRY_POINT_GROUP, POST_ENTRY_POINT_GROUP
+from wsolbench.methods import (
+    BACKBONE_ENTRY_POINT_GROUP,
+    DETECTOR_ENTRY_POINT_GROUP,
+    ENTRY_POINT_GROUP,
+    POST_ENTRY_POINT_GROUP,
+)
 
 OWN = "wsolbench"
 LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "numba", "scipy")
@@ -20,7 +27,8 @@ LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "numba", "scipy")
 
 
 def program(libraries: Iterable[str] = ()) -> dict[str, dict[str, str | None]]:
-    """What must be the same for a run to go on: versions of libraries, and digests of the source of the packages that take part.
+    """What must be the same for a run to go on: versions of libraries, and digests of the source of the
+    packages that take part.
 
     These are this package, and all that offer methods, backbones, post-processes or detectors.
     """
@@ -33,18 +41,26 @@ def program(libraries: Iterable[str] = ()) -> dict[str, dict[str, str | None]]:
 def unlike(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """In words, how two descriptions of `program` differ; empty when they do not.
 
-    >>> unlike({"versions": {"numpy": "1.26.4"}, "source": {}}, {"versions": {"numpy": "2.0.0"}, "source": {}})
+    >>> unlike({"versions": {"numpy": "1.26.4"}, "source": {}}, {"versions": {"numpy": "2.0.0"}, "source":
+        {}})
     'numpy 1.26.4 there and 2.0.0 here'
     """
     if not there:
         return f"an earlier version there, which did not say what it was, and {OWN} {version_of(OWN)} here"
-    versions, own = (there.get("versions") or {}, here["versions"]), (there.get("source") or {}, here["source"])
+    versions, own = (
+        (there.get("versions") or {}, here["versions"]),
+        (there.get("source") or {}, here["source"]),
+    )
     parts = [
-        f"{name} {versions[0].get(name)} there and {value} here" for name, value in versions[1].items() if versions[0].get(name) != value
+        f"{name} {versions[0].get(name)} there and {value} here"
+        for name, value in versions[1].items()
+        if versions[0].get(name) != value
     ]
     for name in [name for name in {**own[1], **own[0]} if own[0].get(name) != own[1].get(name)]:
         both = [
-            f"{name} {side[0].get(name) or ''} (source {(side[1].get(name) or 'none')[:12]})".replace("  ", " ")
+            f"{name} {side[0].get(name) or ''} (source {(side[1].get(name) or 'none')[:12]})".replace(
+                "  ", " "
+            )
             for side in zip(versions, own, strict=True)
         ]
         parts.append(f"{both[0]} there and {both[1]} here")
@@ -61,26 +77,43 @@ def version_of(distribution: str) -> str | None:
 
 
 def revisions() -> dict[str, Any]:
-    """`revision`, the commit that this package's files are of, and `plugins`, those of packages with methods in other repositories.
+    """`revision`, the commit that this package's files are of, and `plugins`, those of packages with methods
+    in other repositories.
 
-    A commit ends with `+changes` where files differ from it. It is None for files that no repository tracks, whatever lies around them.
+    A commit ends with `+changes` where files differ from it. It is None for files that no repository tracks,
+    whatever lies around them.
     """
     own = _folder(OWN)
     others = {name: folder for name in _plugins() if (folder := _folder(name)) is not None}
     top = None if own is None else _tracked_in(own)
     with_own = [folder for folder in others.values() if top is not None and _tracked_in(folder) == top]
-    found: dict[str, Any] = {"revision": None if own is None or top is None else _revision(top, [own, *with_own])}
+    found: dict[str, Any] = {
+        "revision": None if own is None or top is None else _revision(top, [own, *with_own])
+    }
     apart = {name: folder for name, folder in others.items() if folder not in with_own}
-    plugins = {name: None if (root := _tracked_in(folder)) is None else _revision(root, [folder]) for name, folder in apart.items()}
+    plugins = {
+        name: None if (root := _tracked_in(folder)) is None else _revision(root, [folder])
+        for name, folder in apart.items()
+    }
     return {**found, "plugins": plugins} if any(plugins.values()) else found
 
 
 @functools.cache
 def _plugins() -> tuple[str, ...]:
     """Top-level packages that offer something through an entry point, sorted."""
-    groups = (ENTRY_POINT_GROUP, BACKBONE_ENTRY_POINT_GROUP, POST_ENTRY_POINT_GROUP, DETECTOR_ENTRY_POINT_GROUP)
+    groups = (
+        ENTRY_POINT_GROUP,
+        BACKBONE_ENTRY_POINT_GROUP,
+        POST_ENTRY_POINT_GROUP,
+        DETECTOR_ENTRY_POINT_GROUP,
+    )
     installed = entry_points()
-    return tuple(sorted({point.module.partition(".")[0] for group in groups for point in installed.select(group=group)} - {OWN}))
+    return tuple(
+        sorted(
+            {point.module.partition(".")[0] for group in groups for point in installed.select(group=group)}
+            - {OWN}
+        )
+    )
 
 
 def _folder(package: str) -> Path | None:
@@ -111,14 +144,18 @@ def _source_digest(package: str) -> str | None:
 
 @functools.cache
 def _tracked_in(folder: Path) -> str | None:
-    """The repository that tracks the files of a package; None where there is none, or it only lies around them."""
+    """The repository that tracks the files of a package; None where there is none, or it only lies around
+    them.
+    """
     top = _git(folder, "rev-parse", "--show-toplevel")
     return top if top and _git(folder, "ls-files", "--", _inside(folder)) else None
 
 
 def _revision(top: str, folders: Iterable[Path]) -> str | None:
     commit = _git(Path(top), "rev-parse", "HEAD")
-    changes = _git(Path(top), "status", "--porcelain", "--", *map(str, folders), ":(exclude,glob)**/__pycache__/**")
+    changes = _git(
+        Path(top), "status", "--porcelain", "--", *map(str, folders), ":(exclude,glob)**/__pycache__/**"
+    )
     return None if not commit or changes is None else commit + ("+changes" if changes else "")
 
 
@@ -127,8 +164,14 @@ def _inside(folder: Path) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says, or None. Nothing that a repository's settings name is run, and no repository that the environment names is asked."""
-    environment = {name: value for name, value in os.environ.items() if name not in {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"}}
+    """What git says, or None. Nothing that a repository's settings name is run, and no repository that the
+    environment names is asked.
+    """
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"}
+    }
     try:
         return subprocess.run(
             ["git", "-c", "core.fsmonitor=false", *arguments],

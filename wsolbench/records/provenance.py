@@ -11,8 +11,12 @@ from typing import Any
 from wsolbench.records.program import revisions, version_of
 
 
-def provenance(*, seconds: dict[str, float], device: str, packages: tuple[str, ...] = (), threads: int | None = None) -> dict[str, Any]:
-    """Where a number came from: command, date, versions, machine, a network's threads, source revision, seconds per stage."""
+def provenance(
+    *, seconds: dict[str, float], device: str, packages: tuple[str, ...] = (), threads: int | None = None
+) -> dict[str, Any]:
+    """Where a number came from: command, date, versions, machine, a network's threads, source revision,
+    seconds per stage.
+    """
     return {
         **({} if threads is None else {"threads": threads}),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -22,5 +26,7 @@ def provenance(*, seconds: dict[str, float], device: str, packages: tuple[str, .
         "python": platform.python_version(),
         **revisions(),
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-        "versions": {name: version_of(name) for name in ("wsolbench", "numpy", "opencv-python-headless", *packages)},
+        "versions": {
+            name: version_of(name) for name in ("wsolbench", "numpy", "opencv-python-headless", *packages)
+        },
     }

@@ -1,10 +1,11 @@
-"""Published numbers: what papers and repositories print, one cell a row, kept apart from what is measured here.
+"""Published numbers: what papers and repositories print, one cell a row, kept apart from what is measured
+here.
 
     RESULTS/papers.toml          sources: title, authors, venue, year, addresses, and the file of each
     RESULTS/published/<key>.csv  cells of a source's tables, in the order of the tables
 
-A value stays as it is printed, a string with its trailing zeros; `PublishedNumber.as_recorded` puts it on the scale of records.
-Sources that disagree are listed by `conflicts` and never averaged.
+A value stays as it is printed, a string with its trailing zeros; `PublishedNumber.as_recorded` puts it on the
+scale of records. Sources that disagree are listed by `conflicts` and never averaged.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ from wsolbench.system.listing import list_files
 from wsolbench.system.stored import read_text
 
 EVIDENCE = ("own", "reproduced", "requoted")
-"""Whose number it is, best first: the source's own method or ablation; somebody else's method, run by the source's authors;
-copied from elsewhere."""
+"""Whose number it is, best first: the source's own method or ablation; somebody else's method, run by the
+source's authors; copied from elsewhere.
+"""
 
 UNITS = {"percent": 100, "percent_error": 100, "ap": 100, "fraction": 1, "level_0_255": 255}
-"""Unit -> its highest value; the lowest is 0. `percent_error`: lower is better. `ap`: COCO's average precision in percent."""
+"""Unit -> its highest value; the lowest is 0. `percent_error`: lower is better. `ap`: COCO's average
+precision in percent.
+"""
 
 UNSPECIFIED = "unspecified"
 """The backbone of a number whose source names none."""
@@ -90,13 +94,14 @@ class Paper:
 class PublishedNumber:
     """A cell of a published table. All but `paper` are the columns of the files.
 
-    Attributes:
-        paper: key of the source that prints it, which need not be the one that measured it.
-        table, row, label: where it stands: table or file, row below the head from 1 (None where the rows were not counted), and
+    Attributes: paper: key of the source that prints it, which need not be the one that measured it. table,
+        row, label: where it stands: table or file, row below the head from 1 (None where the rows were not
+        counted), and
             what the row is called there.
         dataset, split, backbone, metric: names of this project where it has one, else the source's.
         method: one spelling for each method; `A+B` is the post-process B on A, `A[x]` a variant of A.
-        ours: the method (and post-process) of this project, `spa+scg`; empty where there is none. The variant is not in it.
+        ours: the method (and post-process) of this project, `spa+scg`; empty where there is none. The variant
+            is not in it.
         value: as printed.
         unit: a key of `UNITS`.
         evidence: one of `EVIDENCE`.
@@ -132,11 +137,16 @@ class PublishedNumber:
             if value not in known:
                 raise unknown_name(kind, value, known)
         if (self.unit == "level_0_255") != (published_info(self.metric).unit == "level"):
-            raise UsageError(f"unit {self.unit} does not go with metric {self.metric}; level_0_255 is the unit of peak_t alone")
+            raise UsageError(
+                f"unit {self.unit} does not go with metric {self.metric}; level_0_255 is the unit of "
+                "peak_t alone"
+            )
         if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", self.value):
             raise UsageError(f"value {self.value!r} is no number; expected digits, a point and digits")
         if Decimal(self.value) > UNITS[self.unit]:
-            raise UsageError(f"value {self.value} is out of range; expected 0 to {UNITS[self.unit]} for unit {self.unit}")
+            raise UsageError(
+                f"value {self.value} is out of range; expected 0 to {UNITS[self.unit]} for unit {self.unit}"
+            )
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -153,14 +163,23 @@ class PublishedNumber:
     def as_recorded(self) -> float:
         """The value as a record would hold it: a fraction in [0, 1]; Peak-T 0 to 255.
 
-        A printed error of a metric that is an accuracy becomes the accuracy; a metric that is itself an error stays one.
+        A printed error of a metric that is an accuracy becomes the accuracy; a metric that is itself an error
+        stays one.
         """
         return float(self._exact)
 
     @property
     def printed(self) -> str:
-        """The value with its unit: `39.73 % error`, `33 of 255`; nothing follows a fraction and COCO's average precision."""
-        unit = {"percent": " %", "percent_error": " % error", "ap": "", "fraction": "", "level_0_255": " of 255"}[self.unit]
+        """The value with its unit: `39.73 % error`, `33 of 255`; nothing follows a fraction and COCO's
+        average precision.
+        """
+        unit = {
+            "percent": " %",
+            "percent_error": " % error",
+            "ap": "",
+            "fraction": "",
+            "level_0_255": " of 255",
+        }[self.unit]
         return self.value + unit
 
     @property
@@ -173,7 +192,10 @@ class PublishedNumber:
 
     def agrees_with(self, other: PublishedNumber) -> bool:
         """Whether both can be one value, rounded to different numbers of decimals."""
-        coarse = max(Decimal(number.value).scaleb(-2 if UNITS[number.unit] == 100 else 0).as_tuple().exponent for number in (self, other))
+        coarse = max(
+            Decimal(number.value).scaleb(-2 if UNITS[number.unit] == 100 else 0).as_tuple().exponent
+            for number in (self, other)
+        )
         return abs(self._exact - other._exact) <= Decimal(5).scaleb(int(coarse) - 1)
 
 
@@ -182,7 +204,9 @@ COLUMNS = tuple(item.name for item in fields(PublishedNumber) if item.name != "p
 
 
 def read_papers(path: Path) -> dict[str, Paper]:
-    """The sections of papers.toml by key, in their order. Raises `DataError` naming the section that is none."""
+    """The sections of papers.toml by key, in their order. Raises `DataError` naming the section that is
+    none.
+    """
     toml: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         sections = toml.loads(read_text(path, "file"))
@@ -193,7 +217,9 @@ def read_papers(path: Path) -> dict[str, Paper]:
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", key):  # it names files of the board
             raise DataError(f"{path}: the section {key!r} has a name of other characters than a-z, 0-9 and -")
         try:
-            arguments: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+            arguments: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+            }
             papers[key] = Paper(key=key, **arguments)
         except (AttributeError, TypeError) as error:
             raise DataError(f"{path}: section {key!r} lacks or misspells a field: {error}") from error
@@ -203,16 +229,25 @@ def read_papers(path: Path) -> dict[str, Paper]:
 def read_published(folder: Path) -> list[PublishedNumber]:
     """All numbers below a results folder, in the order of papers.toml, tables and rows.
 
-    Raises `DataError` naming file and line: other columns, an unknown metric, unit or evidence, a value that is no number or out
-    of range, a cell that is there twice, a file that no paper names, a paper whose file is not there.
+    Raises `DataError` naming file and line: other columns, an unknown metric, unit or evidence, a value that
+    is no number or out of range, a cell that is there twice, a file that no paper names, a paper whose file
+    is not there.
     """
     papers = read_papers(folder / "papers.toml")
     named: dict[Path, str] = {}
     for key, paper in papers.items():
         if (other := named.setdefault(folder / paper.file, key)) != key:
-            raise DataError(f"{folder / 'papers.toml'}: {other!r} and {key!r} name one file, {paper.file}; give each its own")
-    if stray := sorted({folder / "published" / name for name in list_files(folder / "published", (".csv",))} - set(named)):
-        raise DataError(f'{stray[0]} is of no paper in {folder / "papers.toml"}; add a section with file = "published/{stray[0].name}"')
+            raise DataError(
+                f"{folder / 'papers.toml'}: {other!r} and {key!r} name one file, {paper.file}; give each "
+                "its own"
+            )
+    if stray := sorted(
+        {folder / "published" / name for name in list_files(folder / "published", (".csv",))} - set(named)
+    ):
+        raise DataError(
+            f"{stray[0]} is of no paper in {folder / 'papers.toml'}; add a section with file = "
+            f'"published/{stray[0].name}"'
+        )
     return [number for path, key in named.items() for number in _read_file(path, key)]
 
 
@@ -236,14 +271,19 @@ def _read_file(path: Path, paper: str) -> list[PublishedNumber]:
         except (TypeError, ValueError, UsageError) as error:
             raise DataError(f"{path}:{line} is no published number: {error}") from error
         if number.key in found:
-            raise DataError(f"{path}:{line} is a cell that is there already, line {list(found).index(number.key) + 2}; a cell has one row")
+            raise DataError(
+                f"{path}:{line} is a cell that is there already, line {list(found).index(number.key) + 2}; "
+                "a cell has one row"
+            )
         found[number.key] = number
     return list(found.values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conflict:
-    """Numbers that ought to be one and are not. None of them is right by itself: quote one with its source and table."""
+    """Numbers that ought to be one and are not. None of them is right by itself: quote one with its source
+    and table.
+    """
 
     dataset: str
     split: str
@@ -254,11 +294,13 @@ class Conflict:
 
 
 def conflicts(numbers: Iterable[PublishedNumber]) -> list[Conflict]:
-    """Where two tables have different values for one data set, split, method, backbone and metric, sorted by these.
+    """Where two tables have different values for one data set, split, method, backbone and metric, sorted by
+    these.
 
-    Differences that rounding explains are none, nor are those within a table (runs, re-runs). A number without a backbone is
-    compared with those of each backbone unless it agrees with one of them; a metric "as printed" with the metric it is printed
-    as; `[norm=minmax]`, the normalisation of wsolevaluation, with the plain method.
+    Differences that rounding explains are none, nor are those within a table (runs, re-runs). A number
+    without a backbone is compared with those of each backbone unless it agrees with one of them; a metric "as
+    printed" with the metric it is printed as; `[norm=minmax]`, the normalisation of wsolevaluation, with the
+    plain method.
     """
     groups: dict[tuple[str, ...], list[PublishedNumber]] = defaultdict(list)
     for number in numbers:
@@ -267,15 +309,29 @@ def conflicts(numbers: Iterable[PublishedNumber]) -> list[Conflict]:
     found = []
     for (dataset, split, method, metric), group in sorted(groups.items()):
         known = [number for number in group if number.backbone != UNSPECIFIED]
-        loose = [number for number in group if number.backbone == UNSPECIFIED and not any(number.agrees_with(other) for other in known)]
+        loose = [
+            number
+            for number in group
+            if number.backbone == UNSPECIFIED and not any(number.agrees_with(other) for other in known)
+        ]
         for backbone in sorted({number.backbone for number in known}) or [UNSPECIFIED]:
             members = [*(number for number in known if number.backbone == backbone), *loose]
             if _disagree(members):
                 found.append(
-                    Conflict(dataset=dataset, split=split, method=method, backbone=backbone, metric=metric, numbers=tuple(members))
+                    Conflict(
+                        dataset=dataset,
+                        split=split,
+                        method=method,
+                        backbone=backbone,
+                        metric=metric,
+                        numbers=tuple(members),
+                    )
                 )
     return found
 
 
 def _disagree(numbers: Sequence[PublishedNumber]) -> bool:
-    return any((a.paper, a.table) != (b.paper, b.table) and not a.agrees_with(b) for a, b in itertools.combinations(numbers, 2))
+    return any(
+        (a.paper, a.table) != (b.paper, b.table) and not a.agrees_with(b)
+        for a, b in itertools.combinations(numbers, 2)
+    )

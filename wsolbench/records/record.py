@@ -7,7 +7,8 @@
      "metrics":    [{"name", "value", "low", "high", "n", "policy", "tau", ...}],     with what result
      "provenance": {"command", "date", "versions", "device", "seconds", ...}}         where it came from
 
-Values are in the unit of the catalog: fractions in [0, 1], levels, pixels. A metric that is undefined has value null and a reason.
+Values are in the unit of the catalog: fractions in [0, 1], levels, pixels. A metric that is undefined has
+value null and a reason.
 """
 
 from __future__ import annotations
@@ -40,26 +41,30 @@ LONGEST_NAME = 200
 
 
 def settings_of(method: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a record's method, comparable between seeds: one that names a checkpoint, which has its digest beside it, is
-    `checkpoint`, and the digest is left out.
+    """The settings of a record's method, comparable between seeds: one that names a checkpoint, which has its
+    digest beside it, is `checkpoint`, and the digest is left out.
 
-    >>> settings_of({"config": {"head": "fc", "classifier": "runs/a.safetensors", "classifier_sha256": "0a1b"}})
+    >>> settings_of({"config": {"head": "fc", "classifier": "runs/a.safetensors", "classifier_sha256":
+        "0a1b"}})
     {'head': 'fc', 'classifier': 'checkpoint'}
     """
     config = method.get("config") or {}
     digests = {name for name in config if name.endswith("_sha256")}
-    return {name: "checkpoint" if value and f"{name}_sha256" in digests else value for name, value in config.items() if name not in digests}
+    return {
+        name: "checkpoint" if value and f"{name}_sha256" in digests else value
+        for name, value in config.items()
+        if name not in digests
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricValue:
     """One number with its uncertainty and its threshold policy.
 
-    Attributes:
-        name: a name of `wsolbench.metrics.catalog`.
-        value: in the metric's unit, mostly a fraction in [0, 1]; None where the metric is undefined, and then `reason` says why.
-        low, high: 95 % percentile bootstrap interval over images; None where there is none.
-        corrected_low, corrected_high: the interval of a metric at its best threshold, corrected for the choice of that threshold
+    Attributes: name: a name of `wsolbench.metrics.catalog`. value: in the metric's unit, mostly a fraction in
+        [0, 1]; None where the metric is undefined, and then `reason` says why. low, high: 95 % percentile
+        bootstrap interval over images; None where there is none. corrected_low, corrected_high: the interval
+        of a metric at its best threshold, corrected for the choice of that threshold
             (`wsolbench.metrics.best_threshold`); None for other metrics and in records of older versions.
         n: images it was computed on.
         policy: `oracle`, `fixed:T` or `transfer`; None for a metric without a threshold.
@@ -102,7 +107,10 @@ class RunRecord:
     def map_protocol(self) -> EvalProtocol:
         """The protocol of a run that scored maps. Raises `UsageError` for one that counted detections."""
         if not isinstance(self.protocol, EvalProtocol):
-            raise UsageError(f"the record of {self.method['name']!r} is a detector's, without maps, thresholds and scores of images")
+            raise UsageError(
+                f"the record of {self.method['name']!r} is a detector's, without maps, thresholds and "
+                "scores of images"
+            )
         return self.protocol
 
     @property
@@ -113,7 +121,9 @@ class RunRecord:
 
     @property
     def start(self) -> str | None:
-        """What the weights were before training: `none`, `imagenet` or `checkpoint`; None where nobody says so."""
+        """What the weights were before training: `none`, `imagenet` or `checkpoint`; None where nobody says
+        so.
+        """
         weights = self.training.get("weights")
         return None if weights is None else weights if weights in ("none", "imagenet") else "checkpoint"
 
@@ -146,9 +156,13 @@ class RunRecord:
 
     @property
     def values_digest(self) -> str:
-        """Digest of the images, the conventions and the results, whatever the method: what scores of images must agree with."""
+        """Digest of the images, the conventions and the results, whatever the method: what scores of images
+        must agree with.
+        """
         data = {name: self.dataset.get(name) for name in ("name", "split", "fingerprint", "images")}
-        return sha256_of_json([data, self.protocol.to_json(), [_metric_to_json(metric) for metric in self.metrics]])
+        return sha256_of_json(
+            [data, self.protocol.to_json(), [_metric_to_json(metric) for metric in self.metrics]]
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The stored form."""
@@ -161,11 +175,15 @@ class RunRecord:
 
     def check(self) -> None:
         """Raise `DataError` for a record that `read_record` would refuse."""
-        what = f"the record of method {self.method.get('name')!r} on data set {self.dataset.get('name')!r} cannot be written: it"
+        what = (
+            f"the record of method {self.method.get('name')!r} on data set {self.dataset.get('name')!r} "
+            "cannot be written: it"
+        )
         _parse(json.loads(_text(self.to_json(), what)), what)
 
     def write(self, folder: Path) -> Path:
-        """Write to `folder / self.path`; a sound record of the same run and result that is there already is left as it is.
+        """Write to `folder / self.path`; a sound record of the same run and result that is there already is
+        left as it is.
 
         Raises `DataError` for a record that could not be read again; nothing is written then.
         """
@@ -233,7 +251,9 @@ def _parse(values: Any, what: str) -> RunRecord:
 
 
 def _metric_from_json(values: dict[str, Any]) -> MetricValue:
-    arguments: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    arguments: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
     metric = MetricValue(**arguments)
     if not isinstance(metric.name, str):
         raise ValueError(f"a metric has name {metric.name!r}; expected a text")
@@ -259,8 +279,8 @@ class FoundRecords:
 def find_records(folder: Path) -> FoundRecords:
     """Read every record below `folder`. What runs leave while they are under way is left out.
 
-    A file whose name ends in another digest than its record's (`RunRecord.path`) is a problem.
-    Of files with one run and result, the one at its own path (`RunRecord.path`) counts, or else the first by path.
+    A file whose name ends in another digest than its record's (`RunRecord.path`) is a problem. Of files with
+    one run and result, the one at its own path (`RunRecord.path`) counts, or else the first by path.
     """
     found, problems, copies = [], [], []
     paths, unreadable = _json_files(folder)
@@ -277,12 +297,15 @@ def find_records(folder: Path) -> FoundRecords:
             found.append((path, record, digest))
         else:
             problems.append(
-                f"record {path} was changed after it was written, or renamed: its name ends in {named[1]}, its content gives {digest[:8]}; "
+                f"record {path} was changed after it was written, or renamed: its name ends in {named[1]}, "
+                f"its content gives {digest[:8]}; "
                 "run it again"
             )
     first: dict[str, Path] = {}
     kept = []
-    for path, record, digest in sorted(found, key=lambda item: (item[0].relative_to(folder) != item[1].path_of(item[2]), item[0])):
+    for path, record, digest in sorted(
+        found, key=lambda item: (item[0].relative_to(folder) != item[1].path_of(item[2]), item[0])
+    ):
         original = first.setdefault(digest, path)
         if original == path:
             kept.append((path, record))
@@ -309,7 +332,9 @@ def _json_files(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def read_records(folder: Path) -> list[tuple[Path, RunRecord]]:
-    """Every record below `folder`, sorted by path, each run and result once. Raises `DataError` naming all files that are no record."""
+    """Every record below `folder`, sorted by path, each run and result once. Raises `DataError` naming all
+    files that are no record.
+    """
     found = find_records(folder)
     if found.problems:
         raise DataError("; ".join(found.problems))
@@ -319,7 +344,8 @@ def read_records(folder: Path) -> list[tuple[Path, RunRecord]]:
 def precedence(record: RunRecord) -> tuple[tuple[int, ...], str]:
     """Key that sorts records of one run and seed: the greatest one is shown.
 
-    A higher version of wsolbench comes later; equal versions go by the digest. Dates do not count, because clocks can be wrong.
+    A higher version of wsolbench comes later; equal versions go by the digest. Dates do not count, because
+    clocks can be wrong.
     """
     versions = record.provenance.get("versions")
     text = str(versions.get("wsolbench")) if isinstance(versions, dict) else ""

@@ -1,8 +1,8 @@
 """Image files as 8-bit pixels. Every error that a decoder raises on broken bytes becomes a `DataError`.
 
-Colours are read as RGB, whatever the mode of the file; transparency is dropped, so a transparent pixel has the colour that is stored
-for it. Gray values of 16 bits are scaled (65,535 is white), and so are floats (1.0 is white). Pixels are those that are stored: the
-EXIF orientation is not applied.
+Colours are read as RGB, whatever the mode of the file; transparency is dropped, so a transparent pixel has
+the colour that is stored for it. Gray values of 16 bits are scaled (65,535 is white), and so are floats (1.0
+is white). Pixels are those that are stored: the EXIF orientation is not applied.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_PIXELS = 89_478_485
-"""Images with more pixels are refused: a file of a few kilobytes can claim them. Pillow warns from here on."""
+"""Images with more pixels are refused: a file of a few kilobytes can claim them. Pillow warns from here
+on.
+"""
 
 _ORIENTATION = 0x0112
 
@@ -37,10 +39,9 @@ class _UnknownRangeError(Exception):
 class Header:
     """What the head of an image file says.
 
-    Attributes:
-        size: (width, height) of the stored pixels.
-        mode: Pillow's name of the pixel format, such as "RGB" or "I;16".
-        orientation: EXIF orientation, 1 to 8; 1 if the file does not state one. From 5 on width and height are exchanged when shown.
+    Attributes: size: (width, height) of the stored pixels. mode: Pillow's name of the pixel format, such as
+        "RGB" or "I;16". orientation: EXIF orientation, 1 to 8; 1 if the file does not state one. From 5 on
+        width and height are exchanged when shown.
     """
 
     size: tuple[int, int]
@@ -54,18 +55,26 @@ class Header:
 
 
 def read_header(path: Path, what: str | None = None) -> Header:
-    """Size, mode and orientation, without decoding. Raises `DataError` when the file is missing or no image."""
+    """Size, mode and orientation, without decoding. Raises `DataError` when the file is missing or no
+    image.
+    """
     return _opened(path, what or f"image {path.name!r}", _header)
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """(width, height) from an image file's header. Raises `DataError` when the file is missing or no image."""
+    """(width, height) from an image file's header. Raises `DataError` when the file is missing or no
+    image.
+    """
     return _opened(path, f"image {path.name!r}", lambda image: image.size)
 
 
 def read_rgb(path: Path, what: str) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels in colour. `what` begins the message of the `DataError` for a file that is missing, broken or too large."""
-    return _opened(path, what, lambda image: np.array(_in_8_bits(image).convert("RGB")))  # a copy: `asarray` would be read-only
+    """The pixels in colour. `what` begins the message of the `DataError` for a file that is missing, broken
+    or too large.
+    """
+    return _opened(
+        path, what, lambda image: np.array(_in_8_bits(image).convert("RGB"))
+    )  # a copy: `asarray` would be read-only
 
 
 def read_gray(path: Path, what: str) -> UInt8[np.ndarray, "h w"]:
@@ -109,15 +118,19 @@ def _opened(path: Path, what: str, use: Callable[[PIL.Image.Image], T]) -> T:
 
 
 def _header(image: PIL.Image.Image) -> Header:
-    # Pillow decodes a whole PNG to look for EXIF data behind its pixels, so only what lies before them is used.
-    # It applies the orientation of a TIFF file itself.
+    # Pillow decodes a whole PNG to look for EXIF data behind its pixels, so only what lies before them is
+    # used. It applies the orientation of a TIFF file itself.
     known = "exif" in image.info and image.format != "TIFF"
     orientation = image.getexif().get(_ORIENTATION, 1) if known else 1
-    return Header(size=image.size, mode=image.mode, orientation=orientation if orientation in range(1, 9) else 1)
+    return Header(
+        size=image.size, mode=image.mode, orientation=orientation if orientation in range(1, 9) else 1
+    )
 
 
 def _in_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The image with 8 bits a channel. Pillow's own conversion cuts larger values off instead of scaling them."""
+    """The image with 8 bits a channel. Pillow's own conversion cuts larger values off instead of scaling
+    them.
+    """
     from PIL import Image
 
     image.info.pop("transparency", None)  # else Pillow warns that it is dropped
@@ -125,14 +138,19 @@ def _in_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     if mode == "F":
         levels = np.asarray(image)
         if not (levels >= 0).all() or not (levels <= 1).all():  # NaN fails both
-            raise _UnknownRangeError(f"float pixels from {levels.min():g} to {levels.max():g}; expected 0 to 1, convert the file to 8 bits")
+            raise _UnknownRangeError(
+                f"float pixels from {levels.min():g} to {levels.max():g}; expected 0 to 1, convert the "
+                "file to 8 bits"
+            )
         return Image.fromarray(np.rint(levels * 255).astype(np.uint8))
     if mode.startswith("I;16") or (mode == "I" and image.format in {"PNG", "PPM"}):
         white = 2 ** _bits(image) - 1
         levels = np.asarray(image).astype(np.int64)
         return Image.fromarray(((levels * 255 + white // 2) // white).clip(0, 255).astype(np.uint8))
     if mode == "I":
-        raise _UnknownRangeError("32-bit gray pixels, whose white is not known; convert the file to 8 or 16 bits")
+        raise _UnknownRangeError(
+            "32-bit gray pixels, whose white is not known; convert the file to 8 or 16 bits"
+        )
     return image
 
 

@@ -1,8 +1,9 @@
-"""Several processes that torchrun started: who this one is, how they exchange what they know, and how they fail together.
+"""Several processes that torchrun started: who this one is, how they exchange what they know, and how they
+fail together.
 
-The processes run the same program. Whatever one of them raises is heard by the others where they meet next (`barrier`,
-`gathered`), so that none waits for a process that has given up. Code that uses collectives of its own puts a meeting before
-each of them, with nothing in between that may fail in one process alone.
+The processes run the same program. Whatever one of them raises is heard by the others where they meet next
+(`barrier`, `gathered`), so that none waits for a process that has given up. Code that uses collectives of its
+own puts a meeting before each of them, with nothing in between that may fail in one process alone.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from wsolbench.exceptions import UsageError, WsolbenchError
 T = TypeVar("T")
 
 TIMEOUT = timedelta(hours=2)
-"""How long a process waits for the others. One that has died is noticed at once; this is for one that hangs, and long because
-shares of an evaluation that goes on can be very unequal."""
+"""How long a process waits for the others. One that has died is noticed at once; this is for one that hangs,
+and long because shares of an evaluation that goes on can be very unequal.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class World:
 
 
 def world() -> World:
-    """What torchrun says in RANK, WORLD_SIZE and LOCAL_RANK; one process without. Raises `UsageError` on values that mean nothing."""
+    """What torchrun says in RANK, WORLD_SIZE and LOCAL_RANK; one process without. Raises `UsageError` on
+    values that mean nothing.
+    """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     values = {name: os.environ[name] for name in names if name in os.environ}
     if values.get("WORLD_SIZE", "1") == "1" and values.get("RANK", "0") == "0":
@@ -52,7 +56,9 @@ def world() -> World:
             "Start the command with torchrun, or unset them"
         ) from error
     if not (0 <= rank < size and 0 <= local_rank < size):
-        raise UsageError(f"{values} in the environment; expected 0 <= RANK < WORLD_SIZE and 0 <= LOCAL_RANK < WORLD_SIZE")
+        raise UsageError(
+            f"{values} in the environment; expected 0 <= RANK < WORLD_SIZE and 0 <= LOCAL_RANK < WORLD_SIZE"
+        )
     return World(rank, size, local_rank)
 
 
@@ -62,15 +68,17 @@ _inside = False
 
 @contextlib.contextmanager
 def connected() -> Iterator[World]:
-    """This process among the others, with a process group while the block runs; no process leaves the block before the last one.
+    """This process among the others, with a process group while the block runs; no process leaves the block
+    before the last one.
 
-    The group is gloo for what is on the CPU, and nccl for what is on a GPU where there are some. It is made once and left when the
-    program ends: making another one while some process still takes leave of the last can hang. A group that is there already
-    is used. One process needs none, and torch is not imported.
+    The group is gloo for what is on the CPU, and nccl for what is on a GPU where there are some. It is made
+    once and left when the program ends: making another one while some process still takes leave of the last
+    can hang. A group that is there already is used. One process needs none, and torch is not imported.
 
-    What a process raises within the block ends the block in all. A `WsolbenchError` of any process is raised by the first one
-    alone (its own, else that of the lowest rank), the others leave with `SystemExit(2)`: the message appears once. Another
-    error is raised where it happened; the first process raises a `UsageError` that says where.
+    What a process raises within the block ends the block in all. A `WsolbenchError` of any process is raised
+    by the first one alone (its own, else that of the lowest rank), the others leave with `SystemExit(2)`: the
+    message appears once. Another error is raised where it happened; the first process raises a `UsageError`
+    that says where.
 
     Raises `UsageError` when the processes do not find each other, and when a process dies without a word.
     """
@@ -87,14 +95,19 @@ def connected() -> Iterator[World]:
         barrier()
         return
     if not dist.is_initialized():
-        # Imported while there is a group, by the first optimiser for instance, its functions would have the group as a default argument.
-        # It would outlive `_leave`, and its threads be cut off with the interpreter, which aborts now and then.
+        # Imported while there is a group, by the first optimiser for instance, its functions would have the
+        # group as a default argument. It would outlive `_leave`, and its threads be cut off with the
+        # interpreter, which aborts now and then.
         import torch.distributed.nn
 
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT
+            )
         except (RuntimeError, ValueError) as error:
-            raise UsageError(f"the {here.size} processes do not find each other; start them with torchrun ({_line(error)})") from error
+            raise UsageError(
+                f"the {here.size} processes do not find each other; start them with torchrun ({_line(error)})"
+            ) from error
         atexit.register(_leave)
     _inside = True
     try:
@@ -111,14 +124,19 @@ def connected() -> Iterator[World]:
             raise SystemExit(2) from None
         raise
     except Exception as error:
-        _tell(UsageError(f"process {here.rank} of {here.size} failed with {type(error).__name__}: {_line(error)}"))
+        _tell(
+            UsageError(
+                f"process {here.rank} of {here.size} failed with {type(error).__name__}: {_line(error)}"
+            )
+        )
         raise
     finally:
         _inside = False
 
 
 def gathered(value: T) -> list[T]:
-    """The value of every process, by rank; `[value]` when there is no process group. Values must be picklable, and small.
+    """The value of every process, by rank; `[value]` when there is no process group. Values must be
+    picklable, and small.
 
     A meeting: what another process has raised ends this one here (see `connected`).
     """
@@ -147,7 +165,8 @@ def collective() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise _LostError(
-            f"a process has ended without a word, or did not answer within {TIMEOUT}; run the same command again to go on ({_line(error)})"
+            f"a process has ended without a word, or did not answer within {TIMEOUT}; run the same command "
+            f"again to go on ({_line(error)})"
         ) from error
 
 
@@ -158,7 +177,7 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-# --- failing together --------------------------------------------------------------------------------------------------
+# --- failing together ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,17 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None}
 
 @contextlib.contextmanager
 def atomic_path(path: Path, *, tidy: bool = True) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it to `path` when the block ends, remove it when the block fails.
+    """Yield a temporary name beside `path`; rename it to `path` when the block ends, remove it when the block
+    fails.
 
-    The temporary name keeps the suffix, so that writers which look at it (images, `.npz`) choose the right format. Permissions are
-    those of a new file. With `tidy`, temporary files of `path` that killed processes have left are removed; it reads the whole
-    folder, so whoever writes very many files into one calls `remove_leftovers` once instead.
+    The temporary name keeps the suffix, so that writers which look at it (images, `.npz`) choose the right
+    format. Permissions are those of a new file. With `tidy`, temporary files of `path` that killed processes
+    have left are removed; it reads the whole folder, so whoever writes very many files into one calls
+    `remove_leftovers` once instead.
 
-    A link is followed: the file that it leads to is written, and the link stays. Raises `UsageError` when the folder cannot be created
-    or written, where a folder, a device, a pipe or a socket has the name of the file, and on a full disk.
+    A link is followed: the file that it leads to is written, and the link stays. Raises `UsageError` when the
+    folder cannot be created or written, where a folder, a device, a pipe or a socket has the name of the
+    file, and on a full disk.
     """
     path = _target(path)
     check_writable(path)
@@ -53,8 +56,13 @@ def atomic_path(path: Path, *, tidy: bool = True) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error.filename, str) and Path(error.filename) not in (path, temporary):
             raise  # the block stumbled on another file
-        way_out = "Free some space, or choose another place" if error.errno in _FULL else "Choose another place"
-        raise UsageError(f"cannot write {path}: {error.strerror or error}. {way_out}; what was there before is left as it was.") from error
+        way_out = (
+            "Free some space, or choose another place" if error.errno in _FULL else "Choose another place"
+        )
+        raise UsageError(
+            f"cannot write {path}: {error.strerror or error}. {way_out}; what was there before is left as "
+            "it was."
+        ) from error
 
 
 def _target(path: Path) -> Path:
@@ -63,7 +71,9 @@ def _target(path: Path) -> Path:
 
 
 def _new_temporary(path: Path) -> tuple[Path, int]:
-    """An empty temporary file for `path`, and its descriptor, which holds a lock: the file of a live process is no leftover."""
+    """An empty temporary file for `path`, and its descriptor, which holds a lock: the file of a live process
+    is no leftover.
+    """
     while True:
         temporary = path.with_name(f"{_temporary_prefix(path)}{secrets.token_hex(_UNIQUE)}{path.suffix}")
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -77,8 +87,14 @@ def _temporary_prefix(path: Path) -> str:
 
 
 def remove_leftovers(folder: Path, *, of: Path | None = None) -> None:
-    """Remove temporary files of `atomic_path` that killed processes have left: those of one file, or all in the folder and below."""
-    own = "" if of is None else rf"{re.escape(_temporary_prefix(of))}[0-9a-f]{{{2 * _UNIQUE}}}{re.escape(of.suffix)}"
+    """Remove temporary files of `atomic_path` that killed processes have left: those of one file, or all in
+    the folder and below.
+    """
+    own = (
+        ""
+        if of is None
+        else rf"{re.escape(_temporary_prefix(of))}[0-9a-f]{{{2 * _UNIQUE}}}{re.escape(of.suffix)}"
+    )
     pattern = re.compile(own or r"\..*-[a-z0-9_]{8}(\.\w+)?")
     for place, below, names in os.walk(folder):
         if of is not None:
@@ -94,7 +110,9 @@ def remove_leftovers(folder: Path, *, of: Path | None = None) -> None:
 
 
 def _lock(handle: int) -> bool | None:
-    """Lock an open file until it is closed; False while another process holds it, None where the file system has no locks."""
+    """Lock an open file until it is closed; False while another process holds it, None where the file system
+    has no locks.
+    """
     import fcntl
 
     try:
@@ -121,7 +139,8 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         got = _lock(handle)
         if got is None:
             raise UsageError(
-                f"the file system of {path.parent} has no locks, so two processes could work there at once. Choose another folder."
+                f"the file system of {path.parent} has no locks, so two processes could work there at "
+                "once. Choose another folder."
             )
         if not got:
             raise UsageError(busy)
@@ -131,18 +150,23 @@ def locked(path: Path, busy: str) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> Path:
-    """Create `folder` (and its parents) and prove that a file can be written there; `UsageError` otherwise."""
+    """Create `folder` (and its parents) and prove that a file can be written there; `UsageError`
+    otherwise.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UsageError(f"cannot write into the folder {folder}: {error.strerror}. Choose another folder.") from error
+        raise UsageError(
+            f"cannot write into the folder {folder}: {error.strerror}. Choose another folder."
+        ) from error
     return folder
 
 
 def check_writable(path: Path) -> None:
-    """Raise `UsageError` where the file `path` could not be written, as far as can be seen without creating anything.
+    """Raise `UsageError` where the file `path` could not be written, as far as can be seen without creating
+    anything.
 
     For commands that work for long before they write.
     """
@@ -154,10 +178,14 @@ def check_writable(path: Path) -> None:
     except OSError as error:  # for instance a name that is too long
         raise UsageError(f"cannot write the file {path}: {error.strerror}") from error
     if stat.S_ISDIR(mode):
-        raise UsageError(f"cannot write the file {path}: a folder has that name. Remove it, or choose another place.")
+        raise UsageError(
+            f"cannot write the file {path}: a folder has that name. Remove it, or choose another place."
+        )
     if not stat.S_ISREG(mode):
         kind = "named pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
-        raise UsageError(f"cannot write the file {path}: it is a {kind}, which a file would replace. Choose another place.")
+        raise UsageError(
+            f"cannot write the file {path}: it is a {kind}, which a file would replace. Choose another place."
+        )
     folder = next(each for each in path.absolute().parents if each.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         reason = "it may not be written" if folder.is_dir() else "it is no folder"
@@ -195,14 +223,18 @@ _SEAL_BYTES = len(_SEAL) + 64 + 1
 
 
 def write_sealed(path: Path, content: bytes | memoryview) -> None:
-    """Write `content` to `path` atomically, with a line behind it that names its SHA-256. Zip archives may have bytes behind their end."""
+    """Write `content` to `path` atomically, with a line behind it that names its SHA-256. Zip archives may
+    have bytes behind their end.
+    """
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         stream.write(content)
         stream.write(_SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n")
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether a file has the line that `write_sealed` puts at its end. Raises `ValueError` when the line names other bytes."""
+    """Whether a file has the line that `write_sealed` puts at its end. Raises `ValueError` when the line
+    names other bytes.
+    """
     size = path.stat().st_size - _SEAL_BYTES
     with path.open("rb") as stream:
         stream.seek(max(0, size))

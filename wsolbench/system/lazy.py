@@ -1,4 +1,6 @@
-"""Modules that are loaded when they are first used: importing the package stays quick, and optional libraries stay optional."""
+"""Modules that are loaded when they are first used: importing the package stays quick, and optional libraries
+stay optional.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from wsolbench.exceptions import UsageError
 
 
 def lazy_names(package: str, home: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """A module-level `__getattr__` and `__dir__` (PEP 562): `home` gives the submodule of `package` in which each name lives."""
+    """A module-level `__getattr__` and `__dir__` (PEP 562): `home` gives the submodule of `package` in which
+    each name lives.
+    """
 
     def lookup(name: str) -> Any:
         if name not in home:
@@ -30,4 +34,6 @@ def pycocotools(module: str) -> ModuleType:
     try:
         return importlib.import_module(f"pycocotools.{module}")
     except ModuleNotFoundError as error:
-        raise UsageError("this needs pycocotools, which is not installed: pip install 'wsolbench[coco]'") from error
+        raise UsageError(
+            "this needs pycocotools, which is not installed: pip install 'wsolbench[coco]'"
+        ) from error

@@ -1,4 +1,6 @@
-"""Listing folders without what other tools leave there: previews, checkpoints, resource forks, editor backups."""
+"""Listing folders without what other tools leave there: previews, checkpoints, resource forks, editor
+backups.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,27 @@ _NAMES = frozenset(
         "__pycache__",
     }
 )
-_SUFFIXES = ("~", ".bak", ".orig", ".rej", ".swp", ".swo", ".tmp", ".temp", ".part", ".partial", ".crdownload")
+_SUFFIXES = (
+    "~",
+    ".bak",
+    ".orig",
+    ".rej",
+    ".swp",
+    ".swo",
+    ".tmp",
+    ".temp",
+    ".part",
+    ".partial",
+    ".crdownload",
+)
 _FIRST = frozenset(".#~")
 
 
 def is_junk(name: str) -> bool:
     """Whether a file or folder of this name was left by another program and belongs to no data set.
 
-    >>> [is_junk(name) for name in (".ipynb_checkpoints", "._a.JPEG", "@eaDir", "a.xml~", "n01440764", "a.JPEG")]
+    >>> [is_junk(name) for name in (".ipynb_checkpoints", "._a.JPEG", "@eaDir", "a.xml~", "n01440764",
+        "a.JPEG")]
     [True, True, True, True, False, False]
     """
     lower = name.lower()
@@ -46,7 +61,8 @@ def list_folders(folder: Path) -> list[str]:
 
 
 def list_files(folder: Path, suffixes: tuple[str, ...] = ("",)) -> list[str]:
-    """Names of the files in `folder` that end with one of `suffixes` (in small letters), sorted; empty where there is no folder.
+    """Names of the files in `folder` that end with one of `suffixes` (in small letters), sorted; empty where
+    there is no folder.
 
     Links are listed wherever they lead, except to a folder.
     """

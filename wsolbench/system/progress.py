@@ -1,6 +1,7 @@
 """How far a long job is: a bar with rate and time left on a terminal, a line now and then elsewhere.
 
-Everything goes to stderr, so that the output of a command can be piped. A job of under two seconds shows nothing.
+Everything goes to stderr, so that the output of a command can be piped. A job of under two seconds shows
+nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Progress:
         self._start = self._shown = time.monotonic()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._display.close(self._line(time.monotonic()))
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -54,11 +57,19 @@ class Progress:
     def _line(self, now: float) -> str:
         seconds = max(now - self._start, 1e-9)
         rate = (self._done - self._first) / seconds
-        parts = [f"{self._description}:", f"{self._done}" if self._total is None else f"{self._done}/{self._total}", self._unit]
+        parts = [
+            f"{self._description}:",
+            f"{self._done}" if self._total is None else f"{self._done}/{self._total}",
+            self._unit,
+        ]
         if rate > 0:
             parts.append(f"{rate:.3g}/s")
             ends = self._total is not None and self._done < self._total
-            parts.append(f"{_clock((self._total - self._done) / rate)} left" if ends and self._total else f"in {_clock(seconds)}")
+            parts.append(
+                f"{_clock((self._total - self._done) / rate)} left"
+                if ends and self._total
+                else f"in {_clock(seconds)}"
+            )
         if self._note:
             parts.append(f"({self._note})")
         return " ".join(parts)
@@ -66,11 +77,23 @@ class Progress:
 
 @overload
 def track(
-    iterable: None = None, description: str = ..., *, total: int | None = ..., unit: str = ..., done: int = ..., stream: TextIO | None = ...
+    iterable: None = None,
+    description: str = ...,
+    *,
+    total: int | None = ...,
+    unit: str = ...,
+    done: int = ...,
+    stream: TextIO | None = ...,
 ) -> Progress: ...
 @overload
 def track(
-    iterable: Iterable[T], description: str = ..., *, total: int | None = ..., unit: str = ..., done: int = ..., stream: TextIO | None = ...
+    iterable: Iterable[T],
+    description: str = ...,
+    *,
+    total: int | None = ...,
+    unit: str = ...,
+    done: int = ...,
+    stream: TextIO | None = ...,
 ) -> Iterator[T]: ...
 def track(
     iterable: Iterable[T] | None = None,
@@ -83,13 +106,10 @@ def track(
 ) -> Iterator[T] | Progress:
     """Show progress around an iterable, or give a context whose `advance(count, note)` is called.
 
-    Args:
-        iterable: what to go through; None to call `advance`.
-        description: what is being done.
-        total: how many units there are; None: `len(iterable)` where it has one, else unknown.
-        unit: what is counted, plural.
-        done: units that an earlier run has done; they do not count for the rate.
-        stream: where to write; stderr by default, and nowhere in all but the first of several processes that torchrun started.
+    Args: iterable: what to go through; None to call `advance`. description: what is being done. total: how
+        many units there are; None: `len(iterable)` where it has one, else unknown. unit: what is counted,
+        plural. done: units that an earlier run has done; they do not count for the rate. stream: where to
+        write; stderr by default, and nowhere in all but the first of several processes that torchrun started.
 
     >>> [square for square in track((n * n for n in range(4)), "squaring", total=4, unit="numbers")]
     [0, 1, 4, 9]
@@ -103,7 +123,9 @@ def track(
 
 
 def note(text: str) -> None:
-    """A line on stderr about something that the reader should know and that stops nothing; from the first of several processes alone."""
+    """A line on stderr about something that the reader should know and that stops nothing; from the first of
+    several processes alone.
+    """
     if world().is_first:
         sys.stderr.write(f"note: {text}\n")
         sys.stderr.flush()
@@ -117,7 +139,9 @@ def _tracked(iterable: Iterable[T], progress: Progress) -> Iterator[T]:
 
 
 def _write_line(stream: TextIO, line: str) -> None:
-    """Write a line, whatever the stream's encoding; one that nobody can read is dropped, because it must not end the job."""
+    """Write a line, whatever the stream's encoding; one that nobody can read is dropped, because it must not
+    end the job.
+    """
     with contextlib.suppress(OSError):
         try:
             stream.write(line + "\n")

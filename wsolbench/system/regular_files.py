@@ -9,7 +9,8 @@ from wsolbench.exceptions import DataError
 
 
 def check_regular(path: Path | str, what: str = "") -> None:
-    """Raise `DataError` unless `path` is a file whose bytes can be read; a pipe would be waited for without end.
+    """Raise `DataError` unless `path` is a file whose bytes can be read; a pipe would be waited for without
+    end.
 
     `what` names the content, such as "image 'a.jpg'", and begins the message.
     """
@@ -20,10 +21,15 @@ def check_regular(path: Path | str, what: str = "") -> None:
         if path.is_symlink():
             raise DataError(f"{name}{path} is a link to {path.readlink()}, which does not exist") from error
         raise DataError(f"{name}no file {path}") from error
-    except (OSError, ValueError) as error:  # a link in a loop, a name that is too long or holds a zero byte, no permission
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # a link in a loop, a name that is too long or holds a zero byte, no permission
         raise DataError(f"{name}cannot read {path}: {_reason(error)}") from error
     if not stat.S_ISREG(mode):
-        raise DataError(f"{name}{path} is a {'folder' if stat.S_ISDIR(mode) else 'pipe or device'}; expected a file")
+        raise DataError(
+            f"{name}{path} is a {'folder' if stat.S_ISDIR(mode) else 'pipe or device'}; expected a file"
+        )
 
 
 def read_bytes(path: Path, what: str = "") -> bytes:
@@ -36,7 +42,9 @@ def read_bytes(path: Path, what: str = "") -> bytes:
 
 
 def name_content(path: Path) -> str:
-    """What often lies in place of a data file, as the end of a message: "; it is empty" for instance; else ""."""
+    """What often lies in place of a data file, as the end of a message: "; it is empty" for instance; else
+    "".
+    """
     try:
         if not path.is_file():  # a pipe would be waited for without end
             return ""

@@ -1,4 +1,6 @@
-"""Reading stored files that anyone may have made or damaged: what goes wrong is a `DataError` that names the file."""
+"""Reading stored files that anyone may have made or damaged: what goes wrong is a `DataError` that names the
+file.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ MAX_NUMBER = 2.0**63
 
 
 def check_regular_file(path: Path, what: str) -> None:
-    """Raise `DataError` unless `path` is a regular file, or a link to one: a read from a named pipe would wait without end.
+    """Raise `DataError` unless `path` is a regular file, or a link to one: a read from a named pipe would
+    wait without end.
 
     >>> check_regular_file(Path("/dev/null"), "record")
     Traceback (most recent call last):
@@ -30,9 +33,14 @@ def check_regular_file(path: Path, what: str) -> None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
-        raise DataError(f"no {what} {path}" + (": it is a link to a file that does not exist" if path.is_symlink() else "")) from error
+        raise DataError(
+            f"no {what} {path}"
+            + (": it is a link to a file that does not exist" if path.is_symlink() else "")
+        ) from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{what} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError(
+            f"{what} {path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
     if not stat.S_ISREG(mode):
         kinds = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "named pipe"), (stat.S_ISSOCK, "socket"))
         kind = next((name for is_kind, name in kinds if is_kind(mode)), "device")
@@ -40,7 +48,9 @@ def check_regular_file(path: Path, what: str) -> None:
 
 
 def read_text(path: Path, what: str) -> str:
-    """Read a UTF-8 file. Raises `DataError` naming it when it is missing, no regular file, unreadable, too large or not UTF-8."""
+    """Read a UTF-8 file. Raises `DataError` naming it when it is missing, no regular file, unreadable, too
+    large or not UTF-8.
+    """
     check_regular_file(path, what)
     try:
         with path.open("rb") as stream:
@@ -58,8 +68,8 @@ def read_text(path: Path, what: str) -> str:
 def read_json(path: Path, what: str) -> Any:
     """Read a JSON file of plain values. `what` names the kind of file in messages, for instance `record`.
 
-    Raises `DataError` naming the file when it is missing, no regular file, unreadable, above `MAX_BYTES`, not UTF-8, not JSON, or
-    refused by `check_plain`.
+    Raises `DataError` naming the file when it is missing, no regular file, unreadable, above `MAX_BYTES`, not
+    UTF-8, not JSON, or refused by `check_plain`.
     """
     text = read_text(path, what)
     try:
@@ -79,15 +89,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} occurs twice in one object")
+        raise ValueError(
+            f"the name {next(name for name in names if names.count(name) > 1)!r} occurs twice in one object"
+        )
     return values
 
 
 def check_plain(value: Any) -> None:
     """Raise `ValueError` naming the place of a value that could not be written as JSON and read again.
 
-    Such values are numbers that are not finite or not below `MAX_NUMBER`, texts that are not Unicode (a lone surrogate), nesting
-    below `MAX_DEPTH`, and objects of other types.
+    Such values are numbers that are not finite or not below `MAX_NUMBER`, texts that are not Unicode (a lone
+    surrogate), nesting below `MAX_DEPTH`, and objects of other types.
 
     >>> check_plain({"a": [0.5, float("nan")]})
     Traceback (most recent call last):
@@ -106,7 +118,9 @@ def check_plain(value: Any) -> None:
         elif isinstance(item, int | float):
             if not abs(item) < MAX_NUMBER or math.isnan(item):
                 shown = item if isinstance(item, float) else "a whole number of that size"
-                raise ValueError(f"{where or 'as its value'} {shown}; expected a number that is finite and below 2^63")
+                raise ValueError(
+                    f"{where or 'as its value'} {shown}; expected a number that is finite and below 2^63"
+                )
         elif isinstance(item, dict):
             for name, inner in item.items():
                 if not isinstance(name, str):
@@ -116,11 +130,15 @@ def check_plain(value: Any) -> None:
         elif isinstance(item, list | tuple):
             todo += [(f"{where}[{place}]", inner, depth + 1) for place, inner in enumerate(item)]
         else:
-            raise ValueError(f"{where} of type {type(item).__name__}; expected a number, a text, a list or an object")
+            raise ValueError(
+                f"{where} of type {type(item).__name__}; expected a number, a text, a list or an object"
+            )
 
 
 def _check_text(where: str, text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"{where or 'as its value'} {text!r}; expected Unicode text without lone surrogates") from error
+        raise ValueError(
+            f"{where or 'as its value'} {text!r}; expected Unicode text without lone surrogates"
+        ) from error

@@ -1,15 +1,18 @@
-"""Mask R-CNN that learns on the side how the parts of each region lie around its strongest cell (LIO on COCO).
+"""Mask R-CNN that learns on the side how the parts of each region lie around its strongest cell (LIO on
+COCO).
 
-M. Zhou, Y. Bai, W. Zhang, T. Zhao, T. Mei, "Look-into-Object: Self-supervised structure modeling for object recognition", CVPR
-2020, sections 3.2 and 4.3; equations have the paper's numbers. Released code: JDAI-CV/LIO (on mmdetection). K. He, G. Gkioxari,
-P. Dollár, R. Girshick, "Mask R-CNN", ICCV 2017; here torchvision's.
+M. Zhou, Y. Bai, W. Zhang, T. Zhao, T. Mei, "Look-into-Object: Self-supervised structure modeling for object
+recognition", CVPR 2020, sections 3.2 and 4.3; equations have the paper's numbers. Released code: JDAI-CV/LIO
+(on mmdetection). K. He, G. Gkioxari, P. Dollár, R. Girshick, "Mask R-CNN", ICCV 2017; here torchvision's.
 
-Idea. A region of interest is an image of one object, so spatial-context learning (SCL, `layers/polar.py`) applies to its 7x7 features:
-each cell has to know where it lies as seen from the strongest one. Object-extent learning is off: the region is the extent. The head is
-for training only; what is detected depends on nothing new.
+Idea. A region of interest is an image of one object, so spatial-context learning (SCL, `layers/polar.py`)
+applies to its 7x7 features: each cell has to know where it lies as seen from the strongest one. Object-extent
+learning is off: the region is the extent. The head is for training only; what is detected depends on nothing
+new.
 
     paper           name                        shape
-    f               features of the tap         (R, C, 7, 7)    all sampled regions of a batch, objects and background
+    f               features of the tap         (R, C, 7, 7)    all sampled regions of a batch, objects and
+                                                                background
     h               SpatialContext.structure    (R, D, 7, 7)    D = structure_dim
     L_dis, L_ang    Context.distance, .angle    (R,)            (7), (8) with equal weights
 
@@ -17,19 +20,23 @@ for training only; what is detected depends on nothing new.
     L = losses of Mask R-CNN + scl_weight L_scl                                                           (10)
 
 Backbones
-    tiny                  the small network of this project, stride 8, narrow heads; C = 64. For generated data, minutes on a processor.
-    resnet50_c4           conv1 to layer3, RoIAlign 14x14, layer4 as head of boxes and masks; C = 2048. The paper's basic baseline.
-    resnet50_fpn          feature pyramid, RoIAlign 7x7, C = 256; the network of torchvision's COCO weights. Not in the paper.
+    tiny                  the small network of this project, stride 8, narrow heads; C = 64. For generated
+                          data, minutes on a processor.
+    resnet50_c4           conv1 to layer3, RoIAlign 14x14, layer4 as head of boxes and masks; C = 2048. The
+                          paper's basic baseline.
+    resnet50_fpn          feature pyramid, RoIAlign 7x7, C = 256; the network of torchvision's COCO weights.
+                          Not in the paper.
     resnext101_32x8d_fpn  as resnet50_fpn; the paper's has 32x4d, for which torchvision has no weights.
 
-`scl_weight=0` is Mask R-CNN as torchvision has it. `variant=official` (default) has the form of the released detection code:
-plain squares, all regions, reference where h is strongest, 128 channels, a ReLU before SCL, because features of pyramids can be
-negative. `variant=paper` has (5), (7), (8) as printed, and no such ReLU.
+`scl_weight=0` is Mask R-CNN as torchvision has it. `variant=official` (default) has the form of the released
+detection code: plain squares, all regions, reference where h is strongest, 128 channels, a ReLU before SCL,
+because features of pyramids can be negative. `variant=paper` has (5), (7), (8) as printed, and no such ReLU.
 
-Departures from the paper's setting (mmdetection). Smooth L1 of boxes has torchvision's beta (1/9, there 1), bottlenecks stride in the
-3x3 convolution as torchvision's weights want it, the RPN is as wide as its features, images of a batch are not grouped by shape. The
-paper's ResNeXt starts from a Mask R-CNN trained on COCO: `weights=PATH` of a run with `scl_weight=0`.
-The released detection code has the conventions of its classification code: `gamma_norm`, `axis`, `ref_cell`, `head_relu`.
+Departures from the paper's setting (mmdetection). Smooth L1 of boxes has torchvision's beta (1/9, there 1),
+bottlenecks stride in the 3x3 convolution as torchvision's weights want it, the RPN is as wide as its
+features, images of a batch are not grouped by shape. The paper's ResNeXt starts from a Mask R-CNN trained on
+COCO: `weights=PATH` of a run with `scl_weight=0`. The released detection code has the conventions of its
+classification code: `gamma_norm`, `axis`, `ref_cell`, `head_relu`.
 """
 
 from __future__ import annotations
@@ -72,7 +79,13 @@ class LioMaskRcnnConfig(PolarConfig):
         {
             "official": MappingProxyType({}),
             "paper": MappingProxyType(
-                {"scl_form": "paper", "gamma_norm": "diagonal", "axis": "column", "ref_cell": "excluded", "head_relu": False}
+                {
+                    "scl_form": "paper",
+                    "gamma_norm": "diagonal",
+                    "axis": "column",
+                    "ref_cell": "excluded",
+                    "head_relu": False,
+                }
             ),
         }
     )
@@ -88,7 +101,9 @@ class LioMaskRcnnConfig(PolarConfig):
     ref_cell: Literal["excluded", "forced"] = "forced"
     """As for `lio`."""
     head_relu: bool = True
-    """Whether f passes a ReLU before SCL (released code). It changes only features that can be negative: those of feature pyramids."""
+    """Whether f passes a ReLU before SCL (released code). It changes only features that can be negative:
+    those of feature pyramids.
+    """
     recipe: str = "default"
     """Name of the training recipe; `default`: `tiny` for the backbone tiny, else `lio_coco`."""
     scl_weight: Weight = 0.1
@@ -98,7 +113,9 @@ class LioMaskRcnnConfig(PolarConfig):
     masks: bool = True
     """False: boxes only (Faster R-CNN), for data without masks."""
     min_size: Side | None = None
-    """Images are resized so that the shorter side has this many pixels; None: 800 (default of mmdetection), tiny 128."""
+    """Images are resized so that the shorter side has this many pixels; None: 800 (default of mmdetection),
+    tiny 128.
+    """
     max_size: Side | None = None
     """But the longer side has at most this many; None: 1333 (default of mmdetection), tiny 213."""
 
@@ -159,7 +176,10 @@ class LioMaskRcnn(Detector):
                 clip_norm=35.0,
             ),
             "tiny": DetectionRecipe(
-                source="this project: a small network from random weights on exported toybirds, minutes on two cores",
+                source=(
+                    "this project: a small network from random weights on exported toybirds, minutes on "
+                    "two cores"
+                ),
                 epochs=12,
                 batch_size=8,
                 lr=1e-3,
@@ -174,11 +194,18 @@ class LioMaskRcnn(Detector):
     config: LioMaskRcnnConfig
 
     def build(self) -> Any:
-        """Mask R-CNN; its RoI heads know SCL unless its weight is 0. SCL comes last: the other layers draw the same values without it."""
+        """Mask R-CNN; its RoI heads know SCL unless its weight is 0. SCL comes last: the other layers draw
+        the same values without it.
+        """
         config = self.config
         if config.scl_weight < 0 or config.structure_dim < 1:
-            raise UsageError(f"scl_weight is {config.scl_weight}, structure_dim {config.structure_dim}; expected at least 0 and at least 1")
-        network = build(self.backbone, len(self.class_names) + 1, min_size=config.min_size, max_size=config.max_size)
+            raise UsageError(
+                f"scl_weight is {config.scl_weight}, structure_dim {config.structure_dim}; expected at "
+                "least 0 and at least 1"
+            )
+        network = build(
+            self.backbone, len(self.class_names) + 1, min_size=config.min_size, max_size=config.max_size
+        )
         heads = network.roi_heads
         if not config.masks:
             heads.mask_roi_pool = heads.mask_head = heads.mask_predictor = None
@@ -187,7 +214,8 @@ class LioMaskRcnn(Detector):
         return network
 
     def start_from(self, weights: str) -> Weights:
-        """ImageNet's for the ResNets, `coco` for resnet50_fpn, or a checkpoint of this detector, of which all but SCL is taken.
+        """ImageNet's for the ResNets, `coco` for resnet50_fpn, or a checkpoint of this detector, of which all
+        but SCL is taken.
 
         The backbone tiny can also start from that of any method's checkpoint, a trained classifier.
         """
@@ -213,8 +241,16 @@ class LioMaskRcnn(Detector):
 
     def describe(self) -> dict[str, Any]:
         """See `Detector`; `parameters` are those of detection, and without SCL the variant is `plain`."""
-        count = sum(parameter.numel() for name, parameter in self.network.named_parameters() if not name.startswith(SCL))
-        return {**super().describe(), "parameters": count, **({} if self.config.scl_weight > 0 else {"variant": "plain"})}
+        count = sum(
+            parameter.numel()
+            for name, parameter in self.network.named_parameters()
+            if not name.startswith(SCL)
+        )
+        return {
+            **super().describe(),
+            "parameters": count,
+            **({} if self.config.scl_weight > 0 else {"variant": "plain"}),
+        }
 
     def _load_file(self, path: Path) -> Weights:
         file = read_weights(path)
@@ -224,7 +260,10 @@ class LioMaskRcnn(Detector):
                 return load_classifier(self.network, path)
             names = header_of(path, self.method_name)["class_names"]
             if tuple(names) != self.class_names:
-                raise DataError(f"checkpoint {path} has other classes ({len(names)}) than the data ({len(self.class_names)})")
+                raise DataError(
+                    f"checkpoint {path} has other classes ({len(names)}) than the data "
+                    f"({len(self.class_names)})"
+                )
             tensors = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
         self._load(tensors, f"weights file {path}")
         return Weights(path.name, file.sha256)

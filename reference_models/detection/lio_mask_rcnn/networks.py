@@ -1,9 +1,11 @@
-"""Mask R-CNN networks: torchvision's with a feature pyramid, and two that it has no builder for; where their weights come from.
+"""Mask R-CNN networks: torchvision's with a feature pyramid, and two that it has no builder for; where their
+weights come from.
 
 K. He, G. Gkioxari, P. Dollár, R. Girshick, "Mask R-CNN", ICCV 2017.
 
     tiny                    the backbone `tiny` at stride 8, one feature map, few regions, narrow heads.
-    resnet50_c4             ResNet-50 cut after layer3 (stride 16); layer4 is the head of boxes and of masks, which are 14x14.
+    resnet50_c4             ResNet-50 cut after layer3 (stride 16); layer4 is the head of boxes and of masks,
+                            which are 14x14.
     resnet50_fpn, resnext101_32x8d_fpn
                             feature pyramids of 256 channels, as torchvision has them.
 
@@ -28,7 +30,14 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
 from reference_models.core.backbone import load_backbone
-from reference_models.core.weights import NONE, Weights, load_strictly, read_weights, torchvision_file, without
+from reference_models.core.weights import (
+    NONE,
+    Weights,
+    load_strictly,
+    read_weights,
+    torchvision_file,
+    without,
+)
 from wsolbench.exceptions import UsageError
 
 BACKBONES = ("tiny", "resnet50_c4", "resnet50_fpn", "resnext101_32x8d_fpn")
@@ -48,9 +57,14 @@ def build(backbone: str, outputs: int, *, min_size: int | None = None, max_size:
     Raises `UsageError` on sizes that no image can have.
     """
     sizes = {"min_size": 128, "max_size": 213} if backbone == "tiny" else {"min_size": 800, "max_size": 1333}
-    sizes.update({name: size for name, size in (("min_size", min_size), ("max_size", max_size)) if size is not None})
+    sizes.update(
+        {name: size for name, size in (("min_size", min_size), ("max_size", max_size)) if size is not None}
+    )
     if not 1 <= sizes["min_size"] <= sizes["max_size"]:
-        raise UsageError(f"min_size is {sizes['min_size']} and max_size {sizes['max_size']}; expected 1 <= min_size <= max_size")
+        raise UsageError(
+            f"min_size is {sizes['min_size']} and max_size {sizes['max_size']}; expected 1 <= min_size <= "
+            "max_size"
+        )
     if backbone == "tiny":
         return _tiny(outputs, sizes)
     if backbone == "resnet50_c4":
@@ -60,29 +74,50 @@ def build(backbone: str, outputs: int, *, min_size: int | None = None, max_size:
 
 
 def region_features(network: Any) -> tuple[nn.Module, int]:
-    """The module whose output are the 7x7 features of the sampled regions that boxes are predicted from, and its channels."""
+    """The module whose output are the 7x7 features of the sampled regions that boxes are predicted from, and
+    its channels.
+    """
     heads = network.roi_heads
-    return (heads.box_head.features, 2048) if hasattr(heads.box_head, "features") else (heads.box_roi_pool, network.backbone.out_channels)
+    return (
+        (heads.box_head.features, 2048)
+        if hasattr(heads.box_head, "features")
+        else (heads.box_roi_pool, network.backbone.out_channels)
+    )
 
 
 def freeze_stem(network: Any) -> None:
-    """The first convolution and layer1 of a pretrained ResNet stay as they are, as in mmdetection and in torchvision's default."""
+    """The first convolution and layer1 of a pretrained ResNet stay as they are, as in mmdetection and in
+    torchvision's default.
+    """
     for name, parameter in network.backbone.named_parameters():
         if name.removeprefix("body.").startswith(("conv1.", "layer1.")):
             parameter.requires_grad_(False)
 
 
 def load_imagenet(network: Any, backbone: str) -> Weights:
-    """Load torchvision's ImageNet weights into the ResNet. Raises `UsageError` where there are none or they cannot be downloaded."""
+    """Load torchvision's ImageNet weights into the ResNet. Raises `UsageError` where there are none or they
+    cannot be downloaded.
+    """
     if backbone == "tiny":
-        raise UsageError("there are no ImageNet weights of the backbone 'tiny'; use --weights none, or the path of a checkpoint")
+        raise UsageError(
+            "there are no ImageNet weights of the backbone 'tiny'; use --weights none, or the path of a "
+            "checkpoint"
+        )
     kind = ResNeXt101_32X8D_Weights if backbone.startswith("resnext") else ResNet50_Weights
     file = read_weights(torchvision_file(kind.IMAGENET1K_V1.url, backbone))
-    tensors = {name: tensor for name, tensor in without(file.tensors, "fc.").items() if not name.endswith("num_batches_tracked")}
+    tensors = {
+        name: tensor
+        for name, tensor in without(file.tensors, "fc.").items()
+        if not name.endswith("num_batches_tracked")
+    }
     body, what = network.backbone, f"the weights of {backbone}"
     if backbone == "resnet50_c4":
         load_strictly(body, without(tensors, "layer4."), what=what)
-        last = {name.removeprefix("layer4."): tensor for name, tensor in tensors.items() if name.startswith("layer4.")}
+        last = {
+            name.removeprefix("layer4."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("layer4.")
+        }
         load_strictly(network.roi_heads.box_head.layer4, last, what=what)
     else:
         load_strictly(body.body, tensors, what=what)
@@ -90,14 +125,19 @@ def load_imagenet(network: Any, backbone: str) -> Weights:
 
 
 def load_classifier(network: Any, path: Path) -> Weights:
-    """Load the backbone of a checkpoint of any method with the backbone `tiny` into the network of that name; `DataError` otherwise."""
+    """Load the backbone of a checkpoint of any method with the backbone `tiny` into the network of that name;
+    `DataError` otherwise.
+    """
     backbone = load_backbone("tiny", weights=str(path))
     network.backbone.body.load_state_dict(backbone.state_dict(), strict=True)
     return backbone.weights
 
 
-def coco_weights(network: Any, backbone: str, class_names: Sequence[str]) -> tuple[dict[str, Tensor], Weights]:
-    """Tensors of torchvision's Mask R-CNN on COCO for `network`: classes of the same name keep their outputs, others those of `network`.
+def coco_weights(
+    network: Any, backbone: str, class_names: Sequence[str]
+) -> tuple[dict[str, Tensor], Weights]:
+    """Tensors of torchvision's Mask R-CNN on COCO for `network`: classes of the same name keep their outputs,
+    others those of `network`.
 
     Raises `UsageError` on another backbone than resnet50_fpn and when the file cannot be downloaded.
     """
@@ -107,17 +147,27 @@ def coco_weights(network: Any, backbone: str, class_names: Sequence[str]) -> tup
     file = read_weights(torchvision_file(kind.url, "maskrcnn_resnet50_fpn"))
     known = kind.meta["categories"]
     trained = build(backbone, len(known))
-    trained.load_state_dict(file.tensors, strict=True)  # knows the names that older versions gave, which the file has
+    trained.load_state_dict(
+        file.tensors, strict=True
+    )  # knows the names that older versions gave, which the file has
     _with_epsilon(trained)
     places = [0, *(known.index(name) if name in known else None for name in class_names)]
     own, tensors = network.state_dict(), trained.state_dict()
     by_class = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
-    tensors.update({name: matched(own[name], tensors[name], places) for name in tensors if name.startswith(by_class) and name in own})
+    tensors.update(
+        {
+            name: matched(own[name], tensors[name], places)
+            for name in tensors
+            if name.startswith(by_class) and name in own
+        }
+    )
     return tensors, Weights("torchvision COCO_V1", file.sha256)
 
 
 def matched(own: Tensor, theirs: Tensor, places: Sequence[int | None]) -> Tensor:
-    """`own`, of len(places) classes with equally many rows each, with the rows of `theirs` at the given places; None: keeps its own."""
+    """`own`, of len(places) classes with equally many rows each, with the rows of `theirs` at the given
+    places; None: keeps its own.
+    """
     rows = own.clone().view(len(places), -1, *own.shape[1:])
     known = theirs.view(-1, *rows.shape[1:])
     for row, place in zip(rows, places, strict=True):
@@ -161,7 +211,9 @@ class Borrowed(nn.Module):
 
 
 class _RoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
-    """Of one stage of known stride; torchvision guesses it from the first batch, wrongly for images of few pixels, and keeps the guess."""
+    """Of one stage of known stride; torchvision guesses it from the first batch, wrongly for images of few
+    pixels, and keeps the guess.
+    """
 
     def __init__(self, output_size: int, *, stride: int, sampling_ratio: int) -> None:
         super().__init__(["0"], output_size, sampling_ratio)
@@ -195,7 +247,11 @@ def _c4(outputs: int, sizes: Mapping[str, int]) -> Any:
     body: Any = nn.Sequential(OrderedDict((name, getattr(net, name)) for name in steps))
     body.out_channels = 1024
     # `features` marks the output of layer4 in the pass for boxes: the same layer4 serves masks, too.
-    box_head = nn.Sequential(OrderedDict(layer4=net.layer4, features=nn.Identity(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(1)))
+    box_head = nn.Sequential(
+        OrderedDict(
+            layer4=net.layer4, features=nn.Identity(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(1)
+        )
+    )
     return MaskRCNN(
         body,
         None,

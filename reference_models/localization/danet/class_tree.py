@@ -1,7 +1,7 @@
 """A tree of classes with two levels above them: classes have parents (families), parents have roots (orders).
 
-As a file it is a CSV with the columns `label,parent,root`, one line for each class: `label` is the class's index from 0, the others
-are any names. Further columns, such as the class's name, are left alone.
+As a file it is a CSV with the columns `label,parent,root`, one line for each class: `label` is the class's
+index from 0, the others are any names. Further columns, such as the class's name, are left alone.
 
     label,parent,root,name
     0,Diomedeidae,Procellariiformes,Black-footed Albatross
@@ -22,7 +22,8 @@ from wsolbench.exceptions import DataError
 class ClassTree:
     """Parent and root of each class, both counted from 0.
 
-    Raises `DataError` unless both are given for the same classes, each index up to the largest is used, and each parent has one root.
+    Raises `DataError` unless both are given for the same classes, each index up to the largest is used, and
+    each parent has one root.
     """
 
     parents: tuple[int, ...]
@@ -31,19 +32,28 @@ class ClassTree:
     def __post_init__(self) -> None:
         if len(self.parents) != len(self.roots):
             raise DataError(
-                f"a tree with parents of {len(self.parents)} classes and roots of {len(self.roots)}; expected both of all classes"
+                f"a tree with parents of {len(self.parents)} classes and roots of {len(self.roots)}; "
+                "expected both of all classes"
             )
         for what, indices in (("parents", self.parents), ("roots", self.roots)):
             if set(indices) != set(range(len(set(indices)))):
-                raise DataError(f"{what} of the class tree are {sorted(set(indices))}; expected every number from 0 to the largest")
+                raise DataError(
+                    f"{what} of the class tree are {sorted(set(indices))}; expected every number from 0 to "
+                    "the largest"
+                )
         above: dict[int, int] = {}
         for parent, root in zip(self.parents, self.roots, strict=True):
             if above.setdefault(parent, root) != root:
-                raise DataError(f"parent {parent} of the class tree has the roots {above[parent]} and {root}; expected one")
+                raise DataError(
+                    f"parent {parent} of the class tree has the roots {above[parent]} and {root}; expected "
+                    "one"
+                )
 
 
 def read_tree(path: Path) -> ClassTree:
-    """The tree of a CSV file; names are numbered in the order of the classes. Raises `DataError` naming file and line."""
+    """The tree of a CSV file; names are numbered in the order of the classes. Raises `DataError` naming file
+    and line.
+    """
     names: dict[int, tuple[str, str]] = {}
     root_of: dict[str, str] = {}
     for line, row in csv_rows(path, ("label", "parent", "root")):
@@ -53,18 +63,32 @@ def read_tree(path: Path) -> ClassTree:
         if not row["parent"] or not row["root"]:
             raise bad_line(path, line, "a parent and a root", "an empty field")
         if root_of.setdefault(row["parent"], row["root"]) != row["root"]:
-            raise bad_line(path, line, f"{root_of[row['parent']]!r}, the root that parent {row['parent']!r} has above", repr(row["root"]))
+            raise bad_line(
+                path,
+                line,
+                f"{root_of[row['parent']]!r}, the root that parent {row['parent']!r} has above",
+                repr(row["root"]),
+            )
         names[label] = (row["parent"], row["root"])
     missing = sorted(set(range(max(names, default=0) + 1)) - set(names))
     if missing:
-        raise DataError(f"{path} has no line for label {missing[0]}; expected one for each class from 0 to {max(names, default=0)}")
+        raise DataError(
+            f"{path} has no line for label {missing[0]}; expected one for each class from 0 to "
+            f"{max(names, default=0)}"
+        )
     ordered = [names[label] for label in range(len(names))]
-    parents, roots = ({name: number for number, name in enumerate(dict.fromkeys(column))} for column in zip(*ordered, strict=True))
-    return ClassTree(tuple(parents[parent] for parent, _ in ordered), tuple(roots[root] for _, root in ordered))
+    parents, roots = (
+        {name: number for number, name in enumerate(dict.fromkeys(column))}
+        for column in zip(*ordered, strict=True)
+    )
+    return ClassTree(
+        tuple(parents[parent] for parent, _ in ordered), tuple(roots[root] for _, root in ordered)
+    )
 
 
 def consecutive_groups(classes: int, size: int) -> ClassTree:
-    """Consecutive classes in groups of about `size`, and the groups in groups of about `size`; two of each where there are enough.
+    """Consecutive classes in groups of about `size`, and the groups in groups of about `size`; two of each
+    where there are enough.
 
     >>> consecutive_groups(7, 3)
     ClassTree(parents=(0, 0, 0, 1, 1, 2, 2), roots=(0, 0, 0, 0, 0, 1, 1))

@@ -1,44 +1,53 @@
-"""DANet: classes, families and orders told apart at three depths, by several maps each that must not look alike.
+"""DANet: classes, families and orders told apart at three depths, by several maps each that must not look
+alike.
 
-H. Xue, C. Liu, F. Wan, J. Jiao, X. Ji, Q. Ye, "DANet: Divergent activation for weakly supervised object localization", ICCV 2019.
-Released code: xuehaolan/DANet.
+H. Xue, C. Liu, F. Wan, J. Jiao, X. Ji, Q. Ye, "DANet: Divergent activation for weakly supervised object
+localization", ICCV 2019. Released code: xuehaolan/DANet.
 
-Idea. To tell a bird from its relatives its head is enough; to tell birds of prey from songbirds takes more of the body. So coarser
-classes are learned as well, at shallower stages (hierarchical divergence), and each class has K maps whose mean classifies,
-pushed apart by a cosine loss (discrepant divergence). The map of a class is the sum over the levels.
+Idea. To tell a bird from its relatives its head is enough; to tell birds of prey from songbirds takes more of
+the body. So coarser classes are learned as well, at shallower stages (hierarchical divergence), and each
+class has K maps whose mean classifies, pushed apart by a cosine loss (discrepant divergence). The map of a
+class is the sum over the levels.
 
     paper           name                                  shape
-    levels          levels                                heads of root, parent, child: R orders, P families, C classes
+    levels          levels                                heads of root, parent, child: R orders, P families,
+                                                          C classes
     F^l_(c,k)       maps of a level l                     (B, K, h_l, w_l) for one class c
     pi(c), rho(c)   lookup                                (3, C): root, parent and class itself of each class
     S^l             logits                                (B, C), (B, P), (B, R): mean over k, x, y
-    n               samples                               maps in the cosine loss, of the 3K of the label and its ancestors;
+    n               samples                               maps in the cosine loss, of the 3K of the label and
+                                                          its ancestors;
                                                           one draw for a batch
     lambda          config.cosine_weight
 
-    (1)  L_cos = |sum_(i<j) cos(a_i, a_j)| / (n (n - 1) / 2)     mean over the images; a: n maps drawn from 3K, on the finest grid
+    (1)  L_cos = |sum_(i<j) cos(a_i, a_j)| / (n (n - 1) / 2)     mean over the images; a: n maps drawn from
+                                                                 3K, on the finest grid
     (2)  L = ce_weight (CE_root + CE_parent + CE_child) + lambda L_cos
     (3)  M_c = up(mean_k relu F^child_c) + up(mean_k relu F^parent_pi(c)) + up(mean_k relu F^root_rho(c))
 
-The numbers of the equations are those of this file; the paper's text was not at hand, and values are those of the released code.
+The numbers of the equations are those of this file; the paper's text was not at hand, and values are those of
+the released code.
 
-Places. Root, parent and child read the last three stages: on VGG-16 after pools 3, 4 and conv 5 (`grid=acol28`: the code's `DA_p`), on
-Inception-V3 pool 2, Mixed_5d and Mixed_6e. There, strides are torchvision's and the first convolution has padding 1 (grid `padded`).
-Each level is two 3x3 convolutions and a 1x1. For ResNet-50 (layers 2 to 4) and other backbones nothing is published: the widths and
-K are those of VGG-16.
+Places. Root, parent and child read the last three stages: on VGG-16 after pools 3, 4 and conv 5
+(`grid=acol28`: the code's `DA_p`), on Inception-V3 pool 2, Mixed_5d and Mixed_6e. There, strides are
+torchvision's and the first convolution has padding 1 (grid `padded`). Each level is two 3x3 convolutions and
+a 1x1. For ResNet-50 (layers 2 to 4) and other backbones nothing is published: the widths and K are those of
+VGG-16.
 
-Tree. CUB has 11 orders and 37 families; the tree for ILSVRC was never released. `hierarchy=FILE.csv` names one, and DANet is meant
-to have one. By default (this project) consecutive classes are grouped, because that needs no file. In CUB's list, which is nearly
-alphabetical by kind, relatives stand together: parents are like families whose borders are wrong, roots are arbitrary; in lists
-of another order both are. `none` has one level, without any tree.
+Tree. CUB has 11 orders and 37 families; the tree for ILSVRC was never released. `hierarchy=FILE.csv` names
+one, and DANet is meant to have one. By default (this project) consecutive classes are grouped, because that
+needs no file. In CUB's list, which is nearly alphabetical by kind, relatives stand together: parents are like
+families whose borders are wrong, roots are arbitrary; in lists of another order both are. `none` has one
+level, without any tree.
 
-Post-processes start from the sum (3) too, brought from the finest grid to that of their features, and not from the child's map
-alone; `penultimate` is what the last layer of the child level sees.
+Post-processes start from the sum (3) too, brought from the finest grid to that of their features, and not
+from the child's map alone; `penultimate` is what the last layer of the child level sees.
 
-Departure from released code (`variant=official` undoes it). In (3) a class has the maps of its own ancestors, also where the network
-ranks other families and orders first. The released evaluation adds the maps of the best family and the best order to that of a given
-class, such as the true one (`ancestors=best`). To that of its own i-th prediction it adds the maps of the i-th best ones
-(`ancestors=rank`). The two differ in Top-5 Loc and agree for the first prediction.
+Departure from released code (`variant=official` undoes it). In (3) a class has the maps of its own ancestors,
+also where the network ranks other families and orders first. The released evaluation adds the maps of the
+best family and the best order to that of a given class, such as the true one (`ancestors=best`). To that of
+its own i-th prediction it adds the maps of the i-th best ones (`ancestors=rank`). The two differ in Top-5 Loc
+and agree for the first prediction.
 """
 
 from __future__ import annotations
@@ -79,7 +88,9 @@ class DanetConfig(MethodConfig):
     variant: Literal["default", "official"] = "default"
     """`official`: the map of the released code."""
     hierarchy: str = GROUPS
-    """Path of a CSV file (see `class_tree.py`); `groups`: consecutive classes, kin or not; `none`: one level, without a tree."""
+    """Path of a CSV file (see `class_tree.py`); `groups`: consecutive classes, kin or not; `none`: one level,
+    without a tree.
+    """
     group: Count = 5
     """Classes of a parent and parents of a root with `hierarchy=groups`; about CUB's 200 : 37 : 11."""
     parents: tuple[int, ...] = ()
@@ -89,7 +100,9 @@ class DanetConfig(MethodConfig):
     maps_per_class: Channels = 0
     """K; 0: 8, and 4 on Inception-V3 (released code)."""
     widths: tuple[Channels, ...] = ()
-    """Hidden channels of root, parent and child; empty: 512, 1024, 1024, and on Inception-V3 256, 384, 1024 (released code)."""
+    """Hidden channels of root, parent and child; empty: 512, 1024, 1024, and on Inception-V3 256, 384, 1024
+    (released code).
+    """
     ce_weight: Weight = 0.5
     """Of each cross-entropy: released code."""
     cosine_weight: Weight = 0.01
@@ -99,21 +112,28 @@ class DanetConfig(MethodConfig):
     absolute: Literal["sum", "pairs"] = "sum"
     """The absolute value in (1) is that of the sum (released code), or of each cosine."""
     ancestors: Literal["tree", "best", "rank"] = "tree"
-    """Which parent and root a class has in (3): its ancestors; the best ones (`best`: released code for a class that is given); or those
-    of the rank that the class has among the classes (`rank`: released code for its predictions)."""
+    """Which parent and root a class has in (3): its ancestors; the best ones (`best`: released code for a
+    class that is given); or those of the rank that the class has among the classes (`rank`: released code for
+    its predictions).
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.hierarchy not in (GROUPS, NO_TREE) and not self.parents:
             if not Path(self.hierarchy).is_file():
-                raise UsageError(f"setting hierarchy={self.hierarchy!r} of method 'danet': expected {GROUPS}, {NO_TREE} or a CSV file")
+                raise UsageError(
+                    f"setting hierarchy={self.hierarchy!r} of method 'danet': expected {GROUPS}, {NO_TREE} "
+                    "or a CSV file"
+                )
             tree = read_tree(Path(self.hierarchy))
             object.__setattr__(self, "parents", tree.parents)
             object.__setattr__(self, "roots", tree.roots)
 
 
 def cosine_loss(maps: Float[Tensor, "b n h w"], absolute: Literal["sum", "pairs"]) -> Float[Tensor, ""]:
-    """(1), in float32; 0 where there are fewer than two maps. A map that is 0 everywhere is at right angles to all."""
+    """(1), in float32; 0 where there are fewer than two maps. A map that is 0 everywhere is at right angles
+    to all.
+    """
     n = maps.shape[1]
     with torch.autocast(maps.device.type, enabled=False):
         vectors = maps.float().flatten(2)
@@ -126,7 +146,9 @@ def cosine_loss(maps: Float[Tensor, "b n h w"], absolute: Literal["sum", "pairs"
         return loss
 
 
-def maps_of_class(head: HeadOutput, class_ids: Int[Tensor, "b c"], per_class: int) -> Float[Tensor, "b c {per_class} h w"]:
+def maps_of_class(
+    head: HeadOutput, class_ids: Int[Tensor, "b c"], per_class: int
+) -> Float[Tensor, "b c {per_class} h w"]:
     """F^l of the classes: channel c * K + k of the head is map k of class c."""
     channels = class_ids[:, :, None] * per_class + torch.arange(per_class, device=class_ids.device)
     maps = head.maps_of(channels.flatten(1))
@@ -138,21 +160,33 @@ def upsampled(maps: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Te
     return F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=True)
 
 
-def of_rank(child: Float[Tensor, "b c"], level: Float[Tensor, "b l"], class_ids: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
-    """The class of a level that joins each class: the i-th best one for the class that is i-th best among its own, the last one where
-    there are fewer."""
+def of_rank(
+    child: Float[Tensor, "b c"], level: Float[Tensor, "b l"], class_ids: Int[Tensor, "b k"]
+) -> Int[Tensor, "b k"]:
+    """The class of a level that joins each class: the i-th best one for the class that is i-th best among its
+    own, the last one where there are fewer.
+    """
     better = (child[:, None, :] > child.gather(1, class_ids)[:, :, None]).sum(dim=2)
     return level.argsort(dim=1, descending=True, stable=True).gather(1, better.clamp(max=level.shape[1] - 1))
 
 
 def class_lookup(config: DanetConfig, classes: int) -> Int[Tensor, "levels {classes}"]:
-    """Each class's index on each level, the coarsest first: rho, pi and the class itself. `DataError` on a tree that does not fit."""
+    """Each class's index on each level, the coarsest first: rho, pi and the class itself. `DataError` on a
+    tree that does not fit.
+    """
     own = tuple(range(classes))
     if config.hierarchy == NO_TREE:
         return torch.tensor([own])
-    tree = ClassTree(config.parents, config.roots) if config.parents else consecutive_groups(classes, config.group)
+    tree = (
+        ClassTree(config.parents, config.roots)
+        if config.parents
+        else consecutive_groups(classes, config.group)
+    )
     if len(tree.parents) != classes:
-        raise DataError(f"the class tree {config.hierarchy} has {len(tree.parents)} classes, the data set has {classes}; expected the same")
+        raise DataError(
+            f"the class tree {config.hierarchy} has {len(tree.parents)} classes, the data set has "
+            f"{classes}; expected the same"
+        )
     return torch.tensor([tree.roots, tree.parents, own])
 
 
@@ -170,16 +204,27 @@ class Danet(Localizer):
         wide, inception = backbone.head_width, backbone.name == "inception_v3"
         self.per_class = config.maps_per_class or (4 if inception else 8)
         widths = config.widths or ((wide // 4, wide * 3 // 8, wide) if inception else (wide // 2, wide, wide))
-        if self.per_class < 1 or len(widths) != 3 or min(widths) < 1 or config.group < 1 or not config.sample > 0:
+        if (
+            self.per_class < 1
+            or len(widths) != 3
+            or min(widths) < 1
+            or config.group < 1
+            or not config.sample > 0
+        ):
             raise UsageError(
-                f"settings maps_per_class={config.maps_per_class}, widths={config.widths}, group={config.group}, sample={config.sample} "
-                "of method 'danet': expected numbers greater than 0, three of them as widths; or 0 maps, or no widths, for those published"
+                f"settings maps_per_class={config.maps_per_class}, widths={config.widths}, "
+                f"group={config.group}, sample={config.sample} "
+                "of method 'danet': expected numbers greater than 0, three of them as widths; or 0 maps, "
+                "or no widths, for those published"
             )
         lookup = class_lookup(config, num_classes)
         self.register_buffer("lookup", lookup, persistent=False)
         stages = backbone.layout[-len(lookup) :]
         if len(stages) < len(lookup):
-            raise UsageError(f"method 'danet' needs {len(lookup)} stages, {backbone.name} has {len(stages)}; use --set hierarchy=none")
+            raise UsageError(
+                f"method 'danet' needs {len(lookup)} stages, {backbone.name} has {len(stages)}; use --set "
+                "hierarchy=none"
+            )
         self.places = [stage.name for stage in stages]
         self.levels = nn.ModuleList(
             ConvHead(stage.channels, int(row.max() + 1) * self.per_class, width=width)
@@ -192,11 +237,19 @@ class Danet(Localizer):
         """torchvision's strides on Inception-V3 and a padded first convolution, as in the released code."""
         return "padded" if backbone == "inception_v3" and config.grid == "default" else config.grid
 
-    def _levels(self, images: Float[Tensor, "b 3 H W"]) -> tuple[OrderedDict[str, Tensor], list[HeadOutput], list[Tensor]]:
+    def _levels(
+        self, images: Float[Tensor, "b 3 H W"]
+    ) -> tuple[OrderedDict[str, Tensor], list[HeadOutput], list[Tensor]]:
         """Stages of the backbone; for each level, the coarsest first, its head's output and logits."""
         stages = self.backbone.stages(images)
-        heads: list[HeadOutput] = [level(stages[place]) for level, place in zip(self.levels, self.places, strict=True)]
-        return stages, heads, [head.logits.reshape(len(images), -1, self.per_class).mean(dim=2) for head in heads]
+        heads: list[HeadOutput] = [
+            level(stages[place]) for level, place in zip(self.levels, self.places, strict=True)
+        ]
+        return (
+            stages,
+            heads,
+            [head.logits.reshape(len(images), -1, self.per_class).mean(dim=2) for head in heads],
+        )
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
         """Logits of the classes; maps on the finest grid of the levels."""
@@ -207,13 +260,21 @@ class Danet(Localizer):
             if self.config.ancestors == "tree":
                 asked = list(self.lookup[:, class_ids])
             elif self.config.ancestors == "best":
-                asked = [*(level.argmax(dim=1, keepdim=True).expand_as(class_ids) for level in logits[:-1]), class_ids]
+                asked = [
+                    *(level.argmax(dim=1, keepdim=True).expand_as(class_ids) for level in logits[:-1]),
+                    class_ids,
+                ]
             else:
                 asked = [*(of_rank(logits[-1], level, class_ids) for level in logits[:-1]), class_ids]
-            maps = [maps_of_class(head, ids, self.per_class).relu().mean(dim=2) for head, ids in zip(heads, asked, strict=True)]
+            maps = [
+                maps_of_class(head, ids, self.per_class).relu().mean(dim=2)
+                for head, ids in zip(heads, asked, strict=True)
+            ]
             return torch.stack([upsampled(level, grid) for level in maps]).sum(dim=0)  # (3)
 
-        return ForwardPass(logits=logits[-1], maps_of=maps_of, stages=stages, penultimate=heads[-1].penultimate)
+        return ForwardPass(
+            logits=logits[-1], maps_of=maps_of, stages=stages, penultimate=heads[-1].penultimate
+        )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """(2)."""
@@ -221,10 +282,17 @@ class Danet(Localizer):
         labels = list(self.lookup[:, batch.labels])
         names = ("root", "parent", "cross_entropy")[-len(labels) :]
         terms = {
-            name: self.config.ce_weight * cross_entropy(scores, truth) for name, scores, truth in zip(names, logits, labels, strict=True)
+            name: self.config.ce_weight * cross_entropy(scores, truth)
+            for name, scores, truth in zip(names, logits, labels, strict=True)
         }
         grid = (stages[self.places[0]].shape[-2], stages[self.places[0]].shape[-1])
-        own = [maps_of_class(head, truth[:, None], self.per_class)[:, 0] for head, truth in zip(heads, labels, strict=True)]
+        own = [
+            maps_of_class(head, truth[:, None], self.per_class)[:, 0]
+            for head, truth in zip(heads, labels, strict=True)
+        ]
         maps = torch.cat([upsampled(level, grid) for level in own], dim=1)  # (B, 3K, h, w)
         drawn = torch.randperm(maps.shape[1], generator=batch.generator, device=maps.device)[: self.samples]
-        return {**terms, "cosine": self.config.cosine_weight * cosine_loss(maps[:, drawn], self.config.absolute)}
+        return {
+            **terms,
+            "cosine": self.config.cosine_weight * cosine_loss(maps[:, drawn], self.config.absolute),
+        }

@@ -1,11 +1,13 @@
-"""GC-Net: the ellipse or box inside which the image can be classified and outside which it cannot; no threshold.
+"""GC-Net: the ellipse or box inside which the image can be classified and outside which it cannot; no
+threshold.
 
-W. Lu, X. Jia, W. Xie, L. Shen, Y. Zhou, J. Duan, "Geometry constrained weakly supervised object localization", ECCV 2020. Released
-code: lwzeng/GC-Net.
+W. Lu, X. Jia, W. Xie, L. Shen, Y. Zhou, J. Duan, "Geometry constrained weakly supervised object
+localization", ECCV 2020. Released code: lwzeng/GC-Net.
 
-Idea. A detector sees the image and gives the four or five numbers of a shape; a generator makes a soft mask of them; a classifier
-that does not learn any more says what it sees in the masked image and in the rest. The detector learns to make the first
-sure of the label and the second sure of nothing, with a shape as small as possible.
+Idea. A detector sees the image and gives the four or five numbers of a shape; a generator makes a soft mask
+of them; a classifier that does not learn any more says what it sees in the masked image and in the rest. The
+detector learns to make the first sure of the label and the second sure of nothing, with a shape as small as
+possible.
 
     paper          name                            shape
     I              images                          (B, 3, H, W)
@@ -16,27 +18,32 @@ sure of the label and the second sure of nothing, with a shape as small as possi
     classifier     backbone, head                  logits (B, C) of the whole image are its
 
     (1)  L_obj = CE(classifier(I m), y)
-    (2)  L_bg = log C - H(softmax(classifier(I (1 - m))))      H: entropy; 0 when every class is equally likely
+    (2)  L_bg = log C - H(softmax(classifier(I (1 - m))))      H: entropy; 0 when every class is equally
+                                                               likely
     (3)  L_area = mean of w h
     (4)  L = L_obj + L_bg + kappa L_area
 
-The numbers of the equations are those of this file; the paper's text was not at hand, and values are those of the released code.
-The image is normalised before it is masked, so that masked pixels have the data's mean colour.
+The numbers of the equations are those of this file; the paper's text was not at hand, and values are those of
+the released code. The image is normalised before it is masked, so that masked pixels have the data's mean
+colour.
 
-The classifier. The paper's comes trained. Here it is, in this order: that of the checkpoint `classifier` (of `cam`, or another
-method that is a backbone and a head); the backbone's own, where the weights bring one for these classes (`head=fc` on
-ImageNet); or trained by cross-entropy in the first `classifier_part` of the run, and frozen then. Each part has the whole
-schedule of the recipe; a run of one epoch, or with a classifier that comes trained, is the detector's alone (all 45 epochs of
-`gc_net`; the code: 30). The validation accuracy says nothing about the detector, and the best checkpoint is not the one to use.
+The classifier. The paper's comes trained. Here it is, in this order: that of the checkpoint `classifier` (of
+`cam`, or another method that is a backbone and a head); the backbone's own, where the weights bring one for
+these classes (`head=fc` on ImageNet); or trained by cross-entropy in the first `classifier_part` of the run,
+and frozen then. Each part has the whole schedule of the recipe; a run of one epoch, or with a classifier that
+comes trained, is the detector's alone (all 45 epochs of `gc_net`; the code: 30). The validation accuracy says
+nothing about the detector, and the best checkpoint is not the one to use.
 
-The box of the shape, `propose()`, needs no threshold: `wsolbench eval --map union` scores it. The class's map is m, 1/2 on the outline;
-its other level sets are shapes of other sizes. There are no stages for post-processes: no map of a class exists.
+The box of the shape, `propose()`, needs no threshold: `wsolbench eval --map union` scores it. The class's map
+is m, 1/2 on the outline; its other level sets are shapes of other sizes. There are no stages for
+post-processes: no map of a class exists.
 
-Departures. Backbones here have no fully connected layers: the regressor is a hidden layer on features pooled to 7x7 (VGG-16 has that
-grid), or the mean over all pixels and one layer (ResNet, Inception). Inception's input is 224, the code's 299. Width and height are
-those of the whole shape; the code takes halves for `rect` with `cnn`. (2) has log C, the code 5.3, a constant. The released code's
-default, for ImageNet, has no area term, and 200 epochs whose rate falls from the 20th on. The released code's generator `cnn` learns
-shapes that OpenCV fills; here a shape is the pixels whose centres are inside.
+Departures. Backbones here have no fully connected layers: the regressor is a hidden layer on features pooled
+to 7x7 (VGG-16 has that grid), or the mean over all pixels and one layer (ResNet, Inception). Inception's
+input is 224, the code's 299. Width and height are those of the whole shape; the code takes halves for `rect`
+with `cnn`. (2) has log C, the code 5.3, a constant. The released code's default, for ImageNet, has no area
+term, and 200 epochs whose rate falls from the 20th on. The released code's generator `cnn` learns shapes that
+OpenCV fills; here a shape is the pixels whose centres are inside.
 """
 
 from __future__ import annotations
@@ -60,7 +67,14 @@ from reference_models.core.outputs import Batch, ForwardPass, Proposals
 from reference_models.core.recipes import Recipe, default_recipe
 from reference_models.core.weights import digest_of_setting, load_parts
 from reference_models.layers.heads import HeadKind, cross_entropy, make_head
-from reference_models.localization.gc_net.shapes import Shape, ShapeNet, count_numbers, shape_boxes, shape_mask, train_shape_net
+from reference_models.localization.gc_net.shapes import (
+    Shape,
+    ShapeNet,
+    count_numbers,
+    shape_boxes,
+    shape_mask,
+    train_shape_net,
+)
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import BatchSize, Channels, Positive, Share, Steps, Weight
 from wsolbench.types import Dataset
@@ -74,7 +88,10 @@ class GcNetConfig(HeadConfig):
     """Settings of `gc-net`. `head`, `width` and `dropout` are the classifier's."""
 
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
-        {"default": MappingProxyType({}), "official": MappingProxyType({"frozen_eval": False, "lr_decay": "compounding"})}
+        {
+            "default": MappingProxyType({}),
+            "official": MappingProxyType({"frozen_eval": False, "lr_decay": "compounding"}),
+        }
     )
 
     variant: Literal["default", "official"] = "default"
@@ -92,25 +109,34 @@ class GcNetConfig(HeadConfig):
     sharpness: Positive = 10.0
     """s of `math` at the start; it is learned. Released code."""
     area_weight: Weight | None = None
-    """kappa; 0: no term. None: 2.5 with `math`, 1 with `cnn` (released code, for CUB), times log C / log 200, as the largest (1) and (2)
-    are log C: with few classes shapes would shrink to nothing."""
+    """kappa; 0: no term. None: 2.5 with `math`, 1 with `cnn` (released code, for CUB), times log C / log 200,
+    as the largest (1) and (2) are log C: with few classes shapes would shrink to nothing.
+    """
     classifier: str = ""
-    """Checkpoint with a trained classifier for these classes and this backbone; not of `nl-ccam`, whose blocks would be left out."""
+    """Checkpoint with a trained classifier for these classes and this backbone; not of `nl-ccam`, whose
+    blocks would be left out.
+    """
     classifier_sha256: str = ""
     """Of that file; filled when it is read."""
     classifier_part: Share = 1 / 3
     """Part of the run that trains the classifier where it has to be trained: this project's choice."""
     frozen_eval: bool = True
-    """The frozen classifier and generator are in evaluation mode; False (released code): batch norm and dropout are as in training."""
+    """The frozen classifier and generator are in evaluation mode; False (released code): batch norm and
+    dropout are as in training.
+    """
     lr_decay: Literal["linear", "compounding"] = "linear"
-    """Fall of the rate in the last third: to 0 along a line, or (released code) after each epoch by that line's factor once more."""
+    """Fall of the rate in the last third: to 0 along a line, or (released code) after each epoch by that
+    line's factor once more.
+    """
     pool: Channels = 0
     """Side of the grid that the regressor sees; 0: 7 up to 512 channels, else 1, the mean over all pixels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.classifier and not self.classifier_sha256:
-            digest = digest_of_setting(self.classifier, setting="classifier of method 'gc-net'", example="cam")
+            digest = digest_of_setting(
+                self.classifier, setting="classifier of method 'gc-net'", example="cam"
+            )
             object.__setattr__(self, "classifier_sha256", digest)
 
 
@@ -126,13 +152,16 @@ def decay_factor(progress: float, epochs: int, kind: Literal["linear", "compound
     start = DECAY_START * epochs
     if kind == "linear":
         return min(1.0, max(0.0, (1 - progress) * epochs / (epochs - start)))
-    # The code multiplies when an epoch after the start is over, so the rate of the next one is the first that falls.
+    # The code multiplies when an epoch after the start is over, so the rate of the next one is the first that
+    # falls.
     over = range(round(start) + 1, math.floor(progress * epochs + 1e-9))
     return math.prod(((epochs - epoch) / (epochs - round(start)) for epoch in over), start=1.0)
 
 
 class Regressor(nn.Module):
-    """Features (B, C, h, w) -> numbers of a shape (B, n) in (0, 1). At first all are near 1/2: half the image's sides, in the middle."""
+    """Features (B, C, h, w) -> numbers of a shape (B, n) in (0, 1). At first all are near 1/2: half the
+    image's sides, in the middle.
+    """
 
     def __init__(self, channels: int, numbers: int, *, pool: int, hidden: int) -> None:
         super().__init__()
@@ -159,14 +188,18 @@ class GcNet(Localizer):
     recipes: ClassVar[Mapping[str, Recipe]] = MappingProxyType(
         {
             "gc_net": Recipe(
-                source="lwzeng/GC-Net, 30 epochs of the detector; before them this project's 15 of the classifier",
+                source=(
+                    "lwzeng/GC-Net, 30 epochs of the detector; before them this project's 15 of the "
+                    "classifier"
+                ),
                 epochs=45,
                 batch_size=32,
                 lr=1e-4,
                 optimizer="adam",
                 weight_decay=0.0,
                 schedule="constant",
-                new_factor=10.0,  # of the regressor's last layer and of s, as in the released code: see `is_new`
+                # of the regressor's last layer and of s, as in the released code: see `is_new`
+                new_factor=10.0,
             )
         }
     )
@@ -174,10 +207,14 @@ class GcNet(Localizer):
     def __init__(self, backbone: Backbone, num_classes: int, config: GcNetConfig) -> None:
         for name in ("sharpness", "generator_steps", "generator_batch"):
             if not getattr(config, name) > 0:
-                raise UsageError(f"setting {name}={getattr(config, name)} of method 'gc-net': expected a number greater than 0")
+                raise UsageError(
+                    f"setting {name}={getattr(config, name)} of method 'gc-net': expected a number greater "
+                    "than 0"
+                )
         if config.pool < 0 or not 0 < config.classifier_part < 1 or not (config.area_weight or 0) >= 0:
             raise UsageError(
-                f"settings pool={config.pool}, classifier_part={config.classifier_part}, area_weight={config.area_weight} of method "
+                f"settings pool={config.pool}, classifier_part={config.classifier_part}, "
+                f"area_weight={config.area_weight} of method "
                 "'gc-net': expected at least 0, a part between 0 and 1, and a number that is not negative"
             )
         super().__init__(backbone, num_classes, config)
@@ -205,10 +242,14 @@ class GcNet(Localizer):
         name = default_recipe(backbone, num_classes)
         return "gc_net" if name.startswith("spa") else name
 
-    # --- the two parts of a run ----------------------------------------------------------------------------------------
+    # --- the two parts of a run -----------------------------------------------------------------------------
     def detector_start(self, epochs: int) -> int:
         """The first epoch that trains the detector."""
-        return 0 if self.classifier_is_trained else min(max(1, round(self.config.classifier_part * epochs)), epochs - 1)
+        return (
+            0
+            if self.classifier_is_trained
+            else min(max(1, round(self.config.classifier_part * epochs)), epochs - 1)
+        )
 
     def _train_only(self, *, detector: bool) -> None:
         for classifier in (self.backbone, self.head):
@@ -235,14 +276,18 @@ class GcNet(Localizer):
                 self.generator.eval()
 
     def is_new(self, name: str, recipe: Recipe) -> bool:
-        """The detector's backbone is as pretrained as the classifier's. In the released recipe the regressor's last layer and s alone
-        learn faster; the classifier, which comes trained there, learns at the base rate."""
+        """The detector's backbone is as pretrained as the classifier's. In the released recipe the
+        regressor's last layer and s alone learn faster; the classifier, which comes trained there, learns at
+        the base rate.
+        """
         if recipe.source == self.recipes["gc_net"].source:
             return name.startswith(("sharpness", f"regressor.layers.{len(self.regressor.layers) - 1}."))
         return super().is_new(name.replace("detector.", "backbone.", 1), recipe)
 
     def lr_factor(self, recipe: Recipe, progress: float) -> float:
-        """Each part of the run has the recipe's schedule; a constant rate falls in the last third (`lr_decay`)."""
+        """Each part of the run has the recipe's schedule; a constant rate falls in the last third
+        (`lr_decay`).
+        """
         start = self.detector_start(recipe.epochs) / recipe.epochs
         part = (0.0, start) if progress < start else (start, 1.0)
         done = (progress - part[0]) / (part[1] - part[0])
@@ -250,7 +295,7 @@ class GcNet(Localizer):
             return recipe.lr_factor(done)
         return decay_factor(done, round((part[1] - part[0]) * recipe.epochs), self.config.lr_decay)
 
-    # --- the method ----------------------------------------------------------------------------------------------------
+    # --- the method -----------------------------------------------------------------------------------------
     def classify(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c"]:
         """The classifier's logits."""
         logits: Tensor = self.head(next(reversed(self.backbone.stages(images).values()))).logits
@@ -281,7 +326,9 @@ class GcNet(Localizer):
             return masks[:, None].expand(-1, class_ids.shape[1], -1, -1)
 
         return ForwardPass(
-            logits=self.classify(images), maps_of=maps_of, propose=lambda: Proposals(boxes=boxes, scores=torch.ones_like(boxes[..., 0]))
+            logits=self.classify(images),
+            maps_of=maps_of,
+            propose=lambda: Proposals(boxes=boxes, scores=torch.ones_like(boxes[..., 0])),
         )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -292,7 +339,10 @@ class GcNet(Localizer):
         numbers = self.numbers(images)
         mask = self.masks(numbers, (images.shape[-2], images.shape[-1]))[:, None]
         inside, outside = self.classify(torch.cat([images * mask, images * (1 - mask)])).chunk(2)
-        terms = {"object": cross_entropy(inside, batch.labels), "background": background_loss(outside)}  # (1), (2)
+        terms = {
+            "object": cross_entropy(inside, batch.labels),
+            "background": background_loss(outside),
+        }  # (1), (2)
         if self.area_weight > 0:
             terms["area"] = self.area_weight * (numbers[:, 2] * numbers[:, 3]).mean()  # (3)
         return terms

@@ -1,22 +1,29 @@
-"""Soft masks of ellipses and rectangles, from numbers in (0, 1): as a formula, or by a network that was trained to draw them.
+"""Soft masks of ellipses and rectangles, from numbers in (0, 1): as a formula, or by a network that was
+trained to draw them.
 
-W. Lu, X. Jia, W. Xie, L. Shen, Y. Zhou, J. Duan, "Geometry constrained weakly supervised object localization", ECCV 2020. Released
-code: lwzeng/GC-Net.
+W. Lu, X. Jia, W. Xie, L. Shen, Y. Zhou, J. Duan, "Geometry constrained weakly supervised object
+localization", ECCV 2020. Released code: lwzeng/GC-Net.
 
-    u            numbers           (B, 4 or 5)    centre x and y, full width and height as parts of the image; a number of the angle
+    u            numbers           (B, 4 or 5)    centre x and y, full width and height as parts of the image;
+                                                  a number of the angle
     theta        angle             (B,)           pi (u_5 - 1/2); 0 for `rect`, which has four numbers
     rho          shape_distance    (B, H, W)      0 in the middle, 1 on the outline
     m            shape_mask        (B, H, W)      1 inside, 0 outside, 1/2 on the outline
 
-    a = (dx cos theta + dy sin theta) / (w / 2),  b = (dx sin theta - dy cos theta) / (h / 2)     (dx, dy): pixel - centre
+    a = (dx cos theta + dy sin theta) / (w / 2),  b = (dx sin theta - dy cos theta) / (h / 2)     (dx, dy):
+        pixel - centre
     (1)  rho = a^2 + b^2 of an ellipse, max(|a|, |b|) of a rectangle
     (2)  m = 1/2 - atan(s (rho - 1)) / pi
-    (3)  half width of the box = sqrt((w/2 cos theta)^2 + (h/2 sin theta)^2) of an ellipse, w/2 |cos theta| + h/2 |sin theta| of a
+    (3)  half width of the box = sqrt((w/2 cos theta)^2 + (h/2 sin theta)^2) of an ellipse, w/2 |cos theta| +
+         h/2 |sin theta| of a
          rectangle; half height: sin and cos swapped
 
-The numbers of the equations are those of this file, and the formulas those of the released code. It writes max(|a|, |b|) as the sum of
-|a + b| / 2 and |a - b| / 2. Departures: pixels are seen at their centres (the code: from 0 to 1, both ends included), and u_5 turns
-`rot_rect` the way it turns the ellipse (the code's formula: the other way, its drawing network: this way). Boxes are the same.
+The numbers of the equations are those of this file, and the formulas those of the released code. It writes
+    max(|a|, |b|) as the sum of
+|a + b| / 2 and |a - b| / 2. Departures: pixels are seen at their centres (the code: from 0 to 1, both ends
+    included), and u_5 turns
+`rot_rect` the way it turns the ellipse (the code's formula: the other way, its drawing network: this way).
+    Boxes are the same.
 """
 
 from __future__ import annotations
@@ -43,7 +50,9 @@ SHRINK = 0.98
 """Factor of its sides, as often as it takes until it lies inside the image; released code."""
 
 FALLS = (1 / 6, 1 / 3, 2 / 3, 5 / 6)
-"""Parts of the generator's training after which its rate falls; steps 20,000, 40,000, 80,000 and 100,000 in the released code."""
+"""Parts of the generator's training after which its rate falls; steps 20,000, 40,000, 80,000 and 100,000 in
+the released code.
+"""
 
 
 def count_numbers(shape: Shape) -> int:
@@ -55,7 +64,9 @@ def _angle(numbers: Float[Tensor, "b n"]) -> Float[Tensor, " b"]:
     return torch.pi * (numbers[:, 4] - 0.5) if numbers.shape[1] > 4 else torch.zeros_like(numbers[:, 0])
 
 
-def shape_distance(numbers: Float[Tensor, "b n"], shape: Shape, size: tuple[int, int]) -> Float[Tensor, "b h w"]:
+def shape_distance(
+    numbers: Float[Tensor, "b n"], shape: Shape, size: tuple[int, int]
+) -> Float[Tensor, "b h w"]:
     """(1) at the centres of the pixels of an image of `size` (height, width)."""
     (height, width), device = size, numbers.device
     centre_x, centre_y, wide, high = (column[:, None, None] for column in numbers[:, :4].unbind(dim=1))
@@ -93,13 +104,16 @@ def shape_boxes(numbers: Float[Tensor, "b n"], shape: Shape, size: tuple[int, in
 
 
 def dice_loss(drawn: Float[Tensor, "b h w"], wanted: Float[Tensor, "b h w"]) -> Float[Tensor, ""]:
-    """1 - (2 sum p t + 1) / (sum p^2 + sum t^2 + 1), sums over all pixels of the batch; 0 for empty masks. Released code."""
+    """1 - (2 sum p t + 1) / (sum p^2 + sum t^2 + 1), sums over all pixels of the batch; 0 for empty masks.
+    Released code.
+    """
     both, squares = (drawn * wanted).sum(), drawn.square().sum() + wanted.square().sum()
     return 1 - (2 * both + 1) / (squares + 1)
 
 
 class ShapeNet(nn.Module):
-    """The paper's generator: numbers -> a 12x12 image -> transposed convolutions -> mask of 224x224, as in the released code.
+    """The paper's generator: numbers -> a 12x12 image -> transposed convolutions -> mask of 224x224, as in
+    the released code.
 
     It gets the corners of an upright rectangle, or the numbers of another shape with the angle as u_5 - 1/2.
     """
@@ -125,7 +139,11 @@ class ShapeNet(nn.Module):
     def forward(self, numbers: Float[Tensor, "b n"], size: tuple[int, int]) -> Float[Tensor, "b h w"]:
         """m, resized from 224x224 where `size` (height, width) is another."""
         centre, sides = numbers[:, :2], numbers[:, 2:4]
-        parts = [centre, sides, numbers[:, 4:] - 0.5] if numbers.shape[1] > 4 else [centre - sides / 2, centre + sides / 2]
+        parts = (
+            [centre, sides, numbers[:, 4:] - 0.5]
+            if numbers.shape[1] > 4
+            else [centre - sides / 2, centre + sides / 2]
+        )
         grid = self.expand(torch.cat(parts, dim=1)).relu().reshape(-1, 1, 12, 12)
         mask = self.draw(grid).float().sigmoid()
         if size != (self.SIDE, self.SIDE):
@@ -134,7 +152,9 @@ class ShapeNet(nn.Module):
         return drawn
 
 
-def _make_block(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0) -> list[nn.Module]:
+def _make_block(
+    inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0
+) -> list[nn.Module]:
     convolution = nn.ConvTranspose2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
     return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
 
@@ -143,7 +163,9 @@ def draw_shapes(shape: Shape, count: int, generator: torch.Generator) -> Float[T
     """Random numbers of shapes that lie inside the image, by the distribution of the released code."""
 
     def normal(mean: float, std: float, low: float, high: float) -> Float[Tensor, " b"]:
-        return (mean + std * torch.randn(count, generator=generator, device=generator.device)).clamp(low, high)
+        return (mean + std * torch.randn(count, generator=generator, device=generator.device)).clamp(
+            low, high
+        )
 
     def uniform(columns: int) -> Float[Tensor, "b {columns}"]:
         return torch.rand(count, columns, generator=generator, device=generator.device)
@@ -156,16 +178,21 @@ def draw_shapes(shape: Shape, count: int, generator: torch.Generator) -> Float[T
     sides = torch.where(uniform(1) < 0.5, sides, sides.flip(1))
     numbers = torch.cat([uniform(2) * (1 - sides) + sides / 2, sides, uniform(1)], dim=1)
     # Steps of 2 % until the turned box is inside.
-    room = (torch.minimum(numbers[:, :2], 1 - numbers[:, :2]) / half_extents(numbers, "rot_rect")).amin(dim=1).clamp_max(1)
+    room = (
+        (torch.minimum(numbers[:, :2], 1 - numbers[:, :2]) / half_extents(numbers, "rot_rect"))
+        .amin(dim=1)
+        .clamp_max(1)
+    )
     numbers[:, 2:4] *= (SHRINK ** (room.log() / math.log(SHRINK) - 1e-4).ceil())[:, None]
     return numbers
 
 
 def train_shape_net(net: ShapeNet, shape: Shape, *, steps: int, batch_size: int, lr: float) -> None:
-    """Teach the net to draw random shapes by the dice loss, as the released code does; always the same shapes.
+    """Teach the net to draw random shapes by the dice loss, as the released code does; always the same
+    shapes.
 
-    SGD with momentum, whose rate falls to a tenth after each of `FALLS`. The parameters get no gradient afterwards. A net that has had its
-    steps is left as it is.
+    SGD with momentum, whose rate falls to a tenth after each of `FALLS`. The parameters get no gradient
+    afterwards. A net that has had its steps is left as it is.
     """
     if int(net.steps_done) >= steps:
         return

@@ -1,6 +1,8 @@
-"""Batches made of groups: an image, its leader, and some others of the same class. Who is in whose group, and means over them.
+"""Batches made of groups: an image, its leader, and some others of the same class. Who is in whose group, and
+means over them.
 
-Position i of a batch is in group i // size; the first image of a group leads it. As LIO (CVPR 2020) uses them.
+Position i of a batch is in group i // size; the first image of a group leads it. As LIO (CVPR 2020) uses
+them.
 """
 
 from __future__ import annotations
@@ -16,17 +18,22 @@ GroupOrder = Literal["correct", "interleaved_bug"]
 Reduction = Literal["mean", "split"]
 
 
-def class_groups(labels: Int[np.ndarray, " n"], batch_size: int, others: int, rng: np.random.Generator) -> list[Int[np.ndarray, " _"]]:
-    """Shuffled batches of `batch_size` groups (the last one has what is left), by position: every image leads one group.
+def class_groups(
+    labels: Int[np.ndarray, " n"], batch_size: int, others: int, rng: np.random.Generator
+) -> list[Int[np.ndarray, " _"]]:
+    """Shuffled batches of `batch_size` groups (the last one has what is left), by position: every image leads
+    one group.
 
-    Its `others` are drawn from the rest of its class, without repetition where the class is large enough. An image that is alone in its
-    class is accompanied by itself.
+    Its `others` are drawn from the rest of its class, without repetition where the class is large enough. An
+    image that is alone in its class is accompanied by itself.
     """
     order = np.argsort(labels, kind="stable")
     _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
     first, many = np.repeat(first, counts), np.repeat(counts, counts)  # of the class of each image in `order`
     enough = many > others
-    steps = np.zeros((len(labels), 0), dtype=np.int64)  # how far each of the others is from its leader, along the class and round
+    steps = np.zeros(
+        (len(labels), 0), dtype=np.int64
+    )  # how far each of the others is from its leader, along the class and round
     for drawn in range(others):
         step = rng.integers(0, np.maximum(many - 1 - drawn * enough, 1))
         for earlier in np.sort(steps, axis=1).T:  # counted without those already drawn
@@ -39,18 +46,21 @@ def class_groups(labels: Int[np.ndarray, " n"], batch_size: int, others: int, rn
 
 
 def role_major(count: int, size: int, device: torch.device) -> Int[Tensor, " {count}"]:
-    """Positions by role: the leaders of all groups, then the first others of all groups, then the second ones, and so on."""
+    """Positions by role: the leaders of all groups, then the first others of all groups, then the second
+    ones, and so on.
+    """
     place = torch.arange(count, device=device)
     return (place % size * count + place // size).argsort()
 
 
-def positives_of(labels: Int[Tensor, " b"], size: int, order: GroupOrder) -> tuple[Int[Tensor, "b p"], Bool[Tensor, "b p"]]:
+def positives_of(
+    labels: Int[Tensor, " b"], size: int, order: GroupOrder
+) -> tuple[Int[Tensor, "b p"], Bool[Tensor, "b p"]]:
     """Positions of the `size` - 1 others in the group of each image, and whether they count.
 
-    Args:
-        labels: of a batch. Images that are missing from an incomplete last group do not count, nor do images of another class.
-        size: of a group.
-        order: `interleaved_bug`: the images are stacked as in `role_major` and then cut into consecutive groups of `size`. Most of
+    Args: labels: of a batch. Images that are missing from an incomplete last group do not count, nor do
+        images of another class. size: of a group. order: `interleaved_bug`: the images are stacked as in
+        `role_major` and then cut into consecutive groups of `size`. Most of
             these are of several classes, which all count.
     """
     count, place = len(labels), torch.arange(len(labels), device=labels.device)

@@ -1,11 +1,12 @@
 """LIO: a classifier learns on the side where its object is and how the object's parts lie around its centre.
 
-M. Zhou, Y. Bai, W. Zhang, T. Zhao, T. Mei, "Look-into-Object: Self-supervised structure modeling for object recognition", CVPR
-2020; equations have the paper's numbers. Released code: JDAI-CV/LIO (one stage only).
+M. Zhou, Y. Bai, W. Zhang, T. Zhao, T. Mei, "Look-into-Object: Self-supervised structure modeling for object
+recognition", CVPR 2020; equations have the paper's numbers. Released code: JDAI-CV/LIO (one stage only).
 
-Idea. Two tasks are added in training and gone at test. Object-extent learning (OEL): images of one class share their object, so cells
-that resemble some cell of other images of the class are object; a 1x1 convolution learns to say which they are. Spatial-context
-learning (SCL, `layers/polar.py`): each cell has to know where it lies as seen from the object's strongest cell.
+Idea. Two tasks are added in training and gone at test. Object-extent learning (OEL): images of one class
+share their object, so cells that resemble some cell of other images of the class are object; a 1x1
+convolution learns to say which they are. Spatial-context learning (SCL, `layers/polar.py`): each cell has to
+know where it lies as seen from the object's strongest cell.
 
     paper          name                                    shape
     f(I)           pooled, one for each stage              (B, C, N, N)    features averaged to N x N cells
@@ -21,25 +22,29 @@ learning (SCL, `layers/polar.py`): each cell has to know where it lies as seen f
     M = 1/P sum over p of phi(I, I'_p)                                                                    (3)
     L_oel = mean over cells (m' - M)^2                                                                    (4)
     R_o = argmax m'                                                                                       (6)
-    L = L_cls + sum over stages (alpha L_oel + beta (L_dis + L_ang))                                      (9), (10)
+    L = L_cls + sum over stages (alpha L_oel + beta (L_dis + L_ang))                                      (9),
+        (10)
 
-Batches are groups of 1 + P images of one class. Each image leads one group in an epoch; `batch_size` is the number of leaders (16 in
-the released code: 64 images), so an epoch has as many steps as the baseline's, of 1 + P times as many images. Every image is
-trained on, with the others of its group as positives.
+Batches are groups of 1 + P images of one class. Each image leads one group in an epoch; `batch_size` is the
+number of leaders (16 in the released code: 64 images), so an epoch has as many steps as the baseline's, of 1
++ P times as many images. Every image is trained on, with the others of its group as positives.
 
-Stages. 7, 14, 28 are the sides N at 448 pixels after 2x2 averaging of ResNet's last three stages: the last stage, and those of
-half and a quarter of its stride. Smaller maps keep their size. Tables of the paper: `stages=7` (default), 14, 28, `7,14,28`
-(multi-stage; `7,14` on ImageNet); `oel=false`, `scl=false` (both: the baseline on these batches), `target=mask` (w/ GM);
-`num_positives=1`, `5`. Backbone and classifier alone are `plain()`, a model of `baseline`.
+Stages. 7, 14, 28 are the sides N at 448 pixels after 2x2 averaging of ResNet's last three stages: the last
+stage, and those of half and a quarter of its stride. Smaller maps keep their size. Tables of the paper:
+`stages=7` (default), 14, 28, `7,14,28` (multi-stage; `7,14` on ImageNet); `oel=false`, `scl=false` (both: the
+baseline on these batches), `target=mask` (w/ GM); `num_positives=1`, `5`. Backbone and classifier alone are
+`plain()`, a model of `baseline`.
 
-Departures from the paper. Sums over images are means. M is a label, without gradient (`detach_target`). m' counts in SCL where it is
-positive, without gradient. Without OEL there is no m': all cells count, R_o is the strongest cell of h.
-Open readings. The weight of each stage (1). How a true mask relates to M (its area in [0, 1], not rescaled). 0.26 million parameters
-for 28x28 would be 512 channels of h (`c1=512`), the released code has C/2. ImageNet's recipe but for momentum and size.
-The released code (`variant=official`): see the settings. It stacks the images of a batch by role and then cuts groups (`group_order`), so
-most groups mix classes. Its recipe, `lio_official`, rotates with nearest-neighbour sampling. The variant departs from the code in three
-points. In the code, leaders and positives pass the network separately, with batch statistics of their own. The code's momentum is plain,
-here it is Nesterov's. With several processes, groups are cut here within the images of each process.
+Departures from the paper. Sums over images are means. M is a label, without gradient (`detach_target`). m'
+counts in SCL where it is positive, without gradient. Without OEL there is no m': all cells count, R_o is the
+strongest cell of h. Open readings. The weight of each stage (1). How a true mask relates to M (its area in
+[0, 1], not rescaled). 0.26 million parameters for 28x28 would be 512 channels of h (`c1=512`), the released
+code has C/2. ImageNet's recipe but for momentum and size. The released code (`variant=official`): see the
+settings. It stacks the images of a batch by role and then cuts groups (`group_order`), so most groups mix
+classes. Its recipe, `lio_official`, rotates with nearest-neighbour sampling. The variant departs from the
+code in three points. In the code, leaders and positives pass the network separately, with batch statistics of
+their own. The code's momentum is plain, here it is Nesterov's. With several processes, groups are cut here
+within the images of each process.
 """
 
 from __future__ import annotations
@@ -64,7 +69,14 @@ from reference_models.core.weights import without
 from reference_models.layers.heads import HeadKind
 from reference_models.layers.maps import min_max
 from reference_models.layers.polar import PolarConfig, SpatialContext
-from reference_models.recognition.lio.class_groups import GroupOrder, Reduction, class_groups, over_groups, positives_of, role_major
+from reference_models.recognition.lio.class_groups import (
+    GroupOrder,
+    Reduction,
+    class_groups,
+    over_groups,
+    positives_of,
+    role_major,
+)
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Weight
 
@@ -91,7 +103,9 @@ OFFICIAL: Mapping[str, Any] = MappingProxyType(
 class LioConfig(HeadConfig, PolarConfig):
     """Settings of `lio`. Where a docstring names no source the paper is silent."""
 
-    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"paper": MappingProxyType({}), "official": OFFICIAL})
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {"paper": MappingProxyType({}), "official": OFFICIAL}
+    )
 
     variant: Literal["paper", "official"] = "paper"
     """`official`: as the released code runs, with its recipe on ResNet-50."""
@@ -114,10 +128,13 @@ class LioConfig(HeadConfig, PolarConfig):
     target: Literal["correlation", "mask"] = "correlation"
     """What OEL learns: M of (3), or the true mask averaged to N x N (Table 4, LIO w/ GM)."""
     positives: Literal["all", "anchor"] = "all"
-    """Which images are trained on: all (meant by the released code), or leaders, the others giving features without gradient."""
+    """Which images are trained on: all (meant by the released code), or leaders, the others giving features
+    without gradient.
+    """
     group_order: GroupOrder = "correct"
-    """`interleaved_bug`: images are stacked by role (leaders, first positives, second ones) and cut into consecutive groups, which
-    then mix classes (released code)."""
+    """`interleaved_bug`: images are stacked by role (leaders, first positives, second ones) and cut into
+    consecutive groups, which then mix classes (released code).
+    """
     detach_target: bool = True
     """Whether M is without gradient: the paper calls it a label; False in the released code."""
     scl_weight: Literal["soft", "binary"] = "soft"
@@ -125,14 +142,20 @@ class LioConfig(HeadConfig, PolarConfig):
     reference: Literal["mask", "structure"] = "mask"
     """R_o: argmax of m' as in (6), or of the mean of h where m' is above its mean (released code)."""
     head_relu: bool = False
-    """Whether f passes a ReLU before both convolutions (released code); it changes only maps that can be negative."""
+    """Whether f passes a ReLU before both convolutions (released code); it changes only maps that can be
+    negative.
+    """
     ce_reduction: Reduction = "mean"
-    """Cross-entropy and SCL: a mean over all images, or that over leaders plus that over positives (released code)."""
+    """Cross-entropy and SCL: a mean over all images, or that over leaders plus that over positives (released
+    code).
+    """
     warmup: Literal["linear", "tenth"] = "linear"
-    """The rate during the recipe's `warmup`: grows from 0, or is a tenth (released code). The recipe `lio` has none."""
+    """The rate during the recipe's `warmup`: grows from 0, or is a tenth (released code). The recipe `lio`
+    has none.
+    """
 
 
-# --- the equations, in float32 whatever comes in: products of features exceed the range of float16 ----------------------------
+# --- the equations, in float32 whatever comes in: products of features exceed the range of float16 ----------
 
 
 def correlation(features: Float[Tensor, "b c n"], others: Float[Tensor, "b c m"]) -> Float[Tensor, "b n"]:
@@ -141,7 +164,10 @@ def correlation(features: Float[Tensor, "b c n"], others: Float[Tensor, "b c m"]
 
 
 def pseudo_mask(
-    features: Float[Tensor, "b c n n"], everyone: Float[Tensor, "a c n n"], index: Int[Tensor, "b p"], counted: Bool[Tensor, "b p"]
+    features: Float[Tensor, "b c n n"],
+    everyone: Float[Tensor, "a c n n"],
+    index: Int[Tensor, "b p"],
+    counted: Bool[Tensor, "b p"],
 ) -> Float[Tensor, "b n n"]:
     """(3): M of each image, whose positives are `everyone[index]`; 0 where none of them counts."""
     own, cells = features.flatten(2), everyone.flatten(2)
@@ -158,7 +184,9 @@ class Structure(nn.Module):
         super().__init__()
         self.enter = nn.ReLU() if config.head_relu else nn.Identity()
         self.extent = nn.Conv2d(channels, 1, 1) if config.oel else None
-        self.context = SpatialContext(channels, config.c1 or max(1, channels // 2), config) if config.scl else None
+        self.context = (
+            SpatialContext(channels, config.c1 or max(1, channels // 2), config) if config.scl else None
+        )
 
     def extent_map(self, features: Float[Tensor, "b c n n"]) -> Float[Tensor, "b n n"]:
         """m'."""
@@ -202,9 +230,13 @@ class Lio(Recognizer, HeadLocalizer):
 
     def lr_factor(self, recipe: Recipe, progress: float) -> float:
         """The recipe's, with another warm-up (`warmup`)."""
-        return 0.1 if self.config.warmup == "tenth" and progress < recipe.warmup else recipe.lr_factor(progress)
+        return (
+            0.1 if self.config.warmup == "tenth" and progress < recipe.warmup else recipe.lr_factor(progress)
+        )
 
-    def batches(self, labels: Int[np.ndarray, " n"], batch_size: int, rng: np.random.Generator) -> list[Int[np.ndarray, " _"]]:
+    def batches(
+        self, labels: Int[np.ndarray, " n"], batch_size: int, rng: np.random.Generator
+    ) -> list[Int[np.ndarray, " _"]]:
         """`batch_size` groups each: an image, then P others of its class. Every image leads one group."""
         return class_groups(labels, batch_size, self.config.num_positives, rng)
 
@@ -214,15 +246,23 @@ class Lio(Recognizer, HeadLocalizer):
         return {str(cells): F.adaptive_avg_pool2d(f, min(cells, f.shape[-1])) for cells, f in found.items()}
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
-        """The plain network's, and m' of each stage: `oel_7`, ...; of several, min-maxed, the mean on the finest grid: `oel_mean`."""
+        """The plain network's, and m' of each stage: `oel_7`, ...; of several, min-maxed, the mean on the
+        finest grid: `oel_mean`.
+        """
         result = super().forward(images)
         if not self.config.oel:
             return result
         with torch.autocast(images.device.type, enabled=False):
-            maps = {f"oel_{cells}": self.structure[cells].extent_map(f) for cells, f in self.pooled(result.stages).items()}  # type: ignore[operator]
+            maps = {
+                f"oel_{cells}": self.structure[cells].extent_map(f)  # type: ignore[operator]
+                for cells, f in self.pooled(result.stages).items()
+            }
             if len(maps) > 1:
                 finest = max(m.shape[-1] for m in maps.values())
-                ranges = [F.interpolate(min_max(m)[:, None], size=finest, mode="bilinear")[:, 0] for m in maps.values()]
+                ranges = [
+                    F.interpolate(min_max(m)[:, None], size=finest, mode="bilinear")[:, 0]
+                    for m in maps.values()
+                ]
                 maps["oel_mean"] = torch.stack(ranges).mean(dim=0)
         return replace(result, own_maps=maps)
 
@@ -246,7 +286,9 @@ class Lio(Recognizer, HeadLocalizer):
                 weight = reference = inside = None
                 if config.oel:
                     extent, (target, known) = head.extent_map(f), targets[cells]
-                    terms[f"oel_{cells}"] = config.alpha * ((extent - target).square().mean(dim=(1, 2)) * known).mean()  # (4)
+                    terms[f"oel_{cells}"] = (
+                        config.alpha * ((extent - target).square().mean(dim=(1, 2)) * known).mean()
+                    )  # (4)
                     mask = extent.detach()
                     inside = mask > mask.mean(dim=(1, 2), keepdim=True)
                     weight = mask.clamp(min=0) if config.scl_weight == "soft" else inside.float()
@@ -254,25 +296,45 @@ class Lio(Recognizer, HeadLocalizer):
                 if head.context is not None:
                     context = head.context(head.enter(f), weight, reference, inside)
                     for name, values in (("distance", context.distance), ("angle", context.angle)):
-                        terms[f"{name}_{cells}"] = config.beta * over_groups(values, size // each, config.ce_reduction)
+                        terms[f"{name}_{cells}"] = config.beta * over_groups(
+                            values, size // each, config.ce_reduction
+                        )
         return terms
 
-    def _targets(self, own: dict[str, Tensor], batch: Batch, size: int, each: int) -> dict[str, tuple[Tensor, Tensor]]:
+    def _targets(
+        self, own: dict[str, Tensor], batch: Batch, size: int, each: int
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         """M of the images that are trained on, by stage, and whether they have one."""
         if self.config.target == "mask":
             if batch.masks is None:
-                raise UsageError("setting target=mask of method 'lio' needs true masks, and this data set has none; use target=correlation")
+                raise UsageError(
+                    "setting target=mask of method 'lio' needs true masks, and this data set has none; use "
+                    "target=correlation"
+                )
             masks = batch.masks[::each, None].float()
-            return {cells: (F.adaptive_avg_pool2d(masks, f.shape[-1])[:, 0], masks.new_ones(len(f))) for cells, f in own.items()}
+            return {
+                cells: (F.adaptive_avg_pool2d(masks, f.shape[-1])[:, 0], masks.new_ones(len(f)))
+                for cells, f in own.items()
+            }
         everyone = own
         if each > 1:
             turn = role_major(len(batch.labels), size, batch.labels.device)
             with torch.no_grad():
                 others = self.pooled(self.backbone.stages(batch.images[turn[len(batch.images[::each]) :]]))
-            everyone = {cells: torch.cat([f.detach(), others[cells]])[turn.argsort()] for cells, f in own.items()}
-        index, counted = (found[::each] for found in positives_of(batch.labels, size, self.config.group_order))
-        with torch.autocast(batch.images.device.type, enabled=False), torch.set_grad_enabled(not self.config.detach_target):
-            return {cells: (pseudo_mask(f, everyone[cells], index, counted), counted.any(dim=1)) for cells, f in own.items()}
+            everyone = {
+                cells: torch.cat([f.detach(), others[cells]])[turn.argsort()] for cells, f in own.items()
+            }
+        index, counted = (
+            found[::each] for found in positives_of(batch.labels, size, self.config.group_order)
+        )
+        with (
+            torch.autocast(batch.images.device.type, enabled=False),
+            torch.set_grad_enabled(not self.config.detach_target),
+        ):
+            return {
+                cells: (pseudo_mask(f, everyone[cells], index, counted), counted.any(dim=1))
+                for cells, f in own.items()
+            }
 
 
 def _stage(backbone: Backbone, cells: int) -> Stage:
@@ -285,9 +347,17 @@ def _stage(backbone: Backbone, cells: int) -> Stage:
 
 
 def _check(config: LioConfig) -> None:
-    if not config.stages or len(set(config.stages)) < len(config.stages) or not set(config.stages) <= set(STRIDES):
+    if (
+        not config.stages
+        or len(set(config.stages)) < len(config.stages)
+        or not set(config.stages) <= set(STRIDES)
+    ):
         given = ",".join(map(str, config.stages))
-        raise UsageError(f"setting stages of method 'lio' is {given!r}; expected one or several of 7, 14 and 28, each once")
+        raise UsageError(
+            f"setting stages of method 'lio' is {given!r}; expected one or several of 7, 14 and 28, each once"
+        )
     for name, least in (("num_positives", 1), ("alpha", 0), ("beta", 0), ("c1", 0)):
         if not getattr(config, name) >= least:
-            raise UsageError(f"setting {name} of method 'lio' is {getattr(config, name)}; expected at least {least}")
+            raise UsageError(
+                f"setting {name} of method 'lio' is {getattr(config, name)}; expected at least {least}"
+            )

@@ -1,47 +1,62 @@
-"""SSANET: parts that agree in rank between images, each classified at its best scale shift and pooling orientation.
+"""SSANET: parts that agree in rank between images, each classified at its best scale shift and pooling
+orientation.
 
-L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition", arXiv:2001.01211, 2020. There is no
-released code; equations have the paper's numbers.
+L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition",
+arXiv:2001.01211, 2020. There is no released code; equations have the paper's numbers.
 
-Idea. NTS-Net's Navigator proposes parts, and a loss makes the j-th parts of all images similar (Morphological Alignment Constraints, MAC).
-Boxes of parts are only about right. One classifier sees each part at several scales and takes the best cyclic shift of its weights
-(DSM). Another one sees it pooled along rows and columns in both directions and takes the best of the four (OP). Parts alone decide.
+Idea. NTS-Net's Navigator proposes parts, and a loss makes the j-th parts of all images similar (Morphological
+Alignment Constraints, MAC). Boxes of parts are only about right. One classifier sees each part at several
+scales and takes the best cyclic shift of its weights (DSM). Another one sees it pooled along rows and columns
+in both directions and takes the best of the four (OP). Parts alone decide.
 
     paper           name                                shape
-    A_1 .. A_K      proposed.boxes                      (B, K, 4)           `layers/navigator.py`, as in NTS-Net
+    A_1 .. A_K      proposed.boxes                      (B, K, 4)           `layers/navigator.py`, as in
+                                                                            NTS-Net
     f_i,j           heads.pooled(look(...))             (B, K, D)           parts seen again by the backbone
     FC              part_classifier                     (B, K, C)           one layer for all parts
     S               mac_loss                            (B, B, K, K)        `part_agreement.py`
     (6)-(8), y      reading.scales                      (B, K, C)           DSM, `scale_alignment.py`
-    (9)-(13), y     reading.orientations                (B, K, C)           OP, `oriented_pooling.py`, on the aligned candidate
+    (9)-(13), y     reading.orientations                (B, K, C)           OP, `oriented_pooling.py`, on the
+                                                                            aligned candidate
 
     (1)  L = sum_j CE(FC f_j) + lambda mean of L_m over pairs of images
-    (2)  L_m = mean_j log(1 + sum_{m != j} exp(S_jm - S_jj))        the cross-entropy of softmax(S_j) with target j
+    (2)  L_m = mean_j log(1 + sum_{m != j} exp(S_jm - S_jj))        the cross-entropy of softmax(S_j) with
+                                                                    target j
          logits = sum over j of both y
 
-A run has four stages, each with its own schedule of the rate. What does not learn is in evaluation mode, batch norm included.
-    1a  backbone, Navigator, FC, global classifier: (1), NTS-Net's ranking loss, cross-entropy of the whole image.
+A run has four stages, each with its own schedule of the rate. What does not learn is in evaluation mode,
+    batch norm included.
+    1a  backbone, Navigator, FC, global classifier: (1), NTS-Net's ranking loss, cross-entropy of the whole
+        image.
     1b  DSM: cross-entropy of each y_DSM and of their sum.
     2   OP: the same of y_OP, on the candidate that DSM aligns for the label.
     3   Navigator and FC, with a tenth of the rate.
-With `training=one_stage`, and in a run of fewer epochs than stages, 1a, 1b and 2 are one. What is predicted before 2 is partly untrained.
-The paper's recipes last as long as the stages of a run: 271 epochs, 90 with `dsm=none op=false`, 181 with `part_net`.
+With `training=one_stage`, and in a run of fewer epochs than stages, 1a, 1b and 2 are one. What is predicted
+    before 2 is partly untrained.
+The paper's recipes last as long as the stages of a run: 271 epochs, 90 with `dsm=none op=false`, 181 with
+    `part_net`.
 
-Maps. `maps_of` is the class activation map of the global classifier. `propose` gives the K boxes, at their aligned scale where there is
-DSM; the own maps `parts` and `union` are what they cover.
+Maps. `maps_of` is the class activation map of the global classifier. `propose` gives the K boxes, at their
+aligned scale where there is DSM; the own maps `parts` and `union` are what they cover.
 
-Rows of the paper's tables. 3: the method `baseline` with this recipe; `dsm=none op=false mac_weight=0`; `dsm=none op=false`;
-`dsm=none`; `op=false`; the defaults. 4: `dsm=none op=false` with `part_pool=max`, with `mean`; `dsm=none`. 5: `op=false` with
-`dsm=spp`, `fpn`, `fixed`, `one`, `full`. 6, G+P: `fusion=G+P`. Rows with DSM or OP can share the 1a of `dsm=none op=false`: `part_net`.
+Rows of the paper's tables. 3: the method `baseline` with this recipe; `dsm=none op=false mac_weight=0`;
+`dsm=none op=false`; `dsm=none`; `op=false`; the defaults. 4: `dsm=none op=false` with `part_pool=max`, with
+`mean`; `dsm=none`. 5: `op=false` with `dsm=spp`, `fpn`, `fixed`, `one`, `full`. 6, G+P: `fusion=G+P`. Rows
+with DSM or OP can share the 1a of `dsm=none op=false`: `part_net`.
 
 Departures and open readings; those of (2), DSM and OP are in their files
-    (1)        Pairs of an image with itself do not count, and pairs have a mean (`mac_self`, `mac_reduction`). The choice of boxes gives
-               the Navigator no gradient: `rank_loss`. There is no loss of the global classifier: `aux_global`.
+    (1)        Pairs of an image with itself do not count, and pairs have a mean (`mac_self`,
+               `mac_reduction`). The choice of boxes gives
+               the Navigator no gradient: `rank_loss`. There is no loss of the global classifier:
+                   `aux_global`.
     Stage 1    The text trains all parameters with DSM, and says that the backbone is frozen then: `stage1`.
-    2 and 3    The global classifier has a third of the rate in 2: here a third of the loss. In 3 "part-net" is taken for Navigator and FC.
-    Run        The paper gives no lengths: `stage_epochs`. The rate falls after 60 of the 90 epochs of a stage, for OP on Cars after 30
+    2 and 3    The global classifier has a third of the rate in 2: here a third of the loss. In 3 "part-net"
+               is taken for Navigator and FC.
+    Run        The paper gives no lengths: `stage_epochs`. The rate falls after 60 of the 90 epochs of a
+               stage, for OP on Cars after 30
                of 45 (`recipe=ssanet_cars`). Momentum is Nesterov's, as in every recipe here.
-    Sizes      The paper's are for 448 pixels, the default on ResNet-50; anchors and parts are scaled with the image.
+    Sizes      The paper's are for 448 pixels, the default on ResNet-50; anchors and parts are scaled with the
+               image.
 """
 
 from __future__ import annotations
@@ -96,7 +111,9 @@ class SsanetConfig(PartHeadConfig):
     part_size: SideOrDefault = 0
     """Side to which a part is resized; 0: half the image's, 224 as in NTS-Net."""
     part_source: Literal["crop", "roi"] = "crop"
-    """The backbone sees parts again, or (the paper's hint for more speed) they are cut out of the features of the whole image."""
+    """The backbone sees parts again, or (the paper's hint for more speed) they are cut out of the features of
+    the whole image.
+    """
     crop_chunk: Count = 256
     """How many crops go through a backbone in evaluation mode at a time; changes no result."""
     mac_weight: Weight = 0.5
@@ -118,27 +135,42 @@ class SsanetConfig(PartHeadConfig):
     stage1: Literal["mac_then_dsm", "joint"] = "mac_then_dsm"
     """Whether DSM learns after 1a, with a frozen backbone, or during it."""
     stage_epochs: tuple[CountOrZero, ...] = ()
-    """Epochs of 1a, 1b, 2, 3; only the last can be 0. Empty: 90,90,90,1, on Cars 90,90,45,1. A run of another length scales them."""
+    """Epochs of 1a, 1b, 2, 3; only the last can be 0. Empty: 90,90,90,1, on Cars 90,90,45,1. A run of another
+    length scales them.
+    """
     part_net: str = ""
-    """Checkpoint of a run with the same backbone and classes, `dsm=none op=false` say: its 1a is taken, and left out here."""
+    """Checkpoint of a run with the same backbone and classes, `dsm=none op=false` say: its 1a is taken, and
+    left out here.
+    """
     part_net_sha256: str = ""
     """Of that file; filled when it is read."""
     module_rate: Positive = 1.0
-    """Of the recipe's rate, in 1b and 2. Adam moves all weights of a logit at once: 0.05, say, with flattened features; the paper: SGD."""
+    """Of the recipe's rate, in 1b and 2. Adam moves all weights of a logit at once: 0.05, say, with flattened
+    features; the paper: SGD.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.part_net and not self.part_net_sha256:
-            digest = digest_of_setting(self.part_net, setting="part_net of method 'ssanet'", example="ssanet, dsm=none op=false")
+            digest = digest_of_setting(
+                self.part_net, setting="part_net of method 'ssanet'", example="ssanet, dsm=none op=false"
+            )
             object.__setattr__(self, "part_net_sha256", digest)
         if not self.stage_epochs:
-            object.__setattr__(self, "stage_epochs", CARS_LENGTHS if self.recipe == "ssanet_cars" else LENGTHS)
+            object.__setattr__(
+                self, "stage_epochs", CARS_LENGTHS if self.recipe == "ssanet_cars" else LENGTHS
+            )
 
 
 def stages_of(config: SsanetConfig) -> list[tuple[frozenset[str], int]]:
     """What learns in each stage of a run, and its length."""
     lengths = dict(zip(("1a", "1b", "2", "3"), config.stage_epochs, strict=True))
-    there = {"1a": not config.part_net, "1b": config.dsm != "none", "2": config.op, "3": config.dsm != "none" or config.op}
+    there = {
+        "1a": not config.part_net,
+        "1b": config.dsm != "none",
+        "2": config.op,
+        "3": config.dsm != "none" or config.op,
+    }
     names = [name for name, length in lengths.items() if there[name] and length > 0]
     together = 2 if config.stage1 == "joint" and there["1a"] and there["1b"] else 1
     groups = [names[:together], *([name] for name in names[together:])]
@@ -155,8 +187,16 @@ class Ssanet(Recognizer):
     config: SsanetConfig
     recipes: ClassVar[Mapping[str, Recipe]] = MappingProxyType(
         {
-            name: replace(FINE_GRAINED[name], source="arXiv:2001.01211; what it does not give is this project's", epochs=sum(lengths))
-            for name, lengths in (("ssanet_cub", LENGTHS), ("ssanet_cars", CARS_LENGTHS), ("ssanet_aircraft", LENGTHS))
+            name: replace(
+                FINE_GRAINED[name],
+                source="arXiv:2001.01211; what it does not give is this project's",
+                epochs=sum(lengths),
+            )
+            for name, lengths in (
+                ("ssanet_cub", LENGTHS),
+                ("ssanet_cars", CARS_LENGTHS),
+                ("ssanet_aircraft", LENGTHS),
+            )
         }
     )
 
@@ -169,7 +209,9 @@ class Ssanet(Recognizer):
         self.navigator = Navigator(last.channels, last.stride, config.anchors)
         self.part_classifier = nn.Linear(last.channels, num_classes)
         self.global_classifier = nn.Linear(last.channels, num_classes)
-        self.heads = PartHeads(backbone.channels, self.part_side, num_classes, config.parts, config, who=self.method_name)
+        self.heads = PartHeads(
+            backbone.channels, self.part_side, num_classes, config.parts, config, who=self.method_name
+        )
         self.heads.start_from(self.part_classifier)
         self.stages = stages_of(config)
         self._let_learn(self.stages[0][0])
@@ -177,7 +219,12 @@ class Ssanet(Recognizer):
     def take_over(self) -> None:
         """What 1a trains from the setting `part_net`."""
         if path := self.config.part_net:
-            load_parts(self, Path(path), ("backbone", "navigator", "part_classifier", "global_classifier"), what="the part_net of ssanet")
+            load_parts(
+                self,
+                Path(path),
+                ("backbone", "navigator", "part_classifier", "global_classifier"),
+                what="the part_net of ssanet",
+            )
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
@@ -189,9 +236,13 @@ class Ssanet(Recognizer):
         """The paper's recipes are as long as the stages that the run has."""
         assert isinstance(config, SsanetConfig)
         _check(config)
-        return replace(recipe, epochs=sum(length for _, length in stages_of(config))) if name in cls.recipes else recipe
+        return (
+            replace(recipe, epochs=sum(length for _, length in stages_of(config)))
+            if name in cls.recipes
+            else recipe
+        )
 
-    # --- the stages of a run -------------------------------------------------------------------------------------------
+    # --- the stages of a run --------------------------------------------------------------------------------
     def stage_at(self, epoch: int | float, epochs: int) -> tuple[frozenset[str], int, int]:
         """What learns then, and the first epoch of the stage and the one after its last."""
         if epochs < len(self.stages):
@@ -229,12 +280,19 @@ class Ssanet(Recognizer):
         factor = recipe.lr_factor((progress * recipe.epochs - start) / (stop - start))
         return factor if "1a" in learning else factor * self.config.module_rate
 
-    # --- the method ----------------------------------------------------------------------------------------------------
-    def look(self, images: Float[Tensor, "b 3 S S"], features: Float[Tensor, "b d h w"], boxes: Float[Tensor, "b n 4"]) -> list[Tensor]:
+    # --- the method -----------------------------------------------------------------------------------------
+    def look(
+        self,
+        images: Float[Tensor, "b 3 S S"],
+        features: Float[Tensor, "b d h w"],
+        boxes: Float[Tensor, "b n 4"],
+    ) -> list[Tensor]:
         """The last stages of each part, (B, n, D, h, h)."""
         if self.config.part_source == "roi":
             return [aligned_regions(features, boxes, images.shape[-1], self.part_side)]
-        return seen_again(self.backbone, images, boxes, self.part_size, depth=self.heads.depth, chunk=self.config.crop_chunk)
+        return seen_again(
+            self.backbone, images, boxes, self.part_size, depth=self.heads.depth, chunk=self.config.crop_chunk
+        )
 
     def forward(self, images: Float[Tensor, "b 3 S S"]) -> ForwardPass:
         """Logits of the parts, maps of the global classifier, and the aligned parts."""
@@ -249,7 +307,9 @@ class Ssanet(Recognizer):
             scores.append(self.global_classifier(features.mean(dim=(2, 3))))
         return ForwardPass(
             logits=fuse_scores(scores, config.fuse),
-            maps_of=lambda class_ids: class_activation_maps(features, self.global_classifier.weight, class_ids),
+            maps_of=lambda class_ids: class_activation_maps(
+                features, self.global_classifier.weight, class_ids
+            ),
             stages=stages,
             penultimate=features,
             propose=lambda: replace(proposed, boxes=reading.boxes),
@@ -272,11 +332,16 @@ class Ssanet(Recognizer):
             if config.rank_loss == "nts":
                 terms["rank"] = rank_loss(proposed.scores, costs)
             if "1a" in learning and config.mac_weight > 0:
-                mac = mac_loss(parts[:, : config.parts], with_self=config.mac_self, reduction=config.mac_reduction)
+                mac = mac_loss(
+                    parts[:, : config.parts], with_self=config.mac_self, reduction=config.mac_reduction
+                )
                 terms["mac"] = config.mac_weight * mac  # (1)
         if learning & {"1b", "2"}:
             reading = self.heads(look, proposed.boxes[:, : config.parts], labels, orient="2" in learning)
-            for name, scores in (("scale", reading.scales if "1b" in learning else None), ("orientation", reading.orientations)):
+            for name, scores in (
+                ("scale", reading.scales if "1b" in learning else None),
+                ("orientation", reading.orientations),
+            ):
                 if scores is not None:
                     terms[name] = part_costs(scores, labels).sum(dim=1).mean()
                     terms[f"{name}_sum"] = cross_entropy(scores.sum(dim=1), labels)
@@ -287,10 +352,21 @@ def _check(config: SsanetConfig) -> None:
     """Raise `UsageError` on settings that mean nothing together."""
     who, lengths = "of method 'ssanet'", config.stage_epochs
     if not 1 <= config.parts <= config.proposals:
-        raise UsageError(f"settings parts={config.parts} and proposals={config.proposals} {who}: expected 1 <= parts <= proposals")
+        raise UsageError(
+            f"settings parts={config.parts} and proposals={config.proposals} {who}: expected 1 <= parts <= "
+            "proposals"
+        )
     if config.part_net and config.dsm == "none" and not config.op:
-        raise UsageError(f"setting part_net={config.part_net} {who} leaves nothing to train: expected dsm or op")
+        raise UsageError(
+            f"setting part_net={config.part_net} {who} leaves nothing to train: expected dsm or op"
+        )
     if len(lengths) != 4 or min(lengths[:3]) < 1 or lengths[3] < 0:
-        raise UsageError(f"setting stage_epochs={','.join(map(str, lengths))} {who}: expected four lengths; only the last may be 0")
+        raise UsageError(
+            f"setting stage_epochs={','.join(map(str, lengths))} {who}: expected four lengths; only the "
+            "last may be 0"
+        )
     if config.part_source == "roi" and config.dsm == "fpn":
-        raise UsageError(f"settings part_source=roi and dsm=fpn {who}: a feature pyramid needs the backbone's stages; use part_source=crop")
+        raise UsageError(
+            f"settings part_source=roi and dsm=fpn {who}: a feature pyramid needs the backbone's stages; "
+            "use part_source=crop"
+        )

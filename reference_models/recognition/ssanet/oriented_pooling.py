@@ -1,22 +1,25 @@
-"""Patches pooled along rows and columns, forwards and backwards, and a classifier of the best of the four: SSANET's oriented pooling (OP).
+"""Patches pooled along rows and columns, forwards and backwards, and a classifier of the best of the four:
+SSANET's oriented pooling (OP).
 
-L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition", arXiv:2001.01211, 2020, section 3.3;
-equations have the paper's numbers.
+L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition",
+arXiv:2001.01211, 2020, section 3.3; equations have the paper's numbers.
 
     paper           name                        shape
     X               features                    (R, C, H, H)        one part each
     x_ij            patches                     h x h cells, N x N of them; overlapping where they have to
     p_i, q_j        maxima of the x_ij over j, over i: vectors of h h C, by row, column and channel
-    Gamma           oriented_pooling            (R, 4, N h h C)     (9) rows, (10) columns, (11), (12) the same in reverse order
+    Gamma           oriented_pooling            (R, 4, N h h C)     (9) rows, (10) columns, (11), (12) the
+                                                                    same in reverse order
     y               OrientedHead                (R, C)              (13): max over the four of <w, Gamma>
 
-The paper has h = 3 and N = 3 on 7x7 features, which leaves a stride of 2. On other sizes h is the smallest whose patches leave no gap,
-and N is at most H.
+The paper has h = 3 and N = 3 on 7x7 features, which leaves a stride of 2. On other sizes h is the smallest
+whose patches leave no gap, and N is at most H.
 
-An open reading. The text says that the original and rotated feature maps are pooled along rows and columns; (11) and (12) turn the order of
-the vectors around, and leave the cells inside a patch as they are. `equations` is as printed; with patches of more than one cell
-its four vectors are not those of a rotated map. `rotated_maps` pools the map and its three rotations along rows, and is invariant. For
-patches of one cell both are the same.
+An open reading. The text says that the original and rotated feature maps are pooled along rows and columns;
+(11) and (12) turn the order of the vectors around, and leave the cells inside a patch as they are.
+`equations` is as printed; with patches of more than one cell its four vectors are not those of a rotated map.
+`rotated_maps` pools the map and its three rotations along rows, and is invariant. For patches of one cell
+both are the same.
 """
 
 from __future__ import annotations
@@ -55,7 +58,9 @@ def patch_layout(side: int, patches: int, patch: int = 0) -> tuple[int, int, int
     )
 
 
-def _along_rows(features: Float[Tensor, "r c H W"], patch: int, stride: int, axis: int) -> Float[Tensor, "r n k"]:
+def _along_rows(
+    features: Float[Tensor, "r c H W"], patch: int, stride: int, axis: int
+) -> Float[Tensor, "r n k"]:
     """p of every row of patches (`axis` 1), or q of every column (`axis` 0)."""
     cells = features.unfold(2, patch, stride).unfold(3, patch, stride)  # (R, C, N, N, h, h), a view
     return cells.amax(dim=2 + axis).permute(0, 2, 3, 4, 1).flatten(2)
@@ -64,7 +69,9 @@ def _along_rows(features: Float[Tensor, "r c H W"], patch: int, stride: int, axi
 def oriented_pooling(
     features: Float[Tensor, "r c H H"], patch: int, stride: int, variant: OpVariant = "equations"
 ) -> Float[Tensor, "r 4 l"]:
-    """Gamma_h, Gamma_v, Gamma_h', Gamma_v' of (9)-(12); `rotated_maps`: Gamma_h of the map turned by 0, 90, 180 and 270 degrees."""
+    """Gamma_h, Gamma_v, Gamma_h', Gamma_v' of (9)-(12); `rotated_maps`: Gamma_h of the map turned by 0, 90,
+    180 and 270 degrees.
+    """
     if variant == "rotated_maps":
         pooled = [_along_rows(torch.rot90(features, turns, (2, 3)), patch, stride, 1) for turns in range(4)]
     else:
@@ -76,7 +83,9 @@ def oriented_pooling(
 class OrientedHead(nn.Module):
     """(13), with one weight for all orientations, and no bias."""
 
-    def __init__(self, channels: int, side: int, num_classes: int, *, patches: int, patch: int, variant: OpVariant) -> None:
+    def __init__(
+        self, channels: int, side: int, num_classes: int, *, patches: int, patch: int, variant: OpVariant
+    ) -> None:
         super().__init__()
         number, self.patch, self.stride = patch_layout(side, patches, patch)
         self.variant: OpVariant = variant
@@ -84,6 +93,8 @@ class OrientedHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "r d H H"]) -> tuple[Float[Tensor, "r c"], Int[Tensor, "r c"]]:
         """y, float32, and which of the four gave it (the first of equals)."""
-        scores = self.classifier(oriented_pooling(features, self.patch, self.stride, self.variant)).float()  # (R, 4, C)
+        scores = self.classifier(
+            oriented_pooling(features, self.patch, self.stride, self.variant)
+        ).float()  # (R, 4, C)
         best = scores.argmax(dim=1, keepdim=True)
         return scores.take_along_dim(best, dim=1)[:, 0], best[:, 0]

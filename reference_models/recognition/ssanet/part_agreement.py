@@ -1,13 +1,15 @@
 """The j-th parts of all images agree: the Morphological Alignment Constraints (MAC) of SSANET.
 
-L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition", arXiv:2001.01211, 2020, section 3.1;
-equations have the paper's numbers.
+L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition",
+arXiv:2001.01211, 2020, section 3.1; equations have the paper's numbers.
 
     S           similarities                (B, B, K, K)        cosines of the parts of two images
-    (2)         L_m = mean_j log(1 + sum_{m != j} exp(S_jm - S_jj))        the cross-entropy of softmax(S_j) with target j
+    (2)         L_m = mean_j log(1 + sum_{m != j} exp(S_jm - S_jj))        the cross-entropy of softmax(S_j)
+                                                                           with target j
 
-A departure. As printed (2) has no S_jj, and nothing attracts; (4) and (5), its derivatives, show what is meant. They lack 1/K, and (4) its
-sign, and it has a sum of reciprocals in place of the reciprocal of a sum. The index of a part is its rank.
+A departure. As printed (2) has no S_jj, and nothing attracts; (4) and (5), its derivatives, show what is
+meant. They lack 1/K, and (4) its sign, and it has a sum of reciprocals in place of the reciprocal of a sum.
+The index of a part is its rank.
 """
 
 from __future__ import annotations

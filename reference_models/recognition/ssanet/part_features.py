@@ -1,4 +1,6 @@
-"""Features of parts of an image: cut out and seen again by the backbone, or taken from the features of the whole image."""
+"""Features of parts of an image: cut out and seen again by the backbone, or taken from the features of the
+whole image.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,18 @@ from reference_models.layers.regions import crop_resize
 
 
 def seen_again(
-    backbone: Backbone, images: Float[Tensor, "b 3 S S"], boxes: Float[Tensor, "b k 4"], size: int, *, depth: int = 1, chunk: int = 256
+    backbone: Backbone,
+    images: Float[Tensor, "b 3 S S"],
+    boxes: Float[Tensor, "b k 4"],
+    size: int,
+    *,
+    depth: int = 1,
+    chunk: int = 256,
 ) -> list[Tensor]:
     """The last `depth` stages (B, K, D, h, w) of each box, resized to `size`.
 
-    In evaluation mode `chunk` boxes go through the backbone at a time, which bounds the memory; in training mode all do, because they
-    share the statistics of batch norm.
+    In evaluation mode `chunk` boxes go through the backbone at a time, which bounds the memory; in training
+    mode all do, because they share the statistics of batch norm.
     """
     crops = crop_resize(images, boxes, size)
     chunks = [crops] if backbone.training else torch.split(crops, chunk)
@@ -29,11 +37,18 @@ def aligned_regions(
     features: Float[Tensor, "b d h w"], boxes: Float[Tensor, "b k 4"], image_size: int, side: int
 ) -> Float[Tensor, "b k d {side} {side}"]:
     """RoIAlign of the whole image's features, in float32: means of 2x2 samples, 0 outside of the image."""
-    index = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype).repeat_interleave(boxes.shape[1])[:, None]
+    index = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype).repeat_interleave(
+        boxes.shape[1]
+    )[:, None]
     with torch.autocast(features.device.type, enabled=False):
         scale = features.shape[-1] / image_size
         cut: Tensor = roi_align(
-            features.float(), torch.cat([index, boxes.flatten(0, 1)], dim=1), side, scale, sampling_ratio=2, aligned=True
+            features.float(),
+            torch.cat([index, boxes.flatten(0, 1)], dim=1),
+            side,
+            scale,
+            sampling_ratio=2,
+            aligned=True,
         )
     return cut.view(*boxes.shape[:2], *cut.shape[1:])
 

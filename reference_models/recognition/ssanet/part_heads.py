@@ -1,13 +1,16 @@
-"""Classifiers of single parts that choose a scale and an orientation: the two alignment modules of SSANET, one after the other.
+"""Classifiers of single parts that choose a scale and an orientation: the two alignment modules of SSANET,
+one after the other.
 
-L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition", arXiv:2001.01211, 2020, sections 3.2
-and 3.3; the modules are in `scale_alignment.py` and `oriented_pooling.py`, the pyramids they are compared with in `pyramids.py`.
+L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition",
+arXiv:2001.01211, 2020, sections 3.2 and 3.3; the modules are in `scale_alignment.py` and
+`oriented_pooling.py`, the pyramids they are compared with in `pyramids.py`.
 
     boxes               (B, K, 4)           proposed parts
     candidates          (B, K, A, 4)        each at A scales
     X                   (B, K, A, D, h, h)  features of the candidates
     phi                 (B, K, A, L)        all of X, or its pooled vector
-    y_DSM               (B, K, C)           its class, or the label in training, says which candidate is the aligned one
+    y_DSM               (B, K, C)           its class, or the label in training, says which candidate is the
+                                            aligned one
     y_OP                (B, K, C)           on the aligned candidate; without DSM on the part as proposed
 """
 
@@ -79,7 +82,11 @@ class Reading:
 def fuse_scores(scores: list[Tensor], how: Fuse) -> Float[Tensor, "b c"]:
     """Sum of the scores (B, C), or the logarithm of the mean of their softmax."""
     all_scores = torch.stack(scores).float()
-    return all_scores.sum(dim=0) if how == "logits" else all_scores.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(scores))
+    return (
+        all_scores.sum(dim=0)
+        if how == "logits"
+        else all_scores.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(scores))
+    )
 
 
 class PartHeads(nn.Module):
@@ -96,10 +103,20 @@ class PartHeads(nn.Module):
     Raises `UsageError` on settings that do not fit the grid or each other.
     """
 
-    def __init__(self, channels: Sequence[int], side: int, num_classes: int, parts: int, config: PartHeadConfig, *, who: str) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int],
+        side: int,
+        num_classes: int,
+        parts: int,
+        config: PartHeadConfig,
+        *,
+        who: str,
+    ) -> None:
         if config.scales < 1 or config.scales % 2 == 0 or not config.alpha > 0:
             raise UsageError(
-                f"settings scales={config.scales} and alpha={config.alpha} of method {who!r}: expected an odd number, and one above 0"
+                f"settings scales={config.scales} and alpha={config.alpha} of method {who!r}: expected an "
+                "odd number, and one above 0"
             )
         if config.op_patches < 1 or config.op_patch < 0:
             raise UsageError(
@@ -117,9 +134,18 @@ class PartHeads(nn.Module):
         elif config.dsm != "none":
             length = channels[-1] * (side**2 if config.dsm_feature == "flatten" else 1)
             kinds = 1 if config.dsm_share else parts
-            self.mining = ScaleMining(num_classes, config.scales, length, mode=config.dsm, form=config.dsm_form, kinds=kinds)
+            self.mining = ScaleMining(
+                num_classes, config.scales, length, mode=config.dsm, form=config.dsm_form, kinds=kinds
+            )
         self.orienting = (
-            OrientedHead(channels[-1], side, num_classes, patches=config.op_patches, patch=config.op_patch, variant=config.op_variant)
+            OrientedHead(
+                channels[-1],
+                side,
+                num_classes,
+                patches=config.op_patches,
+                patch=config.op_patch,
+                variant=config.op_variant,
+            )
             if config.op
             else None
         )
@@ -162,14 +188,18 @@ class PartHeads(nn.Module):
             phi = features.flatten(3) if self.config.dsm_feature == "flatten" else self.pooled(features)
             scored = self.mining(phi)
             scales = scored.logits
-            best = self.mining.aligned(phi, scored.shift, scales.sum(dim=1).argmax(dim=1) if classes is None else classes)
+            best = self.mining.aligned(
+                phi, scored.shift, scales.sum(dim=1).argmax(dim=1) if classes is None else classes
+            )
             boxes = candidates.take_along_dim(best[..., None, None], dim=2)[:, :, 0]
             features = features.take_along_dim(best[:, :, None, None, None, None], dim=2)[:, :, 0]
         else:
             stages = look(boxes)
             features = stages[-1]
             if self.pyramid is not None:
-                scales = self.pyramid([stage.flatten(0, 1) for stage in stages]).float().view(*boxes.shape[:2], -1)
+                scales = (
+                    self.pyramid([stage.flatten(0, 1) for stage in stages]).float().view(*boxes.shape[:2], -1)
+                )
         if self.orienting is not None and orient:
             orientations = self.orienting(features.flatten(0, 1))[0].view(*boxes.shape[:2], -1)
         return Reading(features, boxes, scales, orientations)

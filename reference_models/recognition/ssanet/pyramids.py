@@ -1,7 +1,9 @@
-"""Pyramids of the features of a part, with a linear classifier: what SSANET compares its scale mining with (its Table 5).
+"""Pyramids of the features of a part, with a linear classifier: what SSANET compares its scale mining with
+(its Table 5).
 
-K. He, X. Zhang, S. Ren, J. Sun, "Spatial pyramid pooling in deep convolutional networks for visual recognition", TPAMI 2015;
-T.-Y. Lin, P. Dollar, R. Girshick, K. He, B. Hariharan, S. Belongie, "Feature pyramid networks for object detection", CVPR 2017.
+K. He, X. Zhang, S. Ren, J. Sun, "Spatial pyramid pooling in deep convolutional networks for visual
+recognition", TPAMI 2015; T.-Y. Lin, P. Dollar, R. Girshick, K. He, B. Hariharan, S. Belongie, "Feature
+pyramid networks for object detection", CVPR 2017.
 
 SSANET says only that settings are those of the two papers. Here both see one part at its own scale.
 """
@@ -33,7 +35,9 @@ class SpatialPyramid(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """Stages with 256 channels each, every one added to the next finer one, the mean of each, and a linear layer on all of them."""
+    """Stages with 256 channels each, every one added to the next finer one, the mean of each, and a linear
+    layer on all of them.
+    """
 
     WIDTH = 256
 

@@ -1,16 +1,22 @@
-"""Parts at several scales, and a classifier that is maximised over their cyclic shifts: SSANET's discriminative scale mining (DSM).
+"""Parts at several scales, and a classifier that is maximised over their cyclic shifts: SSANET's
+discriminative scale mining (DSM).
 
-L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition", arXiv:2001.01211, 2020, section 3.2;
-equations have the paper's numbers.
+L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition",
+arXiv:2001.01211, 2020, section 3.2; equations have the paper's numbers.
 
     paper       name                                    shape
-    A_i, B_i    scale_candidates(boxes)                 (B, K, A, 4)        A scales of each of the K parts (the paper's S)
-    alpha       alpha                                                       ratio of the sides of two neighbours
-    phi^n       phi                                     (B, K, A, D)        features of candidate n = 0 .. A-1, by size
-    w^n         weight                                  (P, C, A, D)        P = 1, or K: a weight for each part
+    A_i, B_i    scale_candidates(boxes)                 (B, K, A, 4)        A scales of each of the K parts
+                                                                            (the paper's S)
+    alpha       alpha                                                       ratio of the sides of two
+                                                                            neighbours
+    phi^n       phi                                     (B, K, A, D)        features of candidate n = 0 ..
+                                                                            A-1, by size
+    w^n         weight                                  (P, C, A, D)        P = 1, or K: a weight for each
+                                                                            part
     C_k w^k     circulant_responses, fourier_responses  (..., C, A)         one response for each shift r
     y           ScaleScores.logits                      (B, K, C)
-    s*          ScaleMining.aligned                     (B, K)              the candidate that contributes most at the best shift
+    s*          ScaleMining.aligned                     (B, K)              the candidate that contributes
+                                                                            most at the best shift
 
     (6), (7)    y_c = max_r R_cr,  R_cr = sum_m <phi^m, w_c^((m + r) mod A)>
     Fourier     R_c = F^-1( sum_k conj(F phi(k)) F w_c(k) )
@@ -18,11 +24,15 @@ equations have the paper's numbers.
 
 Departures and open readings
     (6)        The matrix is printed with A + 1 columns; the text has A candidates.
-    (7)        The maximum is missing in the printed Fourier form, where phi is called psi. It is taken for each class.
-    A_i, B_i   The printed exponents give (-1, 0, 1) for both sets of 5. Here: alpha^-2 .. alpha^2, one original, as many grown as shrunk.
-    psi, eta   Farthest and nearest corner, seen from the mean of the centres of the image's K parts. Growing keeps psi, shrinking eta.
+    (7)        The maximum is missing in the printed Fourier form, where phi is called psi. It is taken for
+               each class.
+    A_i, B_i   The printed exponents give (-1, 0, 1) for both sets of 5. Here: alpha^-2 .. alpha^2, one
+               original, as many grown as shrunk.
+    psi, eta   Farthest and nearest corner, seen from the mean of the centres of the image's K parts. Growing
+               keeps psi, shrinking eta.
     alpha      Not given: 2^(1/4).
-    s*         The paper only says that aligned proposals go on. The choice does not depend on where the cyclic order of w begins.
+    s*         The paper only says that aligned proposals go on. The choice does not depend on where the
+               cyclic order of w begins.
 """
 
 from __future__ import annotations
@@ -38,11 +48,17 @@ DsmMode = Literal["full", "fixed", "one"]
 DsmForm = Literal["circulant", "fourier"]
 
 
-def scale_candidates(boxes: Float[Tensor, "b k 4"], alpha: float, count: int) -> Float[Tensor, "b k {count} 4"]:
-    """Each part at `count` (odd) scales, small ones first; the one in the middle is the part itself. Nothing is cut off at the border."""
+def scale_candidates(
+    boxes: Float[Tensor, "b k 4"], alpha: float, count: int
+) -> Float[Tensor, "b k {count} 4"]:
+    """Each part at `count` (odd) scales, small ones first; the one in the middle is the part itself. Nothing
+    is cut off at the border.
+    """
     low, high = boxes[..., :2], boxes[..., 2:]
     centre, size = (low + high) / 2, high - low
-    towards = torch.where(centre.mean(dim=1, keepdim=True) >= centre, 1.0, -1.0)  # (B, K, 2): from the part to the common centre
+    towards = torch.where(
+        centre.mean(dim=1, keepdim=True) >= centre, 1.0, -1.0
+    )  # (B, K, 2): from the part to the common centre
     nearest, farthest = centre + towards * size / 2, centre - towards * size / 2  # eta, psi
     exponent = torch.arange(count, device=boxes.device, dtype=boxes.dtype) - (count - 1) // 2
     fixed = torch.where(exponent[:, None] > 0, farthest[:, :, None], nearest[:, :, None])  # (B, K, A, 2)
@@ -57,16 +73,26 @@ def _shifted(count: int, device: torch.device) -> Int[Tensor, "{count} {count}"]
     return (numbers[:, None] + numbers) % count
 
 
-def circulant_responses(phi: Float[Tensor, "p n a d"], weight: Float[Tensor, "p c a d"]) -> Float[Tensor, "p n c a"]:
-    """R of (7) for n parts of each of p weights: one product of matrices, whose wrapped diagonals are summed."""
+def circulant_responses(
+    phi: Float[Tensor, "p n a d"], weight: Float[Tensor, "p c a d"]
+) -> Float[Tensor, "p n c a"]:
+    """R of (7) for n parts of each of p weights: one product of matrices, whose wrapped diagonals are
+    summed.
+    """
     (kinds, parts, count, _), classes = phi.shape, weight.shape[1]
-    products = (phi.flatten(1, 2) @ weight.flatten(1, 2).mT).view(kinds, parts, count, classes, count)  # candidate m, class, tap
+    products = (phi.flatten(1, 2) @ weight.flatten(1, 2).mT).view(
+        kinds, parts, count, classes, count
+    )  # candidate m, class, tap
     return products.take_along_dim(_shifted(count, phi.device)[None, None, :, None], dim=-1).sum(dim=2)
 
 
-def fourier_responses(phi: Float[Tensor, "p n a d"], weight: Float[Tensor, "p c a d"]) -> Float[Tensor, "p n c a"]:
+def fourier_responses(
+    phi: Float[Tensor, "p n a d"], weight: Float[Tensor, "p c a d"]
+) -> Float[Tensor, "p n c a"]:
     """The same by the discrete Fourier transform over the scales."""
-    spectrum = torch.einsum("pnfd,pcfd->pncf", torch.fft.rfft(phi, dim=2).conj(), torch.fft.rfft(weight, dim=2))
+    spectrum = torch.einsum(
+        "pnfd,pcfd->pncf", torch.fft.rfft(phi, dim=2).conj(), torch.fft.rfft(weight, dim=2)
+    )
     responses: Tensor = torch.fft.irfft(spectrum, n=phi.shape[2], dim=-1)
     return responses
 
@@ -82,9 +108,13 @@ class ScaleScores:
 
 
 class ScaleMining(nn.Module):
-    """The classifier of candidates. `fixed`: only r = 0. `one`: a single weight V, y_c = max_n <phi^n, V_c> (the paper's DSM(1))."""
+    """The classifier of candidates. `fixed`: only r = 0. `one`: a single weight V, y_c = max_n <phi^n, V_c>
+    (the paper's DSM(1)).
+    """
 
-    def __init__(self, num_classes: int, count: int, length: int, *, mode: DsmMode, form: DsmForm, kinds: int) -> None:
+    def __init__(
+        self, num_classes: int, count: int, length: int, *, mode: DsmMode, form: DsmForm, kinds: int
+    ) -> None:
         super().__init__()
         self.mode, self.form, self.count = mode, form, count
         self.weight = nn.Parameter(torch.empty(kinds, num_classes, 1 if mode == "one" else count, length))
@@ -92,7 +122,9 @@ class ScaleMining(nn.Module):
 
     @torch.no_grad()
     def start_from(self, classifier: Float[Tensor, "c d"]) -> None:
-        """Every tap an equal part of a linear classifier of one candidate, with a little noise, so that shifts are not equally good."""
+        """Every tap an equal part of a linear classifier of one candidate, with a little noise, so that
+        shifts are not equally good.
+        """
         taps, length = self.weight.shape[2:]
         nn.init.normal_(self.weight, std=1e-3 * length**-0.5)
         self.weight.add_(classifier[:, None] / taps)
@@ -107,7 +139,9 @@ class ScaleMining(nn.Module):
             shift = responses.argmax(dim=-1, keepdim=True)
             logits = responses.take_along_dim(shift, dim=-1)
         images, parts = phi.shape[:2]
-        y, r = (x.view(images, parts, -1) if kinds == 1 else x[..., 0].transpose(0, 1) for x in (logits, shift))
+        y, r = (
+            x.view(images, parts, -1) if kinds == 1 else x[..., 0].transpose(0, 1) for x in (logits, shift)
+        )
         return ScaleScores(y, r)
 
     def _responses(self, phi: Float[Tensor, "p n a d"]) -> Float[Tensor, "p n c s"]:
@@ -116,11 +150,19 @@ class ScaleMining(nn.Module):
         if self.mode == "one":
             each = phi.flatten(1, 2) @ self.weight[:, :, 0].mT  # (P, n A, C)
             return each.view(*phi.shape[:3], -1).mT
-        return circulant_responses(phi, self.weight) if self.form == "circulant" else fourier_responses(phi, self.weight)
+        return (
+            circulant_responses(phi, self.weight)
+            if self.form == "circulant"
+            else fourier_responses(phi, self.weight)
+        )
 
     @torch.no_grad()
-    def aligned(self, phi: Float[Tensor, "b k a d"], shift: Int[Tensor, "b k c"], classes: Int[Tensor, " b"]) -> Int[Tensor, "b k"]:
-        """s* of each part for a class of its image, the smallest of equals: argmax over m of <phi^m, w_c^((m + r*) mod A)>."""
+    def aligned(
+        self, phi: Float[Tensor, "b k a d"], shift: Int[Tensor, "b k c"], classes: Int[Tensor, " b"]
+    ) -> Int[Tensor, "b k"]:
+        """s* of each part for a class of its image, the smallest of equals: argmax over m of <phi^m, w_c^((m
+        + r*) mod A)>.
+        """
         chosen = shift.take_along_dim(classes[:, None, None], dim=2)  # (B, K, 1)
         if self.mode == "one":
             return chosen[..., 0]

@@ -58,7 +58,9 @@ def test_the_default_grids_are_those_of_wsolevaluation():
 
 
 def test_with_a_padded_first_convolution_inception_sees_the_border_in_its_first_cell():
-    stock, padded = (load_backbone("inception_v3", weights="none", grid=grid).eval() for grid in ("stock", "padded"))
+    stock, padded = (
+        load_backbone("inception_v3", weights="none", grid=grid).eval() for grid in ("stock", "padded")
+    )
     padded.load_state_dict(stock.state_dict())
     image = torch.randn(1, 3, 96, 96)
     with torch.no_grad():
@@ -72,12 +74,17 @@ def test_the_intermediate_grids_of_inception_are_those_of_the_modified_stem():
     backbone = load_backbone("inception_v3", weights="none").eval()
     sides = {}
     with torch.no_grad():
-        backbone.run(torch.zeros(1, 3, 224, 224), until="pool2", edit=lambda name, x: (sides.update({name: x.shape[-1]}), x)[1])
+        backbone.run(
+            torch.zeros(1, 3, 224, 224),
+            until="pool2",
+            edit=lambda name, x: (sides.update({name: x.shape[-1]}), x)[1],
+        )
     assert list(sides.values()) == [112, 110, 110, 56, 56, 54, 28]
 
 
 def test_mixed_6a_at_stride_1_is_the_stock_block_where_the_strides_meet():
-    """With padding 1, every second pixel of the dense convolutions is what the strided ones see, one pixel on."""
+    """With padding 1, every second pixel of the dense convolutions is what the strided ones see, one pixel
+    on."""
     torch.manual_seed(0)
     dense = load_backbone("inception_v3", weights="none").eval().steps["Mixed_6a"]
     torch.manual_seed(0)
@@ -114,7 +121,10 @@ def test_networks_of_timm_give_stages_with_the_channels_first(name):
 
 def test_images_that_a_timm_network_of_one_size_refuses_are_a_usage_error():
     backbone = load_backbone("timm:vit_tiny_patch16_224", weights="none", image_size=64)
-    with pytest.raises(UsageError, match=r"takes images of 224 pixels alone \(Input height \(64\).*\): leave out --image-size"):
+    with pytest.raises(
+        UsageError,
+        match=r"takes images of 224 pixels alone \(Input height \(64\).*\): leave out --image-size",
+    ):
         backbone.stages(torch.zeros(1, 3, 64, 64))
 
 
@@ -141,11 +151,12 @@ def test_an_edit_changes_what_the_next_step_and_the_stage_get():
     assert torch.equal(edited["one"], backbone.stages(images)["one"])
 
 
-# --- weights -----------------------------------------------------------------------------------------------------------
+# --- weights ------------------------------------------------------------------------------------------------
 
 
 def test_efficientnet_with_the_weights_of_its_package_recognises_a_photograph():
-    """The portrait of an officer that matplotlib ships: ImageNet's classes 652 (military uniform), 457 (bow tie), 906 (Windsor tie)."""
+    """The portrait of an officer that matplotlib ships: ImageNet's classes 652 (military uniform), 457 (bow
+    tie), 906 (Windsor tie)."""
     matplotlib = pytest.importorskip("matplotlib")
     from PIL import Image
 
@@ -172,7 +183,11 @@ def test_the_pretrained_classifier_starts_a_linear_head_for_imagenet_only():
 
 @pytest.mark.parametrize(
     ("name", "factory"),
-    [("resnet50", torchvision.models.resnet50), ("vgg16", torchvision.models.vgg16), ("inception_v3", torchvision.models.inception_v3)],
+    [
+        ("resnet50", torchvision.models.resnet50),
+        ("vgg16", torchvision.models.vgg16),
+        ("inception_v3", torchvision.models.inception_v3),
+    ],
 )
 def test_a_state_dict_of_torchvision_gives_the_features_of_torchvision(name, factory, tmp_path):
     options = {} if name == "resnet50" else {"init_weights": False}
@@ -255,7 +270,10 @@ def test_a_download_that_fails_says_what_to_put_where(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     for name in ("vgg16", "resnet50", "inception_v3"):
-        with pytest.raises(UsageError, match=rf"no network.*Offline: download https://.*{name}.* put it at {tmp_path}.*--weights none"):
+        with pytest.raises(
+            UsageError,
+            match=rf"no network.*Offline: download https://.*{name}.* put it at {tmp_path}.*--weights none",
+        ):
             load_backbone(name, weights="imagenet")
 
 
@@ -272,7 +290,9 @@ def test_unknown_names_come_with_the_nearest_one():
         load_backbone("resnet5")
     with pytest.raises(UsageError, match="unknown grid of vgg16 'std15'; did you mean 'std14'"):
         load_backbone("vgg16", weights="none", grid="std15")
-    with pytest.raises(UsageError, match=r"unknown timm model 'resnet1888'; did you mean .*resnet18.*names all") as refusal:
+    with pytest.raises(
+        UsageError, match=r"unknown timm model 'resnet1888'; did you mean .*resnet18.*names all"
+    ) as refusal:
         load_backbone("timm:resnet1888", weights="none")
     assert len(str(refusal.value)) < 200
     with pytest.raises(UsageError, match="no ImageNet weights of the backbone 'tiny'"):

@@ -31,7 +31,9 @@ def test_the_regions_lie_around_the_peaks_of_the_predicted_class():
     for cells, boxes, scores in zip(maps, proposals.boxes, proposals.scores, strict=True):
         for number, (box, score) in enumerate(zip(boxes, scores, strict=True)):
             row, column = divmod(int((cells.flatten() == score).nonzero()), 8)
-            centre = torch.tensor([4 * column + 2.0, 4 * row + 2.0]).clamp(SIDE / 2, 32 - SIDE / 2)  # squares stay inside
+            centre = torch.tensor([4 * column + 2.0, 4 * row + 2.0]).clamp(
+                SIDE / 2, 32 - SIDE / 2
+            )  # squares stay inside
             torch.testing.assert_close((box[:2] + box[2:]) / 2, centre)
             torch.testing.assert_close(box[2:] - box[:2], torch.full((2,), SIDE))
             if number == 0:

@@ -18,7 +18,9 @@ PROTOCOL = EvalProtocol(taus=tau_grid(0.05), frame_size=32, resize_size=36)
 
 
 def model():
-    return load_method("cam").create(backbone="tiny", num_classes=3, weights="none", settings={}, image_size=32)
+    return load_method("cam").create(
+        backbone="tiny", num_classes=3, weights="none", settings={}, image_size=32
+    )
 
 
 def source(batch_size: int, protocol: EvalProtocol = PROTOCOL) -> ModelSource:
@@ -34,7 +36,10 @@ def test_the_batch_size_changes_no_bit(batch_size):
     data = squares(23)
     sources = [source(16), source(batch_size)]
     sources[1].method.load_state_dict(sources[0].method.state_dict())
-    one, two = (evaluate(data, s, PROTOCOL, options=RunOptions(batch_size=s.batch_size, resamples=100)) for s in sources)
+    one, two = (
+        evaluate(data, s, PROTOCOL, options=RunOptions(batch_size=s.batch_size, resamples=100))
+        for s in sources
+    )
     np.testing.assert_array_equal(one.scores.load().best_iou, two.scores.load().best_iou)
     assert one.record.digest == two.record.digest
 

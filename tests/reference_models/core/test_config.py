@@ -61,7 +61,10 @@ def test_text_becomes_a_value_of_the_fields_type(text, expected):
         ({"rate": "fast"}, "rate='fast' of method 'x': expected a number"),
         ({"rate": "nan"}, "setting rate of method 'x' is nan; expected a number in"),
         ({"rate": "-inf"}, "expected a number in"),
-        ({"rate": "1e308"}, r"rate of method 'x' is 1e\+308; expected a number in \[-1000000000, 1000000000\]"),
+        (
+            {"rate": "1e308"},
+            r"rate of method 'x' is 1e\+308; expected a number in \[-1000000000, 1000000000\]",
+        ),
         ({"count": "9" * 5000}, "expected a whole number"),
         ({"share": "1.5"}, r"share of method 'x' is 1.5; expected a number in \[0, 1\]"),
         ({"share": "nan"}, r"expected a number in \[0, 1\]"),
@@ -90,7 +93,10 @@ def test_a_config_comes_back_from_json(config):
     assert from_json(Everything, to_json(config)) == config
 
 
-@pytest.mark.parametrize("changes", [{"share": 2.0}, {"rate": float("inf")}, {"sides": (0,)}, {"count": True}, {"flag": 1}, {"kind": "x"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"share": 2.0}, {"rate": float("inf")}, {"sides": (0,)}, {"count": True}, {"flag": 1}, {"kind": "x"}],
+)
 def test_a_config_outside_its_ranges_cannot_be_made_or_read(changes):
     with pytest.raises(UsageError, match=next(iter(changes))):
         Everything(**changes)
@@ -118,12 +124,17 @@ def test_every_number_of_a_recipe_has_a_range_of_its_own(kind):
 
 
 def test_settings_of_the_recipe_are_told_apart():
-    assert split_settings({"head": "fc", "recipe.lr": "1", "recipe": "tiny"}) == ({"head": "fc", "recipe": "tiny"}, {"lr": "1"})
+    assert split_settings({"head": "fc", "recipe.lr": "1", "recipe": "tiny"}) == (
+        {"head": "fc", "recipe": "tiny"},
+        {"lr": "1"},
+    )
 
 
 def test_the_step_schedule_multiplies_at_each_milestone():
     recipe = Recipe(source="", epochs=20, batch_size=1, lr=1.0, milestones=(0.5, 0.75))
-    assert [recipe.lr_factor(epoch / 20) for epoch in (0, 9, 10, 14, 15, 19)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert [recipe.lr_factor(epoch / 20) for epoch in (0, 9, 10, 14, 15, 19)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
 
 
 def test_the_cosine_starts_at_1_after_the_warm_up_and_ends_at_0():

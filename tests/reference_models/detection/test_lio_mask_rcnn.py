@@ -1,4 +1,5 @@
-"""Mask R-CNN with SCL: Mask R-CNN where SCL is off or the network is evaluated, and the paper's identities where it is on."""
+"""Mask R-CNN with SCL: Mask R-CNN where SCL is off or the network is evaluated, and the paper's identities
+where it is on."""
 
 from __future__ import annotations
 
@@ -25,13 +26,20 @@ TERMS = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "los
 
 
 def create(
-    backbone: str = "tiny", weights: str = "none", seed: int = 0, names: tuple[str, ...] = CLASSES, **settings: object
+    backbone: str = "tiny",
+    weights: str = "none",
+    seed: int = 0,
+    names: tuple[str, ...] = CLASSES,
+    **settings: object,
 ) -> LioMaskRcnn:
     """A model for images of 64 pixels that samples few regions."""
     torch.manual_seed(seed)
     values = {"min_size": 64, "max_size": 64, **settings}
     model = LioMaskRcnn.create(
-        backbone=backbone, class_names=names, weights=weights, settings={name: str(value) for name, value in values.items()}
+        backbone=backbone,
+        class_names=names,
+        weights=weights,
+        settings={name: str(value) for name, value in values.items()},
     )
     model.network.roi_heads.fg_bg_sampler.batch_size_per_image = 8
     return model
@@ -60,7 +68,7 @@ def picture() -> np.ndarray:
     return (examples()[0][1].clamp(max=1).permute(1, 2, 0).numpy() * 255).astype(np.uint8)
 
 
-# --- SCL in training ---------------------------------------------------------------------------------------------------
+# --- SCL in training ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -69,30 +77,41 @@ def picture() -> np.ndarray:
         ("tiny", ["backbone.body.steps.stem.0.weight"]),
         ("resnet50_c4", ["roi_heads.box_head.layer4.2.conv3.weight", "backbone.layer3.0.conv1.weight"]),
         ("resnet50_fpn", ["backbone.fpn.layer_blocks.0.0.weight", "backbone.body.layer4.2.conv3.weight"]),
-        ("resnext101_32x8d_fpn", ["backbone.fpn.layer_blocks.0.0.weight", "backbone.body.layer3.0.conv2.weight"]),
+        (
+            "resnext101_32x8d_fpn",
+            ["backbone.fpn.layer_blocks.0.0.weight", "backbone.body.layer3.0.conv2.weight"],
+        ),
     ],
 )
-def test_terms_are_finite_and_the_gradient_of_scl_reaches_the_backbone(backbone: str, reached: list[str]) -> None:
+def test_terms_are_finite_and_the_gradient_of_scl_reaches_the_backbone(
+    backbone: str, reached: list[str]
+) -> None:
     model = create(backbone)
     terms = losses(model)
     assert set(terms) == {*TERMS, "loss_scl"}
     assert all(torch.isfinite(term) for term in terms.values())
     asked = dict(model.network.named_parameters())
-    gradients = torch.autograd.grad(terms["loss_scl"], [asked[name] for name in (*reached, f"{SCL}project.weight")])
+    gradients = torch.autograd.grad(
+        terms["loss_scl"], [asked[name] for name in (*reached, f"{SCL}project.weight")]
+    )
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
 
 def seen_by_scl(model: LioMaskRcnn) -> Tensor:
     """The features of the sampled regions."""
     seen: list[Tensor] = []
-    with model.network.roi_heads.scl.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach())):
+    with model.network.roi_heads.scl.register_forward_pre_hook(
+        lambda _module, inputs: seen.append(inputs[0].detach())
+    ):
         losses(model)
     (features,) = seen
     return features
 
 
 @pytest.mark.parametrize(("backbone", "channels"), [("tiny", 64), ("resnet50_c4", 2048)])
-def test_scl_sees_the_7_by_7_features_of_all_sampled_regions_objects_and_background(backbone: str, channels: int) -> None:
+def test_scl_sees_the_7_by_7_features_of_all_sampled_regions_objects_and_background(
+    backbone: str, channels: int
+) -> None:
     assert seen_by_scl(create(backbone)).shape == (16, channels, 7, 7)
 
 
@@ -112,13 +131,19 @@ def test_the_official_form_is_the_mean_over_regions_and_cells_of_both_squares() 
         context = model.network.roi_heads.scl(features)
     total = 0.0
     for region in range(len(features)):
-        h = torch.relu(model.network.roi_heads.scl.project(features[region : region + 1]))[0].mean(dim=0).flatten()
+        h = (
+            torch.relu(model.network.roi_heads.scl.project(features[region : region + 1]))[0]
+            .mean(dim=0)
+            .flatten()
+        )
         row, column = divmod(int(h.argmax()), 7)
         gaps, distances = [], []
         for v in range(7):
             for u in range(7):
                 here = (v, u) == (row, column)
-                gamma, theta = (float(value[region, v, u]) * (not here) for value in (context.gamma, context.theta))
+                gamma, theta = (
+                    float(value[region, v, u]) * (not here) for value in (context.gamma, context.theta)
+                )
                 angle = theta - (math.atan2(u - column, v - row) + math.pi) / (2 * math.pi)
                 gaps.append(angle + (angle < 0))
                 distances.append((gamma - math.hypot(u - column, v - row) / 7) ** 2)
@@ -136,7 +161,8 @@ def region_features_of(model: LioMaskRcnn) -> Tensor:
 
 
 def released_scl(model: LioMaskRcnn, features: Tensor) -> float:
-    """The released head on (R, C, 7, 7) features, region by region: a ReLU, the convolution, a ReLU, and the squares."""
+    """The released head on (R, C, 7, 7) features, region by region: a ReLU, the convolution, a ReLU, and the
+    squares."""
     scl, total = model.network.roi_heads.scl, 0.0
     place = torch.tensor([(row, column) for row in range(7) for column in range(7)]).float()
     with torch.no_grad():
@@ -153,9 +179,12 @@ def released_scl(model: LioMaskRcnn, features: Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "negative"), [("resnet50_fpn", 0.533), ("resnext101_32x8d_fpn", 0.46), ("resnet50_c4", 0.0), ("tiny", 0.0)]
+    ("backbone", "negative"),
+    [("resnet50_fpn", 0.533), ("resnext101_32x8d_fpn", 0.46), ("resnet50_c4", 0.0), ("tiny", 0.0)],
 )
-def test_the_official_head_has_a_relu_before_its_convolution_which_matters_on_feature_pyramids(backbone: str, negative: float) -> None:
+def test_the_official_head_has_a_relu_before_its_convolution_which_matters_on_feature_pyramids(
+    backbone: str, negative: float
+) -> None:
     model, without = create(backbone, scl_weight=1), create(backbone, scl_weight=1, head_relu=False)
     features = region_features_of(model)
     assert float((features < 0).float().mean()) == pytest.approx(negative, abs=0.1)
@@ -166,18 +195,25 @@ def test_the_official_head_has_a_relu_before_its_convolution_which_matters_on_fe
 
 
 def test_the_weight_is_a_factor_and_the_paper_has_other_conventions() -> None:
-    one, three, paper = (losses(create(**settings))["loss_scl"] for settings in ({}, {"scl_weight": 0.3}, {"variant": "paper"}))
+    one, three, paper = (
+        losses(create(**settings))["loss_scl"] for settings in ({}, {"scl_weight": 0.3}, {"variant": "paper"})
+    )
     torch.testing.assert_close(3 * one, three)
     assert paper != one
     config = create(variant="paper").config
-    assert (config.scl_form, config.gamma_norm, config.axis, config.ref_cell) == ("paper", "diagonal", "column", "excluded")
+    assert (config.scl_form, config.gamma_norm, config.axis, config.ref_cell) == (
+        "paper",
+        "diagonal",
+        "column",
+        "excluded",
+    )
     assert create().describe()["variant"] == "official"
     plain = create(scl_weight=0).describe()
     assert plain["variant"] == "plain"
     assert plain["parameters"] == create().describe()["parameters"]
 
 
-# --- Mask R-CNN as it was ----------------------------------------------------------------------------------------------
+# --- Mask R-CNN as it was -----------------------------------------------------------------------------------
 
 
 def test_without_weight_it_is_torchvisions_mask_rcnn_to_the_bit() -> None:
@@ -188,7 +224,9 @@ def test_without_weight_it_is_torchvisions_mask_rcnn_to_the_bit() -> None:
     assert type(without.network.roi_heads) is type(reference.roi_heads) is RoIHeads
     state = reference.state_dict()
     for model in (with_scl, without):
-        own = {name: tensor for name, tensor in model.network.state_dict().items() if not name.startswith(SCL)}
+        own = {
+            name: tensor for name, tensor in model.network.state_dict().items() if not name.startswith(SCL)
+        }
         assert own.keys() == state.keys()
         assert all(torch.equal(own[name], state[name]) for name in state)
     torch.manual_seed(5)
@@ -201,7 +239,9 @@ def test_without_weight_it_is_torchvisions_mask_rcnn_to_the_bit() -> None:
 def test_evaluation_is_that_of_the_network_without_scl() -> None:
     model = create()
     plain = create(scl_weight=0, seed=9)
-    plain.network.load_state_dict({name: tensor for name, tensor in model.network.state_dict().items() if not name.startswith(SCL)})
+    plain.network.load_state_dict(
+        {name: tensor for name, tensor in model.network.state_dict().items() if not name.startswith(SCL)}
+    )
     one, other = model.eval().detect(picture()), plain.eval().detect(picture())
     assert len(one.boxes) > 0
     for name in ("boxes", "scores", "labels", "masks"):
@@ -226,7 +266,9 @@ def test_without_masks_it_is_faster_rcnn_with_scl() -> None:
     model = create(masks=False)
     images, targets = examples()
     torch.manual_seed(5)
-    terms = model.train().loss(images, [{name: target[name] for name in ("boxes", "labels")} for target in targets])
+    terms = model.train().loss(
+        images, [{name: target[name] for name in ("boxes", "labels")} for target in targets]
+    )
     assert set(terms) == {*TERMS, "loss_scl"} - {"loss_mask"}
     assert model.eval().detect(picture()).masks is None
     assert not model.wants_masks
@@ -245,7 +287,7 @@ def test_layer4_of_the_c4_network_serves_boxes_and_masks_and_is_stored_once() ->
         assert gradient.abs().sum() > 0
 
 
-# --- weights -----------------------------------------------------------------------------------------------------------
+# --- weights ------------------------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_is_loaded_back_equal_and_other_classes_are_refused(tmp_path: Path) -> None:
@@ -266,11 +308,17 @@ def test_a_run_starts_from_the_checkpoint_of_another_one_with_a_new_scl(tmp_path
     trained.save(tmp_path / "plain.safetensors", {}, {})
     started = create(weights=str(tmp_path / "plain.safetensors"), seed=1)
     theirs = trained.network.state_dict()
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in started.network.state_dict().items() if not name.startswith(SCL))
+    assert all(
+        torch.equal(tensor, theirs[name])
+        for name, tensor in started.network.state_dict().items()
+        if not name.startswith(SCL)
+    )
     assert started.describe()["weights"]["name"] == "plain.safetensors"
     started.save(tmp_path / "scl.safetensors", {}, {})
     boxes_only = create(weights=str(tmp_path / "scl.safetensors"), masks=False, scl_weight=0)
-    assert torch.equal(boxes_only.network.state_dict()["rpn.head.cls_logits.weight"], theirs["rpn.head.cls_logits.weight"])
+    assert torch.equal(
+        boxes_only.network.state_dict()["rpn.head.cls_logits.weight"], theirs["rpn.head.cls_logits.weight"]
+    )
 
 
 def test_the_small_backbone_starts_from_a_trained_classifier(tmp_path: Path) -> None:
@@ -278,31 +326,47 @@ def test_the_small_backbone_starts_from_a_trained_classifier(tmp_path: Path) -> 
     save_checkpoint(tmp_path / "cam.safetensors", classifier, {})
     model = create(weights=str(tmp_path / "cam.safetensors"), seed=1)
     body = model.network.state_dict()
-    assert all(torch.equal(tensor, body[f"backbone.body.{name}"]) for name, tensor in classifier.backbone.state_dict().items())
+    assert all(
+        torch.equal(tensor, body[f"backbone.body.{name}"])
+        for name, tensor in classifier.backbone.state_dict().items()
+    )
     assert model.describe()["weights"]["name"] == "cam.safetensors"
     with pytest.raises(DataError, match="is of method 'cam', expected 'lio-mask-rcnn'"):
         create("resnet50_fpn", weights=str(tmp_path / "cam.safetensors"))
 
 
-def test_imagenet_weights_fill_the_resnet_and_its_stem_is_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenet_weights_fill_the_resnet_and_its_stem_is_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = resnet50(weights=None)
     torch.save(net.state_dict(), tmp_path / "resnet50.pth")
     monkeypatch.setattr(mask_rcnn, "torchvision_file", lambda *_: tmp_path / "resnet50.pth")
-    for backbone, last in (("resnet50_c4", "roi_heads.box_head.layer4"), ("resnet50_fpn", "backbone.body.layer4")):
+    for backbone, last in (
+        ("resnet50_c4", "roi_heads.box_head.layer4"),
+        ("resnet50_fpn", "backbone.body.layer4"),
+    ):
         model = create(backbone, weights="imagenet", scl_weight=0)
         state = model.network.state_dict()
         assert torch.equal(state[f"{last}.2.conv3.weight"], net.layer4[2].conv3.weight)
         body = "backbone" if backbone == "resnet50_c4" else "backbone.body"
         assert torch.equal(state[f"{body}.layer1.0.conv1.weight"], net.layer1[0].conv1.weight)
-        frozen = [name.removeprefix(f"{body}.") for name, parameter in model.network.named_parameters() if not parameter.requires_grad]
+        frozen = [
+            name.removeprefix(f"{body}.")
+            for name, parameter in model.network.named_parameters()
+            if not parameter.requires_grad
+        ]
         assert {name.split(".")[0] for name in frozen} == {"conv1", "layer1"}
 
 
-def test_coco_weights_keep_the_outputs_of_classes_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coco_weights_keep_the_outputs_of_classes_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained = build("resnet50_fpn", 91).state_dict()
     torch.save(trained, tmp_path / "coco.pth")
     monkeypatch.setattr(mask_rcnn, "torchvision_file", lambda *_: tmp_path / "coco.pth")
-    state = create("resnet50_fpn", weights="coco", names=("toothbrush", "unheard-of", "person"), scl_weight=0).network.state_dict()
+    state = create(
+        "resnet50_fpn", weights="coco", names=("toothbrush", "unheard-of", "person"), scl_weight=0
+    ).network.state_dict()
     names = ("box_predictor.cls_score", "box_predictor.bbox_pred", "mask_predictor.mask_fcn_logits")
     scores, boxes, masks = (f"roi_heads.{name}.weight" for name in names)
     for row, place in ((0, 0), (1, 90), (3, 1)):
@@ -310,7 +374,9 @@ def test_coco_weights_keep_the_outputs_of_classes_of_the_same_name(tmp_path: Pat
         assert torch.equal(state[boxes][4 * row : 4 * row + 4], trained[boxes][4 * place : 4 * place + 4])
         assert torch.equal(state[masks][row], trained[masks][place])
     assert not (state[scores][2] == trained[scores]).all(dim=1).any()
-    assert torch.equal(state["backbone.fpn.inner_blocks.0.0.weight"], trained["backbone.fpn.inner_blocks.0.0.weight"])
+    assert torch.equal(
+        state["backbone.fpn.inner_blocks.0.0.weight"], trained["backbone.fpn.inner_blocks.0.0.weight"]
+    )
 
 
 def test_rows_that_match_are_taken_and_others_kept() -> None:
@@ -331,7 +397,7 @@ def test_normalisation_trained_with_epsilon_0_gives_the_same_with_torchvisions()
     torch.testing.assert_close(norm(x), expected, rtol=1e-4, atol=1e-4)
 
 
-# --- names and settings ------------------------------------------------------------------------------------------------
+# --- names and settings -------------------------------------------------------------------------------------
 
 
 def test_it_is_listed_among_the_detectors_and_the_other_commands_point_to_theirs() -> None:
@@ -374,7 +440,9 @@ def test_regions_are_read_at_the_stride_of_the_features_whatever_the_first_image
     features = torch.rand(1, network.backbone.out_channels, 8, 8)
     box = torch.tensor([[8.0, 16.0, 40.0, 48.0]])
     seen = pools[0]({"0": features}, [box], [(side, side)])
-    torch.testing.assert_close(seen, roi_align(features, [box], output_size=7, spatial_scale=1 / 8, sampling_ratio=1))
+    torch.testing.assert_close(
+        seen, roi_align(features, [box], output_size=7, spatial_scale=1 / 8, sampling_ratio=1)
+    )
 
 
 def test_every_backbone_has_a_recipe() -> None:
@@ -384,5 +452,8 @@ def test_every_backbone_has_a_recipe() -> None:
         assert recipe.lr_factor(0, 1000) < 0.5
     official = LioMaskRcnn.recipe_for("resnet50_c4", {})
     per_epoch = 14786
-    rates = [official.lr * official.lr_factor(epoch * per_epoch + 600, 12 * per_epoch) for epoch in (0, 7, 8, 10, 11)]
+    rates = [
+        official.lr * official.lr_factor(epoch * per_epoch + 600, 12 * per_epoch)
+        for epoch in (0, 7, 8, 10, 11)
+    ]
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001])

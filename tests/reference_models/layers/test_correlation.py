@@ -20,14 +20,22 @@ def result(stages: int = 3, *, penultimate: bool = True) -> ForwardPass:
     return ForwardPass(
         logits=None,
         maps_of=lambda class_ids: torch.zeros(*class_ids.shape, 2, 2),
-        stages=OrderedDict((f"s{number}", torch.full((1, 1, 2, 2), float(number))) for number in range(stages)),
+        stages=OrderedDict(
+            (f"s{number}", torch.full((1, 1, 2, 2), float(number))) for number in range(stages)
+        ),
         penultimate=torch.full((1, 1, 2, 2), 9.0) if penultimate else None,
     )
 
 
 @pytest.mark.parametrize(
     ("names", "values"),
-    [(("-1",), [2]), (("-2", "-1"), [1, 2]), (("-1", "-3"), [2, 0]), (("penultimate",), [9]), (("-1", "penultimate"), [2, 9])],
+    [
+        (("-1",), [2]),
+        (("-2", "-1"), [1, 2]),
+        (("-1", "-3"), [2, 0]),
+        (("penultimate",), [9]),
+        (("-1", "penultimate"), [2, 9]),
+    ],
     ids=str,
 )
 def test_features_are_counted_from_the_last_stage(names, values):
@@ -36,7 +44,10 @@ def test_features_are_counted_from_the_last_stage(names, values):
 
 @pytest.mark.parametrize(
     ("given_result", "names", "message"),
-    [(result(2), ("-3",), "3 feature stages"), (result(penultimate=False), ("penultimate",), "last linear layer")],
+    [
+        (result(2), ("-3",), "3 feature stages"),
+        (result(penultimate=False), ("penultimate",), "last linear layer"),
+    ],
 )
 def test_features_that_a_method_has_not_are_named(given_result, names, message):
     with pytest.raises(UsageError, match=f"'x' needs.*{message}"):

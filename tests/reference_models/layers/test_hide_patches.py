@@ -12,14 +12,18 @@ from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec
 
 
-def hidden(count: int, height: int, width: int, sides: tuple[int, ...], p: float = 0.5, seed: int = 0) -> torch.Tensor:
+def hidden(
+    count: int, height: int, width: int, sides: tuple[int, ...], p: float = 0.5, seed: int = 0
+) -> torch.Tensor:
     return hidden_pixels(torch.zeros(count, 3, height, width), sides, p, torch.Generator().manual_seed(seed))
 
 
 def borders(patterns: torch.Tensor, dim: int) -> list[int]:
     """Where neighbouring pixels differ in any of the images."""
     patterns = patterns.movedim(dim, 0)
-    return [place for place in range(1, len(patterns)) if not torch.equal(patterns[place], patterns[place - 1])]
+    return [
+        place for place in range(1, len(patterns)) if not torch.equal(patterns[place], patterns[place - 1])
+    ]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +68,11 @@ def test_p_0_hides_nothing_p_1_everything_and_one_patch_for_the_image_all_or_not
 def test_of_several_sides_each_image_has_one_and_all_are_equally_likely():
     patterns = hidden(600, 24, 24, (3, 8))
     fits = {
-        side: (patterns == patterns[:, :, ::side, ::side].repeat_interleave(side, 2).repeat_interleave(side, 3)).flatten(1).all(1)
+        side: (
+            patterns == patterns[:, :, ::side, ::side].repeat_interleave(side, 2).repeat_interleave(side, 3)
+        )
+        .flatten(1)
+        .all(1)
         for side in (3, 8)
     }
     assert (fits[3] | fits[8]).all()

@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_models.layers.navigator import Navigator, Scored, anchor_boxes, best_cover, nominate, part_costs, rank_loss
+from reference_models.layers.navigator import (
+    Navigator,
+    Scored,
+    anchor_boxes,
+    best_cover,
+    nominate,
+    part_costs,
+    rank_loss,
+)
 from wsolbench.exceptions import UsageError
 
 PAPER = [(14, 14), (7, 7), (4, 4)]
@@ -19,7 +27,7 @@ def boxes_at_448() -> torch.Tensor:
     return anchor_boxes("nts", PAPER, 32, 448)
 
 
-# --- anchors -------------------------------------------------------------------------------------------------------------
+# --- anchors ------------------------------------------------------------------------------------------------
 
 
 def test_anchors_are_those_of_the_published_program_in_its_order(golden_folder):
@@ -55,7 +63,13 @@ def test_anchors_reach_beyond_the_image():
 
 @pytest.mark.parametrize(
     ("kind", "side", "image_size", "count"),
-    [("nts", 14, 448, 1614), ("nts", 7, 224, 426), ("nts", 16, 128, 2064), ("nts", 4, 32, 129), ("single", 14, 448, 1764)],
+    [
+        ("nts", 14, 448, 1614),
+        ("nts", 7, 224, 426),
+        ("nts", 16, 128, 2064),
+        ("nts", 4, 32, 129),
+        ("single", 14, 448, 1764),
+    ],
 )
 def test_there_is_one_anchor_for_each_score(kind, side, image_size, count):
     scored = Navigator(8, image_size // side, kind)(torch.rand(2, 8, side, side), image_size)
@@ -77,12 +91,14 @@ def test_anchors_of_half_an_image_are_half_as_large_and_as_far_apart():
 def test_a_single_level_has_squares_and_rectangles_of_three_areas():
     boxes = anchor_boxes("single", [(1, 1)], 448, 448)
     sides = boxes[:, 2:] - boxes[:, :2]
-    torch.testing.assert_close(sides.prod(1), torch.tensor([64.0, 128, 256]).square().repeat_interleave(3), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        sides.prod(1), torch.tensor([64.0, 128, 256]).square().repeat_interleave(3), rtol=1e-5, atol=0
+    )
     torch.testing.assert_close(sides[:, 0] / sides[:, 1], torch.tensor([0.667, 1, 1.5]).repeat(3))
     torch.testing.assert_close((boxes[:, :2] + boxes[:, 2:]) / 2, torch.full((9, 2), 224.0))
 
 
-# --- scores ----------------------------------------------------------------------------------------------------------------
+# --- scores -------------------------------------------------------------------------------------------------
 
 
 def test_scores_are_those_of_each_level_channel_by_channel():
@@ -90,7 +106,15 @@ def test_scores_are_those_of_each_level_channel_by_channel():
     scores = navigator(features, 48).scores
     x, start = features, 0
     for level, (sides, side) in enumerate(((2, 6), (2, 3), (3, 2))):
-        x = F.relu(F.conv2d(x, navigator.down[level].weight, navigator.down[level].bias, stride=1 if level == 0 else 2, padding=1))
+        x = F.relu(
+            F.conv2d(
+                x,
+                navigator.down[level].weight,
+                navigator.down[level].bias,
+                stride=1 if level == 0 else 2,
+                padding=1,
+            )
+        )
         assert x.shape == (2, 128, side, side)
         score = navigator.score[level](x)
         for channel in range(3 * sides):
@@ -126,7 +150,9 @@ def test_scores_are_computed_in_float32_under_autocast_too():
 
 
 @pytest.mark.parametrize(("init", "smallest", "largest"), [("even", 0.4, 2.5), ("torch", 0, 0.5)])
-def test_scores_of_all_levels_vary_alike_at_first_and_with_the_published_start_they_do_not(init, smallest, largest):
+def test_scores_of_all_levels_vary_alike_at_first_and_with_the_published_start_they_do_not(
+    init, smallest, largest
+):
     navigator, features = Navigator(64, 8, init=init), torch.randn(8, 64, 16, 16).relu()
     first, second, third = navigator(features, 128).scores.split([6 * 256, 6 * 64, 9 * 16], dim=1)
     for level in (second, third):
@@ -136,7 +162,9 @@ def test_scores_of_all_levels_vary_alike_at_first_and_with_the_published_start_t
 def test_the_choice_of_the_published_program(golden_folder):
     golden = np.load(golden_folder / "nts_anchors.npz", allow_pickle=False)
     limit = float(golden["nms_iou_thresh"])
-    for scores, wanted, expected in zip(golden["nms_scores"], golden["nms_topn"], golden["nms_index"], strict=True):
+    for scores, wanted, expected in zip(
+        golden["nms_scores"], golden["nms_topn"], golden["nms_index"], strict=True
+    ):
         scored = Scored(torch.from_numpy(scores)[None], boxes_at_448())
         found = nominate(scored, 448, int(wanted), limit, "ge")
         real = torch.from_numpy(expected[expected >= 0])
@@ -171,13 +199,15 @@ def test_a_cell_has_the_best_of_the_anchors_around_its_centre():
                 x, y = 8 * column + 4, 8 * row + 4
                 around = [
                     float(score)
-                    for score, (x0, y0, x1, y1) in zip(scored.scores[image].sigmoid(), scored.anchors.tolist(), strict=True)
+                    for score, (x0, y0, x1, y1) in zip(
+                        scored.scores[image].sigmoid(), scored.anchors.tolist(), strict=True
+                    )
                     if x0 <= x < x1 and y0 <= y < y1
                 ]
                 assert float(found[image, row, column]) == max(around)
 
 
-# --- the loss --------------------------------------------------------------------------------------------------------------
+# --- the loss -----------------------------------------------------------------------------------------------
 
 
 def test_the_ranking_loss_of_a_known_image():
@@ -220,4 +250,6 @@ def test_the_cost_of_a_part_is_its_cross_entropy():
     costs = part_costs(logits, labels)
     for image in range(3):
         for part in range(4):
-            torch.testing.assert_close(costs[image, part], F.cross_entropy(logits[image, part], labels[image]))
+            torch.testing.assert_close(
+                costs[image, part], F.cross_entropy(logits[image, part], labels[image])
+            )

@@ -1,4 +1,5 @@
-"""Polar coordinates of cells, and the losses of their prediction: the paper's identities, and recorded results of the released code."""
+"""Polar coordinates of cells, and the losses of their prediction: the paper's identities, and recorded
+results of the released code."""
 
 from __future__ import annotations
 
@@ -39,12 +40,14 @@ def one_hot_maps(losses, count: int, side: int) -> torch.Tensor:
     return torch.stack([losses(weights, image).view(side, side) for image in range(count)])
 
 
-# --- (5) -----------------------------------------------------------------------------------------------------------------
+# --- (5) ----------------------------------------------------------------------------------------------------
 
 
 def test_known_distances_and_directions():
     gamma, theta = polar_coordinates(REFERENCE, 3)
-    expected = torch.tensor([[0.235702, 0, 0.235702], [0.333333, 0.235702, 0.333333], [0.527046, 0.471405, 0.527046]])
+    expected = torch.tensor(
+        [[0.235702, 0, 0.235702], [0.333333, 0.235702, 0.333333], [0.527046, 0.471405, 0.527046]]
+    )
     torch.testing.assert_close(gamma[0], expected, atol=1e-5, rtol=0)
     directions = torch.tensor([[0.5, 0.5, 0], [0.375, 0.25, 0.125], [0.323792, 0.25, 0.176208]])
     torch.testing.assert_close(theta[0], directions, atol=1e-5, rtol=0)
@@ -58,7 +61,9 @@ def test_coordinates_are_those_of_the_printed_formula_angles_modulo_one(side, da
     y, x = divmod(reference, side)
     for v in range(side):
         for u in range(side):
-            assert float(gamma[0, v, u]) == pytest.approx(math.hypot(x - u, y - v) / (math.sqrt(2) * side), abs=1e-6)
+            assert float(gamma[0, v, u]) == pytest.approx(
+                math.hypot(x - u, y - v) / (math.sqrt(2) * side), abs=1e-6
+            )
             printed = (math.atan2(y - v, x - u) + math.pi) / (2 * math.pi)
             assert float(theta[0, v, u]) == pytest.approx(0.0 if printed == 1.0 else printed, abs=1e-6)
     assert gamma.max() <= (side - 1) / side + 1e-6
@@ -86,7 +91,7 @@ def test_angles_of_the_released_axes_run_the_other_way_from_a_quarter_before():
     assert gamma[1, -1, -1] == pytest.approx(6 * math.sqrt(2) / 7)
 
 
-# --- (7), (8) -----------------------------------------------------------------------------------------------------------
+# --- (7), (8) -----------------------------------------------------------------------------------------------
 
 
 def test_known_losses_of_one_prediction():
@@ -94,20 +99,31 @@ def test_known_losses_of_one_prediction():
     gaps = angle_gaps(QUARTER, theta)
     expected = torch.tensor([[0.75, 0.75, 0.25], [0.875, 0, 0.125], [0.926208, 0, 0.073792]])
     torch.testing.assert_close(gaps[0], expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(distance_loss(HALF, gamma, ELSEWHERE), torch.tensor([0.1828237]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        distance_loss(HALF, gamma, ELSEWHERE), torch.tensor([0.1828237]), atol=1e-5, rtol=0
+    )
     torch.testing.assert_close(angle_loss(gaps, ELSEWHERE), torch.tensor([0.3782454]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(angle_loss(gaps, ELSEWHERE, "circular"), torch.tensor([0.1476274]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        angle_loss(gaps, ELSEWHERE, "circular"), torch.tensor([0.1476274]), atol=1e-5, rtol=0
+    )
     # The reference does not count, whatever its weight.
     found = polar_losses(HALF, QUARTER, REFERENCE, torch.ones(1, 3, 3), PolarConfig())
-    torch.testing.assert_close(torch.stack(found), torch.tensor([[0.1828237], [0.3782454]]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        torch.stack(found), torch.tensor([[0.1828237], [0.3782454]]), atol=1e-5, rtol=0
+    )
 
 
 @settings(max_examples=40)
 @given(st.integers(0, 2**31), st.floats(0.001, 0.1))
 def test_a_turn_of_all_predicted_angles_changes_nothing(seed, turn):
     generator = torch.Generator().manual_seed(seed)
-    gaps, weight = torch.rand(2, 5, 5, generator=generator) * 0.8 + 0.05, torch.rand(2, 5, 5, generator=generator) + 0.1
-    torch.testing.assert_close(angle_loss(gaps, weight), angle_loss(gaps + turn, weight), atol=1e-5, rtol=1e-4)
+    gaps, weight = (
+        torch.rand(2, 5, 5, generator=generator) * 0.8 + 0.05,
+        torch.rand(2, 5, 5, generator=generator) + 0.1,
+    )
+    torch.testing.assert_close(
+        angle_loss(gaps, weight), angle_loss(gaps + turn, weight), atol=1e-5, rtol=1e-4
+    )
     wide = torch.rand(2, 5, 5, generator=generator)
     moved = torch.remainder(wide + 7 * turn, 1.0)
     one, two = (angle_loss(values, weight, "circular") for values in (wide, moved))
@@ -147,9 +163,15 @@ def test_weights_of_nothing_count_all_cells_alike(stat):
 def test_a_common_factor_of_the_weights_does_not_matter_in_the_paper_s_form():
     reference, weight = torch.tensor([5, 2]), torch.rand(2, 4, 4)
     gamma, theta = torch.rand(2, 4, 4), torch.rand(2, 4, 4)
-    for config, factor in ((PolarConfig(), 1.0), (PolarConfig(angle_stat="circular"), 1.0), (PolarConfig(scl_form="official"), 3.0)):
+    for config, factor in (
+        (PolarConfig(), 1.0),
+        (PolarConfig(angle_stat="circular"), 1.0),
+        (PolarConfig(scl_form="official"), 3.0),
+    ):
         for more, one in zip(
-            polar_losses(gamma, theta, reference, 3 * weight, config), polar_losses(gamma, theta, reference, weight, config), strict=True
+            polar_losses(gamma, theta, reference, 3 * weight, config),
+            polar_losses(gamma, theta, reference, weight, config),
+            strict=True,
         ):
             torch.testing.assert_close(more, factor * one, atol=1e-5, rtol=1e-4)
 
@@ -165,7 +187,7 @@ def test_gradients_are_finite_where_roots_are_zero_and_where_directions_cancel(s
     assert exact.grad.isfinite().all()
 
 
-# --- the head -------------------------------------------------------------------------------------------------------------
+# --- the head -----------------------------------------------------------------------------------------------
 
 
 def test_the_prediction_is_a_linear_layer_on_the_reference_and_the_cell_with_an_activation():
@@ -194,7 +216,11 @@ def test_without_a_reference_the_strongest_cell_is_taken():
 
 
 def test_the_loss_of_regions_does_not_depend_on_their_order_and_weights_get_no_gradient():
-    head, features, order = SpatialContext(6, 4, PolarConfig()), torch.randn(5, 6, 7, 7), torch.tensor([3, 0, 4, 1, 2])
+    head, features, order = (
+        SpatialContext(6, 4, PolarConfig()),
+        torch.randn(5, 6, 7, 7),
+        torch.tensor([3, 0, 4, 1, 2]),
+    )
     one, two = head(features), head(features[order])
     torch.testing.assert_close(one.distance[order], two.distance)
     torch.testing.assert_close(one.angle[order], two.angle)
@@ -219,7 +245,7 @@ def test_settings_that_exclude_each_other_are_refused():
         SpatialContext(6, 4, PolarConfig(angle_stat="circular", scl_form="official"))
 
 
-# --- recorded results of the released code --------------------------------------------------------------------------------
+# --- recorded results of the released code ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", range(3))
@@ -238,13 +264,25 @@ def test_the_released_predictor_is_matched_in_value_and_gradient(case):
 
     def losses(weights, image):
         cells = (len(weights), side, side)
-        parts = polar_losses(gamma[image].expand(cells), theta[image].expand(cells), reference[image].expand(cells[0]), weights, OFFICIAL)
+        parts = polar_losses(
+            gamma[image].expand(cells),
+            theta[image].expand(cells),
+            reference[image].expand(cells[0]),
+            weights,
+            OFFICIAL,
+        )
         return side**2 * (parts[0] + parts[1])
 
-    torch.testing.assert_close(one_hot_maps(losses, count, side), stored(f"rc_loss_map_{case}"), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        one_hot_maps(losses, count, side), stored(f"rc_loss_map_{case}"), rtol=1e-5, atol=1e-6
+    )
     distance, angle = polar_losses(gamma, theta, reference, inside.float(), OFFICIAL)
     loss = (distance + angle).mean()
     torch.testing.assert_close(loss, stored(f"rc_masked_mean_{case}"), rtol=1e-5, atol=1e-6)
     loss.backward()
-    for name, gradient in (("weight", head.predictor.weight.grad), ("bias", head.predictor.bias.grad), ("x", x.grad)):
+    for name, gradient in (
+        ("weight", head.predictor.weight.grad),
+        ("bias", head.predictor.bias.grad),
+        ("x", x.grad),
+    ):
         torch.testing.assert_close(gradient, stored(f"rc_grad_{name}_{case}"), rtol=1e-4, atol=1e-6)

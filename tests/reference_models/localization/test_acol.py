@@ -128,7 +128,9 @@ def test_the_loss_is_the_cross_entropy_of_both_heads_the_second_on_features_eras
     first = model.head(features)
     left = features * kept(first.maps_of(given_batch.labels[:, None]), 0.6)
     torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(first.logits, given_batch.labels))
-    torch.testing.assert_close(terms["erased_cross_entropy"], F.cross_entropy(model.second(left).logits, given_batch.labels))
+    torch.testing.assert_close(
+        terms["erased_cross_entropy"], F.cross_entropy(model.second(left).logits, given_batch.labels)
+    )
 
 
 def test_the_second_head_teaches_the_backbone_but_not_the_first_head():
@@ -143,19 +145,28 @@ def test_no_gradient_reaches_erased_features():
     model, given_batch = acol(), batch()
     features = last_stage(model, given_batch.images).detach().requires_grad_()
     seen = kept(model.head(features).maps_of(given_batch.labels[:, None]), 0.6)
-    (gradient,) = torch.autograd.grad(F.cross_entropy(model.second(features * seen).logits, given_batch.labels), features)
+    (gradient,) = torch.autograd.grad(
+        F.cross_entropy(model.second(features * seen).logits, given_batch.labels), features
+    )
     assert not gradient.masked_fill(seen, 0.0).any()
     assert gradient.masked_fill(~seen, 0.0).any()
 
 
 def test_vgg_has_the_grid_of_the_code_that_the_variant_follows():
-    for settings, expected in ({}, "acol28"), ({"variant": "clovaai"}, "acol14"), ({"grid": "std14"}, "std14"):
+    for settings, expected in (
+        ({}, "acol28"),
+        ({"variant": "clovaai"}, "acol14"),
+        ({"grid": "std14"}, "std14"),
+    ):
         assert Acol.grid_for("vgg16", AcolConfig(**settings)) == expected
     assert Acol.grid_for("resnet50", AcolConfig()) == "default"
 
 
 def test_variants_differ_in_the_documented_settings_only():
-    official, clovaai = (parse_settings(AcolConfig, {"variant": variant}, what="method 'acol'") for variant in ("official", "clovaai"))
+    official, clovaai = (
+        parse_settings(AcolConfig, {"variant": variant}, what="method 'acol'")
+        for variant in ("official", "clovaai")
+    )
     assert official == AcolConfig()
     assert clovaai == AcolConfig(variant="clovaai", delta=0.7)
 
@@ -175,5 +186,7 @@ def test_a_threshold_that_erases_everything_is_refused(delta):
 
 
 def test_a_network_of_timm_is_enough():
-    model = Acol(load_backbone("timm:resnet10t", weights="none", image_size=64), CLASSES, AcolConfig(width=16)).eval()
+    model = Acol(
+        load_backbone("timm:resnet10t", weights="none", image_size=64), CLASSES, AcolConfig(width=16)
+    ).eval()
     assert model.score_maps(torch.randn(2, 3, 64, 64), torch.tensor([[0], [1]])).shape == (2, 1, 4, 4)

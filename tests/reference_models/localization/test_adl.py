@@ -71,7 +71,10 @@ def test_weighting_multiplies_by_the_sigmoid_of_the_attention_and_lets_its_gradi
     torch.testing.assert_close(weighted, features * features.mean(1, keepdim=True).sigmoid())
     (gradient,) = torch.autograd.grad(weighted.sum(), features)
     value = features.detach().mean(1, keepdim=True).sigmoid()
-    torch.testing.assert_close(gradient, (value + features.detach().sum(1, keepdim=True) * value * (1 - value) / 3).expand_as(features))
+    torch.testing.assert_close(
+        gradient,
+        (value + features.detach().sum(1, keepdim=True) * value * (1 - value) / 3).expand_as(features),
+    )
 
 
 def test_an_image_without_attention_is_erased_and_stays_finite():
@@ -104,9 +107,17 @@ def test_the_loss_is_the_cross_entropy_with_the_layer_after_each_of_the_last_thr
 
 def test_each_place_has_a_coin_for_the_batch_or_one_for_each_image(monkeypatch):
     for coin, size in (("batch", 1), ("sample", 4)):
-        assert [drop.shape for _, drop in calls(adl(coin=coin), batch(), monkeypatch)] == [(size, 1, 1, 1)] * 3
+        assert [drop.shape for _, drop in calls(adl(coin=coin), batch(), monkeypatch)] == [
+            (size, 1, 1, 1)
+        ] * 3
     model = adl()
-    drops = torch.stack([drop for seed in range(100) for _, drop in calls(model, batch(2, seed=seed), monkeypatch)]).view(100, 3).double()
+    drops = (
+        torch.stack(
+            [drop for seed in range(100) for _, drop in calls(model, batch(2, seed=seed), monkeypatch)]
+        )
+        .view(100, 3)
+        .double()
+    )
     assert abs(float(drops.mean()) - 0.75) < 0.1
     assert (torch.corrcoef(drops.T) - torch.eye(3)).abs().max() < 0.35  # the places do not share a coin
 
@@ -150,21 +161,26 @@ def test_places_and_threshold_are_those_of_the_backbone(name, settings, places, 
 def test_on_vgg_the_second_place_is_before_or_after_the_pool(monkeypatch):
     sizes = {}
     for variant in ("default", "official"):
-        model = Adl.create(backbone="vgg16", num_classes=2, weights="none", settings={"variant": variant, "width": "8"}).train()
+        model = Adl.create(
+            backbone="vgg16", num_classes=2, weights="none", settings={"variant": variant, "width": "8"}
+        ).train()
         sizes[variant] = [tuple(features.shape[1:]) for features, _ in calls(model, batch(2), monkeypatch)]
     assert sizes["default"] == [(256, 4, 4), (512, 4, 4), (512, 2, 2)]
     assert sizes["official"] == [(256, 4, 4), (512, 2, 2), (512, 2, 2)]
 
 
 def test_on_inception_the_third_place_is_behind_the_second_convolution_of_the_head(monkeypatch):
-    model = Adl.create(backbone="inception_v3", num_classes=2, weights="none", settings={"width": "8"}).train()
+    model = Adl.create(
+        backbone="inception_v3", num_classes=2, weights="none", settings={"width": "8"}
+    ).train()
     found = calls(model, batch(2), monkeypatch)
     assert [features.shape[1] for features, _ in found] == [288, 768, 8]
 
 
 def test_variants_differ_in_the_documented_settings_only():
     default, official, clovaai = (
-        parse_settings(AdlConfig, {"variant": variant}, what="method 'adl'") for variant in ("default", "official", "clovaai")
+        parse_settings(AdlConfig, {"variant": variant}, what="method 'adl'")
+        for variant in ("default", "official", "clovaai")
     )
     assert default == AdlConfig()
     assert official == AdlConfig(variant="official", position="original")
@@ -172,7 +188,8 @@ def test_variants_differ_in_the_documented_settings_only():
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"), [({"drop_rate": 1.5}, "drop_rate of method 'adl' is 1.5"), ({"tau": 0.0}, "tau of method")]
+    ("setting", "message"),
+    [({"drop_rate": 1.5}, "drop_rate of method 'adl' is 1.5"), ({"tau": 0.0}, "tau of method")],
 )
 def test_impossible_settings_are_refused(setting, message):
     with pytest.raises(UsageError, match=message):
@@ -180,5 +197,7 @@ def test_impossible_settings_are_refused(setting, message):
 
 
 def test_a_network_whose_inside_cannot_be_changed_is_refused():
-    with pytest.raises(UsageError, match="timm:resnet10t has no stage3, stage4, stage5 that could be changed"):
+    with pytest.raises(
+        UsageError, match="timm:resnet10t has no stage3, stage4, stage5 that could be changed"
+    ):
         Adl(load_backbone("timm:resnet10t", weights="none"), CLASSES, AdlConfig())

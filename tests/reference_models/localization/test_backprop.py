@@ -31,7 +31,13 @@ class Times(nn.Module):
 def linear(**settings) -> tuple[Backprop, torch.Tensor]:
     """A linear model, and the weights W (C, 3, H, W) of its scores z_c = <W_c, I>."""
     pattern = torch.randn(3, SIDE, SIDE)
-    backbone = Backbone("linear", {"times": Times(pattern)}, [Stage("times", 1, 3)], grid="std", input_spec=InputSpec(size=SIDE))
+    backbone = Backbone(
+        "linear",
+        {"times": Times(pattern)},
+        [Stage("times", 1, 3)],
+        grid="std",
+        input_spec=InputSpec(size=SIDE),
+    )
     model = Backprop(backbone, CLASSES, BackpropConfig(head="conv1x1", **settings)).eval()
     nn.init.normal_(model.head.classifier.weight)
     nn.init.normal_(model.head.classifier.bias)
@@ -123,7 +129,9 @@ def test_a_batch_gives_what_its_images_and_classes_give_alone():
     together = model.score_maps(images, asked)
     for number in range(3):
         for column in range(2):
-            alone = model.score_maps(images[number : number + 1], asked[number : number + 1, column : column + 1])
+            alone = model.score_maps(
+                images[number : number + 1], asked[number : number + 1, column : column + 1]
+            )
             torch.testing.assert_close(alone[0, 0], together[number, column], atol=1e-6, rtol=1e-4)
 
 
@@ -157,7 +165,9 @@ def test_smoothing_keeps_the_sum_of_a_map_inside_and_spreads_it():
     spread = smoothed(point, 2.0)[0, 0]
     assert abs(float(spread.sum()) - 1) < 1e-5
     offsets = torch.arange(33) - 16.0
-    assert abs(float((spread.sum(dim=0) * offsets.square()).sum()) - 4.0) < 0.15  # the variance; the Gaussian is cut off
+    assert (
+        abs(float((spread.sum(dim=0) * offsets.square()).sum()) - 4.0) < 0.15
+    )  # the variance; the Gaussian is cut off
     assert smoothed(point[..., :4, :4], 50.0).isfinite().all()
 
 
@@ -179,7 +189,9 @@ def test_a_smoothed_model_gives_the_smoothed_map():
     plain, smooth = toy(), toy(smooth_sigma=1.5)
     smooth.load_state_dict(plain.state_dict())
     images = torch.randn(1, 3, 32, 32)
-    torch.testing.assert_close(smooth.score_maps(images, every_class(1)), smoothed(plain.score_maps(images, every_class(1)), 1.5))
+    torch.testing.assert_close(
+        smooth.score_maps(images, every_class(1)), smoothed(plain.score_maps(images, every_class(1)), 1.5)
+    )
 
 
 @pytest.mark.parametrize("sigma", [-1.0, float("nan"), float("inf")])

@@ -1,4 +1,5 @@
-"""Where-to-Look: the two views, the attention between and within them, the loss that makes their maps agree."""
+"""Where-to-Look: the two views, the attention between and within them, the loss that makes their maps
+agree."""
 
 from __future__ import annotations
 
@@ -54,23 +55,30 @@ def batch(count: int = 4, *, seed: int = 0) -> Batch:
 def views_of(model: Caam, given_batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """What the backbone is shown in training."""
     seen: list[torch.Tensor] = []
-    handle = model.backbone.steps["one"].register_forward_pre_hook(lambda _step, arguments: seen.append(arguments[0]))
+    handle = model.backbone.steps["one"].register_forward_pre_hook(
+        lambda _step, arguments: seen.append(arguments[0])
+    )
     model.loss(given_batch)
     handle.remove()
     first, second = seen[0].chunk(2)
     return first, second
 
 
-# --- equations ---------------------------------------------------------------------------------------------------------
+# --- equations ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("q_tilde", "expected"),
-    [("softmax_ET", [[0.5, 0.119203], [0.5, 0.880797]]), ("transpose", [[0.731059, 0.268941], [0.268941, 0.731059]])],
+    [
+        ("softmax_ET", [[0.5, 0.119203], [0.5, 0.880797]]),
+        ("transpose", [[0.731059, 0.268941], [0.268941, 0.731059]]),
+    ],
 )
 def test_channel_attention_of_two_known_views(q_tilde, expected):
     one, two = channel_attention(EYE, OTHER, q_tilde)
-    torch.testing.assert_close(one[0], torch.tensor([[0.731059, 1.268941], [0.268941, 1.731059]]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        one[0], torch.tensor([[0.731059, 1.268941], [0.268941, 1.731059]]), atol=1e-4, rtol=0
+    )
     torch.testing.assert_close(two[0], torch.tensor(expected), atol=1e-4, rtol=0)
 
 
@@ -82,7 +90,10 @@ def test_channel_attention_is_the_sum_of_equations_4_and_6(q_tilde):
         product = [[float((first[image, i] * second[image, j]).sum()) for j in range(3)] for i in range(3)]
         q = [[math.exp(product[i][j]) / sum(map(math.exp, product[i])) for j in range(3)] for i in range(3)]
         transposed = [list(row) for row in zip(*product, strict=True)]
-        q_second = [[math.exp(transposed[i][j]) / sum(map(math.exp, transposed[i])) for j in range(3)] for i in range(3)]
+        q_second = [
+            [math.exp(transposed[i][j]) / sum(map(math.exp, transposed[i])) for j in range(3)]
+            for i in range(3)
+        ]
         if q_tilde == "transpose":
             q_second = [list(row) for row in zip(*q, strict=True)]
         for result, weights, source in ((found[0], q, second), (found[1], q_second, first)):
@@ -119,9 +130,13 @@ def test_spatial_attention_is_the_mean_of_the_values_weighted_by_the_softmax_of_
     found = spatial_attention(query, key, value)
     for image in range(2):
         for place in range(5):
-            scores = [math.exp(float((query[image, :, place] * key[image, :, other]).sum())) for other in range(5)]
+            scores = [
+                math.exp(float((query[image, :, place] * key[image, :, other]).sum())) for other in range(5)
+            ]
             for channel in range(4):
-                expected = sum(score * float(value[image, channel, other]) for other, score in enumerate(scores)) / sum(scores)
+                expected = sum(
+                    score * float(value[image, channel, other]) for other, score in enumerate(scores)
+                ) / sum(scores)
                 assert abs(float(found[image, channel, place]) - expected) < 1e-5
     ones = torch.ones(2, 4, 5)
     torch.testing.assert_close(spatial_attention(query, key, ones), ones)  # rows of K add up to 1
@@ -163,7 +178,9 @@ def test_the_fusion_loss_sees_directions_only(a, b, seed):
     one, two = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     loss = fusion_loss(one, two, "sum")
     torch.testing.assert_close(fusion_loss(a * one, b * two, "sum"), loss, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(loss, (2 - 2 * F.cosine_similarity(one.flatten(1), two.flatten(1))).mean(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        loss, (2 - 2 * F.cosine_similarity(one.flatten(1), two.flatten(1))).mean(), atol=1e-5, rtol=1e-4
+    )
     torch.testing.assert_close(fusion_loss(one, two, "mean") * 196, loss)
     assert float(fusion_loss(one, a * one, "sum")) < 1e-6
     assert abs(float(fusion_loss(one, -b * one, "sum")) - 4) < 1e-5
@@ -177,7 +194,7 @@ def test_the_fusion_loss_of_a_map_of_zeros_is_finite_and_so_is_its_gradient():
     assert torch.isfinite(gradient).all()
 
 
-# --- the network -------------------------------------------------------------------------------------------------------
+# --- the network --------------------------------------------------------------------------------------------
 
 
 def test_the_two_views_hide_complementary_patches():
@@ -197,7 +214,10 @@ def test_the_patch_of_each_image_is_one_of_several():
     first, _ = views_of(caam(), batch(200))
     shown = (first != 0).all(1)
     sides = (2, 5, 6, 8)  # 16, 32, 44, 56 at 32 pixels
-    grids = [shown[:, ::side, ::side].repeat_interleave(side, 1).repeat_interleave(side, 2)[:, :32, :32] for side in sides]
+    grids = [
+        shown[:, ::side, ::side].repeat_interleave(side, 1).repeat_interleave(side, 2)[:, :32, :32]
+        for side in sides
+    ]
     fits = torch.stack([(shown == grid).flatten(1).all(1) for grid in grids])
     assert fits.any(0).all()
     largest = (fits * torch.arange(1, 5)[:, None]).argmax(0)  # patches of 6 and 8 also are patches of 2
@@ -217,7 +237,10 @@ def test_the_loss_is_two_cross_entropies_and_the_weighted_distance_of_the_maps_o
         torch.testing.assert_close(terms[name], F.cross_entropy(logits, given_batch.labels))
         maps.append(
             torch.stack(
-                [(model.classifiers[number].weight[c][:, None, None] * f).sum(0) for c, f in zip(given_batch.labels, bound, strict=True)]
+                [
+                    (model.classifiers[number].weight[c][:, None, None] * f).sum(0)
+                    for c, f in zip(given_batch.labels, bound, strict=True)
+                ]
             )
         )
     torch.testing.assert_close(terms["fusion"], 7 / 196 * fusion_loss(*maps, "sum"))
@@ -237,7 +260,13 @@ def test_training_on_two_equal_views_is_the_test_with_twice_the_features():
 
 @pytest.mark.parametrize(
     ("settings", "factor"),
-    [({}, 2), ({"test_agg": "single"}, 1), ({"caam": False}, 1), ({"ssam": False}, 1), ({"caam": False, "ssam": False}, 1)],
+    [
+        ({}, 2),
+        ({"test_agg": "single"}, 1),
+        ({"caam": False}, 1),
+        ({"ssam": False}, 1),
+        ({"caam": False, "ssam": False}, 1),
+    ],
 )
 def test_at_test_the_convolution_gets_what_closed_gates_would_give_it(settings, factor):
     model, images = caam(gates=0.7, **settings), torch.randn(2, 3, 32, 32)
@@ -264,7 +293,9 @@ def test_the_mean_of_a_map_plus_the_bias_is_the_logit(branch, classifier):
     result = model.localize(images)
     maps = result.score_maps(torch.arange(CLASSES).expand(3, CLASSES))
     biases = [layer.bias for layer in model.classifiers][: 1 if branch == "x" else 2]
-    torch.testing.assert_close(maps.mean((2, 3)) + torch.stack(list(biases)).mean(0), result.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        maps.mean((2, 3)) + torch.stack(list(biases)).mean(0), result.logits, atol=1e-5, rtol=0
+    )
 
 
 def test_the_mean_of_both_branches_is_the_mean_of_their_maps_and_scores():
@@ -292,7 +323,11 @@ def test_each_part_can_be_left_out(settings, gone, terms):
     sum(losses.values()).backward()
     names = [name for name, _ in model.named_parameters()]
     assert gone is None or not any(name.startswith(gone) for name in names)
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
+    assert [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ] == []
 
 
 def test_layers_are_shared_by_the_views_or_separate():
@@ -312,7 +347,12 @@ def test_a_map_can_be_a_target_without_gradient(target, free):
 
 
 def test_the_convolution_that_binds_has_the_asked_kernel_width_and_activation():
-    assert [layer.weight.shape for layer in caam().modules() if isinstance(layer, torch.nn.Conv2d)][-1] == (16, 16, 3, 3)
+    assert [layer.weight.shape for layer in caam().modules() if isinstance(layer, torch.nn.Conv2d)][-1] == (
+        16,
+        16,
+        3,
+        3,
+    )
     model = caam(agg_kernel=1, agg_width=6, agg_relu=False)
     assert model.binds[0][0].weight.shape == (6, 16, 1, 1)
     features = torch.randn(2, 16, 4, 4)
@@ -344,7 +384,13 @@ def test_networks_with_a_choice_get_the_grid_of_14_and_resnet_a_smaller_batch():
 
 
 def test_a_network_of_timm_can_be_trained():
-    model = Caam.create(backbone="timm:resnet10t", num_classes=CLASSES, weights="none", settings={"agg_width": "8"}, image_size=32).train()
+    model = Caam.create(
+        backbone="timm:resnet10t",
+        num_classes=CLASSES,
+        weights="none",
+        settings={"agg_width": "8"},
+        image_size=32,
+    ).train()
     terms = model.loss(batch(2))
     assert all(torch.isfinite(term) for term in terms.values())
 

@@ -1,4 +1,5 @@
-"""Where-to-Look: what its own choices weigh. The fusion loss on any grid, the first gain of (9), the axis of (1)."""
+"""Where-to-Look: what its own choices weigh. The fusion loss on any grid, the first gain of (9), the axis of
+(1)."""
 
 from __future__ import annotations
 
@@ -10,13 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reference_models.localization import caam as module
-from reference_models.localization.caam import Caam, CaamConfig, ChannelAttention, channel_attention, fusion_loss
+from reference_models.localization.caam import (
+    Caam,
+    CaamConfig,
+    ChannelAttention,
+    channel_attention,
+    fusion_loss,
+)
 from tests.reference_models.conftest import toy_backbone, toy_batch
 
 
 @pytest.mark.parametrize(("side", "cells"), [(16, 16), (32, 64), (56, 196), (64, 256), (112, 784)])
 def test_a_distance_of_maps_weighs_the_same_on_every_grid(side, cells, monkeypatch):
-    """On 8 x 8 cells the mean alone would weigh 50 / 64 = 0.78, on the paper's 14 x 14 it is 50 / 196 = 0.26."""
+    """On 8 x 8 cells the mean alone would weigh 50 / 64 = 0.78, on the paper's 14 x 14 it is 50 / 196 =
+    0.26."""
     seen = []
     monkeypatch.setattr(module, "fusion_loss", lambda *maps: seen.append(maps) or fusion_loss(*maps))
     model, given_batch = Caam(toy_backbone(), 3, CaamConfig()), toy_batch(2, classes=3)
@@ -48,17 +56,22 @@ def test_the_sum_is_weighed_by_beta_alone(monkeypatch):
     ],
 )
 def test_the_convolution_starts_with_a_gain_of_1(settings):
-    """He's initial weights by fan-out had 2.2, or 4.5 with 256 channels: they were made for F and are given 2F."""
+    """He's initial weights by fan-out had 2.2, or 4.5 with 256 channels: they were made for F and are given
+    2F."""
     model = Caam.create(backbone="efficientnet_lite0", num_classes=4, weights="none", settings=settings)
     features = torch.randn(4, 1280, 8, 8).relu()
     for view, attended in enumerate(model.attended(features, features)):
         bound = model.bind(attended, view)[..., 1:-1, 1:-1]  # a cell at the border sees zeros
-        assert float(bound.detach().square().mean().sqrt() / features.square().mean().sqrt()) == pytest.approx(1, abs=0.05)
+        assert float(
+            bound.detach().square().mean().sqrt() / features.square().mean().sqrt()
+        ) == pytest.approx(1, abs=0.05)
 
 
 @given(st.integers(0, 99), st.sampled_from(["softmax_ET", "transpose"]))
 def test_by_columns_each_channel_is_a_weighted_mean_of_the_other_view_s(seed, q_tilde):
-    first, second = 3 * torch.randn(2, 2, 6, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    first, second = 3 * torch.randn(
+        2, 2, 6, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     product = first @ second.mT
     q = product.exp() / product.exp().sum(dim=1, keepdim=True)
     one, two = channel_attention(first, second, q_tilde, "column")
@@ -80,7 +93,9 @@ def test_by_rows_one_channel_can_collect_all_others_and_by_columns_it_cannot():
 
 
 def test_the_axis_is_a_setting_of_the_method():
-    model = Caam.create(backbone="tiny", num_classes=3, weights="none", settings={"q_axis": "column"}, image_size=32)
+    model = Caam.create(
+        backbone="tiny", num_classes=3, weights="none", settings={"q_axis": "column"}, image_size=32
+    )
     assert (model.config.q_axis, model.channel.axis, Caam.Config().q_axis) == ("column", "column", "row")
     assert "q_axis" not in CaamConfig.at_test
     gates = ChannelAttention("softmax_ET", "column"), ChannelAttention("softmax_ET")

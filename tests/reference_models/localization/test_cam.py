@@ -20,7 +20,9 @@ HEADS = ["conv", "conv1x1", "fc"]
 
 def cam(head: str) -> Cam:
     model = Cam(toy_backbone(), CLASSES, HeadConfig(head=head)).eval()
-    for parameter in model.parameters():  # not the near-zero weights of a fresh classifier, on which any identity holds
+    for (
+        parameter
+    ) in model.parameters():  # not the near-zero weights of a fresh classifier, on which any identity holds
         torch.nn.init.normal_(parameter, std=0.2)
     return model
 
@@ -54,7 +56,9 @@ def test_the_mean_of_a_fully_connected_map_plus_the_bias_is_the_logit():
     model = cam("fc")
     result = model.localize(torch.randn(4, 3, 32, 32))
     maps = result.score_maps(all_classes(4))
-    torch.testing.assert_close(maps.mean(dim=(2, 3)) + model.head.classifier.bias, result.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        maps.mean(dim=(2, 3)) + model.head.classifier.bias, result.logits, atol=1e-5, rtol=0
+    )
 
 
 def test_a_linear_layer_copied_into_a_1x1_convolution_gives_the_same_map_but_for_the_bias():
@@ -71,7 +75,9 @@ def test_a_linear_layer_copied_into_a_1x1_convolution_gives_the_same_map_but_for
     torch.testing.assert_close(maps + linear.classifier.bias[None, :, None, None], shifted, atol=1e-5, rtol=0)
     low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
     shifted_low, shifted_high = shifted.amin((2, 3), keepdim=True), shifted.amax((2, 3), keepdim=True)
-    torch.testing.assert_close((maps - low) / (high - low), (shifted - shifted_low) / (shifted_high - shifted_low), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        (maps - low) / (high - low), (shifted - shifted_low) / (shifted_high - shifted_low), atol=1e-5, rtol=0
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -89,7 +95,12 @@ def test_maps_of_several_classes_are_the_maps_of_each(head):
     asked = torch.tensor([[4, 0], [1, 1], [2, 3]])
     together = model.score_maps(images, asked)
     for column in range(2):
-        torch.testing.assert_close(model.score_maps(images, asked[:, column : column + 1])[:, 0], together[:, column], atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            model.score_maps(images, asked[:, column : column + 1])[:, 0],
+            together[:, column],
+            atol=1e-6,
+            rtol=0,
+        )
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -99,7 +110,12 @@ def test_a_batch_gives_what_its_images_give_alone(head):
     for number in range(3):
         alone = model.localize(images[number : number + 1])
         torch.testing.assert_close(alone.logits[0], together.logits[number], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(alone.score_maps(all_classes(1))[0], together.score_maps(all_classes(3))[number], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            alone.score_maps(all_classes(1))[0],
+            together.score_maps(all_classes(3))[number],
+            atol=1e-5,
+            rtol=1e-5,
+        )
 
 
 def test_the_fully_connected_map_of_two_known_channels_is_the_weighted_sum():
@@ -122,7 +138,11 @@ def test_the_loss_is_the_cross_entropy_of_the_logits_and_reaches_every_parameter
     expected = F.cross_entropy(model(given_batch.images).logits, given_batch.labels)
     torch.testing.assert_close(sum(terms.values()), expected)
     sum(terms.values()).backward()
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
+    assert [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ] == []
 
 
 def test_fresh_convolutions_are_xavier_uniform_without_bias_and_linear_layers_are_small():

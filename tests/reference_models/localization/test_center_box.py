@@ -56,7 +56,10 @@ def test_the_map_does_not_depend_on_the_image_or_the_class():
 
 @pytest.mark.parametrize(
     ("side", "message"),
-    [(side, rf"side of method 'center-box' is {side}.*; expected a number in \(0, 1\]") for side in ("0", "1.5", "-1", "nan")],
+    [
+        (side, rf"side of method 'center-box' is {side}.*; expected a number in \(0, 1\]")
+        for side in ("0", "1.5", "-1", "nan")
+    ],
 )
 def test_a_side_outside_the_image_is_refused(side, message):
     with pytest.raises(UsageError, match=message):

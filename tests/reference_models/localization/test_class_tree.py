@@ -69,7 +69,12 @@ def test_the_groups_of_200_classes_are_about_as_many_as_the_families_and_orders_
 
 @pytest.mark.parametrize(
     ("parents", "roots", "message"),
-    [((0, 1), (0,), "2 classes"), ((0, 2), (0, 0), "every number"), ((0, 1), (1, 1), "every number"), ((0, 0), (0, 1), "parent 0")],
+    [
+        ((0, 1), (0,), "2 classes"),
+        ((0, 2), (0, 0), "every number"),
+        ((0, 1), (1, 1), "every number"),
+        ((0, 0), (0, 1), "parent 0"),
+    ],
 )
 def test_indices_that_are_no_tree_are_refused(parents, roots, message):
     with pytest.raises(DataError, match=message):

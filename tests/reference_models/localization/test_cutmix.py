@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from reference_models.base.head_localizer import HeadConfig
 from reference_models.core.outputs import Batch
 from reference_models.localization.cam import Cam
-from reference_models.localization.cutmix import CutMix, CutMixConfig, clipped_box, draw_kept, mixed_cross_entropy
+from reference_models.localization.cutmix import (
+    CutMix,
+    CutMixConfig,
+    clipped_box,
+    draw_kept,
+    mixed_cross_entropy,
+)
 from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
 
@@ -45,7 +51,9 @@ def loss_and_images(model: CutMix, given: Batch) -> tuple[torch.Tensor, torch.Te
     ("kept", "centre", "size", "rows", "columns", "expected"),
     [(0.5, (1, 6), 8, (0, 3), (4, 8), 0.8125), (0.3, (10, 200), 224, (0, 103), (107, 224), 0.759825)],
 )
-def test_the_box_is_clipped_and_its_clipped_area_weights_the_labels(kept, centre, size, rows, columns, expected):
+def test_the_box_is_clipped_and_its_clipped_area_weights_the_labels(
+    kept, centre, size, rows, columns, expected
+):
     inside = box(kept, *centre, size, size)
     wanted = torch.zeros(size, size, dtype=torch.bool)
     wanted[rows[0] : rows[1], columns[0] : columns[1]] = True
@@ -63,7 +71,9 @@ def test_the_box_has_the_sides_of_the_definition_on_images_of_any_shape(kept, he
     inside = box(kept, row, column, height, width)
     for y in range(height):
         for x in range(width):
-            assert bool(inside[y, x]) == (row - half_height <= y < row + half_height and column - half_width <= x < column + half_width)
+            assert bool(inside[y, x]) == (
+                row - half_height <= y < row + half_height and column - half_width <= x < column + half_width
+            )
 
 
 @pytest.mark.parametrize("beta", [0.3, 1.0, 4.0])
@@ -92,7 +102,9 @@ def test_inside_the_box_is_another_image_outside_the_own(scope):
             continue
         rows, columns = (pasted.any(dim) for dim in (1, 0))
         assert torch.equal(pasted, rows[:, None] & columns[None, :])  # it is a box
-        sources = [other for other in range(6) if torch.equal(shown[number, :, pasted], before[other, :, pasted])]
+        sources = [
+            other for other in range(6) if torch.equal(shown[number, :, pasted], before[other, :, pasted])
+        ]
         assert len(sources) == 1
         others[number], kept[number] = sources[0], 1 - pasted.float().mean()
     assert kept.min() < 1
@@ -132,7 +144,9 @@ def test_unmixed_batches_are_those_of_cam_and_are_as_frequent_as_prob_says():
     assert torch.equal(shown, given_batch.images)
     torch.testing.assert_close(loss, F.cross_entropy(model(shown).logits, given_batch.labels))
     half, always = cutmix(prob=0.5, box_scope="sample"), cutmix(box_scope="sample")
-    mixed, possible = (model.draw_box(batch(2000)).flatten(1).any(1).float().mean() for model in (half, always))
+    mixed, possible = (
+        model.draw_box(batch(2000)).flatten(1).any(1).float().mean() for model in (half, always)
+    )
     assert possible > 0.9
     assert abs(float(mixed / possible) - 0.5) < 0.06
     alone = cutmix(prob=0.5)
@@ -155,7 +169,10 @@ def test_nothing_is_pasted_at_test():
     assert torch.equal(model.score_maps(images, asked), cam.score_maps(images, asked))
 
 
-@pytest.mark.parametrize(("setting", "message"), [({"beta": 0.0}, "beta of method 'cutmix' is 0"), ({"prob": 1.2}, "prob of method")])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [({"beta": 0.0}, "beta of method 'cutmix' is 0"), ({"prob": 1.2}, "prob of method")],
+)
 def test_impossible_settings_are_refused(setting, message):
     with pytest.raises(UsageError, match=message):
         cutmix(**setting)

@@ -12,7 +12,14 @@ from reference_models.base.head_localizer import HeadConfig
 from reference_models.core.config import from_json, parse_settings, to_json
 from reference_models.core.outputs import Batch
 from reference_models.localization.cam import Cam
-from reference_models.localization.danet.method import Danet, DanetConfig, cosine_loss, maps_of_class, of_rank, upsampled
+from reference_models.localization.danet.method import (
+    Danet,
+    DanetConfig,
+    cosine_loss,
+    maps_of_class,
+    of_rank,
+    upsampled,
+)
 from reference_models.training.checkpoint import save_checkpoint
 from tests.reference_models.conftest import toy_backbone
 from wsolbench.exceptions import DataError, UsageError
@@ -24,7 +31,11 @@ ROOTS = (0, 0, 0, 0, 1, 1)
 
 def model(**changes) -> Danet:
     """A model on a tree of 6 classes, 3 families and 2 orders; with scores that are not small."""
-    network = Danet(toy_backbone(), CLASSES, DanetConfig(**{"parents": PARENTS, "roots": ROOTS, "maps_per_class": 4, **changes})).eval()
+    network = Danet(
+        toy_backbone(),
+        CLASSES,
+        DanetConfig(**{"parents": PARENTS, "roots": ROOTS, "maps_per_class": 4, **changes}),
+    ).eval()
     for parameter in network.levels.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return network
@@ -46,7 +57,7 @@ def every_class(count: int) -> torch.Tensor:
     return torch.arange(CLASSES).expand(count, CLASSES)
 
 
-# --- (1) ------------------------------------------------------------------------------------------------------------------
+# --- (1) ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("absolute", ["sum", "pairs"])
@@ -64,7 +75,9 @@ def test_maps_without_common_support_have_no_cosine_loss_and_equal_ones_have_1(a
 
 
 def test_the_absolute_value_of_the_sum_lets_cosines_cancel():
-    maps = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, 1]]).reshape(1, 4, 1, 2)  # cosines -1 and 1, four of 0
+    maps = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, 1]]).reshape(
+        1, 4, 1, 2
+    )  # cosines -1 and 1, four of 0
     assert cosine_loss(maps, "sum") == 0
     torch.testing.assert_close(cosine_loss(maps, "pairs"), torch.tensor(2 / 6))
 
@@ -79,7 +92,9 @@ def test_the_cosine_loss_does_not_depend_on_the_size_of_a_map(scales, seed):
 
 def test_the_mean_over_images_is_that_of_each_alone():
     maps = torch.randn(3, 4, 5, 5)
-    torch.testing.assert_close(cosine_loss(maps, "sum"), torch.stack([cosine_loss(one[None], "sum") for one in maps]).mean())
+    torch.testing.assert_close(
+        cosine_loss(maps, "sum"), torch.stack([cosine_loss(one[None], "sum") for one in maps]).mean()
+    )
 
 
 def test_a_map_of_zeros_has_no_gradient_and_one_map_has_no_loss():
@@ -93,7 +108,7 @@ def test_a_map_of_zeros_has_no_gradient_and_one_map_has_no_loss():
     assert cosine_loss(maps[:, :1], "sum") == 0
 
 
-# --- levels and maps ----------------------------------------------------------------------------------------------------------
+# --- levels and maps ----------------------------------------------------------------------------------------
 
 
 def test_channels_of_a_class_are_its_maps_and_their_mean_over_maps_and_pixels_is_its_logit():
@@ -120,9 +135,13 @@ def test_the_map_is_the_sum_of_the_positive_maps_of_the_class_and_its_ancestors(
     maps = result.score_maps(every_class(2))
     for label in range(CLASSES):
         expected = torch.zeros(2, 16, 16)
-        for level, stage, index in zip(network.levels, result.stages.values(), (ROOTS[label], PARENTS[label], label), strict=True):
+        for level, stage, index in zip(
+            network.levels, result.stages.values(), (ROOTS[label], PARENTS[label], label), strict=True
+        ):
             raw = level.classifier(level.trunk(stage))[:, index * 4 : index * 4 + 4].clamp(min=0).mean(dim=1)
-            expected += F.interpolate(raw[:, None], size=(16, 16), mode="bilinear", align_corners=True)[:, 0].detach()
+            expected += F.interpolate(raw[:, None], size=(16, 16), mode="bilinear", align_corners=True)[
+                :, 0
+            ].detach()
         torch.testing.assert_close(maps[:, label], expected)
     assert maps.min() >= 0
 
@@ -158,15 +177,26 @@ def test_in_the_official_variant_the_family_and_order_of_every_class_are_the_bes
         other.load_state_dict(tree.state_dict())
     images = torch.randn(3, 3, 32, 32)
     result = released.localize(images)
-    scores = [level(stage).logits.reshape(3, -1, 4).mean(2) for level, stage in zip(tree.levels, result.stages.values(), strict=True)]
+    scores = [
+        level(stage).logits.reshape(3, -1, 4).mean(2)
+        for level, stage in zip(tree.levels, result.stages.values(), strict=True)
+    ]
     maps = result.score_maps(every_class(3))
     for image in range(3):
         root, parent = int(scores[0][image].argmax()), int(scores[1][image].argmax())
         for label in range(CLASSES):
             expected = torch.zeros(16, 16)
-            for level, stage, index in zip(tree.levels, result.stages.values(), (root, parent, label), strict=True):
-                raw = level.classifier(level.trunk(stage[image : image + 1]))[:, index * 4 : index * 4 + 4].clamp(min=0).mean(dim=1)
-                expected += F.interpolate(raw[:, None], size=(16, 16), mode="bilinear", align_corners=True)[0, 0].detach()
+            for level, stage, index in zip(
+                tree.levels, result.stages.values(), (root, parent, label), strict=True
+            ):
+                raw = (
+                    level.classifier(level.trunk(stage[image : image + 1]))[:, index * 4 : index * 4 + 4]
+                    .clamp(min=0)
+                    .mean(dim=1)
+                )
+                expected += F.interpolate(raw[:, None], size=(16, 16), mode="bilinear", align_corners=True)[
+                    0, 0
+                ].detach()
             torch.testing.assert_close(maps[image, label], expected, atol=1e-5, rtol=1e-5)
     best = result.logits.argmax(dim=1, keepdim=True)
     torch.testing.assert_close(own.score_maps(images, best), released.score_maps(images, best))
@@ -179,7 +209,10 @@ def test_the_map_by_rank_is_that_of_the_tree_with_other_ancestors():
     images = torch.randn(4, 3, 32, 32)
     result = rank.localize(images)
     best = result.logits.argmax(dim=1, keepdim=True)
-    scores = [level(stage).logits.reshape(4, -1, 4).mean(2) for level, stage in zip(rank.levels, result.stages.values(), strict=True)]
+    scores = [
+        level(stage).logits.reshape(4, -1, 4).mean(2)
+        for level, stage in zip(rank.levels, result.stages.values(), strict=True)
+    ]
     by_hand = sum(
         upsampled(maps_of_class(level(stage), score.argmax(1, keepdim=True), 4).relu().mean(2), (16, 16))
         for level, stage, score in zip(rank.levels, result.stages.values(), scores, strict=True)
@@ -188,7 +221,9 @@ def test_the_map_by_rank_is_that_of_the_tree_with_other_ancestors():
 
 
 def test_one_level_with_one_map_is_cam():
-    one = Danet(toy_backbone(), CLASSES, DanetConfig(hierarchy="none", maps_per_class=1, cosine_weight=0.0)).eval()
+    one = Danet(
+        toy_backbone(), CLASSES, DanetConfig(hierarchy="none", maps_per_class=1, cosine_weight=0.0)
+    ).eval()
     cam = Cam(toy_backbone(), CLASSES, HeadConfig()).eval()
     for parameter in cam.head.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -202,7 +237,7 @@ def test_one_level_with_one_map_is_cam():
     torch.testing.assert_close(sum(terms.values()), 0.5 * cam.loss(given_batch)["cross_entropy"])
 
 
-# --- (2) ------------------------------------------------------------------------------------------------------------------
+# --- (2) ----------------------------------------------------------------------------------------------------
 
 
 def test_the_loss_has_half_the_cross_entropy_of_each_level_on_its_own_labels():
@@ -210,7 +245,11 @@ def test_the_loss_has_half_the_cross_entropy_of_each_level_on_its_own_labels():
     stages = network(given_batch.images).stages
     terms = network.loss(given_batch)
     for name, level, stage, truth in zip(
-        ("root", "parent", "cross_entropy"), network.levels, stages.values(), (ROOTS, PARENTS, range(6)), strict=True
+        ("root", "parent", "cross_entropy"),
+        network.levels,
+        stages.values(),
+        (ROOTS, PARENTS, range(6)),
+        strict=True,
     ):
         logits = level(stage).logits.reshape(5, -1, 4).mean(dim=2)
         expected = 0.5 * F.cross_entropy(logits, torch.tensor([truth[label] for label in given_batch.labels]))
@@ -222,10 +261,14 @@ def test_the_cosine_term_is_that_of_all_own_maps_when_all_are_drawn():
     assert network.samples == 12
     result = network(given_batch.images)
     rows = []
-    for level, stage, truth in zip(network.levels, result.stages.values(), (ROOTS, PARENTS, range(6)), strict=True):
+    for level, stage, truth in zip(
+        network.levels, result.stages.values(), (ROOTS, PARENTS, range(6)), strict=True
+    ):
         own = torch.tensor([[truth[label]] for label in given_batch.labels])
         rows.append(upsampled(maps_of_class(level(stage), own, 4)[:, 0], (16, 16)))
-    torch.testing.assert_close(network.loss(given_batch)["cosine"], 0.2 * cosine_loss(torch.cat(rows, dim=1), "sum"))
+    torch.testing.assert_close(
+        network.loss(given_batch)["cosine"], 0.2 * cosine_loss(torch.cat(rows, dim=1), "sum")
+    )
 
 
 def test_the_number_of_drawn_maps_is_as_published_and_the_generator_draws_them():
@@ -241,13 +284,21 @@ def test_the_number_of_drawn_maps_is_as_published_and_the_generator_draws_them()
 
 def test_one_draw_of_maps_is_for_all_images_of_a_batch():
     network, given_batch = model(cosine_weight=1.0), batch()
-    for each in ("images", "labels"):  # equal images have equal cosine losses, whichever maps are drawn for the batch
+    for each in (
+        "images",
+        "labels",
+    ):  # equal images have equal cosine losses, whichever maps are drawn for the batch
         object.__setattr__(given_batch, each, getattr(given_batch, each)[:1].repeat_interleave(5, dim=0))
     seen = []
     for seed in range(6):
         five = Batch(**{**vars(given_batch), "generator": torch.Generator().manual_seed(seed)})
         one = Batch(
-            **{**vars(five), "images": five.images[:1], "labels": five.labels[:1], "generator": torch.Generator().manual_seed(seed)}
+            **{
+                **vars(five),
+                "images": five.images[:1],
+                "labels": five.labels[:1],
+                "generator": torch.Generator().manual_seed(seed),
+            }
         )
         seen.append(network.loss(five)["cosine"].item())
         assert seen[-1] == pytest.approx(network.loss(one)["cosine"].item(), rel=1e-5)
@@ -260,13 +311,18 @@ def test_mixed_precision_keeps_the_losses_in_float32():
     assert all(term.dtype == torch.float32 and term.isfinite() for term in terms.values())
 
 
-# --- the tree and the settings ---------------------------------------------------------------------------------------------------
+# --- the tree and the settings ------------------------------------------------------------------------------
 
 
 def test_a_tree_from_a_file_is_in_the_settings_and_in_the_checkpoint(tmp_path):
     path = tmp_path / "tree.csv"
-    path.write_text("label,parent,root\n" + "".join(f"{label},p{PARENTS[label]},r{ROOTS[label]}\n" for label in range(CLASSES)))
-    network = Danet.create(backbone="tiny", num_classes=CLASSES, weights="none", settings={"hierarchy": str(path)}, image_size=32)
+    path.write_text(
+        "label,parent,root\n"
+        + "".join(f"{label},p{PARENTS[label]},r{ROOTS[label]}\n" for label in range(CLASSES))
+    )
+    network = Danet.create(
+        backbone="tiny", num_classes=CLASSES, weights="none", settings={"hierarchy": str(path)}, image_size=32
+    )
     assert (network.config.parents, network.config.roots) == (PARENTS, ROOTS)
     assert network.lookup.tolist() == [list(ROOTS), list(PARENTS), list(range(CLASSES))]
     save_checkpoint(tmp_path / "x.safetensors", network, {})
@@ -281,21 +337,34 @@ def test_the_ancestor_of_an_ancestor_is_the_ancestor():
     for network in (model(), model(parents=(), roots=()), model(parents=(), roots=(), group=2)):
         root, parent, own = network.lookup.tolist()
         assert own == list(range(CLASSES))
-        assert all(len({root[label] for label in own if parent[label] == family}) == 1 for family in set(parent))
+        assert all(
+            len({root[label] for label in own if parent[label] == family}) == 1 for family in set(parent)
+        )
 
 
 def test_the_published_widths_and_numbers_of_maps_are_the_defaults():
     vgg = Danet.create(backbone="vgg16", num_classes=CLASSES, weights="none", settings={}, image_size=32)
     assert vgg.places == ["pool3", "pool4", "relu5_3"]
-    assert [(level.trunk[1].in_channels, level.trunk[1].out_channels) for level in vgg.levels] == [(256, 512), (512, 1024), (512, 1024)]
+    assert [(level.trunk[1].in_channels, level.trunk[1].out_channels) for level in vgg.levels] == [
+        (256, 512),
+        (512, 1024),
+        (512, 1024),
+    ]
     assert vgg.per_class == 8
     assert Danet.grid_for("inception_v3", DanetConfig(grid="stock")) == "stock"
-    inception = Danet.create(backbone="inception_v3", num_classes=CLASSES, weights="none", settings={}, image_size=224)
+    inception = Danet.create(
+        backbone="inception_v3", num_classes=CLASSES, weights="none", settings={}, image_size=224
+    )
     assert inception.places == ["pool2", "Mixed_5d", "Mixed_6e"]
-    assert (inception.backbone.grid, inception.backbone.steps["Conv2d_1a_3x3"].conv.padding) == ("padded", (1, 1))
-    assert {tuple(step.conv.padding) for name, step in inception.backbone.steps.items() if name in ("Conv2d_2a_3x3", "Conv2d_4a_3x3")} == {
-        (0, 0)
-    }
+    assert (inception.backbone.grid, inception.backbone.steps["Conv2d_1a_3x3"].conv.padding) == (
+        "padded",
+        (1, 1),
+    )
+    assert {
+        tuple(step.conv.padding)
+        for name, step in inception.backbone.steps.items()
+        if name in ("Conv2d_2a_3x3", "Conv2d_4a_3x3")
+    } == {(0, 0)}
     assert [(level.trunk[1].in_channels, level.trunk[1].out_channels) for level in inception.levels] == [
         (192, 256),
         (288, 384),
@@ -311,12 +380,17 @@ def test_the_official_variant_adds_the_best_ones():
 
 @pytest.mark.parametrize("ancestors", ["best", "rank"])
 def test_a_trained_model_can_have_other_ancestors(tmp_path, ancestors):
-    network, images = Danet.create(backbone="tiny", num_classes=12, weights="none", settings={}, image_size=32), torch.randn(2, 3, 32, 32)
+    network, images = (
+        Danet.create(backbone="tiny", num_classes=12, weights="none", settings={}, image_size=32),
+        torch.randn(2, 3, 32, 32),
+    )
     for parameter in network.levels.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     path = tmp_path / "last.safetensors"
     save_checkpoint(path, network, {})
-    tree, other = (Danet.load(path, device="cpu", settings=settings) for settings in ({}, {"ancestors": ancestors}))
+    tree, other = (
+        Danet.load(path, device="cpu", settings=settings) for settings in ({}, {"ancestors": ancestors})
+    )
     assert (tree.config.ancestors, other.config.ancestors) == ("tree", ancestors)
     asked = torch.arange(12).expand(2, 12)
     assert not torch.equal(tree.score_maps(images, asked), other.score_maps(images, asked))
@@ -326,7 +400,13 @@ def test_a_trained_model_can_have_other_ancestors(tmp_path, ancestors):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"maps_per_class": -1}, {"widths": (3, 4)}, {"widths": (0, 4, 4)}, {"sample": 0.0}, {"group": 0, "parents": (), "roots": ()}],
+    [
+        {"maps_per_class": -1},
+        {"widths": (3, 4)},
+        {"widths": (0, 4, 4)},
+        {"sample": 0.0},
+        {"group": 0, "parents": (), "roots": ()},
+    ],
 )
 def test_impossible_settings_are_refused(changes):
     with pytest.raises(UsageError, match=next(iter(changes))):

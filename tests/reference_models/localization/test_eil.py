@@ -59,9 +59,15 @@ def test_above_one_both_streams_are_the_same():
         torch.testing.assert_close(terms[f"erased_{point}"], terms["cross_entropy"])
 
 
-@pytest.mark.parametrize(("points", "steps"), [((4,), ["two"]), ((5,), ["three"]), ((4, 5), ["two", "three"]), ((5, 3), ["one", "three"])])
+@pytest.mark.parametrize(
+    ("points", "steps"),
+    [((4,), ["two"]), ((5,), ["three"]), ((4, 5), ["two", "three"]), ((5, 3), ["one", "three"])],
+)
 def test_each_stream_forks_off_the_one_without_erasing_and_goes_through_the_same_layers(points, steps):
-    model, given_batch = eil(points=points, sigma=0.5), batch()  # in eval mode streams do not meet in batch norm
+    model, given_batch = (
+        eil(points=points, sigma=0.5),
+        batch(),
+    )  # in eval mode streams do not meet in batch norm
     terms = model.loss(given_batch)
     whole = model(given_batch.images)
     torch.testing.assert_close(terms.pop("cross_entropy"), F.cross_entropy(whole.logits, given_batch.labels))
@@ -130,7 +136,9 @@ def test_on_vgg_the_head_is_that_of_cam():
 
 
 def test_variants_differ_in_the_documented_settings_only():
-    one, several = (parse_settings(EilConfig, {"variant": variant}, what="method 'eil'") for variant in ("eil", "meil"))
+    one, several = (
+        parse_settings(EilConfig, {"variant": variant}, what="method 'eil'") for variant in ("eil", "meil")
+    )
     assert one == EilConfig()
     assert several == EilConfig(variant="meil", points=(4, 5))
 
@@ -166,6 +174,8 @@ def test_a_network_of_timm_can_be_erased_in_front_of_the_head_only():
     model = Eil(backbone, CLASSES, EilConfig(points=(5,)))
     images = torch.randn(2, 3, 64, 64)
     labels = torch.tensor([0, 1])
-    given_batch = Batch(images=images, labels=labels, indices=labels, epoch=0, epochs=1, step=0, generator=torch.Generator())
+    given_batch = Batch(
+        images=images, labels=labels, indices=labels, epoch=0, epochs=1, step=0, generator=torch.Generator()
+    )
     assert set(model.train().loss(given_batch)) == {"cross_entropy", "erased_5"}
     assert model.eval().score_maps(images, labels[:, None]).shape == (2, 1, 4, 4)

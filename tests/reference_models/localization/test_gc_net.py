@@ -51,7 +51,7 @@ def detecting(**settings) -> GcNet:
     return network
 
 
-# --- the losses -----------------------------------------------------------------------------------------------------------
+# --- the losses ---------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.floats(-20, 20), min_size=2, max_size=8))
@@ -82,7 +82,10 @@ def test_the_terms_are_those_of_the_equations():
     network.on_epoch(9, 10)
     u = network.numbers(given_batch.images)
     mask = network.masks(u, (32, 32))[:, None]
-    inside, outside = network.classify(given_batch.images * mask), network.classify(given_batch.images * (1 - mask))
+    inside, outside = (
+        network.classify(given_batch.images * mask),
+        network.classify(given_batch.images * (1 - mask)),
+    )
     shares = outside.softmax(dim=1)
     terms = network.loss(given_batch)
     torch.testing.assert_close(terms["object"], F.cross_entropy(inside, given_batch.labels))
@@ -92,7 +95,12 @@ def test_the_terms_are_those_of_the_equations():
 
 def test_by_default_the_shape_is_an_ellipse_drawn_by_the_formula():
     config = GcNetConfig()
-    assert (config.shape, config.generator, config.generator_steps, config.generator_batch) == ("ellipse", "math", 120_000, 128)
+    assert (config.shape, config.generator, config.generator_steps, config.generator_batch) == (
+        "ellipse",
+        "math",
+        120_000,
+        128,
+    )
     assert float(GcNet(toy_backbone(), CLASSES, config).sharpness.detach()) == 10
 
 
@@ -103,7 +111,7 @@ def test_the_weight_of_the_area_depends_on_the_generator_and_can_be_nothing():
     assert "area" not in detecting(area_weight=0.0).loss(batch())
 
 
-# --- which part learns when ---------------------------------------------------------------------------------------------------
+# --- which part learns when ---------------------------------------------------------------------------------
 
 
 def moved(network: GcNet, given_batch: Batch) -> set[str]:
@@ -132,7 +140,12 @@ def test_the_frozen_classifier_is_in_the_mode_of_the_setting():
     assert detecting().detector.training
     official = detecting(frozen_eval=False)
     assert official.backbone.training
-    assert moved(official, batch()) == {"backbone", "detector", "regressor", "sharpness"}  # the statistics of batch norm
+    assert moved(official, batch()) == {
+        "backbone",
+        "detector",
+        "regressor",
+        "sharpness",
+    }  # the statistics of batch norm
     weights = dict(official.backbone.named_parameters())
     assert not any(parameter.requires_grad for parameter in weights.values())
 
@@ -142,7 +155,11 @@ def test_every_parameter_of_the_detector_gets_a_gradient():
     sum(network.loss(batch()).values()).backward()
     learning = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     assert {name.partition(".")[0] for name in learning} == {"detector", "regressor", "sharpness"}
-    assert [name for name, parameter in network.named_parameters() if name in learning and not parameter.grad.any()] == []
+    assert [
+        name
+        for name, parameter in network.named_parameters()
+        if name in learning and not parameter.grad.any()
+    ] == []
 
 
 @pytest.mark.parametrize(("epochs", "start"), [(1, 0), (2, 1), (3, 1), (10, 3), (45, 15)])
@@ -167,7 +184,11 @@ def test_a_classifier_can_come_from_a_checkpoint(tmp_path):
     path = tmp_path / "cam.safetensors"
     save_checkpoint(path, cam, {})
     network = GcNet.create(
-        backbone="tiny", num_classes=CLASSES, weights="none", settings={**settings, "classifier": str(path)}, image_size=32
+        backbone="tiny",
+        num_classes=CLASSES,
+        weights="none",
+        settings={**settings, "classifier": str(path)},
+        image_size=32,
     )
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(network.localize(images).logits, cam.localize(images).logits)
@@ -175,12 +196,19 @@ def test_a_classifier_can_come_from_a_checkpoint(tmp_path):
     assert len(network.config.classifier_sha256) == 64
     assert not torch.equal(next(network.detector.parameters()), next(network.backbone.parameters()))
     with pytest.raises(DataError, match="the classifier of gc-net, head"):
-        GcNet.create(backbone="tiny", num_classes=CLASSES, weights="none", settings={"classifier": str(path)}, image_size=32)
+        GcNet.create(
+            backbone="tiny",
+            num_classes=CLASSES,
+            weights="none",
+            settings={"classifier": str(path)},
+            image_size=32,
+        )
     save_checkpoint(tmp_path / "gc.safetensors", network, {})
     path.unlink()
     loaded = GcNet.load(tmp_path / "gc.safetensors", device="cpu")
     assert torch.equal(
-        loaded.score_maps(images, torch.zeros(2, 1, dtype=torch.int64)), network.score_maps(images, torch.zeros(2, 1).long())
+        loaded.score_maps(images, torch.zeros(2, 1, dtype=torch.int64)),
+        network.score_maps(images, torch.zeros(2, 1).long()),
     )
     with pytest.raises(UsageError, match="no file"):
         GcNetConfig(classifier=str(path))
@@ -213,7 +241,7 @@ def test_a_run_trains_both_parts_and_going_on_gives_the_same_weights(tmp_path, m
     assert {"cross_entropy", "object", "background", "area"} <= set(log[0].split(","))
 
 
-# --- rates ------------------------------------------------------------------------------------------------------------------------
+# --- rates --------------------------------------------------------------------------------------------------
 
 
 def test_the_detector_s_rate_falls_after_two_thirds_of_its_epochs():
@@ -226,9 +254,9 @@ def test_the_detector_s_rate_falls_after_two_thirds_of_its_epochs():
         released.append(rate)
         rate *= (30 - epoch) / 10 if epoch > 20 else 1
     assert released[20:24] == pytest.approx([1, 1, 0.9, 0.9 * 0.8])
-    assert [decay_factor((epoch + part) / 30, 30, "compounding") for epoch in range(30) for part in (0, 0.99)] == pytest.approx(
-        [factor for factor in released for _ in range(2)]
-    )
+    assert [
+        decay_factor((epoch + part) / 30, 30, "compounding") for epoch in range(30) for part in (0, 0.99)
+    ] == pytest.approx([factor for factor in released for _ in range(2)])
     rates = [decay_factor((epoch + 0.5) / 30, 30, "compounding") for epoch in range(30)]
     assert rates == sorted(rates, reverse=True)
     assert min(rates) >= 0
@@ -238,11 +266,17 @@ def test_each_part_of_the_run_has_the_whole_schedule():
     network = model()
     own = GcNet.recipe_for("vgg16", 200, {})
     assert (own.optimizer, own.lr, own.epochs) == ("adam", 1e-4, 45)
-    assert [network.lr_factor(own, epoch / 45) for epoch in (0, 9, 15, 30, 35)] == pytest.approx([1, 1, 1, 1, 1])
+    assert [network.lr_factor(own, epoch / 45) for epoch in (0, 9, 15, 30, 35)] == pytest.approx(
+        [1, 1, 1, 1, 1]
+    )
     assert network.lr_factor(own, 12.5 / 45) == pytest.approx(0.5)
     assert network.lr_factor(own, 40 / 45) == pytest.approx(0.5)
     tiny = GcNet.recipe_for("tiny", 12, {})
-    assert network.lr_factor(tiny, 0.0) == network.lr_factor(tiny, network.detector_start(tiny.epochs) / tiny.epochs) == 0
+    assert (
+        network.lr_factor(tiny, 0.0)
+        == network.lr_factor(tiny, network.detector_start(tiny.epochs) / tiny.epochs)
+        == 0
+    )
     assert GcNet.recipe_name("timm:x", 12) == "finetune"
 
 
@@ -255,7 +289,13 @@ def test_the_detector_s_backbone_learns_at_the_rate_of_pretrained_layers():
     for group in network.parameter_groups(GcNet.recipe_for("vgg16", 200, {})):
         for parameter in group["params"]:
             factors.setdefault(names[id(parameter)].partition(".")[0], set()).add(group["factor"])
-    assert factors == {"backbone": {1, 2}, "detector": {1, 2}, "head": {1, 2}, "regressor": {1, 2, 10, 20}, "sharpness": {10}}
+    assert factors == {
+        "backbone": {1, 2},
+        "detector": {1, 2},
+        "head": {1, 2},
+        "regressor": {1, 2, 10, 20},
+        "sharpness": {10},
+    }
 
 
 def test_of_the_regressor_only_the_last_layer_learns_faster_in_the_released_recipe_and_all_of_it_in_others():
@@ -268,12 +308,14 @@ def test_of_the_regressor_only_the_last_layer_learns_faster_in_the_released_reci
         "regressor.layers.4.weight",
         "regressor.layers.4.bias",
     ]
-    others = [name for name in names if network.is_new(name, GcNet.recipe_for("vgg16", 200, {"recipe": "spa_cub"}))]
+    others = [
+        name for name in names if network.is_new(name, GcNet.recipe_for("vgg16", 200, {"recipe": "spa_cub"}))
+    ]
     assert {name.partition(".")[0] for name in others} == {"sharpness", "regressor", "head"}
     assert {"regressor.layers.2.weight", "regressor.layers.4.weight"} <= set(others)
 
 
-# --- what it finds ------------------------------------------------------------------------------------------------------------------
+# --- what it finds ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", ["ellipse", "rect", "rot_rect"])
@@ -292,7 +334,9 @@ def test_the_map_is_one_mask_for_all_classes_whose_half_level_is_the_box(shape):
         found = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
         assert (found - box).abs().max() <= 4  # narrow corners lie between the centres of pixels
     areas = (boxes[:, 0, 2:] - boxes[:, 0, :2]).prod(dim=1)
-    torch.testing.assert_close(result.own_maps["union"].sum((1, 2)), areas, atol=1e-2, rtol=1e-4)  # the box itself, as a map
+    torch.testing.assert_close(
+        result.own_maps["union"].sum((1, 2)), areas, atol=1e-2, rtol=1e-4
+    )  # the box itself, as a map
 
 
 def test_there_is_nothing_for_a_post_process():
@@ -347,7 +391,14 @@ def test_the_official_variant_is_what_the_released_code_does():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"sharpness": 0.0}, {"generator_steps": 0}, {"pool": -1}, {"classifier_part": 0.0}, {"classifier_part": 1.0}, {"area_weight": -1.0}],
+    [
+        {"sharpness": 0.0},
+        {"generator_steps": 0},
+        {"pool": -1},
+        {"classifier_part": 0.0},
+        {"classifier_part": 1.0},
+        {"area_weight": -1.0},
+    ],
 )
 def test_impossible_settings_are_refused(changes):
     with pytest.raises(UsageError, match=next(iter(changes))):

@@ -1,4 +1,5 @@
-"""Hide-and-Seek: CAM that is trained on images with hidden patches. The patches themselves: test_hide_patches.py."""
+"""Hide-and-Seek: CAM that is trained on images with hidden patches. The patches themselves:
+test_hide_patches.py."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ def test_sides_are_scaled_to_the_size_of_the_image():
     _, shown = loss_and_images(has(patch=(56,)), batch(16))  # 56 of 224 is 8 of 32
     hidden = (shown == 0).all(1)
     assert torch.equal(hidden, hidden[:, ::8, ::8].repeat_interleave(8, 1).repeat_interleave(8, 2))
-    changes = [column for column in range(1, 32) if not torch.equal(hidden[:, :, column], hidden[:, :, column - 1])]
+    changes = [
+        column for column in range(1, 32) if not torch.equal(hidden[:, :, column], hidden[:, :, column - 1])
+    ]
     assert changes == [8, 16, 24]
 
 
@@ -91,7 +94,9 @@ def test_by_default_half_of_the_patches_of_32_pixels_are_hidden_by_the_mean_colo
 
 
 def test_settings_are_read_from_text_and_impossible_ones_refused():
-    config = parse_settings(HasConfig, {"patch": "0,16,32,44,56", "p": "0.25", "head": "fc"}, what="method 'has'")
+    config = parse_settings(
+        HasConfig, {"patch": "0,16,32,44,56", "p": "0.25", "head": "fc"}, what="method 'has'"
+    )
     assert (config.patch, config.p, config.head) == ((0, 16, 32, 44, 56), 0.25, "fc")
     with pytest.raises(UsageError, match="p of method 'has' is -1"):
         has(p=-1.0)

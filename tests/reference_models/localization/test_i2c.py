@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from reference_models.core.config import parse_settings
 from reference_models.core.outputs import Batch
 from reference_models.localization import i2c
-from reference_models.localization.i2c import I2C, I2cConfig, local_distance, mean_of, object_seeds, update_rate, vectors_at
+from reference_models.localization.i2c import (
+    I2C,
+    I2cConfig,
+    local_distance,
+    mean_of,
+    object_seeds,
+    update_rate,
+    vectors_at,
+)
 from tests.reference_models.conftest import toy_backbone
 from wsolbench.exceptions import UsageError
 
@@ -51,7 +59,7 @@ def centres_of(network: I2C, given_batch: Batch) -> torch.Tensor:
     return torch.stack(rows).reshape(-1, 2, features.shape[1]).mean(dim=1)
 
 
-# --- which pixels ---------------------------------------------------------------------------------------------------------
+# --- which pixels -------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=30)
@@ -83,9 +91,13 @@ def test_first_seeds_are_those_in_raster_order_and_random_ones_are_all_over_the_
     object_pixels = [row * 8 + column for row in range(2, 6) for column in range(3, 7)]
     assert object_seeds(maps, 3, 0.7, None).tolist() == [object_pixels[:3]]
     generator = torch.Generator().manual_seed(0)
-    counts = np.bincount(torch.cat([object_seeds(maps, 3, 0.7, generator) for _ in range(800)]).flatten().numpy(), minlength=64)
+    counts = np.bincount(
+        torch.cat([object_seeds(maps, 3, 0.7, generator) for _ in range(800)]).flatten().numpy(), minlength=64
+    )
     assert counts.sum() == counts[object_pixels].sum() == 2400
-    assert abs(counts[object_pixels] - 150).max() < 60  # each has a share of 1/16; five standard deviations are 56
+    assert (
+        abs(counts[object_pixels] - 150).max() < 60
+    )  # each has a share of 1/16; five standard deviations are 56
 
 
 def test_a_map_without_an_object_and_more_seeds_than_pixels_are_no_error():
@@ -102,7 +114,7 @@ def test_vectors_are_the_columns_of_the_features_by_pair():
     assert vectors_at(features[:3], torch.tensor([[0], [5], [2]])).shape[0] == 1
 
 
-# --- the two losses ---------------------------------------------------------------------------------------------------------
+# --- the two losses -----------------------------------------------------------------------------------------
 
 
 def test_the_local_distance_of_known_vectors():
@@ -115,7 +127,9 @@ def test_a_pair_of_equal_images_has_no_local_distance_and_finite_gradients():
     terms = network.loss(batch([1, 1], image.repeat(2, 1, 1, 1)))
     assert terms["local"] == 0
     sum(terms.values()).backward()
-    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in network.parameters())
+    assert all(
+        parameter.grad is None or parameter.grad.isfinite().all() for parameter in network.parameters()
+    )
 
 
 def test_the_local_term_is_the_weighted_mean_distance_of_the_pairs():
@@ -136,7 +150,9 @@ def test_the_map_chooses_pixels_and_gets_no_gradient():
     terms = network.loss(batch([0, 0, 3, 3]))
     (terms["local"] + terms["global"]).backward()
     assert all(parameter.grad is None for parameter in network.head.parameters())
-    assert any(parameter.grad is not None and parameter.grad.any() for parameter in network.backbone.parameters())
+    assert any(
+        parameter.grad is not None and parameter.grad.any() for parameter in network.backbone.parameters()
+    )
 
 
 def test_pairs_of_two_classes_count_only_in_the_cross_entropy():
@@ -158,7 +174,7 @@ def test_a_mean_over_nothing_is_zero():
     assert mean_of(torch.tensor([1.0, 5.0]), torch.tensor([True, False])) == 1
 
 
-# --- the bank ---------------------------------------------------------------------------------------------------------------
+# --- the bank -----------------------------------------------------------------------------------------------
 
 
 def test_the_rate_of_the_bank_falls_as_published():
@@ -208,7 +224,9 @@ def test_the_pairs_of_other_processes_are_in_the_same_update(monkeypatch):
     here.loss(parts[0])
     monkeypatch.undo()
     alone = model(seeds="first")
-    alone.load_state_dict({**here.state_dict(), "bank": torch.zeros_like(here.bank), "counts": torch.zeros_like(here.counts)})
+    alone.load_state_dict(
+        {**here.state_dict(), "bank": torch.zeros_like(here.bank), "counts": torch.zeros_like(here.counts)}
+    )
     alone.loss(whole)
     torch.testing.assert_close(here.bank, alone.bank)
     assert torch.equal(here.counts, alone.counts)
@@ -241,7 +259,7 @@ def test_mixed_precision_keeps_the_bank_in_float32():
     assert terms["local"].dtype == terms["global"].dtype == torch.float32
 
 
-# --- batches and settings -----------------------------------------------------------------------------------------------------
+# --- batches and settings -----------------------------------------------------------------------------------
 
 
 @settings(max_examples=30)
@@ -257,13 +275,18 @@ def test_every_batch_is_made_of_pairs_of_one_class_and_shows_every_image(labels,
     for label in set(labels):
         own = times[all_labels == label]
         assert own.sum() == len(own) + len(own) % 2
-    assert all(a != b or (all_labels == all_labels[a]).sum() == 1 for a, b in zip(shown[0::2], shown[1::2], strict=True))
+    assert all(
+        a != b or (all_labels == all_labels[a]).sum() == 1
+        for a, b in zip(shown[0::2], shown[1::2], strict=True)
+    )
 
 
 def test_pairs_are_others_in_each_epoch():
     network, labels = model(), np.zeros(40, dtype=np.int64)
     one, two = (np.concatenate(network.batches(labels, 8, np.random.default_rng(seed))) for seed in (0, 1))
-    assert {frozenset(pair) for pair in one.reshape(-1, 2).tolist()} != {frozenset(pair) for pair in two.reshape(-1, 2).tolist()}
+    assert {frozenset(pair) for pair in one.reshape(-1, 2).tolist()} != {
+        frozenset(pair) for pair in two.reshape(-1, 2).tolist()
+    }
 
 
 def test_the_places_and_recipes_are_those_of_the_released_code():
@@ -274,13 +297,18 @@ def test_the_places_and_recipes_are_those_of_the_released_code():
     assert (I2C.recipe_name("vgg16", 200), I2C.recipe_name("tiny", 1000)) == ("spa_cub", "tiny")
     recipe = I2C.recipe_for("inception_v3", 1000, {})
     assert (recipe.epochs, recipe.batch_size, recipe.lr) == (5, 80, 1e-3)
-    assert [recipe.lr_factor((epoch + 0.5) / 5) for epoch in range(5)] == pytest.approx([1, 1, 0.1, 0.01, 0.001])
+    assert [recipe.lr_factor((epoch + 0.5) / 5) for epoch in range(5)] == pytest.approx(
+        [1, 1, 0.1, 0.01, 0.001]
+    )
     official = parse_settings(I2cConfig, {"variant": "official"}, what="i2c")
     assert (official.seeds, official.cold_start) == ("first", "random")
     assert I2C(toy_backbone(), CLASSES, I2cConfig()).head.trunk[0].p == 0.5
 
 
-@pytest.mark.parametrize("changes", [{"num_seeds": 0}, {"threshold": 1.0}, {"threshold": -0.1}, {"local_weight": -1.0}, {"decay": -0.1}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_seeds": 0}, {"threshold": 1.0}, {"threshold": -0.1}, {"local_weight": -1.0}, {"decay": -0.1}],
+)
 def test_impossible_settings_are_refused(changes):
     with pytest.raises(UsageError, match=next(iter(changes))):
         model(**changes)

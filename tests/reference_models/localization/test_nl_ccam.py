@@ -39,7 +39,9 @@ def class_maps(model: NlCcam, images: torch.Tensor) -> tuple[torch.Tensor, torch
     """Logits, and the plain maps of all classes (B, C, h, w)."""
     result = model.localize(images)
     ids = torch.arange(model.num_classes).expand(len(images), -1)
-    return result.logits, class_activation_maps(result.penultimate, model.head.classifier.weight.detach(), ids)
+    return result.logits, class_activation_maps(
+        result.penultimate, model.head.classifier.weight.detach(), ids
+    )
 
 
 def filled(channels: int) -> NonLocalBlock:
@@ -51,7 +53,7 @@ def filled(channels: int) -> NonLocalBlock:
     return block
 
 
-# --- the blocks -------------------------------------------------------------------------------------------------------
+# --- the blocks ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -82,12 +84,16 @@ def test_a_block_adds_what_each_pixel_attends_to(channels):
 def test_new_blocks_and_the_classifier_on_vgg_are_drawn_as_torch_draws_them():
     block = NonLocalBlock(512)
     for layer in (block.query, block.key, block.value, block.out):
-        assert layer.weight.std().item() == pytest.approx(1 / (3 * 512) ** 0.5, rel=0.02)  # 0.0255; Xavier's rule has 0.059 for the query
+        assert layer.weight.std().item() == pytest.approx(
+            1 / (3 * 512) ** 0.5, rel=0.02
+        )  # 0.0255; Xavier's rule has 0.059 for the query
         assert layer.weight.abs().max() <= 512**-0.5
         assert 0 < layer.bias.abs().max() <= 512**-0.5
     assert not block.norm.weight.any()
     assert not block.norm.bias.any()
-    head = NlCcam.create(backbone="vgg16", num_classes=200, weights="none", settings={}, image_size=32).head.classifier
+    head = NlCcam.create(
+        backbone="vgg16", num_classes=200, weights="none", settings={}, image_size=32
+    ).head.classifier
     assert head.weight.std().item() == pytest.approx(1 / (3 * 512) ** 0.5, rel=0.02)
     assert head.bias.any()
 
@@ -104,7 +110,9 @@ def test_attention_keeps_products_that_half_precision_cannot_hold(monkeypatch):
     attend = F.scaled_dot_product_attention
     # What half precision would do here depends on the device: so look at what attention is given.
     monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda *qkv, **how: seen.append((torch.is_autocast_enabled("cpu"), *qkv)) or attend(*qkv, **how)
+        F,
+        "scaled_dot_product_attention",
+        lambda *qkv, **how: seen.append((torch.is_autocast_enabled("cpu"), *qkv)) or attend(*qkv, **how),
     )
     with torch.autocast("cpu", dtype=torch.float16):
         made = block(x)
@@ -143,7 +151,9 @@ def test_stages_are_those_after_the_blocks_and_feed_what_follows():
 
 def test_vgg_has_leaky_activations_and_no_convolution_before_the_classifier():
     model = NlCcam(load_backbone("vgg16", weights="none", image_size=32), CLASSES, NlCcamConfig())
-    slopes = [step.negative_slope for step in model.backbone.steps.values() if isinstance(step, torch.nn.LeakyReLU)]
+    slopes = [
+        step.negative_slope for step in model.backbone.steps.values() if isinstance(step, torch.nn.LeakyReLU)
+    ]
     assert slopes == [0.2] * 13
     assert not any(isinstance(step, torch.nn.ReLU) for step in model.backbone.steps.values())
     assert model.head.classifier.in_features == 512
@@ -151,7 +161,7 @@ def test_vgg_has_leaky_activations_and_no_convolution_before_the_classifier():
     assert sum(isinstance(step, torch.nn.ReLU) for step in plain.backbone.steps.values()) == 13
 
 
-# --- the weights of the ranks ------------------------------------------------------------------------------------------
+# --- the weights of the ranks -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -166,7 +176,9 @@ def test_vgg_has_leaky_activations_and_no_convolution_before_the_classifier():
     ],
 )
 def test_quadratic_weights_fall_from_one_to_zero_and_from_zero_to_minus_one(count, top, expected):
-    torch.testing.assert_close(rank_weights("quadratic", count, top), torch.tensor(expected, dtype=torch.float32), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        rank_weights("quadratic", count, top), torch.tensor(expected, dtype=torch.float32), atol=1e-6, rtol=0
+    )
 
 
 def test_the_other_weights():
@@ -191,13 +203,15 @@ def test_half_of_the_classes_count_for_unless_told_otherwise():
     assert nl_ccam(classes=5, top=4).g.tolist() == rank_weights("quadratic", 5, 4).tolist()
 
 
-# --- the map ----------------------------------------------------------------------------------------------------------
+# --- the map ------------------------------------------------------------------------------------------------
 
 
 def test_ranks_count_the_classes_with_a_higher_score_and_a_class_asked_for_comes_first():
     rank = ranks(torch.tensor([[0.1, 0.9, 0.5, 0.5]]))
     assert rank.tolist() == [[3, 0, 1, 2]]
-    assert with_first(rank, torch.tensor([[1, 2, 0]])).tolist() == [[[3, 0, 1, 2], [3, 1, 0, 2], [0, 1, 2, 3]]]
+    assert with_first(rank, torch.tensor([[1, 2, 0]])).tolist() == [
+        [[3, 0, 1, 2], [3, 1, 0, 2], [0, 1, 2, 3]]
+    ]
 
 
 @given(st.integers(2, 8), st.integers(0, 10**6))
@@ -218,7 +232,9 @@ def test_the_map_is_the_weighted_sum_over_the_ranks_whatever_class_is_asked_for(
     made = model.score_maps(images, asked)
     for image in range(3):
         order = sorted(range(CLASSES), key=lambda label: -float(logits[image, label]))
-        expected = sum(float(weight) * maps[image, label] for weight, label in zip(model.g, order, strict=True))
+        expected = sum(
+            float(weight) * maps[image, label] for weight, label in zip(model.g, order, strict=True)
+        )
         for column in range(2):
             torch.testing.assert_close(made[image, column], expected, atol=1e-4, rtol=1e-4)
 
@@ -246,7 +262,9 @@ def test_t1b1_takes_the_last_of_the_other_classes_from_the_one_asked_for():
         order = logits[image].argsort(descending=True).tolist()
         for label in range(CLASSES):
             last = order[-2] if order[-1] == label else order[-1]
-            torch.testing.assert_close(made[image, label], maps[image, label] - maps[image, last], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                made[image, label], maps[image, label] - maps[image, last], atol=1e-5, rtol=1e-4
+            )
 
 
 @pytest.mark.parametrize("kind", ["quadratic", "linear"])
@@ -259,7 +277,11 @@ def test_a_map_added_to_those_of_all_classes_cancels(kind):
 
 
 def test_mixed_precision_does_not_touch_the_combination_of_the_maps():
-    features, weight, g = torch.randn(2, 16, 4, 4), torch.randn(CLASSES, 16), rank_weights("quadratic", CLASSES, 3)
+    features, weight, g = (
+        torch.randn(2, 16, 4, 4),
+        torch.randn(CLASSES, 16),
+        rank_weights("quadratic", CLASSES, 3),
+    )
     rank = ranks(torch.randn(2, CLASSES))[:, None]
     expected = combined_map(features, weight, g, rank)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -277,12 +299,14 @@ def test_the_numbers_of_the_classes_do_not_matter(kind):
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
+# --- training -----------------------------------------------------------------------------------------------
 
 
 def test_the_loss_is_the_cross_entropy_of_the_logits():
     model, images, labels = nl_ccam().train(), torch.randn(4, 3, 32, 32), torch.arange(4)
-    given_batch = Batch(images=images, labels=labels, indices=labels, epoch=0, epochs=1, step=0, generator=torch.Generator())
+    given_batch = Batch(
+        images=images, labels=labels, indices=labels, epoch=0, epochs=1, step=0, generator=torch.Generator()
+    )
     terms = model.loss(given_batch)
     torch.testing.assert_close(sum(terms.values()), F.cross_entropy(model(images).logits, labels))
 
@@ -300,7 +324,11 @@ def test_only_the_classifier_learns_faster_than_the_backbone():
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"top": 7}, "top of method 'nl-ccam' is 7"), ({"top": -1}, "number of classes, 6"), ({"leaky": 1.0}, "leaky of method 'nl-ccam'")],
+    [
+        ({"top": 7}, "top of method 'nl-ccam' is 7"),
+        ({"top": -1}, "number of classes, 6"),
+        ({"leaky": 1.0}, "leaky of method 'nl-ccam'"),
+    ],
 )
 def test_impossible_settings_are_refused(setting, message):
     with pytest.raises(UsageError, match=message):

@@ -29,7 +29,9 @@ def numbers(*values: float) -> torch.Tensor:
     return torch.tensor([values])
 
 
-def outline(wide: float, high: float, angle: float, shape: str, count: int = 4000) -> tuple[torch.Tensor, torch.Tensor]:
+def outline(
+    wide: float, high: float, angle: float, shape: str, count: int = 4000
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Points (dx, dy) around the centre, on the outline of a shape that is turned by `angle`."""
     turn = torch.linspace(0, 2 * math.pi, count, dtype=torch.float64)
     along, across = turn.cos(), turn.sin()
@@ -37,10 +39,13 @@ def outline(wide: float, high: float, angle: float, shape: str, count: int = 400
         # Exact corners: the longest of the two coordinates is 1.
         length = torch.maximum(along.abs(), across.abs())
         along, across = (
-            torch.cat([part / length, torch.tensor(corners)]) for part, corners in ((along, [1.0, 1, -1, -1]), (across, [1.0, -1, 1, -1]))
+            torch.cat([part / length, torch.tensor(corners)])
+            for part, corners in ((along, [1.0, 1, -1, -1]), (across, [1.0, -1, 1, -1]))
         )
     along, across = along * wide / 2, across * high / 2
-    return along * math.cos(angle) + across * math.sin(angle), along * math.sin(angle) - across * math.cos(angle)
+    return along * math.cos(angle) + across * math.sin(angle), along * math.sin(angle) - across * math.cos(
+        angle
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -70,7 +75,9 @@ def test_the_mask_of_a_rectangle_is_the_released_sum_of_two_absolute_values(x, y
         for column in range(8):
             right, down = ((column + 0.5) / 8 - x) / wide, ((row + 0.5) / 6 - y) / high
             distance = abs(right + down) + abs(right - down)
-            assert abs(float(mask[row, column]) - (0.5 - math.atan(sharpness * (distance - 1)) / math.pi)) < 1e-4
+            assert (
+                abs(float(mask[row, column]) - (0.5 - math.atan(sharpness * (distance - 1)) / math.pi)) < 1e-4
+            )
 
 
 @settings(max_examples=40)
@@ -80,7 +87,9 @@ def test_masks_lie_between_0_and_1_and_are_one_half_on_the_outline(x, y, wide, h
     distance, mask = shape_distance(values, shape, (16, 20)), shape_mask(values, shape, (16, 20), sharpness)
     assert mask.min() > 0
     assert mask.max() < 1
-    torch.testing.assert_close(mask, 0.5 - torch.atan(sharpness * (distance - 1)) / math.pi, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        mask, 0.5 - torch.atan(sharpness * (distance - 1)) / math.pi, atol=1e-6, rtol=0
+    )
     assert ((mask > 0.5) == (distance < 1)).all()
 
 
@@ -105,10 +114,19 @@ def test_the_upright_box_is_the_extent_of_the_outline(wide, high, angle, shape):
 
 @pytest.mark.parametrize(
     ("wide", "high", "angle", "expected"),
-    [(0.6, 0.3, 0.5, (0.3, 0.15)), (0.6, 0.3, 0.75, (0.237171, 0.237171)), (0.8, 0.2, 0.6, (0.381676, 0.155961))],
+    [
+        (0.6, 0.3, 0.5, (0.3, 0.15)),
+        (0.6, 0.3, 0.75, (0.237171, 0.237171)),
+        (0.8, 0.2, 0.6, (0.381676, 0.155961)),
+    ],
 )
 def test_half_extents_of_three_known_ellipses(wide, high, angle, expected):
-    torch.testing.assert_close(half_extents(numbers(0.5, 0.5, wide, high, angle), "ellipse")[0], torch.tensor(expected), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        half_extents(numbers(0.5, 0.5, wide, high, angle), "ellipse")[0],
+        torch.tensor(expected),
+        atol=1e-5,
+        rtol=0,
+    )
 
 
 @pytest.mark.parametrize("shape", ["ellipse", "rot_rect"])
@@ -118,13 +136,18 @@ def test_half_a_turn_changes_nothing_and_a_quarter_swaps_the_sides(shape):
     half[0, 4] += 1
     for other in (half, quarter):
         torch.testing.assert_close(
-            shape_mask(other, shape, (12, 12), 10.0), shape_mask(values, shape, (12, 12), 10.0), atol=1e-4, rtol=1e-4
+            shape_mask(other, shape, (12, 12), 10.0),
+            shape_mask(values, shape, (12, 12), 10.0),
+            atol=1e-4,
+            rtol=1e-4,
         )
 
 
 def test_a_turned_rectangle_without_an_angle_is_the_upright_one():
     upright, turned = numbers(0.4, 0.6, 0.7, 0.2), numbers(0.4, 0.6, 0.7, 0.2, 0.5)
-    torch.testing.assert_close(shape_mask(turned, "rot_rect", (9, 9), 10.0), shape_mask(upright, "rect", (9, 9), 10.0))
+    torch.testing.assert_close(
+        shape_mask(turned, "rot_rect", (9, 9), 10.0), shape_mask(upright, "rect", (9, 9), 10.0)
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -178,7 +201,12 @@ def test_the_network_has_the_released_layers():
         (128, 64, 4, 4),
         (64, 1, 4, 4),
     ]
-    assert [name for name in shapes if name.endswith("bias")] == ["expand.bias", "draw.1.bias", "draw.4.bias", "draw.7.bias"]
+    assert [name for name in shapes if name.endswith("bias")] == [
+        "expand.bias",
+        "draw.1.bias",
+        "draw.4.bias",
+        "draw.7.bias",
+    ]
     sizes, layer_input = [], torch.rand(1, 1, 12, 12)
     for layer in ShapeNet(5).draw:
         layer_input = layer(layer_input)
@@ -196,7 +224,10 @@ def test_the_network_starts_with_the_released_weights():
 
 def test_the_network_gets_corners_of_an_upright_rectangle_and_a_centred_angle_of_others():
     seen = []
-    for net, given_numbers in ((ShapeNet(4), (0.4, 0.6, 0.2, 0.5)), (ShapeNet(5), (0.4, 0.6, 0.2, 0.5, 0.75))):
+    for net, given_numbers in (
+        (ShapeNet(4), (0.4, 0.6, 0.2, 0.5)),
+        (ShapeNet(5), (0.4, 0.6, 0.2, 0.5, 0.75)),
+    ):
         net.expand.register_forward_pre_hook(lambda _layer, arguments: seen.append(arguments[0]))
         net.eval()(numbers(*given_numbers), (224, 224))
     torch.testing.assert_close(seen[0], numbers(0.3, 0.35, 0.5, 0.85))

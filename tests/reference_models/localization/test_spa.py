@@ -1,4 +1,5 @@
-"""SPA's training: the identities of its restricted activation loss, and the values that the released code gives."""
+"""SPA's training: the identities of its restricted activation loss, and the values that the released code
+gives."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ def ra_loss(maps, labels, tau=0.1, gap=0.2, spread="var_minmax") -> torch.Tensor
     return restricted_activation(maps, labels, *pseudo_masks(class_spread(maps.detach(), spread), tau, gap))
 
 
-# --- values from elsewhere ----------------------------------------------------------------------------------------------
+# --- values from elsewhere ----------------------------------------------------------------------------------
 
 
 def test_three_classes_on_four_pixels_worked_out_by_hand():
@@ -74,14 +75,18 @@ def test_loss_gradient_and_spread_are_those_of_the_released_code(case):
     maps = torch.tensor(stored[f"ra_logits_{case:02d}"], requires_grad=True)
     labels = torch.tensor(stored[f"ra_label_{case:02d}"])
     tolerance = {"rtol": 1e-5, "atol": 1e-6}
-    torch.testing.assert_close(class_spread(maps.detach(), "var_minmax"), torch.tensor(stored[f"ra_norm_var_{case:02d}"]), **tolerance)
+    torch.testing.assert_close(
+        class_spread(maps.detach(), "var_minmax"),
+        torch.tensor(stored[f"ra_norm_var_{case:02d}"]),
+        **tolerance,
+    )
     loss = ra_loss(maps, labels, float(stored["ra_th_bg"][case]), float(stored["ra_gap"][case]))
     torch.testing.assert_close(loss, torch.tensor(stored["ra_loss"][case]), **tolerance)
     loss.backward()
     torch.testing.assert_close(maps.grad, torch.tensor(stored[f"ra_grad_{case:02d}"]), **tolerance)
 
 
-# --- identities ---------------------------------------------------------------------------------------------------------
+# --- identities ---------------------------------------------------------------------------------------------
 
 
 @given(st.integers(0, 2**31), st.floats(0, 1), st.floats(0, 1), st.sampled_from(["var_minmax", "var", "std"]))
@@ -142,7 +147,7 @@ def test_no_distribution_is_spread_more_than_a_certain_one(classes, seed, scale)
         assert class_spread(certain, kind).item() == pytest.approx(largest_spread(classes, kind), rel=1e-5)
 
 
-# --- the method ---------------------------------------------------------------------------------------------------------
+# --- the method ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -194,17 +199,26 @@ def test_under_autocast_the_terms_are_float32_and_finite(dtype):
 
 
 def test_unset_values_are_those_of_the_scripts_for_the_kind_of_data():
-    values = [(model.tau, model.gap, model.start) for model in (Spa(toy_backbone(), classes, SpaConfig()) for classes in (200, 1000))]
+    values = [
+        (model.tau, model.gap, model.start)
+        for model in (Spa(toy_backbone(), classes, SpaConfig()) for classes in (200, 1000))
+    ]
     assert values == [(0.1, 0.2, 0.2), (0.4, 0.1, 0.25)]
     described = json.loads(json.dumps(Spa(toy_backbone(), 200, SpaConfig(tau=0.3)).describe()))
-    assert (described["config"]["tau"], described["config"]["gap"], described["variant"]) == (0.3, 0.2, "official")
+    assert (described["config"]["tau"], described["config"]["gap"], described["variant"]) == (
+        0.3,
+        0.2,
+        "official",
+    )
 
 
 def test_the_paper_s_deviation_needs_thresholds_that_can_be_reached():
     settings = {"variant": "paper"}
     with pytest.raises(UsageError, match=r"0\.07071.*none are published"):
         Spa.create(backbone="tiny", num_classes=200, weights="none", settings=settings)
-    model = Spa.create(backbone="tiny", num_classes=200, weights="none", settings={**settings, "tau": "0.02", "gap": "0.01"})
+    model = Spa.create(
+        backbone="tiny", num_classes=200, weights="none", settings={**settings, "tau": "0.02", "gap": "0.01"}
+    )
     assert model.config.spread == "std"
     Spa.create(backbone="tiny", num_classes=200, weights="none", settings={**settings, "ram": "false"})
 
@@ -212,12 +226,22 @@ def test_the_paper_s_deviation_needs_thresholds_that_can_be_reached():
 def test_the_paper_s_vgg_is_that_of_acol_and_the_code_s_is_not():
     assert Spa.grid_for("vgg16", SpaConfig(variant="paper")) == "acol28"
     assert Spa.grid_for("vgg16", SpaConfig(variant="paper", grid="std28")) == "std28"
-    assert {Spa.grid_for("vgg16", SpaConfig()), Spa.grid_for("inception_v3", SpaConfig(variant="paper"))} == {"default"}
+    assert {Spa.grid_for("vgg16", SpaConfig()), Spa.grid_for("inception_v3", SpaConfig(variant="paper"))} == {
+        "default"
+    }
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"alpha": -1.0}, {"tau": -0.1}, {"gap": -0.1}, {"start": 1.5}, {"tau": 0.9, "gap": 0.1}, {"tau": float("nan")}, {"spread": "var"}],
+    [
+        {"alpha": -1.0},
+        {"tau": -0.1},
+        {"gap": -0.1},
+        {"start": 1.5},
+        {"tau": 0.9, "gap": 0.1},
+        {"tau": float("nan")},
+        {"spread": "var"},
+    ],
     ids=str,
 )
 def test_impossible_settings_are_refused(settings):

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from reference_models.core.backbone import load_backbone
 from reference_models.core.config import parse_settings
 from reference_models.core.outputs import Batch
-from reference_models.localization.spg import Spg, SpgConfig, guidance, guided_loss, object_levels, places_for, upsampled
+from reference_models.localization.spg import (
+    Spg,
+    SpgConfig,
+    guidance,
+    guided_loss,
+    object_levels,
+    places_for,
+    upsampled,
+)
 from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
 
@@ -85,7 +93,9 @@ def test_in_the_authors_code_a_lowered_level_stays_for_the_images_after_it():
     m = torch.stack([torch.full((10, 10), value) for value in (0.9, 0.5, 0.9, 0.4, 0.2, 0.6)])
     config = SpgConfig(fallback_scope="leak")
     # 0.9 is above 0.7; 0.5 is not: 0.35, which 0.9 and 0.4 are above; 0.2 is not: 0.14
-    torch.testing.assert_close(object_levels(m, 0.7, config).flatten(), torch.tensor([0.7, 0.35, 0.35, 0.35, 0.14, 0.14]))
+    torch.testing.assert_close(
+        object_levels(m, 0.7, config).flatten(), torch.tensor([0.7, 0.35, 0.35, 0.35, 0.14, 0.14])
+    )
     alone = torch.cat([object_levels(image[None], 0.7, config) for image in m])
     torch.testing.assert_close(alone, object_levels(m, 0.7, SpgConfig()))
     m[0, 3:] = 0  # 30 pixels are enough
@@ -135,7 +145,10 @@ def test_sure_scores_that_agree_cost_nothing_and_without_known_pixels_the_loss_i
 
 def test_each_branch_is_guided_by_the_one_of_its_equation():
     model, given_batch = spg(), batch()
-    for side in (model.shared, model.side_c):  # scores of all sizes, so that all three values are in each mask
+    for side in (
+        model.shared,
+        model.side_c,
+    ):  # scores of all sizes, so that all three values are in each mask
         norm = torch.nn.InstanceNorm2d(1, affine=True)
         torch.nn.init.constant_(norm.weight, 5.0)
         side.append(norm)
@@ -161,7 +174,10 @@ def test_each_branch_is_guided_by_the_one_of_its_equation():
 
     maps = up(head.maps_of(given_batch.labels[:, None]))
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    b1, b2 = (up(model.shared(side(stages[stage]))) for side, stage in ((model.side1, "two"), (model.side2, "three")))
+    b1, b2 = (
+        up(model.shared(side(stages[stage])))
+        for side, stage in ((model.side1, "two"), (model.side2, "three"))
+    )
     c = up(model.side_c(head.penultimate))
     expected = {
         "cross_entropy": F.cross_entropy(head.logits, given_batch.labels),
@@ -186,7 +202,11 @@ def test_each_branch_is_guided_by_the_one_of_its_equation():
 def test_what_guides_gets_no_gradient_from_what_it_guides(term, moved):
     model = spg().train()
     model.loss(batch())[term].backward()
-    reached = {part for part in (*SIDES, "head") if any(p.grad is not None and p.grad.any() for p in getattr(model, part).parameters())}
+    reached = {
+        part
+        for part in (*SIDES, "head")
+        if any(p.grad is not None and p.grad.any() for p in getattr(model, part).parameters())
+    }
     assert reached == moved
     assert model.head.classifier.weight.grad is None or term == "cross_entropy"
     assert model.backbone.steps["one"][0].weight.grad.any()
@@ -247,7 +267,8 @@ def test_the_classifier_is_that_of_the_network():
 
 def test_variants_differ_in_the_documented_settings_only():
     default, official, clovaai = (
-        parse_settings(SpgConfig, {"variant": variant}, what="method 'spg'") for variant in ("default", "official", "clovaai")
+        parse_settings(SpgConfig, {"variant": variant}, what="method 'spg'")
+        for variant in ("default", "official", "clovaai")
     )
     assert default == SpgConfig()
     assert official == SpgConfig(variant="official", fallback_scope="leak", recipe="spg_official")
@@ -255,7 +276,9 @@ def test_variants_differ_in_the_documented_settings_only():
 
 
 def test_the_official_recipe_trains_new_layers_like_old_ones():
-    official, default = (Spg.recipe_for("inception_v3", 1000, settings) for settings in ({"variant": "official"}, {}))
+    official, default = (
+        Spg.recipe_for("inception_v3", 1000, settings) for settings in ({"variant": "official"}, {})
+    )
     assert (official.new_factor, default.new_factor) == (1.0, 10.0)
     assert (default.epochs, default.batch_size, default.lr) == (5, 20, 1e-3)
     assert Spg.recipe_name("vgg16", 200) == "spa_cub"

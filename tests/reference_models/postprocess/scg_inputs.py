@@ -40,17 +40,24 @@ def every_map(post: Scg, stages: list[torch.Tensor], coarse: torch.Tensor) -> to
     return post.maps(forward_pass(stages, coarse), torch.arange(coarse.shape[1]).expand(len(coarse), -1))
 
 
-def random_inputs(seed: int, *, signed: bool = False, side: int = 5) -> tuple[list[torch.Tensor], torch.Tensor]:
+def random_inputs(
+    seed: int, *, signed: bool = False, side: int = 5
+) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Two stages of two images, and maps of three classes."""
     source = torch.Generator().manual_seed(seed)
     stages = [torch.randn(2, channels, side, side, generator=source) for channels in (6, 9)]
-    return [stage if signed else stage.relu() for stage in stages], torch.randn(2, 3, side, side, generator=source)
+    return [stage if signed else stage.relu() for stage in stages], torch.randn(
+        2, 3, side, side, generator=source
+    )
 
 
 def clusters(seed: int, first: int, second: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features (1, 4, N, 1) of two kinds of pixels in random order, at right angles to each other; which are of the first kind."""
+    """Features (1, 4, N, 1) of two kinds of pixels in random order, at right angles to each other; which are
+    of the first kind."""
     source = torch.Generator().manual_seed(seed)
-    kinds = torch.cat([torch.ones(first), torch.zeros(second)])[torch.randperm(first + second, generator=source)]
+    kinds = torch.cat([torch.ones(first), torch.zeros(second)])[
+        torch.randperm(first + second, generator=source)
+    ]
     directions = torch.tensor([[0.0, 3, 0, 4], [5, 0, 0, 0]])
     lengths = 0.1 + torch.rand(first + second, generator=source)
     return (directions[kinds.long()] * lengths[:, None]).T[None, :, :, None], kinds.bool()

@@ -22,22 +22,38 @@ from reference_models.postprocess.scg import (
     stochastic_correlations,
 )
 from tests.oracles.golden import golden
-from tests.reference_models.postprocess.scg_inputs import CLOSE, SEEDS, VARIANTS, clusters, every_map, random_inputs, scg, settings_of
+from tests.reference_models.postprocess.scg_inputs import (
+    CLOSE,
+    SEEDS,
+    VARIANTS,
+    clusters,
+    every_map,
+    random_inputs,
+    scg,
+    settings_of,
+)
 from wsolbench.metrics.sweep import single_box_per_tau
 from wsolbench.protocol import EvalProtocol
 
-# --- worked example -----------------------------------------------------------------------------------------------------
+# --- worked example -----------------------------------------------------------------------------------------
 
 
 F4 = torch.tensor([[1.0, 0], [1, 1], [0, 1], [1, 0.5]]).T.reshape(1, 2, 2, 2)
 M4 = torch.tensor([1.0, 0.5, 0, 0.2]).reshape(1, 1, 2, 2)
 S4 = torch.tensor(
-    [[1, 0.707107, 0, 0.894427], [0.707107, 1, 0.707107, 0.948683], [0, 0.707107, 1, 0.447214], [0.894427, 0.948683, 0.447214, 1]]
+    [
+        [1, 0.707107, 0, 0.894427],
+        [0.707107, 1, 0.707107, 0.948683],
+        [0, 0.707107, 1, 0.447214],
+        [0.894427, 0.948683, 0.447214, 1],
+    ]
 )
 
 
 def close(actual: torch.Tensor, expected: list[float]) -> None:
-    torch.testing.assert_close(actual.flatten(), torch.tensor(expected, dtype=torch.float32), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        actual.flatten(), torch.tensor(expected, dtype=torch.float32), atol=1e-4, rtol=0
+    )
 
 
 def test_four_pixels_by_the_released_code():
@@ -65,7 +81,12 @@ def test_four_pixels_by_the_paper_s_equations():
     s2 += [0.225, 0.106066, 0.175, 0.167705, 0.167705, 0.237171, 0.167705, 0.475]
     close(z @ z / 4, s2)
     rows = torch.tensor(s2).reshape(4, 4)
-    close(second, ((rows - rows.amin(1, keepdim=True)) / (rows.amax(1, keepdim=True) - rows.amin(1, keepdim=True))).flatten().tolist())
+    close(
+        second,
+        ((rows - rows.amin(1, keepdim=True)) / (rows.amax(1, keepdim=True) - rows.amin(1, keepdim=True)))
+        .flatten()
+        .tolist(),
+    )
     hsc = combined(first, second, config)
     close(hsc[0, 0], [1, 0.707107, 0.364251, 0.894427])
     close(hsc[0, 2], [1, 0.707107, 1, 0.518263])
@@ -75,12 +96,19 @@ def test_four_pixels_by_the_paper_s_equations():
 def test_the_second_order_of_the_paper_is_the_sum_that_equation_8_prints():
     pixels = unit_pixels(torch.randn(1, 4, 3, 3))
     s = (pixels @ pixels.mT)[0]
-    expected = torch.tensor([[sum(s[i, k] * s[k, j] for k in range(9) if k not in (i, j)) / 9 for j in range(9)] for i in range(9)])
+    expected = torch.tensor(
+        [
+            [sum(s[i, k] * s[k, j] for k in range(9) if k not in (i, j)) / 9 for j in range(9)]
+            for i in range(9)
+        ]
+    )
     low, high = expected.amin(1, keepdim=True), expected.amax(1, keepdim=True)
-    torch.testing.assert_close(eq8_correlations(pixels)[1][0], (expected - low) / (high - low), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        eq8_correlations(pixels)[1][0], (expected - low) / (high - low), atol=1e-5, rtol=1e-5
+    )
 
 
-# --- the released code --------------------------------------------------------------------------------------------------
+# --- the released code --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", range(8))
@@ -96,7 +124,9 @@ def test_correlations_are_those_of_the_released_code(case):
 @pytest.mark.parametrize("case", range(3))
 def test_their_combination_is_that_of_the_released_code(case):
     stored = golden("spa_tensors")
-    first, high = (torch.tensor(stored[f"hsc_{kind}_{stored['com_src_index'][case]:02d}"]) for kind in ("fo", "ho"))
+    first, high = (
+        torch.tensor(stored[f"hsc_{kind}_{stored['com_src_index'][case]:02d}"]) for kind in ("fo", "ho")
+    )
     config = settings_of(so_weight=str(stored["com_so_weight"][case]))
     torch.testing.assert_close(combined(first, high, config), torch.tensor(stored[f"com_{case}"]), **CLOSE)
 
@@ -113,7 +143,9 @@ def test_combining_leaves_both_orders_as_they_are(combine):
     torch.testing.assert_close(hsc, expected)
 
 
-def released_map_of_one_order(stages: list[torch.Tensor], coarse: torch.Tensor, order: str, fo_th: float, so_th: float) -> np.ndarray:
+def released_map_of_one_order(
+    stages: list[torch.Tensor], coarse: torch.Tensor, order: str, fo_th: float, so_th: float
+) -> np.ndarray:
     """The released program's steps for one image and class, in float64, pixel by pixel where it matters."""
     total = np.zeros((coarse.numel(),) * 2)
     for stage in stages:
@@ -141,9 +173,13 @@ def released_map_of_one_order(stages: list[torch.Tensor], coarse: torch.Tensor, 
 @pytest.mark.parametrize("order", ["first", "high"])
 @pytest.mark.parametrize("seed", range(6))
 def test_one_order_alone_is_not_normalised_again(order, seed):
-    """Columns of `high` do not add up to 1 after its threshold. If they are made to, its two stages weigh otherwise in the sum."""
+    """Columns of `high` do not add up to 1 after its threshold. If they are made to, its two stages weigh
+    otherwise in the sum."""
     source = torch.Generator().manual_seed(seed)
-    stages, coarse = [torch.rand(1, 6, 5, 5, generator=source) ** 3 for _ in range(2)], torch.rand(1, 1, 5, 5, generator=source) - 0.1
+    stages, coarse = (
+        [torch.rand(1, 6, 5, 5, generator=source) ** 3 for _ in range(2)],
+        torch.rand(1, 1, 5, 5, generator=source) - 0.1,
+    )
     settings = settings_of(combine=order, fo_th="0.6", so_th="1.0", so_weight="2")
     expected = released_map_of_one_order([stage[0] for stage in stages], coarse[0, 0], order, 0.6, 1.0)
     np.testing.assert_allclose(every_map(Scg(settings), stages, coarse)[0, 0].numpy(), expected, atol=5e-5)
@@ -160,10 +196,15 @@ def test_a_correlation_that_equals_the_threshold_stays():
 def stage_maps(case: int) -> list[torch.Tensor]:
     """The map of each stage of a recorded case: (5, s, s)."""
     stored = golden("spa_tensors")
-    config = replace(ScgConfig(), delta_h=float(stored["scg_fg_th"][case]), delta_l=float(stored["scg_bg_th"][case]))
+    config = replace(
+        ScgConfig(), delta_h=float(stored["scg_fg_th"][case]), delta_l=float(stored["scg_bg_th"][case])
+    )
     cams = torch.tensor(stored[f"scg_cams_{case:02d}"])[None]
     side = stored[f"scg_expected_{case:02d}"].shape[-1]
-    hscs = [torch.tensor(stored[f"scg_hsc{number}_{case:02d}"]) for number in range(stored[f"scg_num_hsc_{case:02d}"])]
+    hscs = [
+        torch.tensor(stored[f"scg_hsc{number}_{case:02d}"])
+        for number in range(stored[f"scg_num_hsc_{case:02d}"])
+    ]
     return [map_of(hsc, on_grid(cams, side, side), config)[0] for hsc in hscs]
 
 
@@ -177,7 +218,10 @@ def test_maps_are_those_of_the_released_code(case):
 def test_boxes_are_those_of_the_released_code_wherever_no_pixel_is_on_the_threshold(case):
     stored = golden("spa_tensors")
     height, width = stored["scgloc_image_size_hw"][case].tolist()
-    resized = [[cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR) for one in maps.numpy()] for maps in stage_maps(case)]
+    resized = [
+        [cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR) for one in maps.numpy()]
+        for maps in stage_maps(case)
+    ]
     maps = np.clip(np.max(resized, axis=0), 0, 1)
     for mode, rule in ((0, "union"), (1, "largest")):
         taus = tuple(stored["scgloc_thresholds"].tolist())
@@ -196,7 +240,7 @@ def test_the_maximum_over_stages_is_that_of_their_maps():
     assert torch.equal(both, torch.maximum(*alone))
 
 
-# --- identities ---------------------------------------------------------------------------------------------------------
+# --- identities ---------------------------------------------------------------------------------------------
 
 
 @given(SEEDS, st.floats(0, 0.9), st.integers(1, 4))
@@ -253,7 +297,12 @@ def test_maps_move_with_the_pixels(variant, seed):
         return each.flatten(2)[..., order].reshape(each.shape)
 
     maps = every_map(scg(variant), stages, coarse)
-    torch.testing.assert_close(every_map(scg(variant), [moved(stage) for stage in stages], moved(coarse)), moved(maps), atol=5e-4, rtol=0)
+    torch.testing.assert_close(
+        every_map(scg(variant), [moved(stage) for stage in stages], moved(coarse)),
+        moved(maps),
+        atol=5e-4,
+        rtol=0,
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -273,7 +322,9 @@ def test_one_seed_of_each_kind_finds_all_of_its_kind(variant, seed, count):
     coarse[kinds.nonzero()[0]] = 1.0
     coarse[(~kinds).nonzero()[0]] = 0.0
     maps = every_map(scg(variant), [features, features], coarse.reshape(1, 1, -1, 1))
-    torch.testing.assert_close(maps, kinds.float().reshape(1, 1, -1, 1), atol=1e-5 if variant == "paper" else 0.03, rtol=0)
+    torch.testing.assert_close(
+        maps, kinds.float().reshape(1, 1, -1, 1), atol=1e-5 if variant == "paper" else 0.03, rtol=0
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -309,6 +360,8 @@ def test_rounding_does_not_show_as_structure_where_all_pixels_are_alike(settings
 def test_a_finer_stage_is_averaged_down_and_coarse_maps_are_brought_to_the_grid():
     stages, coarse = random_inputs(2)
     finer = stages[0].repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    torch.testing.assert_close(every_map(scg(), [finer, stages[1]], coarse), every_map(scg(), stages, coarse), atol=5e-5, rtol=0)
+    torch.testing.assert_close(
+        every_map(scg(), [finer, stages[1]], coarse), every_map(scg(), stages, coarse), atol=5e-5, rtol=0
+    )
     halved = every_map(scg(), stages, coarse.repeat_interleave(3, dim=2).repeat_interleave(3, dim=3))
     assert halved.shape == coarse.shape

@@ -13,10 +13,16 @@ from reference_models.postprocess.scg import (
     point_correlations,
     stochastic_correlations,
 )
-from tests.reference_models.postprocess.scg_inputs import VARIANTS, every_map, forward_pass, random_inputs, scg
+from tests.reference_models.postprocess.scg_inputs import (
+    VARIANTS,
+    every_map,
+    forward_pass,
+    random_inputs,
+    scg,
+)
 from wsolbench.exceptions import UsageError
 
-# --- settings -----------------------------------------------------------------------------------------------------------
+# --- settings -----------------------------------------------------------------------------------------------
 
 
 def test_unset_values_are_those_of_the_scripts_for_the_kind_of_data():
@@ -26,13 +32,18 @@ def test_unset_values_are_those_of_the_scripts_for_the_kind_of_data():
         explicit = scg(**dict(zip(("fo_th", "so_th", "so_weight"), values, strict=True)))
         result = forward_pass(stages, coarse, classes)
         assert torch.equal(scg().maps(result, asked), explicit.maps(result, asked))
-    assert not torch.equal(scg().maps(forward_pass(stages, coarse, 200), asked), scg().maps(forward_pass(stages, coarse, 1000), asked))
+    assert not torch.equal(
+        scg().maps(forward_pass(stages, coarse, 200), asked),
+        scg().maps(forward_pass(stages, coarse, 1000), asked),
+    )
 
 
 def test_the_variants_differ_in_what_the_paper_and_the_code_do_differently():
     official, paper = scg("official").config, scg("paper").config
     assert official == ScgConfig()
-    different = {name for name in vars(official) if getattr(official, name) != getattr(paper, name)} - {"variant"}
+    different = {name for name in vars(official) if getattr(official, name) != getattr(paper, name)} - {
+        "variant"
+    }
     assert different == {
         "correlation",
         "so_weight",
@@ -68,7 +79,9 @@ def test_the_variants_differ_in_what_the_paper_and_the_code_do_differently():
 )
 def test_every_setting_changes_the_map(name, value):
     stages, coarse = random_inputs(11)
-    assert not torch.allclose(every_map(scg(**{name: value}), stages, coarse), every_map(scg(), stages, coarse), atol=1e-4)
+    assert not torch.allclose(
+        every_map(scg(**{name: value}), stages, coarse), every_map(scg(), stages, coarse), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(("threshold", "value"), [("delta_h", 0.1), ("delta_l", 0.05)])
@@ -84,8 +97,12 @@ def test_a_value_on_a_threshold_counts_only_where_thresholds_are_inclusive(thres
 
 def test_sums_and_means_are_the_same_once_stretched_and_differ_before():
     stages, coarse = random_inputs(6)
-    torch.testing.assert_close(every_map(scg(aggregate="mean"), stages, coarse), every_map(scg(), stages, coarse), atol=5e-5, rtol=0)
-    one, two = (every_map(scg(aggregate=kind, stretch_sums="false"), stages, coarse) for kind in ("mean", "sum"))
+    torch.testing.assert_close(
+        every_map(scg(aggregate="mean"), stages, coarse), every_map(scg(), stages, coarse), atol=5e-5, rtol=0
+    )
+    one, two = (
+        every_map(scg(aggregate=kind, stretch_sums="false"), stages, coarse) for kind in ("mean", "sum")
+    )
     assert not torch.allclose(one, two, atol=1e-4)
 
 
@@ -112,7 +129,7 @@ def test_impossible_settings_are_refused(settings):
         Scg.create(settings)
 
 
-# --- pictures -----------------------------------------------------------------------------------------------------------
+# --- pictures -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("variant", "orders"), [("official", (1, 2, 3)), ("paper", (1, 2))])
@@ -152,7 +169,10 @@ def test_a_point_in_the_view_means_the_cell_that_it_is_in(variant, stage, number
 
 def test_points_have_the_thresholds_of_the_map():
     stages, coarse = random_inputs(1)
-    found = [scg().correlations(forward_pass(stages, coarse, classes), torch.rand(2, 2), orders=(1,))[1] for classes in (200, 1000)]
+    found = [
+        scg().correlations(forward_pass(stages, coarse, classes), torch.rand(2, 2), orders=(1,))[1]
+        for classes in (200, 1000)
+    ]
     few, many = ((maps > 0).float().mean().item() for maps in found)  # fo_th 0.1, and 0.2
     assert many < few
 

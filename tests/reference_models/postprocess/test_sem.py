@@ -48,7 +48,9 @@ def test_four_pixels_worked_out_by_hand():
     seeds = pick_seeds(M4, 2)
     assert seeds.tolist() == [[[0, 1]]]
     similarity = seed_similarity(unit_pixels(F4), seeds, "max")
-    torch.testing.assert_close(similarity.flatten(), torch.tensor([1, 1, 0.707107, 0.948683]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        similarity.flatten(), torch.tensor([1, 1, 0.707107, 0.948683]), atol=1e-4, rtol=0
+    )
     two = every_map(sem(2, 4), F4, M4)
     torch.testing.assert_close(two.flatten(), torch.tensor([1, 1, 0, 0.824794]), atol=1e-4, rtol=0)
 
@@ -81,7 +83,9 @@ def test_one_seed_gives_the_similarity_to_the_highest_pixel():
     features, coarse = random_inputs(0)
     phi = unit_pixels(features)
     expected = torch.stack([phi[i] @ phi[i, coarse[i, 2].argmax()] for i in range(2)]).reshape(2, 4, 5)
-    torch.testing.assert_close(every_map(sem(1, 20), features, coarse)[:, 2], min_max(expected), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        every_map(sem(1, 20), features, coarse)[:, 2], min_max(expected), atol=1e-5, rtol=0
+    )
 
 
 @given(SEEDS)
@@ -89,7 +93,9 @@ def test_the_length_of_a_pixel_s_features_and_the_scale_of_the_map_do_not_matter
     features, coarse = random_inputs(seed)
     scale = 0.1 + torch.rand(2, 1, 4, 5, generator=torch.Generator().manual_seed(seed))
     maps = every_map(sem(3, 20), features, coarse)
-    torch.testing.assert_close(every_map(sem(3, 20), features * scale, 2.0 * coarse - 1), maps, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        every_map(sem(3, 20), features * scale, 2.0 * coarse - 1), maps, atol=1e-4, rtol=0
+    )
 
 
 @given(SEEDS, st.integers(-4, 4), st.integers(-5, 5))
@@ -153,7 +159,9 @@ def test_the_variant_scaled_follows_the_grid(side, count):
 
 
 def test_the_record_names_the_variant_and_the_number_of_seeds():
-    described = [Sem.create(settings).describe()["config"] for settings in ({}, {"seeds": "20"}, {"variant": "scaled"})]
+    described = [
+        Sem.create(settings).describe()["config"] for settings in ({}, {"seeds": "20"}, {"variant": "scaled"})
+    ]
     assert [(config["variant"], config["seeds"], config["seeds_of"]) for config in described] == [
         ("official", 60, 0),
         ("official", 20, 0),
@@ -163,7 +171,10 @@ def test_the_record_names_the_variant_and_the_number_of_seeds():
 
 @pytest.mark.parametrize(("side", "cells"), [(7, 49), (4, 16), (1, 1)])
 def test_a_grid_with_fewer_pixels_than_seeds_is_refused_with_the_way_out(side, cells):
-    with pytest.raises(UsageError, match=rf"seeds=60 .* {cells} pixels.*--post-set sem\.seeds=N.*--post-set sem\.variant=scaled"):
+    with pytest.raises(
+        UsageError,
+        match=rf"seeds=60 .* {cells} pixels.*--post-set sem\.seeds=N.*--post-set sem\.variant=scaled",
+    ):
         seeds_on(side, {})
 
 

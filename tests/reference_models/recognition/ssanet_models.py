@@ -32,7 +32,9 @@ def batch(count: int = 4) -> Batch:
 def shown(model: Ssanet, run) -> list[tuple[int, ...]]:
     """Shapes of all that the backbone is given while `run` runs."""
     seen: list[tuple[int, ...]] = []
-    handle = model.backbone.steps["one"].register_forward_pre_hook(lambda _step, arguments: seen.append(tuple(arguments[0].shape)))
+    handle = model.backbone.steps["one"].register_forward_pre_hook(
+        lambda _step, arguments: seen.append(tuple(arguments[0].shape))
+    )
     run()
     handle.remove()
     return seen

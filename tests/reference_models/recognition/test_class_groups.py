@@ -1,4 +1,5 @@
-"""Groups of images of one class: who is drawn, who is whose positive, also as the released code of LIO confuses them."""
+"""Groups of images of one class: who is drawn, who is whose positive, also as the released code of LIO
+confuses them."""
 
 from __future__ import annotations
 
@@ -14,8 +15,15 @@ from reference_models.recognition.lio.class_groups import class_groups, over_gro
 
 
 @settings(max_examples=60)
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 5), st.integers(0, 2**31))
-def test_every_image_leads_one_group_of_its_class_and_others_come_once_where_there_are_enough(labels, size, others, seed):
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=40),
+    st.integers(1, 9),
+    st.integers(1, 5),
+    st.integers(0, 2**31),
+)
+def test_every_image_leads_one_group_of_its_class_and_others_come_once_where_there_are_enough(
+    labels, size, others, seed
+):
     classes = np.array(labels)
     batches = class_groups(classes, size, others, np.random.default_rng(seed))
     assert [len(batch) for batch in batches[:-1]] == [size * (1 + others)] * (len(batches) - 1)
@@ -31,7 +39,9 @@ def test_every_image_leads_one_group_of_its_class_and_others_come_once_where_the
 def test_all_choices_of_others_are_equally_likely():
     rng, counts = np.random.default_rng(0), Counter()
     for _ in range(600):
-        for leader, *company in np.concatenate(class_groups(np.zeros(4, dtype=np.int64), 4, 2, rng)).reshape(-1, 3).tolist():
+        for leader, *company in (
+            np.concatenate(class_groups(np.zeros(4, dtype=np.int64), 4, 2, rng)).reshape(-1, 3).tolist()
+        ):
             if leader == 1:
                 counts[tuple(company)] += 1
     assert set(counts) == {(a, b) for a in (0, 2, 3) for b in (0, 2, 3) if a != b}
@@ -46,7 +56,9 @@ def test_the_positives_of_an_image_are_the_others_of_its_group():
 
 def test_missing_images_and_those_of_other_classes_do_not_count():
     index, counted = positives_of(torch.tensor([5, 5, 2, 2, 7]), 4, "correct")
-    assert [[int(i) for i, c in zip(row, use, strict=True) if c] for row, use in zip(index, counted, strict=True)] == [
+    assert [
+        [int(i) for i, c in zip(row, use, strict=True) if c] for row, use in zip(index, counted, strict=True)
+    ] == [
         [1],
         [0],
         [3],
@@ -57,9 +69,13 @@ def test_missing_images_and_those_of_other_classes_do_not_count():
 
 
 def released_order(leaders: int, positives: int) -> list[int]:
-    """Positions in a batch of groups, in the order in which the released program stacks their features before it cuts groups."""
+    """Positions in a batch of groups, in the order in which the released program stacks their features before
+    it cuts groups."""
     place = torch.arange(leaders * (1 + positives)).view(leaders, 1 + positives)
-    images, others = place[:, 0], place[:, 1:].reshape(-1)  # as its data loader gives them: the positives of one leader in a row
+    images, others = (
+        place[:, 0],
+        place[:, 1:].reshape(-1),
+    )  # as its data loader gives them: the positives of one leader in a row
     turned = others.view(leaders, positives).transpose(0, 1).reshape(-1)
     return torch.cat([images, turned]).tolist()
 
@@ -84,16 +100,26 @@ def test_with_sixteen_leaders_of_as_many_classes_no_partner_is_of_the_image_s_ow
     assert (labels[index] == labels[:, None]).float().mean() == 0
     index, counted = positives_of(labels, 4, "correct")
     assert (labels[index] == labels[:, None])[counted].float().mean() == 1
-    # If the positives stayed in the loader's order, leader by leader, a third of the partners would be of the own class.
+    # If the positives stayed in the loader's order, leader by leader, a third of the partners would be of the
+    # own class.
     kept = torch.cat([torch.arange(0, 64, 4), torch.arange(64)[torch.arange(64) % 4 > 0]]).view(16, 4)
     same = (labels[kept][:, :, None] == labels[kept][:, None, :]).sum(dim=2) - 1
     assert (same.float() / 3).mean() == pytest.approx(1 / 3)
 
 
 def test_the_confused_order_of_an_incomplete_batch_leaves_out_what_is_missing():
-    index, counted = positives_of(torch.arange(6), 4, "interleaved_bug")  # leaders 0 and 4, first positives 1 and 5, then 2 and 3
+    index, counted = positives_of(
+        torch.arange(6), 4, "interleaved_bug"
+    )  # leaders 0 and 4, first positives 1 and 5, then 2 and 3
     assert index[0].tolist() == [4, 1, 5]
-    assert counted.tolist() == [[True] * 3, [True] * 3, [True, False, False], [False, False, True], [True] * 3, [True] * 3]
+    assert counted.tolist() == [
+        [True] * 3,
+        [True] * 3,
+        [True, False, False],
+        [False, False, True],
+        [True] * 3,
+        [True] * 3,
+    ]
 
 
 def test_means_over_all_images_or_over_leaders_and_the_others():

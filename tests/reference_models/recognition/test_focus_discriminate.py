@@ -38,7 +38,9 @@ def batch(count: int = 4) -> Batch:
 def shown(model: FocusDiscriminate, run) -> list[torch.Tensor]:
     """All that the backbone is given while `run` runs."""
     seen: list[torch.Tensor] = []
-    handle = model.backbone.steps["one"].register_forward_pre_hook(lambda _step, arguments: seen.append(arguments[0]))
+    handle = model.backbone.steps["one"].register_forward_pre_hook(
+        lambda _step, arguments: seen.append(arguments[0])
+    )
     run()
     handle.remove()
     return seen
@@ -49,7 +51,7 @@ def pooled(model: FocusDiscriminate, images: torch.Tensor) -> torch.Tensor:
         return model.backbone.run(images).mean((2, 3))
 
 
-# --- the map -------------------------------------------------------------------------------------------------------------------
+# --- the map ------------------------------------------------------------------------------------------------
 
 
 def test_the_map_of_two_known_classes_is_the_larger_one_in_each_cell():
@@ -61,7 +63,9 @@ def test_the_map_of_two_known_classes_is_the_larger_one_in_each_cell():
 
 def test_with_one_class_the_map_is_that_of_the_class():
     result = network(classes=1).localize(torch.randn(3, 3, 32, 32))
-    torch.testing.assert_close(result.own_maps["M_raw"], result.score_maps(torch.zeros(3, 1, dtype=torch.int64))[:, 0])
+    torch.testing.assert_close(
+        result.own_maps["M_raw"], result.score_maps(torch.zeros(3, 1, dtype=torch.int64))[:, 0]
+    )
 
 
 def test_maps_have_the_scores_as_their_means_and_the_raw_map_is_above_all_of_them():
@@ -90,7 +94,9 @@ def test_a_single_map_is_that_of_the_predicted_class_and_in_training_that_of_the
     result = model.localize(images)
     predicted = scores.argmax(1)
     torch.testing.assert_close(result.own_maps["M_raw"], result.score_maps(predicted[:, None])[:, 0])
-    assert not torch.equal(predicted, result.logits.argmax(1))  # the image classifier's prediction, not the hybrid one's
+    assert not torch.equal(
+        predicted, result.logits.argmax(1)
+    )  # the image classifier's prediction, not the hybrid one's
     crops = shown(model, lambda: model.loss(batch()))[1]
     maps = model.localize(images).score_maps(batch().labels[:, None])[:, 0]
     focus = torch.tensor([oracle.smoothed(one.tolist(), 1.0, 2) for one in maps])
@@ -98,7 +104,7 @@ def test_a_single_map_is_that_of_the_predicted_class_and_in_training_that_of_the
     assert not torch.equal(batch().labels, predicted)
 
 
-# --- regions ---------------------------------------------------------------------------------------------------------------------
+# --- regions ------------------------------------------------------------------------------------------------
 
 
 def test_a_flipped_map_has_mirrored_regions():
@@ -117,7 +123,9 @@ def test_regions_are_squares_inside_the_image_that_barely_overlap():
     assert proposals.boxes.min() >= 0
     assert proposals.boxes.max() <= 32
     assert not proposals.padded.any()
-    torch.testing.assert_close(proposals.boxes[..., 2:] - proposals.boxes[..., :2], torch.full((8, 4, 2), SIDE))
+    torch.testing.assert_close(
+        proposals.boxes[..., 2:] - proposals.boxes[..., :2], torch.full((8, 4, 2), SIDE)
+    )
     for boxes in proposals.boxes.tolist():
         assert all(oracle.iou(a, b) <= 0.25 for place, a in enumerate(boxes) for b in boxes[:place])
 
@@ -133,7 +141,9 @@ def test_a_score_is_the_smoothed_map_at_the_centre_of_its_region():
     assert torch.equal(proposals.scores[:, 0], result.own_maps["M"].amax((1, 2)))
 
 
-@pytest.mark.parametrize(("settings", "side", "part"), [({}, SIDE, 16), ({"region_side": 224.0, "part_size": 10}, 16.0, 10)])
+@pytest.mark.parametrize(
+    ("settings", "side", "part"), [({}, SIDE, 16), ({"region_side": 224.0, "part_size": 10}, 16.0, 10)]
+)
 def test_sizes_are_those_of_an_image_of_448_scaled(settings, side, part):
     model, images = network(**settings), torch.randn(2, 3, 32, 32)
     boxes = model.localize(images).propose().boxes
@@ -146,10 +156,12 @@ def test_sizes_are_those_of_an_image_of_448_scaled(settings, side, part):
 def test_the_network_sees_the_regions_of_the_image_enlarged():
     model, images = network(crop_mode="align_corners", nms_rule="ge", nms=0.1), torch.randn(2, 3, 32, 32)
     crops = shown(model, lambda: model.localize(images))[1]
-    assert torch.equal(crops, crop_resize(images, model.localize(images).propose().boxes, 16, "align_corners"))
+    assert torch.equal(
+        crops, crop_resize(images, model.localize(images).propose().boxes, 16, "align_corners")
+    )
 
 
-# --- classifiers -----------------------------------------------------------------------------------------------------------------
+# --- classifiers --------------------------------------------------------------------------------------------
 
 
 def test_the_prediction_is_that_of_the_image_and_its_best_regions_together():
@@ -157,9 +169,13 @@ def test_the_prediction_is_that_of_the_image_and_its_best_regions_together():
     result = model.localize(images)
     for number in range(3):
         image = images[number : number + 1]
-        parts = [pooled(model, crop_resize(image, box[None, None], 16)) for box in result.propose().boxes[number]]
+        parts = [
+            pooled(model, crop_resize(image, box[None, None], 16)) for box in result.propose().boxes[number]
+        ]
         features = torch.cat([pooled(model, image), *parts], dim=1)
-        torch.testing.assert_close(model.hybrid_classifier(features)[0], result.logits[number], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            model.hybrid_classifier(features)[0], result.logits[number], atol=1e-4, rtol=1e-4
+        )
 
 
 def test_features_are_joined_image_first():
@@ -176,7 +192,9 @@ def test_the_loss_is_the_cross_entropy_of_image_regions_and_both(reduction, fact
     whole = pooled(model, images)
     boxes = model.regions(model.localize(images).own_maps["M"], images, 6).boxes
     parts = [pooled(model, crop_resize(images, boxes[:, number : number + 1], 16)) for number in range(6)]
-    torch.testing.assert_close(terms["image"], F.cross_entropy(whole @ model.image_classifier.weight.T, labels))
+    torch.testing.assert_close(
+        terms["image"], F.cross_entropy(whole @ model.image_classifier.weight.T, labels)
+    )
     each = torch.stack([F.cross_entropy(model.region_classifier(part), labels) for part in parts])
     torch.testing.assert_close(terms["region"], factor * each.mean(), atol=1e-4, rtol=1e-4)
     together = model.hybrid_classifier(torch.cat([whole, *parts[:4]], dim=1))
@@ -210,11 +228,17 @@ def test_without_regions_the_hybrid_classifier_is_a_linear_one_of_the_image():
     assert list(network(proposals=0, parts=0, hybrid=False).loss(batch())) == ["image"]
 
 
-@pytest.mark.parametrize("settings", [{}, {"hybrid": False}, {"class_pool": "single"}, {"parts": 0}, {"proposals": 0, "parts": 0}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"hybrid": False}, {"class_pool": "single"}, {"parts": 0}, {"proposals": 0, "parts": 0}]
+)
 def test_every_parameter_gets_a_gradient(settings):
     model = network(**settings).train()
     sum(model.loss(batch()).values()).backward()
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
+    assert [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ] == []
 
 
 def test_no_gradient_goes_through_the_choice_of_regions():
@@ -239,7 +263,9 @@ def test_regions_are_chosen_in_single_precision():
 
 def test_eight_images_are_learned():
     data = squares(8)
-    images = torch.stack([torch.from_numpy(sample.array).permute(2, 0, 1) / 127.5 - 1 for sample in data.samples])
+    images = torch.stack(
+        [torch.from_numpy(sample.array).permute(2, 0, 1) / 127.5 - 1 for sample in data.samples]
+    )
     labels = torch.tensor([sample.label for sample in data.samples])
     model = FocusDiscriminate(toy_backbone(), 3, FocusDiscriminateConfig()).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -254,14 +280,26 @@ def test_eight_images_are_learned():
     assert all(losses[-1][name] < 0.5 * losses[0][name] for name in losses[0])
 
 
-# --- settings ----------------------------------------------------------------------------------------------------------------------
+# --- settings -----------------------------------------------------------------------------------------------
 
 
 def test_the_recipe_and_the_grid_are_those_of_the_paper_on_its_network():
     recipe = FocusDiscriminate.recipe_for("resnet50", 200, {})
-    assert (recipe.lr * recipe.new_factor, recipe.lr, recipe.weight_decay, recipe.momentum) == (0.01, 0.001, 5e-4, 0.9)
+    assert (recipe.lr * recipe.new_factor, recipe.lr, recipe.weight_decay, recipe.momentum) == (
+        0.01,
+        0.001,
+        5e-4,
+        0.9,
+    )
     assert (recipe.epochs, recipe.batch_size) == (100, 16)
-    assert [round(recipe.lr_factor(epoch / 100), 9) for epoch in (0, 39.9, 40, 79.9, 80, 99)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
+    assert [round(recipe.lr_factor(epoch / 100), 9) for epoch in (0, 39.9, 40, 79.9, 80, 99)] == [
+        1,
+        1,
+        0.1,
+        0.1,
+        0.01,
+        0.01,
+    ]
     assert round(448 * recipe.resize) == 600
     assert FocusDiscriminate.recipe_for("tiny", 200, {}).optimizer == "adamw"
     assert FocusDiscriminate.recipe_for("tiny", 200, {"recipe": "fnd"}) == recipe

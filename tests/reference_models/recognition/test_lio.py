@@ -33,14 +33,19 @@ def batch(*labels: int, images: torch.Tensor | None = None, masks: torch.Tensor 
     """Two groups of four of one class each where no labels are given."""
     labels = labels or (2, 2, 2, 2, 4, 4, 4, 4)
     made_up = toy_batch(len(labels), classes=CLASSES)
-    return replace(made_up, labels=torch.tensor(labels), images=made_up.images if images is None else images, masks=masks)
+    return replace(
+        made_up, labels=torch.tensor(labels), images=made_up.images if images is None else images, masks=masks
+    )
 
 
 def strided_backbone(*, linear: bool = False) -> Backbone:
-    """Strides 2, 4, 8 of 64 pixels, so that all three kinds of stages are there; `linear` stages can be negative."""
+    """Strides 2, 4, 8 of 64 pixels, so that all three kinds of stages are there; `linear` stages can be
+    negative."""
 
     def step(inputs: int, outputs: int) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.Identity() if linear else nn.ReLU())
+        return nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.Identity() if linear else nn.ReLU()
+        )
 
     steps = OrderedDict(one=step(3, 4), two=step(4, 6), three=step(6, 8))
     layout = [Stage("one", 2, 4), Stage("two", 4, 6), Stage("three", 8, 8)]
@@ -53,7 +58,7 @@ def mask_of(features: torch.Tensor, size: int) -> torch.Tensor:
     return pseudo_mask(features, features, *positives_of(labels, size, "correct"))
 
 
-# --- the loss -------------------------------------------------------------------------------------------------------------
+# --- the loss -----------------------------------------------------------------------------------------------
 
 
 def parts_of(model: Lio, given_batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -81,8 +86,12 @@ def test_the_target_is_a_label_and_the_weights_of_the_context_get_no_gradient():
     def oel_gradient(**settings) -> torch.Tensor:
         torch.manual_seed(3)
         model = lio(alpha=1.0, **settings).eval()
-        torch.nn.init.zeros_(model.structure["7"].extent.weight)  # m' does not depend on f: gradients come from M alone
-        gradients = torch.autograd.grad(model.loss(batch())["oel_7"], model.backbone.parameters(), allow_unused=True)
+        torch.nn.init.zeros_(
+            model.structure["7"].extent.weight
+        )  # m' does not depend on f: gradients come from M alone
+        gradients = torch.autograd.grad(
+            model.loss(batch())["oel_7"], model.backbone.parameters(), allow_unused=True
+        )
         return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
 
     assert not oel_gradient().any()
@@ -109,7 +118,9 @@ def test_true_masks_take_the_place_of_the_correlation():
     assert not lio(target="mask", oel=False).wants_masks
     given_batch = batch(masks=masks)
     _, m, _ = parts_of(model, given_batch)
-    torch.testing.assert_close(model.loss(given_batch)["oel_7"], (m - F.adaptive_avg_pool2d(masks[:, None], 7)[:, 0]).square().mean())
+    torch.testing.assert_close(
+        model.loss(given_batch)["oel_7"], (m - F.adaptive_avg_pool2d(masks[:, None], 7)[:, 0]).square().mean()
+    )
     with pytest.raises(UsageError, match="target=mask of method 'lio' needs true masks"):
         model.loss(batch())
 
@@ -129,7 +140,9 @@ def test_without_a_mask_all_cells_count_and_the_strongest_cell_is_the_reference(
     model, given_batch = lio(oel=False, beta=1.0), batch()
     f = model.pooled(model.backbone.stages(given_batch.images))["7"]
     context = model.structure["7"].context(f)
-    assert torch.equal(context.reference, model.structure["7"].context.structure(f).mean(dim=1).flatten(1).argmax(dim=1))
+    assert torch.equal(
+        context.reference, model.structure["7"].context.structure(f).mean(dim=1).flatten(1).argmax(dim=1)
+    )
     torch.testing.assert_close(model.loss(given_batch)["angle_7"], context.angle.mean())
 
 
@@ -155,7 +168,9 @@ def test_the_released_reduction_counts_a_leader_as_much_as_three_others():
     model, given_batch = lio(ce_reduction="split", beta=1.0).eval(), batch()
     losses = F.cross_entropy(model(given_batch.images).logits, given_batch.labels, reduction="none")
     leaders = torch.tensor([1, 0, 0, 0] * 2).bool()
-    torch.testing.assert_close(model.loss(given_batch)["cross_entropy"], losses[leaders].mean() + losses[~leaders].mean())
+    torch.testing.assert_close(
+        model.loss(given_batch)["cross_entropy"], losses[leaders].mean() + losses[~leaders].mean()
+    )
 
 
 @pytest.mark.parametrize(
@@ -214,7 +229,7 @@ def test_the_released_relu_is_before_the_heads_and_not_before_the_correlation():
     torch.testing.assert_close(model.loss(given_batch)["oel_7"], (m - target).square().mean())
 
 
-# --- stages and test --------------------------------------------------------------------------------------------------------
+# --- stages and test ----------------------------------------------------------------------------------------
 
 
 def test_the_tasks_are_attached_to_the_last_stage_and_to_those_of_half_and_a_quarter_of_its_stride():
@@ -222,7 +237,10 @@ def test_the_tasks_are_attached_to_the_last_stage_and_to_those_of_half_and_a_qua
     assert {cells: stage.name for cells, stage in model.places.items()} == {7: "three", 14: "two", 28: "one"}
     images = torch.randn(8, 3, 128, 128)
     terms = model.loss(batch(images=images))
-    assert set(terms) == {"cross_entropy", *(f"{kind}_{cells}" for kind in ("oel", "distance", "angle") for cells in (7, 14, 28))}
+    assert set(terms) == {
+        "cross_entropy",
+        *(f"{kind}_{cells}" for kind in ("oel", "distance", "angle") for cells in (7, 14, 28)),
+    }
     maps = model.localize(images).own_maps
     assert {name: m.shape[1:] for name, m in maps.items()} == {
         "oel_7": (7, 7),
@@ -239,10 +257,17 @@ def test_the_tasks_are_attached_to_the_last_stage_and_to_those_of_half_and_a_qua
 
 
 @pytest.mark.parametrize(
-    ("backbone", "channels"), [("resnet50", [2048, 1024, 512]), ("efficientnet_lite0", [1280, 112, 40]), ("tiny", [64, 48, 24])]
+    ("backbone", "channels"),
+    [("resnet50", [2048, 1024, 512]), ("efficientnet_lite0", [1280, 112, 40]), ("tiny", [64, 48, 24])],
 )
 def test_stages_of_the_networks(backbone, channels):
-    model = Lio.create(backbone=backbone, num_classes=CLASSES, weights="none", settings={"stages": "7,14,28", "c1": "4"}, image_size=64)
+    model = Lio.create(
+        backbone=backbone,
+        num_classes=CLASSES,
+        weights="none",
+        settings={"stages": "7,14,28", "c1": "4"},
+        image_size=64,
+    )
     assert [stage.channels for stage in model.places.values()] == channels
 
 
@@ -252,7 +277,9 @@ def test_maps_are_averaged_to_n_by_n_and_smaller_ones_keep_their_size():
     torch.testing.assert_close(model.pooled(stages)["7"], F.avg_pool2d(stages["three"], 2))
     assert model.pooled({"three": torch.randn(2, 8, 4, 4)})["7"].shape[2:] == (4, 4)
     assert [stage.name for stage in lio(stages=(7, 14)).places.values()] == ["three", "one"]
-    with pytest.raises(UsageError, match=r"stages of method 'lio': 28 needs a stage of stride 1, and toy \(std\) has 2, 4"):
+    with pytest.raises(
+        UsageError, match=r"stages of method 'lio': 28 needs a stage of stride 1, and toy \(std\) has 2, 4"
+    ):
         lio(stages=(28,))
 
 
@@ -275,7 +302,9 @@ def test_at_test_it_is_the_baseline_with_its_weights():
     assert torch.equal(plain.localize(images).logits, model.localize(images).logits)
     asked = torch.tensor([[0, 2], [1, 3], [4, 0]])
     assert torch.equal(plain.score_maps(images, asked), model.score_maps(images, asked))
-    own = sum(parameter.numel() for name, parameter in model.named_parameters() if not name.startswith("structure."))
+    own = sum(
+        parameter.numel() for name, parameter in model.named_parameters() if not name.startswith("structure.")
+    )
     assert own == sum(parameter.numel() for parameter in plain.parameters())
     assert model.plain().keys() == plain.state_dict().keys()
 
@@ -290,7 +319,7 @@ def test_the_map_of_the_extent_is_its_convolution_on_the_averaged_features():
         assert model.localize(torch.randn(2, 3, 32, 32)).own_maps["oel_7"].dtype == torch.float32
 
 
-# --- training -----------------------------------------------------------------------------------------------------------------
+# --- training -----------------------------------------------------------------------------------------------
 
 
 def test_batches_are_groups_of_one_class_as_many_as_the_batch_size_says():
@@ -303,19 +332,27 @@ def test_batches_are_groups_of_one_class_as_many_as_the_batch_size_says():
 
 
 def test_the_recipes_are_the_published_ones():
-    assert (Lio.recipe_name("resnet50", 200), Lio.recipe_name("resnet50", 1000), Lio.recipe_name("tiny", 200)) == (
+    assert (
+        Lio.recipe_name("resnet50", 200),
+        Lio.recipe_name("resnet50", 1000),
+        Lio.recipe_name("tiny", 200),
+    ) == (
         "lio",
         "lio_ilsvrc",
         "tiny",
     )
     assert Lio.grid_for("resnet50", LioConfig()) == "stock"
-    paper, official = (Lio.recipe_for("resnet50", 200, settings) for settings in ({}, {"variant": "official"}))
+    paper, official = (
+        Lio.recipe_for("resnet50", 200, settings) for settings in ({}, {"variant": "official"})
+    )
     assert (paper.epochs, paper.rotation, official.epochs, official.rotation) == (240, 15, 359, 15)
     assert (paper.rotation_filter, official.rotation_filter) == ("bilinear", "nearest")
     assert Lio.recipe_for("resnet50", 200, {"variant": "official", "recipe": "lio"}).epochs == 240
     assert Lio.recipe_for("tiny", 200, {"variant": "official"}) == Lio.recipe_for("tiny", 200, {})
     model = Lio(toy_backbone(), CLASSES, OFFICIAL)
-    rates = [model.lr_factor(official, (epoch + 0.5) / 359) for epoch in (0, 1, 2, 61, 62, 122, 182, 242, 302)]
+    rates = [
+        model.lr_factor(official, (epoch + 0.5) / 359) for epoch in (0, 1, 2, 61, 62, 122, 182, 242, 302)
+    ]
     assert rates == pytest.approx([0.1, 0.1, 1, 1, 0.1, 1e-2, 1e-3, 1e-4, 1e-5])
     imagenet = Lio.recipe_for("resnet50", 1000, {})
     assert (imagenet.batch_size * 4, imagenet.lr, imagenet.epochs) == (256, 0.1, 90)

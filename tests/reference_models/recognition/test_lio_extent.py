@@ -29,7 +29,11 @@ def test_the_correlation_with_itself_is_at_least_the_length_and_places_in_the_ot
     f, other = torch.randn(2, 6, 5, 5), torch.randn(2, 6, 5, 5)
     assert (correlation(f.flatten(2), f.flatten(2)) >= f.flatten(2).square().sum(dim=1) / 6 - 1e-6).all()
     expected = correlation(f.flatten(2), other.flatten(2))
-    for moved in (other.flip(3), other.rot90(1, (2, 3)), other.flatten(2)[..., torch.randperm(25)].view_as(other)):
+    for moved in (
+        other.flip(3),
+        other.rot90(1, (2, 3)),
+        other.flatten(2)[..., torch.randperm(25)].view_as(other),
+    ):
         torch.testing.assert_close(correlation(f.flatten(2), moved.flatten(2)), expected)
 
 
@@ -38,7 +42,10 @@ def test_the_mask_is_the_mean_over_the_other_images_of_the_class():
     found = mask_of(features, 4)
     for image in range(8):
         others = [place for place in range(image // 4 * 4, image // 4 * 4 + 4) if place != image]
-        phi = [correlation(features[image : image + 1].flatten(2), features[place : place + 1].flatten(2)) for place in others]
+        phi = [
+            correlation(features[image : image + 1].flatten(2), features[place : place + 1].flatten(2))
+            for place in others
+        ]
         torch.testing.assert_close(found[image], torch.cat(phi).mean(dim=0).view(3, 3))
 
 
@@ -60,8 +67,16 @@ def test_the_released_mask_is_matched(case):
 @pytest.mark.parametrize("case", range(2))
 def test_the_released_head_is_matched_from_the_features_on(case):
     head = Structure(12, replace(OFFICIAL, c1=8))
-    names = {"strutureg.1": "context.project", "coord_predictor.predictor.0": "context.predictor", "maskg.1": "extent"}
-    state = {f"{ours}.{kind}": stored(f"scl_param_{case}_{theirs}.{kind}") for theirs, ours in names.items() for kind in ("weight", "bias")}
+    names = {
+        "strutureg.1": "context.project",
+        "coord_predictor.predictor.0": "context.predictor",
+        "maskg.1": "extent",
+    }
+    state = {
+        f"{ours}.{kind}": stored(f"scl_param_{case}_{theirs}.{kind}")
+        for theirs, ours in names.items()
+        for kind in ("weight", "bias")
+    }
     head.load_state_dict(state)
     f = F.adaptive_avg_pool2d(stored(f"scl_feature_in_{case}"), 7)
     torch.testing.assert_close(f, stored(f"scl_feature_out_{case}"), rtol=1e-5, atol=1e-6)
@@ -71,8 +86,12 @@ def test_the_released_head_is_matched_from_the_features_on(case):
     loss_map = stored(f"scl_loss_map_{case}")
     cells = torch.eye(49).view(49, 7, 7)
     for image in range(2):
-        many = head.context(head.enter(f[image : image + 1]).expand(49, 12, 7, 7), cells, None, inside[image].expand(49, 7, 7))
-        torch.testing.assert_close(49 * (many.distance + many.angle), loss_map[image].flatten(), rtol=1e-5, atol=1e-6)
+        many = head.context(
+            head.enter(f[image : image + 1]).expand(49, 12, 7, 7), cells, None, inside[image].expand(49, 7, 7)
+        )
+        torch.testing.assert_close(
+            49 * (many.distance + many.angle), loss_map[image].flatten(), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_with_the_released_order_the_target_compares_different_classes():

@@ -1,4 +1,5 @@
-"""LIO's `variant=official` against a restatement of one step of the released program, from the images to the loss."""
+"""LIO's `variant=official` against a restatement of one step of the released program, from the images to the
+loss."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def structure_loss(model: Lio, features: Tensor) -> tuple[Tensor, Tensor]:
         inside = (extent[image] > extent[image].mean()).float().flatten()
         cells = h[image].flatten(1).T  # (N N, C1)
         reference = int((cells.mean(dim=1) * inside).argmax())
-        predicted = head.context.predictor(torch.cat([cells[reference].expand(side**2, width), cells], dim=1)).relu()
+        predicted = head.context.predictor(
+            torch.cat([cells[reference].expand(side**2, width), cells], dim=1)
+        ).relu()
         predicted = torch.where(torch.arange(side**2)[:, None] == reference, 0.0, predicted)
         place = torch.tensor([(row, column) for row in range(side) for column in range(side)]).float()
         away = (place - place[reference]) / side
@@ -36,7 +39,8 @@ def structure_loss(model: Lio, features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def object_masks(features: Tensor, size: int) -> Tensor:
-    """M: consecutive images are a group; each one's cells are compared with those of the others in its group."""
+    """M: consecutive images are a group; each one's cells are compared with those of the others in its
+    group."""
     flat = features.flatten(2).mT  # (B, N N, C)
     masks = []
     for image in range(len(flat)):
@@ -47,8 +51,11 @@ def object_masks(features: Tensor, size: int) -> Tensor:
     return torch.stack(masks).view(len(features), *features.shape[2:])
 
 
-def released_step(model: Lio, images: Tensor, labels: Tensor, positives: int, *, stack_by_role: bool = True) -> Tensor:
-    """Images and labels are groups of one class; they go through the network as leaders and as others, in two passes."""
+def released_step(
+    model: Lio, images: Tensor, labels: Tensor, positives: int, *, stack_by_role: bool = True
+) -> Tensor:
+    """Images and labels are groups of one class; they go through the network as leaders and as others, in two
+    passes."""
     size = positives + 1
     leads = torch.arange(len(images)) % size == 0
     losses, features, extents = [], [], []
@@ -72,7 +79,9 @@ def sixteen_groups() -> tuple[Lio, Tensor, Tensor]:
     torch.manual_seed(0)
     model = Lio(strided_backbone(linear=True), 16, OFFICIAL).eval()
     images = torch.randn(64, 3, 112, 112, generator=torch.Generator().manual_seed(1))
-    images += torch.randn(16, 3, 1, 1, generator=torch.Generator().manual_seed(2)).repeat_interleave(4, dim=0)  # classes differ
+    images += torch.randn(16, 3, 1, 1, generator=torch.Generator().manual_seed(2)).repeat_interleave(
+        4, dim=0
+    )  # classes differ
     return model, images, torch.arange(16).repeat_interleave(4)
 
 
@@ -86,7 +95,9 @@ def test_the_official_loss_of_sixteen_groups_is_that_of_the_released_step() -> N
 
 
 @pytest.mark.parametrize("positives", [1, 2, 5])
-def test_it_is_the_released_step_for_other_numbers_of_positives_and_an_epoch_s_last_batch(positives: int) -> None:
+def test_it_is_the_released_step_for_other_numbers_of_positives_and_an_epoch_s_last_batch(
+    positives: int,
+) -> None:
     torch.manual_seed(positives)
     model = Lio(strided_backbone(linear=True), 5, replace(OFFICIAL, num_positives=positives)).eval()
     labels = torch.tensor([0, 3, 1, 4, 2]).repeat_interleave(positives + 1)
@@ -100,6 +111,8 @@ def test_the_gradient_is_that_of_the_released_step_which_reaches_the_target_too(
     own = sum(model.loss(replace(batch(*labels.tolist()), images=images)).values())
     parameters = list(model.parameters())
     for ours, theirs in zip(
-        torch.autograd.grad(own, parameters), torch.autograd.grad(released_step(model, images, labels, 3), parameters), strict=True
+        torch.autograd.grad(own, parameters),
+        torch.autograd.grad(released_step(model, images, labels, 3), parameters),
+        strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)

@@ -17,14 +17,20 @@ KNOWN = torch.tensor([[0.9, 0.1, 0.2, 0], [0.3, 0.8, 0.1, 0.1], [0.2, 0.2, 0.4, 
 
 def test_the_loss_of_a_known_pair():
     assert abs(float(pair_loss(KNOWN)) - 1.0324284) < 1e-6
-    by_hand = [math.log(1 + sum(math.exp(KNOWN[j, m] - KNOWN[j, j]) for m in range(4) if m != j)) for j in range(4)]
+    by_hand = [
+        math.log(1 + sum(math.exp(KNOWN[j, m] - KNOWN[j, j]) for m in range(4) if m != j)) for j in range(4)
+    ]
     assert abs(float(pair_loss(KNOWN)) - sum(by_hand) / 4) < 1e-6
 
 
 @given(st.integers(0, 999))
 def test_the_loss_of_a_pair_is_a_cross_entropy_in_known_bounds(seed):
     similarities = 2 * torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(seed)) - 1
-    expected = F.cross_entropy(similarities.view(-1, 4), torch.arange(4).repeat(3), reduction="none").view(3, 4).mean(1)
+    expected = (
+        F.cross_entropy(similarities.view(-1, 4), torch.arange(4).repeat(3), reduction="none")
+        .view(3, 4)
+        .mean(1)
+    )
     torch.testing.assert_close(pair_loss(similarities), expected)
     assert (pair_loss(similarities) >= math.log(1 + 3 * math.exp(-2))).all()
     assert (pair_loss(similarities) <= math.log(1 + 3 * math.exp(2))).all()
@@ -44,14 +50,18 @@ def test_its_gradient_is_that_of_equations_4_and_5():
             assert abs(float(similarities.grad[j, z]) - expected / 4) < 1e-6
 
 
-@pytest.mark.parametrize(("with_self", "reduction"), [(False, "mean"), (True, "mean"), (False, "sum"), (True, "sum")])
+@pytest.mark.parametrize(
+    ("with_self", "reduction"), [(False, "mean"), (True, "mean"), (False, "sum"), (True, "sum")]
+)
 def test_all_ordered_pairs_of_images_count(with_self, reduction):
     parts = torch.randn(3, 4, 6)
     pairs = []
     for one in range(3):
         for two in range(3):
             if one != two or with_self:
-                cosines = torch.stack([F.cosine_similarity(parts[one, j][None], parts[two]) for j in range(4)])
+                cosines = torch.stack(
+                    [F.cosine_similarity(parts[one, j][None], parts[two]) for j in range(4)]
+                )
                 pairs.append(pair_loss(cosines))
     expected = torch.stack(pairs).mean() if reduction == "mean" else torch.stack(pairs).sum()
     torch.testing.assert_close(mac_loss(parts, with_self=with_self, reduction=reduction), expected)

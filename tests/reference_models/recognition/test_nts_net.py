@@ -30,21 +30,25 @@ def batch(count: int = 4) -> Batch:
 def shown(model: NtsNet, run) -> list[torch.Tensor]:
     """All that the backbone is given while `run` runs."""
     seen: list[torch.Tensor] = []
-    handle = model.backbone.steps["one"].register_forward_pre_hook(lambda _step, arguments: seen.append(arguments[0]))
+    handle = model.backbone.steps["one"].register_forward_pre_hook(
+        lambda _step, arguments: seen.append(arguments[0])
+    )
     run()
     handle.remove()
     return seen
 
 
 def proposed(model: NtsNet, images: torch.Tensor, count: int):
-    return nominate(model.navigator(model.backbone.run(images), 32), 32, count, model.config.nms, model.config.nms_rule)
+    return nominate(
+        model.navigator(model.backbone.run(images), 32), 32, count, model.config.nms, model.config.nms_rule
+    )
 
 
 def pooled(model: NtsNet, images: torch.Tensor) -> torch.Tensor:
     return model.backbone.run(images).mean((2, 3))
 
 
-# --- the forward pass ------------------------------------------------------------------------------------------------------
+# --- the forward pass ---------------------------------------------------------------------------------------
 
 
 def test_the_prediction_is_of_the_best_parts_in_order_and_the_whole_image():
@@ -52,7 +56,10 @@ def test_the_prediction_is_of_the_best_parts_in_order_and_the_whole_image():
     result = model.localize(images)
     found = proposed(model, images, 4)
     for image in range(3):
-        parts = [pooled(model, crop_resize(images[image][None], box[None, None], 16))[0] for box in found.boxes[image]]
+        parts = [
+            pooled(model, crop_resize(images[image][None], box[None, None], 16))[0]
+            for box in found.boxes[image]
+        ]
         expected = model.concat_classifier(torch.cat([*parts, pooled(model, images)[image]]))
         torch.testing.assert_close(result.logits[image], expected, atol=1e-5, rtol=1e-4)
     raw = nts(predict="raw")
@@ -64,7 +71,9 @@ def test_maps_are_those_of_the_raw_classifier_and_their_mean_and_bias_its_logits
     model, images = nts(predict="raw"), torch.randn(3, 3, 32, 32)
     result = model.localize(images)
     maps = result.score_maps(torch.arange(CLASSES).expand(3, CLASSES))
-    torch.testing.assert_close(maps.mean((2, 3)) + model.raw_classifier.bias, result.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        maps.mean((2, 3)) + model.raw_classifier.bias, result.logits, atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("settings", [{}, {"nms": 0.6}, {"nms": 0.1, "nms_rule": "ge"}], ids=str)
@@ -101,14 +110,18 @@ def test_two_passes_are_equal_also_with_dropout_at_test():
     without, model = nts(), nts(dropout_in_eval=True)
     model.load_state_dict(without.state_dict())
     state = torch.get_rng_state()
-    one, two, first = model.localize(images).logits, model.localize(images).logits, model.localize(images[:1]).logits
+    one, two, first = (
+        model.localize(images).logits,
+        model.localize(images).logits,
+        model.localize(images[:1]).logits,
+    )
     assert torch.equal(one, two)
     torch.testing.assert_close(one[:1], first)
     assert torch.equal(state, torch.get_rng_state())
     assert not torch.allclose(one, without.localize(images).logits)
 
 
-# --- the loss --------------------------------------------------------------------------------------------------------------
+# --- the loss -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -118,12 +131,17 @@ def test_the_loss_has_the_terms_of_the_paper(reduction):
     found, labels = proposed(model, given.images, 6), given.labels
     whole = pooled(model, given.images)
     parts = pooled(model, crop_resize(given.images, found.boxes, 16)).view(4, 6, 16)
-    costs = torch.stack([F.cross_entropy(model.part_classifier(parts[:, j]), labels, reduction="none") for j in range(6)], dim=1)
+    costs = torch.stack(
+        [F.cross_entropy(model.part_classifier(parts[:, j]), labels, reduction="none") for j in range(6)],
+        dim=1,
+    )
     expected = {
         "rank": rank_loss(found.scores, costs),
         "part": costs.mean() * (1 if reduction == "mean" else 6),
         "raw": F.cross_entropy(model.raw_classifier(whole), labels),
-        "concat": F.cross_entropy(model.concat_classifier(torch.cat([parts[:, :4].flatten(1), whole], dim=1)), labels),
+        "concat": F.cross_entropy(
+            model.concat_classifier(torch.cat([parts[:, :4].flatten(1), whole], dim=1)), labels
+        ),
     }
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
@@ -136,7 +154,11 @@ def test_the_ranking_loss_teaches_the_navigator_alone_and_is_its_only_teacher():
     names = dict(model.named_parameters())
     for name, term in terms.items():
         gradients = torch.autograd.grad(term, list(names.values()), retain_graph=True, allow_unused=True)
-        reached = {key.split(".")[0] for key, gradient in zip(names, gradients, strict=True) if gradient is not None and gradient.any()}
+        reached = {
+            key.split(".")[0]
+            for key, gradient in zip(names, gradients, strict=True)
+            if gradient is not None and gradient.any()
+        }
         assert reached == ({"navigator"} if name == "rank" else {"backbone", f"{name}_classifier"})
 
 
@@ -176,8 +198,12 @@ def test_mixed_precision_gives_nearly_the_same_losses_of_the_image():
 def pictures() -> Batch:
     """Eight pictures of four classes."""
     data = squares(8, classes=4)
-    images = torch.stack([torch.from_numpy(sample.image()).permute(2, 0, 1) / 128 - 1 for sample in data.samples])
-    return replace(toy_batch(8, classes=4), images=images, labels=torch.tensor([sample.label for sample in data.samples]))
+    images = torch.stack(
+        [torch.from_numpy(sample.image()).permute(2, 0, 1) / 128 - 1 for sample in data.samples]
+    )
+    return replace(
+        toy_batch(8, classes=4), images=images, labels=torch.tensor([sample.label for sample in data.samples])
+    )
 
 
 def learned(model: NtsNet, parameters, terms: tuple[str, ...], *, steps: int, lr: float) -> list[float]:
@@ -205,12 +231,18 @@ def test_the_navigator_learns_the_order_of_the_parts_of_a_network_that_stays():
     assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
 
 
-# --- settings --------------------------------------------------------------------------------------------------------------
+# --- settings -----------------------------------------------------------------------------------------------
 
 
 def test_the_official_variant_is_the_released_code():
-    model = NtsNet.create(backbone="tiny", num_classes=3, weights="none", settings={"variant": "official"}, image_size=32)
-    assert (model.config.nms_rule, model.config.crop_mode, model.config.dropout_in_eval) == ("ge", "align_corners", True)
+    model = NtsNet.create(
+        backbone="tiny", num_classes=3, weights="none", settings={"variant": "official"}, image_size=32
+    )
+    assert (model.config.nms_rule, model.config.crop_mode, model.config.dropout_in_eval) == (
+        "ge",
+        "align_corners",
+        True,
+    )
     assert model.config.navigator_init == "torch"
     assert model.localize(torch.randn(2, 3, 32, 32)).logits.shape == (2, 3)
 
@@ -250,14 +282,26 @@ def test_the_navigator_learns_at_the_base_rate_whatever_the_recipe_says_of_new_l
     model = NtsNet(toy_backbone(), 3, NtsNetConfig())
     model.backbone.weights = replace(model.backbone.weights, sha256="pretrained")
     recipe = replace(FINE_GRAINED["nts"], new_factor=10.0)
-    factors = {id(parameter): group["factor"] for group in model.parameter_groups(recipe) for parameter in group["params"]}
+    factors = {
+        id(parameter): group["factor"]
+        for group in model.parameter_groups(recipe)
+        for parameter in group["params"]
+    }
     assert {factors[id(parameter)] for parameter in model.navigator.parameters()} == {1.0}
     assert {factors[id(parameter)] for parameter in model.part_classifier.parameters()} == {10.0}
 
 
 def test_settings_of_dropout_and_of_the_navigator_reach_what_they_are_about() -> None:
-    assert all((layer.bias == 0).all() for layer in nts(navigator_init="even").navigator.modules() if isinstance(layer, torch.nn.Conv2d))
-    assert any((layer.bias != 0).any() for layer in nts(navigator_init="torch").navigator.modules() if isinstance(layer, torch.nn.Conv2d))
+    assert all(
+        (layer.bias == 0).all()
+        for layer in nts(navigator_init="even").navigator.modules()
+        if isinstance(layer, torch.nn.Conv2d)
+    )
+    assert any(
+        (layer.bias != 0).any()
+        for layer in nts(navigator_init="torch").navigator.modules()
+        if isinstance(layer, torch.nn.Conv2d)
+    )
 
     def terms(dropout: float) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
@@ -277,6 +321,13 @@ def test_the_released_loop_runs_to_epoch_499_and_the_rate_falls_before_the_epoch
         optimizer.step()
         scheduler.step()
         released.append(optimizer.param_groups[0]["lr"])
-    assert [recipe.lr_factor((epoch + 0.5) / recipe.epochs) for epoch in range(recipe.epochs)] == pytest.approx(released)
+    assert [
+        recipe.lr_factor((epoch + 0.5) / recipe.epochs) for epoch in range(recipe.epochs)
+    ] == pytest.approx(released)
     paper = FINE_GRAINED["nts"]
-    assert [round(paper.lr_factor((epoch + 0.5) / 110), 6) for epoch in (59, 60, 99, 100)] == [1, 0.1, 0.1, 0.01]
+    assert [round(paper.lr_factor((epoch + 0.5) / 110), 6) for epoch in (59, 60, 99, 100)] == [
+        1,
+        0.1,
+        0.1,
+        0.01,
+    ]

@@ -14,7 +14,12 @@ from wsolbench.exceptions import UsageError
 def by_loops(features: torch.Tensor, number: int, patch: int, stride: int) -> torch.Tensor:
     """(9)-(12) of one part (D, H, H)."""
     patches = [
-        [features[:, a * stride : a * stride + patch, b * stride : b * stride + patch].permute(1, 2, 0).flatten() for b in range(number)]
+        [
+            features[:, a * stride : a * stride + patch, b * stride : b * stride + patch]
+            .permute(1, 2, 0)
+            .flatten()
+            for b in range(number)
+        ]
         for a in range(number)
     ]
     rows = [torch.stack(patches[a]).amax(0) for a in range(number)]
@@ -28,7 +33,9 @@ def bag(features: torch.Tensor, patch: int, stride: int, variant: str) -> torch.
     return torch.tensor(sorted(vectors.tolist()))
 
 
-@pytest.mark.parametrize(("side", "number", "patch", "stride"), [(7, 3, 3, 2), (4, 3, 2, 1), (2, 2, 1, 1), (5, 3, 1, 2)])
+@pytest.mark.parametrize(
+    ("side", "number", "patch", "stride"), [(7, 3, 3, 2), (4, 3, 2, 1), (2, 2, 1, 1), (5, 3, 1, 2)]
+)
 def test_the_vectors_are_maxima_of_the_patches_of_each_row_and_column(side, number, patch, stride):
     features = torch.randn(2, 5, side, side)
     found = oriented_pooling(features, patch, stride)
@@ -84,13 +91,25 @@ def test_the_score_is_the_best_of_the_four_orientations(variant):
 
 
 def test_a_turned_map_has_the_scores_of_the_map():
-    head, features = OrientedHead(5, 7, 6, patches=3, patch=3, variant="rotated_maps"), torch.randn(4, 5, 7, 7)
+    head, features = (
+        OrientedHead(5, 7, 6, patches=3, patch=3, variant="rotated_maps"),
+        torch.randn(4, 5, 7, 7),
+    )
     torch.testing.assert_close(head(features)[0], head(features.rot90(1, (2, 3)))[0])
 
 
 @pytest.mark.parametrize(
     ("side", "layout"),
-    [(7, (3, 3, 2)), (4, (3, 2, 1)), (8, (3, 4, 2)), (14, (3, 6, 4)), (6, (3, 2, 2)), (3, (3, 1, 1)), (2, (2, 1, 1)), (1, (1, 1, 1))],
+    [
+        (7, (3, 3, 2)),
+        (4, (3, 2, 1)),
+        (8, (3, 4, 2)),
+        (14, (3, 6, 4)),
+        (6, (3, 2, 2)),
+        (3, (3, 1, 1)),
+        (2, (2, 1, 1)),
+        (1, (1, 1, 1)),
+    ],
 )
 def test_patches_reach_from_border_to_border_without_a_gap(side, layout):
     number, patch, stride = patch_layout(side, 3)

@@ -35,7 +35,9 @@ def test_in_training_all_parts_share_one_batch():
 def test_regions_of_a_ramp_are_ramps_and_zero_outside():
     ramp = torch.arange(8.0).expand(1, 1, 8, 8)
     found = aligned_regions(ramp, torch.tensor([[[8.0, 8, 24, 24], [64, 0, 96, 32]]]), 32, 2)
-    torch.testing.assert_close(found[0, 0, 0], torch.tensor([[2.5, 4.5], [2.5, 4.5]]))  # cells 2-3 and 4-5 of the grid
+    torch.testing.assert_close(
+        found[0, 0, 0], torch.tensor([[2.5, 4.5], [2.5, 4.5]])
+    )  # cells 2-3 and 4-5 of the grid
     assert not found[0, 1].any()
 
 

@@ -25,7 +25,12 @@ def looked(seen: list[torch.Tensor]):
         rows = []
         for box in boxes.flatten(0, 1):
             generator = torch.Generator().manual_seed(int((box * 10).round().sum()) + 1000)
-            rows.append([torch.rand(channels, side, side, generator=generator) for channels, side in ((4, 8), (6, 4), (8, 4))])
+            rows.append(
+                [
+                    torch.rand(channels, side, side, generator=generator)
+                    for channels, side in ((4, 8), (6, 4), (8, 4))
+                ]
+            )
         stages = [torch.stack(stage) for stage in zip(*rows, strict=True)]
         return [stage.view(*boxes.shape[:2], *stage.shape[1:]) for stage in stages]
 
@@ -51,7 +56,9 @@ def test_the_aligned_candidate_goes_on_to_oriented_pooling(dsm, feature):
         for part in range(2):
             assert torch.equal(reading.boxes[image, part], candidates[image, part, best[image, part]])
             assert torch.equal(reading.features[image, part], features[image, part, best[image, part]])
-    assert torch.equal(reading.orientations, module.orienting(reading.features.flatten(0, 1))[0].view(2, 2, 5))
+    assert torch.equal(
+        reading.orientations, module.orienting(reading.features.flatten(0, 1))[0].view(2, 2, 5)
+    )
 
 
 def test_without_a_class_the_one_that_the_scales_predict_is_aligned():

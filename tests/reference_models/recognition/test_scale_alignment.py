@@ -1,4 +1,5 @@
-"""SSANET's scales: which boxes are candidates, the responses of all shifts, and the candidate that is aligned."""
+"""SSANET's scales: which boxes are candidates, the responses of all shifts, and the candidate that is
+aligned."""
 
 from __future__ import annotations
 
@@ -7,7 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_models.recognition.ssanet.scale_alignment import ScaleMining, circulant_responses, fourier_responses, scale_candidates
+from reference_models.recognition.ssanet.scale_alignment import (
+    ScaleMining,
+    circulant_responses,
+    fourier_responses,
+    scale_candidates,
+)
 
 ALPHA = 2**0.25
 PHI = torch.tensor([(1.0, 0), (0, 1), (2, 1), (1, 1), (0, 3)])
@@ -16,7 +22,13 @@ FORMS = (circulant_responses, fourier_responses)
 
 
 def mining(
-    count: int = 5, length: int = 6, *, classes: int = 4, mode: str = "full", form: str = "circulant", kinds: int = 1
+    count: int = 5,
+    length: int = 6,
+    *,
+    classes: int = 4,
+    mode: str = "full",
+    form: str = "circulant",
+    kinds: int = 1,
 ) -> ScaleMining:
     module = ScaleMining(classes, count, length, mode=mode, form=form, kinds=kinds)
     torch.nn.init.normal_(module.weight)
@@ -36,14 +48,16 @@ def circulant_matrix(base: torch.Tensor) -> torch.Tensor:
     return torch.stack([base.roll(r) for r in range(len(base))])
 
 
-# --- responses -------------------------------------------------------------------------------------------------------------
+# --- responses ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_responses_of_known_features(form):
     found = form(PHI[None, None], WEIGHT[None, None])
     torch.testing.assert_close(found[0, 0, 0], torch.tensor([5.0, -3, 6, 1, 7]))
-    three = form(torch.tensor([1.0, 2, 3])[None, None, :, None], torch.tensor([1.0, 0, 2])[None, None, :, None])
+    three = form(
+        torch.tensor([1.0, 2, 3])[None, None, :, None], torch.tensor([1.0, 0, 2])[None, None, :, None]
+    )
     torch.testing.assert_close(three[0, 0, 0], torch.tensor([7.0, 7, 4]))
 
 
@@ -55,7 +69,9 @@ def test_responses_are_the_products_with_circulant_matrices(form, count):
     for kind in range(2):
         for part in range(3):
             for label in range(4):
-                expected = sum(circulant_matrix(phi[kind, part, :, k]) @ weight[kind, label, :, k] for k in range(7))
+                expected = sum(
+                    circulant_matrix(phi[kind, part, :, k]) @ weight[kind, label, :, k] for k in range(7)
+                )
                 torch.testing.assert_close(found[kind, part, label], expected, atol=1e-5, rtol=1e-5)
 
 
@@ -64,7 +80,10 @@ def test_both_forms_have_the_same_values_and_gradients(count):
     results = []
     for form in FORMS:
         torch.manual_seed(count)
-        phi, weight = torch.randn(1, 6, count, 8, requires_grad=True), torch.randn(1, 4, count, 8, requires_grad=True)
+        phi, weight = (
+            torch.randn(1, 6, count, 8, requires_grad=True),
+            torch.randn(1, 4, count, 8, requires_grad=True),
+        )
         responses = form(phi, weight)
         (responses * torch.randn(responses.shape)).sum().backward()
         results.append((responses.detach(), phi.grad, weight.grad))
@@ -75,18 +94,27 @@ def test_both_forms_have_the_same_values_and_gradients(count):
 @given(st.integers(0, 999), st.integers(2, 7))
 def test_rolled_candidates_roll_the_responses_the_other_way(seed, count):
     generator = torch.Generator().manual_seed(seed)
-    phi, weight = torch.randn(1, 2, count, 3, generator=generator), torch.randn(1, 4, count, 3, generator=generator)
+    phi, weight = (
+        torch.randn(1, 2, count, 3, generator=generator),
+        torch.randn(1, 4, count, 3, generator=generator),
+    )
     responses = circulant_responses(phi, weight)
-    torch.testing.assert_close(circulant_responses(phi.roll(1, 2), weight), responses.roll(-1, 3), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(circulant_responses(phi, weight.roll(1, 2)), responses.roll(1, 3), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        circulant_responses(phi.roll(1, 2), weight), responses.roll(-1, 3), atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(
+        circulant_responses(phi, weight.roll(1, 2)), responses.roll(1, 3), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_responses_of_all_shifts_add_up_to_the_product_of_the_sums():
     phi, weight = torch.randn(1, 3, 5, 6), torch.randn(1, 4, 5, 6)
-    torch.testing.assert_close(circulant_responses(phi, weight).sum(3), phi.sum(2) @ weight.sum(2).mT, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        circulant_responses(phi, weight).sum(3), phi.sum(2) @ weight.sum(2).mT, atol=1e-4, rtol=1e-5
+    )
 
 
-# --- the classifier --------------------------------------------------------------------------------------------------------
+# --- the classifier -----------------------------------------------------------------------------------------
 
 
 def test_the_known_case_has_its_best_shift_and_candidate():
@@ -159,7 +187,9 @@ def test_with_one_weight_that_is_not_zero_it_is_the_classifier_of_a_single_scale
     torch.testing.assert_close(both.logits, scores.logits, atol=1e-5, rtol=1e-5)
     assert torch.equal((2 - both.shift) % 5, scores.shift)  # shift r puts the weight on candidate 2 - r
     chosen = single.aligned(phi, scores.shift, classes)
-    expected = torch.stack([(phi[image] @ single.weight[0, label, 0]).argmax(1) for image, label in enumerate(classes)])
+    expected = torch.stack(
+        [(phi[image] @ single.weight[0, label, 0]).argmax(1) for image, label in enumerate(classes)]
+    )
     assert torch.equal(chosen, expected)
 
 
@@ -186,7 +216,9 @@ def test_parts_with_weights_of_their_own_are_as_many_classifiers(mode):
         own = alone(phi[:, part : part + 1])
         torch.testing.assert_close(own.logits, scores.logits[:, part : part + 1], atol=1e-5, rtol=1e-5)
         assert torch.equal(own.shift, scores.shift[:, part : part + 1])
-        assert torch.equal(alone.aligned(phi[:, part : part + 1], own.shift, classes), best[:, part : part + 1])
+        assert torch.equal(
+            alone.aligned(phi[:, part : part + 1], own.shift, classes), best[:, part : part + 1]
+        )
 
 
 def test_from_a_linear_classifier_all_shifts_are_nearly_equally_good_but_not_equal():
@@ -215,11 +247,13 @@ def test_responses_are_computed_in_float32_under_autocast_too(mode):
     assert module(phi.bfloat16()).logits.dtype == torch.float32
 
 
-# --- candidates ------------------------------------------------------------------------------------------------------------
+# --- candidates ---------------------------------------------------------------------------------------------
 
 
 def test_the_candidates_of_a_known_part():
-    boxes = torch.tensor([[[100.0, 100, 200, 180], [260, 120, 340, 220], [120, 250, 220, 330], [300, 300, 380, 400]]])
+    boxes = torch.tensor(
+        [[[100.0, 100, 200, 180], [260, 120, 340, 220], [120, 250, 220, 330], [300, 300, 380, 400]]]
+    )
     expected = [
         [129.2893, 123.4315, 200, 180],
         [115.9104, 112.7283, 200, 180],
@@ -235,7 +269,9 @@ def test_the_candidates_of_a_known_part():
 @given(st.integers(0, 999), st.sampled_from([3, 5, 7]), st.floats(1.05, 1.6))
 def test_candidates_grow_towards_the_common_centre_and_shrink_towards_it(seed, count, alpha):
     generator = torch.Generator().manual_seed(seed)
-    low, size = torch.rand(2, 2, 4, 2, generator=generator, dtype=torch.float64)  # single precision rounds sides of boxes far from 0
+    low, size = torch.rand(
+        2, 2, 4, 2, generator=generator, dtype=torch.float64
+    )  # single precision rounds sides of boxes far from 0
     boxes = torch.cat([400 * low, 400 * low + 10 + 100 * size], dim=2)
     found, middle = scale_candidates(boxes, alpha, count), count // 2
     torch.testing.assert_close(found[:, :, middle], boxes, atol=1e-4, rtol=0)
@@ -249,7 +285,8 @@ def test_candidates_grow_towards_the_common_centre_and_shrink_towards_it(seed, c
             for number in range(count):
                 box = found[image, part, number]
                 torch.testing.assert_close(
-                    box[2:] - box[:2], (boxes[image, part, 2:] - boxes[image, part, :2]) * alpha ** (number - middle)
+                    box[2:] - box[:2],
+                    (boxes[image, part, 2:] - boxes[image, part, :2]) * alpha ** (number - middle),
                 )
                 fixed = torch.cartesian_prod(box[[0, 2]], box[[1, 3]])
                 if number >= middle:

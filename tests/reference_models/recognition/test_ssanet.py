@@ -11,10 +11,18 @@ from reference_models.recognition.ssanet.method import Ssanet, fuse_scores
 from reference_models.recognition.ssanet.part_agreement import mac_loss
 from reference_models.recognition.ssanet.scale_alignment import scale_candidates
 from tests.reference_models.conftest import toy_batch
-from tests.reference_models.recognition.ssanet_models import CLASSES, at_stage, batch, proposed, seen_parts, shown, ssanet
+from tests.reference_models.recognition.ssanet_models import (
+    CLASSES,
+    at_stage,
+    batch,
+    proposed,
+    seen_parts,
+    shown,
+    ssanet,
+)
 from wsolbench.exceptions import UsageError
 
-# --- the prediction --------------------------------------------------------------------------------------------------------
+# --- the prediction -----------------------------------------------------------------------------------------
 
 
 def test_the_prediction_is_the_sum_of_both_modules_over_the_aligned_parts():
@@ -67,7 +75,9 @@ def test_every_row_of_the_tables_trains_its_stages_and_predicts_by_what_it_has(s
     plain = model.part_classifier(model.heads.pooled(reading.features))
     parts = {"plain": [plain], "scales": [reading.scales], "orientations": [reading.orientations]}
     parts["both"] = [reading.scales, reading.orientations]
-    torch.testing.assert_close(result.logits, sum(part.sum(1) for part in parts[predicts]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        result.logits, sum(part.sum(1) for part in parts[predicts]), atol=1e-5, rtol=1e-4
+    )
     both = ssanet(fusion="G+P", **settings)
     both.load_state_dict(model.state_dict())
     whole = model.global_classifier(model.backbone.run(images).mean((2, 3)))
@@ -75,7 +85,9 @@ def test_every_row_of_the_tables_trains_its_stages_and_predicts_by_what_it_has(s
 
 
 def test_a_feature_pyramid_needs_four_stages_of_each_part():
-    model = Ssanet.create(backbone="tiny", num_classes=3, weights="none", settings={"dsm": "fpn", "op": "false"}, image_size=32)
+    model = Ssanet.create(
+        backbone="tiny", num_classes=3, weights="none", settings={"dsm": "fpn", "op": "false"}, image_size=32
+    )
     assert model.localize(torch.randn(2, 3, 32, 32)).logits.shape == (2, 3)
     assert [layer.in_channels for layer in model.heads.pyramid.lateral] == [24, 48, 64, 64]
 
@@ -89,9 +101,16 @@ def test_softmax_can_be_summed_instead_of_scores():
 
 def test_the_backbone_sees_each_part_at_five_scales_at_test_and_six_parts_in_training():
     model = ssanet()
-    assert shown(model, lambda: model.localize(torch.randn(2, 3, 32, 32))) == [(2, 3, 32, 32), (40, 3, 16, 16)]
+    assert shown(model, lambda: model.localize(torch.randn(2, 3, 32, 32))) == [
+        (2, 3, 32, 32),
+        (40, 3, 16, 16),
+    ]
     model = ssanet(crop_chunk=15)
-    assert shown(model, lambda: model.localize(torch.randn(2, 3, 32, 32)))[1:] == [(15, 3, 16, 16), (15, 3, 16, 16), (10, 3, 16, 16)]
+    assert shown(model, lambda: model.localize(torch.randn(2, 3, 32, 32)))[1:] == [
+        (15, 3, 16, 16),
+        (15, 3, 16, 16),
+        (10, 3, 16, 16),
+    ]
     model = at_stage(0)
     assert shown(model, lambda: model.loss(batch(2))) == [(2, 3, 32, 32), (12, 3, 16, 16)]
     model = ssanet(part_source="roi")
@@ -101,20 +120,30 @@ def test_the_backbone_sees_each_part_at_five_scales_at_test_and_six_parts_in_tra
 def test_at_the_size_of_the_paper_there_are_its_features():
     model = Ssanet.create(backbone="resnet50", num_classes=2, weights="none", settings={}, image_size=448)
     assert model.heads.mining.weight.shape == (1, 2, 5, 100_352)
-    assert (model.heads.orienting.classifier.in_features, model.heads.orienting.patch, model.heads.orienting.stride) == (55_296, 3, 2)
+    assert (
+        model.heads.orienting.classifier.in_features,
+        model.heads.orienting.patch,
+        model.heads.orienting.stride,
+    ) == (55_296, 3, 2)
     assert model.navigator(torch.rand(1, 2048, 14, 14), 448).scores.shape == (1, 1614)
 
 
 def test_chunks_change_no_result():
     one, many, images = ssanet(), ssanet(crop_chunk=7), torch.randn(2, 3, 32, 32)
     many.load_state_dict(one.state_dict())
-    torch.testing.assert_close(one.localize(images).logits, many.localize(images).logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        one.localize(images).logits, many.localize(images).logits, atol=1e-5, rtol=1e-4
+    )
 
 
-@pytest.mark.parametrize("settings", [{"variant": "light"}, {"part_source": "roi"}, {"anchors": "single"}, {"dsm_share": "false"}])
+@pytest.mark.parametrize(
+    "settings", [{"variant": "light"}, {"part_source": "roi"}, {"anchors": "single"}, {"dsm_share": "false"}]
+)
 def test_other_choices_give_a_network_that_works(settings):
     model = Ssanet.create(backbone="tiny", num_classes=3, weights="none", settings=settings, image_size=32)
-    expected = {"light": (1, 3, 5, 64), "false": (4, 3, 5, 256)}.get(next(iter(settings.values())), (1, 3, 5, 256))
+    expected = {"light": (1, 3, 5, 64), "false": (4, 3, 5, 256)}.get(
+        next(iter(settings.values())), (1, 3, 5, 256)
+    )
     assert model.heads.mining.weight.shape == expected
     assert torch.isfinite(model.localize(torch.randn(2, 3, 32, 32)).logits).all()
     model.train().on_epoch(0, 1)
@@ -122,7 +151,7 @@ def test_other_choices_give_a_network_that_works(settings):
     assert model.heads.mining.weight.grad.any()
 
 
-# --- settings -----------------------------------------------------------------------------------------------------------
+# --- settings -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -152,7 +181,9 @@ def test_settings_reach_what_they_are_about():
     parts = seen_parts(model, given.images, boxes).mean((3, 4))
     expected = 0.5 * mac_loss(parts[:, :4], with_self=True, reduction="sum")
     torch.testing.assert_close(model.loss(given)["mac"], expected, atol=1e-4, rtol=1e-4)
-    assert not torch.equal(boxes, nominate(model.navigator(model.backbone.run(given.images), 32), 32, 6, 0.25).boxes)
+    assert not torch.equal(
+        boxes, nominate(model.navigator(model.backbone.run(given.images), 32), 32, 6, 0.25).boxes
+    )
     assert ssanet(anchors="single").navigator.kind == "single"
     assert ssanet(op_variant="rotated_maps").heads.orienting.variant == "rotated_maps"
     small = ssanet(part_size=12)

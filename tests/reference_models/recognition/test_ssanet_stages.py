@@ -17,7 +17,14 @@ from reference_models.layers.navigator import rank_loss
 from reference_models.recognition.ssanet.method import Ssanet, SsanetConfig, stages_of
 from reference_models.recognition.ssanet.part_agreement import mac_loss
 from tests.reference_models.conftest import squares, toy_backbone, toy_batch
-from tests.reference_models.recognition.ssanet_models import CLASSES, at_stage, batch, proposed, seen_parts, ssanet
+from tests.reference_models.recognition.ssanet_models import (
+    CLASSES,
+    at_stage,
+    batch,
+    proposed,
+    seen_parts,
+    ssanet,
+)
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import TrainRequest
 
@@ -40,9 +47,13 @@ def test_a_stage_trains_its_parts_and_leaves_the_others_to_the_bit(stage):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
     sum(model.loss(batch()).values()).backward()
     optimizer.step()
-    moved = {part_of(name) for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    moved = {
+        part_of(name) for name, value in model.state_dict().items() if not torch.equal(value, before[name])
+    }
     assert moved == LEARNS[stage]
-    assert {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad} == LEARNS[stage]
+    assert {
+        part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad
+    } == LEARNS[stage]
     assert model.backbone.training == (stage == 0)
 
 
@@ -53,7 +64,11 @@ def test_the_first_stage_has_the_terms_of_equation_1_and_those_that_it_lacks():
     found = proposed(model, given_batch.images, 6)
     parts = seen_parts(model, given_batch.images, found.boxes).mean((3, 4))
     costs = torch.stack(
-        [F.cross_entropy(model.part_classifier(parts[:, j]), given_batch.labels, reduction="none") for j in range(6)], dim=1
+        [
+            F.cross_entropy(model.part_classifier(parts[:, j]), given_batch.labels, reduction="none")
+            for j in range(6)
+        ],
+        dim=1,
     )
     whole = model.global_classifier(model.backbone.run(given_batch.images).mean((2, 3)))
     expected = {
@@ -72,7 +87,11 @@ def test_later_stages_have_the_cross_entropy_of_each_part_and_of_their_sum():
     for stage in (1, 2):
         model = at_stage(stage)
         boxes = proposed(model, given_batch.images, 6).boxes[:, :4]
-        reading = model.heads(lambda boxes, model=model: [seen_parts(model, given_batch.images, boxes)], boxes, given_batch.labels)
+        reading = model.heads(
+            lambda boxes, model=model: [seen_parts(model, given_batch.images, boxes)],
+            boxes,
+            given_batch.labels,
+        )
         name, scores = (("scale", reading.scales), ("orientation", reading.orientations))[stage - 1]
         losses = {
             name: sum(F.cross_entropy(scores[:, part], given_batch.labels) for part in range(4)),
@@ -96,7 +115,10 @@ def test_terms_can_be_left_out():
     assert set(at_stage(0, aux_global=False).loss(batch())) == {"part", "rank", "mac"}
     model = at_stage(0, rank_loss="none", aux_global=False)
     assert set(model.loss(batch())) == {"part", "mac"}
-    assert not any(parameter.requires_grad for parameter in [*model.navigator.parameters(), *model.global_classifier.parameters()])
+    assert not any(
+        parameter.requires_grad
+        for parameter in [*model.navigator.parameters(), *model.global_classifier.parameters()]
+    )
 
 
 def test_pooled_scale_mining_takes_over_the_classifier_of_parts_when_its_stage_begins_and_only_then():
@@ -116,14 +138,27 @@ def test_pooled_scale_mining_takes_over_the_classifier_of_parts_when_its_stage_b
 def test_runs_in_fewer_stages():
     names = [sorted(names) for names, _ in stages_of(SsanetConfig(stage1="joint"))]
     assert names == [["1a", "1b"], ["2"], ["3"]]
-    assert [sorted(names) for names, _ in stages_of(SsanetConfig(training="one_stage"))] == [["1a", "1b", "2"]]
-    assert [sorted(names) for names, _ in stages_of(SsanetConfig(stage1="joint", dsm="none"))] == [["1a"], ["2"], ["3"]]
+    assert [sorted(names) for names, _ in stages_of(SsanetConfig(training="one_stage"))] == [
+        ["1a", "1b", "2"]
+    ]
+    assert [sorted(names) for names, _ in stages_of(SsanetConfig(stage1="joint", dsm="none"))] == [
+        ["1a"],
+        ["2"],
+        ["3"],
+    ]
     assert [length for _, length in stages_of(SsanetConfig(stage_epochs=(9, 8, 7, 0)))] == [9, 8, 7]
-    for model in (at_stage(0, training="one_stage"), at_stage(0, stage1="joint", op=False, stage_epochs=(1, 1, 1, 0))):
+    for model in (
+        at_stage(0, training="one_stage"),
+        at_stage(0, stage1="joint", op=False, stage_epochs=(1, 1, 1, 0)),
+    ):
         terms = model.loss(batch())
         assert {"part", "rank", "mac", "global", "scale", "scale_sum"} <= terms.keys()
         sum(terms.values()).backward()
-        reached = {part_of(name) for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()}
+        reached = {
+            part_of(name)
+            for name, parameter in model.named_parameters()
+            if parameter.grad is not None and parameter.grad.any()
+        }
         assert reached == {part_of(name) for name, _ in model.named_parameters()}
 
 
@@ -138,14 +173,19 @@ def test_a_run_too_short_for_its_stages_trains_all_at_once():
 
 
 ONE, TWO, LAST = [1.0] * 60 + [0.1] * 30, [1.0] * 30 + [0.1] * 15, [0.1]
-"""Rates of a stage in which the rate falls after 60 epochs, of one in which it falls after 30, and of the last stage."""
+"""Rates of a stage in which the rate falls after 60 epochs, of one in which it falls after 30, and of the
+last stage."""
 
 
 def rates(**settings: str) -> list[float]:
     """The rate in each epoch of the run that these settings ask for, relative to its base."""
     recipe = Ssanet.recipe_for("resnet50", 200, settings)
-    model = Ssanet(toy_backbone(), CLASSES, parse_settings(SsanetConfig, split_settings(settings)[0], what="ssanet"))
-    return [round(model.lr_factor(recipe, (epoch + 0.5) / recipe.epochs), 6) for epoch in range(recipe.epochs)]
+    model = Ssanet(
+        toy_backbone(), CLASSES, parse_settings(SsanetConfig, split_settings(settings)[0], what="ssanet")
+    )
+    return [
+        round(model.lr_factor(recipe, (epoch + 0.5) / recipe.epochs), 6) for epoch in range(recipe.epochs)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -192,14 +232,24 @@ def test_another_length_of_the_run_scales_its_stages_and_the_places_where_the_ra
 
 
 def test_the_recipe_has_the_values_of_the_paper():
-    recipe, aircraft = (Ssanet.recipe_for("resnet50", 200, settings) for settings in ({}, {"recipe": "ssanet_aircraft"}))
+    recipe, aircraft = (
+        Ssanet.recipe_for("resnet50", 200, settings) for settings in ({}, {"recipe": "ssanet_aircraft"})
+    )
     assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay) == (271, 16, 1e-3, 1e-4)
     assert (aircraft.batch_size, aircraft.weight_decay, aircraft.resize) == (24, 5e-4, 1.0)
     assert Ssanet.recipe_for("tiny", 200, {}).optimizer == "adamw"
     assert Ssanet.grid_for("resnet50", SsanetConfig()) == "stock"
-    assert (SsanetConfig().stage_epochs, SsanetConfig(recipe="ssanet_cars").stage_epochs) == ((90, 90, 90, 1), (90, 90, 45, 1))
+    assert (SsanetConfig().stage_epochs, SsanetConfig(recipe="ssanet_cars").stage_epochs) == (
+        (90, 90, 90, 1),
+        (90, 90, 45, 1),
+    )
     slow = ssanet(module_rate=0.05)
-    assert [round(slow.lr_factor(recipe, (epoch + 0.5) / 271), 6) for epoch in (0, 90, 180, 270)] == [1.0, 0.05, 0.05, 0.1]
+    assert [round(slow.lr_factor(recipe, (epoch + 0.5) / 271), 6) for epoch in (0, 90, 180, 270)] == [
+        1.0,
+        0.05,
+        0.05,
+        0.1,
+    ]
     with pytest.raises(UsageError, match="stage_epochs=90,90 of method 'ssanet': expected four lengths"):
         Ssanet.recipe_for("resnet50", 200, {"stage_epochs": "90,90"})
 
@@ -211,14 +261,20 @@ def test_every_stage_works_in_half_precision(number):
         terms = model.loss(batch())
     torch.stack(list(terms.values())).sum().backward()
     assert all(term.dtype == torch.float32 and torch.isfinite(term) for term in terms.values())
-    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)
+    assert all(
+        torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None
+    )
 
 
 def test_eight_images_can_be_learned_by_heart_stage_by_stage():
     model = Ssanet(toy_backbone(), 4, SsanetConfig(stage_epochs=(25, 35, 20, 0))).train()
     data = squares(8, classes=4)
-    images = torch.stack([torch.from_numpy(sample.image()).permute(2, 0, 1) / 128 - 1 for sample in data.samples])
-    given_batch = replace(toy_batch(8, classes=4), images=images, labels=torch.tensor([sample.label for sample in data.samples]))
+    images = torch.stack(
+        [torch.from_numpy(sample.image()).permute(2, 0, 1) / 128 - 1 for sample in data.samples]
+    )
+    given_batch = replace(
+        toy_batch(8, classes=4), images=images, labels=torch.tensor([sample.label for sample in data.samples])
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     losses: dict[str, list[float]] = {}
     for epoch in range(80):
@@ -237,20 +293,48 @@ def test_eight_images_can_be_learned_by_heart_stage_by_stage():
 def test_a_run_of_the_loop_goes_through_all_stages(tmp_path):
     settings = {"stage_epochs": "1,1,1,1", "variant": "light"}
     request = TrainRequest(
-        train=squares(8), out=tmp_path, backbone="tiny", weights="none", epochs=4, batch_size=4, image_size=32, workers=0, settings=settings
+        train=squares(8),
+        out=tmp_path,
+        backbone="tiny",
+        weights="none",
+        epochs=4,
+        batch_size=4,
+        image_size=32,
+        workers=0,
+        settings=settings,
     )
     path = Ssanet.fit(request)
     rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
-    terms = [{name for name in ("part", "mac", "rank", "global", "scale", "orientation") if row[name]} for row in rows]
-    assert terms == [{"part", "mac", "rank", "global"}, {"scale"}, {"orientation", "global"}, {"part", "rank"}]
+    terms = [
+        {name for name in ("part", "mac", "rank", "global", "scale", "orientation") if row[name]}
+        for row in rows
+    ]
+    assert terms == [
+        {"part", "mac", "rank", "global"},
+        {"scale"},
+        {"orientation", "global"},
+        {"part", "rank"},
+    ]
     assert Ssanet.load(path, device="cpu").localize(torch.randn(2, 3, 32, 32)).logits.shape == (2, 3)
 
 
 @pytest.mark.parametrize("stop_before", [1, 2, 3, 4, 5, 6])
-def test_a_run_that_was_stopped_within_a_stage_or_between_two_ends_with_the_same_weights(tmp_path, monkeypatch, stop_before):
+def test_a_run_that_was_stopped_within_a_stage_or_between_two_ends_with_the_same_weights(
+    tmp_path, monkeypatch, stop_before
+):
     settings = {"stage_epochs": "2,2,2,1", "variant": "light"}
-    options = {"backbone": "tiny", "weights": "none", "epochs": 7, "batch_size": 4, "image_size": 32, "workers": 0}
-    unbroken, broken = (TrainRequest(train=squares(8), out=tmp_path / name, settings=settings, **options) for name in ("one", "two"))
+    options = {
+        "backbone": "tiny",
+        "weights": "none",
+        "epochs": 7,
+        "batch_size": 4,
+        "image_size": 32,
+        "workers": 0,
+    }
+    unbroken, broken = (
+        TrainRequest(train=squares(8), out=tmp_path / name, settings=settings, **options)
+        for name in ("one", "two")
+    )
     begin = Ssanet.on_epoch
 
     def stop(self, epoch, epochs):
@@ -270,13 +354,24 @@ def test_a_run_that_was_stopped_within_a_stage_or_between_two_ends_with_the_same
 def test_rows_with_dsm_or_op_share_the_first_stage_of_another_run(tmp_path):
     def asked(out: Path, **settings: str) -> TrainRequest:
         settings |= {"variant": "light"}
-        options = {"backbone": "tiny", "weights": "none", "epochs": 2, "batch_size": 4, "image_size": 32, "workers": 0}
+        options = {
+            "backbone": "tiny",
+            "weights": "none",
+            "epochs": 2,
+            "batch_size": 4,
+            "image_size": 32,
+            "workers": 0,
+        }
         return TrainRequest(train=squares(8), out=out, settings=settings, **options)
 
     parts = Ssanet.fit(asked(tmp_path / "parts", dsm="none", op="false"))
     path = Ssanet.fit(asked(tmp_path / "mined", part_net=str(parts), op="false", stage_epochs="1,1,1,0"))
     shared, mined = load_file(parts), load_file(path)
-    kept = [name for name in shared if name.split(".")[0] in ("backbone", "navigator", "part_classifier", "global_classifier")]
+    kept = [
+        name
+        for name in shared
+        if name.split(".")[0] in ("backbone", "navigator", "part_classifier", "global_classifier")
+    ]
     assert len(kept) > 10
     assert all(torch.equal(shared[name], mined[name]) for name in kept)
     rows = list(csv.DictReader((tmp_path / "mined/log.csv").read_text().splitlines()))
@@ -295,4 +390,7 @@ def test_rows_with_dsm_or_op_share_the_first_stage_of_another_run(tmp_path):
 
 def test_a_recipe_of_another_name_keeps_its_length_whatever_it_equals():
     short = SsanetConfig(dsm="none", op=False)
-    assert [Ssanet.adjust_recipe(name, Ssanet.recipes["ssanet_cub"], short).epochs for name in ("ssanet_cub", "mine")] == [90, 271]
+    assert [
+        Ssanet.adjust_recipe(name, Ssanet.recipes["ssanet_cub"], short).epochs
+        for name in ("ssanet_cub", "mine")
+    ] == [90, 271]

@@ -18,7 +18,9 @@ from wsolbench.methods import load_method
 
 @pytest.fixture
 def saved(tmp_path):
-    model = Cam.create(backbone="tiny", num_classes=3, weights="none", settings={"head": "conv", "width": "8"}, image_size=64)
+    model = Cam.create(
+        backbone="tiny", num_classes=3, weights="none", settings={"head": "conv", "width": "8"}, image_size=64
+    )
     model.class_names = ("a", "b", "c")
     for buffer in model.buffers():
         if buffer.is_floating_point():
@@ -74,7 +76,9 @@ def test_loading_draws_no_random_numbers(saved):
 
 @pytest.fixture
 def attentive(tmp_path):
-    model = load_method("caam").create(backbone="tiny", num_classes=3, weights="none", settings={"beta": "2"}, image_size=64)
+    model = load_method("caam").create(
+        backbone="tiny", num_classes=3, weights="none", settings={"beta": "2"}, image_size=64
+    )
     torch.nn.init.ones_(model.channel.scale)
     save_checkpoint(tmp_path / "last.safetensors", model, {"epoch": 3})
     return tmp_path / "last.safetensors"
@@ -82,7 +86,10 @@ def attentive(tmp_path):
 
 def test_settings_of_the_use_can_be_changed_and_are_described(attentive):
     method, images, asked = load_method("caam"), torch.randn(2, 3, 64, 64), torch.tensor([[0], [1]])
-    trained, changed = method.load(attentive, device="cpu"), method.load(attentive, device="cpu", settings={"test_modules": "true"})
+    trained, changed = (
+        method.load(attentive, device="cpu"),
+        method.load(attentive, device="cpu", settings={"test_modules": "true"}),
+    )
     assert changed.describe()["config"] == {**trained.describe()["config"], "test_modules": True}
     assert not torch.allclose(changed.score_maps(images, asked), trained.score_maps(images, asked))
     same = method.load(attentive, device="cpu", settings={"beta": "2", "test_modules": "false"})
@@ -92,7 +99,11 @@ def test_settings_of_the_use_can_be_changed_and_are_described(attentive):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"beta": "3"}, r"has been trained: setting beta cannot be changed any more; .*: test_agg, test_branch, test_modules"),
+        (
+            {"beta": "3"},
+            r"has been trained: setting beta cannot be changed any more; .*: test_agg, test_branch, "
+            r"test_modules",
+        ),
         ({"recipe.lr": "0.1"}, r"setting recipe\.lr cannot be changed"),
         ({"test_module": "true"}, r"did you mean 'test_modules'"),
     ],
@@ -136,7 +147,10 @@ def test_a_truncated_checkpoint_is_refused(saved):
 
 def test_a_pointer_or_a_web_page_in_place_of_a_checkpoint_is_named(tmp_path):
     path = tmp_path / "net.safetensors"
-    for content, message in ((b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"), (b"<!DOCTYPE html>", "web page")):
+    for content, message in (
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html>", "web page"),
+    ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=message):
             read_header(path)

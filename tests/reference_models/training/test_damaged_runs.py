@@ -1,4 +1,5 @@
-"""What disks, kills and other programs do to the files of a training: every change of a bit is noticed, or changes nothing."""
+"""What disks, kills and other programs do to the files of a training: every change of a bit is noticed, or
+changes nothing."""
 
 from __future__ import annotations
 
@@ -57,8 +58,13 @@ def test_any_flipped_bit_of_a_checkpoint_is_noticed_or_changes_nothing(finished)
             noticed += 1
             model = Cam.load(path, device="cpu")
             noticed -= 1
-            assert all(torch.equal(tensor, sound.state_dict()[name]) for name, tensor in model.state_dict().items())
-            assert {**model.describe()["training"], "checkpoint": 0} == {**sound.describe()["training"], "checkpoint": 0}
+            assert all(
+                torch.equal(tensor, sound.state_dict()[name]) for name, tensor in model.state_dict().items()
+            )
+            assert {**model.describe()["training"], "checkpoint": 0} == {
+                **sound.describe()["training"],
+                "checkpoint": 0,
+            }
             assert place < header_bytes
     assert noticed > 55
 
@@ -80,7 +86,8 @@ def test_a_state_of_another_program_is_refused_with_both_named(unfinished, monke
     other = {**program(run_folder.LIBRARIES)["versions"], "torch": "9.9.9"}
     monkeypatch.setattr(run_folder, "program", lambda libraries: {**program(libraries), "versions": other})
     with pytest.raises(
-        UsageError, match=rf"begun otherwise: torch {torch.__version__.partition('+')[0]}\S* there and 9\.9\.9 here\..*delete state\.pt"
+        UsageError,
+        match=rf"begun otherwise: torch {torch.__version__.partition('+')[0]}\S* there and 9\.9\.9 here\..*delete state\.pt",
     ):
         Cam.fit(unfinished)
     torch.set_num_threads(2)
@@ -145,7 +152,10 @@ def test_a_full_disk_stops_a_training_with_one_message_and_it_goes_on_later(tmp_
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        with pytest.raises(UsageError, match=r"cannot write .*/(best\.safetensors|state\.pt): File too large\. Free some space"):
+        with pytest.raises(
+            UsageError,
+            match=r"cannot write .*/(best\.safetensors|state\.pt): File too large\. Free some space",
+        ):
             Cam.fit(wanted)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -168,7 +178,9 @@ def test_a_full_disk_stops_a_training_with_one_message_and_it_goes_on_later(tmp_
 def test_tensors_that_are_no_weights_are_refused(change, message):
     module = torch.nn.Linear(3, 2)
     with pytest.raises(DataError, match=rf"a file: weight has .*{message}.*expected torch\.float32"):
-        load_strictly(module, {**module.state_dict(), "weight": change(module.weight.detach())}, what="a file")
+        load_strictly(
+            module, {**module.state_dict(), "weight": change(module.weight.detach())}, what="a file"
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

@@ -13,7 +13,9 @@ from wsolbench.datasets.coco import load_instances
 from wsolbench.exceptions import UsageError
 
 
-@pytest.mark.parametrize("nothing", [{}, {"segmentation": None}, {"segmentation": []}], ids=["missing", "null", "empty"])
+@pytest.mark.parametrize(
+    "nothing", [{}, {"segmentation": None}, {"segmentation": []}], ids=["missing", "null", "empty"]
+)
 def test_an_object_without_polygons_has_no_mask_to_learn(tmp_path: Path, nothing: dict[str, object]) -> None:
     path = write_coco(tmp_path) / "annotations/instances_train2017.json"
     objects = json.loads(path.read_text())["annotations"]

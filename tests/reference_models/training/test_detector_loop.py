@@ -1,4 +1,5 @@
-"""Training of detectors: the same request gives the same weights, interrupted or not; what it writes, learns and refuses."""
+"""Training of detectors: the same request gives the same weights, interrupted or not; what it writes, learns
+and refuses."""
 
 from __future__ import annotations
 
@@ -36,13 +37,18 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def request(root: Path, out: Path, **changes) -> DetectorRequest:
     values = {"epochs": 2, "batch_size": 2, "device": "cpu", "workers": 0, "settings": SETTINGS}
-    return DetectorRequest(train=load_instances(root, "train"), out=out, backbone="tiny", weights="none", **{**values, **changes})
+    return DetectorRequest(
+        train=load_instances(root, "train"), out=out, backbone="tiny", weights="none", **{**values, **changes}
+    )
 
 
 def log_of(out: Path) -> list[dict[str, str]]:
     """The log without the columns that time the machine."""
     rows = list(csv.DictReader((out / LOG).open()))
-    return [{key: value for key, value in row.items() if key not in {"seconds", "images_per_second"}} for row in rows]
+    return [
+        {key: value for key, value in row.items() if key not in {"seconds", "images_per_second"}}
+        for row in rows
+    ]
 
 
 def same_weights(one: Path, two: Path) -> bool:
@@ -50,7 +56,7 @@ def same_weights(one: Path, two: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-# --- the same request, the same weights --------------------------------------------------------------------------------
+# --- the same request, the same weights ---------------------------------------------------------------------
 
 
 KILLED_IN_THE_MIDDLE = """
@@ -80,12 +86,21 @@ def test_a_run_that_is_killed_in_the_middle_of_an_epoch_goes_on_there(root, tmp_
     killed, unbroken = request(root, tmp_path / "killed"), request(root, tmp_path / "unbroken", workers=2)
     project = Path(__file__).parents[3]
     command = [sys.executable, "-c", KILLED_IN_THE_MIDDLE, str(root), str(killed.out)]
-    done = subprocess.run(command, cwd=project, env={**os.environ, "PYTHONPATH": str(project)}, check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(project)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert json.loads(torch.load(killed.out / STATE, weights_only=True)["progress"])["step"] == 4
     steps = []
     whole_step = train_detector._step
-    monkeypatch.setattr(train_detector, "_step", lambda run, examples: steps.append(run.step) or whole_step(run, examples))
+    monkeypatch.setattr(
+        train_detector, "_step", lambda run, examples: steps.append(run.step) or whole_step(run, examples)
+    )
     LioMaskRcnn.fit(killed)
     assert steps == [4, 5]
     LioMaskRcnn.fit(unbroken)
@@ -110,12 +125,23 @@ def test_a_finished_run_is_returned_and_one_of_another_request_refused(root, tmp
             LioMaskRcnn.fit(request(root, tmp_path, **{"epochs": 1, "limit": 2, **change}))
     facts = json.loads((tmp_path / "last.json").read_text())
     assert facts["training"]["dataset"]["limit"] == 2
-    assert next(csv.DictReader((tmp_path / LOG).open())).keys() >= {"loss_scl", "loss_mask", "lr", "images_per_second"}
+    assert next(csv.DictReader((tmp_path / LOG).open())).keys() >= {
+        "loss_scl",
+        "loss_mask",
+        "lr",
+        "images_per_second",
+    }
 
 
 def test_an_image_is_learnt_by_heart(root, tmp_path):
     """And what was learnt is found again by `detect`."""
-    settings = {**SETTINGS, "recipe.flip": "0", "recipe.schedule": "step", "recipe.clip_norm": "0", "recipe.weight_decay": "0"}
+    settings = {
+        **SETTINGS,
+        "recipe.flip": "0",
+        "recipe.schedule": "step",
+        "recipe.clip_norm": "0",
+        "recipe.weight_decay": "0",
+    }
     path = LioMaskRcnn.fit(request(root, tmp_path, epochs=45, limit=1, lr=2e-3, settings=settings))
     losses = [float(row["train_loss"]) for row in log_of(tmp_path)]
     assert losses[-1] < losses[0] / 3
@@ -132,7 +158,7 @@ def test_an_image_is_learnt_by_heart(root, tmp_path):
         assert (found.masks[first] & (mask > 0)).sum() / (found.masks[first] | (mask > 0)).sum() > 0.4
 
 
-# --- what is read ------------------------------------------------------------------------------------------------------
+# --- what is read -------------------------------------------------------------------------------------------
 
 
 def test_images_with_nothing_to_learn_from_are_left_out(root):
@@ -160,23 +186,36 @@ def test_mirroring_depends_on_seed_and_epoch_and_not_on_threads(root):
 
     def boxes(dataset: InstanceDataset, workers: int, epoch: int) -> list[list[float]]:
         reader = TargetReader(dataset, masks=False, workers=workers)
-        return [target["boxes"].flatten().tolist() for batch in reader.batches(plan, flip=0.5, seed=0, epoch=epoch) for _, target in batch]
+        return [
+            target["boxes"].flatten().tolist()
+            for batch in reader.batches(plan, flip=0.5, seed=0, epoch=epoch)
+            for _, target in batch
+        ]
 
     dataset = load_instances(root, "train")
     assert boxes(dataset, 0, 0) == boxes(dataset, 3, 0)
     assert any(boxes(dataset, 0, 0) != boxes(dataset, 0, epoch) for epoch in range(1, 5))
 
 
-# --- what it refuses ---------------------------------------------------------------------------------------------------
+# --- what it refuses ----------------------------------------------------------------------------------------
 
 
 def test_objects_without_masks_are_refused_unless_boxes_are_all_that_is_learnt(tmp_path):
     path = write_coco(tmp_path / "coco") / "annotations/instances_train2017.json"
     objects = json.loads(path.read_text())["annotations"]
-    edited(path, annotations=[{key: value for key, value in item.items() if key != "segmentation"} for item in objects])
+    edited(
+        path,
+        annotations=[
+            {key: value for key, value in item.items() if key != "segmentation"} for item in objects
+        ],
+    )
     with pytest.raises(UsageError, match=r"6 objects of coco train have no mask.*--set masks=false"):
         LioMaskRcnn.fit(request(tmp_path / "coco", tmp_path / "run"))
-    LioMaskRcnn.fit(request(tmp_path / "coco", tmp_path / "boxes", epochs=1, limit=2, settings={**SETTINGS, "masks": "false"}))
+    LioMaskRcnn.fit(
+        request(
+            tmp_path / "coco", tmp_path / "boxes", epochs=1, limit=2, settings={**SETTINGS, "masks": "false"}
+        )
+    )
 
 
 @pytest.mark.parametrize(

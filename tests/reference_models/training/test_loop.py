@@ -27,7 +27,8 @@ from wsolbench.methods import TrainRequest
 from wsolbench.types import Dataset, Sample
 
 CONV_WITH_DROPOUT = {"head": "conv", "width": "8", "dropout": "0.5"}
-"""Dropout draws from torch's global generator: a run that is continued must draw what the unbroken one draws."""
+"""Dropout draws from torch's global generator: a run that is continued must draw what the unbroken one
+draws."""
 
 
 def request(out: Path, **changes) -> TrainRequest:
@@ -49,7 +50,10 @@ def request(out: Path, **changes) -> TrainRequest:
 def log_of(out: Path) -> list[dict[str, str]]:
     """The log without the columns that time the machine."""
     rows = list(csv.DictReader((out / LOG).open()))
-    return [{key: value for key, value in row.items() if key not in {"seconds", "images_per_second"}} for row in rows]
+    return [
+        {key: value for key, value in row.items() if key not in {"seconds", "images_per_second"}}
+        for row in rows
+    ]
 
 
 def same_weights(one: Path, two: Path) -> bool:
@@ -57,7 +61,7 @@ def same_weights(one: Path, two: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-# --- the same request, the same weights -------------------------------------------------------------------------------
+# --- the same request, the same weights ---------------------------------------------------------------------
 
 
 def test_a_seed_fixes_the_weights_to_the_bit_and_another_seed_gives_others(tmp_path):
@@ -136,7 +140,14 @@ def test_a_run_that_is_killed_in_the_middle_of_an_epoch_goes_on(tmp_path):
     unbroken, killed = request(tmp_path / "unbroken"), request(tmp_path / "killed")
     root = Path(__file__).parents[3]
     command = [sys.executable, "-c", KILLED_IN_THE_MIDDLE, str(killed.out)]
-    done = subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [row["epoch"] for row in log_of(killed.out)] == ["1", "2"]
     (killed.out / ".state-leftover.pt").write_bytes(b"half a file, as a kill can leave it")
@@ -159,7 +170,9 @@ def test_a_finished_run_is_returned_without_training(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("change", [{"seed": 5}, {"epochs": 9}, {"lr": 0.5}, {"settings": {**CONV_WITH_DROPOUT, "dropout": "0.1"}}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 5}, {"epochs": 9}, {"lr": 0.5}, {"settings": {**CONV_WITH_DROPOUT, "dropout": "0.1"}}]
+)
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_folder_of_another_run_is_refused_by_what_differs(tmp_path, monkeypatch, change, finished):
     if finished:
@@ -180,7 +193,7 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path):
             Cam.fit(request(tmp_path))
 
 
-# --- what it learns and writes -----------------------------------------------------------------------------------------
+# --- what it learns and writes ------------------------------------------------------------------------------
 
 
 def test_eight_images_are_learnt_by_heart(tmp_path):
@@ -199,11 +212,26 @@ def test_eight_images_are_learnt_by_heart(tmp_path):
 def test_the_log_has_a_row_for_each_epoch_with_terms_rate_and_accuracy(tmp_path):
     Cam.fit(
         request(
-            tmp_path, settings={**CONV_WITH_DROPOUT, "recipe.schedule": "step", "recipe.milestones": "0.5", "recipe.warmup": "0"}, lr=0.01
+            tmp_path,
+            settings={
+                **CONV_WITH_DROPOUT,
+                "recipe.schedule": "step",
+                "recipe.milestones": "0.5",
+                "recipe.warmup": "0",
+            },
+            lr=0.01,
         )
     )
     rows = list(csv.DictReader((tmp_path / LOG).open()))
-    assert list(rows[0]) == ["epoch", "train_loss", "cross_entropy", "lr", "val_accuracy", "images_per_second", "seconds"]
+    assert list(rows[0]) == [
+        "epoch",
+        "train_loss",
+        "cross_entropy",
+        "lr",
+        "val_accuracy",
+        "images_per_second",
+        "seconds",
+    ]
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     assert [float(row["lr"]) for row in rows] == pytest.approx([0.01, 0.01, 0.001, 0.001])
     assert all(row["train_loss"] == row["cross_entropy"] for row in rows)
@@ -226,7 +254,12 @@ def test_the_best_checkpoint_is_the_first_with_the_highest_accuracy_on_the_valid
 
 def test_without_a_validation_split_there_is_no_best_checkpoint(tmp_path):
     Cam.fit(request(tmp_path, val=None, epochs=1))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "last.json", "last.safetensors", "log.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".lock",
+        "last.json",
+        "last.safetensors",
+        "log.csv",
+    ]
     assert log_of(tmp_path)[0]["val_accuracy"] == ""
 
 
@@ -234,12 +267,14 @@ def test_a_checkpoint_of_another_run_can_be_the_start(tmp_path):
     first = Cam.fit(request(tmp_path / "first", epochs=1))
     model = Cam.create(backbone="tiny", num_classes=7, weights=str(first), settings={})
     trained = load_file(first)
-    assert torch.equal(model.backbone.state_dict()["steps.stem.0.weight"], trained["backbone.steps.stem.0.weight"])
+    assert torch.equal(
+        model.backbone.state_dict()["steps.stem.0.weight"], trained["backbone.steps.stem.0.weight"]
+    )
     second = Cam.load(Cam.fit(request(tmp_path / "second", epochs=1, weights=str(first))), device="cpu")
     assert second.describe()["weights"]["name"] == "last.safetensors"
 
 
-# --- groups of parameters ----------------------------------------------------------------------------------------------
+# --- groups of parameters -----------------------------------------------------------------------------------
 
 
 def test_new_layers_and_biases_learn_faster_by_the_factors_of_the_recipe(tmp_path):
@@ -271,10 +306,12 @@ def test_a_step_moves_each_group_by_its_own_rate(tmp_path):
     }
     moved = dict(model.named_parameters())
     for name, rate in expected.items():
-        torch.testing.assert_close(before[name] - moved[name], torch.full_like(before[name], rate), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            before[name] - moved[name], torch.full_like(before[name], rate), atol=1e-6, rtol=0
+        )
 
 
-# --- what it refuses ---------------------------------------------------------------------------------------------------
+# --- what it refuses ----------------------------------------------------------------------------------------
 
 
 def changed(dataset: Dataset, **fields) -> Dataset:
@@ -299,16 +336,27 @@ def test_an_empty_split_and_other_classes_are_refused(tmp_path):
 def test_an_image_that_cannot_be_read_is_named(tmp_path, workers):
     missing = Sample(id="gone.png", label=0, size=(32, 32), path=tmp_path / "gone.png")
     with pytest.raises(DataError, match=r"gone\.png"):
-        Cam.fit(request(tmp_path / "run", train=replace(squares(), samples=[*squares().samples, missing]), workers=workers))
+        Cam.fit(
+            request(
+                tmp_path / "run",
+                train=replace(squares(), samples=[*squares().samples, missing]),
+                workers=workers,
+            )
+        )
 
 
 def test_a_loss_that_is_no_longer_finite_stops_the_run_with_advice(tmp_path):
-    with pytest.raises(UsageError, match=r"'cam' is no longer finite: epoch \d+.*smaller --lr \(it is 1000\)"):
+    with pytest.raises(
+        UsageError, match=r"'cam' is no longer finite: epoch \d+.*smaller --lr \(it is 1000\)"
+    ):
         Cam.fit(request(tmp_path, lr=1000.0))
     assert not (tmp_path / LAST).exists()
 
 
-@pytest.mark.parametrize(("change", "message"), [({"epochs": 0}, "epochs=0"), ({"lr": -1.0}, "lr=-1"), ({"workers": -1}, "workers=-1")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"epochs": 0}, "epochs=0"), ({"lr": -1.0}, "lr=-1"), ({"workers": -1}, "workers=-1")],
+)
 def test_numbers_that_mean_nothing_are_refused(tmp_path, change, message):
     with pytest.raises(UsageError, match=message):
         Cam.fit(request(tmp_path, **change))
@@ -326,14 +374,17 @@ def test_unknown_settings_recipes_and_devices_come_with_the_nearest_name(tmp_pat
         Cam.fit(request(tmp_path, device="gpu"))
 
 
-# --- images ------------------------------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
 def test_views_depend_on_seed_epoch_and_image_but_not_on_threads_or_memory(cache_bytes):
     plan = [np.array([3, 1, 4]), np.array([0, 2])]
     recipe = RECIPES["tiny"]
-    reference = [view.copy() for view in ImageReader(squares(5), 36, workers=0).views(plan, 32, recipe, seed=1, epoch=2)]
+    reference = [
+        view.copy()
+        for view in ImageReader(squares(5), 36, workers=0).views(plan, 32, recipe, seed=1, epoch=2)
+    ]
     for workers in (0, 1, 4):
         reader = ImageReader(squares(5), 36, workers=workers, cache_bytes=cache_bytes)
         views = list(reader.views(plan, 32, recipe, seed=1, epoch=2))
@@ -350,7 +401,9 @@ def pictures() -> Dataset:
         pixels = np.zeros((height, width, 3), dtype=np.uint8)
         pixels[..., 0] = ramp[None, :width] if width >= height else ramp[:height, None]
         samples.append(Sample(id=f"{number}.png", label=0, size=(width, height), array=pixels))
-    return Dataset(name="pictures", split="train", samples=samples, class_names=("one",), fingerprint="pictures")
+    return Dataset(
+        name="pictures", split="train", samples=samples, class_names=("one",), fingerprint="pictures"
+    )
 
 
 def test_with_the_shorter_side_resized_views_are_crops_of_undistorted_images():
@@ -365,7 +418,8 @@ def test_with_the_shorter_side_resized_views_are_crops_of_undistorted_images():
             red = view[..., 0].astype(int)
             along = red[0] if number in (0, 2, 3) else red[:, 0]
             height, width = data.samples[number].array.shape[:2]
-            # Of an image that is resized to a square, a crop of 32 of 36 shows 32 / 36 of the ramp; of these, as much as is in 32 pixels.
+            # Of an image that is resized to a square, a crop of 32 of 36 shows 32 / 36 of the ramp; of these,
+            # as much as is in 32 pixels.
             shown = 255 * 32 / (36 * max(height, width) / min(height, width))
             assert along[-1] - along[0] == pytest.approx(shown, abs=12)
             starts[number].add(int(along[0]))
@@ -376,7 +430,11 @@ def test_with_the_shorter_side_resized_views_are_crops_of_undistorted_images():
 @pytest.mark.parametrize("cache_bytes", [0, 20_000, 1 << 30])
 def test_views_of_undistorted_images_depend_on_neither_threads_nor_memory(cache_bytes):
     data, plan, recipe = pictures(), [np.array([3, 1]), np.array([0, 2, 1])], RECIPES["tiny"]
-    reference = list(ImageReader(data, 36, workers=0, short_side=True, cache_bytes=0).views(plan, 32, recipe, seed=1, epoch=2))
+    reference = list(
+        ImageReader(data, 36, workers=0, short_side=True, cache_bytes=0).views(
+            plan, 32, recipe, seed=1, epoch=2
+        )
+    )
     for workers in (0, 3):
         reader = ImageReader(data, 36, workers=workers, cache_bytes=cache_bytes, short_side=True)
         for _ in range(2):  # the second time from memory
@@ -395,7 +453,9 @@ def test_masks_keep_their_aspect_ratio_with_their_images(tmp_path):
         samples.append(replace(sample, mask_paths=(path,)))
     reader = ImageReader(replace(data, samples=tuple(samples)), 36, workers=0, masks=True, short_side=True)
     for epoch in range(8):
-        (views,) = reader.views([np.arange(4)], 32, replace(RECIPES["tiny"], rotation=0.0), seed=1, epoch=epoch)
+        (views,) = reader.views(
+            [np.arange(4)], 32, replace(RECIPES["tiny"], rotation=0.0), seed=1, epoch=epoch
+        )
         assert ((views[..., 0] > 127) != (views[..., 3] > 127)).mean() < 0.05
 
 
@@ -407,7 +467,11 @@ def test_a_recipe_says_whether_training_images_keep_their_aspect_ratio(tmp_path,
         return ImageReader(dataset, side, **how)
 
     monkeypatch.setattr(train, "ImageReader", spy)
-    Cam.fit(request(tmp_path / "one", train=pictures(), val=None, epochs=1, settings={"recipe.short_side": "true"}))
+    Cam.fit(
+        request(
+            tmp_path / "one", train=pictures(), val=None, epochs=1, settings={"recipe.short_side": "true"}
+        )
+    )
     Cam.fit(request(tmp_path / "two", train=pictures(), val=None, epochs=1))
     side = seen[0][1]
     assert seen == [("train", side, True), ("train", side, False)]
@@ -431,7 +495,9 @@ def test_masks_move_with_their_images_and_leave_the_pixels_as_they_are(tmp_path)
     (both,) = ImageReader(data, 36, workers=0, masks=True).views(plan, 32, recipe, seed=1, epoch=2)
     assert np.array_equal(both[..., :3], plain)
     bright, masked = plain.max(axis=3) > 160, both[..., 3] > 127
-    assert (bright & masked).sum() / (bright | masked).sum() > 0.75  # the border of ten pixels is sampled differently
+    assert (bright & masked).sum() / (
+        bright | masked
+    ).sum() > 0.75  # the border of ten pixels is sampled differently
     masks = masks_of(both, torch.device("cpu"))
     assert masks is not None
     assert masks.shape == (6, 32, 32)
@@ -444,10 +510,14 @@ def test_a_recipe_says_how_rotated_images_and_masks_are_sampled(tmp_path):
     recipe = replace(RECIPES["tiny"], rotation=20.0, rotation_filter="nearest")
     (nearest,) = ImageReader(data, 32, workers=0, masks=True).views(plan, 32, recipe, seed=1, epoch=2)
     assert set(np.unique(nearest[..., 3])) == {0, 255}
-    (mixed,) = ImageReader(data, 32, workers=0, masks=True).views(plan, 32, replace(recipe, rotation_filter="bilinear"), seed=1, epoch=2)
+    (mixed,) = ImageReader(data, 32, workers=0, masks=True).views(
+        plan, 32, replace(recipe, rotation_filter="bilinear"), seed=1, epoch=2
+    )
     assert len(np.unique(mixed[..., 3])) > 10
 
 
 def test_an_image_without_a_mask_is_named_where_one_is_needed():
-    with pytest.raises(DataError, match=r"'train/0\.png' of squares train has no mask; .* every image, and 2 of 2 have none"):
+    with pytest.raises(
+        DataError, match=r"'train/0\.png' of squares train has no mask; .* every image, and 2 of 2 have none"
+    ):
         ImageReader(squares(2), 36, workers=0, masks=True)

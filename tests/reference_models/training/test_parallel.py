@@ -1,4 +1,5 @@
-"""Training in several processes: the gradient, the schedule and the log of one; equal weights in all; one that writes."""
+"""Training in several processes: the gradient, the schedule and the log of one; equal weights in all; one
+that writes."""
 
 from __future__ import annotations
 
@@ -28,7 +29,13 @@ from wsolbench.exceptions import UsageError
 from wsolbench.methods import TrainRequest
 from wsolbench.system.distributed import World
 
-PLAIN = {"head": "conv", "width": "8", "recipe.optimizer": "sgd", "recipe.warmup": "0", "recipe.clip_norm": "1"}
+PLAIN = {
+    "head": "conv",
+    "width": "8",
+    "recipe.optimizer": "sgd",
+    "recipe.warmup": "0",
+    "recipe.clip_norm": "1",
+}
 """Nothing random in the network; the gradient itself is the step."""
 
 
@@ -39,7 +46,8 @@ def uneven(out: Path, **changes) -> TrainRequest:
 
 
 class WithoutBatchNorm(Cam):
-    """Each image is normalised on its own, so that an image's features do not depend on who shares its batch."""
+    """Each image is normalised on its own, so that an image's features do not depend on who shares its
+    batch."""
 
     @classmethod
     def create(cls, **options) -> WithoutBatchNorm:
@@ -51,11 +59,13 @@ class WithoutBatchNorm(Cam):
         return model
 
 
-# --- shares ------------------------------------------------------------------------------------------------------------
+# --- shares -------------------------------------------------------------------------------------------------
 
 
 @given(count=st.integers(1, 70), size=st.integers(1, 9), group=st.integers(2, 6))
-def test_the_shares_of_a_batch_weigh_every_image_equally_and_are_large_enough_for_batch_norm(count, size, group):
+def test_the_shares_of_a_batch_weigh_every_image_equally_and_are_large_enough_for_batch_norm(
+    count, size, group
+):
     batch = np.arange(100, 100 + count)
     weight_of = dict.fromkeys(batch.tolist(), 0.0)
     for rank in range(size):
@@ -83,7 +93,7 @@ def test_one_process_has_the_whole_batch():
     assert weight == 1.0
 
 
-# --- one step ----------------------------------------------------------------------------------------------------------
+# --- one step -----------------------------------------------------------------------------------------------
 
 ONE_STEP = """
 import json, sys
@@ -142,7 +152,7 @@ def test_a_step_sums_weighted_gradients_and_averages_what_buffers_have_become(tm
     }
 
 
-# --- a run -------------------------------------------------------------------------------------------------------------
+# --- a run --------------------------------------------------------------------------------------------------
 
 KILLED = """
 import os, signal, sys
@@ -230,7 +240,9 @@ def test_two_processes_train_what_one_process_trains(trained, tmp_path):
     for name in ("train_loss", "lr", "val_accuracy"):
         assert column(trained / "unbroken", name) == pytest.approx(column(tmp_path, name), rel=1e-5)
     one, two = load_file(tmp_path / LAST), load_file(trained / "unbroken" / LAST)
-    start = WithoutBatchNorm.create(backbone="tiny", num_classes=3, weights="none", settings=PLAIN).state_dict()
+    start = WithoutBatchNorm.create(
+        backbone="tiny", num_classes=3, weights="none", settings=PLAIN
+    ).state_dict()
     assert one.keys() == two.keys() == start.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
@@ -249,10 +261,16 @@ def test_with_batch_norm_on_the_cpu_the_log_is_roughly_that_of_one_process(train
 
 
 def test_the_running_means_of_batch_norm_are_those_of_whole_batches(trained, tmp_path):
-    """At a rate of almost 0 the first layer's statistics depend on the images alone; later layers see other normalised inputs."""
+    """At a rate of almost 0 the first layer's statistics depend on the images alone; later layers see other
+    normalised inputs."""
     Cam.fit(uneven(tmp_path, lr=1e-9))
     one, two = load_file(tmp_path / LAST), load_file(trained / "still" / LAST)
-    torch.testing.assert_close(two["backbone.steps.stem.1.running_mean"], one["backbone.steps.stem.1.running_mean"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        two["backbone.steps.stem.1.running_mean"],
+        one["backbone.steps.stem.1.running_mean"],
+        rtol=1e-5,
+        atol=1e-6,
+    )
     assert int(two["backbone.steps.stem.1.num_batches_tracked"]) == 12
 
 
@@ -260,7 +278,9 @@ def test_all_processes_have_the_weights_that_the_first_one_writes(trained):
     first, second = (torch.load(trained / f"weights{rank}.pt", weights_only=True) for rank in range(2))
     written = load_file(trained / "unbroken" / LAST)
     assert first.keys() == second.keys() == written.keys()
-    assert all(torch.equal(first[name], second[name]) and torch.equal(first[name], written[name]) for name in written)
+    assert all(
+        torch.equal(first[name], second[name]) and torch.equal(first[name], written[name]) for name in written
+    )
 
 
 def test_a_run_of_two_processes_that_was_killed_ends_where_an_unbroken_one_ends(trained):
@@ -283,7 +303,11 @@ def test_the_processes_share_the_images_of_each_step_and_draw_apart(trained):
             assert (len(one["images"]), len(two["images"])) == (4, 3)
             assert not set(one["images"]) & set(two["images"])
     for epoch in range(3):
-        shown = [image for step in range(4 * epoch, 4 * epoch + 4) for image in {*first[step]["images"], *second[step]["images"]}]
+        shown = [
+            image
+            for step in range(4 * epoch, 4 * epoch + 4)
+            for image in {*first[step]["images"], *second[step]["images"]}
+        ]
         assert sorted(shown) == list(range(23))
     drawn = [value for step in (*first, *second) for value in step["drawn"]]
     assert len(set(drawn)) == len(drawn)
@@ -295,13 +319,17 @@ def test_each_process_reads_a_part_of_the_images_and_has_all(trained):
         assert torch.equal(torch.load(trained / f"images{rank}.pt", weights_only=True), alone)
 
 
-def test_a_finished_run_of_two_processes_is_taken_by_one_and_an_unfinished_one_is_refused(trained, tmp_path, monkeypatch):
+def test_a_finished_run_of_two_processes_is_taken_by_one_and_an_unfinished_one_is_refused(
+    trained, tmp_path, monkeypatch
+):
     assert WithoutBatchNorm.fit(uneven(trained / "unbroken")) == trained / "unbroken" / LAST
 
     wanted = uneven(tmp_path)
     interrupt(monkeypatch, wanted, before=1)
     state = torch.load(tmp_path / STATE, weights_only=True)
-    torch.save({**state, "facts": json.dumps({**json.loads(state["facts"]), "processes": 2})}, tmp_path / STATE)
+    torch.save(
+        {**state, "facts": json.dumps({**json.loads(state["facts"]), "processes": 2})}, tmp_path / STATE
+    )
     with pytest.raises(UsageError, match=r"another run: processes is 2 there and 1 here\."):
         Cam.fit(wanted)
 
@@ -351,10 +379,28 @@ def test_what_one_process_cannot_do_ends_both_with_one_message(tmp_path, change,
 
 
 def test_torchrun_starts_the_command_and_an_error_of_all_is_printed_once(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "wsolbench", "train"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "wsolbench",
+        "train",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     options = ["--method", "cam", "--dataset", "nowhere", "--device", "cpu"]
-    done = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [*command, *options],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == 1  # torchrun's own, whatever its processes return
     assert done.stderr.count("Error: unknown dataset 'nowhere'") == 1
     assert "exitcode  : 2" in done.stderr

@@ -8,7 +8,15 @@ from reference_models.training.stages import place_in
 
 
 def test_stages_share_a_run_by_their_lengths_and_each_has_an_epoch():
-    assert [place_in(epoch, 271, (90, 90, 90, 1)).stage for epoch in (0, 89, 90, 179, 180, 269, 270)] == [0, 0, 1, 1, 2, 2, 3]
+    assert [place_in(epoch, 271, (90, 90, 90, 1)).stage for epoch in (0, 89, 90, 179, 180, 269, 270)] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+        3,
+    ]
     assert [place_in(epoch, 4, (90, 90, 90, 1)).stage for epoch in range(4)] == [0, 1, 2, 3]
     assert [place_in(epoch, 5, (1, 1, 100)).stage for epoch in range(5)] == [0, 1, 2, 2, 2]
     place = place_in(12.7, 27, (90, 90, 90, 1))

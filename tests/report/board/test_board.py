@@ -1,4 +1,5 @@
-"""The board: what shares a table and a row, where a difference is given, papers' tables, and the four formats."""
+"""The board: what shares a table and a row, where a difference is given, papers' tables, and the four
+formats."""
 
 from __future__ import annotations
 
@@ -18,7 +19,15 @@ from wsolbench.metrics.catalog import metric_info
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue, RunRecord
 from wsolbench.records.published import Paper, PublishedNumber
-from wsolbench.report.board.board import Cell, Filters, Numbers, Table, measured_tables, paper_tables, published_tables
+from wsolbench.report.board.board import (
+    Cell,
+    Filters,
+    Numbers,
+    Table,
+    measured_tables,
+    paper_tables,
+    published_tables,
+)
 from wsolbench.report.board.formats import render
 from wsolbench.report.board.leaderboard import leaderboard_files
 from wsolbench.report.board.repetitions import Run, superseded
@@ -51,7 +60,15 @@ def number(**changes: Any) -> PublishedNumber:
     return PublishedNumber(**{**values, **changes})
 
 
-def run(value: float = 0.5, *, seed: int = 0, images: int = 5794, metric: str = "top1_loc", version: int = 1, **method: Any) -> Run:
+def run(
+    value: float = 0.5,
+    *,
+    seed: int = 0,
+    images: int = 5794,
+    metric: str = "top1_loc",
+    version: int = 1,
+    **method: Any,
+) -> Run:
     description = {
         "name": "cam",
         "backbone": "vgg16",
@@ -60,10 +77,30 @@ def run(value: float = 0.5, *, seed: int = 0, images: int = 5794, metric: str = 
         **method,
     }
     measured = MetricValue(
-        name=metric, value=value, n=images, low=value - 0.02, high=value + 0.04, policy="oracle", tau=(0.2,), version=version
+        name=metric,
+        value=value,
+        n=images,
+        low=value - 0.02,
+        high=value + 0.04,
+        policy="oracle",
+        tau=(0.2,),
+        version=version,
     )
-    data = {"name": "cub", "split": "test", "fingerprint": "ab", "images": images, "limit": None, "transfer_from": None}
-    record = RunRecord(method=description, dataset=data, protocol=EvalProtocol(), metrics=(measured,), provenance={"date": "2024-05-01"})
+    data = {
+        "name": "cub",
+        "split": "test",
+        "fingerprint": "ab",
+        "images": images,
+        "limit": None,
+        "transfer_from": None,
+    }
+    record = RunRecord(
+        method=description,
+        dataset=data,
+        protocol=EvalProtocol(),
+        metrics=(measured,),
+        provenance={"date": "2024-05-01"},
+    )
     return Run(record, f"../measured/{description['name']}-{seed}-{value}.json")
 
 
@@ -86,15 +123,23 @@ def test_seeds_share_a_row_that_says_mean_interval_and_range() -> None:
 def test_runs_with_other_settings_are_rows_that_name_them_from_best_to_worst() -> None:
     runs = [run(0.4), run(0.6, config={"head": "fc"}), run(0.5, name="spa", config={"ram": True})]
     (table,) = measured_tables(runs, published(), Filters())
-    assert [(row["method"], row["settings"]) for row in texts(table)] == [("cam", "head=fc"), ("spa", ""), ("cam", "head=conv")]
+    assert [(row["method"], row["settings"]) for row in texts(table)] == [
+        ("cam", "head=fc"),
+        ("spa", ""),
+        ("cam", "head=conv"),
+    ]
 
 
 def test_errors_are_sorted_from_low_to_high() -> None:
-    (table,) = measured_tables([run(0.4, metric="error_part"), run(0.2, metric="error_part", name="spa")], published(), Filters())
+    (table,) = measured_tables(
+        [run(0.4, metric="error_part"), run(0.2, metric="error_part", name="spa")], published(), Filters()
+    )
     assert [row["method"] for row in texts(table)] == ["spa", "cam"]
 
 
-@pytest.mark.parametrize("change", [{"fingerprint": "cd"}, {"transform": "rotate90"}, {"images": 10}, {"split": "val"}])
+@pytest.mark.parametrize(
+    "change", [{"fingerprint": "cd"}, {"transform": "rotate90"}, {"images": 10}, {"split": "val"}]
+)
 def test_other_images_have_a_table_of_their_own(change: dict[str, Any]) -> None:
     other = run(0.5, seed=1)
     runs = [run(0.4), Run(replace(other.record, dataset={**other.record.dataset, **change}), other.link)]
@@ -103,7 +148,10 @@ def test_other_images_have_a_table_of_their_own(change: dict[str, Any]) -> None:
 
 def test_a_difference_is_given_only_on_the_whole_official_split_and_the_same_backbone() -> None:
     numbers = published(number(), number(row=2, backbone="resnet50", value="50.0"))
-    whole, part = (texts(measured_tables([run(0.425, images=images)], numbers, Filters())[0])[0] for images in (5794, 1389))
+    whole, part = (
+        texts(measured_tables([run(0.425, images=images)], numbers, Filters())[0])[0]
+        for images in (5794, 1389)
+    )
     assert (whole["published"], whole["paper"], whole["difference"]) == ("40.5 % (vgg16)", "P 2021", "+2.0")
     assert (part["published"], part["difference"]) == ("40.5 % (vgg16)", "")
     (other,) = texts(measured_tables([run(0.425, backbone="tiny")], numbers, Filters())[0])
@@ -118,13 +166,19 @@ def test_a_printed_error_is_compared_as_the_accuracy_that_it_is() -> None:
 
 
 def test_only_a_papers_own_full_method_stands_beside_a_run() -> None:
-    numbers = published(number(evidence="requoted"), number(row=2, method="CAM[small]"), number(row=3, metric="top1_cls"))
+    numbers = published(
+        number(evidence="requoted"), number(row=2, method="CAM[small]"), number(row=3, metric="top1_cls")
+    )
     (row,) = texts(measured_tables([run()], numbers, Filters())[0])
     assert row["published"] == ""
 
 
 def test_published_tables_hold_own_numbers_and_mark_what_others_print_otherwise() -> None:
-    numbers = published(number(), number(paper="q", value="44.2", evidence="requoted"), number(row=2, method="SPA", ours="spa", value="60"))
+    numbers = published(
+        number(),
+        number(paper="q", value="44.2", evidence="requoted"),
+        number(row=2, method="SPA", ours="spa", value="60"),
+    )
     (table,) = published_tables(numbers, Filters())
     assert [(row["method"], row["Top-1 Loc"], row["paper"], row["where"]) for row in texts(table)] == [
         ("SPA", "60 %", "P", "Table 1, row 2"),
@@ -138,7 +192,15 @@ def test_a_papers_table_has_its_rows_and_columns_and_runs_beside_what_they_are_o
         number(label="CAM, VGG16"),
         number(label="CAM, VGG16", metric="gt_known", value="55.1"),
         number(row=2, label="Ours", method="SPA", ours="spa+scg", value="60.27"),
-        number(row=3, label="Ours, ResNet", method="SPA", ours="spa+scg", backbone="resnet50", metric="gt_known", value="70"),
+        number(
+            row=3,
+            label="Ours, ResNet",
+            method="SPA",
+            ours="spa+scg",
+            backbone="resnet50",
+            metric="gt_known",
+            value="70",
+        ),
     )
 
     def meant(cell: PublishedNumber, record: RunRecord) -> bool:
@@ -147,7 +209,14 @@ def test_a_papers_table_has_its_rows_and_columns_and_runs_beside_what_they_are_o
     runs = [run(0.3), run(0.5, seed=1), run(0.9, images=10), run(0.8, backbone="resnet50")]
     (table,) = paper_tables(PAPERS["p"], runs, numbers, meant)
     assert table.path == ("P", "Table 1")
-    assert table.columns == ("row", "backbone", "Top-1 Loc, cub/test", "measured", "GT-known, cub/test", "measured")
+    assert table.columns == (
+        "row",
+        "backbone",
+        "Top-1 Loc, cub/test",
+        "measured",
+        "GT-known, cub/test",
+        "measured",
+    )
     assert [[cell.text for cell in row] for row in table.rows] == [
         ["CAM, VGG16", "vgg16", "40.5", "40.0", "55.1", ""],
         ["Ours", "vgg16", "60.27", "", "", ""],
@@ -160,7 +229,10 @@ def test_metrics_of_two_versions_are_never_on_one_board() -> None:
     newer = run(seed=1, version=2)
     kept, (problem,) = current_versions([run(), newer])
     assert kept == [newer]
-    assert "has version 1 of top1_loc, and other records of cub have version 2; evaluate the older runs again" in problem
+    assert (
+        "has version 1 of top1_loc, and other records of cub have version 2; evaluate the older runs again"
+        in problem
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,7 +251,8 @@ def test_filters_leave_out_runs(filters: dict[str, Any], count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("filters", "count"), [({"since": 2021}, 1), ({"since": 2022}, 0), ({"method": "cam"}, 1), ({"metric": "pxap"}, 0)]
+    ("filters", "count"),
+    [({"since": 2021}, 1), ({"since": 2022}, 0), ({"method": "cam"}, 1), ({"metric": "pxap"}, 0)],
 )
 def test_filters_leave_out_published_numbers(filters: dict[str, Any], count: int) -> None:
     assert len(published_tables(published(number()), Filters(**filters))) == count
@@ -205,26 +278,33 @@ def test_markdown_escapes_and_links() -> None:
 def test_latex_is_a_booktabs_table_with_escaped_text() -> None:
     text = render([AWKWARD], "latex")
     assert text.splitlines()[1:4] == [r"\begin{tabular}{lll}", r"\toprule", r"method & x\_1 & x\_1 \\"]
-    assert r"a\_b \& 50 \% \#\{\textasciitilde{}\textasciicircum{}\}\textbackslash{} & 1$^\dagger$ & --- \\" in text
+    assert (
+        r"a\_b \& 50 \% \#\{\textasciitilde{}\textasciicircum{}\}\textbackslash{} & 1$^\dagger$ & --- \\"
+        in text
+    )
 
 
 def test_json_and_csv_hold_the_same_cells() -> None:
     (table,) = json.loads(render([AWKWARD], "json"))
     assert table["path"] == ["a|b", "50 %"]
-    assert table["rows"] == [{"method": AWKWARD.rows[0][0].text, "x_1": "1†", "x_1 (2)": "—", "link": "../r.json"}]
+    assert table["rows"] == [
+        {"method": AWKWARD.rows[0][0].text, "x_1": "1†", "x_1 (2)": "—", "link": "../r.json"}
+    ]
     header, row = csv.reader(io.StringIO(render([AWKWARD], "csv")))
     assert header == ["table", "method", "x_1", "x_1", "link"]
     assert row == ["a|b / 50 %", AWKWARD.rows[0][0].text, "1†", "—", "../r.json"]
 
 
-# --- from a folder ---------------------------------------------------------------------------------------------------------
+# --- from a folder ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """A run on all of CUB's test images, and a paper with the method's number."""
     run(0.425).record.write(tmp_path / "measured")
-    (tmp_path / "papers.toml").write_text('[p]\nname = "P"\ntitle = "A paper"\nfile = "published/p.csv"\nyear = 2021\n')
+    (tmp_path / "papers.toml").write_text(
+        '[p]\nname = "P"\ntitle = "A paper"\nfile = "published/p.csv"\nyear = 2021\n'
+    )
     (tmp_path / "published").mkdir()
     header = "table,row,label,dataset,split,method,ours,backbone,metric,value,unit,evidence,protocol,note"
     row = "Table 1,1,CAM row,cub,test,CAM,cam,vgg16,top1_loc,40.5,percent,own,,"
@@ -268,7 +348,9 @@ def test_the_command_prints_tables_or_writes_them_to_a_file(results: Path) -> No
         (("--check", "--since", "2020"), "--check is about the whole board"),
     ],
 )
-def test_questions_without_an_answer_are_explained(results: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_questions_without_an_answer_are_explained(
+    results: Path, arguments: tuple[str, ...], message: str
+) -> None:
     result = call("--results", results, *arguments)
     assert message in str(result.exception)
 
@@ -281,7 +363,9 @@ def test_a_published_value_out_of_range_stops_the_check(results: Path) -> None:
 
 
 def test_metrics_of_two_versions_stop_the_check(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsolbench.records.checks.metric_info", lambda name: replace(metric_info(name), version=2))
+    monkeypatch.setattr(
+        "wsolbench.records.checks.metric_info", lambda name: replace(metric_info(name), version=2)
+    )
     run(0.6, seed=1, version=2).record.write(results / "measured")
     assert call("--results", results).exit_code == 0
     checked = call("--results", results, "--check")
@@ -296,16 +380,29 @@ def test_a_metric_without_a_threshold_has_one_table_whatever_the_policies() -> N
     other = replace(measured.metrics[0], policy="fixed:0.2")
     record = replace(measured, metrics=(*measured.metrics, other, free))
     found = measured_tables([Run(record, "link")], Numbers(numbers=(), papers={}), Filters())
-    assert [table.path[2] for table in found] == ["Top-1 Cls", "Top-1 Loc, threshold: oracle", "Top-1 Loc, threshold: fixed:0.2"]
-    assert {(table.metric, table.protocol) for table in found} == {("Top-1 Cls", "wsoleval"), ("Top-1 Loc", "wsoleval")}
+    assert [table.path[2] for table in found] == [
+        "Top-1 Cls",
+        "Top-1 Loc, threshold: oracle",
+        "Top-1 Loc, threshold: fixed:0.2",
+    ]
+    assert {(table.metric, table.protocol) for table in found} == {
+        ("Top-1 Cls", "wsoleval"),
+        ("Top-1 Loc", "wsoleval"),
+    }
     assert [table.estimates for table in found] == [(("50.0", "48.0", "54.0"),)] * 3
 
 
 def test_seeds_that_each_name_a_checkpoint_of_their_own_are_one_row() -> None:
-    runs = [run(0.5 + 0.1 * seed, seed=seed, config={"classifier": f"{seed}.st", "classifier_sha256": f"{seed}a"}) for seed in (0, 1)]
+    runs = [
+        run(0.5 + 0.1 * seed, seed=seed, config={"classifier": f"{seed}.st", "classifier_sha256": f"{seed}a"})
+        for seed in (0, 1)
+    ]
     runs.append(run(0.3, config={"classifier": "", "classifier_sha256": ""}))
     (table,) = measured_tables(runs, Numbers(numbers=(), papers={}), Filters())
-    assert [(row[1].text, row[5].text) for row in table.rows] == [("classifier=checkpoint", "2: 50.0 to 60.0"), ("classifier=none", "1")]
+    assert [(row[1].text, row[5].text) for row in table.rows] == [
+        ("classifier=checkpoint", "2: 50.0 to 60.0"),
+        ("classifier=none", "1"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -328,7 +425,10 @@ def test_no_clock_decides_which_of_two_records_of_one_seed_is_shown() -> None:
     one, other = run(0.4), run(0.6)
     shown = set()
     for dates in (("1970-01-01", "2024-06-01"), ("2099-01-01", "2024-06-01"), ("", "")):
-        dated = [Run(replace(each.record, provenance={"date": date}), each.link) for each, date in zip((one, other), dates, strict=True)]
+        dated = [
+            Run(replace(each.record, provenance={"date": date}), each.link)
+            for each, date in zip((one, other), dates, strict=True)
+        ]
         for runs in (dated, dated[::-1]):
             (row,) = texts(measured_tables(runs, published(), Filters())[0])
             assert row["runs"] == "1"
@@ -362,14 +462,18 @@ def test_numbers_of_the_images_with_masks_stand_beside_runs_on_those_alone(split
 
 def test_turned_images_are_not_compared_with_published_numbers() -> None:
     turned = run(0.425)
-    turned = Run(replace(turned.record, dataset={**turned.record.dataset, "transform": "rotate90"}), turned.link)
+    turned = Run(
+        replace(turned.record, dataset={**turned.record.dataset, "transform": "rotate90"}), turned.link
+    )
     (row,) = texts(measured_tables([turned], published(number()), Filters())[0])
     assert (row["published"], row["difference"]) == ("40.5 % (vgg16)", "")
 
 
 def test_an_interval_of_some_seeds_is_none_of_all() -> None:
     bare = run(0.6, seed=1)
-    bare = Run(replace(bare.record, metrics=(replace(bare.record.metrics[0], low=None, high=None),)), bare.link)
+    bare = Run(
+        replace(bare.record, metrics=(replace(bare.record.metrics[0], low=None, high=None),)), bare.link
+    )
     (table,) = measured_tables([run(0.4), bare], published(), Filters())
     assert table.estimates == (("50.0",),)
 
@@ -378,7 +482,14 @@ def test_thresholds_from_other_splits_have_tables_of_their_own() -> None:
     def of(fingerprint: str, value: float, seed: int) -> Run:
         record = run(value, seed=seed).record
         metrics = (replace(record.metrics[0], policy="transfer"),)
-        return Run(replace(record, metrics=metrics, dataset={**record.dataset, "transfer_from": {"fingerprint": fingerprint}}), fingerprint)
+        return Run(
+            replace(
+                record,
+                metrics=metrics,
+                dataset={**record.dataset, "transfer_from": {"fingerprint": fingerprint}},
+            ),
+            fingerprint,
+        )
 
     (table,) = measured_tables([of("aa", 0.4, 0), of("aa", 0.5, 1)], published(), Filters())
     assert table.path[-1] == "Top-1 Loc, threshold: transfer"

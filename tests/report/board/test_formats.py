@@ -11,7 +11,11 @@ from wsolbench.report.board.formats import render
 HOSTILE = Table(
     path=("test\n\\input{/etc/hostname}\n% ", "b\u2028c\rd"),
     columns=("method", "=1+1"),
-    rows=((Cell("[x]"), Cell('=HYPERLINK("http://a.b")')), (Cell("*"), Cell("@a")), (Cell("+1.5"), Cell("-x\x1b[31m"))),
+    rows=(
+        (Cell("[x]"), Cell('=HYPERLINK("http://a.b")')),
+        (Cell("*"), Cell("@a")),
+        (Cell("+1.5"), Cell("-x\x1b[31m")),
+    ),
     notes=("- a note\n\\end{document}", "1. www.x.org"),
 )
 """Texts that each format could take for something else."""
@@ -33,7 +37,11 @@ def test_no_text_leaves_a_comment_or_a_cell_of_latex() -> None:
 def test_no_text_is_a_formula_of_a_spreadsheet() -> None:
     header, *rows = csv.reader(io.StringIO(render([HOSTILE], "csv")))
     assert header == ["table", "method", "'=1+1", "link"]
-    assert [row[1:3] for row in rows] == [["[x]", '\'=HYPERLINK("http://a.b")'], ["*", "'@a"], ["+1.5", "'-x[31m"]]
+    assert [row[1:3] for row in rows] == [
+        ["[x]", '\'=HYPERLINK("http://a.b")'],
+        ["*", "'@a"],
+        ["+1.5", "'-x[31m"],
+    ]
     assert all("\n" not in cell for row in rows for cell in row)
 
 

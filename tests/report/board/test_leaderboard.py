@@ -47,8 +47,14 @@ def rows(results: Path, name: str = "squares") -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_the_same_records_give_the_same_bytes_whatever_the_folder_and_the_order_of_writing(tmp_path: Path, write_record: Write) -> None:
-    paths = [write_record(method={"name": name, "training": {"seed": seed}}) for name in ("cam", "has") for seed in (0, 1)]
+def test_the_same_records_give_the_same_bytes_whatever_the_folder_and_the_order_of_writing(
+    tmp_path: Path, write_record: Write
+) -> None:
+    paths = [
+        write_record(method={"name": name, "training": {"seed": seed}})
+        for name in ("cam", "has")
+        for seed in (0, 1)
+    ]
     first = leaderboard_files(tmp_path)
     other = tmp_path / "elsewhere"
     for path in reversed(paths):
@@ -82,24 +88,31 @@ def test_dates_and_machines_do_not_show_on_the_board(tmp_path: Path, write_recor
     ],
     ids=["preset", "one protocol field", "annotations", "split", "number of images", "threshold policy"],
 )
-def test_runs_that_cannot_be_compared_are_in_different_tables(tmp_path: Path, write_record: Write, change: dict[str, Any]) -> None:
+def test_runs_that_cannot_be_compared_are_in_different_tables(
+    tmp_path: Path, write_record: Write, change: dict[str, Any]
+) -> None:
     write_record(protocol=EvalProtocol())
     write_record(method={"name": "other"}, **{"protocol": EvalProtocol(), **change})
     found = tables(leaderboard_files(tmp_path)["squares.md"])
     assert [len(table) for table in found] == [2, 2]
 
 
-def test_runs_that_can_be_compared_share_a_table_from_best_to_worst(tmp_path: Path, write_record: Write) -> None:
+def test_runs_that_can_be_compared_share_a_table_from_best_to_worst(
+    tmp_path: Path, write_record: Write
+) -> None:
     for name, value in (("low", 0.2), ("high", 0.9), ("middle", 0.5)):
         write_record(method={"name": name}, metrics=(metric("gt_known", value),))
     write_record(
-        method={"name": "undefined"}, metrics=(metric("gt_known", None, reason="no image has a true box"), metric("top1_loc", 0.1))
+        method={"name": "undefined"},
+        metrics=(metric("gt_known", None, reason="no image has a true box"), metric("top1_loc", 0.1)),
     )
     (table,) = tables(leaderboard_files(tmp_path)["squares.md"])
     assert [row.split("]")[0] for row in table[1:]] == ["| [high", "| [middle", "| [low", "| [undefined"]
 
 
-def test_numbers_transferred_from_different_splits_are_in_different_tables(tmp_path: Path, write_record: Write) -> None:
+def test_numbers_transferred_from_different_splits_are_in_different_tables(
+    tmp_path: Path, write_record: Write
+) -> None:
     for fingerprint in ("aa", "bb"):
         write_record(
             method={"name": fingerprint},
@@ -107,12 +120,24 @@ def test_numbers_transferred_from_different_splits_are_in_different_tables(tmp_p
             metrics=(metric("gt_known", 0.5, "oracle"), metric("gt_known", 0.4, "transfer")),
         )
     text = leaderboard_files(tmp_path)["squares.md"]
-    assert [len(table) for table in tables(text)] == [3, 2, 2]  # one oracle table with both runs, two transfer tables
+    assert [len(table) for table in tables(text)] == [
+        3,
+        2,
+        2,
+    ]  # one oracle table with both runs, two transfer tables
     assert "transfer from val (fingerprint aa)" in text
 
 
-def test_a_metric_without_a_threshold_stands_in_the_tables_of_every_policy(tmp_path: Path, write_record: Write) -> None:
-    write_record(metrics=(metric("top1_cls", 0.75, None), metric("gt_known", 0.5, "oracle"), metric("gt_known", 0.4, "transfer")))
+def test_a_metric_without_a_threshold_stands_in_the_tables_of_every_policy(
+    tmp_path: Path, write_record: Write
+) -> None:
+    write_record(
+        metrics=(
+            metric("top1_cls", 0.75, None),
+            metric("gt_known", 0.5, "oracle"),
+            metric("gt_known", 0.4, "transfer"),
+        )
+    )
     oracle, transfer = tables(leaderboard_files(tmp_path)["squares.md"])
     assert oracle[1].endswith("| 75.0 | 50.0 |")
     assert transfer[1].endswith("| 75.0 | 40.0 |")
@@ -144,7 +169,9 @@ def test_the_link_of_a_row_leads_to_its_record(tmp_path: Path, write_record: Wri
     assert (tmp_path / "leaderboard" / unquote(link)).resolve() == path
 
 
-def test_the_csv_has_a_row_for_each_policy_with_fractions_of_every_metric(tmp_path: Path, make_run: Callable[..., Any]) -> None:
+def test_the_csv_has_a_row_for_each_policy_with_fractions_of_every_metric(
+    tmp_path: Path, make_run: Callable[..., Any]
+) -> None:
     record = make_run(12, fixed_tau=0.2).record
     record.write(tmp_path / "measured")
     write_leaderboard(tmp_path)
@@ -156,12 +183,20 @@ def test_the_csv_has_a_row_for_each_policy_with_fractions_of_every_metric(tmp_pa
             row = found[policy]
             for end, value in (("", measured.value), ("_low", measured.low), ("_high", measured.high)):
                 text = row.get(measured.name + end, "")
-                assert (text == "") if value is None else (float(text) == pytest.approx(value, rel=1e-5)), (measured.name, end, policy)
-            assert [float(tau) for tau in row.get(f"{measured.name}_tau", "").split()] == pytest.approx(measured.tau or (), rel=1e-5)
+                assert (text == "") if value is None else (float(text) == pytest.approx(value, rel=1e-5)), (
+                    measured.name,
+                    end,
+                    policy,
+                )
+            assert [float(tau) for tau in row.get(f"{measured.name}_tau", "").split()] == pytest.approx(
+                measured.tau or (), rel=1e-5
+            )
             assert row["seed"] == "0"
 
 
-def test_the_csv_has_the_columns_of_a_metric_beside_each_other_in_the_order_of_the_catalog(tmp_path: Path, write_record: Write) -> None:
+def test_the_csv_has_the_columns_of_a_metric_beside_each_other_in_the_order_of_the_catalog(
+    tmp_path: Path, write_record: Write
+) -> None:
     parts = (metric("max_box_acc_v2@0.5", 0.4), metric("max_box_acc_v2", 0.3))
     write_record(metrics=(*parts, metric("gt_known", 0.5), metric("top1_cls", 0.75, None)))
     header = leaderboard_files(tmp_path)["squares.csv"].splitlines()[0].split(",")
@@ -170,7 +205,9 @@ def test_the_csv_has_the_columns_of_a_metric_beside_each_other_in_the_order_of_t
     assert names == ["top1_cls", "gt_known", "max_box_acc_v2", "max_box_acc_v2@0.5"]
 
 
-def test_runs_of_a_method_are_told_apart_by_the_settings_in_which_they_differ(tmp_path: Path, write_record: Write) -> None:
+def test_runs_of_a_method_are_told_apart_by_the_settings_in_which_they_differ(
+    tmp_path: Path, write_record: Write
+) -> None:
     for beta in (0.0, 50.0):
         write_record(method={"name": "caam", "config": {"beta": beta, "caam": True}})
     write_record(method={"name": "cam", "config": {"head": "conv"}})
@@ -180,13 +217,18 @@ def test_runs_of_a_method_are_told_apart_by_the_settings_in_which_they_differ(tm
     assert sum("| beta=0.0 |" in row for row in table) == sum("| beta=50.0 |" in row for row in table) == 1
 
 
-def test_the_board_of_a_data_set_leaves_parts_of_metrics_to_the_csv(tmp_path: Path, write_record: Write) -> None:
+def test_the_board_of_a_data_set_leaves_parts_of_metrics_to_the_csv(
+    tmp_path: Path, write_record: Write
+) -> None:
     write_record(metrics=(metric("max_box_acc_v2", 0.3), metric("max_box_acc_v2@0.5", 0.4)))
     board = leaderboard_files(tmp_path)
     assert "MaxBoxAccV2, threshold: oracle" in board["board-squares.md"]
     assert "@" not in board["board-squares.md"]
     assert "max_box_acc_v2@0.5" in board["squares.csv"]
-    assert "MaxBoxAccV2 @ 0.5" in invoke("--results", tmp_path, "--dataset", "squares", "--format", "markdown").output
+    assert (
+        "MaxBoxAccV2 @ 0.5"
+        in invoke("--results", tmp_path, "--dataset", "squares", "--format", "markdown").output
+    )
 
 
 def test_special_characters_in_names_are_escaped_everywhere(tmp_path: Path, write_record: Write) -> None:
@@ -200,7 +242,9 @@ def test_special_characters_in_names_are_escaped_everywhere(tmp_path: Path, writ
 
 
 @pytest.mark.parametrize("name", ["README", "reproduction", "board-cub", "paper-spa"])
-def test_a_data_set_never_takes_the_place_of_another_page(tmp_path: Path, write_record: Write, name: str) -> None:
+def test_a_data_set_never_takes_the_place_of_another_page(
+    tmp_path: Path, write_record: Write, name: str
+) -> None:
     write_record(dataset={"name": name})
     stem = f"{name.lower()}-data"
     assert set(leaderboard_files(tmp_path)) == {"README.md", f"{stem}.md", f"{stem}.csv", f"board-{stem}.md"}
@@ -213,7 +257,9 @@ def test_the_index_lists_every_data_set(tmp_path: Path, write_record: Write) -> 
     assert [row.split("]")[0] for row in table[1:]] == ["| [cub", "| [toybirds"]
 
 
-def test_check_lists_stale_missing_and_superfluous_files_and_writing_mends_them(tmp_path: Path, write_record: Write) -> None:
+def test_check_lists_stale_missing_and_superfluous_files_and_writing_mends_them(
+    tmp_path: Path, write_record: Write
+) -> None:
     write_record(dataset={"name": "cub"})
     gone = write_record(dataset={"name": "gone"})
     write_leaderboard(tmp_path)
@@ -235,7 +281,13 @@ def test_check_lists_stale_missing_and_superfluous_files_and_writing_mends_them(
     }
     write_leaderboard(tmp_path)
     assert check_leaderboard(tmp_path) == []
-    assert {path.name for path in folder.iterdir()} == {"README.md", "cub.md", "cub.csv", "board-cub.md", "notes.md"}
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md",
+        "cub.md",
+        "cub.csv",
+        "board-cub.md",
+        "notes.md",
+    }
 
 
 @pytest.mark.parametrize(
@@ -247,7 +299,9 @@ def test_check_lists_stale_missing_and_superfluous_files_and_writing_mends_them(
         ("[1]", "schema"),
     ],
 )
-def test_an_invalid_record_is_named_and_the_others_are_on_the_board(tmp_path: Path, write_record: Write, content: str, what: str) -> None:
+def test_an_invalid_record_is_named_and_the_others_are_on_the_board(
+    tmp_path: Path, write_record: Write, content: str, what: str
+) -> None:
     write_record()
     before = leaderboard_files(tmp_path)
     (tmp_path / "measured" / "broken.json").write_text(content)
@@ -257,7 +311,9 @@ def test_an_invalid_record_is_named_and_the_others_are_on_the_board(tmp_path: Pa
     assert leaderboard_files(tmp_path) == before
 
 
-def test_the_check_names_broken_records_and_exits_with_1_though_the_board_is_up_to_date(tmp_path: Path, write_record: Write) -> None:
+def test_the_check_names_broken_records_and_exits_with_1_though_the_board_is_up_to_date(
+    tmp_path: Path, write_record: Write
+) -> None:
     path = write_record()
     (tmp_path / "measured" / "x.json").mkdir()
     (tmp_path / "measured" / "y.json").write_bytes(b"\xff")
@@ -283,7 +339,10 @@ def test_a_comparison_of_records_that_are_gone_is_left_out(tmp_path: Path, write
     (tmp_path / "compared" / "x.json").write_text("[]")
     read = read_results(tmp_path)
     assert read.comparisons == []
-    assert [part in message for part, message in zip(("of 1 records that are not there", "x.json"), read.problems, strict=True)] == [
+    assert [
+        part in message
+        for part, message in zip(("of 1 records that are not there", "x.json"), read.problems, strict=True)
+    ] == [
         True,
         True,
     ]
@@ -300,7 +359,9 @@ def test_a_comparison_of_records_that_are_gone_is_left_out(tmp_path: Path, write
         (("README", "readme-data"), None),
     ],
 )
-def test_data_sets_never_share_a_page(tmp_path: Path, write_record: Write, names: tuple[str, str], files: set[str] | None) -> None:
+def test_data_sets_never_share_a_page(
+    tmp_path: Path, write_record: Write, names: tuple[str, str], files: set[str] | None
+) -> None:
     for name in names:
         write_record(dataset={"name": name})
     board = leaderboard_files(tmp_path)
@@ -314,7 +375,9 @@ def test_data_sets_never_share_a_page(tmp_path: Path, write_record: Write, names
         assert f"({stem}.md)" in board["README.md"]
 
 
-def test_of_two_records_of_one_seed_the_one_that_is_not_shown_is_named(tmp_path: Path, write_record: Write) -> None:
+def test_of_two_records_of_one_seed_the_one_that_is_not_shown_is_named(
+    tmp_path: Path, write_record: Write
+) -> None:
     paths = [write_record(metrics=(metric("gt_known", value),)) for value in (0.4, 0.6)]
     result = invoke("--results", tmp_path)
     assert result.exit_code == 0
@@ -336,7 +399,9 @@ def test_of_two_records_of_one_seed_the_one_that_is_not_shown_is_named(tmp_path:
     ],
     ids=lambda change: f"{next(iter(change))}={next(iter(change.values()))}",
 )
-def test_an_invalid_metric_in_a_record_is_an_error_that_names_the_file(tmp_path: Path, write_record: Write, change: dict[str, Any]) -> None:
+def test_an_invalid_metric_in_a_record_is_an_error_that_names_the_file(
+    tmp_path: Path, write_record: Write, change: dict[str, Any]
+) -> None:
     path = write_record()
     stored = json.loads(path.read_text())
     stored["metrics"][0] |= change
@@ -345,7 +410,9 @@ def test_an_invalid_metric_in_a_record_is_an_error_that_names_the_file(tmp_path:
     assert path.name in problem
 
 
-def test_a_protocol_of_another_version_is_an_error_that_names_the_file(tmp_path: Path, write_record: Write) -> None:
+def test_a_protocol_of_another_version_is_an_error_that_names_the_file(
+    tmp_path: Path, write_record: Write
+) -> None:
     path = write_record()
     stored = json.loads(path.read_text())
     stored["protocol"]["componets"] = "all"
@@ -374,7 +441,9 @@ def test_the_command_writes_the_board_and_check_then_passes(tmp_path: Path, writ
     assert invoke("--results", tmp_path, "--check").exit_code == 0
 
 
-def test_the_check_exits_with_1_and_lists_the_files_without_writing(tmp_path: Path, write_record: Write) -> None:
+def test_the_check_exits_with_1_and_lists_the_files_without_writing(
+    tmp_path: Path, write_record: Write
+) -> None:
     write_record()
     result = invoke("--results", tmp_path, "--check")
     assert result.exit_code == 1
@@ -399,7 +468,9 @@ def test_the_help_of_the_command_shows_an_example() -> None:
     assert "Example:" in invoke("--help").output
 
 
-def test_notes_of_the_results_are_in_the_index_and_small_splits_have_a_warning(tmp_path: Path, write_record: Callable[..., Path]) -> None:
+def test_notes_of_the_results_are_in_the_index_and_small_splits_have_a_warning(
+    tmp_path: Path, write_record: Callable[..., Path]
+) -> None:
     write_record(dataset={"images": 499})
     (tmp_path / "notes.md").write_text("Some records are old.\n")
     files = leaderboard_files(tmp_path)

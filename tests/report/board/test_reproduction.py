@@ -59,19 +59,34 @@ def test_a_comparison_of_fewer_seeds_is_part_of_one_of_more_and_of_nothing_else(
 
 def difference(low: float, high: float) -> MetricDifference:
     return MetricDifference(
-        name="gt_known", policy="oracle", a=0.5, b=0.5 + (low + high) / 2, low=low, high=high, p_value=0.5, n=3, per_pair=(low, high)
+        name="gt_known",
+        policy="oracle",
+        a=0.5,
+        b=0.5 + (low + high) / 2,
+        low=low,
+        high=high,
+        p_value=0.5,
+        n=3,
+        per_pair=(low, high),
     )
 
 
 def table_row(folder: Path, low: float, high: float) -> str:
     comparison = Comparison.make([record("cam")], [record("spa", ram=True)], [difference(low, high)])
     comparison.write(folder)
-    (row,) = [line for line in reproduction_markdown([CLAIM], stored(folder)).splitlines() if line.startswith("| P")]
+    (row,) = [
+        line for line in reproduction_markdown([CLAIM], stored(folder)).splitlines() if line.startswith("| P")
+    ]
     return row
 
 
-@pytest.mark.parametrize(("low", "high", "verdict"), [(0.01, 0.03, "holds"), (-0.03, -0.01, "opposite"), (-0.01, 0.02, "undecided")])
-def test_the_interval_decides_whether_a_direction_holds(tmp_path: Path, low: float, high: float, verdict: str) -> None:
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.01, 0.03, "holds"), (-0.03, -0.01, "opposite"), (-0.01, 0.02, "undecided")],
+)
+def test_the_interval_decides_whether_a_direction_holds(
+    tmp_path: Path, low: float, high: float, verdict: str
+) -> None:
     row = table_row(tmp_path, low, high)
     assert row.endswith(f"{verdict} |")
     assert "+10.00" in row
@@ -85,7 +100,9 @@ def test_a_published_loss_holds_where_a_loss_is_measured(tmp_path: Path) -> None
     assert "holds" in reproduction_markdown([claim], stored(tmp_path))
 
 
-def test_the_comparison_of_most_runs_stands_for_the_claim_and_transforms_have_tables_of_their_own(tmp_path: Path) -> None:
+def test_the_comparison_of_most_runs_stands_for_the_claim_and_transforms_have_tables_of_their_own(
+    tmp_path: Path,
+) -> None:
     for seeds in (1, 3, 2):
         groups = ([record(name, seed, ram=True) for seed in range(seeds)] for name in ("cam", "spa"))
         Comparison.make(*groups, [difference(0.01 * seeds, 0.02 * seeds)]).write(tmp_path)
@@ -107,7 +124,9 @@ def test_settings_choose_among_the_runs_of_a_method() -> None:
 
 
 def test_runs_are_paired_by_seed_and_not_across_budgets() -> None:
-    runs = [(Path(f"{name}{seed}"), record(name, seed, ram=True)) for name in ("cam", "spa") for seed in (1, 0)]
+    runs = [
+        (Path(f"{name}{seed}"), record(name, seed, ram=True)) for name in ("cam", "spa") for seed in (1, 0)
+    ]
     runs.append((Path("cam2"), record("cam", 2, ram=True)))
     long = record("spa", 2, ram=True)
     long.method["training"]["recipe"]["epochs"] = 9
@@ -120,16 +139,29 @@ def test_runs_are_paired_by_seed_and_not_across_budgets() -> None:
 
 
 def test_settings_that_a_claim_does_not_name_are_equal_on_both_sides() -> None:
-    runs = [(Path(f"{name}-{head}"), record(name, ram=True, head=head)) for name in ("cam", "spa") for head in ("fc", "conv")]
-    assert pairs_of([CLAIM], runs) == [([Path("cam-conv")], [Path("spa-conv")]), ([Path("cam-fc")], [Path("spa-fc")])]
+    runs = [
+        (Path(f"{name}-{head}"), record(name, ram=True, head=head))
+        for name in ("cam", "spa")
+        for head in ("fc", "conv")
+    ]
+    assert pairs_of([CLAIM], runs) == [
+        ([Path("cam-conv")], [Path("spa-conv")]),
+        ([Path("cam-fc")], [Path("spa-fc")]),
+    ]
 
 
 def test_settings_of_a_methods_own_design_block_no_pair_of_two_methods() -> None:
-    runs = [(Path("baseline"), record("baseline", dropout=0.0, head="fc")), (Path("nts"), record("nts-net", dropout=0.5, variant="paper"))]
+    runs = [
+        (Path("baseline"), record("baseline", dropout=0.0, head="fc")),
+        (Path("nts"), record("nts-net", dropout=0.5, variant="paper")),
+    ]
     claim = Claim(**{**CLAIM.__dict__, "a": "baseline", "b": "nts-net", "b_settings": ""})
     assert pairs_of([claim], runs) == [([Path("baseline")], [Path("nts")])]
     of_one = Claim(**{**CLAIM.__dict__, "a": "nts-net", "b": "nts-net+scg", "b_settings": ""})
-    assert pairs_of([of_one], [runs[1], (Path("scg"), record("nts-net+scg", dropout=0.0, variant="paper"))]) == []
+    assert (
+        pairs_of([of_one], [runs[1], (Path("scg"), record("nts-net+scg", dropout=0.0, variant="paper"))])
+        == []
+    )
 
 
 @pytest.mark.parametrize("name", ["batch_size", "weight_decay", "schedule", "new_factor"])
@@ -153,7 +185,12 @@ def test_posts_with_other_settings_are_groups_of_their_own_and_no_run_is_lost() 
 
 def reasons(*runs: RunRecord) -> list[str]:
     value = MetricValue(name="gt_known", value=0.5, n=3, policy="oracle")
-    return [str(missing) for missing in find_unpaired([CLAIM], [(Path(str(n)), replace(r, metrics=(value,))) for n, r in enumerate(runs)])]
+    return [
+        str(missing)
+        for missing in find_unpaired(
+            [CLAIM], [(Path(str(n)), replace(r, metrics=(value,))) for n, r in enumerate(runs)]
+        )
+    ]
 
 
 def test_a_claim_with_records_of_both_sides_and_no_pair_says_which_fields_differ() -> None:
@@ -164,13 +201,17 @@ def test_a_claim_with_records_of_both_sides_and_no_pair_says_which_fields_differ
     long.method["training"]["recipe"]["epochs"] = 9
     turned.dataset["transform"] = "rotate90"
     assert reasons(record("cam", head="conv"), long, turned) == [
-        "P, Table 1: b over a, gt_known on squares/test, tiny: records of both sides, and the closest differ in "
+        "P, Table 1: b over a, gt_known on squares/test, tiny: records of both sides, and the closest "
+        "differ in "
         "recipe.epochs (3 against 9), head (conv against fc)"
     ]
     assert reasons(record("cam"), turned) == [
-        "P, Table 1: b over a, gt_known: records of both sides, and the closest differ in dataset.transform (none against rotate90)"
+        "P, Table 1: b over a, gt_known: records of both sides, and the closest differ in "
+        "dataset.transform (none against rotate90)"
     ]
-    assert reasons(record("cam", 1), record("spa", 2, ram=True))[0].endswith("the closest differ in seed (1 against 2)")
+    assert reasons(record("cam", 1), record("spa", 2, ram=True))[0].endswith(
+        "the closest differ in seed (1 against 2)"
+    )
     other = replace(record("spa", ram=True), protocol=EvalProtocol.preset("spa"))
     assert reasons(record("cam"), other)[0].endswith("the closest differ in protocol (wsoleval against spa)")
 
@@ -181,7 +222,10 @@ def test_claims_without_a_comparison_are_on_the_page_with_the_reason(tmp_path: P
     records = [(Path("cam"), one), (Path("spa"), other)]
     waiting = reproduction_markdown([CLAIM], [], records)
     assert "## Claims without a comparison" in waiting
-    assert "| P, Table 1 | b over a | GT-known | squares/test, tiny, wsoleval | 1 pair of groups not compared yet" in waiting
+    assert (
+        "| P, Table 1 | b over a | GT-known | squares/test, tiny, wsoleval | 1 pair of groups not compared "
+        "yet" in waiting
+    )
     Comparison.make([one], [other], [difference(0.01, 0.03)]).write(tmp_path)
     assert "without a comparison" not in reproduction_markdown([CLAIM], stored(tmp_path), records)
     assert "no record of spa" in reproduction_markdown([CLAIM], [], records[:1])
@@ -191,19 +235,31 @@ def test_the_records_of_this_project_have_a_pair_for_every_claim_whose_methods_w
     results = Path(__file__).parents[3] / "results"
     unpaired = find_unpaired(read_claims(results / "claims.csv"), read_records(results / "measured"))
     assert len(unpaired) < len(read_claims(results / "claims.csv"))
-    assert [missing.reason.partition(" (")[0] for missing in unpaired if not missing.reason.startswith("no record of")] == []
+    assert [
+        missing.reason.partition(" (")[0]
+        for missing in unpaired
+        if not missing.reason.startswith("no record of")
+    ] == []
 
 
 def test_a_setting_that_names_a_checkpoint_is_the_same_for_all_seeds() -> None:
-    claim = Claim(**{**CLAIM.__dict__, "a_settings": "part_net=", "b_settings": "ram=true;part_net=checkpoint"})
+    claim = Claim(
+        **{**CLAIM.__dict__, "a_settings": "part_net=", "b_settings": "ram=true;part_net=checkpoint"}
+    )
     runs = [(Path(f"cam{seed}"), record("cam", seed)) for seed in (0, 1)]
-    runs += [(Path(f"spa{seed}"), record("spa", seed, ram=True, part_net=f"{seed}.st", part_net_sha256=f"{seed}a")) for seed in (0, 1)]
+    runs += [
+        (Path(f"spa{seed}"), record("spa", seed, ram=True, part_net=f"{seed}.st", part_net_sha256=f"{seed}a"))
+        for seed in (0, 1)
+    ]
     runs.append((Path("alone"), record("spa", 0, ram=True, part_net="", part_net_sha256="")))
     assert pairs_of([claim], runs) == [([Path("cam0"), Path("cam1")], [Path("spa0"), Path("spa1")])]
 
 
 def test_variants_of_different_methods_have_nothing_in_common() -> None:
-    runs = [(Path(variant), record("spa", ram=variant == "light", variant=variant)) for variant in ("paper", "light")]
+    runs = [
+        (Path(variant), record("spa", ram=variant == "light", variant=variant))
+        for variant in ("paper", "light")
+    ]
     runs.append((Path("cam"), record("cam", variant="official")))
     assert pairs_of([CLAIM], runs) == [([Path("cam")], [Path("light")])]
     of_one = Claim(**{**CLAIM.__dict__, "a": "spa", "a_settings": "ram=false"})
@@ -218,7 +274,9 @@ def test_runs_of_other_lengths_stand_in_other_tables(tmp_path: Path) -> None:
             run.method["training"]["weights"] = "none"
         Comparison.make(pair[:1], pair[1:], [difference(0.01, 0.02 * epochs)]).write(tmp_path)
     text = reproduction_markdown([CLAIM], stored(tmp_path))
-    assert [line.rpartition(" for ")[2].partition(",")[0] for line in text.splitlines() if line.startswith("## ")] == [
+    assert [
+        line.rpartition(" for ")[2].partition(",")[0] for line in text.splitlines() if line.startswith("## ")
+    ] == [
         "3 epochs",
         "9 epochs",
     ]
@@ -239,7 +297,9 @@ def test_the_claims_of_this_project_can_be_read() -> None:
     assert {claim.direction for claim in claims} == {1, -1}
 
 
-@pytest.mark.parametrize("text", ["a,b\n", f"{HEADER}\nP,T,c,gt_known,cam,,spa,,50,much\n", f"{HEADER}\nP,T\n"])
+@pytest.mark.parametrize(
+    "text", ["a,b\n", f"{HEADER}\nP,T,c,gt_known,cam,,spa,,50,much\n", f"{HEADER}\nP,T\n"]
+)
 def test_a_broken_file_of_claims_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "claims.csv").write_text(text)
     with pytest.raises(DataError, match=r"claims\.csv:[12] "):
@@ -250,7 +310,10 @@ ROWS = {
     "parts": ({"dsm": "none", "op": False, "mac_weight": 0.0}, 90),
     "mac": ({"dsm": "none", "op": False, "mac_weight": 0.5}, 90),
     "one module": ({"dsm": "none", "op": True, "mac_weight": 0.5}, 181),
-    "on a part-net": ({"dsm": "none", "op": True, "mac_weight": 0.5, "part_net": "a.st", "part_net_sha256": "a"}, 91),
+    "on a part-net": (
+        {"dsm": "none", "op": True, "mac_weight": 0.5, "part_net": "a.st", "part_net_sha256": "a"},
+        91,
+    ),
     "full": ({"dsm": "full", "op": True, "mac_weight": 0.5}, 271),
 }
 """Settings of rows of an ablation whose runs last as long as their stages, and epochs."""
@@ -266,23 +329,39 @@ def row(name: str, epochs: int | None = None, stage_epochs: list[int] | None = N
 def settings_text(name: str) -> str:
     settings = {"part_net": "", **ROWS[name][0]}
     settings["part_net"] = "checkpoint" if settings["part_net"] else ""
-    return ";".join(f"{key}={str(value).lower()}" for key, value in settings.items() if not key.endswith("_sha256"))
+    return ";".join(
+        f"{key}={str(value).lower()}" for key, value in settings.items() if not key.endswith("_sha256")
+    )
 
 
 def ablation(a: str, b: str) -> Claim:
-    return Claim(**{**CLAIM.__dict__, "a": "ssanet", "a_settings": settings_text(a), "b": "ssanet", "b_settings": settings_text(b)})
+    return Claim(
+        **{
+            **CLAIM.__dict__,
+            "a": "ssanet",
+            "a_settings": settings_text(a),
+            "b": "ssanet",
+            "b_settings": settings_text(b),
+        }
+    )
 
 
-@pytest.mark.parametrize(("a", "b"), [("parts", "mac"), ("mac", "one module"), ("mac", "on a part-net"), ("one module", "full")])
+@pytest.mark.parametrize(
+    ("a", "b"), [("parts", "mac"), ("mac", "one module"), ("mac", "on a part-net"), ("one module", "full")]
+)
 def test_rows_of_an_ablation_whose_runs_last_as_long_as_their_stages_are_pairs(a: str, b: str) -> None:
     runs = [(Path(name), row(name)) for name in ROWS]
     assert pairs_of([ablation(a, b)], runs) == [([Path(a)], [Path(b)])]
-    assert pairs_of([ablation(a, b)], [(Path(a), row(a)), (Path(b), row(b, stage_epochs=[90, 90, 45, 1]))]) == []
+    assert (
+        pairs_of([ablation(a, b)], [(Path(a), row(a)), (Path(b), row(b, stage_epochs=[90, 90, 45, 1]))]) == []
+    )
 
 
 def test_runs_shorter_than_their_stages_need_the_same_number_of_epochs() -> None:
     claim = ablation("mac", "full")
-    assert pairs_of([claim], [(Path("mac"), row("mac", 16)), (Path("full"), row("full", 16))]) == [([Path("mac")], [Path("full")])]
+    assert pairs_of([claim], [(Path("mac"), row("mac", 16)), (Path("full"), row("full", 16))]) == [
+        ([Path("mac")], [Path("full")])
+    ]
     assert pairs_of([claim], [(Path("mac"), row("mac", 16)), (Path("full"), row("full", 20))]) == []
     assert pairs_of([claim], [(Path("mac"), row("mac")), (Path("full"), row("full", 16))]) == []
 
@@ -291,7 +370,10 @@ def test_two_methods_of_different_budgets_are_no_pair_and_the_budgets_are_named(
     baseline, value = record("baseline"), MetricValue(name="gt_known", value=0.5, n=3, policy="oracle")
     baseline.method["training"]["recipe"]["epochs"] = 90
     claim = Claim(**{**CLAIM.__dict__, "a": "baseline", "b": "ssanet", "b_settings": settings_text("full")})
-    runs = [(Path("baseline"), replace(baseline, metrics=(value,))), (Path("full"), replace(row("full"), metrics=(value,)))]
+    runs = [
+        (Path("baseline"), replace(baseline, metrics=(value,))),
+        (Path("full"), replace(row("full"), metrics=(value,))),
+    ]
     assert pairs_of([claim], runs) == []
     (missing,) = find_unpaired([claim], runs)
     assert missing.reason.endswith("the closest differ in recipe.epochs (90 against 271)")

@@ -13,7 +13,14 @@ from rich.console import Console
 from wsolbench.exceptions import UsageError
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue, RunRecord
-from wsolbench.report.board.tables import describe_protocol, escape_markdown, format_value, metrics_markdown, metrics_table, sort_policies
+from wsolbench.report.board.tables import (
+    describe_protocol,
+    escape_markdown,
+    format_value,
+    metrics_markdown,
+    metrics_table,
+    sort_policies,
+)
 
 
 def shown(record: RunRecord, width: int = 120) -> str:
@@ -28,11 +35,16 @@ def cells(markdown: str, metric: str) -> list[str]:
 
 
 def test_a_fraction_is_shown_in_percent_with_its_interval() -> None:
-    assert format_value(MetricValue(name="gt_known", value=0.6342, low=0.61, high=0.6578, n=9)) == "63.4 [61.0, 65.8]"
+    assert (
+        format_value(MetricValue(name="gt_known", value=0.6342, low=0.61, high=0.6578, n=9))
+        == "63.4 [61.0, 65.8]"
+    )
 
 
 def test_peak_t_is_shown_as_a_level_and_not_in_percent() -> None:
-    assert format_value(MetricValue(name="peak_t", value=127.0, low=120.0, high=133.0, n=9)) == "127 [120, 133]"
+    assert (
+        format_value(MetricValue(name="peak_t", value=127.0, low=120.0, high=133.0, n=9)) == "127 [120, 133]"
+    )
 
 
 def test_a_metric_without_an_interval_is_shown_as_the_number_alone() -> None:
@@ -41,9 +53,20 @@ def test_a_metric_without_an_interval_is_shown_as_the_number_alone() -> None:
 
 def test_each_threshold_policy_has_its_column_in_the_order_oracle_fixed_transfer(run: Any) -> None:
     header = metrics_markdown(run.record).splitlines()[2]
-    assert [cell.strip() for cell in header.strip("|").split("|")] == ["metric", "no threshold", "oracle", "fixed:0.2", "transfer"]
+    assert [cell.strip() for cell in header.strip("|").split("|")] == [
+        "metric",
+        "no threshold",
+        "oracle",
+        "fixed:0.2",
+        "transfer",
+    ]
     terminal = shown(run.record)
-    assert terminal.index("no threshold") < terminal.index("oracle") < terminal.index("fixed:0.2") < terminal.index("transfer")
+    assert (
+        terminal.index("no threshold")
+        < terminal.index("oracle")
+        < terminal.index("fixed:0.2")
+        < terminal.index("transfer")
+    )
 
 
 def test_a_cell_holds_value_interval_and_threshold_of_its_policy(run: Any) -> None:
@@ -57,15 +80,29 @@ def test_a_cell_holds_value_interval_and_threshold_of_its_policy(run: Any) -> No
 def test_max_box_acc_v2_shows_one_threshold_for_each_delta(run: Any) -> None:
     metric = run.record.metric("max_box_acc_v2", "oracle")
     assert len(metric.tau) == 3
-    assert cells(metrics_markdown(run.record), "MaxBoxAccV2")[1].endswith("tau " + " ".join(f"{round(tau, 3):g}" for tau in metric.tau))
+    assert cells(metrics_markdown(run.record), "MaxBoxAccV2")[1].endswith(
+        "tau " + " ".join(f"{round(tau, 3):g}" for tau in metric.tau)
+    )
 
 
 def test_groups_and_rows_are_in_the_order_of_the_catalog(run: Any) -> None:
     record = replace(run.record, metrics=tuple(reversed(run.record.metrics)))
     text = metrics_markdown(record)
-    titles = ["Classification", "Top-1 Cls", "Boxes", "GT-known", "Top-1 Loc", "MaxBoxAccV2 @ 0.3", "MaxBoxAccV2 @ 0.7", "Masks", "PxAP"]
+    titles = [
+        "Classification",
+        "Top-1 Cls",
+        "Boxes",
+        "GT-known",
+        "Top-1 Loc",
+        "MaxBoxAccV2 @ 0.3",
+        "MaxBoxAccV2 @ 0.7",
+        "Masks",
+        "PxAP",
+    ]
     titles += ["Error breakdown", "Right", "Part", "Other"]
-    places = [text.index(f"| **{title}**" if f"| **{title}**" in text else f"| {title} |") for title in titles]
+    places = [
+        text.index(f"| **{title}**" if f"| **{title}**" in text else f"| {title} |") for title in titles
+    ]
     assert places == sorted(places)
 
 
@@ -120,7 +157,10 @@ def test_a_protocol_is_described_by_its_preset_and_what_it_changes() -> None:
     spa = EvalProtocol.preset("spa")
     assert describe_protocol(spa) == "spa"
     assert describe_protocol(replace(spa, components="largest")) == "spa, components='largest'"
-    assert describe_protocol(replace(EvalProtocol(), name="mine", frame_size=32)) == "mine (wsoleval, frame_size=32)"
+    assert (
+        describe_protocol(replace(EvalProtocol(), name="mine", frame_size=32))
+        == "mine (wsoleval, frame_size=32)"
+    )
 
 
 @pytest.mark.parametrize("preset", EvalProtocol.presets())

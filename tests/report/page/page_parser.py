@@ -12,7 +12,8 @@ VOID = {"meta", "link", "input", "img", "br"}
 
 @dataclass
 class TableOnPage:
-    """Texts of head and body, what cells are sorted by, and the attributes of body rows and of the block around."""
+    """Texts of head and body, what cells are sorted by, and the attributes of body rows and of the block
+    around."""
 
     block: dict[str, str | None]
     head: list[str] = field(default_factory=list)

@@ -27,7 +27,10 @@ def test_the_best_and_the_worst_of_each_folder_are_shown(run: Any, tmp_path: Pat
     assert len(ious) == len(run.dataset)
     hits = sum(iou >= 0.5 for iou in ious) / len(ious)
     assert hits == pytest.approx(run.record.metric("gt_known", "oracle").value)
-    best, worst = ([pictures[0].iou for _, _, pictures in g.items] for g in galleries([folder], run.dataset, run.record.protocol, count=3))
+    best, worst = (
+        [pictures[0].iou for _, _, pictures in g.items]
+        for g in galleries([folder], run.dataset, run.record.protocol, count=3)
+    )
     assert best == ious[::-1][:3]
     assert worst == ious[:3]
     names = {sample.id: run.dataset.class_names[sample.label] for sample in run.dataset.samples}

@@ -1,4 +1,5 @@
-"""What only a browser can say: sorting, filters, charts, the choice of comparisons, widths and the keyboard."""
+"""What only a browser can say: sorting, filters, charts, the choice of comparisons, widths and the
+keyboard."""
 
 from __future__ import annotations
 
@@ -33,8 +34,9 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory, make_run: Callable[..., Any]) -> tuple[Path, Page]:
-    """Three methods with two seeds each on two backbones, one without scores that is as good as the best, two methods under another
-    protocol, and one run on other data; a paper with an accuracy, an error and a fraction."""
+    """Three methods with two seeds each on two backbones, one without scores that is as good as the best, two
+    methods under another protocol, and one run on other data; a paper with an accuracy, an error and a
+    fraction."""
     results = tmp_path_factory.mktemp("results")
     maps = {"cam": (10, 14), "spa": (0, 4), "has": (1, 8)}  # both of cam are better than all others
     for name, seed in itertools.product(METHODS, (0, 1)):
@@ -47,9 +49,19 @@ def page(tmp_path_factory: pytest.TempPathFactory, make_run: Callable[..., Any])
     for name in ("spa", "has"):
         elsewhere = make_run(16, method={"name": name}, seed=len(name), protocol=coarse)
         elsewhere.table.write(elsewhere.record.write(results / "measured").with_suffix(SCORES))
-    other = replace(run.record, dataset={**run.record.dataset, "name": "other"}, metrics=(metric,), method={"name": "cam", "backbone": "x"})
+    other = replace(
+        run.record,
+        dataset={**run.record.dataset, "name": "other"},
+        metrics=(metric,),
+        method={"name": "cam", "backbone": "x"},
+    )
     other.write(results / "measured")
-    write_numbers(results, ("CAM", "cam", "72.5", "percent"), ("SPA", "spa", "20", "percent_error"), ("TS-CAM", "", "0.5", "fraction"))
+    write_numbers(
+        results,
+        ("CAM", "cam", "72.5", "percent"),
+        ("SPA", "spa", "20", "percent_error"),
+        ("TS-CAM", "", "0.5", "fraction"),
+    )
     path, problems = write_page(results, results / "out", methods=3, resamples=100)
     assert problems == []
     return path, Page(path.read_text(encoding="utf-8"))
@@ -57,9 +69,14 @@ def page(tmp_path_factory: pytest.TempPathFactory, make_run: Callable[..., Any])
 
 def write_numbers(results: Path, *numbers: tuple[str, str, str, str]) -> None:
     (results / "published").mkdir()
-    (results / "papers.toml").write_text('[birds]\nname = "Birds"\ntitle = "On birds"\nfile = "published/birds.csv"\n')
+    (results / "papers.toml").write_text(
+        '[birds]\nname = "Birds"\ntitle = "On birds"\nfile = "published/birds.csv"\n'
+    )
     lines = ["table,row,label,dataset,split,method,ours,backbone,metric,value,unit,evidence,protocol,note"]
-    lines += [f"T,{row},,squares,test,{m},{ours},tiny,gt_known,{v},{unit},own,," for row, (m, ours, v, unit) in enumerate(numbers, start=1)]
+    lines += [
+        f"T,{row},,squares,test,{m},{ours},tiny,gt_known,{v},{unit},own,,"
+        for row, (m, ours, v, unit) in enumerate(numbers, start=1)
+    ]
     (results / "published" / "birds.csv").write_text("\n".join(lines) + "\n")
 
 
@@ -73,7 +90,9 @@ def opened(chromium: Browser, page: tuple[Path, Page]) -> Iterator[Browser]:
 
 def choose(select: str, value: str) -> str:
     found = f"document.querySelector({json.dumps(select)})"
-    return f"{found}.value = {json.dumps(value)}; {found}.dispatchEvent(new Event('change', {{bubbles: true}}));"
+    return (
+        f"{found}.value = {json.dumps(value)}; {found}.dispatchEvent(new Event('change', {{bubbles: true}}));"
+    )
 
 
 def visible(section: str) -> str:
@@ -84,7 +103,11 @@ def visible(section: str) -> str:
 @pytest.mark.parametrize("section", ["board", "published"])
 def test_filters_leave_the_rows_that_fit(opened: Browser, page: tuple[Path, Page], section: str) -> None:
     every = [
-        {name.removeprefix("data-"): value for name, value in (*table.block.items(), *row.items()) if name.startswith("data-")}
+        {
+            name.removeprefix("data-"): value
+            for name, value in (*table.block.items(), *row.items())
+            if name.startswith("data-")
+        }
         for table in page[1].tables.values()
         for row in table.rows
         if "data-metric" in table.block and (table.block["data-protocol"] == "") == (section == "published")
@@ -96,26 +119,36 @@ def test_filters_leave_the_rows_that_fit(opened: Browser, page: tuple[Path, Page
     for name in ("dataset", "metric", "protocol", "method", "backbone"):
         for value in page[1].choices(name)[1:]:
             found = opened.run(choose(f".filters select[name={name}]", value) + visible(section))
-            fitting = [row for row in every if row[name] == value or (name == "protocol" and section == "published")]
+            fitting = [
+                row for row in every if row[name] == value or (name == "protocol" and section == "published")
+            ]
             assert sorted(found, key=key) == sorted(fitting, key=key)
             said = opened.run(f"return document.querySelector('#{section} .count').textContent")
             rows = "row" if len(fitting) == 1 else "rows"
-            assert said.endswith(f", {len(fitting)} {rows}") if fitting else said == "Nothing fits these filters."
+            assert (
+                said.endswith(f", {len(fitting)} {rows}")
+                if fitting
+                else said == "Nothing fits these filters."
+            )
         opened.run(choose(f".filters select[name={name}]", ""))
 
 
 def test_it_opens_with_one_metric_of_one_data_set(opened: Browser) -> None:
     rows = opened.run(visible("board"))
     assert {(row["dataset"], row["metric"]) for row in rows} == {("squares", "GT-known")}
-    assert {(row["dataset"], row["metric"]) for row in opened.run(visible("published"))} == {("squares", "GT-known")}
+    assert {(row["dataset"], row["metric"]) for row in opened.run(visible("published"))} == {
+        ("squares", "GT-known")
+    }
 
 
 def sort(opened: Browser, caption: str, column: str) -> tuple[list[str], str]:
     return opened.run(
-        f"const t = [...document.querySelectorAll('table')].find((t) => t.caption.textContent.startsWith({json.dumps(caption)}));"
+        "const t = [...document.querySelectorAll('table')].find((t) => "
+        f"t.caption.textContent.startsWith({json.dumps(caption)}));"
         f"const n = [...t.tHead.rows[0].cells].findIndex((c) => c.textContent === {json.dumps(column)});"
         "t.tHead.rows[0].cells[n].querySelector('button').click();"
-        "return [[...t.tBodies[0].rows].map((r) => r.cells[n].textContent), t.tHead.rows[0].cells[n].getAttribute('aria-sort')]"
+        "return [[...t.tBodies[0].rows].map((r) => r.cells[n].textContent), "
+        "t.tHead.rows[0].cells[n].getAttribute('aria-sort')]"
     )
 
 
@@ -131,13 +164,20 @@ def sort(opened: Browser, caption: str, column: str) -> tuple[list[str], str]:
         ),
     ],
 )
-def test_columns_are_sorted_by_what_they_mean(opened: Browser, caption: str, column: str, ascending: list[str]) -> None:
+def test_columns_are_sorted_by_what_they_mean(
+    opened: Browser, caption: str, column: str, ascending: list[str]
+) -> None:
     assert sort(opened, caption, column) == [ascending, "ascending"]
     assert sort(opened, caption, column) == [ascending[::-1], "descending"]
 
 
-def test_numbers_are_sorted_as_numbers_and_what_is_missing_comes_last(opened: Browser, page: tuple[Path, Page]) -> None:
-    caption = max((caption for caption in page[1].tables if caption.startswith("Runs")), key=lambda of: len(page[1].tables[of].body))
+def test_numbers_are_sorted_as_numbers_and_what_is_missing_comes_last(
+    opened: Browser, page: tuple[Path, Page]
+) -> None:
+    caption = max(
+        (caption for caption in page[1].tables if caption.startswith("Runs")),
+        key=lambda of: len(page[1].tables[of].body),
+    )
     for column in ("GT-known", "at", "Part"):
         for direction in ("ascending", "descending"):
             values, said = sort(opened, caption, column)
@@ -146,11 +186,14 @@ def test_numbers_are_sorted_as_numbers_and_what_is_missing_comes_last(opened: Br
             assert numbers == sorted(numbers, reverse=direction == "descending")
             assert len(set(numbers)) > 1
     blank = "const c = [...document.querySelectorAll('table')].find((t) => t.caption.textContent === 'GT-known · squares/test');"
-    opened.run(blank + "c.tBodies[0].rows[1].cells[2].textContent = '—'; c.tBodies[0].rows[1].cells[2].removeAttribute('data-sort');")
+    opened.run(
+        blank
+        + "c.tBodies[0].rows[1].cells[2].textContent = '—'; c.tBodies[0].rows[1].cells[2].removeAttribute('data-sort');"
+    )
     assert [sort(opened, "GT-known · squares", "GT-known")[0][-1] for _ in range(2)] == ["—", "—"]
 
 
-# --- charts --------------------------------------------------------------------------------------------------------------
+# --- charts -------------------------------------------------------------------------------------------------
 
 DRAWN = """
 const points = (line) => line.getAttribute('points').split(' ').map((pair) => pair.split(',').map(Number));
@@ -171,7 +214,10 @@ return [...document.querySelectorAll('.charts figure')].map((figure) => ({
 def chosen(opened: Browser, group: int) -> list[int]:
     """Places of the chosen runs in the order of their colours."""
     legend = opened.run("return [...document.querySelectorAll('.legend li')].map((item) => item.textContent)")
-    labels = opened.run(f"return JSON.parse(document.getElementById('data').textContent).runs[{group}].map((run) => run.label)")
+    labels = opened.run(
+        f"return JSON.parse(document.getElementById('data').textContent).runs[{group}].map((run) => "
+        "run.label)"
+    )
     return [labels.index(text.partition(": ")[2]) for text in legend]
 
 
@@ -185,8 +231,13 @@ def test_charts_draw_the_numbers(opened: Browser, page: tuple[Path, Page]) -> No
         for line, run in zip(figure["lines"], runs, strict=True):
             xs, ys = run[key]
             if key == "pr":  # steps
-                xs, ys = [*itertools.chain(*zip((0, *xs), xs, strict=False))], [*itertools.chain(*zip(ys, ys, strict=True))]
-            assert [x for x, _ in line] == pytest.approx([40 + (figure["width"] - 48) * x for x in xs], abs=0.06)
+                xs, ys = (
+                    [*itertools.chain(*zip((0, *xs), xs, strict=False))],
+                    [*itertools.chain(*zip(ys, ys, strict=True))],
+                )
+            assert [x for x, _ in line] == pytest.approx(
+                [40 + (figure["width"] - 48) * x for x in xs], abs=0.06
+            )
             assert [y for _, y in line] == pytest.approx([bottom - (bottom - top) * y for y in ys], abs=0.06)
         for place, row in enumerate(figure["table"][1:]):
             assert row[0] == str(round(place / 10, 1)).removesuffix(".0")
@@ -198,19 +249,26 @@ def test_charts_draw_the_numbers(opened: Browser, page: tuple[Path, Page]) -> No
                     continue
                 inside = xs[0] <= place / 10 <= xs[-1]
                 assert (text != "") == inside
-                assert not inside or float(text) == pytest.approx(100 * np.interp(place / 10, xs, ys), abs=0.0501)
+                assert not inside or float(text) == pytest.approx(
+                    100 * np.interp(place / 10, xs, ys), abs=0.0501
+                )
     assert all(
         row[1:] == [f"{number}: {run['label']}" for number, run in enumerate(runs, start=1)]
         for row in (known["table"][0], errors["table"][0])
     )
-    best = [(x, y) for x, y in (max(zip(*run["gt_known"], strict=True), key=lambda point: point[1]) for run in runs)]
+    best = [
+        (x, y)
+        for x, y in (max(zip(*run["gt_known"], strict=True), key=lambda point: point[1]) for run in runs)
+    ]
     for (x, y), (cx, cy), run in zip(best, known["dots"], runs, strict=True):
         assert cx == pytest.approx(40 + (known["width"] - 48) * x, abs=0.06)
         assert cy == pytest.approx(known["steps"][0] - (known["steps"][0] - known["steps"][-1]) * y, abs=0.06)
         assert f"{run['label']}: highest {100 * y:.1f} at {x:g}" in known["label"]
     bottom, top = errors["steps"][0], errors["steps"][-1]
     shares = [run["errors"][place] for place in range(6) for run in runs]
-    assert errors["top"] == min(top for top in (0.1, 0.25, 0.5, 0.75, 1.0) if top >= max(high for _, _, high in shares))
+    assert errors["top"] == min(
+        top for top in (0.1, 0.25, 0.5, 0.75, 1.0) if top >= max(high for _, _, high in shares)
+    )
     to_y = lambda share: bottom - (bottom - top) * share / errors["top"]  # noqa: E731 - a formula
     assert errors["bars"] == pytest.approx([bottom - to_y(value) for value, _, _ in shares], abs=0.1)
     for path, (_, low, high) in zip(errors["whiskers"], shares, strict=True):
@@ -218,10 +276,14 @@ def test_charts_draw_the_numbers(opened: Browser, page: tuple[Path, Page]) -> No
         assert (start, end) == (pytest.approx(to_y(low), abs=0.1), pytest.approx(to_y(high), abs=0.1))
     assert [row[0] for row in errors["table"][1:]] == page[1].data["errors"]
     for place, row in enumerate(errors["table"][1:]):
-        assert row[1:] == ["{:.1f} [{:.1f}, {:.1f}]".format(*(100 * share for share in run["errors"][place])) for run in runs]
+        assert row[1:] == [
+            "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * share for share in run["errors"][place])) for run in runs
+        ]
 
 
-def test_a_run_keeps_its_colour_while_others_come_and_go_and_six_are_the_most(opened: Browser, page: tuple[Path, Page]) -> None:
+def test_a_run_keeps_its_colour_while_others_come_and_go_and_six_are_the_most(
+    opened: Browser, page: tuple[Path, Page]
+) -> None:
     group = int(opened.run("return document.querySelector('#runs select[name=group]').value"))
     boxes = f"const boxes = [...document.querySelectorAll('[data-group=\"{group}\"] input')];"
     styles = "return [...document.querySelectorAll('.charts figure:first-of-type polyline')].map((line) => line.getAttribute('class'))"
@@ -234,18 +296,26 @@ def test_a_run_keeps_its_colour_while_others_come_and_go_and_six_are_the_most(op
     scored = f"boxes.filter((box) => !box.checked && box.closest('tr').dataset.method !== '{WITHOUT_SCORES}')"
     opened.run(boxes + scored + ".forEach((box) => box.click())")
     assert opened.run(styles) == [f"line s{style}" for style in range(6)]
-    assert sorted(chosen(opened, group)) == [at for at, run in enumerate(page[1].data["runs"][group]) if "gt_known" in run]
+    assert sorted(chosen(opened, group)) == [
+        at for at, run in enumerate(page[1].data["runs"][group]) if "gt_known" in run
+    ]
     assert opened.run(said) == "6 runs are drawn; untick one to choose another."
     opened.run(boxes + "boxes.forEach((box) => { if (box.checked) box.click(); })")
     assert opened.run(said) == "No run is chosen."
 
 
-def test_the_first_choice_is_of_the_best_runs_however_the_table_is_sorted(opened: Browser, page: tuple[Path, Page]) -> None:
+def test_the_first_choice_is_of_the_best_runs_however_the_table_is_sorted(
+    opened: Browser, page: tuple[Path, Page]
+) -> None:
     group = opened.run("return document.querySelector('#runs select[name=group]').value")
     before = chosen(opened, int(group))
-    caption = next(caption for caption, table in page[1].tables.items() if table.block.get("data-group") == group)
+    caption = next(
+        caption for caption, table in page[1].tables.items() if table.block.get("data-group") == group
+    )
     assert sort(opened, caption, "GT-known")[1] == "ascending"
-    opened.run(f"document.querySelectorAll('[data-group=\"{group}\"] input:checked').forEach((box) => box.click())")
+    opened.run(
+        f"document.querySelectorAll('[data-group=\"{group}\"] input:checked').forEach((box) => box.click())"
+    )
     other = str((int(group) + 1) % len(page[1].data["runs"]))
     opened.run(choose("#runs select[name=group]", other) + choose("#runs select[name=group]", group))
     assert chosen(opened, int(group)) == before
@@ -254,51 +324,64 @@ def test_the_first_choice_is_of_the_best_runs_however_the_table_is_sorted(opened
 def test_runs_are_filtered_by_their_method(opened: Browser) -> None:
     names = "return [...document.querySelectorAll('#runs tbody tr')].filter((r) => r.checkVisibility()).map((r) => r.dataset.method)"
     every = opened.run(names)
-    assert opened.run("return [...document.querySelector('#runs select[name=method]').options].map((o) => o.value)") == [
+    assert opened.run(
+        "return [...document.querySelector('#runs select[name=method]').options].map((o) => o.value)"
+    ) == [
         "",
         *sorted((*METHODS, WITHOUT_SCORES)),
     ]
     assert sorted(set(every)) == sorted((*METHODS, WITHOUT_SCORES))
     for name in (*METHODS, WITHOUT_SCORES):
-        assert opened.run(choose("#runs select[name=method]", name) + names) == [found for found in every if found == name]
+        assert opened.run(choose("#runs select[name=method]", name) + names) == [
+            found for found in every if found == name
+        ]
     assert opened.run(choose("#runs select[name=method]", "") + names) == every
 
 
 def test_going_back_shows_what_the_controls_say(opened: Browser, page: tuple[Path, Page]) -> None:
-    opened.run(choose(".filters select[name=dataset]", "other") + "document.querySelector('#runs input:checked').click();")
+    opened.run(
+        choose(".filters select[name=dataset]", "other")
+        + "document.querySelector('#runs input:checked').click();"
+    )
     opened.run(choose("#pairs select[name=pair]", "2"))
     elsewhere = page[0].with_name("elsewhere.html")
     elsewhere.write_text("<!DOCTYPE html><title>elsewhere</title>")
     opened.open(elsewhere)
     opened.back()
-    state = (
-        "return [document.querySelector('.filters select[name=dataset]').value, document.querySelectorAll('#runs input:checked').length]"
-    )
+    state = "return [document.querySelector('.filters select[name=dataset]').value, document.querySelectorAll('#runs input:checked').length]"
     dataset, ticked = opened.run(state)
     assert {row["dataset"] for row in opened.run(visible("board"))} == {dataset}
     assert ticked == len(opened.run(DRAWN)[0]["lines"])
     shown = "return [...document.querySelectorAll('[data-pair]')].filter((b) => b.checkVisibility()).map((b) => b.dataset.pair)"
-    assert opened.run(shown) == [opened.run("return document.querySelector('#pairs select[name=pair]').value")]
+    assert opened.run(shown) == [
+        opened.run("return document.querySelector('#pairs select[name=pair]').value")
+    ]
 
 
 def test_opened_numbers_stay_open_and_keep_the_focus(opened: Browser) -> None:
-    opened.run("const d = document.querySelectorAll('.charts details')[1]; d.open = true; d.querySelector('summary').focus();")
-    state = (
-        "return [[...document.querySelectorAll('.charts details')].map((d) => d.open), document.activeElement.closest('details')?.title]"
+    opened.run(
+        "const d = document.querySelectorAll('.charts details')[1]; d.open = true; "
+        "d.querySelector('summary').focus();"
     )
+    state = "return [[...document.querySelectorAll('.charts details')].map((d) => d.open), document.activeElement.closest('details')?.title]"
     before = opened.run(state)
     assert before[0] == [False, True, False]
     width = "return document.querySelector('.charts svg[role=img]').getAttribute('viewBox')"
     old = opened.run(width)
     opened.resize(500, 900)
-    assert opened.run("return new Promise((done) => setTimeout(done, 300)).then(() => { " + width + " })") != old
+    assert (
+        opened.run("return new Promise((done) => setTimeout(done, 300)).then(() => { " + width + " })") != old
+    )
     assert opened.run(state) == before
 
 
 def test_a_comparison_is_chosen_by_images_and_methods(opened: Browser, page: tuple[Path, Page]) -> None:
     shown = "return [...document.querySelectorAll('[data-pair]')].filter((b) => b.checkVisibility()).map((b) => b.dataset.pair)"
     options = "return [...document.querySelector('#pairs select[name=pair]').options].map((o) => [o.value, o.textContent])"
-    groups = opened.run("return [...document.querySelector('#pairs select[name=group]').options].map((o) => [o.value, o.textContent])")
+    groups = opened.run(
+        "return [...document.querySelector('#pairs select[name=group]').options].map((o) => [o.value, "
+        "o.textContent])"
+    )
     assert opened.run(shown) == ["0"]  # of the group that it opens with, too
     counts = []
     for group, title in groups:
@@ -313,7 +396,7 @@ def test_a_comparison_is_chosen_by_images_and_methods(opened: Browser, page: tup
     assert sorted(counts) == [1, 3]
 
 
-# --- people --------------------------------------------------------------------------------------------------------------
+# --- people -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("width", [360, 800, 1600])
@@ -324,7 +407,8 @@ def test_the_page_fits_every_width(opened: Browser, width: int) -> None:
 
 def test_every_control_has_a_name_and_room_for_a_finger(opened: Browser) -> None:
     small = opened.run(
-        "const seen = [...document.querySelectorAll('select, button, input, summary')].filter((c) => c.checkVisibility());"
+        "const seen = [...document.querySelectorAll('select, button, input, summary')].filter((c) => "
+        "c.checkVisibility());"
         "const sides = (c) => (c.type === 'checkbox' ? c.closest('label') : c).getBoundingClientRect();"
         "return seen.filter((c) => Math.min(sides(c).height, sides(c).width) < 24).map((c) => c.outerHTML)"
     )
@@ -345,10 +429,14 @@ def test_borders_of_controls_can_be_seen_light_and_dark(opened: Browser) -> None
         return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
     for scheme in ("light", "dark"):
-        opened.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        opened.call(
+            "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
+        )
         colors = opened.run(
-            "const s = getComputedStyle(document.querySelector('select')), b = getComputedStyle(document.body);"
-            "return [[s.borderTopColor, b.backgroundColor], [s.borderTopColor, s.backgroundColor], [b.color, b.backgroundColor]]"
+            "const s = getComputedStyle(document.querySelector('select')), b = "
+            "getComputedStyle(document.body);"
+            "return [[s.borderTopColor, b.backgroundColor], [s.borderTopColor, s.backgroundColor], "
+            "[b.color, b.backgroundColor]]"
         )
         for (one, other), least in zip(colors, (3.0, 3.0, 7.0), strict=True):
             light, dark = sorted((luminance(one), luminance(other)), reverse=True)

@@ -28,14 +28,23 @@ class Browser:
     """A session at the address of a driver."""
 
     def __init__(self, address: str, profile: Path) -> None:
-        options = {"binary": str(CHROMIUM), "args": [f"--{name}" for name in (*_ARGUMENTS, f"user-data-dir={profile}")]}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        options = {
+            "binary": str(CHROMIUM),
+            "args": [f"--{name}" for name in (*_ARGUMENTS, f"user-data-dir={profile}")],
+        }
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }
         self._address = f"{address}/session"
         self._address += f"/{self._call('', {'capabilities': {'alwaysMatch': wanted}})['sessionId']}"
 
     def _call(self, path: str, body: dict[str, Any] | None, method: str = "POST") -> Any:
         content = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._address + path, content, {"Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(
+            self._address + path, content, {"Content-Type": "application/json"}, method=method
+        )
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)["value"]
 
@@ -55,7 +64,13 @@ class Browser:
         return self._call("/goog/cdp/execute", {"cmd": command, "params": parameters})
 
     def resize(self, width: int, height: int) -> None:
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
 
     def messages(self) -> list[str]:
         """What the console has printed since the last call."""
@@ -71,7 +86,11 @@ def browser(profile: Path) -> Iterator[Browser]:
     driver = subprocess.Popen([str(DRIVER), "--port=0"], stdout=subprocess.PIPE, text=True)
     try:
         assert driver.stdout is not None
-        port = next(found[1] for line in driver.stdout if (found := re.search(r"started successfully on port (\d+)", line)))
+        port = next(
+            found[1]
+            for line in driver.stdout
+            if (found := re.search(r"started successfully on port (\d+)", line))
+        )
         session = Browser(f"http://127.0.0.1:{port}", profile)
         try:
             yield session

@@ -15,14 +15,24 @@ from wsolbench.types import Sample
 
 def row(maps: np.ndarray, point: tuple[float, float] = (12.0, 8.0)) -> PointMaps:
     sample = Sample(id="birds/1.jpg", label=0, size=(96, 64), array=np.full((64, 96, 3), 120, dtype=np.uint8))
-    return PointMaps(sample=sample, point=point, stage="last", orders=tuple(range(1, len(maps) + 1)), maps=maps.astype(np.float32))
+    return PointMaps(
+        sample=sample,
+        point=point,
+        stage="last",
+        orders=tuple(range(1, len(maps) + 1)),
+        maps=maps.astype(np.float32),
+    )
 
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
     """What is put into the grid, instead of drawing it."""
     found: dict[str, list] = {}
-    monkeypatch.setattr(correlations, "panel_grid", lambda rows, path, title, **more: found.update(rows=rows, names=more["column_names"]))
+    monkeypatch.setattr(
+        correlations,
+        "panel_grid",
+        lambda rows, path, title, **more: found.update(rows=rows, names=more["column_names"]),
+    )
     return found
 
 

@@ -62,7 +62,9 @@ def test_a_predicted_box_is_a_broken_line_on_the_outermost_pixels_inside_of_the_
     assert 0.3 < red[20, 10:50].mean() < 0.7
 
 
-@pytest.mark.parametrize("background", [(0, 0, 0), (255, 255, 255), (128, 128, 128), TRUE_COLOR, PREDICTED_COLOR])
+@pytest.mark.parametrize(
+    "background", [(0, 0, 0), (255, 255, 255), (128, 128, 128), TRUE_COLOR, PREDICTED_COLOR]
+)
 def test_both_kinds_of_lines_stand_out_from_any_background(background: tuple[int, int, int]) -> None:
     weights = np.array([0.2126, 0.7152, 0.0722])
     image = np.broadcast_to(np.array(background, dtype=np.uint8), (64, 96, 3)).copy()
@@ -103,7 +105,9 @@ def test_a_high_score_makes_the_picture_brighter_than_a_low_one() -> None:
 
 def test_without_strength_the_picture_shows_through_unchanged() -> None:
     image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(overlay(image, np.ones((64, 96)), no_boxes(), no_boxes(), strength=0.0), image)
+    np.testing.assert_array_equal(
+        overlay(image, np.ones((64, 96)), no_boxes(), no_boxes(), strength=0.0), image
+    )
 
 
 def test_a_mask_is_outlined_on_its_own_outermost_pixels() -> None:
@@ -150,7 +154,11 @@ def test_a_grey_picture_has_the_brightness_and_no_colour() -> None:
 @pytest.mark.parametrize("what", ["score map", "true mask", "predicted mask"])
 def test_a_map_or_mask_of_another_size_than_the_image_is_an_error(what: str) -> None:
     arrays: dict[str, Any] = {"unit_map": np.zeros((64, 96))}
-    arrays |= {"unit_map": np.zeros((32, 48))} if what == "score map" else {what.replace(" ", "_"): np.zeros((32, 48), dtype=bool)}
+    arrays |= (
+        {"unit_map": np.zeros((32, 48))}
+        if what == "score map"
+        else {what.replace(" ", "_"): np.zeros((32, 48), dtype=bool)}
+    )
     with pytest.raises(DataError, match=f"{what} has shape .32, 48."):
         overlay(gray(), true_boxes=no_boxes(), predicted_boxes=no_boxes(), **arrays)
 
@@ -172,13 +180,20 @@ def painted(size: tuple[int, int], box: tuple[int, int, int, int]) -> Sample:
     ],
     ids=["squash", "center crop", "original", "a wide margin"],
 )
-def test_the_image_of_a_frame_has_the_object_where_the_true_box_of_the_frame_is(protocol: EvalProtocol) -> None:
+def test_the_image_of_a_frame_has_the_object_where_the_true_box_of_the_frame_is(
+    protocol: EvalProtocol,
+) -> None:
     sample = painted((320, 200), (60, 50, 260, 150))
     image = frame_image(sample, protocol)
-    x0, y0, x1, y1 = (round(value) for value in drawable(frame_boxes(sample.boxes, sample.size, protocol), protocol.gt_end)[0])
+    x0, y0, x1, y1 = (
+        round(value)
+        for value in drawable(frame_boxes(sample.boxes, sample.size, protocol), protocol.gt_end)[0]
+    )
     bright = image[..., 0] > 128
     rows, columns = np.nonzero(bright)
-    np.testing.assert_allclose([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], [x0, y0, x1, y1], atol=1)
+    np.testing.assert_allclose(
+        [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], [x0, y0, x1, y1], atol=1
+    )
 
 
 def test_a_shrunken_file_is_drawn_at_the_size_of_its_annotations() -> None:
@@ -187,7 +202,9 @@ def test_a_shrunken_file_is_drawn_at_the_size_of_its_annotations() -> None:
     image = frame_image(sample, EvalProtocol.preset("spa"))
     assert image.shape == (200, 320, 3)
     rows, columns = np.nonzero(image[..., 0] > 128)
-    np.testing.assert_allclose([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], [80, 40, 240, 160], atol=2)
+    np.testing.assert_allclose(
+        [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], [80, 40, 240, 160], atol=2
+    )
 
 
 def test_the_mask_of_a_frame_covers_the_object(tmp_path: Path) -> None:
@@ -233,7 +250,10 @@ def test_the_same_sheet_has_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_caption_does_not_run_into_the_next_pair(tmp_path: Path) -> None:
-    blank = [replace(item, image=np.full_like(item.image, 255), overlay=np.full_like(item.overlay, 255)) for item in items(2)]
+    blank = [
+        replace(item, image=np.full_like(item.image, 255), overlay=np.full_like(item.overlay, 255))
+        for item in items(2)
+    ]
     overlay_sheet(blank, tmp_path / "sheet.png", "")
     pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
     middle = pixels.shape[1] // 2
@@ -291,7 +311,14 @@ def test_panels_of_a_grid_lie_on_the_blocks_of_a_jpeg(tmp_path: Path) -> None:
 
 def test_names_of_rows_and_columns_stay_beside_their_panels(tmp_path: Path) -> None:
     white = Panel(pixels=np.full((64, 64, 3), 255, dtype=np.uint8))
-    panel_grid([[white] * 4] * 2, tmp_path / "grid.png", "", side=2.0, row_names=["W" * 60] * 2, column_names=["W" * 60] * 4)
+    panel_grid(
+        [[white] * 4] * 2,
+        tmp_path / "grid.png",
+        "",
+        side=2.0,
+        row_names=["W" * 60] * 2,
+        column_names=["W" * 60] * 4,
+    )
     pixels = np.asarray(Image.open(tmp_path / "grid.png").convert("L"))[:-60]
     text = pixels < 200
     assert text[:, :32].any()

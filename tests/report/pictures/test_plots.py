@@ -32,12 +32,16 @@ def count(path: Path, color: tuple[int, int, int]) -> int:
 def shown(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[OverlayItem]]:
     """What is put on each sheet, instead of drawing it."""
     found: dict[str, list[OverlayItem]] = {}
-    monkeypatch.setattr(sheets, "overlay_sheet", lambda items, path, title: found.update({path.name: list(items)}))
+    monkeypatch.setattr(
+        sheets, "overlay_sheet", lambda items, path, title: found.update({path.name: list(items)})
+    )
     return found
 
 
 def write_sheets(folder: Path, run: Any, **more: Any) -> list[Path]:
-    return sheets.write_sheets(folder, run.record, run.table, run.dataset, run.maps_of, **{"count": 6, **more})
+    return sheets.write_sheets(
+        folder, run.record, run.table, run.dataset, run.maps_of, **{"count": 6, **more}
+    )
 
 
 def shown_iou(item: OverlayItem) -> float:
@@ -54,7 +58,9 @@ def test_a_run_with_boxes_and_labels_gives_every_picture_under_a_megabyte(tmp_pa
         assert path.stat().st_size < 1_000_000
 
 
-def test_pictures_that_a_run_does_not_allow_are_left_out_and_old_ones_removed(tmp_path: Path, make_run: Callable[..., Any]) -> None:
+def test_pictures_that_a_run_does_not_allow_are_left_out_and_old_ones_removed(
+    tmp_path: Path, make_run: Callable[..., Any]
+) -> None:
     run = make_run(8, boxes=False)
     (tmp_path / "errors.png").write_bytes(b"of an earlier run")
     (tmp_path / "holiday.png").write_bytes(b"not ours")
@@ -62,7 +68,9 @@ def test_pictures_that_a_run_does_not_allow_are_left_out_and_old_ones_removed(tm
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.png"]
 
 
-def test_a_data_set_with_masks_only_is_shown_by_pixel_iou(tmp_path: Path, shown: dict[str, Any], make_run: Callable[..., Any]) -> None:
+def test_a_data_set_with_masks_only_is_shown_by_pixel_iou(
+    tmp_path: Path, shown: dict[str, Any], make_run: Callable[..., Any]
+) -> None:
     run = make_run(8, boxes=False, masks=tmp_path)
     write_sheets(tmp_path, run)
     values = [shown_iou(item) for item in shown["best.png"]]
@@ -70,7 +78,9 @@ def test_a_data_set_with_masks_only_is_shown_by_pixel_iou(tmp_path: Path, shown:
     assert all(item.caption[1].startswith("pixel IoU") for item in shown["best.png"])
 
 
-def test_the_model_is_asked_once_for_the_images_on_the_sheets_and_no_others(tmp_path: Path, shown: dict[str, Any], run: Any) -> None:
+def test_the_model_is_asked_once_for_the_images_on_the_sheets_and_no_others(
+    tmp_path: Path, shown: dict[str, Any], run: Any
+) -> None:
     asked: list[list[int]] = []
 
     def maps_of(indices: list[int]) -> list[np.ndarray]:
@@ -84,7 +94,9 @@ def test_the_model_is_asked_once_for_the_images_on_the_sheets_and_no_others(tmp_
     assert len(indices) == len(ids) <= 9
 
 
-def test_sheets_hold_the_highest_the_lowest_and_evenly_spread_ious(tmp_path: Path, shown: dict[str, Any], run: Any) -> None:
+def test_sheets_hold_the_highest_the_lowest_and_evenly_spread_ious(
+    tmp_path: Path, shown: dict[str, Any], run: Any
+) -> None:
     write_sheets(tmp_path, run)
     tau = run.record.metric("gt_known", "oracle").tau[0]
     iou = np.sort(run.scores.single_iou[:, run.record.protocol.taus.index(tau)])
@@ -98,23 +110,32 @@ def test_of_many_images_that_are_missed_altogether_some_from_all_of_the_data_set
 ) -> None:
     scores = ScoreTable((replace(run.scores, single_iou=np.zeros_like(run.scores.single_iou)),))
     sheets.write_sheets(tmp_path, run.record, scores, run.dataset, run.maps_of, count=3)
-    assert [item.caption[0] for item in shown["worst.png"]] == [run.dataset.ids[index] for index in (0, 12, 23)]
+    assert [item.caption[0] for item in shown["worst.png"]] == [
+        run.dataset.ids[index] for index in (0, 12, 23)
+    ]
 
 
-def test_a_caption_names_image_iou_category_and_both_classes(tmp_path: Path, shown: dict[str, Any], run: Any) -> None:
+def test_a_caption_names_image_iou_category_and_both_classes(
+    tmp_path: Path, shown: dict[str, Any], run: Any
+) -> None:
     write_sheets(tmp_path, run, count=24)
     assert len(shown["sample.png"]) == 24
     for item in shown["sample.png"]:
         index = run.dataset.ids.index(item.caption[0])
         label, predicted = run.scores.labels[index], run.scores.ranked[index, 0]
         category = item.caption[1].split(" · ")[1]
-        assert item.caption[2:] == (f"true: class_{label}", f"predicted: class_{predicted}" + (" (wrong)" if label != predicted else ""))
+        assert item.caption[2:] == (
+            f"true: class_{label}",
+            f"predicted: class_{predicted}" + (" (wrong)" if label != predicted else ""),
+        )
         assert (category == "Cls") == (label != predicted)
         if category == "Right":
             assert shown_iou(item) >= 0.5
 
 
-def test_without_a_classifier_a_caption_has_no_predicted_class(tmp_path: Path, shown: dict[str, Any], make_run: Callable[..., Any]) -> None:
+def test_without_a_classifier_a_caption_has_no_predicted_class(
+    tmp_path: Path, shown: dict[str, Any], make_run: Callable[..., Any]
+) -> None:
     write_sheets(tmp_path, make_run(8, ranks=0))
     assert all(len(item.caption) == 3 and "Cls" not in item.caption[1] for item in shown["sample.png"])
 
@@ -128,10 +149,19 @@ def test_the_drawn_boxes_have_the_iou_that_the_caption_says(
     captions: list[float] = []
     original = sheets.overlay
     monkeypatch.setattr(
-        sheets, "overlay", lambda image, unit, true, predicted: (boxes.append((true, predicted)), original(image, unit, true, predicted))[1]
+        sheets,
+        "overlay",
+        lambda image, unit, true, predicted: (
+            boxes.append((true, predicted)),
+            original(image, unit, true, predicted),
+        )[1],
     )
     monkeypatch.setattr(
-        sheets, "overlay_sheet", lambda items, path, title: captions.extend(map(shown_iou, items)) if path.name == "sample.png" else None
+        sheets,
+        "overlay_sheet",
+        lambda items, path, title: (
+            captions.extend(map(shown_iou, items)) if path.name == "sample.png" else None
+        ),
     )
     write_sheets(tmp_path, run, count=8)
     ious = []
@@ -139,7 +169,9 @@ def test_the_drawn_boxes_have_the_iou_that_the_caption_says(
         (a,), (b,) = true, predicted
         inter = np.prod(np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None))
         ious.append(inter / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - inter))
-    np.testing.assert_allclose(sorted(ious), captions, atol=0.03)  # drawn in whole pixels, without the protocol's "+1"
+    np.testing.assert_allclose(
+        sorted(ious), captions, atol=0.03
+    )  # drawn in whole pixels, without the protocol's "+1"
 
 
 def test_scores_of_other_images_than_the_data_set_s_are_an_error(tmp_path: Path, run: Any) -> None:
@@ -155,15 +187,21 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path, run: Any) -> N
         write_pictures(tmp_path / "file" / "pictures", run.record, run.table, run.dataset, run.maps_of)
 
 
-def test_the_accuracy_curve_goes_from_the_foot_of_the_axis_for_no_hit_to_its_head_for_hits_only(tmp_path: Path, run: Any) -> None:
+def test_the_accuracy_curve_goes_from_the_foot_of_the_axis_for_no_hit_to_its_head_for_hits_only(
+    tmp_path: Path, run: Any
+) -> None:
     record, heights = replace(run.record, metrics=()), {}
     for share in (0.0, 0.5, 1.0):
         hit = np.zeros_like(run.scores.best_iou)
         hit[: round(share * len(hit))] = 1.0
-        accuracy_curve(record, ScoreTable((replace(run.scores, best_iou=hit, single_iou=hit),)), tmp_path / "curve.png")
+        accuracy_curve(
+            record, ScoreTable((replace(run.scores, best_iou=hit, single_iou=hit),)), tmp_path / "curve.png"
+        )
         picture = pixels(tmp_path / "curve.png")
         assert picture.shape == (490, 1000, 3)
-        rows = np.nonzero((picture[:440] == np.array(GREEN)).all(axis=-1))[0]  # the topmost line, above the legend
+        rows = np.nonzero((picture[:440] == np.array(GREEN)).all(axis=-1))[
+            0
+        ]  # the topmost line, above the legend
         heights[share] = rows.mean()
     assert heights[0.0] - heights[1.0] > 250
     assert heights[0.5] == pytest.approx((heights[0.0] + heights[1.0]) / 2, abs=2)
@@ -176,7 +214,9 @@ def test_the_accuracy_curve_marks_each_policy_of_the_record(tmp_path: Path, run:
     assert count(tmp_path / "all.png", BLUE) > count(tmp_path / "oracle.png", BLUE) > 100
 
 
-def test_the_accuracy_curve_averages_classes_where_the_protocol_does(tmp_path: Path, make_run: Callable[..., Any]) -> None:
+def test_the_accuracy_curve_averages_classes_where_the_protocol_does(
+    tmp_path: Path, make_run: Callable[..., Any]
+) -> None:
     run = make_run(20)  # 6 classes: the first two have one image more
     by_class = replace(run.record, protocol=replace(run.record.protocol, averaging="class"))
     accuracy_curve(run.record, run.table, tmp_path / "image.png")
@@ -201,14 +241,18 @@ def test_error_bars_show_the_shares_of_each_run_in_its_own_colour(tmp_path: Path
 def test_a_longer_bar_is_a_larger_share(tmp_path: Path, run: Any) -> None:
     def with_right(share: float) -> Any:
         metrics = [
-            replace(m, low=None, high=None, value=share if m.name == "error_right" else 0.0) if m.name.startswith("error_") else m
+            replace(m, low=None, high=None, value=share if m.name == "error_right" else 0.0)
+            if m.name.startswith("error_")
+            else m
             for m in run.record.metrics
         ]
         return replace(run.record, metrics=tuple(metrics))
 
     error_bars([("half", with_right(0.4)), ("full", with_right(0.8))], tmp_path / "bars.png")
     picture = pixels(tmp_path / "bars.png")[:-60]  # without the legend
-    heights = [np.ptp(np.nonzero((picture == np.array(color)).all(axis=-1))[0]) for color in (BLUE, VERMILION)]
+    heights = [
+        np.ptp(np.nonzero((picture == np.array(color)).all(axis=-1))[0]) for color in (BLUE, VERMILION)
+    ]
     assert heights[1] / heights[0] == pytest.approx(2, rel=0.05)
 
 

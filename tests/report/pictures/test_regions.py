@@ -57,7 +57,9 @@ def test_the_caption_is_the_mean_distance_in_parts_of_the_true_diagonal():
     assert panel(padded=only).caption == (f"{100 * distances[0]:.0f} % away",)
 
 
-@pytest.mark.parametrize("points", [None, POINTS * np.array([1, 1, 0])], ids=["no key points", "none visible"])
+@pytest.mark.parametrize(
+    "points", [None, POINTS * np.array([1, 1, 0])], ids=["no key points", "none visible"]
+)
 def test_without_a_visible_point_the_boxes_alone_are_drawn(points):
     drawn = panel(points=points)
     assert drawn.caption == ()

@@ -14,7 +14,9 @@ def class_folder(image_id: str) -> str:
     return PurePosixPath(image_id).parent.name
 
 
-def note_contradictions(labels: Iterable[tuple[str, int]], notes: list[Finding], expected: Mapping[str, int] | None = None) -> None:
+def note_contradictions(
+    labels: Iterable[tuple[str, int]], notes: list[Finding], expected: Mapping[str, int] | None = None
+) -> None:
     """Add a finding for images whose label is not that of their class folder.
 
     Args:
@@ -27,7 +29,10 @@ def note_contradictions(labels: Iterable[tuple[str, int]], notes: list[Finding],
     wrong = [(image_id, label) for image_id, label in given if known.get(class_folder(image_id)) != label]
     if wrong:
         image_id, label = wrong[0]
-        example = f"{image_id}: label {label}, its folder has {known.get(class_folder(image_id), 'none of its own')}"
+        example = (
+            f"{image_id}: label {label}, its folder has "
+            f"{known.get(class_folder(image_id), 'none of its own')}"
+        )
         what = "images whose label contradicts their class folder"
         notes.append(Finding(what=what, count=len(wrong), example=example, severity="warning"))
 

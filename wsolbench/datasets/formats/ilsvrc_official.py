@@ -1,4 +1,6 @@
-"""The official files of ILSVRC-2012: folders of images, XML boxes, class lists, blacklist. Used by `wsolbench.datasets.ilsvrc`."""
+"""The official files of ILSVRC-2012: folders of images, XML boxes, class lists, blacklist. Used by
+`wsolbench.datasets.ilsvrc`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ from pathlib import Path
 from wsolbench.datasets.annotations import Record
 from wsolbench.datasets.formats.imagefiles import headers_of
 from wsolbench.datasets.formats.matfiles import load_structs, text, whole_number
-from wsolbench.datasets.formats.tables import bad_line, csv_rows, is_inner_path, parse_float, parse_int, rows_of
+from wsolbench.datasets.formats.tables import (
+    bad_line,
+    csv_rows,
+    is_inner_path,
+    parse_float,
+    parse_int,
+    rows_of,
+)
 from wsolbench.datasets.pixels import is_resized, note_exchanged
 from wsolbench.exceptions import DataError
 from wsolbench.system.listing import list_files, list_folders
@@ -24,7 +33,9 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where things lie. `xml` holds one file for each test image; `solution` is Kaggle's table of the same boxes."""
+    """Where things lie. `xml` holds one file for each test image; `solution` is Kaggle's table of the same
+    boxes.
+    """
 
     train: Path
     val: Path
@@ -34,7 +45,9 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """Annotation of one test image: WordNet id of its class, boxes, and the size that the annotation claims."""
+    """Annotation of one test image: WordNet id of its class, boxes, and the size that the annotation
+    claims.
+    """
 
     wnid: str
     boxes: list[Box]
@@ -47,25 +60,47 @@ def find_layout(root: Path) -> Layout | None:
     images = home / "Data" / "CLS-LOC" if (home / "Data" / "CLS-LOC").is_dir() else home
     if not (images / "val").is_dir() and not (images / "train").is_dir():
         return None
-    folders = (home / "Annotations" / "CLS-LOC" / "val", home / "Annotations" / "val", home / "bbox" / "val", images / "val")
+    folders = (
+        home / "Annotations" / "CLS-LOC" / "val",
+        home / "Annotations" / "val",
+        home / "bbox" / "val",
+        images / "val",
+    )
     xml = next((folder for folder in folders if list_files(folder, (".xml",))), None)
-    solution = next((path for path in (root / "LOC_val_solution.csv", home / "LOC_val_solution.csv") if path.is_file()), None)
+    solution = next(
+        (path for path in (root / "LOC_val_solution.csv", home / "LOC_val_solution.csv") if path.is_file()),
+        None,
+    )
     return Layout(train=images / "train", val=images / "val", xml=xml, solution=solution)
 
 
 def listed_classes(root: Path) -> dict[str, str] | None:
-    """WordNet id → readable name, sorted by id, so that the position is the class index; None where no file lists them.
+    """WordNet id → readable name, sorted by id, so that the position is the class index; None where no file
+    lists them.
 
-    From `LOC_synset_mapping.txt`, else the devkit's `meta.mat`, whose own numbers (ILSVRC2012_ID) are in another order.
+    From `LOC_synset_mapping.txt`, else the devkit's `meta.mat`, whose own numbers (ILSVRC2012_ID) are in
+    another order.
     """
     for path in (root / "LOC_synset_mapping.txt", root / "ILSVRC" / "LOC_synset_mapping.txt"):
         if path.is_file():
             return _sorted_classes(path, ((wnid, words) for _, (wnid, words) in rows_of(path, "wnid words")))
-    for path in (root / "ILSVRC2012_devkit_t12" / "data" / "meta.mat", root / "data" / "meta.mat", root / "meta.mat"):
+    for path in (
+        root / "ILSVRC2012_devkit_t12" / "data" / "meta.mat",
+        root / "data" / "meta.mat",
+        root / "meta.mat",
+    ):
         if path.is_file():
             rows = load_structs(path, "synsets", ("WNID", "words", "num_children"))
-            leaves = [row for row in rows if whole_number(row, "num_children", path, "a synset") == 0]  # the rest are inner nodes
-            return _sorted_classes(path, ((text(row, "WNID", path, "a synset"), text(row, "words", path, "a synset")) for row in leaves))
+            leaves = [
+                row for row in rows if whole_number(row, "num_children", path, "a synset") == 0
+            ]  # the rest are inner nodes
+            return _sorted_classes(
+                path,
+                (
+                    (text(row, "WNID", path, "a synset"), text(row, "words", path, "a synset"))
+                    for row in leaves
+                ),
+            )
     return None
 
 
@@ -73,13 +108,17 @@ def _sorted_classes(path: Path, rows: Iterable[tuple[str, str]]) -> dict[str, st
     found: dict[str, str] = {}
     for wnid, words in rows:
         if wnid in found or not is_inner_path(wnid):
-            raise DataError(f"{path}: expected every WordNet id once, such as n01440764; found {wnid!r}{' again' if wnid in found else ''}")
+            raise DataError(
+                f"{path}: expected every WordNet id once, such as n01440764; found "
+                f"{wnid!r}{' again' if wnid in found else ''}"
+            )
         found[wnid] = words.partition(",")[0]
     return dict(sorted(found.items()))
 
 
 def foldered_classes(layout: Layout) -> dict[str, str]:
-    """The same from the names of the class folders of `train`, else of `val`. `DataError` where neither has any.
+    """The same from the names of the class folders of `train`, else of `val`. `DataError` where neither has
+    any.
 
     Where folders are named after WordNet ids, any other folder is no class.
     """
@@ -96,19 +135,27 @@ def foldered_classes(layout: Layout) -> dict[str, str]:
 
 
 def _check_depth(folder: Path, names: Iterable[str]) -> None:
-    """Raise `DataError` where the class folders lie in a folder of `folder`. `names` are the folders that it holds."""
+    """Raise `DataError` where the class folders lie in a folder of `folder`. `names` are the folders that it
+    holds.
+    """
     for name in names:
-        inner = () if WNID.fullmatch(name) else [inner for inner in list_folders(folder / name) if WNID.fullmatch(inner)]
+        inner = (
+            ()
+            if WNID.fullmatch(name)
+            else [inner for inner in list_folders(folder / name) if WNID.fullmatch(inner)]
+        )
         if inner:
             found = f"found the folder {name!r}, which holds {len(inner):,} of them"
-            raise DataError(f"{folder}: expected class folders such as {inner[0]}, {found}. Move them up into {folder}.")
+            raise DataError(
+                f"{folder}: expected class folders such as {inner[0]}, {found}. Move them up into {folder}."
+            )
 
 
 def train_records(layout: Layout, index: Mapping[str, int], findings: list[Finding]) -> list[Record]:
     """Every image of every class folder, sorted by name. Sizes are not read.
 
-    A folder that is named after no class, and a class without an image, are in `findings`. `DataError` on a folder that is named after
-    another WordNet id than those of the classes.
+    A folder that is named after no class, and a class without an image, are in `findings`. `DataError` on a
+    folder that is named after another WordNet id than those of the classes.
     """
     records = []
     others = []
@@ -118,11 +165,16 @@ def train_records(layout: Layout, index: Mapping[str, int], findings: list[Findi
     for wnid in folders:
         if wnid not in index:
             if WNID.fullmatch(wnid):
-                raise DataError(f"{layout.train / wnid}: expected a folder named after one of the {len(index)} classes")
+                raise DataError(
+                    f"{layout.train / wnid}: expected a folder named after one of the {len(index)} classes"
+                )
             others.append(wnid)
             continue
         names = list_files(layout.train / wnid, (".jpeg", ".jpg"))
-        records += [Record(id=f"train/{wnid}/{name}", label=index[wnid], path=f"{layout.train}/{wnid}/{name}") for name in names]
+        records += [
+            Record(id=f"train/{wnid}/{name}", label=index[wnid], path=f"{layout.train}/{wnid}/{name}")
+            for name in names
+        ]
         if names:
             used.add(wnid)
     if others:
@@ -130,19 +182,29 @@ def train_records(layout: Layout, index: Mapping[str, int], findings: list[Findi
         findings.append(Finding(what=what, count=len(others), example=others[0], severity="warning"))
     empty = [wnid for wnid in index if wnid not in used]
     if empty:
-        findings.append(Finding(what="classes without an image in train/", count=len(empty), example=empty[0], severity="warning"))
+        findings.append(
+            Finding(
+                what="classes without an image in train/",
+                count=len(empty),
+                example=empty[0],
+                severity="warning",
+            )
+        )
     return records
 
 
 def boxed_records(layout: Layout, index: Mapping[str, int], findings: list[Finding]) -> list[Record]:
     """The validation images in the order of their numbers, with boxes, at the size of their files."""
     if layout.xml is not None:
-        truths = {name[: -len(".xml")]: read_xml(layout.xml / name) for name in list_files(layout.xml, (".xml",))}
+        truths = {
+            name[: -len(".xml")]: read_xml(layout.xml / name) for name in list_files(layout.xml, (".xml",))
+        }
     elif layout.solution is not None:
         truths = _read_solution(layout.solution)
     else:
         raise DataError(
-            f"no boxes for {layout.val}: expected XML files in Annotations/CLS-LOC/val (or Annotations/val), or LOC_val_solution.csv, "
+            f"no boxes for {layout.val}: expected XML files in Annotations/CLS-LOC/val (or "
+            "Annotations/val), or LOC_val_solution.csv, "
             "or the wsolevaluation metadata (--metadata-root)"
         )
     folders = list_folders(layout.val)
@@ -152,10 +214,18 @@ def boxed_records(layout: Layout, index: Mapping[str, int], findings: list[Findi
     for stem, truth in sorted(truths.items()):
         if truth.wnid not in index:
             raise DataError(
-                f"{layout.xml or layout.solution}: image {stem!r} has the class {truth.wnid!r}, which is not among the {len(index)} classes"
+                f"{layout.xml or layout.solution}: image {stem!r} has the class {truth.wnid!r}, which is "
+                f"not among the {len(index)} classes"
             )
         folder = f"{layout.val}/{truth.wnid}" if nested else str(layout.val)
-        records.append(Record(id=f"val/{stem}.JPEG", label=index[truth.wnid], path=f"{folder}/{stem}.JPEG", boxes=truth.boxes))
+        records.append(
+            Record(
+                id=f"val/{stem}.JPEG",
+                label=index[truth.wnid],
+                path=f"{folder}/{stem}.JPEG",
+                boxes=truth.boxes,
+            )
+        )
     _rescale(records, [truth.size for _, truth in sorted(truths.items())], findings)
     return records
 
@@ -163,13 +233,16 @@ def boxed_records(layout: Layout, index: Mapping[str, int], findings: list[Findi
 def _rescale(records: list[Record], claimed: list[tuple[int, int] | None], findings: list[Finding]) -> None:
     """Give each record its file's size; scale the boxes where the annotation is for another one.
 
-    That is so where the claimed size differs from the file's by one ratio (a resized copy), and where a box sticks out of the file.
-    An annotation with width and height exchanged cannot be scaled: it is in `findings`, and so is any other that is kept as it is.
+    That is so where the claimed size differs from the file's by one ratio (a resized copy), and where a box
+    sticks out of the file. An annotation with width and height exchanged cannot be scaled: it is in
+    `findings`, and so is any other that is kept as it is.
     """
     scaled = []
     turned = []
     unscaled = []
-    for record, header, claim in zip(records, headers_of([record.path for record in records]), claimed, strict=True):
+    for record, header, claim in zip(
+        records, headers_of([record.path for record in records]), claimed, strict=True
+    ):
         if isinstance(header, DataError):
             continue  # missing or broken: `assemble` deals with it
         size = record.size = header.size
@@ -182,13 +255,18 @@ def _rescale(records: list[Record], claimed: list[tuple[int, int] | None], findi
             turned.append((record.id, header, claim))
         else:
             across, down = size[0] / claim[0], size[1] / claim[1]
-            record.boxes = [(x0 * across, y0 * down, x1 * across, y1 * down) for x0, y0, x1, y1 in record.boxes]
+            record.boxes = [
+                (x0 * across, y0 * down, x1 * across, y1 * down) for x0, y0, x1, y1 in record.boxes
+            ]
             scaled.append(f"{record.id}: file {size}, annotation {claim}")
     if scaled:
         what = "images of another size than their annotation says: boxes scaled"
         findings.append(Finding(what=what, count=len(scaled), example=scaled[0], severity="warning"))
     if unscaled:
-        what = "images of another size than their annotation says, not resized copies: boxes kept as they fit the file"
+        what = (
+            "images of another size than their annotation says, not resized copies: boxes kept as they "
+            "fit the file"
+        )
         findings.append(Finding(what=what, count=len(unscaled), example=unscaled[0], severity="warning"))
     note_exchanged(turned, findings)
 
@@ -206,15 +284,30 @@ def read_xml(path: Path) -> Truth:
         boxes, wnids = [], set()
         for item in top.iterfind("object"):
             wnids.add(item.findtext("name", ""))
-            x0, y0, x1, y1 = (float(item.findtext(f"bndbox/{name}", "")) for name in ("xmin", "ymin", "xmax", "ymax"))
+            x0, y0, x1, y1 = (
+                float(item.findtext(f"bndbox/{name}", "")) for name in ("xmin", "ymin", "xmax", "ymax")
+            )
             if not all(map(math.isfinite, (x0, y0, x1, y1))):
-                raise DataError(f"{path}: expected finite numbers in bndbox, found {x0:g} {y0:g} {x1:g} {y1:g}")
+                raise DataError(
+                    f"{path}: expected finite numbers in bndbox, found {x0:g} {y0:g} {x1:g} {y1:g}"
+                )
             if x1 < x0 or y1 < y0:
-                raise DataError(f"{path}: expected a box with xmin <= xmax and ymin <= ymax, found {x0:g} {y0:g} {x1:g} {y1:g}")
+                raise DataError(
+                    f"{path}: expected a box with xmin <= xmax and ymin <= ymax, found {x0:g} {y0:g} "
+                    f"{x1:g} {y1:g}"
+                )
             boxes.append((x0, y0, x1, y1))
         size = int(top.findtext("size/width", "0")), int(top.findtext("size/height", "0"))
-    except (ParseError, DefusedXmlException, OSError, LookupError, UnicodeError) as error:  # LookupError: an unknown encoding
-        raise DataError(f"{path} is not an XML file that can be read{name_content(path) or f' ({error})'}") from error
+    except (
+        ParseError,
+        DefusedXmlException,
+        OSError,
+        LookupError,
+        UnicodeError,
+    ) as error:  # LookupError: an unknown encoding
+        raise DataError(
+            f"{path} is not an XML file that can be read{name_content(path) or f' ({error})'}"
+        ) from error
     except ValueError as error:
         raise DataError(f"{path}: expected numbers in size and bndbox ({error})") from error
     if len(wnids) != 1:
@@ -237,25 +330,38 @@ def _read_solution(path: Path) -> dict[str, Truth]:
             )
         boxes: list[Box] = []
         for start in range(0, len(words), 5):
-            x0, y0, x1, y1 = (parse_float(text, path, line, "a box corner") for text in words[start + 1 : start + 5])
+            x0, y0, x1, y1 = (
+                parse_float(text, path, line, "a box corner") for text in words[start + 1 : start + 5]
+            )
             if x1 < x0 or y1 < y0:
-                raise bad_line(path, line, "a box with xmin <= xmax and ymin <= ymax", " ".join(words[start + 1 : start + 5]))
+                raise bad_line(
+                    path,
+                    line,
+                    "a box with xmin <= xmax and ymin <= ymax",
+                    " ".join(words[start + 1 : start + 5]),
+                )
             boxes.append((x0, y0, x1, y1))
         truths[row["ImageId"]] = Truth(wnid=wnids.pop(), boxes=boxes, size=None)
     return truths
 
 
 def without_blacklisted(root: Path, records: Iterable[Record], findings: list[Finding]) -> list[Record]:
-    """Leave out the images whose numbers are in `ILSVRC2014_clsloc_validation_blacklist.txt`; says so in `findings`."""
+    """Leave out the images whose numbers are in `ILSVRC2014_clsloc_validation_blacklist.txt`; says so in
+    `findings`.
+    """
     name = "ILSVRC2014_clsloc_validation_blacklist.txt"
     folders = (root, root / "data", root / "ILSVRC2014_devkit" / "data")
     path = next((folder / name for folder in folders if (folder / name).is_file()), None)
     if path is None:
         raise DataError(
-            f"no file {root / 'ILSVRC2014_devkit' / 'data' / name}, which exclude_blacklist needs; it is in the ILSVRC-2014 devkit"
+            f"no file {root / 'ILSVRC2014_devkit' / 'data' / name}, which exclude_blacklist needs; it is "
+            "in the ILSVRC-2014 devkit"
         )
     rows = rows_of(path, "number")
-    numbers = {f"val/ILSVRC2012_val_{parse_int(number, path, line, 'number of an image'):08d}.JPEG" for line, (number,) in rows}
+    numbers = {
+        f"val/ILSVRC2012_val_{parse_int(number, path, line, 'number of an image'):08d}.JPEG"
+        for line, (number,) in rows
+    }
     given = list(records)
     kept = [record for record in given if record.id not in numbers]
     if len(kept) < len(given):

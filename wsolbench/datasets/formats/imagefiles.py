@@ -45,7 +45,8 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 def headers_of(paths: Iterable[str]) -> list[Header | DataError]:
     """Size and orientation from the header of each image file, or the error that says why there is none.
 
-    About 60 µs a file. One after the other: parsing a header holds the interpreter's lock, so threads are slower.
+    About 60 µs a file. One after the other: parsing a header holds the interpreter's lock, so threads are
+    slower.
     """
     return [_header_or_error(path) for path in paths]
 

@@ -39,13 +39,18 @@ def load_mat(path: Path, name: str) -> np.ndarray:
     if what := name_content(path):
         raise DataError(f"{path} is not a MATLAB file that can be read{what}")
     if content.startswith((b"MATLAB 7.3", b"\x89HDF\r\n")):
-        raise DataError(f"{path} is a MATLAB file of version 7.3 (HDF5); expected version 7. In MATLAB, save it with save(..., '-v7').")
+        raise DataError(
+            f"{path} is a MATLAB file of version 7.3 (HDF5); expected version 7. In MATLAB, save it with "
+            "save(..., '-v7')."
+        )
     if content.startswith(b"MATLAB 5.0"):
         content = b"MATLAB 5.0".ljust(_TITLE) + content[_TITLE:]
     try:
         found, value = _parse(content, name)
     except OSError as error:
-        raise DataError(f"cannot read {path}: no process for it could be started ({error.strerror})") from error
+        raise DataError(
+            f"cannot read {path}: no process for it could be started ({error.strerror})"
+        ) from error
     except subprocess.CalledProcessError as error:
         lines = error.stderr.decode(errors="replace").strip().splitlines()
         last = lines[-1][:200] if lines and error.returncode > 0 else "its reader crashed"
@@ -59,10 +64,17 @@ def load_mat(path: Path, name: str) -> np.ndarray:
 def _parse(content: bytes, name: str) -> tuple[bool, Any]:
     """Whether a MATLAB file has a variable, and its value; what every split reads is parsed once.
 
-    A process of its own parses: on a flipped bit, scipy can crash instead of raising. Raises `CalledProcessError`.
+    A process of its own parses: on a flipped bit, scipy can crash instead of raising. Raises
+    `CalledProcessError`.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part or "." for part in sys.path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", _CHILD, name], input=content, capture_output=True, env=environment, check=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(part or "." for part in sys.path),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, name], input=content, capture_output=True, env=environment, check=True
+    )
     found, value = pickle.loads(done.stdout)
     return found, value
 
@@ -72,7 +84,9 @@ def load_structs(path: Path, name: str, fields: Sequence[str]) -> list[np.void]:
     rows = np.atleast_1d(load_mat(path, name))
     absent = [field for field in fields if field not in (rows.dtype.names or ())]
     if absent:
-        raise DataError(f"{path}: expected the fields {', '.join(fields)} in `{name}`, found no {', '.join(absent)}")
+        raise DataError(
+            f"{path}: expected the fields {', '.join(fields)} in `{name}`, found no {', '.join(absent)}"
+        )
     return list(rows.ravel())
 
 
@@ -86,7 +100,9 @@ def load_texts(path: Path, name: str) -> tuple[str, ...]:
 
 
 def whole_number(row: np.void, field: str, path: Path, what: str) -> int:
-    """A field as a whole number. The file stores the smallest integer type, so it is converted before any arithmetic."""
+    """A field as a whole number. The file stores the smallest integer type, so it is converted before any
+    arithmetic.
+    """
     value = finite_number(row, field, path, what)
     if value != int(value):
         raise DataError(f"{path}: expected a whole number as `{field}` of {what}, found {value:g}")
@@ -100,7 +116,9 @@ def finite_number(row: np.void, field: str, path: Path, what: str) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"{path}: expected a finite number as `{field}` of {what}, found {_short(row[field])}")
+        raise DataError(
+            f"{path}: expected a finite number as `{field}` of {what}, found {_short(row[field])}"
+        )
     return value
 
 

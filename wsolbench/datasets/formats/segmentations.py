@@ -9,8 +9,8 @@ from typing import Any
 def is_segmentation(value: Any, size: tuple[int, int]) -> bool:
     """Whether pycocotools can read it as a mask of this size (width, height).
 
-    It trusts what it is given: a NaN, or a point very far away, takes all memory, and run lengths that do not cover the image leave
-    whatever was in memory.
+    It trusts what it is given: a NaN, or a point very far away, takes all memory, and run lengths that do not
+    cover the image leave whatever was in memory.
     """
     if isinstance(value, list):
         far = 10 * max(size)
@@ -22,7 +22,11 @@ def is_segmentation(value: Any, size: tuple[int, int]) -> bool:
             and all(-far <= coordinate <= far for coordinate in polygon)
             for polygon in value
         )
-    if not isinstance(value, dict) or value.get("size") != [size[1], size[0]] or {*map(type, value["size"])} != {int}:
+    if (
+        not isinstance(value, dict)
+        or value.get("size") != [size[1], size[0]]
+        or {*map(type, value["size"])} != {int}
+    ):
         return False
     counts = value.get("counts")
     if isinstance(counts, list):
@@ -33,8 +37,9 @@ def is_segmentation(value: Any, size: tuple[int, int]) -> bool:
 def _sum_of_runs(text: str) -> int | None:
     """The pixels that compressed run lengths cover, or None for text that is no run lengths.
 
-    A number is written in pieces of 5 bits, the lowest first, each as the character 48 + piece, + 32 where another piece follows. The
-    highest bit of the last piece is the sign. From the fourth run on, the difference to the run before the previous one is written.
+    A number is written in pieces of 5 bits, the lowest first, each as the character 48 + piece, + 32 where
+    another piece follows. The highest bit of the last piece is the sign. From the fourth run on, the
+    difference to the run before the previous one is written.
     """
     runs: list[int] = []
     value = shift = 0

@@ -22,13 +22,19 @@ def bad_line(path: Path, line: int, expected: str, found: str, way_out: str = ""
     """The error for one line of one file (`line` counts from 1)."""
     if len(found) > 200:
         found = f"{found[:200]}..."
-    return DataError(f"{path}:{line}: expected {expected}, found {found}." + (f" {way_out}" if way_out else ""))
+    return DataError(
+        f"{path}:{line}: expected {expected}, found {found}." + (f" {way_out}" if way_out else "")
+    )
 
 
 def read_text(path: Path) -> str:
-    """The file as UTF-8 text, without a byte order mark. `DataError` when it is missing, no file with bytes, or no text."""
+    """The file as UTF-8 text, without a byte order mark. `DataError` when it is missing, no file with bytes,
+    or no text.
+    """
     if not os.path.lexists(path):
-        raise DataError(f"no file {path}; is this the right data root, and was the archive unpacked completely?")
+        raise DataError(
+            f"no file {path}; is this the right data root, and was the archive unpacked completely?"
+        )
     try:
         text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -39,7 +45,9 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. `DataError` when it is missing, not UTF-8, no JSON, or nested too deeply to be read."""
+    """The content of a JSON file. `DataError` when it is missing, not UTF-8, no JSON, or nested too deeply to
+    be read.
+    """
     content = read_text(path)
     try:
         return json.loads(content)
@@ -50,7 +58,9 @@ def read_json(path: Path) -> Any:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number, line) of every line that is not blank; a final newline makes no difference. Lines end with LF, CR LF or CR."""
+    """(line number, line) of every line that is not blank; a final newline makes no difference. Lines end
+    with LF, CR LF or CR.
+    """
     text = read_text(path)
     for number, line in enumerate(text.split("\n" if "\n" in text else "\r"), start=1):
         stripped = line.strip("\r")
@@ -59,9 +69,11 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def rows_of(path: Path, columns: str, *, separator: str | None = None) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields) of a file without header. `columns` names the fields, such as "image_id x y"; the last takes the rest.
+    """(line number, fields) of a file without header. `columns` names the fields, such as "image_id x y"; the
+    last takes the rest.
 
-    `separator` None splits at white space. White space around a line does not count. `DataError` on a line with fewer fields.
+    `separator` None splits at white space. White space around a line does not count. `DataError` on a line
+    with fewer fields.
     """
     count = len(columns.split())
     for number, line in lines_of(path):
@@ -72,7 +84,9 @@ def rows_of(path: Path, columns: str, *, separator: str | None = None) -> Iterat
 
 
 def csv_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, Mapping[str, str]]]:
-    """(line number, column → stripped field) of a CSV with a header line. `DataError` on a missing or repeated column or a ragged line."""
+    """(line number, column → stripped field) of a CSV with a header line. `DataError` on a missing or
+    repeated column or a ragged line.
+    """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
@@ -92,7 +106,10 @@ def csv_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, Mappi
                 continue
             if len(fields) != len(header):
                 raise bad_line(
-                    path, reader.line_num, f"{len(header)} fields as in the header", f"{len(fields)}: {_short(','.join(fields))}"
+                    path,
+                    reader.line_num,
+                    f"{len(header)} fields as in the header",
+                    f"{len(fields)}: {_short(','.join(fields))}",
                 )
             yield reader.line_num, dict(zip(header, (field.strip() for field in fields), strict=True))
     except csv.Error as error:
@@ -121,7 +138,8 @@ def parse_float(text: str, path: Path, line: int, what: str) -> float:
 
 
 def numbered_names(path: Path, columns: str) -> tuple[str, ...]:
-    """Names by their numbers, 1 to the number of lines, in a file of lines "number name". The order of the lines does not count.
+    """Names by their numbers, 1 to the number of lines, in a file of lines "number name". The order of the
+    lines does not count.
 
     `DataError` on a number that occurs twice or leaves a gap, and on a name that occurs twice.
     """
@@ -142,12 +160,16 @@ def numbered_names(path: Path, columns: str) -> tuple[str, ...]:
 def inner_path(text: str, path: Path, line: int, what: str) -> str:
     """A relative path that stays in its folder, or `DataError`."""
     if not is_inner_path(text):
-        raise bad_line(path, line, f"a path inside the data root as {what}, with '/' and without '..'", _short(text))
+        raise bad_line(
+            path, line, f"a path inside the data root as {what}, with '/' and without '..'", _short(text)
+        )
     return text
 
 
 def is_inner_path(text: str) -> bool:
-    """Whether a path is relative and plain: no "..", no ".", no backslash, no control character, no name above 255 bytes."""
+    """Whether a path is relative and plain: no "..", no ".", no backslash, no control character, no name
+    above 255 bytes.
+    """
     parts = text.split("/")
     return (
         not {"", ".", ".."} & set(parts)

@@ -5,7 +5,8 @@ One folder for each split, comma-separated files without header:
     image_ids.txt      path                          the order is the evaluation order
     class_labels.txt   path,label                    label from 0
     image_sizes.txt    path,width,height             may be empty
-    localization.txt   path,x0,y0,x1,y1              boxes, original pixels, several lines an image; taken unchanged
+    localization.txt   path,x0,y0,x1,y1              boxes, original pixels, several lines an image; taken
+                                                     unchanged
                        path,mask,ignore              masks; `ignore` on the first line of an image only
 
 Whether the last line ends with a newline makes no difference.
@@ -63,9 +64,11 @@ class Metadata:
 
 
 def metadata_folder(root: Path, metadata_root: Path | str | None, name: str, split: str) -> Path | None:
-    """`<metadata root>/<name>/<split>` or `<metadata root>/<split>`; the metadata root is `<root>/metadata` where none is given.
+    """`<metadata root>/<name>/<split>` or `<metadata root>/<split>`; the metadata root is `<root>/metadata`
+    where none is given.
 
-    None where there is no such folder. Raises `UsageError` when a metadata root is given and does not have the split.
+    None where there is no such folder. Raises `UsageError` when a metadata root is given and does not have
+    the split.
     """
     base = _metadata_base(root, metadata_root)
     folder = _split_folder(base, name, split)
@@ -89,11 +92,16 @@ def check_metadata_root(metadata_root: Path | str | None, name: str) -> None:
         return
     base = Path(metadata_root).expanduser()
     if not base.is_dir():
-        raise UsageError(f"the metadata root {base} is no folder. Give the `metadata` folder of wsolevaluation with --metadata-root.")
+        raise UsageError(
+            f"the metadata root {base} is no folder. Give the `metadata` folder of wsolevaluation with "
+            "--metadata-root."
+        )
     if not any(_split_folder(base, name, split) for split in SPLITS):
         raise UsageError(
-            f"the metadata root {base} has no split of {name}: expected {name}/SPLIT/image_ids.txt or SPLIT/image_ids.txt with SPLIT one "
-            f"of {', '.join(SPLITS)}. Give the `metadata` folder of wsolevaluation with --metadata-root, or leave it out."
+            f"the metadata root {base} has no split of {name}: expected {name}/SPLIT/image_ids.txt or "
+            "SPLIT/image_ids.txt with SPLIT one "
+            f"of {', '.join(SPLITS)}. Give the `metadata` folder of wsolevaluation with --metadata-root, "
+            "or leave it out."
         )
 
 
@@ -102,7 +110,10 @@ def _metadata_base(root: Path, metadata_root: Path | str | None) -> Path:
 
 
 def _split_folder(base: Path, name: str, split: str) -> Path | None:
-    return next((folder for folder in (base / name / split, base / split) if (folder / "image_ids.txt").is_file()), None)
+    return next(
+        (folder for folder in (base / name / split, base / split) if (folder / "image_ids.txt").is_file()),
+        None,
+    )
 
 
 def image_folder(candidates: Sequence[Path], ids: Sequence[str]) -> str:
@@ -117,7 +128,9 @@ def image_folder(candidates: Sequence[Path], ids: Sequence[str]) -> str:
 
 
 def read_metadata(folder: Path, truth: Literal["boxes", "masks"]) -> Metadata:
-    """Read one split's folder. Raises `DataError` naming file and line on anything contradictory or incomplete."""
+    """Read one split's folder. Raises `DataError` naming file and line on anything contradictory or
+    incomplete.
+    """
     ids = _read_ids(folder / "image_ids.txt")
     known = set(ids)
     if not ids:
@@ -149,7 +162,9 @@ def _read_ids(path: Path) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _read_once(path: Path, columns: str, known: set[str], convert: Callable[[Path, int, list[str]], T]) -> dict[str, T]:
+def _read_once(
+    path: Path, columns: str, known: set[str], convert: Callable[[Path, int, list[str]], T]
+) -> dict[str, T]:
     found: dict[str, T] = {}
     for line, (image_id, *rest) in rows_of(path, columns, separator=","):
         _check_known(path, line, image_id, known)
@@ -192,7 +207,9 @@ def _read_masks(path: Path, known: set[str]) -> dict[str, MaskFiles]:
         if ignore:
             ignores[image_id] = inner_path(ignore, path, line, "ignore mask")
         masks.setdefault(image_id, []).append(inner_path(mask, path, line, "mask"))
-    return {image_id: MaskFiles(masks=tuple(names), ignore=ignores[image_id]) for image_id, names in masks.items()}
+    return {
+        image_id: MaskFiles(masks=tuple(names), ignore=ignores[image_id]) for image_id, names in masks.items()
+    }
 
 
 def _check_known(path: Path, line: int, image_id: str, known: set[str]) -> None:
@@ -204,5 +221,6 @@ def _check_complete(path: Path, found: Mapping[str, object], known: set[str]) ->
     absent = known - found.keys()
     if absent:
         raise DataError(
-            f"{path}: expected all {len(known):,} images of image_ids.txt, found none for {len(absent):,}, such as {min(absent)[:200]!r}"
+            f"{path}: expected all {len(known):,} images of image_ids.txt, found none for {len(absent):,}, "
+            f"such as {min(absent)[:200]!r}"
         )

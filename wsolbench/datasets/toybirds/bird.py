@@ -1,7 +1,8 @@
-"""The jointed bird of the toybirds: its pose and plumage, which tell nothing about its kind, and its parts, which are its kind.
+"""The jointed bird of the toybirds: its pose and plumage, which tell nothing about its kind, and its parts,
+which are its kind.
 
-The bird is painted in its own frame: x forward, y down, unit = length of the body, origin = middle of the body. It is seen from
-its right side; mirrored, from its left.
+The bird is painted in its own frame: x forward, y down, unit = length of the body, origin = middle of the
+body. It is seen from its right side; mirrored, from its left.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ from enum import IntEnum
 import numpy as np
 from jaxtyping import Float
 
-from wsolbench.datasets.toybirds.canvas import Canvas, Colour, Placement, Points, circle, ellipse, random_colour, ribbon
+from wsolbench.datasets.toybirds.canvas import (
+    Canvas,
+    Colour,
+    Placement,
+    Points,
+    circle,
+    ellipse,
+    random_colour,
+    ribbon,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +106,9 @@ _BLACK: Colour = (24, 22, 28)
 
 @dataclass(frozen=True, kw_only=True)
 class Bird:
-    """One individual: joints (angles in radians, positive = clockwise on the unmirrored bird), build and plumage."""
+    """One individual: joints (angles in radians, positive = clockwise on the unmirrored bird), build and
+    plumage.
+    """
 
     pitch: float
     neck: float
@@ -138,7 +150,9 @@ class Bird:
             body_colour=body,
             belly_colour=belly,
             wing_colour=random_colour(random, (0, 1), (0.1, 0.5), (0.25, 0.5)),
-            cap_colour=random_colour(random, (0, 1), (0.1, 0.5), (0.3, 0.8)) if random.random() < 0.4 else body,
+            cap_colour=random_colour(random, (0, 1), (0.1, 0.5), (0.3, 0.8))
+            if random.random() < 0.4
+            else body,
             leg_colour=random_colour(random, (0.0, 0.12), (0.2, 0.7), (0.25, 0.7)),
             texture=(between(0.0, 0.22), between(3, 9), between(-6, 6), between(0, 6.28)),
             spotted=bool(random.random() < 0.4),
@@ -187,7 +201,13 @@ class Bird:
         """Points that span the bird, whatever its kind."""
         shoulder, wing = self.wing_frame()
         root, tail = self.tail_frame()
-        tips = [root + 0.5 * tail, self.head + 0.42 * self.head_turn, *self.leg(0)[2:], *self.leg(1)[2:], shoulder + 0.75 * wing]
+        tips = [
+            root + 0.5 * tail,
+            self.head + 0.42 * self.head_turn,
+            *self.leg(0)[2:],
+            *self.leg(1)[2:],
+            shoulder + 0.75 * wing,
+        ]
         return np.concatenate([np.array(tips), circle(self.head, 0.2), self.body_turn * self._egg()])
 
     def _egg(self) -> Points:
@@ -195,7 +215,9 @@ class Bird:
         return 0.5 * np.cos(angle) + 1j * 0.29 * self.plumpness * np.sin(angle) * (1 + 0.18 * np.cos(angle))
 
     def key_points(self, mirrored: bool) -> dict[str, tuple[complex, tuple[Layer, ...]]]:
-        """Place of each part in the bird's frame, and the layers that show it (none: it is on the far side)."""
+        """Place of each part in the bird's frame, and the layers that show it (none: it is on the far
+        side).
+        """
         shoulder, wing = self.wing_frame()
         root, tail = self.tail_frame()
         far_shoulder, far_wing = self.far_wing_frame()
@@ -250,7 +272,9 @@ class Bird:
 
     def _wing(self, shoulder: complex, direction: complex) -> Points:
         length, width = (0.8, 0.3) if self.flying else (0.66, 0.25)
-        profile = np.array([-0.08, 0 - 0.4j, 0.3 - 0.55j, 0.7 - 0.35j, 1.0 + 0.05j, 0.75 + 0.3j, 0.45 + 0.5j, 0.1 + 0.45j])
+        profile = np.array(
+            [-0.08, 0 - 0.4j, 0.3 - 0.55j, 0.7 - 0.35j, 1.0 + 0.05j, 0.75 + 0.3j, 0.45 + 0.5j, 0.1 + 0.45j]
+        )
         return shoulder + direction * (length * profile.real + 1j * width * profile.imag)
 
     def _paint_tail(self, painter: _Painter, kind: Kind) -> None:
@@ -260,18 +284,34 @@ class Bird:
             return root + direction * np.array(profile)
 
         if kind.tail == "fork":
-            fork = shape(-0.05 - 0.08j, 0.25 - 0.1j, 0.62 - 0.22j, 0.3 + 0.0j, 0.62 + 0.22j, 0.25 + 0.1j, -0.05 + 0.08j)
+            fork = shape(
+                -0.05 - 0.08j, 0.25 - 0.1j, 0.62 - 0.22j, 0.3 + 0.0j, 0.62 + 0.22j, 0.25 + 0.1j, -0.05 + 0.08j
+            )
             painter.shape(fork, self.wing_colour, Layer.TAIL)
             return
-        painter.shape(shape(-0.05 - 0.08j, 0.46 - 0.13j, 0.5 + 0j, 0.46 + 0.13j, -0.05 + 0.08j), self.wing_colour, Layer.TAIL)
+        painter.shape(
+            shape(-0.05 - 0.08j, 0.46 - 0.13j, 0.5 + 0j, 0.46 + 0.13j, -0.05 + 0.08j),
+            self.wing_colour,
+            Layer.TAIL,
+        )
         if kind.tail == "tip":
-            painter.mark(shape(0.33 - 0.117j, 0.46 - 0.13j, 0.5 + 0j, 0.46 + 0.13j, 0.33 + 0.117j), _WHITE, Layer.TAIL)
+            painter.mark(
+                shape(0.33 - 0.117j, 0.46 - 0.13j, 0.5 + 0j, 0.46 + 0.13j, 0.33 + 0.117j), _WHITE, Layer.TAIL
+            )
 
     def _paint_breast(self, painter: _Painter, kind: Kind) -> None:
         if kind.breast == "red":
-            painter.mark(ellipse(self.on_body(0.34 + 0.08j), 0.13, 0.16, self.body_turn), _RED, Layer.BREAST, only_on=Layer.BODY)
+            painter.mark(
+                ellipse(self.on_body(0.34 + 0.08j), 0.13, 0.16, self.body_turn),
+                _RED,
+                Layer.BREAST,
+                only_on=Layer.BODY,
+            )
         elif kind.breast == "bib":
-            bib = [self.on_body(point) for point in (0.2 - 0.28j, 0.33 - 0.2j, 0.6 - 0.05j, 0.6 + 0.12j, 0.42 + 0.1j, 0.28 + 0.02j)]
+            bib = [
+                self.on_body(point)
+                for point in (0.2 - 0.28j, 0.33 - 0.2j, 0.6 - 0.05j, 0.6 + 0.12j, 0.42 + 0.1j, 0.28 + 0.02j)
+            ]
             painter.mark(np.array(bib), _BLACK, Layer.BREAST, only_on=Layer.BODY)
 
     def _paint_head(self, painter: _Painter, kind: Kind) -> None:
@@ -279,10 +319,20 @@ class Bird:
             return self.head + self.head_turn * np.array(profile)
 
         if kind.crest == "spikes":
-            spikes = shape(-0.17 - 0.08j, -0.27 - 0.3j, -0.1 - 0.21j, -0.05 - 0.42j, 0.03 - 0.22j, 0.15 - 0.35j, 0.12 - 0.12j)
+            spikes = shape(
+                -0.17 - 0.08j,
+                -0.27 - 0.3j,
+                -0.1 - 0.21j,
+                -0.05 - 0.42j,
+                0.03 - 0.22j,
+                0.15 - 0.35j,
+                0.12 - 0.12j,
+            )
             painter.mark(spikes, _RED, Layer.CREST)
         elif kind.crest == "tuft":
-            tuft = shape(0.06 - 0.15j, -0.06 - 0.27j, -0.22 - 0.31j, -0.42 - 0.24j, -0.28 - 0.19j, -0.17 - 0.06j)
+            tuft = shape(
+                0.06 - 0.15j, -0.06 - 0.27j, -0.22 - 0.31j, -0.42 - 0.24j, -0.28 - 0.19j, -0.17 - 0.06j
+            )
             painter.mark(tuft, _BLUE, Layer.CREST)
         beaks = {
             "cone": (0.13 - 0.1j, 0.41 + 0.02j, 0.13 + 0.11j),
@@ -314,13 +364,30 @@ class Bird:
 class _Painter:
     """Paints shapes of one bird: from its frame into the image's, with its shading and its number."""
 
-    def __init__(self, canvas: Canvas, place: Placement, number: int, shade: Float[np.ndarray, "s s"]) -> None:
+    def __init__(
+        self, canvas: Canvas, place: Placement, number: int, shade: Float[np.ndarray, "s s"]
+    ) -> None:
         self._canvas, self._place, self._number, self._shade = canvas, place, number, shade
 
-    def shape(self, outline: Points, colour: Colour, layer: Layer, *, only_on: Layer | None = None, rim: float = 0.25) -> None:
+    def shape(
+        self,
+        outline: Points,
+        colour: Colour,
+        layer: Layer,
+        *,
+        only_on: Layer | None = None,
+        rim: float = 0.25,
+    ) -> None:
         """A feathered shape."""
         base = None if only_on is None else owner_of(self._number, only_on)
-        self._canvas.paint(self._place(outline), colour, owner_of(self._number, layer), shade=self._shade, only_on=base, rim=rim)
+        self._canvas.paint(
+            self._place(outline),
+            colour,
+            owner_of(self._number, layer),
+            shade=self._shade,
+            only_on=base,
+            rim=rim,
+        )
 
     def mark(self, outline: Points, colour: Colour, layer: Layer, *, only_on: Layer | None = None) -> None:
         """A plain shape."""

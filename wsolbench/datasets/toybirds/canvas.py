@@ -1,7 +1,8 @@
-"""Where toybirds are painted: polygons of shaded colour on a canvas that remembers what each point belongs to.
+"""Where toybirds are painted: polygons of shaded colour on a canvas that remembers what each point belongs
+to.
 
-Points of the plane are complex numbers x + iy with y downward, so that turning and scaling is one multiplication. The frame of
-an image is [0, 1] x [0, 1] whatever its size in pixels.
+Points of the plane are complex numbers x + iy with y downward, so that turning and scaling is one
+multiplication. The frame of an image is [0, 1] x [0, 1] whatever its size in pixels.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Canvas:
     ) -> None:
         """Fill a polygon given in the frame of the image.
 
-        `shade` multiplies the colour point by point; `only_on` keeps to what has this owner; `rim` darkens the edge by that share.
+        `shade` multiplies the colour point by point; `only_on` keeps to what has this owner; `rim` darkens
+        the edge by that share.
         """
         corners = np.stack([outline.real, outline.imag], axis=1) * self.side  # (n, 2)
         x0, y0 = np.maximum(np.floor(corners.min(axis=0)).astype(int) - 1, 0)
@@ -56,7 +58,15 @@ class Canvas:
         stencil = np.zeros((y1 - y0, x1 - x0), dtype=np.uint8)
         cv2.fillPoly(stencil, [fixed], 2, cv2.LINE_8, _SUBPIXEL_BITS)
         if rim:
-            cv2.polylines(stencil, [fixed], isClosed=True, color=1, thickness=1, lineType=cv2.LINE_8, shift=_SUBPIXEL_BITS)
+            cv2.polylines(
+                stencil,
+                [fixed],
+                isClosed=True,
+                color=1,
+                thickness=1,
+                lineType=cv2.LINE_8,
+                shift=_SUBPIXEL_BITS,
+            )
         window = (slice(y0, y1), slice(x0, x1))
         if only_on is not None:
             stencil[self.owner[window] != only_on] = 0
@@ -74,7 +84,9 @@ def circle(centre: complex, radius: float, corners: int = 24) -> Points:
     return outline
 
 
-def ellipse(centre: complex, half_length: float, half_width: float, turn: complex = 1.0, corners: int = 32) -> Points:
+def ellipse(
+    centre: complex, half_length: float, half_width: float, turn: complex = 1.0, corners: int = 32
+) -> Points:
     """An ellipse whose length lies along the unit number `turn`."""
     angle = 2 * np.pi * np.arange(corners) / corners
     return centre + turn * (half_length * np.cos(angle) + 1j * half_width * np.sin(angle))
@@ -94,16 +106,23 @@ def smooth_noise(random: np.random.Generator, cells: int, side: int) -> Float[np
 
 
 def random_colour(
-    random: np.random.Generator, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]
+    random: np.random.Generator,
+    hue: tuple[float, float],
+    saturation: tuple[float, float],
+    value: tuple[float, float],
 ) -> Colour:
     """A colour drawn from ranges of hue (turns, may leave [0, 1]), saturation and value."""
-    red, green, blue = colorsys.hsv_to_rgb(random.uniform(*hue) % 1.0, random.uniform(*saturation), random.uniform(*value))
+    red, green, blue = colorsys.hsv_to_rgb(
+        random.uniform(*hue) % 1.0, random.uniform(*saturation), random.uniform(*value)
+    )
     return 255 * red, 255 * green, 255 * blue
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """How the frame of a thing lies in the frame of the image: mirrored or not, then turned, scaled and moved."""
+    """How the frame of a thing lies in the frame of the image: mirrored or not, then turned, scaled and
+    moved.
+    """
 
     centre: complex
     scale: float

@@ -1,11 +1,13 @@
 """toybirds: generated birds of 12 kinds that differ in small parts only. No download.
 
-One jointed bird, posed, textured and coloured at random; the class decides the beak, crest, wing bar, tail and breast patch
-and nothing else, so a classifier that is right has found a part, and a map that shows only what the classifier used misses
-most of the bird. Scenery, distractors, leaves in front of the bird, light and (in one image of seven) a second bird of the
-same kind make the rest. Every image has boxes, masks and the 15 key points of CUB-200-2011 with visibility.
+One jointed bird, posed, textured and coloured at random; the class decides the beak, crest, wing bar, tail
+and breast patch and nothing else, so a classifier that is right has found a part, and a map that shows only
+what the classifier used misses most of the bird. Scenery, distractors, leaves in front of the bird, light and
+(in one image of seven) a second bird of the same kind make the rest. Every image has boxes, masks and the 15
+key points of CUB-200-2011 with visibility.
 
-Rendered once into a cache folder laid out as `wsolbench.datasets.csvfolder` says: open it, look at it, copy its layout.
+Rendered once into a cache folder laid out as `wsolbench.datasets.csvfolder` says: open it, look at it, copy
+its layout.
 """
 
 from __future__ import annotations
@@ -83,7 +85,8 @@ def load(
     if size < 32 or seed < 0 or set(counts) != set(COUNTS) or min(counts.values()) < 1:
         raise UsageError(
             f"toybirds of size {size} and seed {seed} with {dict(counts)} images; "
-            "expected a size of at least 32, a seed of at least 0, and at least one image for each of train, val and test"
+            "expected a size of at least 32, a seed of at least 0, and at least one image for each of "
+            "train, val and test"
         )
     amounts = "" if dict(counts) == dict(COUNTS) else "-" + "-".join(str(counts[name]) for name in COUNTS)
     folder = (cache_folder() if root is None else root) / f"toybirds-v{_VERSION}-seed{seed}-{size}{amounts}"
@@ -107,7 +110,9 @@ def cache_folder() -> Path:
 
 
 def contact_sheet(dataset: Dataset, examples: int = 5) -> UInt8[np.ndarray, "h w 3"]:
-    """One row for each class with its first images; in the last column boxes (white) and visible key points (yellow) are drawn."""
+    """One row for each class with its first images; in the last column boxes (white) and visible key points
+    (yellow) are drawn.
+    """
     import cv2
     import numpy as np
 
@@ -121,12 +126,17 @@ def contact_sheet(dataset: Dataset, examples: int = 5) -> UInt8[np.ndarray, "h w
         for x, y, visible in [] if last.key_points is None else last.key_points.tolist():
             if visible:
                 cv2.circle(tiles[-1], (int(x), int(y)), 1, (255, 230, 0), -1)
-        rows.append(np.concatenate([np.pad(tile, ((2, 2), (2, 2), (0, 0)), constant_values=255) for tile in tiles], axis=1))
+        rows.append(
+            np.concatenate(
+                [np.pad(tile, ((2, 2), (2, 2), (0, 0)), constant_values=255) for tile in tiles], axis=1
+            )
+        )
     return np.concatenate(rows)
 
 
 def write_contact_sheet(path: Path, dataset: Dataset, examples: int = 5) -> None:
-    """Write `contact_sheet` as a picture, the second half of the classes beside the first; the suffix of `path` says the format.
+    """Write `contact_sheet` as a picture, the second half of the classes beside the first; the suffix of
+    `path` says the format.
 
     Raises `UsageError` when the folder cannot be written or the suffix is none of an image.
     """
@@ -149,7 +159,8 @@ def _render_set(folder: Path, seed: int, size: int, counts: Mapping[str, int], w
         make_folder(folder.parent)
     except UsageError as error:
         raise UsageError(
-            f"toybirds cannot be rendered into {folder.parent}: {error.__cause__}. Set WSOLBENCH_CACHE to a folder that can be written."
+            f"toybirds cannot be rendered into {folder.parent}: {error.__cause__}. Set WSOLBENCH_CACHE to "
+            "a folder that can be written."
         ) from error
     _remove_leftovers(folder)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -160,7 +171,9 @@ def _render_set(folder: Path, seed: int, size: int, counts: Mapping[str, int], w
         jobs = _jobs(seed, counts)
         rendered = _render_jobs(temporary, seed, size, counts, workers or _worker_count(len(jobs)))
         rows = sorted(track(rendered, "rendering toybirds", total=len(jobs)))
-        with _table(temporary / "annotations.csv", "image,label,split,width,height,x0,y0,x1,y1,mask") as annotations:
+        with _table(
+            temporary / "annotations.csv", "image,label,split,width,height,x0,y0,x1,y1,mask"
+        ) as annotations:
             annotations.writerows(row for _, boxes, _ in rows for row in boxes)
         with _table(temporary / "keypoints.csv", "image,part,x,y,visible") as key_points:
             key_points.writerows(row for _, _, points in rows for row in points)
@@ -193,23 +206,38 @@ def _jobs(seed: int, counts: Mapping[str, int]) -> list[tuple[str, int, int]]:
     """(split, index, label) of every image."""
     from wsolbench.datasets.toybirds.render import labels_of
 
-    return [(split, index, int(label)) for split, count in counts.items() for index, label in enumerate(labels_of(seed, split, count))]
+    return [
+        (split, index, int(label))
+        for split, count in counts.items()
+        for index, label in enumerate(labels_of(seed, split, count))
+    ]
 
 
-def _render_jobs(folder: Path, seed: int, size: int, counts: Mapping[str, int], workers: int) -> Iterator[Rows]:
+def _render_jobs(
+    folder: Path, seed: int, size: int, counts: Mapping[str, int], workers: int
+) -> Iterator[Rows]:
     """Rows of every image, as they get ready, from processes that share the work.
 
-    Plain subprocesses: forking a process that has threads can hang, and the other start methods of `multiprocessing` run
-    the caller's script again.
+    Plain subprocesses: forking a process that has threads can hang, and the other start methods of
+    `multiprocessing` run the caller's script again.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
+        "OMP_NUM_THREADS": "1",
+    }
     ready: queue.Queue[Rows | None] = queue.Queue()
 
     def watch(share: int) -> None:
         facts = json.dumps([str(folder), seed, size, dict(counts), share, workers])
-        code = "import sys; from wsolbench.datasets.toybirds.dataset import render_share; render_share(sys.argv[1])"
+        code = (
+            "import sys; from wsolbench.datasets.toybirds.dataset import render_share; "
+            "render_share(sys.argv[1])"
+        )
         try:
-            with subprocess.Popen([sys.executable, "-c", code, facts], stdout=subprocess.PIPE, env=environment, text=True) as process:
+            with subprocess.Popen(
+                [sys.executable, "-c", code, facts], stdout=subprocess.PIPE, env=environment, text=True
+            ) as process:
                 processes.append(process)
                 assert process.stdout is not None
                 for line in process.stdout:
@@ -240,7 +268,8 @@ def _render_jobs(folder: Path, seed: int, size: int, counts: Mapping[str, int], 
     if failed:
         raise DataError(
             f"rendering toybirds into {folder.parent} failed ({failed[0]}); the messages above say why. "
-            "Nothing was kept: mend the cause, or choose another folder with WSOLBENCH_CACHE, and start again."
+            "Nothing was kept: mend the cause, or choose another folder with WSOLBENCH_CACHE, and start "
+            "again."
         )
 
 
@@ -261,7 +290,9 @@ def _table(path: Path, header: str) -> Iterator[Any]:
         yield writer
 
 
-def _render_one(folder: Path, seed: int, size: int, split: str, index: int, label: int) -> tuple[list[Any], list[Any]]:
+def _render_one(
+    folder: Path, seed: int, size: int, split: str, index: int, label: int
+) -> tuple[list[Any], list[Any]]:
     """Write one image and its masks; give its rows of `annotations.csv` and `keypoints.csv`."""
     import numpy as np
     from PIL import Image

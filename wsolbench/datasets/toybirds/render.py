@@ -1,7 +1,7 @@
 """One image of the toybirds: scenery, birds, what grows in front of them, light.
 
-A scene is drawn from random numbers without regard to the kind of bird, so that the same scene can be rendered with any kind:
-the two images then differ in the birds' parts only.
+A scene is drawn from random numbers without regard to the kind of bird, so that the same scene can be
+rendered with any kind: the two images then differ in the birds' parts only.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Rendering:
 
     image: UInt8[np.ndarray, "h w 3"]
     masks: tuple[Bool[np.ndarray, "h w"], ...]
-    """Visible pixels of each bird: those of which it has at least half. Two birds that touch share a pixel where each has half."""
+    """Visible pixels of each bird: those of which it has at least half. Two birds that touch share a pixel
+    where each has half.
+    """
     key_points: KeyPoints
     """Of the first bird, in the order of `PART_NAMES`."""
     parts: Bool[np.ndarray, "h w"]
@@ -80,7 +82,7 @@ def _generator(seed: int, split: str, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, SPLITS.index(split), index])
 
 
-# --- birds -------------------------------------------------------------------------------------------------------------
+# --- birds --------------------------------------------------------------------------------------------------
 
 
 def _places(birds: list[Bird], random: np.random.Generator) -> list[Placement]:
@@ -106,10 +108,12 @@ def _place(bird: Bird, random: np.random.Generator, shrink: float) -> Placement:
     slack = 0.05  # how far the bird may stick out
     left = random.uniform(-slack, 1 + slack - scale * width)
     top = random.uniform(-slack, 1 + slack - scale * height)
-    return Placement(centre=complex(left, top) - scale * low, scale=float(scale), turn=turn, mirrored=mirrored)
+    return Placement(
+        centre=complex(left, top) - scale * low, scale=float(scale), turn=turn, mirrored=mirrored
+    )
 
 
-# --- scenery -----------------------------------------------------------------------------------------------------------
+# --- scenery ------------------------------------------------------------------------------------------------
 
 _MOODS: tuple[tuple[tuple[float, float], tuple[float, float], tuple[float, float]], ...] = (
     ((0.22, 0.42), (0.25, 0.65), (0.3, 0.7)),  # leaves
@@ -130,10 +134,16 @@ def _paint_scenery(canvas: Canvas, random: np.random.Generator) -> None:
     ramp = 0.5 + 0.6 * ((axis[None, :] - 0.5) * np.cos(angle) + (axis[:, None] - 0.5) * np.sin(angle))
     ramp = np.clip(ramp + 0.3 * smooth_noise(random, 4, side), 0, 1)[..., None]
     near, far = np.array(_mood_colour(random)), np.array(_mood_colour(random))
-    grain = 1 + random.uniform(0.05, 0.2) * smooth_noise(random, 12, side) + random.uniform(0.05, 0.2) * smooth_noise(random, 40, side)
+    grain = (
+        1
+        + random.uniform(0.05, 0.2) * smooth_noise(random, 12, side)
+        + random.uniform(0.05, 0.2) * smooth_noise(random, 40, side)
+    )
     canvas.rgb[:] = (ramp * near + (1 - ramp) * far) * grain[..., None]
     clutter = [_paint_rock] * int(random.integers(0, 6)) + [_paint_branch] * int(random.integers(0, 5))
-    clutter += [_paint_foliage] * int(random.integers(1, 6)) + [_paint_distractor] * int(random.integers(2, 8))
+    clutter += [_paint_foliage] * int(random.integers(1, 6)) + [_paint_distractor] * int(
+        random.integers(2, 8)
+    )
     for index in random.permutation(len(clutter)):
         clutter[index](canvas, random)
 
@@ -146,7 +156,9 @@ def _any_turn(random: np.random.Generator) -> complex:
     return complex(np.exp(1j * random.uniform(0, 2 * np.pi)))
 
 
-def _bumps(canvas: Canvas, random: np.random.Generator, strength: float, cells: int) -> Float[np.ndarray, "s s"]:
+def _bumps(
+    canvas: Canvas, random: np.random.Generator, strength: float, cells: int
+) -> Float[np.ndarray, "s s"]:
     """A shade that makes a flat shape look rough."""
     return (1 + strength * smooth_noise(random, cells, canvas.side)).astype(np.float32)
 
@@ -174,7 +186,12 @@ def _paint_branch(canvas: Canvas, random: np.random.Generator) -> None:
 
 def _paint_wood(canvas: Canvas, random: np.random.Generator, middle: Points, width: float) -> None:
     colour = random_colour(random, (0.03, 0.1), (0.15, 0.6), (0.2, 0.55))
-    canvas.paint(ribbon(middle, np.linspace(width, 0.5 * width, len(middle))), colour, shade=_bumps(canvas, random, 0.3, 30), rim=0.3)
+    canvas.paint(
+        ribbon(middle, np.linspace(width, 0.5 * width, len(middle))),
+        colour,
+        shade=_bumps(canvas, random, 0.3, 30),
+        rim=0.3,
+    )
 
 
 def _leaf(base: complex, direction: complex, length: float, width: float) -> Points:
@@ -182,7 +199,14 @@ def _leaf(base: complex, direction: complex, length: float, width: float) -> Poi
     return base + direction * (length * profile.real + 0.5j * width * profile.imag)
 
 
-def _paint_leaf(canvas: Canvas, random: np.random.Generator, base: complex, direction: complex, length: float, colour: Colour) -> None:
+def _paint_leaf(
+    canvas: Canvas,
+    random: np.random.Generator,
+    base: complex,
+    direction: complex,
+    length: float,
+    colour: Colour,
+) -> None:
     glow = random.uniform(0.75, 1.2)
     bright = (colour[0] * glow, colour[1] * glow, colour[2] * glow)
     canvas.paint(_leaf(base, direction, length, length * random.uniform(0.3, 0.6)), bright, rim=0.3)
@@ -204,7 +228,9 @@ def _paint_foliage(canvas: Canvas, random: np.random.Generator) -> None:
 
 
 def _paint_distractor(canvas: Canvas, random: np.random.Generator) -> None:
-    """Something in the colours of birds and of their parts that is none: a gourd, berries, a flower, a striped stick."""
+    """Something in the colours of birds and of their parts that is none: a gourd, berries, a flower, a
+    striped stick.
+    """
     centre, turn, size = _anywhere(random), _any_turn(random), random.uniform(0.03, 0.08)
     bright = (
         random_colour(random, (-0.02, 0.02), (0.8, 0.95), (0.8, 0.95)),
@@ -233,7 +259,10 @@ def _paint_distractor(canvas: Canvas, random: np.random.Generator) -> None:
         case _:
             stick = centre + turn * size * np.linspace(-2, 2, 8)
             for index in range(7):
-                canvas.paint(ribbon(stick[index : index + 2], np.array([0.8, 0.8]) * size), bright if index % 3 == 1 else plumage)
+                canvas.paint(
+                    ribbon(stick[index : index + 2], np.array([0.8, 0.8]) * size),
+                    bright if index % 3 == 1 else plumage,
+                )
 
 
 def _paint_perch(canvas: Canvas, random: np.random.Generator, bird: Bird, place: Placement) -> None:
@@ -252,24 +281,35 @@ def _paint_occluder(canvas: Canvas, random: np.random.Generator, bird: Bird, pla
     target = complex(place(random.choice(bird.extent())) * 0.7 + place.centre * 0.3)
     if random.random() < 0.35:
         reach = random.uniform(0.4, 1.0) * _any_turn(random)
-        _paint_wood(canvas, random, _branch(random, target - reach, target + reach), place.scale * random.uniform(0.05, 0.12))
+        _paint_wood(
+            canvas,
+            random,
+            _branch(random, target - reach, target + reach),
+            place.scale * random.uniform(0.05, 0.12),
+        )
         return
     colour = _leaf_colour(random)
     for _ in range(int(random.integers(1, 4))):
         length, direction = place.scale * random.uniform(0.35, 0.7), _any_turn(random)
-        base = target - 0.5 * length * direction + 0.12 * place.scale * complex(random.normal(), random.normal())
+        base = (
+            target - 0.5 * length * direction + 0.12 * place.scale * complex(random.normal(), random.normal())
+        )
         _paint_leaf(canvas, random, base, direction, length, colour)
 
 
-# --- from canvas to image ----------------------------------------------------------------------------------------------
+# --- from canvas to image -----------------------------------------------------------------------------------
 
 
-def _finish(canvas: Canvas, random: np.random.Generator, birds: list[Bird], places: list[Placement]) -> Rendering:
+def _finish(
+    canvas: Canvas, random: np.random.Generator, birds: list[Bird], places: list[Placement]
+) -> Rendering:
     size = canvas.side // SUPERSAMPLING
     image = cv2.resize(canvas.rgb, (size, size), interpolation=cv2.INTER_AREA)
     masks = [_share(canvas.owner // 16 == 1 + number) >= 0.5 for number in range(len(birds))]
     order = sorted(range(len(birds)), key=lambda number: -int(masks[number].sum()))
-    parts = np.isin(canvas.owner, [owner_of(number, layer) for number in range(len(birds)) for layer in PART_LAYERS])
+    parts = np.isin(
+        canvas.owner, [owner_of(number, layer) for number in range(len(birds)) for layer in PART_LAYERS]
+    )
     first = order[0]
     return Rendering(
         image=_lit(image, random),
@@ -282,7 +322,9 @@ def _finish(canvas: Canvas, random: np.random.Generator, birds: list[Bird], plac
 def _share(flags: Bool[np.ndarray, "s s"]) -> Float[np.ndarray, "h w"]:
     """Share of the canvas points of each pixel for which a flag is set."""
     size = flags.shape[0] // SUPERSAMPLING
-    share: Float[np.ndarray, "h w"] = flags.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING).mean(axis=(1, 3))
+    share: Float[np.ndarray, "h w"] = flags.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING).mean(
+        axis=(1, 3)
+    )
     return share
 
 
@@ -296,11 +338,15 @@ def _lit(image: Float[np.ndarray, "h w 3"], random: np.random.Generator) -> UInt
     light = random.uniform(0.75, 1.15) * (1 + slope + shadow)
     tint = random.uniform(0.9, 1.08, 3)
     noise = random.normal(0, random.uniform(1, 6), (size, size, 1))
-    lit: UInt8[np.ndarray, "h w 3"] = np.clip(np.round(image * light[..., None] * tint + noise), 0, 255).astype(np.uint8)
+    lit: UInt8[np.ndarray, "h w 3"] = np.clip(
+        np.round(image * light[..., None] * tint + noise), 0, 255
+    ).astype(np.uint8)
     return lit
 
 
-def _key_points(owner: Int16[np.ndarray, "s s"], bird: Bird, place: Placement, number: int, mask: Bool[np.ndarray, "h w"]) -> KeyPoints:
+def _key_points(
+    owner: Int16[np.ndarray, "s s"], bird: Bird, place: Placement, number: int, mask: Bool[np.ndarray, "h w"]
+) -> KeyPoints:
     """Places in pixels; visible where the layer that carries the part is what the canvas shows there."""
     side, size = owner.shape[0], mask.shape[0]
     rows = np.zeros((len(PART_NAMES), 3), dtype=np.float64)
@@ -310,6 +356,9 @@ def _key_points(owner: Int16[np.ndarray, "s s"], bird: Bird, place: Placement, n
         if not inside or not layers:
             continue
         shown = int(owner[int(point.imag * side), int(point.real * side)])
-        if shown in [owner_of(number, layer) for layer in layers] and mask[int(point.imag * size), int(point.real * size)]:
+        if (
+            shown in [owner_of(number, layer) for layer in layers]
+            and mask[int(point.imag * size), int(point.real * size)]
+        ):
             rows[PART_NAMES.index(part)] = point.real * size, point.imag * size, 1.0
     return rows

@@ -1,8 +1,10 @@
-"""The board: published and measured numbers of every method side by side, a table for each data set, metric and protocol.
+"""The board: published and measured numbers of every method side by side, a table for each data set, metric
+and protocol.
 
-A table holds only what may be compared: the same images and truth, the same transform, protocol and threshold policy. Runs that
-differ in nothing but their seed are one row. Published numbers stand in columns of their own; a difference is given only where
-what was measured is the official data set as a whole. Papers' own tables come in their layout, with what is measured beside.
+A table holds only what may be compared: the same images and truth, the same transform, protocol and threshold
+policy. Runs that differ in nothing but their seed are one row. Published numbers stand in columns of their
+own; a difference is given only where what was measured is the official data set as a whole. Papers' own
+tables come in their layout, with what is measured beside.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ from wsolbench.report.board.tables import UNDEFINED, describe_protocol, format_n
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of a table's cell; `link` is an address that formats with links show; sorting goes by `order` where there is one."""
+    """Text of a table's cell; `link` is an address that formats with links show; sorting goes by `order`
+    where there is one.
+    """
 
     text: str
     link: str = ""
@@ -41,7 +45,9 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table as all formats print it: headings, rows of cells, and notes below. `path` is its place in the board, for headings."""
+    """A table as all formats print it: headings, rows of cells, and notes below. `path` is its place in the
+    board, for headings.
+    """
 
     path: tuple[str, ...]
     columns: tuple[str, ...]
@@ -51,7 +57,9 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredTable(Table):
-    """A table of what was measured. `estimates` has each row's value, and where it has one the ends of its interval, as printed."""
+    """A table of what was measured. `estimates` has each row's value, and where it has one the ends of its
+    interval, as printed.
+    """
 
     protocol: str
     metric: str
@@ -60,15 +68,18 @@ class MeasuredTable(Table):
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedTable(Table):
-    """A table of what is printed. `methods`: of each row the method here that it is of, or its own name where there is none."""
+    """A table of what is printed. `methods`: of each row the method here that it is of, or its own name where
+    there is none.
+    """
 
     methods: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """What of the board is wanted; None: all. `since` is a year: of the paper, and of the run. `parts`: whether a part of a metric
-    (`max_box_acc_v2@0.3`) has a table of its own."""
+    """What of the board is wanted; None: all. `since` is a year: of the paper, and of the run. `parts`:
+    whether a part of a metric (`max_box_acc_v2@0.3`) has a table of its own.
+    """
 
     dataset: str | None = None
     metric: str | None = None
@@ -116,12 +127,18 @@ class Numbers:
 
 
 def measured_tables(runs: Sequence[Run], published: Numbers, filters: Filters) -> list[MeasuredTable]:
-    """A table for each data set, protocol, policy and metric; a metric that uses no threshold has one whatever the policies."""
+    """A table for each data set, protocol, policy and metric; a metric that uses no threshold has one
+    whatever the policies.
+    """
     tables = []
     of_dataset = [run for run in runs if filters.dataset in (None, run.record.dataset["name"])]
-    for same_data in grouped([run for run in one_of_each_seed(of_dataset) if filters.takes_run(run.record)], data_of):
+    for same_data in grouped(
+        [run for run in one_of_each_seed(of_dataset) if filters.takes_run(run.record)], data_of
+    ):
         for same_protocol in grouped(same_data, lambda run: run.record.protocol.to_json()):
-            policies = sort_policies(m.policy for run in same_protocol for m in run.record.metrics if m.policy)
+            policies = sort_policies(
+                m.policy for run in same_protocol for m in run.record.metrics if m.policy
+            )
             for policy in (None, *policies):
                 for title, comparable in _of_one_source(same_protocol, policy):
                     for name in _metrics(comparable, policy):
@@ -151,23 +168,34 @@ def published_tables(published: Numbers, filters: Filters) -> list[PublishedTabl
         notes = ("† Another table prints another value.",) if any("†" in row[2].text for row in rows) else ()
         columns = ("method", "backbone", published_info(metric).title, "paper", "year", "where")
         path = (dataset, split, published_info(metric).title)
-        tables.append(PublishedTable(path=path, columns=columns, rows=tuple(rows), notes=notes, methods=tuple(methods)))
+        tables.append(
+            PublishedTable(path=path, columns=columns, rows=tuple(rows), notes=notes, methods=tuple(methods))
+        )
     return tables
 
 
-def paper_tables(paper: Paper, runs: Sequence[Run], published: Numbers, meant: Callable[[PublishedNumber, RunRecord], bool]) -> list[Table]:
-    """The tables of a paper in their layout: its rows, and for each of its columns what is printed and what is measured.
+def paper_tables(
+    paper: Paper, runs: Sequence[Run], published: Numbers, meant: Callable[[PublishedNumber, RunRecord], bool]
+) -> list[Table]:
+    """The tables of a paper in their layout: its rows, and for each of its columns what is printed and what
+    is measured.
 
-    `meant(number, record)` says whether a record is a run of what the number is of. Nothing but runs with the same backbone, on all
-    images of the same split, under an oracle threshold, stands beside a number. `runs` must be one of each seed.
+    `meant(number, record)` says whether a record is a run of what the number is of. Nothing but runs with the
+    same backbone, on all images of the same split, under an oracle threshold, stands beside a number. `runs`
+    must be one of each seed.
     """
     disputed, tables = published.disputed, []
     own = [number for number in published.numbers if number.paper == paper.key]
     for table in dict.fromkeys(number.table for number in own):
         cells = [number for number in own if number.table == table]
         columns = list(dict.fromkeys((number.dataset, number.split, number.metric) for number in cells))
-        lines = list(dict.fromkeys((number.row, number.label or number.method, number.backbone) for number in cells))
-        found = {(number.row, number.label or number.method, number.backbone, *_column_of(number)): number for number in cells}
+        lines = list(
+            dict.fromkeys((number.row, number.label or number.method, number.backbone) for number in cells)
+        )
+        found = {
+            (number.row, number.label or number.method, number.backbone, *_column_of(number)): number
+            for number in cells
+        }
         rows = []
         for line in lines:
             row = [Cell(line[1]), Cell(line[2])]
@@ -207,15 +235,20 @@ def _is_whole(record: RunRecord) -> bool:
     return data.get("transform") is None and images is not None and data.get("images") == images
 
 
-# --- measured rows -------------------------------------------------------------------------------------------------------
+# --- measured rows ------------------------------------------------------------------------------------------
 
 
 def _of_one_source(runs: Sequence[Run], policy: str | None) -> list[tuple[str | None, list[Run]]]:
-    """The runs that a threshold policy makes comparable, and its title: transferred thresholds come from one split."""
+    """The runs that a threshold policy makes comparable, and its title: transferred thresholds come from one
+    split.
+    """
     if policy != "transfer":
         return [(policy, list(runs))]
     groups = grouped([run for run in runs if any(m.policy == policy for m in run.record.metrics)], source_of)
-    return [(policy if len(groups) == 1 else f"{policy}{source_title(source_of(group[0]))}", group) for group in groups]
+    return [
+        (policy if len(groups) == 1 else f"{policy}{source_title(source_of(group[0]))}", group)
+        for group in groups
+    ]
 
 
 def _metrics(runs: Sequence[Run], policy: str | None) -> list[str]:
@@ -225,17 +258,26 @@ def _metrics(runs: Sequence[Run], policy: str | None) -> list[str]:
     return sorted(names, key=lambda name: (order.index(metric_info(name).name), name))
 
 
-def _measured_table(runs: Sequence[Run], name: str, policy: str | None, title: str | None, published: Numbers) -> MeasuredTable:
+def _measured_table(
+    runs: Sequence[Run], name: str, policy: str | None, title: str | None, published: Numbers
+) -> MeasuredTable:
     data, info = runs[0].record.dataset, metric_info(name)
     whole = _is_whole(runs[0].record)
-    groups = grouped([run for run in runs if (m := run.metric(name, policy)) is not None and m.value is not None], settings_of)
+    groups = grouped(
+        [run for run in runs if (m := run.metric(name, policy)) is not None and m.value is not None],
+        settings_of,
+    )
     rows = []
     for group in groups:
         values = [m for run in group if (m := run.metric(name, policy)) is not None]
         mean = fmean(m.value for m in values if m.value is not None)
         numbers = _own_numbers(group[0].record, name, published.numbers)
         papers = {number.paper: published.papers[number.paper] for number in numbers}
-        same = [number for number in numbers if whole and number.backbone == group[0].record.method.get("backbone")]
+        same = [
+            number
+            for number in numbers
+            if whole and number.backbone == group[0].record.method.get("backbone")
+        ]
         difference = " / ".join(f"{info.scale * (mean - number.as_recorded):+.1f}" for number in same)
         estimate = _estimate(name, mean, values)
         cells = (
@@ -256,11 +298,23 @@ def _measured_table(runs: Sequence[Run], name: str, policy: str | None, title: s
     rows.sort(key=lambda row: (row[0], row[1][0].link))
     images = f"{data.get('images')} images, fingerprint {str(data.get('fingerprint'))[:12]}"
     where = ", ".join(filter(None, (f"{data['name']}/{data['split']}", data.get("transform"), images)))
-    notes = () if whole else ("Not the whole official data set: no difference to published numbers is given.",)
+    notes = (
+        () if whole else ("Not the whole official data set: no difference to published numbers is given.",)
+    )
     protocol, metric = describe_protocol(runs[0].record.protocol), metric_title(name)
     return MeasuredTable(
         path=(where, f"Protocol {protocol}", metric if title is None else f"{metric}, threshold: {title}"),
-        columns=("method", "settings", "backbone", "start", "measured", "runs", "published", "paper", "difference"),
+        columns=(
+            "method",
+            "settings",
+            "backbone",
+            "start",
+            "measured",
+            "runs",
+            "published",
+            "paper",
+            "difference",
+        ),
         rows=tuple(cells for _, cells, _ in rows),
         notes=notes,
         protocol=protocol,
@@ -273,7 +327,9 @@ def _estimate(name: str, mean: float, values: Sequence[MetricValue]) -> tuple[st
     """The mean, and the mean ends of the intervals where all have one."""
     lows, highs = [m.low for m in values if m.low is not None], [m.high for m in values if m.high is not None]
     whole = len(lows) == len(highs) == len(values)
-    return tuple(format_number(name, number) for number in ((mean, fmean(lows), fmean(highs)) if whole else (mean,)))
+    return tuple(
+        format_number(name, number) for number in ((mean, fmean(lows), fmean(highs)) if whole else (mean,))
+    )
 
 
 def _runs(name: str, group: Sequence[Run], values: Sequence[MetricValue]) -> str:
@@ -285,7 +341,9 @@ def _runs(name: str, group: Sequence[Run], values: Sequence[MetricValue]) -> str
 
 
 def _own_numbers(record: RunRecord, metric: str, numbers: Iterable[PublishedNumber]) -> list[PublishedNumber]:
-    """What the method's own paper prints for the data set: the full method's numbers, those on the run's backbone first."""
+    """What the method's own paper prints for the data set: the full method's numbers, those on the run's
+    backbone first.
+    """
     data, method = record.dataset, record.method
     wanted = (data["name"], data["split"], metric, method["name"])
     own = [number for number in numbers if number.evidence == "own" and "[" not in number.method]
@@ -294,7 +352,7 @@ def _own_numbers(record: RunRecord, metric: str, numbers: Iterable[PublishedNumb
     return same or found
 
 
-# --- papers' rows --------------------------------------------------------------------------------------------------------
+# --- papers' rows -------------------------------------------------------------------------------------------
 
 
 def _column_of(number: PublishedNumber) -> tuple[str, str, str]:
@@ -305,13 +363,19 @@ def _error(unit: str) -> str:
     return " (error)" if unit == "percent_error" else ""
 
 
-def _beside(number: PublishedNumber, runs: Sequence[Run], meant: Callable[[PublishedNumber, RunRecord], bool]) -> Cell:
+def _beside(
+    number: PublishedNumber, runs: Sequence[Run], meant: Callable[[PublishedNumber, RunRecord], bool]
+) -> Cell:
     """What is measured of what a number is of, as the paper prints it."""
     values = []
     link = ""
     for run in runs:
         data = run.record.dataset
-        if (data["name"], data["split"]) == (number.dataset, number.split) and _is_whole(run.record) and meant(number, run.record):
+        if (
+            (data["name"], data["split"]) == (number.dataset, number.split)
+            and _is_whole(run.record)
+            and meant(number, run.record)
+        ):
             metric = run.metric(number.metric, "oracle")
             if metric is not None and metric.value is not None:
                 values.append(metric.value)

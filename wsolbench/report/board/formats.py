@@ -44,14 +44,19 @@ def _markdown(tables: Sequence[Table]) -> str:
     labels: dict[str, int] = {}
     shown: tuple[str, ...] = ()
     for table in tables:
-        same = next((place for place, (old, new) in enumerate(zip(shown, table.path, strict=False)) if old != new), len(shown))
+        same = next(
+            (place for place, (old, new) in enumerate(zip(shown, table.path, strict=False)) if old != new),
+            len(shown),
+        )
         for depth, heading in enumerate(table.path[same:], start=same):
             lines += [f"{'#' * (depth + 2)} {escape_markdown(heading)}", ""]
         shown = table.path
         lines += [f"| {' | '.join(map(escape_markdown, table.columns))} |", f"|{'---|' * len(table.columns)}"]
         lines += [f"| {' | '.join(_markdown_cell(cell, labels) for cell in row)} |" for row in table.rows]
         lines += ["", *(line for note in table.notes for line in (escape_markdown(note), ""))]
-    return "\n".join([*lines, *(f"[{label}]: {link}" for link, label in labels.items()), *([""] if labels else [])])
+    return "\n".join(
+        [*lines, *(f"[{label}]: {link}" for link, label in labels.items()), *([""] if labels else [])]
+    )
 
 
 def _markdown_cell(cell: Cell, labels: dict[str, int]) -> str:
@@ -72,7 +77,11 @@ def _csv(tables: Sequence[Table]) -> str:
             header = table.columns
             writer.writerow(map(escape_formula, ("table", *header, "link")))
         for row in table.rows:
-            texts = (" / ".join(table.path), *(cell.text for cell in row), next((cell.link for cell in row if cell.link), ""))
+            texts = (
+                " / ".join(table.path),
+                *(cell.text for cell in row),
+                next((cell.link for cell in row if cell.link), ""),
+            )
             writer.writerow(map(escape_formula, texts))
     return stream.getvalue()
 
@@ -86,7 +95,9 @@ def escape_formula(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = one_line(value)
-    is_formula = text.startswith(("=", "+", "-", "@")) and re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", text) is None
+    is_formula = (
+        text.startswith(("=", "+", "-", "@")) and re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", text) is None
+    )
     return f"'{text}" if is_formula else text
 
 
@@ -94,7 +105,11 @@ def _latex(tables: Sequence[Table]) -> str:
     """`tabular` environments for booktabs, a caption in a comment."""
     lines: list[str] = []
     for table in tables:
-        lines += [f"% {escape_latex(' / '.join(table.path))}", rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule"]
+        lines += [
+            f"% {escape_latex(' / '.join(table.path))}",
+            rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}",
+            r"\toprule",
+        ]
         lines += [" & ".join(map(escape_latex, table.columns)) + r" \\", r"\midrule"]
         lines += [" & ".join(escape_latex(cell.text) for cell in row) + r" \\" for row in table.rows]
         lines += [r"\bottomrule", r"\end{tabular}", *(f"% {escape_latex(note)}" for note in table.notes), ""]
@@ -111,10 +126,15 @@ def escape_latex(text: str) -> str:
 
 
 def _json(tables: Sequence[Table]) -> str:
-    """A list of tables, each row an object by column; a measured column that occurs several times is numbered."""
+    """A list of tables, each row an object by column; a measured column that occurs several times is
+    numbered.
+    """
     out = []
     for table in tables:
-        names = [name if table.columns.index(name) == place else f"{name} ({place})" for place, name in enumerate(table.columns)]
+        names = [
+            name if table.columns.index(name) == place else f"{name} ({place})"
+            for place, name in enumerate(table.columns)
+        ]
         rows = [
             {
                 **{name: cell.text for name, cell in zip(names, row, strict=True)},
@@ -126,5 +146,10 @@ def _json(tables: Sequence[Table]) -> str:
     return json.dumps(out, indent=2, ensure_ascii=False) + "\n"
 
 
-FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {"markdown": _markdown, "csv": _csv, "latex": _latex, "json": _json}
+FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
+    "markdown": _markdown,
+    "csv": _csv,
+    "latex": _latex,
+    "json": _json,
+}
 SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex", "json": ".json"}

@@ -25,7 +25,9 @@ class Run:
     path: Path = Path()
 
     def metric(self, name: str, policy: str | None) -> MetricValue | None:
-        """The metric under that policy, or without any: a metric that uses no threshold stands in every table."""
+        """The metric under that policy, or without any: a metric that uses no threshold stands in every
+        table.
+        """
         found = {metric.policy: metric for metric in self.record.metrics if metric.name == name}
         return found.get(policy) or found.get(None)
 
@@ -37,7 +39,9 @@ class Run:
 
 
 def grouped(runs: Iterable[Run], key: Callable[[Run], Any]) -> list[list[Run]]:
-    """Runs with equal keys together, each group in the order given, the groups in the order of their keys as JSON."""
+    """Runs with equal keys together, each group in the order given, the groups in the order of their keys as
+    JSON.
+    """
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         groups[canonical_json(key(run))].append(run)
@@ -45,7 +49,9 @@ def grouped(runs: Iterable[Run], key: Callable[[Run], Any]) -> list[list[Run]]:
 
 
 def data_of(run: Run) -> list[Any]:
-    """What makes two data sets the same: annotations, images and what was done to them. Plain images come before transformed ones."""
+    """What makes two data sets the same: annotations, images and what was done to them. Plain images come
+    before transformed ones.
+    """
     data = run.record.dataset
     return ["" if data.get(key) is None else data[key] for key in _DATA]
 
@@ -57,7 +63,11 @@ def source_of(run: Run) -> Any:
 
 def source_title(source: Any) -> str:
     """Of the split that thresholds come from, after the name of the policy."""
-    return f" from {source.get('split')} (fingerprint {str(source.get('fingerprint'))[:12]})" if isinstance(source, dict) else ""
+    return (
+        f" from {source.get('split')} (fingerprint {str(source.get('fingerprint'))[:12]})"
+        if isinstance(source, dict)
+        else ""
+    )
 
 
 def settings_of(run: Run) -> dict[str, Any]:
@@ -65,20 +75,30 @@ def settings_of(run: Run) -> dict[str, Any]:
     method, training = run.record.method, run.record.training
     what = {key: method.get(key) for key in ("name", "backbone", "post", "image_size")}
     alone = run.record.digest if run.seed is None else None
-    return {**what, "config": run.record.settings, "start": run.record.start, "recipe": training.get("recipe"), "alone": alone}
+    return {
+        **what,
+        "config": run.record.settings,
+        "start": run.record.start,
+        "recipe": training.get("recipe"),
+        "alone": alone,
+    }
 
 
 def one_of_each_seed(runs: Sequence[Run], *, of_each_source: bool = True) -> list[Run]:
-    """Keep one of the runs that repeat each other with the same seed. Another revision or machine makes no other seed.
+    """Keep one of the runs that repeat each other with the same seed. Another revision or machine makes no
+    other seed.
 
-    `of_each_source`: where thresholds come from other splits, keep one for each split. Which one is shown: see `precedence`.
+    `of_each_source`: where thresholds come from other splits, keep one for each split. Which one is shown:
+    see `precedence`.
     """
     kept = {shown.link for shown, _ in _repeats(runs, of_each_source)}
     return [run for run in runs if run.link in kept]
 
 
 def superseded(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Each run that `one_of_each_seed` leaves out, with the run that is shown in its place, in the order given."""
+    """Each run that `one_of_each_seed` leaves out, with the run that is shown in its place, in the order
+    given.
+    """
     return [(run, shown) for shown, others in _repeats(runs, of_each_source=True) for run in others]
 
 
@@ -90,22 +110,37 @@ def _repeats(runs: Sequence[Run], of_each_source: bool) -> list[tuple[Run, list[
         source, protocol = source_of(run) if of_each_source else None, run.record.protocol
         if protocol not in protocols:  # writing a grid of thresholds takes most of the time
             protocols[protocol] = canonical_json(protocol.to_json())
-        groups[canonical_json([data_of(run), source, protocols[protocol], settings_of(run), run.seed])].append(run)
+        groups[
+            canonical_json([data_of(run), source, protocols[protocol], settings_of(run), run.seed])
+        ].append(run)
     found = []
     for group in groups.values():
-        shown = group[0] if len(group) == 1 else max(group, key=lambda run: (precedence(run.record), run.link))
+        shown = (
+            group[0] if len(group) == 1 else max(group, key=lambda run: (precedence(run.record), run.link))
+        )
         found.append((shown, [run for run in group if run is not shown]))
     return found
 
 
 def different_settings(run: Run, others: Sequence[Run]) -> str:
-    """The settings in which a run differs from others of its method, after SEM's number of seeds: its verdict depends on it."""
+    """The settings in which a run differs from others of its method, after SEM's number of seeds: its verdict
+    depends on it.
+    """
     of_method = [_flat(other) for other in others if other.record.method["name"] == run.record.method["name"]]
     own = _flat(run)
     seeds = _seeds(run)
     told = _SEEDS if seeds else ()
-    names = [name for name in own if name not in told and len({canonical_json(other.get(name)) for other in of_method}) > 1]
-    return ", ".join([*seeds, *(f"{name}={'none' if own[name] in (None, '') else setting_text(own[name])}" for name in names)])
+    names = [
+        name
+        for name in own
+        if name not in told and len({canonical_json(other.get(name)) for other in of_method}) > 1
+    ]
+    return ", ".join(
+        [
+            *seeds,
+            *(f"{name}={'none' if own[name] in (None, '') else setting_text(own[name])}" for name in names),
+        ]
+    )
 
 
 _SEEDS = ("post.seeds", "post.seeds_of")

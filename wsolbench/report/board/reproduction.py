@@ -3,8 +3,9 @@
     results/claims.csv                 what papers report (`wsolbench.records.claims`)
     results/compared/<data set>/...    what was measured (`wsolbench compare --claims`)
 
-A claim's direction *holds* if the whole 95 % interval of the measured difference is on the published side of 0. It is *opposite* if
-the interval is on the other side, and *undecided* if the interval contains 0. Claims without a comparison are listed with the reason.
+A claim's direction *holds* if the whole 95 % interval of the measured difference is on the published side of
+0. It is *opposite* if the interval is on the other side, and *undecided* if the interval contains 0. Claims
+without a comparison are listed with the reason.
 """
 
 from __future__ import annotations
@@ -28,7 +29,18 @@ def _heading(comparison: Comparison) -> str:
     start = f"trained from {a['start']}" if a.get("start") else None
     epochs = dict.fromkeys(str(side["epochs"]) for side in (a, comparison.b) if side.get("epochs"))
     start = f"{start} for {' and '.join(epochs)} epochs" if start and epochs else start
-    return ", ".join(filter(None, (f"{data['name']}/{data['split']}", a.get("transform"), str(a["backbone"]), start, comparison.protocol)))
+    return ", ".join(
+        filter(
+            None,
+            (
+                f"{data['name']}/{data['split']}",
+                a.get("transform"),
+                str(a["backbone"]),
+                start,
+                comparison.protocol,
+            ),
+        )
+    )
 
 
 def _without_runs(group: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +50,8 @@ def _without_runs(group: dict[str, Any]) -> dict[str, Any]:
 def reproduction_markdown(
     claims: Sequence[Claim], comparisons: Iterable[Comparison], records: Sequence[tuple[Path, RunRecord]] = ()
 ) -> str:
-    """A table for each data set, backbone and protocol of the comparisons, and one of the claims that were not compared.
+    """A table for each data set, backbone and protocol of the comparisons, and one of the claims that were
+    not compared.
 
     Args:
         claims: of papers.
@@ -48,15 +61,23 @@ def reproduction_markdown(
     by_heading: dict[str, dict[str, Comparison]] = defaultdict(dict)
     every = list(comparisons)
     for comparison in every:
-        known, what = by_heading[_heading(comparison)], canonical_json([_without_runs(comparison.a), _without_runs(comparison.b)])
-        if what not in known or len(known[what].a["seeds"]) < len(comparison.a["seeds"]):  # the one of most runs
+        known, what = (
+            by_heading[_heading(comparison)],
+            canonical_json([_without_runs(comparison.a), _without_runs(comparison.b)]),
+        )
+        if what not in known or len(known[what].a["seeds"]) < len(
+            comparison.a["seeds"]
+        ):  # the one of most runs
             known[what] = comparison
     lines = ["# Published ablations, measured here", "", *_EXPLANATION, ""]
     for heading, found in sorted(by_heading.items()):
         lines += [f"## {escape_markdown(heading)}", "", _HEADER, "|---|---|---|---|---|---|---|"]
         for claim in claims:
             for comparison in found.values():
-                meant = all(matches_claim(group, *side) for group, side in zip((comparison.a, comparison.b), claim.sides, strict=True))
+                meant = all(
+                    matches_claim(group, *side)
+                    for group, side in zip((comparison.a, comparison.b), claim.sides, strict=True)
+                )
                 difference = comparison.find(claim.metric) if meant else None
                 if difference is not None:
                     lines.append(_row(claim, difference))
@@ -64,29 +85,48 @@ def reproduction_markdown(
     return "\n".join([*lines, *_not_compared(claims, every, records)])
 
 
-def _not_compared(claims: Sequence[Claim], comparisons: Sequence[Comparison], records: Sequence[tuple[Path, RunRecord]]) -> list[str]:
+def _not_compared(
+    claims: Sequence[Claim], comparisons: Sequence[Comparison], records: Sequence[tuple[Path, RunRecord]]
+) -> list[str]:
     """The claims without a pair of runs, and those with pairs that nobody has compared, with the reason."""
     by_path = dict(records)
     digests = {path: record.digest for path, record in records}
     done = [(set(comparison.a["records"]), set(comparison.b["records"])) for comparison in comparisons]
-    rows = [(missing.claim, missing.place, missing.reason) for missing in find_unpaired(claims, records)] if records else []
+    rows = (
+        [(missing.claim, missing.place, missing.reason) for missing in find_unpaired(claims, records)]
+        if records
+        else []
+    )
     for claim, pairs in pairs_by_claim(claims, records):
         waiting: dict[str, int] = defaultdict(int)
         for a, b in pairs:
             ones, others = ([by_path[path] for path in side] for side in (a, b))
-            if not all(any(m.name == claim.metric and m.value is not None for m in record.metrics) for record in (*ones, *others)):
+            if not all(
+                any(m.name == claim.metric and m.value is not None for m in record.metrics)
+                for record in (*ones, *others)
+            ):
                 continue
             mine = tuple({digests[path] for path in side} for side in (a, b))
             if not any(mine[0] <= known[0] and mine[1] <= known[1] for known in done):
                 waiting[_heading(Comparison.make(ones[:1], others[:1], ()))] += 1
         rows += [
-            (claim, place, f"{count} {'pair' if count == 1 else 'pairs'} of groups not compared yet: run `wsolbench compare --claims`")
+            (
+                claim,
+                place,
+                f"{count} {'pair' if count == 1 else 'pairs'} of groups not compared yet: run `wsolbench "
+                "compare --claims`",
+            )
             for place, count in sorted(waiting.items())
         ]
     if not rows:
         return []
     places = {claim: number for number, claim in enumerate(claims)}
-    lines = ["## Claims without a comparison", "", "| paper | claim | metric | data | why |", "|---|---|---|---|---|"]
+    lines = [
+        "## Claims without a comparison",
+        "",
+        "| paper | claim | metric | data | why |",
+        "|---|---|---|---|---|",
+    ]
     for claim, place, reason in sorted(rows, key=lambda row: (places[row[0]], row[1], row[2])):
         texts = (f"{claim.paper}, {claim.where}", claim.claim, metric_title(claim.metric), place, reason)
         lines.append(f"| {' | '.join(map(escape_markdown, texts))} |")
@@ -94,8 +134,10 @@ def _not_compared(claims: Sequence[Claim], comparisons: Sequence[Comparison], re
 
 
 _EXPLANATION = (
-    "B minus A in percentage points, with the 95 % interval over images (not over seeds) and the difference of each pair of runs.",
-    "*Holds*: the whole interval is on the published side of 0; *opposite*: on the other side; *undecided*: it contains 0. Published",
+    "B minus A in percentage points, with the 95 % interval over images (not over seeds) and the "
+    "difference of each pair of runs.",
+    "*Holds*: the whole interval is on the published side of 0; *opposite*: on the other side; "
+    "*undecided*: it contains 0. Published",
     "numbers are of other data, networks and budgets, so only the direction can be compared.",
 )
 _HEADER = "| paper | claim | metric | published | measured | per run | direction |"
@@ -112,7 +154,9 @@ def _row(claim: Claim, difference: MetricDifference) -> str:
         escape_markdown(claim.claim),
         metric_title(claim.metric),
         f"{published:+.2f}",
-        "{} [{}, {}]".format(*(format_difference(difference.name, value) for value in (difference.difference, low, high))),
+        "{} [{}, {}]".format(
+            *(format_difference(difference.name, value) for value in (difference.difference, low, high))
+        ),
         per_run,
         verdict,
     )

@@ -1,4 +1,5 @@
-"""A results folder as reports read it: records, comparisons, published numbers, and everything that was left out.
+"""A results folder as reports read it: records, comparisons, published numbers, and everything that was left
+out.
 
 RESULTS/measured/**/*.json    records, as `wsolbench eval` and `wsolbench score` write them
 RESULTS/compared/**/*.json    comparisons, as `wsolbench compare` writes them
@@ -27,12 +28,10 @@ from wsolbench.system.listing import find_files
 class Results:
     """What a results folder holds.
 
-    Attributes:
-        runs: sound records, each run and result once.
-        published: published numbers and their sources.
-        comparisons: comparisons of records that are there.
-        problems: one message for each file that was left out because it is broken, outdated, or of records that are gone.
-        notes: one message for each record that is sound and not shown: copies, and runs that another one of the same seed replaces.
+    Attributes: runs: sound records, each run and result once. published: published numbers and their sources.
+        comparisons: comparisons of records that are there. problems: one message for each file that was left
+        out because it is broken, outdated, or of records that are gone. notes: one message for each record
+        that is sound and not shown: copies, and runs that another one of the same seed replaces.
     """
 
     runs: Sequence[Run]
@@ -46,7 +45,10 @@ def folder_of_records(results: Path) -> Path:
     """`results / "measured"`. Raises `UsageError` if it does not exist."""
     measured = results / "measured"
     if not measured.is_dir():
-        raise UsageError(f"no folder of records {measured}; `wsolbench eval` makes it, or name the folder above it with --results")
+        raise UsageError(
+            f"no folder of records {measured}; `wsolbench eval` makes it, or name the folder above it with "
+            "--results"
+        )
     return measured
 
 
@@ -62,7 +64,10 @@ def read_results(results: Path) -> Results:
     comparisons, unusable = _comparisons(results / "compared", {run.record.digest for run in runs})
     has_papers = (results / "papers.toml").is_file()
     numbers = read_published(results) if has_papers else []
-    replaced = [f"record {run.path} is not shown: {shown.path} is of the same run and seed" for run, shown in superseded(runs)]
+    replaced = [
+        f"record {run.path} is not shown: {shown.path} is of the same run and seed"
+        for run, shown in superseded(runs)
+    ]
     return Results(
         runs=runs,
         published=Numbers(numbers=numbers, papers=read_papers(results / "papers.toml") if has_papers else {}),
@@ -77,7 +82,8 @@ def _link(path: Path, start: Path) -> str:
 
 
 def current_versions(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Leave out runs with an older version of a metric that another run of the data set has a newer version of; what was left out.
+    """Leave out runs with an older version of a metric that another run of the data set has a newer version
+    of; what was left out.
 
     Numbers of one column would be incomparable although they look alike.
     """
@@ -95,7 +101,8 @@ def current_versions(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
             continue
         name, version = old[0].name, old[0].version
         messages.append(
-            f"record {run.path} has version {version} of {name}, and other records of {dataset} have version {newest[dataset, name]}; "
+            f"record {run.path} has version {version} of {name}, and other records of {dataset} have "
+            f"version {newest[dataset, name]}; "
             "evaluate the older runs again"
         )
     return kept, messages
@@ -112,7 +119,8 @@ def _comparisons(folder: Path, digests: set[str]) -> tuple[list[Comparison], lis
             continue
         if gone := {*comparison.a["records"], *comparison.b["records"]} - digests:
             messages.append(
-                f"comparison {path} is of {len(gone)} records that are not there; remove it, and run `wsolbench compare --claims` again"
+                f"comparison {path} is of {len(gone)} records that are not there; remove it, and run "
+                "`wsolbench compare --claims` again"
             )
         else:
             found.append(comparison)

@@ -31,7 +31,10 @@ _GROUPS = (
     ("Proposals", ("keypoint_distance", "keypoint_distance_px", "keypoint_hit", "keypoint_distinct")),
     ("Detected boxes", tuple(f"box_ap{end}" for end in ("", "50", "75", "_small", "_medium", "_large"))),
     ("Detected masks", tuple(f"mask_ap{end}" for end in ("", "50", "75", "_small", "_medium", "_large"))),
-    ("Error breakdown", ("error_right", "error_cls", "error_m_ins", "error_part", "error_more", "error_other")),
+    (
+        "Error breakdown",
+        ("error_right", "error_cls", "error_m_ins", "error_part", "error_more", "error_other"),
+    ),
 )
 NOTE = (
     "Percent, with 95 % intervals over images; Peak-T: 0 to 255, px: pixels of an input of 448. "
@@ -48,15 +51,21 @@ def _notes(record: RunRecord) -> list[str]:
     """What the numbers of a record are, and a warning where its intervals are too narrow."""
     if isinstance(record.protocol, DetectionProtocol):
         return ["Percent; COCO's average precision."]
-    few = [metric for metric in record.metrics if metric.corrected_low is not None and metric.n < FEW_IMAGES and "@" not in metric.name]
+    few = [
+        metric
+        for metric in record.metrics
+        if metric.corrected_low is not None and metric.n < FEW_IMAGES and "@" not in metric.name
+    ]
     if not few:
         return [NOTE]
     corrected = ", ".join(
-        f"{metric_title(metric.name)} {_ends(metric.name, metric.corrected_low, metric.corrected_high)}" for metric in few
+        f"{metric_title(metric.name)} {_ends(metric.name, metric.corrected_low, metric.corrected_high)}"
+        for metric in few
     )
     return [
         NOTE,
-        f"Fewer than {FEW_IMAGES} images: intervals of oracle numbers are too narrow. Corrected for the choice of tau: {corrected}.",
+        f"Fewer than {FEW_IMAGES} images: intervals of oracle numbers are too narrow. Corrected for the "
+        f"choice of tau: {corrected}.",
     ]
 
 
@@ -73,7 +82,8 @@ def format_number(name: str, value: float) -> str:
 def format_difference(name: str, value: float) -> str:
     """A difference of a metric's values in the same form, with its sign; what rounds to 0 is no minus 0.
 
-    >>> format_difference("gt_known", 0.0312), format_difference("peak_t", -4.0), format_difference("pxap", -0.0001)
+    >>> format_difference("gt_known", 0.0312), format_difference("peak_t", -4.0), format_difference("pxap",
+        -0.0001)
     ('+3.1', '-4', '+0.0')
     """
     info = metric_info(name)
@@ -96,24 +106,29 @@ def _ends(name: str, low: float | None, high: float | None) -> str:
 
 
 def format_taus(metric: MetricValue) -> str:
-    """`tau 0.21`, or one threshold for each delta, `tau 0.15 0.21 0.3`; empty where there is none, and for Peak-T, which is one."""
+    """`tau 0.21`, or one threshold for each delta, `tau 0.15 0.21 0.3`; empty where there is none, and for
+    Peak-T, which is one.
+    """
     if not metric.tau or metric_info(metric.name).unit == "level":
         return ""
     return "tau " + " ".join(f"{round(tau, 3):g}" for tau in metric.tau)
 
 
 def one_line(text: Any) -> str:
-    """Text in one line: each run of spaces and line breaks is a space; other control characters and marks that turn the direction
-    of writing are removed.
+    """Text in one line: each run of spaces and line breaks is a space; other control characters and marks
+    that turn the direction of writing are removed.
 
     >>> one_line("a\\r\\n b\\x1b\\u202ec")
     'a bc'
     """
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "", " ".join(str(text).split()))
+    return re.sub(
+        r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "", " ".join(str(text).split())
+    )
 
 
 def escape_markdown(text: Any) -> str:
-    """Text that shows as it is in a Markdown paragraph, heading or table cell: one line, no markup, no link, no HTML.
+    """Text that shows as it is in a Markdown paragraph, heading or table cell: one line, no markup, no link,
+    no HTML.
 
     >>> escape_markdown("a|b <i>*c*")
     'a\\|b &lt;i&gt;\\*c\\*'
@@ -124,7 +139,11 @@ def escape_markdown(text: Any) -> str:
     shown = re.sub(r"(?<=\w)@(?=\w)", "&#64;", shown)
     shown = re.sub(r"(?i)\b(www)\.", r"\1&#46;", shown)
     shown = re.sub(r"(?i)\b(https?|ftp|mailto|xmpp):", r"\1&#58;", shown)
-    return re.sub(r"^(\d{1,9})([.)])(?=\s|$)|^([-+=])(?=\s|$|[-=])", lambda found: f"{found[1] or ''}\\{found[2] or found[3]}", shown)
+    return re.sub(
+        r"^(\d{1,9})([.)])(?=\s|$)|^([-+=])(?=\s|$|[-=])",
+        lambda found: f"{found[1] or ''}\\{found[2] or found[3]}",
+        shown,
+    )
 
 
 def told_apart(texts: Sequence[str], more: Sequence[str]) -> list[str]:
@@ -138,7 +157,9 @@ def told_apart(texts: Sequence[str], more: Sequence[str]) -> list[str]:
 
 
 def sort_policies(policies: Iterable[str]) -> list[str]:
-    """Distinct policies in the order of tables: oracle, fixed (by threshold), transfer, then any others by name."""
+    """Distinct policies in the order of tables: oracle, fixed (by threshold), transfer, then any others by
+    name.
+    """
 
     def place(policy: str) -> tuple[int, float, str]:
         kind, _, tau = policy.partition(":")
@@ -152,7 +173,8 @@ def sort_policies(policies: Iterable[str]) -> list[str]:
 
 
 def describe_protocol(protocol: EvalProtocol | DetectionProtocol) -> str:
-    """The preset's name, and every field in which the protocol departs from it: `wsoleval, components='union'`.
+    """The preset's name, and every field in which the protocol departs from it: `wsoleval,
+    components='union'`.
 
     A name that is no preset is compared with the defaults: `mine (wsoleval, components='union')`.
     """
@@ -161,7 +183,9 @@ def describe_protocol(protocol: EvalProtocol | DetectionProtocol) -> str:
     is_preset = protocol.name in EvalProtocol.presets()
     base = EvalProtocol.preset(protocol.name if is_preset else "wsoleval")
     mine, theirs = ({**vars(each), "taus": each.to_json()["taus"]} for each in (protocol, base))
-    changed = [f"{name}={_compact(mine[name])}" for name in mine if name != "name" and mine[name] != theirs[name]]
+    changed = [
+        f"{name}={_compact(mine[name])}" for name in mine if name != "name" and mine[name] != theirs[name]
+    ]
     text = ", ".join([base.name, *changed])
     return text if is_preset else f"{protocol.name} ({text})"
 
@@ -176,11 +200,19 @@ def _compact(value: Any) -> str:
 
 
 def run_title(record: RunRecord) -> str:
-    """Method, backbone, data set and protocol in one line: `cam · resnet50 · cub/test · 5,794 images · wsoleval`."""
+    """Method, backbone, data set and protocol in one line: `cam · resnet50 · cub/test · 5,794 images ·
+    wsoleval`.
+    """
     method, dataset = record.method, record.dataset
     variant = method.get("variant")
     data = f"{dataset['name']}/{dataset['split']}"
-    parts = [method["name"], None if variant == "default" else variant, method.get("backbone"), data, dataset.get("transform")]
+    parts = [
+        method["name"],
+        None if variant == "default" else variant,
+        method.get("backbone"),
+        data,
+        dataset.get("transform"),
+    ]
     if dataset.get("images") is not None:
         parts.append(f"{dataset['images']:,} images")
     return " · ".join(str(part) for part in [*parts, describe_protocol(record.protocol)] if part)
@@ -188,7 +220,9 @@ def run_title(record: RunRecord) -> str:
 
 @dataclass(frozen=True)
 class _Row:
-    """A metric under every policy of the record; the cells are in the order of the columns, None where there is nothing."""
+    """A metric under every policy of the record; the cells are in the order of the columns, None where there
+    is nothing.
+    """
 
     name: str
     cells: tuple[MetricValue | None, ...]
@@ -196,7 +230,9 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Grid:
-    """A record laid out: columns (policies; None for metrics without one), rows by group, and the reasons of what is undefined."""
+    """A record laid out: columns (policies; None for metrics without one), rows by group, and the reasons of
+    what is undefined.
+    """
 
     columns: tuple[str | None, ...]
     groups: tuple[tuple[str, tuple[_Row, ...]], ...]
@@ -213,7 +249,9 @@ class _Grid:
 
 def _grid(record: RunRecord) -> _Grid:
     defined = [metric for metric in record.metrics if metric.value is not None or metric.policy is not None]
-    policies: list[str | None] = list(sort_policies(metric.policy for metric in defined if metric.policy is not None))
+    policies: list[str | None] = list(
+        sort_policies(metric.policy for metric in defined if metric.policy is not None)
+    )
     columns = (*([None] if any(metric.policy is None for metric in defined) else []), *policies) or (None,)
     groups: dict[str, list[_Row]] = {title: [] for title in (*dict(_GROUPS), _OTHER_GROUP)}
     for name in _in_table_order(metric.name for metric in record.metrics):
@@ -239,7 +277,9 @@ def _group_of(name: str) -> str:
 
 def _count(rows: Iterable[_Row]) -> str:
     """Number of images that a group's numbers are computed on; empty when all of them are undefined."""
-    counts = sorted({cell.n for row in rows for cell in row.cells if cell is not None and cell.value is not None})
+    counts = sorted(
+        {cell.n for row in rows for cell in row.cells if cell is not None and cell.value is not None}
+    )
     if not counts:
         return ""
     return f"{counts[0]:,} images" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,} images"
@@ -248,8 +288,9 @@ def _count(rows: Iterable[_Row]) -> str:
 def metrics_table(record: RunRecord) -> Table:
     """A record's metrics as a table for the terminal (`rich.console.Console().print(table)`).
 
-    One column for each threshold policy, in percent with the 95 % interval, the threshold below; rows as in the catalog. An
-    undefined metric shows a dash whose footnote says why. Raises `UsageError` for a metric that is not in the catalog.
+    One column for each threshold policy, in percent with the 95 % interval, the threshold below; rows as in
+    the catalog. An undefined metric shows a dash whose footnote says why. Raises `UsageError` for a metric
+    that is not in the catalog.
     """
     from rich import box
     from rich.table import Table
@@ -273,13 +314,18 @@ def metrics_table(record: RunRecord) -> Table:
         table.add_section()
         table.add_row(Text(title, style="bold"), Text(_count(rows), style="dim"))
         for row in rows:
-            table.add_row(Text(f" {metric_title(row.name)}"), *(_Cell(cell, grid.note(cell)) if cell else "" for cell in row.cells))
+            table.add_row(
+                Text(f" {metric_title(row.name)}"),
+                *(_Cell(cell, grid.note(cell)) if cell else "" for cell in row.cells),
+            )
     return table
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """A number in the terminal: value and interval, in a narrow column below each other, and the threshold."""
+    """A number in the terminal: value and interval, in a narrow column below each other, and the
+    threshold.
+    """
 
     metric: MetricValue
     note: str
@@ -325,7 +371,9 @@ def metrics_markdown(record: RunRecord) -> str:
             cells = [markdown_cell(cell, grid.note(cell)) if cell else "" for cell in row.cells]
             lines.append(f"| {escape_markdown(metric_title(row.name))} | " + " | ".join(cells) + " |")
     lines += ["", "\n\n".join(_notes(record))]
-    lines += [f"\n({number}) {escape_markdown(reason)}" for number, reason in enumerate(grid.reasons, start=1)]
+    lines += [
+        f"\n({number}) {escape_markdown(reason)}" for number, reason in enumerate(grid.reasons, start=1)
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,6 @@
-"""Galleries of the page: images whose maps find the object best and worst, and those that several folders of maps disagree on most."""
+"""Galleries of the page: images whose maps find the object best and worst, and those that several folders of
+maps disagree on most.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ _DELTA = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A map over its image with the true boxes and the predicted one: whose map, its IoU, and the JPEG as base64."""
+    """A map over its image with the true boxes and the predicted one: whose map, its IoU, and the JPEG as
+    base64.
+    """
 
     name: str
     iou: float
@@ -57,17 +61,22 @@ class _Maps:
     iou: Float64[np.ndarray, " n"]
 
 
-def galleries(folders: Sequence[Path], dataset: Dataset, protocol: EvalProtocol, *, count: int) -> list[Gallery]:
+def galleries(
+    folders: Sequence[Path], dataset: Dataset, protocol: EvalProtocol, *, count: int
+) -> list[Gallery]:
     """Best and worst images of each folder, and with several folders those with the widest span of IoU.
 
-    Only images count that have a true box, and a map in every folder. Raises `DataError` when there is none, or when a folder was
-    made on other data.
+    Only images count that have a true box, and a map in every folder. Raises `DataError` when there is none,
+    or when a folder was made on other data.
     """
     missing = {image_id for folder in folders for image_id in MapFolder(folder).missing(dataset.ids)}
     chosen = tuple(sample for sample in dataset.samples if len(sample.boxes) and sample.id not in missing)
     if not chosen:
         where = ", ".join(map(str, folders))
-        raise DataError(f"no image of {dataset.name} {dataset.split} has a true box and a map in {where}; maps are named by the image's id")
+        raise DataError(
+            f"no image of {dataset.name} {dataset.split} has a true box and a map in {where}; maps are "
+            "named by the image's id"
+        )
     boxed = replace(dataset, samples=chosen)
     of = f"Among {len(chosen)} of {len(dataset)} images, those with a true box and a map in every folder."
     maps = [_read(folder, boxed, protocol) for folder in folders]
@@ -96,14 +105,28 @@ def _read(path: Path, dataset: Dataset, protocol: EvalProtocol) -> _Maps:
     rows = []
     for sample in dataset.samples:
         unit_map = to_frame(source.load(sample), sample.size, protocol, what=f"map of {sample.id!r}")
-        iou = sweep(unit_map, frame_boxes(sample.boxes, sample.size, protocol, check_unit=False), protocol).single_iou
+        iou = sweep(
+            unit_map, frame_boxes(sample.boxes, sample.size, protocol, check_unit=False), protocol
+        ).single_iou
         counts.add(passes(iou, _DELTA, protocol.iou_test)[None], sample.label)
         rows.append(iou)
     best = int(counts.comparable()[0].argmax())
-    return _Maps(name=name, source=source, tau=protocol.taus[best], iou=np.array([row[best] for row in rows], dtype=np.float64))
+    return _Maps(
+        name=name,
+        source=source,
+        tau=protocol.taus[best],
+        iou=np.array([row[best] for row in rows], dtype=np.float64),
+    )
 
 
-def _gallery(title: str, note: str, indices: Sequence[int], maps: Sequence[_Maps], dataset: Dataset, protocol: EvalProtocol) -> Gallery:
+def _gallery(
+    title: str,
+    note: str,
+    indices: Sequence[int],
+    maps: Sequence[_Maps],
+    dataset: Dataset,
+    protocol: EvalProtocol,
+) -> Gallery:
     items = []
     for index in indices:
         sample = dataset[index]

@@ -1,6 +1,7 @@
 """Elements of the page: the document around its sections, tables, rows and cells.
 
-Styles, script and data are inside; a content security policy forbids everything else, so the page loads nothing and sends nothing.
+Styles, script and data are inside; a content security policy forbids everything else, so the page loads
+nothing and sends nothing.
 """
 
 from __future__ import annotations
@@ -19,23 +20,29 @@ from wsolbench.report.board.tables import UNDEFINED, one_line
 
 def document(sections: Sequence[tuple[str, str, str]], data: dict[str, Any]) -> str:
     """The whole page: of each section key, title and HTML, and what the script draws from."""
-    style, script = ((files("wsolbench.report.page") / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    style, script = (
+        (files("wsolbench.report.page") / f"page.{kind}").read_text(encoding="utf-8")
+        for kind in ("css", "js")
+    )
     allowed = f"style-src '{_digest(style)}'; script-src '{_digest(script)}'"
     policy = f"default-src 'none'; img-src data:; {allowed}; base-uri 'none'; form-action 'none'"
     links = "".join(f'<li><a href="#{key}">{escape(title)}</a></li>' for key, title, _ in sections)
     body = "".join(
-        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{escape(title)}</h2>{inner}</section>'
+        f'<section id="{key}" aria-labelledby="{key}-title"><h2 '
+        f'id="{key}-title">{escape(title)}</h2>{inner}</section>'
         for key, title, inner in sections
     )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
+        'content="light dark">'
         '<meta name="referrer" content="no-referrer"><title>wsolbench: results</title>'
         f'<link rel="icon" href="data:,"><style>{style}</style></head>'
         '<body><a class="skip" href="#main">Skip to the tables</a><header><h1>wsolbench: results</h1>'
         f'<nav aria-label="Sections"><ul>{links}</ul></nav></header><main id="main">{body}</main>'
-        f'<script type="application/json" id="data">{_json(data)}</script><script>{script}</script></body></html>\n'
+        '<script type="application/json" '
+        f'id="data">{_json(data)}</script><script>{script}</script></body></html>\n'
     )
 
 
@@ -55,14 +62,21 @@ def _json(value: Any) -> str:
 
 
 def table_block(
-    caption: str, columns: Sequence[str], rows: Iterable[str], *, sortable: bool = True, attributes: str = "", notes: Sequence[str] = ()
+    caption: str,
+    columns: Sequence[str],
+    rows: Iterable[str],
+    *,
+    sortable: bool = True,
+    attributes: str = "",
+    notes: Sequence[str] = (),
 ) -> str:
     """A table that scrolls sideways where there is no room, with notes below; `rows` are `tr` elements."""
     heads = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     kind = ' class="sortable"' if sortable else ""
     below = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
     return (
-        f'<div class="block"{attributes}><div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table{kind}>'
+        f'<div class="block"{attributes}><div class="scroll" tabindex="0" role="region" '
+        f'aria-label="{escape(caption)}"><table{kind}>'
         f"<caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>{below}</div>"
     )
 
@@ -87,7 +101,11 @@ def row_of(cells: Sequence[Td], attributes: str = "") -> str:
 
 def filled(lines: Sequence[Sequence[Td]]) -> list[int]:
     """Places of the columns that say something in some line: there is little room on a phone."""
-    return [place for place, column in enumerate(zip(*lines, strict=True)) if any(cell.html not in ("", UNDEFINED) for cell in column)]
+    return [
+        place
+        for place, column in enumerate(zip(*lines, strict=True))
+        if any(cell.html not in ("", UNDEFINED) for cell in column)
+    ]
 
 
 def data_attributes(**values: str) -> str:

@@ -1,7 +1,8 @@
 """The page: the board, curves, comparisons and galleries as one HTML file that needs nothing but a browser.
 
-Styles, script and data are inside; a content security policy forbids everything else, so the page loads nothing and sends
-nothing. Every text from a record is escaped. Without scripts all tables are there; with them they are sorted, filtered, drawn.
+Styles, script and data are inside; a content security policy forbids everything else, so the page loads
+nothing and sends nothing. Every text from a record is escaped. Without scripts all tables are there; with
+them they are sorted, filtered, drawn.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from urllib.parse import unquote
 from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
 from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.records import MetricValue
-from wsolbench.report.board.board import Cell, Filters, MeasuredTable, PublishedTable, measured_tables, published_tables
+from wsolbench.report.board.board import (
+    Cell,
+    Filters,
+    MeasuredTable,
+    PublishedTable,
+    measured_tables,
+    published_tables,
+)
 from wsolbench.report.board.comparisons import format_p_value
 from wsolbench.report.board.repetitions import Run, one_of_each_seed
 from wsolbench.report.board.results import Results, read_results
@@ -55,13 +63,17 @@ def write_page(
     return out / "index.html", problems
 
 
-def page_html(results: Path, *, galleries: Sequence[Gallery], methods: int, resamples: int) -> tuple[str, list[str]]:
+def page_html(
+    results: Path, *, galleries: Sequence[Gallery], methods: int, resamples: int
+) -> tuple[str, list[str]]:
     """The page, and a message for each file that was left out. The same files give the same page."""
     read = read_results(results)
     every, published = read.runs, read.published
     runs = one_of_each_seed(every)
     names = sorted({str(run.record.dataset["name"]) for run in runs})
-    measured = [(name, table) for name in names for table in measured_tables(runs, published, Filters(dataset=name))]
+    measured = [
+        (name, table) for name in names for table in measured_tables(runs, published, Filters(dataset=name))
+    ]
     printed = [(table.path[0], table) for table in published_tables(published, Filters())]
     groups, unusable = groups_of(every, methods=methods, resamples=resamples)
     opened = _opened(measured, printed)
@@ -70,26 +82,38 @@ def page_html(results: Path, *, galleries: Sequence[Gallery], methods: int, resa
         ("published", "Published", _published(printed)),
         ("runs", "Curves and errors", _runs(groups, results, unusable, opened)),
         ("pairs", "Comparisons", _pairs(groups, methods, resamples, opened)),
-        ("protocols", "Protocols", "".join(_protocol_table(title, of) for title, of in same_but_protocol(every))),
+        (
+            "protocols",
+            "Protocols",
+            "".join(_protocol_table(title, of) for title, of in same_but_protocol(every)),
+        ),
         ("galleries", "Galleries", "".join(map(_gallery, galleries))),
     ]
     data = {"runs": _curves(groups), "errors": [metric_title(f"error_{name}") for name in ERROR_NAMES]}
     return document([section for section in sections if section[2]], data), [*read.problems, *unusable]
 
 
-# --- the board -----------------------------------------------------------------------------------------------------------
+# --- the board ----------------------------------------------------------------------------------------------
 
 
-def _board(tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tuple[str, PublishedTable]], opened: str, left_out: str) -> str:
+def _board(
+    tables: Sequence[tuple[str, MeasuredTable]],
+    published: Sequence[tuple[str, PublishedTable]],
+    opened: str,
+    left_out: str,
+) -> str:
     if not tables:
         none = "<p>There is no record with a value yet. <code>wsolbench eval</code> writes one.</p>"
         return none + left_out + _filters(tables, published, opened)
     text = (
         f"{left_out}<p>A table holds only what may be compared: the same images, protocol and threshold "
-        "policy. Runs that differ in nothing but their seed are one row, with the mean of their intervals, which says nothing of other "
+        "policy. Runs that differ in nothing but their seed are one row, with the mean of their intervals, "
+        "which says nothing of other "
         f"seeds. Published numbers stand in columns of their own. {NOTE}</p>"
     )
-    return text + _filters(tables, published, opened) + "".join(_measured(name, table) for name, table in tables)
+    return (
+        text + _filters(tables, published, opened) + "".join(_measured(name, table) for name, table in tables)
+    )
 
 
 def _left_out(read: Results, shown: int) -> str:
@@ -102,21 +126,33 @@ def _left_out(read: Results, shown: int) -> str:
     others = ", ".join(f"{number} {what}" for number, what in counts if number > 0)
     text = f"<p>{_count(shown, 'record')}{f' ({others})' if others else ''}.</p>"
     lines = [f"<li>{escape(line)}</li>" for line in (*read.problems, *read.notes)]
-    return text + (f"<details><summary>Left out: {len(lines)}</summary><ul>{''.join(lines)}</ul></details>" if lines else "")
+    return text + (
+        f"<details><summary>Left out: {len(lines)}</summary><ul>{''.join(lines)}</ul></details>"
+        if lines
+        else ""
+    )
 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def _opened(tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tuple[str, PublishedTable]]) -> str:
-    """The data set to begin with: the one that the most is measured of, those with published numbers first."""
+def _opened(
+    tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tuple[str, PublishedTable]]
+) -> str:
+    """The data set to begin with: the one that the most is measured of, those with published numbers
+    first.
+    """
     rows = Counter(name for name, table in tables for _ in table.rows)
     printed = Counter(name for name, table in published for _ in table.rows)
-    return min(rows or printed, key=lambda name: (name not in printed, -rows[name], -printed[name], name), default="")
+    return min(
+        rows or printed, key=lambda name: (name not in printed, -rows[name], -printed[name], name), default=""
+    )
 
 
-def _filters(tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tuple[str, PublishedTable]], opened: str) -> str:
+def _filters(
+    tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tuple[str, PublishedTable]], opened: str
+) -> str:
     """Choices among what is measured and what is printed."""
     if not tables and not published:
         return ""
@@ -132,7 +168,9 @@ def _filters(tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tu
         for name, table in published
         for method, row in zip(table.methods, table.rows, strict=True)
     ]
-    datasets, metric, methods, backbones = (sorted({row[column] for row in (*rows, *printed)}) for column in range(4))
+    datasets, metric, methods, backbones = (
+        sorted({row[column] for row in (*rows, *printed)}) for column in range(4)
+    )
     choices = {
         "Data set": ("dataset", datasets),
         "Metric": ("metric", sorted(metric, key=place)),
@@ -148,7 +186,8 @@ def _filters(tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tu
     shown = [row[1] for row in rows or printed if row[0] == opened]
     first = min(shown, key=lambda title: (title != metric_title("gt_known"), place(title)))
     return (
-        f'<form class="filters js-only" autocomplete="off" aria-label="Filter the tables"{data_attributes(dataset=opened, metric=first)}>'
+        '<form class="filters js-only" autocomplete="off" aria-label="Filter the '
+        f'tables"{data_attributes(dataset=opened, metric=first)}>'
         f'{controls}<button type="reset">Show all</button><p class="count" role="status"></p></form>'
     )
 
@@ -159,10 +198,23 @@ def _measured(name: str, table: MeasuredTable) -> str:
     lines = []
     for cells, estimate in zip(table.rows, table.estimates, strict=True):
         method, settings, backbone, start, _, *others = (Td(escape(cell.text), cell.order) for cell in cells)
-        drawn = f"{_interval([float(text) for text in estimate], low, high)} {estimate[1]} to {estimate[2]}" if len(estimate) > 1 else ""
+        drawn = (
+            f"{_interval([float(text) for text in estimate], low, high)} {estimate[1]} to {estimate[2]}"
+            if len(estimate) > 1
+            else ""
+        )
         link = Td(f"<code>{escape(_record_path(cells))}</code>")
         lines.append((method, Td(estimate[0]), Td(drawn), backbone, settings, start, *others, link))
-    columns = ("method", "measured", "95 % interval", "backbone", "settings", "start", *table.columns[5:], "record")
+    columns = (
+        "method",
+        "measured",
+        "95 % interval",
+        "backbone",
+        "settings",
+        "start",
+        *table.columns[5:],
+        "record",
+    )
     kept = filled(lines)
     rows = [
         row_of([line[place] for place in kept], data_attributes(method=cells[0].text, backbone=cells[2].text))
@@ -170,7 +222,9 @@ def _measured(name: str, table: MeasuredTable) -> str:
     ]
     facets = data_attributes(dataset=name, metric=table.metric, protocol=table.protocol)
     caption = " · ".join((table.path[2], table.path[0], table.path[1]))
-    return table_block(caption, [columns[place] for place in kept], rows, attributes=facets, notes=table.notes)
+    return table_block(
+        caption, [columns[place] for place in kept], rows, attributes=facets, notes=table.notes
+    )
 
 
 def _record_path(cells: Sequence[Cell]) -> str:
@@ -179,7 +233,9 @@ def _record_path(cells: Sequence[Cell]) -> str:
 
 
 def _interval(estimate: Sequence[float], start: float, end: float, *, zero: bool = False) -> str:
-    """A picture of a value and the ends of its interval on an axis from `start` to `end`; `zero`: with a line in the middle."""
+    """A picture of a value and the ends of its interval on an axis from `start` to `end`; `zero`: with a line
+    in the middle.
+    """
     span = (end - start) or 1.0
     middle = f'<path class="zero" d="M{_BAR / 2} 0V12"/>' if zero else ""
     x, left, right = (round(4 + (_BAR - 8) * (place - start) / span, 1) for place in estimate)
@@ -195,21 +251,26 @@ def _published(tables: Sequence[tuple[str, PublishedTable]]) -> str:
     shown = []
     for name, table in tables:
         rows = [
-            row_of([Td(escape(cell.text), cell.order) for cell in row], data_attributes(method=method, backbone=row[1].text))
+            row_of(
+                [Td(escape(cell.text), cell.order) for cell in row],
+                data_attributes(method=method, backbone=row[1].text),
+            )
             for method, row in zip(table.methods, table.rows, strict=True)
         ]
         attributes = data_attributes(dataset=name, metric=table.path[2], protocol="")
         caption = " · ".join((table.path[2], "/".join(table.path[:2])))
         shown.append(table_block(caption, table.columns, rows, attributes=attributes, notes=table.notes))
     text = (
-        "<p>Numbers that papers and repositories print of their own methods, as printed, with table and row. They are not measured here "
-        "and their protocols differ. The filters above hold here, too, except that of the protocol; a method of a paper is found under the "
+        "<p>Numbers that papers and repositories print of their own methods, as printed, with table and "
+        "row. They are not measured here "
+        "and their protocols differ. The filters above hold here, too, except that of the protocol; a "
+        "method of a paper is found under the "
         'name that it has above.</p><p class="count js-only" role="status"></p>'
     )
     return text + "".join(shown)
 
 
-# --- runs ----------------------------------------------------------------------------------------------------------------
+# --- runs ---------------------------------------------------------------------------------------------------
 
 
 def _runs(groups: Sequence[Group], results: Path, problems: Sequence[str], opened: str) -> str:
@@ -217,16 +278,23 @@ def _runs(groups: Sequence[Group], results: Path, problems: Sequence[str], opene
         return ""
     first = max(groups, key=lambda group: (_is_of(group, opened), sum(shown.scored for shown in group.runs)))
     text = (
-        "<p>Choose up to six runs of one table: GT-known over the threshold tau, precision over recall of pixels, and the error "
-        "breakdown with 95 % intervals. Curves need the per-image scores beside a record (<code>--save-scores</code>). A run is "
-        "named with what it started from, the settings in which it differs from others of its method, and its seed.</p>"
+        "<p>Choose up to six runs of one table: GT-known over the threshold tau, precision over recall of "
+        "pixels, and the error "
+        "breakdown with 95 % intervals. Curves need the per-image scores beside a record "
+        "(<code>--save-scores</code>). A run is "
+        "named with what it started from, the settings in which it differs from others of its method, and "
+        "its seed.</p>"
         '<form class="js-only" autocomplete="off" aria-label="Choose runs">'
-        f'<label>Images and protocol {_choice(groups, first)}</label><label>Method <select name="method"></select></label>'
+        f"<label>Images and protocol {_choice(groups, first)}</label><label>Method <select "
+        'name="method"></select></label>'
         '<p class="count" role="status"></p></form><div class="charts js-only"></div>'
     )
     left_out = "".join(f"<li>{escape(problem)}</li>" for problem in problems)
     if left_out:
-        text += f"<details><summary>Scores that cannot be used: {len(problems)}</summary><ul>{left_out}</ul></details>"
+        text += (
+            "<details><summary>Scores that cannot be used: "
+            f"{len(problems)}</summary><ul>{left_out}</ul></details>"
+        )
     return text + "".join(_run_table(number, group, results) for number, group in enumerate(groups))
 
 
@@ -250,11 +318,18 @@ def _run_table(number: int, group: Group, results: Path) -> str:
         name, _, described = shown.label.partition(" · ")
         box = f'<input type="checkbox" class="js-only" autocomplete="off" value="{place}">'
         gt_known = record.metric("gt_known", "oracle")
-        tau = Td(escape(format_taus(gt_known)), gt_known.tau[0] if gt_known.tau else None) if gt_known else Td("")
+        tau = (
+            Td(escape(format_taus(gt_known)), gt_known.tau[0] if gt_known.tau else None)
+            if gt_known
+            else Td("")
+        )
         errors = (_value(record.metric(f"error_{name}", "oracle")) for name in ERROR_NAMES)
         curves = Td("yes" if shown.gt_known or shown.precision_recall else "no")
         path = Td(f"<code>{escape(shown.run.path.relative_to(results).as_posix())}</code>")
-        first = Td(f'<label class="pick">{box}<span>{escape(name)} <span class="how">{escape(described)}</span></span></label>')
+        first = Td(
+            f'<label class="pick">{box}<span>{escape(name)} <span '
+            f'class="how">{escape(described)}</span></span></label>'
+        )
         lines.append((first, _value(gt_known), tau, _value(record.metric("pxap")), *errors, curves, path))
         facets.append(data_attributes(method=str(record.method["name"])))
     titles = (metric_title(f"error_{name}") for name in ERROR_NAMES)
@@ -262,7 +337,9 @@ def _run_table(number: int, group: Group, results: Path) -> str:
     kept = filled(lines)
     rows = [row_of([line[place] for place in kept], facet) for line, facet in zip(lines, facets, strict=True)]
     caption = f"Runs · {group.title} · threshold: oracle"
-    return table_block(caption, [columns[place] for place in kept], rows, attributes=f' data-group="{number}"')
+    return table_block(
+        caption, [columns[place] for place in kept], rows, attributes=f' data-group="{number}"'
+    )
 
 
 def _value(metric: MetricValue | None) -> Td:
@@ -295,23 +372,33 @@ def _pairs(groups: Sequence[Group], methods: int, resamples: int, opened: str) -
     first = max(having, key=lambda group: (_is_of(group, opened), len(group.pairs)))
     pairs = [(number, group, pair) for number, group in enumerate(having) for pair in group.pairs]
     names = "".join(
-        f'<option value="{place}" data-of="{number}">{escape(f"{pair.b.method} minus {pair.a.method}")}</option>'
+        f'<option value="{place}" '
+        f'data-of="{number}">{escape(f"{pair.b.method} minus {pair.a.method}")}</option>'
         for place, (number, _, pair) in enumerate(pairs)
     )
     text = (
-        f"<p>Differences image by image, on the same images under the same protocol, with 95 % intervals over {resamples} resamples and "
-        f"two-sided p-values. Of every data set and protocol the {methods} best methods are compared (by the oracle GT-known, then "
-        "MaxBoxAccV2, PxAP, Top-1 Cls), each with all its seeds that have scores. Of a method with runs of several settings, backbones or "
-        "starts those are taken that have the most seeds, then the best mean: where they have been chosen on these very images, "
-        f"differences are biased and p-values too small. No p-value is below {2 / (resamples + 1):.1g}; ties count for both sides, so one "
-        "can be above 0.05 where an interval just leaves out 0; of so many some are small by chance. ↓: lower is better. Intervals say "
-        "nothing of other seeds; the differences seed by seed do. <code>wsolbench compare</code> compares any runs and groups of "
+        "<p>Differences image by image, on the same images under the same protocol, with 95 % intervals "
+        f"over {resamples} resamples and "
+        f"two-sided p-values. Of every data set and protocol the {methods} best methods are compared (by "
+        "the oracle GT-known, then "
+        "MaxBoxAccV2, PxAP, Top-1 Cls), each with all its seeds that have scores. Of a method with runs of "
+        "several settings, backbones or "
+        "starts those are taken that have the most seeds, then the best mean: where they have been chosen "
+        "on these very images, "
+        f"differences are biased and p-values too small. No p-value is below {2 / (resamples + 1):.1g}; "
+        "ties count for both sides, so one "
+        "can be above 0.05 where an interval just leaves out 0; of so many some are small by chance. ↓: "
+        "lower is better. Intervals say "
+        "nothing of other seeds; the differences seed by seed do. <code>wsolbench compare</code> compares "
+        "any runs and groups of "
         "seeds.</p>"
         '<form class="js-only" autocomplete="off" aria-label="Choose a comparison">'
         f"<label>Images and protocol {_choice(having, first)}</label>"
         f'<label>Compare <select name="pair">{names}</select></label></form>'
     )
-    return text + "".join(_pair_table(place, pair, group.title) for place, (_, group, pair) in enumerate(pairs))
+    return text + "".join(
+        _pair_table(place, pair, group.title) for place, (_, group, pair) in enumerate(pairs)
+    )
 
 
 def _pair_table(number: int, pair: Pair, title: str) -> str:
@@ -324,11 +411,27 @@ def _pair_table(number: int, pair: Pair, title: str) -> str:
     for row in pair.differences:
         info = metric_info(row.name)
         end = info.scale * ends[info.scale]
-        drawn = _interval([info.scale * value for value in (row.difference, row.low, row.high)], -end, end, zero=True)
-        interval = f"{drawn} {format_difference(row.name, row.low)} to {format_difference(row.name, row.high)}"
-        name = metric_title(row.name) + (f", {row.policy}" if row.policy else "") + " ↓" * (info.better == "lower")
-        values = (format_number(row.name, row.a), format_number(row.name, row.b), format_difference(row.name, row.difference))
-        by_seed = ", ".join(format_difference(row.name, value) for value in row.per_pair or ()) if same_seeds else ""
+        drawn = _interval(
+            [info.scale * value for value in (row.difference, row.low, row.high)], -end, end, zero=True
+        )
+        interval = (
+            f"{drawn} {format_difference(row.name, row.low)} to {format_difference(row.name, row.high)}"
+        )
+        name = (
+            metric_title(row.name)
+            + (f", {row.policy}" if row.policy else "")
+            + " ↓" * (info.better == "lower")
+        )
+        values = (
+            format_number(row.name, row.a),
+            format_number(row.name, row.b),
+            format_difference(row.name, row.difference),
+        )
+        by_seed = (
+            ", ".join(format_difference(row.name, value) for value in row.per_pair or ())
+            if same_seeds
+            else ""
+        )
         texts = (escape(name), *values, interval, escape(format_p_value(row.p_value)), by_seed, str(row.n))
         lines.append([Td(text) for text in texts])
     columns = ("metric", "A", "B", "B − A", "95 % interval", "p", "seed by seed", "images")
@@ -354,9 +457,16 @@ def _protocol_table(title: str, runs: Sequence[Run]) -> str:
     order = [info.name for info in METRICS]
     policies: list[str | None] = [None, *sort_policies(policy for _, policy in keys if policy is not None)]
     rows = []
-    for name, policy in sorted(keys, key=lambda key: (order.index(metric_info(key[0]).name), key[0], policies.index(key[1]))):
-        found = [next((m for m in run.record.metrics if (m.name, m.policy) == (name, policy)), None) for run in runs]
-        rows.append(row_of([Td(escape(metric_title(name) + (f", {policy}" if policy else ""))), *map(_value, found)]))
+    for name, policy in sorted(
+        keys, key=lambda key: (order.index(metric_info(key[0]).name), key[0], policies.index(key[1]))
+    ):
+        found = [
+            next((m for m in run.record.metrics if (m.name, m.policy) == (name, policy)), None)
+            for run in runs
+        ]
+        rows.append(
+            row_of([Td(escape(metric_title(name) + (f", {policy}" if policy else ""))), *map(_value, found)])
+        )
     columns = ("metric", *(describe_protocol(run.record.protocol) for run in runs))
     return table_block(f"The same run under {len(runs)} protocols · {title}", columns, rows, sortable=False)
 
@@ -370,6 +480,9 @@ def _gallery(gallery: Gallery) -> str:
             f"<span>{escape(f'{picture.name}: ' * (len(pictures) > 1))}IoU {picture.iou:.2f}</span></span>"
             for picture in pictures
         )
-        figures.append(f"<li><figure>{shown}<figcaption>{escape(image_id)}<br>{escape(class_name)}</figcaption></figure></li>")
+        figures.append(
+            f"<li><figure>{shown}<figcaption>{escape(image_id)}<br>{escape(class_name)}</figcaption></figure></li>"
+        )
     legend = "True boxes: solid, green; predicted: dashed, red."
-    return f'<h3>{escape(gallery.title)}</h3><p class="note">{escape(gallery.note)} {legend}</p><ul class="gallery">{"".join(figures)}</ul>'
+    note = f'<p class="note">{escape(gallery.note)} {legend}</p>'
+    return f'<h3>{escape(gallery.title)}</h3>{note}<ul class="gallery">{"".join(figures)}</ul>'

@@ -1,4 +1,6 @@
-"""What the page shows besides the board: curves and paired comparisons from per-image scores, and runs that differ in protocol."""
+"""What the page shows besides the board: curves and paired comparisons from per-image scores, and runs that
+differ in protocol.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ from wsolbench.exceptions import DataError
 from wsolbench.metrics.max_box_acc import MaxBoxAcc
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records.comparison import MetricDifference
-from wsolbench.report.board.repetitions import Run, data_of, different_settings, grouped, one_of_each_seed, settings_of
+from wsolbench.report.board.repetitions import (
+    Run,
+    data_of,
+    different_settings,
+    grouped,
+    one_of_each_seed,
+    settings_of,
+)
 from wsolbench.report.board.tables import RANKED_BY, describe_protocol, told_apart
 from wsolbench.system.progress import track
 
@@ -37,7 +46,9 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class ShownRun:
-    """A run, the settings in which it differs from others of its method in its group, and its curves where it has scores."""
+    """A run, the settings in which it differs from others of its method in its group, and its curves where it
+    has scores.
+    """
 
     run: Run
     settings: str
@@ -95,34 +106,51 @@ class Group:
 def groups_of(runs: Sequence[Run], *, methods: int, resamples: int) -> tuple[list[Group], list[str]]:
     """Groups of runs that may be compared, and what is wrong with scores that cannot be used.
 
-    Compared are the `methods` best methods of a group, each with each. A method stands there with the runs that have scores, of those
-    settings of which there are the most seeds, and among these of the ones with the best mean.
+    Compared are the `methods` best methods of a group, each with each. A method stands there with the runs
+    that have scores, of those settings of which there are the most seeds, and among these of the ones with
+    the best mean.
     """
     problems: list[str] = []
-    scored = one_of_each_seed([run for run in runs if isinstance(run.record.protocol, EvalProtocol)], of_each_source=False)
+    scored = one_of_each_seed(
+        [run for run in runs if isinstance(run.record.protocol, EvalProtocol)], of_each_source=False
+    )
     curves = {run.link: _curves(run, problems) for run in track(scored, "reading scores", unit="runs")}
     together = grouped(scored, lambda run: [data_of(run), run.record.protocol.to_json()])
     shown = [_shown(members, curves) for members in together]
-    wanted = [(place, a, b) for place, of in enumerate(shown) for b, a in itertools.combinations(_compared(of)[:methods], 2)]
+    wanted = [
+        (place, a, b)
+        for place, of in enumerate(shown)
+        for b, a in itertools.combinations(_compared(of)[:methods], 2)
+    ]
     pairs: dict[int, list[Pair]] = defaultdict(list)
     for place, a, b in track(wanted, "comparing", unit="pairs"):
         try:
-            comparison = compare_records(*({each.run.path: each.run.record for each in side.runs} for side in (a, b)), resamples=resamples)
+            comparison = compare_records(
+                *({each.run.path: each.run.record for each in side.runs} for side in (a, b)),
+                resamples=resamples,
+            )
         except DataError as error:  # a page without this pair is of use, and says so
             problems.append(str(error))
             continue
         pairs[place].append(Pair(a=a, b=b, differences=comparison.differences))
     titles = told_apart(
-        [f"{_data_title(members[0])} · {describe_protocol(members[0].record.protocol)}" for members in together],
+        [
+            f"{_data_title(members[0])} · {describe_protocol(members[0].record.protocol)}"
+            for members in together
+        ],
         [f"fingerprint {str(members[0].record.dataset['fingerprint'])[:12]}" for members in together],
     )
-    groups = [Group(title=titles[place], runs=tuple(of), pairs=tuple(pairs[place])) for place, of in enumerate(shown)]
+    groups = [
+        Group(title=titles[place], runs=tuple(of), pairs=tuple(pairs[place]))
+        for place, of in enumerate(shown)
+    ]
     return groups, list(dict.fromkeys(problems))
 
 
 def same_but_protocol(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
-    """Runs of one method on one data set under several protocols, and what they are called: the same maps, whole or cut to a crop,
-    counted otherwise."""
+    """Runs of one method on one data set under several protocols, and what they are called: the same maps,
+    whole or cut to a crop, counted otherwise.
+    """
 
     def but_protocol(run: Run) -> list[Any]:
         record = run.record
@@ -151,7 +179,9 @@ def _data_title(run: Run) -> str:
     return " · ".join(str(part) for part in parts if part)
 
 
-def _shown(members: Sequence[Run], curves: dict[str, tuple[Curve | None, Curve | None] | None]) -> list[ShownRun]:
+def _shown(
+    members: Sequence[Run], curves: dict[str, tuple[Curve | None, Curve | None] | None]
+) -> list[ShownRun]:
     """The runs of a group, best first, under labels that tell them apart."""
     settings = [different_settings(run, members) for run in members]
     plain = [_label(run, text, seed=True) for run, text in zip(members, settings, strict=True)]
@@ -201,7 +231,9 @@ def _curves(run: Run, problems: list[str]) -> tuple[Curve | None, Curve | None] 
 
 
 def gt_known_curve(scores: ScoreTable, protocol: EvalProtocol) -> Curve | None:
-    """GT-known at thresholds spread over the protocol's, its best one and tenths among them; None when no image has a true box."""
+    """GT-known at thresholds spread over the protocol's, its best one and tenths among them; None when no
+    image has a true box.
+    """
     counted = MaxBoxAcc(protocol, deltas=(0.5,))
     for part in scores:
         for index in np.flatnonzero(part.has_boxes):
@@ -214,10 +246,14 @@ def gt_known_curve(scores: ScoreTable, protocol: EvalProtocol) -> Curve | None:
 
 
 def precision_recall_curve(scores: ScoreTable) -> Curve | None:
-    """Precision at recalls that some threshold reaches, from low to high, pixels pooled over all images; None when no mask has an object
-    pixel. PxAP is the area below its steps, each as high as the precision at the step's right end."""
+    """Precision at recalls that some threshold reaches, from low to high, pixels pooled over all images; None
+    when no mask has an object pixel. PxAP is the area below its steps, each as high as the precision at the
+    step's right end.
+    """
     total: Int64[np.ndarray, "2 b"] = sum(part.pixel_histogram.sum(axis=0, dtype=np.int64) for part in scores)
-    cumulated = np.cumsum(total[:, ::-1], axis=1)  # selected object and other pixels, from the highest threshold down
+    cumulated = np.cumsum(
+        total[:, ::-1], axis=1
+    )  # selected object and other pixels, from the highest threshold down
     if not cumulated[0, -1]:
         return None
     selected = cumulated.sum(axis=0)
@@ -228,7 +264,9 @@ def precision_recall_curve(scores: ScoreTable) -> Curve | None:
 
 def _spread(n: int, also: Sequence[int]) -> Int64[np.ndarray, " k"]:
     """At most `POINTS` positions in 0 .. n - 1, first, last and `also` among them."""
-    every: Int64[np.ndarray, " k"] = np.linspace(0, n - 1, min(POINTS - len(also), n)).round().astype(np.int64)
+    every: Int64[np.ndarray, " k"] = (
+        np.linspace(0, n - 1, min(POINTS - len(also), n)).round().astype(np.int64)
+    )
     return np.unique(np.append(every, also))
 
 

@@ -1,4 +1,6 @@
-"""Self-correlation of points: how all pixels of a feature stage are like one of them, as arrays and as a picture."""
+"""Self-correlation of points: how all pixels of a feature stage are like one of them, as arrays and as a
+picture.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,16 @@ if TYPE_CHECKING:
     from wsolbench.maps.sources import ModelSource
 
 SHOWN = EvalProtocol(resize="bilinear", order="normalize_then_resize")
-"""How pictures are made: the whole image, and maps whose lowest and highest value have the first and the last colour."""
+"""How pictures are made: the whole image, and maps whose lowest and highest value have the first and the last
+colour.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PointMaps:
-    """Correlations of all pixels of an image with the one at `point`, (x, y) in pixels of the image: a map for each order."""
+    """Correlations of all pixels of an image with the one at `point`, (x, y) in pixels of the image: a map
+    for each order.
+    """
 
     sample: Sample
     point: tuple[float, float]
@@ -37,7 +43,11 @@ class PointMaps:
 
 
 def correlate(
-    source: ModelSource, sample: Sample, point: tuple[float, float] | None, orders: Sequence[int], stage: str | None = None
+    source: ModelSource,
+    sample: Sample,
+    point: tuple[float, float] | None,
+    orders: Sequence[int],
+    stage: str | None = None,
 ) -> PointMaps:
     """Correlations with one point of an image, as `source.post` defines them.
 
@@ -48,8 +58,8 @@ def correlate(
         orders: of the correlations.
         stage: name of the feature stage; None: the last one.
 
-    Raises `UsageError` for a point outside of the image, a stage or order that does not exist, and a post-process without
-    correlations.
+    Raises `UsageError` for a point outside of the image, a stage or order that does not exist, and a
+    post-process without correlations.
     """
     import torch
 
@@ -61,7 +71,8 @@ def correlate(
         raise UsageError(f"post-process {name!r} has no correlations of points to show; use scg")
     if point is not None and not all(0 <= value < end for value, end in zip(point, size, strict=True)):
         raise UsageError(
-            f"point {point[0]:g},{point[1]:g} is outside of image {sample.id!r}; expected 0 <= X < {size[0]} and 0 <= Y < {size[1]}"
+            f"point {point[0]:g},{point[1]:g} is outside of image {sample.id!r}; expected 0 <= X < "
+            f"{size[0]} and 0 <= Y < {size[1]}"
         )
     pixels = torch.from_numpy(source.load(sample)["image"][None].copy())
     result = source.method.localize(normalized(pixels, source.method.input_spec, source.device))
@@ -71,17 +82,22 @@ def correlate(
         point = ((column + 0.5) / raw_map.shape[1] * size[0], (row + 0.5) / raw_map.shape[0] * size[1])
     place = torch.tensor([[point[0] / size[0], point[1] / size[1]]], device=source.device)
     stage, maps = source.post.correlations(result, place, orders=orders, stage=stage)
-    return PointMaps(sample=sample, point=point, stage=stage, orders=tuple(orders), maps=maps[0].float().cpu().numpy())
+    return PointMaps(
+        sample=sample, point=point, stage=stage, orders=tuple(orders), maps=maps[0].float().cpu().numpy()
+    )
 
 
 def correlation_sheet(rows: Sequence[PointMaps], path: Path, title: str) -> None:
-    """Write a picture with a row for each point: the image with a cross, and the map of each order over it, its range below.
+    """Write a picture with a row for each point: the image with a cross, and the map of each order over it,
+    its range below.
 
     All rows must have the same orders. Raises as `wsolbench.report.pictures.overlays.panel_grid`.
     """
     names = ["image", *(f"order {order}" for order in rows[0].orders)]
     labels = ("lowest value of the map", "middle", "highest")
-    panel_grid([_panels(row) for row in rows], path, title, column_names=names, boxes=False, map_labels=labels)
+    panel_grid(
+        [_panels(row) for row in rows], path, title, column_names=names, boxes=False, map_labels=labels
+    )
 
 
 def _panels(row: PointMaps) -> list[Panel]:
@@ -98,7 +114,9 @@ def _panels(row: PointMaps) -> list[Panel]:
 
 
 def save_correlations(rows: Sequence[PointMaps], path: Path) -> None:
-    """Write an .npz: `maps` (R, O, h, w), `images` (R,), `points` (R, 2) as x, y in pixels of the image, `orders` (O,) and `stage`."""
+    """Write an .npz: `maps` (R, O, h, w), `images` (R,), `points` (R, 2) as x, y in pixels of the image,
+    `orders` (O,) and `stage`.
+    """
     with atomic_path(path) as temporary:
         np.savez_compressed(
             temporary,

@@ -1,7 +1,8 @@
 """Pictures of single images: the map blended over the image, with true and predicted boxes.
 
-Arrays are uint8 RGB in the evaluation frame. True boxes are solid green lines on black, predicted ones dashed red lines on
-white, so that they are seen on any background, told apart without colour, and both seen where they coincide.
+Arrays are uint8 RGB in the evaluation frame. True boxes are solid green lines on black, predicted ones dashed
+red lines on white, so that they are seen on any background, told apart without colour, and both seen where
+they coincide.
 """
 
 from __future__ import annotations
@@ -28,7 +29,17 @@ BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 _COLORMAP = "inferno"
 _DOTS_PER_INCH = 100
 _PALETTE = 256
-_QUALITIES = ((90, 444), (82, 444), (74, 444), (74, 420), (68, 420), (62, 420), (56, 420), (50, 420), (44, 420))
+_QUALITIES = (
+    (90, 444),
+    (82, 444),
+    (74, 444),
+    (74, 420),
+    (68, 420),
+    (62, 420),
+    (56, 420),
+    (50, 420),
+    (44, 420),
+)
 """Quality and chroma subsampling (444: none, 420: by 2 x 2 pixels) of a JPEG, from the best on."""
 _BLOCK = 0.16
 """Inches that are 16 pixels, a block of a subsampled JPEG: panels that begin with a block cost less."""
@@ -78,10 +89,16 @@ def frame_mask(sample: Sample, protocol: EvalProtocol) -> Bool[np.ndarray, "fh f
     import cv2
 
     mask = sample.mask()
-    return None if mask is None else _framed(mask.astype(np.uint8), sample, protocol, cv2.INTER_NEAREST).astype(bool)
+    return (
+        None
+        if mask is None
+        else _framed(mask.astype(np.uint8), sample, protocol, cv2.INTER_NEAREST).astype(bool)
+    )
 
 
-def _framed(pixels: UInt8[np.ndarray, ...], sample: Sample, protocol: EvalProtocol, interpolation: int) -> UInt8[np.ndarray, ...]:
+def _framed(
+    pixels: UInt8[np.ndarray, ...], sample: Sample, protocol: EvalProtocol, interpolation: int
+) -> UInt8[np.ndarray, ...]:
     import cv2
 
     width, height = frame_size(sample.size, protocol)
@@ -106,10 +123,9 @@ def overlay(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The map, in colours from black (0) to yellow (1), blended over the image, with boxes drawn on top.
 
-    Args:
-        image: pixels in the frame.
-        unit_map: map in [0, 1], of the size of the image.
-        true_boxes, predicted_boxes: (R, 4), (M, 4) xyxy in pixels of the frame, ends exclusive; parts outside are cut off,
+    Args: image: pixels in the frame. unit_map: map in [0, 1], of the size of the image. true_boxes,
+        predicted_boxes: (R, 4), (M, 4) xyxy in pixels of the frame, ends exclusive; parts outside are cut
+        off,
             boxes without area are not drawn.
         true_mask, predicted_mask: regions, outlined like boxes.
         strength: share of the map's colours in the blend, 0 to 1.
@@ -119,10 +135,19 @@ def overlay(
     """
     import matplotlib
 
-    for what, array in (("score map", unit_map), ("true mask", true_mask), ("predicted mask", predicted_mask)):
+    for what, array in (
+        ("score map", unit_map),
+        ("true mask", true_mask),
+        ("predicted mask", predicted_mask),
+    ):
         if array is not None and array.shape != image.shape[:2]:
-            raise DataError(f"{what} has shape {array.shape}, the image {image.shape[:2]}; bring both into the evaluation frame first")
-    colors = matplotlib.colormaps[_COLORMAP](np.clip(np.asarray(unit_map, dtype=np.float64), 0, 1))[..., :3]  # (h, w, 3)
+            raise DataError(
+                f"{what} has shape {array.shape}, the image {image.shape[:2]}; bring both into the "
+                "evaluation frame first"
+            )
+    colors = matplotlib.colormaps[_COLORMAP](np.clip(np.asarray(unit_map, dtype=np.float64), 0, 1))[
+        ..., :3
+    ]  # (h, w, 3)
     canvas = np.rint((1 - strength) * image + strength * 255 * colors).astype(np.uint8)
     width = _line_width(image, line_width)
     dash = max(4, 5 * width)
@@ -142,8 +167,12 @@ def _line_width(image: Pixels, relative: float = 1.0) -> int:
     return max(1, round(relative * int(min(image.shape[:2])) / 112))
 
 
-def _outline(box: Num[np.ndarray, 4], shape: tuple[int, int], width: int, dash: int | None = None) -> Bool[np.ndarray, "h w"]:
-    """Pixels of a box's outline, `width` wide and inside of the box; dashes and gaps start at the box's top left corner."""
+def _outline(
+    box: Num[np.ndarray, 4], shape: tuple[int, int], width: int, dash: int | None = None
+) -> Bool[np.ndarray, "h w"]:
+    """Pixels of a box's outline, `width` wide and inside of the box; dashes and gaps start at the box's top
+    left corner.
+    """
     height, breadth = shape
     left, top, right, bottom = (round(float(value)) for value in box)
     rows, columns = np.arange(height)[:, None], np.arange(breadth)[None]
@@ -166,7 +195,9 @@ def _rim(mask: Bool[np.ndarray, "h w"], width: int) -> Bool[np.ndarray, "h w"]:
     return np.asarray(mask & (eroded == 0))
 
 
-def _paint(canvas: Pixels, line: Bool[np.ndarray, "h w"], color: tuple[int, int, int], casing: tuple[int, int, int]) -> None:
+def _paint(
+    canvas: Pixels, line: Bool[np.ndarray, "h w"], color: tuple[int, int, int], casing: tuple[int, int, int]
+) -> None:
     """Colour the pixels of `line`, and those next to them with the colour of the casing."""
     import cv2
 
@@ -176,32 +207,52 @@ def _paint(canvas: Pixels, line: Bool[np.ndarray, "h w"], color: tuple[int, int,
 
 
 def mark_point(image: UInt8[np.ndarray, "h w 3"], point: tuple[float, float]) -> UInt8[np.ndarray, "h w 3"]:
-    """The image with a red cross on white around `point`, (x, y) in its pixels; the pixel of the point itself is the middle."""
+    """The image with a red cross on white around `point`, (x, y) in its pixels; the pixel of the point itself
+    is the middle.
+    """
     canvas = np.array(image)
     column, row = int(point[0]), int(point[1])
-    rows, columns = np.abs(np.arange(image.shape[0]) - row)[:, None], np.abs(np.arange(image.shape[1]) - column)[None]
+    rows, columns = (
+        np.abs(np.arange(image.shape[0]) - row)[:, None],
+        np.abs(np.arange(image.shape[1]) - column)[None],
+    )
     half, reach = _line_width(image) // 2, 5 * _line_width(image)
-    _paint(canvas, ((rows <= half) & (columns <= reach)) | ((columns <= half) & (rows <= reach)), PREDICTED_COLOR, WHITE)
+    _paint(
+        canvas,
+        ((rows <= half) & (columns <= reach)) | ((columns <= half) & (rows <= reach)),
+        PREDICTED_COLOR,
+        WHITE,
+    )
     return canvas
 
 
-def draw_box(canvas: Pixels, box: Num[np.ndarray, 4], color: tuple[int, int, int], line_width: float = 1.0) -> None:
+def draw_box(
+    canvas: Pixels, box: Num[np.ndarray, 4], color: tuple[int, int, int], line_width: float = 1.0
+) -> None:
     """Draw a box (xyxy, pixels of the canvas) in place, on white; `line_width` as for `overlay`."""
     _paint(canvas, _outline(box, canvas.shape[:2], _line_width(canvas, line_width)), color, WHITE)
 
 
 def draw_line(
-    canvas: Pixels, start: Num[np.ndarray, 2], end: Num[np.ndarray, 2], color: tuple[int, int, int], line_width: float = 1.0
+    canvas: Pixels,
+    start: Num[np.ndarray, 2],
+    end: Num[np.ndarray, 2],
+    color: tuple[int, int, int],
+    line_width: float = 1.0,
 ) -> None:
     """Draw a line between two points (x, y) in place, on white."""
     import cv2
 
     ends = [tuple(int(value) for value in point) for point in (start, end)]
-    drawn = cv2.line(np.zeros(canvas.shape[:2], np.uint8), ends[0], ends[1], 1, _line_width(canvas, line_width))
+    drawn = cv2.line(
+        np.zeros(canvas.shape[:2], np.uint8), ends[0], ends[1], 1, _line_width(canvas, line_width)
+    )
     _paint(canvas, drawn.astype(bool), color, WHITE)
 
 
-def draw_disc(canvas: Pixels, centre: Num[np.ndarray, 2], color: tuple[int, int, int], line_width: float = 1.0) -> None:
+def draw_disc(
+    canvas: Pixels, centre: Num[np.ndarray, 2], color: tuple[int, int, int], line_width: float = 1.0
+) -> None:
     """Draw a disc of three and a half line widths around a point (x, y) in place, on black."""
     rows, columns = np.arange(canvas.shape[0])[:, None] + 0.5, np.arange(canvas.shape[1])[None] + 0.5
     near = np.hypot(columns - centre[0], rows - centre[1]) <= 1.75 * _line_width(canvas, line_width)
@@ -209,13 +260,20 @@ def draw_disc(canvas: Pixels, centre: Num[np.ndarray, 2], color: tuple[int, int,
 
 
 def overlay_sheet(items: Sequence[OverlayItem], path: Path, title: str, *, columns: int = 3) -> None:
-    """Write pairs of image and overlay, `columns` to a row, with captions below them and a legend, in at most 256 colours.
+    """Write pairs of image and overlay, `columns` to a row, with captions below them and a legend, in at most
+    256 colours.
 
     Panels have 200 pixels, so nine images make about 1310 x 950. Raises as `panel_grid`.
     """
     columns = min(columns, max(len(items), 1))
-    pairs = [(Panel(pixels=item.image, name=item.caption[0], caption=item.caption[1:]), Panel(pixels=item.overlay)) for item in items]
-    rows = [[panel for pair in pairs[start : start + columns] for panel in pair] for start in range(0, len(pairs), columns)]
+    pairs = [
+        (Panel(pixels=item.image, name=item.caption[0], caption=item.caption[1:]), Panel(pixels=item.overlay))
+        for item in items
+    ]
+    rows = [
+        [panel for pair in pairs[start : start + columns] for panel in pair]
+        for start in range(0, len(pairs), columns)
+    ]
     panel_grid(rows, path, title, colors=_PALETTE)
 
 
@@ -262,17 +320,40 @@ def panel_grid(
         top = height - head - number * side - sum(below[:number])
         if row_names:
             x = left - names + 0.02
-            _text(figure, x, top - side / 2, row_names[number], side, size=8, rotation=90, va="center", ma="center", linespacing=1.3)
+            _text(
+                figure,
+                x,
+                top - side / 2,
+                row_names[number],
+                side,
+                size=8,
+                rotation=90,
+                va="center",
+                ma="center",
+                linespacing=1.3,
+            )
         for column, panel in enumerate(row):
             x = left + column * (side + gap)
             axes = figure.add_axes((x / width, (top - side) / height, side / width, side / height))
-            axes.imshow(panel.pixels, interpolation="lanczos" if min(panel.pixels.shape[:2]) > 1 else "nearest")
+            axes.imshow(
+                panel.pixels, interpolation="lanczos" if min(panel.pixels.shape[:2]) > 1 else "nearest"
+            )
             axes.set_axis_off()
             if number == 0 and column_names:
                 _text(figure, x, top + 0.06, column_names[column], side, size=9, va="baseline")
-            free = next((after for after in range(column + 1, len(row)) if row[after].lines), len(row)) - column
+            free = (
+                next((after for after in range(column + 1, len(row)) if row[after].lines), len(row)) - column
+            )
             for place, (text, weight) in enumerate(panel.lines):
-                _text(figure, x, top - side - 0.05 - line * place, text, free * (side + gap) - gap, size=8, weight=weight)
+                _text(
+                    figure,
+                    x,
+                    top - side - 0.05 - line * place,
+                    text,
+                    free * (side + gap) - gap,
+                    size=8,
+                    weight=weight,
+                )
     for number, text in enumerate(title.splitlines()):
         style = {"size": 9} if number else {"size": 11, "weight": "bold"}
         _text(figure, left - names, height - 0.08 - 0.2 * number, text, names + inner, **style)
@@ -285,10 +366,14 @@ def _in_blocks(inches: float) -> float:
 
 
 def _text(figure: Any, x: float, y: float, text: str, room: float, *, va: str = "top", **style: Any) -> None:
-    """Text from (x, y) to the right (rotated: upwards), each of its lines shortened to fit into `room`; all in inches."""
+    """Text from (x, y) to the right (rotated: upwards), each of its lines shortened to fit into `room`; all
+    in inches.
+    """
     width, height = figure.get_size_inches()
     lines = text.split("\n")
-    drawn = figure.text(x / width, y / height, text, va=va, parse_math=False, **style)  # an id may hold a dollar sign
+    drawn = figure.text(
+        x / width, y / height, text, va=va, parse_math=False, **style
+    )  # an id may hold a dollar sign
     while max(map(len, lines)) > 1:
         extent = drawn.get_window_extent()
         if (extent.height if "rotation" in style else extent.width) <= room * figure.dpi:
@@ -311,11 +396,14 @@ def _legend(figure: Any, map_labels: tuple[str, str, str], *, boxes: bool) -> No
         for value, label in zip((0.0, 0.5, 1.0), map_labels, strict=True)
     ]
     handles = [*(lines if boxes else []), *colors]
-    figure.legend(handles=handles, loc="lower center", ncols=len(handles), fontsize=9, frameon=False, borderaxespad=0.2)
+    figure.legend(
+        handles=handles, loc="lower center", ncols=len(handles), fontsize=9, frameon=False, borderaxespad=0.2
+    )
 
 
 def shorten(text: str, length: int) -> str:
-    """`text` in one line of at most `length` characters; what is left out of the middle becomes one character.
+    """`text` in one line of at most `length` characters; what is left out of the middle becomes one
+    character.
 
     >>> shorten("001.Black_footed_Albatross/0001_796111.jpg", 20)
     '001.Black_…96111.jpg'
@@ -338,10 +426,11 @@ def _unit(color: tuple[int, int, int]) -> tuple[float, float, float]:
 
 
 def save_figure(figure: Any, path: Path, *, colors: int | None = None, max_bytes: int | None = None) -> None:
-    """Write a matplotlib figure atomically and without date or version: `.png`, with a palette of that many colours, or `.jpg`.
+    """Write a matplotlib figure atomically and without date or version: `.png`, with a palette of that many
+    colours, or `.jpg`.
 
-    A JPEG gets the best of several qualities with which it has at most `max_bytes`, or the lowest where none is small enough.
-    Raises `UsageError` on another suffix, and when the file cannot be written.
+    A JPEG gets the best of several qualities with which it has at most `max_bytes`, or the lowest where none
+    is small enough. Raises `UsageError` on another suffix, and when the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
@@ -368,7 +457,11 @@ def _jpeg(pixels: Pixels, max_bytes: int | None) -> bytes:
     for quality, subsampling in _QUALITIES:
         factor = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{subsampling}")
         options = {"QUALITY": quality, "SAMPLING_FACTOR": factor, "OPTIMIZE": 1, "PROGRESSIVE": 1}
-        flags = [number for name, value in options.items() for number in (getattr(cv2, f"IMWRITE_JPEG_{name}"), value)]
+        flags = [
+            number
+            for name, value in options.items()
+            for number in (getattr(cv2, f"IMWRITE_JPEG_{name}"), value)
+        ]
         encoded: bytes = cv2.imencode(".jpg", pixels[..., ::-1], flags)[1].tobytes()
         if max_bytes is None or len(encoded) <= max_bytes:
             break

@@ -1,4 +1,6 @@
-"""Pictures of a run: box accuracy against the threshold, the error breakdown, and sheets of images (`wsolbench.report.pictures.sheets`)."""
+"""Pictures of a run: box accuracy against the threshold, the error breakdown, and sheets of images
+(`wsolbench.report.pictures.sheets`).
+"""
 
 from __future__ import annotations
 
@@ -43,10 +45,12 @@ def write_pictures(
     *,
     count: int = 9,
 ) -> list[Path]:
-    """Write what a run's scores allow of `PICTURES` into `folder` and give their paths; others of these names are removed.
+    """Write what a run's scores allow of `PICTURES` into `folder` and give their paths; others of these names
+    are removed.
 
-    Sheets show the images with the highest and the lowest IoU, and some spread evenly over all ranks. The IoU and the predicted
-    box are those of GT-known at its oracle threshold; where no image has a true box, the pixel IoU and the region at Peak-T.
+    Sheets show the images with the highest and the lowest IoU, and some spread evenly over all ranks. The IoU
+    and the predicted box are those of GT-known at its oracle threshold; where no image has a true box, the
+    pixel IoU and the region at Peak-T.
 
     Args:
         folder: made when it does not exist.
@@ -56,11 +60,15 @@ def write_pictures(
         maps_of: raw maps of the true class of the images with these indices, in that order; asked once.
         count: images on a sheet.
 
-    Raises `DataError` when scores and data set are not of the same images, and `UsageError` when the folder is read-only.
+    Raises `DataError` when scores and data set are not of the same images, and `UsageError` when the folder
+    is read-only.
     """
     ids = scores.column(lambda part: part.ids).tolist()
     if list(dataset.ids) != ids:
-        raise DataError(f"the {len(ids)} scores are not those of the {len(dataset)} images of {dataset.name}/{dataset.split}: ids differ")
+        raise DataError(
+            f"the {len(ids)} scores are not those of the {len(dataset)} images of "
+            f"{dataset.name}/{dataset.split}: ids differ"
+        )
     make_folder(folder)
     written = write_sheets(folder, record, scores, dataset, maps_of, count=count)
     if _has_boxes(scores):
@@ -82,14 +90,18 @@ def add_pictures(
     dataset: Dataset,
     maps_of: Callable[[list[int]], Sequence[ScoreMap]],
 ) -> list[Path]:
-    """Write the pictures of a run into `folder` and give their paths, as `write_pictures`, but keep those of another run.
+    """Write the pictures of a run into `folder` and give their paths, as `write_pictures`, but keep those of
+    another run.
 
-    Where `folder` holds other pictures of these names, those of this run go to a folder in it that is named as the record. The same run
-    gives the same bytes, so a run that is repeated finds its own pictures.
+    Where `folder` holds other pictures of these names, those of this run go to a folder in it that is named
+    as the record. The same run gives the same bytes, so a run that is repeated finds its own pictures.
     """
     make_folder(folder)
     with tempfile.TemporaryDirectory() as place:
-        new = {path.name: path.read_bytes() for path in write_pictures(Path(place), record, scores, dataset, maps_of)}
+        new = {
+            path.name: path.read_bytes()
+            for path in write_pictures(Path(place), record, scores, dataset, maps_of)
+        }
     old = {name: path.read_bytes() for name in PICTURES if (path := folder / name).is_file()}
     if any(new.get(name) != content for name, content in old.items()):
         folder /= record.path.stem
@@ -102,9 +114,9 @@ def add_pictures(
 def accuracy_curve(record: RunRecord, scores: ScoreTable, path: Path) -> None:
     """Write a PNG of box accuracy against the threshold tau, one line for each IoU threshold delta.
 
-    Left the protocol's rule for MaxBoxAccV2 (every region gives a box), right its rule for one box an image; the thresholds
-    of the record's policies are marked, on the lines that a metric is read from. Raises `DataError` when no image has a true
-    box, and `UsageError` when the file cannot be written.
+    Left the protocol's rule for MaxBoxAccV2 (every region gives a box), right its rule for one box an image;
+    the thresholds of the record's policies are marked, on the lines that a metric is read from. Raises
+    `DataError` when no image has a true box, and `UsageError` when the file cannot be written.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -117,21 +129,46 @@ def accuracy_curve(record: RunRecord, scores: ScoreTable, path: Path) -> None:
     figure: Any = Figure(figsize=(10.0, 4.9), dpi=100)
     panels = figure.subplots(1, 2, sharey=True)
     rules = (
-        (f"Boxes: {protocol.components} ({metric_title('max_box_acc_v2')})", "best_iou", protocol.deltas, "max_box_acc_v2"),
-        (f"One box an image: {protocol.single_box} ({metric_title('gt_known')})", "single_iou", deltas, "gt_known"),
+        (
+            f"Boxes: {protocol.components} ({metric_title('max_box_acc_v2')})",
+            "best_iou",
+            protocol.deltas,
+            "max_box_acc_v2",
+        ),
+        (
+            f"One box an image: {protocol.single_box} ({metric_title('gt_known')})",
+            "single_iou",
+            deltas,
+            "gt_known",
+        ),
     )
     for axes, (title, iou, drawn, name) in zip(panels, rules, strict=True):
         curves = _curves(scores, iou, drawn, protocol)
         for delta, curve in zip(drawn, curves, strict=True):
             style = deltas.index(delta)
-            axes.plot(protocol.taus, 100 * curve, color=_pick(_COLORS, style), linestyle=_pick(_LINES, style), linewidth=1.8)
+            axes.plot(
+                protocol.taus,
+                100 * curve,
+                color=_pick(_COLORS, style),
+                linestyle=_pick(_LINES, style),
+                linewidth=1.8,
+            )
         read_at = protocol.deltas if name == "max_box_acc_v2" else (_ONE_BOX_DELTA,)
         for policy in policies:
             metric = record.metric(name, policy)
             for delta, tau in zip(read_at, metric.tau or () if metric else (), strict=False):
                 height = np.interp(tau, protocol.taus, curves[drawn.index(delta)])
                 color = _pick(_COLORS, deltas.index(delta))
-                axes.plot(tau, 100 * height, _marker(policy), color=color, markeredgecolor="black", markersize=8, clip_on=False, zorder=3)
+                axes.plot(
+                    tau,
+                    100 * height,
+                    _marker(policy),
+                    color=color,
+                    markeredgecolor="black",
+                    markersize=8,
+                    clip_on=False,
+                    zorder=3,
+                )
         axes.set_title(title, fontsize=10, parse_math=False)
         axes.set_xlabel("threshold tau")
         axes.set_xlim(protocol.taus[0], max(protocol.taus[-1], protocol.taus[0] + 1e-3))
@@ -140,11 +177,27 @@ def accuracy_curve(record: RunRecord, scores: ScoreTable, path: Path) -> None:
     panels[0].set_ylabel("images whose box passes (%)")
     test = "≥" if protocol.iou_test == ">=" else ">"
     lines = [
-        Line2D([], [], color=_pick(_COLORS, i), linestyle=_pick(_LINES, i), linewidth=1.8, label=f"IoU {test} {delta:g}")
+        Line2D(
+            [],
+            [],
+            color=_pick(_COLORS, i),
+            linestyle=_pick(_LINES, i),
+            linewidth=1.8,
+            label=f"IoU {test} {delta:g}",
+        )
         for i, delta in enumerate(deltas)
     ]
     marks = [
-        Line2D([], [], linestyle="", marker=_marker(policy), color="white", markeredgecolor="black", markersize=8, label=policy)
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker=_marker(policy),
+            color="white",
+            markeredgecolor="black",
+            markersize=8,
+            label=policy,
+        )
         for policy in policies
     ]
     _finish(figure, record, [*lines, *marks])
@@ -155,7 +208,9 @@ def _has_boxes(scores: ScoreTable) -> bool:
     return any(part.has_boxes.any() for part in scores)
 
 
-def _curves(scores: ScoreTable, iou: str, deltas: tuple[float, ...], protocol: EvalProtocol) -> Float64[np.ndarray, "d t"]:
+def _curves(
+    scores: ScoreTable, iou: str, deltas: tuple[float, ...], protocol: EvalProtocol
+) -> Float64[np.ndarray, "d t"]:
     """Box accuracy by the IoUs of this name."""
     counted = MaxBoxAcc(protocol, deltas=deltas)
     for part in scores:
@@ -174,7 +229,9 @@ def error_bars(runs: Sequence[tuple[str, RunRecord]], path: Path, *, policy: str
 
     if not runs:
         raise UsageError("no run to draw the error breakdown of")
-    figure: Any = Figure(figsize=(max(7.0, 1.6 + 0.9 * len(ERROR_NAMES) * max(1.0, len(runs) / 2)), 4.6), dpi=100)
+    figure: Any = Figure(
+        figsize=(max(7.0, 1.6 + 0.9 * len(ERROR_NAMES) * max(1.0, len(runs) / 2)), 4.6), dpi=100
+    )
     axes = figure.subplots()
     width = 0.8 / len(runs)
     for number, (name, record) in enumerate(runs):
@@ -188,16 +245,33 @@ def error_bars(runs: Sequence[tuple[str, RunRecord]], path: Path, *, policy: str
         axes.errorbar(places, values, spans, fmt="none", ecolor="black", elinewidth=1.2, capsize=3)
         for place, value, top in zip(places, values, high, strict=True):
             axes.annotate(
-                f"{value:.1f}", (place, max(value, top)), (0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=8
+                f"{value:.1f}",
+                (place, max(value, top)),
+                (0, 3),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=8,
             )
     axes.set_xticks(range(len(ERROR_NAMES)), [metric_title(f"error_{name}") for name in ERROR_NAMES])
     axes.set_ylabel("share of images (%)")
     axes.set_ylim(0, max(axes.get_ylim()[1] * 1.05, 10))
     axes.set_axisbelow(True)
     axes.grid(axis="y", alpha=0.3)
-    handles = [Patch(facecolor=_pick(_COLORS, number), edgecolor="black", label=shorten(name, 40)) for number, (name, _) in enumerate(runs)]
-    same = all(record.key["dataset"] == runs[0][1].key["dataset"] and record.protocol == runs[0][1].protocol for _, record in runs)
-    _finish(figure, runs[0][1], handles if len(runs) > 1 else [], title=None if len(runs) == 1 else _shared_title(runs[0][1], same=same))
+    handles = [
+        Patch(facecolor=_pick(_COLORS, number), edgecolor="black", label=shorten(name, 40))
+        for number, (name, _) in enumerate(runs)
+    ]
+    same = all(
+        record.key["dataset"] == runs[0][1].key["dataset"] and record.protocol == runs[0][1].protocol
+        for _, record in runs
+    )
+    _finish(
+        figure,
+        runs[0][1],
+        handles if len(runs) > 1 else [],
+        title=None if len(runs) == 1 else _shared_title(runs[0][1], same=same),
+    )
     save_figure(figure, path)
 
 
@@ -208,14 +282,22 @@ def _shared_title(record: RunRecord, *, same: bool) -> str:
 
 
 def _error_shares(record: RunRecord, policy: str) -> Float64[np.ndarray, "3 6"] | None:
-    """Value, low and high end of each category as fractions; None where the record has no breakdown under the policy."""
+    """Value, low and high end of each category as fractions; None where the record has no breakdown under the
+    policy.
+    """
     rows = []
     for name in ERROR_NAMES:
         metric = record.metric(f"error_{name}", policy)
         if metric is None or metric.value is None:
             return None
         value = metric.value
-        rows.append((value, value if metric.low is None else metric.low, value if metric.high is None else metric.high))
+        rows.append(
+            (
+                value,
+                value if metric.low is None else metric.low,
+                value if metric.high is None else metric.high,
+            )
+        )
     return np.transpose(np.array(rows, dtype=np.float64))
 
 
@@ -223,7 +305,9 @@ def _finish(figure: Any, record: RunRecord, handles: list[Any], title: str | Non
     figure.suptitle(shorten(title or run_title(record), 110), fontsize=11, parse_math=False)
     figure.tight_layout(rect=(0, 0.07 if handles else 0, 1, 1))
     if handles:
-        legend = figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 6), fontsize=9, frameon=False)
+        legend = figure.legend(
+            handles=handles, loc="lower center", ncols=min(len(handles), 6), fontsize=9, frameon=False
+        )
         for text in legend.get_texts():
             text.set_parse_math(False)
 

@@ -17,24 +17,37 @@ RANK_COLORS = ((230, 30, 50), (255, 150, 0), (60, 150, 255), (190, 110, 255))
 """Of the boxes, best first: red, orange, blue, violet."""
 
 
-def regions_panel(sample: Sample, proposed: ProposedParts, protocol: EvalProtocol, *, line_width: float = 1.0) -> Panel:
-    """The image in grey with its best proposals: boxes by rank from red to violet, and from each centre a line to the nearest key point.
+def regions_panel(
+    sample: Sample, proposed: ProposedParts, protocol: EvalProtocol, *, line_width: float = 1.0
+) -> Panel:
+    """The image in grey with its best proposals: boxes by rank from red to violet, and from each centre a
+    line to the nearest key point.
 
-    Visible key points are white discs. A box that only fills up the number is not drawn. The caption has the mean distance in
-    percent of the true box's diagonal, or nothing where the image has no key points.
+    Visible key points are white discs. A box that only fills up the number is not drawn. The caption has the
+    mean distance in percent of the true box's diagonal, or nothing where the image has no key points.
     """
     canvas = gray(frame_image(sample, protocol))
     width, height = frame_size(sample.size, protocol)
     scale = np.array([width, height]) / proposed.side  # the network sees what the frame shows
     found = part_distances(sample, protocol, proposed)
-    points = None if found is None or sample.key_points is None else in_view(sample.key_points[:, :2], sample.size, proposed.side, protocol)
+    points = (
+        None
+        if found is None or sample.key_points is None
+        else in_view(sample.key_points[:, :2], sample.size, proposed.side, protocol)
+    )
     for rank in reversed(range(min(PARTS, len(proposed.boxes)))):  # the best on top
         if proposed.padded[rank]:
             continue
         box = proposed.boxes[rank]
         draw_box(canvas, box * np.tile(scale, 2), RANK_COLORS[rank], line_width)
         if found is not None and points is not None:
-            draw_line(canvas, _centre(box) * scale, points[found.nearest[rank]] * scale, RANK_COLORS[rank], line_width)
+            draw_line(
+                canvas,
+                _centre(box) * scale,
+                points[found.nearest[rank]] * scale,
+                RANK_COLORS[rank],
+                line_width,
+            )
         draw_disc(canvas, _centre(box) * scale, RANK_COLORS[rank], line_width)
     if found is None or points is None or sample.key_points is None or not found.real.any():
         return Panel(pixels=canvas)

@@ -20,10 +20,21 @@ from wsolbench.metrics.sweep import single_box_per_tau
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord
 from wsolbench.report.board.tables import run_title
-from wsolbench.report.pictures.overlays import OverlayItem, drawable, frame_image, frame_mask, overlay, overlay_sheet
+from wsolbench.report.pictures.overlays import (
+    OverlayItem,
+    drawable,
+    frame_image,
+    frame_mask,
+    overlay,
+    overlay_sheet,
+)
 from wsolbench.types import Dataset, Sample, ScoreMap, no_boxes
 
-SHEETS = {"best.png": "Highest IoU", "worst.png": "Lowest IoU", "sample.png": "From the lowest to the highest IoU, evenly spread"}
+SHEETS = {
+    "best.png": "Highest IoU",
+    "worst.png": "Lowest IoU",
+    "sample.png": "From the lowest to the highest IoU, evenly spread",
+}
 """File name -> title of each sheet."""
 
 
@@ -32,7 +43,9 @@ class _Ranking:
     """The images that have an IoU, and at which threshold it was measured."""
 
     indices: Int64[np.ndarray, " m"]
-    """Positions in the data set, from the lowest to the highest IoU; equal ones in the order of the data set."""
+    """Positions in the data set, from the lowest to the highest IoU; equal ones in the order of the data
+    set.
+    """
     iou: Float64[np.ndarray, " n"]
     by_boxes: bool
     tau_index: int
@@ -41,7 +54,11 @@ class _Ranking:
     def sheets(self, count: int) -> dict[str, list[int]]:
         ordered = self.indices.tolist()
         best, worst = best_and_worst(self.indices, self.iou, count)
-        return {"best.png": best, "worst.png": worst, "sample.png": [ordered[place] for place in spread(len(ordered), count)]}
+        return {
+            "best.png": best,
+            "worst.png": worst,
+            "sample.png": [ordered[place] for place in spread(len(ordered), count)],
+        }
 
 
 def write_sheets(
@@ -53,7 +70,9 @@ def write_sheets(
     *,
     count: int,
 ) -> list[Path]:
-    """Write `SHEETS` into `folder`; nothing when no image has a true box or mask. See `wsolbench.report.pictures.plots.write_pictures`."""
+    """Write `SHEETS` into `folder`; nothing when no image has a true box or mask. See
+    `wsolbench.report.pictures.plots.write_pictures`.
+    """
     ranking = _by_boxes(record, scores) or _by_masks(record, scores)
     if ranking is None:
         return []
@@ -62,12 +81,20 @@ def write_sheets(
     chosen_scores = scores.take(indices)
     items = {
         index: _item(
-            record, chosen_scores.select(np.array([row])), dataset[index], dataset.class_names, ranking, float(ranking.iou[index]), raw_map
+            record,
+            chosen_scores.select(np.array([row])),
+            dataset[index],
+            dataset.class_names,
+            ranking,
+            float(ranking.iou[index]),
+            raw_map,
         )
         for row, (index, raw_map) in enumerate(zip(indices, maps_of(indices), strict=True))
     }
     for name, chosen in sheets.items():
-        overlay_sheet([items[index] for index in chosen], folder / name, f"{SHEETS[name]}\n{run_title(record)}")
+        overlay_sheet(
+            [items[index] for index in chosen], folder / name, f"{SHEETS[name]}\n{run_title(record)}"
+        )
     return [folder / name for name in sheets]
 
 
@@ -78,7 +105,12 @@ def _by_boxes(record: RunRecord, scores: ScoreTable) -> _Ranking | None:
         return None
     tau_index = int(np.abs(np.array(record.map_protocol.taus) - metric.tau[0]).argmin())
     has_boxes = scores.column(lambda part: part.has_boxes)
-    return _ranking(np.flatnonzero(has_boxes), scores.column(lambda part: part.single_iou[:, tau_index]), tau_index, by_boxes=True)
+    return _ranking(
+        np.flatnonzero(has_boxes),
+        scores.column(lambda part: part.single_iou[:, tau_index]),
+        tau_index,
+        by_boxes=True,
+    )
 
 
 def _by_masks(record: RunRecord, scores: ScoreTable) -> _Ranking | None:
@@ -93,12 +125,25 @@ def _by_masks(record: RunRecord, scores: ScoreTable) -> _Ranking | None:
     return _ranking(np.flatnonzero(has_object), iou, level, by_boxes=False)
 
 
-def _ranking(indices: Int64[np.ndarray, " m"], iou: Float64[np.ndarray, " n"], tau_index: int, *, by_boxes: bool) -> _Ranking:
-    return _Ranking(indices=indices[np.argsort(iou[indices], kind="stable")], iou=iou, by_boxes=by_boxes, tau_index=tau_index)
+def _ranking(
+    indices: Int64[np.ndarray, " m"], iou: Float64[np.ndarray, " n"], tau_index: int, *, by_boxes: bool
+) -> _Ranking:
+    return _Ranking(
+        indices=indices[np.argsort(iou[indices], kind="stable")],
+        iou=iou,
+        by_boxes=by_boxes,
+        tau_index=tau_index,
+    )
 
 
 def _item(
-    record: RunRecord, scores: ImageScores, sample: Sample, class_names: Sequence[str], ranking: _Ranking, iou: float, raw_map: ScoreMap
+    record: RunRecord,
+    scores: ImageScores,
+    sample: Sample,
+    class_names: Sequence[str],
+    ranking: _Ranking,
+    iou: float,
+    raw_map: ScoreMap,
 ) -> OverlayItem:
     """One image of a sheet; `scores` are its own."""
     protocol = record.map_protocol
@@ -112,13 +157,23 @@ def _item(
         return OverlayItem(image=image, overlay=drawn, caption=(sample.id, measure, *classes))
     code = "cls" if top1_right is False else ERROR_NAMES[scores.error_codes[0, ranking.tau_index]]
     drawn = box_overlay(image, sample, unit_map, protocol, protocol.taus[ranking.tau_index])
-    return OverlayItem(image=image, overlay=drawn, caption=(sample.id, f"{measure} · {metric_title(f'error_{code}')}", *classes))
+    return OverlayItem(
+        image=image,
+        overlay=drawn,
+        caption=(sample.id, f"{measure} · {metric_title(f'error_{code}')}", *classes),
+    )
 
 
 def box_overlay(
-    image: UInt8[np.ndarray, "h w 3"], sample: Sample, unit_map: Float[np.ndarray, "h w"], protocol: EvalProtocol, tau: float, **style: Any
+    image: UInt8[np.ndarray, "h w 3"],
+    sample: Sample,
+    unit_map: Float[np.ndarray, "h w"],
+    protocol: EvalProtocol,
+    tau: float,
+    **style: Any,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """An image in the frame under its map there, with the true boxes and the protocol's one box at the threshold `tau`.
+    """An image in the frame under its map there, with the true boxes and the protocol's one box at the
+    threshold `tau`.
 
     `style`: strength and line width, see `wsolbench.report.pictures.overlays.overlay`.
     """
@@ -128,30 +183,46 @@ def box_overlay(
 
 
 def mask_overlay(
-    image: UInt8[np.ndarray, "h w 3"], sample: Sample, unit_map: Float[np.ndarray, "h w"], protocol: EvalProtocol, level: int, **style: Any
+    image: UInt8[np.ndarray, "h w 3"],
+    sample: Sample,
+    unit_map: Float[np.ndarray, "h w"],
+    protocol: EvalProtocol,
+    level: int,
+    **style: Any,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The same with the outlines of the true mask and of the region that reaches an 8-bit level."""
     selected = (unit_map * np.float64(255)).astype(np.uint8) >= level
     true_mask = frame_mask(sample, protocol)
-    return overlay(image, unit_map, no_boxes(), no_boxes(), true_mask=true_mask, predicted_mask=selected, **style)
+    return overlay(
+        image, unit_map, no_boxes(), no_boxes(), true_mask=true_mask, predicted_mask=selected, **style
+    )
 
 
-def _class_caption(sample: Sample, scores: ImageScores, class_names: Sequence[str], top1_right: bool | None) -> tuple[str, ...]:
-    """True and predicted class, a line each, so that the captions of a sheet have one height; no second line without a classifier."""
+def _class_caption(
+    sample: Sample, scores: ImageScores, class_names: Sequence[str], top1_right: bool | None
+) -> tuple[str, ...]:
+    """True and predicted class, a line each, so that the captions of a sheet have one height; no second line
+    without a classifier.
+    """
     true_line = f"true: {class_names[sample.label]}"
     if top1_right is None:
         return (true_line,)
     return true_line, f"predicted: {class_names[scores.ranked[0, 0]]}{'' if top1_right else ' (wrong)'}"
 
 
-def best_and_worst(indices: Int64[np.ndarray, " m"], iou: Float64[np.ndarray, " n"], count: int) -> tuple[list[int], list[int]]:
-    """Of images from the lowest to the highest IoU: at most `count` with the highest and as many with the lowest.
+def best_and_worst(
+    indices: Int64[np.ndarray, " m"], iou: Float64[np.ndarray, " n"], count: int
+) -> tuple[list[int], list[int]]:
+    """Of images from the lowest to the highest IoU: at most `count` with the highest and as many with the
+    lowest.
 
     Many maps miss altogether: of those with one and the same lowest IoU, some from all of the data set.
     """
     ordered = indices.tolist()
     lowest = [index for index in ordered if iou[index] == iou[ordered[0]]]
-    worst = [lowest[place] for place in spread(len(lowest), count)] if len(lowest) > count else ordered[:count]
+    worst = (
+        [lowest[place] for place in spread(len(lowest), count)] if len(lowest) > count else ordered[:count]
+    )
     return ordered[::-1][:count], worst
 
 
