@@ -41,11 +41,14 @@ class Stage:
 class Backbone(nn.Module):
     """Named steps in a row.
 
-    Attributes: name, grid: which network, and which variant of it. layout: stages in order; the last two have
-        the same stride except in the variant `stock`. input_spec: how it wants its images. head_width: width
-        of the hidden layers of a head on top of it. weights: where the parameters come from. classifier:
-        (weight (1000, C), bias (1000,)) of the pretrained ImageNet classifier where that is a linear layer
-            on the spatial mean of the last stage; else None. Not a parameter.
+    Attributes:
+        name, grid: which network, and which variant of it.
+        layout: stages in order; the last two have the same stride except in the variant `stock`.
+        input_spec: how it wants its images.
+        head_width: width of the hidden layers of a head on top of it.
+        weights: where the parameters come from.
+        classifier: (weight (1000, C), bias (1000,)) of the pretrained ImageNet classifier where that is a
+            linear layer on the spatial mean of the last stage; else None. Not a parameter.
     """
 
     def __init__(
@@ -119,9 +122,10 @@ def load_backbone(
     `weights` is `imagenet`, `none` or the tensors of the user's file in the naming of the library the network
     comes from; so does a module that another package offers through the entry points `wsolbench.backbones`.
 
-    Args: name: a row of `wsolbench list backbones`, or `timm:<name>`. weights: `imagenet`, `none`, or the
-        path of a file: a state_dict in the naming of the network's library, or a
-            checkpoint of any method with this backbone.
+    Args:
+        name: a row of `wsolbench list backbones`, or `timm:<name>`.
+        weights: `imagenet`, `none`, or the path of a file: a state_dict in the naming of the network's
+            library, or a checkpoint of any method with this backbone.
         grid: variant of the network; `default` is the one of the file.
         image_size: side of the input; None: what the network was trained with.
 

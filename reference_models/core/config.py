@@ -66,10 +66,12 @@ def parse_settings(kind: type[C], settings: Mapping[str, str], *, what: str, sta
     variable `variants`, values of other fields by variant; the field `variant` then chooses where the other
     fields start from.
 
-    Args: kind: the dataclass. Fields may be bool, int, float, str, `Literal`, `X | None` and `tuple[X, ...]`,
-        also with a `Range`. settings: field name -> text; tuples are written `1,2,3`, None is written `none`.
-        what: whose settings they are, for the messages ("method 'cam'"). start: where the other fields come
-        from; None: their defaults.
+    Args:
+        kind: the dataclass. Fields may be bool, int, float, str, `Literal`, `X | None` and `tuple[X, ...]`,
+            also with a `Range`.
+        settings: field name -> text; tuples are written `1,2,3`, None is written `none`.
+        what: whose settings they are, for the messages ("method 'cam'").
+        start: where the other fields come from; None: their defaults.
 
     Raises `UsageError` on an unknown field (with the nearest one) and on text that is not a value of the
     field's type and range.

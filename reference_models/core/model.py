@@ -25,11 +25,14 @@ M = TypeVar("M", bound="Model")
 class Model(nn.Module):
     """What training and checkpoints see of a method; `Localizer` adds what the commands call.
 
-    Class attributes: method_name: the file's name with dashes. Config: dataclass of the settings. trainable:
-        False for a method without parameters. map_kind: what the raw values are: `signed` scores, `nonneg`
-        (unbounded), or `unit` (in [0, 1]). recipes: training recipes that only this method has.
+    Class attributes:
+        method_name: the file's name with dashes.
+        Config: dataclass of the settings.
+        trainable: False for a method without parameters.
+        map_kind: what the raw values are: `signed` scores, `nonneg` (unbounded), or `unit` (in [0, 1]).
+        recipes: training recipes that only this method has.
         official_recipes: those of the released code, by the name of the default recipe that they replace with
-        `variant=official`.
+            `variant=official`.
     """
 
     method_name: ClassVar[str]

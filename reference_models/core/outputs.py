@@ -17,11 +17,15 @@ from torch import Tensor
 class Batch:
     """What `loss` gets.
 
-    Attributes: images: (B, 3, H, W), augmented and normalised. labels: (B,) class indices. indices: (B,)
-        positions of the images in the training split. epoch, epochs: the current epoch, from 0, and how many
-        there are. step: optimiser steps before this one, over the whole run. masks: (B, H, W) in [0, 1], true
-        masks moved with the images; None unless the method `wants_masks`. generator: source of all randomness
-        of the method, on the device of the images; seeded by (seed, epoch).
+    Attributes:
+        images: (B, 3, H, W), augmented and normalised.
+        labels: (B,) class indices.
+        indices: (B,) positions of the images in the training split.
+        epoch, epochs: the current epoch, from 0, and how many there are.
+        step: optimiser steps before this one, over the whole run.
+        masks: (B, H, W) in [0, 1], true masks moved with the images; None unless the method `wants_masks`.
+        generator: source of all randomness of the method, on the device of the images; seeded by (seed,
+            epoch).
     """
 
     images: Tensor
@@ -38,9 +42,11 @@ class Batch:
 class Proposals:
     """Boxes that a method proposes, best first.
 
-    Attributes: boxes: (B, M, 4) xyxy in pixels of the input; they may reach beyond it. scores: (B, M) in
-        descending order. padded: (B, M) boxes that only fill up the number, where there were not enough good
-        ones; None: none is.
+    Attributes:
+        boxes: (B, M, 4) xyxy in pixels of the input; they may reach beyond it.
+        scores: (B, M) in descending order.
+        padded: (B, M) boxes that only fill up the number, where there were not enough good ones; None: none
+            is.
     """
 
     boxes: Tensor
@@ -52,12 +58,15 @@ class Proposals:
 class ForwardPass:
     """What a model says about a batch of images; maps of any class can be asked of it.
 
-    Attributes: logits: (B, C) class scores before softmax; None for a method that does not classify. maps_of:
-        (B, K) class indices -> (B, K, h, w) raw maps. stages: feature stages by name, for post-processes; the
-        last two are on one grid. penultimate: (B, D, h, w) input of the last linear layer, for post-processes
-        that compare pixels. propose: gives the proposals of methods that propose parts, or the object's box;
-        None: see `Localizer.localize`. own_maps: further maps by name, (B, h, w), of no class: `wsolbench
-        eval --map NAME` scores one of them.
+    Attributes:
+        logits: (B, C) class scores before softmax; None for a method that does not classify.
+        maps_of: (B, K) class indices -> (B, K, h, w) raw maps.
+        stages: feature stages by name, for post-processes; the last two are on one grid.
+        penultimate: (B, D, h, w) input of the last linear layer, for post-processes that compare pixels.
+        propose: gives the proposals of methods that propose parts, or the object's box; None: see
+            `Localizer.localize`.
+        own_maps: further maps by name, (B, h, w), of no class: `wsolbench eval --map NAME` scores one of
+            them.
     """
 
     logits: Tensor | None

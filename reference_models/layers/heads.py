@@ -129,10 +129,10 @@ def make_head(
 ) -> FcHead | ConvHead:
     """The head that papers put on a backbone.
 
-    Args: kind: `conv`: two 3x3 convolutions and a 1x1. `conv1x1`: the 1x1 alone. `fc`: GAP and a linear
-        layer, after a 3x3
-            convolution on VGG; when the backbone brings a pretrained classifier for this number of classes
-            (ImageNet), the layer starts from it.
+    Args:
+        kind: `conv`: two 3x3 convolutions and a 1x1. `conv1x1`: the 1x1 alone. `fc`: GAP and a linear layer,
+            after a 3x3 convolution on VGG; when the backbone brings a pretrained classifier for this number
+            of classes (ImageNet), the layer starts from it.
         width: channels of the hidden layers; 0: the backbone's `head_width` (1024 in the papers).
         dropout: before each convolution of `conv`.
     """

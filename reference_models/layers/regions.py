@@ -50,9 +50,12 @@ def select(
     """The k best boxes of each image that do not overlap: greedy suppression by descending score, of equal
     scores the first.
 
-    Args: boxes: (A, 4), the same for all images, or (B, A, 4). scores: (B, A). k: at most A. iou: a box is
-        suppressed where its IoU with a chosen one is greater than this (`gt`), or at least this (`ge`,
-        NTS-Net's code).
+    Args:
+        boxes: (A, 4), the same for all images, or (B, A, 4).
+        scores: (B, A).
+        k: at most A.
+        iou: a box is suppressed where its IoU with a chosen one is greater than this (`gt`), or at least this
+            (`ge`, NTS-Net's code).
 
     Where fewer than k survive, the best of the suppressed follow, marked `padded`. The first boxes do not
     depend on k.
@@ -91,11 +94,13 @@ def crop_resize(
     """Each box as an image of `size` x `size`; what lies outside of the image is 0, the mean colour of
     normalised pixels.
 
-    Args: images: squares of side S. boxes: K of each image. size: side of what is cut out; at least 2 with
-        `align_corners`. mode: `half_pixel`: bilinear samples at the centres of `size` x `size` cells of the
-        box. `align_corners`: NTS-Net's code, whose
-            boxes have whole pixels (cut towards 0 after half a side is added for its padding) and whose
-            outermost samples are the box's outermost pixels.
+    Args:
+        images: squares of side S.
+        boxes: K of each image.
+        size: side of what is cut out; at least 2 with `align_corners`.
+        mode: `half_pixel`: bilinear samples at the centres of `size` x `size` cells of the box.
+            `align_corners`: NTS-Net's code, whose boxes have whole pixels (cut towards 0 after half a side is
+            added for its padding) and whose outermost samples are the box's outermost pixels.
 
     In float32, or in float64 where the images are.
     """

@@ -47,10 +47,14 @@ R = TypeVar("R")
 class ImageReader:
     """The resized images of a split, uint8; with `masks` the true mask is a fourth channel, 0 or 255.
 
-    Args: dataset: the split. side: images are resized to side x side. short_side: images keep their aspect
-        ratio instead, and `side` is the length of the shorter side. workers: threads that read; 0: the
-        calling thread does. cache_bytes: the split is kept in memory when it needs at most this. here: this
-        process among those that read the same split for the same training: each reads a part of what is kept.
+    Args:
+        dataset: the split.
+        side: images are resized to side x side.
+        short_side: images keep their aspect ratio instead, and `side` is the length of the shorter side.
+        workers: threads that read; 0: the calling thread does.
+        cache_bytes: the split is kept in memory when it needs at most this.
+        here: this process among those that read the same split for the same training: each reads a part of
+            what is kept.
         masks: whether masks are wanted; an image without one is a `DataError`.
     """
 

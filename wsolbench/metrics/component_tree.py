@@ -15,7 +15,7 @@ For boxes few pixels matter. A pixel whose neighbours that came before form exac
 the component that this group is in, and changes no other. It can extend the component's box to the left or
 right only if neither vertical neighbour came before, and up or down only if neither horizontal one did, for
 otherwise a pixel in the same column or row is there already. All other pixels are skipped; where one is
-needed, following neighbours that came before leads to a component. What a pixel does is one look-up by its mask.
+needed, following neighbours that came before leads to a component. What a pixel does is a look-up by mask.
 
 Each component keeps its IoU while its box stays the same: the IoU is worked out only when the box has
 changed, and is written to all the cuts in between at once.
@@ -33,9 +33,8 @@ Rules = Int32[np.ndarray, "256 7"]
 """What a pixel does, by the mask of its neighbours that came before it. The columns:
 
 `MATTERS`: whether it can change a box or the number of components. `COUNT`: how many connected groups those
-    neighbours form.
-`CORNERS`: in how many 2 x 2 cells at least two of the other pixels came before it. Four columns from `GROUPS`
-    on: a neighbour of each group; where there is only one group, its neighbours.
+neighbours form. `CORNERS`: in how many 2 x 2 cells at least two of the other pixels came before it. Four
+columns from `GROUPS` on: a neighbour of each group; where there is only one group, its neighbours.
 """
 MATTERS, COUNT, CORNERS, GROUPS = 0, 1, 2, 3
 
@@ -44,11 +43,10 @@ Nodes = Int32[np.ndarray, "n 10"]
 grown. The columns:
 
 `PARENT`: what it is part of, itself for a component. `X0` to `Y1`: its box in the framed picture, ends
-    included. `SEED`: the pixel
-that started it. `FIRST`: its first pixel in a row-wise scan, or a later one of the run that this pixel starts
-    (no pixel of another
-component is between the two). `SIZE`: the sum of `CORNERS`. `CHANGED`: the last level that changed its box or
-    its parent. `SINCE`: the level from which on its box has been the same, -1 while no IoU is known.
+included. `SEED`: the pixel that started it. `FIRST`: its first pixel in a row-wise scan, or a later one of
+the run that this pixel starts (no pixel of another component is between the two). `SIZE`: the sum of
+`CORNERS`. `CHANGED`: the last level that changed its box or its parent. `SINCE`: the level from which on its
+box has been the same, -1 while no IoU is known.
 """
 PARENT, X0, Y0, X1, Y1, SEED, FIRST, SIZE, CHANGED, SINCE = range(10)
 OUTSIDE = 0

@@ -20,10 +20,14 @@ from wsolbench.system.stored import read_json
 class MetricDifference:
     """Metric of group B minus that of group A.
 
-    Attributes: name, policy: the metric, and how its threshold was chosen, for each run by itself. a, b:
-        means over the runs of each group. low, high: 95 % interval of the difference over images. p_value:
-        two-sided, of the difference being 0. n: images. per_pair: difference of each run of B and the run of
-        A at the same place; None when the groups have different sizes.
+    Attributes:
+        name, policy: the metric, and how its threshold was chosen, for each run by itself.
+        a, b: means over the runs of each group.
+        low, high: 95 % interval of the difference over images.
+        p_value: two-sided, of the difference being 0.
+        n: images.
+        per_pair: difference of each run of B and the run of A at the same place; None when the groups have
+            different sizes.
     """
 
     name: str

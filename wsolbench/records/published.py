@@ -94,10 +94,10 @@ class Paper:
 class PublishedNumber:
     """A cell of a published table. All but `paper` are the columns of the files.
 
-    Attributes: paper: key of the source that prints it, which need not be the one that measured it. table,
-        row, label: where it stands: table or file, row below the head from 1 (None where the rows were not
-        counted), and
-            what the row is called there.
+    Attributes:
+        paper: key of the source that prints it, which need not be the one that measured it.
+        table, row, label: where it stands: table or file, row below the head from 1 (None where the rows were
+            not counted), and what the row is called there.
         dataset, split, backbone, metric: names of this project where it has one, else the source's.
         method: one spelling for each method; `A+B` is the post-process B on A, `A[x]` a variant of A.
         ours: the method (and post-process) of this project, `spa+scg`; empty where there is none. The variant

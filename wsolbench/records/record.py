@@ -61,11 +61,14 @@ def settings_of(method: Mapping[str, Any]) -> dict[str, Any]:
 class MetricValue:
     """One number with its uncertainty and its threshold policy.
 
-    Attributes: name: a name of `wsolbench.metrics.catalog`. value: in the metric's unit, mostly a fraction in
-        [0, 1]; None where the metric is undefined, and then `reason` says why. low, high: 95 % percentile
-        bootstrap interval over images; None where there is none. corrected_low, corrected_high: the interval
-        of a metric at its best threshold, corrected for the choice of that threshold
-            (`wsolbench.metrics.best_threshold`); None for other metrics and in records of older versions.
+    Attributes:
+        name: a name of `wsolbench.metrics.catalog`.
+        value: in the metric's unit, mostly a fraction in [0, 1]; None where the metric is undefined, and then
+            `reason` says why.
+        low, high: 95 % percentile bootstrap interval over images; None where there is none.
+        corrected_low, corrected_high: the interval of a metric at its best threshold, corrected for the
+            choice of that threshold (`wsolbench.metrics.best_threshold`); None for other metrics and in
+            records of older versions.
         n: images it was computed on.
         policy: `oracle`, `fixed:T` or `transfer`; None for a metric without a threshold.
         tau: the threshold, or one per delta.

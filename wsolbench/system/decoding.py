@@ -39,9 +39,11 @@ class _UnknownRangeError(Exception):
 class Header:
     """What the head of an image file says.
 
-    Attributes: size: (width, height) of the stored pixels. mode: Pillow's name of the pixel format, such as
-        "RGB" or "I;16". orientation: EXIF orientation, 1 to 8; 1 if the file does not state one. From 5 on
-        width and height are exchanged when shown.
+    Attributes:
+        size: (width, height) of the stored pixels.
+        mode: Pillow's name of the pixel format, such as "RGB" or "I;16".
+        orientation: EXIF orientation, 1 to 8; 1 if the file does not state one. From 5 on width and height
+            are exchanged when shown.
     """
 
     size: tuple[int, int]

@@ -106,10 +106,14 @@ def track(
 ) -> Iterator[T] | Progress:
     """Show progress around an iterable, or give a context whose `advance(count, note)` is called.
 
-    Args: iterable: what to go through; None to call `advance`. description: what is being done. total: how
-        many units there are; None: `len(iterable)` where it has one, else unknown. unit: what is counted,
-        plural. done: units that an earlier run has done; they do not count for the rate. stream: where to
-        write; stderr by default, and nowhere in all but the first of several processes that torchrun started.
+    Args:
+        iterable: what to go through; None to call `advance`.
+        description: what is being done.
+        total: how many units there are; None: `len(iterable)` where it has one, else unknown.
+        unit: what is counted, plural.
+        done: units that an earlier run has done; they do not count for the rate.
+        stream: where to write; stderr by default, and nowhere in all but the first of several processes that
+            torchrun started.
 
     >>> [square for square in track((n * n for n in range(4)), "squaring", total=4, unit="numbers")]
     [0, 1, 4, 9]

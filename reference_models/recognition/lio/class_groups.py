@@ -58,10 +58,12 @@ def positives_of(
 ) -> tuple[Int[Tensor, "b p"], Bool[Tensor, "b p"]]:
     """Positions of the `size` - 1 others in the group of each image, and whether they count.
 
-    Args: labels: of a batch. Images that are missing from an incomplete last group do not count, nor do
-        images of another class. size: of a group. order: `interleaved_bug`: the images are stacked as in
-        `role_major` and then cut into consecutive groups of `size`. Most of
-            these are of several classes, which all count.
+    Args:
+        labels: of a batch. Images that are missing from an incomplete last group do not count, nor do images
+            of another class.
+        size: of a group.
+        order: `interleaved_bug`: the images are stacked as in `role_major` and then cut into consecutive
+            groups of `size`. Most of these are of several classes, which all count.
     """
     count, place = len(labels), torch.arange(len(labels), device=labels.device)
     turn = place if order == "correct" else role_major(count, size, labels.device)

@@ -28,10 +28,14 @@ from wsolbench.system.listing import find_files
 class Results:
     """What a results folder holds.
 
-    Attributes: runs: sound records, each run and result once. published: published numbers and their sources.
-        comparisons: comparisons of records that are there. problems: one message for each file that was left
-        out because it is broken, outdated, or of records that are gone. notes: one message for each record
-        that is sound and not shown: copies, and runs that another one of the same seed replaces.
+    Attributes:
+        runs: sound records, each run and result once.
+        published: published numbers and their sources.
+        comparisons: comparisons of records that are there.
+        problems: one message for each file that was left out because it is broken, outdated, or of records
+            that are gone.
+        notes: one message for each record that is sound and not shown: copies, and runs that another one of
+            the same seed replaces.
     """
 
     runs: Sequence[Run]

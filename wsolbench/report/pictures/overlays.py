@@ -123,10 +123,11 @@ def overlay(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The map, in colours from black (0) to yellow (1), blended over the image, with boxes drawn on top.
 
-    Args: image: pixels in the frame. unit_map: map in [0, 1], of the size of the image. true_boxes,
-        predicted_boxes: (R, 4), (M, 4) xyxy in pixels of the frame, ends exclusive; parts outside are cut
-        off,
-            boxes without area are not drawn.
+    Args:
+        image: pixels in the frame.
+        unit_map: map in [0, 1], of the size of the image.
+        true_boxes, predicted_boxes: (R, 4), (M, 4) xyxy in pixels of the frame, ends exclusive; parts outside
+            are cut off, boxes without area are not drawn.
         true_mask, predicted_mask: regions, outlined like boxes.
         strength: share of the map's colours in the blend, 0 to 1.
         line_width: of boxes and outlines, in 112ths of the shorter side.
