@@ -290,7 +290,7 @@ def _index(by_name: dict[str, list[Run]], others: dict[str, str], notes: str) ->
         )
     lines += [
         "",
-        "Every number was measured here, and each row links to its record.",
+        "Every number in these tables was measured here, and each row links to its record.",
         "All runs of a table share the images, the annotations, the protocol and the threshold policy.",
         "",
         "- `oracle`: the best threshold on the evaluated split. Papers report this; it is an upper bound.",
