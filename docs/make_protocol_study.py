@@ -22,7 +22,7 @@ import click
 import numpy as np
 
 from wsolbench.cli.options import DataOptions, available_cores
-from wsolbench.datasets.subsets import limited
+from wsolbench.datasets.subsets import limit_dataset
 from wsolbench.evaluation.compare import compare
 from wsolbench.evaluation.evaluate import Evaluation, evaluate
 from wsolbench.evaluation.loop import RunOptions
@@ -172,7 +172,7 @@ def score_maps(
     Raises `UsageError` for fewer than two methods and for two folders of one name, and `DataError` for maps
     that are missing or do not fit.
     """
-    scored = limited(dataset, limit)
+    scored = limit_dataset(dataset, limit)
     presets = [EvalProtocol.preset(name) for name in EvalProtocol.presets()]
     sources = {
         protocol.name: [source_of(MapFolder(folder), protocol, scored) for folder in folders]

@@ -1,4 +1,4 @@
-"""Boxes and sizes from outside are refused wherever they enter, with what is wrong about them."""
+"""Invalid boxes and sizes are rejected by every function that takes them, with a message that says why."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_rows_of_different_lengths_are_refused(unchecked_shapes: None) -> None:
 
 
 def test_x_y_width_height_is_named_as_the_likely_cause() -> None:
-    with pytest.raises(DataError, match=r"true boxes: row 0 is .*is it x, y, width, height"):
+    with pytest.raises(DataError, match=r"ground-truth boxes: row 0 is .*is it x, y, width, height"):
         frame_boxes(np.array([[60.0, 50.0, 20.0, 25.0]]), SIZE, WSOLEVAL)
 
 

@@ -1,4 +1,4 @@
-"""The protocol as data: presets, variants, what is refused, and the stored form."""
+"""The protocol: presets, variants, rejected values and the stored form."""
 
 from __future__ import annotations
 

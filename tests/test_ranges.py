@@ -1,4 +1,4 @@
-"""Ranges of settings: what is checked, and what is said about a value that is not in its range."""
+"""Ranges of settings: what is checked, and the message for a value outside its range."""
 
 from __future__ import annotations
 

@@ -1,20 +1,20 @@
-"""Score localization maps and fine-grained recognisers right, fast and comparably.
+"""A benchmark for weakly supervised object localization (WSOL) and fine-grained recognition.
 
-The flow, from left to right; each step imports only from steps to its left:
+The flow, from left to right. Each step imports only from steps to its left:
 
     datasets -> methods -> maps -> metrics -> records -> report
 
-A data set gives samples (image, label, true boxes, masks, key points). A method turns images into raw score
-maps and logits. `maps` brings a raw map into the frame of an `EvalProtocol`. `metrics` compares map and
-truth. A record keeps the numbers of one run with all that they depend on, and the report makes tables and
-pictures of records. `evaluation` joins them.
+A data set gives samples: image, label, ground-truth boxes, masks and key points. A method turns images into
+raw score maps and logits. `maps` brings a raw map into the evaluation frame of an `EvalProtocol`. `metrics`
+compares maps with the ground truth. A record stores the numbers of one run and everything they depend on.
+The report draws tables and figures from records. `evaluation` joins these steps.
 
     >>> import numpy as np
     >>> from wsolbench import EvalProtocol, best_iou_per_tau
     >>> best_iou_per_tau(np.eye(8), np.array([[0, 0, 7, 7]]), EvalProtocol.preset("wsoleval")).max()
     np.float64(1.0)
 
-Importing this package loads neither torch nor matplotlib nor OpenCV; names are looked up when they are first
+Importing this package loads neither torch nor matplotlib nor OpenCV. Names are imported when they are first
 used.
 """
 

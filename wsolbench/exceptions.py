@@ -1,7 +1,7 @@
-"""What a caller did wrong, said so that they can put it right.
+"""Errors that the caller can fix.
 
-Every error that bad input can cause is a `WsolbenchError`. The command line prints its message and exits with
-code 2; anything else that escapes is a bug of ours and shows its traceback.
+Every error that invalid input can cause is a `WsolbenchError`. The command line prints its message and
+exits with code 2. Any other exception that escapes is a bug in wsolbench and shows its traceback.
 """
 
 from __future__ import annotations
@@ -11,21 +11,19 @@ from collections.abc import Iterable
 
 
 class WsolbenchError(Exception):
-    """Base of all errors that the caller can mend. The message names the thing, what was expected and what
-    came.
-    """
+    """Base of all errors that the caller can fix. The message says what, found, expected and the fix."""
 
 
 class UsageError(WsolbenchError):
-    """An option, a name or a combination that cannot work."""
+    """An invalid option, name or combination of settings."""
 
 
 class DataError(WsolbenchError):
-    """A file or a folder whose content is missing, broken or contradictory."""
+    """A file or folder whose content is missing, invalid or contradictory."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The error for a name that is not in a list, with the nearest one that is.
+    """Return the error for an unknown name, with the closest known name as a suggestion.
 
     >>> str(unknown_name("method", "sap", ["cam", "spa"]))
     "unknown method 'sap'; did you mean 'spa'? Known: cam, spa"

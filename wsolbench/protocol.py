@@ -1,11 +1,11 @@
-"""The evaluation protocol: every convention on which published evaluators differ, as data.
+"""The evaluation protocol: every convention on which published evaluators differ, as a dataclass.
 
-A protocol says how a raw score map becomes boxes and how boxes are compared with the truth. Two numbers are
-comparable only when their protocols are equal, so every record stores its own. `EvalProtocol.preset(name)`
-gives the conventions of a published evaluator; `dataclasses.replace(protocol, components="union")` gives a
-variant.
+A protocol specifies how a raw score map becomes boxes and how boxes are compared with the ground truth. Two
+numbers are comparable only if their protocols are equal, so every record stores its own.
+`EvalProtocol.preset(name)` gives the conventions of a published evaluator. Use
+`dataclasses.replace(protocol, components="union")` for a variant.
 
-Presets and what they follow: `wsoleval` (clovaai/wsolevaluation, the default), `spa` (Panxjia/SPA_CVPR2021),
+Presets and their sources: `wsoleval` (clovaai/wsolevaluation, the default), `spa` (Panxjia/SPA_CVPR2021),
 `bas` (wpy1999/BAS), `tscam` (vasgaowei/TS-CAM), `psol` (tzzcl/PSOL), `lid` (the LID challenge's Peak-IoU).
 """
 
@@ -18,18 +18,28 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from wsolbench.exceptions import UsageError, unknown_name
-from wsolbench.ranges import Count, PositiveShare, Range, Ranged, Share, Side, check_fields, is_number
+from wsolbench.ranges import (
+    Count,
+    PositiveShare,
+    Range,
+    Ranged,
+    Share,
+    Side,
+    check_fields,
+    format_value,
+    is_number,
+)
 
 MAX_TAUS = 10_000
-"""Most thresholds of a protocol: every image keeps a score for each of them."""
+"""Largest number of thresholds of a protocol. Every image keeps a score for each of them."""
 
 _NORMALIZE_VERSION = 2
 _FIRST_RULES = {"pas": "pas-relu", "ivr": "ivr-interpolated"}
-"""What `normalize` meant before version 2, and the name that this rule has now."""
+"""Names of the rules of `normalize` before version 2, mapped to their names now."""
 
 
 def tau_grid(step: float, stop: float = 1.0, start: float = 0.0) -> tuple[float, ...]:
-    """Thresholds `numpy.arange(start, stop, step)`, bit for bit as evaluators that use `arange` have them.
+    """Return the thresholds `numpy.arange(start, stop, step)`, bit-identical to evaluators that use `arange`.
 
     Raises `UsageError` unless 0 < step < stop - start, and for more than 10,000 thresholds.
 
@@ -44,8 +54,7 @@ def tau_grid(step: float, stop: float = 1.0, start: float = 0.0) -> tuple[float,
     if not 0 < step < stop - start:
         raise UsageError(
             f"grid of thresholds from {start} to {stop} in steps of {step}; expected a step above 0 and "
-            f"below {stop - start}, "
-            "for instance 0.01. Single thresholds are written as a list: 0.2,0.5"
+            f"below {stop - start}, for instance 0.01. Single thresholds are written as a list: 0.2,0.5"
         )
     if (stop - start) / step > MAX_TAUS + 1:
         raise UsageError(
@@ -56,115 +65,115 @@ def tau_grid(step: float, stop: float = 1.0, start: float = 0.0) -> tuple[float,
 
 
 def crop_start(outer: int, inner: int) -> int:
-    """First pixel of the central `inner` of `outer` pixels, rounded as torchvision rounds it (a half goes to
-    the even side).
-    """
+    """Return the first pixel of the central `inner` of `outer` pixels. Halves round to even (torchvision)."""
     return round((outer - inner) / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalProtocol(Ranged):
-    """How maps are turned into boxes and counted. Frozen; the defaults are `wsoleval`.
+    """How maps are turned into boxes and counted. Frozen. The defaults are `wsoleval`.
 
-    Raises `UsageError` on a value outside its list or range, and on invalid combinations.
+    Raises `UsageError` for a value outside its list or range and for invalid combinations.
     """
 
     name: str = "wsoleval"
-    """Preset it started from; a variant should get its own name, because boards group by it."""
+    """Name of the preset. Give a variant its own name, because the leaderboard groups by it."""
 
     # --- from the image to the frame in which boxes are compared --------------------------------------------
     frame: Literal["squash", "center_crop", "original"] = "squash"
-    """`squash`: the whole image resized to `frame_size` squared. `center_crop`: resized to `resize_size`
-    squared, then the central `frame_size` squared; boxes are cut to the crop. `original`: the image's own
-    size.
+    """The frame. `squash`: the whole image, resized to `frame_size` squared. `center_crop`: resized to
+    `resize_size` squared, then the central `frame_size` squared; boxes are cut to the crop. `original`: the
+    image's own size.
     """
     frame_size: Side = 224
     resize_size: Side = 256
-    """Side before the centre crop (and before ten crops); at least `frame_size` where there is one of
-    them.
-    """
+    """Side before the centre crop and before ten crops. With either of them, at least `frame_size`."""
 
     # --- from the raw map to [0, 1] -------------------------------------------------------------------------
     relu: bool = False
-    """Whether negative scores are set to 0 first."""
+    """Whether negative scores are first set to 0."""
     resize: Literal["bicubic", "bilinear"] = "bicubic"
     order: Literal["resize_then_normalize", "normalize_then_resize", "quantize_then_resize"] = (
         "resize_then_normalize"
     )
-    """`quantize_then_resize`: normalised and made 8-bit at the map's own size, then resized as an 8-bit
-    picture.
+    """Order of the steps.
+
+    `quantize_then_resize`: the map is normalised and quantised to 8 bits at its own size, then resized as an
+    8-bit image.
     """
     normalize: Literal["minmax", "max", "pas", "ivr", "pas-relu", "ivr-interpolated"] = "minmax"
-    """`minmax`: to [0, 1]. `max`: relu, then / max. `pas`: x - min, then / its value of rank int(n percentile
-    / 100), cut at 1. `ivr`: minus the value of that rank, relu, / max. Ranks count the n sorted values from
-    0. Until version 2 of these two rules, `pas` was relu(x) / percentile (now `pas-relu`), and `ivr` took an
-    interpolated percentile (now `ivr-interpolated`).
+    """Normalisation of a map x. Ranks count the n sorted values of the map from 0.
+
+    `minmax`: to [0, 1].
+    `max`: ReLU, then divided by the maximum.
+    `pas`: x - min, then divided by its value of rank int(n percentile / 100), cut at 1.
+    `ivr`: x minus its value of that rank, then ReLU, then divided by the maximum.
+
+    Version 1 of `pas` was relu(x) / percentile (now `pas-relu`). Version 1 of `ivr` took an interpolated
+    percentile (now `ivr-interpolated`).
     """
     percentile: Annotated[float, Range(0, 100)] = 90.0
-    """Percentile for the four rules above and `threshold_basis="percentile"`; above 0 for all but `ivr`."""
-    normalize_eps: Share = 0.0
-    """Added to the divisor. A constant map is all zeros, whatever this is."""
-    quantize: Literal["uint8", "none"] = "uint8"
-    """`uint8`: truncation of 255 x map, the product in float64. `none`: float32 compared with float32
-    thresholds.
+    """Percentile for `pas`, `ivr`, their first versions and `threshold_basis="percentile"`.
+
+    0 is valid for `ivr` and `ivr-interpolated` only.
     """
+    normalize_eps: Share = 0.0
+    """Value added to the divisor. A constant map becomes all zeros for any value."""
+    quantize: Literal["uint8", "none"] = "uint8"
+    """`uint8`: 255 x map in float64, truncated. `none`: float32 compared with float32 thresholds."""
 
     # --- thresholds -----------------------------------------------------------------------------------------
     taus: tuple[Share, ...] = field(default=tau_grid(0.001), repr=False)
     foreground: Literal[">", ">="] = ">"
     threshold_basis: Literal["max", "unit", "percentile"] = "max"
-    """What `tau` is a fraction of: the map's maximum (`int(tau x max)` of the 8-bit map), the range [0, 1]
-    itself, or the `percentile`-th percentile of the 8-bit map.
+    """What `tau` is a fraction of. `max`: the map's maximum (`int(tau x max)` of the 8-bit map). `unit`: the
+    range [0, 1]. `percentile`: the `percentile`-th percentile of the 8-bit map.
     """
     fixed_tau: Share | None = None
-    """Threshold for the policy `fixed`; None: the policy is left out unless one is given."""
+    """Threshold of the policy `fixed`. If None, the policy is skipped unless a threshold is given."""
 
     # --- from the foreground to boxes -----------------------------------------------------------------------
     components: Literal["all", "largest", "union"] = "all"
-    """Which regions give boxes: every one, the largest, or one box around the whole foreground."""
+    """Regions that give boxes: all, the largest, or one box around the whole foreground."""
     single_box: Literal["largest", "union"] = "largest"
-    """The rule for metrics that count one box an image: GT-known, Top-k Loc, MaxBoxAcc (V1), the error
-    breakdown.
-    """
+    """Region for metrics with one box per image: GT-known, Top-k Loc, MaxBoxAcc (V1), the error breakdown."""
     connectivity: Literal["contour", "4", "8"] = "contour"
-    """What a region is: an OpenCV contour (`RETR_TREE`: the outlines of holes are regions too), or a
-    4-/8-connected component of the foreground.
+    """Definition of a region: an OpenCV contour (`RETR_TREE`, so the outlines of holes are regions too), or a
+    4- or 8-connected component of the foreground.
     """
     largest_by: Literal["contour_area", "pixel_count", "box_area"] = "contour_area"
-    """What the largest region is largest by. Equal ones: the first that OpenCV (contours) or a row-wise scan
-    (components) meets.
+    """Size by which the largest region is chosen. Among equal regions, the first in the order of OpenCV
+    (contours) or of a row-wise scan (components) is taken.
     """
     box_end: Literal["exclusive", "inclusive"] = "exclusive"
     """Whether a predicted box ends one past its last pixel or on it."""
     clip_boxes: bool = True
-    """Whether predicted boxes are cut at (W-1, H-1), and true boxes too before they are scaled."""
+    """Whether predicted boxes, and ground-truth boxes before scaling, are clipped at (W-1, H-1)."""
     empty_box: Literal["zero", "unit", "image"] = "zero"
-    """The box where nothing is foreground: (0, 0, 0, 0), (0, 0, 1, 1), or the whole frame."""
+    """Box for an empty foreground: (0, 0, 0, 0), (0, 0, 1, 1), or the whole frame."""
 
-    # --- true boxes -----------------------------------------------------------------------------------------
+    # --- ground-truth boxes ---------------------------------------------------------------------------------
     gt_boxes: Literal["any", "first"] = "any"
     gt_end: Literal["exclusive", "inclusive"] = "exclusive"
-    """How the continuous true boxes are written for the comparison: (x, y, x + w, y + h), or one less at the
-    end.
-    """
+    """End of a ground-truth box in the comparison: (x, y, x + w, y + h), or one less at the end."""
     gt_truncate: bool = True
-    """Whether scaled true boxes lose their fraction: `int(x * new / old)`."""
+    """Whether scaled ground-truth boxes are truncated to whole numbers: `int(x * new / old)`."""
 
     # --- comparison -----------------------------------------------------------------------------------------
     iou_plus_one: bool = True
-    """Whether widths are x1 - x0 + 1."""
+    """Whether widths are x1 - x0 + 1 instead of x1 - x0."""
     deltas: tuple[PositiveShare, ...] = (0.3, 0.5, 0.7)
     iou_test: Literal[">=", ">"] = ">="
-    """Test of an IoU against `delta` for MaxBoxAcc, MaxBoxAccV2 and GT-known."""
+    """Comparison of an IoU with `delta` for MaxBoxAcc, MaxBoxAccV2 and GT-known."""
     topk_iou_test: Literal[">=", ">"] = ">="
-    """The same for Top-1/Top-5 Loc; one published evaluator uses two different tests in one file."""
+    """The same for Top-1/Top-5 Loc. One published evaluator uses two different comparisons in one file."""
     v2_tau: Literal["per_delta", "shared"] = "per_delta"
-    """MaxBoxAccV2 with the best threshold of each delta, or of the mean over the deltas."""
+    """Threshold of MaxBoxAccV2: the best for each delta, or the best for the mean over the deltas."""
     class_map: Literal["gt", "predicted"] = "gt"
-    """Top-k Loc: the true class's map plus a label test, or each predicted class's own map."""
+    """Map for Top-k Loc: the true class's map plus a label test, or each predicted class's own map."""
     averaging: Literal["image", "class"] = "image"
     classifier: Literal["single", "ten_crop", "external"] = "single"
-    """Where the predicted labels come from: one view, the mean softmax of ten crops, or another network."""
+    """Source of the predicted labels: one view, the mean softmax of ten crops, or another network."""
 
     # --- error breakdown (SPA, CVPR 2021, Table 4) ----------------------------------------------------------
     error_iou: Share = 0.5
@@ -174,21 +183,29 @@ class EvalProtocol(Ranged):
 
     def __post_init__(self) -> None:
         check_fields(self, "protocol")
+        # Lists of numbers.
         if not self.taus or any(high <= low for low, high in zip(self.taus, self.taus[1:], strict=False)):
-            raise UsageError("protocol field taus must be a non-empty, strictly increasing sequence")
+            raise UsageError(
+                f"protocol field taus={format_value(self.taus)}; expected one or more strictly increasing "
+                "numbers"
+            )
         if len(self.taus) > MAX_TAUS:
             raise UsageError(
                 f"protocol field taus has {len(self.taus):,} thresholds; expected at most {MAX_TAUS:,}"
             )
         if not self.deltas or len(set(self.deltas)) < len(self.deltas):
             raise UsageError(f"protocol field deltas={self.deltas}; expected one or more different numbers")
+        # Combinations of fields.
         if self.quantize == "none" and self.threshold_basis != "unit":
             raise UsageError(
-                "threshold_basis 'max' and 'percentile' are defined on 8-bit maps; set quantize='uint8' or "
-                "threshold_basis='unit'"
+                f"protocol field threshold_basis={self.threshold_basis!r} with quantize='none'; expected an "
+                "8-bit map. Set quantize='uint8' or threshold_basis='unit'"
             )
         if (self.connectivity == "contour") != (self.largest_by == "contour_area"):
-            raise UsageError("connectivity 'contour' goes with largest_by 'contour_area', and only with it")
+            raise UsageError(
+                f"protocol field connectivity={self.connectivity!r} with largest_by={self.largest_by!r}; "
+                "expected 'contour' with 'contour_area', or neither of them"
+            )
         if self.percentile == 0 and not self.normalize.startswith("ivr"):
             raise UsageError(
                 "protocol field percentile=0.0; expected a number in (0, 100], or normalize='ivr', where 0 "
@@ -198,19 +215,17 @@ class EvalProtocol(Ranged):
             self.frame == "center_crop" or self.classifier == "ten_crop"
         ):
             raise UsageError(
-                f"protocol field resize_size={self.resize_size} is smaller than "
-                f"frame_size={self.frame_size}, so nothing can be cropped "
-                f"out of it; set resize_size to {self.frame_size} or more"
+                f"protocol field resize_size={self.resize_size}; expected at least "
+                f"frame_size={self.frame_size}, to crop the frame from. Set it to {self.frame_size} or more"
             )
 
     @property
     def network_frame(self) -> Literal["squash", "center_crop"]:
-        """What a network sees of the image."""
+        """Part of the image that a network sees: the whole image or the centre crop."""
         return "center_crop" if self.frame == "center_crop" else "squash"
 
     def view_of(self, side: int) -> tuple[int, int]:
-        """How a network of input side `side` sees the image: the side that the whole image is resized to, and
-        the first pixel seen.
+        """Return the side of the resized image and the first pixel that a network of input side `side` sees.
 
         >>> EvalProtocol(frame="center_crop").view_of(448)
         (512, 32)
@@ -220,7 +235,7 @@ class EvalProtocol(Ranged):
 
     @classmethod
     def preset(cls, name: str) -> EvalProtocol:
-        """The conventions of a published evaluator. Raises `UsageError` naming the nearest preset.
+        """Return the conventions of a published evaluator. Raises `UsageError` naming the closest preset.
 
         >>> EvalProtocol.preset("spa").single_box
         'union'
@@ -231,14 +246,14 @@ class EvalProtocol(Ranged):
 
     @staticmethod
     def presets() -> tuple[str, ...]:
-        """Names that `preset` takes."""
+        """Return the names that `preset` accepts."""
         return tuple(_PRESETS)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields; a threshold grid made by `arange` is written as its start, stop and step.
+        """Return all fields. A threshold grid made by `arange` is stored as start, stop and step.
 
-        A rule of normalisation that has changed has its version next to it; without one a stored `pas` or
-        `ivr` is the first version.
+        A normalisation rule that has changed is stored with its version. Without a version, a stored `pas` or
+        `ivr` is version 1.
         """
         values = {
             key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
@@ -253,16 +268,17 @@ class EvalProtocol(Ranged):
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> EvalProtocol:
-        """Read a stored protocol, also one of an older version: without `normalize_version`, `normalize`
-        names the rules of the first version. Raises `UsageError` on unknown and missing fields.
+        """Read a stored protocol of any version. Without `normalize_version`, `normalize` means version 1.
+
+        Raises `UsageError` for unknown and missing fields.
         """
-        values = dict(_stored_object(values))
+        values = dict(_check_stored(values))
         version = values.pop("normalize_version", 1)
         _check_names(set(values), {item.name for item in fields(cls)})
         if version not in (1, _NORMALIZE_VERSION):
             raise UsageError(
-                f"protocol field normalize_version={version!r}; expected {_NORMALIZE_VERSION}, or none for "
-                "the first version"
+                f"protocol field normalize_version={version!r}; expected {_NORMALIZE_VERSION}, or no such "
+                "field for version 1"
             )
         if version == 1 and isinstance(values["normalize"], str):
             values["normalize"] = _FIRST_RULES.get(values["normalize"], values["normalize"])
@@ -275,7 +291,7 @@ class EvalProtocol(Ranged):
         return cls(**arguments)
 
 
-def _stored_object(values: object) -> dict[str, Any]:
+def _check_stored(values: object) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(
             f"a stored protocol is {type(values).__name__}; expected an object with the fields of the "
@@ -285,7 +301,7 @@ def _stored_object(values: object) -> dict[str, Any]:
 
 
 def _check_names(found: set[str], known: set[str]) -> None:
-    """Raise `UsageError` for the first field of a stored protocol that is unknown or missing."""
+    """Raise `UsageError` for the first unknown field of a stored protocol, or for missing fields."""
     if unknown := sorted(found - known):
         raise unknown_name("protocol field", unknown[0], known)
     if absent := sorted(known - found):
@@ -296,23 +312,24 @@ def _check_names(found: set[str], known: set[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionProtocol(Ranged):
-    """How detections are counted: average precision as COCO defines it, the mean over classes. Frozen; the
-    defaults are COCO's.
+    """How detections are counted: COCO's average precision (AP), the mean over classes.
 
-    Of each class a detection is right when it overlaps a true object, which no better one has taken, by at
-    least the IoU. Precision is made monotone and averaged over equidistant recalls.
+    Frozen. The defaults are COCO's.
+    A detection is correct if it overlaps a ground-truth object of its class by at least the IoU threshold
+    and no better detection has matched this object. Precision is made monotone and averaged over
+    equidistant recalls.
     """
 
     name: str = "coco"
     ious: tuple[PositiveShare, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
-    """Overlaps that AP is the mean over."""
+    """IoU thresholds. AP is the mean over them."""
     recalls: Annotated[int, Range(2, 10_001)] = 101
-    """Points of the precision-recall curve, 0 and 1 included."""
+    """Number of points of the precision-recall curve, including 0 and 1."""
     max_detections: Count = 100
-    """Best detections of an image and class that are counted."""
+    """Number of best detections that are counted for each image and class."""
     small_below: Annotated[float, Range(0, 1e12)] = 32.0**2
     large_above: Annotated[float, Range(0, 1e12)] = 96.0**2
-    """Areas in pixels that bound small, medium and large objects."""
+    """Areas in pixels that separate small, medium and large objects."""
 
     def __post_init__(self) -> None:
         check_fields(self, "protocol")
@@ -324,7 +341,7 @@ class DetectionProtocol(Ranged):
             )
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, under `detection`: no field of an `EvalProtocol` has this name."""
+        """Return all fields under the key `detection`, which is not a field of `EvalProtocol`."""
         values = {
             key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
         }
@@ -332,11 +349,11 @@ class DetectionProtocol(Ranged):
 
 
 def protocol_from_json(values: dict[str, Any]) -> EvalProtocol | DetectionProtocol:
-    """The inverse of `to_json` of either protocol. Raises `UsageError` on unknown and missing fields."""
-    if "detection" not in _stored_object(values):
+    """Read a stored protocol of either class. Raises `UsageError` for unknown and missing fields."""
+    if "detection" not in _check_stored(values):
         return EvalProtocol.from_json(values)
     _check_names(set(values), {"name", "detection"})
-    own = _stored_object(values["detection"])
+    own = _check_stored(values["detection"])
     _check_names(set(own), {item.name for item in fields(DetectionProtocol)} - {"name"})
     arguments: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in own.items()

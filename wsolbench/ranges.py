@@ -1,14 +1,13 @@
-"""Ranges of settings: each is declared once, in the type of its dataclass field, and checked wherever a value
-comes from.
+"""Valid ranges of settings, declared once in the type of a dataclass field.
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(Ranged):
         share: Share = 0.5                                  # a number from 0 to 1
         side: Annotated[int, Range(1, 4096)] = 224          # a whole number from 1 to 4096
 
-A `Ranged` dataclass checks every field when it is made. `check_value` checks one value, and `range_of` gives
-the range of a field, from which the command line makes its options. A field of type int or float without a
-`Range` takes the numbers from -1e9 to 1e9.
+A `Ranged` dataclass checks every field when it is constructed. `check_value` checks one value. `range_of`
+returns the range of a field; the command line builds its options from it. A field of type int or float
+without a `Range` accepts numbers from -1e9 to 1e9.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from wsolbench.exceptions import UsageError
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `low` to `high`, without an end that is open. Of a tuple each item has to lie in it.
+    """An interval of numbers from `low` to `high`; each end can be open. For a tuple, it bounds every item.
 
     >>> 0.5 in Range(0, 1), 0 in Range(0, 1, open_low=True), float("nan") in Range()
     (True, False, False)
@@ -54,42 +53,43 @@ class Range:
 
 
 BROAD = Range(-1e9, 1e9)
-"""Of numbers without a range of their own."""
+"""Range of a number that declares none."""
 
 Share = Annotated[float, Range(0, 1)]
-"""A fraction."""
+"""A fraction in [0, 1]."""
 ShareBelow1 = Annotated[float, Range(0, 1, open_high=True)]
 PositiveShare = Annotated[float, Range(0, 1, open_low=True)]
 Weight = Annotated[float, Range(0, 1e6)]
-"""A factor of a loss term, a learning rate, or a penalty; 0 switches it off."""
+"""Factor of a loss term, a learning rate, or a penalty. 0 switches it off."""
 Positive = Annotated[float, Range(0, 1e6, open_low=True)]
 Count = Annotated[int, Range(1, 1_000_000)]
 CountOrZero = Annotated[int, Range(0, 1_000_000)]
-"""A number of things, where 0 means that there is none or that the default is taken."""
+"""A count. 0 means none, or that the default is used."""
 Channels = Annotated[int, Range(0, 65_536)]
 """Channels of a layer, or another number that memory grows with."""
 Order = Annotated[int, Range(1, 64)]
 Scales = Annotated[int, Range(1, 99)]
 Sigma = Annotated[float, Range(0, 1000)]
-"""Standard deviation of a Gaussian, in pixels or cells; 0: nothing is smoothed."""
+"""Standard deviation of a Gaussian, in pixels or cells. 0 disables smoothing."""
 Steps = Annotated[int, Range(1, 100_000_000)]
 Side = Annotated[int, Range(1, 8192)]
-"""Pixels of one side."""
+"""Side length in pixels."""
 SideOrDefault = Annotated[int, Range(0, 8192)]
-"""Pixels of one side; 0: the default."""
+"""Side length in pixels. 0 means the default."""
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Epochs = Annotated[int, Range(1, 100_000)]
 BatchSize = Annotated[int, Range(1, 65_536)]
 ImageSide = Annotated[int, Range(32, 4096)]
-"""Side of a network's input, in pixels."""
+"""Side length of a network's input, in pixels."""
 LearningRate = Annotated[float, Range(0, 1000, open_low=True)]
 Workers = Annotated[int, Range(0, 4096)]
 Resamples = Annotated[int, Range(1, 1_000_000)]
 
 
 class Ranged:
-    """Base of dataclasses that check their fields when they are made. Raises `UsageError` naming field, value
-    and range.
+    """Base of dataclasses that check their fields at construction.
+
+    Raises `UsageError` naming the field, its value and its range.
     """
 
     def __post_init__(self) -> None:
@@ -97,8 +97,9 @@ class Ranged:
 
 
 def hints_of(kind: type[Any]) -> dict[str, Any]:
-    """Types of the fields of a dataclass with their ranges; `Any` for one that is imported for type checkers
-    only.
+    """Return the types of a dataclass's fields with their ranges.
+
+    A type that is imported only for type checkers becomes `Any`.
     """
     return _hints(cast("Hashable", kind))
 
@@ -106,7 +107,7 @@ def hints_of(kind: type[Any]) -> dict[str, Any]:
 @functools.lru_cache(maxsize=256)
 def _hints(kind: Any) -> dict[str, Any]:
     hints: dict[str, Any] = {}
-    names = {item.name for item in fields(kind)}  # without class variables
+    names = {item.name for item in fields(kind)}  # excludes class variables
     for base in reversed(kind.__mro__):
         for name, text in vars(base).get("__annotations__", {}).items():
             if name not in names:
@@ -122,10 +123,9 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def check_fields(settings: Any, what: str = "", *, found: str = "{what} field {name}={value}") -> None:
-    """Raise `UsageError` for the first field of a dataclass whose value is not of the declared type and
-    range.
+    """Raise `UsageError` for the first field of a dataclass with an invalid type or range.
 
-    `what` names the dataclass; `found` is the first half of the message.
+    `what` names the dataclass. `found` is the template of the first half of the message.
     """
     hints = hints_of(type(settings))
     for item in fields(settings):
@@ -133,16 +133,17 @@ def check_fields(settings: Any, what: str = "", *, found: str = "{what} field {n
         try:
             check_value(hints[item.name], value)
         except ValueError as error:
-            named = found.format(what=what or type(settings).__name__, name=item.name, value=shown(value))
+            named = found.format(
+                what=what or type(settings).__name__, name=item.name, value=format_value(value)
+            )
             raise UsageError(f"{named}; expected {error}") from error
 
 
 def check_value(hint: Any, value: Any, limit: Range | None = None) -> None:
-    """Raise `ValueError`, whose text says what is expected, unless `value` is of the type `hint` and in its
-    range.
+    """Raise `ValueError` unless `value` has the type `hint` and lies in its range.
 
-    Checks bool, int, float, str, `Literal`, `X | None`, `tuple[X, ...]` and these inside `Annotated`; takes
-    every value of other types.
+    The message states only what is expected. Checks bool, int, float, str, `Literal`, `X | None`,
+    `tuple[X, ...]` and these inside `Annotated`. Values of other types are not checked.
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -181,12 +182,12 @@ def _check_union(options: tuple[Any, ...], value: Any, limit: Range | None) -> N
 
 
 def is_number(value: object, *, whole: bool = False) -> bool:
-    """Whether a value is a number, bool excluded, and with `whole` an int."""
+    """Whether a value is a number, or with `whole` an int. A bool is not a number."""
     return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
 
 
 def describe(hint: Any, limit: Range | None = None) -> str:
-    """What is expected of a number.
+    """Describe which number is expected, for messages.
 
     >>> describe(int, Range(1, 8)), describe(float)
     ('a whole number in [1, 8]', 'a finite number')
@@ -198,8 +199,9 @@ def describe(hint: Any, limit: Range | None = None) -> str:
 
 
 def range_of(kind: type[Any], name: str) -> tuple[type[Any], Range]:
-    """Number type (int or float) and range of a field, also of one that may be None. Raises `TypeError` for
-    another kind of field.
+    """Return the number type (int or float) and the range of a field, including fields that may be None.
+
+    Raises `TypeError` if the field is not a number.
     """
 
     def search(hint: Any, limit: Range) -> tuple[type[Any], Range] | None:
@@ -212,12 +214,12 @@ def range_of(kind: type[Any], name: str) -> tuple[type[Any], Range]:
 
     found = search(hints_of(kind)[name], BROAD)
     if found is None:
-        raise TypeError(f"{kind.__name__}.{name} is no number")
+        raise TypeError(f"{kind.__name__}.{name} is not a number")
     return found
 
 
-def shown(value: object) -> str:
-    """A value for a message, cut where it is long (an int of thousands of digits has no decimal text)."""
+def format_value(value: object) -> str:
+    """Format a value for a message. Long values are cut; a huge int is given as its number of bits."""
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a number of {value.bit_length()} bits"
     text = repr(value)

@@ -1,8 +1,8 @@
-"""The shared vocabulary: what a data set hands out and what the other steps exchange.
+"""Types that all steps share: samples, data sets, boxes, score maps and detections.
 
-Coordinates. Boxes are `xyxy` in continuous pixels of the annotated image, whose area is [0, W] x [0, H]; the
-end is exclusive, so a box of one pixel is (x, y, x + 1, y + 1). Published conventions that count otherwise
-("+1", inclusive ends) are applied by the evaluation protocol, never by a loader.
+Coordinates. Boxes are `xyxy` in continuous pixels of the annotated image, whose area is [0, W] x [0, H].
+The end is exclusive, so a box of one pixel is (x, y, x + 1, y + 1). Other published conventions ("+1",
+inclusive ends) are applied by the evaluation protocol, never by a loader.
 """
 
 from __future__ import annotations
@@ -23,24 +23,22 @@ Boxes = Float[np.ndarray, "r 4"]
 """float64 boxes, one row (x0, y0, x1, y1) each."""
 
 ScoreMap = Float[np.ndarray, "h w"]
-"""One raw localization map of one class of one image: any finite range, larger means more likely object."""
+"""Raw localization map of one class of one image: any finite range, higher means more likely object."""
 
 UnitMap = Shaped[np.ndarray, "h w"]
 """A map in the evaluation frame: floats in [0, 1], or uint8, which stands for value / 255."""
 
 KeyPoints = Float[np.ndarray, "p 3"]
-"""float64 rows (x, y, visible); `visible` is 1 or 0, and (x, y) means nothing where it is 0."""
+"""float64 rows (x, y, visible). `visible` is 1 or 0; (x, y) is undefined where it is 0."""
 
 
 def no_boxes() -> Boxes:
-    """An empty (0, 4) box array."""
+    """Return an empty (0, 4) box array."""
     return np.zeros((0, 4), dtype=np.float64)
 
 
 class _Size:
-    """The field `Sample.size`: a value, or (None) what the image file's header says, read when first asked
-    for.
-    """
+    """Descriptor of `Sample.size`: the given value, or if None, the size from the image header."""
 
     @overload
     def __get__(self, sample: None, owner: type) -> None: ...
@@ -60,29 +58,30 @@ class _Size:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One image with all that is known about it. Pixels and masks are read only when asked for.
+    """One image with its annotations. Pixels and masks are read only on request.
 
-    Attributes: id: the only key: a relative POSIX path or name, unique in its data set. label: class index,
-        0-based. size: (width, height) of the frame in which boxes, masks and key points are given. The stored
-        file may have
-            another size (a shrunken copy beside original annotations); readers scale by `size`, never by the
-            file. None when made: the file's header is read when the size is first asked for.
-        boxes: true boxes, (R, 4); R is 0 where the data set has none.
-        path: image file; or `array`: the pixels, uint8 (H, W, 3).
-        crop: (x0, y0, x1, y1), the part of the stored file that is the image; `size` is the size of this
-            part.
-        mask_paths: instance masks; the object is their union.
-        ignore_path: pixels that count neither way, except where an instance mask covers them.
-        key_points: (P, 3) or None.
-        mask_threshold: a mask pixel is object when its 8-bit value is greater than this. Values of 16 bits
-            and floats are scaled to 8 bits (`wsolbench.system.decoding`).
+    Attributes:
+        id: unique key in the data set, a relative POSIX path or a name.
+        label: class index, 0-based.
+        size: (width, height) of the frame in which boxes, masks and key points are given. The stored file may
+            have another size, for example a shrunken copy with the original annotations. Readers scale by
+            `size`, never by the file. If None, the size is read from the file's header on first access.
+        boxes: ground-truth boxes (R, 4). R is 0 if the data set has none.
+        path: image file. Give either `path` or `array`.
+        array: pixels, uint8 (H, W, 3).
+        crop: (x0, y0, x1, y1), the part of the stored file that is the image. `size` refers to it.
+        mask_paths: instance masks. The object is their union.
+        ignore_path: mask of pixels that are excluded, except where an instance mask covers them.
+        key_points: (P, 3), or None if the data set has none.
+        mask_threshold: a mask pixel is object if its 8-bit value is greater than this. Values of 16 bits and
+            floats are first scaled to 8 bits (`wsolbench.system.decoding`).
     """
 
     id: str
     label: int
     if TYPE_CHECKING:
         size: _Size = _Size()
-    else:  # run-time checkers look at the values that may be given
+    else:  # run-time type checkers need the type of the values that callers pass
         size: tuple[int, int] | None = _Size()
     boxes: Boxes = field(default_factory=no_boxes)
     path: Path | None = None
@@ -95,13 +94,14 @@ class Sample:
 
     @property
     def has_mask(self) -> bool:
-        """Whether `mask()` gives an array."""
+        """Whether `mask()` returns an array."""
         return bool(self.mask_paths)
 
     def image(self) -> UInt8[np.ndarray, "h w 3"]:
-        """The pixels, RGB; the EXIF orientation is not applied (annotations refer to stored pixels).
+        """Return the pixels (H, W, 3), RGB.
 
-        Raises `DataError` when the file is missing, truncated or no image.
+        The EXIF orientation is not applied, because annotations refer to stored pixels. Raises `DataError`
+        if the file is missing, truncated or not an image.
         """
         if self.array is not None:
             return self._cropped(self.array)
@@ -125,7 +125,7 @@ class Sample:
         return read_size(self.path)
 
     def mask(self) -> Bool[np.ndarray, "h w"] | None:
-        """Union of the instance masks at `size`, or None where the data set has no masks."""
+        """Return the union of the instance masks, (H, W) at `size`, or None if the data set has no masks."""
         if not self.mask_paths:
             return None
         union = self._mask_file(self.mask_paths[0])
@@ -134,7 +134,7 @@ class Sample:
         return union
 
     def ignore(self) -> Bool[np.ndarray, "h w"] | None:
-        """Pixels to leave out: the ignore file minus the object; None where there is none."""
+        """Return the pixels to exclude, (H, W): the ignore file minus the object, or None without a file."""
         if self.ignore_path is None:
             return None
         ignored = self._mask_file(self.ignore_path)
@@ -146,31 +146,29 @@ class Sample:
         if pixels.shape != (self.size[1], self.size[0]):
             raise DataError(
                 f"mask {path} is {pixels.shape[1]}x{pixels.shape[0]}, but its image {self.id!r} is "
-                f"{self.size[0]}x{self.size[1]}; "
-                "a mask must have the size of its image"
+                f"{self.size[0]}x{self.size[1]}; expected a mask of the size of its image"
             )
         return np.asarray(pixels > self.mask_threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something a loader noticed and dealt with: how often, and an example, so that nothing is dropped
-    silently.
-    """
+    """A problem that a loader found and handled, so that nothing is dropped silently."""
 
     what: str
     count: int
+    """How often it occurred."""
     example: str
     severity: str = "note"
-    """"note" (normal), "warning" (repaired, for instance clipped) or "error" (left out or missing)."""
+    """"note" (normal), "warning" (repaired, for instance clipped) or "error" (excluded or missing)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
     """One split of one data set, in evaluation order.
 
-    `findings` holds what the loader repaired or left out. `fingerprint` (see `wsolbench.datasets.base`) names
-    the exact annotations, so that two numbers are known to be about the same images and boxes.
+    `findings` lists what the loader repaired or excluded. `fingerprint` is a digest of the annotations (see
+    `wsolbench.datasets.base`): two numbers with the same fingerprint use the same images and boxes.
     """
 
     name: str
@@ -181,13 +179,11 @@ class Dataset:
     key_point_names: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     missing: tuple[Path, ...] = ()
-    """Image and mask files that the annotations name and that are not there."""
+    """Image and mask files that the annotations name but that do not exist."""
     unreadable: tuple[Path, ...] = ()
-    """Image files that are there and cannot be read, as far as the loader has looked at them."""
+    """Image files that exist but cannot be read, among those that the loader has checked."""
     left_out: tuple[str, ...] = ()
-    """Ids of the annotated images that are no samples, because a file of theirs is missing or cannot be
-    read.
-    """
+    """Ids of annotated images that are excluded, because a file is missing or unreadable."""
     root: Path | None = None
 
     def __len__(self) -> int:
@@ -198,11 +194,11 @@ class Dataset:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Image ids in order."""
+        """Image ids in evaluation order."""
         return tuple(sample.id for sample in self.samples)
 
     def find(self, image_id: str) -> Sample:
-        """The sample with this id. Raises `UsageError` with the nearest id."""
+        """Return the sample with this id. Raises `UsageError` naming the closest id if there is none."""
         ids = self.ids
         if image_id not in ids:
             near = difflib.get_close_matches(image_id, ids, n=1, cutoff=0.5)
@@ -216,7 +212,7 @@ class Dataset:
 
     @property
     def has_boxes(self) -> bool:
-        """Whether any image has a true box."""
+        """Whether any image has a ground-truth box."""
         return any(len(sample.boxes) for sample in self.samples)
 
     @property
@@ -227,13 +223,13 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Detections:
-    """What a detector finds in one image, best first.
+    """Detections of one image, best first.
 
     Attributes:
         boxes: (N, 4) xyxy in pixels of the image.
         scores: (N,) in [0, 1].
         labels: (N,) class indices, 0-based.
-        masks: (N, h, w) of the image's size; None for a detector that finds boxes only.
+        masks: (N, h, w) of the image's size, or None for a box detector.
     """
 
     boxes: Float[np.ndarray, "n 4"]
@@ -243,4 +239,4 @@ class Detections:
 
 
 DatasetLoader = Callable[..., Dataset]
-"""`load(root, split, **options) -> Dataset`: the one function every file in `wsolbench/datasets/` offers."""
+"""`load(root, split, **options) -> Dataset`: the function that every data set module provides."""

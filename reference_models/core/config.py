@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from wsolbench.exceptions import UsageError, unknown_name
-from wsolbench.ranges import Range, Ranged, check_fields, check_value, describe, hints_of, shown
+from wsolbench.ranges import Range, Ranged, check_fields, check_value, describe, format_value, hints_of
 
 RECIPE_PREFIX = "recipe."
 _TRUTH = {
@@ -90,9 +90,11 @@ def parse_settings(kind: type[C], settings: Mapping[str, str], *, what: str, sta
         try:
             values[name] = _parse(hints[name], text)
         except _OutOfRangeError as error:
-            raise UsageError(f"setting {name} of {what} is {shown(error.value)}; expected {error}") from error
+            raise UsageError(
+                f"setting {name} of {what} is {format_value(error.value)}; expected {error}"
+            ) from error
         except ValueError as error:
-            raise UsageError(f"setting {name}={shown(text)} of {what}: expected {error}") from error
+            raise UsageError(f"setting {name}={format_value(text)} of {what}: expected {error}") from error
     return kind(**values)
 
 

@@ -80,7 +80,7 @@ def test_export_then_train_then_evaluate_then_the_board(run, birds: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train-detector", "--data-root", "nowhere"), "is not there"),
+        (("train-detector", "--data-root", "nowhere"), "is missing"),
         (("train-detector",), "WSOLBENCH_COCO_ROOT"),
         (
             ("train-detector", "--method", "lio-maskrcnn"),

@@ -1,5 +1,4 @@
-"""Images with objects of two classes in COCO's layout: two bright rectangles each, one as polygon, one as run
-lengths, and a crowd."""
+"""A data set in COCO's layout: two bright rectangles of two classes per image, one as polygon, one as run lengths."""
 
 from __future__ import annotations
 
@@ -11,14 +10,13 @@ import numpy as np
 from PIL import Image
 
 CATEGORIES = ({"id": 7, "name": "bottle"}, {"id": 3, "name": "apple"})
-"""With gaps and not in order, as COCO's are."""
+"""Category ids with gaps and not sorted, as in COCO."""
 
 
 def write_coco(
     root: Path, split: str = "train2017", count: int = 4, *, size: int = 64, seed: int = 0
 ) -> Path:
-    """Images of `size` x `size` - 8; the objects of one image are of both classes. The last image has a crowd
-    and nothing else."""
+    """Write images of `size` x `size` - 8, whose objects are of both classes. The last image has only a crowd."""
     rng = np.random.default_rng(seed)
     folder = root / split
     folder.mkdir(parents=True)
@@ -77,7 +75,7 @@ def _object(
 
 
 def edited(path: Path, **changes: Any) -> Path:
-    """Replace top-level entries of a JSON file; None takes one away."""
+    """Replace top-level entries of a JSON file. None removes an entry."""
     values = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
     return path

@@ -1,4 +1,4 @@
-"""Writers of a few synthetic images in the layout of each data set, as the archives have it."""
+"""Writers of small synthetic data sets in the layout of each real archive."""
 
 from __future__ import annotations
 
@@ -41,8 +41,10 @@ CUB_IMAGES = ["001.Auk/a.jpg", "001.Auk/b.jpg", "002.Great_Owl/c.jpg", "002.Grea
 
 
 def write_cub(root: Path, *, boxes: Sequence[str] | None = None) -> Path:
-    """Four images of 40 x 30 in two classes, two parts; images 1 and 3 are for training. Returns the folder
-    CUB_200_2011."""
+    """Write four images of 40 x 30 in two classes with two parts; images 1 and 3 are for training.
+
+    Returns the folder CUB_200_2011.
+    """
     home = root / "CUB_200_2011"
     for name in CUB_IMAGES:
         write_image(home / "images" / name, (40, 30))
@@ -71,7 +73,7 @@ def write_metadata(
     *,
     final_newline: bool = True,
 ) -> None:
-    """The four text files of wsolevaluation, whose last line has no newline in the original."""
+    """Write the four text files of wsolevaluation. As in the original, the last line has no newline."""
     write_lines(folder / "image_ids.txt", list(labels), final_newline=final_newline)
     write_lines(
         folder / "class_labels.txt",
@@ -87,8 +89,10 @@ def write_metadata(
 
 
 def write_openimages(root: Path, localization: Sequence[str] | None = None) -> None:
-    """One test image with two instances, one of which overlaps the ignore region; masks of 20 x 10, the image
-    twice as large."""
+    """Write one test image with two instances, one of which overlaps the ignore region.
+
+    Masks are 20 x 10; the image is twice as large.
+    """
     image = "test/01226z/aa.jpg"
     write_image(root / image, (40, 20))
     write_mask(root / "test/01226z/aa_m01226z_1.png", (20, 10), [(0, 0, 4, 4)], mode="1")
@@ -102,7 +106,7 @@ def write_openimages(root: Path, localization: Sequence[str] | None = None) -> N
 
 
 def write_aircraft(root: Path) -> None:
-    """Two images of 50 x 60; the box of the first reaches into the banner of 20 rows."""
+    """Write two images of 50 x 60. The box of the first reaches into the banner of 20 rows."""
     data = root / "data"
     for name in ("0000001", "0000002"):
         write_image(data / "images" / f"{name}.jpg", (50, 60))
@@ -121,7 +125,7 @@ def _struct(rows: Sequence[Mapping[str, object]]) -> np.ndarray:
 
 
 def _car(box: tuple[int, int, int, int], **rest: object) -> dict[str, object]:
-    """A row as MATLAB wrote it: every number in the smallest type that holds it."""
+    """Build a row as MATLAB writes it: every number in the smallest type that holds it."""
     names = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
     return {name: np.uint8(value) for name, value in zip(names, box, strict=True)} | rest
 
@@ -178,8 +182,10 @@ def voc_xml(wnid: str, size: tuple[int, int], boxes: Sequence[tuple[int, int, in
 
 
 def write_ilsvrc_official(root: Path, *, kaggle: bool, nested: bool = False) -> None:
-    """Three test images; the first has two objects. The first class in order of WordNet ids is the last of
-    the devkit's."""
+    """Write three test images, the first with two objects.
+
+    The first class in order of WordNet ids is the last of the devkit's.
+    """
     from scipy.io import savemat
 
     home = root / "ILSVRC" if kaggle else root
@@ -211,8 +217,10 @@ CSV_HEADER = "image,label,split,width,height,x0,y0,x1,y1,mask"
 def write_csv_folder(
     root: Path, rows: Sequence[str] | None = None, *, header: str = CSV_HEADER, classes: int | None = 2
 ) -> None:
-    """Four images of 20 x 10 (two for training, two for testing), the last with two objects; or the rows that
-    are given."""
+    """Write four images of 20 x 10 (two for training, two for testing), the last with two objects.
+
+    `rows` replaces the default lines of annotations.csv.
+    """
     lines = rows or [
         "a.png,0,train,20,10,0,0,20,10,a.png",
         "b.png,1,train,20,10,5,2,15,8,b.png",

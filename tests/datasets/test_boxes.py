@@ -1,5 +1,4 @@
-"""Boxes in another unit, order or frame are findings, in every layout that has boxes; boxes as they should be
-are none."""
+"""Boxes in another unit, order or frame are reported in every layout with boxes; correct boxes are not."""
 
 from __future__ import annotations
 

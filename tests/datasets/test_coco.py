@@ -1,4 +1,4 @@
-"""Reading COCO's layout."""
+"""Loading data sets in COCO's layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing data sets in COCO's layout."""
+"""Exporting data sets to COCO's layout."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_without_masks_objects_have_boxes_only_and_other_folders_keep_their_name
 
 
 def csv_export(root: Path, *lines: str, masks: Mapping[str, Box]) -> tuple[Export, list[dict[str, Any]]]:
-    """Export of images a.png and b.png of 32 x 24, and its objects; a mask is a rectangle."""
+    """Export images a.png and b.png of 32 x 24, and return their objects. A mask is a rectangle."""
     for name in ("a.png", "b.png"):
         write_image(root / "data/images" / name, (32, 24))
     for name, box in masks.items():

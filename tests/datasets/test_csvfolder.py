@@ -179,8 +179,8 @@ BAD_ROWS = {
         ["a.png,0,test,20,10,1,1,2,2,", "a.png,0,test,10,20,3,3,4,4,"],
         r"csv:3: expected the width of 'a.png' to be '20'",
     ),
-    "a path out of the folder": (["../a.png,0,test,20,10,1,1,2,2,"], r"'../a.png' must be a relative path"),
-    "an absolute path": (["/etc/a.png,0,test,20,10,1,1,2,2,"], r"'/etc/a.png' must be a relative path"),
+    "a path out of the folder": (["../a.png,0,test,20,10,1,1,2,2,"], r"'../a.png'; expected a relative path"),
+    "an absolute path": (["/etc/a.png,0,test,20,10,1,1,2,2,"], r"'/etc/a.png'; expected a relative path"),
 }
 
 

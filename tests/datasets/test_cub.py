@@ -84,7 +84,7 @@ def test_a_box_without_area_in_the_image_is_left_out_and_reported(box: str, tmp_
     assert [len(sample.boxes) for sample in test.samples] == [1, 0]
     left_out, bare = test.findings
     assert (left_out.what, left_out.count, left_out.severity) == (
-        "boxes without area inside the image: left out",
+        "boxes without area inside the image: dropped",
         1,
         "error",
     )
@@ -161,14 +161,14 @@ def test_val_needs_the_metadata_and_says_so(tmp_path: Path) -> None:
     write_cub(tmp_path)
     with pytest.raises(UsageError, match=r"CUBV2.*--metadata-root"):
         load_dataset("cub", "val", tmp_path)
-    with pytest.raises(UsageError, match=r"has neither CUB/val/image_ids.txt nor val/image_ids.txt"):
+    with pytest.raises(UsageError, match=r"expected CUB/val/image_ids.txt or val/image_ids.txt"):
         load_dataset("cub", "val", tmp_path, metadata_root=tmp_path)
     assert available_splits("cub", tmp_path) == ("train", "test")
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("absent", "absent is no folder"), ("", "has no split of CUB: expected CUB/SPLIT/image_ids")],
+    [("absent", "absent is not a folder"), ("", "has no split of CUB; expected CUB/SPLIT/image_ids")],
 )
 def test_a_wrong_metadata_root_is_refused_where_the_official_files_would_do(
     given: str, message: str, tmp_path: Path

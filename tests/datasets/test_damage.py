@@ -1,5 +1,4 @@
-"""Damage that happens to files: every annotation file of every layout is either read or refused with an error
-of the data."""
+"""Every damaged annotation file of every layout is either read or rejected with a `DataError`."""
 
 from __future__ import annotations
 
@@ -129,7 +128,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 
 def messages_of(name: str, root: Path) -> list[str]:
-    """What is wrong with the data; any other error than one of the data escapes."""
+    """Return the messages for what is wrong with the data. Any other error propagates."""
     try:
         return [split.failure for split in verify_dataset(name, root).splits if split.failure is not None]
     except WsolbenchError as error:
@@ -153,7 +152,7 @@ def test_flipped_bits_are_an_error_of_the_data_or_other_data(layout: str, file: 
     write(tmp_path)
     content = (tmp_path / file).read_bytes()
     generator = random.Random(file)
-    for _ in range(3 if file.endswith(".mat") else 20):  # a .mat file is read in a process of its own
+    for _ in range(3 if file.endswith(".mat") else 20):  # a .mat file is parsed in a child process
         place = generator.randrange(len(content))
         flipped = content[place] ^ (1 << generator.randrange(8))
         (tmp_path / file).write_bytes(content[:place] + bytes([flipped]) + content[place + 1 :])

@@ -1,4 +1,4 @@
-"""What happens when image and mask files are missing, broken or of another size."""
+"""Behaviour for image and mask files that are missing, broken or of another size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from tests.datasets.layouts import CUB_IMAGES, write_csv_folder, write_cub, write_image, write_mask
 from wsolbench.datasets import load_dataset
 from wsolbench.datasets.annotations import Record
-from wsolbench.datasets.base import assemble, fingerprint_of
+from wsolbench.datasets.base import assemble, compute_fingerprint
 from wsolbench.exceptions import DataError
 from wsolbench.types import Sample
 
@@ -114,7 +114,7 @@ def test_a_png_named_jpeg_is_read(tmp_path: Path) -> None:
 
 def test_the_exif_orientation_is_not_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by a quarter turn when showing
+    exif[0x0112] = 6  # viewers rotate it by a quarter turn
     Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
     sample = Sample(id="a", label=0, path=tmp_path / "a.jpg")
     assert sample.image().shape == (4, 8, 3)
@@ -183,7 +183,7 @@ def test_boxes_end_up_inside_the_image_or_among_the_findings(
     untouched = sum(
         0 <= x0 < x1 <= 100 and 0 <= y0 < y1 <= 80 for own in given_boxes for x0, y0, x1, y1 in own
     )
-    assert kept - counts.get("boxes that stick out of the image", 0) == untouched
+    assert kept - counts.get("boxes that exceed the image", 0) == untouched
     for sample in dataset.samples:
         assert (sample.boxes[:, :2] >= 0).all()
         assert (sample.boxes[:, 2:] <= [100, 80]).all()
@@ -214,15 +214,17 @@ class TestFingerprint:
         ],
     )
     def test_every_annotation_enters_it(self, change: dict[str, object]) -> None:
-        assert fingerprint_of([dataclasses.replace(self.base, **change)]) != fingerprint_of([self.base])
+        assert compute_fingerprint([dataclasses.replace(self.base, **change)]) != compute_fingerprint(
+            [self.base]
+        )
 
     def test_where_the_files_lie_does_not(self) -> None:
         moved = dataclasses.replace(self.base, path=Path("/elsewhere/a.jpg"))
-        assert fingerprint_of([moved]) == fingerprint_of([self.base])
+        assert compute_fingerprint([moved]) == compute_fingerprint([self.base])
 
     def test_the_order_of_the_images_does(self) -> None:
         other = dataclasses.replace(self.base, id="b")
-        assert fingerprint_of([self.base, other]) != fingerprint_of([other, self.base])
+        assert compute_fingerprint([self.base, other]) != compute_fingerprint([other, self.base])
 
     def test_it_is_the_same_on_every_machine(self) -> None:
-        assert fingerprint_of([self.base]) == "c6cc514b513be42d"
+        assert compute_fingerprint([self.base]) == "c6cc514b513be42d"

@@ -172,7 +172,7 @@ def test_train_is_every_image_of_every_class_folder_with_its_size_read_late(tmp_
 
 
 def _metadata(root: Path) -> dict[str, int]:
-    """ImageNetV2, whose folders are class numbers: as text, 10 comes before 2."""
+    """ImageNetV2: its folders are class numbers, and as text, 10 comes before 2."""
     labels = {"val2/2/0.jpeg": 2, "val2/10/0.jpeg": 10}
     boxes = [f"{name},1,2,{30 + label},40" for name, label in labels.items()]
     write_metadata(

@@ -1,5 +1,4 @@
-"""What tools leave in the folders of a data set changes nothing; folders that are no class are left out and
-named."""
+"""Files that tools leave in data folders change nothing. Folders that are not classes are ignored and reported."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from wsolbench.exceptions import DataError, UsageError
 
 
 def litter(folder: Path, name: str, content: bytes = b"\0\5\x16\7") -> None:
-    """A folder and a file of a tool, as far as both can have the name."""
+    """Write a file of a tool, or a folder if the name has no suffix."""
     if "." in name[1:] or name.endswith("~"):
         (folder / name).write_bytes(content)
     else:

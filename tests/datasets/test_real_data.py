@@ -1,4 +1,4 @@
-"""The same loaders on real files; skipped where they are not on this disk."""
+"""The loaders on real files. Skipped if the files are not on this disk."""
 
 from __future__ import annotations
 

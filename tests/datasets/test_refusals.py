@@ -1,4 +1,4 @@
-"""Numbers, paths and files that mean nothing are refused or named, in every layout that can have them."""
+"""Invalid numbers, paths and files are rejected or reported in every layout."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ CSV_ROWS = {
         "at most 255 bytes in a name",
     ),
     "an id with a line break": ('"a\nb.png",0,test,20,10,1,1,5,5,', "without control characters"),
-    "the same file under another id": ("./a.png,0,test,20,10,1,1,5,5,", "must be a relative path"),
+    "the same file under another id": ("./a.png,0,test,20,10,1,1,5,5,", "expected a relative path"),
 }
 
 

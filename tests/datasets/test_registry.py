@@ -87,9 +87,9 @@ class TestRoot:
         "name", ["aircraft", "butterflies", "cars", "csvfolder", "cub", "ilsvrc", "openimages"]
     )
     def test_an_absent_and_an_empty_root_are_named(self, name: str, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match=r"nowhere, is not there. It has to hold"):
+        with pytest.raises(UsageError, match=r"nowhere, is missing; expected a folder with"):
             load_dataset(name, "test", tmp_path / "nowhere")
-        with pytest.raises(UsageError, match=r"is empty. It has to hold"):
+        with pytest.raises(UsageError, match=r"is empty; expected"):
             load_dataset(name, "test", tmp_path)
 
     @pytest.mark.parametrize("name", ["aircraft", "cars", "cub", "ilsvrc", "openimages"])
@@ -102,7 +102,7 @@ class TestRoot:
 
     def test_a_file_is_no_root(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("x")
-        with pytest.raises(UsageError, match="is no folder"):
+        with pytest.raises(UsageError, match="is not a folder"):
             load_dataset("cub", "test", tmp_path / "file")
 
 

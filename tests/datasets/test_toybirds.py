@@ -1,5 +1,4 @@
-"""toybirds: the truth about every image is exact, the kinds differ in parts only, and the cache is whole or
-not there."""
+"""toybirds: exact ground truth, classes that differ only in parts, and a cache that is complete or absent."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from wsolbench.datasets import load_dataset
 from wsolbench.datasets.toybirds import dataset as toybirds
 from wsolbench.datasets.toybirds.bird import KINDS, PART_LAYERS, PART_NAMES, Bird, Kind, owner_of
 from wsolbench.datasets.toybirds.canvas import Canvas, Placement, circle
-from wsolbench.datasets.toybirds.render import SPLITS, _key_points, _share, labels_of, render
+from wsolbench.datasets.toybirds.render import SPLITS, _key_points, _share, draw_labels, render
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.types import Dataset
 
@@ -85,7 +84,7 @@ def test_another_seed_gives_other_pictures(tmp_path: Path) -> None:
 def test_an_image_depends_on_its_number_and_not_on_how_many_there_are(train: Dataset) -> None:
     again = render(0, "train", 7, KINDS[train[7].label], SIZE)
     np.testing.assert_array_equal(train[7].image(), again.image)
-    np.testing.assert_array_equal(labels_of(0, "train", 31), labels_of(0, "train", 1500)[:31])
+    np.testing.assert_array_equal(draw_labels(0, "train", 31), draw_labels(0, "train", 1500)[:31])
 
 
 def test_no_picture_is_in_two_splits_or_twice_in_one(splits: dict[str, Dataset]) -> None:
@@ -116,7 +115,7 @@ def test_there_are_twelve_kinds_and_no_two_have_the_same_parts() -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_classes_are_balanced_in_every_run_of_twelve_images(split: str) -> None:
-    labels = labels_of(5, split, 120).reshape(10, 12)
+    labels = draw_labels(5, split, 120).reshape(10, 12)
     np.testing.assert_array_equal(np.sort(labels, axis=1), np.tile(np.arange(12), (10, 1)))
     assert len(set(labels[:, 0])) > 3, "every twelfth image is no sample of one class"
 

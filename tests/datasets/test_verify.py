@@ -201,7 +201,7 @@ class TestDeep:
         write_mask(tmp_path / "masks" / "m.png", (20, 10), [(1, 1, 9, 9)])
         write_mask(tmp_path / "masks" / "n.png", (20, 10), [(1, 1, 9, 9)], on=1)
         (finding,) = verify_dataset("csvfolder", tmp_path).splits[0].findings
-        assert (finding.count, "of 33 that were looked at" in finding.what) == (1, True)
+        assert (finding.count, "of 33 that were checked" in finding.what) == (1, True)
 
     def test_a_mask_without_background_and_an_ignore_mask_over_everything_are_found(
         self, tmp_path: Path

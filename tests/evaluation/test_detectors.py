@@ -25,7 +25,7 @@ class Perfect:
 
     def __init__(self, dataset: InstanceDataset, *, masks: bool = True) -> None:
         self.class_names, self.masks = dataset.class_names, masks
-        self.truth = {sample.image().tobytes(): sample.chosen(~sample.crowd) for sample in dataset.samples}
+        self.truth = {sample.image().tobytes(): sample.select(~sample.crowd) for sample in dataset.samples}
 
     def detect(self, image: np.ndarray) -> Detections:
         own = self.truth[image.tobytes()]

@@ -11,7 +11,7 @@ import pytest
 from made_up import MadeUpSource, dataset
 from PIL import Image
 
-from wsolbench.datasets.subsets import limited
+from wsolbench.datasets.subsets import limit_dataset
 from wsolbench.evaluation.evaluate import evaluate
 from wsolbench.evaluation.loop import RunOptions
 from wsolbench.evaluation.score_table import ScoreTable
@@ -209,10 +209,10 @@ def test_incomplete_predictions_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_limit_is_spread_over_the_split() -> None:
-    assert limited(dataset(12), 3).ids == ("s0/000.png", "s0/006.png", "s0/011.png")
-    assert limited(dataset(12), 99).ids == dataset(12).ids
+    assert limit_dataset(dataset(12), 3).ids == ("s0/000.png", "s0/006.png", "s0/011.png")
+    assert limit_dataset(dataset(12), 99).ids == dataset(12).ids
     with pytest.raises(UsageError, match="at least 1"):
-        limited(dataset(12), 0)
+        limit_dataset(dataset(12), 0)
 
 
 @pytest.mark.parametrize("name", EvalProtocol.presets())

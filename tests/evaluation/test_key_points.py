@@ -12,7 +12,7 @@ import pytest
 from made_up import MadeUpSource, dataset
 
 from wsolbench.evaluation.evaluate import evaluate
-from wsolbench.maps.frame import in_view
+from wsolbench.maps.frame import map_to_view
 from wsolbench.maps.sources import ProposedParts, SourceOutput
 from wsolbench.metrics.keypoints import KeypointDistance
 from wsolbench.protocol import EvalProtocol, tau_grid
@@ -66,9 +66,9 @@ def test_an_evaluation_gives_what_the_metric_gives(protocol: EvalProtocol) -> No
         if len(sample.boxes):
             assert sample.key_points is not None
             points = np.hstack(
-                [in_view(sample.key_points[:, :2], sample.size, SIDE, protocol), sample.key_points[:, 2:]]
+                [map_to_view(sample.key_points[:, :2], sample.size, SIDE, protocol), sample.key_points[:, 2:]]
             )
-            box = in_view(sample.boxes.reshape(2, 2), sample.size, SIDE, protocol).ravel()
+            box = map_to_view(sample.boxes.reshape(2, 2), sample.size, SIDE, protocol).ravel()
             parts = proposals(sample)
             expected.update(parts.boxes, points, box, parts.padded)
     result = expected.compute()
@@ -93,8 +93,8 @@ def test_an_evaluation_gives_what_the_metric_gives(protocol: EvalProtocol) -> No
 
 def test_points_are_where_the_network_sees_them() -> None:
     corner = np.array([[0.0, 0.0], [100.0, 50.0]])
-    assert np.array_equal(in_view(corner, (100, 50), 448, SQUASH), [[0, 0], [448, 448]])
-    assert np.array_equal(in_view(corner, (100, 50), 448, CROP), [[-32, -32], [480, 480]])
+    assert np.array_equal(map_to_view(corner, (100, 50), 448, SQUASH), [[0, 0], [448, 448]])
+    assert np.array_equal(map_to_view(corner, (100, 50), 448, CROP), [[-32, -32], [480, 480]])
 
 
 def test_without_proposals_or_key_points_there_is_no_such_metric() -> None:

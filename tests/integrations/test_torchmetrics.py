@@ -1,5 +1,4 @@
-"""wsolbench's metrics inside other frameworks give what the metrics themselves give, alone and in several
-processes."""
+"""The torchmetrics adapters give the same numbers as the metrics themselves, alone and in several processes."""
 
 from __future__ import annotations
 
@@ -224,9 +223,9 @@ def test_a_protocol_of_another_kind_is_refused() -> None:
 
 def test_what_means_nothing_is_refused() -> None:
     data = batch(2)
-    with pytest.raises(UsageError, match="averages classes"):
+    with pytest.raises(UsageError, match="averages over classes"):
         Localization("bas")
-    with pytest.raises(UsageError, match="give both"):
+    with pytest.raises(UsageError, match="expected logits and labels, or neither"):
         Localization(PROTOCOL).update(data["maps"], data["boxes"], data["sizes"], logits=data["logits"])
     with pytest.raises(DataError, match=r"expected \(B, h, w\)"):
         Localization(PROTOCOL).update(data["maps"][:, None], data["boxes"], data["sizes"])

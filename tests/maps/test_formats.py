@@ -1,5 +1,4 @@
-"""Files of maps that are damaged, of another kind, or larger than they should be: each is refused by name, or
-read right."""
+"""Map files that are damaged, of another kind, or too large are rejected by name, or read correctly."""
 
 from __future__ import annotations
 
@@ -45,13 +44,13 @@ def png(array: np.ndarray, **options: object) -> bytes:
 
 
 def header(text: str, data: bytes = b"") -> bytes:
-    """An `.npy` file with this header."""
+    """Return an `.npy` file with this header."""
     padded = text.ljust(118 - 1) + "\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(padded)) + padded.encode("latin-1") + data
 
 
 def png_of_size(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that claims a size."""
+    """Return a PNG of a few bytes whose header claims a size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -61,7 +60,7 @@ def png_of_size(width: int, height: int) -> bytes:
 
 
 def zeros_npz(shape: tuple[int, int], written: int) -> bytes:
-    """A compressed archive of zero bytes, whose header claims a shape."""
+    """Return a compressed archive of zero bytes whose header claims a shape."""
     stream = io.BytesIO()
     with (
         zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive,
@@ -86,7 +85,7 @@ def twice(content: bytes) -> bytes:
 
 @pytest.fixture
 def read(tmp_path: Path) -> Callable[[str, bytes], np.ndarray]:
-    """The map in a file of this name and content; errors must name the file."""
+    """Read the map from a file of this name and content. Errors must name the file."""
 
     def attempt(name: str, content: bytes) -> np.ndarray:
         path = tmp_path / name
@@ -234,7 +233,7 @@ def test_the_largest_map_that_is_read_has_67_million_values() -> None:
     ],
 )
 def test_whatever_bit_is_flipped_the_map_is_read_or_refused(read, name: str, content: bytes) -> None:
-    """In compressed and checked formats every flip of a map's values is found, too."""
+    """In compressed and checksummed formats, every bit flip in a map's values is detected."""
     original = read(name, content)
     for place in range(len(content)):
         for bit in range(8):

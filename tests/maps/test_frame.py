@@ -1,4 +1,4 @@
-"""The evaluation frame: maps and boxes arrive where the protocol compares them."""
+"""The evaluation frame: maps and boxes are brought where the protocol compares them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_resized_boxes_equal_those_of_the_official_evaluator(golden_folder: Path
         for box, image, new, expected in cases:
             if new[0] != new[1]:
                 continue
-            # the official function only scales: clipping happens elsewhere, so it is switched off
+            # The official function only scales. Clipping happens elsewhere, so it is switched off here.
             protocol = replace(WSOLEVAL, frame_size=int(new[0]), clip_boxes=False)
             np.testing.assert_array_equal(
                 frame_boxes(box[None].astype(float), tuple(image.tolist()), protocol)[0], expected
@@ -88,7 +88,7 @@ def test_the_order_of_resizing_and_normalising_matters() -> None:
 
 
 def test_lid_makes_levels_before_it_resizes() -> None:
-    # float32, as networks give it: in float64 the 1e-10 in the divisor would make 254 of the maximum
+    # float32, as networks give it: in float64 the 1e-10 in the divisor would turn the maximum into 254.
     levels = to_frame(np.array([[0.0, 0.5], [0.7, 1.0]], dtype=np.float32), (9, 9), LID) * 255
     np.testing.assert_allclose(levels, np.round(levels), atol=1e-4)
     np.testing.assert_array_equal(np.round(levels[[0, 0, -1, -1], [0, -1, 0, -1]]), [0, 127, 178, 255])
@@ -158,7 +158,7 @@ def test_a_broken_map_is_refused_by_name(score_map: np.ndarray, message: str) ->
 @pytest.mark.parametrize("name", EvalProtocol.presets())
 def test_boxes_go_back_to_the_image(name: str) -> None:
     preset = EvalProtocol.preset(name)
-    # what is lost on the way, the fraction and what is beyond the last pixel, does not come back
+    # The fraction, and what is beyond the last pixel, are lost on the way and are not restored.
     protocol = replace(preset, clip_boxes=False, gt_truncate=False, gt_end=preset.box_end)
     boxes = np.array([[50.5, 40.0, 201.0, 133.25]])
     np.testing.assert_allclose(

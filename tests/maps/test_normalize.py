@@ -1,4 +1,4 @@
-"""Normalisation: what each rule does to which map."""
+"""Normalisation: the result of each rule on worked maps."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_max_keeps_zero_where_it_is() -> None:
 
 
 def by_hand(score_map: np.ndarray, rule: str, percentile: float) -> list[float]:
-    """The rules of the IVR evaluation, one value after another."""
+    """Compute the rules of the IVR evaluation, value by value."""
     values = [float(value) for value in score_map.ravel()]
     if len(set(values)) == 1:
         return [0.0] * len(values)

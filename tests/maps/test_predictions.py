@@ -1,4 +1,4 @@
-"""Files of predicted labels as programs and spreadsheets write them."""
+"""Files of predicted labels, as programs and spreadsheets write them."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ def test_a_separator_within_a_name_needs_quotes(tmp_path: Path) -> None:
         (b"PK\x03\x04" + bytes(60), "a zip archive"),
         (b"image,rank1,confidence\na.jpg,0,1\n", "columns image,rank1,confidence"),
         (b"image,rank1,rank3\na.jpg,0,1\n", "columns image,rank1,rank3"),
-        (b"image,rank1\na.jpg,1_0\n", ":2 holds a label that is no integer"),
-        ("image,rank1\na.jpg,１\n".encode(), ":2 holds a label that is no integer"),
-        (b"image,rank1\na.jpg,1.0\n", ":2 holds a label that is no integer"),
-        (b"image,rank1\na.jpg,\n", ":2 holds a label that is no integer"),
+        (b"image,rank1\na.jpg,1_0\n", ":2 has the labels .*; expected whole numbers"),
+        ("image,rank1\na.jpg,１\n".encode(), ":2 has the labels .*; expected whole numbers"),
+        (b"image,rank1\na.jpg,1.0\n", ":2 has the labels .*; expected whole numbers"),
+        (b"image,rank1\na.jpg,\n", ":2 has the labels .*; expected whole numbers"),
         (b"image,rank1\na.jpg,-1\n", r":2 has labels \[-1\]"),
-        (b"image,rank1\na.jpg," + b"9" * 5000 + b"\n", ":2 holds a label"),
+        (b"image,rank1\na.jpg," + b"9" * 5000 + b"\n", ":2 has the labels"),
         (b"image,rank1\n\na.jpg,0\na.jpg,0\n", ":4 repeats"),
         (b"image,rank1\ntest/0.jpg,0\ntest/0,0\n", ":3 repeats the image 'test/0.jpg'"),
         (b"image,rank1,\na.jpg,0,\nb.jpg,0,1\n", ":3 has '1' in a column without a name"),

@@ -1,4 +1,4 @@
-"""Folders of maps, ours and anybody's."""
+"""Folders of maps, from wsolbench and from other programs."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_predictions_round_trip(tmp_path: Path) -> None:
         ("name,rank1\na,0\n", "columns"),
         ("image,rank1\na,0\na,1\n", ":3 repeats"),
         ("image,rank1\na,9\n", r"0\.\.3"),
-        ("image,rank1\na,bird\n", ":2 holds a label"),
+        ("image,rank1\na,bird\n", ":2 has the labels"),
         ("image,rank1,rank2\na,1\n", ":2 has 2 fields"),
         ("image,rank1,rank2\na,1,1\n", "different classes"),
         ("", "columns"),

@@ -1,5 +1,4 @@
-"""A folder of saved maps belongs to one run: it says so before the first map, keeps others out, and names all
-digests."""
+"""A folder of saved maps belongs to one run: it is claimed before the first map, locked, and lists all digests."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ OTHER = replace(RUN, identity={"method": {"name": "b"}}, facts={"method": {"name
 
 
 class NamedSource(MadeUpSource):
-    """Another method: its maps are mirrored."""
+    """Another method, whose maps are mirrored."""
 
     def describe(self) -> dict[str, object]:
         return {"name": "mirrored", "backbone": None}
@@ -263,8 +262,8 @@ def cut_list(folder: Path) -> None:
         (replace_map, r"1 of 12 maps in .* are not those of the run.*004\.png\.npy was changed since"),
         (add_map, r"004\.npy was not written by it"),
         (from_another_folder, "was changed since"),
-        (list_it, "is not the list that"),
-        (cut_list, "is not the list that"),
+        (list_it, "expected the list that"),
+        (cut_list, "expected the list that"),
     ],
 )
 def test_a_mixture_of_maps_is_refused_with_the_first_that_is_wrong(
@@ -318,7 +317,7 @@ def test_shards_with_folders_of_their_own_leave_them_unfinished(tmp_path: Path) 
 @pytest.mark.parametrize("image_id", ["a" * 252, "ä" * 126 + "b", "two\nlines"])
 def test_an_id_that_no_file_can_be_named_by_is_refused_before_the_work(tmp_path: Path, image_id: str) -> None:
     with (
-        pytest.raises(UsageError, match="no map of image"),
+        pytest.raises(UsageError, match="cannot be saved"),
         open_writer(MapFolder(tmp_path), RUN, [image_id]),
     ):
         pass
@@ -333,9 +332,9 @@ def test_the_longest_names_are_written_and_read(tmp_path: Path) -> None:
 
 def test_names_that_differ_in_case_alone_are_refused_where_case_does_not_count(tmp_path: Path) -> None:
     folder = MapFolder(tmp_path)
-    (tmp_path / ".MAPS.LOCK").touch()  # what such a file system shows
+    (tmp_path / ".MAPS.LOCK").touch()  # as on a file system that ignores case
     with (
-        pytest.raises(UsageError, match="the case of letters does not count"),
+        pytest.raises(UsageError, match="ignores the case of letters"),
         open_writer(folder, RUN, ["A.jpg", "a.jpg"]),
     ):
         pass
@@ -348,11 +347,11 @@ def test_names_that_differ_in_case_alone_are_refused_where_case_does_not_count(t
         (b"[" * 100_000, "nested too deeply"),
         (b'{"method": {"name": " "}}', "method.name ' '; expected the name of a method"),
         (b'{"dataset": 7}', "dataset '7'; expected a text"),
-        (b'{"method": {"config": {"a": NaN}}}', "NaN is no number"),
+        (b'{"method": {"config": {"a": NaN}}}', "NaN is not a JSON number"),
         (b'{"method": ' + b"9" * 5000 + b"}", "is not JSON"),
         (b'{"method": {"name": "\\ud800"}}', "is not JSON"),
-        (b'{"method": []}', "no manifest"),
-        (b"[]", "no manifest"),
+        (b'{"method": []}', "is not a manifest"),
+        (b"[]", "is not a manifest"),
         (b'{"method": {"name": 7}}', "method.name '7'; expected a text"),
         (b'{"view": 7}', "view '7'; expected a text"),
     ],

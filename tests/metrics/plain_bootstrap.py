@@ -1,4 +1,4 @@
-"""The bootstrap as a plain loop, and tables to resample, for its tests."""
+"""The bootstrap as a plain loop, and tables to resample, for tests of the fast one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def best_column(rates: np.ndarray) -> np.ndarray:
 
 
 def small_blocks(size: int = 5):
-    """Draws in blocks of a few images, so that a few images have several blocks."""
+    """Reduce the block size to a few images, so that a small data set has several blocks."""
     return mock.patch.object(confidence, "BLOCK", size)
 
 
@@ -29,8 +29,7 @@ def all_weights(n: int, n_resamples: int, seed: int = 0) -> np.ndarray:
 
 
 def naive_rates(rows: np.ndarray, groups: np.ndarray | None, n_resamples: int, seed: int) -> np.ndarray:
-    """One resample after the other, the images drawn written out as often as they were, plain means of
-    them."""
+    """Resample one after another: repeat each drawn image as often as it was drawn, and take plain means."""
     rates = []
     for weights in all_weights(len(rows), n_resamples, seed):
         drawn = np.repeat(np.arange(len(rows)), weights)
@@ -50,7 +49,7 @@ def naive_values(
 
 
 def cut(tables: list[np.ndarray], lengths: list[int]) -> Iterator[list[np.ndarray]]:
-    """The tables in blocks of these many images, and what is left."""
+    """Yield the tables in blocks of these lengths, then the remaining images."""
     for start, stop in zip([0, *np.cumsum(lengths)], [*np.cumsum(lengths), len(tables[0])], strict=True):
         yield [table[start:stop] for table in tables]
 

@@ -1,5 +1,4 @@
-"""Intervals of numbers at their best threshold: they hold the truth, where the percentile interval lies above
-it."""
+"""Corrected intervals at the best threshold cover the true value where the percentile interval misses it."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ def one_curve(rates: np.ndarray) -> np.ndarray:
 
 
 def flat_population(thresholds: int = 60, width: float = 0.3) -> np.ndarray:
-    """Hits of 20,000 images at thresholds that are about equally good, each image within a window of
-    thresholds of its own."""
+    """Hits of 20,000 images at thresholds that are about equally good. Each image is hit in a window of its own."""
     place = np.random.default_rng(5).random(20_000)[:, None]
     return np.abs(place - np.linspace(0, 1, thresholds)) % 1 < width
 

@@ -1,5 +1,4 @@
-"""COCO's average precision: perfect detections, nothing, crowds, sizes; and pycocotools' own way of
-counting."""
+"""COCO's average precision: perfect detections, none, crowds, sizes, and agreement with pycocotools."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ NAMES = ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"]
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> InstanceDataset:
-    """Eight images of objects of about 16 x 28 and 18 x 28 pixels: small ones by COCO's measure."""
+    """Eight images of objects of about 16 x 28 and 18 x 28 pixels, which are small by COCO's definition."""
     return load_instances(write_coco(tmp_path_factory.mktemp("coco"), count=9), "train")
 
 
@@ -41,7 +40,7 @@ def truth_of(dataset: InstanceDataset) -> dict[str, Any]:
 def perfect(dataset: InstanceDataset) -> list[dict[str, Any]]:
     results = []
     for sample in dataset.samples:
-        own = sample.chosen(~sample.crowd)
+        own = sample.select(~sample.crowd)
         found = Detections(
             boxes=own.boxes,
             scores=np.linspace(0.9, 0.5, len(own.labels)),
@@ -89,7 +88,7 @@ def test_perfect_detections_have_ap_1_and_no_detections_0(dataset: InstanceDatas
 def test_the_numbers_are_those_that_pycocotools_prints(dataset: InstanceDataset, seed: int) -> None:
     results = noisy(dataset, seed)
     for kind, theirs in (("box", "bbox"), ("mask", "segm")):
-        # pycocotools takes the area from the box where a result has one.
+        # pycocotools computes the area from the box if a result has one.
         given_to = [
             {key: value for key, value in result.items() if kind == "box" or key != "bbox"}
             for result in copy.deepcopy(results)
@@ -120,7 +119,7 @@ def test_the_order_of_detections_does_not_matter_and_only_the_named_images_count
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_ids_of_the_objects_do_not_matter(dataset: InstanceDataset, kind: Kind) -> None:
-    """pycocotools notes matches by id, and takes 0 for none."""
+    """pycocotools stores matches by id, and treats 0 as unmatched."""
     truth, found = truth_of(dataset), [perfect(dataset), noisy(dataset, 2)]
     expected = [average_precision(truth, results, kind) for results in found]
     for ids in (

@@ -1,4 +1,4 @@
-"""The one-pass sweep equals OpenCV, threshold by threshold, on maps of every kind that is hard for it."""
+"""The one-pass sweep equals OpenCV, threshold by threshold, on maps that are hard for it."""
 
 from __future__ import annotations
 
@@ -73,12 +73,14 @@ def test_more_than_256_levels() -> None:
         assert differences(hard_map(kind, 40, 50, rng), true_boxes(40, 50, rng), protocol) == []
 
 
-# --- of equally large contours ------------------------------------------------------------------------------
+# --- among equally large contours ---------------------------------------------------------------------------
 
 
 def largest(rows: list[str]) -> list[float]:
-    """The box of the largest contour of a picture in which # is foreground; the same from the sweep and from
-    OpenCV."""
+    """Return the box of the largest contour of a picture in which # is foreground.
+
+    The sweep and OpenCV must agree on it.
+    """
     picture = np.array([[character == "#" for character in row] for row in rows])
     swept = single_box_per_tau(picture.astype(np.float64), LARGEST_CONTOUR)
     np.testing.assert_array_equal(swept, boxes(picture, "largest", LARGEST_CONTOUR))
@@ -92,8 +94,7 @@ def test_the_one_whose_first_pixel_comes_last_counts() -> None:
 
 
 def test_an_outline_counts_before_the_hole_in_it() -> None:
-    # The outline has a tail, which adds nothing to its area: both polygons cover 2 pixels, only their boxes
-    # differ.
+    # The outline has a tail, which adds no area: both polygons cover 2 pixels, and only their boxes differ.
     assert largest([".#...", "#.###", ".#..."]) == [0, 0, 4, 2]
 
 

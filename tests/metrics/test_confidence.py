@@ -1,4 +1,4 @@
-"""Intervals, differences and p-values: equal to a plain loop, and right by binomial theory."""
+"""Intervals, differences and p-values equal a plain loop and agree with binomial theory."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_interval_of_a_share_has_the_quantiles_of_the_binomial_distribution(
     # A resampled share of 200 images with 60 hits is Binomial(200, 60 / 200) / 200, exactly.
     exact = stats.binom(200, hits / 200)
     for bound, tail in ((interval.low, 0.025), (interval.high, 0.975)):
-        # 20,000 draws place the tail to about 0.0011 (one standard error); five of them are allowed.
+        # 20,000 draws locate the tail to about 0.0011 (one standard error); five of them are allowed.
         assert exact.ppf(tail - 0.0055) / 200 <= bound <= exact.ppf(tail + 0.0055) / 200
 
 
@@ -78,8 +78,8 @@ def test_the_interval_covers_the_truth_as_often_as_its_level_says() -> None:
         covered += interval.low <= 0.4 <= interval.high
         wilson = stats.binomtest(int(rows.sum()), 150).proportion_ci(method="wilson")
         near_wilson += abs(interval.low - wilson.low) < 0.025 and abs(interval.high - wilson.high) < 0.025
-    # 400 trials at 0.95 hold 380, with a standard deviation of 4.4; the percentile interval of a share is a
-    # little short.
+    # 400 trials at 0.95 cover 380, with a standard deviation of 4.4; the percentile interval of a share is
+    # slightly too short.
     assert 363 <= covered <= 394
     assert near_wilson >= 390
 

@@ -203,15 +203,15 @@ def test_codes_of_another_shape_or_value_are_refused(codes: np.ndarray) -> None:
 
 
 def test_breakdowns_of_different_protocols_do_not_merge() -> None:
-    with pytest.raises(UsageError, match="do not merge"):
+    with pytest.raises(UsageError, match="cannot merge"):
         ErrorBreakdown(PROTOCOL).merge(ErrorBreakdown(replace(PROTOCOL, error_iou=0.4)))
 
 
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_missing_or_broken_boxes_are_refused() -> None:
-    with pytest.raises(DataError, match="no true box"):
+    with pytest.raises(DataError, match="no ground-truth box"):
         localization_error(np.array([0, 0, 1, 1]), np.zeros((0, 4)), class_correct=True, protocol=SPA)
     with pytest.raises(DataError, match="predicted boxes: row 0"):
         localization_error(np.array([5, 0, 1, 1]), np.array([[0, 0, 1, 1]]), class_correct=True, protocol=SPA)
-    with pytest.raises(DataError, match="true boxes have shape"):
+    with pytest.raises(DataError, match="ground-truth boxes have shape"):
         localization_error(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]), class_correct=True, protocol=SPA)

@@ -1,4 +1,4 @@
-"""Both histograms of a map count the pixels that the definitions count, whatever the map is stored as."""
+"""Both histograms of a map count the pixels of their definitions, for every dtype of the map."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ masks = arrays.arrays(bool, SHAPE)
 def by_definition(
     scores: np.ndarray, pixels: np.ndarray, protocol: EvalProtocol
 ) -> tuple[list[int], list[int]]:
-    """Counts of the chosen pixels: by `numpy.histogram`, and by how many reach each level."""
+    """Count the chosen pixels by `numpy.histogram`, and by how many reach each level."""
     chosen = scores[pixels]
     unit = chosen / 255.0 if scores.dtype == np.uint8 else chosen.astype(np.float64)
     levels = chosen if scores.dtype == np.uint8 else unit * 255.0
     edges = [*([0.0] if protocol.taus[0] > 0 else []), *protocol.taus, 1.0, 2.0, 3.0]
     reached = [int((levels >= level).sum()) for level in range(257)]
-    # numpy.histogram takes a repeated edge (taus that end at 1) for an empty bin, as the definition does.
+    # numpy.histogram treats a repeated edge (taus that end at 1) as an empty bin, as the definition does.
     return np.histogram(unit, bins=edges)[0].tolist(), [
         reached[level] - reached[level + 1] for level in range(256)
     ]

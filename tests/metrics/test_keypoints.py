@@ -1,4 +1,4 @@
-"""Key-point distance: worked numbers, invariances, and what counts."""
+"""Key-point distance: worked numbers, invariances, and which boxes and points count."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_rows_for_the_bootstrap_lead_to_the_same_distance() -> None:
     ],
 )
 def test_broken_boxes_and_points_are_refused(unchecked_shapes: None, boxes, points, true_box) -> None:
-    with pytest.raises(DataError, match=r"true box|expected \([Kn], 4\)|NaN or Inf|x1 >= x0"):
+    with pytest.raises(DataError, match=r"ground-truth box|expected \([Kn], 4\)|NaN or Inf|x1 >= x0"):
         keypoint_distance(boxes, points, true_box, side=448)
 
 

@@ -1,4 +1,4 @@
-"""Masks are resized as OpenCV does it."""
+"""Masks are resized as in OpenCV."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def single_at(score_map: np.ndarray, tau: float, protocol: EvalProtocol) -> list
 
 
 def picture(*rows: str) -> np.ndarray:
-    """Digits are tenths, '#' is 1."""
+    """Parse a map: digits are tenths, '#' is 1."""
     return np.array([[1.0 if mark == "#" else int(mark) / 10 for mark in row] for row in rows])
 
 
@@ -281,7 +281,7 @@ def test_where_the_test_includes_the_threshold_zero_everything_is_foreground_at_
     assert single_at(np.zeros((3, 5)), 0.0, EvalProtocol.preset("wsoleval")) == [0, 0, 0, 0]
 
 
-# --- true boxes, class of the map, averaging, V2 ------------------------------------------------------------
+# --- ground-truth boxes, class of the map, averaging, V2 ----------------------------------------------------
 
 
 def test_any_true_box_counts_or_only_the_first() -> None:

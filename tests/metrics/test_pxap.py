@@ -1,4 +1,4 @@
-"""PxAP: equal to the official evaluator, and to its definition said pixel by pixel."""
+"""PxAP equals the official evaluator, and its definition computed pixel by pixel."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_stored_histograms_give_the_same_result_as_maps() -> None:
 
 def test_histograms_and_shards_of_another_protocol_are_refused(unchecked_shapes: None) -> None:
     metric = PxAP(GRIDS["t1000"])
-    with pytest.raises(UsageError, match="this protocol's thresholds give"):
+    with pytest.raises(UsageError, match="for the thresholds of this protocol"):
         metric.update_histogram(np.zeros((2, 102), dtype=np.int64))
     with pytest.raises(UsageError, match="cannot merge"):
         metric.merge(PxAP(GRIDS["t100"]))

@@ -1,4 +1,4 @@
-"""Resampled means: exact sums, and independent of blocks, threads and memory."""
+"""Resampled means are exact sums, and independent of blocks, threads and memory."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ print(hashlib.sha256(b"".join(each.tobytes() for each in rates)).hexdigest())
 @pytest.mark.parametrize("n", [1, 7, 300])
 def test_sums_around_the_limit_of_float32_are_exact(n: int, kind: type) -> None:
     rng = np.random.default_rng(n)
-    near = 2**24 // n  # with all images alike the sum is 2^24, and float32 holds only even numbers above
+    near = 2**24 // n  # with equal images the sum is 2^24; float32 represents only even numbers above it
     rows = np.array([near - 1, near, near + 1, 2 * near + 1, 2**24 + 1, 3]) + rng.integers(0, 2, (n, 6))
     weights = all_weights(n, 40).astype(np.int64)
     assert np.array_equal(

@@ -20,7 +20,7 @@ TAUS = (0.0, 0.1, 0.25, 0.5, 0.502, 0.7, 0.999, 1.0)
 
 @st.composite
 def protocols(draw: st.DrawFn) -> EvalProtocol:
-    """Every combination of the fields that concern boxes."""
+    """Return every combination of the fields that concern boxes."""
     quantized = draw(st.booleans())
     contour = draw(st.booleans())
     return EvalProtocol(
@@ -68,7 +68,7 @@ def test_the_best_iou_of_all_56_maps_equals_the_official_evaluator_to_the_last_b
     protocol = replace(EvalProtocol.preset("wsoleval"), taus=tuple(data[f"thresholds_{grid}"].tolist()))
     swept = [sweep(data[f"map_{i:03d}"], data[f"gt_{i:03d}"], protocol) for i in range(int(data["num_maps"]))]
     np.testing.assert_array_equal(np.stack([one.best_iou for one in swept]), data[f"best_iou_multi_{grid}"])
-    # Cells with several largest contours are in here too: the first in OpenCV's order is the one that counts.
+    # This includes cells with several largest contours: the first in OpenCV's order counts.
     np.testing.assert_array_equal(
         np.stack([one.single_iou for one in swept]), data[f"best_iou_single_{grid}"]
     )
@@ -170,7 +170,7 @@ def test_of_equally_large_components_the_first_of_a_row_wise_scan_counts(
 
 
 def test_the_scan_order_decides_ties_in_a_large_noisy_map_too() -> None:
-    # Isolated pixels, all of size 1, so that only the order of the labels decides; the first one is in row 0.
+    # Isolated pixels, all of size 1, so that only the order of the labels decides. The first one is in row 0.
     score_map = np.zeros((300, 300))
     rng = np.random.default_rng(0)
     score_map[::2, ::2] = rng.random((150, 150)) < 0.5
@@ -195,7 +195,7 @@ def test_a_threshold_between_those_of_the_grid_can_be_asked_for() -> None:
 
 
 def test_the_product_with_255_is_taken_in_float64_and_truncated() -> None:
-    value = 0.2 - 1e-10  # 255 x value is a hair below 51; rounded to float32 first it would be 51
+    value = 0.2 - 1e-10  # 255 x value is slightly below 51; rounded to float32 first, it would be 51
     assert np.float32(255) * np.float32(value) == 51.0
     assert quantize(np.array([[value, 0.2, 0.9999, 1.0]]), EvalProtocol())[0].tolist() == [[50, 51, 254, 255]]
 
@@ -272,8 +272,8 @@ def test_an_increasing_change_of_all_levels_and_thresholds_changes_no_box(
 
 @given(UNIT_MAPS, st.integers(1, 4))
 def test_fractions_of_the_maximum_ignore_a_positive_scale(score_map: np.ndarray, halvings: int) -> None:
-    # A power of two scales floats exactly; the 8-bit picture of the scaled map is coarser, so the exact
-    # statement is about float maps.
+    # A power of two scales floats exactly. The 8-bit picture of the scaled map is coarser, so the exact
+    # statement holds for float maps only.
     values = score_map.astype(np.float64) / (255 if score_map.dtype == np.uint8 else 1)
     scale = 2.0**-halvings
     protocol = EvalProtocol(quantize="none", threshold_basis="unit", taus=TAUS)
@@ -331,7 +331,7 @@ def test_a_constant_map_is_scored_as_the_protocol_says() -> None:
     assert single_box_per_tau(np.ones((3, 5)), protocol).tolist() == [[0, 0, 4, 2], [0, 0, 0, 0]]
 
 
-# --- bad input ----------------------------------------------------------------------------------------------
+# --- invalid input ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -364,12 +364,12 @@ def test_a_bad_map_is_refused_by_every_function(score_map: np.ndarray, message: 
 
 def test_no_true_box_is_refused() -> None:
     for function in (sweep, best_iou_per_tau):
-        with pytest.raises(DataError, match="no true box"):
+        with pytest.raises(DataError, match="no ground-truth box"):
             function(np.ones((2, 2)), np.zeros((0, 4)), EvalProtocol())
 
 
 def test_a_broken_true_box_is_refused_by_its_row() -> None:
-    with pytest.raises(DataError, match="true boxes: row 1"):
+    with pytest.raises(DataError, match="ground-truth boxes: row 1"):
         sweep(np.ones((9, 9)), np.array([[0, 0, 1, 1], [5, 5, 1, 1]]), EvalProtocol())
 
 

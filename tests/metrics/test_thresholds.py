@@ -62,17 +62,17 @@ def test_every_threshold_of_a_grid_transfers_to_itself(step: float) -> None:
 
 @pytest.mark.parametrize("tau", [0.0, 0.96, 1.0])
 def test_a_threshold_outside_of_the_grid_is_refused_with_the_range(tau: float) -> None:
-    with pytest.raises(UsageError, match=r"outside of the protocol's grid, 0\.1 to 0\.9"):
+    with pytest.raises(UsageError, match=r"outside the protocol's grid; expected 0\.1 to 0\.9"):
         ThresholdPolicy.fixed(tau).pick(np.zeros((1, 9)), np.array(tau_grid(0.1, start=0.1)))
 
 
 def test_transfer_from_another_number_of_deltas_is_refused() -> None:
-    with pytest.raises(UsageError, match="2 thresholds for 3 deltas"):
+    with pytest.raises(UsageError, match="2 thresholds; expected 1 or 3"):
         ThresholdPolicy.transfer([0.1, 0.2]).pick(np.zeros((3, 10)), GRID)
 
 
 def test_a_curve_of_another_length_than_the_grid_is_refused(unchecked_shapes: None) -> None:
-    with pytest.raises(UsageError, match="does not fit 10 thresholds"):
+    with pytest.raises(UsageError, match="for 10 thresholds"):
         ThresholdPolicy.oracle().pick(np.zeros((3, 9)), GRID)
 
 

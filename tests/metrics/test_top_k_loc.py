@@ -198,7 +198,7 @@ def test_results_of_different_protocols_deltas_or_ks_do_not_merge() -> None:
         TopKLoc(PROTOCOL, delta=0.3),
         TopKLoc(PROTOCOL, ks=(1,)),
     ):
-        with pytest.raises(UsageError, match="do not merge"):
+        with pytest.raises(UsageError, match="cannot merge"):
             TopKLoc(PROTOCOL).merge(other)
 
 
@@ -207,9 +207,9 @@ def test_results_of_different_protocols_deltas_or_ks_do_not_merge() -> None:
     [
         (np.zeros(3), np.arange(5), None, "IoU per threshold has shape"),
         (np.full(2, np.nan), np.arange(5), None, "IoU per threshold holds"),
-        (np.zeros(2), np.arange(3), None, "Top-5 Loc needs at least 5"),
+        (np.zeros(2), np.arange(3), None, "expected at least 5 for Top-5 Loc"),
         (np.zeros(2), np.zeros((5, 1), dtype=int), None, "ranked labels have shape"),
-        (np.zeros(2), np.array([1, 1, 2, 3, 4]), None, "repeat a class"),
+        (np.zeros(2), np.array([1, 1, 2, 3, 4]), None, "every class at most once"),
         (np.zeros(2), np.arange(5), np.zeros((4, 2)), "IoU per threshold has shape"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What must hold for every metric, said once: one row of the table for each accumulator."""
+"""Properties of every metric, stated once: the table has one row per accumulator."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ UNION = replace(EvalProtocol.preset("spa"), name="small, union")
 
 @dataclass(frozen=True)
 class Image:
-    """Everything that any metric looks at."""
+    """All inputs that any metric uses."""
 
     raw: np.ndarray
     boxes: np.ndarray
@@ -57,8 +57,8 @@ class Image:
 
 def make_image(seed: int, kind: str, n_boxes: int) -> Image:
     rng = np.random.default_rng(seed)
-    # Whole numbers: min-max of a scaled map then divides the same two exact numbers, so scaling changes no
-    # bit.
+    # Whole numbers: min-max of a scaled map then divides the same two exact numbers, so scaling cannot change
+    # a bit.
     raw = rng.integers(-20, 20, (HEIGHT, WIDTH)).astype(np.float32)
     if kind == "smooth":
         raw = np.rint(
@@ -108,7 +108,7 @@ def perfect(image: Image) -> Image:
 
 
 def empty(image: Image) -> Image:
-    """The map says nothing, the true label comes last, there is no proposal."""
+    """The map is empty, the true label comes last, and there is no proposal."""
     others = [label for label in range(CLASSES) if label != image.label]
     return replace(
         image,
@@ -148,26 +148,26 @@ def object_share(image: Image) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One accumulator: how it is made and fed, its headline numbers, and what they are at the two ends."""
+    """One accumulator: how it is built and updated, its headline numbers, and their values in both extremes."""
 
     name: str
     make: Callable[[], Any]
     see: Callable[[Image], tuple[Any, ...]]
     headline: Callable[[Any], list[float]]
     no_object: str | None
-    """Error message where an image has no object; None for metrics that ask for labels only."""
+    """Error message for an image without an object, or None for metrics that need labels only."""
     compute: Callable[[Any], Any] = lambda metric: metric.compute()
     best: float = 1.0
     worst: Callable[[Image], float] | None = lambda image: 0.0
-    """Headline of an empty map (the last label, no proposal); None where that is undefined."""
+    """Headline of an empty map (the last label, no proposal), or None if it is undefined."""
     uses_map: bool = True
     in_unit_interval: bool = True
 
 
 def rows_of(protocol: EvalProtocol) -> list[Row]:
-    """Box metrics, once for each of three protocols."""
+    """Return the box metrics for each of three protocols."""
     suffix = "" if protocol is IMAGES else f" ({protocol.name})"
-    no_box = "no true box"
+    no_box = "no ground-truth box"
     return [
         Row(
             name="MaxBoxAcc" + suffix,
@@ -203,7 +203,7 @@ TABLE = [
         see=lambda image: seen_by_errors(image, IMAGES),
         compute=lambda metric: metric.compute(4),
         headline=lambda result: [result.fractions["right"]],
-        no_object="no true box",
+        no_object="no ground-truth box",
     ),
     Row(
         name="PxAP",

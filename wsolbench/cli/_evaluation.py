@@ -37,7 +37,7 @@ def evaluate_and_report(
 
     `whole` is the split that `scored` is a part of, if it is: images are numbered as they are there.
     """
-    from wsolbench.datasets.subsets import limited
+    from wsolbench.datasets.subsets import limit_dataset
     from wsolbench.evaluation.evaluate import conclude, score, score_shard
     from wsolbench.system.distributed import World
 
@@ -68,7 +68,7 @@ def evaluate_and_report(
     if not world.is_first:
         return
     evaluation = conclude(run)
-    drawn = limited(scored, scoring.limit)
+    drawn = limit_dataset(scored, scoring.limit)
 
     def maps_of(indices: Sequence[int]) -> Sequence[Any]:
         samples = [drawn[index] for index in indices]

@@ -88,7 +88,7 @@ def command(
     Several methods, post-processes, maps or transforms, separated by commas, are evaluated one after the
     other: a record for each combination, with maps and pictures in folders of their own.
     """
-    from wsolbench.datasets.subsets import limited
+    from wsolbench.datasets.subsets import limit_dataset
     from wsolbench.evaluation.loop import RunOptions
     from wsolbench.evaluation.transforms import Transform, transformed
     from wsolbench.exceptions import UsageError
@@ -116,7 +116,8 @@ def command(
         scoring.prepare(scored, save_maps)
         several = len(methods) * len(readings) * len(views) > 1
         batch_size = fitting_batch(
-            model["batch_size"] or 32, *(split and limited(split, scoring.limit) for split in (scored, val))
+            model["batch_size"] or 32,
+            *(split and limit_dataset(split, scoring.limit) for split in (scored, val)),
         )
         options = RunOptions(
             batch_size=batch_size,

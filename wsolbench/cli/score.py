@@ -60,7 +60,7 @@ def command(
     workers: int,
 ) -> None:
     """Score a folder of maps: the same metrics, intervals, record and pictures as `eval`."""
-    from wsolbench.datasets.subsets import limited
+    from wsolbench.datasets.subsets import limit_dataset
     from wsolbench.evaluation.loop import RunOptions
     from wsolbench.exceptions import UsageError
     from wsolbench.maps import MapFolder
@@ -80,7 +80,7 @@ def command(
     without = folder.missing(
         whole.ids
     )  # of all images: a map that two of them would share is refused whatever is scored
-    scored = _with_maps(limited(whole, scoring.limit), folder, set(without), allow_partial)
+    scored = _with_maps(limit_dataset(whole, scoring.limit), folder, set(without), allow_partial)
     scoring.prepare(scored)
     val = data.open_val("keep") if scoring.transfer and scoring.split != "val" else None
     ranked = _read_labels(
@@ -96,14 +96,14 @@ def command(
     )
     source.check(scored, conventions, allow_partial=allow_partial)
     if val is not None:
-        ids = limited(val, scoring.limit).ids
+        ids = limit_dataset(val, scoring.limit).ids
         if folder.missing(ids) or (ranked and not ranked.keys() >= set(ids)):
             val = None  # the thresholds of val are known only where its maps are
     if val is not None:
         folder.locate([*whole.ids, *val.ids])  # no map may be that of an image of each
-        source.check(limited(val, scoring.limit), conventions, allow_partial=allow_partial)
+        source.check(limit_dataset(val, scoring.limit), conventions, allow_partial=allow_partial)
     facts = {
-        "without_map": len(limited(whole, scoring.limit)) - len(scored),
+        "without_map": len(limit_dataset(whole, scoring.limit)) - len(scored),
         "without_file": len(whole.left_out),
     }
     options = RunOptions(workers=workers, work=scoring.out / ".work", resamples=scoring.resamples)

@@ -1,7 +1,7 @@
-"""Data sets: every one gives the same `Dataset` of samples.
+"""Data sets. Every data set is loaded into the same `Dataset` of samples.
 
-`load_dataset("cub", "test", root="...")` loads one split; `list_datasets()` says what there is. One file for
-each data set: it defines `INFO` and `load(root, split, ...)`, and is imported when it is asked for.
+`load_dataset("cub", "test", root="...")` loads one split. `list_datasets()` lists all data sets. Each data
+set has its own file, which defines `INFO` and `load(root, split, ...)` and is imported on first use.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from wsolbench.datasets.base import DatasetInfo, Missing, carve, refusing_unreadable, resolve_root
+from wsolbench.datasets.base import DatasetInfo, Missing, carve, convert_os_errors, resolve_root
 from wsolbench.exceptions import UsageError, unknown_name
 from wsolbench.types import Dataset
 
@@ -22,12 +22,12 @@ _NAMES = ("aircraft", "butterflies", "cars", "coco", "csvfolder", "cub", "ilsvrc
 
 
 def list_datasets() -> list[DatasetInfo]:
-    """Every data set, sorted by name. Reads no data and imports no image library."""
+    """Return the metadata of every data set, sorted by name. Reads no data and imports no image library."""
     return [dataset_info(name) for name in _NAMES]
 
 
 def dataset_info(name: str) -> DatasetInfo:
-    """What is known about a data set before looking at a disk. Raises `UsageError` with the nearest name."""
+    """Return the metadata of a data set without reading data. Raises `UsageError` naming the closest name."""
     info: DatasetInfo = _module(name).INFO
     return info
 
@@ -41,37 +41,39 @@ def load_dataset(
     carve_val: bool = False,
     **options: Any,
 ) -> Dataset:
-    """One split of a data set, in evaluation order.
+    """Load one split of a data set, in evaluation order.
 
-    Args: name: see `list_datasets`. split: "train", "val" or "test", where the data set has it. root: its
-        folder; None looks into the environment (`wsolbench.datasets.base.resolve_root`). missing: what to do
-        with images whose file is missing: "error", "skip" (leave out), or "keep" or "keep_or_skip" (for
-        scoring
-            maps; see `wsolbench.datasets.base.Missing`).
-        carve_val: for data sets without a `val` split: make one of a tenth of each class of `train`, and take
-            it out of `train`.
-        options: what the data set's own `load` takes, such as `metadata_root`.
+    Args:
+        name: see `list_datasets`.
+        split: "train", "val" or "test", if the data set has it.
+        root: folder of the data set. If None, it is taken from the environment
+            (`wsolbench.datasets.base.resolve_root`).
+        missing: what to do with images whose file is missing: "error", "skip" (exclude them), or "keep" or
+            "keep_or_skip" (for scoring maps; see `wsolbench.datasets.base.Missing`).
+        carve_val: for data sets without a `val` split: use a tenth of each class of `train` as `val`, and
+            remove it from `train`.
+        options: further options of the data set's own `load`, such as `metadata_root`.
 
-    Raises `UsageError` on an unknown name, split or option and on a wrong root, `DataError` on files that are
-    missing or broken.
+    Raises `UsageError` for an unknown name, split or option and for a wrong root, and `DataError` for files
+    that are missing or invalid.
     """
+    # Resolve the data set, its options and its folder.
     module = _module(name)
     info: DatasetInfo = module.INFO
     _check_options(module, options)
     folder = _folder(info, root)
+    # Load the split, or the split that it is carved from.
     carved = carve_val and "val" not in info.splits and split in {"train", "val"}
     wanted = "train" if carved else split
     if info.splits and wanted not in info.splits:
         raise unknown_name("split", split, info.splits)
-    with refusing_unreadable(f"{name} {split}"):
+    with convert_os_errors(f"{name} {split}"):
         dataset: Dataset = module.load(folder, wanted, missing=missing, **options)
     return carve(dataset, "val" if split == "val" else "train") if carved else dataset
 
 
 def available_splits(name: str, root: Path | str | None = None, **options: Any) -> tuple[str, ...]:
-    """The splits that can be loaded from this root, without those that only put others together (such as
-    `trainval`).
-    """
+    """Return the splits that can be loaded from this root, without unions of splits such as `trainval`."""
     module = _module(name)
     _check_options(module, options)
     lister = getattr(module, "available_splits", None)
@@ -81,7 +83,7 @@ def available_splits(name: str, root: Path | str | None = None, **options: Any) 
     relevant = {
         option: value for option, value in options.items() if option in inspect.signature(lister).parameters
     }
-    with refusing_unreadable(name):
+    with convert_os_errors(name):
         found: tuple[str, ...] = lister(_folder(module.INFO, root), **relevant)
     return found
 
@@ -93,7 +95,7 @@ def _module(name: str) -> ModuleType:
 
 
 def _folder(info: DatasetInfo, root: Path | str | None) -> Path | None:
-    """The data root; None for a generated data set for which none is given."""
+    """Return the data root, or None for a generated data set without one."""
     if info.generated:
         return None if root is None else Path(root)
     return resolve_root(info, root)
@@ -104,6 +106,6 @@ def _check_options(module: ModuleType, options: dict[str, Any]) -> None:
     for option in options:
         if option not in known:
             raise UsageError(
-                f"the dataset {module.INFO.name!r} has no option {option!r}; it has: "
+                f"the dataset {module.INFO.name!r} has no option {option!r}; expected one of: "
                 f"{', '.join(sorted(known)) or 'none'}"
             )

@@ -1,12 +1,12 @@
 """FGVC-Aircraft 2013b: 10,000 images of 100 aircraft variants with boxes.
 
 S. Maji, J. Kannala, E. Rahtu, M. Blaschko, A. Vedaldi, "Fine-Grained Visual Classification of Aircraft",
-arXiv:1306.5151. (The data set's own text speaks of 10,200 images and 102 variants; its lists hold 10,000 and
-100.)
+arXiv:1306.5151. (The text of the data set mentions 10,200 images and 102 variants; its lists have 10,000
+and 100.)
 
-Papers train on `trainval` (6,667) and test on `test`. Boxes count from 1 with inclusive ends. Every image has
-a copyright banner of 20 rows at the bottom, which its authors ask to remove: `crop_banner=True`, the default,
-does; many published runs kept it.
+Papers train on `trainval` (6,667) and test on `test`. Boxes count from 1 with inclusive ends. Every image
+has a copyright banner of 20 rows at the bottom, which its authors ask users to remove. `crop_banner=True`,
+the default, removes it; many published runs kept it.
 """
 
 from __future__ import annotations
@@ -42,20 +42,22 @@ _CLASS_FILES = {"variant": "variants.txt", "family": "families.txt", "manufactur
 def load(
     root: Path, split: str, *, level: Level = "variant", crop_banner: bool = True, missing: Missing = "error"
 ) -> Dataset:
-    """One split in the order of its list; one box an image.
+    """Load one split in the order of its list, with one box per image.
 
-    `level` chooses the labels: 100 variants, 70 families or 30 manufacturers. Raises `UsageError` on a folder
-    that is not this data set, `DataError` naming file and line.
+    `level` chooses the labels: 100 variants, 70 families or 30 manufacturers. Raises `UsageError` for a
+    folder that is not this data set, and `DataError` naming file and line.
     """
     if level not in _CLASS_FILES:
         raise unknown_name("level", level, _CLASS_FILES)
     data = _data_folder(root)
+    # Classes, numbered by their line; then a box for every image.
     index: dict[str, int] = {}
-    for line, (name,) in rows_of(data / _CLASS_FILES[level], "name"):  # a class is its place among the lines
+    for line, (name,) in rows_of(data / _CLASS_FILES[level], "name"):
         if name in index:
             raise bad_line(data / _CLASS_FILES[level], line, "every class once", repr(name))
         index[name] = len(index)
     boxes = _boxes(data / "images_box.txt")
+    # One record per line of the split's list.
     table = data / f"images_{level}_{split}.txt"
     records = []
     for line, (image, label) in rows_of(table, "image label"):  # a label may have spaces and slashes

@@ -1,10 +1,9 @@
-"""What all data sets share: where they lie, how annotations become samples, and the fingerprint that names
-them.
+"""Common code of all data sets: their folders, the step from annotations to samples, and the fingerprint.
 
-A loader turns its annotation files into `Record`s, in evaluation order and in the internal convention
-(`wsolbench.types`: continuous xyxy, exclusive ends), and hands them to `assemble`, which holds them against
-the files: what is missing, how large the images are, which boxes stick out. Nothing is dropped silently;
-`Dataset.findings` and `Dataset.missing` say what was.
+A loader converts its annotation files to `Record`s, in evaluation order and in the internal convention
+(`wsolbench.types`: continuous xyxy, exclusive ends). `assemble` then checks the records against the files:
+missing files, image sizes, boxes outside the image. Nothing is dropped silently; see `Dataset.findings` and
+`Dataset.missing`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import numpy as np
 
 from wsolbench.datasets.annotations import Record
 from wsolbench.datasets.boxes import clip_boxes
-from wsolbench.datasets.formats.imagefiles import absent_files, headers_of
+from wsolbench.datasets.formats.imagefiles import absent_files, read_headers
 from wsolbench.datasets.formats.tables import is_inner_path
 from wsolbench.datasets.pixels import TURNED, note_dark_masks, note_exchanged
 from wsolbench.exceptions import DataError, UsageError
@@ -31,14 +30,17 @@ from wsolbench.system.listing import is_empty
 from wsolbench.types import Boxes, Dataset, Finding, Sample
 
 Missing = Literal["error", "skip", "keep", "keep_or_skip"]
-"""What to do with an image whose file is missing: refuse to load, leave it out (and say so), or keep it where
-its size is known from the annotations (enough to score maps, which needs no pixels). Where it is not known,
-"keep" refuses to load, and "keep_or_skip" leaves the image out.
+"""What to do with an image whose file is missing.
+
+"error" raises. "skip" excludes the image and reports it. "keep" keeps it if the annotations have its size,
+which is enough to score maps without pixels, and raises if not. "keep_or_skip" keeps it, or excludes it if
+not.
 """
 
 CHECKED_HEADERS = 256
-"""Image files that are held against their annotated size when a split is loaded, spread evenly; `wsolbench
-verify --deep` looks at all.
+"""Number of image files, spread evenly, whose size is checked when a split is loaded.
+
+`wsolbench verify --deep` checks all.
 """
 _ODD_PARTS = (
     "\\",
@@ -59,9 +61,7 @@ _ODD_CHARACTER = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
 
 class MissingFilesError(DataError):
-    """Files that the annotations name are not there. `for_commands` is the message without what only a caller
-    in Python can do.
-    """
+    """Files named by the annotations are missing. `for_commands` is the message without advice for Python."""
 
     def __init__(self, message: str, for_callers: str = "") -> None:
         super().__init__(message + for_callers)
@@ -70,26 +70,26 @@ class MissingFilesError(DataError):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """A row of `wsolbench list datasets`, and what `verify` expects."""
+    """Metadata of a data set: a row of `wsolbench list datasets`, and what `verify` expects."""
 
     name: str
     summary: str
     splits: tuple[str, ...]
-    """Names of the splits; empty where the user's file says them."""
+    """Names of the splits. Empty if the user's file defines them."""
     root_holds: str
-    """What has to lie in the data root, for messages."""
+    """Required content of the data root, for messages."""
     repeated: tuple[str, ...] = ()
-    """Splits that only put others together."""
+    """Splits that are unions of other splits."""
     expected: Mapping[str, int] = field(default_factory=dict)
-    """Images per split of the complete data set."""
+    """Number of images per split of the complete data set."""
     citation: str = ""
     license: str = ""
     generated: bool = False
-    """Made by the program; needs no root."""
+    """Whether wsolbench generates the images, so that no root is needed."""
 
 
 def environment_name(name: str) -> str:
-    """The environment variable that holds a data set's root.
+    """Return the name of the environment variable for a data set's root.
 
     >>> environment_name("cub")
     'WSOLBENCH_CUB_ROOT'
@@ -98,11 +98,12 @@ def environment_name(name: str) -> str:
 
 
 def resolve_root(info: DatasetInfo, root: Path | str | None) -> Path:
-    """The folder of a data set: the argument, else `WSOLBENCH_<NAME>_ROOT`, else `$WSOLBENCH_DATA/<name>`
-    where that exists.
+    """Return the folder of a data set: the argument, or from the environment.
 
-    Raises `UsageError` when none is given, or when it is no folder or an empty one.
+    The order is `root`, `WSOLBENCH_<NAME>_ROOT`, `$WSOLBENCH_DATA/<name>`. The last is used only if it
+    exists. Raises `UsageError` if no folder is given, and if it is empty or not a folder.
     """
+    # Which source names the folder?
     variable = environment_name(info.name)
     common = os.environ.get("WSOLBENCH_DATA")
     if root is not None:
@@ -113,29 +114,28 @@ def resolve_root(info: DatasetInfo, root: Path | str | None) -> Path:
         folder, source = Path(common) / info.name, "the data root in WSOLBENCH_DATA"
     else:
         raise UsageError(
-            f"no data root for {info.name!r}. Give one with --data-root, or set {variable}, or put it into "
-            f"$WSOLBENCH_DATA/{info.name} "
-            f"(WSOLBENCH_DATA is {common or 'not set'}). It has to hold {info.root_holds}."
+            f"no data root for {info.name!r}; expected a folder with {info.root_holds}. Give it with "
+            f"--data-root, or set {variable}, or put it into $WSOLBENCH_DATA/{info.name} (WSOLBENCH_DATA is "
+            f"{common or 'not set'})."
         )
+    # Is it a folder with content?
     folder = folder.expanduser()
     try:
         if not folder.is_dir():
-            found = "no folder" if os.path.lexists(folder) else "not there"
-            raise UsageError(f"{source}, {folder}, is {found}. It has to hold {info.root_holds}.")
+            found = "not a folder" if os.path.lexists(folder) else "missing"
+            raise UsageError(f"{source}, {folder}, is {found}; expected a folder with {info.root_holds}.")
         if is_empty(folder):
-            raise UsageError(f"{source}, {folder}, is empty. It has to hold {info.root_holds}.")
+            raise UsageError(f"{source}, {folder}, is empty; expected {info.root_holds}.")
         return folder.resolve()
-    except (OSError, ValueError) as error:  # no permission, a name that is too long or holds a zero byte
+    except (OSError, ValueError) as error:  # no permission, a name that is too long or contains a zero byte
         raise UsageError(
             f"{source}, {folder}, cannot be read: {getattr(error, 'strerror', None) or error}."
         ) from error
 
 
 @contextlib.contextmanager
-def refusing_unreadable(name: str) -> Iterator[None]:
-    """Turn what the operating system refuses while the data set `name` is read into a `DataError` that names
-    the file.
-    """
+def convert_os_errors(name: str) -> Iterator[None]:
+    """Convert errors of the operating system while reading a data set to `DataError`, naming the file."""
     try:
         yield
     except OSError as error:
@@ -147,18 +147,15 @@ def refusing_unreadable(name: str) -> Iterator[None]:
 
 
 def wrong_root(info: DatasetInfo, root: Path, found: str) -> UsageError:
-    """The error for a folder that is not this data set."""
-    return UsageError(
-        f"{root} is not the data root of {info.name!r}: {found}. It has to hold {info.root_holds}."
-    )
+    """Return the error for a folder that is not this data set."""
+    return UsageError(f"{root} is not the data root of {info.name!r}: {found}; expected {info.root_holds}.")
 
 
-def fingerprint_of(samples: Iterable[Sample]) -> str:
-    """16 hex digits (of a SHA-256) over id, label, size, boxes, mask names and key points of the samples in
-    order.
+def compute_fingerprint(samples: Iterable[Sample]) -> str:
+    """Return 16 hex digits of a SHA-256 over the annotations of the samples, in order.
 
-    Equal fingerprints mean equal annotations. Pixels and mask contents do not enter, nor does where the files
-    lie, nor the size of an image that has only a label.
+    It covers id, label, size, boxes, mask names and key points. Equal fingerprints mean equal annotations. It
+    ignores pixels, mask contents, the location of the files, and the size of an image that has only a label.
     """
     digest = hashlib.sha256()
     for sample in samples:
@@ -168,7 +165,7 @@ def fingerprint_of(samples: Iterable[Sample]) -> str:
         located = bool(len(sample.boxes) or masks or sample.key_points is not None)
         head = [sample.id, sample.label, sample.size if located else None, len(sample.boxes), *masks]
         digest.update(("\t".join(map(str, head)) + "\n").encode())
-        digest.update((np.asarray(sample.boxes, dtype="<f8") + 0.0).tobytes())  # + 0.0: no minus zero
+        digest.update((np.asarray(sample.boxes, dtype="<f8") + 0.0).tobytes())  # + 0.0 removes minus zero
         if sample.key_points is not None:
             digest.update((np.asarray(sample.key_points, dtype="<f8") + 0.0).tobytes())
     return digest.hexdigest()[:16]
@@ -187,29 +184,34 @@ def assemble(
     lazy_sizes: bool = False,
     mask_threshold: int = 127,
 ) -> Dataset:
-    """Check records against their files and build the `Dataset`.
+    """Check that every annotated file exists and build the `Dataset`.
 
-    Boxes are clipped to the image; one without area after that is left out. A record without `size` gets the
-    header's; with `lazy_sizes` only when asked for (splits without any box or mask).
+    Boxes are clipped to the image, and a box without area after that is dropped. A record without `size`
+    gets the header's size. With `lazy_sizes` (for splits without boxes and masks), it is read only on
+    access.
 
-    Raises `DataError` on no record, an id that is no plain relative path or occurs twice, a label outside the
-    classes, a size above `MAX_PIXELS`, and, with `missing="error"`, on files that are missing
-    (`MissingFilesError`) or are no images.
+    Raises `DataError` for a split without records, an id that is not a plain relative path or occurs twice, a
+    label outside the classes, and a size above `MAX_PIXELS`. With `missing="error"`, also for files that are
+    missing (`MissingFilesError`) or not images.
     """
+    # Check the records, drop those without files, and read sizes.
     _check_records(name, split, root, records, len(class_names))
     notes = list(findings)
     kept, absent = _leave_out_missing(name, split, root, records, missing)
     unreadable: tuple[str, ...] = ()
     if not lazy_sizes:
         _note_turned(kept, notes)
-        kept, unreadable = _with_sizes(name, split, kept, missing, notes)
+        kept, unreadable = _read_sizes(name, split, kept, missing, notes)
+    # Clip the boxes and build the samples; note what is doubtful.
     boxes = clip_boxes(
         [record.id for record in kept],
         [record.size for record in kept],
         [record.boxes for record in kept],
         notes,
     )
-    samples = tuple(_sample(record, own, mask_threshold) for record, own in zip(kept, boxes, strict=True))
+    samples = tuple(
+        _build_sample(record, own, mask_threshold) for record, own in zip(kept, boxes, strict=True)
+    )
     _note_key_points(samples, notes)
     note_dark_masks([path for record in kept for path in record.mask_paths], mask_threshold, notes)
     note_dark_masks(
@@ -220,29 +222,31 @@ def assemble(
         split=split,
         samples=samples,
         class_names=tuple(class_names),
-        fingerprint=fingerprint_of(samples),
+        fingerprint=compute_fingerprint(samples),
         key_point_names=tuple(key_point_names),
         findings=tuple(notes),
         missing=tuple(Path(path) for path in absent),
         unreadable=tuple(Path(path) for path in unreadable),
-        left_out=_left_out(records, samples),
+        left_out=_find_excluded(records, samples),
         root=root,
     )
 
 
 def _check_records(name: str, split: str, root: Path, records: Sequence[Record], classes: int) -> None:
     if not records:
-        raise DataError(f"{name}: the split {split!r} of {root} names no image")
+        raise DataError(f"{name}: the split {split!r} of {root} names no image; expected at least one")
     _check_ids(name, split, [record.id for record in records])
     seen: set[str] = set()
     for record in records:
         if record.id in seen:
-            raise DataError(f"{name} {split}: the image id {record.id!r} occurs twice; an id must be unique")
+            raise DataError(
+                f"{name} {split}: the image id {record.id!r} occurs twice; expected every id once"
+            )
         seen.add(record.id)
         if not 0 <= record.label < classes:
             raise DataError(
-                f"{name} {split}: image {record.id!r} has the label {record.label}, but there are "
-                f"{classes} classes (0 to {classes - 1})"
+                f"{name} {split}: image {record.id!r} has the label {record.label}; expected 0 to "
+                f"{classes - 1} for {classes} classes"
             )
         if record.size is not None and record.size[0] * record.size[1] > MAX_PIXELS:
             found = f"{record.size[0]}x{record.size[1]} pixels"
@@ -253,8 +257,9 @@ def _check_records(name: str, split: str, root: Path, records: Sequence[Record],
 
 
 def _check_ids(name: str, split: str, ids: Sequence[str]) -> None:
-    """Raise `DataError` for an id that is no plain relative path. One look at all of them is quicker than a
-    look at each.
+    """Raise `DataError` for an id that is not a plain relative path.
+
+    All ids are first checked at once, which is faster than one by one.
     """
     text = "\n" + "\n".join(ids) + "\n"
     plain = (
@@ -268,14 +273,15 @@ def _check_ids(name: str, split: str, ids: Sequence[str]) -> None:
         if not is_inner_path(image_id):
             shown = image_id if len(image_id) <= 80 else f"{image_id[:80]}..."
             raise DataError(
-                f"{name} {split}: the image id {shown!r} must be a relative path with '/' and without '..', "
-                "without control characters and with at most 255 bytes in a name"
+                f"{name} {split}: the image id is {shown!r}; expected a relative path with '/', without '..' "
+                "and control characters, and with at most 255 bytes in a name"
             )
 
 
 def _leave_out_missing(
     name: str, split: str, root: Path, records: Sequence[Record], missing: Missing
 ) -> tuple[Sequence[Record], Sequence[str]]:
+    # The files of every record, and which of them are absent.
     needed = {
         record.id: (record.path, *record.mask_paths, *([record.ignore_path] if record.ignore_path else []))
         for record in records
@@ -286,8 +292,7 @@ def _leave_out_missing(
     ordered = list(dict.fromkeys(path for paths in needed.values() for path in paths if path in absent))
     if missing == "skip":
         return [record for record in records if absent.isdisjoint(needed[record.id])], ordered
-    # A record with a size is of use without its image file, which is the first one, but not without its
-    # masks.
+    # A record with a size is usable without its image file, which is listed first, but not without its masks.
     keepable = [
         record
         for record in records
@@ -295,34 +300,30 @@ def _leave_out_missing(
     ]
     if missing == "keep_or_skip" or (missing == "keep" and len(keepable) == len(records)):
         return keepable, ordered
-    shown = ", ".join(map(_described(root), ordered[:3])) + (" and so on" if len(ordered) > 3 else "")
+    # Report the absent files.
+    shown = ", ".join(map(_path_describer(root), ordered[:3])) + (" and so on" if len(ordered) > 3 else "")
     if len(absent) == sum(len(paths) for paths in needed.values()):
         message = (
-            f"{name} {split}: none of the {len(ordered):,} files is under {root} ({shown}); is this the "
-            "right data root?"
+            f"{name} {split}: none of the {len(ordered):,} files is under {root} ({shown}); expected the "
+            "data set there. Is this the right data root?"
         )
     else:
         message = (
             f"{name} {split}: {len(ordered):,} files of {len(records):,} images are missing under {root}: "
-            f"{shown}. Restore them; "
-            f"`wsolbench verify --dataset {name} --list-missing FILE` lists all."
+            f"{shown}. Restore them; `wsolbench verify --dataset {name} --list-missing FILE` lists all."
         )
     raise MissingFilesError(message, " In Python, missing='skip' leaves these images out.")
 
 
-def _described(root: Path) -> Callable[[str], str]:
+def _path_describer(root: Path) -> Callable[[str], str]:
     def describe(path: str) -> str:
         what = os.path.relpath(path, root)
-        return (
-            f"{what} (a link to {Path(path).readlink()}, which is not there)"
-            if Path(path).is_symlink()
-            else what
-        )
+        return f"{what} (a dangling link to {Path(path).readlink()})" if Path(path).is_symlink() else what
 
     return describe
 
 
-def _left_out(records: Sequence[Record], samples: Sequence[Sample]) -> tuple[str, ...]:
+def _find_excluded(records: Sequence[Record], samples: Sequence[Sample]) -> tuple[str, ...]:
     if len(records) == len(samples):
         return ()
     kept = {sample.id for sample in samples}
@@ -330,9 +331,7 @@ def _left_out(records: Sequence[Record], samples: Sequence[Sample]) -> tuple[str
 
 
 def _note_turned(records: Sequence[Record], notes: list[Finding]) -> None:
-    """Look at some image files with an annotated size: is that the stored one with width and height
-    exchanged?
-    """
+    """Check some image files: is the annotated size the stored size with width and height exchanged?"""
     sized = [
         record
         for record in records
@@ -341,27 +340,26 @@ def _note_turned(records: Sequence[Record], notes: list[Finding]) -> None:
     some = sized[:: max(1, len(sized) // CHECKED_HEADERS)]
     exchanged = [
         (record.id, header, record.size)
-        for record, header in zip(some, headers_of(record.path for record in some), strict=True)
+        for record, header in zip(some, read_headers(record.path for record in some), strict=True)
         if not isinstance(header, DataError) and record.size == header.size[::-1]
     ]
     note_exchanged(
-        exchanged, notes, "" if len(some) == len(sized) else f" (of {len(some)} that were looked at)"
+        exchanged, notes, "" if len(some) == len(sized) else f" (of {len(some)} that were checked)"
     )
 
 
-def _with_sizes(
+def _read_sizes(
     name: str, split: str, records: Sequence[Record], missing: Missing, notes: list[Finding]
 ) -> tuple[Sequence[Record], tuple[str, ...]]:
-    """Give records without a size that of their file; those whose file is no image are left out, or an
-    error.
-    """
+    """Give records without a size that of their file. An unreadable file drops the record or raises."""
+    # Read the headers.
     unsized = [record for record in records if record.size is None]
     if not unsized:
         return records, ()
     broken: dict[str, DataError] = {}
     turned = []
     for record, header in zip(
-        unsized, headers_of(record.size_path or record.path for record in unsized), strict=True
+        unsized, read_headers(record.size_path or record.path for record in unsized), strict=True
     ):
         path = record.size_path or record.path
         if isinstance(header, DataError):
@@ -381,6 +379,7 @@ def _with_sizes(
                     f"{record.id}: stored {header.size[0]}x{header.size[1]} with EXIF orientation "
                     f"{header.orientation}"
                 )
+    # Report images that are turned or broken.
     if turned:
         notes.append(Finding(what=TURNED, count=len(turned), example=turned[0], severity="warning"))
     if not broken:
@@ -396,7 +395,7 @@ def _with_sizes(
         )
     notes.append(
         Finding(
-            what="images left out: the file cannot be read",
+            what="images excluded: the file cannot be read",
             count=len(errors),
             example=errors[0],
             severity="error",
@@ -409,12 +408,11 @@ def _fits(boxes: Sequence[tuple[float, float, float, float]], size: tuple[int, i
     return all(x1 <= size[0] + 1 and y1 <= size[1] + 1 for _, _, x1, y1 in boxes)
 
 
-def _sample(record: Record, boxes: Boxes, mask_threshold: int) -> Sample:
+def _build_sample(record: Record, boxes: Boxes, mask_threshold: int) -> Sample:
     key_points = record.key_points
     if key_points is not None:
-        key_points = np.where(
-            key_points[:, 2:] > 0, key_points, 0.0
-        )  # coordinates of an invisible part mean nothing
+        # The coordinates of an invisible part are undefined: set them to 0.
+        key_points = np.where(key_points[:, 2:] > 0, key_points, 0.0)
     return Sample(
         id=record.id,
         label=record.label,
@@ -449,11 +447,10 @@ def _note_key_points(samples: Sequence[Sample], notes: list[Finding]) -> None:
 
 
 def carve(train: Dataset, part: Literal["train", "val"], *, fraction: float = 0.1, seed: int = 0) -> Dataset:
-    """`train` without, or only with, the held-out tenth of each class (at least one image of a class with two
-    or more).
+    """Return `train` without ("train") or only with ("val") the held-out tenth of each class.
 
-    For data sets without a `val` split, so that thresholds are never chosen on `test`. The same seed gives
-    the same images.
+    A class with two or more images holds out at least one. Use it for data sets without a `val` split, so
+    that thresholds are never chosen on `test`. The same seed gives the same images.
     """
     generator = np.random.default_rng(seed)
     labels = np.array([sample.label for sample in train.samples])
@@ -464,4 +461,4 @@ def carve(train: Dataset, part: Literal["train", "val"], *, fraction: float = 0.
             held_out[members[: max(1, round(fraction * len(members)))]] = True
     wanted = held_out if part == "val" else ~held_out
     samples = tuple(sample for sample, keep in zip(train.samples, wanted, strict=True) if keep)
-    return replace(train, split=part, samples=samples, fingerprint=fingerprint_of(samples))
+    return replace(train, split=part, samples=samples, fingerprint=compute_fingerprint(samples))

@@ -1,6 +1,4 @@
-"""Boxes against their images: clipping, and signs that the numbers mean something else than the loader takes
-them for.
-"""
+"""Checks of boxes against their images: clipping, and signs of another unit, order or frame."""
 
 from __future__ import annotations
 
@@ -14,9 +12,9 @@ from wsolbench.types import Boxes, Finding, no_boxes
 Box = tuple[float, float, float, float]
 
 FEW = 8
-"""Different boxes below which their distribution is no evidence."""
+"""Number of different boxes below which their distribution is not evidence."""
 SLACK = 1.0
-"""Pixels by which a box may leave its image before it counts as one of another image frame."""
+"""Number of pixels by which a box may exceed its image before another frame is suspected."""
 
 
 def clip_boxes(
@@ -25,17 +23,17 @@ def clip_boxes(
     boxes: Sequence[Sequence[Box]],
     notes: list[Finding],
 ) -> list[Boxes]:
-    """The boxes of each image cut to it; boxes without area after that are left out. `notes` gets what was
-    done and what is doubtful.
+    """Clip the boxes of each image to it, and drop boxes without area after that.
 
     Args:
         ids: one for each image.
-        sizes: (width, height) of each image, or None where it is not known.
+        sizes: (width, height) of each image, or None if unknown.
         boxes: xyxy of each image.
-        notes: findings are added here.
+        notes: findings are added here: what was clipped or dropped, and what is doubtful.
 
-    Raises `DataError` on a corner that is not finite.
+    Returns boxes (R, 4) per image. Raises `DataError` for a corner that is not finite.
     """
+    # All boxes in one array, with the image and the frame of each.
     counts = [len(own) for own in boxes]
     if not sum(counts):
         return [no_boxes() for _ in boxes]
@@ -47,6 +45,7 @@ def clip_boxes(
             f"image {ids[owner[first]]!r} has the box {given[first].tolist()}; expected finite numbers"
         )
     frames = np.array([size or (np.inf, np.inf) for size in sizes], dtype=np.float64)[owner]  # (R, 2)
+    # Clip, and note what was done or is doubtful.
     clipped = np.clip(given, 0.0, np.concatenate([frames, frames], axis=1))
     sound = np.all(clipped[:, 2:] > clipped[:, :2], axis=1)
 
@@ -64,10 +63,11 @@ def clip_boxes(
                 )
             )
 
-    note(sound & np.any(clipped != given, axis=1), "boxes that stick out of the image: clipped", "warning")
-    note(~sound, "boxes without area inside the image: left out", "error")
-    for which, what, severity in doubts(given, frames):
+    note(sound & np.any(clipped != given, axis=1), "boxes that exceed the image: clipped", "warning")
+    note(~sound, "boxes without area inside the image: dropped", "error")
+    for which, what, severity in find_doubts(given, frames):
         note(which, what, severity)
+    # Split the boxes by image again.
     ends = np.cumsum(np.bincount(owner[sound], minlength=len(boxes)))
     kept = np.split(clipped[sound], ends[:-1])
     bare = [image_id for image_id, own in zip(ids, kept, strict=True) if not len(own)]
@@ -83,24 +83,23 @@ def clip_boxes(
     return kept
 
 
-def doubts(given: np.ndarray, frames: np.ndarray) -> Iterator[tuple[np.ndarray, str, str]]:
-    """Signs that boxes are in another unit, order or frame: (which of the boxes, what, severity of the
-    finding).
+def find_doubts(given: np.ndarray, frames: np.ndarray) -> Iterator[tuple[np.ndarray, str, str]]:
+    """Yield signs that boxes are in another unit, order or frame: (affected boxes, what, severity).
 
-    `given` (R, 4) is xyxy, `frames` (R, 2) width and height of each box's image.
+    `given` (R, 4) is xyxy. `frames` (R, 2) is width and height of each box's image.
     """
+    # Fractions of the image, or boxes below a pixel.
     sides = given[:, 2:] - given[:, :2]
     large = frames.min(axis=1) > 4
     whole = (given == np.rint(given)).all()
-    in_corner = (
-        large & (given.min(axis=1) >= -SLACK) & (given.max(axis=1) <= (1 if whole else 1 + SLACK))
-    )  # 1-based ones are shifted
+    # 1-based boxes are shifted by one pixel, so they get some slack.
+    in_corner = large & (given.min(axis=1) >= -SLACK) & (given.max(axis=1) <= (1 if whole else 1 + SLACK))
     small = large & (sides.min(axis=1) < 1) & (sides.min(axis=1) > 0)
     if in_corner.all():
         yield (
             in_corner,
-            "boxes within the first pixels of their images: expected pixels, these look like fractions of "
-            "the image",
+            "boxes within the first pixels of their images: expected pixels, but these look like fractions "
+            "of the image",
             "error",
         )
         return
@@ -108,6 +107,7 @@ def doubts(given: np.ndarray, frames: np.ndarray) -> Iterator[tuple[np.ndarray, 
         yield small, "boxes smaller than a pixel: expected pixels", "error"
         return
     yield small, "boxes narrower or lower than a pixel", "warning"
+    # Another frame or order: many boxes exceed their images, or all centres are in one quarter.
     beyond = np.any(given[:, 2:] > frames + SLACK, axis=1)
     if beyond.sum() > 1 and beyond.mean() >= 0.1:
         yield from _other_readings(given, frames, beyond)
@@ -127,11 +127,11 @@ def doubts(given: np.ndarray, frames: np.ndarray) -> Iterator[tuple[np.ndarray, 
 def _other_readings(
     given: np.ndarray, frames: np.ndarray, beyond: np.ndarray
 ) -> Iterator[tuple[np.ndarray, str, str]]:
-    """The reading under which all boxes fit their images, where many do not as they are.
+    """Yield the reading under which all boxes fit their images, if many do not fit as they are.
 
-    Corners that end at a thousand fit as thousandths too: exchanged coordinates are no more likely than these
-    then.
+    Corners that end at a thousand also fit as thousandths. Then exchanged coordinates are not more likely.
     """
+    # Another order of the four numbers.
     thousandths = 900 <= given.max() <= 1000 + SLACK
     readings = {
         "x and y (or width and height of the images) are exchanged": given[:, [1, 0, 3, 2]],
@@ -142,11 +142,12 @@ def _other_readings(
     for reading, boxes in readings.items():
         if (boxes[:, 2:] <= frames + SLACK).all() and (boxes[:, 2:] >= boxes[:, :2]).all():
             other = ", or if they are thousandths of the image's sides" if thousandths else ""
-            yield beyond, f"boxes that leave their images; all boxes fit if {reading}{other}", "error"
+            yield beyond, f"boxes that exceed their images; all boxes fit if {reading}{other}", "error"
             return
+    # Another scale.
     if thousandths and given[:, 2:].max(axis=0).min() >= 900:
         what = (
-            "boxes that leave their images: are they thousandths of the image's sides, or of larger "
+            "boxes that exceed their images: are they thousandths of the image's sides, or of larger "
             "copies of the images?"
         )
         yield beyond, what, "error"
@@ -154,14 +155,15 @@ def _other_readings(
     if beyond.mean() > 0.5:
         yield (
             beyond,
-            "boxes that leave their images, more than half of all: are they of larger copies of the images?",
+            "boxes that exceed their images, more than half of all: are they of larger copies of the images?",
             "error",
         )
 
 
 def outside_mask(boxes: Boxes, mask: np.ndarray) -> tuple[int, float]:
-    """How many of the boxes (R, 4) have no pixel of `mask` (h, w) inside, and which share of its pixels lies
-    outside all boxes.
+    """Return the number of boxes without a pixel of `mask`, and the share of its pixels outside all boxes.
+
+    `boxes` is (R, 4), `mask` (h, w).
     """
     covered, empty = np.zeros_like(mask), 0
     for x0, y0, x1, y1 in boxes:

@@ -1,11 +1,11 @@
-"""Leeds Butterfly: 10 species, one mask and one box an image.
+"""Leeds Butterfly: 10 species, one mask and one box per image.
 
 J. Wang, K. Markert, M. Everingham, "Learning models for object recognition from natural language
 descriptions", BMVC 2009.
 
-The folder is laid out as `wsolbench.datasets.csvfolder` says, but the boxes' `x1`, `y1` are the last pixel
-inside. The data set has no official split; `annotations.csv` holds the one that was drawn (502 train, 330
-test).
+The folder has the layout of `wsolbench.datasets.csvfolder`, except that the boxes' `x1`, `y1` are the last
+pixel inside. The data set has no official split. `annotations.csv` contains the one that was drawn (502
+train, 330 test).
 """
 
 from __future__ import annotations
@@ -28,5 +28,5 @@ INFO = DatasetInfo(
 
 
 def load(root: Path, split: str, *, missing: Missing = "error") -> Dataset:
-    """One split: boxes and masks, no key points. Raises `DataError` naming file and line."""
+    """Load one split: boxes and masks, no key points. Raises `DataError` naming file and line."""
     return load_csv_folder(root, split, name=INFO.name, box_end="inclusive", missing=missing)

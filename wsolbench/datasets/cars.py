@@ -3,8 +3,8 @@
 J. Krause, M. Stark, J. Deng, L. Fei-Fei, "3D Object Representations for Fine-Grained Categorization", 3dRR
 workshop, ICCV 2013.
 
-Two packagings are in use, and both load; they number their images differently, so their ids must not be
-mixed:
+Two packagings are in use, and both are supported. They number their images differently, so do not mix their
+ids:
 
     split    cars_train/00001.jpg  cars_test/00001.jpg  devkit/cars_meta.mat  devkit/cars_train_annos.mat
         cars_test_annos_withlabels.mat
@@ -40,15 +40,15 @@ INFO = DatasetInfo(
 )
 _JOINT = ("cars_annos.mat", "car_ims")
 _SPLIT = ("devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_train", "cars_test")
-"""The parts of each packaging; the first says that it is there."""
+"""Files and folders of each packaging. The first one identifies it."""
 _BOX_FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 
 
 def load(root: Path, split: str, *, missing: Missing = "error") -> Dataset:
-    """One split in the order of its annotation file; one box an image.
+    """Load one split in the order of its annotation file, with one box per image.
 
-    Raises `UsageError` on a folder that is neither packaging, `DataError` on a `.mat` file that is broken or
-    lacks a field.
+    Raises `UsageError` for a folder that is neither packaging, and `DataError` for a `.mat` file that is
+    invalid or lacks a field.
     """
     packagings = [
         (_share_present(folder, parts), loader, folder)
@@ -63,7 +63,7 @@ def load(root: Path, split: str, *, missing: Missing = "error") -> Dataset:
 
 
 def _share_present(folder: Path, parts: tuple[str, ...]) -> float:
-    """How much of a packaging is in the folder: both may be, and one of them without its images."""
+    """Return the share of a packaging that is in the folder. Both may be there, one without its images."""
     present = [
         (folder / part).is_file() or ((folder / part).is_dir() and not is_empty(folder / part))
         for part in parts
@@ -72,11 +72,12 @@ def _share_present(folder: Path, parts: tuple[str, ...]) -> float:
 
 
 def _image_folder(root: Path, name: str) -> Path:
-    """Kaggle's archives have the folder of this name in another one of the same name."""
+    """Return an image folder. Kaggle's archives nest it in another folder of the same name."""
     return root / name / name if (root / name / name).is_dir() else root / name
 
 
 def _load_split(root: Path, split: str, missing: Missing) -> Dataset:
+    # Class names, and the annotation file of the split.
     class_names = load_texts(root / "devkit" / "cars_meta.mat", "class_names")
     if split == "train":
         path = root / "devkit" / "cars_train_annos.mat"
@@ -92,9 +93,10 @@ def _load_split(root: Path, split: str, missing: Missing) -> Dataset:
         )
         if path == root:
             raise DataError(
-                f"no file {root / 'cars_test_annos_withlabels.mat'}; devkit/cars_test_annos.mat does not "
-                "do: it has no labels"
+                f"no file {root / 'cars_test_annos_withlabels.mat'}; expected it for the labels, which "
+                "devkit/cars_test_annos.mat does not have"
             )
+    # One record per row.
     folder = f"cars_{split}"
     images = _image_folder(root, folder)
     records = []

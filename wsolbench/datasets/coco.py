@@ -1,4 +1,4 @@
-"""COCO: images with objects of many classes, their boxes and masks; for detectors.
+"""COCO: images with objects of many classes, their boxes and masks, for detectors.
 
 T.-Y. Lin et al., "Microsoft COCO: Common objects in context", ECCV 2014.
 
@@ -8,13 +8,13 @@ T.-Y. Lin et al., "Microsoft COCO: Common objects in context", ECCV 2014.
 
 `wsolbench export` writes any data set with boxes in this layout, without the `2017`.
 
-Boxes are (x, y, width, height), floats counted from 0. Category ids have gaps; classes are counted from 0 in
-their order. Segmentations are polygons or run lengths. A crowd (`iscrowd`) is a region with many objects:
-detectors do not learn from it, and what they find there counts neither way.
+Boxes are (x, y, width, height), floats counted from 0. Category ids have gaps; classes are counted from 0
+in their order. Segmentations are polygons or run-length encodings. A crowd (`iscrowd`) is a region with
+many objects. Detectors do not learn from it, and detections in it are ignored.
 
-A `Sample` has one label, and its boxes and masks are all of that class. An image here has objects of many
-classes, so it is an `InstanceSample`, and the data set is for `wsolbench train-detector` and `eval-detector`
-alone.
+A `Sample` has one label, and all its boxes and masks are of that class. An image of COCO has objects of many
+classes, so it is an `InstanceSample`. The data set is only for `wsolbench train-detector` and
+`eval-detector`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from jaxtyping import Bool, Int64, Shaped, UInt8
 
-from wsolbench.datasets.base import DatasetInfo, Missing, refusing_unreadable, resolve_root, wrong_root
-from wsolbench.datasets.boxes import SLACK, doubts
+from wsolbench.datasets.base import DatasetInfo, Missing, convert_os_errors, resolve_root, wrong_root
+from wsolbench.datasets.boxes import SLACK, find_doubts
 from wsolbench.datasets.formats.imagefiles import absent_files
 from wsolbench.datasets.formats.segmentations import is_finite_number, is_segmentation, shorten
 from wsolbench.datasets.formats.tables import is_inner_path, read_json
@@ -55,24 +55,23 @@ INFO = DatasetInfo(
 
 
 _RESTORE = (
-    "copy them there, or, if `wsolbench export` wrote the annotations, export again: it writes what is "
-    "missing"
+    "Copy them there, or if `wsolbench export` wrote the annotations, export again: it writes what is missing"
 )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class InstanceSample:
-    """One image and its objects.
+    """One image with its objects.
 
     Attributes:
         id: COCO's number of the image, or its name.
-        file_name: path of the image file below the split's folder.
-        path: the image file.
+        file_name: path of the image file inside the split's folder.
+        path: path of the image file.
         size: (width, height).
-        boxes: (R, 4) xyxy, as they are annotated.
+        boxes: (R, 4) xyxy, as annotated.
         labels: (R,) class indices.
-        crowd: (R,) which are crowds.
-        segmentations: R polygons or run lengths as in the file; None for an object without.
+        crowd: (R,) whether each object is a crowd.
+        segmentations: R polygons or run-length encodings as in the file. None for an object without one.
     """
 
     id: int | str
@@ -85,36 +84,37 @@ class InstanceSample:
     segmentations: tuple[Any, ...]
 
     def image(self) -> UInt8[np.ndarray, "h w 3"]:
-        """The pixels, RGB. Raises `DataError` when the file is missing or broken, or has another size than
-        the annotations say.
+        """Return the pixels (H, W, 3), RGB.
+
+        Raises `DataError` if the file is missing, invalid, or of another size than the annotations state.
         """
         pixels = Sample(id=self.file_name, label=0, path=self.path).image()
         if pixels.shape[1::-1] != self.size:
             found = f"{pixels.shape[1]}x{pixels.shape[0]}"
             raise DataError(
-                f"image {self.path} is {found}, but its annotations are for {self.size[0]}x{self.size[1]}"
+                f"image {self.path} is {found}; expected {self.size[0]}x{self.size[1]} as in its annotations"
             )
         return pixels
 
     def masks(self) -> UInt8[np.ndarray, "r h w"]:
-        """The objects' masks, 1 inside. Raises `DataError` for a segmentation that is missing or broken."""
+        """Return the objects' masks (R, H, W), 1 inside. Raises `DataError` for an invalid or absent one."""
         return self.masks_of(range(len(self.boxes)))
 
     def masks_of(self, objects: Sequence[int]) -> UInt8[np.ndarray, "n h w"]:
-        """The masks of some of the objects, given by their places."""
+        """Return the masks (n, H, W) of some of the objects, given by their indices."""
         (width, height), decode = self.size, pycocotools("mask").decode
         found = np.zeros((len(objects), height, width), dtype=np.uint8)
         for mask, index in zip(found, objects, strict=True):
             try:
                 mask[:] = decode(run_lengths(self.segmentations[index], self.size))
-            except Exception as error:  # pycocotools raises whatever a broken one makes it stumble on
+            except Exception as error:  # pycocotools raises many types for an invalid segmentation
                 raise DataError(
                     f"an object of image {self.file_name!r} has a segmentation that cannot be read: {error!r}"
                 ) from error
         return found
 
-    def chosen(self, kept: Bool[np.ndarray, " r"]) -> InstanceSample:
-        """The image with some of its objects."""
+    def select(self, kept: Bool[np.ndarray, " r"]) -> InstanceSample:
+        """Return the image with some of its objects."""
         return replace(
             self,
             boxes=self.boxes[kept],
@@ -124,11 +124,12 @@ class InstanceSample:
         )
 
     def learnable(self) -> InstanceSample:
-        """The objects that a detector learns from: no crowds; boxes cut at the border that are a pixel wide
-        and high after that.
+        """Return the objects that a detector learns from, without crowds.
+
+        Boxes are clipped to the image. Those less than a pixel wide or high after that are dropped.
         """
         boxes = np.clip(self.boxes, 0.0, np.array([*self.size, *self.size], dtype=np.float64))
-        return replace(self, boxes=boxes).chosen(
+        return replace(self, boxes=boxes).select(
             ((boxes[:, 2:] - boxes[:, :2]) >= 1.0).all(axis=1) & ~self.crowd
         )
 
@@ -137,11 +138,16 @@ class InstanceSample:
 class InstanceDataset:
     """One split with objects, in the order of the file.
 
-    Attributes: name: of the data set that was exported, or `coco` for the official files, or the name of the
-        folder; safe as a file name. class_names: by class index. category_ids: COCO's number of each class.
-        fingerprint: 16 hex digits of the SHA-256 of the annotation file. annotations: that file, which
-        pycocotools reads. findings: what is doubtful in the annotations. missing: image files that the
-        annotations name and that are not there. root: the folder.
+    Attributes:
+        name: name of the exported data set, or `coco` for the official files, or that of the folder. It is
+            safe as a file name.
+        class_names: names by class index.
+        category_ids: COCO's number of each class.
+        fingerprint: 16 hex digits of the SHA-256 of the annotation file.
+        annotations: the annotation file, for pycocotools.
+        findings: doubtful annotations.
+        missing: image files that the annotations name but that do not exist.
+        root: the folder.
     """
 
     name: str
@@ -160,7 +166,7 @@ class InstanceDataset:
 
 
 def load(root: Path, split: str, *, missing: Missing = "error") -> NoReturn:  # noqa: ARG001 - the signature of all data sets
-    """Raises `UsageError`: an image of COCO has more than one label."""
+    """Always raises `UsageError`, because an image of COCO has more than one label."""
     raise UsageError(
         "the images of 'coco' have objects of many classes, so the data set is for detectors; "
         "use `wsolbench train-detector` and `wsolbench eval-detector`"
@@ -168,7 +174,7 @@ def load(root: Path, split: str, *, missing: Missing = "error") -> NoReturn:  # 
 
 
 def available_splits(root: Path) -> tuple[str, ...]:
-    """The splits with a file of annotations, by name."""
+    """Return the splits with an annotation file, sorted by name."""
     names = [
         name.removesuffix(".json")
         for name in list_files(root / "annotations", (".json",))
@@ -180,21 +186,22 @@ def available_splits(root: Path) -> tuple[str, ...]:
 def load_instances(
     root: Path | str | None, split: str, *, missing: Literal["error", "skip"] = "error"
 ) -> InstanceDataset:
-    """One split of a folder in COCO's layout.
+    """Load one split of a folder in COCO's layout.
 
     Args:
-        root: the folder; None: `WSOLBENCH_COCO_ROOT`, or `coco` in `WSOLBENCH_DATA`.
-        split: `train` or `val` of COCO 2017; or the name in the file, as in `instances_test.json`.
-        missing: "error", or "skip" to leave out images without a file.
+        root: the folder. If None, `WSOLBENCH_COCO_ROOT`, or `coco` in `WSOLBENCH_DATA`.
+        split: `train` or `val` of COCO 2017, or the name in the file, as in `instances_test.json`.
+        missing: "error", or "skip" to exclude images without a file.
 
-    Raises `UsageError` on a folder without annotations and on an unknown split, `DataError` on annotations
-    that are broken or contradict each other and on images that are missing.
+    Raises `UsageError` for a folder without annotations and for an unknown split, and `DataError` for
+    annotations that are invalid or contradictory and for missing images.
     """
-    with refusing_unreadable(f"{INFO.name} {split}"):
+    with convert_os_errors(f"{INFO.name} {split}"):
         return _load_instances(resolve_root(INFO, root), split, missing)
 
 
 def _load_instances(folder: Path, split: str, missing: Literal["error", "skip"]) -> InstanceDataset:
+    # Read the annotation file: categories, then images with their objects.
     path, images = _files(folder, split)
     values = _read(path)
     categories = sorted(
@@ -202,12 +209,13 @@ def _load_instances(folder: Path, split: str, missing: Literal["error", "skip"])
     )
     ids = tuple(int(row["id"]) for row in categories)
     samples = _samples(path, values, images, {number: index for index, number in enumerate(ids)})
+    # Find missing image files.
     absent = absent_files(str(sample.path) for sample in samples)
     if absent and missing == "error":
         example = Path(min(absent)).name
         raise DataError(
-            f"{len(absent):,} of {len(samples):,} images of {path} are not in {images}, for instance "
-            f"{example}; {_RESTORE}"
+            f"{len(absent):,} of {len(samples):,} images of {path} are missing, for instance {example}; "
+            f"expected them in {images}. {_RESTORE}"
         )
     return InstanceDataset(
         name=_name(values, INFO.name if path.stem.endswith("2017") else folder.name),
@@ -224,7 +232,7 @@ def _load_instances(folder: Path, split: str, missing: Literal["error", "skip"])
 
 
 def xywh(boxes: Boxes) -> list[list[float]]:
-    """Boxes (R, 4) xyxy -> COCO's, R lists of x, y, width, height.
+    """Convert boxes (R, 4) xyxy to COCO's form: R lists of x, y, width, height.
 
     >>> xywh(np.array([[1.0, 2.0, 11.0, 6.0]]))
     [[1.0, 2.0, 10.0, 4.0]]
@@ -236,11 +244,10 @@ def xywh(boxes: Boxes) -> list[list[float]]:
 
 
 def run_lengths(segmentation: Any, size: tuple[int, int]) -> Any:
-    """Polygons or run lengths of any form -> compressed run lengths of pycocotools, for an image of size
-    (width, height).
+    """Convert a segmentation to pycocotools' compressed run-length encoding, for an image of (width, height).
 
-    Raises `DataError` on run lengths that do not cover the image: pycocotools would fill the rest with
-    whatever is in memory.
+    The segmentation is polygons or run lengths in any form. Raises `DataError` for run lengths that do not
+    cover the image, because pycocotools would fill the rest with uninitialised memory.
     """
     mask = pycocotools("mask")
     width, height = size
@@ -256,23 +263,25 @@ def run_lengths(segmentation: Any, size: tuple[int, int]) -> Any:
 
 
 def mask_run_lengths(mask: Shaped[np.ndarray, "h w"]) -> dict[str, Any]:
-    """A mask, True or 1 inside -> compressed run lengths as they stand in COCO's files."""
+    """Encode a mask (H, W), True or 1 inside, as compressed run lengths in the form of COCO's files."""
     found = pycocotools("mask").encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": found["size"], "counts": found["counts"].decode("ascii")}
 
 
 def annotation_file(folder: Path, split: str) -> Path:
-    """Where `wsolbench export` writes the annotations of a split."""
+    """Return the path at which `wsolbench export` writes the annotations of a split."""
     return folder / "annotations" / f"instances_{split}.json"
 
 
 def _files(folder: Path, split: str) -> tuple[Path, Path]:
-    """Annotation file and image folder of a split."""
+    """Return the annotation file and the image folder of a split."""
     for name in (split, f"{split}2017"):
         path, images = annotation_file(folder, name), folder / name
         if path.is_file():
             if not images.is_dir():
-                raise DataError(f"{path} is there, but not the folder with its images, {images}; {_RESTORE}")
+                raise DataError(
+                    f"{path} exists, but not the folder with its images; expected {images}. {_RESTORE}"
+                )
             return path, images
     known = available_splits(folder)
     if not known:
@@ -291,7 +300,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _name(values: dict[str, Any], otherwise: str) -> str:
-    """The name that `wsolbench export` has written down, or the other one; safe as a file name."""
+    """Return the name that `wsolbench export` has stored, or `otherwise`. It is safe as a file name."""
     info = values.get("info")
     made_of = info.get("wsolbench") if isinstance(info, dict) else None
     name = made_of.get("dataset") if isinstance(made_of, dict) else None
@@ -306,23 +315,21 @@ def _rows(
     *,
     ids: tuple[type, ...] = (int, str),
 ) -> list[dict[str, Any]]:
-    """A list of objects that have these fields and ids that differ, of these types (and no bool, which is an
-    int elsewhere).
-    """
+    """Return a list of objects that have these fields and unique ids of these types (never bool)."""
     rows = values.get(name)
     if not isinstance(rows, list) or not rows:
-        raise DataError(f"{path}: expected a list {name!r} that is not empty")
+        raise DataError(f"{path}: no list {name!r}; expected one that is not empty")
     for number, row in enumerate(rows):
         lacking = fields if not isinstance(row, dict) else [field for field in fields if field not in row]
         if lacking:
-            raise DataError(f"{path}: entry {number} of {name!r} has no {lacking[0]!r}")
+            raise DataError(f"{path}: entry {number} of {name!r} has no field {lacking[0]!r}; expected it")
         if type(row["id"]) not in ids:
             expected = "a whole number or text" if str in ids else "a whole number"
             raise DataError(
                 f"{path}: entry {number} of {name!r} has the id {row['id']!r}; expected {expected}"
             )
     if len({row["id"] for row in rows}) < len(rows):
-        raise DataError(f"{path}: two entries of {name!r} have one id; every id must be unique")
+        raise DataError(f"{path}: two entries of {name!r} have the same id; expected unique ids")
     return rows
 
 
@@ -330,12 +337,12 @@ def _samples(
     path: Path, values: dict[str, Any], images: Path, classes: dict[int, int]
 ) -> list[InstanceSample]:
     rows = _rows(path, values, "images", ("id", "file_name", "width", "height"))
-    if (
-        len({type(row["id"]) for row in rows}) > 1
-    ):  # pycocotools makes them all text, and then finds no numbers
+    # Mixed ids: pycocotools converts all to text, and then does not find the numbers.
+    if len({type(row["id"]) for row in rows}) > 1:
         raise DataError(
             f"{path}: some ids of 'images' are numbers and some are text; expected ids of one kind"
         )
+    # Group the objects by image.
     sizes = {row["id"]: _size(path, row) for row in rows}
     objects: dict[Any, list[tuple[list[float], int, bool, Any]]] = {row["id"]: [] for row in rows}
     for row in _rows(path, values, "annotations", ("id", "image_id", "category_id", "bbox")):
@@ -347,8 +354,8 @@ def _samples(
             or category not in classes
         ):
             raise DataError(
-                f"{path}: annotation {row['id']!r} is of image {image!r} and category {category!r}; one of "
-                "them is not in the file"
+                f"{path}: annotation {row['id']!r} is of image {image!r} and category {category!r}; expected "
+                "both to be in the file"
             )
         objects[image].append(_object(path, row, classes[category], sizes[image]))
     return [
@@ -367,7 +374,7 @@ def _samples(
 
 
 def _size(path: Path, row: dict[str, Any]) -> tuple[int, int]:
-    """(width, height) of an entry of `images`, whose file name is looked at too."""
+    """Return (width, height) of an entry of `images`. Its file name is checked too."""
     name, width, height = row["file_name"], row["width"], row["height"]
     if not isinstance(name, str) or not is_inner_path(name):
         raise DataError(
@@ -387,25 +394,28 @@ def _size(path: Path, row: dict[str, Any]) -> tuple[int, int]:
 
 
 def _findings(samples: Sequence[InstanceSample]) -> tuple[Finding, ...]:
-    """Doubtful boxes, by the same signs as in other data sets, and files that two images share."""
+    """Find doubtful boxes, by the same signs as in other data sets, and files that two images share."""
     notes = []
+    # All boxes (N, 4), with the frame (N, 2) and the image of each.
     counts = [len(sample.boxes) for sample in samples]
     given = np.concatenate([sample.boxes for sample in samples])
     frames = np.repeat(np.array([sample.size for sample in samples], dtype=np.float64), counts, axis=0)
     owner = np.repeat(np.arange(len(samples)), counts)
     beyond = np.any(given[:, :2] < -SLACK, axis=1) | np.any(given[:, 2:] > frames + SLACK, axis=1)
     without_area = (given[:, 2:] <= given[:, :2]).any(axis=1)
+    # One finding per doubt, with the first box as example.
     doubtful = [
-        (beyond, "boxes that stick out of the image", "warning"),
+        (beyond, "boxes that exceed the image", "warning"),
         (without_area, "boxes without area", "warning"),
     ]
-    for which, what, severity in (*doubtful, *doubts(given, frames)):
+    for which, what, severity in (*doubtful, *find_doubts(given, frames)):
         if which.any():
             first = samples[owner[int(np.argmax(which))]]
             example = (
                 f"{first.file_name}: box {given[int(np.argmax(which))].tolist()} in an image of {first.size}"
             )
             notes.append(Finding(what=what, count=int(which.sum()), example=example, severity=severity))
+    # Files that several images name.
     files = Counter(sample.file_name for sample in samples)
     if shared := [name for name, count in files.items() if count > 1]:
         notes.append(
@@ -422,8 +432,9 @@ def _findings(samples: Sequence[InstanceSample]) -> tuple[Finding, ...]:
 def _object(
     path: Path, row: dict[str, Any], label: int, size: tuple[int, int]
 ) -> tuple[list[float], int, bool, Any]:
-    """Box (xyxy), class, whether it is a crowd, and segmentation of an entry of `annotations`, in an image of
-    this size.
+    """Return box (xyxy), class, whether it is a crowd, and segmentation of an entry of `annotations`.
+
+    `size` is that of its image.
     """
 
     def broken(name: str, expected: str) -> DataError:
@@ -431,6 +442,7 @@ def _object(
             f"{path}: annotation {row['id']!r} has the {name} {shorten(row[name])}; expected {expected}"
         )
 
+    # Validate the fields, then convert the box.
     box, area, crowd, segmentation = (
         row["bbox"],
         row.get("area"),
@@ -442,7 +454,7 @@ def _object(
     ):
         raise broken("bbox", "x, y, width, height: finite numbers, width and height not negative")
     if area is not None and not (is_finite_number(area) and area >= 0):
-        raise broken("area", "a finite number that is not negative, or none (then it is the area of the box)")
+        raise broken("area", "a finite number that is not negative, or no area (then it is that of the box)")
     if crowd not in (None, 0, 1):
         raise broken("iscrowd", "0 or 1")
     if segmentation is not None and not is_segmentation(segmentation, size):

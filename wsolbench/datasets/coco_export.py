@@ -1,10 +1,10 @@
-"""Any data set with boxes in COCO's layout (`wsolbench.datasets.coco`), which pycocotools and other detectors
-read.
+"""Export of any data set with boxes to COCO's layout, for pycocotools and other detectors.
 
     DIR/annotations/instances_<split>.json
-    DIR/<split>/...                              images, by the names of the data set
+    DIR/<split>/...                              images, named as in the data set
 
-The annotations are written last and at once: where they are, the export is complete.
+See `wsolbench.datasets.coco`. The annotations are written last and atomically: if they exist, the export is
+complete.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from wsolbench.types import Dataset, Sample
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What is there now.
+    """Summary of an export.
 
     Attributes:
-        annotations: the file.
-        images: their number.
-        without_box: images without a box; for a detector they contain no object.
-        objects: their number.
-        without_mask: objects that have a box and no segmentation.
-        written: False where all was there already.
+        annotations: the annotation file.
+        images: number of images.
+        without_box: number of images without a box. For a detector they contain no object.
+        objects: number of objects.
+        without_mask: number of objects with a box but no segmentation.
+        written: False if everything existed already.
     """
 
     annotations: Path
@@ -52,37 +52,38 @@ class Export:
 
 
 def image_numbers(dataset: Dataset) -> dict[str, int]:
-    """COCO's number of each image of a split, by id: from 1 in the order of the split."""
+    """Return COCO's number of each image id of a split: from 1 in the order of the split."""
     return {image_id: number for number, image_id in enumerate(dataset.ids, start=1)}
 
 
 def category_of(label: int) -> int:
-    """COCO's number of a class, from 1 in the order of the classes."""
+    """Return COCO's number of a class: from 1 in the order of the classes."""
     return label + 1
 
 
 def export_coco(dataset: Dataset, folder: Path) -> Export:
-    """Write images and annotations of a split below `folder`; other splits may be there.
+    """Write images and annotations of a split into `folder`, which may contain other splits.
 
-    A class is a category, numbered from 1 in the order of the classes; each true box is an object of its
-    image's class. Its segmentation is its mask, as run lengths, where the image has as many masks as boxes
-    and each mask has pixels inside its box. An image file is copied as it is, unless it has another size than
-    its annotations, or is a part of the stored file: then it is written as PNG. The same data give the same
-    bytes.
+    A class is a category, numbered from 1 in the order of the classes. Each ground-truth box is an object
+    of its image's class. Its segmentation is its mask, as run lengths, if the image has as many masks as
+    boxes and each mask has pixels inside its box. An image file is copied unchanged, unless it has another
+    size than its annotations or is a part of the stored file; then it is written as PNG. The same data give
+    the same bytes.
 
-    An export that is there already is left as it is, but for image files that are missing: they are written
-    again. Raises `UsageError` on a data set without boxes and when the folder holds something else under this
-    name; `DataError` on images and masks that cannot be read.
+    An existing export is kept, and only missing image files are written again. Raises `UsageError` for a data
+    set without boxes and if the folder contains something else under this name. Raises `DataError` for images
+    and masks that cannot be read.
     """
     if not dataset.has_boxes:
         raise UsageError(
-            f"{dataset.name}/{dataset.split} has no boxes; COCO's format is for data sets with boxes"
+            f"{dataset.name}/{dataset.split} has no boxes; expected a data set with boxes for COCO's format"
         )
     path, images = annotation_file(folder, dataset.split), folder / dataset.split
     made_of = {"dataset": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint}
     if path.exists():
-        return _completed(dataset, path, images, made_of)
+        return _complete(dataset, path, images, made_of)
     make_folder(images)
+    # Write the images, and collect the rows of the annotation file.
     rows: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
     names, numbers = _file_names(dataset), image_numbers(dataset)
@@ -102,6 +103,7 @@ def export_coco(dataset: Dataset, folder: Path) -> Export:
                     **_object(box, category_of(sample.label), segmentation),
                 }
             )
+    # Write the annotation file last.
     values = {
         "info": {"description": f"{dataset.name} {dataset.split}", "wsolbench": made_of},
         "categories": [
@@ -111,21 +113,22 @@ def export_coco(dataset: Dataset, folder: Path) -> Export:
         "annotations": objects,
     }
     write_text(path, json.dumps(values, allow_nan=False, ensure_ascii=False) + "\n")
-    return _summary(values, path, written=True)
+    return _summarize(values, path, written=True)
 
 
-def _completed(dataset: Dataset, path: Path, images: Path, made_of: dict[str, str]) -> Export:
-    """The export at `path`, which must be of this data set, with the image files that it lacks."""
+def _complete(dataset: Dataset, path: Path, images: Path, made_of: dict[str, str]) -> Export:
+    """Complete the export at `path`: check that it is of this data set, and write missing image files."""
     try:
         values = read_json(path)
         found = dict(values["info"]["wsolbench"])
         classes = [row["name"] for row in values["categories"]]
         files = [str(images / row["file_name"]) for row in values["images"]]
-        export = _summary(values, path, written=False)
+        export = _summarize(values, path, written=False)
     except (KeyError, TypeError, ValueError, DataError) as error:
         raise UsageError(
-            f"{path} is there and is no export of this program; choose another folder with --out"
+            f"{path} exists and is not an export of this program; choose another folder with --out"
         ) from error
+    # Which fields, classes and numbers of images differ?
     differs = [
         f"{name} {found.get(name)!r}, not {value!r}"
         for name, value in made_of.items()
@@ -141,8 +144,7 @@ def _completed(dataset: Dataset, path: Path, images: Path, made_of: dict[str, st
     if differs:
         shown = ", ".join(differs)
         raise UsageError(
-            f"{path} is an export of other data ({shown}); choose another folder with --out, or delete "
-            "that one"
+            f"{path} is an export of other data ({shown}); choose another folder with --out, or delete it"
         )
     absent = absent_files(files)
     for file, name, sample in zip(files, _file_names(dataset), dataset.samples, strict=True):
@@ -151,7 +153,7 @@ def _completed(dataset: Dataset, path: Path, images: Path, made_of: dict[str, st
     return replace(export, written=bool(absent))
 
 
-def _summary(values: dict[str, Any], path: Path, *, written: bool) -> Export:
+def _summarize(values: dict[str, Any], path: Path, *, written: bool) -> Export:
     images, objects = values["images"], values["annotations"]
     return Export(
         annotations=path,
@@ -164,7 +166,7 @@ def _summary(values: dict[str, Any], path: Path, *, written: bool) -> Export:
 
 
 def _file_names(dataset: Dataset) -> list[str]:
-    """The ids, without the folder of the split where all are in one."""
+    """Return the ids, without the folder of the split if all are in it."""
     inside = f"{dataset.split}/"
     ids = dataset.ids
     return (
@@ -175,7 +177,7 @@ def _file_names(dataset: Dataset) -> list[str]:
 
 
 def _write_image(sample: Sample, folder: Path, name: str) -> str:
-    """Write the image of `sample`; the name of the file, which has a suffix."""
+    """Write the image of `sample`, and return the name of the file with its suffix."""
     if (
         sample.path is not None
         and sample.crop is None
@@ -197,10 +199,10 @@ def _write_image(sample: Sample, folder: Path, name: str) -> str:
 
 
 def _segmentations(sample: Sample) -> Sequence[dict[str, Any] | None]:
-    """Run lengths of the mask of each box; None for all where masks and boxes are not one to one.
+    """Return the run lengths of the mask of each box, or None for all if masks and boxes do not correspond.
 
-    A mask is that of the box at the same place, which nothing else says. So there must be as many, and each
-    mask must have pixels inside its box: otherwise it is of another object, and no place can be trusted.
+    Masks and boxes correspond by their order only. So there must be as many masks as boxes, and each mask
+    must have pixels inside its box. Otherwise a mask is of another object, and the order cannot be trusted.
     """
     nothing = [None] * len(sample.boxes)
     if len(sample.mask_paths) != len(sample.boxes):
@@ -217,7 +219,7 @@ def _segmentations(sample: Sample) -> Sequence[dict[str, Any] | None]:
 
 
 def _object(box: Sequence[float], category: int, segmentation: dict[str, Any] | None) -> dict[str, Any]:
-    """`box` is x, y, width, height."""
+    """Build an entry of `annotations`. `box` is x, y, width, height."""
     values: dict[str, Any] = {"category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
     if segmentation is None:
         return values

@@ -1,27 +1,29 @@
-"""Bring your own data set: a folder with CSV files.
+"""Your own data set: a folder with CSV files.
 
     root/
       annotations.csv      image,label,split[,width,height][,x0,y0,x1,y1][,mask][,ignore]
       classes.csv          optional: label,name
       keypoints.csv        optional: image,part,x,y,visible
-      images/              image files; without this folder the paths in the CSV count from root
+      images/              image files; without this folder, the paths in the CSV are relative to root
       masks/               mask files, likewise
 
-`annotations.csv` has a header line and one line for each object; several lines of one image are several boxes
-and masks.
+`annotations.csv` has a header line and one line for each object. Several lines of one image are several
+boxes and masks.
 
-- `image`: relative path with `/`; the image's id. `label`: class index, from 0. `split`: train, val, test or
-  any other name, which only `--split` finds.
-- `width`, `height`: size of the frame the boxes are given in; without them the image file's own size.
-- `x0`, `y0`, `x1`, `y1`: box in pixels, empty where there is none. Continuous with exclusive end: the whole
-    image is 0,0,width,height.
-- `mask`: a gray image of the frame's size; object where its value is above 127 of 255 (16-bit values and
-  floats are scaled to that). `ignore`: pixels that count neither way. Both are relative paths, which stay in
-  their folder.
-- Lines of one image must agree on label, split, size and ignore.
+- `image`: relative path with `/`, the image's id. `label`: class index, from 0. `split`: train, val, test
+or any
+  other name, which only `--split` finds.
+- `width`, `height`: size of the frame in which boxes are given. If empty, the image file's own size.
+- `x0`, `y0`, `x1`, `y1`: box in pixels, or empty for none. Continuous with exclusive end: the whole image is
+  0,0,width,height.
+- `mask`: a gray image of the frame's size. Object where its value is above 127 of 255; 16-bit values and
+floats
+  are scaled to that. `ignore`: mask of pixels to exclude. Both are relative paths inside their folder.
+- Lines of one image must have the same label, split, size and ignore.
 
-`classes.csv` names the classes 0 to C-1, each once; without it there are as many as the largest label says.
-`keypoints.csv`: `part` is the part's name, `visible` 1 or 0; a part without a line is invisible.
+`classes.csv` names the classes 0 to C-1, each once. Without it, the largest label gives the number of
+classes.
+`keypoints.csv`: `part` is the part's name, `visible` 1 or 0. A part without a line is invisible.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ import numpy as np
 
 from wsolbench.datasets.annotations import Record
 from wsolbench.datasets.base import DatasetInfo, Missing, assemble
-from wsolbench.datasets.formats.tables import bad_line, csv_rows, inner_path, parse_float, parse_int
+from wsolbench.datasets.formats.tables import bad_line, check_inner_path, csv_rows, parse_float, parse_int
 from wsolbench.exceptions import DataError, unknown_name
 from wsolbench.types import Dataset, Finding
 
@@ -49,9 +51,7 @@ INFO = DatasetInfo(
 )
 
 MAX_CLASSES = 100_000
-"""Labels from here on are refused: without classes.csv, the largest label decides how many classes there
-are.
-"""
+"""Smallest invalid label. Without classes.csv, the largest label gives the number of classes."""
 USUAL_SPLITS = ("train", "val", "test")
 BOX_COLUMNS = ("x0", "y0", "x1", "y1")
 COLUMNS = ("image", "label", "split", "width", "height", *BOX_COLUMNS, "mask", "ignore")
@@ -59,14 +59,15 @@ BoxEnd = Literal["exclusive", "inclusive"]
 
 
 def load(root: Path, split: str, *, missing: Missing = "error") -> Dataset:
-    """One split of the folder, in the format above. Raises `DataError` naming file and line, `UsageError` on
-    an unknown split.
+    """Load one split of the folder, in the format above.
+
+    Raises `DataError` naming file and line, and `UsageError` for an unknown split.
     """
     return load_csv_folder(root, split, missing=missing)
 
 
 def available_splits(root: Path) -> tuple[str, ...]:
-    """The splits that `annotations.csv` names, in order of first appearance."""
+    """Return the splits that `annotations.csv` names, in order of first appearance."""
     return tuple(
         dict.fromkeys(
             row["split"] for _, row in csv_rows(root / "annotations.csv", ("image", "label", "split"))
@@ -82,9 +83,11 @@ def load_csv_folder(
     box_end: BoxEnd = "exclusive",
     missing: Missing = "error",
 ) -> Dataset:
-    """Read a folder in the layout of this module under another name, or with boxes whose `x1`, `y1` are the
-    last pixel inside.
+    """Load a folder in the layout of this module, under another name or with another box convention.
+
+    With `box_end="inclusive"`, `x1`, `y1` are the last pixel inside.
     """
+    # Read all lines.
     table = root / "annotations.csv"
     class_names = _class_names(root / "classes.csv")
     reader = _Annotations(root, table, None if class_names is None else len(class_names), box_end)
@@ -94,6 +97,7 @@ def load_csv_folder(
         reader.add(line, row)
     if split not in reader.splits():
         raise unknown_name("split", split, reader.splits())
+    # Note columns that are not read, and labels without images.
     findings = []
     unread = [column for column in header if column not in COLUMNS]
     if unread:
@@ -120,14 +124,14 @@ def load_csv_folder(
                     severity="warning",
                 )
             )
+    # Key points, then the records of the split.
     parts = _add_key_points(root / "keypoints.csv", reader)
     chosen = [
         record for image, record in reader.records.items() if reader.first_rows[image]["split"] == split
     ]
     if split not in USUAL_SPLITS:
         what = (
-            f"images in the split {split!r}, which only --split finds: commands look for "
-            f"{', '.join(USUAL_SPLITS)}"
+            f"images in the split {split!r}, which only --split finds: commands use {', '.join(USUAL_SPLITS)}"
         )
         findings.append(Finding(what=what, count=len(chosen), example=chosen[0].id, severity="warning"))
     return assemble(
@@ -136,7 +140,7 @@ def load_csv_folder(
 
 
 class _Annotations:
-    """Rows of `annotations.csv`, gathered into one record for each image."""
+    """Collects the rows of `annotations.csv` into one record per image."""
 
     def __init__(self, root: Path, table: Path, classes: int | None, box_end: BoxEnd) -> None:
         self.table = table
@@ -156,9 +160,10 @@ class _Annotations:
         image = row["image"]
         if not image or not row["split"]:
             raise bad_line(self.table, line, "an image and a split", f"{image!r} and {row['split']!r}")
+        # Validate the box, the files and the agreement with other lines of the image.
         box = self._box(line, row)
         mask, ignore = (
-            inner_path(row[name], self.table, line, name) if row.get(name) else ""
+            check_inner_path(row[name], self.table, line, name) if row.get(name) else ""
             for name in ("mask", "ignore")
         )
         self._check_repetition(
@@ -166,6 +171,7 @@ class _Annotations:
             row,
             (image, *(row.get(column, "") for column in BOX_COLUMNS), mask) if box or mask else (image,),
         )
+        # Start the record of a new image, then add the object.
         if image not in self.records:
             self.first_rows[image], self.first_lines[image] = row, line
             self.records[image] = Record(
@@ -182,7 +188,10 @@ class _Annotations:
             record.mask_paths = (*record.mask_paths, f"{self.masks}/{mask}")
 
     def _check_repetition(self, line: int, row: Mapping[str, str], key: tuple[str, ...]) -> None:
-        """`key` is the image with its box and mask, or the image alone when the line has neither."""
+        """Raise `DataError` for a repeated line and for lines of one image that contradict each other.
+
+        `key` is the image with its box and mask, or the image alone if the line has neither.
+        """
         image = row["image"]
         first = self.first_rows.get(image)
         if first is None:
@@ -215,7 +224,7 @@ class _Annotations:
             )
             raise bad_line(self.table, line, expected, str(label))
         if label >= MAX_CLASSES:
-            way_out = "A label is the place of the class among all classes, counted from 0."
+            way_out = "A label is the index of the class among all classes, counted from 0."
             raise bad_line(self.table, line, f"a label below {MAX_CLASSES:,}", str(label), way_out)
         return label
 
@@ -270,9 +279,10 @@ def _class_names(path: Path) -> tuple[str, ...] | None:
 
 
 def _add_key_points(path: Path, reader: _Annotations) -> tuple[str, ...]:
-    """Give every record its (P, 3) key points; returns the part names in order of first appearance."""
+    """Give every record its key points (P, 3). Returns the part names in order of first appearance."""
     if not path.exists():
         return ()
+    # Read and validate the lines.
     found: dict[tuple[str, str], tuple[float, float, float]] = {}
     parts: dict[str, int] = {}
     for line, row in csv_rows(path, ("image", "part", "x", "y", "visible")):
@@ -292,6 +302,7 @@ def _add_key_points(path: Path, reader: _Annotations) -> tuple[str, ...]:
             if seen
             else (0.0, 0.0, 0.0)
         )
+    # Fill one array per image.
     points = {image: np.zeros((len(parts), 3), dtype=np.float64) for image in reader.records}
     for (image, part), point in found.items():
         points[image][parts[part]] = point

@@ -2,13 +2,12 @@
 
 C. Wah et al., "The Caltech-UCSD Birds-200-2011 Dataset", CNS-TR-2011-001.
 
-Splits `train` (5,994) and `test` (5,794) are the official ones. `val` is CUBV2 (1,000 images, J. Choe et al.,
-CVPR 2020): it exists only through the wsolevaluation metadata, and its images lie among those of CUB or in a
-folder `CUBV2`. Where the official text files are absent, all splits come from the metadata (no key points
-then).
+Splits `train` (5,994) and `test` (5,794) are the official ones. `val` is CUBV2 (1,000 images, J. Choe et
+al., CVPR 2020). It exists only in the wsolevaluation metadata, and its images are among those of CUB or in
+a folder `CUBV2`. Without the official text files, all splits come from the metadata, without key points.
 
-Boxes are (x, y, width, height) counted from 0, so xyxy = (x, y, x + w, y + h). The text files hold no image
-sizes: they are read from the headers of the split's images. The test images are known to overlap with
+Boxes are (x, y, width, height) counted from 0, so xyxy = (x, y, x + w, y + h). The text files have no image
+sizes; they are read from the headers of the split's images. The test images are known to overlap with
 ImageNet's training images.
 """
 
@@ -23,7 +22,7 @@ import numpy as np
 from wsolbench.datasets.annotations import Record
 from wsolbench.datasets.base import DatasetInfo, Missing, assemble, wrong_root
 from wsolbench.datasets.formats.class_folders import class_folder, note_contradictions
-from wsolbench.datasets.formats.tables import bad_line, numbered_names, parse_float, parse_int, rows_of
+from wsolbench.datasets.formats.tables import bad_line, parse_float, parse_int, read_numbered_names, rows_of
 from wsolbench.datasets.formats.wsoleval import (
     check_metadata_root,
     has_metadata,
@@ -59,23 +58,26 @@ def load(
     segmentations: bool = True,
     missing: Missing = "error",
 ) -> Dataset:
-    """One split, in the order of the numbers in `images.txt` (or of the metadata).
+    """Load one split, in the order of the numbers in `images.txt` (or of the metadata).
 
-    `segmentations` uses the masks where the folder `segmentations` is there. Raises `UsageError` on a folder
-    that is not CUB and on `val` without metadata, `DataError` naming file and line.
+    `segmentations` uses the masks if the folder `segmentations` exists. Raises `UsageError` for a folder
+    that is not CUB and for `val` without metadata, and `DataError` naming file and line.
     """
+    # The metadata is used for `val` and without the official text files.
     home = _home(root)
     if split == "val" or not (home / "images.txt").is_file():
         return _load_metadata(root, home, split, metadata_root, missing)
+    # Read the text files.
     check_metadata_root(metadata_root, "CUB")
     texts = _Texts(home)
-    class_names = numbered_names(home / "classes.txt", "class_id class_name")
+    class_names = read_numbered_names(home / "classes.txt", "class_id class_name")
     in_train = texts.column("train_test_split.txt", "image_id is_training")
     for line, (value,) in in_train.values():
         if value not in {"0", "1"}:
             raise bad_line(home / "train_test_split.txt", line, "is_training to be 1 or 0", repr(value))
     labels = texts.column("image_class_labels.txt", "image_id class_id")
     boxes = texts.column("bounding_boxes.txt", "image_id x y width height")
+    # Build the records of the split.
     flag = "1" if split == "train" else "0"
     chosen = {number: name for number, name in texts.images.items() if in_train[number][1] == [flag]}
     part_names, key_points = _key_points(home / "parts", texts.images, chosen)
@@ -105,7 +107,7 @@ def load(
 
 
 def available_splits(root: Path, *, metadata_root: Path | str | None = None) -> tuple[str, ...]:
-    """`val` only where the metadata has it."""
+    """Return the loadable splits. `val` is one of them only if the metadata has it."""
     home = _home(root)
     official = (home / "images.txt").is_file()
     metadata = {split for split in INFO.splits if has_metadata(root, metadata_root, "CUB", split)}
@@ -124,7 +126,7 @@ def _home(root: Path) -> Path:
 
 
 class _Texts:
-    """The official text files, whose lines start with the number of an image."""
+    """The official text files. Their lines start with the number of an image."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -139,8 +141,9 @@ class _Texts:
         self.images: dict[str, str] = dict(found[number] for number in sorted(found))
 
     def column(self, file: str, columns: str) -> dict[str, tuple[int, list[str]]]:
-        """Image number → (line number, the other fields). `DataError` unless every image of images.txt occurs
-        exactly once.
+        """Return image number → (line number, the other fields).
+
+        Raises `DataError` unless every image of images.txt occurs exactly once.
         """
         path = self.home / file
         found: dict[str, tuple[int, list[str]]] = {}
@@ -180,15 +183,17 @@ def _box(path: Path, line: int, fields: list[str]) -> tuple[float, float, float,
 def _key_points(
     folder: Path, images: Mapping[str, str], chosen: Mapping[str, str]
 ) -> tuple[tuple[str, ...], dict[str, KeyPoints]]:
-    """Part names, and (15, 3) key points of every chosen image; nothing where the folder `parts` is
-    absent.
+    """Return the part names, and the key points (15, 3) of every chosen image.
+
+    Both are empty if there is no folder `parts`.
     """
     if not folder.is_dir():
         return (), {}
-    names = numbered_names(folder / "parts.txt", "part_id part_name")  # a name may have spaces
+    names = read_numbered_names(folder / "parts.txt", "part_id part_name")  # a name may have spaces
     path = folder / "part_locs.txt"
     points = {number: np.zeros((len(names), 3), dtype=np.float64) for number in chosen}
     seen: dict[str, set[int]] = {number: set() for number in chosen}
+    # Fill in the visible parts, and check that every part has one line.
     for line, (number, part, x, y, visible) in rows_of(path, "image_id part_id x y visible"):
         if number not in points:
             if number not in images:
@@ -229,9 +234,9 @@ def _load_metadata(
     folder = metadata_folder(root, metadata_root, "CUB", split)
     if folder is None:
         raise UsageError(
-            f"the split {split!r} of cub needs the wsolevaluation metadata (for `val`, CUBV2, it is the "
-            "only source): give its folder with "
-            f"--metadata-root, or put it into {root / 'metadata'}."
+            f"the split {split!r} of cub needs the wsolevaluation metadata (for `val`, CUBV2, it is the only "
+            f"source); expected its folder in {root / 'metadata'}. Put it there, or use "
+            "--metadata-root."
         )
     metadata = read_metadata(folder, "boxes")
     images = image_folder(
@@ -253,8 +258,9 @@ def _load_metadata(
 
 
 def _contradictions(records: Sequence[Record], class_names: Sequence[str]) -> list[Finding]:
-    """Images in a folder such as `001.Bird` whose label is another class than the one of that name, or else
-    of that number.
+    """Find images in a folder such as `001.Bird` whose label contradicts the folder.
+
+    The class of a folder is that with its name, or else that with its number.
     """
     numbers = {
         found[0]: int(found[1]) - 1

@@ -1,19 +1,21 @@
-"""ILSVRC-2012 CLS-LOC: 1,000 classes; the 50,000 validation images with boxes are the split `test`.
+"""ILSVRC-2012 CLS-LOC: 1,000 classes. The 50,000 validation images with boxes are the split `test`.
 
 O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015.
 
 Two sources of annotations:
 
 - wsolevaluation text files (`--metadata-root`, or `metadata/` in the root): `train`, `val` (ImageNetV2,
-  10,000 images with boxes by J. Choe et al., CVPR 2020) and `test`. Sizes come from these files, so shrunken
-  or warped copies of the images work too.
+10,000
+  images with boxes by J. Choe et al., CVPR 2020) and `test`. Sizes come from these files, so shrunken or
+  warped copies of the images work too.
 - the official XML files or `LOC_val_solution.csv`: `train` (folders of images) and `test`. Images and
-  annotations may lie in `ILSVRC/Data/CLS-LOC`, `ILSVRC/Annotations/CLS-LOC` (Kaggle's packaging) or directly
-  in `train/`, `val/`, with the XML files in `Annotations/val`; `val/` may be flat or have class folders.
+annotations
+  are in `ILSVRC/Data/CLS-LOC` and `ILSVRC/Annotations/CLS-LOC` (Kaggle's packaging), or in `train/`, `val/`
+  with the XML files in `Annotations/val`. `val/` may be flat or have class folders.
 
-The text files are used where both exist. Boxes are taken unchanged as xyxy. Ids are
-`val/ILSVRC2012_val_00000001.JPEG` whatever the layout. The class index is the position in the sorted list of
-WordNet ids, never the devkit's ILSVRC2012_ID. `exclude_blacklist=True` leaves out the 1,762 images that
+The text files are used if both exist. Boxes are used unchanged as xyxy. Ids are
+`val/ILSVRC2012_val_00000001.JPEG` in every layout. The class index is the position in the sorted list of
+WordNet ids, never the devkit's ILSVRC2012_ID. `exclude_blacklist=True` excludes the 1,762 images that
 ILSVRC-2014 blacklisted. Boxes of train images are never read.
 """
 
@@ -26,11 +28,11 @@ from wsolbench.datasets.formats.class_folders import class_folder, note_contradi
 from wsolbench.datasets.formats.ilsvrc_official import (
     WNID,
     boxed_records,
+    exclude_blacklisted,
     find_layout,
-    foldered_classes,
-    listed_classes,
+    list_class_folders,
+    read_class_list,
     train_records,
-    without_blacklisted,
 )
 from wsolbench.datasets.formats.wsoleval import has_metadata, image_folder, metadata_folder, read_metadata
 from wsolbench.exceptions import UsageError
@@ -59,20 +61,22 @@ def load(
     exclude_blacklist: bool = False,
     missing: Missing = "error",
 ) -> Dataset:
-    """One split in evaluation order (train: sorted by name). `train` has labels only.
+    """Load one split in evaluation order (train: sorted by name). `train` has labels only.
 
-    Raises `UsageError` on a folder without images or annotations and on `val` without metadata, `DataError`
-    naming the file.
+    Raises `UsageError` for a folder without images or annotations and for `val` without metadata, and
+    `DataError` naming the file.
     """
+    # Find metadata and official files.
     folder = metadata_folder(root, metadata_root, "ILSVRC", split)
     layout = find_layout(root)
     findings: list[Finding] = []
+    # Records and class names, from the metadata if there is any.
     if folder is not None:
         metadata = read_metadata(folder, "boxes")
         candidates = [root, root / "images", root / "ILSVRC"] + ([layout.val.parent] if layout else [])
         home = Path(image_folder(candidates, metadata.ids))
         records = metadata.records(str(home))
-        listed = listed_classes(root) or {}
+        listed = read_class_list(root) or {}
         index = {wnid: number for number, wnid in enumerate(listed)}
         in_synsets = [
             (image_id, label)
@@ -87,13 +91,13 @@ def load(
         )
     elif split == "val":
         raise UsageError(
-            "the split 'val' of ilsvrc is ImageNetV2 with the wsolevaluation metadata: give its folder "
-            "with --metadata-root"
+            "the split 'val' of ilsvrc is ImageNetV2; expected the wsolevaluation metadata for it. Give its "
+            "folder with --metadata-root"
         )
     elif layout is None:
         raise wrong_root(INFO, root, "there is neither train/ nor val/ nor metadata/")
     else:
-        classes = listed_classes(root) or foldered_classes(layout)
+        classes = read_class_list(root) or list_class_folders(layout)
         index = {wnid: number for number, wnid in enumerate(classes)}
         home = layout.val.parent
         records = (
@@ -103,7 +107,7 @@ def load(
         )
         class_names = tuple(classes.values())
     if exclude_blacklist and split == "test":
-        records = without_blacklisted(root, records, findings)
+        records = exclude_blacklisted(root, records, findings)
     return assemble(
         INFO.name,
         split,
@@ -117,7 +121,7 @@ def load(
 
 
 def available_splits(root: Path, *, metadata_root: Path | str | None = None) -> tuple[str, ...]:
-    """The splits with metadata, and `train` or `test` where the official folders are."""
+    """Return the splits with metadata, and `train` or `test` if the official files exist."""
     layout = find_layout(root)
     official = set()
     if layout is not None:

@@ -1,15 +1,15 @@
-"""OpenImages30k: 100 classes with instance masks and ignore masks, as wsolevaluation lays it out.
+"""OpenImages30k: 100 classes with instance masks and ignore masks, in the layout of wsolevaluation.
 
 J. Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020; images from Open
 Images V5.
 
     {train,val,test}/<mid>/<image>.jpg
     {val,test}/<mid>/<image>_m<mid>_<instance>.png       masks of the image's class
-    {val,test}/<mid>/<image>_ignore.png                  regions without mask; object pixels inside count as
-                                                         object
+    {val,test}/<mid>/<image>_ignore.png                  regions without mask; object pixels inside them count
+                                                         as object
 
-The metadata folder gives ids, labels and mask names; it holds no sizes. `Sample.size` is that of the masks,
-which may differ from the image file's. A missing ignore file is an error, never an empty one.
+The metadata folder has ids, labels and mask names, but no sizes. `Sample.size` is that of the masks, which
+may differ from the image file's. A missing ignore file is an error and is never treated as empty.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ CLASSES = 100
 def load(
     root: Path, split: str, *, metadata_root: Path | str | None = None, missing: Missing = "error"
 ) -> Dataset:
-    """One split in evaluation order; `train` has labels only.
+    """Load one split in evaluation order. `train` has labels only.
 
-    Raises `UsageError` when there is no metadata, `DataError` naming file and line.
+    Raises `UsageError` without metadata, and `DataError` naming file and line.
     """
+    # Read the metadata; the size of an image is that of its first mask.
     folder = metadata_folder(root, metadata_root, "OpenImages", split)
     if folder is None:
         raise wrong_root(
@@ -55,6 +56,7 @@ def load(
     for record in records:
         if record.mask_paths:
             record.size_path = record.mask_paths[0]
+    # Class names are the folders; note labels that contradict them.
     mids = {metadata.labels[image_id]: Path(image_id).parent.name for image_id in metadata.ids}
     class_names = [mids.get(label, f"class {label}") for label in range(CLASSES)]
     findings: list[Finding] = []
@@ -76,5 +78,5 @@ def load(
 
 
 def available_splits(root: Path, *, metadata_root: Path | str | None = None) -> tuple[str, ...]:
-    """The splits that the metadata has."""
+    """Return the splits that the metadata has."""
     return tuple(split for split in INFO.splits if has_metadata(root, metadata_root, "OpenImages", split))

@@ -1,4 +1,4 @@
-"""Problems of image files that only their pixels or heads show."""
+"""Checks of image and mask files that need their pixels or headers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ OTHER_RATIO = (
 )
 
 CHECKED_MASKS = 64
-"""Mask files that are looked at when a split is loaded; `wsolbench verify --deep` looks at all."""
+"""Number of mask files that are checked when a split is loaded. `wsolbench verify --deep` checks all."""
 
 
 class Problem(NamedTuple):
-    """Something wrong with one image: `file` is the one that cannot be read."""
+    """A problem of one image. `file` is set if it cannot be read."""
 
     severity: str
     what: str
@@ -37,8 +37,9 @@ class Problem(NamedTuple):
 def note_exchanged(
     images: Iterable[tuple[str, Header, object]], notes: list[Finding], rest: str = ""
 ) -> None:
-    """Add findings for images whose annotated size is that of the file with width and height exchanged: (id,
-    header, annotated size).
+    """Add findings for images whose annotated size is the file's with width and height exchanged.
+
+    `images` are (id, header, annotated size). `rest` is appended to the finding.
     """
     examples: dict[str, list[str]] = {}
     for name, header, size in images:
@@ -53,12 +54,13 @@ def note_exchanged(
 def note_dark_masks(
     paths: Sequence[str], threshold: int, notes: list[Finding], *, ignore: bool = False
 ) -> None:
-    """Look at up to `CHECKED_MASKS` mask files, spread evenly: has each a value that counts as object?
+    """Check up to `CHECKED_MASKS` mask files, spread evenly, for a value that counts as object.
 
-    Values such as 0 and 1 are above 0 and never above `threshold`. A mask of zeros may be meant, unless all
-    object masks are zeros; `ignore` says that these are ignore masks. Files that cannot be read are left to
-    whoever reads them.
+    Values such as 0 and 1 are positive but never above `threshold`. A mask of zeros may be intended, unless
+    all object masks are zeros. `ignore` marks ignore masks. Unreadable files are skipped here; their
+    readers raise.
     """
+    # Masks whose largest value is not above the threshold.
     some = paths[:: max(1, -(-len(paths) // CHECKED_MASKS))]
     dark = [
         (path, largest)
@@ -69,12 +71,13 @@ def note_dark_masks(
         dark = [(path, largest) for path, largest in dark if largest]
     if not dark:
         return
+    # Describe them in one finding.
     values = (
         "with values 0 and 1"
         if all(largest == 1 for _, largest in dark)
         else f"without a value above {threshold}"
     )
-    rest = "" if len(some) == len(paths) else f" (of {len(some)} that were looked at)"
+    rest = "" if len(some) == len(paths) else f" (of {len(some)} that were checked)"
     what = (
         f"{'ignore masks' if ignore else 'masks'} {values}; an {'ignored' if ignore else 'object'} pixel "
         f"should be 255{rest}"
@@ -84,7 +87,7 @@ def note_dark_masks(
 
 
 def _largest(path: str) -> int | None:
-    """The largest value of a mask file of 8 bits; None where it cannot be read."""
+    """Return the largest value of a mask file, scaled to 8 bits, or None if it cannot be read."""
     try:
         return int(read_gray(Path(path), "mask").max())
     except DataError:
@@ -101,20 +104,21 @@ def check_file(
     cropped: bool = False,
     boxed: bool = False,
 ) -> None:
-    """Add what is unusual about the stored image: its size against the annotated one, its orientation, its
-    kind of pixels.
+    """Add problems of a stored image: its size against the annotated one, its orientation, its pixel type.
+
 
     Args:
         path: the file.
-        name: of the image, for messages.
-        size: (width, height) that the annotations are for.
+        name: name of the image, for messages.
+        size: (width, height) that the annotations refer to.
         located: whether the image has boxes, masks or key points.
-        problems: where problems are added.
-        cropped: whether the image is a part of the file; then sizes are not compared.
+        problems: problems are added here.
+        cropped: whether the image is a part of the file. Then sizes are not compared.
         boxed: whether the image has boxes.
 
-    Raises `DataError` when the file is no image.
+    Raises `DataError` if the file is not an image.
     """
+    # Compare the sizes, also with width and height exchanged.
     header = read_header(path, f"image {name!r}")
     stored, turned = (
         header.size,
@@ -135,19 +139,21 @@ def check_file(
         problems.append(Problem("warning", TURNED if header.orientation >= 5 else EXCHANGED, example))
     else:
         problems.append(Problem("warning", OTHER_RATIO, example))
+    # Unusual pixel types.
     problems += [
         Problem("warning", what, f"{name}: mode {header.mode}")
-        for what in unusual_pixels(path, header.mode, "images")
+        for what in find_unusual_pixels(path, header.mode, "images")
     ]
 
 
-def unusual_pixels(path: Path, mode: str, kind: str) -> list[str]:
-    """What is unusual about the pixels of an image or mask file; `kind` is its plural. Raises `DataError`
-    when it cannot be read.
+def find_unusual_pixels(path: Path, mode: str, kind: str) -> list[str]:
+    """Describe unusual pixel types of an image or mask file. `kind` is "images" or "masks".
+
+    Raises `DataError` if the file cannot be read.
     """
     found = []
     if mode == "F":
-        found.append(f"{kind} with float pixels: 1.0 is taken for white")
+        found.append(f"{kind} with float pixels: 1.0 is read as white")
     elif mode.startswith("I"):
         found.append(f"{kind} with 16-bit pixels: scaled to 8 bits")
     if is_transparent(path):
@@ -156,7 +162,7 @@ def unusual_pixels(path: Path, mode: str, kind: str) -> list[str]:
 
 
 def _same_ratio(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether one is the other shrunken, up to a pixel that was rounded."""
+    """Whether one size is the other scaled, up to rounding of a pixel."""
     scale = max(size[0] / other[0], size[1] / other[1])
     return all(
         abs(side - scale * length) <= max(1.0, scale) for side, length in zip(size, other, strict=True)
@@ -164,8 +170,9 @@ def _same_ratio(size: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 def is_resized(size: tuple[int, int], claimed: tuple[int, int]) -> bool:
-    """Whether an image of `size` is a larger or smaller copy of one of `claimed`: one ratio, up to 1 % or a
-    pixel, that is not 1.
+    """Whether an image of `size` is a scaled copy of one of size `claimed`.
+
+    Both sides must have the same ratio, up to 1 % or a pixel, and the ratio must not be 1.
     """
     across, down = size[0] / claimed[0], size[1] / claimed[1]
     alike = _same_ratio(size, claimed) or abs(across / down - 1) <= 0.01

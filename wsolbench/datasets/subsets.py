@@ -14,11 +14,10 @@ from wsolbench.types import Dataset
 D = TypeVar("D", Dataset, InstanceDataset)
 
 
-def limited(dataset: D, limit: int | None) -> D:
-    """`limit` images spread evenly over the split (so over its classes), in order; all of them when `limit`
-    is None.
+def limit_dataset(dataset: D, limit: int | None) -> D:
+    """Return `limit` images spread evenly over the split, and so over its classes, in order.
 
-    Raises `UsageError` unless 1 <= limit.
+    If `limit` is None, all images are returned. Raises `UsageError` unless 1 <= limit.
     """
     if limit is None or limit >= len(dataset):
         return dataset

@@ -1,5 +1,6 @@
-"""Checking a data set on disk: counts, files, sizes, boxes, labels, splits. `wsolbench verify` prints what
-this finds.
+"""Verification of a data set on disk: counts, files, sizes, boxes, labels and splits.
+
+`wsolbench verify` prints the report.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from wsolbench.datasets.base import DatasetInfo
 from wsolbench.datasets.boxes import outside_mask
 from wsolbench.datasets.coco import INFO as INSTANCES
 from wsolbench.datasets.coco import InstanceDataset, load_instances
-from wsolbench.datasets.pixels import Problem, check_file, unusual_pixels
+from wsolbench.datasets.pixels import Problem, check_file, find_unusual_pixels
 from wsolbench.datasets.verify_instances import check_instances
 from wsolbench.exceptions import DataError
 from wsolbench.system.decoding import read_header
@@ -30,34 +31,32 @@ BLOCK = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class SplitReport:
-    """What one split holds. `failure` says why it could not be read at all; everything else is empty then."""
+    """Contents of one split. `failure` states why it could not be loaded; then all other fields are empty."""
 
     split: str
     expected: int | None
-    """Images of the complete data set."""
+    """Number of images of the complete data set, or None if unknown."""
     images: int = 0
-    """Images that the annotations name."""
+    """Number of images that the annotations name."""
     usable: int = 0
-    """Images without those whose files are missing or broken."""
+    """Number of images without those whose files are missing or unreadable."""
     classes_used: int = 0
     classes: int = 0
     boxes: int = 0
     masks: int = 0
     key_points: int = 0
-    """Visible ones."""
+    """Number of visible key points."""
     findings: tuple[Finding, ...] = ()
     missing: tuple[Path, ...] = ()
     unreadable: tuple[Path, ...] = ()
-    """Files that are there and are no images; all of them only with `deep`."""
+    """Files that exist but are not images. Complete only with `deep`."""
     fingerprint: str = ""
     failure: str | None = None
     ids: tuple[str, ...] = ()
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is missing or broken. A subset is sound, and so are boxes that had to be
-        clipped.
-        """
+        """Whether nothing is missing or unreadable. Subsets and clipped boxes are sound."""
         return (
             self.failure is None
             and not self.missing
@@ -67,7 +66,7 @@ class SplitReport:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetReport:
-    """The splits of one data set and what concerns more than one of them."""
+    """Reports of the splits of one data set, and findings that concern several of them."""
 
     info: DatasetInfo
     root: Path | None
@@ -76,30 +75,30 @@ class DatasetReport:
 
     @property
     def sound(self) -> bool:
-        """Whether every split is, and no image is in two."""
+        """Whether every split is sound and no image is in two splits."""
         return all(split.sound for split in self.splits) and not self.findings
 
     @property
     def images(self) -> int:
-        """Images that the annotations of all checked splits name."""
+        """Number of images that the annotations of all checked splits name."""
         return sum(split.images for split in self.splits)
 
     @property
     def expected(self) -> int | None:
-        """Images of the checked splits in the complete data set; None where that is not known."""
+        """Number of images of the checked splits in the complete data set, or None if unknown."""
         counts = [split.expected for split in self.splits]
         return None if not counts or None in counts else sum(count for count in counts if count is not None)
 
     def missing_by_folder(self) -> dict[str, int]:
-        """Folder relative to the root → number of files missing there, in order of first appearance."""
+        """Return folder relative to the root → number of missing files, in order of first appearance."""
         return dict(Counter(Path(name).parent.as_posix() for name in self.missing_names()))
 
     def missing_names(self) -> list[str]:
-        """Missing files relative to the root, POSIX paths, each once."""
+        """Return the missing files as POSIX paths relative to the root, each once."""
         return self._names(path for split in self.splits for path in split.missing)
 
     def unreadable_names(self) -> list[str]:
-        """Files that cannot be read, in the same form."""
+        """Return the unreadable files in the same form."""
         return self._names(path for split in self.splits for path in split.unreadable)
 
     def _names(self, paths: Iterable[Path]) -> list[str]:
@@ -118,22 +117,28 @@ def verify_dataset(
     around: Around | None = None,
     **options: Any,
 ) -> DatasetReport:
-    """Check the given splits, or all that this root has.
+    """Check the given splits, or all splits of this root.
 
-    Args: name: see `list_datasets`. root: as for `load_dataset`. splits: which splits; None: every one there
-        is. deep: also decode every image and mask. around: put around the images that `deep` goes through, as
-        `around(images, split, count)`: a progress bar. options: passed on to the data set.
+    Args:
+        name: see `list_datasets`.
+        root: as for `load_dataset`.
+        splits: splits to check. If None, all that exist.
+        deep: whether to decode every image and mask too.
+        around: wrapper of the images that `deep` checks, `around(images, split, count)`, for a progress bar.
+        options: passed to the data set.
 
-    Raises `UsageError` on an unknown name, split or option and on a wrong root. What is wrong with the data
-    is in the report and does not raise.
+    Raises `UsageError` for an unknown name, split or option and for a wrong root. Problems of the data do not
+    raise; they are in the report.
     """
+    # Which splits are there?
     info = dataset_info(name)
     try:
         chosen = tuple(splits) if splits is not None else available_splits(name, root, **options)
-    except DataError as error:  # the file that says which splits there are cannot be read
+    except DataError as error:  # the file that lists the splits cannot be read
         return DatasetReport(
             info=info, root=None, splits=(SplitReport(split="all splits", expected=None, failure=str(error)),)
         )
+    # Load and check each split.
     reports = []
     found_root: Path | None = None
     for split in chosen:
@@ -150,7 +155,9 @@ def verify_dataset(
         new = [finding for finding in more if finding.what not in said]
         reports.append(
             replace(
-                report, findings=(*dataset.findings, *new), unreadable=_once(report.unreadable, unreadable)
+                report,
+                findings=(*dataset.findings, *new),
+                unreadable=_deduplicate(report.unreadable, unreadable),
             )
         )
     return DatasetReport(info=info, root=found_root, splits=tuple(reports), findings=_shared_images(reports))
@@ -164,7 +171,7 @@ def _load(
     return load_dataset(name, split, root, missing="skip", **options)
 
 
-def _once(*paths: Iterable[Path]) -> tuple[Path, ...]:
+def _deduplicate(*paths: Iterable[Path]) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(path for some in paths for path in some))
 
 
@@ -222,19 +229,17 @@ def _shared_images(reports: Iterable[SplitReport]) -> tuple[Finding, ...]:
 
 
 def check_pixels(dataset: Dataset | InstanceDataset, around: Around | None = None) -> tuple[Finding, ...]:
-    """Decode every image and mask; what cannot be read, has another size or no object pixel is in the
-    findings.
-    """
+    """Decode every image and mask, and find those that are unreadable, of another size or without object."""
     return _check_pixels(dataset, around)[0]
 
 
 def _check_pixels(
     dataset: Dataset | InstanceDataset, around: Around | None
 ) -> tuple[tuple[Finding, ...], tuple[Path, ...]]:
-    """Findings, and the files that cannot be read."""
+    """Return the findings, and the files that cannot be read."""
     problems: dict[tuple[str, str], list[str]] = {}
     unreadable: list[Path] = []
-    checked = _checked(dataset)
+    checked = _check_all(dataset)
     for found in checked if around is None else around(checked, dataset.split, len(dataset)):
         for problem in found:
             problems.setdefault((problem.severity, problem.what), []).append(problem.example)
@@ -243,18 +248,17 @@ def _check_pixels(
         Finding(what=what, count=len(examples), example=examples[0], severity=severity)
         for (severity, what), examples in problems.items()
     )
-    return findings, _once(unreadable)
+    return findings, _deduplicate(unreadable)
 
 
-def _checked(dataset: Dataset | InstanceDataset) -> Iterator[list[Problem]]:
-    with ThreadPoolExecutor(
-        max_workers=os.cpu_count() or 1
-    ) as pool:  # decoding releases the interpreter's lock
+def _check_all(dataset: Dataset | InstanceDataset) -> Iterator[list[Problem]]:
+    """Yield the problems of each image. Threads help, because decoding releases the interpreter's lock."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         if isinstance(dataset, InstanceDataset):
             yield from check_instances(dataset, pool, BLOCK)
             return
         samples = dataset.samples
-        for start in range(0, len(samples), BLOCK):  # `map` takes all it is given at once
+        for start in range(0, len(samples), BLOCK):  # `map` submits all its items at once
             yield from pool.map(_check_sample, samples[start : start + BLOCK])
 
 
@@ -284,10 +288,11 @@ def _check_sample(sample: Sample) -> list[Problem]:
 
 
 def _check_mask(sample: Sample, found: list[Problem]) -> None:
+    # Pixel types, then the ignore mask, then the object mask against its boxes.
     mask = sample.mask()
     ignored = sample.ignore()
     for path in (*sample.mask_paths, *([sample.ignore_path] if sample.ignore_path else [])):
-        what = unusual_pixels(path, read_header(path).mode, "masks")
+        what = find_unusual_pixels(path, read_header(path).mode, "masks")
         found += [Problem("warning", text, f"{sample.id}: {path.name}") for text in what]
     if (
         ignored is not None

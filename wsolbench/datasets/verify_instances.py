@@ -1,5 +1,6 @@
-"""Checking a data set in COCO's layout: files, sizes, boxes and masks of many objects. Used by
-`wsolbench.datasets.verify`.
+"""Verification of a data set in COCO's layout, for `wsolbench.datasets.verify`.
+
+It checks files, sizes, boxes and masks of images with many objects.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from wsolbench.exceptions import DataError
 def check_instances(
     dataset: InstanceDataset, pool: ThreadPoolExecutor, block: int
 ) -> Iterator[list[Problem]]:
-    """Decode every image and mask; the problems of one image after the other."""
+    """Decode every image and mask, and yield the problems of each image."""
     samples: Sequence[InstanceSample] = dataset.samples
     for start in range(0, len(samples), block):
         yield from pool.map(_check_sample, samples[start : start + block])
 
 
 def _check_sample(sample: InstanceSample) -> list[Problem]:
+    # The image file.
     found: list[Problem] = []
     try:
         check_file(
@@ -36,6 +38,7 @@ def _check_sample(sample: InstanceSample) -> list[Problem]:
         sample.image()
     except DataError as error:
         found.append(Problem("error", "images that cannot be read", str(error), sample.path))
+    # The masks, and whether their boxes contain them.
     given = [index for index, segmentation in enumerate(sample.segmentations) if segmentation is not None]
     if not given:
         return found

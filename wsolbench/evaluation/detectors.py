@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wsolbench.datasets.coco import InstanceDataset
-from wsolbench.datasets.subsets import limited
+from wsolbench.datasets.subsets import limit_dataset
 from wsolbench.exceptions import DataError
 from wsolbench.methods import Detector
 from wsolbench.metrics.catalog import METRICS
@@ -45,7 +45,11 @@ def evaluate_detector(
             f"{dataset.name} {dataset.split} ({len(dataset.class_names)}); evaluate it on the data set "
             "that it was trained on"
         )
-    scored, protocol, seconds = limited(dataset, limit), DetectionProtocol(), {"detect": 0.0, "count": 0.0}
+    scored, protocol, seconds = (
+        limit_dataset(dataset, limit),
+        DetectionProtocol(),
+        {"detect": 0.0, "count": 0.0},
+    )
     description = RunRecord(
         method={**detector.describe(), "name": detector.method_name},
         dataset={

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wsolbench.checks import check_unit
-from wsolbench.datasets.subsets import limited
+from wsolbench.datasets.subsets import limit_dataset
 from wsolbench.evaluation.loop import RunOptions, _score_in_memory, _score_shard
 from wsolbench.evaluation.runs import RunFolder, RunPlan, ScoredRun, Shard, gather
 from wsolbench.evaluation.saved_maps import finish_saved_maps, saving_maps
@@ -191,12 +191,12 @@ def _plan(
 ) -> tuple[RunPlan, list[Dataset]]:
     """What is scored, and the splits. A threshold off the grid is refused here, before the work."""
     check_fixed_tau(fixed_tau, protocol.taus)
-    splits = [limited(dataset, limit)]
+    splits = [limit_dataset(dataset, limit)]
     if not len(splits[0]):
         raise DataError(f"data set {dataset.name!r} has no image in split {dataset.split!r}")
     transferred = None
     if transfer_from is not None and transfer_from.has_boxes:
-        splits.append(limited(transfer_from, limit))
+        splits.append(limit_dataset(transfer_from, limit))
         transferred = {"split": transfer_from.split, "fingerprint": transfer_from.fingerprint}
     for split in splits:
         check_unit((sample.id, sample.boxes, sample.size) for sample in split.samples if len(sample.boxes))

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float64, Int32, Int64, UInt8
 
 from wsolbench.exceptions import DataError
 from wsolbench.maps import frame_boxes, frame_size, to_frame
-from wsolbench.maps.frame import in_view
+from wsolbench.maps.frame import map_to_view
 from wsolbench.maps.masks import resize_mask
 from wsolbench.maps.sources import PARTS, ProposedParts
 from wsolbench.metrics.errors import error_codes
@@ -261,8 +261,8 @@ def part_distances(sample: Sample, protocol: EvalProtocol, proposed: ProposedPar
     if sample.key_points is None or not len(sample.boxes):
         return None
     points = sample.key_points.copy()
-    points[:, :2] = in_view(points[:, :2], sample.size, proposed.side, protocol)
-    true_box = in_view(sample.boxes[0].reshape(2, 2), sample.size, proposed.side, protocol).reshape(4)
+    points[:, :2] = map_to_view(points[:, :2], sample.size, proposed.side, protocol)
+    true_box = map_to_view(sample.boxes[0].reshape(2, 2), sample.size, proposed.side, protocol).reshape(4)
     best, padded = proposed.boxes[:PARTS], proposed.padded[:PARTS]
     return keypoint_distance(best, points, true_box, side=proposed.side, padded=padded)
 

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 
 from wsolbench.exceptions import UsageError
-from wsolbench.maps.frame import in_view
+from wsolbench.maps.frame import map_to_view
 from wsolbench.maps.masks import resize_mask
 from wsolbench.methods import InputSpec
 from wsolbench.methods.inputs import to_view
@@ -184,13 +184,13 @@ def _transformed(
     key_points = sample.key_points
     if key_points is not None:
         key_points = key_points.copy()
-        key_points[:, :2] = move(in_view(key_points[:, :2], sample.size, side, protocol)) + start
+        key_points[:, :2] = move(map_to_view(key_points[:, :2], sample.size, side, protocol)) + start
     return TransformedSample(
         id=sample.id,
         label=sample.label,
         size=(outer, outer),
         boxes=_moved_boxes(
-            in_view(sample.boxes.reshape(-1, 2), sample.size, side, protocol).reshape(-1, 4), side, move
+            map_to_view(sample.boxes.reshape(-1, 2), sample.size, side, protocol).reshape(-1, 4), side, move
         )
         + start,
         key_points=key_points,

@@ -1,1 +1,1 @@
-"""wsolbench's metrics in the frameworks of others. Each module needs the library that it is called by."""
+"""Adapters of wsolbench's metrics for other frameworks. Each module needs the library of its name."""

@@ -1,11 +1,10 @@
-"""The metrics as `torchmetrics.Metric`, for training loops that already use them (Lightning, several
-processes).
+"""The metrics as `torchmetrics.Metric`, for training loops that use them (Lightning, several processes).
 
     localization = Localization("wsoleval")
     localization.update(maps, boxes, sizes, logits=logits, labels=labels)   # in every validation step
     localization.compute()["max_box_acc_v2"]                                # synchronised over all processes
 
-States are whole counts that processes add up, so any sharding gives the same numbers to the bit.
+States are integer counts that are summed over processes, so any sharding gives the same bits.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ from wsolbench.ranges import is_number
 _ONE_BOX_DELTA = 0.5
 
 
-class _OfProtocol(Metric):
-    """A metric under a protocol, a preset's name or one of your own."""
+class _ProtocolMetric(Metric):
+    """Base of metrics under a protocol: the name of a preset, or an `EvalProtocol`."""
 
     full_state_update = False
     is_differentiable = False
@@ -48,20 +47,20 @@ class _OfProtocol(Metric):
             raise UsageError(f"protocol {protocol!r}; expected the name of a preset or an EvalProtocol")
         if self.protocol.averaging == "class":
             raise UsageError(
-                f"protocol {self.protocol.name!r} averages classes, which these counts cannot; use "
-                "`wsolbench score` for it"
+                f"protocol {self.protocol.name!r} averages over classes; expected a protocol that averages "
+                "over images. Use `wsolbench score` for it"
             )
         self.add_state("n", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.n: Tensor
 
 
-class Localization(_OfProtocol):
+class Localization(_ProtocolMetric):
     """GT-known, Top-k Loc, MaxBoxAcc and MaxBoxAccV2 at oracle thresholds, fractions in [0, 1].
 
     Args:
-        protocol: see `wsolbench list protocols`; class-averaging ones raise `UsageError`.
-        ks: of Top-k Loc, which is there when logits are given.
-        options: those of `torchmetrics.Metric`.
+        protocol: see `wsolbench list protocols`. Protocols that average over classes raise `UsageError`.
+        ks: values of k for Top-k Loc, which is computed if logits are given.
+        options: passed to `torchmetrics.Metric`.
     """
 
     higher_is_better = True
@@ -94,24 +93,29 @@ class Localization(_OfProtocol):
     ) -> None:
         """Count a batch.
 
-        Args: maps: raw maps of the true classes, any range. boxes: true boxes of each image, xyxy in pixels
-            of the image; of a tensor (B, 4) one box per image. sizes: (width, height) of each image, as pairs
-            or a tensor (B, 2); or the widths and heights (two tensors (B,)) that
-                PyTorch's default collation makes of pairs.
-            logits, labels: for Top-k Loc; both or neither, at least max(ks) classes. Logits may be -inf, but
-                not NaN.
+        Args:
+            maps: raw maps of the true classes, any range.
+            boxes: ground-truth boxes of each image, xyxy in pixels of the image. A tensor (B, 4) means one
+                box per image.
+            sizes: (width, height) of each image, as pairs or a tensor (B, 2). Also accepted are the widths
+                and the heights, the two tensors (B,) that PyTorch's default collation makes of pairs.
+            logits, labels: for Top-k Loc, both or neither, with at least max(ks) classes. Logits may be
+                -inf, but not NaN.
 
-        Raises `DataError` for values and shapes that cannot be counted, `UsageError` for logits without
-        labels. Nothing of the batch is counted then.
+        Raises `DataError` for values and shapes that cannot be counted, and `UsageError` for logits without
+        labels. Then nothing of the batch is counted.
         """
+        # Validate the whole batch before anything is counted.
         if (logits is None) != (labels is None):
-            raise UsageError("Top-k Loc needs logits and labels; give both, or neither")
+            given = "logits" if labels is None else "labels"
+            raise UsageError(f"Top-k Loc got {given} alone; expected logits and labels, or neither")
         arrays = _arrays(maps)
         own = [_boxes_of(each) for each in _per_image(boxes, len(arrays), "boxes")]
         pairs = _sizes(sizes, own)
         right = np.zeros((len(arrays), len(self.ks)), dtype=np.bool_)
         if logits is not None and labels is not None:
             right = _is_right(logits, labels, len(arrays), self.ks)
+        # Count passing boxes per delta and threshold: (deltas, T) and (1 + ks, T).
         every, one = (
             np.zeros(self.all_boxes.shape, dtype=np.int64),
             np.zeros(self.one_box.shape, dtype=np.int64),
@@ -132,8 +136,9 @@ class Localization(_OfProtocol):
         self.n_classified += 0 if logits is None else len(arrays)
 
     def compute(self) -> dict[str, Tensor]:
-        """`gt_known`, `max_box_acc`, `max_box_acc_v2`, and `top1_loc`, ... where all images had logits.
-        `DataError` without an image.
+        """Return `gt_known`, `max_box_acc`, `max_box_acc_v2`, and with logits, `top1_loc` and so on.
+
+        Top-k Loc needs logits for all images. Raises `DataError` if no image was counted.
         """
         if not self.n:
             raise DataError("no image was counted; call update() first")
@@ -151,9 +156,10 @@ class Localization(_OfProtocol):
         return {name: torch.tensor(float(value), dtype=torch.float64) for name, value in found.items()}
 
 
-class PixelLocalization(_OfProtocol):
-    """PxAP, Peak-IoU (fractions in [0, 1]) and Peak-T (0 to 255) of pooled pixels. Arguments as for
-    `Localization`.
+class PixelLocalization(_ProtocolMetric):
+    """PxAP, Peak-IoU (fractions in [0, 1]) and Peak-T (0 to 255) of pooled pixels.
+
+    Arguments are those of `Localization`, without `ks`.
     """
 
     def __init__(self, protocol: EvalProtocol | str = "wsoleval", **options: Any) -> None:
@@ -168,18 +174,18 @@ class PixelLocalization(_OfProtocol):
     def update(
         self, maps: Float[Tensor, "b h w"], masks: Sequence[Tensor], ignore: Sequence[Tensor] | None = None
     ) -> None:
-        """Count a batch: raw maps (B, h, w), and for each image its mask, and pixels to ignore, (H, W) at the
-        image's size.
+        """Count a batch: raw maps (B, h, w), and per image its mask and the pixels to ignore, (H, W).
 
-        What is above 0 in a mask is object. Raises `UsageError` under a protocol that compares on a centre
-        crop, and `DataError` for values and shapes that cannot be counted; nothing of the batch is counted
-        then.
+        Masks have the size of the image. Values above 0 are object. Raises `UsageError` if the protocol
+        compares on a centre crop, and `DataError` for values and shapes that cannot be counted. Then
+        nothing of the batch is counted.
         """
         if self.protocol.frame == "center_crop":
             raise UsageError(
                 f"protocol {self.protocol.name!r} compares on a centre crop; crop maps and masks and use "
                 "frame='squash'"
             )
+        # Validate maps and masks.
         arrays = _arrays(maps)
         objects = [
             _mask_of(mask, f"mask {place}")
@@ -191,6 +197,7 @@ class PixelLocalization(_OfProtocol):
                 _mask_of(mask, f"ignore mask {place}")
                 for place, mask in enumerate(_per_image(ignore, len(arrays), "ignore"))
             ]
+        # Count the pixels of each image in the frame: (2, bins) by score, (2, 256) by level.
         pixels, levels = (
             np.zeros(self.pixels.shape, dtype=np.int64),
             np.zeros(self.levels.shape, dtype=np.int64),
@@ -214,7 +221,7 @@ class PixelLocalization(_OfProtocol):
         self.n += len(arrays)
 
     def compute(self) -> dict[str, Tensor]:
-        """`pxap`, `peak_iou`, `peak_t`. `DataError` without an image, and where no pixel is object."""
+        """Return `pxap`, `peak_iou`, `peak_t`. Raises `DataError` without an image or an object pixel."""
         if not self.n:
             raise DataError("no image was counted; call update() first")
         curve = pixel_iou(self.levels.cpu().numpy())
@@ -227,7 +234,7 @@ class PixelLocalization(_OfProtocol):
 
 
 def _array(values: Any, what: str) -> np.ndarray:
-    """A tensor, or what NumPy takes, as an array of real numbers. Raises `DataError` for anything else."""
+    """Return a tensor, or anything NumPy accepts, as an array of real numbers, or raise `DataError`."""
     try:
         if isinstance(values, Tensor):
             values = values.detach().cpu()
@@ -252,12 +259,12 @@ def _arrays(maps: Any) -> np.ndarray:
 def _per_image(values: Any, count: int, what: str) -> list[Any]:
     try:
         each = list(values)
-    except TypeError as error:  # no sequence, or a tensor without axes
+    except TypeError as error:  # not a sequence, or a tensor without axes
         raise DataError(
             f"{what} are {type(values).__name__}; expected one for each of {count} images"
         ) from error
     if len(each) != count:
-        raise DataError(f"{what} are of {len(each)} images; expected {count}, as many as maps")
+        raise DataError(f"{what} are given for {len(each)} images; expected {count}, as many as maps")
     return each
 
 
@@ -278,9 +285,11 @@ def _mask_of(mask: Any, what: str) -> np.ndarray:
 
 
 def _is_right(logits: Any, labels: Any, count: int, ks: Sequence[int]) -> np.ndarray:
-    """(B, len(ks)): whether the label is among the best k classes; of equal logits the lower class comes
-    first.
+    """Return whether the label is among the best k classes, (B, len(ks)).
+
+    Among equal logits, the lower class comes first.
     """
+    # Validate the shapes and values.
     scores, truth = _array(logits, "logits"), _array(labels, "labels")
     most = max(ks, default=1)
     if scores.ndim != 2 or len(scores) != count or scores.shape[1] < most:
@@ -302,6 +311,7 @@ def _is_right(logits: Any, labels: Any, count: int, ks: Sequence[int]) -> np.nda
             f"labels go from {truth.min()} to {truth.max()}; expected 0 to {scores.shape[1] - 1}, one of "
             "the classes of the logits"
         )
+    # Rank the classes, (B, C), and compare the best k with the label.
     ranked = torch.from_numpy(scores.astype(np.float32)).argsort(dim=1, descending=True, stable=True).numpy()
     return (
         np.stack([(ranked[:, :k] == truth[:, None]).any(axis=1) for k in ks], axis=1)
@@ -311,10 +321,10 @@ def _is_right(logits: Any, labels: Any, count: int, ks: Sequence[int]) -> np.nda
 
 
 def _sizes(sizes: Any, boxes: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """(width, height) of each image, from pairs, or from the widths and the heights of a collated batch.
+    """Return (width, height) of each image, from pairs, or from the widths and heights of a collated batch.
 
-    Two tensors of two values can be read in both ways. Then boxes decide, which must lie in their images;
-    `DataError` where both fit.
+    Two tensors of two values can be read in both ways. Then the boxes decide, because they must lie in their
+    images. Raises `DataError` if both readings fit.
     """
     count = len(boxes)
     if isinstance(sizes, Tensor | np.ndarray):
@@ -329,17 +339,17 @@ def _sizes(sizes: Any, boxes: Sequence[np.ndarray]) -> list[tuple[int, int]]:
             for size in _per_image(sizes, count, "sizes")
         ]
         return [check_size(size) for size in given]
+    # Collated: for two images, check which reading contains the boxes.
     each = [size.tolist() for size in sizes]
     collated = [check_size(pair) for pair in zip(*each, strict=True)]
     if count != 2:
         return collated
     pairs = [check_size(size) for size in each]
-    possible = [reading for reading in (collated, pairs) if _holds_boxes(reading, boxes)] or [collated]
+    possible = [reading for reading in (collated, pairs) if _contains_boxes(reading, boxes)] or [collated]
     if len(possible) == 2 and collated != pairs:
         raise DataError(
             f"sizes {each} may be two pairs (width, height), or two widths and two heights; expected a "
-            "tensor (B, 2): "
-            "torch.stack(sizes, dim=1) makes it of collated sizes"
+            "tensor (B, 2). torch.stack(sizes, dim=1) makes it from collated sizes"
         )
     return possible[0]
 
@@ -353,7 +363,7 @@ def _is_collated(sizes: Any, count: int) -> bool:
     )
 
 
-def _holds_boxes(sizes: Sequence[tuple[int, int]], boxes: Sequence[np.ndarray]) -> bool:
+def _contains_boxes(sizes: Sequence[tuple[int, int]], boxes: Sequence[np.ndarray]) -> bool:
     return all(
         not own.size or (own.reshape(-1, 4)[:, 2:] <= size).all()
         for size, own in zip(sizes, boxes, strict=True)

@@ -1,6 +1,4 @@
-"""From a raw score map to a map in the evaluation frame: normalise, resize, and read or write folders of
-maps.
-"""
+"""From a raw score map to a map in the evaluation frame: normalisation, resizing, folders of maps."""
 
 from wsolbench.maps.frame import cut_center, frame_boxes, frame_size, image_boxes, to_frame, view
 from wsolbench.maps.normalize import normalize

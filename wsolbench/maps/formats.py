@@ -1,8 +1,6 @@
-"""Reading one stored map: `.npy`, `.npz` and gray-scale `.png`, from the bytes of a file that may be damaged
-or hold something else.
+"""Reading one stored map (`.npy`, `.npz`, gray-scale `.png`) from bytes that may be damaged.
 
-What a header claims is checked before anything of that size is allocated, so that no file of a few bytes
-takes gigabytes.
+The sizes in a header are checked before memory is allocated, so a file of a few bytes cannot take gigabytes.
 """
 
 from __future__ import annotations
@@ -23,13 +21,13 @@ import numpy as np
 from wsolbench.exceptions import DataError
 
 MAX_VALUES = 1 << 26
-"""Values of the largest map that is read: 8192 x 8192."""
+"""Largest number of values of a map: 8192 x 8192."""
 _HEADER = 1 << 14
-"""First bytes of an array, which hold its header: NumPy reads no header above 10,000 bytes."""
+"""Number of bytes that contain an array's header: NumPy reads no header above 10,000 bytes."""
 _MAX_BYTES = MAX_VALUES * 16 + (1 << 20)
-"""Size of the largest file that can hold such a map, with its header."""
+"""Size in bytes of the largest file that can hold such a map, with its header."""
 
-_BROKEN = (  # what numpy, zipfile and the decompressors raise on damaged bytes
+_BROKEN = (  # exceptions of numpy, zipfile and the decompressors for damaged bytes
     ArithmeticError,
     AttributeError,
     EOFError,
@@ -70,7 +68,7 @@ _KNOWN = (
 
 
 def describe_content(head: bytes) -> str:
-    """Say what a file seems to hold, from its first bytes (some hundred are enough).
+    """Describe the content of a file from its first bytes. Some hundred bytes are enough.
 
     >>> describe_content(b"version https://git-lfs.github.com/spec/v1")
     'a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`'
@@ -98,19 +96,18 @@ def _is_text(head: bytes) -> bool:
 
 
 def read_bytes(path: Path, what: str, limit: int = _MAX_BYTES) -> bytes:
-    """The content of a regular file.
+    """Return the content of a regular file. `what` names it in errors. Never waits for another program.
 
-    `what` names it in errors. Raises `DataError` for a file that is missing, is a folder, a named pipe or a
-    link without an end, may not be read, or has more than `limit` bytes. Never waits for another program.
+    Raises `DataError` for a file that is missing, unreadable, a folder, a named pipe or a loop of links, or
+    that has more than `limit` bytes.
     """
     try:
-        handle = os.open(
-            path, os.O_RDONLY | os.O_NONBLOCK
-        )  # else the opening of a named pipe waits for a writer
+        # O_NONBLOCK: otherwise opening a named pipe waits for a writer.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode):
-                raise DataError(f"{what} {path} is {kind_of(found.st_mode)}; expected a file")
+                raise DataError(f"{what} {path} is {describe_kind(found.st_mode)}; expected a file")
             if found.st_size > limit:
                 raise DataError(f"{what} {path} has {found.st_size:,} bytes; expected at most {limit:,}")
             with open(handle, "rb", closefd=False) as stream:
@@ -120,23 +117,24 @@ def read_bytes(path: Path, what: str, limit: int = _MAX_BYTES) -> bytes:
     except (
         OSError,
         ValueError,
-    ) as error:  # a loop of links, a file in the place of a folder, a name with a zero byte
+    ) as error:  # a loop of links, a file in place of a folder, a zero byte in a name
         raise DataError(
             f"{what} {path} cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
 
 
-def kind_of(mode: int) -> str:
-    """What kind of thing, other than a file, the mode of `os.stat` is of."""
+def describe_kind(mode: int) -> str:
+    """Describe a mode of `os.stat` that is not a regular file's: a folder, a pipe, a socket or a device."""
     kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
     return next((name for is_kind, name in kinds if is_kind(mode)), "a device")
 
 
 def read_map(content: bytes, path: Path) -> np.ndarray:
-    """The array in the bytes of a map file: of its own type, PNG levels as float32 fractions of full scale.
+    """Return the array in the bytes of a map file.
 
-    `path` names the file in errors, and says whether it should be a PNG. Raises `DataError` for bytes that
-    are damaged, truncated or of another kind, and for a map above `MAX_VALUES`.
+    It has its own dtype, or for a PNG, float32 fractions of full scale. `path` names the file in errors,
+    and its suffix says whether it is a PNG. Raises `DataError` for bytes that are damaged, truncated or of
+    another kind, and for a map above `MAX_VALUES`.
     """
     if path.suffix == ".png":
         return _read_png(content, path)
@@ -151,7 +149,7 @@ def read_map(content: bytes, path: Path) -> np.ndarray:
 
 
 class _Layout(NamedTuple):
-    """What the header of an array says, and where the numbers begin."""
+    """Shape, order and dtype from the header of an array, and the offset of its values."""
 
     shape: tuple[int, ...]
     fortran_order: bool
@@ -164,7 +162,7 @@ class _Layout(NamedTuple):
 
 
 def _read_layout(head: bytes, size: int, path: Path) -> _Layout:
-    """The header of an array of numbers whose file has `size` bytes, from its first bytes."""
+    """Read the header of an array whose file has `size` bytes, from its first bytes."""
     stream = io.BytesIO(head)
     try:
         version = np.lib.format.read_magic(stream)
@@ -189,7 +187,7 @@ def _read_layout(head: bytes, size: int, path: Path) -> _Layout:
 
 
 def _read_npy(content: bytes, path: Path) -> np.ndarray:
-    """An array of numbers."""
+    """Return the array in the bytes of a `.npy` file."""
     layout = _read_layout(content[:_HEADER], len(content), path)
     if not layout.values:
         return np.empty(layout.shape, layout.dtype)
@@ -222,7 +220,7 @@ def _check_shape(shape: tuple[int, ...], path: Path) -> None:
 
 
 def _read_npz(content: bytes, path: Path) -> np.ndarray:
-    """The one array of an archive, or the one called `map`."""
+    """Return the only array of an archive, or the one named `map`."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -234,9 +232,10 @@ def _read_npz(content: bytes, path: Path) -> np.ndarray:
                 )
             if members[name].flag_bits & 1:
                 raise DataError(f"map {path} is encrypted; expected an archive without a password")
+            # The header is checked first, because a few bytes can expand to gigabytes.
             with archive.open(members[name]) as stream:
                 array = stream.read(_HEADER)
-                if array.startswith(_NPY):  # first the header: a few bytes can expand to gigabytes
+                if array.startswith(_NPY):
                     _read_layout(array, members[name].file_size, path)
                     array += stream.read(
                         members[name].file_size
@@ -247,7 +246,8 @@ def _read_npz(content: bytes, path: Path) -> np.ndarray:
         ) from error
     if not array.startswith(_NPY):
         raise DataError(
-            f"map {path} holds no array under the name {name!r}: it is {describe_content(array[:512])}"
+            f"map {path} has no array named {name!r}; expected a NumPy array, found "
+            f"{describe_content(array[:512])}"
         )
     return _read_npy(array, path)
 
@@ -255,6 +255,7 @@ def _read_npz(content: bytes, path: Path) -> np.ndarray:
 def _read_png(content: bytes, path: Path) -> np.ndarray:
     import cv2
 
+    # Check signature and header before any pixel is decoded.
     if not content.startswith(_PNG):
         raise DataError(
             f"map {path} is not a PNG image that can be read: it is {describe_content(content[:512])}"
@@ -274,6 +275,7 @@ def _read_png(content: bytes, path: Path) -> np.ndarray:
             "with one channel"
         )
     _check_shape((height, width), path)
+    # Decode, and scale to fractions of full scale.
     try:
         pixels = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:

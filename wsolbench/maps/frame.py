@@ -1,6 +1,4 @@
-"""The evaluation frame: where map and true boxes meet, in the pixels and by the conventions of the
-protocol.
-"""
+"""The evaluation frame: the pixels and conventions in which map and ground-truth boxes are compared."""
 
 from __future__ import annotations
 
@@ -16,36 +14,33 @@ from wsolbench.types import Boxes, ScoreMap
 
 
 def frame_size(image_size: tuple[int, int], protocol: EvalProtocol) -> tuple[int, int]:
-    """(width, height) of the frame in which the maps of an image of `image_size` = (width, height) are
-    compared.
-    """
+    """Return (width, height) of the evaluation frame for an image of `image_size` = (width, height)."""
     return (
         check_size(image_size) if protocol.frame == "original" else (protocol.frame_size, protocol.frame_size)
     )
 
 
 def view(protocol: EvalProtocol) -> str:
-    """What a map of this protocol covers: the whole image, or its central crop."""
+    """Return what a map covers under this protocol: the whole image ("image") or its "center_crop"."""
     return "center_crop" if protocol.frame == "center_crop" else "image"
 
 
 def to_frame(
     score_map: np.ndarray, image_size: tuple[int, int], protocol: EvalProtocol, *, what: str = "score map"
 ) -> Float[np.ndarray, "fh fw"]:
-    """Raw map (any shape, any finite range, covering the frame) -> map in [0, 1] of the frame's size.
+    """Bring a raw map into the evaluation frame: (fh, fw) in [0, 1].
 
-    `what` names the map in errors. Raises `DataError` for a map that is not two-dimensional, is empty, or
-    holds NaN or Inf.
+    The map may have any shape and any finite range, and must cover the frame. `what` names it in errors.
+    Raises `DataError` for a map that is not two-dimensional, is empty, or contains NaN or Inf.
 
-    >>> to_frame(np.array([[0.0, 2.0]]), (2, 1), EvalProtocol.preset("lid"))
+    >>> to_frame(np.array([[0.0, 2.0]], dtype=np.float32), (2, 1), EvalProtocol.preset("lid"))
     array([[0., 1.]], dtype=float32)
     """
     values = np.asarray(score_map)
     check_map(values, what)
     size = frame_size(image_size, protocol)
-    if (
-        values.min() == values.max()
-    ):  # said before resizing: a cubic kernel's rounding makes a pattern of a constant
+    # Before resizing, because the rounding of a cubic kernel turns a constant map into a pattern.
+    if values.min() == values.max():
         return np.zeros((size[1], size[0]), dtype=np.float32)
     if protocol.order == "resize_then_normalize":
         return normalize(resize_map(values, size, protocol.resize), protocol)
@@ -58,19 +53,19 @@ def to_frame(
 
 
 def cut_center(score_map: ScoreMap, protocol: EvalProtocol) -> Float[np.ndarray, "ch cw"]:
-    """The part of a raw map of the whole image that lies in the protocol's centre crop: resized to
-    `resize_size` squared, then cut.
+    """Cut a raw map of the whole image to the protocol's centre crop: (frame_size, frame_size).
 
-    Not what a network gives that sees the crop alone, which is what evaluators with a centre crop score.
-    Raises `UsageError` under a protocol without a centre crop.
+    The map is resized to `resize_size` squared and then cut. This differs from the map of a network that sees
+    only the crop, which is what evaluators with a centre crop score. Raises `UsageError` if the protocol
+    has no centre crop.
 
     >>> cut_center(np.arange(256.0)[None].repeat(256, axis=0), EvalProtocol.preset("bas"))[0, [0, -1]]
     array([ 16., 239.])
     """
     if protocol.frame != "center_crop":
         raise UsageError(
-            f"protocol {protocol.name!r} compares on the {protocol.frame} frame; a centre crop is for "
-            "frame='center_crop'"
+            f"protocol {protocol.name!r} has frame={protocol.frame!r}; expected frame='center_crop' for a "
+            "centre crop"
         )
     if score_map.min() == score_map.max():  # see `to_frame`
         return score_map
@@ -99,17 +94,19 @@ def check_map(values: np.ndarray, what: str) -> None:
 def frame_boxes(
     boxes: Boxes, image_size: tuple[int, int], protocol: EvalProtocol, *, check_unit: bool = True
 ) -> Float64[np.ndarray, "g 4"]:
-    """True boxes (continuous xyxy pixels of the image) in the frame and the numbers of the protocol.
+    """Convert ground-truth boxes to the frame and the protocol's convention.
 
-    In this order: first box only or all; one less at the end (`gt_end`); cut at (W-1, H-1) (`clip_boxes`);
-    scaled by `x * new / old`; truncated (`gt_truncate`); for the centre crop shifted and cut to the crop.
+    `boxes` are continuous xyxy pixels of the image. The steps are, in this order: first box only or all;
+    one less at the end (`gt_end`); clipped at (W-1, H-1) (`clip_boxes`); scaled by `x * new / old`;
+    truncated (`gt_truncate`); for the centre crop, shifted and clipped to the crop.
 
     Raises `DataError` for boxes of another shape, that are not finite, end before they start (x, y, width,
-    height), or lie outside the image. With `check_unit` boxes that look like fractions of the image are
-    refused, too. `evaluate` asks this of all images at once, because a single box can be smaller than a
+    height), or lie outside the image. With `check_unit`, boxes that look like fractions of the image are
+    rejected too. `evaluate` checks this for all images at once, because a single box can be smaller than a
     pixel.
     """
-    result = check_boxes_of_image(boxes, image_size, "true boxes", unit=check_unit)
+    # In the pixels of the image: which boxes, where they end, and clipping.
+    result = check_boxes_of_image(boxes, image_size, "ground-truth boxes", unit=check_unit)
     result = result[:1] if protocol.gt_boxes == "first" else result
     width, height = image_size
     if protocol.gt_end == "inclusive":
@@ -118,6 +115,7 @@ def frame_boxes(
         result = np.clip(result, 0, [width - 1, height - 1] * 2)
     if protocol.frame == "original":
         return np.trunc(result) if protocol.gt_truncate else result
+    # In the pixels of the frame.
     side = protocol.resize_size if protocol.frame == "center_crop" else protocol.frame_size
     result = result * side / np.array([width, height] * 2, dtype=np.float64)
     if protocol.gt_truncate:
@@ -134,11 +132,10 @@ def frame_boxes(
 def image_boxes(
     boxes: Boxes, image_size: tuple[int, int], protocol: EvalProtocol
 ) -> Float64[np.ndarray, "g 4"]:
-    """Predicted boxes in the frame and the numbers of the protocol -> continuous xyxy pixels of an image of
-    (width, height).
+    """Convert predicted boxes from the frame to continuous xyxy pixels of an image of (width, height).
 
-    The protocol's own rounding and cutting stay, and so does its empty box. Raises `DataError` for broken
-    boxes.
+    The boxes are in the protocol's convention. The protocol's rounding, clipping and empty box are kept.
+    Raises `DataError` for invalid boxes.
 
     >>> image_boxes(np.array([[56.0, 56.0, 112.0, 168.0]]), (448, 224), EvalProtocol.preset("wsoleval"))
     array([[112.,  56., 224., 168.]])
@@ -159,11 +156,12 @@ def image_boxes(
     return (result + edge) * np.array(image_size * 2, dtype=np.float64) / side
 
 
-def in_view(
+def map_to_view(
     points: Float64[np.ndarray, "p 2"], image_size: tuple[int, int], side: int, protocol: EvalProtocol
 ) -> Float64[np.ndarray, "p 2"]:
-    """Points (x, y) of an image of (width, height) in pixels of what a network of input `side` sees of it;
-    neither rounded nor cut.
+    """Convert points (x, y) of an image to pixels of the view of a network with input side `side`.
+
+    `image_size` is (width, height). The result is neither rounded nor clipped.
     """
     outer, start = protocol.view_of(side)
     return np.asarray(points * outer / np.array(image_size, dtype=np.float64) - start)

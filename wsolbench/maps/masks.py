@@ -9,28 +9,30 @@ from wsolbench.exceptions import DataError
 
 
 def resize_mask(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Bool[np.ndarray, "h2 w2"]:
-    """Mask at `size` = (width, height) by nearest neighbour: target pixel i takes source pixel floor(i x
-    source / target).
+    """Resize a mask to `size` = (width, height) by nearest neighbour, as OpenCV's `INTER_NEAREST`.
 
-    Equal to OpenCV's `INTER_NEAREST`. It only picks pixels, so it commutes with union and difference:
-    resizing the union of instance masks is resizing each of them. Raises `DataError` on an empty mask or
-    size.
+    Target pixel i takes source pixel floor(i x source / target). Resizing only picks pixels, so it commutes
+    with union and difference: resizing the union of instance masks equals resizing each of them. Raises
+    `DataError` for an empty mask or size.
     """
-    mask = _bool_mask(mask, "mask")
+    mask = check_mask(mask, "mask")
     if mask.size == 0 or min(size) < 1:
-        raise DataError(f"cannot resize a mask of shape {mask.shape} to {size[0]}x{size[1]}")
+        raise DataError(
+            f"mask of shape {mask.shape} cannot be resized to {size[0]}x{size[1]}; expected at least "
+            "one pixel in both"
+        )
     return np.asarray(mask[np.ix_(_nearest(mask.shape[0], size[1]), _nearest(mask.shape[1], size[0]))])
 
 
 def _nearest(source: int, target: int) -> Int[np.ndarray, " t"]:
-    # The scale is the inverse of an inverse, as in OpenCV: source / target rounds to another double now and
-    # then.
+    # The scale is the inverse of an inverse, as in OpenCV: source / target sometimes rounds differently.
     return np.asarray(
         np.minimum(np.floor(np.arange(target) * (1.0 / (target / source))), source - 1).astype(np.intp)
     )
 
 
-def _bool_mask(mask: Bool[np.ndarray, "h w"], what: str) -> Bool[np.ndarray, "h w"]:
+def check_mask(mask: Bool[np.ndarray, "h w"], what: str) -> Bool[np.ndarray, "h w"]:
+    """Return `mask` as an array. Raises `DataError` unless it is boolean and two-dimensional."""
     mask = np.asarray(mask)
     if mask.dtype != np.bool_ or mask.ndim != 2:
         raise DataError(

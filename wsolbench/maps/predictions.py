@@ -1,6 +1,4 @@
-"""Files of predicted labels: a CSV with the columns image, rank1, rank2, ..., as programs and spreadsheets
-write them.
-"""
+"""Predicted labels in CSV files with the columns image, rank1, rank2, ..., as written by common programs."""
 
 from __future__ import annotations
 
@@ -20,14 +18,14 @@ PREDICTIONS = "predictions.csv"
 
 _MAX_BYTES = 1 << 30
 _SEPARATOR = re.compile(r'"?sep=([,;\t])"?[\r\n]', re.IGNORECASE)
-"""A first line that names the separator, as Excel writes it."""
+"""A first line that declares the separator, as Excel writes it."""
 _MARKS = (
     (b"\xff\xfe\x00\x00", "utf-32"),
     (b"\x00\x00\xfe\xff", "utf-32"),
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
-"""First bytes that name an encoding; the longer ones first."""
+"""Byte order marks and their encodings, longer marks first."""
 
 
 def write_predictions(path: Path, ranked: Mapping[str, Iterable[int]]) -> None:
@@ -41,24 +39,28 @@ def write_predictions(path: Path, ranked: Mapping[str, Iterable[int]]) -> None:
 
 
 def read_predictions(path: Path, num_classes: int, known: Collection[str] = ()) -> dict[str, list[int]]:
-    """Image id -> predicted labels, best first, from a CSV with the columns image, rank1, rank2, ...
+    """Read the predicted labels of each image id, best first, from a CSV (image, rank1, rank2, ...).
 
     Columns are separated by commas, semicolons or tabs. The text is UTF-8, or UTF-16 or UTF-32 with a byte
-    order mark. In another encoding it is read as Windows-1252, which spreadsheets write, if every id with a
-    letter outside ASCII is one of `known`; another reading of the bytes would not be an id. Empty rows, a
-    first line `sep=;` as spreadsheets write it, and last columns that are empty in every row are left out. An
-    image may be named without its suffix or with `./` in front where only one of `known` is meant.
+    order mark. Another encoding is read as Windows-1252, which spreadsheets write, but only if every id
+    with a non-ASCII letter is in `known`; under another reading it would not be an id.
+
+    Skipped are empty rows, a first line `sep=;` and last columns that are empty in every row. An image may be
+    named without its suffix or with `./` in front, if this matches exactly one id of `known`.
 
     Raises `DataError` naming file and line for other columns, a repeated image, a label outside
-    0..num_classes-1, or text that cannot be decoded, and naming the file when it is missing or no file.
+    0..num_classes-1, or text that cannot be decoded. Raises it naming the file if it is missing or not a
+    file.
     """
     if not path.exists():
-        raise DataError(f"no file of predictions {path}")
+        raise DataError(f"no file of predictions {path}; expected a CSV file")
+    # Decode the text, and find the separator.
     content = read_bytes(path, "file of predictions", _MAX_BYTES)
     text, doubt = _decode(content, path)
     named = _SEPARATOR.match(text)
-    delimiter = named[1] if named else next((mark for mark in ";\t" if _header_begins(text, mark)), ",")
+    delimiter = named[1] if named else next((mark for mark in ";\t" if _has_header(text, mark)), ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    # Check the header, then read one image per row.
     ranked: dict[str, list[int]] = {}
     full_name = _full_names(known)
     try:
@@ -75,7 +77,8 @@ def read_predictions(path: Path, num_classes: int, known: Collection[str] = ()) 
             found = ",".join(columns)[:200] or "(none)"
             line = max(1, reader.line_num)
             raise DataError(
-                f"{path}:{line} has the columns {found}; expected image,rank1,rank2,...{_unlike_csv(content)}"
+                f"{path}:{line} has the columns {found}; expected image,rank1,rank2,..."
+                f"{_describe_other(content)}"
             )
         for row in reader:
             line = reader.line_num
@@ -89,7 +92,9 @@ def read_predictions(path: Path, num_classes: int, known: Collection[str] = ()) 
                 )
             labels = [_label(value) for value in row[1 : len(columns)]]
             if None in labels:
-                raise DataError(f"{path}:{line} holds a label that is no integer: {','.join(row[1:])[:200]}")
+                raise DataError(
+                    f"{path}:{line} has the labels {','.join(row[1:])[:200]}; expected whole numbers"
+                )
             known_labels = [label for label in labels if label is not None]
             if not all(0 <= label < num_classes for label in known_labels) or len(set(labels)) != len(labels):
                 raise DataError(
@@ -98,7 +103,7 @@ def read_predictions(path: Path, num_classes: int, known: Collection[str] = ()) 
                 )
             image_id = full_name(row[0])
             if image_id in ranked:
-                raise DataError(f"{path}:{line} repeats the image {image_id!r}")
+                raise DataError(f"{path}:{line} repeats the image {image_id!r}; expected every image once")
             if doubt and not row[0].isascii() and image_id not in known:
                 raise DataError(
                     f"{path}:{line} names the image {row[0]!r} if read as Windows-1252, and {doubt}. Save "
@@ -112,14 +117,15 @@ def read_predictions(path: Path, num_classes: int, known: Collection[str] = ()) 
     return ranked
 
 
-def _header_begins(text: str, delimiter: str) -> bool:
-    """Whether the first column of the header, in quotation marks or not, ends with this separator."""
+def _has_header(text: str, delimiter: str) -> bool:
+    """Whether the first column of the header, quoted or not, ends with this separator."""
     return text[:40].replace('"', "").lower().startswith(f"image{delimiter}")
 
 
 def _full_names(known: Collection[str]) -> Callable[[str], str]:
-    """What gives the one known id that a name without suffix, or with `./` in front, stands for; other names
-    stay as they are.
+    """Return a function from a name to the one known id that it matches without suffix or with `./` in front.
+
+    Other names are returned unchanged.
     """
     stems: dict[str, str | None] = {}
     for image_id in known:
@@ -137,11 +143,10 @@ def _full_names(known: Collection[str]) -> Callable[[str], str]:
 
 
 def _decode(content: bytes, path: Path) -> tuple[str, str]:
-    """The text, and why its encoding is in doubt (empty if it is not)."""
+    """Return the text, and why its encoding is in doubt, or an empty text if it is not."""
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), None)
-    if (
-        encoding is None and b"\x00" in content[:64]
-    ):  # the letters of `image` with zero bytes before or after them
+    # Without a byte order mark, UTF-16 shows as zero bytes next to the letters of `image` or `sep=`.
+    if encoding is None and b"\x00" in content[:64]:
         start, words = content[:10].lower(), ("image", "sep=")
         encoding = next(
             (
@@ -158,7 +163,7 @@ def _decode(content: bytes, path: Path) -> tuple[str, str]:
         doubt = f"the file is not {encoding or 'UTF-8'} (line {line}: {error.reason})"
         if encoding is not None or b"\x00" in content:
             raise DataError(
-                f"{path}:{line}: {doubt}{_unlike_csv(content)}. Save the file as UTF-8."
+                f"{path}:{line}: {doubt}{_describe_other(content)}. Save the file as UTF-8."
             ) from error
     try:
         return content.decode("cp1252"), doubt
@@ -166,16 +171,14 @@ def _decode(content: bytes, path: Path) -> tuple[str, str]:
         return content.decode("latin-1"), doubt
 
 
-def _unlike_csv(content: bytes) -> str:
-    """Say what the file is, when it is no text with columns."""
+def _describe_other(content: bytes) -> str:
+    """Describe the file if it is not a text with columns, else return an empty text."""
     found = describe_content(content[:512])
     return "" if found.startswith("text") or found.startswith("bytes") else f"; the file is {found}"
 
 
 def _label(text: str) -> int | None:
-    """The class index; None for anything but digits of ASCII, which `int` also reads ("1_0", full-width
-    ones).
-    """
+    """Return the class index, or None unless the text is ASCII digits. `int` alone accepts "1_0" too."""
     number = text.strip()
     digits = number.removeprefix("-")
     return int(number) if digits.isascii() and digits.isdecimal() and len(digits) < 20 else None

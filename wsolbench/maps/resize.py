@@ -1,4 +1,4 @@
-"""Resize a score map."""
+"""Resizing of score maps."""
 
 from __future__ import annotations
 
@@ -18,15 +18,11 @@ def resize_map(
     size: tuple[int, int],
     method: Literal["bicubic", "bilinear"],
 ) -> Float[np.ndarray, "h2 w2"]:
-    """Map resized to `size` = (width, height) by OpenCV's interpolation (half-pixel centres, no
-    antialiasing).
+    """Resize a map to `size` = (width, height) by OpenCV (half-pixel centres, no antialiasing).
 
-    Float64 maps stay float64, others become float32.
-
-    An 8-bit map is interpolated by OpenCV's 8-bit arithmetic (rounded to whole levels) and returned as
-    float32 levels.
-
-    A map that has the size already is returned unchanged, so that maps stored in the frame score as they are.
+    float64 maps stay float64, others become float32. An 8-bit map is interpolated in OpenCV's 8-bit
+    arithmetic, which rounds to whole levels, and is returned as float32 levels. A map that already has the
+    size is returned unchanged, so that maps stored in the frame are scored as they are.
     """
     values = np.ascontiguousarray(
         score_map, dtype=score_map.dtype if score_map.dtype in (np.uint8, np.float64) else np.float32

@@ -1,14 +1,13 @@
 """Folders of score maps: one file per image, named by the image id; `.npy`, `.npz` or 8-/16-bit `.png`.
 
-DIR/maps.json                                   what the maps are (written by us, optional in anybody's
-                                                folder)
-DIR/maps.sha256                                 digest of each map that we have written, as `sha256sum` has it
-DIR/predictions.csv                             image,rank1,rank2,... predicted labels (optional)
-DIR/001.Black_footed_Albatross/x.jpg.npy        the map of image 001.Black_footed_Albatross/x.jpg
-DIR/001.Black_footed_Albatross/x.npy            the same, with the image suffix left out
+DIR/maps.json                                   description of the maps (optional in folders of other
+programs) DIR/maps.sha256                                 digest of each map that wsolbench wrote, in
+`sha256sum` format DIR/predictions.csv                             image,rank1,rank2,... predicted labels
+(optional) DIR/001.Black_footed_Albatross/x.jpg.npy        the map of image 001.Black_footed_Albatross/x.jpg
+DIR/001.Black_footed_Albatross/x.npy            the same, without the image suffix
 
-A folder without maps.json is taken as it is. One that `wsolbench.maps.writer` has written holds the maps of
-one run and nothing else.
+A folder without maps.json is read as it is. A folder that `wsolbench.maps.writer` has written contains the
+maps of one run and nothing else.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from wsolbench.exceptions import DataError
-from wsolbench.maps.formats import kind_of, read_bytes, read_map
+from wsolbench.maps.formats import describe_kind, read_bytes, read_map
 from wsolbench.maps.frame import check_map
 from wsolbench.maps.predictions import PREDICTIONS, read_predictions, write_predictions
 from wsolbench.system.files import atomic_path, canonical_json, sha256_of_file, write_json
@@ -38,32 +37,31 @@ SUFFIXES = (".npy", ".npz", ".png")
 MANIFEST = "maps.json"
 LISTING = "maps.sha256"
 JOURNAL = "maps.part-*.sha256"
-"""Digests of maps that a process has written, until the run is finished."""
+"""Digests of the maps that a process has written, until the run is finished."""
 
 
 @dataclass(frozen=True)
 class MapFolder:
-    """A folder of maps. Reading looks for the file of an id under both naming customs."""
+    """A folder of maps. Files are found by the image id with or without the image suffix."""
 
     root: Path
 
     def find(self, image_id: str) -> Path | None:
-        """The file that holds the map of `image_id`, or None.
+        """Return the file of the map of `image_id`, or None.
 
-        Raises `DataError` when there are several, and when it is no file that can be read.
+        Raises `DataError` if there are several files, and if it is not a file that can be read.
         """
         found = [path for name in _names_of(image_id) if _is_file(path := self.root / name)]
-        return _only(image_id, found)
+        return _require_single(image_id, found)
 
     def locate(self, image_ids: Iterable[str]) -> dict[str, Path]:
-        """The file of each image that has one. Reads each folder once, so it is the way to ask for many
-        images.
+        """Return the file of each image that has one. Lists each folder once, so it is fast for many images.
 
-        Raises `DataError` as `find`, when one file would be the map of two images, and when the folder does
-        not exist.
+        Raises `DataError` as `find` does, if one file would be the map of two images, and if the folder
+        does not exist.
         """
         if not self.root.is_dir():
-            raise DataError(f"no folder of maps {self.root}")
+            raise DataError(f"no folder of maps {self.root}; expected an existing folder")
         names: dict[str, frozenset[str]] = {}
         located: dict[str, Path] = {}
         for image_id in image_ids:
@@ -73,29 +71,30 @@ class MapFolder:
             candidates = [
                 name for name in _names_of(image_id) if name[len(place) + len(slash) :] in names[place]
             ]
-            path = _only(image_id, [path for name in candidates if _is_file(path := self.root / name)])
+            path = _require_single(
+                image_id, [path for name in candidates if _is_file(path := self.root / name)]
+            )
             if path is not None:
                 located[image_id] = path
         _refuse_shared(located)
         return located
 
     def missing(self, image_ids: Iterable[str]) -> list[str]:
-        """The ids without a map, in order. Raises as `locate`."""
+        """Return the ids without a map, in order. Raises `DataError` as `locate` does."""
         ids = list(image_ids)
         located = self.locate(ids)
         return [image_id for image_id in ids if image_id not in located]
 
     def read(self, image_id: str) -> ScoreMap:
-        """The (h, w) map of an image: float64 stays, everything else becomes float32, PNG levels as fractions
-        of their full scale.
+        """Return the map (h, w) of an image: float64 stays, other types become float32.
 
-        Raises `DataError`, naming the file, when it is missing, unreadable, pickled, too large, of another
-        rank or not finite.
+        PNG levels become fractions of full scale. Raises `DataError` naming the file if it is missing,
+        unreadable, pickled, too large, of another rank or not finite.
         """
         path = self.find(image_id)
         if path is None:
             raise DataError(
-                f"no map for image {image_id!r} in {self.root}: looked for "
+                f"no map for image {image_id!r} in {self.root}; expected "
                 f"{image_id}{{{','.join(SUFFIXES)}}}, or without the image suffix"
             )
         return decode_map(read_bytes(path, "map"), path)
@@ -105,22 +104,23 @@ class MapFolder:
         with atomic_path(self.root / f"{image_id}.npy", tidy=False) as temporary:
             np.save(temporary, np.asarray(score_map, dtype=np.float32), allow_pickle=False)
 
-    def write_manifest(self, facts: Mapping[str, Any]) -> None:
-        """Say what the maps are: method, data set, fingerprint, frame."""
-        write_json(self.root / MANIFEST, dict(facts))
+    def write_manifest(self, metadata: Mapping[str, Any]) -> None:
+        """Write maps.json, the description of the maps: method, data set, fingerprint, frame."""
+        write_json(self.root / MANIFEST, dict(metadata))
 
     def manifest(self) -> dict[str, Any]:
-        """What `write_manifest` wrote; empty for a folder from elsewhere. Raises `DataError` for a file that
-        is no manifest.
+        """Return the content of maps.json, or an empty dict if there is none.
+
+        Raises `DataError` for a file that is not a manifest.
         """
         path = self.root / MANIFEST
         if not os.path.lexists(path):
             return {}
         try:
-            facts = json.loads(
+            content = json.loads(
                 read_bytes(path, "description of maps").decode("utf-8"), parse_constant=_refuse_constant
             )
-            canonical_json(facts).encode("utf-8")
+            canonical_json(content).encode("utf-8")
         except RecursionError as error:
             raise DataError(
                 f"{path} is not JSON that can be read: it is nested too deeply. Remove it, or write the "
@@ -132,20 +132,22 @@ class MapFolder:
             ) from error
         except ValueError as error:
             raise DataError(f"{path} is not JSON ({error}); remove it, or write the maps again") from error
+        # The fields that are read elsewhere have the expected types.
         objects = ("method", "fingerprints", "run", "sha256")
-        if not isinstance(facts, dict) or not all(isinstance(facts.get(name, {}), dict) for name in objects):
+        if not isinstance(content, dict) or not all(
+            isinstance(content.get(name, {}), dict) for name in objects
+        ):
             raise DataError(
-                f"{path} is no manifest: expected an object whose {', '.join(map(repr, objects[:-1]))} and "
-                f"{objects[-1]!r} are objects; "
-                "correct or remove it"
+                f"{path} is not a manifest; expected an object whose "
+                f"{', '.join(map(repr, objects[:-1]))} and {objects[-1]!r} are objects. Correct or remove it"
             )
         texts = {
-            "view": facts.get("view"),
-            "dataset": facts.get("dataset"),
-            "transform": facts.get("transform"),
+            "view": content.get("view"),
+            "dataset": content.get("dataset"),
+            "transform": content.get("transform"),
         }
         texts |= {
-            f"method.{name}": facts.get("method", {}).get(name) for name in ("name", "backbone", "variant")
+            f"method.{name}": content.get("method", {}).get(name) for name in ("name", "backbone", "variant")
         }
         for name, text in texts.items():
             if not isinstance(text, str | None):
@@ -156,13 +158,13 @@ class MapFolder:
             raise DataError(
                 f"{path} has method.name {named!r}; expected the name of a method. Correct or remove it."
             )
-        return facts
+        return content
 
     def digests(self) -> dict[str, str]:
-        """Digest of each map that was written here, by its path below the folder; those of a run that has not
-        finished included.
+        """Return the digest of each map that wsolbench wrote here, by its path below the folder.
 
-        Raises `DataError` for a list that is damaged, or not the one that maps.json names.
+        Maps of an unfinished run are included. Raises `DataError` for a list that is damaged, or not the
+        one that maps.json names.
         """
         listed: dict[str, str] = {}
         path = self.root / LISTING
@@ -171,7 +173,7 @@ class MapFolder:
             named = manifest.get("sha256", {}).get(LISTING)
             if named is not None and not manifest.get("unfinished") and sha256_of_file(path) != named:
                 raise DataError(
-                    f"{path} is not the list that {MANIFEST} names: it was changed. Write the maps again "
+                    f"{path} was changed; expected the list that {MANIFEST} names. Write the maps again "
                     "into an empty folder."
                 )
             listed |= _read_digests(path)
@@ -180,8 +182,9 @@ class MapFolder:
         return listed
 
     def check_digests(self, found: Mapping[Path, str]) -> None:
-        """Raise `DataError` when one of these files has another digest than the run of maps.json has listed.
-        Without a run all pass.
+        """Raise `DataError` if a file's digest is not the one that the run of maps.json has listed.
+
+        Without a run in maps.json, all files pass.
         """
         if "run" not in self.manifest():
             return
@@ -202,9 +205,9 @@ class MapFolder:
             )
 
     def predictions(self, num_classes: int, known: Collection[str] = ()) -> dict[str, list[int]]:
-        """The predicted labels that lie with the maps; empty if there are none. See `read_predictions`.
+        """Return the predicted labels stored with the maps, or an empty dict. See `read_predictions`.
 
-        Raises `DataError` when they are not the ones of the run that wrote the maps.
+        Raises `DataError` if they are not those of the run that wrote the maps.
         """
         path = self.root / PREDICTIONS
         there = os.path.lexists(path)
@@ -213,8 +216,8 @@ class MapFolder:
             named = manifest.get("sha256", {}).get(PREDICTIONS)
             if not there and named is not None:
                 raise DataError(
-                    f"{path} is missing, which {MANIFEST} names: write the maps again, or give a file with "
-                    "--predictions"
+                    f"{path} is missing; expected it, because {MANIFEST} names it. Write the maps again, or "
+                    "give a file with --predictions"
                 )
             if there and (named is None or sha256_of_file(path) != named):
                 raise DataError(
@@ -230,10 +233,10 @@ class MapFolder:
 
 
 def decode_map(content: bytes, path: Path) -> ScoreMap:
-    """The map in the bytes of the file `path`, as `MapFolder.read` gives it."""
+    """Decode the bytes of the file `path` into a map, as `MapFolder.read` does."""
     values = read_map(content, path)
     is_double = values.dtype.kind == "f" and values.dtype.itemsize >= 8
-    with np.errstate(over="ignore"):  # what does not fit is found to be infinite
+    with np.errstate(over="ignore"):  # values that overflow become infinite and are rejected below
         values = (
             np.array(values, dtype=np.float64 if is_double else np.float32, order="C")
             if values.dtype.kind in "fiu"
@@ -248,9 +251,9 @@ def _names_of(image_id: str) -> list[str]:
     return [f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
 
 
-def _only(image_id: str, found: Sequence[Path]) -> Path | None:
+def _require_single(image_id: str, found: Sequence[Path]) -> Path | None:
     if len(found) > 1:
-        raise DataError(f"image {image_id!r} has several maps: {', '.join(map(str, found))}. Keep one.")
+        raise DataError(f"image {image_id!r} has several maps: {', '.join(map(str, found))}; expected one")
     return found[0] if found else None
 
 
@@ -266,14 +269,17 @@ def _list_folder(folder: Path) -> frozenset[str]:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether a file is there. Raises `DataError` for a folder, a named pipe, a link that leads nowhere, and
-    what may not be looked at.
+    """Whether there is a file at `path`.
+
+    Raises `DataError` for a folder, a named pipe, a dangling link, and a path that cannot be accessed.
     """
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116 - often
     except (FileNotFoundError, NotADirectoryError) as error:
         if path.is_symlink():
-            raise DataError(f"map {path} is a link that leads nowhere: {str(path.readlink())!r}") from error
+            raise DataError(
+                f"map {path} is a dangling link to {str(path.readlink())!r}; expected a file"
+            ) from error
         return False
     except ValueError:  # a zero byte in the name
         return False
@@ -282,7 +288,7 @@ def _is_file(path: Path) -> bool:
             return False
         raise DataError(f"map {path} cannot be read: {error.strerror or error}") from error
     if not stat.S_ISREG(mode):
-        raise DataError(f"map {path} is {kind_of(mode)}; expected a file")
+        raise DataError(f"map {path} is {describe_kind(mode)}; expected a file")
     return True
 
 
@@ -291,46 +297,44 @@ def _is_too_long(error: OSError) -> bool:
 
 
 def _refuse_shared(located: Mapping[str, Path]) -> None:
-    """Raise `DataError` when two images have one file."""
+    """Raise `DataError` if two images share one file."""
     owners: dict[str, str] = {}
     folded: dict[str, list[str]] = defaultdict(list)
     for image_id, path in located.items():
         name = str(path)
         if name in owners:
             raise DataError(
-                f"{path} would be the map of two images, {owners[name]!r} and {image_id!r}: name each map "
-                "by the whole id, "
-                f"{owners[name]}{path.suffix} and {image_id}{path.suffix}"
+                f"{path} would be the map of two images, {owners[name]!r} and {image_id!r}; expected one map "
+                f"each. Name maps by the whole id, {owners[name]}{path.suffix} and {image_id}{path.suffix}"
             )
         owners[name] = image_id
         folded[fold_name(name)].append(name)
-    for names in folded.values():  # names that differ in case alone are one file on some file systems
+    for names in folded.values():  # names that differ only in case are one file on some file systems
         for first, second in itertools.pairwise(names):
             if os.path.samefile(first, second):  # noqa: PTH121 - strings
                 raise DataError(
                     f"{first} would be the map of two images, {owners[first]!r} and {owners[second]!r}: "
-                    "their names differ in the case of "
-                    "letters alone, which this file system ignores. Score them on another file system, or "
-                    "rename the images."
+                    "their names differ only in the case of letters, which this file system ignores. Score "
+                    "them on another file system, or rename the images."
                 )
 
 
 def fold_name(name: str) -> str:
-    """What names have in common that some file systems take for the same."""
+    """Return a form that is equal for names that some file systems treat as the same."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def format_digest(name: str, digest: str) -> str:
-    """A line of `LISTING`."""
+    """Format a line of `LISTING`."""
     return f"{digest}  {name}\n"
 
 
 def _read_digests(path: Path, *, cut: bool = False) -> dict[str, str]:
-    """The lines of `format_digest`; with `cut` the last one may have been cut off by the end of a process."""
+    """Read lines of `format_digest`. With `cut`, the last line may be incomplete after a killed process."""
     lines = read_bytes(path, "list of digests", 1 << 30).decode("utf-8", "surrogateescape").split("\n")
     last = lines.pop()
     if last and not cut:

@@ -1,9 +1,10 @@
-"""Writing the maps of a run into a folder that holds nothing else.
+"""Writing the maps of a run into a folder of its own.
 
-Before its first map a run writes into maps.json whose the folder is (`run`: all that the maps depend on) and
-which splits are unfinished. While it writes it holds a lock, shared by the processes of one run and closed to
-every other run. Each map's digest is noted as it is written; when all are there, `finish_maps` lists them,
-with the digest of the predicted labels. What was killed in between is taken up by the same run.
+Before its first map, a run stores its identity in maps.json (`run`: everything the maps depend on), and which
+splits are unfinished. While it writes, it holds a lock. The lock is shared by the processes of one run and
+excludes every other run. The digest of each map is logged when it is written. When all maps are written,
+`finish_maps` lists their digests and that of the predicted labels. An interrupted run resumes in the same
+folder.
 """
 
 from __future__ import annotations
@@ -33,16 +34,18 @@ _LOCK = ".maps.lock"
 _PATIENCE = 20.0
 """Seconds to wait for a process that changes maps.json, which takes milliseconds."""
 _LONGEST_NAME = 255
-"""Bytes of a file's name, in every common file system."""
+"""Largest number of bytes of a file name on common file systems."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MapRun:
-    """Whose maps a folder holds.
+    """Identity and description of the run whose maps a folder contains.
 
-    Attributes: identity: all that the maps and the predicted labels depend on, as JSON has it; equal for the
-        processes of one run. facts: what maps.json says for readers: method, data set, view. fingerprints:
-        split -> fingerprint of the data set.
+    Attributes:
+        identity: everything the maps and the predicted labels depend on, as JSON values. It is equal for the
+            processes of one run.
+        facts: entries of maps.json for readers: method, data set, view.
+        fingerprints: split -> fingerprint of the data set.
     """
 
     identity: dict[str, Any]
@@ -52,19 +55,19 @@ class MapRun:
 
 @dataclass(frozen=True)
 class MapWriter(MapFolder):
-    """A folder that is open for the maps of a run; see `open_writer`."""
+    """A folder that is open for writing the maps of a run. See `open_writer`."""
 
     _journal: int
-    """File descriptor. Threads append a line in one call each, so lines do not mix."""
+    """File descriptor. Each thread appends a line in one call, so lines do not mix."""
     _listed: dict[str, str] = field(repr=False)
 
     def find(self, image_id: str) -> Path | None:
-        """The file of `image_id`, if this run has written it and it is still there."""
+        """Return the file of `image_id` if this run has written it and it still exists, else None."""
         path = self.root / f"{image_id}.npy"
         return path if f"{image_id}.npy" in self._listed and path.is_file() else None
 
     def write(self, image_id: str, score_map: ScoreMap) -> None:
-        """Store a raw map as float32 `.npy`, atomically, and note its digest."""
+        """Store a raw map as float32 `.npy`, atomically, and log its digest."""
         stream = io.BytesIO()
         np.save(stream, np.asarray(score_map, dtype=np.float32), allow_pickle=False)
         content, name = stream.getvalue(), f"{image_id}.npy"
@@ -77,14 +80,15 @@ class MapWriter(MapFolder):
 
 @contextlib.contextmanager
 def open_writer(folder: MapFolder, run: MapRun, image_ids: Iterable[str]) -> Iterator[MapWriter]:
-    """Claim a folder for the maps of these images, and keep others out until the block ends.
+    """Claim a folder for the maps of these images, and exclude other runs until the block ends.
 
-    Raises `UsageError` when the folder holds other maps or predicted labels, when another run writes there,
-    and for ids that no file can be named by.
+    Raises `UsageError` if the folder contains other maps or predicted labels, if another run writes there,
+    and for ids that cannot be file names.
     """
     ids = list(image_ids)
     with _open_lock(folder) as lock:
         _check_names(folder, ids)
+        # Claim the folder, or join the processes of the same run.
         if lock.take_alone_or_together():
             _claim(folder, run, ids)
             lock.share()
@@ -93,6 +97,7 @@ def open_writer(folder: MapFolder, run: MapRun, image_ids: Iterable[str]) -> Ite
                 f"another process is writing maps of {_owner(folder.manifest())} into {folder.root}; wait "
                 "for it, or choose another folder"
             )
+        # One journal of digests per process.
         journal = folder.root / JOURNAL.replace(
             "*", f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
         )
@@ -107,11 +112,10 @@ def open_writer(folder: MapFolder, run: MapRun, image_ids: Iterable[str]) -> Ite
 def finish_maps(
     folder: MapFolder, run: MapRun, image_ids: Iterable[str], ranked: Mapping[str, Iterable[int]] | None
 ) -> None:
-    """Say in maps.json that the splits of the run are complete; name the digests of all maps, and of the
-    predicted labels if there are any.
+    """Mark the splits of the run as complete in maps.json, with the digests of all maps and predicted labels.
 
-    Nothing is done when the folder belongs to another run by now, or lacks maps: shards on several machines
-    may have folders of their own. Raises `UsageError` when other processes still write there.
+    Nothing is done if the folder now belongs to another run, or lacks maps, because shards on several
+    machines may have their own folders. Raises `UsageError` if other processes still write there.
     """
     with _open_lock(folder) as lock:
         lock.take_alone()
@@ -121,10 +125,11 @@ def finish_maps(
         listed = folder.digests()
         if not all(f"{image_id}.npy" in listed for image_id in image_ids):
             return
+        # Add the predicted labels to those of splits that were finished before.
         sha256 = dict(manifest.get("sha256", {}))
         if ranked is not None:
             path = folder.root / PREDICTIONS
-            rows = _rows_before(path, sha256.get(PREDICTIONS)) | {
+            rows = _read_earlier_rows(path, sha256.get(PREDICTIONS)) | {
                 image_id: list(labels) for image_id, labels in ranked.items()
             }
             depth = len(list(next(iter(ranked.values()))))
@@ -132,6 +137,7 @@ def finish_maps(
                 {image_id: labels for image_id, labels in rows.items() if len(labels) == depth}
             )
             sha256[PREDICTIONS] = sha256_of_file(path)
+        # List all digests, update maps.json, and remove the journals.
         write_text(
             folder.root / LISTING,
             "".join(format_digest(name, digest) for name, digest in sorted(listed.items())),
@@ -143,8 +149,8 @@ def finish_maps(
             part.unlink(missing_ok=True)
 
 
-def _rows_before(path: Path, digest: str | None) -> dict[str, list[int]]:
-    """The predicted labels of splits that were finished before."""
+def _read_earlier_rows(path: Path, digest: str | None) -> dict[str, list[int]]:
+    """Return the predicted labels of splits that were finished before."""
     if digest is None or not path.is_file() or sha256_of_file(path) != digest:
         return {}
     return read_predictions(path, num_classes=sys.maxsize)
@@ -159,9 +165,10 @@ def _is_claimed(manifest: Mapping[str, Any], run: MapRun) -> bool:
 
 
 def _claim(folder: MapFolder, run: MapRun, ids: list[str]) -> None:
-    """Write into maps.json whose the folder is. Raises `UsageError` when it is another one's."""
+    """Write the run's identity into maps.json. Raises `UsageError` if the folder belongs to another run."""
     manifest = folder.manifest()
     way_out = "Choose another folder, or remove this one."
+    # Which files of the folder were not written by this run?
     located = folder.locate(ids)
     if "run" in manifest:
         if manifest["run"] != run.identity:
@@ -174,8 +181,7 @@ def _claim(folder: MapFolder, run: MapRun, ids: list[str]) -> None:
             if (other := manifest.get("fingerprints", {}).get(split, own)) != own:
                 raise UsageError(
                     f"{folder.root} holds maps of {_owner(manifest)} on {split} with fingerprint {other}, "
-                    f"but the data here have {own}: "
-                    f"other images or annotations. {way_out}"
+                    f"but the data here have {own}: other images or annotations. {way_out}"
                 )
         foreign = [path for image_id, path in located.items() if path != folder.root / f"{image_id}.npy"]
         foreign += (
@@ -188,7 +194,7 @@ def _claim(folder: MapFolder, run: MapRun, ids: list[str]) -> None:
             *located.values(),
             *(path for name in (MANIFEST, PREDICTIONS) if os.path.lexists(path := folder.root / name)),
         ]
-        if not foreign:  # lists that are left of maps that were removed
+        if not foreign:  # remove lists of maps that no longer exist
             for path in (folder.root / LISTING, *folder.root.glob(JOURNAL)):
                 path.unlink(missing_ok=True)
     if foreign:
@@ -196,6 +202,7 @@ def _claim(folder: MapFolder, run: MapRun, ids: list[str]) -> None:
             f"{folder.root} holds {foreign[0].relative_to(folder.root)}, which this run has not written. "
             f"{way_out}"
         )
+    # Claim the folder.
     remove_leftovers(folder.root)
     folder.write_manifest(
         {
@@ -209,7 +216,7 @@ def _claim(folder: MapFolder, run: MapRun, ids: list[str]) -> None:
 
 
 def _has_own_predictions(folder: MapFolder, manifest: Mapping[str, Any]) -> bool:
-    """Whether the predicted labels are those that maps.json names, or there are none."""
+    """Whether the predicted labels are those that maps.json names, or do not exist."""
     path = folder.root / PREDICTIONS
     return not os.path.lexists(path) or (
         path.is_file() and sha256_of_file(path) == manifest.get("sha256", {}).get(PREDICTIONS)
@@ -222,7 +229,7 @@ def _owner(manifest: Mapping[str, Any]) -> str:
 
 
 def _differences(left: Any, right: Any, name: str = "") -> list[str]:
-    """Names of the fields that differ, from the outside in."""
+    """Return the names of the fields that differ, in dotted form."""
     if not (isinstance(left, dict) and isinstance(right, dict)):
         return [] if left == right else [name]
     names = sorted({*left, *right})
@@ -234,39 +241,38 @@ def _differences(left: Any, right: Any, name: str = "") -> list[str]:
 
 
 def _check_names(folder: MapFolder, ids: list[str]) -> None:
-    """Raise `UsageError` for ids that no file can be named by, or two of them the same file."""
+    """Raise `UsageError` for ids that cannot be file names, and for two ids with the same file."""
     for image_id in ids:
         longest = max(len(part.encode("utf-8", "surrogateescape")) for part in f"{image_id}.npy".split("/"))
         if longest > _LONGEST_NAME or "\n" in image_id or "\x00" in image_id:
             reason = (
                 f"is longer than {_LONGEST_NAME} bytes"
                 if longest > _LONGEST_NAME
-                else "holds a line break or a zero byte"
+                else "contains a line break or a zero byte"
             )
-            raise UsageError(f"no map of image {image_id[:60]!r} can be saved: the name of its file {reason}")
+            raise UsageError(
+                f"the map of image {image_id[:60]!r} cannot be saved: the name of its file {reason}"
+            )
     if not (folder.root / _LOCK.upper()).exists():
         return
     known: dict[str, str] = {}
     for image_id in ids:  # this file system ignores the case of letters
         if (other := known.setdefault(fold_name(image_id), image_id)) != image_id:
             raise UsageError(
-                f"the images {other!r} and {image_id!r} would have one map in {folder.root}, where the "
-                "case of letters does not count. "
-                "Choose a folder on another file system."
+                f"the images {other!r} and {image_id!r} would have one map in {folder.root}, because its "
+                "file system ignores the case of letters. Choose a folder on another file system."
             )
 
 
 @dataclass(frozen=True)
 class _Lock:
-    """A lock on a folder of maps: alone to change maps.json, together with others of the same run to write
-    maps.
-    """
+    """A lock on a folder of maps: exclusive to change maps.json, shared within a run to write maps."""
 
     handle: int
     folder: MapFolder
 
     def take_alone_or_together(self) -> bool:
-        """Wait until no other process changes maps.json; whether this one is alone."""
+        """Wait until no other process changes maps.json. Returns whether this process is the only one."""
         return self._wait("LOCK_EX", "LOCK_SH") == "LOCK_EX"
 
     def take_alone(self) -> None:
@@ -306,9 +312,8 @@ def _open_lock(folder: MapFolder) -> Iterator[_Lock]:
     make_folder(folder.root)
     path = folder.root / _LOCK
     try:
-        handle = os.open(
-            path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666
-        )  # a named pipe must not be waited for
+        # O_NONBLOCK: opening a named pipe must not wait.
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}. Choose another folder.") from error
     try:

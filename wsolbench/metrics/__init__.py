@@ -1,8 +1,8 @@
-"""The metrics core: NumPy in, numbers out; no torch.
+"""Metrics: NumPy arrays in, numbers out, without torch.
 
-Maps are given in the evaluation frame, in [0, 1] (`wsolbench.maps.to_frame` brings raw maps there), and true
-boxes in the numbers of the protocol (`wsolbench.maps.frame_boxes`). Accumulators have `update`, `merge` and
-`compute`.
+Maps are in the evaluation frame, in [0, 1]; `wsolbench.maps.to_frame` brings raw maps there. Ground-truth
+boxes are in the protocol's convention; `wsolbench.maps.frame_boxes` converts them. Accumulators have
+`update`, `merge` and `compute`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Overlap of boxes: IoU, and the overlap as a share of the true or of the predicted box.
+"""Overlap of boxes: IoU, IoG (share of the ground-truth box) and IoB (share of the predicted box).
 
-Boxes are float64 rows (x0, y0, x1, y1). With `plus_one` widths are x1 - x0 + 1 (both ends are pixels of the
-box), without it x1 - x0. Integer boxes give exact areas and one division, so results do not depend on the
-order of operations.
+Boxes are float64 rows (x0, y0, x1, y1). With `plus_one`, widths are x1 - x0 + 1, because both ends are
+pixels of the box. Without it, widths are x1 - x0. Integer boxes give exact areas and one division, so
+results do not depend on the order of operations.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from wsolbench.checks import check_boxes
 def iou_matrix(
     a: Num[np.ndarray, "m 4"], b: Num[np.ndarray, "r 4"], *, plus_one: bool
 ) -> Float64[np.ndarray, "m r"]:
-    """Intersection over union of each row of `a` (M, 4) with each row of `b` (R, 4), in [0, 1]; 0 where both
-    have no area.
+    """Intersection over union of each row of `a` (M, 4) with each row of `b` (R, 4): (M, R) in [0, 1].
 
-    Raises `DataError` for boxes that are not (n, 4), not finite, or end before they start.
+    The IoU is 0 if neither box has an area. Raises `DataError` for boxes that are not (n, 4), not finite,
+    or end before they start.
 
     >>> iou_matrix(np.array([[0, 0, 10, 10]]), np.array([[0, 0, 10, 5], [20, 20, 30, 30]]), plus_one=False)
     array([[0.5, 0. ]])
@@ -32,8 +32,9 @@ def iou_matrix(
 def iog_matrix(
     predicted: Num[np.ndarray, "m 4"], truth: Num[np.ndarray, "r 4"], *, plus_one: bool
 ) -> Float64[np.ndarray, "m r"]:
-    """Intersection over the area of the true box (IoG), (M, R) in [0, 1]; 0 where that box has no area.
-    Raises as `iou_matrix`.
+    """Intersection over the area of the ground-truth box (IoG): (M, R) in [0, 1], 0 for a box without area.
+
+    Raises `DataError` as `iou_matrix` does.
 
     >>> iog_matrix(np.array([[0, 0, 10, 10]]), np.array([[0, 0, 10, 5], [5, 0, 15, 10]]), plus_one=False)
     array([[1. , 0.5]])
@@ -46,8 +47,9 @@ def iog_matrix(
 def iob_matrix(
     predicted: Num[np.ndarray, "m 4"], truth: Num[np.ndarray, "r 4"], *, plus_one: bool
 ) -> Float64[np.ndarray, "m r"]:
-    """Intersection over the area of the predicted box (IoB), (M, R) in [0, 1]; 0 where that box has no area.
-    Raises as `iou_matrix`.
+    """Intersection over the area of the predicted box (IoB): (M, R) in [0, 1], 0 for a box without area.
+
+    Raises `DataError` as `iou_matrix` does.
 
     >>> iob_matrix(np.array([[0, 0, 10, 10]]), np.array([[0, 0, 10, 5], [5, 0, 15, 20]]), plus_one=False)
     array([[0.5, 0.5]])
@@ -60,7 +62,7 @@ def iob_matrix(
 def unchecked_iou(
     a: Float64[np.ndarray, "m 4"], b: Float64[np.ndarray, "r 4"], *, plus_one: bool
 ) -> Float64[np.ndarray, "m r"]:
-    """`iou_matrix` for float64 boxes that are known to be sound: the inner loop of the sweep."""
+    """IoU as `iou_matrix`, without validation. Boxes must be valid float64; the sweep calls it in a loop."""
     one = float(plus_one)
     inter = _intersections(a, b, one)
     return _ratio(inter, _areas(a, one)[:, None] + _areas(b, one)[None, :] - inter)
@@ -69,7 +71,7 @@ def unchecked_iou(
 def unchecked_overlaps(
     a: Float64[np.ndarray, "m 4"], b: Float64[np.ndarray, "r 4"], *, plus_one: bool
 ) -> tuple[Float64[np.ndarray, "m r"], Float64[np.ndarray, "m r"], Float64[np.ndarray, "m r"]]:
-    """IoU, share of `b` (IoG) and share of `a` (IoB) for float64 boxes that are known to be sound."""
+    """IoU, share of `b` (IoG) and share of `a` (IoB), without validation. Boxes must be valid float64."""
     one = float(plus_one)
     inter, area_a, area_b = _intersections(a, b, one), _areas(a, one)[:, None], _areas(b, one)[None, :]
     return _ratio(inter, area_a + area_b - inter), _ratio(inter, area_b), _ratio(inter, area_a)

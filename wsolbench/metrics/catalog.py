@@ -1,4 +1,4 @@
-"""Every metric that a record can hold: its name, what it is called in tables, and what it needs."""
+"""Catalogue of all metrics that a record can hold: name, title in tables, required annotations, unit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wsolbench.exceptions import unknown_name
 
 @dataclass(frozen=True, kw_only=True)
 class MetricInfo:
-    """A row of `wsolbench list metrics`."""
+    """One metric: a row of `wsolbench list metrics`."""
 
     name: str
     title: str
@@ -18,21 +18,23 @@ class MetricInfo:
     needs: Literal["labels", "boxes", "boxes and labels", "masks", "key points", "instances"]
     better: Literal["higher", "lower", "neither"] = "higher"
     unit: Literal["fraction", "level", "pixels", "number"] = "fraction"
-    """`fraction` is printed in percent, a `level` is 0 to 255."""
+    """`fraction` is printed in percent. A `level` is 0 to 255."""
     top: float | None = 1.0
-    """The largest possible value; None: there is none."""
-
+    """Largest possible value, or None if there is no bound."""
     version: int = 1
-    """Grows when the same run would have another value; records hold it, and the board never mixes two."""
+    """Version of the definition: a change of the value of the same run increments it.
+
+    Records store it, and the leaderboard never mixes two versions.
+    """
 
     @property
     def scale(self) -> float:
-        """What a value is multiplied by to be printed."""
+        """Factor that a value is multiplied by for printing."""
         return 100.0 if self.unit == "fraction" else 1.0
 
     @property
     def decimals(self) -> int:
-        """Digits after the point in print."""
+        """Number of printed digits after the decimal point."""
         return {"fraction": 1, "level": 0, "pixels": 1, "number": 2}[self.unit]
 
 
@@ -60,7 +62,7 @@ METRICS: tuple[MetricInfo, ...] = (
         name="gt_known",
         title="GT-known",
         needs="boxes",
-        summary="box of the true class's map at IoU 0.5, one box an image",
+        summary="box of the true class's map at IoU 0.5, one box per image",
     ),
     MetricInfo(
         name="top1_loc",
@@ -78,13 +80,13 @@ METRICS: tuple[MetricInfo, ...] = (
         name="max_box_acc",
         title="MaxBoxAcc",
         needs="boxes",
-        summary="one box an image, IoU 0.5, best threshold (CVPR 2020)",
+        summary="one box per image, IoU 0.5, best threshold (CVPR 2020)",
     ),
     MetricInfo(
         name="max_box_acc_v2",
         title="MaxBoxAccV2",
         needs="boxes",
-        summary="mean over the IoU thresholds, best threshold each (TPAMI)",
+        summary="mean over the IoU thresholds, best threshold for each (TPAMI)",
     ),
     MetricInfo(
         name="pxap",
@@ -117,7 +119,7 @@ METRICS: tuple[MetricInfo, ...] = (
         name="error_right",
         title="Right",
         needs="boxes and labels",
-        summary="class right and IoU above the cut",
+        summary="class correct and IoU above the threshold",
     ),
     MetricInfo(
         name="error_cls", title="Cls", needs="boxes and labels", better="lower", summary="best class is wrong"
@@ -141,10 +143,14 @@ METRICS: tuple[MetricInfo, ...] = (
         title="More",
         needs="boxes and labels",
         better="lower",
-        summary="the box holds the object and much else",
+        summary="the box contains the object and much background",
     ),
     MetricInfo(
-        name="error_other", title="Other", needs="boxes and labels", better="lower", summary="none of these"
+        name="error_other",
+        title="Other",
+        needs="boxes and labels",
+        better="lower",
+        summary="none of the other categories",
     ),
     MetricInfo(
         name="keypoint_distance",
@@ -153,8 +159,8 @@ METRICS: tuple[MetricInfo, ...] = (
         better="lower",
         top=None,
         summary=(
-            "centre of a proposal to the nearest visible key point, in diagonals of the true box; @j: of "
-            "the j-th proposal"
+            "distance from a proposal's centre to the nearest visible key point, in diagonals of the "
+            "ground-truth box; @j: of the j-th proposal"
         ),
     ),
     MetricInfo(
@@ -164,13 +170,13 @@ METRICS: tuple[MetricInfo, ...] = (
         better="lower",
         unit="pixels",
         top=None,
-        summary="the same in pixels of an input of 448",
+        summary="the same distance in pixels of an input of side 448",
     ),
     MetricInfo(
         name="keypoint_hit",
         title="Key-point hit",
         needs="key points",
-        summary="share of proposals that hold a visible key point",
+        summary="share of proposals that contain a visible key point",
     ),
     MetricInfo(
         name="keypoint_distinct",
@@ -178,7 +184,7 @@ METRICS: tuple[MetricInfo, ...] = (
         needs="key points",
         unit="number",
         top=None,
-        summary="different nearest key points among the four best proposals of an image",
+        summary="different nearest key points among the four best proposals per image",
     ),
     *(
         MetricInfo(
@@ -191,14 +197,17 @@ METRICS: tuple[MetricInfo, ...] = (
         for end, title, when in _AP
     ),
 )
-"""In table order. `max_box_acc_v2` comes with one row per IoU threshold, named `max_box_acc_v2@0.3` and so
-on, key-point distances with one per rank of the proposal, `keypoint_distance@1`.
+"""All metrics in table order.
+
+`max_box_acc_v2` has one extra row per IoU threshold, named `max_box_acc_v2@0.3` and so on. Key-point
+distances have one per rank of the proposal, `keypoint_distance@1`.
 """
 
 
 def metric_info(name: str) -> MetricInfo:
-    """The row of a metric; `name@delta` gives the row of `name`. Raises `UsageError` with the nearest
-    name.
+    """Return the entry of a metric; `name@delta` gives that of `name`.
+
+    Raises `UsageError` naming the closest metric.
     """
     base = name.partition("@")[0]
     for info in METRICS:
@@ -208,6 +217,6 @@ def metric_info(name: str) -> MetricInfo:
 
 
 def metric_title(name: str) -> str:
-    """How tables call it: `max_box_acc_v2@0.3` is "MaxBoxAccV2 @ 0.3"."""
+    """Return the title in tables: `max_box_acc_v2@0.3` is "MaxBoxAccV2 @ 0.3"."""
     base, _, delta = name.partition("@")
     return f"{metric_info(base).title} @ {delta}" if delta else metric_info(base).title

@@ -1,8 +1,8 @@
-"""COCO's average precision of detected boxes and masks, computed by pycocotools.
+"""COCO's average precision (AP) of detected boxes and masks, computed by pycocotools.
 
-T.-Y. Lin et al., "Microsoft COCO: Common objects in context", ECCV 2014; the conventions are
-`DetectionProtocol`. AP is no mean over images, so there are no per-image scores, and no bootstrap interval
-over images: compare runs with several seeds.
+Source: T.-Y. Lin et al., "Microsoft COCO: Common objects in context", ECCV 2014. The conventions are in
+`DetectionProtocol`. AP is not a mean over images, so it has neither per-image scores nor a bootstrap
+interval over images. Compare runs with several seeds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _AREAS = ("", "_small", "_medium", "_large")
 
 
 def coco_results(image_id: int | str, found: Detections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Detections of one image in COCO's format of results; masks as run lengths."""
+    """Return the detections of one image in COCO's results format, masks as run-length encodings."""
     results = [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
         for box, label, score in zip(
@@ -46,18 +46,24 @@ def average_precision(
     *,
     image_ids: Sequence[int | str] | None = None,
 ) -> dict[str, float | None]:
-    """AP over all overlaps, at 0.50, at 0.75, and of small, medium and large objects.
+    """AP over all IoU thresholds, at 0.50, at 0.75, and of small, medium and large objects.
 
-    Args: annotations: the content of an annotation file (`instances_*.json`); it is not changed. Its objects
-        need a segmentation for masks. results: detections in COCO's format, with `bbox`, and for masks
-        `segmentation` as compressed run lengths. kind: what overlaps. protocol: thresholds, areas, number of
-        detections. image_ids: images that count; None: all.
+    Args:
+        annotations: content of an annotation file (`instances_*.json`), not modified. For mask AP, its
+        objects
+            need a segmentation.
+        results: detections in COCO's results format, with `bbox`. For mask AP, also with `segmentation` as
+            compressed run-length encoding.
+        kind: whether boxes or masks are compared.
+        protocol: IoU thresholds, areas and number of detections. If None, COCO's.
+        image_ids: images to evaluate. If None, all.
 
     The keys are `box_ap`, `box_ap50`, `box_ap75`, `box_ap_small`, `box_ap_medium`, `box_ap_large`, or
-    `mask_...`; values are fractions, None where there is no object of that size. Crowds count neither way.
+    `mask_...`. Values are fractions, or None if there is no object of that size. Crowd objects are ignored.
     """
     protocol = protocol or DetectionProtocol()
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        # Ground truth and detections as pycocotools objects.
         truth = _coco(
             annotations,
             [_true(number, item) for number, item in enumerate(annotations["annotations"], start=1)],
@@ -66,6 +72,7 @@ def average_precision(
             annotations, [_counted(number, result, kind) for number, result in enumerate(results, start=1)]
         )
         evaluation = pycocotools("cocoeval").COCOeval(truth, found, {"box": "bbox", "mask": "segm"}[kind])
+        # Evaluation with the protocol's thresholds, areas and images.
         params, small, large = evaluation.params, protocol.small_below, protocol.large_above
         params.iouThrs = np.array(protocol.ious)
         params.recThrs = np.linspace(0.0, 1.0, protocol.recalls)
@@ -76,7 +83,8 @@ def average_precision(
             params.imgIds = list(image_ids)
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"][..., 0]  # (overlaps, recalls, classes, areas)
+    # Means over the entries of each metric; precision is (IoU thresholds, recalls, classes, areas).
+    precision = evaluation.eval["precision"][..., 0]
     found_at = {f"{kind}_ap{name}": precision[:, :, :, area] for area, name in enumerate(_AREAS)}
     for overlap in (0.5, 0.75):
         at = np.isclose(params.iouThrs, overlap)
@@ -85,14 +93,15 @@ def average_precision(
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """Over what is defined: a class without objects has precision -1."""
+    """Return the mean of the defined values, or None. A class without objects has precision -1."""
     defined = values[values > -1]
     return float(defined.mean()) if len(defined) else None
 
 
 def _true(number: int, item: Mapping[str, Any]) -> dict[str, Any]:
-    """An object as pycocotools wants it. It notes matches by the object's id, and takes 0 for none; so
-    objects are numbered from 1.
+    """Return a ground-truth object in pycocotools' form.
+
+    pycocotools stores a match as the object's id and treats 0 as unmatched, so objects are numbered from 1.
     """
     area, (_, _, width, height) = item.get("area"), item["bbox"]
     return {
@@ -104,8 +113,9 @@ def _true(number: int, item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _counted(number: int, result: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
-    """A result as pycocotools wants it. Its area, which decides whether a false detection is small, is that
-    of the box or of the mask.
+    """Return a detection in pycocotools' form.
+
+    Its area decides whether a false positive is small. It is the area of the box or of the mask.
     """
     area = (
         result["bbox"][2] * result["bbox"][3]

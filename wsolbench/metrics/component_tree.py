@@ -1,26 +1,27 @@
 """Components of a map at all levels in one pass, and the best IoU of any of their boxes (numba).
 
 A map of integer levels is thresholded at every cut t; the foreground is {level > t}. Its outer contours are
-the 8-connected components of the foreground; the contours of holes are the 4-connected components of {level
-<= t} that do not reach the outside of the picture, their boxes grown by one pixel. Both families change by
-one pixel at a time when pixels are added in the order of their level, components from the highest pixel down
-and holes from the lowest up, so union-find gives all components of all cuts in one pass each.
+the 8-connected components of the foreground. The contours of holes are the 4-connected components of {level
+<= t} that do not reach the border of the picture, with boxes grown by one pixel. Both families change by
+one pixel at a time when pixels are added in the order of their level: components from the highest pixel
+down, holes from the lowest up. So union-find finds all components of all cuts in one pass each.
 
-One order serves both: of equal levels the later pixel is the higher one. A byte for each pixel, its mask,
-says which of its 8 neighbours are higher; when holes are grown it is the others that came before. The picture
-stands in a frame of one pixel that is lower than everything and is the outside: background is a hole for as
-long as it has not met the frame.
+One order serves both: among equal levels, the later pixel is the higher one. The mask of a pixel is a byte
+that marks which of its 8 neighbours are higher. For holes, the other neighbours came before the pixel. The
+picture has a frame of one pixel that is lower than every pixel and counts as outside. Background is a hole
+until it touches the frame.
 
-For boxes few pixels matter. A pixel whose neighbours that came before form exactly one connected group joins
-the component that this group is in, and changes no other. It can extend the component's box to the left or
-right only if neither vertical neighbour came before, and up or down only if neither horizontal one did, for
-otherwise a pixel in the same column or row is there already. All other pixels are skipped; where one is
-needed, following neighbours that came before leads to a component. What a pixel does is a look-up by mask.
+Few pixels can change a box. A pixel whose earlier neighbours form exactly one connected group joins that
+group's component and changes no other. It can extend the box to the left or right only if neither vertical
+neighbour came before it, and up or down only if neither horizontal one did; otherwise the column or row
+already has a pixel. All other pixels are skipped. If a skipped pixel is needed later, following earlier
+neighbours leads to its component. The effect of a pixel is one look-up by its mask.
 
-Each component keeps its IoU while its box stays the same: the IoU is worked out only when the box has
-changed, and is written to all the cuts in between at once.
+Each component keeps its IoU while its box stays the same. The IoU is computed only after the box has
+changed, and is written to all cuts in between at once.
 
-Calls are made for levels: numba counts references to each array passed, so calls for pixels would be slow.
+Functions are called per level, not per pixel: numba counts references to each array argument, so calls per
+pixel would be slow.
 """
 
 from __future__ import annotations
@@ -30,23 +31,27 @@ from jaxtyping import Float32, Float64, Int32, UInt, UInt8
 from numba import njit
 
 Rules = Int32[np.ndarray, "256 7"]
-"""What a pixel does, by the mask of its neighbours that came before it. The columns:
+"""Effect of a pixel, by the mask of its neighbours that came before it. The columns:
 
-`MATTERS`: whether it can change a box or the number of components. `COUNT`: how many connected groups those
-neighbours form. `CORNERS`: in how many 2 x 2 cells at least two of the other pixels came before it. Four
-columns from `GROUPS` on: a neighbour of each group; where there is only one group, its neighbours.
+`MATTERS`: whether it can change a box or the number of components.
+`COUNT`: number of connected groups that those neighbours form.
+`CORNERS`: number of 2 x 2 cells in which at least two of the other pixels came before it.
+`GROUPS` and the three columns after it: one neighbour of each group, or with only one group, its neighbours.
 """
 MATTERS, COUNT, CORNERS, GROUPS = 0, 1, 2, 3
 
 Nodes = Int32[np.ndarray, "n 10"]
-"""Components, one for each pixel that has started one; the first, `OUTSIDE`, is in use only when holes are
-grown. The columns:
+"""Components, one for each pixel that has started one. The first, `OUTSIDE`, is used only for holes.
 
-`PARENT`: what it is part of, itself for a component. `X0` to `Y1`: its box in the framed picture, ends
-included. `SEED`: the pixel that started it. `FIRST`: its first pixel in a row-wise scan, or a later one of
-the run that this pixel starts (no pixel of another component is between the two). `SIZE`: the sum of
-`CORNERS`. `CHANGED`: the last level that changed its box or its parent. `SINCE`: the level from which on its
-box has been the same, -1 while no IoU is known.
+The columns:
+`PARENT`: the node that it has joined, or itself for a component.
+`X0`, `Y0`, `X1`, `Y1`: its box in the framed picture, ends included.
+`SEED`: the pixel that started it.
+`FIRST`: its first pixel in a row-wise scan, or a later pixel of the run that this pixel starts (no pixel of
+another component lies between the two).
+`SIZE`: the sum of `CORNERS`.
+`CHANGED`: the last level that changed its box or its parent.
+`SINCE`: the level since which its box is the same, or -1 while no IoU is known.
 """
 PARENT, X0, Y0, X1, Y1, SEED, FIRST, SIZE, CHANGED, SINCE = range(10)
 OUTSIDE = 0
@@ -57,20 +62,21 @@ _DX = (-1, 0, 1, -1, 1, -1, 0, 1)
 
 
 def _rules(connectivity: int) -> Rules:
-    """The rules of 4- or 8-connected components, with neighbours as k = 0 .. 7."""
+    """Build the rules of 4- or 8-connected components, with neighbours as k = 0 .. 7."""
     nearby, allowed = (2, set(range(8))) if connectivity == 8 else (1, {1, 3, 4, 6})
 
     def distance(a: int, b: int) -> int:
         return (_DY[a] - _DY[b]) ** 2 + (_DX[a] - _DX[b]) ** 2
 
     rules = np.zeros((256, 7), np.int32)
+    # Connected groups of neighbours for each mask, then the columns of its row.
     for mask in range(256):
         groups: list[set[int]] = []
         for k in (k for k in range(8) if mask >> k & 1):
             touched = [group for group in groups if any(distance(k, other) <= nearby for other in group)]
             groups = [group for group in groups if group not in touched] + [{k}.union(*touched)]
         groups = [group for group in groups if group & allowed]
-        # The neighbour in the middle of its group first: ways that follow it are the shortest.
+        # The neighbour in the middle of its group comes first, because paths along it are the shortest.
         ordered = [
             sorted(
                 group, key=lambda k: sum(distance(k, other) for other in group) + _DY[k] ** 2 + _DX[k] ** 2
@@ -88,16 +94,17 @@ def _rules(connectivity: int) -> Rules:
     return rules
 
 
+# The other three pixels of the 2 x 2 cells that a pixel belongs to.
 _CELLS = (
     (0, 1, 3),
     (1, 2, 4),
     (3, 5, 6),
     (4, 6, 7),
-)  # the other three pixels of the 2 x 2 cells that a pixel is in
+)
 
 FOUR, EIGHT = _rules(4), _rules(8)
 HOLES = np.ascontiguousarray(FOUR[::-1])
-"""The rules of holes, by the mask of higher neighbours: here the others came before."""
+"""Rules of holes, by the mask of higher neighbours. For holes, the other neighbours came before."""
 
 
 @njit(cache=True, nogil=True)
@@ -107,18 +114,19 @@ def count_passed(
     reached: bool,
     levels: UInt[np.ndarray, "h w"],
 ) -> None:
-    """Fill in how many ascending thresholds lie below each value in [0, 1], with `reached` also those equal
-    to it.
+    """Fill `levels` with the number of ascending thresholds below each value in [0, 1].
+
+    With `reached`, thresholds equal to the value count too.
     """
+    # Number of thresholds passed at the start of each step, a lower bound for any value in the step.
     steps = 4096  # a power of two: the product with a value and the start of a step are exact
-    below = np.empty(
-        steps + 1, np.int32
-    )  # thresholds passed at the start of a step, at least that many at any value in it
+    below = np.empty(steps + 1, np.int32)
     count = 0
     for step in range(steps + 1):
         while count < len(taus) and (taus[count] < step / steps or (reached and taus[count] == step / steps)):
             count += 1
         below[step] = count
+    # For each pixel: look up the step, then pass the thresholds inside it.
     for y in range(values.shape[0]):
         for x in range(values.shape[1]):
             value = values[y, x]
@@ -130,8 +138,9 @@ def count_passed(
 
 @njit(cache=True, nogil=True)
 def framed(levels: UInt[np.ndarray, "h w"]) -> tuple[UInt[np.ndarray, "fh fw"], UInt8[np.ndarray, "fh fw"]]:
-    """The picture in a frame of one pixel, (H + 2, W + 2), and the mask of every pixel; the frame is lower
-    than any pixel.
+    """Return the picture in a frame of one pixel, (H + 2, W + 2), and the mask of every pixel.
+
+    The frame is lower than any pixel.
     """
     height, width = levels.shape
     picture = np.zeros((height + 2, width + 2), levels.dtype)
@@ -143,16 +152,16 @@ def framed(levels: UInt[np.ndarray, "h w"]) -> tuple[UInt[np.ndarray, "fh fw"], 
 
 @njit(cache=True, nogil=True)
 def higher_neighbours(picture: UInt[np.ndarray, "fh fw"]) -> UInt8[np.ndarray, "fh fw"]:
-    """The mask of every pixel of a framed picture: the neighbours that are higher, of equal levels the later
-    ones.
+    """Return the mask of every pixel of a framed picture: which neighbours are higher.
+
+    Among equal levels, the later pixel is higher.
     """
     height, width = picture.shape
     masks = np.zeros((height, width), np.uint8)
     for y in range(1, height - 1):
         above, row, below, out = picture[y - 1], picture[y], picture[y + 1], masks[y]
-        for x in range(
-            width - 2
-        ):  # counted from 0, so that no index can be negative and the loop becomes vector instructions
+        # Counted from 0, so that no index can be negative and the loop compiles to vector instructions.
+        for x in range(width - 2):
             level = row[x + 1]
             out[x + 1] = (
                 (above[x] > level)
@@ -164,7 +173,7 @@ def higher_neighbours(picture: UInt[np.ndarray, "fh fw"]) -> UInt8[np.ndarray, "
                 | (below[x + 1] >= level) << 6
                 | (below[x + 2] >= level) << 7
             )
-        out[-2] &= 0b01101011  # not the frame, which is 0 as the lowest pixels are
+        out[-2] &= 0b01101011  # excludes the frame, which is 0 like the lowest pixels
     for x in range(width):
         masks[-2, x] &= 0b00011111
     return masks
@@ -177,9 +186,11 @@ def sort_pixels(
     top: int,
     chosen: Int32[np.ndarray, "256"],
 ) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " u"]]:
-    """Pixels of chosen masks, lowest first, as indices into the flat framed picture, and where each level
-    starts (top + 2,).
+    """Return the pixels of chosen masks, lowest first, and the start of each level (top + 2,).
+
+    Pixels are indices into the flat framed picture.
     """
+    # Indices of the chosen pixels, in scan order.
     height, width = picture.shape
     found = np.empty((height - 2) * (width - 2) + 1, np.int32)
     n = 0
@@ -188,6 +199,7 @@ def sort_pixels(
         for x in range(1, width - 1):
             found[n] = y * width + x
             n += chosen[row[x]]
+    # Counting sort by level, stable within a level.
     levels = picture.ravel()
     start = np.zeros(top + 2, np.int32)
     for i in range(n):
@@ -205,7 +217,7 @@ def sort_pixels(
 
 @njit(cache=True, nogil=True)
 def with_offsets(rules: Rules, width: int) -> Rules:
-    """Rules whose neighbours are offsets in a flat picture of a width."""
+    """Replace the neighbours of the rules by offsets in a flat picture of this width."""
     rules = rules.copy()
     for mask in range(256):
         for column in range(GROUPS, rules.shape[1]):
@@ -218,13 +230,14 @@ def with_offsets(rules: Rules, width: int) -> Rules:
 def new_forest(
     height: int, width: int, pixels: int
 ) -> tuple[Int32[np.ndarray, " p"], Nodes, Int32[np.ndarray, " n"]]:
-    """What so many pixels of a framed picture are added to: the node of each pixel (-1: not known), nodes,
-    room for a list of nodes.
+    """Allocate an empty forest: the node of each pixel (-1 if unknown), the nodes, room for a list of nodes.
+
+    `pixels` is the number of pixels of the framed picture that will be added.
     """
-    most = 1 + min(pixels, height * width // 2)  # neighbours do not both start a component
+    most = 1 + min(pixels, height * width // 2)  # two neighbours never both start a component
     nodes = np.empty((most, 10), np.int32)
     nodes[OUTSIDE, PARENT], nodes[OUTSIDE, CHANGED] = OUTSIDE, -1
-    nodes[OUTSIDE, SIZE] = 2**30  # it stays a component, because the larger of two does
+    nodes[OUTSIDE, SIZE] = 2**30  # it always stays a component, because the larger of two does
     nodes[OUTSIDE, X0], nodes[OUTSIDE, Y0], nodes[OUTSIDE, X1], nodes[OUTSIDE, Y1] = 0, 0, width, height
     return np.full(height * width, -1, np.int32), nodes, np.empty(most, np.int32)
 
@@ -245,16 +258,15 @@ def add_pixels(
 ) -> tuple[int, int]:
     """Add the pixels of one level, in their order, to the components.
 
-    Returns how many nodes there are now, `used` of which there were, and how many are listed in `changed`:
-    those that were started, whose box has grown, or that have joined another.
+    Returns the number of nodes (`used` before the call) and the number of nodes listed in `changed`. Listed
+    are the nodes that were started, whose box has grown, or that have joined another.
     """
     n_changed = 0
     for i in range(first, last):
         pixel = order[i]
         mask = flat_masks[pixel]
-        if not rules[
-            mask, MATTERS
-        ]:  # one group of neighbours, a known node, because now all pixels are added: the below in short
+        # A short form of the steps below: one group of neighbours with a known node, as all pixels are added.
+        if not rules[mask, MATTERS]:
             node = node_of[pixel + rules[mask, GROUPS]]
             while nodes[node, PARENT] != node:
                 nodes[node, PARENT] = nodes[nodes[node, PARENT], PARENT]
@@ -262,13 +274,14 @@ def add_pixels(
             node_of[pixel] = node
             nodes[node, SIZE] += rules[mask, CORNERS]
             continue
+        # The pixel's own box, then the root of every group of earlier neighbours.
         y = pixel // width
         x0 = x1 = pixel - y * width
         y0 = y1 = y
         root = -1
         for k in range(rules[mask, COUNT]):
             neighbour = pixel + rules[mask, GROUPS + k]
-            if rules[mask, COUNT] == 1:  # any will do: best one whose node is known
+            if rules[mask, COUNT] == 1:  # any neighbour will do; prefer one whose node is known
                 for j in range(1, 3):
                     other = pixel + rules[mask, GROUPS + j]
                     neighbour = other if node_of[other] >= 0 else neighbour
@@ -276,12 +289,13 @@ def add_pixels(
             while node_of[at] < 0:
                 at += rules[flat_masks[at], GROUPS]
             node = node_of[at]
-            while nodes[node, PARENT] != node:  # halving the way
+            while nodes[node, PARENT] != node:  # path halving
                 nodes[node, PARENT] = nodes[nodes[node, PARENT], PARENT]
                 node = nodes[node, PARENT]
-            while node_of[neighbour] < 0:  # the way is not gone twice
+            while node_of[neighbour] < 0:  # store the node, so that the path is walked only once
                 node_of[neighbour] = node
                 neighbour += rules[flat_masks[neighbour], GROUPS]
+            # Merge the component of this group into the larger one.
             if root == -1:
                 root = node
             if node == root:
@@ -297,6 +311,7 @@ def add_pixels(
                 nodes[node, CHANGED] = level
                 changed[n_changed] = node
                 n_changed += 1
+        # Start a component, or extend the box of the one that was joined.
         if root == -1:
             root = used
             used += 1
@@ -334,14 +349,18 @@ def best_of_components(
     end: int,
     clip: bool,
 ) -> Float64[np.ndarray, " u"]:
-    """Best IoU of any component of {level > t} with any true box, at row t + 1 for t = -1 .. top - 1.
+    """Return the best IoU of any component of {level > t} with any ground-truth box, for t = -1 .. top - 1.
+
+    Row t + 1 belongs to cut t.
 
     Args:
-        picture, masks: see `framed`; the highest level is `top`.
+        picture, masks: see `framed`. The highest level is `top`.
         rules: `EIGHT` or `FOUR`.
-        truth, one: true boxes, and what is added to the sides of all boxes (1 or 0).
-        end: what is added to the last pixel of a component's box. `clip`: cut boxes at (W - 1, H - 1).
+        truth, one: ground-truth boxes, and the number added to the sides of all boxes (1 or 0).
+        end: number added to the last pixel of a component's box.
+        clip: whether boxes are clipped at (W - 1, H - 1).
     """
+    # Pixels that matter, from the highest level down, and an empty forest.
     height, width = picture.shape
     order, start = sort_pixels(picture, masks, top, rules[:, MATTERS].copy())
     order = order[::-1].copy()
@@ -350,6 +369,7 @@ def best_of_components(
     best, iou = np.zeros(top + 1), np.empty(len(nodes))
     areas = (truth[:, 2] - truth[:, 0] + one) * (truth[:, 3] - truth[:, 1] + one)
     flat, used, n = masks.ravel(), 1, len(order)
+    # Add one level after another and rate the components that changed.
     for level in range(top, -1, -1):
         first, last = n - start[level + 1], n - start[level]
         used, n_changed = add_pixels(
@@ -371,6 +391,7 @@ def best_of_components(
             iou,
             best,
         )
+    # Write the IoUs of the components that remain.
     _rate(
         np.arange(1, used),
         used - 1,
@@ -400,18 +421,19 @@ def best_of_holes(
     end: int,
     clip: bool,
 ) -> tuple[Float64[np.ndarray, " u"], UInt[np.ndarray, "fh fw"]]:
-    """The same for the holes of {level > t}, 0 where there is none; and the picture with the holes of every
-    cut filled.
+    """Return the best IoU of any hole of {level > t} (0 without one), and the picture with all holes filled.
 
-    A pixel of the filled picture has the lowest level t at which background, {level <= t}, connects it to the
-    outside.
+    A pixel of the filled picture has the lowest level t at which the background {level <= t} connects it to
+    the outside. Arguments are those of `best_of_components`.
     """
+    # Pixels that matter, from the lowest level up, and a forest in which the frame is outside.
     height, width = picture.shape
     order, start = sort_pixels(picture, masks, top, HOLES[:, MATTERS].copy())
     rules = with_offsets(HOLES, width)
     node_of, nodes, changed = new_forest(height, width, len(order))
     frame = node_of.reshape(picture.shape)
     frame[0] = frame[-1] = frame[:, 0] = frame[:, -1] = OUTSIDE
+    # Add one level after another, rate the holes that changed, and fill those that met the outside.
     best, iou = np.zeros(top + 1), np.empty(len(nodes))
     areas = (truth[:, 2] - truth[:, 0] + one) * (truth[:, 3] - truth[:, 1] + one)
     filled, stack = picture.copy(), np.empty(picture.size, np.int32)
@@ -443,22 +465,19 @@ def best_of_holes(
 
 @njit(cache=True, nogil=True)
 def _rate(changed, n_changed, level, nodes, margin, truth, areas, one, end, clip, last_x, last_y, iou, best):
-    """Write the IoU that changed components had until this level, and work out the one that they have now."""
+    """Write the last IoU of changed components to the cuts until this level, and compute their new IoU."""
     for i in range(n_changed):
         node = changed[i]
         since = nodes[node, SINCE]
         if since >= 0:
-            for row in range(
-                min(since, level) + 1, max(since, level) + 1
-            ):  # cuts level .. since - 1, for holes since .. level - 1
+            # Cuts level .. since - 1, for holes since .. level - 1.
+            for row in range(min(since, level) + 1, max(since, level) + 1):
                 best[row] = max(best[row], iou[node])
         nodes[node, SINCE] = level if nodes[node, PARENT] == node else -1
         if nodes[node, SINCE] < 0:
             continue
-        x0, y0 = (
-            nodes[node, X0] - 1 - margin,
-            nodes[node, Y0] - 1 - margin,
-        )  # the frame is not part of the numbers
+        # Box coordinates exclude the frame of one pixel.
+        x0, y0 = nodes[node, X0] - 1 - margin, nodes[node, Y0] - 1 - margin
         x1, y1 = nodes[node, X1] - 1 + margin + end, nodes[node, Y1] - 1 + margin + end
         if clip:
             x1, y1 = min(x1, last_x), min(y1, last_y)
@@ -475,7 +494,7 @@ def _rate(changed, n_changed, level, nodes, margin, truth, areas, one, end, clip
 
 @njit(cache=True, nogil=True)
 def _fill(changed, n_changed, level, nodes, filled, width, stack):
-    """Raise to this level what was a hole until this level."""
+    """Raise the pixels that were a hole until this level to this level."""
     for i in range(n_changed):
         node = changed[i]
         root = nodes[node, PARENT]

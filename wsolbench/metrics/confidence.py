@@ -1,12 +1,13 @@
 """Bootstrap over images: intervals of any metric, and the paired comparison of two runs.
 
-A metric is two steps: a mean over images of per-image rows (hits at each threshold, pixel counts, ...), the
-    *rates*; and a function of the rates (best threshold, average precision, ...). Only the first step is
-    repeated for each resample, and it is
-one matrix product: counts of how often each image was drawn x rows. Images come in blocks, whose draws can be
-    made without those of the others, so a bootstrap needs the rows of one block at a time, and one set of
-    draws serves all metrics. All products are of whole numbers that the floating type holds exactly: how the
-    rows are cut and the number of threads cannot change a bit.
+A metric has two steps. The first is the mean over images of per-image rows (hits at each threshold, pixel
+counts, ...): the *rates*. The second is a function of the rates (best threshold, average precision, ...).
+Only the first step is repeated for each resample. It is one matrix product: draw counts of the images x rows.
+
+Images are processed in blocks whose draws are independent of those of other blocks. So a bootstrap needs the
+rows of one block at a time, and one set of draws serves all metrics. All products are of whole numbers that
+the floating type represents exactly. So neither the block boundaries nor the number of threads can change a
+bit.
 
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993: percentile interval (chapter 13).
 """
@@ -21,27 +22,28 @@ import numpy as np
 from jaxtyping import Float64, Int64, Integer, Shaped, UInt16
 
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.metrics.row_blocks import RowBlock, WholeRows, aligned
+from wsolbench.metrics.row_blocks import RowBlock, WholeRows, cut_to_blocks
 
 Rows = Shaped[np.ndarray, "n s"]
-"""One row of numbers for each image: whole numbers or booleans, used exactly, or floats, rounded to images x
-2^-52 of the largest.
+"""One row of numbers per image: whole numbers or booleans, used exactly, or floats.
+
+Floats are rounded to images x 2^-52 of the largest.
 """
 
 Rates = Float64[np.ndarray, "_ _"]
-"""Means over images of each column of a table, one row for each resample."""
+"""Means over images of each column of a table, one row per resample."""
 
 Value = Callable[[Float64[np.ndarray, "r s"]], Float64[np.ndarray, " r"]]
-"""The metric from the rates: each row of the input is one resample."""
+"""Function from rates to the metric. Each row of the input is one resample."""
 
 _Codes = Int64[np.ndarray, "_"]
 """Class of each image, numbered from 0 without gaps."""
 
 BLOCK = 4096
-"""Images whose draws are made together. A constant of the results: another one gives other resamples."""
+"""Number of images whose draws are made together. Another value gives other resamples."""
 
 _DIGIT = 8
-"""Bits of a row's numbers that enter one product with class weights."""
+"""Number of bits of a row's numbers that enter one product with class weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class PairedDifference:
     high: float
     p_value: float
     n: int
-    """Images."""
+    """Number of images."""
     level: float
     n_resamples: int
     seed: int
@@ -81,11 +83,11 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile interval of `value(mean of rows over images)` over resamples of the images.
 
-    With `groups` (the class of each image) the rates are the mean over groups of each group's resampled mean;
-    see `Bootstrap.rates`. Results depend on the rows and the seed alone.
+    With `groups` (the class of each image), the rates are the mean over groups of each group's resampled mean
+    (see `Bootstrap.rates`). Results depend only on the rows and the seed.
 
-    Raises `UsageError` on empty or non-finite rows, integers too large to add exactly and settings that mean
-    nothing, `DataError` when the metric is undefined (not finite) in a resample, and whatever `value` raises.
+    Raises `UsageError` for empty or non-finite rows, for integers too large to add exactly and for invalid
+    settings. Raises `DataError` if the metric is not finite in a resample. Exceptions of `value` propagate.
 
     >>> rows = np.array([[1], [0], [1], [1]])
     >>> interval = bootstrap_interval(rows, lambda rates: rates[:, 0], seed=1)
@@ -93,7 +95,7 @@ def bootstrap_interval(
     (0.25, 1.0)
     """
     bootstrap = Bootstrap(len(rows), n_resamples=n_resamples, level=level, seed=seed)
-    blocks, scale = within_unit(rows)
+    blocks, scale = scale_to_unit(rows)
     (rates,) = bootstrap.rates(blocks, [groups])
     return bootstrap.interval(value(rates * scale))
 
@@ -108,23 +110,25 @@ def paired_difference(
     level: float = 0.95,
     seed: int = 0,
 ) -> PairedDifference:
-    """Compare two runs on the same images, row for row, with the same resamples for both.
+    """Compare two runs on the same images, row by row, with the same resamples for both.
 
-    The interval is the percentile interval of the difference, the p-value that of `sign_p_value`. Raises as
-    `bootstrap_interval`, and `UsageError` when the runs have different numbers of images.
+    The interval is the percentile interval of the difference. The p-value is that of `sign_p_value`. Raises
+    as `bootstrap_interval` does, and `UsageError` if the runs have different numbers of images.
     """
     if len(rows_a) != len(rows_b):
         raise UsageError(
-            f"paired comparison of {len(rows_a)} with {len(rows_b)} images; both runs must have scored the "
-            "same images"
+            f"paired comparison of {len(rows_a)} with {len(rows_b)} images; expected two runs that scored "
+            "the same images"
         )
+    # Resampled values of both runs, and the interval of their difference.
     bootstrap = Bootstrap(len(rows_a), n_resamples=n_resamples, level=level, seed=seed)
-    blocks, scale = within_unit(rows_a, rows_b)
+    blocks, scale = scale_to_unit(rows_a, rows_b)
     both = [groups, groups]
-    a, b = (_defined(value(rates * scale)) for rates in bootstrap.rates(blocks, both))
+    a, b = (_check_finite(value(rates * scale)) for rates in bootstrap.rates(blocks, both))
     interval = bootstrap.interval(a - b)
+    # The difference on the images themselves.
     point_a, point_b = (
-        float(_defined(value(means[None] * scale))[0]) for means in bootstrap.means(blocks, both)
+        float(_check_finite(value(means[None] * scale))[0]) for means in bootstrap.means(blocks, both)
     )
     return PairedDifference(
         difference=point_a - point_b,
@@ -139,36 +143,34 @@ def paired_difference(
 
 
 def sign_p_value(differences: Float64[np.ndarray, " r"]) -> float:
-    """Two-sided p-value of resampled differences: twice the smaller of the shares that are <= 0 and that are
-    >= 0.
+    """Two-sided p-value of resampled differences: twice the smaller of the shares that are <= 0 and >= 0.
 
-    Counts and the number of resamples are raised by one, so it is never 0; at most 1.
+    The counts and the number of resamples are raised by one, so it is never 0. It is at most 1.
     """
     tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
     return min(1.0, 2 * (tail + 1) / (len(differences) + 1))
 
 
 def mean_rates(rows: Rows, *, groups: Integer[np.ndarray, " n"] | None = None) -> Float64[np.ndarray, " s"]:
-    """The rates of the images themselves: mean over images, or with `groups` the mean over groups of each
-    group's mean.
+    """Return the rates of the images themselves (s,): the mean over images.
 
-    Raises `UsageError` without an image and on rows that `bootstrap_interval` refuses.
+    With `groups`, it is the mean over groups of each group's mean. Raises `UsageError` if there is no image
+    and for rows that `bootstrap_interval` rejects.
 
     >>> mean_rates(np.array([[1], [1], [0]]), groups=np.array([4, 4, 7]))
     array([0.5])
     """
     bootstrap = Bootstrap(len(rows))
-    blocks, scale = within_unit(rows)
+    blocks, scale = scale_to_unit(rows)
     return bootstrap.means(blocks, [groups])[0] * scale
 
 
 def resampling_weights(n: int, n_resamples: int, seed: int = 0) -> Iterator[UInt16[np.ndarray, "r b"]]:
-    """How often each of `n` images is drawn in each resample: one array (resamples, images) for each `BLOCK`
-    images.
+    """Yield how often each of `n` images is drawn in each resample: (resamples, images) per `BLOCK` images.
 
-    A resample is n draws of one of n images. How many of them fall into each block is one multinomial draw;
-    within a block they are uniform, from a generator of the block's own. A larger `n_resamples` adds rows and
-    leaves the others as they are.
+    A resample draws n times one of n images. The number of draws in each block is one multinomial draw.
+    Within a block the draws are uniform, from the block's own generator. A larger `n_resamples` adds rows
+    and leaves the others unchanged.
     """
     sizes = np.diff([*range(0, n, BLOCK), n])
     per_block = np.random.Generator(np.random.PCG64(seed)).multinomial(
@@ -185,8 +187,7 @@ def resampling_weights(n: int, n_resamples: int, seed: int = 0) -> Iterator[UInt
 
 
 class Bootstrap:
-    """The resamples of `n` images: rates of any number of tables that come block by block, and intervals of
-    metrics of them.
+    """Resamples of `n` images: rates of tables that are read block by block, and intervals of metrics.
 
     >>> bootstrap = Bootstrap(4, seed=1)
     >>> blocks = [[np.array([[1], [0]])], [np.array([[1], [1]])]]
@@ -196,10 +197,10 @@ class Bootstrap:
     """
 
     def __init__(self, n: int, *, n_resamples: int = 1000, level: float = 0.95, seed: int = 0) -> None:
-        """Raises `UsageError` on settings that mean nothing."""
+        """Raises `UsageError` for invalid settings."""
         if n < 1:
             raise UsageError(
-                "no image, so a mean is undefined and there is nothing to resample; score at least one"
+                "there is no image, so a mean is undefined; expected at least one. Score one or more images"
             )
         if n_resamples < 1 or not 0.0 < level < 1.0:
             raise UsageError(
@@ -213,24 +214,29 @@ class Bootstrap:
     def rates(
         self, blocks: Iterable[Sequence[RowBlock]], groups: Sequence[Integer[np.ndarray, " n"] | None]
     ) -> list[Rates]:
-        """Resampled rates (n_resamples, s_k) of every table k, with the same resamples for all.
+        """Return the resampled rates (n_resamples, s_k) of every table k, with the same resamples for all.
 
-        Args: blocks: for consecutive runs of images, of any lengths, one array (m, s_k) for each table; n
-            images in all. groups: for each table None (rates are means over images), or the class of each
-            image: rates are then the mean
-                over classes of each class's resampled mean. A class of which a resample draws no image is
-                left out of it. Classes weigh alike up to the rounding of 1 / (images drawn of the class): a
-                relative 2^-44 x classes x images drawn, some 3e-9 for a thousand classes of fifty images.
+        Args:
+            blocks: for consecutive runs of images of any length, one array (m, s_k) per table, n images in
+                all.
+            groups: for each table None (rates are means over images) or the class of each image. Then rates
+                are the mean over classes of each class's resampled mean. A class without an image in a
+                resample is left out of that resample. Classes weigh alike up to the rounding of 1 / (images
+                drawn of the class): a relative 2^-44 x classes x images drawn, some 3e-9 for a thousand
+                classes of fifty images.
 
-        Holds the rows of some `BLOCK` images at a time. Raises `UsageError` on integers too large to add
-        exactly, on floats outside of [-1, 1], and on blocks that do not fit each other, `n` or `groups`.
+        Keeps the rows of about `BLOCK` images in memory at a time. Raises `UsageError` for integers too
+        large to add exactly, for floats outside [-1, 1], and for blocks that do not match each other, `n`
+        or `groups`.
         """
+        # Tables with the same groups share the weights of the draws.
         groupings = _groupings(groups, self.n)
         class_weights = self._class_weights([codes for _, codes in groupings])
+        # Sums of weights x rows of every table, one block of images at a time.
         sums = [_Sum() for _ in groups]
         reader = WholeRows(blocks, len(groups), self.n)
         draws = resampling_weights(self.n, self.n_resamples, self.seed)
-        for block, (rows, drawn) in enumerate(zip(aligned(reader, BLOCK), draws, strict=True)):
+        for block, (rows, drawn) in enumerate(zip(cut_to_blocks(reader, BLOCK), draws, strict=True)):
             for (tables, _), weights in zip(groupings, class_weights, strict=True):
                 if weights is None:
                     _add_drawn([sums[table] for table in tables], drawn, [rows[table] for table in tables])
@@ -238,6 +244,7 @@ class Bootstrap:
                     of_block = weights.of_block(block, drawn)
                     for table in tables:
                         _add_weighted(sums[table], of_block, rows[table])
+        # Back to the units of the rows, then from sums to means.
         rates = [total.value() * unit for total, unit in zip(sums, reader.units, strict=True)]
         for (tables, _), weights in zip(groupings, class_weights, strict=True):
             for table in tables:
@@ -247,7 +254,7 @@ class Bootstrap:
     def means(
         self, blocks: Iterable[Sequence[RowBlock]], groups: Sequence[Integer[np.ndarray, " n"] | None]
     ) -> list[Float64[np.ndarray, " _"]]:
-        """The rates (s_k,) of the images themselves; arguments and errors as of `rates`."""
+        """Return the rates (s_k,) of the images themselves. Arguments and errors are those of `rates`."""
         groupings = _groupings(groups, self.n)
         counts = [np.array([self.n]) if codes is None else np.bincount(codes) for _, codes in groupings]
         sums = [np.zeros((1, 1)) for _ in groups]
@@ -268,17 +275,18 @@ class Bootstrap:
         return means
 
     def interval(self, values: Float64[np.ndarray, " r"]) -> Interval:
-        """Percentile interval of a metric from its values in the resamples. Raises `DataError` where one is
-        not finite.
+        """Return the percentile interval of a metric from its values in the resamples.
+
+        Raises `DataError` if a value is not finite.
         """
         tail = (1.0 - self.level) / 2.0
-        low, high = np.quantile(_defined(values), [tail, 1.0 - tail])
+        low, high = np.quantile(_check_finite(values), [tail, 1.0 - tail])
         return Interval(
             low=float(low), high=float(high), level=self.level, n_resamples=self.n_resamples, seed=self.seed
         )
 
     def _class_weights(self, groupings: Sequence[_Codes | None]) -> list[_ClassWeights | None]:
-        """What an image drawn weighs under each grouping; one pass over the draws where there is any."""
+        """Return the weights of drawn images for each grouping. One pass over the draws if any is needed."""
         drawn = [np.zeros((self.n_resamples, 0 if codes is None else codes.max() + 1)) for codes in groupings]
         if any(codes is not None for codes in groupings):
             for block, weights in enumerate(resampling_weights(self.n, self.n_resamples, self.seed)):
@@ -294,24 +302,25 @@ class Bootstrap:
 
 
 class _ClassWeights:
-    """Weights that make every class of a resample count alike: whole numbers near 2^k / (images drawn of the
-    class).
+    """Weights that make every class of a resample count alike.
+
+    They are whole numbers near 2^k / (images drawn of the class).
     """
 
     def __init__(self, codes: _Codes, drawn: Float64[np.ndarray, "r g"]) -> None:
         self.codes = codes
-        # Over all images drawn they add up to at most classes x 2^k, which with `_DIGIT` bits of the rows
+        # Over all images drawn, weights sum to at most classes x 2^k, which with `_DIGIT` bits of the rows
         # stays below 2^53.
         scale = 2.0 ** (53 - _DIGIT - drawn.shape[1].bit_length())
         self.per_draw: Float64[np.ndarray, "r g"] = np.floor(
             np.divide(scale, drawn, out=np.zeros_like(drawn), where=drawn > 0)
         )
-        # A mean is divided by what the weights add up to, not by classes x 2^k: it never leaves the range of
-        # the rows.
+        # A mean is divided by the sum of the weights, not by classes x 2^k, so it stays in the range of the
+        # rows.
         self.total: Float64[np.ndarray, " r"] = (self.per_draw * drawn).sum(axis=1)
 
     def of_block(self, block: int, drawn: UInt16[np.ndarray, "r b"]) -> Float64[np.ndarray, "r b"]:
-        """Weight of each image of a block: draws x weight of a draw."""
+        """Return the weight of each image of a block, (r, b): draws x weight of a draw."""
         return np.asarray(
             np.take(self.per_draw, self.codes[block * BLOCK : (block + 1) * BLOCK], axis=1) * drawn
         )
@@ -338,8 +347,8 @@ class _Sum:
 def _add_drawn(sums: Sequence[_Sum], drawn: UInt16[np.ndarray, "r b"], tables: Sequence[RowBlock]) -> None:
     """Add draws x rows (whole numbers) of each table to its sum.
 
-    In float32, twice as fast, where that is exact: a sum of non-negative numbers that comes out below 2^24
-    was below it all along. The other columns are made in float64.
+    Uses float32, which is twice as fast, where it is exact: a sum of non-negative numbers that ends below
+    2^24 was below it throughout. The other columns are computed in float64.
     """
     single, double = drawn.astype(np.float32), drawn.astype(np.float64)
     narrow = [index for index, table in enumerate(tables) if table.dtype.kind in "ui" and table.min() >= 0]
@@ -358,7 +367,7 @@ def _add_drawn(sums: Sequence[_Sum], drawn: UInt16[np.ndarray, "r b"], tables: S
 
 
 def _add_weighted(total: _Sum, weights: Float64[np.ndarray, "r b"], table: RowBlock) -> None:
-    """Add weights x rows (whole numbers), one digit of the rows after the other."""
+    """Add weights x rows (whole numbers), one digit of the rows after another."""
     sign, rest = np.sign(table).astype(np.float64), np.abs(table).astype(np.int64)
     digit = 0
     while digit == 0 or rest.any():
@@ -368,7 +377,7 @@ def _add_weighted(total: _Sum, weights: Float64[np.ndarray, "r b"], table: RowBl
 
 
 def _class_sums(table: RowBlock, codes: _Codes | None, n_classes: int) -> Float64[np.ndarray, "g s"]:
-    """Sums of rows (whole numbers) over the images of each class, or (None) of all."""
+    """Return the sums (g, s) of rows (whole numbers) over the images of each class, or (None) over all."""
     if codes is None:
         return np.asarray(table.sum(axis=0, dtype=np.float64, keepdims=True))
     order = np.argsort(codes, kind="stable")
@@ -381,7 +390,7 @@ def _class_sums(table: RowBlock, codes: _Codes | None, n_classes: int) -> Float6
 def _groupings(
     groups: Sequence[Integer[np.ndarray, " n"] | None], n: int
 ) -> list[tuple[list[int], _Codes | None]]:
-    """Tables that are given the same array of groups, and these groups numbered from 0."""
+    """Group the tables by their array of groups, and number the groups from 0."""
     tables: dict[int, list[int]] = {}
     for table, labels in enumerate(groups):
         if labels is not None and np.shape(labels) != (n,):
@@ -394,9 +403,10 @@ def _groupings(
     ]
 
 
-def within_unit(*runs: Rows) -> tuple[list[list[Rows]], float]:
-    """Runs as one block; where they hold floats, divided by the power of two that just brings them into [-1,
-    1]. And that power.
+def scale_to_unit(*runs: Rows) -> tuple[list[list[Rows]], float]:
+    """Return the runs as one block, and the scale: floats are divided by a power of two to lie in [-1, 1].
+
+    It is the smallest power that does so. Whole numbers are not scaled.
     """
     tables = [np.asarray(rows) for rows in runs]
     if not any(rows.dtype.kind == "f" for rows in tables):
@@ -408,11 +418,12 @@ def within_unit(*runs: Rows) -> tuple[list[list[Rows]], float]:
     return [[rows / scale for rows in tables]], scale
 
 
-def _defined(values: Float64[np.ndarray, " r"]) -> Float64[np.ndarray, " r"]:
+def _check_finite(values: Float64[np.ndarray, " r"]) -> Float64[np.ndarray, " r"]:
+    """Return `values`. Raises `DataError` if one is not finite."""
     values = np.asarray(values, dtype=np.float64)
     if not np.isfinite(values).all():
         raise DataError(
             f"the metric is undefined in {int((~np.isfinite(values)).sum())} of {values.size} resamples; "
-            "it has no interval"
+            "expected finite values. It has no interval"
         )
     return values

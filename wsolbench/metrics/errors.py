@@ -1,16 +1,17 @@
-"""Why a top-1 box is wrong: the six categories of the error breakdown (SPA, CVPR 2021, Table 4).
+"""Error breakdown: six categories that explain why a top-1 box is wrong (SPA, CVPR 2021, Table 4).
 
-The tests are made in this order, on the one box of the top-1 class, with the cut-offs of the protocol:
+The tests are applied to the one box of the top-1 class, in this order, with the thresholds of the protocol:
 
 1. `cls`: the class is wrong.
-2. `right`: IoU > `error_iou` with the best true box (highest IoU; the first of equal ones).
-3. `m_ins`: more than one true box has IoG > `error_multi_iog`. No look at the class or at IoB, so one box
-    over two objects ends here.
-4. `part`: IoB > `error_part_iob` with the best true box.
-5. `more`: IoG >= `error_more_iog` with the best true box.
+2. `right`: IoU > `error_iou` with the best ground-truth box (highest IoU; the first of equal ones).
+3. `m_ins`: more than one ground-truth box has IoG > `error_multi_iog`. Neither the class nor IoB is tested,
+so
+   one box over two objects falls into this category.
+4. `part`: IoB > `error_part_iob` with the best ground-truth box.
+5. `more`: IoG >= `error_more_iog` with the best ground-truth box.
 6. `other`.
 
-IoG is the intersection as a share of the true box, IoB as a share of the predicted one.
+IoG is the intersection as a share of the ground-truth box. IoB is its share of the predicted box.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from wsolbench.protocol import EvalProtocol
 ErrorName = Literal["right", "cls", "m_ins", "part", "more", "other"]
 
 ERROR_NAMES: tuple[ErrorName, ...] = get_args(ErrorName)
-"""Category of each code: `error_codes` gives indices into this."""
+"""Category of each code: `error_codes` returns indices into this tuple."""
 
 _RIGHT, _CLS, _M_INS, _PART, _MORE, _OTHER = range(len(ERROR_NAMES))
 
@@ -41,12 +42,17 @@ def localization_error(
     class_correct: bool,
     protocol: EvalProtocol,
 ) -> ErrorName:
-    """Category of one predicted box (4,) against the true boxes (R, 4), both in the numbers of the protocol.
+    """Return the category of one predicted box (4,) against the ground-truth boxes (R, 4).
 
-    Raises `DataError` for broken boxes and where there is no true box.
+    All boxes are in the protocol's convention. Raises `DataError` for invalid boxes and if there is no
+    ground-truth box.
 
-    >>> localization_error(np.array([0, 0, 3, 3]), np.array([[0, 0, 9, 9]]), class_correct=True,
-        protocol=EvalProtocol.preset("spa"))
+    >>> localization_error(
+    ...     np.array([0, 0, 3, 3]),
+    ...     np.array([[0, 0, 9, 9]]),
+    ...     class_correct=True,
+    ...     protocol=EvalProtocol.preset("spa"),
+    ... )
     'part'
     """
     code = error_codes(np.asarray(box)[None], true_boxes, protocol)[0]
@@ -56,25 +62,25 @@ def localization_error(
 def error_codes(
     boxes: Num[np.ndarray, "t 4"], true_boxes: Num[np.ndarray, "r 4"], protocol: EvalProtocol
 ) -> UInt8[np.ndarray, " t"]:
-    """Codes (T,) of boxes (T, 4) against the true boxes (R, 4) of one image, as if its class were right:
-    never `cls`.
+    """Return the error codes (T,) of boxes (T, 4) against the ground-truth boxes (R, 4) of one image.
 
-    Raises as `localization_error`.
+    The class is taken as correct, so no code is `cls`. Raises `DataError` as `localization_error` does.
     """
     plus_one = protocol.iou_plus_one
     predicted = check_boxes(boxes, plus_one=plus_one, what="predicted boxes")
-    truth = check_boxes(true_boxes, plus_one=plus_one, what="true boxes")
+    truth = check_boxes(true_boxes, plus_one=plus_one, what="ground-truth boxes")
     if len(truth) == 0:
         raise DataError(
-            "there is no true box, so the error category is undefined; leave the image out of the error "
-            "breakdown"
+            "there is no ground-truth box, so the error category is undefined; expected at least one. Leave "
+            "the image out of the error breakdown"
         )
     if protocol.gt_boxes == "first":
         truth = truth[:1]
-    # From threshold to threshold the box is often the same.
+    # The box often stays the same from one threshold to the next: compute overlaps of distinct boxes only.
     new = np.ones(len(predicted), dtype=np.bool_)
     new[1:] = (predicted[1:] != predicted[:-1]).any(axis=1)
     iou, iog, iob = unchecked_overlaps(predicted[new], truth, plus_one=plus_one)  # (u, r) each
+    # The tests in the order of the module's header; the first that holds gives the code.
     rows, best = np.arange(len(iou)), iou.argmax(axis=1)
     checks = [
         iou[rows, best] > protocol.error_iou,
@@ -88,14 +94,14 @@ def error_codes(
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorBreakdownResult:
-    """Share of each category among `n` images; the shares sum to 1."""
+    """Share of each category among `n` images. The shares sum to 1."""
 
     fractions: dict[ErrorName, float]
     n: int
 
 
 class ErrorBreakdown:
-    """Counts categories over images at every threshold of the protocol. State: integer counts (6, T)."""
+    """Accumulator of categories over images at every threshold. The state is integer counts (6, T)."""
 
     def __init__(self, protocol: EvalProtocol) -> None:
         self.protocol = protocol
@@ -105,8 +111,9 @@ class ErrorBreakdown:
         )
 
     def update(self, codes: Integer[np.ndarray, " t"], class_correct: bool) -> None:
-        """Count one image: `codes` (T,) from `error_codes` of its boxes at every threshold. Raises
-        `DataError` on another shape or code.
+        """Count one image. `codes` (T,) are the `error_codes` of its boxes at every threshold.
+
+        Raises `DataError` for another shape or an invalid code.
         """
         codes = np.asarray(codes)
         n_taus = self._counts.shape[1]
@@ -123,21 +130,22 @@ class ErrorBreakdown:
         self.n += 1
 
     def merge(self, other: ErrorBreakdown) -> None:
-        """Add the counts of `other`. Raises `UsageError` when its protocol differs."""
+        """Add the counts of `other`. Raises `UsageError` if its protocol differs."""
         if self.protocol != other.protocol:
             raise UsageError(
-                f"error breakdowns of protocols {self.protocol.name!r} and {other.protocol.name!r} do not "
-                "merge: a field differs"
+                f"cannot merge an error breakdown of protocol {other.protocol.name!r} into one of "
+                f"{self.protocol.name!r}; expected equal protocols, but a field differs"
             )
         self._counts += other._counts
         self.n += other.n
 
     def compute(self, tau_index: int) -> ErrorBreakdownResult:
-        """Shares at `protocol.taus[tau_index]`. Raises `UsageError` for an index outside the grid or when no
-        image was counted.
+        """Return the shares at `protocol.taus[tau_index]`.
+
+        Raises `UsageError` for an index outside the grid and if no image was counted.
         """
         if self.n == 0:
-            raise UsageError("the error breakdown has seen no image; update it first")
+            raise UsageError("the error breakdown has counted no image; call update first")
         if not 0 <= tau_index < self._counts.shape[1]:
             raise UsageError(f"threshold index {tau_index}; expected 0 to {self._counts.shape[1] - 1}")
         shares = self._counts[:, tau_index] / self.n

@@ -1,6 +1,4 @@
-"""Pixel counts of one score map by score and by 8-bit level, object and background apart, from one pass over
-it (numba).
-"""
+"""Object and background pixel counts of a score map by score and by 8-bit level, in one pass (numba)."""
 
 from __future__ import annotations
 
@@ -28,15 +26,16 @@ def histograms(
     ignore: Bool[np.ndarray, "h w"] | None,
     protocol: EvalProtocol,
 ) -> tuple[Int64[np.ndarray, "2 bins"], Int64[np.ndarray, "2 256"]]:
-    """Pixel counts of one image by score, for PxAP, and by 8-bit level, for Peak-IoU: row 0 object pixels,
-    row 1 background.
+    """Count the pixels of one image by score (for PxAP) and by 8-bit level (for Peak-IoU).
 
-    Bin i of the first holds scores in [edge_i, edge_(i+1)); the edges are 0 (where the protocol's thresholds
-    start higher), the thresholds, 1, 2 and 3, compared in float64. Scores lie in [0, 1], or are 8-bit levels
-    that stand for level / 255. In the second a float score has the level trunc(255 x score), the product in
-    float64. Pixels of `ignore` outside of the object do not count.
+    Row 0 counts object pixels, row 1 background pixels. Scores lie in [0, 1], or are 8-bit levels that
+    stand for level / 255. Pixels of `ignore` outside the object are not counted.
 
-    Raises `DataError` when the shapes differ, a mask is not boolean, or a score is not a number in [0, 1].
+    By score: bin i holds scores in [edge_i, edge_(i+1)), compared in float64. The edges are 0 (if the
+    protocol's thresholds start higher), the thresholds, 1, 2 and 3. By level: a float score has the level
+    trunc(255 x score), the product in float64.
+
+    Raises `DataError` if the shapes differ, a mask is not boolean, or a score is not a number in [0, 1].
     """
     scores, *masks = matching_maps(score_map, mask, ignore)
     is_object, ignored = (each.ravel() for each in masks)
@@ -56,32 +55,30 @@ def histograms(
 
 @dataclass(frozen=True)
 class Binning:
-    """Exact bins without a search: the bin at which a score's cell starts, then a step over each edge inside
-    the cell.
-    """
+    """Exact bins without a search: look up the bin at the start of a score's cell, then step over edges."""
 
     edges: Float64[np.ndarray, " edges"]
     of_level: Int64[np.ndarray, " 256"]
     of_cell: UInt32[np.ndarray, " cells"]
     steps: int
-    """Most edges inside of one cell."""
+    """Largest number of edges inside one cell."""
 
     @property
     def n_bins(self) -> int:
-        """Columns of the histogram by score."""
+        """Number of columns of the histogram by score."""
         return len(self.edges) - 1
 
 
 @lru_cache(maxsize=8)
 def binning_of(taus: tuple[float, ...]) -> Binning:
-    """The bins by score of `histograms`."""
+    """Build the bins by score of `histograms`."""
     edges = np.array(([] if taus[0] == 0 else [0.0]) + [*taus, 1.0, 2.0, 3.0])
     of_cell = np.searchsorted(edges, np.arange(_CELLS + 1) / _CELLS, side="right") - 1
     of_level = np.searchsorted(edges, np.arange(LEVELS) / 255.0, side="right") - 1
     return Binning(edges, of_level, of_cell.astype(np.uint32), int(np.diff(of_cell).max()))
 
 
-# Indices are unsigned: a signed one costs a test for being negative at each look-up.
+# Indices are unsigned: a signed index costs a test for negative values at each look-up.
 @njit(cache=True, nogil=True)
 def _count_scores(
     scores: Float[np.ndarray, " p"],
@@ -93,7 +90,7 @@ def _count_scores(
     pixel: Int64[np.ndarray, "2 bins"],
     level: Int64[np.ndarray, "2 256"],
 ) -> bool:
-    """Fill in the counts of a map of floats; False when one of them is not a number in [0, 1]."""
+    """Fill in the counts of a float map. Returns False if a score is not a number in [0, 1]."""
     for p in range(scores.size):
         score = np.float64(scores[p])
         if not (score >= 0.0 and score <= 1.0):  # also for NaN
@@ -102,7 +99,7 @@ def _count_scores(
         if row and ignored.size and ignored[p]:
             continue
         bin_ = of_cell[np.uint32(score * _CELLS)]
-        for _ in range(steps):  # a fixed number: a branch on the score would be mispredicted
+        for _ in range(steps):  # a fixed number of steps: a branch on the score would be mispredicted
             bin_ += np.uint32(score >= edges[bin_ + np.uint32(1)])
         pixel[row, bin_] += 1
         level[row, np.uint32(score * 255.0)] += 1

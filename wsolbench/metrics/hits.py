@@ -1,4 +1,4 @@
-"""Counting hits over images: the state that box metrics share."""
+"""Counts of hits over images: the state that all box metrics share."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from wsolbench.protocol import EvalProtocol
 
 ORACLE = ThresholdPolicy.oracle()
 
-_EVERY_IMAGE = -1  # the one group when averaging is over images; labels are never negative
+_EVERY_IMAGE = -1  # the only group if the average is over images; labels are never negative
 
 
 class HitCounts:
-    """Hits per row (a delta, or a metric) and threshold; one group for all images, or one a class where the
-    protocol averages classes.
+    """Hits per row (a delta or a metric) and threshold, counted over all images or per class.
 
-    State: integer counts, so the order of updates and merges cannot change a bit.
+    They are counted per class if the protocol averages over classes.
+    The state is integer counts, so the order of updates and merges cannot change a bit.
     """
 
     def __init__(self, protocol: EvalProtocol, n_rows: int) -> None:
@@ -29,51 +29,51 @@ class HitCounts:
 
     @property
     def n(self) -> int:
-        """Images counted."""
+        """Number of images counted."""
         return sum(self._n.values())
 
     @property
     def hits(self) -> Int64[np.ndarray, "d t"]:
-        """Hits over all images."""
+        """Hits over all images, (d, t)."""
         return sum(self._hits.values(), np.zeros(self._shape, dtype=np.int64))
 
     def add(self, hits: Bool[np.ndarray, "d t"], label: int | None) -> None:
-        """Count one image. Raises `UsageError` without a label where the protocol averages classes."""
+        """Count one image. Raises `UsageError` without a label if the protocol averages over classes."""
         group = _EVERY_IMAGE
         if self.protocol.averaging == "class":
             if label is None:
                 raise UsageError(
-                    f"protocol {self.protocol.name!r} averages classes, so every image needs its label"
+                    f"image has no label; protocol {self.protocol.name!r} averages over classes. Pass `label`"
                 )
             group = int(label)
         self._add(group, hits.astype(np.int64), 1)
 
     def merge(self, other: HitCounts) -> None:
-        """Add the counts of `other`. Raises `UsageError` when its protocol or number of rows differs."""
+        """Add the counts of `other`. Raises `UsageError` if its protocol or number of rows differs."""
         if self.protocol != other.protocol:
             raise UsageError(
-                f"results of protocols {self.protocol.name!r} and {other.protocol.name!r} do not merge: a "
-                "field differs"
+                f"cannot merge results of protocol {other.protocol.name!r} into those of "
+                f"{self.protocol.name!r}; expected equal protocols, but a field differs"
             )
         if self._shape != other._shape:
-            raise UsageError(f"results with {self._shape[0]} and {other._shape[0]} rows do not merge")
+            raise UsageError(f"cannot merge results with {other._shape[0]} rows; expected {self._shape[0]}")
         for group, hits in list(other._hits.items()):
             self._add(group, hits, other._n[group])
 
     def rates(self) -> Float64[np.ndarray, "d t"]:
-        """Share of hits in [0, 1], averaged as the protocol says. Raises `UsageError` when no image was
-        counted.
+        """Return the share of hits in [0, 1], (d, t), averaged over images or classes as the protocol says.
+
+        Raises `UsageError` if no image was counted.
         """
         if not self._hits:
-            raise UsageError(
-                "no image was counted, so the share of hits is undefined; update the metric first"
-            )
+            raise UsageError("no image was counted, so the share of hits is undefined; call update first")
         per_group = [self._hits[group] / self._n[group] for group in sorted(self._hits)]
         return np.asarray(np.mean(per_group, axis=0))
 
-    def comparable(self) -> Num[np.ndarray, "d t"]:
-        """What thresholds are chosen by: proportional to `rates`, and exact integers where averaging is over
-        images.
+    def threshold_scores(self) -> Num[np.ndarray, "d t"]:
+        """Return the scores that thresholds are chosen by, (d, t): proportional to `rates`.
+
+        They are exact integers if the average is over images.
         """
         return self.hits if self.protocol.averaging == "image" else self.rates()
 

@@ -1,9 +1,9 @@
 """Key-point distance: how far part proposals are from the nearest annotated part.
 
-Idea: SSANET (Figure 4 plots the distance of the four best proposals to the nearest of the 15 key points of
-    CUB, without units or rules); everything else here is a decision of this project. Coordinates are
-    continuous pixels of the square network
-input of side S: boxes xyxy, key points and the true box brought there by the geometry of the image.
+Source of the idea: SSANET. Its Figure 4 plots the distance of the four best proposals to the nearest of the
+15 key points of CUB, without units or rules. Everything else here is a decision of this project.
+Coordinates are continuous pixels of the square network input of side S. Boxes are xyxy. Key points and the
+ground-truth box are mapped there by the geometry of the image.
 """
 
 from __future__ import annotations
@@ -21,51 +21,53 @@ from wsolbench.exceptions import DataError, UsageError
 from wsolbench.types import Boxes, KeyPoints
 
 REFERENCE_SIDE = 448
-"""Distances are reported in pixels of an input of this side."""
+"""Side of the input in whose pixels distances are reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDistances:
-    """One image; row j is its j-th box in score order. Rows where `real` is False were padded and count
-    nowhere.
+    """Distances of one image. Row j is its j-th box in score order. Rows with `real` False are padding.
+
+    Padded rows are never counted.
     """
 
     px: Float64[np.ndarray, " k"]
-    """Distance from the box centre to the nearest visible point, in pixels of a 448 input."""
+    """Distance from the box centre to the nearest visible point, in pixels of an input of side 448."""
     norm: Float64[np.ndarray, " k"]
-    """The same distance as a fraction of the true box's diagonal."""
+    """The same distance as a fraction of the ground-truth box's diagonal."""
     hit: Bool[np.ndarray, " k"]
-    """Whether the box holds a visible point (x0 <= x < x1, y0 <= y < y1)."""
+    """Whether the box contains a visible point (x0 <= x < x1, y0 <= y < y1)."""
     nearest: Int[np.ndarray, " k"]
-    """Index of the nearest point; the lower of equally near ones."""
+    """Index of the nearest point. Of equally near points, the lower index."""
     real: Bool[np.ndarray, " k"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeypointDistanceResult:
-    """What `KeypointDistance.compute` gives. Per slot j of the score order; None where no image has a real
-    j-th box.
+    """Result of `KeypointDistance.compute`. Slots are ranks j of the score order.
+
+    The value of a slot is None if no image has a real j-th box.
     """
 
     px: float
-    """Mean over the slots of `slot_px`, in pixels of a 448 input."""
+    """Mean over the slots of `slot_px`, in pixels of an input of side 448."""
     norm: float
-    """Mean over the slots of `slot_norm`: fractions of the true box's diagonal."""
+    """Mean over the slots of `slot_norm`, as a fraction of the ground-truth box's diagonal."""
     slot_px: tuple[float | None, ...]
     """Mean over images."""
     slot_norm: tuple[float | None, ...]
     slot_median_px: tuple[float | None, ...]
     slot_median_norm: tuple[float | None, ...]
     hit: float
-    """Share of boxes that hold at least one visible point, in [0, 1]."""
+    """Share of boxes that contain at least one visible point, in [0, 1]."""
     distinct: float
-    """Mean number of different nearest points among the boxes of an image: 1 is four boxes on one point."""
+    """Mean number of different nearest points among the boxes of an image. 1 means all boxes at one point."""
     n: int
-    """Images that counted."""
+    """Number of images that counted."""
     n_skipped: int
-    """Images without a visible key point."""
+    """Number of images without a visible key point."""
     n_padded: int
-    """Box slots left out because they were padded."""
+    """Number of box slots that were skipped because they are padding."""
 
 
 def keypoint_distance(
@@ -77,21 +79,23 @@ def keypoint_distance(
     padded: Bool[np.ndarray, " k"] | None = None,
     frame: Literal["inside", "all"] = "inside",
 ) -> ImageDistances | None:
-    """Distances of the boxes' centres (unclipped) to the nearest visible key point; None when no point is
-    visible.
+    """Distances of the box centres (unclipped) to the nearest visible key point, or None if none is visible.
 
-    `boxes` (K, 4) in score order, `key_points` (P, 3) rows (x, y, visible) and `true_box` (4,), unclipped, in
-    pixels of the input of `side` squared. `frame="inside"` drops points outside of [0, side) squared, "all"
-    keeps them. Raises `DataError` on coordinates that are not finite, boxes that end before they start, a
-    true box without a diagonal, and arrays of other shapes.
+    `boxes` (K, 4) are in score order. `key_points` (P, 3) has rows (x, y, visible). `true_box` (4,) is
+    unclipped. All are in pixels of the input of `side` squared. `frame="inside"` drops points outside [0,
+    side) squared; "all" keeps them.
+
+    Raises `DataError` for coordinates that are not finite, boxes that end before they start, a ground-truth
+    box without a diagonal, and arrays of other shapes.
 
     >>> square = np.array([[90.0, 90.0, 110.0, 110.0]])
-    >>> float(keypoint_distance(square, np.array([[103.0, 104.0, 1.0]]), np.array([0.0, 0.0, 60.0, 80.0]),
-        side=448).norm[0])
+    >>> point, true_box = np.array([[103.0, 104.0, 1.0]]), np.array([0.0, 0.0, 60.0, 80.0])
+    >>> float(keypoint_distance(square, point, true_box, side=448).norm[0])
     0.05
     """
+    # Validate the arrays, and keep the visible points, (V, 2).
     boxes = check_boxes(boxes, plus_one=False, what="proposed boxes")
-    true_box = check_boxes(np.asarray(true_box)[None], plus_one=False, what="the true box")[0]
+    true_box = check_boxes(np.asarray(true_box)[None], plus_one=False, what="the ground-truth box")[0]
     key_points = np.asarray(key_points, dtype=np.float64)
     real = np.ones(len(boxes), dtype=bool) if padded is None else ~np.asarray(padded, dtype=bool)
     if len(boxes) != len(real) or key_points.ndim != 2 or key_points.shape[1] != 3:
@@ -104,14 +108,15 @@ def keypoint_distance(
     diagonal = math.hypot(true_box[2] - true_box[0], true_box[3] - true_box[1])
     if not (np.isfinite(points).all() and math.isfinite(diagonal) and diagonal > 0):
         raise DataError(
-            "key-point distance needs finite points and a true box with a diagonal; the true box is "
-            f"{true_box.tolist()}"
+            f"the ground-truth box is {true_box.tolist()}, or a key point is not finite; expected finite "
+            "points and a box with a diagonal"
         )
     if frame == "inside":
         inside = ((points >= 0) & (points < side)).all(axis=1)
         visible, points = visible[inside], points[inside]
     if len(points) == 0:
         return None
+    # Distance of every box centre to every point.
     offset = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2 - points  # (K, V, 2)
     distances = np.hypot(offset[..., 0], offset[..., 1])
     distance = distances.min(axis=1)
@@ -123,15 +128,15 @@ def keypoint_distance(
 
 
 class KeypointDistance:
-    """Accumulates `keypoint_distance` over images; keeps per-image arrays and adds them without rounding, so
-    order cannot matter.
+    """Accumulator of `keypoint_distance` over images.
 
-    `side` is that of the network input, `top` the number of boxes that count.
+    It keeps per-image arrays and adds them without rounding, so the order cannot matter. `side` is that of
+    the network input. `top` is the number of boxes that count.
     """
 
     def __init__(self, *, side: int, top: int = 4, frame: Literal["inside", "all"] = "inside") -> None:
         if side < 1 or top < 1:
-            raise UsageError(f"key-point distance needs side and top of at least 1, got {side} and {top}")
+            raise UsageError(f"key-point distance with side {side} and top {top}; expected both at least 1")
         self.side, self.top, self.frame = side, top, frame
         self.images: list[ImageDistances] = []
         self.n_skipped = 0
@@ -154,32 +159,32 @@ class KeypointDistance:
             self.images.append(image)
 
     def merge(self, other: KeypointDistance) -> None:
-        """Add the images of another shard. Raises `UsageError` when it was counted with other settings."""
+        """Add the images of another shard. Raises `UsageError` if its settings differ."""
         mine, others = (self.side, self.top, self.frame), (other.side, other.top, other.frame)
         if mine != others:
             raise UsageError(
-                f"cannot merge key-point distances of (side, top, frame) {others} into those of {mine}"
+                f"cannot merge key-point distances with (side, top, frame) {others}; expected {mine}"
             )
         self.images.extend(other.images)
         self.n_skipped += other.n_skipped
 
     def compute(self) -> KeypointDistanceResult:
-        """Means so far, every image with equal weight. Raises `DataError` when no image has a visible point
-        and a real box.
+        """Return the means so far; every image has equal weight.
+
+        Raises `DataError` if no image has a visible point and a real box.
         """
         real = [image for image in self.images if image.real.any()]
         if not real:
             raise DataError(
                 f"key-point distance is undefined: {len(self.images)} images have a visible key point "
-                f"({self.n_skipped} have none), "
-                "and none of them has a box"
+                f"({self.n_skipped} have none), and none of them has a box; expected at least one"
             )
         slot_px, slot_norm = self._slots("px"), self._slots("norm")
         means_px, means_norm = [_mean(values) for values in slot_px], [_mean(values) for values in slot_norm]
         hits = [bool(hit) for image in real for hit in image.hit[image.real]]
         return KeypointDistanceResult(
-            px=_known_mean(means_px),
-            norm=_known_mean(means_norm),
+            px=_mean_of_known(means_px),
+            norm=_mean_of_known(means_norm),
             slot_px=tuple(means_px),
             slot_norm=tuple(means_norm),
             slot_median_px=tuple(float(np.median(values)) if values else None for values in slot_px),
@@ -192,8 +197,9 @@ class KeypointDistance:
         )
 
     def rows(self, which: Literal["px", "norm"] = "norm") -> Float64[np.ndarray, "n c"]:
-        """Per image the distance in each slot (0 where it has none), then whether it has one: for the
-        bootstrap, with `slot_mean`.
+        """Return one row per image for the bootstrap, with `slot_mean`: (n, 2 top).
+
+        The first half is the distance in each slot, 0 if it has none. The second half is 1 if it has one.
         """
         rows = np.zeros((len(self.images), 2 * self.top))
         for row, image in zip(rows, self.images, strict=True):
@@ -211,8 +217,9 @@ class KeypointDistance:
 
 
 def slot_mean(rates: Float64[np.ndarray, "r c"]) -> Float64[np.ndarray, " r"]:
-    """Mean of `KeypointDistance.rows` over images -> the distance, the mean over slots that occur (NaN where
-    none does).
+    """Return the distance from means of `KeypointDistance.rows`: the mean over slots that occur.
+
+    It is NaN if no slot occurs.
     """
     top = rates.shape[-1] // 2
     known = rates[..., top:] > 0
@@ -225,6 +232,6 @@ def _mean(values: list[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-def _known_mean(values: Iterable[float | None]) -> float:
+def _mean_of_known(values: Iterable[float | None]) -> float:
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known)

@@ -1,15 +1,15 @@
-"""The largest component's box at all levels from one pass over all pixels of a map (numba); see
-`component_tree`.
+"""Box of the largest component at all levels, from one pass over all pixels of a map (numba).
 
-The size of a component is its pixels, the area of its box, or, for a contour, the area of the polygon through
-the centres of its outline. Twice that area adds up over 2 x 2 cells of the picture: 2 for a cell that is all
-foreground and 1 for a cell that lacks one corner. So each pixel brings as many as there are cells in which
-two of the other three pixels came before it.
+See `component_tree` for the pass. The size of a component is its number of pixels, the area of its box, or
+for a contour, the area of the polygon through the centres of its outline. Twice that area is a sum over 2 x
+2 cells of the picture: 2 for a cell that is all foreground and 1 for a cell that lacks one corner. So each
+pixel adds the number of cells in which two of the other three pixels came before it.
 
-That holds where there are no holes. An outline covers what it encloses, and of contours within each other the
-outer one is as large as any and comes first in OpenCV's order, so the largest is never within another one. It
-is found in the picture whose holes are filled (`best_of_holes`), where no foreground has holes. Equally large
-outer contours: OpenCV lists the one whose first pixel comes last in a row-wise scan first.
+This holds only without holes. An outline covers what it encloses. Of nested contours, the outer one is at
+least as large as any other and comes first in OpenCV's order. So the largest contour is never inside
+another one. It is found in the picture whose holes are filled (`best_of_holes`), where no foreground has
+holes. Among equally large outer contours, OpenCV lists first the one whose first pixel comes last in a
+row-wise scan.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from wsolbench.metrics.component_tree import (
 )
 
 PIXELS, BOX, CONTOUR = 0, 1, 2
-"""What a component is measured by."""
+"""Measures of a component's size."""
 
 
 @njit(cache=True, nogil=True)
@@ -46,13 +46,13 @@ def largest_of_components(
     rules: Rules,
     measure: int,
 ) -> Int32[np.ndarray, "u 4"]:
-    """Half-open box (x0, y0, x1, y1) of the largest component of {level > t}, at row t + 1 for t = -1 .. top
-    - 1.
+    """Return half-open boxes (x0, y0, x1, y1) of the largest component of {level > t}, for t = -1 .. top - 1.
 
-    `picture` and `masks` as `framed` gives them, for `CONTOUR` of the picture with filled holes; `rules` is
-    `EIGHT` or `FOUR`. Of equally large components the one whose first pixel comes first, for `CONTOUR` last,
-    in a row-wise scan.
+    Row t + 1 belongs to cut t. `picture` and `masks` are as `framed` returns them; for `CONTOUR`, of the
+    picture with filled holes. `rules` is `EIGHT` or `FOUR`. Of equally large components, the one is taken
+    whose first pixel comes first in a row-wise scan; for `CONTOUR`, the one whose first pixel comes last.
     """
+    # Pixels from the highest level down, and an empty forest.
     height, width = picture.shape
     order, start = sort_pixels(picture, masks, top, np.ones(256, np.int32))
     order = order[::-1].copy()
@@ -63,6 +63,7 @@ def largest_of_components(
     boxes = np.empty((top + 1, 4), np.int32)
     alive, n_alive = np.empty(len(nodes), np.int32), 0
     flat, used, n = masks.ravel(), 1, len(order)
+    # Add one level after another. `alive` lists the components that no other has absorbed.
     for level in range(top, -1, -1):
         known = used
         first, last = n - start[level + 1], n - start[level]
@@ -70,6 +71,7 @@ def largest_of_components(
         for node in range(known, used):
             alive[n_alive] = node
             n_alive += 1
+        # The largest component of this level.
         kept, largest, most = 0, -1, -1
         for i in range(n_alive):
             node = alive[i]
@@ -85,9 +87,7 @@ def largest_of_components(
             ):
                 largest, most = node, size
         n_alive = kept
-        boxes[level, 0], boxes[level, 1] = (
-            nodes[largest, X0] - 1,
-            nodes[largest, Y0] - 1,
-        )  # the frame is not part of the numbers
+        # Box coordinates exclude the frame of one pixel.
+        boxes[level, 0], boxes[level, 1] = nodes[largest, X0] - 1, nodes[largest, Y0] - 1
         boxes[level, 2], boxes[level, 3] = nodes[largest, X1], nodes[largest, Y1]
     return boxes

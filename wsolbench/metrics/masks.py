@@ -1,4 +1,4 @@
-"""Object masks: brought to the frame of a score map, and checked against it."""
+"""Validation of object masks against a score map."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 
 from wsolbench.exceptions import DataError
-from wsolbench.maps.masks import _bool_mask
+from wsolbench.maps.masks import check_mask
 from wsolbench.types import UnitMap
 
 
 def matching_maps(
     score_map: UnitMap, mask: Bool[np.ndarray, "h w"], ignore: Bool[np.ndarray, "h w"] | None
 ) -> tuple[Shaped[np.ndarray, "h w"], Bool[np.ndarray, "h w"], Bool[np.ndarray, "h2 w2"]]:
-    """Scores as uint8, float32 or float64, object mask, and ignore mask, which is empty where there is none.
+    """Return scores (uint8, float32 or float64), object mask and ignore mask, which is empty if None.
 
-    Raises `DataError` when the shapes differ or a mask is not boolean.
+    Raises `DataError` if the shapes differ or a mask is not boolean.
     """
-    scores, object_ = np.asarray(score_map), _bool_mask(mask, "mask")
-    ignored = None if ignore is None else _bool_mask(ignore, "ignore mask")
+    scores, object_ = np.asarray(score_map), check_mask(mask, "mask")
+    ignored = None if ignore is None else check_mask(ignore, "ignore mask")
     for other in (object_, ignored):
         if other is not None and (scores.ndim != 2 or other.shape != scores.shape):
             raise DataError(
-                f"score map {scores.shape} and mask {other.shape} differ; bring both to one (height, "
-                "width) frame first"
+                f"score map {scores.shape} and mask {other.shape} differ in shape; expected both in one "
+                "(height, width) frame"
             )
     if scores.dtype not in (np.uint8, np.float32):
         scores = scores.astype(np.float64, copy=False)

@@ -1,10 +1,10 @@
-"""MaxBoxAcc and MaxBoxAccV2: the share of images whose box overlaps the truth enough, read at one threshold
-of the map.
+"""MaxBoxAcc and MaxBoxAccV2: share of images whose box overlaps the ground truth enough.
 
-MaxBoxAcc (Choe et al., CVPR 2020): delta 0.5, one box an image: `MaxBoxAcc(protocol, deltas=(0.5,))`, updated
-    with `Sweep.single_iou`. MaxBoxAccV2 (Choe et al., TPAMI 2022): the mean over deltas 0.3, 0.5, 0.7, any
-    box of
-`protocol.components`: `MaxBoxAcc(protocol)`, updated with `Sweep.best_iou`.
+Both are read at one threshold of the map. `MaxBoxAcc` is Choe et al., CVPR 2020: delta 0.5, one box per
+image: `MaxBoxAcc(protocol, deltas=(0.5,))`, updated with `Sweep.single_iou`. `MaxBoxAccV2` is Choe et al.,
+TPAMI
+2022: the mean over deltas 0.3, 0.5, 0.7, any box of `protocol.components`: `MaxBoxAcc(protocol)`, updated
+with `Sweep.best_iou`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from wsolbench.protocol import EvalProtocol
 
 @dataclass(frozen=True, kw_only=True)
 class MaxBoxAccResult:
-    """Fractions in [0, 1] over `n` images: their mean over the deltas, and for each delta the fraction and
-    the threshold it is read at.
+    """Result of `MaxBoxAcc.compute` over `n` images. Fractions are in [0, 1].
+
+    `value` is the mean over the deltas. The tuples hold, for each delta, the fraction and its threshold.
     """
 
     value: float
@@ -34,10 +35,10 @@ class MaxBoxAccResult:
 
 
 class MaxBoxAcc:
-    """Accumulates images; `compute` picks the thresholds. State: integer counts, so any order and sharding
-    gives the same bits.
+    """Accumulator over images; `compute` picks the thresholds.
 
-    `deltas` replaces the protocol's. Raises `UsageError` for deltas outside (0, 1].
+    The state is integer counts, so order and sharding cannot change a bit. `deltas` replaces the protocol's.
+    Raises `UsageError` for deltas outside (0, 1].
 
     >>> metric = MaxBoxAcc(EvalProtocol(taus=(0.1, 0.2)))
     >>> metric.update(np.array([0.4, 0.6]))
@@ -56,43 +57,45 @@ class MaxBoxAcc:
 
     @property
     def n(self) -> int:
-        """Images counted."""
+        """Number of images counted."""
         return self._counts.n
 
     @property
     def hits(self) -> Int64[np.ndarray, "d t"]:
-        """Images whose IoU passes delta d at threshold t."""
+        """Number of images whose IoU passes delta d at threshold t, (d, t)."""
         return self._counts.hits
 
     def update(self, best_iou: Float64[np.ndarray, " t"], label: int | None = None) -> None:
         """Count one image by its best IoU at every threshold of the protocol.
 
-        `label` is its true class, needed where the protocol averages classes (`UsageError` without).
-        Raises `DataError` for another length or values outside [0, 1].
+        `label` is its true class. It is required if the protocol averages over classes (else `UsageError`).
+        Raises `DataError` for another length and for values outside [0, 1].
         """
         iou = check_iou(best_iou, (len(self.protocol.taus),))
         hits = [passes(iou, delta, self.protocol.iou_test) for delta in self.deltas]
         self._counts.add(np.stack(hits), label)
 
     def merge(self, other: MaxBoxAcc) -> None:
-        """Add the counts of `other`. Raises `UsageError` when its protocol or deltas differ."""
+        """Add the counts of `other`. Raises `UsageError` if its protocol or deltas differ."""
         if self.deltas != other.deltas:
-            raise UsageError(f"results for deltas {self.deltas} and {other.deltas} do not merge")
+            raise UsageError(f"cannot merge results for deltas {other.deltas}; expected deltas {self.deltas}")
         self._counts.merge(other._counts)
 
     def curve(self) -> Float64[np.ndarray, "d t"]:
-        """Fraction of images at every delta and threshold. Raises `UsageError` when no image was counted."""
+        """Return the fraction of images at every delta and threshold, (d, t).
+
+        Raises `UsageError` if no image was counted.
+        """
         return self._counts.rates()
 
     def compute(self, policy: ThresholdPolicy = ORACLE) -> MaxBoxAccResult:
-        """The fractions at the thresholds that `policy` picks: one for each delta, or one for all where
-        `protocol.v2_tau` is "shared".
+        """Return the fractions at the thresholds that `policy` picks.
 
-        Of equally good thresholds the oracle takes the smallest. Raises `UsageError` when no image was
-        counted.
+        There is one threshold for each delta, or one for all if `protocol.v2_tau` is "shared". Of equally
+        good thresholds, the oracle takes the smallest. Raises `UsageError` if no image was counted.
         """
         curve, taus = self.curve(), np.array(self.protocol.taus)
-        picked = policy.pick(self._counts.comparable(), taus, shared=self.protocol.v2_tau == "shared")
+        picked = policy.pick(self._counts.threshold_scores(), taus, shared=self.protocol.v2_tau == "shared")
         values = curve[np.arange(len(self.deltas)), picked]
         return MaxBoxAccResult(
             value=float(values.mean()),
@@ -109,7 +112,7 @@ def passes(iou: Float64[np.ndarray, "*s"], delta: float, test: str) -> Bool[np.n
 
 
 def check_iou(iou: Float64[np.ndarray, "*s"], shape: tuple[int, ...]) -> Float64[np.ndarray, "*s"]:
-    """`iou` as float64. Raises `DataError` unless it has `shape` and lies in [0, 1]."""
+    """Return `iou` as float64. Raises `DataError` unless it has `shape` and lies in [0, 1]."""
     values = np.asarray(iou, dtype=np.float64)
     if values.shape != shape:
         raise DataError(

@@ -1,9 +1,9 @@
 """Pixel IoU of thresholded maps: Peak-IoU and Peak-T over pooled pixels, and the mean of per-image IoU.
 
-Peak-IoU pools the pixels of the data set, so large images and large objects weigh more; `MeanImageIoU` weighs
-every image alike. The two are different numbers and carry different names. Source of Peak-IoU and Peak-T:
-Zhang et al., "Rethinking Localization Map: Towards Accurate Object Perception with Self-Enhancement Maps",
-2020, as the LID challenge counts them: 256 levels, foreground where level >= t.
+Peak-IoU pools the pixels of the data set, so large images and large objects weigh more. `MeanImageIoU` weighs
+every image alike. The two are different numbers with different names. Source of Peak-IoU and Peak-T: Zhang et
+al., "Rethinking Localization Map: Towards Accurate Object Perception with Self-Enhancement Maps", 2020,
+counted as in the LID challenge: 256 levels, foreground where level >= t.
 """
 
 from __future__ import annotations
@@ -21,41 +21,42 @@ from wsolbench.protocol import EvalProtocol
 from wsolbench.types import UnitMap
 
 _TAUS = np.arange(LEVELS) / 255.0
-# Levels are the same under all of them.
+# The levels are the same under every protocol.
 _ANY_PROTOCOL = EvalProtocol()
-# Per-image IoUs are summed in this fixed point: integers add up to the same bits in any order.
+# Per-image IoUs are summed in this fixed point, because integers add up to the same bits in any order.
 _FIXED_POINT = 2**40
 
 
 @dataclass(frozen=True, kw_only=True)
 class PeakIoUResult:
-    """What `PeakIoU.compute` gives."""
+    """Result of `PeakIoU.compute`."""
 
     peak_iou: float
     """Pooled pixel IoU in [0, 1] at `peak_t`."""
     peak_t: int
-    """Threshold on the 0-255 scale; the lowest of equally good ones."""
+    """Threshold on the 0-255 scale. Of equally good ones, the lowest."""
     n: int
-    """Images."""
+    """Number of images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeanImageIoUResult:
-    """What `MeanImageIoU.compute` gives."""
+    """Result of `MeanImageIoU.compute`."""
 
     value: float
     """Mean over images of the IoU at `tau`, in [0, 1]."""
     tau: float
-    """The threshold, the same for all images: level / 255."""
+    """Threshold, the same for all images: level / 255."""
     n: int
-    """Images that counted."""
+    """Number of images that counted."""
     n_skipped: int
-    """Images without an object pixel; their IoU is undefined."""
+    """Number of images without an object pixel. Their IoU is undefined."""
 
 
 class PeakIoU:
-    """Best pooled pixel IoU over 256 thresholds (Peak-IoU) and where it is (Peak-T). Any protocol; pixels as
-    `level_histogram`.
+    """Best pooled pixel IoU over 256 thresholds (Peak-IoU) and its threshold (Peak-T).
+
+    Works with any protocol. Pixels are counted as in `level_histogram`.
     """
 
     def __init__(self, protocol: EvalProtocol) -> None:
@@ -75,15 +76,15 @@ class PeakIoU:
         self.n += 1
 
     def merge(self, other: PeakIoU) -> None:
-        """Add the images of another shard. Raises `UsageError` when it was counted under another protocol."""
+        """Add the images of another shard. Raises `UsageError` if its protocol differs."""
         _check_protocols(self.protocol, other.protocol)
         self.histogram += other.histogram
         self.n += other.n
 
     def compute(self, policy: ThresholdPolicy = ORACLE) -> PeakIoUResult:
-        """IoU at the best threshold, or at that of another policy (grid: level / 255).
+        """Return the IoU at the best threshold, or at that of another policy (grid: level / 255).
 
-        Raises `DataError` when no pixel so far is an object pixel.
+        Raises `DataError` if no pixel so far is an object pixel.
         """
         curve = pixel_iou(self.histogram)
         level = int(policy.pick(curve[None], _TAUS)[0])
@@ -91,9 +92,7 @@ class PeakIoU:
 
 
 class MeanImageIoU:
-    """Mean over images of the pixel IoU, at the one threshold that is best for that mean (or that a policy
-    names).
-    """
+    """Mean over images of the pixel IoU at one threshold, by default the one that is best for this mean."""
 
     def __init__(self, protocol: EvalProtocol) -> None:
         self.protocol = protocol
@@ -104,9 +103,7 @@ class MeanImageIoU:
     def update(
         self, score_map: UnitMap, mask: Bool[np.ndarray, "h w"], ignore: Bool[np.ndarray, "h w"] | None = None
     ) -> None:
-        """Count one image; see `level_histogram`. An image without an object pixel is skipped and counted as
-        such.
-        """
+        """Count one image (see `level_histogram`). An image without an object pixel counts as skipped."""
         self.update_histogram(level_histogram(score_map, mask, ignore))
 
     def update_histogram(self, histogram: Int64[np.ndarray, "2 256"]) -> None:
@@ -118,18 +115,18 @@ class MeanImageIoU:
         self.n += 1
 
     def merge(self, other: MeanImageIoU) -> None:
-        """Add the images of another shard. Raises `UsageError` when it was counted under another protocol."""
+        """Add the images of another shard. Raises `UsageError` if its protocol differs."""
         _check_protocols(self.protocol, other.protocol)
         self._total += other._total
         self.n += other.n
         self.n_skipped += other.n_skipped
 
     def compute(self, policy: ThresholdPolicy = ORACLE) -> MeanImageIoUResult:
-        """Mean IoU, exact to 1e-12. Raises `DataError` when no image so far has an object pixel."""
+        """Return the mean IoU, exact to 1e-12. Raises `DataError` if no image so far has an object pixel."""
         if self.n == 0:
             raise DataError(
-                f"mean image IoU is undefined: none of {self.n_skipped} images has an object pixel. Check "
-                "the masks."
+                f"mean image IoU is undefined: none of {self.n_skipped} images has an object pixel; expected "
+                "at least one. Check the masks"
             )
         level = int(policy.pick(self._total[None], _TAUS)[0])
         value = float(self._total[level] / (_FIXED_POINT * self.n))
@@ -139,17 +136,17 @@ class MeanImageIoU:
 def level_histogram(
     score_map: UnitMap, mask: Bool[np.ndarray, "h w"], ignore: Bool[np.ndarray, "h w"] | None = None
 ) -> Int64[np.ndarray, "2 256"]:
-    """Pixel counts of one image by 8-bit level, the second of `histograms`, which says what the levels and
-    the errors are.
+    """Count the pixels of one image by 8-bit level, (2, 256): object, background.
+
+    It is the second result of `histograms`, which documents the levels and the errors.
     """
     return histograms(score_map, mask, ignore, _ANY_PROTOCOL)[1]
 
 
 def pixel_iou(histogram: Num[np.ndarray, "*r 2 256"]) -> Float64[np.ndarray, "*r 256"]:
-    """IoU of {level >= t} with the object for each level t: TP / (TP + FP + FN); leading axes are
-    independent.
+    """IoU of {level >= t} with the object for each level t: TP / (TP + FP + FN), in [0, 1].
 
-    Raises `DataError` where a histogram has no object pixel.
+    Leading axes are independent. Raises `DataError` if a histogram has no object pixel.
     """
     selected = np.cumsum(histogram[..., ::-1], axis=-1)[..., ::-1]
     true_positives, false_positives = selected[..., 0, :], selected[..., 1, :]
@@ -164,6 +161,6 @@ def pixel_iou(histogram: Num[np.ndarray, "*r 2 256"]) -> Float64[np.ndarray, "*r
 def _check_protocols(mine: EvalProtocol, other: EvalProtocol) -> None:
     if mine != other:
         raise UsageError(
-            f"cannot merge results of protocol {other.name!r} into those of {mine.name!r}: the protocols "
-            "differ"
+            f"cannot merge results of protocol {other.name!r} into those of {mine.name!r}; expected equal "
+            "protocols, but a field differs"
         )

@@ -1,7 +1,7 @@
-"""PxAP: area under the pixel precision-recall curve, pixels pooled over the whole data set.
+"""PxAP: area under the pixel precision-recall curve, with the pixels of the whole data set pooled.
 
-Source: Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020, section 4;
-counts and sums as the evaluator clovaai/wsolevaluation makes them.
+Source: Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020, section 4.
+Counts and sums are those of the evaluator clovaai/wsolevaluation.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from wsolbench.types import UnitMap
 
 @dataclass(frozen=True, kw_only=True)
 class PxAPResult:
-    """What `PxAP.compute` gives."""
+    """Result of `PxAP.compute`."""
 
     value: float
     """Average precision in [0, 1]."""
     n: int
-    """Images."""
+    """Number of images."""
     n_pixels: int
-    """Pixels that counted: neither ignored nor left out."""
+    """Number of pixels that counted, without ignored pixels."""
 
 
 class PxAP:
-    """Accumulates pixel histograms over images; states are integer counts, so order and sharding cannot
-    change a bit.
+    """Accumulator of pixel histograms over images.
+
+    The state is integer counts, so order and sharding cannot change a bit.
 
     >>> metric = PxAP(EvalProtocol())
     >>> metric.update(np.array([[0.9, 0.1]]), np.array([[True, False]]))
@@ -54,24 +55,24 @@ class PxAP:
         """Count one image by its histogram, for instance a stored one."""
         if histogram.shape != self.histogram.shape:
             raise UsageError(
-                f"histogram of shape {histogram.shape}; this protocol's thresholds give "
-                f"{self.histogram.shape}"
+                f"histogram has shape {histogram.shape}; expected {self.histogram.shape} for the thresholds "
+                "of this protocol"
             )
         self.histogram += histogram
         self.n += 1
 
     def merge(self, other: PxAP) -> None:
-        """Add the images of another shard. Raises `UsageError` when it was counted under another protocol."""
+        """Add the images of another shard. Raises `UsageError` if its protocol differs."""
         if other.protocol != self.protocol:
             raise UsageError(
-                f"cannot merge PxAP of protocol {other.protocol.name!r} into one of "
-                f"{self.protocol.name!r}: they differ"
+                f"cannot merge PxAP of protocol {other.protocol.name!r} into one of {self.protocol.name!r}; "
+                "expected equal protocols, but a field differs"
             )
         self.histogram += other.histogram
         self.n += other.n
 
     def compute(self) -> PxAPResult:
-        """Average precision of all pixels so far. Raises `DataError` when none of them is an object pixel."""
+        """Return the average precision of all pixels so far. Raises `DataError` without an object pixel."""
         return PxAPResult(
             value=float(average_precision(self.histogram)), n=self.n, n_pixels=int(self.histogram.sum())
         )
@@ -83,23 +84,24 @@ def pixel_histogram(
     ignore: Bool[np.ndarray, "h w"] | None,
     protocol: EvalProtocol,
 ) -> Int64[np.ndarray, "2 bins"]:
-    """Pixel counts of one image by score, the first of `histograms`, which says what the bins and the errors
-    are.
+    """Count the pixels of one image by score, (2, bins): object, background.
+
+    It is the first result of `histograms`, which documents the bins and the errors.
     """
     return histograms(score_map, mask, ignore, protocol)[0]
 
 
 def number_of_bins(protocol: EvalProtocol) -> int:
-    """Columns of `pixel_histogram` under this protocol."""
+    """Return the number of columns of `pixel_histogram` under this protocol."""
     return binning_of(protocol.taus).n_bins
 
 
 def average_precision(histogram: Num[np.ndarray, "*r 2 bins"]) -> Float64[np.ndarray, "*r"]:
-    """Average precision in [0, 1] of pixel histograms (or of their means over images); leading axes are
-    independent.
+    """Average precision in [0, 1] of pixel histograms, or of their means over images.
 
-    Sum over thresholds, from the highest down, of precision x gain in recall; a threshold that selects
-    nothing has precision 0. Raises `DataError` where a histogram has no object pixel: recall is undefined.
+    It is the sum over thresholds, from the highest down, of precision x gain in recall. A threshold that
+    selects no pixel has precision 0. Leading axes are independent. Raises `DataError` if a histogram has no
+    object pixel, because recall is then undefined.
     """
     cumulated = np.cumsum(histogram[..., ::-1], axis=-1)
     true_positives, selected = cumulated[..., 0, :], cumulated.sum(axis=-2)

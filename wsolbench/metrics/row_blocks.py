@@ -1,6 +1,4 @@
-"""Tables of per-image rows that come block by block: checked, made whole numbers, and cut to blocks of one
-length.
-"""
+"""Tables of per-image rows, read block by block: validation, conversion to whole numbers, equal blocks."""
 
 from __future__ import annotations
 
@@ -13,17 +11,18 @@ from jaxtyping import Shaped
 from wsolbench.exceptions import UsageError
 
 RowBlock = Shaped[np.ndarray, "_ _"]
-"""One row of numbers for each of some images: booleans, integers, or floats in [-1, 1], which are rounded to
-images x 2^-52.
+"""One row of numbers per image: booleans, integers, or floats in [-1, 1].
+
+Floats are rounded to images x 2^-52.
 """
 
 
 class WholeRows:
-    """The tables of all blocks that hold images, as whole numbers of `units`, once they fit each other and
-    the number of images.
+    """Iterator over the tables of all blocks that have images, as whole numbers of `units`.
 
-    Booleans and integers are used as they are. Floats in [-1, 1] are rounded to units so small that the sum
-    of n of them stays just below 2^53, which float64 adds exactly in any order.
+    It checks that the tables match each other and the number of images. Booleans and integers are used as
+    they are. Floats in [-1, 1] are rounded to units so small that the sum of n of them stays just below
+    2^53. float64 adds such numbers exactly in any order.
     """
 
     def __init__(self, blocks: Iterable[Sequence[RowBlock]], n_tables: int, n: int) -> None:
@@ -40,7 +39,7 @@ class WholeRows:
             if seen > self.n:
                 break
             if len(tables[0]):
-                yield [self._whole(index, table) for index, table in enumerate(tables)]
+                yield [self._to_whole(index, table) for index, table in enumerate(tables)]
         if seen != self.n:
             raise UsageError(f"blocks hold {'more' if seen > self.n else seen} images; expected {self.n}")
 
@@ -64,7 +63,7 @@ class WholeRows:
                 f"tables of types and columns {kinds} after {self._kinds}; expected the same in every block"
             )
 
-    def _whole(self, index: int, rows: RowBlock) -> RowBlock:
+    def _to_whole(self, index: int, rows: RowBlock) -> RowBlock:
         if rows.dtype == np.bool_:
             return rows.view(np.uint8)
         low, high = float(rows.min()), float(rows.max())
@@ -88,8 +87,8 @@ class WholeRows:
         return rows
 
 
-def aligned(blocks: Iterable[list[RowBlock]], size: int) -> Iterator[list[RowBlock]]:
-    """The same rows, `size` images at a time."""
+def cut_to_blocks(blocks: Iterable[list[RowBlock]], size: int) -> Iterator[list[RowBlock]]:
+    """Yield the same rows, `size` images at a time."""
     held: list[list[RowBlock]] = []
     length = 0
     for tables in blocks:
@@ -99,11 +98,11 @@ def aligned(blocks: Iterable[list[RowBlock]], size: int) -> Iterator[list[RowBlo
             held.append(part)
             start, length = start + len(part[0]), length + len(part[0])
             if length == size:
-                yield _joined(held)
+                yield _concatenate(held)
                 held, length = [], 0
     if held:
-        yield _joined(held)
+        yield _concatenate(held)
 
 
-def _joined(parts: Sequence[Sequence[RowBlock]]) -> list[RowBlock]:
+def _concatenate(parts: Sequence[Sequence[RowBlock]]) -> list[RowBlock]:
     return [pieces[0] if len(pieces) == 1 else np.concatenate(pieces) for pieces in zip(*parts, strict=True)]

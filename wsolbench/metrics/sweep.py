@@ -1,12 +1,13 @@
 """From a map in the evaluation frame to boxes, and to the best IoU at every threshold of the protocol.
 
-A map and a grid of T thresholds become one integer picture `levels` and one integer `cuts[k]` for each
-threshold, so that for every protocol the foreground at threshold k is exactly `levels > cuts[k]`. Boxes are
-worked out for every level once: an 8-bit map has at most 256 foregrounds, however fine the grid.
+A map and a grid of T thresholds become one integer picture `levels` and one integer `cuts[k]` per
+threshold. For every protocol, the foreground at threshold k is exactly `levels > cuts[k]`. Boxes are
+computed once per
+level: an 8-bit map has at most 256 foregrounds, however fine the grid.
 
-All thresholds at once come from one pass over the levels (`component_tree`, `largest_component`); OpenCV
-finds the boxes of one threshold (`boxes_at`). Equal regions (`largest_by`): the first in OpenCV's contour
-order, or the first that a row-wise scan meets.
+All thresholds are computed in one pass over the levels (`component_tree`, `largest_component`). OpenCV
+finds the boxes of a single threshold (`boxes_at`). Among equal regions (`largest_by`), the first in
+OpenCV's contour order or in a row-wise scan is taken.
 """
 
 from __future__ import annotations
@@ -39,11 +40,13 @@ _ALL_LEVELS = 255.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sweep:
-    """One image at all T thresholds of a protocol.
+    """Boxes and IoUs of one image at all T thresholds of a protocol.
 
-    Attributes: best_iou: best IoU of any box of `protocol.components` with any true box, in [0, 1].
-        single_boxes: the one box of `protocol.single_box`, in the numbers of the protocol (box end, clipping,
-        empty box). single_iou: best IoU of that box with any true box.
+    Attributes:
+        best_iou: best IoU of any box of `protocol.components` with any ground-truth box, in [0, 1].
+        single_boxes: the one box of `protocol.single_box`, in the protocol's convention (box end, clipping,
+            empty box).
+        single_iou: best IoU of that box with any ground-truth box.
     """
 
     best_iou: Float64[np.ndarray, " t"]
@@ -52,11 +55,11 @@ class Sweep:
 
 
 def sweep(score_map: UnitMap, true_boxes: Num[np.ndarray, "r 4"], protocol: EvalProtocol) -> Sweep:
-    """Both box rules of the protocol at every threshold, sharing the work of finding regions.
+    """Apply both box rules of the protocol at every threshold; the regions are found only once.
 
-    `true_boxes` (R, 4), R >= 1, are given in the frame of the map and in the numbers of the protocol
-    (`frame_boxes`). Raises `DataError` for a map that is no finite (H, W) array in [0, 1], and for missing or
-    broken boxes.
+    `true_boxes` (R, 4), R >= 1, are in the frame of the map and in the protocol's convention (`frame_boxes`).
+    Raises `DataError` for a map that is not a finite (H, W) array in [0, 1], and for missing or invalid
+    boxes.
     """
     truth = _truth(true_boxes, protocol)
     levels, cuts = quantize(score_map, protocol)
@@ -71,9 +74,9 @@ def sweep(score_map: UnitMap, true_boxes: Num[np.ndarray, "r 4"], protocol: Eval
 def best_iou_per_tau(
     score_map: UnitMap, true_boxes: Num[np.ndarray, "r 4"], protocol: EvalProtocol
 ) -> Float64[np.ndarray, " t"]:
-    """Best IoU of any predicted box (`protocol.components`) with any true box at each threshold, in [0, 1].
+    """Best IoU of any predicted box with any ground-truth box at each threshold, (T,) in [0, 1].
 
-    Raises as `sweep`.
+    Predicted boxes are those of `protocol.components`. Arguments and errors are those of `sweep`.
 
     >>> unit_map = np.array([[0.0, 0.0, 0.0], [0.0, 1.0, 0.4], [0.0, 0.0, 0.0]])
     >>> protocol = EvalProtocol(taus=(0.2, 0.5), box_end="inclusive", gt_end="inclusive")
@@ -88,8 +91,9 @@ def best_iou_per_tau(
 
 
 def single_box_per_tau(score_map: UnitMap, protocol: EvalProtocol) -> Float64[np.ndarray, "t 4"]:
-    """The one box of `protocol.single_box` at each threshold. Raises `DataError` for a map that `quantize`
-    refuses.
+    """The one box of `protocol.single_box` at each threshold, (T, 4).
+
+    Raises `DataError` for a map that `quantize` rejects.
 
     >>> unit_map = np.array([[0.0, 0.0, 0.0], [0.0, 1.0, 0.4], [0.0, 0.0, 0.0]])
     >>> single_box_per_tau(unit_map, EvalProtocol(taus=(0.2, 0.5), box_end="inclusive"))
@@ -103,11 +107,10 @@ def single_box_per_tau(score_map: UnitMap, protocol: EvalProtocol) -> Float64[np
 
 
 def boxes_at(score_map: UnitMap, tau: float, protocol: EvalProtocol) -> Boxes:
-    """Predicted boxes (M, 4), M >= 1, of `protocol.components` at one threshold, which need not be in the
-    grid.
+    """Predicted boxes (M, 4), M >= 1, of `protocol.components` at one threshold, on or off the grid.
 
-    Boxes are in the numbers of the protocol; where nothing is foreground there is one, `protocol.empty_box`.
-    Raises `UsageError` for `tau` outside of [0, 1] and `DataError` for a map that `quantize` refuses.
+    Boxes are in the protocol's convention. An empty foreground gives one box, `protocol.empty_box`. Raises
+    `UsageError` for `tau` outside [0, 1] and `DataError` for a map that `quantize` rejects.
 
     >>> boxes_at(np.eye(4), 0.5, EvalProtocol(components="union", box_end="inclusive"))
     array([[0., 0., 3., 3.]])
@@ -121,13 +124,15 @@ def boxes_at(score_map: UnitMap, tau: float, protocol: EvalProtocol) -> Boxes:
 def quantize(
     score_map: UnitMap, protocol: EvalProtocol
 ) -> tuple[UInt[np.ndarray, "h w"], Int[np.ndarray, " t"]]:
-    """Integer picture and one cut for each threshold: the foreground at threshold k is `levels > cuts[k]`.
+    """Integer picture and one cut per threshold: the foreground at threshold k is `levels > cuts[k]`.
 
-    `quantize="uint8"`: `levels` is 255 x map, the product in float64 and truncated, and the cut is `int(tau x
-    basis)` (basis `max`, `percentile`) or `round(255 x tau)` (basis `unit`), one less when the foreground is
-    `>=`; cuts may be -1. `quantize="none"`: `levels` counts the thresholds that a pixel passes, in float32,
-    and the cuts are 0 .. T - 1. Both are non-decreasing in the threshold. Raises `DataError` for a map that
-    is not a non-empty, finite (H, W) array of floats in [0, 1] or of uint8.
+    `quantize="uint8"`: `levels` is 255 x map, computed in float64 and truncated. The cut is `int(tau x
+    basis)` (basis `max`, `percentile`) or `round(255 x tau)` (basis `unit`). It is one less if the
+    foreground is `>=`, so it can be -1. `quantize="none"`: `levels` counts the thresholds that a pixel
+    passes, in float32. The cuts are 0 .. T - 1.
+
+    Both are non-decreasing in the threshold. Raises `DataError` for a map that is not a non-empty, finite
+    (H, W) array of floats in [0, 1] or of uint8.
 
     >>> quantize(np.array([[0.0, 0.5, 0.8]]), EvalProtocol(taus=(0.0, 0.5)))
     (array([[  0, 127, 204]], dtype=uint8), array([  0, 102]))
@@ -161,8 +166,8 @@ def _checked(score_map: UnitMap) -> Float[np.ndarray, "h w"]:
     values = np.asarray(score_map)
     if values.ndim != 2 or values.size == 0:
         raise DataError(
-            f"score map has shape {values.shape}; expected a non-empty (height, width) array, one map of "
-            "one class of one image"
+            f"score map has shape {values.shape}; expected a non-empty (height, width) array, one map of one "
+            "class of one image"
         )
     if values.dtype == np.uint8:
         return values / _ALL_LEVELS
@@ -183,9 +188,12 @@ def _checked(score_map: UnitMap) -> Float[np.ndarray, "h w"]:
 
 
 def _truth(true_boxes: Num[np.ndarray, "r 4"], protocol: EvalProtocol) -> Float64[np.ndarray, "g 4"]:
-    boxes = check_boxes(true_boxes, plus_one=protocol.iou_plus_one, what="true boxes")
+    boxes = check_boxes(true_boxes, plus_one=protocol.iou_plus_one, what="ground-truth boxes")
     if len(boxes) == 0:
-        raise DataError("there is no true box, so IoU is undefined; leave the image out of box metrics")
+        raise DataError(
+            "there is no ground-truth box, so IoU is undefined; expected at least one. Leave the image "
+            "out of box metrics"
+        )
     return np.array(boxes[:1] if protocol.gt_boxes == "first" else boxes, order="C")
 
 
@@ -193,10 +201,10 @@ _MEASURES = {"pixel_count": PIXELS, "box_area": BOX, "contour_area": CONTOUR}
 
 
 class _Regions:
-    """The regions of a picture at every cut t = -1 .. top, where top is the highest level; results have the
-    row t + 1 for cut t.
+    """Regions of a picture at every cut t = -1 .. top, where top is the highest level.
 
-    At cut top nothing is foreground, and the protocol's empty box is the only one.
+    Results have row t + 1 for cut t. At cut top the foreground is empty, and the protocol's empty box is
+    the only one.
     """
 
     def __init__(
@@ -208,15 +216,15 @@ class _Regions:
         self._rules = FOUR if protocol.connectivity == "4" else EIGHT
 
     def rows(self, cuts: Int[np.ndarray, " t"]) -> Int[np.ndarray, " t"]:
-        """The row of each cut; a higher cut is like top."""
+        """Return the row of each cut. A cut above top has the row of top."""
         return np.asarray(np.minimum(cuts, self._top) + 1)
 
     def iou(self, boxes: Float64[np.ndarray, "u 4"]) -> Float64[np.ndarray, " u"]:
-        """Best IoU of each box with any true box."""
+        """Return the best IoU of each box with any ground-truth box."""
         return np.asarray(unchecked_iou(boxes, self._truth, plus_one=self._protocol.iou_plus_one).max(axis=1))
 
     def best_iou(self, rule: str) -> Float64[np.ndarray, " u"]:
-        """Best IoU of any box of a rule ("all", "largest", "union") with any true box."""
+        """Return the best IoU of any box of a rule ("all", "largest", "union") with any ground-truth box."""
         if rule != "all":
             return self.iou(self.boxes(rule))
         picture, masks = self._framed
@@ -229,7 +237,7 @@ class _Regions:
         return np.append(best, self.iou(_empty_box(self._levels.shape, self._protocol)))
 
     def boxes(self, rule: str) -> Float64[np.ndarray, "u 4"]:
-        """The one box of a rule ("largest", "union"), in the numbers of the protocol."""
+        """Return the one box of a rule ("largest", "union") at each cut, in the protocol's convention."""
         half_open = (
             _union_boxes(self._levels, np.arange(-1, self._top)) if rule == "union" else self._largest()
         )
@@ -258,7 +266,7 @@ class _Regions:
 
 
 def _boxes_at_cut(levels: UInt[np.ndarray, "h w"], cut: int, rule: str, protocol: EvalProtocol) -> Boxes:
-    """The boxes (M, 4) of a rule ("all", "largest", "union") at one cut, found by OpenCV."""
+    """Return the boxes (M, 4) of a rule ("all", "largest", "union") at one cut, found by OpenCV."""
     if cut >= int(levels.max()):
         return _empty_box(levels.shape, protocol)
     if rule == "union":
@@ -269,7 +277,7 @@ def _boxes_at_cut(levels: UInt[np.ndarray, "h w"], cut: int, rule: str, protocol
 
 
 def _union_boxes(levels: UInt[np.ndarray, "h w"], cuts: Int[np.ndarray, " u"]) -> Int[np.ndarray, "u 4"]:
-    """Half-open box around the whole foreground of each cut; meaningless where that is empty."""
+    """Return the half-open box around the whole foreground of each cut. It is undefined if that is empty."""
     height, width = levels.shape
     columns, lines = levels.max(axis=0), levels.max(axis=1)
     x0, x1 = _first_above(columns, cuts), width - _first_above(columns[::-1], cuts)
@@ -278,15 +286,16 @@ def _union_boxes(levels: UInt[np.ndarray, "h w"], cuts: Int[np.ndarray, " u"]) -
 
 
 def _first_above(levels: UInt[np.ndarray, " n"], cuts: Int[np.ndarray, " u"]) -> Int[np.ndarray, " u"]:
-    """Where a row of levels first exceeds each cut."""
+    """Return the first index at which a row of levels exceeds each cut."""
     return np.searchsorted(np.maximum.accumulate(levels).astype(np.int64), cuts, side="right")
 
 
 def _regions(
     foreground: Bool[np.ndarray, "h w"], protocol: EvalProtocol
 ) -> tuple[Int[np.ndarray, "m 4"], Float64[np.ndarray, " m"]]:
-    """Half-open box and size of each region of a foreground that is not empty, in the order that decides
-    between equal sizes.
+    """Return the half-open box (M, 4) and the size (M,) of each region of a non-empty foreground.
+
+    Their order decides between equal sizes.
     """
     picture = foreground.view(np.uint8)
     if protocol.connectivity == "contour":
@@ -305,7 +314,7 @@ def _regions(
 
 
 def _written(half_open: Int[np.ndarray, "n 4"], shape: tuple[int, ...], protocol: EvalProtocol) -> Boxes:
-    """Boxes as the protocol writes them: its box end, and cut at (W - 1, H - 1) where it clips."""
+    """Convert boxes to the protocol's convention: its box end, and clipped at (W - 1, H - 1) if it clips."""
     boxes = half_open.astype(np.float64)
     if protocol.box_end == "inclusive":
         boxes[:, 2:] -= 1

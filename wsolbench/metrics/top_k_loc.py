@@ -1,9 +1,8 @@
-"""GT-known, Top-1 Loc and Top-5 Loc: the box of one map an image, with and without asking for the right
-class.
+"""GT-known, Top-1 Loc and Top-5 Loc: one box per image, without and with a test of the predicted class.
 
-GT-known: the box of the true class's map passes delta. Top-k Loc: also the true class is among the k best
-predicted ones; under `class_map="predicted"` the box that counts is that of the predicted class's own map.
-Both rules agree when a method's map depends on nothing but the class.
+GT-known: the box of the true class's map passes delta. Top-k Loc: in addition, the true class is among the
+k best predicted classes. Under `class_map="predicted"`, the box is that of the predicted class's own map.
+Both rules agree if a method's map depends only on the class.
 """
 
 from __future__ import annotations
@@ -27,9 +26,11 @@ class TopKLocResult:
     """Fractions in [0, 1] over `n` images.
 
     Attributes:
-        gt_known: class given.
-        top_k: fraction for each k; empty where no labels were predicted.
-        tau: threshold of each: `gt_known`, `top1_loc`, `top5_loc` (as the ks are).
+        gt_known: fraction for the map of the true class.
+        top_k: fraction for each k, or empty if no labels were predicted.
+        tau: threshold of each metric: `gt_known`, `top1_loc`, `top5_loc` (for ks 1 and 5).
+        delta: IoU threshold.
+        n: number of images.
     """
 
     gt_known: float
@@ -40,16 +41,16 @@ class TopKLocResult:
 
 
 class TopKLoc:
-    """Accumulates images; `compute` picks the thresholds. State: integer counts, so any order and sharding
-    gives the same bits.
+    """Accumulator over images; `compute` picks the thresholds.
 
-    Raises `UsageError` for a delta outside (0, 1] and for ks that are not increasing and positive.
+    The state is integer counts, so order and sharding cannot change a bit. Raises `UsageError` for a delta
+    outside (0, 1] and for ks that are not increasing and positive.
 
     >>> metric = TopKLoc(EvalProtocol(taus=(0.1, 0.2)), ks=(1, 2))
     >>> metric.update(np.array([0.5, 0.4]), ranked_labels=np.array([7, 3]), label=3)
-    >>> metric.compute()
-    TopKLocResult(gt_known=1.0, top_k={1: 0.0, 2: 1.0}, tau={'gt_known': 0.1, 'top1_loc': 0.1, 'top2_loc':
-        0.1}, delta=0.5, n=1)
+    >>> result = metric.compute()
+    >>> result.gt_known, result.top_k, result.tau
+    (1.0, {1: 0.0, 2: 1.0}, {'gt_known': 0.1, 'top1_loc': 0.1, 'top2_loc': 0.1})
     """
 
     def __init__(self, protocol: EvalProtocol, *, delta: float = 0.5, ks: Sequence[int] = (1, 5)) -> None:
@@ -63,12 +64,12 @@ class TopKLoc:
 
     @property
     def n(self) -> int:
-        """Images counted."""
+        """Number of images counted."""
         return self._counts.n
 
     @property
     def hits(self) -> Int64[np.ndarray, "m t"]:
-        """Images that pass at threshold t, in rows GT-known, then each k."""
+        """Number of images that pass at threshold t, (m, t): row 0 is GT-known, then each k."""
         return self._counts.hits
 
     def update(
@@ -81,18 +82,22 @@ class TopKLoc:
     ) -> None:
         """Count one image.
 
-        Args: single_iou: IoU of the one box of the true class's map at every threshold (`Sweep.single_iou`).
-            ranked_labels: predicted classes, best first, at least max(ks) of them; None where there is no
-            classifier. label: true class. ranked_iou: the same IoU for the map of each ranked class. Used
-            under `class_map="predicted"`; without it the
-                true class's map stands for the map of the rank that names the true class.
+        Args:
+            single_iou: IoU of the one box of the true class's map at every threshold (`Sweep.single_iou`).
+            ranked_labels: predicted classes, best first, at least max(ks) of them. None if there is no
+            classifier.
+            label: true class.
+            ranked_iou: IoU of the one box of each ranked class's map, (k, t). Used under
+                `class_map="predicted"`. If None, the true class's map replaces the map of its rank.
 
-        Raises `DataError` for shapes that do not fit, repeated labels and IoU outside [0, 1].
+        Raises `DataError` for shapes that do not match, repeated labels and IoU outside [0, 1].
         """
+        # GT-known: the box of the true class's map.
         n_taus = len(self.protocol.taus)
         iou = check_iou(single_iou, (n_taus,))
         hits = np.zeros((1 + len(self.ks), n_taus), dtype=bool)
         hits[0] = passes(iou, self.delta, self.protocol.iou_test)
+        # Top-k Loc: also the true class is among the k best; the box may be that of its own rank.
         if ranked_labels is not None:
             rank = self._rank_of(label, np.asarray(ranked_labels))
             if ranked_iou is not None:
@@ -106,31 +111,31 @@ class TopKLoc:
         self._n_ranked += ranked_labels is not None
 
     def merge(self, other: TopKLoc) -> None:
-        """Add the counts of `other`. Raises `UsageError` when its protocol, delta or ks differ."""
+        """Add the counts of `other`. Raises `UsageError` if its protocol, delta or ks differ."""
         if (self.delta, self.ks) != (other.delta, other.ks):
             raise UsageError(
-                f"results for delta {self.delta}, ks {self.ks} and delta {other.delta}, ks {other.ks} do "
-                "not merge"
+                f"cannot merge results for delta {other.delta}, ks {other.ks}; expected delta {self.delta}, "
+                f"ks {self.ks}"
             )
         self._counts.merge(other._counts)
         self._n_ranked += other._n_ranked
 
     def curve(self) -> Float64[np.ndarray, "m t"]:
-        """Fractions at every threshold, rows GT-known and then each k (none where no labels were predicted).
+        """Return the fractions at every threshold, (m, t): row 0 is GT-known, then each k.
 
-        Raises `UsageError` when no image was counted, or when only some had predicted labels.
+        Without predicted labels, GT-known is the only row. Raises `UsageError` if no image was counted, or
+        if only some images had predicted labels.
         """
         return self._counts.rates()[self._rows()]
 
     def compute(self, policy: ThresholdPolicy = ORACLE, *, shared_tau: bool = False) -> TopKLocResult:
-        """The fractions at the thresholds that `policy` picks, separately for each metric, in the order of
-        `curve`'s rows.
+        """Return the fractions at the thresholds that `policy` picks for each metric.
 
-        With `shared_tau` the threshold picked for GT-known serves all. Of equally good thresholds the oracle
-        takes the smallest. Raises as `curve`.
+        With `shared_tau`, the threshold picked for GT-known is used for all. Of equally good thresholds, the
+        oracle takes the smallest. Raises as `curve` does.
         """
         curve, taus = self.curve(), np.array(self.protocol.taus)
-        scores = self._counts.comparable()[self._rows()]
+        scores = self._counts.threshold_scores()[self._rows()]
         picked = (
             policy.pick(scores[:1], taus).repeat(len(scores)) if shared_tau else policy.pick(scores, taus)
         )
@@ -147,19 +152,18 @@ class TopKLoc:
     def _rank_of(self, label: int, ranked_labels: Integer[np.ndarray, ...]) -> int | None:
         if ranked_labels.ndim != 1 or len(ranked_labels) < self.ks[-1]:
             raise DataError(
-                f"ranked labels have shape {ranked_labels.shape}; Top-{self.ks[-1]} Loc needs at least "
-                f"{self.ks[-1]}, best first. "
-                "With fewer classes, ask for smaller ks."
+                f"ranked labels have shape {ranked_labels.shape}; expected at least {self.ks[-1]} for "
+                f"Top-{self.ks[-1]} Loc, best first. With fewer classes, use smaller ks"
             )
         if len(np.unique(ranked_labels)) != len(ranked_labels):
-            raise DataError(f"ranked labels repeat a class: {ranked_labels.tolist()}")
+            raise DataError(f"ranked labels are {ranked_labels.tolist()}; expected every class at most once")
         found = np.flatnonzero(ranked_labels == label)
         return int(found[0]) if len(found) else None
 
     def _rows(self) -> slice:
         if 0 < self._n_ranked < self.n:
             raise UsageError(
-                f"{self._n_ranked} of {self.n} images have predicted labels; Top-k Loc needs them for all "
-                "images or for none"
+                f"{self._n_ranked} of {self.n} images have predicted labels; expected them for all images or "
+                "for none"
             )
         return slice(None) if self._n_ranked else slice(1)

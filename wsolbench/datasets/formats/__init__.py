@@ -1,1 +1,1 @@
-"""Readers of the file formats and folder layouts that data sets come in."""
+"""Readers of the file formats and folder layouts of data sets."""

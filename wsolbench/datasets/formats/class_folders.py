@@ -1,4 +1,4 @@
-"""Labels against the class folders in which the images lie."""
+"""Comparison of labels with the class folders of the images."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from wsolbench.types import Finding
 
 
 def class_folder(image_id: str) -> str:
-    """The name of the folder in which an image lies; "" where its id names none."""
+    """Return the name of the folder of an image, or "" if its id has none."""
     return PurePosixPath(image_id).parent.name
 
 
 def note_contradictions(
     labels: Iterable[tuple[str, int]], notes: list[Finding], expected: Mapping[str, int] | None = None
 ) -> None:
-    """Add a finding for images whose label is not that of their class folder.
+    """Add a finding for images whose label differs from that of their class folder.
 
     Args:
-        labels: id and label of each image that lies in a class folder.
+        labels: id and label of each image in a class folder.
         notes: the finding is added here.
-        expected: folder -> label. None: the most frequent label in the folder, where no larger folder has it.
+        expected: folder -> label. If None, the most frequent label in the folder, unless a larger folder has
+            it.
     """
     given = list(labels)
     known = _usual_labels(given) if expected is None else expected

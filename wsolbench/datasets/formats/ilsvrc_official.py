@@ -1,5 +1,6 @@
-"""The official files of ILSVRC-2012: folders of images, XML boxes, class lists, blacklist. Used by
-`wsolbench.datasets.ilsvrc`.
+"""Readers of the official files of ILSVRC-2012: folders of images, XML boxes, class lists, blacklist.
+
+Used by `wsolbench.datasets.ilsvrc`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsolbench.datasets.annotations import Record
-from wsolbench.datasets.formats.imagefiles import headers_of
+from wsolbench.datasets.formats.imagefiles import read_headers
 from wsolbench.datasets.formats.matfiles import load_structs, text, whole_number
 from wsolbench.datasets.formats.tables import (
     bad_line,
@@ -33,9 +34,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where things lie. `xml` holds one file for each test image; `solution` is Kaggle's table of the same
-    boxes.
-    """
+    """Paths of the official files. `xml` has a file per test image; `solution` is Kaggle's table of boxes."""
 
     train: Path
     val: Path
@@ -45,9 +44,7 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """Annotation of one test image: WordNet id of its class, boxes, and the size that the annotation
-    claims.
-    """
+    """Annotation of one test image: WordNet id of its class, boxes, and the image size that it states."""
 
     wnid: str
     boxes: list[Box]
@@ -55,7 +52,7 @@ class Truth:
 
 
 def find_layout(root: Path) -> Layout | None:
-    """The official layout under `root`, or None where there is neither `train` nor `val`."""
+    """Return the official layout under `root`, or None if there is neither `train` nor `val`."""
     home = root / "ILSVRC" if (root / "ILSVRC").is_dir() else root
     images = home / "Data" / "CLS-LOC" if (home / "Data" / "CLS-LOC").is_dir() else home
     if not (images / "val").is_dir() and not (images / "train").is_dir():
@@ -74,12 +71,11 @@ def find_layout(root: Path) -> Layout | None:
     return Layout(train=images / "train", val=images / "val", xml=xml, solution=solution)
 
 
-def listed_classes(root: Path) -> dict[str, str] | None:
-    """WordNet id → readable name, sorted by id, so that the position is the class index; None where no file
-    lists them.
+def read_class_list(root: Path) -> dict[str, str] | None:
+    """Return WordNet id → readable name, sorted by id, so that the position is the class index.
 
-    From `LOC_synset_mapping.txt`, else the devkit's `meta.mat`, whose own numbers (ILSVRC2012_ID) are in
-    another order.
+    Returns None if no file lists the classes. The source is `LOC_synset_mapping.txt`, else the devkit's
+    `meta.mat`, whose own numbers (ILSVRC2012_ID) have another order.
     """
     for path in (root / "LOC_synset_mapping.txt", root / "ILSVRC" / "LOC_synset_mapping.txt"):
         if path.is_file():
@@ -91,9 +87,8 @@ def listed_classes(root: Path) -> dict[str, str] | None:
     ):
         if path.is_file():
             rows = load_structs(path, "synsets", ("WNID", "words", "num_children"))
-            leaves = [
-                row for row in rows if whole_number(row, "num_children", path, "a synset") == 0
-            ]  # the rest are inner nodes
+            # Synsets with children are inner nodes, not classes.
+            leaves = [row for row in rows if whole_number(row, "num_children", path, "a synset") == 0]
             return _sorted_classes(
                 path,
                 (
@@ -116,11 +111,11 @@ def _sorted_classes(path: Path, rows: Iterable[tuple[str, str]]) -> dict[str, st
     return dict(sorted(found.items()))
 
 
-def foldered_classes(layout: Layout) -> dict[str, str]:
-    """The same from the names of the class folders of `train`, else of `val`. `DataError` where neither has
-    any.
+def list_class_folders(layout: Layout) -> dict[str, str]:
+    """Return the classes from the names of the class folders of `train`, else of `val`, as `read_class_list`.
 
-    Where folders are named after WordNet ids, any other folder is no class.
+    If folders are named after WordNet ids, other folders are not classes. Raises `DataError` if neither has
+    any.
     """
     for folder in (layout.train, layout.val):
         names = list_folders(folder)
@@ -135,9 +130,7 @@ def foldered_classes(layout: Layout) -> dict[str, str]:
 
 
 def _check_depth(folder: Path, names: Iterable[str]) -> None:
-    """Raise `DataError` where the class folders lie in a folder of `folder`. `names` are the folders that it
-    holds.
-    """
+    """Raise `DataError` if the class folders are nested in a folder of `folder`. `names` are its folders."""
     for name in names:
         inner = (
             ()
@@ -152,11 +145,12 @@ def _check_depth(folder: Path, names: Iterable[str]) -> None:
 
 
 def train_records(layout: Layout, index: Mapping[str, int], findings: list[Finding]) -> list[Record]:
-    """Every image of every class folder, sorted by name. Sizes are not read.
+    """Return every image of every class folder, sorted by name. Sizes are not read.
 
-    A folder that is named after no class, and a class without an image, are in `findings`. `DataError` on a
-    folder that is named after another WordNet id than those of the classes.
+    Folders that are not classes and classes without an image are added to `findings`. Raises `DataError`
+    for a folder that is named after an unknown WordNet id.
     """
+    # Collect the images of each class folder.
     records = []
     others = []
     used = set()
@@ -166,7 +160,8 @@ def train_records(layout: Layout, index: Mapping[str, int], findings: list[Findi
         if wnid not in index:
             if WNID.fullmatch(wnid):
                 raise DataError(
-                    f"{layout.train / wnid}: expected a folder named after one of the {len(index)} classes"
+                    f"{layout.train / wnid}: unknown class; expected a folder named after one of the "
+                    f"{len(index)} classes"
                 )
             others.append(wnid)
             continue
@@ -177,8 +172,9 @@ def train_records(layout: Layout, index: Mapping[str, int], findings: list[Findi
         ]
         if names:
             used.add(wnid)
+    # Report other folders and empty classes.
     if others:
-        what = "folders in train/ that are named after no class: left out"
+        what = "folders in train/ that are not named after a class: ignored"
         findings.append(Finding(what=what, count=len(others), example=others[0], severity="warning"))
     empty = [wnid for wnid in index if wnid not in used]
     if empty:
@@ -194,7 +190,8 @@ def train_records(layout: Layout, index: Mapping[str, int], findings: list[Findi
 
 
 def boxed_records(layout: Layout, index: Mapping[str, int], findings: list[Finding]) -> list[Record]:
-    """The validation images in the order of their numbers, with boxes, at the size of their files."""
+    """Return the validation images in the order of their numbers, with boxes at the size of their files."""
+    # Read the boxes, from XML files or Kaggle's table.
     if layout.xml is not None:
         truths = {
             name[: -len(".xml")]: read_xml(layout.xml / name) for name in list_files(layout.xml, (".xml",))
@@ -203,10 +200,10 @@ def boxed_records(layout: Layout, index: Mapping[str, int], findings: list[Findi
         truths = _read_solution(layout.solution)
     else:
         raise DataError(
-            f"no boxes for {layout.val}: expected XML files in Annotations/CLS-LOC/val (or "
-            "Annotations/val), or LOC_val_solution.csv, "
-            "or the wsolevaluation metadata (--metadata-root)"
+            f"no boxes for {layout.val}; expected XML files in Annotations/CLS-LOC/val (or Annotations/val), "
+            "LOC_val_solution.csv, or the wsolevaluation metadata (--metadata-root)"
         )
+    # Build the records; images are in class folders or in one folder.
     folders = list_folders(layout.val)
     _check_depth(layout.val, folders)
     nested = not index.keys().isdisjoint(folders)
@@ -214,8 +211,8 @@ def boxed_records(layout: Layout, index: Mapping[str, int], findings: list[Findi
     for stem, truth in sorted(truths.items()):
         if truth.wnid not in index:
             raise DataError(
-                f"{layout.xml or layout.solution}: image {stem!r} has the class {truth.wnid!r}, which is "
-                f"not among the {len(index)} classes"
+                f"{layout.xml or layout.solution}: image {stem!r} has the class {truth.wnid!r}; expected "
+                f"one of the {len(index)} classes"
             )
         folder = f"{layout.val}/{truth.wnid}" if nested else str(layout.val)
         records.append(
@@ -231,20 +228,21 @@ def boxed_records(layout: Layout, index: Mapping[str, int], findings: list[Findi
 
 
 def _rescale(records: list[Record], claimed: list[tuple[int, int] | None], findings: list[Finding]) -> None:
-    """Give each record its file's size; scale the boxes where the annotation is for another one.
+    """Give each record its file's size, and scale the boxes if the annotation is for another size.
 
-    That is so where the claimed size differs from the file's by one ratio (a resized copy), and where a box
-    sticks out of the file. An annotation with width and height exchanged cannot be scaled: it is in
-    `findings`, and so is any other that is kept as it is.
+    Boxes are scaled if the stated size differs from the file's by one ratio (a resized copy), or if a box
+    exceeds the file. An annotation with width and height exchanged cannot be scaled. It is added to
+    `findings`, and so are other boxes that are kept as they are.
     """
+    # Decide for each record: keep, scale, or report.
     scaled = []
     turned = []
     unscaled = []
     for record, header, claim in zip(
-        records, headers_of([record.path for record in records]), claimed, strict=True
+        records, read_headers([record.path for record in records]), claimed, strict=True
     ):
         if isinstance(header, DataError):
-            continue  # missing or broken: `assemble` deals with it
+            continue  # missing or unreadable: `assemble` handles it
         size = record.size = header.size
         if claim is None or claim == size:
             continue
@@ -259,12 +257,13 @@ def _rescale(records: list[Record], claimed: list[tuple[int, int] | None], findi
                 (x0 * across, y0 * down, x1 * across, y1 * down) for x0, y0, x1, y1 in record.boxes
             ]
             scaled.append(f"{record.id}: file {size}, annotation {claim}")
+    # Report what was scaled and what was kept.
     if scaled:
-        what = "images of another size than their annotation says: boxes scaled"
+        what = "images of another size than their annotation states: boxes scaled"
         findings.append(Finding(what=what, count=len(scaled), example=scaled[0], severity="warning"))
     if unscaled:
         what = (
-            "images of another size than their annotation says, not resized copies: boxes kept as they "
+            "images of another size than their annotation states, not resized copies: boxes kept as they "
             "fit the file"
         )
         findings.append(Finding(what=what, count=len(unscaled), example=unscaled[0], severity="warning"))
@@ -272,15 +271,16 @@ def _rescale(records: list[Record], claimed: list[tuple[int, int] | None], findi
 
 
 def read_xml(path: Path) -> Truth:
-    """One annotation file. `DataError` when it is no such file, has no object, or objects of two classes."""
+    """Read one annotation file. Raises `DataError` if it is invalid, or has no object or several classes."""
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import ParseError, parse
 
+    # Parse the objects and the size.
     check_regular(path)
     try:
         top = parse(path).getroot()
         if top is None:
-            raise DataError(f"{path} holds no XML element")
+            raise DataError(f"{path} has no XML element; expected annotations")
         boxes, wnids = [], set()
         for item in top.iterfind("object"):
             wnids.add(item.findtext("name", ""))
@@ -298,13 +298,8 @@ def read_xml(path: Path) -> Truth:
                 )
             boxes.append((x0, y0, x1, y1))
         size = int(top.findtext("size/width", "0")), int(top.findtext("size/height", "0"))
-    except (
-        ParseError,
-        DefusedXmlException,
-        OSError,
-        LookupError,
-        UnicodeError,
-    ) as error:  # LookupError: an unknown encoding
+    except (ParseError, DefusedXmlException, OSError, LookupError, UnicodeError) as error:
+        # LookupError: an unknown encoding
         raise DataError(
             f"{path} is not an XML file that can be read{name_content(path) or f' ({error})'}"
         ) from error
@@ -316,9 +311,10 @@ def read_xml(path: Path) -> Truth:
 
 
 def _read_solution(path: Path) -> dict[str, Truth]:
-    """Kaggle's `ImageId,PredictionString`; the string repeats "wnid xmin ymin xmax ymax"."""
+    """Read Kaggle's `ImageId,PredictionString`. The string repeats "wnid xmin ymin xmax ymax"."""
     truths: dict[str, Truth] = {}
     for line, row in csv_rows(path, ("ImageId", "PredictionString")):
+        # Check the groups of one image, then convert them to boxes.
         words = row["PredictionString"].split()
         wnids = set(words[::5])
         if not words or len(words) % 5 or len(wnids) != 1 or row["ImageId"] in truths:
@@ -345,17 +341,15 @@ def _read_solution(path: Path) -> dict[str, Truth]:
     return truths
 
 
-def without_blacklisted(root: Path, records: Iterable[Record], findings: list[Finding]) -> list[Record]:
-    """Leave out the images whose numbers are in `ILSVRC2014_clsloc_validation_blacklist.txt`; says so in
-    `findings`.
-    """
+def exclude_blacklisted(root: Path, records: Iterable[Record], findings: list[Finding]) -> list[Record]:
+    """Exclude the images of `ILSVRC2014_clsloc_validation_blacklist.txt`, and report it in `findings`."""
     name = "ILSVRC2014_clsloc_validation_blacklist.txt"
     folders = (root, root / "data", root / "ILSVRC2014_devkit" / "data")
     path = next((folder / name for folder in folders if (folder / name).is_file()), None)
     if path is None:
         raise DataError(
-            f"no file {root / 'ILSVRC2014_devkit' / 'data' / name}, which exclude_blacklist needs; it is "
-            "in the ILSVRC-2014 devkit"
+            f"no file {root / 'ILSVRC2014_devkit' / 'data' / name}; expected it for exclude_blacklist. It "
+            "is in the ILSVRC-2014 devkit"
         )
     rows = rows_of(path, "number")
     numbers = {
@@ -365,6 +359,6 @@ def without_blacklisted(root: Path, records: Iterable[Record], findings: list[Fi
     given = list(records)
     kept = [record for record in given if record.id not in numbers]
     if len(kept) < len(given):
-        what = "blacklisted images: left out as asked"
+        what = "blacklisted images: excluded on request"
         findings.append(Finding(what=what, count=len(given) - len(kept), example=f"see {path.name}"))
     return kept

@@ -1,4 +1,4 @@
-"""Which files are there, how large the images are, and how they are turned, without decoding any."""
+"""Existence, size and orientation of image files, without decoding them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from wsolbench.system.decoding import Header, read_header
 
 
 def absent_files(paths: Iterable[str]) -> set[str]:
-    """Those of `paths` that are no file: missing, a folder, a pipe, or a link that leads to none of them.
+    """Return those of `paths` that are not files: missing, folders, pipes, or dangling links.
 
-    Lists each folder once, which is far quicker than asking for each file.
+    Lists each folder once, which is much faster than checking each file.
     """
     by_folder: dict[str, list[str]] = defaultdict(list)
     for path in paths:
@@ -42,11 +42,11 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def headers_of(paths: Iterable[str]) -> list[Header | DataError]:
-    """Size and orientation from the header of each image file, or the error that says why there is none.
+def read_headers(paths: Iterable[str]) -> list[Header | DataError]:
+    """Return size and orientation from the header of each image file, or the error that it raised.
 
-    About 60 µs a file. One after the other: parsing a header holds the interpreter's lock, so threads are
-    slower.
+    Takes about 60 µs per file. Files are read one after another: parsing a header holds the interpreter's
+    lock, so threads are slower.
     """
     return [_header_or_error(path) for path in paths]
 

@@ -1,4 +1,4 @@
-"""Reading annotations from MATLAB files."""
+"""Reader of annotations in MATLAB files."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ sys.stdout.buffer.write(pickle.dumps((sys.argv[1] in values, values.get(sys.argv
 """
 
 _TITLE = 116
-"""Bytes of text, with the date, at the start of a file of version 5."""
+"""Number of bytes of text, with the date, at the start of a file of version 5."""
 
 
 def load_mat(path: Path, name: str) -> np.ndarray:
-    """One variable of a MATLAB file, squeezed; structs are read by field name. Raises `DataError`."""
+    """Return one variable of a MATLAB file, squeezed. Structs are read by field name. Raises `DataError`."""
+    # Read the file, and reject versions that scipy cannot read.
     check_regular(path)
     try:
         content = path.read_bytes()
@@ -43,6 +44,7 @@ def load_mat(path: Path, name: str) -> np.ndarray:
             f"{path} is a MATLAB file of version 7.3 (HDF5); expected version 7. In MATLAB, save it with "
             "save(..., '-v7')."
         )
+    # Mask the date, so that equal contents are parsed once; then parse.
     if content.startswith(b"MATLAB 5.0"):
         content = b"MATLAB 5.0".ljust(_TITLE) + content[_TITLE:]
     try:
@@ -56,15 +58,15 @@ def load_mat(path: Path, name: str) -> np.ndarray:
         last = lines[-1][:200] if lines and error.returncode > 0 else "its reader crashed"
         raise DataError(f"{path} is not a MATLAB file that can be read ({last})") from error
     if not found:
-        raise DataError(f"{path}: expected a variable `{name}`")
+        raise DataError(f"{path} has no variable `{name}`; expected it")
     return np.asarray(value)
 
 
 @functools.lru_cache(maxsize=8)
 def _parse(content: bytes, name: str) -> tuple[bool, Any]:
-    """Whether a MATLAB file has a variable, and its value; what every split reads is parsed once.
+    """Return whether a MATLAB file has a variable, and its value. Cached, because every split reads it.
 
-    A process of its own parses: on a flipped bit, scipy can crash instead of raising. Raises
+    A child process parses the file, because scipy can crash on a flipped bit instead of raising. Raises
     `CalledProcessError`.
     """
     environment = {
@@ -80,7 +82,7 @@ def _parse(content: bytes, name: str) -> tuple[bool, Any]:
 
 
 def load_structs(path: Path, name: str, fields: Sequence[str]) -> list[np.void]:
-    """The rows of a struct array that has these fields. Raises `DataError`."""
+    """Return the rows of a struct array with these fields. Raises `DataError`."""
     rows = np.atleast_1d(load_mat(path, name))
     absent = [field for field in fields if field not in (rows.dtype.names or ())]
     if absent:
@@ -91,7 +93,7 @@ def load_structs(path: Path, name: str, fields: Sequence[str]) -> list[np.void]:
 
 
 def load_texts(path: Path, name: str) -> tuple[str, ...]:
-    """A cell array of texts. Raises `DataError`."""
+    """Return a cell array of texts. Raises `DataError`."""
     values = np.atleast_1d(load_mat(path, name)).ravel().tolist()
     for value in values:
         if not isinstance(value, str):
@@ -100,8 +102,9 @@ def load_texts(path: Path, name: str) -> tuple[str, ...]:
 
 
 def whole_number(row: np.void, field: str, path: Path, what: str) -> int:
-    """A field as a whole number. The file stores the smallest integer type, so it is converted before any
-    arithmetic.
+    """Return a field as a whole number. Raises `DataError`.
+
+    The file stores the smallest integer type, so the value is converted before any arithmetic.
     """
     value = finite_number(row, field, path, what)
     if value != int(value):
@@ -110,7 +113,7 @@ def whole_number(row: np.void, field: str, path: Path, what: str) -> int:
 
 
 def finite_number(row: np.void, field: str, path: Path, what: str) -> float:
-    """A field as a finite number. Raises `DataError`."""
+    """Return a field as a finite number. Raises `DataError`."""
     try:
         value = float(row[field])
     except (TypeError, ValueError):
@@ -123,7 +126,7 @@ def finite_number(row: np.void, field: str, path: Path, what: str) -> float:
 
 
 def text(row: np.void, field: str, path: Path, what: str) -> str:
-    """A field as text that is not empty. Raises `DataError`."""
+    """Return a field as non-empty text. Raises `DataError`."""
     value = row[field]
     if not isinstance(value, str) or not value:
         raise DataError(f"{path}: expected text as `{field}` of {what}, found {_short(value)}")

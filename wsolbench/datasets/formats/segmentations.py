@@ -1,4 +1,4 @@
-"""Polygons and run lengths of COCO's layout: are they what they claim to be?"""
+"""Validation of polygons and run lengths in COCO's layout."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def is_segmentation(value: Any, size: tuple[int, int]) -> bool:
-    """Whether pycocotools can read it as a mask of this size (width, height).
+    """Whether pycocotools can read a segmentation as a mask of this size (width, height).
 
-    It trusts what it is given: a NaN, or a point very far away, takes all memory, and run lengths that do not
-    cover the image leave whatever was in memory.
+    pycocotools does not validate its input. A NaN or a very distant point takes all memory. Run lengths
+    that do not cover the image leave uninitialised memory in the mask.
     """
     if isinstance(value, list):
         far = 10 * max(size)
@@ -35,11 +35,11 @@ def is_segmentation(value: Any, size: tuple[int, int]) -> bool:
 
 
 def _sum_of_runs(text: str) -> int | None:
-    """The pixels that compressed run lengths cover, or None for text that is no run lengths.
+    """Return the number of pixels that compressed run lengths cover, or None if the text is invalid.
 
-    A number is written in pieces of 5 bits, the lowest first, each as the character 48 + piece, + 32 where
-    another piece follows. The highest bit of the last piece is the sign. From the fourth run on, the
-    difference to the run before the previous one is written.
+    A number is written in groups of 5 bits, lowest first. Each group is the character 48 + bits, + 32 if
+    another group follows. The highest bit of the last group is the sign. From the fourth run on, a run is
+    stored as its difference to the run two before it.
     """
     runs: list[int] = []
     value = shift = 0
@@ -61,11 +61,11 @@ def _sum_of_runs(text: str) -> int | None:
 
 
 def is_finite_number(value: Any) -> bool:
-    """Whether it is a finite number (and no bool)."""
+    """Whether a value is a finite number. A bool is not a number."""
     return type(value) in {int, float} and abs(value) <= sys.float_info.max
 
 
 def shorten(value: Any) -> str:
-    """The value as it is shown in a message."""
+    """Return the value as text for a message, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."

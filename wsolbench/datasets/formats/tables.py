@@ -1,4 +1,4 @@
-"""Reading annotation text files so that every complaint names the file and the line."""
+"""Readers of annotation text files. Every error names the file and the line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def bad_line(path: Path, line: int, expected: str, found: str, way_out: str = "") -> DataError:
-    """The error for one line of one file (`line` counts from 1)."""
+    """Return the error for one line of a file. `line` counts from 1."""
     if len(found) > 200:
         found = f"{found[:200]}..."
     return DataError(
@@ -28,8 +28,9 @@ def bad_line(path: Path, line: int, expected: str, found: str, way_out: str = ""
 
 
 def read_text(path: Path) -> str:
-    """The file as UTF-8 text, without a byte order mark. `DataError` when it is missing, no file with bytes,
-    or no text.
+    """Return the file as UTF-8 text, without a byte order mark.
+
+    Raises `DataError` if it is missing, not a regular file, or not text.
     """
     if not os.path.lexists(path):
         raise DataError(
@@ -45,21 +46,23 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. `DataError` when it is missing, not UTF-8, no JSON, or nested too deeply to
-    be read.
+    """Return the content of a JSON file.
+
+    Raises `DataError` if it is missing, not UTF-8, not JSON, or nested too deeply.
     """
     content = read_text(path)
     try:
         return json.loads(content)
     except RecursionError as error:
         raise DataError(f"{path} is no JSON that can be read: it is nested too deeply") from error
-    except ValueError as error:  # numbers of thousands of digits as well
+    except ValueError as error:  # also for numbers of thousands of digits
         raise DataError(f"{path} is no JSON: {error}{name_content(path)}") from error
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number, line) of every line that is not blank; a final newline makes no difference. Lines end
-    with LF, CR LF or CR.
+    """Yield (line number, line) of every line that is not blank. Lines end with LF, CR LF or CR.
+
+    A final newline makes no difference.
     """
     text = read_text(path)
     for number, line in enumerate(text.split("\n" if "\n" in text else "\r"), start=1):
@@ -69,11 +72,11 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def rows_of(path: Path, columns: str, *, separator: str | None = None) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields) of a file without header. `columns` names the fields, such as "image_id x y"; the
-    last takes the rest.
+    """Yield (line number, fields) of a file without header.
 
-    `separator` None splits at white space. White space around a line does not count. `DataError` on a line
-    with fewer fields.
+    `columns` names the fields, such as "image_id x y". The last field takes the rest of the line. With
+    `separator` None, lines are split at white space. White space around a line is ignored. Raises
+    `DataError` for a line with fewer fields.
     """
     count = len(columns.split())
     for number, line in lines_of(path):
@@ -84,9 +87,11 @@ def rows_of(path: Path, columns: str, *, separator: str | None = None) -> Iterat
 
 
 def csv_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, Mapping[str, str]]]:
-    """(line number, column → stripped field) of a CSV with a header line. `DataError` on a missing or
-    repeated column or a ragged line.
+    """Yield (line number, column → stripped field) of a CSV with a header line.
+
+    Raises `DataError` for a missing or repeated column and for a line with another number of fields.
     """
+    # Read the header.
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
@@ -101,6 +106,7 @@ def csv_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, Mappi
             )
         if len(set(header)) != len(header):
             raise bad_line(path, 1, "every column once", ",".join(header))
+        # Read the lines; blank ones are skipped.
         for fields in reader:
             if not any(field.strip() for field in fields):
                 continue
@@ -117,7 +123,7 @@ def csv_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, Mappi
 
 
 def parse_int(text: str, path: Path, line: int, what: str) -> int:
-    """A whole number, or `DataError`."""
+    """Return a whole number, or raise `DataError`."""
     try:
         if "_" not in text:  # Python reads 1_0 as 10
             return int(text)
@@ -127,7 +133,7 @@ def parse_int(text: str, path: Path, line: int, what: str) -> int:
 
 
 def parse_float(text: str, path: Path, line: int, what: str) -> float:
-    """A finite number, or `DataError`."""
+    """Return a finite number, or raise `DataError`."""
     try:
         value = float(text) if "_" not in text else math.nan
     except ValueError:
@@ -137,11 +143,11 @@ def parse_float(text: str, path: Path, line: int, what: str) -> float:
     return value
 
 
-def numbered_names(path: Path, columns: str) -> tuple[str, ...]:
-    """Names by their numbers, 1 to the number of lines, in a file of lines "number name". The order of the
-    lines does not count.
+def read_numbered_names(path: Path, columns: str) -> tuple[str, ...]:
+    """Return names sorted by their numbers, from a file of lines "number name" in any order.
 
-    `DataError` on a number that occurs twice or leaves a gap, and on a name that occurs twice.
+    Numbers are 1 to the number of lines. Raises `DataError` for a number that is repeated or missing, and
+    for a repeated name.
     """
     what = columns.partition(" ")[0]
     names: dict[int, str] = {}
@@ -157,8 +163,8 @@ def numbered_names(path: Path, columns: str) -> tuple[str, ...]:
     return tuple(names[number] for number in range(1, len(names) + 1))
 
 
-def inner_path(text: str, path: Path, line: int, what: str) -> str:
-    """A relative path that stays in its folder, or `DataError`."""
+def check_inner_path(text: str, path: Path, line: int, what: str) -> str:
+    """Return a relative path that stays in its folder, or raise `DataError`."""
     if not is_inner_path(text):
         raise bad_line(
             path, line, f"a path inside the data root as {what}, with '/' and without '..'", _short(text)
@@ -167,8 +173,9 @@ def inner_path(text: str, path: Path, line: int, what: str) -> str:
 
 
 def is_inner_path(text: str) -> bool:
-    """Whether a path is relative and plain: no "..", no ".", no backslash, no control character, no name
-    above 255 bytes.
+    """Whether a path is relative and plain.
+
+    It must not have "..", ".", a backslash, a control character, or a name above 255 bytes.
     """
     parts = text.split("/")
     return (

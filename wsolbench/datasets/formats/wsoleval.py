@@ -5,9 +5,9 @@ One folder for each split, comma-separated files without header:
     image_ids.txt      path                          the order is the evaluation order
     class_labels.txt   path,label                    label from 0
     image_sizes.txt    path,width,height             may be empty
-    localization.txt   path,x0,y0,x1,y1              boxes, original pixels, several lines an image; taken
-                                                     unchanged
-                       path,mask,ignore              masks; `ignore` on the first line of an image only
+    localization.txt   path,x0,y0,x1,y1              boxes in original pixels, used unchanged; an image can
+                                                     have several lines
+                       path,mask,ignore              masks; `ignore` only on the first line of an image
 
 Whether the last line ends with a newline makes no difference.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from wsolbench.datasets.annotations import Record
-from wsolbench.datasets.formats.tables import bad_line, inner_path, parse_float, parse_int, rows_of
+from wsolbench.datasets.formats.tables import bad_line, check_inner_path, parse_float, parse_int, rows_of
 from wsolbench.exceptions import DataError, UsageError
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class MaskFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """One split. A mapping is empty where its file is; else it has every image."""
+    """Metadata of one split. A mapping is empty if its file is absent or empty, else it has every image."""
 
     ids: tuple[str, ...]
     labels: Mapping[str, int]
@@ -47,7 +47,7 @@ class Metadata:
     masks: Mapping[str, MaskFiles]
 
     def records(self, image_root: str) -> list[Record]:
-        """Records in evaluation order; image, mask and ignore paths count from `image_root`."""
+        """Return records in evaluation order. Image, mask and ignore paths are relative to `image_root`."""
         return [self._record(image_id, image_root) for image_id in self.ids]
 
     def _record(self, image_id: str, image_root: str) -> Record:
@@ -64,18 +64,17 @@ class Metadata:
 
 
 def metadata_folder(root: Path, metadata_root: Path | str | None, name: str, split: str) -> Path | None:
-    """`<metadata root>/<name>/<split>` or `<metadata root>/<split>`; the metadata root is `<root>/metadata`
-    where none is given.
+    """Return `<metadata root>/<name>/<split>` or `<metadata root>/<split>`, or None if neither exists.
 
-    None where there is no such folder. Raises `UsageError` when a metadata root is given and does not have
-    the split.
+    The metadata root is `<root>/metadata` if none is given. Raises `UsageError` if a metadata root is given
+    but does not have the split.
     """
     base = _metadata_base(root, metadata_root)
     folder = _split_folder(base, name, split)
     if folder is None and metadata_root is not None:
         raise UsageError(
-            f"the metadata root {base} has neither {name}/{split}/image_ids.txt nor {split}/image_ids.txt. "
-            "Give the `metadata` folder of wsolevaluation with --metadata-root."
+            f"the metadata root {base} lacks the split {split!r}; expected {name}/{split}/image_ids.txt or "
+            f"{split}/image_ids.txt. Give the `metadata` folder of wsolevaluation with --metadata-root."
         )
     return folder
 
@@ -87,21 +86,20 @@ def has_metadata(root: Path, metadata_root: Path | str | None, name: str, split:
 
 
 def check_metadata_root(metadata_root: Path | str | None, name: str) -> None:
-    """Raises `UsageError` when a metadata root is given that is no folder or has no split of the data set."""
+    """Raise `UsageError` if a metadata root is given that is not a folder or has no split of the data set."""
     if metadata_root is None:
         return
     base = Path(metadata_root).expanduser()
     if not base.is_dir():
         raise UsageError(
-            f"the metadata root {base} is no folder. Give the `metadata` folder of wsolevaluation with "
-            "--metadata-root."
+            f"the metadata root {base} is not a folder; expected the `metadata` folder of wsolevaluation. "
+            "Give it with --metadata-root."
         )
     if not any(_split_folder(base, name, split) for split in SPLITS):
         raise UsageError(
-            f"the metadata root {base} has no split of {name}: expected {name}/SPLIT/image_ids.txt or "
-            "SPLIT/image_ids.txt with SPLIT one "
-            f"of {', '.join(SPLITS)}. Give the `metadata` folder of wsolevaluation with --metadata-root, "
-            "or leave it out."
+            f"the metadata root {base} has no split of {name}; expected {name}/SPLIT/image_ids.txt or "
+            f"SPLIT/image_ids.txt with SPLIT one of {', '.join(SPLITS)}. Give the `metadata` folder of "
+            "wsolevaluation with --metadata-root, or omit the option."
         )
 
 
@@ -117,7 +115,7 @@ def _split_folder(base: Path, name: str, split: str) -> Path | None:
 
 
 def image_folder(candidates: Sequence[Path], ids: Sequence[str]) -> str:
-    """The candidate under which the first image's folder lies; the first that exists when none has it."""
+    """Return the candidate that contains the first image or its folder, or else the first that exists."""
     for candidate in candidates:
         if (candidate / ids[0]).is_file():
             return str(candidate)
@@ -128,22 +126,25 @@ def image_folder(candidates: Sequence[Path], ids: Sequence[str]) -> str:
 
 
 def read_metadata(folder: Path, truth: Literal["boxes", "masks"]) -> Metadata:
-    """Read one split's folder. Raises `DataError` naming file and line on anything contradictory or
-    incomplete.
+    """Read the folder of one split.
+
+    Raises `DataError` naming file and line for contradictory or incomplete files.
     """
+    # Ids, labels and sizes.
     ids = _read_ids(folder / "image_ids.txt")
     known = set(ids)
     if not ids:
-        raise DataError(f"{folder / 'image_ids.txt'} names no image")
+        raise DataError(f"{folder / 'image_ids.txt'} names no image; expected at least one")
     labels = _read_once(folder / "class_labels.txt", "path label", known, _label)
     _check_complete(folder / "class_labels.txt", labels, known)
     sizes = _read_once(folder / "image_sizes.txt", "path width height", known, _size)
     if sizes:
         _check_complete(folder / "image_sizes.txt", sizes, known)
+    # Boxes or masks. They are optional for `train`, because weak supervision does not use them.
     table = folder / "localization.txt"
     boxes: Mapping[str, list[tuple[float, float, float, float]]] = {}
     masks: Mapping[str, MaskFiles] = {}
-    if table.exists() or folder.name != "train":  # weak supervision has no use for it
+    if table.exists() or folder.name != "train":
         if truth == "boxes":
             boxes = _read_boxes(table, known)
         else:
@@ -205,8 +206,8 @@ def _read_masks(path: Path, known: set[str]) -> dict[str, MaskFiles]:
             expected = "an ignore mask on the first line of an image, and only there"
             raise bad_line(path, line, expected, f"{ignore!r} for {image_id!r}")
         if ignore:
-            ignores[image_id] = inner_path(ignore, path, line, "ignore mask")
-        masks.setdefault(image_id, []).append(inner_path(mask, path, line, "mask"))
+            ignores[image_id] = check_inner_path(ignore, path, line, "ignore mask")
+        masks.setdefault(image_id, []).append(check_inner_path(mask, path, line, "mask"))
     return {
         image_id: MaskFiles(masks=tuple(names), ignore=ignores[image_id]) for image_id, names in masks.items()
     }

@@ -1,8 +1,7 @@
-"""The jointed bird of the toybirds: its pose and plumage, which tell nothing about its kind, and its parts,
-which are its kind.
+"""The jointed bird of toybirds. Pose and plumage are random; its parts define its class.
 
 The bird is painted in its own frame: x forward, y down, unit = length of the body, origin = middle of the
-body. It is seen from its right side; mirrored, from its left.
+body. It is seen from its right side, or mirrored, from its left.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from wsolbench.datasets.toybirds.canvas import (
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A class: one choice for each part that differs."""
+    """A class: one choice for each part that can differ."""
 
     name: str
     beak: str
@@ -77,7 +76,7 @@ PART_NAMES = (
 
 
 class Layer(IntEnum):
-    """What a point of the canvas shows; an owner is `16 * (1 + bird) + layer`."""
+    """What a point of the canvas shows. An owner is `16 * (1 + bird) + layer`."""
 
     TAIL = 1
     FAR_WING = 2
@@ -94,7 +93,7 @@ class Layer(IntEnum):
 
 
 PART_LAYERS = (Layer.TAIL, Layer.BREAST, Layer.BEAK, Layer.CREST, Layer.WING_BAR)
-"""The layers in which two kinds may differ."""
+"""Layers in which two classes can differ."""
 
 _BEAK_COLOURS: dict[str, Colour] = {"cone": (245, 130, 20), "dagger": (32, 30, 36), "hook": (250, 215, 40)}
 _RED: Colour = (225, 25, 30)
@@ -106,8 +105,9 @@ _BLACK: Colour = (24, 22, 28)
 
 @dataclass(frozen=True, kw_only=True)
 class Bird:
-    """One individual: joints (angles in radians, positive = clockwise on the unmirrored bird), build and
-    plumage.
+    """One individual: joints, build and plumage.
+
+    Angles are in radians, positive = clockwise on the unmirrored bird.
     """
 
     pitch: float
@@ -126,12 +126,13 @@ class Bird:
     cap_colour: Colour
     leg_colour: Colour
     texture: tuple[float, float, float, float]
-    """Stripes or spots: strength, waves to the body's length along and across, phase."""
+    """Stripes or spots: strength, waves per body length along and across, phase."""
     spotted: bool
 
     @classmethod
     def draw(cls, random: np.random.Generator) -> Bird:
-        """A bird of any kind."""
+        """Draw a bird at random, independently of its class."""
+        # The order of the draws is fixed: another order gives other birds.
         between = random.uniform
         flying = bool(random.random() < 0.25)
         body = random_colour(random, (0, 1), (0.1, 0.55), (0.4, 0.85))
@@ -160,45 +161,45 @@ class Bird:
 
     @property
     def body_turn(self) -> complex:
-        """Direction from tail to breast."""
+        """Direction from tail to breast, as a unit complex number."""
         return _unit(self.pitch)
 
     def on_body(self, point: complex) -> complex:
-        """A point of the body's own frame (not pitched) in the bird's frame."""
+        """Map a point of the body's own frame (not pitched) to the bird's frame."""
         return self.body_turn * complex(point.real, point.imag * self.plumpness)
 
     @property
     def head(self) -> complex:
-        """Middle of the head."""
+        """Centre of the head."""
         return self.on_body(0.34 - 0.1j) + self.neck_length * _unit(self.neck)
 
     @property
     def head_turn(self) -> complex:
-        """Where the head looks."""
+        """Direction in which the head looks."""
         return _unit(self.gaze)
 
     def wing_frame(self) -> tuple[complex, complex]:
-        """Shoulder, and the direction in which the near wing points (backward when folded)."""
+        """Return the shoulder, and the direction of the near wing (backward when folded)."""
         return self.on_body(0.2 - 0.06j), self.body_turn * _unit(self.wing)
 
     def far_wing_frame(self) -> tuple[complex, complex]:
-        """The same of the far wing, which is in sight when the bird flies."""
+        """Return the same for the far wing, which is visible when the bird flies."""
         shoulder, wing = self.wing_frame()
         return shoulder + 0.12 * self.body_turn, wing * _unit(0.35)
 
     def tail_frame(self) -> tuple[complex, complex]:
-        """Root of the tail and its direction."""
+        """Return the root of the tail and its direction."""
         return self.on_body(-0.42 - 0.05j), -self.body_turn * _unit(self.tail)
 
     def leg(self, which: int) -> Points:
-        """Hip, knee, ankle and toe of the near (0) or far (1) leg."""
+        """Return hip, knee, ankle and toe of the near (0) or far (1) leg."""
         hip = self.on_body((-0.02 if which == 0 else 0.08) + 0.2j)
         knee = hip + 0.17 * 1j * _unit(self.hips[which])
         ankle = knee + 0.2 * 1j * _unit(self.hips[which] + self.knees[which])
         return np.array([hip, knee, ankle, ankle + 0.09])
 
     def extent(self) -> Points:
-        """Points that span the bird, whatever its kind."""
+        """Return points that span the bird of any class."""
         shoulder, wing = self.wing_frame()
         root, tail = self.tail_frame()
         tips = [
@@ -215,8 +216,9 @@ class Bird:
         return 0.5 * np.cos(angle) + 1j * 0.29 * self.plumpness * np.sin(angle) * (1 + 0.18 * np.cos(angle))
 
     def key_points(self, mirrored: bool) -> dict[str, tuple[complex, tuple[Layer, ...]]]:
-        """Place of each part in the bird's frame, and the layers that show it (none: it is on the far
-        side).
+        """Return the position of each part in the bird's frame, and the layers that show it.
+
+        A part on the far side has no layers.
         """
         shoulder, wing = self.wing_frame()
         root, tail = self.tail_frame()
@@ -243,12 +245,12 @@ class Bird:
         }
 
     def paint(self, canvas: Canvas, place: Placement, kind: Kind, number: int) -> None:
-        """Put the bird on the canvas, from its far side to its near side. Reads no random number."""
+        """Paint the bird on the canvas, from its far side to its near side. Draws no random number."""
         painter = _Painter(canvas, place, number, self._shade(canvas.side, place))
         shoulder, wing = self.wing_frame()
         if self.flying:
-            painter.shape(self._wing(*self.far_wing_frame()), _darker(self.wing_colour, 0.7), Layer.FAR_WING)
-        painter.limb(self.leg(1), 0.05, _darker(self.leg_colour, 0.75), Layer.FAR_LEG)
+            painter.shape(self._wing(*self.far_wing_frame()), _darken(self.wing_colour, 0.7), Layer.FAR_WING)
+        painter.limb(self.leg(1), 0.05, _darken(self.leg_colour, 0.75), Layer.FAR_LEG)
         self._paint_tail(painter, kind)
         painter.limb(self.leg(0), 0.055, self.leg_colour, Layer.NEAR_LEG)
         neck = ribbon(np.array([self.on_body(0.2 - 0.02j), self.head]), np.array([0.42, 0.28]))
@@ -262,7 +264,7 @@ class Bird:
         self._paint_wing_bar(painter, kind, shoulder, wing)
 
     def _shade(self, side: int, place: Placement) -> Float[np.ndarray, "s s"]:
-        """Light from above and the texture of the feathers, on the whole canvas."""
+        """Return light from above and the texture of the feathers, on the whole canvas."""
         axis = (np.arange(side) + 0.5) / side
         local = place.inverse(axis[None, :] + 1j * axis[:, None]).astype(np.complex64)
         strength, along, across, phase = self.texture
@@ -318,6 +320,7 @@ class Bird:
         def shape(*profile: complex) -> Points:
             return self.head + self.head_turn * np.array(profile)
 
+        # Crest and beak lie behind the head; the eye lies on it.
         if kind.crest == "spikes":
             spikes = shape(
                 -0.17 - 0.08j,
@@ -362,7 +365,7 @@ class Bird:
 
 
 class _Painter:
-    """Paints shapes of one bird: from its frame into the image's, with its shading and its number."""
+    """Paints shapes of one bird, mapped to the image's frame, with its shading and its number."""
 
     def __init__(
         self, canvas: Canvas, place: Placement, number: int, shade: Float[np.ndarray, "s s"]
@@ -378,7 +381,7 @@ class _Painter:
         only_on: Layer | None = None,
         rim: float = 0.25,
     ) -> None:
-        """A feathered shape."""
+        """Paint a feathered shape."""
         base = None if only_on is None else owner_of(self._number, only_on)
         self._canvas.paint(
             self._place(outline),
@@ -390,19 +393,19 @@ class _Painter:
         )
 
     def mark(self, outline: Points, colour: Colour, layer: Layer, *, only_on: Layer | None = None) -> None:
-        """A plain shape."""
+        """Paint a plain shape."""
         base = None if only_on is None else owner_of(self._number, only_on)
         self._canvas.paint(self._place(outline), colour, owner_of(self._number, layer), only_on=base)
 
     def limb(self, joints: Points, width: float, colour: Colour, layer: Layer) -> None:
-        """A leg: thick above, thin below."""
+        """Paint a leg, thick at the top and thin at the bottom."""
         widths = width * np.array([1.6, 1.0, 0.8, 0.6])
         for index in range(len(joints) - 1):
             self.mark(ribbon(joints[index : index + 2], widths[index : index + 2]), colour, layer)
 
 
 def owner_of(number: int, layer: Layer) -> int:
-    """What the canvas remembers of a point that shows this layer of bird `number`."""
+    """Return the owner that the canvas stores for a point of this layer of bird `number`."""
     return 16 * (1 + number) + layer
 
 
@@ -410,5 +413,5 @@ def _unit(angle: float) -> complex:
     return complex(np.cos(angle), np.sin(angle))
 
 
-def _darker(colour: Colour, share: float) -> Colour:
+def _darken(colour: Colour, share: float) -> Colour:
     return colour[0] * share, colour[1] * share, colour[2] * share

@@ -1,13 +1,13 @@
-"""toybirds: generated birds of 12 kinds that differ in small parts only. No download.
+"""toybirds: generated birds of 12 classes that differ only in small parts. No download.
 
-One jointed bird, posed, textured and coloured at random; the class decides the beak, crest, wing bar, tail
-and breast patch and nothing else, so a classifier that is right has found a part, and a map that shows only
-what the classifier used misses most of the bird. Scenery, distractors, leaves in front of the bird, light and
-(in one image of seven) a second bird of the same kind make the rest. Every image has boxes, masks and the 15
+One jointed bird is posed, textured and coloured at random. The class determines only its beak, crest, wing
+bar, tail and breast patch. So a correct classifier has found a part, and a map that shows only what the
+classifier used misses most of the bird. Scenery, distractors, leaves in front of the bird and light are
+random, and one image of seven has a second bird of the same class. Every image has boxes, masks and the 15
 key points of CUB-200-2011 with visibility.
 
-Rendered once into a cache folder laid out as `wsolbench.datasets.csvfolder` says: open it, look at it, copy
-its layout.
+It is rendered once into a cache folder with the layout of `wsolbench.datasets.csvfolder`, which you can
+browse and use as an example of this layout.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Rows = tuple[int, list[Any], list[Any]]
 COUNTS: Mapping[str, int] = MappingProxyType({"train": 1500, "val": 300, "test": 600})
 SIZE = 128
 _VERSION = 1
-"""Raise when the renderer changes: an old cache is then left alone."""
+"""Version of the renderer, in the name of the cache folder. Increment it when images change."""
 
 _ABANDONED_SECONDS = 3600
 _IMAGES_TO_START = 24
@@ -69,18 +69,18 @@ def load(
     counts: Mapping[str, int] = COUNTS,
     workers: int | None = None,
 ) -> Dataset:
-    """One split, rendered first where the cache does not hold it.
+    """Load one split. It is rendered first if it is not in the cache.
 
     Args:
-        root: folder for the rendered set; None: below `cache_folder()`.
+        root: folder for the rendered set. If None, a folder in `cache_folder()`.
         split: "train", "val" or "test".
         missing: see `wsolbench.datasets.load_dataset`.
-        seed: at least 0; another seed gives other birds in other scenes.
+        seed: at least 0. Another seed gives other birds in other scenes.
         size: side of the images in pixels, at least 32.
-        counts: images per split.
-        workers: processes that render; None: one for each core. The images do not depend on it.
+        counts: number of images per split.
+        workers: number of rendering processes. If None, one per core. The images do not depend on it.
 
-    Raises `UsageError` for a size, seed or count that means nothing and for a folder that cannot be written.
+    Raises `UsageError` for an invalid size, seed or count and for a folder that cannot be written.
     """
     if size < 32 or seed < 0 or set(counts) != set(COUNTS) or min(counts.values()) < 1:
         raise UsageError(
@@ -96,22 +96,23 @@ def load(
 
 
 def load_csv(folder: Path, split: str, missing: Missing) -> Dataset:
-    """The rendered folder as a data set."""
+    """Load the rendered folder as a data set."""
     from wsolbench.datasets.csvfolder import load_csv_folder
 
     return load_csv_folder(folder, split, name=INFO.name, missing=missing)
 
 
 def cache_folder() -> Path:
-    """`$WSOLBENCH_CACHE`, else `$XDG_CACHE_HOME/wsolbench`, else `~/.cache/wsolbench`."""
+    """Return `$WSOLBENCH_CACHE`, else `$XDG_CACHE_HOME/wsolbench`, else `~/.cache/wsolbench`."""
     if own := os.environ.get("WSOLBENCH_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wsolbench"
 
 
 def contact_sheet(dataset: Dataset, examples: int = 5) -> UInt8[np.ndarray, "h w 3"]:
-    """One row for each class with its first images; in the last column boxes (white) and visible key points
-    (yellow) are drawn.
+    """Return a picture (h, w, 3) with one row per class that shows its first images.
+
+    In the last column, boxes (white) and visible key points (yellow) are drawn.
     """
     import cv2
     import numpy as np
@@ -135,10 +136,10 @@ def contact_sheet(dataset: Dataset, examples: int = 5) -> UInt8[np.ndarray, "h w
 
 
 def write_contact_sheet(path: Path, dataset: Dataset, examples: int = 5) -> None:
-    """Write `contact_sheet` as a picture, the second half of the classes beside the first; the suffix of
-    `path` says the format.
+    """Write `contact_sheet` as a picture, with the second half of the classes next to the first.
 
-    Raises `UsageError` when the folder cannot be written or the suffix is none of an image.
+    The suffix of `path` is the format. Raises `UsageError` if the folder cannot be written or the suffix is
+    not that of an image format.
     """
     import numpy as np
     from PIL import Image
@@ -151,7 +152,7 @@ def write_contact_sheet(path: Path, dataset: Dataset, examples: int = 5) -> None
 
 
 def _render_set(folder: Path, seed: int, size: int, counts: Mapping[str, int], workers: int | None) -> None:
-    """Render into a folder beside the final one and rename it: nobody ever sees a part of a set."""
+    """Render into a folder next to the final one and rename it, so that no partial set is ever visible."""
     from wsolbench.datasets.toybirds.bird import KINDS
     from wsolbench.system.progress import track
 
@@ -162,6 +163,7 @@ def _render_set(folder: Path, seed: int, size: int, counts: Mapping[str, int], w
             f"toybirds cannot be rendered into {folder.parent}: {error.__cause__}. Set WSOLBENCH_CACHE to "
             "a folder that can be written."
         ) from error
+    # Render the images and masks.
     _remove_leftovers(folder)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -171,6 +173,7 @@ def _render_set(folder: Path, seed: int, size: int, counts: Mapping[str, int], w
         jobs = _jobs(seed, counts)
         rendered = _render_jobs(temporary, seed, size, counts, workers or _worker_count(len(jobs)))
         rows = sorted(track(rendered, "rendering toybirds", total=len(jobs)))
+        # Write the CSV files, then move the folder to its place.
         with _table(
             temporary / "annotations.csv", "image,label,split,width,height,x0,y0,x1,y1,mask"
         ) as annotations:
@@ -183,19 +186,19 @@ def _render_set(folder: Path, seed: int, size: int, counts: Mapping[str, int], w
         try:
             temporary.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was quicker; its images are the same
+            if not folder.is_dir():  # otherwise another process has finished first, with the same images
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _worker_count(images: int) -> int:
-    """One process for each core, but none for fewer images than it takes a process to start."""
+    """Return one process per core, but fewer if there are too few images to be worth starting a process."""
     return max(1, min(os.cpu_count() or 1, images // _IMAGES_TO_START))
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What renderings of this set that were killed have left behind, unless they may still be running."""
+    """Remove what killed renderings of this set left behind, unless they may still be running."""
     for leftover in folder.parent.glob(f".{folder.name}-*"):
         with suppress(OSError):  # another process may be removing it too
             if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
@@ -203,24 +206,25 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _jobs(seed: int, counts: Mapping[str, int]) -> list[tuple[str, int, int]]:
-    """(split, index, label) of every image."""
-    from wsolbench.datasets.toybirds.render import labels_of
+    """Return (split, index, label) of every image."""
+    from wsolbench.datasets.toybirds.render import draw_labels
 
     return [
         (split, index, int(label))
         for split, count in counts.items()
-        for index, label in enumerate(labels_of(seed, split, count))
+        for index, label in enumerate(draw_labels(seed, split, count))
     ]
 
 
 def _render_jobs(
     folder: Path, seed: int, size: int, counts: Mapping[str, int], workers: int
 ) -> Iterator[Rows]:
-    """Rows of every image, as they get ready, from processes that share the work.
+    """Yield the rows of every image as it is finished, from processes that share the work.
 
-    Plain subprocesses: forking a process that has threads can hang, and the other start methods of
+    Plain subprocesses are used: forking a process with threads can hang, and the other start methods of
     `multiprocessing` run the caller's script again.
     """
+    # Each worker renders a share in its own process; a thread reads its rows.
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
@@ -229,14 +233,14 @@ def _render_jobs(
     ready: queue.Queue[Rows | None] = queue.Queue()
 
     def watch(share: int) -> None:
-        facts = json.dumps([str(folder), seed, size, dict(counts), share, workers])
+        job = json.dumps([str(folder), seed, size, dict(counts), share, workers])
         code = (
             "import sys; from wsolbench.datasets.toybirds.dataset import render_share; "
             "render_share(sys.argv[1])"
         )
         try:
             with subprocess.Popen(
-                [sys.executable, "-c", code, facts], stdout=subprocess.PIPE, env=environment, text=True
+                [sys.executable, "-c", code, job], stdout=subprocess.PIPE, env=environment, text=True
             ) as process:
                 processes.append(process)
                 assert process.stdout is not None
@@ -244,11 +248,12 @@ def _render_jobs(
                     ready.put(tuple(json.loads(line)))
             if process.returncode:
                 failed.append(f"exit code {process.returncode}")
-        except (OSError, ValueError) as error:  # no process could be started, or it was killed within a line
+        except (OSError, ValueError) as error:  # the process could not start, or was killed within a line
             failed.append(str(error))
         finally:
-            ready.put(None)  # else the others' rows would be waited for in vain
+            ready.put(None)  # otherwise the consumer would wait forever
 
+    # Yield the rows until all workers are done.
     processes: list[subprocess.Popen[str]] = []
     failed: list[str] = []
     threads = [threading.Thread(target=watch, args=(share,), daemon=True) for share in range(workers)]
@@ -268,14 +273,13 @@ def _render_jobs(
     if failed:
         raise DataError(
             f"rendering toybirds into {folder.parent} failed ({failed[0]}); the messages above say why. "
-            "Nothing was kept: mend the cause, or choose another folder with WSOLBENCH_CACHE, and start "
-            "again."
+            "Nothing was kept. Fix the cause, or choose another folder with WSOLBENCH_CACHE, and start again."
         )
 
 
-def render_share(facts: str) -> None:
-    """What one of the rendering processes does: every n-th image; a JSON line with its rows for each."""
-    folder, seed, size, counts, share, workers = json.loads(facts)
+def render_share(job: str) -> None:
+    """Render every n-th image in a process of its own, and print a JSON line with the rows of each."""
+    folder, seed, size, counts, share, workers = json.loads(job)
     for number, (split, index, label) in list(enumerate(_jobs(seed, counts)))[share::workers]:
         rows = (number, *_render_one(Path(folder), seed, size, split, index, label))
         sys.stdout.write(json.dumps(rows) + "\n")
@@ -293,7 +297,7 @@ def _table(path: Path, header: str) -> Iterator[Any]:
 def _render_one(
     folder: Path, seed: int, size: int, split: str, index: int, label: int
 ) -> tuple[list[Any], list[Any]]:
-    """Write one image and its masks; give its rows of `annotations.csv` and `keypoints.csv`."""
+    """Write one image and its masks. Returns its rows of `annotations.csv` and `keypoints.csv`."""
     import numpy as np
     from PIL import Image
 
@@ -306,7 +310,7 @@ def _render_one(
     boxes: list[Any] = []
     for number, mask in enumerate(result.masks):
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if not len(rows):  # wholly hidden behind the other bird
+        if not len(rows):  # completely hidden behind the other bird
             continue
         mask_name = f"{split}/{index:05d}_{number}.png"
         Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(folder / "masks" / mask_name)

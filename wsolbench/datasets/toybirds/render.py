@@ -1,7 +1,7 @@
-"""One image of the toybirds: scenery, birds, what grows in front of them, light.
+"""Rendering of one image of toybirds: scenery, birds, occluders, light.
 
-A scene is drawn from random numbers without regard to the kind of bird, so that the same scene can be
-rendered with any kind: the two images then differ in the birds' parts only.
+A scene is drawn from random numbers independently of the class, so the same scene can be rendered with any
+class. Two such images differ only in the birds' parts.
 """
 
 from __future__ import annotations
@@ -29,32 +29,33 @@ from wsolbench.types import KeyPoints
 
 SPLITS = ("train", "val", "test")
 TWO_BIRDS = 1 / 7
-"""Share of the images with two birds."""
+"""Share of images with two birds."""
 _OCCLUDED = 0.45
-"""Share of the birds with something in front of them."""
+"""Share of birds with something in front of them."""
 _AREA = (0.12, 0.52)
-"""Range of the area of a lone bird's box, as a share of the image, before the image's edge cuts it."""
+"""Range of the area of a single bird's box, as a share of the image, before the image's edge cuts it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
-    """An image and the truth about it. The bird that shows most comes first."""
+    """An image and its ground truth. The bird with the most visible pixels comes first."""
 
     image: UInt8[np.ndarray, "h w 3"]
     masks: tuple[Bool[np.ndarray, "h w"], ...]
-    """Visible pixels of each bird: those of which it has at least half. Two birds that touch share a pixel
-    where each has half.
+    """Visible pixels of each bird: those of which it covers at least half.
+
+    Two birds that touch share a pixel if each covers half.
     """
     key_points: KeyPoints
-    """Of the first bird, in the order of `PART_NAMES`."""
+    """Key points of the first bird, in the order of `PART_NAMES`."""
     parts: Bool[np.ndarray, "h w"]
-    """Pixels that show, be it in part, a part by which kinds differ."""
+    """Pixels that show, at least partly, a part by which classes differ."""
 
 
-def labels_of(seed: int, split: str, count: int) -> Int[np.ndarray, " n"]:
-    """The class of each image of a split: every 12 consecutive images show every kind once, in random order.
+def draw_labels(seed: int, split: str, count: int) -> Int[np.ndarray, " n"]:
+    """Draw the class of each image of a split: every 12 consecutive images show every class once.
 
-    Not in a fixed order, so that every n-th image is no sample of few classes.
+    Their order is random, so that a sample of every n-th image has all classes.
     """
     random = _generator(seed, split, 2**32 - 1)  # no image has this index
     blocks = [random.permutation(len(KINDS)) for _ in range(-(-count // len(KINDS)))]
@@ -62,7 +63,7 @@ def labels_of(seed: int, split: str, count: int) -> Int[np.ndarray, " n"]:
 
 
 def render(seed: int, split: str, index: int, kind: Kind, size: int) -> Rendering:
-    """Image `index` of a split with birds of this kind. Depends on nothing but the arguments."""
+    """Render image `index` of a split with birds of this class. Depends only on the arguments."""
     random = _generator(seed, split, index)
     canvas = Canvas(size)
     _paint_scenery(canvas, random)
@@ -86,7 +87,7 @@ def _generator(seed: int, split: str, index: int) -> np.random.Generator:
 
 
 def _places(birds: list[Bird], random: np.random.Generator) -> list[Placement]:
-    """Somewhere in the image for each bird, the second beside the first."""
+    """Draw a place in the image for each bird, the second next to the first."""
     while True:
         places = [_place(bird, random, 1.0 if len(birds) == 1 else 0.5) for bird in birds]
         if len(places) == 1:
@@ -105,7 +106,7 @@ def _place(bird: Bird, random: np.random.Generator, shrink: float) -> Placement:
     width, height = (high - low).real, (high - low).imag
     scale = np.sqrt(shrink * random.uniform(*_AREA) / (width * height))
     scale = min(scale, 0.98 / width, 0.98 / height)
-    slack = 0.05  # how far the bird may stick out
+    slack = 0.05  # by how much the bird may exceed the image
     left = random.uniform(-slack, 1 + slack - scale * width)
     top = random.uniform(-slack, 1 + slack - scale * height)
     return Placement(
@@ -159,7 +160,7 @@ def _any_turn(random: np.random.Generator) -> complex:
 def _bumps(
     canvas: Canvas, random: np.random.Generator, strength: float, cells: int
 ) -> Float[np.ndarray, "s s"]:
-    """A shade that makes a flat shape look rough."""
+    """Return a shade that makes a flat shape look rough."""
     return (1 + strength * smooth_noise(random, cells, canvas.side)).astype(np.float32)
 
 
@@ -228,9 +229,8 @@ def _paint_foliage(canvas: Canvas, random: np.random.Generator) -> None:
 
 
 def _paint_distractor(canvas: Canvas, random: np.random.Generator) -> None:
-    """Something in the colours of birds and of their parts that is none: a gourd, berries, a flower, a
-    striped stick.
-    """
+    """Paint an object in the colours of birds and their parts: a gourd, berries, a flower or a stick."""
+    # Its place and colours, then one of four shapes.
     centre, turn, size = _anywhere(random), _any_turn(random), random.uniform(0.03, 0.08)
     bright = (
         random_colour(random, (-0.02, 0.02), (0.8, 0.95), (0.8, 0.95)),
@@ -266,7 +266,7 @@ def _paint_distractor(canvas: Canvas, random: np.random.Generator) -> None:
 
 
 def _paint_perch(canvas: Canvas, random: np.random.Generator, bird: Bird, place: Placement) -> None:
-    """A branch under the feet."""
+    """Paint a branch under the feet."""
     feet = complex(np.mean([place(bird.leg(which)[2]) for which in (0, 1)]))
     direction = np.exp(1j * random.uniform(-0.25, 0.25))
     width = place.scale * random.uniform(0.06, 0.12)
@@ -277,7 +277,7 @@ def _paint_perch(canvas: Canvas, random: np.random.Generator, bird: Bird, place:
 
 
 def _paint_occluder(canvas: Canvas, random: np.random.Generator, bird: Bird, place: Placement) -> None:
-    """A branch or some leaves over a place of the bird."""
+    """Paint a branch or some leaves over a point of the bird."""
     target = complex(place(random.choice(bird.extent())) * 0.7 + place.centre * 0.3)
     if random.random() < 0.35:
         reach = random.uniform(0.4, 1.0) * _any_turn(random)
@@ -312,7 +312,7 @@ def _finish(
     )
     first = order[0]
     return Rendering(
-        image=_lit(image, random),
+        image=_add_light(image, random),
         masks=tuple(masks[number] for number in order),
         key_points=_key_points(canvas.owner, birds[first], places[first], first, masks[first]),
         parts=_share(parts) > 0,
@@ -320,7 +320,7 @@ def _finish(
 
 
 def _share(flags: Bool[np.ndarray, "s s"]) -> Float[np.ndarray, "h w"]:
-    """Share of the canvas points of each pixel for which a flag is set."""
+    """Return the share of the canvas points of each pixel for which a flag is set, (h, w)."""
     size = flags.shape[0] // SUPERSAMPLING
     share: Float[np.ndarray, "h w"] = flags.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING).mean(
         axis=(1, 3)
@@ -328,8 +328,8 @@ def _share(flags: Bool[np.ndarray, "s s"]) -> Float[np.ndarray, "h w"]:
     return share
 
 
-def _lit(image: Float[np.ndarray, "h w 3"], random: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
-    """Brightness, tint, a slope of light, drifting shadows and the sensor's noise; each pixel by itself."""
+def _add_light(image: Float[np.ndarray, "h w 3"], random: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
+    """Apply brightness, tint, a light gradient, shadows and sensor noise to each pixel."""
     size = image.shape[0]
     axis = (np.arange(size) + 0.5) / size - 0.5
     angle = random.uniform(0, 2 * np.pi)
@@ -347,7 +347,7 @@ def _lit(image: Float[np.ndarray, "h w 3"], random: np.random.Generator) -> UInt
 def _key_points(
     owner: Int16[np.ndarray, "s s"], bird: Bird, place: Placement, number: int, mask: Bool[np.ndarray, "h w"]
 ) -> KeyPoints:
-    """Places in pixels; visible where the layer that carries the part is what the canvas shows there."""
+    """Return key points in pixels. A part is visible if the canvas shows one of its layers there."""
     side, size = owner.shape[0], mask.shape[0]
     rows = np.zeros((len(PART_NAMES), 3), dtype=np.float64)
     for part, (local, layers) in bird.key_points(place.mirrored).items():

@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from wsolbench.evaluation.scores import part_distances
 from wsolbench.maps import frame_size
-from wsolbench.maps.frame import in_view
+from wsolbench.maps.frame import map_to_view
 from wsolbench.maps.sources import PARTS, ProposedParts
 from wsolbench.protocol import EvalProtocol
 from wsolbench.report.pictures.overlays import WHITE, Panel, draw_box, draw_disc, draw_line, frame_image, gray
@@ -33,7 +33,7 @@ def regions_panel(
     points = (
         None
         if found is None or sample.key_points is None
-        else in_view(sample.key_points[:, :2], sample.size, proposed.side, protocol)
+        else map_to_view(sample.key_points[:, :2], sample.size, proposed.side, protocol)
     )
     for rank in reversed(range(min(PARTS, len(proposed.boxes)))):  # the best on top
         if proposed.padded[rank]:
