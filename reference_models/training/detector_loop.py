@@ -37,7 +37,7 @@ from reference_models.training.run_folder import (
     write_log,
 )
 from reference_models.training.steps import autocast, mixed, must_be_finite, scaler_for
-from wsolbench.datasets.subsets import limited
+from wsolbench.datasets.subsets import limit_dataset
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import DetectorRequest
 from wsolbench.methods.device import pick_device
@@ -110,7 +110,7 @@ def fit(method: type[DetectorModel], request: DetectorRequest) -> Path:
 def _train(run: Run, request: DetectorRequest) -> None:
     """The steps that are left."""
     reader = TargetReader(
-        limited(request.train, request.limit), masks=run.model.wants_masks, workers=request.workers
+        limit_dataset(request.train, request.limit), masks=run.model.wants_masks, workers=request.workers
     )
     size, count, epochs = run.recipe.batch_size, len(reader), run.recipe.epochs
     per_epoch = -(-count // size)

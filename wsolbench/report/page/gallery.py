@@ -110,7 +110,7 @@ def _read(path: Path, dataset: Dataset, protocol: EvalProtocol) -> _Maps:
         ).single_iou
         counts.add(passes(iou, _DELTA, protocol.iou_test)[None], sample.label)
         rows.append(iou)
-    best = int(counts.comparable()[0].argmax())
+    best = int(counts.threshold_scores()[0].argmax())
     return _Maps(
         name=name,
         source=source,
