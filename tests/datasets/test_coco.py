@@ -139,7 +139,7 @@ TRIANGLE = [0, 0, 9, 0, 9, 9]
         ),
         ({"annotations": [{**OBJECT, "image_id": 9}]}, "annotation 1 is of image 9"),
         ({"annotations": [{**OBJECT, "category_id": 4}]}, "category 4"),
-        ({"categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]}, "every id must be unique"),
+        ({"categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]}, "expected unique ids"),
         *(
             (
                 {"categories": [{"id": 7, "name": "a"}, {"id": broken, "name": "b"}]},
@@ -163,11 +163,11 @@ TRIANGLE = [0, 0, 9, 0, 9, 9]
         ({"images": [{**IMAGE, "file_name": None}]}, "the file_name None; expected text"),
         ({"annotations": [{**OBJECT, "id": [1]}]}, r"entry 0 of 'annotations' has the id \[1\]"),
         *(
-            ({"annotations": [{**OBJECT, "image_id": broken}]}, "one of them is not in the file")
+            ({"annotations": [{**OBJECT, "image_id": broken}]}, "expected both to be in the file")
             for broken in ([100], None, "100", {})
         ),
         *(
-            ({"annotations": [{**OBJECT, "category_id": broken}]}, "one of them is not in the file")
+            ({"annotations": [{**OBJECT, "category_id": broken}]}, "expected both to be in the file")
             for broken in ([3], None, "3", 3.7)
         ),
         *(
@@ -250,7 +250,7 @@ def test_missing_images_folders_and_files_that_are_no_json_are_named(tmp_path: P
 
 def test_an_image_of_another_size_and_a_segmentation_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     first = load_instances(write_coco(tmp_path), "train").samples[0]
-    with pytest.raises(DataError, match="is 64x56, but its annotations are for 64x64"):
+    with pytest.raises(DataError, match="is 64x56; expected 64x64"):
         replace(first, size=(64, 64)).image()
     for broken in (None, {"size": [3, 3], "counts": [9]}, {"size": [56, 64], "counts": "é"}, "x"):
         with pytest.raises(DataError, match=r"'000000000000\.png' has a segmentation that cannot be read"):

@@ -116,7 +116,7 @@ def test_what_is_there_and_is_something_else_is_not_overwritten(birds: Dataset, 
         {key: value for key, value in values.items() if key != "annotations"},
     ):
         path.write_text(json.dumps(broken))
-        with pytest.raises(UsageError, match="no export of this program"):
+        with pytest.raises(UsageError, match="is not an export of this program"):
             export_coco(birds, tmp_path)
 
 

@@ -33,7 +33,7 @@ def test_a_root_without_any_image_says_so(tmp_path: Path) -> None:
     home = write_cub(tmp_path)
     for name in CUB_IMAGES:
         (home / "images" / name).unlink()
-    with pytest.raises(DataError, match=r"none of the 2 files is under .*is this the right data root\?"):
+    with pytest.raises(DataError, match=r"none of the 2 files is under .*Is this the right data root\?"):
         load_dataset("cub", "test", tmp_path)
 
 

@@ -57,7 +57,9 @@ def test_a_folder_that_is_named_after_no_class_is_left_out_and_named(tmp_path: P
 def test_a_folder_of_another_wordnet_id_contradicts_the_list_of_classes(tmp_path: Path) -> None:
     write_ilsvrc_official(tmp_path, kaggle=False)
     write_image(tmp_path / "train" / "n00000001" / "x.JPEG", (8, 8))
-    with pytest.raises(DataError, match="n00000001: expected a folder named after one of the 3 classes"):
+    with pytest.raises(
+        DataError, match="n00000001: unknown class; expected a folder named after one of the 3 classes"
+    ):
         load_dataset("ilsvrc", "train", tmp_path)
 
 

@@ -148,7 +148,7 @@ CSV_ROWS = {
         f"{'ä' * 150}.png,0,test,20,10,1,1,5,5,",
         "at most 255 bytes in a name",
     ),
-    "an id with a line break": ('"a\nb.png",0,test,20,10,1,1,5,5,', "without control characters"),
+    "an id with a line break": ('"a\nb.png",0,test,20,10,1,1,5,5,', "control characters"),
     "the same file under another id": ("./a.png,0,test,20,10,1,1,5,5,", "expected a relative path"),
 }
 

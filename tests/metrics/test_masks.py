@@ -40,7 +40,7 @@ def test_recorded_masks_of_the_official_evaluator_are_matched(golden_folder: Pat
 
 
 def test_an_empty_mask_or_size_cannot_be_resized() -> None:
-    with pytest.raises(DataError, match="cannot resize"):
+    with pytest.raises(DataError, match="cannot be resized"):
         resize_mask(np.zeros((0, 5), bool), (4, 4))
-    with pytest.raises(DataError, match="cannot resize"):
+    with pytest.raises(DataError, match="cannot be resized"):
         resize_mask(np.zeros((5, 5), bool), (0, 4))
