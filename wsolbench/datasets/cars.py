@@ -7,7 +7,7 @@ Two packagings are in use, and both are supported. They number their images diff
 ids:
 
     split    cars_train/00001.jpg  cars_test/00001.jpg  devkit/cars_meta.mat  devkit/cars_train_annos.mat
-        cars_test_annos_withlabels.mat
+             cars_test_annos_withlabels.mat
     joint    car_ims/000001.jpg  cars_annos.mat
 
 Boxes count from 1 with inclusive ends; classes count from 1.

@@ -10,19 +10,16 @@
 `annotations.csv` has a header line and one line for each object. Several lines of one image are several
 boxes and masks.
 
-- `image`: relative path with `/`, the image's id. `label`: class index, from 0. `split`: train, val, test
-or any
-  other name, which only `--split` finds.
+- `image`: relative path with `/`, the image's id. `label`: class index, from 0. `split`: train, val, test or
+  any other name, which only `--split` finds.
 - `width`, `height`: size of the frame in which boxes are given. If empty, the image file's own size.
 - `x0`, `y0`, `x1`, `y1`: box in pixels, or empty for none. Continuous with exclusive end: the whole image is
   0,0,width,height.
 - `mask`: a gray image of the frame's size. Object where its value is above 127 of 255; 16-bit values and
-floats
-  are scaled to that. `ignore`: mask of pixels to exclude. Both are relative paths inside their folder.
+  floats are scaled to that. `ignore`: mask of pixels to exclude. Both are relative paths inside their folder.
 - Lines of one image must have the same label, split, size and ignore.
 
-`classes.csv` names the classes 0 to C-1, each once. Without it, the largest label gives the number of
-classes.
+`classes.csv` names the classes 0 to C-1, each once. Without it, the largest label gives their number.
 `keypoints.csv`: `part` is the part's name, `visible` 1 or 0. A part without a line is invisible.
 """
 

@@ -5,12 +5,10 @@ O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV
 Two sources of annotations:
 
 - wsolevaluation text files (`--metadata-root`, or `metadata/` in the root): `train`, `val` (ImageNetV2,
-10,000
-  images with boxes by J. Choe et al., CVPR 2020) and `test`. Sizes come from these files, so shrunken or
+  10,000 images with boxes by J. Choe et al., CVPR 2020) and `test`. Sizes come from these files, so shrunken or
   warped copies of the images work too.
 - the official XML files or `LOC_val_solution.csv`: `train` (folders of images) and `test`. Images and
-annotations
-  are in `ILSVRC/Data/CLS-LOC` and `ILSVRC/Annotations/CLS-LOC` (Kaggle's packaging), or in `train/`, `val/`
+  annotations are in `ILSVRC/Data/CLS-LOC` and `ILSVRC/Annotations/CLS-LOC` (Kaggle's packaging), or in `train/`, `val/`
   with the XML files in `Annotations/val`. `val/` may be flat or have class folders.
 
 The text files are used if both exist. Boxes are used unchanged as xyxy. Ids are

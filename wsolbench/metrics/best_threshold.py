@@ -12,9 +12,8 @@ reaches lower than the first bound. The lower of the two ends is used. `benchmar
 measures the coverage of each kind of interval.
 
 Source: intersection bounds with a preliminary selection of thresholds; Chernozhukov, Lee and Rosen,
-"Intersection
-Bounds: Estimation and Inference", Econometrica 81(2), 2013. They bound a minimum; a maximum is the same
-with the sign changed.
+"Intersection Bounds: Estimation and Inference", Econometrica 81(2), 2013. They bound a minimum; a maximum is
+the same with the sign changed.
 """
 
 from __future__ import annotations

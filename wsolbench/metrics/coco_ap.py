@@ -50,8 +50,7 @@ def average_precision(
 
     Args:
         annotations: content of an annotation file (`instances_*.json`), not modified. For mask AP, its
-        objects
-            need a segmentation.
+            objects need a segmentation.
         results: detections in COCO's results format, with `bbox`. For mask AP, also with `segmentation` as
             compressed run-length encoding.
         kind: whether boxes or masks are compared.

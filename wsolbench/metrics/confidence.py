@@ -217,8 +217,7 @@ class Bootstrap:
         """Return the resampled rates (n_resamples, s_k) of every table k, with the same resamples for all.
 
         Args:
-            blocks: for consecutive runs of images of any length, one array (m, s_k) per table, n images in
-                all.
+            blocks: for consecutive runs of images of any length, one array (m, s_k) per table; n in total.
             groups: for each table None (rates are means over images) or the class of each image. Then rates
                 are the mean over classes of each class's resampled mean. A class without an image in a
                 resample is left out of that resample. Classes weigh alike up to the rounding of 1 / (images

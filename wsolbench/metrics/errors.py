@@ -5,8 +5,7 @@ The tests are applied to the one box of the top-1 class, in this order, with the
 1. `cls`: the class is wrong.
 2. `right`: IoU > `error_iou` with the best ground-truth box (highest IoU; the first of equal ones).
 3. `m_ins`: more than one ground-truth box has IoG > `error_multi_iog`. Neither the class nor IoB is tested,
-so
-   one box over two objects falls into this category.
+   so one box over two objects falls into this category.
 4. `part`: IoB > `error_part_iob` with the best ground-truth box.
 5. `more`: IoG >= `error_more_iog` with the best ground-truth box.
 6. `other`.

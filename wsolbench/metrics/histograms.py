@@ -31,9 +31,10 @@ def histograms(
     Row 0 counts object pixels, row 1 background pixels. Scores lie in [0, 1], or are 8-bit levels that
     stand for level / 255. Pixels of `ignore` outside the object are not counted.
 
-    By score: bin i holds scores in [edge_i, edge_(i+1)), compared in float64. The edges are 0 (if the
-    protocol's thresholds start higher), the thresholds, 1, 2 and 3. By level: a float score has the level
-    trunc(255 x score), the product in float64.
+    By score: bin i contains scores in [edge_i, edge_(i+1)), compared in float64. The edges are 0 (if the
+    protocol's thresholds start higher), the thresholds, 1, 2 and 3.
+
+    By level: a float score has the level trunc(255 x score), the product in float64.
 
     Raises `DataError` if the shapes differ, a mask is not boolean, or a score is not a number in [0, 1].
     """

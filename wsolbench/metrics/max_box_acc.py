@@ -1,10 +1,11 @@
 """MaxBoxAcc and MaxBoxAccV2: share of images whose box overlaps the ground truth enough.
 
-Both are read at one threshold of the map. `MaxBoxAcc` is Choe et al., CVPR 2020: delta 0.5, one box per
-image: `MaxBoxAcc(protocol, deltas=(0.5,))`, updated with `Sweep.single_iou`. `MaxBoxAccV2` is Choe et al.,
-TPAMI
-2022: the mean over deltas 0.3, 0.5, 0.7, any box of `protocol.components`: `MaxBoxAcc(protocol)`, updated
-with `Sweep.best_iou`.
+Both are read at one threshold of the map.
+
+- MaxBoxAcc (Choe et al., CVPR 2020): delta 0.5, one box per image. Use `MaxBoxAcc(protocol, deltas=(0.5,))`,
+  updated with `Sweep.single_iou`.
+- MaxBoxAccV2 (Choe et al., TPAMI 2022): mean over deltas 0.3, 0.5, 0.7, any box of `protocol.components`. Use
+  `MaxBoxAcc(protocol)`, updated with `Sweep.best_iou`.
 """
 
 from __future__ import annotations

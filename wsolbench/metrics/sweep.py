@@ -2,8 +2,7 @@
 
 A map and a grid of T thresholds become one integer picture `levels` and one integer `cuts[k]` per
 threshold. For every protocol, the foreground at threshold k is exactly `levels > cuts[k]`. Boxes are
-computed once per
-level: an 8-bit map has at most 256 foregrounds, however fine the grid.
+computed once per level: an 8-bit map has at most 256 foregrounds, however fine the grid.
 
 All thresholds are computed in one pass over the levels (`component_tree`, `largest_component`). OpenCV
 finds the boxes of a single threshold (`boxes_at`). Among equal regions (`largest_by`), the first in
@@ -126,12 +125,14 @@ def quantize(
 ) -> tuple[UInt[np.ndarray, "h w"], Int[np.ndarray, " t"]]:
     """Integer picture and one cut per threshold: the foreground at threshold k is `levels > cuts[k]`.
 
-    `quantize="uint8"`: `levels` is 255 x map, computed in float64 and truncated. The cut is `int(tau x
-    basis)` (basis `max`, `percentile`) or `round(255 x tau)` (basis `unit`). It is one less if the
-    foreground is `>=`, so it can be -1. `quantize="none"`: `levels` counts the thresholds that a pixel
-    passes, in float32. The cuts are 0 .. T - 1.
+    With `quantize="uint8"`, `levels` is 255 x map, computed in float64 and truncated. The cut is
+    `int(tau x basis)` (basis `max`, `percentile`) or `round(255 x tau)` (basis `unit`). It is one less if the
+    foreground is `>=`, so it can be -1.
 
-    Both are non-decreasing in the threshold. Raises `DataError` for a map that is not a non-empty, finite
+    With `quantize="none"`, `levels` counts the thresholds that a pixel passes, in float32. The cuts are
+    0 .. T - 1.
+
+    Levels and cuts are non-decreasing in the threshold. Raises `DataError` for a map that is not a non-empty, finite
     (H, W) array of floats in [0, 1] or of uint8.
 
     >>> quantize(np.array([[0.0, 0.5, 0.8]]), EvalProtocol(taus=(0.0, 0.5)))

@@ -22,8 +22,7 @@ def note_contradictions(
     Args:
         labels: id and label of each image in a class folder.
         notes: the finding is added here.
-        expected: folder -> label. If None, the most frequent label in the folder, unless a larger folder has
-            it.
+        expected: folder -> label. If None, the folder's most frequent label, unless a larger folder has it.
     """
     given = list(labels)
     known = _usual_labels(given) if expected is None else expected
