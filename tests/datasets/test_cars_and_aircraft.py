@@ -41,7 +41,7 @@ class TestCars:
         write_cars_split(tmp_path, labels=False)
         with pytest.raises(
             DataError,
-            match=r"no file .*cars_test_annos_withlabels.mat; devkit/cars_test_annos.mat does not do: it has no labels",
+            match=r"no file .*cars_test_annos_withlabels.mat; expected it for the labels, which devkit/cars_test_annos.mat does not",
         ):
             load_dataset("cars", "test", tmp_path)
 

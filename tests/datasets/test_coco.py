@@ -131,8 +131,8 @@ TRIANGLE = [0, 0, 9, 0, 9, 9]
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"categories": None}, "expected a list 'categories'"),
-        ({"images": []}, "expected a list 'images'"),
+        ({"categories": None}, "no list 'categories'"),
+        ({"images": []}, "no list 'images'"),
         (
             {"annotations": [{"id": 1, "image_id": 100, "category_id": 3}]},
             "entry 0 of 'annotations' has no 'bbox'",
@@ -233,7 +233,8 @@ def test_missing_images_folders_and_files_that_are_no_json_are_named(tmp_path: P
     root = write_coco(tmp_path / "coco")
     (root / "train2017" / "000000000001.png").unlink()
     with pytest.raises(
-        DataError, match=r"1 of 4 images .*000000000001\.png; copy them there, or, .* export again"
+        DataError,
+        match=r"1 of 4 images .*000000000001\.png; expected them in .*Copy them there, or .* export again",
     ):
         load_instances(root, "train")
     shutil.rmtree(root / "train2017")

@@ -222,7 +222,7 @@ def test_val_without_metadata_says_what_it_is(tmp_path: Path) -> None:
 
 def test_blacklisted_images_are_left_out_only_when_asked(tmp_path: Path) -> None:
     write_ilsvrc_official(tmp_path, kaggle=False)
-    with pytest.raises(DataError, match=r"no file .*blacklist.txt, which exclude_blacklist needs"):
+    with pytest.raises(DataError, match=r"no file .*blacklist.txt; expected it for exclude_blacklist"):
         load_dataset("ilsvrc", "test", tmp_path, exclude_blacklist=True)
     write_lines(
         tmp_path / "ILSVRC2014_devkit" / "data" / "ILSVRC2014_clsloc_validation_blacklist.txt", ["2", "36"]

@@ -31,7 +31,9 @@ def test_a_split_that_the_csv_does_not_name_is_answered_with_those_it_names(tmp_
 
 def test_an_option_that_the_data_set_does_not_have_is_named(tmp_path: Path) -> None:
     write_cub(tmp_path)
-    with pytest.raises(UsageError, match="'cub' has no option 'level'; it has: metadata_root, segmentations"):
+    with pytest.raises(
+        UsageError, match="'cub' has no option 'level'; expected one of: metadata_root, segmentations"
+    ):
         load_dataset("cub", "test", tmp_path, level="family")
 
 

@@ -273,8 +273,8 @@ def _check_ids(name: str, split: str, ids: Sequence[str]) -> None:
         if not is_inner_path(image_id):
             shown = image_id if len(image_id) <= 80 else f"{image_id[:80]}..."
             raise DataError(
-                f"{name} {split}: the image id is {shown!r}; expected a relative path with '/', without '..' or "
-                "control characters, with at most 255 bytes in a name"
+                f"{name} {split}: the image id is {shown!r}; expected a relative path with '/', without '..' "
+                "or control characters, with at most 255 bytes in a name"
             )
 
 

@@ -322,7 +322,9 @@ def _rows(
     for number, row in enumerate(rows):
         lacking = fields if not isinstance(row, dict) else [field for field in fields if field not in row]
         if lacking:
-            raise DataError(f"{path}: entry {number} of {name!r} has no field {lacking[0]!r}; expected it")
+            raise DataError(
+                f"{path}: entry {number} of {name!r} has no {lacking[0]!r}; expected {', '.join(fields)}"
+            )
         if type(row["id"]) not in ids:
             expected = "a whole number or text" if str in ids else "a whole number"
             raise DataError(

@@ -5,11 +5,11 @@ O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV
 Two sources of annotations:
 
 - wsolevaluation text files (`--metadata-root`, or `metadata/` in the root): `train`, `val` (ImageNetV2,
-  10,000 images with boxes by J. Choe et al., CVPR 2020) and `test`. Sizes come from these files, so shrunken or
-  warped copies of the images work too.
+  10,000 images with boxes by J. Choe et al., CVPR 2020) and `test`. Sizes come from these files, so shrunken
+  or warped copies of the images work too.
 - the official XML files or `LOC_val_solution.csv`: `train` (folders of images) and `test`. Images and
-  annotations are in `ILSVRC/Data/CLS-LOC` and `ILSVRC/Annotations/CLS-LOC` (Kaggle's packaging), or in `train/`, `val/`
-  with the XML files in `Annotations/val`. `val/` may be flat or have class folders.
+  annotations are in `ILSVRC/Data/CLS-LOC` and `ILSVRC/Annotations/CLS-LOC` (Kaggle's packaging), or in
+  `train/`, `val/` with the XML files in `Annotations/val`. `val/` may be flat or have class folders.
 
 The text files are used if both exist. Boxes are used unchanged as xyxy. Ids are
 `val/ILSVRC2012_val_00000001.JPEG` in every layout. The class index is the position in the sorted list of

@@ -132,8 +132,8 @@ def quantize(
     With `quantize="none"`, `levels` counts the thresholds that a pixel passes, in float32. The cuts are
     0 .. T - 1.
 
-    Levels and cuts are non-decreasing in the threshold. Raises `DataError` for a map that is not a non-empty, finite
-    (H, W) array of floats in [0, 1] or of uint8.
+    Levels and cuts are non-decreasing in the threshold. Raises `DataError` for a map that is not a non-empty,
+    finite (H, W) array of floats in [0, 1] or of uint8.
 
     >>> quantize(np.array([[0.0, 0.5, 0.8]]), EvalProtocol(taus=(0.0, 0.5)))
     (array([[  0, 127, 204]], dtype=uint8), array([  0, 102]))

@@ -84,7 +84,7 @@ class TopKLoc:
 
         Args:
             single_iou: IoU of the one box of the true class's map at every threshold (`Sweep.single_iou`).
-            ranked_labels: predicted classes, best first, at least max(ks) of them, or None without a classifier.
+            ranked_labels: predicted classes, best first, at least max(ks), or None without a classifier.
             label: true class.
             ranked_iou: IoU of the one box of each ranked class's map, (k, t). Used under
                 `class_map="predicted"`. If None, the true class's map replaces the map of its rank.

@@ -58,7 +58,7 @@ def load_mat(path: Path, name: str) -> np.ndarray:
         last = lines[-1][:200] if lines and error.returncode > 0 else "its reader crashed"
         raise DataError(f"{path} is not a MATLAB file that can be read ({last})") from error
     if not found:
-        raise DataError(f"{path} has no variable `{name}`; expected it")
+        raise DataError(f"{path}: expected a variable `{name}`, found none")
     return np.asarray(value)
 
 
