@@ -95,12 +95,7 @@ def _rules(connectivity: int) -> Rules:
 
 
 # The other three pixels of the 2 x 2 cells that a pixel belongs to.
-_CELLS = (
-    (0, 1, 3),
-    (1, 2, 4),
-    (3, 5, 6),
-    (4, 6, 7),
-)
+_CELLS = ((0, 1, 3), (1, 2, 4), (3, 5, 6), (4, 6, 7))
 
 FOUR, EIGHT = _rules(4), _rules(8)
 HOLES = np.ascontiguousarray(FOUR[::-1])
@@ -315,12 +310,8 @@ def add_pixels(
         if root == -1:
             root = used
             used += 1
-            nodes[root, PARENT], nodes[root, SEED], nodes[root, FIRST], nodes[root, SIZE] = (
-                root,
-                pixel,
-                pixel,
-                0,
-            )
+            nodes[root, PARENT], nodes[root, SEED] = root, pixel
+            nodes[root, FIRST], nodes[root, SIZE] = pixel, 0
             nodes[root, X0], nodes[root, Y0], nodes[root, X1], nodes[root, Y1] = x0, y0, x1, y1
             nodes[root, CHANGED], nodes[root, SINCE] = level, -1
             changed[n_changed] = root
