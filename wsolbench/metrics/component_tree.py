@@ -358,6 +358,7 @@ def best_of_components(
     rules = with_offsets(rules, width)
     node_of, nodes, changed = new_forest(height, width, len(order))
     best, iou = np.zeros(top + 1), np.empty(len(nodes))
+    last_x, last_y = width - 3, height - 3
     areas = (truth[:, 2] - truth[:, 0] + one) * (truth[:, 3] - truth[:, 1] + one)
     flat, used, n = masks.ravel(), 1, len(order)
     # Add one level after another and rate the components that changed.
@@ -366,39 +367,9 @@ def best_of_components(
         used, n_changed = add_pixels(
             order, first, last, level, flat, width, rules, node_of, nodes, used, changed
         )
-        _rate(
-            changed,
-            n_changed,
-            level,
-            nodes,
-            0,
-            truth,
-            areas,
-            one,
-            end,
-            clip,
-            width - 3,
-            height - 3,
-            iou,
-            best,
-        )
+        _rate(changed, n_changed, level, nodes, 0, truth, areas, one, end, clip, last_x, last_y, iou, best)
     # Write the IoUs of the components that remain.
-    _rate(
-        np.arange(1, used),
-        used - 1,
-        -1,
-        nodes,
-        0,
-        truth,
-        areas,
-        one,
-        end,
-        clip,
-        width - 3,
-        height - 3,
-        iou,
-        best,
-    )
+    _rate(np.arange(1, used), used - 1, -1, nodes, 0, truth, areas, one, end, clip, last_x, last_y, iou, best)
     return best
 
 
@@ -426,6 +397,7 @@ def best_of_holes(
     frame[0] = frame[-1] = frame[:, 0] = frame[:, -1] = OUTSIDE
     # Add one level after another, rate the holes that changed, and fill those that met the outside.
     best, iou = np.zeros(top + 1), np.empty(len(nodes))
+    last_x, last_y = width - 3, height - 3
     areas = (truth[:, 2] - truth[:, 0] + one) * (truth[:, 3] - truth[:, 1] + one)
     filled, stack = picture.copy(), np.empty(picture.size, np.int32)
     flat_filled = filled.ravel()
@@ -434,22 +406,7 @@ def best_of_holes(
         used, n_changed = add_pixels(
             order, start[level], start[level + 1], level, flat, width, rules, node_of, nodes, used, changed
         )
-        _rate(
-            changed,
-            n_changed,
-            level,
-            nodes,
-            1,
-            truth,
-            areas,
-            one,
-            end,
-            clip,
-            width - 3,
-            height - 3,
-            iou,
-            best,
-        )
+        _rate(changed, n_changed, level, nodes, 1, truth, areas, one, end, clip, last_x, last_y, iou, best)
         _fill(changed, n_changed, level, nodes, flat_filled, width, stack)
     return best, filled
 
