@@ -55,7 +55,7 @@ class Localizer(Model):
         """Logits and maps without a graph; changes neither parameters nor buffers. The model must be in eval
         mode.
 
-        A method that proposes boxes gets two more own maps: `parts`, what the boxes cover by their weight,
+        A method that proposes boxes gets two more extra maps: `parts`, what the boxes cover by their weight,
         and `union`, the box around all of them. One that classifies and does not propose gets the best
         regions of the predicted class's map.
         """
@@ -72,7 +72,7 @@ class Localizer(Model):
                 return result
             return replace(
                 result,
-                own_maps={**result.own_maps, "parts": coverage(found, size), "union": union(found, size)},
+                extra_maps={**result.extra_maps, "parts": coverage(found, size), "union": union(found, size)},
             )
         if result.logits is None:
             return result

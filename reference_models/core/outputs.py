@@ -65,7 +65,7 @@ class ForwardPass:
         penultimate: (B, D, h, w) input of the last linear layer, for post-processes that compare pixels.
         propose: gives the proposals of methods that propose parts, or the object's box; None: see
             `Localizer.localize`.
-        own_maps: further maps by name, (B, h, w), of no class: `wsolbench eval --map NAME` scores one of
+        extra_maps: further maps by name, (B, h, w), of no class: `wsolbench eval --map NAME` scores one of
             them.
     """
 
@@ -74,7 +74,7 @@ class ForwardPass:
     stages: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
     penultimate: Tensor | None = None
     propose: Callable[[], Proposals] | None = None
-    own_maps: Mapping[str, Tensor] = field(default_factory=dict)
+    extra_maps: Mapping[str, Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
     def score_maps(self, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:

@@ -17,7 +17,7 @@ is trained but by cross-entropy.
     W          image_classifier.weight                 (C, n)          no bias
     S_k        image_classifier(whole)                 (B, C)
     M_k        maps_of(class_ids)                      (B, K, h, w)
-    M          own_maps: M_raw; M when smoothed        (B, h, w)
+    M          extra_maps: M_raw; M when smoothed        (B, h, w)
     m, l       config.proposals, config.parts
     F^R_r      region_features(images, boxes)          (B, m, n)       the same network, its batch norm
                                                                        included
@@ -205,7 +205,7 @@ class FocusDiscriminate(Recognizer):
             stages=stages,
             penultimate=features,
             propose=lambda: regions,
-            own_maps={"M": focus, "M_raw": raw},
+            extra_maps={"M": focus, "M_raw": raw},
         )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

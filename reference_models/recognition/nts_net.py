@@ -30,7 +30,7 @@ scale, and the whole image.
 The numbers of the equations are those of this file. Boxes are chosen and pixels cut out without gradient; the
 Navigator's comes from (1) alone, and goes to the Navigator alone.
 
-Maps. `maps_of` is the class activation map of C(X). `propose` gives the K boxes. Own maps: `nav`, at each
+Maps. `maps_of` is the class activation map of C(X). `propose` gives the K boxes. Extra maps: `nav`, at each
 cell the best sigmoid(I) of the anchors around it; `parts` and `union`, what the K boxes cover. They are made
 for parts: do not expect the object's box of them.
 
@@ -216,7 +216,7 @@ class NtsNet(Recognizer):
             stages=stages,
             penultimate=features,
             propose=lambda: found,
-            own_maps={"nav": best_cover(scored, (features.shape[2], features.shape[3]), size)},
+            extra_maps={"nav": best_cover(scored, (features.shape[2], features.shape[3]), size)},
         )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

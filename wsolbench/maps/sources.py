@@ -382,11 +382,11 @@ class ModelSource:
 
     def _maps(self, result: Any, labels: torch.Tensor) -> torch.Tensor:
         if self.map_name is not None:
-            if self.map_name not in result.own_maps:
+            if self.map_name not in result.extra_maps:
                 raise unknown_name(
-                    f"map of {self.method.method_name}", self.map_name, ["class", *result.own_maps]
+                    f"map of {self.method.method_name}", self.map_name, ["class", *result.extra_maps]
                 )
-            own: torch.Tensor = result.own_maps[self.map_name]
+            own: torch.Tensor = result.extra_maps[self.map_name]
             return own
         all_maps: torch.Tensor = (
             result.score_maps(labels) if self.post is None else self.post.maps(result, labels)

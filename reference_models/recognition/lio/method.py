@@ -13,7 +13,7 @@ know where it lies as seen from the object's strongest cell.
     I'_p           positives_of                            (B, P)          other images of the class
     phi            correlation                             (B, N N)
     M              pseudo_mask                             (B, N, N)
-    m'             Structure.extent_map; own_maps: oel_N   (B, N, N)
+    m'             Structure.extent_map; extra_maps: oel_N   (B, N, N)
     R_o            reference                               (B,)            row * N + column
     L_dis, L_ang   Context.distance, .angle                (B,)            (5), (7), (8): `layers/polar.py`
 
@@ -264,7 +264,7 @@ class Lio(Recognizer, HeadLocalizer):
                     for m in maps.values()
                 ]
                 maps["oel_mean"] = torch.stack(ranges).mean(dim=0)
-        return replace(result, own_maps=maps)
+        return replace(result, extra_maps=maps)
 
     def plain(self) -> dict[str, Tensor]:
         """What is left at test: the state of a `baseline` with the same head."""

@@ -37,7 +37,7 @@ The paper's recipes last as long as the stages of a run: 271 epochs, 90 with `ds
     `part_net`.
 
 Maps. `maps_of` is the class activation map of the global classifier. `propose` gives the K boxes, at their
-aligned scale where there is DSM; the own maps `parts` and `union` are what they cover.
+aligned scale where there is DSM; the extra maps `parts` and `union` are what they cover.
 
 Rows of the paper's tables. 3: the method `baseline` with this recipe; `dsm=none op=false mac_weight=0`;
 `dsm=none op=false`; `dsm=none`; `op=false`; the defaults. 4: `dsm=none op=false` with `part_pool=max`, with

@@ -335,7 +335,7 @@ def test_the_map_is_one_mask_for_all_classes_whose_half_level_is_the_box(shape):
         assert (found - box).abs().max() <= 4  # narrow corners lie between the centres of pixels
     areas = (boxes[:, 0, 2:] - boxes[:, 0, :2]).prod(dim=1)
     torch.testing.assert_close(
-        result.own_maps["union"].sum((1, 2)), areas, atol=1e-2, rtol=1e-4
+        result.extra_maps["union"].sum((1, 2)), areas, atol=1e-2, rtol=1e-4
     )  # the box itself, as a map
 
 

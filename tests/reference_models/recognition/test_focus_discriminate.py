@@ -64,14 +64,14 @@ def test_the_map_of_two_known_classes_is_the_larger_one_in_each_cell():
 def test_with_one_class_the_map_is_that_of_the_class():
     result = network(classes=1).localize(torch.randn(3, 3, 32, 32))
     torch.testing.assert_close(
-        result.own_maps["M_raw"], result.score_maps(torch.zeros(3, 1, dtype=torch.int64))[:, 0]
+        result.extra_maps["M_raw"], result.score_maps(torch.zeros(3, 1, dtype=torch.int64))[:, 0]
     )
 
 
 def test_maps_have_the_scores_as_their_means_and_the_raw_map_is_above_all_of_them():
     model, images = network(), torch.randn(4, 3, 32, 32)
     result = model.localize(images)
-    maps, raw = result.score_maps(torch.arange(CLASSES).expand(4, CLASSES)), result.own_maps["M_raw"]
+    maps, raw = result.score_maps(torch.arange(CLASSES).expand(4, CLASSES)), result.extra_maps["M_raw"]
     scores = pooled(model, images) @ model.image_classifier.weight.T
     torch.testing.assert_close(maps.mean((2, 3)), scores.detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(raw, maps.amax(1))
@@ -81,10 +81,10 @@ def test_maps_have_the_scores_as_their_means_and_the_raw_map_is_above_all_of_the
 
 def test_the_map_is_smoothed_over_5x5_cells_or_not_at_all():
     images = torch.randn(2, 3, 32, 32)
-    own = network().localize(images).own_maps
+    own = network().localize(images).extra_maps
     expected = torch.tensor([oracle.smoothed(one.tolist(), 1.0, 2) for one in own["M_raw"]])
     torch.testing.assert_close(own["M"], expected, atol=1e-5, rtol=1e-5)
-    plain = network(sigma=0.0).localize(images).own_maps
+    plain = network(sigma=0.0).localize(images).extra_maps
     assert torch.equal(plain["M"], plain["M_raw"])
 
 
@@ -93,7 +93,7 @@ def test_a_single_map_is_that_of_the_predicted_class_and_in_training_that_of_the
     scores = pooled(model, images) @ model.image_classifier.weight.T
     result = model.localize(images)
     predicted = scores.argmax(1)
-    torch.testing.assert_close(result.own_maps["M_raw"], result.score_maps(predicted[:, None])[:, 0])
+    torch.testing.assert_close(result.extra_maps["M_raw"], result.score_maps(predicted[:, None])[:, 0])
     assert not torch.equal(
         predicted, result.logits.argmax(1)
     )  # the image classifier's prediction, not the hybrid one's
@@ -136,9 +136,9 @@ def test_a_score_is_the_smoothed_map_at_the_centre_of_its_region():
     assert torch.equal(proposals.scores, proposals.scores.sort(dim=1, descending=True).values)
     centres = (proposals.boxes[..., :2] + proposals.boxes[..., 2:]) / 2
     column, row = ((centres / 4).floor().long()).unbind(-1)
-    found = result.own_maps["M"][torch.arange(3)[:, None], row, column]
+    found = result.extra_maps["M"][torch.arange(3)[:, None], row, column]
     assert torch.equal(found, proposals.scores)
-    assert torch.equal(proposals.scores[:, 0], result.own_maps["M"].amax((1, 2)))
+    assert torch.equal(proposals.scores[:, 0], result.extra_maps["M"].amax((1, 2)))
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_the_loss_is_the_cross_entropy_of_image_regions_and_both(reduction, fact
     terms = model.loss(given_batch)
     assert list(terms) == ["image", "region", "hybrid"]
     whole = pooled(model, images)
-    boxes = model.regions(model.localize(images).own_maps["M"], images, 6).boxes
+    boxes = model.regions(model.localize(images).extra_maps["M"], images, 6).boxes
     parts = [pooled(model, crop_resize(images, boxes[:, number : number + 1], 16)) for number in range(6)]
     torch.testing.assert_close(
         terms["image"], F.cross_entropy(whole @ model.image_classifier.weight.T, labels)
@@ -246,7 +246,7 @@ def test_no_gradient_goes_through_the_choice_of_regions():
     terms = model.loss(batch())
     (terms["region"] + terms["hybrid"]).backward()
     assert model.image_classifier.weight.grad is None
-    assert not any(own.requires_grad for own in model(torch.randn(2, 3, 32, 32)).own_maps.values())
+    assert not any(own.requires_grad for own in model(torch.randn(2, 3, 32, 32)).extra_maps.values())
 
 
 def test_regions_are_chosen_in_single_precision():
@@ -255,7 +255,7 @@ def test_regions_are_chosen_in_single_precision():
     with torch.autocast("cpu", torch.bfloat16):
         mixed = attention_map(features, model.image_classifier.weight, None)
         terms = model.loss(given_batch)
-        own = model.localize(given_batch.images).own_maps["M"]
+        own = model.localize(given_batch.images).extra_maps["M"]
     assert torch.equal(mixed, attention_map(features, model.image_classifier.weight, None))
     assert own.dtype == torch.float32
     assert all(term.dtype == torch.float32 and torch.isfinite(term) for term in terms.values())

@@ -241,7 +241,7 @@ def test_the_tasks_are_attached_to_the_last_stage_and_to_those_of_half_and_a_qua
         "cross_entropy",
         *(f"{kind}_{cells}" for kind in ("oel", "distance", "angle") for cells in (7, 14, 28)),
     }
-    maps = model.localize(images).own_maps
+    maps = model.localize(images).extra_maps
     assert {name: m.shape[1:] for name, m in maps.items()} == {
         "oel_7": (7, 7),
         "oel_14": (14, 14),
@@ -253,7 +253,7 @@ def test_the_tasks_are_attached_to_the_last_stage_and_to_those_of_half_and_a_qua
     constant = Lio(strided_backbone(), CLASSES, LioConfig(stages=(7, 14))).eval()
     for head in constant.structure.values():
         torch.nn.init.zeros_(head.extent.weight)
-    assert not constant.localize(images).own_maps["oel_mean"].any()
+    assert not constant.localize(images).extra_maps["oel_mean"].any()
 
 
 @pytest.mark.parametrize(
@@ -313,10 +313,10 @@ def test_the_map_of_the_extent_is_its_convolution_on_the_averaged_features():
     model = lio().eval()
     result = model.localize(torch.randn(2, 3, 32, 32))
     f = F.adaptive_avg_pool2d(result.stages["three"], 7)
-    torch.testing.assert_close(result.own_maps["oel_7"], model.structure["7"].extent(f)[:, 0])
-    assert not lio(oel=False).eval().localize(torch.randn(2, 3, 32, 32)).own_maps
+    torch.testing.assert_close(result.extra_maps["oel_7"], model.structure["7"].extent(f)[:, 0])
+    assert not lio(oel=False).eval().localize(torch.randn(2, 3, 32, 32)).extra_maps
     with torch.autocast("cpu", torch.bfloat16):
-        assert model.localize(torch.randn(2, 3, 32, 32)).own_maps["oel_7"].dtype == torch.float32
+        assert model.localize(torch.randn(2, 3, 32, 32)).extra_maps["oel_7"].dtype == torch.float32
 
 
 # --- training -----------------------------------------------------------------------------------------------

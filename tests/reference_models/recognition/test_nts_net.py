@@ -85,10 +85,10 @@ def test_parts_are_proposed_best_first_and_have_maps(settings):
     assert torch.equal(found.scores, wanted.scores)
     real = found.scores.masked_fill(found.padded, -torch.inf)
     assert (real[:, :-1] >= real[:, 1:]).all()
-    assert torch.equal(result.own_maps["parts"], coverage(found, 32))
+    assert torch.equal(result.extra_maps["parts"], coverage(found, 32))
     scored = model.navigator(model.backbone.run(images), 32)
-    assert torch.equal(result.own_maps["nav"], best_cover(scored, (8, 8), 32))
-    assert list(result.own_maps) == ["nav", "parts", "union"]
+    assert torch.equal(result.extra_maps["nav"], best_cover(scored, (8, 8), 32))
+    assert list(result.extra_maps) == ["nav", "parts", "union"]
 
 
 def test_four_parts_are_seen_at_test_and_six_in_training():

@@ -43,7 +43,7 @@ def test_the_prediction_is_the_sum_of_both_modules_over_the_aligned_parts():
     found = result.propose()
     assert torch.equal(found.boxes, candidates.take_along_dim(best[..., None, None], 2)[:, :, 0])
     assert torch.equal(found.scores, proposed(model, images, 4).scores)
-    assert torch.equal(result.own_maps["parts"], coverage(found, 32))
+    assert torch.equal(result.extra_maps["parts"], coverage(found, 32))
 
 
 def test_maps_are_those_of_the_global_classifier():
