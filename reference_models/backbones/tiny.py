@@ -1,4 +1,4 @@
-"""A small network for generated data and tests: trains from nothing on two processor cores in about a minute.
+"""A small network for toybirds and tests; trains on a CPU in a minute.
 
 Plain 3x3 convolutions with batch norm and ReLU, four stages; input 128. Own design: no weights exist for it
 but those that a run of this project has written (`--weights CHECKPOINT`).

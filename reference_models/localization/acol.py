@@ -1,4 +1,4 @@
-"""ACoL: a second classifier trained where the first one does not look; their maps are fused by the maximum.
+"""ACoL: erase what one classifier uses, train a second one on the rest.
 
 X. Zhang, Y. Wei, J. Feng, Y. Yang, T. Huang, "Adversarial complementary learning for weakly supervised object
 localization", CVPR 2018. Values and steps are those of the authors' code (xiaomengyc/ACoL) and of
@@ -57,6 +57,8 @@ from reference_models.layers.heads import cross_entropy, make_head
 from reference_models.layers.maps import min_max
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Positive
+
+PAPER = "acol"
 
 PAIRS_AT_ONCE = 64
 """Pairs of an image and a class that the second head sees in one call: 64 x 512 x 28 x 28 features are 100

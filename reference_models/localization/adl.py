@@ -1,4 +1,4 @@
-"""ADL: CAM whose features are, at random, erased where they are most attended or weighted by their attention.
+"""ADL: erase the most attended features at random, else reweight them.
 
 J. Choe, H. Shim, "Attention-based dropout layer for weakly supervised object localization", CVPR 2019.
 Written from the authors' code (junsukchoe/ADL) and the re-implementation in clovaai/wsolevaluation.
@@ -61,6 +61,8 @@ from reference_models.layers.attention import attention, kept
 from reference_models.layers.heads import ConvHead, cross_entropy
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import PositiveShare, Share
+
+PAPER = "adl"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Backprop saliency: the size of the gradient of a class score with respect to the pixels of the image.
+"""Backprop: gradient magnitude of the class score at each input pixel.
 
 K. Simonyan, A. Vedaldi, A. Zisserman, "Deep inside convolutional networks: visualising image classification
 models and saliency maps", ICLR workshop 2014. As a baseline of localization it is in the tables of the CAM
@@ -43,6 +43,8 @@ from reference_models.core.backbone import Backbone
 from reference_models.core.outputs import ForwardPass
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Sigma
+
+PAPER = "backprop"
 
 Channel = Literal["max", "sum", "l2"]
 

@@ -1,5 +1,4 @@
-"""Where-to-Look: two views that hide complementary patches, cross-view channel attention, and maps that have
-to agree.
+"""Where-to-Look: make the maps of two complementary masked views agree.
 
 S. Babar, S. Das, "Where to look?: Mining complementary image regions for weakly supervised object
 localization", WACV 2021. There is no released code; equations have the paper's numbers.
@@ -73,6 +72,8 @@ from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.hide_patches import Fill, check_patches, fill_hidden, hidden_pixels, scaled_sides
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Share, Weight
+
+PAPER = "where-to-look"
 
 QTilde = Literal["softmax_ET", "transpose"]
 Reduction = Literal["mean", "sum"]

@@ -1,4 +1,4 @@
-"""CAM: the weights of a linear classifier on pooled features, applied at every pixel.
+"""CAM: apply the weights of the linear classifier at every pixel.
 
 B. Zhou, A. Khosla, A. Lapedriza, A. Oliva, A. Torralba, "Learning deep features for discriminative
 localization", CVPR 2016. The convolutional form is that of X. Zhang, Y. Wei, J. Feng, Y. Yang, T. Huang,
@@ -34,6 +34,8 @@ evaluation protocol says which (`relu`); the map here is raw and signed.
 from __future__ import annotations
 
 from reference_models.base.head_localizer import HeadLocalizer
+
+PAPER = "cam"
 
 
 class Cam(HeadLocalizer):

@@ -1,4 +1,4 @@
-"""A box in the middle of the image, whatever the image shows: what any method has to beat.
+"""Center box: always predict a box in the middle; a baseline.
 
 Photographers put their subject in the middle, so a fixed centred box is right surprisingly often; J. Choe, S.
 J. Oh, S. Lee, S. Chun, Z. Akata, H. Shim, "Evaluating weakly supervised object localization methods right",
@@ -33,6 +33,8 @@ from reference_models.core.outputs import ForwardPass
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec, TrainRequest
 from wsolbench.ranges import PositiveShare
+
+PAPER = "wsolevaluation"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""CutMix: CAM trained on images with a box from another image, whose label counts by the area of the box.
+"""CutMix: paste a box from another image and mix the labels by area.
 
 S. Yun, D. Han, S. J. Oh, S. Chun, J. Choe, Y. Yoo, "CutMix: Regularization strategy to train strong
 classifiers with localizable features", ICCV 2019. Written from the re-implementation in
@@ -49,6 +49,8 @@ from reference_models.core.backbone import Backbone
 from reference_models.core.outputs import Batch
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Positive, Share
+
+PAPER = "cutmix"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,4 @@
-"""EIL: features with and without their most attended region go through the same layers, and both must
-classify.
+"""EIL: shared layers classify with and without the most attended region.
 
 J. Mai, M. Yang, W. Luo, "Erasing integrated learning: A simple yet effective approach for weakly supervised
 object localization", CVPR 2020. Values and steps are those of the authors' code (Wayne-Mai/EIL), which is for
@@ -69,6 +68,8 @@ from reference_models.layers.attention import attention, kept
 from reference_models.layers.heads import HeadKind, cross_entropy
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Positive, Weight
+
+PAPER = "eil"
 
 HEAD_POINT = 5
 """The end of the last stage: what the head gets."""

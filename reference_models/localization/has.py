@@ -1,4 +1,4 @@
-"""Hide-and-Seek: CAM trained on images in which a random grid of patches is hidden.
+"""Hide-and-Seek: train CAM on images with randomly hidden patches.
 
 K. K. Singh, Y. J. Lee, "Hide-and-Seek: Forcing a network to be meticulous for weakly-supervised object and
 action localization", ICCV 2017. Written from the re-implementation in clovaai/wsolevaluation, and from what
@@ -40,6 +40,8 @@ from reference_models.core.outputs import Batch
 from reference_models.layers.heads import cross_entropy
 from reference_models.layers.hide_patches import Fill, check_patches, fill_hidden, hidden_pixels, scaled_sides
 from wsolbench.ranges import Share
+
+PAPER = "has"
 
 
 @dataclass(frozen=True, kw_only=True)

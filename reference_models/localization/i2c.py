@@ -1,4 +1,4 @@
-"""I2C: features of object pixels agree between images of one class, and with a running centre of the class.
+"""I2C: make object features agree across images of the same class.
 
 X. Zhang, Y. Wei, Y. Yang, "Inter-image communication for weakly supervised localization", ECCV 2020. Released
 code: xiaomengyc/I2C.
@@ -63,6 +63,8 @@ from reference_models.training.parallel import add_up
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Count, ShareBelow1, Weight
 from wsolbench.system.distributed import world
+
+PAPER = "i2c"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""NL-CCAM: one map from the maps of all classes, the likely ones counted for and the unlikely ones against.
+"""NL-CCAM: add maps of likely classes and subtract maps of unlikely ones.
 
 S. Yang, Y. Kim, Y. Kim, C. Kim, "Combinational class activation maps for weakly supervised object
 localization", WACV 2020. Values and steps are those of the authors' code (Yangseung/NL-CCAM), which is for
@@ -80,6 +80,8 @@ from reference_models.core.recipes import Recipe, default_recipe
 from reference_models.layers.heads import FcHead, cross_entropy, make_head
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import ShareBelow1
+
+PAPER = "nl-ccam"
 
 RankWeights = Literal["quadratic", "linear", "t1b1", "t1b0"]
 

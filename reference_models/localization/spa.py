@@ -1,4 +1,4 @@
-"""SPA: CAM trained so that a class's map is near 1 on the whole object and near 0 on the background.
+"""SPA: train CAM to be near 1 on the object and near 0 on the background.
 
 X. Pan, Y. Gao, Z. Lin, F. Tang, W. Dong, H. Yuan, F. Huang, C. Xu, "Unveiling the potential of structure
 preserving for weakly supervised object localization", CVPR 2021. Released code: Panxjia/SPA_CVPR2021 (VGG-16
@@ -52,6 +52,8 @@ from reference_models.layers.heads import cross_entropy, pick_maps
 from reference_models.layers.maps import min_max
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Share, Weight
+
+PAPER = "spa"
 
 Spread = Literal["var_minmax", "var", "std"]
 

@@ -1,5 +1,4 @@
-"""SPG: side branches learn object and background from what deeper layers are sure of (self-produced
-guidance).
+"""SPG: train side branches on the confident pixels of deeper layers.
 
 X. Zhang, Y. Wei, G. Kang, Y. Yang, T. Huang, "Self-produced guidance for weakly-supervised object
 localization", ECCV 2018. Values and steps are those of the authors' code (xiaomengyc/SPG, Inception-V3) and
@@ -77,6 +76,8 @@ from reference_models.layers.heads import ConvHead, cross_entropy
 from reference_models.layers.maps import min_max
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Share, ShareBelow1
+
+PAPER = "spg"
 
 UNKNOWN = 255.0
 OFFICIAL_RECIPE = Recipe(

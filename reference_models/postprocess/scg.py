@@ -1,5 +1,4 @@
-"""SCG: first- and second-order correlations of all pixels with the object's seeds, less those with the
-background's.
+"""SCG: correlation with object seeds minus that with background seeds.
 
 X. Pan, Y. Gao, Z. Lin, F. Tang, W. Dong, H. Yuan, F. Huang, C. Xu, "Unveiling the potential of structure
 preserving for weakly supervised object localization", CVPR 2021 (self-correlation map generating). Released
@@ -81,6 +80,8 @@ from reference_models.layers.correlation import (
 from reference_models.layers.maps import min_max
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Order, Range, Share, Weight
+
+PAPER = "spa"
 
 PUBLISHED: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {

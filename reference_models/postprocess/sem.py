@@ -1,4 +1,4 @@
-"""SEM: how similar each pixel's features are to those of the pixels where the method's own map is highest.
+"""SEM: feature similarity of each pixel to the peaks of the map.
 
 X. Zhang, Y. Wei, Y. Yang, F. Wu, "Rethinking localization map: towards accurate object perception with
 self-enhancement maps", arXiv 2006.05220, 2020. The training of that paper (boundary network, hard negatives)
@@ -49,6 +49,8 @@ from reference_models.layers.correlation import FeatureName, features_of, in_chu
 from reference_models.layers.maps import min_max
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Count, CountOrZero
+
+PAPER = "sem"
 
 FLAT = 1e-6
 """Similarities that differ by less are equal up to the rounding of float32."""

@@ -1,5 +1,4 @@
-"""Baseline: what recognisers are compared with, a fine-tuned network with global average pooling and a linear
-classifier.
+"""Baseline: fine-tuned network with pooling and a linear classifier.
 
 K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", CVPR 2016; its maps are those
 of B. Zhou, A. Khosla, A. Lapedriza, A. Oliva, A. Torralba, "Learning deep features for discriminative
@@ -30,6 +29,8 @@ from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
 from reference_models.base.recognizer import Recognizer
 from reference_models.core.recipes import FINE_GRAINED, default_recipe
 from reference_models.layers.heads import HeadKind
+
+PAPER = "resnet"
 
 
 @dataclass(frozen=True, kw_only=True)

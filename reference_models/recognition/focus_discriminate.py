@@ -1,5 +1,4 @@
-"""Focus and discriminate: the best regions of all classes' maps, seen larger, join the image in one
-classifier.
+"""Focus and Discriminate: classify the image with its strongest crops.
 
 Z. Feng, K. Fu, Q. Zhao, "Learning to focus and discriminate for fine-grained classification", ICIP 2019.
 There is no released code; equations (1) and (2) have the paper's numbers, the others those of this file.
@@ -77,6 +76,8 @@ from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.regions import CropMode, NmsRule, RegionFit, crop_resize, peak_regions, smooth
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Positive, Share, SideOrDefault, Sigma
+
+PAPER = "focus-discriminate"
 
 PAPER_SIZE = 448
 """Side of the paper's input, to which its sizes in pixels belong."""

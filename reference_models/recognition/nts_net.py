@@ -1,5 +1,4 @@
-"""NTS-Net: a Navigator finds informative parts, a classifier of single parts teaches it, all parts together
-decide.
+"""NTS-Net: learn to propose parts, then classify them with the image.
 
 Z. Yang, T. Luo, D. Wang, Z. Hu, J. Gao, L. Wang, "Learning to navigate for fine-grained classification", ECCV
 2018. Released code: yangze0930/NTS-Net.
@@ -86,6 +85,8 @@ from reference_models.layers.navigator import (
 from reference_models.layers.regions import CropMode, NmsRule, crop_resize
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Share, ShareBelow1, SideOrDefault
+
+PAPER = "nts-net"
 
 
 @dataclass(frozen=True, kw_only=True)

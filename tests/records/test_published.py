@@ -118,9 +118,22 @@ def test_every_number_of_a_conflict_carries_a_note() -> None:
 
 
 def test_papers_are_complete() -> None:
-    assert all(paper.file == f"published/{key}.csv" and paper.title for key, paper in PAPERS.items())
+    sources = {key: paper for key, paper in PAPERS.items() if paper.file}
+    assert all(paper.file == f"published/{key}.csv" for key, paper in sources.items())
+    assert all(paper.title for paper in PAPERS.values())
     assert all(re.fullmatch(r"\d{4}\.\d{5}", paper.arxiv) for paper in PAPERS.values() if paper.arxiv)
-    assert {paper.paper for paper in NUMBERS} == set(PAPERS)
+    assert {number.paper for number in NUMBERS} == set(sources)
+
+
+def test_the_papers_of_the_package_are_read_by_default() -> None:
+    assert read_papers() == PAPERS
+
+
+def test_a_paper_without_a_venue_is_of_arxiv_if_it_is_there() -> None:
+    assert PAPERS["cam"].venue_and_year == "CVPR 2016"
+    assert PAPERS["sem"].venue_and_year == "arXiv 2020"
+    assert PAPERS["idc"].venue_and_year == ""
+    assert PAPERS["sem"].address == "https://arxiv.org/abs/2006.05220"
 
 
 def test_claims_quote_published_numbers() -> None:

@@ -75,7 +75,7 @@ def test_a_method_file_is_short_and_begins_with_one_line_that_sums_it_up(name):
     row = next(row for row in list_methods() if row.name == name)
     text = Path(str(importlib.import_module(row.module).__file__)).read_text()
     assert len(text.splitlines()) <= 380
-    assert 20 <= len(row.summary) <= 120
+    assert 20 <= len(row.summary) <= 70
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -90,7 +90,7 @@ def test_every_file_is_offered_and_sums_itself_up():
     )
     assert {"scg", "sem"} <= set(OURS)
     for row in posts():
-        assert 20 <= len(row.summary) <= 120
+        assert 20 <= len(row.summary) <= 70
         assert len(Path(str(importlib.import_module(row.module).__file__)).read_text().splitlines()) <= 380
 
 

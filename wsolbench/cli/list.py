@@ -1,35 +1,59 @@
-"""`wsolbench list`: what there is to choose from."""
+"""`wsolbench list`: the names that options accept, with a summary of each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from wsolbench.methods import MethodInfo
 
-def _methods() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
+
+Rows = tuple[tuple[str, ...], Iterable[tuple[str, ...]]]
+"""Header and rows of a table; a row of one cell is the title of the rows that follow."""
+
+
+def _methods() -> Rows:
     from wsolbench.methods import list_methods
 
-    return ("method", "task", "what"), [(row.name, row.task, row.summary) for row in list_methods()]
+    rows = list_methods()
+    return ("method", "paper", "summary"), [
+        cells
+        for task in dict.fromkeys(row.task for row in rows)
+        for cells in ((task,), *_with_papers(row for row in rows if row.task == task))
+    ]
 
 
-def _datasets() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
+def _with_papers(rows: Iterable[MethodInfo]) -> list[tuple[str, ...]]:
+    """Return name, venue and year of the paper, and summary. An unknown key of a paper is shown as it is."""
+    from wsolbench.records.published import read_papers
+
+    papers = read_papers()
+    return [
+        (row.name, papers[row.paper].venue_and_year if row.paper in papers else row.paper, row.summary)
+        for row in rows
+    ]
+
+
+def _datasets() -> Rows:
     from wsolbench.datasets import list_datasets
 
-    return ("data set", "splits", "what"), [
+    return ("data set", "splits", "summary"), [
         (row.name, ", ".join(row.splits), row.summary) for row in list_datasets()
     ]
 
 
-def _metrics() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
+def _metrics() -> Rows:
     from wsolbench.metrics.catalog import METRICS
 
-    return ("metric", "title", "needs", "what"), [
+    return ("metric", "title", "needs", "summary"), [
         (row.name, row.title, row.needs, row.summary) for row in METRICS
     ]
 
 
-def _protocols() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
+def _protocols() -> Rows:
     from wsolbench.protocol import EvalProtocol
 
     presets = [EvalProtocol.preset(name) for name in EvalProtocol.presets()]
@@ -48,25 +72,25 @@ def _protocols() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
     ]
 
 
-def _posts() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
+def _posts() -> Rows:
     from wsolbench.methods import list_posts
 
-    return ("post-process", "what"), [(row.name, row.summary) for row in list_posts()]
+    return ("post-process", "paper", "summary"), _with_papers(list_posts())
 
 
-def _detectors() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
+def _detectors() -> Rows:
     from wsolbench.methods import list_detectors
 
-    return ("detector", "what"), [(row.name, row.summary) for row in list_detectors()]
+    return ("detector", "paper", "summary"), _with_papers(list_detectors())
 
 
-def _backbones() -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
+def _backbones() -> Rows:
     from wsolbench.methods import list_backbones
 
-    return ("backbone", "what"), [(row.name, row.summary) for row in list_backbones()]
+    return ("backbone", "summary"), [(row.name, row.summary) for row in list_backbones()]
 
 
-_LISTS: dict[str, Callable[[], tuple[tuple[str, ...], Iterable[tuple[str, ...]]]]] = {
+_LISTS: dict[str, Callable[[], Rows]] = {
     "methods": _methods,
     "posts": _posts,
     "detectors": _detectors,
@@ -80,7 +104,7 @@ _LISTS: dict[str, Callable[[], tuple[tuple[str, ...], Iterable[tuple[str, ...]]]
 @click.command(epilog="Example:  wsolbench list methods")
 @click.argument("what", type=click.Choice(list(_LISTS)))
 def command(what: str) -> None:
-    """List methods, post-processes, detectors, datasets, metrics, protocols or backbones."""
+    """List methods, post-processes, detectors, data sets, metrics, protocols or backbones."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -88,7 +112,10 @@ def command(what: str) -> None:
     header, rows = _LISTS[what]()
     table = Table(box=box.SIMPLE_HEAD)
     for name in header:
-        table.add_column(name, overflow="fold", no_wrap=name == header[0])
+        # A narrow column of papers leaves room for summaries of two lines on a terminal of 80 columns.
+        table.add_column(
+            name, overflow="fold", no_wrap=name == header[0], max_width=13 if name == "paper" else None
+        )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*row, style="bold" if len(row) == 1 else None)
     Console().print(table)

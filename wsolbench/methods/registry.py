@@ -26,6 +26,8 @@ DETECTOR_ENTRY_POINT_GROUP = "wsolbench.detectors"
 
 METHOD_FILE = "method.py"
 """In a method's folder, the file of the method itself."""
+PAPER = "PAPER"
+"""In a method's file, the constant that names its paper: `PAPER = "cam"`."""
 TIMM = "timm:"
 """Begins the names of backbones that are timm's."""
 
@@ -40,14 +42,16 @@ class MethodInfo:
     """"localization", "recognition", "post-process", "backbone" or "detection"."""
     module: str
     """Import path of the file; it defines one class with the attribute `method_name` equal to `name`."""
+    paper: str = ""
+    """Key of the method's paper in papers.toml, or empty if it has none."""
 
 
 def methods_in(package: str, task: str) -> list[MethodInfo]:
-    """One row for each file of `package`, an import path; the summary is the first line of the file's
-    docstring.
+    """Return one row for each file of `package`, an import path.
 
-    A file `center_box.py` is the method `center-box`, and so is `method.py` in a folder `center_box`, beside
-    layers that only this method has. Names that start with `_` are not methods.
+    The summary is the first line of the file's docstring. The paper is the value of the file's constant
+    `PAPER`. A file `center_box.py` is the method `center-box`, and so is `method.py` in a folder
+    `center_box`, next to layers that only this method has. Names that start with `_` are not methods.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -61,11 +65,26 @@ def methods_in(package: str, task: str) -> list[MethodInfo]:
             if not is_junk(path.parent.name)
         }
         for stem, path in sorted({**own_files, **own_folders}.items()):
-            doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            summary = doc.partition("\n")[0].rstrip(".")
-            module = f"{package}.{stem}" if stem in own_files else f"{package}.{stem}.{path.stem}"
-            rows.append(MethodInfo(name=stem.replace("_", "-"), summary=summary, task=task, module=module))
+            file = ast.parse(path.read_text(encoding="utf-8"))
+            rows.append(
+                MethodInfo(
+                    name=stem.replace("_", "-"),
+                    summary=(ast.get_docstring(file) or "").partition("\n")[0].rstrip("."),
+                    task=task,
+                    module=f"{package}.{stem}" if stem in own_files else f"{package}.{stem}.{path.stem}",
+                    paper=_paper_of(file),
+                )
+            )
     return rows
+
+
+def _paper_of(file: ast.Module) -> str:
+    """Return the value of the constant `PAPER` of a file, or an empty string."""
+    for statement in file.body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str(key))) if name == PAPER:
+                return key
+    return ""
 
 
 def list_methods() -> list[MethodInfo]:

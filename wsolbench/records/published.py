@@ -1,7 +1,7 @@
 """Published numbers: what papers and repositories print, one cell a row, kept apart from what is measured
 here.
 
-    RESULTS/papers.toml          sources: title, authors, venue, year, addresses, and the file of each
+    RESULTS/papers.toml          papers: title, authors, venue, year, addresses, and the file of their numbers
     RESULTS/published/<key>.csv  cells of a source's tables, in the order of the tables
 
 A value stays as it is printed, a string with its trailing zeros; `PublishedNumber.as_recorded` puts it on the
@@ -65,12 +65,12 @@ def published_info(metric: str) -> MetricInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """A source: a section of papers.toml. What is not known for certain is empty.
+    """A paper or another source: a section of papers.toml. What is not known for certain is empty.
 
     Attributes:
         key: name of the section.
         name: short name for tables.
-        file: its numbers, below the results folder.
+        file: its numbers, below the results folder, or empty if it is no source of published numbers.
         arxiv: identifier, as `2001.07437`.
         url: its page or DOI, where it is not on arXiv.
         code: repository.
@@ -80,7 +80,7 @@ class Paper:
     key: str
     name: str
     title: str
-    file: str
+    file: str = ""
     authors: tuple[str, ...] = ()
     venue: str = ""
     year: int | None = None
@@ -88,6 +88,21 @@ class Paper:
     url: str = ""
     code: str = ""
     note: str = ""
+
+    @property
+    def venue_and_year(self) -> str:
+        """`CVPR 2016`, with arXiv as the venue of a paper that has no other.
+
+        >>> Paper(key="sem", name="SEM", title="...", year=2020, arxiv="2006.05220").venue_and_year
+        'arXiv 2020'
+        """
+        venue = self.venue or ("arXiv" if self.arxiv else "")
+        return f"{venue} {self.year or ''}".strip()
+
+    @property
+    def address(self) -> str:
+        """Its page, on arXiv or elsewhere, or empty if none is known."""
+        return f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else self.url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,14 +214,26 @@ class PublishedNumber:
         return abs(self._exact - other._exact) <= Decimal(5).scaleb(int(coarse) - 1)
 
 
+PAPERS = "papers.toml"
+"""In a results folder, the file of papers."""
+
 COLUMNS = tuple(item.name for item in fields(PublishedNumber) if item.name != "paper")
 """The header of the files."""
 
 
-def read_papers(path: Path) -> dict[str, Paper]:
-    """The sections of papers.toml by key, in their order. Raises `DataError` naming the section that is
-    none.
+def packaged_papers() -> Path:
+    """Return the file of papers that comes with this package, or the one of the checkout around it."""
+    package = Path(__file__).parents[1]
+    inside = package / "literature" / PAPERS
+    return inside if inside.is_file() else package.parent / "results" / PAPERS
+
+
+def read_papers(path: Path | None = None) -> dict[str, Paper]:
+    """Read the sections of a papers.toml by key, in their order; by default those of the package.
+
+    Raises `DataError` naming the section that is invalid.
     """
+    path = packaged_papers() if path is None else path
     toml: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         sections = toml.loads(read_text(path, "file"))
@@ -233,19 +260,18 @@ def read_published(folder: Path) -> list[PublishedNumber]:
     is no number or out of range, a cell that is there twice, a file that no paper names, a paper whose file
     is not there.
     """
-    papers = read_papers(folder / "papers.toml")
+    papers = {key: paper for key, paper in read_papers(folder / PAPERS).items() if paper.file}
     named: dict[Path, str] = {}
     for key, paper in papers.items():
         if (other := named.setdefault(folder / paper.file, key)) != key:
             raise DataError(
-                f"{folder / 'papers.toml'}: {other!r} and {key!r} name one file, {paper.file}; give each "
-                "its own"
+                f"{folder / PAPERS}: {other!r} and {key!r} name one file, {paper.file}; give each its own"
             )
     if stray := sorted(
         {folder / "published" / name for name in list_files(folder / "published", (".csv",))} - set(named)
     ):
         raise DataError(
-            f"{stray[0]} is of no paper in {folder / 'papers.toml'}; add a section with file = "
+            f"{stray[0]} is of no paper in {folder / PAPERS}; add a section with file = "
             f'"published/{stray[0].name}"'
         )
     return [number for path, key in named.items() for number in _read_file(path, key)]

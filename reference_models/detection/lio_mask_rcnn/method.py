@@ -1,5 +1,4 @@
-"""Mask R-CNN that learns on the side how the parts of each region lie around its strongest cell (LIO on
-COCO).
+"""Mask R-CNN with LIO's auxiliary loss on the layout of each region.
 
 M. Zhou, Y. Bai, W. Zhang, T. Zhao, T. Mei, "Look-into-Object: Self-supervised structure modeling for object
 recognition", CVPR 2020, sections 3.2 and 4.3; equations have the paper's numbers. Released code: JDAI-CV/LIO
@@ -66,6 +65,8 @@ from reference_models.layers.polar import Axis, GammaNorm, PolarConfig, SpatialC
 from reference_models.training.checkpoint import header_of, read_header
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.ranges import Channels, Side, Weight
+
+PAPER = "lio"
 
 COCO = "coco"
 SCL = "roi_heads.scl."

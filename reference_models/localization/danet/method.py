@@ -1,5 +1,4 @@
-"""DANet: classes, families and orders told apart at three depths, by several maps each that must not look
-alike.
+"""DANet: classify at three levels of a hierarchy, with divergent maps.
 
 H. Xue, C. Liu, F. Wan, J. Jiao, X. Ji, Q. Ye, "DANet: Divergent activation for weakly supervised object
 localization", ICCV 2019. Released code: xuehaolan/DANet.
@@ -72,6 +71,8 @@ from reference_models.layers.heads import ConvHead, HeadOutput, cross_entropy
 from reference_models.localization.danet.class_tree import ClassTree, consecutive_groups, read_tree
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.ranges import Channels, Count, Positive, Weight
+
+PAPER = "danet"
 
 GROUPS, NO_TREE = "groups", "none"
 

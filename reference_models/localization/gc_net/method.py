@@ -1,5 +1,4 @@
-"""GC-Net: the ellipse or box inside which the image can be classified and outside which it cannot; no
-threshold.
+"""GC-Net: fit an ellipse or box that keeps the class evidence inside.
 
 W. Lu, X. Jia, W. Xie, L. Shen, Y. Zhou, J. Duan, "Geometry constrained weakly supervised object
 localization", ECCV 2020. Released code: lwzeng/GC-Net.
@@ -78,6 +77,8 @@ from reference_models.localization.gc_net.shapes import (
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import BatchSize, Channels, Positive, Share, Steps, Weight
 from wsolbench.types import Dataset
+
+PAPER = "gc-net"
 
 DECAY_START = 2 / 3
 """Part of the detector's training after which its rate falls: epoch 20 of 30 in the released code."""

@@ -1,4 +1,4 @@
-"""LIO: a classifier learns on the side where its object is and how the object's parts lie around its centre.
+"""LIO: auxiliary losses for the object's extent and its parts' layout.
 
 M. Zhou, Y. Bai, W. Zhang, T. Zhao, T. Mei, "Look-into-Object: Self-supervised structure modeling for object
 recognition", CVPR 2020; equations have the paper's numbers. Released code: JDAI-CV/LIO (one stage only).
@@ -79,6 +79,8 @@ from reference_models.recognition.lio.class_groups import (
 )
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Weight
+
+PAPER = "lio"
 
 STRIDES = {7: 1, 14: 2, 28: 4}
 """By N: which part of the last stage's stride a stage has."""

@@ -1,5 +1,4 @@
-"""SSANET: parts that agree in rank between images, each classified at its best scale shift and pooling
-orientation.
+"""SSANET: classify aligned parts over scale shifts and orientations.
 
 L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition",
 arXiv:2001.01211, 2020. There is no released code; equations have the paper's numbers.
@@ -85,6 +84,8 @@ from reference_models.recognition.ssanet.part_heads import Fuse, PartHeadConfig,
 from reference_models.training.stages import place_in
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Count, CountOrZero, Positive, Share, SideOrDefault, Weight
+
+PAPER = "ssanet"
 
 LENGTHS, CARS_LENGTHS = (90, 90, 90, 1), (90, 90, 45, 1)
 

@@ -403,7 +403,7 @@ def test_normalisation_trained_with_epsilon_0_gives_the_same_with_torchvisions()
 def test_it_is_listed_among_the_detectors_and_the_other_commands_point_to_theirs() -> None:
     (row,) = [row for row in list_detectors() if row.name == "lio-mask-rcnn"]
     assert row.task == "detection"
-    assert 20 <= len(row.summary) <= 120
+    assert 20 <= len(row.summary) <= 70
     assert load_detector("lio-mask-rcnn") is LioMaskRcnn
     with pytest.raises(UsageError, match="train-detector"):
         load_method("lio-mask-rcnn")
