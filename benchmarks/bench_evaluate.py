@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wsolbench.evaluation.evaluate import evaluate
-from wsolbench.evaluation.loop import RunOptions
+from wsolbench.evaluation.request import RunOptions
 from wsolbench.maps.sources import SourceOutput
 from wsolbench.protocol import EvalProtocol
 from wsolbench.types import Dataset, Sample

@@ -25,7 +25,7 @@ from wsolbench.cli.options import DataOptions, available_cores
 from wsolbench.datasets.subsets import limit_dataset
 from wsolbench.evaluation.compare import compare
 from wsolbench.evaluation.evaluate import Evaluation, evaluate
-from wsolbench.evaluation.loop import RunOptions
+from wsolbench.evaluation.request import RunOptions
 from wsolbench.exceptions import UsageError, WsolbenchError
 from wsolbench.maps import MapFolder
 from wsolbench.maps.sources import FolderSource

@@ -5,8 +5,19 @@ imported.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from wsolbench.methods import MethodInfo, methods_in
+
+if TYPE_CHECKING:  # the type checker holds the base classes to the contracts
+    from reference_models.base.detector import Detector
+    from reference_models.base.localizer import Localizer
+    from reference_models.base.post import PostProcess
+    from wsolbench.methods import Method, ObjectDetector, PostProcessor
+
+    _METHOD: type[Method] = Localizer
+    _POST: type[PostProcessor] = PostProcess
+    _DETECTOR: type[ObjectDetector] = Detector
 
 
 def methods() -> list[MethodInfo]:

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from wsolbench.maps.sources import SourceOutput
+from wsolbench.evaluation.request import EvalRequest
+from wsolbench.maps.sources import MapSource, SourceOutput
+from wsolbench.protocol import EvalProtocol
 from wsolbench.records.published import COLUMNS, PublishedNumber
 from wsolbench.types import Dataset, Sample
 
@@ -46,6 +48,11 @@ def dataset(count: int = 12, split: str = "test", seed: int = 0) -> Dataset:
         class_names=CLASSES,
         fingerprint=f"made-up-{split}-{seed}-{count}",
     )
+
+
+def eval_request(data: Dataset, source: MapSource, protocol: EvalProtocol, **options: Any) -> EvalRequest:
+    """The request that `evaluate` makes from these arguments."""
+    return EvalRequest(dataset=data, source=source, protocol=protocol, **options)
 
 
 def box_map(sample: Sample) -> np.ndarray:

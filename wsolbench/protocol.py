@@ -29,6 +29,7 @@ from wsolbench.ranges import (
     format_value,
     is_number,
 )
+from wsolbench.system.json_values import lists_to_tuples, tuples_to_lists
 
 MAX_TAUS = 10_000
 """Largest number of thresholds of a protocol. Every image keeps a score for each of them."""
@@ -67,6 +68,10 @@ def tau_grid(step: float, stop: float = 1.0, start: float = 0.0) -> tuple[float,
 def crop_start(outer: int, inner: int) -> int:
     """Return the first pixel of the central `inner` of `outer` pixels. Halves round to even (torchvision)."""
     return round((outer - inner) / 2)
+
+
+DELTA = 0.5
+"""IoU threshold delta of the metrics with one box per image: GT-known, Top-k Loc and MaxBoxAcc."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,9 +260,7 @@ class EvalProtocol(Ranged):
         A normalisation rule that has changed is stored with its version. Without a version, a stored `pas` or
         `ivr` is version 1.
         """
-        values = {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        values = tuples_to_lists(asdict(self))
         values["taus"] = _grid_to_json(self.taus)
         first = {now: before for before, now in _FIRST_RULES.items()}
         if self.normalize in first:
@@ -285,10 +288,7 @@ class EvalProtocol(Ranged):
         if isinstance(grid := values["taus"], dict):
             _check_names(set(grid), {"start", "stop", "step"})
             values["taus"] = tau_grid(grid["step"], grid["stop"], grid["start"])
-        arguments: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**arguments)
+        return cls(**lists_to_tuples(values))
 
 
 def _check_stored(values: object) -> dict[str, Any]:
@@ -342,9 +342,7 @@ class DetectionProtocol(Ranged):
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields under the key `detection`, which is not a field of `EvalProtocol`."""
-        values = {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        values = tuples_to_lists(asdict(self))
         return {"name": values.pop("name"), "detection": values}
 
 
@@ -355,10 +353,7 @@ def protocol_from_json(values: dict[str, Any]) -> EvalProtocol | DetectionProtoc
     _check_names(set(values), {"name", "detection"})
     own = _check_stored(values["detection"])
     _check_names(set(own), {item.name for item in fields(DetectionProtocol)} - {"name"})
-    arguments: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in own.items()
-    }
-    return DetectionProtocol(name=values["name"], **arguments)
+    return DetectionProtocol(name=values["name"], **lists_to_tuples(own))
 
 
 def _grid_to_json(taus: tuple[float, ...]) -> Any:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reference_models.core.config import check_settings, parse_settings, to_json
-from reference_models.core.outputs import ForwardPass
+from wsolbench.methods import Localization
 from wsolbench.ranges import Ranged
 
 P = TypeVar("P", bound="PostProcess")
@@ -42,10 +42,10 @@ class PostProcess:
 
     @classmethod
     def create(cls: type[P], settings: Mapping[str, str]) -> P:
-        """See `wsolbench.methods.contracts.PostProcess.create`."""
+        """See `wsolbench.methods.contracts.PostProcessor.create`."""
         return cls(parse_settings(cls.Config, settings, what=f"post-process {cls.method_name!r}"))
 
-    def maps(self, result: ForwardPass, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
+    def maps(self, result: Localization, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
         """Maps of the given classes, float32 in [0, 1], on the grid of the features it uses, without a
         graph.
         """

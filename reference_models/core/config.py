@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, 
 
 from wsolbench.exceptions import UsageError, unknown_name
 from wsolbench.ranges import Range, Ranged, check_fields, check_value, describe, format_value, hints_of
+from wsolbench.system.json_values import lists_to_tuples, tuples_to_lists
 
 RECIPE_PREFIX = "recipe."
 _TRUTH = {
@@ -134,9 +135,7 @@ def split_settings(settings: Mapping[str, str]) -> tuple[dict[str, str], dict[st
 
 def to_json(config: Any) -> dict[str, Any]:
     """All fields; tuples become lists."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()
-    }
+    return tuples_to_lists(asdict(config))
 
 
 def from_json(kind: type[C], values: Mapping[str, Any]) -> C:
@@ -146,9 +145,7 @@ def from_json(kind: type[C], values: Mapping[str, Any]) -> C:
     if unknown := sorted(set(values) - {item.name for item in fields(kind)}):  # type: ignore[arg-type]
         raise ValueError(f"unknown settings {', '.join(unknown)}")
     try:
-        return kind(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        )
+        return kind(**lists_to_tuples(values))
     except UsageError as error:
         raise ValueError(str(error)) from error
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from reference_models.core.outputs import ForwardPass
 from wsolbench.exceptions import UsageError, unknown_name
+from wsolbench.methods import Localization
 
 FeatureName = Literal["-3", "-2", "-1", "penultimate"]
 """A feature stage counted from the last one, or the input of the last linear layer."""
@@ -25,7 +25,7 @@ cost more to get.
 """
 
 
-def features_of(result: ForwardPass, names: Sequence[FeatureName], *, who: str) -> list[Tensor]:
+def features_of(result: Localization, names: Sequence[FeatureName], *, who: str) -> list[Tensor]:
     """The named features (B, D, h, w) of a forward pass, in the order of the names.
 
     Raises `UsageError` for a method that has no such features, and `RuntimeError` for features that are being
@@ -48,7 +48,7 @@ def features_of(result: ForwardPass, names: Sequence[FeatureName], *, who: str) 
     return [features for features in found if features is not None]
 
 
-def named_features(result: ForwardPass, name: str | None, *, who: str) -> tuple[str, Tensor]:
+def named_features(result: Localization, name: str | None, *, who: str) -> tuple[str, Tensor]:
     """A stage by its own name, or `penultimate`; None: the last stage. Gives the name, too.
 
     Raises `UsageError` for a method without stages, and for a name that it has not.
@@ -110,7 +110,7 @@ def in_chunks(
         return torch.cat([compute(list(some), maps) for maps, *some in chunks])
 
 
-def last_stages(result: ForwardPass, count: int, *, who: str) -> list[Tensor]:
+def last_stages(result: Localization, count: int, *, who: str) -> list[Tensor]:
     """The last `count` feature stages (B, D, h, w). Raises `UsageError` for a method that has no features to
     look at.
     """

@@ -71,7 +71,7 @@ class CenterBox(Localizer):
                 "greater than 0 and at most 1"
             )
         self.num_classes, self.config, self.input_spec, self.facts = num_classes, config, input_spec, {}
-        self.ready = True
+        self.class_names, self.ready = (), True
 
     @classmethod
     def create(

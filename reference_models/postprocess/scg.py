@@ -66,7 +66,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reference_models.base.post import PostConfig, PostProcess
-from reference_models.core.outputs import ForwardPass
 from reference_models.core.recipes import MANY_CLASSES
 from reference_models.layers.correlation import (
     FeatureName,
@@ -79,6 +78,7 @@ from reference_models.layers.correlation import (
 )
 from reference_models.layers.maps import min_max
 from wsolbench.exceptions import UsageError
+from wsolbench.methods import Localization
 from wsolbench.ranges import Order, Range, Share, Weight
 
 PAPER = "spa"
@@ -324,7 +324,7 @@ class Scg(PostProcess):
     def __init__(self, config: ScgConfig) -> None:
         super().__init__(check(config))
 
-    def maps(self, result: ForwardPass, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
+    def maps(self, result: Localization, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
         """Maps of the given classes, on the grid of the coarsest of the features."""
         features = on_one_grid(features_of(result, self.config.features, who=self.method_name))
         settings = self._settings(result)
@@ -336,7 +336,7 @@ class Scg(PostProcess):
 
     def correlations(
         self,
-        result: ForwardPass,
+        result: Localization,
         points: Float[Tensor, "b 2"],
         *,
         orders: Sequence[int],
@@ -348,7 +348,7 @@ class Scg(PostProcess):
         rows_columns = (points.flip(1) * grid).long().minimum(grid - 1)  # 1 - 1e-9 is 1 in float32
         return name, point_correlations(features, rows_columns, self._settings(result), orders)
 
-    def _settings(self, result: ForwardPass) -> ScgConfig:
+    def _settings(self, result: Localization) -> ScgConfig:
         return self.config.published(None if result.logits is None else result.logits.shape[1])
 
 

@@ -44,10 +44,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reference_models.base.post import PostConfig, PostProcess
-from reference_models.core.outputs import ForwardPass
 from reference_models.layers.correlation import FeatureName, features_of, in_chunks, on_grid, unit_pixels
 from reference_models.layers.maps import min_max
 from wsolbench.exceptions import UsageError
+from wsolbench.methods import Localization
 from wsolbench.ranges import Count, CountOrZero
 
 PAPER = "sem"
@@ -114,7 +114,7 @@ class Sem(PostProcess):
             )
         super().__init__(config)
 
-    def maps(self, result: ForwardPass, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
+    def maps(self, result: Localization, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
         """Maps of the given classes, on the grid of the features."""
         (features,) = features_of(result, (self.config.features,), who=self.method_name)
         channels, cells = features.shape[1], features.shape[2] * features.shape[3]

@@ -13,6 +13,7 @@ from reference_models.core.recipes import LATER_FIELDS, Recipe
 from reference_models.core.weights import IMAGENET, NONE
 from wsolbench.methods import DetectorRequest, TrainRequest
 from wsolbench.system.files import sha256_of_file
+from wsolbench.system.json_values import tuples_to_lists
 
 R = TypeVar("R", Recipe, DetectionRecipe)
 
@@ -27,9 +28,7 @@ def recipe_facts(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
     """All fields, as JSON has them. A field of `LATER_FIELDS` at its default is left out, so that runs from
     before it are the same run.
     """
-    values = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in asdict(recipe).items()
-    }
+    values = tuples_to_lists(asdict(recipe))
     defaults = {item.name: item.default for item in fields(recipe)}
     return {
         name: value for name, value in values.items() if name not in LATER_FIELDS or value != defaults[name]

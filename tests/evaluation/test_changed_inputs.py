@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import SIDE, MadeUpSource, dataset
+from made_up import SIDE, MadeUpSource, dataset, eval_request
 from PIL import Image
 
 from wsolbench.evaluation.evaluate import evaluate, score_shard
-from wsolbench.evaluation.loop import RunOptions
+from wsolbench.evaluation.request import RunOptions
 from wsolbench.evaluation.runs import Shard, digest_of_files, merge
 from wsolbench.exceptions import DataError
 from wsolbench.protocol import EvalProtocol, tau_grid
@@ -39,12 +39,9 @@ def test_masks_that_change_between_shards_are_noticed_by_merge(tmp_path: Path) -
     options = RunOptions(resamples=20)
     for index, shade in ((1, 255), (2, 254)):
         score_shard(
-            on_disk(tmp_path, shade),
-            MadeUpSource(),
-            PROTOCOL,
+            eval_request(on_disk(tmp_path, shade), MadeUpSource(), PROTOCOL, options=options),
             Shard(index, 2),
             tmp_path / "shards",
-            options=options,
         )
     with pytest.raises(DataError, match=r"Other shards of that name there differ in splits"):
         merge([tmp_path / "shards"])

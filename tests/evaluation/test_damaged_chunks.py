@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import MadeUpSource, dataset
+from made_up import MadeUpSource, dataset, eval_request
 
 from tests.evaluation.test_runs import OPTIONS, PROTOCOL, _small_chunks, score_shards, whole  # noqa: F401 - a fixture of every test
 from wsolbench.evaluation.evaluate import conclude, score
-from wsolbench.evaluation.loop import RunOptions
+from wsolbench.evaluation.request import RunOptions
 from wsolbench.evaluation.runs import RunFolder, gather, merge
 from wsolbench.evaluation.scores import ImageScores
 from wsolbench.exceptions import DataError, UsageError
@@ -93,7 +93,9 @@ def test_any_flipped_bit_of_a_chunk_is_noticed(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "one.scores"
     if not path.exists():
-        score(dataset(3), MadeUpSource(), PROTOCOL).tables["test"].load().write(path, "run test 0")
+        score(eval_request(dataset(3), MadeUpSource(), PROTOCOL)).tables["test"].load().write(
+            path, "run test 0"
+        )
     whole_file = path.read_bytes()
     stored = bytearray(whole_file)
     stored[int(place * len(stored))] ^= 1 << bit
@@ -157,19 +159,21 @@ def test_a_run_does_not_go_on_with_another_program(
 ) -> None:
     options = RunOptions(resamples=100, batch_size=3, work=tmp_path / "work")
     with pytest.raises(RuntimeError, match="killed"):
-        score(dataset(20), MadeUpSource(fail_after=3), PROTOCOL, options=options)
+        score(eval_request(dataset(20), MadeUpSource(fail_after=3), PROTOCOL, options=options))
     another_program()
     version = program()["versions"]["wsolbench"]
     with pytest.raises(
         UsageError,
         match=rf"wsolbench {version} \(source \w+\) there and wsolbench {version} \(source 0{{12}}\) here",
     ):
-        score(dataset(20), MadeUpSource(), PROTOCOL, options=options)
-    score(dataset(20), MadeUpSource(), replace(PROTOCOL, components="union"), options=options)  # another run
+        score(eval_request(dataset(20), MadeUpSource(), PROTOCOL, options=options))
+    score(
+        eval_request(dataset(20), MadeUpSource(), replace(PROTOCOL, components="union"), options=options)
+    )  # another run
     (folder,) = [path for path in (tmp_path / "work").iterdir() if len(list(path.rglob("*.scores"))) < 7]
     shutil.rmtree(folder)
     source = MadeUpSource()
-    score(dataset(20), source, PROTOCOL, options=options)
+    score(eval_request(dataset(20), source, PROTOCOL, options=options))
     assert len(source.loads) == 20
 
 
@@ -192,9 +196,9 @@ def test_a_run_does_not_go_on_with_another_number_of_threads_of_a_network(tmp_pa
 
     options = RunOptions(resamples=100, batch_size=3, work=tmp_path)
     with pytest.raises(RuntimeError, match="killed"):
-        score(dataset(20), Network(fail_after=3), PROTOCOL, options=options)
+        score(eval_request(dataset(20), Network(fail_after=3), PROTOCOL, options=options))
     more = Network()
     more.threads = 2
     with pytest.raises(UsageError, match="scored otherwise: threads 1 there and 2 here"):
-        score(dataset(20), more, PROTOCOL, options=options)
-    score(dataset(20), Network(), PROTOCOL, options=options)
+        score(eval_request(dataset(20), more, PROTOCOL, options=options))
+    score(eval_request(dataset(20), Network(), PROTOCOL, options=options))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from wsolbench.datasets.subsets import limit_dataset
 from wsolbench.evaluation.evaluate import evaluate
-from wsolbench.evaluation.loop import RunOptions
+from wsolbench.evaluation.request import RunOptions
 from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.evaluation.scores import ImageScores
 from wsolbench.evaluation.summary import summarize

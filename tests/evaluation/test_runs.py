@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import MadeUpSource, dataset
+from made_up import MadeUpSource, dataset, eval_request
 
 from wsolbench.evaluation import runs
 from wsolbench.evaluation.evaluate import conclude, evaluate, score, score_shard
-from wsolbench.evaluation.loop import RunOptions
+from wsolbench.evaluation.request import RunOptions
 from wsolbench.evaluation.runs import RunPlan, Shard, merge, read_plan
 from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.evaluation.scores import ImageScores
@@ -39,14 +39,16 @@ def score_shards(folder: Path, *shards: str, apart: bool = False, **more) -> Non
     for shard in shards:
         place = folder / shard.replace("/", "-of-") if apart else folder
         score_shard(
-            dataset(20),
-            MadeUpSource(),
-            PROTOCOL,
+            eval_request(
+                dataset(20),
+                MadeUpSource(),
+                PROTOCOL,
+                transfer_from=dataset(8, "val", 1),
+                options=OPTIONS,
+                **more,
+            ),
             Shard.parse(shard),
             place,
-            transfer_from=dataset(8, "val", 1),
-            options=OPTIONS,
-            **more,
         )
 
 
@@ -105,13 +107,9 @@ def test_a_finished_shard_is_not_scored_again(tmp_path: Path) -> None:
     score_shards(tmp_path, "1/2")
     source = MadeUpSource()
     score_shard(
-        dataset(20),
-        source,
-        PROTOCOL,
+        eval_request(dataset(20), source, PROTOCOL, transfer_from=dataset(8, "val", 1), options=OPTIONS),
         Shard(1, 2),
         tmp_path,
-        transfer_from=dataset(8, "val", 1),
-        options=OPTIONS,
     )
     assert source.loads == []
 
@@ -120,7 +118,9 @@ def test_saved_maps_of_shards_get_one_description(tmp_path: Path) -> None:
     options = RunOptions(resamples=100, save_maps=MapFolder(tmp_path / "maps"))
     for index in (1, 2):
         score_shard(
-            dataset(), MadeUpSource(), PROTOCOL, Shard(index, 2), tmp_path / "shards", options=options
+            eval_request(dataset(), MadeUpSource(), PROTOCOL, options=options),
+            Shard(index, 2),
+            tmp_path / "shards",
         )
     assert MapFolder(tmp_path / "maps").manifest()["unfinished"] == ["test"]
     conclude(merge([tmp_path / "shards"])[0])
@@ -173,8 +173,10 @@ def test_chunks_may_be_copied_together(tmp_path: Path) -> None:
 
 
 def table(tmp_path: Path) -> tuple[ScoreTable, ImageScores]:
-    run = score(dataset(20), MadeUpSource(), PROTOCOL, options=RunOptions(work=tmp_path))
-    return run.tables["test"], score(dataset(20), MadeUpSource(), PROTOCOL).tables["test"].load()
+    run = score(eval_request(dataset(20), MadeUpSource(), PROTOCOL, options=RunOptions(work=tmp_path)))
+    return run.tables["test"], score(eval_request(dataset(20), MadeUpSource(), PROTOCOL)).tables[
+        "test"
+    ].load()
 
 
 def test_a_table_in_files_is_the_table_in_memory(tmp_path: Path) -> None:
@@ -211,7 +213,9 @@ def test_the_scored_split_is_never_taken_for_the_one_of_the_thresholds(tmp_path:
     whole_run = evaluate(data, MadeUpSource(), PROTOCOL, transfer_from=val, options=OPTIONS)
     for index in (1, 2):
         score_shard(
-            data, MadeUpSource(), PROTOCOL, Shard(index, 2), tmp_path, transfer_from=val, options=OPTIONS
+            eval_request(data, MadeUpSource(), PROTOCOL, transfer_from=val, options=OPTIONS),
+            Shard(index, 2),
+            tmp_path,
         )
     merged = conclude(merge([tmp_path])[0])
     assert merged.record.digest == whole_run.record.digest
@@ -226,7 +230,7 @@ def test_shards_with_other_options_are_named_as_such(tmp_path: Path) -> None:
 
 
 def test_only_folders_of_shards_are_merged(tmp_path: Path) -> None:
-    score(dataset(20), MadeUpSource(), PROTOCOL, options=RunOptions(work=tmp_path / ".work"))
+    score(eval_request(dataset(20), MadeUpSource(), PROTOCOL, options=RunOptions(work=tmp_path / ".work")))
     with pytest.raises(DataError, match="no shards"):
         merge([tmp_path])
 
@@ -243,10 +247,10 @@ def test_parts_without_provenance_and_folders_named_twice_are_merged_once(tmp_pa
 
 def test_a_run_that_goes_on_saves_maps_that_are_gone(tmp_path: Path) -> None:
     options = RunOptions(resamples=100, work=tmp_path / "work", save_maps=MapFolder(tmp_path / "maps"))
-    score(dataset(), MadeUpSource(), PROTOCOL, options=options)
+    score(eval_request(dataset(), MadeUpSource(), PROTOCOL, options=options))
     (tmp_path / "maps/s0/004.png.npy").unlink()
     source = MadeUpSource()
-    score(dataset(), source, PROTOCOL, options=options)
+    score(eval_request(dataset(), source, PROTOCOL, options=options))
     assert source.loads == ["s0/003.png", "s0/004.png", "s0/005.png"]
 
 
@@ -255,21 +259,25 @@ def test_chunks_of_other_maps_are_not_taken_over(tmp_path: Path) -> None:
     evaluate(dataset(), MadeUpSource(), PROTOCOL, options=RunOptions(save_maps=folder))
     options = RunOptions(resamples=100, work=tmp_path / "work")
     source = FolderSource(folder, name="mine")
-    first = score(dataset(), source, PROTOCOL, options=options).plan.digest
-    assert score(dataset(), source, PROTOCOL, options=options).plan.digest == first
+    first = score(eval_request(dataset(), source, PROTOCOL, options=options)).plan.digest
+    assert score(eval_request(dataset(), source, PROTOCOL, options=options)).plan.digest == first
     for sample in dataset().samples:
         folder.write(sample.id, np.ones((4, 4)) * np.arange(4))
-    assert score(dataset(), source, PROTOCOL, options=options).plan.digest != first
+    assert score(eval_request(dataset(), source, PROTOCOL, options=options)).plan.digest != first
     assert (
         score(
-            dataset(), FolderSource(folder, name="mine", ranked={i: [0] for i in dataset().ids}), PROTOCOL
+            eval_request(
+                dataset(), FolderSource(folder, name="mine", ranked={i: [0] for i in dataset().ids}), PROTOCOL
+            )
         ).plan.digest
         != first
     )
 
 
 def test_chunks_that_another_process_works_on_are_not_removed(tmp_path: Path) -> None:
-    run = score(dataset(20), MadeUpSource(), PROTOCOL, options=RunOptions(resamples=100, work=tmp_path))
+    run = score(
+        eval_request(dataset(20), MadeUpSource(), PROTOCOL, options=RunOptions(resamples=100, work=tmp_path))
+    )
     (folder,) = run.folders
     with folder.opened(Shard()):
         conclude(run).finish()
@@ -279,7 +287,7 @@ def test_chunks_that_another_process_works_on_are_not_removed(tmp_path: Path) ->
 
 
 def test_images_with_and_without_labels_do_not_mix() -> None:
-    scores = score(dataset(20), MadeUpSource(), PROTOCOL).tables["test"].load()
+    scores = score(eval_request(dataset(20), MadeUpSource(), PROTOCOL)).tables["test"].load()
     bare = replace(scores, ranked=scores.ranked[:, :0])
     with pytest.raises(DataError, match="3 predicted labels and others 0"):
         summarize(ScoreTable((scores, bare)), PROTOCOL)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import MadeUpSource, box_map, dataset
+from made_up import MadeUpSource, box_map, dataset, eval_request
 
 from wsolbench.evaluation.evaluate import conclude, evaluate, score, score_shard
-from wsolbench.evaluation.loop import RunOptions
+from wsolbench.evaluation.request import RunOptions
 from wsolbench.evaluation.runs import Shard, merge
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps import MapFolder
@@ -129,7 +129,7 @@ def test_an_unfinished_run_is_taken_up_and_ends_with_the_bytes_of_an_unbroken_on
     [
         (EvalProtocol.preset("bas"), {}, "view.classifier"),
         (replace(PROTOCOL, classifier="ten_crop"), {}, "view.classifier"),
-        (PROTOCOL, {"facts": {"transform": "rotate90"}}, "dataset.transform"),
+        (PROTOCOL, {"metadata": {"transform": "rotate90"}}, "dataset.transform"),
     ],
 )
 def test_another_view_of_the_images_is_another_run(
@@ -138,11 +138,13 @@ def test_another_view_of_the_images_is_another_run(
     save(tmp_path)
     with pytest.raises(UsageError, match=field):
         score(
-            dataset(),
-            MadeUpSource(),
-            protocol,
-            options=RunOptions(save_maps=MapFolder(tmp_path), batch_size=4),
-            **more,
+            eval_request(
+                dataset(),
+                MadeUpSource(),
+                protocol,
+                options=RunOptions(save_maps=MapFolder(tmp_path), batch_size=4),
+                **more,
+            )
         )
 
 
@@ -290,7 +292,13 @@ def test_predictions_of_another_run_are_refused(tmp_path: Path) -> None:
 
 def test_maps_of_transformed_images_are_not_scored_on_the_images_as_they_are(tmp_path: Path) -> None:
     options = RunOptions(resamples=100, save_maps=MapFolder(tmp_path))
-    conclude(score(dataset(), MadeUpSource(), PROTOCOL, options=options, facts={"transform": "rotate90"}))
+    conclude(
+        score(
+            eval_request(
+                dataset(), MadeUpSource(), PROTOCOL, options=options, metadata={"transform": "rotate90"}
+            )
+        )
+    )
     with pytest.raises(DataError, match="transformed by rotate90"):
         source_of(tmp_path).check(dataset(), PROTOCOL)
 
@@ -307,7 +315,9 @@ def test_shards_with_folders_of_their_own_leave_them_unfinished(tmp_path: Path) 
     for index, place in ((1, "a"), (2, "b")):
         options = RunOptions(resamples=100, save_maps=MapFolder(tmp_path / place))
         score_shard(
-            dataset(70), MadeUpSource(), PROTOCOL, Shard(index, 2), tmp_path / "shards", options=options
+            eval_request(dataset(70), MadeUpSource(), PROTOCOL, options=options),
+            Shard(index, 2),
+            tmp_path / "shards",
         )
     conclude(merge([tmp_path / "shards"])[0])
     assert MapFolder(tmp_path / "a").manifest()["unfinished"] == ["test"]

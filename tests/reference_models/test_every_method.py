@@ -18,10 +18,9 @@ from reference_models.core.backbone import load_backbone
 from reference_models.core.outputs import Batch
 from tests.reference_models.conftest import squares
 from wsolbench.evaluation.evaluate import evaluate
-from wsolbench.evaluation.loop import RunOptions
+from wsolbench.evaluation.request import RunOptions
 from wsolbench.maps.sources import ModelSource
-from wsolbench.methods import Localizer as LocalizerProtocol
-from wsolbench.methods import list_backbones, list_methods, load_method
+from wsolbench.methods import Localization, Method, list_backbones, list_methods, load_method
 from wsolbench.protocol import EvalProtocol, tau_grid
 from wsolbench.records import read_record
 
@@ -81,11 +80,12 @@ def test_a_method_file_is_short_and_begins_with_one_line_that_sums_it_up(name):
 @pytest.mark.parametrize("name", OURS)
 def test_maps_are_raw_float32_and_finite_for_any_classes_of_any_images(name):
     model = create(name)
-    assert isinstance(model, LocalizerProtocol)
+    assert isinstance(model, Method)
     for images in (torch.randn(2, 3, 64, 64), torch.zeros(1, 3, 64, 64)):
         count = len(images)
         asked = torch.tensor([[2, 0]]).expand(count, 2)
         result = model.localize(images)
+        assert isinstance(result, Localization)
         maps = result.score_maps(asked)
         assert maps.shape[:2] == (count, 2)
         assert maps.ndim == 4

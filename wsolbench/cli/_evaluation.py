@@ -16,46 +16,29 @@ from wsolbench.types import Dataset
 if TYPE_CHECKING:
     from wsolbench.cli.options import ScoringOptions
     from wsolbench.evaluation.evaluate import Evaluation
-    from wsolbench.evaluation.loop import RunOptions
-    from wsolbench.maps.sources import MapSource
+    from wsolbench.evaluation.request import EvalRequest
     from wsolbench.system.distributed import World
 
 
 def evaluate_and_report(
-    scored: Dataset,
-    source: MapSource,
-    scoring: ScoringOptions,
-    options: RunOptions,
-    *,
-    val: Dataset | None,
-    whole: Dataset | None = None,
-    facts: dict[str, Any] | None = None,
-    world: World | None = None,
+    request: EvalRequest, scoring: ScoringOptions, *, whole: Dataset | None = None, world: World | None = None
 ) -> None:
-    """Score; then, unless this is one shard or another process does it, write what was asked for and say
-    where it is.
+    """Score, then write the outputs that were asked for and print where they are.
 
-    `whole` is the split that `scored` is a part of, if it is: images are numbered as they are there.
+    Shards, and all processes except the first, only score. `whole` is the split that the scored images are
+    part of, if they are: images are numbered as they are there.
     """
-    from wsolbench.datasets.subsets import limit_dataset
     from wsolbench.evaluation.evaluate import conclude, score, score_shard
     from wsolbench.system.distributed import World
 
     started = time.perf_counter()
-    world = world or World()
-    what: dict[str, Any] = {
-        "limit": scoring.limit,
-        "fixed_tau": scoring.fixed_tau,
-        "transfer_from": val,
-        "options": options,
-        "facts": facts,
-    }
+    world, source = world or World(), request.source
     if scoring.shard is not None:
         if world.size > 1:
             raise UsageError(
                 "--shard and torchrun exclude each other: torchrun makes a shard for each of its processes"
             )
-        folder = score_shard(scored, source, scoring.conventions(), scoring.shard, scoring.out, **what)
+        folder = score_shard(request, scoring.shard, scoring.out)
         click.echo(
             f"shard    {scoring.shard} in {folder.root}\ntime     {time.perf_counter() - started:.1f} s"
         )
@@ -64,18 +47,15 @@ def evaluate_and_report(
             f"{scoring.shard.count} are done"
         )
         return
-    run = score(scored, source, scoring.conventions(), **what, world=world)
+    run = score(request, world=world)
     if not world.is_first:
         return
     evaluation = conclude(run)
-    drawn = limit_dataset(scored, scoring.limit)
+    drawn, size = request.splits[0], request.options.batch_size
 
     def maps_of(indices: Sequence[int]) -> Sequence[Any]:
         samples = [drawn[index] for index in indices]
-        batches = [
-            samples[start : start + options.batch_size]
-            for start in range(0, len(samples), options.batch_size)
-        ]
+        batches = [samples[start : start + size] for start in range(0, len(samples), size)]
         return [
             raw
             for batch in batches
@@ -89,7 +69,7 @@ def evaluate_and_report(
             from wsolbench.datasets.coco_export import image_numbers
             from wsolbench.evaluation.coco_boxes import write_coco_boxes
 
-            numbers = image_numbers(whole or scored)
+            numbers = image_numbers(whole or request.dataset)
             count = write_coco_boxes(
                 scoring.save_boxes, evaluation.record, evaluation.scores, drawn, maps_of, numbers
             )

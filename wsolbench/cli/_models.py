@@ -9,11 +9,12 @@ from typing import Any
 
 from wsolbench.cli.options import DataOptions
 from wsolbench.cli.settings import parse_settings
+from wsolbench.methods import Method, PostProcessor
 from wsolbench.system.files import file_name
 from wsolbench.types import Dataset
 
 
-def open_posts(names: str, pairs: Sequence[str]) -> dict[str, Any]:
+def open_posts(names: str, pairs: Sequence[str]) -> dict[str, PostProcessor | None]:
     """The post-processes of `--post` by name, with their settings; None for `none`."""
     from wsolbench.exceptions import UsageError
     from wsolbench.methods import load_post
@@ -31,12 +32,12 @@ def open_posts(names: str, pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def open_method(
-    method: Any,
+    method: type[Method],
     dataset: Dataset,
     checkpoint: Path | None,
     model: dict[str, Any],
     changes: Mapping[str, str] = MappingProxyType({}),
-) -> Any:
+) -> Method:
     """The trained model, with `changes` of its settings; or a new one, where there is nothing to train or
     `--weights` asks for a pretrained one as it is.
     """
@@ -70,8 +71,8 @@ def open_method(
         check_backbone(backbone)
         checkpoint = default_run(dataset.name, backbone, model) / "last.safetensors"
         if not checkpoint.is_file():
-            if hasattr(method, "recipe_for"):  # a setting that does not exist is the likelier reason
-                method.recipe_for(backbone, len(dataset.class_names), parse_settings(model["settings"]))
+            # An invalid setting is the likelier reason.
+            method.recipe_for(backbone, len(dataset.class_names), parse_settings(model["settings"]))
             others = sorted(checkpoint.parents[1].glob(f"{model['method']}-*/last.safetensors"))
             known = f" There are: {', '.join(map(str, others))}." if others else ""
             raise UsageError(
@@ -93,7 +94,7 @@ def open_method(
     return trained
 
 
-def _check_trained_on(trained: Any, dataset: Dataset, checkpoint: Path) -> None:
+def _check_trained_on(trained: Method, dataset: Dataset, checkpoint: Path) -> None:
     """Raise `UsageError` where a run folder that nobody named is of another data set with the same name.
 
     Folders of runs have the name of the data set. It says which one it is, except for those that are a user's
@@ -104,7 +105,7 @@ def _check_trained_on(trained: Any, dataset: Dataset, checkpoint: Path) -> None:
 
     if dataset_info(dataset.name).splits:
         return
-    training = getattr(trained, "facts", {}).get("dataset", {})
+    training = trained.describe().get("training", {}).get("dataset", {})
     found = "no split 'train'"
     if "train" in available_splits(dataset.name, dataset.root):
         try:
@@ -147,8 +148,7 @@ def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
         workers=model["workers"],
         settings=parse_settings(model["settings"]),
     )
-    checkpoint: Path = method.fit(request)
-    return checkpoint
+    return method.fit(request)
 
 
 def default_backbone(dataset: str, backbone: str | None, real: str = "resnet50") -> str:

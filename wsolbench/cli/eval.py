@@ -21,6 +21,7 @@ from wsolbench.cli.options import (
     scoring_options,
 )
 from wsolbench.cli.settings import changes_of_trained
+from wsolbench.methods import PostProcessor
 from wsolbench.system.files import file_name
 
 
@@ -89,7 +90,7 @@ def command(
     other: a record for each combination, with maps and pictures in folders of their own.
     """
     from wsolbench.datasets.subsets import limit_dataset
-    from wsolbench.evaluation.loop import RunOptions
+    from wsolbench.evaluation.request import EvalRequest, RunOptions
     from wsolbench.evaluation.transforms import Transform, transformed
     from wsolbench.exceptions import UsageError
     from wsolbench.maps import MapFolder
@@ -149,20 +150,25 @@ def command(
                     if several
                     else Path()
                 )
-                evaluate_and_report(
-                    scored
+                folder = None if save_maps is None else MapFolder(save_maps / own)
+                request = EvalRequest(
+                    dataset=scored
                     if moved is None
                     else transformed(scored, moved, localizer.input_spec, conventions),
-                    source,
-                    scoring.within(own),
-                    replace(options, save_maps=None if save_maps is None else MapFolder(save_maps / own)),
-                    val=val if moved is None else None,
-                    facts=None if moved is None else {"transform": moved.name},
-                    world=world,
+                    source=source,
+                    protocol=conventions,
+                    limit=scoring.limit,
+                    fixed_tau=scoring.fixed_tau,
+                    transfer_from=val if moved is None else None,
+                    options=replace(options, save_maps=folder),
+                    metadata={} if moved is None else {"transform": moved.name},
                 )
+                evaluate_and_report(request, scoring.within(own), world=world)
 
 
-def _readings(maps: str, posts: dict[str, Any]) -> list[tuple[str, Any, str | None]]:
+def _readings(
+    maps: str, posts: dict[str, PostProcessor | None]
+) -> list[tuple[str, PostProcessor | None, str | None]]:
     """What is scored of a model: what is added to the method's name, and a post-process or one of the
     method's own maps, if any.
     """

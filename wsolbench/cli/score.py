@@ -61,7 +61,7 @@ def command(
 ) -> None:
     """Score a folder of maps: the same metrics, intervals, record and pictures as `eval`."""
     from wsolbench.datasets.subsets import limit_dataset
-    from wsolbench.evaluation.loop import RunOptions
+    from wsolbench.evaluation.request import EvalRequest, RunOptions
     from wsolbench.exceptions import UsageError
     from wsolbench.maps import MapFolder
     from wsolbench.maps.sources import FolderSource
@@ -102,20 +102,21 @@ def command(
     if val is not None:
         folder.locate([*whole.ids, *val.ids])  # no map may be that of an image of each
         source.check(limit_dataset(val, scoring.limit), conventions, allow_partial=allow_partial)
-    facts = {
+    left_out = {
         "without_map": len(limit_dataset(whole, scoring.limit)) - len(scored),
         "without_file": len(whole.left_out),
     }
-    options = RunOptions(workers=workers, work=scoring.out / ".work", resamples=scoring.resamples)
-    evaluate_and_report(
-        scored,
-        source,
-        scoring,
-        options,
-        val=val,
-        whole=whole,
-        facts={key: count for key, count in facts.items() if count} or None,
+    request = EvalRequest(
+        dataset=scored,
+        source=source,
+        protocol=conventions,
+        limit=scoring.limit,
+        fixed_tau=scoring.fixed_tau,
+        transfer_from=val,
+        options=RunOptions(workers=workers, work=scoring.out / ".work", resamples=scoring.resamples),
+        metadata={name: count for name, count in left_out.items() if count},
     )
+    evaluate_and_report(request, scoring, whole=whole)
 
 
 def _open(data: DataOptions, split: str, *, pictures: bool, allow_partial: bool) -> Dataset:

@@ -10,7 +10,7 @@ from typing import Any
 from wsolbench.datasets.coco import InstanceDataset
 from wsolbench.datasets.subsets import limit_dataset
 from wsolbench.exceptions import DataError
-from wsolbench.methods import Detector
+from wsolbench.methods import ObjectDetector
 from wsolbench.metrics.catalog import METRICS
 from wsolbench.metrics.coco_ap import KINDS, average_precision, coco_results
 from wsolbench.protocol import DetectionProtocol
@@ -27,7 +27,7 @@ class DetectorEvaluation:
 
 
 def evaluate_detector(
-    dataset: InstanceDataset, detector: Detector, *, limit: int | None = None
+    dataset: InstanceDataset, detector: ObjectDetector, *, limit: int | None = None
 ) -> DetectorEvaluation:
     """Detect in every image and count.
 

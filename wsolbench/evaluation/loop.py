@@ -7,63 +7,40 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from wsolbench.evaluation.request import EvalRequest
 from wsolbench.evaluation.runs import RunFolder, RunPlan, ScoredRun, Shard
 from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.evaluation.scores import ImageScores, score_image
-from wsolbench.maps import MapFolder
-from wsolbench.maps.sources import MapSource, SourceOutput
-from wsolbench.protocol import EvalProtocol
+from wsolbench.maps.sources import SourceOutput
 from wsolbench.records import provenance
 from wsolbench.system.files import remove_leftovers
 from wsolbench.system.progress import Progress, track
 from wsolbench.types import Dataset, Sample
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a run is carried out; none of it changes a metric, but for the batch size in a network's last
-    bits.
-    """
-
-    batch_size: int = 32
-    workers: int = 2
-    """Threads that load and score images."""
-    work: Path | None = None
-    """Folder for scored chunks; None: they stay in memory, and a killed run starts again."""
-    save_maps: MapFolder | None = None
-    resamples: int = 1000
-
-
-def _score_in_memory(
-    plan: RunPlan, splits: Sequence[Dataset], source: MapSource, options: RunOptions
-) -> ScoredRun:
+def score_in_memory(plan: RunPlan, request: EvalRequest) -> ScoredRun:
+    """Score every image and keep the scores in memory."""
     seconds: dict[str, float] = defaultdict(float)
     tables = {}
-    for dataset in splits:
+    for dataset in request.splits:
         chunks = Shard().chunks(len(dataset))
         with _bar(dataset, 0, len(dataset)) as bar:
-            tables[dataset.split] = ScoreTable(
-                tuple(_scored_chunks(dataset, chunks, source, plan.protocol, options, seconds, bar))
-            )
-    return ScoredRun(
-        plan=plan, tables=tables, provenance=provenance(seconds=dict(seconds), **source.provenance())
-    )
+            scored = _scored_chunks(request, dataset, chunks, seconds, bar)
+            tables[dataset.split] = ScoreTable(tuple(scored))
+    made_by = provenance(seconds=dict(seconds), **request.source.provenance())
+    return ScoredRun(plan=plan, tables=tables, provenance=made_by)
 
 
-def _score_shard(
-    folder: RunFolder, shard: Shard, splits: Sequence[Dataset], source: MapSource, options: RunOptions
-) -> dict[str, float]:
-    """Write the chunks of a shard that are not there yet, or damaged; seconds for each stage."""
+def score_chunks(folder: RunFolder, shard: Shard, request: EvalRequest) -> dict[str, float]:
+    """Write the chunks of a shard that are missing or damaged; return the seconds of each stage."""
     seconds: dict[str, float] = defaultdict(float)
-    maps = options.save_maps
+    maps = request.options.save_maps
     with folder.opened(shard):
         if maps is not None:
             remove_leftovers(maps.root)
-        for dataset in splits:
+        for dataset in request.splits:
             chunks = shard.chunks(len(dataset))
             todo = [
                 chunk
@@ -72,7 +49,7 @@ def _score_shard(
             ]
             total, left = sum(map(len, chunks)), sum(map(len, todo))
             with _bar(dataset, total - left, total) as bar:
-                scored = _scored_chunks(dataset, todo, source, folder.plan.protocol, options, seconds, bar)
+                scored = _scored_chunks(request, dataset, todo, seconds, bar)
                 for chunk, scores in zip(todo, scored, strict=True):
                     folder.write_chunk(dataset.split, chunk.start, scores)
     return dict(seconds)
@@ -83,18 +60,13 @@ def _bar(dataset: Dataset, done: int, total: int) -> Progress:
 
 
 def _scored_chunks(
-    dataset: Dataset,
-    chunks: Sequence[range],
-    source: MapSource,
-    protocol: EvalProtocol,
-    options: RunOptions,
-    seconds: dict[str, float],
-    bar: Progress,
+    request: EvalRequest, dataset: Dataset, chunks: Sequence[range], seconds: dict[str, float], bar: Progress
 ) -> Iterator[ImageScores]:
     """Scores of the images at these positions, chunk by chunk.
 
     While the source works on one batch, threads load the next two and score the one before; no more is held.
     """
+    source, options = request.source, request.options
     positions = [position for chunk in chunks for position in chunk]
     batches = [
         positions[start : start + options.batch_size]
@@ -124,7 +96,7 @@ def _scored_chunks(
                         output = source.maps(samples, batch)
                     scoring.append(
                         [
-                            pool.submit(_score_one, sample, output, place, protocol, options.save_maps)
+                            pool.submit(_score_one, request, sample, output, place)
                             for place, sample in enumerate(samples)
                         ]
                     )
@@ -140,14 +112,12 @@ def _scored_chunks(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _score_one(
-    sample: Sample, output: SourceOutput, place: int, protocol: EvalProtocol, save_maps: MapFolder | None
-) -> ImageScores:
-    """Scores of the sample at this place of a batch."""
-    if save_maps is not None:
-        save_maps.write(sample.id, output.maps[place])
+def _score_one(request: EvalRequest, sample: Sample, output: SourceOutput, place: int) -> ImageScores:
+    """Scores of the sample at this place of a batch; writes its map if asked."""
+    if request.options.save_maps is not None:
+        request.options.save_maps.write(sample.id, output.maps[place])
     proposed = None if output.proposed is None else output.proposed[place]
-    return score_image(sample, output.maps[place], output.ranked[place].tolist(), protocol, proposed)
+    return score_image(sample, output.maps[place], output.ranked[place].tolist(), request.protocol, proposed)
 
 
 @contextlib.contextmanager

@@ -26,11 +26,8 @@ from wsolbench.metrics.max_box_acc import passes
 from wsolbench.metrics.peak_iou import pixel_iou
 from wsolbench.metrics.pxap import average_precision
 from wsolbench.metrics.thresholds import ThresholdPolicy
-from wsolbench.protocol import EvalProtocol
+from wsolbench.protocol import DELTA, EvalProtocol
 from wsolbench.records import MetricValue
-
-_ONE_BOX_DELTA = 0.5
-"""IoU threshold of GT-known, Top-k Loc and MaxBoxAcc (V1)."""
 
 
 def summarize(
@@ -152,12 +149,10 @@ def _hits(split: SplitScores, protocol: EvalProtocol) -> dict[str, ImageRows]:
     first, by_class = split.first, protocol.averaging == "class"
 
     def one_box(part: ImageScores) -> Bool[np.ndarray, "m u"]:
-        return passes(part.single_iou[:, first], _ONE_BOX_DELTA, protocol.iou_test)
+        return passes(part.single_iou[:, first], DELTA, protocol.iou_test)
 
     def top_k(part: ImageScores, k: int) -> Bool[np.ndarray, "m u"]:
-        return np.asarray(
-            passes(part.single_iou[:, first], _ONE_BOX_DELTA, protocol.topk_iou_test) & _in_top(part, k)
-        )
+        return np.asarray(passes(part.single_iou[:, first], DELTA, protocol.topk_iou_test) & _in_top(part, k))
 
     def all_boxes(part: ImageScores) -> Bool[np.ndarray, "m du"]:
         best = part.best_iou[:, first]

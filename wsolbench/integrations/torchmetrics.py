@@ -28,10 +28,8 @@ from wsolbench.metrics.peak_iou import pixel_iou
 from wsolbench.metrics.pxap import average_precision, number_of_bins
 from wsolbench.metrics.sweep import sweep
 from wsolbench.metrics.thresholds import ThresholdPolicy
-from wsolbench.protocol import EvalProtocol
+from wsolbench.protocol import DELTA, EvalProtocol
 from wsolbench.ranges import is_number
-
-_ONE_BOX_DELTA = 0.5
 
 
 class _ProtocolMetric(Metric):
@@ -126,10 +124,8 @@ class Localization(_ProtocolMetric):
             every += np.stack(
                 [passes(swept.best_iou, delta, self.protocol.iou_test) for delta in self.protocol.deltas]
             )
-            one[0] += passes(swept.single_iou, _ONE_BOX_DELTA, self.protocol.iou_test)
-            one[1:] += (
-                passes(swept.single_iou, _ONE_BOX_DELTA, self.protocol.topk_iou_test) & right[place][:, None]
-            )
+            one[0] += passes(swept.single_iou, DELTA, self.protocol.iou_test)
+            one[1:] += passes(swept.single_iou, DELTA, self.protocol.topk_iou_test) & right[place][:, None]
         self.all_boxes += torch.from_numpy(every).to(self.all_boxes)
         self.one_box += torch.from_numpy(one).to(self.one_box)
         self.n += len(arrays)

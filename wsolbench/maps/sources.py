@@ -17,7 +17,7 @@ from wsolbench.exceptions import DataError, UsageError, unknown_name
 from wsolbench.maps import MapFolder, cut_center, view
 from wsolbench.maps.formats import read_bytes
 from wsolbench.maps.store import MANIFEST, decode_map
-from wsolbench.methods import Method, PostProcess
+from wsolbench.methods import Localization, Method, PostProcessor
 from wsolbench.methods.device import normalized, pick_device
 from wsolbench.methods.inputs import ten_crops, to_view
 from wsolbench.protocol import EvalProtocol
@@ -290,7 +290,7 @@ class ModelSource:
         num_classes: int,
         device: str = "auto",
         batch_size: int = 32,
-        post: PostProcess | None = None,
+        post: PostProcessor | None = None,
         map_name: str | None = None,
     ) -> None:
         if method.num_classes != num_classes:
@@ -307,10 +307,8 @@ class ModelSource:
             map_name,
         )
         self.device = pick_device(device)
-        if hasattr(method, "to"):
-            method.to(self.device)
-        if hasattr(method, "eval"):
-            method.eval()
+        method.to(self.device)
+        method.eval()
 
     def load(self, sample: Sample) -> dict[str, np.ndarray]:
         """The pixels of the view that the map is made of, and for ten-crop classification those of the ten
@@ -380,24 +378,20 @@ class ModelSource:
             proposed=self._proposed(samples, result),
         )
 
-    def _maps(self, result: Any, labels: torch.Tensor) -> torch.Tensor:
+    def _maps(self, result: Localization, labels: torch.Tensor) -> torch.Tensor:
         if self.map_name is not None:
             if self.map_name not in result.extra_maps:
                 raise unknown_name(
                     f"map of {self.method.method_name}", self.map_name, ["class", *result.extra_maps]
                 )
-            own: torch.Tensor = result.extra_maps[self.map_name]
-            return own
-        all_maps: torch.Tensor = (
-            result.score_maps(labels) if self.post is None else self.post.maps(result, labels)
-        )
-        return all_maps[:, 0]
+            return result.extra_maps[self.map_name]
+        maps = result.score_maps(labels) if self.post is None else self.post.maps(result, labels)
+        return maps[:, 0]
 
-    def _proposed(self, samples: Sequence[Sample], result: Any) -> Sequence[ProposedParts] | None:
-        propose = getattr(result, "propose", None)
-        if propose is None or all(sample.key_points is None for sample in samples):
+    def _proposed(self, samples: Sequence[Sample], result: Localization) -> Sequence[ProposedParts] | None:
+        if result.propose is None or all(sample.key_points is None for sample in samples):
             return None
-        found, side = propose(), self.method.input_spec.size
+        found, side = result.propose(), self.method.input_spec.size
         boxes = found.boxes[: len(samples), :PARTS].double().cpu().numpy()
         padded = (
             np.zeros(boxes.shape[:2], dtype=np.bool_)

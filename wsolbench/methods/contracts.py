@@ -1,8 +1,13 @@
-"""The contracts between the commands and anything that is a method, a post-process or a detector."""
+"""The contracts between the commands and any method, post-process or detector.
+
+They are protocols: a class fulfils one by its members, and a class that inherits from one gets the defaults
+of its optional members. `reference_models.base` has base classes that implement all but what a method is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
@@ -12,6 +17,7 @@ from wsolbench.types import Dataset, Detections
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor
 
     from wsolbench.datasets.coco import InstanceDataset
@@ -20,23 +26,48 @@ DEVICE = "auto|cpu|cuda(:[0-9]{1,3})?"
 """Pattern of the names of devices."""
 
 
+class BoxProposals(Protocol):
+    """Boxes that a method proposes in each image, best first."""
+
+    @property
+    def boxes(self) -> Tensor:
+        """(B, M, 4) boxes as xyxy in pixels of the input."""
+
+    @property
+    def padded(self) -> Tensor | None:
+        """(B, M) flags of boxes that only fill up the number, or None if there are none."""
+
+
+@runtime_checkable
 class Localization(Protocol):
-    """One forward pass, from which maps of any class can be asked."""
+    """The result of one forward pass. Only `logits` and `score_maps` have no default."""
 
     @property
     def logits(self) -> Tensor | None:
-        """(B, C) class scores before softmax; None for a method that does not classify."""
+        """(B, C) class scores before softmax, or None for a method that does not classify."""
 
     def score_maps(self, class_ids: Tensor) -> Tensor:
         """(B, K) class indices -> (B, K, h, w) raw maps: no min-max, resize or threshold."""
 
+    @property
+    def propose(self) -> Callable[[], BoxProposals] | None:
+        """Function that returns the proposed boxes, or None for a method that proposes none."""
+        return None
 
-@runtime_checkable
-class Localizer(Protocol):
-    """A method that says where: the contract that `wsolbench.evaluate` relies on."""
+    @property
+    def extra_maps(self) -> Mapping[str, Tensor]:
+        """Maps by name, (B, h, w), that belong to no class; `eval --map NAME` scores one of them."""
+        return {}
 
-    def localize(self, images: Tensor) -> Localization:
-        """(B, 3, H, W) normalised images -> logits and maps from the same forward pass."""
+    @property
+    def stages(self) -> OrderedDict[str, Tensor]:
+        """Feature stages by name, (B, D, h, w), the last one last. Post-processes use them."""
+        return OrderedDict()
+
+    @property
+    def penultimate(self) -> Tensor | None:
+        """(B, D, h, w) input of the last linear layer, or None if there is none."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +107,15 @@ class TrainRequest(Ranged):
     """Fields of the method's config as `--set name=value` gives them."""
 
 
+@runtime_checkable
 class Method(Protocol):
-    """What the class of a method offers to the commands. `reference_models.base.localizer` implements all of
-    it but the method itself.
-    """
+    """A method: what its class offers to `wsolbench.evaluate` and to the commands."""
 
     method_name: ClassVar[str]
     input_spec: InputSpec
     num_classes: int
+    class_names: tuple[str, ...]
+    """Names of the classes that it was trained on, or empty if it was not trained."""
     trainable: ClassVar[bool]
     """False for a method without parameters; it is evaluated without a checkpoint."""
     ready: bool
@@ -113,25 +145,35 @@ class Method(Protocol):
     def fit(cls, request: TrainRequest) -> Path:
         """Train (or go on where a killed run stopped) and return the last checkpoint."""
 
+    @classmethod
+    def recipe_for(cls, backbone: str, num_classes: int, settings: Mapping[str, str]) -> Any:
+        """Return the training recipe that these settings ask for. Raises `UsageError` on invalid settings."""
+
+    def to(self, device: torch.device) -> Any:
+        """Move the parameters to a device. A method without parameters does nothing."""
+
+    def eval(self) -> Any:
+        """Switch to evaluation mode. A method without such a mode does nothing."""
+
     def localize(self, images: Tensor) -> Localization:
-        """See `Localizer`."""
+        """(B, 3, H, W) normalised images -> logits and maps from the same forward pass, without a graph."""
 
     def describe(self) -> dict[str, Any]:
-        """For the record: backbone, variant, config, image size, weights' name and sha256, training facts.
-        JSON values only.
+        """For the record: backbone, variant, config, image size, weights' name and sha256, and in `training`
+        the metadata of the training. JSON values only.
         """
 
 
-class PostProcess(Protocol):
-    """What the class of a post-process offers: other maps from what a localizer's forward pass has found."""
+class PostProcessor(Protocol):
+    """A post-process: its class makes new maps from the result of a method's forward pass."""
 
     method_name: ClassVar[str]
 
     @classmethod
-    def create(cls, settings: Mapping[str, str]) -> PostProcess:
+    def create(cls, settings: Mapping[str, str]) -> PostProcessor:
         """A post-process. Raises `UsageError` on an unknown setting."""
 
-    def maps(self, result: Any, class_ids: Tensor) -> Tensor:
+    def maps(self, result: Localization, class_ids: Tensor) -> Tensor:
         """A forward pass and (B, K) class indices -> (B, K, h, w) float32 maps in [0, 1]."""
 
     def describe(self) -> dict[str, Any]:
@@ -139,11 +181,11 @@ class PostProcess(Protocol):
 
 
 @runtime_checkable
-class PointCorrelator(PostProcess, Protocol):
-    """A post-process that can also show how it compares pixels, which `wsolbench correlations` draws."""
+class PointCorrelator(PostProcessor, Protocol):
+    """A post-process that can also return its similarity of pixels, which `wsolbench correlations` plots."""
 
     def correlations(
-        self, result: Any, points: Tensor, *, orders: Sequence[int], stage: str | None = None
+        self, result: Localization, points: Tensor, *, orders: Sequence[int], stage: str | None = None
     ) -> tuple[str, Tensor]:
         """A forward pass and (B, 2) points -> the name of the feature stage, and (B, O, h, w): how all its
         pixels correlate with one.
@@ -177,14 +219,14 @@ class DetectorRequest(Ranged):
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
-class Detector(Protocol):
-    """What the class of a detector offers to the commands."""
+class ObjectDetector(Protocol):
+    """A detector: what its class offers to the commands."""
 
     method_name: ClassVar[str]
     class_names: tuple[str, ...]
 
     @classmethod
-    def load(cls, checkpoint: Path, *, device: str) -> Detector:
+    def load(cls, checkpoint: Path, *, device: str) -> ObjectDetector:
         """A trained detector in eval mode. Raises `DataError` on a file of another method, or one that is
         broken.
         """

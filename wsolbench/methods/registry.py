@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wsolbench.exceptions import UsageError, unknown_name
+from wsolbench.methods.contracts import Method, ObjectDetector, PostProcessor
 from wsolbench.system.listing import is_junk
 
 ENTRY_POINT_GROUP = "wsolbench.methods"
@@ -132,7 +133,7 @@ def _offered(group: str) -> list[MethodInfo]:
     return [rows[name] for name in sorted(rows)]
 
 
-def load_method(name: str) -> type[Any]:
+def load_method(name: str) -> type[Method]:
     """The class of a method. Raises `UsageError` with the nearest name, or when the `models` extra is not
     installed.
     """
@@ -143,12 +144,12 @@ def load_method(name: str) -> type[Any]:
     return _class(name, list_methods(), "method")
 
 
-def load_detector(name: str) -> type[Any]:
+def load_detector(name: str) -> type[ObjectDetector]:
     """The class of a detector. Raises as `load_method`."""
     return _class(name, list_detectors(), "detector")
 
 
-def load_post(name: str) -> type[Any]:
+def load_post(name: str) -> type[PostProcessor]:
     """The class of a post-process. Raises as `load_method`."""
     return _class(name, list_posts(), "post-process")
 

@@ -18,7 +18,7 @@ from wsolbench.metrics.accuracy import Ranking
 from wsolbench.metrics.hits import ORACLE, HitCounts
 from wsolbench.metrics.max_box_acc import check_iou, passes
 from wsolbench.metrics.thresholds import ThresholdPolicy
-from wsolbench.protocol import EvalProtocol
+from wsolbench.protocol import DELTA, EvalProtocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class TopKLoc:
     (1.0, {1: 0.0, 2: 1.0}, {'gt_known': 0.1, 'top1_loc': 0.1, 'top2_loc': 0.1})
     """
 
-    def __init__(self, protocol: EvalProtocol, *, delta: float = 0.5, ks: Sequence[int] = (1, 5)) -> None:
+    def __init__(self, protocol: EvalProtocol, *, delta: float = DELTA, ks: Sequence[int] = (1, 5)) -> None:
         self.protocol, self.delta, self.ks = protocol, delta, tuple(ks)
         if not 0.0 < delta <= 1.0:
             raise UsageError(f"delta={delta}; expected an IoU threshold in (0, 1]")

@@ -11,7 +11,6 @@ have the same lengths of stages (`stage_epochs`).
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -19,12 +18,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from wsolbench.exceptions import DataError
 from wsolbench.metrics.catalog import metric_info
 from wsolbench.records.checks import is_whole
+from wsolbench.records.csv_rows import read_rows
 from wsolbench.records.record import RunRecord, precedence, settings_of
 from wsolbench.system.files import canonical_json
-from wsolbench.system.stored import read_text
 
 COMMON_SETTINGS = frozenset(("recipe", "grid", "head", "width"))
 """Settings that mean the same in every method: they describe training and the network that a method is built
@@ -71,43 +69,27 @@ class Claim:
 
 
 def read_claims(path: Path) -> list[Claim]:
-    """Read a file of claims. Raises `DataError` naming the line of a row that is no claim."""
-    claims = []
-    for line, row in _rows(path, [item.name for item in fields(Claim)]):
-        try:
-            claim = Claim(**row)
-            metric_info(claim.metric)
-            if float(claim.published_a) == float(claim.published_b):
-                raise ValueError("both published values are equal")
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{path}:{line} is no claim: {error}") from error
-        claims.append(claim)
-    return claims
+    """Read a file of claims. Raises `DataError` naming the line of an invalid row."""
+    columns = [item.name for item in fields(Claim)]
+    return [claim for _, claim in read_rows(path, columns, _checked_claim, what="claim")]
+
+
+def _checked_claim(row: dict[str, str]) -> Claim:
+    claim = Claim(**row)
+    metric_info(claim.metric)
+    if float(claim.published_a) == float(claim.published_b):
+        raise ValueError("both published values are equal")
+    return claim
 
 
 def read_variants(path: Path) -> dict[tuple[str, str], tuple[str, str]]:
-    """(paper, method as it is written in the published numbers) -> our method and its settings. Raises
-    `DataError` on other columns.
+    """Read which method and settings here a published name means.
+
+    The keys are the paper's key and the method's name in the published numbers; the values are the name and
+    the settings of the method here. Raises `DataError` naming the line of an invalid row.
     """
-    return {
-        (row["paper"], row["method"]): (row["ours"], row["settings"])
-        for _, row in _rows(path, ["paper", "method", "ours", "settings"])
-    }
-
-
-def _rows(path: Path, names: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells of each row of a CSV file with these columns."""
-    try:
-        lines = read_text(path, "file").removeprefix("\ufeff").splitlines()
-        reader = csv.DictReader(lines, strict=True)
-        if reader.fieldnames != names:
-            raise DataError(f"{path}:1 has the columns {reader.fieldnames}; expected {','.join(names)}")
-        for row in reader:
-            if None in row or None in row.values():
-                raise DataError(f"{path}:{reader.line_num} is no row of {len(names)} cells")
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+    rows = read_rows(path, ("paper", "method", "ours", "settings"), dict, what="variant")
+    return {(row["paper"], row["method"]): (row["ours"], row["settings"]) for _, row in rows}
 
 
 def matches_claim(method: dict[str, Any], name: str, settings: str) -> bool:

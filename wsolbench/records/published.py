@@ -10,7 +10,6 @@ scale of records. Sources that disagree are listed by `conflicts` and never aver
 
 from __future__ import annotations
 
-import csv
 import itertools
 import re
 import sys
@@ -24,6 +23,8 @@ from typing import Any, Literal
 
 from wsolbench.exceptions import DataError, UsageError, unknown_name
 from wsolbench.metrics.catalog import METRICS, MetricInfo
+from wsolbench.records.csv_rows import read_rows
+from wsolbench.system.json_values import lists_to_tuples
 from wsolbench.system.listing import list_files
 from wsolbench.system.stored import read_text
 
@@ -244,10 +245,7 @@ def read_papers(path: Path | None = None) -> dict[str, Paper]:
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", key):  # it names files of the board
             raise DataError(f"{path}: the section {key!r} has a name of other characters than a-z, 0-9 and -")
         try:
-            arguments: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-            }
-            papers[key] = Paper(key=key, **arguments)
+            papers[key] = Paper(key=key, **lists_to_tuples(values))
         except (AttributeError, TypeError) as error:
             raise DataError(f"{path}: section {key!r} lacks or misspells a field: {error}") from error
     return papers
@@ -280,29 +278,20 @@ def read_published(folder: Path) -> list[PublishedNumber]:
 def _read_file(path: Path, paper: str) -> list[PublishedNumber]:
     if not path.exists():
         raise DataError(f"no file {path}, which papers.toml names for {paper!r}")
-    reader = csv.DictReader(read_text(path, "file").splitlines(), strict=True)
-    try:
-        if reader.fieldnames != list(COLUMNS):
-            raise DataError(f"{path}:1 has the columns {reader.fieldnames}; expected {','.join(COLUMNS)}")
-        rows = list(reader)
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num} is no row of a CSV file: {error}") from error
-    found: dict[tuple[Any, ...], PublishedNumber] = {}
-    for line, row in enumerate(rows, start=2):
-        try:
-            if None in row.values():
-                raise ValueError(f"it has fewer than {len(COLUMNS)} cells")
-            values: dict[str, Any] = {**row, "row": int(row["row"]) if row["row"] else None}
-            number = PublishedNumber(paper=paper, **values)
-        except (TypeError, ValueError, UsageError) as error:
-            raise DataError(f"{path}:{line} is no published number: {error}") from error
+
+    def make(row: dict[str, str]) -> PublishedNumber:
+        values: dict[str, Any] = {**row, "row": int(row["row"]) if row["row"] else None}
+        return PublishedNumber(paper=paper, **values)
+
+    found: dict[tuple[Any, ...], tuple[int, PublishedNumber]] = {}
+    for line, number in read_rows(path, COLUMNS, make, what="published number"):
         if number.key in found:
             raise DataError(
-                f"{path}:{line} is a cell that is there already, line {list(found).index(number.key) + 2}; "
+                f"{path}:{line} is a cell that is there already, line {found[number.key][0]}; "
                 "a cell has one row"
             )
-        found[number.key] = number
-    return list(found.values())
+        found[number.key] = line, number
+    return [number for _, number in found.values()]
 
 
 @dataclass(frozen=True, kw_only=True)

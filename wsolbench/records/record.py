@@ -25,6 +25,7 @@ from wsolbench.exceptions import DataError, UsageError
 from wsolbench.protocol import DetectionProtocol, EvalProtocol, protocol_from_json
 from wsolbench.records.checks import check_metric, check_parts, check_record
 from wsolbench.system.files import canonical_json, file_name, sha256_of_json, write_json
+from wsolbench.system.json_values import lists_to_tuples, tuples_to_lists
 from wsolbench.system.listing import is_junk
 from wsolbench.system.stored import check_plain, read_json
 
@@ -221,8 +222,8 @@ def _is_stored(record: RunRecord, path: Path) -> bool:
 
 def _metric_to_json(metric: MetricValue) -> dict[str, Any]:
     return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in vars(metric).items()
+        key: value
+        for key, value in tuples_to_lists(vars(metric)).items()
         if (value is not None or key == "value") and (key, value) != ("version", 1)
     }
 
@@ -254,10 +255,7 @@ def _parse(values: Any, what: str) -> RunRecord:
 
 
 def _metric_from_json(values: dict[str, Any]) -> MetricValue:
-    arguments: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-    }
-    metric = MetricValue(**arguments)
+    metric = MetricValue(**lists_to_tuples(values))
     if not isinstance(metric.name, str):
         raise ValueError(f"a metric has name {metric.name!r}; expected a text")
     check_metric(metric)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.reference_models.conftest import squares
 from wsolbench.evaluation.evaluate import evaluate
-from wsolbench.evaluation.loop import RunOptions
+from wsolbench.evaluation.request import RunOptions
 from wsolbench.maps.sources import ModelSource
 from wsolbench.methods import load_method
 from wsolbench.methods.device import normalized

@@ -18,7 +18,7 @@ from wsolbench.maps.sources import FolderSource
 from wsolbench.metrics.hits import HitCounts
 from wsolbench.metrics.max_box_acc import passes
 from wsolbench.metrics.sweep import sweep
-from wsolbench.protocol import EvalProtocol
+from wsolbench.protocol import DELTA, EvalProtocol
 from wsolbench.report.board.tables import told_apart
 from wsolbench.report.pictures.overlays import frame_image
 from wsolbench.report.pictures.sheets import best_and_worst, box_overlay
@@ -28,7 +28,6 @@ SIDE = 200
 """Longer side of an embedded picture in pixels."""
 QUALITY = 72
 """Of its JPEG."""
-_DELTA = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +107,7 @@ def _read(path: Path, dataset: Dataset, protocol: EvalProtocol) -> _Maps:
         iou = sweep(
             unit_map, frame_boxes(sample.boxes, sample.size, protocol, check_unit=False), protocol
         ).single_iou
-        counts.add(passes(iou, _DELTA, protocol.iou_test)[None], sample.label)
+        counts.add(passes(iou, DELTA, protocol.iou_test)[None], sample.label)
         rows.append(iou)
     best = int(counts.threshold_scores()[0].argmax())
     return _Maps(

@@ -18,7 +18,7 @@ from wsolbench.evaluation.compare import compare_records, read_scores
 from wsolbench.evaluation.score_table import SCORES, ScoreTable
 from wsolbench.exceptions import DataError
 from wsolbench.metrics.max_box_acc import MaxBoxAcc
-from wsolbench.protocol import EvalProtocol
+from wsolbench.protocol import DELTA, EvalProtocol
 from wsolbench.records.comparison import MetricDifference
 from wsolbench.report.board.repetitions import (
     Run,
@@ -235,7 +235,7 @@ def gt_known_curve(scores: ScoreTable, protocol: EvalProtocol) -> Curve | None:
     """GT-known at thresholds spread over the protocol's, its best one and tenths among them; None when no
     image has a true box.
     """
-    counted = MaxBoxAcc(protocol, deltas=(0.5,))
+    counted = MaxBoxAcc(protocol, deltas=(DELTA,))
     for part in scores:
         for index in np.flatnonzero(part.has_boxes):
             counted.update(part.single_iou[index], int(part.labels[index]))

@@ -17,7 +17,7 @@ from wsolbench.exceptions import DataError, UsageError
 from wsolbench.metrics.catalog import metric_title
 from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.metrics.max_box_acc import MaxBoxAcc
-from wsolbench.protocol import EvalProtocol
+from wsolbench.protocol import DELTA, EvalProtocol
 from wsolbench.records import RunRecord
 from wsolbench.report.board.tables import run_title, sort_policies
 from wsolbench.report.pictures.overlays import save_figure, shorten
@@ -32,8 +32,6 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's palette, which people with a colour vision deficiency can tell apart."""
 _LINES: tuple[Any, ...] = ("-", "--", "-.", ":")
 _MARKERS = {"oracle": "o", "fixed": "^", "transfer": "D"}
-_ONE_BOX_DELTA = 0.5
-"""IoU threshold of GT-known and MaxBoxAcc."""
 
 
 def write_pictures(
@@ -125,7 +123,7 @@ def accuracy_curve(record: RunRecord, scores: ScoreTable, path: Path) -> None:
         raise DataError("no image has a ground-truth box, so there is no box accuracy to plot")
     protocol = record.map_protocol
     policies = sort_policies(metric.policy for metric in record.metrics if metric.policy is not None)
-    deltas = tuple(sorted({*protocol.deltas, _ONE_BOX_DELTA}))
+    deltas = tuple(sorted({*protocol.deltas, DELTA}))
     figure: Any = Figure(figsize=(10.0, 4.9), dpi=100)
     panels = figure.subplots(1, 2, sharey=True)
     rules = (
@@ -153,7 +151,7 @@ def accuracy_curve(record: RunRecord, scores: ScoreTable, path: Path) -> None:
                 linestyle=_pick(_LINES, style),
                 linewidth=1.8,
             )
-        read_at = protocol.deltas if name == "max_box_acc_v2" else (_ONE_BOX_DELTA,)
+        read_at = protocol.deltas if name == "max_box_acc_v2" else (DELTA,)
         for policy in policies:
             metric = record.metric(name, policy)
             for delta, tau in zip(read_at, metric.tau or () if metric else (), strict=False):

@@ -1,0 +1,121 @@
+"""What an evaluation depends on, as one object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from wsolbench.checks import check_unit
+from wsolbench.datasets.subsets import limit_dataset
+from wsolbench.evaluation.runs import RunPlan
+from wsolbench.exceptions import DataError
+from wsolbench.maps import MapFolder
+from wsolbench.maps.sources import MapSource
+from wsolbench.metrics.thresholds import check_fixed_tau
+from wsolbench.protocol import EvalProtocol
+from wsolbench.records import RunRecord
+from wsolbench.types import Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Execution options.
+
+    They do not change any metric, except that the batch size can change the last bits of a network's output.
+    """
+
+    batch_size: int = 32
+    workers: int = 2
+    """Threads that load and score images."""
+    work: Path | None = None
+    """Folder for scored chunks. If None, they stay in memory, and a killed run starts again."""
+    save_maps: MapFolder | None = None
+    resamples: int = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRequest:
+    """Everything an evaluation depends on. `wsolbench.evaluate` makes it from its arguments.
+
+    Attributes:
+        dataset: the split; images without boxes or mask count only where neither is needed.
+        source: the model or the folder of maps.
+        protocol: how maps become boxes and are counted.
+        limit: number of images to score, evenly spread, or None for all.
+        fixed_tau: threshold of the policy `fixed`, or None for `protocol.fixed_tau`.
+        transfer_from: split whose best thresholds the policy `transfer` applies.
+        options: batch size, workers, work folder.
+        metadata: further entries of the record's `dataset`.
+    """
+
+    dataset: Dataset
+    source: MapSource
+    protocol: EvalProtocol
+    limit: int | None = None
+    fixed_tau: float | None = None
+    transfer_from: Dataset | None = None
+    options: RunOptions = field(default_factory=RunOptions)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def splits(self) -> tuple[Dataset, ...]:
+        """The images to score: those of the split, then those that thresholds are transferred from."""
+        others = () if self._transferred is None else (self._transferred,)
+        return tuple(limit_dataset(split, self.limit) for split in (self.dataset, *others))
+
+    @property
+    def _transferred(self) -> Dataset | None:
+        return self.transfer_from if self.transfer_from is not None and self.transfer_from.has_boxes else None
+
+    def writing_maps(self, folder: MapFolder | None) -> EvalRequest:
+        """The same request with another folder for maps."""
+        return replace(self, options=replace(self.options, save_maps=folder))
+
+    def plan(self) -> RunPlan:
+        """Describe the run completely, and refuse what cannot be scored or recorded before the work.
+
+        Raises `UsageError` for a threshold outside of the protocol's grid, and `DataError` for a split without
+        images or with boxes that no image can have.
+        """
+        check_fixed_tau(self.fixed_tau, self.protocol.taus)
+        if not len(self.splits[0]):
+            raise DataError(f"data set {self.dataset.name!r} has no image in split {self.dataset.split!r}")
+        for split in self.splits:
+            check_unit(
+                (sample.id, sample.boxes, sample.size) for sample in split.samples if len(sample.boxes)
+            )
+        maps_digest = self.source.identity([image_id for split in self.splits for image_id in split.ids])
+        folder = self.options.save_maps
+        plan = RunPlan.make(
+            splits=self.splits,
+            reads_images=maps_digest is None,  # then the source is a model
+            method=self.source.describe(),
+            dataset=self._described_dataset(),
+            protocol=self.protocol,
+            fixed_tau=self.fixed_tau,
+            resamples=self.options.resamples,
+            batch_size=self.options.batch_size,
+            made_by=self.source.provenance(),
+            source=maps_digest,
+            maps=None if folder is None else str(folder.root.resolve()),
+        )
+        RunRecord(
+            method=plan.method, dataset=plan.dataset, protocol=self.protocol, metrics=(), provenance={}
+        ).check()
+        return plan
+
+    def _described_dataset(self) -> dict[str, Any]:
+        """The `dataset` part of the record."""
+        val = self._transferred
+        return {
+            "name": self.dataset.name,
+            "split": self.dataset.split,
+            "fingerprint": self.dataset.fingerprint,
+            "images": len(self.splits[0]),
+            "limit": self.limit,
+            "transfer_from": None if val is None else {"split": val.split, "fingerprint": val.fingerprint},
+            **self.metadata,
+        }
