@@ -1,7 +1,7 @@
 """The command `wsolbench`: one file per command, loaded when it is called, so that `--help` is quick.
 
-Exit codes: 0 done; 1 a check found something (`verify`, `leaderboard --check`); 2 wrong usage or data, with a
-message and no traceback; 130 interrupted.
+Exit codes: 0 done; 1 a check failed (`verify`, `leaderboard --check`); 2 wrong usage or data, with a message
+and no traceback; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from wsolbench.exceptions import WsolbenchError, unknown_name
 _COMMANDS = {
     "train": "Train a method.",
     "eval": "Evaluate a method on a data set: table, record, pictures.",
-    "score": "Score maps that any program has written.",
-    "merge": "Make one record of the shards of a run.",
+    "score": "Score a folder of maps from any program.",
+    "merge": "Merge the shards of a run into one record.",
     "compare": "Compare two runs image by image.",
-    "correlations": "Draw how the features of an image are like those at a point.",
+    "correlations": "Plot the feature similarity of every pixel to a chosen point.",
     "train-detector": "Train a detector on data in COCO's layout.",
-    "eval-detector": "Evaluate a detector: COCO's average precision.",
-    "leaderboard": "Make tables of all records.",
-    "report": "Write one page of all results for the browser.",
+    "eval-detector": "Evaluate a detector with COCO's average precision.",
+    "leaderboard": "Write tables of all records and published numbers.",
+    "report": "Write all results as one page for the browser.",
     "list": "List methods, detectors, data sets, metrics, protocols or backbones.",
-    "verify": "Check a data set on disk.",
-    "export": "Write a data set in COCO's format.",
+    "verify": "Check the files of a data set.",
+    "export": "Export a data set in COCO's format.",
 }
 
 
@@ -65,7 +65,7 @@ class _LazyGroup(click.Group):
 )
 @click.version_option(package_name="wsolbench")
 def group() -> None:
-    """Score localization maps and fine-grained recognisers right, fast and comparably."""
+    """A benchmark for weakly supervised object localization."""
 
 
 def main() -> None:
@@ -80,7 +80,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted. Run the same command again to go on.", err=True)
+        click.echo("Interrupted. Run the same command again to resume.", err=True)
         sys.exit(130)
     if reason := output_failure():
         click.echo(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wsolbench.cli.groups import GroupedCommand, option
 from wsolbench.cli.options import resamples_option
 
 if TYPE_CHECKING:
@@ -18,30 +19,34 @@ RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.command(
+    cls=GroupedCommand,
     epilog="Example:  wsolbench compare --a results/measured/cub/cam_1.json --b "
     "results/measured/cub/spa_1.json\n\n"
-    "Runs with other seeds are added to a group by repeating --a and --b. Each record needs its per-image "
-    "scores beside it "
-    "(`eval --save-scores`, `score --save-scores`). All claims of papers that a folder of records can be "
-    "held against:\n\n"
+    "Repeat --a and --b to add runs with other seeds to a group. Each record needs its per-image scores "
+    "(`eval --save-scores`, `score --save-scores`).\n\n"
+    "All claims of papers for which there are records:\n\n"
     "          wsolbench compare --claims results/claims.csv --records results/measured --out "
     "results/compared\n\n"
-    "Those that lie in --out already are kept (their names hold the content of the records), whatever "
-    "their --resamples; those of fewer "
-    "seeds than there are now are replaced."
+    "Comparisons that exist in --out are kept, whatever their --resamples. Those with fewer seeds than there "
+    "are now are replaced.",
 )
-@click.option("--a", "group_a", multiple=True, type=RECORDS, help="Record of group A; may be repeated.")
-@click.option("--b", "group_b", multiple=True, type=RECORDS, help="Record of group B; may be repeated.")
-@click.option(
-    "--claims", type=RECORDS, help="Compare what the claims in this file are about, in place of --a and --b."
+@option("Data", "--a", "group_a", multiple=True, type=RECORDS, help="Record of group A; can be repeated.")
+@option("Data", "--b", "group_b", multiple=True, type=RECORDS, help="Record of group B; can be repeated.")
+@option(
+    "Data",
+    "--claims",
+    type=RECORDS,
+    help="File of claims; each is compared, in place of --a and --b.",
 )
-@click.option(
+@option(
+    "Data",
     "--records",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder of records for --claims.",
 )
 @resamples_option
-@click.option(
+@option(
+    "Output",
     "--out",
     type=click.Path(path_type=Path),
     help="Folder for the comparison as JSON, for instance results/compared.",
@@ -54,9 +59,7 @@ def command(
     resamples: int,
     out: Path | None,
 ) -> None:
-    """Compare two runs, or two groups of runs with different seeds, image by image: B minus A, for every
-    metric.
-    """
+    """Compare two runs, or two groups of seeds, image by image: B minus A, for every metric."""
     from rich.console import Console
 
     from wsolbench.evaluation.compare import compare_records

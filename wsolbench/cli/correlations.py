@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from wsolbench.cli.groups import GroupedCommand, option
 from wsolbench.cli.options import (
     DataOptions,
     checkpoint_option,
@@ -21,49 +22,58 @@ from wsolbench.cli.settings import changes_of_trained, shorten
 
 
 @click.command(
+    cls=GroupedCommand,
     epilog="Example:  wsolbench correlations --method cam --dataset toybirds --image test/00000.png --orders "
     "1,2,3\n\n"
     "Two points of one image:  ... --image test/00000.png --point 40,52 --point 90,30\n\n"
-    "Without --checkpoint, the run folder that `wsolbench train` with the same options writes is used, or "
-    "with --weights alone a "
-    "pretrained model as it is, like `wsolbench eval` does."
+    "Without --checkpoint, the command loads the run folder that `wsolbench train` writes for the same "
+    "options. With --weights alone, it uses a pretrained model, as `wsolbench eval` does.",
 )
 @network_options
 @data_options
-@click.option("--split", default="test", show_default=True, help="Split that the images are of.")
+@option("Data", "--split", default="test", show_default=True, help="Split of the images.")
 @checkpoint_option
-@click.option(
-    "--image", "images", required=True, multiple=True, metavar="ID", help="Id of an image; may be repeated."
+@option(
+    "Data", "--image", "images", required=True, multiple=True, metavar="ID", help="Image id; can be repeated."
 )
-@click.option(
+@option(
+    "Data",
     "--point",
     "points",
     multiple=True,
     metavar="X,Y",
-    help=(
-        "In pixels of the image; one for each image, or several for one. Default: the peak of the map of "
-        "the true class."
-    ),
+    help="Point in pixels of the image: one for each image, or several for one image.  [default: the peak of "
+    "the true class's map]",
 )
-@click.option(
-    "--stage", help="Name of a feature stage of the backbone, or penultimate; default: the last stage."
+@option(
+    "Model",
+    "--stage",
+    help="Feature stage of the backbone, or penultimate.  [default: the last stage]",
 )
-@click.option(
-    "--orders", default="1,2", show_default=True, help="Orders of the correlation, a column for each."
+@option(
+    "Model",
+    "--orders",
+    default="1,2",
+    show_default=True,
+    help="Orders of the correlation, one column each.",
 )
-@click.option("--post", default="scg", show_default=True, help="Post-process that defines the correlation.")
+@option(
+    "Model", "--post", default="scg", show_default=True, help="Post-process that defines the correlation."
+)
 @post_set_option
-@click.option(
+@option(
+    "Output",
     "--out",
     type=click.Path(path_type=Path),
     default=Path("correlations.png"),
     show_default=True,
-    help="Picture, .png or .jpg.",
+    help="File for the picture, .png or .jpg.",
 )
-@click.option(
+@option(
+    "Output",
     "--save-maps",
     type=click.Path(path_type=Path),
-    help="An .npz for the maps as they are defined, not stretched.",
+    help="An .npz file for the maps without min-max normalisation.",
 )
 def command(
     data: DataOptions,
@@ -79,11 +89,10 @@ def command(
     save_maps: Path | None,
     **model: Any,
 ) -> None:
-    """Draw the first- and higher-order self-correlation of chosen points of images.
+    """Plot the feature similarity of every pixel to a chosen point.
 
-    A row for each point: the image with the point, and for each order how all pixels of the feature stage
-    correlate with it, over the image. Every map is stretched from its lowest to its highest value, which
-    stand below it.
+    Each point is a row: the image with the point, then one column per order of the correlation. Maps are
+    min-max normalised; the original range is printed below each.
     """
     from wsolbench.cli._models import open_method, open_posts
     from wsolbench.exceptions import UsageError

@@ -11,12 +11,13 @@ import click
 
 from wsolbench.cli._evaluation import evaluate_and_report
 from wsolbench.cli._models import open_method, open_posts
+from wsolbench.cli.groups import GroupedCommand, option
 from wsolbench.cli.options import (
     DataOptions,
     ScoringOptions,
     checkpoint_option,
     data_options,
-    model_options,
+    models_options,
     post_set_option,
     scoring_options,
 )
@@ -26,51 +27,58 @@ from wsolbench.system.files import file_name
 
 
 @click.command(
+    cls=GroupedCommand,
     epilog="Example:  wsolbench eval --method cam --dataset toybirds --train --pictures pictures/\n\n"
-    "Without --checkpoint and --train, the run folder that `wsolbench train` with the same options writes "
-    "is used; with --weights alone, "
-    "a pretrained model as it is:  wsolbench eval --method cam --dataset ilsvrc --weights imagenet --set "
-    "head=fc\n\n"
-    "A grid of methods and post-processes:  wsolbench eval --method cam,has,acol --post none,sem,scg "
+    "Without --checkpoint and --train, the command loads the run folder that `wsolbench train` writes for "
+    "the same options. With --weights alone, it evaluates a pretrained model:  wsolbench eval --method cam "
+    "--dataset ilsvrc --weights imagenet --set head=fc\n\n"
+    "Several methods and post-processes:  wsolbench eval --method cam,has,acol --post none,sem,scg "
     "--dataset cub --train\n\n"
-    "Robustness:  wsolbench eval --method nts-net --dataset cub --transform "
-    "none,rotate90,rotate180,rotate270,reduce:300"
+    "Robustness to transforms:  wsolbench eval --method nts-net --dataset cub --transform "
+    "none,rotate90,rotate180,rotate270,reduce:300",
 )
-@model_options
+@models_options
 @data_options
 @scoring_options
-@click.option(
+@option(
+    "Model",
     "--post",
     default="none",
     show_default=True,
-    help="Post-process of the maps (wsolbench list posts), or several: none,sem,scg.",
+    help="Post-process of the maps (see `wsolbench list posts`), or several: none,sem,scg.",
 )
 @post_set_option
-@click.option(
+@option(
+    "Model",
     "--map",
     "maps",
     default="class",
     show_default=True,
-    help=(
-        "Which map: that of the class, or maps of the method's own that its page in docs/methods names; "
-        "or several: class,oel_7."
-    ),
+    help="Map to score: class, or an extra map of the method (see its page in docs/methods). Or several: "
+    "class,oel_7.",
 )
-@click.option(
+@option(
+    "Data",
     "--transform",
     "transforms",
     default="none",
     show_default=True,
-    help="Transform the images at test time: rotate90, rotate180, rotate270, rotate:ANGLE, rotate:random, "
-    "reduce:300; or several. "
-    "Thresholds are not transferred then.",
+    help="Transform of the test images: rotate90, rotate180, rotate270, rotate:ANGLE, rotate:random or "
+    "reduce:300. Or several. Transformed images have no transferred thresholds.",
 )
 @checkpoint_option
-@click.option("--train", "train_first", is_flag=True, help="Train first (or go on, or use the finished run).")
-@click.option(
+@option(
+    "Training",
+    "--train",
+    "train_first",
+    is_flag=True,
+    help="Train first. Interrupted runs resume; finished runs are not repeated.",
+)
+@option(
+    "Output",
     "--save-maps",
     type=click.Path(path_type=Path),
-    help="Folder for the raw maps, which `wsolbench score` reads.",
+    help="Folder for the raw maps. `wsolbench score` reads them.",
 )
 def command(
     data: DataOptions,
@@ -84,10 +92,10 @@ def command(
     save_maps: Path | None,
     **model: Any,
 ) -> None:
-    """Evaluate a method on a data set. A run that was killed goes on where it was.
+    """Evaluate a method on a data set. Interrupted runs resume.
 
-    Several methods, post-processes, maps or transforms, separated by commas, are evaluated one after the
-    other: a record for each combination, with maps and pictures in folders of their own.
+    Methods, post-processes, maps and transforms can be lists, separated by commas. Each combination gets its
+    own record, and its own folder of maps and pictures.
     """
     from wsolbench.datasets.subsets import limit_dataset
     from wsolbench.evaluation.request import EvalRequest, RunOptions
@@ -169,8 +177,8 @@ def command(
 def _readings(
     maps: str, posts: dict[str, PostProcessor | None]
 ) -> list[tuple[str, PostProcessor | None, str | None]]:
-    """What is scored of a model: what is added to the method's name, and a post-process or one of the
-    method's own maps, if any.
+    """Return what to score of a model: a suffix of the method's name, and a post-process or the name of an
+    extra map, if any.
     """
     from wsolbench.exceptions import UsageError
 

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from wsolbench.cli._models import default_backbone, default_run
-from wsolbench.cli.options import checkpoint_option, detector_options
+from wsolbench.cli.groups import GroupedCommand, option
+from wsolbench.cli.options import checkpoint_option, detector_options, records_option
 from wsolbench.cli.settings import changes_of_trained
 from wsolbench.cli.train_detector import BACKBONE
 from wsolbench.cli.values import Number
@@ -18,30 +19,27 @@ from wsolbench.methods import DetectorRequest
 
 
 @click.command(
+    cls=GroupedCommand,
     epilog="Example:  wsolbench export --dataset toybirds --split val --out toybirds-coco\n\n"
     "          wsolbench eval-detector --data-root toybirds-coco\n\n"
-    "Without --checkpoint, the run folder that `wsolbench train-detector` with the same options writes is "
-    "used."
+    "Without --checkpoint, the command loads the run folder that `wsolbench train-detector` writes for the "
+    "same options.",
 )
 @detector_options
 @checkpoint_option
-@click.option("--split", default="val", show_default=True, help="Split to evaluate on.")
-@click.option(
+@option("Data", "--split", default="val", show_default=True, help="Split to evaluate on.")
+@option(
+    "Data",
     "--limit",
     type=Number(DetectorRequest, "limit"),
-    help="Evaluate on that many images only, spread evenly over the split.",
+    help="Evaluate on only this many images, spread evenly over the split.",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("results/measured"),
-    show_default=True,
-    help="Folder of records.",
-)
-@click.option(
+@records_option
+@option(
+    "Output",
     "--save-detections",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="File for all detections, in COCO's format of results.",
+    help="JSON file for all detections, in COCO's results format.",
 )
 def command(
     data_root: Path | None,
@@ -52,8 +50,10 @@ def command(
     save_detections: Path | None,
     **model: Any,
 ) -> None:
-    """Evaluate a detector: AP of boxes and masks over all overlaps, at 0.50 and 0.75, and of small, medium
-    and large objects.
+    """Evaluate a detector with COCO's average precision of boxes and masks.
+
+    The record has the mean over IoU thresholds, the values at 0.50 and 0.75, and those of small, medium and
+    large objects.
     """
     from rich.console import Console
 

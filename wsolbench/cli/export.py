@@ -6,16 +6,19 @@ from pathlib import Path
 
 import click
 
+from wsolbench.cli.groups import GroupedCommand, option
 from wsolbench.cli.options import DataOptions, data_options
 
 
 @click.command(
+    cls=GroupedCommand,
     epilog="Example:  wsolbench export --format coco --dataset toybirds --split train --out toybirds-coco\n\n"
-    "DIR then holds annotations/instances_<split>.json, which pycocotools reads, and the images in "
-    "<split>/. Further splits can be "
-    "exported into the same folder; `wsolbench train-detector --data-root DIR` trains on it."
+    "OUT then has the images in <split>/, and annotations/instances_<split>.json, which pycocotools reads. "
+    "Further splits can be exported into the same folder. `wsolbench train-detector --data-root OUT` trains "
+    "on it.",
 )
-@click.option(
+@option(
+    "Output",
     "--format",
     "form",
     type=click.Choice(["coco"]),
@@ -24,14 +27,13 @@ from wsolbench.cli.options import DataOptions, data_options
     help="Format to write.",
 )
 @data_options
-@click.option("--split", default="train", show_default=True, help="Split to export.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+@option("Data", "--split", default="train", show_default=True, help="Split to export.")
+@option("Output", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
 def command(form: str, data: DataOptions, split: str, out: Path) -> None:  # noqa: ARG001 - there is one format as yet
-    """Write images, boxes and masks of a split for detectors. An export that is there already gets the images
-    that it lacks.
+    """Write images, boxes and masks of a split for detectors.
 
-    Every data set with boxes can be exported; objects have a segmentation where the data set has a mask for
-    each box.
+    Every data set with boxes can be exported. Objects have a segmentation if the data set has a mask for each
+    box. An existing export only gets the images that it lacks.
     """
     from wsolbench.datasets.coco_export import export_coco
 

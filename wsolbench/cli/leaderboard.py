@@ -7,45 +7,48 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsolbench.cli.groups import GroupedCommand, option
+from wsolbench.cli.options import results_option
+
 if TYPE_CHECKING:
     from wsolbench.report.board.results import Results
 
 
 @click.command(
+    cls=GroupedCommand,
     epilog="Example:  wsolbench leaderboard --results results --check\n\n"
-    "A table for a paper:  wsolbench leaderboard --dataset cub --metric top1_loc --format latex --out cub.tex"
+    "A table for a paper:  wsolbench leaderboard --dataset cub --metric top1_loc --format latex --out "
+    "cub.tex",
 )
-@click.option(
-    "--results",
-    type=click.Path(path_type=Path),
-    default=Path("results"),
-    show_default=True,
-    help="Folder that holds measured/, the records.",
-)
-@click.option(
+@results_option
+@option(
+    "Output",
     "--check",
     is_flag=True,
-    help="Write nothing; list broken records and files that differ from the records, and exit with 1.",
+    help="Write nothing. List broken records and files that are out of date; exit with 1 if there are any.",
 )
-@click.option(
+@option(
+    "Output",
     "--format",
     "kind",
     type=click.Choice(["markdown", "csv", "latex", "json"]),
-    help="Print the tables in this format instead.",
+    help="Print the tables in this format instead of writing them.",
 )
-@click.option("--dataset", help="Only tables of this data set.")
-@click.option("--metric", help="Only this metric (wsolbench list metrics).")
-@click.option("--method", help="Only this method.")
-@click.option("--backbone", help="Only this backbone.")
-@click.option("--since", type=int, metavar="YEAR", help="Only papers and runs from this year on.")
-@click.option(
+@option("Data", "--dataset", help="Only tables of this data set.")
+@option("Data", "--metric", help="Only this metric (see `wsolbench list metrics`).")
+@option("Data", "--method", help="Only this method.")
+@option("Data", "--backbone", help="Only this backbone.")
+@option("Data", "--since", type=int, metavar="YEAR", help="Only papers and runs since this year.")
+@option(
+    "Output",
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="File for what --format or a filter would print.",
+    help="File for the tables that --format or a filter selects.",
 )
 def command(results: Path, check: bool, kind: str | None, out: Path | None, **filters: Any) -> None:
-    """Make tables of all records and published numbers, below RESULTS/leaderboard; or print those that are
-    asked for.
+    """Write tables of all records and published numbers to RESULTS/leaderboard.
+
+    With --format or a filter, print the selected tables instead.
     """
     from wsolbench.exceptions import UsageError
     from wsolbench.report.board.leaderboard import check_leaderboard, write_leaderboard

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wsolbench.cli.groups import GroupedCommand
+
 if TYPE_CHECKING:
     from wsolbench.methods import MethodInfo
 
@@ -101,10 +103,10 @@ _LISTS: dict[str, Callable[[], Rows]] = {
 }
 
 
-@click.command(epilog="Example:  wsolbench list methods")
+@click.command(cls=GroupedCommand, epilog="Example:  wsolbench list methods")
 @click.argument("what", type=click.Choice(list(_LISTS)))
 def command(what: str) -> None:
-    """List methods, post-processes, detectors, data sets, metrics, protocols or backbones."""
+    """List the names that options accept, with a summary of each."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -7,30 +7,27 @@ from pathlib import Path
 
 import click
 
+from wsolbench.cli.groups import GroupedCommand, option
+from wsolbench.cli.options import records_option, save_scores_option
+
 
 @click.command(
+    cls=GroupedCommand,
     epilog="Example:  wsolbench eval --method cam --dataset cub --shard 1/2 --out shards/\n\n"
     "          wsolbench eval --method cam --dataset cub --shard 2/2 --out shards/\n\n"
-    "          wsolbench merge shards/"
+    "          wsolbench merge shards/",
 )
 @click.argument(
     "folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False)
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("results/measured"),
-    show_default=True,
-    help="Folder of records.",
-)
-@click.option(
-    "--save-scores", is_flag=True, help="Keep the per-image scores beside the record (.scores.npz)."
-)
-@click.option("--keep", is_flag=True, help="Do not delete the shards when the record is written.")
+@records_option
+@save_scores_option
+@option("Output", "--keep", is_flag=True, help="Keep the shards after the record is written.")
 def command(folders: tuple[Path, ...], out: Path, save_scores: bool, keep: bool) -> None:
-    """Make the record of every run whose parts `eval --shard` or `score --shard` left in FOLDERS or below.
+    """Merge the shards in FOLDERS into one record per run.
 
-    The record is the one that a single run without --shard gives.
+    Shards are written by `eval --shard` and `score --shard`. The record is the same as that of a run without
+    --shard.
     """
     from wsolbench.cli._evaluation import report_evaluation
     from wsolbench.evaluation.evaluate import conclude

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they mean."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import click
 
+from wsolbench.cli.groups import option
 from wsolbench.cli.settings import read_protocol
 from wsolbench.cli.values import Device, Number
 from wsolbench.exceptions import DataError, UsageError
@@ -39,15 +40,15 @@ def available_cores() -> int:
 
 def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
     def decorate(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
+        for add in reversed(options):
+            function = add(function)
         return function
 
     return decorate
 
 
 def _together(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Callable[[F], F]:
-    """Options whose values a command gets as one argument `name`, an object of the dataclass `kind`."""
+    """Bundle several options into one argument `name` of type `kind`."""
 
     def decorate(function: F) -> F:
         @functools.wraps(function)
@@ -153,20 +154,23 @@ class DataOptions:
 data_options = _together(
     "data",
     DataOptions,
-    click.option("--dataset", required=True, help="Name of the data set (wsolbench list datasets)."),
-    click.option(
+    option("Data", "--dataset", required=True, help="Name of the data set (see `wsolbench list datasets`)."),
+    option(
+        "Data",
         "--data-root",
         type=click.Path(path_type=Path),
-        help="Its folder; default: $WSOLBENCH_<NAME>_ROOT or $WSOLBENCH_DATA/<name>.",
+        help="Folder of the data set.  [default: $WSOLBENCH_<NAME>_ROOT or $WSOLBENCH_DATA/<name>]",
     ),
-    click.option(
+    option(
+        "Data",
         "--metadata-root",
         type=click.Path(path_type=Path),
-        help="Folder of wsolevaluation text files, where the data set uses them.",
+        help="Folder of wsolevaluation text files, for data sets that use them.",
     ),
 )
 
-workers_option = click.option(
+workers_option = option(
+    "Execution",
     "--workers",
     type=Number(TrainRequest, "workers"),
     default=available_cores,
@@ -175,98 +179,175 @@ workers_option = click.option(
 )
 
 training_options = _all(
-    click.option(
-        "--epochs", type=Number(TrainRequest, "epochs"), help="Training epochs; default: the recipe's."
+    option(
+        "Training",
+        "--epochs",
+        type=Number(TrainRequest, "epochs"),
+        help="Training epochs.  [default: as in the recipe]",
     ),
-    click.option("--lr", type=Number(TrainRequest, "lr"), help="Base learning rate; default: the recipe's."),
-    click.option(
+    option(
+        "Training",
+        "--lr",
+        type=Number(TrainRequest, "lr"),
+        help="Base learning rate.  [default: as in the recipe]",
+    ),
+    option(
+        "Training",
         "--seed",
         type=Number(TrainRequest, "seed"),
         default=0,
         show_default=True,
-        help="Seed of weights, order and augmentation.",
+        help="Seed of the initial weights, the image order and the augmentation.",
     ),
-    click.option(
+    option(
+        "Model",
         "--set",
         "settings",
         multiple=True,
         metavar="NAME=VALUE",
         help=(
-            "A field of the method's config; may be repeated. With --checkpoint: one that training does "
-            "not depend on."
+            "Change one setting of the method; can be repeated. A trained --checkpoint accepts only settings "
+            "that training does not depend on."
         ),
     ),
-    click.option(
-        "--device", type=Device(), default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+    option(
+        "Execution",
+        "--device",
+        type=Device(),
+        default="auto",
+        show_default=True,
+        help="Device to use: auto, cpu, cuda or cuda:N.",
     ),
 )
 
-network_options = _all(
-    click.option(
-        "--method",
-        required=True,
-        help="Name of the method (wsolbench list methods); `eval` takes several: cam,has.",
+_model_options = _all(
+    option(
+        "Model",
+        "--backbone",
+        help="Name of the backbone, or timm:<name>.  [default: tiny for toybirds, otherwise resnet50]",
     ),
-    click.option(
-        "--backbone", help="Name of the backbone, or timm:<name>; default: tiny for toybirds, else resnet50."
-    ),
-    click.option(
+    option(
+        "Model",
         "--weights",
-        help="imagenet, none, or a checkpoint to start from; default: none for tiny, else imagenet.",
+        help=(
+            "Initial weights: imagenet, none, or a checkpoint.  [default: none for tiny, otherwise imagenet]"
+        ),
     ),
-    click.option(
+    option(
+        "Model",
         "--image-size",
         type=Number(TrainRequest, "image_size"),
-        help="Side of the network's input; default: the backbone's.",
+        help="Side of the network's input in pixels.  [default: as the backbone states]",
     ),
     training_options,
 )
 
-model_options = _all(
-    network_options,
-    click.option(
+_METHOD = "Name of the method (see `wsolbench list methods`)."
+network_options = _all(option("Model", "--method", required=True, help=_METHOD), _model_options)
+
+_execution_options = _all(
+    option(
+        "Execution",
         "--batch-size",
         type=Number(TrainRequest, "batch_size"),
-        help="Images in a step; default: the recipe's, and 32 when evaluating.",
+        help="Images per batch.  [default: as in the recipe for training, 32 for evaluation]",
     ),
     workers_option,
 )
 
+model_options = _all(network_options, _execution_options)
+"""Options of a command for one method."""
+
+models_options = _all(
+    option(
+        "Model",
+        "--method",
+        required=True,
+        help=f"{_METHOD[:-1]}, or several, separated by commas: cam,has.",
+    ),
+    _model_options,
+    _execution_options,
+)
+"""The same for a command that takes several methods."""
+
 detector_options = _all(
-    click.option(
+    option(
+        "Data",
         "--data-root",
         type=click.Path(path_type=Path),
-        help="Folder in COCO's layout; default: $WSOLBENCH_COCO_ROOT.",
+        help="Folder in COCO's layout.  [default: $WSOLBENCH_COCO_ROOT]",
     ),
-    click.option(
+    option(
+        "Model",
         "--method",
         default="lio-mask-rcnn",
         show_default=True,
-        help="Name of the detector (wsolbench list detectors).",
+        help="Name of the detector (see `wsolbench list detectors`).",
     ),
-    click.option(
+    option(
+        "Model",
         "--backbone",
         help=(
-            "tiny, resnet50_c4, resnet50_fpn or resnext101_32x8d_fpn; default: tiny for toybirds, else "
-            "resnet50_fpn."
+            "Backbone: tiny, resnet50_c4, resnet50_fpn or resnext101_32x8d_fpn.  [default: tiny for "
+            "toybirds, otherwise resnet50_fpn]"
         ),
     ),
-    click.option(
+    option(
+        "Model",
         "--weights",
-        help="imagenet, coco, none, or a checkpoint to start from; default: none for tiny, else imagenet.",
+        help=(
+            "Initial weights: imagenet, coco, none, or a checkpoint.  [default: none for tiny, otherwise "
+            "imagenet]"
+        ),
     ),
     training_options,
 )
 
-checkpoint_option = click.option(
-    "--checkpoint", type=click.Path(path_type=Path), help="A .safetensors file that a training wrote."
+checkpoint_option = option(
+    "Model",
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Trained model to load, a .safetensors file written by a training run.",
 )
 
-post_set_option = click.option(
+post_set_option = option(
+    "Model",
     "--post-set",
     multiple=True,
     metavar="POST.NAME=VALUE",
-    help="A field of a post-process's config; may be repeated.",
+    help="Change one setting of a post-process; can be repeated.",
+)
+
+records_option = option(
+    "Output",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("results/measured"),
+    show_default=True,
+    help="Folder for the records.",
+)
+
+save_scores_option = option(
+    "Output",
+    "--save-scores",
+    is_flag=True,
+    help="Store per-image scores next to the record (.scores.npz).",
+)
+
+run_folder_option = option(
+    "Output",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run folder.  [default: runs/<data set>/<method>-<backbone>-seed<seed>-<other options>]",
+)
+
+results_option = option(
+    "Data",
+    "--results",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("results"),
+    show_default=True,
+    help="Results folder; its subfolder measured/ contains the records.",
 )
 
 
@@ -325,83 +406,78 @@ def _shard(text: str) -> Shard:
     return Shard.parse(text)
 
 
-resamples_option = click.option(
+resamples_option = option(
+    "Protocol",
     "--resamples",
     type=Number(ScoringOptions, "resamples"),
     default=1000,
     show_default=True,
-    help="Bootstrap resamples of the intervals.",
+    help="Bootstrap resamples for the confidence intervals.",
 )
 
 scoring_options = _together(
     "scoring",
     ScoringOptions,
-    click.option("--split", default="test", show_default=True, help="Split to score."),
-    click.option(
+    option("Data", "--split", default="test", show_default=True, help="Split to score."),
+    option(
+        "Protocol",
         "--protocol",
         default="wsoleval",
         show_default=True,
-        help="Preset of conventions (wsolbench list protocols).",
+        help="Evaluation protocol (see `wsolbench list protocols`).",
     ),
-    click.option(
+    option(
+        "Protocol",
         "--protocol-set",
         multiple=True,
         metavar="FIELD=VALUE",
-        help="Change one convention of the preset; may be repeated.",
+        help="Change one field of the protocol; can be repeated.",
     ),
-    click.option(
+    option(
+        "Protocol",
         "--fixed-tau",
         type=Number(ScoringOptions, "fixed_tau"),
-        help="Threshold of the policy 'fixed', next to the oracle.",
+        help="Threshold of the policy `fixed`, reported next to the oracle.",
     ),
-    click.option(
+    option(
+        "Protocol",
         "--transfer/--no-transfer",
         default=True,
         show_default=True,
-        help="Also use the thresholds that are best on val, where there is one.",
+        help="Also report results at the thresholds that are best on the val split, if there is one.",
     ),
-    click.option(
+    option(
+        "Data",
         "--limit",
         type=Number(ScoringOptions, "limit"),
-        help="Score that many images only, spread evenly over the split.",
+        help="Score only this many images, spread evenly over the split.",
     ),
-    click.option(
-        "--resamples",
-        type=Number(ScoringOptions, "resamples"),
-        default=1000,
-        show_default=True,
-        help="Bootstrap resamples of the intervals.",
-    ),
-    click.option(
-        "--out",
-        type=click.Path(path_type=Path),
-        default=Path("results/measured"),
-        show_default=True,
-        help="Folder of records.",
-    ),
-    click.option(
-        "--save-scores", is_flag=True, help="Keep the per-image scores beside the record (.scores.npz)."
-    ),
-    click.option(
+    resamples_option,
+    records_option,
+    save_scores_option,
+    option(
+        "Execution",
         "--shard",
         metavar="I/N",
         callback=lambda _context, _option, text: None if text is None else _shard(text),
         help=(
-            "Score only part I of N, into a folder below --out; `wsolbench merge` makes the record of all "
-            "parts."
+            "Score only shard I of N, into a folder below --out. `wsolbench merge` makes the record from all "
+            "shards."
         ),
     ),
-    click.option(
+    option(
+        "Output",
         "--pictures",
         type=click.Path(path_type=Path),
-        help="Folder for overlays, curves and bars; another run's are kept.",
+        help="Folder for overlays, curves and bar charts. Pictures of other runs are kept.",
     ),
-    click.option(
+    option(
+        "Output",
         "--save-boxes",
         type=click.Path(path_type=Path, dir_okay=False),
         help=(
-            "JSON file for one box an image at the oracle threshold of GT-known, in COCO's format of "
-            "results; asks for the maps twice."
+            "JSON file for one box per image at the oracle threshold of GT-known, in COCO's results format. "
+            "Computes all maps a second time."
         ),
     ),
 )

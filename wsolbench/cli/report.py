@@ -1,4 +1,4 @@
-"""`wsolbench report`: one page of all results that opens in any browser, without a network."""
+"""`wsolbench report`: one page of all results, which any browser opens without a network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from wsolbench.cli.options import DataOptions, resamples_option
+from wsolbench.cli.groups import GroupedCommand, option
+from wsolbench.cli.options import DataOptions, resamples_option, results_option
 from wsolbench.cli.settings import read_protocol
 
 if TYPE_CHECKING:
@@ -19,46 +20,59 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command(
+    cls=GroupedCommand,
     epilog="Example:  wsolbench report --results results --out report\n\n"
-    "With galleries of maps:  wsolbench report --maps maps/cam --maps maps/spa --dataset toybirds"
+    "With galleries of maps:  wsolbench report --maps maps/cam --maps maps/spa --dataset toybirds",
 )
-@click.option(
-    "--results",
-    type=FOLDER,
-    default=Path("results"),
-    show_default=True,
-    help="Folder that holds measured/, the records.",
+@results_option
+@option(
+    "Output", "--out", type=FOLDER, default=Path("report"), show_default=True, help="Folder for index.html."
 )
-@click.option("--out", type=FOLDER, default=Path("report"), show_default=True, help="Folder for index.html.")
-@click.option(
+@option(
+    "Protocol",
     "--methods",
     type=click.IntRange(0, 1000),
     default=5,
     show_default=True,
-    help="Best methods of a data set that are compared in pairs.",
+    help="Number of best methods per data set that are compared in pairs.",
 )
 @resamples_option
-@click.option(
+@option(
+    "Data",
     "--maps",
     "folders",
     multiple=True,
     type=FOLDER,
-    help="Folder of maps for a gallery; several show where they disagree.",
+    help="Folder of maps for a gallery. Repeat it to show where methods disagree.",
 )
-@click.option("--dataset", help="Data set that the maps are of.")
-@click.option(
-    "--data-root", type=click.Path(path_type=Path), help="Its folder; default: as for `wsolbench eval`."
+@option("Data", "--dataset", help="Data set of the maps.")
+@option(
+    "Data",
+    "--data-root",
+    type=click.Path(path_type=Path),
+    help="Folder of the data set.  [default: as for `wsolbench eval`]",
 )
-@click.option("--metadata-root", type=click.Path(path_type=Path), help="Folder of wsolevaluation text files.")
-@click.option("--split", default="test", show_default=True, help="Split that the maps are of.")
-@click.option(
+@option(
+    "Data",
+    "--metadata-root",
+    type=click.Path(path_type=Path),
+    help="Folder of wsolevaluation text files.",
+)
+@option("Data", "--split", default="test", show_default=True, help="Split of the maps.")
+@option(
+    "Protocol",
     "--protocol",
     default="wsoleval",
     show_default=True,
-    help="Conventions of the boxes in galleries (wsolbench list protocols).",
+    help="Protocol for the boxes in galleries (see `wsolbench list protocols`).",
 )
-@click.option(
-    "--images", type=click.IntRange(1, 100), default=6, show_default=True, help="Images of a gallery."
+@option(
+    "Output",
+    "--images",
+    type=click.IntRange(1, 100),
+    default=6,
+    show_default=True,
+    help="Images per gallery.",
 )
 def command(
     results: Path,
@@ -73,7 +87,10 @@ def command(
     protocol: str,
     images: int,
 ) -> None:
-    """Write OUT/index.html: the board, curves, paired comparisons and galleries, with everything inside."""
+    """Write all results as one page, OUT/index.html.
+
+    The page has the leaderboard, curves, paired comparisons and galleries. It needs no network.
+    """
     from wsolbench.exceptions import UsageError
     from wsolbench.report.board.results import folder_of_records
     from wsolbench.report.page.page import write_page

@@ -1,4 +1,4 @@
-"""`wsolbench score`: score maps that any program has written."""
+"""`wsolbench score`: score maps from any program."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from wsolbench.cli._evaluation import evaluate_and_report
+from wsolbench.cli.groups import GroupedCommand, option
 from wsolbench.cli.options import DataOptions, ScoringOptions, data_options, scoring_options, workers_option
 from wsolbench.types import Dataset
 
@@ -18,35 +19,39 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=GroupedCommand,
     epilog="Example:  wsolbench score --maps my_maps/ --dataset cub --data-root CUB_200_2011 --name "
     "my-method\n\n"
-    "DIR holds one .npy, .npz or 8-/16-bit .png per image, named by the image id (with or without the "
-    "image suffix), "
-    "with one (height, width) map of the true class of any size and range."
+    "The folder has one .npy, .npz or 8-/16-bit .png file per image, named by the image id, with or without "
+    "the image suffix. "
+    "Each contains one (height, width) map of the true class, of any size and range.",
 )
-@click.option("--maps", "maps_dir", required=True, type=click.Path(path_type=Path), help="Folder of maps.")
+@option("Data", "--maps", "maps_dir", required=True, type=click.Path(path_type=Path), help="Folder of maps.")
 @data_options
 @scoring_options
-@click.option(
-    "--name", help="What the method is called in the record; default: what the folder says, else its name."
+@option(
+    "Model",
+    "--name",
+    help="Name of the method in the record.  [default: as the folder states, otherwise the folder's name]",
 )
-@click.option(
+@option(
+    "Model",
     "--predictions",
     type=click.Path(path_type=Path),
-    help="CSV image,rank1,rank2,...; default: DIR/predictions.csv where it exists.",
+    help="CSV file of predicted labels: image,rank1,rank2,...  [default: predictions.csv in the folder of "
+    "maps, if it exists]",
 )
-@click.option(
+@option(
+    "Protocol",
     "--crop-maps",
     is_flag=True,
-    help=(
-        "The maps cover the whole image: score their centre, under a protocol with a centre crop, which "
-        "compares on nothing else."
-    ),
+    help="Cut maps of the whole image to their centre, for a protocol that evaluates on the centre crop.",
 )
-@click.option(
+@option(
+    "Data",
     "--allow-partial",
     is_flag=True,
-    help="Score the images that have a map, and say in the record how many have none, or lack a file.",
+    help="Score only images that have a map. The record states how many have no map or no file.",
 )
 @workers_option
 def command(
@@ -59,8 +64,9 @@ def command(
     allow_partial: bool,
     workers: int,
 ) -> None:
-    """Score a folder of maps: the same metrics, intervals, record and pictures as `eval`."""
     from wsolbench.datasets.subsets import limit_dataset
+
+    """Score a folder of maps from any program, with the same outputs as `eval`."""
     from wsolbench.evaluation.request import EvalRequest, RunOptions
     from wsolbench.exceptions import UsageError
     from wsolbench.maps import MapFolder

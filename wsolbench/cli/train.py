@@ -8,19 +8,19 @@ from typing import Any
 import click
 
 from wsolbench.cli._models import train
-from wsolbench.cli.options import DataOptions, data_options, model_options
+from wsolbench.cli.groups import GroupedCommand
+from wsolbench.cli.options import DataOptions, data_options, model_options, run_folder_option
 
 
-@click.command(epilog="Example:  wsolbench train --method cam --dataset toybirds --backbone tiny --epochs 12")
+@click.command(
+    cls=GroupedCommand,
+    epilog="Example:  wsolbench train --method cam --dataset toybirds --backbone tiny --epochs 12",
+)
 @model_options
 @data_options
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Run folder; default: runs/<data set>/<method>-<backbone>-seed<seed>-<other options>.",
-)
+@run_folder_option
 def command(data: DataOptions, out: Path | None, **model: Any) -> None:
-    """Train a method. A run that was killed goes on where it was; a finished one is left as it is.
+    """Train a method. Interrupted runs resume; finished runs are not repeated.
 
     Several GPUs:  torchrun --nproc-per-node 4 -m wsolbench train ...
     """

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from wsolbench.cli._models import default_backbone, default_run, default_weights
-from wsolbench.cli.options import detector_options, workers_option
+from wsolbench.cli.groups import GroupedCommand, option
+from wsolbench.cli.options import detector_options, run_folder_option, workers_option
 from wsolbench.cli.settings import parse_settings
 from wsolbench.cli.values import Number
 from wsolbench.methods import DetectorRequest
@@ -18,34 +19,31 @@ BACKBONE = "resnet50_fpn"
 
 
 @click.command(
+    cls=GroupedCommand,
     epilog="Example:  wsolbench export --dataset toybirds --split train --out toybirds-coco\n\n"
     "          wsolbench train-detector --data-root toybirds-coco\n\n"
-    "Mask R-CNN without the additional task of LIO:  wsolbench train-detector --data-root toybirds-coco "
-    "--set scl_weight=0"
+    "Mask R-CNN without LIO's auxiliary loss:  wsolbench train-detector --data-root toybirds-coco "
+    "--set scl_weight=0",
 )
 @detector_options
-@click.option("--split", default="train", show_default=True, help="Split to train on.")
-@click.option(
+@option("Data", "--split", default="train", show_default=True, help="Split to train on.")
+@option(
+    "Data",
     "--limit",
     type=Number(DetectorRequest, "limit"),
-    help=(
-        "Train on at most that many images, spread evenly over the split; those without objects are left "
-        "out then."
-    ),
+    help="Train on at most this many images, spread evenly over the split. Images without objects are left "
+    "out.",
 )
-@click.option(
+@option(
+    "Training",
     "--batch-size",
     type=Number(DetectorRequest, "batch_size"),
-    help="Images in a step; default: the recipe's.",
+    help="Images per batch.  [default: as in the recipe]",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Run folder; default: runs/<data set>/<method>-<backbone>-seed<seed>-<other options>.",
-)
+@run_folder_option
 @workers_option
 def command(data_root: Path | None, split: str, limit: int | None, out: Path | None, **model: Any) -> None:
-    """Train a detector. A run that was killed goes on where it was; a finished one is left as it is."""
+    """Train a detector. Interrupted runs resume; finished runs are not repeated."""
     from wsolbench.datasets.coco import load_instances
     from wsolbench.methods import load_detector
 

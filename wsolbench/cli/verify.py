@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wsolbench.cli.groups import GroupedCommand, option
 from wsolbench.cli.options import DataOptions, data_options
 from wsolbench.exceptions import UsageError
 
@@ -20,24 +21,25 @@ SHOWN = 10
 SHOWN_FOLDERS = 20
 
 
-@click.command(epilog="Example:  wsolbench verify --dataset cub --data-root /data/CUB_200_2011")
-@data_options
-@click.option(
-    "--split",
-    "splits",
-    multiple=True,
-    help="Check this split only; may be repeated. Default: every split there is.",
+@click.command(
+    cls=GroupedCommand, epilog="Example:  wsolbench verify --dataset cub --data-root /data/CUB_200_2011"
 )
-@click.option("--deep", is_flag=True, help="Also decode every image and mask.")
-@click.option(
+@data_options
+@option(
+    "Data", "--split", "splits", multiple=True, help="Split to check; can be repeated.  [default: all splits]"
+)
+@option("Execution", "--deep", is_flag=True, help="Also decode every image and mask.")
+@option(
+    "Output",
     "--list-missing",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write the names of all missing and unreadable files here, one a line.",
+    help="File for the names of all missing and unreadable files, one per line.",
 )
 def command(*, data: DataOptions, splits: tuple[str, ...], deep: bool, list_missing: Path | None) -> int:
-    """Count and check the files of a data set. Exit code 0: sound (a subset is); 1: something is missing or
-    broken.
+    """Count and check the files of a data set.
+
+    The exit code is 1 if something is missing or broken, otherwise 0. A known subset counts as complete.
     """
     from rich.console import Console
 

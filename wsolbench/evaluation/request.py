@@ -77,8 +77,8 @@ class EvalRequest:
     def plan(self) -> RunPlan:
         """Describe the run completely, and refuse what cannot be scored or recorded before the work.
 
-        Raises `UsageError` for a threshold outside of the protocol's grid, and `DataError` for a split without
-        images or with boxes that no image can have.
+        Raises `UsageError` for a threshold outside of the protocol's grid. Raises `DataError` for a split
+        without images or with invalid boxes.
         """
         check_fixed_tau(self.fixed_tau, self.protocol.taus)
         if not len(self.splits[0]):
