@@ -9,13 +9,16 @@ tables come in their layout, with what is measured beside.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
 from wsolbench.datasets import dataset_info, list_datasets
+from wsolbench.methods import list_detectors, list_methods, list_posts
 from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
 from wsolbench.records import MetricValue, RunRecord
 from wsolbench.records.published import Paper, PublishedNumber, conflicts, published_info
@@ -131,6 +134,16 @@ class Numbers:
     def disputed(self) -> set[tuple[Any, ...]]:
         """Keys of the numbers that other tables print otherwise."""
         return {number.key for conflict in conflicts(self.numbers) for number in conflict.numbers}
+
+    @cached_property
+    def _keys(self) -> dict[str, str]:
+        """Keys of papers by the name of a method or post-process."""
+        return {row.name: row.paper for row in (*list_methods(), *list_posts(), *list_detectors())}
+
+    def papers_of(self, name: str) -> dict[str, Paper]:
+        """Papers of a recorded method by key: of the method, then of its post-process, if it has one."""
+        keys = [self._keys.get(part, "") for part in re.split(r"[+:]", name)]
+        return {key: self.papers[key] for key in keys if key in self.papers}
 
 
 def measured_tables(runs: Sequence[Run], published: Numbers, filters: Filters) -> list[MeasuredTable]:
@@ -283,7 +296,8 @@ def _measured_table(
         values = [m for run in group if (m := run.metric(name, policy)) is not None]
         mean = fmean(m.value for m in values if m.value is not None)
         numbers = _own_numbers(group[0].record, name, published.numbers)
-        papers = {number.paper: published.papers[number.paper] for number in numbers}
+        papers = published.papers_of(group[0].record.method["name"])
+        papers |= {number.paper: published.papers[number.paper] for number in numbers}
         same = [
             number
             for number in numbers
