@@ -64,9 +64,8 @@ def command(
     allow_partial: bool,
     workers: int,
 ) -> None:
-    from wsolbench.datasets.subsets import limit_dataset
-
     """Score a folder of maps from any program, with the same outputs as `eval`."""
+    from wsolbench.datasets.subsets import limit_dataset
     from wsolbench.evaluation.request import EvalRequest, RunOptions
     from wsolbench.exceptions import UsageError
     from wsolbench.maps import MapFolder
