@@ -24,7 +24,8 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from reference_models.core.backbone import Backbone, Stage, pick_grid
+from reference_models.core.backbone import Backbone, pick_grid
+from reference_models.core.profile import Profile, Stage
 from reference_models.core.weights import (
     IMAGENET,
     NONE,
@@ -37,13 +38,13 @@ from reference_models.core.weights import (
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import InputSpec
 
-GRIDS = ("std14", "stock")
+PROFILE = Profile(grids=("std14", "stock"), grid_for={"fine-grained": "stock"})
 SPEC = InputSpec(size=224, mean=(0.498, 0.498, 0.498), std=(0.502, 0.502, 0.502))
 
 
 def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
     """See `reference_models.core.backbone.load_backbone`."""
-    grid = pick_grid("efficientnet_lite0", grid, GRIDS)
+    grid = pick_grid("efficientnet_lite0", grid, PROFILE.grids)
     net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     expected = net.state_dict()
     net.classifier = nn.Identity()
@@ -69,7 +70,7 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         Stage("blocks6_0", last, 320),
         Stage("head", last, 1280),
     ]
-    backbone = Backbone("efficientnet_lite0", steps, layout, grid=grid, input_spec=SPEC)
+    backbone = Backbone("efficientnet_lite0", steps, layout, grid=grid, input_spec=SPEC, profile=PROFILE)
     backbone.weights, backbone.classifier = source, classifier
     return backbone
 

@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import Inception_V3_Weights, inception_v3
 
-from reference_models.core.backbone import Backbone, Stage, pick_grid
+from reference_models.core.backbone import Backbone, pick_grid
+from reference_models.core.profile import Profile, Stage
 from reference_models.core.weights import (
     IMAGENET,
     NONE,
@@ -37,7 +38,12 @@ from reference_models.core.weights import (
 )
 from wsolbench.methods import InputSpec
 
-GRIDS = ("std28", "std14", "stock", "padded")
+PROFILE = Profile(
+    grids=("std28", "std14", "stock", "padded"),
+    grid_for={"small": "std14", "padded": "padded"},
+    kin="inception",
+    recipe_family="published",
+)
 UNUSED = ("Mixed_7", "AuxLogits.", "fc.")
 
 
@@ -63,7 +69,7 @@ class KeepSizeMixed6a(nn.Module):
 
 def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
     """See `reference_models.core.backbone.load_backbone`."""
-    grid = pick_grid("inception_v3", grid, GRIDS)
+    grid = pick_grid("inception_v3", grid, PROFILE.grids)
     net = inception_v3(weights=None, aux_logits=False, transform_input=False, init_weights=False)
     for name in ("Mixed_7a", "Mixed_7b", "Mixed_7c", "fc"):
         setattr(net, name, nn.Identity())
@@ -110,6 +116,19 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         Stage(fifth, 16 if grid == "std14" else 8, 288),
         Stage("Mixed_6e", last, 768),
     ]
-    backbone = Backbone("inception_v3", steps, layout, grid=grid, input_spec=InputSpec())
+    backbone = Backbone(
+        "inception_v3",
+        steps,
+        layout,
+        grid=grid,
+        input_spec=InputSpec(),
+        profile=PROFILE,
+        roles={
+            "branch": (Stage("Mixed_6a", last, 768),),
+            # The third place of the papers is in the head.
+            "drop": (Stage("Mixed_5d", 8, 288), layout[-1]),
+            "guides": (layout[-2], Stage("Mixed_6d", last, 768)),
+        },
+    )
     backbone.weights = source
     return backbone

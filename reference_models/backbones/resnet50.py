@@ -18,7 +18,8 @@ from typing import Any
 from torch import nn
 from torchvision.models import ResNet50_Weights, resnet50
 
-from reference_models.core.backbone import Backbone, Stage, pick_grid
+from reference_models.core.backbone import Backbone, pick_grid
+from reference_models.core.profile import Profile, Stage
 from reference_models.core.weights import (
     IMAGENET,
     NONE,
@@ -31,12 +32,20 @@ from reference_models.core.weights import (
 )
 from wsolbench.methods import InputSpec
 
-GRIDS = ("std28", "std14", "stock")
+PROFILE = Profile(
+    grids=("std28", "std14", "stock"),
+    grid_for={"fine-grained": "stock", "small": "std14"},
+    kin="resnet",
+    recipe_family="published",
+    fine_grained_recipes=True,
+    fine_grained_size=448,
+    step_groups={"last-stage": ("layer4",)},
+)
 
 
 def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
     """See `reference_models.core.backbone.load_backbone`."""
-    grid = pick_grid("resnet50", grid, GRIDS)
+    grid = pick_grid("resnet50", grid, PROFILE.grids)
     net = resnet50(weights=None)
     source, classifier = Weights(NONE), None
     net.fc = nn.Identity()
@@ -63,7 +72,19 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         blocks = list(getattr(net, f"layer{layer}"))
         steps.update({f"layer{layer}_{number}": block for number, block in enumerate(blocks)})
         layout.append(Stage(f"layer{layer}_{len(blocks) - 1}", stride, channels))
-    backbone = Backbone("resnet50", steps, layout, grid=grid, input_spec=InputSpec())
+    third, last = Stage("layer3_0", strides[0], 1024), layout[-1]
+    backbone = Backbone(
+        "resnet50",
+        steps,
+        layout,
+        grid=grid,
+        input_spec=InputSpec(),
+        profile=PROFILE,
+        roles={
+            "drop": (third, Stage("layer4_0", last.stride, last.channels), last),
+            "guides": (third, layout[-2]),
+        },
+    )
     backbone.weights, backbone.classifier = source, classifier
     return backbone
 

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reference_models.core.backbone import TIMM_PREFIX, Backbone, Edit, Stage, pick_grid
+from reference_models.core.backbone import TIMM_PREFIX, Backbone, Edit, pick_grid
+from reference_models.core.profile import Profile, Role, Stage
 from reference_models.core.weights import (
     IMAGENET,
     NONE,
@@ -33,7 +34,7 @@ from reference_models.core.weights import (
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec
 
-GRIDS = ("std14", "stock")
+PROFILE = Profile(grids=("std14", "stock"), grid_for={"fine-grained": "stock"})
 
 
 class TimmBackbone(Backbone):
@@ -42,6 +43,10 @@ class TimmBackbone(Backbone):
     channels_last: bool
     own_size: int
     """Side of the images that the network was made for; some take no others."""
+
+    def roles_of_layout(self) -> dict[Role, tuple[Stage, ...]]:
+        """Only roles whose features are read at the ends of stages: steps cannot be edited."""
+        return {role: steps for role, steps in super().roles_of_layout().items() if role == "guides"}
 
     def stages(self, images: Float[Tensor, "b 3 H W"], edit: Edit | None = None) -> OrderedDict[str, Tensor]:
         """See `Backbone.stages`; `UsageError` when steps are to be edited, and for images of a size that the
@@ -89,7 +94,7 @@ def check_name(name: str) -> None:
 
 def build(*, name: str, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
     """See `reference_models.core.backbone.load_backbone`."""
-    grid = pick_grid(name, grid, GRIDS)
+    grid = pick_grid(name, grid, PROFILE.grids)
     check_name(name)
     model = name.removeprefix(TIMM_PREFIX)
     facts: Any = timm.get_pretrained_cfg(model)
@@ -111,7 +116,7 @@ def build(*, name: str, weights: WeightsFile | str = IMAGENET, grid: str = "defa
         Stage(f"stage{number}", stride, width)
         for number, (stride, width) in enumerate(zip(strides, channels, strict=True), start=1)
     ]
-    backbone = TimmBackbone(name, {"net": net}, layout, grid=grid, input_spec=spec)
+    backbone = TimmBackbone(name, {"net": net}, layout, grid=grid, input_spec=spec, profile=PROFILE)
     backbone.weights = source
     backbone.own_size = spec.size
     backbone.channels_last = _gives_channels_last(net, spec.size, channels[-1])

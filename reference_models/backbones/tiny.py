@@ -12,18 +12,19 @@ from collections import OrderedDict
 
 from torch import nn
 
-from reference_models.core.backbone import Backbone, Stage, pick_grid
+from reference_models.core.backbone import Backbone, pick_grid
+from reference_models.core.profile import Profile, Stage
 from reference_models.core.weights import IMAGENET, Weights, WeightsFile, load_strictly
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec
 
-GRIDS = ("std16",)
+PROFILE = Profile(grids=("std16",), recipe_family="tiny", default_weights="none")
 WIDTHS = (24, 48, 64, 64)
 
 
 def build(*, weights: WeightsFile | str = "none", grid: str = "default") -> Backbone:
     """See `reference_models.core.backbone.load_backbone`."""
-    grid = pick_grid("tiny", grid, GRIDS)
+    grid = pick_grid("tiny", grid, PROFILE.grids)
     if weights == IMAGENET:
         raise UsageError(
             "there are no ImageNet weights of the backbone 'tiny'; use --weights none, or the path of a "
@@ -42,7 +43,9 @@ def build(*, weights: WeightsFile | str = "none", grid: str = "default") -> Back
         Stage("stage2", 8, three),
         Stage("stage3", 8, four),
     ]
-    backbone = Backbone("tiny", steps, layout, grid=grid, input_spec=InputSpec(size=128), head_width=four)
+    backbone = Backbone(
+        "tiny", steps, layout, grid=grid, input_spec=InputSpec(size=128), head_width=four, profile=PROFILE
+    )
     if isinstance(weights, WeightsFile):
         load_strictly(backbone, weights.tensors, what="the weights of tiny")
         backbone.weights = Weights("file", weights.sha256)

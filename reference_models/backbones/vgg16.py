@@ -22,7 +22,8 @@ from torch import nn
 from torchvision.models import VGG16_Weights
 from torchvision.models.vgg import cfgs, make_layers
 
-from reference_models.core.backbone import Backbone, Stage, pick_grid
+from reference_models.core.backbone import Backbone, pick_grid
+from reference_models.core.profile import Profile, Stage
 from reference_models.core.weights import (
     IMAGENET,
     NONE,
@@ -35,12 +36,19 @@ from reference_models.core.weights import (
 )
 from wsolbench.methods import InputSpec
 
-GRIDS = ("std14", "std28", "acol14", "acol28")
+PROFILE = Profile(
+    grids=("std14", "std28", "acol14", "acol28"),
+    grid_for={"overlapping-pools": "acol28", "overlapping-pools-small": "acol14"},
+    kin="vgg",
+    recipe_family="published",
+    convolution_before_linear=True,
+    step_groups={"deep": ("conv4", "conv5")},
+)
 
 
 def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
     """See `reference_models.core.backbone.load_backbone`."""
-    grid = pick_grid("vgg16", grid, GRIDS)
+    grid = pick_grid("vgg16", grid, PROFILE.grids)
     features = make_layers(cfgs["D"])
     source = Weights(NONE)
     if weights == NONE:
@@ -61,7 +69,24 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         )
         source = Weights("torchvision IMAGENET1K_V1", file.sha256)
     steps, layout = _steps(features, grid)
-    backbone = Backbone("vgg16", steps, layout, grid=grid, input_spec=InputSpec())
+    third, fourth, last = layout[2], layout[3], layout[4]
+    backbone = Backbone(
+        "vgg16",
+        steps,
+        layout,
+        grid=grid,
+        input_spec=InputSpec(),
+        profile=PROFILE,
+        roles={
+            "drop": (
+                third,
+                Stage("relu4_3", third.stride, fourth.channels),
+                Stage("relu5_3", fourth.stride, last.channels),
+            ),
+            "drop-after-pool": (third, fourth, Stage("relu5_3", fourth.stride, last.channels)),
+            "attend": layout[-4:],
+        },
+    )
     backbone.weights = source
     return backbone
 

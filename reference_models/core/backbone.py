@@ -10,13 +10,15 @@ from __future__ import annotations
 import importlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from reference_models.core.profile import ROLES, Profile, Role, Stage, default_roles
 from reference_models.core.weights import IMAGENET, NONE, Weights, WeightsFile, load_strictly, read_weights
 from wsolbench.exceptions import DataError, UsageError, unknown_name
 from wsolbench.methods import InputSpec, list_backbones
@@ -27,17 +29,6 @@ Edit = Callable[[str, Tensor], Tensor]
 TIMM_PREFIX = "timm:"
 
 
-@dataclass(frozen=True)
-class Stage:
-    """The end of a part of the network: the step whose output it is, its stride (input pixels for a cell) and
-    channels.
-    """
-
-    name: str
-    stride: int
-    channels: int
-
-
 class Backbone(nn.Module):
     """Named steps in a row.
 
@@ -46,6 +37,8 @@ class Backbone(nn.Module):
         layout: stages in order; the last two have the same stride except in the variant `stock`.
         input_spec: how it wants its images.
         head_width: width of the hidden layers of a head on top of it.
+        profile: what its file states about it.
+        roles: steps by role, see `reference_models.core.profile`.
         weights: where the parameters come from.
         classifier: (weight (1000, C), bias (1000,)) of the pretrained ImageNet classifier where that is a
             linear layer on the spatial mean of the last stage; else None. Not a parameter.
@@ -60,10 +53,16 @@ class Backbone(nn.Module):
         grid: str,
         input_spec: InputSpec,
         head_width: int = 1024,
+        profile: Profile | None = None,
+        roles: Mapping[Role, Sequence[Stage]] | None = None,
     ) -> None:
         super().__init__()
         self.name, self.grid, self.input_spec, self.head_width = name, grid, input_spec, head_width
-        self.layout = tuple(layout)
+        self.layout, self.profile = tuple(layout), profile or Profile()
+        self.roles = {
+            **self.roles_of_layout(),
+            **{role: tuple(steps) for role, steps in (roles or {}).items()},
+        }
         self.steps = nn.ModuleDict(OrderedDict(steps))
         self.weights = Weights(NONE)
         self.classifier: tuple[Tensor, Tensor] | None = None
@@ -72,6 +71,23 @@ class Backbone(nn.Module):
     def channels(self) -> tuple[int, ...]:
         """Channels of each stage."""
         return tuple(stage.channels for stage in self.layout)
+
+    def roles_of_layout(self) -> dict[Role, tuple[Stage, ...]]:
+        """Roles that follow from the stages. A network that cannot be edited overrides this."""
+        return default_roles(self.layout)
+
+    def role(self, role: Role, who: str, way_out: str = "") -> tuple[Stage, ...]:
+        """The steps with a role. `who` is the method that asks for them (`method 'adl'`).
+
+        Raises `UsageError` with the roles that there are, if the backbone does not have this one.
+        """
+        if role not in self.roles:
+            raise UsageError(
+                f"{who} needs the role {role!r} of its backbone ({ROLES[role]}), and {self.name} has no such "
+                f"role; its roles are: {', '.join(sorted(self.roles)) or 'none'}. "
+                f"Use {way_out}one of `wsolbench list backbones`"
+            )
+        return self.roles[role]
 
     def stages(self, images: Float[Tensor, "b 3 H W"], edit: Edit | None = None) -> OrderedDict[str, Tensor]:
         """Outputs of all stages by name, in order; the last one is what a head gets."""
@@ -120,7 +136,8 @@ def load_backbone(
 
     A file of the package `backbones` offers `build(weights: WeightsFile | str, grid: str) -> Backbone`, where
     `weights` is `imagenet`, `none` or the tensors of the user's file in the naming of the library the network
-    comes from; so does a module that another package offers through the entry points `wsolbench.backbones`.
+    comes from, and states a `PROFILE`; so does a module that another package offers through the entry points
+    `wsolbench.backbones`.
 
     Args:
         name: a row of `wsolbench list backbones`, or `timm:<name>`.
@@ -132,11 +149,7 @@ def load_backbone(
     Raises `UsageError` on an unknown name or variant and on weights that are not there; `DataError` on a file
     that does not fit.
     """
-    rows = {row.name: row for row in list_backbones()}
-    row = rows.get("timm" if name.startswith(TIMM_PREFIX) else name)
-    if row is None or name == "timm":
-        raise unknown_name("backbone", name, [*(known for known in rows if known != "timm"), "timm:<name>"])
-    build = importlib.import_module(row.module).build
+    build = _module_of(name).build
     options = {"grid": grid, **({"name": name} if name.startswith(TIMM_PREFIX) else {})}
     if weights in (IMAGENET, NONE):
         backbone: Backbone = build(weights=weights, **options)
@@ -147,6 +160,20 @@ def load_backbone(
             raise UsageError(f"image size {image_size} is too small for {name}; expected at least 32 pixels")
         backbone.input_spec = replace(backbone.input_spec, size=image_size)
     return backbone
+
+
+def profile_of(name: str) -> Profile:
+    """The `PROFILE` of a backbone's file, without building the network. `UsageError` on an unknown name."""
+    profile: Profile = getattr(_module_of(name), "PROFILE", Profile())
+    return profile
+
+
+def _module_of(name: str) -> ModuleType:
+    rows = {row.name: row for row in list_backbones()}
+    row = rows.get("timm" if name.startswith(TIMM_PREFIX) else name)
+    if row is None or name == "timm":
+        raise unknown_name("backbone", name, [*(known for known in rows if known != "timm"), "timm:<name>"])
+    return importlib.import_module(row.module)
 
 
 def _from_file(

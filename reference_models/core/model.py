@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from reference_models.core.backbone import Backbone, load_backbone
+from reference_models.core.backbone import Backbone, load_backbone, profile_of
 from reference_models.core.config import MethodConfig, parse_settings, split_settings, to_json
 from reference_models.core.outputs import Batch, ForwardPass
 from reference_models.core.recipes import RECIPES, Recipe, default_recipe
@@ -85,7 +85,7 @@ class Model(nn.Module):
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
         """Recipe for `recipe=default`."""
-        return default_recipe(backbone, num_classes)
+        return default_recipe(profile_of(backbone).recipe_family, num_classes)
 
     @classmethod
     def adjust_recipe(cls, name: str, recipe: Recipe, config: MethodConfig) -> Recipe:  # noqa: ARG003 - for methods whose recipe depends on them
@@ -117,10 +117,9 @@ class Model(nn.Module):
         """Whether a parameter was not pretrained and learns at `recipe.new_factor` times the rate."""
         return not name.startswith("backbone.") or (recipe.last_stage_is_new and self.is_last_stage(name))
 
-    @staticmethod
-    def is_last_stage(name: str) -> bool:
-        """Whether a parameter is of the last stage of a ResNet."""
-        return name.startswith("backbone.steps.layer4")
+    def is_last_stage(self, name: str) -> bool:
+        """Whether a parameter belongs to the last stage, on backbones whose file names that stage."""
+        return self.backbone.profile.in_group(name, "last-stage")
 
     def parameter_groups(self, recipe: Recipe) -> list[dict[str, Any]]:
         """Groups for the optimiser: pretrained or new, weight or bias, each with its factor of the base

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Annotated, Literal
 
+from reference_models.core.profile import RecipeFamily
 from wsolbench.methods.inputs import RotationFilter
 from wsolbench.ranges import BatchSize, Epochs, LearningRate, Range, Ranged, Share, ShareBelow1, Weight
 
@@ -178,15 +179,11 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 )
 
 
-def default_recipe(backbone: str, num_classes: int) -> str:
-    """Name of the recipe for a backbone: the small network and those without a published recipe have their
-    own.
-    """
-    if backbone == "tiny":
-        return "tiny"
-    if backbone in {"vgg16", "resnet50", "inception_v3"}:
+def default_recipe(family: RecipeFamily, num_classes: int) -> str:
+    """Name of the default recipe for backbones of a family."""
+    if family == "published":
         return "spa_cub" if num_classes < MANY_CLASSES else "spa_ilsvrc"
-    return "finetune"
+    return family
 
 
 LIO = Recipe(

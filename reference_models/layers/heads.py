@@ -141,7 +141,7 @@ def make_head(
         return ConvHead(channels, num_classes, width=width, dropout=dropout)
     if kind == "conv1x1":
         return ConvHead(channels, num_classes, depth=0, dropout=dropout)
-    head = FcHead(channels, num_classes, hidden=width if backbone.name == "vgg16" else None)
+    head = FcHead(channels, num_classes, hidden=width if backbone.profile.convolution_before_linear else None)
     if backbone.classifier is not None and backbone.classifier[0].shape == head.classifier.weight.shape:
         with torch.no_grad():
             head.classifier.weight.copy_(backbone.classifier[0])

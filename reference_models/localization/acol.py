@@ -49,10 +49,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
-from reference_models.core.backbone import Backbone
+from reference_models.core.backbone import Backbone, profile_of
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass
-from reference_models.core.recipes import Recipe, default_recipe
+from reference_models.core.recipes import Recipe
 from reference_models.layers.heads import cross_entropy, make_head
 from reference_models.layers.maps import min_max
 from wsolbench.exceptions import UsageError
@@ -137,7 +137,7 @@ class Acol(HeadLocalizer):
         self.second = make_head(
             config.head, backbone, num_classes, width=config.width, dropout=config.dropout
         )
-        if config.variant == "clovaai" and backbone.name == "resnet50":
+        if config.variant == "clovaai" and backbone.profile.kin == "resnet":
             for layer in [*self.head.modules(), *self.second.modules()]:
                 if isinstance(layer, nn.Conv2d):
                     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -145,22 +145,23 @@ class Acol(HeadLocalizer):
     @classmethod
     def grid_for(cls, backbone: str, config: MethodConfig) -> str:
         """On VGG the overlapping pools of ACoL: 28x28 in the authors' code, 14x14 in wsolevaluation."""
-        if backbone != "vgg16" or config.grid != "default":
-            return config.grid
-        return "acol14" if isinstance(config, AcolConfig) and config.variant == "clovaai" else "acol28"
+        small = isinstance(config, AcolConfig) and config.variant == "clovaai"
+        return profile_of(backbone).grid(
+            config.grid, "overlapping-pools-small" if small else "overlapping-pools"
+        )
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
         """The authors' in the place of SPA's."""
         return {"spa_cub": "acol_cub", "spa_ilsvrc": "acol_ilsvrc"}.get(
-            name := default_recipe(backbone, num_classes), name
+            name := super().recipe_name(backbone, num_classes), name
         )
 
     def is_new(self, name: str, recipe: Recipe) -> bool:
         """With a recipe of wsolevaluation its names decide: on ResNet-50 the last stage learns faster and the
         two heads do not.
         """
-        if recipe.last_stage_is_new and self.backbone.name == "resnet50":
+        if recipe.last_stage_is_new and self.backbone.profile.kin == "resnet":
             return self.is_last_stage(name)
         return super().is_new(name, recipe)
 

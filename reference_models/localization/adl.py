@@ -90,6 +90,9 @@ class AdlConfig(HeadConfig):
     """Second place on VGG: before pool 4 (wsolevaluation) or after it (authors)."""
 
 
+PLACES = 3
+"""Places of the layer. A backbone with fewer leaves the last one to the head `conv`."""
+
 IN_HEAD = "head.trunk"
 """The place after the second 3x3 convolution of the head `conv`; no step of a backbone can have a name with a
 dot.
@@ -98,13 +101,10 @@ dot.
 
 def places_for(backbone: Backbone, config: AdlConfig) -> tuple[str, ...]:
     """Steps of the backbone after which the layer stands, and `IN_HEAD` where it stands in the head."""
-    if backbone.name == "vgg16":
-        return ("pool3", "relu4_3" if config.position == "clovaai" else "pool4", "relu5_3")
-    if backbone.name == "resnet50":
-        return ("layer3_0", "layer4_0", "layer4_2")
-    if backbone.name == "inception_v3":
-        return ("Mixed_5d", "Mixed_6e", *([IN_HEAD] if config.head == "conv" else []))
-    return tuple(stage.name for stage in backbone.layout[-3:])
+    original = config.position == "original" and "drop-after-pool" in backbone.roles
+    places = backbone.role("drop-after-pool" if original else "drop", "method 'adl'")
+    in_head = len(places) < PLACES and config.head == "conv"
+    return (*(place.name for place in places), *([IN_HEAD] if in_head else []))
 
 
 def attention_dropout(
@@ -131,18 +131,12 @@ class Adl(HeadLocalizer):
             raise UsageError(
                 f"setting drop_rate of method 'adl' is {config.drop_rate}; expected a probability in [0, 1]"
             )
-        self.tau = (0.8 if backbone.name == "vgg16" else 0.9) if config.tau is None else config.tau
+        self.tau = (0.8 if backbone.profile.kin == "vgg" else 0.9) if config.tau is None else config.tau
         if not 0 < self.tau <= 1:
             raise UsageError(
                 f"setting tau of method 'adl' is {self.tau}; expected a number in (0, 1], or none"
             )
         self.places = places_for(backbone, config)
-        if missing := [place for place in self.places if place != IN_HEAD and place not in backbone.steps]:
-            raise UsageError(
-                f"method 'adl' stands after the steps {', '.join(self.places)}; {backbone.name} has no "
-                f"{', '.join(missing)} "
-                "that could be changed; use one of `wsolbench list backbones`"
-            )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of the network with the layer at its places."""

@@ -64,7 +64,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reference_models.base.localizer import Localizer
-from reference_models.core.backbone import Backbone
+from reference_models.core.backbone import Backbone, profile_of
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass
 from reference_models.core.recipes import RECIPES
@@ -264,15 +264,14 @@ class Caam(Localizer):
     @classmethod
     def grid_for(cls, backbone: str, config: MethodConfig) -> str:
         """14 x 14 at 224, as on VGG: the attention compares all channels and all places with each other."""
-        return (
-            "std14" if config.grid == "default" and backbone in {"resnet50", "inception_v3"} else config.grid
-        )
+        return profile_of(backbone).grid(config.grid, "small")
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
         """SPA's recipes; on ResNet-50 with fewer images at once, whose channel attention is 2048 x 2048."""
         name = super().recipe_name(backbone, num_classes)
-        return "caam_cub_resnet50" if (backbone, name) == ("resnet50", "spa_cub") else name
+        resnet = profile_of(backbone).kin == "resnet"
+        return "caam_cub_resnet50" if resnet and name == "spa_cub" else name
 
     def attended(
         self, first: Float[Tensor, "b d h w"], second: Float[Tensor, "b d h w"]

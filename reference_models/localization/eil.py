@@ -61,9 +61,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
-from reference_models.core.backbone import TIMM_PREFIX, Backbone
+from reference_models.core.backbone import Backbone
 from reference_models.core.outputs import Batch
-from reference_models.core.recipes import Recipe, default_recipe
+from reference_models.core.recipes import Recipe
 from reference_models.layers.attention import attention, kept
 from reference_models.layers.heads import HeadKind, cross_entropy
 from wsolbench.exceptions import UsageError
@@ -96,9 +96,11 @@ class EilConfig(HeadConfig):
 
 def step_of(point: int, backbone: Backbone) -> str:
     """The step of the backbone after which a point is."""
-    if backbone.name == "inception_v3" and point == 4:
-        return "Mixed_6a"
-    return backbone.layout[point - HEAD_POINT - 1].name
+    if point == HEAD_POINT:
+        return backbone.layout[-1].name
+    way_out = "--set points=5, which is in front of the head, or "
+    (place,) = backbone.role("branch" if point == 4 else "early-branch", "method 'eil'", way_out)
+    return place.name
 
 
 def erased(features: Float[Tensor, "b d h w"], gamma: float) -> Float[Tensor, "b d h w"]:
@@ -144,17 +146,11 @@ class Eil(HeadLocalizer):
         super().__init__(backbone, num_classes, config)
         self.inside = tuple(step_of(point, backbone) for point in sorted(points) if point != HEAD_POINT)
         """Steps with a point after them, but for the one in front of the head."""
-        if self.inside and backbone.name.startswith(TIMM_PREFIX):
-            raise UsageError(
-                f"method 'eil' erases after {', '.join(self.inside)} of {backbone.name}, whose inside "
-                "cannot be changed; "
-                "use --set points=5, which is in front of the head, or one of `wsolbench list backbones`"
-            )
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
         """The authors' in the place of SPA's for CUB; for ILSVRC they give no script."""
-        name = default_recipe(backbone, num_classes)
+        name = super().recipe_name(backbone, num_classes)
         return "eil" if name == "spa_cub" else name
 
     def is_new(self, name: str, recipe: Recipe) -> bool:

@@ -53,10 +53,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
-from reference_models.core.backbone import Backbone
+from reference_models.core.backbone import Backbone, profile_of
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch
-from reference_models.core.recipes import Recipe, default_recipe
+from reference_models.core.recipes import Recipe
 from reference_models.layers.heads import cross_entropy
 from reference_models.layers.maps import min_max
 from reference_models.training.parallel import add_up
@@ -191,12 +191,12 @@ class I2C(HeadLocalizer):
     @classmethod
     def grid_for(cls, backbone: str, config: MethodConfig) -> str:
         """ACoL's 28x28 grid on VGG-16, as in the released code."""
-        return "acol28" if backbone == "vgg16" and config.grid == "default" else config.grid
+        return profile_of(backbone).grid(config.grid, "overlapping-pools")
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
         """The released recipe where that of SPA for ILSVRC would be used."""
-        name = default_recipe(backbone, num_classes)
+        name = super().recipe_name(backbone, num_classes)
         return "i2c_ilsvrc" if name == "spa_ilsvrc" else name
 
     def batches(

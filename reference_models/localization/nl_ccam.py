@@ -73,10 +73,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from reference_models.base.localizer import Localizer
-from reference_models.core.backbone import TIMM_PREFIX, Backbone
+from reference_models.core.backbone import Backbone
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass
-from reference_models.core.recipes import Recipe, default_recipe
+from reference_models.core.recipes import Recipe
 from reference_models.layers.heads import FcHead, cross_entropy, make_head
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import ShareBelow1
@@ -106,8 +106,7 @@ class NlCcamConfig(MethodConfig):
 
 def places_for(backbone: Backbone) -> dict[str, int]:
     """Steps of the backbone with a block after them, and their channels."""
-    count = 4 if backbone.name == "vgg16" else 3
-    return {stage.name: stage.channels for stage in backbone.layout[-count:]}
+    return {stage.name: stage.channels for stage in backbone.role("attend", "method 'nl-ccam'")}
 
 
 class NonLocalBlock(nn.Module):
@@ -211,21 +210,18 @@ class NlCcam(Localizer):
             raise UsageError(
                 f"setting leaky of method 'nl-ccam' is {config.leaky}; expected a slope from 0 to below 1"
             )
-        if backbone.name.startswith(TIMM_PREFIX):
-            raise UsageError(
-                f"method 'nl-ccam' puts blocks inside its backbone and cannot use {backbone.name}; use one "
-                "of `wsolbench list backbones`"
-            )
         super().__init__(backbone, num_classes, config)
         places = places_for(backbone)
         self.blocks = nn.ModuleDict({place: NonLocalBlock(channels) for place, channels in places.items()})
-        vgg = backbone.name == "vgg16"
+        without_hidden = backbone.profile.convolution_before_linear
         self.head = (
-            FcHead(backbone.channels[-1], num_classes) if vgg else make_head("fc", backbone, num_classes)
+            FcHead(backbone.channels[-1], num_classes)
+            if without_hidden
+            else make_head("fc", backbone, num_classes)
         )
         if not self.head.pretrained:
             self.head.classifier.reset_parameters()
-        if vgg and config.leaky > 0:
+        if backbone.profile.kin == "vgg" and config.leaky > 0:
             for name in [name for name, step in backbone.steps.items() if isinstance(step, nn.ReLU)]:
                 backbone.steps[name] = nn.LeakyReLU(config.leaky)
         g = rank_weights(config.g, num_classes, config.top or max(1, num_classes // 2))
@@ -234,7 +230,7 @@ class NlCcam(Localizer):
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
         """The authors' in the place of SPA's for CUB; they released none for ILSVRC."""
-        name = default_recipe(backbone, num_classes)
+        name = super().recipe_name(backbone, num_classes)
         return "nl_ccam_cub" if name == "spa_cub" else name
 
     def is_new(self, name: str, recipe: Recipe) -> bool:

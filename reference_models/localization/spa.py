@@ -44,7 +44,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
-from reference_models.core.backbone import Backbone
+from reference_models.core.backbone import Backbone, profile_of
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch
 from reference_models.core.recipes import MANY_CLASSES
@@ -148,10 +148,9 @@ class Spa(HeadLocalizer):
     @classmethod
     def grid_for(cls, backbone: str, config: MethodConfig) -> str:
         """ACoL's pools on VGG-16 in the variant `paper`."""
-        acol = (
-            backbone == "vgg16" and config.grid == "default" and getattr(config, "variant", None) == "paper"
-        )
-        return "acol28" if acol else config.grid
+        if getattr(config, "variant", None) != "paper":
+            return config.grid
+        return profile_of(backbone).grid(config.grid, "overlapping-pools")
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """(1); the term `restricted_activation` is there from the epoch that `start` says."""

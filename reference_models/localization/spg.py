@@ -71,7 +71,7 @@ from reference_models.base.localizer import Localizer
 from reference_models.core.backbone import Backbone
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass
-from reference_models.core.recipes import WSOLEVALUATION, Recipe, default_recipe
+from reference_models.core.recipes import WSOLEVALUATION, Recipe
 from reference_models.layers.heads import ConvHead, cross_entropy
 from reference_models.layers.maps import min_max
 from wsolbench.exceptions import UsageError
@@ -129,21 +129,16 @@ class SpgConfig(MethodConfig):
 
 def places_for(backbone: Backbone) -> tuple[tuple[str, str], tuple[int, int]]:
     """Steps of the backbone that feed B1 and B2, and their channels."""
-    before, last = backbone.layout[-2:]
-    if backbone.name == "resnet50":
-        return ("layer3_0", before.name), (before.channels, before.channels)
-    return (before.name, "Mixed_6d" if backbone.name == "inception_v3" else last.name), (
-        before.channels,
-        last.channels,
-    )
+    one, two = backbone.role("guides", "method 'spg'")
+    return (one.name, two.name), (one.channels, two.channels)
 
 
 def classifier_for(backbone: Backbone, num_classes: int, dropout: float | None) -> ConvHead:
     """A."""
     channels = backbone.channels[-1]
-    if backbone.name == "resnet50":
+    if backbone.profile.kin == "resnet":
         return ConvHead(channels, num_classes, depth=0, dropout=dropout or 0.0)
-    if backbone.name == "vgg16":
+    if backbone.profile.kin == "vgg":
         return ConvHead(channels, num_classes, width=channels, dropout=dropout or 0.0)
     return ConvHead(
         channels, num_classes, width=backbone.head_width, dropout=0.5 if dropout is None else dropout
@@ -212,7 +207,7 @@ class Spg(Localizer):
         _check(config)
         self.places, channels = places_for(backbone)
         narrow = backbone.head_width // 2  # 512 where the heads are 1024 wide
-        width = backbone.head_width if backbone.name == "resnet50" else narrow
+        width = backbone.head_width if backbone.profile.kin == "resnet" else narrow
         self.head = classifier_for(backbone, num_classes, config.dropout)
         self.side1 = nn.Sequential(convolution(channels[0], width, 3), nn.ReLU())
         self.side2 = nn.Sequential(convolution(channels[1], width, 3), nn.ReLU())
@@ -224,18 +219,16 @@ class Spg(Localizer):
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
         """The authors' in the place of SPA's for ILSVRC; for CUB they give none."""
-        name = default_recipe(backbone, num_classes)
+        name = super().recipe_name(backbone, num_classes)
         return "spg_ilsvrc" if name == "spa_ilsvrc" else name
 
     def is_new(self, name: str, recipe: Recipe) -> bool:
         """With a recipe of wsolevaluation its names decide: on ResNet-50 the last stage alone, on VGG also
         blocks 4 and 5.
         """
-        if recipe.last_stage_is_new and self.backbone.name == "resnet50":
+        if recipe.last_stage_is_new and self.backbone.profile.kin == "resnet":
             return self.is_last_stage(name)
-        deep = recipe.source == WSOLEVALUATION and name.startswith(
-            ("backbone.steps.conv4", "backbone.steps.conv5")
-        )
+        deep = recipe.source == WSOLEVALUATION and self.backbone.profile.in_group(name, "deep")
         return deep or super().is_new(name, recipe)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:

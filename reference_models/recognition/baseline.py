@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
 from reference_models.base.recognizer import Recognizer
-from reference_models.core.recipes import FINE_GRAINED, default_recipe
+from reference_models.core.recipes import FINE_GRAINED
 from reference_models.layers.heads import HeadKind
 
 PAPER = "resnet"
@@ -49,6 +49,6 @@ class Baseline(Recognizer, HeadLocalizer):
     recipes = FINE_GRAINED
 
     @classmethod
-    def recipe_name(cls, backbone: str, num_classes: int) -> str:
-        """LIO's without its rotation on ResNet-50."""
-        return "lio_upright" if backbone == "resnet50" else default_recipe(backbone, num_classes)
+    def paper_recipe(cls, num_classes: int) -> str:  # noqa: ARG003 - one for all
+        """LIO's without its rotation."""
+        return "lio_upright"

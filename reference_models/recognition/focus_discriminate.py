@@ -158,9 +158,9 @@ class FocusDiscriminate(Recognizer):
         self.hybrid_classifier = _linear((config.parts + 1) * width, num_classes) if config.hybrid else None
 
     @classmethod
-    def recipe_name(cls, backbone: str, num_classes: int) -> str:
-        """The paper's on its network."""
-        return "fnd" if backbone == "resnet50" else super().recipe_name(backbone, num_classes)
+    def paper_recipe(cls, num_classes: int) -> str:  # noqa: ARG003 - one for all
+        """The paper's."""
+        return "fnd"
 
     def regions(
         self, focus: Float[Tensor, "b h w"], images: Float[Tensor, "b 3 H W"], count: int

@@ -179,9 +179,9 @@ class NtsNet(Recognizer):
         self.concat_classifier = nn.Linear(last.channels * (config.parts + 1), num_classes)
 
     @classmethod
-    def recipe_name(cls, backbone: str, num_classes: int) -> str:
-        """The released recipe on the paper's backbone."""
-        return "nts" if backbone == "resnet50" else super().recipe_name(backbone, num_classes)
+    def paper_recipe(cls, num_classes: int) -> str:  # noqa: ARG003 - one for all
+        """The released recipe."""
+        return "nts"
 
     def look(self, images: Float[Tensor, "b 3 S S"], boxes: Float[Tensor, "b k 4"]) -> Float[Tensor, "b k d"]:
         """Pooled features of the parts."""

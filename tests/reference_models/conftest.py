@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from reference_models.core.backbone import Backbone, Stage
+from reference_models.core.backbone import Backbone
 from reference_models.core.outputs import Batch
+from reference_models.core.profile import Stage
 from wsolbench.methods import InputSpec
 from wsolbench.types import Dataset, Sample
 

@@ -157,8 +157,10 @@ def default_backbone(dataset: str, backbone: str | None, real: str = "resnet50")
 
 
 def default_weights(backbone: str, weights: str | None) -> str:
-    """The weights that were asked for, else `none` for `tiny`, which has none, and `imagenet`."""
-    return weights or ("none" if backbone == "tiny" else "imagenet")
+    """The weights that were asked for, else those that the backbone's file states."""
+    from wsolbench.methods import weights_of_backbone
+
+    return weights or weights_of_backbone(backbone)
 
 
 def default_run(dataset: str, backbone: str, model: Mapping[str, Any]) -> Path:

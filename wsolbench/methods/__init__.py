@@ -29,6 +29,7 @@ from wsolbench.methods.registry import (
     load_method,
     load_post,
     methods_in,
+    weights_of_backbone,
 )
 
 __all__ = [
@@ -58,4 +59,5 @@ __all__ = [
     "load_method",
     "load_post",
     "methods_in",
+    "weights_of_backbone",
 ]

@@ -109,6 +109,17 @@ def check_backbone(name: str) -> None:
         raise unknown_name("backbone", name, rows)
 
 
+def weights_of_backbone(name: str) -> str:
+    """Default weights of a backbone: what the `PROFILE` of its file states, else `imagenet`.
+
+    An unknown name has `imagenet`, too: it may be the name of a detector's network.
+    """
+    rows = {row.name: row for row in list_backbones()}
+    row = rows.get(TIMM.removesuffix(":") if name.startswith(TIMM) else name)
+    profile = None if row is None else getattr(importlib.import_module(row.module), "PROFILE", None)
+    return "imagenet" if profile is None else str(profile.default_weights)
+
+
 def list_posts() -> list[MethodInfo]:
     """Every post-process, sorted by name."""
     return _offered(POST_ENTRY_POINT_GROUP)

@@ -64,7 +64,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from reference_models.base.localizer import Localizer
-from reference_models.core.backbone import Backbone
+from reference_models.core.backbone import Backbone, profile_of
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass
 from reference_models.layers.heads import ConvHead, HeadOutput, cross_entropy
@@ -202,7 +202,7 @@ class Danet(Localizer):
 
     def __init__(self, backbone: Backbone, num_classes: int, config: DanetConfig) -> None:
         super().__init__(backbone, num_classes, config)
-        wide, inception = backbone.head_width, backbone.name == "inception_v3"
+        wide, inception = backbone.head_width, backbone.profile.kin == "inception"
         self.per_class = config.maps_per_class or (4 if inception else 8)
         widths = config.widths or ((wide // 4, wide * 3 // 8, wide) if inception else (wide // 2, wide, wide))
         if (
@@ -236,7 +236,7 @@ class Danet(Localizer):
     @classmethod
     def grid_for(cls, backbone: str, config: MethodConfig) -> str:
         """torchvision's strides on Inception-V3 and a padded first convolution, as in the released code."""
-        return "padded" if backbone == "inception_v3" and config.grid == "default" else config.grid
+        return profile_of(backbone).grid(config.grid, "padded")
 
     def _levels(
         self, images: Float[Tensor, "b 3 H W"]

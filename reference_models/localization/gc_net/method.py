@@ -63,7 +63,7 @@ from reference_models.base.head_localizer import HeadConfig
 from reference_models.base.localizer import Localizer
 from reference_models.core.backbone import Backbone
 from reference_models.core.outputs import Batch, ForwardPass, Proposals
-from reference_models.core.recipes import Recipe, default_recipe
+from reference_models.core.recipes import Recipe
 from reference_models.core.weights import digest_of_setting, load_parts
 from reference_models.layers.heads import HeadKind, cross_entropy, make_head
 from reference_models.localization.gc_net.shapes import (
@@ -240,7 +240,7 @@ class GcNet(Localizer):
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
         """The released recipe for the backbones of the paper."""
-        name = default_recipe(backbone, num_classes)
+        name = super().recipe_name(backbone, num_classes)
         return "gc_net" if name.startswith("spa") else name
 
     # --- the two parts of a run -----------------------------------------------------------------------------

@@ -62,9 +62,10 @@ from torch import Tensor, nn
 
 from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
 from reference_models.base.recognizer import Recognizer
-from reference_models.core.backbone import Backbone, Stage
+from reference_models.core.backbone import Backbone
 from reference_models.core.outputs import Batch, ForwardPass
-from reference_models.core.recipes import FINE_GRAINED, MANY_CLASSES, Recipe, default_recipe
+from reference_models.core.profile import Stage
+from reference_models.core.recipes import FINE_GRAINED, MANY_CLASSES, Recipe
 from reference_models.core.weights import without
 from reference_models.layers.heads import HeadKind
 from reference_models.layers.maps import min_max
@@ -225,10 +226,9 @@ class Lio(Recognizer, HeadLocalizer):
         return self.config.num_positives + 1
 
     @classmethod
-    def recipe_name(cls, backbone: str, num_classes: int) -> str:
-        """The paper's on its network."""
-        own = "lio" if num_classes < MANY_CLASSES else "lio_ilsvrc"
-        return own if backbone == "resnet50" else default_recipe(backbone, num_classes)
+    def paper_recipe(cls, num_classes: int) -> str:
+        """The paper's."""
+        return "lio" if num_classes < MANY_CLASSES else "lio_ilsvrc"
 
     def lr_factor(self, recipe: Recipe, progress: float) -> float:
         """The recipe's, with another warm-up (`warmup`)."""

@@ -228,9 +228,9 @@ class Ssanet(Recognizer):
             )
 
     @classmethod
-    def recipe_name(cls, backbone: str, num_classes: int) -> str:
-        """The paper's on its backbone."""
-        return "ssanet_cub" if backbone == "resnet50" else super().recipe_name(backbone, num_classes)
+    def paper_recipe(cls, num_classes: int) -> str:  # noqa: ARG003 - one for all
+        """The paper's for CUB."""
+        return "ssanet_cub"
 
     @classmethod
     def adjust_recipe(cls, name: str, recipe: Recipe, config: MethodConfig) -> Recipe:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reference_models.core.backbone import profile_of
 from reference_models.core.config import MethodConfig, from_json, parse_settings, split_settings, to_json
 from reference_models.core.detector_recipes import DetectionRecipe
 from reference_models.core.recipes import RECIPES, Recipe, default_recipe
@@ -148,7 +149,16 @@ def test_no_recipe_leaves_the_range_from_0_to_its_base_rate(name, progress):
 
 
 def test_published_backbones_have_the_recipe_of_spa_for_their_kind_of_data():
-    assert default_recipe("vgg16", 200) == "spa_cub"
-    assert default_recipe("vgg16", 1000) == "spa_ilsvrc"
-    assert default_recipe("tiny", 10) == "tiny"
-    assert {default_recipe(name, 10) for name in ("efficientnet_lite0", "timm:resnet18")} == {"finetune"}
+    families = {
+        name: profile_of(name).recipe_family
+        for name in ("vgg16", "tiny", "efficientnet_lite0", "timm:resnet18")
+    }
+    assert families == {
+        "vgg16": "published",
+        "tiny": "tiny",
+        "efficientnet_lite0": "finetune",
+        "timm:resnet18": "finetune",
+    }
+    assert default_recipe("published", 200) == "spa_cub"
+    assert default_recipe("published", 1000) == "spa_ilsvrc"
+    assert {default_recipe(family, 10) for family in ("tiny", "finetune")} == {"tiny", "finetune"}

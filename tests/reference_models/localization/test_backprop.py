@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from reference_models.core.backbone import Backbone, Stage
+from reference_models.core.backbone import Backbone
+from reference_models.core.profile import Stage
 from reference_models.layers.regions import PEAK_SIDE
 from reference_models.localization.backprop import Backprop, BackpropConfig, saliency, smoothed
 from tests.reference_models.conftest import toy_backbone

@@ -336,5 +336,5 @@ def test_impossible_settings_are_refused(setting, message):
 
 
 def test_a_network_whose_inside_cannot_be_changed_is_refused():
-    with pytest.raises(UsageError, match="cannot use timm:resnet10t"):
+    with pytest.raises(UsageError, match="method 'nl-ccam' needs the role 'attend'"):
         NlCcam(load_backbone("timm:resnet10t", weights="none"), CLASSES, NlCcamConfig())

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reference_models.core.backbone import Backbone, Stage
+from reference_models.core.backbone import Backbone
 from reference_models.core.config import parse_settings
 from reference_models.core.outputs import Batch
+from reference_models.core.profile import Stage
 from reference_models.recognition.baseline import Baseline, BaselineConfig
 from reference_models.recognition.lio.class_groups import positives_of
 from reference_models.recognition.lio.method import Lio, LioConfig, Structure, pseudo_mask
