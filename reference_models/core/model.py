@@ -4,7 +4,7 @@ has its default here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from reference_models.core.backbone import Backbone, load_backbone, profile_of
 from reference_models.core.config import MethodConfig, parse_settings, split_settings, to_json
+from reference_models.core.objectives import Objective
 from reference_models.core.outputs import Batch, ForwardPass
 from reference_models.core.recipes import RECIPES, Recipe, default_recipe
 from wsolbench.exceptions import unknown_name
@@ -137,6 +138,10 @@ class Model(nn.Module):
             group = groups.setdefault(key, {"name": key, "factor": factor, "params": []})
             group["params"].append(parameter)
         return list(groups.values())
+
+    def objectives(self, recipe: Recipe) -> Sequence[Objective]:
+        """What is minimised: the loss, by all parameters. A method with several optimisers gives several."""
+        return [Objective(loss=self.loss, groups=self.parameter_groups(recipe), recipe=recipe)]
 
     def lr_factor(self, recipe: Recipe, progress: float) -> float:
         """Learning rate relative to its base after `progress` in [0, 1] of the run; called before every

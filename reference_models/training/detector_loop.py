@@ -8,9 +8,7 @@ epoch, and within one every ten minutes.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,29 +16,26 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor
 
-from reference_models.core.config import parse_settings, split_settings, to_json
 from reference_models.core.detector_recipes import DetectionRecipe
 from reference_models.core.outputs import as_input
 from reference_models.training.detector_data import Examples, TargetReader
 from reference_models.training.detector_model import DetectorModel
-from reference_models.training.request import as_asked, recipe_facts, weights_fact
+from reference_models.training.request import as_asked, dataset_facts, recipe_facts, run_facts
 from reference_models.training.run_folder import (
     LAST,
     LOG,
     STATE,
-    finished,
     load_state,
-    locked_run,
+    run_metadata,
     save_state,
+    training_run,
     write_log,
 )
-from reference_models.training.steps import autocast, mixed, must_be_finite, scaler_for
+from reference_models.training.steps import make_optimizer, mixed, must_be_finite, scaler_for, take_step
 from wsolbench.datasets.subsets import limit_dataset
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import DetectorRequest
-from wsolbench.methods.device import pick_device
 from wsolbench.system.distributed import world
 from wsolbench.system.files import sha256_of_file
 from wsolbench.system.progress import Progress, track
@@ -70,6 +65,11 @@ class Run:
     """Rows of the log."""
 
     @property
+    def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
+        """What trains it."""
+        return (self.optimizer,)
+
+    @property
     def progress(self) -> dict[str, Any]:
         """How far it is."""
         return {"step": self.step, "sums": self.sums, "seconds": self.seconds, "history": self.history}
@@ -93,17 +93,9 @@ def fit(method: type[DetectorModel], request: DetectorRequest) -> Path:
         )
     recipe = as_asked(method.recipe_for(request.backbone, request.settings), request)
     facts = _run_facts(method, request, recipe)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(locked_run(request.out))
-        if finished(request.out, facts):
-            (request.out / STATE).unlink(missing_ok=True)
-            return request.out / LAST
-        device = pick_device(request.device)
-        if device.type == "cuda":
-            stack.enter_context(torch.cuda.device(device))
-        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-        stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True))
-        _train(_start(method, request, recipe, facts, device), request)
+    with training_run(request.out, facts, request.device, world()) as device:
+        if device is not None:
+            _train(_start(method, request, recipe, facts, device), request)
     return request.out / LAST
 
 
@@ -124,12 +116,10 @@ def _train(run: Run, request: DetectorRequest) -> None:
             save_state(run, run.progress, request.out / STATE)
             write_log(run.history, request.out / LOG)
     write_log(run.history, request.out / LOG)  # from the last state, if a kill comes in between
-    name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
-    seconds = round(sum(row["seconds"] for row in run.history), 1)
     run.model.save(
         request.out / LAST,
         {**run.facts, "epoch": epochs, "train_loss": run.history[-1]["train_loss"]},
-        {"device": name, "seconds": seconds, "log_sha256": sha256_of_file(request.out / LOG)},
+        {**run_metadata(run), "log_sha256": sha256_of_file(request.out / LOG)},
     )
     (request.out / STATE).unlink(missing_ok=True)
 
@@ -164,22 +154,20 @@ def _epoch(run: Run, reader: TargetReader, request: DetectorRequest, steps: int,
 
 def _step(run: Run, examples: Examples) -> dict[str, float]:
     """One update of the parameters; the terms of the loss."""
-    run.optimizer.zero_grad(set_to_none=True)
     images = [as_input(image, run.device) for image, _ in examples]
     targets = [
         {name: tensor.to(run.device, non_blocking=True) for name, tensor in target.items()}
         for _, target in examples
     ]
-    with autocast(run.device):
-        terms = run.model.loss(images, targets)
-    total: Tensor = torch.stack([term.float() for term in terms.values()]).sum()
-    run.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-    if run.recipe.clip_norm > 0:
-        run.scaler.unscale_(run.optimizer)
-        torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    return {name: float(term.detach()) for name, term in terms.items()}
+    terms = take_step(
+        lambda: run.model.loss(images, targets),
+        run.optimizer,
+        run.scaler,
+        run.model.parameters(),
+        device=run.device,
+        clip_norm=run.recipe.clip_norm,
+    )
+    return {name: float(term) for name, term in terms.items()}
 
 
 def _batches(count: int, size: int, rng: np.random.Generator) -> list[Int[np.ndarray, " _"]]:
@@ -193,25 +181,11 @@ def _batches(count: int, size: int, rng: np.random.Generator) -> list[Int[np.nda
 def _run_facts(
     method: type[DetectorModel], request: DetectorRequest, recipe: DetectionRecipe
 ) -> dict[str, Any]:
-    """All that the weights depend on, but for the machine."""
-    config = parse_settings(
-        method.Config, split_settings(request.settings)[0], what=f"detector {method.method_name!r}"
-    )
-    train = request.train
+    """All that the weights depend on, except for the machine."""
+    what = f"detector {method.method_name!r}"
     return {
-        "method": method.method_name,
-        "settings": to_json(config),
-        "backbone": request.backbone,
-        "weights": weights_fact(request.weights),
-        "seed": request.seed,
-        "recipe": recipe_facts(recipe),
-        "dataset": {
-            "name": train.name,
-            "split": train.split,
-            "fingerprint": train.fingerprint,
-            "images": len(train),
-            "limit": request.limit,
-        },
+        **run_facts(method, request, recipe_facts(recipe), what=what),
+        "dataset": {**dataset_facts(request.train), "limit": request.limit},
     }
 
 
@@ -230,19 +204,10 @@ def _start(
         weights=request.weights,
         settings=request.settings,
     ).to(device)
-    run = Run(model, _optimizer(model, recipe), scaler_for(device), device, recipe, facts)
+    learnt = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    optimizer = make_optimizer(learnt, recipe, nesterov=False)
+    run = Run(model, optimizer, scaler_for(device), device, recipe, facts)
     if (request.out / STATE).exists():
         for name, value in load_state(run, request.out / STATE).items():
             setattr(run, name, value)
     return run
-
-
-def _optimizer(model: DetectorModel, recipe: DetectionRecipe) -> torch.optim.Optimizer:
-    learnt: Iterator[Tensor] = (parameter for parameter in model.parameters() if parameter.requires_grad)
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            learnt, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
-    return torch.optim.AdamW(
-        learnt, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay
-    )

@@ -10,10 +10,10 @@ steps, schedule and augmentation are those of one process. The first process alo
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,29 +22,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reference_models.core.config import parse_settings, split_settings, to_json
 from reference_models.core.model import Model
+from reference_models.core.objectives import Objective
 from reference_models.core.outputs import Batch
 from reference_models.core.recipes import Recipe
 from reference_models.training.checkpoint import save_checkpoint
 from reference_models.training.images import ImageReader, masks_of, to_device
 from reference_models.training.parallel import make_equal, one_step, share_of, with_synchronised_batch_norm
-from reference_models.training.request import as_asked, recipe_facts, weights_fact
+from reference_models.training.request import as_asked, dataset_facts, recipe_facts, run_facts
 from reference_models.training.run_folder import (
     BEST,
     LAST,
     LOG,
     STATE,
-    finished,
     load_state,
-    locked_run,
+    run_metadata,
     save_state,
+    training_run,
     write_log,
 )
-from reference_models.training.steps import autocast, mixed, must_be_finite, scaler_for
+from reference_models.training.steps import (
+    autocast,
+    make_optimizer,
+    mixed,
+    must_be_finite,
+    scaler_for,
+    take_step,
+)
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import TrainRequest
-from wsolbench.methods.device import pick_device
 from wsolbench.system.distributed import World, connected, gathered
 from wsolbench.system.files import sha256_of_file
 from wsolbench.system.progress import Progress, track
@@ -59,7 +65,9 @@ class Run:
     """A run in progress: the model, what trains it, and what has happened so far."""
 
     model: Model
-    optimizer: torch.optim.Optimizer
+    objectives: tuple[Objective, ...]
+    optimizers: tuple[torch.optim.Optimizer, ...]
+    """One for each objective."""
     scaler: torch.amp.GradScaler
     device: torch.device
     recipe: Recipe
@@ -95,7 +103,7 @@ def fit(method: type[Model], request: TrainRequest) -> Path:
     Raises `UsageError` when the folder holds another run, on options that mean nothing, and when the loss is
     no longer finite; `DataError` on labels outside the classes and on images that cannot be read.
     """
-    with connected() as here, contextlib.ExitStack() as stack:
+    with connected() as here:
         _check(request.train)
         if request.val is not None:
             _check(request.val, request.train)
@@ -103,18 +111,9 @@ def fit(method: type[Model], request: TrainRequest) -> Path:
             method.recipe_for(request.backbone, len(request.train.class_names), request.settings), request
         )
         facts = _run_facts(method, request, recipe)
-        if here.is_first:
-            stack.enter_context(locked_run(request.out))
-        if gathered(here.is_first and finished(request.out, facts))[0]:
-            if here.is_first:
-                (request.out / STATE).unlink(missing_ok=True)
-            return request.out / LAST
-        device = pick_device(request.device)
-        if device.type == "cuda":
-            stack.enter_context(torch.cuda.device(device))
-        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-        stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True))
-        _train(_start(method, request, recipe, facts, device, here), request)
+        with training_run(request.out, facts, request.device, here) as device:
+            if device is not None:
+                _train(_start(method, request, recipe, facts, device, here), request)
     return request.out / LAST
 
 
@@ -196,8 +195,10 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
     )
     for number, (whole, (indices, weight), squares) in enumerate(zip(batches, shares, views, strict=True)):
         done = (run.epoch + (number + 0.5) / len(batches)) / recipe.epochs
-        for group in run.optimizer.param_groups:
-            group["lr"] = recipe.lr * group["factor"] * model.lr_factor(recipe, done)
+        for objective, optimizer in zip(run.objectives, run.optimizers, strict=True):
+            base = objective.recipe.lr
+            for group in optimizer.param_groups:
+                group["lr"] = base * group["factor"] * model.lr_factor(objective.recipe, done)
         batch = Batch(
             images=to_device(squares, model.input_spec, device),
             labels=torch.from_numpy(labels[indices]).to(device),
@@ -221,22 +222,27 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
 
 
 def _step(run: Run, batch: Batch, weight: float) -> dict[str, Tensor]:
-    """One update of the parameters; the terms of the loss. `weight` is this batch's part of the mean over all
-    processes.
+    """One update for each objective that is due; the terms of their losses.
+
+    `weight` is this batch's part of the mean over all processes.
     """
-    run.optimizer.zero_grad(set_to_none=True)
-    with one_step(run.model, weight, run.here):
-        with autocast(run.device):
-            terms = run.model.loss(batch)
-        total = torch.stack([term.float() for term in terms.values()]).sum()
-        # Scaled gradients are summed before the scaler looks at them: it finds the same in all processes.
-        run.scaler.scale(total * weight).backward()  # type: ignore[no-untyped-call]
-    if run.recipe.clip_norm > 0:
-        run.scaler.unscale_(run.optimizer)
-        torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    return {name: term.detach().float() for name, term in terms.items()}
+    found: dict[str, Tensor] = {}
+    for objective, optimizer in zip(run.objectives, run.optimizers, strict=True):
+        if not objective.is_due(batch):
+            continue
+        own = {id(parameter) for group in objective.groups for parameter in group["params"]}
+        terms = take_step(
+            partial(objective.loss, batch),
+            optimizer,
+            run.scaler,
+            [parameter for parameter in run.model.parameters() if id(parameter) in own],
+            device=run.device,
+            clip_norm=objective.recipe.clip_norm,
+            weight=weight,
+            around=one_step(run.model, weight, run.here),
+        )
+        found.update({objective.term_name(name): term for name, term in terms.items()})
+    return found
 
 
 @torch.no_grad()
@@ -268,29 +274,12 @@ def _accuracy(run: Run, reader: ImageReader, val: Dataset) -> float | None:
 
 
 def _run_facts(method: type[Model], request: TrainRequest, recipe: Recipe) -> dict[str, Any]:
-    """All that the weights depend on, but for the machine."""
-    config = parse_settings(
-        method.Config, split_settings(request.settings)[0], what=f"method {method.method_name!r}"
-    )
+    """All that the weights depend on, except for the machine."""
     return {
-        "method": method.method_name,
-        "settings": to_json(config),
-        "backbone": request.backbone,
-        "weights": weights_fact(request.weights),
+        **run_facts(method, request, recipe_facts(recipe), what=f"method {method.method_name!r}"),
         "image_size": request.image_size,
-        "seed": request.seed,
-        "recipe": recipe_facts(recipe),
-        "dataset": _dataset_facts(request.train),
-        "val": None if request.val is None else _dataset_facts(request.val),
-    }
-
-
-def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
-    return {
-        "name": dataset.name,
-        "split": dataset.split,
-        "fingerprint": dataset.fingerprint,
-        "images": len(dataset),
+        "dataset": dataset_facts(request.train),
+        "val": None if request.val is None else dataset_facts(request.val),
     }
 
 
@@ -303,9 +292,7 @@ def _save(run: Run, path: Path, more: Mapping[str, str] = MappingProxyType({})) 
         "val_accuracy": last["val_accuracy"],
         "train_loss": last["train_loss"],
     }
-    name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
-    seconds = round(sum(row["seconds"] for row in run.history), 1)
-    save_checkpoint(path, run.model, training, {"device": name, "seconds": seconds, **more})
+    save_checkpoint(path, run.model, training, {**run_metadata(run), **more})
 
 
 def _start(
@@ -333,11 +320,12 @@ def _start(
     model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cuda" and here.size > 1:
         model = with_synchronised_batch_norm(model)
-    scaler = scaler_for(device)
+    objectives = tuple(model.objectives(recipe))
     run = Run(
         model=model,
-        optimizer=_optimizer(model, recipe),
-        scaler=scaler,
+        objectives=objectives,
+        optimizers=tuple(map(optimizer_of, objectives)),
+        scaler=scaler_for(device),
         device=device,
         recipe=recipe,
         facts=facts,
@@ -357,18 +345,11 @@ def _start(
     return run
 
 
-def _optimizer(model: Model, recipe: Recipe) -> torch.optim.Optimizer:
-    groups = [{**group, "lr": recipe.lr * group["factor"]} for group in model.parameter_groups(recipe)]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups,
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.momentum > 0,
-            weight_decay=recipe.weight_decay,
-        )
-    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay)
+def optimizer_of(objective: Objective) -> torch.optim.Optimizer:
+    """The optimiser of an objective; each group of parameters has its own rate."""
+    recipe = objective.recipe
+    groups = [{**group, "lr": recipe.lr * group["factor"]} for group in objective.groups]
+    return make_optimizer(groups, recipe, nesterov=True)
 
 
 # --- small checks -------------------------------------------------------------------------------------------

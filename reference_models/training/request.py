@@ -1,6 +1,4 @@
-"""What the training loops share: recipe and facts of a request, the state of a run on disk, seeds, precision,
-the look at the loss.
-"""
+"""What a request for a training stands for: its recipe, and the metadata that two equal runs share."""
 
 from __future__ import annotations
 
@@ -8,12 +6,17 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from reference_models.core.config import parse_settings, split_settings, to_json
 from reference_models.core.detector_recipes import DetectionRecipe
+from reference_models.core.model import Model
 from reference_models.core.recipes import LATER_FIELDS, Recipe
 from reference_models.core.weights import IMAGENET, NONE
+from reference_models.training.detector_model import DetectorModel
+from wsolbench.datasets.coco import InstanceDataset
 from wsolbench.methods import DetectorRequest, TrainRequest
 from wsolbench.system.files import sha256_of_file
 from wsolbench.system.json_values import tuples_to_lists
+from wsolbench.types import Dataset
 
 R = TypeVar("R", Recipe, DetectionRecipe)
 
@@ -22,6 +25,37 @@ def as_asked(recipe: R, request: TrainRequest | DetectorRequest) -> R:
     """The recipe with the request's changes."""
     asked: dict[str, Any] = {"epochs": request.epochs, "batch_size": request.batch_size, "lr": request.lr}
     return replace(recipe, **{name: value for name, value in asked.items() if value is not None})
+
+
+def run_facts(
+    method: type[Model] | type[DetectorModel],
+    request: TrainRequest | DetectorRequest,
+    recipe: dict[str, Any],
+    *,
+    what: str,
+) -> dict[str, Any]:
+    """What the weights of any run depend on, except for the data and the machine.
+
+    `recipe` is that of `recipe_facts`, and `what` the method in messages.
+    """
+    return {
+        "method": method.method_name,
+        "settings": to_json(parse_settings(method.Config, split_settings(request.settings)[0], what=what)),
+        "backbone": request.backbone,
+        "weights": weights_fact(request.weights),
+        "seed": request.seed,
+        "recipe": recipe,
+    }
+
+
+def dataset_facts(dataset: Dataset | InstanceDataset) -> dict[str, Any]:
+    """Which images a run uses."""
+    return {
+        "name": dataset.name,
+        "split": dataset.split,
+        "fingerprint": dataset.fingerprint,
+        "images": len(dataset),
+    }
 
 
 def recipe_facts(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:

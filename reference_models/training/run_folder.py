@@ -6,7 +6,7 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,7 +16,9 @@ from torch import nn
 from reference_models.core.weights import first_line, read_safetensors
 from reference_models.training.checkpoint import read_beside, read_header, write_beside
 from wsolbench.exceptions import DataError, UsageError
+from wsolbench.methods.device import pick_device
 from wsolbench.records.program import program, unlike
+from wsolbench.system.distributed import World, gathered
 from wsolbench.system.files import (
     canonical_json,
     is_sealed,
@@ -91,6 +93,35 @@ def write_log(history: list[dict[str, Any]], path: Path) -> None:
     write_text(path, text.getvalue())
 
 
+@contextlib.contextmanager
+def training_run(out: Path, facts: dict[str, Any], device: str, here: World) -> Iterator[torch.device | None]:
+    """Everything around a training: the lock of its folder, the device, and reproducible computations.
+
+    Gives the device, or None if the folder holds the finished run of these facts. The global random state is
+    restored afterwards. Raises as `locked_run`, `finished` and `pick_device`.
+    """
+    with contextlib.ExitStack() as stack:
+        if here.is_first:
+            stack.enter_context(locked_run(out))
+        if gathered(here.is_first and finished(out, facts))[0]:
+            if here.is_first:
+                (out / STATE).unlink(missing_ok=True)
+            yield None
+            return
+        chosen = pick_device(device)
+        if chosen.type == "cuda":
+            stack.enter_context(torch.cuda.device(chosen))
+        stack.enter_context(torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []))
+        stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True))
+        yield chosen
+
+
+def run_metadata(run: Run) -> dict[str, Any]:
+    """Where a run was computed, and for how many seconds: for the `.json` with a checkpoint."""
+    name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
+    return {"device": name, "seconds": round(sum(row["seconds"] for row in run.history), 1)}
+
+
 LAST, BEST, STATE, LOG = "last.safetensors", "best.safetensors", "state.pt", "log.csv"
 
 LIBRARIES = ("torch", "torchvision", "timm")
@@ -105,10 +136,14 @@ class Run(Protocol):
     def model(self) -> nn.Module:
         """What is trained."""
 
-    optimizer: torch.optim.Optimizer
+    @property
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """What trains it."""
+
     scaler: torch.amp.GradScaler
     device: torch.device
     facts: dict[str, Any]
+    history: list[dict[str, Any]]
 
 
 def save_state(run: Run, progress: dict[str, Any], path: Path) -> None:
@@ -121,7 +156,7 @@ def save_state(run: Run, progress: dict[str, Any], path: Path) -> None:
         "machine": canonical_json(_machine(run.device)),
         "progress": json.dumps(progress),
         "model": run.model.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
         "scaler": run.scaler.state_dict(),
     }
     content = io.BytesIO()  # torch hides the error of a full disk when it writes itself
@@ -166,7 +201,8 @@ def load_state(run: Run, path: Path) -> dict[str, Any]:
             "start again"
         )
     run.model.load_state_dict(state["model"], strict=True)
-    run.optimizer.load_state_dict(state["optimizer"])
+    for optimizer, kept in zip(run.optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(kept)
     run.scaler.load_state_dict(state["scaler"])
     return progress
 

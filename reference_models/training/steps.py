@@ -1,11 +1,75 @@
-"""What one step of training needs: seeds, mixed precision, the check that the loss is still finite."""
+"""One step of training: seeds, mixed precision, the optimiser, and the check that the loss is finite."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import numpy as np
 import torch
+from torch import Tensor
 
+from reference_models.core.detector_recipes import DetectionRecipe
+from reference_models.core.recipes import Recipe
 from wsolbench.exceptions import UsageError
+
+
+def make_optimizer(
+    parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
+    recipe: Recipe | DetectionRecipe,
+    *,
+    nesterov: bool,
+) -> torch.optim.Optimizer:
+    """The optimiser of a recipe. `nesterov` is whether momentum of SGD looks ahead."""
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=nesterov and recipe.momentum > 0,
+            weight_decay=recipe.weight_decay,
+        )
+    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay)
+
+
+def take_step(
+    loss: Callable[[], dict[str, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    parameters: Iterable[Tensor],
+    *,
+    device: torch.device,
+    clip_norm: float,
+    weight: float = 1.0,
+    around: contextlib.AbstractContextManager[None] | None = None,
+) -> dict[str, Tensor]:
+    """One update of the parameters; returns the terms of the loss, float32 without a graph.
+
+    Args:
+        loss: computes the named terms, whose sum is minimised.
+        optimizer: its gradients are cleared first.
+        scaler: scales the loss where gradients are in float16.
+        parameters: those of the optimiser, whose gradient `clip_norm` limits.
+        device: where the model is.
+        clip_norm: largest norm of the gradient; 0: not clipped.
+        weight: factor of the loss, for a share of a batch.
+        around: context of the forward and the backward pass.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    with around or contextlib.nullcontext():
+        with autocast(device):
+            terms = loss()
+        total = torch.stack([term.float() for term in terms.values()]).sum()
+        # Scaled gradients are summed before the scaler looks at them: it finds the same in all processes.
+        scaler.scale(total * weight).backward()  # type: ignore[no-untyped-call]
+    if clip_norm > 0:
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    return {name: term.detach().float() for name, term in terms.items()}
 
 
 def must_be_finite(means: dict[str, float], method: str, where: str, lr: float) -> None:
