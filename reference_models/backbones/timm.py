@@ -5,7 +5,10 @@ instead of striding); networks that cannot do that, and `stock`, keep their own 
 those that timm names as the default for the network; it downloads them from the Hugging Face hub. Size, mean
 and deviation of the input are timm's.
 
-Steps cannot be edited: timm has no common notion of them.
+`tokens` is for vision transformers (ViT, DeiT, DINO, DINOv2) alone: the network as steps that give tokens and
+attention (`core/tokens.py`), for images of any size that patches fill.
+
+Steps of the other variants cannot be edited: timm has no common notion of them.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from timm.models import vision_transformer
+from torch import Tensor, nn
 
 from reference_models.core.backbone import TIMM_PREFIX, Backbone, Edit, pick_grid
 from reference_models.core.profile import Profile, Role, Stage
+from reference_models.core.tokens import TokenBackbone
 from reference_models.core.weights import (
     IMAGENET,
     NONE,
@@ -34,7 +39,8 @@ from reference_models.core.weights import (
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec
 
-PROFILE = Profile(grids=("std14", "stock"), grid_for={"fine-grained": "stock"})
+TOKENS = "tokens"
+PROFILE = Profile(grids=("std14", "stock", TOKENS), grid_for={"fine-grained": "stock", "tokens": TOKENS})
 
 
 class TimmBackbone(Backbone):
@@ -111,6 +117,10 @@ def build(*, name: str, weights: WeightsFile | str = IMAGENET, grid: str = "defa
         if weights == IMAGENET:
             source = Weights(f"timm {facts.tag or 'default'}", sha256_of_tensors(net.state_dict()))
     spec = _input_spec(facts)
+    if grid == TOKENS:
+        tokens = TokenBackbone(name, net, grid=grid, input_spec=spec, profile=PROFILE)
+        tokens.weights = source
+        return tokens
     channels, strides = net.feature_info.channels(), net.feature_info.reduction()
     layout = [
         Stage(f"stage{number}", stride, width)
@@ -140,10 +150,18 @@ def _must_fit(name: str, model: str, weights: WeightsFile) -> None:
 
 def _create(name: str, model: str, *, grid: str, **options: Any) -> Any:
     failure: Exception | None = None
-    tries: tuple[dict[str, Any], ...] = ({"output_stride": 16}, {}) if grid == "std14" else ({},)
+    stages: dict[str, Any] = {"features_only": True}
+    tries: tuple[dict[str, Any], ...] = {
+        "std14": ({**stages, "output_stride": 16}, stages),
+        "stock": (stages,),
+        TOKENS: ({"num_classes": 0, "dynamic_img_size": True},),
+    }[grid]
     for extra in tries:
         try:
-            return timm.create_model(model, features_only=True, **options, **extra)
+            net = timm.create_model(model, **options, **extra)
+            return _as_transformer(name, net) if grid == TOKENS else net
+        except UsageError:
+            raise
         except (TypeError, NotImplementedError, AssertionError, AttributeError) as error:
             failure = error  # this network has no such option, or no stages at all
         except (
@@ -154,7 +172,29 @@ def _create(name: str, model: str, *, grid: str, **options: Any) -> Any:
                 "Offline: fill the Hugging Face cache (HF_HOME) elsewhere, or use --weights PATH or "
                 "--weights none"
             ) from error
-    raise UsageError(f"{name} offers no feature stages ({failure}); choose another network") from failure
+    lacking = "tokens" if grid == TOKENS else "feature stages"
+    raise UsageError(f"{name} offers no {lacking} ({failure}); choose another network") from failure
+
+
+def _as_transformer(name: str, net: Any) -> Any:
+    """The network without the layers that only its classifier uses.
+
+    Raises `UsageError` unless its blocks are those that `core/tokens.py` knows how to compute.
+    """
+    kinds: Any = vision_transformer
+    known = isinstance(net, kinds.VisionTransformer) and all(
+        type(block) is kinds.Block
+        and type(block.attn) is kinds.Attention
+        and getattr(block.attn, "gate", None) is None
+        for block in net.blocks
+    )
+    if not known:
+        raise UsageError(
+            f"{name} has no plain attention blocks; expected a ViT, DeiT, DINO or DINOv2 of timm, or another "
+            "variant than --set grid=tokens"
+        )
+    net.fc_norm, net.head_drop, net.head = nn.Identity(), nn.Identity(), nn.Identity()
+    return net
 
 
 def _input_spec(facts: Any) -> InputSpec:

@@ -22,9 +22,11 @@ from torch import Tensor
 
 from reference_models.core.model import Model
 from reference_models.core.outputs import ForwardPass
+from reference_models.core.tokens import TokenBackbone
 from reference_models.layers.regions import coverage, predicted_peaks, union
 from reference_models.training.checkpoint import load_checkpoint
 from reference_models.training.loop import fit
+from reference_models.training.statistics import fit_statistics
 from wsolbench.methods import TrainRequest
 from wsolbench.methods.device import pick_device
 
@@ -48,12 +50,13 @@ class Localizer(Model):
     @classmethod
     def fit(cls, request: TrainRequest) -> Path:
         """Train, or go on where a killed run stopped; see `wsolbench.methods.contracts.Method.fit`."""
-        return fit(cls, request)
+        return fit_statistics(cls, request) if cls.learns_from == "statistics" else fit(cls, request)
 
-    @torch.no_grad()
-    def localize(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
-        """Logits and maps without a graph; changes neither parameters nor buffers. The model must be in eval
-        mode.
+    def localize(self, images: Float[Tensor, "b 3 H W"], *, gradients: bool = False) -> ForwardPass:
+        """Logits and maps; changes neither parameters nor buffers. The model must be in eval mode.
+
+        With `gradients` the logits and the stages keep their graph back to the images, for post-processes
+        that differentiate. Without it there is no graph.
 
         A method that proposes boxes gets two more extra maps: `parts`, what the boxes cover by their weight,
         and `union`, the box around all of them. One that classifies and does not propose gets the best
@@ -64,8 +67,15 @@ class Localizer(Model):
                 "localize() needs the model in eval mode: batch norm and dropout would change the maps; "
                 "call model.eval()"
             )
-        result: ForwardPass = self(images)
-        size = images.shape[-1]
+        with torch.set_grad_enabled(gradients):
+            result: ForwardPass = self(images.detach().requires_grad_() if gradients else images)
+        backbone = getattr(self, "backbone", None)  # a method may have none, and then no such attribute
+        if result.tokens is None and isinstance(backbone, TokenBackbone):
+            result = replace(result, tokens=partial(torch.no_grad()(backbone.tokens), images))
+        return self._with_proposals(result, images.shape[-1])
+
+    @torch.no_grad()
+    def _with_proposals(self, result: ForwardPass, size: int) -> ForwardPass:
         if result.propose is not None:
             found = result.propose()
             if not found.boxes.shape[1]:  # a method that was told to propose none

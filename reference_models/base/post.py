@@ -32,10 +32,13 @@ class PostProcess:
     Class attributes:
         method_name: the file's name with dashes.
         Config: dataclass of the settings.
+        needs_gradients: whether `maps` differentiates the logits. The forward pass then keeps its graph, and
+            gradients are enabled.
     """
 
     method_name: ClassVar[str]
     Config: ClassVar[type[PostConfig]] = PostConfig
+    needs_gradients: ClassVar[bool] = False
 
     def __init__(self, config: PostConfig) -> None:
         self.config = config

@@ -162,6 +162,12 @@ def load_backbone(
     return backbone
 
 
+def no_backbone(image_size: int | None = None) -> Backbone:
+    """In place of a backbone, for methods that have none: it has no steps, stages or parameters."""
+    spec = InputSpec() if image_size is None else InputSpec(size=image_size)
+    return Backbone("none", {}, (), grid="default", input_spec=spec)
+
+
 def profile_of(name: str) -> Profile:
     """The `PROFILE` of a backbone's file, without building the network. `UsageError` on an unknown name."""
     profile: Profile = getattr(_module_of(name), "PROFILE", Profile())

@@ -4,7 +4,7 @@ has its default here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from reference_models.core.backbone import Backbone, load_backbone, profile_of
+from reference_models.core.backbone import Backbone, load_backbone, no_backbone, profile_of
 from reference_models.core.config import MethodConfig, parse_settings, split_settings, to_json
 from reference_models.core.objectives import Objective
 from reference_models.core.outputs import Batch, ForwardPass
@@ -30,6 +30,8 @@ class Model(nn.Module):
         method_name: the file's name with dashes.
         Config: dataclass of the settings.
         trainable: False for a method without parameters.
+        needs_backbone: False for a method that looks at no features; it gets an empty backbone.
+        learns_from: `gradients` of `loss`, or `statistics`, which `measure` collects.
         map_kind: what the raw values are: `signed` scores, `nonneg` (unbounded), or `unit` (in [0, 1]).
         recipes: training recipes that only this method has.
         official_recipes: those of the released code, by the name of the default recipe that they replace with
@@ -39,6 +41,8 @@ class Model(nn.Module):
     method_name: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     trainable: ClassVar[bool] = True
+    needs_backbone: ClassVar[bool] = True
+    learns_from: ClassVar[Literal["gradients", "statistics"]] = "gradients"
     map_kind: ClassVar[Literal["signed", "nonneg", "unit"]] = "signed"
     recipes: ClassVar[Mapping[str, Recipe]] = MappingProxyType({})
     official_recipes: ClassVar[Mapping[str, str]] = MappingProxyType({})
@@ -99,6 +103,19 @@ class Model(nn.Module):
         """Called once before the first epoch, and when a run goes on: for facts about the data that a method
         needs.
         """
+
+    def measure(self, train: Dataset, passes: Callable[[], Iterator[Batch]]) -> None:
+        """Fill the buffers, for methods that learn from `statistics`; gradients are disabled.
+
+        `train` has the boxes of its images, and each call of `passes` is one pass over the images, in their
+        order and without augmentation. What the buffers then hold is the checkpoint.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def train_split(cls, settings: Mapping[str, str]) -> str:  # noqa: ARG003 - for methods whose settings choose it
+        """Split that `wsolbench train` fits on: `train`, or `val` for methods that need its boxes."""
+        return "train"
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Called before each epoch, in train mode: to freeze or free parts, to change modes."""
@@ -165,12 +182,19 @@ class Model(nn.Module):
         """
         config = parse_settings(cls.Config, split_settings(settings)[0], what=f"method {cls.method_name!r}")
         size = image_size or cls.default_size(backbone, num_classes)
-        network = load_backbone(
+        network = cls.open_backbone(
             backbone, weights=weights, grid=cls.grid_for(backbone, config), image_size=size
         )
         model = cls(network, num_classes, config)
         model.take_over()
         return model.eval()
+
+    @classmethod
+    def open_backbone(cls, name: str, *, weights: str, grid: str, image_size: int | None = None) -> Backbone:
+        """The backbone by name, or the empty one for methods that need none."""
+        if not cls.needs_backbone:
+            return no_backbone(image_size)
+        return load_backbone(name, weights=weights, grid=grid, image_size=image_size)
 
     def take_over(self) -> None:
         """Fill a new model with what its settings name, a part of another checkpoint for instance; nothing

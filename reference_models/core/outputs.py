@@ -55,6 +55,26 @@ class Proposals:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Tokens:
+    """What a vision transformer computes besides its feature stages.
+
+    Attributes:
+        patches: (B, D, h, w) patch tokens after the final norm.
+        prefix: (B, P, D) class token and register tokens after the final norm.
+        queries, keys, values: (B, D, h, w) those of the patches in the last block, all heads joined.
+        attention: (B, L, h, w) what the class token of each block attends to, the mean over heads; None
+            without a class token.
+    """
+
+    patches: Tensor
+    prefix: Tensor
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    attention: Tensor | None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ForwardPass:
     """What a model says about a batch of images; maps of any class can be asked of it.
 
@@ -65,6 +85,8 @@ class ForwardPass:
         penultimate: (B, D, h, w) input of the last linear layer, for post-processes that compare pixels.
         propose: gives the proposals of methods that propose parts, or the object's box; None: see
             `Localizer.localize`.
+        tokens: computes what a vision transformer gives besides its stages, for post-processes; None for
+            other backbones. `Localizer.localize` fills it.
         extra_maps: further maps by name, (B, h, w), of no class: `wsolbench eval --map NAME` scores one of
             them.
     """
@@ -73,6 +95,7 @@ class ForwardPass:
     maps_of: Callable[[Tensor], Tensor]
     stages: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
     penultimate: Tensor | None = None
+    tokens: Callable[[], Tokens] | None = None
     propose: Callable[[], Proposals] | None = None
     extra_maps: Mapping[str, Tensor] = field(default_factory=dict)
 

@@ -13,7 +13,9 @@ from typing import Literal
 
 Kin = Literal["vgg", "resnet", "inception", "other"]
 RecipeFamily = Literal["published", "finetune", "tiny"]
-GridPurpose = Literal["fine-grained", "small", "padded", "overlapping-pools", "overlapping-pools-small"]
+GridPurpose = Literal[
+    "fine-grained", "small", "padded", "overlapping-pools", "overlapping-pools-small", "tokens"
+]
 StepGroup = Literal["last-stage", "deep"]
 Role = Literal["early-branch", "branch", "drop", "drop-after-pool", "attend", "guides"]
 
@@ -48,7 +50,7 @@ class Profile:
     """The variant for each purpose that needs another one than the default: `fine-grained`: fine-grained
     classifiers. `small`: methods whose cost grows with the square of the cells. `padded`: torchvision's
     strides with a padded first convolution. `overlapping-pools`: the pools of ACoL's released code.
-    `overlapping-pools-small`: those of wsolevaluation's ACoL.
+    `overlapping-pools-small`: those of wsolevaluation's ACoL. `tokens`: a vision transformer as steps.
     """
     kin: Kin = "other"
     """The network of the WSOL papers that this one resembles. Methods use what is published for it."""

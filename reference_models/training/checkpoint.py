@@ -21,7 +21,6 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from reference_models.core.backbone import load_backbone
 from reference_models.core.config import changed_at_test, from_json, to_json
 from reference_models.core.model import Model
 from reference_models.core.weights import (
@@ -162,7 +161,7 @@ def load_checkpoint(method: type[M], path: Path, settings: Mapping[str, str] = M
         ) from error
     config = changed_at_test(config, settings, what=f"method {method.method_name!r} in {path}")
     with torch.random.fork_rng(devices=[]):  # initial values, which the checkpoint replaces
-        backbone = load_backbone(described["name"], weights=NONE, grid=described["grid"])
+        backbone = method.open_backbone(described["name"], weights=NONE, grid=described["grid"])
         backbone.input_spec = spec
         model = method(backbone, num_classes, config)
     load_strictly(model, tensors, what=f"checkpoint {path}")

@@ -116,10 +116,11 @@ def _train(run: Run, request: DetectorRequest) -> None:
             save_state(run, run.progress, request.out / STATE)
             write_log(run.history, request.out / LOG)
     write_log(run.history, request.out / LOG)  # from the last state, if a kill comes in between
+    seconds = sum(row["seconds"] for row in run.history)
     run.model.save(
         request.out / LAST,
         {**run.facts, "epoch": epochs, "train_loss": run.history[-1]["train_loss"]},
-        {**run_metadata(run), "log_sha256": sha256_of_file(request.out / LOG)},
+        {**run_metadata(run.device, seconds), "log_sha256": sha256_of_file(request.out / LOG)},
     )
     (request.out / STATE).unlink(missing_ok=True)
 

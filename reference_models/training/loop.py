@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -55,6 +55,8 @@ from wsolbench.system.distributed import World, connected, gathered
 from wsolbench.system.files import sha256_of_file
 from wsolbench.system.progress import Progress, track
 from wsolbench.types import Dataset
+
+M = TypeVar("M", bound=Model)
 
 LOOK_EVERY = 20
 """Steps between two looks at the loss; on a GPU each look waits for the device."""
@@ -104,9 +106,9 @@ def fit(method: type[Model], request: TrainRequest) -> Path:
     no longer finite; `DataError` on labels outside the classes and on images that cannot be read.
     """
     with connected() as here:
-        _check(request.train)
+        check_split(request.train)
         if request.val is not None:
-            _check(request.val, request.train)
+            check_split(request.val, request.train)
         recipe = as_asked(
             method.recipe_for(request.backbone, len(request.train.class_names), request.settings), request
         )
@@ -292,7 +294,8 @@ def _save(run: Run, path: Path, more: Mapping[str, str] = MappingProxyType({})) 
         "val_accuracy": last["val_accuracy"],
         "train_loss": last["train_loss"],
     }
-    save_checkpoint(path, run.model, training, {**run_metadata(run), **more})
+    seconds = sum(row["seconds"] for row in run.history)
+    save_checkpoint(path, run.model, training, {**run_metadata(run.device, seconds), **more})
 
 
 def _start(
@@ -308,16 +311,7 @@ def _start(
     """
     if here.size > 1:
         facts = {**facts, "processes": here.size}
-    torch.manual_seed(mixed(request.seed))
-    model = method.create(
-        backbone=request.backbone,
-        num_classes=len(request.train.class_names),
-        weights=request.weights,
-        settings=request.settings,
-        image_size=request.image_size,
-    )
-    model.class_names = request.train.class_names
-    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = new_model(method, request, device)
     if device.type == "cuda" and here.size > 1:
         model = with_synchronised_batch_norm(model)
     objectives = tuple(model.objectives(recipe))
@@ -345,6 +339,20 @@ def _start(
     return run
 
 
+def new_model(method: type[M], request: TrainRequest, device: torch.device) -> M:
+    """The model of a request, from its seed, on the device."""
+    torch.manual_seed(mixed(request.seed))
+    model = method.create(
+        backbone=request.backbone,
+        num_classes=len(request.train.class_names),
+        weights=request.weights,
+        settings=request.settings,
+        image_size=request.image_size,
+    )
+    model.class_names = request.train.class_names
+    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
 def optimizer_of(objective: Objective) -> torch.optim.Optimizer:
     """The optimiser of an objective; each group of parameters has its own rate."""
     recipe = objective.recipe
@@ -355,7 +363,7 @@ def optimizer_of(objective: Objective) -> torch.optim.Optimizer:
 # --- small checks -------------------------------------------------------------------------------------------
 
 
-def _check(dataset: Dataset, train: Dataset | None = None) -> None:
+def check_split(dataset: Dataset, train: Dataset | None = None) -> None:
     """Raises `DataError` on an empty split, on labels outside the classes, and on classes that are not the
     training split's.
     """

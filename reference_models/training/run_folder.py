@@ -116,10 +116,10 @@ def training_run(out: Path, facts: dict[str, Any], device: str, here: World) -> 
         yield chosen
 
 
-def run_metadata(run: Run) -> dict[str, Any]:
-    """Where a run was computed, and for how many seconds: for the `.json` with a checkpoint."""
-    name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
-    return {"device": name, "seconds": round(sum(row["seconds"] for row in run.history), 1)}
+def run_metadata(device: torch.device, seconds: float) -> dict[str, Any]:
+    """Where a run was computed, and for how long: for the `.json` with a checkpoint."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {"device": name, "seconds": round(seconds, 1)}
 
 
 LAST, BEST, STATE, LOG = "last.safetensors", "best.safetensors", "state.pt", "log.csv"
@@ -143,7 +143,6 @@ class Run(Protocol):
     scaler: torch.amp.GradScaler
     device: torch.device
     facts: dict[str, Any]
-    history: list[dict[str, Any]]
 
 
 def save_state(run: Run, progress: dict[str, Any], path: Path) -> None:

@@ -133,8 +133,10 @@ def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
     if not method.trainable:
         raise UsageError(f"method {model['method']!r} has nothing to train; evaluate it directly")
     backbone = default_backbone(data.dataset, model["backbone"])
+    settings = parse_settings(model["settings"])
+    split = method.train_split(settings) if hasattr(method, "train_split") else "train"
     request = TrainRequest(
-        train=data.open("train"),
+        train=data.open(split),
         val=data.open_val(without="no epoch is validated", way_out=""),
         out=out or default_run(data.dataset, backbone, model),
         backbone=backbone,
@@ -146,7 +148,7 @@ def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
         seed=model["seed"],
         device=model["device"],
         workers=model["workers"],
-        settings=parse_settings(model["settings"]),
+        settings=settings,
     )
     return method.fit(request)
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -306,6 +307,12 @@ class ModelSource:
             post,
             map_name,
         )
+        self.needs_gradients = bool(getattr(post, "needs_gradients", False))
+        if self.needs_gradients and "gradients" not in signature(method.localize).parameters:
+            raise UsageError(
+                f"the post-process needs gradients of the scores, and method {method.method_name!r} has no "
+                "localize(images, gradients=True); expected a method that offers it, or another --post"
+            )
         self.device = pick_device(device)
         method.to(self.device)
         method.eval()
@@ -353,8 +360,14 @@ class ModelSource:
         images = normalized(batch["image"], self.method.input_spec, self.device)
         labels = torch.tensor([sample.label for sample in samples], device=self.device)
         labels = torch.cat([labels, labels[-1:].expand(len(images) - len(samples))])[:, None]
-        result = self.method.localize(images)
-        score_maps = self._maps(result, labels)[: len(samples)]
+        if self.needs_gradients:
+            differentiable: Any = self.method  # checked in __init__
+            with torch.enable_grad():
+                result = differentiable.localize(images, gradients=True)
+                score_maps = self._maps(result, labels)[: len(samples)]
+        else:
+            result = self.method.localize(images)
+            score_maps = self._maps(result, labels)[: len(samples)]
         with torch.no_grad():
             scores = result.logits
             if scores is not None and self.protocol.classifier == "ten_crop":
@@ -392,7 +405,7 @@ class ModelSource:
         if result.propose is None or all(sample.key_points is None for sample in samples):
             return None
         found, side = result.propose(), self.method.input_spec.size
-        boxes = found.boxes[: len(samples), :PARTS].double().cpu().numpy()
+        boxes = found.boxes[: len(samples), :PARTS].detach().double().cpu().numpy()
         padded = (
             np.zeros(boxes.shape[:2], dtype=np.bool_)
             if found.padded is None

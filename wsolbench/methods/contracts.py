@@ -165,7 +165,11 @@ class Method(Protocol):
 
 
 class PostProcessor(Protocol):
-    """A post-process: its class makes new maps from the result of a method's forward pass."""
+    """A post-process: its class makes new maps from the result of a method's forward pass.
+
+    With the class attribute `needs_gradients = True` it gets the result of
+    `localize(images, gradients=True)`, which keeps its graph.
+    """
 
     method_name: ClassVar[str]
 
