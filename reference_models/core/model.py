@@ -17,6 +17,7 @@ from reference_models.core.config import MethodConfig, parse_settings, split_set
 from reference_models.core.objectives import Objective
 from reference_models.core.outputs import Batch, ForwardPass
 from reference_models.core.recipes import RECIPES, Recipe, default_recipe
+from reference_models.core.tokens import as_tokens
 from wsolbench.exceptions import unknown_name
 from wsolbench.types import Dataset
 
@@ -31,6 +32,7 @@ class Model(nn.Module):
         Config: dataclass of the settings.
         trainable: False for a method without parameters.
         needs_backbone: False for a method that looks at no features; it gets an empty backbone.
+        needs_tokens: True for a method of vision transformers; its backbone is a `TokenBackbone`.
         learns_from: `gradients` of `loss`, or `statistics`, which `measure` collects.
         map_kind: what the raw values are: `signed` scores, `nonneg` (unbounded), or `unit` (in [0, 1]).
         recipes: training recipes that only this method has.
@@ -42,6 +44,7 @@ class Model(nn.Module):
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     trainable: ClassVar[bool] = True
     needs_backbone: ClassVar[bool] = True
+    needs_tokens: ClassVar[bool] = False
     learns_from: ClassVar[Literal["gradients", "statistics"]] = "gradients"
     map_kind: ClassVar[Literal["signed", "nonneg", "unit"]] = "signed"
     recipes: ClassVar[Mapping[str, Recipe]] = MappingProxyType({})
@@ -49,6 +52,8 @@ class Model(nn.Module):
 
     def __init__(self, backbone: Backbone, num_classes: int, config: MethodConfig) -> None:
         super().__init__()
+        if self.needs_tokens:
+            as_tokens(backbone, f"method {self.method_name!r}")
         self.backbone, self.num_classes, self.config = backbone, num_classes, config
         self.input_spec = backbone.input_spec
         self.class_names: tuple[str, ...] = ()
@@ -78,9 +83,9 @@ class Model(nn.Module):
         return 2
 
     @classmethod
-    def grid_for(cls, backbone: str, config: MethodConfig) -> str:  # noqa: ARG003 - for methods whose choice depends on the backbone
+    def grid_for(cls, backbone: str, config: MethodConfig) -> str:
         """Which variant of the backbone this method wants."""
-        return config.grid
+        return profile_of(backbone).grid(config.grid, "tokens") if cls.needs_tokens else config.grid
 
     @classmethod
     def default_size(cls, backbone: str, num_classes: int) -> int | None:  # noqa: ARG003 - for methods whose choice depends on them

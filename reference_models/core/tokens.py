@@ -167,7 +167,7 @@ def as_tokens(backbone: Backbone, who: str) -> TokenBackbone:
     if not isinstance(backbone, TokenBackbone):
         raise UsageError(
             f"{who} needs the tokens of a vision transformer, and {backbone.name} ({backbone.grid}) gives "
-            "none; expected a ViT, DeiT or DINO of timm, for instance --backbone timm:deit_small_patch16_224 "
-            "with --set grid=tokens"
+            "none; expected a ViT, DeiT or DINO of timm in its variant 'tokens', for instance --backbone "
+            "timm:deit_small_patch16_224"
         )
     return backbone

@@ -11,10 +11,8 @@ from torch import nn
 from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
 from reference_models.base.localizer import Localizer
 from reference_models.base.post import PostProcess
-from reference_models.core.backbone import profile_of
 from reference_models.core.objectives import Objective
 from reference_models.core.outputs import ForwardPass
-from reference_models.core.tokens import as_tokens
 from reference_models.layers.heads import cross_entropy
 
 
@@ -22,15 +20,11 @@ class AttentionMaps(Localizer):
     """Classifies patch tokens; the map of a class is weighted by what the class tokens attend to."""
 
     method_name = "attention-maps"
+    needs_tokens = True
 
     def __init__(self, backbone, num_classes, config):
         super().__init__(backbone, num_classes, config)
-        self.transformer = as_tokens(backbone, "method 'attention-maps'").channels[-1]
         self.head = nn.Conv2d(backbone.channels[-1], num_classes, 3, padding=1)
-
-    @classmethod
-    def grid_for(cls, backbone, config):
-        return profile_of(backbone).grid(config.grid, "tokens")
 
     def forward(self, images):
         found = self.backbone.tokens(images)
