@@ -205,10 +205,14 @@ def _start(
         weights=request.weights,
         settings=request.settings,
     ).to(device)
-    learnt = (parameter for parameter in model.parameters() if parameter.requires_grad)
-    optimizer = make_optimizer(learnt, recipe, nesterov=False)
-    run = Run(model, optimizer, scaler_for(device), device, recipe, facts)
+    run = Run(model, optimizer_of(model, recipe), scaler_for(device), device, recipe, facts)
     if (request.out / STATE).exists():
         for name, value in load_state(run, request.out / STATE).items():
             setattr(run, name, value)
     return run
+
+
+def optimizer_of(model: DetectorModel, recipe: DetectionRecipe) -> torch.optim.Optimizer:
+    """The optimiser of the parameters that learn."""
+    learnt = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    return make_optimizer(learnt, recipe, nesterov=False)

@@ -29,7 +29,7 @@ from tests.reference_models.small_methods import (
     MeanBox,
 )
 from wsolbench.evaluation.evaluate import evaluate
-from wsolbench.evaluation.loop import RunOptions
+from wsolbench.evaluation.request import RunOptions
 from wsolbench.exceptions import UsageError
 from wsolbench.maps.sources import ModelSource
 from wsolbench.methods import InputSpec, TrainRequest

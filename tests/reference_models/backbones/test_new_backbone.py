@@ -10,7 +10,7 @@ import torch
 
 from reference_models.core.backbone import load_backbone, profile_of
 from wsolbench.evaluation.evaluate import evaluate
-from wsolbench.evaluation.loop import RunOptions
+from wsolbench.evaluation.request import RunOptions
 from wsolbench.exceptions import UsageError
 from wsolbench.maps.sources import ModelSource
 from wsolbench.methods import TrainRequest, list_methods, load_method, registry, weights_of_backbone

@@ -22,7 +22,7 @@ def test_each_step_has_the_rate_of_its_group_and_of_its_time(
         seen.append(
             {
                 group["name"]: (group["lr"], group["weight_decay"], group["nesterov"])
-                for group in run.optimizer.param_groups
+                for group in run.optimizers[0].param_groups
             }
         )
         return step(run, batch, weight)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from reference_models.core.recipes import LATER_FIELDS, RECIPES, Recipe
-from reference_models.training.detector_loop import _optimizer
+from reference_models.training.detector_loop import optimizer_of
 from reference_models.training.request import recipe_facts
 from wsolbench.methods import list_detectors, list_methods, load_detector, load_method
 
@@ -79,7 +79,7 @@ def test_detectors_have_one_rate_for_all_layers():
     for row in list_detectors():
         kind = load_detector(row.name)
         model = kind.create(backbone="tiny", class_names=["one", "two"], weights="none", settings={})
-        groups = _optimizer(model, kind.recipe_for("tiny", {})).param_groups
+        groups = optimizer_of(model, kind.recipe_for("tiny", {})).param_groups
         assert {group["lr"] for group in groups} == {1e-3}
         assert sum(len(group["params"]) for group in groups) == len(
             [p for p in model.parameters() if p.requires_grad]
