@@ -176,6 +176,7 @@ import json, sys
 from pathlib import Path
 import torch
 import reference_models.training.loop as train
+from reference_models.training import run_folder
 from reference_models.training.images import ImageReader
 from reference_models.localization.cam import Cam
 from tests.reference_models.conftest import squares
@@ -187,7 +188,7 @@ with connected() as here:
     if not here.is_first:
         def refuse(*_):
             raise AssertionError("a second process writes")
-        train._save = train.save_state = train.write_log = train.locked_run = refuse
+        train._save = train.save_state = train.write_log = run_folder.locked_run = refuse
 
     steps = []
     class Noted(WithoutBatchNorm):
