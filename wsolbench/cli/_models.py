@@ -166,7 +166,7 @@ def default_run(dataset: str, backbone: str, model: Mapping[str, Any]) -> Path:
     folders.
 
     >>> model = dict(method="cam", seed=0, weights="runs/old/last.safetensors", epochs=3, image_size=None,
-        lr=None, settings=("head=fc",))
+    ...     lr=None, settings=("head=fc",))
     >>> str(default_run("cub", "resnet50", model))
     'runs/cub/cam-resnet50-seed0-weights=old-epochs=3-head=fc'
     """

@@ -96,7 +96,7 @@ def matches_claim(method: dict[str, Any], name: str, settings: str) -> bool:
     """Whether a method matches one side of a claim. A setting that the method lacks counts as empty.
 
     >>> matches_claim({"name": "caam", "config": {"patch": [16, 32], "ssam": True}}, "caam",
-        "patch=16,32;ssam=true")
+    ...     "patch=16,32;ssam=true")
     True
     """
     if method["name"] != name:
