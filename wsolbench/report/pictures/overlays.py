@@ -97,8 +97,8 @@ def frame_mask(sample: Sample, protocol: EvalProtocol) -> Bool[np.ndarray, "fh f
 
 
 def _framed(
-    pixels: UInt8[np.ndarray, ...], sample: Sample, protocol: EvalProtocol, interpolation: int
-) -> UInt8[np.ndarray, ...]:
+    pixels: UInt8[np.ndarray, "..."], sample: Sample, protocol: EvalProtocol, interpolation: int
+) -> UInt8[np.ndarray, "..."]:
     import cv2
 
     width, height = frame_size(sample.size, protocol)
