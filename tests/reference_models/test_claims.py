@@ -3,6 +3,8 @@ records write them."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from reference_models.core.config import parse_settings, to_json

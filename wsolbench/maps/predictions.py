@@ -111,7 +111,7 @@ def read_predictions(path: Path, num_classes: int, known: Collection[str] = ()) 
                 )
             ranked[image_id] = known_labels
     except csv.Error as error:
-        hint = _unlike_csv(content) or ". Is a quotation mark left open?"
+        hint = _describe_other(content) or ". Is a quotation mark left open?"
         raise DataError(f"{path}:{reader.line_num} cannot be read: {error}{hint}") from error
     return ranked
 
