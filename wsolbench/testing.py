@@ -244,7 +244,8 @@ def check_gpu(method: MethodUnderTest) -> None:
     matmul.allow_tf32 = cudnn.allow_tf32 = False
     try:
         expected = model.localize(images).score_maps(asked)
-        found = model.to("cuda").localize(images.cuda()).score_maps(asked.cuda()).cpu()
+        shown, wanted = images.to("cuda"), asked.to("cuda")
+        found = model.to("cuda").localize(shown).score_maps(wanted).cpu()
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)

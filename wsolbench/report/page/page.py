@@ -71,12 +71,7 @@ def write_page(
 
 
 def page_html(
-    results: Path,
-    *,
-    galleries: Sequence[Gallery],
-    methods: int,
-    resamples: int,
-    read: Results | None = None,
+    results: Path, *, galleries: Sequence[Gallery], methods: int, resamples: int, read: Results | None = None
 ) -> tuple[str, list[str]]:
     """The page, and a message for each file that was left out. The same files give the same page."""
     read = read or read_results(results)
