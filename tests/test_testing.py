@@ -11,12 +11,12 @@ import torch
 from reference_models.localization.cam import Cam
 from wsolbench import testing
 from wsolbench.exceptions import UsageError
-from wsolbench.methods import InputSpec
+from wsolbench.methods import InputSpec, Localization, Method
 from wsolbench.testing import CHECKS, check_method, checks_of, run_check
 
 
-class Contract:
-    """A method with the contract alone: no training, no base class."""
+class Contract(Method):
+    """A method with the contract alone: no training, no base class of the reference models."""
 
     method_name = "contract"
     input_spec = InputSpec(size=64)
@@ -38,7 +38,7 @@ class Contract:
         return {"method": "contract", "variant": None, "config": {}, "image_size": 64}
 
 
-class Ramp:
+class Ramp(Localization):
     logits = None
 
     def __init__(self, count: int) -> None:
