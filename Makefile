@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check format docs bench bench-exact leaderboard clean
+.PHONY: help demo test check format docs wheel bench bench-exact leaderboard clean
 
 help:
 	@echo "make demo         install, train CAM on the generated data set, evaluate it; pictures in demo/pictures"
 	@echo "make test         install, run all tests"
 	@echo "make check        lint, format, types, import directions"
 	@echo "make docs         build the documentation into docs/_build/html"
+	@echo "make wheel        build the wheel into dist/, use it without extras in a new environment"
 	@echo "make bench        measure speed against the official algorithm"
 	@echo "make bench-exact  compare the sweep with OpenCV on 20,000 maps"
 	@echo "make leaderboard  regenerate results/leaderboard from the records"
@@ -42,6 +43,10 @@ format: $(READY)
 docs: $(READY)
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
+wheel:
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PYTHON) tests/packaging/without_extras.py dist/wsolbench-*.whl
+
 bench: $(READY)
 	$(BIN)/python benchmarks/bench_scoring.py
 	$(BIN)/python benchmarks/bench_masks.py
@@ -58,4 +63,4 @@ leaderboard: $(READY)
 	$(BIN)/wsolbench leaderboard
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info docs/_build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) demo build dist *.egg-info docs/_build .mypy_cache .ruff_cache .pytest_cache

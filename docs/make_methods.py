@@ -27,6 +27,7 @@ from wsolbench.metrics.catalog import metric_title
 from wsolbench.records import RunRecord, read_records
 from wsolbench.records.published import (
     EVIDENCE,
+    LITERATURE,
     Paper,
     PublishedNumber,
     conflicts,
@@ -209,7 +210,8 @@ def published(
     yield ""
     if more := Counter(papers[row[0]].file for row in ordered[PUBLISHED_ROWS:]):
         files = ", ".join(
-            f"[{Path(file).name}](../../results/{file}) ({count})" for file, count in more.items()
+            f"[{Path(file).name}](../../wsolbench/literature/{file}) ({count})"
+            for file, count in more.items()
         )
         yield from (f"{more.total()} more rows: {files}.", "")
 
@@ -291,7 +293,7 @@ def page(
 def pages(*, new: bool = True) -> dict[Path, str]:
     """Path -> text of all pages and their index; without `new`, of those that have a page already."""
     records = [(path.relative_to(DOCS.parent), record) for path, record in read_records(RESULTS / "measured")]
-    numbers, papers = read_published(RESULTS), read_papers(RESULTS / "papers.toml")
+    numbers, papers = read_published(LITERATURE), read_papers(LITERATURE / "papers.toml")
     rows = [
         (row, load_method(row.name)) for row in list_methods() if row.module.startswith("reference_models.")
     ]

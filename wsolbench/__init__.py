@@ -66,6 +66,7 @@ _HOME = {
 }
 
 __all__ = list(_HOME)
+__version__ = "0.1.0"
 
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -42,7 +42,7 @@ class DetectionRecipe(Ranged):
         """Learning rate of a step, counted from 0, relative to its base; the run has `steps`.
 
         >>> recipe = DetectionRecipe(source="", epochs=12, batch_size=1, lr=1.0, milestones=(8 / 12, 11 / 12),
-            warmup_steps=500)
+        ...     warmup_steps=500)
         >>> [round(recipe.lr_factor(step, 12000), 3) for step in (0, 250, 500, 7999, 8000, 11000)]
         [0.333, 0.667, 1.0, 1.0, 0.1, 0.01]
         """

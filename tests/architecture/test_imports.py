@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 HEAVY = ("torch", "torchvision", "timm", "matplotlib", "cv2", "scipy", "numba", "pandas")
@@ -120,3 +122,54 @@ def test_every_name_of_the_packages_is_what_its_module_defines_under_it() -> Non
         "            assert getattr(package, name) is getattr(module, name), name"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+WITHOUT_POSIX = (
+    "import sys\nfor name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'):\n    sys.modules[name] = None\n"
+)
+
+
+def test_every_module_can_be_imported_where_the_system_is_not_posix() -> None:
+    code = """
+import importlib, pkgutil, wsolbench
+names = [each.name for each in pkgutil.walk_packages(wsolbench.__path__, "wsolbench.") if "__main__" not in each.name]
+for name in names:
+    importlib.import_module(name)
+print(len(names) > 60)
+"""
+    assert run(WITHOUT_POSIX + code).strip() == "True"
+
+
+def test_score_list_and_verify_run_where_the_system_is_not_posix(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "data/classes.csv").write_text("label,name\n0,crow\n1,gull\n")
+    rows = [f"{number}.png,{number % 2},test,40,20,8,4,24,16" for number in range(4)]
+    header = "image,label,split,width,height,x0,y0,x1,y1"
+    (tmp_path / "data/annotations.csv").write_text("\n".join([header, *rows]) + "\n")
+    for number in range(4):
+        raw_map = np.zeros((10, 20), dtype=np.float32)
+        raw_map[2:8, 4:12] = 1
+        np.save(tmp_path / f"maps/{number}.png.npy", raw_map)
+    data = ["--dataset", "csvfolder", "--data-root", str(tmp_path / "data")]
+    score = [
+        "score",
+        "--maps",
+        str(tmp_path / "maps"),
+        *data,
+        "--name",
+        "mine",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    for arguments in (score, ["list", "protocols"], ["verify", *data]):
+        command = "import wsolbench.cli\nsys.argv[0] = 'wsolbench'\nwsolbench.cli.main()"
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT_POSIX + command, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == (1 if arguments[0] == "verify" else 0), done.stderr
+        assert "Traceback" not in done.stderr
+    assert len(list((tmp_path / "out").rglob("*.json"))) == 1

@@ -61,3 +61,18 @@ def test_what_cannot_be_shown_or_written_is_an_error(run, arguments: tuple[str, 
 def test_without_galleries_options_that_have_a_default_need_not_be_named(run) -> None:
     Path("results/measured").mkdir(parents=True)
     assert run("report").out.strip() == "report/index.html"
+
+
+def test_an_installed_package_shows_published_numbers_where_nobody_has_measured_anything(run) -> None:
+    result = run("report")
+    assert result.code == 0, result.err
+    page = Path("report/index.html").read_text(encoding="utf-8")
+    assert "There is no record with a value yet" in page
+    assert "Where-to-Look" in page
+
+
+def test_a_folder_with_papers_of_its_own_is_read_in_place_of_those_of_the_package(run) -> None:
+    Path("results/measured").mkdir(parents=True)
+    Path("results/papers.toml").write_text("")
+    assert run("report").code == 0
+    assert "Where-to-Look" not in Path("report/index.html").read_text(encoding="utf-8")

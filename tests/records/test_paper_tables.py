@@ -12,10 +12,9 @@ import pytest
 from made_up import published_number
 from oracles.papers import FILES, LABEL, MARK, TABLES, Table, named_by, read_texts
 
-from wsolbench.records.published import read_published
+from wsolbench.records.published import LITERATURE, read_published
 
-RESULTS = Path(__file__).parents[2] / "results"
-NUMBERS = read_published(RESULTS)
+NUMBERS = read_published(LITERATURE)
 IDS = [f"{table.paper}-{table.number}" for table in TABLES]
 
 
@@ -52,8 +51,8 @@ def test_every_changed_digit_lost_row_and_swap_is_noticed(table: Table, texts: d
 
 
 def test_a_changed_digit_in_a_file_is_noticed(tmp_path: Path, texts: dict[str, str]) -> None:
-    shutil.copytree(RESULTS / "published", tmp_path / "published")
-    shutil.copy(RESULTS / "papers.toml", tmp_path)
+    shutil.copytree(LITERATURE / "published", tmp_path / "published")
+    shutil.copy(LITERATURE / "papers.toml", tmp_path)
     path = tmp_path / "published/spa.csv"
     path.write_text(path.read_text(encoding="utf-8").replace("61.12", "61.13", 1), encoding="utf-8")
     assert TABLES[0].differences(texts["spa"], read_published(tmp_path)) == [

@@ -23,6 +23,7 @@ from wsolbench.records.claims import read_claims
 from wsolbench.records.published import (
     COLUMNS,
     EVIDENCE,
+    LITERATURE,
     Conflict,
     conflicts,
     published_info,
@@ -31,9 +32,8 @@ from wsolbench.records.published import (
 )
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "results"
-NUMBERS = read_published(RESULTS)
-PAPERS = read_papers(RESULTS / "papers.toml")
+NUMBERS = read_published(LITERATURE)
+PAPERS = read_papers(LITERATURE / "papers.toml")
 
 # Rows of each table: own, reproduced, requoted.
 COUNTS = {
@@ -138,7 +138,7 @@ def test_a_paper_without_a_venue_is_of_arxiv_if_it_is_there() -> None:
 
 def test_claims_quote_published_numbers() -> None:
     keys = {paper.name: key for key, paper in PAPERS.items()}
-    for claim in read_claims(RESULTS / "claims.csv"):
+    for claim in read_claims(LITERATURE / "claims.csv"):
         table = claim.where.partition(",")[0]
         values = {
             f"{value if each.unit == 'level_0_255' else 100 * value:.2f}"
@@ -217,8 +217,8 @@ def test_a_number_that_cannot_be_is_refused(changes: dict[str, object], message:
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """A copy of the files to be broken."""
-    shutil.copy(RESULTS / "papers.toml", tmp_path)
-    shutil.copytree(RESULTS / "published", tmp_path / "published")
+    shutil.copy(LITERATURE / "papers.toml", tmp_path)
+    shutil.copytree(LITERATURE / "published", tmp_path / "published")
     return tmp_path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,33 +12,8 @@ from reference_models.core.backbone import Backbone
 from reference_models.core.outputs import Batch
 from reference_models.core.profile import Stage
 from wsolbench.methods import InputSpec
-from wsolbench.types import Dataset, Sample
-
-
-def squares(
-    count: int = 24, *, classes: int = 3, size: int = 32, seed: int = 0, split: str = "train"
-) -> Dataset:
-    """Noise with a bright square whose colour is the class."""
-    rng = np.random.default_rng(seed)
-    samples = []
-    for number in range(count):
-        label = number % classes
-        pixels = rng.integers(0, 80, (size, size, 3), dtype=np.uint8)
-        x, y = rng.integers(0, size // 2, 2)
-        side = size // 3
-        pixels[y : y + side, x : x + side, [label % 3, (label // 3) % 3]] = 255
-        box = np.array([[x, y, x + side, y + side]], dtype=np.float64)
-        samples.append(
-            Sample(id=f"{split}/{number}.png", label=label, size=(size, size), array=pixels, boxes=box)
-        )
-    names = tuple(f"class {label}" for label in range(classes))
-    return Dataset(
-        name="squares",
-        split=split,
-        samples=samples,
-        class_names=names,
-        fingerprint=f"{count}-{classes}-{size}-{seed}",
-    )
+from wsolbench.testing import squares
+from wsolbench.types import Dataset
 
 
 def toy_backbone(size: int = 32) -> Backbone:

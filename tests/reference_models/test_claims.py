@@ -10,11 +10,11 @@ import pytest
 from reference_models.core.config import parse_settings, to_json
 from wsolbench.methods import list_detectors, load_detector, load_method, load_post
 from wsolbench.records.claims import matches_claim, read_claims, read_variants
+from wsolbench.records.published import LITERATURE
 
-RESULTS = Path(__file__).parents[2] / "results"
 MEANT = sorted(
-    {side for claim in read_claims(RESULTS / "claims.csv") for side in claim.sides}
-    | set(read_variants(RESULTS / "variants.csv").values())
+    {side for claim in read_claims(LITERATURE / "claims.csv") for side in claim.sides}
+    | set(read_variants(LITERATURE / "variants.csv").values())
 )
 
 

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import gc
+import multiprocessing
 import os
 import resource
 import socket
@@ -16,9 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsolbench.exceptions import UsageError
+from wsolbench.system import files
 from wsolbench.system.files import (
     atomic_path,
     check_writable,
+    hold_lock,
     is_sealed,
     locked,
     remove_leftovers,
@@ -191,3 +197,64 @@ def test_a_lock_is_for_one_and_a_pipe_is_no_lock(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".pipe")
     with pytest.raises(UsageError, match="cannot write"), locked(tmp_path / ".pipe", "busy"):
         pass
+
+
+HOLDS_AND_IS_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from wsolbench.system.files import locked
+
+with locked(Path(sys.argv[1]), "busy"):
+    print("held", flush=True)
+    sys.stdin.readline()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_another_process_is_refused_and_the_lock_of_a_killed_one_is_free(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS_AND_IS_KILLED, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": "."},
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match="busy here"), locked(path, "busy here"):
+            pass
+        other.stdin.write("\n")
+        other.stdin.flush()
+        other.wait()
+    with locked(path, "busy here"):
+        pass
+
+
+def test_a_lock_outlives_a_forked_child(tmp_path: Path) -> None:
+    with locked(tmp_path / ".lock", "busy"):
+        child = multiprocessing.get_context("fork").Process(target=gc.collect)
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+        assert hold_lock(tmp_path / ".lock") is None
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(UsageError, match="has no locks"), locked(tmp_path / ".lock", "busy"):
+        pass
+    write_text(tmp_path / "a.json", "text")  # needs none
+
+
+def test_a_system_that_cannot_rename_open_files_writes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_RENAMES_OPEN_FILES", False)
+    write_text(tmp_path / "a.json", "text")
+    assert (tmp_path / "a.json").read_text() == "text"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -134,7 +134,7 @@ def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
         raise UsageError(f"method {model['method']!r} has nothing to train; evaluate it directly")
     backbone = default_backbone(data.dataset, model["backbone"])
     settings = parse_settings(model["settings"])
-    split = method.train_split(settings) if hasattr(method, "train_split") else "train"
+    split = method.train_split(settings)
     request = TrainRequest(
         train=data.open(split),
         val=data.open_val(without="no epoch is validated", way_out=""),
@@ -170,7 +170,7 @@ def default_run(dataset: str, backbone: str, model: Mapping[str, Any]) -> Path:
     folders.
 
     >>> model = dict(method="cam", seed=0, weights="runs/old/last.safetensors", epochs=3, image_size=None,
-        lr=None, settings=("head=fc",))
+    ...     lr=None, settings=("head=fc",))
     >>> str(default_run("cub", "resnet50", model))
     'runs/cub/cam-resnet50-seed0-weights=old-epochs=3-head=fc'
     """

@@ -25,8 +25,8 @@ RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
     "Repeat --a and --b to add runs with other seeds to a group. Each record needs its per-image scores "
     "(`eval --save-scores`, `score --save-scores`).\n\n"
     "All claims of papers for which there are records:\n\n"
-    "          wsolbench compare --claims results/claims.csv --records results/measured --out "
-    "results/compared\n\n"
+    "          wsolbench compare --claims wsolbench/literature/claims.csv --records results/measured "
+    "--out results/compared\n\n"
     "Comparisons that exist in --out are kept, whatever their --resamples. Those with fewer seeds than there "
     "are now are replaced.",
 )

@@ -49,18 +49,18 @@ def command(results: Path, check: bool, kind: str | None, out: Path | None, **fi
     """Write tables of all records and published numbers to RESULTS/leaderboard.
 
     With --format or a filter, print the selected tables instead.
+
+    The published numbers come with wsolbench. A RESULTS folder with its own papers.toml replaces them.
     """
     from wsolbench.exceptions import UsageError
     from wsolbench.report.board.leaderboard import check_leaderboard, write_leaderboard
-    from wsolbench.report.board.results import read_results
 
     if kind is not None or out is not None or any(value is not None for value in filters.values()):
         if check:
             raise UsageError("--check is about the whole board; leave out --format, --out and filters")
         _print(results, kind or "markdown", out, filters)
         return
-    read = read_results(results)
-    _name_left_out(read)
+    read = _read(results)
     if not check:
         for path in write_leaderboard(results, read):
             click.echo(path)
@@ -77,10 +77,14 @@ def command(results: Path, check: bool, kind: str | None, out: Path | None, **fi
     click.echo("The board is up to date.")
 
 
-def _name_left_out(read: Results) -> None:
-    """Say on standard error which files the board leaves out, and why."""
+def _read(results: Path) -> Results:
+    """Read records and published numbers, and say on standard error which files are left out, and why."""
+    from wsolbench.cli._results import read_with_literature
+
+    read = read_with_literature(results)
     for message in (*read.problems, *read.notes):
         click.echo(f"left out: {message}", err=True)
+    return read
 
 
 def _print(results: Path, kind: str, out: Path | None, filters: dict[str, Any]) -> None:
@@ -89,13 +93,11 @@ def _print(results: Path, kind: str, out: Path | None, filters: dict[str, Any]) 
     from wsolbench.report.board.board import Filters
     from wsolbench.report.board.formats import render
     from wsolbench.report.board.leaderboard import board_tables
-    from wsolbench.report.board.results import read_results
     from wsolbench.system.files import write_text
 
     if filters["metric"] is not None:
         metric_info(filters["metric"])
-    read = read_results(results)
-    _name_left_out(read)
+    read = _read(results)
     tables = board_tables(results, Filters(**filters), read)
     if not tables:
         asked = ", ".join(f"--{name} {value}" for name, value in filters.items() if value is not None)

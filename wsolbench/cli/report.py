@@ -90,9 +90,11 @@ def command(
     """Write all results as one page, OUT/index.html.
 
     The page has the leaderboard, curves, paired comparisons and galleries. It needs no network.
+
+    The published numbers come with wsolbench. A RESULTS folder with its own papers.toml replaces them.
     """
+    from wsolbench.cli._results import read_with_literature
     from wsolbench.exceptions import UsageError
-    from wsolbench.report.board.results import folder_of_records
     from wsolbench.report.page.page import write_page
     from wsolbench.system.files import check_writable
 
@@ -104,7 +106,7 @@ def command(
             raise UsageError(
                 f"--{name.replace('_', '-')} is of galleries, and there is none without --maps and --dataset"
             )
-    folder_of_records(results)  # both before galleries are drawn
+    read = read_with_literature(results)  # both before galleries are drawn
     check_writable(out / "index.html")
     shown: Sequence[Gallery] = ()
     if dataset is not None:
@@ -112,7 +114,9 @@ def command(
 
         data = DataOptions(dataset=dataset, data_root=data_root, metadata_root=metadata_root)
         shown = galleries(folders, data.open(split), read_protocol(protocol, ()), count=images)
-    path, problems = write_page(results, out, galleries=shown, methods=methods, resamples=resamples)
+    path, problems = write_page(
+        results, out, galleries=shown, methods=methods, resamples=resamples, read=read
+    )
     for problem in problems:
         click.echo(f"left out: {problem}", err=True)
     click.echo(path)

@@ -103,7 +103,8 @@ def read_bytes(path: Path, what: str, limit: int = _MAX_BYTES) -> bytes:
     """
     try:
         # O_NONBLOCK: otherwise opening a named pipe waits for a writer.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        handle = os.open(path, flags)
         try:
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode):

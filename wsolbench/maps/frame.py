@@ -33,8 +33,18 @@ def to_frame(
     The map may have any shape and any finite range, and must cover the frame. `what` names it in errors.
     Raises `DataError` for a map that is not two-dimensional, is empty, or contains NaN or Inf.
 
-    >>> to_frame(np.array([[0.0, 2.0]], dtype=np.float32), (2, 1), EvalProtocol.preset("lid"))
+    The arithmetic has the precision of the map, float32 or float64, as in the official programs. Maps of
+    another type become float32. `lid` makes the map 8-bit before it is resized, and returns float32. Its
+    largest value is then 1 for a float32 map. For a float64 map it is 254/255, because float64 does not round
+    away the small number in the divisor. Pass the float32 map that a network gives; stored maps are float32.
+
+    >>> raw_map = np.array([[0.0, 2.0]])
+    >>> to_frame(raw_map.astype(np.float32), (2, 1), EvalProtocol.preset("lid"))
     array([[0., 1.]], dtype=float32)
+    >>> to_frame(raw_map, (2, 1), EvalProtocol.preset("lid"))
+    array([[0.        , 0.99607843]], dtype=float32)
+    >>> to_frame(raw_map, (2, 1), EvalProtocol.preset("wsoleval")).dtype
+    dtype('float64')
     """
     values = np.asarray(score_map)
     check_map(values, what)

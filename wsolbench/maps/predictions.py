@@ -111,9 +111,8 @@ def read_predictions(path: Path, num_classes: int, known: Collection[str] = ()) 
                 )
             ranked[image_id] = known_labels
     except csv.Error as error:
-        raise DataError(
-            f"{path}:{reader.line_num} cannot be read: {error}. Is a quotation mark left open?"
-        ) from error
+        hint = _describe_other(content) or ". Is a quotation mark left open?"
+        raise DataError(f"{path}:{reader.line_num} cannot be read: {error}{hint}") from error
     return ranked
 
 

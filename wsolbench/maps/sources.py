@@ -307,7 +307,7 @@ class ModelSource:
             post,
             map_name,
         )
-        self.needs_gradients = bool(getattr(post, "needs_gradients", False))
+        self.needs_gradients = post is not None and post.needs_gradients
         if self.needs_gradients and "gradients" not in signature(method.localize).parameters:
             raise UsageError(
                 f"the post-process needs gradients of the scores, and method {method.method_name!r} has no "

@@ -1,10 +1,10 @@
 """Writing the maps of a run into a folder of its own.
 
-Before its first map, a run stores its identity in maps.json (`run`: everything the maps depend on), and which
-splits are unfinished. While it writes, it holds a lock. The lock is shared by the processes of one run and
-excludes every other run. The digest of each map is logged when it is written. When all maps are written,
-`finish_maps` lists their digests and that of the predicted labels. An interrupted run resumes in the same
-folder.
+Before its first map a run writes into maps.json whose the folder is (`run`: all that the maps depend on) and
+which splits are unfinished. Each process that writes holds a lock file of its own, so that another run is
+refused while one of them lives. The file of a process that was killed is free, and the next run removes it.
+Each map's digest is noted as it is written; when all are there, `finish_maps` lists them, with the digest of
+the predicted labels. What was killed in between is taken up by the same run.
 """
 
 from __future__ import annotations
@@ -27,10 +27,22 @@ import numpy as np
 from wsolbench.exceptions import UsageError
 from wsolbench.maps.predictions import PREDICTIONS, read_predictions
 from wsolbench.maps.store import JOURNAL, LISTING, MANIFEST, MapFolder, fold_name, format_digest
-from wsolbench.system.files import atomic_path, make_folder, remove_leftovers, sha256_of_file, write_text
+from wsolbench.system.files import (
+    atomic_path,
+    hold_lock,
+    make_folder,
+    remove_leftovers,
+    sha256_of_file,
+    write_text,
+)
 from wsolbench.types import ScoreMap
 
 _LOCK = ".maps.lock"
+"""Held to change maps.json."""
+_WRITER = ".maps-{}.lock"
+"""Held by a process that writes maps, each its own."""
+_BINARY = getattr(os, "O_BINARY", 0)
+"""No translation of line ends, where the system has one."""
 _PATIENCE = 20.0
 """Seconds to wait for a process that changes maps.json, which takes milliseconds."""
 _LONGEST_NAME = 255
@@ -86,23 +98,10 @@ def open_writer(folder: MapFolder, run: MapRun, image_ids: Iterable[str]) -> Ite
     and for ids that cannot be file names.
     """
     ids = list(image_ids)
-    with _open_lock(folder) as lock:
-        _check_names(folder, ids)
-        # Claim the folder, or join the processes of the same run.
-        if lock.take_alone_or_together():
-            _claim(folder, run, ids)
-            lock.share()
-        elif not _is_claimed(folder.manifest(), run):
-            raise UsageError(
-                f"another process is writing maps of {_owner(folder.manifest())} into {folder.root}; wait "
-                "for it, or choose another folder"
-            )
-        # One journal of digests per process.
-        journal = folder.root / JOURNAL.replace(
-            "*", f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
-        )
+    with _writing(folder, run, ids) as name:
+        journal = folder.root / JOURNAL.replace("*", name)
         listed = folder.digests()
-        handle = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+        handle = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | _BINARY, 0o666)
         try:
             yield MapWriter(folder.root, handle, listed)
         finally:
@@ -117,8 +116,7 @@ def finish_maps(
     Nothing is done if the folder now belongs to another run, or lacks maps, because shards on several
     machines may have their own folders. Raises `UsageError` if other processes still write there.
     """
-    with _open_lock(folder) as lock:
-        lock.take_alone()
+    with _alone(folder):
         manifest = folder.manifest()
         if manifest.get("run") != run.identity:
             return
@@ -264,59 +262,76 @@ def _check_names(folder: MapFolder, ids: list[str]) -> None:
             )
 
 
-@dataclass(frozen=True)
-class _Lock:
-    """A lock on a folder of maps: exclusive to change maps.json, shared within a run to write maps."""
-
-    handle: int
-    folder: MapFolder
-
-    def take_alone_or_together(self) -> bool:
-        """Wait until no other process changes maps.json. Returns whether this process is the only one."""
-        return self._wait("LOCK_EX", "LOCK_SH") == "LOCK_EX"
-
-    def take_alone(self) -> None:
-        """Wait until no other process writes."""
-        self._wait("LOCK_EX")
-
-    def share(self) -> None:
-        """Let other processes of the same run in."""
-        self._wait("LOCK_SH")
-
-    def _wait(self, *kinds: str) -> str:
-        import fcntl
-
-        deadline = time.monotonic() + _PATIENCE
-        while True:
-            for kind in kinds:
-                try:
-                    fcntl.flock(self.handle, getattr(fcntl, kind) | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                except OSError as error:
-                    raise UsageError(
-                        f"the file system of {self.folder.root} has no locks: {error.strerror}. Choose "
-                        "another folder."
-                    ) from error
-                return kind
-            if time.monotonic() > deadline:
-                raise UsageError(
-                    f"another process is writing maps into {self.folder.root}; wait for it, or choose "
-                    "another folder"
-                )
-            time.sleep(0.02)
+@contextlib.contextmanager
+def _changing(folder: MapFolder) -> Iterator[None]:
+    """Hold the lock that allows a process to change maps.json. Waits for another process that has it."""
+    make_folder(folder.root)
+    lock = hold_lock(folder.root / _LOCK, patience=_PATIENCE)
+    if lock is None:
+        raise UsageError(_busy(folder))
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
-def _open_lock(folder: MapFolder) -> Iterator[_Lock]:
-    make_folder(folder.root)
-    path = folder.root / _LOCK
+def _alone(folder: MapFolder) -> Iterator[None]:
+    """Hold the lock of `_changing` while no process writes maps. Waits for processes that do."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        with _changing(folder):
+            if not _has_writers(folder):
+                yield
+                return
+        if time.monotonic() > deadline:
+            raise UsageError(_busy(folder))
+        time.sleep(0.02)
+
+
+def _busy(folder: MapFolder) -> str:
+    return f"another process is writing maps into {folder.root}; wait for it, or choose another folder"
+
+
+def _has_writers(folder: MapFolder) -> bool:
+    """Return whether a live process writes maps; remove the lock files of dead ones. Needs `_changing`."""
+    alive = False
+    for path in sorted(folder.root.glob(_WRITER.format("*"))):
+        lock = hold_lock(path)
+        if lock is None:
+            alive = True
+        else:
+            lock.release()
+            _remove(path)
+    return alive
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # another process looks at it, and removes it
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(folder: MapFolder, run: MapRun, ids: list[str]) -> Iterator[str]:
+    """Claim the folder and count as a writer until the block ends. Yields a name for what this process
+    writes.
+    """
+    name = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
+    path = folder.root / _WRITER.format(name)
+    with _changing(folder):
+        _check_names(folder, ids)
+        if not _has_writers(folder):
+            _claim(folder, run, ids)
+        elif not _is_claimed(folder.manifest(), run):
+            raise UsageError(
+                f"another process is writing maps of {_owner(folder.manifest())} into {folder.root}; wait "
+                "for it, or choose another folder"
+            )
+        lock = hold_lock(path)
+    if lock is None:
+        raise UsageError(_busy(folder))
     try:
-        # O_NONBLOCK: opening a named pipe must not wait.
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}. Choose another folder.") from error
-    try:
-        yield _Lock(handle, folder)
+        yield name
     finally:
-        os.close(handle)
+        lock.release()
+        _remove(path)

@@ -149,6 +149,11 @@ class Method(Protocol):
     def recipe_for(cls, backbone: str, num_classes: int, settings: Mapping[str, str]) -> Any:
         """Return the training recipe that these settings ask for. Raises `UsageError` on invalid settings."""
 
+    @classmethod
+    def train_split(cls, settings: Mapping[str, str]) -> str:  # noqa: ARG003 - for methods whose settings choose
+        """Return the split that the method learns from with these settings."""
+        return "train"
+
     def to(self, device: torch.device) -> Any:
         """Move the parameters to a device. A method without parameters does nothing."""
 
@@ -165,13 +170,11 @@ class Method(Protocol):
 
 
 class PostProcessor(Protocol):
-    """A post-process: its class makes new maps from the result of a method's forward pass.
-
-    With the class attribute `needs_gradients = True` it gets the result of
-    `localize(images, gradients=True)`, which keeps its graph.
-    """
+    """A post-process: its class makes new maps from the result of a method's forward pass."""
 
     method_name: ClassVar[str]
+    needs_gradients: ClassVar[bool] = False
+    """Whether it needs the result of `localize(images, gradients=True)`, which keeps its graph."""
 
     @classmethod
     def create(cls, settings: Mapping[str, str]) -> PostProcessor:

@@ -148,7 +148,7 @@ class TopKLoc:
             n=self.n,
         )
 
-    def _rank_of(self, label: int, ranked_labels: Integer[np.ndarray, ...]) -> int | None:
+    def _rank_of(self, label: int, ranked_labels: Integer[np.ndarray, "..."]) -> int | None:
         if ranked_labels.ndim != 1 or len(ranked_labels) < self.ks[-1]:
             raise DataError(
                 f"ranked labels have shape {ranked_labels.shape}; expected at least {self.ks[-1]} for "

@@ -1,7 +1,7 @@
 """Claims of papers: read from a file, and matched with records of both sides.
 
-    results/claims.csv     what papers report: method A, method B, a metric of both
-    results/variants.csv   which of our methods and settings a published name means
+    LITERATURE/claims.csv     what papers report: method A, method B, a metric of both
+    LITERATURE/variants.csv   which of our methods and settings a published name means
 
 Two runs are a pair for a claim when they agree in all that both share in meaning: data, protocol, backbone,
 image size, start and recipe. Settings of one method's own design do not matter, even where another method has
@@ -96,7 +96,7 @@ def matches_claim(method: dict[str, Any], name: str, settings: str) -> bool:
     """Whether a method matches one side of a claim. A setting that the method lacks counts as empty.
 
     >>> matches_claim({"name": "caam", "config": {"patch": [16, 32], "ssam": True}}, "caam",
-        "patch=16,32;ssam=true")
+    ...     "patch=16,32;ssam=true")
     True
     """
     if method["name"] != name:

@@ -42,7 +42,7 @@ def unlike(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """In words, how two descriptions of `program` differ; empty when they do not.
 
     >>> unlike({"versions": {"numpy": "1.26.4"}, "source": {}}, {"versions": {"numpy": "2.0.0"}, "source":
-        {}})
+    ...     {}})
     'numpy 1.26.4 there and 2.0.0 here'
     """
     if not there:

@@ -1,8 +1,12 @@
 """Published numbers: what papers and repositories print, one cell a row, kept apart from what is measured
 here.
 
-    RESULTS/papers.toml          papers: title, authors, venue, year, addresses, and the file of their numbers
-    RESULTS/published/<key>.csv  cells of a source's tables, in the order of the tables
+    LITERATURE/papers.toml          papers: title, authors, venue, year, addresses, and the file of their
+                                    numbers
+    LITERATURE/published/<key>.csv  cells of a source's tables, in the order of the tables
+
+They are part of the package (`LITERATURE`), so an installed wsolbench has them. A results folder that has a
+`papers.toml` of its own is read in their place (`literature_for`).
 
 A value stays as it is printed, a string with its trailing zeros; `PublishedNumber.as_recorded` puts it on the
 scale of records. Sources that disagree are listed by `conflicts` and never averaged.
@@ -27,6 +31,9 @@ from wsolbench.records.csv_rows import read_rows
 from wsolbench.system.json_values import lists_to_tuples
 from wsolbench.system.listing import list_files
 from wsolbench.system.stored import read_text
+
+LITERATURE = Path(__file__).parents[1] / "literature"
+"""The folder of published numbers, claims and variants that comes with the package."""
 
 EVIDENCE = ("own", "reproduced", "requoted")
 """Whose number it is, best first: the source's own method or ablation; somebody else's method, run by the
@@ -71,7 +78,7 @@ class Paper:
     Attributes:
         key: name of the section.
         name: short name for tables.
-        file: its numbers, below the results folder, or empty if it is no source of published numbers.
+        file: its numbers, next to papers.toml, or empty if it is no source of published numbers.
         arxiv: identifier, as `2001.07437`.
         url: its page or DOI, where it is not on arXiv.
         code: repository.
@@ -216,17 +223,10 @@ class PublishedNumber:
 
 
 PAPERS = "papers.toml"
-"""In a results folder, the file of papers."""
+"""Name of the file of papers, in a folder of literature."""
 
 COLUMNS = tuple(item.name for item in fields(PublishedNumber) if item.name != "paper")
 """The header of the files."""
-
-
-def packaged_papers() -> Path:
-    """Return the file of papers that comes with this package, or the one of the checkout around it."""
-    package = Path(__file__).parents[1]
-    inside = package / "literature" / PAPERS
-    return inside if inside.is_file() else package.parent / "results" / PAPERS
 
 
 def read_papers(path: Path | None = None) -> dict[str, Paper]:
@@ -234,7 +234,7 @@ def read_papers(path: Path | None = None) -> dict[str, Paper]:
 
     Raises `DataError` naming the section that is invalid.
     """
-    path = packaged_papers() if path is None else path
+    path = LITERATURE / PAPERS if path is None else path
     toml: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         sections = toml.loads(read_text(path, "file"))
@@ -251,8 +251,15 @@ def read_papers(path: Path | None = None) -> dict[str, Paper]:
     return papers
 
 
+def literature_for(results: Path) -> Path:
+    """Return the folder to read published numbers from: `results` if it has a papers.toml, or else
+    `LITERATURE`.
+    """
+    return results if (results / PAPERS).is_file() else LITERATURE
+
+
 def read_published(folder: Path) -> list[PublishedNumber]:
-    """All numbers below a results folder, in the order of papers.toml, tables and rows.
+    """Read all numbers of a folder of literature, in the order of papers.toml, tables and rows.
 
     Raises `DataError` naming file and line: other columns, an unknown metric, unit or evidence, a value that
     is no number or out of range, a cell that is there twice, a file that no paper names, a paper whose file

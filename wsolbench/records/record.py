@@ -46,7 +46,7 @@ def settings_of(method: Mapping[str, Any]) -> dict[str, Any]:
     digest beside it, is `checkpoint`, and the digest is left out.
 
     >>> settings_of({"config": {"head": "fc", "classifier": "runs/a.safetensors", "classifier_sha256":
-        "0a1b"}})
+    ...     "0a1b"}})
     {'head': 'fc', 'classifier': 'checkpoint'}
     """
     config = method.get("config") or {}

@@ -14,14 +14,23 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsolbench.exceptions import UsageError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 _UNIQUE = 4
 """Random bytes in the name of a temporary file."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None}
 """What systems say when there is no room; numpy says it without a number."""
+_NO_LOCKS = {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+"""What systems say when a file system has no locks."""
+_RENAMES_OPEN_FILES = os.name != "nt"
+"""Whether the system can rename a file that is open."""
+_SAFE_TO_OPEN = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+"""Opening neither waits for a named pipe nor follows a link, where the system knows these flags."""
 
 
 @contextlib.contextmanager
@@ -43,16 +52,20 @@ def atomic_path(path: Path, *, tidy: bool = True) -> Iterator[Path]:
     make_folder(path.parent)
     if tidy:
         remove_leftovers(path.parent, of=path)
-    temporary = None
+    temporary, handle = None, None
     try:
         temporary, handle = _new_temporary(path)
         try:
             yield temporary
             os.fsync(handle)
+            if not _RENAMES_OPEN_FILES:
+                os.close(handle)
+                handle = None
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-            os.close(handle)
+            if handle is not None:
+                os.close(handle)
     except OSError as error:
         if isinstance(error.filename, str) and Path(error.filename) not in (path, temporary):
             raise  # the block stumbled on another file
@@ -101,7 +114,7 @@ def remove_leftovers(folder: Path, *, of: Path | None = None) -> None:
             below.clear()
         for name in filter(pattern.fullmatch, names):
             with contextlib.suppress(OSError):
-                handle = os.open(Path(place, name), os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+                handle = os.open(Path(place, name), os.O_RDWR | _SAFE_TO_OPEN)
                 try:
                     if _lock(handle):
                         Path(place, name).unlink(missing_ok=True)
@@ -110,11 +123,13 @@ def remove_leftovers(folder: Path, *, of: Path | None = None) -> None:
 
 
 def _lock(handle: int) -> bool | None:
-    """Lock an open file until it is closed; False while another process holds it, None where the file system
-    has no locks.
+    """Lock an open file until it is closed; False while another process holds it, None where the system or
+    the file system has no such locks.
     """
-    import fcntl
-
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -128,25 +143,41 @@ def _lock(handle: int) -> bool | None:
 def locked(path: Path, busy: str) -> Iterator[None]:
     """Hold the lock file `path` while the block runs.
 
-    Raises `UsageError` with the text `busy` while another process holds it, and where no lock can be had.
+    The system frees the lock of a process that was killed. Raises `UsageError` with the text `busy` while
+    another process holds it, and where no lock can be had.
     """
     make_folder(path.parent)
+    lock = hold_lock(path)
+    if lock is None:
+        raise UsageError(busy)
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}. Choose another folder.") from error
-    try:
-        got = _lock(handle)
-        if got is None:
-            raise UsageError(
-                f"the file system of {path.parent} has no locks, so two processes could work there at "
-                "once. Choose another folder."
-            )
-        if not got:
-            raise UsageError(busy)
         yield
     finally:
-        os.close(handle)
+        lock.release()
+
+
+def hold_lock(path: Path, *, patience: float = 0.0) -> BaseFileLock | None:
+    """Lock the file `path` for this process until `release` is called; None while another process holds it.
+
+    Waits `patience` seconds for the other process. Raises `UsageError` when the file cannot be written, and
+    where the file system has no locks.
+    """
+    from filelock import FileLock, Timeout
+
+    check_writable(path)
+    lock = FileLock(path, timeout=patience, thread_local=False)
+    try:
+        lock.acquire(poll_interval=0.02)
+    except Timeout:
+        return None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise UsageError(f"cannot write {path}: {error.strerror}. Choose another folder.") from error
+        raise UsageError(
+            f"the file system of {path.parent} has no locks, so two processes could work there at once. "
+            "Choose another folder."
+        ) from error
+    return lock
 
 
 def make_folder(folder: Path) -> Path:

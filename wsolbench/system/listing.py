@@ -48,7 +48,7 @@ def is_junk(name: str) -> bool:
     """Whether a file or folder of this name was left by another program and belongs to no data set.
 
     >>> [is_junk(name) for name in (".ipynb_checkpoints", "._a.JPEG", "@eaDir", "a.xml~", "n01440764",
-        "a.JPEG")]
+    ...     "a.JPEG")]
     [True, True, True, True, False, False]
     """
     lower = name.lower()

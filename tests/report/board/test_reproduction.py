@@ -13,6 +13,7 @@ from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue, RunRecord, read_records
 from wsolbench.records.claims import Claim, find_unpaired, matches_claim, pairs_of, read_claims
 from wsolbench.records.comparison import Comparison, MetricDifference, read_comparison
+from wsolbench.records.published import LITERATURE
 from wsolbench.report.board.repetitions import Run, different_settings
 from wsolbench.report.board.reproduction import reproduction_markdown
 
@@ -233,8 +234,8 @@ def test_claims_without_a_comparison_are_on_the_page_with_the_reason(tmp_path: P
 
 def test_the_records_of_this_project_have_a_pair_for_every_claim_whose_methods_were_run() -> None:
     results = Path(__file__).parents[3] / "results"
-    unpaired = find_unpaired(read_claims(results / "claims.csv"), read_records(results / "measured"))
-    assert len(unpaired) < len(read_claims(results / "claims.csv"))
+    unpaired = find_unpaired(read_claims(LITERATURE / "claims.csv"), read_records(results / "measured"))
+    assert len(unpaired) < len(read_claims(LITERATURE / "claims.csv"))
     assert [
         missing.reason.partition(" (")[0]
         for missing in unpaired
@@ -292,7 +293,7 @@ def test_runs_from_a_checkpoint_and_from_nothing_are_not_compared() -> None:
 
 
 def test_the_claims_of_this_project_can_be_read() -> None:
-    claims = read_claims(Path(__file__).parents[3] / "results/claims.csv")
+    claims = read_claims(LITERATURE / "claims.csv")
     assert {claim.metric for claim in claims} <= {"gt_known", "peak_iou", "top1_cls"}
     assert {claim.direction for claim in claims} == {1, -1}
 

@@ -29,7 +29,7 @@ from wsolbench.metrics.best_threshold import FEW_IMAGES
 from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
 from wsolbench.protocol import DetectionProtocol, EvalProtocol
 from wsolbench.records import MetricValue, RunRecord
-from wsolbench.records.claims import matches_claim, read_claims, read_variants
+from wsolbench.records.claims import matches_claim
 from wsolbench.records.published import PublishedNumber
 from wsolbench.report.board.board import (
     Filters,
@@ -188,7 +188,7 @@ def leaderboard_files(results: Path, read: Results | None = None) -> dict[str, s
     }
     shown = one_of_each_seed(runs)
     papers = {
-        f"paper-{key}.md": (paper.name, _paper_of(key, shown, published, results))
+        f"paper-{key}.md": (paper.name, _paper_of(key, shown, read))
         for key, paper in published.papers.items()
     }
     made = {file: (title, tables) for file, (title, tables) in {**boards, **papers}.items() if tables}
@@ -196,10 +196,10 @@ def leaderboard_files(results: Path, read: Results | None = None) -> dict[str, s
         file: f"{_MARK}\n\n# {escape_markdown(title)}\n\n{render(tables, 'markdown')}"
         for file, (title, tables) in made.items()
     }
-    if (results / "claims.csv").is_file():
+    if read.claims is not None:
         records = [(run.path, run.record) for run in runs]
-        claims = read_claims(results / "claims.csv")
-        files["reproduction.md"] = f"{_MARK}\n\n" + reproduction_markdown(claims, read.comparisons, records)
+        reproduced = reproduction_markdown(read.claims, read.comparisons, records)
+        files["reproduction.md"] = f"{_MARK}\n\n{reproduced}"
     notes = read_text(results / NOTES, "file").rstrip() if (results / NOTES).is_file() else ""
     return {"README.md": _index(by_name, {file: title for file, (title, _) in made.items()}, notes), **files}
 
@@ -216,18 +216,16 @@ def _tables_of(runs: Sequence[Run], published: Numbers, filters: Filters) -> lis
     return [*measured_tables(runs, published, filters), *published_tables(published, filters)]
 
 
-def _paper_of(key: str, runs: Sequence[Run], published: Numbers, results: Path) -> list[Table]:
-    variants = read_variants(results / "variants.csv") if (results / "variants.csv").is_file() else {}
-
+def _paper_of(key: str, runs: Sequence[Run], read: Results) -> list[Table]:
     def meant(number: PublishedNumber, record: RunRecord) -> bool:
-        ours, settings = variants.get((number.paper, number.method), (number.ours, ""))
+        ours, settings = read.variants.get((number.paper, number.method), (number.ours, ""))
         return (
             number.backbone == record.method.get("backbone")
             and bool(ours)
             and matches_claim(record.method, ours, settings)
         )
 
-    return paper_tables(published.papers[key], runs, published, meant)
+    return paper_tables(read.published.papers[key], runs, read.published, meant)
 
 
 def file_stems(names: Iterable[str]) -> dict[str, str]:
@@ -272,9 +270,27 @@ _RESERVED = {
 
 def _index(by_name: dict[str, list[Run]], others: dict[str, str], notes: str) -> str:
     lines = [_MARK, "", "# Leaderboard", ""]
-    if not by_name:
-        return "\n".join([*lines, "There is no record yet. `wsolbench eval` writes one."]) + "\n"
-    lines += ["| data set | splits | protocols | runs | raw numbers |", "|---|---|---|---:|---|"]
+    if by_name:
+        lines += [*_index_of_records(by_name), *(["", notes] if notes else [])]
+    else:
+        lines.append("There is no record yet. `wsolbench eval` writes one.")
+    if replaced := superseded([run for runs in by_name.values() for run in runs]):
+        text = "Superseded runs, which the tables of published and measured numbers leave out:"
+        lines += ["", text, ""]
+        lines += [f"- {_linked(run)}, superseded by {_linked(shown)}" for run, shown in replaced]
+    if others:
+        text = (
+            "Published and measured numbers side by side: one page per data set, then the tables of each "
+            "paper in their own layout:"
+        )
+        lines += ["", text, ""]
+        lines += [f"- [{escape_markdown(title)}]({file})" for file, title in others.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _index_of_records(by_name: dict[str, list[Run]]) -> list[str]:
+    """A row for each data set with records, and how to read its tables."""
+    lines = ["| data set | splits | protocols | runs | raw numbers |", "|---|---|---|---:|---|"]
     for stem in sorted(by_name):
         runs = by_name[stem]
         names, splits, protocols = (
@@ -288,7 +304,8 @@ def _index(by_name: dict[str, list[Run]], others: dict[str, str], notes: str) ->
         lines.append(
             f"| [{names}]({stem}.md) | {splits} | {protocols} | {len(runs)} | [{stem}.csv]({stem}.csv) |"
         )
-    lines += [
+    return [
+        *lines,
         "",
         "Every number in these tables was measured here, and each row links to its record.",
         "All runs of a table share the images, the annotations, the protocol and the threshold policy.",
@@ -297,19 +314,6 @@ def _index(by_name: dict[str, list[Run]], others: dict[str, str], notes: str) ->
         "- `transfer`: a threshold chosen on another split.",
         "- `fixed:T`: the threshold T, chosen before the evaluation.",
     ]
-    lines += ["", notes] if notes else []
-    if replaced := superseded([run for runs in by_name.values() for run in runs]):
-        text = "Superseded runs, which the tables of published and measured numbers leave out:"
-        lines += ["", text, ""]
-        lines += [f"- {_linked(run)}, superseded by {_linked(shown)}" for run, shown in replaced]
-    if others:
-        text = (
-            "Published and measured numbers side by side: one page per data set, then the tables of each "
-            "paper in their own layout:"
-        )
-        lines += ["", text, ""]
-        lines += [f"- [{escape_markdown(title)}]({file})" for file, title in others.items()]
-    return "\n".join(lines) + "\n"
 
 
 def _linked(run: Run) -> str:

@@ -1,6 +1,6 @@
 """Published ablations beside measured ones: does the direction hold?
 
-    results/claims.csv                 what papers report (`wsolbench.records.claims`)
+    LITERATURE/claims.csv              what papers report (`wsolbench.records.claims`)
     results/compared/<data set>/...    what was measured (`wsolbench compare --claims`)
 
 A claim's direction *holds* if the whole 95 % interval of the measured difference is on the published side of

@@ -3,20 +3,23 @@ out.
 
 RESULTS/measured/**/*.json    records, as `wsolbench eval` and `wsolbench score` write them
 RESULTS/compared/**/*.json    comparisons, as `wsolbench compare` writes them
-RESULTS/papers.toml           sources of published numbers, with RESULTS/published/*.csv
+
+Published numbers, claims and variants come from a folder of literature: that of the package, or RESULTS
+itself where it has a papers.toml (`wsolbench.records.published.literature_for`).
 """
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.records import find_records
+from wsolbench.records.claims import Claim, read_claims, read_variants
 from wsolbench.records.comparison import Comparison, read_comparison
 from wsolbench.records.published import read_papers, read_published
 from wsolbench.report.board.board import Numbers
@@ -31,6 +34,8 @@ class Results:
     Attributes:
         runs: sound records, each run and result once.
         published: published numbers and their sources.
+        claims: claims of papers, None without a file of them.
+        variants: (paper, published name of a method) -> method and settings here.
         comparisons: comparisons of records that are there.
         problems: one message for each file that was left out because it is broken, outdated, or of records
             that are gone.
@@ -40,6 +45,8 @@ class Results:
 
     runs: Sequence[Run]
     published: Numbers
+    claims: Sequence[Claim] | None
+    variants: Mapping[tuple[str, str], tuple[str, str]]
     comparisons: Sequence[Comparison]
     problems: Sequence[str]
     notes: Sequence[str]
@@ -56,29 +63,44 @@ def folder_of_records(results: Path) -> Path:
     return measured
 
 
-def read_results(results: Path) -> Results:
+def read_results(results: Path, *, literature: Path | None = None, records_required: bool = True) -> Results:
     """Read a results folder. A broken record or comparison is left out and named; the others are read.
 
-    Raises `UsageError` without `measured`, and `DataError` for a published number that is none.
+    Args:
+        results: the folder, see above.
+        literature: the folder of published numbers, claims and variants; None means `results`.
+        records_required: whether a results folder without `measured` is an error.
+
+    Raises `UsageError` without `measured` where it is required, and `DataError` for an invalid published
+    number.
     """
-    measured = folder_of_records(results)
+    literature = literature or results
+    measured = folder_of_records(results) if records_required else results / "measured"
     found = find_records(measured)
     every = [Run(record, _link(path, results / "leaderboard"), path) for path, record in found.records]
     runs, outdated = current_versions(every)
     comparisons, unusable = _comparisons(results / "compared", {run.record.digest for run in runs})
-    has_papers = (results / "papers.toml").is_file()
-    numbers = read_published(results) if has_papers else []
+    claims, variants = literature / "claims.csv", literature / "variants.csv"
     replaced = [
         f"record {run.path} is not shown: {shown.path} is of the same run and seed"
         for run, shown in superseded(runs)
     ]
     return Results(
         runs=runs,
-        published=Numbers(numbers=numbers, papers=read_papers(results / "papers.toml") if has_papers else {}),
+        published=_read_numbers(literature),
+        claims=read_claims(claims) if claims.is_file() else None,
+        variants=read_variants(variants) if variants.is_file() else {},
         comparisons=comparisons,
         problems=(*found.problems, *outdated, *unusable),
         notes=(*found.copies, *replaced),
     )
+
+
+def _read_numbers(literature: Path) -> Numbers:
+    papers = literature / "papers.toml"
+    if not papers.is_file():
+        return Numbers(numbers=[], papers={})
+    return Numbers(numbers=read_published(literature), papers=read_papers(papers))
 
 
 def _link(path: Path, start: Path) -> str:

@@ -96,7 +96,7 @@ def format_difference(name: str, value: float) -> str:
     """A difference of a metric's values in the same form, with its sign; what rounds to 0 is no minus 0.
 
     >>> format_difference("gt_known", 0.0312), format_difference("peak_t", -4.0), format_difference("pxap",
-        -0.0001)
+    ...     -0.0001)
     ('+3.1', '-4', '+0.0')
     """
     info = metric_info(name)
@@ -140,7 +140,7 @@ def one_line(text: Any) -> str:
 
 
 def escape_markdown(text: Any) -> str:
-    """Text that shows as it is in a Markdown paragraph, heading or table cell: one line, no markup, no link,
+    r"""Text that shows as it is in a Markdown paragraph, heading or table cell: one line, no markup, no link,
     no HTML.
 
     >>> escape_markdown("a|b <i>*c*")

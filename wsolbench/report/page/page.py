@@ -46,7 +46,13 @@ _BAR = 120
 
 
 def write_page(
-    results: Path, out: Path, *, galleries: Sequence[Gallery] = (), methods: int = 5, resamples: int = 1000
+    results: Path,
+    out: Path,
+    *,
+    galleries: Sequence[Gallery] = (),
+    methods: int = 5,
+    resamples: int = 1000,
+    read: Results | None = None,
 ) -> tuple[Path, list[str]]:
     """Write `out / "index.html"`; its path, and a message for each file that was left out.
 
@@ -55,19 +61,20 @@ def write_page(
         galleries: of `wsolbench.report.page.gallery`.
         methods: best methods of every data set and protocol that are compared in pairs.
         resamples: of the intervals of these comparisons.
+        read: the content of the folder if it has been read already.
 
     Raises as `wsolbench.report.board.results.read_results`, and `UsageError` when the file cannot be written.
     """
-    text, problems = page_html(results, galleries=galleries, methods=methods, resamples=resamples)
+    text, problems = page_html(results, galleries=galleries, methods=methods, resamples=resamples, read=read)
     write_text(out / "index.html", text)
     return out / "index.html", problems
 
 
 def page_html(
-    results: Path, *, galleries: Sequence[Gallery], methods: int, resamples: int
+    results: Path, *, galleries: Sequence[Gallery], methods: int, resamples: int, read: Results | None = None
 ) -> tuple[str, list[str]]:
     """The page, and a message for each file that was left out. The same files give the same page."""
-    read = read_results(results)
+    read = read or read_results(results)
     every, published = read.runs, read.published
     runs = one_of_each_seed(every)
     names = sorted({str(run.record.dataset["name"]) for run in runs})

@@ -97,8 +97,8 @@ def frame_mask(sample: Sample, protocol: EvalProtocol) -> Bool[np.ndarray, "fh f
 
 
 def _framed(
-    pixels: UInt8[np.ndarray, ...], sample: Sample, protocol: EvalProtocol, interpolation: int
-) -> UInt8[np.ndarray, ...]:
+    pixels: UInt8[np.ndarray, "..."], sample: Sample, protocol: EvalProtocol, interpolation: int
+) -> UInt8[np.ndarray, "..."]:
     import cv2
 
     width, height = frame_size(sample.size, protocol)
@@ -169,7 +169,7 @@ def _line_width(image: Pixels, relative: float = 1.0) -> int:
 
 
 def _outline(
-    box: Num[np.ndarray, 4], shape: tuple[int, int], width: int, dash: int | None = None
+    box: Num[np.ndarray, "4"], shape: tuple[int, int], width: int, dash: int | None = None
 ) -> Bool[np.ndarray, "h w"]:
     """Pixels of a box's outline, `width` wide and inside of the box; dashes and gaps start at the box's top
     left corner.
@@ -228,7 +228,7 @@ def mark_point(image: UInt8[np.ndarray, "h w 3"], point: tuple[float, float]) ->
 
 
 def draw_box(
-    canvas: Pixels, box: Num[np.ndarray, 4], color: tuple[int, int, int], line_width: float = 1.0
+    canvas: Pixels, box: Num[np.ndarray, "4"], color: tuple[int, int, int], line_width: float = 1.0
 ) -> None:
     """Draw a box (xyxy, pixels of the canvas) in place, on white; `line_width` as for `overlay`."""
     _paint(canvas, _outline(box, canvas.shape[:2], _line_width(canvas, line_width)), color, WHITE)
@@ -236,8 +236,8 @@ def draw_box(
 
 def draw_line(
     canvas: Pixels,
-    start: Num[np.ndarray, 2],
-    end: Num[np.ndarray, 2],
+    start: Num[np.ndarray, "2"],
+    end: Num[np.ndarray, "2"],
     color: tuple[int, int, int],
     line_width: float = 1.0,
 ) -> None:
@@ -252,7 +252,7 @@ def draw_line(
 
 
 def draw_disc(
-    canvas: Pixels, centre: Num[np.ndarray, 2], color: tuple[int, int, int], line_width: float = 1.0
+    canvas: Pixels, centre: Num[np.ndarray, "2"], color: tuple[int, int, int], line_width: float = 1.0
 ) -> None:
     """Draw a disc of three and a half line widths around a point (x, y) in place, on black."""
     rows, columns = np.arange(canvas.shape[0])[:, None] + 0.5, np.arange(canvas.shape[1])[None] + 0.5
