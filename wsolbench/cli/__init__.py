@@ -19,6 +19,7 @@ _COMMANDS = {
     "eval": "Evaluate a method on a data set: table, record, pictures.",
     "score": "Score maps that any program has written.",
     "merge": "Make one record of the shards of a run.",
+    "reproduce": "Carry out a plan of runs: those that have no record yet.",
     "compare": "Compare two runs image by image.",
     "correlations": "Draw how the features of an image are like those at a point.",
     "train-detector": "Train a detector on data in COCO's layout.",

@@ -13,19 +13,17 @@ from __future__ import annotations
 import csv
 import itertools
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from wsolbench.exceptions import DataError, UsageError, unknown_name
 from wsolbench.metrics.catalog import METRICS, MetricInfo
 from wsolbench.system.listing import list_files
-from wsolbench.system.stored import read_text
+from wsolbench.system.stored import read_text, read_toml
 
 EVIDENCE = ("own", "reproduced", "requoted")
 """Whose number it is, best first: the source's own method or ablation; somebody else's method, run by the
@@ -207,11 +205,7 @@ def read_papers(path: Path) -> dict[str, Paper]:
     """The sections of papers.toml by key, in their order. Raises `DataError` naming the section that is
     none.
     """
-    toml: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    try:
-        sections = toml.loads(read_text(path, "file"))
-    except (toml.TOMLDecodeError, RecursionError) as error:
-        raise DataError(f"{path} is not TOML: {error}") from error
+    sections = read_toml(path, "file")
     papers = {}
     for key, values in sections.items():
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", key):  # it names files of the board
