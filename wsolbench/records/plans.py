@@ -75,6 +75,7 @@ _ELSEWHERE = (
 """Options of a command that do not tell jobs apart."""
 _FLAGS = ("train", "save-scores", "no-transfer", "transfer")
 _TRAINED = "@"
+_PLAIN = (str, int, float)
 
 
 @dataclass(frozen=True, kw_only=True)
