@@ -255,7 +255,9 @@ def _jobs_of(
 
 def _resolved(run: Mapping[str, Any], resolve: Callable[[Any], Any]) -> dict[str, Any]:
     return {
-        key: {name: resolve(value) for name, value in values.items()} if key in _TABLES else resolve(values)
+        key: {name: _text(resolve(value)) for name, value in values.items()}
+        if key in _TABLES
+        else resolve(values)
         for key, values in run.items()
         if key in OPTIONS
     }
@@ -270,7 +272,7 @@ def _arguments(options: Mapping[str, Any], seed: int) -> Iterable[str]:
         value = options[name]
         if name in _TABLES:
             for key, each in value.items():
-                yield from (f"--{name}", f"{key}={_text(each)}")
+                yield from (f"--{name}", f"{key}={each}")
         else:
             yield from (f"--{name}",) if value is True else (f"--{name}", _text(value))
     yield from ("--train", "--seed", str(seed), "--save-scores")
