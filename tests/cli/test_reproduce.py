@@ -133,3 +133,27 @@ def test_a_pattern_that_matches_nothing_names_the_runs(run, plan: Path) -> None:
     result = run("reproduce", plan, "--dry-run", "--only", "cams")
     assert result.code == 2
     assert "did you mean 'cam'" in result.err
+
+
+def test_a_carved_val_is_a_tenth_of_train_and_has_runs_of_its_own(run, birds: Path) -> None:
+    arguments = (
+        "--method",
+        "cam",
+        "--backbone",
+        "tiny",
+        "--image-size",
+        "32",
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+    )
+    data = ("--dataset", "csvfolder", "--data-root", birds, "--carve-val")
+    result = run("eval", *arguments, *data, "--train", "--resamples", "100")
+    assert result.code == 0, result.err
+    ((_, record),) = find_records(Path("results/measured")).records
+    assert record.method["training"]["dataset"]["images"] == 24 - 3  # one of 8 images of each class
+    assert record.method["training"]["val"]["images"] == 3
+    assert record.dataset["transfer_from"]["fingerprint"] == record.method["training"]["val"]["fingerprint"]
+    assert Path("runs/csvfolder/cam-tiny-seed0-epochs=1-image_size=32-carve_val/last.safetensors").is_file()
+    assert run("eval", *arguments, *data, "--resamples", "100").code == 0

@@ -15,10 +15,10 @@ from wsolbench.cli.options import (
     DataOptions,
     ScoringOptions,
     checkpoint_option,
-    data_options,
     model_options,
     post_set_option,
     scoring_options,
+    split_options,
 )
 from wsolbench.cli.settings import changes_of_trained
 from wsolbench.system.files import file_name
@@ -36,7 +36,7 @@ from wsolbench.system.files import file_name
     "none,rotate90,rotate180,rotate270,reduce:300"
 )
 @model_options
-@data_options
+@split_options
 @scoring_options
 @click.option(
     "--post",
@@ -126,7 +126,7 @@ def command(
         )
         changes = changes_of_trained(checkpoint, model)
         for name, method in methods.items():
-            settings = {**model, "method": name}
+            settings = {**model, "method": name, "carve_val": data.carve_val}
             path = checkpoint
             if train_first and method.trainable:
                 from wsolbench.cli._models import train

@@ -52,7 +52,7 @@ def _together(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Cal
     def decorate(function: F) -> F:
         @functools.wraps(function)
         def collected(**values: Any) -> Any:
-            own = {item.name: values.pop(item.name) for item in fields(kind)}
+            own = {item.name: values.pop(item.name) for item in fields(kind) if item.name in values}
             return function(**values, **{name: kind(**own)})
 
         return cast("F", _all(*options)(collected))
@@ -77,6 +77,8 @@ class DataOptions:
     dataset: str
     data_root: Path | None
     metadata_root: Path | None
+    carve_val: bool = False
+    """Whether `val` is a tenth of each class of `train`, which lacks it then."""
 
     @property
     def extra(self) -> dict[str, Any]:
@@ -91,7 +93,14 @@ class DataOptions:
         from wsolbench.datasets.base import MissingFilesError
 
         try:
-            dataset = load_dataset(self.dataset, split, root=self.data_root, missing=missing, **self.extra)
+            dataset = load_dataset(
+                self.dataset,
+                split,
+                root=self.data_root,
+                missing=missing,
+                carve_val=self.carve_val,
+                **self.extra,
+            )
         except MissingFilesError as error:
             raise MissingFilesError(error.for_commands) from error
         self._count_findings(dataset)
@@ -107,7 +116,7 @@ class DataOptions:
         """
         from wsolbench.datasets import available_splits
 
-        if "val" not in available_splits(self.dataset, self.data_root, **self.extra):
+        if not self.carve_val and "val" not in available_splits(self.dataset, self.data_root, **self.extra):
             return None
         try:
             return self.open("val", missing)
@@ -150,9 +159,7 @@ class DataOptions:
         )
 
 
-data_options = _together(
-    "data",
-    DataOptions,
+_DATA = (
     click.option("--dataset", required=True, help="Name of the data set (wsolbench list datasets)."),
     click.option(
         "--data-root",
@@ -165,6 +172,20 @@ data_options = _together(
         help="Folder of wsolevaluation text files, where the data set uses them.",
     ),
 )
+
+data_options = _together("data", DataOptions, *_DATA)
+
+split_options = _together(
+    "data",
+    DataOptions,
+    *_DATA,
+    click.option(
+        "--carve-val",
+        is_flag=True,
+        help="Take a tenth of each class of `train` as `val`, in place of the data set's own, if any.",
+    ),
+)
+"""The options of data for commands that train or score splits."""
 
 workers_option = click.option(
     "--workers",

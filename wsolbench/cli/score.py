@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from wsolbench.cli._evaluation import evaluate_and_report
-from wsolbench.cli.options import DataOptions, ScoringOptions, data_options, scoring_options, workers_option
+from wsolbench.cli.options import DataOptions, ScoringOptions, scoring_options, split_options, workers_option
 from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     "with one (height, width) map of the true class of any size and range."
 )
 @click.option("--maps", "maps_dir", required=True, type=click.Path(path_type=Path), help="Folder of maps.")
-@data_options
+@split_options
 @scoring_options
 @click.option(
     "--name", help="What the method is called in the record; default: what the folder says, else its name."

@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from wsolbench.cli._models import train
-from wsolbench.cli.options import DataOptions, data_options, model_options
+from wsolbench.cli.options import DataOptions, model_options, split_options
 
 
 @click.command(epilog="Example:  wsolbench train --method cam --dataset toybirds --backbone tiny --epochs 12")
 @model_options
-@data_options
+@split_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

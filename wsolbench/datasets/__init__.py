@@ -48,8 +48,8 @@ def load_dataset(
         with images whose file is missing: "error", "skip" (leave out), or "keep" or "keep_or_skip" (for
         scoring
             maps; see `wsolbench.datasets.base.Missing`).
-        carve_val: for data sets without a `val` split: make one of a tenth of each class of `train`, and take
-            it out of `train`.
+        carve_val: take a tenth of each class of `train` as `val`, in place of the data set's own if it has
+            one; `train` lacks these images then.
         options: what the data set's own `load` takes, such as `metadata_root`.
 
     Raises `UsageError` on an unknown name, split or option and on a wrong root, `DataError` on files that are
@@ -59,7 +59,7 @@ def load_dataset(
     info: DatasetInfo = module.INFO
     _check_options(module, options)
     folder = _folder(info, root)
-    carved = carve_val and "val" not in info.splits and split in {"train", "val"}
+    carved = carve_val and split in {"train", "val"}
     wanted = "train" if carved else split
     if info.splits and wanted not in info.splits:
         raise unknown_name("split", split, info.splits)

@@ -46,6 +46,7 @@ OPTIONS = (
     "set",
     "dataset",
     "metadata-root",
+    "carve-val",
     "split",
     "post",
     "post-set",
@@ -73,7 +74,7 @@ _ELSEWHERE = (
     "resamples",
 )
 """Options of a command that do not tell jobs apart."""
-_FLAGS = ("train", "save-scores", "no-transfer", "transfer")
+_FLAGS = ("train", "save-scores", "carve-val", "no-transfer", "transfer")
 _TRAINED = "@"
 _PLAIN = (str, int, float)
 
