@@ -82,7 +82,7 @@ def open_method(
             )
     trained = method.load(checkpoint, device=model["device"], settings=changes)
     if is_default:
-        _check_trained_on(trained, dataset, checkpoint)
+        _check_trained_on(trained, dataset, checkpoint, carve_val=bool(model.get("carve_val")))
     if len(trained.class_names) == len(dataset.class_names):  # the number is looked at where it is used
         for known, wanted in zip(trained.class_names, dataset.class_names, strict=True):
             if known != wanted:
@@ -109,9 +109,10 @@ def _check_trained_on(trained: Method, dataset: Dataset, checkpoint: Path) -> No
     found = "no split 'train'"
     if "train" in available_splits(dataset.name, dataset.root):
         try:
-            found = (
-                f"fingerprint {load_dataset(dataset.name, 'train', dataset.root, missing='keep').fingerprint}"
+            train_split = load_dataset(
+                dataset.name, "train", dataset.root, missing="keep", carve_val=carve_val
             )
+            found = f"fingerprint {train_split.fingerprint}"
         except DataError as error:
             found = f"a split 'train' that cannot be read ({error})"
     expected = f"fingerprint {training.get('fingerprint')}"
@@ -138,7 +139,7 @@ def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
     request = TrainRequest(
         train=data.open(split),
         val=data.open_val(without="no epoch is validated", way_out=""),
-        out=out or default_run(data.dataset, backbone, model),
+        out=out or default_run(data.dataset, backbone, {**model, "carve_val": data.carve_val}),
         backbone=backbone,
         weights=default_weights(backbone, model["weights"]),
         epochs=model["epochs"],
@@ -178,6 +179,7 @@ def default_run(dataset: str, backbone: str, model: Mapping[str, Any]) -> Path:
         name: model[name] for name in ("epochs", "image_size", "lr")
     }
     options = [f"{name}={value}" for name, value in asked.items() if value is not None]
+    options += ["carve_val"] if model.get("carve_val") else []
     parts = (model["method"], backbone, f"seed{model['seed']}", *options, *sorted(model["settings"]))
     return Path("runs") / dataset / "-".join(map(file_name, parts))
 

@@ -20,6 +20,7 @@ from wsolbench.cli.options import (
     models_options,
     post_set_option,
     scoring_options,
+    split_options,
 )
 from wsolbench.cli.settings import changes_of_trained
 from wsolbench.methods import PostProcessor
@@ -136,7 +137,7 @@ def command(
         )
         changes = changes_of_trained(checkpoint, model)
         for name, method in methods.items():
-            settings = {**model, "method": name}
+            settings = {**model, "method": name, "carve_val": data.carve_val}
             path = checkpoint
             if train_first and method.trainable:
                 from wsolbench.cli._models import train

@@ -53,7 +53,7 @@ def _together(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Cal
     def decorate(function: F) -> F:
         @functools.wraps(function)
         def collected(**values: Any) -> Any:
-            own = {item.name: values.pop(item.name) for item in fields(kind)}
+            own = {item.name: values.pop(item.name) for item in fields(kind) if item.name in values}
             return function(**values, **{name: kind(**own)})
 
         return cast("F", _all(*options)(collected))
@@ -78,6 +78,8 @@ class DataOptions:
     dataset: str
     data_root: Path | None
     metadata_root: Path | None
+    carve_val: bool = False
+    """Whether `val` is a tenth of each class of `train`, which lacks it then."""
 
     @property
     def extra(self) -> dict[str, Any]:
@@ -92,7 +94,14 @@ class DataOptions:
         from wsolbench.datasets.base import MissingFilesError
 
         try:
-            dataset = load_dataset(self.dataset, split, root=self.data_root, missing=missing, **self.extra)
+            dataset = load_dataset(
+                self.dataset,
+                split,
+                root=self.data_root,
+                missing=missing,
+                carve_val=self.carve_val,
+                **self.extra,
+            )
         except MissingFilesError as error:
             raise MissingFilesError(error.for_commands) from error
         self._count_findings(dataset)
@@ -108,7 +117,7 @@ class DataOptions:
         """
         from wsolbench.datasets import available_splits
 
-        if "val" not in available_splits(self.dataset, self.data_root, **self.extra):
+        if not self.carve_val and "val" not in available_splits(self.dataset, self.data_root, **self.extra):
             return None
         try:
             return self.open("val", missing)

@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +28,7 @@ from wsolbench.metrics.catalog import METRICS, MetricInfo
 from wsolbench.records.csv_rows import read_rows
 from wsolbench.system.json_values import lists_to_tuples
 from wsolbench.system.listing import list_files
-from wsolbench.system.stored import read_text
+from wsolbench.system.stored import read_text, read_toml
 
 LITERATURE = Path(__file__).parents[1] / "literature"
 """The folder of published numbers, claims and variants that comes with the package."""

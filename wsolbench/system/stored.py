@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import math
 import stat
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,16 @@ def read_json(path: Path, what: str) -> Any:
     except ValueError as error:
         raise DataError(f"{what} {path} has {error}") from error
     return value
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """Read a TOML file. Raises `DataError` naming the file as `read_text` does, and when it is not TOML."""
+    toml: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        content: dict[str, Any] = toml.loads(read_text(path, what))
+    except (toml.TOMLDecodeError, RecursionError) as error:
+        raise DataError(f"{what} {path} is not TOML: {error}{name_content(path)}") from error
+    return content
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
