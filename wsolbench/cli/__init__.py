@@ -19,6 +19,7 @@ _COMMANDS = {
     "eval": "Evaluate a method on a data set: table, record, pictures.",
     "score": "Score a folder of maps from any program.",
     "merge": "Merge the shards of a run into one record.",
+    "reproduce": "Run what a plan lists and has no record yet.",
     "compare": "Compare two runs image by image.",
     "correlations": "Plot the feature similarity of every pixel to a chosen point.",
     "train-detector": "Train a detector on data in COCO's layout.",

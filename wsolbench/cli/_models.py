@@ -94,7 +94,7 @@ def open_method(
     return trained
 
 
-def _check_trained_on(trained: Method, dataset: Dataset, checkpoint: Path) -> None:
+def _check_trained_on(trained: Method, dataset: Dataset, checkpoint: Path, *, carve_val: bool) -> None:
     """Raise `UsageError` where a run folder that nobody named is of another data set with the same name.
 
     Folders of runs have the name of the data set. It says which one it is, except for those that are a user's

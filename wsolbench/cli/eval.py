@@ -16,7 +16,6 @@ from wsolbench.cli.options import (
     DataOptions,
     ScoringOptions,
     checkpoint_option,
-    data_options,
     models_options,
     post_set_option,
     scoring_options,
@@ -39,7 +38,7 @@ from wsolbench.system.files import file_name
     "none,rotate90,rotate180,rotate270,reduce:300",
 )
 @models_options
-@data_options
+@split_options
 @scoring_options
 @option(
     "Model",

@@ -160,9 +160,7 @@ class DataOptions:
         )
 
 
-data_options = _together(
-    "data",
-    DataOptions,
+_DATA = (
     option("Data", "--dataset", required=True, help="Name of the data set (see `wsolbench list datasets`)."),
     option(
         "Data",
@@ -177,6 +175,21 @@ data_options = _together(
         help="Folder of wsolevaluation text files, for data sets that use them.",
     ),
 )
+
+data_options = _together("data", DataOptions, *_DATA)
+
+split_options = _together(
+    "data",
+    DataOptions,
+    *_DATA,
+    option(
+        "Data",
+        "--carve-val",
+        is_flag=True,
+        help="Use a tenth of each class of `train` as `val`, instead of the data set's own `val`.",
+    ),
+)
+"""The data options of commands that train or score."""
 
 workers_option = option(
     "Execution",

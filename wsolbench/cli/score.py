@@ -11,7 +11,7 @@ import click
 
 from wsolbench.cli._evaluation import evaluate_and_report
 from wsolbench.cli.groups import GroupedCommand, option
-from wsolbench.cli.options import DataOptions, ScoringOptions, data_options, scoring_options, workers_option
+from wsolbench.cli.options import DataOptions, ScoringOptions, scoring_options, split_options, workers_option
 from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "Each contains one (height, width) map of the true class, of any size and range.",
 )
 @option("Data", "--maps", "maps_dir", required=True, type=click.Path(path_type=Path), help="Folder of maps.")
-@data_options
+@split_options
 @scoring_options
 @option(
     "Model",

@@ -9,7 +9,7 @@ import click
 
 from wsolbench.cli._models import train
 from wsolbench.cli.groups import GroupedCommand
-from wsolbench.cli.options import DataOptions, data_options, model_options, run_folder_option
+from wsolbench.cli.options import DataOptions, model_options, run_folder_option, split_options
 
 
 @click.command(
@@ -17,7 +17,7 @@ from wsolbench.cli.options import DataOptions, data_options, model_options, run_
     epilog="Example:  wsolbench train --method cam --dataset toybirds --backbone tiny --epochs 12",
 )
 @model_options
-@data_options
+@split_options
 @run_folder_option
 def command(data: DataOptions, out: Path | None, **model: Any) -> None:
     """Train a method. Interrupted runs resume; finished runs are not repeated.

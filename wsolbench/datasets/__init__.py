@@ -50,7 +50,7 @@ def load_dataset(
             (`wsolbench.datasets.base.resolve_root`).
         missing: what to do with images whose file is missing: "error", "skip" (exclude them), or "keep" or
             "keep_or_skip" (for scoring maps; see `wsolbench.datasets.base.Missing`).
-        carve_val: for data sets without a `val` split: use a tenth of each class of `train` as `val`, and
+        carve_val: use a tenth of each class of `train` as `val`, instead of the data set's own `val`, and
             remove it from `train`.
         options: further options of the data set's own `load`, such as `metadata_root`.
 
@@ -63,7 +63,7 @@ def load_dataset(
     _check_options(module, options)
     folder = _folder(info, root)
     # Load the split, or the split that it is carved from.
-    carved = carve_val and "val" not in info.splits and split in {"train", "val"}
+    carved = carve_val and split in {"train", "val"}
     wanted = "train" if carved else split
     if info.splits and wanted not in info.splits:
         raise unknown_name("split", split, info.splits)

@@ -28,7 +28,7 @@ from wsolbench.metrics.catalog import METRICS, MetricInfo
 from wsolbench.records.csv_rows import read_rows
 from wsolbench.system.json_values import lists_to_tuples
 from wsolbench.system.listing import list_files
-from wsolbench.system.stored import read_text, read_toml
+from wsolbench.system.stored import read_toml
 
 LITERATURE = Path(__file__).parents[1] / "literature"
 """The folder of published numbers, claims and variants that comes with the package."""
@@ -233,11 +233,7 @@ def read_papers(path: Path | None = None) -> dict[str, Paper]:
     Raises `DataError` naming the section that is invalid.
     """
     path = LITERATURE / PAPERS if path is None else path
-    toml: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    try:
-        sections = toml.loads(read_text(path, "file"))
-    except (toml.TOMLDecodeError, RecursionError) as error:
-        raise DataError(f"{path} is not TOML: {error}") from error
+    sections = read_toml(path, "file")
     papers = {}
     for key, values in sections.items():
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", key):  # it names files of the board
