@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsolbench.cli.groups import GroupedCommand, option
 from wsolbench.cli.values import Device
 
 if TYPE_CHECKING:
@@ -16,49 +17,76 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=GroupedCommand,
     epilog="Example:  wsolbench reproduce results/plans/cub50.toml --dry-run\n\n"
     "Two jobs at a time, for three hours:  wsolbench reproduce results/plans/cub50.toml --parallel 2 "
     "--max-hours 3\n\n"
     "A part on each machine of a cluster:  wsolbench reproduce results/plans/cub.toml --shard "
     "$SLURM_ARRAY_TASK_ID/8\n\n"
-    "Data sets are found by WSOLBENCH_<NAME>_ROOT or WSOLBENCH_DATA."
+    "Data sets are found by WSOLBENCH_<NAME>_ROOT or WSOLBENCH_DATA.",
 )
 @click.argument("plan", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option(
+@option(
+    "Data",
     "--only",
     multiple=True,
     metavar="PATTERN",
-    help="Only runs whose name matches (spa*, */0 for seed 0), and those they start from; repeat for more.",
+    help="Run only jobs whose name matches (spa*, */0 for seed 0), and the jobs they start from. "
+    "May be repeated.",
 )
-@click.option(
-    "--shard", default="1/1", show_default=True, metavar="I/N", help="Only every N-th chain of runs."
+@option(
+    "Execution",
+    "--shard",
+    default="1/1",
+    show_default=True,
+    metavar="I/N",
+    help="Run only every N-th chain of jobs.",
 )
-@click.option("--dry-run", is_flag=True, help="Print what would run, and run nothing.")
-@click.option(
+@option("Execution", "--dry-run", is_flag=True, help="Print the jobs that are left, without running them.")
+@option(
+    "Execution",
     "--max-hours",
     type=click.FloatRange(min=0, min_open=True),
-    help="Stop after that time; resumable.",
+    help="Stop after this many hours. The next call resumes.",
 )
-@click.option(
+@option(
+    "Execution",
     "--parallel",
     type=click.IntRange(1, 64),
     default=1,
     show_default=True,
-    help="Jobs at a time; they share the cores.",
+    help="Jobs at a time. They share the cores.",
 )
-@click.option(
-    "--workers", type=click.IntRange(0, 256), default=2, show_default=True, help="Threads that read images."
+@option(
+    "Execution",
+    "--workers",
+    type=click.IntRange(0, 256),
+    default=2,
+    show_default=True,
+    help="Threads per job that read images.",
 )
-@click.option("--device", type=Device(), default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option(
+@option(
+    "Execution",
+    "--device",
+    type=Device(),
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda or cuda:N.",
+)
+@option(
+    "Output",
     "--results",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("results"),
     show_default=True,
-    help="Folder of measured/, where records are looked for and written.",
+    help="Folder whose measured/ holds the records.",
 )
-@click.option(
-    "--tables/--no-tables", default=True, show_default=True, help="Update the leaderboard afterwards."
+@option(
+    "Output",
+    "--tables/--no-tables",
+    default=True,
+    show_default=True,
+    help="Update comparisons, leaderboard and report page afterwards.",
 )
 def command(plan: Path, only: tuple[str, ...], shard: str, dry_run: bool, results: Path, **how: Any) -> None:
     """Run what PLAN lists and has no record yet.
