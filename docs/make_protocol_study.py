@@ -1,11 +1,12 @@
-"""Make the study of protocols: the same maps of several methods counted under every preset.
+"""Make the study of protocols: score the same maps of several methods under every preset.
 
     wsolbench eval --method cam,spa,acol --dataset toybirds --save-maps maps/toybirds python
     docs/make_protocol_study.py --dataset toybirds --maps maps/toybirds/cam --maps maps/toybirds/spa --maps
     maps/toybirds/acol
 
-Records and comparisons of the data set replace those of an earlier run; then docs/protocol_study.md and its
-charts are written, for all data sets that have some. Without --dataset only page and charts are.
+Records and comparisons of the data set replace those of an earlier run. Then docs/protocol_study.md and its
+charts are written for all data sets that have records. Without --dataset, only the page and the charts are
+written.
 """
 
 from __future__ import annotations
@@ -46,21 +47,30 @@ from wsolbench.types import Dataset
 METRICS = ("gt_known", "top1_loc", "max_box_acc_v2")
 INTRODUCTION = """# What a protocol does to a number
 
-The same saved maps, counted under every preset of [protocols](protocols.md): only the conventions differ, no network runs again. All
-numbers are percent at the oracle threshold of each metric and protocol, with 95 % intervals over images.
+The same saved maps are scored under every preset of [protocols](protocols.md).
+Only the conventions differ; no network runs again.
+All numbers are percent at the oracle threshold of each metric and protocol, with 95 % intervals over images.
 
-- A difference of two methods is paired: both are resampled with the same images, and each picks its threshold anew. It is **bold** where
-  its interval lies on one side of 0. The order of two methods *changes* where a difference is bold with either sign; it changes *within
-  noise* where both signs occur and at most one of them is bold. The intervals are of one difference each, not corrected for their number.
-- The maps cover the whole image. Under a protocol with a centre crop ({cropped}) they are resized to the size before the crop and their
-  centre is scored (`wsolbench score --crop-maps`); the evaluators that these presets follow show the network the crop alone.
-- Predicted labels are those that were saved with the maps, of one view, under every protocol: also where it asks for ten crops
-  ({ten_crop}) or another network ({external}).
+- A difference of two methods is paired: both are resampled with the same images, and each resample chooses its thresholds again.
+- A difference is **bold** if its interval excludes 0.
+- The order of two methods *changes* if the difference is bold with either sign.
+- The order changes *within noise* if both signs occur and at most one of them is bold.
+- Intervals are not corrected for multiple comparisons.
+- The maps cover the whole image. Under a protocol with a centre crop ({cropped}), they are resized to the size before the crop.
+  Then their centre is scored (`wsolbench score --crop-maps`). The original evaluators show the network only the crop.
+- Predicted labels were saved with the maps and come from one view, under every protocol.
+  This includes those that ask for ten crops ({ten_crop}) or another network ({external}).
 - {by_class} average over classes, the others over images.
 
-Here `cub` is a subset of 50 classes, `ilsvrc` one of 300 validation images: their numbers are not those of papers. Networks: the small
-one from nothing (`toybirds`), EfficientNet-Lite0 after three epochs (`cub`), and as ImageNet left it (`ilsvrc`);
-[reproduction](reproduction.md) has the training.
+Here `cub` is a subset of 50 classes, and `ilsvrc` a subset of 300 validation images, so their numbers are not those of papers.
+
+| data set | network |
+|---|---|
+| `toybirds` | the small network, trained from scratch |
+| `cub` | EfficientNet-Lite0 after three epochs |
+| `ilsvrc` | EfficientNet-Lite0 with its ImageNet weights |
+
+[Reproduction](reproduction.md) describes the training.
 
     wsolbench eval --method cam,spa,acol --dataset toybirds --save-maps maps/toybirds
     wsolbench eval --method cam,spa,acol --set width=256 --dataset cub --backbone efficientnet_lite0 --image-size 128 --epochs 3 \\
@@ -70,11 +80,11 @@ one from nothing (`toybirds`), EfficientNet-Lite0 after three epochs (`cub`), an
     wsolbench eval --method backprop --dataset ilsvrc --metadata-root ilsvrc_mini/metadata --backbone efficientnet_lite0 \\
         --weights imagenet --set head=fc --save-maps maps/ilsvrc/backprop
 
-and then, with the maps of each data set (again with `--metadata-root` for `ilsvrc`),
+Then score the maps of each data set (for `ilsvrc` again with `--metadata-root`):
 
     python docs/make_protocol_study.py --dataset toybirds --maps maps/toybirds/cam --maps maps/toybirds/spa --maps maps/toybirds/acol
 
-which scores them, and makes this page from the records and comparisons in `results/protocols`.
+The script writes this page from the records and comparisons in `results/protocols`.
 """
 
 
@@ -88,17 +98,17 @@ class Study:
 
     @property
     def protocols(self) -> list[str]:
-        """In the order of the presets."""
+        """Names of the protocols, in the order of the presets."""
         return [name for name in EvalProtocol.presets() if name in {protocol for protocol, _ in self.records}]
 
     @property
     def methods(self) -> list[str]:
-        """In the order of the alphabet."""
+        """Names of the methods, sorted."""
         return sorted({method for _, method in self.records})
 
     @property
     def metrics(self) -> list[str]:
-        """Those that every record has a value of."""
+        """The metrics of which every record has a value."""
         return [
             name
             for name in METRICS
@@ -116,7 +126,7 @@ class Study:
         return [value for value in found if value is not None]
 
     def differences(self, metric: str, a: str, b: str) -> dict[str, MetricDifference | None]:
-        """B minus A under each protocol; None where it has no interval."""
+        """B minus A under each protocol, or None if it has no interval."""
         return {protocol: self.comparisons[protocol, a, b].find(metric) for protocol in self.protocols}
 
 
@@ -126,9 +136,7 @@ def _value(record: RunRecord, metric: str) -> float | None:
 
 
 def order(differences: Sequence[MetricDifference]) -> str:
-    """Whether the sign of a difference is the same under every protocol, and if not, whether that is more
-    than noise.
-    """
+    """Return whether the sign of a difference stays, changes within noise, or changes between protocols."""
     signs = {np.sign(difference.difference) for difference in differences} - {0.0}
     if len(signs) < 2:
         return "stays"
@@ -143,7 +151,7 @@ def order(differences: Sequence[MetricDifference]) -> str:
 
 
 def source_of(folder: MapFolder, protocol: EvalProtocol, dataset: Dataset) -> FolderSource:
-    """Stored maps under a protocol; cut, where it has a centre crop. Raises as `FolderSource.check`."""
+    """Open stored maps for a protocol, cropped if it has a centre crop. Raises as `FolderSource.check`."""
     made_by = folder.manifest().get("method", {})
     source = FolderSource(
         folder,
@@ -159,11 +167,10 @@ def source_of(folder: MapFolder, protocol: EvalProtocol, dataset: Dataset) -> Fo
 def score_maps(
     dataset: Dataset, folders: Sequence[Path], results: Path, options: RunOptions, limit: int | None
 ) -> None:
-    """Score every folder under every preset, compare all pairs under each, and write the records and
-    comparisons of the data set.
+    """Score every folder under every preset, compare all pairs, and write the records and comparisons.
 
-    Raises `UsageError` for less than two methods and for two folders of one name, `DataError` for maps that
-    are missing or do not fit.
+    Raises `UsageError` for fewer than two methods and for two folders of one name, and `DataError` for maps
+    that are missing or do not fit.
     """
     scored = limited(dataset, limit)
     presets = [EvalProtocol.preset(name) for name in EvalProtocol.presets()]
@@ -178,7 +185,9 @@ def score_maps(
             "another name"
         )
     if not scored.has_boxes:
-        raise UsageError(f"{dataset.name}/{dataset.split} has no true boxes; the study is of box metrics")
+        raise UsageError(
+            f"{dataset.name}/{dataset.split} has no ground-truth boxes; the study needs box metrics"
+        )
     found: list[Evaluation] = []
     comparisons: list[Comparison] = []
     for protocol in presets:
@@ -201,8 +210,9 @@ def score_maps(
 
 
 def read_studies(results: Path) -> list[Study]:
-    """The data sets that have records, by name. Raises `UsageError` where there is none, `DataError` for a
-    file that is none.
+    """Read the data sets that have records, sorted by name.
+
+    Raises `UsageError` if there is none, and `DataError` for an invalid file.
     """
     records = [record for _, record in read_records(results / "measured")]
     if not records:
@@ -232,7 +242,7 @@ def read_studies(results: Path) -> list[Study]:
 
 
 def page(studies: Sequence[Study]) -> str:
-    """The Markdown of all data sets."""
+    """Return the Markdown page of all data sets."""
     presets = [EvalProtocol.preset(name) for name in EvalProtocol.presets()]
     names = {
         "cropped": [preset.name for preset in presets if preset.frame == "center_crop"],
@@ -245,7 +255,7 @@ def page(studies: Sequence[Study]) -> str:
 
 
 def section(study: Study) -> list[str]:
-    """One data set."""
+    """Return the Markdown lines of one data set."""
     data, methods = study.dataset, study.methods
     pairs = list(itertools.combinations(methods, 2))
     backbones = sorted(
@@ -270,7 +280,7 @@ def section(study: Study) -> list[str]:
 
 
 def summary(study: Study) -> list[str]:
-    """How far each metric moves, and how many orders change."""
+    """Summarise how far each metric moves and how many orders change."""
     lines = []
     for metric in study.metrics:
         verdicts = [verdict(study, metric, a, b) for a, b in itertools.combinations(study.methods, 2)]
@@ -283,24 +293,22 @@ def summary(study: Study) -> list[str]:
         changed, noise = verdicts.count("**changes**"), verdicts.count("changes within noise")
         lines.append(
             f"- {metric_title(metric)} moves by {format_number(metric, moved[near])} "
-            f"({escape_markdown(near)}) to "
-            f"{format_number(metric, moved[far])} ({escape_markdown(far)}) points between protocols; of "
-            f"{len(verdicts)} "
-            f"{'pair' if len(verdicts) == 1 else 'pairs'} of methods the order changes for {changed}, and "
-            f"within noise for {noise}."
+            f"({escape_markdown(near)}) to {format_number(metric, moved[far])} ({escape_markdown(far)}) points "
+            f"between protocols. Of {len(verdicts)} {'pair' if len(verdicts) == 1 else 'pairs'} of methods, "
+            f"the order changes for {changed}, and within noise for {noise}."
         )
     return lines
 
 
 def verdict(study: Study, metric: str, a: str, b: str) -> str:
-    """`order` of a pair."""
+    """Return `order` for a pair of methods."""
     return order(
         [difference for difference in study.differences(metric, a, b).values() if difference is not None]
     )
 
 
 def value_table(study: Study, metric: str) -> list[str]:
-    """A row a protocol, a column a method, and how far each method moves."""
+    """Return a table with a row per protocol and a column per method, and how far each method moves."""
     lines = [
         _row(["protocol", *map(escape_markdown, study.methods)]),
         _row(["---", *["--:"] * len(study.methods)]),
@@ -318,7 +326,7 @@ def value_table(study: Study, metric: str) -> list[str]:
 
 
 def difference_table(study: Study, metric: str, pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """A row a pair of methods, a column a protocol, and whether the order changes."""
+    """Return a table with a row per pair of methods and a column per protocol, and whether the order changes."""
     heading = ["difference", *(f"`{protocol}`" for protocol in study.protocols), "order"]
     lines = [_row(heading), _row(["---", *["--:"] * len(study.protocols), "---"])]
     for a, b in pairs:
@@ -341,9 +349,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def chart(study: Study, path: Path) -> None:
-    """Write a PNG: a panel for each metric, a group of bars for each protocol, a bar for each method with its
-    interval.
-    """
+    """Write a PNG: a panel per metric, a group of bars per protocol, and a bar with interval per method."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -351,7 +357,7 @@ def chart(study: Study, path: Path) -> None:
     panels = figure.subplots(len(study.metrics), 1, sharex=True, squeeze=False)[:, 0]
     colors = matplotlib.colormaps["viridis"](
         np.linspace(0.1, 0.9, len(study.methods))
-    )  # told apart by their lightness alone
+    )  # distinguishable by lightness alone
     width = 0.8 / len(study.methods)
     for axes, metric in zip(panels, study.metrics, strict=True):
         scale = metric_info(metric).scale
@@ -395,26 +401,26 @@ def chart(study: Study, path: Path) -> None:
 @click.command()
 @click.option(
     "--dataset",
-    help="Name of the data set that the maps are of; default: page and charts of what was scored before.",
+    help="Data set of the maps. Default: rewrite the page and charts from existing records.",
 )
 @click.option(
     "--data-root",
     type=click.Path(path_type=Path),
-    help="Its folder; default: the environment's, as for `wsolbench score`.",
+    help="Folder of the data set. Default: from the environment, as for `wsolbench score`.",
 )
 @click.option(
     "--metadata-root",
     type=click.Path(path_type=Path),
-    help="Folder of wsolevaluation text files, where the data set uses them.",
+    help="Folder of wsolevaluation text files, if the data set uses them.",
 )
-@click.option("--split", default="test", show_default=True, help="Split that the maps are of.")
+@click.option("--split", default="test", show_default=True, help="Split of the maps.")
 @click.option(
-    "--maps", multiple=True, type=click.Path(path_type=Path), help="Folder of maps of one method; repeat it."
+    "--maps", multiple=True, type=click.Path(path_type=Path), help="Folder of maps of one method. Repeatable."
 )
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
-    help="That many images only, as `wsolbench eval --limit` takes them.",
+    help="Score only this many images, selected as by `wsolbench eval --limit`.",
 )
 @click.option(
     "--resamples",
@@ -428,7 +434,7 @@ def chart(study: Study, path: Path) -> None:
     type=click.IntRange(min=0),
     default=available_cores,
     show_default="all cores",
-    help="Threads that score.",
+    help="Number of scoring threads.",
 )
 @click.option(
     "--results",

@@ -58,7 +58,7 @@ def test_an_order_that_the_protocol_decides_is_told(study) -> None:
     page = Path("docs/protocol_study.md").read_text()
     assert "6 images of `test`; blob, halves." in page
     assert (
-        "GT-known moves by 100.0 (blob) to 100.0 (blob) points between protocols; of 1 pair of methods the "
+        "GT-known moves by 100.0 (blob) to 100.0 (blob) points between protocols. Of 1 pair of methods, the "
         "order changes for 1" in page
     )
     gt_known = page.split("### GT-known on csvfolder")[1].split("###")[0]

@@ -117,7 +117,7 @@ def test_seeds_share_a_row_that_says_mean_interval_and_range() -> None:
     (row,) = texts(table)
     assert row["measured"] == "50.0 [48.0, 54.0]"
     assert row["runs"] == "3: 40.0 to 60.0"
-    assert row["start"] == "imagenet"
+    assert row["init"] == "imagenet"
 
 
 def test_runs_with_other_settings_are_rows_that_name_them_from_best_to_worst() -> None:
@@ -157,6 +157,14 @@ def test_a_difference_is_given_only_on_the_whole_official_split_and_the_same_bac
     (other,) = texts(measured_tables([run(0.425, backbone="tiny")], numbers, Filters())[0])
     assert other["published"] == "40.5 % (vgg16) / 50.0 % (resnet50)"
     assert other["difference"] == ""
+
+
+def test_a_missing_difference_is_explained_only_next_to_published_numbers() -> None:
+    (part,) = measured_tables([run(0.425, images=1389)], published(number()), Filters())
+    (alone,) = measured_tables([run(0.425, images=1389)], published(), Filters())
+    (whole,) = measured_tables([run(0.425)], published(number()), Filters())
+    assert ["official split" in note for note in part.notes] == [True]
+    assert alone.notes == whole.notes == ()
 
 
 def test_a_printed_error_is_compared_as_the_accuracy_that_it_is() -> None:

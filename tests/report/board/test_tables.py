@@ -20,6 +20,7 @@ from wsolbench.report.board.tables import (
     metrics_markdown,
     metrics_table,
     sort_policies,
+    value_note,
 )
 
 
@@ -49,6 +50,21 @@ def test_peak_t_is_shown_as_a_level_and_not_in_percent() -> None:
 
 def test_a_metric_without_an_interval_is_shown_as_the_number_alone() -> None:
     assert format_value(MetricValue(name="pxap", value=1.0, n=9)) == "100.0"
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "note"),
+    [
+        ("peak_t", None, "Peak-T is a level"),
+        ("keypoint_distance_px", None, "px: pixels"),
+        ("pxap", "oracle", "upper bound"),
+    ],
+)
+def test_a_unit_or_policy_is_explained_only_where_it_occurs(name: str, policy: str | None, note: str) -> None:
+    metric = MetricValue(name=name, value=0.5, policy=policy, n=9)
+    plain = MetricValue(name="top1_cls", value=0.5, n=9)
+    assert note in value_note([plain, metric])
+    assert note not in value_note([plain, replace(metric, value=None, reason="no image")])
 
 
 def test_each_threshold_policy_has_its_column_in_the_order_oracle_fixed_transfer(run: Any) -> None:

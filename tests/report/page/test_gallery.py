@@ -41,7 +41,7 @@ def test_what_folders_disagree_on_is_shown_the_widest_span_first(run: Any, tmp_p
     folders = [write_maps(tmp_path / "a", run, run.maps), write_maps(tmp_path / "b", run, run.maps[::-1])]
     *single, every = galleries(folders, run.dataset, run.record.protocol, count=len(run.dataset))
     of = [{image_id: pictures[0].iou for image_id, _, pictures in single[place].items} for place in (0, 2)]
-    assert every.title == "Most disagreed on"
+    assert every.title == "Largest differences in IoU"
     for image_id, _, pictures in every.items:
         assert [picture.iou for picture in pictures] == [found[image_id] for found in of]
         assert [picture.name for picture in pictures] == ["a", "b"]
@@ -61,7 +61,7 @@ def test_folders_of_one_name_are_told_apart(run: Any, tmp_path: Path) -> None:
         f"maps · {folders[0]}: highest IoU",
         f"maps · {folders[1]}: highest IoU",
         "spa: highest IoU",
-        "Most disagreed on",
+        "Largest differences in IoU",
     ]
 
 

@@ -136,7 +136,7 @@ def test_records_of_one_seed_are_counted_once_and_the_others_are_named(results: 
         results / "measured"
     )
     text = html_of(results)
-    assert "<p>6 records (1 superseded).</p>" in text
+    assert "<p>6 runs (1 superseded).</p>" in text
     assert "<summary>Left out: 1</summary>" in text
     assert text.count(path.name) == 1
 
@@ -146,7 +146,7 @@ def test_a_broken_record_is_named_on_the_page_and_hides_no_other(results: Path) 
     (results / "measured/broken.json").write_text("{")
     (results / "measured/copy.json").write_bytes(path.read_bytes())
     text, problems = page_html(results, galleries=(), methods=0, resamples=100)
-    assert "<p>6 records (1 copied, 1 unusable).</p>" in text
+    assert "<p>6 runs (1 copied, 1 unusable).</p>" in text
     assert problems[0].startswith(f"record {results / 'measured/broken.json'} is not JSON")
     assert "copy.json is a copy of" in text
 
@@ -271,7 +271,7 @@ def test_runs_have_their_numbers_and_what_tells_them_apart(results: Path) -> Non
         gt_known = record.metric("gt_known", "oracle")
         assert gt_known is not None
         assert gt_known.tau is not None
-        assert (cells["at"], float(order["at"] or 0)) == (
+        assert (cells["threshold"], float(order["threshold"] or 0)) == (
             format_taus(gt_known),
             pytest.approx(gt_known.tau[0], rel=1e-5),
         )
@@ -409,7 +409,7 @@ def test_comparisons_say_between_what(results: Path) -> None:
 
 def test_protocols_stand_side_by_side(results: Path) -> None:
     page = page_of(results)
-    (caption,) = (caption for caption in page.tables if caption.startswith("The same run under 2 protocols"))
+    (caption,) = (caption for caption in page.tables if caption.startswith("The same maps under 2 protocols"))
     assert "has · tiny · seed 0" in caption
     table = page.tables[caption]
     records = [
@@ -505,7 +505,7 @@ def test_scores_that_cannot_be_used_are_named_on_the_page(results: Path) -> None
     text, problems = page_html(results, galleries=(), methods=0, resamples=100)
     (problem,) = problems
     assert str(broken) in problem
-    assert "Scores that cannot be used: 1</summary>" in text
+    assert "Unusable scores: 1</summary>" in text
     assert broken.name in text
 
 
@@ -525,9 +525,9 @@ def test_published_numbers_alone_have_their_filters(tmp_path: Path) -> None:
 
 
 def test_the_lowest_possible_p_value_is_named(results: Path) -> None:
-    assert "No p-value is below 0.02;" in html_of(results)
+    assert "p-values cannot fall below 0.02 " in html_of(results)
     text = html_of(results, resamples=5000)
-    assert "No p-value is below 0.0004;" in text
+    assert "p-values cannot fall below 0.0004 " in text
     p_values = [
         p for caption, table in Page(text).tables.items() if "minus" in caption for (p,) in table.cells("p")
     ]

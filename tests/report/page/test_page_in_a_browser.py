@@ -128,7 +128,7 @@ def test_filters_leave_the_rows_that_fit(opened: Browser, page: tuple[Path, Page
             assert (
                 said.endswith(f", {len(fitting)} {rows}")
                 if fitting
-                else said == "Nothing fits these filters."
+                else said == "No table matches these filters."
             )
         opened.run(choose(f".filters select[name={name}]", ""))
 
@@ -178,7 +178,7 @@ def test_numbers_are_sorted_as_numbers_and_what_is_missing_comes_last(
         (caption for caption in page[1].tables if caption.startswith("Runs")),
         key=lambda of: len(page[1].tables[of].body),
     )
-    for column in ("GT-known", "at", "Part"):
+    for column in ("GT-known", "threshold", "Part"):
         for direction in ("ascending", "descending"):
             values, said = sort(opened, caption, column)
             numbers = [float(value.removeprefix("tau ").partition(" ")[0]) for value in values]
@@ -292,16 +292,16 @@ def test_a_run_keeps_its_colour_while_others_come_and_go_and_six_are_the_most(
     opened.run(boxes + "boxes.find((box) => box.checked).click()")
     assert opened.run(styles) == ["line s1", "line s2"]
     said = "return document.querySelector('#runs .count').textContent"
-    assert opened.run(said) == "2 runs are drawn."
+    assert opened.run(said) == "2 runs plotted."
     scored = f"boxes.filter((box) => !box.checked && box.closest('tr').dataset.method !== '{WITHOUT_SCORES}')"
     opened.run(boxes + scored + ".forEach((box) => box.click())")
     assert opened.run(styles) == [f"line s{style}" for style in range(6)]
     assert sorted(chosen(opened, group)) == [
         at for at, run in enumerate(page[1].data["runs"][group]) if "gt_known" in run
     ]
-    assert opened.run(said) == "6 runs are drawn; untick one to choose another."
+    assert opened.run(said) == "6 runs plotted. To show another one, untick one first."
     opened.run(boxes + "boxes.forEach((box) => { if (box.checked) box.click(); })")
-    assert opened.run(said) == "No run is chosen."
+    assert opened.run(said) == "No run is selected."
 
 
 def test_the_first_choice_is_of_the_best_runs_however_the_table_is_sorted(

@@ -226,7 +226,7 @@ def test_the_accuracy_curve_averages_classes_where_the_protocol_does(
 
 def test_an_accuracy_curve_without_boxes_is_an_error(tmp_path: Path, make_run: Callable[..., Any]) -> None:
     run = make_run(8, boxes=False)
-    with pytest.raises(DataError, match="true box"):
+    with pytest.raises(DataError, match="ground-truth box"):
         accuracy_curve(run.record, run.table, tmp_path / "curve.png")
 
 

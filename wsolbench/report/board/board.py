@@ -31,6 +31,13 @@ from wsolbench.report.board.repetitions import (
 )
 from wsolbench.report.board.tables import UNDEFINED, describe_protocol, format_number, sort_policies
 
+DISPUTED = "† Another table prints a different value."
+"""Note of a table with a number that sources print differently."""
+NOT_WHOLE = (
+    "The images are not the full, unchanged official split, so no difference to published numbers is given."
+)
+"""Note of a table of measured numbers next to published ones that they cannot be compared with."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -165,7 +172,7 @@ def published_tables(published: Numbers, filters: Filters) -> list[PublishedTabl
             others = (Cell(text) for text in (paper.name, str(paper.year or ""), place))
             rows.append((Cell(number.method), Cell(number.backbone), printed, *others))
             methods.append(number.ours or number.method)
-        notes = ("† Another table prints another value.",) if any("†" in row[2].text for row in rows) else ()
+        notes = (DISPUTED,) if any("†" in row[2].text for row in rows) else ()
         columns = ("method", "backbone", published_info(metric).title, "paper", "year", "where")
         path = (dataset, split, published_info(metric).title)
         tables.append(
@@ -209,9 +216,13 @@ def paper_tables(
             f"{published_info(metric).title}, {dataset}/{split}{_error(units[dataset, split, metric])}"
             for dataset, split, metric in columns
         ]
-        notes = ["As printed; `measured`: mean over seeds, in percent."]
+        notes = ["Published values are as printed."]
+        if any(cell.text for row in rows for cell in row[3::2]):
+            notes.append(
+                "`measured`: the mean over seeds in percent, as an error where the paper prints one."
+            )
         if any("†" in cell.text for row in rows for cell in row):
-            notes.append("† Another table prints another value.")
+            notes.append(DISPUTED)
         tables.append(
             Table(
                 path=(paper.name, table),
@@ -298,9 +309,8 @@ def _measured_table(
     rows.sort(key=lambda row: (row[0], row[1][0].link))
     images = f"{data.get('images')} images, fingerprint {str(data.get('fingerprint'))[:12]}"
     where = ", ".join(filter(None, (f"{data['name']}/{data['split']}", data.get("transform"), images)))
-    notes = (
-        () if whole else ("Not the whole official data set: no difference to published numbers is given.",)
-    )
+    printed = any(cells[6].text for _, cells, _ in rows)
+    notes = (NOT_WHOLE,) if printed and not whole else ()
     protocol, metric = describe_protocol(runs[0].record.protocol), metric_title(name)
     return MeasuredTable(
         path=(where, f"Protocol {protocol}", metric if title is None else f"{metric}, threshold: {title}"),
@@ -308,7 +318,7 @@ def _measured_table(
             "method",
             "settings",
             "backbone",
-            "start",
+            "init",
             "measured",
             "runs",
             "published",

@@ -96,7 +96,7 @@ FACTS = (
     "method",
     "settings",
     "backbone",
-    "start",
+    "init",
     "seed",
     "record",
     "policy",
@@ -290,24 +290,22 @@ def _index(by_name: dict[str, list[Run]], others: dict[str, str], notes: str) ->
         )
     lines += [
         "",
-        "Every number is measured; its record says how. Tables hold only runs on the same images and "
-        "annotations, under the same",
-        "protocol and threshold policy: `oracle` (chosen on the evaluated split itself, what papers "
-        "report, an upper bound),",
-        "`fixed:T` (chosen beforehand), `transfer` (chosen on another split).",
+        "Every number in these tables was measured here, and each row links to its record.",
+        "All runs of a table share the images, the annotations, the protocol and the threshold policy.",
+        "",
+        "- `oracle`: the best threshold on the evaluated split. Papers report this; it is an upper bound.",
+        "- `transfer`: a threshold chosen on another split.",
+        "- `fixed:T`: the threshold T, chosen before the evaluation.",
     ]
     lines += ["", notes] if notes else []
     if replaced := superseded([run for runs in by_name.values() for run in runs]):
-        text = (
-            "Runs that are not in the tables of published beside measured numbers, because another one is "
-            "of the same run and seed:"
-        )
+        text = "Superseded runs, which the tables of published and measured numbers leave out:"
         lines += ["", text, ""]
-        lines += [f"- {_linked(run)}, replaced by {_linked(shown)}" for run, shown in replaced]
+        lines += [f"- {_linked(run)}, superseded by {_linked(shown)}" for run, shown in replaced]
     if others:
         text = (
-            "Published beside measured, a table for each data set, protocol and metric, and the tables of "
-            "the papers in their layout:"
+            "Published and measured numbers side by side: one page per data set, then the tables of each "
+            "paper in their own layout:"
         )
         lines += ["", text, ""]
         lines += [f"- [{escape_markdown(title)}]({file})" for file, title in others.items()]
@@ -333,8 +331,8 @@ def _markdown(runs: Sequence[Run]) -> str:
         if (dataset.get("images") or FEW_IMAGES) < FEW_IMAGES:
             lines += [
                 "",
-                f"Fewer than {FEW_IMAGES} images: intervals of oracle numbers are too narrow; records have "
-                "corrected ones.",
+                f"Fewer than {FEW_IMAGES} images: intervals of oracle numbers are too narrow. The records "
+                "hold corrected intervals.",
             ]
         for protocol_runs in grouped(split_runs, lambda run: run.record.protocol.to_json()):
             lines += [
@@ -379,7 +377,7 @@ def _table(runs: Sequence[Run], policy: str | None) -> list[str]:
     columns = [name for name in COLUMNS if any(_has_value(run.metric(name, policy)) for run in runs)]
     ranking = next((name for name in RANKED_BY if name in columns), None)
     lines = [
-        "| method | settings | backbone | start | seed | "
+        "| method | settings | backbone | init | seed | "
         + " | ".join(escape_markdown(metric_title(name)) for name in columns)
         + " |",
         "|---|---|---|---|---:|" + "---|" * len(columns),
@@ -438,7 +436,7 @@ def _csv(runs: Sequence[Run]) -> str:
             "method": record.method["name"],
             "settings": different_settings(run, runs),
             "backbone": record.method.get("backbone"),
-            "start": record.start,
+            "init": record.start,
             "seed": record.training.get("seed"),
             "record": run.link,
         }

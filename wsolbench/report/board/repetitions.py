@@ -61,6 +61,15 @@ def source_of(run: Run) -> Any:
     return run.record.dataset.get("transfer_from")
 
 
+def init_text(start: str) -> str:
+    """Where a training began: `from scratch`, or `from` and the weights.
+
+    >>> init_text("none"), init_text("imagenet")
+    ('from scratch', 'from imagenet')
+    """
+    return f"from {'scratch' if start == 'none' else start}"
+
+
 def source_title(source: Any) -> str:
     """Of the split that thresholds come from, after the name of the policy."""
     return (

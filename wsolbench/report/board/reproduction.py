@@ -19,6 +19,7 @@ from wsolbench.metrics.catalog import metric_title
 from wsolbench.records import RunRecord
 from wsolbench.records.claims import Claim, find_unpaired, matches_claim, pairs_by_claim
 from wsolbench.records.comparison import Comparison, MetricDifference
+from wsolbench.report.board.repetitions import init_text
 from wsolbench.report.board.tables import escape_markdown, format_difference
 from wsolbench.system.files import canonical_json
 
@@ -26,7 +27,7 @@ from wsolbench.system.files import canonical_json
 def _heading(comparison: Comparison) -> str:
     """What two comparisons must share to stand in one table."""
     data, a = comparison.dataset, comparison.a
-    start = f"trained from {a['start']}" if a.get("start") else None
+    start = f"trained {init_text(a['start'])}" if a.get("start") else None
     epochs = dict.fromkeys(str(side["epochs"]) for side in (a, comparison.b) if side.get("epochs"))
     start = f"{start} for {' and '.join(epochs)} epochs" if start and epochs else start
     return ", ".join(
@@ -124,7 +125,7 @@ def _not_compared(
     lines = [
         "## Claims without a comparison",
         "",
-        "| paper | claim | metric | data | why |",
+        "| paper | claim | metric | data | reason |",
         "|---|---|---|---|---|",
     ]
     for claim, place, reason in sorted(rows, key=lambda row: (places[row[0]], row[1], row[2])):
@@ -134,11 +135,14 @@ def _not_compared(
 
 
 _EXPLANATION = (
-    "B minus A in percentage points, with the 95 % interval over images (not over seeds) and the "
-    "difference of each pair of runs.",
-    "*Holds*: the whole interval is on the published side of 0; *opposite*: on the other side; "
-    "*undecided*: it contains 0. Published",
-    "numbers are of other data, networks and budgets, so only the direction can be compared.",
+    "`B over A`: B minus A in percentage points, with a 95 % interval over images (not over seeds).",
+    "`per run` is the difference of each pair of runs.",
+    "",
+    "- *holds*: the whole interval has the published sign.",
+    "- *opposite*: the whole interval has the opposite sign.",
+    "- *undecided*: the interval contains 0.",
+    "",
+    "Published numbers come from other data, networks and budgets, so only the sign can be compared.",
 )
 _HEADER = "| paper | claim | metric | published | measured | per run | direction |"
 

@@ -36,11 +36,6 @@ _GROUPS = (
         ("error_right", "error_cls", "error_m_ins", "error_part", "error_more", "error_other"),
     ),
 )
-NOTE = (
-    "Percent, with 95 % intervals over images; Peak-T: 0 to 255, px: pixels of an input of 448. "
-    "oracle: tau chosen on this split, an upper bound."
-)
-"""What numbers in tables are."""
 RANKED_BY = ("gt_known", "max_box_acc_v2", "pxap", "top1_cls", "box_ap")
 """The metric that runs are ranked by: the first of these that there is."""
 _OTHER_GROUP = "Other"
@@ -50,23 +45,41 @@ _POLICY_ORDER = ("oracle", "fixed", "transfer")
 def _notes(record: RunRecord) -> list[str]:
     """What the numbers of a record are, and a warning where its intervals are too narrow."""
     if isinstance(record.protocol, DetectionProtocol):
-        return ["Percent; COCO's average precision."]
+        return ["Average precision as defined by COCO, in percent."]
     few = [
         metric
         for metric in record.metrics
         if metric.corrected_low is not None and metric.n < FEW_IMAGES and "@" not in metric.name
     ]
     if not few:
-        return [NOTE]
+        return [value_note(record.metrics)]
     corrected = ", ".join(
         f"{metric_title(metric.name)} {_ends(metric.name, metric.corrected_low, metric.corrected_high)}"
         for metric in few
     )
     return [
-        NOTE,
-        f"Fewer than {FEW_IMAGES} images: intervals of oracle numbers are too narrow. Corrected for the "
-        f"choice of tau: {corrected}.",
+        value_note(record.metrics),
+        f"Fewer than {FEW_IMAGES} images: intervals of oracle numbers are too narrow. Intervals corrected "
+        f"for the choice of tau: {corrected}.",
     ]
+
+
+def value_note(metrics: Iterable[MetricValue]) -> str:
+    """The units of the values and the meaning of the policies, as far as they occur among `metrics`.
+
+    >>> value_note([MetricValue(name="pxap", value=0.5, n=9)])
+    'Values in percent, with 95 % intervals over images.'
+    """
+    defined = [metric for metric in metrics if metric.value is not None]
+    names, policies = {metric.name for metric in defined}, {metric.policy for metric in defined}
+    notes = ["Values in percent, with 95 % intervals over images."]
+    if "peak_t" in names:
+        notes.append("Peak-T is a level from 0 to 255.")
+    if "keypoint_distance_px" in names:
+        notes.append("px: pixels of a 448-pixel input.")
+    if "oracle" in policies:
+        notes.append("oracle: threshold tuned on this split (upper bound).")
+    return " ".join(notes)
 
 
 def format_number(name: str, value: float) -> str:

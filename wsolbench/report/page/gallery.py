@@ -74,25 +74,25 @@ def galleries(
     if not chosen:
         where = ", ".join(map(str, folders))
         raise DataError(
-            f"no image of {dataset.name} {dataset.split} has a true box and a map in {where}; maps are "
-            "named by the image's id"
+            f"no image of {dataset.name} {dataset.split} has a ground-truth box and a map in {where}; "
+            "expected maps that are named by the image's id"
         )
     boxed = replace(dataset, samples=chosen)
-    of = f"Among {len(chosen)} of {len(dataset)} images, those with a true box and a map in every folder."
+    of = f"From the {len(chosen)} of {len(dataset)} images with a ground-truth box and a map in every folder."
     maps = [_read(folder, boxed, protocol) for folder in folders]
     names = told_apart([each.name for each in maps], [str(folder) for folder in folders])
     maps = [replace(each, name=name) for each, name in zip(maps, names, strict=True)]
     found = []
     for each in maps:
         best, worst = best_and_worst(np.argsort(each.iou, kind="stable"), each.iou, count)
-        note = f"{of} IoU of the one box at tau {each.tau:g}, which is best for GT-known."
+        note = f"{of} IoU of the single box at tau {each.tau:g}, the best threshold for GT-known."
         found.append(_gallery(f"{each.name}: highest IoU", note, best, [each], boxed, protocol))
         found.append(_gallery(f"{each.name}: lowest IoU", note, worst, [each], boxed, protocol))
     if len(maps) > 1:
         span = np.ptp(np.stack([each.iou for each in maps]), axis=0)
         order = np.argsort(-span, kind="stable")[:count].tolist()
-        note = f"{of} The widest span of IoU, each at the tau that is best for its GT-known."
-        found.append(_gallery("Most disagreed on", note, order, maps, boxed, protocol))
+        note = f"{of} Each method uses its best threshold for GT-known."
+        found.append(_gallery("Largest differences in IoU", note, order, maps, boxed, protocol))
     return found
 
 

@@ -68,7 +68,7 @@
           tables += left ? 1 : 0;
           count += left;
         }
-        const said = tables ? `${tables} of ${blocks.length} tables, ${count} ${count === 1 ? "row" : "rows"}` : "Nothing fits these filters.";
+        const said = tables ? `${tables} of ${blocks.length} tables, ${count} ${count === 1 ? "row" : "rows"}` : "No table matches these filters.";
         one(`#${section.id} .count`).textContent = said;
       }
     };
@@ -183,7 +183,7 @@
     if (!drawn.length) return null;
     const title = "Error breakdown (% of images, 95 % intervals)";
     const most = Math.max(...drawn.flatMap(({ run }) => run.errors.map(([value, , high]) => high ?? value)));
-    const { svg, y } = frame(width, `${title}. The numbers are in the table below.`, [0.1, 0.25, 0.5, 0.75, 1].find((top) => top >= most));
+    const { svg, y } = frame(width, `${title}. The table below has the numbers.`, [0.1, 0.25, 0.5, 0.75, 1].find((top) => top >= most));
     const slot = (width - LEFT - 8) / data.errors.length;
     const thick = (0.84 * slot) / drawn.length;
     data.errors.forEach((name, place) => {
@@ -233,8 +233,8 @@
         legend.append(element("li", "", sample, named({ run, style })));
       }
       const figures = [
-        lines("GT-known over tau (%)", "tau", "gt_known", runs, width),
-        lines("Precision over recall (%)", "recall", "pr", runs, width),
+        lines("GT-known by threshold (%)", "tau", "gt_known", runs, width),
+        lines("Precision by recall (%)", "recall", "pr", runs, width),
         bars(runs, width),
       ].filter(Boolean);
       const before = all("details", charts);
@@ -245,9 +245,9 @@
         details.open = open.has(details.title);
         if (held && details.title === held.title) details.querySelector("summary").focus();
       }
-      const none = runs.length ? "These runs have no curves." : "No run is chosen.";
-      const full = runs.length === MOST ? "; untick one to choose another" : "";
-      const said = figures.length ? `${runs.length} ${runs.length === 1 ? "run is" : "runs are"} drawn${full}.` : none;
+      const none = runs.length ? "These runs have no curves." : "No run is selected.";
+      const full = runs.length === MOST ? " To show another one, untick one first." : "";
+      const said = figures.length ? `${runs.length} ${runs.length === 1 ? "run" : "runs"} plotted.${full}` : none;
       if (status.textContent !== said) status.textContent = said;
     };
     const filter = () => all("tbody tr", blocks[select.value]).forEach((row) => { row.hidden = !["", row.dataset.method].includes(method.value); });

@@ -28,13 +28,13 @@ from wsolbench.report.board.comparisons import format_p_value
 from wsolbench.report.board.repetitions import Run, one_of_each_seed
 from wsolbench.report.board.results import Results, read_results
 from wsolbench.report.board.tables import (
-    NOTE,
     describe_protocol,
     format_difference,
     format_number,
     format_taus,
     format_value,
     sort_policies,
+    value_note,
 )
 from wsolbench.report.page.gallery import Gallery
 from wsolbench.report.page.html import Td, data_attributes, document, escape, filled, row_of, table_block
@@ -78,7 +78,7 @@ def page_html(
     groups, unusable = groups_of(every, methods=methods, resamples=resamples)
     opened = _opened(measured, printed)
     sections = [
-        ("board", "Measured", _board(measured, printed, opened, _left_out(read, len(runs)))),
+        ("board", "Measured", _board(measured, printed, opened, _introduction(read, runs))),
         ("published", "Published", _published(printed)),
         ("runs", "Curves and errors", _runs(groups, results, unusable, opened)),
         ("pairs", "Comparisons", _pairs(groups, methods, resamples, opened)),
@@ -100,31 +100,34 @@ def _board(
     tables: Sequence[tuple[str, MeasuredTable]],
     published: Sequence[tuple[str, PublishedTable]],
     opened: str,
-    left_out: str,
+    introduction: str,
 ) -> str:
     if not tables:
         none = "<p>There is no record with a value yet. <code>wsolbench eval</code> writes one.</p>"
-        return none + left_out + _filters(tables, published, opened)
-    text = (
-        f"{left_out}<p>A table holds only what may be compared: the same images, protocol and threshold "
-        "policy. Runs that differ in nothing but their seed are one row, with the mean of their intervals, "
-        "which says nothing of other "
-        f"seeds. Published numbers stand in columns of their own. {NOTE}</p>"
+        return none + introduction + _filters(tables, published, opened)
+    shown = "".join(_measured(name, table) for name, table in tables)
+    return introduction + _filters(tables, published, opened) + shown
+
+
+def _introduction(read: Results, runs: Sequence[Run]) -> str:
+    """How many records the tables hold, which files they leave out, and how to read a row."""
+    explained = (
+        "<p>All runs of a table share the images, the protocol and the threshold policy. Runs that differ "
+        "only in the seed share a row: its interval is the mean of theirs and covers test images, not seeds. "
+        f"{value_note(metric for run in runs for metric in run.record.metrics)}</p>"
     )
-    return (
-        text + _filters(tables, published, opened) + "".join(_measured(name, table) for name, table in tables)
-    )
+    return _left_out(read, len(runs)) + (explained if runs else "")
 
 
 def _left_out(read: Results, shown: int) -> str:
-    """How many records the tables hold, and which files they leave out."""
+    """How many runs the tables hold, and which files they leave out."""
     counts = (
         (len(read.runs) - shown, "superseded"),
         (len(read.notes) - (len(read.runs) - shown), "copied"),
         (len(read.problems), "unusable"),
     )
     others = ", ".join(f"{number} {what}" for number, what in counts if number > 0)
-    text = f"<p>{_count(shown, 'record')}{f' ({others})' if others else ''}.</p>"
+    text = f"<p>{_count(shown, 'run')}{f' ({others})' if others else ''}.</p>"
     lines = [f"<li>{escape(line)}</li>" for line in (*read.problems, *read.notes)]
     return text + (
         f"<details><summary>Left out: {len(lines)}</summary><ul>{''.join(lines)}</ul></details>"
@@ -211,7 +214,7 @@ def _measured(name: str, table: MeasuredTable) -> str:
         "95 % interval",
         "backbone",
         "settings",
-        "start",
+        "init",
         *table.columns[5:],
         "record",
     )
@@ -261,11 +264,10 @@ def _published(tables: Sequence[tuple[str, PublishedTable]]) -> str:
         caption = " · ".join((table.path[2], "/".join(table.path[:2])))
         shown.append(table_block(caption, table.columns, rows, attributes=attributes, notes=table.notes))
     text = (
-        "<p>Numbers that papers and repositories print of their own methods, as printed, with table and "
-        "row. They are not measured here "
-        "and their protocols differ. The filters above hold here, too, except that of the protocol; a "
-        "method of a paper is found under the "
-        'name that it has above.</p><p class="count js-only" role="status"></p>'
+        "<p>Numbers that papers and repositories print for their own methods, with table and row. They "
+        "were not measured here, and their protocols differ. The filters above also apply to these tables, "
+        "except the protocol filter. Filter by the name that a method has in wsolbench.</p>"
+        '<p class="count js-only" role="status"></p>'
     )
     return text + "".join(shown)
 
@@ -278,12 +280,10 @@ def _runs(groups: Sequence[Group], results: Path, problems: Sequence[str], opene
         return ""
     first = max(groups, key=lambda group: (_is_of(group, opened), sum(shown.scored for shown in group.runs)))
     text = (
-        "<p>Choose up to six runs of one table: GT-known over the threshold tau, precision over recall of "
-        "pixels, and the error "
-        "breakdown with 95 % intervals. Curves need the per-image scores beside a record "
-        "(<code>--save-scores</code>). A run is "
-        "named with what it started from, the settings in which it differs from others of its method, and "
-        "its seed.</p>"
+        "<p>Select up to six runs of one table to plot GT-known by threshold, precision by recall of pixels, "
+        "and the error breakdown with 95 % intervals. Curves need per-image scores "
+        "(<code>--save-scores</code>). The label of a run lists its initial weights, the settings in which "
+        "it differs from other runs of its method, and its seed.</p>"
         '<form class="js-only" autocomplete="off" aria-label="Choose runs">'
         f"<label>Images and protocol {_choice(groups, first)}</label><label>Method <select "
         'name="method"></select></label>'
@@ -291,10 +291,7 @@ def _runs(groups: Sequence[Group], results: Path, problems: Sequence[str], opene
     )
     left_out = "".join(f"<li>{escape(problem)}</li>" for problem in problems)
     if left_out:
-        text += (
-            "<details><summary>Scores that cannot be used: "
-            f"{len(problems)}</summary><ul>{left_out}</ul></details>"
-        )
+        text += f"<details><summary>Unusable scores: {len(problems)}</summary><ul>{left_out}</ul></details>"
     return text + "".join(_run_table(number, group, results) for number, group in enumerate(groups))
 
 
@@ -333,7 +330,15 @@ def _run_table(number: int, group: Group, results: Path) -> str:
         lines.append((first, _value(gt_known), tau, _value(record.metric("pxap")), *errors, curves, path))
         facets.append(data_attributes(method=str(record.method["name"])))
     titles = (metric_title(f"error_{name}") for name in ERROR_NAMES)
-    columns = ("run", metric_title("gt_known"), "at", metric_title("pxap"), *titles, "curves", "record")
+    columns = (
+        "run",
+        metric_title("gt_known"),
+        "threshold",
+        metric_title("pxap"),
+        *titles,
+        "curves",
+        "record",
+    )
     kept = filled(lines)
     rows = [row_of([line[place] for place in kept], facet) for line, facet in zip(lines, facets, strict=True)]
     caption = f"Runs · {group.title} · threshold: oracle"
@@ -377,21 +382,20 @@ def _pairs(groups: Sequence[Group], methods: int, resamples: int, opened: str) -
         for place, (number, _, pair) in enumerate(pairs)
     )
     text = (
-        "<p>Differences image by image, on the same images under the same protocol, with 95 % intervals "
-        f"over {resamples} resamples and "
-        f"two-sided p-values. Of every data set and protocol the {methods} best methods are compared (by "
-        "the oracle GT-known, then "
-        "MaxBoxAccV2, PxAP, Top-1 Cls), each with all its seeds that have scores. Of a method with runs of "
-        "several settings, backbones or "
-        "starts those are taken that have the most seeds, then the best mean: where they have been chosen "
-        "on these very images, "
-        f"differences are biased and p-values too small. No p-value is below {2 / (resamples + 1):.1g}; "
-        "ties count for both sides, so one "
-        "can be above 0.05 where an interval just leaves out 0; of so many some are small by chance. ↓: "
-        "lower is better. Intervals say "
-        "nothing of other seeds; the differences seed by seed do. <code>wsolbench compare</code> compares "
-        "any runs and groups of "
-        "seeds.</p>"
+        "<p>Paired differences on the same images under the same protocol, with two-sided p-values and 95 % "
+        f"intervals from {resamples} resamples. Intervals cover test images, not seeds; the column "
+        "<i>seed by seed</i> shows how much seeds differ. ↓: lower is better. "
+        "<code>wsolbench compare</code> compares any other runs.</p>"
+        "<details><summary>Which runs are compared, and how to read the p-values</summary><ul>"
+        f"<li>The {methods} best methods of each data set and protocol are compared, ranked by oracle "
+        "GT-known, then MaxBoxAccV2, PxAP and Top-1 Cls. Each method enters with all its seeds that have "
+        "scores.</li>"
+        "<li>A method with several settings, backbones or initial weights enters with those that have the "
+        "most seeds, then the best mean. If this choice used the same test images, differences are biased "
+        "and p-values too small.</li>"
+        f"<li>p-values cannot fall below {2 / (resamples + 1):.1g} and are not corrected for multiple "
+        "comparisons. Ties count for both sides, so a p-value can exceed 0.05 although the interval just "
+        "excludes 0.</li></ul></details>"
         '<form class="js-only" autocomplete="off" aria-label="Choose a comparison">'
         f"<label>Images and protocol {_choice(having, first)}</label>"
         f'<label>Compare <select name="pair">{names}</select></label></form>'
@@ -468,7 +472,7 @@ def _protocol_table(title: str, runs: Sequence[Run]) -> str:
             row_of([Td(escape(metric_title(name) + (f", {policy}" if policy else ""))), *map(_value, found)])
         )
     columns = ("metric", *(describe_protocol(run.record.protocol) for run in runs))
-    return table_block(f"The same run under {len(runs)} protocols · {title}", columns, rows, sortable=False)
+    return table_block(f"The same maps under {len(runs)} protocols · {title}", columns, rows, sortable=False)
 
 
 def _gallery(gallery: Gallery) -> str:
@@ -476,13 +480,13 @@ def _gallery(gallery: Gallery) -> str:
     for image_id, class_name, pictures in gallery.items:
         shown = "".join(
             f'<span class="picture"><img src="data:image/jpeg;base64,{picture.jpeg}" loading="lazy" '
-            f'alt="{escape(f"map of {picture.name} over {image_id} with true and predicted box")}">'
+            f'alt="{escape(f"map of {picture.name} over {image_id} with ground-truth and predicted box")}">'
             f"<span>{escape(f'{picture.name}: ' * (len(pictures) > 1))}IoU {picture.iou:.2f}</span></span>"
             for picture in pictures
         )
         figures.append(
             f"<li><figure>{shown}<figcaption>{escape(image_id)}<br>{escape(class_name)}</figcaption></figure></li>"
         )
-    legend = "True boxes: solid, green; predicted: dashed, red."
+    legend = "Ground-truth boxes: solid green. Predicted box: dashed red."
     note = f'<p class="note">{escape(gallery.note)} {legend}</p>'
     return f'<h3>{escape(gallery.title)}</h3>{note}<ul class="gallery">{"".join(figures)}</ul>'

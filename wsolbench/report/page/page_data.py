@@ -25,6 +25,7 @@ from wsolbench.report.board.repetitions import (
     data_of,
     different_settings,
     grouped,
+    init_text,
     one_of_each_seed,
     settings_of,
 )
@@ -168,7 +169,7 @@ def same_but_protocol(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
 
 def _label(run: Run, settings: str, *, seed: bool = False) -> str:
     method, start = run.record.method, run.record.start
-    parts = [method["name"], method.get("backbone"), None if start is None else f"from {start}", settings]
+    parts = [method["name"], method.get("backbone"), None if start is None else init_text(start), settings]
     parts += [f"seed {run.seed}"] if seed and run.seed is not None else []
     return " · ".join(str(part) for part in parts if part)
 

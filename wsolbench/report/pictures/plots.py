@@ -122,7 +122,7 @@ def accuracy_curve(record: RunRecord, scores: ScoreTable, path: Path) -> None:
     from matplotlib.lines import Line2D
 
     if not _has_boxes(scores):
-        raise DataError("no image has a true box, so there is no box accuracy to draw")
+        raise DataError("no image has a ground-truth box, so there is no box accuracy to plot")
     protocol = record.map_protocol
     policies = sort_policies(metric.policy for metric in record.metrics if metric.policy is not None)
     deltas = tuple(sorted({*protocol.deltas, _ONE_BOX_DELTA}))
@@ -136,7 +136,7 @@ def accuracy_curve(record: RunRecord, scores: ScoreTable, path: Path) -> None:
             "max_box_acc_v2",
         ),
         (
-            f"One box an image: {protocol.single_box} ({metric_title('gt_known')})",
+            f"One box per image: {protocol.single_box} ({metric_title('gt_known')})",
             "single_iou",
             deltas,
             "gt_known",
@@ -228,7 +228,7 @@ def error_bars(runs: Sequence[tuple[str, RunRecord]], path: Path, *, policy: str
     from matplotlib.patches import Patch
 
     if not runs:
-        raise UsageError("no run to draw the error breakdown of")
+        raise UsageError("no run to plot the error breakdown of")
     figure: Any = Figure(
         figsize=(max(7.0, 1.6 + 0.9 * len(ERROR_NAMES) * max(1.0, len(runs) / 2)), 4.6), dpi=100
     )
@@ -277,7 +277,7 @@ def error_bars(runs: Sequence[tuple[str, RunRecord]], path: Path, *, policy: str
 
 def _shared_title(record: RunRecord, *, same: bool) -> str:
     if not same:
-        return "Error breakdown; the runs differ in data set or protocol"
+        return "Error breakdown · runs with different data sets or protocols"
     return f"Error breakdown · {record.dataset['name']}/{record.dataset['split']} · {record.protocol.name}"
 
 

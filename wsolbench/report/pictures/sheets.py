@@ -33,7 +33,7 @@ from wsolbench.types import Dataset, Sample, ScoreMap, no_boxes
 SHEETS = {
     "best.png": "Highest IoU",
     "worst.png": "Lowest IoU",
-    "sample.png": "From the lowest to the highest IoU, evenly spread",
+    "sample.png": "Evenly spaced from the lowest to the highest IoU",
 }
 """File name -> title of each sheet."""
 
