@@ -1,8 +1,8 @@
-"""A CUDA device that is none: tensors that claim to be on a GPU and are computed on the CPU.
+"""A fake GPU: tensors that claim to be on `cuda` and are computed on the CPU.
 
-Inside `FakeCuda()` a tensor on `cuda` has real values, so that every branch of a program is taken, and the rules
-of a GPU hold: tensors of both devices do not mix, and whatever makes the host wait for the device is written
-down with the line that does it. Backward passes are not possible without a driver; gradients are made up.
+Inside `FakeCuda()` tensors have real values, so that every branch of a program is taken. The rules of a GPU
+hold: tensors of both devices do not mix. Whatever makes the host wait for the device is noted with the line
+that does it. There are no backward passes, which need a driver; gradients are made up.
 
     with FakeCuda() as gpu:
         model = gpu.move(model)
@@ -50,8 +50,8 @@ class Event:
     """What would slow or break a GPU.
 
     Attributes:
-        kind: `read`: the host waits for the device. `copy`: a tensor of more than one value goes from the host
-            to the device. `generator`: numbers for the device are drawn by the host's generator.
+        kind: `read`: the host waits for the device. `copy`: a tensor with dimensions goes from the host to
+            the device. `generator`: numbers for the device are drawn by the host's generator.
         operator: the operator of torch.
         where: file and line of the program.
     """
@@ -97,30 +97,30 @@ class _GpuTensor(torch.Tensor):
         made.held = real
         return made
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:  # noqa: ARG002 - torch's signature
+    def __repr__(self, *, tensor_contents: object = None) -> str:
         return f"on a fake GPU: {self.held!r}"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG003
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise RuntimeError("tensors of a fake GPU are used outside of `FakeCuda`")
 
 
-class FakeCuda(TorchDispatchMode):
+class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The context in which `cuda` is a fake GPU. `events` is what would slow or break a real one."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
         self._seeds: set[int] = set()
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> FakeCuda:
         self._stack.enter_context(_available())
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._stack.close()
 
     def generator(self, seed: int = 0) -> FakeGenerator:
@@ -151,7 +151,7 @@ class FakeCuda(TorchDispatchMode):
         assert isinstance(tensor, _GpuTensor)
         return tensor.held
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name
         tensors = [item for item in tree_iter((args, kwargs)) if isinstance(item, Tensor)]
@@ -253,10 +253,10 @@ def _available() -> Iterator[None]:
     if not torch.cuda.is_available():
         torch._C._ensureCUDADeviceGuardSet()  # a guard that does nothing, as for torch's own fake tensors
     with (
-        mock.patch("torch.cuda._lazy_init", lambda: None),
+        mock.patch("torch.cuda._lazy_init"),
         torch.backends.cudnn.flags(enabled=False),
-        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
-        mock.patch("torch.cuda.is_bf16_supported", lambda *_, **__: True),
+        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
+        mock.patch("torch.cuda.is_bf16_supported", return_value=True),
         mock.patch("torch.autograd.grad", gradients),
     ):
         try:
