@@ -81,11 +81,11 @@ class _GpuTensor(torch.Tensor):
     """A tensor of the GPU; `held` has its values."""
 
     held: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, real: Tensor, requires_grad: bool = False) -> _GpuTensor:
-        made: _GpuTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: _GpuTensor = torch.Tensor._make_wrapper_subclass(
             cls,
             real.size(),
             strides=real.stride(),
