@@ -97,11 +97,11 @@ class _GpuTensor(torch.Tensor):
         made.held = real
         return made
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         return f"on a fake GPU: {self.held!r}"
 
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    @classmethod  # type: ignore[override]
+    def __torch_dispatch__(cls, *_: Any, **__: Any) -> Any:
         raise RuntimeError("tensors of a fake GPU are used outside of `FakeCuda`")
 
 
