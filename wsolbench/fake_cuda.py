@@ -100,7 +100,7 @@ class _GpuTensor(torch.Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         return f"on a fake GPU: {self.held!r}"
 
-    @classmethod  # type: ignore[override]
+    @classmethod
     def __torch_dispatch__(cls, *_: Any, **__: Any) -> Any:
         raise RuntimeError("tensors of a fake GPU are used outside of `FakeCuda`")
 
