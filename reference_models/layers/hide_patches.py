@@ -22,6 +22,7 @@ from torch import Tensor
 
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec
+from wsolbench.methods.device import constants
 
 Fill = Literal["mean", "black"]
 
@@ -47,7 +48,7 @@ def hidden_pixels(
     """
     count, _, height, width = images.shape
     device = images.device
-    options = torch.tensor(sides, device=device)
+    options = constants(sides, device, torch.int64)
     side = options[torch.randint(len(sides), (count,), generator=generator, device=device)][:, None]  # (B, 1)
     whole = side == 0
     step = side.where(~whole, max(height, width))
@@ -69,11 +70,8 @@ def fill_hidden(
     """
     if fill == "mean":
         return images.masked_fill(hidden, 0.0)
-    black = torch.tensor(
-        [-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)],
-        device=images.device,
-        dtype=images.dtype,
-    )
+    values = [-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)]
+    black = constants(values, images.device, images.dtype)
     return torch.where(hidden, black[:, None, None], images)
 
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from reference_models.core.outputs import Proposals
 from reference_models.layers.regions import NmsRule, select
 from wsolbench.exceptions import UsageError
+from wsolbench.methods.device import constants
 
 AnchorKind = Literal["nts", "single"]
 NavigatorInit = Literal["even", "torch"]
@@ -66,7 +67,7 @@ def anchor_boxes(
     grids: Sequence[tuple[int, int]],
     stride: int,
     image_size: int,
-    device: torch.device | None = None,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
 ) -> Float[Tensor, "a 4"]:
     """All anchors, in the order of the scores: level, side, ratio, row, column.
 
@@ -81,9 +82,10 @@ def anchor_boxes(
     for number, (sides, (height, width)) in enumerate(zip(SIDES[kind], grids, strict=True)):
         step = stride * 2**number
         shapes = [(side * math.sqrt(ratio), side / math.sqrt(ratio)) for side in sides for ratio in RATIOS]
-        half = torch.tensor(shapes, dtype=torch.float64, device=device) * (
-            image_size / 448 / 2
-        )  # (sides * ratios, 2): x, y
+        half = torch.stack(
+            [constants(shape, device, torch.float64) for shape in shapes]
+        )  # (sides * ratios, 2)
+        half = half * (image_size / 448 / 2)  # x, y
         rows, columns = (
             (torch.arange(count, dtype=torch.float64, device=device) + 0.5) * step
             for count in (height, width)

@@ -79,6 +79,7 @@ from reference_models.layers.correlation import (
 from reference_models.layers.maps import min_max
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import Localization
+from wsolbench.methods.device import constants
 from wsolbench.ranges import Order, Range, Share, Weight
 
 PAPER = "spa"
@@ -344,7 +345,7 @@ class Scg(PostProcess):
     ) -> tuple[str, Float[Tensor, "b o h w"]]:
         """See `wsolbench.methods.contracts.PointCorrelator`; `stage` can also be `penultimate`."""
         name, features = named_features(result, stage, who=self.method_name)
-        grid = torch.tensor(features.shape[2:], device=points.device)
+        grid = constants(features.shape[2:], points.device, torch.int64)
         rows_columns = (points.flip(1) * grid).long().minimum(grid - 1)  # 1 - 1e-9 is 1 in float32
         return name, point_correlations(features, rows_columns, self._settings(result), orders)
 

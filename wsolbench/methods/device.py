@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wsolbench.exceptions import UsageError
@@ -18,8 +19,20 @@ def normalized(pixels: torch.Tensor, spec: InputSpec, device: torch.device) -> t
     import torch
 
     values = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(numbers, device=device)[:, None, None] for numbers in (spec.mean, spec.std))
+    mean, std = (
+        constants(numbers, device, torch.float32)[:, None, None] for numbers in (spec.mean, spec.std)
+    )
     return (values - mean) / std
+
+
+def constants(values: Sequence[float], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """(n,) a few numbers as a tensor that is made on the device.
+
+    A tensor that is made of a list on the host is copied, and the host waits until the device has caught up.
+    """
+    import torch
+
+    return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])
 
 
 def pick_device(name: str) -> torch.device:

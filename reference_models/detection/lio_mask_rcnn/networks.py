@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torchvision.models import ResNet50_Weights, ResNeXt101_32X8D_Weights, resnet50
 from torchvision.models.detection import MaskRCNN, MaskRCNN_ResNet50_FPN_Weights
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
@@ -66,11 +68,56 @@ def build(backbone: str, outputs: int, *, min_size: int | None = None, max_size:
             "max_size"
         )
     if backbone == "tiny":
-        return _tiny(outputs, sizes)
-    if backbone == "resnet50_c4":
-        return _c4(outputs, sizes)
-    body = resnet_fpn_backbone(backbone_name=backbone.removesuffix("_fpn"), weights=None, trainable_layers=5)
-    return MaskRCNN(body, outputs, **sizes)
+        network = _tiny(outputs, sizes)
+    elif backbone == "resnet50_c4":
+        network = _c4(outputs, sizes)
+    else:
+        body = resnet_fpn_backbone(
+            backbone_name=backbone.removesuffix("_fpn"), weights=None, trainable_layers=5
+        )
+        network = MaskRCNN(body, outputs, **sizes)
+    _keep_boxes_exact(network)
+    network.transform = _HostTransform(network.transform)
+    return network
+
+
+def _keep_boxes_exact(network: Any) -> None:
+    """Compute anchors, boxes and scores in float32 also under mixed precision.
+
+    In bfloat16 the corners of anchors move by pixels: it has 8 bits for numbers up to 1333.
+    """
+
+    def to_float32(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return tree_map(lambda item: item.float() if isinstance(item, Tensor) else item, output)
+
+    def of_float32(_module: nn.Module, inputs: tuple[Any, list[Tensor]]) -> tuple[Any, list[Tensor]]:
+        images, features = inputs
+        return images, [stage.float() for stage in features]  # whose dtype anchors take
+
+    network.rpn.anchor_generator.register_forward_pre_hook(of_float32)
+    network.rpn.head.register_forward_hook(to_float32)
+    network.roi_heads.box_predictor.register_forward_hook(to_float32)
+    network.roi_heads.mask_predictor.register_forward_hook(to_float32)
+
+
+class _HostTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
+    """Torchvision's transform, which pastes masks on the host: one by one, each would wait for the device."""
+
+    def __init__(self, made: GeneralizedRCNNTransform) -> None:
+        super().__init__(made.min_size, made.max_size, made.image_mean, made.image_std)
+
+    def postprocess(
+        self,
+        result: list[dict[str, Tensor]],
+        image_shapes: list[tuple[int, int]],
+        original_image_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """Boxes and masks in the pixels of the original images, on the host."""
+        if self.training:
+            return result
+        on_host = [{name: value.cpu() for name, value in found.items()} for found in result]
+        moved: list[dict[str, Tensor]] = super().postprocess(on_host, image_shapes, original_image_sizes)
+        return moved
 
 
 def region_features(network: Any) -> tuple[nn.Module, int]:

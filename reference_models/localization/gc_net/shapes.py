@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from wsolbench.methods.device import constants
 from wsolbench.system.progress import track
 
 Shape = Literal["ellipse", "rect", "rot_rect"]
@@ -100,7 +101,7 @@ def shape_boxes(numbers: Float[Tensor, "b n"], shape: Shape, size: tuple[int, in
     """xyxy in pixels of an image of `size` (height, width), cut off at its border."""
     extents = half_extents(numbers, shape)
     corners = torch.cat([numbers[:, :2] - extents, numbers[:, :2] + extents], dim=1).clamp(0, 1)
-    return corners * torch.tensor([size[1], size[0]] * 2, device=numbers.device)
+    return corners * constants([size[1], size[0]] * 2, numbers.device, torch.float32)
 
 
 def dice_loss(drawn: Float[Tensor, "b h w"], wanted: Float[Tensor, "b h w"]) -> Float[Tensor, ""]:

@@ -1,0 +1,265 @@
+"""A fake GPU: tensors that claim to be on `cuda` and are computed on the CPU.
+
+Inside `FakeCuda()` tensors have real values, so that every branch of a program is taken. The rules of a GPU
+hold: tensors of both devices do not mix. Whatever makes the host wait for the device is noted with the line
+that does it. There are no backward passes, which need a driver; gradients are made up.
+
+    with FakeCuda() as gpu:
+        model = gpu.move(model)
+        model(torch.zeros(2, 3, 64, 64, device="cuda"))
+    print(gpu.events)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map
+
+GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
+Kind = Literal["read", "copy", "generator"]
+
+_COPIES = ("aten::_to_copy", "aten::copy_", "aten::_copy_from")
+_READS = (
+    "aten::_local_scalar_dense",
+    "aten::equal",
+    "aten::is_nonzero",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::_unique2",
+    "aten::unique_dim",
+    "aten::unique_consecutive",
+    "aten::repeat_interleave",
+    "torchvision::nms",
+)
+"""Operators whose result the host has to wait for: a value, or a size that depends on values."""
+_INDEXED = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
+
+
+@dataclass(frozen=True)
+class Event:
+    """What would slow or break a GPU.
+
+    Attributes:
+        kind: `read`: the host waits for the device. `copy`: a tensor with dimensions goes from the host to
+            the device. `generator`: numbers for the device are drawn by the host's generator.
+        operator: the operator of torch.
+        where: file and line of the program.
+    """
+
+    kind: Kind
+    operator: str
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} by {self.operator.partition('::')[2]} in {self.where}"
+
+
+class DeviceMismatchError(RuntimeError):
+    """Tensors of both devices in one operation."""
+
+
+class FakeGenerator(torch.Generator):
+    """A generator that says it is the device's."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """The GPU."""
+        return GPU
+
+
+class _GpuTensor(torch.Tensor):
+    """A tensor of the GPU; `held` has its values."""
+
+    held: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, real: Tensor, requires_grad: bool = False) -> _GpuTensor:
+        made: _GpuTensor = torch.Tensor._make_wrapper_subclass(
+            cls,
+            real.size(),
+            strides=real.stride(),
+            storage_offset=real.storage_offset(),
+            dtype=real.dtype,
+            device=GPU,
+            requires_grad=requires_grad,
+        )
+        made.held = real
+        return made
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"on a fake GPU: {self.held!r}"
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("tensors of a fake GPU are used outside of `FakeCuda`")
+
+
+class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The context in which `cuda` is a fake GPU. `events` is what would slow or break a real one."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.events: list[Event] = []
+        self._seeds: set[int] = set()
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> FakeCuda:
+        self._stack.enter_context(_available())
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._stack.close()
+
+    def generator(self, seed: int = 0) -> FakeGenerator:
+        """A generator of the device."""
+        made = FakeGenerator()
+        made.manual_seed(0x5EED_0000 + len(self._seeds) * 1000 + seed)
+        self._seeds.add(made.initial_seed())
+        return made
+
+    def tensor(self, real: Tensor) -> Tensor:
+        """A tensor of the CPU as one of the GPU."""
+        return _GpuTensor(real.detach().clone(), real.requires_grad)
+
+    def move(self, module: nn.Module) -> nn.Module:
+        """Put all parameters and buffers of a module on the GPU. What is neither stays where it is."""
+        for part in module.modules():
+            for name, parameter in part._parameters.items():
+                if parameter is not None:
+                    moved = _GpuTensor(parameter.detach().clone())
+                    part._parameters[name] = nn.Parameter(moved, requires_grad=parameter.requires_grad)
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[name] = _GpuTensor(buffer.detach().clone())
+        return module
+
+    def values(self, tensor: Tensor) -> Tensor:
+        """The values of a tensor of the GPU."""
+        assert isinstance(tensor, _GpuTensor)
+        return tensor.held
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name
+        tensors = [item for item in tree_iter((args, kwargs)) if isinstance(item, Tensor)]
+        on_gpu = any(isinstance(item, _GpuTensor) for item in tensors)
+        asked = kwargs.get("device")
+        target = None if asked is None else torch.device(asked).type
+        self._note_generator(name, kwargs, on_gpu or target == "cuda")
+        if name in _COPIES:
+            self._note_copy(name, args, target)
+        elif on_gpu:
+            self._check(name, args, tensors)
+        real_args, real_kwargs = tree_map(_real, (args, kwargs))
+        if target == "cuda":
+            real_kwargs["device"] = CPU
+        result = func(*real_args, **real_kwargs)
+        if name == "aten::copy_":
+            return args[0]
+        if target == "cpu":
+            return result
+        if not on_gpu and target != "cuda":
+            return result
+        changed = _changed(func, args, kwargs)
+        if changed is not None:
+            return changed
+        return tree_map(lambda item: _GpuTensor(item) if type(item) is Tensor else item, result)
+
+    def _check(self, name: str, args: Any, tensors: Sequence[Tensor]) -> None:
+        """Raise on tensors of both devices, and note what the host waits for."""
+        on_host = [item for item in tensors if not isinstance(item, _GpuTensor)]
+        if name in _INDEXED:  # indices of the host are copied to the device
+            indices = [index for index in args[1] if index is not None]
+            if any(not isinstance(index, _GpuTensor) for index in indices):
+                self._note("copy", name)
+            if any(index.dtype in {torch.bool, torch.uint8} for index in indices):
+                self._note("read", name)
+            on_host = [item for item in on_host if not any(item is index for index in indices)]
+        if any(item.ndim > 0 for item in on_host):  # single values of the host may be mixed in
+            shapes = ", ".join(str(tuple(item.shape)) for item in on_host)
+            raise DeviceMismatchError(
+                f"{name} has tensors of the GPU and, of the CPU, those of shape {shapes}: {_where()}"
+            )
+        if name in _READS:
+            self._note("read", name)
+
+    def _note_copy(self, name: str, args: Any, target: str | None) -> None:
+        source = args[1] if name == "aten::copy_" else args[0]
+        if name == "aten::copy_":
+            target = args[0].device.type
+        if isinstance(source, _GpuTensor) and target == "cpu":
+            self._note("read", name)
+        if not isinstance(source, _GpuTensor) and target == "cuda" and source.ndim > 0:
+            self._note("copy", name)
+
+    def _note_generator(self, name: str, kwargs: Mapping[str, Any], on_gpu: bool) -> None:
+        generator = kwargs.get("generator")
+        if generator is not None and on_gpu and generator.initial_seed() not in self._seeds:
+            self._note("generator", name)
+
+    def _note(self, kind: Kind, operator: str) -> None:
+        self.events.append(Event(kind, operator, _where()))
+
+
+def _changed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The argument that an operator changes and returns (`add_`, `out=`), or None."""
+    returned = func._schema.returns
+    if not returned or returned[0].alias_info is None or not returned[0].alias_info.is_write:
+        return None
+    for place, argument in enumerate(func._schema.arguments):
+        info = argument.alias_info
+        if info is not None and info.is_write and info.before_set == returned[0].alias_info.before_set:
+            return args[place] if place < len(args) else kwargs[argument.name]
+    return None
+
+
+def _real(item: Any) -> Any:
+    return item.held if isinstance(item, _GpuTensor) else item
+
+
+def _where() -> str:
+    """File and line of the program that asked for the operator."""
+    torch_folder, here = str(Path(torch.__file__).parent), __file__
+    for frame in reversed(traceback.extract_stack()):
+        if frame.filename != here and not frame.filename.startswith(torch_folder):
+            path = Path(frame.filename)
+            return f"{path.parent.name}/{path.name}:{frame.lineno}"
+    return "torch"
+
+
+@contextlib.contextmanager
+def _available() -> Iterator[None]:
+    """Let torch use mixed precision, and make gradients up, where there is no driver."""
+
+    def gradients(outputs: Any, inputs: Any, *_: Any, **__: Any) -> tuple[Tensor, ...]:  # noqa: ARG001
+        several = inputs if isinstance(inputs, Sequence) else (inputs,)
+        return tuple(torch.ones_like(item) for item in several)
+
+    only_lift = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(..., device="cuda")` then asks the mode, too
+    if not torch.cuda.is_available():
+        torch._C._ensureCUDADeviceGuardSet()  # a guard that does nothing, as for torch's own fake tensors
+    with (
+        mock.patch("torch.cuda._lazy_init"),
+        torch.backends.cudnn.flags(enabled=False),
+        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
+        mock.patch("torch.cuda.is_bf16_supported", return_value=True),
+        mock.patch("torch.autograd.grad", gradients),
+    ):
+        try:
+            yield
+        finally:
+            torch._C._set_only_lift_cpu_tensors(only_lift)
