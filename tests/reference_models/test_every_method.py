@@ -52,9 +52,15 @@ def test_a_method_does_what_every_method_must(name, check):
     run_check(name, check)
 
 
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_a_gpu_could_run_a_method_on_a_real_backbone(name):
+    settings = {"focus-discriminate": {"proposals": "4"}}  # images of 64 pixels have 4 cells
+    run_check(name, "fake_gpu", backbone="efficientnet_lite0", settings=settings.get(name))
+
+
 def test_a_method_that_is_trained_has_all_checks():
-    assert all(len(checks_of(name)) == 13 for name in TRAINABLE)
-    assert len(checks_of("center-box")) == 6
+    assert all(len(checks_of(name)) == 14 for name in TRAINABLE)
+    assert len(checks_of("center-box")) == 7
 
 
 def test_backbones_do_not_need_a_method():

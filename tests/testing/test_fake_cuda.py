@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsolbench.fake_cuda import DeviceMismatchError, FakeCuda
+from wsolbench.testing.fake_cuda import DeviceMismatchError, FakeCuda
 
 
 @pytest.fixture

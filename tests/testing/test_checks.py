@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from reference_models.localization.cam import Cam
-from wsolbench import testing
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec, Localization, Method
-from wsolbench.testing import CHECKS, check_method, checks_of, run_check
+from wsolbench.testing import CHECKS, check_method, checks, checks_of, run_check
 
 
 class Contract(Method):
@@ -86,7 +85,7 @@ class Forgetful(Cam):
 
 
 def offered(monkeypatch: pytest.MonkeyPatch, kind: type[Any]) -> None:
-    monkeypatch.setattr(testing, "load_method", lambda name: kind)
+    monkeypatch.setattr(checks, "load_method", lambda name: kind)
 
 
 def test_a_sound_method_passes() -> None:
@@ -103,6 +102,7 @@ def test_a_method_without_training_has_the_checks_of_its_maps(monkeypatch: pytes
         "description",
         "evaluation",
         "gpu",
+        "fake_gpu",
     ]
     check_method("contract")
 

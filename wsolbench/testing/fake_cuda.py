@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,17 +112,23 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
+        self.made_up_gradients = False
         self._seeds: set[int] = set()
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> FakeCuda:
-        self._stack.enter_context(_available())
+        self._stack.enter_context(_available(self))
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._stack.close()
+
+    def summary(self) -> list[str]:
+        """Each event once, with how often it occurred."""
+        counts = Counter(map(str, self.events))
+        return [f"{event} ({count} times)" if count > 1 else event for event, count in counts.items()]
 
     def generator(self, seed: int = 0) -> FakeGenerator:
         """A generator of the device."""
@@ -241,10 +248,11 @@ def _where() -> str:
 
 
 @contextlib.contextmanager
-def _available() -> Iterator[None]:
+def _available(gpu: FakeCuda) -> Iterator[None]:
     """Let torch use mixed precision, and make gradients up, where there is no driver."""
 
     def gradients(outputs: Any, inputs: Any, *_: Any, **__: Any) -> tuple[Tensor, ...]:  # noqa: ARG001
+        gpu.made_up_gradients = True
         several = inputs if isinstance(inputs, Sequence) else (inputs,)
         return tuple(torch.ones_like(item) for item in several)
 
