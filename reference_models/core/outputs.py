@@ -99,10 +99,23 @@ class ForwardPass:
     propose: Callable[[], Proposals] | None = None
     extra_maps: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        features = self.logits if self.logits is not None else self.penultimate
+        kind = "cpu" if features is None else features.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        object.__setattr__(self, "_mixed", None if dtype is None else (kind, dtype))
+
     @torch.no_grad()
     def score_maps(self, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
-        """Raw float32 maps of the given classes of each image: no min-max, resize or threshold."""
-        return self.maps_of(class_ids).float()
+        """Raw float32 maps of the given classes of each image: no min-max, resize or threshold.
+
+        They are computed in the precision of the forward pass, also outside of its autocast block.
+        """
+        mixed: tuple[str, torch.dtype] | None = getattr(self, "_mixed", None)
+        if mixed is None:
+            return self.maps_of(class_ids).float()
+        with torch.autocast(mixed[0], mixed[1]):
+            return self.maps_of(class_ids).float()
 
 
 Target = dict[str, Tensor]

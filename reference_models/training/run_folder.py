@@ -15,6 +15,7 @@ from torch import nn
 
 from reference_models.core.weights import first_line, read_safetensors
 from reference_models.training.checkpoint import read_beside, read_header, write_beside
+from reference_models.training.steps import deterministic_cudnn
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods.device import pick_device
 from wsolbench.records.program import program, unlike
@@ -112,7 +113,7 @@ def training_run(out: Path, facts: dict[str, Any], device: str, here: World) -> 
         if chosen.type == "cuda":
             stack.enter_context(torch.cuda.device(chosen))
         stack.enter_context(torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []))
-        stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True))
+        stack.enter_context(deterministic_cudnn())
         yield chosen
 
 
@@ -173,7 +174,7 @@ def load_state(run: Run, path: Path) -> dict[str, Any]:
         if not path.is_file():
             raise ValueError("it is no file")
         sealed = is_sealed(path)
-        state = torch.load(path, map_location=run.device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)  # step counters stay there
         facts, progress = json.loads(state["facts"]), dict(json.loads(state["progress"]))
         by, on = (json.loads(state.get(name, "{}")) for name in ("program", "machine"))
     except Exception as error:  # torch.load raises whatever a damaged archive makes it stumble on

@@ -464,9 +464,13 @@ def check_half_precision(method: MethodUnderTest) -> None:
     _require(all(bool(torch.isfinite(term)) for term in terms.values()), "a term of the loss is not finite")
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     _require(all(bool(torch.isfinite(each).all()) for each in gradients), "a gradient is not finite")
+    images, asked = _images(2), torch.tensor([[0], [1]])
     with torch.autocast("cpu", torch.bfloat16):
-        maps = model.eval().localize(_images(2)).score_maps(torch.tensor([[0], [1]]))
+        result = model.eval().localize(images)
+        maps = result.score_maps(asked)
     _require(maps.dtype == torch.float32, f"maps are {maps.dtype}; expected torch.float32")
+    later = result.score_maps(asked)  # outside of the block
+    _require(torch.equal(maps, later), "maps that are asked for outside of autocast differ")
     _require(bool(torch.isfinite(maps).all()), "maps hold NaN or Inf")
 
 
