@@ -50,17 +50,20 @@ INTRODUCTION = """# What a protocol does to a number
 The same saved maps are scored under every preset of [protocols](protocols.md).
 Only the conventions differ; no network runs again.
 All numbers are percent at the oracle threshold of each metric and protocol, with 95 % intervals over images.
+Each data set has a section that begins with a summary.
 
 - A difference of two methods is paired: both are resampled with the same images, and each resample chooses its thresholds again.
-- A difference is **bold** if its interval excludes 0.
-- The order of two methods *changes* if the difference is bold with either sign.
-- The order changes *within noise* if both signs occur and at most one of them is bold.
+- A difference is **bold** if its interval, before rounding, excludes 0.
+- The order of two methods *changes* if bold differences of both signs occur.
+- The order changes *within noise* if differences of both signs occur, but bold ones of at most one sign.
 - Intervals are not corrected for multiple comparisons.
-- The maps cover the whole image. Under a protocol with a centre crop ({cropped}), they are resized to the size before the crop.
-  Then their centre is scored (`wsolbench score --crop-maps`). The original evaluators show the network only the crop.
+- The maps cover the whole image.
+  Under a protocol with a centre crop ({cropped}), they are resized to the size before the crop.
+  Then their centre is scored (`wsolbench score --crop-maps`).
+  The original evaluators show the network only the crop.
 - Predicted labels were saved with the maps and come from one view, under every protocol.
   This includes those that ask for ten crops ({ten_crop}) or another network ({external}).
-- {by_class} average over classes, the others over images.
+- {by_class} average over classes, the other protocols over images.
 
 Here `cub` is a subset of 50 classes, and `ilsvrc` a subset of 300 validation images, so their numbers are not those of papers.
 
@@ -71,6 +74,7 @@ Here `cub` is a subset of 50 classes, and `ilsvrc` a subset of 300 validation im
 | `ilsvrc` | EfficientNet-Lite0 with its ImageNet weights |
 
 [Reproduction](reproduction.md) describes the training.
+The first two of these commands load the trained runs and save their maps:
 
     wsolbench eval --method cam,spa,acol --dataset toybirds --save-maps maps/toybirds
     wsolbench eval --method cam,spa,acol --set width=256 --dataset cub --backbone efficientnet_lite0 --image-size 128 --epochs 3 \\
@@ -294,7 +298,7 @@ def summary(study: Study) -> list[str]:
         lines.append(
             f"- {metric_title(metric)} moves by {format_number(metric, moved[near])} "
             f"({escape_markdown(near)}) to {format_number(metric, moved[far])} ({escape_markdown(far)}) points "
-            f"between protocols. Of {len(verdicts)} {'pair' if len(verdicts) == 1 else 'pairs'} of methods, "
+            f"between protocols.\n  Of {len(verdicts)} {'pair' if len(verdicts) == 1 else 'pairs'} of methods, "
             f"the order changes for {changed}, and within noise for {noise}."
         )
     return lines
