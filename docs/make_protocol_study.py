@@ -298,7 +298,7 @@ def summary(study: Study) -> list[str]:
         lines.append(
             f"- {metric_title(metric)} moves by {format_number(metric, moved[near])} "
             f"({escape_markdown(near)}) to {format_number(metric, moved[far])} ({escape_markdown(far)}) points "
-            f"between protocols.\n  Of {len(verdicts)} {'pair' if len(verdicts) == 1 else 'pairs'} of methods, "
+            f"between protocols. Of {len(verdicts)} {'pair' if len(verdicts) == 1 else 'pairs'} of methods, "
             f"the order changes for {changed}, and within noise for {noise}."
         )
     return lines
