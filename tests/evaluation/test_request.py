@@ -92,3 +92,16 @@ def test_a_request_that_cannot_be_scored_is_refused_before_the_work() -> None:
     with pytest.raises(DataError, match="has no image in split 'test'"):
         eval_request(dataset(0), source, PROTOCOL).plan()
     assert source.loads == []
+
+
+def test_thresholds_of_images_that_the_method_learned_from_are_refused() -> None:
+    class Learned(MadeUpSource):
+        def describe(self) -> dict:
+            return {**super().describe(), "training": {"dataset": {"fingerprint": val.fingerprint}}}
+
+    val = dataset(8, "val", 1)
+    with pytest.raises(
+        UsageError, match=r"transferred from made-up val, which the method was trained on.*--no-transfer"
+    ):
+        eval_request(dataset(), Learned(), PROTOCOL, transfer_from=val).plan()
+    eval_request(dataset(), Learned(), PROTOCOL).plan()

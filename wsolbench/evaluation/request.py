@@ -11,7 +11,7 @@ from typing import Any
 from wsolbench.checks import check_unit
 from wsolbench.datasets.subsets import limit_dataset
 from wsolbench.evaluation.runs import RunPlan
-from wsolbench.exceptions import DataError
+from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps import MapFolder
 from wsolbench.maps.sources import MapSource
 from wsolbench.metrics.thresholds import check_fixed_tau
@@ -83,6 +83,7 @@ class EvalRequest:
         check_fixed_tau(self.fixed_tau, self.protocol.taus)
         if not len(self.splits[0]):
             raise DataError(f"data set {self.dataset.name!r} has no image in split {self.dataset.split!r}")
+        self._refuse_leaks()
         for split in self.splits:
             check_unit(
                 (sample.id, sample.boxes, sample.size) for sample in split.samples if len(sample.boxes)
@@ -106,6 +107,16 @@ class EvalRequest:
             method=plan.method, dataset=plan.dataset, protocol=self.protocol, metrics=(), provenance={}
         ).check()
         return plan
+
+    def _refuse_leaks(self) -> None:
+        """Raise `UsageError` if thresholds would be transferred from images that the method learned from."""
+        learned = self.source.describe().get("training", {}).get("dataset", {})
+        val = self._transferred
+        if val is not None and learned.get("fingerprint") == val.fingerprint:
+            raise UsageError(
+                f"thresholds would be transferred from {val.name} {val.split}, which the method was trained "
+                "on; expected another split. Evaluate without transfer (--no-transfer)"
+            )
 
     def _described_dataset(self) -> dict[str, Any]:
         """The `dataset` part of the record."""
