@@ -48,3 +48,6 @@ def setup(app: Any) -> None:
 
     for part in ("description", "epilog"):
         app.connect(f"sphinx-click-process-{part}", rewrite)
+
+
+napoleon_custom_sections = [("Class attributes", "params_style")]

@@ -27,8 +27,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
 
     >>> str(unknown_name("method", "sap", ["cam", "spa"]))
     "unknown method 'sap'; did you mean 'spa'? Known: cam, spa"
+    >>> str(unknown_name("setting of method 'cam'", "wid", ["width"]))
+    "unknown setting 'wid' of method 'cam'; did you mean 'width'? Known: width"
     """
     choices = sorted(known)
-    near = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.5)
+    begun = [choice for choice in choices if len(name) > 2 and choice.startswith(name.lower())]
+    near = begun or difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    return UsageError(f"unknown {kind} {name!r}{hint} Known: {', '.join(choices) or '(none)'}")
+    noun, of, owner = kind.partition(" of ")
+    return UsageError(f"unknown {noun} {name!r}{of}{owner}{hint} Known: {', '.join(choices) or '(none)'}")

@@ -310,7 +310,7 @@ def test_a_map_that_the_method_does_not_have_is_named(run, birds: Path) -> None:
     assert run("train", "--method", "cam", *on(birds), *TRAIN).code == 0
     result = run("eval", "--method", "cam", *on(birds), *TRAIN, "--map", "oel_7")
     assert result.code == 2
-    assert "map of cam 'oel_7'" in result.err
+    assert "map 'oel_7' of cam" in result.err
 
 
 def test_where_no_run_has_the_options_those_that_exist_are_named(run, birds: Path) -> None:

@@ -156,7 +156,7 @@ def test_unknown_names_are_said_where_no_trained_model_is_found(run, birds: Path
     assert network.code == 2
     assert "unknown timm model 'resnet1888'; did you mean" in network.err
     setting = run("eval", "--method", "cam", *on(birds), "--backbone", "tiny", "--set", "hed=fc")
-    assert "unknown setting of method 'cam' 'hed'; did you mean 'head'" in setting.err
+    assert "unknown setting 'hed' of method 'cam'; did you mean 'head'" in setting.err
     recipe = run("eval", "--method", "cam", *on(birds), "--backbone", "tiny", "--set", "recipe.lr=1e308")
     assert "expected a number in (0, 1000]" in recipe.err
     known = run("eval", "--method", "cam", *on(birds), "--backbone", "tiny")

@@ -54,6 +54,16 @@ def test_good_maps_score_well_and_leave_a_record(run, birds: Path, maps: Path) -
     assert not list(Path("results/measured").glob(".work/*"))
 
 
+def test_thresholds_that_cannot_be_transferred_are_told(run, birds: Path, maps: Path) -> None:
+    result = score(run, birds, maps)
+    assert result.code == 0, result.err
+    told = [line for line in result.err.splitlines() if line.startswith("val ")]
+    assert told == [
+        f"val      {maps} lacks maps or labels of val: thresholds are not transferred, as with --no-transfer"
+    ]
+    assert "val " not in score(run, birds, maps, "--no-transfer").err
+
+
 def test_png_maps_and_predictions_from_elsewhere(run, birds: Path, maps: Path, tmp_path: Path) -> None:
     for image_id in IDS:
         stored = maps / f"{image_id}.npy"

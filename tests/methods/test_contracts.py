@@ -86,9 +86,9 @@ def test_a_result_with_logits_and_score_maps_alone_is_enough(sample):
 
 def test_an_extra_map_is_scored_by_its_name(sample):
     np.testing.assert_array_equal(output_of(WithMore(), sample, "edges").maps[0], np.full((2, 2), 7.0))
-    with pytest.raises(UsageError, match="unknown map of plain 'edge'; did you mean 'edges'"):
+    with pytest.raises(UsageError, match="unknown map 'edge' of plain; did you mean 'edges'"):
         output_of(WithMore(), sample, "edge")
-    with pytest.raises(UsageError, match="unknown map of plain 'edges'"):
+    with pytest.raises(UsageError, match="unknown map 'edges' of plain"):
         output_of(Plain(), sample, "edges")
 
 

@@ -70,11 +70,12 @@ def command(results: Path, check: bool, kind: str | None, out: Path | None, **fi
         click.echo(difference)
     if differences:
         click.echo(
-            f"The board differs from the records: run `wsolbench leaderboard --results {results}`.", err=True
+            f"The leaderboard differs from the records: run `wsolbench leaderboard --results {results}`.",
+            err=True,
         )
     if differences or read.problems:
         raise click.exceptions.Exit(1)
-    click.echo("The board is up to date.")
+    click.echo("The leaderboard is up to date.")
 
 
 def _read(results: Path) -> Results:
@@ -102,7 +103,7 @@ def _print(results: Path, kind: str, out: Path | None, filters: dict[str, Any]) 
     if not tables:
         asked = ", ".join(f"--{name} {value}" for name, value in filters.items() if value is not None)
         raise UsageError(
-            f"nothing on the board for {asked or 'no filter'}; `wsolbench leaderboard` writes all of it"
+            f"nothing on the leaderboard for {asked or 'no filter'}; `wsolbench leaderboard` writes all of it"
         )
     text = render(tables, kind)
     if out is None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     "--only",
     multiple=True,
     metavar="PATTERN",
-    help="Run only jobs whose name matches (spa*, */0 for seed 0), and the jobs they start from. "
+    help="Run only jobs whose name matches (`spa*`, `*/0` for seed 0), and the jobs they start from. "
     "May be repeated.",
 )
 @option(

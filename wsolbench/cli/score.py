@@ -11,7 +11,15 @@ import click
 
 from wsolbench.cli._evaluation import evaluate_and_report
 from wsolbench.cli.groups import GroupedCommand, option
-from wsolbench.cli.options import DataOptions, ScoringOptions, scoring_options, split_options, workers_option
+from wsolbench.cli.options import (
+    NOT_TRANSFERRED,
+    DataOptions,
+    ScoringOptions,
+    say,
+    scoring_options,
+    split_options,
+    workers_option,
+)
 from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
@@ -103,7 +111,8 @@ def command(
     if val is not None:
         ids = limit_dataset(val, scoring.limit).ids
         if folder.missing(ids) or (ranked and not ranked.keys() >= set(ids)):
-            val = None  # the thresholds of val are known only where its maps are
+            say(f"val      {maps_dir} lacks maps or labels of {val.split}: {NOT_TRANSFERRED}")
+            val = None
     if val is not None:
         folder.locate([*whole.ids, *val.ids])  # no map may be that of an image of each
         source.check(limit_dataset(val, scoring.limit), conventions, allow_partial=allow_partial)

@@ -58,7 +58,11 @@ def command(*, data: DataOptions, splits: tuple[str, ...], deep: bool, list_miss
         **data.extra,
     )
     if not report.splits:
-        raise UsageError(f"{data.data_root} has no split of {data.dataset!r} that can be checked")
+        raise UsageError(
+            f"{report.root or data.data_root} has no split of {data.dataset!r} that can be checked; expected "
+            f"{report.info.root_holds}. Give the right folder with --data-root, and a folder of "
+            "wsolevaluation text files with --metadata-root"
+        )
     console = Console(soft_wrap=True, highlight=False)
     _print_counts(console, report)
     _print_findings(console, report)

@@ -288,7 +288,7 @@ def test_a_damaged_download_is_refused(monkeypatch, tmp_path):
 def test_unknown_names_come_with_the_nearest_one():
     with pytest.raises(UsageError, match="unknown backbone 'resnet5'; did you mean 'resnet50'"):
         load_backbone("resnet5")
-    with pytest.raises(UsageError, match="unknown grid of vgg16 'std15'; did you mean 'std14'"):
+    with pytest.raises(UsageError, match="unknown grid 'std15' of vgg16; did you mean 'std14'"):
         load_backbone("vgg16", weights="none", grid="std15")
     with pytest.raises(
         UsageError, match=r"unknown timm model 'resnet1888'; did you mean .*resnet18.*names all"

@@ -73,7 +73,7 @@ def test_text_becomes_a_value_of_the_fields_type(text, expected):
         ({"sides": "3,0"}, r"expected a whole number in \[1, 8192\]"),
         ({"kind": "cnn"}, "kind='cnn' of method 'x': expected one of fc, conv"),
         ({"stages": "1,b"}, "expected a whole number"),
-        ({"rat": "1"}, "unknown setting of method 'x' 'rat'; did you mean 'rate'"),
+        ({"rat": "1"}, "unknown setting 'rat' of method 'x'; did you mean 'rate'"),
     ],
 )
 def test_a_value_of_another_type_and_an_unknown_name_are_refused(text, message):

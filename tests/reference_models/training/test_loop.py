@@ -365,9 +365,9 @@ def test_numbers_that_mean_nothing_are_refused(tmp_path, change, message):
 
 def test_unknown_settings_recipes_and_devices_come_with_the_nearest_name(tmp_path):
     for settings, message in (
-        ({"dropuot": "1"}, "unknown setting of method 'cam' 'dropuot'; did you mean 'dropout'"),
+        ({"dropuot": "1"}, "unknown setting 'dropuot' of method 'cam'; did you mean 'dropout'"),
         ({"recipe": "spa_cup"}, "unknown recipe 'spa_cup'; did you mean 'spa_cub'"),
-        ({"recipe.gama": "1"}, "unknown setting of recipe 'tiny' 'gama'; did you mean 'gamma'"),
+        ({"recipe.gama": "1"}, "unknown setting 'gama' of recipe 'tiny'; did you mean 'gamma'"),
     ):
         with pytest.raises(UsageError, match=message):
             Cam.fit(request(tmp_path, settings=settings))

@@ -352,7 +352,7 @@ def test_the_command_prints_tables_or_writes_them_to_a_file(results: Path) -> No
     ("arguments", "message"),
     [
         (("--metric", "top1_lok"), "did you mean 'top1_loc'"),
-        (("--dataset", "cars"), "nothing on the board for --dataset cars"),
+        (("--dataset", "cars"), "nothing on the leaderboard for --dataset cars"),
         (("--check", "--since", "2020"), "--check is about the whole board"),
     ],
 )

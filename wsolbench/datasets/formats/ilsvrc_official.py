@@ -125,7 +125,8 @@ def list_class_folders(layout: Layout) -> dict[str, str]:
             return {wnid: wnid for wnid in wnids}
     raise DataError(
         f"no list of classes: expected class folders in {layout.train}, or LOC_synset_mapping.txt or "
-        "ILSVRC2012_devkit_t12/data/meta.mat in the data root"
+        "ILSVRC2012_devkit_t12/data/meta.mat in the data root. If you have wsolevaluation's text files "
+        "instead, name their folder with --metadata-root"
     )
 
 
