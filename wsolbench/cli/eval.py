@@ -99,7 +99,7 @@ def command(
     """
     from wsolbench.datasets.subsets import limit_dataset
     from wsolbench.evaluation.request import EvalRequest, RunOptions
-    from wsolbench.evaluation.transforms import Transform, transformed
+    from wsolbench.evaluation.transforms import Transform, transform_dataset
     from wsolbench.exceptions import UsageError
     from wsolbench.maps import MapFolder
     from wsolbench.maps.sources import ModelSource, fitting_batch
@@ -162,7 +162,7 @@ def command(
                 request = EvalRequest(
                     dataset=scored
                     if moved is None
-                    else transformed(scored, moved, localizer.input_spec, conventions),
+                    else transform_dataset(scored, moved, localizer.input_spec, conventions),
                     source=source,
                     protocol=conventions,
                     limit=scoring.limit,
