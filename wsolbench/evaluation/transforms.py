@@ -36,9 +36,10 @@ _REDUCED_OF = 448
 class Transform:
     """A transform of every image.
 
-    It is `rotate90`, `rotate180`, `rotate270`, `rotate:ANGLE`, `rotate:random` or `reduce:SIDE`. The first three are exact. Angles are degrees, counterclockwise. A random angle depends only on the
-    image's id. `reduce:300` is for an input of 448 and scales with the input. Pixels from outside of the view
-    have the network's mean colour.
+    Its names are `rotate90`, `rotate180`, `rotate270` (exact), `rotate:ANGLE`, `rotate:random` and
+    `reduce:SIDE`. Angles are degrees, counterclockwise. A random angle depends only on the image's id.
+    `reduce:300` is for an input of 448 and scales with the input. Pixels from outside of the view have the
+    network's mean colour.
     """
 
     name: str
