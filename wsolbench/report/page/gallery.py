@@ -19,7 +19,7 @@ from wsolbench.metrics.hits import HitCounts
 from wsolbench.metrics.max_box_acc import passes
 from wsolbench.metrics.sweep import sweep
 from wsolbench.protocol import DELTA, EvalProtocol
-from wsolbench.report.board.tables import told_apart
+from wsolbench.report.board.tables import disambiguate
 from wsolbench.report.pictures.overlays import frame_image
 from wsolbench.report.pictures.sheets import best_and_worst, box_overlay
 from wsolbench.types import Dataset
@@ -79,7 +79,7 @@ def galleries(
     boxed = replace(dataset, samples=chosen)
     of = f"From the {len(chosen)} of {len(dataset)} images with a ground-truth box and a map in every folder."
     maps = [_read(folder, boxed, protocol) for folder in folders]
-    names = told_apart([each.name for each in maps], [str(folder) for folder in folders])
+    names = disambiguate([each.name for each in maps], [str(folder) for folder in folders])
     maps = [replace(each, name=name) for each, name in zip(maps, names, strict=True)]
     found = []
     for each in maps:

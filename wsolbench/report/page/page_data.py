@@ -29,7 +29,7 @@ from wsolbench.report.board.repetitions import (
     one_of_each_seed,
     settings_of,
 )
-from wsolbench.report.board.tables import RANKED_BY, describe_protocol, told_apart
+from wsolbench.report.board.tables import RANKED_BY, describe_protocol, disambiguate
 from wsolbench.system.progress import track
 
 POINTS = 101
@@ -134,7 +134,7 @@ def groups_of(runs: Sequence[Run], *, methods: int, resamples: int) -> tuple[lis
             problems.append(str(error))
             continue
         pairs[place].append(Pair(a=a, b=b, differences=comparison.differences))
-    titles = told_apart(
+    titles = disambiguate(
         [
             f"{_data_title(members[0])} · {describe_protocol(members[0].record.protocol)}"
             for members in together
@@ -164,7 +164,7 @@ def same_but_protocol(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
             settings = different_settings(same[0], [run for run in runs if data_of(run) == data_of(same[0])])
             titles.append(f"{_data_title(same[0])} · {_label(same[0], settings, seed=True)}")
             found.append(sorted(same, key=lambda run: (describe_protocol(run.record.protocol), run.link)))
-    return list(zip(told_apart(titles, [same[0].record.digest[:8] for same in found]), found, strict=True))
+    return list(zip(disambiguate(titles, [same[0].record.digest[:8] for same in found]), found, strict=True))
 
 
 def _label(run: Run, settings: str, *, seed: bool = False) -> str:
@@ -186,7 +186,7 @@ def _shown(
     """The runs of a group, best first, under labels that tell them apart."""
     settings = [different_settings(run, members) for run in members]
     plain = [_label(run, text, seed=True) for run, text in zip(members, settings, strict=True)]
-    labels = told_apart(plain, [run.record.digest[:8] for run in members])
+    labels = disambiguate(plain, [run.record.digest[:8] for run in members])
     found = []
     for run, text, label in zip(members, settings, labels, strict=True):
         shown = ShownRun(run=run, settings=text, label=label)
