@@ -1,4 +1,4 @@
-"""`wsolbench verify`: is the data set on this disk what it should be?"""
+"""`wsolbench verify`: check whether the data set on this disk is complete and valid."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def command(*, data: DataOptions, splits: tuple[str, ...], deep: bool, list_miss
         **data.extra,
     )
     if not report.splits:
-        raise UsageError(f"{data.data_root} has no split of {data.dataset!r} that can be checked")
+        raise UsageError(
+            f"{data.data_root} has no split of {data.dataset!r} that can be checked; expected at least one"
+        )
     console = Console(soft_wrap=True, highlight=False)
     _print_counts(console, report)
     _print_findings(console, report)

@@ -40,9 +40,9 @@ def evaluate_detector(
     """
     if detector.class_names != dataset.class_names:
         raise DataError(
-            f"the checkpoint of {detector.method_name!r} has {len(detector.class_names)} classes; "
-            f"expected the {len(dataset.class_names)} of {dataset.name} {dataset.split}, with the same "
-            "names. Evaluate it on the data set that it was trained on"
+            f"the checkpoint of {detector.method_name!r} was trained on other classes "
+            f"({len(detector.class_names)}); expected those of {dataset.name} {dataset.split} "
+            f"({len(dataset.class_names)}). Evaluate it on the data set that it was trained on"
         )
     scored, protocol, seconds = (
         limit_dataset(dataset, limit),
