@@ -95,14 +95,14 @@ def test_what_claims_are_about_is_compared_once(run, birds: Path) -> None:
 
     result = run(*command, "--out", "compared")
     assert result.code == 0, result.err
-    assert "1 new, 0 that were there" in result.out
+    assert "1 new, 0 kept" in result.out
     (path,) = Path("compared").rglob("*.json")
     assert (read_comparison(path).a["config"]["side"], read_comparison(path).b["config"]["side"]) == (
         0.2,
         0.6,
     )
     written = path.stat().st_mtime_ns
-    assert "0 new, 1 that were there" in run(*command, "--out", "compared").out
+    assert "0 new, 1 kept" in run(*command, "--out", "compared").out
     assert path.stat().st_mtime_ns == written
 
     for old, record in read_records(Path("measured")):
@@ -113,7 +113,7 @@ def test_what_claims_are_about_is_compared_once(run, birds: Path) -> None:
     Path("measured/broken.json").write_text("{")
     result = run(*command, "--out", "compared")
     assert result.code == 0
-    assert "1 new, 0 that were there, 1 of fewer seeds removed" in result.out
+    assert "1 new, 0 kept, 1 of fewer seeds removed" in result.out
     assert "left out: record measured/broken.json is not JSON" in result.err
     (path,) = Path("compared").rglob("*.json")
     assert read_comparison(path).a["seeds"] == [None, 1]  # a box in the middle has no training

@@ -172,7 +172,6 @@ def _filters(
         name = title.partition(" @ ")[0]
         return metrics.index(name) if name in metrics else len(metrics), title
 
-    # Values of each filter.
     rows = [(name, table.metric, row[0].text, row[2].text) for name, table in tables for row in table.rows]
     printed = [
         (name, table.path[2], method, row[1].text)
@@ -189,7 +188,6 @@ def _filters(
         "Method": ("method", methods),
         "Backbone": ("backbone", backbones),
     }
-    # The form, and the metric to open first.
     controls = "".join(
         f'<label>{title} <select name="{name}"><option value="">all</option>'
         f"{''.join(f'<option>{escape(value)}</option>' for value in values)}</select></label>"
@@ -320,7 +318,6 @@ def _choice(groups: Sequence[Group], opened: Group) -> str:
 
 def _run_table(number: int, group: Group, results: Path) -> str:
     lines, facets = [], []
-    # One line per run, with a checkbox.
     for place, shown in enumerate(group.runs):
         record = shown.run.record
         name, _, described = shown.label.partition(" · ")
@@ -340,7 +337,6 @@ def _run_table(number: int, group: Group, results: Path) -> str:
         )
         lines.append((first, _value(gt_known), tau, _value(record.metric("pxap")), *errors, curves, path))
         facets.append(data_attributes(method=str(record.method["name"])))
-    # Headings, and only the columns with content.
     titles = (metric_title(f"error_{name}") for name in ERROR_NAMES)
     columns = (
         "run",
@@ -383,7 +379,6 @@ def _curves_of(shown: ShownRun) -> dict[str, Any]:
 
 
 def _pairs(groups: Sequence[Group], methods: int, resamples: int, opened: str) -> str:
-    # Choices.
     having = [group for group in groups if group.pairs]
     if not having:
         return ""
@@ -394,7 +389,6 @@ def _pairs(groups: Sequence[Group], methods: int, resamples: int, opened: str) -
         f'data-of="{number}">{escape(f"{pair.b.method} minus {pair.a.method}")}</option>'
         for place, (number, _, pair) in enumerate(pairs)
     )
-    # The text above, then all tables.
     text = (
         "<p>Paired differences on the same images under the same protocol, with two-sided p-values and 95 % "
         f"intervals from {resamples} resamples. Intervals cover test images, not seeds; the column "
@@ -426,7 +420,6 @@ def _pair_table(number: int, pair: Pair, title: str) -> str:
         scale = metric_info(row.name).scale
         ends[scale] = max(ends.get(scale, 0.0), abs(row.low), abs(row.high))
     same_seeds = pair.a.seeds == pair.b.seeds and len(pair.a.seeds) > 1
-    # One line per metric.
     for row in pair.differences:
         info = metric_info(row.name)
         end = info.scale * ends[info.scale]
@@ -453,7 +446,6 @@ def _pair_table(number: int, pair: Pair, title: str) -> str:
         )
         texts = (escape(name), *values, interval, escape(format_p_value(row.p_value)), by_seed, str(row.n))
         lines.append([Td(text) for text in texts])
-    # Only the columns with content.
     columns = ("metric", "A", "B", "B − A", "95 % interval", "p", "seed by seed", "images")
     kept = filled(lines)
     notes = (f"A: {pair.a.label}", f"B: {pair.b.label}")
