@@ -36,7 +36,7 @@ def test_two_runs_are_compared_and_the_comparison_can_be_read_again(run, birds: 
 
     both = run("compare", "--a", a, "--a", b, "--b", b)
     assert both.code == 2
-    assert "name each run in one group" in both.err
+    assert "expected each run in one group" in both.err
     twice = run("compare", "--a", a, "--a", a, "--b", b)
     assert twice.code == 2
     assert f"{a} is named 2 times" in twice.err
