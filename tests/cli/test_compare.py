@@ -44,7 +44,7 @@ def test_two_runs_are_compared_and_the_comparison_can_be_read_again(run, birds: 
     ScoreTable((shorter,)).write(a.with_suffix(".scores.npz"))
     other = run("compare", "--a", a, "--b", b)
     assert other.code == 2
-    assert "has scores of 4 images, but its record" in other.err
+    assert "has scores of 4 images; its record" in other.err
 
     a.with_suffix(".scores.npz").unlink()
     result = run("compare", "--a", a, "--b", b)

@@ -31,10 +31,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def available_cores() -> int:
-    """Return the number of cores for this process.
-
-    These are the cores that it may run on, divided by the number of processes of torchrun on this machine.
-    """
+    """Return the number of cores that this process may use. Processes of torchrun share a machine's cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
@@ -88,10 +85,7 @@ class DataOptions:
         return {} if self.metadata_root is None else {"metadata_root": self.metadata_root}
 
     def open(self, split: str, missing: Missing = "error") -> Dataset:
-        """Load a split, and print one line that counts the loader's findings.
-
-        `missing` is what to do with images that have no file.
-        """
+        """Load a split and print the number of findings. `missing` is what to do with images without file."""
         from wsolbench.datasets import load_dataset
         from wsolbench.datasets.base import MissingFilesError
 

@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     type=Device(),
     default="auto",
     show_default=True,
-    help="auto, cpu, cuda or cuda:N.",
+    help="Device to use: auto, cpu, cuda or cuda:N.",
 )
 @option(
     "Output",
