@@ -1,11 +1,12 @@
-"""Seconds and memory of the intervals of all metrics of a run, on made-up scores that come block by block.
+"""Benchmark of the bootstrap: seconds and memory of the intervals of all metrics of a run, on synthetic
+scores.
 
     python benchmarks/bench_bootstrap.py [--images 50000] [--resamples 1000] [--repeats 3]
 
-Six tables of hits at 256 thresholds, the error breakdown, pixel histograms of both kinds, IoU of each image,
-and the class average of accuracy: every metric of a data set with boxes and masks. Rows are made while they
-are read; the time of making them is taken out. Each run has a process of its own, so that its peak memory is
-its own.
+The tables are those of a data set with boxes and masks: six tables of hits at 256 thresholds, the error
+breakdown, both kinds of pixel histograms, the IoU per image, and the class average of accuracy. Rows are
+generated while they are read; the time of generating them is subtracted. Each run has its own process, so
+that peak memory is measured separately.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CLASSES = 1000
 
 
 def values() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """The metrics of each table, in the order of the tables."""
+    """Return the metrics of each table, in the order of the tables."""
     best = {f"hits {index + 1}": lambda rates: rates.max(axis=1) for index in range(6)}
     shares = {f"error {index + 1}": lambda rates: rates[:, 0] for index in range(15)}
     return {
@@ -46,13 +47,13 @@ def values() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
 
 
 class Rows:
-    """Blocks of made-up rows, and the seconds that making them took."""
+    """Blocks of synthetic rows, and the seconds that generating them took."""
 
     def __init__(self, n: int, seed: int) -> None:
         self.n, self.seconds = n, 0.0
         self.rng = np.random.default_rng(seed)
-        # The background fills the low bins, the object spreads over the high ones. A few pictures that come
-        # again and again are enough: time depends on the sizes of the counts alone.
+        # The background fills the low bins, the object spreads over the high ones. A few histograms that
+        # repeat are enough, because time depends only on the sizes of the counts.
         self.pixels = np.stack([self.histogram(BINS) for _ in range(64)])
         self.levels = np.stack([self.histogram(256) for _ in range(64)])
 
@@ -82,7 +83,7 @@ class Rows:
 
 
 def run(n: int, resamples: int) -> dict[str, float]:
-    """Seconds of each part, and the peak memory of this process in MiB, before and after."""
+    """Return the seconds of each part, and the memory of this process in MiB: at first, and the peak."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     parts: dict[str, float] = {}
 
@@ -120,10 +121,10 @@ def run(n: int, resamples: int) -> dict[str, float]:
     "--repeats",
     default=3,
     show_default=True,
-    help="The smallest time of each part counts: other jobs only add.",
+    help="Number of runs. The smallest time of each part counts.",
 )
 def main(images: int, resamples: int, repeats: int) -> None:
-    """Print seconds of each part and peak memory, for a thousand, ten thousand and many images."""
+    """Print seconds of each part and peak memory, for 1,000, 10,000 and `--images` images."""
     sizes = (1000, 10_000, images)
     results: dict[int, list[dict[str, float]]] = {}
     for n in sizes:

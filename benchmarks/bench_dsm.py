@@ -1,12 +1,13 @@
-"""SSANET's scale mining by the Fourier transform and as a product with circulant matrices.
+"""Benchmark of SSANET's scale mining: by the Fourier transform, and as a product with circulant matrices.
 
     python benchmarks/bench_dsm.py [--parts 64] [--classes 200] [--length 2048] [--length 12544] [--device
     auto] [--no-backward]
 
-Milliseconds for the responses of all classes to a batch of parts, and with the backward pass, the best of
-some repeats; and the largest difference of the two, relative to the largest response. 2048 is a pooled part
-of ResNet-50 (`gap`); all 49 cells of it (`flatten`) are 100,352. For each class and part the product takes
-A^2 D multiplications; after the transforms, which parts and classes share, the other form takes about 2 A D.
+Prints milliseconds for the responses of all classes to a batch of parts, also with the backward pass, as the
+best of several repeats. Prints the largest difference of the two forms, relative to the largest response. A
+length of 2048 is a pooled part of ResNet-50 (`gap`). All 49 cells of it (`flatten`) are 100,352. For each
+class and part, the product takes A^2 D multiplications. After the transforms, which parts and classes share,
+the other form takes about 2 A D.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Form = Callable[[Tensor, Tensor], Tensor]
 
 
 def milliseconds(form: Form, phi: Tensor, weight: Tensor, *, backward: bool, repeats: int) -> float:
-    """Of the fastest call."""
+    """Return the milliseconds of the fastest call."""
     times = []
     for number in range(repeats + 1):
         start = time.perf_counter()
@@ -38,7 +39,7 @@ def milliseconds(form: Form, phi: Tensor, weight: Tensor, *, backward: bool, rep
             responses.amax(dim=-1).sum().backward()
         if phi.device.type == "cuda":
             torch.cuda.synchronize(phi.device)
-        if number:  # the first call sets things up
+        if number:  # the first call is a warm-up
             times.append(time.perf_counter() - start)
     return 1000 * min(times)
 
@@ -52,7 +53,7 @@ def milliseconds(form: Form, phi: Tensor, weight: Tensor, *, backward: bool, rep
     multiple=True,
     default=(2048, 12544),
     show_default=True,
-    help="Numbers that describe a candidate.",
+    help="Lengths of the vector of a candidate.",
 )
 @click.option("--scales", multiple=True, default=(3, 5, 7, 9), show_default=True)
 @click.option("--backward/--no-backward", default=True, show_default=True)

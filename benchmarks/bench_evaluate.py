@@ -1,13 +1,12 @@
-"""A whole evaluation against the network alone, its memory against the number of images, and how long
-commands take to start.
+"""Benchmark of an evaluation: throughput relative to the network alone, memory, and start-up time.
 
     python benchmarks/bench_evaluate.py [--images 256] [--device auto] [--part throughput --part memory --part
     start]
 
 Throughput: images per second of `evaluate` (decoding JPEG files of 500 x 375, the network, boxes, masks, all
-scores on disk) against the same network on batches that lie in memory, in one run. Memory: the highest
-resident size of a process that scores synthetic 14 x 14 maps of 224 x 224 frames, with box and mask, in
-processes of their own.
+scores on disk), and of the same network on batches in memory, in one run. Memory: the peak resident size of a
+process that scores synthetic 14 x 14 maps in 224 x 224 frames, with box and mask. Each number of images has
+its own process.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ BOX = np.array([[120.0, 80.0, 380.0, 300.0]])
 
 
 def pictures(folder: Path, count: int) -> Dataset:
-    """JPEG files of smooth noise, with one box and one mask for all."""
+    """Write JPEG files of smooth noise, with the same box and mask for all."""
     rng = np.random.default_rng(0)
     mask = np.zeros(SIZE[::-1], dtype=np.uint8)
     mask[80:300, 120:380] = 255
@@ -48,7 +47,7 @@ def pictures(folder: Path, count: int) -> Dataset:
     samples = []
     for index in range(count):
         path = folder / f"{index:06d}.jpg"
-        if index < 64:  # other images show one of these
+        if index < 64:  # the other samples reuse these files
             small = rng.integers(0, 255, (24, 32, 3), dtype=np.uint8)
             Image.fromarray(small).resize(SIZE, Image.Resampling.BICUBIC).save(path, quality=90)
         samples.append(
@@ -69,7 +68,7 @@ def pictures(folder: Path, count: int) -> Dataset:
 
 @dataclass(frozen=True)
 class MadeUpMaps:
-    """Smooth maps of 14 x 14, made when they are asked for."""
+    """Source of smooth 14 x 14 maps, generated on request."""
 
     def load(self, sample: Sample) -> np.ndarray:
         rng = np.random.default_rng(int(sample.id[:6]))
@@ -96,7 +95,7 @@ class MadeUpMaps:
 def throughput(
     console: Console, count: int, backbone: str, size: int, device_name: str, batch_size: int, workers: int
 ) -> None:
-    """Images per second of the network alone and of the whole evaluation."""
+    """Print images per second of the network alone and of the whole evaluation."""
     import torch
 
     from wsolbench.maps.sources import ModelSource
@@ -149,7 +148,7 @@ def throughput(
 
 
 def memory(console: Console, counts: tuple[int, ...], workers: int) -> None:
-    """Highest resident size for each number of images, in a process of its own."""
+    """Print the peak resident size for each number of images, each in its own process."""
     table = Table("images", "peak MiB", "scoring, images/s", "metrics, s", title="Memory of an evaluation")
     for count in counts:
         done = subprocess.run(
@@ -166,7 +165,7 @@ def memory(console: Console, counts: tuple[int, ...], workers: int) -> None:
 
 
 def measure(count: int, workers: int) -> None:
-    """Evaluate `count` made-up maps and print the peak of this process."""
+    """Evaluate `count` synthetic maps and print the peak memory of this process."""
     with tempfile.TemporaryDirectory() as folder:
         options = RunOptions(work=Path(folder) / "work", workers=workers)
         result = evaluate(
@@ -179,7 +178,7 @@ def measure(count: int, workers: int) -> None:
 
 
 def start(console: Console, repeats: int = 5) -> None:
-    """Shortest of some starts of the package and of the command."""
+    """Print the shortest of several start-up times of the package and of the command."""
     table = Table("start", "s", title="Start-up")
     for name, code in (
         ("import wsolbench", "import wsolbench"),
@@ -223,7 +222,7 @@ def main(
     counts: str,
     measured: int | None,
 ) -> None:
-    """Print what an evaluation costs beside its network."""
+    """Print what an evaluation costs in addition to its network."""
     if measured is not None:
         measure(measured, workers)
         return

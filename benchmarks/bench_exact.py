@@ -1,11 +1,11 @@
-"""Whether the sweep equals OpenCV to the last bit, on many maps that are hard for it.
+"""Check that the sweep equals OpenCV to the last bit, on many difficult maps.
 
     python -m benchmarks.bench_exact [--maps 20000] [--seed 0] [--jobs 1]
 
-Each map is of a drawn kind and size and is scored under a drawn protocol; at every threshold the best IoU,
-the single box and its IoU are compared with what OpenCV gives for that threshold alone
-(`tests/oracles/contours.py`). Most maps are small, where equally large contours and holes within holes are
-common; one in a hundred is as large as a real one. Exit code 1 if any differs.
+Each map has a random kind and size and is scored under a random protocol. At every threshold, the best IoU,
+the single box and its IoU are compared with OpenCV's results for that threshold alone
+(`tests/oracles/contours.py`). Most maps are small, because equally large contours and holes within holes are
+common there. One in a hundred is as large as a real one. The exit code is 1 if any differs.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tests.oracles.contours import KINDS, PROTOCOLS, differences, drawn, hard_ma
 from wsolbench.system.progress import track
 
 SIDES = ((0.3, 1, 6), (0.4, 4, 20), (0.29, 16, 64), (0.01, 150, 400))
-"""Share of the maps, and their least and largest side."""
+"""Share of the maps, and their smallest and largest side."""
 
 
 def compare(index: int, seed: int) -> tuple[str, int, list[str]]:
-    """Kind of a map, how many thresholds were compared, and where the sweep differs."""
+    """Return the kind of a map, the number of compared thresholds, and where the sweep differs."""
     rng = np.random.default_rng([seed, index])
     kind, protocol = KINDS[index % len(KINDS)], PROTOCOLS[index // len(KINDS) % len(PROTOCOLS)]
     _, least, largest = SIDES[rng.choice(len(SIDES), p=[share for share, _, _ in SIDES])]

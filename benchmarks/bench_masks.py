@@ -1,11 +1,10 @@
-"""How fast the pixel histograms of PxAP and Peak-IoU are made, against the official algorithms, measured in
-one run.
+"""Benchmark of the pixel histograms of PxAP and Peak-IoU against the official algorithms, in one run.
 
     python benchmarks/bench_masks.py [--maps 20] [--seed 0]
 
-The official algorithms (PxAP: `numpy.histogram` of the object's and of the background's scores; Peak-IoU:
-intersection and union with the mask at each of 256 thresholds) are restated here from their description; that
-both give the same counts is checked on every map before anything is timed.
+The official algorithms are reimplemented here from their description. PxAP: `numpy.histogram` of the scores
+of object and background. Peak-IoU: intersection and union with the mask at each of 256 thresholds. Before
+anything is timed, both are checked to give the same counts on every map.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ Image = tuple[np.ndarray, np.ndarray]
 
 
 def official_pxap(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Pixels of the object and of the background between each two thresholds."""
+    """Return the pixels of object and background between adjacent thresholds."""
     scores = scores.astype(np.float64)
     return np.stack([np.histogram(scores[mask], bins=EDGES)[0], np.histogram(scores[~mask], bins=EDGES)[0]])
 
 
 def official_peak_iou(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Intersection and union at each level."""
+    """Return intersection and union at each level."""
     levels = scores if scores.dtype == np.uint8 else (scores.astype(np.float64) * 255).astype(np.uint8)
     counts = [
         (np.logical_and(levels >= level, mask).sum(), np.logical_or(levels >= level, mask).sum())
@@ -47,14 +46,15 @@ def official_peak_iou(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def counts_at_levels(histogram: np.ndarray) -> np.ndarray:
-    """Intersection and union at each level, from the histogram."""
+    """Return intersection and union at each level, from the histogram."""
     inside, outside = np.cumsum(histogram[:, ::-1], axis=1)[:, ::-1]
     return np.stack([inside, histogram[0].sum() + outside])
 
 
 def images(kind: int | str, dtype: type, count: int, seed: int) -> list[Image]:
-    """Maps of 224 x 224 (random `kind` x `kind` grids enlarged by a bicubic filter, or noise), and an ellipse
-    as the mask.
+    """Return maps of 224 x 224 with an elliptic mask.
+
+    They are random `kind` x `kind` grids enlarged by a bicubic filter, or noise.
     """
     rng = np.random.default_rng(seed)
     made = []
@@ -69,7 +69,7 @@ def images(kind: int | str, dtype: type, count: int, seed: int) -> list[Image]:
 
 
 def milliseconds(function: Callable[[np.ndarray, np.ndarray], object], inputs: list[Image]) -> float:
-    """Median time of one call."""
+    """Return the median time of one call."""
     times = []
     for scores, mask in inputs:
         start = time.perf_counter()

@@ -1,11 +1,11 @@
-"""What each method costs beside its bare backbone, in training and when it localizes.
+"""Benchmark of each method relative to its bare backbone, in training and localization.
 
     python benchmarks/bench_methods.py [--backbone tiny] [--size 128] [--batch-size 16] [--device auto]
     [--method cam --method spa]
 
-Images per second on made-up images in memory, the best of some repeats. Training: loss, backward pass and an
-SGD step; bare is the backbone with a linear layer on its pooled output. Localizing: logits and the map of one
-class; bare is the backbone's forward pass.
+Prints images per second on synthetic images in memory, as the best of several repeats. Training is loss,
+backward pass and an SGD step; bare is the backbone with a linear layer on its pooled output. Localizing is
+logits and the map of one class; bare is the backbone's forward pass.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ CLASSES = 200
 
 
 def rate(function: Callable[[], object], images: int, device: torch.device, repeats: int) -> float:
-    """Images per second of the fastest call."""
+    """Return the images per second of the fastest call."""
     times = []
     for number in range(repeats + 1):
         start = time.perf_counter()
         function()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        if number:  # the first call sets things up
+        if number:  # the first call is a warm-up
             times.append(time.perf_counter() - start)
     return images / min(times)
 

@@ -1,12 +1,11 @@
-"""How fast SCG and SEM are on batches, against their released procedures image by image and class by class,
-measured in one run.
+"""Benchmark of SCG and SEM on batches against their released procedures, in one run.
 
     python benchmarks/bench_post.py [--images 8] [--repeats 10] [--device auto]
 
-The released procedures (SCG: Panxjia/SPA_CVPR2021; SEM: xiaomengyc/SEM) are restated here in NumPy from their
-description, with the sizes of VGG-16 (14 x 14 pixels, two stages of 512 channels) and Inception-V3 (28 x 28,
-288 and 768 channels; 1024 in the head). Both must give the same maps before anything is timed. NumPy and
-torch use their default number of threads.
+The released procedures (SCG: Panxjia/SPA_CVPR2021; SEM: xiaomengyc/SEM) work image by image and class by
+class. They are reimplemented here in NumPy from their description. Sizes are those of VGG-16 (14 x 14 pixels,
+two stages of 512 channels) and Inception-V3 (28 x 28, 288 and 768 channels; 1024 in the head). Both must give
+the same maps before anything is timed. NumPy and torch use their default number of threads.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def unit_rows(features: np.ndarray) -> np.ndarray:
 
 
 def released_hsc(features: np.ndarray) -> np.ndarray:
-    """High-order self-correlation of one stage of one image."""
+    """Return the high-order self-correlation of one stage of one image."""
     pixels = unit_rows(features)
     cosines = np.maximum(pixels @ pixels.T, 0)
     cosines[cosines < CUB["fo_th"]] = 0
@@ -56,7 +55,7 @@ def released_hsc(features: np.ndarray) -> np.ndarray:
 
 
 def released_scg(stages: list[np.ndarray], coarse: np.ndarray) -> np.ndarray:
-    """Maps (K, h, w) of one image."""
+    """Return the maps (K, h, w) of one image."""
     hsc = released_hsc(stages[0]) + released_hsc(stages[1])
     maps = []
     for one in coarse:
@@ -75,7 +74,7 @@ def released_scg(stages: list[np.ndarray], coarse: np.ndarray) -> np.ndarray:
 
 
 def released_sem(features: np.ndarray, coarse: np.ndarray) -> np.ndarray:
-    """Maps (K, h, w) of one image."""
+    """Return the maps (K, h, w) of one image."""
     pixels = unit_rows(features)
     count = round(SEEDS_OF_784 * len(pixels) / 784)
     maps = []
@@ -86,7 +85,7 @@ def released_sem(features: np.ndarray, coarse: np.ndarray) -> np.ndarray:
 
 
 def smooth(shape: tuple[int, ...], source: torch.Generator) -> torch.Tensor:
-    """Features as a network has them: neighbours are alike, and none is below 0."""
+    """Return realistic features: neighbours are similar, and none is negative."""
     noise = torch.randn(*shape[:2], 4, 4, generator=source)
     return torch.nn.functional.interpolate(noise, shape[2:], mode="bicubic").relu()
 
@@ -112,8 +111,9 @@ def inputs(
 
 
 def milliseconds(function: Callable[[], object], repeats: int) -> float:
-    """The fastest of some calls: what else the machine does can only add to one. The first call is left
-    out.
+    """Return the time of the fastest call, because other work on the machine only adds time.
+
+    The first call is a warm-up.
     """
     times = []
     for _ in range(repeats + 1):

@@ -1,13 +1,11 @@
-"""How fast maps are scored, against the official algorithm, measured in one run.
+"""Benchmark of scoring maps against the official algorithm, in one run.
 
     python benchmarks/bench_scoring.py [--maps 20] [--seed 0]
 
-MaxBoxAccV2 looks at all contours, MaxBoxAcc at the largest one; `sweep` gives both, and is what an evaluation
-calls.
-
-The official algorithm (a thousand thresholds, `cv2.findContours` for each, every contour's box against every
-true box) is restated here from its description; both give the same numbers, which is checked on every map
-before anything is timed.
+MaxBoxAccV2 uses all contours, MaxBoxAcc the largest one. `sweep`, which an evaluation calls, gives both. The
+official algorithm (a thousand thresholds, `cv2.findContours` for each, every contour's box against every
+ground-truth box) is reimplemented here from its description. Before anything is timed, both are checked to
+give the same numbers on every map.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ TRUTH = np.array([[40.0, 50.0, 150.0, 180.0]])
 
 
 def official(score_map: np.ndarray, protocol: EvalProtocol) -> np.ndarray:
-    """Best IoU at each of the protocol's thresholds, one `findContours` call each."""
+    """Return the best IoU at each of the protocol's thresholds, with one `findContours` call each."""
     levels = (score_map * 255).astype(np.uint8)
     height, width = levels.shape
     result = []
@@ -49,7 +47,7 @@ def official(score_map: np.ndarray, protocol: EvalProtocol) -> np.ndarray:
 
 
 def maps(kind: int | str, count: int, seed: int) -> list[np.ndarray]:
-    """Maps of 224 x 224: random `kind` x `kind` grids enlarged by a bicubic filter, or noise."""
+    """Return maps of 224 x 224: random `kind` x `kind` grids enlarged by a bicubic filter, or noise."""
     rng = np.random.default_rng(seed)
     made = []
     for _ in range(count):
@@ -63,7 +61,7 @@ def maps(kind: int | str, count: int, seed: int) -> list[np.ndarray]:
 
 
 def milliseconds(function: Callable[[np.ndarray], object], inputs: list[np.ndarray]) -> float:
-    """Median time of one call."""
+    """Return the median time of one call."""
     times = []
     for item in inputs:
         start = time.perf_counter()
@@ -75,8 +73,9 @@ def milliseconds(function: Callable[[np.ndarray], object], inputs: list[np.ndarr
 def maps_per_second(
     function: Callable[[np.ndarray], object], inputs: list[np.ndarray], threads: int
 ) -> float:
-    """Throughput of a pool of threads over the maps, each taken often enough to last for some tenths of a
-    second.
+    """Return the throughput of a pool of threads.
+
+    Maps repeat, so that it runs for some tenths of a second.
     """
     work = inputs * max(1, 400 // len(inputs))
     with ThreadPoolExecutor(threads) as pool:
@@ -96,8 +95,9 @@ def maps_per_second(
 )
 @click.option("--seed", default=0, show_default=True)
 def main(count: int, seed: int) -> None:
-    """Print milliseconds per map on one thread (maps: side of the grid that is enlarged), the ratio, and maps
-    per second.
+    """Print milliseconds per map on one thread, the ratio, and maps per second.
+
+    The column `maps` is the side of the grid that is enlarged.
     """
     cv2.setNumThreads(1)
     every, one = EvalProtocol(), EvalProtocol(components="largest")

@@ -1,11 +1,10 @@
-"""How often intervals hold the truth: splits drawn from a population of per-image hits whose best rate is
-known.
+"""Coverage of the intervals: how often they hold the true value, on splits from known populations.
 
     python benchmarks/interval_coverage.py [SCORES.scores.npz ...] [--nested]
 
-Populations are constructed ones, and per-image scores that `wsolbench eval --save-scores` has written:
-GT-known at IoU 0.5. Prints a Markdown table: the share of splits whose 95 % interval holds the population's
-value, by kind of interval.
+A population is a table of per-image hits, so its best rate is known. Some are constructed. Others are the
+per-image scores of `wsolbench eval --save-scores`: GT-known at IoU 0.5. Prints a Markdown table: the share of
+splits whose 95 % interval holds the population's value, by kind of interval.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ SPLITS = {100: 400, 500: 300, 2000: 100}
 
 
 def populations(files: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and hits (images, thresholds) of each population."""
+    """Yield name and hits (images, thresholds) of each population."""
     rng = np.random.default_rng(5)
     place = rng.random(20_000)[:, None]
     for path in files:
@@ -42,7 +41,10 @@ def populations(files: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def bca(rows: np.ndarray, values: np.ndarray, value: float) -> np.ndarray:
-    """Bias-corrected and accelerated interval of the best rate (Efron and Tibshirani, 1993, chapter 14)."""
+    """Return the bias-corrected and accelerated interval of the best rate.
+
+    Efron and Tibshirani, 1993, chapter 14.
+    """
     n = len(rows)
     share = np.mean(values < value) + np.mean(values == value) / 2
     bias = norm.ppf(np.clip(share, 0.5 / len(values), 1 - 0.5 / len(values)))
@@ -55,8 +57,9 @@ def bca(rows: np.ndarray, values: np.ndarray, value: float) -> np.ndarray:
 
 
 def nested(rows: np.ndarray, rng: np.random.Generator, outer: int = 200, inner: int = 100) -> np.ndarray:
-    """Percentile interval whose tails are set so that intervals of resamples of resamples hold the split's
-    own value.
+    """Return a percentile interval with calibrated tails.
+
+    The tails are set so that intervals of nested resamples hold the split's own value.
     """
     n, value = len(rows), rows.mean(axis=0).max()
     best, place = np.empty(outer), np.empty(outer)
@@ -71,7 +74,7 @@ def nested(rows: np.ndarray, rng: np.random.Generator, outer: int = 200, inner: 
 def measure(
     population: np.ndarray, n: int, splits: int, *, with_nested: bool
 ) -> dict[str, tuple[float, float]]:
-    """Kind of interval -> share of splits whose interval holds the truth, and mean width."""
+    """Return for each kind of interval the share of splits that hold the true value, and the mean width."""
     rates = population.mean(axis=0)
     truth, tau = rates.max(), int(rates.argmax())
     rng = np.random.default_rng(1)

@@ -23,7 +23,7 @@ _EXAMPLE = re.compile(r"(?P<before>.*?)(?:^|\s{2,})(?P<example>(?:wsolbench|torc
 
 
 def examples_as_code(lines: list[str]) -> list[str]:
-    """Lines of a help text with every example in a block of its own, which can be copied."""
+    """Put every example of a help text into a block of its own, which can be copied."""
     found: list[str] = []
     for line in lines:
         if match := _EXAMPLE.fullmatch(line.rstrip()):

@@ -1,11 +1,10 @@
-"""Make docs/methods/: a page for each method and post-process, from its file, its settings, the records and
-the published numbers.
+"""Make docs/methods/: one page per method and post-process.
 
     python docs/make_methods.py [--check]
 
-A page has the header of the method's file, a table of its settings, the measured numbers with links to their
-records, what papers print of it, and, where there is one, the picture docs/images/methods/<name>.jpg (or
-.png), which docs/make_pictures.py makes.
+A page has the docstring of the method's file, a table of its settings, the measured numbers with links to
+their records, and the numbers of papers. It shows the picture docs/images/methods/<name>.jpg (or .png) of
+docs/make_pictures.py, if it exists.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from wsolbench.system.files import write_text
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "results"
 FACTS = ("method", "settings", "backbone", "start", "epochs", "data", "seed")
-"""First columns of the table of records; those of the metrics follow."""
+"""First columns of the table of records. Those of the metrics follow."""
 METRICS = ("top1_cls", "gt_known", "top1_loc", "max_box_acc_v2", "pxap", "peak_iou")
 PUBLISHED_ROWS = 25
 PICTURES_OF = {
@@ -63,7 +62,7 @@ PICTURES = (
 
 
 def attribute_docs(kind: type[Any]) -> dict[str, str]:
-    """The string under each field of a dataclass and its bases, by name."""
+    """Return the string under each field of a dataclass and its bases, by name."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
         body = ast.parse(inspect.getsource(base).lstrip()).body[0]
@@ -81,15 +80,16 @@ def attribute_docs(kind: type[Any]) -> dict[str, str]:
 
 
 def choices(hint: Any) -> list[str]:
-    """What the `Literal`s of a type allow."""
+    """Return the values that the `Literal`s of a type allow."""
     if get_origin(hint) is Literal:
         return [str(value) for value in get_args(hint)]
     return [choice for inner in get_args(hint) for choice in choices(inner)]
 
 
 def settings(kind: type[Any]) -> Iterator[str]:
-    """Rows of the table of settings; what a setting is ends with the values that it can have, where they are
-    few.
+    """Yield the rows of the table of settings.
+
+    A description ends with the allowed values, if they are listed.
     """
     docs, hints = attribute_docs(kind), get_type_hints(kind)
     for item in fields(kind):
@@ -107,17 +107,14 @@ def settings(kind: type[Any]) -> Iterator[str]:
 
 
 def is_about(name: str, run: str, post: bool) -> bool:
-    """Whether `run`, a method with or without a post-process, belongs on a page: all of a method's, and all
-    with a post-process.
-    """
+    """Whether `run` belongs on a page: any run of a method, or any run with a post-process."""
     return run.endswith(f"+{name}") if post else re.split(r"[+:]", run)[0] == name
 
 
 def settings_that_differ(runs: Sequence[Run]) -> Iterator[str]:
-    """For each run the settings in which it differs from others of its method, whatever map they score.
+    """Yield for each run the settings in which it differs from others of its method, whatever map they score.
 
-    Of the recipe only those in which it differs from others on the same data set with the same backbone;
-    epochs have a column.
+    Settings of the recipe are compared only on the same data set and backbone. Epochs have their own column.
     """
     methods = [
         {**run.record.method, "name": re.sub(r":[^+]*", "", run.record.method["name"])} for run in runs
@@ -143,8 +140,9 @@ def settings_that_differ(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def measured(name: str, records: list[tuple[Path, RunRecord]], post: bool) -> list[str]:
-    """Rows of the table of records of a method, or of all methods with a post-process: by data, then by what
-    they differ in.
+    """Return the rows of the records of a method, or of all methods with a post-process.
+
+    They are sorted by data, then by the settings that differ.
     """
     runs = [
         Run(record, f"../../{path.as_posix()}")
@@ -174,9 +172,7 @@ def measured(name: str, records: list[tuple[Path, RunRecord]], post: bool) -> li
 def published(
     name: str, numbers: Sequence[PublishedNumber], papers: dict[str, Paper], post: bool
 ) -> Iterator[str]:
-    """Lines of the section on what is printed: one row of a table of a paper in a line, own and reproduced
-    ones first.
-    """
+    """Yield the lines on published numbers: one per row of a paper's table, own and reproduced ones first."""
     disputed = {number.key for conflict in conflicts(numbers) for number in conflict.numbers}
     rows: dict[tuple[str, ...], list[PublishedNumber]] = {}
     for number in numbers:
@@ -190,7 +186,7 @@ def published(
             ).append(number)
     if not rows:
         return
-    # Variants are last. The sort is stable: the rest stays in the order of papers.toml and of the tables.
+    # Variants come last. The sort is stable, so the rest keeps the order of papers.toml and of the tables.
     ordered = sorted(rows, key=lambda row: (EVIDENCE.index(row[-1]), "[" in rows[row][0].method))
     yield from (
         "## Published",
@@ -217,7 +213,7 @@ def published(
 
 
 def pictured(name: str, task: str) -> Iterator[str]:
-    """Lines of the section with the picture of a method, and how such pictures are made."""
+    """Yield the lines with the picture of a method, and the command that makes it."""
     for suffix in (".jpg", ".png"):
         if (DOCS / "images/methods" / f"{name}{suffix}").is_file():
             options = PICTURES_OF.get(task, PICTURES_OF["localization"])
@@ -251,7 +247,7 @@ def page(
     numbers: Sequence[PublishedNumber],
     papers: dict[str, Paper],
 ) -> str:
-    """The page of a method or post-process."""
+    """Return the page of a method or post-process."""
     post = row.task == "post-process"
     text = inspect.getdoc(importlib.import_module(row.module)) or ""
     lines = [
@@ -291,7 +287,7 @@ def page(
 
 
 def pages(*, new: bool = True) -> dict[Path, str]:
-    """Path -> text of all pages and their index; without `new`, of those that have a page already."""
+    """Return the text of all pages and their index by path. Without `new`, only of existing pages."""
     records = [(path.relative_to(DOCS.parent), record) for path, record in read_records(RESULTS / "measured")]
     numbers, papers = read_published(LITERATURE), read_papers(LITERATURE / "papers.toml")
     rows = [
@@ -325,7 +321,7 @@ def pages(*, new: bool = True) -> dict[Path, str]:
     help="Write nothing; exit with 1 when a page that is there is not what it should be.",
 )
 def main(check: bool) -> None:
-    """Make a page for each method and post-process."""
+    """Make one page per method and post-process."""
     made = pages(new=not check)
     stale = [
         path for path, text in made.items() if not path.is_file() or path.read_text(encoding="utf-8") != text

@@ -1,14 +1,14 @@
-"""Make pictures of methods: the same images under the maps of CAM, of the method, and of the method with
+"""Make pictures of methods: the same images under maps of CAM, of a method, and of the method with
 post-processes.
 
-    python docs/make_pictures.py --dataset toybirds --options weights=cam-tiny-seed0 --post scg,sem --out
-    docs/images/methods python docs/make_pictures.py --dataset toybirds --regions --seed 1 --options
-    weights=baseline-tiny-seed1-epochs=8 \\
+    python docs/make_pictures.py --dataset toybirds --options weights=cam-tiny-seed0 --post scg,sem \\
         --out docs/images/methods
+    python docs/make_pictures.py --dataset toybirds --regions --seed 1 \\
+        --options weights=baseline-tiny-seed1-epochs=8 --out docs/images/methods
     python docs/make_pictures.py --dataset cub --data-root /data/CUB_200_2011 --post scg,sem --out pictures
 
-The first two are for the pages of the methods: its images are generated. Photographs of other data sets have
-licences of their own, so their pictures stay where they are made.
+The first two make the pictures on the methods' pages, whose images are generated. Photographs of other data
+sets have licences of their own, so their pictures are not part of the documentation.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ BASELINE = "cam"
 IMAGES = 6
 MAX_BYTES = 80_000
 SIDE = 1.12
-"""Of a panel, in inches of 100 pixels."""
+"""Side of a panel, in inches of 100 pixels."""
 STYLE: dict[str, float] = {"strength": 0.6, "line_width": 2.0}
-"""Of overlays: lines that are still seen in panels of half the size of the frame."""
+"""Style of overlays: lines that remain visible in panels of half the frame's size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,27 +63,25 @@ class Run:
 
     @property
     def name(self) -> str:
-        """As records name it."""
+        """Name of the run in records."""
         return self.method if self.post is None else f"{self.method}+{self.post}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """Where maps are cut: at a threshold of boxes, or for a data set that has masks only at an 8-bit
-    level.
-    """
+    """Threshold of the maps: tau for boxes, or an 8-bit level for a data set that has only masks."""
 
     tau: float | None = None
     level: int | None = None
 
     @property
     def text(self) -> str:
-        """As a row is labelled."""
+        """Label of the row."""
         return f"level {self.level}" if self.tau is None else f"tau {round(self.tau, 3):g}"
 
 
 def find_runs(folder: Path, backbone: str, seed: int, options: str, names: Sequence[str]) -> dict[str, Path]:
-    """Checkpoint of each trained method, or of the named ones, by method."""
+    """Return the checkpoint of each trained method, or of the named ones, by method."""
     ending = "-".join([backbone, f"seed{seed}", *filter(None, [options])])
     found = {
         row.name: path
@@ -92,7 +90,8 @@ def find_runs(folder: Path, backbone: str, seed: int, options: str, names: Seque
     }
     if missing := [name for name in names if name not in found]:
         raise UsageError(
-            f"no trained model in {folder / f'{missing[0]}-{ending}'}; there are {', '.join(found) or 'none'}"
+            f"no trained model in {folder / f'{missing[0]}-{ending}'}; expected one of "
+            f"{', '.join(found) or 'none'}"
         )
     if not found:
         raise UsageError(
@@ -103,8 +102,9 @@ def find_runs(folder: Path, backbone: str, seed: int, options: str, names: Seque
 
 
 def cut_of(run: Run, source: ModelSource, dataset: Dataset, records: Sequence[RunRecord]) -> Cut | None:
-    """The oracle threshold of the run's record: that of the same weights, post-process, data and protocol.
-    None: there is none.
+    """Return the oracle threshold of the run's record, or None without a record.
+
+    The record must be of the same weights, post-process, data and protocol.
     """
     digest, post = sha256_of_file(run.checkpoint), None if source.post is None else source.post.describe()
     for record in records:
@@ -128,7 +128,7 @@ def cut_of(run: Run, source: ModelSource, dataset: Dataset, records: Sequence[Ru
 
 
 def truth_panel(sample: Sample, class_name: str, protocol: EvalProtocol) -> Panel:
-    """The image with its true boxes, or where it has none its true mask."""
+    """Draw the image with its ground-truth boxes, or with its ground-truth mask if it has no boxes."""
     image = frame_image(sample, protocol)
     boxes = drawable(frame_boxes(sample.boxes, sample.size, protocol), protocol.gt_end)
     mask = None if len(boxes) else frame_mask(sample, protocol)
@@ -139,7 +139,7 @@ def truth_panel(sample: Sample, class_name: str, protocol: EvalProtocol) -> Pane
 
 
 def map_panel(sample: Sample, raw_map: np.ndarray, protocol: EvalProtocol, cut: Cut) -> Panel:
-    """The image in grey under a map, with what is predicted and what is true."""
+    """Draw the image in gray under a map, with prediction and ground truth."""
     unit_map = to_frame(raw_map, sample.size, protocol, what=f"map of {sample.id!r}")
     image = gray(frame_image(sample, protocol))
     if cut.tau is None:
@@ -154,7 +154,7 @@ def map_panel(sample: Sample, raw_map: np.ndarray, protocol: EvalProtocol, cut: 
 
 
 class Pictures:
-    """Rows of panels, each made once for all the sheets that show it."""
+    """Rows of panels. Each is made once for all sheets that show it."""
 
     def __init__(
         self, dataset: Dataset, samples: Sequence[Sample], protocol: EvalProtocol, device: str
@@ -165,10 +165,10 @@ class Pictures:
         self.regions: dict[str, list[Panel]] = {}
 
     def add(self, run: Run, records: Sequence[RunRecord], tau: float | None) -> None:
-        """Make the row of a run, unless it has a post-process and no record says the threshold.
+        """Make the row of a run. A run with a post-process but without a record has no row.
 
-        Raises `UsageError` for a run without a post-process and without a record. `tau` is taken in place of
-        any record.
+        Raises `UsageError` for a run without a post-process and without a record. `tau` replaces the
+        threshold of the records.
         """
         source = ModelSource(
             load_method(run.method).load(run.checkpoint, device=self.device),
@@ -205,8 +205,9 @@ class Pictures:
             ]
 
     def write(self, path: Path, names: Sequence[str], title: str, *, regions: bool = False) -> None:
-        """A sheet: the images with their truth, then the rows of these runs, as far as they were made; with
-        `regions` those, too.
+        """Write a sheet: the images with their ground truth, then the existing rows of these runs.
+
+        With `regions`, their rows of proposals follow.
         """
         names = [name for name in names if name in self.rows]
         labels = ["image", *(f"{name.replace('+', ' + ')}\n{self.rows[name][1].text}" for name in names)]
@@ -219,7 +220,7 @@ class Pictures:
 
 
 def choose(dataset: Dataset, ids: Sequence[str]) -> list[Sample]:
-    """The named images, or six spread evenly over those of the split that have a true box or mask."""
+    """Return the named images, or six spread evenly over those with a ground-truth box or mask."""
     if ids:
         return [dataset.find(image_id) for image_id in ids]
     known = [
@@ -229,8 +230,8 @@ def choose(dataset: Dataset, ids: Sequence[str]) -> list[Sample]:
     ]
     if not known:
         raise UsageError(
-            f"no image of {dataset.name}/{dataset.split} has a true box or mask; name some with --image "
-            "and a --tau"
+            f"no image of {dataset.name}/{dataset.split} has a ground-truth box or mask; name some with "
+            "--image and a --tau"
         )
     return [known[index] for index in spread(len(known), IMAGES)]
 
@@ -238,8 +239,10 @@ def choose(dataset: Dataset, ids: Sequence[str]) -> list[Sample]:
 def sheets(
     methods: Sequence[str], trained: Collection[str], posts: Sequence[str]
 ) -> Iterator[tuple[str, list[str]]]:
-    """Name and rows of each picture: one for each of `methods`; where none is named, one for each trained
-    method and each post-process.
+    """Yield name and rows of each picture.
+
+    There is one for each of `methods`. If that is empty, there is one for each trained method and each
+    post-process.
     """
     for method in methods or trained:
         first = [BASELINE] if BASELINE in trained and method != BASELINE else []

@@ -36,7 +36,7 @@ def test_two_runs_are_compared_and_the_comparison_can_be_read_again(run, birds: 
 
     both = run("compare", "--a", a, "--a", b, "--b", b)
     assert both.code == 2
-    assert "name each run in one group" in both.err
+    assert "expected each run in one group" in both.err
     twice = run("compare", "--a", a, "--a", a, "--b", b)
     assert twice.code == 2
     assert f"{a} is named 2 times" in twice.err
@@ -44,7 +44,7 @@ def test_two_runs_are_compared_and_the_comparison_can_be_read_again(run, birds: 
     ScoreTable((shorter,)).write(a.with_suffix(".scores.npz"))
     other = run("compare", "--a", a, "--b", b)
     assert other.code == 2
-    assert "has scores of 4 images, but its record" in other.err
+    assert "has scores of 4 images; its record" in other.err
 
     a.with_suffix(".scores.npz").unlink()
     result = run("compare", "--a", a, "--b", b)
@@ -95,14 +95,14 @@ def test_what_claims_are_about_is_compared_once(run, birds: Path) -> None:
 
     result = run(*command, "--out", "compared")
     assert result.code == 0, result.err
-    assert "1 new, 0 that were there" in result.out
+    assert "1 new, 0 kept" in result.out
     (path,) = Path("compared").rglob("*.json")
     assert (read_comparison(path).a["config"]["side"], read_comparison(path).b["config"]["side"]) == (
         0.2,
         0.6,
     )
     written = path.stat().st_mtime_ns
-    assert "0 new, 1 that were there" in run(*command, "--out", "compared").out
+    assert "0 new, 1 kept" in run(*command, "--out", "compared").out
     assert path.stat().st_mtime_ns == written
 
     for old, record in read_records(Path("measured")):
@@ -113,7 +113,7 @@ def test_what_claims_are_about_is_compared_once(run, birds: Path) -> None:
     Path("measured/broken.json").write_text("{")
     result = run(*command, "--out", "compared")
     assert result.code == 0
-    assert "1 new, 0 that were there, 1 of fewer seeds removed" in result.out
+    assert "1 new, 0 kept, 1 of fewer seeds removed" in result.out
     assert "left out: record measured/broken.json is not JSON" in result.err
     (path,) = Path("compared").rglob("*.json")
     assert read_comparison(path).a["seeds"] == [None, 1]  # a box in the middle has no training

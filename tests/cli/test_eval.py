@@ -115,7 +115,7 @@ def test_a_method_without_parameters_needs_no_training(run, birds: Path) -> None
         (("--method", "cam", "--train", "--device", "cuda:7"), "cuda:7"),
         (
             ("--method", "cam", "--backbone", "tiny", "--weights", "none"),
-            "nobody has trained for these 3 classes",
+            "untrained layers for these 3 classes",
         ),
     ],
 )
@@ -128,7 +128,8 @@ def test_a_wrong_option_is_explained(run, birds: Path, arguments: tuple[str, ...
 
 
 @pytest.mark.parametrize(
-    ("option", "message"), [(("--fixed-tau", "7"), "7"), (("--save-boxes", "boxes.json"), "no true boxes")]
+    ("option", "message"),
+    [(("--fixed-tau", "7"), "7"), (("--save-boxes", "boxes.json"), "no ground-truth boxes")],
 )
 def test_what_cannot_be_scored_is_refused_before_the_training(
     run, birds: Path, option: tuple[str, str], message: str
@@ -154,12 +155,12 @@ def test_a_checkpoint_of_other_classes_is_refused(run, birds: Path, tmp_path: Pa
     (birds / "classes.csv").write_text("label,name\n0,red\n1,green\n2,violet\n")
     result = run("eval", "--method", "cam", *on(birds), *TRAIN)
     assert result.code == 2
-    assert "'blue' in place of 'violet'" in result.err
+    assert "found 'blue', expected 'violet'" in result.err
     (birds / "classes.csv").write_text("label,name\n0,red\n1,green\n2,blue\n3,violet\n")
     result = run("eval", "--method", "cam", *on(birds), *TRAIN)
     assert result.code == 2
     assert "3 classes" in result.err
-    assert "has 4" in result.err
+    assert "expected the 4 of" in result.err
 
 
 def command(birds: Path, *arguments: object) -> subprocess.Popen[bytes]:
@@ -294,7 +295,7 @@ def test_a_grid_of_transforms_and_maps_has_a_record_for_each_combination(run, bi
         (("--transform", "rotate"), "unknown transform 'rotate'"),
         (
             ("--map", "oel", "--post", "scg"),
-            "--post scg makes its maps of the class's; add it to --map: class,oel",
+            "--post scg needs the class map, but --map is oel; expected --map class,oel",
         ),
     ],
 )
@@ -317,7 +318,9 @@ def test_where_no_run_has_the_options_those_that_exist_are_named(run, birds: Pat
     assert run("train", "--method", "cam", *on(birds), *TRAIN).code == 0
     result = run("eval", "--method", "cam", *on(birds), "--backbone", "tiny")
     assert result.code == 2
-    assert "There are: runs/csvfolder/cam-tiny-seed0-epochs=2-image_size=32/last.safetensors" in result.err
+    assert (
+        "Existing ones: runs/csvfolder/cam-tiny-seed0-epochs=2-image_size=32/last.safetensors" in result.err
+    )
 
 
 def test_a_folder_of_maps_keeps_to_one_method(run, birds: Path) -> None:

@@ -76,8 +76,8 @@ def test_an_incomplete_run_makes_no_record(run, birds: Path) -> None:
     ("arguments", "message"),
     [
         (("--shard", "3/2"), "expected i/n"),
-        (("--shard", "1/2", "--save-scores"), "need all parts"),
-        (("--shard", "1/2", "--pictures", "pictures"), "need all parts"),
+        (("--shard", "1/2", "--save-scores"), "need all shards"),
+        (("--shard", "1/2", "--pictures", "pictures"), "need all shards"),
     ],
 )
 def test_what_a_shard_cannot_do_is_said(run, birds: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -39,13 +39,13 @@ def test_a_page_is_written_with_galleries_of_saved_maps(run, birds: Path) -> Non
         (("--dataset", "cub"), "both --maps and --dataset"),
         (("--maps", "maps", "--dataset", "csvfolder", "--data-root", "nowhere"), "nowhere"),
         *(
-            (("--" + name, value), f"--{name} is of galleries")
+            (("--" + name, value), f"--{name} is for galleries")
             for name, value in (("split", "val"), ("protocol", "bas"), ("images", "3"))
         ),
-        (("--data-root", "data"), "--data-root is of galleries"),
-        (("--metadata-root", "data"), "--metadata-root is of galleries"),
+        (("--data-root", "data"), "--data-root is for galleries"),
+        (("--metadata-root", "data"), "--metadata-root is for galleries"),
         (("--out", "taken"), "a folder has that name"),
-        (("--out", "results/file/report"), "it is no folder"),
+        (("--out", "results/file/report"), "is not a folder"),
     ],
 )
 def test_what_cannot_be_shown_or_written_is_an_error(run, arguments: tuple[str, ...], message: str) -> None:

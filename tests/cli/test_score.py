@@ -258,7 +258,7 @@ def test_boxes_need_true_boxes_and_all_parts(run, birds: Path, maps: Path) -> No
     (birds / "annotations.csv").write_text("\n".join(",".join([*row[:5], *row[9:]]) for row in rows) + "\n")
     refused = score(run, birds, maps, "--save-boxes", "boxes.json")
     assert refused.code == 2
-    assert "no true boxes" in refused.err
+    assert "no ground-truth boxes" in refused.err
 
 
 def test_maps_of_the_whole_image_under_a_centre_crop(run, birds: Path, maps: Path) -> None:

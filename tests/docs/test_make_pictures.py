@@ -210,7 +210,7 @@ def test_post_processes_without_a_record_are_left_out_and_named(
 def test_a_method_that_is_not_trained_is_refused_with_those_that_are(make) -> None:
     result = make("--method", "spa", "--tau", "0.2")
     assert result.exit_code == 1
-    assert "spa-tiny-seed0-few; there are cam, has" in result.output
+    assert "spa-tiny-seed0-few; expected one of cam, has" in result.output
     assert "no trained model" in make("--backbone", "vgg16").output
 
 

@@ -43,7 +43,7 @@ def test_masks_that_change_between_shards_are_noticed_by_merge(tmp_path: Path) -
             Shard(index, 2),
             tmp_path / "shards",
         )
-    with pytest.raises(DataError, match=r"Other shards of that name there differ in splits"):
+    with pytest.raises(DataError, match=r"Other shards of that name differ in splits"):
         merge([tmp_path / "shards"])
 
 

@@ -82,7 +82,7 @@ def test_groups_of_seeds_are_averaged():
 def test_runs_of_other_images_are_refused():
     good = table(MadeUpSource())
     other = ScoreTable((replace(good.load(), ids=good.load().ids[::-1]),))
-    with pytest.raises(DataError, match="not scored the same images"):
+    with pytest.raises(DataError, match="scored different images"):
         compare([good], [other], PROTOCOL)
 
 

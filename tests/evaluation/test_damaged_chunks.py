@@ -73,7 +73,7 @@ def test_wrong_chunks_are_named_by_merge_and_scored_again_by_their_shard(
     damage(folder)
     with pytest.raises(
         DataError,
-        match=r"of 7 parts of split 'test' are not in .*0000\d\.scores cannot be read: .*Run --shard 1/1",
+        match=r"of 7 chunks of split 'test' are not in .*0000\d\.scores cannot be read: .*Run --shard 1/1",
     ):
         merge([folder])
     score_shards(folder, "1/1")
@@ -180,10 +180,10 @@ def test_a_run_does_not_go_on_with_another_program(
 def test_shards_of_two_programs_do_not_meet(tmp_path: Path, another_program: Callable[[], None]) -> None:
     score_shards(tmp_path, "1/2", apart=True)
     another_program()
-    with pytest.raises(UsageError, match="scored otherwise"):
+    with pytest.raises(UsageError, match="computed differently"):
         score_shards(tmp_path / "1-of-2", "2/2")
     score_shards(tmp_path, "2/2", apart=True)
-    with pytest.raises(DataError, match=r"Other shards of that name there differ in program"):
+    with pytest.raises(DataError, match=r"Other shards of that name differ in program"):
         merge([tmp_path])
 
 
@@ -199,6 +199,6 @@ def test_a_run_does_not_go_on_with_another_number_of_threads_of_a_network(tmp_pa
         score(eval_request(dataset(20), Network(fail_after=3), PROTOCOL, options=options))
     more = Network()
     more.threads = 2
-    with pytest.raises(UsageError, match="scored otherwise: threads 1 there and 2 here"):
+    with pytest.raises(UsageError, match="computed differently: threads 1 there and 2 here"):
         score(eval_request(dataset(20), more, PROTOCOL, options=options))
     score(eval_request(dataset(20), Network(), PROTOCOL, options=options))

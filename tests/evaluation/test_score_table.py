@@ -108,7 +108,7 @@ def changed(name: str, value: Any) -> np.ndarray:
         ({"best_iou": RUN.scores.best_iou[:, :5]}, "does not fit the other arrays"),
         ({"labels": RUN.scores.labels[:5]}, "does not fit the other arrays"),
         ({"labels": np.array(3)}, "does not fit the other arrays"),
-        ({"ids": np.full(12, "a.jpg")}, "the image 'a.jpg' is there 12 times"),
+        ({"ids": np.full(12, "a.jpg")}, "the image 'a.jpg' occurs 12 times"),
         ({"ids": np.arange(12)}, "ids has values of type int64; expected texts"),
         ({"labels": None}, "labels"),
         ({"ids": RUN.scores.ids[::-1]}, "scores of other images or values than its record"),
@@ -183,7 +183,7 @@ def replace_member(file: Path, name: str, content: bytes) -> None:
 def test_sizes_that_the_file_does_not_hold_take_no_memory(tmp_path: Path) -> None:
     path, file = stored(tmp_path)
     replace_member(file, "best_iou.npy", header_of((10**6, 10**6)))
-    with pytest.raises(DataError, match=r"best_iou of shape .* is not in the file"):
+    with pytest.raises(DataError, match=r"best_iou is incomplete: shape .* in the file"):
         read_scores(path, read_record(path))
 
 

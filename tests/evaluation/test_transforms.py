@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsolbench.evaluation.transforms import Transform, transformed
+from wsolbench.evaluation.transforms import Transform, transform_dataset
 from wsolbench.exceptions import UsageError
 from wsolbench.maps import frame_boxes
 from wsolbench.methods import InputSpec
@@ -38,7 +38,7 @@ def one(sample: Sample) -> Dataset:
 
 
 def moved(sample: Sample, name: str, protocol: EvalProtocol = SQUASH) -> Sample:
-    return transformed(one(sample), Transform.parse(name), SPEC, protocol)[0]
+    return transform_dataset(one(sample), Transform.parse(name), SPEC, protocol)[0]
 
 
 def view_of(sample: Sample, protocol: EvalProtocol) -> np.ndarray:
@@ -147,7 +147,7 @@ def test_boxes_are_cut_to_the_view_before_they_move_and_lost_ones_are_left_out()
     outer, start = CROP.view_of(64)
     assert (outer, start) == (73, 4)
     assert np.array_equal(found.boxes, [[start + 16, start + 16, start + 48, start + 48]])
-    turned = transformed(one(original), Transform.parse("rotate180"), InputSpec(size=56), CROP)[0]
+    turned = transform_dataset(one(original), Transform.parse("rotate180"), InputSpec(size=56), CROP)[0]
     assert turned.size == (64, 64)
     assert np.array_equal(frame_boxes(turned.boxes, turned.size, CROP), [[0, 0, 224, 224]])
 
@@ -168,7 +168,7 @@ def test_unknown_transforms_are_refused(name: str) -> None:
 
 def test_ten_crops_of_a_transformed_view_are_refused() -> None:
     with pytest.raises(UsageError, match="ten crops"):
-        transformed(one(sample()), Transform.parse("rotate90"), SPEC, EvalProtocol.preset("bas"))
+        transform_dataset(one(sample()), Transform.parse("rotate90"), SPEC, EvalProtocol.preset("bas"))
 
 
 def test_a_box_that_turns_out_of_the_view_is_left_out_and_one_that_turns_partly_out_is_cut() -> None:

@@ -79,11 +79,12 @@ def edit(path: Path, **changes: object) -> None:
         ({"method": {}}, "lacks"),
         *(
             ({"metrics": [GT_KNOWN | {name: "0.5"}]}, f"gt_known has {name} '0.5'; expected a number")
-            for name in ("value", "low", "high", "n")
+            for name in ("value", "low", "high")
         ),
+        ({"metrics": [GT_KNOWN | {"n": "0.5"}]}, "gt_known has n '0.5'; expected a whole number"),
         ({"metrics": [GT_KNOWN | {"value": True}]}, "value True; expected a number"),
         ({"metrics": [GT_KNOWN | {"low": float("nan")}]}, "low nan; expected a number"),
-        ({"metrics": [GT_KNOWN | {"n": None}]}, "n None; expected a number"),
+        ({"metrics": [GT_KNOWN | {"n": None}]}, "n None; expected a whole number"),
         ({"metrics": [GT_KNOWN | {"tau": 0.5}]}, "tau 0.5; expected a list"),
         ({"metrics": [GT_KNOWN | {"tau": ["0.5"]}]}, "expected a list"),
         ({"metrics": [GT_KNOWN | {"policy": 1}]}, "policy 1; expected a text"),
@@ -123,9 +124,9 @@ def edit(path: Path, **changes: object) -> None:
         ({"metrics": [GT_KNOWN | {"low": 0.4}]}, "one end of an interval"),
         ({"metrics": [GT_KNOWN | {"low": -0.1, "high": 0.4}]}, "low -0.1; expected 0 to 1"),
         ({"metrics": [GT_KNOWN | {"low": 0.1, "high": 1.4}]}, "high 1.4; expected 0 to 1"),
-        ({"metrics": [GT_KNOWN | {"n": 0}]}, "n 0 images; expected 1 or more"),
-        ({"metrics": [GT_KNOWN | {"n": -5}]}, "n -5; expected a number that is whole and not negative"),
-        ({"metrics": [GT_KNOWN | {"n": 2.5}]}, "n 2.5; expected a number that is whole"),
+        ({"metrics": [GT_KNOWN | {"n": 0}]}, "n is 0 images; expected 1 or more"),
+        ({"metrics": [GT_KNOWN | {"n": -5}]}, "n -5; expected a whole number that is not negative"),
+        ({"metrics": [GT_KNOWN | {"n": 2.5}]}, "n 2.5; expected a whole number"),
         ({"metrics": [GT_KNOWN | {"tau": [1.5]}]}, "thresholds in .0, 1."),
         ({"metrics": [GT_KNOWN | {"tau": []}]}, "thresholds in .0, 1."),
         *(
@@ -145,9 +146,9 @@ def edit(path: Path, **changes: object) -> None:
                 "",
             )
         ),
-        ({"metrics": [GT_KNOWN | {"version": 2}]}, "version 2; this version of wsolbench knows 1 to 1"),
+        ({"metrics": [GT_KNOWN | {"version": 2}]}, "version 2; expected 1 to 1"),
         ({"metrics": [GT_KNOWN | {"version": 0}]}, "version 0"),
-        ({"metrics": [GT_KNOWN, GT_KNOWN]}, "gt_known twice under policy oracle"),
+        ({"metrics": [GT_KNOWN, GT_KNOWN]}, "gt_known occurs twice under policy oracle"),
         (
             {"metrics": [GT_KNOWN | {"policy": None}]},
             "gt_known has policy None; expected oracle, transfer, or fixed:T",
@@ -165,8 +166,8 @@ def edit(path: Path, **changes: object) -> None:
             {"metrics": [{"name": "top1_cls", "value": 0.5, "n": 1, "low": 0.6, "high": 0.7}]},
             "expected one in its interval",
         ),
-        ({"metrics": {}}, "metrics '{}'; expected a list"),
-        ({"provenance": []}, r"provenance '\[\]'; expected an object"),
+        ({"metrics": {}}, "metrics is '{}'; expected a list"),
+        ({"provenance": []}, r"provenance is '\[\]'; expected an object"),
         ({"schema": 1.0}, r"schema 1\.0"),
         ({"method": {"name": " "}}, "method.name is ' '; expected a text that is not empty"),
         *(
@@ -309,7 +310,7 @@ def test_a_record_that_was_changed_by_hand_is_named(tmp_path: Path) -> None:
     found = find_records(tmp_path)
     assert found.records == []
     assert len(found.problems) == 1
-    assert f"record {path} was changed after it was written, or renamed" in found.problems[0]
+    assert f"record {path} was changed or renamed after it was written" in found.problems[0]
     record().write(tmp_path)
     assert [kept for kept, _ in find_records(tmp_path).records] == [path]
 

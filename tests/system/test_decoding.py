@@ -89,7 +89,7 @@ def test_a_12_bit_tiff_is_scaled_by_its_own_white(tmp_path: Path) -> None:
         (np.full((10, 20), 200.0, np.float32), "has float pixels from 200 to 200; expected 0 to 1"),
         (np.full((10, 20), np.nan, np.float32), "has float pixels from nan"),
         (np.full((10, 20), -1.0, np.float32), "has float pixels from -1"),
-        (np.full((10, 20), 7, np.int32), "has 32-bit gray pixels, whose white is not known"),
+        (np.full((10, 20), 7, np.int32), "has 32-bit gray pixels, whose white is unknown"),
     ],
 )
 def test_pixels_whose_range_nobody_says_are_refused(values: np.ndarray, message: str, tmp_path: Path) -> None:

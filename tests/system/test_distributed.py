@@ -164,7 +164,7 @@ def test_a_process_that_dies_without_a_word_is_missed():
     first, second = together(AS_THE_COMMAND, "if here.rank == 1: os.kill(os.getpid(), signal.SIGKILL)")
     assert second.code == -signal.SIGKILL
     assert first.code == 2
-    assert "a process has ended without a word" in first.err
+    assert "a process has died" in first.err
     assert "run the same command again" in first.err
 
 

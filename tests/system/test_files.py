@@ -42,7 +42,7 @@ def test_a_file_that_can_be_written_is_allowed_and_nothing_is_created(tmp_path: 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("folder", "a folder has that name"), ("file/inside.txt", "it is no folder"), ("x" * 300, "too long")],
+    [("folder", "a folder has that name"), ("file/inside.txt", "is not a folder"), ("x" * 300, "too long")],
 )
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "folder").mkdir()
@@ -88,7 +88,7 @@ def test_a_link_stays_and_the_file_that_it_leads_to_is_written(tmp_path: Path, t
 
 def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path or not mode & os.W_OK)
-    with pytest.raises(UsageError, match=f"{tmp_path} is in the way, it may not be written"):
+    with pytest.raises(UsageError, match=f"{tmp_path} cannot be written"):
         check_writable(tmp_path / "new" / "file.txt")
 
 

@@ -1,4 +1,4 @@
-"""The command `wsolbench`: one file per command, loaded when it is called, so that `--help` is quick.
+"""The command `wsolbench`: one file per command, loaded when it is called, so that `--help` is fast.
 
 Exit codes: 0 done; 1 a check failed (`verify`, `leaderboard --check`); 2 wrong usage or data, with a message
 and no traceback; 130 interrupted.
@@ -33,7 +33,7 @@ _COMMANDS = {
 
 
 class _LazyGroup(click.Group):
-    """A group whose commands are imported when they run; their one-line help is above."""
+    """A group whose commands are imported when they run. Their one-line help is in `_COMMANDS`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature, here and below
         return list(_COMMANDS)
@@ -70,7 +70,7 @@ def group() -> None:
 
 
 def main() -> None:
-    """Entry point: run a command and turn what the caller can correct into a message and exit code 2."""
+    """Run a command. Errors that the user can correct become a message and exit code 2."""
     make_output_safe()
     try:
         status = group.main(standalone_mode=False)
@@ -85,7 +85,7 @@ def main() -> None:
         sys.exit(130)
     if reason := output_failure():
         click.echo(
-            f"Error: what the command printed could not be written: {reason}. Its files are written.",
+            f"Error: the output of the command could not be written: {reason}. Its files are written.",
             err=True,
         )
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""Score, write what was asked for, and print: what `eval`, `score` and `merge` share."""
+"""Score, write the requested outputs, and print: the common part of `eval`, `score` and `merge`."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ if TYPE_CHECKING:
 def evaluate_and_report(
     request: EvalRequest, scoring: ScoringOptions, *, whole: Dataset | None = None, world: World | None = None
 ) -> None:
-    """Score, then write the outputs that were asked for and print where they are.
+    """Score, then write the requested outputs and print their paths.
 
-    Shards, and all processes except the first, only score. `whole` is the split that the scored images are
-    part of, if they are: images are numbered as they are there.
+    Shards, and all processes except the first, only score. `whole` is the split that the scored images were
+    selected from, if any. Images are numbered as in it.
     """
     from wsolbench.evaluation.evaluate import conclude, score, score_shard
     from wsolbench.system.distributed import World
 
     started = time.perf_counter()
     world, source = world or World(), request.source
+    # A shard only writes its scores.
     if scoring.shard is not None:
         if world.size > 1:
             raise UsageError(
-                "--shard and torchrun exclude each other: torchrun makes a shard for each of its processes"
+                "--shard and torchrun exclude each other, because torchrun makes one shard per process; "
+                "leave one of them out"
             )
         folder = score_shard(request, scoring.shard, scoring.out)
         click.echo(
@@ -47,6 +49,7 @@ def evaluate_and_report(
             f"{scoring.shard.count} are done"
         )
         return
+    # Score all images, in all processes.
     run = score(request, world=world)
     if not world.is_first:
         return
@@ -62,8 +65,9 @@ def evaluate_and_report(
             for raw in source.maps(batch, source.collate([source.load(sample) for sample in batch])).maps
         ]
 
+    # Write everything before anything is printed.
     lines: list[str] = []
-    with _printed_at_the_end(evaluation, lines):  # everything is written before anything is printed
+    with _print_at_the_end(evaluation, lines):
         write_evaluation(evaluation, scoring.out, scoring.save_scores, lines)
         if scoring.save_boxes is not None:
             from wsolbench.datasets.coco_export import image_numbers
@@ -84,14 +88,14 @@ def evaluate_and_report(
 
 
 def report_evaluation(evaluation: Evaluation, out: Path, save_scores: bool) -> None:
-    """Write the record and, if asked, the scores; then print the table and where they are."""
+    """Write the record and, if requested, the scores. Then print the table and their paths."""
     lines: list[str] = []
-    with _printed_at_the_end(evaluation, lines):
+    with _print_at_the_end(evaluation, lines):
         write_evaluation(evaluation, out, save_scores, lines)
 
 
 def write_evaluation(evaluation: Evaluation, out: Path, save_scores: bool, lines: list[str]) -> None:
-    """Write the record and, if asked, the scores; add where they are to `lines`."""
+    """Write the record and, if requested, the scores. Adds their paths to `lines`."""
     from wsolbench.evaluation.score_table import SCORES
 
     path = evaluation.record.write(out)
@@ -103,8 +107,8 @@ def write_evaluation(evaluation: Evaluation, out: Path, save_scores: bool, lines
 
 
 @contextlib.contextmanager
-def _printed_at_the_end(evaluation: Evaluation, lines: list[str]) -> Iterator[None]:
-    """Print the table and `lines` when the block ends, also where something in it fails."""
+def _print_at_the_end(evaluation: Evaluation, lines: list[str]) -> Iterator[None]:
+    """Print the table and `lines` after the block, even if the block fails."""
     from rich.console import Console
 
     from wsolbench.report.board.tables import metrics_table

@@ -1,4 +1,4 @@
-"""What several commands do with models: train, find a checkpoint, open methods and post-processes."""
+"""Work of several commands on models: train, find a checkpoint, open methods and post-processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wsolbench.types import Dataset
 
 
 def open_posts(names: str, pairs: Sequence[str]) -> dict[str, PostProcessor | None]:
-    """The post-processes of `--post` by name, with their settings; None for `none`."""
+    """Return the post-processes of `--post` by name, with their settings. `none` gives None."""
     from wsolbench.exceptions import UsageError
     from wsolbench.methods import load_post
 
@@ -38,8 +38,9 @@ def open_method(
     model: dict[str, Any],
     changes: Mapping[str, str] = MappingProxyType({}),
 ) -> Method:
-    """The trained model, with `changes` of its settings; or a new one, where there is nothing to train or
-    `--weights` asks for a pretrained one as it is.
+    """Return the trained model with `changes` of its settings, or a new model.
+
+    A new model is returned if the method needs no training, or if `--weights` selects a pretrained one.
     """
     from wsolbench.cli._models import default_backbone, default_run
     from wsolbench.exceptions import DataError, UsageError
@@ -47,7 +48,8 @@ def open_method(
 
     backbone = default_backbone(dataset.name, model["backbone"])
     if not method.trainable and checkpoint is not None:
-        raise UsageError(f"method {model['method']!r} has no checkpoint")
+        raise UsageError(f"method {model['method']!r} has no checkpoint; leave out --checkpoint")
+    # A new model.
     if not method.trainable or (checkpoint is None and model["weights"]):
         settings = parse_settings(model["settings"])
         weights = model["weights"] or "none"
@@ -60,51 +62,51 @@ def open_method(
         )
         if not new.ready:
             raise UsageError(
-                f"method {model['method']!r} with weights {weights!r} has layers that nobody has trained "
-                "for these "
+                f"method {model['method']!r} with weights {weights!r} has untrained layers for these "
                 f"{len(dataset.class_names)} classes; add --train, or name a checkpoint with --checkpoint "
-                "(a pretrained ImageNet classifier as it is: --set head=fc on ILSVRC)"
+                "(an unchanged pretrained ImageNet classifier: --set head=fc on ILSVRC)"
             )
         return new
+    # A trained model: from --checkpoint, or from the run folder of these options.
     is_default = checkpoint is None
     if checkpoint is None:
         check_backbone(backbone)
         checkpoint = default_run(dataset.name, backbone, model) / "last.safetensors"
         if not checkpoint.is_file():
-            # An invalid setting is the likelier reason.
+            # An invalid setting is the more likely reason.
             method.recipe_for(backbone, len(dataset.class_names), parse_settings(model["settings"]))
             others = sorted(checkpoint.parents[1].glob(f"{model['method']}-*/last.safetensors"))
-            known = f" There are: {', '.join(map(str, others))}." if others else ""
+            known = f" Existing ones: {', '.join(map(str, others))}." if others else ""
             raise UsageError(
                 f"no trained model: {checkpoint} does not exist. Add --train, repeat the options of the "
-                "training, or name a file "
-                f"with --checkpoint.{known}"
+                f"training, or name a file with --checkpoint.{known}"
             )
+    # Check that it knows the classes of this data set.
     trained = method.load(checkpoint, device=model["device"], settings=changes)
     if is_default:
         _check_trained_on(trained, dataset, checkpoint, carve_val=bool(model.get("carve_val")))
-    if len(trained.class_names) == len(dataset.class_names):  # the number is looked at where it is used
+    if len(trained.class_names) == len(dataset.class_names):  # the number is checked by its user
         for known, wanted in zip(trained.class_names, dataset.class_names, strict=True):
             if known != wanted:
                 raise DataError(
                     f"{checkpoint} was trained on other classes than those of {dataset.name} "
-                    f"{dataset.split}: {known!r} in place of "
-                    f"{wanted!r}; name a model that knows them with --checkpoint"
+                    f"{dataset.split}: found {known!r}, expected {wanted!r}. Name a model of these classes "
+                    "with --checkpoint"
                 )
     return trained
 
 
 def _check_trained_on(trained: Method, dataset: Dataset, checkpoint: Path, *, carve_val: bool) -> None:
-    """Raise `UsageError` where a run folder that nobody named is of another data set with the same name.
+    """Raise `UsageError` if a default run folder belongs to another data set of the same name.
 
-    Folders of runs have the name of the data set. It says which one it is, except for those that are a user's
-    own.
+    Run folders are named by the data set. The name is unique except for the user's own data sets.
     """
     from wsolbench.datasets import available_splits, dataset_info, load_dataset
     from wsolbench.exceptions import DataError, UsageError
 
     if dataset_info(dataset.name).splits:
         return
+    # Compare the fingerprint of the training split with the checkpoint's.
     training = trained.describe().get("training", {}).get("dataset", {})
     found = "no split 'train'"
     if "train" in available_splits(dataset.name, dataset.root):
@@ -118,15 +120,14 @@ def _check_trained_on(trained: Method, dataset: Dataset, checkpoint: Path, *, ca
     expected = f"fingerprint {training.get('fingerprint')}"
     if found != expected:
         raise UsageError(
-            f"{checkpoint} was trained on another {dataset.name} than that in {dataset.root}: its training "
-            f"split has {expected}, and "
-            f"here is {found}. Train in another working folder, or name the file with --checkpoint if you "
-            "mean it"
+            f"{checkpoint} was trained on another {dataset.name} than that in {dataset.root}: expected a "
+            f"training split with {expected}, found {found}. Train in another working folder, or name the "
+            "file with --checkpoint to use it anyway"
         )
 
 
 def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
-    """What `train` and `eval --train` do: fit the method and return the last checkpoint."""
+    """Fit the method, as `train` and `eval --train` do, and return the last checkpoint."""
     from wsolbench.exceptions import UsageError
     from wsolbench.methods import TrainRequest, load_method
 
@@ -155,35 +156,34 @@ def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
 
 
 def default_backbone(dataset: str, backbone: str | None, real: str = "resnet50") -> str:
-    """The backbone that was asked for, else `tiny` for the generated data set and `real` for others."""
+    """Return the requested backbone, else `tiny` for the generated data set and `real` for others."""
     return backbone or ("tiny" if dataset == "toybirds" else real)
 
 
 def default_weights(backbone: str, weights: str | None) -> str:
-    """The weights that were asked for, else those that the backbone's file states."""
+    """Return the requested weights, else those that the backbone's file states."""
     from wsolbench.methods import weights_of_backbone
 
     return weights or weights_of_backbone(backbone)
 
 
 def default_run(dataset: str, backbone: str, model: Mapping[str, Any]) -> Path:
-    """Where a run is kept when no folder is named: runs that were asked for with other options have other
-    folders.
+    """Return the run folder of these options. Other options have other folders.
 
     >>> model = dict(method="cam", seed=0, weights="runs/old/last.safetensors", epochs=3, image_size=None,
     ...     lr=None, settings=("head=fc",))
     >>> str(default_run("cub", "resnet50", model))
     'runs/cub/cam-resnet50-seed0-weights=old-epochs=3-head=fc'
     """
-    asked = {"weights": model["weights"] and _name_of(Path(model["weights"]))} | {
+    given = {"weights": model["weights"] and _name_of(Path(model["weights"]))} | {
         name: model[name] for name in ("epochs", "image_size", "lr")
     }
-    options = [f"{name}={value}" for name, value in asked.items() if value is not None]
+    options = [f"{name}={value}" for name, value in given.items() if value is not None]
     options += ["carve_val"] if model.get("carve_val") else []
     parts = (model["method"], backbone, f"seed{model['seed']}", *options, *sorted(model["settings"]))
     return Path("runs") / dataset / "-".join(map(file_name, parts))
 
 
 def _name_of(weights: Path) -> str:
-    """A checkpoint of a run is called by the run."""
+    """Return the name of a checkpoint. A checkpoint of a run has the name of the run."""
     return weights.parent.name if weights.stem in {"last", "best"} and weights.parent.name else weights.stem

@@ -1,4 +1,4 @@
-"""Reading a results folder for a command: records of the user, published numbers of the package."""
+"""Read a results folder for a command: records of the user, published numbers of the package."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def read_with_literature(results: Path) -> Results:
-    """Read the folder of `--results`, and the published numbers that go with it.
+    """Read the folder of `--results`, and the published numbers that belong to it.
 
-    Without `--results`, and without a folder of records at its default, there are published numbers alone.
+    Without `--results`, and without a folder of records at its default, only published numbers are read.
     Raises as `wsolbench.report.board.results.read_results`.
     """
     from wsolbench.records.published import literature_for

@@ -67,22 +67,26 @@ def command(
     from wsolbench.records import read_record
     from wsolbench.report.board.comparisons import comparison_table
 
+    # Check the combination of options.
     if (claims is None) == (not group_a or not group_b) or (claims is None) != (records is None):
-        raise UsageError("expected --a and --b, or --claims and --records")
+        raise UsageError(
+            "found another combination of options; expected --a and --b, or --claims and --records"
+        )
     if claims is not None and records is not None:
         _compare_claims(claims, records, resamples, out)
         return
     for group in (group_a, group_b):
         for path, count in Counter(path.resolve() for path in group).items():
             if count > 1:
-                raise UsageError(f"{path} is named {count} times; a run counts once in its group")
+                raise UsageError(f"{path} is named {count} times; expected each run once in its group")
+    # Read both groups, and compare.
     groups = [{path: read_record(path) for path in group} for group in (group_a, group_b)]
     for path, record in groups[1].items():
-        record.map_protocol  # noqa: B018 - a detector's has none, which is the likelier reason
+        record.map_protocol  # noqa: B018 - raises for a detector, which is the more likely reason
         for other, same in groups[0].items():
             if record.digest == same.digest:
                 raise UsageError(
-                    f"{path} of group B is the run of {other} in group A; name each run in one group"
+                    f"{path} of group B is the same run as {other} in group A; expected each run in one group"
                 )
     comparison = compare_records(*groups, resamples=resamples)
     written = None if out is None else comparison.write(out)
@@ -92,9 +96,7 @@ def command(
 
 
 def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | None) -> None:
-    """Compare all that the claims are about; what lies in `out` already is kept, unless there are more seeds
-    now.
-    """
+    """Compare all pairs of the claims. Comparisons in `out` are kept, unless there are more seeds now."""
     from rich.console import Console
 
     from wsolbench.evaluation.compare import compare_records
@@ -106,6 +108,7 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
     from wsolbench.report.board.comparisons import comparison_table
     from wsolbench.system.progress import track
 
+    # Find the pairs, and report what is skipped.
     found = find_records(records)
     scored = {path: record for path, record in found.records if path.with_suffix(SCORES).is_file()}
     wanted_claims = read_claims(claims)
@@ -118,8 +121,10 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
     pairs = pairs_of(wanted_claims, scored.items())
     if not pairs:
         raise UsageError(
-            f"no two records in {records} with scores (--save-scores) are what a claim in {claims} compares"
+            f"no two records in {records} with scores (--save-scores) match a claim in {claims}; expected a "
+            "record of each side"
         )
+    # Compare each pair that is not in `out` yet.
     made, failed, all_wanted = 0, 0, []
     for a, b in track(pairs, "comparing", unit="pairs"):
         wanted = Comparison.make([scored[path] for path in a], [scored[path] for path in b], ())
@@ -130,7 +135,7 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
             comparison = compare_records(
                 *({path: scored[path] for path in side} for side in (a, b)), resamples=resamples
             )
-        except DataError as error:  # the other pairs are of use
+        except DataError as error:  # the other pairs are still useful
             click.echo(f"left out: {error}", err=True)
             failed += 1
             continue
@@ -139,19 +144,19 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
             Console(soft_wrap=True).print(comparison_table(comparison))
         else:
             comparison.write(out)
+    # Remove outdated comparisons, and count.
     if out is not None:
         replaced = _remove_replaced(out, all_wanted)
         kept = len(pairs) - made - failed
-        click.echo(
-            f"comparisons  {made} new, {kept} that were there, {replaced} of fewer seeds removed, in {out}"
-        )
+        click.echo(f"comparisons  {made} new, {kept} kept, {replaced} of fewer seeds removed, in {out}")
     if failed:
         raise DataError(f"{failed} of {len(pairs)} pairs could not be compared; they are named above")
 
 
 def _remove_replaced(out: Path, wanted: Sequence[Comparison]) -> int:
-    """Remove comparisons in `out` that are part of a wanted one that is there; how many. Broken ones are
-    named and kept.
+    """Remove comparisons in `out` that an existing wanted one includes, and return their number.
+
+    Broken ones are named and kept.
     """
     from wsolbench.exceptions import DataError
     from wsolbench.records.comparison import read_comparison

@@ -1,4 +1,4 @@
-"""`wsolbench correlations`: how the pixels of a feature stage are like one of them, as a picture."""
+"""`wsolbench correlations`: feature similarity of all pixels of a stage to one pixel, as a picture."""
 
 from __future__ import annotations
 
@@ -102,28 +102,31 @@ def command(
     from wsolbench.report.pictures.overlays import check_picture_path
     from wsolbench.system.files import make_folder
 
+    # Check the options.
     check_picture_path(out)
     if save_maps is not None and save_maps.suffix != ".npz":
-        raise UsageError(f"--save-maps {save_maps}; expected a name that ends with .npz")
-    asked = _orders(orders)
+        raise UsageError(f"--save-maps is {save_maps}; expected a name that ends with .npz")
+    numbers = _orders(orders)
     places = _places(images, points)
     method, (definition, *more) = load_method(model["method"]), open_posts(post, post_set).values()
     if more:
-        raise UsageError(f"--post {post}; expected one post-process")
+        raise UsageError(f"--post is {post}; expected one post-process")
     dataset = data.open(split)
     samples = [dataset.find(image_id) for image_id, _ in places]
     for path in (out, save_maps):
         if path is not None:
             make_folder(path.parent)
+    # Run the model.
     changes = changes_of_trained(checkpoint, model)
     localizer = open_method(method, dataset, checkpoint, model, changes)
     source = ModelSource(
         localizer, SHOWN, num_classes=len(dataset.class_names), device=model["device"], post=definition
     )
     rows = [
-        correlate(source, sample, point, asked, stage)
+        correlate(source, sample, point, numbers, stage)
         for sample, (_, point) in zip(samples, places, strict=True)
     ]
+    # Title and files.
     grid = " x ".join(map(str, rows[0].maps.shape[1:]))
     settings = ", ".join([post, *(pair.removeprefix(f"{post}.") for pair in post_set)])
     parts = [
@@ -147,20 +150,20 @@ def _orders(text: str) -> list[int]:
 
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch("[1-9][0-9]?", part) for part in parts):
-        raise UsageError(f"--orders {shorten(text)}; expected whole numbers from 1 to 99, like 1,2,3")
+        raise UsageError(f"--orders is {shorten(text)}; expected whole numbers from 1 to 99, like 1,2,3")
     return [int(part) for part in parts]
 
 
 def _places(images: Sequence[str], points: Sequence[str]) -> list[tuple[str, tuple[float, float] | None]]:
-    """Image and point of each row."""
+    """Return image and point of each row."""
     from wsolbench.exceptions import UsageError
 
     if not points:
         return [(image, None) for image in images]
     if len(images) > 1 and len(images) != len(points):
         raise UsageError(
-            f"{len(images)} images and {len(points)} points; give one point for each --image, in their "
-            "order, or none"
+            f"{len(images)} images and {len(points)} points; expected one point for each --image, in their "
+            "order, or no points"
         )
     found: list[tuple[str, tuple[float, float] | None]] = []
     for image, point in zip(images if len(images) > 1 else [*images] * len(points), points, strict=True):
@@ -170,7 +173,7 @@ def _places(images: Sequence[str], points: Sequence[str]) -> list[tuple[str, tup
                 raise ValueError(point)
         except ValueError as error:
             raise UsageError(
-                f"--point {shorten(point)}; expected X,Y in pixels of the image, like 40,52"
+                f"--point is {shorten(point)}; expected X,Y in pixels of the image, like 40,52"
             ) from error
         found.append((image, (x, y)))
     return found

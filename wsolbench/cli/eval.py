@@ -1,4 +1,4 @@
-"""`wsolbench eval`: evaluate a method; table, record, pictures."""
+"""`wsolbench eval`: evaluate a method. Writes table, record and pictures."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def command(
     """
     from wsolbench.datasets.subsets import limit_dataset
     from wsolbench.evaluation.request import EvalRequest, RunOptions
-    from wsolbench.evaluation.transforms import Transform, transformed
+    from wsolbench.evaluation.transforms import Transform, transform_dataset
     from wsolbench.exceptions import UsageError
     from wsolbench.maps import MapFolder
     from wsolbench.maps.sources import ModelSource, fitting_batch
@@ -108,18 +108,21 @@ def command(
 
     with connected() as world:
         conventions = scoring.conventions()
+        # Check the options, and what they name.
         if checkpoint is not None and train_first:
             raise UsageError("--checkpoint and --train exclude each other: a checkpoint is trained already")
         names = model["method"].split(",")
         if checkpoint is not None and len(names) > 1:
             raise UsageError(
-                "--checkpoint is of one method; leave it out to evaluate the run folders of several"
+                f"--checkpoint is of one method, but --method names {len(names)}; leave out --checkpoint to "
+                "evaluate their run folders"
             )
         methods = {name: load_method(name) for name in names}
         readings = _readings(maps, open_posts(post, post_set))
         views = {view: None if view == "none" else Transform.parse(view) for view in transforms.split(",")}
         if scoring.save_boxes is not None and set(views) != {"none"}:
-            raise UsageError("--save-boxes writes boxes of the images as they are: leave out --transform")
+            raise UsageError("--save-boxes writes boxes of untransformed images; leave out --transform")
+        # Open the data.
         scored = data.open(scoring.split)
         val = data.open_val() if scoring.transfer and scoring.split != "val" and "none" in views else None
         scoring.prepare(scored, save_maps)
@@ -135,6 +138,7 @@ def command(
             resamples=scoring.resamples,
         )
         changes = changes_of_trained(checkpoint, model)
+        # Score every combination of method, map and transform.
         for name, method in methods.items():
             settings = {**model, "method": name, "carve_val": data.carve_val}
             path = checkpoint
@@ -162,7 +166,7 @@ def command(
                 request = EvalRequest(
                     dataset=scored
                     if moved is None
-                    else transformed(scored, moved, localizer.input_spec, conventions),
+                    else transform_dataset(scored, moved, localizer.input_spec, conventions),
                     source=source,
                     protocol=conventions,
                     limit=scoring.limit,
@@ -177,8 +181,9 @@ def command(
 def _readings(
     maps: str, posts: dict[str, PostProcessor | None]
 ) -> list[tuple[str, PostProcessor | None, str | None]]:
-    """Return what to score of a model: a suffix of the method's name, and a post-process or the name of an
-    extra map, if any.
+    """Return what to score of a model.
+
+    Each entry has a suffix of the method's name, and a post-process or the name of an extra map, if any.
     """
     from wsolbench.exceptions import UsageError
 
@@ -190,6 +195,6 @@ def _readings(
     )
     if not of_class and set(posts) != {"none"}:
         raise UsageError(
-            f"--post {','.join(posts)} makes its maps of the class's; add it to --map: class,{maps}"
+            f"--post {','.join(posts)} needs the class map, but --map is {maps}; expected --map class,{maps}"
         )
     return [*of_class, *((f":{name}", None, name) for name in names if name != "class")]

@@ -1,4 +1,4 @@
-"""`wsolbench eval-detector`: COCO's average precision of a trained detector; table and record."""
+"""`wsolbench eval-detector`: COCO's average precision of a trained detector. Writes table and record."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ def command(
     from wsolbench.system.files import make_folder, write_text
 
     started = time.perf_counter()
+    # Check the options.
     method = load_detector(model["method"])
     dataset = load_instances(data_root, split)
     if changes := changes_of_trained(checkpoint, model):
@@ -74,16 +75,18 @@ def command(
         )
     if save_detections is not None:
         make_folder(save_detections.parent)
+    # Find the checkpoint.
     if checkpoint is None:
         backbone = default_backbone(dataset.name, model["backbone"], BACKBONE)
         checkpoint = default_run(dataset.name, backbone, {**model, "image_size": None}) / "last.safetensors"
         if not checkpoint.is_file():
             others = sorted(checkpoint.parents[1].glob(f"{model['method']}-*/last.safetensors"))
-            known = f" There are: {', '.join(map(str, others))}." if others else ""
+            known = f" Existing ones: {', '.join(map(str, others))}." if others else ""
             raise UsageError(
                 f"no trained detector: {checkpoint} does not exist. "
                 f"Train it with `wsolbench train-detector`, or name a file with --checkpoint.{known}"
             )
+    # Evaluate and write.
     make_folder(out)
     evaluation = evaluate_detector(dataset, method.load(checkpoint, device=model["device"]), limit=limit)
     path = evaluation.record.write(out)

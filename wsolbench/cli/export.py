@@ -29,7 +29,7 @@ from wsolbench.cli.options import DataOptions, data_options
 @data_options
 @option("Data", "--split", default="train", show_default=True, help="Split to export.")
 @option("Output", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
-def command(form: str, data: DataOptions, split: str, out: Path) -> None:  # noqa: ARG001 - there is one format as yet
+def command(form: str, data: DataOptions, split: str, out: Path) -> None:  # noqa: ARG001 - there is only one format yet
     """Write images, boxes and masks of a split for detectors.
 
     Every data set with boxes can be exported. Objects have a segmentation if the data set has a mask for each

@@ -33,7 +33,7 @@ class GroupedCommand(click.Command):
     """A command whose `--help` lists options in sections."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write one section for each group that has options; those that must be given come first in it."""
+        """Write one section per group with options. Required options come first in it."""
         sections: dict[str, list[tuple[str, str]]] = {title: [] for title in (*GROUPS, OTHERS)}
         for parameter in sorted(self.get_params(ctx), key=lambda parameter: not parameter.required):
             record = parameter.get_help_record(ctx)

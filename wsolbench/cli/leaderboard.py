@@ -1,4 +1,4 @@
-"""`wsolbench leaderboard`: tables of all records, published numbers beside them."""
+"""`wsolbench leaderboard`: tables of all records, next to published numbers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def command(results: Path, check: bool, kind: str | None, out: Path | None, **fi
 
     if kind is not None or out is not None or any(value is not None for value in filters.values()):
         if check:
-            raise UsageError("--check is about the whole board; leave out --format, --out and filters")
+            raise UsageError("--check checks the whole leaderboard; leave out --format, --out and filters")
         _print(results, kind or "markdown", out, filters)
         return
     read = _read(results)
@@ -79,7 +79,7 @@ def command(results: Path, check: bool, kind: str | None, out: Path | None, **fi
 
 
 def _read(results: Path) -> Results:
-    """Read records and published numbers, and say on standard error which files are left out, and why."""
+    """Read records and published numbers, and name the skipped files on standard error."""
     from wsolbench.cli._results import read_with_literature
 
     read = read_with_literature(results)
@@ -101,9 +101,10 @@ def _print(results: Path, kind: str, out: Path | None, filters: dict[str, Any]) 
     read = _read(results)
     tables = board_tables(results, Filters(**filters), read)
     if not tables:
-        asked = ", ".join(f"--{name} {value}" for name, value in filters.items() if value is not None)
+        selected = ", ".join(f"--{name} {value}" for name, value in filters.items() if value is not None)
         raise UsageError(
-            f"nothing on the leaderboard for {asked or 'no filter'}; `wsolbench leaderboard` writes all of it"
+            f"no table of the leaderboard matches {selected or 'no filter'}; `wsolbench leaderboard` writes "
+            "all of them"
         )
     text = render(tables, kind)
     if out is None:

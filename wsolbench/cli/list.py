@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 Rows = tuple[tuple[str, ...], Iterable[tuple[str, ...]]]
-"""Header and rows of a table; a row of one cell is the title of the rows that follow."""
+"""Header and rows of a table. A row of one cell is the title of the rows that follow."""
 
 
 def _methods() -> Rows:
@@ -29,7 +29,10 @@ def _methods() -> Rows:
 
 
 def _with_papers(rows: Iterable[MethodInfo]) -> list[tuple[str, ...]]:
-    """Return name, venue and year of the paper, and summary. An unknown key of a paper is shown as it is."""
+    """Return name, venue and year of the paper, and summary.
+
+    An unknown key of a paper is printed as it is.
+    """
     from wsolbench.records.published import read_papers
 
     papers = read_papers()
@@ -114,7 +117,7 @@ def command(what: str) -> None:
     header, rows = _LISTS[what]()
     table = Table(box=box.SIMPLE_HEAD)
     for name in header:
-        # A narrow column of papers leaves room for summaries of two lines on a terminal of 80 columns.
+        # A narrow column of papers leaves room for summaries of two lines in a terminal of 80 columns.
         table.add_column(
             name, overflow="fold", no_wrap=name == header[0], max_width=13 if name == "paper" else None
         )

@@ -31,9 +31,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def available_cores() -> int:
-    """Cores for this process: those it may run on, shared with the other processes that torchrun started
-    here.
-    """
+    """Return the number of cores that this process may use. Processes of torchrun share a machine's cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
@@ -66,20 +64,20 @@ NOT_TRANSFERRED = "thresholds are not transferred, as with --no-transfer"
 
 
 def say(line: str) -> None:
-    """A line for the user that is no result: on stderr, and from one of several processes only."""
+    """Print a line for the user on stderr, because it is not a result. Only the first process prints."""
     if world().is_first:
         click.echo(line, err=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """Which data set, and where it is."""
+    """Options of the data set: its name and its folders."""
 
     dataset: str
     data_root: Path | None
     metadata_root: Path | None
     carve_val: bool = False
-    """Whether `val` is a tenth of each class of `train`, which lacks it then."""
+    """Whether a tenth of each class of `train` is used as `val` instead."""
 
     @property
     def extra(self) -> dict[str, Any]:
@@ -87,9 +85,7 @@ class DataOptions:
         return {} if self.metadata_root is None else {"metadata_root": self.metadata_root}
 
     def open(self, split: str, missing: Missing = "error") -> Dataset:
-        """Load a split. `missing` is what to do with images that have no file. What the loader found is
-        counted in one line.
-        """
+        """Load a split and print the number of findings. `missing` is what to do with images without file."""
         from wsolbench.datasets import load_dataset
         from wsolbench.datasets.base import MissingFilesError
 
@@ -110,10 +106,10 @@ class DataOptions:
     def open_val(
         self, missing: Missing = "error", *, without: str = NOT_TRANSFERRED, way_out: str = WITHOUT_VAL
     ) -> Dataset | None:
-        """Load the `val` split; None if the data set has none on this disk.
+        """Load the `val` split, or return None if the data set has none on this disk.
 
-        Annotations of `val` without any of its images are no error: one line says so, and `without` what is
-        not done then. A `val` that is there but broken is an error, to which `way_out` is added.
+        If `val` has annotations but no image file, one line says so, and `without` says what is skipped then.
+        A broken `val` is an error, whose message ends with `way_out`.
         """
         from wsolbench.datasets import available_splits
 
@@ -128,7 +124,7 @@ class DataOptions:
             return None
 
     def _absent_files(self, split: str) -> int:
-        """How many files a split lacks, if none of its images can be used for want of them; else 0."""
+        """Return the number of missing files of a split, or 0 if some of its images can be used."""
         from wsolbench.datasets import load_dataset
 
         try:
@@ -138,7 +134,7 @@ class DataOptions:
         return 0 if usable.samples else len(usable.missing)
 
     def _count_findings(self, dataset: Dataset) -> None:
-        """One line that counts the errors and warnings of the loader, and says which command lists them."""
+        """Print one line with the number of the loader's errors and warnings, and how to list them."""
         counts = {
             severity: sum(finding.count for finding in dataset.findings if finding.severity == severity)
             for severity in ("error", "warning")
@@ -375,7 +371,7 @@ results_option = option(
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringOptions(Ranged):
-    """What is scored, how it is counted, and what is written."""
+    """Options of a score: what is scored, how it is counted, and what is written."""
 
     split: str
     protocol: str
@@ -391,31 +387,29 @@ class ScoringOptions(Ranged):
     save_boxes: Path | None
 
     def conventions(self) -> EvalProtocol:
-        """The protocol, with its changes."""
+        """Return the protocol, with its changes."""
         return read_protocol(self.protocol, self.protocol_set)
 
     def within(self, folder: Path) -> ScoringOptions:
-        """The same with pictures and boxes in a folder below theirs."""
+        """Return the same options with pictures and boxes in a folder below theirs."""
         pictures = None if self.pictures is None else self.pictures / folder
         boxes = None if self.save_boxes is None else self.save_boxes.parent / folder / self.save_boxes.name
         return replace(self, pictures=pictures, save_boxes=boxes)
 
     def prepare(self, scored: Dataset, *more: Path | None) -> None:
-        """Refuse what cannot be done with the data, and make the folders that are written to, before any work
-        is done.
-        """
+        """Refuse what the data do not allow, and create the output folders, before any work is done."""
         from wsolbench.metrics.thresholds import check_fixed_tau
 
         check_fixed_tau(self.fixed_tau, self.conventions().taus)
         if self.save_boxes is not None and not scored.has_boxes:
             raise UsageError(
-                f"--save-boxes needs the best threshold of GT-known, but {scored.name}/{scored.split} has "
-                "no true boxes"
+                f"--save-boxes needs the oracle threshold of GT-known, but {scored.name}/{scored.split} has "
+                "no ground-truth boxes; use a split with boxes"
             )
         if self.shard is not None and (self.pictures or self.save_scores or self.save_boxes):
             raise UsageError(
-                "--pictures, --save-boxes and --save-scores need all parts of a run: leave out --shard "
-                "(`merge` takes --save-scores, too)"
+                "--pictures, --save-boxes and --save-scores need all shards of a run; leave out --shard "
+                "(`merge` also takes --save-scores)"
             )
         for folder in (self.out, self.pictures, self.save_boxes and self.save_boxes.parent, *more):
             if folder is not None:

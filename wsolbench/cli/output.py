@@ -1,7 +1,7 @@
-"""Output that cannot stop a command: any encoding, a closed pipe, a stream that is not there.
+"""Output that cannot stop a command, whatever the encoding, and even if a pipe or stream is closed.
 
-What cannot be written in the stream's encoding is written in ASCII. After the reader of a pipe has gone,
-output is dropped and the command finishes its work.
+What the stream's encoding lacks is written in ASCII. After the reader of a pipe has closed it, output is
+dropped and the command finishes its work.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from typing import TextIO
 
 _ERRORS = "wsolbench.ascii"
 _PLAIN_ASCII = "wsolbench_ascii"
-"""ASCII under another name: click takes a stream that is called ASCII for misconfigured, and writes UTF-8
-past it.
-"""
+"""ASCII under another name: click takes an ASCII stream for misconfigured, and writes UTF-8 instead."""
 _ASCII = {
     "·": "|",
     "–": "-",
@@ -35,14 +33,15 @@ _ASCII = {
 
 
 class SafeStream(io.TextIOWrapper):
-    """A text stream on a file descriptor whose writer never sees an error; `failure` keeps the first one but
-    a closed pipe.
+    """A text stream on a file descriptor that never raises.
+
+    `failure` keeps the first error, except a closed pipe.
     """
 
     failure: OSError | None = None
 
     def write(self, text: str, /) -> int:
-        """Write, or drop the text where nobody can read it."""
+        """Write the text, or drop it if it cannot be written."""
         try:
             return super().write(text)
         except OSError as error:
@@ -50,14 +49,14 @@ class SafeStream(io.TextIOWrapper):
             return len(text)
 
     def flush(self) -> None:
-        """Flush, or drop what is there where nobody can read it."""
+        """Flush, or drop the buffered text if it cannot be written."""
         try:
             super().flush()
         except OSError as error:
             self._drop(error)
 
     def _drop(self, error: OSError) -> None:
-        """Send what is buffered, and everything from now on, nowhere."""
+        """Redirect what is buffered, and everything from now on, to the null device."""
         if error.errno != errno.EPIPE and self.failure is None:
             self.failure = error
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -66,9 +65,7 @@ class SafeStream(io.TextIOWrapper):
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Error handler of encodings: ASCII for signs of tables, bytes of file names as they are, escapes for
-    everything else.
-    """
+    """Handle encoding errors: ASCII for signs of tables, raw bytes of file names, escapes for the rest."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     sign = error.object[error.start]
@@ -93,14 +90,12 @@ def _find_codec(name: str) -> codecs.CodecInfo | None:
 
 
 def make_output_safe() -> None:
-    """Make stdout and stderr of this process such streams. Streams that a caller has put in their place are
-    left alone.
-    """
+    """Replace stdout and stderr of this process by such streams, unless a caller has replaced them."""
     codecs.register_error(_ERRORS, _in_ascii)
     codecs.register(_find_codec)
     for name in ("stdout", "stderr"):
         stream: TextIO | None = getattr(sys, name)
-        if stream is None:  # closed by whoever started the process
+        if stream is None:  # the parent process has closed it
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 - open until the end of the process
         elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
             encoding, lines, through = stream.encoding, stream.line_buffering, stream.write_through
@@ -117,8 +112,9 @@ def make_output_safe() -> None:
 
 
 def output_failure() -> str | None:
-    """Why output could not be written, for instance because the disk is full; None if it was written or a
-    pipe was closed.
+    """Return why output could not be written, for instance a full disk.
+
+    None if it was written, and if a pipe was closed.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

@@ -98,15 +98,18 @@ def command(
     from wsolbench.report.page.page import write_page
     from wsolbench.system.files import check_writable
 
+    # Check the options for galleries.
     if bool(folders) != (dataset is not None):
-        raise UsageError("galleries need both --maps and --dataset; give both, or neither")
+        raise UsageError("galleries need both --maps and --dataset; expected both, or neither")
     given = click.get_current_context().get_parameter_source
     for name in ("data_root", "metadata_root", "split", "protocol", "images"):
         if not folders and given(name) is not ParameterSource.DEFAULT:
             raise UsageError(
-                f"--{name.replace('_', '-')} is of galleries, and there is none without --maps and --dataset"
+                f"--{name.replace('_', '-')} is for galleries, which need --maps and --dataset; leave it "
+                "out, or add both"
             )
-    read = read_with_literature(results)  # both before galleries are drawn
+    # Fail before galleries are drawn.
+    read = read_with_literature(results)
     check_writable(out / "index.html")
     shown: Sequence[Gallery] = ()
     if dataset is not None:

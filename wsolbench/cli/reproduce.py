@@ -1,4 +1,4 @@
-"""`wsolbench reproduce`: carry out a plan of runs, and bring the tables up to date."""
+"""`wsolbench reproduce`: run a plan, and update the tables."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     type=Device(),
     default="auto",
     show_default=True,
-    help="auto, cpu, cuda or cuda:N.",
+    help="Device to use: auto, cpu, cuda or cuda:N.",
 )
 @option(
     "Output",
@@ -131,7 +131,7 @@ def _options_of(how: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _print_jobs(plan: Plan, jobs: Sequence[Job], done: set[str]) -> None:
-    """One line for each job that is left, and the sum."""
+    """Print one line per job that is left, and the sum."""
     left = [job for job in jobs if job.name not in done]
     for job in left:
         about = f"{job.hours:5.2f} h  " if job.hours else ""
@@ -153,7 +153,7 @@ def _print_outcome(outcome: Outcome) -> None:
 
 
 def _update_tables(results: Path) -> None:
-    """Bring comparisons of claims, leaderboard and report page up to date, by the commands that make them."""
+    """Update comparisons of claims, leaderboard and report page with the commands that make them."""
     from wsolbench.cli import compare, leaderboard
     from wsolbench.exceptions import WsolbenchError
     from wsolbench.report.page.page import write_page
@@ -163,8 +163,8 @@ def _update_tables(results: Path) -> None:
     if claims.is_file():
         try:
             context.invoke(compare.command, claims=claims, records=measured, out=results / "compared")
-        except WsolbenchError as error:  # no pair yet, for instance: the tables are of use all the same
+        except WsolbenchError as error:  # for instance no pair yet; the tables are still useful
             click.echo(f"claims   not compared: {error}", err=True)
     context.invoke(leaderboard.command, results=results)
-    page, _ = write_page(results, Path("report"))  # what is left out the leaderboard has named
+    page, _ = write_page(results, Path("report"))  # the leaderboard has named the skipped files
     click.echo(page)

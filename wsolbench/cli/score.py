@@ -82,23 +82,25 @@ def command(
 
     if world().size > 1:
         raise UsageError(
-            "`wsolbench score` is one process; in place of torchrun start one with --shard i/n for each part"
+            f"`wsolbench score` runs in one process, found {world().size} of torchrun; start one process "
+            "per shard with --shard i/n instead"
         )
+    # Open data and maps.
     if name is not None and not name.strip():
         raise UsageError(f"--name is {name!r}; expected the name of the method")
     conventions = scoring.conventions()
-    # Scoring needs the annotations; the pictures themselves only to be drawn.
+    # Scoring needs the annotations. The image files are only needed to draw pictures.
     whole = _open(data, scoring.split, pictures=scoring.pictures is not None, allow_partial=allow_partial)
     folder = MapFolder(maps_dir)
-    without = folder.missing(
-        whole.ids
-    )  # of all images: a map that two of them would share is refused whatever is scored
+    # This looks at all images, so that a map that two of them would share is always refused.
+    without = folder.missing(whole.ids)
     scored = _with_maps(limit_dataset(whole, scoring.limit), folder, set(without), allow_partial)
     scoring.prepare(scored)
     val = data.open_val("keep") if scoring.transfer and scoring.split != "val" else None
     ranked = _read_labels(
         folder, predictions, len(scored.class_names), [*whole.ids, *(val.ids if val is not None else ())]
     )
+    # Check that the maps belong to the data.
     made_by = dict(folder.manifest().get("method", {}))
     source = FolderSource(
         folder,
@@ -114,8 +116,9 @@ def command(
             say(f"val      {maps_dir} lacks maps or labels of {val.split}: {NOT_TRANSFERRED}")
             val = None
     if val is not None:
-        folder.locate([*whole.ids, *val.ids])  # no map may be that of an image of each
+        folder.locate([*whole.ids, *val.ids])  # raises if images of both splits would share a map
         source.check(limit_dataset(val, scoring.limit), conventions, allow_partial=allow_partial)
+    # Score.
     left_out = {
         "without_map": len(limit_dataset(whole, scoring.limit)) - len(scored),
         "without_file": len(whole.left_out),
@@ -134,8 +137,10 @@ def command(
 
 
 def _open(data: DataOptions, split: str, *, pictures: bool, allow_partial: bool) -> Dataset:
-    """The split. Images without a file are left out for a partial score, unless their size is known and no
-    picture is drawn.
+    """Open the split.
+
+    For a partial score, images without a file are skipped, unless their size is known and no picture is
+    drawn.
     """
     from wsolbench.datasets.base import MissingFilesError
 
@@ -150,8 +155,7 @@ def _open(data: DataOptions, split: str, *, pictures: bool, allow_partial: bool)
     if whole.left_out:
         examples = ", ".join(whole.left_out[:5])
         click.echo(
-            f"{len(whole.left_out)} images have a file that is missing or broken and are left out: "
-            f"{examples}",
+            f"{len(whole.left_out)} images have a missing or broken file and are skipped: {examples}",
             err=True,
         )
     return whole
@@ -160,8 +164,9 @@ def _open(data: DataOptions, split: str, *, pictures: bool, allow_partial: bool)
 def _read_labels(
     folder: MapFolder, predictions: Path | None, classes: int, known: Sequence[str]
 ) -> dict[str, list[int]]:
-    """The predicted labels of the file that was named, else those that lie with the maps; `known` are the ids
-    that it may name.
+    """Return the labels of the file of `--predictions`, else those in the folder of maps.
+
+    `known` are the ids that the file may name.
     """
     from wsolbench.exceptions import DataError
     from wsolbench.maps.predictions import PREDICTIONS, read_predictions
@@ -173,14 +178,14 @@ def _read_labels(
     ranked = read_predictions(predictions, classes, known)
     if not ranked:
         raise DataError(
-            f"{predictions} has a header and no predictions; expected a line for each image, or leave out "
+            f"{predictions} has a header and no predictions; expected one line per image. Or leave out "
             "--predictions"
         )
     return ranked
 
 
 def _with_maps(dataset: Dataset, folder: MapFolder, without: set[str], allow_partial: bool) -> Dataset:
-    """The images that have a map. Raises `DataError` for a partial folder that was not asked for."""
+    """Return the images that have a map. Raises `DataError` for a partial folder without `allow_partial`."""
     from wsolbench.exceptions import DataError
 
     missing = [image_id for image_id in dataset.ids if image_id in without]
@@ -190,16 +195,16 @@ def _with_maps(dataset: Dataset, folder: MapFolder, without: set[str], allow_par
     if len(missing) == len(dataset):
         raise DataError(
             f"none of the {len(dataset)} images of {dataset.name} {dataset.split} has a map in "
-            f"{folder.root}; looked for {examples}, ... "
-            "each with .npy, .npz or .png behind it or in place of its image suffix"
+            f"{folder.root}; looked for {examples}, ... each followed by .npy, .npz or .png, with or without "
+            "its image suffix"
         )
     if not allow_partial:
         raise DataError(
             f"{len(missing)} of {len(dataset)} images have no map in {folder.root}: "
             f"{examples}{', ...' if len(missing) > 5 else ''}. "
-            "A partial score is not comparable; write the missing maps, or add --allow-partial to score "
-            "the others."
+            "A partial score is not comparable. Write the missing maps, or add --allow-partial to score the "
+            "others."
         )
-    click.echo(f"{len(missing)} of {len(dataset)} images have no map and are left out: {examples}", err=True)
+    click.echo(f"{len(missing)} of {len(dataset)} images have no map and are skipped: {examples}", err=True)
     kept = tuple(sample for sample in dataset.samples if sample.id not in without)
     return replace(dataset, samples=kept)

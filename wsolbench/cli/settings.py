@@ -1,4 +1,4 @@
-"""Settings given as `name=value`: of methods, post-processes and protocols."""
+"""Parse settings given as `name=value`: of methods, post-processes and protocols."""
 
 from __future__ import annotations
 
@@ -12,41 +12,43 @@ from wsolbench.protocol import EvalProtocol, tau_grid
 
 
 def parse_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, str]:
-    """`name=value` strings -> dict. Raises `UsageError` on one without `=` and on a name given twice."""
+    """Parse `name=value` strings. Raises `UsageError` for one without `=`, and for a repeated name."""
     settings: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise UsageError(f"{option} {shorten(pair)!r}; expected NAME=VALUE")
+            raise UsageError(f"{option} is {shorten(pair)!r}; expected NAME=VALUE")
         if name in settings:
             raise UsageError(
-                f"{option} {name} is given twice: {shorten(settings[name])!r} and {shorten(value)!r}"
+                f"{option} {name} is given twice, {shorten(settings[name])!r} and {shorten(value)!r}; "
+                "expected it once"
             )
         settings[name] = value
     return settings
 
 
 def changes_of_trained(checkpoint: Path | None, model: Mapping[str, Any]) -> dict[str, str]:
-    """What `--set` changes in the model of `--checkpoint`; nothing without one: there it chooses a run.
+    """Return the settings that `--set` changes in the model of `--checkpoint`.
 
-    Raises `UsageError` on other options that its training has decided.
+    Empty without a checkpoint, because `--set` then selects a run. Raises `UsageError` for other options that
+    the training has fixed.
     """
     if checkpoint is None:
         return {}
     for name in ("backbone", "weights", "image_size", "epochs", "lr"):
         if model.get(name) is not None:
             raise UsageError(
-                f"--{name.replace('_', '-')} has no effect with --checkpoint, which is trained already: "
-                "leave one of them out"
+                f"--{name.replace('_', '-')} has no effect with --checkpoint, which is trained already; "
+                "leave out one of them"
             )
     return parse_settings(model["settings"])
 
 
 def read_protocol(name: str, changes: Sequence[str]) -> EvalProtocol:
-    """A preset with single fields changed; the variant's name lists the changes, so that boards keep it
-    apart.
+    """Return a preset with single fields changed. Its name lists the changes, so leaderboards keep it
+    separate.
 
-    Raises `UsageError` on an unknown preset or field, and on a value outside the range of its field.
+    Raises `UsageError` for an unknown preset or field, and for a value outside the range of its field.
     """
     protocol = EvalProtocol.preset(name)
     if not changes:
@@ -63,7 +65,7 @@ def read_protocol(name: str, changes: Sequence[str]) -> EvalProtocol:
 
 
 def _parse(name: str, text: str, current: Any) -> Any:
-    """The value that `text` stands for; what it may be is the matter of the protocol."""
+    """Parse the value of a field. The protocol checks its range."""
     try:
         if isinstance(current, bool):
             return {"true": True, "false": False}[text.lower()]

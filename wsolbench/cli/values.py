@@ -1,4 +1,4 @@
-"""Kinds of values of options, checked when the command line is read."""
+"""Types of option values, checked when the command line is parsed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Number(_Kind):
         self.name = "integer" if self.number is int else "float"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number that a text stands for."""
+        """Parse the number."""
         try:
             number = self.number(value)
         except (TypeError, ValueError, OverflowError):
@@ -41,12 +41,12 @@ class Number(_Kind):
 
 
 class Device(_Kind):
-    """auto, cpu, cuda or cuda:N; whether it is there is seen when it is used."""
+    """auto, cpu, cuda or cuda:N. Whether the device exists is checked on use."""
 
     name = "device"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name of the device."""
+        """Check the name of the device."""
         if not re.fullmatch(DEVICE, str(value)):
             self.fail(f"{str(value)[:40]!r} is not auto, cpu, cuda or cuda:N", param, ctx)
         return str(value)

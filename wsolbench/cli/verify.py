@@ -1,4 +1,4 @@
-"""`wsolbench verify`: is the data set on this disk what it should be?"""
+"""`wsolbench verify`: check whether the data set on this disk is complete and valid."""
 
 from __future__ import annotations
 

@@ -1,3 +1,1 @@
-"""Joining the steps: images to maps to per-image scores to metrics and a record; shards, comparison of runs,
-detectors.
-"""
+"""Evaluation: images, maps, per-image scores, metrics, record. Also shards, comparisons and detectors."""

@@ -1,4 +1,4 @@
-"""Predicted boxes as COCO's results, which pycocotools and viewers of detections read."""
+"""Write predicted boxes in COCO's results format, which pycocotools and viewers of detections read."""
 
 from __future__ import annotations
 
@@ -29,28 +29,29 @@ def write_coco_boxes(
     maps_of: Callable[[list[int]], Sequence[ScoreMap]],
     numbers: Mapping[str, int],
 ) -> int:
-    """Write one box for each image of `dataset` to `path`, a JSON list, and give their number.
+    """Write one box per image of `dataset` to `path`, a JSON list, and return the number of boxes.
 
-    The box is the protocol's one box of the true class's map at the oracle threshold of GT-known, scaled to
-    pixels of the image; where nothing is foreground it is the protocol's empty box. Its category is the best
-    predicted label, or where none is known the true class; its score is the largest value of the raw map, in
-    the method's own unit.
+    The box comes from the map of the true class, by the protocol's single-box rule, at the oracle threshold
+    of GT-known. It is scaled to pixels of the image. If nothing is foreground, it is the protocol's empty
+    box. Its category is the best predicted label, or the true class if no label is predicted. Its score is
+    the largest value of the raw map, in the method's own unit.
 
     Args:
-        path: the file.
-        record: of the run; gives protocol and threshold.
+        path: output file.
+        record: record of the run; gives protocol and threshold.
         scores: per-image scores, in the order of `dataset`.
         dataset: the images that were scored.
-        maps_of: raw maps of the images with these indices, in that order; asked again and again.
-        numbers: COCO's number of each image, by id; classes are numbered from 1.
+        maps_of: returns the raw maps of the images with these indices, in that order. It is called once per
+            64 images.
+        numbers: COCO's image number by id. Classes are numbered from 1.
 
-    Raises `UsageError` for a run without GT-known, and when the file cannot be written or holds other boxes.
+    Raises `UsageError` for a run without GT-known, and if the file cannot be written or holds other boxes.
     """
     metric = record.metric("gt_known", "oracle")
     if metric is None or not metric.tau:
         raise UsageError(
-            f"no image of {dataset.name}/{dataset.split} has a true box, so no threshold is the best for "
-            "boxes"
+            f"no image of {dataset.name}/{dataset.split} has a ground-truth box, so there is no oracle "
+            "threshold to draw boxes at; use a split with boxes"
         )
     protocol = replace(record.map_protocol, taus=metric.tau)
 
@@ -75,10 +76,10 @@ def write_coco_boxes(
 
     found = list(results())
     text = json.dumps(found, allow_nan=False) + "\n"
-    if path.is_file() and path.read_bytes() != text.encode():  # the same run gives the same bytes
+    if path.is_file() and path.read_bytes() != text.encode():  # the same run writes the same bytes
         raise UsageError(
-            f"{path} holds other boxes, perhaps of another run. Remove it, or choose another file; the "
-            "record is written."
+            f"{path} holds other boxes, perhaps of another run. Remove it, or choose another file. The "
+            "record has been written."
         )
     write_text(path, text)
     return len(found)

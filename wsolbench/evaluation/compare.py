@@ -1,8 +1,8 @@
-"""Two runs on the same images, or two groups of runs with different seeds: the difference of every metric,
-with its interval.
+"""Compare two runs on the same images, or two groups of runs with different seeds, metric by metric.
 
-All runs are resampled together: a resample draws the same images for each of them. The metric of a group is
-the mean over its runs. The interval says what other images would have given, not what other seeds would have.
+Each difference has an interval. All runs are resampled together: a resample draws the same images for each
+of them. The metric of a group is the mean over its runs. The interval covers other test images, not other
+seeds.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ def compare(
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[MetricDifference]:
-    """Differences of the metrics that all runs have, in table order; thresholds are oracle thresholds of each
-    run.
+    """Return the differences of the metrics that all runs have, in table order.
 
-    Raises `DataError` when the runs are not of the same images.
+    Thresholds are the oracle thresholds of each run. Raises `DataError` if the runs scored different images.
     """
+    # Check that the runs are paired.
     runs = [SplitScores(table) for table in (*a, *b)]
     ids = [table.column(lambda part: part.ids).tolist() for table in (*a, *b)]
     for other in ids[1:]:
         if other != ids[0]:
             raise DataError(
-                "the runs have not scored the same images in the same order, so they cannot be compared "
-                "image by image"
+                "the runs have scored different images, or in another order; expected the same images, "
+                "so that the runs can be compared image by image"
             )
+    # Find the metrics that all runs have, and resample those together that share their images.
     by_run = [
         {(m.name, str(m.policy)): m for m in metrics_of(run, protocol, None, None) if isinstance(m, Metric)}
         for run in runs
@@ -70,7 +71,8 @@ def _differences(
     resamples: int,
     seed: int,
 ) -> Iterator[MetricDifference]:
-    """Differences of metrics that are defined on the same images."""
+    """Yield the differences of metrics that are defined on the same images."""
+    # Resample all tables of all runs with the same draws.
     rows = [list(dict.fromkeys(metric.rows for metric in metrics.values())) for metrics in by_run]
     count = runs[0].count[rows[0][0].images]
     bootstrap = Bootstrap(count, n_resamples=resamples, seed=seed)
@@ -83,6 +85,7 @@ def _differences(
     resampled = iter(bootstrap.rates(blocks(), groups))
     rates = [{table: next(resampled) for table in tables} for tables in rows]
     means = [run.means(tables) for run, tables in zip(runs, rows, strict=True)]
+    # Read each metric from the means and from the resampled means.
     for (name, policy), metric in by_run[0].items():
         key = (name, policy)
         values = [_values(run[key], found) for run, found in zip(by_run, rates, strict=True)]
@@ -93,7 +96,7 @@ def _differences(
         value_a, value_b = np.mean(values[:n_a], axis=0), np.mean(values[n_a:], axis=0)
         try:
             interval = bootstrap.interval(value_b - value_a)
-        except DataError:  # undefined where a resample has drawn no object pixel
+        except DataError:  # undefined because some resample drew no object pixel
             continue
         pairs = zip(points[:n_a], points[n_a:], strict=True) if 2 * n_a == len(points) else None
         yield MetricDifference(
@@ -114,11 +117,10 @@ def _values(metric: Metric, rates: dict[ImageRows, Rates]) -> Shaped[np.ndarray,
 
 
 def read_scores(path: Path, record: RunRecord) -> ScoreTable:
-    """Read the per-image scores beside a record. Raises `DataError` naming both files when they are missing,
-    broken, or of another run.
+    """Read the per-image scores next to a record.
 
-    Scores belong to a record when they name it, or, for files that name none, when they give the record's
-    values.
+    Raises `DataError` naming both files if the scores are missing, broken, or of another run. Scores belong
+    to a record if they name it. Older files name no record: their scores must give the record's values.
     """
     file, protocol = path.with_suffix(SCORES), record.map_protocol
     images, thresholds = ScoreTable.sizes_in(file)
@@ -127,7 +129,7 @@ def read_scores(path: Path, record: RunRecord) -> ScoreTable:
         ("thresholds", thresholds, len(protocol.taus)),
     ):
         if expected is not None and found != expected:
-            raise DataError(f"{file} has scores of {found} {what}, but its record {path} is of {expected}")
+            raise DataError(f"{file} has scores of {found} {what}; its record {path} has {expected}")
     scores = ScoreTable.read(file)
     if scores.written_with and not are_scores_of(scores, record):
         raise DataError(
@@ -140,7 +142,7 @@ def read_scores(path: Path, record: RunRecord) -> ScoreTable:
 
 
 def _check_values(scores: ScoreTable, record: RunRecord, what: str) -> None:
-    """Raise `DataError` for scores that do not give a record's values, thresholds of other splits apart."""
+    """Raise `DataError` for scores that do not give a record's values. Transferred thresholds are ignored."""
     split = SplitScores(scores)
     metrics = [
         metric for metric in metrics_of(split, record.map_protocol, None, None) if isinstance(metric, Metric)
@@ -170,13 +172,13 @@ def _check_values(scores: ScoreTable, record: RunRecord, what: str) -> None:
 def compare_records(
     a: Mapping[Path, RunRecord], b: Mapping[Path, RunRecord], *, resamples: int
 ) -> Comparison:
-    """Group B minus group A: records of the same images counted alike, by their paths, with their scores
-    beside them.
+    """Compare group B with group A: records of the same images and protocol, by path, with stored scores.
 
     Raises `DataError` naming the files whose scores cannot be used, or that differ in more than the method.
     """
     paths, records = [*a, *b], [*a.values(), *b.values()]
     protocol = records[0].map_protocol
+    # Check that only the method differs.
     for path, record in zip(paths, records, strict=True):
         for what, names in (("data set", ("name", "split", "fingerprint")), ("protocol", None)):
             mine, theirs = (
@@ -185,9 +187,10 @@ def compare_records(
             )
             if mine != theirs:
                 raise DataError(
-                    f"{path} has another {what} than {paths[0]}; only runs on the same images, counted "
-                    "alike, can be compared"
+                    f"{path} has another {what} than {paths[0]}; expected runs on the same images with "
+                    "the same protocol"
                 )
+    # Resample the scores.
     scores = [read_scores(path, record) for path, record in zip(paths, records, strict=True)]
     try:
         differences = compare(scores[: len(a)], scores[len(a) :], protocol, resamples=resamples)

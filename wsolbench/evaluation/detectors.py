@@ -1,4 +1,4 @@
-"""Evaluation of detectors: images -> boxes and masks of all classes -> COCO's average precision -> record."""
+"""Evaluate detectors: images, boxes and masks of all classes, COCO's average precision, record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wsolbench.system.progress import track
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorEvaluation:
-    """The record of a run, and all that was found, in COCO's format of results."""
+    """The record of a run, and all detections in COCO's results format."""
 
     record: RunRecord
     results: list[dict[str, Any]]
@@ -29,27 +29,27 @@ class DetectorEvaluation:
 def evaluate_detector(
     dataset: InstanceDataset, detector: ObjectDetector, *, limit: int | None = None
 ) -> DetectorEvaluation:
-    """Detect in every image and count.
+    """Run the detector on every image and compute the average precisions.
 
     Args:
         dataset: the split.
-        detector: in eval mode.
-        limit: that many images only, evenly spread.
+        detector: a detector in eval mode.
+        limit: number of images to use, evenly spread, or None for all.
 
-    Raises `DataError` when the detector was trained on other classes, and for images that cannot be read.
+    Raises `DataError` if the detector was trained on other classes, and for images that cannot be read.
     """
     if detector.class_names != dataset.class_names:
         raise DataError(
             f"the checkpoint of {detector.method_name!r} was trained on other classes "
-            f"({len(detector.class_names)}) than those of "
-            f"{dataset.name} {dataset.split} ({len(dataset.class_names)}); evaluate it on the data set "
-            "that it was trained on"
+            f"({len(detector.class_names)}); expected those of {dataset.name} {dataset.split} "
+            f"({len(dataset.class_names)}). Evaluate it on the data set that it was trained on"
         )
     scored, protocol, seconds = (
         limit_dataset(dataset, limit),
         DetectionProtocol(),
         {"detect": 0.0, "count": 0.0},
     )
+    # Describe the run and refuse an invalid description before the work.
     description = RunRecord(
         method={**detector.describe(), "name": detector.method_name},
         dataset={
@@ -63,7 +63,8 @@ def evaluate_detector(
         metrics=(),
         provenance={},
     )
-    description.check()  # before the work
+    description.check()
+    # Detect in every image.
     results: list[dict[str, Any]] = []
     start, boxes_only = time.perf_counter(), False
     for sample in track(scored.samples, f"detecting in {dataset.name} {dataset.split}", total=len(scored)):
@@ -71,6 +72,7 @@ def evaluate_detector(
         boxes_only |= found.masks is None
         results += coco_results(sample.id, found, dataset.category_ids)
     seconds["detect"] = time.perf_counter() - start
+    # Count masks only if the detector and all annotations have them.
     start = time.perf_counter()
     annotations = json.loads(dataset.annotations.read_text(encoding="utf-8"))
     countable = not boxes_only and all(item.get("segmentation") for item in annotations["annotations"])
@@ -81,6 +83,7 @@ def evaluate_detector(
                 annotations, results, kind, protocol, image_ids=[sample.id for sample in scored.samples]
             )
     seconds["count"] = time.perf_counter() - start
+    # Join everything in the record.
     without = (
         "the detector finds boxes only" if boxes_only else "an object of the data set has no segmentation"
     )
@@ -95,7 +98,7 @@ def evaluate_detector(
 
 
 def _metric(name: str, values: dict[str, float | None], images: int, without: str) -> MetricValue:
-    """`without` is the reason for metrics that were not computed at all."""
+    """Build the value of a metric. `without` is the reason for metrics that were not computed at all."""
     value = values.get(name)
     if value is not None:
         return MetricValue(name=name, value=value, n=images)

@@ -1,9 +1,10 @@
-"""The one loop: images -> maps -> per-image scores -> metrics -> record.
+"""The loop of every evaluation: images, maps, per-image scores, metrics, record.
 
 `evaluate(dataset, source, protocol)` asks a `MapSource` (a model, or a folder of stored maps) for the map of
-each image's true class, scores it, and gives a record. It has two steps, which shards and several processes
-take apart: `score` leaves per-image scores in chunks, `conclude` makes the record from them. Both get what
-they need in one `EvalRequest`.
+each image's true class. It scores the map and returns a record.
+
+Evaluation has two steps, which shards and several processes run separately. `score` writes per-image scores
+in chunks. `conclude` makes the record from them. Both get what they need in one `EvalRequest`.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from wsolbench.types import Dataset
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The record of a run, and the per-image scores that it was derived from."""
+    """The record of a run, and the per-image scores that it was computed from."""
 
     record: RunRecord
     scores: ScoreTable
     folders: tuple[RunFolder, ...] = ()
-    """Where the chunks of this run are."""
+    """Folders with the chunks of this run."""
 
     def finish(self) -> None:
-        """Remove the chunks: call it when the record is on disk and the scores are no longer needed."""
+        """Remove the chunks. Call it when the record is on disk and the scores are no longer needed."""
         for folder in self.folders:
             folder.remove()
 
@@ -51,10 +52,10 @@ def evaluate(
     transfer_from: Dataset | None = None,
     options: RunOptions | None = None,
 ) -> Evaluation:
-    """Score every image of `dataset` and summarise.
+    """Score every image of `dataset` and compute all metrics.
 
     Args:
-        dataset: the split; images without boxes or mask count only where neither is needed.
+        dataset: the split. Images without boxes or mask count only for metrics that need neither.
         source: the model or the folder of maps.
         protocol: how maps become boxes and are counted.
         limit: number of images to score, evenly spread, or None for all.
@@ -62,8 +63,8 @@ def evaluate(
         transfer_from: split whose best thresholds the policy `transfer` applies.
         options: batch size, workers, work folder.
 
-    Raises `DataError` for images, masks or maps that cannot be read, and `UsageError` when another process
-    works in the same work folder on the same run.
+    Raises `DataError` for images, masks or maps that cannot be read. Raises `UsageError` if another process
+    works on the same run in the same work folder.
     """
     request = EvalRequest(
         dataset=dataset,
@@ -80,26 +81,32 @@ def evaluate(
 def score(request: EvalRequest, *, world: World | None = None) -> ScoredRun:
     """Score every image: the first step of `evaluate`.
 
-    With a `world` of several processes each scores its share into the work folder, which all must see. The
-    result, for every process, is the whole run. Raises as `evaluate`.
+    With a `world` of several processes, each scores its share into the work folder, which all of them must
+    see. Every process returns the whole run. Raises as `evaluate`.
     """
     world, plan, work = world or World(), request.plan(), request.options.work
+    # Without a work folder, one process keeps all scores in memory.
     if work is None:
         if world.size > 1:
-            raise UsageError("several processes need a work folder that all of them see, for their scores")
+            raise UsageError(
+                f"{world.size} processes have no work folder for their scores; expected one that all of "
+                "them see"
+            )
         with saving_maps(request.options.save_maps, plan, request.splits) as maps:
             return score_in_memory(plan, request.writing_maps(maps))
+    # Check that all processes would compute the same numbers.
     if len(set(gathered(plan.digest))) > 1:
         raise UsageError(
-            f"the {world.size} processes would score differently: they need the same program, data, kind "
-            "of device and threads"
+            f"the {world.size} processes would score differently; expected the same program, data, kind "
+            "of device and number of threads in each"
         )
+    # Score this process's share, wait for the others, and collect all chunks.
     folder = RunFolder(work / plan.digest[:16], plan)
     folder.refuse_mixing(work.glob("*/"))
     seconds = _score_part(request, folder, Shard(world.rank + 1, world.size))
     barrier()
     run = gather([folder])
-    barrier()  # before the first process removes what the others look for
+    barrier()  # the first process removes the chunks only after all have read them
     run.provenance.update(provenance(seconds=seconds, **request.source.provenance()))
     if world.size > 1:
         run.provenance["processes"] = world.size
@@ -107,28 +114,28 @@ def score(request: EvalRequest, *, world: World | None = None) -> ScoredRun:
 
 
 def score_shard(request: EvalRequest, shard: Shard, folder: Path) -> RunFolder:
-    """Score the images of one shard; `wsolbench.evaluation.runs.merge` puts the shards of a run together.
+    """Score the images of one shard. `wsolbench.evaluation.runs.merge` joins the shards of a run.
 
-    The result is the folder of the run below `folder`; other shards may write there, too. Raises as
-    `evaluate`.
+    Returns the folder of the run below `folder`. Other shards may write there, too. Raises as `evaluate`.
     """
     plan = request.plan()
     run = RunFolder(folder / f"{plan.title}_{plan.digest[:8]}{SHARDS}", plan)
     run.refuse_mixing(folder.glob(f"*{SHARDS}/"))
     seconds = _score_part(request, run, shard)
-    run.describe(shard, provenance(seconds=seconds, **request.source.provenance()))
+    run.write_provenance(shard, provenance(seconds=seconds, **request.source.provenance()))
     return run
 
 
 def _score_part(request: EvalRequest, folder: RunFolder, shard: Shard) -> dict[str, float]:
-    """Write the chunks of a shard, and its maps if asked; return the seconds of each stage."""
+    """Write the chunks of a shard, and its maps if requested, and return the seconds of each stage."""
     with saving_maps(request.options.save_maps, folder.plan, request.splits) as maps:
         return score_chunks(folder, shard, request.writing_maps(maps))
 
 
 def conclude(run: ScoredRun) -> Evaluation:
-    """The second step of `evaluate`: metrics and record. Raises `DataError` for scores that cannot be
-    read.
+    """Compute metrics and record: the second step of `evaluate`.
+
+    Raises `DataError` for scores that cannot be read.
     """
     start = time.perf_counter()
     own = run.plan.dataset["split"]

@@ -1,4 +1,4 @@
-"""The loop of an evaluation: load, ask the source for maps, score, chunk by chunk."""
+"""The loop of an evaluation: load images, get maps from the source, score them, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def score_in_memory(plan: RunPlan, request: EvalRequest) -> ScoredRun:
 
 
 def score_chunks(folder: RunFolder, shard: Shard, request: EvalRequest) -> dict[str, float]:
-    """Write the chunks of a shard that are missing or damaged; return the seconds of each stage."""
+    """Write the chunks of a shard that are missing or damaged, and return the seconds of each stage."""
     seconds: dict[str, float] = defaultdict(float)
     maps = request.options.save_maps
     with folder.opened(shard):
@@ -62,10 +62,12 @@ def _bar(dataset: Dataset, done: int, total: int) -> Progress:
 def _scored_chunks(
     request: EvalRequest, dataset: Dataset, chunks: Sequence[range], seconds: dict[str, float], bar: Progress
 ) -> Iterator[ImageScores]:
-    """Scores of the images at these positions, chunk by chunk.
+    """Yield the scores of the images at these positions, chunk by chunk.
 
-    While the source works on one batch, threads load the next two and score the one before; no more is held.
+    While the source works on one batch, threads load the next two and score the one before. No more batches
+    are in memory.
     """
+    # Cut the positions into batches, which ignore the borders of chunks.
     source, options = request.source, request.options
     positions = [position for chunk in chunks for position in chunk]
     batches = [
@@ -79,14 +81,16 @@ def _scored_chunks(
         def load(batch: Sequence[int]) -> tuple[list[Sample], Future[Any]]:
             samples = [dataset[position] for position in batch]
             loaded = [pool.submit(source.load, sample) for sample in samples]
-            # Threads take jobs in the order of their submission, so those that this one waits for are running
-            # or done.
+            # Threads take jobs in the order of submission. So the jobs that this one waits for are already
+            # running or done, and it cannot block the pool.
             return samples, pool.submit(lambda: source.collate([future.result() for future in loaded]))
 
         try:
             loading = deque(load(batch) for batch in batches[:2])
             scoring: deque[list[Future[ImageScores]]] = deque()
             for number in range(len(batches) + 1):
+                # Start the next batch: wait for its images, queue one more, run the source, queue the
+                # scoring.
                 if number < len(batches):
                     samples, collated = loading.popleft()
                     with _timed(seconds, "load"):
@@ -100,10 +104,12 @@ def _scored_chunks(
                             for place, sample in enumerate(samples)
                         ]
                     )
+                # Collect the scores of the batch before.
                 if number > 0:
                     with _timed(seconds, "score"):
                         ready += [future.result() for future in scoring.popleft()]
                     bar.advance(len(batches[number - 1]))
+                # Hand out every chunk that is complete.
                 while sizes and len(ready) >= sizes[0]:
                     size = sizes.popleft()
                     yield ImageScores.concatenate(ready[:size])
@@ -113,7 +119,7 @@ def _scored_chunks(
 
 
 def _score_one(request: EvalRequest, sample: Sample, output: SourceOutput, place: int) -> ImageScores:
-    """Scores of the sample at this place of a batch; writes its map if asked."""
+    """Score the sample at this place of a batch, and write its map if requested."""
     if request.options.save_maps is not None:
         request.options.save_maps.write(sample.id, output.maps[place])
     proposed = None if output.proposed is None else output.proposed[place]

@@ -1,4 +1,4 @@
-"""What an evaluation depends on, as one object."""
+"""The request of an evaluation: everything that its numbers depend on, in one object."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class EvalRequest:
     """Everything an evaluation depends on. `wsolbench.evaluate` makes it from its arguments.
 
     Attributes:
-        dataset: the split; images without boxes or mask count only where neither is needed.
+            dataset: the split. Images without boxes or mask count only for metrics that need neither.
         source: the model or the folder of maps.
         protocol: how maps become boxes and are counted.
         limit: number of images to score, evenly spread, or None for all.
@@ -62,7 +62,7 @@ class EvalRequest:
 
     @cached_property
     def splits(self) -> tuple[Dataset, ...]:
-        """The images to score: those of the split, then those that thresholds are transferred from."""
+        """The images to score: those of the split, then those of the split for transferred thresholds."""
         others = () if self._transferred is None else (self._transferred,)
         return tuple(limit_dataset(split, self.limit) for split in (self.dataset, *others))
 
@@ -71,28 +71,33 @@ class EvalRequest:
         return self.transfer_from if self.transfer_from is not None and self.transfer_from.has_boxes else None
 
     def writing_maps(self, folder: MapFolder | None) -> EvalRequest:
-        """The same request with another folder for maps."""
+        """Return the same request with another folder for maps."""
         return replace(self, options=replace(self.options, save_maps=folder))
 
     def plan(self) -> RunPlan:
-        """Describe the run completely, and refuse what cannot be scored or recorded before the work.
+        """Describe the run completely. What cannot be scored or recorded is refused here, before the work.
 
-        Raises `UsageError` for a threshold outside of the protocol's grid. Raises `DataError` for a split
+        Raises `UsageError` for a threshold that is not on the protocol's grid. Raises `DataError` for a split
         without images or with invalid boxes.
         """
+        # Refuse invalid requests.
         check_fixed_tau(self.fixed_tau, self.protocol.taus)
         if not len(self.splits[0]):
-            raise DataError(f"data set {self.dataset.name!r} has no image in split {self.dataset.split!r}")
+            raise DataError(
+                f"data set {self.dataset.name!r} has no image in split {self.dataset.split!r}; expected at "
+                "least one"
+            )
         self._refuse_leaks()
         for split in self.splits:
             check_unit(
                 (sample.id, sample.boxes, sample.size) for sample in split.samples if len(sample.boxes)
             )
+        # Describe the run.
         maps_digest = self.source.identity([image_id for split in self.splits for image_id in split.ids])
         folder = self.options.save_maps
         plan = RunPlan.make(
             splits=self.splits,
-            reads_images=maps_digest is None,  # then the source is a model
+            reads_images=maps_digest is None,  # only a model has no digest of maps
             method=self.source.describe(),
             dataset=self._described_dataset(),
             protocol=self.protocol,
@@ -103,6 +108,7 @@ class EvalRequest:
             source=maps_digest,
             maps=None if folder is None else str(folder.root.resolve()),
         )
+        # Check that the description can be stored as a record.
         RunRecord(
             method=plan.method, dataset=plan.dataset, protocol=self.protocol, metrics=(), provenance={}
         ).check()
@@ -119,7 +125,7 @@ class EvalRequest:
             )
 
     def _described_dataset(self) -> dict[str, Any]:
-        """The `dataset` part of the record."""
+        """Return the `dataset` part of the record."""
         val = self._transferred
         return {
             "name": self.dataset.name,

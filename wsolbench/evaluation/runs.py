@@ -1,15 +1,14 @@
-"""Runs on disk: what is scored, the chunks of scores that exist so far, and how the shards of a run come
-together.
+"""Runs on disk: the plan of a run, its chunks of scores, and how shards are merged.
 
-    FOLDER/run.json               what is scored (`RunPlan`); equal plans give equal numbers
-    FOLDER/process-2-of-8.json    where one process's part came from
+    FOLDER/run.json               plan of the run (`RunPlan`); equal plans give equal numbers
+    FOLDER/process-2-of-8.json    provenance of one process
                                   (`wsolbench.records.provenance.provenance`)
     FOLDER/test/00000064.scores   scores of the images from position 64 of split `test` on
 
-Chunks have fixed places, whatever the number of processes and the batch size. So a killed run goes on where
-it was, shards may write into one folder or into several, and merging is finding every chunk once. A chunk
-names its run and its place and has a digest of its bytes: what is damaged, doubled or of another run is
-scored again by a run that goes on, and named by `merge`.
+Chunks have fixed places, whatever the number of processes and the batch size. So a killed run resumes, shards
+may write into one folder or into several, and merging is finding every chunk once. A chunk names its run and
+its place and has a digest of its bytes. A run that resumes re-scores chunks that are damaged or of another
+run. `merge` reports them.
 """
 
 from __future__ import annotations
@@ -47,12 +46,12 @@ from wsolbench.types import Dataset, Sample
 SCHEMA = 2
 MAX_SHARDS = 1_000_000
 CHUNK = 64
-"""Images whose scores share a file: what a kill can lose, and what is in memory at a time."""
+"""Number of images whose scores share a file. A kill loses at most one chunk. Memory holds one at a time."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `index` (from 1) of `count` of a run: every `count`-th chunk.
+    """Shard `index` (from 1) of `count` of a run: every `count`-th chunk.
 
     >>> str(Shard.parse("2/8"))
     '2/8'
@@ -69,8 +68,8 @@ class Shard:
         if not 1 <= index <= count <= MAX_SHARDS:
             shown = text if len(text) <= 40 else f"{text[:37]}..."
             raise UsageError(
-                f"--shard {shown!r}; expected i/n with 1 <= i <= n <= {MAX_SHARDS:,}, for instance 2/8 for "
-                "the second of eight parts"
+                f"--shard is {shown!r}; expected i/n with 1 <= i <= n <= {MAX_SHARDS:,}, for instance "
+                "2/8 for the second of eight shards"
             )
         return cls(index, count)
 
@@ -78,7 +77,7 @@ class Shard:
         return f"{self.index}/{self.count}"
 
     def chunks(self, n_images: int) -> list[range]:
-        """Positions of the images of each of its chunks, in a split of `n_images`."""
+        """Return the image positions of each chunk of this shard, in a split of `n_images`."""
         step = CHUNK * self.count
         return [
             range(start, min(start + CHUNK, n_images))
@@ -88,35 +87,37 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """All that the scores and the metrics of a run depend on."""
+    """Everything that the scores and the metrics of a run depend on."""
 
     method: dict[str, Any]
     dataset: dict[str, Any]
-    """As it is recorded."""
+    """The `dataset` part of the record."""
     protocol: EvalProtocol
     splits: dict[str, dict[str, Any]]
-    """Split -> number of images, digest of their ids, digest of their files: the scored split, then the one
-    for transferred thresholds.
+    """Split -> number of images, digest of their ids, digest of their files.
+
+    The scored split comes first, then the split for transferred thresholds.
     """
     fixed_tau: float | None
     resamples: int
     batch_size: int
-    """It can change a network's last bits."""
+    """Part of the plan because it can change the last bits of a network's output."""
     program: dict[str, Any]
     """Versions and digests of source (`wsolbench.records.program`)."""
     machine: dict[str, Any]
-    """Device, and for a network on the CPU the number of threads, which can change its last bits, too."""
+    """Device, and the number of threads if a network runs on the CPU: it can change the last bits, too."""
     source: str | None = None
-    """What else tells this source of maps from others, for instance a digest of stored maps."""
+    """Digest that distinguishes sources with the same description, for instance of stored maps, or None."""
     maps: str | None = None
-    """Folder that raw maps are written to; no part of the digest."""
+    """Folder that raw maps are written to, or None. The digest of the plan does not cover it."""
 
     @classmethod
     def make(
-        cls, *, splits: Sequence[Dataset], made_by: Mapping[str, Any], reads_images: bool, **facts: Any
+        cls, *, splits: Sequence[Dataset], made_by: Mapping[str, Any], reads_images: bool, **fields: Any
     ) -> RunPlan:
-        """A plan for these splits. `made_by` is the source's `provenance`, `reads_images` whether it reads
-        the image files.
+        """Return the plan for these splits.
+
+        `made_by` is the source's `provenance`. `reads_images` says whether the source reads the image files.
         """
         device, threads = made_by["device"], made_by.get("threads")
         return cls(
@@ -130,11 +131,11 @@ class RunPlan:
             },
             program=program(made_by.get("packages", ())),
             machine={"device": device, "threads": threads if device == "cpu" else None},
-            **facts,
+            **fields,
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The stored form, with a digest of itself."""
+        """Return the stored form, with a digest of itself."""
         values = self._values()
         return {**values, "sha256": sha256_of_json(values)}
 
@@ -143,12 +144,13 @@ class RunPlan:
 
     @property
     def digest(self) -> str:
-        """Names the plan."""
+        """Digest that identifies the plan. It ignores the folder of maps."""
         return sha256_of_json({**self._values(), "maps": None})
 
-    def begun_elsewhere(self, other: RunPlan) -> str:
-        """In words, how the program or the machine differs where all else is the same; empty for any other
-        plan.
+    def describe_difference(self, other: RunPlan) -> str:
+        """Describe how program or machine differ between two plans that are equal otherwise.
+
+        Empty if the plans differ in more, or not at all.
         """
         mine, theirs = (
             canonical_json({**plan._values(), "maps": None, "program": None, "machine": None})
@@ -168,7 +170,7 @@ class RunPlan:
 
     @property
     def title(self) -> str:
-        """For messages and folder names."""
+        """Name of the run in messages and folder names."""
         parts = (
             self.method["name"],
             self.method.get("backbone"),
@@ -180,11 +182,10 @@ class RunPlan:
 
 
 def digest_of_files(dataset: Dataset, *, images: bool) -> str | None:
-    """A digest of the bytes of all masks and, with `images`, of the sizes of all image files; None if there
-    is nothing to look at.
+    """Return a digest of the bytes of all masks and, with `images`, of the sizes of all image files.
 
-    Sizes notice images that are written again, without reading gigabytes. Files that cannot be read are an
-    error of the scoring.
+    None if there are no such files. Sizes reveal images that were written again, without reading gigabytes.
+    Files that cannot be read are skipped here; scoring reports them.
     """
 
     def look_at(sample: Sample) -> list[str | int]:
@@ -202,21 +203,20 @@ def digest_of_files(dataset: Dataset, *, images: bool) -> str | None:
 
 
 def read_plan(path: Path) -> RunPlan:
-    """Read a `run.json`. Raises `DataError` naming the file and what is wrong with it."""
+    """Read a `run.json`. Raises `DataError` naming the file and its problem."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         schema = values["schema"]
         if schema != SCHEMA:
             raise DataError(
-                f"{path} has schema {schema!r}, this version reads schema {SCHEMA}: another version has "
-                "scored these shards. "
-                "Score them again, or merge them with that version"
+                f"{path} has schema {schema!r}, written by another version; expected schema {SCHEMA}. "
+                "Score the shards again, or merge them with that version"
             )
         if (
             sha256_of_json({name: value for name, value in values.items() if name != "sha256"})
             != values["sha256"]
         ):
-            raise DataError(f"{path} is damaged: its SHA-256 differs. Run the shard again, which writes it")
+            raise DataError(f"{path} is damaged: its SHA-256 differs. Run the shard again to write it again")
         del values["schema"], values["sha256"]
         return RunPlan(**{**values, "protocol": EvalProtocol.from_json(values["protocol"])})
     except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError, UsageError) as error:
@@ -232,14 +232,15 @@ class RunFolder:
 
     @contextlib.contextmanager
     def opened(self, shard: Shard) -> Iterator[RunFolder]:
-        """The folder with its plan written, locked for this shard. Raises `UsageError` while another process
-        works on the same.
+        """Write the plan and lock the folder for this shard.
+
+        Raises `UsageError` while another process works on the same shard.
         """
         lock = self.root / f".lock-{shard.index}-of-{shard.count}"
         with locked(
             lock,
-            f"another process is evaluating the same run (it holds {lock}); wait for it, or choose another "
-            "--out",
+            f"another process is evaluating the same run and holds {lock}. Wait for it, or choose "
+            "another --out",
         ):
             remove_leftovers(self.root)
             if not self._has_plan():
@@ -253,31 +254,27 @@ class RunFolder:
             return False
 
     def refuse_mixing(self, others: Iterable[Path]) -> None:
-        """Raises `UsageError` where another of these folders holds chunks of the same run, by another program
-        or of another machine.
-        """
+        """Raise `UsageError` if another folder has chunks of this run from another program or machine."""
         for root in others:
             if root == self.root or next(root.glob("*/*.scores"), None) is None:
                 continue
             try:
-                difference = self.plan.begun_elsewhere(read_plan(root / "run.json"))
+                difference = self.plan.describe_difference(read_plan(root / "run.json"))
             except DataError:
                 continue
             if difference:
                 raise UsageError(
-                    f"{root} holds a part of this run that was scored otherwise: {difference}. Such scores "
-                    "do not mix. "
-                    "Go on as it was begun, or delete that folder to score all images again."
+                    f"{root} holds scores of this run that were computed differently: {difference}. "
+                    "Such scores cannot be mixed. Resume with the program and machine that began the "
+                    "run, or delete that folder to score all images again."
                 )
 
     def chunk(self, split: str, start: int) -> Path:
-        """Where the scores of the images from position `start` on belong."""
+        """Return the file of the scores of the images from position `start` on."""
         return self.root / file_name(split) / f"{start:08d}.scores"
 
     def has(self, ids: Sequence[str], split: str, start: int, maps: MapFolder | None = None) -> bool:
-        """Whether a chunk has the scores of these images, as they were written, and `maps`, if given, a map
-        of each.
-        """
+        """Whether a valid chunk has the scores of these images, and `maps`, if given, a map of each image."""
         try:
             scored = self.read_ids(split, start) == list(ids)
         except DataError:
@@ -287,67 +284,68 @@ class RunFolder:
     def write_chunk(self, split: str, start: int, scores: ImageScores) -> None:
         """Store the scores of the images from position `start` on."""
         path = self.chunk(split, start)
-        if (
-            path.exists() and not path.is_file()
-        ):  # what lies there is no chunk, and writing would refuse to replace it
+        if path.exists() and not path.is_file():  # not a chunk, and writing would refuse to replace it
             path.unlink()
         scores.write(path, self._place(split, start))
 
     def read_ids(self, split: str, start: int) -> list[str]:
-        """The ids in a chunk. Raises `DataError` when it is missing, damaged, or of another run or place."""
+        """Return the ids in a chunk.
+
+        Raises `DataError` if it is missing, damaged, or of another run or place.
+        """
         return read_ids(self.chunk(split, start), self._place(split, start))
 
     def _place(self, split: str, start: int) -> str:
         return f"{self.plan.digest} {split} {start}"
 
-    def describe(self, shard: Shard, facts: dict[str, Any]) -> None:
-        """Say where a process's part came from; what is said already stays where nothing was done."""
+    def write_provenance(self, shard: Shard, provenance: dict[str, Any]) -> None:
+        """Write this process's provenance. An existing file is kept if the process scored nothing."""
         path = self.root / f"process-{shard.index}-of-{shard.count}.json"
-        if facts["seconds"] or _read_process(path) is None:
-            write_json(path, facts)
+        if provenance["seconds"] or _read_process(path) is None:
+            write_json(path, provenance)
 
     def processes(self) -> list[dict[str, Any]]:
-        """What the processes said, as far as it can be read."""
+        """Return the provenance of every process that has finished. Damaged files are skipped."""
         return [
-            facts
+            process
             for path in sorted(self.root.glob("process-*.json"))
-            if (facts := _read_process(path)) is not None
+            if (process := _read_process(path)) is not None
         ]
 
     def remove(self) -> None:
-        """Delete the folder with all it holds, unless another process has begun to work on the same run."""
+        """Delete the folder with its content, unless another process works on the same run."""
         with contextlib.suppress(UsageError), self.opened(Shard()):
             shutil.rmtree(self.root, ignore_errors=True)
 
 
 def _read_process(path: Path) -> dict[str, Any] | None:
-    """What a process said; None where there is no such file, or a damaged one."""
+    """Return the provenance of a finished process, or None if there is no such file, or a damaged one."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        return facts if all(math.isfinite(seconds) for seconds in facts["seconds"].values()) else None
+        process = json.loads(path.read_text(encoding="utf-8"))
+        return process if all(math.isfinite(seconds) for seconds in process["seconds"].values()) else None
     except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRun:
-    """A run whose images all have scores: what is left is to summarise."""
+    """A run whose images all have scores; `conclude` computes its metrics."""
 
     plan: RunPlan
     tables: dict[str, ScoreTable]
     """Split -> scores, in the order of the plan."""
     provenance: dict[str, Any]
-    """Where the scores came from, with `seconds` for each stage."""
+    """Provenance of the scores, with `seconds` for each stage."""
     folders: tuple[RunFolder, ...] = field(default=())
-    """Where the chunks are."""
+    """Folders with the chunks."""
 
 
 def merge(roots: Sequence[Path]) -> list[ScoredRun]:
-    """The complete runs whose shards lie in or below these folders, sorted by title.
+    """Return the complete runs whose shards lie in or below these folders, sorted by title.
 
-    Raises `DataError` when there is none, when a file cannot be read, and when a run has not all of its
-    chunks.
+    Raises `DataError` if there is none, if a file cannot be read, and if chunks of a run are missing.
     """
+    # Find the folders of each run.
     found: dict[str, list[RunFolder]] = defaultdict(list)
     for root in roots:
         for path in sorted(root.resolve().rglob("run.json")):
@@ -357,9 +355,10 @@ def merge(roots: Sequence[Path]) -> list[ScoredRun]:
                 found[plan.digest].append(RunFolder(path.parent, plan))
     if not found:
         raise DataError(
-            f"no shards in {', '.join(map(str, roots))}: no run.json there. Write them with `wsolbench "
-            "eval --shard i/n --out DIR`"
+            f"no run.json in {', '.join(map(str, roots))}; expected folders with shards. Write them with "
+            "`wsolbench eval --shard i/n --out DIR`"
         )
+    # Join them, and explain why a run is incomplete.
     runs = []
     for folders in found.values():
         try:
@@ -375,9 +374,9 @@ def merge(roots: Sequence[Path]) -> list[ScoredRun]:
 
 
 def gather(folders: Sequence[RunFolder]) -> ScoredRun:
-    """The run that these folders hold together. Raises `DataError` when chunks are missing."""
+    """Join the chunks in these folders to a run. Raises `DataError` if chunks are missing."""
     plan = folders[0].plan
-    tables = {split: _table(folders, split, facts) for split, facts in plan.splits.items()}
+    tables = {split: _table(folders, split, described) for split, described in plan.splits.items()}
     processes = [process for folder in folders for process in folder.processes()]
     known = dict(processes[0]) if processes else provenance(seconds={}, device="unknown")
     known |= (
@@ -395,12 +394,14 @@ def _sums(parts: Sequence[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def _table(folders: Sequence[RunFolder], split: str, facts: Mapping[str, Any]) -> ScoreTable:
+def _table(folders: Sequence[RunFolder], split: str, described: Mapping[str, Any]) -> ScoreTable:
+    """Find every chunk of a split once. `described` is the split's entry in the plan."""
     chunks: list[Path] = []
     ids: list[str] = []
     missing: list[int] = []
     problems: list[str] = []
-    for part in Shard().chunks(facts["images"]):
+    # Take each chunk from the first folder with a valid copy.
+    for part in Shard().chunks(described["images"]):
         for folder in [folder for folder in folders if folder.chunk(split, part.start).exists()]:
             try:
                 ids += folder.read_ids(split, part.start)
@@ -411,24 +412,24 @@ def _table(folders: Sequence[RunFolder], split: str, facts: Mapping[str, Any]) -
                 break
         else:
             missing.append(part.start // CHUNK)
+    # Check that all chunks are there and hold the images of the plan.
     if missing:
         raise DataError(
-            f"{folders[0].plan.title}: {len(missing)} of {len(missing) + len(chunks)} parts of split "
-            f"{split!r} are not in "
-            f"{', '.join(str(folder.root) for folder in folders)}. "
+            f"{folders[0].plan.title}: {len(missing)} of {len(missing) + len(chunks)} chunks of split "
+            f"{split!r} are not in {', '.join(str(folder.root) for folder in folders)}. "
             f"{' '.join(f'{problem}.' for problem in problems[:3])}"
-            f"{' ' if problems else ''}{_what_to_run(folders, missing)}"
+            f"{' ' if problems else ''}{_advise(folders, missing)}"
         )
-    if sha256_of_json(ids) != facts["ids"]:
+    if sha256_of_json(ids) != described["ids"]:
         raise DataError(
-            f"{folders[0].plan.title}: the images in the parts of split {split!r} are not those of "
-            "run.json; score all again"
+            f"{folders[0].plan.title}: the images in the chunks of split {split!r} are not those of "
+            "run.json. Score all images again"
         )
     return ScoreTable(tuple(chunks))
 
 
 def _unlike(plan: RunPlan, others: Sequence[RunPlan]) -> str:
-    """In what runs of the same name differ, when shards were made with different options."""
+    """Return a hint for shards of the same name with other options: which fields differ."""
     mine = plan.to_json()
     fields = sorted(
         {
@@ -439,14 +440,14 @@ def _unlike(plan: RunPlan, others: Sequence[RunPlan]) -> str:
         }
     )
     return (
-        f" Other shards of that name there differ in {', '.join(fields)}: all shards need the same options."
+        f" Other shards of that name differ in {', '.join(fields)}; all shards need the same options."
         if fields
         else ""
     )
 
 
-def _what_to_run(folders: Sequence[RunFolder], missing: Sequence[int]) -> str:
-    """The shards that have not finished, as far as those that have tell how many there are."""
+def _advise(folders: Sequence[RunFolder], missing: Sequence[int]) -> str:
+    """Return the advice which shards to run. The number of shards is known once one of them has finished."""
     counts = {
         int(path.stem.rpartition("-")[2]) for folder in folders for path in folder.root.glob("process-*.json")
     }

@@ -1,6 +1,4 @@
-"""Saving the maps of a run: whose a folder of maps is, as `wsolbench.maps.writer` wants it, taken from the
-run's plan.
-"""
+"""Saved maps of a run: describes a run for `wsolbench.maps.writer`, from the run's plan."""
 
 from __future__ import annotations
 
@@ -18,16 +16,16 @@ from wsolbench.system.files import canonical_json
 from wsolbench.types import Dataset
 
 _OF_SPLITS = ("split", "fingerprint", "images", "limit", "transfer_from")
-"""Parts of a plan's `dataset` that can differ between runs whose maps share a folder."""
+"""Fields of a plan's `dataset` that may differ between runs whose maps share a folder."""
 _WHOLE = ("method", "batch_size", "source", "program", "machine")
-"""Parts of a plan that maps and predicted labels depend on as a whole, where the plan has them."""
+"""Fields of a plan that maps and predicted labels depend on as a whole. A plan may lack some."""
 
 
 @contextlib.contextmanager
 def saving_maps(
     folder: MapFolder | None, plan: RunPlan, splits: Sequence[Dataset]
 ) -> Iterator[MapWriter | None]:
-    """Open a folder for the maps of a run; None stays None. Raises as `wsolbench.maps.writer.open_writer`."""
+    """Open a folder for the maps of a run. None stays None. Raises as `wsolbench.maps.writer.open_writer`."""
     if folder is None:
         yield None
         return
@@ -38,8 +36,9 @@ def saving_maps(
 
 
 def finish_saved_maps(plan: RunPlan, tables: Mapping[str, ScoreTable]) -> None:
-    """Mark the folder of maps of a run as complete, with the predicted labels if every image has some;
-    nothing without a folder.
+    """Mark the folder of maps of a run as complete. Does nothing if no maps are saved.
+
+    The folder gets the predicted labels if every image has some.
     """
     if plan.maps is None or not Path(plan.maps).is_dir():
         return
@@ -55,17 +54,20 @@ def finish_saved_maps(plan: RunPlan, tables: Mapping[str, ScoreTable]) -> None:
 
 
 def _map_run(plan: RunPlan) -> MapRun:
+    """Describe the run of a folder of maps: what must be equal, and what the folder states."""
     protocol, data = plan.protocol, plan.dataset
     crop = (
         {"frame_size": protocol.frame_size, "resize_size": protocol.resize_size}
         if view(protocol) == "center_crop"
         else None
     )
+    # The identity must be equal for maps that share a folder.
     identity: dict[str, Any] = {
         **{name: value for name, value in plan.to_json().items() if name in _WHOLE},
         "dataset": {name: value for name, value in data.items() if name not in _OF_SPLITS},
         "view": {"covers": view(protocol), "crop": crop, "classifier": protocol.classifier},
     }
+    # The metadata is what the folder's maps.json states.
     facts: dict[str, Any] = {
         "method": plan.method,
         "dataset": data["name"],

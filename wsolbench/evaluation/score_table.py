@@ -1,4 +1,4 @@
-"""The per-image scores of a split, chunk by chunk: what a split of any size is summarised and drawn from."""
+"""The per-image scores of a split, in chunks: everything that metrics and plots of a split are made from."""
 
 from __future__ import annotations
 
@@ -22,13 +22,11 @@ from wsolbench.system.files import atomic_path, canonical_json, sha256_of_json
 from wsolbench.system.stored import check_regular_file
 
 SCORES = ".scores.npz"
-"""Ends the name of the scores that lie beside a record."""
+"""Suffix of the file of scores next to a record."""
 
 
 RECORD = "record"
-"""Array of a file of scores that holds `scores_digest` of the record, the images' ids and the other
-arrays.
-"""
+"""Array of a file of scores with `scores_digest` of the record, the image ids and the other arrays."""
 
 _SHAPES = {
     "ids": "n",
@@ -43,19 +41,20 @@ _SHAPES = {
     "level_histogram": "n2l",
     **{f"point_{name}": "np" for name in ("real", "px", "norm", "hit", "nearest")},
 }
-"""Axes of each array; those with one letter have one size."""
+"""Axes of each array. Axes with the same letter have the same size."""
 _SIZES = {"2": 2, "l": 256, "p": PARTS}
 _KINDS = {"ids": "U", **dict.fromkeys(("has_boxes", "has_mask", "point_real", "point_hit"), "b")}
 _FLOATS = ("best_iou", "single_iou", "point_px", "point_norm")
 _SLACK = 1e-9
 _MOST_COMPRESSED = 1100
-"""No byte of a deflated archive becomes more bytes than this."""
+"""Upper limit of how far deflate can shrink data: bytes of content per compressed byte."""
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Chunks of consecutive images, in memory or in files that `ImageScores.write` made; one file is in
-    memory at a time.
+    """Chunks of consecutive images, in memory or in files of `ImageScores.write`.
+
+    One file is in memory at a time.
 
     >>> len(ScoreTable(()))
     0
@@ -63,24 +62,22 @@ class ScoreTable:
 
     chunks: Sequence[ImageScores | Path]
     written_with: str = ""
-    """What a file of scores says about its record and images (`scores_digest`); empty if it states
-    nothing.
-    """
+    """`scores_digest` that a file of scores names, or empty if it names none."""
 
     def __iter__(self) -> Iterator[ImageScores]:
-        """The chunks, in order. Raises `DataError` for a file that cannot be read."""
+        """Yield the chunks, in order. Raises `DataError` for a file that cannot be read."""
         return (ImageScores.read(chunk) if isinstance(chunk, Path) else chunk for chunk in self.chunks)
 
     def __len__(self) -> int:
-        """Images. Reads every file."""
+        """Return the number of images. Reads every file."""
         return sum(map(len, self))
 
     def column(self, of: Callable[[ImageScores], Shaped[np.ndarray, " m"]]) -> Shaped[np.ndarray, " n"]:
-        """`of(chunk)`, one value for each image, for all images."""
+        """Return `of(chunk)`, one value per image, for all images."""
         return np.concatenate([of(chunk) for chunk in self])
 
     def take(self, indices: Sequence[int]) -> ImageScores:
-        """The scores of the images at these positions, in that order."""
+        """Return the scores of the images at these positions, in that order."""
         wanted: Int64[np.ndarray, " k"] = np.asarray(indices, dtype=np.int64)
         order = np.argsort(wanted, kind="stable")
         parts, start = [], 0
@@ -91,13 +88,14 @@ class ScoreTable:
         return ImageScores.concatenate(parts).select(np.argsort(order))
 
     def load(self) -> ImageScores:
-        """All of it, in memory."""
+        """Return all scores, in memory."""
         return ImageScores.concatenate(list(self))
 
     @classmethod
     def sizes_in(cls, path: Path) -> tuple[int, int]:
-        """How many images and thresholds a file of `write` has scores of, without reading them. Raises as
-        `read`.
+        """Return the number of images and of thresholds in a file of `write`, without reading the scores.
+
+        Raises as `read`.
         """
         with _opened(path) as archive:
             sizes = _sizes({name: _header(archive, name)[0] for name in _SHAPES})
@@ -107,29 +105,29 @@ class ScoreTable:
     def read(cls, path: Path) -> ScoreTable:
         """Read what `write` stored into memory, and check it.
 
-        Raises `DataError` when the file is missing, broken or of another kind, and for values outside their
-        ranges. Sizes are checked before memory is taken for them.
+        Raises `DataError` if the file is missing, broken or of another kind, and for values outside their
+        ranges. Sizes are checked before memory is allocated.
         """
         with _opened(path) as archive:
             _sizes({name: _header(archive, name)[0] for name in _SHAPES})
             scores = ImageScores(**{name: _array(archive, name) for name in _SHAPES})
-            tie = str(_array(archive, RECORD)) if f"{RECORD}.npy" in archive.namelist() else ""
+            digest = str(_array(archive, RECORD)) if f"{RECORD}.npy" in archive.namelist() else ""
             check_scores(scores)
-        return cls((scores,), tie)
+        return cls((scores,), digest)
 
     def write(self, path: Path, record: RunRecord | None = None) -> None:
-        """Store as one compressed `.npz` that `numpy.load` reads: one array for each field of `ImageScores`,
-        a row an image.
+        """Store as one compressed `.npz` that `numpy.load` reads: one array per field, one row per image.
 
-        With the record, the file says which record and images its scores are of (`scores_digest`).
+        With a record, the file names the record and the images of its scores (`scores_digest`).
         """
         content = hashlib.sha256()
         with (
             atomic_path(path) as temporary,
             zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         ):
+            # One array per field, chunk by chunk.
             for item in fields(ImageScores):
-                # Strings are as wide as the longest of their chunk.
+                # Strings are as wide as the longest of their chunk, so the common type is found first.
                 parts = [(getattr(chunk, item.name).dtype, getattr(chunk, item.name).shape) for chunk in self]
                 dtype = np.result_type(*(dtype for dtype, _ in parts))
                 shape = (sum(shape[0] for _, shape in parts), *parts[0][1][1:])
@@ -145,6 +143,7 @@ class ScoreTable:
                         values = np.ascontiguousarray(getattr(chunk, item.name), dtype=dtype).tobytes()
                         content.update(values)
                         stream.write(values)
+            # The digest comes last, because it covers all arrays.
             if record is not None:
                 with archive.open(f"{RECORD}.npy", "w") as stream:
                     np.lib.format.write_array(
@@ -154,7 +153,7 @@ class ScoreTable:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive; what goes wrong inside is a `DataError` naming it."""
+    """Open the archive. Any error while reading it becomes a `DataError` naming it."""
     if path.exists():
         check_regular_file(path, "per-image scores")
     with unreadable_scores(path), zipfile.ZipFile(path) as archive:
@@ -162,18 +161,18 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def scores_digest(scores: ScoreTable, record: RunRecord, content: str = "") -> str:
-    """Digest of a record's values, of the ids of the images that were scored, in their order, and of the
-    arrays' bytes, if given.
+    """Return a digest of a record's values, the ids of the scored images in order, and `content`, if given.
+
+    `content` is the digest of the arrays' bytes.
     """
     ids = [str(image_id) for part in scores for image_id in part.ids]
     return sha256_of_json([record.values_digest, ids, *([content] if content else [])])
 
 
 def are_scores_of(scores: ScoreTable, record: RunRecord) -> bool:
-    """Whether scores that were read from a file are those that the file says it was written with, for this
-    record.
+    """Whether scores that were read from a file match the file's digest for this record.
 
-    Files of older versions name the record and the images alone.
+    The digest in files of older versions covers the record and the image ids only.
     """
     content, every = hashlib.sha256(), scores.load()
     for item in fields(ImageScores):
@@ -187,14 +186,13 @@ def are_scores_of(scores: ScoreTable, record: RunRecord) -> bool:
 
 
 def _title(name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> bytes:
-    """What the digest of the arrays holds before the bytes of each."""
+    """Return what the digest of the arrays covers before the bytes of each: name, type and shape."""
     return canonical_json([name, dtype.str, list(shape)]).encode()
 
 
 def check_scores(scores: ImageScores) -> None:
-    """Raise `DataError` for scores whose arrays do not fit together, or that hold values outside their
-    ranges.
-    """
+    """Raise `DataError` for scores whose arrays do not fit together, or with values outside their ranges."""
+    # Shapes, types and ranges of the arrays.
     try:
         _sizes({name: getattr(scores, name).shape for name in _SHAPES})
         for name in _SHAPES:
@@ -208,10 +206,11 @@ def check_scores(scores: ImageScores) -> None:
         _check_range("error_codes", scores.error_codes, 0.0, float(len(ERROR_NAMES) - 1))
     except ValueError as error:
         raise DataError(str(error)) from error
+    # Ids must be unique.
     if len(np.unique(scores.ids)) < len(scores.ids):
         values, counts = np.unique(scores.ids, return_counts=True)
         raise DataError(
-            f"the image {str(values[counts.argmax()])!r} is there {counts.max()} times; expected each "
+            f"the image {str(values[counts.argmax()])!r} occurs {counts.max()} times; expected each "
             "image once"
         )
 
@@ -245,7 +244,7 @@ _KIND_NAMES = {
 
 
 def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """The size of each axis. Raises `ValueError` for arrays that do not fit together."""
+    """Return the size of each axis. Raises `ValueError` for arrays that do not fit together."""
     sizes = dict(_SIZES)
     for name, shape in shapes.items():
         axes = _SHAPES[name]
@@ -257,8 +256,9 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 
 
 def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-    """Shape and type of a stored array. Raises `ValueError` for one that is not as large as its header
-    says.
+    """Return shape and type of a stored array.
+
+    Raises `ValueError` for an array whose size does not match its header.
     """
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as stream:
@@ -272,8 +272,8 @@ def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dt
             info.compress_size, 1
         ):
             raise ValueError(
-                f"the array {name} of shape {shape} is not in the file: it has {info.compress_size:,} "
-                "bytes there"
+                f"the array {name} is incomplete: shape {shape} does not fit its {info.compress_size:,} "
+                "bytes in the file"
             )
     _check_kind(name, dtype)
     return shape, dtype

@@ -1,7 +1,7 @@
-"""Score once, derive everything: what is kept of each image, from which every metric is an array look-up.
+"""Per-image scores: computed once for each image, so that every metric is an array look-up.
 
-For one image: the best IoU at every threshold under both box rules, the error category at every threshold,
-pixel histograms where there is a mask, and the predicted labels. Maps and model are not needed again.
+For one image these are the best IoU at every threshold under both box rules, the error category at every
+threshold, pixel histograms if there is a mask, and the predicted labels. Maps and model are not needed again.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from wsolbench.types import Sample, ScoreMap
 class ImageScores:
     """Per-image scores of n images under one protocol with T thresholds.
 
-    Rows of an image without boxes (`has_boxes` false) or mask (`has_mask` false) are zeros and enter no
-    metric that needs them. `ranked` has as many columns as labels were predicted; none where there is no
-    classifier. `point_*` are of the four best proposed parts; where `point_real` is false (no such part, no
-    visible key point) the others are 0.
+    Rows of an image without boxes (`has_boxes` false) or mask (`has_mask` false) are zeros. They enter no
+    metric that needs them. `ranked` has one column per predicted label, or none without a classifier.
+    `point_*` are of the four best proposed parts. Where `point_real` is false (no such part, or no visible
+    key point), the other columns are 0.
     """
 
     ids: np.ndarray
@@ -73,7 +73,7 @@ class ImageScores:
 
     @classmethod
     def concatenate(cls, parts: Sequence[ImageScores]) -> ImageScores:
-        """One table of several, in order."""
+        """Join several tables to one, in order."""
         return cls(
             **{
                 item.name: np.concatenate([getattr(part, item.name) for part in parts])
@@ -82,12 +82,13 @@ class ImageScores:
         )
 
     def write(self, path: Path, place: str = "") -> None:
-        """Store as a file that `read` reads quickly, atomically; neighbouring thresholds at which no image
-        differs are stored once.
+        """Store atomically as a file that `read` reads quickly.
 
-        A line of JSON, [name, dtype, shape] for each array, and then the arrays' bytes. The first array is
-        `place`: which images of which run these are; the last is the SHA-256 of all bytes before it.
+        Neighbouring thresholds at which no image differs are stored once. The file begins with a line of
+        JSON: [name, dtype, shape] of each array. Then come the arrays' bytes. The first array is `place`,
+        which identifies the run and the images. The last array is the SHA-256 of all bytes before it.
         """
+        # Drop repeated thresholds, and use the smallest type for counts.
         new = self.new_at_tau()
         stored = {"place": np.array([place.encode()]), "tau_index": np.cumsum(new) - 1}
         stored |= {item.name: getattr(self, item.name) for item in fields(self)}
@@ -95,6 +96,7 @@ class ImageScores:
             stored[name] = stored[name][:, new]
         for name in _HISTOGRAMS:
             stored[name] = stored[name].astype(np.min_scalar_type(stored[name].max(initial=0)))
+        # Write header and arrays, then their digest.
         header = [
             *([name, array.dtype.str, array.shape] for name, array in stored.items()),
             ["sha256", "|u1", [_DIGEST]],
@@ -110,8 +112,9 @@ class ImageScores:
 
     @classmethod
     def read(cls, path: Path) -> ImageScores:
-        """What `write` stored. Raises `DataError` when the file is missing, of another kind, or not as it was
-        written.
+        """Read what `write` stored.
+
+        Raises `DataError` if the file is missing, of another kind, or changed after it was written.
         """
         with unreadable_scores(path):
             stored = _stored(path)
@@ -124,13 +127,11 @@ class ImageScores:
             return cls(**stored)
 
     def select(self, chosen: Bool[np.ndarray, " n"] | Int64[np.ndarray, " k"]) -> ImageScores:
-        """The rows of some of the images: a flag for each image, or positions."""
+        """Return the rows of some images, chosen by a flag per image or by positions."""
         return ImageScores(**{item.name: getattr(self, item.name)[chosen] for item in fields(self)})
 
     def new_at_tau(self) -> Bool[np.ndarray, " t"]:
-        """Whether some image's scores at a threshold are not those at the threshold before; always so at the
-        first.
-        """
+        """Whether the scores of any image change at a threshold. Always true at the first threshold."""
         new = np.zeros(self.best_iou.shape[1], dtype=np.bool_)
         new[:1] = True
         for name in _PER_TAU:
@@ -140,25 +141,25 @@ class ImageScores:
 
 
 def read_ids(path: Path, place: str) -> list[str]:
-    """The ids of the images in a file that `ImageScores.write` stored for this place.
+    """Return the image ids in a file that `ImageScores.write` stored for this place.
 
-    Raises `DataError` when the file is missing, of another kind, not as it was written, or of another place.
+    Raises `DataError` if the file is missing, of another kind or place, or changed after it was written.
     """
     with unreadable_scores(path):
         stored = _stored(path)
         if stored["place"].tolist() != [place.encode()]:
-            raise ValueError("it holds scores of other images, or of another run")
+            raise ValueError("its scores are of other images, or of another run")
         ids: list[str] = stored["ids"].tolist()
         return ids
 
 
 def _stored(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file of `ImageScores.write`, as they are there."""
+    """Return the arrays of a file of `ImageScores.write`, as stored."""
     if path.exists() and not path.is_file():
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
     content = path.read_bytes()
     if hashlib.sha256(memoryview(content)[:-_DIGEST]).digest() != content[-_DIGEST:]:
-        raise ValueError("its bytes are not those that were written: the SHA-256 differs")
+        raise ValueError("it was changed or damaged: its SHA-256 differs")
     start = content.index(b"\n") + 1
     stored = {}
     for name, dtype, shape in json.loads(content[:start]):
@@ -170,7 +171,7 @@ def _stored(path: Path) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def unreadable_scores(path: Path) -> Iterator[None]:
-    """What goes wrong while a file of scores is read, as `DataError` naming it."""
+    """Convert any error while a file of scores is read to a `DataError` naming the file."""
     try:
         yield
     except FileNotFoundError as error:
@@ -178,7 +179,7 @@ def unreadable_scores(path: Path) -> Iterator[None]:
             f"per-image scores {path} cannot be read: there is no such file. Run `wsolbench eval` or "
             "`score` again with --save-scores"
         ) from error
-    except Exception as error:  # numpy, zipfile and zlib raise whatever a damaged file makes them stumble on
+    except Exception as error:  # numpy, zipfile and zlib raise many types for a damaged file
         raise DataError(
             f"per-image scores {path} cannot be read: "
             f"{str(error) or type(error).__name__}{name_content(path)}"
@@ -199,20 +200,24 @@ def score_image(
     protocol: EvalProtocol,
     proposed: ProposedParts | None = None,
 ) -> ImageScores:
-    """Scores of one image (n = 1) from its raw map, the predicted labels, best first, and the proposed parts.
+    """Score one image (n = 1).
 
-    Raises `DataError`, naming the image, for a map that is not finite or not two-dimensional, and for a mask
-    of another size.
+    It needs the raw map, the predicted labels, best first, and the proposed parts, if any. Raises
+    `DataError` naming the image for a map that is not finite or not two-dimensional, and for a mask whose
+    size differs from the image's.
     """
+    # Resize the map to the frame of the protocol.
     unit_map = to_frame(raw_map, sample.size, protocol, what=f"map of {sample.id!r}")
     num_taus = len(protocol.taus)
     boxes = frame_boxes(sample.boxes, sample.size, protocol, check_unit=False)
     best_iou = single_iou = np.zeros(num_taus)
     codes = np.zeros(num_taus, dtype=np.uint8)
+    # Boxes: IoU and error category at every threshold, (T,).
     if len(boxes):
         swept = sweep(unit_map, boxes, protocol)
         best_iou, single_iou = swept.best_iou, swept.single_iou
         codes = error_codes(swept.single_boxes, boxes, protocol)
+    # Mask: pixel histograms, (2, B) and (2, 256).
     mask = sample.mask()
     pixels, levels = (
         np.zeros((2, number_of_bins(protocol)), dtype=np.int32),
@@ -242,7 +247,7 @@ def score_image(
 
 
 def _parts(sample: Sample, protocol: EvalProtocol, proposed: ProposedParts | None) -> dict[str, np.ndarray]:
-    """The columns of the key points."""
+    """Return the columns of the key points."""
     columns: dict[str, np.ndarray] = {
         name: np.zeros((1, PARTS), dtype) for name, dtype in _POINT_COLUMNS.items()
     }
@@ -255,8 +260,9 @@ def _parts(sample: Sample, protocol: EvalProtocol, proposed: ProposedParts | Non
 
 
 def part_distances(sample: Sample, protocol: EvalProtocol, proposed: ProposedParts) -> ImageDistances | None:
-    """Of the `PARTS` best proposals to the key points; None without a visible one, and without a true box,
-    which is the scale.
+    """Return the distances of the `PARTS` best proposals to the key points.
+
+    None without a visible key point, and without a ground-truth box, which gives the scale.
     """
     if sample.key_points is None or not len(sample.boxes):
         return None

@@ -1,11 +1,9 @@
-"""The scores of a split as means over its images: tables of per-image numbers, and metrics that are functions
-of their means.
+"""The scores of a split as means over its images, and metrics as functions of these means.
 
-Per image there are a few tables of numbers (`ImageRows`): hits at each threshold, error categories, pixel
-histograms. A metric is a function of the means over images of one table (`Metric`): the best of the hit
-rates, an average precision. The same function gives the number and, over resampled means, its bootstrap
-interval. All tables are resampled together, chunk by chunk, so neither the number of images nor that of
-metrics asks for memory.
+A few tables hold numbers per image (`ImageRows`): hits at each threshold, error categories, pixel histograms.
+A metric is a function of the image means of one table (`Metric`): the best of the hit rates, an average
+precision. The same function gives the number and, applied to resampled means, its bootstrap interval. All
+tables are resampled together, chunk by chunk. So memory does not grow with the number of images or metrics.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from wsolbench.metrics.confidence import Bootstrap
 from wsolbench.metrics.thresholds import ThresholdPolicy
 
 Rates = Float64[np.ndarray, "r s"]
-"""Means over images of each column of a table, one row for each resample."""
+"""Image means of each column of a table, one row per resample."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,15 +30,15 @@ class ImageRows:
     """A table of per-image numbers, and the images that it is defined on."""
 
     images: str
-    """A key of `_WHICH`."""
+    """Name of the set of images, a key of `_WHICH`."""
     of: Callable[[ImageScores], Shaped[np.ndarray, "m s"]]
     by_class: bool = False
-    """Whether its means are means over classes of the class's mean."""
+    """Whether the means are averaged per class first, and then over classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A metric: `value(means of rows) -> (r,)`."""
+    """A metric: `value` maps (r, s) means of the table `rows` to (r,) numbers."""
 
     name: str
     rows: ImageRows
@@ -48,8 +46,9 @@ class Metric:
     policy: ThresholdPolicy | None = None
     tau: tuple[float, ...] | None = None
     curves: Curves | None = None
-    """For a metric at its best threshold: the curves over thresholds, so that `value` is
-    `best_value(curves(...))`.
+    """The curves over thresholds, for a metric at its best threshold, or None.
+
+    `value` is then `best_value(curves(...))`.
     """
 
 
@@ -60,26 +59,27 @@ _WHICH: dict[str, Callable[[ImageScores], Bool[np.ndarray, " m"]]] = {
     "with object": lambda part: part.has_object,
     "with parts": lambda part: part.has_parts,
 }
-"""Which images count, by what they must have."""
+"""Named sets of images, by what an image must have."""
 _WIDER = {"with boxes": "all", "with mask": "all", "with object": "with mask", "with parts": "all"}
 
 
 class SplitScores:
-    """The scores of a split: what is known of all images, and means of tables over them."""
+    """The scores of a split: sizes and labels of its image sets, and means of tables over them."""
 
     def __init__(self, scores: ScoreTable) -> None:
         self.scores = scores
         self.count = dict.fromkeys(_WHICH, 0)
         labels: dict[str, list[Int64[np.ndarray, " m"]]] = {which: [] for which in _WHICH}
         self.ranks = 0
-        """Predicted labels of each image."""
+        """Number of predicted labels per image."""
+        # Read every chunk once: check it, count the image sets, and find the distinct thresholds.
         new: Bool[np.ndarray, " t"] | None = None
         for part in scores:
             check_scores(part)
             if new is not None and part.ranked.shape[1] != self.ranks:
                 raise DataError(
                     f"some images have {self.ranks} predicted labels and others {part.ranked.shape[1]}; "
-                    "score all with the same"
+                    "expected the same number for all"
                 )
             self.ranks = part.ranked.shape[1]
             new = part.new_at_tau() if new is None else new | part.new_at_tau()
@@ -90,16 +90,14 @@ class SplitScores:
         assert new is not None
         self.labels = {which: np.concatenate(parts) for which, parts in labels.items()}
         self.first: Int64[np.ndarray, " u"] = np.flatnonzero(new)
-        """Thresholds at which some image's scores differ from those at the one before: the columns of
-        hits.
-        """
+        """Thresholds at which the scores of any image change: the columns of the hit tables."""
         self.column: Int64[np.ndarray, " t"] = np.cumsum(new) - 1
-        """For each threshold its column."""
+        """Column of each threshold."""
 
         self._means: dict[ImageRows, Float64[np.ndarray, " s"]] = {}
 
     def means(self, rows: Sequence[ImageRows]) -> dict[ImageRows, Float64[np.ndarray, " s"]]:
-        """Means over images of each table; what was asked before is remembered."""
+        """Return the image means of each table. Means are computed once and kept."""
         for bootstrap, tables in self._together([table for table in rows if table not in self._means], 1, 0):
             self._means.update(
                 zip(tables, bootstrap.means(self.blocks(tables), self.groups(tables)), strict=True)
@@ -109,7 +107,7 @@ class SplitScores:
     def resample(
         self, rows: Sequence[ImageRows], resamples: int, seed: int
     ) -> dict[ImageRows, tuple[Rates, Bootstrap]]:
-        """Resampled means of each table, and the bootstrap that made them."""
+        """Return the resampled means of each table, and the bootstrap that made them."""
         return {
             table: (rates, bootstrap)
             for bootstrap, tables in self._together(rows, resamples, seed)
@@ -121,7 +119,7 @@ class SplitScores:
     def _together(
         self, rows: Sequence[ImageRows], resamples: int, seed: int
     ) -> Iterator[tuple[Bootstrap, list[ImageRows]]]:
-        """Tables that are defined on the same images share their resamples."""
+        """Group the tables that are defined on the same images, so that they share their resamples."""
         shared: dict[str, list[ImageRows]] = {}
         for table in rows:
             shared.setdefault(self._same(table.images), []).append(table)
@@ -129,22 +127,22 @@ class SplitScores:
             yield Bootstrap(self.count[which], n_resamples=resamples, seed=seed), tables
 
     def _same(self, which: str) -> str:
-        """The widest set of images that holds no more than this one."""
+        """Return the largest named image set with the same images as `which`."""
         wider = _WIDER.get(which)
         return which if wider is None or self.count[wider] > self.count[which] else self._same(wider)
 
     def blocks(self, tables: Sequence[ImageRows]) -> Iterator[list[Shaped[np.ndarray, "m _"]]]:
-        """Tables that are defined on the same images, chunk by chunk."""
+        """Yield tables that are defined on the same images, chunk by chunk."""
         which = self._same(tables[0].images)
         for part in self.scores:
             chosen = part if self.count[which] == self.count["all"] else part.select(_WHICH[which](part))
             yield [table.of(chosen) for table in tables]
 
     def groups(self, tables: Sequence[ImageRows]) -> list[Int64[np.ndarray, " n"] | None]:
-        """The classes over which means of each table are averaged, if any."""
+        """Return for each table the classes to average over, or None."""
         return [self.labels[table.images] if table.by_class else None for table in tables]
 
     def by_threshold(self, means: Float64[np.ndarray, " s"]) -> Float64[np.ndarray, "d t"]:
-        """Hit rates at each delta and each threshold of the protocol."""
+        """Return the hit rates at each delta and each threshold of the protocol, (D, T)."""
         curve: Float64[np.ndarray, "d t"] = means.reshape(-1, len(self.first))[:, self.column]
         return curve

@@ -1,6 +1,4 @@
-"""From per-image scores to the metrics of a record: every metric, under every threshold policy, with its
-interval.
-"""
+"""Metrics of a record from per-image scores: every metric under every threshold policy, with its interval."""
 
 from __future__ import annotations
 
@@ -39,14 +37,16 @@ def summarize(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[MetricValue, ...]:
-    """Every metric that the scores allow, in table order; the others with value None and the reason.
+    """Compute every metric that the scores allow, in table order. Others get the value None and a reason.
 
     Args:
-        scores: of the evaluated split.
-        protocol: the one that they were scored under.
-        fixed_tau: threshold of the policy `fixed`; default `protocol.fixed_tau`; None: no such policy.
+        scores: scores of the evaluated split.
+        protocol: the protocol that they were scored under.
+        fixed_tau: threshold of the policy `fixed`. If None, `protocol.fixed_tau`. If that is None, too, the
+            policy is not used.
         transfer_from: scores of another split, whose best thresholds the policy `transfer` applies.
-        resamples, seed: of the bootstrap intervals.
+        resamples: number of resamples of the bootstrap intervals.
+        seed: seed of the bootstrap intervals.
     """
     fixed_tau = protocol.fixed_tau if fixed_tau is None else fixed_tau
     split = SplitScores(scores)
@@ -67,7 +67,7 @@ def _value(
     metric: Metric, means: Float64[np.ndarray, " s"], rates: Rates, bootstrap: Bootstrap, split: SplitScores
 ) -> MetricValue:
     interval = corrected = None
-    with contextlib.suppress(DataError):  # so few images have an object pixel that some resample drew none
+    with contextlib.suppress(DataError):  # with few object pixels, some resample can have none
         interval = bootstrap.interval(metric.value(rates))
         if metric.curves is not None:
             corrected = correct_for_choice(bootstrap, metric.curves(means[None])[0], metric.curves(rates))
@@ -88,7 +88,7 @@ def _value(
 def metrics_of(
     split: SplitScores, protocol: EvalProtocol, fixed_tau: float | None, other: SplitScores | None
 ) -> Iterator[Metric | MetricValue]:
-    """Every metric in table order; those that the scores do not allow as values with a reason."""
+    """Yield every metric in table order. Metrics that the scores do not allow are values with a reason."""
     yield from _classification(split)
     if split.count["with boxes"]:
         yield from _boxes(
@@ -128,8 +128,9 @@ def _no_labels(ranks: int, k: int) -> str:
 
 
 _FARTHEST = 4096.0
-"""Longest distance to a key point that is told from longer ones, in pixels of an input of 448 or in
-diagonals; rates are in [0, 1].
+"""Longest distance to a key point that is kept; longer ones count as this one, because rates are in [0, 1].
+
+In pixels of an input of 448, or in diagonals.
 """
 
 _HITS = {
@@ -139,12 +140,13 @@ _HITS = {
     "max_box_acc": "one box",
     "max_box_acc_v2": "all boxes",
 }
-"""Box metric -> the table of hits that it is read from."""
+"""Box metric -> its table of hits."""
 
 
 def _hits(split: SplitScores, protocol: EvalProtocol) -> dict[str, ImageRows]:
-    """Tables of hits at each delta and each distinct threshold; those of Top-k Loc only where k labels are
-    predicted.
+    """Return the tables of hits at each delta and each distinct threshold.
+
+    Top-k Loc has a table only if at least k labels are predicted.
     """
     first, by_class = split.first, protocol.averaging == "class"
 
@@ -170,13 +172,13 @@ class _Curves:
     rows: ImageRows
     rates: Float64[np.ndarray, "d t"]
     other: Float64[np.ndarray, "d t"] | None
-    """The same on the split that thresholds are transferred from."""
+    """The same rates on the split for transferred thresholds, or None."""
     column: Int64[np.ndarray, " t"]
 
     def policies(
         self, deltas: Sequence[int], protocol: EvalProtocol, fixed_tau: float | None, *, shared: bool
     ) -> Iterator[tuple[ThresholdPolicy, Integer[np.ndarray, " d"]]]:
-        """Each policy with the position of its threshold for each of these deltas."""
+        """Yield each policy with the index of its threshold for each of these deltas."""
         taus = np.array(protocol.taus)
         policies = [ThresholdPolicy.oracle()]
         if fixed_tau is not None:
@@ -188,14 +190,14 @@ class _Curves:
             yield policy, policy.pick(self.rates[list(deltas)], taus, shared=shared)
 
     def of(self, rates: Rates, *, deltas: Sequence[int], shared: bool) -> Float64[np.ndarray, "r d t"]:
-        """Curves that each have a best threshold: the mean over deltas, or one for each delta."""
+        """Return the curves that each have a best threshold: the mean over deltas, or one per delta."""
         curves = rates.reshape(len(rates), len(self.rates), -1)[:, list(deltas)]
         return np.asarray(curves.mean(axis=1, keepdims=True) if shared else curves)
 
     def at(
         self, rates: Rates, *, deltas: Sequence[int], index: Integer[np.ndarray, " d"]
     ) -> Float64[np.ndarray, " r"]:
-        """Mean over deltas, each at its threshold."""
+        """Return the mean over deltas, each at its threshold."""
         curves = rates.reshape(len(rates), len(self.rates), -1)
         return np.asarray(curves[:, list(deltas), self.column[index]].mean(axis=1))
 
@@ -204,6 +206,7 @@ def _boxes(
     split: SplitScores, protocol: EvalProtocol, fixed_tau: float | None, other: SplitScores | None
 ) -> Iterator[Metric | MetricValue]:
     hits = _hits(split, protocol)
+    # Hit rates (D, T) of this split and of the split for transferred thresholds.
     rates = {
         name: split.by_threshold(mean)
         for name, mean in zip(hits, split.means(list(hits.values())).values(), strict=True)
@@ -215,6 +218,7 @@ def _boxes(
             name: other.by_threshold(mean)
             for name, mean in zip(other_hits, other.means(list(other_hits.values())).values(), strict=True)
         }
+    # Each box metric under each policy.
     shared = protocol.v2_tau == "shared"
     for name, kind in _HITS.items():
         if kind not in hits:
@@ -232,6 +236,7 @@ def _boxes(
                 yield from _read(
                     f"{name}@{protocol.deltas[row]:g}", curves, (row,), protocol, fixed_tau, shared=False
                 )
+    # The error breakdown, at the threshold of GT-known.
     yield from _errors(
         split,
         _Curves(
@@ -252,8 +257,9 @@ def _read(
     shared: bool,
     part_names: bool = False,
 ) -> Iterator[Metric]:
-    """A box metric under each policy; with `part_names` also its part at each delta, read at the threshold of
-    the whole.
+    """Yield a box metric under each policy.
+
+    With `part_names`, also its value at each delta, at the threshold of the whole metric.
     """
     for policy, index in curves.policies(deltas, protocol, fixed_tau, shared=shared):
         tau = tuple(protocol.taus[column] for column in index)
@@ -276,7 +282,7 @@ def _read(
 def _at_best(
     name: str, rows: ImageRows, curves: Curves, policy: ThresholdPolicy, tau: tuple[float, ...]
 ) -> Metric:
-    """A metric that is the mean over curves of each curve's maximum."""
+    """Build a metric that is the mean over curves of each curve's maximum."""
     return Metric(
         name=name,
         rows=rows,
@@ -290,8 +296,9 @@ def _at_best(
 def _errors(
     split: SplitScores, curves: _Curves, protocol: EvalProtocol, fixed_tau: float | None
 ) -> Iterator[Metric | MetricValue]:
-    """The error breakdown at the threshold that GT-known is read at, for each policy; shares of all images,
-    whatever is averaged.
+    """Yield the error breakdown at the threshold of GT-known, for each policy.
+
+    The shares are of all images, also if the protocol averages over classes.
     """
     if not split.ranks:
         for name in ERROR_NAMES:
@@ -310,23 +317,26 @@ def _errors(
 
 
 def _categories(part: ImageScores, index: int) -> Bool[np.ndarray, "m 6"]:
-    """Whether an image falls into each category at a threshold."""
+    """Whether an image is in each error category at a threshold, (m, 6)."""
     codes = np.where(_in_top(part, 1)[:, 0], part.error_codes[:, index], ERROR_NAMES.index("cls"))
     return np.asarray(codes[:, None] == np.arange(len(ERROR_NAMES)))
 
 
 def _masks(split: SplitScores) -> Iterator[Metric | MetricValue]:
+    # Without an object pixel, no metric of masks is defined.
     names = ("pxap", "peak_iou", "peak_t", "mean_image_iou")
     if not split.count["with object"]:
         n, reason = split.count["with mask"], "no mask has an object pixel"
         for name in names:
             yield MetricValue(name=name, value=None, n=n, reason=reason if n else "no image has a mask")
         return
+    # Tables of pixel counts, and the best levels.
     pixels = ImageRows(images="with mask", of=lambda part: part.pixel_histogram.reshape(len(part), -1))
     levels = ImageRows(images="with mask", of=lambda part: part.level_histogram.reshape(len(part), -1))
     per_image = ImageRows(images="with object", of=lambda part: pixel_iou(part.level_histogram))
     means = split.means([levels, per_image])
     peak, best = int(pixel_iou(means[levels].reshape(2, 256)).argmax()), int(means[per_image].argmax())
+    # The metrics, in table order.
     oracle = ThresholdPolicy.oracle()
     yield Metric(
         name="pxap", rows=pixels, value=lambda rates: average_precision(rates.reshape(len(rates), 2, -1))
@@ -343,8 +353,9 @@ def _peak_t(rates: Rates) -> Float64[np.ndarray, " r"]:
 
 
 def _key_points(split: SplitScores) -> Iterator[Metric]:
-    """Distances of proposed parts to key points; nothing where no parts were proposed, which is most methods'
-    case.
+    """Yield distances of proposed parts to key points, or nothing if no parts were proposed.
+
+    Most methods propose none.
     """
     if not split.count["with parts"]:
         return
@@ -366,22 +377,22 @@ def _key_points(split: SplitScores) -> Iterator[Metric]:
 
 
 def _distances(part: ImageScores, column: str) -> Float64[np.ndarray, "m s"]:
-    """Distance in each slot, as a part of the farthest one, then whether it has one: what `slot_mean`
-    takes.
+    """Return the distance in each slot, as a fraction of `_FARTHEST`, then whether the slot has one.
+
+    This is the input of `slot_mean`.
     """
     return np.concatenate([np.minimum(getattr(part, column) / _FARTHEST, 1.0), part.point_real], axis=1)
 
 
 def _ratio(rates: Rates, above: int, below: int, scale: float = 1.0) -> Float64[np.ndarray, " r"]:
-    """One column over another, times `scale`; NaN where a resample has nothing below."""
+    """Return one column divided by another, times `scale`, or NaN for a resample with a zero divisor."""
     out = np.full(len(rates), np.nan)
     return np.asarray(scale * np.divide(rates[:, above], rates[:, below], out=out, where=rates[:, below] > 0))
 
 
 def _distinct(part: ImageScores) -> Int64[np.ndarray, "m 1"]:
-    """Different nearest points among the real proposals of each image."""
+    """Return the number of different nearest points among the real proposals of each image."""
     nearest = np.sort(np.where(part.point_real, part.point_nearest, -1), axis=1)
-    new = (
-        np.diff(nearest, axis=1, prepend=-1) > 0
-    )  # sorted, so a value is new where it is above the one before
+    # Sorted, so a value is new if it is above the one before.
+    new = np.diff(nearest, axis=1, prepend=-1) > 0
     return np.asarray(new.sum(axis=1, keepdims=True))

@@ -1,12 +1,12 @@
-"""Images turned or made smaller at test time, with their boxes, masks and key points: how robust a method is.
+"""Transforms at test time: images rotated or reduced, with boxes, masks and key points, to test robustness.
 
 L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition",
 arXiv:2001.01211, Tables 1 and 2: rotated images, and images reduced to 300 pixels and padded to the input of
 448. Angles, filling and order are decisions of this project.
 
-What the network sees of an image is transformed (after resize and crop, so that the field of view is the
-same), and so is the truth in that view. The transformed view is handed out as an image whose own view, under
-the same protocol, is just that.
+The transform applies to the view of the network, after resize and crop, so that the field of view stays the
+same. The annotations are transformed in that view, too. The result is an image whose own view, under the same
+protocol, is the transformed view.
 """
 
 from __future__ import annotations
@@ -29,26 +29,27 @@ from wsolbench.types import Boxes, Dataset, Sample, no_boxes
 
 _RIGHT_ANGLES = {"rotate90": 1, "rotate180": 2, "rotate270": 3}
 _REDUCED_OF = 448
-"""Side of the input that the side of `reduce` is given for."""
+"""Input side that SIDE of `reduce:SIDE` refers to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
-    """What is done to every image: `rotate90`, `rotate180`, `rotate270` (exact), `rotate:ANGLE`,
-    `rotate:random`, or `reduce:SIDE`.
+    """A transform of every image.
 
-    Angles are degrees, counterclockwise; a random one depends on the image's id alone. `reduce:300` is for an
-    input of 448 and scales with the input. What comes from outside of the view has the network's mean colour.
+    Its names are `rotate90`, `rotate180`, `rotate270` (exact), `rotate:ANGLE`, `rotate:random` and
+    `reduce:SIDE`. Angles are degrees, counterclockwise. A random angle depends only on the image's id.
+    `reduce:300` is for an input of 448 and scales with the input. Pixels from outside of the view have the
+    network's mean colour.
     """
 
     name: str
     angle: float | None = None
-    """None: a random one, or none."""
+    """Degrees, or None for a random angle or no rotation."""
     side: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Transform:
-        """Read the name. Raises `UsageError` on one that is none.
+        """Read the name. Raises `UsageError` for an unknown transform.
 
         >>> Transform.parse("rotate:15").angle
         15.0
@@ -67,25 +68,24 @@ class Transform:
             pass
         raise UsageError(
             f"unknown transform {text!r}; expected rotate90, rotate180, rotate270, rotate:ANGLE in "
-            "degrees, rotate:random, "
-            f"or reduce:SIDE with a side of 1 to {_REDUCED_OF - 1}"
+            f"degrees, rotate:random, or reduce:SIDE with a side of 1 to {_REDUCED_OF - 1}"
         )
 
     def angle_of(self, image_id: str) -> float:
-        """Degrees for one image."""
+        """Return the rotation of one image, in degrees."""
         if self.angle is not None:
             return self.angle
         return float(np.random.default_rng(zlib.crc32(image_id.encode())).uniform(0, 360))
 
     def reduced_side(self, view: int) -> int:
-        """Side of the reduced image in a view of this side."""
+        """Return the side of the reduced image in a view of this side."""
         assert self.side is not None
         return max(1, round(self.side * view / _REDUCED_OF))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformedSample(Sample):
-    """A sample as the transformed view of another one; see `transformed`."""
+    """A sample that is the transformed view of another one. `transform_dataset` makes it."""
 
     original: Sample
     transform: Transform
@@ -94,11 +94,11 @@ class TransformedSample(Sample):
 
     @property
     def has_mask(self) -> bool:
-        """As the original."""
+        """Whether the original has a mask."""
         return self.original.has_mask
 
     def image(self) -> UInt8[np.ndarray, "h w 3"]:
-        """The transformed pixels, with the border that the protocol cuts off."""
+        """Return the transformed pixels, with the border that the protocol cuts off."""
         outer, _ = self.protocol.view_of(self.spec.size)
         view = to_view(
             self.original.image(), self.spec.size, frame=self.protocol.network_frame, resize_size=outer
@@ -107,11 +107,11 @@ class TransformedSample(Sample):
         return self._framed(self._moved(view, fill, smooth=True), fill)
 
     def mask(self) -> Bool[np.ndarray, "h w"] | None:
-        """The transformed mask."""
+        """Return the transformed mask, or None."""
         return self._moved_mask(self.original.mask())
 
     def ignore(self) -> Bool[np.ndarray, "h w"] | None:
-        """The transformed pixels to leave out."""
+        """Return the transformed mask of ignored pixels, or None."""
         return self._moved_mask(self.original.ignore())
 
     def _moved_mask(self, mask: Bool[np.ndarray, "h w"] | None) -> Bool[np.ndarray, "s s"] | None:
@@ -128,6 +128,7 @@ class TransformedSample(Sample):
         from PIL import Image
 
         size = len(view)
+        # Reduce: shrink and pad with the fill colour.
         if self.transform.side is not None:
             side = self.transform.reduced_side(size)
             start = (size - side) // 2
@@ -137,6 +138,7 @@ class TransformedSample(Sample):
                 Image.fromarray(view).resize((side, side), filtered)
             )
             return canvas
+        # Rotate: exactly for right angles, else with a filter.
         angle = self.transform.angle_of(self.original.id)
         if angle % 90 == 0:
             return np.ascontiguousarray(np.rot90(view, int(angle // 90)))
@@ -152,28 +154,30 @@ class TransformedSample(Sample):
         return canvas
 
 
-def transformed(dataset: Dataset, transform: Transform, spec: InputSpec, protocol: EvalProtocol) -> Dataset:
-    """The data set as a network with this input sees it under this protocol after the transform.
+def transform_dataset(
+    dataset: Dataset, transform: Transform, spec: InputSpec, protocol: EvalProtocol
+) -> Dataset:
+    """Return the data set as a network with this input sees it under this protocol, after the transform.
 
-    Boxes are cut to the view, moved, and become the smallest upright boxes around what they have become, cut
-    again; one that is outside of the view is left out. Key points outside of it are still there: the metric
-    leaves them out. The fingerprint is that of the data set, so the record must name the transform (`facts`
-    of `wsolbench.evaluation.evaluate.score`).
+    Boxes are clipped to the view and moved. Each becomes the smallest upright box around its moved corners,
+    clipped again. A box outside of the view is dropped. Key points outside of the view are kept; the metric
+    ignores them. The fingerprint stays that of the data set, so the record must name the transform
+    (`metadata` of `wsolbench.evaluation.request.EvalRequest`).
 
-    Raises `UsageError` for a protocol with ten crops, which would see what the transform has moved out of the
-    view.
+    Raises `UsageError` for a protocol with ten crops, which would show what the transform has moved out of
+    the view.
     """
     if protocol.classifier == "ten_crop":
         raise UsageError(
-            f"protocol {protocol.name!r} classifies ten crops, which a transformed view does not have; use "
-            "--protocol-set classifier=single"
+            f"protocol {protocol.name!r} classifies ten crops, which a transformed view does not have; "
+            "use --protocol-set classifier=single"
         )
     return replace(
-        dataset, samples=tuple(_transformed(sample, transform, spec, protocol) for sample in dataset.samples)
+        dataset, samples=tuple(_transform(sample, transform, spec, protocol) for sample in dataset.samples)
     )
 
 
-def _transformed(
+def _transform(
     sample: Sample, transform: Transform, spec: InputSpec, protocol: EvalProtocol
 ) -> TransformedSample:
     side, (outer, start) = spec.size, protocol.view_of(spec.size)
@@ -181,6 +185,7 @@ def _transformed(
     def move(points: Float64[np.ndarray, "p 2"]) -> Float64[np.ndarray, "p 2"]:
         return _moved_points(points, side, transform, sample.id)
 
+    # Map the annotations to the view, move them, and add the border that the protocol cuts off.
     key_points = sample.key_points
     if key_points is not None:
         key_points = key_points.copy()
@@ -204,13 +209,13 @@ def _transformed(
 def _moved_points(
     points: Float64[np.ndarray, "p 2"], side: int, transform: Transform, image_id: str
 ) -> Float64[np.ndarray, "p 2"]:
-    """Points (x, y) of a view of this side."""
+    """Move points (x, y) of a view of this side."""
     if transform.side is not None:
         reduced = transform.reduced_side(side)
         return np.asarray(points * (reduced / side) + (side - reduced) // 2)
     angle = transform.angle_of(image_id)
     quarter = angle / 90
-    # Of right angles sine and cosine are whole numbers, which radians would miss by a bit.
+    # Use exact whole numbers for sine and cosine of right angles; radians would round them.
     sine, cosine = (
         ((0, 1, 0, -1)[int(quarter) % 4], (1, 0, -1, 0)[int(quarter) % 4])
         if quarter == int(quarter)
@@ -224,11 +229,11 @@ def _moved_points(
 def _moved_boxes(
     boxes: Boxes, side: int, move: Callable[[Float64[np.ndarray, "p 2"]], Float64[np.ndarray, "p 2"]]
 ) -> Float64[np.ndarray, "k 4"]:
-    """Boxes around the moved corners; those that are left or turn out of the view have none."""
+    """Return the boxes around the moved corners. Boxes that are moved out of the view are dropped."""
     cut = np.clip(boxes, 0, side)
     kept = []
     for x0, y0, x1, y1 in cut[((cut[:, 2:] - cut[:, :2]) > 0).all(axis=1)]:
         corners = np.clip(move(np.array([[x0, y0], [x1, y0], [x0, y1], [x1, y1]])), 0, side)
-        if (np.ptp(corners, axis=0) > 0).all():  # a box can turn out of the view
+        if (np.ptp(corners, axis=0) > 0).all():  # a rotation can move a box out of the view
             kept.append([*corners.min(axis=0), *corners.max(axis=0)])
     return np.array(kept, dtype=np.float64) if kept else no_boxes()

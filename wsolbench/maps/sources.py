@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 PARTS = 4
-"""Proposals of an image that are held against its key points: SSANET's Figure 4."""
+"""Number of proposals per image that are compared with the key points, as in SSANET's Figure 4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,59 +39,59 @@ class ProposedParts:
 
     boxes: Float64[np.ndarray, "m 4"]
     padded: Bool[np.ndarray, " m"]
-    """Boxes that only fill up the number."""
+    """Flags of boxes that only fill up the number."""
     side: int
-    """Of the input."""
+    """Side of the input in pixels."""
 
 
 RANKS = 5
-"""Predicted labels kept of each image."""
+"""Number of predicted labels that are kept per image."""
 
 
 @dataclass(frozen=True)
 class SourceOutput:
-    """What a source says about a batch: one raw map of the true class for each image, and predicted labels,
-    best first.
+    """Output of a source for a batch: one raw map of the true class per image, and predicted labels.
+
+    The labels are sorted, best first.
     """
 
     maps: Sequence[ScoreMap]
     ranked: Int64[np.ndarray, "b k"]
     proposed: Sequence[ProposedParts] | None = None
-    """For each image, from sources that propose parts."""
+    """Proposed parts of each image, or None if the source proposes none."""
 
 
 class MapSource(Protocol):
-    """Where maps come from."""
+    """A source of maps."""
 
     def load(self, sample: Sample) -> Any:
-        """What is needed of one image (pixels, or a stored map); called in worker threads."""
+        """Load what one image needs (pixels, or a stored map). Called in worker threads."""
 
     def collate(self, loaded: Sequence[Any]) -> Any:
-        """What is needed of a batch, of what was loaded of its images; called in worker threads."""
+        """Join what was loaded of the images of a batch. Called in worker threads."""
 
     def maps(self, samples: Sequence[Sample], batch: Any) -> SourceOutput:
-        """Maps and predicted labels of a collated batch; called in the main thread."""
+        """Return maps and predicted labels of a collated batch. Called in the main thread."""
 
     def describe(self) -> dict[str, Any]:
-        """The `method` part of the record."""
+        """Return the `method` part of the record."""
 
     def identity(self, ids: Sequence[str]) -> str | None:
-        """What tells the maps of these images from those of another source with the same description; None:
-        the description does.
+        """Return a digest that distinguishes this source from others with the same description.
+
+        None if the description is enough.
         """
 
     def provenance(self) -> dict[str, Any]:
-        """`device` and `packages` for the record."""
+        """Return `device` and `packages` for the record."""
 
 
 _READERS = 8
-"""Threads that read maps to digest them, more than cores, because file systems answer late."""
+"""Number of threads that read maps: more than cores, because file systems are slow to answer."""
 
 
 class _Seen(NamedTuple):
-    """A stored map as it was when it was looked at: the file, what `os.stat` says about it, and the digest of
-    its bytes.
-    """
+    """State of a stored map when it was read: the file, its `os.stat`, and the digest of its bytes."""
 
     path: Path
     state: tuple[int, ...]
@@ -100,10 +100,10 @@ class _Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Maps from a folder, from any program. `ranked` gives predicted labels by image id, best first, where
-    they are known.
+    """Maps from a folder that any program wrote.
 
-    With `crop`, a protocol with a centre crop, the maps are of the whole image, and their centre is scored.
+    `ranked` gives the predicted labels by image id, best first, if they are known. With `crop`, a protocol
+    with a centre crop, the maps are of the whole image, and their centre is scored.
     """
 
     folder: MapFolder
@@ -114,65 +114,63 @@ class FolderSource:
     _seen: dict[str, _Seen] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def check(self, dataset: Dataset, protocol: EvalProtocol, *, allow_partial: bool = False) -> None:
-        """Raise `DataError` when the folder contradicts the data set or the protocol, or does not hold what
-        its run has written.
+        """Raise `DataError` if the folder contradicts the data set, the protocol or its own manifest.
 
-        These are refused: maps of other data, of another view or of transformed images; a folder whose run
-        has not finished, unless `allow_partial`; maps that the run of maps.json did not write; labels for
-        some of the images only. Reads the maps of a folder that names their digests.
+        Refused are maps of other data, of another view or of transformed images. Refused is a folder whose
+        run has not finished, unless `allow_partial`. Refused are maps that the run of maps.json did not
+        write, and labels for only some of the images. If the folder names the digests of its maps, all maps
+        are read.
         """
-        facts = self.folder.manifest()
+        manifest = self.folder.manifest()
         where = self.folder.root
-        if facts.get("dataset", dataset.name) != dataset.name:
+        # Same data set, same annotations, untransformed images?
+        if manifest.get("dataset", dataset.name) != dataset.name:
             raise DataError(
-                f"the maps in {where} were made on data set {facts['dataset']!r}, but {dataset.name!r} is "
-                "scored. Use the same data, or "
-                f"correct {MANIFEST}."
+                f"the maps in {where} were made on data set {manifest['dataset']!r}, but "
+                f"{dataset.name!r} is scored. Use the same data, or correct {MANIFEST}."
             )
-        made_on = facts.get("fingerprints", {}).get(dataset.split, dataset.fingerprint)
-        if made_on != dataset.fingerprint and not (
-            allow_partial and dataset.left_out
-        ):  # which has another fingerprint
+        made_on = manifest.get("fingerprints", {}).get(dataset.split, dataset.fingerprint)
+        partial = allow_partial and dataset.left_out  # then the fingerprint differs anyway
+        if made_on != dataset.fingerprint and not partial:
             raise DataError(
-                f"the maps in {where} were made on {facts.get('dataset')} {dataset.split} with fingerprint "
-                f"{made_on}, "
-                f"but {dataset.name} {dataset.split} here has {dataset.fingerprint}: other images or "
-                "annotations. Use the same data."
+                f"the maps in {where} were made on {manifest.get('dataset')} {dataset.split} with "
+                f"fingerprint {made_on}, but {dataset.name} {dataset.split} here has "
+                f"{dataset.fingerprint}: other images or annotations. Use the same data."
             )
-        if "transform" in facts:
+        if "transform" in manifest:
             raise DataError(
-                f"the maps in {where} are of images transformed by {facts['transform']}, but "
-                f"{dataset.name} has the images as they are; "
-                "score maps that were made without --transform"
+                f"the maps in {where} are of images transformed by {manifest['transform']}, but "
+                f"{dataset.name} has the original images; score maps that were made without --transform"
             )
-        if dataset.split in facts.get("unfinished", []) and not allow_partial:
+        # Complete, and of the right view?
+        if dataset.split in manifest.get("unfinished", []) and not allow_partial:
             raise DataError(
                 f"the run that writes the maps of {dataset.split} into {where} has not finished. Run it "
-                "again to complete them, or add "
-                "--allow-partial to score those that are there."
+                "again to complete them, or add --allow-partial to score those that are there."
             )
-        self._check_view(facts, protocol)
+        self._check_view(manifest, protocol)
         if self.ranked and (without := [image_id for image_id in dataset.ids if image_id not in self.ranked]):
             raise DataError(
-                f"predictions lack {len(without)} of {len(dataset)} images, the first {without[0]!r}; give "
-                "all, or none"
+                f"predictions lack {len(without)} of {len(dataset)} images, the first {without[0]!r}; "
+                "expected labels for all images, or no labels"
             )
-        if "run" in facts:
+        # Unchanged since they were written?
+        if "run" in manifest:
             self._look_at(dataset.ids)
             self.folder.check_digests(
                 {seen.path: seen.digest for image_id in dataset.ids if (seen := self._seen.get(image_id))}
             )
 
-    def _check_view(self, facts: Mapping[str, Any], protocol: EvalProtocol) -> None:
-        """Raise `DataError` when the maps cover another part of the image than the protocol compares on."""
+    def _check_view(self, manifest: Mapping[str, Any], protocol: EvalProtocol) -> None:
+        """Raise `DataError` if the maps cover another part of the image than the protocol's frame."""
         where = self.folder.root
         if self.crop is not None and view(protocol) != "center_crop":
             raise UsageError(
-                f"protocol {protocol.name!r} compares on the {view(protocol)}, so there is no centre crop "
-                "to cut maps to"
+                f"protocol {protocol.name!r} compares on the {view(protocol)}, so there is no centre "
+                "crop to cut maps to; use --crop-maps only with a protocol that has one"
             )
         expected = "image" if self.crop is not None else view(protocol)
-        if facts.get("view", expected) != expected:
+        if manifest.get("view", expected) != expected:
             way_out = (
                 " To score the centre of each map, add --crop-maps." if expected == "center_crop" else ""
             )
@@ -181,8 +179,8 @@ class FolderSource:
                 if self.crop is not None
                 else f"protocol {protocol.name!r} compares on the {expected}"
             )
-            raise DataError(f"the maps in {where} cover the {facts['view']}, but {wanted}.{way_out}")
-        crop = facts.get("crop")
+            raise DataError(f"the maps in {where} cover the {manifest['view']}, but {wanted}.{way_out}")
+        crop = manifest.get("crop")
         if expected == "center_crop" and isinstance(crop, dict):
             sides = {name: getattr(protocol, name) for name in ("frame_size", "resize_size")}
             if (
@@ -195,8 +193,9 @@ class FolderSource:
                 )
 
     def load(self, sample: Sample) -> ScoreMap:
-        """The stored map, or its centre. Raises `DataError` when it has changed since `identity` was asked
-        for.
+        """Return the stored map, or its centre.
+
+        Raises `DataError` if it has changed since `identity` read it.
         """
         seen = self._seen.get(sample.id)
         if seen is None:
@@ -212,11 +211,11 @@ class FolderSource:
         return raw if self.crop is None else cut_center(raw, self.crop)
 
     def collate(self, loaded: Sequence[ScoreMap]) -> Sequence[ScoreMap]:
-        """The stored maps as they are."""
+        """Return the stored maps unchanged."""
         return loaded
 
     def maps(self, samples: Sequence[Sample], batch: Sequence[ScoreMap]) -> SourceOutput:
-        """The stored maps, and the predicted labels (none unless every image has some)."""
+        """Return the stored maps and the predicted labels (none unless every image has some)."""
         rows = [self.ranked.get(sample.id, [])[:RANKS] for sample in samples]
         depth = min((len(row) for row in rows), default=0)
         return SourceOutput(
@@ -225,15 +224,14 @@ class FolderSource:
         )
 
     def describe(self) -> dict[str, Any]:
-        """Name and, where the folder says so, what made the maps."""
+        """Return the name and, if the folder states it, what made the maps."""
         maps = "stored" if self.crop is None else "stored, of the whole image, cut to the centre crop"
         return {**self.facts, "name": self.name, "maps": maps}
 
     def identity(self, ids: Sequence[str]) -> str:
-        """Digest of the bytes of all these maps and of the predicted labels: the same for a copy of the
-        folder.
+        """Return a digest of the bytes of all these maps and of the predicted labels.
 
-        Reads every map. `load` gives these bytes or raises.
+        It is the same for a copy of the folder. Reads every map. `load` returns these bytes or raises.
         """
         self._look_at(ids)
         digests = [
@@ -242,8 +240,9 @@ class FolderSource:
         return sha256_of_json([digests, self.ranked])
 
     def _look_at(self, ids: Sequence[str]) -> None:
-        """Remember the digests of these maps; those that have not changed since the last time are not read
-        again.
+        """Keep the digests of these maps.
+
+        Maps that have not changed since the last time are not read again.
         """
         located = self.folder.locate(ids)
         for image_id in ids:
@@ -253,7 +252,7 @@ class FolderSource:
         def look(item: tuple[str, Path]) -> tuple[str, _Seen]:
             image_id, path = item
             try:
-                found = os.stat(path)  # noqa: PTH116 - often
+                found = os.stat(path)  # noqa: PTH116 - called for every map, and faster than Path.stat
             except OSError as error:
                 raise DataError(f"map {path} cannot be read: {error.strerror}") from error
             state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
@@ -271,15 +270,15 @@ class FolderSource:
                 bar.advance()
 
     def provenance(self) -> dict[str, Any]:
-        """Nothing but the processor is involved."""
+        """Return the device, which is always the CPU."""
         return {"device": "cpu"}
 
 
 class ModelSource:
-    """Maps, labels and proposals from a trained method; the maps are those of `post`, or the method's own
-    `map_name`, where given.
+    """Maps, labels and proposals from a trained method.
 
-    Raises `UsageError` for a device that is not there, and `DataError` when the model knows another number of
+    The maps are those of the post-process `post`, or the extra map `map_name` of the method, if given. Raises
+    `UsageError` for a device that is not available. Raises `DataError` if the model has another number of
     classes than the data set.
     """
 
@@ -296,9 +295,8 @@ class ModelSource:
     ) -> None:
         if method.num_classes != num_classes:
             raise DataError(
-                f"the checkpoint of {method.method_name!r} has {method.num_classes} classes, the data set "
-                f"has {num_classes}; "
-                "evaluate it on the data set that it was trained on"
+                f"the checkpoint of {method.method_name!r} has {method.num_classes} classes; expected "
+                f"the {num_classes} of the data set. Evaluate it on the data set that it was trained on"
             )
         self.method, self.protocol, self.batch_size, self.post, self.map_name = (
             method,
@@ -318,9 +316,7 @@ class ModelSource:
         method.eval()
 
     def load(self, sample: Sample) -> dict[str, np.ndarray]:
-        """The pixels of the view that the map is made of, and for ten-crop classification those of the ten
-        crops.
-        """
+        """Return the pixels of the view, and those of the ten crops for ten-crop classification."""
         pixels, size, protocol = sample.image(), self.method.input_spec.size, self.protocol
         loaded = {
             "image": to_view(
@@ -334,10 +330,10 @@ class ModelSource:
         return loaded
 
     def collate(self, loaded: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-        """Tensors of `batch_size` images, the last one repeated where there are fewer.
+        """Stack the images to tensors of `batch_size`. The last image is repeated if there are fewer.
 
-        A network's last bits can depend on the size of the batch, never on an image's neighbours or place in
-        it; so batches of one size make the maps independent of where a run was cut into batches. A batch of
+        A network's last bits can depend on the size of the batch, but never on an image's neighbours or place
+        in it. So batches of one size make the maps independent of how a run was cut into batches. A batch of
         one is doubled, because matrix products with one row take another path.
         """
         import torch
@@ -352,11 +348,13 @@ class ModelSource:
         )
 
     def maps(self, samples: Sequence[Sample], batch: dict[str, torch.Tensor]) -> SourceOutput:
-        """One forward pass for maps, labels and, where key points are known, proposals; with ten crops a
-        second one, whose mean softmax gives the labels.
+        """Run one forward pass for maps, labels and, if key points are known, proposals.
+
+        With ten crops, a second pass gives the labels, from the mean softmax.
         """
         import torch
 
+        # Images (B, 3, S, S), and labels (B, 1), repeated as the images are.
         images = normalized(batch["image"], self.method.input_spec, self.device)
         labels = torch.tensor([sample.label for sample in samples], device=self.device)
         labels = torch.cat([labels, labels[-1:].expand(len(images) - len(samples))])[:, None]
@@ -368,16 +366,16 @@ class ModelSource:
         else:
             result = self.method.localize(images)
             score_maps = self._maps(result, labels)[: len(samples)]
+        # Predicted labels, best first: (n, RANKS), or (n, 0) if the method or the protocol has none.
         with torch.no_grad():
             scores = result.logits
             if scores is not None and self.protocol.classifier == "ten_crop":
                 scores = self._ten_crop_scores(batch["crops"])
-            if (
-                scores is None or self.protocol.classifier == "external"
-            ):  # then the labels are another network's
+            if scores is None or self.protocol.classifier == "external":  # another network's labels
                 ranked = np.zeros((len(samples), 0), dtype=np.int64)
             else:
-                # A stable sort: of equal scores the lower class index comes first on every device.
+                # The sort is stable, so that of equal scores the lower class index comes first on every
+                # device.
                 ranked = (
                     scores[: len(samples)]
                     .float()
@@ -425,7 +423,7 @@ class ModelSource:
         return shares.reshape(len(crops), 10, -1).mean(dim=1)
 
     def describe(self) -> dict[str, Any]:
-        """Name and description of the method, and of the post-process."""
+        """Return name and description of the method and of the post-process."""
         if self.map_name is not None:
             return {
                 **self.method.describe(),
@@ -441,10 +439,10 @@ class ModelSource:
         }
 
     def identity(self, ids: Sequence[str]) -> None:
-        """The description has the digest of the weights."""
+        """Return None: the description has the digest of the weights."""
 
     def provenance(self) -> dict[str, Any]:
-        """Device, threads and the versions that matter to a network."""
+        """Return device, threads and the packages whose versions matter to a network."""
         import torch
 
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
@@ -456,15 +454,13 @@ class ModelSource:
 
 
 FILLED = 256
-"""Batches of up to that many images keep their size, whatever the number of images."""
+"""Batches of at most this size keep it, whatever the number of images."""
 
 
 def fitting_batch(batch_size: int, *splits: Sized | None) -> int:
-    """The batch size for these splits: what was asked for, but no more than the images of the largest where
-    that is above `FILLED`.
+    """Return the batch size for these splits: as requested, or, above `FILLED`, at most the largest split.
 
-    Every batch of a run has the size that this gives (see `ModelSource.collate`), so it depends on the run
-    alone.
+    Every batch of a run has this size (see `ModelSource.collate`), so it depends only on the run.
 
     >>> fitting_batch(32, [1, 2, 3]), fitting_batch(100_000, [1, 2, 3]), fitting_batch(1000, range(700), None)
     (32, 256, 700)

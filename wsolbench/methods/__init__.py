@@ -1,4 +1,4 @@
-"""The contracts of methods, post-processes and detectors, and how they are found."""
+"""Contracts of methods, post-processes and detectors, and the registry that finds them."""
 
 from wsolbench.methods.contracts import (
     DEVICE,

@@ -1,7 +1,7 @@
-"""The contracts between the commands and any method, post-process or detector.
+"""Contracts between the commands and any method, post-process or detector.
 
-They are protocols: a class fulfils one by its members, and a class that inherits from one gets the defaults
-of its optional members. `reference_models.base` has base classes that implement all but what a method is.
+They are protocols: a class fulfils one by its members. A class that inherits from one gets the defaults of
+its optional members. `reference_models.base` has base classes that implement everything general.
 """
 
 from __future__ import annotations
@@ -72,8 +72,9 @@ class Localization(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """How a network wants its images: squares of `size` pixels, values (x / 255 - mean) / std per channel
-    (RGB).
+    """Input that a network expects: squares of `size` pixels.
+
+    Values are (x / 255 - mean) / std per channel (RGB).
     """
 
     size: int = 224
@@ -83,15 +84,14 @@ class InputSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest(Ranged):
-    """Everything a training run depends on. None means: the default of the method's recipe for this
-    backbone.
+    """Everything a training run depends on.
+
+    None means the default of the method's recipe for this backbone.
     """
 
     train: Dataset
     out: Path
-    """Run folder: `last.safetensors`, `best.safetensors`, their `.json`, `log.csv`, and the state to resume
-    from.
-    """
+    """Run folder: `last.safetensors`, `best.safetensors`, their `.json`, `log.csv`, and the resume state."""
     val: Dataset | None = None
     backbone: str = "resnet50"
     weights: str = "imagenet"
@@ -131,19 +131,19 @@ class Method(Protocol):
         settings: Mapping[str, str],
         image_size: int | None = None,
     ) -> Method:
-        """A new model. Raises `UsageError` on an unknown backbone, setting or weights file."""
+        """Return a new model. Raises `UsageError` for an unknown backbone, setting or weights file."""
 
     @classmethod
     def load(cls, checkpoint: Path, *, device: str, settings: Mapping[str, str]) -> Method:
-        """A trained model in eval mode, with some settings changed that training does not depend on.
+        """Return a trained model in eval mode. Settings that training does not depend on may be changed.
 
-        Raises `DataError` on a file of another method, or one that is broken, and `UsageError` on settings
-        that cannot be changed.
+        Raises `DataError` for a broken file or one of another method, and `UsageError` for settings that
+        cannot be changed.
         """
 
     @classmethod
     def fit(cls, request: TrainRequest) -> Path:
-        """Train (or go on where a killed run stopped) and return the last checkpoint."""
+        """Train, or resume a killed run, and return the last checkpoint."""
 
     @classmethod
     def recipe_for(cls, backbone: str, num_classes: int, settings: Mapping[str, str]) -> Any:
@@ -161,16 +161,18 @@ class Method(Protocol):
         """Switch to evaluation mode. A method without such a mode does nothing."""
 
     def localize(self, images: Tensor) -> Localization:
-        """(B, 3, H, W) normalised images -> logits and maps from the same forward pass, without a graph."""
+        """Run one forward pass on (B, 3, H, W) normalised images, without a graph, and return its results."""
 
     def describe(self) -> dict[str, Any]:
-        """For the record: backbone, variant, config, image size, weights' name and sha256, and in `training`
-        the metadata of the training. JSON values only.
+        """Return the method's part of the record, JSON values only.
+
+        It has backbone, variant, config, image size, name and SHA-256 of the weights, and the metadata of the
+        training in `training`.
         """
 
 
 class PostProcessor(Protocol):
-    """A post-process: its class makes new maps from the result of a method's forward pass."""
+    """A post-process: its class computes other maps from the result of a method's forward pass."""
 
     method_name: ClassVar[str]
     needs_gradients: ClassVar[bool] = False
@@ -178,13 +180,13 @@ class PostProcessor(Protocol):
 
     @classmethod
     def create(cls, settings: Mapping[str, str]) -> PostProcessor:
-        """A post-process. Raises `UsageError` on an unknown setting."""
+        """Return a new post-process. Raises `UsageError` for an unknown setting."""
 
     def maps(self, result: Localization, class_ids: Tensor) -> Tensor:
-        """A forward pass and (B, K) class indices -> (B, K, h, w) float32 maps in [0, 1]."""
+        """Compute (B, K, h, w) float32 maps in [0, 1] from a forward pass and (B, K) class indices."""
 
     def describe(self) -> dict[str, Any]:
-        """For the record: name, variant, config. JSON values only."""
+        """Return name, variant and config for the record, JSON values only."""
 
 
 @runtime_checkable
@@ -194,19 +196,20 @@ class PointCorrelator(PostProcessor, Protocol):
     def correlations(
         self, result: Localization, points: Tensor, *, orders: Sequence[int], stage: str | None = None
     ) -> tuple[str, Tensor]:
-        """A forward pass and (B, 2) points -> the name of the feature stage, and (B, O, h, w): how all its
-        pixels correlate with one.
+        """Return the name of the feature stage, and (B, O, h, w) correlations of its pixels with one point
+        each.
 
-        Points are fractions (x, y) of the view, in [0, 1). `stage`: by name; None: the last one. Values as
-        they are defined, not stretched. Raises `UsageError` on a stage that the method has not, and on an
-        order that is not defined.
+        `points` are (B, 2) fractions (x, y) of the view, in [0, 1). `stage` is a name, or None for the last
+        stage. Values are as defined, not normalised. Raises `UsageError` for a stage that the method lacks,
+        and for an order that is not defined.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorRequest(Ranged):
-    """Everything the training of a detector depends on. None means: the default of the detector's recipe for
-    this backbone.
+    """Everything the training of a detector depends on.
+
+    None means the default of the detector's recipe for this backbone.
     """
 
     train: InstanceDataset
@@ -216,7 +219,7 @@ class DetectorRequest(Ranged):
     weights: str
     """`imagenet`, `coco`, `none`, or the path of a checkpoint."""
     limit: Count | None = None
-    """Train on that many images only, evenly spread."""
+    """Number of images to train on, evenly spread, or None for all."""
     epochs: Epochs | None = None
     batch_size: BatchSize | None = None
     lr: LearningRate | None = None
@@ -234,19 +237,20 @@ class ObjectDetector(Protocol):
 
     @classmethod
     def load(cls, checkpoint: Path, *, device: str) -> ObjectDetector:
-        """A trained detector in eval mode. Raises `DataError` on a file of another method, or one that is
-        broken.
+        """Return a trained detector in eval mode.
+
+        Raises `DataError` for a broken file or one of another method.
         """
 
     @classmethod
     def fit(cls, request: DetectorRequest) -> Path:
-        """Train (or go on where a killed run stopped) and return the last checkpoint."""
+        """Train, or resume a killed run, and return the last checkpoint."""
 
     def detect(self, image: np.ndarray) -> Detections:
-        """(h, w, 3) uint8 -> what is found in it."""
+        """Detect objects in one image, (h, w, 3) uint8."""
 
     def describe(self) -> dict[str, Any]:
-        """For the record, as `Method.describe`."""
+        """Return the detector's part of the record, as `Method.describe`."""
 
     def provenance(self) -> dict[str, Any]:
-        """`device` and `packages` for the record."""
+        """Return `device` and `packages` for the record."""

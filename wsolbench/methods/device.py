@@ -1,4 +1,4 @@
-"""The device of a network, and its input there."""
+"""The device of a network, and normalised input on it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def normalized(pixels: torch.Tensor, spec: InputSpec, device: torch.device) -> torch.Tensor:
-    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32 on the device, normalised, channels last in memory."""
+    """Normalise (B, S, S, 3) uint8 to (B, 3, S, S) float32 on the device, channels last in memory."""
     import torch
 
     values = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
@@ -36,19 +36,21 @@ def constants(values: Sequence[float], device: torch.device, dtype: torch.dtype)
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; of several processes of torchrun each gets the GPU of
-    its LOCAL_RANK.
+    """Return the device of this name. `auto` is CUDA if available, else the CPU.
 
-    Raises `UsageError` for a device that is not there.
+    With several processes of torchrun, each gets the GPU of its LOCAL_RANK. Raises `UsageError` for a device
+    that is not available.
     """
     import torch
 
+    # Resolve the name.
     here = world()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(DEVICE, name):
         raise UsageError(f"unknown device {name[:40]!r}; expected auto, cpu, cuda or cuda:N")
     device = torch.device(name)
+    # Check that the device is there.
     if device == torch.device("cuda") and here.size > 1:
         device = torch.device("cuda", here.local_rank)
     if device.type == "cuda" and (

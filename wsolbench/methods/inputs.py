@@ -1,9 +1,8 @@
-"""From stored pixels to the input of a network: resize, crop, flip, normalise. numpy and Pillow only, no
-torch.
+"""Convert stored pixels to the input of a network: resize, crop, flip, normalise.
 
-Resizing is Pillow's bilinear filter, which antialiases when it shrinks; it is what
-`torchvision.transforms.Resize` does to Pillow images, so published recipes are met to the bit before
-normalisation.
+Needs only numpy and Pillow, no torch. Resizing is Pillow's bilinear filter, which antialiases when it
+shrinks. `torchvision.transforms.Resize` does the same to Pillow images. So images equal those of published
+recipes bit for bit, before normalisation.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ RotationFilter = Literal["bilinear", "nearest"]
 
 
 def resized(image: Pixels, size: int) -> UInt8[np.ndarray, "s s 3"]:
-    """The whole image as a square of `size` pixels; the aspect ratio is lost ("squash")."""
+    """Resize the whole image to a square of `size` pixels. The aspect ratio is lost ("squash")."""
     from PIL import Image
 
     if image.shape[:2] == (size, size):
@@ -31,10 +30,10 @@ def resized(image: Pixels, size: int) -> UInt8[np.ndarray, "s s 3"]:
 
 
 def resize_short_side(image: Pixels, size: int) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """The image with its shorter side at `size` pixels. The aspect ratio stays; the longer side is rounded
-    down.
+    """Resize the image so that its shorter side has `size` pixels.
 
-    Equal to `torchvision.transforms.Resize(size)` on Pillow images.
+    The aspect ratio stays; the longer side is rounded down. Equal to `torchvision.transforms.Resize(size)` on
+    Pillow images.
     """
     from PIL import Image
 
@@ -47,7 +46,7 @@ def resize_short_side(image: Pixels, size: int) -> UInt8[np.ndarray, "h2 w2 3"]:
 
 
 def normalized(image: UInt8[np.ndarray, "... h w 3"], spec: InputSpec) -> Float32[np.ndarray, "... 3 h w"]:
-    """(x / 255 - mean) / std per channel, channels first."""
+    """Return (x / 255 - mean) / std per channel, channels first."""
     mean, std = np.asarray(spec.mean, dtype=np.float32), np.asarray(spec.std, dtype=np.float32)
     values = (image.astype(np.float32) / np.float32(255) - mean) / std
     return np.ascontiguousarray(np.moveaxis(values, -1, -3))
@@ -56,11 +55,11 @@ def normalized(image: UInt8[np.ndarray, "... h w 3"], spec: InputSpec) -> Float3
 def to_view(
     image: Pixels, size: int, *, frame: Literal["squash", "center_crop"] = "squash", resize_size: int = 256
 ) -> UInt8[np.ndarray, "s s 3"]:
-    """The part of an image that a network of input side `size` sees.
+    """Return the part of an image that a network of input side `size` sees.
 
-    `squash`: the whole image, resized to size x size. `center_crop`: resized to `resize_size` squared, then
-    the central size x size. Raises `UsageError` when the crop is larger than `resize_size`, which `squash`
-    does not use.
+    `squash`: the whole image, resized to size x size. `center_crop`: the central size x size of the image
+    resized to `resize_size` squared. Raises `UsageError` if the crop is larger than `resize_size`. `squash`
+    ignores `resize_size`.
     """
     if frame == "squash":
         return resized(image, size)
@@ -76,7 +75,7 @@ def to_input(
     frame: Literal["squash", "center_crop"] = "squash",
     resize_size: int = 256,
 ) -> Float32[np.ndarray, "3 s s"]:
-    """`to_view`, normalised: one image as a network wants it.
+    """Return the normalised `to_view` of one image: the input of a network.
 
     >>> to_input(np.zeros((40, 30, 3), np.uint8), InputSpec(size=32)).shape
     (3, 32, 32)
@@ -85,11 +84,10 @@ def to_input(
 
 
 def ten_crops(image: Pixels, size: int, *, resize_size: int = 256) -> UInt8[np.ndarray, "10 s s 3"]:
-    """Ten views: resized to `resize_size` squared, the four corners and the centre, then the same five
-    mirrored.
+    """Return ten views: the four corners, the centre, then the same five mirrored.
 
-    The order is that of `torchvision.transforms.TenCrop`. Raises `UsageError` when the crops are larger than
-    `resize_size`.
+    They are cut from the image resized to `resize_size` squared. The order is that of
+    `torchvision.transforms.TenCrop`. Raises `UsageError` if the crops are larger than `resize_size`.
     """
     pixels = resized(image, _at_least(resize_size, size))
     far = resize_size - size
@@ -113,14 +111,14 @@ def training_view(
     rotation: float = 0.0,
     rotation_filter: RotationFilter = "bilinear",
 ) -> UInt8[np.ndarray, "s s c"]:
-    """A random view for training: rotate, crop `size` x `size`, mirror. The draws depend on `rng` alone.
+    """Return a random view for training: rotate, crop `size` x `size`, mirror. Draws come from `rng` only.
 
     Args:
-        image: already resized; both sides at least `size`; a fourth channel, a mask, moves with the others.
+        image: resized image, both sides at least `size`. A fourth channel, a mask, moves with the others.
         size: side of the crop.
         rng: source of all randomness.
         flip: probability of the mirror image.
-        rotation: the angle is uniform in [-rotation, rotation] degrees; black outside.
+        rotation: the angle is uniform in [-rotation, rotation] degrees; pixels from outside are black.
         rotation_filter: how a rotated image is sampled; `nearest` copies the nearest pixel.
     """
     _at_least(min(image.shape[:2]), size)
@@ -129,7 +127,7 @@ def training_view(
     if rotation > 0:
         from PIL import Image
 
-        # Apart: a fourth channel is transparency to Pillow, which would blend the colours by it.
+        # Pillow treats a fourth channel as transparency and would blend the colours, so it is rotated alone.
         parts = [image[..., :3], *np.moveaxis(image[..., 3:], -1, 0)]
         degrees, resample = (2 * angle - 1) * rotation, Image.Resampling[rotation_filter.upper()]
         image = np.dstack(

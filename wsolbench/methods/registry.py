@@ -1,8 +1,8 @@
-"""How methods, backbones, post-processes and detectors are found.
+"""Registry of methods, backbones, post-processes and detectors.
 
 A package offers methods through one entry point of the group `wsolbench.methods`: a function without
-arguments that gives `MethodInfo` rows. `methods_in(package)` makes those rows from the files of a package
-(one method, one file) by reading their text, so listing methods imports none of them and loads no torch.
+arguments that returns `MethodInfo` rows. `methods_in(package)` makes those rows from the text of the files of
+a package (one method, one file). So listing methods imports none of them and loads no torch.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ POST_ENTRY_POINT_GROUP = "wsolbench.postprocesses"
 DETECTOR_ENTRY_POINT_GROUP = "wsolbench.detectors"
 
 METHOD_FILE = "method.py"
-"""In a method's folder, the file of the method itself."""
+"""Name of the method's own file in a method's folder."""
 PAPER = "PAPER"
-"""In a method's file, the constant that names its paper: `PAPER = "cam"`."""
+"""Name of the constant that names the paper in a method's file: `PAPER = "cam"`."""
 TIMM = "timm:"
-"""Begins the names of backbones that are timm's."""
+"""Prefix of the names of timm's backbones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,8 @@ def methods_in(package: str, task: str) -> list[MethodInfo]:
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise UsageError(f"no package {package!r} to look for methods in")
+        raise UsageError(f"no package {package!r}; expected an importable package with method files")
+    # Find single files, and folders with a method file.
     rows = []
     for folder in spec.submodule_search_locations:
         own_files = {path.stem: path for path in Path(folder).glob("[!_]*.py") if not is_junk(path.name)}
@@ -65,6 +66,7 @@ def methods_in(package: str, task: str) -> list[MethodInfo]:
             for path in Path(folder).glob(f"[!_]*/{METHOD_FILE}")
             if not is_junk(path.parent.name)
         }
+        # Read each file's text, without importing it.
         for stem, path in sorted({**own_files, **own_folders}.items()):
             file = ast.parse(path.read_text(encoding="utf-8"))
             rows.append(
@@ -89,19 +91,20 @@ def _paper_of(file: ast.Module) -> str:
 
 
 def list_methods() -> list[MethodInfo]:
-    """Every method of every installed package that offers some, sorted by name. Raises `UsageError` on two
-    with one name.
+    """Return every method of every installed package, sorted by name.
+
+    Raises `UsageError` for two with the same name.
     """
     return _offered(ENTRY_POINT_GROUP)
 
 
 def list_backbones() -> list[MethodInfo]:
-    """Every named backbone (any `timm:<name>` works besides), sorted by name."""
+    """Return every named backbone, sorted by name. Any `timm:<name>` works, too."""
     return _offered(BACKBONE_ENTRY_POINT_GROUP)
 
 
 def check_backbone(name: str) -> None:
-    """Raise `UsageError` with the nearest name unless a backbone is called so, or it is one of timm's."""
+    """Raise `UsageError` with the nearest name unless `name` is a known backbone or one of timm's."""
     rows = {row.name: row for row in list_backbones()}
     if name.startswith(TIMM) and "timm" in rows:
         importlib.import_module(rows["timm"].module).check_name(name)
@@ -121,12 +124,12 @@ def weights_of_backbone(name: str) -> str:
 
 
 def list_posts() -> list[MethodInfo]:
-    """Every post-process, sorted by name."""
+    """Return every post-process, sorted by name."""
     return _offered(POST_ENTRY_POINT_GROUP)
 
 
 def list_detectors() -> list[MethodInfo]:
-    """Every detector, sorted by name."""
+    """Return every detector, sorted by name."""
     return _offered(DETECTOR_ENTRY_POINT_GROUP)
 
 
@@ -138,15 +141,16 @@ def _offered(group: str) -> list[MethodInfo]:
             if row.name in rows:
                 raise UsageError(
                     f"two {row.task} entries are called {row.name!r}: {rows[row.name].module} and "
-                    f"{row.module}; uninstall one"
+                    f"{row.module}; expected one. Uninstall one of the packages"
                 )
             rows[row.name] = row
     return [rows[name] for name in sorted(rows)]
 
 
 def load_method(name: str) -> type[Method]:
-    """The class of a method. Raises `UsageError` with the nearest name, or when the `models` extra is not
-    installed.
+    """Return the class of a method.
+
+    Raises `UsageError` with the nearest name, or if the `models` extra is not installed.
     """
     if name in {row.name for row in list_detectors()}:
         raise UsageError(
@@ -156,12 +160,12 @@ def load_method(name: str) -> type[Method]:
 
 
 def load_detector(name: str) -> type[ObjectDetector]:
-    """The class of a detector. Raises as `load_method`."""
+    """Return the class of a detector. Raises as `load_method`."""
     return _class(name, list_detectors(), "detector")
 
 
 def load_post(name: str) -> type[PostProcessor]:
-    """The class of a post-process. Raises as `load_method`."""
+    """Return the class of a post-process. Raises as `load_method`."""
     return _class(name, list_posts(), "post-process")
 
 
@@ -169,6 +173,7 @@ def _class(name: str, offered: Iterable[MethodInfo], kind: str) -> type[Any]:
     rows = {row.name: row for row in offered}
     if name not in rows:
         raise unknown_name(kind, name, rows)
+    # Import the module, and explain a missing extra.
     try:
         module = importlib.import_module(rows[name].module)
     except ModuleNotFoundError as error:
@@ -177,6 +182,7 @@ def _class(name: str, offered: Iterable[MethodInfo], kind: str) -> type[Any]:
                 f"{kind} {name!r} needs {error.name}, which is not installed: pip install 'wsolbench[models]'"
             ) from error
         raise
+    # Find the class by its name.
     for value in vars(module).values():
         if (
             isinstance(value, type)
@@ -184,4 +190,6 @@ def _class(name: str, offered: Iterable[MethodInfo], kind: str) -> type[Any]:
             and getattr(value, "method_name", None) == name
         ):
             return value
-    raise UsageError(f"{module.__file__} defines no class with method_name = {name!r}")
+    raise UsageError(
+        f"{module.__file__} has no class for {kind} {name!r}; expected one with method_name = {name!r}"
+    )

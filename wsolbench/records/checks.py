@@ -1,4 +1,4 @@
-"""What every field of a record may hold, except the protocol, which checks itself.
+"""Validity of every field of a record, except the protocol, which checks itself.
 
 Each check raises `ValueError` that names the field, what was found and what is expected.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wsolbench.records.record import MetricValue, RunRecord
 
 _SLACK = 1e-9
-"""A mean of numbers in [0, 1] may lie that far outside, by rounding."""
+"""Tolerance: rounding can put a mean of numbers in [0, 1] this far outside."""
 
 _NUMBERS = ("value", "low", "high", "corrected_low", "corrected_high")
 
@@ -25,26 +25,28 @@ _PARTS = {
     "keypoint_distance": r"@[1-9]\d?",
     "keypoint_distance_px": r"@[1-9]\d?",
 }
-"""Metrics that have a row for each part, and how the part is written behind their name."""
+"""Metrics with one row per part, and the pattern of the part after their name."""
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite number; a truth value is none."""
+    """Whether a value is a finite number. A Boolean is not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_whole(value: object, lowest: int) -> bool:
-    """Whether a value is a whole number, at least `lowest`; a truth value is none."""
+    """Whether a value is a whole number, at least `lowest`. A Boolean is not."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
 
 
 def check_metric(metric: MetricValue) -> None:
     """Raise `ValueError` for a metric that is unknown, outside its range or inconsistent with itself."""
+    # The name, and the kinds of all fields.
     info = metric_info(metric.name)
     part = metric.name.removeprefix(info.name)
     if part and not re.fullmatch(_PARTS.get(info.name, "(?!)"), part):
         raise ValueError(f"metric {metric.name!r}: there is no such part of {info.name}")
     _check_kinds(metric)
+    # Value and interval are in the metric's range and consistent.
     top = math.inf if info.top is None else info.top
     expected = f"expected 0 {'or more' if info.top is None else f'to {info.top:g}'}"
     for field in _NUMBERS:
@@ -54,7 +56,7 @@ def check_metric(metric: MetricValue) -> None:
     if metric.value is None and not metric.reason:
         raise ValueError(f"metric {metric.name} has neither a value nor a reason")
     if metric.value is not None and metric.n < 1:
-        raise ValueError(f"metric {metric.name} has a value of n {metric.n} images; expected 1 or more")
+        raise ValueError(f"metric {metric.name} has a value, but n is {metric.n} images; expected 1 or more")
     for ends in (("low", "high"), ("corrected_low", "corrected_high")):
         low, high = (getattr(metric, field) for field in ends)
         if (low is None) != (high is None):
@@ -72,6 +74,7 @@ def check_metric(metric: MetricValue) -> None:
             f"metric {metric.name} has value {metric.value}; expected one in its interval, {metric.low} to "
             f"{metric.high}"
         )
+    # Policy and version.
     if info.needs.startswith("boxes") and metric.value is not None and metric.policy is None:
         raise ValueError(
             f"metric {metric.name} has policy None; expected oracle, transfer, or fixed:T, as for every "
@@ -79,13 +82,13 @@ def check_metric(metric: MetricValue) -> None:
         )
     if not 1 <= metric.version <= info.version:
         raise ValueError(
-            f"metric {metric.name} has version {metric.version}; this version of wsolbench knows 1 to "
-            f"{info.version}. Update wsolbench"
+            f"metric {metric.name} has version {metric.version}; expected 1 to {info.version}. Update "
+            "wsolbench to read it"
         )
 
 
 def _is_inside(metric: MetricValue) -> bool:
-    """Whether the value lies in its interval; that of the best threshold may leave it out."""
+    """Whether the value lies in its interval. A value at the best threshold may lie outside."""
     assert metric.value is not None
     assert metric.low is not None
     assert metric.high is not None
@@ -101,8 +104,7 @@ def _check_kinds(metric: MetricValue) -> None:
     for field in ("n", "version"):
         if not is_whole(number := getattr(metric, field), 0):
             raise ValueError(
-                f"metric {metric.name} has {field} {number!r}; expected a number that is whole and not "
-                "negative"
+                f"metric {metric.name} has {field} {number!r}; expected a whole number that is not negative"
             )
     taus = metric.tau
     if taus is not None and not (
@@ -125,7 +127,7 @@ def _is_fixed(policy: str) -> bool:
 
 
 def check_parts(values: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for a part of a stored record that is not the kind of JSON that it should be."""
+    """Raise `ValueError` for a part of a stored record that is of the wrong kind of JSON."""
     for field, kind, name in (
         ("method", dict, "an object"),
         ("dataset", dict, "an object"),
@@ -133,13 +135,11 @@ def check_parts(values: Mapping[str, Any]) -> None:
         ("provenance", dict, "an object"),
     ):
         if not isinstance(values[field], kind):
-            raise ValueError(f"{field} {str(values[field])[:60]!r}; expected {name}")
+            raise ValueError(f"{field} is {str(values[field])[:60]!r}; expected {name}")
 
 
 def check_record(record: RunRecord) -> None:
-    """Raise `ValueError` for a part of a record that tables read and that is of another kind or contradicts
-    the others.
-    """
+    """Raise `ValueError` for a part of a record that tables cannot read or that contradicts other parts."""
     check_identity(record.method, record.dataset)
     seen = set()
     images = record.dataset.get("images")
@@ -150,12 +150,15 @@ def check_record(record: RunRecord) -> None:
                 "dataset.images says"
             )
         if (metric.name, metric.policy) in seen:
-            raise ValueError(f"metric {metric.name} twice under policy {metric.policy}; expected it once")
+            raise ValueError(
+                f"metric {metric.name} occurs twice under policy {metric.policy}; expected it once"
+            )
         seen.add((metric.name, metric.policy))
 
 
 def check_identity(method: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
     """Raise `ValueError` for a description of a method or a data set that tables cannot read."""
+    # Parts that are objects, and the seed.
     for field in ("config", "post", "training"):
         if not isinstance(method.get(field), dict | None):
             raise ValueError(f"method has {field} {method[field]!r}; expected names and values")
@@ -169,6 +172,7 @@ def check_identity(method: Mapping[str, Any], dataset: Mapping[str, Any]) -> Non
     seed = training.get("seed")
     if isinstance(seed, bool) or not isinstance(seed, int | None):
         raise ValueError(f"method.training has seed {seed!r}; expected a whole number")
+    # Texts.
     for where, parts, required, optional in (
         ("method", method, ("name",), ("backbone", "variant")),
         ("dataset", dataset, ("name", "split", "fingerprint"), ("transform",)),
@@ -178,6 +182,7 @@ def check_identity(method: Mapping[str, Any], dataset: Mapping[str, Any]) -> Non
                 raise ValueError(f"{where}.{field} is {parts.get(field)!r}; expected a text")
             if field in required and not parts[field].strip():
                 raise ValueError(f"{where}.{field} is {parts[field]!r}; expected a text that is not empty")
+    # Numbers, and the split for transferred thresholds.
     for field in ("images", "limit"):
         if dataset.get(field) is not None and not is_whole(dataset[field], 1):
             raise ValueError(f"dataset.{field} is {dataset[field]!r}; expected a whole number, 1 or more")

@@ -1,12 +1,12 @@
-"""Claims of papers: read from a file, and matched with records of both sides.
+"""Claims of papers: read them from a file, and match both sides with records.
 
     LITERATURE/claims.csv     what papers report: method A, method B, a metric of both
-    LITERATURE/variants.csv   which of our methods and settings a published name means
+    LITERATURE/variants.csv   the method and settings here that a published name refers to
 
-Two runs are a pair for a claim when they agree in all that both share in meaning: data, protocol, backbone,
-image size, start and recipe. Settings of one method's own design do not matter, even where another method has
-one of the same name. The number of epochs may differ where a run lasts as long as its stages, and both sides
-have the same lengths of stages (`stage_epochs`).
+Two runs are a pair for a claim if they agree in everything with the same meaning for both: data, protocol,
+backbone, image size, init and recipe. Settings of one method's own design do not matter, even if another
+method has a setting of the same name. The number of epochs may differ if each run lasts as long as its
+stages, and both sides have the same stage lengths (`stage_epochs`).
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from wsolbench.records.record import RunRecord, precedence, settings_of
 from wsolbench.system.files import canonical_json
 
 COMMON_SETTINGS = frozenset(("recipe", "grid", "head", "width"))
-"""Settings that mean the same in every method: they describe training and the network that a method is built
-on.
-"""
+"""Settings with the same meaning in every method: they describe training and the underlying network."""
 
 _MOST_STAGES = 8
-"""More lengths than this are no stages: their sums would be too many."""
+"""Most stages that are considered, because the number of their sums grows exponentially."""
 
 _DATA = ("name", "split", "transform", "fingerprint", "images", "limit")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A row of the file. Settings are `name=value` pairs joined by `;`: which of a method's runs are meant.
-    Those of its post-process have the prefix `post.`.
+    """A row of the file.
+
+    Settings select a method's runs. They are `name=value` pairs joined by `;`. Settings of the post-process
+    have the prefix `post.`.
     """
 
     paper: str
@@ -78,15 +78,15 @@ def _checked_claim(row: dict[str, str]) -> Claim:
     claim = Claim(**row)
     metric_info(claim.metric)
     if float(claim.published_a) == float(claim.published_b):
-        raise ValueError("both published values are equal")
+        raise ValueError("both published values are equal; expected two that differ")
     return claim
 
 
 def read_variants(path: Path) -> dict[tuple[str, str], tuple[str, str]]:
-    """Read which method and settings here a published name means.
+    """Read the method and settings here that each published name refers to.
 
-    The keys are the paper's key and the method's name in the published numbers; the values are the name and
-    the settings of the method here. Raises `DataError` naming the line of an invalid row.
+    Keys are the paper's key and the method's name in the published numbers. Values are name and settings of
+    the method here. Raises `DataError` naming the line of an invalid row.
     """
     rows = read_rows(path, ("paper", "method", "ours", "settings"), dict, what="variant")
     return {(row["paper"], row["method"]): (row["ours"], row["settings"]) for _, row in rows}
@@ -95,8 +95,9 @@ def read_variants(path: Path) -> dict[tuple[str, str], tuple[str, str]]:
 def matches_claim(method: dict[str, Any], name: str, settings: str) -> bool:
     """Whether a method matches one side of a claim. A setting that the method lacks counts as empty.
 
-    >>> matches_claim({"name": "caam", "config": {"patch": [16, 32], "ssam": True}}, "caam",
-    ...     "patch=16,32;ssam=true")
+    >>> matches_claim(
+    ...     {"name": "caam", "config": {"patch": [16, 32], "ssam": True}}, "caam", "patch=16,32;ssam=true"
+    ... )
     True
     """
     if method["name"] != name:
@@ -109,23 +110,23 @@ def matches_claim(method: dict[str, Any], name: str, settings: str) -> bool:
 
 
 def _design(method: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a record's method and of its post-process."""
+    """Return the settings of a record's method and of its post-process."""
     post = (method.get("post") or {}).get("config") or {}
     return {**settings_of(method), **{f"post.{name}": value for name, value in post.items()}}
 
 
 @dataclass(frozen=True)
 class _Side:
-    """A record as a side of claims."""
+    """A record as a candidate for one side of a claim."""
 
     path: Path
     record: RunRecord
     protocol: str
-    """The protocol with all its fields."""
+    """The protocol with all its fields, as canonical JSON."""
 
     @cached_property
     def circumstances(self) -> dict[str, Any]:
-        """What both runs of a pair share, by name."""
+        """Everything that both runs of a pair must share, by name."""
         data, method = self.record.dataset, self.record.method
         recipe = {
             f"recipe.{name}": value
@@ -147,10 +148,10 @@ class _Side:
 
     @cached_property
     def lengths(self) -> list[int] | None:
-        """Lengths of all stages that a run of the method can have, if this run lasted the sum of some of
-        them; otherwise None.
+        """Lengths of all stages that a run of the method can have, or None.
 
-        The settings say which stages a run has, so its epochs are then no choice of their own.
+        None unless this run lasted the sum of some of them. The settings say which stages a run has, so the
+        number of epochs is then not an independent choice.
         """
         lengths = self.design.get("stage_epochs")
         if not (
@@ -164,7 +165,7 @@ class _Side:
 
     @cached_property
     def group(self) -> str:
-        """Equal for runs that repeat each other with other seeds."""
+        """Key that is equal for runs that differ only in the seed."""
         return canonical_json([self.circumstances, self.record.method["name"], self.design])
 
     @property
@@ -188,11 +189,12 @@ class _Side:
 
 
 def _base(name: str) -> str:
-    """The method without its post-process and without the name of one of its extra maps."""
+    """Return the method's name without its post-process and without its extra map."""
     return name.partition("+")[0].partition(":")[0]
 
 
-def _differing(claim: Claim, a: _Side, b: _Side) -> list[str]:
+def _find_differences(claim: Claim, a: _Side, b: _Side) -> list[str]:
+    """Return the names of everything that keeps two runs from being a pair for a claim."""
     names = [
         name
         for name in {**a.circumstances, **b.circumstances}
@@ -209,8 +211,9 @@ def _differing(claim: Claim, a: _Side, b: _Side) -> list[str]:
 def pairs_of(
     claims: Sequence[Claim], records: Iterable[tuple[Path, RunRecord]]
 ) -> list[tuple[list[Path], list[Path]]]:
-    """What to compare: for each claim the records of A and of B that differ in nothing else, by seed, each
-    pair of groups once.
+    """Return the pairs of groups to compare, each pair once.
+
+    A pair holds the records of A and of B that differ in nothing else, by seed.
     """
     found = []
     for _, pairs in pairs_by_claim(claims, records):
@@ -221,7 +224,7 @@ def pairs_of(
 def pairs_by_claim(
     claims: Sequence[Claim], records: Iterable[tuple[Path, RunRecord]]
 ) -> list[tuple[Claim, list[tuple[list[Path], list[Path]]]]]:
-    """For each claim its pairs of groups: records of A, and records of B with the same seeds."""
+    """Return for each claim its pairs of groups: records of A, and records of B with the same seeds."""
     sides = _sides(records)
     return [
         (
@@ -236,7 +239,7 @@ def pairs_by_claim(
 
 
 def _sides(records: Iterable[tuple[Path, RunRecord]]) -> list[_Side]:
-    """Records of the same run and seed count once: the one that the board shows."""
+    """Wrap the records. Of records with the same run and seed, keep the one that the leaderboard shows."""
     protocols: dict[Any, str] = {}
     kept: dict[tuple[str, int], _Side] = {}
     for path, record in records:
@@ -255,14 +258,14 @@ def _both_sides(claim: Claim, sides: Sequence[_Side]) -> tuple[list[_Side], list
 
 
 def _pairs(claim: Claim, a: Sequence[_Side], b: Sequence[_Side]) -> Iterator[tuple[list[_Side], list[_Side]]]:
-    """Groups of A and of B that may be compared, each with the same seeds, in the order of their groups."""
+    """Yield groups of A and of B that may be compared, with the same seeds, in the order of their groups."""
     ones, others = (
         {group: [side for side in of if side.group == group] for group in sorted({s.group for s in of})}
         for of in (a, b)
     )
     for group in ones.values():
         for other in others.values():
-            if _differing(claim, group[0], other[0]):
+            if _find_differences(claim, group[0], other[0]):
                 continue
             by_seed = {side.seed: side for side in other}
             together = sorted(
@@ -275,7 +278,7 @@ def _pairs(claim: Claim, a: Sequence[_Side], b: Sequence[_Side]) -> Iterator[tup
 
 @dataclass(frozen=True, kw_only=True)
 class Unpaired:
-    """A claim without a pair of runs: where (empty: nowhere), and why."""
+    """A claim without a pair of runs: the place, or empty for all places, and the reason."""
 
     claim: Claim
     place: str
@@ -290,13 +293,14 @@ class Unpaired:
 
 
 def find_unpaired(claims: Sequence[Claim], records: Iterable[tuple[Path, RunRecord]]) -> list[Unpaired]:
-    """Claims that no pair of runs can be compared for: for each data set and backbone with runs of both
-    sides, or nowhere.
+    """Return the claims without a comparable pair of runs.
 
-    Only runs with a value of the claim's metric count.
+    Each is listed for every data set and backbone with runs of both sides, or once if there is none. Only
+    runs with a value of the claim's metric count.
     """
     sides, found = _sides(records), []
     for claim in claims:
+        # One side has no run at all.
         a, b = (
             [side for side in of if _has_metric(side.record, claim.metric)]
             for of in _both_sides(claim, sides)
@@ -308,6 +312,7 @@ def find_unpaired(claims: Sequence[Claim], records: Iterable[tuple[Path, RunReco
                 Unpaired(claim=claim, place="", reason=f"no record of {' and none of '.join(missing)}")
             )
             continue
+        # Both sides have runs, but never in the same place, or nowhere a pair.
         places = sorted({side.place for side in a} & {side.place for side in b})
         if not places:
             found.append(Unpaired(claim=claim, place="", reason=_reason(claim, a, b)))
@@ -324,16 +329,17 @@ def _has_metric(record: RunRecord, name: str) -> bool:
 
 
 def _reason(claim: Claim, a: Sequence[_Side], b: Sequence[_Side]) -> str:
-    """In what the two records differ that come closest to being a pair."""
+    """Return the differences between the two records that come closest to being a pair."""
 
-    def differing(pair: tuple[_Side, _Side]) -> list[str]:
-        return _differing(claim, *pair) + ["seed"] * (pair[0].seed != pair[1].seed)
+    def differences(pair: tuple[_Side, _Side]) -> list[str]:
+        return _find_differences(claim, *pair) + ["seed"] * (pair[0].seed != pair[1].seed)
 
     firsts = [list({side.group: side for side in of}.values()) for of in (a, b)]
     one, other = min(
-        ((one, other) for one in firsts[0] for other in firsts[1]), key=lambda pair: len(differing(pair))
+        ((one, other) for one in firsts[0] for other in firsts[1]),
+        key=lambda pair: len(differences(pair)),
     )
-    names = differing((one, other)) or ["seed"]
+    names = differences((one, other)) or ["seed"]
     return (
         "records of both sides, and the closest differ in "
         f"{', '.join(_contrast(name, one, other) for name in names)}"
@@ -356,7 +362,7 @@ def _value(name: str, side: _Side) -> str:
 
 
 def setting_text(value: Any) -> str:
-    """A setting as it is written with `--set`.
+    """Format a setting as `--set` takes it.
 
     >>> setting_text([7, 14]), setting_text(True)
     ('7,14', 'true')

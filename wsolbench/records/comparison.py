@@ -1,4 +1,4 @@
-"""The stored comparison of two runs, or of two groups of runs: one row for each metric."""
+"""The stored comparison of two runs, or of two groups of runs: one row per metric."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ class MetricDifference:
     """Metric of group B minus that of group A.
 
     Attributes:
-        name, policy: the metric, and how its threshold was chosen, for each run by itself.
-        a, b: means over the runs of each group.
-        low, high: 95 % interval of the difference over images.
-        p_value: two-sided, of the difference being 0.
-        n: images.
-        per_pair: difference of each run of B and the run of A at the same place; None when the groups have
-            different sizes.
+        name: the metric.
+        policy: how its threshold was chosen, for each run separately.
+        a: mean over the runs of group A.
+        b: mean over the runs of group B.
+        low: lower end of the 95 % interval of the difference, over images.
+        high: upper end of it.
+        p_value: two-sided p-value of the difference being 0.
+        n: number of images.
+        per_pair: difference of each run of B and the run of A at the same position, or None if the groups
+            have different sizes.
     """
 
     name: str
@@ -47,12 +50,14 @@ class MetricDifference:
 
 
 SCHEMA = 1
+_KINDS = {str: "a text", dict: "an object", list: "a list"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Group B minus group A on one data set under one protocol. A group is its method and the digests of its
-    records.
+    """Group B minus group A on one data set under one protocol.
+
+    A group is stored as its method and the digests of its records.
     """
 
     a: dict[str, Any]
@@ -65,7 +70,7 @@ class Comparison:
     def make(
         cls, a: Sequence[RunRecord], b: Sequence[RunRecord], differences: Sequence[MetricDifference]
     ) -> Comparison:
-        """Of two groups of records on the same images."""
+        """Build the comparison of two groups of records on the same images."""
         return cls(
             a=_group(a),
             b=_group(b),
@@ -75,17 +80,18 @@ class Comparison:
         )
 
     def find(self, name: str) -> MetricDifference | None:
-        """The difference of a metric, or None."""
+        """Return the difference of a metric, or None."""
         return next((difference for difference in self.differences if difference.name == name), None)
 
     def is_part_of(self, other: Comparison) -> bool:
-        """Whether `other` is of the same records and more, as when seeds have been added."""
+        """Whether `other` has all these records and more, for instance because seeds were added."""
         mine, theirs = ((set(each.a["records"]), set(each.b["records"])) for each in (self, other))
         return mine != theirs and mine[0] <= theirs[0] and mine[1] <= theirs[1]
 
     def place(self, folder: Path) -> Path:
-        """The file below `folder` that `write` writes: named by what is compared, down to the content of the
-        records.
+        """Return the file below `folder` that `write` writes.
+
+        Its name says what is compared, down to a digest of the records' content.
         """
         parts = [
             self.a["name"],
@@ -103,7 +109,7 @@ class Comparison:
         )
 
     def write(self, folder: Path) -> Path:
-        """Write below `folder`; the path."""
+        """Write the comparison below `folder` and return its path."""
         path = self.place(folder)
         write_json(path, {"schema": SCHEMA, **asdict(self)})
         return path
@@ -125,12 +131,14 @@ def _group(records: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def read_comparison(path: Path) -> Comparison:
-    """Read what `Comparison.write` wrote. Raises `DataError` naming the file, also for values outside their
-    ranges.
+    """Read what `Comparison.write` wrote.
+
+    Raises `DataError` naming the file, also for values outside their ranges.
     """
     values = read_json(path, "comparison")
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         raise DataError(f"{path} is not a comparison of schema {SCHEMA}, the one that this version reads")
+    # Build it, then check every value.
     try:
         rows = [
             {**row, "per_pair": None if row["per_pair"] is None else tuple(row["per_pair"])}
@@ -153,13 +161,16 @@ def read_comparison(path: Path) -> Comparison:
 
 
 def _checked_group(values: Any) -> dict[str, Any]:
-    """A stored group. Raises `ValueError` for one without its method, seeds and records."""
+    """Return a stored group. Raises `ValueError` for one without its method, seeds or records."""
     group = dict(values)
     for name, kind in (("name", str), ("config", dict), ("seeds", list), ("records", list)):
         if not isinstance(group.get(name), kind):
-            raise ValueError(f"a group has {name} {group.get(name)!r}")
+            raise ValueError(f"a group has {name} {group.get(name)!r}; expected {_KINDS[kind]}")
     if not group["records"] or len(group["seeds"]) != len(group["records"]):
-        raise ValueError(f"a group has {len(group['records'])} records and {len(group['seeds'])} seeds")
+        raise ValueError(
+            f"a group has {len(group['records'])} records and {len(group['seeds'])} seeds; expected at "
+            "least one record, and one seed per record"
+        )
     group.setdefault("backbone", None)
     return group
 
@@ -178,13 +189,14 @@ def _check_difference(row: MetricDifference) -> None:
     ):
         raise ValueError(
             f"{row.name} has low {row.low!r}, high {row.high!r} and per pair {row.per_pair!r}; expected "
-            "differences in order"
+            "differences in the metric's range, and low not above high"
         )
     if not is_number(row.p_value) or not 0 <= row.p_value <= 1 or not is_whole(row.n, 1):
         raise ValueError(
-            f"{row.name} has p value {row.p_value!r} and n {row.n!r}; expected a share and a number of images"
+            f"{row.name} has p value {row.p_value!r} and n {row.n!r}; expected a p-value in [0, 1] and 1 or "
+            "more images"
         )
 
 
 SAME = 1e-6
-"""Largest relative difference of equal values: versions of numpy may add in another order."""
+"""Largest relative difference of equal values: versions of numpy may add in different orders."""

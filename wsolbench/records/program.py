@@ -1,5 +1,6 @@
-"""What computes the numbers: the versions and the source of this package, of the packages that offer methods,
-and of libraries.
+"""The program that computes the numbers: versions and source digests of this package, plug-ins and libraries.
+
+Plug-ins are the packages that offer methods.
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ from wsolbench.methods import (
 
 OWN = "wsolbench"
 LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "numba", "scipy")
-"""Distributions that every number goes through."""
+"""Distributions that take part in computing every number."""
 
 
 def program(libraries: Iterable[str] = ()) -> dict[str, dict[str, str | None]]:
-    """What must be the same for a run to go on: versions of libraries, and digests of the source of the
-    packages that take part.
+    """Return what must be the same for a run to resume: versions of libraries and digests of source code.
 
-    These are this package, and all that offer methods, backbones, post-processes or detectors.
+    The digests cover this package and all that offer methods, backbones, post-processes or detectors.
     """
     return {
         "versions": {name: version_of(name) for name in (OWN, *LIBRARIES, *libraries)},
@@ -39,14 +39,16 @@ def program(libraries: Iterable[str] = ()) -> dict[str, dict[str, str | None]]:
 
 
 def unlike(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """In words, how two descriptions of `program` differ; empty when they do not.
+    """Describe how two descriptions of `program` differ. Empty if they are equal.
 
-    >>> unlike({"versions": {"numpy": "1.26.4"}, "source": {}}, {"versions": {"numpy": "2.0.0"}, "source":
-    ...     {}})
+    >>> unlike(
+    ...     {"versions": {"numpy": "1.26.4"}, "source": {}}, {"versions": {"numpy": "2.0.0"}, "source": {}}
+    ... )
     'numpy 1.26.4 there and 2.0.0 here'
     """
     if not there:
-        return f"an earlier version there, which did not say what it was, and {OWN} {version_of(OWN)} here"
+        return f"an earlier version there, which did not state its number, and {OWN} {version_of(OWN)} here"
+    # Versions that differ.
     versions, own = (
         (there.get("versions") or {}, here["versions"]),
         (there.get("source") or {}, here["source"]),
@@ -56,6 +58,7 @@ def unlike(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         for name, value in versions[1].items()
         if versions[0].get(name) != value
     ]
+    # Packages whose source differs.
     for name in [name for name in {**own[1], **own[0]} if own[0].get(name) != own[1].get(name)]:
         both = [
             f"{name} {side[0].get(name) or ''} (source {(side[1].get(name) or 'none')[:12]})".replace(
@@ -69,7 +72,7 @@ def unlike(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 @functools.cache
 def version_of(distribution: str) -> str | None:
-    """The installed version of a distribution; None where it is not installed as one."""
+    """Return the installed version of a distribution, or None if it is not installed as one."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -77,11 +80,10 @@ def version_of(distribution: str) -> str | None:
 
 
 def revisions() -> dict[str, Any]:
-    """`revision`, the commit that this package's files are of, and `plugins`, those of packages with methods
-    in other repositories.
+    """Return `revision`, the commit of this package, and `plugins`, the commits of plug-ins elsewhere.
 
-    A commit ends with `+changes` where files differ from it. It is None for files that no repository tracks,
-    whatever lies around them.
+    A commit ends with `+changes` if files differ from it. It is None for files that no repository tracks,
+    whatever repository surrounds them.
     """
     own = _folder(OWN)
     others = {name: folder for name in _plugins() if (folder := _folder(name)) is not None}
@@ -100,7 +102,7 @@ def revisions() -> dict[str, Any]:
 
 @functools.cache
 def _plugins() -> tuple[str, ...]:
-    """Top-level packages that offer something through an entry point, sorted."""
+    """Return the top-level packages that offer something through an entry point, sorted."""
     groups = (
         ENTRY_POINT_GROUP,
         BACKBONE_ENTRY_POINT_GROUP,
@@ -117,7 +119,7 @@ def _plugins() -> tuple[str, ...]:
 
 
 def _folder(package: str) -> Path | None:
-    """The folder of a package, or the file of a module; None for what has none."""
+    """Return the folder of a package, or the file of a module, or None if there is neither."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
@@ -131,7 +133,7 @@ def _folder(package: str) -> Path | None:
 
 @functools.cache
 def _source_digest(package: str) -> str | None:
-    """SHA-256 of the names and bytes of a package's Python files; None where there are none to read."""
+    """Return the SHA-256 of names and bytes of a package's Python files, or None without readable files."""
     folder = _folder(package)
     if folder is None:
         return None
@@ -144,8 +146,9 @@ def _source_digest(package: str) -> str | None:
 
 @functools.cache
 def _tracked_in(folder: Path) -> str | None:
-    """The repository that tracks the files of a package; None where there is none, or it only lies around
-    them.
+    """Return the repository that tracks the files of a package.
+
+    None without a repository, or if it only surrounds them.
     """
     top = _git(folder, "rev-parse", "--show-toplevel")
     return top if top and _git(folder, "ls-files", "--", _inside(folder)) else None
@@ -164,8 +167,9 @@ def _inside(folder: Path) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says, or None. Nothing that a repository's settings name is run, and no repository that the
-    environment names is asked.
+    """Return the output of git, or None if it fails.
+
+    No program that the repository's settings name is run. No repository that the environment names is used.
     """
     environment = {
         name: value

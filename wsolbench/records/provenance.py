@@ -1,4 +1,4 @@
-"""Where a number comes from: command, date, versions, machine, source revision, seconds."""
+"""Provenance of a number: command, date, versions, machine, source revision, seconds."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from wsolbench.records.program import revisions, version_of
 def provenance(
     *, seconds: dict[str, float], device: str, packages: tuple[str, ...] = (), threads: int | None = None
 ) -> dict[str, Any]:
-    """Where a number came from: command, date, versions, machine, a network's threads, source revision,
-    seconds per stage.
+    """Return the provenance of a number.
+
+    It has command, date, versions, machine, a network's threads, source revision and seconds per stage.
     """
     return {
         **({} if threads is None else {"threads": threads}),

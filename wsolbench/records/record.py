@@ -1,11 +1,11 @@
-"""Records: one JSON file per run, written once and never edited, that says what was measured and how.
+"""Records: one JSON file per run, written once and never edited, with the numbers and how they were measured.
 
     {"schema": 1,
-     "method":     {"name", "backbone", "variant", "config", "weights", ...},        what was run
-     "dataset":    {"name", "split", "fingerprint", "images", "limit"},               on what
-     "protocol":   {...all fields of EvalProtocol, or of DetectionProtocol...},       counted how
-     "metrics":    [{"name", "value", "low", "high", "n", "policy", "tau", ...}],     with what result
-     "provenance": {"command", "date", "versions", "device", "seconds", ...}}         where it came from
+     "method":     {"name", "backbone", "variant", "config", "weights", ...},        method and weights
+     "dataset":    {"name", "split", "fingerprint", "images", "limit"},               images, annotations
+     "protocol":   {...all fields of EvalProtocol, or of DetectionProtocol...},       conventions
+     "metrics":    [{"name", "value", "low", "high", "n", "policy", "tau", ...}],     results
+     "provenance": {"command", "date", "versions", "device", "seconds", ...}}         program, machine
 
 Values are in the unit of the catalog: fractions in [0, 1], levels, pixels. A metric that is undefined has
 value null and a reason.
@@ -32,22 +32,22 @@ from wsolbench.system.stored import check_plain, read_json
 SCHEMA = 1
 
 SHARDS = ".shards"
-"""Ends the names of folders that parts of a run are in until they are merged."""
+"""Suffix of the folders that hold the shards of a run until they are merged."""
 
 _DIGEST_IN_NAME = re.compile(r"_([0-9a-f]{8})\.json\Z")
-"""How the name of a record ends that was written by `RunRecord.write`."""
+"""End of the name of a record that `RunRecord.write` wrote."""
 
 LONGEST_NAME = 200
-"""Bytes of a file's name that are kept; file systems take 255, and a digest and a suffix follow."""
+"""Most bytes that are kept of a file's name. File systems take 255, and a digest and a suffix follow."""
 
 
 def settings_of(method: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a record's method, comparable between seeds: one that names a checkpoint, which has its
-    digest beside it, is `checkpoint`, and the digest is left out.
+    """Return the method settings of a record in a form that is equal across seeds.
 
-    >>> settings_of({"config": {"head": "fc", "classifier": "runs/a.safetensors", "classifier_sha256":
-    ...     "0a1b"}})
-    {'head': 'fc', 'classifier': 'checkpoint'}
+    A setting that is a checkpoint path becomes `"checkpoint"`; its digest is dropped.
+
+    >>> settings_of({"config": {"head": "fc", "part_net": "runs/a.safetensors", "part_net_sha256": "0a1b"}})
+    {'head': 'fc', 'part_net': 'checkpoint'}
     """
     config = method.get("config") or {}
     digests = {name for name in config if name.endswith("_sha256")}
@@ -64,14 +64,16 @@ class MetricValue:
 
     Attributes:
         name: a name of `wsolbench.metrics.catalog`.
-        value: in the metric's unit, mostly a fraction in [0, 1]; None where the metric is undefined, and then
-            `reason` says why.
-        low, high: 95 % percentile bootstrap interval over images; None where there is none.
-        corrected_low, corrected_high: the interval of a metric at its best threshold, corrected for the
-            choice of that threshold (`wsolbench.metrics.best_threshold`); None for other metrics and in
-            records of older versions.
-        n: images it was computed on.
-        policy: `oracle`, `fixed:T` or `transfer`; None for a metric without a threshold.
+        value: number in the metric's unit, mostly a fraction in [0, 1]. None if the metric is undefined;
+            `reason` then says why.
+        low: lower end of the 95 % percentile bootstrap interval over images, or None without an interval.
+        high: upper end of it.
+        corrected_low: lower end of the interval corrected for the choice of the best threshold
+            (`wsolbench.metrics.best_threshold`). None for metrics that are not at their best threshold, and
+            in records of older versions.
+        corrected_high: upper end of it.
+        n: number of images that it was computed on.
+        policy: `oracle`, `fixed:T` or `transfer`, or None for a metric without a threshold.
         tau: the threshold, or one per delta.
     """
 
@@ -86,12 +88,12 @@ class MetricValue:
     tau: tuple[float, ...] | None = None
     reason: str | None = None
     version: int = 1
-    """Of the metric's definition (`wsolbench.metrics.catalog`)."""
+    """Version of the metric's definition (`wsolbench.metrics.catalog`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """A run, as it is stored. `method` is `Method.describe()` plus its name."""
+    """A run as it is stored. `method` is `Method.describe()` plus its name."""
 
     method: dict[str, Any]
     dataset: dict[str, Any]
@@ -101,7 +103,7 @@ class RunRecord:
     schema: int = SCHEMA
 
     def metric(self, name: str, policy: str | None = None) -> MetricValue | None:
-        """The metric of that name (and policy), or None where the run has none."""
+        """Return the metric of that name (and policy), or None if the run has none."""
         for metric in self.metrics:
             if metric.name == name and (policy is None or metric.policy == policy):
                 return metric
@@ -109,45 +111,46 @@ class RunRecord:
 
     @property
     def map_protocol(self) -> EvalProtocol:
-        """The protocol of a run that scored maps. Raises `UsageError` for one that counted detections."""
+        """The protocol of a run that scored maps. Raises `UsageError` for a run of a detector."""
         if not isinstance(self.protocol, EvalProtocol):
             raise UsageError(
-                f"the record of {self.method['name']!r} is a detector's, without maps, thresholds and "
-                "scores of images"
+                f"the record of {self.method['name']!r} is of a detector; expected a record of scored "
+                "maps, because detectors have no maps, thresholds and per-image scores"
             )
         return self.protocol
 
     @property
     def training(self) -> dict[str, Any]:
-        """How the weights came about, as the method says it; empty for one that says nothing."""
+        """Training metadata reported by the method, or an empty dict."""
         training = self.method.get("training")
         return training if isinstance(training, dict) else {}
 
     @property
     def start(self) -> str | None:
-        """What the weights were before training: `none`, `imagenet` or `checkpoint`; None where nobody says
-        so.
+        """Weights before training: `none`, `imagenet` or `checkpoint`.
+
+        None if the record does not state it.
         """
         weights = self.training.get("weights")
         return None if weights is None else weights if weights in ("none", "imagenet") else "checkpoint"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of the method, as `settings_of` gives them."""
+        """Settings of the method, as `settings_of` returns them."""
         return settings_of(self.method)
 
     @property
     def key(self) -> dict[str, Any]:
-        """What was measured, without the results: two records with one key are two runs of the same thing."""
+        """Description of the run without results. Two records with equal keys repeat the same run."""
         return {"method": self.method, "dataset": self.dataset, "protocol": self.protocol.to_json()}
 
     @property
     def path(self) -> Path:
-        """Where the record belongs below a results folder: readable, and different for different runs."""
+        """Path of the record below a results folder: readable, and different for different runs."""
         return self.path_of(self.digest)
 
     def path_of(self, digest: str) -> Path:
-        """The same for a digest that is known."""
+        """Return `path` for a digest that is known already."""
         data = (self.dataset["split"], self.dataset.get("transform"))
         parts = [self.method["name"], self.method.get("backbone"), *data, self.protocol.name]
         name = "_".join(file_name(part) for part in parts if part)
@@ -155,21 +158,19 @@ class RunRecord:
 
     @property
     def digest(self) -> str:
-        """Digest of key and results; date, speed and machine do not enter."""
+        """Digest of key and results. It does not cover date, speed and machine."""
         return sha256_of_json({**self.key, "metrics": [_metric_to_json(metric) for metric in self.metrics]})
 
     @property
     def values_digest(self) -> str:
-        """Digest of the images, the conventions and the results, whatever the method: what scores of images
-        must agree with.
-        """
+        """Digest of images, conventions and results, whatever the method. Per-image scores must match it."""
         data = {name: self.dataset.get(name) for name in ("name", "split", "fingerprint", "images")}
         return sha256_of_json(
             [data, self.protocol.to_json(), [_metric_to_json(metric) for metric in self.metrics]]
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The stored form."""
+        """Return the stored form."""
         return {
             "schema": self.schema,
             **self.key,
@@ -186,10 +187,10 @@ class RunRecord:
         _parse(json.loads(_text(self.to_json(), what)), what)
 
     def write(self, folder: Path) -> Path:
-        """Write to `folder / self.path`; a sound record of the same run and result that is there already is
-        left as it is.
+        """Write to `folder / self.path` and return the path. A valid record of the same run and result is
+        kept.
 
-        Raises `DataError` for a record that could not be read again; nothing is written then.
+        Raises `DataError`, and writes nothing, for a record that could not be read again.
         """
         self.check()
         path = folder / self.path
@@ -199,12 +200,12 @@ class RunRecord:
 
 
 def _cut(name: str) -> str:
-    """At most `LONGEST_NAME` bytes of a file's name."""
+    """Return at most `LONGEST_NAME` bytes of a file's name."""
     return name.encode()[:LONGEST_NAME].decode(errors="ignore")
 
 
 def _text(values: Any, what: str) -> str:
-    """JSON text of plain values. Raises `DataError` for values that cannot be read again."""
+    """Return plain values as JSON text. Raises `DataError` for values that cannot be read again."""
     try:
         check_plain(values)
     except ValueError as error:
@@ -213,7 +214,7 @@ def _text(values: Any, what: str) -> str:
 
 
 def _is_stored(record: RunRecord, path: Path) -> bool:
-    """Whether `path` holds this record; not so for a file that a full disk or a crash has cut short."""
+    """Whether `path` holds this record. False for a file that a full disk or a crash has cut short."""
     try:
         return read_record(path).digest == record.digest
     except DataError:
@@ -229,14 +230,17 @@ def _metric_to_json(metric: MetricValue) -> dict[str, Any]:
 
 
 def read_record(path: Path) -> RunRecord:
-    """Read and validate a record. Raises `DataError` naming the file and what is wrong with it."""
+    """Read and validate a record. Raises `DataError` naming the file and its problem."""
     return _parse(read_json(path, "record"), f"record {path}")
 
 
 def _parse(values: Any, what: str) -> RunRecord:
     schema = values.get("schema") if isinstance(values, dict) else type(values).__name__
     if schema != SCHEMA or type(schema) is not int:
-        raise DataError(f"{what} has schema {schema!r}; this version reads schema {SCHEMA}")
+        raise DataError(
+            f"{what} has schema {schema!r}; expected schema {SCHEMA}, the one that this version reads"
+        )
+    # Build it, then check what no part can check alone.
     try:
         check_parts(values)
         record = RunRecord(
@@ -264,12 +268,12 @@ def _metric_from_json(values: dict[str, Any]) -> MetricValue:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundRecords:
-    """The records of a folder, sorted by path, and what was left out.
+    """The records of a folder, sorted by path, and the files that were skipped.
 
     Attributes:
         records: each run and result once.
-        problems: one message for each file that is no sound record, naming it.
-        copies: one message for each file that repeats the run and result of another one, naming both.
+        problems: one message per file that is not a valid record, naming it.
+        copies: one message per file that repeats the run and result of another one, naming both.
     """
 
     records: list[tuple[Path, RunRecord]]
@@ -278,11 +282,13 @@ class FoundRecords:
 
 
 def find_records(folder: Path) -> FoundRecords:
-    """Read every record below `folder`. What runs leave while they are under way is left out.
+    """Read every record below `folder`. Unfinished runs are skipped.
 
-    A file whose name ends in another digest than its record's (`RunRecord.path`) is a problem. Of files with
-    one run and result, the one at its own path (`RunRecord.path`) counts, or else the first by path.
+    A file whose name ends in another digest than its record's (`RunRecord.path`) is a problem. Of several
+    files with one run and result, the one at its own path (`RunRecord.path`) counts, or else the first by
+    path.
     """
+    # Read all files, and compare their digest with their name.
     found, problems, copies = [], [], []
     paths, unreadable = _json_files(folder)
     problems += unreadable
@@ -298,10 +304,10 @@ def find_records(folder: Path) -> FoundRecords:
             found.append((path, record, digest))
         else:
             problems.append(
-                f"record {path} was changed after it was written, or renamed: its name ends in {named[1]}, "
-                f"its content gives {digest[:8]}; "
-                "run it again"
+                f"record {path} was changed or renamed after it was written: its name ends in "
+                f"{named[1]}, its content gives {digest[:8]}. Run it again"
             )
+    # Keep each run and result once.
     first: dict[str, Path] = {}
     kept = []
     for path, record, digest in sorted(
@@ -316,7 +322,7 @@ def find_records(folder: Path) -> FoundRecords:
 
 
 def _json_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """Every `*.json` below `folder`, whatever it is, and messages for folders that cannot be listed."""
+    """Return every `*.json` below `folder`, and messages for folders that cannot be listed."""
     paths: list[Path] = []
     unreadable: list[str] = []
     if not folder.exists():
@@ -333,8 +339,9 @@ def _json_files(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def read_records(folder: Path) -> list[tuple[Path, RunRecord]]:
-    """Every record below `folder`, sorted by path, each run and result once. Raises `DataError` naming all
-    files that are no record.
+    """Return every record below `folder`, sorted by path, each run and result once.
+
+    Raises `DataError` naming all files that are not a valid record.
     """
     found = find_records(folder)
     if found.problems:
@@ -343,10 +350,10 @@ def read_records(folder: Path) -> list[tuple[Path, RunRecord]]:
 
 
 def precedence(record: RunRecord) -> tuple[tuple[int, ...], str]:
-    """Key that sorts records of one run and seed: the greatest one is shown.
+    """Return the sort key of records of one run and seed. The greatest one is shown.
 
-    A higher version of wsolbench comes later; equal versions go by the digest. Dates do not count, because
-    clocks can be wrong.
+    A higher version of wsolbench comes later. Equal versions are sorted by the digest. Dates do not count,
+    because clocks can be wrong.
     """
     versions = record.provenance.get("versions")
     text = str(versions.get("wsolbench")) if isinstance(versions, dict) else ""

@@ -1,5 +1,5 @@
-"""What people look at: tables of one record, pictures of one run, and the board of all records.
+"""Reports: tables of one record, pictures of one run, and the leaderboard of all records.
 
-`tables` (terminal and Markdown), `overlays` and `plots` (PNG pictures), `leaderboard` (Markdown and CSV of a
-results folder). Percent appear here and nowhere else; files with raw numbers (CSV) hold fractions.
+`board` makes tables (terminal, Markdown, CSV), `page` the report page, and `pictures` PNG pictures. Percent
+are used only here. Files with raw numbers (CSV) hold fractions.
 """

@@ -1,8 +1,8 @@
-"""Image files as 8-bit pixels. Every error that a decoder raises on broken bytes becomes a `DataError`.
+"""Decode image files to 8-bit pixels. Every error of a decoder becomes a `DataError`.
 
-Colours are read as RGB, whatever the mode of the file; transparency is dropped, so a transparent pixel has
+Colours are read as RGB, whatever the mode of the file. Transparency is dropped, so a transparent pixel has
 the colour that is stored for it. Gray values of 16 bits are scaled (65,535 is white), and so are floats (1.0
-is white). Pixels are those that are stored: the EXIF orientation is not applied.
+is white). Pixels are read as stored: the EXIF orientation is not applied.
 """
 
 from __future__ import annotations
@@ -24,20 +24,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_PIXELS = 89_478_485
-"""Images with more pixels are refused: a file of a few kilobytes can claim them. Pillow warns from here
-on.
-"""
+"""Most pixels of an image. A file of a few kilobytes can claim more. Pillow warns above this number."""
 
 _ORIENTATION = 0x0112
 
 
 class _UnknownRangeError(Exception):
-    """Pixel values of which nothing says what white is."""
+    """Pixel values whose white is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What the head of an image file says.
+    """The content of an image file's header.
 
     Attributes:
         size: (width, height) of the stored pixels.
@@ -57,30 +55,29 @@ class Header:
 
 
 def read_header(path: Path, what: str | None = None) -> Header:
-    """Size, mode and orientation, without decoding. Raises `DataError` when the file is missing or no
-    image.
+    """Return size, mode and orientation without decoding.
+
+    Raises `DataError` for a missing file or no image.
     """
     return _opened(path, what or f"image {path.name!r}", _header)
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """(width, height) from an image file's header. Raises `DataError` when the file is missing or no
-    image.
-    """
+    """Return (width, height) from the header. Raises `DataError` for a missing file or no image."""
     return _opened(path, f"image {path.name!r}", lambda image: image.size)
 
 
 def read_rgb(path: Path, what: str) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels in colour. `what` begins the message of the `DataError` for a file that is missing, broken
-    or too large.
+    """Return the pixels in colour.
+
+    `what` begins the message of the `DataError` for a file that is missing, broken or too large.
     """
-    return _opened(
-        path, what, lambda image: np.array(_in_8_bits(image).convert("RGB"))
-    )  # a copy: `asarray` would be read-only
+    # np.array copies; np.asarray would be read-only.
+    return _opened(path, what, lambda image: np.array(_in_8_bits(image).convert("RGB")))
 
 
 def read_gray(path: Path, what: str) -> UInt8[np.ndarray, "h w"]:
-    """The pixels in gray; errors as for `read_rgb`."""
+    """Return the pixels in gray. Errors are as for `read_rgb`."""
     return _opened(path, what, lambda image: np.array(_in_8_bits(image).convert("L")))
 
 
@@ -115,12 +112,12 @@ def _opened(path: Path, what: str, use: Callable[[PIL.Image.Image], T]) -> T:
         raise DataError(f"{what}: {path} is not an image that can be read{name_content(path)}") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{what}: {path} claims to be too large to be safe ({error})") from error
-    except Exception as error:  # decoders raise whatever broken bytes make them stumble on
+    except Exception as error:  # decoders raise many types for broken bytes
         raise DataError(f"{what}: {path} is truncated or broken ({error or type(error).__name__})") from error
 
 
 def _header(image: PIL.Image.Image) -> Header:
-    # Pillow decodes a whole PNG to look for EXIF data behind its pixels, so only what lies before them is
+    # Pillow decodes a whole PNG to look for EXIF data after its pixels, so only EXIF data before them is
     # used. It applies the orientation of a TIFF file itself.
     known = "exif" in image.info and image.format != "TIFF"
     orientation = image.getexif().get(_ORIENTATION, 1) if known else 1
@@ -130,13 +127,15 @@ def _header(image: PIL.Image.Image) -> Header:
 
 
 def _in_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The image with 8 bits a channel. Pillow's own conversion cuts larger values off instead of scaling
-    them.
+    """Return the image with 8 bits per channel.
+
+    Pillow's own conversion clips larger values instead of scaling.
     """
     from PIL import Image
 
-    image.info.pop("transparency", None)  # else Pillow warns that it is dropped
+    image.info.pop("transparency", None)  # otherwise Pillow warns that it is dropped
     mode = image.mode
+    # Floats: 1.0 is white.
     if mode == "F":
         levels = np.asarray(image)
         if not (levels >= 0).all() or not (levels <= 1).all():  # NaN fails both
@@ -145,18 +144,19 @@ def _in_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
                 "file to 8 bits"
             )
         return Image.fromarray(np.rint(levels * 255).astype(np.uint8))
+    # 16 bits: the largest value is white.
     if mode.startswith("I;16") or (mode == "I" and image.format in {"PNG", "PPM"}):
         white = 2 ** _bits(image) - 1
         levels = np.asarray(image).astype(np.int64)
         return Image.fromarray(((levels * 255 + white // 2) // white).clip(0, 255).astype(np.uint8))
     if mode == "I":
         raise _UnknownRangeError(
-            "32-bit gray pixels, whose white is not known; convert the file to 8 or 16 bits"
+            "32-bit gray pixels, whose white is unknown; expected 8 or 16 bits. Convert the file"
         )
     return image
 
 
 def _bits(image: PIL.Image.Image) -> int:
-    """Bits of a gray value: 16, or what a TIFF file says."""
+    """Return the bits of a gray value: those that a TIFF file states, else 16."""
     stored = getattr(image, "tag_v2", {}).get(258, (16,))
     return int(stored[0]) if 8 < int(stored[0]) <= 16 else 16

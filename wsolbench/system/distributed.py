@@ -1,9 +1,9 @@
-"""Several processes that torchrun started: who this one is, how they exchange what they know, and how they
-fail together.
+"""Processes that torchrun started: their ranks, their exchange of values, and how they fail together.
 
-The processes run the same program. Whatever one of them raises is heard by the others where they meet next
-(`barrier`, `gathered`), so that none waits for a process that has given up. Code that uses collectives of its
-own puts a meeting before each of them, with nothing in between that may fail in one process alone.
+The processes run the same program. An exception in one process is re-raised in all others at the next
+synchronisation point (`barrier`, `gathered`). So no process waits for one that has failed. Code with
+collectives of its own puts a synchronisation point before each of them. Nothing that can fail in one process
+alone may come in between.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from wsolbench.exceptions import UsageError, WsolbenchError
 T = TypeVar("T")
 
 TIMEOUT = timedelta(hours=2)
-"""How long a process waits for the others. One that has died is noticed at once; this is for one that hangs,
-and long because shares of an evaluation that goes on can be very unequal.
+"""Longest wait of a process for the others.
+
+A process that has died is noticed at once. This limit is for a process that hangs. It is long because the
+shares of a resumed evaluation can be very unequal.
 """
 
 
@@ -41,8 +43,9 @@ class World:
 
 
 def world() -> World:
-    """What torchrun says in RANK, WORLD_SIZE and LOCAL_RANK; one process without. Raises `UsageError` on
-    values that mean nothing.
+    """Read RANK, WORLD_SIZE and LOCAL_RANK, which torchrun sets. Without them there is one process.
+
+    Raises `UsageError` for invalid values.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     values = {name: os.environ[name] for name in names if name in os.environ}
@@ -57,31 +60,31 @@ def world() -> World:
         ) from error
     if not (0 <= rank < size and 0 <= local_rank < size):
         raise UsageError(
-            f"{values} in the environment; expected 0 <= RANK < WORLD_SIZE and 0 <= LOCAL_RANK < WORLD_SIZE"
+            f"the environment has {values}; expected 0 <= RANK < WORLD_SIZE and 0 <= LOCAL_RANK < WORLD_SIZE"
         )
     return World(rank, size, local_rank)
 
 
 _inside = False
-"""Whether a block of `connected` is under way in this process."""
+"""Whether this process is inside of a block of `connected`."""
 
 
 @contextlib.contextmanager
 def connected() -> Iterator[World]:
-    """This process among the others, with a process group while the block runs; no process leaves the block
-    before the last one.
+    """Connect this process with the others while the block runs. All processes leave the block together.
 
-    The group is gloo for what is on the CPU, and nccl for what is on a GPU where there are some. It is made
-    once and left when the program ends: making another one while some process still takes leave of the last
-    can hang. A group that is there already is used. One process needs none, and torch is not imported.
+    The process group uses gloo for the CPU, and nccl for GPUs, if there are any. It is created once and left
+    when the program ends, because creating another one can hang while some process still leaves the first. An
+    existing group is used. A single process needs no group, and torch is not imported.
 
-    What a process raises within the block ends the block in all. A `WsolbenchError` of any process is raised
-    by the first one alone (its own, else that of the lowest rank), the others leave with `SystemExit(2)`: the
-    message appears once. Another error is raised where it happened; the first process raises a `UsageError`
-    that says where.
+    An exception in one process ends the block in all. A `WsolbenchError` is raised by the first process only
+    (its own, else that of the lowest rank). The others exit with `SystemExit(2)`, so that the message appears
+    once. Any other error is raised where it happened; the first process raises a `UsageError` that names the
+    process.
 
-    Raises `UsageError` when the processes do not find each other, and when a process dies without a word.
+    Raises `UsageError` if the processes do not find each other, and if a process dies.
     """
+    # One process, or a block inside of another one.
     here = world()
     if here.size == 1:
         yield here
@@ -89,15 +92,15 @@ def connected() -> Iterator[World]:
     import torch
     import torch.distributed as dist
 
-    global _inside  # noqa: PLW0603 - the process group is one for the process
+    global _inside  # noqa: PLW0603 - there is one process group per process
     if _inside:
         yield here
         barrier()
         return
     if not dist.is_initialized():
-        # Imported while there is a group, by the first optimiser for instance, its functions would have the
-        # group as a default argument. It would outlive `_leave`, and its threads be cut off with the
-        # interpreter, which aborts now and then.
+        # Import this before there is a group. Imported later, by the first optimiser for instance, its
+        # functions would hold the group as a default argument. The group would then outlive `_leave`, and
+        # its threads would be killed with the interpreter, which sometimes aborts.
         import torch.distributed.nn
 
         try:
@@ -109,22 +112,23 @@ def connected() -> Iterator[World]:
                 f"the {here.size} processes do not find each other; start them with torchrun ({_line(error)})"
             ) from error
         atexit.register(_leave)
+    # Run the block, and tell the others about an exception.
     _inside = True
     try:
         yield here
         barrier()
-    except _HeardError as heard:
+    except _RemoteError as remote:
         if here.is_first:
-            raise heard.failure from None
+            raise remote.failure from None
         raise SystemExit(2) from None
     except _LostError:
         raise
     except WsolbenchError as error:
-        if _tell(error) and not here.is_first:
+        if _announce(error) and not here.is_first:
             raise SystemExit(2) from None
         raise
     except Exception as error:
-        _tell(
+        _announce(
             UsageError(
                 f"process {here.rank} of {here.size} failed with {type(error).__name__}: {_line(error)}"
             )
@@ -135,10 +139,10 @@ def connected() -> Iterator[World]:
 
 
 def gathered(value: T) -> list[T]:
-    """The value of every process, by rank; `[value]` when there is no process group. Values must be
-    picklable, and small.
+    """Return the value of every process, by rank, or `[value]` without a process group.
 
-    A meeting: what another process has raised ends this one here (see `connected`).
+    Values must be picklable, and small. This is a synchronisation point: an exception in another process is
+    raised here (see `connected`).
     """
     if world().size == 1:
         return [value]
@@ -146,27 +150,30 @@ def gathered(value: T) -> list[T]:
 
     if not dist.is_initialized():
         return [value]
-    found: list[Any] = _exchanged(value)
+    found: list[Any] = _exchange(value)
     for item in found:
         if isinstance(item, _Failure):
-            raise _HeardError(item.error)
+            raise _RemoteError(item.error)
     return found
 
 
 def barrier() -> None:
-    """Wait until all processes are here; nothing when there is no process group. A meeting, as `gathered`."""
+    """Wait for all processes.
+
+    Does nothing without a process group. A synchronisation point, as `gathered`.
+    """
     gathered(None)
 
 
 @contextlib.contextmanager
 def collective() -> Iterator[None]:
-    """Around a collective of torch: a connection that breaks becomes the `UsageError` of `connected`."""
+    """Wrap a collective of torch: a broken connection becomes the `UsageError` of `connected`."""
     try:
         yield
     except RuntimeError as error:
         raise _LostError(
-            f"a process has ended without a word, or did not answer within {TIMEOUT}; run the same command "
-            f"again to go on ({_line(error)})"
+            f"a process has died, or did not answer within {TIMEOUT}; run the same command again to resume "
+            f"({_line(error)})"
         ) from error
 
 
@@ -182,13 +189,13 @@ def _leave() -> None:
 
 @dataclass(frozen=True)
 class _Failure:
-    """What a process sends in the place of a value when it has given up."""
+    """What a failed process sends instead of a value."""
 
     error: WsolbenchError
 
 
-class _HeardError(Exception):
-    """Another process has given up. No `WsolbenchError`: all processes know."""
+class _RemoteError(Exception):
+    """Another process has failed. It is not a `WsolbenchError`, because all processes know already."""
 
     def __init__(self, failure: WsolbenchError) -> None:
         super().__init__(str(failure))
@@ -196,11 +203,11 @@ class _HeardError(Exception):
 
 
 class _LostError(UsageError):
-    """There is no connection to the other processes any more."""
+    """The connection to the other processes is lost."""
 
 
-def _exchanged(item: Any) -> list[Any]:
-    """What every process gives, by rank."""
+def _exchange(item: Any) -> list[Any]:
+    """Return the item of every process, by rank."""
     import torch.distributed as dist
 
     found: list[Any] = [None] * dist.get_world_size()
@@ -209,10 +216,13 @@ def _exchanged(item: Any) -> list[Any]:
     return found
 
 
-def _tell(error: WsolbenchError) -> bool:
-    """Tell the others at their next meeting that this process has given up; whether they heard it."""
+def _announce(error: WsolbenchError) -> bool:
+    """Tell the others at their next synchronisation point that this process has failed.
+
+    Returns whether they received it.
+    """
     try:
-        _exchanged(_Failure(error))
+        _exchange(_Failure(error))
     except _LostError:
         return False
     return True

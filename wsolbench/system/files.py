@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and digests of their content."""
+"""Write files so that a reader never sees half of one, and compute digests of their content."""
 
 from __future__ import annotations
 
@@ -22,36 +22,37 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 _UNIQUE = 4
-"""Random bytes in the name of a temporary file."""
+"""Number of random bytes in the name of a temporary file."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None}
-"""What systems say when there is no room; numpy says it without a number."""
+"""Error numbers of a full disk. None is for numpy, which gives no number."""
 _NO_LOCKS = {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-"""What systems say when a file system has no locks."""
+"""Error numbers of a file system without locks."""
 _RENAMES_OPEN_FILES = os.name != "nt"
 """Whether the system can rename a file that is open."""
 _SAFE_TO_OPEN = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
-"""Opening neither waits for a named pipe nor follows a link, where the system knows these flags."""
+"""Flags that neither wait for a named pipe nor follow a link, if the system has them."""
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path, *, tidy: bool = True) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it to `path` when the block ends, remove it when the block
-    fails.
+    """Yield a temporary name next to `path`. It is renamed to `path` after the block, and removed if the
+    block fails.
 
-    The temporary name keeps the suffix, so that writers which look at it (images, `.npz`) choose the right
-    format. Permissions are those of a new file. With `tidy`, temporary files of `path` that killed processes
-    have left are removed; it reads the whole folder, so whoever writes very many files into one calls
+    The temporary name keeps the suffix, so that writers that look at it (images, `.npz`) choose the right
+    format. Permissions are those of a new file. With `tidy`, temporary files of `path` from killed processes
+    are removed. This reads the whole folder. To write very many files into one folder, call
     `remove_leftovers` once instead.
 
-    A link is followed: the file that it leads to is written, and the link stays. Raises `UsageError` when the
-    folder cannot be created or written, where a folder, a device, a pipe or a socket has the name of the
-    file, and on a full disk.
+    A link is followed: its target is written, and the link stays. Raises `UsageError` if the folder cannot be
+    created or written, if `path` is a folder, a device, a pipe or a socket, and on a full disk.
     """
+    # Check that the file can be written, and remove leftovers.
     path = _target(path)
     check_writable(path)
     make_folder(path.parent)
     if tidy:
         remove_leftovers(path.parent, of=path)
+    # Write, flush and rename.
     temporary, handle = None, None
     try:
         temporary, handle = _new_temporary(path)
@@ -68,7 +69,8 @@ def atomic_path(path: Path, *, tidy: bool = True) -> Iterator[Path]:
                 os.close(handle)
     except OSError as error:
         if isinstance(error.filename, str) and Path(error.filename) not in (path, temporary):
-            raise  # the block stumbled on another file
+            raise  # the error is about another file
+        # Explain what failed.
         way_out = (
             "Free some space, or choose another place" if error.errno in _FULL else "Choose another place"
         )
@@ -79,20 +81,21 @@ def atomic_path(path: Path, *, tidy: bool = True) -> Iterator[Path]:
 
 
 def _target(path: Path) -> Path:
-    """The file that a link leads to, whether it exists or not; any other path as it is."""
+    """Return the target of a link, whether it exists or not. Any other path is returned unchanged."""
     return Path(os.path.realpath(path)) if os.path.islink(path) else path  # noqa: PTH114 - also for a name that is too long
 
 
 def _new_temporary(path: Path) -> tuple[Path, int]:
-    """An empty temporary file for `path`, and its descriptor, which holds a lock: the file of a live process
-    is no leftover.
+    """Create an empty temporary file for `path`, and return it with its descriptor.
+
+    The descriptor holds a lock, so that other processes do not take the file for a leftover.
     """
     while True:
         temporary = path.with_name(f"{_temporary_prefix(path)}{secrets.token_hex(_UNIQUE)}{path.suffix}")
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         if _lock(handle) is not False and temporary.exists():
             return temporary, handle
-        os.close(handle)  # another process took it for a leftover in between
+        os.close(handle)  # another process took it for a leftover and removed it
 
 
 def _temporary_prefix(path: Path) -> str:
@@ -100,9 +103,7 @@ def _temporary_prefix(path: Path) -> str:
 
 
 def remove_leftovers(folder: Path, *, of: Path | None = None) -> None:
-    """Remove temporary files of `atomic_path` that killed processes have left: those of one file, or all in
-    the folder and below.
-    """
+    """Remove temporary files of `atomic_path` from killed processes: those of one file, or all below."""
     own = (
         ""
         if of is None
@@ -181,8 +182,9 @@ def hold_lock(path: Path, *, patience: float = 0.0) -> BaseFileLock | None:
 
 
 def make_folder(folder: Path) -> Path:
-    """Create `folder` (and its parents) and prove that a file can be written there; `UsageError`
-    otherwise.
+    """Create `folder` and its parents, and check that a file can be written there.
+
+    Raises `UsageError` otherwise.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -196,11 +198,12 @@ def make_folder(folder: Path) -> Path:
 
 
 def check_writable(path: Path) -> None:
-    """Raise `UsageError` where the file `path` could not be written, as far as can be seen without creating
+    """Raise `UsageError` if the file `path` cannot be written, as far as can be checked without creating
     anything.
 
-    For commands that work for long before they write.
+    For commands that work for a long time before they write.
     """
+    # Is the name taken by something else?
     path = _target(path)
     try:
         mode = path.stat().st_mode
@@ -217,19 +220,20 @@ def check_writable(path: Path) -> None:
         raise UsageError(
             f"cannot write the file {path}: it is a {kind}, which a file would replace. Choose another place."
         )
+    # Can the folder be written?
     folder = next(each for each in path.absolute().parents if each.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        reason = "it may not be written" if folder.is_dir() else "it is no folder"
-        raise UsageError(f"cannot write {path}: {folder} is in the way, {reason}. Choose another place.")
+        reason = "cannot be written" if folder.is_dir() else "is not a folder"
+        raise UsageError(f"cannot write {path}: {folder} {reason}. Choose another place.")
 
 
 def file_name(part: object) -> str:
-    """A part of a path: whatever could leave the folder or trouble a file system becomes a dash."""
+    """Return a safe part of a path: other characters, which could leave the folder, become dashes."""
     return re.sub(r"[^\w.+=,-]", "-", str(part)).lstrip(".") or "-"
 
 
 def canonical_json(value: Any) -> str:
-    """JSON text that is the same for equal values: sorted keys, two spaces, no NaN, final newline."""
+    """Return JSON text that is equal for equal values: sorted keys, two spaces, no NaN, final newline."""
     return json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
@@ -245,7 +249,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hex digest of the file's bytes."""
+    """Return the hex SHA-256 of the file's bytes."""
     return _sha256_of_start(path, sys.maxsize)
 
 
@@ -254,8 +258,9 @@ _SEAL_BYTES = len(_SEAL) + 64 + 1
 
 
 def write_sealed(path: Path, content: bytes | memoryview) -> None:
-    """Write `content` to `path` atomically, with a line behind it that names its SHA-256. Zip archives may
-    have bytes behind their end.
+    """Write `content` to `path` atomically, followed by a line with its SHA-256.
+
+    Zip archives may have bytes after their end.
     """
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         stream.write(content)
@@ -263,9 +268,7 @@ def write_sealed(path: Path, content: bytes | memoryview) -> None:
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether a file has the line that `write_sealed` puts at its end. Raises `ValueError` when the line
-    names other bytes.
-    """
+    """Whether a file ends with the line of `write_sealed`. Raises `ValueError` if its SHA-256 differs."""
     size = path.stat().st_size - _SEAL_BYTES
     with path.open("rb") as stream:
         stream.seek(max(0, size))
@@ -273,7 +276,7 @@ def is_sealed(path: Path) -> bool:
     if not line.startswith(_SEAL):
         return False
     if line[len(_SEAL) :] != _sha256_of_start(path, size).encode() + b"\n":
-        raise ValueError("its bytes are not those that were written: the SHA-256 differs")
+        raise ValueError("it was changed or damaged: its SHA-256 differs")
     return True
 
 
@@ -287,5 +290,5 @@ def _sha256_of_start(path: Path, size: int) -> str:
 
 
 def sha256_of_json(value: Any) -> str:
-    """Hex digest of `canonical_json(value)`: names a configuration."""
+    """Return the hex SHA-256 of `canonical_json(value)`, which identifies a configuration."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()

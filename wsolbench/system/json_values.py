@@ -1,4 +1,4 @@
-"""Tuples of dataclasses as JSON has them: lists, and back."""
+"""Convert tuples of dataclasses to lists for JSON, and back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def tuples_to_lists(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy an object and turn its tuples into lists; what is inside of other values stays as it is.
+    """Copy an object and turn its tuples into lists. Nested values stay unchanged.
 
     >>> tuples_to_lists({"stages": ("7", "14"), "parts": 4})
     {'stages': ['7', '14'], 'parts': 4}

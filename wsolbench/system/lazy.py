@@ -1,6 +1,4 @@
-"""Modules that are loaded when they are first used: importing the package stays quick, and optional libraries
-stay optional.
-"""
+"""Load modules on first use, so that importing the package is fast and optional libraries stay optional."""
 
 from __future__ import annotations
 
@@ -14,8 +12,9 @@ from wsolbench.exceptions import UsageError
 
 
 def lazy_names(package: str, home: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """A module-level `__getattr__` and `__dir__` (PEP 562): `home` gives the submodule of `package` in which
-    each name lives.
+    """Return a module-level `__getattr__` and `__dir__` (PEP 562).
+
+    `home` gives the submodule of `package` that defines each name.
     """
 
     def lookup(name: str) -> Any:
@@ -30,7 +29,7 @@ def lazy_names(package: str, home: Mapping[str, str]) -> tuple[Callable[[str], A
 
 
 def pycocotools(module: str) -> ModuleType:
-    """A module of pycocotools, for instance `mask`. Raises `UsageError` where it is not installed."""
+    """Return a module of pycocotools, for instance `mask`. Raises `UsageError` if it is not installed."""
     try:
         return importlib.import_module(f"pycocotools.{module}")
     except ModuleNotFoundError as error:

@@ -1,6 +1,6 @@
-"""How far a long job is: a bar with rate and time left on a terminal, a line now and then elsewhere.
+"""Progress of a long job: a bar with rate and remaining time on a terminal, occasional lines elsewhere.
 
-Everything goes to stderr, so that the output of a command can be piped. A job of under two seconds shows
+Everything goes to stderr, so that the output of a command can be piped. A job of less than two seconds shows
 nothing.
 """
 
@@ -28,7 +28,7 @@ BAR_SECONDS = 0.1
 
 
 class Progress:
-    """What `track` gives when there is nothing to go through: a context with `advance`."""
+    """Progress without an iterable: a context with `advance`, returned by `track`."""
 
     def __init__(self, description: str, total: int | None, unit: str, done: int, stream: TextIO) -> None:
         self._description, self._total, self._unit = description, total, unit
@@ -46,7 +46,7 @@ class Progress:
         self._display.close(self._line(time.monotonic()))
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """`count` more units are done; `note` stands at the end of the line until another one comes."""
+        """Count `count` more finished units. `note` ends the line until the next note."""
         self._done += count
         self._note = note or self._note
         now = time.monotonic()
@@ -104,16 +104,16 @@ def track(
     done: int = 0,
     stream: TextIO | None = None,
 ) -> Iterator[T] | Progress:
-    """Show progress around an iterable, or give a context whose `advance(count, note)` is called.
+    """Show progress around an iterable, or return a context with `advance(count, note)`.
 
     Args:
-        iterable: what to go through; None to call `advance`.
-        description: what is being done.
-        total: how many units there are; None: `len(iterable)` where it has one, else unknown.
-        unit: what is counted, plural.
-        done: units that an earlier run has done; they do not count for the rate.
-        stream: where to write; stderr by default, and nowhere in all but the first of several processes that
-            torchrun started.
+        iterable: iterable to show, or None to call `advance`.
+        description: name of the job.
+        total: number of units. If None, `len(iterable)`, or unknown if it has none.
+        unit: name of the units, plural.
+        done: units that an earlier run has finished. The rate ignores them.
+        stream: output, stderr by default. Of several processes that torchrun started, only the first one
+            writes by default.
 
     >>> [square for square in track((n * n for n in range(4)), "squaring", total=4, unit="numbers")]
     [0, 1, 4, 9]
@@ -127,8 +127,9 @@ def track(
 
 
 def note(text: str) -> None:
-    """A line on stderr about something that the reader should know and that stops nothing; from the first of
-    several processes alone.
+    """Print a line on stderr that the reader should know, but that stops nothing.
+
+    Only the first process prints.
     """
     if world().is_first:
         sys.stderr.write(f"note: {text}\n")
@@ -143,9 +144,7 @@ def _tracked(iterable: Iterable[T], progress: Progress) -> Iterator[T]:
 
 
 def _write_line(stream: TextIO, line: str) -> None:
-    """Write a line, whatever the stream's encoding; one that nobody can read is dropped, because it must not
-    end the job.
-    """
+    """Write a line, whatever the stream's encoding. A line that cannot be written must not end the job."""
     with contextlib.suppress(OSError):
         try:
             stream.write(line + "\n")
@@ -155,14 +154,14 @@ def _write_line(stream: TextIO, line: str) -> None:
 
 
 def _clock(seconds: float) -> str:
-    """7 -> 0:07, 7265 -> 2:01:05."""
+    """Format seconds: 7 as 0:07, 7265 as 2:01:05."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class _Lines:
-    """Plain lines, for logs and pipes."""
+    """Display of plain lines, for logs and pipes."""
 
     interval = LINE_SECONDS
 
@@ -179,7 +178,7 @@ class _Lines:
 
 
 class _Bar:
-    """One line that is drawn again and again, for terminals."""
+    """Display of one line that is redrawn, for terminals."""
 
     interval = BAR_SECONDS
 

@@ -1,4 +1,4 @@
-"""Reading input files: anything that is not a file with bytes is refused before a read can wait for it."""
+"""Read input files. Anything but a regular file is refused, because reading a pipe could wait for ever."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from wsolbench.exceptions import DataError
 
 
 def check_regular(path: Path | str, what: str = "") -> None:
-    """Raise `DataError` unless `path` is a file whose bytes can be read; a pipe would be waited for without
-    end.
+    """Raise `DataError` unless `path` is a regular file. Reading a pipe could wait for ever.
 
     `what` names the content, such as "image 'a.jpg'", and begins the message.
     """
@@ -21,10 +20,8 @@ def check_regular(path: Path | str, what: str = "") -> None:
         if path.is_symlink():
             raise DataError(f"{name}{path} is a link to {path.readlink()}, which does not exist") from error
         raise DataError(f"{name}no file {path}") from error
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # a link in a loop, a name that is too long or holds a zero byte, no permission
+    # A link in a loop, a name that is too long or contains a zero byte, no permission.
+    except (OSError, ValueError) as error:
         raise DataError(f"{name}cannot read {path}: {_reason(error)}") from error
     if not stat.S_ISREG(mode):
         raise DataError(
@@ -33,7 +30,7 @@ def check_regular(path: Path | str, what: str = "") -> None:
 
 
 def read_bytes(path: Path, what: str = "") -> bytes:
-    """The content of a file. Raises `DataError` as `check_regular` does, and when reading fails."""
+    """Return the content of a file. Raises `DataError` as `check_regular`, and if reading fails."""
     check_regular(path, what)
     try:
         return path.read_bytes()
@@ -42,11 +39,12 @@ def read_bytes(path: Path, what: str = "") -> bytes:
 
 
 def name_content(path: Path) -> str:
-    """What often lies in place of a data file, as the end of a message: "; it is empty" for instance; else
-    "".
+    """Return the end of a message that names what a data file often is instead, or an empty string.
+
+    For instance "; it is empty".
     """
     try:
-        if not path.is_file():  # a pipe would be waited for without end
+        if not path.is_file():  # reading a pipe could wait for ever
             return ""
         with path.open("rb") as stream:
             head = stream.read(256)

@@ -1,6 +1,4 @@
-"""Reading stored files that anyone may have made or damaged: what goes wrong is a `DataError` that names the
-file.
-"""
+"""Read stored files that may have been edited or damaged. Every problem is a `DataError` naming the file."""
 
 from __future__ import annotations
 
@@ -16,16 +14,15 @@ from wsolbench.exceptions import DataError
 from wsolbench.system.regular_files import name_content
 
 MAX_BYTES = 64 << 20
-"""Largest text file that is read. Records have some kilobytes."""
+"""Size limit of a text file. Records have some kilobytes."""
 MAX_DEPTH = 64
-"""Deepest nesting of a JSON file that is read."""
+"""Limit of the nesting of a JSON file."""
 MAX_NUMBER = 2.0**63
-"""Numbers of a JSON file are smaller than this in size."""
+"""Limit of the absolute value of numbers in a JSON file."""
 
 
 def check_regular_file(path: Path, what: str) -> None:
-    """Raise `DataError` unless `path` is a regular file, or a link to one: a read from a named pipe would
-    wait without end.
+    """Raise `DataError` unless `path` is a regular file or a link to one. Reading a pipe could wait for ever.
 
     >>> check_regular_file(Path("/dev/null"), "record")
     Traceback (most recent call last):
@@ -50,8 +47,9 @@ def check_regular_file(path: Path, what: str) -> None:
 
 
 def read_text(path: Path, what: str) -> str:
-    """Read a UTF-8 file. Raises `DataError` naming it when it is missing, no regular file, unreadable, too
-    large or not UTF-8.
+    """Read a UTF-8 file.
+
+    Raises `DataError` naming it if it is missing, not a regular file, unreadable, too large or not UTF-8.
     """
     check_regular_file(path, what)
     try:
@@ -70,8 +68,8 @@ def read_text(path: Path, what: str) -> str:
 def read_json(path: Path, what: str) -> Any:
     """Read a JSON file of plain values. `what` names the kind of file in messages, for instance `record`.
 
-    Raises `DataError` naming the file when it is missing, no regular file, unreadable, above `MAX_BYTES`, not
-    UTF-8, not JSON, or refused by `check_plain`.
+    Raises `DataError` naming the file if it is missing, not a regular file, unreadable, above `MAX_BYTES`,
+    not UTF-8, not JSON, or refused by `check_plain`.
     """
     text = read_text(path, what)
     try:
@@ -108,16 +106,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_plain(value: Any) -> None:
-    """Raise `ValueError` naming the place of a value that could not be written as JSON and read again.
+    """Raise `ValueError` naming the place of a value that JSON cannot store and restore.
 
     Such values are numbers that are not finite or not below `MAX_NUMBER`, texts that are not Unicode (a lone
-    surrogate), nesting below `MAX_DEPTH`, and objects of other types.
+    surrogate), nesting deeper than `MAX_DEPTH`, and objects of other types.
 
     >>> check_plain({"a": [0.5, float("nan")]})
     Traceback (most recent call last):
         ...
     ValueError: a[1] nan; expected a number that is finite and below 2^63
     """
+    # Visit all nested values without recursion.
     todo: list[tuple[str, Any, int]] = [("", value, 0)]
     while todo:
         where, item, depth = todo.pop()

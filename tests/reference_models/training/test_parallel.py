@@ -216,7 +216,7 @@ def trained(tmp_path_factory) -> Path:
     first, second = together(KILLED, folder)
     assert second.code == -signal.SIGKILL, second.err
     assert first.code == 1
-    assert "a process has ended without a word" in first.err
+    assert "a process has died" in first.err
     assert (folder / "killed" / STATE).exists()
     assert [row["epoch"] for row in rows(folder / "killed")] == ["1"]
     for ended in together(TRAINED, folder):

@@ -238,7 +238,7 @@ def test_metrics_of_two_versions_are_never_on_one_board() -> None:
     kept, (problem,) = current_versions([run(), newer])
     assert kept == [newer]
     assert (
-        "has version 1 of top1_loc, and other records of cub have version 2; evaluate the older runs again"
+        "has version 1 of top1_loc; expected version 2, which other records of cub have. Evaluate the older run again"
         in problem
     )
 
@@ -352,8 +352,8 @@ def test_the_command_prints_tables_or_writes_them_to_a_file(results: Path) -> No
     ("arguments", "message"),
     [
         (("--metric", "top1_lok"), "did you mean 'top1_loc'"),
-        (("--dataset", "cars"), "nothing on the leaderboard for --dataset cars"),
-        (("--check", "--since", "2020"), "--check is about the whole board"),
+        (("--dataset", "cars"), "no table of the leaderboard matches --dataset cars"),
+        (("--check", "--since", "2020"), "--check checks the whole leaderboard"),
     ],
 )
 def test_questions_without_an_answer_are_explained(
@@ -378,7 +378,7 @@ def test_metrics_of_two_versions_stop_the_check(results: Path, monkeypatch: pyte
     assert call("--results", results).exit_code == 0
     checked = call("--results", results, "--check")
     assert checked.exit_code == 1
-    assert "evaluate the older runs again" in checked.output
+    assert "Evaluate the older run again" in checked.output
     assert "42.5" not in leaderboard_files(results)["board-cub.md"]
 
 

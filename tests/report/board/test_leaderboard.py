@@ -341,7 +341,7 @@ def test_a_comparison_of_records_that_are_gone_is_left_out(tmp_path: Path, write
     assert read.comparisons == []
     assert [
         part in message
-        for part, message in zip(("of 1 records that are not there", "x.json"), read.problems, strict=True)
+        for part, message in zip(("of 1 records that do not exist", "x.json"), read.problems, strict=True)
     ] == [
         True,
         True,

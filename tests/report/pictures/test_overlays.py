@@ -328,6 +328,6 @@ def test_names_of_rows_and_columns_stay_beside_their_panels(tmp_path: Path) -> N
 
 
 def test_a_picture_of_another_kind_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"sheet.gif; expected a name that ends with .png, .jpg or .jpeg"):
+    with pytest.raises(UsageError, match=r"sheet.gif has another suffix; expected .png, .jpg or .jpeg"):
         panel_grid([[panels()]], tmp_path / "sheet.gif", "Title")
     assert not list(tmp_path.iterdir())

@@ -1,3 +1,1 @@
-"""The leaderboard: tables of measured and published numbers, and what papers claim beside what is
-measured.
-"""
+"""The leaderboard: tables of measured and published numbers, and of the claims of papers."""

@@ -1,10 +1,9 @@
-"""The board: published and measured numbers of every method side by side, a table for each data set, metric
-and protocol.
+"""Tables of the leaderboard: published and measured numbers of every method side by side.
 
-A table holds only what may be compared: the same images and truth, the same transform, protocol and threshold
-policy. Runs that differ in nothing but their seed are one row. Published numbers stand in columns of their
-own; a difference is given only where what was measured is the official data set as a whole. Papers' own
-tables come in their layout, with what is measured beside.
+There is one table per data set, metric and protocol. A table holds only what may be compared: the same images
+and annotations, the same transform, protocol and threshold policy. Runs that differ only in their seed share
+a row. Published numbers have columns of their own. A difference is printed only if the whole official split
+was measured. Papers' own tables keep their layout, with the measured numbers next to the published ones.
 """
 
 from __future__ import annotations
@@ -39,13 +38,14 @@ DISPUTED = "† Another table prints a different value."
 NOT_WHOLE = (
     "The images are not the full, unchanged official split, so no difference to published numbers is given."
 )
-"""Note of a table of measured numbers next to published ones that they cannot be compared with."""
+"""Note of a table whose measured numbers cannot be compared with the published ones next to them."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of a table's cell; `link` is an address that formats with links show; sorting goes by `order`
-    where there is one.
+    """A cell of a table.
+
+    `link` is an address that formats with links show. `order` is the sort key, or None to sort by `text`.
     """
 
     text: str
@@ -55,8 +55,9 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table as all formats print it: headings, rows of cells, and notes below. `path` is its place in the
-    board, for headings.
+    """A table as all formats print it: headings, rows of cells, and notes below.
+
+    `path` is its place in the leaderboard, for headings.
     """
 
     path: tuple[str, ...]
@@ -67,8 +68,9 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredTable(Table):
-    """A table of what was measured. `estimates` has each row's value, and where it has one the ends of its
-    interval, as printed.
+    """A table of measured numbers.
+
+    `estimates[i]` is the value of row i and the ends of its interval, if any.
     """
 
     protocol: str
@@ -78,8 +80,9 @@ class MeasuredTable(Table):
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedTable(Table):
-    """A table of what is printed. `methods`: of each row the method here that it is of, or its own name where
-    there is none.
+    """A table of published numbers.
+
+    `methods[i]` is the wsolbench method that row i refers to, or the name printed in the paper.
     """
 
     methods: tuple[str, ...]
@@ -87,8 +90,10 @@ class PublishedTable(Table):
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """What of the board is wanted; None: all. `since` is a year: of the paper, and of the run. `parts`:
-    whether a part of a metric (`max_box_acc_v2@0.3`) has a table of its own.
+    """Filters of the leaderboard. None selects everything.
+
+    `since` is a year, of the paper and of the run. `parts` says whether a part of a metric
+    (`max_box_acc_v2@0.3`) has a table of its own.
     """
 
     dataset: str | None = None
@@ -99,7 +104,7 @@ class Filters:
     parts: bool = True
 
     def takes_run(self, record: RunRecord) -> bool:
-        """Whether a run is wanted."""
+        """Whether a run passes the filters."""
         date = str(record.provenance.get("date", ""))[:4]
         return (
             self.dataset in (None, record.dataset["name"])
@@ -109,7 +114,7 @@ class Filters:
         )
 
     def takes_number(self, number: PublishedNumber, paper: Paper) -> bool:
-        """Whether a published number is wanted."""
+        """Whether a published number passes the filters."""
         return (
             self.dataset in (None, number.dataset)
             and self.metric in (None, number.metric)
@@ -119,7 +124,7 @@ class Filters:
         )
 
     def takes_metric(self, name: str) -> bool:
-        """Whether a metric is wanted; `max_box_acc_v2` stands for its parts, too."""
+        """Whether a metric passes the filters. `max_box_acc_v2` includes its parts."""
         return (self.parts or "@" not in name) and self.metric in (None, name, name.partition("@")[0])
 
 
@@ -132,7 +137,7 @@ class Numbers:
 
     @property
     def disputed(self) -> set[tuple[Any, ...]]:
-        """Keys of the numbers that other tables print otherwise."""
+        """Keys of the numbers that other tables print differently."""
         return {number.key for conflict in conflicts(self.numbers) for number in conflict.numbers}
 
     @cached_property
@@ -141,14 +146,15 @@ class Numbers:
         return {row.name: row.paper for row in (*list_methods(), *list_posts(), *list_detectors())}
 
     def papers_of(self, name: str) -> dict[str, Paper]:
-        """Papers of a recorded method by key: of the method, then of its post-process, if it has one."""
+        """Return the papers of a recorded method by key: of the method, then of its post-process, if any."""
         keys = [self._keys.get(part, "") for part in re.split(r"[+:]", name)]
         return {key: self.papers[key] for key in keys if key in self.papers}
 
 
 def measured_tables(runs: Sequence[Run], published: Numbers, filters: Filters) -> list[MeasuredTable]:
-    """A table for each data set, protocol, policy and metric; a metric that uses no threshold has one
-    whatever the policies.
+    """Return one table per data set, protocol, policy and metric.
+
+    A metric without a threshold has one table, whatever the policies.
     """
     tables = []
     of_dataset = [run for run in runs if filters.dataset in (None, run.record.dataset["name"])]
@@ -160,7 +166,7 @@ def measured_tables(runs: Sequence[Run], published: Numbers, filters: Filters) -
                 m.policy for run in same_protocol for m in run.record.metrics if m.policy
             )
             for policy in (None, *policies):
-                for title, comparable in _of_one_source(same_protocol, policy):
+                for title, comparable in _split_by_source(same_protocol, policy):
                     for name in _metrics(comparable, policy):
                         if filters.takes_metric(name):
                             tables.append(_measured_table(comparable, name, policy, title, published))
@@ -168,13 +174,15 @@ def measured_tables(runs: Sequence[Run], published: Numbers, filters: Filters) -
 
 
 def published_tables(published: Numbers, filters: Filters) -> list[PublishedTable]:
-    """A table of the sources' own numbers for each data set, split and metric."""
+    """Return one table of the sources' own numbers per data set, split and metric."""
     disputed = published.disputed
+    # Group the numbers.
     groups: dict[tuple[str, str, str], list[PublishedNumber]] = defaultdict(list)
     for number in published.numbers:
         if number.evidence == "own" and filters.takes_number(number, published.papers[number.paper]):
             groups[number.dataset, number.split, number.metric].append(number)
     tables = []
+    # One table per group, the best number first.
     for (dataset, split, metric), numbers in sorted(groups.items()):
         higher = -1 if published_info(metric).better != "lower" else 1
         rows, methods = [], []
@@ -195,17 +203,20 @@ def published_tables(published: Numbers, filters: Filters) -> list[PublishedTabl
 
 
 def paper_tables(
-    paper: Paper, runs: Sequence[Run], published: Numbers, meant: Callable[[PublishedNumber, RunRecord], bool]
+    paper: Paper,
+    runs: Sequence[Run],
+    published: Numbers,
+    matches: Callable[[PublishedNumber, RunRecord], bool],
 ) -> list[Table]:
-    """The tables of a paper in their layout: its rows, and for each of its columns what is printed and what
-    is measured.
+    """Return the tables of a paper in their layout: each column has the published and the measured numbers.
 
-    `meant(number, record)` says whether a record is a run of what the number is of. Nothing but runs with the
-    same backbone, on all images of the same split, under an oracle threshold, stands beside a number. `runs`
-    must be one of each seed.
+    `matches(number, record)` says whether a record is a run of the number's method. Only runs with the same
+    backbone, on all images of the same split, under an oracle threshold, appear next to a number. `runs` must
+    have one run per seed.
     """
     disputed, tables = published.disputed, []
     own = [number for number in published.numbers if number.paper == paper.key]
+    # Layout of the paper's table.
     for table in dict.fromkeys(number.table for number in own):
         cells = [number for number in own if number.table == table]
         columns = list(dict.fromkeys((number.dataset, number.split, number.metric) for number in cells))
@@ -216,14 +227,16 @@ def paper_tables(
             (number.row, number.label or number.method, number.backbone, *_column_of(number)): number
             for number in cells
         }
+        # Each row: a published and a measured cell per column.
         rows = []
         for line in lines:
             row = [Cell(line[1]), Cell(line[2])]
             for column in columns:
                 number = found.get((*line, *column))
                 row.append(Cell("" if number is None else number.value + "†" * (number.key in disputed)))
-                row.append(Cell("") if number is None else _beside(number, runs, meant))
+                row.append(Cell("") if number is None else _measured_cell(number, runs, matches))
             rows.append(tuple(row))
+        # Headings and notes.
         units = {(number.dataset, number.split, number.metric): number.unit for number in cells}
         heads = [
             f"{published_info(metric).title}, {dataset}/{split}{_error(units[dataset, split, metric])}"
@@ -248,12 +261,12 @@ def paper_tables(
 
 
 def official_images(name: str, split: str) -> int | None:
-    """Images of the official split of a data set; None for one that has no official size, or is not known."""
+    """Return the number of images of an official split, or None if it is unknown."""
     return dataset_info(name).expected.get(split) if name in {info.name for info in list_datasets()} else None
 
 
 def _is_whole(record: RunRecord) -> bool:
-    """Whether a run scored all images of the official split, as they are."""
+    """Whether a run scored all images of the official split, untransformed."""
     data = record.dataset
     images = official_images(str(data["name"]), str(data["split"]))
     return data.get("transform") is None and images is not None and data.get("images") == images
@@ -262,9 +275,10 @@ def _is_whole(record: RunRecord) -> bool:
 # --- measured rows ------------------------------------------------------------------------------------------
 
 
-def _of_one_source(runs: Sequence[Run], policy: str | None) -> list[tuple[str | None, list[Run]]]:
-    """The runs that a threshold policy makes comparable, and its title: transferred thresholds come from one
-    split.
+def _split_by_source(runs: Sequence[Run], policy: str | None) -> list[tuple[str | None, list[Run]]]:
+    """Group the runs that are comparable under a threshold policy, with a title each.
+
+    Transferred thresholds are comparable only if they come from the same split.
     """
     if policy != "transfer":
         return [(policy, list(runs))]
@@ -276,7 +290,7 @@ def _of_one_source(runs: Sequence[Run], policy: str | None) -> list[tuple[str | 
 
 
 def _metrics(runs: Sequence[Run], policy: str | None) -> list[str]:
-    """Names of the metrics that some run has a value of under the policy, in table order."""
+    """Return the metrics that any run has a value of under the policy, in table order."""
     order = [info.name for info in METRICS]
     names = {m.name for run in runs for m in run.record.metrics if m.value is not None and m.policy == policy}
     return sorted(names, key=lambda name: (order.index(metric_info(name).name), name))
@@ -285,6 +299,7 @@ def _metrics(runs: Sequence[Run], policy: str | None) -> list[str]:
 def _measured_table(
     runs: Sequence[Run], name: str, policy: str | None, title: str | None, published: Numbers
 ) -> MeasuredTable:
+    # Group the runs that differ only in their seed: one row each.
     data, info = runs[0].record.dataset, metric_info(name)
     whole = _is_whole(runs[0].record)
     groups = grouped(
@@ -293,17 +308,18 @@ def _measured_table(
     )
     rows = []
     for group in groups:
+        # The mean over seeds, and the published numbers of the method.
         values = [m for run in group if (m := run.metric(name, policy)) is not None]
         mean = fmean(m.value for m in values if m.value is not None)
         numbers = _own_numbers(group[0].record, name, published.numbers)
         papers = published.papers_of(group[0].record.method["name"])
         papers |= {number.paper: published.papers[number.paper] for number in numbers}
-        same = [
+        comparable = [
             number
             for number in numbers
             if whole and number.backbone == group[0].record.method.get("backbone")
         ]
-        difference = " / ".join(f"{info.scale * (mean - number.as_recorded):+.1f}" for number in same)
+        difference = " / ".join(f"{info.scale * (mean - number.as_recorded):+.1f}" for number in comparable)
         estimate = _estimate(name, mean, values)
         cells = (
             Cell(str(group[0].record.method["name"]), group[0].link),
@@ -320,6 +336,7 @@ def _measured_table(
             Cell(difference),
         )
         rows.append((-mean if info.better != "lower" else mean, cells, estimate))
+    # The best row first, then headings and notes.
     rows.sort(key=lambda row: (row[0], row[1][0].link))
     images = f"{data.get('images')} images, fingerprint {str(data.get('fingerprint'))[:12]}"
     where = ", ".join(filter(None, (f"{data['name']}/{data['split']}", data.get("transform"), images)))
@@ -348,7 +365,7 @@ def _measured_table(
 
 
 def _estimate(name: str, mean: float, values: Sequence[MetricValue]) -> tuple[str, ...]:
-    """The mean, and the mean ends of the intervals where all have one."""
+    """Format the mean, and the mean ends of the intervals if all runs have one."""
     lows, highs = [m.low for m in values if m.low is not None], [m.high for m in values if m.high is not None]
     whole = len(lows) == len(highs) == len(values)
     return tuple(
@@ -357,7 +374,7 @@ def _estimate(name: str, mean: float, values: Sequence[MetricValue]) -> tuple[st
 
 
 def _runs(name: str, group: Sequence[Run], values: Sequence[MetricValue]) -> str:
-    """How many, and from the lowest to the highest."""
+    """Format the number of runs, and their range."""
     if len(group) == 1:
         return "1" if group[0].record.training else UNDEFINED
     numbers = [m.value for m in values if m.value is not None]
@@ -365,8 +382,9 @@ def _runs(name: str, group: Sequence[Run], values: Sequence[MetricValue]) -> str
 
 
 def _own_numbers(record: RunRecord, metric: str, numbers: Iterable[PublishedNumber]) -> list[PublishedNumber]:
-    """What the method's own paper prints for the data set: the full method's numbers, those on the run's
-    backbone first.
+    """Return the numbers that the method's own paper prints for the data set.
+
+    These are numbers of the full method, only those on the run's backbone if there are any.
     """
     data, method = record.dataset, record.method
     wanted = (data["name"], data["split"], metric, method["name"])
@@ -387,10 +405,10 @@ def _error(unit: str) -> str:
     return " (error)" if unit == "percent_error" else ""
 
 
-def _beside(
-    number: PublishedNumber, runs: Sequence[Run], meant: Callable[[PublishedNumber, RunRecord], bool]
+def _measured_cell(
+    number: PublishedNumber, runs: Sequence[Run], matches: Callable[[PublishedNumber, RunRecord], bool]
 ) -> Cell:
-    """What is measured of what a number is of, as the paper prints it."""
+    """Return the measured counterpart of a published number, in the paper's unit."""
     values = []
     link = ""
     for run in runs:
@@ -398,7 +416,7 @@ def _beside(
         if (
             (data["name"], data["split"]) == (number.dataset, number.split)
             and _is_whole(run.record)
-            and meant(number, run.record)
+            and matches(number, run.record)
         ):
             metric = run.metric(number.metric, "oracle")
             if metric is not None and metric.value is not None:

@@ -1,4 +1,4 @@
-"""Comparisons as files and tables: what two groups of runs differ in."""
+"""Comparisons of two groups of runs as terminal tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def format_p_value(value: float) -> str:
-    """Three decimals.
+    """Format a p-value with three decimals.
 
     >>> format_p_value(0.0312), format_p_value(0.0004)
     ('0.031', '< 0.001')
@@ -22,23 +22,25 @@ def format_p_value(value: float) -> str:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """The differences in percentage points, or in the metric's unit, for the terminal."""
+    """Return a terminal table of the differences, in percentage points or in the metric's unit."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    # Title and columns.
     where = f"{comparison.dataset['name']}/{comparison.dataset['split']}"
     table = Table(
         box=box.SIMPLE_HEAD,
         title=Text(
             one_line(
-                f"{_called(comparison.b, comparison.a)} minus {_called(comparison.a, comparison.b)} on "
-                f"{where}"
+                f"{_group_title(comparison.b, comparison.a)} minus "
+                f"{_group_title(comparison.a, comparison.b)} on {where}"
             )
         ),
     )
     for name in ("metric", "A", "B", "B - A", "95 % interval", "p", "per run"):
         table.add_column(name, justify="left" if name == "metric" else "right")
+    # One row per metric.
     for row in comparison.differences:
         low, difference, high = (
             format_difference(row.name, value) for value in (row.low, row.difference, row.high)
@@ -58,12 +60,10 @@ def comparison_table(comparison: Comparison) -> Table:
     return table
 
 
-def _called(group: dict[str, Any], other: dict[str, Any]) -> str:
-    """The name of a group, with what its runs and those of the other one, if they are of the same method,
-    differ in.
-    """
+def _group_title(group: dict[str, Any], other: dict[str, Any]) -> str:
+    """Return the name of a group, and the settings that differ if the other group has the same method."""
     ones, others = ({**each["config"], "transform": each.get("transform")} for each in (group, other))
-    apart = [name for name in ones if group["name"] == other["name"] and ones[name] != others.get(name)]
+    different = [name for name in ones if group["name"] == other["name"] and ones[name] != others.get(name)]
     return " ".join(
-        [group["name"], *(f"{name}={'none' if ones[name] is None else ones[name]}" for name in apart)]
+        [group["name"], *(f"{name}={'none' if ones[name] is None else ones[name]}" for name in different)]
     )

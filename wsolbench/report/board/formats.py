@@ -1,4 +1,4 @@
-"""Tables of the board as Markdown, CSV, LaTeX (booktabs) and JSON: the same cells in each."""
+"""Tables of the leaderboard as Markdown, CSV, LaTeX (booktabs) and JSON, with the same cells."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _TEX = {
     "†": r"$^\dagger$",
     "—": "---",
     "−": "$-$",
-    # After the end of a row, `[` would begin the space below it and `*` forbid a page break.
+    # After the end of a row, LaTeX would read `[` as a distance and `*` as a ban on a page break.
     **{character: f"{{{character}}}" for character in "[]*"},
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
 
 def render(tables: Sequence[Table], kind: str) -> str:
-    """All tables as one text. Raises `UsageError` on a format that is none of `FORMATS`."""
+    """Render all tables as one text. Raises `UsageError` for a format that is not in `FORMATS`."""
     if kind not in FORMATS:
         raise unknown_name("format", kind, FORMATS)
     return FORMATS[kind](tables)
 
 
 def _markdown(tables: Sequence[Table]) -> str:
-    """Addresses stand at the end, once each: a record is linked from a table for every metric."""
+    """Render Markdown. Addresses are listed once at the end, because every metric's table links a record."""
     lines: list[str] = []
     labels: dict[str, int] = {}
     shown: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ def _markdown_cell(cell: Cell, labels: dict[str, int]) -> str:
 
 
 def _csv(tables: Sequence[Table]) -> str:
-    """One row for each cell row; tables with unlike columns one after the other, each with its header.
+    """Render CSV, one line per row. Tables with other columns than the one before begin with a header.
 
     Texts that a spreadsheet would compute are marked as texts (`escape_formula`).
     """
@@ -87,7 +87,7 @@ def _csv(tables: Sequence[Table]) -> str:
 
 
 def escape_formula(value: Any) -> Any:
-    """Text in one line that a spreadsheet shows instead of computing it; numbers stay as they are.
+    """Return text in one line that a spreadsheet shows instead of computing it. Numbers stay unchanged.
 
     >>> escape_formula("=1+1"), escape_formula("+1.5"), escape_formula("-x")
     ("'=1+1", '+1.5', "'-x")
@@ -102,7 +102,7 @@ def escape_formula(value: Any) -> Any:
 
 
 def _latex(tables: Sequence[Table]) -> str:
-    """`tabular` environments for booktabs, a caption in a comment."""
+    """Render `tabular` environments for booktabs, with the caption in a comment."""
     lines: list[str] = []
     for table in tables:
         lines += [
@@ -117,7 +117,7 @@ def _latex(tables: Sequence[Table]) -> str:
 
 
 def escape_latex(text: str) -> str:
-    r"""Text in one line that LaTeX prints as it is, in a cell or a comment.
+    r"""Return text in one line that LaTeX prints literally, in a cell or a comment.
 
     >>> escape_latex("50 % of a_b")
     '50 \\% of a\\_b'
@@ -126,9 +126,7 @@ def escape_latex(text: str) -> str:
 
 
 def _json(tables: Sequence[Table]) -> str:
-    """A list of tables, each row an object by column; a measured column that occurs several times is
-    numbered.
-    """
+    """Render a list of tables, each row an object by column. Repeated `measured` columns are numbered."""
     out = []
     for table in tables:
         names = [

@@ -1,4 +1,4 @@
-"""Which runs may be compared, which repeat one another with another seed, and what sets the others apart."""
+"""Comparable runs: which may be compared, which differ only in the seed, and which settings differ."""
 
 from __future__ import annotations
 
@@ -18,29 +18,28 @@ _DATA = ("name", "split", "transform", "images", "fingerprint")
 
 @dataclass(frozen=True)
 class Run:
-    """A record, its link from the board's folder, and its path where that is asked for."""
+    """A record, its link from the folder of the leaderboard, and its path, if it is needed."""
 
     record: RunRecord
     link: str
     path: Path = Path()
 
     def metric(self, name: str, policy: str | None) -> MetricValue | None:
-        """The metric under that policy, or without any: a metric that uses no threshold stands in every
-        table.
-        """
+        """Return the metric under a policy. A metric without a threshold is returned for every policy."""
         found = {metric.policy: metric for metric in self.record.metrics if metric.name == name}
         return found.get(policy) or found.get(None)
 
     @property
     def seed(self) -> int | None:
-        """Of its training; None where nobody says so."""
+        """Seed of the training, or None if the record does not state it."""
         seed: int | None = self.record.training.get("seed")
         return seed
 
 
 def grouped(runs: Iterable[Run], key: Callable[[Run], Any]) -> list[list[Run]]:
-    """Runs with equal keys together, each group in the order given, the groups in the order of their keys as
-    JSON.
+    """Group runs with equal keys.
+
+    Each group keeps the order given. Groups are sorted by their keys as JSON.
     """
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
@@ -49,20 +48,21 @@ def grouped(runs: Iterable[Run], key: Callable[[Run], Any]) -> list[list[Run]]:
 
 
 def data_of(run: Run) -> list[Any]:
-    """What makes two data sets the same: annotations, images and what was done to them. Plain images come
-    before transformed ones.
+    """Return the key of a run's images: annotations, number and transform.
+
+    Untransformed images are sorted first.
     """
     data = run.record.dataset
     return ["" if data.get(key) is None else data[key] for key in _DATA]
 
 
 def source_of(run: Run) -> Any:
-    """The split that its transferred thresholds come from."""
+    """Return the split that the run's transferred thresholds come from, or None."""
     return run.record.dataset.get("transfer_from")
 
 
 def init_text(start: str) -> str:
-    """Where a training began: `from scratch`, or `from` and the weights.
+    """Return the init of a training as a phrase: `from scratch`, or `from` and the weights.
 
     >>> init_text("none"), init_text("imagenet")
     ('from scratch', 'from imagenet')
@@ -71,7 +71,7 @@ def init_text(start: str) -> str:
 
 
 def source_title(source: Any) -> str:
-    """Of the split that thresholds come from, after the name of the policy."""
+    """Return the suffix for the policy name: the split that the thresholds were chosen on."""
     return (
         f" from {source.get('split')} (fingerprint {str(source.get('fingerprint'))[:12]})"
         if isinstance(source, dict)
@@ -80,7 +80,7 @@ def source_title(source: Any) -> str:
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """What makes two runs repetitions of each other: all but the seed. A run without a seed repeats none."""
+    """Return the key that is equal for runs that differ only in the seed. A run without a seed is unique."""
     method, training = run.record.method, run.record.training
     what = {key: method.get(key) for key in ("name", "backbone", "post", "image_size")}
     alone = run.record.digest if run.seed is None else None
@@ -94,30 +94,27 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 
 def one_of_each_seed(runs: Sequence[Run], *, of_each_source: bool = True) -> list[Run]:
-    """Keep one of the runs that repeat each other with the same seed. Another revision or machine makes no
-    other seed.
+    """Keep only one run per seed. A run on another revision or machine does not count as another seed.
 
-    `of_each_source`: where thresholds come from other splits, keep one for each split. Which one is shown:
-    see `precedence`.
+    With `of_each_source`, keep one run per split that thresholds are transferred from. `precedence` decides
+    which run is kept.
     """
     kept = {shown.link for shown, _ in _repeats(runs, of_each_source)}
     return [run for run in runs if run.link in kept]
 
 
 def superseded(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Each run that `one_of_each_seed` leaves out, with the run that is shown in its place, in the order
-    given.
-    """
+    """Return each run that `one_of_each_seed` drops, with the run that is kept instead, in order."""
     return [(run, shown) for shown, others in _repeats(runs, of_each_source=True) for run in others]
 
 
 def _repeats(runs: Sequence[Run], of_each_source: bool) -> list[tuple[Run, list[Run]]]:
-    """Runs by what they measure and their seed: the one that is shown, and the others."""
+    """Group the runs with the same measurement and seed: the run that is kept, and the others."""
     protocols: dict[Any, str] = {}
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         source, protocol = source_of(run) if of_each_source else None, run.record.protocol
-        if protocol not in protocols:  # writing a grid of thresholds takes most of the time
+        if protocol not in protocols:  # cached, because writing a grid of thresholds takes most of the time
             protocols[protocol] = canonical_json(protocol.to_json())
         groups[
             canonical_json([data_of(run), source, protocols[protocol], settings_of(run), run.seed])
@@ -132,17 +129,18 @@ def _repeats(runs: Sequence[Run], of_each_source: bool) -> list[tuple[Run, list[
 
 
 def different_settings(run: Run, others: Sequence[Run]) -> str:
-    """The settings in which a run differs from others of its method, after SEM's number of seeds: its verdict
-    depends on it.
+    """Return the settings in which a run differs from others of its method.
+
+    SEM's number of seeds comes first, because SEM's results depend on it.
     """
     of_method = [_flat(other) for other in others if other.record.method["name"] == run.record.method["name"]]
     own = _flat(run)
     seeds = _seeds(run)
-    told = _SEEDS if seeds else ()
+    listed = _SEEDS if seeds else ()
     names = [
         name
         for name in own
-        if name not in told and len({canonical_json(other.get(name)) for other in of_method}) > 1
+        if name not in listed and len({canonical_json(other.get(name)) for other in of_method}) > 1
     ]
     return ", ".join(
         [
@@ -156,7 +154,7 @@ _SEEDS = ("post.seeds", "post.seeds_of")
 
 
 def _seeds(run: Run) -> list[str]:
-    """How many seeds SEM takes: a number, or so many of a number of pixels. Empty for other runs."""
+    """Return how many seeds SEM takes: a number, or so many of a number of pixels. Empty for other runs."""
     post = run.record.method.get("post") or {}
     seeds, of = (_flat(run).get(name) for name in _SEEDS)
     if post.get("name") != "sem" or seeds is None:

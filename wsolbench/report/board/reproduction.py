@@ -1,4 +1,4 @@
-"""Published ablations beside measured ones: does the direction hold?
+"""Published ablations next to measured ones, and whether their direction holds.
 
     LITERATURE/claims.csv              what papers report (`wsolbench.records.claims`)
     results/compared/<data set>/...    what was measured (`wsolbench compare --claims`)
@@ -25,7 +25,7 @@ from wsolbench.system.files import canonical_json
 
 
 def _heading(comparison: Comparison) -> str:
-    """What two comparisons must share to stand in one table."""
+    """Return the heading of a comparison. Comparisons with the same heading share a table."""
     data, a = comparison.dataset, comparison.a
     start = f"trained {init_text(a['start'])}" if a.get("start") else None
     epochs = dict.fromkeys(str(side["epochs"]) for side in (a, comparison.b) if side.get("epochs"))
@@ -51,14 +51,14 @@ def _without_runs(group: dict[str, Any]) -> dict[str, Any]:
 def reproduction_markdown(
     claims: Sequence[Claim], comparisons: Iterable[Comparison], records: Sequence[tuple[Path, RunRecord]] = ()
 ) -> str:
-    """A table for each data set, backbone and protocol of the comparisons, and one of the claims that were
-    not compared.
+    """Return one table per data set, backbone and protocol, and a table of the claims without a comparison.
 
     Args:
-        claims: of papers.
-        comparisons: as `wsolbench compare --claims` makes them.
-        records: all records, which say why a claim was not compared.
+        claims: claims of papers.
+        comparisons: comparisons that `wsolbench compare --claims` has written.
+        records: all records. They give the reasons why claims were not compared.
     """
+    # Group the comparisons by heading, and keep the one of most runs.
     by_heading: dict[str, dict[str, Comparison]] = defaultdict(dict)
     every = list(comparisons)
     for comparison in every:
@@ -66,20 +66,19 @@ def reproduction_markdown(
             by_heading[_heading(comparison)],
             canonical_json([_without_runs(comparison.a), _without_runs(comparison.b)]),
         )
-        if what not in known or len(known[what].a["seeds"]) < len(
-            comparison.a["seeds"]
-        ):  # the one of most runs
+        if what not in known or len(known[what].a["seeds"]) < len(comparison.a["seeds"]):  # most runs win
             known[what] = comparison
+    # One row per claim and comparison that matches both sides.
     lines = ["# Published ablations, measured here", "", *_EXPLANATION, ""]
     for heading, found in sorted(by_heading.items()):
         lines += [f"## {escape_markdown(heading)}", "", _HEADER, "|---|---|---|---|---|---|---|"]
         for claim in claims:
             for comparison in found.values():
-                meant = all(
+                matches = all(
                     matches_claim(group, *side)
                     for group, side in zip((comparison.a, comparison.b), claim.sides, strict=True)
                 )
-                difference = comparison.find(claim.metric) if meant else None
+                difference = comparison.find(claim.metric) if matches else None
                 if difference is not None:
                     lines.append(_row(claim, difference))
         lines.append("")
@@ -89,15 +88,17 @@ def reproduction_markdown(
 def _not_compared(
     claims: Sequence[Claim], comparisons: Sequence[Comparison], records: Sequence[tuple[Path, RunRecord]]
 ) -> list[str]:
-    """The claims without a pair of runs, and those with pairs that nobody has compared, with the reason."""
+    """List the claims without a pair of runs, and those whose pairs were not compared, with the reason."""
     by_path = dict(records)
     digests = {path: record.digest for path, record in records}
     done = [(set(comparison.a["records"]), set(comparison.b["records"])) for comparison in comparisons]
+    # Claims without a pair.
     rows = (
         [(missing.claim, missing.place, missing.reason) for missing in find_unpaired(claims, records)]
         if records
         else []
     )
+    # Claims with a pair that no comparison covers.
     for claim, pairs in pairs_by_claim(claims, records):
         waiting: dict[str, int] = defaultdict(int)
         for a, b in pairs:
@@ -121,6 +122,7 @@ def _not_compared(
         ]
     if not rows:
         return []
+    # The table, in the order of the claims.
     places = {claim: number for number, claim in enumerate(claims)}
     lines = [
         "## Claims without a comparison",

@@ -1,5 +1,4 @@
-"""A results folder as reports read it: records, comparisons, published numbers, and everything that was left
-out.
+"""A results folder as reports read it: records, comparisons, published numbers, and what was skipped.
 
 RESULTS/measured/**/*.json    records, as `wsolbench eval` and `wsolbench score` write them
 RESULTS/compared/**/*.json    comparisons, as `wsolbench compare` writes them
@@ -29,18 +28,18 @@ from wsolbench.system.listing import find_files
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What a results folder holds.
+    """The content of a results folder.
 
     Attributes:
-        runs: sound records, each run and result once.
+        runs: valid records, each run and result once.
         published: published numbers and their sources.
-        claims: claims of papers, None without a file of them.
+        claims: claims of papers, or None without a file of claims.
         variants: (paper, published name of a method) -> method and settings here.
-        comparisons: comparisons of records that are there.
-        problems: one message for each file that was left out because it is broken, outdated, or of records
-            that are gone.
-        notes: one message for each record that is sound and not shown: copies, and runs that another one of
-            the same seed replaces.
+        comparisons: comparisons of existing records.
+        problems: one message per file that was skipped because it is broken, outdated, or of missing
+            records.
+        notes: one message per valid record that is not shown: copies, and runs that another run of the same
+            seed supersedes.
     """
 
     runs: Sequence[Run]
@@ -53,25 +52,25 @@ class Results:
 
 
 def folder_of_records(results: Path) -> Path:
-    """`results / "measured"`. Raises `UsageError` if it does not exist."""
+    """Return `results / "measured"`. Raises `UsageError` if it does not exist."""
     measured = results / "measured"
     if not measured.is_dir():
         raise UsageError(
-            f"no folder of records {measured}; `wsolbench eval` makes it, or name the folder above it with "
-            "--results"
+            f"no folder of records {measured}; expected the folder that `wsolbench eval` makes. Name the "
+            "folder above it with --results"
         )
     return measured
 
 
 def read_results(results: Path, *, literature: Path | None = None, records_required: bool = True) -> Results:
-    """Read a results folder. A broken record or comparison is left out and named; the others are read.
+    """Read a results folder. A broken record or comparison is skipped and named.
 
     Args:
         results: the folder, see above.
-        literature: the folder of published numbers, claims and variants; None means `results`.
+        literature: folder of published numbers, claims and variants, or None for `results`.
         records_required: whether a results folder without `measured` is an error.
 
-    Raises `UsageError` without `measured` where it is required, and `DataError` for an invalid published
+    Raises `UsageError` without `measured` if it is required, and `DataError` for an invalid published
     number.
     """
     literature = literature or results
@@ -108,11 +107,12 @@ def _link(path: Path, start: Path) -> str:
 
 
 def current_versions(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Leave out runs with an older version of a metric that another run of the data set has a newer version
-    of; what was left out.
+    """Drop runs with an outdated version of a metric, and return a message for each.
 
-    Numbers of one column would be incomparable although they look alike.
+    A version is outdated if another run of the data set has a newer one. Numbers of one column would
+    otherwise be incomparable although they look alike.
     """
+    # The newest version of each metric of a data set.
     newest: dict[tuple[str, str], int] = defaultdict(int)
     for run in runs:
         for metric in run.record.metrics:
@@ -127,15 +127,14 @@ def current_versions(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
             continue
         name, version = old[0].name, old[0].version
         messages.append(
-            f"record {run.path} has version {version} of {name}, and other records of {dataset} have "
-            f"version {newest[dataset, name]}; "
-            "evaluate the older runs again"
+            f"record {run.path} has version {version} of {name}; expected version "
+            f"{newest[dataset, name]}, which other records of {dataset} have. Evaluate the older run again"
         )
     return kept, messages
 
 
 def _comparisons(folder: Path, digests: set[str]) -> tuple[list[Comparison], list[str]]:
-    """Comparisons below `folder` whose records all have one of the digests, and messages for the others."""
+    """Read the comparisons whose records all have one of the digests, and return messages for the others."""
     found, messages = [], []
     for path in find_files(folder, ".json"):
         try:
@@ -145,7 +144,7 @@ def _comparisons(folder: Path, digests: set[str]) -> tuple[list[Comparison], lis
             continue
         if gone := {*comparison.a["records"], *comparison.b["records"]} - digests:
             messages.append(
-                f"comparison {path} is of {len(gone)} records that are not there; remove it, and run "
+                f"comparison {path} is of {len(gone)} records that do not exist; remove it, and run "
                 "`wsolbench compare --claims` again"
             )
         else:

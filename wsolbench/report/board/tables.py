@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 UNDEFINED = "—"
 
 NO_THRESHOLD = "no threshold"
-"""Heading of the column of metrics that use no threshold."""
+"""Heading of the column of metrics without a threshold."""
 
 _GROUPS = (
     ("Classification", ("top1_cls", "top5_cls", "mean_class_accuracy")),
@@ -37,13 +37,13 @@ _GROUPS = (
     ),
 )
 RANKED_BY = ("gt_known", "max_box_acc_v2", "pxap", "top1_cls", "box_ap")
-"""The metric that runs are ranked by: the first of these that there is."""
+"""Metrics that runs are ranked by. The first that exists is used."""
 _OTHER_GROUP = "Other"
 _POLICY_ORDER = ("oracle", "fixed", "transfer")
 
 
 def _notes(record: RunRecord) -> list[str]:
-    """What the numbers of a record are, and a warning where its intervals are too narrow."""
+    """Return the note below a table, and a warning if its intervals are too narrow."""
     if isinstance(record.protocol, DetectionProtocol):
         return ["Average precision as defined by COCO, in percent."]
     few = [
@@ -65,7 +65,7 @@ def _notes(record: RunRecord) -> list[str]:
 
 
 def value_note(metrics: Iterable[MetricValue]) -> str:
-    """The units of the values and the meaning of the policies, as far as they occur among `metrics`.
+    """Return the units of the values and the meaning of the policies that occur among `metrics`.
 
     >>> value_note([MetricValue(name="pxap", value=0.5, n=9)])
     'Values in percent, with 95 % intervals over images.'
@@ -83,7 +83,7 @@ def value_note(metrics: Iterable[MetricValue]) -> str:
 
 
 def format_number(name: str, value: float) -> str:
-    """A metric's value as tables print it: fractions in percent with one decimal, others in their unit.
+    """Format a metric's value for tables: fractions in percent with one decimal, others in their unit.
 
     >>> format_number("gt_known", 0.6342), format_number("peak_t", 127.0)
     ('63.4', '127')
@@ -93,18 +93,19 @@ def format_number(name: str, value: float) -> str:
 
 
 def format_difference(name: str, value: float) -> str:
-    """A difference of a metric's values in the same form, with its sign; what rounds to 0 is no minus 0.
+    """Format a difference with its sign. Values that round to zero are printed as +0.
 
-    >>> format_difference("gt_known", 0.0312), format_difference("peak_t", -4.0), format_difference("pxap",
-    ...     -0.0001)
-    ('+3.1', '-4', '+0.0')
+    >>> format_difference("gt_known", 0.0312), format_difference("peak_t", -4.0)
+    ('+3.1', '-4')
+    >>> format_difference("pxap", -0.0001)
+    '+0.0'
     """
     info = metric_info(name)
     return f"{round(info.scale * value, info.decimals) + 0.0:+.{info.decimals}f}"
 
 
 def format_value(metric: MetricValue) -> str:
-    """Value and interval, `63.4 [61.0, 65.8]`; a dash where the metric is undefined."""
+    """Format value and interval, `63.4 [61.0, 65.8]`, or a dash if the metric is undefined."""
     if metric.value is None:
         return UNDEFINED
     return f"{format_number(metric.name, metric.value)} {_interval(metric)}".rstrip()
@@ -119,8 +120,9 @@ def _ends(name: str, low: float | None, high: float | None) -> str:
 
 
 def format_taus(metric: MetricValue) -> str:
-    """`tau 0.21`, or one threshold for each delta, `tau 0.15 0.21 0.3`; empty where there is none, and for
-    Peak-T, which is one.
+    """Format the threshold, `tau 0.21`, or one threshold per delta, `tau 0.15 0.21 0.3`.
+
+    Empty without a threshold, and for Peak-T, which is a threshold itself.
     """
     if not metric.tau or metric_info(metric.name).unit == "level":
         return ""
@@ -128,8 +130,9 @@ def format_taus(metric: MetricValue) -> str:
 
 
 def one_line(text: Any) -> str:
-    """Text in one line: each run of spaces and line breaks is a space; other control characters and marks
-    that turn the direction of writing are removed.
+    """Return text in one line: each run of spaces and line breaks becomes one space.
+
+    Other control characters and marks that change the direction of writing are removed.
 
     >>> one_line("a\\r\\n b\\x1b\\u202ec")
     'a bc'
@@ -140,8 +143,9 @@ def one_line(text: Any) -> str:
 
 
 def escape_markdown(text: Any) -> str:
-    r"""Text that shows as it is in a Markdown paragraph, heading or table cell: one line, no markup, no link,
-    no HTML.
+    r"""Return text that Markdown shows literally: one line, no markup, no link, no HTML.
+
+    It is safe in a paragraph, a heading and a table cell.
 
     >>> escape_markdown("a|b <i>*c*")
     'a\\|b &lt;i&gt;\\*c\\*'
@@ -159,10 +163,10 @@ def escape_markdown(text: Any) -> str:
     )
 
 
-def told_apart(texts: Sequence[str], more: Sequence[str]) -> list[str]:
-    """Texts; those that occur more than once with what is more of each.
+def disambiguate(texts: Sequence[str], more: Sequence[str]) -> list[str]:
+    """Return texts; those that occur more than once get their entry of `more`.
 
-    >>> told_apart(["cam", "cam", "spa"], ["a", "b", "c"])
+    >>> disambiguate(["cam", "cam", "spa"], ["a", "b", "c"])
     ['cam · a', 'cam · b', 'spa']
     """
     often = Counter(texts)
@@ -170,9 +174,7 @@ def told_apart(texts: Sequence[str], more: Sequence[str]) -> list[str]:
 
 
 def sort_policies(policies: Iterable[str]) -> list[str]:
-    """Distinct policies in the order of tables: oracle, fixed (by threshold), transfer, then any others by
-    name.
-    """
+    """Return distinct policies in table order: oracle, fixed (by threshold), transfer, then the others."""
 
     def place(policy: str) -> tuple[int, float, str]:
         kind, _, tau = policy.partition(":")
@@ -186,10 +188,9 @@ def sort_policies(policies: Iterable[str]) -> list[str]:
 
 
 def describe_protocol(protocol: EvalProtocol | DetectionProtocol) -> str:
-    """The preset's name, and every field in which the protocol departs from it: `wsoleval,
-    components='union'`.
+    """Return the preset's name and every field that differs from it: `wsoleval, components='union'`.
 
-    A name that is no preset is compared with the defaults: `mine (wsoleval, components='union')`.
+    If the name is not a preset, the defaults are the base: `mine (wsoleval, components='union')`.
     """
     if isinstance(protocol, DetectionProtocol):
         return protocol.name
@@ -213,8 +214,9 @@ def _compact(value: Any) -> str:
 
 
 def run_title(record: RunRecord) -> str:
-    """Method, backbone, data set and protocol in one line: `cam · resnet50 · cub/test · 5,794 images ·
-    wsoleval`.
+    """Return method, backbone, data set and protocol in one line.
+
+    For instance `cam · resnet50 · cub/test · 5,794 images · wsoleval`.
     """
     method, dataset = record.method, record.dataset
     variant = method.get("variant")
@@ -233,9 +235,7 @@ def run_title(record: RunRecord) -> str:
 
 @dataclass(frozen=True)
 class _Row:
-    """A metric under every policy of the record; the cells are in the order of the columns, None where there
-    is nothing.
-    """
+    """A metric under every policy of the record. Cells are in the order of the columns, or None."""
 
     name: str
     cells: tuple[MetricValue | None, ...]
@@ -243,8 +243,10 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Grid:
-    """A record laid out: columns (policies; None for metrics without one), rows by group, and the reasons of
-    what is undefined.
+    """The layout of a record's table.
+
+    `columns` are policies, or None for metrics without one. `groups` are the rows by group. `reasons` are
+    the footnotes of undefined metrics.
     """
 
     columns: tuple[str | None, ...]
@@ -256,23 +258,26 @@ class _Grid:
         return [NO_THRESHOLD if column is None else column for column in self.columns]
 
     def note(self, metric: MetricValue) -> str:
-        """The mark of an undefined metric's footnote."""
+        """Return the footnote mark of an undefined metric, or an empty string."""
         return f"({self.reasons.index(metric.reason) + 1})" if metric.value is None and metric.reason else ""
 
 
 def _grid(record: RunRecord) -> _Grid:
+    # Columns.
     defined = [metric for metric in record.metrics if metric.value is not None or metric.policy is not None]
     policies: list[str | None] = list(
         sort_policies(metric.policy for metric in defined if metric.policy is not None)
     )
     columns = (*([None] if any(metric.policy is None for metric in defined) else []), *policies) or (None,)
+    # Rows by group.
     groups: dict[str, list[_Row]] = {title: [] for title in (*dict(_GROUPS), _OTHER_GROUP)}
     for name in _in_table_order(metric.name for metric in record.metrics):
         found = {metric.policy: metric for metric in record.metrics if metric.name == name}
         cells = [found.get(column) for column in columns]
-        if not any(cells):  # undefined, so nobody knows under which policy
+        if not any(cells):  # undefined under every policy, so it goes into the first column
             cells[0] = found[None]
         groups[_group_of(name)].append(_Row(name, tuple(cells)))
+    # Footnotes.
     shown = [cell for rows in groups.values() for row in rows for cell in row.cells if cell is not None]
     reasons = tuple(dict.fromkeys(cell.reason for cell in shown if cell.value is None and cell.reason))
     return _Grid(columns, tuple((title, tuple(rows)) for title, rows in groups.items() if rows), reasons)
@@ -289,7 +294,7 @@ def _group_of(name: str) -> str:
 
 
 def _count(rows: Iterable[_Row]) -> str:
-    """Number of images that a group's numbers are computed on; empty when all of them are undefined."""
+    """Return the number of images that a group's numbers were computed on. Empty if all are undefined."""
     counts = sorted(
         {cell.n for row in rows for cell in row.cells if cell is not None and cell.value is not None}
     )
@@ -299,16 +304,17 @@ def _count(rows: Iterable[_Row]) -> str:
 
 
 def metrics_table(record: RunRecord) -> Table:
-    """A record's metrics as a table for the terminal (`rich.console.Console().print(table)`).
+    """Return a record's metrics as a table for the terminal (`rich.console.Console().print(table)`).
 
-    One column for each threshold policy, in percent with the 95 % interval, the threshold below; rows as in
-    the catalog. An undefined metric shows a dash whose footnote says why. Raises `UsageError` for a metric
-    that is not in the catalog.
+    Each threshold policy has one column, in percent with the 95 % interval and the threshold below. Rows are
+    in the order of the catalog. An undefined metric is a dash with a footnote that gives the reason. Raises
+    `UsageError` for a metric that is not in the catalog.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    # Title and footnotes.
     grid = _grid(record)
     notes = _notes(record)
     notes += [f"({number}) {reason}" for number, reason in enumerate(grid.reasons, start=1)]
@@ -320,6 +326,7 @@ def metrics_table(record: RunRecord) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
+    # Columns, and rows by group.
     table.add_column("metric", no_wrap=True)
     for heading in grid.headings:
         table.add_column(Text(one_line(heading)))
@@ -336,9 +343,7 @@ def metrics_table(record: RunRecord) -> Table:
 
 @dataclass(frozen=True)
 class _Cell:
-    """A number in the terminal: value and interval, in a narrow column below each other, and the
-    threshold.
-    """
+    """A number in the terminal: value, interval and threshold. In a narrow column they are stacked."""
 
     metric: MetricValue
     note: str
@@ -371,7 +376,7 @@ class _Cell:
 
 
 def metrics_markdown(record: RunRecord) -> str:
-    """The same table in Markdown, with a heading line in bold. Raises as `metrics_table`."""
+    """Return the same table in Markdown, with the title in bold. Raises as `metrics_table`."""
     grid = _grid(record)
     lines = [f"**{escape_markdown(run_title(record))}**", ""]
     lines += [
@@ -391,6 +396,6 @@ def metrics_markdown(record: RunRecord) -> str:
 
 
 def markdown_cell(metric: MetricValue, note: str = "") -> str:
-    """Value, interval and threshold for a Markdown table: `63.4 [61.0, 65.8], tau 0.21`."""
+    """Format value, interval and threshold for a Markdown table: `63.4 [61.0, 65.8], tau 0.21`."""
     value = " ".join(part for part in (format_value(metric), note) if part)
     return ", ".join(part for part in (value, format_taus(metric)) if part)

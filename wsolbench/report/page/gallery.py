@@ -1,6 +1,4 @@
-"""Galleries of the page: images whose maps find the object best and worst, and those that several folders of
-maps disagree on most.
-"""
+"""Galleries of the page: images with the best and worst maps, and those that map folders disagree on most."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from wsolbench.metrics.hits import HitCounts
 from wsolbench.metrics.max_box_acc import passes
 from wsolbench.metrics.sweep import sweep
 from wsolbench.protocol import DELTA, EvalProtocol
-from wsolbench.report.board.tables import told_apart
+from wsolbench.report.board.tables import disambiguate
 from wsolbench.report.pictures.overlays import frame_image
 from wsolbench.report.pictures.sheets import best_and_worst, box_overlay
 from wsolbench.types import Dataset
@@ -27,14 +25,12 @@ from wsolbench.types import Dataset
 SIDE = 200
 """Longer side of an embedded picture in pixels."""
 QUALITY = 72
-"""Of its JPEG."""
+"""JPEG quality of an embedded picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A map over its image with the true boxes and the predicted one: whose map, its IoU, and the JPEG as
-    base64.
-    """
+    """A map over its image with ground-truth and predicted boxes: name of the maps, IoU, JPEG as base64."""
 
     name: str
     iou: float
@@ -43,7 +39,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Images under a heading; of each the id, the class and a picture for every folder shown."""
+    """Images under a heading. Each has its id, its class and one picture per folder of maps."""
 
     title: str
     note: str
@@ -52,7 +48,7 @@ class Gallery:
 
 @dataclass(frozen=True, kw_only=True)
 class _Maps:
-    """A folder of maps with the IoU of every image at the threshold that is best for GT-known."""
+    """A folder of maps with the IoU of every image at the best threshold for GT-known."""
 
     name: str
     source: FolderSource
@@ -63,11 +59,12 @@ class _Maps:
 def galleries(
     folders: Sequence[Path], dataset: Dataset, protocol: EvalProtocol, *, count: int
 ) -> list[Gallery]:
-    """Best and worst images of each folder, and with several folders those with the widest span of IoU.
+    """Return the best and worst images of each folder, and those with the widest range of IoU over folders.
 
-    Only images count that have a true box, and a map in every folder. Raises `DataError` when there is none,
-    or when a folder was made on other data.
+    Only images with a ground-truth box, and a map in every folder, are used. Raises `DataError` if there is
+    none, or if a folder was made on other data.
     """
+    # Images that every folder has a map of.
     missing = {image_id for folder in folders for image_id in MapFolder(folder).missing(dataset.ids)}
     chosen = tuple(sample for sample in dataset.samples if len(sample.boxes) and sample.id not in missing)
     if not chosen:
@@ -78,9 +75,11 @@ def galleries(
         )
     boxed = replace(dataset, samples=chosen)
     of = f"From the {len(chosen)} of {len(dataset)} images with a ground-truth box and a map in every folder."
+    # IoU of all images in all folders.
     maps = [_read(folder, boxed, protocol) for folder in folders]
-    names = told_apart([each.name for each in maps], [str(folder) for folder in folders])
+    names = disambiguate([each.name for each in maps], [str(folder) for folder in folders])
     maps = [replace(each, name=name) for each, name in zip(maps, names, strict=True)]
+    # Best and worst images of each folder, then the largest differences.
     found = []
     for each in maps:
         best, worst = best_and_worst(np.argsort(each.iou, kind="stable"), each.iou, count)

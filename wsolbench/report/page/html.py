@@ -1,7 +1,7 @@
 """Elements of the page: the document around its sections, tables, rows and cells.
 
-Styles, script and data are inside; a content security policy forbids everything else, so the page loads
-nothing and sends nothing.
+Styles, script and data are part of the file. A content security policy forbids everything else, so the page
+loads nothing and sends nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from wsolbench.report.board.tables import UNDEFINED, one_line
 
 
 def document(sections: Sequence[tuple[str, str, str]], data: dict[str, Any]) -> str:
-    """The whole page: of each section key, title and HTML, and what the script draws from."""
+    """Return the whole page from key, title and HTML of each section, and the data of the script."""
     style, script = (
         (files("wsolbench.report.page") / f"page.{kind}").read_text(encoding="utf-8")
         for kind in ("css", "js")
@@ -51,12 +51,12 @@ def _digest(text: str) -> str:
 
 
 def escape(value: object) -> str:
-    """Text in one line that stays text, in elements and in attributes."""
+    """Return text in one line, escaped for elements and attributes."""
     return html.escape(one_line(value), quote=True)
 
 
 def _json(value: Any) -> str:
-    """JSON that cannot end the element it stands in."""
+    """Return JSON that cannot close the element that contains it."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -70,7 +70,7 @@ def table_block(
     attributes: str = "",
     notes: Sequence[str] = (),
 ) -> str:
-    """A table that scrolls sideways where there is no room, with notes below; `rows` are `tr` elements."""
+    """Return a table that scrolls sideways if it is too wide, with notes below. `rows` are `tr` elements."""
     heads = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     kind = ' class="sortable"' if sortable else ""
     below = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
@@ -83,7 +83,7 @@ def table_block(
 
 @dataclass(frozen=True)
 class Td:
-    """HTML of a table's cell, and the number that it is sorted by where its text does not begin with one."""
+    """HTML of a table's cell, and its sort key, or None if the text begins with the number to sort by."""
 
     html: str
     by: float | None = None
@@ -94,13 +94,16 @@ class Td:
 
 
 def row_of(cells: Sequence[Td], attributes: str = "") -> str:
-    """A `tr` element; the first cell names the row."""
+    """Return a `tr` element. The first cell is the heading of the row."""
     first, *others = cells
     return f'<tr{attributes}><th scope="row">{first.html}</th>{"".join(map(str, others))}</tr>'
 
 
 def filled(lines: Sequence[Sequence[Td]]) -> list[int]:
-    """Places of the columns that say something in some line: there is little room on a phone."""
+    """Return the indices of the columns that have content in any line.
+
+    Empty ones would waste narrow screens.
+    """
     return [
         place
         for place, column in enumerate(zip(*lines, strict=True))
@@ -109,5 +112,5 @@ def filled(lines: Sequence[Sequence[Td]]) -> list[int]:
 
 
 def data_attributes(**values: str) -> str:
-    """Attributes that filters go by."""
+    """Return `data-` attributes, which the filters use."""
     return "".join(f' data-{name}="{escape(value)}"' for name, value in values.items())

@@ -1,8 +1,8 @@
-"""The page: the board, curves, comparisons and galleries as one HTML file that needs nothing but a browser.
+"""The report page: leaderboard, curves, comparisons and galleries in one HTML file for any browser.
 
-Styles, script and data are inside; a content security policy forbids everything else, so the page loads
-nothing and sends nothing. Every text from a record is escaped. Without scripts all tables are there; with
-them they are sorted, filtered, drawn.
+Styles, script and data are part of the file. A content security policy forbids everything else, so the page
+loads nothing and sends nothing. Every text from a record is escaped. All tables are shown without scripts.
+Scripts add sorting, filters and charts.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ def write_page(
     resamples: int = 1000,
     read: Results | None = None,
 ) -> tuple[Path, list[str]]:
-    """Write `out / "index.html"`; its path, and a message for each file that was left out.
+    """Write `out / "index.html"`. Returns its path, and a message for each file that was skipped.
 
     Args:
         results: a results folder, see `wsolbench.report.board.results`.
-        galleries: of `wsolbench.report.page.gallery`.
-        methods: best methods of every data set and protocol that are compared in pairs.
-        resamples: of the intervals of these comparisons.
-        read: the content of the folder if it has been read already.
+        galleries: galleries from `wsolbench.report.page.gallery`.
+        methods: number of best methods of each data set and protocol that are compared in pairs.
+        resamples: number of resamples for the intervals of these comparisons.
+        read: content of the folder, if it has been read already.
 
-    Raises as `wsolbench.report.board.results.read_results`, and `UsageError` when the file cannot be written.
+    Raises as `wsolbench.report.board.results.read_results`, and `UsageError` if the file cannot be written.
     """
     text, problems = page_html(results, galleries=galleries, methods=methods, resamples=resamples, read=read)
     write_text(out / "index.html", text)
@@ -73,7 +73,8 @@ def write_page(
 def page_html(
     results: Path, *, galleries: Sequence[Gallery], methods: int, resamples: int, read: Results | None = None
 ) -> tuple[str, list[str]]:
-    """The page, and a message for each file that was left out. The same files give the same page."""
+    """Return the page, and a message for each file that was skipped. The same files give the same page."""
+    # Read everything that the page shows.
     read = read or read_results(results)
     every, published = read.runs, read.published
     runs = one_of_each_seed(every)
@@ -84,6 +85,7 @@ def page_html(
     printed = [(table.path[0], table) for table in published_tables(published, Filters())]
     groups, unusable = groups_of(every, methods=methods, resamples=resamples)
     opened = _opened(measured, printed)
+    # Build the sections. Those without content are left out.
     sections = [
         ("board", "Measured", _board(measured, printed, opened, _introduction(read, runs))),
         ("published", "Published", _published(printed)),
@@ -117,7 +119,7 @@ def _board(
 
 
 def _introduction(read: Results, runs: Sequence[Run]) -> str:
-    """How many records the tables hold, which files they leave out, and how to read a row."""
+    """Return the paragraph above the tables: number of records, skipped files, and how to read a row."""
     explained = (
         "<p>All runs of a table share the images, the protocol and the threshold policy. Runs that differ "
         "only in the seed share a row: its interval is the mean of theirs and covers test images, not seeds. "
@@ -127,7 +129,7 @@ def _introduction(read: Results, runs: Sequence[Run]) -> str:
 
 
 def _left_out(read: Results, shown: int) -> str:
-    """How many runs the tables hold, and which files they leave out."""
+    """Return the number of runs in the tables, and the files that they leave out."""
     counts = (
         (len(read.runs) - shown, "superseded"),
         (len(read.notes) - (len(read.runs) - shown), "copied"),
@@ -150,9 +152,7 @@ def _count(number: int, what: str) -> str:
 def _opened(
     tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tuple[str, PublishedTable]]
 ) -> str:
-    """The data set to begin with: the one that the most is measured of, those with published numbers
-    first.
-    """
+    """Return the data set to open first: the one with most measured rows, preferring published numbers."""
     rows = Counter(name for name, table in tables for _ in table.rows)
     printed = Counter(name for name, table in published for _ in table.rows)
     return min(
@@ -163,7 +163,7 @@ def _opened(
 def _filters(
     tables: Sequence[tuple[str, MeasuredTable]], published: Sequence[tuple[str, PublishedTable]], opened: str
 ) -> str:
-    """Choices among what is measured and what is printed."""
+    """Return the form that filters measured and published tables."""
     if not tables and not published:
         return ""
     metrics = [metric_title(info.name) for info in METRICS]
@@ -238,13 +238,14 @@ def _measured(name: str, table: MeasuredTable) -> str:
 
 
 def _record_path(cells: Sequence[Cell]) -> str:
-    """Below the results folder; the board's links start at its folder `leaderboard`."""
+    """Return the path of a record below the results folder. The links start at its folder `leaderboard`."""
     return unquote(cells[0].link).removeprefix("../")
 
 
 def _interval(estimate: Sequence[float], start: float, end: float, *, zero: bool = False) -> str:
-    """A picture of a value and the ends of its interval on an axis from `start` to `end`; `zero`: with a line
-    in the middle.
+    """Return a drawing of a value and its interval on an axis from `start` to `end`.
+
+    With `zero`, a line marks the middle.
     """
     span = (end - start) or 1.0
     middle = f'<path class="zero" d="M{_BAR / 2} 0V12"/>' if zero else ""
@@ -307,7 +308,7 @@ def _is_of(group: Group, dataset: str) -> bool:
 
 
 def _choice(groups: Sequence[Group], opened: Group) -> str:
-    """A select element of groups."""
+    """Return a select element with the groups."""
     options = (
         f'<option value="{number}"{" selected" if group is opened else ""}>{escape(group.title)}</option>'
         for number, group in enumerate(groups)
@@ -362,7 +363,7 @@ def _value(metric: MetricValue | None) -> Td:
 
 
 def _curves(groups: Sequence[Group]) -> list[list[dict[str, Any]]]:
-    """Of every group and run what charts are drawn from."""
+    """Return the data of the charts, by group and run."""
     return [[_curves_of(run) for run in group.runs] for group in groups]
 
 
@@ -415,7 +416,7 @@ def _pairs(groups: Sequence[Group], methods: int, resamples: int, opened: str) -
 def _pair_table(number: int, pair: Pair, title: str) -> str:
     lines = []
     ends: dict[float, float] = {}
-    for row in pair.differences:  # metrics with one scale share an axis
+    for row in pair.differences:  # metrics of the same scale share an axis
         scale = metric_info(row.name).scale
         ends[scale] = max(ends.get(scale, 0.0), abs(row.low), abs(row.high))
     same_seeds = pair.a.seeds == pair.b.seeds and len(pair.a.seeds) > 1
@@ -459,7 +460,7 @@ def _pair_table(number: int, pair: Pair, title: str) -> str:
 
 
 def _protocol_table(title: str, runs: Sequence[Run]) -> str:
-    """The same maps under several protocols, a column for each."""
+    """Return a table of the same maps under several protocols, one column per protocol."""
     keys: dict[tuple[str, str | None], None] = {}
     for run in runs:
         for metric in run.record.metrics:

@@ -1,6 +1,4 @@
-"""What the page shows besides the board: curves and paired comparisons from per-image scores, and runs that
-differ in protocol.
-"""
+"""Data of the page besides the leaderboard: curves, paired comparisons, and runs under several protocols."""
 
 from __future__ import annotations
 
@@ -29,17 +27,17 @@ from wsolbench.report.board.repetitions import (
     one_of_each_seed,
     settings_of,
 )
-from wsolbench.report.board.tables import RANKED_BY, describe_protocol, told_apart
+from wsolbench.report.board.tables import RANKED_BY, describe_protocol, disambiguate
 from wsolbench.system.progress import track
 
 POINTS = 101
-"""Points of a curve, at most."""
+"""Most points of a curve."""
 DIGITS = 7
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A line of a chart: x and y are fractions."""
+    """A line of a chart. x and y are fractions."""
 
     x: tuple[float, ...]
     y: tuple[float, ...]
@@ -47,40 +45,41 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class ShownRun:
-    """A run, the settings in which it differs from others of its method in its group, and its curves where it
-    has scores.
+    """A run, the settings in which it differs from others of its method in its group, and its curves.
+
+    A run without scores has no curves.
     """
 
     run: Run
     settings: str
     label: str
-    """Method, backbone, what it started from, settings and seed; no other run of its group has it."""
+    """Method, backbone, init, settings and seed. It is unique within the group."""
     scored: bool = False
     gt_known: Curve | None = None
-    """Share of images whose one box passes IoU 0.5, over tau."""
+    """Share of images whose single box passes IoU 0.5, over tau."""
     precision_recall: Curve | None = None
     """Precision over recall of pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repetitions:
-    """Runs that differ in nothing but the seed, in the order of their seeds; or one run."""
+    """Runs that differ only in the seed, sorted by seed. Or one run."""
 
     runs: tuple[ShownRun, ...]
 
     @property
     def method(self) -> str:
-        """Its name."""
+        """Name of the method."""
         return str(self.runs[0].run.record.method["name"])
 
     @property
     def seeds(self) -> list[int | None]:
-        """Of the runs."""
+        """Seeds of the runs."""
         return [shown.run.seed for shown in self.runs]
 
     @property
     def label(self) -> str:
-        """That of its runs, with all their seeds."""
+        """Label of the runs, with all their seeds."""
         if len(self.runs) == 1:
             return self.runs[0].label
         return f"{_label(self.runs[0].run, self.runs[0].settings)} · seeds {', '.join(map(str, self.seeds))}"
@@ -88,7 +87,7 @@ class Repetitions:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """B minus A, two methods of a group, each with all its seeds."""
+    """B minus A: two methods of a group, each with all its seeds."""
 
     a: Repetitions
     b: Repetitions
@@ -105,12 +104,12 @@ class Group:
 
 
 def groups_of(runs: Sequence[Run], *, methods: int, resamples: int) -> tuple[list[Group], list[str]]:
-    """Groups of runs that may be compared, and what is wrong with scores that cannot be used.
+    """Return the groups of comparable runs, and messages about scores that cannot be used.
 
-    Compared are the `methods` best methods of a group, each with each. A method stands there with the runs
-    that have scores, of those settings of which there are the most seeds, and among these of the ones with
-    the best mean.
+    The `methods` best methods of a group are compared, each with each. A method enters with runs that have
+    scores, of the settings with the most seeds, and among these with the best mean.
     """
+    # Group the runs, and read their scores.
     problems: list[str] = []
     scored = one_of_each_seed(
         [run for run in runs if isinstance(run.record.protocol, EvalProtocol)], of_each_source=False
@@ -118,6 +117,7 @@ def groups_of(runs: Sequence[Run], *, methods: int, resamples: int) -> tuple[lis
     curves = {run.link: _curves(run, problems) for run in track(scored, "reading scores", unit="runs")}
     together = grouped(scored, lambda run: [data_of(run), run.record.protocol.to_json()])
     shown = [_shown(members, curves) for members in together]
+    # Compare the best methods in pairs.
     wanted = [
         (place, a, b)
         for place, of in enumerate(shown)
@@ -130,11 +130,12 @@ def groups_of(runs: Sequence[Run], *, methods: int, resamples: int) -> tuple[lis
                 *({each.run.path: each.run.record for each in side.runs} for side in (a, b)),
                 resamples=resamples,
             )
-        except DataError as error:  # a page without this pair is of use, and says so
+        except DataError as error:  # the page is useful without this pair, and shows the message
             problems.append(str(error))
             continue
         pairs[place].append(Pair(a=a, b=b, differences=comparison.differences))
-    titles = told_apart(
+    # Give the groups unique titles.
+    titles = disambiguate(
         [
             f"{_data_title(members[0])} · {describe_protocol(members[0].record.protocol)}"
             for members in together
@@ -149,22 +150,23 @@ def groups_of(runs: Sequence[Run], *, methods: int, resamples: int) -> tuple[lis
 
 
 def same_but_protocol(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
-    """Runs of one method on one data set under several protocols, and what they are called: the same maps,
-    whole or cut to a crop, counted otherwise.
+    """Return runs of one method on one data set under several protocols, with a title each.
+
+    They count the same maps, whole or cut to a crop, under different conventions.
     """
 
-    def but_protocol(run: Run) -> list[Any]:
+    def ignoring_protocol(run: Run) -> list[Any]:
         record = run.record
         data = {key: value for key, value in record.dataset.items() if key != "transfer_from"}
         return [data, {key: value for key, value in record.method.items() if key != "maps"}]
 
     found, titles = [], []
-    for same in grouped(one_of_each_seed(runs, of_each_source=False), but_protocol):
+    for same in grouped(one_of_each_seed(runs, of_each_source=False), ignoring_protocol):
         if len({describe_protocol(run.record.protocol) for run in same}) > 1:
             settings = different_settings(same[0], [run for run in runs if data_of(run) == data_of(same[0])])
             titles.append(f"{_data_title(same[0])} · {_label(same[0], settings, seed=True)}")
             found.append(sorted(same, key=lambda run: (describe_protocol(run.record.protocol), run.link)))
-    return list(zip(told_apart(titles, [same[0].record.digest[:8] for same in found]), found, strict=True))
+    return list(zip(disambiguate(titles, [same[0].record.digest[:8] for same in found]), found, strict=True))
 
 
 def _label(run: Run, settings: str, *, seed: bool = False) -> str:
@@ -183,10 +185,10 @@ def _data_title(run: Run) -> str:
 def _shown(
     members: Sequence[Run], curves: dict[str, tuple[Curve | None, Curve | None] | None]
 ) -> list[ShownRun]:
-    """The runs of a group, best first, under labels that tell them apart."""
+    """Wrap the runs of a group, best first, with unique labels."""
     settings = [different_settings(run, members) for run in members]
     plain = [_label(run, text, seed=True) for run, text in zip(members, settings, strict=True)]
-    labels = told_apart(plain, [run.record.digest[:8] for run in members])
+    labels = disambiguate(plain, [run.record.digest[:8] for run in members])
     found = []
     for run, text, label in zip(members, settings, labels, strict=True):
         shown = ShownRun(run=run, settings=text, label=label)
@@ -197,7 +199,7 @@ def _shown(
 
 
 def _rank(runs: Sequence[ShownRun]) -> tuple[float, ...]:
-    """Sorts the best mean first; what has no value comes last."""
+    """Return a sort key: the best mean first, runs without a value last."""
     ranks = []
     for name in RANKED_BY:
         metrics = [shown.run.metric(name, "oracle") for shown in runs]
@@ -207,7 +209,7 @@ def _rank(runs: Sequence[ShownRun]) -> tuple[float, ...]:
 
 
 def _compared(shown: Sequence[ShownRun]) -> list[Repetitions]:
-    """Of each method the runs to compare, the best method first."""
+    """Return for each method the runs to compare, the best method first."""
     scored = {each.run.link: each for each in shown if each.scored}
     repeated = [
         Repetitions(runs=tuple(scored[run.link] for run in sorted(runs, key=lambda run: run.seed or 0)))
@@ -220,20 +222,21 @@ def _compared(shown: Sequence[ShownRun]) -> list[Repetitions]:
 
 
 def _curves(run: Run, problems: list[str]) -> tuple[Curve | None, Curve | None] | None:
-    """GT-known over tau and precision over recall; None for a run without scores that can be used."""
+    """Return GT-known over tau and precision over recall, or None for a run without usable scores."""
     if not run.path.with_suffix(SCORES).is_file():
         return None
     try:
         table = read_scores(run.path, run.record)
-    except DataError as error:  # a page without these curves is of use, and says so
+    except DataError as error:  # the page is useful without these curves, and shows the message
         problems.append(str(error))
         return None
     return gt_known_curve(table, run.record.map_protocol), precision_recall_curve(table)
 
 
 def gt_known_curve(scores: ScoreTable, protocol: EvalProtocol) -> Curve | None:
-    """GT-known at thresholds spread over the protocol's, its best one and tenths among them; None when no
-    image has a true box.
+    """Return GT-known at thresholds spread over the protocol's grid, or None without a ground-truth box.
+
+    The best threshold and all tenths are among them.
     """
     counted = MaxBoxAcc(protocol, deltas=(DELTA,))
     for part in scores:
@@ -247,14 +250,14 @@ def gt_known_curve(scores: ScoreTable, protocol: EvalProtocol) -> Curve | None:
 
 
 def precision_recall_curve(scores: ScoreTable) -> Curve | None:
-    """Precision at recalls that some threshold reaches, from low to high, pixels pooled over all images; None
-    when no mask has an object pixel. PxAP is the area below its steps, each as high as the precision at the
-    step's right end.
+    """Return precision over recall, with the pixels of all images pooled, or None without an object pixel.
+
+    Recalls are those that some threshold reaches, in ascending order. PxAP is the area below the steps: each
+    step is as high as the precision at its right end.
     """
     total: Int64[np.ndarray, "2 b"] = sum(part.pixel_histogram.sum(axis=0, dtype=np.int64) for part in scores)
-    cumulated = np.cumsum(
-        total[:, ::-1], axis=1
-    )  # selected object and other pixels, from the highest threshold down
+    # Object and other pixels at or above each threshold, from the highest threshold down: (2, B).
+    cumulated = np.cumsum(total[:, ::-1], axis=1)
     if not cumulated[0, -1]:
         return None
     selected = cumulated.sum(axis=0)
@@ -264,7 +267,7 @@ def precision_recall_curve(scores: ScoreTable) -> Curve | None:
 
 
 def _spread(n: int, also: Sequence[int]) -> Int64[np.ndarray, " k"]:
-    """At most `POINTS` positions in 0 .. n - 1, first, last and `also` among them."""
+    """Return at most `POINTS` positions in 0 .. n - 1, with first, last and `also` among them."""
     every: Int64[np.ndarray, " k"] = (
         np.linspace(0, n - 1, min(POINTS - len(also), n)).round().astype(np.int64)
     )

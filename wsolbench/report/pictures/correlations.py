@@ -1,6 +1,4 @@
-"""Self-correlation of points: how all pixels of a feature stage are like one of them, as arrays and as a
-picture.
-"""
+"""Self-correlation of points: similarity of all pixels of a feature stage to one pixel."""
 
 from __future__ import annotations
 
@@ -24,16 +22,12 @@ if TYPE_CHECKING:
     from wsolbench.maps.sources import ModelSource
 
 SHOWN = EvalProtocol(resize="bilinear", order="normalize_then_resize")
-"""How pictures are made: the whole image, and maps whose lowest and highest value have the first and the last
-colour.
-"""
+"""Protocol of the pictures: the whole image, and min-max normalised maps."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PointMaps:
-    """Correlations of all pixels of an image with the one at `point`, (x, y) in pixels of the image: a map
-    for each order.
-    """
+    """Correlations of all pixels of an image with `point`, (x, y) in its pixels: one map per order."""
 
     sample: Sample
     point: tuple[float, float]
@@ -49,37 +43,42 @@ def correlate(
     orders: Sequence[int],
     stage: str | None = None,
 ) -> PointMaps:
-    """Correlations with one point of an image, as `source.post` defines them.
+    """Return the correlations with one point of an image, as `source.post` defines them.
 
     Args:
-        source: model and post-process; its protocol must be `SHOWN`.
+        source: model and post-process. Its protocol must be `SHOWN`.
         sample: the image.
-        point: (x, y) in its pixels; None: the peak of the model's own map of the true class.
-        orders: of the correlations.
-        stage: name of the feature stage; None: the last one.
+        point: (x, y) in pixels of the image, or None for the peak of the model's map of the true class.
+        orders: orders of the correlations.
+        stage: name of the feature stage, or None for the last one.
 
-    Raises `UsageError` for a point outside of the image, a stage or order that does not exist, and a
+    Raises `UsageError` for a point outside of the image, for a stage or order that does not exist, and for a
     post-process without correlations.
     """
     import torch
 
     from wsolbench.methods.device import normalized
 
+    # Check the arguments.
     size = sample.size
     if not isinstance(source.post, PointCorrelator):
         name = "none" if source.post is None else source.post.method_name
-        raise UsageError(f"post-process {name!r} has no correlations of points to show; use scg")
+        raise UsageError(
+            f"post-process {name!r} has no correlations of points; expected one that has, such as scg"
+        )
     if point is not None and not all(0 <= value < end for value, end in zip(point, size, strict=True)):
         raise UsageError(
             f"point {point[0]:g},{point[1]:g} is outside of image {sample.id!r}; expected 0 <= X < "
             f"{size[0]} and 0 <= Y < {size[1]}"
         )
+    # Run the model on one image, (1, 3, S, S).
     pixels = torch.from_numpy(source.load(sample)["image"][None].copy())
     result = source.method.localize(normalized(pixels, source.method.input_spec, source.device))
     if point is None:
         raw_map = result.score_maps(torch.tensor([[sample.label]], device=source.device))[0, 0]
         row, column = divmod(int(raw_map.argmax()), raw_map.shape[1])
         point = ((column + 0.5) / raw_map.shape[1] * size[0], (row + 0.5) / raw_map.shape[0] * size[1])
+    # Correlations at the point: (1, O, h, w).
     place = torch.tensor([[point[0] / size[0], point[1] / size[1]]], device=source.device)
     stage, maps = source.post.correlations(result, place, orders=orders, stage=stage)
     return PointMaps(
@@ -88,10 +87,10 @@ def correlate(
 
 
 def correlation_sheet(rows: Sequence[PointMaps], path: Path, title: str) -> None:
-    """Write a picture with a row for each point: the image with a cross, and the map of each order over it,
-    its range below.
+    """Write a picture with one row per point: the image with a cross, and the map of each order over it.
 
-    All rows must have the same orders. Raises as `wsolbench.report.pictures.overlays.panel_grid`.
+    The range of each map is printed below it. All rows must have the same orders. Raises as
+    `wsolbench.report.pictures.overlays.panel_grid`.
     """
     names = ["image", *(f"order {order}" for order in rows[0].orders)]
     labels = ("lowest value of the map", "middle", "highest")
@@ -114,8 +113,10 @@ def _panels(row: PointMaps) -> list[Panel]:
 
 
 def save_correlations(rows: Sequence[PointMaps], path: Path) -> None:
-    """Write an .npz: `maps` (R, O, h, w), `images` (R,), `points` (R, 2) as x, y in pixels of the image,
-    `orders` (O,) and `stage`.
+    """Write an .npz file.
+
+    It has `maps` (R, O, h, w), `images` (R,), `points` (R, 2) as x, y in pixels of the image, `orders` (O,)
+    and `stage`.
     """
     with atomic_path(path) as temporary:
         np.savez_compressed(

@@ -1,8 +1,8 @@
-"""Pictures of single images: the map blended over the image, with true and predicted boxes.
+"""Pictures of single images: the map blended over the image, with ground-truth and predicted boxes.
 
-Arrays are uint8 RGB in the evaluation frame. True boxes are solid green lines on black, predicted ones dashed
-red lines on white, so that they are seen on any background, told apart without colour, and both seen where
-they coincide.
+Arrays are uint8 RGB in the evaluation frame. Ground-truth boxes are solid green lines on black, predicted
+boxes dashed red lines on white. So they are visible on any background, can be distinguished without colour,
+and are both visible where they coincide.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _QUALITIES = (
     (50, 420),
     (44, 420),
 )
-"""Quality and chroma subsampling (444: none, 420: by 2 x 2 pixels) of a JPEG, from the best on."""
+"""Quality and chroma subsampling (444: none, 420: by 2 x 2 pixels) of a JPEG, the best first."""
 _BLOCK = 0.16
-"""Inches that are 16 pixels, a block of a subsampled JPEG: panels that begin with a block cost less."""
+"""Inches of 16 pixels, a block of a subsampled JPEG. Panels that begin with a block need fewer bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +64,12 @@ class Panel:
 
     @property
     def lines(self) -> list[tuple[str, str]]:
-        """Text and font weight of each line below."""
+        """Text and font weight of each line below the picture."""
         return [(self.name, "bold")] * bool(self.name) + [(line, "normal") for line in self.caption]
 
 
 def frame_image(sample: Sample, protocol: EvalProtocol) -> UInt8[np.ndarray, "fh fw 3"]:
-    """The pixels of a sample in the evaluation frame: resized, and for the centre crop cropped."""
+    """Return the pixels of a sample in the evaluation frame: resized, and cropped for a centre crop."""
     import cv2
 
     image = sample.image()
@@ -79,13 +79,13 @@ def frame_image(sample: Sample, protocol: EvalProtocol) -> UInt8[np.ndarray, "fh
 
 
 def gray(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The image without its colours: all that an overlay on it has are the map's."""
+    """Return the image in gray, so that all colours of an overlay on it are the map's."""
     levels = np.rint(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)  # luma of ITU-R BT.601
     return np.asarray(np.repeat(levels[..., None], 3, axis=2))
 
 
 def frame_mask(sample: Sample, protocol: EvalProtocol) -> Bool[np.ndarray, "fh fw"] | None:
-    """The true mask of a sample in the evaluation frame; None where it has none."""
+    """Return the ground-truth mask of a sample in the evaluation frame, or None if it has none."""
     import cv2
 
     mask = sample.mask()
@@ -121,21 +121,24 @@ def overlay(
     strength: float = 0.5,
     line_width: float = 1.0,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The map, in colours from black (0) to yellow (1), blended over the image, with boxes drawn on top.
+    """Blend the map, in colours from black (0) to yellow (1), over the image, and draw boxes on top.
 
     Args:
         image: pixels in the frame.
         unit_map: map in [0, 1], of the size of the image.
-        true_boxes, predicted_boxes: (R, 4), (M, 4) xyxy in pixels of the frame, ends exclusive; parts outside
-            are cut off, boxes without area are not drawn.
-        true_mask, predicted_mask: regions, outlined like boxes.
+        true_boxes: ground-truth boxes (R, 4), xyxy in pixels of the frame, ends exclusive.
+        predicted_boxes: predicted boxes (M, 4) in the same form. Boxes are clipped; boxes without area are
+            not drawn.
+        true_mask: ground-truth region, outlined like boxes.
+        predicted_mask: predicted region, outlined like boxes.
         strength: share of the map's colours in the blend, 0 to 1.
-        line_width: of boxes and outlines, in 112ths of the shorter side.
+        line_width: width of boxes and outlines, in 112ths of the shorter side.
 
-    Raises `DataError` when map or mask have another size than the image.
+    Raises `DataError` if map or mask have another size than the image.
     """
     import matplotlib
 
+    # Check the sizes.
     for what, array in (
         ("score map", unit_map),
         ("true mask", true_mask),
@@ -143,15 +146,17 @@ def overlay(
     ):
         if array is not None and array.shape != image.shape[:2]:
             raise DataError(
-                f"{what} has shape {array.shape}, the image {image.shape[:2]}; bring both into the "
-                "evaluation frame first"
+                f"{what} has shape {array.shape}; expected that of the image, {image.shape[:2]}. Bring both "
+                "into the evaluation frame first"
             )
+    # Blend.
     colors = matplotlib.colormaps[_COLORMAP](np.clip(np.asarray(unit_map, dtype=np.float64), 0, 1))[
         ..., :3
     ]  # (h, w, 3)
     canvas = np.rint((1 - strength) * image + strength * 255 * colors).astype(np.uint8)
     width = _line_width(image, line_width)
     dash = max(4, 5 * width)
+    # Draw masks, then boxes.
     if true_mask is not None:
         _paint(canvas, _rim(true_mask, width), TRUE_COLOR, BLACK)
     if predicted_mask is not None:
@@ -171,8 +176,9 @@ def _line_width(image: Pixels, relative: float = 1.0) -> int:
 def _outline(
     box: Num[np.ndarray, "4"], shape: tuple[int, int], width: int, dash: int | None = None
 ) -> Bool[np.ndarray, "h w"]:
-    """Pixels of a box's outline, `width` wide and inside of the box; dashes and gaps start at the box's top
-    left corner.
+    """Return the pixels of a box's outline, `width` wide and inside of the box.
+
+    Dashes and gaps start at the box's top left corner.
     """
     height, breadth = shape
     left, top, right, bottom = (round(float(value)) for value in box)
@@ -199,7 +205,7 @@ def _rim(mask: Bool[np.ndarray, "h w"], width: int) -> Bool[np.ndarray, "h w"]:
 def _paint(
     canvas: Pixels, line: Bool[np.ndarray, "h w"], color: tuple[int, int, int], casing: tuple[int, int, int]
 ) -> None:
-    """Colour the pixels of `line`, and those next to them with the colour of the casing."""
+    """Colour the pixels of `line`, and the pixels around them with the colour of the casing."""
     import cv2
 
     around = cv2.dilate(line.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & ~line
@@ -208,9 +214,7 @@ def _paint(
 
 
 def mark_point(image: UInt8[np.ndarray, "h w 3"], point: tuple[float, float]) -> UInt8[np.ndarray, "h w 3"]:
-    """The image with a red cross on white around `point`, (x, y) in its pixels; the pixel of the point itself
-    is the middle.
-    """
+    """Return the image with a red cross on white, whose middle is the pixel of `point`, (x, y)."""
     canvas = np.array(image)
     column, row = int(point[0]), int(point[1])
     rows, columns = (
@@ -230,7 +234,7 @@ def mark_point(image: UInt8[np.ndarray, "h w 3"], point: tuple[float, float]) ->
 def draw_box(
     canvas: Pixels, box: Num[np.ndarray, "4"], color: tuple[int, int, int], line_width: float = 1.0
 ) -> None:
-    """Draw a box (xyxy, pixels of the canvas) in place, on white; `line_width` as for `overlay`."""
+    """Draw a box (xyxy, pixels of the canvas) in place, on white. `line_width` is as in `overlay`."""
     _paint(canvas, _outline(box, canvas.shape[:2], _line_width(canvas, line_width)), color, WHITE)
 
 
@@ -254,15 +258,14 @@ def draw_line(
 def draw_disc(
     canvas: Pixels, centre: Num[np.ndarray, "2"], color: tuple[int, int, int], line_width: float = 1.0
 ) -> None:
-    """Draw a disc of three and a half line widths around a point (x, y) in place, on black."""
+    """Draw a disc with a diameter of 3.5 line widths around a point (x, y) in place, on black."""
     rows, columns = np.arange(canvas.shape[0])[:, None] + 0.5, np.arange(canvas.shape[1])[None] + 0.5
     near = np.hypot(columns - centre[0], rows - centre[1]) <= 1.75 * _line_width(canvas, line_width)
     _paint(canvas, near, color, BLACK)
 
 
 def overlay_sheet(items: Sequence[OverlayItem], path: Path, title: str, *, columns: int = 3) -> None:
-    """Write pairs of image and overlay, `columns` to a row, with captions below them and a legend, in at most
-    256 colours.
+    """Write pairs of image and overlay, `columns` per row, with captions, a legend and at most 256 colours.
 
     Panels have 200 pixels, so nine images make about 1310 x 950. Raises as `panel_grid`.
     """
@@ -294,21 +297,22 @@ def panel_grid(
     """Write a grid of square panels with a legend.
 
     Args:
-        rows: of panels. A caption may run on below the panels to its right that have none.
-        path: see `save_figure`, as for `colors` and `max_bytes`.
-        title: its first line is the heading.
-        row_names: upright, left of each row.
-        column_names: above the first row.
-        side: of a panel in inches of 100 pixels.
-        boxes: whether the legend explains true and predicted boxes.
-        map_labels: what the legend says about the lowest, the middle and the highest colour.
+        rows: panels of each row. A caption extends below the panels to its right that have none.
+        path: output file, see `save_figure`, as for `colors` and `max_bytes`.
+        title: text above the grid. Its first line is the heading.
+        row_names: names left of each row, written upwards.
+        column_names: names above the first row.
+        side: side of a panel in inches of 100 pixels.
+        boxes: whether the legend explains ground-truth and predicted boxes.
+        map_labels: labels of the lowest, the middle and the highest colour in the legend.
 
-    Raises `DataError` without panels and `UsageError` when the file cannot be written.
+    Raises `DataError` without panels, and `UsageError` if the file cannot be written.
     """
     from matplotlib.figure import Figure
 
     if not rows:
-        raise DataError(f"no image to show in {path}")
+        raise DataError(f"no image to show in {path}; expected at least one")
+    # Lengths of the layout.
     gap, foot, line = _BLOCK, 0.45, 0.155  # inches, as all lengths here
     names = _in_blocks(line * max(name.count("\n") + 1 for name in row_names)) if row_names else 0.0
     head = _in_blocks(0.32 + 0.2 * title.count("\n") + (0.22 if column_names else 0.0))
@@ -317,6 +321,7 @@ def panel_grid(
     width, height = max(names + inner + 2 * gap, 6.0), head + len(rows) * side + sum(below) + foot
     figure: Any = Figure(figsize=(width, height), dpi=_DOTS_PER_INCH)
     left = _in_blocks((width - names - inner) / 2 - 0.01) + names
+    # Panels with their names and captions.
     for number, row in enumerate(rows):
         top = height - head - number * side - sum(below[:number])
         if row_names:
@@ -355,6 +360,7 @@ def panel_grid(
                     size=8,
                     weight=weight,
                 )
+    # Title and legend.
     for number, text in enumerate(title.splitlines()):
         style = {"size": 9} if number else {"size": 11, "weight": "bold"}
         _text(figure, left - names, height - 0.08 - 0.2 * number, text, names + inner, **style)
@@ -367,14 +373,14 @@ def _in_blocks(inches: float) -> float:
 
 
 def _text(figure: Any, x: float, y: float, text: str, room: float, *, va: str = "top", **style: Any) -> None:
-    """Text from (x, y) to the right (rotated: upwards), each of its lines shortened to fit into `room`; all
-    in inches.
+    """Draw text from (x, y) to the right (rotated: upwards).
+
+    Lines are shortened to fit into `room`, in inches.
     """
     width, height = figure.get_size_inches()
     lines = text.split("\n")
-    drawn = figure.text(
-        x / width, y / height, text, va=va, parse_math=False, **style
-    )  # an id may hold a dollar sign
+    # parse_math is off, because an id may contain a dollar sign.
+    drawn = figure.text(x / width, y / height, text, va=va, parse_math=False, **style)
     while max(map(len, lines)) > 1:
         extent = drawn.get_window_extent()
         if (extent.height if "rotation" in style else extent.width) <= room * figure.dpi:
@@ -403,8 +409,7 @@ def _legend(figure: Any, map_labels: tuple[str, str, str], *, boxes: bool) -> No
 
 
 def shorten(text: str, length: int) -> str:
-    """`text` in one line of at most `length` characters; what is left out of the middle becomes one
-    character.
+    """Return `text` in one line of at most `length` characters. One character replaces the middle.
 
     >>> shorten("001.Black_footed_Albatross/0001_796111.jpg", 20)
     '001.Black_…96111.jpg'
@@ -427,11 +432,11 @@ def _unit(color: tuple[int, int, int]) -> tuple[float, float, float]:
 
 
 def save_figure(figure: Any, path: Path, *, colors: int | None = None, max_bytes: int | None = None) -> None:
-    """Write a matplotlib figure atomically and without date or version: `.png`, with a palette of that many
-    colours, or `.jpg`.
+    """Write a matplotlib figure atomically, without date or version, as `.png` or `.jpg`.
 
-    A JPEG gets the best of several qualities with which it has at most `max_bytes`, or the lowest where none
-    is small enough. Raises `UsageError` on another suffix, and when the file cannot be written.
+    A PNG has a palette of `colors` colours, if given. A JPEG gets the best of several qualities with at most
+    `max_bytes`, or the lowest quality if none is small enough. Raises `UsageError` for another suffix, and if
+    the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
@@ -470,13 +475,13 @@ def _jpeg(pixels: Pixels, max_bytes: int | None) -> bytes:
 
 
 def check_picture_path(path: Path) -> None:
-    """Raise `UsageError` unless the name is one of a PNG or JPEG."""
+    """Raise `UsageError` unless the name has the suffix of a PNG or JPEG file."""
     if path.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
-        raise UsageError(f"picture {path}; expected a name that ends with .png, .jpg or .jpeg")
+        raise UsageError(f"picture {path} has another suffix; expected .png, .jpg or .jpeg")
 
 
 def drawable(boxes: Boxes, end: Literal["exclusive", "inclusive"]) -> Float[np.ndarray, "s 4"]:
-    """Boxes in the numbers of a protocol -> ends exclusive, for drawing; those without area are left out."""
+    """Convert a protocol's boxes to exclusive ends, for drawing. Boxes without area are dropped."""
     shown = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     has_area = (shown[:, 2:] > shown[:, :2]).all(axis=1)
     if end == "inclusive":

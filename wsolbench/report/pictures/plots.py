@@ -1,6 +1,4 @@
-"""Pictures of a run: box accuracy against the threshold, the error breakdown, and sheets of images
-(`wsolbench.report.pictures.sheets`).
-"""
+"""Pictures of a run: box accuracy over the threshold, the error breakdown, and sheets of images."""
 
 from __future__ import annotations
 
@@ -26,10 +24,10 @@ from wsolbench.system.files import atomic_path, make_folder
 from wsolbench.types import Dataset, ScoreMap
 
 PICTURES = (*SHEETS, "accuracy.png", "errors.png")
-"""What `write_pictures` can write."""
+"""File names that `write_pictures` can write."""
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, which people with a colour vision deficiency can tell apart."""
+"""Okabe and Ito's palette, which people with a colour vision deficiency can distinguish."""
 _LINES: tuple[Any, ...] = ("-", "--", "-.", ":")
 _MARKERS = {"oracle": "o", "fixed": "^", "transfer": "D"}
 
@@ -43,30 +41,32 @@ def write_pictures(
     *,
     count: int = 9,
 ) -> list[Path]:
-    """Write what a run's scores allow of `PICTURES` into `folder` and give their paths; others of these names
-    are removed.
+    """Write those of `PICTURES` that the scores allow into `folder`, and return their paths.
 
-    Sheets show the images with the highest and the lowest IoU, and some spread evenly over all ranks. The IoU
-    and the predicted box are those of GT-known at its oracle threshold; where no image has a true box, the
-    pixel IoU and the region at Peak-T.
+    Other files with these names are removed. Sheets show the images with the highest and the lowest IoU, and
+    some evenly spaced over all ranks. IoU and predicted box are those of GT-known at its oracle threshold. If
+    no image has a ground-truth box, they are the pixel IoU and the region at Peak-T.
 
     Args:
-        folder: made when it does not exist.
-        record: of the run; gives protocol, thresholds and title.
+        folder: output folder, created if needed.
+        record: record of the run; gives protocol, thresholds and title.
         scores: per-image scores, in the order of `dataset`.
         dataset: the images that were scored.
-        maps_of: raw maps of the true class of the images with these indices, in that order; asked once.
-        count: images on a sheet.
+        maps_of: returns the raw maps of the true class of the images with these indices, in that order. It
+            is called once.
+        count: number of images on a sheet.
 
-    Raises `DataError` when scores and data set are not of the same images, and `UsageError` when the folder
-    is read-only.
+    Raises `DataError` if scores and data set are of different images, and `UsageError` if the folder is
+    read-only.
     """
+    # Check that the scores are those of the images.
     ids = scores.column(lambda part: part.ids).tolist()
     if list(dataset.ids) != ids:
         raise DataError(
-            f"the {len(ids)} scores are not those of the {len(dataset)} images of "
-            f"{dataset.name}/{dataset.split}: ids differ"
+            f"the {len(ids)} scores are not of the {len(dataset)} images of {dataset.name}/{dataset.split}: "
+            "their ids differ; expected the scores of this split"
         )
+    # Write what the scores allow, and remove the rest.
     make_folder(folder)
     written = write_sheets(folder, record, scores, dataset, maps_of, count=count)
     if _has_boxes(scores):
@@ -88,11 +88,10 @@ def add_pictures(
     dataset: Dataset,
     maps_of: Callable[[list[int]], Sequence[ScoreMap]],
 ) -> list[Path]:
-    """Write the pictures of a run into `folder` and give their paths, as `write_pictures`, but keep those of
-    another run.
+    """Write the pictures of a run into `folder` as `write_pictures`, but keep those of another run.
 
-    Where `folder` holds other pictures of these names, those of this run go to a folder in it that is named
-    as the record. The same run gives the same bytes, so a run that is repeated finds its own pictures.
+    If `folder` has other pictures of these names, those of this run go into a subfolder named as the record.
+    The same run gives the same bytes, so a repeated run finds its own pictures. Returns the paths.
     """
     make_folder(folder)
     with tempfile.TemporaryDirectory() as place:
@@ -110,17 +109,22 @@ def add_pictures(
 
 
 def accuracy_curve(record: RunRecord, scores: ScoreTable, path: Path) -> None:
-    """Write a PNG of box accuracy against the threshold tau, one line for each IoU threshold delta.
+    """Write a PNG of box accuracy over the threshold tau, with one line per IoU threshold delta.
 
-    Left the protocol's rule for MaxBoxAccV2 (every region gives a box), right its rule for one box an image;
-    the thresholds of the record's policies are marked, on the lines that a metric is read from. Raises
-    `DataError` when no image has a true box, and `UsageError` when the file cannot be written.
+    The left panel uses the protocol's rule for MaxBoxAccV2 (every region gives a box). The right panel uses
+    its rule for one box per image. The thresholds of the record's policies are marked on the lines that a
+    metric is read from. Raises `DataError` if no image has a ground-truth box, and `UsageError` if the file
+    cannot be written.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     if not _has_boxes(scores):
-        raise DataError("no image has a ground-truth box, so there is no box accuracy to plot")
+        raise DataError(
+            "no image has a ground-truth box, so there is no box accuracy to plot; expected scores of a "
+            "split with boxes"
+        )
+    # Layout: one panel per box rule.
     protocol = record.map_protocol
     policies = sort_policies(metric.policy for metric in record.metrics if metric.policy is not None)
     deltas = tuple(sorted({*protocol.deltas, DELTA}))
@@ -140,6 +144,7 @@ def accuracy_curve(record: RunRecord, scores: ScoreTable, path: Path) -> None:
             "gt_known",
         ),
     )
+    # Lines, and marks at the thresholds of the policies.
     for axes, (title, iou, drawn, name) in zip(panels, rules, strict=True):
         curves = _curves(scores, iou, drawn, protocol)
         for delta, curve in zip(drawn, curves, strict=True):
@@ -170,8 +175,9 @@ def accuracy_curve(record: RunRecord, scores: ScoreTable, path: Path) -> None:
         axes.set_title(title, fontsize=10, parse_math=False)
         axes.set_xlabel("threshold tau")
         axes.set_xlim(protocol.taus[0], max(protocol.taus[-1], protocol.taus[0] + 1e-3))
-        axes.set_ylim(-2, 102)  # lines at either end are seen whole
+        axes.set_ylim(-2, 102)  # so that lines at either end are fully visible
         axes.grid(alpha=0.3)
+    # Legend.
     panels[0].set_ylabel("images whose box passes (%)")
     test = "≥" if protocol.iou_test == ">=" else ">"
     lines = [
@@ -209,7 +215,7 @@ def _has_boxes(scores: ScoreTable) -> bool:
 def _curves(
     scores: ScoreTable, iou: str, deltas: tuple[float, ...], protocol: EvalProtocol
 ) -> Float64[np.ndarray, "d t"]:
-    """Box accuracy by the IoUs of this name."""
+    """Return box accuracy over the threshold, (D, T), from the IoUs of this name."""
     counted = MaxBoxAcc(protocol, deltas=deltas)
     for part in scores:
         for index in np.flatnonzero(part.has_boxes):
@@ -220,22 +226,26 @@ def _curves(
 def error_bars(runs: Sequence[tuple[str, RunRecord]], path: Path, *, policy: str = "oracle") -> None:
     """Write a PNG of the error breakdown of one or several named runs, side by side, with 95 % intervals.
 
-    Raises `UsageError` for a run without an error breakdown under `policy`, and when no run is given.
+    Raises `UsageError` for a run without an error breakdown under `policy`, and if no run is given.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     if not runs:
-        raise UsageError("no run to plot the error breakdown of")
+        raise UsageError("no run to plot the error breakdown of; expected at least one")
     figure: Any = Figure(
         figsize=(max(7.0, 1.6 + 0.9 * len(ERROR_NAMES) * max(1.0, len(runs) / 2)), 4.6), dpi=100
     )
     axes = figure.subplots()
+    # Bars of each run.
     width = 0.8 / len(runs)
     for number, (name, record) in enumerate(runs):
         shares = _error_shares(record, policy)
         if shares is None:
-            raise UsageError(f"run {name!r} has no error breakdown under the threshold policy {policy!r}")
+            raise UsageError(
+                f"run {name!r} has no error breakdown under the threshold policy {policy!r}; expected a run "
+                "with predicted labels and boxes"
+            )
         places = np.arange(len(ERROR_NAMES)) + width * (number - (len(runs) - 1) / 2)
         values, low, high = 100 * shares
         axes.bar(places, values, 0.92 * width, color=_pick(_COLORS, number), edgecolor="black", linewidth=0.6)
@@ -251,6 +261,7 @@ def error_bars(runs: Sequence[tuple[str, RunRecord]], path: Path, *, policy: str
                 va="bottom",
                 fontsize=8,
             )
+    # Axes, then the legend.
     axes.set_xticks(range(len(ERROR_NAMES)), [metric_title(f"error_{name}") for name in ERROR_NAMES])
     axes.set_ylabel("share of images (%)")
     axes.set_ylim(0, max(axes.get_ylim()[1] * 1.05, 10))
@@ -280,9 +291,7 @@ def _shared_title(record: RunRecord, *, same: bool) -> str:
 
 
 def _error_shares(record: RunRecord, policy: str) -> Float64[np.ndarray, "3 6"] | None:
-    """Value, low and high end of each category as fractions; None where the record has no breakdown under the
-    policy.
-    """
+    """Return value, low and high end of each category as fractions, (3, 6), or None without a breakdown."""
     rows = []
     for name in ERROR_NAMES:
         metric = record.metric(f"error_{name}", policy)

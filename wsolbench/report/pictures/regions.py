@@ -1,4 +1,4 @@
-"""A picture of the parts that a method proposes, and of the key points that they are nearest to."""
+"""A picture of proposed parts and of the key points nearest to them."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from wsolbench.report.pictures.overlays import WHITE, Panel, draw_box, draw_disc
 from wsolbench.types import Sample
 
 RANK_COLORS = ((230, 30, 50), (255, 150, 0), (60, 150, 255), (190, 110, 255))
-"""Of the boxes, best first: red, orange, blue, violet."""
+"""Colours of the boxes, best first: red, orange, blue, violet."""
 
 
 def regions_panel(
     sample: Sample, proposed: ProposedParts, protocol: EvalProtocol, *, line_width: float = 1.0
 ) -> Panel:
-    """The image in grey with its best proposals: boxes by rank from red to violet, and from each centre a
-    line to the nearest key point.
+    """Draw the best proposals on the image in gray, with a line from each centre to the nearest key point.
 
-    Visible key points are white discs. A box that only fills up the number is not drawn. The caption has the
-    mean distance in percent of the true box's diagonal, or nothing where the image has no key points.
+    Boxes are coloured by rank from red to violet. Visible key points are white discs. A box that only fills
+    up the number is not drawn. The caption is the mean distance in percent of the ground-truth box's
+    diagonal. It is empty if the image has no key points.
     """
+    # Scale from the network's input to the frame, which show the same view.
     canvas = gray(frame_image(sample, protocol))
     width, height = frame_size(sample.size, protocol)
-    scale = np.array([width, height]) / proposed.side  # the network sees what the frame shows
+    scale = np.array([width, height]) / proposed.side
     found = part_distances(sample, protocol, proposed)
     points = (
         None
         if found is None or sample.key_points is None
         else map_to_view(sample.key_points[:, :2], sample.size, proposed.side, protocol)
     )
-    for rank in reversed(range(min(PARTS, len(proposed.boxes)))):  # the best on top
+    # Boxes, lines to the nearest points, centres, key points.
+    for rank in reversed(range(min(PARTS, len(proposed.boxes)))):  # the best is drawn last
         if proposed.padded[rank]:
             continue
         box = proposed.boxes[rank]

@@ -1,4 +1,4 @@
-"""Which images of a run to show, and what to draw and write about each."""
+"""Sheets of a run: which images to show, and what to draw and write about each."""
 
 from __future__ import annotations
 
@@ -40,16 +40,14 @@ SHEETS = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Ranking:
-    """The images that have an IoU, and at which threshold it was measured."""
+    """The images that have an IoU, sorted by it, and the threshold of that IoU."""
 
     indices: Int64[np.ndarray, " m"]
-    """Positions in the data set, from the lowest to the highest IoU; equal ones in the order of the data
-    set.
-    """
+    """Positions in the data set, from the lowest to the highest IoU. Equal ones keep the data set's order."""
     iou: Float64[np.ndarray, " n"]
     by_boxes: bool
     tau_index: int
-    """Of the protocol's grid (boxes), or the 8-bit level (masks)."""
+    """Index into the protocol's thresholds (boxes), or the 8-bit level (masks)."""
 
     def sheets(self, count: int) -> dict[str, list[int]]:
         ordered = self.indices.tolist()
@@ -70,12 +68,14 @@ def write_sheets(
     *,
     count: int,
 ) -> list[Path]:
-    """Write `SHEETS` into `folder`; nothing when no image has a true box or mask. See
-    `wsolbench.report.pictures.plots.write_pictures`.
+    """Write `SHEETS` into `folder`, or nothing if no image has a ground-truth box or mask.
+
+    See `wsolbench.report.pictures.plots.write_pictures`.
     """
     ranking = _by_boxes(record, scores) or _by_masks(record, scores)
     if ranking is None:
         return []
+    # Choose the images, and ask once for the maps of all.
     sheets = ranking.sheets(count)
     indices = sorted({index for chosen in sheets.values() for index in chosen})
     chosen_scores = scores.take(indices)
@@ -91,6 +91,7 @@ def write_sheets(
         )
         for row, (index, raw_map) in enumerate(zip(indices, maps_of(indices), strict=True))
     }
+    # Write the sheets.
     for name, chosen in sheets.items():
         overlay_sheet(
             [items[index] for index in chosen], folder / name, f"{SHEETS[name]}\n{run_title(record)}"
@@ -99,7 +100,7 @@ def write_sheets(
 
 
 def _by_boxes(record: RunRecord, scores: ScoreTable) -> _Ranking | None:
-    """By the IoU of GT-known's box at its oracle threshold."""
+    """Rank by the IoU of GT-known's box at its oracle threshold."""
     metric = record.metric("gt_known", "oracle")
     if metric is None or not metric.tau:
         return None
@@ -114,7 +115,7 @@ def _by_boxes(record: RunRecord, scores: ScoreTable) -> _Ranking | None:
 
 
 def _by_masks(record: RunRecord, scores: ScoreTable) -> _Ranking | None:
-    """By the pixel IoU at Peak-T."""
+    """Rank by the pixel IoU at Peak-T."""
     metric = record.metric("peak_t")
     if metric is None or metric.value is None:
         return None
@@ -145,7 +146,7 @@ def _item(
     iou: float,
     raw_map: ScoreMap,
 ) -> OverlayItem:
-    """One image of a sheet; `scores` are its own."""
+    """Draw one image of a sheet. `scores` are the scores of this image."""
     protocol = record.map_protocol
     unit_map = to_frame(raw_map, sample.size, protocol, what=f"map of {sample.id!r}")
     image = frame_image(sample, protocol)
@@ -172,10 +173,9 @@ def box_overlay(
     tau: float,
     **style: Any,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """An image in the frame under its map there, with the true boxes and the protocol's one box at the
-    threshold `tau`.
+    """Draw the map over its image, with ground-truth boxes and the protocol's single box at threshold `tau`.
 
-    `style`: strength and line width, see `wsolbench.report.pictures.overlays.overlay`.
+    `style` is strength and line width, see `wsolbench.report.pictures.overlays.overlay`.
     """
     predicted = single_box_per_tau(unit_map, replace(protocol, taus=(tau,)))
     true_boxes = drawable(frame_boxes(sample.boxes, sample.size, protocol, check_unit=False), protocol.gt_end)
@@ -190,7 +190,7 @@ def mask_overlay(
     level: int,
     **style: Any,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The same with the outlines of the true mask and of the region that reaches an 8-bit level."""
+    """Draw the map over its image, with outlines of the ground-truth mask and of the region above a level."""
     selected = (unit_map * np.float64(255)).astype(np.uint8) >= level
     true_mask = frame_mask(sample, protocol)
     return overlay(
@@ -201,8 +201,9 @@ def mask_overlay(
 def _class_caption(
     sample: Sample, scores: ImageScores, class_names: Sequence[str], top1_right: bool | None
 ) -> tuple[str, ...]:
-    """True and predicted class, a line each, so that the captions of a sheet have one height; no second line
-    without a classifier.
+    """Return true and predicted class, one line each, so that the captions of a sheet have the same height.
+
+    Without a classifier there is no second line.
     """
     true_line = f"true: {class_names[sample.label]}"
     if top1_right is None:
@@ -213,10 +214,10 @@ def _class_caption(
 def best_and_worst(
     indices: Int64[np.ndarray, " m"], iou: Float64[np.ndarray, " n"], count: int
 ) -> tuple[list[int], list[int]]:
-    """Of images from the lowest to the highest IoU: at most `count` with the highest and as many with the
-    lowest.
+    """Return at most `count` images with the highest IoU and as many with the lowest.
 
-    Many maps miss altogether: of those with one and the same lowest IoU, some from all of the data set.
+    `indices` are sorted from the lowest to the highest IoU. Often many maps miss the object completely. Of
+    images that share the lowest IoU, some are taken evenly from the whole data set.
     """
     ordered = indices.tolist()
     lowest = [index for index in ordered if iou[index] == iou[ordered[0]]]
@@ -227,7 +228,7 @@ def best_and_worst(
 
 
 def spread(n: int, count: int) -> Iterator[int]:
-    """At most `count` different positions, spread evenly over 0 .. n - 1, first and last among them.
+    """Yield at most `count` different positions, evenly spaced over 0 .. n - 1, with the first and the last.
 
     >>> list(spread(10, 4))
     [0, 3, 6, 9]
