@@ -34,6 +34,7 @@ from wsolbench.exceptions import UsageError
 from wsolbench.maps.sources import ModelSource
 from wsolbench.methods import InputSpec, TrainRequest
 from wsolbench.protocol import EvalProtocol
+from wsolbench.testing import MethodUnderTest
 
 CLASSES = 3
 VIT = "timm:vit_tiny_patch16_224"
@@ -124,7 +125,6 @@ def test_each_objective_has_its_optimiser_its_parameters_and_its_turn(tmp_path):
 def test_an_objective_changes_no_parameter_of_another_one():
     from reference_models.training.loop import optimizer_of
     from reference_models.training.steps import scaler_for, take_step
-    from tests.reference_models.test_every_method import batch
 
     torch.manual_seed(0)
     model = Adversary.create(
@@ -136,7 +136,7 @@ def test_an_objective_changes_no_parameter_of_another_one():
         before = {name: value.clone() for name, value in model.named_parameters()}
         cpu = torch.device("cpu")
         take_step(
-            lambda objective=objective: objective.loss(batch()),
+            lambda objective=objective: objective.loss(MethodUnderTest("cam", "tiny", {}).batch()),
             optimizer_of(objective),
             scaler_for(cpu),
             [one for group in objective.groups for one in group["params"]],

@@ -11,7 +11,7 @@ import torch
 from reference_models.localization.cam import Cam
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec, Localization, Method
-from wsolbench.testing import CHECKS, check_method, checks, checks_of, run_check
+from wsolbench.testing import CHECKS, check_method, checks_of, run_check, subject
 
 
 class Contract(Method):
@@ -85,7 +85,7 @@ class Forgetful(Cam):
 
 
 def offered(monkeypatch: pytest.MonkeyPatch, kind: type[Any]) -> None:
-    monkeypatch.setattr(checks, "load_method", lambda name: kind)
+    monkeypatch.setattr(subject, "load_method", lambda name: kind)
 
 
 def test_a_sound_method_passes() -> None:

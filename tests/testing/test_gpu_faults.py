@@ -11,7 +11,7 @@ import torch
 from reference_models.base.post import PostProcess
 from reference_models.localization.cam import Cam
 from wsolbench.methods import MethodInfo
-from wsolbench.testing import checks, run_check
+from wsolbench.testing import run_check, subject
 
 
 class Forward(Cam):
@@ -92,7 +92,7 @@ class HostPost(PostProcess):
     ],
 )
 def test_a_fault_of_a_method_is_found(monkeypatch: pytest.MonkeyPatch, kind: type[Any], message: str) -> None:
-    monkeypatch.setattr(checks, "load_method", lambda name: kind)
+    monkeypatch.setattr(subject, "load_method", lambda name: kind)
     with pytest.raises(AssertionError, match=f"(?s)method 'cam' fails the check 'fake_gpu': .*{message}"):
         run_check("cam", "fake_gpu")
 

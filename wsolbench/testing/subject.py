@@ -1,0 +1,129 @@
+"""The method under test, random images for it, and a data set that is made in memory."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import numpy as np
+
+from wsolbench.methods import load_method
+from wsolbench.types import Dataset, Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CLASSES = 3
+"""Classes of the models that are checked."""
+SIDE = 64
+"""Side in pixels of the images that are checked."""
+
+
+def squares(
+    count: int = 24, *, classes: int = CLASSES, size: int = 32, seed: int = 0, split: str = "train"
+) -> Dataset:
+    """Make a data set in memory: noise with a bright square, whose colour is the class.
+
+    >>> data = squares(6)
+    >>> len(data.samples), data.samples[4].label, data.class_names
+    (6, 1, ('class 0', 'class 1', 'class 2'))
+    """
+    rng = np.random.default_rng(seed)
+    samples = []
+    for number in range(count):
+        label = number % classes
+        pixels = rng.integers(0, 80, (size, size, 3), dtype=np.uint8)
+        x, y = rng.integers(0, size // 2, 2)
+        side = size // 3
+        pixels[y : y + side, x : x + side, [label % 3, (label // 3) % 3]] = 255
+        box = np.array([[x, y, x + side, y + side]], dtype=np.float64)
+        samples.append(
+            Sample(id=f"{split}/{number}.png", label=label, size=(size, size), array=pixels, boxes=box)
+        )
+    return Dataset(
+        name="squares",
+        split=split,
+        samples=samples,
+        class_names=tuple(f"class {label}" for label in range(classes)),
+        fingerprint=f"{count}-{classes}-{size}-{seed}",
+    )
+
+
+@dataclass(frozen=True)
+class MethodUnderTest:
+    """A method by its name, and how its models are made here.
+
+    Attributes:
+        name: name of the method.
+        backbone: a small backbone that the method accepts.
+        settings: settings of all models, as `--set name=value` gives them.
+    """
+
+    name: str
+    backbone: str
+    settings: Mapping[str, str]
+
+    @cached_property
+    def kind(self) -> type[Any]:
+        """The class of the method."""
+        return load_method(self.name)
+
+    def create(self, **changed: str) -> Any:
+        """Make a model with random weights; `changed` are further settings."""
+        return self.kind.create(
+            backbone=self.backbone,
+            num_classes=CLASSES,
+            weights="none",
+            settings={**self.settings, **changed},
+            image_size=SIDE,
+        )
+
+    def batch(self, count: int = 4) -> Any:
+        """Make a random batch, of the type that the method's `loss` is annotated with."""
+        import torch
+
+        labels = torch.arange(count) % CLASSES
+        return type_of_batch(self.kind)(
+            images=torch.randn(count, 3, SIDE, SIDE),
+            labels=labels,
+            indices=torch.arange(count),
+            epoch=0,
+            epochs=10,
+            step=0,
+            generator=torch.Generator().manual_seed(0),
+        )
+
+
+def type_of_batch(kind: type[Any]) -> type[Any]:
+    """The annotated type of the argument of `loss`, of the first class in the order of inheritance that has
+    one.
+    """
+    for each in kind.__mro__:
+        loss = vars(each).get("loss")
+        if loss is None:
+            continue
+        argument = list(inspect.signature(loss).parameters)[1]
+        if isinstance(found := get_type_hints(loss).get(argument), type):
+            return found
+    raise TypeError("no `loss` says with an annotation what a batch is")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `AssertionError` unless the condition holds; an `assert` would not under `python -O`."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def random_images(count: int, side: int = SIDE) -> Tensor:
+    """Draw (count, 3, side, side) normalised images."""
+    import torch
+
+    return torch.randn(count, 3, side, side)
+
+
+def learns_by_loss(kind: type[Any]) -> bool:
+    """Whether a method is trained by the gradients of its loss, not by a pass that collects statistics."""
+    return hasattr(kind, "loss") and getattr(kind, "learns_from", "gradients") == "gradients"
