@@ -69,11 +69,11 @@ from reference_models.base.post import PostConfig, PostProcess
 from reference_models.core.recipes import MANY_CLASSES
 from reference_models.layers.correlation import (
     FeatureName,
-    features_of,
-    in_chunks,
-    named_features,
-    on_grid,
-    on_one_grid,
+    find_features,
+    map_chunks,
+    pool_to_one_grid,
+    resize_to_grid,
+    select_features,
     unit_pixels,
 )
 from reference_models.layers.maps import min_max
@@ -327,11 +327,11 @@ class Scg(PostProcess):
 
     def maps(self, result: Localization, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
         """Maps of the given classes, on the grid of the coarsest of the features."""
-        features = on_one_grid(features_of(result, self.config.features, who=self.method_name))
+        features = pool_to_one_grid(select_features(result, self.config.features, who=self.method_name))
         settings = self._settings(result)
         cells = features[0].shape[2] * features[0].shape[3]
         compute: Callable[[list[Tensor], Tensor], Tensor] = partial(_maps, settings=settings)
-        return in_chunks(
+        return map_chunks(
             compute, features, result.score_maps(class_ids), bytes_per_image=LIVE_MATRICES * 4 * cells**2
         )
 
@@ -344,7 +344,7 @@ class Scg(PostProcess):
         stage: str | None = None,
     ) -> tuple[str, Float[Tensor, "b o h w"]]:
         """See `wsolbench.methods.contracts.PointCorrelator`; `stage` can also be `penultimate`."""
-        name, features = named_features(result, stage, who=self.method_name)
+        name, features = find_features(result, stage, who=self.method_name)
         grid = constants(features.shape[2:], points.device, torch.int64)
         rows_columns = (points.flip(1) * grid).long().minimum(grid - 1)  # 1 - 1e-9 is 1 in float32
         return name, point_correlations(features, rows_columns, self._settings(result), orders)
@@ -357,7 +357,7 @@ def _maps(
     features: list[Tensor], coarse: Float[Tensor, "b k h w"], *, settings: ScgConfig
 ) -> Float[Tensor, "b k gh gw"]:
     height, width = features[0].shape[2:]
-    m_cam = on_grid(min_max(coarse.relu()), height, width)
+    m_cam = resize_to_grid(min_max(coarse.relu()), height, width)
     stages = (combined(*correlations(unit_pixels(each), settings), settings) for each in features)
     if settings.across_stages == "max":
         return reduce(torch.maximum, (map_of(hsc, m_cam, settings) for hsc in stages))

@@ -44,7 +44,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reference_models.base.post import PostConfig, PostProcess
-from reference_models.layers.correlation import FeatureName, features_of, in_chunks, on_grid, unit_pixels
+from reference_models.layers.correlation import (
+    FeatureName,
+    map_chunks,
+    resize_to_grid,
+    select_features,
+    unit_pixels,
+)
 from reference_models.layers.maps import min_max
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import Localization
@@ -116,13 +122,13 @@ class Sem(PostProcess):
 
     def maps(self, result: Localization, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
         """Maps of the given classes, on the grid of the features."""
-        (features,) = features_of(result, (self.config.features,), who=self.method_name)
+        (features,) = select_features(result, (self.config.features,), who=self.method_name)
         channels, cells = features.shape[1], features.shape[2] * features.shape[3]
         count = self.count_seeds(cells)
         rows = class_ids.shape[1] * count
         floats = 2 * cells * channels + rows * (channels + cells)  # pixels twice, seeds, similarities
         compute: Callable[[list[Tensor], Tensor], Tensor] = partial(self._maps, count=count)
-        return in_chunks(compute, [features], result.score_maps(class_ids), bytes_per_image=4 * floats)
+        return map_chunks(compute, [features], result.score_maps(class_ids), bytes_per_image=4 * floats)
 
     def count_seeds(self, cells: int) -> int:
         """Seeds of a map on features of that many pixels. Raises `UsageError` if there are fewer pixels than
@@ -145,7 +151,7 @@ class Sem(PostProcess):
         (phi,) = features
         height, width = phi.shape[2:]
         constant = coarse.amax(dim=(2, 3)) == coarse.amin(dim=(2, 3))
-        seeds = pick_seeds(on_grid(coarse, height, width), count)
+        seeds = pick_seeds(resize_to_grid(coarse, height, width), count)
         s = seed_similarity(unit_pixels(phi), seeds, self.config.aggregate)
         flat = constant | (s.amax(dim=2) - s.amin(dim=2) < FLAT)
         return min_max(s.masked_fill(flat[..., None], 0.0).reshape(*coarse.shape[:2], height, width))  # (2)

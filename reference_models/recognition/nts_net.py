@@ -139,7 +139,7 @@ class NtsNetConfig(MethodConfig):
     """Whose scores are the logits: S, or C(X), the image-level output of the same network."""
 
 
-def dropped(
+def drop_values(
     features: Float[Tensor, "b n d"], p: float, generator: torch.Generator, *, per_image: bool = True
 ) -> Float[Tensor, "b n d"]:
     """Each value becomes 0 with chance p, the others grow by 1 / (1 - p); `per_image` False: all images have
@@ -207,7 +207,7 @@ class NtsNet(Recognizer):
             [self.look(images, found.boxes), features.mean(dim=(2, 3))[:, None]], dim=1
         )  # (B, K + 1, D)
         if config.dropout_in_eval:
-            seen = dropped(seen, config.dropout, torch.Generator().manual_seed(0), per_image=False)
+            seen = drop_values(seen, config.dropout, torch.Generator().manual_seed(0), per_image=False)
         parts, whole = seen[:, :-1], seen[:, -1]
         return ForwardPass(
             logits=self.scrutinize(parts, whole)
@@ -228,7 +228,7 @@ class NtsNet(Recognizer):
         seen = torch.cat(
             [self.look(batch.images, found.boxes), features.mean(dim=(2, 3))[:, None]], dim=1
         )  # (B, M + 1, D)
-        seen = dropped(seen, config.dropout, batch.generator)
+        seen = drop_values(seen, config.dropout, batch.generator)
         parts, whole = seen[:, :-1], seen[:, -1]
         costs = part_costs(self.part_classifier(parts), batch.labels)
         return {

@@ -51,18 +51,18 @@ from torchvision.models.detection.roi_heads import RoIHeads
 
 from reference_models.base.detector import Detector
 from reference_models.core.detector_recipes import DetectionRecipe
-from reference_models.core.weights import IMAGENET, Weights, load_strictly, read_weights, without
+from reference_models.core.weights import IMAGENET, Weights, drop_prefixes, load_strictly, read_weights
 from reference_models.detection.lio_mask_rcnn.networks import (
     BACKBONES,
     build,
-    coco_weights,
     freeze_stem,
     load_classifier,
+    load_coco_weights,
     load_imagenet,
     region_features,
 )
 from reference_models.layers.polar import Axis, GammaNorm, PolarConfig, SpatialContext
-from reference_models.training.checkpoint import header_of, read_header
+from reference_models.training.checkpoint import read_header, read_header_of
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.ranges import Channels, Side, Weight
 
@@ -223,7 +223,7 @@ class LioMaskRcnn(Detector):
         if weights == IMAGENET:
             source = load_imagenet(self.network, self.backbone)
         elif weights == COCO:
-            tensors, source = coco_weights(self.network, self.backbone, self.class_names)
+            tensors, source = load_coco_weights(self.network, self.backbone, self.class_names)
             self._load(tensors, "torchvision's COCO weights")
         else:
             source = self._load_file(Path(weights))
@@ -259,7 +259,7 @@ class LioMaskRcnn(Detector):
         if file.metadata is not None:
             if self.backbone == "tiny" and read_header(path)["method"] != self.method_name:
                 return load_classifier(self.network, path)
-            names = header_of(path, self.method_name)["class_names"]
+            names = read_header_of(path, self.method_name)["class_names"]
             if tuple(names) != self.class_names:
                 raise DataError(
                     f"checkpoint {path} has other classes ({len(names)}) than the data "
@@ -273,4 +273,4 @@ class LioMaskRcnn(Detector):
         """All of the network but SCL, which starts new, and but masks where they are not wanted."""
         unused = (SCL,) if self.config.masks else (SCL, "roi_heads.mask_")
         new = {name: tensor for name, tensor in self.network.state_dict().items() if name.startswith(SCL)}
-        load_strictly(self.network, {**new, **without(tensors, *unused)}, what=what)
+        load_strictly(self.network, {**new, **drop_prefixes(tensors, *unused)}, what=what)

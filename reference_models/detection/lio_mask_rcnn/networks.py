@@ -35,10 +35,10 @@ from reference_models.core.backbone import load_backbone
 from reference_models.core.weights import (
     NONE,
     Weights,
+    drop_prefixes,
     load_strictly,
     read_weights,
     torchvision_file,
-    without,
 )
 from wsolbench.exceptions import UsageError
 
@@ -154,12 +154,12 @@ def load_imagenet(network: Any, backbone: str) -> Weights:
     file = read_weights(torchvision_file(kind.IMAGENET1K_V1.url, backbone))
     tensors = {
         name: tensor
-        for name, tensor in without(file.tensors, "fc.").items()
+        for name, tensor in drop_prefixes(file.tensors, "fc.").items()
         if not name.endswith("num_batches_tracked")
     }
     body, what = network.backbone, f"the weights of {backbone}"
     if backbone == "resnet50_c4":
-        load_strictly(body, without(tensors, "layer4."), what=what)
+        load_strictly(body, drop_prefixes(tensors, "layer4."), what=what)
         last = {
             name.removeprefix("layer4."): tensor
             for name, tensor in tensors.items()
@@ -180,7 +180,7 @@ def load_classifier(network: Any, path: Path) -> Weights:
     return backbone.weights
 
 
-def coco_weights(
+def load_coco_weights(
     network: Any, backbone: str, class_names: Sequence[str]
 ) -> tuple[dict[str, Tensor], Weights]:
     """Tensors of torchvision's Mask R-CNN on COCO for `network`: classes of the same name keep their outputs,
@@ -203,7 +203,7 @@ def coco_weights(
     by_class = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
     tensors.update(
         {
-            name: matched(own[name], tensors[name], places)
+            name: match_rows(own[name], tensors[name], places)
             for name in tensors
             if name.startswith(by_class) and name in own
         }
@@ -211,7 +211,7 @@ def coco_weights(
     return tensors, Weights("torchvision COCO_V1", file.sha256)
 
 
-def matched(own: Tensor, theirs: Tensor, places: Sequence[int | None]) -> Tensor:
+def match_rows(own: Tensor, theirs: Tensor, places: Sequence[int | None]) -> Tensor:
     """`own`, of len(places) classes with equally many rows each, with the rows of `theirs` at the given
     places; None: keeps its own.
     """

@@ -18,7 +18,7 @@ GroupOrder = Literal["correct", "interleaved_bug"]
 Reduction = Literal["mean", "split"]
 
 
-def class_groups(
+def draw_class_groups(
     labels: Int[np.ndarray, " n"], batch_size: int, others: int, rng: np.random.Generator
 ) -> list[Int[np.ndarray, " _"]]:
     """Shuffled batches of `batch_size` groups (the last one has what is left), by position: every image leads
@@ -45,7 +45,7 @@ def class_groups(
     return [groups[start : start + batch_size].reshape(-1) for start in range(0, len(groups), batch_size)]
 
 
-def role_major(count: int, size: int, device: torch.device) -> Int[Tensor, " {count}"]:
+def order_by_role(count: int, size: int, device: torch.device) -> Int[Tensor, " {count}"]:
     """Positions by role: the leaders of all groups, then the first others of all groups, then the second
     ones, and so on.
     """
@@ -53,7 +53,7 @@ def role_major(count: int, size: int, device: torch.device) -> Int[Tensor, " {co
     return (place % size * count + place // size).argsort()
 
 
-def positives_of(
+def find_positives(
     labels: Int[Tensor, " b"], size: int, order: GroupOrder
 ) -> tuple[Int[Tensor, "b p"], Bool[Tensor, "b p"]]:
     """Positions of the `size` - 1 others in the group of each image, and whether they count.
@@ -62,18 +62,18 @@ def positives_of(
         labels: of a batch. Images that are missing from an incomplete last group do not count, nor do images
             of another class.
         size: of a group.
-        order: `interleaved_bug`: the images are stacked as in `role_major` and then cut into consecutive
+        order: `interleaved_bug`: the images are stacked as in `order_by_role` and then cut into consecutive
             groups of `size`. Most of these are of several classes, which all count.
     """
     count, place = len(labels), torch.arange(len(labels), device=labels.device)
-    turn = place if order == "correct" else role_major(count, size, labels.device)
+    turn = place if order == "correct" else order_by_role(count, size, labels.device)
     slot = turn.argsort()[:, None]  # where each image stands when groups are cut
     others = slot // size * size + (slot + torch.arange(1, size, device=labels.device)) % size
     present, index = others < count, turn[others.clamp(max=count - 1)]
     return index, present & (labels[index] == labels[:, None]) if order == "correct" else present
 
 
-def over_groups(values: Float[Tensor, " b"], size: int, reduction: Reduction) -> Float[Tensor, ""]:
+def reduce_groups(values: Float[Tensor, " b"], size: int, reduction: Reduction) -> Float[Tensor, ""]:
     """The mean over the images, or (`split`) that over the leaders plus that over the others."""
     if reduction == "mean":
         return values.mean()

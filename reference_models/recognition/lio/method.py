@@ -10,7 +10,7 @@ know where it lies as seen from the object's strongest cell.
 
     paper          name                                    shape
     f(I)           pooled, one for each stage              (B, C, N, N)    features averaged to N x N cells
-    I'_p           positives_of                            (B, P)          other images of the class
+    I'_p           find_positives                            (B, P)          other images of the class
     phi            correlation                             (B, N N)
     M              pseudo_mask                             (B, N, N)
     m'             Structure.extent_map; extra_maps: oel_N   (B, N, N)
@@ -66,17 +66,17 @@ from reference_models.core.backbone import Backbone
 from reference_models.core.outputs import Batch, ForwardPass
 from reference_models.core.profile import Stage
 from reference_models.core.recipes import FINE_GRAINED, MANY_CLASSES, Recipe
-from reference_models.core.weights import without
+from reference_models.core.weights import drop_prefixes
 from reference_models.layers.heads import HeadKind
 from reference_models.layers.maps import min_max
 from reference_models.layers.polar import PolarConfig, SpatialContext
 from reference_models.recognition.lio.class_groups import (
     GroupOrder,
     Reduction,
-    class_groups,
-    over_groups,
-    positives_of,
-    role_major,
+    draw_class_groups,
+    find_positives,
+    order_by_role,
+    reduce_groups,
 )
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Weight
@@ -240,9 +240,9 @@ class Lio(Recognizer, HeadLocalizer):
         self, labels: Int[np.ndarray, " n"], batch_size: int, rng: np.random.Generator
     ) -> list[Int[np.ndarray, " _"]]:
         """`batch_size` groups each: an image, then P others of its class. Every image leads one group."""
-        return class_groups(labels, batch_size, self.config.num_positives, rng)
+        return draw_class_groups(labels, batch_size, self.config.num_positives, rng)
 
-    def pooled(self, stages: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def pool_stages(self, stages: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """f by stage, in float32."""
         found = {cells: stages[stage.name].float() for cells, stage in self.places.items()}
         return {str(cells): F.adaptive_avg_pool2d(f, min(cells, f.shape[-1])) for cells, f in found.items()}
@@ -257,7 +257,7 @@ class Lio(Recognizer, HeadLocalizer):
         with torch.autocast(images.device.type, enabled=False):
             maps = {
                 f"oel_{cells}": self.structure[cells].extent_map(f)  # type: ignore[operator]
-                for cells, f in self.pooled(result.stages).items()
+                for cells, f in self.pool_stages(result.stages).items()
             }
             if len(maps) > 1:
                 finest = max(m.shape[-1] for m in maps.values())
@@ -270,7 +270,7 @@ class Lio(Recognizer, HeadLocalizer):
 
     def plain(self) -> dict[str, Tensor]:
         """What is left at test: the state of a `baseline` with the same head."""
-        return without(self.state_dict(), "structure.")
+        return drop_prefixes(self.state_dict(), "structure.")
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """(10): cross-entropy, and L_oel, L_dis and L_ang of each stage, weighted."""
@@ -279,8 +279,8 @@ class Lio(Recognizer, HeadLocalizer):
         result = super().forward(batch.images[::each])
         assert result.logits is not None
         losses = F.cross_entropy(result.logits.float(), batch.labels[::each], reduction="none")
-        terms = {"cross_entropy": over_groups(losses, size // each, config.ce_reduction)}
-        own = self.pooled(result.stages) if len(self.structure) > 0 else {}
+        terms = {"cross_entropy": reduce_groups(losses, size // each, config.ce_reduction)}
+        own = self.pool_stages(result.stages) if len(self.structure) > 0 else {}
         targets = self._targets(own, batch, size, each) if config.oel else {}
         with torch.autocast(batch.images.device.type, enabled=False):
             for cells, f in own.items():
@@ -298,7 +298,7 @@ class Lio(Recognizer, HeadLocalizer):
                 if head.context is not None:
                     context = head.context(head.enter(f), weight, reference, inside)
                     for name, values in (("distance", context.distance), ("angle", context.angle)):
-                        terms[f"{name}_{cells}"] = config.beta * over_groups(
+                        terms[f"{name}_{cells}"] = config.beta * reduce_groups(
                             values, size // each, config.ce_reduction
                         )
         return terms
@@ -320,14 +320,16 @@ class Lio(Recognizer, HeadLocalizer):
             }
         everyone = own
         if each > 1:
-            turn = role_major(len(batch.labels), size, batch.labels.device)
+            turn = order_by_role(len(batch.labels), size, batch.labels.device)
             with torch.no_grad():
-                others = self.pooled(self.backbone.stages(batch.images[turn[len(batch.images[::each]) :]]))
+                others = self.pool_stages(
+                    self.backbone.stages(batch.images[turn[len(batch.images[::each]) :]])
+                )
             everyone = {
                 cells: torch.cat([f.detach(), others[cells]])[turn.argsort()] for cells, f in own.items()
             }
         index, counted = (
-            found[::each] for found in positives_of(batch.labels, size, self.config.group_order)
+            found[::each] for found in find_positives(batch.labels, size, self.config.group_order)
         )
         with (
             torch.autocast(batch.images.device.type, enabled=False),

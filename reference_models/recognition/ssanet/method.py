@@ -11,7 +11,7 @@ in both directions and takes the best of the four (OP). Parts alone decide.
     paper           name                                shape
     A_1 .. A_K      proposed.boxes                      (B, K, 4)           `layers/navigator.py`, as in
                                                                             NTS-Net
-    f_i,j           heads.pooled(look(...))             (B, K, D)           parts seen again by the backbone
+    f_i,j           heads.pool(look(...))             (B, K, D)           parts seen again by the backbone
     FC              part_classifier                     (B, K, C)           one layer for all parts
     S               mac_loss                            (B, B, K, K)        `part_agreement.py`
     (6)-(8), y      reading.scales                      (B, K, C)           DSM, `scale_alignment.py`
@@ -79,9 +79,9 @@ from reference_models.core.weights import digest_of_setting, load_parts
 from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.navigator import AnchorKind, Navigator, nominate, part_costs, rank_loss
 from reference_models.recognition.ssanet.part_agreement import Reduction, mac_loss
-from reference_models.recognition.ssanet.part_features import aligned_regions, grid_side, seen_again
+from reference_models.recognition.ssanet.part_features import aligned_regions, grid_side, reextract_features
 from reference_models.recognition.ssanet.part_heads import Fuse, PartHeadConfig, PartHeads, fuse_scores
-from reference_models.training.stages import place_in
+from reference_models.training.stages import stage_at
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Count, CountOrZero, Positive, Share, SideOrDefault, Weight
 
@@ -215,9 +215,9 @@ class Ssanet(Recognizer):
         )
         self.heads.start_from(self.part_classifier)
         self.stages = stages_of(config)
-        self._let_learn(self.stages[0][0])
+        self._set_learning(self.stages[0][0])
 
-    def take_over(self) -> None:
+    def load_referenced_weights(self) -> None:
         """What 1a trains from the setting `part_net`."""
         if path := self.config.part_net:
             load_parts(
@@ -244,14 +244,14 @@ class Ssanet(Recognizer):
         )
 
     # --- the stages of a run --------------------------------------------------------------------------------
-    def stage_at(self, epoch: int | float, epochs: int) -> tuple[frozenset[str], int, int]:
+    def learning_at(self, epoch: int | float, epochs: int) -> tuple[frozenset[str], int, int]:
         """What learns then, and the first epoch of the stage and the one after its last."""
         if epochs < len(self.stages):
             return frozenset().union(*(names for names, _ in self.stages)) - {"3"}, 0, epochs
-        place = place_in(epoch, epochs, [length for _, length in self.stages])
+        place = stage_at(epoch, epochs, [length for _, length in self.stages])
         return self.stages[place.stage][0], place.start, place.stop
 
-    def _let_learn(self, learning: frozenset[str]) -> None:
+    def _set_learning(self, learning: frozenset[str]) -> None:
         self.learning = learning
         proposing, config = bool(learning & {"1a", "3"}), self.config
         learns = {
@@ -268,14 +268,14 @@ class Ssanet(Recognizer):
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Freeze what does not learn; DSM on pooled vectors takes over what FC has learned."""
-        learning, start, _ = self.stage_at(epoch, epochs)
-        self._let_learn(learning)
+        learning, start, _ = self.learning_at(epoch, epochs)
+        self._set_learning(learning)
         if epoch == start and "1b" in learning and "1a" not in learning:
             self.heads.start_from(self.part_classifier)
 
     def lr_factor(self, recipe: Recipe, progress: float) -> float:
         """Each stage has the recipe's schedule; the last one a tenth of the rate."""
-        learning, start, stop = self.stage_at(progress * recipe.epochs, recipe.epochs)
+        learning, start, stop = self.learning_at(progress * recipe.epochs, recipe.epochs)
         if learning == {"3"}:
             return 0.1
         factor = recipe.lr_factor((progress * recipe.epochs - start) / (stop - start))
@@ -291,7 +291,7 @@ class Ssanet(Recognizer):
         """The last stages of each part, (B, n, D, h, h)."""
         if self.config.part_source == "roi":
             return [aligned_regions(features, boxes, images.shape[-1], self.part_side)]
-        return seen_again(
+        return reextract_features(
             self.backbone, images, boxes, self.part_size, depth=self.heads.depth, chunk=self.config.crop_chunk
         )
 
@@ -303,7 +303,7 @@ class Ssanet(Recognizer):
         proposed = nominate(self.navigator(features, size), size, config.parts, config.nms)
         reading = self.heads(partial(self.look, images, features), proposed.boxes)
         scores = [y.sum(dim=1) for y in (reading.scales, reading.orientations) if y is not None]
-        scores = scores or [self.part_classifier(self.heads.pooled(reading.features)).sum(dim=1)]
+        scores = scores or [self.part_classifier(self.heads.pool(reading.features)).sum(dim=1)]
         if config.fusion == "G+P":
             scores.append(self.global_classifier(features.mean(dim=(2, 3))))
         return ForwardPass(
@@ -327,7 +327,7 @@ class Ssanet(Recognizer):
             whole = cross_entropy(self.global_classifier(features.mean(dim=(2, 3))), labels)
             terms["global"] = whole if "1a" in learning else whole / 3
         if learning & {"1a", "3"}:
-            parts = self.heads.pooled(look(proposed.boxes)[-1])  # (B, M, D)
+            parts = self.heads.pool(look(proposed.boxes)[-1])  # (B, M, D)
             costs = part_costs(self.part_classifier(parts), labels)
             terms["part"] = costs[:, : config.parts].sum(dim=1).mean()  # (1)
             if config.rank_loss == "nts":

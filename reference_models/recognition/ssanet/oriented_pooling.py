@@ -58,7 +58,7 @@ def patch_layout(side: int, patches: int, patch: int = 0) -> tuple[int, int, int
     )
 
 
-def _along_rows(
+def _pool_rows(
     features: Float[Tensor, "r c H W"], patch: int, stride: int, axis: int
 ) -> Float[Tensor, "r n k"]:
     """p of every row of patches (`axis` 1), or q of every column (`axis` 0)."""
@@ -73,9 +73,9 @@ def oriented_pooling(
     180 and 270 degrees.
     """
     if variant == "rotated_maps":
-        pooled = [_along_rows(torch.rot90(features, turns, (2, 3)), patch, stride, 1) for turns in range(4)]
+        pooled = [_pool_rows(torch.rot90(features, turns, (2, 3)), patch, stride, 1) for turns in range(4)]
     else:
-        forwards = [_along_rows(features, patch, stride, axis) for axis in (1, 0)]
+        forwards = [_pool_rows(features, patch, stride, axis) for axis in (1, 0)]
         pooled = [*forwards, *(vectors.flip(1) for vectors in forwards)]
     return torch.stack(pooled, dim=1).flatten(2)
 

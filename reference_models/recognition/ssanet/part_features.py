@@ -13,7 +13,7 @@ from reference_models.core.backbone import Backbone
 from reference_models.layers.regions import crop_resize
 
 
-def seen_again(
+def reextract_features(
     backbone: Backbone,
     images: Float[Tensor, "b 3 S S"],
     boxes: Float[Tensor, "b k 4"],

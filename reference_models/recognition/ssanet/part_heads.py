@@ -155,7 +155,7 @@ class PartHeads(nn.Module):
         """How many of the backbone's last stages are looked at."""
         return PYRAMID_STAGES if self.config.dsm == "fpn" else 1
 
-    def pooled(self, features: Float[Tensor, "*b d h h"]) -> Float[Tensor, "*b d"]:
+    def pool(self, features: Float[Tensor, "*b d h h"]) -> Float[Tensor, "*b d"]:
         """GAP or GMP."""
         return features.mean(dim=(-2, -1)) if self.config.part_pool == "mean" else features.amax(dim=(-2, -1))
 
@@ -185,10 +185,10 @@ class PartHeads(nn.Module):
             candidates = scale_candidates(boxes, self.config.alpha, self.config.scales)  # (B, K, A, 4)
             seen = look(candidates.flatten(1, 2))[-1]
             features = seen.view(*candidates.shape[:3], *seen.shape[2:])  # (B, K, A, D, h, h)
-            phi = features.flatten(3) if self.config.dsm_feature == "flatten" else self.pooled(features)
+            phi = features.flatten(3) if self.config.dsm_feature == "flatten" else self.pool(features)
             scored = self.mining(phi)
             scales = scored.logits
-            best = self.mining.aligned(
+            best = self.mining.pick_aligned(
                 phi, scored.shift, scales.sum(dim=1).argmax(dim=1) if classes is None else classes
             )
             boxes = candidates.take_along_dim(best[..., None, None], dim=2)[:, :, 0]

@@ -67,7 +67,7 @@ def scale_candidates(
     return torch.cat([torch.minimum(fixed, other), torch.maximum(fixed, other)], dim=-1)
 
 
-def _shifted(count: int, device: torch.device) -> Int[Tensor, "{count} {count}"]:
+def _shift_index(count: int, device: torch.device) -> Int[Tensor, "{count} {count}"]:
     """(m + r) mod A for candidate m (row) and shift r (column)."""
     numbers = torch.arange(count, device=device)
     return (numbers[:, None] + numbers) % count
@@ -83,7 +83,7 @@ def circulant_responses(
     products = (phi.flatten(1, 2) @ weight.flatten(1, 2).mT).view(
         kinds, parts, count, classes, count
     )  # candidate m, class, tap
-    return products.take_along_dim(_shifted(count, phi.device)[None, None, :, None], dim=-1).sum(dim=2)
+    return products.take_along_dim(_shift_index(count, phi.device)[None, None, :, None], dim=-1).sum(dim=2)
 
 
 def fourier_responses(
@@ -157,7 +157,7 @@ class ScaleMining(nn.Module):
         )
 
     @torch.no_grad()
-    def aligned(
+    def pick_aligned(
         self, phi: Float[Tensor, "b k a d"], shift: Int[Tensor, "b k c"], classes: Int[Tensor, " b"]
     ) -> Int[Tensor, "b k"]:
         """s* of each part for a class of its image, the smallest of equals: argmax over m of <phi^m, w_c^((m
