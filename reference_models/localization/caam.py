@@ -266,7 +266,10 @@ class Caam(Localizer):
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
-        """SPA's recipes; on ResNet-50 with fewer images at once, whose channel attention is 2048 x 2048."""
+        """Return SPA's recipes, on ResNet-50 with a smaller batch.
+
+        Its channel attention is 2048 x 2048.
+        """
         name = super().recipe_name(backbone, num_classes)
         resnet = read_profile(backbone).kin == "resnet"
         return "caam_cub_resnet50" if resnet and name == "spa_cub" else name

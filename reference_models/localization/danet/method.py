@@ -240,7 +240,7 @@ class Danet(Localizer):
 
     @classmethod
     def grid_for(cls, backbone: str, config: MethodConfig) -> str:
-        """torchvision's strides on Inception-V3 and a padded first convolution, as in the released code."""
+        """Return torchvision's strides and a padded first convolution on Inception-V3 (released code)."""
         return read_profile(backbone).grid(config.grid, "padded")
 
     def _levels(

@@ -153,7 +153,7 @@ def background_loss(logits: Float[Tensor, "b c"]) -> Float[Tensor, ""]:
 
 
 def decay_factor(progress: float, epochs: int, kind: Literal["linear", "compounding"]) -> float:
-    """Learning rate of the detector after `progress` in [0, 1] of its `epochs`, relative to the start."""
+    """Return the detector's relative learning rate after `progress` in [0, 1] of its `epochs`."""
     start = DECAY_START * epochs
     if kind == "linear":
         return min(1.0, max(0.0, (1 - progress) * epochs / (epochs - start)))
