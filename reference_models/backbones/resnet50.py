@@ -46,6 +46,7 @@ PROFILE = Profile(
 def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
     """Build the network; see `reference_models.core.backbone.load_backbone`."""
     grid = pick_grid("resnet50", grid, PROFILE.grids)
+    # Build torchvision's network and load the weights.
     net = resnet50(weights=None)
     source, classifier = Weights(NONE), None
     net.fc = nn.Identity()
@@ -59,10 +60,12 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         source = Weights("torchvision IMAGENET1K_V1", file.sha256)
         if file.tensors.keys() >= {"fc.weight", "fc.bias"}:
             classifier = (file.tensors["fc.weight"], file.tensors["fc.bias"])
+    # Apply the variant.
     if grid != "stock":
         _keep_size(net.layer4[0])
     if grid == "std28":
         _keep_size(net.layer3[0])
+    # List steps and stages, block by block.
     steps: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=net.conv1, bn1=net.bn1, relu1=net.relu, pool1=net.maxpool
     )

@@ -70,9 +70,9 @@ class TimmBackbone(Backbone):
             if images.shape[-2:] == (self.own_size, self.own_size):
                 raise
             raise UsageError(
-                f"{self.name} takes images of {self.own_size} pixels alone "
+                f"{self.name} takes only images of {self.own_size} pixels "
                 f"({first_line(error).rstrip('.')}): leave out --image-size; "
-                "methods that look at crops need a network of any input size"
+                "methods that use crops need a network for any input size"
             ) from error
         if self.channels_last:
             outputs = [output.permute(0, 3, 1, 2) for output in outputs]
@@ -107,7 +107,7 @@ def build(*, name: str, weights: WeightsFile | str = IMAGENET, grid: str = "defa
     facts: Any = timm.get_pretrained_cfg(model)
     source = Weights(NONE)
     if isinstance(weights, WeightsFile):
-        # timm renames and drops what a feature extractor has not, so the file is checked against the whole
+        # timm renames and drops what a feature extractor does not have, so the file is checked against the whole
         # network first.
         _check_fit(name, model, weights)
         net = _create(
@@ -152,6 +152,7 @@ def _check_fit(name: str, model: str, weights: WeightsFile) -> None:
 
 
 def _create(name: str, model: str, *, grid: str, **options: Any) -> Any:
+    # Options to try in order, by variant.
     failure: Exception | None = None
     stages: dict[str, Any] = {"features_only": True}
     tries: tuple[dict[str, Any], ...] = {
@@ -159,6 +160,7 @@ def _create(name: str, model: str, *, grid: str, **options: Any) -> Any:
         "stock": (stages,),
         TOKENS: ({"num_classes": 0, "dynamic_img_size": True},),
     }[grid]
+    # Build with the first options that the network supports.
     for extra in tries:
         try:
             net = timm.create_model(model, **options, **extra)

@@ -49,6 +49,7 @@ PROFILE = Profile(
 def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
     """Build the network; see `reference_models.core.backbone.load_backbone`."""
     grid = pick_grid("vgg16", grid, PROFILE.grids)
+    # Build torchvision's layers and load the weights.
     features = make_layers(cfgs["D"])
     source = Weights(NONE)
     if weights == NONE:
@@ -68,6 +69,7 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
             what="the weights of vgg16",
         )
         source = Weights("torchvision IMAGENET1K_V1", file.sha256)
+    # Steps, stages and roles.
     steps, layout = _steps(features, grid)
     third, fourth, last = layout[2], layout[3], layout[4]
     backbone = Backbone(

@@ -39,7 +39,7 @@ class Detector(DetectorModel):
 
     @classmethod
     def fit(cls, request: DetectorRequest) -> Path:
-        """Train, or resume an interrupted run; see `reference_models.training.detector_loop.fit`."""
+        """Train a detector or resume a run; see `reference_models.training.detector_loop.fit`."""
         return fit(cls, request)
 
     @classmethod

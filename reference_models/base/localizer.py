@@ -51,7 +51,7 @@ class Localizer(Model):
 
     @classmethod
     def fit(cls, request: TrainRequest) -> Path:
-        """Train, or resume an interrupted run; see `wsolbench.methods.contracts.Method.fit`."""
+        """Train a model, or resume an interrupted run; see `wsolbench.methods.contracts.Method.fit`."""
         return fit_statistics(cls, request) if cls.learns_from == "statistics" else fit(cls, request)
 
     def localize(self, images: Float[Tensor, "b 3 H W"], *, gradients: bool = False) -> ForwardPass:
@@ -71,7 +71,7 @@ class Localizer(Model):
             )
         with torch.set_grad_enabled(gradients):
             result: ForwardPass = self(images.detach().requires_grad_() if gradients else images)
-        backbone = getattr(self, "backbone", None)  # a method may have none, and then no such attribute
+        backbone = getattr(self, "backbone", None)  # missing in methods without a backbone
         if result.tokens is None and isinstance(backbone, TokenBackbone):
             result = replace(result, tokens=partial(torch.no_grad()(backbone.tokens), images))
         return self._with_proposals(result, images.shape[-1])
@@ -80,7 +80,7 @@ class Localizer(Model):
     def _with_proposals(self, result: ForwardPass, size: int) -> ForwardPass:
         if result.propose is not None:
             found = result.propose()
-            if not found.boxes.shape[1]:  # a method that was told to propose none
+            if not found.boxes.shape[1]:  # the settings ask for no proposals
                 return result
             return replace(
                 result,

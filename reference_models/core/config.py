@@ -156,6 +156,7 @@ def from_json(kind: type[C], values: Mapping[str, Any]) -> C:
 def _parse(hint: Any, text: str) -> Any:
     """Parse `text` as a value of the type `hint`. The message of the `ValueError` says what was expected."""
     origin, arguments = get_origin(hint), get_args(hint)
+    # A range, a choice, or a union: parse each alternative.
     if origin is Annotated:
         return _parse_in_range(
             arguments[0], next(extra for extra in arguments[1:] if isinstance(extra, Range)), text
@@ -175,6 +176,7 @@ def _parse(hint: Any, text: str) -> Any:
                 except ValueError as error:
                     expected.append(str(error))
         raise ValueError(" or ".join(expected) + none)
+    # Tuples and plain types.
     if origin is tuple:
         return tuple(
             _parse(arguments[0], part.strip()) for part in text.strip("()").split(",") if part.strip()

@@ -72,7 +72,7 @@ class Model(nn.Module):
         """Return named scalar terms, already weighted. Their sum is minimised."""
         raise NotImplementedError
 
-    # --- what a method file may change ----------------------------------------------------------------------
+    # --- hooks that a method may override -------------------------------------------------------------------
     @property
     def wants_masks(self) -> bool:
         """Whether `loss` needs `Batch.masks`."""
@@ -235,7 +235,7 @@ class Model(nn.Module):
             changes = {
                 "new_factor": "none",
                 **changes,
-            }  # a factor that was stated for another optimiser does not carry over
+            }  # a factor for another optimiser does not apply
         return parse_settings(
             Recipe, changes, what=f"recipe {name!r}", start=cls.adjust_recipe(name, known[name], config)
         )

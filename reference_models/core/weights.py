@@ -59,17 +59,20 @@ def read_weights(path: Path) -> WeightsFile:
     """
     if not path.is_file():
         raise DataError(f"no weights file {path}; give an existing file, or --weights imagenet or none")
+    # A safetensors file.
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
         return WeightsFile(tensors, sha256_of_file(path), metadata if HEADER in metadata else None)
+    # A PyTorch file, without executing pickled objects.
     try:
         _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the damaged archive makes it stumble on
+    except Exception as error:  # torch.load raises errors of any type on damage
         raise DataError(
-            f"weights file {path} is truncated, or holds more than tensors; save a plain state_dict "
+            f"weights file {path} is truncated, or contains more than tensors; save a plain state_dict "
             f"({first_line(error)})"
         ) from error
+    # Unwrap and check the state_dict.
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(
@@ -101,16 +104,16 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             # A copy: the tensors would otherwise be views of the mapped file, which the caller may replace.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
             metadata = dict(file.metadata() or {})
-    except Exception as error:  # safetensors raises whatever a damaged header makes it stumble on
+    except Exception as error:  # safetensors raises errors of any type on damage
         if _is_pickle(path):
             raise DataError(
                 f"{path} is a pickled PyTorch file, which could run code when it is read; expected a "
                 "safetensors file"
             ) from error
         if what := name_content(path):
-            raise DataError(f"{path} is no safetensors file{what}") from error
+            raise DataError(f"{path} is not a safetensors file{what}") from error
         raise DataError(
-            f"{path} is truncated or no safetensors file ({first_line(error)}); train again, or copy the "
+            f"{path} is truncated or not a safetensors file ({first_line(error)}); train again, or copy the "
             "file again"
         ) from error
     if HEADER in metadata:
@@ -134,13 +137,13 @@ def _check_digest(path: Path, tensors: Mapping[str, Tensor], header: str) -> Non
         written = facts.pop(DIGEST, None)
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{path} is damaged: its header is no description of a checkpoint; copy the file again, or "
+            f"{path} is damaged: its header does not describe a checkpoint; copy the file again, or "
             "train again"
         ) from error
     if written is None:
         note(
-            f"{path} has no digest, as earlier versions wrote it: whether its bytes are those that were "
-            "written is not checked"
+            f"{path} has no digest, because an earlier version wrote it. Its content is not checked for "
+            "damage"
         )
     elif digest_of_checkpoint(tensors, facts) != written:
         raise DataError(
@@ -161,7 +164,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, what: str
     Floating-point numbers of another precision are converted. Integers and complex numbers are rejected.
     """
     expected = module.state_dict()
-    # Old files lack the counters of batch norm; they are not used with a fixed momentum.
+    # Old files lack the counters of batch norm, which are not used with a fixed momentum.
     missing = sorted(
         name for name in expected.keys() - tensors.keys() if not name.endswith("num_batches_tracked")
     )
@@ -170,6 +173,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, what: str
         parts = [f"lacks {len(missing)} tensors (the first is {missing[0]})"] if missing else []
         parts += [f"has {len(surplus)} that are not expected (the first is {surplus[0]})"] if surplus else []
         raise DataError(f"{what} {' and '.join(parts)}; it belongs to another network")
+    # Shapes and kinds of numbers must match.
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise DataError(

@@ -142,6 +142,7 @@ def polar_losses(
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Return L_dis and L_angle of predicted coordinates for each image. Their sum is eq. (9)."""
     side = gamma.shape[1]
+    # Targets, and the cells that count.
     true_gamma, true_theta = polar_coordinates(
         reference, side, gamma_norm=config.gamma_norm, axis=config.axis
     )
@@ -155,6 +156,7 @@ def polar_losses(
         gamma, theta = gamma * elsewhere, theta * elsewhere
     else:
         counted = elsewhere
+    # Losses, (7) and (8).
     weight, gaps = weight * counted, angle_gaps(theta, true_theta)
     if config.scl_form == "official":
         spread = (gaps - weighted_mean(gaps, counted)[:, None, None]).square()

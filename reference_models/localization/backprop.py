@@ -113,8 +113,8 @@ class Backprop(HeadLocalizer):
             assert scores is not None
             if self.config.score == "logprob":
                 scores = scores.log_softmax(dim=1)
-            # In evaluation mode no image has a part in another's score: the sum over the batch has the
-            # gradients of all at once.
+            # In evaluation mode scores depend on their own image only: the gradient of the sum over the
+            # batch is that of each image.
             sums = scores.gather(1, class_ids).sum(dim=0)  # (K,)
             last = len(sums) - 1
             # `autograd.grad` leaves the parameters' own gradients alone.

@@ -133,7 +133,7 @@ class CaamConfig(MethodConfig):
     """Classifier at test: the first one, or the mean of both."""
 
 
-# --- the equations, in float32 whatever comes in: products of features exceed the range of float16 ----------
+# --- the equations, in float32 for any input: products of features exceed the range of float16 ------------
 
 
 def channel_attention(
@@ -335,6 +335,7 @@ class Caam(Localizer):
         hidden = hidden_pixels(
             images, scaled_sides(config.patch, images.shape[-1]), config.p, batch.generator
         )
+        # Both views through the network: (2 B, 3, H, W), then (B, D, h, w) each.
         views = torch.cat(
             [fill_hidden(images, mask, config.fill, self.input_spec) for mask in (hidden, ~hidden)]
         )
@@ -346,6 +347,7 @@ class Caam(Localizer):
                 zip(("cross_entropy", "cross_entropy_complement"), bound, strict=True)
             )
         }
+        # Fusion loss of the label's maps, (13), (14).
         if config.beta > 0:
             with torch.autocast(images.device.type, enabled=False):
                 maps = [

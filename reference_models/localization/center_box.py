@@ -48,7 +48,7 @@ class CenterBoxConfig(MethodConfig):
 
 def pyramid(height: int, width: int, *, device: torch.device | None = None) -> Float[Tensor, "h w"]:
     """Return m(x, y): 1 in the middle, falling to 0 at the border."""
-    # |x - W/2| / (W/2) at the centre i + 1/2 of a pixel is |2i + 1 - W| / W: whole numbers, hence exactly
+    # |x - W/2| / (W/2) at the centre i + 1/2 of a pixel is |2i + 1 - W| / W: integers, hence exactly
     # symmetric.
     x = (2 * torch.arange(width, device=device) + 1 - width).abs() / width
     y = (2 * torch.arange(height, device=device) + 1 - height).abs() / height

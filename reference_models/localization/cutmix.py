@@ -61,8 +61,7 @@ class CutMixConfig(HeadConfig):
 
 def draw_lambda(count: int, beta: float, generator: torch.Generator) -> Float[Tensor, " n"]:
     """Draw lambda from the Beta distribution, on the device of the generator, eq. (1)."""
-    # The classes of torch.distributions draw from the global generator only; this is what its Beta draws
-    # with.
+    # torch.distributions draws only from the global generator; its Beta calls this function.
     both = torch._sample_dirichlet(torch.full((count, 2), beta, device=generator.device), generator=generator)
     return both[:, 0]
 

@@ -207,9 +207,7 @@ class I2C(HeadLocalizer):
         order = order[np.argsort(labels[order], kind="stable")]
         pairs = []
         for members in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
-            again = (
-                members[:1] if len(members) % 2 else members[:0]
-            )  # the order is random, so any one is as good
+            again = members[:1] if len(members) % 2 else members[:0]  # the order is random
             pairs.append(np.concatenate([members, again]).reshape(-1, 2))
         shuffled = rng.permutation(np.concatenate(pairs))
         size = max(1, batch_size // 2)

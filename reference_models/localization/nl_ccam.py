@@ -199,6 +199,7 @@ class NlCcam(Localizer):
                 f"setting leaky of method 'nl-ccam' is {config.leaky}; expected a slope from 0 to below 1"
             )
         super().__init__(backbone, num_classes, config)
+        # Blocks and classifier, with PyTorch's initialisation.
         places = find_insertion_points(backbone)
         self.blocks = nn.ModuleDict({place: NonLocalBlock(channels) for place, channels in places.items()})
         without_hidden = backbone.profile.convolution_before_linear
@@ -209,6 +210,7 @@ class NlCcam(Localizer):
         )
         if not self.head.pretrained:
             self.head.classifier.reset_parameters()
+        # Leaky ReLUs in VGG, and the weights of the ranks.
         if backbone.profile.kin == "vgg" and config.leaky > 0:
             for name in [name for name, step in backbone.steps.items() if isinstance(step, nn.ReLU)]:
                 backbone.steps[name] = nn.LeakyReLU(config.leaky)

@@ -241,12 +241,14 @@ class Spg(Localizer):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy of A and the guided loss of each branch, eqs. (3) to (5)."""
         config, size = self.config, self.config.mask_size
+        # Map of the label and scores of the branches, each (B, H, W).
         features, one, two = self.features(batch.images)
         head = self.head(features)
         seen = min_max(upsample(head.maps_of(batch.labels[:, None]).detach(), size))
         b1 = upsample(self.shared(self.side1(one)), size)
         b2 = upsample(self.shared(self.side2(two)), size)
         c = upsample(self.side_c(head.penultimate), size)
+        # Labels of each branch from a deeper one.
         with torch.no_grad():
             sure1, sure2 = b1.sigmoid(), b2.sigmoid()
             guides = [

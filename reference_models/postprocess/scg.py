@@ -288,6 +288,7 @@ def point_correlations(
 
 def check(config: ScgConfig) -> ScgConfig:
     """Return the settings. Raises `UsageError` on invalid values."""
+    # Ranges.
     given = [value for value in (config.fo_th, config.so_th, config.so_weight) if value is not None]
     deltas = 0 <= config.delta_l <= config.delta_h <= 1
     if not (config.features and config.order >= 1 and deltas and all(value >= 0 for value in given)):
@@ -303,6 +304,7 @@ def check(config: ScgConfig) -> ScgConfig:
             f"setting order={config.order} of post-process 'scg': (8) is of order 2; use "
             "correlation=stochastic for others"
         )
+    # Maps must stay in [0, 1].
     unit = config.correlation == "stochastic" or config.so_weight is None or config.so_weight <= 1
     in_range = (
         config.stretch_map

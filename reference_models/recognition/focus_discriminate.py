@@ -185,6 +185,7 @@ class FocusDiscriminate(Recognizer):
 
         Without the hybrid classifier, the scores are those of the image classifier.
         """
+        # Image level: logits, and M on the grid (B, h, w).
         stages = self.backbone.stages(images)
         features = next(reversed(stages.values()))
         whole = features.mean(dim=(2, 3))
@@ -193,6 +194,7 @@ class FocusDiscriminate(Recognizer):
             features, weight, logits.argmax(dim=1) if self.config.class_pool == "single" else None
         )
         focus = smooth(raw, sigma=self.config.sigma, size=KERNEL)
+        # Regions (B, l, 4), and the hybrid classifier.
         regions = self.regions(focus, images, self.config.parts)
         if self.hybrid_classifier is not None:
             logits = self.hybrid_classifier(

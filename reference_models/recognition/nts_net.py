@@ -201,6 +201,7 @@ class NtsNet(Recognizer):
         stages = self.backbone.stages(images)
         features = next(reversed(stages.values()))
         scored = self.navigator(features, size)
+        # Parts (B, K, 4), and features of parts and image.
         found = nominate(scored, size, config.parts, config.nms, config.nms_rule)
         seen = torch.cat(
             [self.look(images, found.boxes), features.mean(dim=(2, 3))[:, None]], dim=1
@@ -208,6 +209,7 @@ class NtsNet(Recognizer):
         if config.dropout_in_eval:
             seen = drop_values(seen, config.dropout, torch.Generator().manual_seed(0), per_image=False)
         parts, whole = seen[:, :-1], seen[:, -1]
+        # Logits, maps and proposals.
         return ForwardPass(
             logits=self.scrutinize(parts, whole)
             if config.predict == "concat"

@@ -105,18 +105,20 @@ def read_header(path: Path) -> dict[str, Any]:
         raise DataError(
             f"no checkpoint {path}; give an existing file, as `wsolbench train` or `train-detector` writes it"
         )
+    # Read the header.
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
     except Exception:
-        _, metadata = read_safetensors(path)  # says what is wrong with the file
+        _, metadata = read_safetensors(path)  # raises the error that names the damage
     try:
         facts = json.loads(metadata[HEADER])
     except (KeyError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{path} is a safetensors file, but no checkpoint of this package: its header has no "
+            f"{path} is a safetensors file, but not a checkpoint of this package: its header has no "
             f"{HEADER!r} entry"
         ) from error
+    # Check format and required entries.
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise DataError(
             f"checkpoint {path} has format {facts.get('format') if isinstance(facts, dict) else facts!r}, "
@@ -125,8 +127,7 @@ def read_header(path: Path) -> dict[str, Any]:
     facts.pop(DIGEST, None)
     if not isinstance(facts.get("method"), str) or not isinstance(facts.get("training"), dict):
         raise DataError(
-            f"checkpoint {path} does not say of which method it is and how it was trained; copy the file "
-            "again, or train again"
+            f"checkpoint {path} has no method or no training metadata; copy the file again, or train again"
         )
     return facts
 
@@ -150,6 +151,7 @@ def load_checkpoint(method: type[M], path: Path, settings: Mapping[str, str] = M
     """
     facts = read_header_of(path, method.method_name)
     tensors, _ = read_safetensors(path)
+    # Settings and description.
     try:
         config = from_json(method.Config, facts["config"])
         spec = from_json(InputSpec, facts["input_spec"])
@@ -161,6 +163,7 @@ def load_checkpoint(method: type[M], path: Path, settings: Mapping[str, str] = M
             "again"
         ) from error
     config = apply_test_settings(config, settings, what=f"method {method.method_name!r} in {path}")
+    # Build the model and load the tensors.
     with torch.random.fork_rng(devices=[]):  # initial values, which the checkpoint replaces
         backbone = method.open_backbone(described["name"], weights=NONE, grid=described["grid"])
         backbone.input_spec = spec

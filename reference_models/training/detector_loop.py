@@ -108,6 +108,7 @@ def _train(run: Run, request: DetectorRequest) -> None:
     reader = TargetReader(
         limit_dataset(request.train, request.limit), masks=run.model.wants_masks, workers=request.workers
     )
+    # Number of steps, and images already done.
     size, count, epochs = run.recipe.batch_size, len(reader), run.recipe.epochs
     per_epoch = -(-count // size)
     steps = per_epoch * epochs
@@ -119,7 +120,8 @@ def _train(run: Run, request: DetectorRequest) -> None:
             run.seconds, run.sums = 0.0, {}
             save_state(run, run.progress, request.out / STATE)
             write_log(run.history, request.out / LOG)
-    write_log(run.history, request.out / LOG)  # from the last state, if a kill comes in between
+    # Write the result.
+    write_log(run.history, request.out / LOG)  # again, if the run was killed between state and log
     seconds = sum(row["seconds"] for row in run.history)
     run.model.save(
         request.out / LAST,
@@ -133,10 +135,12 @@ def _epoch(run: Run, reader: TargetReader, request: DetectorRequest, steps: int,
     """Run the rest of an epoch and add its row to the log."""
     recipe, count = run.recipe, len(reader)
     epoch, first = divmod(run.step, steps // recipe.epochs)
+    # Batches of this epoch; a resumed one starts at `first`.
     batches = _batches(count, recipe.batch_size, np.random.default_rng((request.seed, epoch)))
     seen, before, saved = first * recipe.batch_size, run.seconds, time.perf_counter()
     start = saved
     for examples in reader.batches(batches[first:], flip=recipe.flip, seed=request.seed, epoch=epoch):
+        # Update the parameters.
         torch.manual_seed(mix_seeds(request.seed, run.step, 2))
         factor = recipe.lr_factor(run.step, steps)
         for group in run.optimizer.param_groups:
@@ -145,6 +149,7 @@ def _epoch(run: Run, reader: TargetReader, request: DetectorRequest, steps: int,
             run.sums[name] = run.sums.get(name, 0.0) + term * len(examples)
         seen += len(examples)
         run.step += 1
+        # Check the loss, and save from time to time.
         means = {name: value / seen for name, value in run.sums.items()}
         check_finite(means, run.model.method_name, f"epoch {epoch + 1}, step {run.step}", recipe.lr)
         now = time.perf_counter()
@@ -180,7 +185,7 @@ def _batches(count: int, size: int, rng: np.random.Generator) -> list[Int[np.nda
     return [order[start : start + size] for start in range(0, count, size)]
 
 
-# --- what a run is, and where it is -------------------------------------------------------------------------
+# --- metadata and start of a run ----------------------------------------------------------------------------
 
 
 def _run_facts(

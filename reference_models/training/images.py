@@ -35,7 +35,7 @@ CACHE_BYTES = 1 << 30
 AHEAD = 64
 """Number of images that are prepared while others are in use. If whole batches are prepared: two batches."""
 
-# Sizes differ from one batch to the next, hence no letters that would tie them.
+# Sizes differ between batches, so the axes have no names, which would have to agree.
 Squares = UInt8[np.ndarray, "_ _ _ _"]
 Pixels = UInt8[np.ndarray, "h w c"]
 View = UInt8[np.ndarray, "v v c"]
@@ -81,7 +81,7 @@ class ImageReader:
         self._kept = (
             self._all(here or World()) if not short_side and math.prod(self._shape) <= cache_bytes else None
         )
-        # Images of different sizes are kept one by one when they are first read, as long as there is room.
+        # Images of different sizes are cached one by one when they are first read, within the limit.
         self._seen: dict[int, Pixels] = {}
         self._room = cache_bytes if short_side else 0
         self._lock = threading.Lock()
@@ -117,7 +117,7 @@ class ImageReader:
 
         jobs = [[(int(index), number) for index in batch] for number, batch in enumerate(batches)]
         if self._kept is not None or self.workers == 0:
-            # Cutting views out of memory is quick: one thread is enough to stay ahead.
+            # Cropping views from memory is fast: one thread is enough.
             yield from map_ordered(jobs, whole, workers=min(self.workers, 1), ahead=2)
             return
         images = map_ordered(
@@ -134,7 +134,7 @@ class ImageReader:
             for index, image in zip(mine, images, strict=True):
                 kept[index] = image
                 bar.advance(min(here.size, len(kept) - index))
-        all_reduce_sum(torch.from_numpy(kept), here)  # every image is 0 but in the process that has read it
+        all_reduce_sum(torch.from_numpy(kept), here)  # every image is 0 except in the process that read it
         return kept
 
     def _image(self, index: int) -> Pixels:

@@ -130,6 +130,7 @@ def fit(method: type[Model], request: TrainRequest) -> Path:
 
 def _train(run: Run, request: TrainRequest) -> None:
     """Run the remaining epochs and write the checkpoints."""
+    # Readers of both splits.
     size, epochs, here = run.model.input_spec.size, run.recipe.epochs, run.here
     side = max(size, round(size * run.recipe.resize))
     reader = ImageReader(
@@ -143,6 +144,7 @@ def _train(run: Run, request: TrainRequest) -> None:
     val_reader = (
         None if request.val is None else ImageReader(request.val, size, workers=request.workers, here=here)
     )
+    # Data that the method needs, then equal weights in all processes.
     labels = np.array([sample.label for sample in request.train.samples], dtype=np.int64)
     run.model.before_training(request.train)
     broadcast_from_first([*run.model.parameters(), *run.model.buffers()], here)
@@ -158,6 +160,7 @@ def _train(run: Run, request: TrainRequest) -> None:
         description=f"training {run.model.method_name}", total=images * epochs, done=images * run.epoch
     ) as bar:
         while run.epoch < epochs:
+            # Train and validate one epoch.
             start = time.perf_counter()
             row = _epoch(run, reader, labels, request.seed, bar)
             seconds = time.perf_counter() - start
@@ -175,13 +178,14 @@ def _train(run: Run, request: TrainRequest) -> None:
                     "seconds": seconds,
                 }
             )
+            # The first process writes the files.
             if not here.is_first:
                 continue
             if accuracy is not None and (best is None or accuracy > best):
                 _save(run, request.out / BEST)
             save_state(run, {"epoch": run.epoch, "history": run.history}, request.out / STATE)
             write_log(run.history, request.out / LOG)
-    if here.is_first:  # from the last state, if a kill comes in between
+    if here.is_first:  # again, if the run was killed between state and log
         write_log(run.history, request.out / LOG)
         _save(run, request.out / LAST, {"log_sha256": sha256_of_file(request.out / LOG)})
         (request.out / STATE).unlink(missing_ok=True)
@@ -190,13 +194,15 @@ def _train(run: Run, request: TrainRequest) -> None:
 def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Progress) -> dict[str, float]:
     """Run one epoch. Returns the mean of each loss term, their sum, and the last learning rate."""
     model, recipe, device, here = run.model, run.recipe, run.device, run.here
+    # Seed the epoch.
     rank = (here.rank,) if here.size > 1 else ()
     torch.manual_seed(mix_seeds(seed, run.epoch, 0))
     model.train()
     model.on_epoch(run.epoch, recipe.epochs)
-    if rank:  # all have drawn the same until here
-        torch.manual_seed(mix_seeds(seed, run.epoch, 0, *rank))  # dropout and the like
+    if rank:  # until here all processes draw the same
+        torch.manual_seed(mix_seeds(seed, run.epoch, 0, *rank))  # dropout
     generator = torch.Generator(device=device).manual_seed(mix_seeds(seed, run.epoch, 1, *rank))
+    # Shares of all batches, and their augmented views.
     batches = model.batches(labels, recipe.batch_size, np.random.default_rng((seed, run.epoch)))
     shares = [take_share(batch, here, model.group_size) for batch in batches]
     sums: dict[str, Tensor] = {}
@@ -206,6 +212,7 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
     )
     for number, (whole, (indices, weight), squares) in enumerate(zip(batches, shares, views, strict=True)):
         done = (run.epoch + (number + 0.5) / len(batches)) / recipe.epochs
+        # Set the learning rates, then update.
         for objective, optimizer in zip(run.objectives, run.optimizers, strict=True):
             base = objective.recipe.lr
             for group in optimizer.param_groups:
@@ -223,6 +230,7 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
         for name, term in _step(run, batch, weight).items():
             sums[name] = sums.get(name, torch.zeros((), device=device)) + term * (weight * len(whole))
         seen += len(whole)
+        # Check the loss over all processes.
         if number % LOOK_EVERY == 0 or number + 1 == len(batches):
             everywhere = gathered({name: float(value) for name, value in sums.items()})
             means = {name: sum(part[name] for part in everywhere) / seen for name in sums}
@@ -279,7 +287,7 @@ def _accuracy(run: Run, reader: ImageReader, val: Dataset) -> float | None:
     return sum(counts) / len(val) if all(classify) else None
 
 
-# --- what a run is, and where it is -------------------------------------------------------------------------
+# --- metadata, start and checkpoint of a run ----------------------------------------------------------------
 
 
 def _run_facts(method: type[Model], request: TrainRequest, recipe: Recipe) -> dict[str, Any]:
@@ -319,6 +327,7 @@ def _start(
     """
     if here.size > 1:
         facts = {**facts, "processes": here.size}
+    # Model, objectives and optimisers.
     model = new_model(method, request, device)
     if device.type == "cuda" and here.size > 1:
         model = synchronise_batch_norm(model)
@@ -333,6 +342,7 @@ def _start(
         facts=facts,
         here=here,
     )
+    # Resume, with the same epoch in all processes.
     state = request.out / STATE
     if state.exists():
         progress = load_state(run, state)

@@ -62,7 +62,7 @@ def synchronise_batch_norm(model: M) -> M:
 
     Parameters and names of tensors do not change.
     """
-    # It knows timm's norms with activations, too, which torch's function would lose.
+    # It also converts timm's norms with activations, which torch's function does not.
     from timm.layers.norm_act import convert_sync_batchnorm
 
     converted: M = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -89,7 +89,7 @@ def synchronised_step(model: nn.Module, weight: float, here: World) -> Iterator[
         for parameter, anywhere in zip(parameters, map(any, zip(*reached, strict=True)), strict=True):
             if anywhere and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        # Where nothing has changed the change is 0, also where the value is infinite.
+        # Unchanged values have the change 0, even if they are infinite.
         changes = [
             torch.where(new == old, 0.0, new - old) * weight for new, old in zip(buffers, before, strict=True)
         ]

@@ -154,7 +154,7 @@ def save_state(run: Run, progress: dict[str, Any], path: Path) -> None:
         "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
         "scaler": run.scaler.state_dict(),
     }
-    content = io.BytesIO()  # torch hides the error of a full disk when it writes itself
+    content = io.BytesIO()  # torch.save to a path hides the error of a full disk
     torch.save(state, content)
     write_sealed(path, content.getbuffer())
 
@@ -165,18 +165,20 @@ def load_state(run: Run, path: Path) -> dict[str, Any]:
     Raises `DataError` if the file is damaged. Raises `UsageError` if the state belongs to another run or
     program, or to another kind of device or number of threads.
     """
+    # Read the file.
     try:
         if not path.is_file():
-            raise ValueError("it is no file")
+            raise ValueError("it is not a file")
         sealed = is_sealed(path)
         state = torch.load(path, map_location="cpu", weights_only=True)  # step counters stay there
         facts, progress = json.loads(state["facts"]), dict(json.loads(state["progress"]))
         by, on = (json.loads(state.get(name, "{}")) for name in ("program", "machine"))
-    except Exception as error:  # torch.load raises whatever a damaged archive makes it stumble on
+    except Exception as error:  # torch.load raises errors of any type on damage
         raise DataError(
             f"the state of the interrupted run, {path}, is damaged ({first_line(error)}); delete it to "
             "start again"
         ) from error
+    # It must be the same run, program and machine.
     check_same_run({"processes": 1, **facts}, {"processes": 1, **run.facts}, path)
     here = _machine(run.device)
     differences = [
@@ -186,15 +188,15 @@ def load_state(run: Run, path: Path) -> dict[str, Any]:
     ]
     if found := ", ".join(filter(None, [unlike(by, program(LIBRARIES)), *differences])):
         raise UsageError(
-            f"the interrupted run of {path} was begun otherwise: {found}. The parts of such a training do "
-            "not belong together: "
-            f"go on as it was begun, or delete {path.name} to start again"
+            f"the interrupted run of {path} was started differently: {found}. Expected the same program and "
+            f"machine for the whole run: resume it as it was started, or delete {path.name} to start again"
         )
     if not sealed:
         raise DataError(
             f"the state of the interrupted run, {path}, is damaged (its digest is missing); delete it to "
             "start again"
         )
+    # Restore.
     run.model.load_state_dict(state["model"], strict=True)
     for optimizer, kept in zip(run.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(kept)
@@ -216,6 +218,7 @@ def is_finished(out: Path, facts: dict[str, Any]) -> bool:
     """
     if not (out / LAST).exists():
         return False
+    # The checkpoint: same run, all epochs, undamaged.
     resumable = (out / STATE).exists()
     try:
         header = read_header(out / LAST)
@@ -228,15 +231,17 @@ def is_finished(out: Path, facts: dict[str, Any]) -> bool:
         if resumable:
             return False
         raise
+    # The `.json` file.
     beside = read_sidecar(out / LAST)
     if {name: beside.get(name) for name in header} != header:
         if resumable:
             return False
         write_sidecar(out / LAST, header, {})
         beside = {}
+    # The log.
     log = (beside.get("run") or {}).get("log_sha256")
     if log is not None and not ((out / LOG).is_file() and sha256_of_file(out / LOG) == log):
         if resumable:
             return False
-        note(f"{out / LOG} is missing, or not the log that this run has written; the weights are sound")
+        note(f"{out / LOG} is missing, or not the log of this run; the weights are not affected")
     return True

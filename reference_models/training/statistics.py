@@ -32,6 +32,7 @@ def fit_statistics(method: type[Model], request: TrainRequest) -> Path:
     """
     if world().size > 1:
         raise UsageError(f"method {method.method_name!r} is fitted in one process; start it without torchrun")
+    # Options of training by gradients are errors.
     given = [f"--{name}" for name in ("epochs", "lr") if getattr(request, name) is not None]
     if given:
         raise UsageError(
@@ -39,6 +40,7 @@ def fit_statistics(method: type[Model], request: TrainRequest) -> Path:
             "leave it out"
         )
     check_split(request.train)
+    # Fill the buffers and save them.
     facts = _facts(method, request)
     with training_run(request.out, facts, request.device, world()) as device:
         if device is not None:

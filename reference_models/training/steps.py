@@ -62,7 +62,7 @@ def take_step(
         with autocast(device):
             terms = loss()
         total = torch.stack([term.float() for term in terms.values()]).sum()
-        # Scaled gradients are summed before the scaler looks at them: it finds the same in all processes.
+        # Scaled gradients are summed before the scaler checks them, so all processes agree.
         scaler.scale(total * weight).backward()  # type: ignore[no-untyped-call]
     if clip_norm > 0:
         scaler.unscale_(optimizer)

@@ -152,6 +152,7 @@ def load_imagenet(network: Any, backbone: str) -> Weights:
             "there are no ImageNet weights of the backbone 'tiny'; use --weights none, or the path of a "
             "checkpoint"
         )
+    # Read the file, without its classifier.
     kind = ResNeXt101_32X8D_Weights if backbone.startswith("resnext") else ResNet50_Weights
     file = read_weights(torchvision_file(kind.IMAGENET1K_V1.url, backbone))
     tensors = {
@@ -159,6 +160,7 @@ def load_imagenet(network: Any, backbone: str) -> Weights:
         for name, tensor in drop_prefixes(file.tensors, "fc.").items()
         if not name.endswith("num_batches_tracked")
     }
+    # C4 splits the network between body and box head.
     body, what = network.backbone, f"the weights of {backbone}"
     if backbone == "resnet50_c4":
         load_strictly(body, drop_prefixes(tensors, "layer4."), what=what)
@@ -195,12 +197,14 @@ def load_coco_weights(
         raise UsageError(f"there are COCO weights of the backbone 'resnet50_fpn' only, not of {backbone!r}")
     kind = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
     file = read_weights(torchvision_file(kind.url, "maskrcnn_resnet50_fpn"))
+    # Build the trained network with COCO's classes.
     known = kind.meta["categories"]
     trained = build(backbone, len(known))
     trained.load_state_dict(
         file.tensors, strict=True
     )  # knows the names that older versions gave, which the file has
     _with_epsilon(trained)
+    # Match the outputs by class name; 0 is the background.
     places = [0, *(known.index(name) if name in known else None for name in class_names)]
     own, tensors = network.state_dict(), trained.state_dict()
     by_class = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")

@@ -55,6 +55,7 @@ def read_tree(path: Path) -> ClassTree:
 
     Raises `DataError` naming file and line.
     """
+    # Read and check each line.
     names: dict[int, tuple[str, str]] = {}
     root_of: dict[str, str] = {}
     for line, row in csv_rows(path, ("label", "parent", "root")):
@@ -71,12 +72,14 @@ def read_tree(path: Path) -> ClassTree:
                 repr(row["root"]),
             )
         names[label] = (row["parent"], row["root"])
+    # Every class must have a line.
     missing = sorted(set(range(max(names, default=0) + 1)) - set(names))
     if missing:
         raise DataError(
             f"{path} has no line for label {missing[0]}; expected one for each class from 0 to "
             f"{max(names, default=0)}"
         )
+    # Number the names in the order of the classes.
     ordered = [names[label] for label in range(len(names))]
     parents, roots = (
         {name: number for number, name in enumerate(dict.fromkeys(column))}

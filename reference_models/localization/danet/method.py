@@ -223,6 +223,7 @@ class Danet(Localizer):
                 "of method 'danet': expected numbers greater than 0, three of them as widths; or 0 maps, "
                 "or no widths, for those published"
             )
+        # One head per level, on the last stages.
         lookup = class_lookup(config, num_classes)
         self.register_buffer("lookup", lookup, persistent=False)
         stages = backbone.layout[-len(lookup) :]
@@ -263,6 +264,7 @@ class Danet(Localizer):
         grid = (stages[self.places[0]].shape[-2], stages[self.places[0]].shape[-1])
 
         def maps_of(class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
+            # Class of each level for each requested class.
             if self.config.ancestors == "tree":
                 asked = list(self.lookup[:, class_ids])
             elif self.config.ancestors == "best":
@@ -272,6 +274,7 @@ class Danet(Localizer):
                 ]
             else:
                 asked = [*(find_by_rank(logits[-1], level, class_ids) for level in logits[:-1]), class_ids]
+            # Mean over the K maps of a class, summed over the levels.
             maps = [
                 gather_class_maps(head, ids, self.per_class).relu().mean(dim=2)
                 for head, ids in zip(heads, asked, strict=True)

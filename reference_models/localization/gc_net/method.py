@@ -224,12 +224,14 @@ class GcNet(Localizer):
                 "'gc-net': expected at least 0, a part between 0 and 1, and a number that is not negative"
             )
         super().__init__(backbone, num_classes, config)
+        # Classifier, detector and regressor.
         self.head = make_head(config.head, backbone, num_classes, width=config.width, dropout=config.dropout)
         self.classifier_is_trained = bool(config.classifier) or self.head.pretrained
         self.detector = copy.deepcopy(backbone)
         channels, numbers = backbone.channels[-1], count_numbers(config.shape)
         pool = config.pool or (7 if channels <= 512 else 1)
         self.regressor = Regressor(channels, numbers, pool=pool, hidden=config.width or backbone.head_width)
+        # Generator.
         drawn = config.generator == "cnn"
         scaled = (1.0 if drawn else 2.5) * math.log(num_classes) / math.log(200)
         self.area_weight = scaled if config.area_weight is None else config.area_weight
@@ -248,7 +250,7 @@ class GcNet(Localizer):
         name = super().recipe_name(backbone, num_classes)
         return "gc_net" if name.startswith("spa") else name
 
-    # --- the two parts of a run -----------------------------------------------------------------------------
+    # --- classifier, then detector -----------------------------------------------------------------------------
     def detector_start(self, epochs: int) -> int:
         """Return the first epoch that trains the detector."""
         return (

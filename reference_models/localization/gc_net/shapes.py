@@ -171,11 +171,13 @@ def draw_shapes(shape: Shape, count: int, generator: torch.Generator) -> Float[T
     def uniform(columns: int) -> Float[Tensor, "b {columns}"]:
         return torch.rand(count, columns, generator=generator, device=generator.device)
 
+    # Sides within `EXTENT`.
     size, ratio = normal(0.5, 0.25, *EXTENT), normal(1.0, 0.5 if shape == "rect" else 0.9, 0.2, 1.8)
     sides = torch.stack([size, size * ratio], dim=1)  # (B, 2): width, height
     sides = (sides * (EXTENT[1] / sides.amax(dim=1, keepdim=True)).clamp_max(1)).clamp_min(EXTENT[0])
     if shape == "rect":
         return torch.cat([uniform(2) * (1 - sides) + sides / 2, sides], dim=1)
+    # Exchange the sides of half of the shapes, and draw position and angle.
     sides = torch.where(uniform(1) < 0.5, sides, sides.flip(1))
     numbers = torch.cat([uniform(2) * (1 - sides) + sides / 2, sides, uniform(1)], dim=1)
     # Steps of 2 % until the turned box is inside.

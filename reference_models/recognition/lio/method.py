@@ -149,10 +149,7 @@ class LioConfig(HeadConfig, PolarConfig):
     reference: Literal["mask", "structure"] = "mask"
     """R_o: argmax of m' as in (6), or of the mean of h where m' is above its mean (released code)."""
     head_relu: bool = False
-    """Whether f passes a ReLU before both convolutions (released code).
-
-    It affects only maps that can be negative.
-    """
+    """Whether f passes a ReLU before both convolutions (released code). It affects only negative maps."""
     ce_reduction: Reduction = "mean"
     """Reduction of cross-entropy and SCL.
 
@@ -165,7 +162,7 @@ class LioConfig(HeadConfig, PolarConfig):
     """
 
 
-# --- the equations, in float32 whatever comes in: products of features exceed the range of float16 ----------
+# --- the equations, in float32 for any input: products of features exceed the range of float16 ------------
 
 
 def correlation(features: Float[Tensor, "b c n"], others: Float[Tensor, "b c m"]) -> Float[Tensor, "b n"]:
@@ -289,11 +286,13 @@ class Lio(Recognizer, HeadLocalizer):
         each = 1 if config.positives == "all" else size  # every one is trained on, or every leader
         result = super().forward(batch.images[::each])
         assert result.logits is not None
+        # Classification.
         losses = F.cross_entropy(result.logits.float(), batch.labels[::each], reduction="none")
         terms = {"cross_entropy": reduce_groups(losses, size // each, config.ce_reduction)}
         own = self.pool_stages(result.stages) if len(self.structure) > 0 else {}
         targets = self._targets(own, batch, size, each) if config.oel else {}
         with torch.autocast(batch.images.device.type, enabled=False):
+            # OEL and SCL of each stage, f (B, C, N, N).
             for cells, f in own.items():
                 head: Structure = self.structure[cells]  # type: ignore[assignment]
                 weight = reference = inside = None
@@ -321,7 +320,7 @@ class Lio(Recognizer, HeadLocalizer):
         if self.config.target == "mask":
             if batch.masks is None:
                 raise UsageError(
-                    "setting target=mask of method 'lio' needs true masks, and this data set has none; use "
+                    "setting target=mask of method 'lio' needs ground-truth masks, and this data set has none; use "
                     "target=correlation"
                 )
             masks = batch.masks[::each, None].float()
@@ -329,6 +328,7 @@ class Lio(Recognizer, HeadLocalizer):
                 cells: (F.adaptive_avg_pool2d(masks, f.shape[-1])[:, 0], masks.new_ones(len(f)))
                 for cells, f in own.items()
             }
+        # Features of all images, in batch order.
         everyone = own
         if each > 1:
             turn = order_by_role(len(batch.labels), size, batch.labels.device)

@@ -128,10 +128,7 @@ class SsanetConfig(PartHeadConfig):
     aux_global: bool = True
     """Whether the global classifier is trained. If not, the maps are those of an untrained one."""
     fusion: Literal["P", "G+P"] = "P"
-    """Scores in the prediction: parts (the paper), or also the global classifier.
-
-    The latter is in Table 6 for other methods.
-    """
+    """Scores in the prediction: parts (the paper), or also the global classifier (others in Table 6)."""
     fuse: Fuse = "logits"
     """Scores that are "summed together": before or after softmax."""
     training: Literal["three_stage", "one_stage"] = "three_stage"
@@ -329,9 +326,11 @@ class Ssanet(Recognizer):
         look = partial(self.look, images, features)
         proposed = nominate(self.navigator(features, size), size, config.proposals, config.nms)
         terms: dict[str, Tensor] = {}
+        # Global classifier.
         if config.aux_global and learning & {"1a", "2"}:
             whole = cross_entropy(self.global_classifier(features.mean(dim=(2, 3))), labels)
             terms["global"] = whole if "1a" in learning else whole / 3
+        # Parts: FC, ranking and MAC.
         if learning & {"1a", "3"}:
             parts = self.heads.pool(look(proposed.boxes)[-1])  # (B, M, D)
             costs = part_costs(self.part_classifier(parts), labels)
@@ -343,6 +342,7 @@ class Ssanet(Recognizer):
                     parts[:, : config.parts], with_self=config.mac_self, reduction=config.mac_reduction
                 )
                 terms["mac"] = config.mac_weight * mac  # (1)
+        # DSM and OP, on the first K parts.
         if learning & {"1b", "2"}:
             reading = self.heads(look, proposed.boxes[:, : config.parts], labels, orient="2" in learning)
             for name, scores in (

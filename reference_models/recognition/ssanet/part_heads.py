@@ -125,6 +125,7 @@ class PartHeads(nn.Module):
         self.config = config
         self.mining: ScaleMining | None = None
         self.pyramid: SpatialPyramid | FeaturePyramid | None = None
+        # DSM, or a pyramid in its place.
         if config.dsm == "spp":
             self.pyramid = SpatialPyramid(channels[-1], num_classes)
         elif config.dsm == "fpn":
@@ -135,6 +136,7 @@ class PartHeads(nn.Module):
             self.mining = ScaleMining(
                 num_classes, config.scales, length, mode=config.dsm, form=config.dsm_form, kinds=kinds
             )
+        # OP.
         self.orienting = (
             OrientedHead(
                 channels[-1],
@@ -179,6 +181,7 @@ class PartHeads(nn.Module):
             orient: False skips OP.
         """
         scales = orientations = None
+        # DSM: score the candidates and pick the aligned one.
         if self.mining is not None:
             candidates = scale_candidates(boxes, self.config.alpha, self.config.scales)  # (B, K, A, 4)
             seen = look(candidates.flatten(1, 2))[-1]
@@ -192,12 +195,14 @@ class PartHeads(nn.Module):
             boxes = candidates.take_along_dim(best[..., None, None], dim=2)[:, :, 0]
             features = features.take_along_dim(best[:, :, None, None, None, None], dim=2)[:, :, 0]
         else:
+            # A pyramid, or nothing.
             stages = look(boxes)
             features = stages[-1]
             if self.pyramid is not None:
                 scales = (
                     self.pyramid([stage.flatten(0, 1) for stage in stages]).float().view(*boxes.shape[:2], -1)
                 )
+        # OP on the picked features (B, K, D, h, h).
         if self.orienting is not None and orient:
             orientations = self.orienting(features.flatten(0, 1))[0].view(*boxes.shape[:2], -1)
         return Reading(features, boxes, scales, orientations)

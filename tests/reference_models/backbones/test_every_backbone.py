@@ -123,7 +123,7 @@ def test_images_that_a_timm_network_of_one_size_refuses_are_a_usage_error():
     backbone = load_backbone("timm:vit_tiny_patch16_224", weights="none", image_size=64)
     with pytest.raises(
         UsageError,
-        match=r"takes images of 224 pixels alone \(Input height \(64\).*\): leave out --image-size",
+        match=r"takes only images of 224 pixels \(Input height \(64\).*\): leave out --image-size",
     ):
         backbone.stages(torch.zeros(1, 3, 64, 64))
 

@@ -122,7 +122,7 @@ def test_true_masks_take_the_place_of_the_correlation():
     torch.testing.assert_close(
         model.loss(given_batch)["oel_7"], (m - F.adaptive_avg_pool2d(masks[:, None], 7)[:, 0]).square().mean()
     )
-    with pytest.raises(UsageError, match="target=mask of method 'lio' needs true masks"):
+    with pytest.raises(UsageError, match="target=mask of method 'lio' needs ground-truth masks"):
         model.loss(batch())
 
 
