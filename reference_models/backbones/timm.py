@@ -107,8 +107,8 @@ def build(*, name: str, weights: WeightsFile | str = IMAGENET, grid: str = "defa
     facts: Any = timm.get_pretrained_cfg(model)
     source = Weights(NONE)
     if isinstance(weights, WeightsFile):
-        # timm renames and drops what a feature extractor does not have, so the file is checked against the whole
-        # network first.
+        # timm renames tensors and drops those that a feature extractor does not have, so the file is first
+        # checked against the whole network.
         _check_fit(name, model, weights)
         net = _create(
             name, model, grid=grid, pretrained=True, pretrained_cfg_overlay={"state_dict": weights.tensors}

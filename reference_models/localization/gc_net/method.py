@@ -250,7 +250,7 @@ class GcNet(Localizer):
         name = super().recipe_name(backbone, num_classes)
         return "gc_net" if name.startswith("spa") else name
 
-    # --- classifier, then detector -----------------------------------------------------------------------------
+    # --- classifier, then detector --------------------------------------------------------------------------
     def detector_start(self, epochs: int) -> int:
         """Return the first epoch that trains the detector."""
         return (
