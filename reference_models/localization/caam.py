@@ -307,6 +307,7 @@ class Caam(Localizer):
         """Return logits and maps of whole images."""
         stages = self.backbone.stages(images)
         features = next(reversed(stages.values()))
+        # Input of (9), with or without attention, for one view or both.
         inputs = (
             self.add_attention(features, features)
             if self.config.test_modules

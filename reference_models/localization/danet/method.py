@@ -207,6 +207,7 @@ class Danet(Localizer):
 
     def __init__(self, backbone: Backbone, num_classes: int, config: DanetConfig) -> None:
         super().__init__(backbone, num_classes, config)
+        # Widths and maps per class: those of the settings, or the published ones.
         wide, inception = backbone.head_width, backbone.profile.kin == "inception"
         self.per_class = config.maps_per_class or (4 if inception else 8)
         widths = config.widths or ((wide // 4, wide * 3 // 8, wide) if inception else (wide // 2, wide, wide))

@@ -320,8 +320,8 @@ class Lio(Recognizer, HeadLocalizer):
         if self.config.target == "mask":
             if batch.masks is None:
                 raise UsageError(
-                    "setting target=mask of method 'lio' needs ground-truth masks, and this data set has none; "
-                    "use target=correlation"
+                    "setting target=mask of method 'lio' needs ground-truth masks, and this data set has "
+                    "none; use target=correlation"
                 )
             masks = batch.masks[::each, None].float()
             return {
