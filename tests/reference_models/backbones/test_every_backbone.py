@@ -257,7 +257,7 @@ def test_a_truncated_or_executable_weights_file_is_refused(tmp_path):
     executable = tmp_path / "object.pth"
     torch.save({"a": Path("x")}, executable)
     for file in (cut, executable):
-        with pytest.raises(DataError, match="truncated, or holds more than tensors"):
+        with pytest.raises(DataError, match="truncated, or contains more than tensors"):
             read_weights(file)
     with pytest.raises(DataError, match="no weights file"):
         read_weights(tmp_path / "missing.pth")
