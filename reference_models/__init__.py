@@ -1,3 +1,4 @@
-"""Reference implementations of localization and recognition methods, one file each, to read beside their
-papers.
+"""Reference implementations of localization and fine-grained classification methods.
+
+One file per method, to read next to its paper.
 """

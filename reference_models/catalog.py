@@ -1,5 +1,6 @@
-"""The rows that this package offers to `wsolbench list`: found by reading files, so that nothing heavy is
-imported.
+"""Rows that this package offers to `wsolbench list`.
+
+They are found by reading files, so that nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # the type checker holds the base classes to the contracts
 
 
 def methods() -> list[MethodInfo]:
-    """One row for each file in `localization/` and `recognition/`."""
+    """Return one row for each file in `localization/` and `recognition/`."""
     return [
         *methods_in("reference_models.localization", "localization"),
         *methods_in("reference_models.recognition", "recognition"),
@@ -29,17 +30,17 @@ def methods() -> list[MethodInfo]:
 
 
 def posts() -> list[MethodInfo]:
-    """One row for each file in `postprocess/`."""
+    """Return one row for each file in `postprocess/`."""
     return methods_in("reference_models.postprocess", "post-process")
 
 
 def detectors() -> list[MethodInfo]:
-    """One row for each file in `detection/`."""
+    """Return one row for each file in `detection/`."""
     return methods_in("reference_models.detection", "detection")
 
 
 def backbones() -> list[MethodInfo]:
-    """One row for each file in `backbones/`; `timm` stands for every `timm:<name>`."""
+    """Return one row for each file in `backbones/`; `timm` stands for every `timm:<name>`."""
     # Networks keep the underscores of the libraries they come from.
     return [
         replace(row, name=row.module.rpartition(".")[2])

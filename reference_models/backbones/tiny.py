@@ -1,7 +1,7 @@
-"""A small network for toybirds and tests; trains on a CPU in a minute.
+"""A small network for toybirds and tests, which trains on a CPU in a minute.
 
-Plain 3x3 convolutions with batch norm and ReLU, four stages; input 128. Own design: no weights exist for it
-but those that a run of this project has written (`--weights CHECKPOINT`).
+Plain 3x3 convolutions with batch norm and ReLU, four stages, input 128. It is this project's design. Its only
+weights are checkpoints of this project (`--weights CHECKPOINT`).
 
 Variants: `std16` (the only one): the last two stages share a grid of 16x16 at 128.
 """
@@ -23,7 +23,7 @@ WIDTHS = (24, 48, 64, 64)
 
 
 def build(*, weights: WeightsFile | str = "none", grid: str = "default") -> Backbone:
-    """See `reference_models.core.backbone.load_backbone`."""
+    """Build the network; see `reference_models.core.backbone.load_backbone`."""
     grid = pick_grid("tiny", grid, PROFILE.grids)
     if weights == IMAGENET:
         raise UsageError(

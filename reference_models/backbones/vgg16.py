@@ -29,10 +29,10 @@ from reference_models.core.weights import (
     NONE,
     Weights,
     WeightsFile,
+    drop_prefixes,
     load_strictly,
     read_weights,
     torchvision_file,
-    without,
 )
 from wsolbench.methods import InputSpec
 
@@ -47,8 +47,9 @@ PROFILE = Profile(
 
 
 def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:
-    """See `reference_models.core.backbone.load_backbone`."""
+    """Build the network; see `reference_models.core.backbone.load_backbone`."""
     grid = pick_grid("vgg16", grid, PROFILE.grids)
+    # Build torchvision's layers and load the weights.
     features = make_layers(cfgs["D"])
     source = Weights(NONE)
     if weights == NONE:
@@ -64,10 +65,11 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         )
         load_strictly(
             nn.ModuleDict({"features": features}),
-            without(file.tensors, "classifier."),
+            drop_prefixes(file.tensors, "classifier."),
             what="the weights of vgg16",
         )
         source = Weights("torchvision IMAGENET1K_V1", file.sha256)
+    # Steps, stages and roles.
     steps, layout = _steps(features, grid)
     third, fourth, last = layout[2], layout[3], layout[4]
     backbone = Backbone(
@@ -116,7 +118,7 @@ def _steps(features: nn.Sequential, grid: str) -> tuple[OrderedDict[str, nn.Modu
 
 
 def _pool(block: int, grid: str) -> tuple[nn.Module, int]:
-    """The pool after a block, and its stride."""
+    """Return the pool after a block, and its stride."""
     if block == 4 and grid == "std28":
         return nn.Identity(), 1
     if grid.startswith("std"):

@@ -1,7 +1,7 @@
 """`Detector`, the base of every class in `detection/`: a `DetectorModel` with what the commands call.
 
-A detector file defines a config (a frozen dataclass) and a class that builds a network with torchvision's
-detection interface (`build`) and states where its weights come from (`start_from`).
+A detector file defines a config (a frozen dataclass) and a class. The class builds a network with
+torchvision's detection interface (`build`) and loads its pretrained weights (`start_from`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from reference_models.core.config import from_json
 from reference_models.core.outputs import as_input
 from reference_models.core.weights import Weights, load_strictly, read_safetensors
-from reference_models.training.checkpoint import header_of
+from reference_models.training.checkpoint import read_header_of
 from reference_models.training.detector_loop import fit
 from reference_models.training.detector_model import DetectorModel
 from wsolbench.exceptions import DataError
@@ -26,27 +26,29 @@ from wsolbench.system.files import sha256_of_file
 from wsolbench.types import Detections
 
 MASK_THRESHOLD = 0.5
-"""A pixel belongs to an object when its probability is greater."""
+"""A pixel belongs to an object if its probability is greater than this."""
 
 D = TypeVar("D", bound="Detector")
 
 
 class Detector(DetectorModel):
-    """Base of all detectors: loads, trains and detects. See `DetectorModel` for what a detector file
-    defines.
+    """Base of all detectors: loads, trains and detects.
+
+    See `DetectorModel` for what a detector file defines.
     """
 
     @classmethod
     def fit(cls, request: DetectorRequest) -> Path:
-        """Train, or go on where a killed run stopped; see `reference_models.training.detector_loop.fit`."""
+        """Train a detector or resume a run; see `reference_models.training.detector_loop.fit`."""
         return fit(cls, request)
 
     @classmethod
     def load(cls: type[D], checkpoint: Path, *, device: str = "auto") -> D:
-        """A trained model in eval mode. Raises `DataError` on a file of another method, or one that is broken
-        or does not fit itself.
+        """Load a trained model in eval mode.
+
+        Raises `DataError` if the file is another method's, is damaged, or does not fit its own description.
         """
-        facts = header_of(checkpoint, cls.method_name)
+        facts = read_header_of(checkpoint, cls.method_name)
         tensors, _ = read_safetensors(checkpoint)
         try:
             described, names = facts["backbone"], tuple(facts["class_names"])
@@ -67,8 +69,9 @@ class Detector(DetectorModel):
 
     @torch.no_grad()
     def detect(self, image: UInt8[np.ndarray, "h w 3"]) -> Detections:
-        """What is found in one image, best first; in full precision, which the places of boxes need. The
-        model must be in eval mode.
+        """Detect the objects in one image, best first. The model must be in eval mode.
+
+        It runs in full precision, which the coordinates of boxes need.
         """
         if self.training:
             raise RuntimeError("detect() needs the model in eval mode; call model.eval()")

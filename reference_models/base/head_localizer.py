@@ -1,9 +1,10 @@
-"""Backbone, head, cross-entropy: what methods share that change the images, the features or the loss of a CAM
-network.
+"""Backbone, head, cross-entropy: the base of methods that change part of a CAM network.
 
-f       stages[-1]        (B, C_in, h, w)   what the head gets
-S_c     logits            (B, C)
-M_c     maps_of(c)        (B, K, h, w)
+They change the images, the features or the loss.
+
+    f       stages[-1]        (B, C_in, h, w)   input of the head
+    S_c     logits            (B, C)
+    M_c     maps_of(c)        (B, K, h, w)
 """
 
 from __future__ import annotations
@@ -26,17 +27,15 @@ class HeadConfig(MethodConfig):
     """Settings of the head."""
 
     head: HeadKind = "conv"
-    """SPA's and ACoL's released code; wsolevaluation uses `fc` on VGG and ResNet."""
+    """`conv`: released code of SPA and ACoL. `fc`: wsolevaluation on VGG and ResNet."""
     width: Channels = 0
-    """Channels of the hidden layers; 0: 1024 (the papers), or less where the backbone is small."""
+    """Channels of the hidden layers. 0: 1024 (the papers), or less if the backbone is small."""
     dropout: ShareBelow1 = 0.0
-    """Before each convolution of `conv`: 0 in ACoL and SPA, 0.5 in wsolevaluation's Inception."""
+    """Dropout before each convolution of `conv`: 0 in ACoL and SPA, 0.5 in wsolevaluation's Inception."""
 
 
 class HeadLocalizer(Localizer):
-    """A CAM network; a method changes `loss`: the images, the features between two steps of the backbone, a
-    further term.
-    """
+    """A CAM network. A method overrides `loss` to change images, features, or to add a term."""
 
     Config = HeadConfig
     config: HeadConfig
@@ -47,7 +46,7 @@ class HeadLocalizer(Localizer):
         self.ready = isinstance(self.head, FcHead) and self.head.pretrained
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
-        """Logits, and the map of any class from the same pass."""
+        """Return logits, and the map of any class from the same pass."""
         stages = self.backbone.stages(images)
         head = self.head(next(reversed(stages.values())))
         return ForwardPass(
@@ -55,6 +54,6 @@ class HeadLocalizer(Localizer):
         )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of the pooled scores: L = CE(S, y)."""
+        """Return the cross-entropy of the pooled scores: L = CE(S, y)."""
         logits = self(batch.images).logits
         return {"cross_entropy": cross_entropy(logits, batch.labels)}

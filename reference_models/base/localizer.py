@@ -1,10 +1,9 @@
-"""`Localizer`, the base of every class in `localization/` and `recognition/`: a model with what the commands
-call.
+"""`Localizer`, the base of every class in `localization/` and `recognition/`.
 
-A method file defines a config (a frozen dataclass) and a class with three things: `__init__` (the layers),
-`forward` (images -> `ForwardPass`) and `loss` (batch -> named terms). Everything else has a default in
-`core/model.py` and can be overridden: the order of the images, parameter groups, recipe, schedule, what
-happens at the start of an epoch.
+It is a model with what the commands call. A method file defines a config (a frozen dataclass) and a class
+with three functions: `__init__` (the layers), `forward` (images -> `ForwardPass`) and `loss` (batch -> named
+terms). Everything else has a default in `core/model.py` and can be overridden: the order of the images,
+parameter groups, recipe, schedule, and what happens at the start of an epoch.
 """
 
 from __future__ import annotations
@@ -34,7 +33,10 @@ L = TypeVar("L", bound="Localizer")
 
 
 class Localizer(Model):
-    """Base of all methods: loads, trains and localizes. See `Model` for what a method file may change."""
+    """Base of all methods: loads, trains and localizes.
+
+    See `Model` for the hooks that a method may override.
+    """
 
     @classmethod
     def load(
@@ -44,23 +46,23 @@ class Localizer(Model):
         device: str = "auto",
         settings: Mapping[str, str] = MappingProxyType({}),
     ) -> L:
-        """A trained model in eval mode; see `wsolbench.methods.contracts.Method.load`."""
+        """Load a trained model in eval mode; see `wsolbench.methods.contracts.Method.load`."""
         return load_checkpoint(cls, checkpoint, settings).to(pick_device(device)).eval()
 
     @classmethod
     def fit(cls, request: TrainRequest) -> Path:
-        """Train, or go on where a killed run stopped; see `wsolbench.methods.contracts.Method.fit`."""
+        """Train a model, or resume an interrupted run; see `wsolbench.methods.contracts.Method.fit`."""
         return fit_statistics(cls, request) if cls.learns_from == "statistics" else fit(cls, request)
 
     def localize(self, images: Float[Tensor, "b 3 H W"], *, gradients: bool = False) -> ForwardPass:
-        """Logits and maps; changes neither parameters nor buffers. The model must be in eval mode.
+        """Return logits and maps, without changing parameters or buffers. The model must be in eval mode.
 
         With `gradients` the logits and the stages keep their graph back to the images, for post-processes
         that differentiate. Without it there is no graph.
 
-        A method that proposes boxes gets two more extra maps: `parts`, what the boxes cover by their weight,
-        and `union`, the box around all of them. One that classifies and does not propose gets the best
-        regions of the predicted class's map.
+        A method that proposes boxes gets two more extra maps: `parts`, the weighted coverage of the boxes,
+        and `union`, the smallest box around them. A method that classifies without proposing boxes gets
+        proposals: the best regions of the predicted class's map.
         """
         if self.training:
             raise RuntimeError(
@@ -69,7 +71,7 @@ class Localizer(Model):
             )
         with torch.set_grad_enabled(gradients):
             result: ForwardPass = self(images.detach().requires_grad_() if gradients else images)
-        backbone = getattr(self, "backbone", None)  # a method may have none, and then no such attribute
+        backbone = getattr(self, "backbone", None)  # missing in methods without a backbone
         if result.tokens is None and isinstance(backbone, TokenBackbone):
             result = replace(result, tokens=partial(torch.no_grad()(backbone.tokens), images))
         return self._with_proposals(result, images.shape[-1])
@@ -78,7 +80,7 @@ class Localizer(Model):
     def _with_proposals(self, result: ForwardPass, size: int) -> ForwardPass:
         if result.propose is not None:
             found = result.propose()
-            if not found.boxes.shape[1]:  # a method that was told to propose none
+            if not found.boxes.shape[1]:  # the settings ask for no proposals
                 return result
             return replace(
                 result,
@@ -91,5 +93,5 @@ class Localizer(Model):
     def score_maps(
         self, images: Float[Tensor, "b 3 H W"], class_ids: Int[Tensor, "b k"]
     ) -> Float[Tensor, "b k h w"]:
-        """`localize(images).score_maps(class_ids)`."""
+        """Return `localize(images).score_maps(class_ids)`."""
         return self.localize(images).score_maps(class_ids)

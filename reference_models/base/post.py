@@ -1,5 +1,6 @@
-"""Base of all post-processes: maps of any localizer, made anew from the features of its forward pass. Nothing
-is trained.
+"""Base of all post-processes, which compute other maps from the features of any localizer.
+
+Nothing is trained.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ P = TypeVar("P", bound="PostProcess")
 
 @dataclass(frozen=True, kw_only=True)
 class PostConfig(Ranged):
-    """Settings of a post-process; its own dataclass inherits from this one."""
+    """Settings of a post-process. Its own dataclass inherits from this one."""
 
     def __post_init__(self) -> None:
         check_settings(self, "post-process")
 
 
 class PostProcess:
-    """A file of `postprocess/` defines one subclass.
+    """Base of all post-processes. A file of `postprocess/` defines one subclass.
 
     Class attributes:
         method_name: the file's name with dashes.
@@ -45,15 +46,16 @@ class PostProcess:
 
     @classmethod
     def create(cls: type[P], settings: Mapping[str, str]) -> P:
-        """See `wsolbench.methods.contracts.PostProcessor.create`."""
+        """Create a post-process; see `wsolbench.methods.contracts.PostProcessor.create`."""
         return cls(parse_settings(cls.Config, settings, what=f"post-process {cls.method_name!r}"))
 
     def maps(self, result: Localization, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
-        """Maps of the given classes, float32 in [0, 1], on the grid of the features it uses, without a
-        graph.
+        """Return maps of the given classes, float32 in [0, 1], without a graph.
+
+        They are on the grid of the features that the post-process uses.
         """
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
-        """For the record."""
+        """Return name and settings for the record."""
         return {"name": self.method_name, "config": to_json(self.config)}

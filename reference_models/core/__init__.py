@@ -1,3 +1,4 @@
-"""The vocabulary of the reference models: outputs, settings, recipes, weights, the backbone adapter, the
-model seen by training.
+"""Types that all reference models share.
+
+Outputs, settings, recipes, weights, the backbone adapter, and the interface between a model and its training.
 """

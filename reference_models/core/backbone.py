@@ -1,8 +1,7 @@
-"""The backbone adapter: one way to ask any network for its feature stages.
+"""The backbone adapter: one interface to the feature stages of any network.
 
-A backbone is a row of named steps. Methods look at the outputs of its stages (`stages`), change what flows
-between two steps (`edit`, for layers that are inserted), or run a part of it (`run`, for branches that fork
-in the middle).
+A backbone is a sequence of named steps. A method can read the outputs of its stages (`stages`), insert layers
+between two steps (`edit`), or run a range of steps (`run`), for branches that fork in the middle.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ from wsolbench.exceptions import DataError, UsageError, unknown_name
 from wsolbench.methods import InputSpec, list_backbones
 
 Edit = Callable[[str, Tensor], Tensor]
-"""`edit(step name, its output) -> what the next step gets`."""
+"""Signature `edit(step name, output of the step) -> input of the next step`."""
 
 TIMM_PREFIX = "timm:"
 
 
 class Backbone(nn.Module):
-    """Named steps in a row.
+    """A sequence of named steps.
 
     Attributes:
-        name, grid: which network, and which variant of it.
-        layout: stages in order; the last two have the same stride except in the variant `stock`.
-        input_spec: how it wants its images.
+        name, grid: the network, and its variant.
+        layout: stages in order. The last two have the same stride, except in the variant `stock`.
+        input_spec: size and normalisation of the input.
         head_width: width of the hidden layers of a head on top of it.
-        profile: what its file states about it.
+        profile: properties that its file states.
         roles: steps by role, see `reference_models.core.profile`.
-        weights: where the parameters come from.
-        classifier: (weight (1000, C), bias (1000,)) of the pretrained ImageNet classifier where that is a
-            linear layer on the spatial mean of the last stage; else None. Not a parameter.
+        weights: source of the parameters.
+        classifier: (weight (1000, C), bias (1000,)) of the pretrained ImageNet classifier, or None. It is set
+            if that classifier is a linear layer on the spatial mean of the last stage. Not a parameter.
     """
 
     def __init__(
@@ -69,17 +68,17 @@ class Backbone(nn.Module):
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Channels of each stage."""
+        """Return the number of channels of each stage."""
         return tuple(stage.channels for stage in self.layout)
 
     def roles_of_layout(self) -> dict[Role, tuple[Stage, ...]]:
-        """Roles that follow from the stages. A network that cannot be edited overrides this."""
+        """Return the roles that follow from the stages. A network that cannot be edited overrides this."""
         return default_roles(self.layout)
 
     def role(self, role: Role, who: str, way_out: str = "") -> tuple[Stage, ...]:
-        """The steps with a role. `who` is the method that asks for them (`method 'adl'`).
+        """Return the steps with a role. `who` is the method that asks for them (`method 'adl'`).
 
-        Raises `UsageError` with the roles that there are, if the backbone does not have this one.
+        Raises `UsageError` with the available roles if the backbone does not have this one.
         """
         if role not in self.roles:
             raise UsageError(
@@ -90,7 +89,7 @@ class Backbone(nn.Module):
         return self.roles[role]
 
     def stages(self, images: Float[Tensor, "b 3 H W"], edit: Edit | None = None) -> OrderedDict[str, Tensor]:
-        """Outputs of all stages by name, in order; the last one is what a head gets."""
+        """Return the outputs of all stages by name, in order. The last one is the input of a head."""
         ends = {stage.name for stage in self.layout}
         found: OrderedDict[str, Tensor] = OrderedDict()
         x = images
@@ -105,8 +104,9 @@ class Backbone(nn.Module):
     def run(
         self, x: Tensor, *, after: str | None = None, until: str | None = None, edit: Edit | None = None
     ) -> Tensor:
-        """The steps from the one following `after` (None: the first) to `until` (None: the last), both by
-        name.
+        """Run the steps after `after` up to and including `until`.
+
+        None stands for the first step and for the last step. Raises `UsageError` on an unknown name.
         """
         names = list(self.steps)
         for name in (after, until):
@@ -121,7 +121,7 @@ class Backbone(nn.Module):
         return x
 
     def describe(self) -> dict[str, Any]:
-        """For records."""
+        """Return name, variant and weights for records."""
         return {
             "name": self.name,
             "grid": self.grid,
@@ -132,24 +132,24 @@ class Backbone(nn.Module):
 def load_backbone(
     name: str, *, weights: str = IMAGENET, grid: str = "default", image_size: int | None = None
 ) -> Backbone:
-    """A backbone by name.
+    """Load a backbone by name.
 
-    A file of the package `backbones` offers `build(weights: WeightsFile | str, grid: str) -> Backbone`, where
-    `weights` is `imagenet`, `none` or the tensors of the user's file in the naming of the library the network
-    comes from, and states a `PROFILE`; so does a module that another package offers through the entry points
-    `wsolbench.backbones`.
+    A file of the package `backbones` offers `build(weights: WeightsFile | str, grid: str) -> Backbone` and a
+    `PROFILE`. Here `weights` is `imagenet`, `none`, or the tensors of the user's file, named as in the
+    library that the network comes from. A module that another package offers through the entry points
+    `wsolbench.backbones` has the same interface.
 
     Args:
         name: a row of `wsolbench list backbones`, or `timm:<name>`.
-        weights: `imagenet`, `none`, or the path of a file: a state_dict in the naming of the network's
-            library, or a checkpoint of any method with this backbone.
-        grid: variant of the network; `default` is the one of the file.
-        image_size: side of the input; None: what the network was trained with.
+        weights: `imagenet`, `none`, or the path of a file. The file is a state_dict in the naming of the
+            network's library, or a checkpoint of any method with this backbone.
+        grid: variant of the network. `default` is the default of its file.
+        image_size: side of the input. None: the size that the network was trained with.
 
-    Raises `UsageError` on an unknown name or variant and on weights that are not there; `DataError` on a file
-    that does not fit.
+    Raises `UsageError` on an unknown name or variant and on missing weights, and `DataError` on a file that
+    does not fit.
     """
-    build = _module_of(name).build
+    build = _import_module(name).build
     options = {"grid": grid, **({"name": name} if name.startswith(TIMM_PREFIX) else {})}
     if weights in (IMAGENET, NONE):
         backbone: Backbone = build(weights=weights, **options)
@@ -162,19 +162,22 @@ def load_backbone(
     return backbone
 
 
-def no_backbone(image_size: int | None = None) -> Backbone:
-    """In place of a backbone, for methods that have none: it has no steps, stages or parameters."""
+def make_empty_backbone(image_size: int | None = None) -> Backbone:
+    """Return a backbone without steps, stages or parameters, for methods that need none."""
     spec = InputSpec() if image_size is None else InputSpec(size=image_size)
     return Backbone("none", {}, (), grid="default", input_spec=spec)
 
 
-def profile_of(name: str) -> Profile:
-    """The `PROFILE` of a backbone's file, without building the network. `UsageError` on an unknown name."""
-    profile: Profile = getattr(_module_of(name), "PROFILE", Profile())
+def read_profile(name: str) -> Profile:
+    """Return the `PROFILE` of a backbone's file without building the network.
+
+    Raises `UsageError` on an unknown name.
+    """
+    profile: Profile = getattr(_import_module(name), "PROFILE", Profile())
     return profile
 
 
-def _module_of(name: str) -> ModuleType:
+def _import_module(name: str) -> ModuleType:
     rows = {row.name: row for row in list_backbones()}
     row = rows.get("timm" if name.startswith(TIMM_PREFIX) else name)
     if row is None or name == "timm":
@@ -205,7 +208,10 @@ def _from_file(
 
 
 def pick_grid(backbone: str, grid: str, known: Sequence[str]) -> str:
-    """`grid`, or the first of `known` for `default`; `UsageError` on one that is not known."""
+    """Return `grid`, with `default` replaced by the first of `known`.
+
+    Raises `UsageError` on an unknown variant.
+    """
     if grid == "default":
         return known[0]
     if grid not in known:

@@ -26,22 +26,23 @@ _TRUTH = {
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig(Ranged):
-    """Settings that every method with a backbone has; a method's own dataclass inherits from this one.
+    """Settings that every method with a backbone has. A method's own dataclass inherits from this one.
 
-    The type of a field says its range (`wsolbench.ranges`). A config with a value outside of it cannot be
-    made: `UsageError`.
+    The type of a field declares its range (`wsolbench.ranges`). A value outside of it raises `UsageError`.
     """
 
     at_test: ClassVar[frozenset[str]] = frozenset()
-    """Settings that training does not depend on: of a trained model they, and no others, can be changed."""
+    """Settings that do not affect training. Only these can be changed on a trained model."""
 
     grid: str = "default"
-    """Variant of the backbone, for instance `std14` or `stock` (see its file); `default`: the method's
-    choice, else the backbone's.
+    """Variant of the backbone, for instance `std14` or `stock` (see its file).
+
+    `default`: the method's choice, else the backbone's.
     """
     recipe: str = "default"
-    """Name of the training recipe (see `core/recipes.py`); `default`: the method's choice for this
-    backbone.
+    """Name of the training recipe (see `core/recipes.py`).
+
+    `default`: the method's choice for this backbone.
     """
 
     def __post_init__(self) -> None:
@@ -49,8 +50,9 @@ class MethodConfig(Ranged):
 
 
 def check_settings(config: Any, kind: str) -> None:
-    """Raise `UsageError` for a setting outside its range. A method or post-process has the name of the file
-    of its config.
+    """Raise `UsageError` for a setting outside its range.
+
+    The message names the method or post-process by the file of its config.
     """
     owner = type(config).__module__.rpartition(".")[2].replace("_", "-")
     check_fields(config, f"{kind} {owner!r}", found="setting {name} of {what} is {value}")
@@ -61,20 +63,20 @@ M = TypeVar("M", bound=MethodConfig)
 
 
 def parse_settings(kind: type[C], settings: Mapping[str, str], *, what: str, start: C | None = None) -> C:
-    """An instance of the dataclass `kind` with some fields set from text.
+    """Return an instance of the dataclass `kind` with some fields set from text.
 
-    A dataclass may name its variants (`paper`, `official`: what published sources do differently) in a class
-    variable `variants`, values of other fields by variant; the field `variant` then chooses where the other
-    fields start from.
+    A dataclass may declare variants (`paper`, `official`: differences between published sources) in a class
+    variable `variants`, which maps each variant to the values of other fields. The field `variant` then
+    chooses the initial values of the other fields.
 
     Args:
         kind: the dataclass. Fields may be bool, int, float, str, `Literal`, `X | None` and `tuple[X, ...]`,
             also with a `Range`.
-        settings: field name -> text; tuples are written `1,2,3`, None is written `none`.
-        what: whose settings they are, for the messages ("method 'cam'").
-        start: where the other fields come from; None: their defaults.
+        settings: field name -> text. Tuples are written `1,2,3`, None is written `none`.
+        what: owner of the settings, for messages ("method 'cam'").
+        start: instance that provides the other fields. None: their defaults.
 
-    Raises `UsageError` on an unknown field (with the nearest one) and on text that is not a value of the
+    Raises `UsageError` on an unknown field (with the nearest name) and on text that is not a value of the
     field's type and range.
     """
     hints = hints_of(kind)
@@ -99,11 +101,11 @@ def parse_settings(kind: type[C], settings: Mapping[str, str], *, what: str, sta
     return kind(**values)
 
 
-def changed_at_test(config: M, settings: Mapping[str, str], *, what: str) -> M:
-    """The config of a trained model with other settings for its use.
+def apply_test_settings(config: M, settings: Mapping[str, str], *, what: str) -> M:
+    """Return the config of a trained model with other settings for its use.
 
-    Raises as `parse_settings`, and `UsageError` on a change of one that is not `at_test`; giving it the value
-    that it has is no change.
+    Raises as `parse_settings`, and `UsageError` if a setting changes that is not `at_test`. Setting a field
+    to its present value is no change.
     """
     own, recipe = split_settings(settings)
     changed = parse_settings(type(config), own, what=what, start=config)
@@ -123,7 +125,7 @@ def changed_at_test(config: M, settings: Mapping[str, str], *, what: str) -> M:
 
 
 def split_settings(settings: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """The method's own settings, and those of the recipe (`recipe.lr=0.1`) without their prefix."""
+    """Split settings into the method's own and the recipe's (`recipe.lr=0.1`), the latter without prefix."""
     own = {name: text for name, text in settings.items() if not name.startswith(RECIPE_PREFIX)}
     recipe = {
         name.removeprefix(RECIPE_PREFIX): text
@@ -134,13 +136,14 @@ def split_settings(settings: Mapping[str, str]) -> tuple[dict[str, str], dict[st
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """All fields; tuples become lists."""
+    """Return all fields as a dict; tuples become lists."""
     return tuples_to_lists(asdict(config))
 
 
 def from_json(kind: type[C], values: Mapping[str, Any]) -> C:
-    """The inverse of `to_json`. Raises `ValueError` on fields that `kind` has not, and on values outside
-    their ranges.
+    """Invert `to_json`.
+
+    Raises `ValueError` on unknown fields and on values outside their ranges.
     """
     if unknown := sorted(set(values) - {item.name for item in fields(kind)}):  # type: ignore[arg-type]
         raise ValueError(f"unknown settings {', '.join(unknown)}")
@@ -151,8 +154,9 @@ def from_json(kind: type[C], values: Mapping[str, Any]) -> C:
 
 
 def _parse(hint: Any, text: str) -> Any:
-    """The value that `text` stands for; `ValueError` whose message says what was expected."""
+    """Parse `text` as a value of the type `hint`. The message of the `ValueError` says what was expected."""
     origin, arguments = get_origin(hint), get_args(hint)
+    # A range, a choice, or a union: parse each alternative.
     if origin is Annotated:
         return _parse_in_range(
             arguments[0], next(extra for extra in arguments[1:] if isinstance(extra, Range)), text
@@ -172,6 +176,7 @@ def _parse(hint: Any, text: str) -> Any:
                 except ValueError as error:
                     expected.append(str(error))
         raise ValueError(" or ".join(expected) + none)
+    # Tuples and plain types.
     if origin is tuple:
         return tuple(
             _parse(arguments[0], part.strip()) for part in text.strip("()").split(",") if part.strip()
@@ -198,7 +203,7 @@ class _OutOfRangeError(ValueError):
 
 
 def _parse_in_range(hint: Any, limit: Range, text: str) -> Any:
-    """`_parse` for a value that has to lie in a range of its own."""
+    """Parse a value that has to lie in the range `limit`; see `_parse`."""
     try:
         value = _parse(hint, text)
     except _OutOfRangeError as error:  # of every number

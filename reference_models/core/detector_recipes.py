@@ -1,5 +1,6 @@
-"""Training recipes of detectors as data. Every field can be set on the command line: `--set
-recipe.warmup_steps=100`.
+"""Training recipes of detectors as data.
+
+Every field can be set on the command line: `--set recipe.warmup_steps=100`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from wsolbench.ranges import BatchSize, CountOrZero, Epochs, LearningRate, Range
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionRecipe(Ranged):
-    """How a detector is trained. The learning rate's points in time are fractions of the run; the warm-up is
-    counted in steps.
+    """Training recipe of a detector.
+
+    Milestones of the learning rate are fractions of the run; the warm-up is counted in steps.
     """
 
     source: str
@@ -23,23 +25,23 @@ class DetectionRecipe(Ranged):
     lr: LearningRate
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: ShareBelow1 = 0.9
-    """SGD's momentum (without Nesterov's look ahead), Adam's first beta."""
+    """SGD's momentum (without Nesterov), or Adam's first beta."""
     weight_decay: Weight = 1e-4
     schedule: Literal["step", "cosine"] = "step"
     milestones: tuple[Share, ...] = ()
-    """`step`: where the learning rate is multiplied by `gamma`."""
+    """`step`: fractions of the run at which the learning rate is multiplied by `gamma`."""
     gamma: Share = 0.1
     warmup_steps: CountOrZero = 0
     """Steps in which the learning rate grows linearly."""
     warmup_from: Share = 1.0 / 3.0
-    """Where it starts from, relative to the full rate."""
+    """Learning rate of the first step, relative to the full rate."""
     flip: Share = 0.5
-    """Probability of the mirror image."""
+    """Probability of a horizontal flip."""
     clip_norm: Weight = 0.0
-    """Largest norm of the gradient; 0: not clipped."""
+    """Largest norm of the gradient. 0: no clipping."""
 
     def lr_factor(self, step: int, steps: int) -> float:
-        """Learning rate of a step, counted from 0, relative to its base; the run has `steps`.
+        """Return the learning rate of a step, counted from 0, relative to its base; the run has `steps`.
 
         >>> recipe = DetectionRecipe(source="", epochs=12, batch_size=1, lr=1.0, milestones=(8 / 12, 11 / 12),
         ...     warmup_steps=500)

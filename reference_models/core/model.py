@@ -1,5 +1,6 @@
-"""`Model`: a method as training, checkpoints and records see it; every hook that a method file may override
-has its default here.
+"""`Model`: the interface between a method and training, checkpoints and records.
+
+Every hook that a method file may override has its default here.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from reference_models.core.backbone import Backbone, load_backbone, no_backbone, profile_of
+from reference_models.core.backbone import Backbone, load_backbone, make_empty_backbone, read_profile
 from reference_models.core.config import MethodConfig, parse_settings, split_settings, to_json
 from reference_models.core.objectives import Objective
 from reference_models.core.outputs import Batch, ForwardPass
 from reference_models.core.recipes import RECIPES, Recipe, default_recipe
-from reference_models.core.tokens import as_tokens
+from reference_models.core.tokens import require_tokens
 from wsolbench.exceptions import unknown_name
 from wsolbench.types import Dataset
 
@@ -25,19 +26,19 @@ M = TypeVar("M", bound="Model")
 
 
 class Model(nn.Module):
-    """What training and checkpoints see of a method; `Localizer` adds what the commands call.
+    """Base of all methods as training and checkpoints use them. `Localizer` adds what the commands call.
 
     Class attributes:
         method_name: the file's name with dashes.
         Config: dataclass of the settings.
         trainable: False for a method without parameters.
-        needs_backbone: False for a method that looks at no features; it gets an empty backbone.
-        needs_tokens: True for a method of vision transformers; its backbone is a `TokenBackbone`.
+        needs_backbone: False for a method that uses no features. It gets an empty backbone.
+        needs_tokens: True for a method of vision transformers. Its backbone is a `TokenBackbone`.
         learns_from: `gradients` of `loss`, or `statistics`, which `measure` collects.
-        map_kind: what the raw values are: `signed` scores, `nonneg` (unbounded), or `unit` (in [0, 1]).
+        map_kind: range of the raw maps: `signed`, `nonneg` (unbounded), or `unit` (in [0, 1]).
         recipes: training recipes that only this method has.
-        official_recipes: those of the released code, by the name of the default recipe that they replace with
-            `variant=official`.
+        official_recipes: for `variant=official`: the name of a default recipe -> the released code's recipe
+            that replaces it.
     """
 
     method_name: ClassVar[str]
@@ -53,25 +54,25 @@ class Model(nn.Module):
     def __init__(self, backbone: Backbone, num_classes: int, config: MethodConfig) -> None:
         super().__init__()
         if self.needs_tokens:
-            as_tokens(backbone, f"method {self.method_name!r}")
+            require_tokens(backbone, f"method {self.method_name!r}")
         self.backbone, self.num_classes, self.config = backbone, num_classes, config
         self.input_spec = backbone.input_spec
         self.class_names: tuple[str, ...] = ()
         self.facts: dict[str, Any] = {}
-        """How the weights came about: filled by training and by `load`."""
+        """Training metadata of the weights, filled by training and by `load`."""
         self.ready = not self.trainable
-        """Whether a new model can be evaluated as it is, because all its weights came from somewhere."""
+        """Whether a new model can be evaluated without training, because all its weights are pretrained."""
 
     # --- what a method file defines -------------------------------------------------------------------------
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
-        """One forward pass; keeps the graph where gradients are wanted."""
+        """Run one forward pass. It keeps the graph if gradients are enabled."""
         raise NotImplementedError
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Named scalar terms, already weighted; their sum is minimised."""
+        """Return named scalar terms, already weighted. Their sum is minimised."""
         raise NotImplementedError
 
-    # --- what a method file may change ----------------------------------------------------------------------
+    # --- hooks that a method may override -------------------------------------------------------------------
     @property
     def wants_masks(self) -> bool:
         """Whether `loss` needs `Batch.masks`."""
@@ -79,74 +80,77 @@ class Model(nn.Module):
 
     @property
     def group_size(self) -> int:
-        """Neighbours in a batch that must stay together where several processes share it, at least 2."""
+        """Number of neighbours in a batch that must stay in one process, at least 2."""
         return 2
 
     @classmethod
     def grid_for(cls, backbone: str, config: MethodConfig) -> str:
-        """Which variant of the backbone this method wants."""
-        return profile_of(backbone).grid(config.grid, "tokens") if cls.needs_tokens else config.grid
+        """Return the variant of the backbone that this method needs."""
+        return read_profile(backbone).grid(config.grid, "tokens") if cls.needs_tokens else config.grid
 
     @classmethod
     def default_size(cls, backbone: str, num_classes: int) -> int | None:  # noqa: ARG003 - for methods whose choice depends on them
-        """Side of the input where none is asked for; None: the backbone's."""
+        """Return the default side of the input, or None for the backbone's."""
         return None
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
-        """Recipe for `recipe=default`."""
-        return default_recipe(profile_of(backbone).recipe_family, num_classes)
+        """Return the name of the recipe for `recipe=default`."""
+        return default_recipe(read_profile(backbone).recipe_family, num_classes)
 
     @classmethod
     def adjust_recipe(cls, name: str, recipe: Recipe, config: MethodConfig) -> Recipe:  # noqa: ARG003 - for methods whose recipe depends on them
-        """The recipe of that name for these settings, before the user's changes to it: a shorter run where
-        there is less to train, say.
+        """Return the recipe of that name for these settings, before the user's changes to it.
+
+        Example: a shorter run if there is less to train.
         """
         return recipe
 
     def before_training(self, train: Dataset) -> None:
-        """Called once before the first epoch, and when a run goes on: for facts about the data that a method
-        needs.
+        """Hook: called once before the first epoch, also when a run resumes.
+
+        Collects what a method needs of the data.
         """
 
     def measure(self, train: Dataset, passes: Callable[[], Iterator[Batch]]) -> None:
-        """Fill the buffers, for methods that learn from `statistics`; gradients are disabled.
+        """Fill the buffers, for methods that learn from `statistics`. Gradients are disabled.
 
-        `train` has the boxes of its images, and each call of `passes` is one pass over the images, in their
-        order and without augmentation. What the buffers then hold is the checkpoint.
+        `train` has the boxes of its images. Each call of `passes` is one pass over the images, in their order
+        and without augmentation. The checkpoint stores the buffers.
         """
         raise NotImplementedError
 
     @classmethod
     def train_split(cls, settings: Mapping[str, str]) -> str:  # noqa: ARG003 - for methods whose settings choose it
-        """Split that `wsolbench train` fits on: `train`, or `val` for methods that need its boxes."""
+        """Return the split to fit on: `train`, or `val` for methods that need its boxes."""
         return "train"
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
-        """Called before each epoch, in train mode: to freeze or free parts, to change modes."""
+        """Hook: called before each epoch, in train mode, to freeze or unfreeze layers or to change modes."""
 
     def batches(
         self, labels: Int[np.ndarray, " n"], batch_size: int, rng: np.random.Generator
     ) -> list[Int[np.ndarray, " _"]]:
-        """Which images each batch of an epoch has, by position. Every image once, shuffled.
+        """Return the positions of the images in each batch of an epoch. Every image occurs once, shuffled.
 
-        A last batch of one image is left out: batch norm needs two.
+        A last batch of one image is dropped, because batch norm needs two.
         """
         order = rng.permutation(len(labels))
         parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         return parts[:-1] if len(parts) > 1 and len(parts[-1]) == 1 else parts
 
     def is_new(self, name: str, recipe: Recipe) -> bool:
-        """Whether a parameter was not pretrained and learns at `recipe.new_factor` times the rate."""
+        """Return whether a parameter was not pretrained and learns at `recipe.new_factor` times the rate."""
         return not name.startswith("backbone.") or (recipe.last_stage_is_new and self.is_last_stage(name))
 
     def is_last_stage(self, name: str) -> bool:
-        """Whether a parameter belongs to the last stage, on backbones whose file names that stage."""
+        """Return whether a parameter belongs to the last stage, on backbones whose file names that stage."""
         return self.backbone.profile.in_group(name, "last-stage")
 
     def parameter_groups(self, recipe: Recipe) -> list[dict[str, Any]]:
-        """Groups for the optimiser: pretrained or new, weight or bias, each with its factor of the base
-        learning rate.
+        """Return the optimiser's groups, each with its factor of the base learning rate.
+
+        They separate pretrained from new layers, and weights from biases.
         """
         pretrained = self.backbone.weights.sha256 is not None
         assert recipe.new_factor is not None
@@ -162,12 +166,16 @@ class Model(nn.Module):
         return list(groups.values())
 
     def objectives(self, recipe: Recipe) -> Sequence[Objective]:
-        """What is minimised: the loss, by all parameters. A method with several optimisers gives several."""
+        """Return what is minimised: `loss`, by all parameters.
+
+        A method with several optimisers returns several.
+        """
         return [Objective(loss=self.loss, groups=self.parameter_groups(recipe), recipe=recipe)]
 
     def lr_factor(self, recipe: Recipe, progress: float) -> float:
-        """Learning rate relative to its base after `progress` in [0, 1] of the run; called before every
-        step.
+        """Return the learning rate relative to its base after `progress` in [0, 1] of the run.
+
+        It is called before every step.
         """
         return recipe.lr_factor(progress)
 
@@ -182,8 +190,9 @@ class Model(nn.Module):
         settings: Mapping[str, str],
         image_size: int | None = None,
     ) -> M:
-        """A new model in eval mode; see `wsolbench.methods.contracts.Method.create`. Its new layers draw from
-        torch's global generator.
+        """Create a model in eval mode; see `wsolbench.methods.contracts.Method.create`.
+
+        Its new layers draw from torch's global generator.
         """
         config = parse_settings(cls.Config, split_settings(settings)[0], what=f"method {cls.method_name!r}")
         size = image_size or cls.default_size(backbone, num_classes)
@@ -191,25 +200,27 @@ class Model(nn.Module):
             backbone, weights=weights, grid=cls.grid_for(backbone, config), image_size=size
         )
         model = cls(network, num_classes, config)
-        model.take_over()
+        model.load_referenced_weights()
         return model.eval()
 
     @classmethod
     def open_backbone(cls, name: str, *, weights: str, grid: str, image_size: int | None = None) -> Backbone:
-        """The backbone by name, or the empty one for methods that need none."""
+        """Load the backbone by name, or the empty one for methods that need none."""
         if not cls.needs_backbone:
-            return no_backbone(image_size)
+            return make_empty_backbone(image_size)
         return load_backbone(name, weights=weights, grid=grid, image_size=image_size)
 
-    def take_over(self) -> None:
-        """Fill a new model with what its settings name, a part of another checkpoint for instance; nothing
-        here.
+    def load_referenced_weights(self) -> None:
+        """Hook: copy weights that the settings refer to (for example `part_net`).
+
+        The default does nothing.
         """
 
     @classmethod
     def recipe_for(cls, backbone: str, num_classes: int, settings: Mapping[str, str]) -> Recipe:
-        """The recipe that `settings` ask for, with their changes (`recipe.lr=0.1`). Raises `UsageError` on
-        unknown names.
+        """Return the recipe that `settings` ask for, with their changes (`recipe.lr=0.1`).
+
+        Raises `UsageError` on unknown names.
         """
         own, changes = split_settings(settings)
         known = {**RECIPES, **cls.recipes}
@@ -224,13 +235,13 @@ class Model(nn.Module):
             changes = {
                 "new_factor": "none",
                 **changes,
-            }  # a factor that was stated for another optimiser does not carry over
+            }  # a factor for another optimiser does not apply
         return parse_settings(
             Recipe, changes, what=f"recipe {name!r}", start=cls.adjust_recipe(name, known[name], config)
         )
 
     def describe(self) -> dict[str, Any]:
-        """For the record: see `wsolbench.methods.contracts.Method.describe`."""
+        """Describe the model for the record; see `wsolbench.methods.contracts.Method.describe`."""
         described: dict[str, Any] = {
             "method": self.method_name,
             "variant": getattr(self.config, "variant", "default"),

@@ -1,4 +1,4 @@
-"""What a training minimises: one loss for all parameters, or several with an optimiser of their own."""
+"""Training objectives: one loss for all parameters, or several, each with its own optimiser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reference_models.core.recipes import Recipe
 
 
 def always(batch: Batch) -> bool:  # noqa: ARG001 - of the form that `Objective.is_due` has
-    """Every step."""
+    """Return True for every step."""
     return True
 
 
@@ -26,18 +26,19 @@ class Objective:
     """
 
     loss: Callable[[Batch], dict[str, Tensor]]
-    """Named scalar terms, already weighted; their sum is minimised."""
+    """Returns named scalar terms, already weighted. Their sum is minimised."""
     groups: Sequence[dict[str, Any]]
     """Parameter groups, each with its `name`, `params` and `factor` of the base learning rate."""
     recipe: Recipe
-    """Optimiser, learning rate, weight decay, schedule and clipping. Epochs, batches and augmentation are
-    those of the run.
+    """Optimiser, learning rate, weight decay, schedule and clipping.
+
+    Epochs, batches and augmentation are those of the run.
     """
     name: str = ""
-    """Prefix of the terms in the log, which tells several objectives apart."""
+    """Prefix of the terms in the log, to distinguish several objectives."""
     is_due: Callable[[Batch], bool] = always
-    """Whether it takes part in the step of this batch: `batch.epoch` and `batch.step` say which it is."""
+    """Whether it takes part in the step of this batch, given `batch.epoch` and `batch.step`."""
 
     def term_name(self, term: str) -> str:
-        """Name of a term in the log."""
+        """Return the name of a term in the log."""
         return f"{self.name}.{term}" if self.name else term

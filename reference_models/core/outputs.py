@@ -1,6 +1,4 @@
-"""What goes into a loss and what comes out of a forward pass: the types that methods, layers and training
-share.
-"""
+"""Inputs of a loss and results of a forward pass: types that methods, layers and training share."""
 
 from __future__ import annotations
 
@@ -15,16 +13,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Batch:
-    """What `loss` gets.
+    """Input of `Model.loss`.
 
     Attributes:
         images: (B, 3, H, W), augmented and normalised.
         labels: (B,) class indices.
         indices: (B,) positions of the images in the training split.
-        epoch, epochs: the current epoch, from 0, and how many there are.
+        epoch, epochs: the current epoch, counted from 0, and their number.
         step: optimiser steps before this one, over the whole run.
-        masks: (B, H, W) in [0, 1], true masks moved with the images; None unless the method `wants_masks`.
-        generator: source of all randomness of the method, on the device of the images; seeded by (seed,
+        masks: (B, H, W) in [0, 1], ground-truth masks transformed with the images. None unless the method
+            `wants_masks`.
+        generator: source of all randomness of the method, on the device of the images, seeded by (seed,
             epoch).
     """
 
@@ -43,10 +42,9 @@ class Proposals:
     """Boxes that a method proposes, best first.
 
     Attributes:
-        boxes: (B, M, 4) xyxy in pixels of the input; they may reach beyond it.
+        boxes: (B, M, 4) xyxy in pixels of the input. They may reach beyond it.
         scores: (B, M) in descending order.
-        padded: (B, M) boxes that only fill up the number, where there were not enough good ones; None: none
-            is.
+        padded: (B, M) True for boxes that were added only to reach the number M. None: no box is padded.
     """
 
     boxes: Tensor
@@ -56,14 +54,14 @@ class Proposals:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Tokens:
-    """What a vision transformer computes besides its feature stages.
+    """Outputs of a vision transformer besides its feature stages.
 
     Attributes:
         patches: (B, D, h, w) patch tokens after the final norm.
         prefix: (B, P, D) class token and register tokens after the final norm.
         queries, keys, values: (B, D, h, w) those of the patches in the last block, all heads joined.
-        attention: (B, L, h, w) what the class token of each block attends to, the mean over heads; None
-            without a class token.
+        attention: (B, L, h, w) attention of the class token in each block, averaged over heads. None without
+            a class token.
     """
 
     patches: Tensor
@@ -76,19 +74,19 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ForwardPass:
-    """What a model says about a batch of images; maps of any class can be asked of it.
+    """Result of a forward pass on a batch of images. It can give the maps of any class.
 
     Attributes:
-        logits: (B, C) class scores before softmax; None for a method that does not classify.
+        logits: (B, C) class scores before softmax. None for a method that does not classify.
         maps_of: (B, K) class indices -> (B, K, h, w) raw maps.
-        stages: feature stages by name, for post-processes; the last two are on one grid.
+        stages: feature stages by name, for post-processes. The last two have the same grid.
         penultimate: (B, D, h, w) input of the last linear layer, for post-processes that compare pixels.
-        propose: gives the proposals of methods that propose parts, or the object's box; None: see
+        propose: returns the proposals of methods that propose parts or the object's box. None: see
             `Localizer.localize`.
-        tokens: computes what a vision transformer gives besides its stages, for post-processes; None for
-            other backbones. `Localizer.localize` fills it.
-        extra_maps: further maps by name, (B, h, w), of no class: `wsolbench eval --map NAME` scores one of
-            them.
+        tokens: computes the outputs of a vision transformer besides its stages, for post-processes. None for
+            other backbones. `Localizer.localize` sets it.
+        extra_maps: further maps by name, (B, h, w), that belong to no class. `wsolbench eval --map NAME`
+            scores one of them.
     """
 
     logits: Tensor | None
@@ -107,9 +105,9 @@ class ForwardPass:
 
     @torch.no_grad()
     def score_maps(self, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
-        """Raw float32 maps of the given classes of each image: no min-max, resize or threshold.
+        """Return raw float32 maps of the given classes: not normalised, resized or thresholded.
 
-        They are computed in the precision of the forward pass, also outside of its autocast block.
+        They are computed in the precision of the forward pass, also outside its autocast block.
         """
         mixed: tuple[str, torch.dtype] | None = getattr(self, "_mixed", None)
         if mixed is None:
@@ -119,11 +117,12 @@ class ForwardPass:
 
 
 Target = dict[str, Tensor]
-"""An image's objects: `boxes` (R, 4) xyxy, `labels` (R,) from 1, `masks` (R, h, w) uint8 where there are
-any.
+"""Objects of an image.
+
+`boxes` (R, 4) xyxy, `labels` (R,) from 1, and `masks` (R, h, w) uint8 if there are any.
 """
 
 
 def as_input(image: Tensor, device: torch.device) -> Tensor:
-    """(3, h, w) uint8 -> float32 in [0, 1] on the device."""
+    """Convert (3, h, w) uint8 to float32 in [0, 1] on the device."""
     return image.to(device, non_blocking=True).float() / 255

@@ -1,6 +1,6 @@
-"""What a backbone file states about its network before the network is built, and the roles of its steps.
+"""Properties of a backbone that are known before the network is built, and the roles of its steps.
 
-Methods never compare the name of a backbone. They read its `Profile`, which is the constant `PROFILE` of the
+Methods never compare the name of a backbone. They read its `Profile`, the constant `PROFILE` of the
 backbone's file, and ask the built network for a role (`Backbone.role`).
 """
 
@@ -33,7 +33,7 @@ ROLES: Mapping[Role, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Stage:
-    """The output of a step: its name, stride (input pixels for each cell) and channels."""
+    """The output of a step: its name, stride (input pixels per cell) and channels."""
 
     name: str
     stride: int
@@ -42,18 +42,20 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """What is known about a backbone from its file alone."""
+    """Properties of a backbone that its file states."""
 
     grids: tuple[str, ...] = ()
     """Variants of the network. The first one is the default."""
     grid_for: Mapping[GridPurpose, str] = field(default_factory=dict)
-    """The variant for each purpose that needs another one than the default: `fine-grained`: fine-grained
-    classifiers. `small`: methods whose cost grows with the square of the cells. `padded`: torchvision's
-    strides with a padded first convolution. `overlapping-pools`: the pools of ACoL's released code.
-    `overlapping-pools-small`: those of wsolevaluation's ACoL. `tokens`: a vision transformer as steps.
+    """Variant for each purpose that needs another one than the default.
+
+    `fine-grained`: fine-grained classifiers. `small`: methods whose cost grows with the square of the number
+    of cells. `padded`: torchvision's strides with a padded first convolution. `overlapping-pools`: the pools
+    of ACoL's released code. `overlapping-pools-small`: those of wsolevaluation's ACoL. `tokens`: a vision
+    transformer as steps.
     """
     kin: Kin = "other"
-    """The network of the WSOL papers that this one resembles. Methods use what is published for it."""
+    """The network of the WSOL papers that is most similar. Methods use the values published for it."""
     recipe_family: RecipeFamily = "finetune"
     """Default training recipe: the published one for the data set, or one of this project."""
     fine_grained_recipes: bool = False
@@ -61,27 +63,28 @@ class Profile:
     fine_grained_size: int | None = None
     """Default input side of fine-grained classifiers, except on ImageNet. None: that of the backbone."""
     convolution_before_linear: bool = False
-    """Whether a linear head gets a 3x3 convolution first, in place of the hidden layers of the original."""
+    """Whether a linear head gets a 3x3 convolution first, in place of the original hidden layers."""
     step_groups: Mapping[StepGroup, tuple[str, ...]] = field(default_factory=dict)
-    """Prefixes of the names of steps that some recipes train at the rate of new layers: `last-stage`, and
-    `deep`, the stages that SPG trains so.
+    """Prefixes of the names of steps that some recipes train at the rate of new layers.
+
+    `last-stage`, and `deep`: the stages that SPG trains at that rate.
     """
     default_weights: str = "imagenet"
     """Weights if the user names none: `imagenet` or `none`."""
 
     def grid(self, asked: str, purpose: GridPurpose) -> str:
-        """The variant that was asked for. `default` becomes the one for this purpose, if there is one."""
+        """Return the requested variant. `default` becomes the one for this purpose, if there is one."""
         return self.grid_for.get(purpose, asked) if asked == "default" else asked
 
     def in_group(self, parameter: str, group: StepGroup) -> bool:
-        """Whether a parameter of a model (`backbone.steps.<step>...`) belongs to a group of steps."""
+        """Return whether a parameter of a model (`backbone.steps.<step>...`) belongs to a group of steps."""
         return parameter.startswith(
             tuple(f"backbone.steps.{start}" for start in self.step_groups.get(group, ()))
         )
 
 
 def default_roles(layout: Sequence[Stage]) -> dict[Role, tuple[Stage, ...]]:
-    """Roles of a network whose steps can be edited: the ends of its last stages.
+    """Return the roles of a network whose steps can be edited: the ends of its last stages.
 
     A backbone file states only those that differ.
     """

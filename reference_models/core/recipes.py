@@ -1,7 +1,7 @@
 """Training recipes as data: optimiser, learning rates per group, schedule, crops.
 
 Where published recipes depend on the data set, there is one for object-centric sets of a few hundred classes
-(`_cub`) and one for ImageNet (`_ilsvrc`). A method file may bring its own (`Localizer.recipes`). Every field
+(`_cub`) and one for ImageNet (`_ilsvrc`). A method file may have its own (`Localizer.recipes`). Every field
 can be set on the command line: `--set recipe.weight_decay=1e-4`.
 """
 
@@ -18,17 +18,16 @@ from wsolbench.methods.inputs import RotationFilter
 from wsolbench.ranges import BatchSize, Epochs, LearningRate, Range, Ranged, Share, ShareBelow1, Weight
 
 NEW_FACTOR: Mapping[str, float] = MappingProxyType({"sgd": 10.0, "adam": 1.0, "adamw": 1.0})
-"""Learning rate of new layers by optimiser. Ten times the rate is the custom of SGD. Adam's steps do not
-shrink with the gradient: ten times the rate of `tiny` moves each weight by up to 0.02 a step, and GT-known of
-a fine-tuned CAM falls.
+"""Factor of the learning rate of new layers, by optimiser.
+
+Ten times the rate is customary for SGD. Adam's steps do not shrink with the gradient: ten times the rate of
+`tiny` moves each weight by up to 0.02 per step, and GT-known of a fine-tuned CAM drops.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Ranged):
-    """How a model is trained. Points in time are fractions of the run, so that another number of epochs
-    scales them.
-    """
+    """Training recipe. Points in time are fractions of the run, so they scale with the number of epochs."""
 
     source: str
     epochs: Epochs
@@ -36,45 +35,52 @@ class Recipe(Ranged):
     lr: LearningRate
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: ShareBelow1 = 0.9
-    """SGD's momentum (Nesterov), Adam's first beta."""
+    """SGD's momentum (Nesterov), or Adam's first beta."""
     weight_decay: Weight = 5e-4
     schedule: Literal["step", "cosine", "poly", "constant"] = "step"
     milestones: tuple[Share, ...] = ()
-    """`step`: where the learning rate is multiplied by `gamma`."""
+    """`step`: fractions of the run at which the learning rate is multiplied by `gamma`."""
     first_epoch: Literal[0, 1] = 0
-    """Number that the source gives to the first epoch. With 1, the rate falls before the epoch whose number
-    is a milestone, one epoch earlier than with 0 (wsolevaluation, NTS-Net). A fall that would then lie in the
-    first epoch stays where it is.
+    """Number that the source gives to the first epoch.
+
+    With 1, the rate drops before the epoch whose number is a milestone, one epoch earlier than with 0
+    (wsolevaluation, NTS-Net). A drop that would then fall into the first epoch is not moved.
     """
     gamma: Share = 0.1
     power: Weight = 0.9
     """`poly`: (1 - progress) ** power."""
     warmup: Share = 0.0
-    """Part of the run in which the learning rate grows linearly from 0."""
+    """Fraction of the run in which the learning rate grows linearly from 0."""
     new_factor: Weight | None = None
-    """Learning rate of layers that were not pretrained, relative to `lr`. None becomes `NEW_FACTOR` of the
-    optimiser, so an Adam recipe has to state any other number. The factor is not applied if the backbone has
-    no pretrained weights.
+    """Learning rate of layers that were not pretrained, relative to `lr`.
+
+    None becomes `NEW_FACTOR` of the optimiser, so an Adam recipe has to state any other number. The factor is
+    ignored if the backbone has no pretrained weights.
     """
     bias_factor: Weight = 2.0
     """Learning rate of biases, relative to the weights of the same layer."""
     last_stage_is_new: bool = False
-    """Whether the pretrained last stage of a ResNet counts as new (wsolevaluation). What else differs there
-    is in `is_new` of `acol` and `spg`.
+    """Whether the pretrained last stage of a ResNet counts as new (wsolevaluation).
+
+    `is_new` of `acol` and `spg` has the other differences of wsolevaluation.
     """
     resize: Annotated[float, Range(1, 8)] = 256 / 224
     """Side of the resized image relative to the crop."""
     short_side: bool = False
-    """Whether `resize` is for the shorter side of the image, which keeps its aspect ratio. Otherwise the
-    image becomes a square.
+    """Whether `resize` is for the shorter side and the image keeps its aspect ratio.
+
+    Otherwise the image becomes a square.
     """
     flip: Share = 0.5
     rotation: Annotated[float, Range(0, 180)] = 0.0
-    """Degrees; the image is rotated by up to this much either way before the crop."""
+    """Largest angle in degrees.
+
+    The image is rotated by up to this much in either direction before the crop.
+    """
     rotation_filter: RotationFilter = "bilinear"
-    """How a rotated image is sampled."""
+    """Interpolation of a rotated image."""
     clip_norm: Weight = 0.0
-    """Largest norm of the gradient; 0: not clipped."""
+    """Largest norm of the gradient. 0: no clipping."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,7 +88,7 @@ class Recipe(Ranged):
             object.__setattr__(self, "new_factor", NEW_FACTOR[self.optimizer])
 
     def lr_factor(self, progress: float) -> float:
-        """Learning rate relative to its base after `progress` in [0, 1] of the run.
+        """Return the learning rate relative to its base after `progress` in [0, 1] of the run.
 
         >>> recipe = Recipe(source="", epochs=100, batch_size=1, lr=1.0, milestones=(0.8,))
         >>> recipe.lr_factor(79.9 / 100), round(recipe.lr_factor(80 / 100), 3)
@@ -102,21 +108,19 @@ class Recipe(Ranged):
         return 1.0
 
     def _fall(self, milestone: float) -> float:
-        """Part of the run after which the rate falls."""
+        """Return the fraction of the run after which the rate drops."""
         earlier = milestone - self.first_epoch / self.epochs
         return milestone if earlier < 1 / self.epochs - 1e-9 else earlier
 
 
 LATER_FIELDS = frozenset({"first_epoch", "short_side", "rotation_filter"})
-"""Fields that came after records had been written; those records stand for the defaults."""
+"""Fields that were added after records had been written. Those records stand for the defaults."""
 
 MANY_CLASSES = 500
-"""Data sets with at least as many classes are treated as ILSVRC where published values are for CUB and for
-ILSVRC.
-"""
+"""Smallest number of classes for which published values for ILSVRC are used in place of those for CUB."""
 
 WSOLEVALUATION = "clovaai/wsolevaluation"
-"""Source of the recipes with which names of layers decide what learns faster."""
+"""Source of the recipes in which names of layers decide what learns faster."""
 
 # The learning rates of wsolevaluation were searched for each backbone; those in `RECIPES` are the ones known
 # for CAM. It counts epochs from 1 and multiplies the rate before each epoch whose number 15 divides (ILSVRC:
@@ -180,7 +184,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 
 
 def default_recipe(family: RecipeFamily, num_classes: int) -> str:
-    """Name of the default recipe for backbones of a family."""
+    """Return the name of the default recipe for backbones of a family."""
     if family == "published":
         return "spa_cub" if num_classes < MANY_CLASSES else "spa_ilsvrc"
     return family
@@ -269,4 +273,7 @@ FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
         ),
     }
 )
-"""By name. `batch_size` counts groups where a method's batches are made of groups of images (LIO)."""
+"""Recipes of fine-grained classifiers by name.
+
+`batch_size` counts groups if a method's batches consist of groups of images (LIO).
+"""

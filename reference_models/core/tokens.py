@@ -1,8 +1,8 @@
 """The backbone adapter of vision transformers: tokens as feature maps, and the attention of any block.
 
-A token backbone is a row of steps like any other: `embed`, `block0` to the last block, `norm`, `patches`.
-Between `embed` and `norm` flow tokens (B, P + N, D): P prefix tokens (class and registers), then N = h w
-patches. The stages, and the output of `patches`, are feature maps (B, D, h, w) without prefix tokens.
+A token backbone is a sequence of steps like any other: `embed`, `block0` to the last block, `norm`,
+`patches`. Tokens (B, P + N, D) flow between `embed` and `norm`: P prefix tokens (class and registers), then N
+= h w patches. The stages, and the output of `patches`, are feature maps (B, D, h, w) without prefix tokens.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec
 
 Weighting = Callable[[Tensor], Tensor]
-"""Attention logits (B, H, T, T) -> weights of the values, for instance the softmax over the last axis."""
+"""Maps attention logits (B, H, T, T) to weights of the values, for instance by softmax over the last axis."""
 
 STAGES = 3
-"""Last blocks whose outputs are stages; the normalised patches are one more."""
+"""Number of last blocks whose outputs are stages. The normalised patches are one more stage."""
 
 
 def softmax(logits: Float[Tensor, "b h q k"]) -> Float[Tensor, "b h q k"]:
-    """The usual weights of attention."""
+    """Return the usual weights of attention."""
     return logits.softmax(dim=-1)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Attended:
-    """What a block computes.
+    """Results of a block.
 
     Attributes:
         tokens: (B, T, D) its output.
-        weights: (B, H, T, T) attention of each head; row t is what token t attends to.
+        weights: (B, H, T, T) attention of each head. Row t is the attention of token t.
         queries, keys, values: (B, H, T, D / H).
     """
 
@@ -53,7 +53,7 @@ class Attended:
 
 
 def attend(block: Any, x: Float[Tensor, "b t d"], weighting: Weighting = softmax) -> Attended:
-    """A timm block on tokens `x`, layer by layer, with `weighting` in place of the softmax."""
+    """Run a timm block on tokens `x`, layer by layer, with `weighting` in place of the softmax."""
     attention = block.attn
     normed = block.norm1(x)
     split = attention.qkv(normed).reshape(*x.shape[:2], 3, attention.num_heads, -1)
@@ -69,14 +69,14 @@ def attend(block: Any, x: Float[Tensor, "b t d"], weighting: Weighting = softmax
 
 
 class Embed(nn.Module):
-    """Images to tokens: patches, prefix tokens and positions of a timm vision transformer."""
+    """Convert images to tokens: patches, prefix tokens and positions of a timm vision transformer."""
 
     def __init__(self, net: Any, name: str) -> None:
         super().__init__()
         self.net, self.name = net, name
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b t d"]:
-        """`UsageError` for images that cannot be cut into whole patches."""
+        """Embed the images. Raises `UsageError` if they cannot be cut into whole patches."""
         side, patch = images.shape[-1], self.net.patch_embed.patch_size[0]
         if side % patch:
             raise UsageError(
@@ -89,14 +89,14 @@ class Embed(nn.Module):
 
 
 class Patches(nn.Module):
-    """Tokens to the feature map of the patches, which form a square."""
+    """Convert tokens to the feature map of the patches, which form a square."""
 
     def __init__(self, prefix: int) -> None:
         super().__init__()
         self.prefix = prefix
 
     def forward(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b d h w"]:
-        """(B, P + N, D) -> (B, D, h, w), prefix tokens left out."""
+        """Convert (B, P + N, D) to (B, D, h, w), without prefix tokens."""
         side = math.isqrt(tokens.shape[1] - self.prefix)
         patches = tokens[:, self.prefix :].mT  # (B, D, N)
         return patches.reshape(*patches.shape[:2], side, side)
@@ -118,26 +118,30 @@ class TokenBackbone(Backbone):
         self.prefix, self.blocks = prefix, [step for step in steps if step.startswith("block")]
 
     def roles_of_layout(self) -> dict[Role, tuple[Stage, ...]]:
-        """Only roles whose features are read at the ends of stages: between steps flow tokens, not maps."""
+        """Return only roles that are read at the ends of stages: tokens, not maps, flow between steps."""
         return {role: steps for role, steps in super().roles_of_layout().items() if role == "guides"}
 
     def stages(self, images: Float[Tensor, "b 3 H W"], edit: Edit | None = None) -> OrderedDict[str, Tensor]:
-        """See `Backbone.stages`; what `edit` gets between `embed` and `norm` are tokens."""
+        """Return the stages as `Backbone.stages` does. Between `embed` and `norm`, `edit` gets tokens."""
         to_map: Any = self.steps["patches"]
         found = super().stages(images, edit)
         return OrderedDict((name, x if name == "patches" else to_map(x)) for name, x in found.items())
 
     def attend(self, step: str, x: Float[Tensor, "b t d"], weighting: Weighting = softmax) -> Attended:
-        """A block, by name, on the tokens that it gets; see `attend`."""
+        """Run a block, by name, on its input tokens; see `attend`."""
         return attend(self.steps[step], x, weighting)
 
     def attention(self, images: Float[Tensor, "b 3 H W"], step: str) -> Float[Tensor, "b heads t t"]:
-        """Attention of each head of a block between all tokens, prefix tokens included."""
+        """Return the attention of each head of a block between all tokens, including prefix tokens."""
         before = list(self.steps)[list(self.steps).index(step) - 1]
         return self.attend(step, self.run(images, until=before)).weights
 
     def tokens(self, images: Float[Tensor, "b 3 H W"]) -> Tokens:
-        """Patches, prefix tokens, the last block's keys and the class token's attention, from one pass."""
+        """Return all token outputs from one pass.
+
+        Patches, prefix tokens, queries, keys and values of the last block, and the attention of the class
+        token.
+        """
         x, rows, last = self.run(images, until="embed"), [], None
         for step in self.blocks:
             last = self.attend(step, x)
@@ -159,10 +163,10 @@ class TokenBackbone(Backbone):
         )
 
 
-def as_tokens(backbone: Backbone, who: str) -> TokenBackbone:
-    """The backbone of a method that needs tokens. `who` is the method (`method 'ts-cam'`).
+def require_tokens(backbone: Backbone, who: str) -> TokenBackbone:
+    """Return the backbone as a `TokenBackbone`. `who` is the method that needs it (`method 'ts-cam'`).
 
-    Raises `UsageError` if the backbone is no vision transformer, or not in its variant `tokens`.
+    Raises `UsageError` if the backbone is not a vision transformer in its variant `tokens`.
     """
     if not isinstance(backbone, TokenBackbone):
         raise UsageError(

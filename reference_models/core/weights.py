@@ -1,7 +1,7 @@
-"""Pretrained weights: where a file comes from, what it contains, and what to do when it is not there.
+"""Pretrained weights: source, content, and what to do if a file is missing.
 
-Every file is read without executing what it contains (`weights_only=True`, safetensors) and loaded strictly:
-a tensor too many, too few or of another shape is an error.
+Every file is read without executing its content (`weights_only=True`, safetensors) and loaded strictly: an
+additional or missing tensor, or one of another shape, is an error.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from wsolbench.system.regular_files import name_content
 
 IMAGENET, NONE = "imagenet", "none"
 HEADER, DIGEST = "wsolbench", "sha256"
-"""Where a checkpoint of this package has its description, and where that has the digest."""
+"""Key of the description in a checkpoint's metadata, and key of the digest in that description."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a backbone's weights come from.
+    """Source of a backbone's weights.
 
-    `sha256` is of the file, or of the tensors where a library keeps the file to itself; None for `none`.
+    `sha256` is the digest of the file, or of the tensors if a library hides the file. None for `none`.
     """
 
     name: str
@@ -42,8 +42,9 @@ class Weights:
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """The tensors of a file, and its digest. `metadata` is not None when it is one of this package's
-    checkpoints.
+    """Tensors of a file and its digest.
+
+    `metadata` is None unless the file is a checkpoint of this package.
     """
 
     tensors: dict[str, Tensor]
@@ -52,23 +53,26 @@ class WeightsFile:
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """All tensors of a `.safetensors` file, or of a PyTorch file that holds nothing but tensors.
+    """Read all tensors of a `.safetensors` file, or of a PyTorch file that contains only tensors.
 
-    Raises `DataError` when the file is missing, truncated, or holds pickled objects.
+    Raises `DataError` if the file is missing, truncated, or contains pickled objects.
     """
     if not path.is_file():
         raise DataError(f"no weights file {path}; give an existing file, or --weights imagenet or none")
+    # A safetensors file.
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
         return WeightsFile(tensors, sha256_of_file(path), metadata if HEADER in metadata else None)
+    # A PyTorch file, without executing pickled objects.
     try:
         _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the damaged archive makes it stumble on
+    except Exception as error:  # torch.load raises errors of any type on damage
         raise DataError(
-            f"weights file {path} is truncated, or holds more than tensors; save a plain state_dict "
+            f"weights file {path} is truncated, or contains more than tensors; save a plain state_dict "
             f"({first_line(error)})"
         ) from error
+    # Unwrap and check the state_dict.
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(
@@ -83,9 +87,7 @@ def read_weights(path: Path) -> WeightsFile:
 
 
 def _check_archive(path: Path) -> None:
-    """Raises `ValueError` where the checksums of a zip archive, which torch does not look at, are not those
-    of its content.
-    """
+    """Raise `ValueError` if a checksum of a zip archive does not match. Torch does not check them."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
@@ -93,24 +95,25 @@ def _check_archive(path: Path) -> None:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a safetensors file. Raises `DataError` when it is none, truncated, or a
-    checkpoint whose digest differs.
+    """Read tensors and header of a safetensors file.
+
+    Raises `DataError` if it is not one, is truncated, or is a checkpoint whose digest differs.
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             # A copy: the tensors would otherwise be views of the mapped file, which the caller may replace.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
             metadata = dict(file.metadata() or {})
-    except Exception as error:  # safetensors raises whatever a damaged header makes it stumble on
+    except Exception as error:  # safetensors raises errors of any type on damage
         if _is_pickle(path):
             raise DataError(
                 f"{path} is a pickled PyTorch file, which could run code when it is read; expected a "
                 "safetensors file"
             ) from error
         if what := name_content(path):
-            raise DataError(f"{path} is no safetensors file{what}") from error
+            raise DataError(f"{path} is not a safetensors file{what}") from error
         raise DataError(
-            f"{path} is truncated or no safetensors file ({first_line(error)}); train again, or copy the "
+            f"{path} is truncated or not a safetensors file ({first_line(error)}); train again, or copy the "
             "file again"
         ) from error
     if HEADER in metadata:
@@ -128,19 +131,19 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _check_digest(path: Path, tensors: Mapping[str, Tensor], header: str) -> None:
-    """Raises `DataError` when tensors and description are not those that the header's digest is of."""
+    """Raise `DataError` if tensors and description do not match the header's digest."""
     try:
         facts = json.loads(header)
         written = facts.pop(DIGEST, None)
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{path} is damaged: its header is no description of a checkpoint; copy the file again, or "
+            f"{path} is damaged: its header does not describe a checkpoint; copy the file again, or "
             "train again"
         ) from error
     if written is None:
         note(
-            f"{path} has no digest, as earlier versions wrote it: whether its bytes are those that were "
-            "written is not checked"
+            f"{path} has no digest, because an earlier version wrote it. Its content is not checked for "
+            "damage"
         )
     elif digest_of_checkpoint(tensors, facts) != written:
         raise DataError(
@@ -150,18 +153,18 @@ def _check_digest(path: Path, tensors: Mapping[str, Tensor], header: str) -> Non
 
 
 def digest_of_checkpoint(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    """SHA-256 of all that a checkpoint says: tensors and description."""
+    """Return the SHA-256 of a checkpoint's tensors and description."""
     return sha256_of_json([dict(facts), sha256_of_tensors(tensors)])
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, what: str) -> None:
-    """Copy `tensors` into `module`; `DataError` with the first difference when names, shapes or kinds of
-    numbers do not match.
+    """Copy `tensors` into `module`.
 
-    Floating-point numbers of another precision are converted; whole and complex numbers are no weights.
+    Raises `DataError` with the first difference if names, shapes or kinds of numbers do not match.
+    Floating-point numbers of another precision are converted. Integers and complex numbers are rejected.
     """
     expected = module.state_dict()
-    # Old files lack the counters of batch norm; they are not used with a fixed momentum.
+    # Old files lack the counters of batch norm, which are not used with a fixed momentum.
     missing = sorted(
         name for name in expected.keys() - tensors.keys() if not name.endswith("num_batches_tracked")
     )
@@ -170,6 +173,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, what: str
         parts = [f"lacks {len(missing)} tensors (the first is {missing[0]})"] if missing else []
         parts += [f"has {len(surplus)} that are not expected (the first is {surplus[0]})"] if surplus else []
         raise DataError(f"{what} {' and '.join(parts)}; it belongs to another network")
+    # Shapes and kinds of numbers must match.
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise DataError(
@@ -196,14 +200,17 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, what: str
 
 
 def digest_of_setting(path: str, *, setting: str, example: str) -> str:
-    """sha256 of the checkpoint that a setting names. Raises `UsageError` when there is no such file."""
+    """Return the sha256 of the checkpoint that a setting names.
+
+    Raises `UsageError` if the file is missing.
+    """
     if not Path(path).is_file():
         raise UsageError(f"setting {setting}: no file {path}; give a checkpoint, for instance of {example}")
     return sha256_of_file(Path(path))
 
 
 def load_parts(model: nn.Module, path: Path, parts: Iterable[str], *, what: str) -> None:
-    """Copy these submodules of a checkpoint into those of the model; `DataError` where one does not fit."""
+    """Copy these submodules of a checkpoint into the model. Raises `DataError` if one does not fit."""
     tensors = read_weights(path).tensors
     for part in parts:
         own = {
@@ -214,17 +221,18 @@ def load_parts(model: nn.Module, path: Path, parts: Iterable[str], *, what: str)
         load_strictly(model.get_submodule(part), own, what=f"{what}, {part} of {path}")
 
 
-def without(tensors: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
-    """The tensors whose names start with none of the prefixes: parts of the original network that a backbone
-    has not.
+def drop_prefixes(tensors: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with none of the prefixes.
+
+    It drops parts of the original network that a backbone does not have.
     """
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
 
 
 def torchvision_file(url: str, backbone: str) -> Path:
-    """The file of torchvision's weights in the cache of `torch.hub`, downloaded if need be.
+    """Return torchvision's weights file in the cache of `torch.hub`, downloading it if needed.
 
-    Raises `UsageError`, saying which file to put where, when it cannot be downloaded; `DataError` when it is
+    Raises `UsageError`, saying which file to put where, if it cannot be downloaded, and `DataError` if it is
     damaged.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
@@ -250,7 +258,7 @@ def torchvision_file(url: str, backbone: str) -> Path:
 
 
 def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Digest of names, shapes and values."""
+    """Return a digest of names, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
@@ -259,5 +267,5 @@ def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The start of an error's message, for use inside another message."""
+    """Return the start of an error's message, for use inside another message."""
     return (str(error) or type(error).__name__).strip().splitlines()[0][:200]

@@ -1,1 +1,1 @@
-"""What several methods share: heads and their maps."""
+"""Layers and functions that several methods share."""

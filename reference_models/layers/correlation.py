@@ -1,5 +1,6 @@
-"""What post-processes that compare pixels share: which features, on which grid, as unit vectors, in chunks of
-bounded memory.
+"""Functions for post-processes that compare pixels.
+
+They select features, bring them to one grid, make unit vectors, and bound the memory.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ FeatureName = Literal["-3", "-2", "-1", "penultimate"]
 """A feature stage counted from the last one, or the input of the last linear layer."""
 
 CHUNK_BYTES: Mapping[str, int] = MappingProxyType({"cpu": 2**25, "cuda": 2**30})
-"""How much memory the intermediate results of one chunk of images may take; on the processor large blocks
-cost more to get.
+"""Memory limit for the intermediate results of one chunk of images, by device type.
+
+On the CPU, large blocks are slow to allocate.
 """
 
 
-def features_of(result: Localization, names: Sequence[FeatureName], *, who: str) -> list[Tensor]:
-    """The named features (B, D, h, w) of a forward pass, in the order of the names.
+def select_features(result: Localization, names: Sequence[FeatureName], *, who: str) -> list[Tensor]:
+    """Return the named features (B, D, h, w) of a forward pass, in the order of the names.
 
-    Raises `UsageError` for a method that has no such features, and `RuntimeError` for features that are being
-    trained: with a graph they are not from `localize()`. (What `model(images)` gave in train mode without a
-    graph cannot be told from it.)
+    Raises `UsageError` for a method without such features, and `RuntimeError` for features with a graph,
+    which are not from `localize()`. Features of `model(images)` in train mode without a graph cannot be
+    detected.
     """
     depth = max((-int(name) for name in names if name != "penultimate"), default=0)
     stages = last_stages(result, depth, who=who) if depth else []
@@ -48,10 +50,10 @@ def features_of(result: Localization, names: Sequence[FeatureName], *, who: str)
     return [features for features in found if features is not None]
 
 
-def named_features(result: Localization, name: str | None, *, who: str) -> tuple[str, Tensor]:
-    """A stage by its own name, or `penultimate`; None: the last stage. Gives the name, too.
+def find_features(result: Localization, name: str | None, *, who: str) -> tuple[str, Tensor]:
+    """Return name and features of a stage, or of `penultimate`. None: the last stage.
 
-    Raises `UsageError` for a method without stages, and for a name that it has not.
+    Raises `UsageError` for a method without stages, and for an unknown name.
     """
     last_stages(result, 1, who=who)
     known = (
@@ -65,8 +67,8 @@ def named_features(result: Localization, name: str | None, *, who: str) -> tuple
     return name, known[name]
 
 
-def on_one_grid(features: Sequence[Tensor]) -> list[Tensor]:
-    """Features (B, D, h, w) averaged down to the coarsest grid among them."""
+def pool_to_one_grid(features: Sequence[Tensor]) -> list[Tensor]:
+    """Average features (B, D, h, w) down to the coarsest grid among them."""
     height, width = (min(each.shape[axis] for each in features) for axis in (2, 3))
     return [
         each if each.shape[2:] == (height, width) else F.adaptive_avg_pool2d(each.float(), (height, width))
@@ -74,19 +76,15 @@ def on_one_grid(features: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def on_grid(maps: Float[Tensor, "b k h w"], height: int, width: int) -> Float[Tensor, "b k gh gw"]:
-    """Maps resized to another grid by a bilinear filter whose support grows with the cells where the new grid
-    is coarser.
-    """
+def resize_to_grid(maps: Float[Tensor, "b k h w"], height: int, width: int) -> Float[Tensor, "b k gh gw"]:
+    """Resize maps to another grid by a bilinear filter with antialiasing."""
     if maps.shape[2:] == (height, width):
         return maps
     return F.interpolate(maps.float(), (height, width), mode="bilinear", antialias=True)
 
 
 def unit_pixels(features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b n d"]:
-    """Each pixel's feature vector divided by its length, in float32, row by row; a vector of zeros stays as
-    it is.
-    """
+    """Normalise each pixel's feature vector to length 1, in float32, row by row. Zero vectors stay zero."""
     vectors = features.float().flatten(2)
     lengths = (
         vectors.square().sum(dim=1, keepdim=True).sqrt()
@@ -95,14 +93,15 @@ def unit_pixels(features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b n d"]:
 
 
 @torch.no_grad()
-def in_chunks(
+def map_chunks(
     compute: Callable[[list[Tensor], Tensor], Tensor],
     features: Sequence[Tensor],
     coarse: Float[Tensor, "b k h w"],
     bytes_per_image: int,
 ) -> Float[Tensor, "b k gh gw"]:
-    """`compute(features, coarse)` on as many images at a time as `CHUNK_BYTES` allows, in float32 also under
-    autocast.
+    """Apply `compute(features, coarse)` to as many images at a time as `CHUNK_BYTES` allows.
+
+    It runs in float32, also under autocast.
     """
     size = max(1, CHUNK_BYTES.get(coarse.device.type, 2**28) // bytes_per_image)
     with torch.autocast(coarse.device.type, enabled=False):
@@ -111,8 +110,9 @@ def in_chunks(
 
 
 def last_stages(result: Localization, count: int, *, who: str) -> list[Tensor]:
-    """The last `count` feature stages (B, D, h, w). Raises `UsageError` for a method that has no features to
-    look at.
+    """Return the last `count` feature stages (B, D, h, w).
+
+    Raises `UsageError` for a method that has fewer.
     """
     stages = list(result.stages.values())[-count:]
     if len(stages) < count:

@@ -4,7 +4,7 @@ B. Zhou, A. Khosla, A. Lapedriza, A. Oliva, A. Torralba, "Learning deep features
 localization", CVPR 2016 (fully connected form); X. Zhang, Y. Wei, J. Feng, Y. Yang, T. Huang, "Adversarial
 complementary learning for weakly supervised object localization", CVPR 2018 (convolutional form).
 
-    f       features        (B, D, h, w)   what the last linear layer sees
+    f       features        (B, D, h, w)   input of the last linear layer
     w, b    weight, bias    (C, D), (C,)
     S_c     logits          (B, C)
     M_c     maps            (B, K, h, w)   one for each requested class
@@ -29,20 +29,21 @@ HeadKind = Literal["conv", "fc", "conv1x1"]
 def class_activation_maps(
     features: Float[Tensor, "b d h w"], weight: Float[Tensor, "c d"], class_ids: Int[Tensor, "b k"]
 ) -> Float[Tensor, "b k h w"]:
-    """CVPR 2016, Eq. 2: M_c(x, y) = sum_k w_ck f_k(x, y), the bias left out. Only the rows of the requested
-    classes are used.
+    """Return class activation maps without the bias, CVPR 2016, eq. 2: M_c(x, y) = sum_k w_ck f_k(x, y).
+
+    Only the weights of the requested classes are used.
     """
     return torch.einsum("bkd,bdhw->bkhw", weight[class_ids], features)
 
 
 def pick_maps(maps: Float[Tensor, "b c h w"], class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
-    """The maps of the requested classes, out of those of all classes."""
+    """Select the maps of the requested classes from those of all classes."""
     return maps.take_along_dim(class_ids[:, :, None, None], dim=1)
 
 
 @dataclass(frozen=True, eq=False)
 class HeadOutput:
-    """What a head says about a batch.
+    """Result of a head on a batch.
 
     Attributes:
         logits: (B, C) class scores before softmax.
@@ -56,8 +57,9 @@ class HeadOutput:
 
 
 class FcHead(nn.Module):
-    """GAP, then a linear layer; `hidden` puts a 3x3 convolution and a ReLU before it (the conv6 of CAM on
-    VGG).
+    """GAP, then a linear layer.
+
+    `hidden` adds a 3x3 convolution and a ReLU before it (the conv6 of CAM on VGG).
     """
 
     def __init__(self, channels: int, num_classes: int, *, hidden: int | None = None) -> None:
@@ -77,7 +79,7 @@ class FcHead(nn.Module):
         """Whether the classifier came with the backbone."""
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> HeadOutput:
-        """Logits and maps of (B, C_in, h, w) features."""
+        """Return logits and maps of (B, C_in, h, w) features."""
         f = self.conv6(features)
         logits = self.classifier(
             f.mean(dim=(2, 3))
@@ -88,15 +90,14 @@ class FcHead(nn.Module):
 
 
 class ConvHead(nn.Module):
-    """`hidden` 3x3 convolutions with ReLU, a 1x1 convolution to the classes, GAP: the class maps are the last
-    layer's output.
+    """3x3 convolutions with ReLU, a 1x1 convolution to the classes, then GAP.
 
-    With dropout before each convolution it is the head of SPG, I2C and SEM. `depth=0` is a 1x1 convolution
-    alone.
+    The class maps are the last layer's output. With dropout before each convolution it is the head of SPG,
+    I2C and SEM. `depth` is the number of 3x3 convolutions; 0 leaves the 1x1 convolution alone.
     """
 
     pretrained = False
-    """No backbone brings such a classifier."""
+    """No backbone has pretrained weights for this classifier."""
 
     def __init__(
         self, channels: int, num_classes: int, *, width: int = 1024, depth: int = 2, dropout: float = 0.0
@@ -114,11 +115,11 @@ class ConvHead(nn.Module):
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> HeadOutput:
-        """Logits and maps of (B, C_in, h, w) features."""
+        """Return logits and maps of (B, C_in, h, w) features."""
         return self.classify(self.trunk(features))
 
     def classify(self, f: Float[Tensor, "b d h w"]) -> HeadOutput:
-        """The same of the trunk's output, for methods that change it."""
+        """Return logits and maps of the trunk's output, for methods that change it."""
         maps = self.classifier(f)  # (B, C, h, w), bias included
         logits = maps.mean(dim=(2, 3))
         return HeadOutput(logits, f, lambda class_ids: pick_maps(maps, class_ids))
@@ -127,14 +128,14 @@ class ConvHead(nn.Module):
 def make_head(
     kind: HeadKind, backbone: Backbone, num_classes: int, *, width: int = 0, dropout: float = 0.0
 ) -> FcHead | ConvHead:
-    """The head that papers put on a backbone.
+    """Build the head that papers use on a backbone.
 
     Args:
-        kind: `conv`: two 3x3 convolutions and a 1x1. `conv1x1`: the 1x1 alone. `fc`: GAP and a linear layer,
-            after a 3x3 convolution on VGG; when the backbone brings a pretrained classifier for this number
-            of classes (ImageNet), the layer starts from it.
-        width: channels of the hidden layers; 0: the backbone's `head_width` (1024 in the papers).
-        dropout: before each convolution of `conv`.
+        kind: `conv`: two 3x3 convolutions and a 1x1. `conv1x1`: only the 1x1. `fc`: GAP and a linear layer,
+            after a 3x3 convolution on VGG. If the backbone has a pretrained classifier for this number of
+            classes (ImageNet), the linear layer starts from it.
+        width: channels of the hidden layers. 0: the backbone's `head_width` (1024 in the papers).
+        dropout: probability, before each convolution of `conv`.
     """
     channels, width = backbone.channels[-1], width or backbone.head_width
     if kind == "conv":
@@ -151,5 +152,5 @@ def make_head(
 
 
 def cross_entropy(logits: Float[Tensor, "b c"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
-    """Mean over the batch, in float32 whatever the logits are."""
+    """Return the mean cross-entropy over the batch, in float32 for logits of any precision."""
     return F.cross_entropy(logits.float(), labels)

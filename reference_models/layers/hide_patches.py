@@ -1,4 +1,4 @@
-"""Which pixels a grid of random patches hides: the input transform of Hide-and-Seek and of Where-to-Look.
+"""Random patches that hide pixels: the input transform of Hide-and-Seek and of Where-to-Look.
 
 K. K. Singh, Y. J. Lee, "Hide-and-Seek: Forcing a network to be meticulous for weakly-supervised object and
 action localization", ICCV 2017.
@@ -7,8 +7,8 @@ action localization", ICCV 2017.
     p       chance to be hidden      of each patch, independent of the others
     m       hidden                   (B, 1, H, W)   True where a pixel is hidden
 
-Patches begin at multiples of s from the top left corner; where s does not divide the image, the last row and
-column of patches are cut off by its border (224 with s = 44: 6 x 6 patches, the last 4 pixels wide).
+Patches begin at multiples of s from the top left corner. If s does not divide the image, the border cuts off
+the last row and column of patches (224 with s = 44: 6 x 6 patches, the last 4 pixels wide).
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ from wsolbench.methods.device import constants
 Fill = Literal["mean", "black"]
 
 REFERENCE_SIZE = 224
-"""Published sides are pixels of an image of this size."""
+"""Image size to which published sides refer, in pixels."""
 
 
 def scaled_sides(patch: Sequence[int], size: int) -> tuple[int, ...]:
-    """Sides for an image of `size` pixels that cut it up as `patch` cuts up one of 224; at least 1, and 0
-    stays 0.
+    """Scale sides from an image of 224 pixels to one of `size`; at least 1, and 0 stays 0.
 
     >>> scaled_sides((0, 16, 32, 44, 56), 224), scaled_sides((0, 16, 32, 44, 56), 128)
     ((0, 16, 32, 44, 56), (0, 9, 18, 25, 32))
@@ -43,8 +42,9 @@ def scaled_sides(patch: Sequence[int], size: int) -> tuple[int, ...]:
 def hidden_pixels(
     images: Float[Tensor, "b 3 H W"], sides: Sequence[int], p: float, generator: torch.Generator
 ) -> Bool[Tensor, "b 1 H W"]:
-    """m of the module. For each image one of `sides` is drawn (all are equally likely; 0 hides nothing), then
-    its patches.
+    """Draw m, the hidden pixels of each image.
+
+    One of `sides` is drawn for each image (all are equally likely; 0 hides nothing), then its patches.
     """
     count, _, height, width = images.shape
     device = images.device
@@ -65,8 +65,9 @@ def hidden_pixels(
 def fill_hidden(
     images: Float[Tensor, "b 3 H W"], hidden: Bool[Tensor, "b 1 H W"], fill: Fill, spec: InputSpec
 ) -> Float[Tensor, "b 3 H W"]:
-    """The images with hidden pixels at the mean colour (0 after normalisation) or black; the given images
-    stay as they are.
+    """Return the images with hidden pixels set to the mean colour (0 after normalisation) or to black.
+
+    The input is not modified.
     """
     if fill == "mean":
         return images.masked_fill(hidden, 0.0)
@@ -76,7 +77,7 @@ def fill_hidden(
 
 
 def check_patches(who: str, patch: Sequence[int], p: float, *, smallest: int) -> None:
-    """Raises `UsageError` on sides below `smallest` or none at all, and on a `p` that is no probability."""
+    """Raise `UsageError` on no sides, on sides below `smallest`, and on a `p` outside [0, 1]."""
     if not patch or min(patch) < smallest:
         found = ",".join(map(str, patch)) or "none"
         raise UsageError(

@@ -1,17 +1,16 @@
-"""Anchors, the network that scores them, and the loss that makes its order that of a classifier: NTS-Net's
-Navigator.
+"""NTS-Net's Navigator: anchors, the network that scores them, and its ranking loss.
 
 Z. Yang, T. Luo, D. Wang, Z. Hu, J. Gao, L. Wang, "Learning to navigate for fine-grained classification", ECCV
-2018; released code: yangze0930/NTS-Net. SSANET takes it over.
+2018; released code: yangze0930/NTS-Net. SSANET reuses it.
 
     F       features                (B, C, N, N)    the last stage; no gradient goes back to it
     s       scores                  (B, A)          one for each anchor
-            anchors                 (A, 4)          xyxy pixels of the input, not cut off at its border
+            anchors                 (A, 4)          xyxy pixels of the input, not clipped to it
     c       costs                   (B, M)          -log p(label) of a classifier that sees one part alone
     L_rank  rank_loss(s, c)         ()
 
 At an input of 448 with F of 14x14 the levels have strides 32, 64 and 128: 6 * 14^2 + 6 * 7^2 + 9 * 4^2 = 1614
-anchors. On other networks the first level has the grid of F and each further one about half of it; sides are
+anchors. On other networks the first level has the grid of F, and each further one about half of it. Sides are
 scaled by the size of the input over 448.
 """
 
@@ -49,8 +48,10 @@ SIDES: Mapping[AnchorKind, tuple[tuple[float, ...], ...]] = MappingProxyType(
         "single": ((64.0, 128.0, 256.0),),
     }
 )
-"""Sides of squares with the area of an anchor, for each level, at an input of 448. `nts`: released code.
-`single`: one level with three sides, as SSANET's text has it; the numbers are this project's.
+"""Square root of the anchors' areas, for each level, at an input of 448.
+
+`nts`: released code. `single`: one level with three sides, as in SSANET's text; the values are this
+project's.
 """
 
 
@@ -69,14 +70,14 @@ def anchor_boxes(
     image_size: int,
     device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
 ) -> Float[Tensor, "a 4"]:
-    """All anchors, in the order of the scores: level, side, ratio, row, column.
+    """Return all anchors, in the order of the scores: level, side, ratio, row, column.
 
     Args:
         kind: which sides.
         grids: (height, width) of each level.
-        stride: pixels from one anchor to the next on the first level; twice as many on each further one.
+        stride: pixels from one anchor to the next on the first level. It doubles on each further level.
         image_size: side of the input.
-        device: where they are wanted.
+        device: device of the result.
     """
     levels = []
     for number, (sides, (height, width)) in enumerate(zip(SIDES[kind], grids, strict=True)):
@@ -97,10 +98,10 @@ def anchor_boxes(
 
 
 def nominate(scored: Scored, image_size: int, k: int, iou: float, rule: NmsRule = "gt") -> Proposals:
-    """The k best anchors of each image that do not overlap; scores keep their graph.
+    """Select the k best anchors of each image that do not overlap. Scores keep their graph.
 
-    With `ge`, NTS-Net's code, overlaps are those of boxes with whole pixels (cut towards 0 after half a side
-    is added for its padding). Raises `UsageError` where there are not k anchors.
+    With `ge`, NTS-Net's code, overlaps are those of boxes with whole pixels (truncated towards 0 after half a
+    side is added for its padding). Raises `UsageError` if there are fewer than k anchors.
     """
     if k > len(scored.anchors):
         raise UsageError(
@@ -117,13 +118,14 @@ def nominate(scored: Scored, image_size: int, k: int, iou: float, rule: NmsRule 
 
 
 def part_costs(logits: Float[Tensor, "b m c"], labels: Int[Tensor, " b"]) -> Float[Tensor, "b m"]:
-    """c: cross-entropy of each part's logits, in float32."""
+    """Return c, the cross-entropy of each part's logits, in float32."""
     return F.cross_entropy(logits.float().mT, labels[:, None].expand(logits.shape[:2]), reduction="none")
 
 
 def rank_loss(scores: Float[Tensor, "b m"], costs: Float[Tensor, "b m"]) -> Float[Tensor, ""]:
-    """L_rank = sum over i, j with c_j > c_i of max(0, 1 - s_i + s_j), mean over the images; no gradient goes
-    to the costs.
+    """Return L_rank, which orders scores by costs. No gradient goes to the costs.
+
+    It is the sum over i, j with c_j > c_i of max(0, 1 - s_i + s_j), averaged over the images.
     """
     worse = costs[:, None, :] > costs[:, :, None]  # (B, i, j): j costs more than i
     hinge = (1 - scores[:, :, None] + scores[:, None, :]).relu()
@@ -131,9 +133,7 @@ def rank_loss(scores: Float[Tensor, "b m"], costs: Float[Tensor, "b m"]) -> Floa
 
 
 def best_cover(scored: Scored, grid: tuple[int, int], image_size: int) -> Float[Tensor, "b h w"]:
-    """At each cell's centre the highest sigmoid of the scores of the anchors around it; 0 where there is
-    none.
-    """
+    """Return for each cell the highest sigmoid score of the anchors that cover its centre, or 0."""
     boxes = scored.anchors
     y, x = ((torch.arange(count, device=boxes.device) + 0.5) * (image_size / count) for count in grid)
     across = (x >= boxes[:, 0, None]) & (x < boxes[:, 2, None])  # (A, w)
@@ -143,13 +143,12 @@ def best_cover(scored: Scored, grid: tuple[int, int], image_size: int) -> Float[
 
 
 class Navigator(nn.Module):
-    """Features -> scores of all anchors: 3x3 convolutions with ReLU, a 1x1 convolution on each level; always
-    in float32.
+    """Features -> scores of all anchors: 3x3 convolutions with ReLU, and a 1x1 convolution on each level.
 
-    Half precision would give many anchors the same score. With `init="torch"`, the default of the layers and
-    so of NTS-Net's code, scores of each further level vary less than those of the level before: at first all
-    chosen anchors are of the smallest level, and the loss, which compares chosen ones, does not reach the
-    others. `even` lets scores vary alike on all levels.
+    It always runs in float32, because half precision would give many anchors the same score. `init="torch"`
+    is the layers' default and so that of NTS-Net's code. With it, scores vary less on each further level. At
+    first all chosen anchors are then of the smallest level, and the loss, which compares chosen ones, does
+    not reach the others. With `even`, scores vary equally on all levels.
     """
 
     def __init__(
@@ -174,7 +173,7 @@ class Navigator(nn.Module):
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Float[Tensor, "b c h w"], image_size: int) -> Scored:
-        """s, level by level; on a level all cells of the first side and ratio come first."""
+        """Return s, level by level. Within a level, all cells of the first side and ratio come first."""
         scores, grids = [], []
         with torch.autocast(features.device.type, enabled=False):
             x = features.detach().float()

@@ -1,5 +1,4 @@
-"""Where the cells of a map lie as seen from one of them: polar coordinates, a head that predicts them, the
-losses (SCL).
+"""Spatial-context learning (SCL): polar coordinates of the cells of a map, a head that predicts them, losses.
 
 M. Zhou, Y. Bai, W. Zhang, T. Zhao, T. Mei, "Look-into-Object: Self-supervised structure modeling for object
 recognition", CVPR 2020, section 3.2; equations have the paper's numbers. Released code: JDAI-CV/LIO.
@@ -8,24 +7,22 @@ recognition", CVPR 2020, section 3.2; equations have the paper's numbers. Releas
     f                 features                        (B, C, N, N)
     h                 SpatialContext.structure(f)     (B, C1, N, N)
     x, y              reference                       (B,)           row * N + column
-    Gamma, theta      polar_coordinates               (B, N, N)      truth: distance and direction from the
+    Gamma, theta      polar_coordinates               (B, N, N)      target: distance and direction from the
                                                                      reference
     Gamma', theta'    gamma, theta: predict           (B, N, N)
-    m'                weight                          (B, N, N)      how much a cell counts; no gradient goes
-                                                                     into it
+    m'                weight                          (B, N, N)      weight of a cell, without gradient
     theta_Delta       angle_gaps                      (B, N, N)
 
 Repairs and open readings
-    (5)   By the formula theta is in (0, 1] and 1 stands for the direction 0: it is taken modulo 1, which
-          leaves [0, 1). It is then the
-          direction from the reference to the cell in turns, 0 to the right, 1/4 down. Gamma is at most (N -
-              1) / N. At the
-          reference there is no direction (the formula says 0.5): that cell does not count (`ref_cell`).
-    (7)   (8) A weight can be 0 everywhere: then all cells count alike. 1e-12 under the roots: their gradient
-          at 0 is infinite.
-    (8)   theta' is not bounded by 1, and gaps next to 0 and 1 are far apart though the directions are close:
-          taken as
-          printed; `angle_stat=circular` is the circular standard deviation instead.
+    (5)   By the formula theta is in (0, 1] and 1 stands for the direction 0. It is taken modulo 1, which
+          leaves [0, 1). It is then the direction from the reference to the cell in turns: 0 to the right, 1/4
+          down. Gamma is at most (N - 1) / N. The reference itself has no direction (the formula says 0.5), so
+          that cell does not count (`ref_cell`).
+    (7)   (8) A weight can be 0 everywhere. Then all cells count alike. 1e-12 is added under the roots, whose
+          gradient at 0 is infinite.
+    (8)   theta' is not bounded by 1, and gaps close to 0 and to 1 are far apart although the directions are
+          close. This is kept as printed. `angle_stat=circular` is the circular standard deviation instead.
+
 The bias of the predictor starts at 0.5, because a ReLU that gives 0 everywhere would never learn.
 """
 
@@ -54,20 +51,25 @@ SMALLEST_WEIGHT = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class PolarConfig(Ranged):
-    """Settings of SCL; the config of a method that uses it inherits from this one."""
+    """Settings of SCL. The config of a method that uses it inherits from this one."""
 
     scl_form: Literal["paper", "official"] = "paper"
-    """`paper`: (7) and (8), weighted root mean square and standard deviation. `official`: weighted squares,
-    their mean over all cells without a root, gaps compared to their plain mean.
+    """Form of the losses.
+
+    `paper`: (7) and (8), weighted root mean square and standard deviation. `official`: weighted squares,
+    averaged over all cells without a root, with gaps compared to their unweighted mean.
     """
     gamma_norm: GammaNorm = "diagonal"
-    """What (5) divides distances by: sqrt(2) N (paper) or N (released code)."""
+    """Divisor of distances in (5): sqrt(2) N (paper) or N (released code)."""
     axis: Axis = "column"
-    """x of (5): the column (paper), or the row with angles in (0, 1] from the cell to the reference (released
-    code).
+    """x of (5): the column (paper), or the row (released code).
+
+    With the row, angles are in (0, 1] and point from the cell to the reference.
     """
     ref_cell: Literal["excluded", "forced"] = "excluded"
-    """The reference itself does not count, or is predicted as 0 by force and counts with the angle 0.5
+    """Treatment of the reference cell.
+
+    `excluded`: it does not count. `forced`: its prediction is set to 0 and it counts with the angle 0.5
     (released code).
     """
     angle_stat: AngleStat = "literal"
@@ -79,8 +81,9 @@ class PolarConfig(Ranged):
 def polar_coordinates(
     reference: Int[Tensor, " b"], side: int, *, gamma_norm: GammaNorm = "diagonal", axis: Axis = "column"
 ) -> tuple[Float[Tensor, "b {side} {side}"], Float[Tensor, "b {side} {side}"]]:
-    """(5): Gamma and theta of all cells of a side x side grid as seen from cell `reference` = row * side +
-    column.
+    """Return Gamma and theta of all cells of a side x side grid, eq. (5).
+
+    They are measured from the cell `reference` = row * side + column.
     """
     place = torch.arange(side, device=reference.device)
     down = (place - (reference // side)[:, None])[:, :, None].float()  # (B, N, 1)
@@ -96,27 +99,30 @@ def polar_coordinates(
 
 
 def angle_gaps(predicted: Float[Tensor, "b n n"], theta: Float[Tensor, "b n n"]) -> Float[Tensor, "b n n"]:
-    """(8): theta' - theta, and one more where that is negative."""
+    """Return theta' - theta modulo one turn, eq. (8): 1 is added to negative values."""
     gap = predicted - theta
     return torch.where(gap < 0, gap + 1.0, gap)
 
 
 def weighted_mean(values: Float[Tensor, "b n n"], weight: Float[Tensor, "b n n"]) -> Float[Tensor, " b"]:
-    """Sum of w v over the sum of w, image by image."""
+    """Return the weighted mean of each image."""
     return (weight * values).sum(dim=(1, 2)) / weight.sum(dim=(1, 2))
 
 
 def distance_loss(
     predicted: Float[Tensor, "b n n"], gamma: Float[Tensor, "b n n"], weight: Float[Tensor, "b n n"]
 ) -> Float[Tensor, " b"]:
-    """(7), image by image."""
+    """Return the weighted root mean square error of the distances of each image, eq. (7)."""
     return (weighted_mean((predicted - gamma).square(), weight) + EPS).sqrt()
 
 
 def angle_loss(
     gaps: Float[Tensor, "b n n"], weight: Float[Tensor, "b n n"], stat: AngleStat = "literal"
 ) -> Float[Tensor, " b"]:
-    """(8), image by image: how much the gaps differ, whatever they are. In turns."""
+    """Return the weighted standard deviation of the angle gaps of each image in turns, eq. (8).
+
+    A constant offset costs nothing.
+    """
     if stat == "literal":
         mean = weighted_mean(gaps, weight)[:, None, None]
         return (weighted_mean((gaps - mean).square(), weight) + EPS).sqrt()
@@ -134,8 +140,9 @@ def polar_losses(
     weight: Float[Tensor, "b n n"],
     config: PolarConfig,
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """L_dis and L_angle of predicted coordinates, image by image; their sum is (9)."""
+    """Return L_dis and L_angle of predicted coordinates for each image. Their sum is eq. (9)."""
     side = gamma.shape[1]
+    # Targets, and the cells that count.
     true_gamma, true_theta = polar_coordinates(
         reference, side, gamma_norm=config.gamma_norm, axis=config.axis
     )
@@ -149,6 +156,7 @@ def polar_losses(
         gamma, theta = gamma * elsewhere, theta * elsewhere
     else:
         counted = elsewhere
+    # Losses, (7) and (8).
     weight, gaps = weight * counted, angle_gaps(theta, true_theta)
     if config.scl_form == "official":
         spread = (gaps - weighted_mean(gaps, counted)[:, None, None]).square()
@@ -161,8 +169,9 @@ def polar_losses(
 def strongest_cell(
     h: Float[Tensor, "b c n n"], inside: Bool[Tensor, "b n n"] | None = None
 ) -> Int[Tensor, " b"]:
-    """Where the mean of h over its channels is highest, the first of equals; outside of `inside` it counts as
-    0.
+    """Return the cell where the mean of h over its channels is highest, the first of equals.
+
+    Outside of `inside` the mean counts as 0.
     """
     strength = h.mean(dim=1)
     return (strength if inside is None else strength * inside).flatten(1).argmax(dim=1)
@@ -170,7 +179,7 @@ def strongest_cell(
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What SCL says about a batch.
+    """Result of SCL on a batch.
 
     Attributes:
         distance, angle: (B,) L_dis and L_angle of each image.
@@ -186,10 +195,10 @@ class Context:
 
 
 class SpatialContext(nn.Module):
-    """SCL: h by a 1x1 convolution, coordinates by a linear layer on [h at the reference; h at the cell], and
-    their losses.
+    """SCL: predict the coordinates of each cell from h at the reference and h at the cell.
 
-    Everything is computed in float32. Raises `UsageError` on settings that exclude each other.
+    A 1x1 convolution gives h, and a linear layer the coordinates. Everything is computed in float32. Raises
+    `UsageError` on settings that exclude each other.
     """
 
     def __init__(self, channels: int, width: int, config: PolarConfig) -> None:
@@ -205,13 +214,15 @@ class SpatialContext(nn.Module):
         nn.init.constant_(self.predictor.bias, 0.5)
 
     def structure(self, features: Float[Tensor, "b c n n"]) -> Float[Tensor, "b d n n"]:
-        """h."""
+        """Return h, the structure features."""
         h: Tensor = F.relu(self.project(features))
         return h
 
     def predict(self, h: Float[Tensor, "b d n n"], reference: Int[Tensor, " b"]) -> Float[Tensor, "b 2 n n"]:
-        """Gamma' and theta'. The product with the reference's half of the weights is the same for all cells:
-        it is made once.
+        """Return the predicted coordinates Gamma' and theta'.
+
+        The product with the reference's half of the weights is the same for all cells, so it is computed
+        once.
         """
         cells = h.flatten(2)  # (B, C1, N N)
         at_reference = cells.take_along_dim(reference[:, None, None], dim=2)  # (B, C1, 1)
@@ -231,13 +242,13 @@ class SpatialContext(nn.Module):
         reference: Int[Tensor, " b"] | None = None,
         inside: Bool[Tensor, "b n n"] | None = None,
     ) -> Context:
-        """Coordinates and their losses.
+        """Predict the coordinates and compute their losses.
 
         Args:
             features: f.
-            weight: m'; None: every cell counts alike.
-            reference: the cell from which coordinates are measured; None: where h is strongest.
-            inside: where h may be strongest; None: anywhere.
+            weight: m'. None: all cells have the same weight.
+            reference: the cell from which coordinates are measured. None: the strongest cell of h.
+            inside: cells among which the strongest is chosen. None: all.
         """
         with torch.autocast(features.device.type, enabled=False):
             h = self.structure(features.float())

@@ -1,11 +1,11 @@
-"""Regions of an image: cut out of it, chosen by score, drawn as a map.
+"""Regions of an image: crop them, select them by score, draw them as a map.
 
 Boxes are xyxy, continuous pixels of the square input [0, S] x [0, S]: pixel i covers [i, i + 1). No gradient
 goes through a box.
 
 S. Ren, K. He, R. Girshick, J. Sun, "Faster R-CNN", NIPS 2015 (anchors, suppression); K. He, G. Gkioxari, P.
-Dollar, R. Girshick, "Mask R-CNN", ICCV 2017 (RoIAlign). As NTS-Net, SSANET and Focus-and-Discriminate use
-them.
+Dollar, R. Girshick, "Mask R-CNN", ICCV 2017 (RoIAlign). Used as in NTS-Net, SSANET and
+Focus-and-Discriminate.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ NmsRule = Literal["gt", "ge"]
 RegionFit = Literal["shift", "pad"]
 
 PEAK_SIDE = 160 / 448
-"""Side of the square around a peak relative to the image: Focus-and-Discriminate's."""
+"""Side of the square around a peak, relative to the image, as in Focus-and-Discriminate."""
 
 
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """Positions of the boxes that were chosen, best first."""
+    """Positions of the selected boxes, best first."""
 
     index: Int[Tensor, "b k"]
     padded: Bool[Tensor, "b k"]
-    """Chosen although a better box overlaps them, because there were not k others."""
+    """True for boxes that a better box overlaps, selected because there were fewer than k others."""
 
 
 def select(
@@ -47,18 +47,18 @@ def select(
     iou: float,
     rule: NmsRule = "gt",
 ) -> Selected:
-    """The k best boxes of each image that do not overlap: greedy suppression by descending score, of equal
-    scores the first.
+    """Select the k best boxes of each image that do not overlap.
+
+    Greedy suppression by descending score; of equal scores, the first box wins. If fewer than k survive, the
+    best suppressed boxes follow, marked `padded`. The first boxes do not depend on k.
 
     Args:
         boxes: (A, 4), the same for all images, or (B, A, 4).
         scores: (B, A).
         k: at most A.
-        iou: a box is suppressed where its IoU with a chosen one is greater than this (`gt`), or at least this
-            (`ge`, NTS-Net's code).
-
-    Where fewer than k survive, the best of the suppressed follow, marked `padded`. The first boxes do not
-    depend on k.
+        iou: overlap at which a box is suppressed by a selected one.
+        rule: `gt`: suppressed if the IoU is greater than `iou`. `ge`: if it is at least `iou` (NTS-Net's
+            code).
     """
     count, width = scores.shape
     with torch.no_grad():
@@ -79,7 +79,7 @@ def select(
 
 
 def _iou(boxes: Float[Tensor, "b a 4"], one: Float[Tensor, "b 1 4"]) -> Float[Tensor, "b a"]:
-    """Intersection over union of boxes with one box of their image."""
+    """Return the IoU of each box with one box of its image."""
     sides = (torch.minimum(boxes[..., 2:], one[..., 2:]) - torch.maximum(boxes[..., :2], one[..., :2])).clamp(
         min=0
     )
@@ -91,18 +91,17 @@ def _iou(boxes: Float[Tensor, "b a 4"], one: Float[Tensor, "b 1 4"]) -> Float[Te
 def crop_resize(
     images: Float[Tensor, "b c S S"], boxes: Float[Tensor, "b k 4"], size: int, mode: CropMode = "half_pixel"
 ) -> Float[Tensor, "b*k c p p"]:
-    """Each box as an image of `size` x `size`; what lies outside of the image is 0, the mean colour of
-    normalised pixels.
+    """Crop each box and resize it to `size` x `size`. Pixels outside the image are 0, the mean colour.
+
+    The result is float32, or float64 if the images are.
 
     Args:
         images: squares of side S.
         boxes: K of each image.
-        size: side of what is cut out; at least 2 with `align_corners`.
+        size: side of a crop, at least 2 with `align_corners`.
         mode: `half_pixel`: bilinear samples at the centres of `size` x `size` cells of the box.
-            `align_corners`: NTS-Net's code, whose boxes have whole pixels (cut towards 0 after half a side is
-            added for its padding) and whose outermost samples are the box's outermost pixels.
-
-    In float32, or in float64 where the images are.
+            `align_corners`: NTS-Net's code. Its boxes have whole pixels (truncated towards 0 after half a
+            side is added for its padding), and its outermost samples are the box's outermost pixels.
     """
     with torch.no_grad():
         pixels = images.to(torch.promote_types(images.dtype, torch.float32))
@@ -142,8 +141,9 @@ def cell_boxes(
     device: torch.device | None = None,
     fit: RegionFit = "shift",
 ) -> Float[Tensor, "n 4"]:
-    """A square of `side` pixels around each cell's centre, row by row; `shift` moves it into the image, `pad`
-    does not.
+    """Return a square of `side` pixels around each cell's centre, row by row.
+
+    `shift` moves it into the image, `pad` does not.
     """
     height, width = grid
     y, x = (
@@ -167,8 +167,9 @@ def peak_regions(
     rule: NmsRule = "gt",
     fit: RegionFit = "shift",
 ) -> Proposals:
-    """Squares around the highest cells of each map, of which none overlaps a better one; fewer than k where
-    there are fewer cells.
+    """Return squares around the highest cells of each map, without overlapping ones.
+
+    There are fewer than k if the map has fewer cells.
     """
     grid = (maps.shape[1], maps.shape[2])
     boxes, scores = cell_boxes(grid, image_size, side, maps.device, fit), maps.float().flatten(1)
@@ -182,8 +183,9 @@ def peak_regions(
 def predicted_peaks(
     logits: Float[Tensor, "b c"], maps_of: Callable[[Tensor], Tensor], image_size: int, k: int = 4
 ) -> Proposals:
-    """The k best regions of the predicted class's map: what a network proposes that has class maps and
-    nothing else.
+    """Return the k best regions of the predicted class's map.
+
+    These are the proposals of a network that has only class maps.
     """
     maps = maps_of(logits.argmax(dim=1, keepdim=True))[:, 0]
     return peak_regions(maps, image_size, side=PEAK_SIDE * image_size, k=k)
@@ -191,8 +193,9 @@ def predicted_peaks(
 
 @torch.no_grad()
 def coverage(proposals: Proposals, image_size: int) -> Float[Tensor, "b S S"]:
-    """How much of the boxes' weight covers each pixel, smoothed a little: weights are the softmax of the
-    scores.
+    """Return the weighted coverage of each pixel by the boxes, slightly smoothed.
+
+    The weights are the softmax of the scores.
     """
     boxes, weights = proposals.boxes, proposals.scores.float().softmax(dim=1)
     centres = torch.arange(image_size, device=boxes.device) + 0.5
@@ -207,7 +210,7 @@ def coverage(proposals: Proposals, image_size: int) -> Float[Tensor, "b S S"]:
 
 @torch.no_grad()
 def union(proposals: Proposals, image_size: int) -> Float[Tensor, "b S S"]:
-    """The smallest box around all boxes: how much of each pixel lies inside, in [0, 1]."""
+    """Return the smallest box around all boxes as a map: the fraction of each pixel inside it."""
     first, last = proposals.boxes[..., :2].amin(dim=1), proposals.boxes[..., 2:].amax(dim=1)  # (B, 2)
     edges = torch.arange(image_size, device=first.device)
     inside = (torch.minimum(last[..., None], edges + 1) - torch.maximum(first[..., None], edges)).clamp(
@@ -217,8 +220,9 @@ def union(proposals: Proposals, image_size: int) -> Float[Tensor, "b S S"]:
 
 
 def smooth(maps: Float[Tensor, "b h w"], *, sigma: float, size: int | None = None) -> Float[Tensor, "b h w"]:
-    """Gaussian smoothing in cells, borders repeated; `size`, odd, is the kernel's side (None: 3 sigma each
-    way); sigma 0: unchanged.
+    """Smooth maps by a Gaussian, with `sigma` in cells and repeated borders. Sigma 0: unchanged.
+
+    `size`, odd, is the kernel's side. None: 3 sigma in each direction.
     """
     if sigma <= 0:
         return maps

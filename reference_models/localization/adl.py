@@ -3,43 +3,37 @@
 J. Choe, H. Shim, "Attention-based dropout layer for weakly supervised object localization", CVPR 2019.
 Written from the authors' code (junsukchoe/ADL) and the re-implementation in clovaai/wsolevaluation.
 
-Idea. The mean over the channels of a feature map says where the network looks. In most steps the part that it
-looks at most is erased, so that it has to learn from the rest; in the others the features are weighted by how
-much they are looked at, so that accuracy does not suffer. The layer has no parameters and is the identity at
-test.
+Idea. The mean over the channels of a feature map is an attention map. In most steps the most attended region
+is erased, so that the network has to learn from the rest. In the other steps the features are weighted by the
+attention, so that accuracy does not suffer. The layer has no parameters and is the identity at test.
 
     paper      name                                    shape
     F          features after a step of the backbone   (B, D, h, w)
     M_att      seen, attention(F)                      (B, 1, h, w)
-    M_drop     kept(seen)                              (B, 1, h, w)
+    M_drop     is_kept(seen)                           (B, 1, h, w)
     M_imp      seen.sigmoid()                          (B, 1, h, w)
-    gamma      config.tau, a part of the maximum
+    gamma      config.tau, a fraction of the maximum
     coin       drop                                    (1, 1, 1, 1), or (B, 1, 1, 1) with coin=sample
     M_c        maps_of(class_ids)                      (B, K, h, w), the map of CAM
 
-    M_att = mean of F over the channels
-        (1)
-    M_drop = 1 where M_att < gamma max(M_att), else 0; the maximum is over the pixels of an image
-        (2)
-    M_imp = sigmoid(M_att)
-        (3)
-    F' = F * M_drop with chance drop_rate, else F * M_imp; in training only, nothing is rescaled
-        (4)
-    L = CE(S, y)
-        (5)
+    (1)  M_att = mean of F over the channels
+    (2)  M_drop = 1 where M_att < gamma max(M_att), else 0; the maximum is over the pixels of an image
+    (3)  M_imp = sigmoid(M_att)
+    (4)  F' = F * M_drop with probability drop_rate, else F * M_imp; in training only, without rescaling
+    (5)  L = CE(S, y)
 
-Places (`places_for`). VGG: after pool 3, after the fourth block of convolutions before its pool
-(wsolevaluation; with `position=original` after pool 4, as in the authors' code), after the fifth block.
-ResNet-50: after the first block of layer 3, after the first and the last block of layer 4 (both). Inception:
-after Mixed_5d, after Mixed_6e, and with the head `conv` after its second 3x3 convolution (wsolevaluation).
-Any other network (this project): at the ends of the last three stages.
+Insertion points (`find_insertion_points`). VGG: after pool 3, after the fourth block of convolutions before
+its pool (wsolevaluation; with `position=original` after pool 4, as in the authors' code), after the fifth
+block. ResNet-50: after the first block of layer 3, after the first and the last block of layer 4 (both
+codes). Inception: after Mixed_5d, after Mixed_6e, and with the head `conv` after its second 3x3 convolution
+(wsolevaluation). Any other network (this project): at the ends of the last three stages.
 
-The comparison (2) is strict, so the maximum itself is dropped for gamma <= 1; where it is 0, all is, in the
-image. On features that can be negative (EfficientNet's stages but the last) nothing is dropped where the
-maximum is negative.
+The comparison (2) is strict, so the maximum itself is dropped for gamma <= 1. If it is 0, the whole image is
+dropped. On features that can be negative (all of EfficientNet's stages except the last) nothing is dropped if
+the maximum is negative.
 
-Departures. The head is that of `cam` (`conv`); wsolevaluation has `fc` on VGG and ResNet and `conv` without
-dropout on Inception. The authors' ResNet has squeeze-and-excitation, ours has not. Equations are numbered
+Departures. The head is that of `cam` (`conv`); wsolevaluation has `fc` on VGG and ResNet, and `conv` without
+dropout on Inception. The authors' ResNet has squeeze-and-excitation, ours does not. Equations are numbered
 here, not in the paper.
 """
 
@@ -57,7 +51,7 @@ from torch import Tensor
 from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
 from reference_models.core.backbone import Backbone
 from reference_models.core.outputs import Batch
-from reference_models.layers.attention import attention, kept
+from reference_models.layers.attention import attention, is_kept
 from reference_models.layers.heads import ConvHead, cross_entropy
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import PositiveShare, Share
@@ -73,34 +67,36 @@ class AdlConfig(HeadConfig):
         {"default": {}, "official": {"position": "original"}, "clovaai": {"tau": 0.9}}
     )
     variant: str = "default"
-    """`default`: wsolevaluation's places with the authors' thresholds; `official`: the authors' code;
+    """Source of insertion points and thresholds.
+
+    `default`: wsolevaluation's insertion points with the authors' thresholds. `official`: the authors' code.
     `clovaai`: wsolevaluation.
     """
     drop_rate: Share = 0.75
-    """Chance of erasing: 0.75 in the authors' code (a keep probability of 0.25) and wsolevaluation."""
+    """Probability of erasing: 0.75 in the authors' code (keep probability 0.25) and wsolevaluation."""
     tau: PositiveShare | None = None
-    """gamma of (2). None: 0.8 on VGG, else 0.9, as in the authors' code; wsolevaluation has 0.9
-    everywhere.
+    """gamma of (2). None: 0.8 on VGG, else 0.9, as in the authors' code.
+
+    wsolevaluation has 0.9 everywhere.
     """
     coin: Literal["batch", "sample"] = "batch"
-    """Whether one coin is tossed at each place for the batch (authors, wsolevaluation) or one for each
-    image.
-    """
+    """Draw one coin at each insertion point for the batch (authors, wsolevaluation), or one per image."""
     position: Literal["clovaai", "original"] = "clovaai"
-    """Second place on VGG: before pool 4 (wsolevaluation) or after it (authors)."""
+    """Second insertion point on VGG: before pool 4 (wsolevaluation) or after it (authors)."""
 
 
 PLACES = 3
-"""Places of the layer. A backbone with fewer leaves the last one to the head `conv`."""
+"""Number of insertion points. A backbone with fewer leaves the last one to the head `conv`."""
 
 IN_HEAD = "head.trunk"
-"""The place after the second 3x3 convolution of the head `conv`; no step of a backbone can have a name with a
-dot.
+"""The insertion point after the second 3x3 convolution of the head `conv`.
+
+Its dot distinguishes it from all names of steps.
 """
 
 
-def places_for(backbone: Backbone, config: AdlConfig) -> tuple[str, ...]:
-    """Steps of the backbone after which the layer stands, and `IN_HEAD` where it stands in the head."""
+def find_insertion_points(backbone: Backbone, config: AdlConfig) -> tuple[str, ...]:
+    """Return the steps after which the layer is inserted, and `IN_HEAD` if it is inserted in the head."""
     original = config.position == "original" and "drop-after-pool" in backbone.roles
     places = backbone.role("drop-after-pool" if original else "drop", "method 'adl'")
     in_head = len(places) < PLACES and config.head == "conv"
@@ -110,16 +106,14 @@ def places_for(backbone: Backbone, config: AdlConfig) -> tuple[str, ...]:
 def attention_dropout(
     features: Float[Tensor, "b d h w"], drop: Bool[Tensor, "n 1 1 1"], tau: float
 ) -> Float[Tensor, "b d h w"]:
-    """(4): features without their most attended region where `drop` is True, weighted by importance
-    elsewhere.
-    """
+    """Erase the most attended region where `drop` is True, else weight features by importance, eq. (4)."""
     seen = attention(features)  # (1)
-    chosen = torch.where(drop, kept(seen, tau).float(), seen.sigmoid())  # (2), (3)
+    chosen = torch.where(drop, is_kept(seen, tau).float(), seen.sigmoid())  # (2), (3)
     return features * chosen.to(features.dtype)
 
 
 class Adl(HeadLocalizer):
-    """See the module; `forward` is the network without the layer, as at test."""
+    """See the module. `forward` is the network without the layer, as at test."""
 
     method_name = "adl"
     Config = AdlConfig
@@ -136,10 +130,10 @@ class Adl(HeadLocalizer):
             raise UsageError(
                 f"setting tau of method 'adl' is {self.tau}; expected a number in (0, 1], or none"
             )
-        self.places = places_for(backbone, config)
+        self.places = find_insertion_points(backbone, config)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of the network with the layer at its places."""
+        """Return the cross-entropy of the network with the layer at its insertion points."""
 
         def layer(place: str, features: Tensor) -> Tensor:
             if place not in self.places:

@@ -1,12 +1,12 @@
 """Backprop: gradient magnitude of the class score at each input pixel.
 
 K. Simonyan, A. Vedaldi, A. Zisserman, "Deep inside convolutional networks: visualising image classification
-models and saliency maps", ICLR workshop 2014. As a baseline of localization it is in the tables of the CAM
-paper (B. Zhou et al., CVPR 2016).
+models and saliency maps", ICLR workshop 2014. The CAM paper (B. Zhou et al., CVPR 2016) lists it as a
+localization baseline.
 
-Idea. The score of a class is nearly linear in the image around it; the slope at a pixel says how much the
-score would change with that pixel. Where the slope is large is the object. Nothing is trained but the
-classifier, as for `cam`.
+Idea. The score of a class is nearly linear in the image around it. The slope at a pixel says how much the
+score would change with that pixel. The object is where the slope is large. Only the classifier is trained, as
+for `cam`.
 
     paper      name                            shape
     I          images                          (B, 3, H, W)
@@ -17,14 +17,13 @@ classifier, as for `cam`.
     w = dS_c / dI    at the image; the paper's Section 3
     M_ij = max over the channels |w_ij|
 
-Departures from the paper. It segments the image with GraphCut, seeded by quantiles of M; here the
-evaluation's thresholds make the boxes, as for every other method. Its classifiers have fully connected layers
-on a 7x7 grid; here the classifier is that of `cam`. The numbers that tables quote (ILSVRC, VGG-16: errors
-61.12 and 51.46, in Table 1 of SPA, CVPR 2021) come from the CAM paper and were made in a way that is not
-described.
+Departures from the paper. It segments the image with GraphCut, seeded by quantiles of M. Here the
+evaluation's thresholds give the boxes, as for every other method. Its classifiers have fully connected layers
+on a 7x7 grid. Here the classifier is that of `cam`. The numbers that tables quote (ILSVRC, VGG-16: errors
+61.12 and 51.46, in Table 1 of SPA, CVPR 2021) come from the CAM paper, which does not describe how they were
+made.
 
-Cost. A forward pass with a graph and K backward passes, when maps are asked for and not before; the logits
-alone need none of it.
+Cost. Maps need a forward pass with a graph and K backward passes. They run only when maps are requested.
 """
 
 from __future__ import annotations
@@ -56,28 +55,28 @@ class BackpropConfig(HeadConfig):
     at_test: ClassVar[frozenset[str]] = frozenset({"score", "channel", "smooth_sigma"})
 
     score: Literal["logit", "logprob"] = "logit"
-    """What is differentiated: the score before softmax (the paper), or the logarithm of the probability."""
+    """Differentiated quantity: the score before softmax (the paper), or the log probability."""
     channel: Channel = "max"
-    """How the three colours become one value: `max` of the sizes (the paper), their `sum`, or the `l2`
-    norm.
-    """
+    """Reduction over the colours: `max` of the magnitudes (the paper), their `sum`, or the `l2` norm."""
     smooth_sigma: Sigma = 0.0
-    """Standard deviation, in pixels of the input, of a Gaussian that smooths the map; 0 (the paper): not
-    smoothed.
+    """Standard deviation of the Gaussian that smooths the map, in input pixels.
+
+    0 (the paper): no smoothing.
     """
 
 
 def saliency(gradient: Float[Tensor, "b 3 H W"], channel: Channel) -> Float[Tensor, "b H W"]:
-    """M of a gradient: the paper's Section 3.1."""
+    """Return M of a gradient: its magnitude, reduced over the colours, Section 3.1 of the paper."""
     size = gradient.abs()
     if channel == "max":
         return size.amax(dim=1)
     return size.sum(dim=1) if channel == "sum" else size.square().sum(dim=1).sqrt()
 
 
-def smoothed(maps: Float[Tensor, "b k H W"], sigma: float) -> Float[Tensor, "b k H W"]:
-    """Maps convolved with a Gaussian that is cut off at three `sigma`, and where the map is small, at its
-    border.
+def smooth_maps(maps: Float[Tensor, "b k H W"], sigma: float) -> Float[Tensor, "b k H W"]:
+    """Smooth maps by a Gaussian that is truncated at three `sigma`.
+
+    On a map smaller than that it is truncated at the map's border.
     """
     radius = min(math.ceil(3 * sigma), min(maps.shape[-2:]) - 1)
     blurred: Tensor = gaussian_blur(maps, [2 * radius + 1] * 2, [sigma, sigma])
@@ -101,7 +100,7 @@ class Backprop(HeadLocalizer):
         super().__init__(backbone, num_classes, config)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
-        """The classifier's logits; maps are made when they are asked for."""
+        """Return the classifier's logits. Maps are computed when they are requested."""
         return replace(super().forward(images), maps_of=lambda class_ids: self._maps(images, class_ids))
 
     def _maps(
@@ -114,8 +113,8 @@ class Backprop(HeadLocalizer):
             assert scores is not None
             if self.config.score == "logprob":
                 scores = scores.log_softmax(dim=1)
-            # In evaluation mode no image has a part in another's score: the sum over the batch has the
-            # gradients of all at once.
+            # In evaluation mode scores depend on their own image only: the gradient of the sum over the
+            # batch is that of each image.
             sums = scores.gather(1, class_ids).sum(dim=0)  # (K,)
             last = len(sums) - 1
             # `autograd.grad` leaves the parameters' own gradients alone.
@@ -124,4 +123,4 @@ class Backprop(HeadLocalizer):
                 for number, one in enumerate(sums)
             ]
         maps = torch.stack([saliency(gradient, self.config.channel) for gradient in gradients], dim=1)
-        return smoothed(maps, self.config.smooth_sigma) if self.config.smooth_sigma > 0 else maps
+        return smooth_maps(maps, self.config.smooth_sigma) if self.config.smooth_sigma > 0 else maps

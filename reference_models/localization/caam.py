@@ -3,10 +3,10 @@
 S. Babar, S. Das, "Where to look?: Mining complementary image regions for weakly supervised object
 localization", WACV 2021. There is no released code; equations have the paper's numbers.
 
-Idea. What Hide-and-Seek hides in one view of an image is shown in a second one. A shared network sees both;
-channel attention (CAAM) adds to the features of each view those of the other, spatial self-attention (SSAM)
-those of its own related places. Each view has its classifier, and a loss pulls the two maps of the label
-together, so that both cover the object.
+Idea. The patches that Hide-and-Seek hides in one view of an image are shown in a second view. A shared
+network sees both. Channel attention (CAAM) adds features of the other view to each view. Spatial
+self-attention (SSAM) adds features of related positions in the same view. Each view has its classifier, and a
+loss makes the two maps of the label similar, so that both cover the object.
 
     paper      name                                    shape
     X, X~      views                                   (2 B, 3, H, W) hidden by `layers/hide_patches.py`
@@ -24,31 +24,26 @@ At test the whole image is shown once, without attention (delta = alpha = 0), to
 
 Departures and open readings
     (1), (5)   The axis of the softmax is not printed. Rows are this project's choice, `q_axis=column` is the
-               other one. By rows a channel
-               of Y_x is the sum of all channels that turn to it: one of 1,280 collected 98 to 282 others. By
-                   columns it is a mean, as in
-               the channel attention that the paper adapts.
-               The paper takes Q_x~ for the transpose of Q_x. The softmax of the transposed product is another
-                   matrix, by either axis.
-               Default: (5) as printed, with one product for both; `q_tilde=transpose` as the text says.
-    (7)        This axis is not printed either. Rows make R a weighted mean, as in the attention that it is
-               taken from.
+               other one. By rows a channel of Y_x is the sum of all channels that attend to it: one of 1,280
+               collected 98 to 282 others. By columns it is a mean, as in the channel attention that the paper
+               adapts. The paper takes Q_x~ for the transpose of Q_x. The softmax of the transposed product is
+               another matrix, by either axis. Default: (5) as printed, with one product for both;
+               `q_tilde=transpose` as the text says.
+    (7)        This axis is not printed either. Rows make R a weighted mean, as in the original attention.
     (9)        Kernel, width and initial weights are not given. The convolution starts with a gain of 1: its
-               output has the mean square
-               of F, although F^c + F^s is 2F at first. Algorithm 1 adds F^s_x to the second view, a slip of
-                   the pen.
-               Without CAAM or SSAM (Table 5) only the outputs of what is left are added.
+               output has the mean square of F, although F^c + F^s is 2F at first. Algorithm 1 adds F^s_x to
+               the second view, an apparent misprint. Without CAAM or SSAM (Table 5) only the remaining
+               outputs are added.
     (10)       The sum is a mean, as the text around it says.
     (11)       Algorithm 1 has parameters for each classifier, the equations one W: `classifier`.
     (14)       A square of a vector. `fuse_reduction=mean` divides its sum by the 196 cells of the paper's
-               grid, whatever the grid is here.
+               grid, on any grid.
     test       Without attention F^c + F^s is 2F; `test_agg=double` keeps it, the scale that the convolution
-               was trained on. That
-               attention is off at test (`test_modules=false`) accounts for most of the top-1 accuracy lost
-                   against CAM when fine-tuned.
+               was trained on. Attention is off at test (`test_modules=false`). This accounts for most of the
+               top-1 accuracy lost against CAM when fine-tuned.
     Patches    Sides are scaled by the size of the image over 224.
-    Not given: recipe (SPA's here), crop, where alpha starts (0, as in the attention it is taken from),
-        ResNet's grid (14 x 14), Inception.
+    Not given  Recipe (here SPA's), crop, where alpha starts (0, as in the original attention), ResNet's grid
+               (14 x 14), Inception.
 """
 
 from __future__ import annotations
@@ -64,7 +59,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reference_models.base.localizer import Localizer
-from reference_models.core.backbone import Backbone, profile_of
+from reference_models.core.backbone import Backbone, read_profile
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass
 from reference_models.core.recipes import RECIPES
@@ -85,66 +80,68 @@ PAPER_CELLS = 14 * 14
 
 @dataclass(frozen=True, kw_only=True)
 class CaamConfig(MethodConfig):
-    """Settings of `caam`. Where a docstring names no source the paper is silent."""
+    """Settings of `caam`. If no source is named, the paper does not give the value."""
 
     at_test: ClassVar[frozenset[str]] = frozenset({"test_modules", "test_agg", "test_branch"})
 
     patch: tuple[int, ...] = (16, 32, 44, 56)
-    """Sides of a patch at an input of 224, one drawn for each image: the paper's `mixed`; Table 6 also has
-    each of the four alone.
+    """Sides of a patch at an input of 224, one drawn for each image: the paper's `mixed`.
+
+    Table 6 also has each of the four alone.
     """
     p: Share = 0.5
-    """Chance of each patch to be hidden in the first view: 0.5 in the paper."""
+    """Probability that a patch is hidden in the first view: 0.5 in the paper."""
     fill: Fill = "mean"
     """Value of hidden pixels."""
     beta: Weight = 50.0
-    """Weight of the fusion loss: 50 in all experiments of the paper; 0: without it (Table 5)."""
+    """Weight of the fusion loss: 50 in all experiments of the paper. 0: no fusion loss (Table 5)."""
     caam: bool = True
-    """False: without channel attention (Table 5)."""
+    """False: no channel attention (Table 5)."""
     ssam: bool = True
-    """False: without spatial attention (Table 5)."""
+    """False: no spatial attention (Table 5)."""
     q_tilde: QTilde = "softmax_ET"
-    """Q of the second view: (5) as printed, or the transpose of Q_x as the text says."""
+    """Q of the second view: (5) as printed, or the transpose of Q_x as in the text."""
     q_axis: Axis = "row"
-    """What adds up to 1 in the softmax of (1) and (5): each row of Q, or each column."""
+    """Axis of the softmax of (1) and (5): each row of Q sums to 1, or each column."""
     fuse_reduction: Reduction = "mean"
-    """How (14) becomes a number. `sum` is up to 4, which the weight of 50 puts far above the cross-entropy;
-    `mean` is that over 196.
+    """Reduction of (14).
+
+    `sum` is up to 4, which the weight of 50 puts far above the cross-entropy; `mean` is the sum over 196.
     """
     fuse_detach: Literal["none", "x", "complement"] = "none"
     """View whose map is a target without gradient in (14)."""
     ssam_convs: Literal["shared", "separate"] = "shared"
-    """Whether the views share M, L and P: Algorithm 1 writes one function for both, (7) and (8) two
-    alphas.
+    """Whether the views share M, L and P.
+
+    Algorithm 1 writes one function for both; (7) and (8) have two alphas.
     """
     agg_conv: Literal["separate", "shared"] = "separate"
-    """Whether each view has its convolution (9): the paper gives them parameters of their own."""
+    """Whether each view has its own convolution (9), as in the paper."""
     agg_kernel: Literal[3, 1] = 3
-    """Side of the convolution (9)."""
+    """Kernel size of the convolution (9)."""
     agg_relu: bool = True
     """Whether a ReLU follows (9)."""
     agg_width: Channels = 0
-    """Channels after (9); 0: those before it, but at most 1024, or less where the backbone is small."""
+    """Channels after (9). 0: those before it, but at most 1024, or less if the backbone is small."""
     classifier: Literal["separate", "shared"] = "separate"
-    """Whether each view has its W: Algorithm 1 (separate) against (11)-(13) (shared)."""
+    """Whether each view has its own W: Algorithm 1 (separate) against (11)-(13) (shared)."""
     test_modules: bool = False
-    """Whether the attention is active at test, both views being the image; the paper's results are
-    without.
-    """
+    """Whether attention is active at test, with the image as both views. The paper tests without it."""
     test_agg: Literal["double", "single"] = "double"
-    """Without attention at test: conv(F + F), what (9) becomes with delta = alpha = 0, or conv(F)."""
+    """Input of (9) at test without attention: F + F, as with delta = alpha = 0, or F."""
     test_branch: Literal["x", "mean"] = "x"
-    """The first classifier, or the mean of both."""
+    """Classifier at test: the first one, or the mean of both."""
 
 
-# --- the equations, in float32 whatever comes in: products of features exceed the range of float16 ----------
+# --- the equations, in float32 for any input: products of features exceed the range of float16 ------------
 
 
 def channel_attention(
     first: Float[Tensor, "b d n"], second: Float[Tensor, "b d n"], q_tilde: QTilde, axis: Axis = "row"
 ) -> tuple[Float[Tensor, "b d n"], Float[Tensor, "b d n"]]:
-    """(1), (2), (5), (6): Y of both views, from one product E = F_x F_x~^T. The softmax makes each row, or
-    column, add up to 1.
+    """Return Y of both views from one product E = F_x F_x~^T, eqs. (1), (2), (5), (6).
+
+    The softmax makes each row, or column, sum to 1.
     """
     product, dim = first @ second.mT, 2 if axis == "row" else 1  # (B, D, D)
     assist = product.softmax(dim=dim)  # (1)
@@ -155,7 +152,7 @@ def channel_attention(
 def spatial_attention(
     query: Float[Tensor, "b e n"], key: Float[Tensor, "b e n"], value: Float[Tensor, "b d n"]
 ) -> Float[Tensor, "b d n"]:
-    """(7): R = P K^T with K = softmax(M^T L), whose rows add up to 1."""
+    """Return R = P K^T with K = softmax(M^T L), whose rows sum to 1, eq. (7)."""
     where = (query.mT @ key).softmax(dim=2)  # (B, N, N)
     return value @ where.mT
 
@@ -163,8 +160,9 @@ def spatial_attention(
 def fusion_loss(
     first: Float[Tensor, "b h w"], second: Float[Tensor, "b h w"], reduction: Reduction
 ) -> Float[Tensor, ""]:
-    """(14): squared distance of the two maps of a class, each at length 1; mean over the batch. A map of
-    zeros keeps length 0.
+    """Return the squared distance of the two unit-length maps of a class, averaged over the batch, eq. (14).
+
+    A map of zeros keeps length 0.
     """
     one, two = (F.normalize(maps.float().flatten(1), dim=1, eps=1e-8) for maps in (first, second))
     distance = (one - two).square().sum(dim=1).mean()
@@ -183,7 +181,7 @@ class ChannelAttention(nn.Module):
     def forward(
         self, first: Float[Tensor, "b d h w"], second: Float[Tensor, "b d h w"]
     ) -> tuple[Tensor, Tensor]:
-        """(3), (4), (6)."""
+        """Add the scaled channel attention to the features of both views, eqs. (3), (4), (6)."""
         with torch.autocast(first.device.type, enabled=False):
             one, two = channel_attention(
                 first.float().flatten(2), second.float().flatten(2), self.q_tilde, self.axis
@@ -206,19 +204,19 @@ class SpatialAttention(nn.Module):
     def forward(
         self, first: Float[Tensor, "b d h w"], second: Float[Tensor, "b d h w"]
     ) -> tuple[Tensor, Tensor]:
-        """(7), (8)."""
+        """Add the scaled spatial attention to the features of both views, eqs. (7), (8)."""
         with torch.autocast(first.device.type, enabled=False):
             return self._one(first.float(), 0), self._one(second.float(), 1)
 
     def _one(self, features: Float[Tensor, "b d h w"], view: int) -> Float[Tensor, "b d h w"]:
         query, key, value = (
-            of_view(layers, view)(features).flatten(2) for layers in (self.query, self.key, self.value)
+            pick_view(layers, view)(features).flatten(2) for layers in (self.query, self.key, self.value)
         )
         return features + self.scale[view] * spatial_attention(query, key, value).view_as(features)
 
 
-def of_view(layers: nn.ModuleList, view: int) -> nn.Module:
-    """The layer of a view, or the one that both share."""
+def pick_view(layers: nn.ModuleList, view: int) -> nn.Module:
+    """Return the layer of a view, or the one that both views share."""
     return layers[view % len(layers)]
 
 
@@ -263,53 +261,57 @@ class Caam(Localizer):
 
     @classmethod
     def grid_for(cls, backbone: str, config: MethodConfig) -> str:
-        """14 x 14 at 224, as on VGG: the attention compares all channels and all places with each other."""
-        return profile_of(backbone).grid(config.grid, "small")
+        """Return a 14 x 14 grid at 224, as on VGG: attention compares all channels and all positions."""
+        return read_profile(backbone).grid(config.grid, "small")
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
-        """SPA's recipes; on ResNet-50 with fewer images at once, whose channel attention is 2048 x 2048."""
+        """Return SPA's recipes, on ResNet-50 with a smaller batch.
+
+        Its channel attention is 2048 x 2048.
+        """
         name = super().recipe_name(backbone, num_classes)
-        resnet = profile_of(backbone).kin == "resnet"
+        resnet = read_profile(backbone).kin == "resnet"
         return "caam_cub_resnet50" if resnet and name == "spa_cub" else name
 
-    def attended(
+    def add_attention(
         self, first: Float[Tensor, "b d h w"], second: Float[Tensor, "b d h w"]
     ) -> tuple[Tensor, Tensor]:
-        """F^c + F^s of both views, the input of (9)."""
+        """Return F^c + F^s of both views, the input of (9)."""
         parts = [module(first, second) for module in (self.channel, self.spatial) if module is not None]
         if len(parts) == 2:
             return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
         return parts[0] if parts else (first, second)
 
-    def unattended(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
-        """The same with delta = alpha = 0, or the features alone (`test_agg`)."""
+    def skip_attention(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        """Return the input of (9) with delta = alpha = 0, or the features alone (`test_agg`)."""
         both = self.channel is not None and self.spatial is not None
         return 2 * features if both and self.config.test_agg == "double" else features
 
     def bind(self, features: Float[Tensor, "b d h w"], view: int) -> Float[Tensor, "b e h w"]:
-        """(9): F^t of a view."""
-        bound: Tensor = of_view(self.binds, view)(features)
+        """Return F^t, the convolved features of a view, eq. (9)."""
+        bound: Tensor = pick_view(self.binds, view)(features)
         return bound
 
     def classify(self, bound: Float[Tensor, "b e h w"], view: int) -> Float[Tensor, "b c"]:
-        """(10), (11), with a mean and a bias."""
-        logits: Tensor = of_view(self.classifiers, view)(bound.mean(dim=(2, 3)))
+        """Return the logits of a view by a mean and a linear layer with bias, eqs. (10), (11)."""
+        logits: Tensor = pick_view(self.classifiers, view)(bound.mean(dim=(2, 3)))
         return logits
 
     def weight(self, view: int) -> Float[Tensor, "c e"]:
-        """W of a view."""
-        weight: Tensor = of_view(self.classifiers, view).weight  # type: ignore[assignment]
+        """Return W, the classifier's weight of a view."""
+        weight: Tensor = pick_view(self.classifiers, view).weight  # type: ignore[assignment]
         return weight
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
-        """Logits and maps of whole images."""
+        """Return logits and maps of whole images."""
         stages = self.backbone.stages(images)
         features = next(reversed(stages.values()))
+        # Input of (9), with or without attention, for one view or both.
         inputs = (
-            self.attended(features, features)
+            self.add_attention(features, features)
             if self.config.test_modules
-            else (self.unattended(features),) * 2
+            else (self.skip_attention(features),) * 2
         )
         views = (0,) if self.config.test_branch == "x" else (0, 1)
         bound = [self.bind(inputs[view], view) for view in views]
@@ -329,22 +331,24 @@ class Caam(Localizer):
         )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """(15): cross-entropy of both classifiers, and the weighted fusion loss."""
+        """Return the cross-entropy of both classifiers, and the weighted fusion loss, eq. (15)."""
         config, images = self.config, batch.images
         hidden = hidden_pixels(
             images, scaled_sides(config.patch, images.shape[-1]), config.p, batch.generator
         )
+        # Both views through the network: (2 B, 3, H, W), then (B, D, h, w) each.
         views = torch.cat(
             [fill_hidden(images, mask, config.fill, self.input_spec) for mask in (hidden, ~hidden)]
         )
         first, second = self.backbone.run(views).chunk(2)
-        bound = [self.bind(features, view) for view, features in enumerate(self.attended(first, second))]
+        bound = [self.bind(features, view) for view, features in enumerate(self.add_attention(first, second))]
         terms = {
             name: cross_entropy(self.classify(f, view), batch.labels)
             for view, (name, f) in enumerate(
                 zip(("cross_entropy", "cross_entropy_complement"), bound, strict=True)
             )
         }
+        # Fusion loss of the label's maps, (13), (14).
         if config.beta > 0:
             with torch.autocast(images.device.type, enabled=False):
                 maps = [

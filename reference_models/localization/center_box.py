@@ -1,19 +1,20 @@
 """Center box: always predict a box in the middle; a baseline.
 
-Photographers put their subject in the middle, so a fixed centred box is right surprisingly often; J. Choe, S.
-J. Oh, S. Lee, S. Chun, Z. Akata, H. Shim, "Evaluating weakly supervised object localization methods right",
-CVPR 2020, use a centred Gaussian as this baseline.
+Photographers put their subject in the middle, so a fixed centred box is often correct. J. Choe, S. J. Oh, S.
+Lee, S. Chun, Z. Akata, H. Shim, "Evaluating weakly supervised object localization methods right", CVPR 2020,
+use a centred Gaussian as this baseline.
 
-Idea. The map is a pyramid: 1 in the middle, 0 at the border, with square (on other images: rectangular) level
-sets. Cutting it at tau gives the centred box whose sides are 1 - tau of the image's, so a sweep over
-thresholds is a sweep over all centred boxes and the best threshold is the best centred box.
+Idea. The map is a pyramid: 1 in the middle, 0 at the border. Its level sets are centred boxes with the
+image's aspect ratio. The threshold tau gives the box whose sides are 1 - tau of the image's. So a sweep over
+thresholds is a sweep over all centred boxes, and the best threshold gives the best centred box.
 
     m(x, y) = 1 - max(|x - W/2| / (W/2), |y - H/2| / (H/2))        (x, y): centre of a pixel
 
 Departure from the paper's Gaussian: its level sets are ellipses, whose bounding boxes are the same centred
-boxes; only masks are scored differently.
+boxes. Only masks are scored differently.
 
-With `--set side=0.7` the map is 1 inside the centred box of that side and 0 outside, at every threshold.
+With `--set side=0.7` the map is 1 inside the centred box of that side and 0 outside, so the threshold has no
+effect.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ class CenterBoxConfig(MethodConfig):
     """Settings of `center-box`."""
 
     side: PositiveShare | None = None
-    """Side of a fixed box as a part of the image's, in (0, 1]; None: the pyramid."""
+    """Side of a fixed box as a fraction of the image's, in (0, 1]. None: the pyramid."""
 
 
 def pyramid(height: int, width: int, *, device: torch.device | None = None) -> Float[Tensor, "h w"]:
-    """m(x, y) of the module: 1 in the middle, falling to 0 at the border."""
-    # |x - W/2| / (W/2) at the centre i + 1/2 of a pixel is |2i + 1 - W| / W: whole numbers, hence exactly
+    """Return m(x, y): 1 in the middle, falling to 0 at the border."""
+    # |x - W/2| / (W/2) at the centre i + 1/2 of a pixel is |2i + 1 - W| / W: integers, hence exactly
     # symmetric.
     x = (2 * torch.arange(width, device=device) + 1 - width).abs() / width
     y = (2 * torch.arange(height, device=device) + 1 - height).abs() / height
@@ -77,7 +78,7 @@ class CenterBox(Localizer):
     def create(
         cls, *, num_classes: int, settings: Mapping[str, str], image_size: int | None = None, **_unused: str
     ) -> CenterBox:
-        """A new instance; it has no backbone: `backbone` and `weights` are ignored."""
+        """Create an instance. It has no backbone: `backbone` and `weights` are ignored."""
         config = parse_settings(CenterBoxConfig, settings, what="method 'center-box'")
         return cls(
             num_classes, config, InputSpec() if image_size is None else InputSpec(size=image_size)
@@ -87,16 +88,16 @@ class CenterBox(Localizer):
     def load(
         cls, checkpoint: Path, *, device: str = "auto", settings: Mapping[str, str] | None = None
     ) -> CenterBox:
-        """Raises `UsageError`: there is nothing to load."""
+        """Raise `UsageError`: there is no checkpoint to load."""
         raise UsageError("method 'center-box' has no parameters and no checkpoints; leave --checkpoint out")
 
     @classmethod
     def fit(cls, request: TrainRequest) -> Path:
-        """Raises `UsageError`: there is nothing to train."""
+        """Raise `UsageError`: there is nothing to train."""
         raise UsageError("method 'center-box' has no parameters; evaluate it without training")
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
-        """The same map for every image and class, at the size of the input; no logits."""
+        """Return the same map for every image and class, at the size of the input, and no logits."""
         height, width = images.shape[-2:]
         middle = pyramid(height, width, device=images.device)
         if self.config.side is not None:
@@ -108,7 +109,7 @@ class CenterBox(Localizer):
         return ForwardPass(logits=None, maps_of=maps_of)
 
     def describe(self) -> dict[str, Any]:
-        """For the record."""
+        """Describe the method for the record."""
         return {
             "method": self.method_name,
             "variant": "default",

@@ -4,33 +4,27 @@ S. Yun, D. Han, S. J. Oh, S. Chun, J. Choe, Y. Yoo, "CutMix: Regularization stra
 classifiers with localizable features", ICCV 2019. Written from the re-implementation in
 clovaai/wsolevaluation.
 
-Idea. A box pasted over an image hides a part of the object, as in Hide-and-Seek, but no pixel is wasted: the
-box shows a part of another object that has to be recognised, too, and the two labels are weighted by what is
-seen of each image.
+Idea. A box pasted over an image hides a part of the object, as in Hide-and-Seek, but no pixel is wasted. The
+box shows a part of another object, which must be recognised, too. The two labels are weighted by the visible
+area of each image.
 
     paper      name                                    shape
     x_A, x_B   images, images[order]                   (B, 3, H, W)
-    lambda     kept, as drawn                          (n,)   n = 1: one for the batch; n = B: one for each
-                                                              image
+    lambda     kept, as drawn                          (n,)   n = 1: one for the batch; n = B: one per image
     M          pasted: M is 1 where this is False      (n, 1, H, W)
     lambda'    kept, as pasted                         (n,)
     M_c        maps_of(class_ids)                      (B, K, h, w), the map of CAM
 
-    lambda ~ Beta(beta, beta)
-        (1)
-    box: sides floor(H r), floor(W r) with r = sqrt(1 - lambda), around a random pixel, clipped
-        (2)
-    x = M * x_A + (1 - M) * x_B
-        (3)
-    lambda' = 1 - area of the clipped box / (H W)
-        (4)
-    L = lambda' CE(S(x), y_A) + (1 - lambda') CE(S(x), y_B)
-        (5)
+    (1)  lambda ~ Beta(beta, beta)
+    (2)  box: sides floor(H r), floor(W r) with r = sqrt(1 - lambda), around a random pixel, clipped
+    (3)  x = M * x_A + (1 - M) * x_B
+    (4)  lambda' = 1 - area of the clipped box / (H W)
+    (5)  L = lambda' CE(S(x), y_A) + (1 - lambda') CE(S(x), y_B)
 
-Both ends of the box are half a side, rounded down, from its centre, so that an odd side loses a pixel.
+Both ends of the box are half a side, rounded down, from its centre, so an odd side loses a pixel.
 
-Departures from the paper. Head and recipe are those of `cam`; equations are numbered here, not in the paper.
-Departures from released code: none known; as there, labels are weighted by the clipped box (4) and not by the
+Departures from the paper. Head and recipe are those of `cam`. Equations are numbered here, not in the paper.
+Departures from released code: none known. As there, labels are weighted by the clipped box (4) and not by the
 lambda that was drawn (1). `box_scope=sample` is this project's.
 """
 
@@ -60,15 +54,14 @@ class CutMixConfig(HeadConfig):
     beta: Positive = 1.0
     """Both parameters of the Beta distribution: 1 in wsolevaluation (lambda is uniform)."""
     prob: Share = 1.0
-    """Chance of a batch (`box_scope=sample`: of an image) to be mixed: wsolevaluation's default is 1."""
+    """Probability that a batch (`box_scope=sample`: an image) is mixed: wsolevaluation's default is 1."""
     box_scope: Literal["batch", "sample"] = "batch"
-    """Whether one box is drawn for the batch (wsolevaluation) or one for each image."""
+    """Draw one box for the batch (wsolevaluation), or one per image."""
 
 
-def draw_kept(count: int, beta: float, generator: torch.Generator) -> Float[Tensor, " n"]:
-    """(1): lambda, on the device of the generator."""
-    # The classes of torch.distributions draw from the global generator only; this is what its Beta draws
-    # with.
+def draw_lambda(count: int, beta: float, generator: torch.Generator) -> Float[Tensor, " n"]:
+    """Draw lambda from the Beta distribution, on the device of the generator, eq. (1)."""
+    # torch.distributions draws only from the global generator; its Beta calls this function.
     both = torch._sample_dirichlet(torch.full((count, 2), beta, device=generator.device), generator=generator)
     return both[:, 0]
 
@@ -80,7 +73,7 @@ def clipped_box(
     height: int,
     width: int,
 ) -> Bool[Tensor, "n 1 H W"]:
-    """(2): True inside the box."""
+    """Return the clipped box as a mask, True inside, eq. (2)."""
 
     def inside(centre: Int[Tensor, " n"], length: int) -> Bool[Tensor, "n {length}"]:
         half = ((length * (1 - kept).sqrt()).long() // 2)[:, None]
@@ -96,14 +89,17 @@ def mixed_cross_entropy(
     others: Int[Tensor, " b"],
     kept: Float[Tensor, " n"],
 ) -> Float[Tensor, ""]:
-    """(5), the mean over the batch; `others` are the labels of the pasted images."""
+    """Return the cross-entropy of mixed images with both labels, averaged over the batch, eq. (5).
+
+    `others` are the labels of the pasted images.
+    """
     scores = logits.float()
     own, other = (F.cross_entropy(scores, target, reduction="none") for target in (labels, others))
     return (kept * own + (1 - kept) * other).mean()
 
 
 class CutMix(HeadLocalizer):
-    """See the module; network and maps are those of `head_localizer.py`."""
+    """See the module. Network and maps are those of `head_localizer.py`."""
 
     method_name = "cutmix"
     Config = CutMixConfig
@@ -121,18 +117,18 @@ class CutMix(HeadLocalizer):
             )
 
     def draw_box(self, batch: Batch) -> Bool[Tensor, "n 1 H W"]:
-        """True where another image is pasted; nowhere in what is not mixed."""
+        """Return where another image is pasted. Images that are not mixed have no True pixel."""
         generator, device = batch.generator, batch.images.device
         count, _, height, width = batch.images.shape
         drawn = count if self.config.box_scope == "sample" else 1
-        kept = draw_kept(drawn, self.config.beta, generator)  # (1)
+        kept = draw_lambda(drawn, self.config.beta, generator)  # (1)
         centre_y = torch.randint(height, (drawn,), generator=generator, device=device)
         centre_x = torch.randint(width, (drawn,), generator=generator, device=device)
         mixed = torch.rand(drawn, generator=generator, device=device) < self.config.prob
         return clipped_box(kept, centre_y, centre_x, height, width) & mixed[:, None, None, None]  # (2)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of mixed images with their two labels."""
+        """Return the cross-entropy of mixed images with their two labels."""
         pasted = self.draw_box(batch)
         order = torch.randperm(len(batch.images), generator=batch.generator, device=batch.images.device)
         images = torch.where(pasted, batch.images[order], batch.images)  # (3)

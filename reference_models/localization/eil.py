@@ -4,49 +4,44 @@ J. Mai, M. Yang, W. Luo, "Erasing integrated learning: A simple yet effective ap
 object localization", CVPR 2020. Values and steps are those of the authors' code (Wayne-Mai/EIL), which is for
 VGG.
 
-Idea. ACoL and ADL make a network look at more than the part that tells a class best, one with a second
-classifier, one by erasing in some steps only. Here each step has both: the features at one place fork into a
-stream as it is and one without the region that is attended most, and the layers behind that place, shared by
-both, learn from both. MEIL forks at several places.
+Idea. ACoL and ADL make a network use more than the most discriminative part: ACoL by a second classifier, ADL
+by erasing in some steps only. EIL does both in each step. The features at one point fork into an unchanged
+stream and one without the most attended region. The layers behind that point are shared and learn from both.
+MEIL forks at several points.
 
     paper      name                                    shape
-    F^u        features after a place                  (B, D, h, w)
+    F^u        features after an insertion point       (B, D, h, w)
     M          attention(F^u)                          (B, 1, h, w)
-    gamma      config.gamma, a part of the maximum
-    F^e        erased(F^u)                             (B, D, h, w)
+    gamma      config.gamma, a fraction of the maximum
+    F^e        erase_attended(F^u)                     (B, D, h, w)
     p^u, p^e   logits of the two streams               (B, C)
     sigma      config.sigma
     M_c        maps_of(class_ids)                      (B, K, h, w), the map of CAM from the stream without
                                                        erasing
 
-    M = mean of F^u over the channels
-        (1)
-    F^e = F^u where M < gamma max(M), else 0; the maximum is over the pixels of an image
-        (2)
-    L = CE(p^u, y) + sigma CE(p^e, y), one term with p^e for each place
-        (3)
+    (1)  M = mean of F^u over the channels
+    (2)  F^e = F^u where M < gamma max(M), else 0; the maximum is over the pixels of an image
+    (3)  L = CE(p^u, y) + sigma CE(p^e, y), one term with p^e for each insertion point
 
-Both streams are one batch of twice the size from the place on, so that batch norm sees both and its
-statistics at test are those of training. There are no parameters but those of CAM, and at test the method is
-CAM.
+Behind the point both streams are one batch of twice the size. So batch norm sees both, and its statistics at
+test are those of training. The parameters are those of CAM, and at test the method is CAM.
 
-Places (`step_of`). `points` are named by the blocks of VGG: 3, 4 and 5 are the ends of the last three stages
-(VGG: pool 3, pool 4, conv5_3; ResNet-50: layers 2, 3, 4). Point 4 of Inception-V3 is after Mixed_6a;
-Inception and ResNet are this project's choice. Point 5, in front of the head, works with any network; the
-others need one whose inside can be changed.
+Insertion points (`find_step`). `points` are named by the blocks of VGG: 3, 4 and 5 are the ends of the last
+three stages (VGG: pool 3, pool 4, conv5_3; ResNet-50: layers 2, 3, 4). Point 4 of Inception-V3 is after
+Mixed_6a. Inception and ResNet are this project's choice. Point 5, in front of the head, works with any
+network; the others need one whose steps can be edited.
 
-MEIL. The authors' code has points 3, 4 and 5 and uses only 4. That MEIL's are 4 and 5, that each forks off
-the stream without erasing, and that each has the weight sigma, is this project's reading; only numbers of
-MEIL were found.
+MEIL. The authors' code has points 3, 4 and 5 and uses only 4. This project reads MEIL as points 4 and 5, each
+forking off the stream without erasing, and each with the weight sigma. Only numbers of MEIL were found.
 
-Rates (`is_new`). The linear layer alone learns at ten times the rate in the authors' code; conv6, as new as
-it is, at the base rate. Their program has a rule for ResNet as well (layer 4, too), but no such network with
+Rates (`is_new`). In the authors' code only the linear layer learns at ten times the rate. conv6 is as new but
+learns at the base rate. Their program has a rule for ResNet as well (layer 4, too), but no such network with
 EIL. For ILSVRC it fixes where the rate falls, before the epochs 4 and 7 counted from 0, and no script gives
 the other values, so there the recipe is that of SPA.
 
-The paper's text was not at hand; equations are numbered here. It may mean an absolute threshold by gamma; the
-code takes a part of the maximum. The mask (2) has no gradient, in the code and here. The code draws one box
-around all regions above 0.15 of the normalised map; here the evaluation says how boxes are made.
+The paper's text was not at hand; equations are numbered here. By gamma it may mean an absolute threshold; the
+code takes a fraction of the maximum. The mask (2) has no gradient, in the code and here. The code draws one
+box around all regions above 0.15 of the normalised map; here the evaluation makes the boxes.
 """
 
 from __future__ import annotations
@@ -64,7 +59,7 @@ from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
 from reference_models.core.backbone import Backbone
 from reference_models.core.outputs import Batch
 from reference_models.core.recipes import Recipe
-from reference_models.layers.attention import attention, kept
+from reference_models.layers.attention import attention, is_kept
 from reference_models.layers.heads import HeadKind, cross_entropy
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Positive, Weight
@@ -72,7 +67,7 @@ from wsolbench.ranges import Positive, Weight
 PAPER = "eil"
 
 HEAD_POINT = 5
-"""The end of the last stage: what the head gets."""
+"""The end of the last stage, the input of the head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +78,19 @@ class EilConfig(HeadConfig):
         {"eil": {}, "meil": {"points": (4, HEAD_POINT)}}
     )
     variant: Literal["eil", "meil"] = "eil"
-    """`eil`: one place (authors' code); `meil`: two."""
+    """`eil`: one insertion point (authors' code). `meil`: two."""
     head: HeadKind = "fc"
     """The authors' code: on VGG a 3x3 convolution of 1024 channels, pooling, a linear layer."""
     points: tuple[int, ...] = (4,)
-    """Places where features are erased, of 3, 4, 5: the authors' code uses 4."""
+    """Insertion points where features are erased, of 3, 4, 5: the authors' code uses 4."""
     gamma: Positive = 0.7
-    """Part of the maximum from which the attention is erased: authors' code. Above 1, nothing is."""
+    """Fraction of the maximal attention from which features are erased: authors' code. Above 1: none."""
     sigma: Weight = 1.0
-    """Weight of the erased streams: 1 in the authors' code; their page names a weight without its value."""
+    """Weight of the erased streams: 1 in the authors' code. Their page names a weight without its value."""
 
 
-def step_of(point: int, backbone: Backbone) -> str:
-    """The step of the backbone after which a point is."""
+def find_step(point: int, backbone: Backbone) -> str:
+    """Return the step of the backbone after which a point is."""
     if point == HEAD_POINT:
         return backbone.layout[-1].name
     way_out = "--set points=5, which is in front of the head, or "
@@ -103,13 +98,13 @@ def step_of(point: int, backbone: Backbone) -> str:
     return place.name
 
 
-def erased(features: Float[Tensor, "b d h w"], gamma: float) -> Float[Tensor, "b d h w"]:
-    """(1) and (2)."""
-    return features * kept(attention(features.detach()), gamma)
+def erase_attended(features: Float[Tensor, "b d h w"], gamma: float) -> Float[Tensor, "b d h w"]:
+    """Erase the most attended region, eqs. (1) and (2)."""
+    return features * is_kept(attention(features.detach()), gamma)
 
 
 class Eil(HeadLocalizer):
-    """See the module; network and maps are those of `head_localizer.py`."""
+    """See the module. Network and maps are those of `head_localizer.py`."""
 
     method_name = "eil"
     Config = EilConfig
@@ -144,28 +139,28 @@ class Eil(HeadLocalizer):
                 f"setting sigma of method 'eil' is {config.sigma}; expected a number that is not negative"
             )
         super().__init__(backbone, num_classes, config)
-        self.inside = tuple(step_of(point, backbone) for point in sorted(points) if point != HEAD_POINT)
-        """Steps with a point after them, but for the one in front of the head."""
+        self.inside = tuple(find_step(point, backbone) for point in sorted(points) if point != HEAD_POINT)
+        """Steps with an insertion point after them, except the one in front of the head."""
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
-        """The authors' in the place of SPA's for CUB; for ILSVRC they give no script."""
+        """Return the authors' recipe in place of SPA's for CUB. They give no script for ILSVRC."""
         name = super().recipe_name(backbone, num_classes)
         return "eil" if name == "spa_cub" else name
 
     def is_new(self, name: str, recipe: Recipe) -> bool:
-        """Of the head, the last layer alone learns faster."""
+        """Of the head, only the last layer learns faster."""
         return super().is_new(name, recipe) and (
             name.startswith("head.classifier.") or name.startswith("backbone.")
         )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """(3)."""
+        """Return the cross-entropy of each stream, eq. (3)."""
         count = len(batch.images)
 
         def fork(features: Tensor) -> Tensor:
             return torch.cat(
-                [features, erased(features[:count], self.config.gamma)]
+                [features, erase_attended(features[:count], self.config.gamma)]
             )  # the first stream is the one without erasing
 
         features = self.backbone.run(

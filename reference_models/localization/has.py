@@ -1,29 +1,27 @@
 """Hide-and-Seek: train CAM on images with randomly hidden patches.
 
 K. K. Singh, Y. J. Lee, "Hide-and-Seek: Forcing a network to be meticulous for weakly-supervised object and
-action localization", ICCV 2017. Written from the re-implementation in clovaai/wsolevaluation, and from what
-S. Babar, S. Das, "Where to look?: Mining complementary image regions for weakly supervised object
-localization", WACV 2021, quote of it.
+action localization", ICCV 2017. Written from the re-implementation in clovaai/wsolevaluation, and from the
+description in S. Babar, S. Das, "Where to look?: Mining complementary image regions for weakly supervised
+object localization", WACV 2021.
 
-Idea. When the part that tells a class best is hidden, the network has to find the class in the other parts;
-hidden at random, each part is the best one that is left at some time. At test the whole image is shown.
+Idea. If the most discriminative part is hidden, the network has to find the class in the other parts. Since
+patches are hidden at random, each part is sometimes the best visible one. At test the whole image is shown.
 
     paper      name                                    shape
     I          batch.images                            (B, 3, H, W)
     s          one of config.patch, scaled             side of a patch in pixels
-    p          config.p                                each patch is hidden with this chance
+    p          config.p                                probability that a patch is hidden
     mu         config.fill                             value of hidden pixels
     M_c        maps_of(class_ids)                      (B, K, h, w), the map of CAM
 
-    I'(x) = mu where the patch of x is hidden, else I(x)
-        (1)
-    L = CE(S(I'), y)
-        (2)
+    (1)  I'(x) = mu where the patch of x is hidden, else I(x)
+    (2)  L = CE(S(I'), y)
 
-The patches are drawn in `layers/hide_patches.py`. Sides are pixels of a 224 x 224 image; at another size they
+The patches are drawn in `layers/hide_patches.py`. Sides are pixels of a 224 x 224 image. At another size they
 are scaled by size / 224 and rounded, so that an image has the same number of patches.
 
-Departures from the paper. Head and recipe are those of `cam`; equations are numbered here, not in the paper.
+Departures from the paper. Head and recipe are those of `cam`. Equations are numbered here, not in the paper.
 Departures from released code. wsolevaluation's default side is 4 pixels (`--set patch=4`), and it searched
 one for each backbone and data set.
 """
@@ -49,20 +47,22 @@ class HasConfig(HeadConfig):
     """Settings of `has`."""
 
     patch: tuple[int, ...] = (32,)
-    """Sides of a patch at an input of 224; of several, one is drawn for each image, and 0 shows it whole. 32
-    is HaS-32; the paper's others are 16, 44, 56, and `0,16,32,44,56` for its mix, which WACV 2021 says
+    """Sides of a patch at an input of 224. One of them is drawn for each image; 0 shows it whole.
+
+    32 is HaS-32. The paper's others are 16, 44, 56, and `0,16,32,44,56` for its mix, which WACV 2021 says
     contains whole images.
     """
     p: Share = 0.5
-    """Chance of each patch to be hidden: 0.5 in the paper and wsolevaluation."""
+    """Probability that a patch is hidden: 0.5 in the paper and wsolevaluation."""
     fill: Fill = "mean"
-    """Value of hidden pixels: the paper's and wsolevaluation's `mean` (of the data set the backbone was
-    trained on), or `black`.
+    """Value of hidden pixels: `mean` (paper, wsolevaluation) or `black`.
+
+    The mean is that of the data set the backbone was trained on.
     """
 
 
 class Has(HeadLocalizer):
-    """See the module; network and maps are those of `head_localizer.py`."""
+    """See the module. Network and maps are those of `head_localizer.py`."""
 
     method_name = "has"
     Config = HasConfig
@@ -73,7 +73,7 @@ class Has(HeadLocalizer):
         check_patches(self.method_name, config.patch, config.p, smallest=0)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of images with hidden patches."""
+        """Return the cross-entropy of images with hidden patches."""
         sides = scaled_sides(self.config.patch, batch.images.shape[-1])
         hidden = hidden_pixels(batch.images, sides, self.config.p, batch.generator)
         images = fill_hidden(batch.images, hidden, self.config.fill, self.input_spec)  # (1)

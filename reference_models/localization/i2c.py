@@ -3,14 +3,13 @@
 X. Zhang, Y. Wei, Y. Yang, "Inter-image communication for weakly supervised localization", ECCV 2020. Released
 code: xiaomengyc/I2C.
 
-Idea. A CAM network sees each image alone, and what it needs differs from image to image. Here the pixels that
-the map is sure of in one image are pulled to those of another image of the same class in the batch
-(stochastic consistency), and their mean to a running mean of the class over the data set (global
-consistency).
+Idea. A CAM network sees each image alone, and the evidence that it uses differs between images. Here the
+features of confident pixels are pulled together for two images of the same class in a batch (stochastic
+consistency). Their mean is pulled to a running mean of the class over the data set (global consistency).
 
     paper      name                            shape
     F_c        maps_of(class_ids)              (B, K, h, w)
-    phi        features, the last stage        (B, D, h, w)     what the head gets, before dropout
+    phi        features, the last stage        (B, D, h, w)     input of the head, before dropout
     O          object_seeds                    (B, n)           n pixels with m > threshold, drawn from m =
                                                                 min-max of F_y
     q          vectors                         (P, 2, n, D)     P pairs: images 2i and 2i + 1 of the batch
@@ -28,16 +27,16 @@ consistency).
 The numbers of the equations are those of this file. The paper's text was not at hand: values and steps are
 those of the released code, in which the map chooses pixels and gets no gradient.
 
-Batches are pairs of one class. Each image comes once in an epoch, and where a class has an odd number of
-images, one of them twice; the only image of a class is paired with itself. The released code draws, for each
-batch, 40 classes and two images of each.
+Batches are pairs of one class. Each image occurs once in an epoch. In a class with an odd number of images,
+one of them occurs twice. The only image of a class is paired with itself. The released code draws 40 classes
+and two images of each for each batch.
 
 Departures from released code (`variant=official` undoes the first two). It draws a random order of the pixels
 and does not use it, so its seeds are the first in raster order. Its bank starts with normal noise, which the
-first global terms pull to; here the term is 0 until the class has a centre. Where a map has fewer than 30
-pixels above 0.7 it takes those above 0.7 of the maximum, which are the same. Several pairs of a class in a
-batch make one update with their mean. Pairs of different classes, which the batches here never have, count
-only in the cross-entropy.
+first global terms pull to; here the term is 0 until the class has a centre. If a map has fewer than 30 pixels
+above 0.7, it takes those above 0.7 of the maximum, which are the same. Several pairs of a class in a batch
+make one update with their mean. Pairs of different classes, which do not occur here, count only in the
+cross-entropy.
 """
 
 from __future__ import annotations
@@ -53,13 +52,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
-from reference_models.core.backbone import Backbone, profile_of
+from reference_models.core.backbone import Backbone, read_profile
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch
 from reference_models.core.recipes import Recipe
 from reference_models.layers.heads import cross_entropy
 from reference_models.layers.maps import min_max
-from reference_models.training.parallel import add_up
+from reference_models.training.parallel import all_reduce_sum
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Count, ShareBelow1, Weight
 from wsolbench.system.distributed import world
@@ -79,37 +78,35 @@ class I2cConfig(HeadConfig):
     )
 
     variant: Literal["default", "official"] = "default"
-    """`official`: as the released code runs; `default`: without what look like its slips."""
+    """`official`: as the released code runs. `default`: without its apparent mistakes."""
     dropout: ShareBelow1 = 0.5
-    """Before each convolution of the head: released code."""
+    """Dropout before each convolution of the head: released code."""
     num_seeds: Count = 3
-    """n, pixels for each image: released script."""
+    """n, seeds per image: released script."""
     threshold: ShareBelow1 = 0.7
-    """Part of the min-maxed map of the label above which a pixel is object: released code."""
+    """Threshold of the min-max normalised map of the label above which a pixel is object: released code."""
     seeds: Literal["random", "first"] = "random"
-    """Which object pixels are taken: drawn at random, or the `first` in raster order (what the released code
-    does).
-    """
+    """Choice of object pixels: drawn at random, or the `first` in raster order (released code)."""
     cold_start: Literal["mask", "random"] = "mask"
-    """A class without a centre: no global term (`mask`), or a centre of normal noise (`random`: released
-    code).
+    """Treatment of a class without a centre.
+
+    `mask`: no global term. `random`: a centre of normal noise (released code).
     """
     local_weight: Weight = 0.008
-    """Of L_local: released script."""
+    """Weight of L_local: released script."""
     global_weight: Weight = 0.001
-    """Of L_global: released script; the default of its program is 0.01."""
+    """Weight of L_global: released script; the default of its program is 0.01."""
     decay: Weight = 0.002
-    """How fast eta falls with the number of updates: released code."""
+    """Decay of eta with the number of updates: released code."""
 
 
 def object_seeds(
     maps: Float[Tensor, "b h w"], count: int, threshold: float, generator: torch.Generator | None
 ) -> Int[Tensor, "b {count}"]:
-    """Positions (row * w + column) of object pixels, drawn without repetition, or the first ones where
-    `generator` is None.
+    """Return positions (row * w + column) of object pixels.
 
-    Where there are fewer than `count` they come again in the same order; a constant map, which has none,
-    gives any one pixel.
+    They are drawn without repetition, or the first ones if `generator` is None. If there are fewer than
+    `count`, they repeat in the same order. A constant map, which has none, gives one arbitrary pixel.
     """
     inside = min_max(maps).flatten(1) > threshold  # (B, N)
     pixels = inside.shape[1]
@@ -123,32 +120,32 @@ def object_seeds(
     return order.gather(1, torch.arange(count, device=maps.device) % usable)
 
 
-def vectors_at(features: Float[Tensor, "b d h w"], seeds: Int[Tensor, "b n"]) -> Float[Tensor, "p 2 n d"]:
-    """q: features at the seeds, by pair, in float32. A last image without a partner is left out."""
+def gather_vectors(features: Float[Tensor, "b d h w"], seeds: Int[Tensor, "b n"]) -> Float[Tensor, "p 2 n d"]:
+    """Return q, the features at the seeds by pair, in float32. A last image without a partner is dropped."""
     vectors = features.flatten(2).take_along_dim(seeds[:, None], dim=2).float().mT  # (B, n, D)
     pairs = len(vectors) // 2
     return vectors[: 2 * pairs].reshape(pairs, 2, *vectors.shape[1:])
 
 
 def local_distance(vectors: Float[Tensor, "p 2 n d"]) -> Float[Tensor, " p"]:
-    """(1) before the mean over pairs."""
+    """Return the distance of each pair, averaged over the seeds: eq. (1) before the mean over pairs."""
     distance: Tensor = torch.linalg.vector_norm(vectors[:, 0] - vectors[:, 1], dim=-1)
     return distance.mean(dim=1)
 
 
 def update_rate(counts: Int[Tensor, " c"], decay: float) -> Float[Tensor, " c"]:
-    """(3): 1 at first, then ever smaller."""
+    """Return the update rate of the class centres, eq. (3): 1 at first, then decreasing."""
     eta: Tensor = torch.exp(counts * -decay)
     return eta
 
 
-def mean_of(values: Float[Tensor, " p"], counted: Bool[Tensor, " p"]) -> Float[Tensor, ""]:
-    """Mean of the values that count; 0 where none does."""
+def masked_mean(values: Float[Tensor, " p"], counted: Bool[Tensor, " p"]) -> Float[Tensor, ""]:
+    """Return the mean of the values that count, or 0 if none does."""
     return (values * counted).sum() / counted.sum().clamp(min=1)
 
 
 class I2C(HeadLocalizer):
-    """See the module; maps and logits are those of `head_localizer.py`."""
+    """See the module. Maps and logits are those of `head_localizer.py`."""
 
     method_name = "i2c"
     Config = I2cConfig
@@ -190,41 +187,40 @@ class I2C(HeadLocalizer):
 
     @classmethod
     def grid_for(cls, backbone: str, config: MethodConfig) -> str:
-        """ACoL's 28x28 grid on VGG-16, as in the released code."""
-        return profile_of(backbone).grid(config.grid, "overlapping-pools")
+        """Return ACoL's 28x28 grid on VGG-16, as in the released code."""
+        return read_profile(backbone).grid(config.grid, "overlapping-pools")
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
-        """The released recipe where that of SPA for ILSVRC would be used."""
+        """Return the released recipe in place of SPA's for ILSVRC."""
         name = super().recipe_name(backbone, num_classes)
         return "i2c_ilsvrc" if name == "spa_ilsvrc" else name
 
     def batches(
         self, labels: Int[np.ndarray, " n"], batch_size: int, rng: np.random.Generator
     ) -> list[Int[np.ndarray, " _"]]:
-        """Shuffled pairs of one class, images 2i and 2i + 1; `batch_size` is rounded down to an even number,
-        at least 2.
+        """Return shuffled pairs of one class, images 2i and 2i + 1.
+
+        `batch_size` is rounded down to an even number, at least 2.
         """
         order = rng.permutation(len(labels))
         order = order[np.argsort(labels[order], kind="stable")]
         pairs = []
         for members in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
-            again = (
-                members[:1] if len(members) % 2 else members[:0]
-            )  # the order is random, so any one is as good
+            again = members[:1] if len(members) % 2 else members[:0]  # the order is random
             pairs.append(np.concatenate([members, again]).reshape(-1, 2))
         shuffled = rng.permutation(np.concatenate(pairs))
         size = max(1, batch_size // 2)
         return [shuffled[start : start + size].reshape(-1) for start in range(0, len(shuffled), size)]
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """(5); moves the bank."""
+        """Return the weighted terms of eq. (5), and update the bank."""
         result = self(batch.images)
         sure = result.maps_of(batch.labels[:, None])[:, 0].detach()
         generator = batch.generator if self.config.seeds == "random" else None
         seeds = object_seeds(sure, self.config.num_seeds, self.config.threshold, generator)
         with torch.autocast(batch.images.device.type, enabled=False):
-            vectors = vectors_at(next(reversed(result.stages.values())), seeds)
+            vectors = gather_vectors(next(reversed(result.stages.values())), seeds)
             centres = vectors.mean(dim=(1, 2))  # (P, D)
             classes, partners = batch.labels[0 : 2 * len(centres) : 2], batch.labels[1::2]
             same = classes == partners
@@ -232,7 +228,7 @@ class I2C(HeadLocalizer):
             distance = torch.linalg.vector_norm(self.bank[classes] - centres, dim=1)  # (2)
             terms = {
                 "cross_entropy": cross_entropy(result.logits, batch.labels),
-                "local": self.config.local_weight * mean_of(local_distance(vectors), same),
+                "local": self.config.local_weight * masked_mean(local_distance(vectors), same),
                 "global": self.config.global_weight * (distance * known).sum() / same.sum().clamp(min=1),
             }
             self._update(centres.detach(), classes, same)
@@ -242,11 +238,11 @@ class I2C(HeadLocalizer):
     def _update(
         self, centres: Float[Tensor, "p d"], classes: Int[Tensor, " p"], same: Bool[Tensor, " p"]
     ) -> None:
-        """(4), with the pairs of all processes."""
+        """Update the bank with the pairs of all processes, eq. (4)."""
         every_class = torch.arange(self.num_classes, device=classes.device)
         mine = ((every_class[:, None] == classes) & same).float()  # (C, P)
         sums = torch.cat([mine @ centres, mine.sum(dim=1, keepdim=True)], dim=1)  # (C, D + 1)
-        add_up(sums, world())
+        all_reduce_sum(sums, world())
         pairs = sums[:, -1:]
         eta = update_rate(self.counts, self.config.decay)[:, None]
         moved = (1 - eta) * self.bank + eta * (sums[:, :-1] / pairs.clamp(min=1))

@@ -3,11 +3,11 @@
 X. Pan, Y. Gao, Z. Lin, F. Tang, W. Dong, H. Yuan, F. Huang, C. Xu, "Unveiling the potential of structure
 preserving for weakly supervised object localization", CVPR 2021. Released code: Panxjia/SPA_CVPR2021 (VGG-16
 only). This file is the first half of the paper, its restricted activation module (RAM), which is a loss and
-has no parameters; the second half is the post-process `scg`: `--method spa --post scg`.
+has no parameters. The second half is the post-process `scg`: `--method spa --post scg`.
 
-Idea. Averaging unbounded scores lets a few very high pixels decide the class. Where the class distributions
-of the pixels say "some class for sure" the label's score is pushed up, where they say nothing it is pushed
-down; the sigmoid bounds what any pixel can gain.
+Idea. If unbounded scores are averaged, a few very high pixels decide the class. Where the class distribution
+of a pixel is confident, the label's score is pushed up. Where it is nearly uniform, the score is pushed down.
+The sigmoid bounds what any pixel can gain.
 
     paper          name                        shape
     F              maps                        (B, C, H, W)    class maps before pooling
@@ -23,12 +23,12 @@ down; the sigmoid bounds what any pixel can gain.
     (4)  M_obj = [Var(softmax(F)) > tau + sigma]
     (5)  L_RA = mean over the pixels of M_bg F'_t + M_obj (1 - F'_t)
 
-Departures. The paper gives none of the values; they are those of the released scripts: alpha 0.5 and, on CUB,
-tau 0.1, sigma 0.2 from epoch 20 of 100 on; on ILSVRC 0.4, 0.1, from 5 of 20 on. They belong to what the code
-takes for Var: the variance over the classes, stretched to [0, 1] in each image. The paper says standard
-deviation, which is at most 1 / sqrt(C): 0.07 on CUB, below every published tau, so that with it all pixels
-would be background. VGG-16 keeps its 2x2 pools in the code (`std14`); the paper says that it is changed as in
-ACoL (`acol28`), and the variant `paper` does that. No values for other backbones are published.
+Departures. The paper gives none of the values. They are those of the released scripts: alpha 0.5; on CUB tau
+0.1 and sigma 0.2 from epoch 20 of 100 on; on ILSVRC 0.4 and 0.1 from epoch 5 of 20 on. They belong to the
+code's Var: the variance over the classes, min-max normalised in each image. The paper says standard
+deviation, which is at most 1 / sqrt(C): 0.07 on CUB, below every published tau, so that all pixels would be
+background. VGG-16 keeps its 2x2 pools in the code (`std14`). The paper says that it is changed as in ACoL
+(`acol28`), and the variant `paper` does that. No values for other backbones are published.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
-from reference_models.core.backbone import Backbone, profile_of
+from reference_models.core.backbone import Backbone, read_profile
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch
 from reference_models.core.recipes import MANY_CLASSES
@@ -63,13 +63,14 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = MappingProxyType(
         "ilsvrc": MappingProxyType({"tau": 0.4, "gap": 0.1, "start": 0.25}),
     }
 )
-"""Settings of the released scripts for VGG-16; `start` as a part of the run."""
+"""Settings of the released scripts for VGG-16. `start` is a fraction of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpaConfig(HeadConfig):
-    """Settings of `spa`. None: the released value for CUB, or for ILSVRC where there are 500 classes or
-    more.
+    """Settings of `spa`.
+
+    None stands for the released value for CUB, or for ILSVRC if there are 500 classes or more.
     """
 
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
@@ -79,22 +80,26 @@ class SpaConfig(HeadConfig):
     variant: Literal["official", "paper"] = "official"
     """`official`: released code. `paper`: the text, which needs `tau` and `gap` (see the module)."""
     ram: bool = True
-    """Whether L_RA is added; without it this is CAM."""
+    """Whether L_RA is added. Without it this is CAM."""
     alpha: Weight = 0.5
-    """Weight of L_RA; released scripts (the code's own default is 0.1)."""
+    """Weight of L_RA: released scripts (the code's own default is 0.1)."""
     tau: Weight | None = None
     """Spread below which a pixel is background."""
     gap: Weight | None = None
-    """The paper's sigma: pixels with a spread from tau to tau + gap belong to neither."""
+    """The paper's sigma. Pixels with a spread from tau to tau + gap are neither object nor background."""
     start: Share | None = None
-    """The part of the run after which L_RA is added."""
+    """Fraction of the run after which L_RA is added."""
     spread: Spread = "var_minmax"
-    """`var_minmax`: released code; `std`: the paper's text; `var`: the code's before it is stretched."""
+    """Definition of Var.
+
+    `var_minmax`: released code. `std`: the paper's text. `var`: the code's before normalisation.
+    """
 
 
 def class_spread(maps: Float[Tensor, "b c h w"], kind: Spread) -> Float[Tensor, "b h w"]:
-    """Var(softmax(F)) of (3) and (4): how far from even the class distribution of each pixel is, in
-    float32.
+    """Return Var(softmax(F)) of eqs. (3) and (4), in float32.
+
+    It measures how far the class distribution of each pixel is from uniform.
     """
     with torch.autocast(maps.device.type, enabled=False):
         variance = maps.float().softmax(dim=1).var(dim=1)  # unbiased, as in the released code
@@ -104,14 +109,14 @@ def class_spread(maps: Float[Tensor, "b c h w"], kind: Spread) -> Float[Tensor, 
 
 
 def largest_spread(classes: int, kind: Spread) -> float:
-    """What `class_spread` can reach: that of a pixel that is sure of one class."""
+    """Return the largest value of `class_spread`, which a one-hot distribution reaches."""
     return {"var_minmax": 1.0, "var": 1 / classes, "std": 1 / math.sqrt(classes)}[kind]
 
 
 def pseudo_masks(
     spread: Float[Tensor, "b h w"], tau: float, gap: float
 ) -> tuple[Bool[Tensor, "b h w"], Bool[Tensor, "b h w"]]:
-    """M_bg and M_obj."""
+    """Return M_bg and M_obj, eqs. (3) and (4)."""
     return spread < tau, spread > tau + gap  # (3), (4)
 
 
@@ -121,14 +126,15 @@ def restricted_activation(
     background: Bool[Tensor, "b h w"],
     foreground: Bool[Tensor, "b h w"],
 ) -> Float[Tensor, ""]:
-    """L_RA in [0, 1], mean over the batch; pixels of neither mask count as 0."""
+    """Return L_RA in [0, 1], averaged over the batch, eq. (5). Pixels in neither mask count as 0."""
     bounded = pick_maps(maps, labels[:, None])[:, 0].float().sigmoid()  # (2)
     return (background * bounded + foreground * (1 - bounded)).mean()  # (5)
 
 
 class Spa(HeadLocalizer):
-    """See the module; maps and logits are those of `head_localizer.py`. A map of `head=fc` lacks the bias of
-    its class.
+    """See the module. Maps and logits are those of `head_localizer.py`.
+
+    With `head=fc` a map lacks the bias of its class.
     """
 
     method_name = "spa"
@@ -147,13 +153,13 @@ class Spa(HeadLocalizer):
 
     @classmethod
     def grid_for(cls, backbone: str, config: MethodConfig) -> str:
-        """ACoL's pools on VGG-16 in the variant `paper`."""
+        """Return ACoL's pools on VGG-16 in the variant `paper`."""
         if getattr(config, "variant", None) != "paper":
             return config.grid
-        return profile_of(backbone).grid(config.grid, "overlapping-pools")
+        return read_profile(backbone).grid(config.grid, "overlapping-pools")
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """(1); the term `restricted_activation` is there from the epoch that `start` says."""
+        """Return the terms of eq. (1). `restricted_activation` starts at the epoch given by `start`."""
         result = self(batch.images)
         terms = {"cross_entropy": cross_entropy(result.logits, batch.labels)}
         if self.config.ram and batch.epoch >= self.start * batch.epochs - 1e-9:
@@ -169,7 +175,7 @@ class Spa(HeadLocalizer):
 
 
 def _check(tau: float, gap: float, start: float, config: SpaConfig, classes: int) -> None:
-    """Raises `UsageError` where L_RA would be nonsense, and where no pixel could ever be foreground."""
+    """Raise `UsageError` if L_RA is not defined, or if no pixel could ever be foreground."""
     if classes < 2:
         raise UsageError("method 'spa' compares classes; expected at least 2, got 1. Use ram=false, or cam")
     if not (config.alpha >= 0 and tau >= 0 and gap >= 0 and 0 <= start <= 1):

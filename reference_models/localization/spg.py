@@ -4,9 +4,9 @@ X. Zhang, Y. Wei, G. Kang, Y. Yang, T. Huang, "Self-produced guidance for weakly
 localization", ECCV 2018. Values and steps are those of the authors' code (xiaomengyc/SPG, Inception-V3) and
 of clovaai/wsolevaluation.
 
-Idea. Where the map of a classifier is very high there is object, where it is very low background; in between
-nobody knows. Such pixels of one branch are labels for another one at a shallower layer, which fills in what
-lies between, and guides the next.
+Idea. Pixels where the map of a classifier is very high are object, those where it is very low background, and
+the rest is unknown. The known pixels of one branch are labels for another one at a shallower layer. That
+branch fills in the unknown pixels and guides the next.
 
     paper      name                                    shape
     A          head                                    class maps F_c, (B, C, h, w); its penultimate features
@@ -14,35 +14,29 @@ lies between, and guides the next.
     B1, B2     side1, side2, then shared               object scores (B, 1, h_i, w_i) of a middle and a later
                                                        layer
     C          side_c                                  object scores (B, 1, h, w) of A's penultimate features
-    up         upsampled                               (B, H, W), bilinear to mask_size x mask_size, float32
+    up         upsample                                (B, H, W), bilinear to mask_size x mask_size, float32
     G          guidance                                (B, H, W)   1: object, 0: background, 255: unknown
     h_i, l_i   config.high, config.low                 (3,) each, in the order of the equations
-    mm         min_max                                 each map stretched to [0, 1] by its own minimum and
-                                                       maximum
+    mm         min_max                                 min-max normalisation of each map
     s          sigmoid
 
-    G(m; h, l) = 0 where m < l; else 1 where m > h; else 255
-        (1)
-      h is lowered to 0.7 max(m) in an image that has fewer than 30 pixels above it; where that is below l, m
-          < l still gives 0
-    BCE(x, G) = mean over the pixels of the batch that are known; 0 where none is
-        (2)
-    L = CE(A, y) + BCE(up(B2), G(mm(up(F_y)); h_1, l_1))
-        (3)
-                 + BCE(up(B1), G(s(up(B2)); h_2, l_2))
-                     (4)
-                 + BCE(up(C), G((s(up(B1)) + s(up(B2))) / 2; h_3, l_3))
-                     (5)
-    M_c = F_c
-        (6)
+    (1)  G(m; h, l) = 0 where m < l; else 1 where m > h; else 255
+    (2)  BCE(x, G) = mean over the known pixels of the batch; 0 if there are none
+    (3)  L = CE(A, y) + BCE(up(B2), G(mm(up(F_y)); h_1, l_1))
+    (4)           + BCE(up(B1), G(s(up(B2)); h_2, l_2))
+    (5)           + BCE(up(C), G((s(up(B1)) + s(up(B2))) / 2; h_3, l_3))
+    (6)  M_c = F_c
+
+In (1), h is lowered to 0.7 max(m) in an image that has fewer than 30 pixels above it. If that is below l, m <
+l still gives 0.
 
 No gradient passes through G. The branches B and C are not run at test.
 
-Networks (`places_for`, `classifier_for`). Inception-V3 (both codes): B1 after Mixed_5d and its pool, B2 after
-Mixed_6d; A is the head `conv` with dropout. VGG (wsolevaluation): B1 after pool 4, B2 after conv5_3, A with
-512 channels and no dropout. ResNet-50 (wsolevaluation): B1 after the first block of layer 3, B2 after its
-last, both 1024 wide; A is a 1x1 convolution. Any other network (this project): B1 and B2 after the last two
-stages, A as on Inception. Sides are 512 wide where nothing else is said.
+Networks (`find_insertion_points`, `make_classifier`). Inception-V3 (both codes): B1 after Mixed_5d and its
+pool, B2 after Mixed_6d; A is the head `conv` with dropout. VGG (wsolevaluation): B1 after pool 4, B2 after
+conv5_3, A with 512 channels and no dropout. ResNet-50 (wsolevaluation): B1 after the first block of layer 3,
+B2 after its last, both 1024 wide; A is a 1x1 convolution. Any other network (this project): B1 and B2 after
+the last two stages, A as on Inception. Side branches are 512 wide unless stated otherwise.
 
 The paper's text was not at hand; equations are numbered here. Both codes write background last, so it wins in
 (1). The authors' script gives no decay points, so the learning rate of the recipe does not fall.
@@ -104,37 +98,40 @@ class SpgConfig(MethodConfig):
         }
     )
     variant: Literal["default", "official", "clovaai"] = "default"
-    """`default`: the authors' code without its oversights; `official`: with them; `clovaai`: wsolevaluation's
-    thresholds.
+    """`default`: the authors' code without its oversights. `official`: with them.
+
+    `clovaai`: wsolevaluation's thresholds.
     """
     high: tuple[Share, ...] = (0.7, 0.5, 0.7)
     """h of (3), (4), (5): authors' code and wsolevaluation."""
     low: tuple[Share, ...] = (0.05, 0.05, 0.1)
     """l of (3), (4), (5): authors' code; wsolevaluation has 0.01 first."""
     min_fg_px: int = 30
-    """Pixels of the mask above h below which h is lowered: both codes."""
+    """If fewer pixels of a mask are above h, h is lowered: both codes."""
     fallback: Share = 0.7
-    """Part of the maximum to which it is lowered: both codes."""
+    """Fraction of the maximum to which h is lowered: both codes."""
     fallback_scope: Literal["per_image", "leak"] = "per_image"
-    """Whether a lowered h is for its image (wsolevaluation) or also for those after it in the batch (authors'
-    code).
+    """Whether a lowered h holds for its image (wsolevaluation), or also for later ones in the batch.
+
+    `leak` is the authors' code.
     """
     mask_size: int = 224
-    """Side of the masks: 224 in both codes, whatever the size of the image."""
+    """Side of the masks: 224 in both codes, for images of any size."""
     dropout: ShareBelow1 | None = None
-    """Before each convolution of A. None: 0.5, as in both codes on Inception, and 0 on VGG and ResNet
-    (wsolevaluation).
+    """Dropout before each convolution of A.
+
+    None: 0.5, as in both codes on Inception, and 0 on VGG and ResNet (wsolevaluation).
     """
 
 
-def places_for(backbone: Backbone) -> tuple[tuple[str, str], tuple[int, int]]:
-    """Steps of the backbone that feed B1 and B2, and their channels."""
+def find_insertion_points(backbone: Backbone) -> tuple[tuple[str, str], tuple[int, int]]:
+    """Return the steps of the backbone that feed B1 and B2, and their channels."""
     one, two = backbone.role("guides", "method 'spg'")
     return (one.name, two.name), (one.channels, two.channels)
 
 
-def classifier_for(backbone: Backbone, num_classes: int, dropout: float | None) -> ConvHead:
-    """A."""
+def make_classifier(backbone: Backbone, num_classes: int, dropout: float | None) -> ConvHead:
+    """Build A, the classifier."""
     channels = backbone.channels[-1]
     if backbone.profile.kin == "resnet":
         return ConvHead(channels, num_classes, depth=0, dropout=dropout or 0.0)
@@ -146,8 +143,9 @@ def classifier_for(backbone: Backbone, num_classes: int, dropout: float | None) 
 
 
 def convolution(inputs: int, outputs: int, size: int) -> nn.Conv2d:
-    """`size` x `size`, on a grid that stays as it is; Xavier-uniform without bias, as the other new layers of
-    both codes.
+    """Build a `size` x `size` convolution that keeps the grid.
+
+    Xavier-uniform weights and zero biases, as for the other new layers of both codes.
     """
     layer = nn.Conv2d(inputs, outputs, size, padding=size // 2)
     nn.init.xavier_uniform_(layer.weight)
@@ -155,13 +153,13 @@ def convolution(inputs: int, outputs: int, size: int) -> nn.Conv2d:
     return layer
 
 
-def upsampled(scores: Float[Tensor, "b 1 h w"], size: int) -> Float[Tensor, "b {size} {size}"]:
-    """`up` of the module."""
+def upsample(scores: Float[Tensor, "b 1 h w"], size: int) -> Float[Tensor, "b {size} {size}"]:
+    """Resize scores bilinearly to `size` x `size`, in float32."""
     return F.interpolate(scores.float(), size=(size, size), mode="bilinear", align_corners=False)[:, 0]
 
 
 def object_levels(m: Float[Tensor, "b H W"], high: float, config: SpgConfig) -> Float[Tensor, "b 1 1"]:
-    """h of (1), for each image."""
+    """Return h of eq. (1) for each image."""
     lowered = config.fallback * m.amax(dim=(1, 2))
     level = torch.full_like(lowered[0], high)
     if config.fallback_scope == "per_image":
@@ -175,13 +173,13 @@ def object_levels(m: Float[Tensor, "b H W"], high: float, config: SpgConfig) -> 
 
 
 def guidance(m: Float[Tensor, "b H W"], high: Float[Tensor, "b 1 1"], low: float) -> Float[Tensor, "b H W"]:
-    """(1), for the levels `high` of the images."""
+    """Return G, the labels of pixels, for the levels `high` of the images, eq. (1)."""
     foreground = torch.where(m > high, 1.0, UNKNOWN)
     return torch.where(m < low, 0.0, foreground).to(m.dtype)
 
 
 def guided_loss(scores: Float[Tensor, "b H W"], target: Float[Tensor, "b H W"]) -> Float[Tensor, ""]:
-    """(2), of scores before the sigmoid."""
+    """Return the binary cross-entropy over known pixels, eq. (2), for scores before the sigmoid."""
     known = target != UNKNOWN
     each = F.binary_cross_entropy_with_logits(scores, target.where(known, 0.0), reduction="none")
     return each.where(known, 0.0).sum() / known.sum().clamp(min=1)
@@ -205,10 +203,10 @@ class Spg(Localizer):
     def __init__(self, backbone: Backbone, num_classes: int, config: SpgConfig) -> None:
         super().__init__(backbone, num_classes, config)
         _check(config)
-        self.places, channels = places_for(backbone)
+        self.places, channels = find_insertion_points(backbone)
         narrow = backbone.head_width // 2  # 512 where the heads are 1024 wide
         width = backbone.head_width if backbone.profile.kin == "resnet" else narrow
-        self.head = classifier_for(backbone, num_classes, config.dropout)
+        self.head = make_classifier(backbone, num_classes, config.dropout)
         self.side1 = nn.Sequential(convolution(channels[0], width, 3), nn.ReLU())
         self.side2 = nn.Sequential(convolution(channels[1], width, 3), nn.ReLU())
         self.shared = nn.Sequential(convolution(width, width, 3), nn.ReLU(), convolution(width, 1, 1))
@@ -218,13 +216,14 @@ class Spg(Localizer):
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
-        """The authors' in the place of SPA's for ILSVRC; for CUB they give none."""
+        """Return the authors' recipe in place of SPA's for ILSVRC. They give none for CUB."""
         name = super().recipe_name(backbone, num_classes)
         return "spg_ilsvrc" if name == "spa_ilsvrc" else name
 
     def is_new(self, name: str, recipe: Recipe) -> bool:
-        """With a recipe of wsolevaluation its names decide: on ResNet-50 the last stage alone, on VGG also
-        blocks 4 and 5.
+        """Follow wsolevaluation's names with its recipes.
+
+        On ResNet-50 only the last stage learns faster, on VGG also blocks 4 and 5.
         """
         if recipe.last_stage_is_new and self.backbone.profile.kin == "resnet":
             return self.is_last_stage(name)
@@ -232,7 +231,7 @@ class Spg(Localizer):
         return deep or super().is_new(name, recipe)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
-        """(6): logits and maps of A."""
+        """Return logits and maps of A, eq. (6)."""
         stages = self.backbone.stages(images)
         head = self.head(next(reversed(stages.values())))
         return ForwardPass(
@@ -240,14 +239,16 @@ class Spg(Localizer):
         )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """(3) to (5)."""
+        """Return the cross-entropy of A and the guided loss of each branch, eqs. (3) to (5)."""
         config, size = self.config, self.config.mask_size
+        # Map of the label and scores of the branches, each (B, H, W).
         features, one, two = self.features(batch.images)
         head = self.head(features)
-        seen = min_max(upsampled(head.maps_of(batch.labels[:, None]).detach(), size))
-        b1 = upsampled(self.shared(self.side1(one)), size)
-        b2 = upsampled(self.shared(self.side2(two)), size)
-        c = upsampled(self.side_c(head.penultimate), size)
+        seen = min_max(upsample(head.maps_of(batch.labels[:, None]).detach(), size))
+        b1 = upsample(self.shared(self.side1(one)), size)
+        b2 = upsample(self.shared(self.side2(two)), size)
+        c = upsample(self.side_c(head.penultimate), size)
+        # Labels of each branch from a deeper one.
         with torch.no_grad():
             sure1, sure2 = b1.sigmoid(), b2.sigmoid()
             guides = [
@@ -264,7 +265,7 @@ class Spg(Localizer):
         }
 
     def features(self, images: Float[Tensor, "b 3 H W"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs of A, B1 and B2."""
+        """Return the inputs of A, B1 and B2."""
         found: dict[str, Tensor] = {}
 
         def note(step: str, features: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""One file per post-process: other maps from the features that a localizer's forward pass has found."""
+"""Post-processes, one file each: other maps from the features of a localizer's forward pass."""

@@ -4,10 +4,10 @@ X. Pan, Y. Gao, Z. Lin, F. Tang, W. Dong, H. Yuan, F. Huang, C. Xu, "Unveiling t
 preserving for weakly supervised object localization", CVPR 2021 (self-correlation map generating). Released
 code: Panxjia/SPA_CVPR2021 (VGG-16 only).
 
-Idea. Two pixels of one object can look different and still be like the same third pixels: the second-order
-correlation joins them where the first-order one does not. A method's coarse map only says where to start: the
-correlations of its high pixels are the object, those of its low pixels the background, and what the object
-has more of is the map.
+Idea. Two pixels of one object can look different and still be similar to the same third pixels. The
+second-order correlation then joins them although the first-order one does not. A method's coarse map only
+gives seeds. The correlations of its high pixels show the object, those of its low pixels the background. The
+map is the positive part of their difference.
 
     paper          name                    shape
     f              features, pixels        (B, D, h, w), (B, N, D) of length 1; N = h w = the paper's HW
@@ -34,23 +34,22 @@ column divided by its sum:
     (a)   T = SC1, and 0 where below fo_th                   (b)   first = colsum(T)
     (c)   P = colsum(T without its diagonal)                 (d)   high = colsum(P P), and 0 where below so_th
                                                                    / N
-    (e)   hsc = colsum(max(first, so_weight high)), summed over the stages, then each column stretched to [0,
-          1]
+    (e)   hsc = colsum(max(first, so_weight high)), summed over the stages, then min-max of each column
     (f)   seeds: M_cam >= d_h; M_cam <= d_l                  (g)   M_obj, M_bg = min-max of the sums of the
                                                                    seeds' columns
     (h)   map = min-max of max(M_obj - M_bg, 0)
 
-The order 3 is colsum(colsum(P P) P), and so on; the paper leaves orders above 2 to a supplement that was not
+The order 3 is colsum(colsum(P P) P), and so on. The paper leaves orders above 2 to a supplement that was not
 at hand.
 
-Departures. The paper's (13) is a mean and its Algorithm 1 a sum; with sums the background, which has more
-pixels, leaves nothing, so the variant `paper` takes the mean. Its M_cam, d_h and d_l are not defined; those
+Departures. The paper's (13) is a mean and its Algorithm 1 a sum. With sums, the background has more pixels
+and cancels the object, so the variant `paper` takes the mean. Its M_cam, d_h and d_l are not defined; those
 of the code are used. "Summed over the stages" is a mean here: a constant factor, which keeps the map in [0,
 1]. A column that varies by less than 1e-6 of its greatest value is constant up to rounding and becomes 0. The
-code enlarges M_cam to the image and takes it back to the grid; here it stays on its own grid, and
-`across_stages=max` takes the maximum on the grid too, not in the image: a post-process does not know the
-image. The code's features are stages 4 and 5 of VGG-16; the paper's feat4 and feat5 of Inception-V3 are not
-released. Here both are the last two stages (Mixed_5d and Mixed_6e).
+code resizes M_cam to the image and back to the grid; here it stays on its own grid. `across_stages=max` takes
+the maximum on the grid too, not in the image, because a post-process does not know the image. The code's
+features are stages 4 and 5 of VGG-16; the paper's feat4 and feat5 of Inception-V3 are not released. Here both
+are the last two stages (Mixed_5d and Mixed_6e).
 """
 
 from __future__ import annotations
@@ -69,11 +68,11 @@ from reference_models.base.post import PostConfig, PostProcess
 from reference_models.core.recipes import MANY_CLASSES
 from reference_models.layers.correlation import (
     FeatureName,
-    features_of,
-    in_chunks,
-    named_features,
-    on_grid,
-    on_one_grid,
+    find_features,
+    map_chunks,
+    pool_to_one_grid,
+    resize_to_grid,
+    select_features,
     unit_pixels,
 )
 from reference_models.layers.maps import min_max
@@ -93,9 +92,7 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = MappingProxyType(
 """Settings of the released scripts for VGG-16."""
 
 FLAT = 1e-6
-"""Part of a column's greatest value by which it must vary, or it is constant up to the rounding of
-float32.
-"""
+"""Smallest relative variation of a column. Below, it is constant up to the rounding of float32."""
 
 LIVE_MATRICES = 6
 """N x N matrices of an image that exist at the same time."""
@@ -103,8 +100,9 @@ LIVE_MATRICES = 6
 
 @dataclass(frozen=True, kw_only=True)
 class ScgConfig(PostConfig):
-    """Settings of `scg`. None: the released value for CUB, or for ILSVRC where the method knows 500 classes
-    or more.
+    """Settings of `scg`.
+
+    None stands for the released value for CUB, or for ILSVRC if the method has 500 classes or more.
     """
 
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
@@ -128,64 +126,67 @@ class ScgConfig(PostConfig):
     variant: Literal["official", "paper"] = "official"
     """`official`: released code; `paper`: (6) to (14)."""
     features: tuple[FeatureName, ...] = ("-2", "-1")
-    """Stages of the backbone, counted from the last; both sources take two. `-1,penultimate` is the other
-    reading of feat4, feat5.
+    """Stages of the backbone, counted from the last; both sources take two.
+
+    `-1,penultimate` is the other reading of feat4, feat5.
     """
     order: Order = 2
-    """Of `high`; 1 is P itself. Both sources: 2."""
+    """Order of `high`; 1 is P itself. Both sources: 2."""
     delta_h: Annotated[float, Range(-1, 2)] = 0.1
-    """From which value of M_cam on a pixel is a seed of the object; released scripts."""
+    """Smallest value of M_cam of an object seed; released scripts."""
     delta_l: Annotated[float, Range(-1, 2)] = 0.05
-    """Up to which value it is one of the background; released scripts."""
+    """Largest value of M_cam of a background seed; released scripts."""
     fo_th: Share | None = None
     """Released code only: first-order correlations below it count as 0."""
     so_th: Weight | None = None
-    """Released code only: higher-order ones below so_th / N count as 0. (A file name in its repository says
-    0.2 for CUB.)
+    """Released code only: higher-order correlations below so_th / N count as 0.
+
+    A file name in its repository says 0.2 for CUB.
     """
     so_weight: Weight | None = None
     """Factor of the higher order in the maximum; the paper has none."""
     combine: Literal["max", "first", "high"] = "max"
-    """Both sources: `max`. The released code can also take one of the two alone, as it comes out of (b) or
-    (d): (e) is for `max`.
+    """Both sources: `max`. The released code can also take one of the two alone, as in (b) or (d).
+
+    (e) applies to `max`.
     """
     across_stages: Literal["sum", "max"] = "sum"
-    """`sum`: both sources, of the correlations; `max`: of the maps, which the released code can do too."""
+    """`sum`: of the correlations (both sources). `max`: of the maps, an option of the released code."""
     correlation: Literal["stochastic", "eq8"] = "stochastic"
     """`stochastic`: (a) to (d), released code; `eq8`: (7) to (9), paper."""
     inclusive: bool = True
-    """Whether delta_h and delta_l themselves count: (f), released code; not so in (12)."""
+    """Whether delta_h and delta_l themselves count: (f), released code. They do not in (12)."""
     seed_axis: Literal["column", "row"] = "column"
-    """What of HSC belongs to a seed: its column, released code; its row, paper."""
+    """Part of HSC that belongs to a seed: its column (released code) or its row (paper)."""
     stretch_seeds: bool = True
-    """Whether the correlations of each seed are stretched to [0, 1] before they are summed; released code."""
+    """Whether the correlations of each seed are min-max normalised before they are summed; released code."""
     aggregate: Literal["mean", "sum"] = "sum"
-    """Over the seeds: `sum`, released code (the same when `stretch_sums`); `mean`, paper."""
+    """Reduction over the seeds: `sum` (released code, equal if `stretch_sums`) or `mean` (paper)."""
     stretch_sums: bool = True
-    """Whether M_obj and M_bg are stretched to [0, 1] before their difference; released code."""
+    """Whether M_obj and M_bg are min-max normalised before their difference; released code."""
     stretch_map: bool = True
-    """Whether the map is; released code."""
+    """Whether the map is min-max normalised; released code."""
 
     def published(self, classes: int | None) -> ScgConfig:
-        """Released values where a field is None, for a method with this many classes (None: not known)."""
+        """Replace None by released values, for a method with this many classes (None: unknown)."""
         values = PUBLISHED["cub" if classes is None or classes < MANY_CLASSES else "ilsvrc"]
         return replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})  # type: ignore[arg-type]
 
 
 def column_shares_(weights: Float[Tensor, "b n n"], eps: float) -> Float[Tensor, "b n n"]:
-    """colsum, in place: columns that sum to 1; one of zeros stays so."""
+    """Divide each column by its sum, in place (colsum). A column of zeros stays zero."""
     return weights.div_(weights.sum(dim=1, keepdim=True) + eps)
 
 
 def drop_below_(weights: Float[Tensor, "b n n"], threshold: float) -> Float[Tensor, "b n n"]:
-    """In place: what is below the threshold becomes 0. What is equal to it stays, as in the released code."""
+    """Set values below the threshold to 0, in place. Equal values stay, as in the released code."""
     return weights.masked_fill_(weights < threshold, 0.0)
 
 
 def stochastic_correlations(
     pixels: Float[Tensor, "b n d"], *, fo_th: float, so_th: float, order: int
 ) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b n n"]]:
-    """`first` and `high` of the released code, for pixels of length 1."""
+    """Return `first` and `high` of the released code, eqs. (a) to (d), for pixels of length 1."""
     t = drop_below_(pixels @ pixels.mT, fo_th)  # (6), (7), (a)
     first = column_shares_(t.clone(), 1e-5)  # (b)
     t.diagonal(dim1=1, dim2=2).zero_()
@@ -197,7 +198,7 @@ def stochastic_correlations(
 
 
 def eq8_correlations(pixels: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b n n"]]:
-    """SC1 and SC2 of the paper, for pixels of length 1."""
+    """Return SC1 and SC2 of the paper, eqs. (7) to (9), for pixels of length 1."""
     s = pixels @ pixels.mT  # (6)
     first = s.relu()  # (7)
     s.diagonal(dim1=1, dim2=2).zero_()
@@ -209,8 +210,9 @@ def eq8_correlations(pixels: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n
 def correlations(
     pixels: Float[Tensor, "b n d"], config: ScgConfig
 ) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b n n"]]:
-    """`first` and `high`, in each column (`seed_axis=row`: in each row) the correlations of all pixels with
-    one.
+    """Return `first` and `high`.
+
+    Each column (`seed_axis=row`: each row) has the correlations of all pixels with one pixel.
     """
     if config.correlation == "eq8":
         return eq8_correlations(pixels)
@@ -222,7 +224,7 @@ def correlations(
 def combined(
     first: Float[Tensor, "b n n"], high: Float[Tensor, "b n n"], config: ScgConfig
 ) -> Float[Tensor, "b n n"]:
-    """HSC of one stage."""
+    """Combine both orders to HSC of one stage, eqs. (11), (e)."""
     if config.combine != "max":
         return first if config.combine == "first" else high
     assert config.so_weight is not None
@@ -233,7 +235,7 @@ def combined(
 def map_of(
     hsc: Float[Tensor, "b n n"], m_cam: Float[Tensor, "b k h w"], config: ScgConfig
 ) -> Float[Tensor, "b k h w"]:
-    """(12) to (14), or (f) to (h), of M_cam on the grid of the features."""
+    """Compute the map from HSC and M_cam on the grid of the features, eqs. (12) to (14) or (f) to (h)."""
     m = m_cam.flatten(2)
     seeds = hsc if config.seed_axis == "column" else hsc.mT
     if config.stretch_seeds:
@@ -259,17 +261,17 @@ def point_correlations(
     config: ScgConfig,
     orders: Sequence[int] = (1, 2),
 ) -> Float[Tensor, "b o h w"]:
-    """Correlation of every pixel with one pixel of each image, an own map for each order: the pictures of the
-    paper's Fig. 1.
+    """Return the correlation of every pixel with one pixel of each image, one map per order.
+
+    These are the pictures of the paper's Fig. 1. Values are those of the definition, not normalised.
 
     Args:
         features: one stage.
         points: row and column of the pixel on the grid of the features.
-        config: which definition, with which thresholds (None: those for CUB).
-        orders: 1 is `first`, another one `high` of that order; `correlation=eq8` knows 1 and 2.
+        config: definition and thresholds (None: those for CUB).
+        orders: 1 is `first`, another one is `high` of that order. `correlation=eq8` has 1 and 2.
 
-    Values are those of the definition, not stretched. Raises `UsageError` on an order that the definition has
-    not.
+    Raises `UsageError` on an order that the definition does not have.
     """
     height, width = features.shape[2:]
     flat = (points[:, 0] * width + points[:, 1])[:, None, None]
@@ -285,7 +287,8 @@ def point_correlations(
 
 
 def check(config: ScgConfig) -> ScgConfig:
-    """The settings; raises `UsageError` on values that mean nothing."""
+    """Return the settings. Raises `UsageError` on invalid values."""
+    # Ranges.
     given = [value for value in (config.fo_th, config.so_th, config.so_weight) if value is not None]
     deltas = 0 <= config.delta_l <= config.delta_h <= 1
     if not (config.features and config.order >= 1 and deltas and all(value >= 0 for value in given)):
@@ -301,6 +304,7 @@ def check(config: ScgConfig) -> ScgConfig:
             f"setting order={config.order} of post-process 'scg': (8) is of order 2; use "
             "correlation=stochastic for others"
         )
+    # Maps must stay in [0, 1].
     unit = config.correlation == "stochastic" or config.so_weight is None or config.so_weight <= 1
     in_range = (
         config.stretch_map
@@ -326,12 +330,12 @@ class Scg(PostProcess):
         super().__init__(check(config))
 
     def maps(self, result: Localization, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
-        """Maps of the given classes, on the grid of the coarsest of the features."""
-        features = on_one_grid(features_of(result, self.config.features, who=self.method_name))
+        """Return maps of the given classes, on the coarsest grid of the features."""
+        features = pool_to_one_grid(select_features(result, self.config.features, who=self.method_name))
         settings = self._settings(result)
         cells = features[0].shape[2] * features[0].shape[3]
         compute: Callable[[list[Tensor], Tensor], Tensor] = partial(_maps, settings=settings)
-        return in_chunks(
+        return map_chunks(
             compute, features, result.score_maps(class_ids), bytes_per_image=LIVE_MATRICES * 4 * cells**2
         )
 
@@ -343,8 +347,11 @@ class Scg(PostProcess):
         orders: Sequence[int],
         stage: str | None = None,
     ) -> tuple[str, Float[Tensor, "b o h w"]]:
-        """See `wsolbench.methods.contracts.PointCorrelator`; `stage` can also be `penultimate`."""
-        name, features = named_features(result, stage, who=self.method_name)
+        """Return feature similarities; see `wsolbench.methods.contracts.PointCorrelator`.
+
+        `stage` can also be `penultimate`.
+        """
+        name, features = find_features(result, stage, who=self.method_name)
         grid = constants(features.shape[2:], points.device, torch.int64)
         rows_columns = (points.flip(1) * grid).long().minimum(grid - 1)  # 1 - 1e-9 is 1 in float32
         return name, point_correlations(features, rows_columns, self._settings(result), orders)
@@ -357,7 +364,7 @@ def _maps(
     features: list[Tensor], coarse: Float[Tensor, "b k h w"], *, settings: ScgConfig
 ) -> Float[Tensor, "b k gh gw"]:
     height, width = features[0].shape[2:]
-    m_cam = on_grid(min_max(coarse.relu()), height, width)
+    m_cam = resize_to_grid(min_max(coarse.relu()), height, width)
     stages = (combined(*correlations(unit_pixels(each), settings), settings) for each in features)
     if settings.across_stages == "max":
         return reduce(torch.maximum, (map_of(hsc, m_cam, settings) for hsc in stages))

@@ -2,15 +2,14 @@
 
 X. Zhang, Y. Wei, Y. Yang, F. Wu, "Rethinking localization map: towards accurate object perception with
 self-enhancement maps", arXiv 2006.05220, 2020. The training of that paper (boundary network, hard negatives)
-is not part of this.
+is not included.
 
 Idea. A class's map is highest on a few parts of the object, and those are reliable. The other pixels of the
-object have features like theirs, so the greatest similarity to any of those seeds covers more of the object
-than the map did.
+object have similar features. So the greatest similarity to any of those seeds covers more of the object than
+the map.
 
     symbol     name            shape
-    M          coarse          (B, K, h, w)      the method's raw maps, brought to the grid of the features; N
-                                                 = h w
+    M          coarse          (B, K, h, w)      the method's raw maps on the grid of the features; N = h w
     phi        pixels          (B, N, D)         features of length 1
     Omega      seeds           (B, K, S)         the S pixels where M is highest; of equal ones the first
     s          similarity      (B, K, N)
@@ -18,17 +17,17 @@ than the map did.
     (1)  s_i = max_{j in Omega} cos(phi_i, phi_j)
     (2)  map = min-max of s over the pixels
 
-No equations of the paper were read; this is the algorithm of the released code (xiaomengyc/SEM: Inception-V3
-at 28x28 pixels for an input of 224, features of 1024 channels that the last 1x1 convolution gets). Its 60
-seeds are a constant, whatever the grid is. They are the default here too (`variant=official`), and a grid
-with fewer pixels is an error, as it is there. The verdict on SEM depends on this number: on a small grid, few
-seeds can raise the Peak-IoU of a fine-tuned CAM and 60 lower it. `variant=scaled`, this project's, takes 60
-of 784 pixels and as many in proportion on other grids.
+No equations of the paper were read. This is the algorithm of the released code (xiaomengyc/SEM: Inception-V3
+at 28x28 pixels for an input of 224, features of 1024 channels, the input of the last 1x1 convolution). Its 60
+seeds are a constant on any grid. They are the default here too (`variant=official`), and a grid with fewer
+pixels is an error, as it is there. The result of SEM depends on this number: on a small grid, few seeds can
+raise the Peak-IoU of a fine-tuned CAM and 60 lower it. `variant=scaled`, this project's, takes 60 of 784
+pixels and as many in proportion on other grids.
 
-Departures from it. A seed's similarity to itself is 1 exactly (0 where its features are all 0), so that
-rounding cannot show as structure: a map whose similarities differ by less than 1e-6 is constant, and so is
-the map of a class whose coarse map is constant and has no highest pixels. Constant maps are 0; the code
-divides 0 by 0.
+Departures. A seed's similarity to itself is exactly 1 (0 if its features are all 0), so that rounding does
+not appear as structure. A map whose similarities differ by less than 1e-6 is constant. So is the map of a
+class whose coarse map is constant, because it has no highest pixels. Constant maps are 0; the code divides 0
+by 0.
 """
 
 from __future__ import annotations
@@ -44,7 +43,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reference_models.base.post import PostConfig, PostProcess
-from reference_models.layers.correlation import FeatureName, features_of, in_chunks, on_grid, unit_pixels
+from reference_models.layers.correlation import (
+    FeatureName,
+    map_chunks,
+    resize_to_grid,
+    select_features,
+    unit_pixels,
+)
 from reference_models.layers.maps import min_max
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import Localization
@@ -65,32 +70,35 @@ class SemConfig(PostConfig):
     )
 
     variant: Literal["official", "scaled"] = "official"
-    """`official`: released code, one number of seeds for all grids; `scaled`: in proportion to the pixels
-    (this project).
+    """`official`: released code, one number of seeds for all grids.
+
+    `scaled`: in proportion to the pixels (this project).
     """
     seeds: Count = 60
-    """Seeds of a class's map, at most the pixels of the features; released code."""
+    """Seeds of a class's map, at most the number of pixels of the features; released code."""
     seeds_of: CountOrZero = 0
-    """0: `seeds` on every grid. Another number: `seeds` on a grid of that many pixels, in proportion on
-    others, at least 1.
+    """0: `seeds` on every grid.
+
+    Another number: `seeds` on a grid of that many pixels, in proportion on others, at least 1.
     """
     features: FeatureName = "penultimate"
-    """Released code: the input of the last layer. `-1`, `-2`, `-3`: a stage of the backbone, counted from the
-    last.
+    """`penultimate` (released code), the input of the last layer, or a stage of the backbone.
+
+    `-1`, `-2`, `-3`: a stage, counted from the last.
     """
     aggregate: Literal["max", "mean"] = "max"
-    """Over the seeds; `max`: released code."""
+    """Reduction over the seeds; `max`: released code."""
 
 
 def pick_seeds(coarse: Float[Tensor, "b k h w"], count: int) -> Int[Tensor, "b k s"]:
-    """Omega: pixels (row by row) of the `count` highest values, the first of equal ones on every device."""
+    """Return Omega: the `count` highest pixels, row by row, the first of equal ones on every device."""
     return coarse.flatten(2).argsort(dim=2, descending=True, stable=True)[..., :count]
 
 
 def seed_similarity(
     pixels: Float[Tensor, "b n d"], seeds: Int[Tensor, "b k s"], aggregate: Literal["max", "mean"]
 ) -> Float[Tensor, "b k n"]:
-    """(1), for `pixels` of length 1 or 0."""
+    """Return s, the similarity of each pixel to the seeds, eq. (1), for `pixels` of length 1 or 0."""
     chosen = pixels.gather(1, seeds.flatten(1)[:, :, None].expand(-1, -1, pixels.shape[2]))  # (B, K S, D)
     cosines = (chosen @ pixels.mT).reshape(*seeds.shape, -1)  # (B, K, S, N)
     itself = (chosen.square().sum(dim=2) > 0.5).to(cosines.dtype).reshape(*seeds.shape, 1)
@@ -115,18 +123,19 @@ class Sem(PostProcess):
         super().__init__(config)
 
     def maps(self, result: Localization, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
-        """Maps of the given classes, on the grid of the features."""
-        (features,) = features_of(result, (self.config.features,), who=self.method_name)
+        """Return maps of the given classes, on the grid of the features."""
+        (features,) = select_features(result, (self.config.features,), who=self.method_name)
         channels, cells = features.shape[1], features.shape[2] * features.shape[3]
         count = self.count_seeds(cells)
         rows = class_ids.shape[1] * count
         floats = 2 * cells * channels + rows * (channels + cells)  # pixels twice, seeds, similarities
         compute: Callable[[list[Tensor], Tensor], Tensor] = partial(self._maps, count=count)
-        return in_chunks(compute, [features], result.score_maps(class_ids), bytes_per_image=4 * floats)
+        return map_chunks(compute, [features], result.score_maps(class_ids), bytes_per_image=4 * floats)
 
     def count_seeds(self, cells: int) -> int:
-        """Seeds of a map on features of that many pixels. Raises `UsageError` if there are fewer pixels than
-        seeds.
+        """Return the number of seeds on features of that many pixels.
+
+        Raises `UsageError` if there are fewer pixels than seeds.
         """
         seeds, of = self.config.seeds, self.config.seeds_of
         count = max(1, round(seeds * cells / of)) if of else seeds
@@ -145,7 +154,7 @@ class Sem(PostProcess):
         (phi,) = features
         height, width = phi.shape[2:]
         constant = coarse.amax(dim=(2, 3)) == coarse.amin(dim=(2, 3))
-        seeds = pick_seeds(on_grid(coarse, height, width), count)
+        seeds = pick_seeds(resize_to_grid(coarse, height, width), count)
         s = seed_similarity(unit_pixels(phi), seeds, self.config.aggregate)
         flat = constant | (s.amax(dim=2) - s.amin(dim=2) < FLAT)
         return min_max(s.masked_fill(flat[..., None], 0.0).reshape(*coarse.shape[:2], height, width))  # (2)

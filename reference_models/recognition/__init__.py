@@ -1,1 +1,1 @@
-"""Fine-grained recognition methods, one file each."""
+"""Fine-grained classification methods, one file each."""

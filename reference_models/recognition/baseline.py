@@ -4,8 +4,8 @@ K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition",
 of B. Zhou, A. Khosla, A. Lapedriza, A. Oliva, A. Torralba, "Learning deep features for discriminative
 localization", CVPR 2016 (CAM).
 
-Idea. The network as it is (7x7 at 224 pixels, 14x14 at 448), its classifier replaced by one for the classes
-at hand. On VGG-16 a 3x3 convolution comes before the pooling, as CAM has it.
+Idea. The unchanged network (7x7 at 224 pixels, 14x14 at 448), with a new classifier for the data set's
+classes. On VGG-16 a 3x3 convolution comes before the pooling, as in CAM.
 
     paper      name                         shape
     f          penultimate                  (B, D, h, w)
@@ -15,10 +15,10 @@ at hand. On VGG-16 a 3x3 convolution comes before the pooling, as CAM has it.
 
     L = CE(S, y)
 
-Recipes. Published baselines of one network differ: ResNet-50 has 84.5 on CUB in the papers of NTS-Net, SSANET
-and Focus-and-Discriminate, 85.5 in LIO's. What a method gains can be said only beside the baseline with the
-method's own recipe: `--set recipe=lio`, `nts`, `ssanet_cub`, `ssanet_cars`, `ssanet_aircraft`, `fnd`. By
-itself it is trained on ResNet-50 with that of LIO without its rotation, `lio_upright`.
+Recipes. Published baselines of the same network differ: ResNet-50 has 84.5 on CUB in the papers of NTS-Net,
+SSANET and Focus-and-Discriminate, 85.5 in LIO's. So compare a method with the baseline trained by the
+method's own recipe: `--set recipe=lio`, `nts`, `ssanet_cub`, `ssanet_cars`, `ssanet_aircraft`, `fnd`. The
+default on ResNet-50 is LIO's without its rotation, `lio_upright`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class BaselineConfig(HeadConfig):
 
 
 class Baseline(Recognizer, HeadLocalizer):
-    """See the module; the forward pass and the loss are those of `head_localizer.py`."""
+    """See the module. The forward pass and the loss are those of `head_localizer.py`."""
 
     method_name = "baseline"
     Config = BaselineConfig
@@ -50,5 +50,5 @@ class Baseline(Recognizer, HeadLocalizer):
 
     @classmethod
     def paper_recipe(cls, num_classes: int) -> str:  # noqa: ARG003 - one for all
-        """LIO's without its rotation."""
+        """Return LIO's recipe without its rotation."""
         return "lio_upright"

@@ -3,11 +3,11 @@
 Z. Feng, K. Fu, Q. Zhao, "Learning to focus and discriminate for fine-grained classification", ICIP 2019.
 There is no released code; equations (1) and (2) have the paper's numbers, the others those of this file.
 
-Idea. The weights of a linear classifier on pooled features say what each cell of the grid speaks for. A cell
-that speaks loudly for any class is worth a closer look, whichever class it is: a square around it is cut out
-of the image, enlarged, and seen by the same network. One classifier learns from the image, one from every
-region alone, and a third one from the image and its best regions together, which is the prediction. Nothing
-is trained but by cross-entropy.
+Idea. The weights of a linear classifier on pooled features give class scores for each cell of the grid. A
+cell with a high score for any class deserves a closer look. A square around it is cropped, enlarged, and
+classified by the same network. One classifier learns from the image, one from every region alone, and a third
+one from the image and its best regions together. The third one gives the prediction. All losses are
+cross-entropies.
 
     paper      name                                    shape
     I          images                                  (B, 3, S, S)
@@ -16,43 +16,38 @@ is trained but by cross-entropy.
     W          image_classifier.weight                 (C, n)          no bias
     S_k        image_classifier(whole)                 (B, C)
     M_k        maps_of(class_ids)                      (B, K, h, w)
-    M          extra_maps: M_raw; M when smoothed        (B, h, w)
+    M          extra_maps: M_raw; M when smoothed      (B, h, w)
     m, l       config.proposals, config.parts
     F^R_r      region_features(images, boxes)          (B, m, n)       the same network, its batch norm
                                                                        included
     F          hybrid_features(whole, parts)           (B, (l + 1) n)
 
-    S_k = sum_i W_ki F^I_i
-        (1)
-    M = max over k of M_k, cell by cell, with M_k = sum_i W_ki Z_i; then smoothed
-        (2)
-    L = CE(S, y) + 1/m sum_r CE(region_classifier(F^R_r), y) + CE(hybrid_classifier(F), y)
-        (3)
+    (1)  S_k = sum_i W_ki F^I_i
+    (2)  M = max over k of M_k, cell by cell, with M_k = sum_i W_ki Z_i; then smoothed
+    (3)  L = CE(S, y) + 1/m sum_r CE(region_classifier(F^R_r), y) + CE(hybrid_classifier(F), y)
 
-Regions. Each cell has a square around its centre, whose score is M there; of those that overlap by more than
-`nms` the better one stays. In training m of them are seen and classified, at test the l that the hybrid
-classifier needs. No gradient goes through the choice, and the cut-out pixels are those of the input. Image
-and regions pass the network one after the other: in training each has its own batch statistics, at test both
-have the running ones.
+Regions. Each cell has a square around its centre, whose score is M there. Of those that overlap by more than
+`nms` the better one is kept. In training m of them are classified, at test the l that the hybrid classifier
+needs. No gradient goes through the selection, and crops have the pixels of the input. Image and regions pass
+the network one after the other: in training each has its own batch statistics, at test both have the running
+ones.
 
 Rows of the paper's ablation: `hybrid=false` (image level only), `class_pool=single` (without max-pooling),
-the defaults; the plain network with this recipe is `baseline` with `recipe=fnd`. The paper's results are at
+the defaults. The plain network with this recipe is `baseline` with `recipe=fnd`. The paper's results are at
 448 pixels, the default on ResNet-50.
 
 Open readings
-    (2)        The smoothing has no values in the paper: sigma 1 in 5x5 cells, the borders repeated. Scores of
-               classes are compared as
-               they are, although nothing makes them comparable.
+    (2)        The paper gives no values for the smoothing: sigma 1 in 5x5 cells, with repeated borders.
+               Scores of classes are compared as they are, although nothing makes them comparable.
     single     The true class in training, in evaluation the one that the image classifier predicts, as the
                paper says of others.
-    Regions    The paper gives the size of one square and takes the rest from region proposal networks: one
-               size, and at the border
-               moved into the image (`region_fit`). Sizes are scaled by S / 448.
+    Regions    The paper gives the size of one square and takes the rest from region proposal networks. Here
+               there is one size, and squares at the border are moved into the image (`region_fit`). Sizes are
+               scaled by S / 448.
     Ties       96 pixels apart, two squares of 160 overlap by exactly 0.25, and both stay (`nms_rule`).
     (3)        "Softmax losses" without weights: 1 each, the mean over the regions.
-    Image      Image-level scores have no part in the prediction, but their weights are needed at test for M.
-               (The paper says that
-               image-level classification is used in training only.)
+    Image      Image-level scores have no part in the prediction, but M needs their weights at test. (The
+               paper says that image-level classification is used in training only.)
     Recipe     Batch 16, the crop 448 of 600 and the flip are NTS-Net's; momentum is Nesterov's, as in every
                recipe here.
 """
@@ -80,52 +75,53 @@ from wsolbench.ranges import Channels, Positive, Share, SideOrDefault, Sigma
 PAPER = "focus-discriminate"
 
 PAPER_SIZE = 448
-"""Side of the paper's input, to which its sizes in pixels belong."""
+"""Side of the paper's input, to which its sizes in pixels refer."""
 KERNEL = 5
 """Side of the smoothing kernel in cells."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FocusDiscriminateConfig(MethodConfig):
-    """Settings of `focus-discriminate`. Where a docstring names no source the paper is silent."""
+    """Settings of `focus-discriminate`. If no source is named, the paper does not give the value."""
 
     proposals: Channels = 6
     """m, regions of an image that are classified in training: the paper, as NTS-Net. 0: none."""
     parts: Channels = 4
-    """l, the best of them, which join the image: the paper, as NTS-Net."""
+    """l, the best of them, which the hybrid classifier uses: the paper, as NTS-Net."""
     class_pool: Literal["max", "single"] = "max"
-    """M: the maximum over all classes (the paper), or the map of one class (its ablation "without
-    max-pooling").
+    """M: the maximum over all classes (the paper), or the map of one class.
+
+    One class is the paper's ablation "without max-pooling".
     """
     hybrid: bool = True
-    """False: no hybrid classifier, the image classifier predicts (the paper's ablation "image level only");
-    regions still train.
+    """False: no hybrid classifier, the image classifier predicts.
+
+    This is the paper's ablation "image level only". Regions are still trained on.
     """
     sigma: Sigma = 1.0
-    """Of the smoothing, in cells; 0: not smoothed."""
+    """Sigma of the smoothing, in cells. 0: no smoothing."""
     region_side: Positive = 160.0
     """Side of a region at an input of 448: the paper."""
     part_size: SideOrDefault = 0
-    """Side to which regions are enlarged; 0: half of the input, 224 of 448 in the paper."""
+    """Side to which regions are enlarged. 0: half of the input, 224 of 448 in the paper."""
     region_fit: RegionFit = "shift"
-    """Regions that reach beyond the image: moved into it, or filled up with the mean colour (`pad`)."""
+    """Regions that reach beyond the image: moved into it, or padded with the mean colour (`pad`)."""
     nms: Share = 0.25
-    """Overlap above which the worse one of two regions goes: the paper."""
+    """IoU above which the worse of two regions is dropped: the paper."""
     nms_rule: NmsRule = "gt"
-    """Whether a region goes at this overlap, too (`ge`, NTS-Net's code)."""
+    """Whether a region is also dropped at exactly this IoU (`ge`, NTS-Net's code)."""
     crop_mode: CropMode = "half_pixel"
-    """Where the pixels of an enlarged region lie: `align_corners` is NTS-Net's code, which cuts whole
-    pixels.
-    """
+    """Sampling of an enlarged region. `align_corners` is NTS-Net's code, which crops whole pixels."""
     region_reduction: Literal["mean", "sum"] = "mean"
-    """How the losses of an image's regions become one: with `sum` they weigh m times as much."""
+    """Reduction of the losses of an image's regions. `sum` weighs them m times as much."""
 
 
 def attention_map(
     features: Float[Tensor, "b n h w"], weight: Float[Tensor, "c n"], class_ids: Int[Tensor, " b"] | None
 ) -> Float[Tensor, "b h w"]:
-    """(2) before it is smoothed; with `class_ids` the map of one class of each image. In float32: half
-    precision makes ties.
+    """Return M before it is smoothed, eq. (2), or with `class_ids` the map of one class per image.
+
+    It is computed in float32, because half precision makes ties.
     """
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         z, w = features.float(), weight.float()
@@ -135,13 +131,14 @@ def attention_map(
 
 
 def hybrid_features(whole: Float[Tensor, "b n"], parts: Float[Tensor, "b l n"]) -> Float[Tensor, "b d"]:
-    """F: the image's features, then those of its regions, the best one first."""
+    """Return F: the image's features, then those of its regions, the best one first."""
     return torch.cat([whole[:, None], parts], dim=1).flatten(1)
 
 
 class FocusDiscriminate(Recognizer):
-    """See the module. `penultimate` and `maps_of` are those of the image classifier, `logits` those of the
-    hybrid one.
+    """See the module. `logits` are those of the hybrid classifier.
+
+    `penultimate` and `maps_of` are those of the image classifier.
     """
 
     method_name = "focus-discriminate"
@@ -159,13 +156,13 @@ class FocusDiscriminate(Recognizer):
 
     @classmethod
     def paper_recipe(cls, num_classes: int) -> str:  # noqa: ARG003 - one for all
-        """The paper's."""
+        """Return the paper's recipe."""
         return "fnd"
 
     def regions(
         self, focus: Float[Tensor, "b h w"], images: Float[Tensor, "b 3 H W"], count: int
     ) -> Proposals:
-        """The `count` best regions of smoothed maps."""
+        """Return the `count` best regions of smoothed maps."""
         size, config = images.shape[-1], self.config
         side = config.region_side * size / PAPER_SIZE
         return peak_regions(
@@ -175,7 +172,7 @@ class FocusDiscriminate(Recognizer):
     def region_features(
         self, images: Float[Tensor, "b 3 H W"], boxes: Float[Tensor, "b k 4"]
     ) -> Float[Tensor, "b k n"]:
-        """F^R: what the network sees in each region."""
+        """Return F^R, the pooled features of each region."""
         if boxes.shape[1] == 0:
             return images.new_zeros(len(boxes), 0, self.backbone.channels[-1])
         crops = crop_resize(
@@ -184,9 +181,11 @@ class FocusDiscriminate(Recognizer):
         return self.backbone.run(crops).mean(dim=(2, 3)).view(*boxes.shape[:2], -1)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
-        """Scores of the hybrid classifier (without it: of the image), maps of the image, its l best
-        regions.
+        """Return scores of the hybrid classifier, maps of the image classifier, and the l best regions.
+
+        Without the hybrid classifier, the scores are those of the image classifier.
         """
+        # Image level: logits, and M on the grid (B, h, w).
         stages = self.backbone.stages(images)
         features = next(reversed(stages.values()))
         whole = features.mean(dim=(2, 3))
@@ -195,6 +194,7 @@ class FocusDiscriminate(Recognizer):
             features, weight, logits.argmax(dim=1) if self.config.class_pool == "single" else None
         )
         focus = smooth(raw, sigma=self.config.sigma, size=KERNEL)
+        # Regions (B, l, 4), and the hybrid classifier.
         regions = self.regions(focus, images, self.config.parts)
         if self.hybrid_classifier is not None:
             logits = self.hybrid_classifier(
@@ -210,7 +210,7 @@ class FocusDiscriminate(Recognizer):
         )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """(3)."""
+        """Return the cross-entropies of image, regions and hybrid, eq. (3)."""
         config, images, labels = self.config, batch.images, batch.labels
         features = self.backbone.run(images)
         whole = features.mean(dim=(2, 3))
@@ -240,7 +240,7 @@ def _linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
 
 
 def _check(config: FocusDiscriminateConfig, cells: int) -> None:
-    """Raise `UsageError` on settings that mean nothing for a grid of so many cells."""
+    """Raise `UsageError` on settings that are invalid for a grid of `cells` cells."""
     who = "of method 'focus-discriminate'"
     if not 0 <= config.parts <= config.proposals:
         raise UsageError(

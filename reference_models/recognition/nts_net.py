@@ -3,18 +3,17 @@
 Z. Yang, T. Luo, D. Wang, Z. Hu, J. Gao, L. Wang, "Learning to navigate for fine-grained classification", ECCV
 2018. Released code: yangze0930/NTS-Net.
 
-Idea. A region is informative when a classifier that sees it alone is sure of the label. The Navigator scores
-anchors of many sizes by one look at the whole image, and learns to put them in the order in which that
-classifier (the Teacher) is sure. The Scrutinizer classifies by the best regions, seen again at a larger
-scale, and the whole image.
+Idea. A region is informative if a classifier that sees it alone is confident of the label. The Navigator
+scores anchors of many sizes from the whole image. It learns to rank them by the confidence of that classifier
+(the Teacher). The Scrutinizer classifies by the best regions, enlarged, and the whole image.
 
     paper       name                                    shape
     X           images                                  (B, 3, S, S)        S = 448
     I(R)        scored.scores                           (B, A)              A = 1614 anchors;
                                                                             `layers/navigator.py`
     R_1..R_M    found.boxes                             (B, M, 4)           the best that do not overlap
-                look(...)                               (B, M, D)           R_j cut out of X, resized, through
-                                                                            the same backbone, mean
+                look(...)                               (B, M, D)           R_j cropped, resized, through the
+                                                                            same backbone, mean
     C(R_j)      part_classifier                         (B, M, C)           the Teacher; one layer for all
                                                                             parts
     C(X)        raw_classifier                          (B, C)              the Teacher of the whole image;
@@ -26,34 +25,31 @@ scale, and the whole image.
     (3)  L_S = -log S(X, R)_y
     (4)  L = L_rank + L_C + L_S
 
-The numbers of the equations are those of this file. Boxes are chosen and pixels cut out without gradient; the
-Navigator's comes from (1) alone, and goes to the Navigator alone.
+The numbers of the equations are those of this file. Boxes are selected and cropped without gradient. The
+gradient of the Navigator comes only from (1), and (1) has no other gradient.
 
 Maps. `maps_of` is the class activation map of C(X). `propose` gives the K boxes. Extra maps: `nav`, at each
-cell the best sigmoid(I) of the anchors around it; `parts` and `union`, what the K boxes cover. They are made
-for parts: do not expect the object's box of them.
+cell the best sigmoid(I) of the anchors around it; `parts` and `union`, the area of the K boxes. They show
+parts and are not made to find the object's box.
 
 Departures from released code (`variant=official` undoes the first four)
-    dropout    The code makes a new dropout layer in each pass, which stays active at test, so that its
-               results are random. Default: off at
-               test. With `dropout_in_eval` one mask is drawn from a fixed seed for all images: it stays the
-                   same from run to run.
+    dropout    The code makes a new dropout layer in each pass, which stays active at test, so its results are
+               random. Default: off at test. With `dropout_in_eval` one mask is drawn from a fixed seed for
+               all images, so results repeat from run to run.
     overlap    The code suppresses boxes at an IoU of 0.25 and more, on whole pixels; here above 0.25, on the
                boxes as they are.
     crops      The code samples whole boxes with their outermost pixels on the borders; here at the centres of
                equal cells.
-    start      With the code's first weights only anchors of the smallest level are chosen, and (1) does not
-               reach the others; here all
-               levels start alike.
+    init       With the code's initial weights only anchors of the smallest level are chosen, and (1) does not
+               reach the others; here all levels start alike.
     (2)        The paper sums over j, the code takes the mean: `part_reduction`.
     run        Four optimisers of one rate are one, with Nesterov's momentum, as in every recipe here, also
-               with `variant=official`. The
-               released loop runs to epoch 499 and has its last fall of the rate at 100. The default recipe
-                   ends at 110; that of
-               `variant=official` has all 499. Another number of epochs scales its falls as well; `--set
-                   recipe=nts` is the
-               run of 110 epochs with the falls at 60 and 100.
-    sizes      Sides of anchors are scaled by S / 448, and parts are seen at S / 2.
+               with `variant=official`. The released loop runs to epoch 499 and has its last fall of the rate
+               at 100. The default recipe ends at 110; that of `variant=official` has all 499. Another number
+               of epochs scales its falls as well. `--set recipe=nts` is the run of 110 epochs with the falls
+               at 60 and 100.
+    sizes      Sides of anchors are scaled by S / 448, and parts are resized to S / 2.
+
 The paper's results are at 448 pixels, the default on ResNet-50.
 """
 
@@ -112,38 +108,41 @@ class NtsNetConfig(MethodConfig):
     variant: Literal["paper", "official"] = "paper"
     """`official`: as the released code runs, with its recipe on ResNet-50."""
     proposals: Channels = 6
-    """M, parts that the Teacher sees: paper and released code."""
+    """M, parts that the Teacher classifies: paper and released code."""
     parts: Channels = 4
-    """K, parts that the Scrutinizer sees: paper and released code."""
+    """K, parts that the Scrutinizer uses: paper and released code."""
     nms: Share = 0.25
     """Largest IoU of two parts: released code."""
     nms_rule: NmsRule = "gt"
-    """Whether a part is suppressed above that IoU (`gt`), or from it on and on whole pixels (`ge`: released
-    code).
+    """Whether a part is suppressed above that IoU (`gt`), or at it too, on whole pixels (`ge`).
+
+    `ge` is the released code.
     """
     part_size: SideOrDefault = 0
-    """Side to which a part is resized; 0: half the image's, 224 in the paper."""
+    """Side to which a part is resized. 0: half the image's, 224 in the paper."""
     crop_mode: CropMode = "half_pixel"
-    """How it is resized; released code: `align_corners`."""
+    """Sampling of a part; released code: `align_corners`."""
     part_reduction: Literal["mean", "sum"] = "mean"
-    """Of the parts in (2): mean in the released code, sum in the paper."""
+    """Reduction over the parts in (2): mean in the released code, sum in the paper."""
     dropout: ShareBelow1 = 0.5
-    """Before each classifier: released code."""
+    """Dropout before each classifier: released code."""
     dropout_in_eval: bool = False
-    """Whether dropout stays active at test (released code), with one mask that is always the same."""
+    """Whether dropout stays active at test (released code), with one fixed mask."""
     navigator_init: NavigatorInit = "even"
-    """Start of the Navigator: scores that vary alike on all levels, or the default of the layers (`torch`:
-    released code).
+    """Initial weights of the Navigator.
+
+    `even`: scores vary equally on all levels. `torch`: the default of the layers (released code).
     """
     predict: Literal["concat", "raw"] = "concat"
-    """Whose scores are the logits: S, or C(X), the image-level output of the same network."""
+    """Scores that are the logits: S, or C(X), the image-level output of the same network."""
 
 
-def dropped(
+def drop_values(
     features: Float[Tensor, "b n d"], p: float, generator: torch.Generator, *, per_image: bool = True
 ) -> Float[Tensor, "b n d"]:
-    """Each value becomes 0 with chance p, the others grow by 1 / (1 - p); `per_image` False: all images have
-    the same zeros.
+    """Set each value to 0 with probability p, and scale the others by 1 / (1 - p).
+
+    With `per_image=False` all images have the same zeros.
     """
     shape = features.shape if per_image else features.shape[1:]
     kept = torch.rand(shape, generator=generator, device=generator.device).to(features.device) >= p
@@ -180,35 +179,37 @@ class NtsNet(Recognizer):
 
     @classmethod
     def paper_recipe(cls, num_classes: int) -> str:  # noqa: ARG003 - one for all
-        """The released recipe."""
+        """Return the released recipe."""
         return "nts"
 
     def look(self, images: Float[Tensor, "b 3 S S"], boxes: Float[Tensor, "b k 4"]) -> Float[Tensor, "b k d"]:
-        """Pooled features of the parts."""
+        """Crop the parts and return their pooled features."""
         size = self.config.part_size or images.shape[-1] // 2
         features = self.backbone.run(crop_resize(images, boxes, size, self.config.crop_mode)).mean(dim=(2, 3))
         return features.view(*boxes.shape[:2], -1)
 
     def scrutinize(self, parts: Float[Tensor, "b m d"], whole: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
-        """S of the first K parts and the whole image."""
+        """Return S, the logits of the first K parts and the whole image."""
         logits: Tensor = self.concat_classifier(
             torch.cat([parts[:, : self.config.parts].flatten(1), whole], dim=1)
         )
         return logits
 
     def forward(self, images: Float[Tensor, "b 3 S S"]) -> ForwardPass:
-        """Logits of S, maps of C(X), and the K parts."""
+        """Return logits of S, maps of C(X), and the K parts."""
         config, size = self.config, images.shape[-1]
         stages = self.backbone.stages(images)
         features = next(reversed(stages.values()))
         scored = self.navigator(features, size)
+        # Parts (B, K, 4), and features of parts and image.
         found = nominate(scored, size, config.parts, config.nms, config.nms_rule)
         seen = torch.cat(
             [self.look(images, found.boxes), features.mean(dim=(2, 3))[:, None]], dim=1
         )  # (B, K + 1, D)
         if config.dropout_in_eval:
-            seen = dropped(seen, config.dropout, torch.Generator().manual_seed(0), per_image=False)
+            seen = drop_values(seen, config.dropout, torch.Generator().manual_seed(0), per_image=False)
         parts, whole = seen[:, :-1], seen[:, -1]
+        # Logits, maps and proposals.
         return ForwardPass(
             logits=self.scrutinize(parts, whole)
             if config.predict == "concat"
@@ -221,14 +222,14 @@ class NtsNet(Recognizer):
         )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """(4)."""
+        """Return the ranking loss and the cross-entropies of Teacher and Scrutinizer, eq. (4)."""
         config, size = self.config, batch.images.shape[-1]
         features = self.backbone.run(batch.images)
         found = nominate(self.navigator(features, size), size, config.proposals, config.nms, config.nms_rule)
         seen = torch.cat(
             [self.look(batch.images, found.boxes), features.mean(dim=(2, 3))[:, None]], dim=1
         )  # (B, M + 1, D)
-        seen = dropped(seen, config.dropout, batch.generator)
+        seen = drop_values(seen, config.dropout, batch.generator)
         parts, whole = seen[:, :-1], seen[:, -1]
         costs = part_costs(self.part_classifier(parts), batch.labels)
         return {

@@ -1,3 +1,4 @@
-"""Training: one loop for methods and one for detectors, and what both need (run folders, checkpoints, images,
-processes).
+"""Training: one loop for methods, one for detectors, and what both need.
+
+These are run folders, checkpoints, images and processes.
 """

@@ -1,8 +1,8 @@
-"""Checkpoints: the tensors of a model in one safetensors file whose header says, as JSON, what the model is.
+"""Checkpoints: a model's tensors in one safetensors file, whose header describes the model as JSON.
 
-The header also has a digest of tensors and description, which is checked when the tensors are read. The same
-JSON lies beside the file for people to read, with machine, time and versions; only the header counts, so that
-no half of a pair can be stale, and equal trainings give equal files.
+The header also has a digest of tensors and description, which is checked when the tensors are read. A `.json`
+file next to the checkpoint repeats the description for readers and adds machine, time and versions. Only the
+header counts, so no half of a pair can be stale, and equal trainings give equal checkpoints.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from reference_models.core.config import changed_at_test, from_json, to_json
+from reference_models.core.config import apply_test_settings, from_json, to_json
 from reference_models.core.model import Model
 from reference_models.core.weights import (
     DIGEST,
@@ -44,10 +44,10 @@ M = TypeVar("M", bound=Model)
 def save_checkpoint(
     path: Path, model: Model, training: dict[str, Any], run: dict[str, Any] | None = None
 ) -> None:
-    """Write `path` (atomically) and the `.json` beside it.
+    """Write `path` (atomically) and the `.json` file next to it.
 
-    `training` is what the weights depend on and goes into the file, so that equal trainings give equal bytes;
-    `run` (machine, time) stands in the `.json` alone, with the versions.
+    `training` is what the weights depend on. It goes into the checkpoint, so equal trainings give equal
+    bytes. `run` (machine, time) is written only to the `.json` file, with the versions.
     """
     facts = {
         "method": model.method_name,
@@ -71,11 +71,11 @@ def write_checkpoint(path: Path, model: nn.Module, facts: dict[str, Any], run: d
     content = save(tensors, metadata={HEADER: header})
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
-    write_beside(path, facts, run)
+    write_sidecar(path, facts, run)
 
 
-def write_beside(path: Path, facts: dict[str, Any], run: dict[str, Any]) -> None:
-    """Write the `.json` beside a checkpoint."""
+def write_sidecar(path: Path, facts: dict[str, Any], run: dict[str, Any]) -> None:
+    """Write the `.json` file next to a checkpoint."""
     versions = {
         "python": platform.python_version(),
         **{name: version(name) for name in ("wsolbench", "torch", "torchvision", "timm")},
@@ -83,8 +83,8 @@ def write_beside(path: Path, facts: dict[str, Any], run: dict[str, Any]) -> None
     write_json(path.with_suffix(".json"), {**facts, "run": run, "versions": versions})
 
 
-def read_beside(path: Path) -> dict[str, Any]:
-    """What the `.json` beside a checkpoint says; empty where there is none, or a damaged one."""
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Read the `.json` file next to a checkpoint. Returns an empty dict if it is missing or damaged."""
     try:
         values = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -93,8 +93,9 @@ def read_beside(path: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """What a checkpoint says about itself, without its tensors. Raises `DataError` when it is missing,
-    broken, or no checkpoint.
+    """Read the description of a checkpoint, without its tensors.
+
+    Raises `DataError` if the file is missing, broken, or not a checkpoint.
     """
     if path.is_dir():
         raise DataError(
@@ -104,18 +105,20 @@ def read_header(path: Path) -> dict[str, Any]:
         raise DataError(
             f"no checkpoint {path}; give an existing file, as `wsolbench train` or `train-detector` writes it"
         )
+    # Read the header.
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
     except Exception:
-        _, metadata = read_safetensors(path)  # says what is wrong with the file
+        _, metadata = read_safetensors(path)  # raises the error that names the damage
     try:
         facts = json.loads(metadata[HEADER])
     except (KeyError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{path} is a safetensors file, but no checkpoint of this package: its header has no "
+            f"{path} is a safetensors file, but not a checkpoint of this package: its header has no "
             f"{HEADER!r} entry"
         ) from error
+    # Check format and required entries.
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise DataError(
             f"checkpoint {path} has format {facts.get('format') if isinstance(facts, dict) else facts!r}, "
@@ -124,14 +127,13 @@ def read_header(path: Path) -> dict[str, Any]:
     facts.pop(DIGEST, None)
     if not isinstance(facts.get("method"), str) or not isinstance(facts.get("training"), dict):
         raise DataError(
-            f"checkpoint {path} does not say of which method it is and how it was trained; copy the file "
-            "again, or train again"
+            f"checkpoint {path} has no method or no training metadata; copy the file again, or train again"
         )
     return facts
 
 
-def header_of(path: Path, method: str) -> dict[str, Any]:
-    """`read_header` of a checkpoint of this method; `DataError` when it is another one's."""
+def read_header_of(path: Path, method: str) -> dict[str, Any]:
+    """Read the description of a checkpoint of this method. Raises `DataError` if it is another method's."""
     facts = read_header(path)
     if facts["method"] != method:
         raise DataError(
@@ -142,13 +144,14 @@ def header_of(path: Path, method: str) -> dict[str, Any]:
 
 
 def load_checkpoint(method: type[M], path: Path, settings: Mapping[str, str] = MappingProxyType({})) -> M:
-    """The model of a checkpoint, on the CPU, in eval mode; `settings` changes some that are `at_test`.
+    """Load the model of a checkpoint on the CPU, in eval mode. `settings` changes some that are `at_test`.
 
-    Raises `DataError` when the file is missing, truncated or pickled, is of another method, or does not fit
-    its own description, and `UsageError` on settings that cannot be changed.
+    Raises `DataError` if the file is missing, truncated or pickled, is of another method, or does not fit its
+    own description. Raises `UsageError` on settings that cannot be changed.
     """
-    facts = header_of(path, method.method_name)
+    facts = read_header_of(path, method.method_name)
     tensors, _ = read_safetensors(path)
+    # Settings and description.
     try:
         config = from_json(method.Config, facts["config"])
         spec = from_json(InputSpec, facts["input_spec"])
@@ -159,7 +162,8 @@ def load_checkpoint(method: type[M], path: Path, settings: Mapping[str, str] = M
             f"checkpoint {path} was written by another version of {method.method_name!r} ({error}); train "
             "again"
         ) from error
-    config = changed_at_test(config, settings, what=f"method {method.method_name!r} in {path}")
+    config = apply_test_settings(config, settings, what=f"method {method.method_name!r} in {path}")
+    # Build the model and load the tensors.
     with torch.random.fork_rng(devices=[]):  # initial values, which the checkpoint replaces
         backbone = method.open_backbone(described["name"], weights=NONE, grid=described["grid"])
         backbone.input_spec = spec

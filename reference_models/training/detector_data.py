@@ -1,5 +1,6 @@
-"""Images and objects for the training of detectors: read in threads, mirrored by draws that depend on (seed,
-epoch, image) alone.
+"""Images and objects for the training of detectors.
+
+They are read in threads. The random flip depends only on (seed, epoch, image).
 """
 
 from __future__ import annotations
@@ -12,24 +13,25 @@ from jaxtyping import Int
 from torch import Tensor
 
 from reference_models.core.outputs import Target
-from reference_models.training.images import in_order
+from reference_models.training.images import map_ordered
 from wsolbench.datasets.coco import InstanceDataset, InstanceSample
 from wsolbench.exceptions import DataError, UsageError
 
 AHEAD = 2
-"""Batches that are prepared while another is in use."""
+"""Number of batches that are prepared while another is in use."""
 
 Examples = list[tuple[Tensor, Target]]
 """(3, h, w) uint8 images and their objects."""
 
 
 class TargetReader:
-    """The images of a split that have objects to learn from.
+    """Reader of the images of a split that have objects to learn from.
 
     Args:
-        dataset: the split. Crowds and boxes of less than a pixel are left out, and images with nothing else.
-        masks: whether masks are wanted; an object without a segmentation is a `UsageError`.
-        workers: threads that read; 0: the calling thread does.
+        dataset: the split. Crowds and boxes of less than a pixel are dropped, and images without other
+            objects.
+        masks: whether masks are needed. An object without a segmentation raises `UsageError`.
+        workers: reading threads. 0: the calling thread reads.
     """
 
     def __init__(self, dataset: InstanceDataset, *, masks: bool, workers: int = 2) -> None:
@@ -53,26 +55,25 @@ class TargetReader:
     def batches(
         self, batches: Sequence[Int[np.ndarray, " _"]], *, flip: float, seed: int, epoch: int
     ) -> Iterator[Examples]:
-        """The examples of each batch, which is given by positions; each is mirrored with the probability
-        `flip`.
+        """Yield the examples of each batch, which is given by positions.
+
+        Each example is flipped with probability `flip`.
         """
 
         def one(index: int) -> tuple[Tensor, Target]:
             mirrored = np.random.default_rng((seed, epoch, index)).random() < flip
-            return example(self.samples[index], masks=self.masks, mirrored=mirrored)
+            return make_example(self.samples[index], masks=self.masks, mirrored=mirrored)
 
         ahead = AHEAD * max((len(batch) for batch in batches), default=0)
-        examples = in_order(
+        examples = map_ordered(
             (int(index) for batch in batches for index in batch), one, workers=self.workers, ahead=ahead
         )
         for batch in batches:
             yield [next(examples) for _ in batch]
 
 
-def example(sample: InstanceSample, *, masks: bool, mirrored: bool) -> tuple[Tensor, Target]:
-    """An image and its objects as the networks of torchvision want them; `mirrored`: left and right
-    exchanged.
-    """
+def make_example(sample: InstanceSample, *, masks: bool, mirrored: bool) -> tuple[Tensor, Target]:
+    """Convert a sample to the format of torchvision's detectors. `mirrored` exchanges left and right."""
     image, (x0, y0, x1, y1) = sample.image(), sample.boxes.T
     found = sample.masks() if masks else None
     if mirrored:

@@ -1,9 +1,8 @@
-"""The training loop of detectors: images of any size with their objects, one process, the same result whether
-interrupted or not.
+"""The training loop of detectors: images of any size with their objects, in one process.
 
-All randomness of a step is seeded by (seed, step), the order and the mirroring of images by (seed, epoch), so
-a run goes on in the middle of an epoch, where an unbroken run would be. The state is written after each
-epoch, and within one every ten minutes.
+An interrupted run gives the same result. All randomness of a step is seeded by (seed, step), and the order
+and flipping of images by (seed, epoch). So a run can resume in the middle of an epoch. The state is written
+after each epoch, and every ten minutes within one.
 """
 
 from __future__ import annotations
@@ -21,7 +20,12 @@ from reference_models.core.detector_recipes import DetectionRecipe
 from reference_models.core.outputs import as_input
 from reference_models.training.detector_data import Examples, TargetReader
 from reference_models.training.detector_model import DetectorModel
-from reference_models.training.request import as_asked, dataset_facts, recipe_facts, run_facts
+from reference_models.training.request import (
+    apply_request,
+    dataset_metadata,
+    recipe_metadata,
+    request_metadata,
+)
 from reference_models.training.run_folder import (
     LAST,
     LOG,
@@ -32,7 +36,7 @@ from reference_models.training.run_folder import (
     training_run,
     write_log,
 )
-from reference_models.training.steps import make_optimizer, mixed, must_be_finite, scaler_for, take_step
+from reference_models.training.steps import check_finite, make_optimizer, mix_seeds, scaler_for, take_step
 from wsolbench.datasets.subsets import limit_dataset
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import DetectorRequest
@@ -46,7 +50,7 @@ SAVE_SECONDS = 600.0
 
 @dataclass
 class Run:
-    """A run in progress: the model, what trains it, and what has happened so far."""
+    """A run in progress: the model, its optimiser, and its history."""
 
     model: DetectorModel
     optimizer: torch.optim.Optimizer
@@ -54,11 +58,11 @@ class Run:
     device: torch.device
     recipe: DetectionRecipe
     facts: dict[str, Any]
-    """All that the result depends on; equal facts give equal weights."""
+    """Everything that the result depends on. Equal metadata gives equal weights."""
     step: int = 0
-    """Steps that are complete."""
+    """Completed steps."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Of each term over the images of this epoch."""
+    """Sum of each loss term over the images of this epoch."""
     seconds: float = 0.0
     """Time spent on this epoch."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -66,32 +70,32 @@ class Run:
 
     @property
     def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
-        """What trains it."""
+        """The optimiser, as a tuple."""
         return (self.optimizer,)
 
     @property
     def progress(self) -> dict[str, Any]:
-        """How far it is."""
+        """Progress as JSON values, for the state file."""
         return {"step": self.step, "sums": self.sums, "seconds": self.seconds, "history": self.history}
 
 
 def fit(method: type[DetectorModel], request: DetectorRequest) -> Path:
     """Train a detector in the folder `request.out` and return the last checkpoint.
 
-    A folder that holds an unfinished run of the same request is continued, a finished one is returned as it
-    is. The same request gives the same weights, to the bit on the CPU (with the same number of threads). The
-    folder gets `last.safetensors` with its `.json`, `log.csv` (for each epoch the terms of the loss, learning
-    rate, images per second), and `state.pt` while the run is unfinished.
+    An unfinished run of the same request in this folder is resumed. A finished one is returned unchanged. The
+    same request gives the same weights, to the bit on the CPU (with the same number of threads). The folder
+    gets `last.safetensors` with its `.json`, `log.csv` (loss terms, learning rate and images per second of
+    each epoch), and `state.pt` while the run is unfinished.
 
-    Raises `UsageError` when the folder holds another run, on options that mean nothing, on objects without
-    masks where masks are learnt, and when the loss is no longer finite; `DataError` on images and masks that
-    cannot be read.
+    Raises `UsageError` if the folder holds another run, on invalid options, on objects without masks if masks
+    are learned, and if the loss is no longer finite. Raises `DataError` on images and masks that cannot be
+    read.
     """
     if world().size > 1:
         raise UsageError(
             "detectors are trained in one process; start `wsolbench train-detector` without torchrun"
         )
-    recipe = as_asked(method.recipe_for(request.backbone, request.settings), request)
+    recipe = apply_request(method.recipe_for(request.backbone, request.settings), request)
     facts = _run_facts(method, request, recipe)
     with training_run(request.out, facts, request.device, world()) as device:
         if device is not None:
@@ -100,10 +104,11 @@ def fit(method: type[DetectorModel], request: DetectorRequest) -> Path:
 
 
 def _train(run: Run, request: DetectorRequest) -> None:
-    """The steps that are left."""
+    """Run the remaining steps and write the checkpoint."""
     reader = TargetReader(
         limit_dataset(request.train, request.limit), masks=run.model.wants_masks, workers=request.workers
     )
+    # Number of steps, and images already done.
     size, count, epochs = run.recipe.batch_size, len(reader), run.recipe.epochs
     per_epoch = -(-count // size)
     steps = per_epoch * epochs
@@ -115,7 +120,8 @@ def _train(run: Run, request: DetectorRequest) -> None:
             run.seconds, run.sums = 0.0, {}
             save_state(run, run.progress, request.out / STATE)
             write_log(run.history, request.out / LOG)
-    write_log(run.history, request.out / LOG)  # from the last state, if a kill comes in between
+    # Write the result.
+    write_log(run.history, request.out / LOG)  # again, if the run was killed between state and log
     seconds = sum(row["seconds"] for row in run.history)
     run.model.save(
         request.out / LAST,
@@ -126,14 +132,16 @@ def _train(run: Run, request: DetectorRequest) -> None:
 
 
 def _epoch(run: Run, reader: TargetReader, request: DetectorRequest, steps: int, bar: Progress) -> None:
-    """What is left of an epoch; at its end a row of the log."""
+    """Run the rest of an epoch and add its row to the log."""
     recipe, count = run.recipe, len(reader)
     epoch, first = divmod(run.step, steps // recipe.epochs)
+    # Batches of this epoch; a resumed one starts at `first`.
     batches = _batches(count, recipe.batch_size, np.random.default_rng((request.seed, epoch)))
     seen, before, saved = first * recipe.batch_size, run.seconds, time.perf_counter()
     start = saved
     for examples in reader.batches(batches[first:], flip=recipe.flip, seed=request.seed, epoch=epoch):
-        torch.manual_seed(mixed(request.seed, run.step, 2))
+        # Update the parameters.
+        torch.manual_seed(mix_seeds(request.seed, run.step, 2))
         factor = recipe.lr_factor(run.step, steps)
         for group in run.optimizer.param_groups:
             group["lr"] = recipe.lr * factor
@@ -141,8 +149,9 @@ def _epoch(run: Run, reader: TargetReader, request: DetectorRequest, steps: int,
             run.sums[name] = run.sums.get(name, 0.0) + term * len(examples)
         seen += len(examples)
         run.step += 1
+        # Check the loss, and save from time to time.
         means = {name: value / seen for name, value in run.sums.items()}
-        must_be_finite(means, run.model.method_name, f"epoch {epoch + 1}, step {run.step}", recipe.lr)
+        check_finite(means, run.model.method_name, f"epoch {epoch + 1}, step {run.step}", recipe.lr)
         now = time.perf_counter()
         run.seconds = before + now - start
         if now - saved >= SAVE_SECONDS and seen < count:
@@ -154,7 +163,7 @@ def _epoch(run: Run, reader: TargetReader, request: DetectorRequest, steps: int,
 
 
 def _step(run: Run, examples: Examples) -> dict[str, float]:
-    """One update of the parameters; the terms of the loss."""
+    """Update the parameters once and return the loss terms."""
     images = [as_input(image, run.device) for image, _ in examples]
     targets = [
         {name: tensor.to(run.device, non_blocking=True) for name, tensor in target.items()}
@@ -176,17 +185,17 @@ def _batches(count: int, size: int, rng: np.random.Generator) -> list[Int[np.nda
     return [order[start : start + size] for start in range(0, count, size)]
 
 
-# --- what a run is, and where it is -------------------------------------------------------------------------
+# --- metadata and start of a run ----------------------------------------------------------------------------
 
 
 def _run_facts(
     method: type[DetectorModel], request: DetectorRequest, recipe: DetectionRecipe
 ) -> dict[str, Any]:
-    """All that the weights depend on, except for the machine."""
+    """Return everything that the weights depend on, except the machine."""
     what = f"detector {method.method_name!r}"
     return {
-        **run_facts(method, request, recipe_facts(recipe), what=what),
-        "dataset": {**dataset_facts(request.train), "limit": request.limit},
+        **request_metadata(method, request, recipe_metadata(recipe), what=what),
+        "dataset": {**dataset_metadata(request.train), "limit": request.limit},
     }
 
 
@@ -197,22 +206,22 @@ def _start(
     facts: dict[str, Any],
     device: torch.device,
 ) -> Run:
-    """A new run, or the one that the folder's state holds."""
-    torch.manual_seed(mixed(request.seed))
+    """Return a new run, or the one that the folder's state holds."""
+    torch.manual_seed(mix_seeds(request.seed))
     model = method.create(
         backbone=request.backbone,
         class_names=request.train.class_names,
         weights=request.weights,
         settings=request.settings,
     ).to(device)
-    run = Run(model, optimizer_of(model, recipe), scaler_for(device), device, recipe, facts)
+    run = Run(model, build_optimizer(model, recipe), scaler_for(device), device, recipe, facts)
     if (request.out / STATE).exists():
         for name, value in load_state(run, request.out / STATE).items():
             setattr(run, name, value)
     return run
 
 
-def optimizer_of(model: DetectorModel, recipe: DetectionRecipe) -> torch.optim.Optimizer:
-    """The optimiser of the parameters that learn."""
+def build_optimizer(model: DetectorModel, recipe: DetectionRecipe) -> torch.optim.Optimizer:
+    """Build the optimiser of the parameters that require gradients."""
     learnt = (parameter for parameter in model.parameters() if parameter.requires_grad)
     return make_optimizer(learnt, recipe, nesterov=False)

@@ -1,6 +1,4 @@
-"""`DetectorModel`: the network of a detector with its settings, recipe, weights and loss, as training and
-checkpoints see it.
-"""
+"""`DetectorModel`: the interface between a detector and training, checkpoints and records."""
 
 from __future__ import annotations
 
@@ -22,12 +20,12 @@ D = TypeVar("D", bound="DetectorModel")
 
 
 class DetectorModel(nn.Module):
-    """What training and checkpoints see of a detector; `Detector` adds what the commands call.
+    """Base of all detectors as training and checkpoints use them. `Detector` adds what the commands call.
 
     Class attributes:
         method_name: the file's name with dashes.
-        Config: dataclass of the settings; it has a field `recipe`.
-        backbones: names that `backbone` can have.
+        Config: dataclass of the settings. It has a field `recipe`.
+        backbones: allowed values of `backbone`.
         recipes: training recipes by name.
     """
 
@@ -43,28 +41,26 @@ class DetectorModel(nn.Module):
         self.backbone, self.class_names, self.config = backbone, tuple(class_names), config
         self.weights = Weights(NONE)
         self.facts: dict[str, Any] = {}
-        """How the weights came about: filled by training and by `load`."""
+        """Training metadata of the weights, filled by training and by `load`."""
         self.network: Any = self.build()
 
     # --- what a detector file defines -----------------------------------------------------------------------
     def build(self) -> Any:
-        """The network, from random values: (images, targets) -> named losses in training, images ->
-        detections else.
+        """Build the network with random weights.
 
-        Images are (3, h, w) in [0, 1], of any sizes; detections have `boxes`, `labels`, `scores`, and `masks`
-        (N, 1, h, w) in [0, 1].
+        In training it maps (images, targets) to named losses, otherwise images to detections. Images are (3,
+        h, w) in [0, 1], of any sizes. Detections have `boxes`, `labels`, `scores`, and `masks` (N, 1, h, w)
+        in [0, 1].
         """
         raise NotImplementedError
 
     def start_from(self, weights: str) -> Weights:
-        """Load pretrained weights into the network, freeze what stays as it is, and say where they come
-        from.
-        """
+        """Load pretrained weights into the network, freeze layers if needed, and return their source."""
         raise NotImplementedError
 
     @classmethod
     def recipe_name(cls, backbone: str) -> str:
-        """Recipe for `recipe=default`."""
+        """Return the name of the recipe for `recipe=default`."""
         raise NotImplementedError
 
     @property
@@ -77,10 +73,10 @@ class DetectorModel(nn.Module):
     def create(
         cls: type[D], *, backbone: str, class_names: Sequence[str], weights: str, settings: Mapping[str, str]
     ) -> D:
-        """A new model in eval mode; its new layers draw from torch's global generator.
+        """Create a model in eval mode. Its new layers draw from torch's global generator.
 
-        Raises `UsageError` on an unknown backbone or setting and on weights that are not there; `DataError`
-        on weights that do not fit.
+        Raises `UsageError` on an unknown backbone or setting and on missing weights, and `DataError` on
+        weights that do not fit.
         """
         config = parse_settings(cls.Config, split_settings(settings)[0], what=f"detector {cls.method_name!r}")
         model = cls(backbone, class_names, config)
@@ -90,8 +86,9 @@ class DetectorModel(nn.Module):
 
     @classmethod
     def recipe_for(cls, backbone: str, settings: Mapping[str, str]) -> DetectionRecipe:
-        """The recipe that `settings` ask for, with their changes (`recipe.lr=0.1`). Raises `UsageError` on
-        unknown names.
+        """Return the recipe that `settings` ask for, with their changes (`recipe.lr=0.1`).
+
+        Raises `UsageError` on unknown names.
         """
         own, changes = split_settings(settings)
         asked = parse_settings(cls.Config, own, what=f"detector {cls.method_name!r}").recipe
@@ -101,8 +98,9 @@ class DetectorModel(nn.Module):
         return parse_settings(DetectionRecipe, changes, what=f"recipe {name!r}", start=cls.recipes[name])
 
     def save(self, path: Path, training: dict[str, Any], run: dict[str, Any]) -> None:
-        """Write a checkpoint and the `.json` beside it; see
-        `reference_models.training.checkpoint.save_checkpoint`.
+        """Write a checkpoint and the `.json` file next to it.
+
+        See `reference_models.training.checkpoint.save_checkpoint`.
         """
         facts = {
             "method": self.method_name,
@@ -117,17 +115,20 @@ class DetectorModel(nn.Module):
         write_checkpoint(path, self, facts, run)
 
     def loss(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Named scalar terms, already weighted; their sum is minimised. Images are (3, h, w) in [0, 1]."""
+        """Return named scalar terms, already weighted. Their sum is minimised.
+
+        Images are (3, h, w) in [0, 1].
+        """
         terms: dict[str, Tensor] = self.network(list(images), list(targets))
         return terms
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     def describe(self) -> dict[str, Any]:
-        """For the record: see `wsolbench.methods.contracts.Method.describe`."""
+        """Describe the detector for the record; see `wsolbench.methods.contracts.Method.describe`."""
         described: dict[str, Any] = {
             "method": self.method_name,
             "variant": getattr(self.config, "variant", "default"),
@@ -140,6 +141,6 @@ class DetectorModel(nn.Module):
         return {**described, "training": self.facts} if self.facts else described
 
     def provenance(self) -> dict[str, Any]:
-        """Device and the versions that matter."""
+        """Return the device and the packages whose versions affect the result."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return {"device": name, "packages": ("torch", "torchvision", "pycocotools")}

@@ -1,5 +1,7 @@
-"""Images for training: read in threads, kept in memory where they fit, augmented by draws that depend on
-nothing but (seed, epoch, image, batch): not on the number of threads, nor on whether a run was interrupted.
+"""Images for training: read in threads, kept in memory if they fit, and augmented.
+
+Augmentation depends only on (seed, epoch, image, batch). It does not depend on the number of threads, nor on
+whether a run was interrupted.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from reference_models.core.recipes import Recipe
-from reference_models.training.parallel import add_up
+from reference_models.training.parallel import all_reduce_sum
 from wsolbench.exceptions import DataError
 from wsolbench.maps.masks import resize_mask
 from wsolbench.methods import InputSpec
@@ -28,34 +30,33 @@ from wsolbench.system.progress import track
 from wsolbench.types import Dataset
 
 CACHE_BYTES = 1 << 30
-"""Resized images of a split are kept in memory up to this size."""
+"""Largest size of the resized images of a split that are kept in memory."""
 
 AHEAD = 64
-"""Images that are prepared while others are in use; two batches where batches are prepared whole."""
+"""Number of images that are prepared while others are in use. If whole batches are prepared: two batches."""
 
-# Sizes differ from one batch to the next, hence no letters that would tie them.
+# Sizes differ between batches, so the axes have no names, which would have to agree.
 Squares = UInt8[np.ndarray, "_ _ _ _"]
 Pixels = UInt8[np.ndarray, "h w c"]
 View = UInt8[np.ndarray, "v v c"]
 Change = Callable[[Pixels, int, int], View]
-"""`change(image, its index, number of the batch)`."""
+"""Signature `change(image, its index, number of the batch)`."""
 
 A = TypeVar("A")
 R = TypeVar("R")
 
 
 class ImageReader:
-    """The resized images of a split, uint8; with `masks` the true mask is a fourth channel, 0 or 255.
+    """Reader of the resized images of a split, uint8. With `masks`, channel four is the mask, 0 or 255.
 
     Args:
         dataset: the split.
         side: images are resized to side x side.
         short_side: images keep their aspect ratio instead, and `side` is the length of the shorter side.
-        workers: threads that read; 0: the calling thread does.
-        cache_bytes: the split is kept in memory when it needs at most this.
-        here: this process among those that read the same split for the same training: each reads a part of
-            what is kept.
-        masks: whether masks are wanted; an image without one is a `DataError`.
+        workers: reading threads. 0: the calling thread reads.
+        cache_bytes: the split is kept in memory if it needs at most this.
+        here: this process among those of the same training. Each one reads a share of what is kept in memory.
+        masks: whether masks are needed. An image without one raises `DataError`.
     """
 
     def __init__(
@@ -80,19 +81,19 @@ class ImageReader:
         self._kept = (
             self._all(here or World()) if not short_side and math.prod(self._shape) <= cache_bytes else None
         )
-        # Images of different sizes are kept one by one when they are first read, as long as there is room.
+        # Images of different sizes are cached one by one when they are first read, within the limit.
         self._seen: dict[int, Pixels] = {}
         self._room = cache_bytes if short_side else 0
         self._lock = threading.Lock()
 
     def squares(self, batches: Sequence[Int[np.ndarray, " _"]]) -> Iterator[Squares]:
-        """The resized images of each batch; not with `short_side`."""
+        """Yield the resized images of each batch. Not available with `short_side`."""
         return self._batches(batches, lambda image, _index, _number: image)
 
     def views(
         self, batches: Sequence[Int[np.ndarray, " _"]], size: int, recipe: Recipe, *, seed: int, epoch: int
     ) -> Iterator[Squares]:
-        """Augmented views of each batch, `size` pixels wide."""
+        """Yield augmented views of each batch, `size` pixels wide."""
 
         def augmented(image: Pixels, index: int, number: int) -> View:
             rng = np.random.default_rng((seed, epoch, index, number))
@@ -116,22 +117,24 @@ class ImageReader:
 
         jobs = [[(int(index), number) for index in batch] for number, batch in enumerate(batches)]
         if self._kept is not None or self.workers == 0:
-            # Cutting views out of memory is quick: one thread is enough to stay ahead.
-            yield from in_order(jobs, whole, workers=min(self.workers, 1), ahead=2)
+            # Cropping views from memory is fast: one thread is enough.
+            yield from map_ordered(jobs, whole, workers=min(self.workers, 1), ahead=2)
             return
-        images = in_order((item for items in jobs for item in items), one, workers=self.workers, ahead=AHEAD)
+        images = map_ordered(
+            (item for items in jobs for item in items), one, workers=self.workers, ahead=AHEAD
+        )
         for items in jobs:
             yield np.stack([next(images) for _ in items])
 
     def _all(self, here: World) -> Squares:
         kept = np.zeros(self._shape, dtype=np.uint8)
         mine = range(here.rank, len(kept), here.size)
-        images = in_order(mine, self._read, workers=self.workers, ahead=AHEAD)
+        images = map_ordered(mine, self._read, workers=self.workers, ahead=AHEAD)
         with track(description=f"reading {self.dataset.name} {self.dataset.split}", total=len(kept)) as bar:
             for index, image in zip(mine, images, strict=True):
                 kept[index] = image
                 bar.advance(min(here.size, len(kept) - index))
-        add_up(torch.from_numpy(kept), here)  # every image is 0 but in the process that has read it
+        all_reduce_sum(torch.from_numpy(kept), here)  # every image is 0 except in the process that read it
         return kept
 
     def _image(self, index: int) -> Pixels:
@@ -162,9 +165,10 @@ class ImageReader:
         return np.dstack([image, 255 * resize_mask(mask, (image.shape[1], image.shape[0])).astype(np.uint8)])
 
 
-def in_order(items: Iterable[A], work: Callable[[A], R], *, workers: int, ahead: int) -> Iterator[R]:
-    """`work(item)` for each item in order, up to `ahead` of them before their turn in threads; `workers` 0:
-    no threads.
+def map_ordered(items: Iterable[A], work: Callable[[A], R], *, workers: int, ahead: int) -> Iterator[R]:
+    """Yield `work(item)` for each item in order, computing up to `ahead` items in advance.
+
+    They are computed in `workers` threads. 0: no threads.
     """
     if workers == 0:
         yield from map(work, items)
@@ -184,13 +188,13 @@ def in_order(items: Iterable[A], work: Callable[[A], R], *, workers: int, ahead:
 
 
 def to_device(squares: Squares, spec: InputSpec, device: torch.device) -> Tensor:
-    """(B, S, S, 3 or 4) uint8 -> (B, 3, S, S) float32 on the device, normalised, channels last in memory."""
+    """Convert (B, S, S, 3 or 4) uint8 to normalised (B, 3, S, S) float32, channels last, on the device."""
     pixels = torch.from_numpy(np.ascontiguousarray(squares[..., :3]))
     return normalized(pixels.pin_memory() if device.type == "cuda" else pixels, spec, device)
 
 
 def masks_of(squares: Squares, device: torch.device) -> Tensor | None:
-    """(B, S, S) float32 in [0, 1], where there are masks."""
+    """Return the masks (B, S, S), float32 in [0, 1], or None if there are none."""
     return (
         torch.from_numpy(np.ascontiguousarray(squares[..., 3])).to(device).float() / 255
         if squares.shape[-1] == 4

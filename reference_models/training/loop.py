@@ -1,11 +1,10 @@
-"""The one training loop: any `Model`, one run folder, the same result whether or not the run was interrupted.
+"""The training loop of any `Model`, in one run folder. An interrupted run gives the same result.
 
 The state after each epoch (weights, optimiser, log) is written atomically. All randomness of an epoch is
-seeded by (seed, epoch) when it starts, so a run that goes on after a kill draws what an unbroken run would
-have drawn.
+seeded by (seed, epoch) when it starts. So a resumed run draws the same numbers as an uninterrupted one.
 
-Under torchrun each process takes its share of every batch (`parallel.py`), and draws by (seed, epoch, rank);
-steps, schedule and augmentation are those of one process. The first process alone writes.
+Under torchrun each process takes its share of every batch (`parallel.py`), and draws by (seed, epoch, rank).
+Steps, schedule and augmentation are those of one process. Only the first process writes files.
 """
 
 from __future__ import annotations
@@ -28,8 +27,18 @@ from reference_models.core.outputs import Batch
 from reference_models.core.recipes import Recipe
 from reference_models.training.checkpoint import save_checkpoint
 from reference_models.training.images import ImageReader, masks_of, to_device
-from reference_models.training.parallel import make_equal, one_step, share_of, with_synchronised_batch_norm
-from reference_models.training.request import as_asked, dataset_facts, recipe_facts, run_facts
+from reference_models.training.parallel import (
+    broadcast_from_first,
+    synchronise_batch_norm,
+    synchronised_step,
+    take_share,
+)
+from reference_models.training.request import (
+    apply_request,
+    dataset_metadata,
+    recipe_metadata,
+    request_metadata,
+)
 from reference_models.training.run_folder import (
     BEST,
     LAST,
@@ -43,9 +52,9 @@ from reference_models.training.run_folder import (
 )
 from reference_models.training.steps import (
     autocast,
+    check_finite,
     make_optimizer,
-    mixed,
-    must_be_finite,
+    mix_seeds,
     scaler_for,
     take_step,
 )
@@ -59,12 +68,12 @@ from wsolbench.types import Dataset
 M = TypeVar("M", bound=Model)
 
 LOOK_EVERY = 20
-"""Steps between two looks at the loss; on a GPU each look waits for the device."""
+"""Steps between two checks of the loss. On a GPU each check waits for the device."""
 
 
 @dataclass
 class Run:
-    """A run in progress: the model, what trains it, and what has happened so far."""
+    """A run in progress: the model, its optimisers, and its history."""
 
     model: Model
     objectives: tuple[Objective, ...]
@@ -74,17 +83,17 @@ class Run:
     device: torch.device
     recipe: Recipe
     facts: dict[str, Any]
-    """All that the result depends on; equal facts give equal weights."""
+    """Everything that the result depends on. Equal metadata gives equal weights."""
     here: World
     """This process among those that train the model."""
     epoch: int = 0
-    """Epochs that are complete."""
+    """Completed epochs."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Rows of the log."""
 
     @property
     def best_accuracy(self) -> float | None:
-        """Highest accuracy on the validation split so far."""
+        """Highest accuracy on the validation split so far, or None."""
         return max(
             (row["val_accuracy"] for row in self.history if row.get("val_accuracy") is not None), default=None
         )
@@ -93,23 +102,23 @@ class Run:
 def fit(method: type[Model], request: TrainRequest) -> Path:
     """Train a model in the folder `request.out` and return the last checkpoint.
 
-    A folder that holds an unfinished run of the same request is continued, a finished one is returned as it
-    is. The same request gives the same weights, to the bit on the CPU (with the same number of threads). The
-    folder gets:
+    An unfinished run of the same request in this folder is resumed. A finished one is returned unchanged. The
+    same request gives the same weights, to the bit on the CPU (with the same number of threads). The folder
+    gets:
 
     - `last.safetensors`, and with a validation split `best.safetensors` (highest accuracy there, the earliest
-      of equals), each with a `.json` that says what it is;
-    - `log.csv`: for each epoch the terms of the loss, learning rate, accuracy, images per second;
+      of equals), each with a `.json` that describes it;
+    - `log.csv`: for each epoch the loss terms, learning rate, accuracy, images per second;
     - `state.pt` while the run is unfinished.
 
-    Raises `UsageError` when the folder holds another run, on options that mean nothing, and when the loss is
-    no longer finite; `DataError` on labels outside the classes and on images that cannot be read.
+    Raises `UsageError` if the folder holds another run, on invalid options, and if the loss is no longer
+    finite. Raises `DataError` on labels outside the classes and on images that cannot be read.
     """
     with connected() as here:
         check_split(request.train)
         if request.val is not None:
             check_split(request.val, request.train)
-        recipe = as_asked(
+        recipe = apply_request(
             method.recipe_for(request.backbone, len(request.train.class_names), request.settings), request
         )
         facts = _run_facts(method, request, recipe)
@@ -120,7 +129,8 @@ def fit(method: type[Model], request: TrainRequest) -> Path:
 
 
 def _train(run: Run, request: TrainRequest) -> None:
-    """The epochs that are left."""
+    """Run the remaining epochs and write the checkpoints."""
+    # Readers of both splits.
     size, epochs, here = run.model.input_spec.size, run.recipe.epochs, run.here
     side = max(size, round(size * run.recipe.resize))
     reader = ImageReader(
@@ -134,9 +144,10 @@ def _train(run: Run, request: TrainRequest) -> None:
     val_reader = (
         None if request.val is None else ImageReader(request.val, size, workers=request.workers, here=here)
     )
+    # Data that the method needs, then equal weights in all processes.
     labels = np.array([sample.label for sample in request.train.samples], dtype=np.int64)
     run.model.before_training(request.train)
-    make_equal([*run.model.parameters(), *run.model.buffers()], here)
+    broadcast_from_first([*run.model.parameters(), *run.model.buffers()], here)
     images = sum(
         map(
             len,
@@ -149,6 +160,7 @@ def _train(run: Run, request: TrainRequest) -> None:
         description=f"training {run.model.method_name}", total=images * epochs, done=images * run.epoch
     ) as bar:
         while run.epoch < epochs:
+            # Train and validate one epoch.
             start = time.perf_counter()
             row = _epoch(run, reader, labels, request.seed, bar)
             seconds = time.perf_counter() - start
@@ -166,30 +178,33 @@ def _train(run: Run, request: TrainRequest) -> None:
                     "seconds": seconds,
                 }
             )
+            # The first process writes the files.
             if not here.is_first:
                 continue
             if accuracy is not None and (best is None or accuracy > best):
                 _save(run, request.out / BEST)
             save_state(run, {"epoch": run.epoch, "history": run.history}, request.out / STATE)
             write_log(run.history, request.out / LOG)
-    if here.is_first:  # from the last state, if a kill comes in between
+    if here.is_first:  # again, if the run was killed between state and log
         write_log(run.history, request.out / LOG)
         _save(run, request.out / LAST, {"log_sha256": sha256_of_file(request.out / LOG)})
         (request.out / STATE).unlink(missing_ok=True)
 
 
 def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Progress) -> dict[str, float]:
-    """One pass over the data: the mean of each term of the loss, their sum, and the last learning rate."""
+    """Run one epoch. Returns the mean of each loss term, their sum, and the last learning rate."""
     model, recipe, device, here = run.model, run.recipe, run.device, run.here
+    # Seed the epoch.
     rank = (here.rank,) if here.size > 1 else ()
-    torch.manual_seed(mixed(seed, run.epoch, 0))
+    torch.manual_seed(mix_seeds(seed, run.epoch, 0))
     model.train()
     model.on_epoch(run.epoch, recipe.epochs)
-    if rank:  # all have drawn the same until here
-        torch.manual_seed(mixed(seed, run.epoch, 0, *rank))  # dropout and the like
-    generator = torch.Generator(device=device).manual_seed(mixed(seed, run.epoch, 1, *rank))
+    if rank:  # until here all processes draw the same
+        torch.manual_seed(mix_seeds(seed, run.epoch, 0, *rank))  # dropout
+    generator = torch.Generator(device=device).manual_seed(mix_seeds(seed, run.epoch, 1, *rank))
+    # Shares of all batches, and their augmented views.
     batches = model.batches(labels, recipe.batch_size, np.random.default_rng((seed, run.epoch)))
-    shares = [share_of(batch, here, model.group_size) for batch in batches]
+    shares = [take_share(batch, here, model.group_size) for batch in batches]
     sums: dict[str, Tensor] = {}
     seen = 0
     views = reader.views(
@@ -197,6 +212,7 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
     )
     for number, (whole, (indices, weight), squares) in enumerate(zip(batches, shares, views, strict=True)):
         done = (run.epoch + (number + 0.5) / len(batches)) / recipe.epochs
+        # Set the learning rates, then update.
         for objective, optimizer in zip(run.objectives, run.optimizers, strict=True):
             base = objective.recipe.lr
             for group in optimizer.param_groups:
@@ -214,19 +230,20 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
         for name, term in _step(run, batch, weight).items():
             sums[name] = sums.get(name, torch.zeros((), device=device)) + term * (weight * len(whole))
         seen += len(whole)
+        # Check the loss over all processes.
         if number % LOOK_EVERY == 0 or number + 1 == len(batches):
             everywhere = gathered({name: float(value) for name, value in sums.items()})
             means = {name: sum(part[name] for part in everywhere) / seen for name in sums}
             where = f"epoch {run.epoch + 1}, at or before step {number + 1}"
-            must_be_finite(means, model.method_name, where, recipe.lr)
+            check_finite(means, model.method_name, where, recipe.lr)
         bar.advance(len(whole), f"epoch {run.epoch + 1}/{recipe.epochs}, loss {sum(means.values()):.3f}")
     return {"train_loss": sum(means.values()), **means, "lr": recipe.lr * model.lr_factor(recipe, done)}
 
 
 def _step(run: Run, batch: Batch, weight: float) -> dict[str, Tensor]:
-    """One update for each objective that is due; the terms of their losses.
+    """Update the parameters once for each objective that is due and return the loss terms.
 
-    `weight` is this batch's part of the mean over all processes.
+    `weight` is the factor of this share in the mean over all processes.
     """
     found: dict[str, Tensor] = {}
     for objective, optimizer in zip(run.objectives, run.optimizers, strict=True):
@@ -241,7 +258,7 @@ def _step(run: Run, batch: Batch, weight: float) -> dict[str, Tensor]:
             device=run.device,
             clip_norm=objective.recipe.clip_norm,
             weight=weight,
-            around=one_step(run.model, weight, run.here),
+            around=synchronised_step(run.model, weight, run.here),
         )
         found.update({objective.term_name(name): term for name, term in terms.items()})
     return found
@@ -249,9 +266,7 @@ def _step(run: Run, batch: Batch, weight: float) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _accuracy(run: Run, reader: ImageReader, val: Dataset) -> float | None:
-    """Part of the validation images whose class is predicted right; None for a method that does not
-    classify.
-    """
+    """Return the top-1 accuracy on the validation split, or None for a method that does not classify."""
     run.model.eval()
     order, here = np.arange(len(val)), run.here
     batches = [
@@ -272,21 +287,21 @@ def _accuracy(run: Run, reader: ImageReader, val: Dataset) -> float | None:
     return sum(counts) / len(val) if all(classify) else None
 
 
-# --- what a run is, and where it is -------------------------------------------------------------------------
+# --- metadata, start and checkpoint of a run ----------------------------------------------------------------
 
 
 def _run_facts(method: type[Model], request: TrainRequest, recipe: Recipe) -> dict[str, Any]:
-    """All that the weights depend on, except for the machine."""
+    """Return everything that the weights depend on, except the machine."""
     return {
-        **run_facts(method, request, recipe_facts(recipe), what=f"method {method.method_name!r}"),
+        **request_metadata(method, request, recipe_metadata(recipe), what=f"method {method.method_name!r}"),
         "image_size": request.image_size,
-        "dataset": dataset_facts(request.train),
-        "val": None if request.val is None else dataset_facts(request.val),
+        "dataset": dataset_metadata(request.train),
+        "val": None if request.val is None else dataset_metadata(request.val),
     }
 
 
 def _save(run: Run, path: Path, more: Mapping[str, str] = MappingProxyType({})) -> None:
-    """A checkpoint with the facts, how far and how well it went, and beside it where and how long."""
+    """Write a checkpoint with its metadata, accuracy and loss, and machine and time in the `.json` file."""
     last = run.history[-1]
     training = {
         **run.facts,
@@ -306,25 +321,28 @@ def _start(
     device: torch.device,
     here: World,
 ) -> Run:
-    """A new run, or the one that the folder's state holds; where there are several processes, the same in
-    all.
+    """Return a new run, or the one that the folder's state holds.
+
+    Several processes must start from the same state.
     """
     if here.size > 1:
         facts = {**facts, "processes": here.size}
+    # Model, objectives and optimisers.
     model = new_model(method, request, device)
     if device.type == "cuda" and here.size > 1:
-        model = with_synchronised_batch_norm(model)
+        model = synchronise_batch_norm(model)
     objectives = tuple(model.objectives(recipe))
     run = Run(
         model=model,
         objectives=objectives,
-        optimizers=tuple(map(optimizer_of, objectives)),
+        optimizers=tuple(map(build_optimizer, objectives)),
         scaler=scaler_for(device),
         device=device,
         recipe=recipe,
         facts=facts,
         here=here,
     )
+    # Resume, with the same epoch in all processes.
     state = request.out / STATE
     if state.exists():
         progress = load_state(run, state)
@@ -340,8 +358,8 @@ def _start(
 
 
 def new_model(method: type[M], request: TrainRequest, device: torch.device) -> M:
-    """The model of a request, from its seed, on the device."""
-    torch.manual_seed(mixed(request.seed))
+    """Create the model of a request on the device, seeded by the request."""
+    torch.manual_seed(mix_seeds(request.seed))
     model = method.create(
         backbone=request.backbone,
         num_classes=len(request.train.class_names),
@@ -353,8 +371,8 @@ def new_model(method: type[M], request: TrainRequest, device: torch.device) -> M
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def optimizer_of(objective: Objective) -> torch.optim.Optimizer:
-    """The optimiser of an objective; each group of parameters has its own rate."""
+def build_optimizer(objective: Objective) -> torch.optim.Optimizer:
+    """Build the optimiser of an objective. Each group of parameters has its own rate."""
     recipe = objective.recipe
     groups = [{**group, "lr": recipe.lr * group["factor"]} for group in objective.groups]
     return make_optimizer(groups, recipe, nesterov=True)
@@ -364,9 +382,7 @@ def optimizer_of(objective: Objective) -> torch.optim.Optimizer:
 
 
 def check_split(dataset: Dataset, train: Dataset | None = None) -> None:
-    """Raises `DataError` on an empty split, on labels outside the classes, and on classes that are not the
-    training split's.
-    """
+    """Raise `DataError` on an empty split, on invalid labels, and on classes that differ from `train`."""
     if len(dataset) == 0:
         raise DataError(f"{dataset.name} {dataset.split} has no images")
     names = (train or dataset).class_names

@@ -1,23 +1,22 @@
-"""One training in several processes (torchrun): shares of a batch, and what makes the processes one again
-after each step.
+"""One training in several processes (torchrun): shares of a batch, and synchronisation after each step.
 
-Each process computes the loss of its share of every batch. Gradients are summed with the shares as weights,
-so that for a loss that is a mean over images they are those of the whole batch; every process then takes the
-same step.
+Each process computes the loss of its share of every batch. Gradients are summed with the shares as weights.
+For a loss that is a mean over images they equal those of the whole batch, and every process takes the same
+step.
 
 Gradients are summed here, after the backward pass, and not by `DistributedDataParallel`. That averages with
-equal weights, which is wrong for shares of unequal size; it hooks into `forward`, while methods are trained
-by `loss`; and it needs each parameter in each backward pass, or a search of the graph in every step, while
-methods use parameters conditionally and freeze them between epochs. It would hide the sum behind the backward
-pass: the price is one pass of the gradients over the network of the machines (100 MB for ResNet-50).
+equal weights, which is wrong for shares of unequal size. It hooks into `forward`, while methods are trained
+by `loss`. It needs each parameter in each backward pass, or a search of the graph in every step, while
+methods use parameters conditionally and freeze them between epochs. Its advantage is that it overlaps the sum
+with the backward pass. Here one transfer of all gradients (100 MB for ResNet-50) is not overlapped.
 
-Buffers. A buffer that a step changes gets the mean of the changes, weighted as the gradients; one that it
-leaves alone keeps its bits. Batch norm on CUDA is converted to its synchronised form: the statistics are
-those of the whole batch, as in one process. On the CPU there is no such form: each process normalises with
-the statistics of its share, and a run of several processes agrees with one of a single process only roughly.
-A method that keeps a memory of single images or classes has to exchange its updates itself
-(`wsolbench.system.distributed.gathered`); integer buffers become those of the first process after each epoch.
-With synchronised batch norm, all processes must go through the same layers in each step.
+Buffers. A buffer that a step changes gets the mean of the changes, weighted as the gradients. An unchanged
+buffer keeps its bits. Batch norm on CUDA is converted to its synchronised form, which uses the statistics of
+the whole batch, as in one process. The CPU has no such form: each process normalises with the statistics of
+its share, and a run of several processes agrees only roughly with one of a single process. A method that
+stores values of single images or classes has to exchange its updates itself
+(`wsolbench.system.distributed.gathered`). Integer buffers take the values of the first process when a run
+starts. With synchronised batch norm, all processes must run the same layers in each step.
 """
 
 from __future__ import annotations
@@ -37,15 +36,15 @@ from wsolbench.system.distributed import World, barrier, collective, gathered
 M = TypeVar("M", bound=nn.Module)
 
 
-def share_of(
+def take_share(
     batch: Int[np.ndarray, " n"], here: World, group: int = 2
 ) -> tuple[Int[np.ndarray, " m"], float]:
-    """This process's images of a batch, and what they weigh in the batch's mean; the weights of all processes
-    have the sum 1.
+    """Return this process's images of a batch, and their weight in the batch's mean.
 
-    Shares are consecutive and made of whole groups of neighbours (`group`, at least 2 images; the last one of
-    a batch may be smaller). Batch norm needs two images: where there are not enough groups for all, the batch
-    is cut into fewer shares, and each of them is computed by equally many processes.
+    The weights of all processes sum to 1. Shares are consecutive and consist of whole groups of `group`
+    neighbours, at least 2 images. The last group of a batch may be smaller. Batch norm needs two images: if
+    there are not enough groups for all processes, there are fewer shares, and equally many processes compute
+    each one.
     """
     count, groups = len(batch), -(-len(batch) // group)
     shares = max(
@@ -58,11 +57,12 @@ def share_of(
     return batch[start:stop], (stop - start) / count * shares / here.size
 
 
-def with_synchronised_batch_norm(model: M) -> M:
-    """The model with batch norm over all processes, which only CUDA has. Parameters and names of tensors
-    stay.
+def synchronise_batch_norm(model: M) -> M:
+    """Convert batch norm to its synchronised form, which only CUDA has.
+
+    Parameters and names of tensors do not change.
     """
-    # It knows timm's norms with activations, too, which torch's function would lose.
+    # It also converts timm's norms with activations, which torch's function does not.
     from timm.layers.norm_act import convert_sync_batchnorm
 
     converted: M = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -70,12 +70,12 @@ def with_synchronised_batch_norm(model: M) -> M:
 
 
 @contextlib.contextmanager
-def one_step(model: nn.Module, weight: float, here: World) -> Iterator[None]:
-    """Around the forward and backward pass of a share whose loss was multiplied by its `weight`.
+def synchronised_step(model: nn.Module, weight: float, here: World) -> Iterator[None]:
+    """Synchronise the processes after the forward and backward pass of a share, in a `with` statement.
 
-    Afterwards gradients are the sums over all processes and floating-point buffers the weighted means of what
-    the processes have made of them. A parameter that had a part in the loss of any process has a gradient in
-    all.
+    The loss of the share must be multiplied by its `weight`. Afterwards gradients are the sums over all
+    processes, and changes of floating-point buffers are weighted means. A parameter that takes part in the
+    loss of any process has a gradient in all.
     """
     if here.size == 1:
         yield
@@ -89,34 +89,34 @@ def one_step(model: nn.Module, weight: float, here: World) -> Iterator[None]:
         for parameter, anywhere in zip(parameters, map(any, zip(*reached, strict=True)), strict=True):
             if anywhere and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        # Where nothing has changed the change is 0, also where the value is infinite.
+        # Unchanged values have the change 0, even if they are infinite.
         changes = [
             torch.where(new == old, 0.0, new - old) * weight for new, old in zip(buffers, before, strict=True)
         ]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        _in_one([*gradients, *changes], dist.all_reduce)
+        _run_flat([*gradients, *changes], dist.all_reduce)
         for buffer, old, change in zip(buffers, before, changes, strict=True):
             buffer.copy_(old + change)
 
 
 @torch.no_grad()
-def make_equal(tensors: Iterable[Tensor], here: World) -> None:
-    """Give the tensors of all processes the values of the first one's."""
+def broadcast_from_first(tensors: Iterable[Tensor], here: World) -> None:
+    """Copy the tensors of the first process to all others."""
     if here.size > 1:
         barrier()
-        _in_one(tensors, lambda flat: dist.broadcast(flat, 0))
+        _run_flat(tensors, lambda flat: dist.broadcast(flat, 0))
 
 
-def add_up(tensor: Tensor, here: World) -> None:
-    """Give the tensor in all processes the sum of all."""
+def all_reduce_sum(tensor: Tensor, here: World) -> None:
+    """Replace the tensor in all processes by the sum over the processes."""
     if here.size > 1:
         barrier()
         with collective():
             dist.all_reduce(tensor)
 
 
-def _in_one(tensors: Iterable[Tensor], run: Callable[[Tensor], object]) -> None:
-    """A collective on many tensors in place, in one message for each dtype."""
+def _run_flat(tensors: Iterable[Tensor], run: Callable[[Tensor], object]) -> None:
+    """Run a collective on many tensors in place, with one message for each dtype."""
     kinds: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         kinds.setdefault(tensor.dtype, []).append(tensor)

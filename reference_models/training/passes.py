@@ -1,4 +1,4 @@
-"""Passes over the training images as they are: in their order, the whole image each, without augmentation."""
+"""Passes over the training images in their order, whole and without augmentation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from reference_models.core.model import Model
 from reference_models.core.outputs import Batch
 from reference_models.training.images import ImageReader, masks_of, to_device
-from reference_models.training.steps import mixed
+from reference_models.training.steps import mix_seeds
 from wsolbench.types import Dataset
 
 BATCH_SIZE = 32
@@ -20,9 +20,10 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
-    """Each call is one pass; a method that trains by gradients can make one in `before_training`, too.
+    """Callable that makes one pass over the training images.
 
-    Images are read when the first pass begins, so a method that needs boxes alone reads none.
+    A method that trains by gradients can create one in `before_training`, too. Images are read when the first
+    pass begins, so a method that needs only boxes reads none.
     """
 
     train: Dataset
@@ -34,15 +35,15 @@ class Passes:
 
     @cached_property
     def reader(self) -> ImageReader:
-        """The images at the size of the model's input, and their masks where the model wants them."""
+        """Reader of the images at the model's input size, with masks if the model needs them."""
         size = self.model.input_spec.size
         return ImageReader(self.train, size, workers=self.workers, masks=self.model.wants_masks)
 
     def __call__(self) -> Iterator[Batch]:
-        """One pass."""
+        """Yield the batches of one pass."""
         count, size = len(self.train), self.batch_size
         batches = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
-        generator = torch.Generator(device=self.device).manual_seed(mixed(self.seed, 0, 1))
+        generator = torch.Generator(device=self.device).manual_seed(mix_seeds(self.seed, 0, 1))
         for step, (indices, squares) in enumerate(zip(batches, self.reader.squares(batches), strict=True)):
             labels = [self.train.samples[int(index)].label for index in indices]
             yield Batch(

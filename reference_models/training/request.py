@@ -1,4 +1,4 @@
-"""What a request for a training stands for: its recipe, and the metadata that two equal runs share."""
+"""From a training request to its recipe and to the metadata that identifies the run."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from wsolbench.types import Dataset
 R = TypeVar("R", Recipe, DetectionRecipe)
 
 
-def as_asked(recipe: R, request: TrainRequest | DetectorRequest) -> R:
-    """The recipe with the request's changes."""
+def apply_request(recipe: R, request: TrainRequest | DetectorRequest) -> R:
+    """Return the recipe with the changes of the request: epochs, batch size and learning rate."""
     asked: dict[str, Any] = {"epochs": request.epochs, "batch_size": request.batch_size, "lr": request.lr}
     return replace(recipe, **{name: value for name, value in asked.items() if value is not None})
 
 
-def run_facts(
+def request_metadata(
     method: type[Model] | type[DetectorModel],
     request: TrainRequest | DetectorRequest,
     recipe: dict[str, Any],
     *,
     what: str,
 ) -> dict[str, Any]:
-    """What the weights of any run depend on, except for the data and the machine.
+    """Return what the weights of any run depend on, except the data and the machine.
 
-    `recipe` is that of `recipe_facts`, and `what` the method in messages.
+    `recipe` is the result of `recipe_metadata`, and `what` names the method in messages.
     """
     return {
         "method": method.method_name,
         "settings": to_json(parse_settings(method.Config, split_settings(request.settings)[0], what=what)),
         "backbone": request.backbone,
-        "weights": weights_fact(request.weights),
+        "weights": describe_weights(request.weights),
         "seed": request.seed,
         "recipe": recipe,
     }
 
 
-def dataset_facts(dataset: Dataset | InstanceDataset) -> dict[str, Any]:
-    """Which images a run uses."""
+def dataset_metadata(dataset: Dataset | InstanceDataset) -> dict[str, Any]:
+    """Return which images a run uses."""
     return {
         "name": dataset.name,
         "split": dataset.split,
@@ -58,9 +58,10 @@ def dataset_facts(dataset: Dataset | InstanceDataset) -> dict[str, Any]:
     }
 
 
-def recipe_facts(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
-    """All fields, as JSON has them. A field of `LATER_FIELDS` at its default is left out, so that runs from
-    before it are the same run.
+def recipe_metadata(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
+    """Return all fields of a recipe as JSON values.
+
+    A field of `LATER_FIELDS` at its default is omitted, so that older runs count as the same run.
     """
     values = tuples_to_lists(asdict(recipe))
     defaults = {item.name: item.default for item in fields(recipe)}
@@ -69,8 +70,8 @@ def recipe_facts(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
     }
 
 
-def weights_fact(weights: str) -> str:
-    """The name of pretrained weights; of a file also its digest."""
+def describe_weights(weights: str) -> str:
+    """Return the name of pretrained weights. For a file, the digest is appended."""
     if weights not in (IMAGENET, NONE) and Path(weights).is_file():
         return f"{Path(weights).name} {sha256_of_file(Path(weights))}"
     return weights

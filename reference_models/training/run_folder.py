@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from reference_models.core.weights import first_line, read_safetensors
-from reference_models.training.checkpoint import read_beside, read_header, write_beside
+from reference_models.training.checkpoint import read_header, read_sidecar, write_sidecar
 from reference_models.training.steps import deterministic_cudnn
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods.device import pick_device
@@ -36,10 +36,9 @@ ELSEWHERE = "--out of `wsolbench train` (then `eval --checkpoint`) or of `train-
 
 @contextlib.contextmanager
 def locked_run(folder: Path) -> Iterator[None]:
-    """A run folder for this process alone, created where it is missing. Raises `UsageError` when another
-    process is in it.
+    """Lock a run folder for this process, and create it if it is missing.
 
-    Temporary files that a killed run has left are removed.
+    Temporary files of a killed run are removed. Raises `UsageError` if another process uses the folder.
     """
     busy = f"another process is training in {folder}; wait for it, or train into another folder: {ELSEWHERE}"
     with locked(folder / ".lock", busy):
@@ -47,10 +46,8 @@ def locked_run(folder: Path) -> Iterator[None]:
         yield
 
 
-def must_be_same(there: dict[str, Any], asked: dict[str, Any], path: Path) -> None:
-    """Raises `UsageError` with what differs when the facts of the run at `path` are not those that are asked
-    for.
-    """
+def check_same_run(there: dict[str, Any], asked: dict[str, Any], path: Path) -> None:
+    """Raise `UsageError` with the differences if the metadata of the run at `path` is not `asked`."""
     asked = json.loads(canonical_json(asked))
     if there == asked:
         return
@@ -72,7 +69,7 @@ def must_be_same(there: dict[str, Any], asked: dict[str, Any], path: Path) -> No
 
 
 def write_log(history: list[dict[str, Any]], path: Path) -> None:
-    """A CSV file with a row for each epoch: number and loss, the terms of the loss, rate, accuracy, speed."""
+    """Write the log as CSV, one row per epoch: number, loss and its terms, rate, accuracy, speed."""
     names = {name: None for row in history for name in row}
     first, last = ["epoch", "train_loss"], ["lr", "val_accuracy", "images_per_second", "seconds"]
     columns = [
@@ -96,15 +93,15 @@ def write_log(history: list[dict[str, Any]], path: Path) -> None:
 
 @contextlib.contextmanager
 def training_run(out: Path, facts: dict[str, Any], device: str, here: World) -> Iterator[torch.device | None]:
-    """Everything around a training: the lock of its folder, the device, and reproducible computations.
+    """Set up a training: lock the folder, choose the device, and make computations reproducible.
 
-    Gives the device, or None if the folder holds the finished run of these facts. The global random state is
-    restored afterwards. Raises as `locked_run`, `finished` and `pick_device`.
+    Yields the device, or None if the folder holds the finished run with this metadata. The global random
+    state is restored afterwards. Raises as `locked_run`, `is_finished` and `pick_device`.
     """
     with contextlib.ExitStack() as stack:
         if here.is_first:
             stack.enter_context(locked_run(out))
-        if gathered(here.is_first and finished(out, facts))[0]:
+        if gathered(here.is_first and is_finished(out, facts))[0]:
             if here.is_first:
                 (out / STATE).unlink(missing_ok=True)
             yield None
@@ -118,7 +115,7 @@ def training_run(out: Path, facts: dict[str, Any], device: str, here: World) -> 
 
 
 def run_metadata(device: torch.device, seconds: float) -> dict[str, Any]:
-    """Where a run was computed, and for how long: for the `.json` with a checkpoint."""
+    """Return device and duration of a run, for the `.json` file with a checkpoint."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {"device": name, "seconds": round(seconds, 1)}
 
@@ -126,20 +123,20 @@ def run_metadata(device: torch.device, seconds: float) -> dict[str, Any]:
 LAST, BEST, STATE, LOG = "last.safetensors", "best.safetensors", "state.pt", "log.csv"
 
 LIBRARIES = ("torch", "torchvision", "timm")
-"""Whose versions a training depends on, besides those of all numbers."""
+"""Packages whose versions affect a training, besides those that affect all numbers."""
 
 
 @runtime_checkable
 class Run(Protocol):
-    """What of a run in progress is kept on disk."""
+    """Parts of a run in progress that are stored on disk."""
 
     @property
     def model(self) -> nn.Module:
-        """What is trained."""
+        """The model in training."""
 
     @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
-        """What trains it."""
+        """Its optimisers."""
 
     scaler: torch.amp.GradScaler
     device: torch.device
@@ -147,9 +144,7 @@ class Run(Protocol):
 
 
 def save_state(run: Run, progress: dict[str, Any], path: Path) -> None:
-    """Write all that a run needs to go on, with a digest; `progress` says how far it is, in values of
-    JSON.
-    """
+    """Write everything that a run needs to resume, with a digest. `progress` consists of JSON values."""
     state = {
         "facts": canonical_json(run.facts),
         "program": canonical_json(program(LIBRARIES)),
@@ -159,30 +154,32 @@ def save_state(run: Run, progress: dict[str, Any], path: Path) -> None:
         "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
         "scaler": run.scaler.state_dict(),
     }
-    content = io.BytesIO()  # torch hides the error of a full disk when it writes itself
+    content = io.BytesIO()  # torch.save to a path hides the error of a full disk
     torch.save(state, content)
     write_sealed(path, content.getbuffer())
 
 
 def load_state(run: Run, path: Path) -> dict[str, Any]:
-    """Put `run` where `save_state` left it, and return the progress.
+    """Restore `run` to the state that `save_state` wrote, and return the progress.
 
-    Raises `DataError` when the state is not as it was written, and `UsageError` when it is another run's, of
-    another program, or of another kind of device or number of threads.
+    Raises `DataError` if the file is damaged. Raises `UsageError` if the state belongs to another run or
+    program, or to another kind of device or number of threads.
     """
+    # Read the file.
     try:
         if not path.is_file():
-            raise ValueError("it is no file")
+            raise ValueError("it is not a file")
         sealed = is_sealed(path)
         state = torch.load(path, map_location="cpu", weights_only=True)  # step counters stay there
         facts, progress = json.loads(state["facts"]), dict(json.loads(state["progress"]))
         by, on = (json.loads(state.get(name, "{}")) for name in ("program", "machine"))
-    except Exception as error:  # torch.load raises whatever a damaged archive makes it stumble on
+    except Exception as error:  # torch.load raises errors of any type on damage
         raise DataError(
             f"the state of the interrupted run, {path}, is damaged ({first_line(error)}); delete it to "
             "start again"
         ) from error
-    must_be_same({"processes": 1, **facts}, {"processes": 1, **run.facts}, path)
+    # It must be the same run, program and machine.
+    check_same_run({"processes": 1, **facts}, {"processes": 1, **run.facts}, path)
     here = _machine(run.device)
     differences = [
         f"{name} {on.get(name)} there and {value} here"
@@ -191,15 +188,15 @@ def load_state(run: Run, path: Path) -> dict[str, Any]:
     ]
     if found := ", ".join(filter(None, [unlike(by, program(LIBRARIES)), *differences])):
         raise UsageError(
-            f"the interrupted run of {path} was begun otherwise: {found}. The parts of such a training do "
-            "not belong together: "
-            f"go on as it was begun, or delete {path.name} to start again"
+            f"the interrupted run of {path} was started differently: {found}. Expected the same program and "
+            f"machine for the whole run: resume it as it was started, or delete {path.name} to start again"
         )
     if not sealed:
         raise DataError(
             f"the state of the interrupted run, {path}, is damaged (its digest is missing); delete it to "
             "start again"
         )
+    # Restore.
     run.model.load_state_dict(state["model"], strict=True)
     for optimizer, kept in zip(run.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(kept)
@@ -208,24 +205,25 @@ def load_state(run: Run, path: Path) -> dict[str, Any]:
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
-    """What of the machine can change weights: the kind of device, and on the CPU the number of threads."""
+    """Return what of the machine can change weights: the kind of device, and on the CPU the threads."""
     return {"device": device.type, "threads": torch.get_num_threads() if device.type == "cpu" else None}
 
 
-def finished(out: Path, facts: dict[str, Any]) -> bool:
-    """Whether the folder holds the finished run of these facts, whole.
+def is_finished(out: Path, facts: dict[str, Any]) -> bool:
+    """Return whether the folder holds the complete run with this metadata.
 
-    What a kill or a disk has spoilt is written again, where there is a state to write it from. Raises
-    `UsageError` when the folder holds another run, and `DataError` when the checkpoint is damaged and there
-    is no state.
+    False if a file is damaged but a state exists, from which it can be written again. A damaged `.json` file
+    is rewritten. Raises `UsageError` if the folder holds another run, and `DataError` if the checkpoint is
+    damaged and there is no state.
     """
     if not (out / LAST).exists():
         return False
+    # The checkpoint: same run, all epochs, undamaged.
     resumable = (out / STATE).exists()
     try:
         header = read_header(out / LAST)
         training = header["training"]
-        must_be_same({name: training.get(name) for name in facts}, facts, out / LAST)
+        check_same_run({name: training.get(name) for name in facts}, facts, out / LAST)
         if training.get("epoch") != facts["recipe"]["epochs"]:
             return False
         read_safetensors(out / LAST)
@@ -233,15 +231,17 @@ def finished(out: Path, facts: dict[str, Any]) -> bool:
         if resumable:
             return False
         raise
-    beside = read_beside(out / LAST)
+    # The `.json` file.
+    beside = read_sidecar(out / LAST)
     if {name: beside.get(name) for name in header} != header:
         if resumable:
             return False
-        write_beside(out / LAST, header, {})
+        write_sidecar(out / LAST, header, {})
         beside = {}
+    # The log.
     log = (beside.get("run") or {}).get("log_sha256")
     if log is not None and not ((out / LOG).is_file() and sha256_of_file(out / LOG) == log):
         if resumable:
             return False
-        note(f"{out / LOG} is missing, or not the log that this run has written; the weights are sound")
+        note(f"{out / LOG} is missing, or not the log of this run; the weights are not affected")
     return True

@@ -1,4 +1,4 @@
-"""A run in several stages, whose lengths are relative to each other."""
+"""Stages of a run, whose lengths are relative to each other."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run is: the stage, its first epoch, and the epoch after its last one."""
+    """Position in a run: the stage, its first epoch, and the epoch after its last one."""
 
     stage: int
     start: int
     stop: int
 
 
-def place_in(epoch: int | float, epochs: int, lengths: Sequence[int]) -> Place:
-    """The stage of an epoch, or of a time within one, of a run of `epochs`. Each stage has at least one
-    epoch.
+def stage_at(epoch: int | float, epochs: int, lengths: Sequence[int]) -> Place:
+    """Return the stage of an epoch, or of a time within one, in a run of `epochs`.
 
-    >>> [place_in(epoch, 6, (90, 90, 1)).stage for epoch in range(6)]
+    Each stage has at least one epoch. Raises `ValueError` if there are fewer epochs than stages.
+
+    >>> [stage_at(epoch, 6, (90, 90, 1)).stage for epoch in range(6)]
     [0, 0, 0, 1, 1, 2]
-
-    Raises `ValueError` where there are fewer epochs than stages.
     """
     if epochs < len(lengths):
         raise ValueError(f"{epochs} epochs for {len(lengths)} stages")

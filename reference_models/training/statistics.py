@@ -15,7 +15,7 @@ from reference_models.core.model import Model
 from reference_models.training.checkpoint import save_checkpoint
 from reference_models.training.loop import check_split, new_model
 from reference_models.training.passes import BATCH_SIZE, Passes
-from reference_models.training.request import dataset_facts, run_facts
+from reference_models.training.request import dataset_metadata, request_metadata
 from reference_models.training.run_folder import LAST, run_metadata, training_run
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import TrainRequest
@@ -23,15 +23,16 @@ from wsolbench.system.distributed import world
 
 
 def fit_statistics(method: type[Model], request: TrainRequest) -> Path:
-    """Fill the buffers of a model (`Model.measure`) and return its checkpoint, in the folder `request.out`.
+    """Fill the buffers of a model (`Model.measure`) and return its checkpoint in the folder `request.out`.
 
-    A finished run of the same request is returned as it is.
+    A finished run of the same request is returned unchanged.
 
-    Raises `UsageError` when the folder holds another run, in several processes, and on options of training by
-    gradients; `DataError` on labels outside the classes and on images that cannot be read.
+    Raises `UsageError` if the folder holds another run, in several processes, and on options of training by
+    gradients. Raises `DataError` on labels outside the classes and on images that cannot be read.
     """
     if world().size > 1:
         raise UsageError(f"method {method.method_name!r} is fitted in one process; start it without torchrun")
+    # Options of training by gradients are errors.
     given = [f"--{name}" for name in ("epochs", "lr") if getattr(request, name) is not None]
     if given:
         raise UsageError(
@@ -39,6 +40,7 @@ def fit_statistics(method: type[Model], request: TrainRequest) -> Path:
             "leave it out"
         )
     check_split(request.train)
+    # Fill the buffers and save them.
     facts = _facts(method, request)
     with training_run(request.out, facts, request.device, world()) as device:
         if device is not None:
@@ -60,18 +62,18 @@ def fit_statistics(method: type[Model], request: TrainRequest) -> Path:
 
 
 def _facts(method: type[Model], request: TrainRequest) -> dict[str, Any]:
-    """All that the buffers depend on, except for the machine."""
+    """Return everything that the buffers depend on, except the machine."""
     recipe = {
         "source": "statistics of the training images",
         "epochs": 1,
         "batch_size": request.batch_size or BATCH_SIZE,
     }
-    facts = run_facts(method, request, recipe, what=f"method {method.method_name!r}")
+    facts = request_metadata(method, request, recipe, what=f"method {method.method_name!r}")
     if not method.needs_backbone:
         facts.update(backbone="none", weights="none")
     return {
         **facts,
         "image_size": request.image_size,
-        "dataset": dataset_facts(request.train),
+        "dataset": dataset_metadata(request.train),
         "val": None,
     }

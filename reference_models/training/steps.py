@@ -21,7 +21,7 @@ def make_optimizer(
     *,
     nesterov: bool,
 ) -> torch.optim.Optimizer:
-    """The optimiser of a recipe. `nesterov` is whether momentum of SGD looks ahead."""
+    """Build the optimiser of a recipe. `nesterov` selects Nesterov's momentum for SGD."""
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -45,15 +45,15 @@ def take_step(
     weight: float = 1.0,
     around: contextlib.AbstractContextManager[None] | None = None,
 ) -> dict[str, Tensor]:
-    """One update of the parameters; returns the terms of the loss, float32 without a graph.
+    """Update the parameters once and return the loss terms, float32 without a graph.
 
     Args:
         loss: computes the named terms, whose sum is minimised.
         optimizer: its gradients are cleared first.
-        scaler: scales the loss where gradients are in float16.
-        parameters: those of the optimiser, whose gradient `clip_norm` limits.
-        device: where the model is.
-        clip_norm: largest norm of the gradient; 0: not clipped.
+        scaler: scales the loss if gradients are float16.
+        parameters: the optimiser's parameters, whose gradient norm `clip_norm` limits.
+        device: device of the model.
+        clip_norm: largest norm of the gradient. 0: no clipping.
         weight: factor of the loss, for a share of a batch.
         around: context of the forward and the backward pass.
     """
@@ -62,7 +62,7 @@ def take_step(
         with autocast(device):
             terms = loss()
         total = torch.stack([term.float() for term in terms.values()]).sum()
-        # Scaled gradients are summed before the scaler looks at them: it finds the same in all processes.
+        # Scaled gradients are summed before the scaler checks them, so all processes agree.
         scaler.scale(total * weight).backward()  # type: ignore[no-untyped-call]
     if clip_norm > 0:
         scaler.unscale_(optimizer)
@@ -72,8 +72,8 @@ def take_step(
     return {name: term.detach().float() for name, term in terms.items()}
 
 
-def must_be_finite(means: dict[str, float], method: str, where: str, lr: float) -> None:
-    """Raises `UsageError` when the sum of the terms of the loss is no number any more."""
+def check_finite(means: dict[str, float], method: str, where: str, lr: float) -> None:
+    """Raise `UsageError` if the sum of the loss terms is not finite."""
     if not np.isfinite(sum(means.values())):
         terms = ", ".join(f"{name} {value:g}" for name, value in means.items())
         raise UsageError(
@@ -84,12 +84,12 @@ def must_be_finite(means: dict[str, float], method: str, where: str, lr: float) 
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """Mixed precision on CUDA, nothing elsewhere."""
+    """Return the context of mixed precision, which is active only on CUDA."""
     return torch.autocast(device.type, dtype=_half(device), enabled=device.type == "cuda")
 
 
 def scaler_for(device: torch.device) -> torch.amp.GradScaler:
-    """Scales the loss where gradients are in float16, nothing elsewhere."""
+    """Return the gradient scaler, which is active only for float16."""
     return torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and _half(device) == torch.float16)
 
 
@@ -111,6 +111,6 @@ def deterministic_cudnn() -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = before
 
 
-def mixed(*numbers: int) -> int:
-    """One seed out of several numbers."""
+def mix_seeds(*numbers: int) -> int:
+    """Combine several numbers into one seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from reference_models.core.backbone import load_backbone
-from reference_models.core.tokens import TokenBackbone, as_tokens, attend
+from reference_models.core.tokens import TokenBackbone, attend, require_tokens
 from reference_models.localization.cam import Cam
 from reference_models.training.run_folder import LAST, LOG, STATE
 from tests.reference_models import small_methods
@@ -123,7 +123,7 @@ def test_each_objective_has_its_optimiser_its_parameters_and_its_turn(tmp_path):
 
 
 def test_an_objective_changes_no_parameter_of_another_one():
-    from reference_models.training.loop import optimizer_of
+    from reference_models.training.loop import build_optimizer
     from reference_models.training.steps import scaler_for, take_step
 
     torch.manual_seed(0)
@@ -131,13 +131,13 @@ def test_an_objective_changes_no_parameter_of_another_one():
         backbone="tiny", num_classes=CLASSES, weights="none", settings={"width": "8"}, image_size=64
     ).train()
     first, second = model.objectives(model.recipe_for("tiny", CLASSES, {}))
-    assert [type(optimizer_of(one)).__name__ for one in (first, second)] == ["AdamW", "SGD"]
+    assert [type(build_optimizer(one)).__name__ for one in (first, second)] == ["AdamW", "SGD"]
     for objective, changes in ((first, False), (second, True)):
         before = {name: value.clone() for name, value in model.named_parameters()}
         cpu = torch.device("cpu")
         take_step(
             lambda objective=objective: objective.loss(MethodUnderTest("cam", "tiny", {}).batch()),
-            optimizer_of(objective),
+            build_optimizer(objective),
             scaler_for(cpu),
             [one for group in objective.groups for one in group["params"]],
             device=cpu,
@@ -249,7 +249,7 @@ def test_a_method_of_tokens_refuses_other_backbones_and_images_that_patches_do_n
         with pytest.raises(UsageError, match=rf"timm:{name} (offers no tokens|has no plain attention)"):
             load_backbone(f"timm:{name}", weights="none", grid="tokens")
     backbone = load_backbone(VIT, weights="none", grid="tokens")
-    assert isinstance(as_tokens(backbone, "a test"), TokenBackbone)
+    assert isinstance(require_tokens(backbone, "a test"), TokenBackbone)
     with pytest.raises(UsageError, match=r"images of 70 pixels into patches of 16; expected a multiple.* 64"):
         backbone.run(torch.zeros(1, 3, 70, 70))
     with pytest.raises(UsageError, match="needs the role 'drop'"):

@@ -5,9 +5,9 @@ recognition", CVPR 2020, sections 3.2 and 4.3; equations have the paper's number
 (on mmdetection). K. He, G. Gkioxari, P. Dollár, R. Girshick, "Mask R-CNN", ICCV 2017; here torchvision's.
 
 Idea. A region of interest is an image of one object, so spatial-context learning (SCL, `layers/polar.py`)
-applies to its 7x7 features: each cell has to know where it lies as seen from the strongest one. Object-extent
-learning is off: the region is the extent. The head is for training only; what is detected depends on nothing
-new.
+applies to its 7x7 features: each cell has to predict its position relative to the strongest one. There is no
+object-extent learning, because the region is the extent. The head is used in training only; detection does
+not depend on it.
 
     paper           name                        shape
     f               features of the tap         (R, C, 7, 7)    all sampled regions of a batch, objects and
@@ -15,25 +15,25 @@ new.
     h               SpatialContext.structure    (R, D, 7, 7)    D = structure_dim
     L_dis, L_ang    Context.distance, .angle    (R,)            (7), (8) with equal weights
 
-    L_scl = mean over regions of L_dis + L_ang                                                            (9)
-    L = losses of Mask R-CNN + scl_weight L_scl                                                           (10)
+    (9)   L_scl = mean over regions of L_dis + L_ang
+    (10)  L = losses of Mask R-CNN + scl_weight L_scl
 
 Backbones
-    tiny                  the small network of this project, stride 8, narrow heads; C = 64. For generated
-                          data, minutes on a processor.
+    tiny                  The small network of this project, stride 8, narrow heads; C = 64. For generated
+                          data, minutes on a CPU.
     resnet50_c4           conv1 to layer3, RoIAlign 14x14, layer4 as head of boxes and masks; C = 2048. The
                           paper's basic baseline.
-    resnet50_fpn          feature pyramid, RoIAlign 7x7, C = 256; the network of torchvision's COCO weights.
+    resnet50_fpn          Feature pyramid, RoIAlign 7x7, C = 256; the network of torchvision's COCO weights.
                           Not in the paper.
-    resnext101_32x8d_fpn  as resnet50_fpn; the paper's has 32x4d, for which torchvision has no weights.
+    resnext101_32x8d_fpn  As resnet50_fpn; the paper's has 32x4d, for which torchvision has no weights.
 
-`scl_weight=0` is Mask R-CNN as torchvision has it. `variant=official` (default) has the form of the released
+`scl_weight=0` is torchvision's Mask R-CNN. `variant=official` (default) has the form of the released
 detection code: plain squares, all regions, reference where h is strongest, 128 channels, a ReLU before SCL,
 because features of pyramids can be negative. `variant=paper` has (5), (7), (8) as printed, and no such ReLU.
 
-Departures from the paper's setting (mmdetection). Smooth L1 of boxes has torchvision's beta (1/9, there 1),
-bottlenecks stride in the 3x3 convolution as torchvision's weights want it, the RPN is as wide as its
-features, images of a batch are not grouped by shape. The paper's ResNeXt starts from a Mask R-CNN trained on
+Departures from the paper's setting (mmdetection). Smooth L1 of boxes has torchvision's beta (1/9, there 1).
+Bottlenecks stride in the 3x3 convolution, as torchvision's weights require. The RPN is as wide as its
+features. Images of a batch are not grouped by shape. The paper's ResNeXt starts from a Mask R-CNN trained on
 COCO: `weights=PATH` of a run with `scl_weight=0`. The released detection code has the conventions of its
 classification code: `gamma_norm`, `axis`, `ref_cell`, `head_relu`.
 """
@@ -51,18 +51,18 @@ from torchvision.models.detection.roi_heads import RoIHeads
 
 from reference_models.base.detector import Detector
 from reference_models.core.detector_recipes import DetectionRecipe
-from reference_models.core.weights import IMAGENET, Weights, load_strictly, read_weights, without
+from reference_models.core.weights import IMAGENET, Weights, drop_prefixes, load_strictly, read_weights
 from reference_models.detection.lio_mask_rcnn.networks import (
     BACKBONES,
     build,
-    coco_weights,
     freeze_stem,
     load_classifier,
+    load_coco_weights,
     load_imagenet,
     region_features,
 )
 from reference_models.layers.polar import Axis, GammaNorm, PolarConfig, SpatialContext
-from reference_models.training.checkpoint import header_of, read_header
+from reference_models.training.checkpoint import read_header, read_header_of
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.ranges import Channels, Side, Weight
 
@@ -102,30 +102,32 @@ class LioMaskRcnnConfig(PolarConfig):
     ref_cell: Literal["excluded", "forced"] = "forced"
     """As for `lio`."""
     head_relu: bool = True
-    """Whether f passes a ReLU before SCL (released code). It changes only features that can be negative:
-    those of feature pyramids.
+    """Whether f passes a ReLU before SCL (released code).
+
+    It affects only features that can be negative: those of feature pyramids.
     """
     recipe: str = "default"
-    """Name of the training recipe; `default`: `tiny` for the backbone tiny, else `lio_coco`."""
+    """Name of the training recipe. `default`: `tiny` for the backbone tiny, else `lio_coco`."""
     scl_weight: Weight = 0.1
-    """Weight of L_scl: 0.1 in the paper and in the released code; 0: plain Mask R-CNN."""
+    """Weight of L_scl: 0.1 in the paper and in the released code. 0: plain Mask R-CNN."""
     structure_dim: Channels = 128
     """Channels of h: released code."""
     masks: bool = True
-    """False: boxes only (Faster R-CNN), for data without masks."""
+    """False: only boxes (Faster R-CNN), for data without masks."""
     min_size: Side | None = None
-    """Images are resized so that the shorter side has this many pixels; None: 800 (default of mmdetection),
-    tiny 128.
+    """Length in pixels to which the shorter side is resized.
+
+    None: 800 (default of mmdetection), tiny 128.
     """
     max_size: Side | None = None
-    """But the longer side has at most this many; None: 1333 (default of mmdetection), tiny 213."""
+    """Upper bound of the longer side. None: 1333 (default of mmdetection), tiny 213."""
 
 
 class SclRoIHeads(RoIHeads):  # type: ignore[misc]
-    """The RoI heads that torchvision has built, with the term `loss_scl` in training. Evaluation is theirs.
+    """Torchvision's RoI heads with the term `loss_scl` in training. Evaluation does not change.
 
     Args:
-        heads: what torchvision has built.
+        heads: the heads that torchvision has built.
         tap: the module in them whose output in the pass over sampled regions is f, (R, C, n, n).
         channels: C.
         config: settings.
@@ -146,7 +148,7 @@ class SclRoIHeads(RoIHeads):  # type: ignore[misc]
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """As torchvision's."""
+        """Run torchvision's heads, and add `loss_scl` in training."""
         seen: list[Tensor] = []
         hook = self.tap[0].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
         try:
@@ -195,8 +197,9 @@ class LioMaskRcnn(Detector):
     config: LioMaskRcnnConfig
 
     def build(self) -> Any:
-        """Mask R-CNN; its RoI heads know SCL unless its weight is 0. SCL comes last: the other layers draw
-        the same values without it.
+        """Build Mask R-CNN. Its RoI heads have SCL unless the weight of SCL is 0.
+
+        SCL is built last, so that the other layers draw the same initial values without it.
         """
         config = self.config
         if config.scl_weight < 0 or config.structure_dim < 1:
@@ -215,15 +218,15 @@ class LioMaskRcnn(Detector):
         return network
 
     def start_from(self, weights: str) -> Weights:
-        """ImageNet's for the ResNets, `coco` for resnet50_fpn, or a checkpoint of this detector, of which all
-        but SCL is taken.
+        """Load pretrained weights.
 
-        The backbone tiny can also start from that of any method's checkpoint, a trained classifier.
+        They are ImageNet's for the ResNets, `coco` for resnet50_fpn, or a checkpoint of this detector, except
+        its SCL. The backbone tiny can also start from that of any method's checkpoint, a trained classifier.
         """
         if weights == IMAGENET:
             source = load_imagenet(self.network, self.backbone)
         elif weights == COCO:
-            tensors, source = coco_weights(self.network, self.backbone, self.class_names)
+            tensors, source = load_coco_weights(self.network, self.backbone, self.class_names)
             self._load(tensors, "torchvision's COCO weights")
         else:
             source = self._load_file(Path(weights))
@@ -232,16 +235,19 @@ class LioMaskRcnn(Detector):
 
     @classmethod
     def recipe_name(cls, backbone: str) -> str:
-        """See `Detector`."""
+        """Return `tiny` for the backbone tiny, else `lio_coco`."""
         return "tiny" if backbone == "tiny" else "lio_coco"
 
     @property
     def wants_masks(self) -> bool:
-        """See `Detector`."""
+        """Whether masks are learned."""
         return self.config.masks
 
     def describe(self) -> dict[str, Any]:
-        """See `Detector`; `parameters` are those of detection, and without SCL the variant is `plain`."""
+        """Describe the detector for the record.
+
+        `parameters` counts those used in detection. Without SCL the variant is `plain`.
+        """
         count = sum(
             parameter.numel()
             for name, parameter in self.network.named_parameters()
@@ -259,7 +265,7 @@ class LioMaskRcnn(Detector):
         if file.metadata is not None:
             if self.backbone == "tiny" and read_header(path)["method"] != self.method_name:
                 return load_classifier(self.network, path)
-            names = header_of(path, self.method_name)["class_names"]
+            names = read_header_of(path, self.method_name)["class_names"]
             if tuple(names) != self.class_names:
                 raise DataError(
                     f"checkpoint {path} has other classes ({len(names)}) than the data "
@@ -270,7 +276,7 @@ class LioMaskRcnn(Detector):
         return Weights(path.name, file.sha256)
 
     def _load(self, tensors: Mapping[str, Tensor], what: str) -> None:
-        """All of the network but SCL, which starts new, and but masks where they are not wanted."""
+        """Load all of the network except SCL, which keeps its new weights, and except unused mask heads."""
         unused = (SCL,) if self.config.masks else (SCL, "roi_heads.mask_")
         new = {name: tensor for name, tensor in self.network.state_dict().items() if name.startswith(SCL)}
-        load_strictly(self.network, {**new, **without(tensors, *unused)}, what=what)
+        load_strictly(self.network, {**new, **drop_prefixes(tensors, *unused)}, what=what)

@@ -1,13 +1,12 @@
-"""Mask R-CNN networks: torchvision's with a feature pyramid, and two that it has no builder for; where their
-weights come from.
+"""Mask R-CNN networks and their weights: torchvision's with a feature pyramid, and two more.
 
 K. He, G. Gkioxari, P. Dollár, R. Girshick, "Mask R-CNN", ICCV 2017.
 
-    tiny                    the backbone `tiny` at stride 8, one feature map, few regions, narrow heads.
+    tiny                    The backbone `tiny` at stride 8, one feature map, few regions, narrow heads.
     resnet50_c4             ResNet-50 cut after layer3 (stride 16); layer4 is the head of boxes and of masks,
                             which are 14x14.
     resnet50_fpn, resnext101_32x8d_fpn
-                            feature pyramids of 256 channels, as torchvision has them.
+                            Feature pyramids of 256 channels, as torchvision has them.
 
 Batch normalisation of the ResNets is frozen: statistics and scale are those of the pretrained weights.
 """
@@ -35,10 +34,10 @@ from reference_models.core.backbone import load_backbone
 from reference_models.core.weights import (
     NONE,
     Weights,
+    drop_prefixes,
     load_strictly,
     read_weights,
     torchvision_file,
-    without,
 )
 from wsolbench.exceptions import UsageError
 
@@ -48,15 +47,15 @@ TINY_CHANNELS = 64
 
 
 def build(backbone: str, outputs: int, *, min_size: int | None = None, max_size: int | None = None) -> Any:
-    """A network of torchvision's class `MaskRCNN` with random values.
+    """Build a network of torchvision's class `MaskRCNN` with random weights.
 
     Args:
         backbone: one of `BACKBONES`.
-        outputs: classes, with the background.
-        min_size: images are resized so that the shorter side has this many pixels; None: 800, tiny 128.
-        max_size: but the longer side has at most this many; None: 1333, tiny 213.
+        outputs: number of classes, including the background.
+        min_size: length to which the shorter side is resized. None: 800, tiny 128.
+        max_size: upper bound of the longer side. None: 1333, tiny 213.
 
-    Raises `UsageError` on sizes that no image can have.
+    Raises `UsageError` on impossible sizes.
     """
     sizes = {"min_size": 128, "max_size": 213} if backbone == "tiny" else {"min_size": 800, "max_size": 1333}
     sizes.update(
@@ -121,8 +120,9 @@ class _HostTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
 
 
 def region_features(network: Any) -> tuple[nn.Module, int]:
-    """The module whose output are the 7x7 features of the sampled regions that boxes are predicted from, and
-    its channels.
+    """Return the module whose output is the 7x7 features of the sampled regions, and its channels.
+
+    Boxes are predicted from these features.
     """
     heads = network.roi_heads
     return (
@@ -133,8 +133,9 @@ def region_features(network: Any) -> tuple[nn.Module, int]:
 
 
 def freeze_stem(network: Any) -> None:
-    """The first convolution and layer1 of a pretrained ResNet stay as they are, as in mmdetection and in
-    torchvision's default.
+    """Freeze the first convolution and layer1 of a pretrained ResNet.
+
+    Mmdetection and torchvision's default do the same.
     """
     for name, parameter in network.backbone.named_parameters():
         if name.removeprefix("body.").startswith(("conv1.", "layer1.")):
@@ -142,24 +143,27 @@ def freeze_stem(network: Any) -> None:
 
 
 def load_imagenet(network: Any, backbone: str) -> Weights:
-    """Load torchvision's ImageNet weights into the ResNet. Raises `UsageError` where there are none or they
-    cannot be downloaded.
+    """Load torchvision's ImageNet weights into the ResNet.
+
+    Raises `UsageError` if there are none or they cannot be downloaded.
     """
     if backbone == "tiny":
         raise UsageError(
             "there are no ImageNet weights of the backbone 'tiny'; use --weights none, or the path of a "
             "checkpoint"
         )
+    # Read the file, without its classifier.
     kind = ResNeXt101_32X8D_Weights if backbone.startswith("resnext") else ResNet50_Weights
     file = read_weights(torchvision_file(kind.IMAGENET1K_V1.url, backbone))
     tensors = {
         name: tensor
-        for name, tensor in without(file.tensors, "fc.").items()
+        for name, tensor in drop_prefixes(file.tensors, "fc.").items()
         if not name.endswith("num_batches_tracked")
     }
+    # C4 splits the network between body and box head.
     body, what = network.backbone, f"the weights of {backbone}"
     if backbone == "resnet50_c4":
-        load_strictly(body, without(tensors, "layer4."), what=what)
+        load_strictly(body, drop_prefixes(tensors, "layer4."), what=what)
         last = {
             name.removeprefix("layer4."): tensor
             for name, tensor in tensors.items()
@@ -172,38 +176,41 @@ def load_imagenet(network: Any, backbone: str) -> Weights:
 
 
 def load_classifier(network: Any, path: Path) -> Weights:
-    """Load the backbone of a checkpoint of any method with the backbone `tiny` into the network of that name;
-    `DataError` otherwise.
+    """Load the backbone of any method's checkpoint into the network `tiny`.
+
+    Raises `DataError` if the checkpoint has another backbone.
     """
     backbone = load_backbone("tiny", weights=str(path))
     network.backbone.body.load_state_dict(backbone.state_dict(), strict=True)
     return backbone.weights
 
 
-def coco_weights(
+def load_coco_weights(
     network: Any, backbone: str, class_names: Sequence[str]
 ) -> tuple[dict[str, Tensor], Weights]:
-    """Tensors of torchvision's Mask R-CNN on COCO for `network`: classes of the same name keep their outputs,
-    others those of `network`.
+    """Return tensors of torchvision's Mask R-CNN on COCO for `network`.
 
-    Raises `UsageError` on another backbone than resnet50_fpn and when the file cannot be downloaded.
+    Classes of the same name keep their outputs, others get those of `network`. Raises `UsageError` on another
+    backbone than resnet50_fpn, and if the file cannot be downloaded.
     """
     if backbone != "resnet50_fpn":
         raise UsageError(f"there are COCO weights of the backbone 'resnet50_fpn' only, not of {backbone!r}")
     kind = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
     file = read_weights(torchvision_file(kind.url, "maskrcnn_resnet50_fpn"))
+    # Build the trained network with COCO's classes.
     known = kind.meta["categories"]
     trained = build(backbone, len(known))
     trained.load_state_dict(
         file.tensors, strict=True
     )  # knows the names that older versions gave, which the file has
     _with_epsilon(trained)
+    # Match the outputs by class name; 0 is the background.
     places = [0, *(known.index(name) if name in known else None for name in class_names)]
     own, tensors = network.state_dict(), trained.state_dict()
     by_class = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
     tensors.update(
         {
-            name: matched(own[name], tensors[name], places)
+            name: match_rows(own[name], tensors[name], places)
             for name in tensors
             if name.startswith(by_class) and name in own
         }
@@ -211,9 +218,10 @@ def coco_weights(
     return tensors, Weights("torchvision COCO_V1", file.sha256)
 
 
-def matched(own: Tensor, theirs: Tensor, places: Sequence[int | None]) -> Tensor:
-    """`own`, of len(places) classes with equally many rows each, with the rows of `theirs` at the given
-    places; None: keeps its own.
+def match_rows(own: Tensor, theirs: Tensor, places: Sequence[int | None]) -> Tensor:
+    """Return `own` with the rows of `theirs` at the given places. None keeps the class's own rows.
+
+    `own` belongs to len(places) classes with equally many rows each.
     """
     rows = own.clone().view(len(places), -1, *own.shape[1:])
     known = theirs.view(-1, *rows.shape[1:])
@@ -224,7 +232,7 @@ def matched(own: Tensor, theirs: Tensor, places: Sequence[int | None]) -> Tensor
 
 
 def _with_epsilon(network: nn.Module) -> None:
-    """Frozen normalisation that was trained with an epsilon of 0, for use with torchvision's epsilon."""
+    """Adapt frozen normalisation that was trained with an epsilon of 0 to torchvision's epsilon."""
     for module in network.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.weight.mul_((1.0 + module.eps / module.running_var).sqrt())
@@ -240,7 +248,7 @@ class TinyFeatures(nn.Module):
         self.body = load_backbone("tiny", weights=NONE)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 64, H / 8, W / 8)."""
+        """Map (B, 3, H, W) to (B, 64, H / 8, W / 8)."""
         return self.body.run(images)
 
 
@@ -252,14 +260,15 @@ class Borrowed(nn.Module):
         self.module = (module,)
 
     def forward(self, features: Tensor) -> Tensor:
-        """What the module gives."""
+        """Run the borrowed module."""
         result: Tensor = self.module[0](features)
         return result
 
 
 class _RoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
-    """Of one stage of known stride; torchvision guesses it from the first batch, wrongly for images of few
-    pixels, and keeps the guess.
+    """RoIAlign of one stage of known stride.
+
+    Torchvision guesses the stride from the first batch, incorrectly for small images, and keeps the guess.
     """
 
     def __init__(self, output_size: int, *, stride: int, sampling_ratio: int) -> None:

@@ -1,1 +1,1 @@
-"""DANet and the class tree that only it uses."""
+"""DANet and its class tree."""

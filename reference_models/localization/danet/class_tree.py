@@ -1,7 +1,7 @@
-"""A tree of classes with two levels above them: classes have parents (families), parents have roots (orders).
+"""A class tree with two levels above the classes: parents (families) and roots (orders).
 
 As a file it is a CSV with the columns `label,parent,root`, one line for each class: `label` is the class's
-index from 0, the others are any names. Further columns, such as the class's name, are left alone.
+index from 0, the others are any names. Further columns, such as the class's name, are ignored.
 
     label,parent,root,name
     0,Diomedeidae,Procellariiformes,Black-footed Albatross
@@ -51,9 +51,11 @@ class ClassTree:
 
 
 def read_tree(path: Path) -> ClassTree:
-    """The tree of a CSV file; names are numbered in the order of the classes. Raises `DataError` naming file
-    and line.
+    """Read the tree of a CSV file. Names are numbered in the order of the classes.
+
+    Raises `DataError` naming file and line.
     """
+    # Read and check each line.
     names: dict[int, tuple[str, str]] = {}
     root_of: dict[str, str] = {}
     for line, row in csv_rows(path, ("label", "parent", "root")):
@@ -70,12 +72,14 @@ def read_tree(path: Path) -> ClassTree:
                 repr(row["root"]),
             )
         names[label] = (row["parent"], row["root"])
+    # Every class must have a line.
     missing = sorted(set(range(max(names, default=0) + 1)) - set(names))
     if missing:
         raise DataError(
             f"{path} has no line for label {missing[0]}; expected one for each class from 0 to "
             f"{max(names, default=0)}"
         )
+    # Number the names in the order of the classes.
     ordered = [names[label] for label in range(len(names))]
     parents, roots = (
         {name: number for number, name in enumerate(dict.fromkeys(column))}
@@ -87,8 +91,9 @@ def read_tree(path: Path) -> ClassTree:
 
 
 def consecutive_groups(classes: int, size: int) -> ClassTree:
-    """Consecutive classes in groups of about `size`, and the groups in groups of about `size`; two of each
-    where there are enough.
+    """Group consecutive classes by about `size`, and the groups again by about `size`.
+
+    There are at least two groups on each level if there are enough items.
 
     >>> consecutive_groups(7, 3)
     ClassTree(parents=(0, 0, 0, 1, 1, 2, 2), roots=(0, 0, 0, 0, 0, 1, 1))

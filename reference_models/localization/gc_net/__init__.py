@@ -1,1 +1,1 @@
-"""GC-Net and the shapes that only it draws."""
+"""GC-Net and its shapes."""

@@ -3,10 +3,9 @@
 W. Lu, X. Jia, W. Xie, L. Shen, Y. Zhou, J. Duan, "Geometry constrained weakly supervised object
 localization", ECCV 2020. Released code: lwzeng/GC-Net.
 
-Idea. A detector sees the image and gives the four or five numbers of a shape; a generator makes a soft mask
-of them; a classifier that does not learn any more says what it sees in the masked image and in the rest. The
-detector learns to make the first sure of the label and the second sure of nothing, with a shape as small as
-possible.
+Idea. A detector predicts the four or five numbers of a shape from the image. A generator turns them into a
+soft mask. A frozen classifier then sees the masked image and the rest. The detector learns a small shape that
+makes the classifier confident of the label inside, and of nothing outside.
 
     paper          name                            shape
     I              images                          (B, 3, H, W)
@@ -17,25 +16,24 @@ possible.
     classifier     backbone, head                  logits (B, C) of the whole image are its
 
     (1)  L_obj = CE(classifier(I m), y)
-    (2)  L_bg = log C - H(softmax(classifier(I (1 - m))))      H: entropy; 0 when every class is equally
-                                                               likely
+    (2)  L_bg = log C - H(softmax(classifier(I (1 - m))))      H: entropy; 0 if all classes are equally likely
     (3)  L_area = mean of w h
     (4)  L = L_obj + L_bg + kappa L_area
 
-The numbers of the equations are those of this file; the paper's text was not at hand, and values are those of
-the released code. The image is normalised before it is masked, so that masked pixels have the data's mean
-colour.
+The numbers of the equations are those of this file. The paper's text was not at hand, and values are those of
+the released code. The image is normalised before it is masked, so masked pixels have the data's mean colour.
 
-The classifier. The paper's comes trained. Here it is, in this order: that of the checkpoint `classifier` (of
-`cam`, or another method that is a backbone and a head); the backbone's own, where the weights bring one for
-these classes (`head=fc` on ImageNet); or trained by cross-entropy in the first `classifier_part` of the run,
-and frozen then. Each part has the whole schedule of the recipe; a run of one epoch, or with a classifier that
-comes trained, is the detector's alone (all 45 epochs of `gc_net`; the code: 30). The validation accuracy says
-nothing about the detector, and the best checkpoint is not the one to use.
+The classifier. The paper starts with a trained one. Here it is one of these, in this order. First, that of
+the checkpoint `classifier` (of `cam`, or another method that is a backbone and a head). Second, the
+backbone's own, if the weights include one for these classes (`head=fc` on ImageNet). Third, it is trained by
+cross-entropy in the first `classifier_part` of the run, and then frozen. Each part has the whole schedule of
+the recipe. A run of one epoch, or with a trained classifier, trains only the detector (all 45 epochs of
+`gc_net`; the code: 30). The validation accuracy says nothing about the detector, so do not use the best
+checkpoint.
 
 The box of the shape, `propose()`, needs no threshold: `wsolbench eval --map union` scores it. The class's map
 is m, 1/2 on the outline; its other level sets are shapes of other sizes. There are no stages for
-post-processes: no map of a class exists.
+post-processes, because no map of a class exists.
 
 Departures. Backbones here have no fully connected layers: the regressor is a hidden layer on features pooled
 to 7x7 (VGG-16 has that grid), or the mean over all pixels and one layer (ResNet, Inception). Inception's
@@ -81,7 +79,7 @@ from wsolbench.types import Dataset
 PAPER = "gc-net"
 
 DECAY_START = 2 / 3
-"""Part of the detector's training after which its rate falls: epoch 20 of 30 in the released code."""
+"""Fraction of the detector's training after which its rate falls: epoch 20 of 30 in the released code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,39 +96,45 @@ class GcNetConfig(HeadConfig):
     variant: Literal["default", "official"] = "default"
     """`official`: the released code as it runs."""
     head: HeadKind = "fc"
-    """`fc` takes over ImageNet's classifier where there is one."""
+    """`fc` starts from ImageNet's classifier if there is one."""
     shape: Shape = "ellipse"
     """`ellipse` and `rot_rect` have an angle; `rect` is upright."""
     generator: Literal["math", "cnn"] = "math"
-    """The mask is a formula (`math`), or drawn by a network that learns it before the run (`cnn`)."""
+    """`math`: the mask is a formula. `cnn`: a network draws it, trained for that before the run."""
     generator_steps: Steps = 120_000
-    """Steps that the network learns for, at a rate that starts at 0.1: released code."""
+    """Training steps of that network, at a rate that starts at 0.1: released code."""
     generator_batch: BatchSize = 128
-    """Shapes in each of them: released code."""
+    """Shapes in each step: released code."""
     sharpness: Positive = 10.0
-    """s of `math` at the start; it is learned. Released code."""
+    """Initial value of s of `math`, which is learned: released code."""
     area_weight: Weight | None = None
-    """kappa; 0: no term. None: 2.5 with `math`, 1 with `cnn` (released code, for CUB), times log C / log 200,
-    as the largest (1) and (2) are log C: with few classes shapes would shrink to nothing.
+    """kappa. 0: no area term. None: 2.5 with `math`, 1 with `cnn`, times log C / log 200.
+
+    The values are those of the released code for CUB. They are scaled because (1) and (2) are at most log C:
+    with few classes shapes would shrink to nothing.
     """
     classifier: str = ""
-    """Checkpoint with a trained classifier for these classes and this backbone; not of `nl-ccam`, whose
-    blocks would be left out.
+    """Checkpoint with a trained classifier for these classes and this backbone.
+
+    Not of `nl-ccam`, whose blocks would be dropped.
     """
     classifier_sha256: str = ""
-    """Of that file; filled when it is read."""
+    """Digest of that file, set when it is read."""
     classifier_part: Share = 1 / 3
-    """Part of the run that trains the classifier where it has to be trained: this project's choice."""
+    """Fraction of the run that trains the classifier, if it is not trained yet: this project's choice."""
     frozen_eval: bool = True
-    """The frozen classifier and generator are in evaluation mode; False (released code): batch norm and
-    dropout are as in training.
+    """Whether the frozen classifier and generator are in evaluation mode.
+
+    False (released code): batch norm and dropout are as in training.
     """
     lr_decay: Literal["linear", "compounding"] = "linear"
-    """Fall of the rate in the last third: to 0 along a line, or (released code) after each epoch by that
-    line's factor once more.
+    """Decay of the rate in the last third.
+
+    `linear`: to 0 along a line. `compounding`: after each epoch multiplied by that line's factor once more
+    (released code).
     """
     pool: Channels = 0
-    """Side of the grid that the regressor sees; 0: 7 up to 512 channels, else 1, the mean over all pixels."""
+    """Side of the regressor's input grid. 0: 7 for at most 512 channels, else 1, the mean over all pixels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,14 +146,14 @@ class GcNetConfig(HeadConfig):
 
 
 def background_loss(logits: Float[Tensor, "b c"]) -> Float[Tensor, ""]:
-    """(2), mean over the batch."""
+    """Return log C minus the entropy of the prediction, averaged over the batch, eq. (2)."""
     shares = logits.float().log_softmax(dim=1)
     entropy = -(shares.exp() * shares).sum(dim=1)
     return math.log(logits.shape[1]) - entropy.mean()
 
 
 def decay_factor(progress: float, epochs: int, kind: Literal["linear", "compounding"]) -> float:
-    """Learning rate of the detector after `progress` in [0, 1] of its `epochs`, relative to the start."""
+    """Return the detector's relative learning rate after `progress` in [0, 1] of its `epochs`."""
     start = DECAY_START * epochs
     if kind == "linear":
         return min(1.0, max(0.0, (1 - progress) * epochs / (epochs - start)))
@@ -160,8 +164,9 @@ def decay_factor(progress: float, epochs: int, kind: Literal["linear", "compound
 
 
 class Regressor(nn.Module):
-    """Features (B, C, h, w) -> numbers of a shape (B, n) in (0, 1). At first all are near 1/2: half the
-    image's sides, in the middle.
+    """Features (B, C, h, w) -> numbers of a shape (B, n) in (0, 1).
+
+    At first all are near 1/2: half the image's sides, in the middle.
     """
 
     def __init__(self, channels: int, numbers: int, *, pool: int, hidden: int) -> None:
@@ -174,7 +179,7 @@ class Regressor(nn.Module):
         self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(pool), nn.Flatten(), *layers, last)
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n"]:
-        """u."""
+        """Return u, the numbers of the shape."""
         numbers: Tensor = self.layers(features)
         return numbers.float().sigmoid()
 
@@ -219,12 +224,14 @@ class GcNet(Localizer):
                 "'gc-net': expected at least 0, a part between 0 and 1, and a number that is not negative"
             )
         super().__init__(backbone, num_classes, config)
+        # Classifier, detector and regressor.
         self.head = make_head(config.head, backbone, num_classes, width=config.width, dropout=config.dropout)
         self.classifier_is_trained = bool(config.classifier) or self.head.pretrained
         self.detector = copy.deepcopy(backbone)
         channels, numbers = backbone.channels[-1], count_numbers(config.shape)
         pool = config.pool or (7 if channels <= 512 else 1)
         self.regressor = Regressor(channels, numbers, pool=pool, hidden=config.width or backbone.head_width)
+        # Generator.
         drawn = config.generator == "cnn"
         scaled = (1.0 if drawn else 2.5) * math.log(num_classes) / math.log(200)
         self.area_weight = scaled if config.area_weight is None else config.area_weight
@@ -232,20 +239,20 @@ class GcNet(Localizer):
         self.sharpness = None if drawn else nn.Parameter(torch.tensor(config.sharpness))
         self._train_only(detector=self.classifier_is_trained)
 
-    def take_over(self) -> None:
-        """The classifier of the setting `classifier`."""
+    def load_referenced_weights(self) -> None:
+        """Copy the classifier of the setting `classifier`."""
         if path := self.config.classifier:
             load_parts(self, Path(path), ("backbone", "head"), what="the classifier of gc-net")
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
-        """The released recipe for the backbones of the paper."""
+        """Return the released recipe for the backbones of the paper."""
         name = super().recipe_name(backbone, num_classes)
         return "gc_net" if name.startswith("spa") else name
 
-    # --- the two parts of a run -----------------------------------------------------------------------------
+    # --- classifier, then detector --------------------------------------------------------------------------
     def detector_start(self, epochs: int) -> int:
-        """The first epoch that trains the detector."""
+        """Return the first epoch that trains the detector."""
         return (
             0
             if self.classifier_is_trained
@@ -261,13 +268,13 @@ class GcNet(Localizer):
             self.sharpness.requires_grad_(detector)
 
     def before_training(self, train: Dataset) -> None:  # noqa: ARG002 - shapes are made, not taken from the data
-        """Train the generator `cnn`, unless the interrupted run that goes on has."""
+        """Train the generator `cnn`. A resumed run has already done it."""
         if self.generator is not None:
             steps, batch_size = self.config.generator_steps, self.config.generator_batch
             train_shape_net(self.generator, self.config.shape, steps=steps, batch_size=batch_size, lr=0.1)
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
-        """The classifier learns, or the detector; what is frozen is in the mode that `frozen_eval` says."""
+        """Train either the classifier or the detector. `frozen_eval` sets the mode of what is frozen."""
         detecting = epoch >= self.detector_start(epochs)
         self._train_only(detector=detecting)
         if detecting and self.config.frozen_eval:
@@ -277,18 +284,17 @@ class GcNet(Localizer):
                 self.generator.eval()
 
     def is_new(self, name: str, recipe: Recipe) -> bool:
-        """The detector's backbone is as pretrained as the classifier's. In the released recipe the
-        regressor's last layer and s alone learn faster; the classifier, which comes trained there, learns at
-        the base rate.
+        """The detector's backbone is as pretrained as the classifier's.
+
+        In the released recipe only the regressor's last layer and s learn faster. The classifier, which is
+        already trained there, learns at the base rate.
         """
         if recipe.source == self.recipes["gc_net"].source:
             return name.startswith(("sharpness", f"regressor.layers.{len(self.regressor.layers) - 1}."))
         return super().is_new(name.replace("detector.", "backbone.", 1), recipe)
 
     def lr_factor(self, recipe: Recipe, progress: float) -> float:
-        """Each part of the run has the recipe's schedule; a constant rate falls in the last third
-        (`lr_decay`).
-        """
+        """Apply the recipe's schedule to each part of the run. A constant rate falls in the last third."""
         start = self.detector_start(recipe.epochs) / recipe.epochs
         part = (0.0, start) if progress < start else (start, 1.0)
         done = (progress - part[0]) / (part[1] - part[0])
@@ -298,17 +304,17 @@ class GcNet(Localizer):
 
     # --- the method -----------------------------------------------------------------------------------------
     def classify(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c"]:
-        """The classifier's logits."""
+        """Return the classifier's logits."""
         logits: Tensor = self.head(next(reversed(self.backbone.stages(images).values()))).logits
         return logits
 
     def numbers(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n"]:
-        """u of the detector."""
+        """Return u, the detector's numbers."""
         numbers: Tensor = self.regressor(next(reversed(self.detector.stages(images).values())))
         return numbers
 
     def masks(self, numbers: Float[Tensor, "b n"], size: tuple[int, int]) -> Float[Tensor, "b h w"]:
-        """m of the generator, in float32."""
+        """Return m, the generator's masks, in float32."""
         if self.generator is not None:
             mask: Tensor = self.generator(numbers, size)
             return mask
@@ -317,7 +323,7 @@ class GcNet(Localizer):
             return shape_mask(numbers, self.config.shape, size, self.sharpness)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
-        """Logits of the whole image; one mask for all classes, and its box with score 1."""
+        """Return logits of the whole image, one mask for all classes, and its box with score 1."""
         size = (images.shape[-2], images.shape[-1])
         numbers = self.numbers(images)
         masks = self.masks(numbers, size)
@@ -333,7 +339,7 @@ class GcNet(Localizer):
         )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of the classifier in its part of the run, then (4)."""
+        """Return the classifier's cross-entropy in its part of the run, then the detector's loss, eq. (4)."""
         images = batch.images
         if batch.epoch < self.detector_start(batch.epochs):
             return {"cross_entropy": cross_entropy(self.classify(images), batch.labels)}

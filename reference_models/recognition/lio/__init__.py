@@ -1,1 +1,1 @@
-"""LIO and the groups of images that only it trains on."""
+"""LIO and its class groups."""

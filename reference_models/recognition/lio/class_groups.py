@@ -1,8 +1,7 @@
-"""Batches made of groups: an image, its leader, and some others of the same class. Who is in whose group, and
-means over them.
+"""Batches of class groups: an image (the leader) and some others of the same class.
 
-Position i of a batch is in group i // size; the first image of a group leads it. As LIO (CVPR 2020) uses
-them.
+Membership, and means over groups. Position i of a batch is in group i // size; the first image of a group is
+its leader. Used as in LIO (CVPR 2020).
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ GroupOrder = Literal["correct", "interleaved_bug"]
 Reduction = Literal["mean", "split"]
 
 
-def class_groups(
+def draw_class_groups(
     labels: Int[np.ndarray, " n"], batch_size: int, others: int, rng: np.random.Generator
 ) -> list[Int[np.ndarray, " _"]]:
-    """Shuffled batches of `batch_size` groups (the last one has what is left), by position: every image leads
-    one group.
+    """Draw shuffled batches of `batch_size` groups, as positions. Every image leads one group.
 
-    Its `others` are drawn from the rest of its class, without repetition where the class is large enough. An
-    image that is alone in its class is accompanied by itself.
+    The last batch has the remaining groups. The `others` of a leader are drawn from the rest of its class,
+    without repetition if the class is large enough. The only image of a class is its own companion.
     """
     order = np.argsort(labels, kind="stable")
     _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
@@ -45,36 +43,34 @@ def class_groups(
     return [groups[start : start + batch_size].reshape(-1) for start in range(0, len(groups), batch_size)]
 
 
-def role_major(count: int, size: int, device: torch.device) -> Int[Tensor, " {count}"]:
-    """Positions by role: the leaders of all groups, then the first others of all groups, then the second
-    ones, and so on.
-    """
+def order_by_role(count: int, size: int, device: torch.device) -> Int[Tensor, " {count}"]:
+    """Return positions by role: the leaders of all groups, then the first others of all, then the second."""
     place = torch.arange(count, device=device)
     return (place % size * count + place // size).argsort()
 
 
-def positives_of(
+def find_positives(
     labels: Int[Tensor, " b"], size: int, order: GroupOrder
 ) -> tuple[Int[Tensor, "b p"], Bool[Tensor, "b p"]]:
-    """Positions of the `size` - 1 others in the group of each image, and whether they count.
+    """Return positions of the `size` - 1 others in the group of each image, and whether they count.
 
     Args:
         labels: of a batch. Images that are missing from an incomplete last group do not count, nor do images
             of another class.
         size: of a group.
-        order: `interleaved_bug`: the images are stacked as in `role_major` and then cut into consecutive
-            groups of `size`. Most of these are of several classes, which all count.
+        order: `interleaved_bug`: the images are stacked as in `order_by_role` and then cut into consecutive
+            groups of `size`. Most of these mix several classes, which all count.
     """
     count, place = len(labels), torch.arange(len(labels), device=labels.device)
-    turn = place if order == "correct" else role_major(count, size, labels.device)
+    turn = place if order == "correct" else order_by_role(count, size, labels.device)
     slot = turn.argsort()[:, None]  # where each image stands when groups are cut
     others = slot // size * size + (slot + torch.arange(1, size, device=labels.device)) % size
     present, index = others < count, turn[others.clamp(max=count - 1)]
     return index, present & (labels[index] == labels[:, None]) if order == "correct" else present
 
 
-def over_groups(values: Float[Tensor, " b"], size: int, reduction: Reduction) -> Float[Tensor, ""]:
-    """The mean over the images, or (`split`) that over the leaders plus that over the others."""
+def reduce_groups(values: Float[Tensor, " b"], size: int, reduction: Reduction) -> Float[Tensor, ""]:
+    """Return the mean over the images, or (`split`) the mean over leaders plus that over the others."""
     if reduction == "mean":
         return values.mean()
     leads = (torch.arange(len(values), device=values.device) % size == 0).to(values.dtype)

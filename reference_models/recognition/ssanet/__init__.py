@@ -1,1 +1,1 @@
-"""SSANET and the layers that only it has."""
+"""SSANET and its layers."""

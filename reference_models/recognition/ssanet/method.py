@@ -4,14 +4,14 @@ L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fin
 arXiv:2001.01211, 2020. There is no released code; equations have the paper's numbers.
 
 Idea. NTS-Net's Navigator proposes parts, and a loss makes the j-th parts of all images similar (Morphological
-Alignment Constraints, MAC). Boxes of parts are only about right. One classifier sees each part at several
+Alignment Constraints, MAC). Part boxes are only approximate. So one classifier sees each part at several
 scales and takes the best cyclic shift of its weights (DSM). Another one sees it pooled along rows and columns
-in both directions and takes the best of the four (OP). Parts alone decide.
+in both directions and takes the best of the four (OP). Only parts decide.
 
     paper           name                                shape
     A_1 .. A_K      proposed.boxes                      (B, K, 4)           `layers/navigator.py`, as in
                                                                             NTS-Net
-    f_i,j           heads.pooled(look(...))             (B, K, D)           parts seen again by the backbone
+    f_i,j           heads.pool(look(...))               (B, K, D)           parts through the backbone again
     FC              part_classifier                     (B, K, C)           one layer for all parts
     S               mac_loss                            (B, B, K, K)        `part_agreement.py`
     (6)-(8), y      reading.scales                      (B, K, C)           DSM, `scale_alignment.py`
@@ -23,20 +23,19 @@ in both directions and takes the best of the four (OP). Parts alone decide.
                                                                     target j
          logits = sum over j of both y
 
-A run has four stages, each with its own schedule of the rate. What does not learn is in evaluation mode,
-    batch norm included.
-    1a  backbone, Navigator, FC, global classifier: (1), NTS-Net's ranking loss, cross-entropy of the whole
+A run has four stages, each with its own schedule of the rate. Frozen layers are in evaluation mode, batch
+norm included.
+    1a  Backbone, Navigator, FC, global classifier: (1), NTS-Net's ranking loss, cross-entropy of the whole
         image.
     1b  DSM: cross-entropy of each y_DSM and of their sum.
     2   OP: the same of y_OP, on the candidate that DSM aligns for the label.
     3   Navigator and FC, with a tenth of the rate.
-With `training=one_stage`, and in a run of fewer epochs than stages, 1a, 1b and 2 are one. What is predicted
-    before 2 is partly untrained.
-The paper's recipes last as long as the stages of a run: 271 epochs, 90 with `dsm=none op=false`, 181 with
-    `part_net`.
+With `training=one_stage`, and in a run of fewer epochs than stages, 1a, 1b and 2 are one. Predictions before
+stage 2 are partly untrained. The paper's recipes last as long as the stages of a run: 271 epochs, 90 with
+`dsm=none op=false`, 181 with `part_net`.
 
 Maps. `maps_of` is the class activation map of the global classifier. `propose` gives the K boxes, at their
-aligned scale where there is DSM; the extra maps `parts` and `union` are what they cover.
+aligned scale if there is DSM. The extra maps `parts` and `union` show the area of the boxes.
 
 Rows of the paper's tables. 3: the method `baseline` with this recipe; `dsm=none op=false mac_weight=0`;
 `dsm=none op=false`; `dsm=none`; `op=false`; the defaults. 4: `dsm=none op=false` with `part_pool=max`, with
@@ -45,15 +44,14 @@ with DSM or OP can share the 1a of `dsm=none op=false`: `part_net`.
 
 Departures and open readings; those of (2), DSM and OP are in their files
     (1)        Pairs of an image with itself do not count, and pairs have a mean (`mac_self`,
-               `mac_reduction`). The choice of boxes gives
-               the Navigator no gradient: `rank_loss`. There is no loss of the global classifier:
-                   `aux_global`.
+               `mac_reduction`). The choice of boxes gives the Navigator no gradient: `rank_loss`. There is no
+               loss of the global classifier: `aux_global`.
     Stage 1    The text trains all parameters with DSM, and says that the backbone is frozen then: `stage1`.
     2 and 3    The global classifier has a third of the rate in 2: here a third of the loss. In 3 "part-net"
                is taken for Navigator and FC.
     Run        The paper gives no lengths: `stage_epochs`. The rate falls after 60 of the 90 epochs of a
-               stage, for OP on Cars after 30
-               of 45 (`recipe=ssanet_cars`). Momentum is Nesterov's, as in every recipe here.
+               stage, for OP on Cars after 30 of 45 (`recipe=ssanet_cars`). Momentum is Nesterov's, as in
+               every recipe here.
     Sizes      The paper's are for 448 pixels, the default on ResNet-50; anchors and parts are scaled with the
                image.
 """
@@ -79,9 +77,9 @@ from reference_models.core.weights import digest_of_setting, load_parts
 from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.navigator import AnchorKind, Navigator, nominate, part_costs, rank_loss
 from reference_models.recognition.ssanet.part_agreement import Reduction, mac_loss
-from reference_models.recognition.ssanet.part_features import aligned_regions, grid_side, seen_again
+from reference_models.recognition.ssanet.part_features import aligned_regions, grid_side, reextract_features
 from reference_models.recognition.ssanet.part_heads import Fuse, PartHeadConfig, PartHeads, fuse_scores
-from reference_models.training.stages import place_in
+from reference_models.training.stages import stage_at
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Count, CountOrZero, Positive, Share, SideOrDefault, Weight
 
@@ -92,7 +90,7 @@ LENGTHS, CARS_LENGTHS = (90, 90, 90, 1), (90, 90, 45, 1)
 
 @dataclass(frozen=True, kw_only=True)
 class SsanetConfig(PartHeadConfig):
-    """Settings of `ssanet`. Where a docstring names no source the paper is silent."""
+    """Settings of `ssanet`. If no source is named, the paper does not give the value."""
 
     at_test: ClassVar[frozenset[str]] = frozenset({"fusion", "fuse"})
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
@@ -100,54 +98,59 @@ class SsanetConfig(PartHeadConfig):
     )
 
     variant: Literal["paper", "light"] = "paper"
-    """`light`: DSM sees pooled vectors, and has 2 instead of 100 million weights (ResNet-50, 200 classes)."""
+    """`light`: DSM uses pooled vectors, with 2 instead of 100 million weights (ResNet-50, 200 classes)."""
     parts: Channels = 4
     """K: the paper."""
     proposals: Channels = 6
-    """M, parts that the ranking loss compares, of which the first K go on: NTS-Net."""
+    """M, parts that the ranking loss compares; the first K are classified: NTS-Net."""
     anchors: AnchorKind = "nts"
-    """NTS-Net's ("like [21]"), or, as the text goes on, one level with three sides and three ratios."""
+    """NTS-Net's ("like [21]"), or one level with three sides and three ratios, as in the later text."""
     nms: Share = 0.25
     """Largest IoU of two parts: NTS-Net."""
     part_size: SideOrDefault = 0
-    """Side to which a part is resized; 0: half the image's, 224 as in NTS-Net."""
+    """Side to which a part is resized. 0: half the image's, 224 as in NTS-Net."""
     part_source: Literal["crop", "roi"] = "crop"
-    """The backbone sees parts again, or (the paper's hint for more speed) they are cut out of the features of
-    the whole image.
+    """Source of part features.
+
+    `crop`: the backbone processes crops of the parts. `roi`: RoIAlign of the whole image's features (the
+    paper's hint for more speed).
     """
     crop_chunk: Count = 256
-    """How many crops go through a backbone in evaluation mode at a time; changes no result."""
+    """Number of crops per pass through a backbone in evaluation mode. It does not affect results."""
     mac_weight: Weight = 0.5
-    """lambda: 0.5 in the paper (0.1, 0.3 and 1 are as good); 0: without MAC (Table 3)."""
+    """lambda: 0.5 in the paper (0.1, 0.3 and 1 are as good). 0: no MAC (Table 3)."""
     mac_self: bool = False
     """Whether pairs of an image with itself count, as in the printed sum."""
     mac_reduction: Reduction = "mean"
-    """Of the pairs; `sum` as printed."""
+    """Reduction over the pairs; `sum` as printed."""
     rank_loss: Literal["nts", "none"] = "nts"
-    """What the Navigator learns from; `none`, the paper to the letter: it does not learn."""
+    """Loss of the Navigator. With `none`, the paper to the letter, it does not learn."""
     aux_global: bool = True
-    """Whether the global classifier learns; where not, the maps are those of an untrained one."""
+    """Whether the global classifier is trained. If not, the maps are those of an untrained one."""
     fusion: Literal["P", "G+P"] = "P"
-    """What predicts: parts (the paper), or the global classifier, too (Table 6, others' methods)."""
+    """Scores in the prediction: parts (the paper), or also the global classifier (others in Table 6)."""
     fuse: Fuse = "logits"
-    """What of the modules is "summed together": scores before or after softmax."""
+    """Scores that are "summed together": before or after softmax."""
     training: Literal["three_stage", "one_stage"] = "three_stage"
-    """The paper's, or all at once, with which OP has little effect (paper)."""
+    """The paper's stages, or all at once, with which OP has little effect (paper)."""
     stage1: Literal["mac_then_dsm", "joint"] = "mac_then_dsm"
     """Whether DSM learns after 1a, with a frozen backbone, or during it."""
     stage_epochs: tuple[CountOrZero, ...] = ()
-    """Epochs of 1a, 1b, 2, 3; only the last can be 0. Empty: 90,90,90,1, on Cars 90,90,45,1. A run of another
-    length scales them.
+    """Epochs of 1a, 1b, 2, 3; only the last can be 0. A run of another length scales them.
+
+    Empty: 90,90,90,1, on Cars 90,90,45,1.
     """
     part_net: str = ""
-    """Checkpoint of a run with the same backbone and classes, `dsm=none op=false` say: its 1a is taken, and
-    left out here.
+    """Checkpoint of a run with the same backbone and classes, for example `dsm=none op=false`.
+
+    Its 1a is reused, and skipped here.
     """
     part_net_sha256: str = ""
-    """Of that file; filled when it is read."""
+    """Digest of that file, set when it is read."""
     module_rate: Positive = 1.0
-    """Of the recipe's rate, in 1b and 2. Adam moves all weights of a logit at once: 0.05, say, with flattened
-    features; the paper: SGD.
+    """Factor of the recipe's rate in 1b and 2.
+
+    The paper uses SGD. Adam moves all weights of a logit at once: try 0.05 with flattened features.
     """
 
     def __post_init__(self) -> None:
@@ -164,7 +167,7 @@ class SsanetConfig(PartHeadConfig):
 
 
 def stages_of(config: SsanetConfig) -> list[tuple[frozenset[str], int]]:
-    """What learns in each stage of a run, and its length."""
+    """Return the trained modules of each stage of a run, and its length."""
     lengths = dict(zip(("1a", "1b", "2", "3"), config.stage_epochs, strict=True))
     there = {
         "1a": not config.part_net,
@@ -215,10 +218,10 @@ class Ssanet(Recognizer):
         )
         self.heads.start_from(self.part_classifier)
         self.stages = stages_of(config)
-        self._let_learn(self.stages[0][0])
+        self._set_learning(self.stages[0][0])
 
-    def take_over(self) -> None:
-        """What 1a trains from the setting `part_net`."""
+    def load_referenced_weights(self) -> None:
+        """Copy the modules of stage 1a from the setting `part_net`."""
         if path := self.config.part_net:
             load_parts(
                 self,
@@ -229,12 +232,12 @@ class Ssanet(Recognizer):
 
     @classmethod
     def paper_recipe(cls, num_classes: int) -> str:  # noqa: ARG003 - one for all
-        """The paper's for CUB."""
+        """Return the paper's recipe for CUB."""
         return "ssanet_cub"
 
     @classmethod
     def adjust_recipe(cls, name: str, recipe: Recipe, config: MethodConfig) -> Recipe:
-        """The paper's recipes are as long as the stages that the run has."""
+        """Give the paper's recipes the length of the stages that the run has."""
         assert isinstance(config, SsanetConfig)
         _check(config)
         return (
@@ -244,14 +247,14 @@ class Ssanet(Recognizer):
         )
 
     # --- the stages of a run --------------------------------------------------------------------------------
-    def stage_at(self, epoch: int | float, epochs: int) -> tuple[frozenset[str], int, int]:
-        """What learns then, and the first epoch of the stage and the one after its last."""
+    def learning_at(self, epoch: int | float, epochs: int) -> tuple[frozenset[str], int, int]:
+        """Return the trained modules, the stage's first epoch, and the epoch after its last."""
         if epochs < len(self.stages):
             return frozenset().union(*(names for names, _ in self.stages)) - {"3"}, 0, epochs
-        place = place_in(epoch, epochs, [length for _, length in self.stages])
+        place = stage_at(epoch, epochs, [length for _, length in self.stages])
         return self.stages[place.stage][0], place.start, place.stop
 
-    def _let_learn(self, learning: frozenset[str]) -> None:
+    def _set_learning(self, learning: frozenset[str]) -> None:
         self.learning = learning
         proposing, config = bool(learning & {"1a", "3"}), self.config
         learns = {
@@ -267,15 +270,15 @@ class Ssanet(Recognizer):
                 module.requires_grad_(on).train(on and self.training)
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
-        """Freeze what does not learn; DSM on pooled vectors takes over what FC has learned."""
-        learning, start, _ = self.stage_at(epoch, epochs)
-        self._let_learn(learning)
+        """Freeze the modules that do not learn. DSM on pooled vectors starts from the trained FC."""
+        learning, start, _ = self.learning_at(epoch, epochs)
+        self._set_learning(learning)
         if epoch == start and "1b" in learning and "1a" not in learning:
             self.heads.start_from(self.part_classifier)
 
     def lr_factor(self, recipe: Recipe, progress: float) -> float:
-        """Each stage has the recipe's schedule; the last one a tenth of the rate."""
-        learning, start, stop = self.stage_at(progress * recipe.epochs, recipe.epochs)
+        """Apply the recipe's schedule to each stage. The last one has a tenth of the rate."""
+        learning, start, stop = self.learning_at(progress * recipe.epochs, recipe.epochs)
         if learning == {"3"}:
             return 0.1
         factor = recipe.lr_factor((progress * recipe.epochs - start) / (stop - start))
@@ -288,22 +291,22 @@ class Ssanet(Recognizer):
         features: Float[Tensor, "b d h w"],
         boxes: Float[Tensor, "b n 4"],
     ) -> list[Tensor]:
-        """The last stages of each part, (B, n, D, h, h)."""
+        """Return the last stages of each part, (B, n, D, h, h)."""
         if self.config.part_source == "roi":
             return [aligned_regions(features, boxes, images.shape[-1], self.part_side)]
-        return seen_again(
+        return reextract_features(
             self.backbone, images, boxes, self.part_size, depth=self.heads.depth, chunk=self.config.crop_chunk
         )
 
     def forward(self, images: Float[Tensor, "b 3 S S"]) -> ForwardPass:
-        """Logits of the parts, maps of the global classifier, and the aligned parts."""
+        """Return logits of the parts, maps of the global classifier, and the aligned parts."""
         config, size = self.config, images.shape[-1]
         stages = self.backbone.stages(images)
         features = next(reversed(stages.values()))
         proposed = nominate(self.navigator(features, size), size, config.parts, config.nms)
         reading = self.heads(partial(self.look, images, features), proposed.boxes)
         scores = [y.sum(dim=1) for y in (reading.scales, reading.orientations) if y is not None]
-        scores = scores or [self.part_classifier(self.heads.pooled(reading.features)).sum(dim=1)]
+        scores = scores or [self.part_classifier(self.heads.pool(reading.features)).sum(dim=1)]
         if config.fusion == "G+P":
             scores.append(self.global_classifier(features.mean(dim=(2, 3))))
         return ForwardPass(
@@ -317,17 +320,19 @@ class Ssanet(Recognizer):
         )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """What the stage asks for; see the module."""
+        """Return the loss terms of the current stage; see the module."""
         config, learning, images, labels = self.config, self.learning, batch.images, batch.labels
         features, size = self.backbone.run(images), images.shape[-1]
         look = partial(self.look, images, features)
         proposed = nominate(self.navigator(features, size), size, config.proposals, config.nms)
         terms: dict[str, Tensor] = {}
+        # Global classifier.
         if config.aux_global and learning & {"1a", "2"}:
             whole = cross_entropy(self.global_classifier(features.mean(dim=(2, 3))), labels)
             terms["global"] = whole if "1a" in learning else whole / 3
+        # Parts: FC, ranking and MAC.
         if learning & {"1a", "3"}:
-            parts = self.heads.pooled(look(proposed.boxes)[-1])  # (B, M, D)
+            parts = self.heads.pool(look(proposed.boxes)[-1])  # (B, M, D)
             costs = part_costs(self.part_classifier(parts), labels)
             terms["part"] = costs[:, : config.parts].sum(dim=1).mean()  # (1)
             if config.rank_loss == "nts":
@@ -337,6 +342,7 @@ class Ssanet(Recognizer):
                     parts[:, : config.parts], with_self=config.mac_self, reduction=config.mac_reduction
                 )
                 terms["mac"] = config.mac_weight * mac  # (1)
+        # DSM and OP, on the first K parts.
         if learning & {"1b", "2"}:
             reading = self.heads(look, proposed.boxes[:, : config.parts], labels, orient="2" in learning)
             for name, scores in (
@@ -350,7 +356,7 @@ class Ssanet(Recognizer):
 
 
 def _check(config: SsanetConfig) -> None:
-    """Raise `UsageError` on settings that mean nothing together."""
+    """Raise `UsageError` on settings that are invalid together."""
     who, lengths = "of method 'ssanet'", config.stage_epochs
     if not 1 <= config.parts <= config.proposals:
         raise UsageError(

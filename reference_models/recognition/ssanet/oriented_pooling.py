@@ -1,25 +1,25 @@
-"""Patches pooled along rows and columns, forwards and backwards, and a classifier of the best of the four:
-SSANET's oriented pooling (OP).
+"""SSANET's oriented pooling (OP): patches pooled in four directions, and a classifier of the best one.
+
+They are pooled along rows and columns, forwards and backwards.
 
 L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition",
 arXiv:2001.01211, 2020, section 3.3; equations have the paper's numbers.
 
     paper           name                        shape
     X               features                    (R, C, H, H)        one part each
-    x_ij            patches                     h x h cells, N x N of them; overlapping where they have to
+    x_ij            patches                     h x h cells, N x N of them; overlapping if needed
     p_i, q_j        maxima of the x_ij over j, over i: vectors of h h C, by row, column and channel
     Gamma           oriented_pooling            (R, 4, N h h C)     (9) rows, (10) columns, (11), (12) the
                                                                     same in reverse order
     y               OrientedHead                (R, C)              (13): max over the four of <w, Gamma>
 
-The paper has h = 3 and N = 3 on 7x7 features, which leaves a stride of 2. On other sizes h is the smallest
+The paper has h = 3 and N = 3 on 7x7 features, which implies a stride of 2. On other sizes h is the smallest
 whose patches leave no gap, and N is at most H.
 
-An open reading. The text says that the original and rotated feature maps are pooled along rows and columns;
-(11) and (12) turn the order of the vectors around, and leave the cells inside a patch as they are.
-`equations` is as printed; with patches of more than one cell its four vectors are not those of a rotated map.
-`rotated_maps` pools the map and its three rotations along rows, and is invariant. For patches of one cell
-both are the same.
+An open reading. The text says that the original and rotated feature maps are pooled along rows and columns.
+(11) and (12) reverse the order of the vectors, and leave the cells inside a patch as they are. `equations` is
+as printed; with patches of more than one cell its four vectors are not those of a rotated map. `rotated_maps`
+pools the map and its three rotations along rows, and is invariant. For patches of one cell both are the same.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ OpVariant = Literal["equations", "rotated_maps"]
 
 
 def patch_layout(side: int, patches: int, patch: int = 0) -> tuple[int, int, int]:
-    """Number of patches along a side, their side and their stride, on a grid of `side` cells.
+    """Return number of patches along a side, their side and their stride, on a grid of `side` cells.
 
     Args:
         side: H.
-        patches: N; fewer where the grid is smaller.
-        patch: h; 0: the smallest whose patches leave no gap.
+        patches: N. Fewer if the grid is smaller.
+        patch: h. 0: the smallest whose patches leave no gap.
 
-    Raises `UsageError` where N patches of h cells cannot be spread evenly from border to border.
+    Raises `UsageError` if N patches of h cells cannot be spread evenly from border to border.
     """
     number = min(patches, side)
     if number == 1 and patch in {0, side}:
@@ -58,10 +58,10 @@ def patch_layout(side: int, patches: int, patch: int = 0) -> tuple[int, int, int
     )
 
 
-def _along_rows(
+def _pool_rows(
     features: Float[Tensor, "r c H W"], patch: int, stride: int, axis: int
 ) -> Float[Tensor, "r n k"]:
-    """p of every row of patches (`axis` 1), or q of every column (`axis` 0)."""
+    """Return p of every row of patches (`axis` 1), or q of every column (`axis` 0)."""
     cells = features.unfold(2, patch, stride).unfold(3, patch, stride)  # (R, C, N, N, h, h), a view
     return cells.amax(dim=2 + axis).permute(0, 2, 3, 4, 1).flatten(2)
 
@@ -69,19 +69,20 @@ def _along_rows(
 def oriented_pooling(
     features: Float[Tensor, "r c H H"], patch: int, stride: int, variant: OpVariant = "equations"
 ) -> Float[Tensor, "r 4 l"]:
-    """Gamma_h, Gamma_v, Gamma_h', Gamma_v' of (9)-(12); `rotated_maps`: Gamma_h of the map turned by 0, 90,
-    180 and 270 degrees.
+    """Return the pooled vectors Gamma_h, Gamma_v, Gamma_h', Gamma_v', eqs. (9)-(12).
+
+    With `rotated_maps` they are Gamma_h of the map rotated by 0, 90, 180 and 270 degrees.
     """
     if variant == "rotated_maps":
-        pooled = [_along_rows(torch.rot90(features, turns, (2, 3)), patch, stride, 1) for turns in range(4)]
+        pooled = [_pool_rows(torch.rot90(features, turns, (2, 3)), patch, stride, 1) for turns in range(4)]
     else:
-        forwards = [_along_rows(features, patch, stride, axis) for axis in (1, 0)]
+        forwards = [_pool_rows(features, patch, stride, axis) for axis in (1, 0)]
         pooled = [*forwards, *(vectors.flip(1) for vectors in forwards)]
     return torch.stack(pooled, dim=1).flatten(2)
 
 
 class OrientedHead(nn.Module):
-    """(13), with one weight for all orientations, and no bias."""
+    """Classifier of the best orientation, eq. (13), with one weight for all of them, and no bias."""
 
     def __init__(
         self, channels: int, side: int, num_classes: int, *, patches: int, patch: int, variant: OpVariant
@@ -92,7 +93,7 @@ class OrientedHead(nn.Module):
         self.classifier = nn.Linear(number * self.patch**2 * channels, num_classes, bias=False)
 
     def forward(self, features: Float[Tensor, "r d H H"]) -> tuple[Float[Tensor, "r c"], Int[Tensor, "r c"]]:
-        """y, float32, and which of the four gave it (the first of equals)."""
+        """Return y, float32, and the index of the best of the four orientations (the first of equals)."""
         scores = self.classifier(
             oriented_pooling(features, self.patch, self.stride, self.variant)
         ).float()  # (R, 4, C)

@@ -1,4 +1,4 @@
-"""The j-th parts of all images agree: the Morphological Alignment Constraints (MAC) of SSANET.
+"""SSANET's Morphological Alignment Constraints (MAC): the j-th parts of all images agree.
 
 L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition",
 arXiv:2001.01211, 2020, section 3.1; equations have the paper's numbers.
@@ -7,8 +7,8 @@ arXiv:2001.01211, 2020, section 3.1; equations have the paper's numbers.
     (2)         L_m = mean_j log(1 + sum_{m != j} exp(S_jm - S_jj))        the cross-entropy of softmax(S_j)
                                                                            with target j
 
-A departure. As printed (2) has no S_jj, and nothing attracts; (4) and (5), its derivatives, show what is
-meant. They lack 1/K, and (4) its sign, and it has a sum of reciprocals in place of the reciprocal of a sum.
+A departure. As printed, (2) has no S_jj, and nothing attracts. Its derivatives (4) and (5) show the intended
+form. They lack 1/K. (4) also lacks its sign and has a sum of reciprocals in place of the reciprocal of a sum.
 The index of a part is its rank.
 """
 
@@ -25,12 +25,12 @@ Reduction = Literal["mean", "sum"]
 
 
 def pair_loss(similarities: Float[Tensor, "*pairs k k"]) -> Float[Tensor, "*pairs"]:
-    """(2)."""
+    """Return L_m of each pair of images, eq. (2)."""
     return -similarities.log_softmax(dim=-1).diagonal(dim1=-2, dim2=-1).mean(dim=-1)
 
 
 def mac_loss(parts: Float[Tensor, "b k d"], *, with_self: bool, reduction: Reduction) -> Float[Tensor, ""]:
-    """(2) for all ordered pairs of images whatever their classes, in float32; 0 for a single image."""
+    """Return L_m over all ordered pairs of images of any classes, in float32. 0 for a single image."""
     (images, count, _), device = parts.shape, parts.device
     with torch.autocast(device.type, enabled=False):
         unit = F.normalize(parts.float().flatten(0, 1), dim=1, eps=1e-8)

@@ -1,6 +1,4 @@
-"""Features of parts of an image: cut out and seen again by the backbone, or taken from the features of the
-whole image.
-"""
+"""Part features: crop each part and run the backbone on it, or RoIAlign the features of the whole image."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from reference_models.core.backbone import Backbone
 from reference_models.layers.regions import crop_resize
 
 
-def seen_again(
+def reextract_features(
     backbone: Backbone,
     images: Float[Tensor, "b 3 S S"],
     boxes: Float[Tensor, "b k 4"],
@@ -22,9 +20,9 @@ def seen_again(
     depth: int = 1,
     chunk: int = 256,
 ) -> list[Tensor]:
-    """The last `depth` stages (B, K, D, h, w) of each box, resized to `size`.
+    """Crop each box, resize it to `size`, and return its last `depth` stages (B, K, D, h, w).
 
-    In evaluation mode `chunk` boxes go through the backbone at a time, which bounds the memory; in training
+    In evaluation mode `chunk` boxes go through the backbone at a time, which bounds the memory. In training
     mode all do, because they share the statistics of batch norm.
     """
     crops = crop_resize(images, boxes, size)
@@ -36,7 +34,7 @@ def seen_again(
 def aligned_regions(
     features: Float[Tensor, "b d h w"], boxes: Float[Tensor, "b k 4"], image_size: int, side: int
 ) -> Float[Tensor, "b k d {side} {side}"]:
-    """RoIAlign of the whole image's features, in float32: means of 2x2 samples, 0 outside of the image."""
+    """RoIAlign the whole image's features, in float32: means of 2x2 samples, 0 outside the image."""
     index = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype).repeat_interleave(
         boxes.shape[1]
     )[:, None]
@@ -54,7 +52,7 @@ def aligned_regions(
 
 
 def grid_side(backbone: Backbone, size: int) -> int:
-    """Side of the last stage's grid for an image of `size`; changes nothing."""
+    """Return the side of the last stage's grid for an image of `size`. The mode of the backbone is kept."""
     training = backbone.training
     with torch.no_grad():
         side = backbone.eval().run(next(backbone.parameters()).new_zeros(1, 3, size, size)).shape[-1]

@@ -1,16 +1,14 @@
-"""Classifiers of single parts that choose a scale and an orientation: the two alignment modules of SSANET,
-one after the other.
+"""Classifiers of single parts: SSANET's scale and orientation alignment, one after the other.
 
 L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition",
-arXiv:2001.01211, 2020, sections 3.2 and 3.3; the modules are in `scale_alignment.py` and
-`oriented_pooling.py`, the pyramids they are compared with in `pyramids.py`.
+arXiv:2001.01211, 2020, sections 3.2 and 3.3. The modules are in `scale_alignment.py` and
+`oriented_pooling.py`, the pyramids for comparison in `pyramids.py`.
 
     boxes               (B, K, 4)           proposed parts
     candidates          (B, K, A, 4)        each at A scales
     X                   (B, K, A, D, h, h)  features of the candidates
     phi                 (B, K, A, L)        all of X, or its pooled vector
-    y_DSM               (B, K, C)           its class, or the label in training, says which candidate is the
-                                            aligned one
+    y_DSM               (B, K, C)           its class, or the label in training, selects the aligned candidate
     y_OP                (B, K, C)           on the aligned candidate; without DSM on the part as proposed
 """
 
@@ -35,12 +33,12 @@ from wsolbench.ranges import Channels, Positive, Scales
 Fuse = Literal["logits", "softmax"]
 
 PYRAMID_STAGES = 4
-"""Stages of the backbone that the feature pyramid sees: C2 to C5 of a ResNet."""
+"""Stages of the backbone that the feature pyramid uses: C2 to C5 of a ResNet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartHeadConfig(MethodConfig):
-    """Settings of the classifiers. Where a docstring names no source the paper is silent."""
+    """Settings of the classifiers. If no source is named, the paper does not give the value."""
 
     part_pool: Literal["mean", "max"] = "mean"
     """The pooled vector of a part, for FC and `dsm_feature=gap`: GAP or GMP of Table 4."""
@@ -49,26 +47,26 @@ class PartHeadConfig(MethodConfig):
     dsm_feature: Literal["flatten", "gap"] = "flatten"
     """phi: all cells (Figure 3), or the pooled vector."""
     dsm_form: DsmForm = "circulant"
-    """How (7) is computed; the results are the same."""
+    """Computation of (7); the results are the same."""
     dsm_share: bool = True
-    """Whether all parts have one weight; the index i of the paper would also allow one each."""
+    """Whether all parts share one weight. The paper's index i also allows one per part."""
     scales: Scales = 5
     """A, odd: the paper."""
     alpha: Positive = 2**0.25
     """Ratio of the sides of neighbouring scales."""
     op: bool = True
-    """False: without OP (Table 3)."""
+    """False: no OP (Table 3)."""
     op_variant: OpVariant = "equations"
     """(11) and (12) as printed, or rotated maps, as in the text."""
     op_patches: Channels = 3
     """N_H = N_W: the paper."""
     op_patch: Channels = 0
-    """h = w, 3 in the paper; 0: the smallest that leaves no gap, which is 3 on 7x7."""
+    """h = w, 3 in the paper. 0: the smallest that leaves no gap, which is 3 on 7x7."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What was seen of each part, and where."""
+    """Scores of each part, with its box and features."""
 
     features: Float[Tensor, "b k d h h"]
     """X of the aligned candidate, or of the part as proposed."""
@@ -80,7 +78,7 @@ class Reading:
 
 
 def fuse_scores(scores: list[Tensor], how: Fuse) -> Float[Tensor, "b c"]:
-    """Sum of the scores (B, C), or the logarithm of the mean of their softmax."""
+    """Return the sum of the scores (B, C), or the logarithm of the mean of their softmax."""
     all_scores = torch.stack(scores).float()
     return (
         all_scores.sum(dim=0)
@@ -127,6 +125,7 @@ class PartHeads(nn.Module):
         self.config = config
         self.mining: ScaleMining | None = None
         self.pyramid: SpatialPyramid | FeaturePyramid | None = None
+        # DSM, or a pyramid in its place.
         if config.dsm == "spp":
             self.pyramid = SpatialPyramid(channels[-1], num_classes)
         elif config.dsm == "fpn":
@@ -137,6 +136,7 @@ class PartHeads(nn.Module):
             self.mining = ScaleMining(
                 num_classes, config.scales, length, mode=config.dsm, form=config.dsm_form, kinds=kinds
             )
+        # OP.
         self.orienting = (
             OrientedHead(
                 channels[-1],
@@ -152,15 +152,15 @@ class PartHeads(nn.Module):
 
     @property
     def depth(self) -> int:
-        """How many of the backbone's last stages are looked at."""
+        """Number of the backbone's last stages that are used."""
         return PYRAMID_STAGES if self.config.dsm == "fpn" else 1
 
-    def pooled(self, features: Float[Tensor, "*b d h h"]) -> Float[Tensor, "*b d"]:
-        """GAP or GMP."""
+    def pool(self, features: Float[Tensor, "*b d h h"]) -> Float[Tensor, "*b d"]:
+        """Pool features over their grid, by mean or maximum."""
         return features.mean(dim=(-2, -1)) if self.config.part_pool == "mean" else features.amax(dim=(-2, -1))
 
     def start_from(self, classifier: nn.Linear) -> None:
-        """DSM on pooled vectors starts as a linear classifier of them."""
+        """Initialise DSM on pooled vectors as a linear classifier of them."""
         if self.mining is not None and self.config.dsm_feature == "gap":
             self.mining.start_from(classifier.weight)
 
@@ -172,34 +172,37 @@ class PartHeads(nn.Module):
         *,
         orient: bool = True,
     ) -> Reading:
-        """Look at the parts and classify them.
+        """Extract features of the parts and classify them.
 
         Args:
-            look: (B, n, 4) boxes -> the last `depth` stages (B, n, D, h, w) of each.
+            look: maps (B, n, 4) boxes to the last `depth` stages (B, n, D, h, w) of each.
             boxes: proposed parts.
-            classes: for which class of each image a candidate is aligned; None: the one that DSM predicts.
-            orient: False leaves OP out.
+            classes: class of each image for which a candidate is aligned. None: the one that DSM predicts.
+            orient: False skips OP.
         """
         scales = orientations = None
+        # DSM: score the candidates and pick the aligned one.
         if self.mining is not None:
             candidates = scale_candidates(boxes, self.config.alpha, self.config.scales)  # (B, K, A, 4)
             seen = look(candidates.flatten(1, 2))[-1]
             features = seen.view(*candidates.shape[:3], *seen.shape[2:])  # (B, K, A, D, h, h)
-            phi = features.flatten(3) if self.config.dsm_feature == "flatten" else self.pooled(features)
+            phi = features.flatten(3) if self.config.dsm_feature == "flatten" else self.pool(features)
             scored = self.mining(phi)
             scales = scored.logits
-            best = self.mining.aligned(
+            best = self.mining.pick_aligned(
                 phi, scored.shift, scales.sum(dim=1).argmax(dim=1) if classes is None else classes
             )
             boxes = candidates.take_along_dim(best[..., None, None], dim=2)[:, :, 0]
             features = features.take_along_dim(best[:, :, None, None, None, None], dim=2)[:, :, 0]
         else:
+            # A pyramid, or nothing.
             stages = look(boxes)
             features = stages[-1]
             if self.pyramid is not None:
                 scales = (
                     self.pyramid([stage.flatten(0, 1) for stage in stages]).float().view(*boxes.shape[:2], -1)
                 )
+        # OP on the picked features (B, K, D, h, h).
         if self.orienting is not None and orient:
             orientations = self.orienting(features.flatten(0, 1))[0].view(*boxes.shape[:2], -1)
         return Reading(features, boxes, scales, orientations)

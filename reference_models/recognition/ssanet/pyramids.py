@@ -1,5 +1,4 @@
-"""Pyramids of the features of a part, with a linear classifier: what SSANET compares its scale mining with
-(its Table 5).
+"""Pyramids of part features with a linear classifier, for comparison with SSANET's scale mining (Table 5).
 
 K. He, X. Zhang, S. Ren, J. Sun, "Spatial pyramid pooling in deep convolutional networks for visual
 recognition", TPAMI 2015; T.-Y. Lin, P. Dollar, R. Girshick, K. He, B. Hariharan, S. Belongie, "Feature
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 
 class SpatialPyramid(nn.Module):
-    """Maxima over grids of 1, 2, 3 and 6 cells a side: 50 vectors, and a linear layer on all of them."""
+    """Max pooling over grids of 1, 2, 3 and 6 cells per side, and a linear layer on all 50 vectors."""
 
     BINS = (1, 2, 3, 6)
 
@@ -28,15 +27,16 @@ class SpatialPyramid(nn.Module):
         self.classifier = nn.Linear(channels * sum(side**2 for side in self.BINS), num_classes)
 
     def forward(self, stages: Sequence[Tensor]) -> Float[Tensor, "r c"]:
-        """Logits from the last stage."""
+        """Return logits from the last stage."""
         bins = [F.adaptive_max_pool2d(stages[-1], side).flatten(1) for side in self.BINS]
         logits: Tensor = self.classifier(torch.cat(bins, dim=1))
         return logits
 
 
 class FeaturePyramid(nn.Module):
-    """Stages with 256 channels each, every one added to the next finer one, the mean of each, and a linear
-    layer on all of them.
+    """Feature pyramid of 256 channels: the mean of each level, and a linear layer on all of them.
+
+    Each level is added to the next finer one.
     """
 
     WIDTH = 256
@@ -48,7 +48,7 @@ class FeaturePyramid(nn.Module):
         self.classifier = nn.Linear(self.WIDTH * len(channels), num_classes)
 
     def forward(self, stages: Sequence[Tensor]) -> Float[Tensor, "r c"]:
-        """Logits from as many stages as there are `channels`, fine ones first."""
+        """Return logits from as many stages as there are `channels`, fine ones first."""
         pooled, above = [], None
         for lateral, smooth, features in reversed(list(zip(self.lateral, self.smooth, stages, strict=True))):
             merged = lateral(features)

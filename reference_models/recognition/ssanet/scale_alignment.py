@@ -1,5 +1,6 @@
-"""Parts at several scales, and a classifier that is maximised over their cyclic shifts: SSANET's
-discriminative scale mining (DSM).
+"""SSANET's discriminative scale mining (DSM): parts at several scales, and a shift-maximised classifier.
+
+The classifier takes the maximum over cyclic shifts of the scales.
 
 L. Gao, H. Xu, C. Sun, J. Liu, Y.-W. Tai, "Spatial-Scale Aligned Network for Fine-Grained Recognition",
 arXiv:2001.01211, 2020, section 3.2; equations have the paper's numbers.
@@ -15,12 +16,12 @@ arXiv:2001.01211, 2020, section 3.2; equations have the paper's numbers.
                                                                             part
     C_k w^k     circulant_responses, fourier_responses  (..., C, A)         one response for each shift r
     y           ScaleScores.logits                      (B, K, C)
-    s*          ScaleMining.aligned                     (B, K)              the candidate that contributes
+    s*          ScaleMining.pick_aligned                (B, K)              the candidate that contributes
                                                                             most at the best shift
 
     (6), (7)    y_c = max_r R_cr,  R_cr = sum_m <phi^m, w_c^((m + r) mod A)>
     Fourier     R_c = F^-1( sum_k conj(F phi(k)) F w_c(k) )
-    (8)         the gradient of w_c is phi shifted by the best r: what differentiation of (7) gives
+    (8)         the gradient of w_c is phi shifted by the best r: the derivative of (7)
 
 Departures and open readings
     (6)        The matrix is printed with A + 1 columns; the text has A candidates.
@@ -31,8 +32,8 @@ Departures and open readings
     psi, eta   Farthest and nearest corner, seen from the mean of the centres of the image's K parts. Growing
                keeps psi, shrinking eta.
     alpha      Not given: 2^(1/4).
-    s*         The paper only says that aligned proposals go on. The choice does not depend on where the
-               cyclic order of w begins.
+    s*         The paper only says that aligned proposals are passed on. The choice does not depend on where
+               the cyclic order of w begins.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ DsmForm = Literal["circulant", "fourier"]
 def scale_candidates(
     boxes: Float[Tensor, "b k 4"], alpha: float, count: int
 ) -> Float[Tensor, "b k {count} 4"]:
-    """Each part at `count` (odd) scales, small ones first; the one in the middle is the part itself. Nothing
-    is cut off at the border.
+    """Return each part at `count` (odd) scales, small ones first. The middle one is the part itself.
+
+    Boxes are not clipped at the border.
     """
     low, high = boxes[..., :2], boxes[..., 2:]
     centre, size = (low + high) / 2, high - low
@@ -67,8 +69,8 @@ def scale_candidates(
     return torch.cat([torch.minimum(fixed, other), torch.maximum(fixed, other)], dim=-1)
 
 
-def _shifted(count: int, device: torch.device) -> Int[Tensor, "{count} {count}"]:
-    """(m + r) mod A for candidate m (row) and shift r (column)."""
+def _shift_index(count: int, device: torch.device) -> Int[Tensor, "{count} {count}"]:
+    """Return (m + r) mod A for candidate m (row) and shift r (column)."""
     numbers = torch.arange(count, device=device)
     return (numbers[:, None] + numbers) % count
 
@@ -76,20 +78,21 @@ def _shifted(count: int, device: torch.device) -> Int[Tensor, "{count} {count}"]
 def circulant_responses(
     phi: Float[Tensor, "p n a d"], weight: Float[Tensor, "p c a d"]
 ) -> Float[Tensor, "p n c a"]:
-    """R of (7) for n parts of each of p weights: one product of matrices, whose wrapped diagonals are
-    summed.
+    """Return R of eq. (7) for n parts of each of p weights.
+
+    It is one matrix product, whose wrapped diagonals are summed.
     """
     (kinds, parts, count, _), classes = phi.shape, weight.shape[1]
     products = (phi.flatten(1, 2) @ weight.flatten(1, 2).mT).view(
         kinds, parts, count, classes, count
     )  # candidate m, class, tap
-    return products.take_along_dim(_shifted(count, phi.device)[None, None, :, None], dim=-1).sum(dim=2)
+    return products.take_along_dim(_shift_index(count, phi.device)[None, None, :, None], dim=-1).sum(dim=2)
 
 
 def fourier_responses(
     phi: Float[Tensor, "p n a d"], weight: Float[Tensor, "p c a d"]
 ) -> Float[Tensor, "p n c a"]:
-    """The same by the discrete Fourier transform over the scales."""
+    """Return the same responses by the discrete Fourier transform over the scales."""
     spectrum = torch.einsum(
         "pnfd,pcfd->pncf", torch.fft.rfft(phi, dim=2).conj(), torch.fft.rfft(weight, dim=2)
     )
@@ -99,17 +102,18 @@ def fourier_responses(
 
 @dataclass(frozen=True, eq=False)
 class ScaleScores:
-    """What the classifier says about each part."""
+    """Scores of each part."""
 
     logits: Float[Tensor, "b k c"]
     """y, float32."""
     shift: Int[Tensor, "b k c"]
-    """r*, the lowest of equals: the shift with the highest response (`one`: the candidate)."""
+    """r*, the shift with the highest response, the lowest of equals (`one`: the candidate)."""
 
 
 class ScaleMining(nn.Module):
-    """The classifier of candidates. `fixed`: only r = 0. `one`: a single weight V, y_c = max_n <phi^n, V_c>
-    (the paper's DSM(1)).
+    """The classifier of candidates. `fixed`: only r = 0.
+
+    `one`: a single weight V, y_c = max_n <phi^n, V_c> (the paper's DSM(1)).
     """
 
     def __init__(
@@ -122,15 +126,16 @@ class ScaleMining(nn.Module):
 
     @torch.no_grad()
     def start_from(self, classifier: Float[Tensor, "c d"]) -> None:
-        """Every tap an equal part of a linear classifier of one candidate, with a little noise, so that
-        shifts are not equally good.
+        """Initialise every tap as an equal part of a linear classifier of one candidate.
+
+        A little noise makes sure that shifts are not equally good.
         """
         taps, length = self.weight.shape[2:]
         nn.init.normal_(self.weight, std=1e-3 * length**-0.5)
         self.weight.add_(classifier[:, None] / taps)
 
     def forward(self, phi: Float[Tensor, "b k a d"]) -> ScaleScores:
-        """(7), in float32."""
+        """Return y, the responses maximised over shifts, eq. (7), in float32."""
         with torch.autocast(phi.device.type, enabled=False):
             kinds, rows = len(self.weight), phi.float()
             # Parts that share a weight are rows of one matrix.
@@ -157,11 +162,12 @@ class ScaleMining(nn.Module):
         )
 
     @torch.no_grad()
-    def aligned(
+    def pick_aligned(
         self, phi: Float[Tensor, "b k a d"], shift: Int[Tensor, "b k c"], classes: Int[Tensor, " b"]
     ) -> Int[Tensor, "b k"]:
-        """s* of each part for a class of its image, the smallest of equals: argmax over m of <phi^m, w_c^((m
-        + r*) mod A)>.
+        """Return s* of each part for a class of its image, the smallest of equals.
+
+        It is the argmax over m of <phi^m, w_c^((m + r*) mod A)>.
         """
         chosen = shift.take_along_dim(classes[:, None, None], dim=2)  # (B, K, 1)
         if self.mode == "one":

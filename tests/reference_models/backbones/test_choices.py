@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reference_models.core.backbone import load_backbone, profile_of
+from reference_models.core.backbone import load_backbone, read_profile
 from wsolbench.methods import list_methods, load_method
 
 CHOICES = """
@@ -177,7 +177,7 @@ def test_recipe_grid_and_side_are_those_of_the_table(name, backbone, recipe, ils
     chosen = method.grid_for(backbone, method.Config())
     assert method.recipe_name(backbone, 20) == recipe
     assert method.recipe_name(backbone, 1000) == ilsvrc
-    assert (profile_of(backbone).grids[0] if chosen == "default" else chosen) == grid
+    assert (read_profile(backbone).grids[0] if chosen == "default" else chosen) == grid
     assert str(method.default_size(backbone, 20) or "-") == side
     assert method.default_size(backbone, 1000) is None
     assert method.grid_for(backbone, method.Config(grid="mine")) == "mine"
@@ -221,8 +221,8 @@ def test_overlapping_pools_of_vgg_are_those_of_each_release():
     ],
 )
 def test_steps_that_some_recipes_train_as_new(backbone, group, step, belongs):
-    assert profile_of(backbone).in_group(f"backbone.steps.{step}.weight", group) is belongs
-    assert not profile_of(backbone).in_group(f"head.{step}.weight", group)
+    assert read_profile(backbone).in_group(f"backbone.steps.{step}.weight", group) is belongs
+    assert not read_profile(backbone).in_group(f"head.{step}.weight", group)
 
 
 @pytest.mark.parametrize("backbone", ["vgg16", "resnet50", "inception_v3", "efficientnet_lite0", "tiny"])

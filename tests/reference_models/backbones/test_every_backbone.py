@@ -123,7 +123,7 @@ def test_images_that_a_timm_network_of_one_size_refuses_are_a_usage_error():
     backbone = load_backbone("timm:vit_tiny_patch16_224", weights="none", image_size=64)
     with pytest.raises(
         UsageError,
-        match=r"takes images of 224 pixels alone \(Input height \(64\).*\): leave out --image-size",
+        match=r"takes only images of 224 pixels \(Input height \(64\).*\): leave out --image-size",
     ):
         backbone.stages(torch.zeros(1, 3, 64, 64))
 
@@ -257,7 +257,7 @@ def test_a_truncated_or_executable_weights_file_is_refused(tmp_path):
     executable = tmp_path / "object.pth"
     torch.save({"a": Path("x")}, executable)
     for file in (cut, executable):
-        with pytest.raises(DataError, match="truncated, or holds more than tensors"):
+        with pytest.raises(DataError, match="truncated, or contains more than tensors"):
             read_weights(file)
     with pytest.raises(DataError, match="no weights file"):
         read_weights(tmp_path / "missing.pth")

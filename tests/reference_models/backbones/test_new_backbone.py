@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from reference_models.core.backbone import load_backbone, profile_of
+from reference_models.core.backbone import load_backbone, read_profile
 from wsolbench.evaluation.evaluate import evaluate
 from wsolbench.evaluation.request import RunOptions
 from wsolbench.exceptions import UsageError
@@ -168,7 +168,7 @@ def test_what_the_file_states_is_what_methods_choose():
     assert baseline.default_size("nano", CLASSES) == 80
     assert create("cam").backbone.grid == "large"
     assert create("cam").is_last_stage("backbone.steps.three.0.weight")
-    assert profile_of("sealed").recipe_family == "finetune"
+    assert read_profile("sealed").recipe_family == "finetune"
 
 
 @pytest.mark.parametrize("name", ["adl", "eil", "nl-ccam", "spg"])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_models.core.backbone import profile_of
+from reference_models.core.backbone import read_profile
 from reference_models.core.config import MethodConfig, from_json, parse_settings, split_settings, to_json
 from reference_models.core.detector_recipes import DetectionRecipe
 from reference_models.core.recipes import RECIPES, Recipe, default_recipe
@@ -150,7 +150,7 @@ def test_no_recipe_leaves_the_range_from_0_to_its_base_rate(name, progress):
 
 def test_published_backbones_have_the_recipe_of_spa_for_their_kind_of_data():
     families = {
-        name: profile_of(name).recipe_family
+        name: read_profile(name).recipe_family
         for name in ("vgg16", "tiny", "efficientnet_lite0", "timm:resnet18")
     }
     assert families == {

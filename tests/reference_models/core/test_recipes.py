@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from reference_models.core.recipes import LATER_FIELDS, RECIPES, Recipe
-from reference_models.training.detector_loop import optimizer_of
-from reference_models.training.request import recipe_facts
+from reference_models.training.detector_loop import build_optimizer
+from reference_models.training.request import recipe_metadata
 from wsolbench.methods import list_detectors, list_methods, load_detector, load_method
 
 METHODS = [load_method(row.name) for row in list_methods() if row.module.startswith("reference_models.")]
@@ -79,7 +79,7 @@ def test_detectors_have_one_rate_for_all_layers():
     for row in list_detectors():
         kind = load_detector(row.name)
         model = kind.create(backbone="tiny", class_names=["one", "two"], weights="none", settings={})
-        groups = optimizer_of(model, kind.recipe_for("tiny", {})).param_groups
+        groups = build_optimizer(model, kind.recipe_for("tiny", {})).param_groups
         assert {group["lr"] for group in groups} == {1e-3}
         assert sum(len(group["params"]) for group in groups) == len(
             [p for p in model.parameters() if p.requires_grad]
@@ -108,8 +108,8 @@ def test_a_fall_that_would_lie_in_the_first_epoch_stays_where_it_is(epochs, fall
 
 def test_a_later_field_is_in_the_facts_where_it_is_not_the_default():
     plain = Recipe(source="", epochs=1, batch_size=1, lr=1.0)
-    assert not LATER_FIELDS & recipe_facts(plain).keys()
-    assert recipe_facts(plain) | {"first_epoch": 1} == recipe_facts(replace(plain, first_epoch=1))
+    assert not LATER_FIELDS & recipe_metadata(plain).keys()
+    assert recipe_metadata(plain) | {"first_epoch": 1} == recipe_metadata(replace(plain, first_epoch=1))
 
 
 def test_with_the_official_variant_the_default_recipe_is_the_released_one_also_where_default_is_written_out():

@@ -16,7 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d, roi_align
 
 from reference_models.detection.lio_mask_rcnn import networks as mask_rcnn
 from reference_models.detection.lio_mask_rcnn.method import SCL, LioMaskRcnn
-from reference_models.detection.lio_mask_rcnn.networks import BACKBONES, build, matched
+from reference_models.detection.lio_mask_rcnn.networks import BACKBONES, build, match_rows
 from reference_models.training.checkpoint import save_checkpoint
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import list_detectors, load_detector, load_method
@@ -381,7 +381,7 @@ def test_coco_weights_keep_the_outputs_of_classes_of_the_same_name(
 
 def test_rows_that_match_are_taken_and_others_kept() -> None:
     own, theirs = torch.zeros(6, 2), torch.arange(1.0, 17.0).view(8, 2)
-    assert matched(own, theirs, [0, None, 3])[:, 0].tolist() == [1, 3, 0, 0, 13, 15]
+    assert match_rows(own, theirs, [0, None, 3])[:, 0].tolist() == [1, 3, 0, 0, 13, 15]
     assert own.sum() == 0
 
 

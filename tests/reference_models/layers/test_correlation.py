@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from reference_models.core.outputs import ForwardPass
 from reference_models.layers import correlation
-from reference_models.layers.correlation import features_of, in_chunks, on_grid, on_one_grid, unit_pixels
+from reference_models.layers.correlation import (
+    map_chunks,
+    pool_to_one_grid,
+    resize_to_grid,
+    select_features,
+    unit_pixels,
+)
 from wsolbench.exceptions import UsageError
 
 
@@ -39,7 +45,7 @@ def result(stages: int = 3, *, penultimate: bool = True) -> ForwardPass:
     ids=str,
 )
 def test_features_are_counted_from_the_last_stage(names, values):
-    assert [int(features.max()) for features in features_of(result(), names, who="x")] == values
+    assert [int(features.max()) for features in select_features(result(), names, who="x")] == values
 
 
 @pytest.mark.parametrize(
@@ -51,20 +57,20 @@ def test_features_are_counted_from_the_last_stage(names, values):
 )
 def test_features_that_a_method_has_not_are_named(given_result, names, message):
     with pytest.raises(UsageError, match=f"'x' needs.*{message}"):
-        features_of(given_result, names, who="x")
+        select_features(given_result, names, who="x")
 
 
 def test_features_with_a_graph_are_refused():
     trained = result()
     trained.stages["s2"].requires_grad_()
-    assert len(features_of(trained, ("-3", "-2"), who="x")) == 2
+    assert len(select_features(trained, ("-3", "-2"), who="x")) == 2
     with pytest.raises(RuntimeError, match="localize"):
-        features_of(trained, ("-2", "-1"), who="x")
+        select_features(trained, ("-2", "-1"), who="x")
 
 
 def test_the_coarsest_grid_is_that_of_all_and_cells_are_averaged():
     fine, coarse = torch.randn(2, 3, 8, 6), torch.randn(2, 5, 4, 3)
-    one, two = on_one_grid([fine, coarse])
+    one, two = pool_to_one_grid([fine, coarse])
     torch.testing.assert_close(one, fine.reshape(2, 3, 4, 2, 3, 2).mean((3, 5)))
     assert two is coarse
 
@@ -73,15 +79,15 @@ def test_the_coarsest_grid_is_that_of_all_and_cells_are_averaged():
 def test_to_a_finer_grid_the_filter_is_plain_bilinear(height, width, seed):
     maps = torch.randn(2, 2, height, width, generator=torch.Generator().manual_seed(seed))
     plain = F.interpolate(maps, (2 * height + 1, 2 * width), mode="bilinear")
-    torch.testing.assert_close(on_grid(maps, 2 * height + 1, 2 * width), plain)
-    assert on_grid(maps, height, width) is maps
+    torch.testing.assert_close(resize_to_grid(maps, 2 * height + 1, 2 * width), plain)
+    assert resize_to_grid(maps, height, width) is maps
 
 
 def test_to_a_coarser_grid_no_pixel_is_left_out():
     for pixel in range(36):
         maps = torch.zeros(36)
         maps[pixel] = 1.0
-        assert on_grid(maps.reshape(1, 1, 6, 6), 2, 2).sum() > 0
+        assert resize_to_grid(maps.reshape(1, 1, 6, 6), 2, 2).sum() > 0
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
@@ -107,5 +113,5 @@ def test_chunks_are_as_large_as_the_memory_allows_and_in_order(monkeypatch, budg
         seen.append(len(maps))
         return maps + sum(each.sum(1, keepdim=True) for each in some)
 
-    torch.testing.assert_close(in_chunks(compute, features, coarse, 100), compute(features, coarse))
+    torch.testing.assert_close(map_chunks(compute, features, coarse, 100), compute(features, coarse))
     assert seen[:-1] == sizes

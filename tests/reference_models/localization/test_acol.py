@@ -12,7 +12,7 @@ from reference_models.core.backbone import load_backbone
 from reference_models.core.config import parse_settings
 from reference_models.core.outputs import Batch
 from reference_models.localization import acol as module
-from reference_models.localization.acol import Acol, AcolConfig, fused, kept
+from reference_models.localization.acol import Acol, AcolConfig, fuse_maps, is_kept
 from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
 
@@ -38,7 +38,7 @@ def last_stage(model: Acol, images: torch.Tensor) -> torch.Tensor:
 def test_features_are_erased_where_the_stretched_map_reaches_delta_which_its_maximum_always_does(delta, seed):
     maps = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(seed))
     low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
-    left = kept(maps, delta)
+    left = is_kept(maps, delta)
     stretched = (maps - low) / (high - low)
     clear = (stretched - delta).abs() > 1e-6
     assert torch.equal(left[clear], (stretched < delta)[clear])
@@ -47,16 +47,16 @@ def test_features_are_erased_where_the_stretched_map_reaches_delta_which_its_max
 
 def test_above_one_nothing_is_erased_at_zero_everything_and_by_a_constant_map_nothing():
     maps = torch.randn(2, 3, 5, 4)
-    assert kept(maps, 1.001).all()
-    assert not kept(maps, 0.0).any()
-    assert kept(torch.full((1, 1, 4, 4), 3.0), 0.6).all()
+    assert is_kept(maps, 1.001).all()
+    assert not is_kept(maps, 0.0).any()
+    assert is_kept(torch.full((1, 1, 4, 4), 3.0), 0.6).all()
 
 
 def test_without_erasing_the_second_head_sees_the_features_as_they_are():
     model, images = acol(delta=1.001), torch.randn(3, 3, 32, 32)
     ids = torch.tensor([[0, 4], [1, 1], [3, 2]])
     features = last_stage(model, images)
-    expected = fused(model.head(features).maps_of(ids), model.second(features).maps_of(ids))
+    expected = fuse_maps(model.head(features).maps_of(ids), model.second(features).maps_of(ids))
     torch.testing.assert_close(model.score_maps(images, ids), expected)
 
 
@@ -115,7 +115,7 @@ def test_logits_are_those_of_the_first_head_or_the_mean_of_both():
     own = first.head(features)
     assert torch.equal(first.localize(images).logits, own.logits)
     best = own.maps_of(own.logits.argmax(1, keepdim=True))
-    second = first.second(features * kept(best, 0.6)).logits
+    second = first.second(features * is_kept(best, 0.6)).logits
     torch.testing.assert_close(mean.localize(images).logits, (own.logits + second) / 2)
     ids = torch.tensor([[0], [1], [2]])
     assert torch.equal(mean.score_maps(images, ids), first.score_maps(images, ids))
@@ -126,7 +126,7 @@ def test_the_loss_is_the_cross_entropy_of_both_heads_the_second_on_features_eras
     terms = model.loss(given_batch)
     features = last_stage(model, given_batch.images)
     first = model.head(features)
-    left = features * kept(first.maps_of(given_batch.labels[:, None]), 0.6)
+    left = features * is_kept(first.maps_of(given_batch.labels[:, None]), 0.6)
     torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(first.logits, given_batch.labels))
     torch.testing.assert_close(
         terms["erased_cross_entropy"], F.cross_entropy(model.second(left).logits, given_batch.labels)
@@ -144,7 +144,7 @@ def test_the_second_head_teaches_the_backbone_but_not_the_first_head():
 def test_no_gradient_reaches_erased_features():
     model, given_batch = acol(), batch()
     features = last_stage(model, given_batch.images).detach().requires_grad_()
-    seen = kept(model.head(features).maps_of(given_batch.labels[:, None]), 0.6)
+    seen = is_kept(model.head(features).maps_of(given_batch.labels[:, None]), 0.6)
     (gradient,) = torch.autograd.grad(
         F.cross_entropy(model.second(features * seen).logits, given_batch.labels), features
     )

@@ -11,7 +11,7 @@ from reference_models.core.backbone import load_backbone
 from reference_models.core.config import parse_settings
 from reference_models.core.outputs import Batch
 from reference_models.localization import adl as module
-from reference_models.localization.adl import IN_HEAD, Adl, AdlConfig, attention, attention_dropout, kept
+from reference_models.localization.adl import IN_HEAD, Adl, AdlConfig, attention, attention_dropout, is_kept
 from reference_models.localization.cam import Cam
 from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
@@ -46,8 +46,8 @@ def test_attention_is_the_mean_of_the_channels_and_pixels_near_its_maximum_are_d
     features = torch.tensor([[1.0, 2, 3, 4], [1, 0, 1, 4]]).view(1, 2, 2, 2)
     seen = attention(features)
     assert seen.flatten().tolist() == [1, 1, 2, 4]
-    assert kept(seen, 0.9).flatten().tolist() == [True, True, True, False]
-    assert kept(seen, 0.5).flatten().tolist() == [True, True, False, False]  # 2 is not below 0.5 x 4
+    assert is_kept(seen, 0.9).flatten().tolist() == [True, True, True, False]
+    assert is_kept(seen, 0.5).flatten().tolist() == [True, True, False, False]  # 2 is not below 0.5 x 4
     weights = attention_dropout(features, WEIGHT, 0.9) / features
     expected = torch.tensor([0.731059, 0.731059, 0.880797, 0.982014]).view(1, 1, 2, 2).expand(1, 2, 2, 2)
     torch.testing.assert_close(weights[features > 0], expected[features > 0], atol=1e-5, rtol=0)

@@ -9,7 +9,7 @@ from torch import nn
 from reference_models.core.backbone import Backbone
 from reference_models.core.profile import Stage
 from reference_models.layers.regions import PEAK_SIDE
-from reference_models.localization.backprop import Backprop, BackpropConfig, saliency, smoothed
+from reference_models.localization.backprop import Backprop, BackpropConfig, saliency, smooth_maps
 from tests.reference_models.conftest import toy_backbone
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec
@@ -163,13 +163,13 @@ def test_the_three_ways_to_join_the_channels_are_in_their_order():
 def test_smoothing_keeps_the_sum_of_a_map_inside_and_spreads_it():
     point = torch.zeros(1, 1, 33, 33)
     point[0, 0, 16, 16] = 1.0
-    spread = smoothed(point, 2.0)[0, 0]
+    spread = smooth_maps(point, 2.0)[0, 0]
     assert abs(float(spread.sum()) - 1) < 1e-5
     offsets = torch.arange(33) - 16.0
     assert (
         abs(float((spread.sum(dim=0) * offsets.square()).sum()) - 4.0) < 0.15
     )  # the variance; the Gaussian is cut off
-    assert smoothed(point[..., :4, :4], 50.0).isfinite().all()
+    assert smooth_maps(point[..., :4, :4], 50.0).isfinite().all()
 
 
 def test_proposed_regions_lie_around_the_peaks_of_the_map_and_not_of_the_classifier_s():
@@ -191,7 +191,7 @@ def test_a_smoothed_model_gives_the_smoothed_map():
     smooth.load_state_dict(plain.state_dict())
     images = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(
-        smooth.score_maps(images, every_class(1)), smoothed(plain.score_maps(images, every_class(1)), 1.5)
+        smooth.score_maps(images, every_class(1)), smooth_maps(plain.score_maps(images, every_class(1)), 1.5)
     )
 
 

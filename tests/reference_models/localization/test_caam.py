@@ -249,12 +249,12 @@ def test_the_loss_is_two_cross_entropies_and_the_weighted_distance_of_the_maps_o
 def test_training_on_two_equal_views_is_the_test_with_twice_the_features():
     model, images = same_branches(caam(patch=(224,))), torch.randn(3, 3, 32, 32)
     features = model.backbone.run(images)
-    one, two = model.attended(features, features)
+    one, two = model.add_attention(features, features)
     logits = [model.classify(model.bind(x, view), view) for view, x in enumerate((one, two))]
     assert torch.equal(logits[0], logits[1])
     assert torch.equal(logits[0], model.localize(images).logits)
     other = model.backbone.run(torch.randn(3, 3, 32, 32))
-    one, two = model.attended(features, other)
+    one, two = model.add_attention(features, other)
     assert not torch.equal(model.classify(model.bind(one, 0), 0), model.classify(model.bind(two, 1), 1))
 
 
@@ -301,7 +301,7 @@ def test_the_mean_of_a_map_plus_the_bias_is_the_logit(branch, classifier):
 def test_the_mean_of_both_branches_is_the_mean_of_their_maps_and_scores():
     model, images, asked = caam(test_branch="mean"), torch.randn(2, 3, 32, 32), torch.tensor([[0, 4], [3, 3]])
     result = model.localize(images)
-    bound = [model.bind(model.unattended(model.backbone.run(images)), view) for view in (0, 1)]
+    bound = [model.bind(model.skip_attention(model.backbone.run(images)), view) for view in (0, 1)]
     maps = [class_activation_maps(f, model.classifiers[view].weight, asked) for view, f in enumerate(bound)]
     torch.testing.assert_close(result.score_maps(asked), (maps[0] + maps[1]) / 2, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(result.logits, (model.classify(bound[0], 0) + model.classify(bound[1], 1)) / 2)

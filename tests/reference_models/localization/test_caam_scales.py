@@ -60,7 +60,7 @@ def test_the_convolution_starts_with_a_gain_of_1(settings):
     2F."""
     model = Caam.create(backbone="efficientnet_lite0", num_classes=4, weights="none", settings=settings)
     features = torch.randn(4, 1280, 8, 8).relu()
-    for view, attended in enumerate(model.attended(features, features)):
+    for view, attended in enumerate(model.add_attention(features, features)):
         bound = model.bind(attended, view)[..., 1:-1, 1:-1]  # a cell at the border sees zeros
         assert float(
             bound.detach().square().mean().sqrt() / features.square().mean().sqrt()

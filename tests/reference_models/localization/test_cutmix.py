@@ -17,7 +17,7 @@ from reference_models.localization.cutmix import (
     CutMix,
     CutMixConfig,
     clipped_box,
-    draw_kept,
+    draw_lambda,
     mixed_cross_entropy,
 )
 from tests.reference_models.conftest import toy_backbone, toy_batch
@@ -78,7 +78,7 @@ def test_the_box_has_the_sides_of_the_definition_on_images_of_any_shape(kept, he
 
 @pytest.mark.parametrize("beta", [0.3, 1.0, 4.0])
 def test_the_part_kept_follows_a_symmetric_beta_distribution(beta):
-    kept = draw_kept(20000, beta, torch.Generator().manual_seed(0)).double()
+    kept = draw_lambda(20000, beta, torch.Generator().manual_seed(0)).double()
     assert 0 <= kept.min() <= kept.max() <= 1
     assert abs(float(kept.mean()) - 0.5) < 0.01
     assert abs(float(kept.var()) - 1 / (4 * (2 * beta + 1))) < 0.005

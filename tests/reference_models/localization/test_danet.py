@@ -16,9 +16,9 @@ from reference_models.localization.danet.method import (
     Danet,
     DanetConfig,
     cosine_loss,
-    maps_of_class,
-    of_rank,
-    upsampled,
+    find_by_rank,
+    gather_class_maps,
+    upsample,
 )
 from reference_models.training.checkpoint import save_checkpoint
 from tests.reference_models.conftest import toy_backbone
@@ -115,7 +115,7 @@ def test_channels_of_a_class_are_its_maps_and_their_mean_over_maps_and_pixels_is
     network, images = model(), torch.randn(2, 3, 32, 32)
     result = network(images)
     head = network.levels[-1](list(result.stages.values())[-1])
-    maps = maps_of_class(head, every_class(2), 4)
+    maps = gather_class_maps(head, every_class(2), 4)
     assert maps.shape == (2, CLASSES, 4, 8, 8)
     raw = head.maps_of(torch.arange(CLASSES * 4).expand(2, -1))
     torch.testing.assert_close(maps[:, 2, 3], raw[:, 2 * 4 + 3])
@@ -158,7 +158,7 @@ def test_a_batch_of_classes_gives_what_each_gives_alone():
 
 def test_enlarged_maps_have_their_corners_in_the_corners():
     maps = torch.randn(1, 2, 4, 4)
-    large = upsampled(maps, (9, 9))
+    large = upsample(maps, (9, 9))
     for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
         torch.testing.assert_close(large[..., row, column], maps[..., row, column])
 
@@ -167,7 +167,7 @@ def test_a_class_has_the_parent_of_its_own_rank_and_the_last_one_where_there_are
     child = torch.tensor([[0.1, 0.9, 0.5, 0.2, 0.3, 0.0]])  # best first: 1, 2, 4, 3, 0, 5
     level = torch.tensor([[0.0, 7.0, 3.0]])  # best first: 1, 2, 0
     asked = torch.tensor([[1, 2, 4, 3, 5]])
-    assert of_rank(child, level, asked).tolist() == [[1, 2, 0, 0, 0]]
+    assert find_by_rank(child, level, asked).tolist() == [[1, 2, 0, 0, 0]]
 
 
 def test_in_the_official_variant_the_family_and_order_of_every_class_are_the_best_ones():
@@ -214,7 +214,7 @@ def test_the_map_by_rank_is_that_of_the_tree_with_other_ancestors():
         for level, stage in zip(rank.levels, result.stages.values(), strict=True)
     ]
     by_hand = sum(
-        upsampled(maps_of_class(level(stage), score.argmax(1, keepdim=True), 4).relu().mean(2), (16, 16))
+        upsample(gather_class_maps(level(stage), score.argmax(1, keepdim=True), 4).relu().mean(2), (16, 16))
         for level, stage, score in zip(rank.levels, result.stages.values(), scores, strict=True)
     )
     torch.testing.assert_close(result.score_maps(best), by_hand.detach())
@@ -265,7 +265,7 @@ def test_the_cosine_term_is_that_of_all_own_maps_when_all_are_drawn():
         network.levels, result.stages.values(), (ROOTS, PARENTS, range(6)), strict=True
     ):
         own = torch.tensor([[truth[label]] for label in given_batch.labels])
-        rows.append(upsampled(maps_of_class(level(stage), own, 4)[:, 0], (16, 16)))
+        rows.append(upsample(gather_class_maps(level(stage), own, 4)[:, 0], (16, 16)))
     torch.testing.assert_close(
         network.loss(given_batch)["cosine"], 0.2 * cosine_loss(torch.cat(rows, dim=1), "sum")
     )

@@ -12,9 +12,9 @@ from reference_models.base.head_localizer import HeadConfig
 from reference_models.core.backbone import load_backbone
 from reference_models.core.config import parse_settings
 from reference_models.core.outputs import Batch
-from reference_models.layers.attention import attention, kept
+from reference_models.layers.attention import attention, is_kept
 from reference_models.localization.cam import Cam
-from reference_models.localization.eil import Eil, EilConfig, erased, step_of
+from reference_models.localization.eil import Eil, EilConfig, erase_attended, find_step
 from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
 
@@ -32,7 +32,7 @@ def batch(count: int = 4) -> Batch:
 @given(st.floats(0.05, 1.0), st.integers(0, 10**6))
 def test_all_channels_are_erased_from_gamma_times_the_maximum_of_their_mean_on(gamma, seed):
     features = torch.rand(3, 6, 5, 4, generator=torch.Generator().manual_seed(seed)) + 0.1
-    left = erased(features, gamma)
+    left = erase_attended(features, gamma)
     for image, rest in zip(features, left, strict=True):
         mean = image.mean(0)
         attended = mean >= gamma * mean.max()
@@ -43,13 +43,13 @@ def test_all_channels_are_erased_from_gamma_times_the_maximum_of_their_mean_on(g
 
 def test_each_image_has_its_own_maximum_and_the_comparison_is_strict():
     features = torch.tensor([[1.0, 2, 4, 0], [10, 20, 40, 0]]).view(2, 1, 2, 2)
-    assert kept(attention(features), 0.5).flatten(1).tolist() == [[True, False, False, True]] * 2
+    assert is_kept(attention(features), 0.5).flatten(1).tolist() == [[True, False, False, True]] * 2
 
 
 def test_features_without_any_activation_stay_zero_and_negative_ones_are_left_alone():
-    assert not erased(torch.zeros(1, 3, 4, 4), 0.7).any()
+    assert not erase_attended(torch.zeros(1, 3, 4, 4), 0.7).any()
     negative = -torch.rand(2, 3, 4, 4) - 0.5
-    assert torch.equal(erased(negative, 0.7), negative)
+    assert torch.equal(erase_attended(negative, 0.7), negative)
 
 
 def test_above_one_both_streams_are_the_same():
@@ -73,7 +73,7 @@ def test_each_stream_forks_off_the_one_without_erasing_and_goes_through_the_same
     torch.testing.assert_close(terms.pop("cross_entropy"), F.cross_entropy(whole.logits, given_batch.labels))
     assert list(terms) == [f"erased_{point}" for point in sorted(points)]
     for term, step in zip(terms.values(), steps, strict=True):
-        rest = model.backbone.run(erased(whole.stages[step], 0.7), after=step)
+        rest = model.backbone.run(erase_attended(whole.stages[step], 0.7), after=step)
         torch.testing.assert_close(term, 0.5 * F.cross_entropy(model.head(rest).logits, given_batch.labels))
         assert not torch.equal(rest, whole.stages["three"])
 
@@ -84,7 +84,7 @@ def test_batch_norm_sees_both_streams_as_one_batch():
     fresh = toy_backbone()
     features = model.backbone.train().run(given_batch.images, until="two")
     norm = fresh.steps["three"][1].train()
-    norm(model.backbone.steps["three"][0](torch.cat([features, erased(features, 0.7)])))
+    norm(model.backbone.steps["three"][0](torch.cat([features, erase_attended(features, 0.7)])))
     torch.testing.assert_close(model.backbone.steps["three"][1].running_mean, norm.running_mean)
 
 
@@ -126,7 +126,7 @@ def test_at_test_it_is_cam_to_the_bit_with_as_many_parameters():
 )
 def test_points_are_the_ends_of_the_last_stages(name, steps):
     backbone = load_backbone(name, weights="none")
-    assert [step_of(point, backbone) for point in (3, 4, 5)] == steps
+    assert [find_step(point, backbone) for point in (3, 4, 5)] == steps
     assert set(steps) <= set(backbone.steps)
 
 

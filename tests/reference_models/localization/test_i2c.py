@@ -16,11 +16,11 @@ from reference_models.localization import i2c
 from reference_models.localization.i2c import (
     I2C,
     I2cConfig,
+    gather_vectors,
     local_distance,
-    mean_of,
+    masked_mean,
     object_seeds,
     update_rate,
-    vectors_at,
 )
 from tests.reference_models.conftest import toy_backbone
 from wsolbench.exceptions import UsageError
@@ -108,10 +108,10 @@ def test_a_map_without_an_object_and_more_seeds_than_pixels_are_no_error():
 
 def test_vectors_are_the_columns_of_the_features_by_pair():
     features = torch.arange(4 * 2 * 6.0).reshape(4, 2, 2, 3)
-    vectors = vectors_at(features, torch.tensor([[0], [5], [2], [3]]))
+    vectors = gather_vectors(features, torch.tensor([[0], [5], [2], [3]]))
     assert vectors.shape == (2, 2, 1, 2)
     assert vectors[1, 0, 0].tolist() == [24 + 2, 24 + 8]
-    assert vectors_at(features[:3], torch.tensor([[0], [5], [2]])).shape[0] == 1
+    assert gather_vectors(features[:3], torch.tensor([[0], [5], [2]])).shape[0] == 1
 
 
 # --- the two losses -----------------------------------------------------------------------------------------
@@ -170,8 +170,8 @@ def test_pairs_of_two_classes_count_only_in_the_cross_entropy():
 
 
 def test_a_mean_over_nothing_is_zero():
-    assert mean_of(torch.ones(3), torch.zeros(3, dtype=torch.bool)) == 0
-    assert mean_of(torch.tensor([1.0, 5.0]), torch.tensor([True, False])) == 1
+    assert masked_mean(torch.ones(3), torch.zeros(3, dtype=torch.bool)) == 0
+    assert masked_mean(torch.tensor([1.0, 5.0]), torch.tensor([True, False])) == 1
 
 
 # --- the bank -----------------------------------------------------------------------------------------------
@@ -218,9 +218,9 @@ def test_the_pairs_of_other_processes_are_in_the_same_update(monkeypatch):
     whole = batch([1, 1, 3, 3, 1, 1])
     parts = [batch([1, 1], whole.images[:2]), batch([3, 3, 1, 1], whole.images[2:])]
     sent: list[torch.Tensor] = []
-    monkeypatch.setattr(i2c, "add_up", lambda sums, world: sent.append(sums.clone()))
+    monkeypatch.setattr(i2c, "all_reduce_sum", lambda sums, world: sent.append(sums.clone()))
     there.loss(parts[1])
-    monkeypatch.setattr(i2c, "add_up", lambda sums, world: sums.add_(sent[0]))
+    monkeypatch.setattr(i2c, "all_reduce_sum", lambda sums, world: sums.add_(sent[0]))
     here.loss(parts[0])
     monkeypatch.undo()
     alone = model(seeds="first")

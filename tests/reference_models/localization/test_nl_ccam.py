@@ -16,10 +16,10 @@ from reference_models.localization.nl_ccam import (
     NlCcamConfig,
     NonLocalBlock,
     combined_map,
-    places_for,
+    find_insertion_points,
+    put_first,
+    rank_classes,
     rank_weights,
-    ranks,
-    with_first,
 )
 from tests.reference_models.conftest import toy_backbone
 from wsolbench.exceptions import UsageError
@@ -134,7 +134,7 @@ def test_attention_keeps_products_that_half_precision_cannot_hold(monkeypatch):
 )
 def test_blocks_stand_after_the_published_steps_and_the_last_three_stages_elsewhere(name, places):
     backbone = load_backbone(name, weights="none")
-    assert places_for(backbone) == places
+    assert find_insertion_points(backbone) == places
     assert set(places) <= set(backbone.steps)
 
 
@@ -207,18 +207,16 @@ def test_half_of_the_classes_count_for_unless_told_otherwise():
 
 
 def test_ranks_count_the_classes_with_a_higher_score_and_a_class_asked_for_comes_first():
-    rank = ranks(torch.tensor([[0.1, 0.9, 0.5, 0.5]]))
+    rank = rank_classes(torch.tensor([[0.1, 0.9, 0.5, 0.5]]))
     assert rank.tolist() == [[3, 0, 1, 2]]
-    assert with_first(rank, torch.tensor([[1, 2, 0]])).tolist() == [
-        [[3, 0, 1, 2], [3, 1, 0, 2], [0, 1, 2, 3]]
-    ]
+    assert put_first(rank, torch.tensor([[1, 2, 0]])).tolist() == [[[3, 0, 1, 2], [3, 1, 0, 2], [0, 1, 2, 3]]]
 
 
 @given(st.integers(2, 8), st.integers(0, 10**6))
 def test_putting_a_class_first_keeps_the_order_of_the_others(count, seed):
     rank = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[None]
     for label in range(count):
-        (moved,) = with_first(rank, torch.tensor([[label]]))[0]
+        (moved,) = put_first(rank, torch.tensor([[label]]))[0]
         assert sorted(moved.tolist()) == list(range(count))
         order, before = moved.argsort().tolist(), rank[0].argsort().tolist()
         assert order == [label, *(other for other in before if other != label)]
@@ -270,7 +268,7 @@ def test_t1b1_takes_the_last_of_the_other_classes_from_the_one_asked_for():
 @pytest.mark.parametrize("kind", ["quadratic", "linear"])
 def test_a_map_added_to_those_of_all_classes_cancels(kind):
     features, weight = torch.randn(2, 16, 4, 4), torch.randn(CLASSES, 16)
-    g, rank = rank_weights(kind, CLASSES, CLASSES // 2), ranks(torch.randn(2, CLASSES))[:, None]
+    g, rank = rank_weights(kind, CLASSES, CLASSES // 2), rank_classes(torch.randn(2, CLASSES))[:, None]
     one = combined_map(features, weight, g, rank)
     two = combined_map(features, weight + torch.randn(16), g, rank)
     torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
@@ -282,7 +280,7 @@ def test_mixed_precision_does_not_touch_the_combination_of_the_maps():
         torch.randn(CLASSES, 16),
         rank_weights("quadratic", CLASSES, 3),
     )
-    rank = ranks(torch.randn(2, CLASSES))[:, None]
+    rank = rank_classes(torch.randn(2, CLASSES))[:, None]
     expected = combined_map(features, weight, g, rank)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(combined_map(features, weight, g, rank), expected)

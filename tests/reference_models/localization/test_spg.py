@@ -16,11 +16,11 @@ from reference_models.core.outputs import Batch
 from reference_models.localization.spg import (
     Spg,
     SpgConfig,
+    find_insertion_points,
     guidance,
     guided_loss,
     object_levels,
-    places_for,
-    upsampled,
+    upsample,
 )
 from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
@@ -213,8 +213,8 @@ def test_what_guides_gets_no_gradient_from_what_it_guides(term, moved):
 
 
 def test_masks_have_the_given_size_and_keep_the_corners_apart():
-    assert upsampled(torch.randn(2, 1, 8, 8), 20).shape == (2, 20, 20)
-    assert upsampled(torch.tensor([[[[0.0, 1.0]]]]), 4)[0, 0].tolist() == [0, 0.25, 0.75, 1]
+    assert upsample(torch.randn(2, 1, 8, 8), 20).shape == (2, 20, 20)
+    assert upsample(torch.tensor([[[[0.0, 1.0]]]]), 4)[0, 0].tolist() == [0, 0.25, 0.75, 1]
 
 
 def test_at_test_the_maps_are_those_of_the_classifier_and_the_sides_are_not_run():
@@ -242,7 +242,7 @@ def test_at_test_the_maps_are_those_of_the_classifier_and_the_sides_are_not_run(
 def test_sides_read_the_published_places_and_the_last_two_stages_elsewhere(name, places, channels, width):
     size = 96 if name == "inception_v3" else 64
     backbone = load_backbone(name, weights="none", image_size=size).eval()
-    assert places_for(backbone) == (places, channels)
+    assert find_insertion_points(backbone) == (places, channels)
     model = Spg(backbone, CLASSES, SpgConfig(mask_size=16))
     with torch.no_grad():
         features, one, two = model.features(torch.randn(1, 3, size, size))

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_models.layers.correlation import on_grid, unit_pixels
+from reference_models.layers.correlation import resize_to_grid, unit_pixels
 from reference_models.layers.maps import min_max
 from reference_models.postprocess.scg import (
     Scg,
@@ -205,7 +205,7 @@ def stage_maps(case: int) -> list[torch.Tensor]:
         torch.tensor(stored[f"scg_hsc{number}_{case:02d}"])
         for number in range(stored[f"scg_num_hsc_{case:02d}"])
     ]
-    return [map_of(hsc, on_grid(cams, side, side), config)[0] for hsc in hscs]
+    return [map_of(hsc, resize_to_grid(cams, side, side), config)[0] for hsc in hscs]
 
 
 @pytest.mark.parametrize("case", range(6))

@@ -11,7 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference_models.recognition.lio.class_groups import class_groups, over_groups, positives_of, role_major
+from reference_models.recognition.lio.class_groups import (
+    draw_class_groups,
+    find_positives,
+    order_by_role,
+    reduce_groups,
+)
 
 
 @settings(max_examples=60)
@@ -25,7 +30,7 @@ def test_every_image_leads_one_group_of_its_class_and_others_come_once_where_the
     labels, size, others, seed
 ):
     classes = np.array(labels)
-    batches = class_groups(classes, size, others, np.random.default_rng(seed))
+    batches = draw_class_groups(classes, size, others, np.random.default_rng(seed))
     assert [len(batch) for batch in batches[:-1]] == [size * (1 + others)] * (len(batches) - 1)
     groups = np.concatenate(batches).reshape(-1, 1 + others)
     assert sorted(groups[:, 0].tolist()) == list(range(len(labels)))
@@ -40,7 +45,7 @@ def test_all_choices_of_others_are_equally_likely():
     rng, counts = np.random.default_rng(0), Counter()
     for _ in range(600):
         for leader, *company in (
-            np.concatenate(class_groups(np.zeros(4, dtype=np.int64), 4, 2, rng)).reshape(-1, 3).tolist()
+            np.concatenate(draw_class_groups(np.zeros(4, dtype=np.int64), 4, 2, rng)).reshape(-1, 3).tolist()
         ):
             if leader == 1:
                 counts[tuple(company)] += 1
@@ -49,13 +54,13 @@ def test_all_choices_of_others_are_equally_likely():
 
 
 def test_the_positives_of_an_image_are_the_others_of_its_group():
-    index, counted = positives_of(torch.tensor([5, 5, 5, 2, 2, 2]), 3, "correct")
+    index, counted = find_positives(torch.tensor([5, 5, 5, 2, 2, 2]), 3, "correct")
     assert index.tolist() == [[1, 2], [2, 0], [0, 1], [4, 5], [5, 3], [3, 4]]
     assert counted.all()
 
 
 def test_missing_images_and_those_of_other_classes_do_not_count():
-    index, counted = positives_of(torch.tensor([5, 5, 2, 2, 7]), 4, "correct")
+    index, counted = find_positives(torch.tensor([5, 5, 2, 2, 7]), 4, "correct")
     assert [
         [int(i) for i, c in zip(row, use, strict=True) if c] for row, use in zip(index, counted, strict=True)
     ] == [
@@ -84,9 +89,9 @@ def released_order(leaders: int, positives: int) -> list[int]:
 def test_the_confused_groups_are_cut_from_leaders_then_first_positives_then_second_ones(leaders, positives):
     size = 1 + positives
     order = released_order(leaders, positives)
-    assert role_major(leaders * size, size, torch.device("cpu")).tolist() == order
+    assert order_by_role(leaders * size, size, torch.device("cpu")).tolist() == order
     sets = [order[start : start + size] for start in range(0, len(order), size)]
-    index, counted = positives_of(torch.zeros(leaders * size, dtype=torch.int64), size, "interleaved_bug")
+    index, counted = find_positives(torch.zeros(leaders * size, dtype=torch.int64), size, "interleaved_bug")
     assert counted.all()
     for members in sets:
         for image in members:
@@ -95,10 +100,10 @@ def test_the_confused_groups_are_cut_from_leaders_then_first_positives_then_seco
 
 def test_with_sixteen_leaders_of_as_many_classes_no_partner_is_of_the_image_s_own_class():
     labels = torch.arange(16).repeat_interleave(4)
-    index, counted = positives_of(labels, 4, "interleaved_bug")
+    index, counted = find_positives(labels, 4, "interleaved_bug")
     assert counted.all()
     assert (labels[index] == labels[:, None]).float().mean() == 0
-    index, counted = positives_of(labels, 4, "correct")
+    index, counted = find_positives(labels, 4, "correct")
     assert (labels[index] == labels[:, None])[counted].float().mean() == 1
     # If the positives stayed in the loader's order, leader by leader, a third of the partners would be of the
     # own class.
@@ -108,7 +113,7 @@ def test_with_sixteen_leaders_of_as_many_classes_no_partner_is_of_the_image_s_ow
 
 
 def test_the_confused_order_of_an_incomplete_batch_leaves_out_what_is_missing():
-    index, counted = positives_of(
+    index, counted = find_positives(
         torch.arange(6), 4, "interleaved_bug"
     )  # leaders 0 and 4, first positives 1 and 5, then 2 and 3
     assert index[0].tolist() == [4, 1, 5]
@@ -124,6 +129,6 @@ def test_the_confused_order_of_an_incomplete_batch_leaves_out_what_is_missing():
 
 def test_means_over_all_images_or_over_leaders_and_the_others():
     values = torch.tensor([1.0, 2, 3, 5, 6, 7])
-    assert over_groups(values, 3, "mean") == 4
-    assert over_groups(values, 3, "split") == (1 + 5) / 2 + (2 + 3 + 6 + 7) / 4
-    assert over_groups(values, 1, "split") == 4
+    assert reduce_groups(values, 3, "mean") == 4
+    assert reduce_groups(values, 3, "split") == (1 + 5) / 2 + (2 + 3 + 6 + 7) / 4
+    assert reduce_groups(values, 1, "split") == 4

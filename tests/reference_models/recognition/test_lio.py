@@ -16,7 +16,7 @@ from reference_models.core.config import parse_settings
 from reference_models.core.outputs import Batch
 from reference_models.core.profile import Stage
 from reference_models.recognition.baseline import Baseline, BaselineConfig
-from reference_models.recognition.lio.class_groups import positives_of
+from reference_models.recognition.lio.class_groups import find_positives
 from reference_models.recognition.lio.method import Lio, LioConfig, Structure, pseudo_mask
 from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
@@ -56,7 +56,7 @@ def strided_backbone(*, linear: bool = False) -> Backbone:
 def mask_of(features: torch.Tensor, size: int) -> torch.Tensor:
     """M of images that are in groups of one class."""
     labels = torch.arange(len(features)) // size
-    return pseudo_mask(features, features, *positives_of(labels, size, "correct"))
+    return pseudo_mask(features, features, *find_positives(labels, size, "correct"))
 
 
 # --- the loss -----------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def mask_of(features: torch.Tensor, size: int) -> torch.Tensor:
 
 def parts_of(model: Lio, given_batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """f, m' and M of the last stage."""
-    f = model.pooled(model.backbone.stages(given_batch.images))["7"]
+    f = model.pool_stages(model.backbone.stages(given_batch.images))["7"]
     m = model.structure["7"].extent_map(f)
     return f, m, mask_of(f, model.config.num_positives + 1)
 
@@ -122,7 +122,7 @@ def test_true_masks_take_the_place_of_the_correlation():
     torch.testing.assert_close(
         model.loss(given_batch)["oel_7"], (m - F.adaptive_avg_pool2d(masks[:, None], 7)[:, 0]).square().mean()
     )
-    with pytest.raises(UsageError, match="target=mask of method 'lio' needs true masks"):
+    with pytest.raises(UsageError, match="target=mask of method 'lio' needs ground-truth masks"):
         model.loss(batch())
 
 
@@ -139,7 +139,7 @@ def test_each_task_can_be_left_out():
 
 def test_without_a_mask_all_cells_count_and_the_strongest_cell_is_the_reference():
     model, given_batch = lio(oel=False, beta=1.0), batch()
-    f = model.pooled(model.backbone.stages(given_batch.images))["7"]
+    f = model.pool_stages(model.backbone.stages(given_batch.images))["7"]
     context = model.structure["7"].context(f)
     assert torch.equal(
         context.reference, model.structure["7"].context.structure(f).mean(dim=1).flatten(1).argmax(dim=1)
@@ -275,8 +275,8 @@ def test_stages_of_the_networks(backbone, channels):
 def test_maps_are_averaged_to_n_by_n_and_smaller_ones_keep_their_size():
     model = Lio(strided_backbone(), CLASSES, LioConfig())
     stages = {"three": torch.randn(2, 8, 14, 14)}
-    torch.testing.assert_close(model.pooled(stages)["7"], F.avg_pool2d(stages["three"], 2))
-    assert model.pooled({"three": torch.randn(2, 8, 4, 4)})["7"].shape[2:] == (4, 4)
+    torch.testing.assert_close(model.pool_stages(stages)["7"], F.avg_pool2d(stages["three"], 2))
+    assert model.pool_stages({"three": torch.randn(2, 8, 4, 4)})["7"].shape[2:] == (4, 4)
     assert [stage.name for stage in lio(stages=(7, 14)).places.values()] == ["three", "one"]
     with pytest.raises(
         UsageError, match=r"stages of method 'lio': 28 needs a stage of stride 1, and toy \(std\) has 2, 4"

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reference_models.recognition.lio.class_groups import positives_of
+from reference_models.recognition.lio.class_groups import find_positives
 from reference_models.recognition.lio.method import Structure, correlation, pseudo_mask
 from tests.oracles.golden import golden
 from tests.reference_models.recognition.test_lio import OFFICIAL, mask_of
@@ -99,8 +99,8 @@ def test_with_the_released_order_the_target_compares_different_classes():
     labels = torch.arange(4).repeat_interleave(4)
     value = torch.tensor([1.0, 2, 4, 8])[labels]
     features = value[:, None, None, None].expand(16, 3, 2, 2)
-    right = pseudo_mask(features, features, *positives_of(labels, 4, "correct"))
+    right = pseudo_mask(features, features, *find_positives(labels, 4, "correct"))
     assert torch.equal(right[:, 0, 0], value**2)
-    wrong = pseudo_mask(features, features, *positives_of(labels, 4, "interleaved_bug"))
+    wrong = pseudo_mask(features, features, *find_positives(labels, 4, "interleaved_bug"))
     assert wrong[0, 0, 0] == 1 * (2 + 4 + 8) / 3
     assert (wrong != right).float().mean() > 0.9

@@ -12,7 +12,7 @@ from reference_models.core.outputs import Batch
 from reference_models.core.recipes import FINE_GRAINED
 from reference_models.layers.navigator import best_cover, nominate, rank_loss
 from reference_models.layers.regions import coverage, crop_resize
-from reference_models.recognition.nts_net import NtsNet, NtsNetConfig, dropped
+from reference_models.recognition.nts_net import NtsNet, NtsNetConfig, drop_values
 from tests.reference_models.conftest import squares, toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
 
@@ -164,15 +164,15 @@ def test_the_ranking_loss_teaches_the_navigator_alone_and_is_its_only_teacher():
 
 def test_dropout_keeps_the_mean_and_is_drawn_by_the_generator():
     ones = torch.ones(50, 7, 40)
-    one, two = (dropped(ones, 0.3, torch.Generator().manual_seed(3)) for _ in range(2))
+    one, two = (drop_values(ones, 0.3, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(one, two)
     assert abs(float((one == 0).float().mean()) - 0.3) < 0.02
     torch.testing.assert_close(one.unique(), torch.tensor([0, 1 / 0.7]))
     assert not torch.equal(one[0], one[1])
-    shared = dropped(ones, 0.3, torch.Generator().manual_seed(3), per_image=False)
+    shared = drop_values(ones, 0.3, torch.Generator().manual_seed(3), per_image=False)
     assert torch.equal(shared[0], shared[1])
     assert not torch.equal(shared[:, 0], shared[:, 1])
-    assert torch.equal(dropped(ones, 0.0, torch.Generator()), ones)
+    assert torch.equal(drop_values(ones, 0.0, torch.Generator()), ones)
 
 
 def test_training_draws_from_the_generator_of_the_batch():

@@ -7,7 +7,7 @@ import torch
 
 from reference_models.core.backbone import load_backbone
 from reference_models.layers.regions import crop_resize
-from reference_models.recognition.ssanet.part_features import aligned_regions, grid_side, seen_again
+from reference_models.recognition.ssanet.part_features import aligned_regions, grid_side, reextract_features
 from tests.reference_models.conftest import toy_backbone
 
 BOXES = torch.tensor([[[0.0, 0, 16, 16], [8, 4, 30, 20]], [[-4, 10, 12, 30], [2, 2, 20, 36]]])
@@ -18,7 +18,7 @@ def test_parts_are_seen_by_the_backbone_as_images_of_their_own():
     crops = crop_resize(images, BOXES, 16)
     expected = list(backbone.stages(crops).values())
     for chunk in (1, 3, 100):
-        found = seen_again(backbone, images, BOXES, 16, depth=2, chunk=chunk)
+        found = reextract_features(backbone, images, BOXES, 16, depth=2, chunk=chunk)
         assert len(found) == 2
         for stage, wanted in zip(found, expected[-2:], strict=True):
             torch.testing.assert_close(stage.flatten(0, 1), wanted)
@@ -28,7 +28,7 @@ def test_in_training_all_parts_share_one_batch():
     backbone, images = toy_backbone().train(), torch.randn(2, 3, 32, 32)
     sizes: list[int] = []
     backbone.steps["one"].register_forward_pre_hook(lambda _step, arguments: sizes.append(len(arguments[0])))
-    seen_again(backbone, images, BOXES, 16, chunk=1)
+    reextract_features(backbone, images, BOXES, 16, chunk=1)
     assert sizes == [4]
 
 

@@ -51,7 +51,7 @@ def test_the_aligned_candidate_goes_on_to_oriented_pooling(dsm, feature):
     phi = features.flatten(3) if feature == "flatten" else features.mean((4, 5))
     scored = module.mining(phi)
     assert torch.equal(reading.scales, scored.logits)
-    best = module.mining.aligned(phi, scored.shift, classes)
+    best = module.mining.pick_aligned(phi, scored.shift, classes)
     for image in range(2):
         for part in range(2):
             assert torch.equal(reading.boxes[image, part], candidates[image, part, best[image, part]])
@@ -92,8 +92,8 @@ def test_oriented_pooling_can_be_left_out():
 
 def test_pooling_is_the_mean_or_the_maximum():
     features = torch.randn(2, 3, 8, 4, 4)
-    assert torch.equal(heads().pooled(features), features.mean((3, 4)))
-    assert torch.equal(heads(part_pool="max").pooled(features), features.amax((3, 4)))
+    assert torch.equal(heads().pool(features), features.mean((3, 4)))
+    assert torch.equal(heads(part_pool="max").pool(features), features.amax((3, 4)))
 
 
 def test_only_scale_mining_on_pooled_vectors_starts_from_a_linear_classifier():

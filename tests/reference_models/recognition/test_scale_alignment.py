@@ -123,7 +123,7 @@ def test_the_known_case_has_its_best_shift_and_candidate():
     assert (scores.logits.item(), scores.shift.item()) == (7, 4)
     taps = (torch.arange(5) + 4) % 5
     assert (PHI * WEIGHT[taps]).sum(1).tolist() == [0, -1, 1, 1, 6]
-    assert module.aligned(phi, scores.shift, torch.tensor([0])).item() == 4
+    assert module.pick_aligned(phi, scores.shift, torch.tensor([0])).item() == 4
 
 
 def test_without_shifts_the_known_case_has_the_response_of_the_first():
@@ -131,7 +131,7 @@ def test_without_shifts_the_known_case_has_the_response_of_the_first():
     scores = module(PHI[None, None])
     assert (scores.logits.item(), scores.shift.item()) == (5, 0)
     assert (PHI * WEIGHT).sum(1).tolist() == [1, 1, 2, 1, 0]
-    assert module.aligned(PHI[None, None], scores.shift, torch.tensor([0])).item() == 2
+    assert module.pick_aligned(PHI[None, None], scores.shift, torch.tensor([0])).item() == 2
 
 
 def test_of_equal_responses_the_lowest_shift_counts():
@@ -159,19 +159,19 @@ def test_where_candidates_begin_changes_no_score_and_moves_the_aligned_one_along
     scores, rolled = module(phi), module(phi.roll(1, 2))
     torch.testing.assert_close(rolled.logits, scores.logits)
     assert torch.equal(rolled.shift, (scores.shift - 1) % 5)
-    best = module.aligned(phi, scores.shift, classes)
-    assert torch.equal(module.aligned(phi.roll(1, 2), rolled.shift, classes), (best + 1) % 5)
+    best = module.pick_aligned(phi, scores.shift, classes)
+    assert torch.equal(module.pick_aligned(phi.roll(1, 2), rolled.shift, classes), (best + 1) % 5)
 
 
 def test_where_weights_begin_changes_neither_scores_nor_the_aligned_candidate():
     module, phi, classes = mining(), torch.randn(3, 2, 5, 6), torch.tensor([1, 3, 0])
     scores = module(phi)
-    best = module.aligned(phi, scores.shift, classes)
+    best = module.pick_aligned(phi, scores.shift, classes)
     with torch.no_grad():
         module.weight.copy_(module.weight.roll(2, 2))
     again = module(phi)
     torch.testing.assert_close(again.logits, scores.logits)
-    assert torch.equal(module.aligned(phi, again.shift, classes), best)
+    assert torch.equal(module.pick_aligned(phi, again.shift, classes), best)
 
 
 def test_with_one_weight_that_is_not_zero_it_is_the_classifier_of_a_single_scale():
@@ -186,7 +186,7 @@ def test_with_one_weight_that_is_not_zero_it_is_the_classifier_of_a_single_scale
     both = full(phi)
     torch.testing.assert_close(both.logits, scores.logits, atol=1e-5, rtol=1e-5)
     assert torch.equal((2 - both.shift) % 5, scores.shift)  # shift r puts the weight on candidate 2 - r
-    chosen = single.aligned(phi, scores.shift, classes)
+    chosen = single.pick_aligned(phi, scores.shift, classes)
     expected = torch.stack(
         [(phi[image] @ single.weight[0, label, 0]).argmax(1) for image, label in enumerate(classes)]
     )
@@ -208,7 +208,7 @@ def test_the_gradient_of_the_winning_class_is_the_shifted_features_and_that_of_t
 def test_parts_with_weights_of_their_own_are_as_many_classifiers(mode):
     several, phi, classes = mining(mode=mode, kinds=2), torch.randn(3, 2, 5, 6), torch.tensor([1, 3, 0])
     scores = several(phi)
-    best = several.aligned(phi, scores.shift, classes)
+    best = several.pick_aligned(phi, scores.shift, classes)
     for part in range(2):
         alone = mining(mode=mode)
         with torch.no_grad():
@@ -217,7 +217,7 @@ def test_parts_with_weights_of_their_own_are_as_many_classifiers(mode):
         torch.testing.assert_close(own.logits, scores.logits[:, part : part + 1], atol=1e-5, rtol=1e-5)
         assert torch.equal(own.shift, scores.shift[:, part : part + 1])
         assert torch.equal(
-            alone.aligned(phi[:, part : part + 1], own.shift, classes), best[:, part : part + 1]
+            alone.pick_aligned(phi[:, part : part + 1], own.shift, classes), best[:, part : part + 1]
         )
 
 

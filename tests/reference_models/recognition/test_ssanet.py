@@ -34,7 +34,7 @@ def test_the_prediction_is_the_sum_of_both_modules_over_the_aligned_parts():
     features = seen_parts(model, images, candidates.flatten(1, 2)).view(3, 4, 5, 16, 4, 4)
     scored = model.heads.mining(features.flatten(3))
     predicted = scored.logits.sum(1).argmax(1)
-    best = model.heads.mining.aligned(features.flatten(3), scored.shift, predicted)
+    best = model.heads.mining.pick_aligned(features.flatten(3), scored.shift, predicted)
     logits = []
     for image in range(3):
         chosen = torch.stack([features[image, part, best[image, part]] for part in range(4)])
@@ -72,7 +72,7 @@ def test_every_row_of_the_tables_trains_its_stages_and_predicts_by_what_it_has(s
     assert [sorted(names) for names, _ in model.stages] == [[name] for name in stages]
     result = model.localize(images)
     reading = model.heads(lambda boxes: [seen_parts(model, images, boxes)], proposed(model, images, 4).boxes)
-    plain = model.part_classifier(model.heads.pooled(reading.features))
+    plain = model.part_classifier(model.heads.pool(reading.features))
     parts = {"plain": [plain], "scales": [reading.scales], "orientations": [reading.orientations]}
     parts["both"] = [reading.scales, reading.orientations]
     torch.testing.assert_close(

@@ -141,7 +141,7 @@ def test_a_checkpoint_with_settings_of_another_version_is_refused(saved):
 def test_a_truncated_checkpoint_is_refused(saved):
     path = saved[1]
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match="truncated or no safetensors file"):
+    with pytest.raises(DataError, match="truncated or not a safetensors file"):
         load_checkpoint(Cam, path)
 
 
@@ -166,7 +166,7 @@ def test_a_pickled_checkpoint_is_refused(tmp_path):
 def test_a_safetensors_file_of_somebody_else_is_refused(tmp_path):
     path = tmp_path / "other.safetensors"
     save_file({"weights": torch.zeros(3)}, path)
-    with pytest.raises(DataError, match="no checkpoint of this package"):
+    with pytest.raises(DataError, match="not a checkpoint of this package"):
         load_checkpoint(Cam, path)
 
 

@@ -87,12 +87,12 @@ def test_a_state_of_another_program_is_refused_with_both_named(unfinished, monke
     monkeypatch.setattr(run_folder, "program", lambda libraries: {**program(libraries), "versions": other})
     with pytest.raises(
         UsageError,
-        match=rf"begun otherwise: torch {torch.__version__.partition('+')[0]}\S* there and 9\.9\.9 here\..*delete state\.pt",
+        match=rf"started differently: torch {torch.__version__.partition('+')[0]}\S* there and 9\.9\.9 here\..*delete state\.pt",
     ):
         Cam.fit(unfinished)
     torch.set_num_threads(2)
     monkeypatch.undo()
-    with pytest.raises(UsageError, match="begun otherwise: threads 1 there and 2 here"):
+    with pytest.raises(UsageError, match="started differently: threads 1 there and 2 here"):
         Cam.fit(unfinished)
 
 
@@ -141,7 +141,7 @@ def test_a_checkpoint_of_an_earlier_version_loads_and_is_said_to_be_unchecked(fi
     save_file(sound, path, metadata={HEADER: json.dumps(read_header(path))})
     loaded = Cam.load(path, device="cpu").state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in sound.items())
-    assert "has no digest, as earlier versions wrote it" in capsys.readouterr().err
+    assert "has no digest, because an earlier version wrote it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("limit", [20_000, 200_000])

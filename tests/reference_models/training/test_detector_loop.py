@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from reference_models.detection.lio_mask_rcnn.method import LioMaskRcnn
 from reference_models.training import detector_loop as train_detector
-from reference_models.training.detector_data import TargetReader, example
+from reference_models.training.detector_data import TargetReader, make_example
 from reference_models.training.run_folder import LAST, LOG, STATE
 from tests.datasets.coco_layout import edited, write_coco
 from wsolbench.datasets.coco import InstanceDataset, load_instances
@@ -171,8 +171,8 @@ def test_images_with_nothing_to_learn_from_are_left_out(root):
 
 def test_a_mirrored_example_is_mirrored_as_a_whole(root):
     sample = load_instances(root, "train").samples[0]
-    image, target = example(sample, masks=True, mirrored=True)
-    plain, as_is = example(sample, masks=True, mirrored=False)
+    image, target = make_example(sample, masks=True, mirrored=True)
+    plain, as_is = make_example(sample, masks=True, mirrored=False)
     assert torch.equal(image.flip(2), plain)
     assert torch.equal(target["masks"].flip(2), as_is["masks"])
     assert torch.equal(target["labels"], as_is["labels"])

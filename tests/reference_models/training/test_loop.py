@@ -288,13 +288,13 @@ def test_new_layers_and_biases_learn_faster_by_the_factors_of_the_recipe(tmp_pat
 
 def test_a_step_moves_each_group_by_its_own_rate(tmp_path):
     """Plain SGD without momentum and decay: the change of a parameter is its rate times its gradient."""
-    from reference_models.training.loop import optimizer_of
+    from reference_models.training.loop import build_optimizer
 
     first = Cam.fit(request(tmp_path, epochs=1))
     recipe = Recipe(source="test", epochs=1, batch_size=1, lr=0.001, momentum=0.0, weight_decay=0.0)
     model = Cam.create(backbone="tiny", num_classes=3, weights=str(first), settings={})
     (objective,) = model.objectives(recipe)
-    optimizer = optimizer_of(objective)
+    optimizer = build_optimizer(objective)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

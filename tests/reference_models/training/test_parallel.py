@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from reference_models.localization.cam import Cam
 from reference_models.training.images import ImageReader
-from reference_models.training.parallel import share_of
+from reference_models.training.parallel import take_share
 from reference_models.training.run_folder import BEST, LAST, LOG, STATE
 from tests.processes import ROOT, together
 from tests.reference_models.conftest import squares
@@ -69,7 +69,7 @@ def test_the_shares_of_a_batch_weigh_every_image_equally_and_are_large_enough_fo
     batch = np.arange(100, 100 + count)
     weight_of = dict.fromkeys(batch.tolist(), 0.0)
     for rank in range(size):
-        mine, weight = share_of(batch, World(rank, size, rank), group)
+        mine, weight = take_share(batch, World(rank, size, rank), group)
         assert len(mine) >= min(2, count) or count % group == 1
         assert (mine[0] - 100) % group == 0  # groups of neighbours stay together
         assert (mine[-1] - 100) % group == group - 1 or mine[-1] == batch[-1]
@@ -82,13 +82,13 @@ def test_the_shares_of_a_batch_weigh_every_image_equally_and_are_large_enough_fo
 @given(count=st.integers(1, 70), size=st.integers(1, 9))
 def test_no_process_has_more_than_a_pair_above_its_part_of_a_batch_that_is_large_enough(count, size):
     if count >= 2 * size:
-        largest = max(len(share_of(np.arange(count), World(rank, size, rank))[0]) for rank in range(size))
+        largest = max(len(take_share(np.arange(count), World(rank, size, rank))[0]) for rank in range(size))
         assert largest <= -(-count // size) + 1
 
 
 def test_one_process_has_the_whole_batch():
     batch = np.arange(5)
-    mine, weight = share_of(batch, World())
+    mine, weight = take_share(batch, World())
     assert np.array_equal(mine, batch)
     assert weight == 1.0
 
@@ -98,7 +98,7 @@ def test_one_process_has_the_whole_batch():
 ONE_STEP = """
 import json, sys
 import torch
-from reference_models.training.parallel import make_equal, one_step
+from reference_models.training.parallel import broadcast_from_first, synchronised_step
 from wsolbench.system.distributed import connected
 
 class Model(torch.nn.Module):
@@ -112,7 +112,7 @@ class Model(torch.nn.Module):
 with connected() as here:
     model = Model()
     weight = (0.25, 0.75)[here.rank]
-    with one_step(model, weight, here):
+    with synchronised_step(model, weight, here):
         model.mean += 4.0 * (here.rank + 1)
         model.steps += here.rank + 5
         loss = (model.shared * (1.0 + here.rank)).sum()
@@ -122,12 +122,12 @@ with connected() as here:
     found = {name: None if p.grad is None else p.grad.tolist() for name, p in model.named_parameters()}
     found |= {"mean": model.mean.tolist(), "constant": torch.equal(model.constant, Model().constant)}
 
-    make_equal(model.buffers(), here)
+    broadcast_from_first(model.buffers(), here)
     found["steps"] = int(model.steps)
 
     scaler, optimizer = torch.amp.GradScaler("cpu", init_scale=8.0), torch.optim.SGD(model.parameters(), lr=1.0)
     optimizer.zero_grad()
-    with one_step(model, weight, here):
+    with synchronised_step(model, weight, here):
         scaler.scale((model.shared * (float("inf") if here.rank == 1 else 1.0)).sum() * weight).backward()
     scaler.step(optimizer)
     scaler.update()
