@@ -1,4 +1,4 @@
-"""A small network for toybirds and tests, which trains on a CPU in a minute.
+"""A small network for toybirds and tests: a minute of training on a CPU.
 
 Plain 3x3 convolutions with batch norm and ReLU, four stages, input 128. It is this project's design. Its only
 weights are checkpoints of this project (`--weights CHECKPOINT`).

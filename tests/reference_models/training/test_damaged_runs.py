@@ -100,7 +100,7 @@ def test_a_state_of_a_version_that_did_not_say_what_it_was_is_refused(unfinished
     state = torch.load(unfinished.out / STATE, weights_only=True)
     del state["program"], state["machine"]
     torch.save(state, unfinished.out / STATE)
-    with pytest.raises(UsageError, match="an earlier version there, which did not say what it was"):
+    with pytest.raises(UsageError, match="an earlier version there, which did not state its number"):
         Cam.fit(unfinished)
 
 
