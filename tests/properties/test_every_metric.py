@@ -329,7 +329,7 @@ def test_a_positive_factor_on_the_raw_map_changes_nothing(
 def test_perfect_predictions_have_the_best_value(row: Row, drawn: list[Image]) -> None:
     assume(
         not any(image.mask.all() for image in drawn)
-    )  # a map of an object that fills the image is constant and says nothing
+    )  # a map of an object that fills the image is constant and has no information
     result = row.compute(run(row, [row.see(perfect(image)) for image in drawn]))
     assert row.headline(result) == pytest.approx([row.best] * len(row.headline(result)), abs=1e-12)
 

@@ -28,7 +28,7 @@ the checkpoint `classifier` (of `cam`, or another method that is a backbone and 
 backbone's own, if the weights include one for these classes (`head=fc` on ImageNet). Third, it is trained by
 cross-entropy in the first `classifier_part` of the run, and then frozen. Each part has the whole schedule of
 the recipe. A run of one epoch, or with a trained classifier, trains only the detector (all 45 epochs of
-`gc_net`; the code: 30). The validation accuracy says nothing about the detector, so do not use the best
+`gc_net`; the code: 30). Validation accuracy does not measure the detector, so do not use the best
 checkpoint.
 
 The box of the shape, `propose()`, needs no threshold: `wsolbench eval --map union` scores it. The class's map
