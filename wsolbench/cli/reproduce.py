@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsolbench.cli.groups import GroupedCommand, option
+from wsolbench.cli.options import results_option
 from wsolbench.cli.values import Device
 
 if TYPE_CHECKING:
@@ -73,14 +74,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Device to use: auto, cpu, cuda or cuda:N.",
 )
-@option(
-    "Output",
-    "--results",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("results"),
-    show_default=True,
-    help="Folder whose measured/ holds the records.",
-)
+@results_option
 @option(
     "Output",
     "--tables/--no-tables",
