@@ -329,6 +329,7 @@ def _start(
         facts = {**facts, "processes": here.size}
     # Model, objectives and optimisers.
     model = new_model(method, request, device)
+    model.backbone.freeze(recipe.frozen_stages)
     if device.type == "cuda" and here.size > 1:
         model = synchronise_batch_norm(model)
     objectives = tuple(model.objectives(recipe))
