@@ -39,6 +39,13 @@ class Claim:
 
     Settings select a method's runs. They are `name=value` pairs joined by `;`. Settings of the post-process
     have the prefix `post.`.
+
+    Attributes:
+        control: method that has everything of B except the idea that the claim is about, or empty. Its
+            difference to A shows how much of the claim's difference has another cause.
+        control_settings: settings of the control.
+        allow_unequal_budget: `yes` if runs with unequal budgets are compared as well. They are shown, but
+            cannot support the claim. Otherwise empty.
     """
 
     paper: str
@@ -51,6 +58,9 @@ class Claim:
     b_settings: str
     published_a: str
     published_b: str
+    control: str = ""
+    control_settings: str = ""
+    allow_unequal_budget: str = ""
 
     @property
     def sides(self) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -79,6 +89,12 @@ def _checked_claim(row: dict[str, str]) -> Claim:
     metric_info(claim.metric)
     if float(claim.published_a) == float(claim.published_b):
         raise ValueError("both published values are equal; expected two that differ")
+    if claim.control_settings and not claim.control:
+        raise ValueError("it has control_settings but no control; expected the name of the control's method")
+    if claim.allow_unequal_budget not in ("", "yes"):
+        raise ValueError(
+            f"allow_unequal_budget is {claim.allow_unequal_budget!r}; expected yes, or an empty cell"
+        )
     return claim
 
 

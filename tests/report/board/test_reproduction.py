@@ -17,7 +17,8 @@ from wsolbench.records.published import LITERATURE
 from wsolbench.report.board.repetitions import Run, different_settings
 from wsolbench.report.board.reproduction import reproduction_markdown
 
-HEADER = "paper,where,claim,metric,a,a_settings,b,b_settings,published_a,published_b"
+HEADER = "paper,where,claim,metric,a,a_settings,b,b_settings,published_a,published_b,"
+HEADER += "control,control_settings,allow_unequal_budget"
 CLAIM = Claim(
     paper="P",
     where="Table 1",
