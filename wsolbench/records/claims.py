@@ -4,21 +4,24 @@
     LITERATURE/variants.csv   the method and settings here that a published name refers to
 
 Two runs are a pair for a claim if they agree in everything with the same meaning for both: data, protocol,
-backbone, image size, init and recipe. Settings of one method's own design do not matter, even if another
-method has a setting of the same name. The number of epochs may differ if each run lasts as long as its
-stages, and both sides have the same stage lengths (`stage_epochs`).
+backbone, image size, init, recipe, and the number of images seen in training (`wsolbench.records.budget`).
+Settings of one method's own design do not matter, even if another method has a setting of the same name.
+
+A claim can allow unequal budgets. The runs then need the same number of epochs. It may differ if each run
+lasts as long as its stages, and both sides have the same stage lengths (`stage_epochs`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from wsolbench.metrics.catalog import metric_info
+from wsolbench.records.budget import Budgets, is_equal_budget
 from wsolbench.records.checks import is_whole
 from wsolbench.records.csv_rows import read_rows
 from wsolbench.records.record import RunRecord, precedence, settings_of
@@ -29,6 +32,8 @@ COMMON_SETTINGS = frozenset(("recipe", "grid", "head", "width"))
 
 _MOST_STAGES = 8
 """Most stages that are considered, because the number of their sums grows exponentially."""
+
+_SEEN = "images seen"
 
 _DATA = ("name", "split", "transform", "fingerprint", "images", "limit")
 
@@ -68,9 +73,17 @@ class Claim:
         return (self.a, self.a_settings), (self.b, self.b_settings)
 
     @property
+    def of_control(self) -> Claim:
+        """The claim with its control in place of B."""
+        return replace(
+            self, b=self.control, b_settings=self.control_settings, control="", control_settings=""
+        )
+
+    @property
     def named(self) -> set[str]:
         """Names of the settings that the claim is about."""
-        return {part.partition("=")[0] for _, settings in self.sides for part in settings.split(";") if part}
+        every = (self.a_settings, self.b_settings, self.control_settings)
+        return {part.partition("=")[0] for settings in every for part in settings.split(";") if part}
 
     @property
     def direction(self) -> int:
@@ -139,6 +152,8 @@ class _Side:
     record: RunRecord
     protocol: str
     """The protocol with all its fields, as canonical JSON."""
+    images: int | None
+    """Images seen in training, or None if it is not known."""
 
     @cached_property
     def circumstances(self) -> dict[str, Any]:
@@ -154,6 +169,7 @@ class _Side:
             "backbone": method.get("backbone"),
             "image_size": method.get("image_size"),
             "start": self.record.start,
+            "training images": (self.record.training.get("dataset") or {}).get("fingerprint"),
         }
         return {**scored, "protocol": self.protocol, **network, **recipe}
 
@@ -216,8 +232,14 @@ def _find_differences(claim: Claim, a: _Side, b: _Side) -> list[str]:
         for name in {**a.circumstances, **b.circumstances}
         if a.circumstances.get(name) != b.circumstances.get(name)
     ]
-    if a.lengths is not None and a.lengths == b.lengths:
-        names = [name for name in names if name != "recipe.epochs"]
+    # The number of epochs matters if the images seen are not known to be equal.
+    names = [name for name in names if name != "recipe.epochs"]
+    if None in (a.images, b.images) or not is_equal_budget(a.images, b.images):
+        same_stages = a.lengths is not None and a.lengths == b.lengths
+        if not same_stages and a.circumstances.get("recipe.epochs") != b.circumstances.get("recipe.epochs"):
+            names.append("recipe.epochs")
+        elif not claim.allow_unequal_budget and not is_equal_budget(a.images, b.images):
+            names.append(_SEEN)
     shared = [name for name in a.design if name in b.design and name not in claim.named]
     if _base(claim.a) != _base(claim.b):
         shared = [name for name in shared if name in COMMON_SETTINGS or name.startswith("post.")]
@@ -227,12 +249,13 @@ def _find_differences(claim: Claim, a: _Side, b: _Side) -> list[str]:
 def pairs_of(
     claims: Sequence[Claim], records: Iterable[tuple[Path, RunRecord]]
 ) -> list[tuple[list[Path], list[Path]]]:
-    """Return the pairs of groups to compare, each pair once.
+    """Return the pairs of groups to compare, each pair once, with those of A and the control.
 
     A pair holds the records of A and of B that differ in nothing else, by seed.
     """
     found = []
-    for _, pairs in pairs_by_claim(claims, records):
+    of_controls = [claim.of_control for claim in claims if claim.control]
+    for _, pairs in pairs_by_claim([*claims, *of_controls], records):
         found += [pair for pair in pairs if pair not in found]
     return found
 
@@ -258,10 +281,12 @@ def _sides(records: Iterable[tuple[Path, RunRecord]]) -> list[_Side]:
     """Wrap the records. Of records with the same run and seed, keep the one that the leaderboard shows."""
     protocols: dict[Any, str] = {}
     kept: dict[tuple[str, int], _Side] = {}
+    records = list(records)
+    budgets = Budgets(record for _, record in records)
     for path, record in records:
         if record.protocol not in protocols:
             protocols[record.protocol] = canonical_json(record.protocol.to_json())
-        side = _Side(path, record, protocols[record.protocol])
+        side = _Side(path, record, protocols[record.protocol], budgets.images_seen(record))
         key = side.group, side.seed
         if key not in kept or precedence(side.record) > precedence(kept[key].record):
             kept[key] = side
@@ -281,7 +306,7 @@ def _pairs(claim: Claim, a: Sequence[_Side], b: Sequence[_Side]) -> Iterator[tup
     )
     for group in ones.values():
         for other in others.values():
-            if _find_differences(claim, group[0], other[0]):
+            if group[0].group == other[0].group or _find_differences(claim, group[0], other[0]):
                 continue
             by_seed = {side.seed: side for side in other}
             together = sorted(
@@ -372,7 +397,7 @@ def _contrast(name: str, one: _Side, other: _Side) -> str:
 
 
 def _value(name: str, side: _Side) -> str:
-    known = {**side.design, **side.circumstances}
+    known = {**side.design, **side.circumstances, _SEEN: f"{side.images:,}" if side.images else None}
     value = known.get(name)
     return "none" if value in (None, "") else setting_text(value)
 
