@@ -19,12 +19,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.metrics.best_threshold import best_value, correct_for_choice
 from wsolbench.metrics.confidence import Bootstrap
-from wsolbench.metrics.seed_intervals import crossed_interval, independent_spread, paired_spread
+from wsolbench.metrics.seed_intervals import (
+    SeedSpread,
+    crossed_interval,
+    independent_spread,
+    paired_spread,
+)
 
 LEVEL = 0.95
 TAILS = np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -32,7 +37,7 @@ SPLITS = {100: 400, 500: 300, 2000: 100}
 """Images of a split -> number of splits drawn."""
 
 CROSSED = {"images": 1389, "replications": 2000, "resamples": 500, "rate": 0.6, "difficulty": 1.5}
-"""Test images, replications, resamples of each, mean hit rate of a method, and the spread of the images' difficulty in logits."""
+"""Numbers of test images, replications and resamples; hit rate, and spread of the difficulty in logits."""
 SEED_SD = (0.0, 0.01, 0.02, 0.03)
 """Standard deviations of a run's hit rate over seeds."""
 
@@ -132,6 +137,18 @@ def draw_hits(rng: np.random.Generator, seeds: int, sd: float) -> np.ndarray:
     return rng.random((n, 2 * seeds)) < 1 / (1 + np.exp(-(image + method + run)))
 
 
+def satterthwaite(width: float, spread: SeedSpread) -> float:
+    """Return half the width of the t-interval with Satterthwaite's degrees of freedom.
+
+    `width` is that of the interval over images. Satterthwaite, Biometrics Bulletin 2, 1946.
+    """
+    over_images, over_seeds = (width / (2 * norm.ppf(TAILS[1]))) ** 2, spread.error**2
+    degrees = (over_images + over_seeds) ** 2 / (
+        over_images**2 / (CROSSED["images"] - 1) + over_seeds**2 / spread.degrees
+    )
+    return float(t.ppf(TAILS[1], degrees) * np.sqrt(over_images + over_seeds))
+
+
 def measure_crossed(seeds: int, sd: float) -> dict[str, tuple[float, float]]:
     """Return for each kind of interval the share that holds the true difference, 0, and the mean width."""
     rng, n = np.random.default_rng(3), int(CROSSED["images"])
@@ -158,13 +175,16 @@ def measure_crossed(seeds: int, sd: float) -> dict[str, tuple[float, float]]:
         larger = centre + np.sqrt(seeds / (seeds - 1)) * (resampled - centre)
         inflated = bootstrap.interval(np.take_along_axis(larger, drawn, axis=1).mean(axis=1))
         note("inflated", inflated.low, inflated.high)
-        # t-intervals.
-        for kind, spread in (
-            ("t, paired", paired_spread(pairs.tolist())),
-            ("t, independent", independent_spread(own[:seeds].tolist(), own[seeds:].tolist())),
-        ):
-            assert spread is not None
-            ends = crossed_interval(float(pairs.mean()), images.low, images.high, n=n, spread=spread)
+        # Sums of the variances over images and over seeds.
+        middle = float(pairs.mean())
+        paired = paired_spread(pairs.tolist())
+        independent = independent_spread(own[:seeds].tolist(), own[seeds:].tolist())
+        assert paired is not None
+        assert independent is not None
+        reach = satterthwaite(images.high - images.low, paired)
+        note("Satterthwaite", middle - reach, middle + reach)
+        for kind, spread in (("Cochran-Cox", paired), ("Cochran-Cox, unpaired", independent)):
+            ends = crossed_interval(middle, images.low, images.high, spread=spread)
             note(kind, ends.low, ends.high)
     return {
         kind: (float(np.mean([held for held, _ in each])), float(np.mean([width for _, width in each])))

@@ -86,9 +86,10 @@ def test_what_claims_are_about_is_compared_once(run, birds: Path) -> None:
     )
     for side in ("0.2", "0.6"):
         assert run("eval", "--method", "center-box", "--set", f"side={side}", *on).code == 0
-    columns = "paper,where,claim,metric,a,a_settings,b,b_settings,published_a,published_b"
+    columns = "paper,where,claim,metric,a,a_settings,b,b_settings,published_a,published_b,"
+    columns += "control,control_settings,allow_unequal_budget"
     Path("claims.csv").write_text(
-        f"{columns}\nP,Table 1,larger,gt_known,center-box,side=0.2,center-box,side=0.6,50,60\n"
+        f"{columns}\nP,Table 1,larger,gt_known,center-box,side=0.2,center-box,side=0.6,50,60,,,\n"
     )
     command = ("compare", "--claims", "claims.csv", "--records", "measured", "--resamples", "100")
     assert "center-box side=0.6 minus center-box side=0.2" in run(*command).out

@@ -37,7 +37,8 @@ def compare(
 ) -> list[MetricDifference]:
     """Return the differences of the metrics that all runs have, in table order.
 
-    With `paired`, runs at the same position of groups of equal size have the same seed. Thresholds are the oracle thresholds of each run. Raises `DataError` if the runs scored different images.
+    With `paired`, runs at the same position of groups of equal size have the same seed. Thresholds are the
+    oracle thresholds of each run. Raises `DataError` if the runs scored different images.
     """
     # Check that the runs are paired.
     runs = [SplitScores(table) for table in (*a, *b)]

@@ -2,15 +2,16 @@
 
 A difference of two methods varies for two reasons: other test images, and other trainings. Images and seeds
 are crossed, because every run scores every image. The bootstrap over images gives the first variance, with
-the runs held fixed. The runs of a group give the second. Their sum is the variance of the difference. The
-degrees of freedom are Satterthwaite's, so the interval is wide if it rests on the spread of few runs.
+the runs held fixed. The runs of a group give the second. Their sum is the variance of the difference. It
+counts the interaction of images and seeds twice, so it is not too small (Owen, "The pigeonhole bootstrap",
+Annals of Applied Statistics 1, 2007).
+
+The critical value is the mean of those of both parts, weighted by their variances (Cochran and Cox,
+"Experimental Designs", 1957, section 4.14): the normal one for images, Student's t for seeds. So the interval
+is wide if it rests on the spread of few runs.
 
 A bootstrap over the seeds themselves is too narrow: it shrinks the variance of K runs by (K - 1) / K and
 ignores that K runs estimate it badly. docs/decisions/intervals.md has the measured coverage of both.
-
-Sources: Satterthwaite, Biometrics Bulletin 2, 1946 (degrees of freedom). Owen, "The pigeonhole bootstrap",
-Annals of Applied Statistics 1, 2007 (the sum of both variances counts the interaction of images and seeds
-twice, so it is not too small).
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import norm, t
 
 LEVEL = 0.95
 """Level of the interval over images that enters, and of the interval that is returned."""
+
+_SMALLEST = 1e-16
+"""Smallest p-value that is computed. Quantiles of Student's t are not reliable far below it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,33 +84,40 @@ def independent_spread(a: Sequence[float], b: Sequence[float]) -> SeedSpread | N
     )
 
 
-def crossed_interval(
-    difference: float, low: float, high: float, *, n: int, spread: SeedSpread
-) -> CrossedInterval:
-    """Return the interval of a difference over images and seeds.
+def crossed_interval(difference: float, low: float, high: float, *, spread: SeedSpread) -> CrossedInterval:
+    """Return the interval of a difference over images and seeds, centred at the difference.
 
     Args:
         difference: mean of B minus mean of A.
         low: lower end of its 95 % interval over images, with the runs held fixed.
         high: upper end of it.
-        n: number of images.
         spread: how the difference varies between seeds.
 
-    >>> over_images = crossed_interval(0.02, 0.0, 0.04, n=1000, spread=paired_spread([0.02, 0.02]))
-    >>> round(over_images.low, 4), round(over_images.high, 4)
-    (-0.0, 0.04)
+    >>> interval = crossed_interval(0.02, 0.0, 0.04, spread=paired_spread([0.02, 0.02, 0.02]))
+    >>> round(interval.low, 4) + 0.0, round(interval.high, 4)
+    (0.0, 0.04)
     """
     # Squared standard errors over images and over seeds.
-    over_images = ((high - low) / (2 * norm.ppf((1 + LEVEL) / 2))) ** 2
+    over_images = ((high - low) / (2 * norm.isf((1 - LEVEL) / 2))) ** 2
     over_seeds = spread.error**2
-    variance = over_images + over_seeds
-    if variance == 0:
+    error = math.sqrt(over_images + over_seeds)
+    if error == 0:
         return CrossedInterval(low=difference, high=difference, p_value=float(difference == 0))
-    # Degrees of freedom of their sum, interval and p-value.
-    degrees = variance**2 / (over_images**2 / max(1, n - 1) + over_seeds**2 / spread.degrees)
-    reach = float(t.ppf((1 + LEVEL) / 2, degrees)) * math.sqrt(variance)
-    p_value = 2 * float(t.sf(abs(difference) / math.sqrt(variance), degrees))
-    return CrossedInterval(low=difference - reach, high=difference + reach, p_value=min(1.0, p_value))
+    share = over_seeds / (over_images + over_seeds)
+
+    def critical(p_value: float) -> float:
+        tail = p_value / 2
+        return float((1 - share) * norm.isf(tail) + share * t.isf(tail, spread.degrees))
+
+    # The p-value is the level at which the interval would end at 0.
+    reach, distance = critical(1 - LEVEL) * error, abs(difference) / error
+    smallest = critical(_SMALLEST)
+    p_value = (
+        math.exp(brentq(lambda log_p: critical(math.exp(log_p)) - distance, math.log(_SMALLEST), 0))
+        if distance < smallest
+        else _SMALLEST
+    )
+    return CrossedInterval(low=difference - reach, high=difference + reach, p_value=p_value)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -68,24 +68,29 @@ def own_images(training: Mapping[str, Any], config: Mapping[str, Any]) -> int | 
 
     `training` and `config` are the entries of a record's method or of a checkpoint's header.
     """
-    if is_whole(seen := training.get("images_seen"), 0):
-        return int(seen) - sum(training.get("earlier_runs", {}).values())
+    if (seen := _whole(training.get("images_seen"))) is not None:
+        earlier: Mapping[str, int] = training.get("earlier_runs", {})
+        return seen - sum(earlier.values())
     recipe, data = training.get("recipe") or {}, training.get("dataset") or {}
-    epochs, images = training.get("epoch", recipe.get("epochs")), data.get("images")
+    epochs, images = _whole(training.get("epoch", recipe.get("epochs"))), _whole(data.get("images"))
     method = str(training.get("method", "")).partition("+")[0].partition(":")[0]
-    if not is_whole(epochs, 0) or not is_whole(images, 1) or method in _OWN_BATCHES:
+    if epochs is None or images is None or method in _OWN_BATCHES:
         return None
     # A batch of LIO consists of groups. In other methods a last batch of one image is dropped.
-    positives = config.get("num_positives")
-    if is_whole(positives, 1):
-        return int(epochs * images * (1 + positives))
-    batch = recipe.get("batch_size")
-    dropped = is_whole(batch, 1) and images > batch and images % batch == 1
-    return int(epochs * (images - dropped))
+    if positives := _whole(config.get("num_positives")):
+        return epochs * images * (1 + positives)
+    batch = _whole(recipe.get("batch_size"))
+    dropped = batch is not None and images > batch > 0 and images % batch == 1
+    return epochs * (images - dropped)
+
+
+def _whole(value: Any) -> int | None:
+    """Return a whole number that is not negative, or None."""
+    return int(value) if is_whole(value, 0) else None
 
 
 def earlier_checkpoints(training: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Return the digests of the checkpoints that a run starts from: its weights, and those in its settings."""
+    """Return the digests of the checkpoints that a run starts from: its weights, and in its settings."""
     named = [str(training.get("weights", "")).rpartition(" ")[2]]
     named += [str(value) for name, value in config.items() if name.endswith("_sha256")]
     return list(dict.fromkeys(text for text in named if _DIGEST.fullmatch(text)))
@@ -113,7 +118,7 @@ class Budgets:
         training, config = record.training, record.method.get("config") or {}
         found: dict[str, int | None] = {_digest_of(record) or "": own_images(training, config)}
         if "images_seen" in training:
-            return found | training.get("earlier_runs", {})
+            return {**found, **training.get("earlier_runs", {})}
         for digest in earlier_checkpoints(training, config):
             earlier = self._by_checkpoint.get(digest)
             if earlier is record:  # a damaged record could name itself

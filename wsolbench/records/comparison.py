@@ -71,7 +71,7 @@ class MetricDifference:
         spread = self.spread
         if spread is None:
             return None
-        return crossed_interval(self.difference, self.low, self.high, n=self.n, spread=spread)
+        return crossed_interval(self.difference, self.low, self.high, spread=spread)
 
     @property
     def ends(self) -> tuple[float, float]:

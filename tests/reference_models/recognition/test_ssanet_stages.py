@@ -377,8 +377,11 @@ def test_rows_with_dsm_or_op_share_the_first_stage_of_another_run(tmp_path):
     rows = list(csv.DictReader((tmp_path / "mined/log.csv").read_text().splitlines()))
     assert all(row["scale"] for row in rows)
     assert not any("part" in row for row in rows)
-    config = Ssanet.load(path, device="cpu").config
+    loaded = Ssanet.load(path, device="cpu")
+    config = loaded.config
     assert len(config.part_net_sha256) == 64
+    epochs = len(rows)  # 8 images each, after 2 epochs of the parts
+    assert loaded.describe()["training"]["images_seen"] == 8 * (2 + epochs)
     parts.unlink()
     Ssanet.load(path, device="cpu")  # what was taken over is in the checkpoint
 

@@ -9,7 +9,7 @@ Each comparison of a claim has a verdict (`_verdict`). Claims without a comparis
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,10 @@ class _Row:
 
 
 def reproduction_markdown(
-    claims: Sequence[Claim], comparisons: Iterable[Comparison], records: Sequence[tuple[Path, RunRecord]] = ()
+    claims: Sequence[Claim],
+    comparisons: Iterable[Comparison],
+    records: Sequence[tuple[Path, RunRecord]] = (),
+    superseded: Collection[str] = (),
 ) -> str:
     """Return one table per data set, network, init and protocol, and the claims without a comparison.
 
@@ -98,11 +101,17 @@ def reproduction_markdown(
         claims: claims of papers.
         comparisons: comparisons that `wsolbench compare --claims` has written.
         records: all records. They give the budgets, and the reasons why claims were not compared.
+        superseded: digests of superseded records. A comparison of nothing else has no row.
     """
     every = list(comparisons)
+    current = [
+        comparison
+        for comparison in every
+        if not {*comparison.a["records"], *comparison.b["records"]} <= set(superseded)
+    ]
     # Of comparisons that differ only in their seeds, keep the one of most runs.
     by_heading: dict[str, dict[str, _Measured]] = defaultdict(dict)
-    for measured in _with_budgets(every, records):
+    for measured in _with_budgets(current, records):
         known, key = by_heading[measured.heading], measured.key
         runs = len(measured.comparison.a["seeds"])
         if key not in known or len(known[key].comparison.a["seeds"]) < runs:
@@ -160,9 +169,9 @@ def _control(claim: Claim, measured: _Measured, found: Sequence[_Measured]) -> M
     a = _without_runs(measured.comparison.a)
     for other in found:
         same = _without_runs(other.comparison.a) == a and other.gap.images[0] == measured.gap.images[0]
-        if same and other.matches(claim.of_control):
-            if is_equal_budget(other.gap.images[1], measured.gap.images[1]):
-                return other.comparison.find(claim.metric)
+        fair = is_equal_budget(other.gap.images[1], measured.gap.images[1])
+        if same and fair and other.matches(claim.of_control):
+            return other.comparison.find(claim.metric)
     return None
 
 
@@ -214,7 +223,10 @@ def _not_compared(
     done = [(set(comparison.a["records"]), set(comparison.b["records"])) for comparison in comparisons]
     # Claims without a pair.
     rows = (
-        [(missing.claim, missing.place, f"no partner: {missing.reason}") for missing in find_unpaired(claims, records)]
+        [
+            (missing.claim, missing.place, f"no partner: {missing.reason}")
+            for missing in find_unpaired(claims, records)
+        ]
         if records
         else []
     )
@@ -259,7 +271,7 @@ def _not_compared(
 
 _EXPLANATION = (
     "*published* and *here* are B minus A for a claim `B over A`, in percentage points.",
-    "The 95 % interval is over images and seeds, or over images alone for one seed (marked 1).",
+    "The 95 % interval is over images and seeds, or over images alone for one seed (marked ¹).",
     "*sd* is the standard deviation of the difference over seeds, and *per seed* has the difference of each.",
     "*p Holm* is *p*, corrected for the number of tests in the table.",
     "*control* is the difference of the claim's control and A.",
@@ -309,7 +321,7 @@ def _line(row: _Row, corrected: float | None, verdict: str) -> str:
 
 
 def _with_ends(difference: MetricDifference) -> str:
-    """Return a difference with its interval, marked 1 if it is of one seed."""
+    """Return a difference with its interval, marked ¹ if it is of one seed."""
     values = (difference.difference, *difference.ends)
     text = "{} [{}, {}]".format(*(format_difference(difference.name, value) for value in values))
     return text if difference.spread is not None else f"{text}¹"
