@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import norm, t
+from scipy.special import ndtri, stdtrit
 
 LEVEL = 0.95
 """Level of the interval over images that enters, and of the interval that is returned."""
@@ -98,7 +98,7 @@ def crossed_interval(difference: float, low: float, high: float, *, spread: Seed
     (0.0, 0.04)
     """
     # Squared standard errors over images and over seeds.
-    over_images = ((high - low) / (2 * norm.isf((1 - LEVEL) / 2))) ** 2
+    over_images = ((high - low) / (-2 * ndtri((1 - LEVEL) / 2))) ** 2
     over_seeds = spread.error**2
     error = math.sqrt(over_images + over_seeds)
     if error == 0:
@@ -107,7 +107,7 @@ def crossed_interval(difference: float, low: float, high: float, *, spread: Seed
 
     def critical(p_value: float) -> float:
         tail = p_value / 2
-        return float((1 - share) * norm.isf(tail) + share * t.isf(tail, spread.degrees))
+        return -float((1 - share) * ndtri(tail) + share * stdtrit(spread.degrees, tail))
 
     # The p-value is the level at which the interval would end at 0.
     reach, distance = critical(1 - LEVEL) * error, abs(difference) / error
