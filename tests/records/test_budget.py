@@ -60,6 +60,8 @@ def test_earlier_checkpoints_count_once() -> None:
     assert seen(full, stated, first) == 13500
     itself = run(weights=f"last.safetensors {'a' * 64}")
     assert seen(itself) is None
+    circle = run(digest="b", weights=f"last.safetensors {'a' * 64}")
+    assert seen(run(weights=f"last.safetensors {'b' * 64}"), circle) is None
 
 
 def test_a_run_without_training_has_seen_nothing_and_maps_of_others_say_nothing() -> None:

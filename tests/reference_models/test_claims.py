@@ -13,7 +13,11 @@ from wsolbench.records.claims import matches_claim, read_claims, read_variants
 from wsolbench.records.published import LITERATURE
 
 MEANT = sorted(
-    {side for claim in read_claims(LITERATURE / "claims.csv") for side in claim.sides}
+    {
+        side
+        for claim in read_claims(LITERATURE / "claims.csv")
+        for side in (*claim.sides, *(claim.of_control.sides if claim.control else ()))
+    }
     | set(read_variants(LITERATURE / "variants.csv").values())
 )
 

@@ -113,17 +113,22 @@ class Budgets:
         runs = self._runs(record)
         return None if None in runs.values() else sum(filter(None, runs.values()))
 
-    def _runs(self, record: RunRecord) -> dict[str, int | None]:
-        """Return the images of the run itself and of each earlier run, by the digest of the checkpoint."""
+    def _runs(self, record: RunRecord, later: frozenset[str] = frozenset()) -> dict[str, int | None]:
+        """Return the images of the run itself and of each earlier run, by the digest of the checkpoint.
+
+        `later` has the checkpoints that start from this one. A damaged record could start from them.
+        """
         training, config = record.training, record.method.get("config") or {}
-        found: dict[str, int | None] = {_digest_of(record) or "": own_images(training, config)}
+        own = _digest_of(record) or ""
+        found: dict[str, int | None] = {own: own_images(training, config)}
         if "images_seen" in training:
             return {**found, **training.get("earlier_runs", {})}
         for digest in earlier_checkpoints(training, config):
             earlier = self._by_checkpoint.get(digest)
-            if earlier is record:  # a damaged record could name itself
-                earlier = None
-            found |= {digest: None} if earlier is None else self._runs(earlier)
+            if earlier is None or digest in {own, *later}:
+                found[digest] = None
+            else:
+                found |= self._runs(earlier, later | {own})
         return found
 
     def gap(self, a: Sequence[RunRecord], b: Sequence[RunRecord]) -> BudgetGap:
