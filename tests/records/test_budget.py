@@ -107,6 +107,23 @@ def test_every_run_of_both_groups_counts() -> None:
     assert budgets.gap([runs[0], long], runs[2:]).is_unequal
 
 
+def test_runs_share_weights_if_they_have_a_checkpoint_in_common() -> None:
+    starts = [run(digest=digest) for digest in "ab"]
+    tuned = [
+        run("spa", digest=digest, weights=f"last.safetensors {start * 64}")
+        for digest, start in zip("cd", "ab", strict=True)
+    ]
+    others = [run("has", digest=digest, weights=f"last.safetensors {digest * 64}") for digest in "ef"]
+    budgets = Budgets([*starts, *tuned])  # without the records of others
+    assert budgets.share_weights(starts, starts)
+    assert budgets.share_weights(starts, tuned)
+    assert budgets.share_weights(tuned, tuned[::1])
+    assert not budgets.share_weights(starts, tuned[::-1])  # of other seeds
+    assert not budgets.share_weights(starts, others)
+    assert not budgets.share_weights(starts, tuned[:1])
+    assert not budgets.share_weights([run(digest="a")], [run(digest="b")])  # ImageNet is no seed
+
+
 def test_the_same_weights_have_the_same_budget_whatever_they_state() -> None:
     a, b = run("i2c"), run("i2c+scg")
     assert remark(a, b) == "budget not known"

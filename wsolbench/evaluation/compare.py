@@ -33,12 +33,14 @@ def compare(
     *,
     resamples: int = 1000,
     seed: int = 0,
+    same_seeds: bool = True,
     paired: bool = True,
 ) -> list[MetricDifference]:
     """Return the differences of the metrics that all runs have, in table order.
 
-    With `paired`, runs at the same position of groups of equal size have the same seed. Thresholds are the
-    oracle thresholds of each run. Raises `DataError` if the runs scored different images.
+    With `same_seeds`, runs at the same position of groups of equal size have the same seed. With `paired` as
+    well, they share weights. Thresholds are the oracle thresholds of each run. Raises `DataError` if the runs
+    scored different images.
     """
     # Check that the runs are paired.
     runs = [SplitScores(table) for table in (*a, *b)]
@@ -65,7 +67,8 @@ def compare(
             len(a),
             resamples,
             seed,
-            paired and len(a) == len(b),
+            same_seeds and len(a) == len(b),
+            paired,
         )
     ]
 
@@ -76,6 +79,7 @@ def _differences(
     n_a: int,
     resamples: int,
     seed: int,
+    same_seeds: bool,
     paired: bool,
 ) -> Iterator[MetricDifference]:
     """Yield the differences of metrics that are defined on the same images."""
@@ -115,8 +119,9 @@ def _differences(
             high=interval.high,
             p_value=sign_p_value(value_b - value_a),
             n=count,
-            per_pair=tuple(np.subtract(right, left).tolist()) if paired else None,
+            per_pair=tuple(np.subtract(right, left).tolist()) if same_seeds else None,
             per_run=(left, right),
+            paired=paired and same_seeds,
         )
 
 
@@ -211,7 +216,7 @@ def compare_records(
             f"{paths[len(a)]} and {paths[0]} have an {gap}; expected runs that differ only in the method. "
             "Train one with the other's budget, or state the difference with --allow-unequal-budget"
         )
-    # Resample the scores. Runs are paired if both groups have the same seeds.
+    # Resample the scores. Runs of the same seed are paired if they share weights.
     scores = [read_scores(path, record) for path, record in zip(paths, records, strict=True)]
     try:
         differences = compare(
@@ -219,7 +224,8 @@ def compare_records(
             scores[len(a) :],
             protocol,
             resamples=resamples,
-            paired=len(paths) == 2 or [*map(_seed, a.values())] == [*map(_seed, b.values())],
+            same_seeds=len(paths) == 2 or [*map(_seed, a.values())] == [*map(_seed, b.values())],
+            paired=budgets.share_weights([*a.values()], [*b.values()]),
         )
     except DataError as error:
         raise DataError(f"{', '.join(map(str, paths))}: {error}") from error

@@ -131,6 +131,16 @@ class Budgets:
                 found |= self._runs(earlier, later | {own})
         return found
 
+    def share_weights(self, a: Sequence[RunRecord], b: Sequence[RunRecord]) -> bool:
+        """Whether runs at the same position have a checkpoint in common, their own or an earlier one.
+
+        Their metrics then move together from seed to seed. ImageNet weights are the same for all seeds.
+        """
+        if len(a) != len(b):
+            return False
+        names = [[self._runs(record).keys() - {""} for record in group] for group in (a, b)]
+        return any(one & other for one, other in zip(*names, strict=True))
+
     def gap(self, a: Sequence[RunRecord], b: Sequence[RunRecord]) -> BudgetGap:
         """Return what sets two groups apart. Each run is compared with the first one of A."""
         first = a[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from wsolbench.metrics.seed_intervals import (
     independent_spread,
     paired_spread,
 )
-from wsolbench.records.budget import BudgetGap
+from wsolbench.records.budget import BudgetGap, Budgets
 from wsolbench.records.checks import is_number, is_whole
 from wsolbench.records.record import RunRecord
 from wsolbench.system.files import file_name, sha256_of_json, write_json
@@ -40,6 +40,8 @@ class MetricDifference:
         per_pair: difference of each run of B and the run of A with the same seed, or None if the groups have
             different seeds.
         per_run: metric of each run of A, and of each run of B. None in comparisons of older versions.
+        paired: whether runs of A and B with the same seed share weights, so that `spread` is that of
+            `per_pair`. Otherwise the seeds of both groups are independent.
     """
 
     name: str
@@ -52,6 +54,7 @@ class MetricDifference:
     n: int
     per_pair: tuple[float, ...] | None
     per_run: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    paired: bool = True
 
     @property
     def difference(self) -> float:
@@ -61,9 +64,9 @@ class MetricDifference:
     @property
     def spread(self) -> SeedSpread | None:
         """How the difference varies over seeds, or None if a group has one run."""
-        if self.per_pair is not None:
-            return paired_spread(self.per_pair)
-        return None if self.per_run is None else independent_spread(*self.per_run)
+        if self.per_run is not None and not self.paired:
+            return independent_spread(*self.per_run)
+        return None if self.per_pair is None else paired_spread(self.per_pair)
 
     @property
     def crossed(self) -> CrossedInterval | None:
@@ -165,6 +168,34 @@ class Comparison:
         return path
 
 
+def complete(
+    comparison: Comparison, a: Sequence[RunRecord], b: Sequence[RunRecord], budgets: Budgets
+) -> Comparison:
+    """Add what comparisons of older versions do not state, from the records that they compare.
+
+    The values of runs are added only if their means are those of the comparison.
+    """
+    paired = budgets.share_weights(a, b)
+
+    def with_runs(difference: MetricDifference) -> MetricDifference:
+        name, policy = difference.name, difference.policy
+        found = [[record.metric(name, policy) for record in group] for group in (a, b)]
+        left, right = (
+            tuple(each.value for each in group if each and each.value is not None) for group in found
+        )
+        same = len(left) == len(a) and len(right) == len(b)
+        for values, mean in ((left, difference.a), (right, difference.b)):
+            same = same and abs(sum(values) - len(values) * mean) <= SAME * max(1.0, sum(values))
+        known = difference.per_run is not None or not same
+        return difference if known else replace(difference, per_run=(left, right), paired=paired)
+
+    return replace(
+        comparison,
+        budget=budgets.gap(a, b),
+        differences=tuple(map(with_runs, comparison.differences)),
+    )
+
+
 def _group(records: Sequence[RunRecord]) -> dict[str, Any]:
     method = records[0].method
     return {
@@ -243,6 +274,8 @@ def _checked_budget(images: Any, others: Any) -> BudgetGap:
 
 def _check_difference(row: MetricDifference) -> None:
     """Raise `ValueError` for a difference outside its range."""
+    if not isinstance(row.paired, bool):
+        raise ValueError(f"{row.name} has paired {row.paired!r}; expected true or false")
     info = metric_info(row.name)
     top = math.inf if info.top is None else info.top + SAME
     if not all(is_number(value) and 0 <= value <= top for value in (row.a, row.b)):

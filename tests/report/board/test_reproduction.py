@@ -9,10 +9,12 @@ import pytest
 
 from tests.report.conftest import make_dataset, make_record
 from wsolbench.exceptions import DataError
+from wsolbench.metrics.seed_intervals import independent_spread, paired_spread
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue, RunRecord, read_records
+from wsolbench.records.budget import Budgets
 from wsolbench.records.claims import Claim, find_unpaired, matches_claim, pairs_of, read_claims
-from wsolbench.records.comparison import Comparison, MetricDifference, read_comparison
+from wsolbench.records.comparison import Comparison, MetricDifference, complete, read_comparison
 from wsolbench.records.published import LITERATURE
 from wsolbench.report.board.repetitions import Run, different_settings
 from wsolbench.report.board.reproduction import reproduction_markdown
@@ -125,6 +127,29 @@ def test_a_claim_holds_if_the_interval_and_all_seeds_say_so(values: tuple[float,
     loss = replace(CLAIM, published_b="40")
     opposite = {"holds": "opposite", "opposite": "holds"}.get(verdict, verdict)
     assert page_of(seeds_of(*values), claim=loss)[0][-1] == opposite
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_independent_trainings_are_not_paired_also_in_older_comparisons(shared: bool) -> None:
+    a, b = (0.40, 0.44, 0.42), (0.60, 0.62, 0.64)
+    sides: list[list[RunRecord]] = [[], []]
+    for side, name, values in zip(sides, ("cam", "spa"), (a, b), strict=True):
+        for seed, value in enumerate(values):
+            made = trained(name, seed, ram=True)
+            digest = f"{seed}" if shared else f"{name}{seed}"
+            made.method["training"]["checkpoint"] = {"sha256": digest}
+            metric = MetricValue(name="gt_known", value=value, n=3, policy="oracle")
+            side.append(replace(made, metrics=(metric,)))
+    pairs = tuple(right - left for left, right in zip(a, b, strict=True))
+    older = replace(seeds_of(*pairs), a=sum(a) / 3, b=sum(b) / 3)
+    whole = complete(Comparison.make(*sides, [older]), *sides, Budgets([*sides[0], *sides[1]]))
+    (found,) = whole.differences
+    assert found.per_run == (a, b)
+    expected = paired_spread(pairs) if shared else independent_spread(a, b)
+    assert (found.spread, found.per_pair) == (expected, pairs)
+    wrong = replace(older, b=0.7)  # of other values than the records
+    (kept,) = complete(Comparison.make(*sides, [wrong]), *sides, Budgets(())).differences
+    assert kept == wrong
 
 
 def test_seeds_of_both_signs_leave_a_claim_undecided_however_small_the_p_value() -> None:

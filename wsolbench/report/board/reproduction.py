@@ -19,7 +19,7 @@ from wsolbench.metrics.seed_intervals import holm
 from wsolbench.records import RunRecord
 from wsolbench.records.budget import BudgetGap, Budgets, is_equal_budget
 from wsolbench.records.claims import Claim, find_unpaired, matches_claim, pairs_by_claim
-from wsolbench.records.comparison import Comparison, MetricDifference
+from wsolbench.records.comparison import Comparison, MetricDifference, complete
 from wsolbench.report.board.comparisons import format_p_value
 from wsolbench.report.board.repetitions import init_text
 from wsolbench.report.board.tables import escape_markdown, format_difference
@@ -137,17 +137,20 @@ def reproduction_markdown(
 def _with_budgets(
     comparisons: Iterable[Comparison], records: Sequence[tuple[Path, RunRecord]]
 ) -> Iterable[_Measured]:
-    """Yield the comparisons with their budgets: of the records, or as stored if a record is missing."""
+    """Yield the comparisons with their budgets: of the records, or as stored if a record is missing.
+
+    Comparisons of older versions are completed from the records.
+    """
     by_digest = {record.digest: record for _, record in records}
     budgets = Budgets(by_digest.values())
-    for comparison in comparisons:
+    for stored in comparisons:
+        comparison = stored
         sides = [comparison.a["records"], comparison.b["records"]]
         size = None
         if all(digest in by_digest for side in sides for digest in side):
             a, b = ([by_digest[digest] for digest in side] for side in sides)
-            gap, size = budgets.gap(a, b), a[0].method.get("image_size")
-        else:
-            gap = comparison.budget or BudgetGap(images=(None, None))
+            comparison, size = complete(comparison, a, b, budgets), a[0].method.get("image_size")
+        gap = comparison.budget or BudgetGap(images=(None, None))
         yield _Measured(comparison, _heading(comparison, size), gap)
 
 
@@ -272,7 +275,8 @@ def _not_compared(
 _EXPLANATION = (
     "*published* and *here* are B minus A for a claim `B over A`, in percentage points.",
     "The 95 % interval is over images and seeds, or over images alone for one seed (marked ¹).",
-    "*sd* is the standard deviation of the difference over seeds, and *per seed* has the difference of each.",
+    "*sd* is the standard deviation over seeds of the difference of two runs.",
+    "*per seed* is the difference of the runs of each seed.",
     "*p Holm* is *p*, corrected for the number of tests in the table.",
     "*control* is the difference of the claim's control and A.",
     "*images seen* is the number of training images that a run of A has seen.",
