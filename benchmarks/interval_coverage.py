@@ -23,7 +23,7 @@ from scipy.stats import norm, t
 
 from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.metrics.best_threshold import best_value, correct_for_choice
-from wsolbench.metrics.confidence import Bootstrap
+from wsolbench.metrics.confidence import Bootstrap, resampling_weights
 from wsolbench.metrics.seed_intervals import (
     SeedSpread,
     crossed_interval,
@@ -157,10 +157,12 @@ def measure_crossed(seeds: int, sd: float) -> dict[str, tuple[float, float]]:
     def note(kind: str, low: float, high: float) -> None:
         found.setdefault(kind, []).append((low <= 0 <= high, high - low))
 
-    for replication in range(int(CROSSED["replications"])):
+    bootstrap = Bootstrap(n, n_resamples=int(CROSSED["resamples"]), level=LEVEL)
+    # The images are new in each replication, so all can share the draws.
+    weights = np.concatenate([*resampling_weights(n, bootstrap.n_resamples)], axis=1, dtype=np.float32)
+    for _ in range(int(CROSSED["replications"])):
         hits = draw_hits(rng, seeds, sd)
-        bootstrap = Bootstrap(n, n_resamples=int(CROSSED["resamples"]), level=LEVEL, seed=replication)
-        (rates,) = bootstrap.rates([[hits]], [None])  # (resamples, runs)
+        rates = weights @ hits.astype(np.float32) / n  # (resamples, runs)
         own = hits.mean(axis=0)
         pairs, resampled = own[seeds:] - own[:seeds], rates[:, seeds:] - rates[:, :seeds]
         images = bootstrap.interval(resampled.mean(axis=1))
