@@ -29,8 +29,8 @@ cross-entropies.
 Regions. Each cell has a square around its centre, whose score is M there. Of those that overlap by more than
 `nms` the better one is kept. In training m of them are classified, at test the l that the hybrid classifier
 needs. No gradient goes through the selection, and crops have the pixels of the input. Image and regions pass
-the network one after the other: in training each has its own batch statistics, at test both have the running
-ones.
+the network one after the other. In training each has the statistics of its own batch. At test both have the
+running ones, which they share, unless `norm_statistics=per_input`.
 
 Rows of the paper's ablation: `hybrid=false` (image level only), `class_pool=single` (without max-pooling),
 the defaults. The plain network with this recipe is `baseline` with `recipe=fnd`. The paper's results are at
@@ -64,10 +64,10 @@ from torch import Tensor, nn
 
 from reference_models.base.recognizer import Recognizer
 from reference_models.core.backbone import Backbone
-from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass, Proposals
 from reference_models.core.recipes import FINE_GRAINED
 from reference_models.layers.heads import class_activation_maps, cross_entropy
+from reference_models.layers.norm_statistics import PartInputConfig, PartStatistics
 from reference_models.layers.regions import CropMode, NmsRule, RegionFit, crop_resize, peak_regions, smooth
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Positive, Share, SideOrDefault, Sigma
@@ -81,7 +81,7 @@ KERNEL = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class FocusDiscriminateConfig(MethodConfig):
+class FocusDiscriminateConfig(PartInputConfig):
     """Settings of `focus-discriminate`. If no source is named, the paper does not give the value."""
 
     proposals: Channels = 6
@@ -150,6 +150,7 @@ class FocusDiscriminate(Recognizer):
         _check(config, (backbone.input_spec.size // backbone.layout[-1].stride) ** 2)
         super().__init__(backbone, num_classes, config)
         width = backbone.channels[-1]
+        self.part_statistics = PartStatistics(backbone, config.norm_statistics)
         self.image_classifier = _linear(width, num_classes, bias=False)
         self.region_classifier = _linear(width, num_classes) if config.proposals > 0 else None
         self.hybrid_classifier = _linear((config.parts + 1) * width, num_classes) if config.hybrid else None
@@ -178,7 +179,8 @@ class FocusDiscriminate(Recognizer):
         crops = crop_resize(
             images, boxes, self.config.part_size or images.shape[-1] // 2, self.config.crop_mode
         )
-        return self.backbone.run(crops).mean(dim=(2, 3)).view(*boxes.shape[:2], -1)
+        with self.part_statistics.in_use(self.backbone):
+            return self.backbone.run(crops).mean(dim=(2, 3)).view(*boxes.shape[:2], -1)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
         """Return scores of the hybrid classifier, maps of the image classifier, and the l best regions.

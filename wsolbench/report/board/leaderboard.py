@@ -75,6 +75,7 @@ COLUMNS = (
     "peak_iou",
     "mean_image_iou",
     "keypoint_distance",
+    "keypoint_covered",
     "box_ap",
     "box_ap50",
     "box_ap75",
