@@ -122,8 +122,11 @@ class ControlParts(Untrained):
             scores = draw_uniform(images, len(anchors))
             return nominate(Scored(scores.float(), anchors), size, PARTS, OVERLAP)
         # Points (B, K, 2) in an area (B, 1, 4).
-        whole = images.new_tensor([0.0, 0.0, size, size]).expand(len(images), 4)
-        area = (whole if true_boxes is None or not self.uses_true_boxes else true_boxes)[:, None]
+        if self.uses_true_boxes and true_boxes is not None:
+            area = true_boxes[:, None]
+        else:
+            area = images.new_zeros(len(images), 1, 4)
+            area[..., 2:] = size
         share: Tensor | float = 0.5
         if self.config.points.endswith("_random"):
             share = draw_uniform(images, PARTS * 2).view(-1, PARTS, 2).to(area.dtype)

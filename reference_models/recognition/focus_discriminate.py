@@ -33,7 +33,7 @@ the network one after the other. In training each has the statistics of its own 
 running ones, which they share, unless `norm_statistics=per_input`.
 
 Rows of the paper's ablation: `hybrid=false` (image level only), `class_pool=single` (without max-pooling),
-the defaults. The plain network with this recipe is `baseline` with `recipe=fnd`. The paper's results are at
+the defaults. Control: `class_pool=random`, as many regions of the same size anywhere in the image. The plain network with this recipe is `baseline` with `recipe=fnd`. The paper's results are at
 448 pixels, the default on ResNet-50.
 
 Open readings
@@ -88,10 +88,11 @@ class FocusDiscriminateConfig(PartInputConfig):
     """m, regions of an image that are classified in training: the paper, as NTS-Net. 0: none."""
     parts: Channels = 4
     """l, the best of them, which the hybrid classifier uses: the paper, as NTS-Net."""
-    class_pool: Literal["max", "single"] = "max"
+    class_pool: Literal["max", "single", "random"] = "max"
     """M: the maximum over all classes (the paper), or the map of one class.
 
-    One class is the paper's ablation "without max-pooling".
+    One class is the paper's ablation "without max-pooling". `random`, a control: noise, so that regions are
+    anywhere in the image. At test it is the same for all images.
     """
     hybrid: bool = True
     """False: no hybrid classifier, the image classifier predicts.
@@ -133,6 +134,15 @@ def attention_map(
 def hybrid_features(whole: Float[Tensor, "b n"], parts: Float[Tensor, "b l n"]) -> Float[Tensor, "b d"]:
     """Return F: the image's features, then those of its regions, the best one first."""
     return torch.cat([whole[:, None], parts], dim=1).flatten(1)
+
+
+def noise_map(features: Float[Tensor, "b n h w"], generator: torch.Generator | None) -> Float[Tensor, "b h w"]:
+    """Return M of the control: noise for each image, or without a generator the same for all images."""
+    shape = (len(features), *features.shape[2:])
+    if generator is not None:
+        return torch.rand(shape, generator=generator, device=generator.device).to(features.device)
+    fixed = torch.rand(shape[1:], generator=torch.Generator().manual_seed(0))
+    return fixed.to(features.device).expand(shape)
 
 
 class FocusDiscriminate(Recognizer):
@@ -192,9 +202,12 @@ class FocusDiscriminate(Recognizer):
         features = next(reversed(stages.values()))
         whole = features.mean(dim=(2, 3))
         logits, weight = self.image_classifier(whole), self.image_classifier.weight
-        raw = attention_map(
-            features, weight, logits.argmax(dim=1) if self.config.class_pool == "single" else None
-        )
+        if self.config.class_pool == "random":
+            raw = noise_map(features, None)
+        else:
+            raw = attention_map(
+                features, weight, logits.argmax(dim=1) if self.config.class_pool == "single" else None
+            )
         focus = smooth(raw, sigma=self.config.sigma, size=KERNEL)
         # Regions (B, l, 4), and the hybrid classifier.
         regions = self.regions(focus, images, self.config.parts)
@@ -217,9 +230,12 @@ class FocusDiscriminate(Recognizer):
         features = self.backbone.run(images)
         whole = features.mean(dim=(2, 3))
         terms = {"image": cross_entropy(self.image_classifier(whole), labels)}
-        raw = attention_map(
-            features, self.image_classifier.weight, labels if config.class_pool == "single" else None
-        )
+        if config.class_pool == "random":
+            raw = noise_map(features, batch.generator)
+        else:
+            raw = attention_map(
+                features, self.image_classifier.weight, labels if config.class_pool == "single" else None
+            )
         focus = smooth(raw, sigma=config.sigma, size=KERNEL)
         parts = self.region_features(images, self.regions(focus, images, config.proposals).boxes)
         if self.region_classifier is not None:

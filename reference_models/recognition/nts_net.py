@@ -94,6 +94,7 @@ class NtsNetConfig(PartInputConfig):
 
     at_test: ClassVar[frozenset[str]] = frozenset({"predict", "dropout_in_eval"})
 
+    later: ClassVar[frozenset[str]] = PartInputConfig.later | {"rank_loss"}
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
             "paper": MappingProxyType({}),
@@ -125,6 +126,8 @@ class NtsNetConfig(PartInputConfig):
     """Side to which a part is resized. 0: half the image's, 224 in the paper."""
     crop_mode: CropMode = "half_pixel"
     """Sampling of a part; released code: `align_corners`."""
+    rank_loss: Literal["nts", "none"] = "nts"
+    """Loss of the Navigator, (1). `none`, a control: parts that an untrained Navigator proposes."""
     part_reduction: Literal["mean", "sum"] = "mean"
     """Reduction over the parts in (2): mean in the released code, sum in the paper."""
     dropout: ShareBelow1 = 0.5
@@ -238,8 +241,9 @@ class NtsNet(Recognizer):
         seen = drop_values(seen, config.dropout, batch.generator)
         parts, whole = seen[:, :-1], seen[:, -1]
         costs = part_costs(self.part_classifier(parts), batch.labels)
+        ranking = {"rank": rank_loss(found.scores, costs)} if config.rank_loss == "nts" else {}  # (1)
         return {
-            "rank": rank_loss(found.scores, costs),  # (1)
+            **ranking,
             "part": (
                 costs.mean(dim=1) if config.part_reduction == "mean" else costs.sum(dim=1)
             ).mean(),  # (2)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from reference_models.layers.navigator import SIDES, best_cover  # noqa: F401
+from reference_models.layers.navigator import SIDES
 from reference_models.recognition.control_parts import ControlParts, draw_uniform
 from tests.reference_models.conftest import squares
 from wsolbench.evaluation.evaluate import evaluate
+from wsolbench.evaluation.request import RunOptions
 from wsolbench.exceptions import UsageError
 from wsolbench.maps.frame import map_to_view
 from wsolbench.maps.sources import ModelSource
@@ -133,7 +134,7 @@ def value(record, name: str) -> float:
 def test_a_record_says_whether_the_ground_truth_was_used(points):
     data = annotated()
     source = ModelSource(create(points, 32), PROTOCOL, num_classes=3, device="cpu", batch_size=5)
-    record = evaluate(data, source, PROTOCOL, resamples=50).record
+    record = evaluate(data, source, PROTOCOL, options=RunOptions(resamples=50)).record
     assert record.method["config"]["points"] == points
     uses = "ground-truth boxes of the evaluated images" if points.startswith("box_") else None
     assert record.method.get("supervision") == uses
