@@ -142,7 +142,9 @@ def to_json(config: Any) -> dict[str, Any]:
 
     A field of `later` at its default is omitted, so that older runs count as the same run.
     """
-    defaults = {item.name: item.default for item in fields(config) if item.name in getattr(config, "later", ())}
+    defaults = {
+        item.name: item.default for item in fields(config) if item.name in getattr(config, "later", ())
+    }
     values = asdict(config)
     return tuples_to_lists(
         {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}

@@ -33,8 +33,9 @@ the network one after the other. In training each has the statistics of its own 
 running ones, which they share, unless `norm_statistics=per_input`.
 
 Rows of the paper's ablation: `hybrid=false` (image level only), `class_pool=single` (without max-pooling),
-the defaults. Control: `class_pool=random`, as many regions of the same size anywhere in the image. The plain network with this recipe is `baseline` with `recipe=fnd`. The paper's results are at
-448 pixels, the default on ResNet-50.
+the defaults. Control: `class_pool=random`, as many regions of the same size anywhere in the image. The plain
+network with this recipe is `baseline` with `recipe=fnd`. The paper's results are at 448 pixels, the default
+on ResNet-50.
 
 Open readings
     (2)        The paper gives no values for the smoothing: sigma 1 in 5x5 cells, with repeated borders.
@@ -136,7 +137,9 @@ def hybrid_features(whole: Float[Tensor, "b n"], parts: Float[Tensor, "b l n"]) 
     return torch.cat([whole[:, None], parts], dim=1).flatten(1)
 
 
-def noise_map(features: Float[Tensor, "b n h w"], generator: torch.Generator | None) -> Float[Tensor, "b h w"]:
+def noise_map(
+    features: Float[Tensor, "b n h w"], generator: torch.Generator | None
+) -> Float[Tensor, "b h w"]:
     """Return M of the control: noise for each image, or without a generator the same for all images."""
     shape = (len(features), *features.shape[2:])
     if generator is not None:

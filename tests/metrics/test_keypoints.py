@@ -93,7 +93,11 @@ def test_covered_points_are_counted_one_by_one(
     for p, point in enumerate(points):
         for centre, skipped in zip(centres, padded, strict=True):
             distances = [float(np.hypot(*(centre - other))) for other in points]
-            if not skipped and distances.index(min(distances)) == p and math.hypot(*(centre - point)) / 340 <= 0.1:
+            if (
+                not skipped
+                and distances.index(min(distances)) == p
+                and math.hypot(*(centre - point)) / 340 <= 0.1
+            ):
                 count += 1
                 break
     assert metric.compute().covered == count

@@ -202,9 +202,7 @@ class KeypointDistance:
             slot_median_norm=tuple(float(np.median(values)) if values else None for values in slot_norm),
             hit=sum(hits) / len(hits),
             distinct=sum(len(set(image.nearest[image.real].tolist())) for image in real) / len(real),
-            covered=sum(
-                len(set(image.nearest[image.real & (image.norm <= NEAR)].tolist())) for image in real
-            )
+            covered=sum(len(set(image.nearest[image.real & (image.norm <= NEAR)].tolist())) for image in real)
             / len(real),
             n=len(real),
             n_skipped=self.n_skipped,

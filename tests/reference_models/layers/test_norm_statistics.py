@@ -147,7 +147,9 @@ def test_steps_with_the_statistics_of_the_batch_give_the_same_weights_with_eithe
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
         for seed in range(3):
             optimizer.zero_grad()
-            sum(model.loss(replace(toy_batch(4, classes=CLASSES), generator=seeded(seed))).values()).backward()
+            sum(
+                model.loss(replace(toy_batch(4, classes=CLASSES), generator=seeded(seed))).values()
+            ).backward()
             optimizer.step()
         trained.append(model)
     shared, own = trained
@@ -230,14 +232,20 @@ def test_a_run_stores_both_kinds_and_its_parts_can_be_used_by_another_run(tmp_pa
     first = request(tmp_path / "first", train=squares(8), epochs=1, batch_size=4, settings=settings)
     path = fit(Ssanet, first)
     stored = load_file(path)
-    kinds = {prefix: [n for n in stored if n.startswith(prefix)] for prefix in ("backbone.", "part_statistics.")}
+    kinds = {
+        prefix: [n for n in stored if n.startswith(prefix)] for prefix in ("backbone.", "part_statistics.")
+    }
     assert any("running_mean" in name for name in kinds["part_statistics."])
     assert not any("part" in name for name in kinds["backbone."])
     loaded = load_checkpoint(Ssanet, path)
-    assert same(loaded.part_statistics.state_dict(), {
-        name.removeprefix("part_statistics."): value
-        for name, value in stored.items() if name.startswith("part_statistics.")
-    })
+    assert same(
+        loaded.part_statistics.state_dict(),
+        {
+            name.removeprefix("part_statistics."): value
+            for name, value in stored.items()
+            if name.startswith("part_statistics.")
+        },
+    )
     # Modules on these parts read the statistics, which do not move any more.
     more = {"norm_statistics": "per_input", "dsm_feature": "gap", "part_net": str(path), "op": "false"}
     second = request(tmp_path / "second", train=squares(8), epochs=2, batch_size=4, settings=more)

@@ -15,8 +15,8 @@ from reference_models.core.config import parse_settings, split_settings
 from reference_models.core.recipes import RECIPES
 from reference_models.layers.navigator import rank_loss
 from reference_models.recognition.ssanet.method import Ssanet, SsanetConfig
-from reference_models.recognition.ssanet.run_stages import stages_of
 from reference_models.recognition.ssanet.part_agreement import mac_loss
+from reference_models.recognition.ssanet.run_stages import stages_of
 from tests.reference_models.conftest import squares, toy_backbone, toy_batch
 from tests.reference_models.recognition.ssanet_models import (
     CLASSES,
