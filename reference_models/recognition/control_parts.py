@@ -90,7 +90,7 @@ class ControlParts(Untrained):
         self,
         images: Float[Tensor, "b 3 H W"],
         *,
-        gradients: bool = False,
+        gradients: bool = False,  # noqa: ARG002 - the signature of all methods
         true_boxes: Float[Tensor, "b 4"] | None = None,
     ) -> ForwardPass:
         """Return the parts, and the area that they cover as the map of every class. There are no logits.

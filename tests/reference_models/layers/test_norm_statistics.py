@@ -184,12 +184,10 @@ def test_equal_inputs_of_both_kinds_give_the_shared_statistics(method):
         object.__setattr__(model.config, "part_size", 32)
         with torch.no_grad():
             features = model.backbone.run(images)
-            look = {
-                "nts-net": lambda m: m.look(images, boxes),
-                "ssanet": lambda m: m.look(images, features, boxes),
-                "focus-discriminate": lambda m: m.region_features(images, boxes),
-            }[model.method_name]
-            look(model)
+            if method is Ssanet:
+                model.look(images, features, boxes)
+            else:
+                (model.look if method is NtsNet else model.region_features)(images, boxes)
     for name, layer in own.part_statistics.layers.items():
         for module in (own.backbone, shared.backbone):
             other = module.get_submodule(name.replace("/", "."))

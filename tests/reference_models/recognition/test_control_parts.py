@@ -82,10 +82,10 @@ def test_points_lie_where_their_name_says():
     )
     for points, low, high in (("image_random", (0, 0), (8, 8)), ("box_random", (1, 2), (4, 7))):
         found = centres(create(points, 8), images, boxes)
-        low, high = torch.tensor(low), torch.tensor(high)
-        assert (found >= low).all()
-        assert (found < high).all()
-        share = ((found - low) / (high - low)).flatten(0, 1)
+        start, end = torch.tensor(low), torch.tensor(high)
+        assert (found >= start).all()
+        assert (found < end).all()
+        share = ((found - start) / (end - start)).flatten(0, 1)
         torch.testing.assert_close(share.mean(0), torch.full((2,), 0.5), atol=0.03, rtol=0)
         torch.testing.assert_close(share.var(0), torch.full((2,), 1 / 12), atol=0.01, rtol=0)
 
