@@ -124,6 +124,8 @@ def read_variants(path: Path) -> dict[tuple[str, str], tuple[str, str]]:
 def matches_claim(method: dict[str, Any], name: str, settings: str) -> bool:
     """Whether a method matches one side of a claim. A setting that the method lacks counts as empty.
 
+    So an empty value stands for the default of a setting that records state only if it is another one.
+
     >>> matches_claim(
     ...     {"name": "caam", "config": {"patch": [16, 32], "ssam": True}}, "caam", "patch=16,32;ssam=true"
     ... )
@@ -240,10 +242,15 @@ def _find_differences(claim: Claim, a: _Side, b: _Side) -> list[str]:
             names.append("recipe.epochs")
         elif not claim.allow_unequal_budget and not is_equal_budget(a.images, b.images):
             names.append(_SEEN)
-    shared = [name for name in a.design if name in b.design and name not in claim.named]
+    both = a.design.keys() & b.design.keys()
     if _base(claim.a) != _base(claim.b):
-        shared = [name for name in shared if name in COMMON_SETTINGS or name.startswith("post.")]
-    return names + [name for name in shared if a.design[name] != b.design[name]]
+        compared = {name for name in both if name in COMMON_SETTINGS or name.startswith("post.")}
+    else:
+        # A setting that only one run states is not at its default. Those of a post-process need both.
+        stated = a.design.keys() | b.design.keys()
+        compared = both | {name for name in stated if not name.startswith("post.")}
+    different = {name for name in compared - claim.named if a.design.get(name) != b.design.get(name)}
+    return names + sorted(different)
 
 
 def pairs_of(
