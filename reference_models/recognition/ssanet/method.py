@@ -180,7 +180,7 @@ class Ssanet(Recognizer):
                 self,
                 Path(path),
                 ("backbone", "part_statistics", "navigator", "part_classifier", "global_classifier"),
-                what="the part_net of ssanet",
+                what=f"the part_net of ssanet with norm_statistics={self.config.norm_statistics}",
             )
 
     @classmethod
