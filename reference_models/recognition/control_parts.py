@@ -19,8 +19,8 @@ Points have a square of 160 / 448 of the image around them, as the peaks of clas
 `box_random` and `box_center` read the ground-truth box of the image that they are evaluated on. They are no
 predictions, and their records say so (`supervision`).
 
-Draws depend on the pixels of the image alone, so an evaluation repeats to the bit. The class maps are the
-area that the parts cover.
+Draws depend on the pixels of the image alone, so an evaluation repeats to the bit. The class maps are 0
+everywhere, because the control is of proposals and not of maps.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from reference_models.base.untrained import Untrained
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import ForwardPass, Proposals
 from reference_models.layers.navigator import Scored, anchor_boxes, nominate
-from reference_models.layers.regions import PEAK_SIDE, coverage
+from reference_models.layers.regions import PEAK_SIDE
 from wsolbench.exceptions import UsageError
 
 PAPER = "ssanet"
@@ -93,7 +93,7 @@ class ControlParts(Untrained):
         gradients: bool = False,  # noqa: ARG002 - the signature of all methods
         true_boxes: Float[Tensor, "b 4"] | None = None,
     ) -> ForwardPass:
-        """Return the parts, and the area that they cover as the map of every class. There are no logits.
+        """Return the parts, and class maps of 0. There are no logits.
 
         `true_boxes` are the ground-truth boxes in pixels of the input. Raises `UsageError` if the setting
         needs them and they are None.
@@ -106,8 +106,7 @@ class ControlParts(Untrained):
         found = self.place(images, true_boxes)
 
         def maps_of(class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k H W"]:
-            covered = coverage(found, images.shape[-1])
-            return covered[:, None].expand(-1, class_ids.shape[1], -1, -1)
+            return images.new_zeros(()).expand(*class_ids.shape, *images.shape[2:])
 
         result = ForwardPass(logits=None, maps_of=maps_of, propose=lambda: found)
         return self._with_proposals(result, images.shape[-1])

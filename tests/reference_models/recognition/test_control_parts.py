@@ -139,6 +139,7 @@ def test_a_record_says_whether_the_ground_truth_was_used(points):
     uses = "ground-truth boxes of the evaluated images" if points.startswith("box_") else None
     assert record.method.get("supervision") == uses
     assert record.metric("keypoint_distance").n == 11
+    assert value(record, "gt_known") == 0  # nothing of the ground truth is in the maps
     if points == "box_center":  # one point, met by four boxes
         assert value(record, "keypoint_distance") == pytest.approx(0, abs=1e-6)
         assert value(record, "keypoint_covered") == value(record, "keypoint_distinct") == 1

@@ -271,6 +271,20 @@ def test_settings_that_a_claim_does_not_name_are_equal_on_both_sides() -> None:
     ]
 
 
+def test_a_setting_that_only_one_run_of_a_method_states_is_another_one() -> None:
+    """Records state a later setting only if it is not at its default."""
+    claim = replace(CLAIM, a="nts-net", a_settings="predict=raw", b="nts-net", b_settings="predict=concat")
+    runs = [
+        (Path(f"{predict}{number}"), record("nts-net", predict=predict, **stated))
+        for predict in ("raw", "concat")
+        for number, stated in enumerate(({}, {"norm_statistics": "per_input"}))
+    ]
+    pairs = [([Path("raw0")], [Path("concat0")]), ([Path("raw1")], [Path("concat1")])]
+    assert sorted(pairs_of([claim], runs)) == pairs
+    empty = replace(claim, a_settings="predict=raw;norm_statistics=")  # the default alone
+    assert pairs_of([empty], runs) == pairs[:1]
+
+
 def test_settings_of_a_methods_own_design_block_no_pair_of_two_methods() -> None:
     runs = [
         (Path("baseline"), record("baseline", dropout=0.0, head="fc")),
@@ -409,7 +423,7 @@ def test_runs_from_a_checkpoint_and_from_nothing_are_not_compared() -> None:
 
 def test_the_claims_of_this_project_can_be_read() -> None:
     claims = read_claims(LITERATURE / "claims.csv")
-    assert {claim.metric for claim in claims} <= {"gt_known", "peak_iou", "top1_cls"}
+    assert {claim.metric for claim in claims} <= {"gt_known", "peak_iou", "top1_cls", "top1_loc"}
     assert {claim.direction for claim in claims} == {1, -1}
 
 
