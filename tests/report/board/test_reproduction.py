@@ -281,7 +281,10 @@ def test_a_setting_that_only_one_run_of_a_method_states_is_another_one() -> None
     ]
     pairs = [([Path("raw0")], [Path("concat0")]), ([Path("raw1")], [Path("concat1")])]
     assert sorted(pairs_of([claim], runs)) == pairs
-    empty = replace(claim, a_settings="predict=raw;norm_statistics=")  # the default alone
+    # An empty value is the default alone.
+    empty = replace(
+        claim, a_settings="predict=raw;norm_statistics=", b_settings="predict=concat;norm_statistics="
+    )
     assert pairs_of([empty], runs) == pairs[:1]
 
 
