@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float64, Int64
 from wsolbench.exceptions import DataError, UsageError, unknown_name
 from wsolbench.maps import MapFolder, cut_center, view
 from wsolbench.maps.formats import read_bytes
+from wsolbench.maps.frame import map_to_view
 from wsolbench.maps.store import MANIFEST, decode_map
 from wsolbench.methods import Localization, Method, PostProcessor
 from wsolbench.methods.device import normalized, pick_device
@@ -305,6 +306,7 @@ class ModelSource:
             post,
             map_name,
         )
+        self.shows_truth = bool(getattr(method, "uses_true_boxes", False))
         self.needs_gradients = post is not None and post.needs_gradients
         if self.needs_gradients and "gradients" not in signature(method.localize).parameters:
             raise UsageError(
@@ -364,7 +366,8 @@ class ModelSource:
                 result = differentiable.localize(images, gradients=True)
                 score_maps = self._maps(result, labels)[: len(samples)]
         else:
-            result = self.method.localize(images)
+            truth = {"true_boxes": self._true_boxes(samples, len(images))} if self.shows_truth else {}
+            result = self.method.localize(images, **truth)
             score_maps = self._maps(result, labels)[: len(samples)]
         # Predicted labels, best first: (n, RANKS), or (n, 0) if the method or the protocol has none.
         with torch.no_grad():
@@ -399,6 +402,23 @@ class ModelSource:
         maps = result.score_maps(labels) if self.post is None else self.post.maps(result, labels)
         return maps[:, 0]
 
+    def _true_boxes(self, samples: Sequence[Sample], count: int) -> torch.Tensor:
+        """Return the first ground-truth box of each image in pixels of the input, (count, 4).
+
+        It is the whole image if there is none. The last one is repeated as the images are.
+        """
+        import torch
+
+        side = self.method.input_spec.size
+        boxes = [
+            map_to_view(sample.boxes[0].reshape(2, 2), sample.size, side, self.protocol).reshape(4)
+            if len(sample.boxes)
+            else np.array([0.0, 0.0, side, side])
+            for sample in samples
+        ]
+        boxes += boxes[-1:] * (count - len(boxes))
+        return torch.from_numpy(np.stack(boxes)).float().to(self.device)
+
     def _proposed(self, samples: Sequence[Sample], result: Localization) -> Sequence[ProposedParts] | None:
         if result.propose is None or all(sample.key_points is None for sample in samples):
             return None
@@ -424,16 +444,19 @@ class ModelSource:
 
     def describe(self) -> dict[str, Any]:
         """Return name and description of the method and of the post-process."""
+        method = self.method.describe()
+        if self.shows_truth:
+            method["supervision"] = "ground-truth boxes of the evaluated images"
         if self.map_name is not None:
             return {
-                **self.method.describe(),
+                **method,
                 "name": f"{self.method.method_name}:{self.map_name}",
                 "map": self.map_name,
             }
         if self.post is None:
-            return {**self.method.describe(), "name": self.method.method_name}
+            return {**method, "name": self.method.method_name}
         return {
-            **self.method.describe(),
+            **method,
             "name": f"{self.method.method_name}+{self.post.method_name}",
             "post": self.post.describe(),
         }
