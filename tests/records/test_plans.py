@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import torch
 from wsolbench.cli._jobs import check_jobs, checkpoint_of
 from wsolbench.cli.settings import parse_settings
 from wsolbench.datasets import list_datasets
-from wsolbench.methods import load_method
+from wsolbench.methods import load_method, registry
 from wsolbench.records.plans import Job, Plan, command_key, find_done, read_plan
 from wsolbench.records.published import LITERATURE, read_papers, read_published
 
+LISTS = {name: functools.cache(getattr(registry, name)) for name in ("list_methods", "list_detectors")}
 FOLDER = Path(__file__).parents[2] / "results" / "plans"
 PLANS = {str(path.relative_to(FOLDER)): path for path in sorted(FOLDER.rglob("*.toml"))}
 BY_PAPER = {paper.name: key for key, paper in read_papers().items()}
@@ -30,7 +32,9 @@ def values(job: Job, option: str) -> list[str]:
     return [value for name, value in zip(job.arguments, job.arguments[1:], strict=False) if name == option]
 
 
-def test_every_command_is_valid(plan: Plan) -> None:
+def test_every_command_is_valid(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LISTS:  # reads all files of methods otherwise, for each plan and method
+        monkeypatch.setattr(registry, name, LISTS[name])
     known = {info.name for info in list_datasets()}
     if unknown := {name for job in plan.jobs for name in values(job, "--dataset")} - known:
         pytest.skip(f"this version has no data set {', '.join(unknown)}")

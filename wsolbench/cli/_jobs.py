@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ def check_jobs(plan: Plan, jobs: Sequence[Job]) -> None:
     setting, post-process, transform or protocol.
     """
     from wsolbench.exceptions import DataError, WsolbenchError
+    from wsolbench.methods import check_backbone, load_method
 
+    # Both read the files of all methods or backbones; hundreds of jobs have few of them.
+    load, check = functools.cache(load_method), functools.cache(check_backbone)
     trained = {str(job.checkpoint) for job in plan.jobs}
     checked = set()
     for job in jobs:
@@ -50,13 +54,15 @@ def check_jobs(plan: Plan, jobs: Sequence[Job]) -> None:
             continue  # seeds differ in nothing that is checked
         checked.add(command)
         try:
-            _check(job, trained)
+            _check(job, trained, load, check)
         except (WsolbenchError, click.ClickException) as error:
             text = error.format_message() if isinstance(error, click.ClickException) else str(error)
             raise DataError(f"plan {plan.path}, run {job.name.partition('/')[0]}: {text}") from error
 
 
-def _check(job: Job, trained: set[str]) -> None:
+def _check(
+    job: Job, trained: set[str], load: Callable[[str], Any], check_backbone: Callable[[str], None]
+) -> None:
     """Check one command; `trained` are the checkpoints of the plan."""
     name, *arguments = job.arguments
     values = _COMMANDS[name].make_context(name, arguments).params
@@ -66,14 +72,14 @@ def _check(job: Job, trained: set[str]) -> None:
     if name == "eval-detector":
         _check_detector(values, settings)
     else:
-        _check_method(values, settings)
+        check_backbone(default_backbone(values["dataset"], values["backbone"]))
+        _check_method(values, settings, load)
 
 
-def _check_method(values: Mapping[str, Any], settings: Mapping[str, str]) -> None:
+def _check_method(values: Mapping[str, Any], settings: Mapping[str, str], load: Callable[[str], Any]) -> None:
     from wsolbench.datasets import dataset_info
     from wsolbench.evaluation.transforms import Transform
     from wsolbench.exceptions import unknown_name
-    from wsolbench.methods import check_backbone, load_method
     from wsolbench.metrics.thresholds import check_fixed_tau
 
     # The data set and its split.
@@ -82,9 +88,8 @@ def _check_method(values: Mapping[str, Any], settings: Mapping[str, str]) -> Non
         raise unknown_name(f"split of {info.name}", values["split"], info.splits)
     # The methods, their settings and recipes.
     backbone = default_backbone(info.name, values["backbone"])
-    check_backbone(backbone)
     for method in values["method"].split(","):
-        load_method(method).recipe_for(backbone, _ANY_NUMBER, settings)
+        load(method).recipe_for(backbone, _ANY_NUMBER, settings)
     # How they are scored.
     eval_command.read_maps(values["maps"], values["post"], values["post_set"])
     for transform in values["transforms"].split(","):
