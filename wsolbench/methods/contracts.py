@@ -251,6 +251,13 @@ class ObjectDetector(Protocol):
     def fit(cls, request: DetectorRequest) -> Path:
         """Train, or resume a killed run, and return the last checkpoint."""
 
+    @classmethod
+    def recipe_for(cls, backbone: str, settings: Mapping[str, str]) -> Any:
+        """Return the training recipe that these settings ask for.
+
+        Raises `UsageError` for an unknown backbone and on invalid settings.
+        """
+
     def detect(self, image: np.ndarray) -> Detections:
         """Detect objects in one image, (h, w, 3) uint8."""
 
