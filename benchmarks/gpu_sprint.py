@@ -36,6 +36,8 @@ LOG_BYTES = 2**20
 """The end of each log that is kept."""
 FILE_BYTES = 15 * 2**20
 """Bytes of the files in one archive."""
+PATIENCE_SECONDS = 5.0
+"""Time between the request to stop and the force."""
 REPORT_SECONDS = 15.0
 """Time between two lines of progress, and between two updates of the output."""
 
@@ -136,27 +138,28 @@ def run_part(
         except OSError as error:
             return Result(part.name, "failed", 0.0, str(error))
         outcome, report = "over its limit", REPORT_SECONDS
-        while (passed := time.monotonic() - start) < limit:
-            try:
-                status = process.wait(min(report - passed, limit - passed) if report > passed else 0.01)
-            except subprocess.TimeoutExpired:
-                if time.monotonic() - start >= report:
+        try:
+            while (passed := time.monotonic() - start) < limit:
+                try:
+                    status = process.wait(max(0.0, min(report, limit) - passed))
+                except subprocess.TimeoutExpired:
                     say(f"      {passed:.0f} of {limit:.0f} s  {last_line(log)}")
                     write_output(folders, before)
                     report += REPORT_SECONDS
-            else:
-                outcome = "passed" if status == 0 else f"failed with exit code {status}"
-                break
-        stop(process)
+                else:
+                    outcome = "passed" if status == 0 else f"failed with exit code {status}"
+                    break
+        finally:  # also when the sprint itself is stopped
+            stop(process)
     return Result(part.name, outcome, time.monotonic() - start, last_line(log))
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process and the processes that it started: at first by a request, after five seconds by force."""
-    for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+    """End a process and the processes that it started, at first by a request, then by force."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
-            process.wait(patience)
+            process.wait(PATIENCE_SECONDS)
         except ProcessLookupError:
             return
         except subprocess.TimeoutExpired:
@@ -223,7 +226,7 @@ def summary(
         f"{ended}, in {minutes:.1f} minutes {where}.",
         f"CUDA tests: {ends.get('tests') or 'not run'}.",
         parity_sentence(tables.get("parity", ())),
-        throughput_sentence(tables.get("throughput", ())),
+        f"{throughput_sentence(tables.get('throughput', ()))} {ends.get('throughput', '')}".strip(),
         speed_sentence(tables),
         f"Kill and resume: {ends.get('resume') or 'not run'}. "
         f"Plan: {ends.get('plan') or 'not run'}, {records} records.",
@@ -256,13 +259,13 @@ def throughput_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
     (low, slow), (high, fast) = min(shares), max(shares)
     return (
         f"Training runs at {low:.0%} ({slow}) to {high:.0%} ({fast}) of the bare backbone's speed, "
-        f"in {len(shares)} measurements."
+        f"in {len(shares)} measurements;"
     )
 
 
 def speed_sentence(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Return the speed of post-processes, of an evaluation and of the feed."""
-    posts = [
+    named = [
         f"{row['post-process']} takes {row['wsolbench ms']:.2g} ms per image"
         for row in tables.get("posts", ())
         if row.get("classes") == 1
@@ -270,7 +273,7 @@ def speed_sentence(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     whole = [
         f"`evaluate` runs at {row['evaluate, images/s']:.0f} images/s" for row in tables.get("evaluate", ())
     ]
-    return f"{', '.join([*posts, *whole]) or 'Post-processes and evaluation: not measured'}."
+    return f"{', '.join([*named, *whole]) or 'Post-processes and evaluation: not measured'}."
 
 
 def markdown(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
@@ -297,7 +300,7 @@ LIMITS = {
     "environment": 60,
     "tests": 90,
     "parity": 100,
-    "throughput": 120,
+    "throughput": 130,
     "posts": 20,
     "feed": 30,
     "evaluate": 45,
@@ -339,6 +342,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Run the sprint and return its exit code."""
     given = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     out = (given.out or Path(os.environ.get("OUT") or "sprint")).resolve()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="sprint-") as work:

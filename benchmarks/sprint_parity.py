@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_map
 from wsolbench.testing.subject import CLASSES, SIDE, MethodUnderTest, learns_by_loss, random_images
 
 STEPS, BATCH, RATE = 10, 8, 1e-3
+SETTINGS = {"focus-discriminate": {"proposals": "4"}}
+"""Settings for images of `SIDE` pixels, whose last stage has 2 x 2 cells in ResNet-50."""
 
 
 class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -95,7 +97,7 @@ def compare_method(name: str, backbone: str, device: torch.device) -> Iterator[d
     share of the gradient's length. `maps` is the largest difference, as a share of the largest value.
     `proposals` is the largest difference of a coordinate, as a share of the image's side.
     """
-    method = MethodUnderTest(name, backbone, {})
+    method = MethodUnderTest(name, backbone, SETTINGS.get(name, {}))
     torch.manual_seed(0)
     first: Any = method.create()
     if not hasattr(first, "modules"):
