@@ -19,7 +19,10 @@ SETTINGS = {"focus-discriminate": {"proposals": "4"}}
 
 
 class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The context in which all random numbers come from one generator of the CPU, on every device."""
+    """The context in which all random numbers are drawn on the CPU.
+
+    They come from one generator where a method gives one, otherwise from the global one.
+    """
 
     def __init__(self, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -29,6 +32,11 @@ class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = dict(kwargs or {})
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
+        if func is torch.ops.aten.native_dropout.default:  # has no generator; only GPUs use it
+            values, rate = args[:2]
+            kept = torch.empty_like(values, device="cpu").bernoulli_(1 - rate, generator=self.generator)
+            kept = kept.to(values.device)
+            return values * kept / (1 - rate), kept.bool()
         tensors = [each for each in args if isinstance(each, Tensor)]
         target = tensors[0].device if tensors else torch.device(kwargs.get("device") or "cpu")
         if "device" in kwargs:

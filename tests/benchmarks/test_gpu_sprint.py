@@ -113,17 +113,22 @@ def test_draws_do_not_depend_on_the_generator_that_a_method_gives():
 
 
 def test_draws_on_a_gpu_are_those_of_the_cpu():
-    with SameDraws(3):
-        expected = [torch.rand(2, 3), torch.zeros(4).uniform_(), torch.randperm(5)]
-    with FakeCuda() as gpu, SameDraws(3):
-        generator = gpu.generator()
-        found = [
-            torch.rand(2, 3, device="cuda", generator=generator),
-            torch.zeros(4, device="cuda").uniform_(),
-            torch.randperm(5, device="cuda", generator=generator),
+    def draw(device: str, generator: torch.Generator) -> list[torch.Tensor]:
+        torch.manual_seed(4)  # for what is drawn without a generator
+        return [
+            torch.rand(2, 3, device=device, generator=generator),
+            torch.zeros(4, device=device).uniform_(),
+            torch.randperm(5, device=device, generator=generator),
+            torch.nn.functional.dropout(torch.ones(50, device=device), 0.5),
         ]
+
+    with SameDraws(3):
+        expected = draw("cpu", torch.Generator())
+    with FakeCuda() as gpu, SameDraws(3):
+        found = draw("cuda", gpu.generator())
         assert all(each.device.type == "cuda" for each in found)
-        assert all(torch.equal(gpu.values(a), b) for a, b in zip(found, expected, strict=True))
+        values = [gpu.values(each) for each in found]
+    assert all(torch.equal(one, other) for one, other in zip(values, expected, strict=True))
 
 
 @pytest.mark.slow
