@@ -20,6 +20,7 @@ import argparse
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -143,7 +144,7 @@ def run_part(
                 try:
                     status = process.wait(max(0.0, min(report, limit) - passed))
                 except subprocess.TimeoutExpired:
-                    say(f"      {passed:.0f} of {limit:.0f} s  {last_line(log)}")
+                    say(f"      {time.monotonic() - start:.0f} of {limit:.0f} s  {last_line(log)}")
                     write_output(folders, before)
                     report += REPORT_SECONDS
                 else:
@@ -224,9 +225,9 @@ def summary(
     ends = {result.part: result.last for result in results}
     lines = [
         f"{ended}, in {minutes:.1f} minutes {where}.",
-        f"CUDA tests: {ends.get('tests') or 'not run'}.",
+        f"GPU tests: {ends.get('tests') or 'not run'}.",
         parity_sentence(tables.get("parity", ())),
-        f"{throughput_sentence(tables.get('throughput', ()))} {ends.get('throughput', '')}".strip(),
+        throughput_sentence(tables.get("throughput", ()), ends.get("throughput", "")),
         speed_sentence(tables),
         f"Kill and resume: {ends.get('resume') or 'not run'}. "
         f"Plan: {ends.get('plan') or 'not run'}, {records} records.",
@@ -251,15 +252,15 @@ def parity_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def throughput_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
+def throughput_sentence(rows: Sequence[Mapping[str, Any]], end: str) -> str:
     """Return the range of the methods' training speed relative to the bare backbone."""
     shares = [(row["training of bare"], row["method"]) for row in rows if row.get("training of bare")]
     if not shares:
-        return "Training speed: not measured."
+        return f"Training speed: not measured. {end}".strip()
     (low, slow), (high, fast) = min(shares), max(shares)
     return (
         f"Training runs at {low:.0%} ({slow}) to {high:.0%} ({fast}) of the bare backbone's speed, "
-        f"in {len(shares)} measurements;"
+        f"in {len(shares)} measurements; {end}."
     )
 
 
@@ -332,6 +333,10 @@ def arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if not given.minutes > 0:
         parser.error(f"--minutes is {given.minutes}; expected more than 0")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", given.device):
+        parser.error(f"--device is {given.device}; expected cpu, cuda or cuda:N")
+    if given.out is not None and given.out.exists() and not given.out.is_dir():
+        parser.error(f"--out: {given.out} is a file; expected a folder")
     for name in ("wheels", "data"):
         folder = getattr(given, name)
         if folder is not None and not folder.is_dir():

@@ -69,24 +69,23 @@ def add_row(table: str, row: Mapping[str, Any]) -> None:
     """Append a row to a table, and print it."""
     with Path("tables", f"{table}.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row) + "\n")
-    say(
-        ", ".join(
-            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in row.items()
-        )
-    )
+    shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()}
+    say(", ".join(f"{key} {value}" for key, value in shown.items()))
 
 
 def say(text: str) -> None:
-    """Print a line."""
+    """Print a line at once, so that the sprint can show it."""
     sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def run(command: Sequence[str], **changed: str) -> int:
     """Run a command until it ends; its output goes to the log of the part."""
     say(f"$ {' '.join(command)}")
-    sys.stdout.flush()
-    return subprocess.run(command, env={**os.environ, **changed}, check=False).returncode
+    status = subprocess.run(command, env={**os.environ, **changed}, check=False).returncode
+    if status < 0:
+        say(f"ended by {signal.Signals(-status).name}")
+    return abs(status)
 
 
 # --- environment --------------------------------------------------------------------------------------------
@@ -101,6 +100,7 @@ def environment(sprint: Sprint) -> int:
         run([*pip, *names], PIP_BREAK_SYSTEM_PACKAGES="1")
         importlib.invalidate_caches()
         missing = [module for module in missing if importlib.util.find_spec(module) is None]
+    register_tree(Path("packages"))
     if "torch" not in missing:
         import torch
 
@@ -120,14 +120,18 @@ def environment(sprint: Sprint) -> int:
         names = " ".join(PACKAGES[module] for module in missing)
         say(f"missing packages: {names}; put their wheels into a folder and give it with --wheels")
         return 1
-    register_tree(Path("packages"))
+    say(f"{len(PACKAGES)} packages found")
+    return 0 if has_device(sprint.device) else 1
+
+
+def has_device(device: str) -> bool:
+    """Whether torch can use the device. If not, the reason is printed."""
     import torch
 
-    if torch.device(sprint.device).type == "cuda" and not torch.cuda.is_available():
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         say("torch finds no GPU; use --device cpu --tiny to test the sprint itself")
-        return 1
-    say(f"{len(PACKAGES)} packages found")
-    return 0
+        return False
+    return True
 
 
 def version_of(package: str) -> str:
@@ -397,6 +401,9 @@ def plan(sprint: Sprint) -> int:
     if sprint.tiny:
         path, changed = Path("tiny.toml"), {"WSOLBENCH_CSVFOLDER_ROOT": str(made_up_data())}
         path.write_text(TINY_PLAN)
+    elif not os.environ.keys() & {"WSOLBENCH_CUB_ROOT", "WSOLBENCH_DATA"}:
+        say("no images for the plan: give the folder of CUB-200-2011 with --data")
+        return 1
     hours = max(1.0, DEADLINE - time.monotonic() - MARGIN) / 3600
     command = [sys.executable, "-m", "wsolbench", "reproduce", str(path), "--results", "results"]
     command += ["--no-tables", "--device", sprint.device, "--max-hours", f"{hours:.5f}"]
@@ -418,6 +425,8 @@ def main() -> int:
     parser.add_argument("--wheels", type=Path)
     parser.add_argument("part", choices=PARTS)
     given = parser.parse_args()
+    if given.part != "environment" and not has_device(given.device):
+        return 1
     return PARTS[given.part](Sprint(given.device, given.tiny, given.wheels))
 
 
