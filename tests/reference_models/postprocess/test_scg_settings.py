@@ -22,6 +22,7 @@ from tests.reference_models.postprocess.scg_inputs import (
     scg,
 )
 from wsolbench.exceptions import UsageError
+from wsolbench.testing.fake_cuda import FakeCuda
 
 # --- settings -----------------------------------------------------------------------------------------------
 
@@ -198,3 +199,15 @@ def test_an_unknown_stage_is_refused_with_the_nearest_one():
     stages, coarse = random_inputs(0)
     with pytest.raises(UsageError, match="unknown feature stage 'stage2'; did you mean 'stage1'"):
         scg().correlations(forward_pass(stages, coarse), torch.zeros(2, 2), orders=(1,), stage="stage2")
+
+
+@pytest.mark.parametrize("axis", ["column", "row"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_on_a_gpu_the_pictures_of_a_point_never_wait_for_the_host(variant, axis):
+    features, points = torch.rand(2, 6, 4, 5), torch.tensor([[0, 3], [3, 1]])
+    config = scg(variant, seed_axis=axis).config
+    expected = point_correlations(features, points, config)
+    with FakeCuda() as gpu:
+        maps = point_correlations(gpu.tensor(features), gpu.tensor(points), config)
+        torch.testing.assert_close(gpu.values(maps), expected, **CLOSE)
+    assert gpu.events == []
