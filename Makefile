@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check format docs wheel bench bench-exact leaderboard clean
+.PHONY: help demo test check format docs wheel bench bench-exact gpu-sprint leaderboard clean
 
 help:
 	@echo "make demo         install, train CAM on the generated data set, evaluate it; pictures in demo/pictures"
@@ -14,6 +14,7 @@ help:
 	@echo "make wheel        build the wheel into dist/, use it without extras in a new environment"
 	@echo "make bench        measure speed against the official algorithm"
 	@echo "make bench-exact  compare the sweep with OpenCV on 20,000 maps"
+	@echo "make gpu-sprint   all checks that need a GPU, in ten minutes (SPRINT='--device cpu --tiny': without one)"
 	@echo "make leaderboard  regenerate results/leaderboard from the records"
 
 $(READY): pyproject.toml
@@ -59,8 +60,12 @@ bench: $(READY)
 bench-exact: $(READY)
 	$(BIN)/python -m benchmarks.bench_exact
 
+# Without $(READY): a borrowed machine may have torch but no network.
+gpu-sprint:
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) benchmarks/gpu_sprint.py $(SPRINT)
+
 leaderboard: $(READY)
 	$(BIN)/wsolbench leaderboard
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info docs/_build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) demo sprint build dist *.egg-info docs/_build .mypy_cache .ruff_cache .pytest_cache
