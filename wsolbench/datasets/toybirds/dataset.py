@@ -28,11 +28,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from wsolbench.datasets.base import DatasetInfo, Missing
-from wsolbench.datasets.toybirds.versions import VERSIONS, Version
+from wsolbench.datasets.toybirds.versions import SPLITS, VERSIONS, Version
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.system.files import atomic_path, make_folder
 from wsolbench.types import Dataset
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
 Rows = tuple[int, list[Any], list[Any]]
 """Number of an image, its rows of `annotations.csv` and its rows of `keypoints.csv`."""
 
-COUNTS: Mapping[str, int] = MappingProxyType({"train": 1500, "val": 300, "test": 600})
+
 SIZE = 128
 
 _ABANDONED_SECONDS = 3600
@@ -56,9 +55,9 @@ def describe(version: Version) -> DatasetInfo:
     return DatasetInfo(
         name=version.name,
         summary=version.summary,
-        splits=("train", "val", "test"),
+        splits=SPLITS,
         root_holds="nothing: the images are generated there",
-        expected=COUNTS,
+        expected=version.counts,
         license="MIT, as this program",
         generated=True,
     )
@@ -74,7 +73,7 @@ def make_loader(version: Version) -> Callable[..., Dataset]:
         missing: Missing = "error",
         seed: int = 0,
         size: int = SIZE,
-        counts: Mapping[str, int] = COUNTS,
+        counts: Mapping[str, int] = version.counts,
         workers: int | None = None,
     ) -> Dataset:
         """Load one split. It is rendered first if it is not in the cache.
@@ -92,13 +91,14 @@ def make_loader(version: Version) -> Callable[..., Dataset]:
         """
         from wsolbench.datasets.csvfolder import load_csv_folder
 
-        if size < 32 or seed < 0 or set(counts) != set(COUNTS) or min(counts.values()) < 1:
+        if size < 32 or seed < 0 or set(counts) != set(SPLITS) or min(counts.values()) < 1:
             raise UsageError(
                 f"{version.name} of size {size} and seed {seed} with {dict(counts)} images; "
                 "expected a size of at least 32, a seed of at least 0, and at least one image for each of "
                 "train, val and test"
             )
-        amounts = "" if dict(counts) == dict(COUNTS) else "-" + "-".join(str(counts[name]) for name in COUNTS)
+        usual = dict(counts) == dict(version.counts)
+        amounts = "" if usual else "".join(f"-{counts[name]}" for name in SPLITS)
         name = f"toybirds-v{version.number}-seed{seed}-{size}{amounts}"
         folder = (cache_folder() if root is None else root) / name
         if not folder.is_dir():
@@ -168,8 +168,8 @@ def _render_set(
         make_folder(folder.parent)
     except UsageError as error:
         raise UsageError(
-            f"{version.name} cannot be rendered into {folder.parent}: {error.__cause__}. Set WSOLBENCH_CACHE to "
-            "a folder that can be written."
+            f"{version.name} cannot be rendered into {folder.parent}: {error.__cause__}. Set WSOLBENCH_CACHE "
+            "to a folder that can be written."
         ) from error
     # Render the images and masks.
     _remove_leftovers(folder)
@@ -280,8 +280,9 @@ def _render_jobs(
             process.kill()
     if failed:
         raise DataError(
-            f"rendering {version.name} into {folder.parent} failed ({failed[0]}); the messages above say why. "
-            "Nothing was kept. Fix the cause, or choose another folder with WSOLBENCH_CACHE, and start again."
+            f"rendering {version.name} into {folder.parent} failed ({failed[0]}); the messages above say "
+            "why. Nothing was kept. Fix the cause, or choose another folder with WSOLBENCH_CACHE, and start "
+            "again."
         )
 
 

@@ -25,10 +25,9 @@ from wsolbench.datasets.toybirds.canvas import (
     ribbon,
     smooth_noise,
 )
-from wsolbench.datasets.toybirds.versions import Range, Version
+from wsolbench.datasets.toybirds.versions import SPLITS, Range, Version
 from wsolbench.types import KeyPoints
 
-SPLITS = ("train", "val", "test")
 TWO_BIRDS = 1 / 7
 """Share of images with two birds."""
 _OCCLUDED = 0.45

@@ -5,9 +5,12 @@ A version never changes once records name it. Other images are another version w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 Range = tuple[float, float]
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,8 @@ class Version:
     number: int
     """Part of the name of the cache folder."""
     summary: str
+    counts: Mapping[str, int]
+    """Number of images per split."""
     strata: tuple[Stratum, ...]
     """Each n consecutive images have one of each of the n strata, in random order."""
     beyond_image: float
@@ -50,6 +55,7 @@ V1 = Version(
     name="toybirds",
     number=1,
     summary="generated: 12 kinds of bird that differ in small parts; boxes, masks, key points",
+    counts=MappingProxyType({"train": 1500, "val": 300, "test": 600}),
     strata=(Stratum(single=(0.12, 0.52), pair=((0.06, 0.26), (0.06, 0.26))),),
     beyond_image=0.05,
     beyond_box=0.0,
@@ -60,6 +66,7 @@ V2 = Version(
     name="toybirds-v2",
     number=2,
     summary="generated: the 12 kinds of toybirds in all sizes and off centre; boxes, masks, key points",
+    counts=MappingProxyType({"train": 3000, "val": 300, "test": 600}),
     strata=tuple(Stratum(single=area, pair=(area, _SMALL)) for area in (_SMALL, _MEDIUM, _LARGE)),
     beyond_image=0.0,
     beyond_box=0.03,
