@@ -49,7 +49,7 @@ class Version:
 
 
 _SMALL, _MEDIUM, _LARGE = (0.025, 0.09), (0.095, 0.23), (0.25, 0.48)
-"""The visible boxes cover 3 to 12, 12 to 30 and 30 to 60 percent of the image, except one in ten or so."""
+"""The visible boxes cover 3 to 12, 12 to 30 and 30 to 60 percent of the image, except about one in twenty."""
 
 V1 = Version(
     name="toybirds",
