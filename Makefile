@@ -24,8 +24,8 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/wsolbench eval --method center-box --dataset toybirds --out demo/records
-	$(BIN)/wsolbench eval --method cam --dataset toybirds --train --out demo/records --save-maps demo/maps --pictures demo/pictures
+	$(BIN)/wsolbench eval --method center-box --dataset toybirds-v2 --out demo/records
+	$(BIN)/wsolbench eval --method cam --dataset toybirds-v2 --train --out demo/records --save-maps demo/maps --pictures demo/pictures
 	@echo "Look at demo/pictures; the records are in demo/records, the maps in demo/maps."
 
 test: $(READY)
