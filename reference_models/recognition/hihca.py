@@ -50,7 +50,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -61,7 +61,7 @@ from reference_models.core.backbone import Backbone
 from reference_models.layers.products import Factor, pooled_products, product_maps
 from reference_models.layers.second_order import EPS, Representation, released_sqrt, secant, signed_sqrt, unit
 from wsolbench.exceptions import UsageError
-from wsolbench.ranges import Channels, Order
+from wsolbench.ranges import Channels, Range
 
 PAPER = "hihca"
 
@@ -78,17 +78,17 @@ class HihcaConfig(PooledConfig):
     """`official`: sums, root and norm of the released code."""
     layers: Literal[1, 2, 3] = 2
     """n, stacked layers: released code."""
-    degrees: tuple[Order, ...] = (2,)
-    """Degrees of the polynomial, ascending, up to 8: released code."""
+    degrees: tuple[Annotated[int, Range(1, 8)], ...] = (2,)
+    """Degrees of the polynomial, ascending: released code."""
     width: Channels = 0
     """D, terms of each degree. 0: 8192 (released code), or 512 for networks below 128 channels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.degrees or list(self.degrees) != sorted(set(self.degrees)) or self.degrees[-1] > 8:
+        if not self.degrees or list(self.degrees) != sorted(set(self.degrees)):
             raise UsageError(
                 f"setting degrees of method 'hihca' is {','.join(map(str, self.degrees)) or 'empty'}; "
-                "expected different degrees from 1 to 8 in ascending order, such as degrees=1,2,3"
+                "expected different degrees in ascending order, such as degrees=1,2,3"
             )
 
 

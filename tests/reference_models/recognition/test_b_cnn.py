@@ -81,7 +81,8 @@ def test_dead_features_have_a_finite_gradient():
 
 def test_wide_networks_are_reduced_and_vgg16_is_not():
     def width(name: str) -> int:
-        made = BCnn.create(backbone=name, num_classes=2, weights="none", settings={}, image_size=32)
+        with torch.device("meta"):
+            made = BCnn.create(backbone=name, num_classes=2, weights="none", settings={}, image_size=32)
         return made.classifier.in_features
 
     assert (width("vgg16"), width("resnet50")) == (512 * 512, 256 * 256)

@@ -98,6 +98,7 @@ def test_two_layers_give_one_pair_and_networks_without_layers_are_refused():
 
 
 def test_the_layers_of_the_paper_are_those_of_vgg16():
-    net = Hbp.create(backbone="vgg16", num_classes=2, weights="none", settings={}, image_size=32)
+    with torch.device("meta"):
+        net = Hbp.create(backbone="vgg16", num_classes=2, weights="none", settings={}, image_size=32)
     assert [layer.name for layer in net.layers] == ["relu5_1", "relu5_2", "relu5_3"]
     assert net.classifier.in_features == 24_576
