@@ -5,9 +5,9 @@
     W, b        classifier                      (Y, F), (Y,)
     logits      W z + b                         (B, Y)
 
-A method defines `represent`: features to a `Representation`, that is the input of the classifier and the maps
-of any weights of it (`layers/second_order.py`). `read` chooses other features than the last stage. Everything
-behind the backbone is float32, also in mixed precision.
+A method defines `represent`, which turns features into a `Representation`: the input of the classifier, and
+the maps of any weights of the classifier (`layers/second_order.py`). `read` chooses other features than the
+last stage. Everything behind the backbone is float32, also in mixed precision.
 
 A run has two stages (`core/pooled_recipes.py`). In the first one the backbone is frozen in evaluation mode,
 and everything else learns. In the second one everything learns. A backbone without pretrained weights has no
@@ -72,8 +72,8 @@ class PooledRecognizer(Recognizer):
 
     Config = PooledConfig
     config: PooledConfig
-    recipe: ClassVar[str]
-    """Name of the paper's recipe."""
+    published_recipe: ClassVar[str]
+    """Name of the recipe on the networks of the papers."""
     short_stage: ClassVar[HeadStage] = SHORT
     """First stage for recipes that state none. `SHORT` is for classifiers on unit vectors."""
     recipes = POOLED
@@ -173,7 +173,7 @@ class PooledRecognizer(Recognizer):
     @classmethod
     def _recipe_name(cls, profile: Profile, num_classes: int) -> str:
         if _is_published(profile, num_classes):
-            return cls.recipe
+            return cls.published_recipe
         return default_recipe(profile.recipe_family, num_classes)
 
     # --- the stages of a run --------------------------------------------------------------------------------

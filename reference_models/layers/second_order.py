@@ -47,9 +47,10 @@ def in_full_precision(function: Callable[A, R]) -> Callable[A, R]:
 
     @functools.wraps(function)
     def run(*args: A.args, **kwargs: A.kwargs) -> R:
-        device = next(value.device for value in args if isinstance(value, Tensor))
+        device = next(value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         with torch.autocast(device.type, enabled=False):
-            return function(*map(_widen, args), **kwargs)  # type: ignore[arg-type]
+            wide: dict[str, Any] = {name: _widen(value) for name, value in kwargs.items()}
+            return function(*map(_widen, args), **wide)
 
     return run
 

@@ -99,7 +99,7 @@ class BCnn(PooledRecognizer):
     method_name = "b-cnn"
     Config = BCnnConfig
     config: BCnnConfig
-    recipe = "bcnn"
+    published_recipe = "bcnn"
     official_recipes = MappingProxyType({"bcnn": "bcnn_umass"})
 
     def __init__(self, backbone: Backbone, num_classes: int, config: BCnnConfig) -> None:

@@ -76,7 +76,7 @@ class Hbp(PooledRecognizer):
     method_name = "hbp"
     Config = HbpConfig
     config: HbpConfig
-    recipe = "hbp"
+    published_recipe = "hbp"
 
     def __init__(self, backbone: Backbone, num_classes: int, config: HbpConfig) -> None:
         super().__init__(backbone, num_classes, config)

@@ -104,7 +104,7 @@ class Hihca(PooledRecognizer):
     method_name = "hihca"
     Config = HihcaConfig
     config: HihcaConfig
-    recipe = "hihca"
+    published_recipe = "hihca"
 
     def __init__(self, backbone: Backbone, num_classes: int, config: HihcaConfig) -> None:
         super().__init__(backbone, num_classes, config)

@@ -81,7 +81,7 @@ class IsqrtCov(PooledRecognizer):
     method_name = "isqrt-cov"
     Config = IsqrtCovConfig
     config: IsqrtCovConfig
-    recipe = "isqrt"
+    published_recipe = "isqrt"
     short_stage = replace(SHORT, head_factor=10.0)  # q has no unit norm
 
     def __init__(self, backbone: Backbone, num_classes: int, config: IsqrtCovConfig) -> None:

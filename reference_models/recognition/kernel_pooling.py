@@ -110,7 +110,7 @@ class KernelPooling(PooledRecognizer):
     method_name = "kernel-pooling"
     Config = KernelPoolingConfig
     config: KernelPoolingConfig
-    recipe = "cbp"
+    published_recipe = "cbp"
     scale: Tensor
     """Mean inner product of the descriptors, (), or 0 if it was not measured: they are not scaled then."""
 
