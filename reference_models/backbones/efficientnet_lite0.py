@@ -74,7 +74,15 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         Stage("blocks6_0", last, 320),
         Stage("head", last, 1280),
     ]
-    backbone = Backbone("efficientnet_lite0", steps, layout, grid=grid, input_spec=SPEC, profile=PROFILE)
+    backbone = Backbone(
+        "efficientnet_lite0",
+        steps,
+        layout,
+        grid=grid,
+        input_spec=SPEC,
+        profile=PROFILE,
+        roles={"last-layers": (Stage("blocks5_3", last, 192), *layout[-2:])},
+    )
     backbone.weights, backbone.classifier = source, classifier
     return backbone
 

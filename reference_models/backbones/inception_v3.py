@@ -129,6 +129,7 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
             # The papers' third insertion point is in the head.
             "drop": (Stage("Mixed_5d", 8, 288), layout[-1]),
             "guides": (layout[-2], Stage("Mixed_6d", last, 768)),
+            "last-layers": tuple(Stage(f"Mixed_6{letter}", last, 768) for letter in "cde"),
         },
     )
     backbone.weights = source

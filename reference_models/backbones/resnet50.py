@@ -86,6 +86,7 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         roles={
             "drop": (third, Stage("layer4_0", last.stride, last.channels), last),
             "guides": (third, layout[-2]),
+            "last-layers": tuple(Stage(f"layer4_{n}", last.stride, last.channels) for n in range(3)),
         },
     )
     backbone.weights, backbone.classifier = source, classifier

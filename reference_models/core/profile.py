@@ -17,7 +17,7 @@ GridPurpose = Literal[
     "fine-grained", "small", "padded", "overlapping-pools", "overlapping-pools-small", "tokens"
 ]
 StepGroup = Literal["last-stage", "deep"]
-Role = Literal["early-branch", "branch", "drop", "drop-after-pool", "attend", "guides"]
+Role = Literal["early-branch", "branch", "drop", "drop-after-pool", "attend", "guides", "last-layers"]
 
 ROLES: Mapping[Role, str] = MappingProxyType(
     {
@@ -27,6 +27,7 @@ ROLES: Mapping[Role, str] = MappingProxyType(
         "drop-after-pool": "the same steps, with the second one after its pool",
         "attend": "the steps after which an attention block is inserted",
         "guides": "the two steps whose features feed guiding branches",
+        "last-layers": "two or three last steps of one grid whose features are multiplied with each other",
     }
 )
 
@@ -94,5 +95,6 @@ def default_roles(layout: Sequence[Stage]) -> dict[Role, tuple[Stage, ...]]:
         "drop": layout[-3:],
         "attend": layout[-3:],
         "guides": layout[-2:] if len(layout) > 1 else (),
+        "last-layers": layout[-2:] if len({stage.stride for stage in layout[-2:]}) == 1 < len(layout) else (),
     }
     return {role: tuple(steps) for role, steps in roles.items() if steps}

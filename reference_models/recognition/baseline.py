@@ -24,9 +24,11 @@ default on ResNet-50 is LIO's without its rotation, `lio_upright`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from reference_models.base.head_localizer import HeadConfig, HeadLocalizer
 from reference_models.base.recognizer import Recognizer
+from reference_models.core.pooled_recipes import POOLED
 from reference_models.core.recipes import FINE_GRAINED
 from reference_models.layers.heads import HeadKind
 
@@ -46,7 +48,7 @@ class Baseline(Recognizer, HeadLocalizer):
 
     method_name = "baseline"
     Config = BaselineConfig
-    recipes = FINE_GRAINED
+    recipes = MappingProxyType({**FINE_GRAINED, **POOLED})
 
     @classmethod
     def paper_recipe(cls, num_classes: int) -> str:  # noqa: ARG003 - one for all

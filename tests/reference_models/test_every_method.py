@@ -54,7 +54,11 @@ def test_a_method_does_what_every_method_must(name, check):
 
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_a_gpu_could_run_a_method_on_a_real_backbone(name):
-    settings = {"focus-discriminate": {"proposals": "4"}}  # images of 64 pixels have 4 cells
+    settings = {
+        "focus-discriminate": {"proposals": "4"},  # images of 64 pixels have 4 cells
+        "hbp": {"width": "64"},
+        "hihca": {"width": "64"},
+    }
     run_check(name, "fake_gpu", backbone="efficientnet_lite0", settings=settings.get(name))
 
 

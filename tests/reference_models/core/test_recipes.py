@@ -15,7 +15,7 @@ from wsolbench.methods import list_detectors, list_methods, load_detector, load_
 METHODS = [load_method(row.name) for row in list_methods() if row.module.startswith("reference_models.")]
 TRAINABLE = [method for method in METHODS if method.trainable]
 KNOWN = {**RECIPES, **{name: recipe for method in TRAINABLE for name, recipe in method.recipes.items()}}
-STATED = {"nl_ccam_cub": 10.0, "gc_net": 10.0}
+STATED = {"nl_ccam_cub": 10.0, "gc_net": 10.0, "isqrt_hawkeye": 5.0}
 """Adam recipes whose released code has another rate for new layers."""
 
 

@@ -1,0 +1,178 @@
+"""Classifiers on pooled products: what each stage of a run trains, and at which rate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from reference_models.core.pooled_recipes import HEAD_STAGES, POOLED
+from reference_models.core.recipes import RECIPES
+from reference_models.core.weights import Weights
+from reference_models.recognition.b_cnn import BCnn, BCnnConfig
+from reference_models.recognition.isqrt_cov import IsqrtCov
+from tests.reference_models.conftest import toy_backbone, toy_batch
+from wsolbench.exceptions import UsageError
+from wsolbench.methods import load_method
+
+CLASSES = 5
+METHODS = ("b-cnn", "kernel-pooling", "hihca", "hbp", "isqrt-cov")
+PAPERS = {"b-cnn": "bcnn", "kernel-pooling": "cbp", "hihca": "hihca", "hbp": "hbp", "isqrt-cov": "isqrt"}
+
+
+def pretrained(**settings) -> BCnn:
+    """A model whose backbone counts as pretrained."""
+    backbone = toy_backbone()
+    backbone.weights = Weights("some", "0" * 64)
+    return BCnn(backbone, CLASSES, BCnnConfig(**settings)).train()
+
+
+def one_step(model: BCnn) -> set[str]:
+    """Update once, as the training loop does; return what has moved, statistics included."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    sum(model.loss(toy_batch(4, classes=CLASSES)).values()).backward()
+    optimizer.step()
+    return {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_the_first_stage_trains_the_head_alone_and_the_second_everything():
+    model = pretrained(stage_epochs=(1, 2))
+    model.on_epoch(0, 6)
+    assert one_step(model) == {"classifier.weight", "classifier.bias"}
+    model.train()
+    model.on_epoch(2, 6)
+    assert {name for name in model.state_dict() if not name.endswith("num_batches_tracked")} <= one_step(
+        model
+    )
+
+
+def test_the_loop_switches_to_training_mode_before_each_epoch_and_the_backbone_still_rests():
+    model = pretrained()
+    for epoch, resting in ((0, True), (1, True), (2, False), (5, False)):
+        model.train()
+        model.on_epoch(epoch, 6)
+        assert model.backbone.training is not resting
+        assert model.classifier.weight.requires_grad
+
+
+def test_frozen_stages_stay_frozen_in_the_second_stage():
+    model = pretrained()
+    model.backbone.freeze(1)
+    for epoch in (0, 5):
+        model.train()
+        model.on_epoch(epoch, 6)
+    moved = one_step(model)
+    assert not [name for name in moved if name.startswith("backbone.steps.one.")]
+    assert [name for name in moved if name.startswith("backbone.steps.two.")]
+
+
+@pytest.mark.parametrize("settings", [{}, {"stage_epochs": (0, 1)}])
+def test_there_is_no_first_stage_without_pretrained_weights_or_length(settings):
+    model = pretrained(**settings)
+    if not settings:
+        model.backbone.weights = Weights("none")
+    for epoch in range(3):
+        model.on_epoch(epoch, 3)
+        assert model.backbone.training
+    assert model.lr_factor(RECIPES["finetune"], 0.5) == RECIPES["finetune"].lr_factor(0.5)
+    one = pretrained()
+    one.on_epoch(0, 1)  # a run of one epoch
+    assert one.backbone.training
+
+
+def test_rates_of_both_stages_are_those_of_the_sources():
+    def rates(name: str, epochs: list[float]) -> list[float]:
+        model, recipe = pretrained(recipe=name), POOLED[name]
+        head = next(
+            group for group in model.parameter_groups(recipe) if group["name"] == "classifier weights"
+        )
+        return [
+            recipe.lr * head["factor"] * model.lr_factor(recipe, epoch / recipe.epochs) for epoch in epochs
+        ]
+
+    assert rates("bcnn", [0, 79.9, 80, 119.9, 120, 140]) == pytest.approx([1, 1, 1e-2, 1e-2, 1e-3, 1e-4])
+    assert rates("cbp", [0, 20, 30, 40, 50, 60, 89]) == pytest.approx(
+        [1, 1 / 4, 1 / 16, 1 / 64, 1 / 256, 1e-3, 1e-3]
+    )
+    assert rates("hbp", [0, 119.9, 120, 170, 220, 270]) == pytest.approx(
+        [1, 1 / 256, 1e-3, 5e-4, 2.5e-4, 1.25e-4]
+    )
+    assert rates("hihca", [0, 20, 29.9, 30]) == pytest.approx([1, 1e-3, 1e-3, 1e-4])
+    assert rates("bcnn_umass", [0, 24, 25, 50]) == pytest.approx([1e-2, 1e-2, 1e-2, 1e-3])
+    assert rates("isqrt", [0, 99]) == pytest.approx([6e-3, 6e-3])
+    assert rates("isqrt_hawkeye", [10]) == pytest.approx([8e-5])
+    for name, stage in HEAD_STAGES.items():
+        assert sum(stage.lengths) == POOLED[name].epochs
+
+
+def test_settings_replace_lengths_and_rates():
+    model = pretrained(recipe="bcnn", stage_epochs=(1, 3), head_rate=7.0, head_factor=2.0)
+    recipe = POOLED["bcnn"]
+    assert [model.place_at(epoch, 160).stage for epoch in (39, 40)] == [0, 1]
+    assert model.lr_factor(recipe, 0.1) == 7
+    factors = {group["name"]: group["factor"] for group in model.parameter_groups(recipe)}
+    assert factors["classifier weights"] == 2
+
+
+def test_a_short_run_has_a_classifier_rate_near_one_and_adam_the_base_rate():
+    model, recipe = pretrained(), RECIPES["finetune"]
+    factors = {group["name"]: group["factor"] for group in model.parameter_groups(recipe)}
+    assert 0.5 < recipe.lr * factors["classifier weights"] < 2
+    assert factors["backbone weights"] == 1
+    adam = replace(recipe, optimizer="adamw", new_factor=1.0)
+    assert {group["factor"] for group in model.parameter_groups(adam)} == {1}
+    grouped = [id(each) for group in model.parameter_groups(recipe) for each in group["params"]]
+    assert sorted(grouped) == sorted(map(id, model.parameters()))
+    assert IsqrtCov.short_stage.head_factor == 10  # no unit norm
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_networks_of_the_papers_have_the_paper_s_recipe_and_448_pixels(name):
+    method = load_method(name)
+    for backbone in ("vgg16", "resnet50"):
+        assert method.recipe_name(backbone, 200) == PAPERS[name]
+        assert (method.default_size(backbone, 200), method.default_size(backbone, 1000)) == (448, None)
+    assert method.recipe_name("efficientnet_lite0", 200) == "finetune"
+    assert method.recipe_name("tiny", 200) == "tiny"
+    assert method.default_size("tiny", 200) is None
+    baseline = load_method("baseline")
+    assert baseline.recipe_for("resnet50", 200, {"recipe": PAPERS[name]}) == method.recipe_for(
+        "resnet50", 200, {}
+    )
+
+
+def test_the_official_variant_has_its_recipe_and_its_stages():
+    method = load_method("b-cnn")
+    assert method.recipe_for("vgg16", 200, {"variant": "official"}) == POOLED["bcnn_umass"]
+    model = method.create(
+        backbone="vgg16",
+        num_classes=2,
+        weights="none",
+        settings={"variant": "official", "reduce": "4"},
+        image_size=32,
+    )
+    assert model.head_stage == HEAD_STAGES["bcnn_umass"]
+
+
+@pytest.mark.parametrize("lengths", [(1,), (1, 0), (1, 2, 3)])
+def test_lengths_of_the_stages_are_checked(lengths):
+    with pytest.raises(
+        UsageError, match=r"stage_epochs is .*expected the lengths of two stages.*stage_epochs=1,2"
+    ):
+        BCnnConfig(stage_epochs=lengths)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_learns_eight_images(name):
+    method = load_method(name)
+    model = method(toy_backbone(), CLASSES, method.Config()).train()
+    given, losses = toy_batch(8, classes=CLASSES), []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(25):
+        optimizer.zero_grad()
+        losses.append(sum(model.loss(given).values()))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] / 2
