@@ -41,7 +41,11 @@ class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         target = tensors[0].device if tensors else torch.device(kwargs.get("device") or "cpu")
         if "device" in kwargs:
             kwargs["device"] = torch.device("cpu")
-        if any(argument.name == "generator" for argument in func._schema.arguments):
+        names = [argument.name for argument in func._schema.arguments]
+        if "generator" in names[: len(args)]:
+            args = list(args)
+            args[names.index("generator")] = self.generator
+        elif "generator" in names:
             kwargs["generator"] = self.generator
         on_host = tree_map(lambda item: item.cpu() if isinstance(item, Tensor) else item, args)
         drawn = func(*on_host, **kwargs)

@@ -105,6 +105,7 @@ def test_draws_do_not_depend_on_the_generator_that_a_method_gives():
                 torch.zeros(4).uniform_(generator=generator),
                 torch.nn.functional.dropout(torch.ones(50), 0.5),
                 torch.bernoulli(torch.full((9,), 0.5), generator=generator),
+                torch._sample_dirichlet(torch.ones(2, 3), generator),
             ]
 
     one, two = (draw(torch.Generator().manual_seed(seed)) for seed in (1, 2))
