@@ -42,6 +42,7 @@ from wsolbench.exceptions import UsageError
 from wsolbench.ranges import CountOrZero, Positive
 
 Features = tuple[Tensor, ...]
+"""Outputs of one or several layers, each (B, C, h, w)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,9 @@ class PooledRecognizer(Recognizer):
         stage = HEAD_STAGES.get(name, self.short_stage)
         self.head_stage = replace(
             stage,
-            lengths=config.stage_epochs or stage.lengths,
+            lengths=(config.stage_epochs[0], config.stage_epochs[1])
+            if config.stage_epochs
+            else stage.lengths,
             rate=config.head_rate or stage.rate,
         )
 
@@ -118,8 +121,11 @@ class PooledRecognizer(Recognizer):
         stages = self.backbone.stages(images, keep)
         return stages, tuple(found[step.name] for step in steps)
 
-    def represent(self, *features: Float[Tensor, "b _ h w"]) -> Representation:
-        """Return the classifier's input and its maps. Features are float32, and autocast is off."""
+    def represent(self, features: Features) -> Representation:
+        """Return the classifier's input and its maps.
+
+        Features (B, C, h, w) are those of `read`, in float32. Autocast is off.
+        """
         raise NotImplementedError
 
     def extra_maps(
@@ -135,7 +141,7 @@ class PooledRecognizer(Recognizer):
         stages, features = self.read(images)
         weight = self.classifier.weight
         with self.full_precision(images):
-            representation = self.represent(*(feature.float() for feature in features))
+            representation = self.represent(tuple(feature.float() for feature in features))
             logits = self.classifier(representation.vector)
             extra = self.extra_maps(representation, weight[logits.argmax(dim=1), None])
 
@@ -151,7 +157,7 @@ class PooledRecognizer(Recognizer):
         """Return the cross-entropy of the logits."""
         _, features = self.read(batch.images)
         with self.full_precision(batch.images):
-            vector = self.represent(*(feature.float() for feature in features)).vector
+            vector = self.represent(tuple(feature.float() for feature in features)).vector
             return {"cross_entropy": cross_entropy(self.classifier(vector), batch.labels)}
 
     @staticmethod
@@ -213,9 +219,7 @@ class PooledRecognizer(Recognizer):
         return groups
 
 
-def take_out(
-    groups: list[dict[str, Any]], name: str, parameters: Sequence[nn.Parameter], **options: float
-) -> None:
+def take_out(groups: list[dict[str, Any]], name: str, parameters: Sequence[Tensor], **options: float) -> None:
     """Move parameters of an optimiser from their groups to a new one with options such as `weight_decay`."""
     chosen = {id(parameter) for parameter in parameters}
     for group in groups:

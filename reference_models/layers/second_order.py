@@ -88,7 +88,7 @@ def from_half_vector(vector: Float[Tensor, "b k n"], side: int) -> Float[Tensor,
     """Return the symmetric W with <W, S> = <vector, half_vector(S)> for every symmetric S."""
     rows, columns = torch.triu_indices(side, side, device=vector.device)
     upper = vector.new_zeros(*vector.shape[:2], side * side).index_copy(2, rows * side + columns, vector)
-    upper = upper.unflatten(2, (side, side))
+    upper = upper.view(*upper.shape[:2], side, side)
     return (upper + upper.transpose(2, 3)) / 2
 
 
@@ -176,11 +176,14 @@ def secant(
     present = pooled != 0
     ratio = torch.where(present, vector / torch.where(present, pooled, 1.0), 0.0)
 
+    def split(weights: Float[Tensor, "b k f"]) -> Float[Tensor, "b k g d"]:
+        return weights.reshape(*weights.shape[:2], *pooled.shape[1:])
+
     def maps_of(weights: Float[Tensor, "b k f"]) -> Float[Tensor, "b k h w"]:
-        return project(weights.unflatten(2, pooled.shape[1:]) * ratio[:, None])
+        return project(split(weights) * ratio[:, None])
 
     def gradient_maps_of(weights: Float[Tensor, "b k f"]) -> Float[Tensor, "b k h w"]:
-        return project(_through_norm(pooled, weights.unflatten(2, pooled.shape[1:]), eps))
+        return project(_through_norm(pooled, split(weights), eps))
 
     return Representation(vector.flatten(1), maps_of, gradient_maps_of)
 
@@ -251,7 +254,7 @@ class TensorSketch(nn.Module):
         """Return the means of the sketches over the locations, each (B, d), one transform back per image."""
         parts = [
             torch.stack([spectrum.sum(dim=1) for spectrum in self.spectra(part)])
-            for part in x.split(self.chunk, dim=1)
+            for part in torch.split(x, self.chunk, dim=1)
         ]
         means = torch.stack(parts).sum(dim=0) / x.shape[1]
         return list(torch.fft.irfft(means, n=self.size).unbind())
@@ -302,10 +305,11 @@ class _SpdRoot(torch.autograd.Function):
         values, vectors = torch.linalg.eigh(matrix)
         roots = (values.clamp_min(0) + eps).sqrt()  # rounding makes values of 0 negative
         ctx.save_for_backward(roots, vectors)
-        return (vectors * roots[:, None]) @ vectors.mT
+        root: Tensor = (vectors * roots[:, None]) @ vectors.mT
+        return root
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         roots, vectors = ctx.saved_tensors
         with torch.autocast(gradient.device.type, enabled=False):
@@ -321,5 +325,5 @@ def spd_root(matrix: Float[Tensor, "b d d"], eps: float) -> Float[Tensor, "b d d
     The gradient is the solution X of R X + X R = G (Daleckii-Krein), at most |G| / (2 sqrt(eps)). It is
     symmetric, so entries above and below the diagonal count half each.
     """
-    root: Tensor = _SpdRoot.apply(matrix, eps)  # type: ignore[no-untyped-call]
+    root: Tensor = _SpdRoot.apply(matrix, eps)
     return root

@@ -51,7 +51,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reference_models.base.pooled_recognizer import PooledConfig, PooledRecognizer
+from reference_models.base.pooled_recognizer import Features, PooledConfig, PooledRecognizer
 from reference_models.core.backbone import Backbone
 from reference_models.layers.second_order import (
     Representation,
@@ -90,7 +90,8 @@ def outer_product_maps(
 ) -> Float[Tensor, "b k h w"]:
     """Return sum_ij v_ij left_i(l) right_j(l), without the outer products of all locations."""
     projected = weights @ right.flatten(2)[:, None]  # (B, K, C, L)
-    return (left.flatten(2)[:, None] * projected).sum(dim=2).unflatten(2, left.shape[2:])
+    maps = (left.flatten(2)[:, None] * projected).sum(dim=2)
+    return maps.view(*maps.shape[:2], *left.shape[2:])
 
 
 class BCnn(PooledRecognizer):
@@ -113,17 +114,18 @@ class BCnn(PooledRecognizer):
         )
         self.add_classifier(width * width)
 
-    def represent(self, features: Float[Tensor, "b _ h w"]) -> Representation:
+    def represent(self, features: Features) -> Representation:
         """Return z, eq. (3), and the secant maps."""
-        left = right = self.reduce(features)
+        left = right = self.reduce(features[0])
         pooled = second_moment(left.flatten(2))  # (1)
         if self.config.sqrtm:
             pooled, inverse = newton_schulz(pooled, self.config.sqrtm, "frobenius")
             right = (inverse @ left.flatten(2)).view_as(left)
         pooled = pooled.flatten(1)[:, None]  # (B, 1, C C)
         side = left.shape[1]
-        return secant(
-            pooled,
-            unit(signed_sqrt(pooled)),  # (2), (3)
-            lambda weights: outer_product_maps(weights[:, :, 0].unflatten(2, (side, side)), left, right),
-        )
+
+        def project(weights: Float[Tensor, "b k 1 f"]) -> Float[Tensor, "b k h w"]:
+            matrices = weights.reshape(*weights.shape[:2], side, side)
+            return outer_product_maps(matrices, left, right)
+
+        return secant(pooled, unit(signed_sqrt(pooled)), project)  # (2), (3)

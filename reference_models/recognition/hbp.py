@@ -43,7 +43,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -70,6 +70,14 @@ class HbpConfig(PooledConfig):
     """D, channels of the projections. 0: 8192 (released code), or 512 for networks below 128 channels."""
 
 
+def xavier_linear(inputs: int, outputs: int) -> nn.Linear:
+    """Return a linear layer with the initial weights of the released code."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class Hbp(PooledRecognizer):
     """See the module."""
 
@@ -82,10 +90,7 @@ class Hbp(PooledRecognizer):
         super().__init__(backbone, num_classes, config)
         self.layers = backbone.role("last-layers", f"method {self.method_name!r}")
         width = config.width or (8192 if self.layers[-1].channels >= 128 else 512)
-        self.projections = nn.ModuleList(nn.Linear(layer.channels, width) for layer in self.layers)
-        for projection in self.projections:
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
+        self.projections = nn.ModuleList(xavier_linear(layer.channels, width) for layer in self.layers)
         self.pairs = tuple(combinations(range(len(self.layers)), 2))  # the order of the released code
         self.add_classifier(len(self.pairs) * width)
         nn.init.xavier_uniform_(self.classifier.weight)
@@ -97,12 +102,12 @@ class Hbp(PooledRecognizer):
     def factors(self, features: Features) -> list[list[Factor]]:
         """Return the two factors of each pair, eq. (1)."""
         projected = [
-            Factor(x.flatten(2), projection.weight, projection.bias)
+            Factor(x.flatten(2), cast("Tensor", projection.weight), cast("Tensor", projection.bias))
             for x, projection in zip(features, self.projections, strict=True)
         ]
         return [[projected[i], projected[j]] for i, j in self.pairs]
 
-    def represent(self, *features: Float[Tensor, "b _ h w"]) -> Representation:
+    def represent(self, features: Features) -> Representation:
         """Return z, eq. (3), and the secant maps."""
         factors, (height, width) = self.factors(features), features[0].shape[2:]
         pooled = torch.stack([pooled_products(pair) for pair in factors], dim=1)  # (2): (B, pairs, D)
@@ -115,7 +120,7 @@ class Hbp(PooledRecognizer):
         def project(weights: Float[Tensor, "b k g d"]) -> Float[Tensor, "b k h w"]:
             """Return the maps of weights, in which a pair may have no weight at all."""
             maps = [product_maps(weights[:, :, pair], both) for pair, both in enumerate(factors)]
-            return torch.stack(maps).sum(dim=0).unflatten(2, (height, width))
+            return torch.stack(maps).sum(dim=0).view(*weights.shape[:2], height, width)
 
         return secant(pooled, vector, project, 0.0 if official else EPS)
 
@@ -123,7 +128,7 @@ class Hbp(PooledRecognizer):
         self, representation: Representation, weights: Float[Tensor, "b 1 f"]
     ) -> dict[str, Tensor]:
         """Return the summands of the predicted class's map, and the control."""
-        parts = weights.unflatten(2, (len(self.pairs), -1))  # (B, 1, pairs, D)
+        parts = weights.reshape(*weights.shape[:2], len(self.pairs), -1)  # (B, 1, pairs, D)
         alone = torch.eye(len(self.pairs), device=weights.device)[:, :, None] * parts  # (B, pairs, pairs, D)
         maps = representation.maps_of(alone.flatten(2)).unbind(dim=1)
         names = [f"pair_{i + 1}{j + 1}" for i, j in self.pairs]

@@ -95,7 +95,8 @@ class HihcaConfig(PooledConfig):
 def random_signs(degree: int, width: int, channels: int, *, alone: bool) -> Float[Tensor, "r d c"]:
     """Return the initial factors of a degree. `alone`: the scale of the released code."""
     signs = torch.randint(2, (degree, width, channels)) * 2.0 - 1.0
-    return signs * width ** (-0.5 if alone else -0.5 / degree)
+    scale: float = width ** (-0.5 if alone else -0.5 / degree)
+    return signs * scale
 
 
 class Hihca(PooledRecognizer):
@@ -138,7 +139,7 @@ class Hihca(PooledRecognizer):
         scaled = [eta * x.flatten(2) for eta, x in zip(self.scales, features, strict=True)]
         return torch.cat(scaled, dim=1)
 
-    def represent(self, *features: Float[Tensor, "b _ h w"]) -> Representation:
+    def represent(self, features: Features) -> Representation:
         """Return the normalised z, eq. (3), and the secant maps."""
         x, (height, width) = self.stack(features), features[0].shape[2:]
         terms = {
@@ -155,8 +156,8 @@ class Hihca(PooledRecognizer):
         lengths = [each.shape[1] for each in sums.values()]
 
         def project(weights: Float[Tensor, "b k 1 f"]) -> Float[Tensor, "b k h w"]:
-            parts = zip(weights[:, :, 0].split(lengths, dim=2), terms.values(), strict=True)
+            parts = zip(torch.split(weights[:, :, 0], lengths, dim=2), terms.values(), strict=True)
             maps = [product_maps(part, each) if each else part @ x for part, each in parts]
-            return torch.stack(maps).sum(dim=0).unflatten(2, (height, width))
+            return torch.stack(maps).sum(dim=0).view(*weights.shape[:2], height, width)
 
         return secant(pooled, vector, project, 0.0 if official else EPS)

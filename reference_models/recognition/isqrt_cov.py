@@ -46,7 +46,7 @@ from typing import Annotated, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reference_models.base.pooled_recognizer import PooledConfig, PooledRecognizer
+from reference_models.base.pooled_recognizer import Features, PooledConfig, PooledRecognizer
 from reference_models.core.backbone import Backbone, read_profile
 from reference_models.core.config import MethodConfig
 from reference_models.core.pooled_recipes import SHORT
@@ -98,9 +98,9 @@ class IsqrtCov(PooledRecognizer):
         """Return the variant whose last stage has stride 1."""
         return read_profile(backbone).grid(config.grid, "small")
 
-    def represent(self, features: Float[Tensor, "b _ h w"]) -> Representation:
+    def represent(self, features: Features) -> Representation:
         """Return q, eq. (5), and its maps."""
-        centred = centre(self.reduce(features).flatten(2))
+        centred = centre(self.reduce(features[0]).flatten(2))
         root, inverse = newton_schulz(
             second_moment(centred), self.config.iterations, self.config.pre
         )  # (1) to (4)
@@ -108,6 +108,7 @@ class IsqrtCov(PooledRecognizer):
 
         def maps_of(weights: Float[Tensor, "b k f"]) -> Float[Tensor, "b k h w"]:
             projected = from_half_vector(weights, self.width) @ centred[:, None]  # (B, K, d, L)
-            return (whitened[:, None] * projected).sum(dim=2).unflatten(2, features.shape[2:])
+            maps: Tensor = (whitened[:, None] * projected).sum(dim=2)
+            return maps.view(*maps.shape[:2], *features[0].shape[2:])
 
         return Representation(half_vector(root), maps_of)

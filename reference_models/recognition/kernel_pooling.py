@@ -54,7 +54,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reference_models.base.pooled_recognizer import PooledConfig, PooledRecognizer, take_out
+from reference_models.base.pooled_recognizer import Features, PooledConfig, PooledRecognizer, take_out
 from reference_models.core.backbone import Backbone
 from reference_models.core.recipes import Recipe
 from reference_models.layers.second_order import (
@@ -150,9 +150,9 @@ class KernelPooling(PooledRecognizer):
             return unit(x)
         return x * torch.where(self.scale > 0, self.scale, 1.0).rsqrt()
 
-    def represent(self, features: Float[Tensor, "b c h w"]) -> Representation:
+    def represent(self, features: Features) -> Representation:
         """Return z, eq. (5), and the secant maps."""
-        x = self.descriptors(features)
+        x = self.descriptors(features[0])
         powers = self.sketches.pooled(x)
         if self.weights is None:
             pooled = powers[-1][:, None]
@@ -161,21 +161,22 @@ class KernelPooling(PooledRecognizer):
             pooled = torch.cat(
                 [alpha * mean for alpha, mean in zip(self.weights, orders, strict=True)], dim=1
             )[:, None]  # (4)
-        grid = features.shape[2:]
-        return secant(
-            pooled, unit(signed_sqrt(pooled)), lambda v: self.project(v[:, :, 0], x).unflatten(2, grid)
-        )
+
+        def project(weights: Float[Tensor, "b k 1 f"]) -> Float[Tensor, "b k h w"]:
+            return self.project(weights[:, :, 0], x).view(*weights.shape[:2], *features[0].shape[2:])
+
+        return secant(pooled, unit(signed_sqrt(pooled)), project)
 
     def project(self, v: Float[Tensor, "b k f"], x: Float[Tensor, "b l c"]) -> Float[Tensor, "b k l"]:
         """Return sum_k v_k phi_k(l), in chunks of the locations."""
         maps = []
-        for part in x.split(self.sketches.chunk, dim=1):
+        for part in torch.split(x, self.sketches.chunk, dim=1):
             powers = self.sketches(part)
             if self.weights is None:
                 maps.append(v @ powers[-1].mT)
                 continue
             orders = [torch.ones_like(part[:, :, :1]), part, *powers]
-            pieces = v.split([each.shape[2] for each in orders], dim=2)
+            pieces = torch.split(v, [each.shape[2] for each in orders], dim=2)
             maps.append(
                 torch.stack(
                     [

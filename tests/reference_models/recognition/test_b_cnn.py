@@ -22,7 +22,7 @@ def features(count: int = 3) -> torch.Tensor:
 
 def test_the_vector_is_the_normalised_mean_outer_product():
     x = features(2)
-    found = model().represent(x).vector
+    found = model().represent((x,)).vector
     for image in range(2):
         phi = torch.zeros(16, 16)
         for row in range(4):
@@ -34,12 +34,12 @@ def test_the_vector_is_the_normalised_mean_outer_product():
 
 def test_it_ignores_where_cells_are_and_the_scale_of_the_features():
     x, net = features(), model()
-    vector = net.represent(x).vector
+    vector = net.represent((x,)).vector
     shuffled = x.flatten(2)[..., torch.randperm(20)].view_as(x)
-    torch.testing.assert_close(net.represent(shuffled).vector, vector)
-    torch.testing.assert_close(net.represent(3 * x).vector, vector, atol=1e-2, rtol=0)
+    torch.testing.assert_close(net.represent((shuffled,)).vector, vector)
+    torch.testing.assert_close(net.represent((3 * x,)).vector, vector, atol=1e-2, rtol=0)
     order = torch.randperm(16)
-    permuted = net.represent(x[:, order]).vector.view(3, 16, 16)
+    permuted = net.represent((x[:, order],)).vector.view(3, 16, 16)
     torch.testing.assert_close(permuted, vector.view(3, 16, 16)[:, order][:, :, order])
 
 
@@ -63,7 +63,7 @@ def test_a_map_is_the_sum_over_pairs_of_channels():
 def test_the_root_of_the_matrix_squared_is_the_mean_outer_product():
     x = torch.rand(1, 16, 8, 8, dtype=torch.float64)
     net = model(sqrtm=16)
-    y = net.represent(x).vector.view(16, 16)
+    y = net.represent((x,)).vector.view(16, 16)
     root = y.sign() * (y.abs() + 0) ** 2  # up to a factor, and eps of the signed root
     phi = torch.einsum("il,jl->ij", x[0].flatten(1), x[0].flatten(1)) / 64
     again = root @ root
@@ -73,7 +73,7 @@ def test_the_root_of_the_matrix_squared_is_the_mean_outer_product():
 def test_dead_features_have_a_finite_gradient():
     for x in (torch.zeros(2, 16, 4, 4), torch.rand(2, 16, 4, 4) * (torch.arange(16) < 3)[:, None, None]):
         given = x.clone().requires_grad_()
-        representation = model().represent(given)
+        representation = model().represent((given,))
         (representation.vector * torch.randn(256)).sum().backward()
         assert given.grad.isfinite().all()
         assert representation.maps_of(torch.randn(2, 1, 256)).isfinite().all()

@@ -45,7 +45,7 @@ def test_a_pair_is_the_mean_product_of_its_projections():
     net, given = model(), layers()
     for projection in net.projections:
         nn.init.normal_(projection.bias)
-    parts = net.represent(*given).vector.unflatten(1, (3, 20))
+    parts = net.represent(given).vector.unflatten(1, (3, 20))
     projected = [
         torch.einsum("dc,bchw->bdhw", p.weight, x) + p.bias[:, None, None]
         for p, x in zip(net.projections, given, strict=True)
@@ -60,7 +60,7 @@ def test_equal_layers_and_projections_give_equal_parts_that_are_not_negative():
     net, (x, _, _) = model(), layers()
     for projection in net.projections:
         projection.load_state_dict(net.projections[0].state_dict())
-    parts = net.represent(x, x, x).vector.unflatten(1, (3, 20))
+    parts = net.represent((x, x, x)).vector.unflatten(1, (3, 20))
     torch.testing.assert_close(parts[:, 0], parts[:, 1])
     torch.testing.assert_close(parts[:, 0], parts[:, 2])
     assert parts.min() >= 0
@@ -80,7 +80,7 @@ def test_the_mean_of_a_class_s_map_and_its_bias_make_its_score(variant):
 
 def test_the_released_variant_sums_and_has_the_exact_root():
     net, given = model(variant="official"), layers()
-    first = net.represent(*given).vector[:, :20]
+    first = net.represent(given).vector[:, :20]
     one, two = (
         torch.einsum("dc,bchw->bdhw", p.weight, x)
         for p, x in zip(net.projections[:2], given[:2], strict=True)

@@ -28,7 +28,7 @@ def test_degree_two_is_a_form_of_the_second_moment():
     one, two = net.factors["2"]
     moment = second_moment(torch.cat([0.5 * given[0], given[1]], dim=1).flatten(2))
     expected = unit(signed_sqrt(torch.einsum("ki,bij,kj->bk", one, moment, two)))
-    torch.testing.assert_close(net.represent(*given).vector, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(net.represent(given).vector, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_products_mix_the_layers():
@@ -63,13 +63,13 @@ def test_inner_products_have_the_expectation_of_the_scale(degree):
 
 def test_equal_factors_give_no_negative_value_and_their_order_does_not_matter():
     net, given = model(), layers()
-    before = net.represent(*given).vector
+    before = net.represent(given).vector
     with torch.no_grad():
         net.factors["2"].copy_(net.factors["2"].flip(0))
-    torch.testing.assert_close(net.represent(*given).vector, before)
+    torch.testing.assert_close(net.represent(given).vector, before)
     with torch.no_grad():
         net.factors["2"][0] = net.factors["2"][1]
-    assert net.represent(*given).vector.min() >= 0
+    assert net.represent(given).vector.min() >= 0
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_one_layer_of_scale_one_is_hbp_on_that_layer_without_bias():
     one, two = net.factors["2"]
     hbp.projections[0].weight.data, hbp.projections[1].weight.data = one.data, two.data
     (pair,) = hbp.factors((x, x))
-    torch.testing.assert_close(net.represent(x).vector, unit(signed_sqrt(pooled_products(pair))))
+    torch.testing.assert_close(net.represent((x,)).vector, unit(signed_sqrt(pooled_products(pair))))
 
 
 def test_layers_and_degrees_are_checked():

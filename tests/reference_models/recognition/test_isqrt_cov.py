@@ -34,21 +34,25 @@ def test_with_enough_steps_the_vector_is_the_root_of_the_covariance():
         values, vectors = torch.linalg.eigh(torch.cov(reduced[image], correction=0))
         root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
         rows, columns = torch.triu_indices(6, 6)
-        torch.testing.assert_close(net.represent(x).vector[image], root[rows, columns], atol=2e-3, rtol=1e-3)
+        torch.testing.assert_close(
+            net.represent((x,)).vector[image], root[rows, columns], atol=2e-3, rtol=1e-3
+        )
 
 
 def test_it_ignores_where_cells_are_and_grows_with_the_features():
     net, x = model(), torch.randn(2, 16, 4, 4)
-    vector = net.represent(x).vector
+    vector = net.represent((x,)).vector
     shuffled = x.flatten(2)[..., torch.randperm(16)].view_as(x)
-    torch.testing.assert_close(net.represent(shuffled).vector, vector, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(net.represent((shuffled,)).vector, vector, atol=1e-5, rtol=1e-4)
     net.reduce[1].bias.data.zero_()
-    torch.testing.assert_close(net.represent(3 * x).vector, 3 * net.represent(x).vector, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        net.represent((3 * x,)).vector, 3 * net.represent((x,)).vector, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_constant_features_give_zero():
     net, x = model(), torch.ones(2, 16, 4, 4, requires_grad=True)
-    representation = net.represent(x)
+    representation = net.represent((x,))
     assert representation.vector.abs().max() < 1e-5
     representation.vector.sum().backward()
     assert x.grad.isfinite().all()

@@ -51,13 +51,13 @@ def test_the_mean_of_a_class_s_map_and_its_bias_make_its_score(settings):
 
 def test_a_common_factor_of_the_weights_changes_nothing():
     net, x = model(), 10 * torch.rand(2, 16, 4, 4)
-    before = net.represent(x).vector
+    before = net.represent((x,)).vector
     (before * torch.randn(before.shape)).sum().backward()
     each = net.weights * net.weights.grad
     assert each.sum().abs() < 1e-3 * each.abs().max()
     with torch.no_grad():
         net.weights.mul_(3)
-    torch.testing.assert_close(net.represent(x).vector, before, atol=2e-3, rtol=0)
+    torch.testing.assert_close(net.represent((x,)).vector, before, atol=2e-3, rtol=0)
 
 
 def test_the_first_order_alone_is_the_mean_descriptor():
@@ -65,7 +65,7 @@ def test_the_first_order_alone_is_the_mean_descriptor():
     with torch.no_grad():
         net.weights.copy_(torch.tensor([0.0, 1, 0, 0, 0]))
     expected = unit(signed_sqrt(x.mean(dim=(2, 3))))
-    vector = net.represent(x).vector
+    vector = net.represent((x,)).vector
     torch.testing.assert_close(vector[:, 1:17], expected)
     assert not vector[:, 17:].any()
 
