@@ -30,6 +30,20 @@ def records() -> list[Path]:
     return sorted(Path("results/measured").glob("*/*.json"))
 
 
+def test_training_and_evaluation_in_one_command_train_once(run, birds: Path) -> None:
+    for split in ("train", "val"):
+        run("export", "--dataset", "csvfolder", "--data-root", birds, "--split", split, "--out", "coco")
+    times = set()
+    for _ in range(2):
+        result = run("eval-detector", "--data-root", "coco", *NETWORK, "--workers", "0", "--train")
+        assert result.code == 0, result.err
+        (checkpoint,) = Path("runs").rglob("last.safetensors")
+        times.add(checkpoint.stat().st_mtime_ns)
+    assert len(times) == 1
+    (path,) = records()
+    assert read_record(path).method["training"]["dataset"]["images"] == 24
+
+
 def test_export_then_train_then_evaluate_then_the_board(run, birds: Path) -> None:
     for split in ("train", "val"):
         result = run(
@@ -95,6 +109,10 @@ def test_export_then_train_then_evaluate_then_the_board(run, birds: Path) -> Non
         (
             ("eval-detector", "--data-root", "coco", "--checkpoint", "x", "--set", "min_size=9"),
             "--set min_size has no effect",
+        ),
+        (
+            ("eval-detector", "--data-root", "coco", "--checkpoint", "x", "--train"),
+            "--checkpoint and --train exclude each other",
         ),
         (
             ("eval-detector", "--data-root", "coco", "--checkpoint", "nowhere.safetensors"),

@@ -33,8 +33,8 @@ def values(job: Job, option: str) -> list[str]:
 
 
 def test_every_command_is_valid(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, rows in LISTS.items():  # reads all files of methods otherwise, for each plan and method
-        monkeypatch.setattr(registry, name, rows)
+    for name, cached in LISTS.items():  # all files of methods would be read for each plan and method
+        monkeypatch.setattr(registry, name, cached)
     known = {info.name for info in list_datasets()}
     if unknown := {name for job in plan.jobs for name in values(job, "--dataset")} - known:
         pytest.skip(f"this version has no data set {', '.join(unknown)}")

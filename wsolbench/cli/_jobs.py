@@ -14,6 +14,7 @@ from wsolbench.cli import eval as eval_command
 from wsolbench.cli import eval_detector
 from wsolbench.cli._models import default_backbone, default_run
 from wsolbench.cli.settings import parse_settings, read_protocol
+from wsolbench.cli.train_detector import BACKBONE
 from wsolbench.records.plans import Job, Plan
 
 _COMMANDS = {"eval": eval_command.command, "eval-detector": eval_detector.command}
@@ -28,7 +29,7 @@ def checkpoint_of(options: Mapping[str, Any]) -> Path:
     model |= {"seed": options["seed"], "settings": settings, "carve_val": options.get("carve-val", False)}
     dataset = options["dataset"]
     if "detector" in options:
-        backbone = default_backbone(dataset, options.get("backbone"), eval_detector.BACKBONE)
+        backbone = default_backbone(dataset, options.get("backbone"), BACKBONE)
         model |= {"method": options["detector"]}
     else:
         backbone = default_backbone(dataset, options.get("backbone"))
@@ -102,5 +103,5 @@ def _check_method(values: Mapping[str, Any], settings: Mapping[str, str], load: 
 def _check_detector(values: Mapping[str, Any], settings: Mapping[str, str]) -> None:
     from wsolbench.methods import load_detector
 
-    backbone = values["backbone"] or eval_detector.BACKBONE
+    backbone = values["backbone"] or BACKBONE
     load_detector(values["method"]).recipe_for(backbone, settings)
