@@ -2,7 +2,7 @@
 
 Inside `FakeCuda()` tensors have real values, so that every branch of a program is taken. The rules of a GPU
 hold: tensors of both devices do not mix. Whatever makes the host wait for the device is noted with the line
-that does it. There are no backward passes, which need a driver; gradients are made up.
+that does it. There are no backward passes, which need a driver; gradients are made up: 1 everywhere.
 
     with FakeCuda() as gpu:
         model = gpu.move(model)
@@ -52,7 +52,8 @@ class Event:
 
     Attributes:
         kind: `read`: the host waits for the device. `copy`: a tensor with dimensions goes from the host to
-            the device. `generator`: numbers for the device are drawn by the host's generator.
+            the device, and not without waiting from pinned memory. `generator`: numbers for the device are
+            drawn by the host's generator.
         operator: the operator of torch.
         where: file and line of the program.
     """
@@ -70,7 +71,15 @@ class DeviceMismatchError(RuntimeError):
 
 
 class FakeGenerator(torch.Generator):
-    """A generator that says it is the device's."""
+    """A generator that says it is the device's. `seeds` are those of all such generators."""
+
+    seeds: set[int]
+
+    def manual_seed(self, seed: int) -> FakeGenerator:
+        """Set the seed, by which an operator knows the generator."""
+        super().manual_seed(seed)
+        self.seeds.add(seed)
+        return self
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -114,6 +123,7 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
         self.made_up_gradients = False
         self._seeds: set[int] = set()
+        self._pinned: dict[int, Tensor] = {}
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> FakeCuda:
@@ -133,9 +143,8 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def generator(self, seed: int = 0) -> FakeGenerator:
         """A generator of the device."""
         made = FakeGenerator()
-        made.manual_seed(0x5EED_0000 + len(self._seeds) * 1000 + seed)
-        self._seeds.add(made.initial_seed())
-        return made
+        made.seeds = self._seeds
+        return made.manual_seed(0x5EED_0000 + len(self._seeds) * 1000 + seed)
 
     def tensor(self, real: Tensor) -> Tensor:
         """A tensor of the CPU as one of the GPU."""
@@ -167,7 +176,7 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
         target = None if asked is None else torch.device(asked).type
         self._note_generator(name, kwargs, on_gpu or target == "cuda")
         if name in _COPIES:
-            self._note_copy(name, args, target)
+            self._note_copy(name, args, kwargs, target)
         elif on_gpu:
             self._check(name, args, tensors)
         real_args, real_kwargs = tree_map(_real, (args, kwargs))
@@ -203,14 +212,17 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _READS:
             self._note("read", name)
 
-    def _note_copy(self, name: str, args: Any, target: str | None) -> None:
+    def _note_copy(self, name: str, args: Any, kwargs: Mapping[str, Any], target: str | None) -> None:
         source = args[1] if name == "aten::copy_" else args[0]
+        at_once = kwargs.get("non_blocking", False)
         if name == "aten::copy_":
-            target = args[0].device.type
+            target, at_once = args[0].device.type, at_once or args[2:3] == (True,)
         if isinstance(source, _GpuTensor) and target == "cpu":
             self._note("read", name)
-        if not isinstance(source, _GpuTensor) and target == "cuda" and source.ndim > 0:
-            self._note("copy", name)
+        if not isinstance(source, _GpuTensor) and target == "cuda":
+            pinned = source.untyped_storage().data_ptr() in self._pinned
+            if not (at_once and pinned):
+                self._note("copy", name)
 
     def _note_generator(self, name: str, kwargs: Mapping[str, Any], on_gpu: bool) -> None:
         generator = kwargs.get("generator")
@@ -219,6 +231,19 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note(self, kind: Kind, operator: str) -> None:
         self.events.append(Event(kind, operator, _where()))
+
+
+def _leaves(node: Any) -> Iterator[Tensor]:
+    """Yield the tensors that a backward pass from this node would give gradients."""
+    seen, rest = set(), [node]
+    while rest:
+        node = rest.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        rest += [before for before, _ in node.next_functions]
 
 
 def _changed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -256,18 +281,31 @@ def _available(gpu: FakeCuda) -> Iterator[None]:
         several = inputs if isinstance(inputs, Sequence) else (inputs,)
         return tuple(torch.ones_like(item) for item in several)
 
-    only_lift = torch._C._only_lift_cpu_tensors()
+    def backward(tensor: Tensor, *_: Any, **__: Any) -> None:
+        with torch.no_grad():
+            for leaf in _leaves(tensor.grad_fn):
+                leaf.grad = torch.ones_like(leaf) if leaf.grad is None else leaf.grad + 1
+
+    def pin(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+        pinned = tensor.clone()
+        gpu._pinned[pinned.untyped_storage().data_ptr()] = pinned  # kept, so that its address stays its own
+        return pinned
+
+    only_lift, cudnn = torch._C._only_lift_cpu_tensors(), torch._C._get_cudnn_enabled()
+    torch._C._set_cudnn_enabled(False)
     torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(..., device="cuda")` then asks the mode, too
     if not torch.cuda.is_available():
         torch._C._ensureCUDADeviceGuardSet()  # a guard that does nothing, as for torch's own fake tensors
     with (
         mock.patch("torch.cuda._lazy_init"),
-        torch.backends.cudnn.flags(enabled=False),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
         mock.patch("torch.cuda.is_bf16_supported", return_value=True),
         mock.patch("torch.autograd.grad", gradients),
+        mock.patch("torch.Tensor.backward", backward),
+        mock.patch("torch.Tensor.pin_memory", pin),
     ):
         try:
             yield
         finally:
             torch._C._set_only_lift_cpu_tensors(only_lift)
+            torch._C._set_cudnn_enabled(cudnn)

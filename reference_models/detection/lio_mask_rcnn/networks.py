@@ -40,6 +40,7 @@ from reference_models.core.weights import (
     torchvision_file,
 )
 from wsolbench.exceptions import UsageError
+from wsolbench.methods.device import constants
 
 BACKBONES = ("tiny", "resnet50_c4", "resnet50_fpn", "resnext101_32x8d_fpn")
 RATIOS = (0.5, 1.0, 2.0)
@@ -100,10 +101,22 @@ def _keep_boxes_exact(network: Any) -> None:
 
 
 class _HostTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
-    """Torchvision's transform, which pastes masks on the host: one by one, each would wait for the device."""
+    """Torchvision's transform with fewer waits for the device.
+
+    Masks are pasted on the host: one by one, each would wait. The constants of the normalisation are made on
+    the device.
+    """
 
     def __init__(self, made: GeneralizedRCNNTransform) -> None:
         super().__init__(made.min_size, made.max_size, made.image_mean, made.image_std)
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Subtract the mean of each channel of an image (3, h, w), and divide by its standard deviation."""
+        mean, std = (
+            constants(values, image.device, image.dtype)[:, None, None]
+            for values in (self.image_mean, self.image_std)
+        )
+        return (image - mean) / std
 
     def postprocess(
         self,
