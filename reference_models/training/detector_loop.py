@@ -228,11 +228,12 @@ def _start(
     scaler = scaler_for(device, numerics)
     run = Run(model, build_optimizer(model, recipe), scaler, device, numerics, recipe, facts)
     if (request.out / STATE).exists():
-        for name, value in load_state(run, request.out / STATE).items():
+        progress = load_state(run, request.out / STATE)
+        for name, value in progress.items():
             setattr(run, name, value)
         run.sums = {
             name: torch.full((), value, dtype=torch.float64, device=device)
-            for name, value in run.sums.items()
+            for name, value in progress["sums"].items()
         }
     return run
 

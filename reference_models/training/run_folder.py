@@ -211,7 +211,7 @@ def load_state(run: Run, path: Path) -> dict[str, Any]:
 
 
 def _machine(run: Run) -> dict[str, Any]:
-    """Return what can change weights besides the request: kind of device, numerics, on the CPU the threads."""
+    """Return what can change weights besides the request: device, numerics, and threads of the CPU."""
     on_cpu = run.device.type == "cpu"
     return {
         "device": run.device.type,

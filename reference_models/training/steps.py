@@ -27,8 +27,8 @@ def make_optimizer(
     On CUDA it is fused: its few kernels also apply the gradient scaler's check, for which the host would wait
     otherwise. On the CPU it is not: a fused Adam differs in the last bits, and a step gains nothing.
     """
-    first = parameters[0]
-    fused = (first["params"][0] if isinstance(first, dict) else first).device.type == "cuda" or None
+    tensors = [one for each in parameters for one in (each["params"] if isinstance(each, dict) else [each])]
+    fused = any(tensor.device.type == "cuda" for tensor in tensors) or None
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +14,8 @@ from wsolbench.ranges import Ranged
 if TYPE_CHECKING:
     import torch
 
-COMPILE: Mapping[str, Any] = MappingProxyType({"options": {"fallback_random": True}})
+_OPTIONS: dict[str, Any] = {"fallback_random": True}
+COMPILE = MappingProxyType({"options": _OPTIONS})
 """Arguments of torch.compile. Random numbers are those of the program that is not compiled."""
 
 

@@ -13,6 +13,7 @@ that does it. There are no backward passes, which need a driver; gradients are m
 from __future__ import annotations
 
 import contextlib
+import os
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -201,7 +202,7 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
             indices = [index for index in args[1] if index is not None]
             if any(not isinstance(index, _GpuTensor) for index in indices):
                 self._note("copy", name)
-            if any(index.dtype in {torch.bool, torch.uint8} for index in indices):
+            if any(index.dtype in {torch.bool, torch.uint8} for index in indices) and not _fills(args):
                 self._note("read", name)
             on_host = [item for item in on_host if not any(item is index for index in indices)]
         if any(item.ndim > 0 for item in on_host):  # single values of the host may be mixed in
@@ -258,17 +259,26 @@ def _changed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     return None
 
 
+def _fills(args: Sequence[Any]) -> bool:
+    """Whether an assignment by one mask is a masked fill: its value is a single number of the host."""
+    value = args[2] if len(args) > 2 else None
+    return (
+        len(args[1]) == 1 and value is not None and not isinstance(value, _GpuTensor) and value.numel() == 1
+    )
+
+
 def _real(item: Any) -> Any:
     return item.held if isinstance(item, _GpuTensor) else item
 
 
 def _where() -> str:
     """File and line of the program that asked for the operator."""
-    torch_folder, here = str(Path(torch.__file__).parent), __file__
+    torch_folder, here = f"{Path(torch.__file__).parent}{os.sep}", __file__
     for frame in reversed(traceback.extract_stack()):
         if frame.filename != here and not frame.filename.startswith(torch_folder):
-            path = Path(frame.filename)
-            return f"{path.parent.name}/{path.name}:{frame.lineno}"
+            parts = Path(frame.filename).parts
+            start = parts.index("torchvision") if "torchvision" in parts else -2
+            return f"{'/'.join(parts[start:])}:{frame.lineno}"
     return "torch"
 
 
