@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -20,11 +20,13 @@ import numpy as np
 import torch
 
 from reference_models.training import detector_loop, loop
+from reference_models.training.detector_data import TargetReader
 from reference_models.training.images import ImageReader
 from reference_models.training.steps import scaler_for
 from wsolbench.exceptions import UsageError
 from wsolbench.maps.sources import ModelSource
 from wsolbench.methods import (
+    DetectorRequest,
     Numerics,
     list_detectors,
     list_methods,
@@ -35,6 +37,7 @@ from wsolbench.methods import (
 )
 from wsolbench.protocol import EvalProtocol
 from wsolbench.system.distributed import World
+from wsolbench.system.progress import Progress
 from wsolbench.testing import detector_waits, squares
 from wsolbench.testing.detectors import CLASSES, DETECTION
 from wsolbench.testing.fake_cuda import Event, FakeCuda
@@ -43,13 +46,13 @@ from wsolbench.testing.subject import learns_by_loss
 CUDA, SIZE = torch.device("cuda"), 64
 
 
-class Steps:
+class Steps(Progress):
     """A progress bar that notes how many events there were after each step."""
 
     def __init__(self, gpu: FakeCuda) -> None:
         self.gpu, self.ends = gpu, [0]
 
-    def advance(self, *_: object) -> None:
+    def advance(self, count: int = 1, note: str = "") -> None:  # noqa: ARG002
         self.ends.append(len(self.gpu.events))
 
     def between_looks(self) -> list[Event]:
@@ -84,7 +87,7 @@ def training(name: str, backbone: str, numerics: Numerics) -> list[Event]:
             reader = ImageReader(data, SIZE, workers=0, masks=model.wants_masks, short_side=recipe.short_side)
             labels, bar = np.array([sample.label for sample in data.samples]), Steps(gpu)
             with mock.patch("torch.Generator", lambda device=None, gpu=gpu: gpu.generator()):  # noqa: ARG005
-                loop._epoch(run, reader, labels, 0, bar)  # type: ignore[arg-type]
+                loop._epoch(run, reader, labels, 0, bar)
             worst = max(worst, bar.between_looks(), key=len)
     return worst
 
@@ -118,7 +121,10 @@ def detector_training(name: str, numerics: Numerics) -> list[Event]:
     model = kind.create(backbone="tiny", class_names=CLASSES, weights="none", settings={})
     recipe = kind.recipe_for("tiny", {"recipe.batch_size": "2"})
 
-    class Reader:
+    class Reader(TargetReader):
+        def __init__(self) -> None:
+            pass
+
         def __len__(self) -> int:
             return 8
 
@@ -137,8 +143,9 @@ def detector_training(name: str, numerics: Numerics) -> list[Event]:
         optimizer = detector_loop.build_optimizer(model, recipe)
         run = detector_loop.Run(model, optimizer, scaler_for(CUDA, numerics), CUDA, numerics, recipe, {})
         bar = Steps(gpu)
-        request: Any = SimpleNamespace(seed=0)
-        detector_loop._epoch(run, Reader(), request, 4 * recipe.epochs, bar)  # type: ignore[arg-type]
+        nothing: Any = None
+        request = DetectorRequest(train=nothing, out=Path(), backbone="tiny", weights="none")
+        detector_loop._epoch(run, Reader(), request, 4 * recipe.epochs, bar)
         return bar.between_looks()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,34 +56,38 @@ def test_settings_of_the_user_stay_and_come_back(exact_convolutions: None, monke
     assert state_of_torch() == before
 
 
-@pytest.mark.parametrize("setting", ["conv", "everything", "older flags"])
-def test_whatever_the_user_has_set_before_nothing_raises(setting: str) -> None:
-    """In a process of its own: what torch has seen of both interfaces cannot be undone."""
-    import subprocess
-    import sys
-
-    set_by_user = {
-        "conv": "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
-        "everything": "torch.backends.fp32_precision = 'ieee'",
-        "older flags": "torch.backends.cuda.matmul.allow_tf32 = True; torch.backends.cudnn.allow_tf32 = False",
-    }[setting]
-    program = f"""
+WHATEVER_THE_USER_HAS_SET = """
+import os
 import torch
 from tests.methods.test_numerics import state_of_torch
 from wsolbench.methods import Numerics
 from wsolbench.testing.fake_cuda import FakeCuda
-{set_by_user}
-before = state_of_torch()
-for precision in ("auto", "ieee", "tf32"):
-    with FakeCuda(), Numerics(precision=precision).held():
-        if precision != "auto":
-            assert set(state_of_torch()[:3]) == {{precision}}
-        print(Numerics(precision=precision).describe(torch.device("cuda")))
-    assert state_of_torch() == before
+
+for own in (
+    "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+    "torch.backends.fp32_precision = 'ieee'",
+    "torch.backends.cuda.matmul.allow_tf32 = True; torch.backends.cudnn.allow_tf32 = False",
+):
+    if os.fork():
+        assert os.wait()[1] == 0, own
+        continue
+    exec(own)
+    before = state_of_torch()
+    for precision in ("auto", "ieee", "tf32"):
+        with FakeCuda(), Numerics(precision=precision).held():
+            assert precision == "auto" or set(state_of_torch()[:3]) == {precision}
+            described = Numerics(precision=precision).describe(torch.device("cuda"))
+        assert state_of_torch() == before
+    assert (described["matmul"], described["convolution"]) == ("tf32", "tf32")
+    break
 """
-    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+
+
+def test_whatever_the_user_has_set_before_nothing_raises() -> None:
+    """In processes of their own: what torch has seen of both interfaces cannot be undone."""
+    command = [sys.executable, "-c", WHATEVER_THE_USER_HAS_SET]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "'matmul': 'tf32', 'convolution': 'tf32'" in done.stdout.splitlines()[2]
 
 
 def test_torch_before_2_9_is_set_by_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
