@@ -116,6 +116,30 @@ class _GpuTensor(torch.Tensor):
         raise RuntimeError("tensors of a fake GPU are used outside of `FakeCuda`")
 
 
+class _FakeStream:
+    """A stream, or an event on one. Only a host that waits for it is noted."""
+
+    def __init__(self, gpu: FakeCuda) -> None:
+        self.gpu = gpu
+
+    def __enter__(self) -> _FakeStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def record_event(self, *_: object) -> _FakeStream:
+        return self
+
+    def record(self, *_: object) -> None:
+        """Do nothing: results are there at once. The same holds for waits of the device."""
+
+    wait = wait_event = wait_stream = record
+
+    def synchronize(self, *_: object) -> None:
+        self.gpu._note("read", "cuda::synchronize")
+
+
 class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The context in which `cuda` is a fake GPU. `events` is what would slow or break a real one."""
 
@@ -169,10 +193,12 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return tensor.held
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
         name = func._schema.name
         tensors = [item for item in tree_iter((args, kwargs)) if isinstance(item, Tensor)]
         on_gpu = any(isinstance(item, _GpuTensor) for item in tensors)
+        if kwargs.pop("pin_memory", False):
+            return func(*args, **kwargs).pin_memory()
         asked = kwargs.get("device")
         target = None if asked is None else torch.device(asked).type
         self._note_generator(name, kwargs, on_gpu or target == "cuda")
@@ -218,12 +244,15 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
         at_once = kwargs.get("non_blocking", False)
         if name == "aten::copy_":
             target, at_once = args[0].device.type, at_once or args[2:3] == (True,)
-        if isinstance(source, _GpuTensor) and target == "cpu":
-            self._note("read", name)
-        if not isinstance(source, _GpuTensor) and target == "cuda":
-            pinned = source.untyped_storage().data_ptr() in self._pinned
-            if not (at_once and pinned):
-                self._note("copy", name)
+        from_gpu = isinstance(source, _GpuTensor)
+        if target is None or from_gpu == (target == "cuda"):  # within a device
+            return
+        host = source if not from_gpu else args[0] if name == "aten::copy_" else None
+        if not (at_once and host is not None and self._is_pinned(host)):
+            self._note("read" if from_gpu else "copy", name)
+
+    def _is_pinned(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() in self._pinned
 
     def _note_generator(self, name: str, kwargs: Mapping[str, Any], on_gpu: bool) -> None:
         generator = kwargs.get("generator")
@@ -301,6 +330,9 @@ def _available(gpu: FakeCuda) -> Iterator[None]:
         gpu._pinned[pinned.untyped_storage().data_ptr()] = pinned  # kept, so that its address stays its own
         return pinned
 
+    def stream(*_: Any, **__: Any) -> _FakeStream:
+        return _FakeStream(gpu)
+
     only_lift, cudnn = torch._C._only_lift_cpu_tensors(), torch._C._get_cudnn_enabled()
     torch._C._set_cudnn_enabled(False)
     torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(..., device="cuda")` then asks the mode, too
@@ -313,6 +345,12 @@ def _available(gpu: FakeCuda) -> Iterator[None]:
         mock.patch("torch.autograd.grad", gradients),
         mock.patch("torch.Tensor.backward", backward),
         mock.patch("torch.Tensor.pin_memory", pin),
+        mock.patch("torch.Tensor.record_stream", return_value=None),
+        mock.patch("torch.cuda.Stream", stream),
+        mock.patch("torch.cuda.Event", stream),
+        mock.patch("torch.cuda.current_stream", stream),
+        mock.patch("torch.cuda.stream", lambda used: used),
+        mock.patch("torch.cuda.synchronize", _FakeStream(gpu).synchronize),
     ):
         try:
             yield
