@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,8 +14,7 @@ from wsolbench.ranges import Ranged
 if TYPE_CHECKING:
     import torch
 
-_OPTIONS: dict[str, Any] = {"fallback_random": True}
-COMPILE = MappingProxyType({"options": _OPTIONS})
+COMPILE: Mapping[str, Any] = MappingProxyType({"options": {"fallback_random": True}})
 """Arguments of torch.compile. Random numbers are those of the program that is not compiled."""
 
 

@@ -165,7 +165,9 @@ class _BoxCoder(BoxCoder):  # type: ignore[misc]
         boxes = boxes.to(rel_codes.dtype)
         sizes = boxes[:, None, 2:] - boxes[:, None, :2]  # (N, 1, 2)
         centres = boxes[:, None, :2] + 0.5 * sizes
-        offsets = rel_codes.unflatten(1, (-1, 2, 2))  # (N, C, centre or size, x or y)
+        offsets = rel_codes.reshape(
+            len(boxes), rel_codes.shape[1] // 4, 2, 2
+        )  # (N, C, centre or size, x or y)
         (wx, wy, ww, wh) = self.weights
         moved, grown = (
             torch.stack([part[..., 0] / x, part[..., 1] / y], dim=-1)
