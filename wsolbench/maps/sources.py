@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from inspect import signature
@@ -23,7 +22,7 @@ from wsolbench.maps.store import MANIFEST, decode_map
 from wsolbench.methods import Localization, Method, Numerics, PostProcessor
 from wsolbench.methods.device import normalized, pick_device
 from wsolbench.methods.inputs import ten_crops, to_view
-from wsolbench.methods.numerics import COMPILE
+from wsolbench.methods.numerics import COMPILE, with_numerics
 from wsolbench.protocol import EvalProtocol
 from wsolbench.system.files import sha256_of_json
 from wsolbench.system.progress import track
@@ -277,17 +276,6 @@ class FolderSource:
         return {"device": "cpu"}
 
 
-def _with_numerics(maps: Callable[..., SourceOutput]) -> Callable[..., SourceOutput]:
-    """Run a method of `ModelSource` with the source's numerics."""
-
-    @functools.wraps(maps)
-    def computed(self: ModelSource, *arguments: Any) -> SourceOutput:
-        with self.numerics.held(), self.numerics.autocast(self.device):
-            return maps(self, *arguments)
-
-    return computed
-
-
 class ModelSource:
     """Maps, labels and proposals from a trained method.
 
@@ -366,7 +354,7 @@ class ModelSource:
             else batch
         )
 
-    @_with_numerics
+    @with_numerics
     def maps(self, samples: Sequence[Sample], batch: dict[str, torch.Tensor]) -> SourceOutput:
         """Run one forward pass for maps, labels and, if key points are known, proposals.
 

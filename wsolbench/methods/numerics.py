@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Ranged
 
 if TYPE_CHECKING:
     import torch
+
+R = TypeVar("R")
 
 COMPILE: Mapping[str, Any] = MappingProxyType({"options": {"fallback_random": True}})
 """Arguments of torch.compile. Random numbers are those of the program that is not compiled."""
@@ -134,6 +137,17 @@ class Numerics(Ranged):
             "convolution": convolution,
             "deterministic": self.deterministic,
         }
+
+
+def with_numerics(work: Callable[..., R]) -> Callable[..., R]:
+    """Let a method of an object with `numerics` and `device` run with these numerics."""
+
+    @functools.wraps(work)
+    def computed(self: Any, *arguments: Any) -> R:
+        with self.numerics.held(), self.numerics.autocast(self.device):
+            return work(self, *arguments)
+
+    return computed
 
 
 def _products() -> list[tuple[Any, str]]:
