@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from wsolbench.methods.device import send
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Batch:
@@ -125,4 +127,4 @@ Target = dict[str, Tensor]
 
 def as_input(image: Tensor, device: torch.device) -> Tensor:
     """Convert (3, h, w) uint8 to float32 in [0, 1] on the device."""
-    return image.to(device, non_blocking=True).float() / 255
+    return send(image, device).float() / 255

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
+from torch import Tensor
 
 from reference_models.core.detector_recipes import DetectionRecipe
 from reference_models.core.outputs import as_input
@@ -39,13 +40,18 @@ from reference_models.training.run_folder import (
 from reference_models.training.steps import check_finite, make_optimizer, mix_seeds, scaler_for, take_step
 from wsolbench.datasets.subsets import limit_dataset
 from wsolbench.exceptions import UsageError
-from wsolbench.methods import DetectorRequest
+from wsolbench.methods import DetectorRequest, Numerics
+from wsolbench.methods.device import send
+from wsolbench.methods.numerics import COMPILE
 from wsolbench.system.distributed import world
 from wsolbench.system.files import sha256_of_file
 from wsolbench.system.progress import Progress, track
 
 SAVE_SECONDS = 600.0
 """Time between two states within an epoch."""
+
+LOOK_EVERY = 20
+"""Steps between two checks of the loss. On a GPU each check waits for the device."""
 
 
 @dataclass
@@ -56,13 +62,14 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     device: torch.device
+    numerics: Numerics
     recipe: DetectionRecipe
     facts: dict[str, Any]
     """Everything that the result depends on. Equal metadata gives equal weights."""
     step: int = 0
     """Completed steps."""
-    sums: dict[str, float] = field(default_factory=dict)
-    """Sum of each loss term over the images of this epoch."""
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """Sum of each loss term over the images of this epoch: float64 scalars on the device."""
     seconds: float = 0.0
     """Time spent on this epoch."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -76,7 +83,8 @@ class Run:
     @property
     def progress(self) -> dict[str, Any]:
         """Progress as JSON values, for the state file."""
-        return {"step": self.step, "sums": self.sums, "seconds": self.seconds, "history": self.history}
+        sums = {name: float(value) for name, value in self.sums.items()}
+        return {"step": self.step, "sums": sums, "seconds": self.seconds, "history": self.history}
 
 
 def fit(method: type[DetectorModel], request: DetectorRequest) -> Path:
@@ -97,7 +105,7 @@ def fit(method: type[DetectorModel], request: DetectorRequest) -> Path:
         )
     recipe = apply_request(method.recipe_for(request.backbone, request.settings), request)
     facts = _run_facts(method, request, recipe)
-    with training_run(request.out, facts, request.device, world()) as device:
+    with training_run(request.out, facts, request.device, request.numerics, world()) as device:
         if device is not None:
             _train(_start(method, request, recipe, facts, device), request)
     return request.out / LAST
@@ -126,7 +134,7 @@ def _train(run: Run, request: DetectorRequest) -> None:
     run.model.save(
         request.out / LAST,
         {**run.facts, "epoch": epochs, "train_loss": run.history[-1]["train_loss"]},
-        {**run_metadata(run.device, seconds), "log_sha256": sha256_of_file(request.out / LOG)},
+        {**run_metadata(run.device, run.numerics, seconds), "log_sha256": sha256_of_file(request.out / LOG)},
     )
     (request.out / STATE).unlink(missing_ok=True)
 
@@ -139,6 +147,7 @@ def _epoch(run: Run, reader: TargetReader, request: DetectorRequest, steps: int,
     batches = _batches(count, recipe.batch_size, np.random.default_rng((request.seed, epoch)))
     seen, before, saved = first * recipe.batch_size, run.seconds, time.perf_counter()
     start = saved
+    means: dict[str, float] = {}
     for examples in reader.batches(batches[first:], flip=recipe.flip, seed=request.seed, epoch=epoch):
         # Update the parameters.
         torch.manual_seed(mix_seeds(request.seed, run.step, 2))
@@ -146,15 +155,18 @@ def _epoch(run: Run, reader: TargetReader, request: DetectorRequest, steps: int,
         for group in run.optimizer.param_groups:
             group["lr"] = recipe.lr * factor
         for name, term in _step(run, examples).items():
-            run.sums[name] = run.sums.get(name, 0.0) + term * len(examples)
+            run.sums[name] = run.sums.get(name, 0.0) + term.double() * len(examples)
         seen += len(examples)
         run.step += 1
-        # Check the loss, and save from time to time.
-        means = {name: value / seen for name, value in run.sums.items()}
-        check_finite(means, run.model.method_name, f"epoch {epoch + 1}, step {run.step}", recipe.lr)
+        # Check the loss, and save, from time to time.
+        save = time.perf_counter() - saved >= SAVE_SECONDS and seen < count
+        if save or not means or run.step % LOOK_EVERY == 0 or seen == count:
+            means = {name: float(value) / seen for name, value in run.sums.items()}
+            where = f"epoch {epoch + 1}, at or before step {run.step}"
+            check_finite(means, run.model.method_name, where, recipe.lr)
         now = time.perf_counter()
         run.seconds = before + now - start
-        if now - saved >= SAVE_SECONDS and seen < count:
+        if save:
             save_state(run, run.progress, request.out / STATE)
             saved = now
         bar.advance(len(examples), f"epoch {epoch + 1}/{recipe.epochs}, loss {sum(means.values()):.3f}")
@@ -162,22 +174,18 @@ def _epoch(run: Run, reader: TargetReader, request: DetectorRequest, steps: int,
     run.history.append({**row, "images_per_second": count / run.seconds, "seconds": run.seconds})
 
 
-def _step(run: Run, examples: Examples) -> dict[str, float]:
+def _step(run: Run, examples: Examples) -> dict[str, Tensor]:
     """Update the parameters once and return the loss terms."""
     images = [as_input(image, run.device) for image, _ in examples]
-    targets = [
-        {name: tensor.to(run.device, non_blocking=True) for name, tensor in target.items()}
-        for _, target in examples
-    ]
-    terms = take_step(
+    targets = [{name: send(tensor, run.device) for name, tensor in target.items()} for _, target in examples]
+    return take_step(
         lambda: run.model.loss(images, targets),
         run.optimizer,
         run.scaler,
         run.model.parameters(),
-        device=run.device,
+        autocast=run.numerics.autocast(run.device),
         clip_norm=run.recipe.clip_norm,
     )
-    return {name: float(term) for name, term in terms.items()}
 
 
 def _batches(count: int, size: int, rng: np.random.Generator) -> list[Int[np.ndarray, " _"]]:
@@ -214,14 +222,23 @@ def _start(
         weights=request.weights,
         settings=request.settings,
     ).to(device)
-    run = Run(model, build_optimizer(model, recipe), scaler_for(device), device, recipe, facts)
+    numerics = request.numerics
+    if numerics.compile:  # the heads after it have sizes that depend on the data
+        getattr(model.network, "backbone", model.network).compile(**COMPILE)
+    scaler = scaler_for(device, numerics)
+    run = Run(model, build_optimizer(model, recipe), scaler, device, numerics, recipe, facts)
     if (request.out / STATE).exists():
-        for name, value in load_state(run, request.out / STATE).items():
+        progress = load_state(run, request.out / STATE)
+        for name, value in progress.items():
             setattr(run, name, value)
+        run.sums = {
+            name: torch.full((), value, dtype=torch.float64, device=device)
+            for name, value in progress["sums"].items()
+        }
     return run
 
 
 def build_optimizer(model: DetectorModel, recipe: DetectionRecipe) -> torch.optim.Optimizer:
     """Build the optimiser of the parameters that require gradients."""
-    learnt = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return make_optimizer(learnt, recipe, nesterov=False)

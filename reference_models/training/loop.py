@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -51,7 +51,6 @@ from reference_models.training.run_folder import (
     write_log,
 )
 from reference_models.training.steps import (
-    autocast,
     check_finite,
     make_optimizer,
     mix_seeds,
@@ -59,7 +58,9 @@ from reference_models.training.steps import (
     take_step,
 )
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.methods import TrainRequest
+from wsolbench.methods import Numerics, TrainRequest
+from wsolbench.methods.device import send
+from wsolbench.methods.numerics import COMPILE
 from wsolbench.system.distributed import World, connected, gathered
 from wsolbench.system.files import sha256_of_file
 from wsolbench.system.progress import Progress, track
@@ -81,6 +82,7 @@ class Run:
     """One for each objective."""
     scaler: torch.amp.GradScaler
     device: torch.device
+    numerics: Numerics
     recipe: Recipe
     facts: dict[str, Any]
     """Everything that the result depends on. Equal metadata gives equal weights."""
@@ -126,7 +128,7 @@ def fit(method: type[Model], request: TrainRequest) -> Path:
             method.recipe_for(request.backbone, len(request.train.class_names), request.settings), request
         )
         facts = _run_facts(method, request, recipe)
-        with training_run(request.out, facts, request.device, here) as device:
+        with training_run(request.out, facts, request.device, request.numerics, here) as device:
             if device is not None:
                 _train(_start(method, request, recipe, facts, device, here), request)
     return request.out / LAST
@@ -224,8 +226,8 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
                 group["lr"] = base * group["factor"] * model.lr_factor(objective.recipe, done)
         batch = Batch(
             images=to_device(squares, model.input_spec, device),
-            labels=torch.from_numpy(labels[indices]).to(device),
-            indices=torch.from_numpy(indices).to(device),
+            labels=send(torch.from_numpy(labels[indices]), device),
+            indices=send(torch.from_numpy(indices), device),
             epoch=run.epoch,
             epochs=recipe.epochs,
             step=run.epoch * len(batches) + number,
@@ -260,7 +262,7 @@ def _step(run: Run, batch: Batch, weight: float) -> dict[str, Tensor]:
             optimizer,
             run.scaler,
             [parameter for parameter in run.model.parameters() if id(parameter) in own],
-            device=run.device,
+            autocast=run.numerics.autocast(run.device),
             clip_norm=objective.recipe.clip_norm,
             weight=weight,
             around=synchronised_step(run.model, weight, run.here),
@@ -282,12 +284,12 @@ def _accuracy(run: Run, reader: ImageReader, val: Dataset) -> float | None:
     labels = torch.tensor([sample.label for sample in val.samples], device=run.device)
     right, classifies = torch.zeros((), dtype=torch.int64, device=run.device), True
     for indices, squares in zip(batches, reader.squares(batches), strict=True):
-        with autocast(run.device):
+        with run.numerics.autocast(run.device):
             logits = run.model(to_device(squares, run.model.input_spec, run.device)).logits
         if logits is None:
             classifies = False
             break
-        right += (logits.argmax(dim=1) == labels[torch.from_numpy(indices).to(run.device)]).sum()
+        right += (logits.argmax(dim=1) == labels[send(torch.from_numpy(indices), run.device)]).sum()
     counts, classify = zip(*gathered((int(right), classifies)), strict=True)
     return sum(counts) / len(val) if all(classify) else None
 
@@ -318,7 +320,7 @@ def _save(run: Run, path: Path, more: Mapping[str, str] = MappingProxyType({})) 
         training["images_seen"] = run.epoch * run.images + sum(run.earlier.values())
         training |= {"earlier_runs": run.earlier} if run.earlier else {}
     seconds = sum(row["seconds"] for row in run.history)
-    save_checkpoint(path, run.model, training, {**run_metadata(run.device, seconds), **more})
+    save_checkpoint(path, run.model, training, {**run_metadata(run.device, run.numerics, seconds), **more})
 
 
 def _start(
@@ -341,12 +343,16 @@ def _start(
     if device.type == "cuda" and here.size > 1:
         model = synchronise_batch_norm(model)
     objectives = tuple(model.objectives(recipe))
+    if request.numerics.compile:
+        objectives = tuple(replace(each, loss=torch.compile(each.loss, **COMPILE)) for each in objectives)
+        model.compile(**COMPILE)  # for the validation
     run = Run(
         model=model,
         objectives=objectives,
         optimizers=tuple(map(build_optimizer, objectives)),
-        scaler=scaler_for(device),
+        scaler=scaler_for(device, request.numerics),
         device=device,
+        numerics=request.numerics,
         recipe=recipe,
         facts=facts,
         here=here,

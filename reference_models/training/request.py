@@ -45,6 +45,7 @@ def request_metadata(
         "weights": describe_weights(request.weights),
         "seed": request.seed,
         "recipe": recipe,
+        **({"numerics": request.numerics.identity} if request.numerics.identity else {}),
     }
 
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from reference_models.core.weights import first_line, read_safetensors
 from reference_models.training.checkpoint import read_header, read_sidecar, write_sidecar
-from reference_models.training.steps import deterministic_cudnn
 from wsolbench.exceptions import DataError, UsageError
+from wsolbench.methods import Numerics
 from wsolbench.methods.device import pick_device
 from wsolbench.records.program import program, unlike
 from wsolbench.system.distributed import World, gathered
@@ -56,9 +56,9 @@ def check_same_run(there: dict[str, Any], asked: dict[str, Any], path: Path) -> 
         old, new = there.get(name), asked[name]
         if isinstance(old, dict) and isinstance(new, dict):
             differences += [
-                f"{name}.{key} is {old.get(key)!r} there and {new[key]!r} here"
-                for key in sorted(new)
-                if old.get(key) != new[key]
+                f"{name}.{key} is {old.get(key)!r} there and {new.get(key)!r} here"
+                for key in sorted({*old, *new})
+                if old.get(key) != new.get(key)
             ]
         elif old != new:
             differences.append(f"{name} is {old!r} there and {new!r} here")
@@ -92,11 +92,14 @@ def write_log(history: list[dict[str, Any]], path: Path) -> None:
 
 
 @contextlib.contextmanager
-def training_run(out: Path, facts: dict[str, Any], device: str, here: World) -> Iterator[torch.device | None]:
-    """Set up a training: lock the folder, choose the device, and make computations reproducible.
+def training_run(
+    out: Path, facts: dict[str, Any], device: str, numerics: Numerics, here: World
+) -> Iterator[torch.device | None]:
+    """Set up a training: lock the folder, choose the device, and apply the numerics.
 
     Yields the device, or None if the folder holds the finished run with this metadata. The global random
-    state is restored afterwards. Raises as `locked_run`, `is_finished` and `pick_device`.
+    state and torch's settings are restored afterwards. Raises as `locked_run`, `is_finished`, `pick_device`
+    and `Numerics.check`.
     """
     with contextlib.ExitStack() as stack:
         if here.is_first:
@@ -107,17 +110,18 @@ def training_run(out: Path, facts: dict[str, Any], device: str, here: World) -> 
             yield None
             return
         chosen = pick_device(device)
+        numerics.check(chosen)
         if chosen.type == "cuda":
             stack.enter_context(torch.cuda.device(chosen))
         stack.enter_context(torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []))
-        stack.enter_context(deterministic_cudnn())
+        stack.enter_context(numerics.held())
         yield chosen
 
 
-def run_metadata(device: torch.device, seconds: float) -> dict[str, Any]:
-    """Return device and duration of a run, for the `.json` file with a checkpoint."""
+def run_metadata(device: torch.device, numerics: Numerics, seconds: float) -> dict[str, Any]:
+    """Return device, numerics and duration of a run, for the `.json` file with a checkpoint."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {"device": name, "seconds": round(seconds, 1)}
+    return {"device": name, "numerics": numerics.describe(device), "seconds": round(seconds, 1)}
 
 
 LAST, BEST, STATE, LOG = "last.safetensors", "best.safetensors", "state.pt", "log.csv"
@@ -140,6 +144,7 @@ class Run(Protocol):
 
     scaler: torch.amp.GradScaler
     device: torch.device
+    numerics: Numerics
     facts: dict[str, Any]
 
 
@@ -148,7 +153,7 @@ def save_state(run: Run, progress: dict[str, Any], path: Path) -> None:
     state = {
         "facts": canonical_json(run.facts),
         "program": canonical_json(program(LIBRARIES)),
-        "machine": canonical_json(_machine(run.device)),
+        "machine": canonical_json(_machine(run)),
         "progress": json.dumps(progress),
         "model": run.model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
@@ -179,8 +184,9 @@ def load_state(run: Run, path: Path) -> dict[str, Any]:
             "start again"
         ) from error
     # It must be the same run, program and machine.
-    check_same_run({"processes": 1, **facts}, {"processes": 1, **run.facts}, path)
-    here = _machine(run.device)
+    defaults: dict[str, Any] = {"processes": 1, "numerics": {}}
+    check_same_run({**defaults, **facts}, {**defaults, **run.facts}, path)
+    here = _machine(run)
     differences = [
         f"{name} {on.get(name)} there and {value} here"
         for name, value in here.items()
@@ -204,9 +210,14 @@ def load_state(run: Run, path: Path) -> dict[str, Any]:
     return progress
 
 
-def _machine(device: torch.device) -> dict[str, Any]:
-    """Return what of the machine can change weights: the kind of device, and on the CPU the threads."""
-    return {"device": device.type, "threads": torch.get_num_threads() if device.type == "cpu" else None}
+def _machine(run: Run) -> dict[str, Any]:
+    """Return what can change weights besides the request: device, numerics, and threads of the CPU."""
+    on_cpu = run.device.type == "cpu"
+    return {
+        "device": run.device.type,
+        "threads": torch.get_num_threads() if on_cpu else None,
+        **run.numerics.describe(run.device),
+    }
 
 
 def is_finished(out: Path, facts: dict[str, Any]) -> bool:
@@ -223,7 +234,9 @@ def is_finished(out: Path, facts: dict[str, Any]) -> bool:
     try:
         header = read_header(out / LAST)
         training = header["training"]
-        check_same_run({name: training.get(name) for name in facts}, facts, out / LAST)
+        asked = {"numerics": {}, **facts}
+        there = {"numerics": {}, **training}
+        check_same_run({name: there.get(name) for name in asked}, asked, out / LAST)
         if training.get("epoch") != facts["recipe"]["epochs"]:
             return False
         read_safetensors(out / LAST)

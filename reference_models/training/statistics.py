@@ -41,8 +41,8 @@ def fit_statistics(method: type[Model], request: TrainRequest) -> Path:
         )
     check_split(request.train)
     # Fill the buffers and save them.
-    facts = _facts(method, request)
-    with training_run(request.out, facts, request.device, world()) as device:
+    facts, numerics = _facts(method, request), request.numerics.for_evaluation()
+    with training_run(request.out, facts, request.device, numerics, world()) as device:
         if device is not None:
             start = perf_counter()
             model = new_model(method, request, device)
@@ -54,10 +54,11 @@ def fit_statistics(method: type[Model], request: TrainRequest) -> Path:
                 workers=request.workers,
                 seed=request.seed,
             )
-            with torch.no_grad():
+            with torch.no_grad(), numerics.autocast(device):
                 model.measure(request.train, passes)
             done = {**facts, "epoch": 1, "val_accuracy": None, "train_loss": None}
-            save_checkpoint(request.out / LAST, model, done, run_metadata(device, perf_counter() - start))
+            run = run_metadata(device, numerics, perf_counter() - start)
+            save_checkpoint(request.out / LAST, model, done, run)
     return request.out / LAST
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,22 @@ from torch import Tensor
 from reference_models.core.detector_recipes import DetectionRecipe
 from reference_models.core.recipes import Recipe
 from wsolbench.exceptions import UsageError
+from wsolbench.methods import Numerics
 
 
 def make_optimizer(
-    parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
+    parameters: Sequence[Tensor] | Sequence[dict[str, Any]],
     recipe: Recipe | DetectionRecipe,
     *,
     nesterov: bool,
 ) -> torch.optim.Optimizer:
-    """Build the optimiser of a recipe. `nesterov` selects Nesterov's momentum for SGD."""
+    """Build the optimiser of a recipe. `nesterov` selects Nesterov's momentum for SGD.
+
+    On CUDA it is fused: its few kernels also apply the gradient scaler's check, for which the host would wait
+    otherwise. On the CPU it is not: a fused Adam differs in the last bits, and a step gains nothing.
+    """
+    tensors = [one for each in parameters for one in (each["params"] if isinstance(each, dict) else [each])]
+    fused = any(tensor.device.type == "cuda" for tensor in tensors) or None
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -29,9 +36,16 @@ def make_optimizer(
             momentum=recipe.momentum,
             nesterov=nesterov and recipe.momentum > 0,
             weight_decay=recipe.weight_decay,
+            fused=fused,
         )
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay)
+    return kind(
+        parameters,
+        lr=recipe.lr,
+        betas=(recipe.momentum, 0.999),
+        weight_decay=recipe.weight_decay,
+        fused=fused,
+    )
 
 
 def take_step(
@@ -40,7 +54,7 @@ def take_step(
     scaler: torch.amp.GradScaler,
     parameters: Iterable[Tensor],
     *,
-    device: torch.device,
+    autocast: contextlib.AbstractContextManager[Any],
     clip_norm: float,
     weight: float = 1.0,
     around: contextlib.AbstractContextManager[None] | None = None,
@@ -52,14 +66,14 @@ def take_step(
         optimizer: its gradients are cleared first.
         scaler: scales the loss if gradients are float16.
         parameters: the optimiser's parameters, whose gradient norm `clip_norm` limits.
-        device: device of the model.
+        autocast: context of mixed precision, in which the loss is computed.
         clip_norm: largest norm of the gradient. 0: no clipping.
         weight: factor of the loss, for a share of a batch.
         around: context of the forward and the backward pass.
     """
     optimizer.zero_grad(set_to_none=True)
     with around or contextlib.nullcontext():
-        with autocast(device):
+        with autocast:
             terms = loss()
         total = torch.stack([term.float() for term in terms.values()]).sum()
         # Scaled gradients are summed before the scaler checks them, so all processes agree.
@@ -83,32 +97,9 @@ def check_finite(means: dict[str, float], method: str, where: str, lr: float) ->
         )
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """Return the context of mixed precision, which is active only on CUDA."""
-    return torch.autocast(device.type, dtype=_half(device), enabled=device.type == "cuda")
-
-
-def scaler_for(device: torch.device) -> torch.amp.GradScaler:
+def scaler_for(device: torch.device, numerics: Numerics) -> torch.amp.GradScaler:
     """Return the gradient scaler, which is active only for float16."""
-    return torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and _half(device) == torch.float16)
-
-
-def _half(device: torch.device) -> torch.dtype:
-    if device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    return torch.float16
-
-
-@contextlib.contextmanager
-def deterministic_cudnn() -> Iterator[None]:
-    """Let cuDNN choose deterministic algorithms without trials; other settings, such as TF32, stay."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
-    cudnn.deterministic, cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        cudnn.deterministic, cudnn.benchmark = before
+    return torch.amp.GradScaler(device.type, enabled=numerics.mixed_dtype(device) == torch.float16)
 
 
 def mix_seeds(*numbers: int) -> int:

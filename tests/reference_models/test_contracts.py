@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ from wsolbench.evaluation.evaluate import evaluate
 from wsolbench.evaluation.request import RunOptions
 from wsolbench.exceptions import UsageError
 from wsolbench.maps.sources import ModelSource
-from wsolbench.methods import InputSpec, TrainRequest
+from wsolbench.methods import InputSpec, Numerics, TrainRequest
 from wsolbench.protocol import EvalProtocol
 from wsolbench.testing import MethodUnderTest
 
@@ -138,9 +139,9 @@ def test_an_objective_changes_no_parameter_of_another_one():
         take_step(
             lambda objective=objective: objective.loss(MethodUnderTest("cam", "tiny", {}).batch()),
             build_optimizer(objective),
-            scaler_for(cpu),
+            scaler_for(cpu, Numerics()),
             [one for group in objective.groups for one in group["params"]],
-            device=cpu,
+            autocast=nullcontext(),
             clip_norm=objective.recipe.clip_norm,
         )
         moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}

@@ -102,6 +102,59 @@ def test_copies_from_the_host_are_noted(gpu: FakeCuda) -> None:
         assert {event.kind for event in gpu.events} == {"copy"}
 
 
+def test_copies_that_nobody_waits_for_are_not_noted(gpu: FakeCuda) -> None:
+    """As a loader does: pinned memory, a stream of its own, and an event that is waited for at the end."""
+    device, stream = torch.device("cuda"), torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        sent = torch.arange(3.0).pin_memory().to(device, non_blocking=True)
+        event = stream.record_event()
+    torch.cuda.current_stream().wait_event(event)
+    sent.record_stream(torch.cuda.current_stream())
+    received = torch.empty(3, pin_memory=True)
+    received.copy_(sent * 2, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    assert gpu.events == []
+    arrived.synchronize()
+    assert [event.operator for event in gpu.events] == ["cuda::synchronize"]
+    assert received.tolist() == [0.0, 2.0, 4.0]
+    for blocking in (
+        lambda: torch.arange(3.0).to(device, non_blocking=True),  # not pinned
+        lambda: torch.arange(3.0).pin_memory().to(device),
+        lambda: received.copy_(sent),
+        lambda: torch.zeros(3).copy_(sent, non_blocking=True),
+    ):
+        gpu.events.clear()
+        blocking()
+        assert len(gpu.events) == 1
+
+
+def test_an_optimizer_with_a_scaler_and_made_up_gradients_never_waits(gpu: FakeCuda) -> None:
+    linear = gpu.move(nn.Linear(3, 4))
+    linear.bias.requires_grad_(False)
+    for fused in (True, False):
+        gpu.events.clear()
+        optimizer = torch.optim.SGD([linear.weight], lr=0.1, fused=fused)
+        scaler = torch.amp.GradScaler("cuda", init_scale=1.0)
+        before = gpu.values(linear.weight).clone()
+        linear.weight.grad = None
+        scaler.scale(linear(torch.ones(2, 3, device="cuda")).sum()).backward()
+        assert linear.bias.grad is None
+        scaler.step(optimizer)
+        scaler.update()
+        torch.testing.assert_close(gpu.values(linear.weight), before - 0.1)
+        assert bool(gpu.events) is not fused
+
+
+def test_a_mask_with_a_number_is_filled_and_one_with_values_is_counted(gpu: FakeCuda) -> None:
+    x, mask = torch.zeros(3, device="cuda"), torch.ones(3, dtype=torch.bool, device="cuda")
+    x[mask] = 2.0
+    assert gpu.values(x).tolist() == [2.0] * 3
+    assert gpu.events == []
+    x[mask] = torch.ones(3, device="cuda")
+    assert {event.kind for event in gpu.events} == {"read"}
+
+
 def test_a_generator_of_the_host_is_noted_and_one_of_the_device_is_not(gpu: FakeCuda) -> None:
     own = gpu.generator(3)
     assert own.device == torch.device("cuda", 0)
@@ -110,6 +163,8 @@ def test_a_generator_of_the_host_is_noted_and_one_of_the_device_is_not(gpu: Fake
     assert gpu.events == []
     torch.randperm(4, generator=torch.Generator().manual_seed(1), device="cuda")
     assert [event.kind for event in gpu.events] == ["generator"]
+    torch.rand(4, generator=own.manual_seed(77), device="cuda")
+    assert len(gpu.events) == 1
 
 
 def test_outside_of_the_context_nothing_is_changed_and_its_tensors_are_refused() -> None:

@@ -15,6 +15,7 @@ from wsolbench.cli import eval_detector
 from wsolbench.cli._models import default_backbone, default_run
 from wsolbench.cli.settings import parse_settings, read_protocol
 from wsolbench.cli.train_detector import BACKBONE
+from wsolbench.methods import Numerics
 from wsolbench.records.plans import Job, Plan
 
 _COMMANDS = {"eval": eval_command.command, "eval-detector": eval_detector.command}
@@ -27,6 +28,8 @@ def checkpoint_of(options: Mapping[str, Any]) -> Path:
     settings = tuple(f"{name}={value}" for name, value in options.get("set", {}).items())
     model = {name: options.get(name.replace("_", "-")) for name in ("weights", "epochs", "image_size", "lr")}
     model |= {"seed": options["seed"], "settings": settings, "carve_val": options.get("carve-val", False)}
+    formats = {name: options[name] for name in ("amp", "precision") if name in options}
+    model["numerics"] = Numerics(**formats)
     dataset = options["dataset"]
     if "detector" in options:
         backbone = default_backbone(dataset, options.get("backbone"), BACKBONE)

@@ -151,6 +151,7 @@ def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
         device=model["device"],
         workers=model["workers"],
         settings=settings,
+        numerics=model["numerics"],
     )
     return method.fit(request)
 
@@ -182,6 +183,8 @@ def default_run(dataset: str, backbone: str, model: Mapping[str, Any]) -> Path:
     }
     options = [f"{name}={value}" for name, value in given.items() if value is not None]
     options += ["carve_val"] if model.get("carve_val") else []
+    formats = model["numerics"].identity if "numerics" in model else {}
+    options += [f"{name}={value}" for name, value in formats.items()]
     parts = (model["method"], backbone, f"seed{model['seed']}", *options, *sorted(model["settings"]))
     return Path("runs") / dataset / "-".join(map(file_name, parts))
 

@@ -13,6 +13,7 @@ import click
 from wsolbench.cli._evaluation import evaluate_and_report
 from wsolbench.cli._models import open_method, open_posts
 from wsolbench.cli.groups import GroupedCommand, option
+from wsolbench.cli.numerics import numerics_options
 from wsolbench.cli.options import (
     DataOptions,
     ScoringOptions,
@@ -81,6 +82,7 @@ from wsolbench.system.files import file_name
     type=click.Path(path_type=Path),
     help="Folder for the raw maps. `wsolbench score` reads them.",
 )
+@numerics_options
 def command(
     data: DataOptions,
     scoring: ScoringOptions,
@@ -157,6 +159,7 @@ def command(
                     batch_size=options.batch_size,
                     post=made,
                     map_name=map_name,
+                    numerics=model["numerics"],
                 )
                 own = (
                     Path(file_name(f"{name}{label}"), *([] if moved is None else [file_name(view)]))

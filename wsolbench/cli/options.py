@@ -45,7 +45,7 @@ def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-def _together(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Callable[[F], F]:
+def together(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Callable[[F], F]:
     """Bundle several options into one argument `name` of type `kind`."""
 
     def decorate(function: F) -> F:
@@ -172,9 +172,9 @@ _DATA = (
     ),
 )
 
-data_options = _together("data", DataOptions, *_DATA)
+data_options = together("data", DataOptions, *_DATA)
 
-split_options = _together(
+split_options = together(
     "data",
     DataOptions,
     *_DATA,
@@ -431,7 +431,7 @@ resamples_option = option(
     help="Bootstrap resamples for the confidence intervals.",
 )
 
-scoring_options = _together(
+scoring_options = together(
     "scoring",
     ScoringOptions,
     option("Data", "--split", default="test", show_default=True, help="Split to score."),

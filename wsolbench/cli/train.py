@@ -9,6 +9,7 @@ import click
 
 from wsolbench.cli._models import train
 from wsolbench.cli.groups import GroupedCommand
+from wsolbench.cli.numerics import numerics_options
 from wsolbench.cli.options import DataOptions, model_options, run_folder_option, split_options
 
 
@@ -19,6 +20,7 @@ from wsolbench.cli.options import DataOptions, model_options, run_folder_option,
 @model_options
 @split_options
 @run_folder_option
+@numerics_options
 def command(data: DataOptions, out: Path | None, **model: Any) -> None:
     """Train a method. Interrupted runs resume; finished runs are not repeated.
 

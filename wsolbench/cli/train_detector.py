@@ -9,10 +9,11 @@ import click
 
 from wsolbench.cli._models import default_backbone, default_run, default_weights
 from wsolbench.cli.groups import GroupedCommand, option
+from wsolbench.cli.numerics import numerics_options
 from wsolbench.cli.options import detector_options, run_folder_option, workers_option
 from wsolbench.cli.settings import parse_settings
 from wsolbench.cli.values import Number
-from wsolbench.methods import DetectorRequest
+from wsolbench.methods import DetectorRequest, Numerics
 
 BACKBONE = "resnet50_fpn"
 """The default for real data."""
@@ -45,6 +46,7 @@ batch_size_option = option(
 @batch_size_option
 @run_folder_option
 @workers_option
+@numerics_options
 def command(data_root: Path | None, split: str, limit: int | None, out: Path | None, **model: Any) -> None:
     """Train a detector. Interrupted runs resume; finished runs are not repeated."""
     click.echo(f"checkpoint  {train(data_root, split, out, limit, **model)}")
@@ -71,5 +73,6 @@ def train(data_root: Path | None, split: str, out: Path | None, limit: int | Non
         device=model["device"],
         workers=model["workers"],
         settings=parse_settings(model["settings"]),
+        numerics=model.get("numerics", Numerics()),
     )
     return detector.fit(request)

@@ -105,7 +105,10 @@ class RunPlan:
     program: dict[str, Any]
     """Versions and digests of source (`wsolbench.records.program`)."""
     machine: dict[str, Any]
-    """Device, and the number of threads if a network runs on the CPU: it can change the last bits, too."""
+    """Device, a network's numerics, and the number of threads if it runs on the CPU.
+
+    They can change the last bits, too.
+    """
     source: str | None = None
     """Digest that distinguishes sources with the same description, for instance of stored maps, or None."""
     maps: str | None = None
@@ -130,7 +133,11 @@ class RunPlan:
                 for split in splits
             },
             program=program(made_by.get("packages", ())),
-            machine={"device": device, "threads": threads if device == "cpu" else None},
+            machine={
+                "device": device,
+                "threads": threads if device == "cpu" else None,
+                **(made_by.get("numerics") or {}),
+            },
             **fields,
         )
 

@@ -19,9 +19,10 @@ from wsolbench.maps import MapFolder, cut_center, view
 from wsolbench.maps.formats import read_bytes
 from wsolbench.maps.frame import map_to_view
 from wsolbench.maps.store import MANIFEST, decode_map
-from wsolbench.methods import Localization, Method, PostProcessor
+from wsolbench.methods import Localization, Method, Numerics, PostProcessor
 from wsolbench.methods.device import normalized, pick_device
 from wsolbench.methods.inputs import ten_crops, to_view
+from wsolbench.methods.numerics import COMPILE, with_numerics
 from wsolbench.protocol import EvalProtocol
 from wsolbench.system.files import sha256_of_json
 from wsolbench.system.progress import track
@@ -279,8 +280,8 @@ class ModelSource:
     """Maps, labels and proposals from a trained method.
 
     The maps are those of the post-process `post`, or the extra map `map_name` of the method, if given. Raises
-    `UsageError` for a device that is not available. Raises `DataError` if the model has another number of
-    classes than the data set.
+    `UsageError` for a device or a number format that is not available. Raises `DataError` if the model has
+    another number of classes than the data set.
     """
 
     def __init__(
@@ -293,6 +294,7 @@ class ModelSource:
         batch_size: int = 32,
         post: PostProcessor | None = None,
         map_name: str | None = None,
+        numerics: Numerics = Numerics(),  # noqa: B008 - immutable
     ) -> None:
         if method.num_classes != num_classes:
             raise DataError(
@@ -313,9 +315,12 @@ class ModelSource:
                 f"the post-process needs gradients of the scores, and method {method.method_name!r} has no "
                 "localize(images, gradients=True); expected a method that offers it, or another --post"
             )
-        self.device = pick_device(device)
+        self.device, self.numerics = pick_device(device), numerics.for_evaluation()
+        self.numerics.check(self.device)
         method.to(self.device)
         method.eval()
+        if numerics.compile and hasattr(method, "compile"):
+            method.compile(**COMPILE)
 
     def load(self, sample: Sample) -> dict[str, np.ndarray]:
         """Return the pixels of the view, and those of the ten crops for ten-crop classification."""
@@ -349,6 +354,7 @@ class ModelSource:
             else batch
         )
 
+    @with_numerics
     def maps(self, samples: Sequence[Sample], batch: dict[str, torch.Tensor]) -> SourceOutput:
         """Run one forward pass for maps, labels and, if key points are known, proposals.
 
@@ -443,16 +449,15 @@ class ModelSource:
         return shares.reshape(len(crops), 10, -1).mean(dim=1)
 
     def describe(self) -> dict[str, Any]:
-        """Return name and description of the method and of the post-process."""
+        """Return name and description of the method and of the post-process, and unusual number formats."""
         method = self.method.describe()
+        formats = {name: value for name, value in self.numerics.identity.items() if value != "off"}
+        if formats:
+            method["numerics"] = formats
         if self.shows_truth:
             method["supervision"] = "ground-truth boxes of the evaluated images"
         if self.map_name is not None:
-            return {
-                **method,
-                "name": f"{self.method.method_name}:{self.map_name}",
-                "map": self.map_name,
-            }
+            return {**method, "name": f"{self.method.method_name}:{self.map_name}", "map": self.map_name}
         if self.post is None:
             return {**method, "name": self.method.method_name}
         return {
@@ -465,7 +470,7 @@ class ModelSource:
         """Return None: the description has the digest of the weights."""
 
     def provenance(self) -> dict[str, Any]:
-        """Return device, threads and the packages whose versions matter to a network."""
+        """Return device, threads, numerics and the packages whose versions matter to a network."""
         import torch
 
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
@@ -473,6 +478,7 @@ class ModelSource:
             "device": name,
             "packages": ("torch", "torchvision", "timm"),
             "threads": torch.get_num_threads(),
+            "numerics": self.numerics.describe(self.device),
         }
 
 

@@ -12,6 +12,7 @@ from wsolbench.methods.contracts import (
     PostProcessor,
     TrainRequest,
 )
+from wsolbench.methods.numerics import Numerics
 from wsolbench.methods.registry import (
     BACKBONE_ENTRY_POINT_GROUP,
     DETECTOR_ENTRY_POINT_GROUP,
@@ -46,6 +47,7 @@ __all__ = [
     "Localization",
     "Method",
     "MethodInfo",
+    "Numerics",
     "ObjectDetector",
     "PointCorrelator",
     "PostProcessor",

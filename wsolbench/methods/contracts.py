@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
+from wsolbench.methods.numerics import Numerics
 from wsolbench.ranges import BatchSize, Count, Epochs, ImageSide, LearningRate, Ranged, Seed, Workers
 from wsolbench.types import Dataset, Detections
 
@@ -105,6 +106,8 @@ class TrainRequest(Ranged):
     workers: Workers = 2
     settings: Mapping[str, str] = field(default_factory=dict)
     """Fields of the method's config as `--set name=value` gives them."""
+    numerics: Numerics = field(default_factory=Numerics)
+    """Number formats and kernels. A method with its own training loop applies them there."""
 
 
 @runtime_checkable
@@ -232,6 +235,8 @@ class DetectorRequest(Ranged):
     device: str = "auto"
     workers: Workers = 2
     settings: Mapping[str, str] = field(default_factory=dict)
+    numerics: Numerics = field(default_factory=Numerics)
+    """As of `TrainRequest`."""
 
 
 class ObjectDetector(Protocol):

@@ -25,6 +25,11 @@ def normalized(pixels: torch.Tensor, spec: InputSpec, device: torch.device) -> t
     return (values - mean) / std
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor of the host to the device. It copies from pinned memory, so the host does not wait."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
 def constants(values: Sequence[float], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """(n,) a few numbers as a tensor that is made on the device.
 

@@ -159,12 +159,13 @@ def check_record(record: RunRecord) -> None:
 def check_identity(method: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
     """Raise `ValueError` for a description of a method or a data set that tables cannot read."""
     # Parts that are objects, and the seed.
-    for field in ("config", "post", "training"):
+    for field in ("config", "post", "training", "numerics"):
         if not isinstance(method.get(field), dict | None):
             raise ValueError(f"method has {field} {method[field]!r}; expected names and values")
     training = method.get("training") or {}
     for where, parts, field in (
         ("training", training, "recipe"),
+        ("training", training, "numerics"),
         ("post", method.get("post") or {}, "config"),
     ):
         if not isinstance(parts.get(field), dict | None):

@@ -61,6 +61,8 @@ OPTIONS = (
     "fixed-tau",
     "no-transfer",
     "limit",
+    "amp",
+    "precision",
 )
 """Options of `wsolbench eval` that a run may have, in the order in which its command names them.
 
@@ -86,9 +88,10 @@ _ELSEWHERE = (
     "save-boxes",
     "pictures",
     "resamples",
+    *(_KERNELS := ("compile", "deterministic", "no-deterministic")),
 )
 """Options of a command that do not tell jobs apart."""
-_FLAGS = ("train", "save-scores", "carve-val", "no-transfer", "transfer")
+_FLAGS = ("train", "save-scores", "carve-val", "no-transfer", "transfer", *_KERNELS)
 _TRAINED = "@"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,21 @@ from wsolbench.records.program import revisions, version_of
 
 
 def provenance(
-    *, seconds: dict[str, float], device: str, packages: tuple[str, ...] = (), threads: int | None = None
+    *,
+    seconds: dict[str, float],
+    device: str,
+    packages: tuple[str, ...] = (),
+    threads: int | None = None,
+    numerics: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the provenance of a number.
 
-    It has command, date, versions, machine, a network's threads, source revision and seconds per stage.
+    It has command, date, versions, machine, a network's threads and numerics, source revision and seconds per
+    stage.
     """
     return {
         **({} if threads is None else {"threads": threads}),
+        **({} if numerics is None else {"numerics": dict(numerics)}),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": device,

@@ -44,17 +44,25 @@ LONGEST_NAME = 200
 def settings_of(method: Mapping[str, Any]) -> dict[str, Any]:
     """Return the method settings of a record in a form that is equal across seeds.
 
-    A setting that is a checkpoint path becomes `"checkpoint"`; its digest is dropped.
+    A setting that is a checkpoint path becomes `"checkpoint"`; its digest is dropped. Number formats other
+    than the default are settings, too: those of the training, and those of the evaluation.
 
     >>> settings_of({"config": {"head": "fc", "part_net": "runs/a.safetensors", "part_net_sha256": "0a1b"}})
     {'head': 'fc', 'part_net': 'checkpoint'}
+    >>> settings_of({"config": {}, "training": {"numerics": {"amp": "bf16"}}})
+    {'train.amp': 'bf16'}
     """
     config = method.get("config") or {}
     digests = {name for name in config if name.endswith("_sha256")}
+    training = method.get("training") or {}
+    formats = {"train": training.get("numerics") or {}, "eval": method.get("numerics") or {}}
     return {
-        name: "checkpoint" if value and f"{name}_sha256" in digests else value
-        for name, value in config.items()
-        if name not in digests
+        **{
+            name: "checkpoint" if value and f"{name}_sha256" in digests else value
+            for name, value in config.items()
+            if name not in digests
+        },
+        **{f"{when}.{name}": value for when, own in formats.items() for name, value in own.items()},
     }
 
 

@@ -2,7 +2,7 @@
 
 Inside `FakeCuda()` tensors have real values, so that every branch of a program is taken. The rules of a GPU
 hold: tensors of both devices do not mix. Whatever makes the host wait for the device is noted with the line
-that does it. There are no backward passes, which need a driver; gradients are made up.
+that does it. There are no backward passes, which need a driver; gradients are made up: 1 everywhere.
 
     with FakeCuda() as gpu:
         model = gpu.move(model)
@@ -13,6 +13,7 @@ that does it. There are no backward passes, which need a driver; gradients are m
 from __future__ import annotations
 
 import contextlib
+import os
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +53,8 @@ class Event:
 
     Attributes:
         kind: `read`: the host waits for the device. `copy`: a tensor with dimensions goes from the host to
-            the device. `generator`: numbers for the device are drawn by the host's generator.
+            the device, and not without waiting from pinned memory. `generator`: numbers for the device are
+            drawn by the host's generator.
         operator: the operator of torch.
         where: file and line of the program.
     """
@@ -70,7 +72,15 @@ class DeviceMismatchError(RuntimeError):
 
 
 class FakeGenerator(torch.Generator):
-    """A generator that says it is the device's."""
+    """A generator that says it is the device's. `seeds` are those of all such generators."""
+
+    seeds: set[int]
+
+    def manual_seed(self, seed: int) -> FakeGenerator:
+        """Set the seed, by which an operator knows the generator."""
+        super().manual_seed(seed)
+        self.seeds.add(seed)
+        return self
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -106,6 +116,30 @@ class _GpuTensor(torch.Tensor):
         raise RuntimeError("tensors of a fake GPU are used outside of `FakeCuda`")
 
 
+class _FakeStream:
+    """A stream, or an event on one. Only a host that waits for it is noted."""
+
+    def __init__(self, gpu: FakeCuda) -> None:
+        self.gpu = gpu
+
+    def __enter__(self) -> _FakeStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def record_event(self, *_: object) -> _FakeStream:
+        return self
+
+    def record(self, *_: object) -> None:
+        """Do nothing: results are there at once. The same holds for waits of the device."""
+
+    wait = wait_event = wait_stream = record
+
+    def synchronize(self, *_: object) -> None:
+        self.gpu._note("read", "cuda::synchronize")
+
+
 class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The context in which `cuda` is a fake GPU. `events` is what would slow or break a real one."""
 
@@ -114,6 +148,7 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
         self.made_up_gradients = False
         self._seeds: set[int] = set()
+        self._pinned: dict[int, Tensor] = {}
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> FakeCuda:
@@ -133,9 +168,8 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def generator(self, seed: int = 0) -> FakeGenerator:
         """A generator of the device."""
         made = FakeGenerator()
-        made.manual_seed(0x5EED_0000 + len(self._seeds) * 1000 + seed)
-        self._seeds.add(made.initial_seed())
-        return made
+        made.seeds = self._seeds
+        return made.manual_seed(0x5EED_0000 + len(self._seeds) * 1000 + seed)
 
     def tensor(self, real: Tensor) -> Tensor:
         """A tensor of the CPU as one of the GPU."""
@@ -159,15 +193,17 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return tensor.held
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
         name = func._schema.name
         tensors = [item for item in tree_iter((args, kwargs)) if isinstance(item, Tensor)]
         on_gpu = any(isinstance(item, _GpuTensor) for item in tensors)
+        if kwargs.pop("pin_memory", False):
+            return func(*args, **kwargs).pin_memory()
         asked = kwargs.get("device")
         target = None if asked is None else torch.device(asked).type
         self._note_generator(name, kwargs, on_gpu or target == "cuda")
         if name in _COPIES:
-            self._note_copy(name, args, target)
+            self._note_copy(name, args, kwargs, target)
         elif on_gpu:
             self._check(name, args, tensors)
         real_args, real_kwargs = tree_map(_real, (args, kwargs))
@@ -192,7 +228,7 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
             indices = [index for index in args[1] if index is not None]
             if any(not isinstance(index, _GpuTensor) for index in indices):
                 self._note("copy", name)
-            if any(index.dtype in {torch.bool, torch.uint8} for index in indices):
+            if any(index.dtype in {torch.bool, torch.uint8} for index in indices) and not _fills(args):
                 self._note("read", name)
             on_host = [item for item in on_host if not any(item is index for index in indices)]
         if any(item.ndim > 0 for item in on_host):  # single values of the host may be mixed in
@@ -203,14 +239,20 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _READS:
             self._note("read", name)
 
-    def _note_copy(self, name: str, args: Any, target: str | None) -> None:
+    def _note_copy(self, name: str, args: Any, kwargs: Mapping[str, Any], target: str | None) -> None:
         source = args[1] if name == "aten::copy_" else args[0]
+        at_once = kwargs.get("non_blocking", False)
         if name == "aten::copy_":
-            target = args[0].device.type
-        if isinstance(source, _GpuTensor) and target == "cpu":
-            self._note("read", name)
-        if not isinstance(source, _GpuTensor) and target == "cuda" and source.ndim > 0:
-            self._note("copy", name)
+            target, at_once = args[0].device.type, at_once or args[2:3] == (True,)
+        from_gpu = isinstance(source, _GpuTensor)
+        if target is None or from_gpu == (target == "cuda"):  # within a device
+            return
+        host = source if not from_gpu else args[0] if name == "aten::copy_" else None
+        if not (at_once and host is not None and self._is_pinned(host)):
+            self._note("read" if from_gpu else "copy", name)
+
+    def _is_pinned(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() in self._pinned
 
     def _note_generator(self, name: str, kwargs: Mapping[str, Any], on_gpu: bool) -> None:
         generator = kwargs.get("generator")
@@ -219,6 +261,19 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note(self, kind: Kind, operator: str) -> None:
         self.events.append(Event(kind, operator, _where()))
+
+
+def _leaves(node: Any) -> Iterator[Tensor]:
+    """Yield the tensors that a backward pass from this node would give gradients."""
+    seen, rest = set(), [node]
+    while rest:
+        node = rest.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        rest += [before for before, _ in node.next_functions]
 
 
 def _changed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -233,17 +288,26 @@ def _changed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     return None
 
 
+def _fills(args: Sequence[Any]) -> bool:
+    """Whether an assignment by one mask is a masked fill: its value is a single number of the host."""
+    value = args[2] if len(args) > 2 else None
+    return (
+        len(args[1]) == 1 and value is not None and not isinstance(value, _GpuTensor) and value.numel() == 1
+    )
+
+
 def _real(item: Any) -> Any:
     return item.held if isinstance(item, _GpuTensor) else item
 
 
 def _where() -> str:
     """File and line of the program that asked for the operator."""
-    torch_folder, here = str(Path(torch.__file__).parent), __file__
+    torch_folder, here = f"{Path(torch.__file__).parent}{os.sep}", __file__
     for frame in reversed(traceback.extract_stack()):
         if frame.filename != here and not frame.filename.startswith(torch_folder):
-            path = Path(frame.filename)
-            return f"{path.parent.name}/{path.name}:{frame.lineno}"
+            parts = Path(frame.filename).parts
+            start = parts.index("torchvision") if "torchvision" in parts else -2
+            return f"{'/'.join(parts[start:])}:{frame.lineno}"
     return "torch"
 
 
@@ -256,18 +320,40 @@ def _available(gpu: FakeCuda) -> Iterator[None]:
         several = inputs if isinstance(inputs, Sequence) else (inputs,)
         return tuple(torch.ones_like(item) for item in several)
 
-    only_lift = torch._C._only_lift_cpu_tensors()
+    def backward(tensor: Tensor, *_: Any, **__: Any) -> None:
+        with torch.no_grad():
+            for leaf in _leaves(tensor.grad_fn):
+                leaf.grad = torch.ones_like(leaf) if leaf.grad is None else leaf.grad + 1
+
+    def pin(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+        pinned = tensor.clone()
+        gpu._pinned[pinned.untyped_storage().data_ptr()] = pinned  # kept, so that its address stays its own
+        return pinned
+
+    def stream(*_: Any, **__: Any) -> _FakeStream:
+        return _FakeStream(gpu)
+
+    only_lift, cudnn = torch._C._only_lift_cpu_tensors(), torch._C._get_cudnn_enabled()
+    torch._C._set_cudnn_enabled(False)
     torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(..., device="cuda")` then asks the mode, too
     if not torch.cuda.is_available():
         torch._C._ensureCUDADeviceGuardSet()  # a guard that does nothing, as for torch's own fake tensors
     with (
         mock.patch("torch.cuda._lazy_init"),
-        torch.backends.cudnn.flags(enabled=False),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
         mock.patch("torch.cuda.is_bf16_supported", return_value=True),
         mock.patch("torch.autograd.grad", gradients),
+        mock.patch("torch.Tensor.backward", backward),
+        mock.patch("torch.Tensor.pin_memory", pin),
+        mock.patch("torch.Tensor.record_stream", return_value=None),
+        mock.patch("torch.cuda.Stream", stream),
+        mock.patch("torch.cuda.Event", stream),
+        mock.patch("torch.cuda.current_stream", stream),
+        mock.patch("torch.cuda.stream", lambda used: used),
+        mock.patch("torch.cuda.synchronize", _FakeStream(gpu).synchronize),
     ):
         try:
             yield
         finally:
             torch._C._set_only_lift_cpu_tensors(only_lift)
+            torch._C._set_cudnn_enabled(cudnn)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from wsolbench.methods import Localization
+from wsolbench.methods import Localization, Numerics
 from wsolbench.testing.subject import (
     CLASSES,
     MethodUnderTest,
@@ -28,15 +28,10 @@ def check_gpu(method: MethodUnderTest) -> None:
     if not torch.cuda.is_available():
         return
     model, images, asked = method.create(), random_images(3), torch.tensor([[0, 1], [1, 2], [2, 0]])
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    try:
+    with Numerics(precision="ieee").held():
         expected = model.localize(images).score_maps(asked)
         shown, wanted = images.to("cuda"), asked.to("cuda")
         found = model.to("cuda").localize(shown).score_maps(wanted).cpu()
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
     torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
 
 
@@ -111,4 +106,4 @@ def _train_on(gpu: FakeCuda, method: MethodUnderTest, model: Any, images: Tensor
         parameters = [parameter for group in objective.groups for parameter in group["params"]]
         for parameter in parameters:
             parameter.grad = torch.ones_like(parameter)
-        torch.optim.AdamW(parameters, lr=1e-3).step()
+        torch.optim.AdamW(parameters, lr=1e-3, fused=True).step()

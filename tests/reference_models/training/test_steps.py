@@ -1,49 +1,44 @@
-"""What a step of training may change, and what it leaves to the user."""
+"""What a step of training does on each device."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from reference_models.training.steps import autocast, deterministic_cudnn, scaler_for
+from reference_models.core.recipes import RECIPES
+from reference_models.training.steps import make_optimizer, scaler_for, take_step
+from wsolbench.methods import Numerics
+from wsolbench.methods.device import send
+from wsolbench.testing.fake_cuda import FakeCuda
+
+CUDA = torch.device("cuda")
 
 
-@pytest.fixture
-def exact_convolutions():
-    """A user's own choice of precision, beside which torch's context of cuDNN's flags raises."""
-    conv = torch.backends.cudnn.conv
-    before = conv.fp32_precision
-    conv.fp32_precision = "ieee"
-    yield
-    conv.fp32_precision = before
+@pytest.mark.parametrize("amp", ["auto", "bf16", "fp16", "off"])
+@pytest.mark.parametrize("recipe", ["finetune", "tiny"])
+def test_a_step_on_a_gpu_never_waits_whatever_the_precision(recipe: str, amp: str) -> None:
+    numerics = Numerics(amp=amp)
+    with FakeCuda() as gpu:
+        linear = gpu.move(torch.nn.Linear(3, 4))
+        parameters = list(linear.parameters())
+        optimizer = make_optimizer(parameters, RECIPES[recipe], nesterov=True)
+        scaler = scaler_for(CUDA, numerics)
+        assert scaler.is_enabled() == (amp == "fp16")
+        before = gpu.values(linear.weight).clone()
+        terms = take_step(
+            lambda: {"mean": linear(send(torch.ones(2, 3), CUDA)).mean()},
+            optimizer,
+            scaler,
+            parameters,
+            autocast=numerics.autocast(CUDA),
+            clip_norm=1.0,
+        )
+        assert terms["mean"].dtype == torch.float32
+        assert not torch.equal(gpu.values(linear.weight), before)
+        assert gpu.events == []
 
 
-def test_settings_of_the_user_stay_while_training_is_deterministic(
-    monkeypatch: pytest.MonkeyPatch, exact_convolutions: None
-) -> None:
-    cudnn = torch.backends.cudnn
-    monkeypatch.setattr(cudnn, "benchmark", True)
-    before = cudnn.deterministic
-    with deterministic_cudnn():
-        assert cudnn.deterministic
-        assert not cudnn.benchmark
-        assert cudnn.conv.fp32_precision == "ieee"
-    assert cudnn.benchmark
-    assert cudnn.deterministic == before
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_a_gpu_without_bfloat16_of_its_own_trains_in_float16_with_a_scaler(
-    monkeypatch: pytest.MonkeyPatch, native: bool
-) -> None:
-    def is_supported(including_emulation: bool = True) -> bool:
-        return native or including_emulation
-
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", is_supported)
-    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr(
-        "torch.amp.grad_scaler.GradScaler.__init__", lambda self, kind, enabled: setattr(self, "on", enabled)
-    )
-    device = torch.device("cuda")
-    assert autocast(device).fast_dtype == (torch.bfloat16 if native else torch.float16)
-    assert scaler_for(device).on is not native
+def test_on_a_cpu_the_optimizer_is_not_fused() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    assert not make_optimizer([weight], RECIPES["tiny"], nesterov=True).defaults["fused"]
+    assert not scaler_for(torch.device("cpu"), Numerics(amp="bf16")).is_enabled()

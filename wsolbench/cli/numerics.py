@@ -1,0 +1,53 @@
+"""Options of number formats and kernels, as one argument `numerics` of a command."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import get_args
+
+import click
+
+from wsolbench.cli.groups import option
+from wsolbench.cli.options import together
+from wsolbench.methods import Numerics
+from wsolbench.ranges import hints_of
+
+_CHOICES = {item.name: get_args(hints_of(Numerics)[item.name]) for item in fields(Numerics)}
+
+numerics_options = together(
+    "numerics",
+    Numerics,
+    option(
+        "Execution",
+        "--amp",
+        type=click.Choice(_CHOICES["amp"]),
+        default="auto",
+        show_default=True,
+        help="Mixed precision of training and evaluation. auto: only training on CUDA, in bf16 if the GPU "
+        "has it, else in fp16. fp16 needs CUDA.",
+    ),
+    option(
+        "Execution",
+        "--precision",
+        type=click.Choice(_CHOICES["precision"]),
+        default="auto",
+        show_default=True,
+        help="Float32 products on CUDA, outside of mixed precision: ieee is exact, tf32 is faster, auto "
+        "keeps torch's settings.",
+    ),
+    option(
+        "Execution",
+        "--compile",
+        is_flag=True,
+        help="Compile the network with torch.compile. Takes a minute at the start, and changes the last bits "
+        "of the results.",
+    ),
+    option(
+        "Execution",
+        "--deterministic/--no-deterministic",
+        default=True,
+        show_default=True,
+        help="Deterministic algorithms of cuDNN. Without them it takes the fastest, and two runs can differ "
+        "in the last bits.",
+    ),
+)
