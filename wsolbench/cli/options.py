@@ -193,7 +193,7 @@ workers_option = option(
     type=Number(TrainRequest, "workers"),
     default=available_cores,
     show_default="all cores",
-    help="Threads that load and score images.",
+    help="Threads that load and score images, and processes that load them if they are many.",
 )
 
 training_options = _all(
@@ -271,6 +271,14 @@ _execution_options = _all(
         help="Images per batch.  [default: as in the recipe for training, 32 for evaluation]",
     ),
     workers_option,
+    option(
+        "Execution",
+        "--cache",
+        type=Number(TrainRequest, "cache"),
+        metavar="GIB",
+        help="Memory for the resized images of a training, which are then read only once; 0 for none.  "
+        "[default: half of the available memory]",
+    ),
 )
 
 model_options = _all(network_options, _execution_options)

@@ -7,42 +7,55 @@ recipes bit for bit, before normalisation.
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Union
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from wsolbench.exceptions import UsageError
 from wsolbench.methods.contracts import InputSpec
-from wsolbench.protocol import crop_start
+from wsolbench.protocol import EvalProtocol, crop_start
+from wsolbench.types import Sample
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 Pixels = UInt8[np.ndarray, "h w 3"]
+Picture = Union[Pixels, "PIL.Image.Image"]
+"""Pixels as an array, or as Pillow holds them (`Sample.picture`), which saves copies."""
 RotationFilter = Literal["bilinear", "nearest"]
 
 
-def resized(image: Pixels, size: int) -> UInt8[np.ndarray, "s s 3"]:
+def resized(image: Picture, size: int) -> UInt8[np.ndarray, "s s 3"]:
     """Resize the whole image to a square of `size` pixels. The aspect ratio is lost ("squash")."""
-    from PIL import Image
-
-    if image.shape[:2] == (size, size):
-        return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+    return _resized(image, (size, size))
 
 
-def resize_short_side(image: Pixels, size: int) -> UInt8[np.ndarray, "h2 w2 3"]:
+def resize_short_side(image: Picture, size: int) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Resize the image so that its shorter side has `size` pixels.
 
     The aspect ratio stays; the longer side is rounded down. Equal to `torchvision.transforms.Resize(size)` on
     Pillow images.
     """
+    width, height = _size(image)
+    shorter = min(height, width)
+    return _resized(image, (int(size * width / shorter), int(size * height / shorter)))
+
+
+def _size(image: Picture) -> tuple[int, int]:
+    """Return (width, height)."""
+    return image.shape[1::-1] if isinstance(image, np.ndarray) else image.size
+
+
+def _resized(image: Picture, size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
     from PIL import Image
 
-    height, width = image.shape[:2]
-    shorter = min(height, width)
-    if shorter == size:
-        return image
-    target = (int(size * width / shorter), int(size * height / shorter))
-    return np.asarray(Image.fromarray(image).resize(target, Image.Resampling.BILINEAR))
+    if _size(image) == size:
+        return np.asarray(image)
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    return np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
 
 
 def normalized(image: UInt8[np.ndarray, "... h w 3"], spec: InputSpec) -> Float32[np.ndarray, "... 3 h w"]:
@@ -53,7 +66,7 @@ def normalized(image: UInt8[np.ndarray, "... h w 3"], spec: InputSpec) -> Float3
 
 
 def to_view(
-    image: Pixels, size: int, *, frame: Literal["squash", "center_crop"] = "squash", resize_size: int = 256
+    image: Picture, size: int, *, frame: Literal["squash", "center_crop"] = "squash", resize_size: int = 256
 ) -> UInt8[np.ndarray, "s s 3"]:
     """Return the part of an image that a network of input side `size` sees.
 
@@ -69,7 +82,7 @@ def to_view(
 
 
 def to_input(
-    image: Pixels,
+    image: Picture,
     spec: InputSpec,
     *,
     frame: Literal["squash", "center_crop"] = "squash",
@@ -83,7 +96,7 @@ def to_input(
     return normalized(to_view(image, spec.size, frame=frame, resize_size=resize_size), spec)
 
 
-def ten_crops(image: Pixels, size: int, *, resize_size: int = 256) -> UInt8[np.ndarray, "10 s s 3"]:
+def ten_crops(image: Picture, size: int, *, resize_size: int = 256) -> UInt8[np.ndarray, "10 s s 3"]:
     """Return ten views: the four corners, the centre, then the same five mirrored.
 
     They are cut from the image resized to `resize_size` squared. The order is that of
@@ -100,6 +113,24 @@ def ten_crops(image: Pixels, size: int, *, resize_size: int = 256) -> UInt8[np.n
         for top, left in ((0, 0), (0, far), (far, 0), (far, far), (center, center))
     ]
     return np.stack(views)
+
+
+@dataclass(frozen=True)
+class ViewLoader:
+    """Callable that loads what a network of this input side sees of an image under a protocol."""
+
+    size: int
+    protocol: EvalProtocol
+
+    def __call__(self, sample: Sample) -> dict[str, UInt8[np.ndarray, "... s s 3"]]:
+        """Return the `image`, and the ten `crops` if the protocol classifies them."""
+        pixels, size, protocol = sample.picture(), self.size, self.protocol
+        outer = protocol.view_of(size)[0]
+        loaded = {"image": to_view(pixels, size, frame=protocol.network_frame, resize_size=outer)}
+        if protocol.classifier == "ten_crop":
+            outer = round(protocol.resize_size * size / protocol.frame_size)
+            loaded["crops"] = ten_crops(pixels, size, resize_size=outer)
+        return loaded
 
 
 def training_view(
@@ -124,18 +155,47 @@ def training_view(
     _at_least(min(image.shape[:2]), size)
     down, right = image.shape[0] - size, image.shape[1] - size
     angle, row, column, coin = rng.random(4)
+    top, left = int(row * (down + 1)), int(column * (right + 1))
     if rotation > 0:
-        from PIL import Image
-
         # Pillow treats a fourth channel as transparency and would blend the colours, so it is rotated alone.
         parts = [image[..., :3], *np.moveaxis(image[..., 3:], -1, 0)]
-        degrees, resample = (2 * angle - 1) * rotation, Image.Resampling[rotation_filter.upper()]
-        image = np.dstack(
-            [np.asarray(Image.fromarray(part).rotate(degrees, resample=resample)) for part in parts]
-        )
-    top, left = int(row * (down + 1)), int(column * (right + 1))
-    view = image[top : top + size, left : left + size]
+        box, degrees = (left, top, left + size, top + size), (2 * angle - 1) * rotation
+        views = [_rotated_crop(part, degrees, box, rotation_filter) for part in parts]
+        view = views[0] if len(views) == 1 else np.dstack(views)
+    else:
+        view = image[top : top + size, left : left + size]
     return view[:, ::-1] if coin < flip else view
+
+
+def _rotated_crop(
+    part: UInt8[np.ndarray, "h w ..."],
+    degrees: float,
+    box: tuple[int, int, int, int],
+    sampling: RotationFilter,
+) -> UInt8[np.ndarray, "s s ..."]:
+    """Rotate the image about its centre as `PIL.Image.Image.rotate` does, and crop it to the box.
+
+    What is right of and below the box is not computed. What is left of and above it is: Pillow counts pixels
+    from the corner, and another corner would round differently.
+    """
+    from PIL import Image
+
+    picture, resample = Image.fromarray(part), Image.Resampling[sampling.upper()]
+    if degrees % 90 == 0:  # Pillow copies these exactly
+        return np.asarray(picture.rotate(degrees, resample=resample).crop(box))
+    # The transform of `rotate`, operation by operation: from a pixel of the result to one of the image.
+    radians, (x, y) = -math.radians(degrees % 360.0), (picture.width / 2.0, picture.height / 2.0)
+    cosine, sine = round(math.cos(radians), 15), round(math.sin(radians), 15)
+    matrix = (
+        cosine,
+        sine,
+        cosine * -x + sine * -y + 0.0 + x,
+        round(-math.sin(radians), 15),
+        cosine,
+        round(-math.sin(radians), 15) * -x + cosine * -y + 0.0 + y,
+    )
+    rotated = picture.transform(box[2:], Image.Transform.AFFINE, matrix, resample)
+    return np.asarray(rotated.crop(box))
 
 
 def _at_least(outer: int, inner: int) -> int:
