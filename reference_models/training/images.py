@@ -177,7 +177,7 @@ class ImageReader:
         self._places = dict(enumerate(places))
 
     def _item(self, index: int, number: int) -> Item:
-        return Item(self._places.get(index) or self.dataset[index], index, number)
+        return self._places.get(index) or self.dataset[index], index, number
 
     def _keep(self, images: dict[int, np.ndarray]) -> None:
         """Keep images in memory while there is room."""

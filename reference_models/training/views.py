@@ -5,6 +5,7 @@ A view depends only on the image and on (seed, epoch, image, batch).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -55,15 +56,11 @@ class Place(NamedTuple):
 
     def of(self, memory: SharedArray) -> Pixels:
         """Return the image, which shares the memory."""
-        return memory.array[self.start : self.start + int(np.prod(self.shape))].reshape(self.shape)
+        return np.asarray(memory.array[self.start : self.start + math.prod(self.shape)].reshape(self.shape))
 
 
-class Item(NamedTuple):
-    """An image to prepare: where it is in memory, or the sample to read; its index and its batch."""
-
-    source: Place | Sample
-    index: int
-    number: int
+Item = tuple["Place | Sample", int, int]
+"""An image to prepare: where it is in memory, or the sample to read; its index and its batch."""
 
 
 class Prepared(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -46,6 +47,19 @@ def test_results_are_those_of_the_work_whatever_their_size(opened, monkeypatch):
         found = pool.run(shapes, lambda result: [array.copy() for array in result])
         assert [array.shape for array in found] == shapes
         assert all((array == 1).all() for array in found)
+
+
+def test_without_shared_memory_results_are_sent_and_an_array_cannot_be(opened):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        shared, pool = SharedArray((30_000,)), opened(np.ones)
+        assert pool.run((5,), np.array).tolist() == [1] * 5
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert shared.array.shape == (30_000,)
+    assert not is_sendable(shared)
+    assert is_sendable(SharedArray((30_000,)))
 
 
 def test_threads_get_the_results_of_their_own_items(opened):

@@ -156,7 +156,7 @@ class _Loader:
     def submit(self, samples: Sequence[Sample], pool: ThreadPoolExecutor) -> list[Future[list[Any]]]:
         """Start to load the samples of a batch, with threads of the pool or with processes."""
         if self._processes is None:
-            return [pool.submit(lambda sample=sample: [self._load(sample)]) for sample in samples]
+            return [pool.submit(map_list, self._load, [sample]) for sample in samples]
         return [
             self._threads.submit(self._processes.run, samples[start : start + JOB], copy.deepcopy)
             for start in range(0, len(samples), JOB)

@@ -24,7 +24,7 @@ def uploaded(batches: Iterable[Tensors], device: torch.device) -> Iterator[Tenso
     if device.type != "cuda":
         yield from batches
         return
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     waiting: tuple[Tensors, torch.cuda.Event] | None = None
     for batch in batches:
         pinned = {name: tensor.pin_memory() for name, tensor in batch.items()}
@@ -61,7 +61,7 @@ class Download:
             if tensor.device.type == "cuda":
                 host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
                 self._tensors[name] = host.copy_(tensor.detach(), non_blocking=True)
-                self._event = self._event or torch.cuda.Event()
+                self._event = self._event or torch.cuda.Event()  # type: ignore[no-untyped-call]
             else:
                 self._tensors[name] = tensor.detach().cpu()
         if self._event is not None:

@@ -20,7 +20,6 @@ import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
@@ -53,32 +52,41 @@ _ALIGNMENT = 64
 class SharedArray:
     """An array of zeros in memory that worker processes share. Memory is used only where it is written.
 
-    It can be pickled for the workers of a pool that names it in `inherit`.
+    It can be pickled for the workers of a pool that names it in `inherit`. If the system gives no such memory
+    (`ulimit -f` limits it), `handle` is None, the array is of this process alone, and it cannot be pickled.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self._attach(_new_memory(math.prod(shape)), shape)
-        weakref.finalize(self, os.close, self.handle)
+        self.handle = _new_memory(math.prod(shape))
+        if self.handle is None:
+            self.array = np.zeros(shape, np.uint8)
+        else:
+            weakref.finalize(self, os.close, self.handle)
+            self._attach(self.handle, shape)
 
     def _attach(self, handle: int, shape: tuple[int, ...]) -> None:
-        self.handle = handle
         self.array = np.ndarray(shape, np.uint8, buffer=mmap.mmap(handle, max(1, math.prod(shape))))
 
     def __getstate__(self) -> tuple[int, tuple[int, ...]]:
+        if self.handle is None:
+            raise pickle.PicklingError("the array is not shared")
         return self.handle, self.array.shape
 
     def __setstate__(self, state: tuple[int, tuple[int, ...]]) -> None:
-        self._attach(*state)
+        self.handle, shape = state
+        self._attach(self.handle, shape)
 
 
-def _new_memory(size: int) -> int:
-    """Return the descriptor of `size` bytes of memory without a name. The system frees it with its users."""
-    if hasattr(os, "memfd_create"):
-        handle = os.memfd_create("wsolbench")
-    else:
-        with tempfile.TemporaryFile() as file:
-            handle = os.dup(file.fileno())
-    os.truncate(handle, max(1, size))
+def _new_memory(size: int) -> int | None:
+    """Return the descriptor of `size` bytes of memory without a name, or None if the system gives none."""
+    if not hasattr(os, "memfd_create"):
+        return None
+    handle = os.memfd_create("wsolbench")
+    try:
+        os.truncate(handle, max(1, size))
+    except OSError:
+        os.close(handle)
+        return None
     return handle
 
 
@@ -102,7 +110,8 @@ class WorkerPool(Generic[A, R]):
     def __init__(self, work: Callable[[A], R], count: int, inherit: Sequence[SharedArray] = ()) -> None:
         self.count = min(count, MOST)
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        content, handles = pickle.dumps(work), [shared.handle for shared in inherit]
+        content = pickle.dumps(work)
+        handles = [shared.handle for shared in inherit if shared.handle is not None]
         workers: list[_Worker] = []
         # Also when the program ends, and when nobody refers to the pool.
         self._end = weakref.finalize(self, _end_all, workers)
@@ -133,8 +142,10 @@ class _Worker:
     def __init__(self, work: bytes, inherit: Sequence[int]) -> None:
         self._connection, theirs = Pipe()
         memory = SharedArray((SLOT_BYTES,))
-        self._slot = memoryview(memory.array)
-        code = f"from wsolbench.system.processes import serve; serve({theirs.fileno()}, {memory.handle})"
+        self._slot: memoryview = memory.array.data
+        shared = [] if memory.handle is None else [memory.handle]
+        numbers = ", ".join(map(str, [theirs.fileno(), *shared]))
+        code = f"from wsolbench.system.processes import serve; serve({numbers})"
         # A session of its own, so that Ctrl-C reaches the caller alone, which then closes the connection.
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
@@ -144,7 +155,7 @@ class _Worker:
                 "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
                 "OMP_NUM_THREADS": "1",
             },
-            pass_fds=(theirs.fileno(), memory.handle, *inherit),
+            pass_fds=(theirs.fileno(), *shared, *inherit),
             start_new_session=True,
         )
         theirs.close()
@@ -191,9 +202,13 @@ def map_list(function: Callable[[A], R], items: Sequence[A]) -> list[R]:
     return [function(item) for item in items]
 
 
-def serve(handle: int, memory: int) -> None:
-    """Run in a worker process: answer items of the connection `handle` until it is closed."""
-    connection, slot = Connection(handle), memoryview(mmap.mmap(memory, 0))
+def serve(handle: int, memory: int | None = None) -> None:
+    """Run in a worker process: answer items of the connection `handle` until it is closed.
+
+    Arrays of results go to the shared `memory`, or without it through the connection.
+    """
+    connection = Connection(handle)
+    slot = memoryview(b"" if memory is None else mmap.mmap(memory, 0))
     with contextlib.suppress(EOFError, ConnectionError):
         content = connection.recv_bytes()
         work: Callable[[Any], Any] | None = None

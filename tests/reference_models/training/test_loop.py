@@ -155,7 +155,8 @@ def test_a_run_that_is_killed_in_the_middle_of_an_epoch_goes_on(tmp_path):
         text=True,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert [row["epoch"] for row in log_of(killed.out)] == ["1", "2"]
+    # The second state was being written. The first was written before that began.
+    assert [row["epoch"] for row in log_of(killed.out)] in (["1"], ["1", "2"])
     (killed.out / ".state-leftover.pt").write_bytes(b"half a file, as a kill can leave it")
     Cam.fit(killed)
     Cam.fit(unbroken)
@@ -344,7 +345,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, monkeypatch, workers, w
     monkeypatch.setattr(images, "WORTH_SECONDS", worth)
     missing = Sample(id="gone.png", label=0, size=(32, 32), path=tmp_path / "gone.png")
     for cache in (0.0, 1.0):
-        with pytest.raises(DataError, match=r"^image 'gone\.png': .*gone\.png does not exist[^\n]*$"):
+        with pytest.raises(DataError, match=r"^image 'gone\.png': no file [^\n]*gone\.png$"):
             Cam.fit(
                 request(
                     tmp_path / "run",
