@@ -1,4 +1,4 @@
-"""Benchmark of the images that a training or an evaluation gets: images per second by workers, and their cost.
+"""Benchmark of the images that a training or an evaluation gets: their cost, and images per second.
 
     python benchmarks/bench_feed.py [--folder IMAGES] [--images 128] [--workers 1,2,4]
 
@@ -154,11 +154,11 @@ def rate(data: Dataset, kind: Kind, workers: int, *, processes: bool, batch_size
 @click.option("--folder", type=click.Path(path_type=Path, exists=True), help="Folder with JPEG files.")
 @click.option("--images", "count", default=128, show_default=True, help="Images of a pass.")
 @click.option("--batch-size", default=32, show_default=True)
-@click.option("--workers", default="1,2,4,8,16", show_default=True, help="Up to the number of cores.")
+@click.option("--workers", default="1,2,4,8,16", show_default=True, help="Those up to the number of cores.")
 def main(folder: Path | None, count: int, batch_size: int, workers: str) -> None:
     """Print what images cost, and how many come per second."""
     cores = len(os.sched_getaffinity(0))
-    numbers = [number for number in map(int, workers.split(",")) if number <= cores]
+    numbers = [number for number in map(int, workers.split(",")) if number <= max(2, cores)]
     with tempfile.TemporaryDirectory() as made:
         paths = made_files(Path(made)) if folder is None else sorted(folder.rglob("*.jp*g"))
         if not paths:
@@ -175,9 +175,10 @@ def main(folder: Path | None, count: int, batch_size: int, workers: str) -> None
             f"cores for {GOAL:,} images/s",
             title="Cost of an image",
         )
+        columns = [(number, processes) for number in numbers for processes in (False, True)[:number]]
         rates = Table(
             "view",
-            *(f"{number} {kind}" for number in numbers for kind in ("threads", "processes")),
+            *(f"{number} {'processes' if processes else 'threads'}" for number, processes in columns),
             title=f"Images per second on {cores} cores",
         )
         for kind in KINDS:
@@ -186,14 +187,9 @@ def main(folder: Path | None, count: int, batch_size: int, workers: str) -> None
             whole, locked = processor_time(view, count), lock_time(view, count)
             found = {
                 (number, processes): rate(data, kind, number, processes=processes, batch_size=batch_size)
-                for number in numbers
-                for processes in (False, True)
+                for number, processes in columns
             }
-            own = (
-                found[max(numbers), True][1]
-                if max(numbers) > 1
-                else rate(data, kind, 2, processes=True, batch_size=batch_size)[1]
-            )
+            own = found[max(columns)][1]
             costs.add_row(
                 kind.name,
                 f"{1000 * whole:.2f}",
@@ -205,7 +201,7 @@ def main(folder: Path | None, count: int, batch_size: int, workers: str) -> None
             )
             rates.add_row(
                 kind.name,
-                *(f"{found[number, processes][0]:,.0f}" for number in numbers for processes in (False, True)),
+                *(f"{found[column][0]:,.0f}" for column in columns),
             )
         console.print(costs)
         console.print(rates)

@@ -59,7 +59,7 @@ class Download:
         self._tensors: dict[str, torch.Tensor] = {}
         for name, tensor in tensors.items():
             if tensor.device.type == "cuda":
-                host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                host = torch.empty(tensor.shape, dtype=tensor.dtype).pin_memory()
                 self._tensors[name] = host.copy_(tensor.detach(), non_blocking=True)
                 self._event = self._event or torch.cuda.Event()  # type: ignore[no-untyped-call]
             else:

@@ -456,7 +456,8 @@ def test_views_of_undistorted_images_depend_on_neither_workers_nor_memory(cache_
             views = list(reader.views(plan, 32, recipe, seed=1, epoch=2))
             assert all(np.array_equal(one, two) for one, two in zip(views, reference, strict=True))
         assert reader._used <= cache_bytes
-        assert len(reader._places) == {0: 0, 20_000: 3, 1 << 30: 4}[cache_bytes]
+        # Which ones fit depends on who comes first.
+        assert len(reader._places) in {0: [0], 20_000: [2, 3], 1 << 30: [4]}[cache_bytes]
         reader.close()
 
 
