@@ -3,36 +3,36 @@
     python benchmarks/bench_feed.py [--folder IMAGES] [--images 128] [--workers 1,2,4]
 
 Images are JPEG files of the folder and its subfolders, or files of 500 x 375 that are made if none is given.
-Nothing is kept in memory. Two kinds of views are prepared: 224 pixels of a square of 256, mirrored, as most
-recipes have them; and 448 of 512, rotated, as LIO's recipe has them.
+Views are 224 pixels of a square of 256, mirrored, as most recipes have them; and 448 of 512, rotated, as
+LIO's recipe has them. The last row takes the squares from memory, as all epochs do if they fit.
 
-One core: processor time of a view in one thread, and the time of it that holds Python's lock. That is the
-time in which another thread, which only counts, gets no turn: the least of many short trials, because other
-programs on the machine only add to it. Its inverse is the most that threads can give, on any number of cores.
-With processes the threads of the caller only pass views on. All their processor time is counted, as if it
-held the lock.
+Cost: processor time of a view in one thread, and the part of it outside of the functions of Pillow that
+decode, resize and transform without Python's lock. The inverse of that part is the most that threads can
+give, on any number of cores. With processes the threads of the caller only pass views on. All their processor
+time is counted, as if it held the lock.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import click
 import numpy as np
 from PIL import Image
+from PIL.ImageFile import ImageFile
 from rich.console import Console
 from rich.table import Table
 
 from reference_models.core.recipes import RECIPES, Recipe
 from reference_models.training.images import ImageReader
-from reference_models.training.views import Augmentation
 from wsolbench.system.processes import JOB
 from wsolbench.types import Dataset, Sample
 
@@ -48,15 +48,18 @@ class Kind:
     side: int
     size: int
     rotation: float
+    in_memory: bool = False
 
     @property
     def recipe(self) -> Recipe:
-        from dataclasses import replace
-
         return replace(RECIPES["spa_cub"], rotation=self.rotation)
 
 
-KINDS = (Kind("224", 256, 224, 0.0), Kind("448, rotated", 512, 448, 15.0))
+KINDS = (
+    Kind("224", 256, 224, 0.0),
+    Kind("448, rotated", 512, 448, 15.0),
+    Kind("448, rotated, from memory", 512, 448, 15.0, in_memory=True),
+)
 
 
 def made_files(folder: Path, count: int = 32) -> list[Path]:
@@ -85,60 +88,55 @@ def dataset_of(paths: list[Path], count: int) -> Dataset:
     return Dataset(name="files", split="train", samples=samples, class_names=("one",), fingerprint="files")
 
 
-def prepare(data: Dataset, kind: Kind) -> Callable[[int], object]:
-    """Return the function that prepares one view in the calling thread."""
-    reader = ImageReader(data, kind.side, workers=0, cache_bytes=0)
-    augmentation = Augmentation(
-        size=kind.size,
-        flip=0.5,
-        rotation=kind.rotation,
-        rotation_filter=kind.recipe.rotation_filter,
-        seed=0,
-        epoch=0,
-    )
-    return lambda index: augmentation.view(reader._prepare.read(data[index]), index, 0)
+def reader_of(data: Dataset, kind: Kind, workers: int, *, processes: bool = False) -> ImageReader:
+    size = 1 << 40 if kind.in_memory else 0
+    return ImageReader(data, kind.side, workers=workers, cache_bytes=size, processes=processes)
 
 
-def processor_time(view: Callable[[int], object], count: int) -> float:
-    """Return the least seconds of the processor per image, over passes of `JOB` images."""
+def cost(data: Dataset, kind: Kind) -> tuple[float, float]:
+    """Return the seconds of a core per view, and those under Python's lock: medians of jobs."""
+    reader = reader_of(data, kind, 0)
+    recipe, order = kind.recipe, np.arange(JOB)
     trials = []
-    for start in range(0, count - JOB + 1, JOB):
-        begun = time.thread_time()
-        for index in range(start, start + JOB):
-            view(index)
-        trials.append((time.thread_time() - begun) / JOB)
-    return float(np.median(trials))
+    for epoch in range(len(data) // JOB):
+        with unlocked() as seconds:
+            begun = time.thread_time()
+            list(reader.views([order + epoch * JOB], kind.size, recipe, seed=0, epoch=epoch))
+            whole = time.thread_time() - begun
+        trials.append((whole, whole - sum(seconds)))
+    whole, locked = np.median(trials, axis=0) / JOB
+    return float(whole), float(locked)
 
 
-def lock_time(view: Callable[[int], object], count: int) -> float:
-    """Return the seconds per image in which another thread that only counts gets no turn."""
-    stop, counted = False, 0.0
+@contextlib.contextmanager
+def unlocked() -> Iterator[list[float]]:
+    """Yield a list that gets the seconds of the processor in functions of Pillow without Python's lock."""
+    found: list[float] = []
+    inside = False
 
-    def spin() -> None:
-        nonlocal counted
-        while not stop:
-            counted = time.thread_time()
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            nonlocal inside
+            if inside:
+                return function(*arguments, **options)
+            begun, inside = time.thread_time(), True
+            try:
+                return function(*arguments, **options)
+            finally:
+                inside = False
+                found.append(time.thread_time() - begun)
 
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    thread = threading.Thread(target=spin)
-    thread.start()
-    trials = []
-    try:
-        for index in range(count):
-            begun, turns = time.perf_counter(), counted
-            view(index)
-            trials.append(time.perf_counter() - begun - (counted - turns))
-    finally:
-        stop = True
-        thread.join()
-        sys.setswitchinterval(before)
-    return float(np.quantile(trials, 0.1))
+        return run
+
+    with contextlib.ExitStack() as stack:
+        for kind, name in ((ImageFile, "load"), (Image.Image, "resize"), (Image.Image, "transform")):
+            stack.enter_context(mock.patch.object(kind, name, timed(getattr(kind, name))))
+        yield found
 
 
 def rate(data: Dataset, kind: Kind, workers: int, *, processes: bool, batch_size: int) -> tuple[float, float]:
     """Return images per second, and seconds of this process's processor per image, after a first pass."""
-    reader = ImageReader(data, kind.side, workers=workers, cache_bytes=0, processes=processes)
+    reader = reader_of(data, kind, workers, processes=processes)
     order = np.arange(len(data))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     for epoch in (0, 1):
@@ -182,9 +180,7 @@ def main(folder: Path | None, count: int, batch_size: int, workers: str) -> None
             title=f"Images per second on {cores} cores",
         )
         for kind in KINDS:
-            view = prepare(data, kind)
-            view(0)
-            whole, locked = processor_time(view, count), lock_time(view, count)
+            whole, locked = cost(data, kind)
             found = {
                 (number, processes): rate(data, kind, number, processes=processes, batch_size=batch_size)
                 for number, processes in columns

@@ -8,16 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
 from wsolbench.exceptions import DataError
 from wsolbench.maps.masks import resize_mask
-from wsolbench.methods.inputs import RotationFilter, resize_short_side, resized, training_view
+from wsolbench.methods.inputs import RotationFilter, resize_picture, resize_short_side, resized, training_view
 from wsolbench.system.processes import SharedArray
 from wsolbench.types import Sample
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 # Sizes differ between batches, so the axes have no names, which would have to agree.
 Squares = UInt8[np.ndarray, "_ _ _ _"]
@@ -36,7 +39,7 @@ class Augmentation:
     seed: int
     epoch: int
 
-    def view(self, image: Pixels, index: int, number: int) -> View:
+    def view(self, image: Pixels | PIL.Image.Image, index: int, number: int) -> View:
         """Return the view of image `index` in batch `number`."""
         return training_view(
             image,
@@ -95,13 +98,16 @@ class Preparation:
         items, augmentation = job
         views, read = [], {}
         for source, index, number in items:
+            image: Pixels | PIL.Image.Image
             if isinstance(source, Place):
                 assert self.memory is not None
                 image = source.of(self.memory)
-            else:
-                image = self.read(source)
+            elif self.masks or self.keeps or augmentation is None:
+                image = pixels = self.read(source)
                 if self.keeps:
-                    read[index] = image
+                    read[index] = pixels
+            else:  # an array of the whole image is not needed
+                image = resize_picture(source.picture(), self.side, short_side=self.short_side)
             views.append(image if augmentation is None else augmentation.view(image, index, number))
         return Prepared(np.stack(views), read)
 

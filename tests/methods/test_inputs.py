@@ -187,6 +187,12 @@ def test_a_rotated_view_is_cut_from_the_rotated_image(sampling, channels, size, 
         pixels, size, np.random.default_rng(seed), rotation=degrees, rotation_filter=sampling
     )
     resample = Image.Resampling[sampling.upper()]
+    if channels == 3:  # the same of an image that Pillow holds
+        rng, held = np.random.default_rng(seed), Image.fromarray(pixels)
+        again = training_view(held, size, rng, rotation=degrees, rotation_filter=sampling)
+        assert np.array_equal(again, view)
+        views = [training_view(image, size, np.random.default_rng(seed)) for image in (held, pixels)]
+        assert np.array_equal(*views)
     assert np.array_equal(view, whole_rotated(pixels, size, np.random.default_rng(seed), degrees, resample))
 
 

@@ -30,7 +30,7 @@ RotationFilter = Literal["bilinear", "nearest"]
 
 def resized(image: Picture, size: int) -> UInt8[np.ndarray, "s s 3"]:
     """Resize the whole image to a square of `size` pixels. The aspect ratio is lost ("squash")."""
-    return _resized(image, (size, size))
+    return np.asarray(image if _size(image) == (size, size) else resize_picture(image, size))
 
 
 def resize_short_side(image: Picture, size: int) -> UInt8[np.ndarray, "h2 w2 3"]:
@@ -39,23 +39,24 @@ def resize_short_side(image: Picture, size: int) -> UInt8[np.ndarray, "h2 w2 3"]
     The aspect ratio stays; the longer side is rounded down. Equal to `torchvision.transforms.Resize(size)` on
     Pillow images.
     """
-    width, height = _size(image)
-    shorter = min(height, width)
-    return _resized(image, (int(size * width / shorter), int(size * height / shorter)))
+    return np.asarray(image if min(_size(image)) == size else resize_picture(image, size, short_side=True))
+
+
+def resize_picture(image: Picture, size: int, *, short_side: bool = False) -> PIL.Image.Image:
+    """Return the image as `resized` or, with `short_side`, as `resize_short_side`, as Pillow holds it."""
+    from PIL import Image
+
+    (width, height), target = _size(image), (size, size)
+    if short_side:
+        shorter = min(height, width)
+        target = (int(size * width / shorter), int(size * height / shorter))
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    return picture if picture.size == target else picture.resize(target, Image.Resampling.BILINEAR)
 
 
 def _size(image: Picture) -> tuple[int, int]:
     """Return (width, height)."""
     return image.shape[1::-1] if isinstance(image, np.ndarray) else image.size
-
-
-def _resized(image: Picture, size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
-    from PIL import Image
-
-    if _size(image) == size:
-        return np.asarray(image)
-    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    return np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
 
 
 def normalized(image: UInt8[np.ndarray, "... h w 3"], spec: InputSpec) -> Float32[np.ndarray, "... 3 h w"]:
@@ -134,7 +135,7 @@ class ViewLoader:
 
 
 def training_view(
-    image: UInt8[np.ndarray, "h w c"],
+    image: UInt8[np.ndarray, "h w c"] | PIL.Image.Image,
     size: int,
     rng: np.random.Generator,
     *,
@@ -145,30 +146,37 @@ def training_view(
     """Return a random view for training: rotate, crop `size` x `size`, mirror. Draws come from `rng` only.
 
     Args:
-        image: resized image, both sides at least `size`. A fourth channel, a mask, moves with the others.
+        image: resized image, both sides at least `size`. A fourth channel of an array, a mask, moves with the
+            others.
         size: side of the crop.
         rng: source of all randomness.
         flip: probability of the mirror image.
         rotation: the angle is uniform in [-rotation, rotation] degrees; pixels from outside are black.
         rotation_filter: how a rotated image is sampled; `nearest` copies the nearest pixel.
     """
-    _at_least(min(image.shape[:2]), size)
-    down, right = image.shape[0] - size, image.shape[1] - size
+    width, height = _size(image)
+    _at_least(min(width, height), size)
     angle, row, column, coin = rng.random(4)
-    top, left = int(row * (down + 1)), int(column * (right + 1))
-    if rotation > 0:
+    top, left = int(row * (height - size + 1)), int(column * (width - size + 1))
+    box, degrees = (left, top, left + size, top + size), (2 * angle - 1) * rotation
+    if isinstance(image, np.ndarray) and rotation == 0:
+        view = image[top : top + size, left : left + size]
+    elif isinstance(image, np.ndarray):
+        from PIL import Image
+
         # Pillow treats a fourth channel as transparency and would blend the colours, so it is rotated alone.
         parts = [image[..., :3], *np.moveaxis(image[..., 3:], -1, 0)]
-        box, degrees = (left, top, left + size, top + size), (2 * angle - 1) * rotation
-        views = [_rotated_crop(part, degrees, box, rotation_filter) for part in parts]
+        views = [_rotated_crop(Image.fromarray(part), degrees, box, rotation_filter) for part in parts]
         view = views[0] if len(views) == 1 else np.dstack(views)
+    elif rotation == 0:
+        view = np.asarray(image.crop(box))
     else:
-        view = image[top : top + size, left : left + size]
+        view = _rotated_crop(image, degrees, box, rotation_filter)
     return view[:, ::-1] if coin < flip else view
 
 
 def _rotated_crop(
-    part: UInt8[np.ndarray, "h w ..."],
+    picture: PIL.Image.Image,
     degrees: float,
     box: tuple[int, int, int, int],
     sampling: RotationFilter,
@@ -180,7 +188,7 @@ def _rotated_crop(
     """
     from PIL import Image
 
-    picture, resample = Image.fromarray(part), Image.Resampling[sampling.upper()]
+    resample = Image.Resampling[sampling.upper()]
     if degrees % 90 == 0:  # Pillow copies these exactly
         return np.asarray(picture.rotate(degrees, resample=resample).crop(box))
     # The transform of `rotate`, operation by operation: from a pixel of the result to one of the image.

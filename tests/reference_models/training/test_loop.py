@@ -483,7 +483,7 @@ def test_the_memory_for_images_is_half_of_what_is_available(monkeypatch):
         monkeypatch.setattr(images, "available_bytes", lambda a=available: a and a << 30)
         assert images.cache_budget(None) == expected << 30
     assert images.cache_budget(0.5) == 1 << 29
-    assert images.cache_budget(0) == 0
+    assert images.cache_budget(0.0) == 0
 
 
 def test_masks_keep_their_aspect_ratio_with_their_images(tmp_path):
