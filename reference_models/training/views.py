@@ -108,7 +108,9 @@ class Preparation:
                     read[index] = pixels
             else:  # an array of the whole image is not needed
                 image = resize_picture(source.picture(), self.side, short_side=self.short_side)
-            views.append(image if augmentation is None else augmentation.view(image, index, number))
+            views.append(
+                np.asarray(image) if augmentation is None else augmentation.view(image, index, number)
+            )
         return Prepared(np.stack(views), read)
 
     def read(self, sample: Sample) -> Pixels:

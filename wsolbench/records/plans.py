@@ -67,6 +67,7 @@ _ELSEWHERE = (
     "metadata-root",
     "out",
     "workers",
+    "cache",
     "device",
     "save-maps",
     "save-boxes",
