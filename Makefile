@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check format docs wheel bench bench-exact leaderboard clean
+.PHONY: help demo test check format docs wheel bench bench-exact gpu-sprint leaderboard clean
 
 help:
 	@echo "make demo         install, train CAM on the generated data set, evaluate it; pictures in demo/pictures"
@@ -14,6 +14,7 @@ help:
 	@echo "make wheel        build the wheel into dist/, use it without extras in a new environment"
 	@echo "make bench        measure speed against the official algorithm"
 	@echo "make bench-exact  compare the sweep with OpenCV on 20,000 maps"
+	@echo "make gpu-sprint   all checks that need a GPU, in ten minutes (SPRINT='--device cpu --tiny': without one)"
 	@echo "make leaderboard  regenerate results/leaderboard from the records"
 
 $(READY): pyproject.toml
@@ -23,8 +24,8 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/wsolbench eval --method center-box --dataset toybirds --out demo/records
-	$(BIN)/wsolbench eval --method cam --dataset toybirds --train --out demo/records --save-maps demo/maps --pictures demo/pictures
+	$(BIN)/wsolbench eval --method center-box --dataset toybirds-v2 --out demo/records
+	$(BIN)/wsolbench eval --method cam --dataset toybirds-v2 --train --out demo/records --save-maps demo/maps --pictures demo/pictures
 	@echo "Look at demo/pictures; the records are in demo/records, the maps in demo/maps."
 
 test: $(READY)
@@ -60,8 +61,12 @@ bench: $(READY)
 bench-exact: $(READY)
 	$(BIN)/python -m benchmarks.bench_exact
 
+# Without $(READY): a borrowed machine may have torch but no network.
+gpu-sprint:
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) benchmarks/gpu_sprint.py $(SPRINT)
+
 leaderboard: $(READY)
 	$(BIN)/wsolbench leaderboard
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info docs/_build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) demo sprint build dist *.egg-info docs/_build .mypy_cache .ruff_cache .pytest_cache

@@ -93,9 +93,9 @@ class MadeUpMaps:
 
 
 def throughput(
-    console: Console, count: int, backbone: str, size: int, device_name: str, batch_size: int, workers: int
-) -> None:
-    """Print images per second of the network alone and of the whole evaluation."""
+    count: int, backbone: str, size: int, device_name: str, batch_size: int, workers: int
+) -> dict[str, Any]:
+    """Return images per second of the network alone and of the whole evaluation."""
     import torch
 
     from wsolbench.maps.sources import ModelSource
@@ -135,16 +135,14 @@ def throughput(
         result = evaluate(data, source, protocol, options=options)
         seconds = result.record.provenance["seconds"]
         whole = count / sum(duration for stage, duration in seconds.items() if stage != "metrics")
-    table = Table(
-        "network",
-        "images",
-        "network alone, images/s",
-        "evaluate, images/s",
-        "ratio",
-        title=f"Throughput on {device}",
-    )
-    table.add_row(f"{backbone} at {size}", str(count), f"{bare:.1f}", f"{whole:.1f}", f"{whole / bare:.0%}")
-    console.print(table)
+    return {
+        "network": f"{backbone} at {size}",
+        "images": count,
+        "network alone, images/s": bare,
+        "evaluate, images/s": whole,
+        "ratio": whole / bare,
+        "metrics, s": seconds["metrics"],
+    }
 
 
 def memory(console: Console, counts: tuple[int, ...], workers: int) -> None:
@@ -230,7 +228,10 @@ def main(
     if not parts or "start" in parts:
         start(console)
     if not parts or "throughput" in parts:
-        throughput(console, count, backbone, size, device, batch_size, workers)
+        row = throughput(count, backbone, size, device, batch_size, workers)
+        table = Table(*row, title=f"Throughput on {device}")
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+        console.print(table)
     if not parts or "memory" in parts:
         memory(console, tuple(int(number) for number in counts.split(",")), workers)
 

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import click
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from reference_models.core.backbone import load_backbone
 from reference_models.core.outputs import Batch
@@ -41,6 +43,115 @@ def rate(function: Callable[[], object], images: int, device: torch.device, repe
     return images / min(times)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is measured on.
+
+    Attributes:
+        images: (B, 3, H, W), synthetic.
+        labels: (B,) in pairs, for methods that want them.
+    """
+
+    backbone: str
+    images: Tensor
+    labels: Tensor
+    repeats: int
+
+    @classmethod
+    def create(cls, backbone: str, size: int, batch_size: int, device: torch.device, repeats: int) -> Setting:
+        """Draw the images, in the memory layout of the training loops."""
+        images = torch.randn(batch_size, 3, size, size, device=device)
+        return cls(
+            backbone=backbone,
+            images=images.to(memory_format=torch.channels_last),
+            labels=torch.arange(batch_size, device=device) // 2 % CLASSES,
+            repeats=repeats,
+        )
+
+    def rate(self, function: Callable[[], object]) -> float:
+        """Return the images per second of the fastest call."""
+        return rate(function, len(self.images), self.images.device, self.repeats)
+
+    def model(self, name: str) -> Any:
+        """Create a method with random weights."""
+        return (
+            load_method(name)
+            .create(
+                backbone=self.backbone,
+                num_classes=CLASSES,
+                weights="none",
+                settings={},
+                image_size=self.images.shape[2],
+            )
+            .to(self.images.device, memory_format=torch.channels_last)
+        )
+
+
+def bare_rates(on: Setting) -> tuple[float, float]:
+    """Return images per second of the bare backbone in training and in a forward pass."""
+    network = (
+        load_backbone(on.backbone, weights="none", image_size=on.images.shape[2])
+        .to(on.images.device, memory_format=torch.channels_last)
+        .train()
+    )
+    linear = nn.Linear(network.channels[-1], CLASSES).to(on.images.device)
+    optimizer = torch.optim.SGD([*network.parameters(), *linear.parameters()], lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(linear(network.run(on.images).mean(dim=(2, 3))), on.labels).backward()
+        optimizer.step()
+
+    def infer() -> None:
+        with torch.no_grad():
+            network.run(on.images)
+
+    train = on.rate(step)
+    network.eval()
+    return train, on.rate(infer)
+
+
+def method_rates(name: str, on: Setting) -> tuple[float, float]:
+    """Return images per second of a method in training, as in the ninth of ten epochs, and localization."""
+    model = on.model(name).train()
+    steps = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    batch = Batch(
+        images=on.images,
+        labels=on.labels,
+        indices=torch.arange(len(on.images), device=on.images.device),
+        epoch=9,
+        epochs=10,
+        step=9,
+        generator=torch.Generator(on.images.device).manual_seed(0),
+    )
+
+    def step() -> None:
+        steps.zero_grad()
+        torch.stack(list(model.loss(batch).values())).sum().backward()
+        steps.step()
+
+    train = on.rate(step)
+    model.eval()
+    return train, on.rate(lambda: model.localize(on.images).score_maps(on.labels[:, None]))
+
+
+def post_rate(name: str, on: Setting) -> float:
+    """Return images per second of CAM's localization with a post-process."""
+    cam, post = on.model("cam").eval(), load_post(name).create({})
+    return on.rate(lambda: post.maps(cam.localize(on.images), on.labels[:, None]))
+
+
+def trained_methods(task: str = "") -> tuple[str, ...]:
+    """Return the names of this project's methods that are trained, of one task or of all."""
+    return tuple(
+        row.name
+        for row in list_methods()
+        if row.module.startswith("reference_models.")
+        and row.task.startswith(task)
+        and load_method(row.name).trainable
+    )
+
+
 @click.command()
 @click.option("--backbone", default="tiny", show_default=True)
 @click.option("--size", default=128, show_default=True, help="Side of the images.")
@@ -53,30 +164,8 @@ def main(
 ) -> None:
     """Print images per second of every method and post-process, and their share of the bare backbone's."""
     device = pick_device(device_name)
-    images = torch.randn(batch_size, 3, size, size, device=device).to(
-        memory_format=torch.channels_last
-    )  # as the loops have them
-    labels = torch.arange(batch_size, device=device) // 2 % CLASSES  # pairs, for methods that want them
-    network = (
-        load_backbone(backbone, weights="none", image_size=size)
-        .to(device, memory_format=torch.channels_last)
-        .train()
-    )
-    linear = nn.Linear(network.channels[-1], CLASSES).to(device)
-    optimizer = torch.optim.SGD([*network.parameters(), *linear.parameters()], lr=1e-4)
-
-    def bare_step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(linear(network.run(images).mean(dim=(2, 3))), labels).backward()
-        optimizer.step()
-
-    def bare_pass() -> None:
-        with torch.no_grad():
-            network.run(images)
-
-    bare_train = rate(bare_step, batch_size, device, repeats)
-    network.eval()
-    bare_infer = rate(bare_pass, batch_size, device, repeats)
+    on = Setting.create(backbone, size, batch_size, device, repeats)
+    bare_train, bare_infer = bare_rates(on)
     table = Table(
         "method",
         "training, images/s",
@@ -86,55 +175,13 @@ def main(
         title=f"{backbone} at {size}, batches of {batch_size}, {device}",
     )
     table.add_row("bare backbone", f"{bare_train:.1f}", "", f"{bare_infer:.1f}", "")
-    chosen = names or tuple(
-        row.name
-        for row in list_methods()
-        if row.module.startswith("reference_models.") and load_method(row.name).trainable
-    )
-    for name in chosen:
-        model = (
-            load_method(name)
-            .create(backbone=backbone, num_classes=CLASSES, weights="none", settings={}, image_size=size)
-            .to(device, memory_format=torch.channels_last)
-            .train()
-        )
-        steps = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-        batch = Batch(
-            images=images,
-            labels=labels,
-            indices=torch.arange(batch_size, device=device),
-            epoch=9,
-            epochs=10,
-            step=9,
-            generator=torch.Generator(device).manual_seed(0),
-        )
-
-        def step(model=model, steps=steps, batch=batch) -> None:
-            steps.zero_grad()
-            torch.stack(list(model.loss(batch).values())).sum().backward()
-            steps.step()
-
-        train = rate(step, batch_size, device, repeats)
-        model.eval()
-        infer = rate(
-            lambda model=model: model.localize(images).score_maps(labels[:, None]),
-            batch_size,
-            device,
-            repeats,
-        )
+    for name in names or trained_methods():
+        train, infer = method_rates(name, on)
         table.add_row(
             name, f"{train:.1f}", f"{train / bare_train:.0%}", f"{infer:.1f}", f"{infer / bare_infer:.0%}"
         )
-    cam = (
-        load_method("cam")
-        .create(backbone=backbone, num_classes=CLASSES, weights="none", settings={}, image_size=size)
-        .to(device)
-    )
     for row in list_posts():
-        post = load_post(row.name).create({})
-        infer = rate(
-            lambda post=post: post.maps(cam.localize(images), labels[:, None]), batch_size, device, repeats
-        )
+        infer = post_rate(row.name, on)
         table.add_row(f"cam+{row.name}", "", "", f"{infer:.1f}", f"{infer / bare_infer:.0%}")
     Console().print(table)
 

@@ -6,13 +6,20 @@ The released procedures (SCG: Panxjia/SPA_CVPR2021; SEM: xiaomengyc/SEM) work im
 class. They are reimplemented here in NumPy from their description. Sizes are those of VGG-16 (14 x 14 pixels,
 two stages of 512 channels) and Inception-V3 (28 x 28, 288 and 768 channels; 1024 in the head). Both must give
 the same maps before anything is timed. NumPy and torch use their default number of threads.
+
+`full products` is SCG with all blocks of its symmetric products. A second table has the correlations of one
+point, against a column of the full matrix.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import click
 import numpy as np
@@ -21,13 +28,22 @@ from rich.console import Console
 from rich.table import Table
 
 from reference_models.core.outputs import ForwardPass
-from reference_models.postprocess.scg import PUBLISHED, Scg
+from reference_models.layers import correlation
+from reference_models.layers.correlation import unit_pixels
+from reference_models.postprocess.scg.method import (
+    PUBLISHED,
+    Scg,
+    ScgConfig,
+    correlations,
+    point_correlations,
+)
 from reference_models.postprocess.sem import Sem
 from wsolbench.methods.device import pick_device
 
+Row = dict[str, Any]
 SIZES = {"vgg16": (14, (512, 512), 1024), "inception_v3": (28, (288, 768), 1024)}
 CUB = PUBLISHED["cub"]
-DELTA_H, DELTA_L, SEEDS_OF_784 = 0.1, 0.05, 60
+DELTA_H, DELTA_L, SEEDS = 0.1, 0.05, 60
 
 
 def stretched(values: np.ndarray) -> np.ndarray:
@@ -76,10 +92,9 @@ def released_scg(stages: list[np.ndarray], coarse: np.ndarray) -> np.ndarray:
 def released_sem(features: np.ndarray, coarse: np.ndarray) -> np.ndarray:
     """Return the maps (K, h, w) of one image."""
     pixels = unit_rows(features)
-    count = round(SEEDS_OF_784 * len(pixels) / 784)
     maps = []
     for one in coarse:
-        seeds = np.argsort(-one.ravel(), kind="stable")[:count]
+        seeds = np.argsort(-one.ravel(), kind="stable")[:SEEDS]
         maps.append(stretched((pixels @ pixels[seeds].T).max(axis=1)).reshape(one.shape))
     return np.stack(maps)
 
@@ -110,52 +125,45 @@ def inputs(
     return result, torch.arange(classes, device=device).expand(images, classes)
 
 
-def milliseconds(function: Callable[[], object], repeats: int) -> float:
-    """Return the time of the fastest call, because other work on the machine only adds time.
+def milliseconds(functions: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Return the time of the fastest call of each, because other work on the machine only adds time.
 
-    The first call is a warm-up.
+    They take turns, and the first turn is a warm-up.
     """
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return 1000 * min(times[1:])
+    fastest = [float("inf")] * len(functions)
+    for turn in range(repeats + 1):
+        for number, function in enumerate(functions):
+            start = time.perf_counter()
+            function()
+            if turn:
+                fastest[number] = min(fastest[number], time.perf_counter() - start)
+    return [1000 * seconds for seconds in fastest]
 
 
-@click.command()
-@click.option("--images", default=8, show_default=True, help="Images in a batch.")
-@click.option("--repeats", default=10, show_default=True)
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    help="Of the batches; the restated procedures use the processor.",
-)
-def main(images: int, repeats: int, device: str) -> None:
-    """Print milliseconds per image and the ratio."""
-    where = pick_device(device)
-    table = Table(
-        "post-process",
-        "pixels",
-        "classes",
-        "released ms",
-        "wsolbench ms",
-        "ratio",
-        title=f"batches of {images} on {where}",
-    )
-    for backbone in SIZES:
+@contextlib.contextmanager
+def full_products() -> Iterator[None]:
+    """Compute all blocks of symmetric products, as without `symmetric_product`."""
+    before, correlation.BLOCK_ROWS = correlation.BLOCK_ROWS, 10**9
+    try:
+        yield
+    finally:
+        correlation.BLOCK_ROWS = before
+
+
+def compare_maps(backbones: Sequence[str], images: int, repeats: int, where: torch.device) -> Iterator[Row]:
+    """Yield milliseconds per image of the maps of each post-process, by the released procedure and here."""
+    for backbone in backbones:
         for classes in (1, 6):
             result, asked = inputs(backbone, images, classes, where)
             coarse = result.score_maps(asked).cpu().numpy()
             stages = [stage.cpu().numpy() for stage in result.stages.values()]
             assert result.penultimate is not None
             penultimate = result.penultimate.cpu().numpy()
-            rows = (
+            posts: tuple[tuple[Scg | Sem, Callable[[int], np.ndarray]], ...] = (
                 (Scg.create({}), lambda i, s=stages, c=coarse: released_scg([stage[i] for stage in s], c[i])),
                 (Sem.create({}), lambda i, p=penultimate, c=coarse: released_sem(p[i], c[i])),
             )
-            for post, released in rows:
+            for post, released in posts:
 
                 def batched(
                     post: Scg | Sem = post, result: ForwardPass = result, asked: torch.Tensor = asked
@@ -165,18 +173,81 @@ def main(images: int, repeats: int, device: str) -> None:
                 def one_by_one(released: Callable[[int], np.ndarray] = released) -> np.ndarray:
                     return np.stack([released(number) for number in range(images)])
 
+                def unsaved(batched: Callable[[], np.ndarray] = batched) -> np.ndarray:
+                    with full_products():
+                        return batched()
+
                 np.testing.assert_allclose(batched(), one_by_one(), atol=5e-5)
-                slow, fast = (milliseconds(function, repeats) / images for function in (one_by_one, batched))
-                cells = SIZES[backbone][0] ** 2
-                table.add_row(
-                    post.method_name,
-                    str(cells),
-                    str(classes),
-                    f"{slow:.2f}",
-                    f"{fast:.2f}",
-                    f"{slow / fast:.1f}",
+                slow, full, fast = (
+                    each / images for each in milliseconds((one_by_one, unsaved, batched), repeats)
                 )
-    Console().print(table)
+                yield {
+                    "post-process": post.method_name.upper(),
+                    "pixels": SIZES[backbone][0] ** 2,
+                    "classes": classes,
+                    "NumPy ms": slow,
+                    "full products ms": full,
+                    "wsolbench ms": fast,
+                    "NumPy / wsolbench": slow / fast,
+                }
+
+
+def full_column(features: torch.Tensor, flat: int, config: ScgConfig, order: int) -> np.ndarray:
+    """Return the correlations of one pixel, taken from the matrices of all pixels."""
+    first, high = correlations(unit_pixels(features), replace(config, order=max(2, order)))
+    seeds = first if order == 1 else high
+    return (seeds[..., flat] if config.seed_axis == "column" else seeds[:, flat]).cpu().numpy()
+
+
+def compare_points(backbones: Sequence[str], repeats: int, where: torch.device) -> Iterator[Row]:
+    """Yield milliseconds of the correlations of one point, by full matrices and by products with vectors."""
+    for backbone in backbones:
+        result, _ = inputs(backbone, 1, 1, where)
+        features, point = next(reversed(result.stages.values())), torch.tensor([[3, 4]], device=where)
+        for variant, order in (("official", 1), ("official", 2), ("official", 3), ("paper", 2)):
+            config = Scg.create({"variant": variant}).config.published(None)
+            full = partial(full_column, features, 3 * features.shape[3] + 4, config, order)
+
+            def by_vectors(
+                features: torch.Tensor = features,
+                point: torch.Tensor = point,
+                config: ScgConfig = config,
+                order: int = order,
+            ) -> np.ndarray:
+                return point_correlations(features, point, config, (order,)).flatten(1).cpu().numpy()
+
+            np.testing.assert_allclose(by_vectors(), full(), atol=5e-5)
+            slow, fast = milliseconds((full, by_vectors), repeats)
+            yield {
+                "variant": variant,
+                "order": order,
+                "pixels": features.shape[2] * features.shape[3],
+                "full matrices ms": slow,
+                "wsolbench ms": fast,
+                "ratio": slow / fast,
+            }
+
+
+def print_rows(title: str, rows: Iterable[Row]) -> None:
+    """Print rows of equal keys as a table."""
+    found = list(rows)
+    table = Table(*found[0], title=title)
+    for row in found:
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=110).print(table)
+
+
+@click.command()
+@click.option("--images", default=8, show_default=True, help="Images in a batch.")
+@click.option("--repeats", default=10, show_default=True)
+@click.option(
+    "--device", default="auto", show_default=True, help="Of wsolbench; the reimplementations use the CPU."
+)
+def main(images: int, repeats: int, device: str) -> None:
+    """Print milliseconds per image and the ratio."""
+    where = pick_device(device)
+    print_rows(f"batches of {images} on {where}", compare_maps(tuple(SIZES), images, repeats, where))
+    print_rows(f"one point of one image on {where}", compare_points(tuple(SIZES), repeats, where))
 
 
 if __name__ == "__main__":

@@ -261,7 +261,7 @@ def sheets(
     show_default=True,
     help="Folder of trained models.",
 )
-@click.option("--backbone", help="Backbone of the runs; default: tiny for toybirds, else resnet50.")
+@click.option("--backbone", help="Backbone of the runs; default: tiny for generated data, else resnet50.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the runs.")
 @click.option(
     "--options",

@@ -39,6 +39,7 @@ class Backbone(nn.Module):
         profile: properties that its file states.
         roles: steps by role, see `reference_models.core.profile`.
         weights: source of the parameters.
+        frozen: names of the steps that do not train, see `freeze`.
         classifier: (weight (1000, C), bias (1000,)) of the pretrained ImageNet classifier, or None. It is set
             if that classifier is a linear layer on the spatial mean of the last stage. Not a parameter.
     """
@@ -63,6 +64,7 @@ class Backbone(nn.Module):
             **{role: tuple(steps) for role, steps in (roles or {}).items()},
         }
         self.steps = nn.ModuleDict(OrderedDict(steps))
+        self.frozen: tuple[str, ...] = ()
         self.weights = Weights(NONE)
         self.classifier: tuple[Tensor, Tensor] | None = None
 
@@ -119,6 +121,42 @@ class Backbone(nn.Module):
             if edit is not None:
                 x = edit(name, x)
         return x
+
+    def freeze(self, stages: int) -> None:
+        """Exclude the first feature stages from training.
+
+        Their parameters get no gradient, and their batch norm uses the stored statistics. Methods that switch
+        training of the whole backbone on or off do not change that.
+
+        Raises `UsageError` if there are fewer stages, or if their weights are not pretrained.
+        """
+        if stages > len(self.layout):
+            raise UsageError(
+                f"recipe.frozen_stages={stages}: {self.name} has {len(self.layout)} stages; expected at most "
+                f"{len(self.layout)}"
+            )
+        if stages and self.weights.sha256 is None:
+            raise UsageError(
+                f"recipe.frozen_stages={stages} would keep random weights of {self.name}; use pretrained "
+                "--weights, or recipe.frozen_stages=0"
+            )
+        names = list(self.steps)
+        self.frozen = tuple(names[: names.index(self.layout[stages - 1].name) + 1]) if stages else ()
+        self.requires_grad_(True).train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Switch training mode on or off. Frozen steps stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.steps[name].eval()
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Backbone:
+        """Switch gradients of the parameters on or off. Those of frozen steps stay off."""
+        super().requires_grad_(requires_grad)
+        for name in self.frozen:
+            self.steps[name].requires_grad_(False)
+        return self
 
     def describe(self) -> dict[str, Any]:
         """Return name, variant and weights for records."""

@@ -33,6 +33,8 @@ class MethodConfig(Ranged):
 
     at_test: ClassVar[frozenset[str]] = frozenset()
     """Settings that do not affect training. Only these can be changed on a trained model."""
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Settings that were added after records had been written. Those records stand for the defaults."""
 
     grid: str = "default"
     """Variant of the backbone, for instance `std14` or `stock` (see its file).
@@ -136,8 +138,17 @@ def split_settings(settings: Mapping[str, str]) -> tuple[dict[str, str], dict[st
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """Return all fields as a dict; tuples become lists."""
-    return tuples_to_lists(asdict(config))
+    """Return all fields as a dict; tuples become lists.
+
+    A field of `later` at its default is omitted, so that older runs count as the same run.
+    """
+    defaults = {
+        item.name: item.default for item in fields(config) if item.name in getattr(config, "later", ())
+    }
+    values = asdict(config)
+    return tuples_to_lists(
+        {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
+    )
 
 
 def from_json(kind: type[C], values: Mapping[str, Any]) -> C:

@@ -17,6 +17,8 @@ from reference_models.core.profile import RecipeFamily
 from wsolbench.methods.inputs import RotationFilter
 from wsolbench.ranges import BatchSize, Epochs, LearningRate, Range, Ranged, Share, ShareBelow1, Weight
 
+FrozenStages = Annotated[int, Range(0, 8)]
+
 NEW_FACTOR: Mapping[str, float] = MappingProxyType({"sgd": 10.0, "adam": 1.0, "adamw": 1.0})
 """Factor of the learning rate of new layers, by optimiser.
 
@@ -81,6 +83,8 @@ class Recipe(Ranged):
     """Interpolation of a rotated image."""
     clip_norm: Weight = 0.0
     """Largest norm of the gradient. 0: no clipping."""
+    frozen_stages: FrozenStages = 0
+    """Number of the backbone's first feature stages that keep their pretrained weights and statistics."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,7 +117,7 @@ class Recipe(Ranged):
         return milestone if earlier < 1 / self.epochs - 1e-9 else earlier
 
 
-LATER_FIELDS = frozenset({"first_epoch", "short_side", "rotation_filter"})
+LATER_FIELDS = frozenset({"first_epoch", "short_side", "rotation_filter", "frozen_stages"})
 """Fields that were added after records had been written. Those records stand for the defaults."""
 
 MANY_CLASSES = 500

@@ -1,6 +1,6 @@
 """Functions for post-processes that compare pixels.
 
-They select features, bring them to one grid, make unit vectors, and bound the memory.
+They select features, bring them to one grid, make and multiply unit vectors, and bound the memory.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ CHUNK_BYTES: Mapping[str, int] = MappingProxyType({"cpu": 2**25, "cuda": 2**30})
 
 On the CPU, large blocks are slow to allocate.
 """
+
+TINY = 1e-12
+"""Smallest length that a vector is divided by."""
+
+BLOCK_ROWS = 112
+"""Rows of a block of a symmetric product. With fewer, matrix products are slow; with more, less is saved."""
 
 
 def select_features(result: Localization, names: Sequence[FeatureName], *, who: str) -> list[Tensor]:
@@ -86,10 +92,28 @@ def resize_to_grid(maps: Float[Tensor, "b k h w"], height: int, width: int) -> F
 def unit_pixels(features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b n d"]:
     """Normalise each pixel's feature vector to length 1, in float32, row by row. Zero vectors stay zero."""
     vectors = features.float().flatten(2)
-    lengths = (
-        vectors.square().sum(dim=1, keepdim=True).sqrt()
-    )  # several times as fast as torch's norm over this axis
-    return (vectors / lengths.clamp(min=1e-12)).mT
+    return (vectors / pixel_lengths(vectors).clamp(min=TINY)).mT
+
+
+def pixel_lengths(vectors: Float[Tensor, "b d n"]) -> Float[Tensor, "b 1 n"]:
+    """Return the length of each pixel's feature vector."""
+    return vectors.square().sum(dim=1, keepdim=True).sqrt()  # several times as fast as torch's norm here
+
+
+def symmetric_product(left: Float[Tensor, "b n d"], right: Float[Tensor, "b d n"]) -> Float[Tensor, "b n n"]:
+    """Return `left @ right`, which the caller knows to be symmetric.
+
+    On the CPU, only blocks on and above the diagonal are computed, and the others are copied.
+    """
+    count = left.shape[1]
+    if left.device.type != "cpu" or count <= 2 * BLOCK_ROWS:
+        return left @ right
+    product = left.new_empty(len(left), count, count)
+    for start in range(0, count, BLOCK_ROWS):
+        stop = min(start + BLOCK_ROWS, count)
+        product[:, start:stop, start:] = left[:, start:stop] @ right[:, :, start:]
+        product[:, stop:, start:stop] = product[:, start:stop, stop:].mT
+    return product
 
 
 @torch.no_grad()

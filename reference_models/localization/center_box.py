@@ -19,20 +19,17 @@ effect.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reference_models.base.localizer import Localizer
-from reference_models.core.config import MethodConfig, parse_settings, to_json
+from reference_models.base.untrained import Untrained
+from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import ForwardPass
 from wsolbench.exceptions import UsageError
-from wsolbench.methods import InputSpec, TrainRequest
+from wsolbench.methods import InputSpec
 from wsolbench.ranges import PositiveShare
 
 PAPER = "wsolevaluation"
@@ -55,46 +52,20 @@ def pyramid(height: int, width: int, *, device: torch.device | None = None) -> F
     return 1 - torch.maximum(y[:, None], x[None, :])
 
 
-class CenterBox(Localizer):
+class CenterBox(Untrained):
     """See the module."""
 
     method_name = "center-box"
     Config = CenterBoxConfig
-    trainable: ClassVar[bool] = False
-    map_kind = "unit"
     config: CenterBoxConfig
 
     def __init__(self, num_classes: int, config: CenterBoxConfig, input_spec: InputSpec) -> None:
-        torch.nn.Module.__init__(self)
         if config.side is not None and not 0 < config.side <= 1:
             raise UsageError(
                 f"setting side={config.side} of method 'center-box': expected a part of the image's side, "
                 "greater than 0 and at most 1"
             )
-        self.num_classes, self.config, self.input_spec, self.facts = num_classes, config, input_spec, {}
-        self.class_names, self.ready = (), True
-
-    @classmethod
-    def create(
-        cls, *, num_classes: int, settings: Mapping[str, str], image_size: int | None = None, **_unused: str
-    ) -> CenterBox:
-        """Create an instance. It has no backbone: `backbone` and `weights` are ignored."""
-        config = parse_settings(CenterBoxConfig, settings, what="method 'center-box'")
-        return cls(
-            num_classes, config, InputSpec() if image_size is None else InputSpec(size=image_size)
-        ).eval()
-
-    @classmethod
-    def load(
-        cls, checkpoint: Path, *, device: str = "auto", settings: Mapping[str, str] | None = None
-    ) -> CenterBox:
-        """Raise `UsageError`: there is no checkpoint to load."""
-        raise UsageError("method 'center-box' has no parameters and no checkpoints; leave --checkpoint out")
-
-    @classmethod
-    def fit(cls, request: TrainRequest) -> Path:
-        """Raise `UsageError`: there is nothing to train."""
-        raise UsageError("method 'center-box' has no parameters; evaluate it without training")
+        super().__init__(num_classes, config, input_spec)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
         """Return the same map for every image and class, at the size of the input, and no logits."""
@@ -107,13 +78,3 @@ class CenterBox(Localizer):
             return middle.expand(*class_ids.shape, height, width)
 
         return ForwardPass(logits=None, maps_of=maps_of)
-
-    def describe(self) -> dict[str, Any]:
-        """Describe the method for the record."""
-        return {
-            "method": self.method_name,
-            "variant": "default",
-            "config": to_json(self.config),
-            "image_size": self.input_spec.size,
-            "map_kind": self.map_kind,
-        }

@@ -44,11 +44,12 @@ from torch import Tensor
 
 from reference_models.base.post import PostConfig, PostProcess
 from reference_models.layers.correlation import (
+    TINY,
     FeatureName,
     map_chunks,
+    pixel_lengths,
     resize_to_grid,
     select_features,
-    unit_pixels,
 )
 from reference_models.layers.maps import min_max
 from wsolbench.exceptions import UsageError
@@ -96,14 +97,22 @@ def pick_seeds(coarse: Float[Tensor, "b k h w"], count: int) -> Int[Tensor, "b k
 
 
 def seed_similarity(
-    pixels: Float[Tensor, "b n d"], seeds: Int[Tensor, "b k s"], aggregate: Literal["max", "mean"]
+    phi: Float[Tensor, "b d h w"], seeds: Int[Tensor, "b k s"], aggregate: Literal["max", "mean"]
 ) -> Float[Tensor, "b k n"]:
-    """Return s, the similarity of each pixel to the seeds, eq. (1), for `pixels` of length 1 or 0."""
-    chosen = pixels.gather(1, seeds.flatten(1)[:, :, None].expand(-1, -1, pixels.shape[2]))  # (B, K S, D)
-    cosines = (chosen @ pixels.mT).reshape(*seeds.shape, -1)  # (B, K, S, N)
-    itself = (chosen.square().sum(dim=2) > 0.5).to(cosines.dtype).reshape(*seeds.shape, 1)
-    cosines.scatter_(3, seeds[..., None], itself)
-    return torch.amax(cosines, dim=2) if aggregate == "max" else torch.mean(cosines, dim=2)
+    """Return s, the similarity of each pixel to the seeds, eq. (1), for features of any length.
+
+    The seeds get length 1 before the product. The pixels' lengths divide the reduced result, which is smaller
+    than the features.
+    """
+    vectors = phi.float().flatten(2)  # (B, D, N)
+    lengths = pixel_lengths(vectors)  # (B, 1, N)
+    index = seeds.flatten(1)[:, None]  # (B, 1, K S)
+    of_seeds = lengths.take_along_dim(index, dim=2)
+    chosen = vectors.gather(2, index.expand(-1, vectors.shape[1], -1)) / of_seeds.clamp(min=TINY)
+    products = (chosen.mT @ vectors).reshape(*seeds.shape, -1)  # (B, K, S, N): cosines times lengths
+    products.scatter_(3, seeds[..., None], of_seeds.reshape(*seeds.shape, 1))
+    reduced = torch.amax(products, dim=2) if aggregate == "max" else torch.mean(products, dim=2)
+    return reduced / lengths.clamp(min=TINY)
 
 
 class Sem(PostProcess):
@@ -128,7 +137,7 @@ class Sem(PostProcess):
         channels, cells = features.shape[1], features.shape[2] * features.shape[3]
         count = self.count_seeds(cells)
         rows = class_ids.shape[1] * count
-        floats = 2 * cells * channels + rows * (channels + cells)  # pixels twice, seeds, similarities
+        floats = 2 * cells * channels + rows * (2 * channels + cells)  # pixels, squared; seeds; similarities
         compute: Callable[[list[Tensor], Tensor], Tensor] = partial(self._maps, count=count)
         return map_chunks(compute, [features], result.score_maps(class_ids), bytes_per_image=4 * floats)
 
@@ -155,6 +164,6 @@ class Sem(PostProcess):
         height, width = phi.shape[2:]
         constant = coarse.amax(dim=(2, 3)) == coarse.amin(dim=(2, 3))
         seeds = pick_seeds(resize_to_grid(coarse, height, width), count)
-        s = seed_similarity(unit_pixels(phi), seeds, self.config.aggregate)
+        s = seed_similarity(phi, seeds, self.config.aggregate)
         flat = constant | (s.amax(dim=2) - s.amin(dim=2) < FLAT)
         return min_max(s.masked_fill(flat[..., None], 0.0).reshape(*coarse.shape[:2], height, width))  # (2)

@@ -29,12 +29,13 @@ cross-entropies.
 Regions. Each cell has a square around its centre, whose score is M there. Of those that overlap by more than
 `nms` the better one is kept. In training m of them are classified, at test the l that the hybrid classifier
 needs. No gradient goes through the selection, and crops have the pixels of the input. Image and regions pass
-the network one after the other: in training each has its own batch statistics, at test both have the running
-ones.
+the network one after the other. In training each has the statistics of its own batch. At test both have the
+running ones, which they share, unless `norm_statistics=per_input`.
 
 Rows of the paper's ablation: `hybrid=false` (image level only), `class_pool=single` (without max-pooling),
-the defaults. The plain network with this recipe is `baseline` with `recipe=fnd`. The paper's results are at
-448 pixels, the default on ResNet-50.
+the defaults. Control: `class_pool=random`, as many regions of the same size anywhere in the image. The plain
+network with this recipe is `baseline` with `recipe=fnd`. The paper's results are at 448 pixels, the default
+on ResNet-50.
 
 Open readings
     (2)        The paper gives no values for the smoothing: sigma 1 in 5x5 cells, with repeated borders.
@@ -64,10 +65,10 @@ from torch import Tensor, nn
 
 from reference_models.base.recognizer import Recognizer
 from reference_models.core.backbone import Backbone
-from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass, Proposals
 from reference_models.core.recipes import FINE_GRAINED
 from reference_models.layers.heads import class_activation_maps, cross_entropy
+from reference_models.layers.norm_statistics import PartInputConfig, PartStatistics
 from reference_models.layers.regions import CropMode, NmsRule, RegionFit, crop_resize, peak_regions, smooth
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Positive, Share, SideOrDefault, Sigma
@@ -81,17 +82,18 @@ KERNEL = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class FocusDiscriminateConfig(MethodConfig):
+class FocusDiscriminateConfig(PartInputConfig):
     """Settings of `focus-discriminate`. If no source is named, the paper does not give the value."""
 
     proposals: Channels = 6
     """m, regions of an image that are classified in training: the paper, as NTS-Net. 0: none."""
     parts: Channels = 4
     """l, the best of them, which the hybrid classifier uses: the paper, as NTS-Net."""
-    class_pool: Literal["max", "single"] = "max"
+    class_pool: Literal["max", "single", "random"] = "max"
     """M: the maximum over all classes (the paper), or the map of one class.
 
-    One class is the paper's ablation "without max-pooling".
+    One class is the paper's ablation "without max-pooling". `random`, a control: noise, so that regions are
+    anywhere in the image. At test it is the same for all images.
     """
     hybrid: bool = True
     """False: no hybrid classifier, the image classifier predicts.
@@ -135,6 +137,17 @@ def hybrid_features(whole: Float[Tensor, "b n"], parts: Float[Tensor, "b l n"]) 
     return torch.cat([whole[:, None], parts], dim=1).flatten(1)
 
 
+def noise_map(
+    features: Float[Tensor, "b n h w"], generator: torch.Generator | None
+) -> Float[Tensor, "b h w"]:
+    """Return M of the control: noise for each image, or without a generator the same for all images."""
+    shape = (len(features), *features.shape[2:])
+    if generator is not None:
+        return torch.rand(shape, generator=generator, device=generator.device).to(features.device)
+    fixed = torch.rand(shape[1:], generator=torch.Generator().manual_seed(0))
+    return fixed.to(features.device).expand(shape)
+
+
 class FocusDiscriminate(Recognizer):
     """See the module. `logits` are those of the hybrid classifier.
 
@@ -150,6 +163,7 @@ class FocusDiscriminate(Recognizer):
         _check(config, (backbone.input_spec.size // backbone.layout[-1].stride) ** 2)
         super().__init__(backbone, num_classes, config)
         width = backbone.channels[-1]
+        self.part_statistics = PartStatistics(backbone, config.norm_statistics)
         self.image_classifier = _linear(width, num_classes, bias=False)
         self.region_classifier = _linear(width, num_classes) if config.proposals > 0 else None
         self.hybrid_classifier = _linear((config.parts + 1) * width, num_classes) if config.hybrid else None
@@ -178,7 +192,8 @@ class FocusDiscriminate(Recognizer):
         crops = crop_resize(
             images, boxes, self.config.part_size or images.shape[-1] // 2, self.config.crop_mode
         )
-        return self.backbone.run(crops).mean(dim=(2, 3)).view(*boxes.shape[:2], -1)
+        with self.part_statistics.in_use(self.backbone):
+            return self.backbone.run(crops).mean(dim=(2, 3)).view(*boxes.shape[:2], -1)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
         """Return scores of the hybrid classifier, maps of the image classifier, and the l best regions.
@@ -190,9 +205,12 @@ class FocusDiscriminate(Recognizer):
         features = next(reversed(stages.values()))
         whole = features.mean(dim=(2, 3))
         logits, weight = self.image_classifier(whole), self.image_classifier.weight
-        raw = attention_map(
-            features, weight, logits.argmax(dim=1) if self.config.class_pool == "single" else None
-        )
+        if self.config.class_pool == "random":
+            raw = noise_map(features, None)
+        else:
+            raw = attention_map(
+                features, weight, logits.argmax(dim=1) if self.config.class_pool == "single" else None
+            )
         focus = smooth(raw, sigma=self.config.sigma, size=KERNEL)
         # Regions (B, l, 4), and the hybrid classifier.
         regions = self.regions(focus, images, self.config.parts)
@@ -215,9 +233,12 @@ class FocusDiscriminate(Recognizer):
         features = self.backbone.run(images)
         whole = features.mean(dim=(2, 3))
         terms = {"image": cross_entropy(self.image_classifier(whole), labels)}
-        raw = attention_map(
-            features, self.image_classifier.weight, labels if config.class_pool == "single" else None
-        )
+        if config.class_pool == "random":
+            raw = noise_map(features, batch.generator)
+        else:
+            raw = attention_map(
+                features, self.image_classifier.weight, labels if config.class_pool == "single" else None
+            )
         focus = smooth(raw, sigma=config.sigma, size=KERNEL)
         parts = self.region_features(images, self.regions(focus, images, config.proposals).boxes)
         if self.region_classifier is not None:

@@ -50,6 +50,9 @@ Departures from released code (`variant=official` undoes the first four)
                at 60 and 100.
     sizes      Sides of anchors are scaled by S / 448, and parts are resized to S / 2.
 
+Image and parts share the running statistics of batch norm, as in the released code; `norm_statistics` has the
+control (`layers/norm_statistics.py`).
+
 The paper's results are at 448 pixels, the default on ResNet-50.
 """
 
@@ -66,7 +69,6 @@ from torch import Tensor, nn
 
 from reference_models.base.recognizer import Recognizer
 from reference_models.core.backbone import Backbone
-from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass
 from reference_models.core.recipes import FINE_GRAINED
 from reference_models.layers.heads import class_activation_maps, cross_entropy
@@ -78,6 +80,7 @@ from reference_models.layers.navigator import (
     part_costs,
     rank_loss,
 )
+from reference_models.layers.norm_statistics import PartInputConfig, PartStatistics
 from reference_models.layers.regions import CropMode, NmsRule, crop_resize
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Share, ShareBelow1, SideOrDefault
@@ -86,11 +89,12 @@ PAPER = "nts-net"
 
 
 @dataclass(frozen=True, kw_only=True)
-class NtsNetConfig(MethodConfig):
+class NtsNetConfig(PartInputConfig):
     """Settings of `nts-net`."""
 
     at_test: ClassVar[frozenset[str]] = frozenset({"predict", "dropout_in_eval"})
 
+    later: ClassVar[frozenset[str]] = PartInputConfig.later | {"rank_loss"}
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
             "paper": MappingProxyType({}),
@@ -122,6 +126,8 @@ class NtsNetConfig(MethodConfig):
     """Side to which a part is resized. 0: half the image's, 224 in the paper."""
     crop_mode: CropMode = "half_pixel"
     """Sampling of a part; released code: `align_corners`."""
+    rank_loss: Literal["nts", "none"] = "nts"
+    """Loss of the Navigator, (1). `none`, a control: parts that an untrained Navigator proposes."""
     part_reduction: Literal["mean", "sum"] = "mean"
     """Reduction over the parts in (2): mean in the released code, sum in the paper."""
     dropout: ShareBelow1 = 0.5
@@ -172,6 +178,7 @@ class NtsNet(Recognizer):
             )
         super().__init__(backbone, num_classes, config)
         last = backbone.layout[-1]
+        self.part_statistics = PartStatistics(backbone, config.norm_statistics)
         self.navigator = Navigator(last.channels, last.stride, init=config.navigator_init)
         self.raw_classifier = nn.Linear(last.channels, num_classes)
         self.part_classifier = nn.Linear(last.channels, num_classes)
@@ -185,7 +192,9 @@ class NtsNet(Recognizer):
     def look(self, images: Float[Tensor, "b 3 S S"], boxes: Float[Tensor, "b k 4"]) -> Float[Tensor, "b k d"]:
         """Crop the parts and return their pooled features."""
         size = self.config.part_size or images.shape[-1] // 2
-        features = self.backbone.run(crop_resize(images, boxes, size, self.config.crop_mode)).mean(dim=(2, 3))
+        crops = crop_resize(images, boxes, size, self.config.crop_mode)
+        with self.part_statistics.in_use(self.backbone):
+            features = self.backbone.run(crops).mean(dim=(2, 3))
         return features.view(*boxes.shape[:2], -1)
 
     def scrutinize(self, parts: Float[Tensor, "b m d"], whole: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
@@ -232,8 +241,9 @@ class NtsNet(Recognizer):
         seen = drop_values(seen, config.dropout, batch.generator)
         parts, whole = seen[:, :-1], seen[:, -1]
         costs = part_costs(self.part_classifier(parts), batch.labels)
+        ranking = {"rank": rank_loss(found.scores, costs)} if config.rank_loss == "nts" else {}  # (1)
         return {
-            "rank": rank_loss(found.scores, costs),  # (1)
+            **ranking,
             "part": (
                 costs.mean(dim=1) if config.part_reduction == "mean" else costs.sum(dim=1)
             ).mean(),  # (2)

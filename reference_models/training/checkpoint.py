@@ -26,6 +26,7 @@ from reference_models.core.model import Model
 from reference_models.core.weights import (
     DIGEST,
     HEADER,
+    IMAGENET,
     NONE,
     Weights,
     digest_of_checkpoint,
@@ -34,6 +35,7 @@ from reference_models.core.weights import (
 )
 from wsolbench.exceptions import DataError
 from wsolbench.methods import InputSpec
+from wsolbench.records.budget import earlier_checkpoints, own_images
 from wsolbench.system.files import atomic_path, canonical_json, sha256_of_file, write_json
 
 FORMAT = 1
@@ -141,6 +143,32 @@ def read_header_of(path: Path, method: str) -> dict[str, Any]:
             f"{facts['method']}, or another file"
         )
     return facts
+
+
+def earlier_runs(weights: str, config: object) -> dict[str, int] | None:
+    """Return the images that each earlier run has trained on whose weights a new model has.
+
+    Args:
+        weights: initial weights as asked for. Only a checkpoint of this package is an earlier run.
+        config: settings of the model. A field `NAME_sha256` says that `NAME` is a checkpoint.
+
+    Returns the images by the digest of the checkpoint, or None if a checkpoint does not state them.
+    """
+    settings = vars(config)
+    paths = [] if weights in (IMAGENET, NONE) or not Path(weights).is_file() else [weights]
+    paths += [settings[name.removesuffix("_sha256")] for name in settings if name.endswith("_sha256")]
+    found: dict[str, int] = {}
+    for path in map(Path, filter(None, paths)):
+        try:
+            header = read_header(path)
+        except DataError:  # weights of a backbone alone, which are no run of this package
+            continue
+        training, described = header["training"], header["config"]
+        own = own_images(training, described)
+        if own is None or ("images_seen" not in training and earlier_checkpoints(training, described)):
+            return None
+        found |= {**training.get("earlier_runs", {}), sha256_of_file(path): own}
+    return found
 
 
 def load_checkpoint(method: type[M], path: Path, settings: Mapping[str, str] = MappingProxyType({})) -> M:

@@ -88,8 +88,10 @@ class DetectorModel(nn.Module):
     def recipe_for(cls, backbone: str, settings: Mapping[str, str]) -> DetectionRecipe:
         """Return the recipe that `settings` ask for, with their changes (`recipe.lr=0.1`).
 
-        Raises `UsageError` on unknown names.
+        Raises `UsageError` on unknown names, also of a backbone.
         """
+        if backbone not in cls.backbones:
+            raise unknown_name(f"backbone of {cls.method_name!r}", backbone, cls.backbones)
         own, changes = split_settings(settings)
         asked = parse_settings(cls.Config, own, what=f"detector {cls.method_name!r}").recipe
         name = cls.recipe_name(backbone) if asked == "default" else asked

@@ -26,7 +26,7 @@ from reference_models.training.views import Augmentation, Item, Place, Preparati
 from wsolbench.methods import InputSpec
 from wsolbench.methods.device import normalized
 from wsolbench.system.distributed import World
-from wsolbench.system.memory import available_bytes
+from wsolbench.system.free_memory import available_bytes
 from wsolbench.system.processes import JOB, WORTH_SECONDS, SharedArray, WorkerPool, is_sendable
 from wsolbench.system.progress import track
 from wsolbench.types import Dataset

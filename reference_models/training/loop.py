@@ -26,7 +26,7 @@ from reference_models.core.model import Model
 from reference_models.core.objectives import Objective
 from reference_models.core.outputs import Batch
 from reference_models.core.recipes import Recipe
-from reference_models.training.checkpoint import save_checkpoint
+from reference_models.training.checkpoint import earlier_runs, save_checkpoint
 from reference_models.training.images import ImageReader, cache_budget, masks_of, normalized_images
 from reference_models.training.parallel import (
     broadcast_from_first,
@@ -88,6 +88,10 @@ class Run:
     """Everything that the result depends on. Equal metadata gives equal weights."""
     here: World
     """This process among those that train the model."""
+    earlier: dict[str, int] | None
+    """Images of earlier runs that the weights have seen, by checkpoint (`earlier_runs`)."""
+    images: int = 0
+    """Images of an epoch, as trained."""
     epoch: int = 0
     """Completed epochs."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -172,6 +176,7 @@ def _run_epochs(
             ),
         )
     )
+    run.images = images
     with track(
         description=f"training {run.model.method_name}", total=images * epochs, done=images * run.epoch
     ) as bar:
@@ -348,6 +353,9 @@ def _save(run: Run, path: Path, more: Mapping[str, str] = MappingProxyType({})) 
         "val_accuracy": last["val_accuracy"],
         "train_loss": last["train_loss"],
     }
+    if run.earlier is not None:
+        training["images_seen"] = run.epoch * run.images + sum(run.earlier.values())
+        training |= {"earlier_runs": run.earlier} if run.earlier else {}
     seconds = sum(row["seconds"] for row in run.history)
     save_checkpoint(path, run.model, training, {**run_metadata(run.device, seconds), **more})
 
@@ -368,6 +376,7 @@ def _start(
         facts = {**facts, "processes": here.size}
     # Model, objectives and optimisers.
     model = new_model(method, request, device)
+    model.backbone.freeze(recipe.frozen_stages)
     if device.type == "cuda" and here.size > 1:
         model = synchronise_batch_norm(model)
     objectives = tuple(model.objectives(recipe))
@@ -380,6 +389,7 @@ def _start(
         recipe=recipe,
         facts=facts,
         here=here,
+        earlier=earlier_runs(request.weights, model.config),
     )
     # Resume, with the same epoch in all processes.
     state = request.out / STATE

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from wsolbench.evaluation.score_table import ScoreTable
-from wsolbench.records import read_records
+from wsolbench.records import read_record, read_records
 from wsolbench.records.comparison import read_comparison
 
 
@@ -33,6 +33,22 @@ def test_two_runs_are_compared_and_the_comparison_can_be_read_again(run, birds: 
     assert run("eval", "--method", "center-box", *on, "--no-transfer", "--out", "bare").code == 0
     (bare,) = Path("bare").rglob("*.json")
     assert run("compare", "--a", a, "--b", bare, "--resamples", "100").code == 0
+
+    # Budgets: the same maps as those of a network that has seen 900 images.
+    record = read_record(b)
+    training = {"seed": 0, "images_seen": 900}
+    trained = replace(record, method={**record.method, "training": training}).write(Path("trained"))
+    shutil.copy(b.with_suffix(".scores.npz"), trained.with_suffix(".scores.npz"))
+    unequal = ("compare", "--a", a, "--b", trained, "--resamples", "100", "--out", "unequal")
+    refused = run(*unequal)
+    assert refused.code == 2
+    assert f"{trained} and {a} have an unequal budget: 0 / 900 images" in refused.err
+    assert not Path("unequal").exists()
+    allowed = run(*unequal, "--allow-unequal-budget")
+    assert allowed.code == 0
+    assert "Unequal budget: 0 / 900 images." in allowed.out
+    (path,) = Path("unequal").rglob("*.json")
+    assert str(read_comparison(path).budget) == "unequal budget: 0 / 900 images"
 
     both = run("compare", "--a", a, "--a", b, "--b", b)
     assert both.code == 2
@@ -86,9 +102,10 @@ def test_what_claims_are_about_is_compared_once(run, birds: Path) -> None:
     )
     for side in ("0.2", "0.6"):
         assert run("eval", "--method", "center-box", "--set", f"side={side}", *on).code == 0
-    columns = "paper,where,claim,metric,a,a_settings,b,b_settings,published_a,published_b"
+    columns = "paper,where,claim,metric,a,a_settings,b,b_settings,published_a,published_b,"
+    columns += "control,control_settings,allow_unequal_budget"
     Path("claims.csv").write_text(
-        f"{columns}\nP,Table 1,larger,gt_known,center-box,side=0.2,center-box,side=0.6,50,60\n"
+        f"{columns}\nP,Table 1,larger,gt_known,center-box,side=0.2,center-box,side=0.6,50,60,,,\n"
     )
     command = ("compare", "--claims", "claims.csv", "--records", "measured", "--resamples", "100")
     assert "center-box side=0.6 minus center-box side=0.2" in run(*command).out
@@ -118,7 +135,7 @@ def test_what_claims_are_about_is_compared_once(run, birds: Path) -> None:
     (path,) = Path("compared").rglob("*.json")
     assert read_comparison(path).a["seeds"] == [None, 1]  # a box in the middle has no training
 
-    Path("claims.csv").write_text(f"{columns}\nP,Table 1,nobody,gt_known,cam,,spa,,50,60\n")
+    Path("claims.csv").write_text(f"{columns}\nP,Table 1,nobody,gt_known,cam,,spa,,50,60,,,\n")
     result = run(*command)
     assert result.code == 2
     assert "no two records in measured" in result.err

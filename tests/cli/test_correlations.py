@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reference_models.postprocess.scg import Scg, point_correlations
+from reference_models.postprocess.scg.method import Scg, point_correlations
 from reference_models.training.checkpoint import save_checkpoint
 from wsolbench.datasets import load_dataset
 from wsolbench.exceptions import UsageError

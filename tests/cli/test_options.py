@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wsolbench.cli._models import default_backbone
 from wsolbench.cli.settings import read_protocol
 from wsolbench.evaluation.runs import Shard
 from wsolbench.exceptions import UsageError
@@ -54,6 +55,15 @@ def on(birds: Path) -> tuple[object, ...]:
 def test_a_convention_outside_its_range_is_refused(changes: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         read_protocol("wsoleval", changes)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [("toybirds", "tiny"), ("toybirds-v2", "tiny"), ("cub", "real"), ("toybirds-of-mine", "real")],
+)
+def test_generated_data_has_the_small_backbone_unless_another_is_given(dataset: str, expected: str) -> None:
+    assert default_backbone(dataset, None, "real") == expected
+    assert default_backbone(dataset, "vgg16", "real") == "vgg16"
 
 
 @pytest.mark.parametrize("changes", [["resize_size=100"], ["resize_size=0"], ["frame_size=448"]])

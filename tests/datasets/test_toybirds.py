@@ -21,7 +21,8 @@ from wsolbench.datasets import load_dataset
 from wsolbench.datasets.toybirds import dataset as toybirds
 from wsolbench.datasets.toybirds.bird import KINDS, PART_LAYERS, PART_NAMES, Bird, Kind, owner_of
 from wsolbench.datasets.toybirds.canvas import Canvas, Placement, circle
-from wsolbench.datasets.toybirds.render import SPLITS, _key_points, _share, draw_labels, render
+from wsolbench.datasets.toybirds.render import _key_points, _share, draw_labels, render
+from wsolbench.datasets.toybirds.versions import SPLITS, V1, V2, Version
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.types import Dataset
 
@@ -40,9 +41,10 @@ def train(root: Path) -> Dataset:
     return load_dataset("toybirds", "train", root, size=SIZE, counts=COUNTS, workers=2)
 
 
-@pytest.fixture(scope="module")
-def splits(root: Path, train: Dataset) -> dict[str, Dataset]:
-    return {name: load_dataset("toybirds", name, root, size=SIZE, counts=COUNTS) for name in COUNTS}
+@pytest.fixture(scope="module", params=[V1, V2], ids=lambda version: version.name)
+def splits(request: pytest.FixtureRequest, root: Path, train: Dataset) -> dict[str, Dataset]:
+    name = request.param.name
+    return {split: load_dataset(name, split, root, size=SIZE, counts=COUNTS, workers=2) for split in COUNTS}
 
 
 def few(root: Path, seed: int = 0, workers: int = 1, split: str = "train") -> Dataset:
@@ -82,9 +84,9 @@ def test_another_seed_gives_other_pictures(tmp_path: Path) -> None:
 
 
 def test_an_image_depends_on_its_number_and_not_on_how_many_there_are(train: Dataset) -> None:
-    again = render(0, "train", 7, KINDS[train[7].label], SIZE)
+    again = render(V1, 0, "train", 7, KINDS[train[7].label], SIZE)
     np.testing.assert_array_equal(train[7].image(), again.image)
-    np.testing.assert_array_equal(draw_labels(0, "train", 31), draw_labels(0, "train", 1500)[:31])
+    np.testing.assert_array_equal(draw_labels(V1, 0, "train", 31), draw_labels(V1, 0, "train", 1500)[:31])
 
 
 def test_no_picture_is_in_two_splits_or_twice_in_one(splits: dict[str, Dataset]) -> None:
@@ -95,8 +97,9 @@ def test_no_picture_is_in_two_splits_or_twice_in_one(splits: dict[str, Dataset])
     )
 
 
-def test_the_same_scene_has_the_same_birds_at_every_size() -> None:
-    small, large = (render(0, "val", 3, KINDS[0], size) for size in (48, 96))
+@pytest.mark.parametrize("version", [V1, V2])
+def test_the_same_scene_has_the_same_birds_at_every_size(version: Version) -> None:
+    small, large = (render(version, 0, "val", 3, KINDS[0], size) for size in (48, 96))
     halved = np.asarray(Image.fromarray(large.masks[0]).resize((48, 48), Image.Resampling.BOX))
     assert np.mean(small.masks[0] != halved) < 0.03
 
@@ -115,7 +118,7 @@ def test_there_are_twelve_kinds_and_no_two_have_the_same_parts() -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_classes_are_balanced_in_every_run_of_twelve_images(split: str) -> None:
-    labels = draw_labels(5, split, 120).reshape(10, 12)
+    labels = draw_labels(V1, 5, split, 120).reshape(10, 12)
     np.testing.assert_array_equal(np.sort(labels, axis=1), np.tile(np.arange(12), (10, 1)))
     assert len(set(labels[:, 0])) > 3, "every twelfth image is no sample of one class"
 
@@ -127,14 +130,15 @@ def test_labels_of_the_loaded_split_are_balanced_and_named(train: Dataset) -> No
 
 @settings(max_examples=12, deadline=None)
 @given(
+    version=st.sampled_from([V1, V2]),
     seed=st.integers(0, 2**31),
     index=st.integers(0, 10**6),
     pair=st.lists(st.sampled_from(KINDS), min_size=2, max_size=2, unique=True),
 )
 def test_two_kinds_in_the_same_scene_differ_in_the_parts_and_nowhere_else(
-    seed: int, index: int, pair: list[Kind]
+    version: Version, seed: int, index: int, pair: list[Kind]
 ) -> None:
-    one, other = (render(seed, "train", index, kind, 48) for kind in pair)
+    one, other = (render(version, seed, "train", index, kind, 48) for kind in pair)
     elsewhere = ~(one.parts | other.parts)
     np.testing.assert_array_equal(one.image[elsewhere], other.image[elsewhere])
 
@@ -156,7 +160,7 @@ def test_every_two_kinds_look_different() -> None:
 def test_the_telling_parts_are_small_beside_the_bird() -> None:
     shares = []
     for index in range(36):
-        drawn = render(1, "train", index, KINDS[index % 12], 64)
+        drawn = render(V1, 1, "train", index, KINDS[index % 12], 64)
         bird = np.any(drawn.masks, axis=0)
         shares.append(np.count_nonzero(drawn.parts & bird) / np.count_nonzero(bird))
     assert 0.05 < np.mean(shares) < 0.4
@@ -308,9 +312,13 @@ def test_no_centred_box_finds_half_of_the_birds(train: Dataset) -> None:
 # --- the cache ----------------------------------------------------------------------------------------------
 
 
-def test_a_second_load_renders_nothing(root: Path, train: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_load_renders_nothing(
+    root: Path, splits: dict[str, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    assert load_dataset("toybirds", "train", root, size=SIZE, counts=COUNTS).fingerprint == train.fingerprint
+    for split, dataset in splits.items():
+        again = load_dataset(dataset.name, split, root, size=SIZE, counts=COUNTS)
+        assert again.fingerprint == dataset.fingerprint
 
 
 def test_the_cache_folder_is_the_own_variable_then_the_common_one_then_the_home(

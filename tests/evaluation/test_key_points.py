@@ -78,6 +78,9 @@ def test_an_evaluation_gives_what_the_metric_gives(protocol: EvalProtocol) -> No
     assert found(metrics, "keypoint_distance_px").value == pytest.approx(result.px, abs=1e-9)
     assert found(metrics, "keypoint_hit").value == pytest.approx(result.hit, abs=1e-9)
     assert found(metrics, "keypoint_distinct").value == pytest.approx(result.distinct, abs=1e-9)
+    covered = found(metrics, "keypoint_covered")
+    assert covered.value == pytest.approx(result.covered, abs=1e-9)
+    assert 0 < covered.low < covered.value < covered.high < result.distinct
     for slot in range(4):
         assert found(metrics, f"keypoint_distance@{slot + 1}").value == pytest.approx(
             result.slot_norm[slot], abs=1e-9

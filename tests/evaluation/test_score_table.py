@@ -20,6 +20,7 @@ from wsolbench.evaluation.compare import compare, compare_records, read_scores
 from wsolbench.evaluation.score_table import SCORES, ScoreTable, scores_digest
 from wsolbench.exceptions import DataError
 from wsolbench.records import read_record
+from wsolbench.records.budget import Budgets
 from wsolbench.records.comparison import Comparison, read_comparison
 
 RUN = build_run(12)
@@ -227,7 +228,7 @@ def comparison(tmp_path: Path) -> Path:
         {path: read_record(path)}
         for path in (stored(tmp_path, run)[0] for run in (RUN, build_run(12, seed=1)))
     ]
-    return compare_records(*groups, resamples=100).write(tmp_path / "compared")
+    return compare_records(*groups, resamples=100, budgets=Budgets(())).write(tmp_path / "compared")
 
 
 def break_off(values: dict[str, Any], change: Callable[[dict[str, Any]], Any]) -> str:
@@ -249,6 +250,9 @@ def break_off(values: dict[str, Any], change: Callable[[dict[str, Any]], Any]) -
         lambda values: values["a"].update(records=[]),
         lambda values: values["a"].update(config=None),
         lambda values: values["dataset"].pop("name"),
+        lambda values: values["differences"][0].update(per_run=[[0.5], [7.0]]),
+        lambda values: values["budget"].update(images=[-3, 5]),
+        lambda values: values.update(resamples=0),
         lambda values: values.update(schema=9),
         lambda values: values.pop("differences"),
     ],

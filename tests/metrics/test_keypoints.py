@@ -40,12 +40,28 @@ def test_distances_of_the_worked_example() -> None:
     assert result.norm == pytest.approx(0.170826, abs=1e-6)
     assert result.slot_norm == pytest.approx([distance / 340 for distance in result.slot_px], abs=1e-12)
     assert result.distinct == 2.0
+    assert result.covered == 2.0  # at 5 of 34 and 30 of 34 pixels; the other boxes are too far away
     assert result.hit == 0.25  # only the first box holds a point
     assert (result.n, result.n_skipped, result.n_padded) == (1, 0, 0)
 
 
 def test_a_centre_on_a_visible_point_has_distance_zero() -> None:
     assert one_image(boxes_at((100, 100), (200, 50))).px.tolist() == [0.0, 0.0]
+
+
+def covered(boxes: np.ndarray, points: np.ndarray) -> float:
+    metric = KeypointDistance(side=448, frame="all")
+    metric.update(boxes, points, TRUE_BOX)
+    return metric.compute().covered
+
+
+def test_four_boxes_on_one_point_cover_one_and_scattered_boxes_none() -> None:
+    points = np.array([[x, y, 1.0] for x in (60, 160, 260) for y in (60, 160)])
+    assert covered(boxes_at(*[(60, 60)] * 4), points) == 1
+    assert covered(boxes_at((94, 60)), points) == 1  # 34 pixels of the diagonal's 340
+    assert covered(boxes_at((94.5, 60)), points) == 0
+    assert covered(boxes_at((60, 60), (160, 60), (160, 160), (260, 60)), points) == 4
+    assert covered(boxes_at((0, 110), (110, 110), (210, 110), (310, 110)), points) == 0
 
 
 coordinates = st.floats(-50, 500)
@@ -63,6 +79,29 @@ def test_the_distance_is_that_to_the_nearest_visible_point(
         expected = {p: math.dist((x, y), points[p]) for p in np.flatnonzero(visible)}
         assert image.px[row] == pytest.approx(min(expected.values()), abs=1e-9)
         assert expected[image.nearest[row]] == pytest.approx(min(expected.values()), abs=1e-9)
+
+
+@given(point_rows, centre_rows, arrays.arrays(bool, 4))
+def test_covered_points_are_counted_one_by_one(
+    points: np.ndarray, centres: np.ndarray, padded: np.ndarray
+) -> None:
+    padded[0] = False
+    metric = KeypointDistance(side=448, frame="all")
+    metric.update(boxes_at(*centres.tolist()), np.column_stack([points, np.ones(5)]), TRUE_BOX, padded)
+    # A point counts once, if it is the nearest one of any box and within 34 pixels, a tenth of the diagonal.
+    count = 0
+    for p, point in enumerate(points):
+        for centre, skipped in zip(centres, padded, strict=True):
+            distances = [float(np.hypot(*(centre - other))) for other in points]
+            if (
+                not skipped
+                and distances.index(min(distances)) == p
+                and math.hypot(*(centre - point)) / 340 <= 0.1
+            ):
+                count += 1
+                break
+    assert metric.compute().covered == count
+    assert metric.compute().covered <= metric.compute().distinct
 
 
 @given(point_rows, centre_rows)

@@ -13,7 +13,11 @@ from wsolbench.records.claims import matches_claim, read_claims, read_variants
 from wsolbench.records.published import LITERATURE
 
 MEANT = sorted(
-    {side for claim in read_claims(LITERATURE / "claims.csv") for side in claim.sides}
+    {
+        side
+        for claim in read_claims(LITERATURE / "claims.csv")
+        for side in (*claim.sides, *(claim.of_control.sides if claim.control else ()))
+    }
     | set(read_variants(LITERATURE / "variants.csv").values())
 )
 
@@ -28,7 +32,10 @@ def test_a_run_with_these_settings_is_the_one_that_matches_claim(
     pairs = dict(part.split("=") for part in settings.split(";") if part)
     load = load_detector if method in {row.name for row in list_detectors()} else load_method
     of_post = {name.removeprefix("post."): pairs.pop(name) for name in [*pairs] if name.startswith("post.")}
-    described = {"name": name, "config": to_json(parse_settings(load(method).Config, pairs, what=method))}
+    kind = load(method).Config
+    # An empty value of a later setting is its default, which records do not state.
+    pairs = {name: value for name, value in pairs.items() if value or name not in getattr(kind, "later", ())}
+    described = {"name": name, "config": to_json(parse_settings(kind, pairs, what=method))}
     if post:
         described["post"] = {
             "name": post,

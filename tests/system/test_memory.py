@@ -1,40 +1,36 @@
-"""The memory that is free: of the machine, or of a container if that is less."""
+"""Freed memory stays with the process: the second use of a block does not fetch its pages again."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from wsolbench.system.memory import available_bytes
-
-MACHINE = {"proc/meminfo": "MemTotal: 900 kB\nMemAvailable:   500 kB\n"}
-FILES = {
-    "sys/fs/cgroup/memory.max": "300000\n",
-    "sys/fs/cgroup/memory.current": "120000\n",
-    "sys/fs/cgroup/memory.stat": "anon 100000\ninactive_file 20000\n",
-}
-FIRST = {
-    "sys/fs/cgroup/memory/memory.limit_in_bytes": "300000\n",
-    "sys/fs/cgroup/memory/memory.usage_in_bytes": "320000\n",
-}
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({}, None),
-        (MACHINE, 512_000),
-        ({**MACHINE, **FILES}, 200_000),
-        ({**MACHINE, **FILES, "sys/fs/cgroup/memory.max": "max\n"}, 512_000),
-        ({**MACHINE, **FILES, "sys/fs/cgroup/memory.max": "9999999\n"}, 512_000),
-        ({**MACHINE, **FIRST}, 0),
-    ],
-)
-def test_the_least_of_machine_and_container_is_available(tmp_path, files, expected):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert available_bytes(tmp_path) == expected
+PROGRAM = """
+import resource, sys
+import numpy as np
+from wsolbench.system.memory import keep_freed_memory
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    sys.exit(3)
+np.ones(8_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    np.ones(8_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
 
 
-def test_this_machine_states_it():
-    assert (available_bytes() or 0) > 0
+def page_faults(how: str) -> int:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=False)
+    if done.returncode == 3:
+        pytest.skip("the C library is not glibc")
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults are counted on Linux")
+def test_freed_memory_is_used_again_without_page_faults():
+    kept = page_faults("keep")
+    assert kept < 100
+    assert page_faults("return") > 10 * kept + 1000

@@ -61,6 +61,18 @@ def test_work_of_an_earlier_run_does_not_count_for_the_rate(clock):
     assert stream.getvalue().splitlines()[0] == "training: 60/100 steps 0.5/s 1:20 left (loss 1.5)"
 
 
+def test_the_callers_estimate_replaces_the_rate(clock):
+    stream = io.StringIO()
+    with track(description="jobs", total=4, unit="jobs", stream=stream) as bar:
+        clock.now += 20
+        bar.advance(1, "running spa/0", left=5400.0)
+        bar.advance(3)
+    assert stream.getvalue().splitlines() == [
+        "jobs: 1/4 jobs 1:30:00 left (running spa/0)",
+        "jobs: 4/4 jobs 0.2/s in 0:20 (running spa/0)",
+    ]
+
+
 def test_without_a_total_there_is_no_time_left(clock):
     stream = io.StringIO()
     for _ in track((number for number in range(3)), "walking", unit="steps", stream=stream):

@@ -13,6 +13,7 @@ import click
 
 from wsolbench.cli.output import make_output_safe, output_failure
 from wsolbench.exceptions import WsolbenchError, unknown_name
+from wsolbench.system.memory import keep_freed_memory
 
 _COMMANDS = {
     "train": "Train a method.",
@@ -72,6 +73,7 @@ def group() -> None:
 def main() -> None:
     """Run a command. Errors that the user can correct become a message and exit code 2."""
     make_output_safe()
+    keep_freed_memory()
     try:
         status = group.main(standalone_mode=False)
     except WsolbenchError as error:

@@ -157,8 +157,10 @@ def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
 
 
 def default_backbone(dataset: str, backbone: str | None, real: str = "resnet50") -> str:
-    """Return the requested backbone, else `tiny` for the generated data set and `real` for others."""
-    return backbone or ("tiny" if dataset == "toybirds" else real)
+    """Return the requested backbone, else `tiny` for generated data sets and `real` for others."""
+    from wsolbench.datasets import is_generated
+
+    return backbone or ("tiny" if is_generated(dataset) else real)
 
 
 def default_weights(backbone: str, weights: str | None) -> str:

@@ -46,6 +46,13 @@ RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
 )
 @resamples_option
 @option(
+    "Execution",
+    "--allow-unequal-budget",
+    is_flag=True,
+    help="Compare --a and --b although training images seen, image size, backbone or init differ, and state "
+    "it. Claims have a column for it.",
+)
+@option(
     "Output",
     "--out",
     type=click.Path(path_type=Path),
@@ -57,6 +64,7 @@ def command(
     claims: Path | None,
     records: Path | None,
     resamples: int,
+    allow_unequal_budget: bool,
     out: Path | None,
 ) -> None:
     """Compare two runs, or two groups of seeds, image by image: B minus A, for every metric."""
@@ -64,7 +72,8 @@ def command(
 
     from wsolbench.evaluation.compare import compare_records
     from wsolbench.exceptions import UsageError
-    from wsolbench.records import read_record
+    from wsolbench.records import find_records, read_record
+    from wsolbench.records.budget import Budgets
     from wsolbench.report.board.comparisons import comparison_table
 
     # Check the combination of options.
@@ -73,6 +82,11 @@ def command(
             "found another combination of options; expected --a and --b, or --claims and --records"
         )
     if claims is not None and records is not None:
+        if allow_unequal_budget:
+            raise UsageError(
+                "found --allow-unequal-budget with --claims; expected it with --a and --b. A claim that may "
+                "have unequal budgets says yes in its column allow_unequal_budget"
+            )
         _compare_claims(claims, records, resamples, out)
         return
     for group in (group_a, group_b):
@@ -88,7 +102,12 @@ def command(
                 raise UsageError(
                     f"{path} of group B is the same run as {other} in group A; expected each run in one group"
                 )
-    comparison = compare_records(*groups, resamples=resamples)
+    # The records next to them name the checkpoints that older runs start from.
+    folders = {path.parent: None for group in groups for path in group}
+    budgets = Budgets(record for folder in folders for _, record in find_records(folder).records)
+    comparison = compare_records(
+        *groups, resamples=resamples, budgets=budgets, allow_unequal_budget=allow_unequal_budget
+    )
     written = None if out is None else comparison.write(out)
     Console(soft_wrap=True).print(comparison_table(comparison))
     if written is not None:
@@ -103,6 +122,7 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
     from wsolbench.evaluation.score_table import SCORES
     from wsolbench.exceptions import DataError, UsageError
     from wsolbench.records import find_records
+    from wsolbench.records.budget import Budgets
     from wsolbench.records.claims import find_unpaired, pairs_of, read_claims
     from wsolbench.records.comparison import Comparison
     from wsolbench.report.board.comparisons import comparison_table
@@ -124,7 +144,8 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
             f"no two records in {records} with scores (--save-scores) match a claim in {claims}; expected a "
             "record of each side"
         )
-    # Compare each pair that is not in `out` yet.
+    # Compare each pair that is not in `out` yet. The claims say which may have unequal budgets.
+    budgets = Budgets(record for _, record in found.records)
     made, failed, all_wanted = 0, 0, []
     for a, b in track(pairs, "comparing", unit="pairs"):
         wanted = Comparison.make([scored[path] for path in a], [scored[path] for path in b], ())
@@ -133,7 +154,10 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
             continue
         try:
             comparison = compare_records(
-                *({path: scored[path] for path in side} for side in (a, b)), resamples=resamples
+                *({path: scored[path] for path in side} for side in (a, b)),
+                resamples=resamples,
+                budgets=budgets,
+                allow_unequal_budget=True,
             )
         except DataError as error:  # the other pairs are still useful
             click.echo(f"left out: {error}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def command(
                 "evaluate their run folders"
             )
         methods = {name: load_method(name) for name in names}
-        readings = _readings(maps, open_posts(post, post_set))
+        readings = read_maps(maps, post, post_set)
         views = {view: None if view == "none" else Transform.parse(view) for view in transforms.split(",")}
         if scoring.save_boxes is not None and set(views) != {"none"}:
             raise UsageError("--save-boxes writes boxes of untransformed images; leave out --transform")
@@ -178,16 +179,16 @@ def command(
                 evaluate_and_report(request, scoring.within(own), world=world)
 
 
-def _readings(
-    maps: str, posts: dict[str, PostProcessor | None]
+def read_maps(
+    maps: str, post: str, post_set: Sequence[str]
 ) -> list[tuple[str, PostProcessor | None, str | None]]:
-    """Return what to score of a model.
+    """Return what to score of a model, from `--map`, `--post` and `--post-set`.
 
     Each entry has a suffix of the method's name, and a post-process or the name of an extra map, if any.
     """
     from wsolbench.exceptions import UsageError
 
-    names = maps.split(",")
+    names, posts = maps.split(","), open_posts(post, post_set)
     of_class = (
         [("" if name == "none" else f"+{name}", made, None) for name, made in posts.items()]
         if "class" in names

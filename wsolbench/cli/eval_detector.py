@@ -11,9 +11,9 @@ import click
 
 from wsolbench.cli._models import default_backbone, default_run
 from wsolbench.cli.groups import GroupedCommand, option
-from wsolbench.cli.options import checkpoint_option, detector_options, records_option
+from wsolbench.cli.options import checkpoint_option, detector_options, records_option, workers_option
 from wsolbench.cli.settings import changes_of_trained
-from wsolbench.cli.train_detector import BACKBONE
+from wsolbench.cli.train_detector import BACKBONE, batch_size_option, train
 from wsolbench.cli.values import Number
 from wsolbench.methods import DetectorRequest
 
@@ -23,7 +23,7 @@ from wsolbench.methods import DetectorRequest
     epilog="Example:  wsolbench export --dataset toybirds --split val --out toybirds-coco\n\n"
     "          wsolbench eval-detector --data-root toybirds-coco\n\n"
     "Without --checkpoint, the command loads the run folder that `wsolbench train-detector` writes for the "
-    "same options.",
+    "same options. With --train, it trains on `train` first.",
 )
 @detector_options
 @checkpoint_option
@@ -34,6 +34,15 @@ from wsolbench.methods import DetectorRequest
     type=Number(DetectorRequest, "limit"),
     help="Evaluate on only this many images, spread evenly over the split.",
 )
+@option(
+    "Training",
+    "--train",
+    "train_first",
+    is_flag=True,
+    help="Train on all images of `train` first. Interrupted runs resume; finished runs are not repeated.",
+)
+@batch_size_option
+@workers_option
 @records_option
 @option(
     "Output",
@@ -48,6 +57,9 @@ def command(
     limit: int | None,
     out: Path,
     save_detections: Path | None,
+    train_first: bool,
+    batch_size: int | None,
+    workers: int,
     **model: Any,
 ) -> None:
     """Evaluate a detector with COCO's average precision of boxes and masks.
@@ -68,6 +80,8 @@ def command(
     # Check the options.
     method = load_detector(model["method"])
     dataset = load_instances(data_root, split)
+    if checkpoint is not None and train_first:
+        raise UsageError("--checkpoint and --train exclude each other: a checkpoint is trained already")
     if changes := changes_of_trained(checkpoint, model):
         raise UsageError(
             f"--set {next(iter(changes))} has no effect with --checkpoint: a trained detector has no "
@@ -75,7 +89,9 @@ def command(
         )
     if save_detections is not None:
         make_folder(save_detections.parent)
-    # Find the checkpoint.
+    # Train, or find the checkpoint.
+    if train_first:
+        checkpoint = train(data_root, "train", None, None, batch_size=batch_size, workers=workers, **model)
     if checkpoint is None:
         backbone = default_backbone(dataset.name, model["backbone"], BACKBONE)
         checkpoint = default_run(dataset.name, backbone, {**model, "image_size": None}) / "last.safetensors"

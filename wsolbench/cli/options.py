@@ -242,7 +242,7 @@ _model_options = _all(
     option(
         "Model",
         "--backbone",
-        help="Name of the backbone, or timm:<name>.  [default: tiny for toybirds, otherwise resnet50]",
+        help="Name of the backbone, or timm:<name>.  [default: tiny for generated data, otherwise resnet50]",
     ),
     option(
         "Model",
@@ -315,7 +315,7 @@ detector_options = _all(
         "--backbone",
         help=(
             "Backbone: tiny, resnet50_c4, resnet50_fpn or resnext101_32x8d_fpn.  [default: tiny for "
-            "toybirds, otherwise resnet50_fpn]"
+            "generated data, otherwise resnet50_fpn]"
         ),
     ),
     option(

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from wsolbench.cli.groups import GroupedCommand, option
-from wsolbench.cli.options import results_option
+from wsolbench.cli.options import results_option, say
 from wsolbench.cli.values import Device
 
 if TYPE_CHECKING:
     from wsolbench.evaluation.jobs import Outcome
+    from wsolbench.evaluation.runs import Shard
+    from wsolbench.records import RunRecord
     from wsolbench.records.plans import Job, Plan
+
+TABLES_SECONDS = 3600.0
+"""How long to wait for another process that updates the tables of the same results."""
 
 
 @click.command(
@@ -22,8 +28,7 @@ if TYPE_CHECKING:
     epilog="Example:  wsolbench reproduce results/plans/cub50.toml --dry-run\n\n"
     "Two jobs at a time, for three hours:  wsolbench reproduce results/plans/cub50.toml --parallel 2 "
     "--max-hours 3\n\n"
-    "A part on each machine of a cluster:  wsolbench reproduce results/plans/cub.toml --shard "
-    "$SLURM_ARRAY_TASK_ID/8\n\n"
+    "A shard on each machine of a cluster:  wsolbench reproduce results/plans/cub50.toml --shard 1/8\n\n"
     "Data sets are found by WSOLBENCH_<NAME>_ROOT or WSOLBENCH_DATA.",
 )
 @click.argument("plan", type=click.Path(path_type=Path, exists=True, dir_okay=False))
@@ -38,12 +43,11 @@ if TYPE_CHECKING:
 @option(
     "Execution",
     "--shard",
-    default="1/1",
-    show_default=True,
     metavar="I/N",
-    help="Run only every N-th chain of jobs.",
+    help="Run only shard I of N. Jobs that start from each other stay together.  [default: the task of a "
+    "SLURM array, else all jobs]",
 )
-@option("Execution", "--dry-run", is_flag=True, help="Print the jobs that are left, without running them.")
+@option("Execution", "--dry-run", is_flag=True, help="Print a table of the jobs, without running them.")
 @option(
     "Execution",
     "--max-hours",
@@ -80,85 +84,171 @@ if TYPE_CHECKING:
     "--tables/--no-tables",
     default=True,
     show_default=True,
-    help="Update comparisons, leaderboard and report page afterwards.",
+    help="Update comparisons of claims, leaderboard and report page afterwards.",
 )
-def command(plan: Path, only: tuple[str, ...], shard: str, dry_run: bool, results: Path, **how: Any) -> None:
+def command(
+    plan: Path, only: tuple[str, ...], shard: str | None, dry_run: bool, results: Path, **how: Any
+) -> None:
     """Run what PLAN lists and has no record yet.
 
-    An interrupted job resumes where it was. A job that fails does not stop the others; its log is named at
-    the end.
+    An interrupted job resumes where it was. A job that fails does not stop the others; the last line of its
+    log is printed at the end. Several processes can run one plan: each job is run once.
     """
-    from wsolbench.cli._models import default_backbone, default_run
+    from wsolbench.cli._jobs import check_jobs, checkpoint_of
     from wsolbench.evaluation.jobs import run_jobs
     from wsolbench.evaluation.runs import Shard
-    from wsolbench.records import find_records
-    from wsolbench.records.plans import find_done, read_plan
+    from wsolbench.records.plans import read_plan
 
-    def checkpoint_of(options: Mapping[str, Any]) -> Path:
-        settings = tuple(f"{name}={value}" for name, value in options.get("set", {}).items())
-        model = {
-            name: options.get(name.replace("_", "-")) for name in ("weights", "epochs", "image_size", "lr")
-        }
-        model |= {"method": options["method"], "seed": options["seed"], "settings": settings}
-        backbone = default_backbone(options["dataset"], options.get("backbone"))
-        return default_run(options["dataset"], backbone, model) / "last.safetensors"
-
-    part = Shard.parse(shard)
+    # Read the plan, and check its commands before the first hour is spent.
+    part = _slurm_shard() if shard is None else Shard.parse(shard)
     read = read_plan(plan, checkpoint_of)
     jobs = read.choose(only, (part.index, part.count))
-    measured = results / "measured"
-    found = find_done(jobs, find_records(measured).records) if measured.is_dir() else {}
-    done = {job.name for job in jobs if len(found.get(job.name, ())) >= job.records}
+    check_jobs(read, jobs)
+    records_of = _finder(jobs, results / "measured")
+    found = records_of()
     if dry_run:
-        _print_jobs(read, jobs, done)
+        _print_jobs(read, jobs, found)
         return
-    outcome = run_jobs(jobs, done, out=measured, logs=Path("runs/plans") / plan.stem, **_options_of(how))
-    _print_outcome(outcome)
-    if outcome.finished and how["tables"]:
+
+    # Run the jobs, and update the tables.
+    def find_done() -> set[str]:
+        found = records_of()
+        return {job.name for job in jobs if found[job.name] >= job.records}
+
+    tables = how.pop("tables")
+    outcome = run_jobs(jobs, find_done, out=results / "measured", logs=Path("runs/plans") / plan.stem, **how)
+    if tables and any(records_of().values()):
         _update_tables(results)
+    _print_outcome(outcome)
     if outcome.failed:
-        raise click.exceptions.Exit(1)
+        raise click.exceptions.Exit(2)
 
 
-def _options_of(how: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: how[name] for name in ("max_hours", "parallel", "workers", "device")}
+def _slurm_shard() -> Shard:
+    """The shard of this task of a SLURM array, or the whole plan outside of an array."""
+    from wsolbench.evaluation.runs import Shard
+    from wsolbench.exceptions import UsageError
+
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP", "SLURM_ARRAY_TASK_COUNT")
+    if names[0] not in os.environ:
+        return Shard()
+    try:
+        task, first, step, count = (int(os.environ[name]) for name in names)
+        part = Shard.parse(f"{(task - first) // step + 1}/{count}")
+    except (KeyError, ValueError, ZeroDivisionError, UsageError) as error:
+        raise UsageError(
+            f"cannot read the task of a SLURM array from {', '.join(names)} ({error}); name the shard with "
+            "--shard I/N, or --shard 1/1 for all jobs"
+        ) from error
+    say(f"shard    {part.index}/{part.count} of the plan, task {task} of the SLURM array")
+    return part
 
 
-def _print_jobs(plan: Plan, jobs: Sequence[Job], done: set[str]) -> None:
-    """Print one line per job that is left, and the sum."""
-    left = [job for job in jobs if job.name not in done]
-    for job in left:
-        about = f"{job.hours:5.2f} h  " if job.hours else ""
-        goal = f"  # published: {job.published}" if job.published else ""
-        click.echo(f"{about}{job.command}{goal}")
-    hours = sum(job.hours for job in left)
-    gpu_hours = sum(job.gpu_hours for job in left)
-    click.echo(f"{plan.title}: {len(left)} of {len(jobs)} jobs to run, {len(done)} done")
-    if hours or gpu_hours:
-        click.echo(f"expected: {hours:.1f} hours of two cores, {gpu_hours:.1f} hours of one GPU")
+def _finder(jobs: Sequence[Job], folder: Path) -> Callable[[], dict[str, int]]:
+    """Return a function that counts the records of each job by its name. It reads each file once."""
+    from wsolbench.exceptions import DataError
+    from wsolbench.records import read_record
+    from wsolbench.records.plans import find_done
+    from wsolbench.system.listing import find_files
+
+    known: dict[Path, RunRecord | None] = {}
+
+    def count() -> dict[str, int]:
+        for path in find_files(folder, ".json") if folder.is_dir() else ():
+            if path not in known:
+                try:
+                    known[path] = read_record(path)
+                except DataError:  # `leaderboard` names broken records
+                    known[path] = None
+        records = [(path, record) for path, record in known.items() if record is not None and path.is_file()]
+        return {name: len(paths) for name, paths in find_done(jobs, records).items()}
+
+    return count
+
+
+def _print_jobs(plan: Plan, jobs: Sequence[Job], found: Mapping[str, int]) -> None:
+    """Print one row per job, and the sum of what is left."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    hours, gpu_hours = any(job.hours for job in jobs), any(job.gpu_hours for job in jobs)
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("job", "after", "state", *["hours"] * hours, *["GPU hours"] * gpu_hours, "published"):
+        table.add_column(name, no_wrap=name == "job", justify="right" if "hours" in name else "left")
+    for job in jobs:
+        table.add_row(
+            job.name,
+            ", ".join(job.needs),
+            _state(job, found[job.name]),
+            *[f"{job.hours:g}" if job.hours else ""] * hours,
+            *[f"{job.gpu_hours:g}" if job.gpu_hours else ""] * gpu_hours,
+            job.published,
+        )
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = max(console.width, 160)  # for files and pipes
+    console.print(table)
+    left = [job for job in jobs if found[job.name] < job.records]
+    click.echo(f"{plan.title}: {len(left)} of {len(jobs)} jobs to run, {len(jobs) - len(left)} done")
+    sums = [
+        *([f"{sum(job.hours for job in left):.1f} hours of two cores"] if hours else []),
+        *([f"{sum(job.gpu_hours for job in left):.1f} hours of one GPU"] if gpu_hours else []),
+    ]
+    if sums:
+        click.echo(f"expected: {', or '.join(sums)}")
+
+
+def _state(job: Job, found: int) -> str:
+    if found >= job.records:
+        return "done"
+    return f"{found} of {job.records} records" if found else "left"
 
 
 def _print_outcome(outcome: Outcome) -> None:
-    click.echo(f"done     {len(outcome.finished)} jobs, {len(outcome.left)} left")
-    for name, log in outcome.failed.items():
-        click.echo(f"failed   {name}: see {log}", err=True)
+    left: Collection[str] = (*outcome.left, *outcome.elsewhere)
+    click.echo(f"done     {len(outcome.finished)} jobs, {len(left)} left")
+    if outcome.elsewhere:
+        click.echo(f"running  in another process, or after such a job: {', '.join(outcome.elsewhere)}")
+    for name, failure in outcome.failed.items():
+        click.echo(f"failed   {name}: {failure.reason}\n         log: {failure.log}", err=True)
     for name, reason in outcome.skipped.items():
         click.echo(f"skipped  {name}: {reason}", err=True)
 
 
 def _update_tables(results: Path) -> None:
-    """Update comparisons of claims, leaderboard and report page with the commands that make them."""
-    from wsolbench.cli import compare, leaderboard
-    from wsolbench.exceptions import WsolbenchError
-    from wsolbench.report.page.page import write_page
+    """Update comparisons of claims, leaderboard and report page as the commands for them do.
 
-    context = click.get_current_context()
-    claims, measured = results / "claims.csv", results / "measured"
-    if claims.is_file():
-        try:
-            context.invoke(compare.command, claims=claims, records=measured, out=results / "compared")
-        except WsolbenchError as error:  # for instance no pair yet; the tables are still useful
-            click.echo(f"claims   not compared: {error}", err=True)
-    context.invoke(leaderboard.command, results=results)
-    page, _ = write_page(results, Path("report"))  # the leaderboard has named the skipped files
-    click.echo(page)
+    One process at a time; the last one has all records.
+    """
+    from wsolbench.cli import compare
+    from wsolbench.cli._results import read_with_literature
+    from wsolbench.exceptions import UsageError, WsolbenchError
+    from wsolbench.records.published import literature_for
+    from wsolbench.report.board.leaderboard import write_leaderboard
+    from wsolbench.report.page.page import write_page
+    from wsolbench.system.files import hold_lock
+
+    lock = hold_lock(results / ".lock-tables", patience=TABLES_SECONDS)
+    if lock is None:
+        raise UsageError(
+            f"another process has been updating the tables of {results} for an hour; run `wsolbench "
+            f"leaderboard --results {results}` and `wsolbench report --results {results}` later"
+        )
+    try:
+        claims = literature_for(results) / "claims.csv"
+        if claims.is_file():
+            try:
+                click.get_current_context().invoke(
+                    compare.command, claims=claims, records=results / "measured", out=results / "compared"
+                )
+            except WsolbenchError as error:  # for instance no pair yet; the tables are still useful
+                say(f"claims   not compared: {error}")
+        read = read_with_literature(results)
+        for message in (*read.problems, *read.notes):
+            say(f"left out: {message}")
+        files = write_leaderboard(results, read)
+        page, _ = write_page(results, Path("report"), read=read)
+        click.echo(f"tables   {len(files)} files in {results / 'leaderboard'}\npage     {page}")
+    finally:
+        lock.release()

@@ -18,6 +18,14 @@ BACKBONE = "resnet50_fpn"
 """The default for real data."""
 
 
+batch_size_option = option(
+    "Training",
+    "--batch-size",
+    type=Number(DetectorRequest, "batch_size"),
+    help="Images per batch.  [default: as in the recipe]",
+)
+
+
 @click.command(
     cls=GroupedCommand,
     epilog="Example:  wsolbench export --dataset toybirds --split train --out toybirds-coco\n\n"
@@ -34,16 +42,16 @@ BACKBONE = "resnet50_fpn"
     help="Train on at most this many images, spread evenly over the split. Images without objects are left "
     "out.",
 )
-@option(
-    "Training",
-    "--batch-size",
-    type=Number(DetectorRequest, "batch_size"),
-    help="Images per batch.  [default: as in the recipe]",
-)
+@batch_size_option
 @run_folder_option
 @workers_option
 def command(data_root: Path | None, split: str, limit: int | None, out: Path | None, **model: Any) -> None:
     """Train a detector. Interrupted runs resume; finished runs are not repeated."""
+    click.echo(f"checkpoint  {train(data_root, split, out, limit, **model)}")
+
+
+def train(data_root: Path | None, split: str, out: Path | None, limit: int | None, **model: Any) -> Path:
+    """Fit the detector, as `train-detector` and `eval-detector --train` do; return the last checkpoint."""
     from wsolbench.datasets.coco import load_instances
     from wsolbench.methods import load_detector
 
@@ -64,4 +72,4 @@ def command(data_root: Path | None, split: str, limit: int | None, out: Path | N
         workers=model["workers"],
         settings=parse_settings(model["settings"]),
     )
-    click.echo(f"checkpoint  {detector.fit(request)}")
+    return detector.fit(request)

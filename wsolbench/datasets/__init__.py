@@ -16,9 +16,28 @@ from wsolbench.datasets.base import DatasetInfo, Missing, carve, convert_os_erro
 from wsolbench.exceptions import UsageError, unknown_name
 from wsolbench.types import Dataset
 
-__all__ = ["DatasetInfo", "Missing", "available_splits", "dataset_info", "list_datasets", "load_dataset"]
+__all__ = [
+    "DatasetInfo",
+    "Missing",
+    "available_splits",
+    "dataset_info",
+    "is_generated",
+    "list_datasets",
+    "load_dataset",
+]
 
-_NAMES = ("aircraft", "butterflies", "cars", "coco", "csvfolder", "cub", "ilsvrc", "openimages", "toybirds")
+_NAMES = (
+    "aircraft",
+    "butterflies",
+    "cars",
+    "coco",
+    "csvfolder",
+    "cub",
+    "ilsvrc",
+    "openimages",
+    "toybirds",
+    "toybirds-v2",
+)
 
 
 def list_datasets() -> list[DatasetInfo]:
@@ -30,6 +49,11 @@ def dataset_info(name: str) -> DatasetInfo:
     """Return the metadata of a data set without reading data. Raises `UsageError` naming the closest name."""
     info: DatasetInfo = _module(name).INFO
     return info
+
+
+def is_generated(name: str) -> bool:
+    """Return whether wsolbench generates the data set of this name. False for names that are not listed."""
+    return name in _NAMES and dataset_info(name).generated
 
 
 def load_dataset(
@@ -91,7 +115,7 @@ def available_splits(name: str, root: Path | str | None = None, **options: Any) 
 def _module(name: str) -> ModuleType:
     if name not in _NAMES:
         raise unknown_name("dataset", name, _NAMES)
-    return importlib.import_module(f"{__name__}.{name}")
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
 
 
 def _folder(info: DatasetInfo, root: Path | str | None) -> Path | None:

@@ -1,8 +1,10 @@
 """Compare two runs on the same images, or two groups of runs with different seeds, metric by metric.
 
-Each difference has an interval. All runs are resampled together: a resample draws the same images for each
-of them. The metric of a group is the mean over its runs. The interval covers other test images, not other
-seeds.
+Each difference has an interval over images. All runs are resampled together: a resample draws the same
+images for each of them. The metric of a group is the mean over its runs. Groups of several seeds also have an
+interval over images and seeds (`wsolbench.metrics.seed_intervals`).
+
+Groups with unequal training budgets are refused, unless they are asked for (`wsolbench.records.budget`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from wsolbench.exceptions import DataError
 from wsolbench.metrics.confidence import Bootstrap, sign_p_value
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord
+from wsolbench.records.budget import Budgets
 from wsolbench.records.comparison import SAME, Comparison, MetricDifference
 
 
@@ -30,10 +33,14 @@ def compare(
     *,
     resamples: int = 1000,
     seed: int = 0,
+    same_seeds: bool = True,
+    paired: bool = True,
 ) -> list[MetricDifference]:
     """Return the differences of the metrics that all runs have, in table order.
 
-    Thresholds are the oracle thresholds of each run. Raises `DataError` if the runs scored different images.
+    With `same_seeds`, runs at the same position of groups of equal size have the same seed. With `paired` as
+    well, they share weights. Thresholds are the oracle thresholds of each run. Raises `DataError` if the runs
+    scored different images.
     """
     # Check that the runs are paired.
     runs = [SplitScores(table) for table in (*a, *b)]
@@ -60,6 +67,8 @@ def compare(
             len(a),
             resamples,
             seed,
+            same_seeds and len(a) == len(b),
+            paired,
         )
     ]
 
@@ -70,6 +79,8 @@ def _differences(
     n_a: int,
     resamples: int,
     seed: int,
+    same_seeds: bool,
+    paired: bool,
 ) -> Iterator[MetricDifference]:
     """Yield the differences of metrics that are defined on the same images."""
     # Resample all tables of all runs with the same draws.
@@ -98,7 +109,7 @@ def _differences(
             interval = bootstrap.interval(value_b - value_a)
         except DataError:  # undefined because some resample drew no object pixel
             continue
-        pairs = zip(points[:n_a], points[n_a:], strict=True) if 2 * n_a == len(points) else None
+        left, right = tuple(points[:n_a]), tuple(points[n_a:])
         yield MetricDifference(
             name=name,
             policy=None if metric.policy is None else policy,
@@ -108,7 +119,9 @@ def _differences(
             high=interval.high,
             p_value=sign_p_value(value_b - value_a),
             n=count,
-            per_pair=None if pairs is None else tuple(right - left for left, right in pairs),
+            per_pair=tuple(np.subtract(right, left).tolist()) if same_seeds else None,
+            per_run=(left, right),
+            paired=paired and same_seeds,
         )
 
 
@@ -170,12 +183,19 @@ def _check_values(scores: ScoreTable, record: RunRecord, what: str) -> None:
 
 
 def compare_records(
-    a: Mapping[Path, RunRecord], b: Mapping[Path, RunRecord], *, resamples: int
+    a: Mapping[Path, RunRecord],
+    b: Mapping[Path, RunRecord],
+    *,
+    resamples: int,
+    budgets: Budgets,
+    allow_unequal_budget: bool = False,
 ) -> Comparison:
     """Compare group B with group A: records of the same images and protocol, by path, with stored scores.
 
     Raises `DataError` naming the files whose scores cannot be used, or that differ in more than the method.
+    With `allow_unequal_budget`, budgets may differ; the comparison then states it.
     """
+    a, b = (dict(sorted(group.items(), key=lambda item: _seed(item[1]) or 0)) for group in (a, b))
     paths, records = [*a, *b], [*a.values(), *b.values()]
     protocol = records[0].map_protocol
     # Check that only the method differs.
@@ -190,10 +210,28 @@ def compare_records(
                     f"{path} has another {what} than {paths[0]}; expected runs on the same images with "
                     "the same protocol"
                 )
-    # Resample the scores.
+    gap = budgets.gap(list(a.values()), list(b.values()))
+    if gap.is_unequal and not allow_unequal_budget:
+        raise DataError(
+            f"{paths[len(a)]} and {paths[0]} have an {gap}; expected runs that differ only in the method. "
+            "Train one with the other's budget, or state the difference with --allow-unequal-budget"
+        )
+    # Resample the scores. Runs of the same seed are paired if they share weights.
     scores = [read_scores(path, record) for path, record in zip(paths, records, strict=True)]
     try:
-        differences = compare(scores[: len(a)], scores[len(a) :], protocol, resamples=resamples)
+        differences = compare(
+            scores[: len(a)],
+            scores[len(a) :],
+            protocol,
+            resamples=resamples,
+            same_seeds=len(paths) == 2 or [*map(_seed, a.values())] == [*map(_seed, b.values())],
+            paired=budgets.share_weights([*a.values()], [*b.values()]),
+        )
     except DataError as error:
         raise DataError(f"{', '.join(map(str, paths))}: {error}") from error
-    return Comparison.make(records[: len(a)], records[len(a) :], differences)
+    return Comparison.make(records[: len(a)], records[len(a) :], differences, gap, resamples)
+
+
+def _seed(record: RunRecord) -> int | None:
+    seed: int | None = record.training.get("seed")
+    return seed

@@ -19,7 +19,7 @@ from wsolbench.metrics.best_threshold import Curves, best_value, correct_for_cho
 from wsolbench.metrics.catalog import metric_info
 from wsolbench.metrics.confidence import Bootstrap
 from wsolbench.metrics.errors import ERROR_NAMES
-from wsolbench.metrics.keypoints import slot_mean
+from wsolbench.metrics.keypoints import NEAR, slot_mean
 from wsolbench.metrics.max_box_acc import passes
 from wsolbench.metrics.peak_iou import pixel_iou
 from wsolbench.metrics.pxap import average_precision
@@ -373,7 +373,9 @@ def _key_points(split: SplitScores) -> Iterator[Metric]:
         of=lambda part: np.stack([part.point_hit.sum(axis=1), part.point_real.sum(axis=1)], axis=1),
     )
     yield Metric(name="keypoint_hit", rows=hits, value=partial(_ratio, above=0, below=1))
-    yield Metric(name="keypoint_distinct", rows=ImageRows(images="with parts", of=_distinct), value=_column)
+    for name, within in (("keypoint_distinct", np.inf), ("keypoint_covered", NEAR)):
+        rows = ImageRows(images="with parts", of=partial(_distinct, within=within))
+        yield Metric(name=name, rows=rows, value=_column)
 
 
 def _distances(part: ImageScores, column: str) -> Float64[np.ndarray, "m s"]:
@@ -390,9 +392,13 @@ def _ratio(rates: Rates, above: int, below: int, scale: float = 1.0) -> Float64[
     return np.asarray(scale * np.divide(rates[:, above], rates[:, below], out=out, where=rates[:, below] > 0))
 
 
-def _distinct(part: ImageScores) -> Int64[np.ndarray, "m 1"]:
-    """Return the number of different nearest points among the real proposals of each image."""
-    nearest = np.sort(np.where(part.point_real, part.point_nearest, -1), axis=1)
+def _distinct(part: ImageScores, within: float) -> Int64[np.ndarray, "m 1"]:
+    """Return the number of different nearest points of the real proposals of each image.
+
+    Only points within this distance count, in diagonals of the ground-truth box.
+    """
+    counted = part.point_real & (part.point_norm <= within)
+    nearest = np.sort(np.where(counted, part.point_nearest, -1), axis=1)
     # Sorted, so a value is new if it is above the one before.
     new = np.diff(nearest, axis=1, prepend=-1) > 0
     return np.asarray(new.sum(axis=1, keepdims=True))

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float64, Int64
 from wsolbench.exceptions import DataError, UsageError, unknown_name
 from wsolbench.maps import MapFolder, cut_center, view
 from wsolbench.maps.formats import read_bytes
+from wsolbench.maps.frame import map_to_view
 from wsolbench.maps.store import MANIFEST, decode_map
 from wsolbench.methods import Localization, Method, PostProcessor
 from wsolbench.methods.device import normalized, pick_device
@@ -307,6 +308,7 @@ class ModelSource:
             map_name,
         )
         self.loader = ViewLoader(method.input_spec.size, protocol)
+        self.shows_truth = bool(getattr(method, "uses_true_boxes", False))
         self.needs_gradients = post is not None and post.needs_gradients
         if self.needs_gradients and "gradients" not in signature(method.localize).parameters:
             raise UsageError(
@@ -347,26 +349,25 @@ class ModelSource:
         return self.start(samples, batch)()
 
     def start(self, samples: Sequence[Sample], batch: dict[str, torch.Tensor]) -> Callable[[], SourceOutput]:
-        """Start what `maps` does, and return a function that waits for the result. Any thread can call it.
-
-        On a GPU the next batch can be started before. All results of a batch are read at once.
-        """
+        """Start what `maps` does, and return a function that waits for the result, in any thread."""
         import torch
 
         # Images (B, 3, S, S), and labels (B, 1), repeated as the images are.
         images = normalized(batch["image"], self.method.input_spec, self.device)
         known = [sample.label for sample in samples]
         known += known[-1:] * (len(images) - len(samples))
-        (sent,) = uploaded([{"labels": torch.tensor(known)}], self.device)
+        truths = {"true_boxes": self._true_boxes(samples, len(images))} if self.shows_truth else {}
+        (sent,) = uploaded([{"labels": torch.tensor(known), **truths}], self.device)
         labels = sent["labels"][:, None]
         if self.needs_gradients:
             differentiable: Any = self.method  # checked in __init__
             with torch.enable_grad():
                 result = differentiable.localize(images, gradients=True)
-                found = {"maps": self._maps(result, labels)[: len(samples)].detach().float()}
+                score_maps = self._maps(result, labels)
         else:
-            result = self.method.localize(images)
-            found = {"maps": self._maps(result, labels)[: len(samples)].detach().float()}
+            result = self.method.localize(images, **{name: sent[name] for name in truths})
+            score_maps = self._maps(result, labels)
+        found = {"maps": score_maps[: len(samples)].detach().float()}
         # Scores (n, C), unless the method has none or the protocol takes another network's labels.
         with torch.no_grad():
             scores = result.logits
@@ -397,17 +398,31 @@ class ModelSource:
         maps = result.score_maps(labels) if self.post is None else self.post.maps(result, labels)
         return maps[:, 0]
 
+    def _true_boxes(self, samples: Sequence[Sample], count: int) -> torch.Tensor:
+        """Return the first ground-truth box of each image in pixels of the input, (count, 4).
+
+        It is the whole image if there is none. The last one is repeated as the images are.
+        """
+        import torch
+
+        side = self.method.input_spec.size
+        boxes = [
+            map_to_view(sample.boxes[0].reshape(2, 2), sample.size, side, self.protocol).reshape(4)
+            if len(sample.boxes)
+            else np.array([0.0, 0.0, side, side])
+            for sample in samples
+        ]
+        boxes += boxes[-1:] * (count - len(boxes))
+        return torch.from_numpy(np.stack(boxes)).float()
+
     def _proposals(self, samples: Sequence[Sample], result: Localization) -> dict[str, torch.Tensor]:
         """Return the proposals that are compared with key points, (n, PARTS, 4) boxes and flags, if any."""
         if result.propose is None or all(sample.key_points is None for sample in samples):
             return {}
         proposed = result.propose()
-        found = (
-            {"boxes": proposed.boxes}
-            if proposed.padded is None
-            else {"boxes": proposed.boxes, "padded": proposed.padded}
-        )
-        return {name: tensor[: len(samples), :PARTS].detach() for name, tensor in found.items()}
+        found = {"boxes": proposed.boxes, "padded": proposed.padded}
+        some = {name: tensor for name, tensor in found.items() if tensor is not None}
+        return {name: tensor[: len(samples), :PARTS].detach() for name, tensor in some.items()}
 
     def _parts(self, arrays: Mapping[str, np.ndarray]) -> Sequence[ProposedParts] | None:
         if "boxes" not in arrays:
@@ -429,16 +444,19 @@ class ModelSource:
 
     def describe(self) -> dict[str, Any]:
         """Return name and description of the method and of the post-process."""
+        method = self.method.describe()
+        if self.shows_truth:
+            method["supervision"] = "ground-truth boxes of the evaluated images"
         if self.map_name is not None:
             return {
-                **self.method.describe(),
+                **method,
                 "name": f"{self.method.method_name}:{self.map_name}",
                 "map": self.map_name,
             }
         if self.post is None:
-            return {**self.method.describe(), "name": self.method.method_name}
+            return {**method, "name": self.method.method_name}
         return {
-            **self.method.describe(),
+            **method,
             "name": f"{self.method.method_name}+{self.post.method_name}",
             "post": self.post.describe(),
         }

@@ -173,7 +173,12 @@ class Method(Protocol):
         """Switch to evaluation mode. A method without such a mode does nothing."""
 
     def localize(self, images: Tensor) -> Localization:
-        """Run one forward pass on (B, 3, H, W) normalised images, without a graph, and return its results."""
+        """Run one forward pass on (B, 3, H, W) normalised images, without a graph, and return its results.
+
+        A control or an upper bound that reads the ground truth has the attribute `uses_true_boxes = True`. It
+        then gets the keyword `true_boxes`, (B, 4) in pixels of the input, and its records say so
+        (`supervision`).
+        """
 
     def describe(self) -> dict[str, Any]:
         """Return the method's part of the record, JSON values only.
@@ -257,6 +262,13 @@ class ObjectDetector(Protocol):
     @classmethod
     def fit(cls, request: DetectorRequest) -> Path:
         """Train, or resume a killed run, and return the last checkpoint."""
+
+    @classmethod
+    def recipe_for(cls, backbone: str, settings: Mapping[str, str]) -> Any:
+        """Return the training recipe that these settings ask for.
+
+        Raises `UsageError` for an unknown backbone and on invalid settings.
+        """
 
     def detect(self, image: np.ndarray) -> Detections:
         """Detect objects in one image, (h, w, 3) uint8."""

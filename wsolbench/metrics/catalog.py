@@ -186,6 +186,17 @@ METRICS: tuple[MetricInfo, ...] = (
         top=None,
         summary="different nearest key points among the four best proposals per image",
     ),
+    MetricInfo(
+        name="keypoint_covered",
+        title="Covered key points",
+        needs="key points",
+        unit="number",
+        top=None,
+        summary=(
+            "different nearest key points within 0.1 diagonals of the ground-truth box, among the four best "
+            "proposals per image"
+        ),
+    ),
     *(
         MetricInfo(
             name=f"{kind}_ap{end}",

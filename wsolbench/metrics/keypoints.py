@@ -23,6 +23,9 @@ from wsolbench.types import Boxes, KeyPoints
 REFERENCE_SIDE = 448
 """Side of the input in whose pixels distances are reported."""
 
+NEAR = 0.1
+"""Largest distance at which a box covers a key point, in diagonals of the ground-truth box."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDistances:
@@ -61,7 +64,15 @@ class KeypointDistanceResult:
     hit: float
     """Share of boxes that contain at least one visible point, in [0, 1]."""
     distinct: float
-    """Mean number of different nearest points among the boxes of an image. 1 means all boxes at one point."""
+    """Mean number of different nearest points among the boxes of an image. 1 means all boxes at one point.
+
+    Distance does not matter, so boxes that are scattered anywhere have many.
+    """
+    covered: float
+    """Mean number of different points that are nearest to a box and within `NEAR` of its centre.
+
+    Only boxes at several points have many.
+    """
     n: int
     """Number of images that counted."""
     n_skipped: int
@@ -191,6 +202,8 @@ class KeypointDistance:
             slot_median_norm=tuple(float(np.median(values)) if values else None for values in slot_norm),
             hit=sum(hits) / len(hits),
             distinct=sum(len(set(image.nearest[image.real].tolist())) for image in real) / len(real),
+            covered=sum(len(set(image.nearest[image.real & (image.norm <= NEAR)].tolist())) for image in real)
+            / len(real),
             n=len(real),
             n_skipped=self.n_skipped,
             n_padded=sum(int((~image.real).sum()) for image in self.images),

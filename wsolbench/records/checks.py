@@ -172,6 +172,18 @@ def check_identity(method: Mapping[str, Any], dataset: Mapping[str, Any]) -> Non
     seed = training.get("seed")
     if isinstance(seed, bool) or not isinstance(seed, int | None):
         raise ValueError(f"method.training has seed {seed!r}; expected a whole number")
+    # Images seen in training, by this run and by earlier ones.
+    earlier, seen = training.get("earlier_runs", {}), training.get("images_seen", 0)
+    if not isinstance(earlier, dict) or not all(is_whole(count, 0) for count in (seen, *earlier.values())):
+        raise ValueError(
+            f"method.training has images_seen {seen!r} and earlier_runs {earlier!r}; expected whole "
+            "numbers, 0 or more"
+        )
+    if sum(earlier.values()) > seen:
+        raise ValueError(
+            f"method.training has images_seen {seen}; expected at least those of earlier_runs, "
+            f"{sum(earlier.values())}"
+        )
     # Texts.
     for where, parts, required, optional in (
         ("method", method, ("name",), ("backbone", "variant")),

@@ -4,21 +4,24 @@
     LITERATURE/variants.csv   the method and settings here that a published name refers to
 
 Two runs are a pair for a claim if they agree in everything with the same meaning for both: data, protocol,
-backbone, image size, init and recipe. Settings of one method's own design do not matter, even if another
-method has a setting of the same name. The number of epochs may differ if each run lasts as long as its
-stages, and both sides have the same stage lengths (`stage_epochs`).
+backbone, image size, init, recipe, and the number of images seen in training (`wsolbench.records.budget`).
+Settings of one method's own design do not matter, even if another method has a setting of the same name.
+
+A claim can allow unequal budgets. The runs then need the same number of epochs. It may differ if each run
+lasts as long as its stages, and both sides have the same stage lengths (`stage_epochs`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from wsolbench.metrics.catalog import metric_info
+from wsolbench.records.budget import Budgets, is_equal_budget
 from wsolbench.records.checks import is_whole
 from wsolbench.records.csv_rows import read_rows
 from wsolbench.records.record import RunRecord, precedence, settings_of
@@ -30,6 +33,8 @@ COMMON_SETTINGS = frozenset(("recipe", "grid", "head", "width"))
 _MOST_STAGES = 8
 """Most stages that are considered, because the number of their sums grows exponentially."""
 
+_SEEN = "images seen"
+
 _DATA = ("name", "split", "transform", "fingerprint", "images", "limit")
 
 
@@ -39,6 +44,13 @@ class Claim:
 
     Settings select a method's runs. They are `name=value` pairs joined by `;`. Settings of the post-process
     have the prefix `post.`.
+
+    Attributes:
+        control: method that has everything of B except the idea that the claim is about, or empty. Its
+            difference to A shows how much of the claim's difference has another cause.
+        control_settings: settings of the control.
+        allow_unequal_budget: `yes` if runs with unequal budgets are compared as well. They are shown, but
+            cannot support the claim. Otherwise empty.
     """
 
     paper: str
@@ -51,6 +63,9 @@ class Claim:
     b_settings: str
     published_a: str
     published_b: str
+    control: str = ""
+    control_settings: str = ""
+    allow_unequal_budget: str = ""
 
     @property
     def sides(self) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -58,9 +73,17 @@ class Claim:
         return (self.a, self.a_settings), (self.b, self.b_settings)
 
     @property
+    def of_control(self) -> Claim:
+        """The claim with its control in place of B."""
+        return replace(
+            self, b=self.control, b_settings=self.control_settings, control="", control_settings=""
+        )
+
+    @property
     def named(self) -> set[str]:
         """Names of the settings that the claim is about."""
-        return {part.partition("=")[0] for _, settings in self.sides for part in settings.split(";") if part}
+        every = (self.a_settings, self.b_settings, self.control_settings)
+        return {part.partition("=")[0] for settings in every for part in settings.split(";") if part}
 
     @property
     def direction(self) -> int:
@@ -79,6 +102,12 @@ def _checked_claim(row: dict[str, str]) -> Claim:
     metric_info(claim.metric)
     if float(claim.published_a) == float(claim.published_b):
         raise ValueError("both published values are equal; expected two that differ")
+    if claim.control_settings and not claim.control:
+        raise ValueError("it has control_settings but no control; expected the name of the control's method")
+    if claim.allow_unequal_budget not in ("", "yes"):
+        raise ValueError(
+            f"allow_unequal_budget is {claim.allow_unequal_budget!r}; expected yes, or an empty cell"
+        )
     return claim
 
 
@@ -94,6 +123,8 @@ def read_variants(path: Path) -> dict[tuple[str, str], tuple[str, str]]:
 
 def matches_claim(method: dict[str, Any], name: str, settings: str) -> bool:
     """Whether a method matches one side of a claim. A setting that the method lacks counts as empty.
+
+    So an empty value stands for the default of a setting that records state only if it is another one.
 
     >>> matches_claim(
     ...     {"name": "caam", "config": {"patch": [16, 32], "ssam": True}}, "caam", "patch=16,32;ssam=true"
@@ -123,6 +154,8 @@ class _Side:
     record: RunRecord
     protocol: str
     """The protocol with all its fields, as canonical JSON."""
+    images: int | None
+    """Images seen in training, or None if it is not known."""
 
     @cached_property
     def circumstances(self) -> dict[str, Any]:
@@ -138,6 +171,7 @@ class _Side:
             "backbone": method.get("backbone"),
             "image_size": method.get("image_size"),
             "start": self.record.start,
+            "training images": (self.record.training.get("dataset") or {}).get("fingerprint"),
         }
         return {**scored, "protocol": self.protocol, **network, **recipe}
 
@@ -200,23 +234,35 @@ def _find_differences(claim: Claim, a: _Side, b: _Side) -> list[str]:
         for name in {**a.circumstances, **b.circumstances}
         if a.circumstances.get(name) != b.circumstances.get(name)
     ]
-    if a.lengths is not None and a.lengths == b.lengths:
-        names = [name for name in names if name != "recipe.epochs"]
-    shared = [name for name in a.design if name in b.design and name not in claim.named]
+    # The number of epochs matters if the images seen are not known to be equal.
+    names = [name for name in names if name != "recipe.epochs"]
+    if None in (a.images, b.images) or not is_equal_budget(a.images, b.images):
+        same_stages = a.lengths is not None and a.lengths == b.lengths
+        if not same_stages and a.circumstances.get("recipe.epochs") != b.circumstances.get("recipe.epochs"):
+            names.append("recipe.epochs")
+        elif not claim.allow_unequal_budget and not is_equal_budget(a.images, b.images):
+            names.append(_SEEN)
+    both = a.design.keys() & b.design.keys()
     if _base(claim.a) != _base(claim.b):
-        shared = [name for name in shared if name in COMMON_SETTINGS or name.startswith("post.")]
-    return names + [name for name in shared if a.design[name] != b.design[name]]
+        compared = {name for name in both if name in COMMON_SETTINGS or name.startswith("post.")}
+    else:
+        # A setting that only one run states is not at its default. Those of a post-process need both.
+        stated = a.design.keys() | b.design.keys()
+        compared = both | {name for name in stated if not name.startswith("post.")}
+    different = {name for name in compared - claim.named if a.design.get(name) != b.design.get(name)}
+    return names + sorted(different)
 
 
 def pairs_of(
     claims: Sequence[Claim], records: Iterable[tuple[Path, RunRecord]]
 ) -> list[tuple[list[Path], list[Path]]]:
-    """Return the pairs of groups to compare, each pair once.
+    """Return the pairs of groups to compare, each pair once, with those of A and the control.
 
     A pair holds the records of A and of B that differ in nothing else, by seed.
     """
     found = []
-    for _, pairs in pairs_by_claim(claims, records):
+    of_controls = [claim.of_control for claim in claims if claim.control]
+    for _, pairs in pairs_by_claim([*claims, *of_controls], records):
         found += [pair for pair in pairs if pair not in found]
     return found
 
@@ -242,10 +288,12 @@ def _sides(records: Iterable[tuple[Path, RunRecord]]) -> list[_Side]:
     """Wrap the records. Of records with the same run and seed, keep the one that the leaderboard shows."""
     protocols: dict[Any, str] = {}
     kept: dict[tuple[str, int], _Side] = {}
+    records = list(records)
+    budgets = Budgets(record for _, record in records)
     for path, record in records:
         if record.protocol not in protocols:
             protocols[record.protocol] = canonical_json(record.protocol.to_json())
-        side = _Side(path, record, protocols[record.protocol])
+        side = _Side(path, record, protocols[record.protocol], budgets.images_seen(record))
         key = side.group, side.seed
         if key not in kept or precedence(side.record) > precedence(kept[key].record):
             kept[key] = side
@@ -265,7 +313,7 @@ def _pairs(claim: Claim, a: Sequence[_Side], b: Sequence[_Side]) -> Iterator[tup
     )
     for group in ones.values():
         for other in others.values():
-            if _find_differences(claim, group[0], other[0]):
+            if group[0].group == other[0].group or _find_differences(claim, group[0], other[0]):
                 continue
             by_seed = {side.seed: side for side in other}
             together = sorted(
@@ -356,7 +404,7 @@ def _contrast(name: str, one: _Side, other: _Side) -> str:
 
 
 def _value(name: str, side: _Side) -> str:
-    known = {**side.design, **side.circumstances}
+    known = {**side.design, **side.circumstances, _SEEN: f"{side.images:,}" if side.images else None}
     value = known.get(name)
     return "none" if value in (None, "") else setting_text(value)
 

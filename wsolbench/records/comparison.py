@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.metrics.catalog import metric_info
+from wsolbench.metrics.seed_intervals import (
+    CrossedInterval,
+    SeedSpread,
+    crossed_interval,
+    independent_spread,
+    paired_spread,
+)
+from wsolbench.records.budget import BudgetGap, Budgets
 from wsolbench.records.checks import is_number, is_whole
 from wsolbench.records.record import RunRecord
 from wsolbench.system.files import file_name, sha256_of_json, write_json
@@ -27,10 +35,13 @@ class MetricDifference:
         b: mean over the runs of group B.
         low: lower end of the 95 % interval of the difference, over images.
         high: upper end of it.
-        p_value: two-sided p-value of the difference being 0.
+        p_value: two-sided p-value of the difference being 0, over images.
         n: number of images.
-        per_pair: difference of each run of B and the run of A at the same position, or None if the groups
-            have different sizes.
+        per_pair: difference of each run of B and the run of A with the same seed, or None if the groups have
+            different seeds.
+        per_run: metric of each run of A, and of each run of B. None in comparisons of older versions.
+        paired: whether runs of A and B with the same seed share weights, so that `spread` is that of
+            `per_pair`. Otherwise the seeds of both groups are independent.
     """
 
     name: str
@@ -42,11 +53,38 @@ class MetricDifference:
     p_value: float
     n: int
     per_pair: tuple[float, ...] | None
+    per_run: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    paired: bool = True
 
     @property
     def difference(self) -> float:
         """b - a."""
         return self.b - self.a
+
+    @property
+    def spread(self) -> SeedSpread | None:
+        """How the difference varies over seeds, or None if a group has one run."""
+        if self.per_run is not None and not self.paired:
+            return independent_spread(*self.per_run)
+        return None if self.per_pair is None else paired_spread(self.per_pair)
+
+    @property
+    def crossed(self) -> CrossedInterval | None:
+        """Interval and p-value over images and seeds, or None if a group has one run."""
+        spread = self.spread
+        if spread is None:
+            return None
+        return crossed_interval(self.difference, self.low, self.high, spread=spread)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval over images and seeds, or over images if a group has one run."""
+        return (self.low, self.high) if (crossed := self.crossed) is None else (crossed.low, crossed.high)
+
+    @property
+    def test(self) -> float:
+        """The p-value that belongs to `ends`."""
+        return self.p_value if (crossed := self.crossed) is None else crossed.p_value
 
 
 SCHEMA = 1
@@ -57,7 +95,8 @@ _KINDS = {str: "a text", dict: "an object", list: "a list"}
 class Comparison:
     """Group B minus group A on one data set under one protocol.
 
-    A group is stored as its method and the digests of its records.
+    A group is stored as its method and the digests of its records. `budget` states what else differs. It is
+    None in comparisons of older versions, as is `resamples`, the number of resamples of the images.
     """
 
     a: dict[str, Any]
@@ -65,10 +104,17 @@ class Comparison:
     dataset: dict[str, Any]
     protocol: str
     differences: tuple[MetricDifference, ...]
+    budget: BudgetGap | None = None
+    resamples: int | None = None
 
     @classmethod
     def make(
-        cls, a: Sequence[RunRecord], b: Sequence[RunRecord], differences: Sequence[MetricDifference]
+        cls,
+        a: Sequence[RunRecord],
+        b: Sequence[RunRecord],
+        differences: Sequence[MetricDifference],
+        budget: BudgetGap | None = None,
+        resamples: int | None = None,
     ) -> Comparison:
         """Build the comparison of two groups of records on the same images."""
         return cls(
@@ -77,7 +123,14 @@ class Comparison:
             dataset=a[0].dataset,
             protocol=a[0].protocol.name,
             differences=tuple(differences),
+            budget=budget,
+            resamples=resamples,
         )
+
+    def p_floor(self, difference: MetricDifference) -> float:
+        """Return the smallest p-value that a difference can have: that of the resamples, or 0."""
+        of_images = difference.crossed is None and self.resamples is not None
+        return 2 / (self.resamples + 1) if of_images and self.resamples else 0.0
 
     def find(self, name: str) -> MetricDifference | None:
         """Return the difference of a metric, or None."""
@@ -115,6 +168,34 @@ class Comparison:
         return path
 
 
+def complete(
+    comparison: Comparison, a: Sequence[RunRecord], b: Sequence[RunRecord], budgets: Budgets
+) -> Comparison:
+    """Add what comparisons of older versions do not state, from the records that they compare.
+
+    The values of runs are added only if their means are those of the comparison.
+    """
+    paired = budgets.share_weights(a, b)
+
+    def with_runs(difference: MetricDifference) -> MetricDifference:
+        name, policy = difference.name, difference.policy
+        found = [[record.metric(name, policy) for record in group] for group in (a, b)]
+        left, right = (
+            tuple(each.value for each in group if each and each.value is not None) for group in found
+        )
+        same = len(left) == len(a) and len(right) == len(b)
+        for values, mean in ((left, difference.a), (right, difference.b)):
+            same = same and abs(sum(values) - len(values) * mean) <= SAME * max(1.0, sum(values))
+        known = difference.per_run is not None or not same
+        return difference if known else replace(difference, per_run=(left, right), paired=paired)
+
+    return replace(
+        comparison,
+        budget=budgets.gap(a, b),
+        differences=tuple(map(with_runs, comparison.differences)),
+    )
+
+
 def _group(records: Sequence[RunRecord]) -> dict[str, Any]:
     method = records[0].method
     return {
@@ -141,18 +222,27 @@ def read_comparison(path: Path) -> Comparison:
     # Build it, then check every value.
     try:
         rows = [
-            {**row, "per_pair": None if row["per_pair"] is None else tuple(row["per_pair"])}
+            {
+                **row,
+                "per_pair": None if row["per_pair"] is None else tuple(row["per_pair"]),
+                "per_run": None if row.get("per_run") is None else tuple(map(tuple, row["per_run"])),
+            }
             for row in values["differences"]
         ]
+        budget = values.get("budget")
         comparison = Comparison(
             a=_checked_group(values["a"]),
             b=_checked_group(values["b"]),
             dataset=dict(values["dataset"]),
             protocol=str(values["protocol"]),
             differences=tuple(MetricDifference(**row) for row in rows),
+            budget=None if budget is None else _checked_budget(**budget),
+            resamples=values.get("resamples"),
         )
         for difference in comparison.differences:
             _check_difference(difference)
+        if comparison.resamples is not None and not is_whole(comparison.resamples, 1):
+            raise ValueError(f"it has {comparison.resamples!r} resamples; expected a whole number, 1 or more")
         if not all(isinstance(comparison.dataset.get(name), str) for name in ("name", "split")):
             raise ValueError(f"its data set is {comparison.dataset}; expected a name and a split")
     except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
@@ -175,21 +265,31 @@ def _checked_group(values: Any) -> dict[str, Any]:
     return group
 
 
+def _checked_budget(images: Any, others: Any) -> BudgetGap:
+    """Return a stored budget. Raises `ValueError` for counts that are not whole numbers."""
+    if len(images) != 2 or not all(count is None or is_whole(count, 0) for count in images):
+        raise ValueError(f"its budget has images {images!r}; expected two whole numbers, or null")
+    return BudgetGap(images=(images[0], images[1]), others=tuple(map(str, others)))
+
+
 def _check_difference(row: MetricDifference) -> None:
     """Raise `ValueError` for a difference outside its range."""
+    if not isinstance(row.paired, bool):
+        raise ValueError(f"{row.name} has paired {row.paired!r}; expected true or false")
     info = metric_info(row.name)
     top = math.inf if info.top is None else info.top + SAME
     if not all(is_number(value) and 0 <= value <= top for value in (row.a, row.b)):
         raise ValueError(f"{row.name} has a {row.a!r} and b {row.b!r}; expected values of the metric")
     if (
         not all(
-            is_number(value) and abs(value) <= top for value in (row.low, row.high, *(row.per_pair or ()))
+            is_number(value) and abs(value) <= top
+            for value in (row.low, row.high, *(row.per_pair or ()), *sum(row.per_run or (), ()))
         )
         or row.low > row.high
     ):
         raise ValueError(
-            f"{row.name} has low {row.low!r}, high {row.high!r} and per pair {row.per_pair!r}; expected "
-            "differences in the metric's range, and low not above high"
+            f"{row.name} has low {row.low!r}, high {row.high!r}, per pair {row.per_pair!r} and per run "
+            f"{row.per_run!r}; expected numbers in the metric's range, and low not above high"
         )
     if not is_number(row.p_value) or not 0 <= row.p_value <= 1 or not is_whole(row.n, 1):
         raise ValueError(

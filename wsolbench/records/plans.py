@@ -3,7 +3,8 @@
 A plan is a TOML file. `[defaults]` holds options of `wsolbench eval` by their long names; each `[[run]]`
 adds its own. `seeds` makes one job of a run for each seed. `weights = "@cam"` starts from the checkpoint of
 the run `cam` with the same seed, and so does a setting, `set.part_net = "@parts"`; that run is then done
-first.
+first. `checkpoint = "@cam"` evaluates that checkpoint without training, and `train = false` evaluates
+pretrained weights. A run of a detector has `detector` in place of `method`.
 
     title = "CAM and SPA on CUB"
 
@@ -23,10 +24,11 @@ and outputs lie or which device computes.
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,10 @@ from wsolbench.system.stored import read_toml
 
 OPTIONS = (
     "method",
+    "detector",
     "backbone",
     "weights",
+    "checkpoint",
     "image-size",
     "epochs",
     "batch-size",
@@ -58,10 +62,20 @@ OPTIONS = (
     "no-transfer",
     "limit",
 )
-"""Options of `wsolbench eval` that a run may have, in the order in which its command names them."""
-ABOUT = ("name", "seeds", "hours", "gpu-hours", "published", "note")
-"""What else a run may have: its name, its seeds, expected hours, the published number that it is for."""
+"""Options of `wsolbench eval` that a run may have, in the order in which its command names them.
+
+`detector` is the `--method` of `wsolbench eval-detector`.
+"""
+ABOUT = ("name", "seeds", "train", "hours", "gpu-hours", "published", "note")
+"""What else a run may have: its name, its seeds, whether it is trained, expected hours, the published number
+that it is for."""
 _TABLES = ("set", "post-set", "protocol-set")
+_TRAINING = ("backbone", "weights", "image-size", "epochs", "batch-size", "lr")
+"""Options that a training fixes. A run with `checkpoint` does not take them from `[defaults]`."""
+_UNNAMED = ("batch-size", "metadata-root")
+"""Options of a training that the name of its run folder does not have."""
+_NOT_OF_DETECTORS = ("dataset",)
+"""Options that a detector's command does not have. `dataset` only names its run folder."""
 _ELSEWHERE = (
     "data-root",
     "metadata-root",
@@ -77,7 +91,6 @@ _ELSEWHERE = (
 """Options of a command that do not tell jobs apart."""
 _FLAGS = ("train", "save-scores", "carve-val", "no-transfer", "transfer")
 _TRAINED = "@"
-_PLAIN = (str, int, float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +100,9 @@ class Job:
     Attributes:
         name: the run's name and the seed, `cam/0`.
         arguments: arguments of `wsolbench eval`, without those that say where data and outputs lie.
-        needs: names of jobs whose checkpoints this one starts from.
-        checkpoint: what its training leaves.
+        needs: names of jobs that come first: this one starts from their checkpoints, or has the same run
+            folder.
+        checkpoint: what its training leaves, or None if it trains nothing.
         records: how many records it makes.
         hours, gpu_hours: expected; 0 if the plan does not state them.
         published: the published number that the run is for, or "".
@@ -97,7 +111,7 @@ class Job:
     name: str
     arguments: tuple[str, ...]
     needs: tuple[str, ...]
-    checkpoint: Path
+    checkpoint: Path | None
     records: int
     hours: float = 0.0
     gpu_hours: float = 0.0
@@ -120,8 +134,9 @@ class Plan:
     def choose(self, patterns: Sequence[str], shard: tuple[int, int] = (1, 1)) -> tuple[Job, ...]:
         """Jobs whose run or whole name matches a pattern (`spa*`, `*/0`), and those they need.
 
-        Of several shards each gets every n-th chain of jobs, so that a job and what it needs stay together.
-        Raises `UsageError` for a pattern that matches no job.
+        Shards get whole chains of jobs, so that a job and what it needs stay together. Each chain, longest
+        first, goes to the shard with the fewest expected hours. Raises `UsageError` for a pattern that
+        matches no job.
         """
         by_name = {job.name: job for job in self.jobs}
         wanted: set[str] = set()
@@ -138,10 +153,23 @@ class Plan:
             if job.name in wanted:
                 wanted.update(job.needs)
         chosen = [job for job in self.jobs if job.name in wanted]
-        roots = _roots(chosen)
-        order = list(dict.fromkeys(roots[job.name] for job in chosen))
         index, count = shard
-        return tuple(job for job in chosen if order.index(roots[job.name]) % count == index - 1)
+        shard_of = _share_chains(chosen, count)
+        return tuple(job for job in chosen if shard_of[job.name] == index)
+
+
+def _share_chains(jobs: Sequence[Job], count: int) -> dict[str, int]:
+    """The shard of each job, from 1 on. It depends on the jobs alone, not on what is done."""
+    roots = _roots(jobs)
+    hours: dict[str, float] = {}
+    for job in jobs:
+        hours[roots[job.name]] = hours.get(roots[job.name], 0.0) + (job.gpu_hours or job.hours or 1.0)
+    load = dict.fromkeys(range(1, count + 1), 0.0)
+    shard_of = {}
+    for root in sorted(hours, key=lambda root: -hours[root]):  # stable: equal chains in the plan's order
+        shard_of[root] = min(load, key=lambda shard: load[shard])
+        load[shard_of[root]] += hours[root]
+    return {name: shard_of[root] for name, root in roots.items()}
 
 
 def _roots(jobs: Sequence[Job]) -> dict[str, str]:
@@ -159,7 +187,8 @@ def read_plan(path: Path, checkpoint_of: Callable[[Mapping[str, Any]], Path]) ->
     """Read a plan file.
 
     `checkpoint_of` gives the checkpoint that a run with these options and a `seed` leaves. Raises `DataError`
-    naming the file and the run for anything that is not as the module describes.
+    naming the file and the run for anything that is not as the module describes, and for runs that would
+    train different models in one run folder.
     """
     content = read_toml(path, "plan")
     extra = set(content) - {"title", "note", "defaults", "run"}
@@ -171,23 +200,48 @@ def read_plan(path: Path, checkpoint_of: Callable[[Mapping[str, Any]], Path]) ->
     for number, values in enumerate(content["run"], 1):
         what = f"plan {path}, run {number}"
         own = _checked(values, what)
-        tables = {name: {**defaults.get(name, {}), **own.get(name, {})} for name in _TABLES}
-        run = {**defaults, **own, **{name: table for name, table in tables.items() if table}}
+        taken = {
+            name: value
+            for name, value in defaults.items()
+            if "checkpoint" not in own or name not in (*_TRAINING, "set")
+        }
+        tables = {name: {**taken.get(name, {}), **own.get(name, {})} for name in _TABLES}
+        run = {**taken, **own, **{name: table for name, table in tables.items() if table}}
         name = run.get("name")
         if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.=+-]*", name) or name in runs:
             raise DataError(
                 f"{what} has the name {name!r}; expected another name than the runs before it, of a-z, 0-9 "
                 "and _.=+-"
             )
-        if "method" not in run or "dataset" not in run:
-            raise DataError(f"{what} ({name}) lacks a method or a dataset")
+        if ("method" in run) == ("detector" in run) or "dataset" not in run:
+            raise DataError(f"{what} ({name}) lacks a dataset, or has not exactly one of method and detector")
         runs[name] = run
     jobs = [
         job
         for name, run in runs.items()
         for job in _jobs_of(name, run, runs, checkpoint_of, f"plan {path}, run {name}")
     ]
-    return Plan(path=path, title=content["title"], jobs=tuple(jobs))
+    return Plan(path=path, title=content["title"], jobs=tuple(_after_their_folder(jobs, runs, path)))
+
+
+def _after_their_folder(
+    jobs: Iterable[Job], runs: Mapping[str, Mapping[str, Any]], path: Path
+) -> Iterable[Job]:
+    """Let jobs need the first one with their run folder: two processes cannot train there at once."""
+    first: dict[Path, Job] = {}
+    for job in jobs:
+        other = job if job.checkpoint is None else first.setdefault(job.checkpoint, job)
+        if other is job:
+            yield job
+            continue
+        name, earlier = (each.name.partition("/")[0] for each in (job, other))
+        if different := [key for key in _UNNAMED if runs[name].get(key) != runs[earlier].get(key)]:
+            raise DataError(
+                f"plan {path}: the runs {earlier} and {name} differ in {', '.join(different)}, but would "
+                f"train in one folder, that of {other.name}; expected another difference as well, such as "
+                "another seed"
+            )
+        yield replace(job, needs=tuple(dict.fromkeys((*job.needs, other.name))))
 
 
 def _checked(values: Any, what: str) -> dict[str, Any]:
@@ -208,6 +262,10 @@ def _check_value(name: str, value: Any) -> tuple[bool, str]:
     if name == "seeds":
         whole = isinstance(value, list) and all(type(seed) is int and seed >= 0 for seed in value)
         return whole and bool(value), "a list of whole numbers from 0 on"
+    if name in ("hours", "gpu-hours"):
+        return type(value) in (int, float) and 0 <= value < math.inf, "a number of hours"
+    if name == "train":
+        return isinstance(value, bool), "true or false"
     if name in _TABLES:
         plain = isinstance(value, dict) and all(
             isinstance(each, str | int | float) for each in value.values()
@@ -237,15 +295,17 @@ def _jobs_of(
             if seed not in runs[other].get("seeds", [0]):
                 raise DataError(f"{what} starts from {value} with seed {seed}, which that run does not have")
             needs.append(f"{other}/{seed}")
+            if not _is_trained(runs[other]):
+                raise DataError(f"{what} starts from {value}, which is not trained")
             return checkpoint_of({**_resolved(runs[other], resolve), "seed": seed})
 
         options = _resolved(run, resolve)
         jobs.append(
             Job(
                 name=f"{name}/{seed}",
-                arguments=tuple(_arguments(options, seed)),
+                arguments=tuple(_arguments(options, seed, train=_is_trained(run))),
                 needs=tuple(dict.fromkeys(needs)),
-                checkpoint=checkpoint_of({**options, "seed": seed}),
+                checkpoint=checkpoint_of({**options, "seed": seed}) if _is_trained(run) else None,
                 records=_count_records(options),
                 hours=float(run.get("hours", 0)),
                 gpu_hours=float(run.get("gpu-hours", 0)),
@@ -253,6 +313,10 @@ def _jobs_of(
             )
         )
     return jobs
+
+
+def _is_trained(run: Mapping[str, Any]) -> bool:
+    return "checkpoint" not in run and bool(run.get("train", True))
 
 
 def _resolved(run: Mapping[str, Any], resolve: Callable[[Any], Any]) -> dict[str, Any]:
@@ -265,19 +329,23 @@ def _resolved(run: Mapping[str, Any], resolve: Callable[[Any], Any]) -> dict[str
     }
 
 
-def _arguments(options: Mapping[str, Any], seed: int) -> Iterable[str]:
-    """`eval` and its options, in the order of `OPTIONS`."""
-    yield "eval"
-    for name in OPTIONS:
-        if name not in options or options[name] is False:
+def _arguments(options: Mapping[str, Any], seed: int, *, train: bool) -> Iterable[str]:
+    """The command and its options, in the order of `OPTIONS`."""
+    is_detector = "detector" in options
+    yield "eval-detector" if is_detector else "eval"
+    for option in OPTIONS:
+        if option not in options or options[option] is False:
             continue
-        value = options[name]
+        if is_detector and option in _NOT_OF_DETECTORS:
+            continue
+        value, name = options[option], "method" if option == "detector" else option
         if name in _TABLES:
             for key, each in value.items():
                 yield from (f"--{name}", f"{key}={each}")
         else:
             yield from (f"--{name}",) if value is True else (f"--{name}", _text(value))
-    yield from ("--train", "--seed", str(seed), "--save-scores")
+    yield from (*(["--train"] if train else []), "--seed", str(seed))
+    yield from () if is_detector else ("--save-scores",)
 
 
 def _text(value: Any) -> str:
@@ -311,7 +379,7 @@ def command_key(command: str) -> Any:
         words = shlex.split(command)
     except ValueError:
         return None
-    if words[1:2] != ["eval"]:
+    if words[1:2] not in (["eval"], ["eval-detector"]):
         return None
     options: list[tuple[str, str]] = []
     rest = words[2:]

@@ -33,6 +33,7 @@ class Progress:
     def __init__(self, description: str, total: int | None, unit: str, done: int, stream: TextIO) -> None:
         self._description, self._total, self._unit = description, total, unit
         self._first, self._done, self._note = done, done, ""
+        self._left: float | None = None
         self._start = self._shown = time.monotonic()
         self._display = _Bar(stream) if stream.isatty() else _Lines(stream)
 
@@ -45,10 +46,14 @@ class Progress:
     ) -> None:
         self._display.close(self._line(time.monotonic()))
 
-    def advance(self, count: int = 1, note: str = "") -> None:
-        """Count `count` more finished units. `note` ends the line until the next note."""
+    def advance(self, count: int = 1, note: str = "", *, left: float | None = None) -> None:
+        """Count `count` more finished units. `note` ends the line until the next note.
+
+        `left` is the caller's own estimate of the remaining seconds, for units that take unequal time.
+        """
         self._done += count
         self._note = note or self._note
+        self._left = left
         now = time.monotonic()
         if now - self._start >= QUIET_SECONDS and now - self._shown >= self._display.interval:
             self._shown = now
@@ -62,9 +67,11 @@ class Progress:
             f"{self._done}" if self._total is None else f"{self._done}/{self._total}",
             self._unit,
         ]
-        if rate > 0:
+        ends = self._total is not None and self._done < self._total
+        if self._left is not None and ends:
+            parts.append(f"{_clock(self._left)} left")
+        elif rate > 0:
             parts.append(f"{rate:.3g}/s")
-            ends = self._total is not None and self._done < self._total
             parts.append(
                 f"{_clock((self._total - self._done) / rate)} left"
                 if ends and self._total

@@ -40,7 +40,8 @@ aligned scale if there is DSM. The extra maps `parts` and `union` show the area 
 Rows of the paper's tables. 3: the method `baseline` with this recipe; `dsm=none op=false mac_weight=0`;
 `dsm=none op=false`; `dsm=none`; `op=false`; the defaults. 4: `dsm=none op=false` with `part_pool=max`, with
 `mean`; `dsm=none`. 5: `op=false` with `dsm=spp`, `fpn`, `fixed`, `one`, `full`. 6, G+P: `fusion=G+P`. Rows
-with DSM or OP can share the 1a of `dsm=none op=false`: `part_net`.
+with DSM or OP can share the 1a of `dsm=none op=false`: `part_net`. Control of these rows: `dsm=fc op=false`,
+the part classifier trained for as long on the same frozen parts.
 
 Departures and open readings; those of (2), DSM and OP are in their files
     (1)        Pairs of an image with itself do not count, and pairs have a mean (`mac_self`,
@@ -54,6 +55,7 @@ Departures and open readings; those of (2), DSM and OP are in their files
                every recipe here.
     Sizes      The paper's are for 448 pixels, the default on ResNet-50; anchors and parts are scaled with the
                image.
+    Statistics Image and parts share the running statistics of batch norm, as in NTS-Net: `norm_statistics`.
 """
 
 from __future__ import annotations
@@ -73,23 +75,23 @@ from reference_models.core.backbone import Backbone
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass
 from reference_models.core.recipes import FINE_GRAINED, Recipe
-from reference_models.core.weights import digest_of_setting, load_parts
+from reference_models.core.weights import load_parts
 from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.navigator import AnchorKind, Navigator, nominate, part_costs, rank_loss
+from reference_models.layers.norm_statistics import PartInputConfig, PartStatistics
 from reference_models.recognition.ssanet.part_agreement import Reduction, mac_loss
 from reference_models.recognition.ssanet.part_features import aligned_regions, grid_side, reextract_features
-from reference_models.recognition.ssanet.part_heads import Fuse, PartHeadConfig, PartHeads, fuse_scores
+from reference_models.recognition.ssanet.part_heads import Fuse, PartHeads, fuse_scores
+from reference_models.recognition.ssanet.run_stages import CARS_LENGTHS, LENGTHS, StageConfig, stages_of
 from reference_models.training.stages import stage_at
 from wsolbench.exceptions import UsageError
-from wsolbench.ranges import Channels, Count, CountOrZero, Positive, Share, SideOrDefault, Weight
+from wsolbench.ranges import Channels, Count, Share, SideOrDefault, Weight
 
 PAPER = "ssanet"
 
-LENGTHS, CARS_LENGTHS = (90, 90, 90, 1), (90, 90, 45, 1)
-
 
 @dataclass(frozen=True, kw_only=True)
-class SsanetConfig(PartHeadConfig):
+class SsanetConfig(StageConfig, PartInputConfig):
     """Settings of `ssanet`. If no source is named, the paper does not give the value."""
 
     at_test: ClassVar[frozenset[str]] = frozenset({"fusion", "fuse"})
@@ -131,56 +133,6 @@ class SsanetConfig(PartHeadConfig):
     """Scores in the prediction: parts (the paper), or also the global classifier (others in Table 6)."""
     fuse: Fuse = "logits"
     """Scores that are "summed together": before or after softmax."""
-    training: Literal["three_stage", "one_stage"] = "three_stage"
-    """The paper's stages, or all at once, with which OP has little effect (paper)."""
-    stage1: Literal["mac_then_dsm", "joint"] = "mac_then_dsm"
-    """Whether DSM learns after 1a, with a frozen backbone, or during it."""
-    stage_epochs: tuple[CountOrZero, ...] = ()
-    """Epochs of 1a, 1b, 2, 3; only the last can be 0. A run of another length scales them.
-
-    Empty: 90,90,90,1, on Cars 90,90,45,1.
-    """
-    part_net: str = ""
-    """Checkpoint of a run with the same backbone and classes, for example `dsm=none op=false`.
-
-    Its 1a is reused, and skipped here.
-    """
-    part_net_sha256: str = ""
-    """Digest of that file, set when it is read."""
-    module_rate: Positive = 1.0
-    """Factor of the recipe's rate in 1b and 2.
-
-    The paper uses SGD. Adam moves all weights of a logit at once: try 0.05 with flattened features.
-    """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.part_net and not self.part_net_sha256:
-            digest = digest_of_setting(
-                self.part_net, setting="part_net of method 'ssanet'", example="ssanet, dsm=none op=false"
-            )
-            object.__setattr__(self, "part_net_sha256", digest)
-        if not self.stage_epochs:
-            object.__setattr__(
-                self, "stage_epochs", CARS_LENGTHS if self.recipe == "ssanet_cars" else LENGTHS
-            )
-
-
-def stages_of(config: SsanetConfig) -> list[tuple[frozenset[str], int]]:
-    """Return the trained modules of each stage of a run, and its length."""
-    lengths = dict(zip(("1a", "1b", "2", "3"), config.stage_epochs, strict=True))
-    there = {
-        "1a": not config.part_net,
-        "1b": config.dsm != "none",
-        "2": config.op,
-        "3": config.dsm != "none" or config.op,
-    }
-    names = [name for name, length in lengths.items() if there[name] and length > 0]
-    together = 2 if config.stage1 == "joint" and there["1a"] and there["1b"] else 1
-    groups = [names[:together], *([name] for name in names[together:])]
-    if config.training == "one_stage":
-        groups = [[name for name in names if name != "3"]]
-    return [(frozenset(group), lengths[group[0]]) for group in groups]
 
 
 class Ssanet(Recognizer):
@@ -210,6 +162,7 @@ class Ssanet(Recognizer):
         last = backbone.layout[-1]
         self.part_size = config.part_size or backbone.input_spec.size // 2
         self.part_side = grid_side(backbone, self.part_size)
+        self.part_statistics = PartStatistics(backbone, config.norm_statistics)
         self.navigator = Navigator(last.channels, last.stride, config.anchors)
         self.part_classifier = nn.Linear(last.channels, num_classes)
         self.global_classifier = nn.Linear(last.channels, num_classes)
@@ -226,8 +179,8 @@ class Ssanet(Recognizer):
             load_parts(
                 self,
                 Path(path),
-                ("backbone", "navigator", "part_classifier", "global_classifier"),
-                what="the part_net of ssanet",
+                ("backbone", "part_statistics", "navigator", "part_classifier", "global_classifier"),
+                what=f"the part_net of ssanet with norm_statistics={self.config.norm_statistics}",
             )
 
     @classmethod
@@ -294,9 +247,15 @@ class Ssanet(Recognizer):
         """Return the last stages of each part, (B, n, D, h, h)."""
         if self.config.part_source == "roi":
             return [aligned_regions(features, boxes, images.shape[-1], self.part_side)]
-        return reextract_features(
-            self.backbone, images, boxes, self.part_size, depth=self.heads.depth, chunk=self.config.crop_chunk
-        )
+        with self.part_statistics.in_use(self.backbone):
+            return reextract_features(
+                self.backbone,
+                images,
+                boxes,
+                self.part_size,
+                depth=self.heads.depth,
+                chunk=self.config.crop_chunk,
+            )
 
     def forward(self, images: Float[Tensor, "b 3 S S"]) -> ForwardPass:
         """Return logits of the parts, maps of the global classifier, and the aligned parts."""
@@ -371,6 +330,11 @@ def _check(config: SsanetConfig) -> None:
         raise UsageError(
             f"setting stage_epochs={','.join(map(str, lengths))} {who}: expected four lengths; only the "
             "last may be 0"
+        )
+    if config.part_source == "roi" and config.norm_statistics == "per_input":
+        raise UsageError(
+            f"settings part_source=roi and norm_statistics=per_input {who}: parts are cut from the image's "
+            "features and have no statistics; use part_source=crop"
         )
     if config.part_source == "roi" and config.dsm == "fpn":
         raise UsageError(

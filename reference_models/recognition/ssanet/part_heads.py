@@ -25,7 +25,13 @@ from torch import Tensor, nn
 
 from reference_models.core.config import MethodConfig
 from reference_models.recognition.ssanet.oriented_pooling import OpVariant, OrientedHead
-from reference_models.recognition.ssanet.pyramids import FeaturePyramid, SpatialPyramid
+from reference_models.recognition.ssanet.pyramids import (
+    FeaturePyramid,
+    LinearPart,
+    Pool,
+    SpatialPyramid,
+    pool_parts,
+)
 from reference_models.recognition.ssanet.scale_alignment import DsmForm, ScaleMining, scale_candidates
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Positive, Scales
@@ -40,10 +46,13 @@ PYRAMID_STAGES = 4
 class PartHeadConfig(MethodConfig):
     """Settings of the classifiers. If no source is named, the paper does not give the value."""
 
-    part_pool: Literal["mean", "max"] = "mean"
+    part_pool: Pool = "mean"
     """The pooled vector of a part, for FC and `dsm_feature=gap`: GAP or GMP of Table 4."""
-    dsm: Literal["full", "fixed", "one", "spp", "fpn", "none"] = "full"
-    """DSM, its variants of Table 5, a pyramid in its place (Table 5), or nothing."""
+    dsm: Literal["full", "fixed", "one", "spp", "fpn", "fc", "none"] = "full"
+    """DSM, its variants of Table 5, a pyramid in its place (Table 5), or nothing.
+
+    `fc`, a control: the part classifier, trained again in the place of DSM.
+    """
     dsm_feature: Literal["flatten", "gap"] = "flatten"
     """phi: all cells (Figure 3), or the pooled vector."""
     dsm_form: DsmForm = "circulant"
@@ -124,12 +133,14 @@ class PartHeads(nn.Module):
         super().__init__()
         self.config = config
         self.mining: ScaleMining | None = None
-        self.pyramid: SpatialPyramid | FeaturePyramid | None = None
-        # DSM, or a pyramid in its place.
+        self.pyramid: SpatialPyramid | FeaturePyramid | LinearPart | None = None
+        # DSM, or another classifier in its place.
         if config.dsm == "spp":
             self.pyramid = SpatialPyramid(channels[-1], num_classes)
         elif config.dsm == "fpn":
             self.pyramid = FeaturePyramid(channels[-PYRAMID_STAGES:], num_classes)
+        elif config.dsm == "fc":
+            self.pyramid = LinearPart(channels[-1], num_classes, config.part_pool)
         elif config.dsm != "none":
             length = channels[-1] * (side**2 if config.dsm_feature == "flatten" else 1)
             kinds = 1 if config.dsm_share else parts
@@ -157,12 +168,14 @@ class PartHeads(nn.Module):
 
     def pool(self, features: Float[Tensor, "*b d h h"]) -> Float[Tensor, "*b d"]:
         """Pool features over their grid, by mean or maximum."""
-        return features.mean(dim=(-2, -1)) if self.config.part_pool == "mean" else features.amax(dim=(-2, -1))
+        return pool_parts(features, self.config.part_pool)
 
     def start_from(self, classifier: nn.Linear) -> None:
-        """Initialise DSM on pooled vectors as a linear classifier of them."""
+        """Initialise DSM on pooled vectors, or the layer in its place, as a linear classifier of them."""
         if self.mining is not None and self.config.dsm_feature == "gap":
             self.mining.start_from(classifier.weight)
+        if isinstance(self.pyramid, LinearPart):
+            self.pyramid.start_from(classifier)
 
     def forward(
         self,

@@ -1,20 +1,47 @@
-"""Pyramids of part features with a linear classifier, for comparison with SSANET's scale mining (Table 5).
+"""Other classifiers of parts than SSANET's scale mining: the pyramids of Table 5, and a linear layer.
 
 K. He, X. Zhang, S. Ren, J. Sun, "Spatial pyramid pooling in deep convolutional networks for visual
 recognition", TPAMI 2015; T.-Y. Lin, P. Dollar, R. Girshick, K. He, B. Hariharan, S. Belongie, "Feature
 pyramid networks for object detection", CVPR 2017.
 
-SSANET says only that settings are those of the two papers. Here both see one part at its own scale.
+SSANET says only that settings are those of the two papers. Here both see one part at its own scale. The
+linear layer is a control of this project: scale mining without scales.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+Pool = Literal["mean", "max"]
+
+
+def pool_parts(features: Float[Tensor, "*r d h h"], how: Pool) -> Float[Tensor, "*r d"]:
+    """Pool features over their grid."""
+    return features.mean(dim=(-2, -1)) if how == "mean" else features.amax(dim=(-2, -1))
+
+
+class LinearPart(nn.Module):
+    """A linear layer on the pooled last stage, as the part classifier is."""
+
+    def __init__(self, channels: int, num_classes: int, pool: Pool) -> None:
+        super().__init__()
+        self.pool: Pool = pool
+        self.classifier = nn.Linear(channels, num_classes)
+
+    def start_from(self, classifier: nn.Linear) -> None:
+        """Copy the weights of the part classifier."""
+        self.classifier.load_state_dict(classifier.state_dict())
+
+    def forward(self, stages: Sequence[Tensor]) -> Float[Tensor, "r c"]:
+        """Return logits from the last stage."""
+        logits: Tensor = self.classifier(pool_parts(stages[-1], self.pool))
+        return logits
 
 
 class SpatialPyramid(nn.Module):

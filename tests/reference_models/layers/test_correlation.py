@@ -17,6 +17,7 @@ from reference_models.layers.correlation import (
     pool_to_one_grid,
     resize_to_grid,
     select_features,
+    symmetric_product,
     unit_pixels,
 )
 from wsolbench.exceptions import UsageError
@@ -101,6 +102,15 @@ def test_pixels_have_length_1_row_by_row_and_zeros_stay(scale):
     lengths[0, 6] = 1
     torch.testing.assert_close(lengths, torch.ones(2, 12))
     torch.testing.assert_close(pixels[1, 7], F.normalize(features[1, :, 1, 3].float(), dim=0))
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 20])
+def test_a_symmetric_product_is_that_of_all_its_rows_and_columns(rows, monkeypatch):
+    monkeypatch.setattr(correlation, "BLOCK_ROWS", rows)
+    pixels = torch.randn(2, 21, 5)
+    product = symmetric_product(pixels, pixels.mT)
+    torch.testing.assert_close(product, pixels @ pixels.mT)
+    torch.testing.assert_close(symmetric_product(product, product), product @ product)
 
 
 @pytest.mark.parametrize(("budget", "sizes"), [(1, [1] * 5), (250, [2, 2, 1]), (500, [5])])

@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 
 from reference_models.core.outputs import ForwardPass
-from reference_models.postprocess.scg import (
+from reference_models.postprocess.scg.method import (
     Scg,
     ScgConfig,
 )

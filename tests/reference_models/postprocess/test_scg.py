@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from reference_models.layers.correlation import resize_to_grid, unit_pixels
 from reference_models.layers.maps import min_max
-from reference_models.postprocess.scg import (
+from reference_models.postprocess.scg.method import (
     Scg,
     ScgConfig,
     combined,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reference_models.layers.correlation import unit_pixels
-from reference_models.postprocess.scg import (
+from reference_models.postprocess.scg.method import (
     Scg,
     ScgConfig,
     eq8_correlations,
@@ -14,6 +14,7 @@ from reference_models.postprocess.scg import (
     stochastic_correlations,
 )
 from tests.reference_models.postprocess.scg_inputs import (
+    CLOSE,
     VARIANTS,
     every_map,
     forward_pass,
@@ -21,6 +22,7 @@ from tests.reference_models.postprocess.scg_inputs import (
     scg,
 )
 from wsolbench.exceptions import UsageError
+from wsolbench.testing.fake_cuda import FakeCuda
 
 # --- settings -----------------------------------------------------------------------------------------------
 
@@ -132,22 +134,38 @@ def test_impossible_settings_are_refused(settings):
 # --- pictures -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("variant", "orders"), [("official", (1, 2, 3)), ("paper", (1, 2))])
-def test_the_pictures_of_a_point_are_what_the_map_is_made_of(variant, orders):
-    features = torch.rand(2, 6, 4, 5)
+@pytest.mark.parametrize("axis", ["column", "row"])
+@pytest.mark.parametrize(
+    ("variant", "orders"),
+    [
+        ("official", (1, 2, 3, 4)),
+        ("official", (4, 1, 2)),
+        ("official", (1,)),
+        ("official", (2,)),
+        ("paper", (1, 2)),
+        ("paper", (2, 1)),
+        ("paper", (1,)),
+    ],
+    ids=str,
+)
+def test_the_pictures_of_a_point_are_what_the_map_is_made_of(variant, orders, axis):
+    features = torch.rand(2, 6, 4, 5) - (0.3 if variant == "paper" else 0.0)
+    features[1, :, 2, 2] = 0
     points = torch.tensor([[0, 3], [3, 1]])
-    config = scg(variant).config
+    config = scg(variant, seed_axis=axis, **({"fo_th": "0.7"} if variant == "official" else {})).config
     maps = point_correlations(features, points, config, orders)
     assert maps.shape == (2, len(orders), 4, 5)
     pixels = unit_pixels(features)
     for image, flat in enumerate((3, 16)):
         for number, order in enumerate(orders):
             if variant == "paper":
-                expected = eq8_correlations(pixels)[order - 1][image, flat]
+                whole = eq8_correlations(pixels)[order - 1][image]
             else:
-                both = stochastic_correlations(pixels, fo_th=0.1, so_th=0.5, order=max(order, 2))
-                expected = both[order > 1][image, :, flat]
-            assert torch.equal(maps[image, number], expected.reshape(4, 5))
+                both = stochastic_correlations(pixels, fo_th=0.7, so_th=0.5, order=max(order, 2))
+                whole = both[order > 1][image]
+            expected = whole[:, flat] if axis == "column" else whole[flat]
+            assert expected.any()
+            torch.testing.assert_close(maps[image, number], expected.reshape(4, 5), **CLOSE)
 
 
 @pytest.mark.parametrize(("variant", "order"), [("official", 0), ("paper", 3)])
@@ -181,3 +199,15 @@ def test_an_unknown_stage_is_refused_with_the_nearest_one():
     stages, coarse = random_inputs(0)
     with pytest.raises(UsageError, match="unknown feature stage 'stage2'; did you mean 'stage1'"):
         scg().correlations(forward_pass(stages, coarse), torch.zeros(2, 2), orders=(1,), stage="stage2")
+
+
+@pytest.mark.parametrize("axis", ["column", "row"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_on_a_gpu_the_pictures_of_a_point_never_wait_for_the_host(variant, axis):
+    features, points = torch.rand(2, 6, 4, 5), torch.tensor([[0, 3], [3, 1]])
+    config = scg(variant, seed_axis=axis).config
+    expected = point_correlations(features, points, config)
+    with FakeCuda() as gpu:
+        maps = point_correlations(gpu.tensor(features), gpu.tensor(points), config)
+        torch.testing.assert_close(gpu.values(maps), expected, **CLOSE)
+    assert gpu.events == []

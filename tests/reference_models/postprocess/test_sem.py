@@ -47,7 +47,7 @@ def test_four_pixels_worked_out_by_hand():
     torch.testing.assert_close(one.flatten(), torch.tensor([1, 0.707107, 0, 0.894427]), atol=1e-4, rtol=0)
     seeds = pick_seeds(M4, 2)
     assert seeds.tolist() == [[[0, 1]]]
-    similarity = seed_similarity(unit_pixels(F4), seeds, "max")
+    similarity = seed_similarity(F4, seeds, "max")
     torch.testing.assert_close(
         similarity.flatten(), torch.tensor([1, 1, 0.707107, 0.948683]), atol=1e-4, rtol=0
     )

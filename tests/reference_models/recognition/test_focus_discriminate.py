@@ -61,6 +61,25 @@ def test_the_map_of_two_known_classes_is_the_larger_one_in_each_cell():
     assert attention_map(features, weight, torch.tensor([0])).tolist() == [[[1, 1], [-3, 0]]]
 
 
+def test_regions_of_the_control_do_not_depend_on_the_image_and_are_drawn_anew_in_training():
+    model, images = network(class_pool="random"), torch.randn(3, 3, 32, 32)
+    result, other = model.localize(images), model.localize(torch.randn(3, 3, 32, 32))
+    regions = result.propose()
+    assert torch.equal(regions.boxes, other.propose().boxes)
+    assert torch.equal(regions.boxes[0], regions.boxes[2])
+    assert not regions.padded[:, :2].any()
+    raw = result.extra_maps["M_raw"]
+    assert len(raw[0].unique()) == raw[0].numel()  # noise, not a constant
+    # In training, the regions are those of the batch's generator.
+    one, two, again = (
+        shown(model, lambda seed=seed: model.loss(toy_batch(4, classes=CLASSES, seed=seed)))[1]
+        for seed in (0, 1, 0)
+    )
+    assert torch.equal(one, again)
+    assert not torch.equal(one, two)
+    assert set(model.loss(batch())) == {"image", "region", "hybrid"}
+
+
 def test_with_one_class_the_map_is_that_of_the_class():
     result = network(classes=1).localize(torch.randn(3, 3, 32, 32))
     torch.testing.assert_close(

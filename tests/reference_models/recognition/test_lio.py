@@ -137,6 +137,32 @@ def test_each_task_can_be_left_out():
     assert names(oel=False, scl=False) == ({"cross_entropy"}, set())
 
 
+def test_without_both_tasks_it_is_the_baseline_on_groups_of_one_class():
+    """The control of the ablations: LIO's batches, without what LIO adds to the loss."""
+    config = parse_settings(LioConfig, {"oel": "false", "scl": "false"}, what="lio")
+    model, plain = Lio(toy_backbone(), CLASSES, config), Baseline(toy_backbone(), CLASSES, BaselineConfig())
+    plain.load_state_dict(model.state_dict(), strict=True)
+    given_batch = batch(2, 2, 2, 2, 4, 4, 4, 4)
+    losses = []
+    for each in (model, plain):
+        terms = each.train().loss(given_batch)
+        sum(terms.values()).backward()
+        losses.append(terms)
+    assert losses[0].keys() == {"cross_entropy"}
+    logits = plain(given_batch.images).logits
+    torch.testing.assert_close(
+        losses[0]["cross_entropy"], F.cross_entropy(logits, torch.tensor([2, 2, 2, 2, 4, 4, 4, 4]))
+    )
+    assert torch.equal(losses[0]["cross_entropy"], sum(losses[1].values()))
+    for (name, parameter), other in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(parameter.grad, other.grad), name
+    labels = np.repeat(np.arange(5), 6)
+    for indices in model.batches(labels, 2, np.random.default_rng(0)):
+        groups = labels[indices].reshape(-1, 4)
+        assert (groups == groups[:, :1]).all()
+        assert all(len(set(group)) == 4 for group in indices.reshape(-1, 4))
+
+
 def test_without_a_mask_all_cells_count_and_the_strongest_cell_is_the_reference():
     model, given_batch = lio(oel=False, beta=1.0), batch()
     f = model.pool_stages(model.backbone.stages(given_batch.images))["7"]

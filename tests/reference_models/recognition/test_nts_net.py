@@ -162,6 +162,17 @@ def test_the_ranking_loss_teaches_the_navigator_alone_and_is_its_only_teacher():
         assert reached == ({"navigator"} if name == "rank" else {"backbone", f"{name}_classifier"})
 
 
+def test_the_control_of_the_navigator_keeps_its_first_weights_and_all_other_losses():
+    trained, control = nts(), nts(rank_loss="none")
+    control.load_state_dict(trained.state_dict())
+    wanted, terms = (model.loss(batch()) for model in (trained, control))
+    assert terms.keys() == wanted.keys() - {"rank"}
+    assert all(torch.equal(term, wanted[name]) for name, term in terms.items())
+    sum(terms.values()).backward()
+    assert all(parameter.grad is None for parameter in control.navigator.parameters())
+    assert control.part_classifier.weight.grad.any()
+
+
 def test_dropout_keeps_the_mean_and_is_drawn_by_the_generator():
     ones = torch.ones(50, 7, 40)
     one, two = (drop_values(ones, 0.3, torch.Generator().manual_seed(3)) for _ in range(2))

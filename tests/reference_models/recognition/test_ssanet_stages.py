@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from reference_models.core.config import parse_settings, split_settings
 from reference_models.core.recipes import RECIPES
 from reference_models.layers.navigator import rank_loss
-from reference_models.recognition.ssanet.method import Ssanet, SsanetConfig, stages_of
+from reference_models.recognition.ssanet.method import Ssanet, SsanetConfig
 from reference_models.recognition.ssanet.part_agreement import mac_loss
+from reference_models.recognition.ssanet.run_stages import stages_of
 from tests.reference_models.conftest import squares, toy_backbone, toy_batch
 from tests.reference_models.recognition.ssanet_models import (
     CLASSES,
@@ -133,6 +134,27 @@ def test_pooled_scale_mining_takes_over_the_classifier_of_parts_when_its_stage_b
         model.heads.mining.weight.zero_()
     model.on_epoch(91, 271)
     assert not model.heads.mining.weight.any()
+
+
+def test_the_control_of_the_modules_trains_the_classifier_of_parts_again_on_frozen_parts():
+    model, given_batch = at_stage(1, dsm="fc", op=False), batch()
+    assert {part_of(name) for name, p in model.named_parameters() if p.requires_grad} == {"heads.pyramid"}
+    assert not model.backbone.training
+    again = model.heads.pyramid.classifier
+    assert torch.equal(again.weight, model.part_classifier.weight)
+    # At first it predicts what the part classifier predicts, and it learns by the loss of DSM's stage.
+    model.eval()
+    images = given_batch.images
+    parts = seen_parts(model, images, proposed(model, images, 6).boxes[:, :4]).mean((3, 4))
+    scores = model.part_classifier(parts)
+    torch.testing.assert_close(model.localize(images).logits, scores.sum(1), atol=1e-5, rtol=1e-4)
+    terms = model.loss(given_batch)
+    assert terms.keys() == {"scale", "scale_sum"}
+    torch.testing.assert_close(terms["scale_sum"], F.cross_entropy(scores.sum(1), given_batch.labels))
+    before = model.state_dict()["part_classifier.weight"].clone()
+    sum(terms.values()).backward()
+    assert again.weight.grad.any()
+    assert torch.equal(model.part_classifier.weight, before)
 
 
 def test_runs_in_fewer_stages():
@@ -377,8 +399,11 @@ def test_rows_with_dsm_or_op_share_the_first_stage_of_another_run(tmp_path):
     rows = list(csv.DictReader((tmp_path / "mined/log.csv").read_text().splitlines()))
     assert all(row["scale"] for row in rows)
     assert not any("part" in row for row in rows)
-    config = Ssanet.load(path, device="cpu").config
+    loaded = Ssanet.load(path, device="cpu")
+    config = loaded.config
     assert len(config.part_net_sha256) == 64
+    epochs = len(rows)  # 8 images each, after 2 epochs of the parts
+    assert loaded.describe()["training"]["images_seen"] == 8 * (2 + epochs)
     parts.unlink()
     Ssanet.load(path, device="cpu")  # what was taken over is in the checkpoint
 

@@ -21,11 +21,13 @@ from reference_models.core.recipes import RECIPES, Recipe
 from reference_models.localization.cam import Cam
 from reference_models.training import images
 from reference_models.training import loop as train
+from reference_models.training.checkpoint import earlier_runs, read_header, write_checkpoint
 from reference_models.training.images import ImageReader, masks_of
 from reference_models.training.run_folder import BEST, LAST, LOG, STATE
 from tests.reference_models.conftest import squares
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import TrainRequest
+from wsolbench.system.files import sha256_of_file
 from wsolbench.types import Dataset, Sample
 
 CONV_WITH_DROPOUT = {"head": "conv", "width": "8", "dropout": "0.5"}
@@ -279,6 +281,26 @@ def test_a_checkpoint_of_another_run_can_be_the_start(tmp_path):
     )
     second = Cam.load(Cam.fit(request(tmp_path / "second", epochs=1, weights=str(first))), device="cpu")
     assert second.describe()["weights"]["name"] == "last.safetensors"
+    # Images of the earlier run count, and do not change what identifies the run.
+    images = len(squares())
+    assert read_header(first)["training"]["images_seen"] == images
+    training = second.describe()["training"]
+    assert training["images_seen"] == 2 * images
+    assert training["earlier_runs"] == {sha256_of_file(first): images}
+    assert Cam.fit(request(tmp_path / "second", epochs=1, weights=str(first))).exists()
+
+
+def test_a_checkpoint_of_an_older_version_counts_with_the_images_that_follow_from_its_metadata(tmp_path):
+    path = Cam.fit(request(tmp_path, epochs=1))
+    facts = read_header(path)
+    del facts["training"]["images_seen"]
+    older = tmp_path / "older.safetensors"
+    write_checkpoint(older, Cam.load(path, device="cpu"), facts, {})
+    assert earlier_runs(str(older), Cam.Config()) == {sha256_of_file(older): len(squares())}
+    facts["training"]["weights"] = f"last.safetensors {'0' * 64}"  # of an unknown run
+    write_checkpoint(older, Cam.load(path, device="cpu"), facts, {})
+    assert earlier_runs(str(older), Cam.Config()) is None
+    assert earlier_runs("none", Cam.Config()) == {}
 
 
 # --- groups of parameters -----------------------------------------------------------------------------------

@@ -9,15 +9,18 @@ import pytest
 
 from tests.report.conftest import make_dataset, make_record
 from wsolbench.exceptions import DataError
+from wsolbench.metrics.seed_intervals import independent_spread, paired_spread
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue, RunRecord, read_records
+from wsolbench.records.budget import Budgets
 from wsolbench.records.claims import Claim, find_unpaired, matches_claim, pairs_of, read_claims
-from wsolbench.records.comparison import Comparison, MetricDifference, read_comparison
+from wsolbench.records.comparison import Comparison, MetricDifference, complete, read_comparison
 from wsolbench.records.published import LITERATURE
 from wsolbench.report.board.repetitions import Run, different_settings
 from wsolbench.report.board.reproduction import reproduction_markdown
 
-HEADER = "paper,where,claim,metric,a,a_settings,b,b_settings,published_a,published_b"
+HEADER = "paper,where,claim,metric,a,a_settings,b,b_settings,published_a,published_b,"
+HEADER += "control,control_settings,allow_unequal_budget"
 CLAIM = Claim(
     paper="P",
     where="Table 1",
@@ -72,33 +75,150 @@ def difference(low: float, high: float) -> MetricDifference:
     )
 
 
-def table_row(folder: Path, low: float, high: float) -> str:
-    comparison = Comparison.make([record("cam")], [record("spa", ram=True)], [difference(low, high)])
-    comparison.write(folder)
-    (row,) = [
-        line for line in reproduction_markdown([CLAIM], stored(folder)).splitlines() if line.startswith("| P")
+def trained(name: str, seed: int = 0, images: int = 4500, **config: object) -> RunRecord:
+    made = record(name, seed, **config)
+    made.method["training"]["images_seen"] = images
+    return made
+
+
+def seeds_of(*values: float, half_width: float = 0.001) -> MetricDifference:
+    """A difference of these values over seeds, with a narrow interval over images."""
+    mean = sum(values) / len(values)
+    return replace(
+        difference(mean - half_width, mean + half_width), b=0.5 + mean, per_pair=values, p_value=0.002
+    )
+
+
+def page_of(*differences: MetricDifference, claim: Claim = CLAIM, b_images: int = 4500) -> list[list[str]]:
+    """The cells of the rows of a claim, one for each metric of one comparison."""
+    seeds = range(len(differences[0].per_pair or ()))
+    sides = [
+        [trained(name, seed, images, **config) for seed in seeds]
+        for name, images, config in (("cam", 4500, {}), ("spa", b_images, {"ram": True}))
     ]
-    return row
+    comparison = Comparison.make(*sides, differences)
+    records = [(Path(str(place)), each) for place, each in enumerate((*sides[0], *sides[1]))]
+    claims = [replace(claim, metric=each.name) for each in differences]
+    text = reproduction_markdown(claims, [comparison], records).partition("## Claims without")[0]
+    return [
+        [cell.strip() for cell in line.strip("| ").split(" | ")]
+        for line in text.splitlines()
+        if line.startswith("| P")
+    ]
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [(0.01, 0.03, "holds"), (-0.03, -0.01, "opposite"), (-0.01, 0.02, "undecided")],
+    ("values", "verdict"),
+    [
+        ((0.05, 0.051, 0.049), "holds"),
+        ((-0.05, -0.051, -0.049), "opposite"),
+        ((0.05, 0.01, -0.02), "undecided"),
+        ((0.02, 0.2, 0.01), "undecided"),  # every seed is above 0, and their spread is too large
+        ((0.05,), "one seed"),
+        ((0.0, 0.0, 0.0), "undecided"),
+    ],
 )
-def test_the_interval_decides_whether_a_direction_holds(
-    tmp_path: Path, low: float, high: float, verdict: str
-) -> None:
-    row = table_row(tmp_path, low, high)
-    assert row.endswith(f"{verdict} |")
-    assert "+10.00" in row
-    assert f"[{100 * low:+.1f}, {100 * high:+.1f}]" in row
+def test_a_claim_holds_if_the_interval_and_all_seeds_say_so(values: tuple[float, ...], verdict: str) -> None:
+    ((*_, published, here, sd, per_seed, _, holm, control, images, found),) = page_of(seeds_of(*values))
+    assert found == verdict
+    assert (published, control, images) == ("+10.00", "", "4,500")
+    assert per_seed.count("+") + per_seed.count("-") == len(values)
+    assert ("¹" in here) == (sd == "") == (holm == "") == (len(values) == 1)
+    loss = replace(CLAIM, published_b="40")
+    opposite = {"holds": "opposite", "opposite": "holds"}.get(verdict, verdict)
+    assert page_of(seeds_of(*values), claim=loss)[0][-1] == opposite
 
 
-def test_a_published_loss_holds_where_a_loss_is_measured(tmp_path: Path) -> None:
-    comparison = Comparison.make([record("cam")], [record("spa", ram=True)], [difference(-0.03, -0.01)])
-    comparison.write(tmp_path)
-    claim = Claim(**{**CLAIM.__dict__, "published_b": "40"})
-    assert "holds" in reproduction_markdown([claim], stored(tmp_path))
+@pytest.mark.parametrize("shared", [False, True])
+def test_independent_trainings_are_not_paired_also_in_older_comparisons(shared: bool) -> None:
+    a, b = (0.40, 0.44, 0.42), (0.60, 0.62, 0.64)
+    sides: list[list[RunRecord]] = [[], []]
+    for side, name, values in zip(sides, ("cam", "spa"), (a, b), strict=True):
+        for seed, value in enumerate(values):
+            made = trained(name, seed, ram=True)
+            digest = f"{seed}" if shared else f"{name}{seed}"
+            made.method["training"]["checkpoint"] = {"sha256": digest}
+            metric = MetricValue(name="gt_known", value=value, n=3, policy="oracle")
+            side.append(replace(made, metrics=(metric,)))
+    pairs = tuple(right - left for left, right in zip(a, b, strict=True))
+    older = replace(seeds_of(*pairs), a=sum(a) / 3, b=sum(b) / 3)
+    whole = complete(Comparison.make(*sides, [older]), *sides, Budgets([*sides[0], *sides[1]]))
+    (found,) = whole.differences
+    assert found.per_run == (a, b)
+    expected = paired_spread(pairs) if shared else independent_spread(a, b)
+    assert (found.spread, found.per_pair) == (expected, pairs)
+    wrong = replace(older, b=0.7)  # of other values than the records
+    (kept,) = complete(Comparison.make(*sides, [wrong]), *sides, Budgets(())).differences
+    assert kept == wrong
+
+
+def test_seeds_of_both_signs_leave_a_claim_undecided_however_small_the_p_value() -> None:
+    mixed = seeds_of(*[0.05] * 30, -0.001)
+    assert mixed.test < 0.001
+    assert page_of(mixed)[0][-1] == "undecided"
+
+
+def test_unequal_budgets_support_no_claim_and_name_both_numbers() -> None:
+    (row,) = page_of(seeds_of(0.05, 0.051, 0.049), b_images=18000)
+    assert row[-1] == "unequal budget: 4,500 / 18,000 images"
+    assert row[-4] == ""  # no test, so nothing to correct
+
+
+def test_p_values_are_corrected_for_the_tests_of_the_table_and_each_test_counts_once() -> None:
+    metrics = ("gt_known", "max_box_acc", "top1_loc", "pxap")
+    weak = [replace(seeds_of(0.05, 0.045, 0.055), name=name) for name in metrics]
+    assert 0.0125 < weak[0].test * 4 < 0.05 * 4
+    alone, together = page_of(weak[0]), page_of(*weak)
+    assert alone[0][-1] == "holds"
+    assert float(together[0][-4]) == pytest.approx(4 * weak[0].test, abs=0.001)
+    assert {row[-1] for row in together} == {"holds" if 4 * weak[0].test < 0.05 else "undecided"}
+    twice = page_of(weak[0], weak[0])  # two claims about one test
+    assert [row[-4] for row in twice] == [alone[0][-4]] * 2
+
+
+def test_the_difference_of_the_control_is_beside_the_claim() -> None:
+    claim = replace(CLAIM, control="has", control_settings="", b_settings="ram=true")
+    a, b, control = ([trained(name, seed, ram=True) for seed in (0, 1)] for name in ("cam", "spa", "has"))
+    records = [(Path(str(place)), each) for place, each in enumerate((*a, *b, *control))]
+    claimed = Comparison.make(a, b, [seeds_of(0.05, 0.051)])
+    of_control = Comparison.make(a, control, [seeds_of(0.021, 0.023)])
+
+    def cell(*comparisons: Comparison) -> str:
+        text = reproduction_markdown([claim], comparisons, records)
+        (line,) = (line for line in text.splitlines() if line.startswith("| P") and "+10.00" in line)
+        return line.split(" | ")[9].strip()
+
+    assert cell(claimed) == "no partner"
+    assert cell(claimed, of_control).startswith("+2.2 [")
+    assert len(pairs_of([claim], records)) == 2
+    for run in control:  # another budget than B has
+        run.method["training"]["images_seen"] = 9000
+    other = Comparison.make(a, control, [seeds_of(0.021, 0.023)])
+    records[4:] = [(Path(str(place)), each) for place, each in enumerate(control, 4)]
+    assert cell(claimed, other) == "no partner"
+
+
+def test_comparisons_of_superseded_records_have_no_row() -> None:
+    a, b = trained("cam"), trained("spa", ram=True)
+    comparison = Comparison.make([a], [b], [seeds_of(0.05)])
+    records = [(Path("a"), a), (Path("b"), b)]
+    shown = [
+        reproduction_markdown([CLAIM], [comparison], records, gone).count("one seed |")
+        for gone in ((), (a.digest,), (a.digest, b.digest))
+    ]
+    assert shown == [2, 2, 0]  # in the row, and as a column of the summary
+
+
+def test_pairs_have_seen_as_many_images_unless_the_claim_allows_other_budgets() -> None:
+    cam, spa = trained("cam"), trained("spa", ram=True, images=18000)
+    runs = [(Path("cam"), cam), (Path("spa"), spa)]
+    assert pairs_of([CLAIM], runs) == []
+    assert pairs_of([replace(CLAIM, allow_unequal_budget="yes")], runs) == [([Path("cam")], [Path("spa")])]
+    spa.method["training"].update(images_seen=4490)
+    spa.method["training"]["recipe"]["epochs"] = 1  # fewer epochs of larger groups
+    assert pairs_of([CLAIM], runs) == [([Path("cam")], [Path("spa")])]
+    spa.method["training"].update(images_seen=18000)
+    assert pairs_of([replace(CLAIM, allow_unequal_budget="yes")], runs) == []
 
 
 def test_the_comparison_of_most_runs_stands_for_the_claim_and_transforms_have_tables_of_their_own(
@@ -106,14 +226,14 @@ def test_the_comparison_of_most_runs_stands_for_the_claim_and_transforms_have_ta
 ) -> None:
     for seeds in (1, 3, 2):
         groups = ([record(name, seed, ram=True) for seed in range(seeds)] for name in ("cam", "spa"))
-        Comparison.make(*groups, [difference(0.01 * seeds, 0.02 * seeds)]).write(tmp_path)
+        Comparison.make(*groups, [seeds_of(*[0.01 * seeds] * seeds)]).write(tmp_path)
     turned = [record("cam"), record("spa", ram=True)]
     for run in turned:
         run.dataset["transform"] = "rotate90"
     Comparison.make(turned[:1], turned[1:], [difference(-0.02, -0.01)]).write(tmp_path)
     second, first = reproduction_markdown([CLAIM], stored(tmp_path)).split("\n## ")[1:]
     assert first.count("| P") == second.count("| P") == 1
-    assert "[+3.0, +6.0]" in first
+    assert "+3.0 [+2.9, +3.1]" in first
     assert "rotate90" in second.splitlines()[0]
 
 
@@ -149,6 +269,23 @@ def test_settings_that_a_claim_does_not_name_are_equal_on_both_sides() -> None:
         ([Path("cam-conv")], [Path("spa-conv")]),
         ([Path("cam-fc")], [Path("spa-fc")]),
     ]
+
+
+def test_a_setting_that_only_one_run_of_a_method_states_is_another_one() -> None:
+    """Records state a later setting only if it is not at its default."""
+    claim = replace(CLAIM, a="nts-net", a_settings="predict=raw", b="nts-net", b_settings="predict=concat")
+    runs = [
+        (Path(f"{predict}{number}"), record("nts-net", predict=predict, **stated))
+        for predict in ("raw", "concat")
+        for number, stated in enumerate(({}, {"norm_statistics": "per_input"}))
+    ]
+    pairs = [([Path("raw0")], [Path("concat0")]), ([Path("raw1")], [Path("concat1")])]
+    assert sorted(pairs_of([claim], runs)) == pairs
+    # An empty value is the default alone.
+    empty = replace(
+        claim, a_settings="predict=raw;norm_statistics=", b_settings="predict=concat;norm_statistics="
+    )
+    assert pairs_of([empty], runs) == pairs[:1]
 
 
 def test_settings_of_a_methods_own_design_block_no_pair_of_two_methods() -> None:
@@ -267,20 +404,15 @@ def test_variants_of_different_methods_have_nothing_in_common() -> None:
     assert pairs_of([of_one], runs) == []
 
 
-def test_runs_of_other_lengths_stand_in_other_tables(tmp_path: Path) -> None:
-    for epochs in (3, 9):
-        pair = [record("cam"), record("spa", ram=True)]
-        for run in pair:
-            run.method["training"]["recipe"]["epochs"] = epochs
-            run.method["training"]["weights"] = "none"
-        Comparison.make(pair[:1], pair[1:], [difference(0.01, 0.02 * epochs)]).write(tmp_path)
-    text = reproduction_markdown([CLAIM], stored(tmp_path))
-    assert [
-        line.rpartition(" for ")[2].partition(",")[0] for line in text.splitlines() if line.startswith("## ")
-    ] == [
-        "3 epochs",
-        "9 epochs",
-    ]
+def test_runs_of_other_budgets_have_rows_of_their_own() -> None:
+    comparisons, records = [], []
+    for images in (4500, 9000):
+        pair = [trained("cam", images=images), trained("spa", images=images, ram=True)]
+        records += [(Path(f"{images}{place}"), run) for place, run in enumerate(pair)]
+        comparisons.append(Comparison.make(pair[:1], pair[1:], [seeds_of(0.05)]))
+    text = reproduction_markdown([CLAIM], comparisons, records).partition("## Claims without")[0]
+    rows = [line for line in text.splitlines() if line.startswith("| P")]
+    assert [line.split(" | ")[10] for line in rows] == ["4,500", "9,000"]
 
 
 def test_runs_from_a_checkpoint_and_from_nothing_are_not_compared() -> None:
@@ -294,12 +426,12 @@ def test_runs_from_a_checkpoint_and_from_nothing_are_not_compared() -> None:
 
 def test_the_claims_of_this_project_can_be_read() -> None:
     claims = read_claims(LITERATURE / "claims.csv")
-    assert {claim.metric for claim in claims} <= {"gt_known", "peak_iou", "top1_cls"}
+    assert {claim.metric for claim in claims} <= {"gt_known", "peak_iou", "top1_cls", "top1_loc"}
     assert {claim.direction for claim in claims} == {1, -1}
 
 
 @pytest.mark.parametrize(
-    "text", ["a,b\n", f"{HEADER}\nP,T,c,gt_known,cam,,spa,,50,much\n", f"{HEADER}\nP,T\n"]
+    "text", ["a,b\n", f"{HEADER}\nP,T,c,gt_known,cam,,spa,,50,much,,,\n", f"{HEADER}\nP,T\n"]
 )
 def test_a_broken_file_of_claims_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "claims.csv").write_text(text)
@@ -380,14 +512,6 @@ def test_two_methods_of_different_budgets_are_no_pair_and_the_budgets_are_named(
     assert missing.reason.endswith("the closest differ in recipe.epochs (90 against 271)")
 
 
-def test_the_heading_of_a_pair_with_two_lengths_names_both(tmp_path: Path) -> None:
-    pair = row("mac"), row("full")
-    for run in pair:
-        run.method["training"]["weights"] = "none"
-    Comparison.make(pair[:1], pair[1:], [difference(0.01, 0.03)]).write(tmp_path)
-    assert "for 90 and 271 epochs" in reproduction_markdown([ablation("mac", "full")], stored(tmp_path))
-
-
 def sem(of: int, seed: int = 0) -> RunRecord:
     made = record("cam+sem", seed)
     made.method["post"] = {"name": "sem", "config": {"seeds": 60, "seeds_of": of}}
@@ -404,9 +528,9 @@ def test_a_claim_about_a_post_process_names_its_settings() -> None:
 def test_the_comparison_of_a_post_process_with_other_settings_stands_for_no_claim(tmp_path: Path) -> None:
     claim = Claim(**{**CLAIM.__dict__, "b": "cam+sem", "b_settings": "post.seeds_of=0"})
     Comparison.make([record("cam")], [sem(784)], [difference(0.01, 0.03)]).write(tmp_path)
-    assert "holds" not in reproduction_markdown([claim], stored(tmp_path)).split("## ", 1)[1]
+    assert "| P" not in reproduction_markdown([claim], stored(tmp_path)).split("## ", 1)[1]
     Comparison.make([record("cam")], [sem(0)], [difference(0.01, 0.03)]).write(tmp_path)
-    assert reproduction_markdown([claim], stored(tmp_path)).count("holds |") == 1
+    assert reproduction_markdown([claim], stored(tmp_path)).count("| P") == 1
 
 
 def test_the_rows_of_sem_name_its_number_of_seeds() -> None:

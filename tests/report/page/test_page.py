@@ -365,9 +365,9 @@ def test_comparisons_say_what_comparing_all_seeds_says(results: Path) -> None:
                 )
             ends = [float(end) for end in found["95 % interval"].split(" to ")]
             assert ends == pytest.approx(
-                [info.scale * row.low, info.scale * row.high], abs=0.51 * 10**-info.decimals
+                [info.scale * end for end in row.ends], abs=0.51 * 10**-info.decimals
             )
-            assert float(found["p"]) == pytest.approx(row.p_value, abs=0.00051)  # 2 / 101 is the lowest
+            assert float(found["p"]) == pytest.approx(row.test, abs=0.00051)
             assert found["images"] == str(row.n)
             assert ("seed by seed" in found) == ("has" not in (a, b))
             if "seed by seed" in found:

@@ -1,4 +1,7 @@
 """toybirds: generated birds whose classes differ only in small parts, rendered on first use."""
 
-from wsolbench.datasets.toybirds.dataset import INFO as INFO
-from wsolbench.datasets.toybirds.dataset import load as load
+from wsolbench.datasets.toybirds.dataset import describe, make_loader
+from wsolbench.datasets.toybirds.versions import V1
+
+INFO = describe(V1)
+load = make_loader(V1)

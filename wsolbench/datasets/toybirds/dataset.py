@@ -1,4 +1,4 @@
-"""toybirds: generated birds of 12 classes that differ only in small parts. No download.
+"""toybirds, in all versions: generated birds of 12 classes that differ only in small parts. No download.
 
 One jointed bird is posed, textured and coloured at random. The class determines only its beak, crest, wing
 bar, tail and breast patch. So a correct classifier has found a part, and a map that shows only what the
@@ -6,7 +6,10 @@ classifier used misses most of the bird. Scenery, distractors, leaves in front o
 random, and one image of seven has a second bird of the same class. Every image has boxes, masks and the 15
 key points of CUB-200-2011 with visibility.
 
-It is rendered once into a cache folder with the layout of `wsolbench.datasets.csvfolder`, which you can
+The versions have other sizes and positions of the birds (`wsolbench.datasets.toybirds.versions`). Each is a
+data set with a name of its own.
+
+A set is rendered once into a cache folder with the layout of `wsolbench.datasets.csvfolder`, which you can
 browse and use as an example of this layout.
 """
 
@@ -22,13 +25,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from wsolbench.datasets.base import DatasetInfo, Missing
+from wsolbench.datasets.toybirds.versions import SPLITS, VERSIONS, Version
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.system.files import atomic_path, make_folder
 from wsolbench.types import Dataset
@@ -40,66 +43,69 @@ if TYPE_CHECKING:
 Rows = tuple[int, list[Any], list[Any]]
 """Number of an image, its rows of `annotations.csv` and its rows of `keypoints.csv`."""
 
-COUNTS: Mapping[str, int] = MappingProxyType({"train": 1500, "val": 300, "test": 600})
+
 SIZE = 128
-_VERSION = 1
-"""Version of the renderer, in the name of the cache folder. Increment it when images change."""
 
 _ABANDONED_SECONDS = 3600
 _IMAGES_TO_START = 24
 
-INFO = DatasetInfo(
-    name="toybirds",
-    summary="generated: 12 kinds of bird that differ in small parts; boxes, masks, key points",
-    splits=("train", "val", "test"),
-    root_holds="nothing: the images are generated there",
-    expected=COUNTS,
-    license="MIT, as this program",
-    generated=True,
-)
+
+def describe(version: Version) -> DatasetInfo:
+    """Return the metadata of a version."""
+    return DatasetInfo(
+        name=version.name,
+        summary=version.summary,
+        splits=SPLITS,
+        root_holds="nothing: the images are generated there",
+        expected=version.counts,
+        license="MIT, as this program",
+        generated=True,
+    )
 
 
-def load(
-    root: Path | None,
-    split: str,
-    *,
-    missing: Missing = "error",
-    seed: int = 0,
-    size: int = SIZE,
-    counts: Mapping[str, int] = COUNTS,
-    workers: int | None = None,
-) -> Dataset:
-    """Load one split. It is rendered first if it is not in the cache.
+def make_loader(version: Version) -> Callable[..., Dataset]:
+    """Return the function `load` of a version."""
 
-    Args:
-        root: folder for the rendered set. If None, a folder in `cache_folder()`.
-        split: "train", "val" or "test".
-        missing: see `wsolbench.datasets.load_dataset`.
-        seed: at least 0. Another seed gives other birds in other scenes.
-        size: side of the images in pixels, at least 32.
-        counts: number of images per split.
-        workers: number of rendering processes. If None, one per core. The images do not depend on it.
+    def load(
+        root: Path | None,
+        split: str,
+        *,
+        missing: Missing = "error",
+        seed: int = 0,
+        size: int = SIZE,
+        counts: Mapping[str, int] = version.counts,
+        workers: int | None = None,
+    ) -> Dataset:
+        """Load one split. It is rendered first if it is not in the cache.
 
-    Raises `UsageError` for an invalid size, seed or count and for a folder that cannot be written.
-    """
-    if size < 32 or seed < 0 or set(counts) != set(COUNTS) or min(counts.values()) < 1:
-        raise UsageError(
-            f"toybirds of size {size} and seed {seed} with {dict(counts)} images; "
-            "expected a size of at least 32, a seed of at least 0, and at least one image for each of "
-            "train, val and test"
-        )
-    amounts = "" if dict(counts) == dict(COUNTS) else "-" + "-".join(str(counts[name]) for name in COUNTS)
-    folder = (cache_folder() if root is None else root) / f"toybirds-v{_VERSION}-seed{seed}-{size}{amounts}"
-    if not folder.is_dir():
-        _render_set(folder, seed, size, counts, workers)
-    return load_csv(folder, split, missing)
+        Args:
+            root: folder for the rendered set. If None, a folder in `cache_folder()`.
+            split: "train", "val" or "test".
+            missing: see `wsolbench.datasets.load_dataset`.
+            seed: at least 0. Another seed gives other birds in other scenes.
+            size: side of the images in pixels, at least 32.
+            counts: number of images per split.
+            workers: number of rendering processes. If None, one per core. The images do not depend on it.
 
+        Raises `UsageError` for an invalid size, seed or count and for a folder that cannot be written.
+        """
+        from wsolbench.datasets.csvfolder import load_csv_folder
 
-def load_csv(folder: Path, split: str, missing: Missing) -> Dataset:
-    """Load the rendered folder as a data set."""
-    from wsolbench.datasets.csvfolder import load_csv_folder
+        if size < 32 or seed < 0 or set(counts) != set(SPLITS) or min(counts.values()) < 1:
+            raise UsageError(
+                f"{version.name} of size {size} and seed {seed} with {dict(counts)} images; "
+                "expected a size of at least 32, a seed of at least 0, and at least one image for each of "
+                "train, val and test"
+            )
+        usual = dict(counts) == dict(version.counts)
+        amounts = "" if usual else "".join(f"-{counts[name]}" for name in SPLITS)
+        name = f"toybirds-v{version.number}-seed{seed}-{size}{amounts}"
+        folder = (cache_folder() if root is None else root) / name
+        if not folder.is_dir():
+            _render_set(folder, version, seed, size, counts, workers)
+        return load_csv_folder(folder, split, name=version.name, missing=missing)
 
-    return load_csv_folder(folder, split, name=INFO.name, missing=missing)
+    return load
 
 
 def cache_folder() -> Path:
@@ -151,7 +157,9 @@ def write_contact_sheet(path: Path, dataset: Dataset, examples: int = 5) -> None
         Image.fromarray(sheet).save(temporary, quality=80)
 
 
-def _render_set(folder: Path, seed: int, size: int, counts: Mapping[str, int], workers: int | None) -> None:
+def _render_set(
+    folder: Path, version: Version, seed: int, size: int, counts: Mapping[str, int], workers: int | None
+) -> None:
     """Render into a folder next to the final one and rename it, so that no partial set is ever visible."""
     from wsolbench.datasets.toybirds.bird import KINDS
     from wsolbench.system.progress import track
@@ -160,8 +168,8 @@ def _render_set(folder: Path, seed: int, size: int, counts: Mapping[str, int], w
         make_folder(folder.parent)
     except UsageError as error:
         raise UsageError(
-            f"toybirds cannot be rendered into {folder.parent}: {error.__cause__}. Set WSOLBENCH_CACHE to "
-            "a folder that can be written."
+            f"{version.name} cannot be rendered into {folder.parent}: {error.__cause__}. Set WSOLBENCH_CACHE "
+            "to a folder that can be written."
         ) from error
     # Render the images and masks.
     _remove_leftovers(folder)
@@ -170,9 +178,9 @@ def _render_set(folder: Path, seed: int, size: int, counts: Mapping[str, int], w
         for split in counts:
             for kind in ("images", "masks"):
                 (temporary / kind / split).mkdir(parents=True)
-        jobs = _jobs(seed, counts)
-        rendered = _render_jobs(temporary, seed, size, counts, workers or _worker_count(len(jobs)))
-        rows = sorted(track(rendered, "rendering toybirds", total=len(jobs)))
+        jobs = _jobs(version, seed, counts)
+        rendered = _render_jobs(temporary, version, seed, size, counts, workers or _worker_count(len(jobs)))
+        rows = sorted(track(rendered, f"rendering {version.name}", total=len(jobs)))
         # Write the CSV files, then move the folder to its place.
         with _table(
             temporary / "annotations.csv", "image,label,split,width,height,x0,y0,x1,y1,mask"
@@ -205,19 +213,19 @@ def _remove_leftovers(folder: Path) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _jobs(seed: int, counts: Mapping[str, int]) -> list[tuple[str, int, int]]:
+def _jobs(version: Version, seed: int, counts: Mapping[str, int]) -> list[tuple[str, int, int]]:
     """Return (split, index, label) of every image."""
     from wsolbench.datasets.toybirds.render import draw_labels
 
     return [
         (split, index, int(label))
         for split, count in counts.items()
-        for index, label in enumerate(draw_labels(seed, split, count))
+        for index, label in enumerate(draw_labels(version, seed, split, count))
     ]
 
 
 def _render_jobs(
-    folder: Path, seed: int, size: int, counts: Mapping[str, int], workers: int
+    folder: Path, version: Version, seed: int, size: int, counts: Mapping[str, int], workers: int
 ) -> Iterator[Rows]:
     """Yield the rows of every image as it is finished, from processes that share the work.
 
@@ -233,7 +241,7 @@ def _render_jobs(
     ready: queue.Queue[Rows | None] = queue.Queue()
 
     def watch(share: int) -> None:
-        job = json.dumps([str(folder), seed, size, dict(counts), share, workers])
+        job = json.dumps([str(folder), version.number, seed, size, dict(counts), share, workers])
         code = (
             "import sys; from wsolbench.datasets.toybirds.dataset import render_share; "
             "render_share(sys.argv[1])"
@@ -272,16 +280,18 @@ def _render_jobs(
             process.kill()
     if failed:
         raise DataError(
-            f"rendering toybirds into {folder.parent} failed ({failed[0]}); the messages above say why. "
-            "Nothing was kept. Fix the cause, or choose another folder with WSOLBENCH_CACHE, and start again."
+            f"rendering {version.name} into {folder.parent} failed ({failed[0]}); the messages above say "
+            "why. Nothing was kept. Fix the cause, or choose another folder with WSOLBENCH_CACHE, and start "
+            "again."
         )
 
 
 def render_share(job: str) -> None:
     """Render every n-th image in a process of its own, and print a JSON line with the rows of each."""
-    folder, seed, size, counts, share, workers = json.loads(job)
-    for number, (split, index, label) in list(enumerate(_jobs(seed, counts)))[share::workers]:
-        rows = (number, *_render_one(Path(folder), seed, size, split, index, label))
+    folder, number, seed, size, counts, share, workers = json.loads(job)
+    version = VERSIONS[number]
+    for place, (split, index, label) in list(enumerate(_jobs(version, seed, counts)))[share::workers]:
+        rows = (place, *_render_one(Path(folder), version, seed, size, split, index, label))
         sys.stdout.write(json.dumps(rows) + "\n")
         sys.stdout.flush()
 
@@ -295,7 +305,7 @@ def _table(path: Path, header: str) -> Iterator[Any]:
 
 
 def _render_one(
-    folder: Path, seed: int, size: int, split: str, index: int, label: int
+    folder: Path, version: Version, seed: int, size: int, split: str, index: int, label: int
 ) -> tuple[list[Any], list[Any]]:
     """Write one image and its masks. Returns its rows of `annotations.csv` and `keypoints.csv`."""
     import numpy as np
@@ -304,7 +314,7 @@ def _render_one(
     from wsolbench.datasets.toybirds.bird import KINDS, PART_NAMES
     from wsolbench.datasets.toybirds.render import render
 
-    result = render(seed, split, index, KINDS[label], size)
+    result = render(version, seed, split, index, KINDS[label], size)
     name = f"{split}/{index:05d}.png"
     Image.fromarray(result.image).save(folder / "images" / name)
     boxes: list[Any] = []

@@ -25,15 +25,13 @@ from wsolbench.datasets.toybirds.canvas import (
     ribbon,
     smooth_noise,
 )
+from wsolbench.datasets.toybirds.versions import SPLITS, Range, Version
 from wsolbench.types import KeyPoints
 
-SPLITS = ("train", "val", "test")
 TWO_BIRDS = 1 / 7
 """Share of images with two birds."""
 _OCCLUDED = 0.45
 """Share of birds with something in front of them."""
-_AREA = (0.12, 0.52)
-"""Range of the area of a single bird's box, as a share of the image, before the image's edge cuts it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,23 +50,32 @@ class Rendering:
     """Pixels that show, at least partly, a part by which classes differ."""
 
 
-def draw_labels(seed: int, split: str, count: int) -> Int[np.ndarray, " n"]:
+def draw_labels(version: Version, seed: int, split: str, count: int) -> Int[np.ndarray, " n"]:
     """Draw the class of each image of a split: every 12 consecutive images show every class once.
 
     Their order is random, so that a sample of every n-th image has all classes.
     """
-    random = _generator(seed, split, 2**32 - 1)  # no image has this index
+    random = _generator(version, seed, split, 2**32 - 1)  # no image has this index
     blocks = [random.permutation(len(KINDS)) for _ in range(-(-count // len(KINDS)))]
     return np.concatenate(blocks)[:count]
 
 
-def render(seed: int, split: str, index: int, kind: Kind, size: int) -> Rendering:
+def draw_stratum(version: Version, seed: int, split: str, index: int) -> int:
+    """Draw the number of an image's stratum of sizes."""
+    block, place = divmod(index, len(version.strata))
+    random = _generator(version, seed, split, block, 1)  # no image has this key
+    return int(random.permutation(len(version.strata))[place])
+
+
+def render(version: Version, seed: int, split: str, index: int, kind: Kind, size: int) -> Rendering:
     """Render image `index` of a split with birds of this class. Depends only on the arguments."""
-    random = _generator(seed, split, index)
+    random = _generator(version, seed, split, index)
     canvas = Canvas(size)
     _paint_scenery(canvas, random)
     birds = [Bird.draw(random) for _ in range(2 if random.random() < TWO_BIRDS else 1)]
-    places = _places(birds, random)
+    stratum = version.strata[draw_stratum(version, seed, split, index)]
+    areas = stratum.pair if len(birds) == 2 else (stratum.single,)
+    places = _places(version, birds, areas, random)
     for number, (bird, place) in enumerate(zip(birds, places, strict=True)):
         if not bird.flying and random.random() < 0.6:
             _paint_perch(canvas, random, bird, place)
@@ -79,17 +86,19 @@ def render(seed: int, split: str, index: int, kind: Kind, size: int) -> Renderin
     return _finish(canvas, random, birds, places)
 
 
-def _generator(seed: int, split: str, index: int) -> np.random.Generator:
-    return np.random.default_rng([seed, SPLITS.index(split), index])
+def _generator(version: Version, seed: int, split: str, *index: int) -> np.random.Generator:
+    return np.random.default_rng([seed, SPLITS.index(split), *index, *version.stream])
 
 
 # --- birds --------------------------------------------------------------------------------------------------
 
 
-def _places(birds: list[Bird], random: np.random.Generator) -> list[Placement]:
+def _places(
+    version: Version, birds: list[Bird], areas: tuple[Range, ...], random: np.random.Generator
+) -> list[Placement]:
     """Draw a place in the image for each bird, the second next to the first."""
     while True:
-        places = [_place(bird, random, 1.0 if len(birds) == 1 else 0.5) for bird in birds]
+        places = [_place(version, bird, area, random) for bird, area in zip(birds, areas, strict=True)]
         if len(places) == 1:
             return places
         apart = abs(places[0].centre - places[1].centre)
@@ -97,21 +106,28 @@ def _places(birds: list[Bird], random: np.random.Generator) -> list[Placement]:
             return places
 
 
-def _place(bird: Bird, random: np.random.Generator, shrink: float) -> Placement:
+def _place(version: Version, bird: Bird, area: Range, random: np.random.Generator) -> Placement:
+    # Rotation, side and scale.
     turn = np.exp(1j * random.uniform(-0.45, 0.45))
     mirrored = bool(random.random() < 0.5)
     at_origin = Placement(centre=0j, scale=1.0, turn=turn, mirrored=mirrored)(bird.extent())
     low = complex(at_origin.real.min(), at_origin.imag.min())
     high = complex(at_origin.real.max(), at_origin.imag.max())
     width, height = (high - low).real, (high - low).imag
-    scale = np.sqrt(shrink * random.uniform(*_AREA) / (width * height))
+    scale = np.sqrt(random.uniform(*area) / (width * height))
     scale = min(scale, 0.98 / width, 0.98 / height)
-    slack = 0.05  # by how much the bird may exceed the image
-    left = random.uniform(-slack, 1 + slack - scale * width)
-    top = random.uniform(-slack, 1 + slack - scale * height)
-    return Placement(
-        centre=complex(left, top) - scale * low, scale=float(scale), turn=turn, mirrored=mirrored
-    )
+    # The upper left corner of the box.
+    ranges = []
+    for side in (scale * width, scale * height):
+        beyond = version.beyond_image + version.beyond_box * side
+        ranges.append((-beyond, 1 + beyond - side))
+    corner = [random.uniform(*limits) for limits in ranges]
+    if version.border < 1:
+        axis = int(random.integers(2))
+        border = min(ranges[axis], key=lambda limit: abs(limit - corner[axis]))
+        corner[axis] = border + version.border * (corner[axis] - border)
+    centre = complex(*corner) - scale * low
+    return Placement(centre=centre, scale=float(scale), turn=turn, mirrored=mirrored)
 
 
 # --- scenery ------------------------------------------------------------------------------------------------

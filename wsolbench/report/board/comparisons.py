@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from wsolbench.metrics.catalog import metric_title
-from wsolbench.records.comparison import Comparison
+from wsolbench.metrics.seed_intervals import holm
+from wsolbench.records.comparison import Comparison, MetricDifference
 from wsolbench.report.board.tables import format_difference, format_number, one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def format_p_value(value: float) -> str:
+def format_p_value(value: float, floor: float = 0.0) -> str:
     """Format a p-value with three decimals.
 
-    >>> format_p_value(0.0312), format_p_value(0.0004)
-    ('0.031', '< 0.001')
+    Resampling cannot give a p-value below `floor`. Such a value is printed as below the next thousandth.
+
+    >>> format_p_value(0.0312), format_p_value(0.0004), format_p_value(2 / 1001, floor=2 / 1001)
+    ('0.031', '< 0.001', '< 0.002')
     """
+    if value <= floor < 1:
+        return f"< {math.ceil(1000 * floor) / 1000:g}"
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
@@ -27,8 +33,17 @@ def comparison_table(comparison: Comparison) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    # Title and columns.
+    # Title, caption and columns.
     where = f"{comparison.dataset['name']}/{comparison.dataset['split']}"
+    rows = comparison.differences
+    crossed = any(row.crossed is not None for row in rows)
+    caption = [f"p Holm: corrected for the {len(rows)} tests of this table."]
+    if crossed:
+        caption.insert(0, "95 % interval and p: over images and seeds. sd: of the difference, over seeds.")
+    else:
+        caption.insert(0, "95 % interval and p: over images. They do not cover other seeds.")
+    if comparison.budget is not None and str(comparison.budget):
+        caption.insert(0, f"{str(comparison.budget).capitalize()}.")
     table = Table(
         box=box.SIMPLE_HEAD,
         title=Text(
@@ -37,27 +52,28 @@ def comparison_table(comparison: Comparison) -> Table:
                 f"{_group_title(comparison.a, comparison.b)} on {where}"
             )
         ),
+        caption=Text(" ".join(caption)),
     )
-    for name in ("metric", "A", "B", "B - A", "95 % interval", "p", "per run"):
+    columns = ["metric", "A", "B", "B - A", "95 % interval"]
+    columns += ["over images", "sd", "per seed"] if crossed else []
+    for name in (*columns, "p", "p Holm"):
         table.add_column(name, justify="left" if name == "metric" else "right")
     # One row per metric.
-    for row in comparison.differences:
-        low, difference, high = (
-            format_difference(row.name, value) for value in (row.low, row.difference, row.high)
-        )
-        per_pair = (
-            ""
-            if row.per_pair is None or len(row.per_pair) < 2
-            else ", ".join(format_difference(row.name, v) for v in row.per_pair)
-        )
-        values = (
-            format_number(row.name, row.a),
-            format_number(row.name, row.b),
-            difference,
-            f"[{low}, {high}]",
-        )
-        table.add_row(metric_title(row.name), *values, format_p_value(row.p_value), per_pair)
+    for row, corrected in zip(rows, holm([row.test for row in rows]), strict=True):
+        cells = [metric_title(row.name), format_number(row.name, row.a), format_number(row.name, row.b)]
+        cells += [format_difference(row.name, row.difference), _ends(row, row.ends)]
+        if crossed:
+            sd = "" if row.spread is None else format_difference(row.name, row.spread.sd).removeprefix("+")
+            per_pair = ", ".join(format_difference(row.name, value) for value in row.per_pair or ())
+            cells += [_ends(row, (row.low, row.high)), sd, per_pair]
+        floor = comparison.p_floor(row)
+        at_floor = 0.0 if row.test > floor else corrected
+        table.add_row(*cells, format_p_value(row.test, floor), format_p_value(corrected, at_floor))
     return table
+
+
+def _ends(row: MetricDifference, ends: tuple[float, float]) -> str:
+    return "[{}, {}]".format(*(format_difference(row.name, value) for value in ends))
 
 
 def _group_title(group: dict[str, Any], other: dict[str, Any]) -> str:

@@ -75,6 +75,7 @@ COLUMNS = (
     "peak_iou",
     "mean_image_iou",
     "keypoint_distance",
+    "keypoint_covered",
     "box_ap",
     "box_ap50",
     "box_ap75",
@@ -197,7 +198,8 @@ def leaderboard_files(results: Path, read: Results | None = None) -> dict[str, s
     # Claims, and the index.
     if read.claims is not None:
         records = [(run.path, run.record) for run in runs]
-        reproduced = reproduction_markdown(read.claims, read.comparisons, records)
+        replaced = {run.record.digest for run, _ in superseded(runs)}
+        reproduced = reproduction_markdown(read.claims, read.comparisons, records, replaced)
         files["reproduction.md"] = f"{_MARK}\n\n{reproduced}"
     notes = read_text(results / NOTES, "file").rstrip() if (results / NOTES).is_file() else ""
     return {"README.md": _index(by_name, {file: title for file, (title, _) in made.items()}, notes), **files}

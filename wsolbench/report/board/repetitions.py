@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wsolbench.records import MetricValue, RunRecord
+from wsolbench.records.budget import Budgets
 from wsolbench.records.claims import setting_text
 from wsolbench.records.record import precedence
 from wsolbench.system.files import canonical_json
@@ -23,6 +24,8 @@ class Run:
     record: RunRecord
     link: str
     path: Path = Path()
+    planned: bool = False
+    """Whether a job of a plan has made it (`wsolbench.records.planned`)."""
 
     def metric(self, name: str, policy: str | None) -> MetricValue | None:
         """Return the metric under a policy. A metric without a threshold is returned for every policy."""
@@ -97,14 +100,17 @@ def one_of_each_seed(runs: Sequence[Run], *, of_each_source: bool = True) -> lis
     """Keep only one run per seed. A run on another revision or machine does not count as another seed.
 
     With `of_each_source`, keep one run per split that thresholds are transferred from. `precedence` decides
-    which run is kept.
+    which run is kept. Runs that a plan replaces are dropped, too.
     """
     kept = {shown.link for shown, _ in _repeats(runs, of_each_source)}
     return [run for run in runs if run.link in kept]
 
 
 def superseded(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Return each run that `one_of_each_seed` drops, with the run that is kept instead, in order."""
+    """Return each run that `one_of_each_seed` drops, with the run that is kept instead, in order.
+
+    That run repeats the dropped one, or is of a plan and has a fuller budget (`_replacements`).
+    """
     return [(run, shown) for shown, others in _repeats(runs, of_each_source=True) for run in others]
 
 
@@ -125,7 +131,53 @@ def _repeats(runs: Sequence[Run], of_each_source: bool) -> list[tuple[Run, list[
             group[0] if len(group) == 1 else max(group, key=lambda run: (precedence(run.record), run.link))
         )
         found.append((shown, [run for run in group if run is not shown]))
+    # A group whose run is replaced joins that of the replacement.
+    replaced = _replacements([shown for shown, _ in found], runs)
+    kept = [(shown, others) for shown, others in found if shown.link not in replaced]
+    by_link = {shown.link: others for shown, others in kept}
+    for shown, others in found:
+        if shown.link in replaced:
+            by_link[replaced[shown.link]] += [shown, *others]
+    return kept
+
+
+def _replacements(shown: Sequence[Run], runs: Sequence[Run]) -> dict[str, str]:
+    """Return the link of the run that replaces each replaced run, by the link of the latter.
+
+    A run of a plan replaces runs outside plans with the same images, protocol, method, settings, backbone,
+    init and seed, if it has seen more training images and its input is not smaller. Settings that only one of
+    them has are of different versions and do not count.
+    """
+    planned: dict[str, list[Run]] = defaultdict(list)
+    for run in shown:
+        if run.planned:
+            planned[_task(run)].append(run)
+    if not planned:
+        return {}
+    budgets, found = Budgets(run.record for run in runs), {}
+    for run in shown:
+        seen = None if run.planned else budgets.images_seen(run.record)
+        for other in [] if seen is None else planned.get(_task(run), []):
+            fuller = (budgets.images_seen(other.record) or 0) > (seen or 0)
+            sizes = [each.record.method.get("image_size") or 0 for each in (run, other)]
+            ones, others = (_flat_settings(each) for each in (run, other))
+            same = all(ones[name] == others[name] for name in ones.keys() & others.keys())
+            if fuller and sizes[0] <= sizes[1] and same:
+                found[run.link] = other.link
     return found
+
+
+def _task(run: Run) -> str:
+    """Return the key of runs that measure the same, whatever their budget and settings."""
+    record = run.record
+    method = [record.method["name"], record.method.get("backbone"), record.start, run.seed]
+    return canonical_json([data_of(run), record.protocol.to_json(), method])
+
+
+def _flat_settings(run: Run) -> dict[str, Any]:
+    """Return the settings of method and post-process by name."""
+    post = (run.record.method.get("post") or {}).get("config") or {}
+    return {**run.record.settings, **{f"post.{name}": value for name, value in post.items()}}
 
 
 def different_settings(run: Run, others: Sequence[Run]) -> str:

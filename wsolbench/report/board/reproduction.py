@@ -3,33 +3,38 @@
     LITERATURE/claims.csv              what papers report (`wsolbench.records.claims`)
     results/compared/<data set>/...    what was measured (`wsolbench compare --claims`)
 
-A claim's direction *holds* if the whole 95 % interval of the measured difference is on the published side of
-0. It is *opposite* if the interval is on the other side, and *undecided* if the interval contains 0. Claims
-without a comparison are listed with the reason.
+Each comparison of a claim has a verdict (`_verdict`). Claims without a comparison are listed with the reason.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsolbench.metrics.catalog import metric_title
+from wsolbench.metrics.seed_intervals import holm
 from wsolbench.records import RunRecord
+from wsolbench.records.budget import BudgetGap, Budgets, is_equal_budget
 from wsolbench.records.claims import Claim, find_unpaired, matches_claim, pairs_by_claim
-from wsolbench.records.comparison import Comparison, MetricDifference
+from wsolbench.records.comparison import Comparison, MetricDifference, complete
+from wsolbench.report.board.comparisons import format_p_value
 from wsolbench.report.board.repetitions import init_text
 from wsolbench.report.board.tables import escape_markdown, format_difference
 from wsolbench.system.files import canonical_json
 
+ALPHA = 0.05
+"""Largest corrected p-value of a claim that holds."""
 
-def _heading(comparison: Comparison) -> str:
+VERDICTS = ("holds", "opposite", "undecided", "one seed", "unequal budget")
+"""Verdicts of claims with a comparison. Those without one are `no partner`."""
+
+
+def _heading(comparison: Comparison, image_size: int | None) -> str:
     """Return the heading of a comparison. Comparisons with the same heading share a table."""
     data, a = comparison.dataset, comparison.a
-    start = f"trained {init_text(a['start'])}" if a.get("start") else None
-    epochs = dict.fromkeys(str(side["epochs"]) for side in (a, comparison.b) if side.get("epochs"))
-    start = f"{start} for {' and '.join(epochs)} epochs" if start and epochs else start
     return ", ".join(
         filter(
             None,
@@ -37,7 +42,8 @@ def _heading(comparison: Comparison) -> str:
                 f"{data['name']}/{data['split']}",
                 a.get("transform"),
                 str(a["backbone"]),
-                start,
+                f"{image_size} px" if image_size else None,
+                f"trained {init_text(a['start'])}" if a.get("start") else None,
                 comparison.protocol,
             ),
         )
@@ -48,41 +54,167 @@ def _without_runs(group: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name not in {"seeds", "records"}}
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """A comparison with its heading, and what sets its groups apart besides the method."""
+
+    comparison: Comparison
+    heading: str
+    gap: BudgetGap
+
+    def matches(self, claim: Claim) -> bool:
+        """Whether the groups are the two sides of a claim."""
+        groups = self.comparison.a, self.comparison.b
+        return all(matches_claim(group, *side) for group, side in zip(groups, claim.sides, strict=True))
+
+    @property
+    def key(self) -> str:
+        """Key that is equal for comparisons that differ only in their seeds."""
+        groups = [_without_runs(self.comparison.a), _without_runs(self.comparison.b)]
+        return canonical_json([*groups, list(self.gap.images)])
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A claim, the comparison of its two sides, and that of A and its control."""
+
+    claim: Claim
+    measured: _Measured
+    difference: MetricDifference
+    control: MetricDifference | None
+
+    @property
+    def can_hold(self) -> bool:
+        """Whether the row takes part in the tests of its table."""
+        return not self.measured.gap.is_unequal and self.difference.spread is not None
+
+
 def reproduction_markdown(
-    claims: Sequence[Claim], comparisons: Iterable[Comparison], records: Sequence[tuple[Path, RunRecord]] = ()
+    claims: Sequence[Claim],
+    comparisons: Iterable[Comparison],
+    records: Sequence[tuple[Path, RunRecord]] = (),
+    superseded: Collection[str] = (),
 ) -> str:
-    """Return one table per data set, backbone and protocol, and a table of the claims without a comparison.
+    """Return one table per data set, network, init and protocol, and the claims without a comparison.
 
     Args:
         claims: claims of papers.
         comparisons: comparisons that `wsolbench compare --claims` has written.
-        records: all records. They give the reasons why claims were not compared.
+        records: all records. They give the budgets, and the reasons why claims were not compared.
+        superseded: digests of superseded records. A comparison of nothing else has no row.
     """
-    # Group the comparisons by heading, and keep the one of most runs.
-    by_heading: dict[str, dict[str, Comparison]] = defaultdict(dict)
     every = list(comparisons)
-    for comparison in every:
-        known, what = (
-            by_heading[_heading(comparison)],
-            canonical_json([_without_runs(comparison.a), _without_runs(comparison.b)]),
-        )
-        if what not in known or len(known[what].a["seeds"]) < len(comparison.a["seeds"]):  # most runs win
-            known[what] = comparison
-    # One row per claim and comparison that matches both sides.
-    lines = ["# Published ablations, measured here", "", *_EXPLANATION, ""]
-    for heading, found in sorted(by_heading.items()):
-        lines += [f"## {escape_markdown(heading)}", "", _HEADER, "|---|---|---|---|---|---|---|"]
-        for claim in claims:
-            for comparison in found.values():
-                matches = all(
-                    matches_claim(group, *side)
-                    for group, side in zip((comparison.a, comparison.b), claim.sides, strict=True)
-                )
-                difference = comparison.find(claim.metric) if matches else None
-                if difference is not None:
-                    lines.append(_row(claim, difference))
+    current = [
+        comparison
+        for comparison in every
+        if not {*comparison.a["records"], *comparison.b["records"]} <= set(superseded)
+    ]
+    # Of comparisons that differ only in their seeds, keep the one of most runs.
+    by_heading: dict[str, dict[str, _Measured]] = defaultdict(dict)
+    for measured in _with_budgets(current, records):
+        known, key = by_heading[measured.heading], measured.key
+        runs = len(measured.comparison.a["seeds"])
+        if key not in known or len(known[key].comparison.a["seeds"]) < runs:
+            known[key] = measured
+    # One table per heading. Its rows are the family of tests that p-values are corrected for.
+    tables = {heading: _rows(claims, list(found.values())) for heading, found in sorted(by_heading.items())}
+    verdicts: dict[str, Counter[str]] = {}
+    lines: list[str] = []
+    for heading, rows in tables.items():
+        corrected = _corrected(rows)
+        found = [_verdict(row, corrected.get(_test_of(row))) for row in rows]
+        verdicts[heading] = Counter(found)
+        lines += [f"## {escape_markdown(heading)}", "", _HEADER, f"|{'---|' * (_HEADER.count('|') - 1)}"]
+        lines += [
+            _line(row, corrected.get(_test_of(row)), verdict)
+            for row, verdict in zip(rows, found, strict=True)
+        ]
         lines.append("")
-    return "\n".join([*lines, *_not_compared(claims, every, records)])
+    title = ["# Published ablations, measured here", "", *_EXPLANATION, "", *_summary(verdicts)]
+    return "\n".join([*title, *lines, *_not_compared(claims, every, records)])
+
+
+def _with_budgets(
+    comparisons: Iterable[Comparison], records: Sequence[tuple[Path, RunRecord]]
+) -> Iterable[_Measured]:
+    """Yield the comparisons with their budgets: of the records, or as stored if a record is missing.
+
+    Comparisons of older versions are completed from the records.
+    """
+    by_digest = {record.digest: record for _, record in records}
+    budgets = Budgets(by_digest.values())
+    for stored in comparisons:
+        comparison = stored
+        sides = [comparison.a["records"], comparison.b["records"]]
+        size = None
+        if all(digest in by_digest for side in sides for digest in side):
+            a, b = ([by_digest[digest] for digest in side] for side in sides)
+            comparison, size = complete(comparison, a, b, budgets), a[0].method.get("image_size")
+        gap = comparison.budget or BudgetGap(images=(None, None))
+        yield _Measured(comparison, _heading(comparison, size), gap)
+
+
+def _rows(claims: Sequence[Claim], found: Sequence[_Measured]) -> list[_Row]:
+    """Return the rows of a table, in the order of the claims."""
+    rows = []
+    for claim in claims:
+        for measured in found:
+            difference = measured.comparison.find(claim.metric) if measured.matches(claim) else None
+            if difference is not None:
+                rows.append(_Row(claim, measured, difference, _control(claim, measured, found)))
+    return rows
+
+
+def _control(claim: Claim, measured: _Measured, found: Sequence[_Measured]) -> MetricDifference | None:
+    """Return the difference of A and the control, of a control that has seen as many images as B."""
+    if not claim.control:
+        return None
+    a = _without_runs(measured.comparison.a)
+    for other in found:
+        same = _without_runs(other.comparison.a) == a and other.gap.images[0] == measured.gap.images[0]
+        fair = is_equal_budget(other.gap.images[1], measured.gap.images[1])
+        if same and fair and other.matches(claim.of_control):
+            return other.comparison.find(claim.metric)
+    return None
+
+
+def _test_of(row: _Row) -> tuple[int, str]:
+    """Return the key of a row's test. Two claims can be about the same test."""
+    return id(row.measured), row.claim.metric
+
+
+def _corrected(rows: Sequence[_Row]) -> Mapping[tuple[int, str], float]:
+    """Return the p-values of a table, corrected for the number of its tests."""
+    tests = {_test_of(row): row.difference.test for row in rows if row.can_hold}
+    return dict(zip(tests, holm(list(tests.values())), strict=True))
+
+
+def _verdict(row: _Row, corrected: float | None) -> str:
+    """Return what a comparison says about its claim.
+
+    A claim holds if its corrected p-value is below `ALPHA` and all seeds have the published sign.
+    """
+    difference, direction = row.difference, row.claim.direction
+    if row.measured.gap.is_unequal:
+        return "unequal budget"
+    if corrected is None:
+        return "one seed"
+    signs = {direction * value > 0 for value in difference.per_pair or (difference.difference,)}
+    if corrected >= ALPHA or len(signs) > 1 or 0 in (difference.per_pair or ()):
+        return "undecided"
+    return "holds" if signs == {True} else "opposite"
+
+
+def _summary(verdicts: Mapping[str, Counter[str]]) -> list[str]:
+    """Return the table of the numbers of verdicts."""
+    if not verdicts:
+        return []
+    lines = [f"| data and training | {' | '.join(VERDICTS)} |", f"|---|{'---:|' * len(VERDICTS)}"]
+    lines += [
+        f"| {escape_markdown(heading)} | {' | '.join(str(counts[verdict]) for verdict in VERDICTS)} |"
+        for heading, counts in verdicts.items()
+    ]
+    return [*lines, ""]
 
 
 def _not_compared(
@@ -94,7 +226,10 @@ def _not_compared(
     done = [(set(comparison.a["records"]), set(comparison.b["records"])) for comparison in comparisons]
     # Claims without a pair.
     rows = (
-        [(missing.claim, missing.place, missing.reason) for missing in find_unpaired(claims, records)]
+        [
+            (missing.claim, missing.place, f"no partner: {missing.reason}")
+            for missing in find_unpaired(claims, records)
+        ]
         if records
         else []
     )
@@ -110,7 +245,8 @@ def _not_compared(
                 continue
             mine = tuple({digests[path] for path in side} for side in (a, b))
             if not any(mine[0] <= known[0] and mine[1] <= known[1] for known in done):
-                waiting[_heading(Comparison.make(ones[:1], others[:1], ()))] += 1
+                size = ones[0].method.get("image_size")
+                waiting[_heading(Comparison.make(ones[:1], others[:1], ()), size)] += 1
         rows += [
             (
                 claim,
@@ -127,7 +263,7 @@ def _not_compared(
     lines = [
         "## Claims without a comparison",
         "",
-        "| paper | claim | metric | data | reason |",
+        "| paper | claim | metric | data | verdict and reason |",
         "|---|---|---|---|---|",
     ]
     for claim, place, reason in sorted(rows, key=lambda row: (places[row[0]], row[1], row[2])):
@@ -137,33 +273,59 @@ def _not_compared(
 
 
 _EXPLANATION = (
-    "`B over A`: B minus A in percentage points, with a 95 % interval over images (not over seeds).",
-    "`per run` is the difference of each pair of runs.",
+    "*published* and *here* are B minus A for a claim `B over A`, in percentage points.",
+    "The 95 % interval is over images and seeds, or over images alone for one seed (marked ¹).",
+    "*sd* is the standard deviation over seeds of the difference of two runs.",
+    "*per seed* is the difference of the runs of each seed.",
+    "*p Holm* is *p*, corrected for the number of tests in the table.",
+    "*control* is the difference of the claim's control and A.",
+    "*images seen* is the number of training images that a run of A has seen.",
     "",
-    "- *holds*: the whole interval has the published sign.",
-    "- *opposite*: the whole interval has the opposite sign.",
-    "- *undecided*: the interval contains 0.",
+    f"- *holds*: p Holm is below {ALPHA}, and all seeds have the published sign.",
+    "- *opposite*: the same with the opposite sign.",
+    "- *undecided*: neither.",
+    "- *one seed*: another training may give another sign, so there is no verdict.",
+    "- *unequal budget*: B and A differ in more than the method, so there is no verdict.",
+    "- *no partner*: no two runs match both sides of the claim.",
     "",
     "Published numbers come from other data, networks and budgets, so only the sign can be compared.",
 )
-_HEADER = "| paper | claim | metric | published | measured | per run | direction |"
+_HEADER = (
+    "| paper | claim | metric | published | here | sd | per seed | p | p Holm | control | images seen "
+    "| verdict |"
+)
 
 
-def _row(claim: Claim, difference: MetricDifference) -> str:
-    published = float(claim.published_b) - float(claim.published_a)
-    low, high = difference.low, difference.high
-    sides = (low, high) if claim.direction > 0 else (-high, -low)
-    verdict = "holds" if sides[0] > 0 else "opposite" if sides[1] < 0 else "undecided"
-    per_run = ", ".join(format_difference(difference.name, value) for value in difference.per_pair or ())
+def _line(row: _Row, corrected: float | None, verdict: str) -> str:
+    """Return a row of a table as Markdown."""
+    claim, difference, gap = row.claim, row.difference, row.measured.gap
+    spread, remark = difference.spread, str(gap)
+    control = ""
+    if claim.control:
+        control = "no partner" if row.control is None else _with_ends(row.control)
+    if verdict == "unequal budget":
+        verdict = remark
+    elif remark:
+        verdict = f"{verdict} ({remark})"
     cells = (
         escape_markdown(f"{claim.paper}, {claim.where}"),
         escape_markdown(claim.claim),
         metric_title(claim.metric),
-        f"{published:+.2f}",
-        "{} [{}, {}]".format(
-            *(format_difference(difference.name, value) for value in (difference.difference, low, high))
-        ),
-        per_run,
+        f"{float(claim.published_b) - float(claim.published_a):+.2f}",
+        _with_ends(difference),
+        "" if spread is None else format_difference(difference.name, spread.sd).removeprefix("+"),
+        ", ".join(format_difference(difference.name, value) for value in difference.per_pair or ()),
+        format_p_value(difference.test, row.measured.comparison.p_floor(difference)),
+        "" if corrected is None else format_p_value(corrected),
+        control,
+        "" if gap.images[0] is None else f"{gap.images[0]:,}",
         verdict,
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _with_ends(difference: MetricDifference) -> str:
+    """Return a difference with its interval, marked ¹ if it is of one seed."""
+    values = (difference.difference, *difference.ends)
+    text = "{} [{}, {}]".format(*(format_difference(difference.name, value) for value in values))
+    return text if difference.spread is not None else f"{text}¹"

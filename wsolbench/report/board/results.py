@@ -20,6 +20,7 @@ from wsolbench.exceptions import DataError, UsageError
 from wsolbench.records import find_records
 from wsolbench.records.claims import Claim, read_claims, read_variants
 from wsolbench.records.comparison import Comparison, read_comparison
+from wsolbench.records.planned import find_planned
 from wsolbench.records.published import read_papers, read_published
 from wsolbench.report.board.board import Numbers
 from wsolbench.report.board.repetitions import Run, superseded
@@ -76,12 +77,16 @@ def read_results(results: Path, *, literature: Path | None = None, records_requi
     literature = literature or results
     measured = folder_of_records(results) if records_required else results / "measured"
     found = find_records(measured)
-    every = [Run(record, _link(path, results / "leaderboard"), path) for path, record in found.records]
+    planned, bad_plans = find_planned(results / "plans", [record for _, record in found.records])
+    every = [
+        Run(record, _link(path, results / "leaderboard"), path, planned=record.digest in planned)
+        for path, record in found.records
+    ]
     runs, outdated = current_versions(every)
     comparisons, unusable = _comparisons(results / "compared", {run.record.digest for run in runs})
     claims, variants = literature / "claims.csv", literature / "variants.csv"
     replaced = [
-        f"record {run.path} is not shown: {shown.path} is of the same run and seed"
+        f"record {run.path} is not shown: {shown.path} repeats or replaces it"
         for run, shown in superseded(runs)
     ]
     return Results(
@@ -90,7 +95,7 @@ def read_results(results: Path, *, literature: Path | None = None, records_requi
         claims=read_claims(claims) if claims.is_file() else None,
         variants=read_variants(variants) if variants.is_file() else {},
         comparisons=comparisons,
-        problems=(*found.problems, *outdated, *unusable),
+        problems=(*found.problems, *bad_plans, *outdated, *unusable),
         notes=(*found.copies, *replaced),
     )
 

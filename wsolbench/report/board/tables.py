@@ -28,7 +28,16 @@ _GROUPS = (
     ("Classification", ("top1_cls", "top5_cls", "mean_class_accuracy")),
     ("Boxes", ("gt_known", "top1_loc", "top5_loc", "max_box_acc", "max_box_acc_v2")),
     ("Masks", ("pxap", "peak_iou", "peak_t", "mean_image_iou")),
-    ("Proposals", ("keypoint_distance", "keypoint_distance_px", "keypoint_hit", "keypoint_distinct")),
+    (
+        "Proposals",
+        (
+            "keypoint_distance",
+            "keypoint_distance_px",
+            "keypoint_hit",
+            "keypoint_distinct",
+            "keypoint_covered",
+        ),
+    ),
     ("Detected boxes", tuple(f"box_ap{end}" for end in ("", "50", "75", "_small", "_medium", "_large"))),
     ("Detected masks", tuple(f"mask_ap{end}" for end in ("", "50", "75", "_small", "_medium", "_large"))),
     (

@@ -391,8 +391,8 @@ def _pairs(groups: Sequence[Group], methods: int, resamples: int, opened: str) -
     )
     text = (
         "<p>Paired differences on the same images under the same protocol, with two-sided p-values and 95 % "
-        f"intervals from {resamples} resamples. Intervals cover test images, not seeds; the column "
-        "<i>seed by seed</i> shows how much seeds differ. ↓: lower is better. "
+        f"intervals from {resamples} resamples of the images. They also cover seeds if both methods have "
+        "several. ↓: lower is better. "
         "<code>wsolbench compare</code> compares any other runs.</p>"
         "<details><summary>Which runs are compared, and how to read the p-values</summary><ul>"
         f"<li>The {methods} best methods of each data set and protocol are compared, ranked by oracle "
@@ -401,9 +401,9 @@ def _pairs(groups: Sequence[Group], methods: int, resamples: int, opened: str) -
         "<li>A method with several settings, backbones or initial weights enters with those that have the "
         "most seeds, then the best mean. If this choice used the same test images, differences are biased "
         "and p-values too small.</li>"
-        f"<li>p-values cannot fall below {2 / (resamples + 1):.1g} and are not corrected for multiple "
-        "comparisons. Ties count for both sides, so a p-value can exceed 0.05 although the interval just "
-        "excludes 0.</li></ul></details>"
+        f"<li>p-values of one seed cannot fall below {2 / (resamples + 1):.1g}. No p-value is corrected for "
+        "multiple comparisons. Ties count for both sides, so a p-value can exceed 0.05 although the "
+        "interval just excludes 0.</li></ul></details>"
         '<form class="js-only" autocomplete="off" aria-label="Choose a comparison">'
         f"<label>Images and protocol {_choice(having, first)}</label>"
         f'<label>Compare <select name="pair">{names}</select></label></form>'
@@ -418,17 +418,14 @@ def _pair_table(number: int, pair: Pair, title: str) -> str:
     ends: dict[float, float] = {}
     for row in pair.differences:  # metrics of the same scale share an axis
         scale = metric_info(row.name).scale
-        ends[scale] = max(ends.get(scale, 0.0), abs(row.low), abs(row.high))
+        ends[scale] = max(ends.get(scale, 0.0), *map(abs, row.ends))
     same_seeds = pair.a.seeds == pair.b.seeds and len(pair.a.seeds) > 1
     for row in pair.differences:
         info = metric_info(row.name)
         end = info.scale * ends[info.scale]
-        drawn = _interval(
-            [info.scale * value for value in (row.difference, row.low, row.high)], -end, end, zero=True
-        )
-        interval = (
-            f"{drawn} {format_difference(row.name, row.low)} to {format_difference(row.name, row.high)}"
-        )
+        drawn = _interval([info.scale * value for value in (row.difference, *row.ends)], -end, end, zero=True)
+        low, high = (format_difference(row.name, value) for value in row.ends)
+        interval = f"{drawn} {low} to {high}"
         name = (
             metric_title(row.name)
             + (f", {row.policy}" if row.policy else "")
@@ -444,11 +441,11 @@ def _pair_table(number: int, pair: Pair, title: str) -> str:
             if same_seeds
             else ""
         )
-        texts = (escape(name), *values, interval, escape(format_p_value(row.p_value)), by_seed, str(row.n))
+        texts = (escape(name), *values, interval, escape(format_p_value(row.test)), by_seed, str(row.n))
         lines.append([Td(text) for text in texts])
     columns = ("metric", "A", "B", "B − A", "95 % interval", "p", "seed by seed", "images")
     kept = filled(lines)
-    notes = (f"A: {pair.a.label}", f"B: {pair.b.label}")
+    notes = (f"A: {pair.a.label}", f"B: {pair.b.label}", *([pair.budget] if pair.budget else []))
     return table_block(
         f"{pair.b.method} (B) minus {pair.a.method} (A) · {title}",
         [columns[place] for place in kept],

@@ -17,6 +17,7 @@ from wsolbench.evaluation.score_table import SCORES, ScoreTable
 from wsolbench.exceptions import DataError
 from wsolbench.metrics.max_box_acc import MaxBoxAcc
 from wsolbench.protocol import DELTA, EvalProtocol
+from wsolbench.records.budget import Budgets
 from wsolbench.records.comparison import MetricDifference
 from wsolbench.report.board.repetitions import (
     Run,
@@ -92,6 +93,8 @@ class Pair:
     a: Repetitions
     b: Repetitions
     differences: tuple[MetricDifference, ...]
+    budget: str = ""
+    """Remark on unequal or unknown training budgets, or empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,17 +126,22 @@ def groups_of(runs: Sequence[Run], *, methods: int, resamples: int) -> tuple[lis
         for place, of in enumerate(shown)
         for b, a in itertools.combinations(_compared(of)[:methods], 2)
     ]
+    budgets = Budgets(run.record for run in runs)
     pairs: dict[int, list[Pair]] = defaultdict(list)
     for place, a, b in track(wanted, "comparing", unit="pairs"):
         try:
             comparison = compare_records(
                 *({each.run.path: each.run.record for each in side.runs} for side in (a, b)),
                 resamples=resamples,
+                budgets=budgets,
+                allow_unequal_budget=True,
             )
         except DataError as error:  # the page is useful without this pair, and shows the message
             problems.append(str(error))
             continue
-        pairs[place].append(Pair(a=a, b=b, differences=comparison.differences))
+        pairs[place].append(
+            Pair(a=a, b=b, differences=comparison.differences, budget=str(comparison.budget or ""))
+        )
     # Give the groups unique titles.
     titles = disambiguate(
         [

@@ -76,6 +76,14 @@ from reference_models.layers.correlation import (
     unit_pixels,
 )
 from reference_models.layers.maps import min_max
+from reference_models.postprocess.scg.correlations import (
+    EPS_HIGH,
+    column_shares_,
+    eq8_at,
+    eq8_correlations,
+    stochastic_at,
+    stochastic_correlations,
+)
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import Localization
 from wsolbench.methods.device import constants
@@ -173,40 +181,6 @@ class ScgConfig(PostConfig):
         return replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})  # type: ignore[arg-type]
 
 
-def column_shares_(weights: Float[Tensor, "b n n"], eps: float) -> Float[Tensor, "b n n"]:
-    """Divide each column by its sum, in place (colsum). A column of zeros stays zero."""
-    return weights.div_(weights.sum(dim=1, keepdim=True) + eps)
-
-
-def drop_below_(weights: Float[Tensor, "b n n"], threshold: float) -> Float[Tensor, "b n n"]:
-    """Set values below the threshold to 0, in place. Equal values stay, as in the released code."""
-    return weights.masked_fill_(weights < threshold, 0.0)
-
-
-def stochastic_correlations(
-    pixels: Float[Tensor, "b n d"], *, fo_th: float, so_th: float, order: int
-) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b n n"]]:
-    """Return `first` and `high` of the released code, eqs. (a) to (d), for pixels of length 1."""
-    t = drop_below_(pixels @ pixels.mT, fo_th)  # (6), (7), (a)
-    first = column_shares_(t.clone(), 1e-5)  # (b)
-    t.diagonal(dim1=1, dim2=2).zero_()
-    p = column_shares_(t, 1e-5)  # (c)
-    high = p
-    for _ in range(order - 1):
-        high = column_shares_(high @ p, 1e-10)
-    return first, drop_below_(high, so_th * (1.0 / pixels.shape[1]))  # (d)
-
-
-def eq8_correlations(pixels: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b n n"]]:
-    """Return SC1 and SC2 of the paper, eqs. (7) to (9), for pixels of length 1."""
-    s = pixels @ pixels.mT  # (6)
-    first = s.relu()  # (7)
-    s.diagonal(dim1=1, dim2=2).zero_()
-    s2 = s @ s / pixels.shape[1]  # (8)
-    low, high = s2.amin(dim=2, keepdim=True), s2.amax(dim=2, keepdim=True)
-    return first, (s2 - low) / (high - low + 1e-10)  # (9), (10)
-
-
 def correlations(
     pixels: Float[Tensor, "b n d"], config: ScgConfig
 ) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b n n"]]:
@@ -216,9 +190,14 @@ def correlations(
     """
     if config.correlation == "eq8":
         return eq8_correlations(pixels)
+    fo_th, so_th = _thresholds(config)
+    return stochastic_correlations(pixels, fo_th=fo_th, so_th=so_th, order=config.order)
+
+
+def _thresholds(config: ScgConfig) -> tuple[float, float]:
     assert config.fo_th is not None
     assert config.so_th is not None
-    return stochastic_correlations(pixels, fo_th=config.fo_th, so_th=config.so_th, order=config.order)
+    return config.fo_th, config.so_th
 
 
 def combined(
@@ -229,7 +208,7 @@ def combined(
         return first if config.combine == "first" else high
     assert config.so_weight is not None
     hsc = torch.maximum(first, config.so_weight * high)  # (11)
-    return column_shares_(hsc, 1e-10) if config.correlation == "stochastic" else hsc  # (e)
+    return column_shares_(hsc, EPS_HIGH) if config.correlation == "stochastic" else hsc  # (e)
 
 
 def map_of(
@@ -274,16 +253,20 @@ def point_correlations(
     Raises `UsageError` on an order that the definition does not have.
     """
     height, width = features.shape[2:]
-    flat = (points[:, 0] * width + points[:, 1])[:, None, None]
-    maps = []
+    settings = config.published(None)
+    for order in orders:
+        check(replace(settings, order=2 if order == 1 else order))
+    flat = points[:, 0] * width + points[:, 1]
     with torch.autocast(features.device.type, enabled=False):
         pixels = unit_pixels(features)
-        for order in orders:
-            settings = check(replace(config.published(None), order=2 if order == 1 else order))
-            first, high = correlations(pixels, settings)
-            seeds = first if order == 1 else high
-            maps.append((seeds if settings.seed_axis == "column" else seeds.mT).take_along_dim(flat, dim=2))
-    return torch.cat(maps, dim=2).mT.reshape(len(features), len(maps), height, width)
+        if settings.correlation == "eq8":
+            maps = eq8_at(pixels, flat, orders=orders, axis=settings.seed_axis)
+        else:
+            fo_th, so_th = _thresholds(settings)
+            maps = stochastic_at(
+                pixels, flat, fo_th=fo_th, so_th=so_th, orders=orders, axis=settings.seed_axis
+            )
+    return maps.reshape(len(features), len(orders), height, width)
 
 
 def check(config: ScgConfig) -> ScgConfig:

@@ -1,0 +1,1 @@
+"""SCG and its correlations."""
