@@ -211,7 +211,7 @@ class ImageReader:
         """Map with one thread for each process, or without processes with one for each worker."""
         threads = self.workers if self._pool is None else self._pool.count
         if self._pool is None and len(self._places) == len(self.dataset):
-            threads = min(threads, 1)  # views from memory are fast
+            threads = min(threads, 2)  # views from memory are fast
         return map_ordered(jobs, work, workers=threads, ahead=max(-(-AHEAD // JOB), 2 * threads))
 
 
