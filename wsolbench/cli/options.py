@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -14,7 +13,7 @@ import click
 
 from wsolbench.cli.groups import option
 from wsolbench.cli.settings import read_protocol
-from wsolbench.cli.values import Device, Number
+from wsolbench.cli.values import Device, Number, available_cores
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import TrainRequest
 from wsolbench.protocol import EvalProtocol
@@ -28,12 +27,6 @@ if TYPE_CHECKING:
     from wsolbench.evaluation.runs import Shard
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use. Processes of torchrun share a machine's cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -275,9 +268,7 @@ _execution_options = _all(
         "Execution",
         "--cache",
         type=Number(TrainRequest, "cache"),
-        metavar="GIB",
-        help="Memory for the resized images of a training, which are then read only once; 0 for none.  "
-        "[default: half of the available memory]",
+        help="GiB of memory for resized training images; 0 for none.  [default: half of what is available]",
     ),
 )
 
