@@ -21,7 +21,8 @@ from typing import Any
 import click
 import numpy as np
 
-from wsolbench.cli.options import DataOptions, available_cores
+from wsolbench.cli.options import DataOptions
+from wsolbench.cli.values import available_cores
 from wsolbench.datasets.subsets import limit_dataset
 from wsolbench.evaluation.compare import compare
 from wsolbench.evaluation.evaluate import Evaluation, evaluate

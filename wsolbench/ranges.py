@@ -83,6 +83,8 @@ ImageSide = Annotated[int, Range(32, 4096)]
 """Side length of a network's input, in pixels."""
 LearningRate = Annotated[float, Range(0, 1000, open_low=True)]
 Workers = Annotated[int, Range(0, 4096)]
+Gibibytes = Annotated[float, Range(0, 1_000_000)]
+"""Amount of memory."""
 Resamples = Annotated[int, Range(1, 1_000_000)]
 
 

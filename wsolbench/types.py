@@ -17,7 +17,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.system.decoding import read_gray, read_rgb, read_size
+from wsolbench.system.decoding import read_gray, read_picture, read_size
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 Boxes = Float[np.ndarray, "r 4"]
 """float64 boxes, one row (x0, y0, x1, y1) each."""
@@ -103,17 +106,29 @@ class Sample:
         The EXIF orientation is not applied, because annotations refer to stored pixels. Raises `DataError`
         if the file is missing, truncated or not an image.
         """
+        if self.array is None:
+            return np.array(self.picture())  # np.asarray would be read-only
+        if self.crop is None:
+            return self.array
+        x0, y0, x1, y1 = self.crop
+        return self.array[y0:y1, x0:x1]
+
+    def picture(self) -> PIL.Image.Image:
+        """Return the pixels of `image` as a Pillow image, with fewer copies if they are in a file.
+
+        Errors are as for `image`.
+        """
         if self.array is not None:
-            return self._cropped(self.array)
+            from PIL import Image
+
+            return Image.fromarray(self.image())
         if self.path is None:
             raise DataError(f"sample {self.id!r} has neither pixels nor a path")
-        return self._cropped(read_rgb(self.path, f"image {self.id!r}"))
-
-    def _cropped(self, pixels: UInt8[np.ndarray, "stored_h stored_w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        picture = read_picture(self.path, f"image {self.id!r}")
         if self.crop is None:
-            return pixels
+            return picture
         x0, y0, x1, y1 = self.crop
-        return pixels[y0:y1, x0:x1]
+        return picture.crop((x0, y0, min(x1, picture.width), min(y1, picture.height)))
 
     def _stored_size(self) -> tuple[int, int]:
         if self.crop is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ from reference_models.training.run_folder import (
     LAST,
     LOG,
     STATE,
+    StateWriter,
     load_state,
     run_metadata,
-    save_state,
     training_run,
     write_log,
 )
@@ -122,12 +123,15 @@ def _train(run: Run, request: DetectorRequest) -> None:
     steps = per_epoch * epochs
     run.model.train()
     done = run.step // per_epoch * count + run.step % per_epoch * size
-    with track(description=f"training {run.model.method_name}", total=count * epochs, done=done) as bar:
+    with (
+        StateWriter() as states,
+        track(description=f"training {run.model.method_name}", total=count * epochs, done=done) as bar,
+    ):
         while run.step < steps:
-            _epoch(run, reader, request, steps, bar)
+            _epoch(run, reader, request, steps, bar, states)
             run.seconds, run.sums = 0.0, {}
-            save_state(run, run.progress, request.out / STATE)
-            write_log(run.history, request.out / LOG)
+            write = partial(write_log, list(run.history), request.out / LOG)
+            states.save(run, run.progress, request.out / STATE, write)
     # Write the result.
     write_log(run.history, request.out / LOG)  # again, if the run was killed between state and log
     seconds = sum(row["seconds"] for row in run.history)
@@ -139,7 +143,9 @@ def _train(run: Run, request: DetectorRequest) -> None:
     (request.out / STATE).unlink(missing_ok=True)
 
 
-def _epoch(run: Run, reader: TargetReader, request: DetectorRequest, steps: int, bar: Progress) -> None:
+def _epoch(
+    run: Run, reader: TargetReader, request: DetectorRequest, steps: int, bar: Progress, states: StateWriter
+) -> None:
     """Run the rest of an epoch and add its row to the log."""
     recipe, count = run.recipe, len(reader)
     epoch, first = divmod(run.step, steps // recipe.epochs)
@@ -167,7 +173,7 @@ def _epoch(run: Run, reader: TargetReader, request: DetectorRequest, steps: int,
         now = time.perf_counter()
         run.seconds = before + now - start
         if save:
-            save_state(run, run.progress, request.out / STATE)
+            states.save(run, run.progress, request.out / STATE)
             saved = now
         bar.advance(len(examples), f"epoch {epoch + 1}/{recipe.epochs}, loss {sum(means.values()):.3f}")
     row = {"epoch": epoch + 1, "train_loss": sum(means.values()), **means, "lr": recipe.lr * factor}

@@ -1,13 +1,15 @@
-"""Images for training: read in threads, kept in memory if they fit, and augmented.
+"""Images for training: read by threads or worker processes, kept in memory if they fit, and augmented.
 
-Augmentation depends only on (seed, epoch, image, batch). It does not depend on the number of threads, nor on
-whether a run was interrupted.
+Augmentation depends only on (seed, epoch, image, batch). It does not depend on the number and kind of
+workers, nor on whether a run was interrupted.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,48 +17,47 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from reference_models.core.recipes import Recipe
 from reference_models.training.parallel import all_reduce_sum
-from wsolbench.exceptions import DataError
-from wsolbench.maps.masks import resize_mask
+from reference_models.training.views import Augmentation, Item, Place, Preparation, Prepared, Squares
 from wsolbench.methods import InputSpec
 from wsolbench.methods.device import normalized
-from wsolbench.methods.inputs import resize_short_side, resized, training_view
 from wsolbench.system.distributed import World
+from wsolbench.system.free_memory import available_bytes
+from wsolbench.system.processes import JOB, WORTH_SECONDS, SharedArray, WorkerPool, is_sendable
 from wsolbench.system.progress import track
 from wsolbench.types import Dataset
 
 CACHE_BYTES = 1 << 30
-"""Largest size of the resized images of a split that are kept in memory."""
+"""Bytes of resized images of a split that every machine can keep in memory."""
 
 AHEAD = 64
-"""Number of images that are prepared while others are in use. If whole batches are prepared: two batches."""
-
-# Sizes differ between batches, so the axes have no names, which would have to agree.
-Squares = UInt8[np.ndarray, "_ _ _ _"]
-Pixels = UInt8[np.ndarray, "h w c"]
-View = UInt8[np.ndarray, "v v c"]
-Change = Callable[[Pixels, int, int], View]
-"""Signature `change(image, its index, number of the batch)`."""
+"""Number of images that are prepared while others are in use, or more: two jobs of each worker."""
 
 A = TypeVar("A")
 R = TypeVar("R")
+T = TypeVar("T")
+Job = tuple[Sequence[Item], "Augmentation | None"]
 
 
 class ImageReader:
     """Reader of the resized images of a split, uint8. With `masks`, channel four is the mask, 0 or 255.
 
+    Worker processes prepare the images if a pass over the split needs more than `WORTH_SECONDS` of one core,
+    judged by its first images. Otherwise threads do. `close` ends the processes.
+
     Args:
         dataset: the split.
         side: images are resized to side x side.
         short_side: images keep their aspect ratio instead, and `side` is the length of the shorter side.
-        workers: reading threads. 0: the calling thread reads.
+        workers: threads or processes that prepare images. 0: the calling thread does. 1: one thread.
         cache_bytes: the split is kept in memory if it needs at most this.
         here: this process among those of the same training. Each one reads a share of what is kept in memory.
         masks: whether masks are needed. An image without one raises `DataError`.
+        processes: whether at least two workers are processes, or None to judge by the first images.
     """
 
     def __init__(
@@ -69,100 +70,149 @@ class ImageReader:
         here: World | None = None,
         masks: bool = False,
         short_side: bool = False,
+        processes: bool | None = None,
     ) -> None:
-        self.dataset, self.side, self.workers, self.masks, self.short_side = (
-            dataset,
-            side,
-            workers,
-            masks,
-            short_side,
-        )
-        self._shape = (len(dataset), side, side, 3 + masks)
-        self._kept = (
-            self._all(here or World()) if not short_side and math.prod(self._shape) <= cache_bytes else None
-        )
-        # Images of different sizes are cached one by one when they are first read, within the limit.
-        self._seen: dict[int, Pixels] = {}
-        self._room = cache_bytes if short_side else 0
+        self.dataset, self.side, self.workers, self._processes = dataset, side, workers, processes
+        self._pool: WorkerPool[Job, Prepared] | None = None
         self._lock = threading.Lock()
+        # Images of one size are all read now if they fit. Others are kept when they are first read, while
+        # there is room.
+        shape = (len(dataset), side, side, 3 + masks)
+        self.cache_bytes = cache_bytes if short_side else math.prod(shape)
+        if self.cache_bytes > cache_bytes:
+            self.cache_bytes = 0
+        self._memory = SharedArray((self.cache_bytes,)) if self.cache_bytes else None
+        self._places: dict[int, Place] = {}
+        self._used = 0
+        lacking = sum(not sample.has_mask for sample in dataset.samples) if masks else 0
+        self._prepare = Preparation(
+            side=side,
+            short_side=short_side,
+            masks=masks,
+            lacking=f"of {dataset.name} {dataset.split} has no mask; this training needs a mask of every "
+            f"image, and {lacking:,} of {len(dataset):,} have none: choose settings that need none",
+            memory=self._memory,
+            keeps=short_side and self._memory is not None,
+        )
+        if self._memory is not None and not short_side:
+            self._read_all(self._memory, shape, here or World())
+
+    def close(self) -> None:
+        """End the worker processes, if there are any."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
 
     def squares(self, batches: Sequence[Int[np.ndarray, " _"]]) -> Iterator[Squares]:
         """Yield the resized images of each batch. Not available with `short_side`."""
-        return self._batches(batches, lambda image, _index, _number: image)
+        return self._batches(batches, None)
 
     def views(
         self, batches: Sequence[Int[np.ndarray, " _"]], size: int, recipe: Recipe, *, seed: int, epoch: int
     ) -> Iterator[Squares]:
         """Yield augmented views of each batch, `size` pixels wide."""
-
-        def augmented(image: Pixels, index: int, number: int) -> View:
-            rng = np.random.default_rng((seed, epoch, index, number))
-            return training_view(
-                image,
-                size,
-                rng,
-                flip=recipe.flip,
-                rotation=recipe.rotation,
-                rotation_filter=recipe.rotation_filter,
-            )
-
-        return self._batches(batches, augmented)
-
-    def _batches(self, batches: Sequence[Int[np.ndarray, " _"]], change: Change) -> Iterator[Squares]:
-        def one(item: tuple[int, int]) -> View:
-            return change(self._image(item[0]), *item)
-
-        def whole(items: list[tuple[int, int]]) -> Squares:
-            return np.stack([one(item) for item in items])
-
-        jobs = [[(int(index), number) for index in batch] for number, batch in enumerate(batches)]
-        if self._kept is not None or self.workers == 0:
-            # Cropping views from memory is fast: one thread is enough.
-            yield from map_ordered(jobs, whole, workers=min(self.workers, 1), ahead=2)
-            return
-        images = map_ordered(
-            (item for items in jobs for item in items), one, workers=self.workers, ahead=AHEAD
+        augmentation = Augmentation(
+            size=size,
+            flip=recipe.flip,
+            rotation=recipe.rotation,
+            rotation_filter=recipe.rotation_filter,
+            seed=seed,
+            epoch=epoch,
         )
-        for items in jobs:
-            yield np.stack([next(images) for _ in items])
+        return self._batches(batches, augmentation)
 
-    def _all(self, here: World) -> Squares:
-        kept = np.zeros(self._shape, dtype=np.uint8)
-        mine = range(here.rank, len(kept), here.size)
-        images = map_ordered(mine, self._read, workers=self.workers, ahead=AHEAD)
-        with track(description=f"reading {self.dataset.name} {self.dataset.split}", total=len(kept)) as bar:
-            for index, image in zip(mine, images, strict=True):
-                kept[index] = image
-                bar.advance(min(here.size, len(kept) - index))
-        all_reduce_sum(torch.from_numpy(kept), here)  # every image is 0 except in the process that read it
-        return kept
+    def _batches(
+        self, batches: Sequence[Int[np.ndarray, " _"]], augmentation: Augmentation | None
+    ) -> Iterator[Squares]:
+        side = self.side if augmentation is None else augmentation.size
+        first = [self._item(int(index), 0) for batch in batches[:1] for index in batch]
+        self._start_pool(first, augmentation, sum(map(len, batches)))
 
-    def _image(self, index: int) -> Pixels:
-        if self._kept is not None:
-            return np.asarray(self._kept[index])
-        if index in self._seen:
-            return self._seen[index]
-        image = self._read(index)
-        with self._lock:
-            if image.nbytes <= self._room and index not in self._seen:
-                self._seen[index] = image
-                self._room -= image.nbytes
-        return image
+        def jobs() -> Iterator[tuple[Squares, Int[np.ndarray, " _"], int]]:
+            for number, batch in enumerate(batches):
+                whole = np.empty((len(batch), side, side, 3 + self._prepare.masks), dtype=np.uint8)
+                for start in range(0, len(batch), JOB):
+                    yield whole[start : start + JOB], batch[start : start + JOB], number
+                yield whole, batch[:0], number
 
-    def _read(self, index: int) -> Pixels:
-        sample = self.dataset[index]
-        image = (resize_short_side if self.short_side else resized)(sample.image(), self.side)
-        if not self.masks:
-            return image
-        mask = sample.mask()
-        if mask is None:
-            lacking = sum(not other.has_mask for other in self.dataset.samples)
-            raise DataError(
-                f"image {sample.id!r} of {self.dataset.name} {self.dataset.split} has no mask; this "
-                "training needs a mask of every image, "
-                f"and {lacking:,} of {len(self.dataset):,} have none: choose settings that need none"
-            )
-        return np.dstack([image, 255 * resize_mask(mask, (image.shape[1], image.shape[0])).astype(np.uint8)])
+        def fill(job: tuple[Squares, Int[np.ndarray, " _"], int]) -> Squares:
+            part, indices, number = job
+
+            def take(prepared: Prepared) -> None:
+                part[:] = prepared.views
+                self._keep(prepared.read)
+
+            if len(indices):
+                self._run(([self._item(int(index), number) for index in indices], augmentation), take)
+            return part
+
+        filled = self._map(jobs(), fill)
+        for batch in batches:
+            for _ in range(0, len(batch), JOB):
+                next(filled)
+            yield next(filled)
+
+    def _read_all(self, memory: SharedArray, shape: tuple[int, ...], here: World) -> None:
+        mine = range(here.rank, shape[0], here.size)
+        places = [Place(index * math.prod(shape[1:]), shape[1:]) for index in range(shape[0])]
+        self._start_pool([self._item(index, 0) for index in mine[:JOB]], None, len(mine))
+
+        def read(indices: Sequence[int]) -> int:
+            def take(prepared: Prepared) -> None:
+                for index, view in zip(indices, prepared.views, strict=True):
+                    places[index].of(memory)[:] = view
+
+            self._run(([self._item(index, 0) for index in indices], None), take)
+            return len(indices)
+
+        jobs = (mine[start : start + JOB] for start in range(0, len(mine), JOB))
+        with track(description=f"reading {self.dataset.name} {self.dataset.split}", total=shape[0]) as bar:
+            done = 0
+            for count in self._map(jobs, read):
+                done += count
+                bar.advance(count * here.size if done < len(mine) else shape[0] - (done - count) * here.size)
+        self.close()
+        # Every image is 0 except in the process that read it.
+        all_reduce_sum(torch.from_numpy(memory.array.reshape(shape)), here)
+        self._places = dict(enumerate(places))
+
+    def _item(self, index: int, number: int) -> Item:
+        return self._places.get(index) or self.dataset[index], index, number
+
+    def _keep(self, images: dict[int, np.ndarray]) -> None:
+        """Keep images in memory while there is room."""
+        for index, image in images.items():
+            with self._lock:
+                if index in self._places or self._used + image.nbytes > self.cache_bytes:
+                    continue
+                place = Place(self._used, image.shape)
+                self._used += image.nbytes
+            assert self._memory is not None
+            place.of(self._memory)[:] = image
+            self._places[index] = place  # others use it from now on
+
+    def _start_pool(self, items: Sequence[Item], augmentation: Augmentation | None, count: int) -> None:
+        """Start worker processes if `count` images like these are worth it, and if they can be sent there."""
+        if self._pool is not None or self._processes is False or self.workers < 2 or not items:
+            return
+        if self._processes is None:
+            start, some = time.perf_counter(), items[:JOB]
+            self._prepare((some, augmentation))
+            if (time.perf_counter() - start) / len(some) * count < WORTH_SECONDS:
+                return
+        if is_sendable((self._prepare, items[0])):
+            inherit = [] if self._memory is None else [self._memory]
+            self._pool = WorkerPool(self._prepare, self.workers, inherit)
+
+    def _run(self, job: Job, take: Callable[[Prepared], T]) -> T:
+        return take(self._prepare(job)) if self._pool is None else self._pool.run(job, take)
+
+    def _map(self, jobs: Iterable[A], work: Callable[[A], R]) -> Iterator[R]:
+        """Map with one thread for each process, or without processes with one for each worker."""
+        threads = self.workers if self._pool is None else self._pool.count
+        if self._pool is None and len(self._places) == len(self.dataset):
+            threads = min(threads, 2)  # views from memory are fast
+        return map_ordered(jobs, work, workers=threads, ahead=max(-(-AHEAD // JOB), 2 * threads))
 
 
 def map_ordered(items: Iterable[A], work: Callable[[A], R], *, workers: int, ahead: int) -> Iterator[R]:
@@ -187,16 +237,23 @@ def map_ordered(items: Iterable[A], work: Callable[[A], R], *, workers: int, ahe
                 future.cancel()
 
 
-def to_device(squares: Squares, spec: InputSpec, device: torch.device) -> Tensor:
-    """Convert (B, S, S, 3 or 4) uint8 to normalised (B, 3, S, S) float32, channels last, on the device."""
-    pixels = torch.from_numpy(np.ascontiguousarray(squares[..., :3]))
-    return normalized(pixels.pin_memory() if device.type == "cuda" else pixels, spec, device)
+def cache_budget(gibibytes: float | None) -> int:
+    """Return the bytes of memory for resized images: as requested, else half of what is available.
+
+    The processes of torchrun on a machine share the half. Without a request it is at least `CACHE_BYTES`
+    for each of two splits.
+    """
+    if gibibytes is not None:
+        return int(gibibytes * (1 << 30))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(2 * CACHE_BYTES, (available_bytes() or 0) // (2 * processes))
 
 
-def masks_of(squares: Squares, device: torch.device) -> Tensor | None:
-    """Return the masks (B, S, S), float32 in [0, 1], or None if there are none."""
-    return (
-        torch.from_numpy(np.ascontiguousarray(squares[..., 3])).to(device).float() / 255
-        if squares.shape[-1] == 4
-        else None
-    )
+def normalized_images(pixels: UInt8[Tensor, "b s s c"], spec: InputSpec) -> Float[Tensor, "b 3 s s"]:
+    """Convert 3 or 4 channels of uint8 to normalised float32, channels last in memory."""
+    return normalized(pixels[..., :3].contiguous(), spec, pixels.device)
+
+
+def masks_of(pixels: UInt8[Tensor, "b s s c"]) -> Float[Tensor, "b s s"] | None:
+    """Return the masks, float32 in [0, 1], or None if there are none."""
+    return pixels[..., 3].contiguous().float() / 255 if pixels.shape[-1] == 4 else None

@@ -9,6 +9,7 @@ Steps, schedule and augmentation are those of one process. Only the first proces
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from reference_models.core.objectives import Objective
 from reference_models.core.outputs import Batch
 from reference_models.core.recipes import Recipe
 from reference_models.training.checkpoint import earlier_runs, save_checkpoint
-from reference_models.training.images import ImageReader, masks_of, to_device
+from reference_models.training.images import ImageReader, cache_budget, masks_of, normalized_images
 from reference_models.training.parallel import (
     broadcast_from_first,
     synchronise_batch_norm,
@@ -44,9 +45,9 @@ from reference_models.training.run_folder import (
     LAST,
     LOG,
     STATE,
+    StateWriter,
     load_state,
     run_metadata,
-    save_state,
     training_run,
     write_log,
 )
@@ -59,8 +60,8 @@ from reference_models.training.steps import (
 )
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import Numerics, TrainRequest
-from wsolbench.methods.device import send
 from wsolbench.methods.numerics import COMPILE
+from wsolbench.methods.transfers import uploaded
 from wsolbench.system.distributed import World, connected, gathered
 from wsolbench.system.files import sha256_of_file
 from wsolbench.system.progress import Progress, track
@@ -136,20 +137,34 @@ def fit(method: type[Model], request: TrainRequest) -> Path:
 
 def _train(run: Run, request: TrainRequest) -> None:
     """Run the remaining epochs and write the checkpoints."""
-    # Readers of both splits.
-    size, epochs, here = run.model.input_spec.size, run.recipe.epochs, run.here
-    side = max(size, round(size * run.recipe.resize))
-    reader = ImageReader(
-        request.train,
-        side,
-        workers=request.workers,
-        here=here,
-        masks=run.model.wants_masks,
-        short_side=run.recipe.short_side,
-    )
-    val_reader = (
-        None if request.val is None else ImageReader(request.val, size, workers=request.workers, here=here)
-    )
+    # Readers of both splits, which share the memory for images.
+    size, room, shared = run.model.input_spec.size, cache_budget(request.cache), run.recipe.short_side
+    with contextlib.ExitStack() as stack:
+        reader = ImageReader(
+            request.train,
+            max(size, round(size * run.recipe.resize)),
+            workers=request.workers,
+            cache_bytes=room // 2 if shared else room,
+            here=run.here,
+            masks=run.model.wants_masks,
+            short_side=run.recipe.short_side,
+        )
+        stack.callback(reader.close)
+        val_reader = None
+        if request.val is not None:
+            room -= reader.cache_bytes
+            val_reader = ImageReader(
+                request.val, size, workers=request.workers, cache_bytes=room, here=run.here
+            )
+            stack.callback(val_reader.close)
+        _run_epochs(run, request, reader, val_reader, stack.enter_context(StateWriter()))
+
+
+def _run_epochs(
+    run: Run, request: TrainRequest, reader: ImageReader, val_reader: ImageReader | None, states: StateWriter
+) -> None:
+    """Run the remaining epochs and write the checkpoints."""
+    epochs, here = run.recipe.epochs, run.here
     # Data that the method needs, then equal weights in all processes.
     labels = np.array([sample.label for sample in request.train.samples], dtype=np.int64)
     run.model.before_training(request.train)
@@ -190,8 +205,13 @@ def _train(run: Run, request: TrainRequest) -> None:
                 continue
             if accuracy is not None and (best is None or accuracy > best):
                 _save(run, request.out / BEST)
-            save_state(run, {"epoch": run.epoch, "history": run.history}, request.out / STATE)
-            write_log(run.history, request.out / LOG)
+            states.save(
+                run,
+                {"epoch": run.epoch, "history": run.history},
+                request.out / STATE,
+                partial(write_log, list(run.history), request.out / LOG),
+            )
+    states.wait()
     if here.is_first:  # again, if the run was killed between state and log
         write_log(run.history, request.out / LOG)
         _save(run, request.out / LAST, {"log_sha256": sha256_of_file(request.out / LOG)})
@@ -217,7 +237,18 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
     views = reader.views(
         [indices for indices, _ in shares], model.input_spec.size, recipe, seed=seed, epoch=run.epoch
     )
-    for number, (whole, (indices, weight), squares) in enumerate(zip(batches, shares, views, strict=True)):
+    arriving = uploaded(
+        (
+            {
+                "pixels": torch.from_numpy(squares),
+                "labels": torch.from_numpy(labels[indices]),
+                "indices": torch.from_numpy(indices),
+            }
+            for (indices, _), squares in zip(shares, views, strict=True)
+        ),
+        device,
+    )
+    for number, (whole, (_, weight), arrays) in enumerate(zip(batches, shares, arriving, strict=True)):
         done = (run.epoch + (number + 0.5) / len(batches)) / recipe.epochs
         # Set the learning rates, then update.
         for objective, optimizer in zip(run.objectives, run.optimizers, strict=True):
@@ -225,14 +256,14 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
             for group in optimizer.param_groups:
                 group["lr"] = base * group["factor"] * model.lr_factor(objective.recipe, done)
         batch = Batch(
-            images=to_device(squares, model.input_spec, device),
-            labels=send(torch.from_numpy(labels[indices]), device),
-            indices=send(torch.from_numpy(indices), device),
+            images=normalized_images(arrays["pixels"], model.input_spec),
+            labels=arrays["labels"],
+            indices=arrays["indices"],
             epoch=run.epoch,
             epochs=recipe.epochs,
             step=run.epoch * len(batches) + number,
             generator=generator,
-            masks=masks_of(squares, device),
+            masks=masks_of(arrays["pixels"]),
         )
         for name, term in _step(run, batch, weight).items():
             sums[name] = sums.get(name, torch.zeros((), device=device)) + term * (weight * len(whole))
@@ -281,15 +312,22 @@ def _accuracy(run: Run, reader: ImageReader, val: Dataset) -> float | None:
         for start in range(0, len(order), 2 * run.recipe.batch_size)
     ]
     batches = batches[here.rank :: here.size]
-    labels = torch.tensor([sample.label for sample in val.samples], device=run.device)
+    labels = torch.tensor([sample.label for sample in val.samples])
+    arriving = uploaded(
+        (
+            {"pixels": torch.from_numpy(squares), "labels": labels[torch.from_numpy(indices)]}
+            for indices, squares in zip(batches, reader.squares(batches), strict=True)
+        ),
+        run.device,
+    )
     right, classifies = torch.zeros((), dtype=torch.int64, device=run.device), True
-    for indices, squares in zip(batches, reader.squares(batches), strict=True):
+    for arrays in arriving:
         with run.numerics.autocast(run.device):
-            logits = run.model(to_device(squares, run.model.input_spec, run.device)).logits
+            logits = run.model(normalized_images(arrays["pixels"], run.model.input_spec)).logits
         if logits is None:
             classifies = False
             break
-        right += (logits.argmax(dim=1) == labels[send(torch.from_numpy(indices), run.device)]).sum()
+        right += (logits.argmax(dim=1) == arrays["labels"]).sum()
     counts, classify = zip(*gathered((int(right), classifies)), strict=True)
     return sum(counts) / len(val) if all(classify) else None
 

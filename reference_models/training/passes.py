@@ -11,8 +11,9 @@ import torch
 
 from reference_models.core.model import Model
 from reference_models.core.outputs import Batch
-from reference_models.training.images import ImageReader, masks_of, to_device
+from reference_models.training.images import ImageReader, cache_budget, masks_of, normalized_images
 from reference_models.training.steps import mix_seeds
+from wsolbench.methods.transfers import uploaded
 from wsolbench.types import Dataset
 
 BATCH_SIZE = 32
@@ -32,27 +33,46 @@ class Passes:
     batch_size: int = BATCH_SIZE
     workers: int = 0
     seed: int = 0
+    cache: float | None = None
+    """As in `TrainRequest`."""
 
     @cached_property
     def reader(self) -> ImageReader:
         """Reader of the images at the model's input size, with masks if the model needs them."""
         size = self.model.input_spec.size
-        return ImageReader(self.train, size, workers=self.workers, masks=self.model.wants_masks)
+        return ImageReader(
+            self.train,
+            size,
+            workers=self.workers,
+            cache_bytes=cache_budget(self.cache),
+            masks=self.model.wants_masks,
+        )
 
     def __call__(self) -> Iterator[Batch]:
         """Yield the batches of one pass."""
         count, size = len(self.train), self.batch_size
         batches = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
         generator = torch.Generator(device=self.device).manual_seed(mix_seeds(self.seed, 0, 1))
-        for step, (indices, squares) in enumerate(zip(batches, self.reader.squares(batches), strict=True)):
-            labels = [self.train.samples[int(index)].label for index in indices]
+        labels = np.array([sample.label for sample in self.train.samples], dtype=np.int64)
+        arriving = uploaded(
+            (
+                {
+                    "pixels": torch.from_numpy(squares),
+                    "labels": torch.from_numpy(labels[indices]),
+                    "indices": torch.from_numpy(indices),
+                }
+                for indices, squares in zip(batches, self.reader.squares(batches), strict=True)
+            ),
+            self.device,
+        )
+        for step, arrays in enumerate(arriving):
             yield Batch(
-                images=to_device(squares, self.model.input_spec, self.device),
-                labels=torch.tensor(labels, device=self.device),
-                indices=torch.from_numpy(indices).to(self.device),
+                images=normalized_images(arrays["pixels"], self.model.input_spec),
+                labels=arrays["labels"],
+                indices=arrays["indices"],
                 epoch=0,
                 epochs=1,
                 step=step,
                 generator=generator,
-                masks=masks_of(squares, self.device),
+                masks=masks_of(arrays["pixels"]),
             )

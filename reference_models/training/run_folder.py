@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -148,24 +150,72 @@ class Run(Protocol):
     facts: dict[str, Any]
 
 
-def save_state(run: Run, progress: dict[str, Any], path: Path) -> None:
-    """Write everything that a run needs to resume, with a digest. `progress` consists of JSON values."""
-    state = {
-        "facts": canonical_json(run.facts),
-        "program": canonical_json(program(LIBRARIES)),
-        "machine": canonical_json(_machine(run)),
-        "progress": json.dumps(progress),
-        "model": run.model.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
-        "scaler": run.scaler.state_dict(),
-    }
-    content = io.BytesIO()  # torch.save to a path hides the error of a full disk
-    torch.save(state, content)
-    write_sealed(path, content.getbuffer())
+class StateWriter:
+    """Writes the states of a run in a thread, in a `with` statement. At its end all is written.
+
+    A kill leaves the state before. An error of the thread is raised by the next call, or at the end.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> StateWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the last state."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def save(
+        self, run: Run, progress: dict[str, Any], path: Path, then: Callable[[], None] | None = None
+    ) -> None:
+        """Write everything that a run needs to resume, with a digest, then call `then` if given.
+
+        Waits for the state before. Everything is copied now, so the run can continue. `progress` consists of
+        JSON values.
+        """
+        self.wait()
+        state = {
+            "facts": canonical_json(run.facts),
+            "program": canonical_json(program(LIBRARIES)),
+            "machine": canonical_json(_machine(run)),
+            "progress": json.dumps(progress),
+            "model": _copy_to_host(run.model.state_dict()),
+            "optimizers": [_copy_to_host(optimizer.state_dict()) for optimizer in run.optimizers],
+            "scaler": _copy_to_host(run.scaler.state_dict()),
+        }
+
+        def write() -> None:
+            content = io.BytesIO()  # torch.save to a path hides the error of a full disk
+            torch.save(state, content)
+            write_sealed(path, content.getbuffer())
+            if then is not None:
+                then()
+
+        self._writing = self._thread.submit(write)
+
+
+def _copy_to_host(value: Any) -> Any:
+    """Copy a state dict with its tensors to the host."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        copied = copy.copy(value)  # with the attributes of torch's dicts
+        copied.update((name, _copy_to_host(item)) for name, item in value.items())
+        return copied
+    return [_copy_to_host(item) for item in value] if isinstance(value, list) else value
 
 
 def load_state(run: Run, path: Path) -> dict[str, Any]:
-    """Restore `run` to the state that `save_state` wrote, and return the progress.
+    """Restore `run` to the state that `StateWriter` wrote, and return the progress.
 
     Raises `DataError` if the file is damaged. Raises `UsageError` if the state belongs to another run or
     program, or to another kind of device or number of threads.

@@ -53,6 +53,7 @@ def fit_statistics(method: type[Model], request: TrainRequest) -> Path:
                 batch_size=request.batch_size or BATCH_SIZE,
                 workers=request.workers,
                 seed=request.seed,
+                cache=request.cache,
             )
             with torch.no_grad(), numerics.autocast(device):
                 model.measure(request.train, passes)

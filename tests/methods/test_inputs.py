@@ -18,6 +18,7 @@ from wsolbench.methods.inputs import (
     to_input,
     training_view,
 )
+from wsolbench.types import Sample
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -154,3 +155,86 @@ def test_a_crop_larger_than_the_image_is_refused():
     ):
         with pytest.raises(UsageError, match=r"cannot cut 32 x 32 pixels from an image of 16 x 16"):
             call()
+
+
+def whole_rotated(pixels: np.ndarray, size: int, rng: np.random.Generator, degrees: float, resample):
+    """The view by the definition: Pillow rotates the whole image, then it is cropped and mirrored."""
+    angle, row, column, coin = rng.random(4)
+    rotated = [
+        Image.fromarray(part).rotate((2 * angle - 1) * degrees, resample=resample)
+        for part in (pixels[..., :3], *np.moveaxis(pixels[..., 3:], -1, 0))
+    ]
+    top, left = (
+        int(draw * (side - size + 1)) for draw, side in zip((row, column), pixels.shape[:2], strict=True)
+    )
+    view = np.dstack(rotated)[top : top + size, left : left + size]
+    return view[:, ::-1] if coin < 0.5 else view
+
+
+@pytest.mark.parametrize("sampling", ["bilinear", "nearest"])
+@pytest.mark.parametrize("channels", [3, 4])
+@given(
+    st.integers(5, 40),
+    st.integers(0, 9),
+    st.integers(0, 30),
+    st.integers(0, 1000),
+    st.sampled_from([1e-12, 1e-3, 7.0, 90.0, 180.0, 360.0]),
+)
+def test_a_rotated_view_is_cut_from_the_rotated_image(sampling, channels, size, down, right, seed, degrees):
+    shape = (size + down, size + right, channels)
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    view = training_view(
+        pixels, size, np.random.default_rng(seed), rotation=degrees, rotation_filter=sampling
+    )
+    resample = Image.Resampling[sampling.upper()]
+    if channels == 3:  # the same of an image that Pillow holds
+        rng, held = np.random.default_rng(seed), Image.fromarray(pixels)
+        again = training_view(held, size, rng, rotation=degrees, rotation_filter=sampling)
+        assert np.array_equal(again, view)
+        views = [training_view(image, size, np.random.default_rng(seed)) for image in (held, pixels)]
+        assert np.array_equal(*views)
+    assert np.array_equal(view, whole_rotated(pixels, size, np.random.default_rng(seed), degrees, resample))
+
+
+class LargestAngle(np.random.Generator):
+    """Draws the largest angle, and no mirror image."""
+
+    def random(self, count):
+        return np.array([1.0, 0.3, 0.6, 0.9])
+
+
+@pytest.mark.parametrize("degrees", [90.0, 180.0, 270.0, 360.0])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 40)])
+def test_right_angles_are_those_of_pillow(degrees, height, width):
+    pixels = picture(height, width)
+    expected = whole_rotated(pixels, 30, LargestAngle(np.random.PCG64()), degrees, Image.Resampling.BILINEAR)
+    assert np.array_equal(
+        training_view(pixels, 30, LargestAngle(np.random.PCG64()), rotation=degrees), expected
+    )
+
+
+SAVED = {
+    "rgb.jpg": "RGB",
+    "gray.jpg": "L",
+    "cmyk.jpg": "CMYK",
+    "palette.png": "P",
+    "alpha.png": "RGBA",
+    "bits.png": "1",
+    "wide.png": "I;16",
+    "plain.bmp": "RGB",
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+@pytest.mark.parametrize("crop", [None, (3, 5, 50, 31), (0, 0, 60, 99)])
+def test_a_picture_that_is_resized_as_it_is_has_the_pixels_of_the_array(tmp_path, name, crop):
+    image = Image.fromarray(picture(45, 60))
+    if SAVED[name] == "I;16":
+        image = Image.fromarray(picture(45, 60)[..., 0].astype(np.uint16) * 257)
+    image.convert(SAVED[name]).save(tmp_path / name)
+    sample = Sample(id=name, label=0, path=tmp_path / name, crop=crop)
+    pixels = sample.image()
+    assert pixels.flags.writeable
+    assert np.array_equal(np.asarray(sample.picture()), pixels)
+    for change in (resized, resize_short_side, lambda image, size: ten_crops(image, size, resize_size=30)):
+        assert np.array_equal(change(sample.picture(), 24), change(pixels, 24))

@@ -150,6 +150,7 @@ def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
         seed=model["seed"],
         device=model["device"],
         workers=model["workers"],
+        cache=model["cache"],
         settings=settings,
         numerics=model["numerics"],
     )

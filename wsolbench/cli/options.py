@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -14,7 +13,7 @@ import click
 
 from wsolbench.cli.groups import option
 from wsolbench.cli.settings import read_protocol
-from wsolbench.cli.values import Device, Number
+from wsolbench.cli.values import Device, Number, available_cores
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import TrainRequest
 from wsolbench.protocol import EvalProtocol
@@ -28,12 +27,6 @@ if TYPE_CHECKING:
     from wsolbench.evaluation.runs import Shard
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use. Processes of torchrun share a machine's cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -193,7 +186,7 @@ workers_option = option(
     type=Number(TrainRequest, "workers"),
     default=available_cores,
     show_default="all cores",
-    help="Threads that load and score images.",
+    help="Threads that load and score images, and processes that load them if they are many.",
 )
 
 training_options = _all(
@@ -271,6 +264,12 @@ _execution_options = _all(
         help="Images per batch.  [default: as in the recipe for training, 32 for evaluation]",
     ),
     workers_option,
+    option(
+        "Execution",
+        "--cache",
+        type=Number(TrainRequest, "cache"),
+        help="GiB of memory for resized training images; 0 for none.  [default: half of what is available]",
+    ),
 )
 
 model_options = _all(network_options, _execution_options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -50,3 +51,9 @@ class Device(_Kind):
         if not re.fullmatch(DEVICE, str(value)):
             self.fail(f"{str(value)[:40]!r} is not auto, cpu, cuda or cuda:N", param, ctx)
         return str(value)
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use. Processes of torchrun share a machine's cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

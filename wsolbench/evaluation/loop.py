@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from wsolbench.evaluation.request import EvalRequest
 from wsolbench.evaluation.runs import RunFolder, RunPlan, ScoredRun, Shard
 from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.evaluation.scores import ImageScores, score_image
-from wsolbench.maps.sources import SourceOutput
+from wsolbench.maps.sources import MapSource, SourceOutput
 from wsolbench.records import provenance
 from wsolbench.system.files import remove_leftovers
+from wsolbench.system.processes import JOB, WORTH_SECONDS, WorkerPool, is_sendable, map_list
 from wsolbench.system.progress import Progress, track
 from wsolbench.types import Dataset, Sample
 
@@ -64,8 +67,9 @@ def _scored_chunks(
 ) -> Iterator[ImageScores]:
     """Yield the scores of the images at these positions, chunk by chunk.
 
-    While the source works on one batch, threads load the next two and score the one before. No more batches
-    are in memory.
+    While the source works on one batch, threads or worker processes load the next two, and threads score the
+    one before. No more batches are in memory. The main thread waits for the device only where a batch is
+    needed that has not been scored.
     """
     # Cut the positions into batches, which ignore the borders of chunks.
     source, options = request.source, request.options
@@ -76,14 +80,19 @@ def _scored_chunks(
     ]
     sizes = deque(map(len, chunks))
     ready: list[ImageScores] = []
-    with ThreadPoolExecutor(max(1, options.workers)) as pool:
+    with (
+        ThreadPoolExecutor(max(1, options.workers)) as pool,
+        _Loader(source, dataset, positions, options.workers) as loader,
+    ):
 
         def load(batch: Sequence[int]) -> tuple[list[Sample], Future[Any]]:
             samples = [dataset[position] for position in batch]
-            loaded = [pool.submit(source.load, sample) for sample in samples]
+            loaded = loader.submit(samples, pool)
             # Threads take jobs in the order of submission. So the jobs that this one waits for are already
-            # running or done, and it cannot block the pool.
-            return samples, pool.submit(lambda: source.collate([future.result() for future in loaded]))
+            # running or done, and it cannot block the pool. The same holds for scores below.
+            return samples, pool.submit(
+                lambda: source.collate([item for future in loaded for item in future.result()])
+            )
 
         try:
             loading = deque(load(batch) for batch in batches[:2])
@@ -97,7 +106,7 @@ def _scored_chunks(
                         batch = collated.result()
                     loading.extend(load(batch) for batch in batches[number + 2 : number + 3])
                     with _timed(seconds, "model"):
-                        output = source.maps(samples, batch)
+                        output = pool.submit(_start(source, samples, batch))
                     scoring.append(
                         [
                             pool.submit(_score_one, request, sample, output, place)
@@ -118,8 +127,55 @@ def _scored_chunks(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _score_one(request: EvalRequest, sample: Sample, output: SourceOutput, place: int) -> ImageScores:
+class _Loader:
+    """Loads images for a source, in a `with` statement: in threads, or in worker processes if it is worth it.
+
+    A source whose `loader` can be sent to processes offers that they load. They do if the images need more
+    than `WORTH_SECONDS` of one core, judged by the first ones.
+    """
+
+    def __init__(self, source: MapSource, dataset: Dataset, positions: Sequence[int], workers: int) -> None:
+        self._load, self._processes = source.load, None
+        loader, first = getattr(source, "loader", None), [dataset[at] for at in positions[:JOB]]
+        if loader is not None and workers > 1 and first and is_sendable((loader, first)):
+            start = time.perf_counter()
+            for sample in first:
+                loader(sample)
+            if (time.perf_counter() - start) / len(first) * len(positions) > WORTH_SECONDS:
+                self._processes = WorkerPool(partial(map_list, loader), workers)
+                self._threads = ThreadPoolExecutor(self._processes.count)
+
+    def __enter__(self) -> _Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._processes is not None:
+            self._threads.shutdown(cancel_futures=True)
+            self._processes.close()
+
+    def submit(self, samples: Sequence[Sample], pool: ThreadPoolExecutor) -> list[Future[list[Any]]]:
+        """Start to load the samples of a batch, with threads of the pool or with processes."""
+        if self._processes is None:
+            return [pool.submit(map_list, self._load, [sample]) for sample in samples]
+        return [
+            self._threads.submit(self._processes.run, samples[start : start + JOB], copy.deepcopy)
+            for start in range(0, len(samples), JOB)
+        ]
+
+
+def _start(source: MapSource, samples: Sequence[Sample], batch: Any) -> Callable[[], SourceOutput]:
+    """Start a batch on a source that can go on before the result is read, or compute it."""
+    start = getattr(source, "start", None)
+    if start is not None:
+        finish: Callable[[], SourceOutput] = start(samples, batch)
+        return finish
+    output = source.maps(samples, batch)
+    return lambda: output
+
+
+def _score_one(request: EvalRequest, sample: Sample, coming: Future[SourceOutput], place: int) -> ImageScores:
     """Score the sample at this place of a batch, and write its map if requested."""
+    output = coming.result()
     if request.options.save_maps is not None:
         request.options.save_maps.write(sample.id, output.maps[place])
     proposed = None if output.proposed is None else output.proposed[place]

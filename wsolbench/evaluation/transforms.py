@@ -15,6 +15,7 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
@@ -26,6 +27,9 @@ from wsolbench.methods import InputSpec
 from wsolbench.methods.inputs import to_view
 from wsolbench.protocol import EvalProtocol
 from wsolbench.types import Boxes, Dataset, Sample, no_boxes
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 _RIGHT_ANGLES = {"rotate90": 1, "rotate180": 2, "rotate270": 3}
 _REDUCED_OF = 448
@@ -97,11 +101,17 @@ class TransformedSample(Sample):
         """Whether the original has a mask."""
         return self.original.has_mask
 
+    def picture(self) -> PIL.Image.Image:
+        """Return the transformed pixels as a Pillow image."""
+        from PIL import Image
+
+        return Image.fromarray(self.image())
+
     def image(self) -> UInt8[np.ndarray, "h w 3"]:
         """Return the transformed pixels, with the border that the protocol cuts off."""
         outer, _ = self.protocol.view_of(self.spec.size)
         view = to_view(
-            self.original.image(), self.spec.size, frame=self.protocol.network_frame, resize_size=outer
+            self.original.picture(), self.spec.size, frame=self.protocol.network_frame, resize_size=outer
         )
         fill = tuple(round(255 * value) for value in self.spec.mean)
         return self._framed(self._moved(view, fill, smooth=True), fill)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from inspect import signature
@@ -21,8 +21,9 @@ from wsolbench.maps.frame import map_to_view
 from wsolbench.maps.store import MANIFEST, decode_map
 from wsolbench.methods import Localization, Method, Numerics, PostProcessor
 from wsolbench.methods.device import normalized, pick_device
-from wsolbench.methods.inputs import ten_crops, to_view
+from wsolbench.methods.inputs import ViewLoader
 from wsolbench.methods.numerics import COMPILE, with_numerics
+from wsolbench.methods.transfers import Download, uploaded
 from wsolbench.protocol import EvalProtocol
 from wsolbench.system.files import sha256_of_json
 from wsolbench.system.progress import track
@@ -308,6 +309,7 @@ class ModelSource:
             post,
             map_name,
         )
+        self.loader = ViewLoader(method.input_spec.size, protocol)
         self.shows_truth = bool(getattr(method, "uses_true_boxes", False))
         self.needs_gradients = post is not None and post.needs_gradients
         if self.needs_gradients and "gradients" not in signature(method.localize).parameters:
@@ -324,17 +326,7 @@ class ModelSource:
 
     def load(self, sample: Sample) -> dict[str, np.ndarray]:
         """Return the pixels of the view, and those of the ten crops for ten-crop classification."""
-        pixels, size, protocol = sample.image(), self.method.input_spec.size, self.protocol
-        loaded = {
-            "image": to_view(
-                pixels, size, frame=protocol.network_frame, resize_size=protocol.view_of(size)[0]
-            )
-        }
-        if protocol.classifier == "ten_crop":
-            loaded["crops"] = ten_crops(
-                pixels, size, resize_size=round(protocol.resize_size * size / protocol.frame_size)
-            )
-        return loaded
+        return self.loader(sample)
 
     def collate(self, loaded: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
         """Stack the images to tensors of `batch_size`. The last image is repeated if there are fewer.
@@ -360,43 +352,47 @@ class ModelSource:
 
         With ten crops, a second pass gives the labels, from the mean softmax.
         """
+        return self.start(samples, batch)()
+
+    def start(self, samples: Sequence[Sample], batch: dict[str, torch.Tensor]) -> Callable[[], SourceOutput]:
+        """Start what `maps` does, and return a function that waits for the result, in any thread."""
         import torch
 
         # Images (B, 3, S, S), and labels (B, 1), repeated as the images are.
         images = normalized(batch["image"], self.method.input_spec, self.device)
-        labels = torch.tensor([sample.label for sample in samples], device=self.device)
-        labels = torch.cat([labels, labels[-1:].expand(len(images) - len(samples))])[:, None]
+        known = [sample.label for sample in samples]
+        known += known[-1:] * (len(images) - len(samples))
+        truths = {"true_boxes": self._true_boxes(samples, len(images))} if self.shows_truth else {}
+        (sent,) = uploaded([{"labels": torch.tensor(known), **truths}], self.device)
+        labels = sent["labels"][:, None]
         if self.needs_gradients:
             differentiable: Any = self.method  # checked in __init__
             with torch.enable_grad():
                 result = differentiable.localize(images, gradients=True)
-                score_maps = self._maps(result, labels)[: len(samples)]
+                score_maps = self._maps(result, labels)
         else:
-            truth = {"true_boxes": self._true_boxes(samples, len(images))} if self.shows_truth else {}
-            result = self.method.localize(images, **truth)
-            score_maps = self._maps(result, labels)[: len(samples)]
-        # Predicted labels, best first: (n, RANKS), or (n, 0) if the method or the protocol has none.
+            result = self.method.localize(images, **{name: sent[name] for name in truths})
+            score_maps = self._maps(result, labels)
+        found = {"maps": score_maps[: len(samples)].detach().float()}
+        # Scores (n, C), unless the method has none or the protocol takes another network's labels.
         with torch.no_grad():
             scores = result.logits
             if scores is not None and self.protocol.classifier == "ten_crop":
                 scores = self._ten_crop_scores(batch["crops"])
-            if scores is None or self.protocol.classifier == "external":  # another network's labels
-                ranked = np.zeros((len(samples), 0), dtype=np.int64)
-            else:
-                # The sort is stable, so that of equal scores the lower class index comes first on every
-                # device.
-                ranked = (
-                    scores[: len(samples)]
-                    .float()
-                    .cpu()
-                    .argsort(dim=1, descending=True, stable=True)[:, :RANKS]
-                    .numpy()
-                )
-        return SourceOutput(
-            maps=list(score_maps.detach().float().cpu().numpy()),
-            ranked=ranked,
-            proposed=self._proposed(samples, result),
-        )
+            if scores is not None and self.protocol.classifier != "external":
+                found["scores"] = scores[: len(samples)].float()
+        found |= self._proposals(samples, result)
+        download = Download(found)
+
+        def finish() -> SourceOutput:
+            arrays = download.read()
+            return SourceOutput(
+                maps=list(arrays["maps"]),
+                ranked=_rank(arrays.get("scores", np.zeros((len(samples), 0)))),
+                proposed=self._parts(arrays),
+            )
+
+        return finish
 
     def _maps(self, result: Localization, labels: torch.Tensor) -> torch.Tensor:
         if self.map_name is not None:
@@ -423,20 +419,24 @@ class ModelSource:
             for sample in samples
         ]
         boxes += boxes[-1:] * (count - len(boxes))
-        return torch.from_numpy(np.stack(boxes)).float().to(self.device)
+        return torch.from_numpy(np.stack(boxes)).float()
 
-    def _proposed(self, samples: Sequence[Sample], result: Localization) -> Sequence[ProposedParts] | None:
+    def _proposals(self, samples: Sequence[Sample], result: Localization) -> dict[str, torch.Tensor]:
+        """Return the proposals that are compared with key points, (n, PARTS, 4) boxes and flags, if any."""
         if result.propose is None or all(sample.key_points is None for sample in samples):
+            return {}
+        proposed = result.propose()
+        found = {"boxes": proposed.boxes, "padded": proposed.padded}
+        some = {name: tensor for name, tensor in found.items() if tensor is not None}
+        return {name: tensor[: len(samples), :PARTS].detach() for name, tensor in some.items()}
+
+    def _parts(self, arrays: Mapping[str, np.ndarray]) -> Sequence[ProposedParts] | None:
+        if "boxes" not in arrays:
             return None
-        found, side = result.propose(), self.method.input_spec.size
-        boxes = found.boxes[: len(samples), :PARTS].detach().double().cpu().numpy()
-        padded = (
-            np.zeros(boxes.shape[:2], dtype=np.bool_)
-            if found.padded is None
-            else found.padded[: len(samples), :PARTS].cpu().numpy()
-        )
+        boxes = arrays["boxes"].astype(np.float64)
+        padded = arrays.get("padded", np.zeros(boxes.shape[:2], dtype=np.bool_))
         return [
-            ProposedParts(boxes=image, padded=flags, side=side)
+            ProposedParts(boxes=image, padded=flags, side=self.method.input_spec.size)
             for image, flags in zip(boxes, padded, strict=True)
         ]
 
@@ -480,6 +480,13 @@ class ModelSource:
             "threads": torch.get_num_threads(),
             "numerics": self.numerics.describe(self.device),
         }
+
+
+def _rank(scores: np.ndarray) -> Int64[np.ndarray, "n k"]:
+    """Return the predicted labels, best first. Of equal scores the lower class index comes first."""
+    import torch
+
+    return torch.from_numpy(scores).argsort(dim=1, descending=True, stable=True)[:, :RANKS].numpy()
 
 
 FILLED = 256

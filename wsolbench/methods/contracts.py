@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from wsolbench.methods.numerics import Numerics
-from wsolbench.ranges import BatchSize, Count, Epochs, ImageSide, LearningRate, Ranged, Seed, Workers
+from wsolbench.ranges import (
+    BatchSize,
+    Count,
+    Epochs,
+    Gibibytes,
+    ImageSide,
+    LearningRate,
+    Ranged,
+    Seed,
+    Workers,
+)
 from wsolbench.types import Dataset, Detections
 
 if TYPE_CHECKING:
@@ -104,6 +114,8 @@ class TrainRequest(Ranged):
     seed: Seed = 0
     device: str = "auto"
     workers: Workers = 2
+    cache: Gibibytes | None = None
+    """Memory for resized images in GiB; 0: none. None: half of what is available, at least 2."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Fields of the method's config as `--set name=value` gives them."""
     numerics: Numerics = field(default_factory=Numerics)

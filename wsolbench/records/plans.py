@@ -83,6 +83,7 @@ _ELSEWHERE = (
     "metadata-root",
     "out",
     "workers",
+    "cache",
     "device",
     "save-maps",
     "save-boxes",

@@ -68,21 +68,26 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def read_rgb(path: Path, what: str) -> UInt8[np.ndarray, "h w 3"]:
-    """Return the pixels in colour.
+    """Return the pixels in colour. Errors are as for `read_picture`."""
+    return np.array(read_picture(path, what))  # np.asarray would be read-only
 
-    `what` begins the message of the `DataError` for a file that is missing, broken or too large.
+
+def read_picture(path: Path, what: str) -> PIL.Image.Image:
+    """Return the picture in colour, as Pillow holds it. It needs no open file.
+
+    To resize it as it is saves two copies of all pixels. `what` begins the message of the `DataError` for a
+    file that is missing, broken or too large.
     """
-    # np.array copies; np.asarray would be read-only.
-    return _opened(path, what, lambda image: np.array(_in_8_bits(image).convert("RGB")))
+    return _opened(path, what, _in_colour)
 
 
 def read_gray(path: Path, what: str) -> UInt8[np.ndarray, "h w"]:
-    """Return the pixels in gray. Errors are as for `read_rgb`."""
+    """Return the pixels in gray. Errors are as for `read_picture`."""
     return _opened(path, what, lambda image: np.array(_in_8_bits(image).convert("L")))
 
 
 def is_transparent(path: Path) -> bool:
-    """Whether a pixel of the image is not opaque. Raises `DataError` as `read_rgb` does."""
+    """Whether a pixel of the image is not opaque. Raises `DataError` as `read_picture` does."""
 
     def check(image: PIL.Image.Image) -> bool:
         if image.mode not in {"LA", "La", "PA", "RGBA", "RGBa"} and "transparency" not in image.info:
@@ -124,6 +129,14 @@ def _header(image: PIL.Image.Image) -> Header:
     return Header(
         size=image.size, mode=image.mode, orientation=orientation if orientation in range(1, 9) else 1
     )
+
+
+def _in_colour(image: PIL.Image.Image) -> PIL.Image.Image:
+    image = _in_8_bits(image)
+    if image.mode != "RGB":
+        return image.convert("RGB")
+    image.load()
+    return image
 
 
 def _in_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tests.reference_models.conftest import squares
+from wsolbench.evaluation import loop
 from wsolbench.evaluation.evaluate import evaluate
 from wsolbench.evaluation.request import RunOptions
 from wsolbench.maps.sources import ModelSource
@@ -13,6 +15,7 @@ from wsolbench.methods import load_method
 from wsolbench.methods.device import normalized
 from wsolbench.methods.inputs import to_input
 from wsolbench.protocol import EvalProtocol, tau_grid
+from wsolbench.system.processes import WorkerPool
 
 PROTOCOL = EvalProtocol(taus=tau_grid(0.05), frame_size=32, resize_size=36)
 
@@ -73,3 +76,48 @@ def test_ten_crops_give_the_labels():
     ranked = made.maps(data.samples, batch).ranked
     logits = [made.method.localize(seen_by(made, crops)).logits for crops in batch["crops"]]
     assert [int(each.softmax(1).mean(0).argmax()) for each in logits] == ranked[:, 0].tolist()
+
+
+@pytest.mark.parametrize("classifier", ["single", "ten_crop"])
+def test_on_a_gpu_the_host_waits_once_for_all_that_a_batch_gives(classifier, monkeypatch):
+    from dataclasses import replace
+
+    from tests.methods.test_transfers import Streams
+    from wsolbench.testing.fake_cuda import FakeCuda
+
+    made, data = source(4, replace(PROTOCOL, classifier=classifier)), squares(3)
+    batch = made.collate([made.load(sample) for sample in data.samples])
+    expected = made.maps(data.samples, batch)
+    with Streams().patched() as streams, FakeCuda() as gpu:
+        gpu.move(made.method)
+        made.device = torch.device("cuda")
+        finish = made.start(data.samples, {name: tensor.pin_memory() for name, tensor in batch.items()})
+        assert not [line for line in streams.log if "host waits" in line or "waiting" in line]
+        output = finish()
+    assert len([line for line in streams.log if "host waits" in line]) == 1
+    # The fake GPU does not know that copies to pinned memory do not wait.
+    reads = {event.where.partition(":")[0] for event in gpu.events if event.kind == "read"}
+    assert reads == {"methods/transfers.py"}
+    np.testing.assert_allclose(np.stack(output.maps), np.stack(expected.maps), rtol=1e-5)
+    assert np.array_equal(output.ranked, expected.ranked)
+
+
+def test_worker_processes_change_no_bit(monkeypatch):
+    monkeypatch.setattr(loop, "WORTH_SECONDS", 0.0)
+    data, processes = squares(23), source(8)
+    started = []
+
+    class Pool(WorkerPool):
+        def __init__(self, *how, **more) -> None:
+            super().__init__(*how, **more)
+            started.append(self)
+
+    monkeypatch.setattr(loop, "WorkerPool", Pool)
+    records = [
+        evaluate(data, processes, PROTOCOL, options=RunOptions(batch_size=8, workers=workers, resamples=100))
+        for workers in (1, 2)
+    ]
+    assert len(started) == 1
+    assert not started[0]._end.alive  # closed
+    np.testing.assert_array_equal(*(record.scores.load().best_iou for record in records))
+    assert records[0].record.digest == records[1].record.digest

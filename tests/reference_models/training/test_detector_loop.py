@@ -95,14 +95,16 @@ def test_a_run_that_is_killed_in_the_middle_of_an_epoch_goes_on_there(root, tmp_
         text=True,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert json.loads(torch.load(killed.out / STATE, weights_only=True)["progress"])["step"] == 4
+    # The state after step 4 was being written. That after step 3 was written before it began.
+    step = json.loads(torch.load(killed.out / STATE, weights_only=True)["progress"])["step"]
+    assert step in (3, 4)
     steps = []
     whole_step = train_detector._step
     monkeypatch.setattr(
         train_detector, "_step", lambda run, examples: steps.append(run.step) or whole_step(run, examples)
     )
     LioMaskRcnn.fit(killed)
-    assert steps == [4, 5]
+    assert steps == list(range(step, 6))
     LioMaskRcnn.fit(unbroken)
     assert same_weights(killed.out / LAST, unbroken.out / LAST)
     assert log_of(killed.out) == log_of(unbroken.out)

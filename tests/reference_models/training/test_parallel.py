@@ -174,6 +174,7 @@ WithoutBatchNorm.fit(uneven(Path(sys.argv[1]) / "killed"))
 TRAINED = """
 import json, sys
 from pathlib import Path
+import numpy as np
 import torch
 import reference_models.training.loop as train
 from reference_models.training import run_folder
@@ -188,7 +189,7 @@ with connected() as here:
     if not here.is_first:
         def refuse(*_):
             raise AssertionError("a second process writes")
-        train._save = train.save_state = train.write_log = run_folder.locked_run = refuse
+        train._save = train.StateWriter.save = train.write_log = run_folder.locked_run = refuse
 
     steps = []
     class Noted(WithoutBatchNorm):
@@ -204,7 +205,9 @@ with connected() as here:
     WithoutBatchNorm.fit(uneven(folder / "killed"))
     Cam.fit(uneven(folder / "batch norm", lr=0.01))
     Cam.fit(uneven(folder / "still", lr=1e-9))
-    kept = ImageReader(squares(5), 36, workers=1, here=here)._kept
+    reader = ImageReader(squares(5), 36, workers=1, here=here)
+    assert len(reader._places) == 5
+    (kept,) = reader.squares([np.arange(5)])
     torch.save(torch.from_numpy(kept), folder / f"images{here.rank}.pt")
 """
 
@@ -315,7 +318,8 @@ def test_the_processes_share_the_images_of_each_step_and_draw_apart(trained):
 
 
 def test_each_process_reads_a_part_of_the_images_and_has_all(trained):
-    alone = torch.from_numpy(ImageReader(squares(5), 36, workers=0)._kept)
+    (squared,) = ImageReader(squares(5), 36, workers=0).squares([np.arange(5)])
+    alone = torch.from_numpy(squared)
     for rank in range(2):
         assert torch.equal(torch.load(trained / f"images{rank}.pt", weights_only=True), alone)
 
