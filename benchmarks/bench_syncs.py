@@ -22,6 +22,7 @@ import torch
 from reference_models.training import detector_loop, loop
 from reference_models.training.detector_data import TargetReader
 from reference_models.training.images import ImageReader
+from reference_models.training.run_folder import StateWriter
 from reference_models.training.steps import scaler_for
 from wsolbench.exceptions import UsageError
 from wsolbench.maps.sources import ModelSource
@@ -82,6 +83,7 @@ def training(name: str, backbone: str, numerics: Numerics) -> list[Event]:
                 recipe=recipe,
                 facts={},
                 here=World(),
+                earlier=None,
                 epoch=recipe.epochs - 1 if last else 0,
             )
             reader = ImageReader(data, SIZE, workers=0, masks=model.wants_masks, short_side=recipe.short_side)
@@ -145,7 +147,8 @@ def detector_training(name: str, numerics: Numerics) -> list[Event]:
         bar = Steps(gpu)
         nothing: Any = None
         request = DetectorRequest(train=nothing, out=Path(), backbone="tiny", weights="none")
-        detector_loop._epoch(run, Reader(), request, 4 * recipe.epochs, bar)
+        with StateWriter() as states:
+            detector_loop._epoch(run, Reader(), request, 4 * recipe.epochs, bar, states)
         return bar.between_looks()
 
 

@@ -31,8 +31,10 @@ def test_the_loop_of_detectors_adds_no_wait_to_those_of_the_network(monkeypatch:
     assert len(detector_training("lio-mask-rcnn", Numerics())) > len(waits)
 
 
-def test_a_batch_of_the_evaluation_waits_for_its_labels_and_its_results() -> None:
-    waits = evaluation("cam", "tiny", Numerics())
-    assert {event.where.partition(":")[0] for event in waits} == {"maps/sources.py"}
-    assert len(waits) <= 3
-    assert len(evaluation("cam", "tiny", Numerics(amp="bf16"))) == len(waits)
+@pytest.mark.parametrize(("method", "post"), [("cam", None), ("cam", "scg"), ("lio", None)])
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_a_batch_of_the_evaluation_waits_once_for_all_its_results(
+    method: str, post: str | None, amp: str
+) -> None:
+    waits = evaluation(method, "tiny", Numerics(amp=amp), post)
+    assert [event.where.partition(":")[0] for event in waits] == ["methods/transfers.py"]

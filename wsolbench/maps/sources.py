@@ -302,13 +302,8 @@ class ModelSource:
                 f"the checkpoint of {method.method_name!r} has {method.num_classes} classes; expected "
                 f"the {num_classes} of the data set. Evaluate it on the data set that it was trained on"
             )
-        self.method, self.protocol, self.batch_size, self.post, self.map_name = (
-            method,
-            protocol,
-            batch_size,
-            post,
-            map_name,
-        )
+        self.method, self.protocol, self.batch_size = method, protocol, batch_size
+        self.post, self.map_name = post, map_name
         self.loader = ViewLoader(method.input_spec.size, protocol)
         self.shows_truth = bool(getattr(method, "uses_true_boxes", False))
         self.needs_gradients = post is not None and post.needs_gradients
@@ -346,7 +341,6 @@ class ModelSource:
             else batch
         )
 
-    @with_numerics
     def maps(self, samples: Sequence[Sample], batch: dict[str, torch.Tensor]) -> SourceOutput:
         """Run one forward pass for maps, labels and, if key points are known, proposals.
 
@@ -354,6 +348,7 @@ class ModelSource:
         """
         return self.start(samples, batch)()
 
+    @with_numerics
     def start(self, samples: Sequence[Sample], batch: dict[str, torch.Tensor]) -> Callable[[], SourceOutput]:
         """Start what `maps` does, and return a function that waits for the result, in any thread."""
         import torch
