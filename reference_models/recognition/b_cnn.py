@@ -1,4 +1,4 @@
-"""B-CNN: a linear classifier on the mean outer product of the features.
+"""B-CNN: classify the mean outer product of the features.
 
 T.-Y. Lin, A. RoyChowdhury, S. Maji, "Bilinear CNN models for fine-grained visual recognition", ICCV 2015;
 "Improved bilinear pooling with CNNs", BMVC 2017 (`sqrtm`). Released code: the authors' in MATLAB, and

@@ -1,4 +1,4 @@
-"""HBP: pooled products of three successive layers, each projected to a wide space.
+"""HBP: classify pooled products of three layers in a wide space.
 
 C. Yu, X. Zhao, Q. Zheng, P. Zhang, X. You, "Hierarchical bilinear pooling for fine-grained visual
 recognition", ECCV 2018. Released code: ChaojianYu/Hierarchical-Bilinear-Pooling (Caffe).

@@ -1,4 +1,4 @@
-"""HIHCA: pooled products of several projections of the last layers, stacked.
+"""HIHCA: classify pooled products of projections of stacked layers.
 
 S. Cai, W. Zuo, L. Zhang, "Higher-order integration of hierarchical convolutional activations for fine-grained
 visual categorization", ICCV 2017. Released code: cssjcai/hihca (MATLAB).
@@ -11,7 +11,7 @@ Descriptors of several layers are stacked with learnt weights, so products of de
     x^(1) .. x^(n)  features                (B, C_i, L)             relu5_2, relu5_3 of VGG-16
     eta_i           scales                  (n,)                    initially 0.5, 1
     x               stacked                 (B, sum C_i, L)
-    u_r,s           factors_r[s]            (D, sum C_i)            s = 1 .. r; D = 8192, no bias
+    u_r,s           factors[r][s]           (D, sum C_i)            s = 1 .. r; D = 8192, no bias
     z_r             pooled                  (B, 1, D)               degree r
     W, b            classifier              (Y, F), (Y,)
 

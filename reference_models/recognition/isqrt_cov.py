@@ -1,4 +1,4 @@
-"""iSQRT-COV: a linear classifier on the root of the features' covariance.
+"""iSQRT-COV: classify the square root of the features' covariance.
 
 P. Li, J. Xie, Q. Wang, Z. Gao, "Towards faster training of global covariance pooling networks by iterative
 matrix square root normalization", CVPR 2018; P. Li, J. Xie, Q. Wang, W. Zuo, "Is second-order information
@@ -33,9 +33,9 @@ Departures
                ordinary ones unless `--weights` names others; their published 88.1 on CUB is not expected
                then. Hawkeye has 88.8 from ordinary weights, in the best epoch on test, with the recipe
                `isqrt_hawkeye`.
-    crop       The recipe `isqrt` crops the centre of an image of the input's size, that is nothing.
-    grid       The last stage has stride 1, as in the released code: 28x28 samples at 448 pixels. The classes
-               of the authors' VGG-16, with its hidden layers, are not here.
+    crop       The released code crops the centre of a larger image; here the whole image is seen.
+    grid       The last stage has stride 1, as in the released code: 28x28 samples at 448 pixels. The
+               authors' VGG-16 keeps its hidden layers; here it has none.
 """
 
 from __future__ import annotations

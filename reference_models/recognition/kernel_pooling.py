@@ -1,4 +1,4 @@
-"""Kernel-Pooling: pool short sketches of the powers of the features, with learnt weights.
+"""Kernel-Pooling: classify pooled sketches of powers of the features.
 
 Y. Cui, F. Zhou, J. Wang, X. Liu, Y. Lin, S. Belongie, "Kernel pooling for convolutional neural networks",
 CVPR 2017. There is no released code.
