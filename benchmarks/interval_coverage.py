@@ -183,11 +183,11 @@ def measure_crossed(seeds: int, sd: float) -> dict[str, tuple[float, float]]:
         independent = independent_spread(own[:seeds].tolist(), own[seeds:].tolist())
         assert paired is not None
         assert independent is not None
-        reach = satterthwaite(images.high - images.low, paired)
-        note("Satterthwaite", middle - reach, middle + reach)
-        for kind, spread in (("Cochran-Cox", paired), ("Cochran-Cox, unpaired", independent)):
+        for suffix, spread in (("", paired), (", unpaired", independent)):
+            reach = satterthwaite(images.high - images.low, spread)
+            note(f"Satterthwaite{suffix}", middle - reach, middle + reach)
             ends = crossed_interval(middle, images.low, images.high, spread=spread)
-            note(kind, ends.low, ends.high)
+            note(f"Cochran-Cox{suffix}", ends.low, ends.high)
     return {
         kind: (float(np.mean([held for held, _ in each])), float(np.mean([width for _, width in each])))
         for kind, each in found.items()
