@@ -102,7 +102,8 @@ def signed_sqrt(x: Tensor, eps: float = EPS) -> Tensor:
     This form is odd and continuous. Its slope at 0 is 1 / (2 sqrt(eps)); the plain root has no finite one. It
     is computed as x / (sqrt(|x| + eps) + sqrt(eps)), which does not cancel for small x.
     """
-    return x / ((x.abs() + eps).sqrt() + eps**0.5)
+    root: Tensor = x / ((x.abs() + eps).sqrt() + eps**0.5)
+    return root
 
 
 class _ReleasedSqrt(torch.autograd.Function):
@@ -115,7 +116,7 @@ class _ReleasedSqrt(torch.autograd.Function):
         return x.sign() * x.abs().sqrt()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (x,), (inside, outside) = ctx.saved_tensors, ctx.bounds
         return gradient * 0.5 / ((x.abs() + inside).sqrt() + outside), None, None
@@ -127,7 +128,7 @@ def released_sqrt(x: Tensor, inside: float, outside: float) -> Tensor:
 
     Several released programs bound the gradient in this way. It is not the derivative of the result.
     """
-    root: Tensor = _ReleasedSqrt.apply(x, inside, outside)  # type: ignore[no-untyped-call]
+    root: Tensor = _ReleasedSqrt.apply(x, inside, outside)
     return root
 
 
@@ -197,10 +198,10 @@ def _through_norm(
     length = root.norm(dim=2, keepdim=True).clamp_min(TINY)
     z = (root / length)[:, None]
     along = (weights * z).sum(dim=3, keepdim=True)
-    slope = torch.where(
-        pooled == 0, 0.0, 0.5 / (pooled.abs() + eps).sqrt().clamp_min(TINY)
-    )  # P_k = 0: no part
-    return (weights - along * z) * (slope / length)[:, None]
+    slope = 0.5 / (pooled.abs() + eps).sqrt().clamp_min(TINY)
+    slope = slope.masked_fill(pooled == 0, 0.0)  # the mean of phi_k is 0, so its derivative is left out
+    derivative: Tensor = (weights - along * z) * (slope / length)[:, None]
+    return derivative
 
 
 # --- sketches -----------------------------------------------------------------------------------------------
