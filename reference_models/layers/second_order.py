@@ -198,11 +198,10 @@ def _through_norm(
     length = root.norm(dim=2, keepdim=True).clamp_min(TINY)
     z = (root / length)[:, None]
     along = (weights * z).sum(dim=3, keepdim=True)
-    slope = torch.where(
-        pooled == 0, 0.0, 0.5 / (pooled.abs() + eps).sqrt().clamp_min(TINY)
-    )  # P_k = 0: no part
-    turned: Tensor = (weights - along * z) * (slope / length)[:, None]
-    return turned
+    slope = 0.5 / (pooled.abs() + eps).sqrt().clamp_min(TINY)
+    slope = slope.masked_fill(pooled == 0, 0.0)  # the mean of phi_k is 0, so its derivative is left out
+    derivative: Tensor = (weights - along * z) * (slope / length)[:, None]
+    return derivative
 
 
 # --- sketches -----------------------------------------------------------------------------------------------

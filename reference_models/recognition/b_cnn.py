@@ -61,7 +61,7 @@ from reference_models.layers.second_order import (
     signed_sqrt,
     unit,
 )
-from wsolbench.ranges import Channels, Range
+from wsolbench.ranges import Range
 
 PAPER = "b-cnn"
 
@@ -76,7 +76,7 @@ class BCnnConfig(PooledConfig):
 
     variant: Literal["paper", "official"] = "paper"
     """`official`: the recipe of cvl-umass/bilinear-cnn on VGG-16 and ResNet-50."""
-    reduce: Channels = 0
+    reduce: Annotated[int, Range(0, 2048)] = 0
     """Channels after a 1x1 convolution without bias.
 
     0: none for up to 512 channels, else 256. This default is ours.

@@ -58,7 +58,7 @@ from reference_models.layers.second_order import (
     newton_schulz,
     second_moment,
 )
-from wsolbench.ranges import Channels, Range
+from wsolbench.ranges import Range
 
 PAPER = "isqrt-cov"
 
@@ -67,7 +67,7 @@ PAPER = "isqrt-cov"
 class IsqrtCovConfig(PooledConfig):
     """Settings of `isqrt-cov`. The paper and its released code agree."""
 
-    reduced: Channels = 0
+    reduced: Annotated[int, Range(0, 2048)] = 0
     """d, channels after the reduction. 0: 256, or those of a smaller backbone."""
     iterations: Annotated[int, Range(1, 20)] = 5
     """N. More than 20 steps diverge if there are fewer locations than channels."""
