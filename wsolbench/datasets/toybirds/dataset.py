@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 Rows = tuple[int, list[Any], list[Any]]
 """Number of an image, its rows of `annotations.csv` and its rows of `keypoints.csv`."""
 
-
 SIZE = 128
 
 _ABANDONED_SECONDS = 3600
