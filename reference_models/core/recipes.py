@@ -81,6 +81,12 @@ class Recipe(Ranged):
     """
     rotation_filter: RotationFilter = "bilinear"
     """Interpolation of a rotated image."""
+    rotate_on: Literal["host", "device"] = "host"
+    """Where views are rotated, cropped and mirrored: by Pillow, or on the device of the network.
+
+    Pixels differ by at most one of 255 levels. `device` saves half of the work of processor cores if images
+    are rotated.
+    """
     clip_norm: Weight = 0.0
     """Largest norm of the gradient. 0: no clipping."""
     frozen_stages: FrozenStages = 0
@@ -117,7 +123,7 @@ class Recipe(Ranged):
         return milestone if earlier < 1 / self.epochs - 1e-9 else earlier
 
 
-LATER_FIELDS = frozenset({"first_epoch", "short_side", "rotation_filter", "frozen_stages"})
+LATER_FIELDS = frozenset({"first_epoch", "short_side", "rotation_filter", "rotate_on", "frozen_stages"})
 """Fields that were added after records had been written. Those records stand for the defaults."""
 
 MANY_CLASSES = 500

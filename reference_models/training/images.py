@@ -22,7 +22,16 @@ from torch import Tensor
 
 from reference_models.core.recipes import Recipe
 from reference_models.training.parallel import all_reduce_sum
-from reference_models.training.views import Augmentation, Item, Place, Preparation, Prepared, Squares
+from reference_models.training.views import (
+    Augmentation,
+    Item,
+    Place,
+    Preparation,
+    Prepared,
+    Squares,
+    rng_of_view,
+)
+from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec
 from wsolbench.methods.device import normalized
 from wsolbench.system.distributed import World
@@ -110,7 +119,18 @@ class ImageReader:
     def views(
         self, batches: Sequence[Int[np.ndarray, " _"]], size: int, recipe: Recipe, *, seed: int, epoch: int
     ) -> Iterator[Squares]:
-        """Yield augmented views of each batch, `size` pixels wide."""
+        """Yield augmented views of each batch, `size` pixels wide.
+
+        With `rotate_on=device`, these are the resized images, and `draw_views` gives the numbers for
+        `device_views`.
+        """
+        if recipe.rotate_on == "device":
+            if recipe.short_side:
+                raise UsageError(
+                    "recipe.rotate_on=device needs images of one size, and this recipe keeps their aspect "
+                    "ratio; use recipe.rotate_on=host or recipe.short_side=false"
+                )
+            return self.squares(batches)
         augmentation = Augmentation(
             size=size,
             flip=recipe.flip,
@@ -247,6 +267,12 @@ def cache_budget(gibibytes: float | None) -> int:
         return int(gibibytes * (1 << 30))
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(2 * CACHE_BYTES, (available_bytes() or 0) // (2 * processes))
+
+
+def draw_views(indices: Int[np.ndarray, " b"], number: int, *, seed: int, epoch: int) -> Tensor:
+    """Return the (b, 4) uniform numbers that views of batch `number` draw, for `device_views`."""
+    draws = [rng_of_view(seed, epoch, int(index), number).random(4) for index in indices]
+    return torch.from_numpy(np.array(draws).reshape(-1, 4))
 
 
 def normalized_images(pixels: UInt8[Tensor, "b s s c"], spec: InputSpec) -> Float[Tensor, "b 3 s s"]:

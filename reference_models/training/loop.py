@@ -27,7 +27,14 @@ from reference_models.core.objectives import Objective
 from reference_models.core.outputs import Batch
 from reference_models.core.recipes import Recipe
 from reference_models.training.checkpoint import earlier_runs, save_checkpoint
-from reference_models.training.images import ImageReader, cache_budget, masks_of, normalized_images
+from reference_models.training.device_views import device_views
+from reference_models.training.images import (
+    ImageReader,
+    cache_budget,
+    draw_views,
+    masks_of,
+    normalized_images,
+)
 from reference_models.training.parallel import (
     broadcast_from_first,
     synchronise_batch_norm,
@@ -233,7 +240,7 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
     batches = model.batches(labels, recipe.batch_size, np.random.default_rng((seed, run.epoch)))
     shares = [take_share(batch, here, model.group_size) for batch in batches]
     sums: dict[str, Tensor] = {}
-    seen = 0
+    seen, on_device = 0, recipe.rotate_on == "device"
     views = reader.views(
         [indices for indices, _ in shares], model.input_spec.size, recipe, seed=seed, epoch=run.epoch
     )
@@ -243,8 +250,9 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
                 "pixels": torch.from_numpy(squares),
                 "labels": torch.from_numpy(labels[indices]),
                 "indices": torch.from_numpy(indices),
+                **({"draws": draw_views(indices, number, seed=seed, epoch=run.epoch)} if on_device else {}),
             }
-            for (indices, _), squares in zip(shares, views, strict=True)
+            for number, ((indices, _), squares) in enumerate(zip(shares, views, strict=True))
         ),
         device,
     )
@@ -255,15 +263,18 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
             base = objective.recipe.lr
             for group in optimizer.param_groups:
                 group["lr"] = base * group["factor"] * model.lr_factor(objective.recipe, done)
+        pixels = arrays["pixels"]
+        if on_device:
+            pixels = device_views(pixels, arrays["draws"], model.input_spec.size, recipe)
         batch = Batch(
-            images=normalized_images(arrays["pixels"], model.input_spec),
+            images=normalized_images(pixels, model.input_spec),
             labels=arrays["labels"],
             indices=arrays["indices"],
             epoch=run.epoch,
             epochs=recipe.epochs,
             step=run.epoch * len(batches) + number,
             generator=generator,
-            masks=masks_of(arrays["pixels"]),
+            masks=masks_of(pixels),
         )
         for name, term in _step(run, batch, weight).items():
             sums[name] = sums.get(name, torch.zeros((), device=device)) + term * (weight * len(whole))

@@ -44,11 +44,16 @@ class Augmentation:
         return training_view(
             image,
             self.size,
-            np.random.default_rng((self.seed, self.epoch, index, number)),
+            rng_of_view(self.seed, self.epoch, index, number),
             flip=self.flip,
             rotation=self.rotation,
             rotation_filter=self.rotation_filter,
         )
+
+
+def rng_of_view(seed: int, epoch: int, index: int, number: int) -> np.random.Generator:
+    """Return the source of all randomness of the view of image `index` in batch `number`."""
+    return np.random.default_rng((seed, epoch, index, number))
 
 
 class Place(NamedTuple):
