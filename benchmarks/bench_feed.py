@@ -4,7 +4,8 @@
 
 Images are JPEG files of the folder and its subfolders, or files of 500 x 375 that are made if none is given.
 Views are 224 pixels of a square of 256, mirrored, as most recipes have them; and 448 of 512, rotated, as
-LIO's recipe has them. The last row takes the squares from memory, as all epochs do if they fit.
+LIO's recipe has them. The next rows leave the rotation to the device of the network (`rotate_on=device`), and
+take the squares from memory, as all epochs do if they fit.
 
 Cost: processor time of a view in one thread, and the part of it outside of the functions of Pillow that
 decode, resize and transform without Python's lock. The inverse of that part is the most that threads can
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import click
@@ -48,16 +49,19 @@ class Kind:
     side: int
     size: int
     rotation: float
+    on_device: bool = False
     in_memory: bool = False
 
     @property
     def recipe(self) -> Recipe:
-        return replace(RECIPES["spa_cub"], rotation=self.rotation)
+        where: Literal["host", "device"] = "device" if self.on_device else "host"
+        return replace(RECIPES["spa_cub"], rotation=self.rotation, rotate_on=where)
 
 
 KINDS = (
     Kind("224", 256, 224, 0.0),
     Kind("448, rotated", 512, 448, 15.0),
+    Kind("448, rotated on the device", 512, 448, 15.0, on_device=True),
     Kind("448, rotated, from memory", 512, 448, 15.0, in_memory=True),
 )
 
