@@ -69,7 +69,7 @@ def test_a_plan_is_carried_out_once_and_the_tables_are_up_to_date(run, plan: Pat
     # Two shards at once, in processes of their own, on one results folder.
     shards = [start(plan, "--shard", f"{index}/2") for index in (1, 2)]
     for shard in shards:
-        assert shard.wait(300) == 0, "".join(path.read_text() for path in Path("runs/plans").rglob("*.log"))
+        assert shard.wait(900) == 0, "".join(path.read_text() for path in Path("runs/plans").rglob("*.log"))
     assert measured() == {"cam": [0, 1], "cam+scg": [0, 1], "has": [1]}
     assert "--weights runs/csvfolder/cam-tiny-seed1-epochs=1-image_size=32/last.safetensors" in (
         Path("runs/plans/birds/has-from-cam-1.log").read_text()
