@@ -1,8 +1,8 @@
 """B-CNN: classify the mean outer product of the features.
 
 T.-Y. Lin, A. RoyChowdhury, S. Maji, "Bilinear CNN models for fine-grained visual recognition", ICCV 2015;
-"Improved bilinear pooling with CNNs", BMVC 2017 (`sqrtm`). Released code: the authors' in MATLAB, and
-cvl-umass/bilinear-cnn.
+"Improved bilinear pooling with CNNs", BMVC 2017 (`sqrtm`). Released code: cvl-umass/bilinear-cnn
+(an earlier one is in MATLAB).
 
 Idea. Fine-grained classes differ in combinations, such as a red spot on a black wing. The mean over the image
 of the outer product of two descriptors says which features occur together at a location, wherever that is.

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from wsolbench.methods import load_method
+from wsolbench.methods.device import place
 from wsolbench.methods.transfers import Download, uploaded
 from wsolbench.testing.fake_cuda import FakeCuda
 
@@ -89,9 +91,8 @@ class Event:
 
 
 @pytest.fixture
-def streams():
-    with Streams().patched() as made:
-        yield made
+def streams() -> Streams:
+    return Streams()
 
 
 def batches(count: int, log: list[str] | None = None) -> Iterator[dict[str, torch.Tensor]]:
@@ -112,7 +113,7 @@ def test_on_the_cpu_batches_pass_as_they_are_and_none_is_loaded_before_it_is_nee
 
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_on_a_gpu_the_values_arrive_in_order(streams, count):
-    with FakeCuda() as gpu:
+    with FakeCuda() as gpu, streams.patched():
         found = [
             {name: gpu.values(tensor) for name, tensor in batch.items()}
             for batch in uploaded(batches(count), GPU)
@@ -124,7 +125,7 @@ def test_on_a_gpu_the_values_arrive_in_order(streams, count):
 def test_the_next_batch_is_copied_on_a_second_stream_before_one_is_used(streams):
     log = streams.log
     copies = ["pinned copy on second"] * 2
-    with FakeCuda():
+    with FakeCuda(), streams.patched():
         arriving = uploaded(batches(2, log), GPU)
         for number in range(2):
             next(arriving)
@@ -139,7 +140,7 @@ def test_the_next_batch_is_copied_on_a_second_stream_before_one_is_used(streams)
 
 def test_a_download_waits_once_for_all_tensors_and_only_when_it_is_read(streams):
     values = {"maps": torch.rand(2, 3, 3), "scores": torch.rand(2, 5), "none": torch.zeros(0, 2)}
-    with FakeCuda() as gpu:
+    with FakeCuda() as gpu, streams.patched():
         download = Download({name: gpu.tensor(tensor) for name, tensor in values.items()})
         assert streams.log == ["event 0 on main"]
         found = download.read()
@@ -151,3 +152,14 @@ def test_a_download_waits_once_for_all_tensors_and_only_when_it_is_read(streams)
 def test_a_download_of_the_cpu_copies_nothing():
     values = torch.rand(2, 3)
     assert np.shares_memory(Download({"values": values}).read()["values"], values.numpy())
+
+
+def test_convolutions_have_the_memory_format_of_the_images():
+    method = load_method("cam").create(backbone="tiny", num_classes=3, weights="none", settings={})
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = images.to(memory_format=torch.channels_last)
+    before = method.localize(images).score_maps(torch.tensor([[0], [1]]))
+    place(method, torch.device("cpu"))
+    kernels = [each.weight for each in method.modules() if isinstance(each, torch.nn.Conv2d)]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    assert torch.equal(method.localize(images).score_maps(torch.tensor([[0], [1]])), before)

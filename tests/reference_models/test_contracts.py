@@ -61,7 +61,7 @@ def record_of(model, post=None):
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 import torch
 from tests.reference_models import small_methods, test_contracts
@@ -72,6 +72,8 @@ whole_loss = method.loss
 
 def loss(self, batch):
     if batch.step == int(sys.argv[3]):
+        while not (Path(sys.argv[2]) / "state.pt").exists():  # a thread writes it
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     return whole_loss(self, batch)
 

@@ -20,7 +20,7 @@ from wsolbench.maps.formats import read_bytes
 from wsolbench.maps.frame import map_to_view
 from wsolbench.maps.store import MANIFEST, decode_map
 from wsolbench.methods import Localization, Method, Numerics, PostProcessor
-from wsolbench.methods.device import normalized, pick_device
+from wsolbench.methods.device import normalized, pick_device, place
 from wsolbench.methods.inputs import ViewLoader
 from wsolbench.methods.numerics import COMPILE, with_numerics
 from wsolbench.methods.transfers import Download, uploaded
@@ -314,7 +314,7 @@ class ModelSource:
             )
         self.device, self.numerics = pick_device(device), numerics.for_evaluation()
         self.numerics.check(self.device)
-        method.to(self.device)
+        place(method, self.device)
         method.eval()
         if numerics.compile and hasattr(method, "compile"):
             method.compile(**COMPILE)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wsolbench.exceptions import UsageError
-from wsolbench.methods.contracts import DEVICE, InputSpec
+from wsolbench.methods.contracts import DEVICE, InputSpec, Method
 from wsolbench.system.distributed import world
 
 if TYPE_CHECKING:
@@ -28,6 +28,15 @@ def normalized(pixels: torch.Tensor, spec: InputSpec, device: torch.device) -> t
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a tensor of the host to the device. It copies from pinned memory, so the host does not wait."""
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def place(method: Method, device: torch.device) -> None:
+    """Move a method to the device, with the weights of convolutions in the memory format of the images."""
+    import torch
+
+    method.to(device)
+    if isinstance(method, torch.nn.Module):
+        method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def constants(values: Sequence[float], device: torch.device, dtype: torch.dtype) -> torch.Tensor:

@@ -88,7 +88,7 @@ def test_on_a_gpu_the_host_waits_once_for_all_that_a_batch_gives(classifier, mon
     made, data = source(4, replace(PROTOCOL, classifier=classifier)), squares(3)
     batch = made.collate([made.load(sample) for sample in data.samples])
     expected = made.maps(data.samples, batch)
-    with Streams().patched() as streams, FakeCuda() as gpu:
+    with FakeCuda() as gpu, Streams().patched() as streams:
         gpu.move(made.method)
         made.device = torch.device("cuda")
         finish = made.start(data.samples, {name: tensor.pin_memory() for name, tensor in batch.items()})
