@@ -36,7 +36,7 @@ def place(method: Method, device: torch.device) -> None:
 
     method.to(device)
     if isinstance(method, torch.nn.Module):
-        method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        method.to(memory_format=torch.channels_last)
 
 
 def constants(values: Sequence[float], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
