@@ -33,7 +33,7 @@ def test_a_gpu_could_run_a_detector(name: str) -> None:
 def test_mask_rcnn_waits_only_where_sizes_depend_on_the_data(backbone: str, settings: dict[str, str]) -> None:
     found = check_detector("lio-mask-rcnn", backbone=backbone, settings={**SMALL, **settings})
     for work, events in found.items():
-        results = "lio_mask_rcnn/networks.py" if work == DETECTION else "nowhere"  # they go to the host
+        results = "lio_mask_rcnn/on_gpu.py" if work == DETECTION else "nowhere"  # they go to the host
         reads = {e.operator for e in events if e.kind == "read" and not e.where.startswith(results)}
         assert reads <= {
             "aten::nonzero",
