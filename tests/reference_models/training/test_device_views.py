@@ -13,7 +13,8 @@ from reference_models.core.recipes import RECIPES
 from reference_models.localization.cam import Cam
 from reference_models.training.device_views import device_views
 from reference_models.training.images import ImageReader, draw_views
-from tests.reference_models.training.test_loop import request, with_masks
+from tests.reference_models.training.test_images import with_masks
+from tests.reference_models.training.test_loop import request
 from wsolbench.exceptions import UsageError
 
 SIZE, SIDE = 40, 52
