@@ -29,6 +29,22 @@ def test_two_runs_are_compared_and_the_comparison_can_be_read_again(run, birds: 
     assert gt_known.n == 9
     assert comparison.a["config"]["side"] == 0.2
 
+    # Outcomes are enough, and give the same numbers.
+    for folder in ("small", "large"):
+        (path,) = Path(folder).rglob("*.scores.npz")
+        path.rename(path.with_suffix(".moved"))
+    lacking = run("compare", "--a", a, "--b", b)
+    assert lacking.code == 2
+    assert "there is no such file" in lacking.err
+    on_outcomes = (*on[:-1], "--save-outcomes")
+    assert run(*small[:5], *on_outcomes, "--out", "small").code == 0
+    assert run("eval", "--method", "center-box", *on_outcomes, "--out", "large").code == 0
+    assert run("compare", "--a", a, "--b", b, "--resamples", "100").out in result.out
+    for folder in ("small", "large"):
+        (path,), (outcomes,) = Path(folder).rglob("*.moved"), Path(folder).rglob("*.outcomes.npz")
+        path.rename(path.with_suffix(".npz"))
+        outcomes.unlink()
+
     # thresholds transferred or not: the images are the same
     assert run("eval", "--method", "center-box", *on, "--no-transfer", "--out", "bare").code == 0
     (bare,) = Path("bare").rglob("*.json")

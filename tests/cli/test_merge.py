@@ -38,7 +38,7 @@ def test_merged_shards_are_the_unsharded_run(run, birds: Path) -> None:
         result = run(*EVAL, *on(birds), "--out", "parts", "--shard", f"{index}/3")
         assert result.code == 0, result.err
         assert "wsolbench merge parts" in result.out
-    result = run("merge", "parts", "--out", "merged", "--save-scores")
+    result = run("merge", "parts", "--out", "merged", "--save-scores", "--save-outcomes")
     assert result.code == 0, result.err
     assert "MaxBoxAccV2" in result.out
     whole, merged = record("whole"), record("merged")
@@ -47,8 +47,12 @@ def test_merged_shards_are_the_unsharded_run(run, birds: Path) -> None:
         name: whole[name] for name in ("method", "dataset", "protocol", "metrics")
     }
     assert merged["provenance"]["processes"] == 3
-    assert merged["provenance"]["merged_by"] == "wsolbench merge parts --out merged --save-scores"
+    assert (
+        merged["provenance"]["merged_by"]
+        == "wsolbench merge parts --out merged --save-scores --save-outcomes"
+    )
     assert len(list(Path("merged").rglob("*.scores.npz"))) == 1
+    assert len(list(Path("merged").rglob("*.outcomes.npz"))) == 1
     assert not list(Path("parts").rglob("*.scores"))
 
 

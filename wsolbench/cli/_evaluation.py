@@ -68,7 +68,13 @@ def evaluate_and_report(
     # Write everything before anything is printed.
     lines: list[str] = []
     with _print_at_the_end(evaluation, lines):
-        write_evaluation(evaluation, scoring.out, scoring.save_scores, lines)
+        write_evaluation(
+            evaluation,
+            scoring.out,
+            lines,
+            save_scores=scoring.save_scores,
+            save_outcomes=scoring.save_outcomes,
+        )
         if scoring.save_boxes is not None:
             from wsolbench.datasets.coco_export import image_numbers
             from wsolbench.evaluation.coco_boxes import write_coco_boxes
@@ -87,22 +93,28 @@ def evaluate_and_report(
         lines.append(f"time     {time.perf_counter() - started:.1f} s")
 
 
-def report_evaluation(evaluation: Evaluation, out: Path, save_scores: bool) -> None:
-    """Write the record and, if requested, the scores. Then print the table and their paths."""
+def report_evaluation(evaluation: Evaluation, out: Path, **saved: bool) -> None:
+    """Write the record and, if requested, scores and outcomes. Then print the table and their paths."""
     lines: list[str] = []
     with _print_at_the_end(evaluation, lines):
-        write_evaluation(evaluation, out, save_scores, lines)
+        write_evaluation(evaluation, out, lines, **saved)
 
 
-def write_evaluation(evaluation: Evaluation, out: Path, save_scores: bool, lines: list[str]) -> None:
-    """Write the record and, if requested, the scores. Adds their paths to `lines`."""
-    from wsolbench.evaluation.score_table import SCORES
+def write_evaluation(
+    evaluation: Evaluation, out: Path, lines: list[str], *, save_scores: bool, save_outcomes: bool
+) -> None:
+    """Write the record and, if requested, scores and outcomes. Adds their paths to `lines`."""
+    from wsolbench.evaluation.score_table import OUTCOMES, SCORES
 
     path = evaluation.record.write(out)
     if save_scores:
         scores = path.with_suffix(SCORES)
         evaluation.scores.write(scores, evaluation.record)
         lines.append(f"scores   {scores}")
+    if save_outcomes:
+        outcomes = path.with_suffix(OUTCOMES)
+        evaluation.scores.write(outcomes, evaluation.record, outcomes=evaluation.record.map_protocol)
+        lines.append(f"outcomes {outcomes}")
     lines.append(f"record   {path}")
 
 

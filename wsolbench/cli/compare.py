@@ -23,7 +23,7 @@ RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
     epilog="Example:  wsolbench compare --a results/measured/cub/cam_1.json --b "
     "results/measured/cub/spa_1.json\n\n"
     "Repeat --a and --b to add runs with other seeds to a group. Each record needs its per-image scores "
-    "(`eval --save-scores`, `score --save-scores`).\n\n"
+    "(`--save-scores` or `--save-outcomes` of `eval` and `score`).\n\n"
     "All claims of papers for which there are records:\n\n"
     "          wsolbench compare --claims wsolbench/literature/claims.csv --records results/measured "
     "--out results/compared\n\n"
@@ -119,7 +119,7 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
     from rich.console import Console
 
     from wsolbench.evaluation.compare import compare_records
-    from wsolbench.evaluation.score_table import SCORES
+    from wsolbench.evaluation.score_table import find_scores
     from wsolbench.exceptions import DataError, UsageError
     from wsolbench.records import find_records
     from wsolbench.records.budget import Budgets
@@ -130,19 +130,19 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
 
     # Find the pairs, and report what is skipped.
     found = find_records(records)
-    scored = {path: record for path, record in found.records if path.with_suffix(SCORES).is_file()}
+    scored = {path: record for path, record in found.records if find_scores(path).is_file()}
     wanted_claims = read_claims(claims)
     for message in (*found.problems, *found.copies):
         click.echo(f"left out: {message}", err=True)
     if without := len(found.records) - len(scored):
-        click.echo(f"left out: {without} records without scores (--save-scores)", err=True)
+        click.echo(f"left out: {without} records without scores (--save-scores or --save-outcomes)", err=True)
     for missing in find_unpaired(wanted_claims, scored.items()):
         click.echo(f"no pair: {missing}", err=True)
     pairs = pairs_of(wanted_claims, scored.items())
     if not pairs:
         raise UsageError(
-            f"no two records in {records} with scores (--save-scores) match a claim in {claims}; expected a "
-            "record of each side"
+            f"no two records in {records} with scores (--save-scores or --save-outcomes) match a claim in "
+            f"{claims}; expected a record of each side"
         )
     # Compare each pair that is not in `out` yet. The claims say which may have unequal budgets.
     budgets = Budgets(record for _, record in found.records)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from wsolbench.cli.groups import GroupedCommand, option
-from wsolbench.cli.options import records_option, save_scores_option
+from wsolbench.cli.options import records_option, save_outcomes_option, save_scores_option
 
 
 @click.command(
@@ -22,8 +22,9 @@ from wsolbench.cli.options import records_option, save_scores_option
 )
 @records_option
 @save_scores_option
+@save_outcomes_option
 @option("Output", "--keep", is_flag=True, help="Keep the shards after the record is written.")
-def command(folders: tuple[Path, ...], out: Path, save_scores: bool, keep: bool) -> None:
+def command(folders: tuple[Path, ...], out: Path, keep: bool, **saved: bool) -> None:
     """Merge the shards in FOLDERS into one record per run.
 
     Shards are written by `eval --shard` and `score --shard`. The record is the same as that of a run without
@@ -38,6 +39,6 @@ def command(folders: tuple[Path, ...], out: Path, save_scores: bool, keep: bool)
     for run in merge(folders):
         run.provenance["merged_by"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         evaluation = conclude(run)
-        report_evaluation(evaluation, out, save_scores)
+        report_evaluation(evaluation, out, **saved)
         if not keep:
             evaluation.finish()

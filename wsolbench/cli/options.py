@@ -351,6 +351,14 @@ save_scores_option = option(
     help="Store per-image scores next to the record (.scores.npz).",
 )
 
+save_outcomes_option = option(
+    "Output",
+    "--save-outcomes",
+    is_flag=True,
+    help="Store what comparisons need of each image next to the record, in a file small enough to be "
+    "committed (.outcomes.npz).",
+)
+
 run_folder_option = option(
     "Output",
     "--out",
@@ -381,6 +389,7 @@ class ScoringOptions(Ranged):
     resamples: Annotated[int, Range(100, 100_000)]
     out: Path
     save_scores: bool
+    save_outcomes: bool
     shard: Shard | None
     pictures: Path | None
     save_boxes: Path | None
@@ -405,10 +414,11 @@ class ScoringOptions(Ranged):
                 f"--save-boxes needs the oracle threshold of GT-known, but {scored.name}/{scored.split} has "
                 "no ground-truth boxes; use a split with boxes"
             )
-        if self.shard is not None and (self.pictures or self.save_scores or self.save_boxes):
+        needs_all = self.pictures, self.save_scores, self.save_outcomes, self.save_boxes
+        if self.shard is not None and any(needs_all):
             raise UsageError(
-                "--pictures, --save-boxes and --save-scores need all shards of a run; leave out --shard "
-                "(`merge` also takes --save-scores)"
+                "--pictures, --save-boxes, --save-scores and --save-outcomes need all shards of a run; leave "
+                "out --shard (`merge` also takes --save-scores and --save-outcomes)"
             )
         for folder in (self.out, self.pictures, self.save_boxes and self.save_boxes.parent, *more):
             if folder is not None:
@@ -470,6 +480,7 @@ scoring_options = together(
     resamples_option,
     records_option,
     save_scores_option,
+    save_outcomes_option,
     option(
         "Execution",
         "--shard",

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from wsolbench.evaluation.score_table import SCORES, ScoreTable, are_scores_of
+from wsolbench.evaluation.score_table import ScoreTable, are_scores_of, find_scores
 from wsolbench.evaluation.split_scores import ImageRows, Metric, Rates, SplitScores
 from wsolbench.evaluation.summary import metrics_of
 from wsolbench.exceptions import DataError
@@ -135,7 +135,7 @@ def read_scores(path: Path, record: RunRecord) -> ScoreTable:
     Raises `DataError` naming both files if the scores are missing, broken, or of another run. Scores belong
     to a record if they name it. Older files name no record: their scores must give the record's values.
     """
-    file, protocol = path.with_suffix(SCORES), record.map_protocol
+    file, protocol = find_scores(path), record.map_protocol
     images, thresholds = ScoreTable.sizes_in(file)
     for what, found, expected in (
         ("images", images, record.dataset.get("images")),

@@ -17,12 +17,16 @@ from wsolbench.evaluation.scores import ImageScores, unreadable_scores
 from wsolbench.exceptions import DataError
 from wsolbench.maps.sources import PARTS
 from wsolbench.metrics.errors import ERROR_NAMES
+from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord
 from wsolbench.system.files import atomic_path, canonical_json, sha256_of_json
 from wsolbench.system.stored import check_regular_file
 
 SCORES = ".scores.npz"
 """Suffix of the file of scores next to a record."""
+
+OUTCOMES = ".outcomes.npz"
+"""Suffix of the smaller file, which gives the same metrics (`ImageScores.outcomes`)."""
 
 
 RECORD = "record"
@@ -46,8 +50,8 @@ _SIZES = {"2": 2, "l": 256, "p": PARTS}
 _KINDS = {"ids": "U", **dict.fromkeys(("has_boxes", "has_mask", "point_real", "point_hit"), "b")}
 _FLOATS = ("best_iou", "single_iou", "point_px", "point_norm")
 _SLACK = 1e-9
-_MOST_COMPRESSED = 1100
-"""Upper limit of how far deflate can shrink data: bytes of content per compressed byte."""
+_MOST_COMPRESSED = {zipfile.ZIP_DEFLATED: 1100, zipfile.ZIP_LZMA: 10_000}
+"""Upper limit of how far a format can shrink data: bytes of content per compressed byte."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +119,20 @@ class ScoreTable:
             check_scores(scores)
         return cls((scores,), digest)
 
-    def write(self, path: Path, record: RunRecord | None = None) -> None:
+    def write(
+        self, path: Path, record: RunRecord | None = None, *, outcomes: EvalProtocol | None = None
+    ) -> None:
         """Store as one compressed `.npz` that `numpy.load` reads: one array per field, one row per image.
 
-        With a record, the file names the record and the images of its scores (`scores_digest`).
+        With a record, the file names the record and the images of its scores (`scores_digest`). With
+        `outcomes`, the file is about a hundredth as large and gives the same metrics under this protocol
+        (`ImageScores.outcomes`).
         """
         content = hashlib.sha256()
+        method, level = (zipfile.ZIP_DEFLATED, 1) if outcomes is None else (zipfile.ZIP_LZMA, None)
         with (
             atomic_path(path) as temporary,
-            zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+            zipfile.ZipFile(temporary, "w", method, compresslevel=level) as archive,
         ):
             # One array per field, chunk by chunk.
             for item in fields(ImageScores):
@@ -139,7 +148,7 @@ class ScoreTable:
                     }
                     content.update(_title(item.name, dtype, shape))
                     np.lib.format.write_array_header_1_0(stream, header)
-                    for chunk in self:
+                    for chunk in self if outcomes is None else (part.outcomes(outcomes) for part in self):
                         values = np.ascontiguousarray(getattr(chunk, item.name), dtype=dtype).tobytes()
                         content.update(values)
                         stream.write(values)
@@ -158,6 +167,15 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         check_regular_file(path, "per-image scores")
     with unreadable_scores(path), zipfile.ZipFile(path) as archive:
         yield archive
+
+
+def find_scores(path: Path) -> Path:
+    """Return the file of per-image scores next to a record: all scores, or else the outcomes.
+
+    If there is neither, this is the place of all scores.
+    """
+    scores, outcomes = path.with_suffix(SCORES), path.with_suffix(OUTCOMES)
+    return outcomes if outcomes.is_file() and not scores.is_file() else scores
 
 
 def scores_digest(scores: ScoreTable, record: RunRecord, content: str = "") -> str:
@@ -268,9 +286,8 @@ def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dt
         )
         shape, _, dtype = read(stream)
         size = math.prod(shape) * dtype.itemsize
-        if stream.tell() + size != info.file_size or info.file_size > _MOST_COMPRESSED * max(
-            info.compress_size, 1
-        ):
+        most = _MOST_COMPRESSED.get(info.compress_type, 1) * max(info.compress_size, 1)
+        if stream.tell() + size != info.file_size or info.file_size > most:
             raise ValueError(
                 f"the array {name} is incomplete: shape {shape} does not fit its {info.compress_size:,} "
                 "bytes in the file"

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from wsolbench.metrics.histograms import histograms
 from wsolbench.metrics.keypoints import ImageDistances, keypoint_distance
 from wsolbench.metrics.pxap import number_of_bins
 from wsolbench.metrics.sweep import sweep
-from wsolbench.protocol import EvalProtocol, crop_start
+from wsolbench.protocol import DELTA, EvalProtocol, crop_start
 from wsolbench.system.files import atomic_path
 from wsolbench.system.regular_files import name_content
 from wsolbench.types import Sample, ScoreMap
@@ -129,6 +129,22 @@ class ImageScores:
     def select(self, chosen: Bool[np.ndarray, " n"] | Int64[np.ndarray, " k"]) -> ImageScores:
         """Return the rows of some images, chosen by a flag per image or by positions."""
         return ImageScores(**{item.name: getattr(self, item.name)[chosen] for item in fields(self)})
+
+    def outcomes(self, protocol: EvalProtocol) -> ImageScores:
+        """Return scores that give the same metrics under `protocol`, and need little space when compressed.
+
+        An IoU between two neighbouring deltas of the protocol is replaced by the middle of both, so that it
+        passes the same tests.
+        """
+        edges = np.array(sorted({0.0, DELTA, *protocol.deltas, 1.0}))
+        middles = (edges[1:] + edges[:-1]) / 2
+
+        def rounded(iou: Float64[np.ndarray, "n t"]) -> Float64[np.ndarray, "n t"]:
+            place = np.searchsorted(edges, iou, side="right") - 1
+            is_edge = edges[place] == iou
+            return np.where(is_edge, iou, middles[np.minimum(place, len(middles) - 1)])
+
+        return replace(self, best_iou=rounded(self.best_iou), single_iou=rounded(self.single_iou))
 
     def new_at_tau(self) -> Bool[np.ndarray, " t"]:
         """Whether the scores of any image change at a threshold. Always true at the first threshold."""

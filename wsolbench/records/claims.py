@@ -4,8 +4,9 @@
     LITERATURE/variants.csv   the method and settings here that a published name refers to
 
 Two runs are a pair for a claim if they agree in everything with the same meaning for both: data, protocol,
-backbone, image size, init, recipe, and the number of images seen in training (`wsolbench.records.budget`).
-Settings of one method's own design do not matter, even if another method has a setting of the same name.
+backbone, image size, init, recipe, number formats, and the number of images seen in training
+(`wsolbench.records.budget`). Settings of one method's own design do not matter, even if another method has a
+setting of the same name.
 
 A claim can allow unequal budgets. The runs then need the same number of epochs. It may differ if each run
 lasts as long as its stages, and both sides have the same stage lengths (`stage_epochs`).
@@ -29,6 +30,9 @@ from wsolbench.system.files import canonical_json
 
 COMMON_SETTINGS = frozenset(("recipe", "grid", "head", "width"))
 """Settings with the same meaning in every method: they describe training and the underlying network."""
+
+NUMBER_FORMATS = ("train.", "eval.")
+"""Prefixes of settings that are number formats of the training and of the evaluation."""
 
 _MOST_STAGES = 8
 """Most stages that are considered, because the number of their sums grows exponentially."""
@@ -242,12 +246,12 @@ def _find_differences(claim: Claim, a: _Side, b: _Side) -> list[str]:
             names.append("recipe.epochs")
         elif not claim.allow_unequal_budget and not is_equal_budget(a.images, b.images):
             names.append(_SEEN)
-    both = a.design.keys() & b.design.keys()
+    # A setting that only one run states is not at its default. Those of a post-process need both.
+    stated, both = a.design.keys() | b.design.keys(), a.design.keys() & b.design.keys()
     if _base(claim.a) != _base(claim.b):
         compared = {name for name in both if name in COMMON_SETTINGS or name.startswith("post.")}
+        compared |= {name for name in stated if name.startswith(NUMBER_FORMATS)}
     else:
-        # A setting that only one run states is not at its default. Those of a post-process need both.
-        stated = a.design.keys() | b.design.keys()
         compared = both | {name for name in stated if not name.startswith("post.")}
     different = {name for name in compared - claim.named if a.design.get(name) != b.design.get(name)}
     return names + sorted(different)

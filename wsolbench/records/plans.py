@@ -92,7 +92,7 @@ _ELSEWHERE = (
     *(_KERNELS := ("compile", "deterministic", "no-deterministic")),
 )
 """Options of a command that do not tell jobs apart."""
-_FLAGS = ("train", "save-scores", "carve-val", "no-transfer", "transfer", *_KERNELS)
+_FLAGS = ("train", "save-scores", "save-outcomes", "carve-val", "no-transfer", "transfer", *_KERNELS)
 _TRAINED = "@"
 
 
@@ -348,7 +348,7 @@ def _arguments(options: Mapping[str, Any], seed: int, *, train: bool) -> Iterabl
         else:
             yield from (f"--{name}",) if value is True else (f"--{name}", _text(value))
     yield from (*(["--train"] if train else []), "--seed", str(seed))
-    yield from () if is_detector else ("--save-scores",)
+    yield from () if is_detector else ("--save-outcomes",)
 
 
 def _text(value: Any) -> str:
@@ -391,6 +391,6 @@ def command_key(command: str) -> Any:
         name, equals, value = name.partition("=")
         if not equals and name not in _FLAGS and rest:
             value = rest.pop(0)
-        if name not in _ELSEWHERE and (name, value) != ("seed", "0") and name != "save-scores":
+        if name not in (*_ELSEWHERE, "save-scores", "save-outcomes") and (name, value) != ("seed", "0"):
             options.append((name, value))
     return tuple(sorted(options))

@@ -189,6 +189,21 @@ def test_recipes_that_differ_in_any_number_are_no_pair_and_their_source_does_not
     assert pairs_of([CLAIM], [(Path("cam"), one), (Path("spa"), other)]) == []
 
 
+def test_two_methods_are_a_pair_only_in_the_same_number_format() -> None:
+    def run(name: str, amp: str = "", **config: object) -> tuple[Path, RunRecord]:
+        made = record(name, **config)
+        if amp:
+            made.method["training"]["numerics"] = {"amp": amp}
+        return Path(name + amp), made
+
+    runs = [run("cam"), run("cam", "bf16"), run("spa", ram=True), run("spa", "bf16", ram=True)]
+    assert sorted(pairs_of([CLAIM], runs)) == [
+        ([Path("cam")], [Path("spa")]),
+        ([Path("cambf16")], [Path("spabf16")]),
+    ]
+    assert reasons(runs[0][1], runs[3][1])[0].endswith("the closest differ in train.amp (none against bf16)")
+
+
 def test_posts_with_other_settings_are_groups_of_their_own_and_no_run_is_lost() -> None:
     claim = Claim(**{**CLAIM.__dict__, "b": "cam+scg", "b_settings": ""})
     runs = [(Path("cam"), record("cam"))]

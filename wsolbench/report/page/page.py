@@ -290,7 +290,8 @@ def _runs(groups: Sequence[Group], results: Path, problems: Sequence[str], opene
     text = (
         "<p>Select up to six runs of one table to plot GT-known by threshold, precision by recall of pixels, "
         "and the error breakdown with 95 % intervals. Curves need per-image scores "
-        "(<code>--save-scores</code>). The label of a run lists its initial weights, the settings in which "
+        "(<code>--save-scores</code> or "
+        "<code>--save-outcomes</code>). The label of a run lists its initial weights, the settings in which "
         "it differs from other runs of its method, and its seed.</p>"
         '<form class="js-only" autocomplete="off" aria-label="Choose runs">'
         f"<label>Images and protocol {_choice(groups, first)}</label><label>Method <select "

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from wsolbench.evaluation.compare import compare_records, read_scores
-from wsolbench.evaluation.score_table import SCORES, ScoreTable
+from wsolbench.evaluation.score_table import ScoreTable, find_scores
 from wsolbench.exceptions import DataError
 from wsolbench.metrics.max_box_acc import MaxBoxAcc
 from wsolbench.protocol import DELTA, EvalProtocol
@@ -231,7 +231,7 @@ def _compared(shown: Sequence[ShownRun]) -> list[Repetitions]:
 
 def _curves(run: Run, problems: list[str]) -> tuple[Curve | None, Curve | None] | None:
     """Return GT-known over tau and precision over recall, or None for a run without usable scores."""
-    if not run.path.with_suffix(SCORES).is_file():
+    if not find_scores(run.path).is_file():
         return None
     try:
         table = read_scores(run.path, run.record)
