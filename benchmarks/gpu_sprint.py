@@ -297,6 +297,9 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+MINUTES = 9.5
+"""Time for all parts, unless another is given."""
+
 LIMITS = {
     "environment": 60,
     "tests": 90,
@@ -318,7 +321,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--tiny", action="store_true", help="small network, images and plan: a test of the sprint itself"
     )
-    parser.add_argument("--minutes", type=float, default=9.5, help="time for all parts (default: 9.5)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=MINUTES,
+        help=f"time for all parts (default: {MINUTES:g}); more of it also raises the limits of the parts",
+    )
     parser.add_argument("--wheels", type=Path, help="folder of wheels to install missing packages from")
     parser.add_argument(
         "--data", type=Path, help="folder of CUB-200-2011, for the plan (default: $WSOLBENCH_CUB_ROOT)"
@@ -366,7 +374,7 @@ def main() -> int:
         common += ["--tiny"] if given.tiny else []
         common += ["--wheels", str(given.wheels.resolve())] if given.wheels else []
         parts = [
-            Part(name, [sys.executable, *common, name], limit)
+            Part(name, [sys.executable, *common, name], limit * max(1.0, given.minutes / MINUTES))
             for name, limit in LIMITS.items()
             if not given.only or name in {"environment", *given.only}
         ]

@@ -140,6 +140,8 @@ def test_the_tiny_sprint_runs_on_the_cpu(tmp_path):
         "--device",
         "cpu",
         "--tiny",
+        "--minutes",
+        "40",
         "--out",
         str(tmp_path),
     ]

@@ -42,6 +42,16 @@ def test_training_and_evaluation_in_one_command_train_once(run, birds: Path) -> 
     assert len(times) == 1
     (path,) = records()
     assert read_record(path).method["training"]["dataset"]["images"] == 24
+    # Another number format of the training is another run.
+    mixed = ("eval-detector", "--data-root", "coco", *NETWORK, "--workers", "0", "--amp", "bf16")
+    missing = run(*mixed)
+    assert missing.code == 2
+    assert "no trained detector" in missing.err
+    result = run(*mixed, "--train")
+    assert result.code == 0, result.err
+    (other,) = set(records()) - {path}
+    assert read_record(other).settings["train.amp"] == "bf16"
+    assert "train.amp" not in read_record(path).settings
 
 
 def test_export_then_train_then_evaluate_then_the_board(run, birds: Path) -> None:
@@ -113,6 +123,10 @@ def test_export_then_train_then_evaluate_then_the_board(run, birds: Path) -> Non
         (
             ("eval-detector", "--data-root", "coco", "--checkpoint", "x", "--train"),
             "--checkpoint and --train exclude each other",
+        ),
+        (
+            ("eval-detector", "--data-root", "coco", "--checkpoint", "x", "--amp", "bf16"),
+            "have no effect with --checkpoint",
         ),
         (
             ("eval-detector", "--data-root", "coco", "--checkpoint", "nowhere.safetensors"),

@@ -11,11 +11,12 @@ import click
 
 from wsolbench.cli._models import default_backbone, default_run
 from wsolbench.cli.groups import GroupedCommand, option
+from wsolbench.cli.numerics import numerics_options
 from wsolbench.cli.options import checkpoint_option, detector_options, records_option, workers_option
 from wsolbench.cli.settings import changes_of_trained
 from wsolbench.cli.train_detector import BACKBONE, batch_size_option, train
 from wsolbench.cli.values import Number
-from wsolbench.methods import DetectorRequest
+from wsolbench.methods import DetectorRequest, Numerics
 
 
 @click.command(
@@ -23,7 +24,8 @@ from wsolbench.methods import DetectorRequest
     epilog="Example:  wsolbench export --dataset toybirds --split val --out toybirds-coco\n\n"
     "          wsolbench eval-detector --data-root toybirds-coco\n\n"
     "Without --checkpoint, the command loads the run folder that `wsolbench train-detector` writes for the "
-    "same options. With --train, it trains on `train` first.",
+    "same options. With --train, it trains on `train` first. Number formats and kernels are those of the "
+    "training; detection is in float32.",
 )
 @detector_options
 @checkpoint_option
@@ -43,6 +45,7 @@ from wsolbench.methods import DetectorRequest
 )
 @batch_size_option
 @workers_option
+@numerics_options
 @records_option
 @option(
     "Output",
@@ -89,6 +92,11 @@ def command(
         )
     if save_detections is not None:
         make_folder(save_detections.parent)
+    if checkpoint is not None and model["numerics"] != Numerics():
+        raise UsageError(
+            "number formats and kernels (--amp, --precision, --compile, --no-deterministic) have no effect "
+            "with --checkpoint: they are those of a training"
+        )
     # Train, or find the checkpoint.
     if train_first:
         checkpoint = train(data_root, "train", None, None, batch_size=batch_size, workers=workers, **model)

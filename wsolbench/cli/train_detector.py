@@ -13,7 +13,7 @@ from wsolbench.cli.numerics import numerics_options
 from wsolbench.cli.options import detector_options, run_folder_option, workers_option
 from wsolbench.cli.settings import parse_settings
 from wsolbench.cli.values import Number
-from wsolbench.methods import DetectorRequest, Numerics
+from wsolbench.methods import DetectorRequest
 
 BACKBONE = "resnet50_fpn"
 """The default for real data."""
@@ -73,6 +73,6 @@ def train(data_root: Path | None, split: str, out: Path | None, limit: int | Non
         device=model["device"],
         workers=model["workers"],
         settings=parse_settings(model["settings"]),
-        numerics=model.get("numerics", Numerics()),
+        numerics=model["numerics"],
     )
     return detector.fit(request)
