@@ -76,6 +76,7 @@ COUNTS = {
     ("calm", "README"): (6, 0, 0),
     ("cam-back-again", "README"): (4, 4, 0),
     ("nts-net", "README"): (1, 0, 0),
+    ("b-cnn", "README"): (6, 0, 0),
     ("hawkeye", "results.csv"): (0, 16, 16),
     ("acol-pytorch", "README"): (0, 4, 0),
     ("awesome-wsol", "README"): (0, 0, 22),
@@ -92,7 +93,7 @@ def test_every_table_is_complete() -> None:
     found = Counter(((each.paper, each.table), each.evidence) for each in NUMBERS)
     tables = dict.fromkeys(table for table, _ in found)
     assert {table: tuple(found[table, evidence] for evidence in EVIDENCE) for table in tables} == COUNTS
-    assert len(NUMBERS) == 1131
+    assert len(NUMBERS) == 1137
 
 
 def test_every_table_of_the_five_papers_is_read() -> None:
@@ -139,7 +140,8 @@ def test_a_paper_without_a_venue_is_of_arxiv_if_it_is_there() -> None:
 def test_claims_quote_published_numbers() -> None:
     keys = {paper.name: key for key, paper in PAPERS.items()}
     for claim in read_claims(LITERATURE / "claims.csv"):
-        tables = {f"Table {number}" for number in re.findall(r"[0-9]+", claim.where.partition(",")[0])}
+        place = claim.where.partition(",")[0]
+        tables = {f"Table {number}" for number in re.findall(r"[0-9]+", place)} or {place}
         values = {
             f"{value if each.unit == 'level_0_255' else 100 * value:.2f}"
             for each in NUMBERS
