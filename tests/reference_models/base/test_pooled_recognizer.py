@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from reference_models.core.pooled_recipes import HEAD_STAGES, POOLED
 from reference_models.core.recipes import RECIPES
@@ -13,6 +14,7 @@ from reference_models.core.weights import Weights
 from reference_models.recognition.b_cnn import BCnn, BCnnConfig
 from reference_models.recognition.isqrt_cov import IsqrtCov
 from tests.reference_models.conftest import toy_backbone, toy_batch
+from tests.reference_models.training.test_loop import request
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import load_method
 
@@ -176,3 +178,29 @@ def test_it_learns_eight_images(name):
         losses[-1].backward()
         optimizer.step()
     assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("stops_at", [1, 2], ids=["in the first stage", "between the stages"])
+@pytest.mark.parametrize("name", ["b-cnn", "kernel-pooling"])
+def test_an_interrupted_run_equals_an_unbroken_one(tmp_path, monkeypatch, name, stops_at):
+    start = load_method("cam").fit(request(tmp_path / "start", epochs=1))
+    kind = load_method(name)
+    wanted = {"weights": str(start), "settings": {"stage_epochs": "2,2"}, "epochs": 4, "val": None}
+    whole = kind.fit(request(tmp_path / "whole", **wanted))
+    on_epoch = kind.on_epoch
+
+    def stop(self, epoch, epochs):
+        if epoch == stops_at:
+            raise KeyboardInterrupt
+        on_epoch(self, epoch, epochs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "on_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            kind.fit(request(tmp_path / "broken", **wanted))
+    one, two = load_file(whole), load_file(kind.fit(request(tmp_path / "broken", **wanted)))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    # The backbone has moved in the second stage.
+    before = load_file(start)
+    assert any(not torch.equal(before[key], one[key]) for key in before if key.startswith("backbone."))
