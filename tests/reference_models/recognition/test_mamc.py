@@ -242,7 +242,7 @@ def test_a_map_holds_the_gates_fixed_and_is_else_the_gradient_times_the_features
 def test_with_one_cell_the_map_is_the_class_activation_map_of_the_gated_features():
     model, images = mamc(pool="gap"), torch.randn(1, 3, 32, 32)
     _, features, gates, _ = model.attend(images)
-    weight = torch.einsum("d,pdc->pc", model.classifier.weight[1], model.osme.weight)
+    weight = torch.einsum("d,pdc->pc", model.classifier.weight[1], model.osme.weight / 16**0.5)
     expected = torch.einsum("pc,pc,chw->hw", weight, gates[0], features[0])
     found = model.localize(images).score_maps(torch.tensor([[1]]))[0, 0]
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -253,7 +253,7 @@ def test_vectors_are_a_linear_layer_on_the_gated_map():
     _, features, gates, vectors = model.attend(images)
     for p in range(2):
         flat = (gates[:, p, :, None, None] * features).flatten(1)
-        expected = F.linear(flat, model.osme.weight[p], model.osme.bias[p])
+        expected = F.linear(flat, model.osme.weight[p] / flat.shape[1] ** 0.5, model.osme.bias[p])
         torch.testing.assert_close(vectors[:, p], expected, atol=1e-5, rtol=1e-4)
     extra = model.localize(images).extra_maps
     torch.testing.assert_close(extra["attention_2"], (gates[:, 1, :, None, None] * features).sum(dim=1))
