@@ -47,11 +47,17 @@ the default; `attentions=3`. `mamc=none` is also the control: attention and batc
 Departures and open readings
     (2)        Sum over attentions; concatenation is the other reading (`join`).
     V^p        Entries have variance 1 / inputs at the start, because inner products of 1024 values reach
-               thousands otherwise. S is not normalised (`normalise`).
+               thousands otherwise. The parameter is V^p sqrt(inputs), because plain weights diverge with SGD.
+               S is not normalised (`normalise`).
     small      Networks below 256 channels have D = 4 C, and those below 128 have 8 hidden units in m^p in
                place of C / 16.
     recipe     The paper's is not known here: NTS-Net's.
     processes  With several processes, (4) compares the images of each process.
+
+Weight of the N-pair loss. (4) has 2 P (B - 1) + 4 P (P - 1) terms per class pair, 68 in batches of 16. With
+lambda = 0.5 its gradients in the backbone outweigh that of the cross-entropy, at the start by two orders of
+magnitude. On generated birds the method then learns to classify slowly and stays below the baseline, while
+`mamc=none` does not. Numbers: docs/decisions/methods.md. A smaller `npair_weight` is worth a try.
 """
 
 from __future__ import annotations
@@ -225,8 +231,8 @@ class Osme(nn.Module):
         self.squeeze = nn.Conv2d(channels, attentions * hidden, 1)
         self.excite = nn.Conv2d(attentions * hidden, attentions * channels, 1, groups=attentions)
         inputs = channels * cells**2
-        # Stored without the factor `scale`: a step of any optimiser then changes f by as much for any number
-        # of inputs. With 62,720 inputs and a rate of 0.03, plain weights diverged in three steps.
+        # Stored without the factor `scale`, so a step of SGD changes f by as much for any number of inputs.
+        # With 62,720 inputs and a rate of 0.03, plain weights diverged in three steps.
         self.scale = inputs**-0.5
         self.weight = nn.Parameter(torch.randn(attentions, embedding, inputs))
         self.bias = nn.Parameter(torch.zeros(attentions, embedding))
