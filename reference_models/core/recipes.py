@@ -281,6 +281,18 @@ FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
             bias_factor=1.0,
             resize=600 / 448,
         ),
+        "mamc_hawkeye": Recipe(
+            source="Hawkeye's re-implementation of MAMC, at 224 pixels (5 classes of 2 images a step)",
+            epochs=60,
+            batch_size=10,
+            lr=4e-3,
+            momentum=0.0,
+            weight_decay=2e-5,
+            schedule="cosine",
+            warmup=5 / 60,
+            new_factor=10.0,
+            bias_factor=1.0,
+        ),
     }
 )
 """Recipes of fine-grained classifiers by name.

@@ -81,6 +81,7 @@ COUNTS = {
     ("acol-pytorch", "README"): (0, 4, 0),
     ("awesome-wsol", "README"): (0, 0, 22),
     ("idc", "README"): (2, 0, 0),
+    ("mamc", "notes"): (0, 0, 7),
     ("trilite", "notes"): (0, 0, 2),
     ("unitab", "README"): (3, 0, 11),
 }
@@ -93,7 +94,7 @@ def test_every_table_is_complete() -> None:
     found = Counter(((each.paper, each.table), each.evidence) for each in NUMBERS)
     tables = dict.fromkeys(table for table, _ in found)
     assert {table: tuple(found[table, evidence] for evidence in EVIDENCE) for table in tables} == COUNTS
-    assert len(NUMBERS) == 1137
+    assert len(NUMBERS) == 1144
 
 
 def test_every_table_of_the_five_papers_is_read() -> None:
@@ -336,7 +337,7 @@ def find(dataset: str, method: str, backbone: str, metric: str) -> Conflict | No
         ("cub", "CAM", "vgg16", "top1_loc", {"34.41", "41.06", "44.15", "44.20"}),
         ("cub", "CAM", "vgg16", "top1_cls", {"67.55", "76.60"}),
         ("cub", "SPA", "vgg16", "top5_loc", {"72.45", "72.50"}),
-        ("cub", "ResNet-50", "resnet50", "top1_cls", {"84.50", "85.50"}),
+        ("cub", "ResNet-50", "resnet50", "top1_cls", {"81.70", "84.50", "85.50"}),
         (
             "cub",
             "CAM",
