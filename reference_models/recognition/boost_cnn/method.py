@@ -170,8 +170,8 @@ class BoostCnn(Recognizer):
         self._select(0)
 
     @property
-    def _rounds(self) -> Sequence[PooledRecognizer]:
-        return cast("Sequence[PooledRecognizer]", self.networks)
+    def _rounds(self) -> list[PooledRecognizer]:
+        return [cast("PooledRecognizer", network) for network in self.networks]
 
     # --- defaults for a backbone ----------------------------------------------------------------------------
     @classmethod
