@@ -89,7 +89,7 @@ def test_least_squares_are_least_at_the_scaled_negative_weights_and_curved_as_cr
 
 def test_the_step_is_the_minimum_and_does_not_depend_on_the_scale_of_the_scores():
     f = scores(0)
-    g = 3 * scores(2) - boost_weights(f, LABELS)
+    g = 5 * scores(2) - boost_weights(f, LABELS)
     alpha = line_search(f, g, LABELS, CAP)
     assert alpha > 0
     grid = torch.linspace(0, 3, 3001).double() * alpha
