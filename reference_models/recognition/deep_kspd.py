@@ -1,4 +1,4 @@
-"""DeepKSPD: classify the root of a Gaussian kernel matrix of the channels.
+"""DeepKSPD: classify the root of a kernel matrix of the channels.
 
 M. Engin, L. Wang, L. Zhou, X. Liu, "DeepKSPD: learning kernel-matrix-based SPD representation for
 fine-grained image recognition", ECCV 2018 (arXiv:1711.04047). There is no released code.

@@ -139,6 +139,8 @@ class BoostCnn(Recognizer):
     recipes = POOLED
     steps: Tensor
     """alpha of each round, (T,), 0 before its end. With `combine=mean`, 1 after it."""
+    size: Tensor
+    """s of the sum so far, ()."""
     round: int
     """Number of the network that learns, from 0."""
 
@@ -166,7 +168,8 @@ class BoostCnn(Recognizer):
         self.register_buffer("steps", torch.zeros(config.rounds))
         self.sums: Tensor | None = None
         self.labels: Tensor | None = None
-        self.size = torch.tensor(float(num_classes * (num_classes - 1))).sqrt()  # s of f = 0
+        start = torch.tensor(float(num_classes * (num_classes - 1))).sqrt()  # of f = 0
+        self.register_buffer("size", start, persistent=False)
         self._select(0)
 
     @property
@@ -282,7 +285,7 @@ class BoostCnn(Recognizer):
         """Return the loss of the network that learns, eq. (4)."""
         g = self._rounds[self.round].score(batch.images)
         f = torch.zeros_like(g) if self.sums is None else self.sums[batch.indices]
-        return {"fit": fit_loss(self.config.fit, g, f, batch.labels, self.size.to(g))}
+        return {"fit": fit_loss(self.config.fit, g, f, batch.labels, self.size)}
 
     # --- prediction -----------------------------------------------------------------------------------------
     def shares(self) -> Float[Tensor, " t"]:
