@@ -41,6 +41,8 @@ from reference_models.training.stages import Place, stage_at
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import CountOrZero, Positive
 
+MOST_CHANNELS, REDUCED = 512, 256
+
 Features = tuple[Tensor, ...]
 """Outputs of one or several layers, each (B, C, h, w)."""
 
@@ -153,12 +155,18 @@ class PooledRecognizer(Recognizer):
             logits=logits, maps_of=maps_of, stages=stages, penultimate=features[-1], extra_maps=extra
         )
 
+    def score(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b k"]:
+        """Return the logits alone, float32, with their graph."""
+        _, features = self.read(images)
+        with self.full_precision(images):
+            logits: Tensor = self.classifier(self.represent(tuple(each.float() for each in features)).vector)
+        return logits
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy of the logits."""
-        _, features = self.read(batch.images)
+        logits = self.score(batch.images)
         with self.full_precision(batch.images):
-            vector = self.represent(tuple(feature.float() for feature in features)).vector
-            return {"cross_entropy": cross_entropy(self.classifier(vector), batch.labels)}
+            return {"cross_entropy": cross_entropy(logits, batch.labels)}
 
     @staticmethod
     def full_precision(images: Tensor) -> torch.autocast:
@@ -169,7 +177,7 @@ class PooledRecognizer(Recognizer):
     @classmethod
     def default_size(cls, backbone: str, num_classes: int) -> int | None:
         """Return 448 on the networks of the papers, except for ImageNet."""
-        return 448 if _is_published(read_profile(backbone), num_classes) else None
+        return 448 if is_published(read_profile(backbone), num_classes) else None
 
     @classmethod
     def recipe_name(cls, backbone: str, num_classes: int) -> str:
@@ -178,7 +186,7 @@ class PooledRecognizer(Recognizer):
 
     @classmethod
     def _recipe_name(cls, profile: Profile, num_classes: int) -> str:
-        if _is_published(profile, num_classes):
+        if is_published(profile, num_classes):
             return cls.published_recipe
         return default_recipe(profile.recipe_family, num_classes)
 
@@ -227,6 +235,20 @@ def take_out(groups: list[dict[str, Any]], name: str, parameters: Sequence[Tenso
     groups.append({"name": name, "params": list(parameters), **options})
 
 
-def _is_published(profile: Profile, num_classes: int) -> bool:
+def reduce_channels(channels: int, width: int) -> tuple[nn.Module, int]:
+    """Return the layer in front of products of channels, and the number of channels behind it.
+
+    Args:
+        channels: those of the features.
+        width: those after a 1x1 convolution without bias. 0: no layer for up to 512 channels, which VGG-16
+            has, else 256.
+    """
+    if not width and channels <= MOST_CHANNELS:
+        return nn.Identity(), channels
+    width = width or REDUCED
+    return nn.Conv2d(channels, width, 1, bias=False), width
+
+
+def is_published(profile: Profile, num_classes: int) -> bool:
     """Return whether the papers train this network on a data set of this kind."""
     return profile.kin in ("vgg", "resnet") and num_classes < MANY_CLASSES

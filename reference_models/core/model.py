@@ -128,6 +128,13 @@ class Model(nn.Module):
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Hook: called before each epoch, in train mode, to freeze or unfreeze layers or to change modes."""
 
+    def after_epoch(self, epoch: int, epochs: int) -> None:
+        """Hook: called after the last step of each epoch, before validation. Gradients are disabled.
+
+        What it changes has to be in buffers, or `before_training` has to restore it: the state of the run is
+        written afterwards.
+        """
+
     def batches(
         self, labels: Int[np.ndarray, " n"], batch_size: int, rng: np.random.Generator
     ) -> list[Int[np.ndarray, " _"]]:

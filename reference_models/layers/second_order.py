@@ -298,33 +298,55 @@ def newton_schulz(
     return y * size.sqrt(), z / size.sqrt()
 
 
-class _SpdRoot(torch.autograd.Function):
-    """Root by eigenvalues. Autograd through `eigh` is not finite where eigenvalues repeat; this is."""
+class _SpdFunction(torch.autograd.Function):
+    """Root or logarithm by eigenvalues.
+
+    Autograd through `eigh` divides by differences of eigenvalues, and is not finite where two are equal. The
+    gradient here has the divided differences of the function itself (Daleckii-Krein), which are finite.
+    """
 
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, matrix: Tensor, eps: float, power: Literal["root", "log"]) -> Tensor:
         values, vectors = torch.linalg.eigh(matrix)
-        roots = (values.clamp_min(0) + eps).sqrt()  # rounding makes values of 0 negative
-        ctx.save_for_backward(roots, vectors)
-        root: Tensor = (vectors * roots[:, None]) @ vectors.mT
-        return root
+        values = values.clamp_min(0) + eps  # rounding makes values of 0 negative
+        ctx.save_for_backward(values, vectors)
+        ctx.power = power
+        images = values.sqrt() if power == "root" else values.log()
+        result: Tensor = (vectors * images[:, None]) @ vectors.mT
+        return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        roots, vectors = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        values, vectors = ctx.saved_tensors
         with torch.autocast(gradient.device.type, enabled=False):
             inner = vectors.mT @ (gradient + gradient.mT) @ vectors / 2
-            inner = inner / (roots[:, :, None] + roots[:, None])
-            return vectors @ inner @ vectors.mT, None
+            rows, columns = values[:, :, None], values[:, None]
+            if ctx.power == "root":
+                inner = inner / (rows.sqrt() + columns.sqrt())
+            else:  # (log a - log b) / (a - b) = log1p(t) / t / b with t = (a - b) / b >= 0; 1 / b for t = 0
+                small = torch.minimum(rows, columns)
+                t = (rows - columns).abs() / small
+                inner = inner / small * torch.where(t > 0, t.log1p() / torch.where(t > 0, t, 1.0), 1.0)
+            return vectors @ inner @ vectors.mT, None, None
 
 
 @in_full_precision
 def spd_root(matrix: Float[Tensor, "b d d"], eps: float) -> Float[Tensor, "b d d"]:
     """Return V diag(sqrt(lambda + eps)) V^T of symmetric positive semidefinite matrices V diag(lambda) V^T.
 
-    The gradient is the solution X of R X + X R = G (Daleckii-Krein), at most |G| / (2 sqrt(eps)). It is
-    symmetric, so entries above and below the diagonal count half each.
+    The gradient is the solution X of R X + X R = G, at most |G| / (2 sqrt(eps)). It is symmetric, so entries
+    above and below the diagonal count half each. On CUDA `eigh` makes the host wait.
     """
-    root: Tensor = _SpdRoot.apply(matrix, eps)
+    root: Tensor = _SpdFunction.apply(matrix, eps, "root")
     return root
+
+
+@in_full_precision
+def spd_log(matrix: Float[Tensor, "b d d"], eps: float) -> Float[Tensor, "b d d"]:
+    """Return V diag(log(lambda + eps)) V^T of symmetric positive semidefinite matrices; see `spd_root`.
+
+    The gradient is at most |G| / eps.
+    """
+    logarithm: Tensor = _SpdFunction.apply(matrix, eps, "log")
+    return logarithm

@@ -49,9 +49,9 @@ from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from reference_models.base.pooled_recognizer import Features, PooledConfig, PooledRecognizer
+from reference_models.base.pooled_recognizer import Features, PooledConfig, PooledRecognizer, reduce_channels
 from reference_models.core.backbone import Backbone
 from reference_models.layers.second_order import (
     Representation,
@@ -64,8 +64,6 @@ from reference_models.layers.second_order import (
 from wsolbench.ranges import Range
 
 PAPER = "b-cnn"
-
-MOST_CHANNELS, REDUCED = 512, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +103,7 @@ class BCnn(PooledRecognizer):
 
     def __init__(self, backbone: Backbone, num_classes: int, config: BCnnConfig) -> None:
         super().__init__(backbone, num_classes, config)
-        channels = backbone.channels[-1]
-        width = config.reduce or (channels if channels <= MOST_CHANNELS else REDUCED)
-        self.reduce = (
-            nn.Identity()
-            if not config.reduce and width == channels
-            else nn.Conv2d(channels, width, 1, bias=False)
-        )
+        self.reduce, width = reduce_channels(backbone.channels[-1], config.reduce)
         self.add_classifier(width * width)
 
     def represent(self, features: Features) -> Representation:

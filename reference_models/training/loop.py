@@ -192,6 +192,8 @@ def _run_epochs(
             # Train and validate one epoch.
             start = time.perf_counter()
             row = _epoch(run, reader, labels, request.seed, bar)
+            with torch.no_grad():
+                run.model.after_epoch(run.epoch, epochs)
             seconds = time.perf_counter() - start
             accuracy = (
                 None if val_reader is None or request.val is None else _accuracy(run, val_reader, request.val)

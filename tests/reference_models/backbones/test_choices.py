@@ -43,6 +43,12 @@ baseline          inception_v3        spa_cub            spa_ilsvrc   std28   -
 baseline          efficientnet_lite0  finetune           finetune     stock   -
 baseline          tiny                tiny               tiny         std16   -
 baseline          timm:resnet10t      finetune           finetune     stock   -
+boost-cnn         vgg16               bcnn               spa_ilsvrc   std14   448
+boost-cnn         resnet50            bcnn               spa_ilsvrc   stock   448
+boost-cnn         inception_v3        spa_cub            spa_ilsvrc   std28   -
+boost-cnn         efficientnet_lite0  finetune           finetune     stock   -
+boost-cnn         tiny                tiny               tiny         std16   -
+boost-cnn         timm:resnet10t      finetune           finetune     stock   -
 caam              vgg16               spa_cub            spa_ilsvrc   std14   -
 caam              resnet50            caam_cub_resnet50  spa_ilsvrc   std14   -
 caam              inception_v3        spa_cub            spa_ilsvrc   std14   -
@@ -67,6 +73,12 @@ danet             inception_v3        spa_cub            spa_ilsvrc   padded  -
 danet             efficientnet_lite0  finetune           finetune     std14   -
 danet             tiny                tiny               tiny         std16   -
 danet             timm:resnet10t      finetune           finetune     std14   -
+deep-kspd         vgg16               bcnn               spa_ilsvrc   std14   448
+deep-kspd         resnet50            bcnn               spa_ilsvrc   stock   448
+deep-kspd         inception_v3        spa_cub            spa_ilsvrc   std28   -
+deep-kspd         efficientnet_lite0  finetune           finetune     stock   -
+deep-kspd         tiny                tiny               tiny         std16   -
+deep-kspd         timm:resnet10t      finetune           finetune     stock   -
 eil               vgg16               eil                spa_ilsvrc   std14   -
 eil               resnet50            eil                spa_ilsvrc   std28   -
 eil               inception_v3        eil                spa_ilsvrc   std28   -

@@ -19,8 +19,15 @@ from wsolbench.exceptions import UsageError
 from wsolbench.methods import load_method
 
 CLASSES = 5
-METHODS = ("b-cnn", "kernel-pooling", "hihca", "hbp", "isqrt-cov")
-PAPERS = {"b-cnn": "bcnn", "kernel-pooling": "cbp", "hihca": "hihca", "hbp": "hbp", "isqrt-cov": "isqrt"}
+METHODS = ("b-cnn", "kernel-pooling", "hihca", "hbp", "isqrt-cov", "deep-kspd")
+PAPERS = {
+    "b-cnn": "bcnn",
+    "kernel-pooling": "cbp",
+    "hihca": "hihca",
+    "hbp": "hbp",
+    "isqrt-cov": "isqrt",
+    "deep-kspd": "bcnn",
+}
 
 
 def pretrained(**settings) -> BCnn:
@@ -172,7 +179,7 @@ def test_it_learns_eight_images(name):
     model = method(toy_backbone(), CLASSES, method.Config()).train()
     given, losses = toy_batch(8, classes=CLASSES), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    for _ in range(25):
+    for _ in range(40):
         optimizer.zero_grad()
         losses.append(sum(model.loss(given).values()))
         losses[-1].backward()

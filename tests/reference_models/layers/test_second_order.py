@@ -21,6 +21,7 @@ from reference_models.layers.second_order import (
     secant,
     second_moment,
     signed_sqrt,
+    spd_log,
     spd_root,
     unit,
 )
@@ -343,6 +344,39 @@ def test_repeated_eigenvalues_have_a_gradient_and_plain_autograd_has_none():
     values, vectors = torch.linalg.eigh(other)
     (vectors * values.sqrt()[:, None] @ vectors.mT * torch.randn(4, 4)).sum().backward()
     assert not other.grad.isfinite().all()  # negative
+
+
+def test_the_exponential_of_the_logarithm_is_the_matrix():
+    kernel = positive(torch.tensor([0.0, 0.3, 1.0, 1.0]))[None]
+    torch.testing.assert_close(
+        torch.linalg.matrix_exp(spd_log(kernel, 1e-3)), kernel + 1e-3 * torch.eye(4), atol=1e-9, rtol=0
+    )
+
+
+def test_the_gradient_of_the_logarithm_is_right_where_eigenvalues_differ_repeat_and_nearly_repeat():
+    def symmetric(upper: Tensor) -> Tensor:
+        return spd_log((upper + upper.mT) / 2, 1e-3)
+
+    for values in ([0.3, 1, 2], [0.5, 1, 1], [0.5, 1, 1 + 1e-9], [1, 1, 1]):
+        matrix = positive(torch.tensor(values, dtype=torch.float64))[None].requires_grad_()
+        assert gradcheck(symmetric, (matrix,)), values
+    # Of the identity it is G itself, divided by 1 + eps.
+    one, gradient = torch.eye(3).double()[None].requires_grad_(), double(1, 3, 3, seed=1)
+    (spd_log(one, 1e-3) * gradient).sum().backward()
+    torch.testing.assert_close(one.grad, (gradient + gradient.mT) / 2 / 1.001)
+
+
+@pytest.mark.parametrize("function", [spd_root, spd_log])
+def test_equal_rows_and_the_identity_have_bounded_gradients_in_float32(function):
+    bound = {spd_root: 1 / (2 * math.sqrt(1e-3)), spd_log: 1e3}[function]
+    equal = torch.ones(1, 6, 6)
+    pair = torch.eye(6)[None].clone()
+    pair[0, 0, 1] = pair[0, 1, 0] = 1
+    for matrix in (equal, pair, torch.eye(6)[None]):
+        start, gradient = matrix.clone().requires_grad_(), torch.randn(1, 6, 6)
+        (function(start, 1e-3) * gradient).sum().backward()
+        assert start.grad.isfinite().all()
+        assert start.grad.norm() <= bound * gradient.norm() * (1 + 1e-3)
 
 
 # --- degenerate features, mixed precision -------------------------------------------------------------------

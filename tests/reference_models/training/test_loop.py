@@ -89,6 +89,26 @@ def test_training_leaves_the_callers_random_state_alone(tmp_path):
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_after_each_epoch_a_method_may_change_what_is_validated_and_saved(tmp_path, monkeypatch):
+    """The hook runs after the last step, without gradients, and before validation and the state."""
+    called = []
+
+    def after(self, epoch, epochs):
+        assert not torch.is_grad_enabled()
+        called.append((epoch, epochs))
+        for parameter in self.head.parameters():
+            parameter.zero_()
+
+    monkeypatch.setattr(Cam, "after_epoch", after)
+    wanted = request(tmp_path, epochs=2)
+    Cam.fit(wanted)
+    assert called == [(0, 2), (1, 2)]
+    saved = Cam.load(wanted.out / LAST, device="cpu")
+    assert not any(parameter.any() for parameter in saved.head.parameters())
+    first = sum(sample.label == 0 for sample in wanted.val.samples) / len(wanted.val)
+    assert [float(row["val_accuracy"]) for row in log_of(wanted.out)] == pytest.approx([first, first], abs=1e-6)
+
+
 class InterruptError(Exception):
     """Stands for whatever stops a run."""
 

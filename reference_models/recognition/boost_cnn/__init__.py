@@ -1,0 +1,1 @@
+"""Boost-CNN and its layers."""
