@@ -32,7 +32,7 @@ defaults, nu = 0.1 and three rounds, w changes little from round to round and th
 `combine=mean`. Report `shrinkage=1`, too.
 
 At an equal number of images, each network has a T-th of the epochs. In short runs on generated birds the sum
-of three (`shrinkage=1`) gains accuracy in each round, and is not above the baseline trained in one piece.
+of three (`shrinkage=1`) gains accuracy in each round, and stays below the baseline trained in one piece.
 
 A run has T stages of equal length, each with the recipe of the base: first the head, then everything. The
 other networks are frozen in evaluation mode. When a round ends, all training images pass through its network,
