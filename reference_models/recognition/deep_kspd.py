@@ -34,7 +34,10 @@ Departures and open readings
     (1)        The mean over the locations, not the sum, so theta does not depend on the size of the image.
     theta      `scale` is the mean distance of two channels, measured on 64 training images before the first
                epoch, and log_theta starts at 0: then the mean of K off the diagonal is near 0.4. The paper's
-               start is not known. theta has the rate of new layers and no weight decay.
+               start is not known. theta has the rate of new layers and no weight decay. On generated birds it
+               grows several-fold in a short run.
+    stages     A third of a short run trains the head alone. On generated birds at 64 pixels, the accuracy
+               after 12 epochs is not significantly different from the baseline's.
     (3)        eps = 1e-3, so that gradients of dead channels are not large. Rounding makes some eigenvalues
                negative; they count as 0.
     (4)        Signed root and unit norm are those of the bilinear family; `vector_norm=false` omits them.

@@ -31,6 +31,9 @@ losses with f = 0 in every round, and averages their logits; `rounds=1` is a sin
 defaults, nu = 0.1 and three rounds, w changes little from round to round and the result is close to
 `combine=mean`. Report `shrinkage=1`, too.
 
+At an equal number of images, each network has a T-th of the epochs. In short runs on generated birds the sum
+of three (`shrinkage=1`) gains accuracy in each round, and stays below the baseline trained in one piece.
+
 A run has T stages of equal length, each with the recipe of the base: first the head, then everything. The
 other networks are frozen in evaluation mode. When a round ends, all training images pass through its network,
 whole and without augmentation, in float32; then (5) and (6). A round without descent has alpha = 0, and the

@@ -106,7 +106,9 @@ def test_after_each_epoch_a_method_may_change_what_is_validated_and_saved(tmp_pa
     saved = Cam.load(wanted.out / LAST, device="cpu")
     assert not any(parameter.any() for parameter in saved.head.parameters())
     first = sum(sample.label == 0 for sample in wanted.val.samples) / len(wanted.val)
-    assert [float(row["val_accuracy"]) for row in log_of(wanted.out)] == pytest.approx([first, first], abs=1e-6)
+    assert [float(row["val_accuracy"]) for row in log_of(wanted.out)] == pytest.approx(
+        [first, first], abs=1e-6
+    )
 
 
 class InterruptError(Exception):
