@@ -117,7 +117,7 @@ class Spline:
     bends: Points
     affine: Float[np.ndarray, "3 2"]
 
-    def __call__(self, at: Points) -> Points:
+    def __call__(self, at: Float[np.ndarray, "m 2"]) -> Float[np.ndarray, "m 2"]:
         """Return f of each point."""
         ones = np.concatenate([np.ones((len(at), 1)), at], axis=1)
         return np.asarray(ones @ self.affine + kernel(at, self.points) @ self.bends)
@@ -129,7 +129,7 @@ class Spline:
         return float(np.log(max(first, 1e-12) / max(second, 1e-12)))
 
 
-def kernel(at: Points, points: Points) -> Float[np.ndarray, "n m"]:
+def kernel(at: Float[np.ndarray, "m 2"], points: Points) -> Float[np.ndarray, "m n"]:
     """Return U of the distances of two sets of points: r^2 log r^2, and 0 at 0."""
     squared = (at[:, None, 0] - points[None, :, 0]) ** 2 + (at[:, None, 1] - points[None, :, 1]) ** 2
     return np.asarray(squared * np.log(np.where(squared > 0, squared, 1.0)))

@@ -64,6 +64,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -89,6 +90,7 @@ from reference_models.recognition.coseq.transfer import (
     random_part_of_boxes,
     scaled_boxes,
     transfer_parts,
+    whole_images,
 )
 from reference_models.training.passes import Passes
 from wsolbench.exceptions import UsageError
@@ -275,7 +277,7 @@ class Coseq(Recognizer):
         images, size, count = batch.images, batch.images.shape[-1], len(batch.images)
         draws = torch.rand(count, 6, generator=batch.generator, device=images.device)
         # Boxes in pixels; without training images the object is the whole image.
-        objects = images.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(count, 4)
+        objects = whole_images(count, images)
         relative = self.grid.expand(count, -1, -1)
         if len(self.memory):
             objects = self.memory.objects[batch.indices]
@@ -311,10 +313,8 @@ class Coseq(Recognizer):
         device, config, count = self.memory.objects.device, self.config, len(train)
         self.eval()
         self.memory.resize(count)
-        whole = config.object_box == "image"
-        boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).double().expand(count, 4).numpy()
-        boxes = boxes if whole else object_boxes(train)
-        self.memory.objects.copy_(torch.from_numpy(boxes.copy()))
+        boxes = np.tile([0.0, 0, 1, 1], (count, 1)) if config.object_box == "image" else object_boxes(train)
+        self.memory.objects.copy_(torch.from_numpy(boxes))
         self.memory.parts.copy_(self.grid.expand(count, -1, -1))
         if config.parts and config.part_boxes == "aligned":
             self._keep_poses()

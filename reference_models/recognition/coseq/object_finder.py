@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from reference_models.layers.heads import class_activation_maps, cross_entropy
-from reference_models.recognition.coseq.transfer import box_of_map, valid_boxes
+from reference_models.recognition.coseq.transfer import box_of_map, valid_boxes, whole_images
 
 ObjectBox = Literal["cam", "regress", "image"]
 CELLS = 4
@@ -36,7 +36,7 @@ class ObjectFinder(nn.Module):
             return box_of_map(class_activation_maps(features, self.classifier.weight, best)[:, 0], size)
         if self.box_layer is not None:
             return valid_boxes(self.regress(features) * size, size)
-        return features.new_tensor([0.0, 0.0, size, size]).float().expand(len(features), 4)
+        return whole_images(len(features), features).float() * size
 
     def regress(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 4"]:
         """Return the learnt box, relative to the image, in float32."""

@@ -62,7 +62,10 @@ def root_points(mask: Mask, count: int, rng: np.random.Generator) -> Points:
 
 
 def propagate(
-    order: Iterable[Visit], points: Points, count: int, predict: Callable[[int, int, Points], Points]
+    order: Iterable[Visit],
+    points: Float[np.ndarray, "p 2"],
+    count: int,
+    predict: Callable[[int, int, Points], Points],
 ) -> Float[np.ndarray, "n p 2"]:
     """Return the places of the points in all images.
 
@@ -141,7 +144,7 @@ def part_boxes(frame: Frame, points: Points, least: float) -> Float[np.ndarray, 
     return np.asarray(boxes)
 
 
-def least_side(box: Sequence[float], area: float) -> float:
+def least_side(box: Sequence[int], area: int | float) -> float:
     """Return the least side of a part in the frame of a box, in an image of that area."""
     return LEAST * float(np.sqrt(area / LEAST_AREA)) * HEIGHT / (box[3] - box[1])
 

@@ -19,7 +19,14 @@ LEAST_SIDE = 1 / 16
 """Least side of an object's box, relative to the image."""
 
 
-def mirror_boxes(boxes: Float[Tensor, "*n 4"], width: float = 1.0) -> Float[Tensor, "*n 4"]:
+def whole_images(count: int, like: Tensor) -> Float[Tensor, "b 4"]:
+    """Return [0, 1] x [0, 1] for each image, on the device of a tensor."""
+    boxes = like.new_zeros(count, 4)
+    boxes[:, 2:] = 1
+    return boxes
+
+
+def mirror_boxes(boxes: Float[Tensor, "*n 4"], width: int | float = 1.0) -> Float[Tensor, "*n 4"]:
     """Mirror boxes at the vertical centre line of an image."""
     x0, y0, x1, y1 = boxes.unbind(dim=-1)
     return torch.stack([width - x1, y0, width - x0, y1], dim=-1)
