@@ -26,7 +26,7 @@ from wsolbench.system.progress import Progress, track
 
 FOLDS = 5
 DECADES, PER_DECADE = 4, 5
-STEPS = 150
+STEPS = 100
 """Steps of FISTA for each C, from the result of the last one."""
 
 

@@ -44,17 +44,17 @@ Maps. The class map is (2). `propose` gives the parts by v_p s_p of the predicte
 
 Controls. `parts=0`: the object alone. `part_boxes=grid`: 31 boxes of a fixed grid, without steps 1 to 5.
 
-Published numbers. CoSeq (+BBox) has ground-truth boxes at test, too, and VGG-19. To imitate it, crop a data
-set to its boxes, and use `object_box=image`. Masks are then the whole image, as nothing lies outside a box.
+Published numbers. CoSeq (+BBox) has ground-truth boxes at test, too. To imitate it, crop a data set to its
+boxes, and use `object_box=image`. Masks are then the whole image, as nothing lies outside a box.
 
 Departures, besides those of 1 and 9 in their files
     2      The features are of the backbone's stage of stride 16, projected to 512 numbers in half precision.
     3      Each pair is aligned only in the direction in which points travel.
     5      A part that shrinks to less than 10 pixels keeps its square, in place of being dropped.
     6      An R-CNN for each region in the paper, with regression of its box.
-    7      A VGG-19 for the object and one for the parts in the paper, and fc6 of 224 pixels. Here one network
-           sees the object at the side of the input and parts at half of it.
-    8      Ridge regression in place of support vector machines. The mirror image is not scored, too.
+    7      A VGG-19 for objects and one for parts in the paper, and fc6 of 224 pixels. Here one network, with
+           the object at the side of the input and parts at half of it.
+    8      Ridge regression in place of support vector machines. Mirror images are not scored.
 """
 
 from __future__ import annotations
@@ -117,10 +117,10 @@ class CoseqConfig(PartConfig):
 
     variant: Literal["paper"] = "paper"
     """The released code depends on programs that are not available; its constants are used."""
-    object_box: ObjectBox = "cam"
-    """Object's box at test: of the class map, of a layer that learns the boxes, or the whole image.
+    object_box: ObjectBox = "regress"
+    """Object's box at test: of a layer that learns the boxes, of the class map, or the whole image.
 
-    With `image`, the box is the whole image in training, too, and no ground-truth boxes are read.
+    With `image`, the whole image is the box in training, too: no ground-truth boxes are read.
     """
     object_size: SideOrDefault = 0
     """Side to which the object is resized. 0: that of the input."""
@@ -146,6 +146,7 @@ class Coseq(Recognizer):
         channels, size = backbone.layout[-1].channels, backbone.input_spec.size
         self.object_size, self.part_size = config.object_size or size, config.part_size or size // 2
         self.pose_stage = pose_stage(backbone)
+        self.object_statistics = PartStatistics(backbone, config.norm_statistics)
         self.part_statistics = PartStatistics(backbone, config.norm_statistics)
         # Layers of (3).
         self.object_classifier = nn.Linear(channels, num_classes)
@@ -182,8 +183,7 @@ class Coseq(Recognizer):
             raise UsageError(
                 f"recipe of method 'coseq' has resize={recipe.resize:g}, flip={recipe.flip:g}, "
                 f"rotation={recipe.rotation:g}, short_side={recipe.short_side}; expected 1, 0, 0 and False, "
-                "because its boxes belong to whole images. It mirrors and crops them itself; leave these "
-                "settings out"
+                "because its boxes belong to whole images; leave these settings out"
             )
         return recipe
 
@@ -193,7 +193,8 @@ class Coseq(Recognizer):
     ) -> Float[Tensor, "b d"]:
         """Return the pooled features of the object's crop."""
         crops = crop_resize(images, boxes[:, None], self.object_size)
-        pooled: Tensor = self.backbone.run(crops).mean(dim=(2, 3))
+        with self.object_statistics.in_use(self.backbone):
+            pooled: Tensor = self.backbone.run(crops).mean(dim=(2, 3))
         return pooled
 
     def part_features(
@@ -218,9 +219,9 @@ class Coseq(Recognizer):
     ) -> Float[Tensor, "b 512"]:
         """Return unit vectors that describe the pose of each object."""
         crops = crop_resize(images, scaled_boxes(boxes, POSE_CONTEXT)[:, None], self.part_size)
-        features = self.backbone.run(crops, until=self.pose_stage.name)
-        poses: Tensor = self.poses(features)
-        return poses
+        with self.object_statistics.in_use(self.backbone):
+            features = self.backbone.run(crops, until=self.pose_stage.name)
+        return self.poses.project(features)
 
     # --- forward pass and loss ------------------------------------------------------------------------------
     def find_parts(

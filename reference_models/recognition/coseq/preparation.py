@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from reference_models.layers.norm_statistics import PartInputConfig
+from reference_models.layers.norm_statistics import NormStatistics, PartInputConfig
 from reference_models.recognition.coseq.alignment import align_outlines, outline
 from reference_models.recognition.coseq.clusters import squared_distances
 from reference_models.recognition.coseq.parts import (
@@ -34,6 +34,7 @@ from reference_models.recognition.coseq.parts import (
 )
 from reference_models.recognition.coseq.pose_graph import TREES, spanning_trees, visit_order
 from reference_models.recognition.coseq.segmentation import (
+    ROUNDS,
     Mask,
     Scene,
     accepted_mask,
@@ -56,6 +57,14 @@ Segmentation = Literal["coseg", "grabcut", "mask"]
 class PartConfig(PartInputConfig):
     """Settings of the parts."""
 
+    later: ClassVar[frozenset[str]] = frozenset()
+
+    norm_statistics: NormStatistics = "per_input"
+    """Running statistics of batch norm: `per_input`, or `shared` by images, objects and parts.
+
+    The paper has one network for objects and another one for parts. With `shared`, the class maps of whole
+    images, and so the objects' boxes, suffer most.
+    """
     parts: Annotated[int, Range(0, 256)] = 31
     """K: released code. 0, a control: the object alone."""
     part_boxes: Literal["aligned", "grid"] = "aligned"
@@ -179,7 +188,8 @@ def segment(train: Dataset, scenes: Sequence[Scene], settings: PartConfig) -> li
     """Return the mask of each image, step 1."""
     labels = np.array([sample.label for sample in train.samples])
     masks: list[Mask] = [scene.inside for scene in scenes]
-    with track(description=f"segmenting {train.name} {train.split}", total=len(scenes)) as bar:
+    what, rounds = f"segmenting {train.name} {train.split}", ROUNDS if settings.segment == "coseg" else 1
+    with track(description=what, total=len(scenes) * rounds, unit="cuts") as bar:
         if settings.segment == "coseg":
             for label in np.unique(labels):
                 own = np.flatnonzero(labels == label).tolist()

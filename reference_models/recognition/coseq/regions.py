@@ -63,7 +63,7 @@ class PoseProjection(nn.Module):
         drawn = torch.randn(channels * POSE_CELLS**2, POSE_SIZE, generator=generator) / POSE_SIZE**0.5
         self.register_buffer("matrix", drawn, persistent=False)
 
-    def forward(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n p"]:
+    def project(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n p"]:
         """Return the projected unit vectors, in float32."""
         with torch.autocast(features.device.type, enabled=False):
             pooled = F.adaptive_avg_pool2d(features.float(), POSE_CELLS).flatten(1)

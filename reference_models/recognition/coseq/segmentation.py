@@ -270,13 +270,13 @@ def cosegment(
 ) -> list[Mask]:
     """Return the masks (h, w) of all images of one class.
 
-    `share` is the weight of the class's mixture: 0 segments each image alone. `done` is called after each
-    image of the last round.
+    `share` is the weight of the class's mixture: 0 segments each image alone. `done` is called after each cut of
+    the rounds.
     """
     rng = np.random.default_rng(seed)
     images = [_Segmenter(scene, rng) for scene in scenes]
     of_class: Mixture | None = None
-    for number in range(ROUNDS):
+    for _ in range(ROUNDS):
         together = np.concatenate([image.colours[image.mask.ravel()] for image in images])
         if len(together):
             of_class = refit(of_class, together[:: max(1, len(together) // CLASS_PIXELS)], rng)
@@ -284,8 +284,7 @@ def cosegment(
         for image in images:
             image.learn(of_class, share)
             image.mask = image.cut()
-            if number == ROUNDS - 1:
-                done()
+            done()
     return [image.finish() for image in images]
 
 
