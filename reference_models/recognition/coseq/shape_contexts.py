@@ -46,13 +46,15 @@ def chi_squared(a: Float32[np.ndarray, "n k"], b: Float32[np.ndarray, "m k"]) ->
 
     Values must not be negative.
     """
-    found = np.empty((len(a), len(b)), dtype=np.float32)
-    tiny = np.float32(1e-12)
+    columns, found = np.ascontiguousarray(b.T), np.zeros((len(a), len(b)), dtype=np.float32)
     for i in range(len(a)):
-        for j in range(len(b)):
-            total = np.float32(0)
-            for k in range(a.shape[1]):
-                apart = a[i, k] - b[j, k]
-                total += apart * apart / (a[i, k] + b[j, k] + tiny)
-            found[i, j] = np.float32(0.5) * total
-    return found
+        for k in range(a.shape[1]):
+            own = a[i, k]
+            if own == 0:  # most bins are empty, and then the term is b_k
+                for j in range(len(b)):
+                    found[i, j] += columns[k, j]
+            else:
+                for j in range(len(b)):
+                    apart = own - columns[k, j]
+                    found[i, j] += apart * apart / (own + columns[k, j])
+    return found * np.float32(0.5)
