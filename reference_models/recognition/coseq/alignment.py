@@ -38,6 +38,8 @@ RADII = (1 / 8, 2.0)
 DUMMIES, DUMMY_COST = 0.25, 0.25
 TANGENT_WEIGHT = 0.1
 ROUNDS = 6
+MARGIN = 0.1
+"""Difference of the affine costs from which the mirror image is taken."""
 STIFFNESS = (1000.0, 1.0)
 """lambda in the first round and in the others, in squared mean distances."""
 
@@ -208,5 +210,5 @@ def align_outlines(points: Points, targets: Points, width: float) -> Alignment:
     """
     plain = align_points(points, targets)
     turned = align_points(mirror(points, width)[::-1], targets)
-    mirrored = turned.affine_cost < plain.affine_cost
+    mirrored = turned.affine_cost < plain.affine_cost - MARGIN
     return Alignment(turned if mirrored else plain, mirrored, width)

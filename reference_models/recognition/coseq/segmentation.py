@@ -10,13 +10,14 @@ released code, jkrause314/fg_without.
     E(x) = sum_i -log p(z_i | x_i) - log q(x_i)  +  sum over neighbours of different x of their weight
     log p(z | 1) = (log p_image(z | 1) + log p_class(z | 1)) / 2        p_class: one mixture for all images of
                                                                         the class
-    weight of neighbours i, j: 50 exp(-|z_i - z_j|^2 / (2 mean |z_i - z_j|^2)) / distance
+    weight of neighbours i, j: 50 exp(-|z_i - z_j|^2 / (2 mean |z_i - z_j|^2)) / distance, for 100,000 pixels
 
 Mixtures and masks are improved in turn, in five rounds. A mask is accepted if it covers 10 to 90 percent of
 its box and at least half of the box's width and height. Otherwise the prior is bisected. If no prior gives
 such a mask, the mask is the box.
 
-Departures. Images have 10,000 pixels instead of 100,000. Pixels outside the box are no nodes of the graph, so
+Departures. Images have 10,000 pixels instead of 100,000. The first sum grows with their number, the second
+one with its root, so weights are scaled by the root of the ratio. Pixels outside the box are no nodes of the graph, so
 no large weight is needed that keeps them in the background. Differences of log likelihoods are limited to
 100, because capacities are whole numbers. The largest connected part of a mask is its mask.
 """
@@ -36,7 +37,8 @@ from reference_models.recognition.coseq.clusters import k_means
 
 COMPONENTS = 5
 ROUNDS = 5
-EDGE_WEIGHT = 50.0
+EDGE_WEIGHT, EDGE_PIXELS = 50.0, 1e5
+"""Weight of neighbours of equal colour, and the pixels of the images that it was chosen for."""
 CLASS_SHARE = 0.5
 """Weight of the class's log likelihood."""
 AREAS, EXTENT = (0.1, 0.9), 0.5
@@ -144,8 +146,12 @@ class Grid:
 
 
 def neighbour_grid(scene: Scene, edge_weight: float = EDGE_WEIGHT) -> Grid:
-    """Return the graph of a scene's box, in which each pixel has eight neighbours."""
+    """Return the graph of a scene's box, in which each pixel has eight neighbours.
+
+    `edge_weight` is that of an image of 100,000 pixels.
+    """
     height, width = scene.pixels.shape[:2]
+    edge_weight = edge_weight * float(np.sqrt(height * width / EDGE_PIXELS))
     number, colours = np.arange(height * width).reshape(height, width), scene.pixels.astype(np.float64)
     flat, pairs, distances = colours.reshape(-1, 3), [], []
     for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
