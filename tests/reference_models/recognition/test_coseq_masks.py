@@ -70,12 +70,24 @@ def test_a_pixel_has_eight_neighbours_and_those_outside_count_as_border():
     pixels = np.zeros((5, 6, 3), np.uint8)  # flat: every weight is its largest
     grid = neighbour_grid(Scene(pixels, (1, 1, 4, 4)), 50.0)
     assert len(grid.pairs) == 6 + 6 + 8
-    assert sorted(set(grid.weights.round(6))) == [round(50 / np.sqrt(2), 6), 50.0]
+    unit = 50 * np.sqrt(5 * 6 / 1e5)  # 50 for 100,000 pixels
+    assert sorted(set(grid.weights.round(9))) == pytest.approx([unit / np.sqrt(2), unit])
     border = grid.border.reshape(3, 3)
     assert border[1, 1] == 0
-    assert border[0, 1] == pytest.approx(50 + 2 * 50 / np.sqrt(2))
-    assert border[0, 0] == pytest.approx(2 * 50 + 3 * 50 / np.sqrt(2))
+    assert border[0, 1] == pytest.approx(unit * (1 + 2 / np.sqrt(2)))
+    assert border[0, 0] == pytest.approx(unit * (2 + 3 / np.sqrt(2)))
     assert not neighbour_grid(Scene(pixels, (0, 0, 6, 5))).border.any()
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_an_enlarged_image_has_the_same_mask(factor):
+    """Both sums of the energy grow with the number of pixels: the border's weight per pixel of length, too."""
+    one, _ = scene()
+    (mask,) = cosegment([one], 0, 0.0)
+    large = one.pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    x0, y0, x1, y1 = BOX
+    (found,) = cosegment([Scene(large, (x0 * factor, y0 * factor, x1 * factor, y1 * factor))], 0, 0.0)
+    assert iou(found, mask.repeat(factor, axis=0).repeat(factor, axis=1)) > 0.9
 
 
 # --- mixtures -----------------------------------------------------------------------------------------------
