@@ -15,9 +15,12 @@ are those of jkrause314/fg_without.
                     (K + lambda I) w + P [a A] = q,  P^T w = 0       p_i, q_i: pairs of the assignment
 
 Six rounds: assign, fit f, move the points by f, and describe them again. lambda is 1000 times the squared
-mean distance in the first round, so f is affine, and once in the others. The mirror image of the first
-outline is tried, too. The alignment is kept whose affine part is nearer to a similarity: the smaller
-logarithm of the ratio of its singular values.
+mean distance in the first round, so f is affine, and once in the others.
+
+The mirror image of the first outline is tried, too. The alignment is kept whose affine part is nearer to a
+similarity: the smaller logarithm of the ratio of its singular values. Departure: the mirror image has to be
+better by 0.1. Outlines that are nearly symmetric are otherwise mirrored at random, and the medians of step 4
+move all points to the middle.
 """
 
 from __future__ import annotations

@@ -16,10 +16,12 @@ Mixtures and masks are improved in turn, in five rounds. A mask is accepted if i
 its box and at least half of the box's width and height. Otherwise the prior is bisected. If no prior gives
 such a mask, the mask is the box.
 
-Departures. Images have 10,000 pixels instead of 100,000. The first sum grows with their number, the second
-one with its root, so weights are scaled by the root of the ratio. Pixels outside the box are no nodes of the graph, so
-no large weight is needed that keeps them in the background. Differences of log likelihoods are limited to
-100, because capacities are whole numbers. The largest connected part of a mask is its mask.
+Departures
+    sizes      Images have 10,000 pixels instead of 100,000. The first sum grows with their number, the second
+               one with its root. So weights are multiplied by the root of the ratio.
+    graph      Pixels outside the box are no nodes, so no large weight is needed that keeps them there.
+    limit      Differences of log likelihoods are at most 100, because capacities are whole numbers.
+    parts      Only the largest connected part of a mask is kept.
 """
 
 from __future__ import annotations
@@ -276,8 +278,8 @@ def cosegment(
 ) -> list[Mask]:
     """Return the masks (h, w) of all images of one class.
 
-    `share` is the weight of the class's mixture: 0 segments each image alone. `done` is called after each cut of
-    the rounds.
+    `share` is the weight of the class's mixture: 0 segments each image alone. `done` is called after each
+    cut of the rounds.
     """
     rng = np.random.default_rng(seed)
     images = [_Segmenter(scene, rng) for scene in scenes]

@@ -57,4 +57,5 @@ def chi_squared(a: Float32[np.ndarray, "n k"], b: Float32[np.ndarray, "m k"]) ->
                 for j in range(len(b)):
                     apart = own - columns[k, j]
                     found[i, j] += apart * apart / (own + columns[k, j])
-    return found * np.float32(0.5)
+    found *= np.float32(0.5)
+    return found
