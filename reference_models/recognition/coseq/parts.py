@@ -7,6 +7,9 @@ Each image has a frame: its ground-truth box, resized with its aspect ratio to a
 are spread over the mask of the first image (`pose_graph.visit_order`). Their places in another image are the
 medians of the places that its finished neighbours predict, each by its alignment. So a point has a place in
 all images, its trajectory. Points of similar trajectories are one part (k-means), whose place is their mean.
+
+Departure: where alignments disagree on whether an image is mirrored, the median is over the majority. A median
+over both would move all points to the middle of the object.
 """
 
 from __future__ import annotations
@@ -65,20 +68,34 @@ def propagate(
     order: Iterable[Visit],
     points: Float[np.ndarray, "p 2"],
     count: int,
-    predict: Callable[[int, int, Points], Points],
+    predict: Callable[[int, int, Points], tuple[Points, bool]],
 ) -> Float[np.ndarray, "n p 2"]:
     """Return the places of the points in all images.
+
+    Each image faces as the first one or the other way, by the majority of its predictions; of a tie the first
+    decides. Predictions of the minority do not count.
 
     Args:
         order: the first image has the points.
         points: (p, 2) in the frame of the first image.
         count: n, number of images.
-        predict: (image, other image, points of the image) -> their places in the other image.
+        predict: (image, other image, points of the image) -> their places in the other image, and whether
+            the images are mirrored.
     """
-    found = np.zeros((count, len(points), 2))
+    found, turned = np.zeros((count, len(points), 2)), np.zeros(count, dtype=np.bool_)
     for visit in order:
-        places = [predict(source, visit.image, found[source]) for source in visit.sources]
-        found[visit.image] = np.median(places, axis=0) if places else points
+        if not visit.sources:
+            found[visit.image] = points
+            continue
+        predictions = [predict(source, visit.image, found[source]) for source in visit.sources]
+        facing = np.array(
+            [mirrored != turned[s] for s, (_, mirrored) in zip(visit.sources, predictions, strict=True)]
+        )
+        votes = 2 * int(facing.sum()) - len(facing)
+        turned[visit.image] = facing[0] if votes == 0 else votes > 0
+        agreeing = np.flatnonzero(facing == turned[visit.image])
+        places = [predictions[number][0] for number in agreeing]
+        found[visit.image] = np.median(places, axis=0)
     return found
 
 

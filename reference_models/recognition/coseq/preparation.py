@@ -48,7 +48,7 @@ from wsolbench.system.files import atomic_path, cache_folder
 from wsolbench.system.progress import note, track
 from wsolbench.types import Dataset, Sample
 
-VERSION = 1
+VERSION = 2
 """Of the steps. A change of their results needs another number."""
 Segmentation = Literal["coseg", "grabcut", "mask"]
 
@@ -217,10 +217,10 @@ def find_parts(
     edges = sum(len(visit.sources) for visit in order)
     with track(description="aligning outlines", total=edges, unit="pairs") as bar:
 
-        def predict(source: int, target: int, points: np.ndarray) -> np.ndarray:
+        def predict(source: int, target: int, points: np.ndarray) -> tuple[np.ndarray, bool]:
             alignment = align_outlines(outlines[source], outlines[target], frames[source].width)
             bar.advance()
-            return alignment(points)
+            return alignment(points), alignment.mirrored
 
         first = root_points(frames[order[0].image].mask, settings.points, rng)
         trajectories = propagate(order, first, count, predict)

@@ -206,7 +206,8 @@ def travel(masks: list[np.ndarray], points: np.ndarray) -> np.ndarray:
     order = visit_order(spanning_trees(random_distances(len(masks))), len(masks))
 
     def predict(source, target, at):
-        return align_outlines(outlines[source], outlines[target], float(masks[source].shape[1]))(at)
+        found = align_outlines(outlines[source], outlines[target], float(masks[source].shape[1]))
+        return found(at), found.mirrored
 
     return propagate(order, points, len(masks), predict)
 
@@ -235,10 +236,32 @@ def test_places_are_medians_of_the_predictions():
     shifts = {1: 1.0, 2: 2.0, 3: 30.0}
 
     def predict(source, target, at):
-        return at + shifts.get(target, 0.0)
+        return at + shifts.get(target, 0.0), False
 
     found = propagate(order, np.zeros((3, 2)), 5, predict)
     np.testing.assert_array_equal(found[4], np.full((3, 2), 2.0))
+
+
+def test_predictions_that_face_the_other_way_do_not_count():
+    order = [Visit(0, ()), Visit(1, (0,)), Visit(2, (0,)), Visit(3, (0, 1, 2)), Visit(4, (2, 3))]
+    # 2 is mirrored; 3 is so by two votes of three; 4 is as the first of its two sources says.
+    turned = {
+        (0, 1): False,
+        (0, 2): True,
+        (0, 3): True,
+        (1, 3): False,
+        (2, 3): False,
+        (2, 4): True,
+        (3, 4): False,
+    }
+
+    def predict(source, target, at):
+        return at + 10.0**target + source, turned[source, target]
+
+    found = propagate(order, np.zeros((1, 2)), 5, predict)[:, 0, 0]
+    expected_3 = np.median([1000.0, found[2] + 1000 + 2])
+    assert found[3] == pytest.approx(expected_3)
+    assert found[4] == pytest.approx(found[2] + 10_000 + 2)
 
 
 def test_points_with_one_trajectory_are_one_part():
