@@ -8,8 +8,8 @@ are spread over the mask of the first image (`pose_graph.visit_order`). Their pl
 medians of the places that its finished neighbours predict, each by its alignment. So a point has a place in
 all images, its trajectory. Points of similar trajectories are one part (k-means), whose place is their mean.
 
-Departure: where alignments disagree on whether an image is mirrored, the median is over the majority. A median
-over both would move all points to the middle of the object.
+Departure: where alignments disagree on whether an image is mirrored, the median is over the majority. Over
+both, it would move all points to the middle of the object.
 """
 
 from __future__ import annotations
