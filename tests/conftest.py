@@ -16,6 +16,7 @@ from jaxtyping import config, install_import_hook
 # for these.
 ROOT = Path(__file__).parents[1]
 UNCHECKED = {
+    "reference_models.recognition.coseq.shape_contexts": "compiled functions (numba) cannot be wrapped",
     "wsolbench.checks": "its messages for wrong arrays are what is tested",
     "wsolbench.datasets": "messages for files with wrong values are what is tested",
     "wsolbench.evaluation.compare": "calls are made with stand-ins for tables",

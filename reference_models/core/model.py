@@ -112,6 +112,12 @@ class Model(nn.Module):
         Collects what a method needs of the data.
         """
 
+    def fit_buffers(self, tensors: Mapping[str, Tensor]) -> None:
+        """Hook: give buffers whose size depends on the training split the size that a checkpoint has.
+
+        Called before the tensors of a checkpoint, or of an interrupted run, are copied into a new model.
+        """
+
     def measure(self, train: Dataset, passes: Callable[[], Iterator[Batch]]) -> None:
         """Fill the buffers, for methods that learn from `statistics`. Gradients are disabled.
 

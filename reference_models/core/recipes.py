@@ -293,6 +293,15 @@ FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
             new_factor=10.0,
             bias_factor=1.0,
         ),
+        "coseq": Recipe(
+            source="jkrause314/fg_without (rate, its fall, batch, decay); 100 epochs in place of 320",
+            epochs=100,
+            batch_size=16,
+            lr=1e-3,
+            milestones=(2 / 3,),
+            resize=1.0,
+            flip=0.0,
+        ),
     }
 )
 """Recipes of fine-grained classifiers by name.

@@ -196,6 +196,7 @@ def load_checkpoint(method: type[M], path: Path, settings: Mapping[str, str] = M
         backbone = method.open_backbone(described["name"], weights=NONE, grid=described["grid"])
         backbone.input_spec = spec
         model = method(backbone, num_classes, config)
+    model.fit_buffers(tensors)
     load_strictly(model, tensors, what=f"checkpoint {path}")
     backbone.weights = Weights(**described["weights"])
     model.class_names = names

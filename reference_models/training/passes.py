@@ -48,6 +48,11 @@ class Passes:
             masks=self.model.wants_masks,
         )
 
+    @property
+    def count(self) -> int:
+        """Number of batches of a pass."""
+        return -(-len(self.train) // self.batch_size)
+
     def __call__(self) -> Iterator[Batch]:
         """Yield the batches of one pass."""
         count, size = len(self.train), self.batch_size

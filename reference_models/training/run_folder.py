@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from reference_models.core.model import Model
 from reference_models.core.weights import first_line, read_safetensors
 from reference_models.training.checkpoint import read_header, read_sidecar, write_sidecar
 from wsolbench.exceptions import DataError, UsageError
@@ -253,6 +254,8 @@ def load_state(run: Run, path: Path) -> dict[str, Any]:
             "start again"
         )
     # Restore.
+    if isinstance(run.model, Model):
+        run.model.fit_buffers(state["model"])
     run.model.load_state_dict(state["model"], strict=True)
     for optimizer, kept in zip(run.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(kept)

@@ -33,6 +33,13 @@ _SAFE_TO_OPEN = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
 """Flags that neither wait for a named pipe nor follow a link, if the system has them."""
 
 
+def cache_folder() -> Path:
+    """Return `$WSOLBENCH_CACHE`, else `$XDG_CACHE_HOME/wsolbench`, else `~/.cache/wsolbench`."""
+    if own := os.environ.get("WSOLBENCH_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wsolbench"
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path, *, tidy: bool = True) -> Iterator[Path]:
     """Yield a temporary name next to `path`. It is renamed to `path` after the block, and removed if the

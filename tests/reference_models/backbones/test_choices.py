@@ -61,6 +61,12 @@ cam               inception_v3        spa_cub            spa_ilsvrc   std28   -
 cam               efficientnet_lite0  finetune           finetune     std14   -
 cam               tiny                tiny               tiny         std16   -
 cam               timm:resnet10t      finetune           finetune     std14   -
+coseq             vgg16               coseq              spa_ilsvrc   std14   448
+coseq             resnet50            coseq              spa_ilsvrc   stock   448
+coseq             inception_v3        spa_cub            spa_ilsvrc   std28   -
+coseq             efficientnet_lite0  finetune           finetune     stock   -
+coseq             tiny                tiny               tiny         std16   -
+coseq             timm:resnet10t      finetune           finetune     stock   -
 cutmix            vgg16               spa_cub            spa_ilsvrc   std14   -
 cutmix            resnet50            spa_cub            spa_ilsvrc   std28   -
 cutmix            inception_v3        spa_cub            spa_ilsvrc   std28   -

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from wsolbench.datasets.base import DatasetInfo, Missing
 from wsolbench.datasets.toybirds.versions import SPLITS, VERSIONS, Version
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.system.files import atomic_path, make_folder
+from wsolbench.system.files import atomic_path, cache_folder, make_folder
 from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
@@ -105,13 +105,6 @@ def make_loader(version: Version) -> Callable[..., Dataset]:
         return load_csv_folder(folder, split, name=version.name, missing=missing)
 
     return load
-
-
-def cache_folder() -> Path:
-    """Return `$WSOLBENCH_CACHE`, else `$XDG_CACHE_HOME/wsolbench`, else `~/.cache/wsolbench`."""
-    if own := os.environ.get("WSOLBENCH_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wsolbench"
 
 
 def contact_sheet(dataset: Dataset, examples: int = 5) -> UInt8[np.ndarray, "h w 3"]:

@@ -1,0 +1,1 @@
+"""CoSeq and its steps."""
