@@ -14,7 +14,7 @@ from wsolbench.exceptions import UsageError
 from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
-    from wsolbench.cli.options import ScoringOptions
+    from wsolbench.cli.scoring import ScoringOptions
     from wsolbench.evaluation.evaluate import Evaluation
     from wsolbench.evaluation.request import EvalRequest
     from wsolbench.system.distributed import World

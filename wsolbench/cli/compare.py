@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from wsolbench.cli.groups import GroupedCommand, option
-from wsolbench.cli.options import resamples_option
+from wsolbench.cli.scoring import resamples_option
 
 if TYPE_CHECKING:
     from wsolbench.records.comparison import Comparison

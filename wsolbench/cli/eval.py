@@ -16,13 +16,12 @@ from wsolbench.cli.groups import GroupedCommand, option
 from wsolbench.cli.numerics import numerics_options
 from wsolbench.cli.options import (
     DataOptions,
-    ScoringOptions,
     checkpoint_option,
     models_options,
     post_set_option,
-    scoring_options,
     split_options,
 )
+from wsolbench.cli.scoring import ScoringOptions, scoring_options
 from wsolbench.cli.settings import changes_of_trained
 from wsolbench.methods import PostProcessor
 from wsolbench.system.files import file_name

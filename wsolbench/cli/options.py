@@ -5,26 +5,21 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from wsolbench.cli.groups import option
-from wsolbench.cli.settings import read_protocol
 from wsolbench.cli.values import Device, Number, available_cores
-from wsolbench.exceptions import DataError, UsageError
+from wsolbench.exceptions import DataError
 from wsolbench.methods import TrainRequest
-from wsolbench.protocol import EvalProtocol
-from wsolbench.ranges import Count, Range, Ranged, Share
 from wsolbench.system.distributed import world
-from wsolbench.system.files import make_folder
 from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
     from wsolbench.datasets import Missing
-    from wsolbench.evaluation.runs import Shard
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -373,137 +368,4 @@ results_option = option(
     default=Path("results"),
     show_default=True,
     help="Results folder; its subfolder measured/ contains the records.",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoringOptions(Ranged):
-    """Options of a score: what is scored, how it is counted, and what is written."""
-
-    split: str
-    protocol: str
-    protocol_set: tuple[str, ...]
-    fixed_tau: Share | None
-    transfer: bool
-    limit: Count | None
-    resamples: Annotated[int, Range(100, 100_000)]
-    out: Path
-    save_scores: bool
-    save_outcomes: bool
-    shard: Shard | None
-    pictures: Path | None
-    save_boxes: Path | None
-
-    def conventions(self) -> EvalProtocol:
-        """Return the protocol, with its changes."""
-        return read_protocol(self.protocol, self.protocol_set)
-
-    def within(self, folder: Path) -> ScoringOptions:
-        """Return the same options with pictures and boxes in a folder below theirs."""
-        pictures = None if self.pictures is None else self.pictures / folder
-        boxes = None if self.save_boxes is None else self.save_boxes.parent / folder / self.save_boxes.name
-        return replace(self, pictures=pictures, save_boxes=boxes)
-
-    def prepare(self, scored: Dataset, *more: Path | None) -> None:
-        """Refuse what the data do not allow, and create the output folders, before any work is done."""
-        from wsolbench.metrics.thresholds import check_fixed_tau
-
-        check_fixed_tau(self.fixed_tau, self.conventions().taus)
-        if self.save_boxes is not None and not scored.has_boxes:
-            raise UsageError(
-                f"--save-boxes needs the oracle threshold of GT-known, but {scored.name}/{scored.split} has "
-                "no ground-truth boxes; use a split with boxes"
-            )
-        needs_all = self.pictures, self.save_scores, self.save_outcomes, self.save_boxes
-        if self.shard is not None and any(needs_all):
-            raise UsageError(
-                "--pictures, --save-boxes, --save-scores and --save-outcomes need all shards of a run; leave "
-                "out --shard (`merge` also takes --save-scores and --save-outcomes)"
-            )
-        for folder in (self.out, self.pictures, self.save_boxes and self.save_boxes.parent, *more):
-            if folder is not None:
-                make_folder(folder)
-
-
-def _shard(text: str) -> Shard:
-    from wsolbench.evaluation.runs import Shard
-
-    return Shard.parse(text)
-
-
-resamples_option = option(
-    "Protocol",
-    "--resamples",
-    type=Number(ScoringOptions, "resamples"),
-    default=1000,
-    show_default=True,
-    help="Bootstrap resamples for the confidence intervals.",
-)
-
-scoring_options = together(
-    "scoring",
-    ScoringOptions,
-    option("Data", "--split", default="test", show_default=True, help="Split to score."),
-    option(
-        "Protocol",
-        "--protocol",
-        default="wsoleval",
-        show_default=True,
-        help="Evaluation protocol (see `wsolbench list protocols`).",
-    ),
-    option(
-        "Protocol",
-        "--protocol-set",
-        multiple=True,
-        metavar="FIELD=VALUE",
-        help="Change one field of the protocol; can be repeated.",
-    ),
-    option(
-        "Protocol",
-        "--fixed-tau",
-        type=Number(ScoringOptions, "fixed_tau"),
-        help="Threshold of the policy `fixed`, reported next to the oracle.",
-    ),
-    option(
-        "Protocol",
-        "--transfer/--no-transfer",
-        default=True,
-        show_default=True,
-        help="Also report results at the thresholds that are best on the val split, if there is one.",
-    ),
-    option(
-        "Data",
-        "--limit",
-        type=Number(ScoringOptions, "limit"),
-        help="Score only this many images, spread evenly over the split.",
-    ),
-    resamples_option,
-    records_option,
-    save_scores_option,
-    save_outcomes_option,
-    option(
-        "Execution",
-        "--shard",
-        metavar="I/N",
-        callback=lambda _context, _option, text: None if text is None else _shard(text),
-        help=(
-            "Score only shard I of N, into a folder below --out. `wsolbench merge` makes the record from all "
-            "shards."
-        ),
-    ),
-    option(
-        "Output",
-        "--pictures",
-        type=click.Path(path_type=Path),
-        help="Folder for overlays, curves and bar charts. Pictures of other runs are kept.",
-    ),
-    option(
-        "Output",
-        "--save-boxes",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help=(
-            "JSON file for one box per image at the oracle threshold of GT-known, in COCO's results format. "
-            "Computes all maps a second time."
-        ),
-    ),
 )

@@ -10,7 +10,8 @@ import click
 from click.core import ParameterSource
 
 from wsolbench.cli.groups import GroupedCommand, option
-from wsolbench.cli.options import DataOptions, resamples_option, results_option
+from wsolbench.cli.options import DataOptions, results_option
+from wsolbench.cli.scoring import resamples_option
 from wsolbench.cli.settings import read_protocol
 
 if TYPE_CHECKING:

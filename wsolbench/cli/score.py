@@ -11,15 +11,8 @@ import click
 
 from wsolbench.cli._evaluation import evaluate_and_report
 from wsolbench.cli.groups import GroupedCommand, option
-from wsolbench.cli.options import (
-    NOT_TRANSFERRED,
-    DataOptions,
-    ScoringOptions,
-    say,
-    scoring_options,
-    split_options,
-    workers_option,
-)
+from wsolbench.cli.options import NOT_TRANSFERRED, DataOptions, say, split_options, workers_option
+from wsolbench.cli.scoring import ScoringOptions, scoring_options
 from wsolbench.types import Dataset
 
 if TYPE_CHECKING:

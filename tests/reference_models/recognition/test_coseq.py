@@ -428,7 +428,9 @@ def test_scores_are_the_weighted_sums_of_the_regions(trained):
         logits = torch.zeros(2, CLASSES)
         for region in range(5):
             boxes, size = (objects, 32) if region == 0 else (parts[:, region - 1], 16)
-            seen = trained.backbone.run(crop_resize(images, boxes[:, None], size)).mean(dim=(2, 3))
+            statistics = trained.part_statistics if region else trained.object_statistics
+            with statistics.in_use(trained.backbone):
+                seen = trained.backbone.run(crop_resize(images, boxes[:, None], size)).mean(dim=(2, 3))
             score = seen @ trained.scorers.weight[region].mT + trained.scorers.bias[region]
             logits += trained.scorers.combination[region] * score
     result = trained.localize(images)
