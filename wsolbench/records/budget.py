@@ -84,6 +84,18 @@ def own_images(training: Mapping[str, Any], config: Mapping[str, Any]) -> int | 
     return epochs * (images - dropped)
 
 
+def images_per_step(training: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
+    """Return the images of a training step, or None if the metadata do not say.
+
+    `batch_size` counts groups if batches consist of groups of images, as in LIO.
+
+    >>> images_per_step({"recipe": {"batch_size": 8}}, {"num_positives": 3})
+    32
+    """
+    batch = _whole((training.get("recipe") or {}).get("batch_size"))
+    return None if batch is None else batch * (1 + (_whole(config.get("num_positives")) or 0))
+
+
 def _whole(value: Any) -> int | None:
     """Return a whole number that is not negative, or None."""
     return int(value) if is_whole(value, 0) else None

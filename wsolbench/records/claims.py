@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from wsolbench.metrics.catalog import metric_info
-from wsolbench.records.budget import Budgets, is_equal_budget
+from wsolbench.records.budget import Budgets, images_per_step, is_equal_budget
 from wsolbench.records.checks import is_whole
 from wsolbench.records.csv_rows import read_rows
 from wsolbench.records.record import RunRecord, precedence, settings_of
@@ -33,6 +33,9 @@ COMMON_SETTINGS = frozenset(("recipe", "grid", "head", "width"))
 
 NUMBER_FORMATS = ("train.", "eval.")
 """Prefixes of settings that are number formats of the training and of the evaluation."""
+
+STEP_TOLERANCE = 1 / 8
+"""Largest relative difference of equal numbers of images per step. Three groups of six images replace 16."""
 
 _MOST_STAGES = 8
 """Most stages that are considered, because the number of their sums grows exponentially."""
@@ -202,6 +205,12 @@ class _Side:
         return lengths if self.circumstances.get("recipe.epochs") in sums else None
 
     @cached_property
+    def images_per_step(self) -> int | None:
+        """Images of a training step, or None if it is not known."""
+        method = self.record.method
+        return images_per_step(self.record.training, method.get("config") or {})
+
+    @cached_property
     def group(self) -> str:
         """Key that is equal for runs that differ only in the seed."""
         return canonical_json([self.circumstances, self.record.method["name"], self.design])
@@ -238,6 +247,9 @@ def _find_differences(claim: Claim, a: _Side, b: _Side) -> list[str]:
         for name in {**a.circumstances, **b.circumstances}
         if a.circumstances.get(name) != b.circumstances.get(name)
     ]
+    # Groups of images: batches count as equal if they have about as many images.
+    if "recipe.batch_size" in names and _are_close(a.images_per_step, b.images_per_step):
+        names.remove("recipe.batch_size")
     # The number of epochs matters if the images seen are not known to be equal.
     names = [name for name in names if name != "recipe.epochs"]
     if None in (a.images, b.images) or not is_equal_budget(a.images, b.images):
@@ -255,6 +267,11 @@ def _find_differences(claim: Claim, a: _Side, b: _Side) -> list[str]:
         compared = both | {name for name in stated if not name.startswith("post.")}
     different = {name for name in compared - claim.named if a.design.get(name) != b.design.get(name)}
     return names + sorted(different)
+
+
+def _are_close(a: int | None, b: int | None) -> bool:
+    """Whether two numbers of images per step agree up to what groups of any size can divide."""
+    return a is not None and b is not None and abs(a - b) <= STEP_TOLERANCE * min(a, b)
 
 
 def pairs_of(

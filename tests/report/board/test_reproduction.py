@@ -204,6 +204,23 @@ def test_two_methods_are_a_pair_only_in_the_same_number_format() -> None:
     assert reasons(runs[0][1], runs[3][1])[0].endswith("the closest differ in train.amp (none against bf16)")
 
 
+def test_batches_of_groups_are_equal_to_batches_with_as_many_images() -> None:
+    def run(name: str, batch: int, **config: object) -> tuple[Path, RunRecord]:
+        made = record(name, **config)
+        made.method["training"]["recipe"]["batch_size"] = batch
+        return Path(f"{name}{batch}"), made
+
+    plain = run("cam", 32)
+    assert pairs_of([CLAIM], [plain, run("spa", 8, ram=True, num_positives=3)]) == [
+        ([Path("cam32")], [Path("spa8")])
+    ]
+    assert pairs_of([CLAIM], [plain, run("spa", 5, ram=True, num_positives=5)])  # 30 images
+    assert not pairs_of([CLAIM], [plain, run("spa", 8, ram=True)])
+    assert not pairs_of([CLAIM], [plain, run("spa", 4, ram=True, num_positives=3)])
+    # Equal numbers of groups were compared before; their budgets say what differs.
+    assert pairs_of([CLAIM], [plain, run("spa", 32, ram=True, num_positives=3)])
+
+
 def test_posts_with_other_settings_are_groups_of_their_own_and_no_run_is_lost() -> None:
     claim = Claim(**{**CLAIM.__dict__, "b": "cam+scg", "b_settings": ""})
     runs = [(Path("cam"), record("cam"))]
