@@ -52,8 +52,8 @@ PACKAGES = {
 }
 """Modules that the parts import, and the packages that have them."""
 
-TOLERANCE = 1e-2
-"""Largest relative difference of losses and maps between the CPU and a GPU in float32."""
+TOLERANCE = {"loss": 1e-2, "maps": 1e-2, "gradient": 5e-2, "steps": 1e-1}
+"""Largest relative differences between the CPU and a GPU in float32. Errors add up over ten steps."""
 
 
 @dataclass(frozen=True)
@@ -190,20 +190,27 @@ def parity(sprint: Sprint) -> int:
     names = [row.name for row in list_methods() if row.module.startswith("reference_models.")]
     names = ["cam", "cutmix", "nts-net"] if sprint.tiny else names
     backbone, device, wrong = "tiny" if sprint.tiny else "resnet50", torch.device(sprint.device), []
+    left: list[str] = []
     for name in names:
+        if time.monotonic() > DEADLINE - MARGIN:
+            left.append(name)
+            continue
         try:
             for row in compare_method(name, backbone, device):
                 add_row("parity", row)
                 values = [value for value in row.values() if isinstance(value, float)]
                 exact = row["precision"] == "float32"
-                close = not exact or max(row.get("loss", 0.0), row.get("maps", 0.0)) <= TOLERANCE
+                close = not exact or all(row.get(what, 0.0) <= most for what, most in TOLERANCE.items())
                 if not (close and all(map(math.isfinite, values))):
                     wrong.append(name)
         except Exception as error:  # the other methods are still compared
             add_row("parity", {"method": name, "precision": "float32", "error": describe(error)})
             wrong.append(name)
-    say(f"{len(names)} methods, different or failed: {', '.join(dict.fromkeys(wrong)) or 'none'}")
-    return 1 if wrong else 0
+    if left:
+        say(f"left out for lack of time: {', '.join(left)}")
+    compared = len(names) - len(left)
+    say(f"{compared} methods, different or failed: {', '.join(dict.fromkeys(wrong)) or 'none'}")
+    return 1 if wrong or left else 0
 
 
 def describe(error: Exception) -> str:

@@ -126,7 +126,11 @@ def test_export_then_train_then_evaluate_then_the_board(run, birds: Path) -> Non
         ),
         (
             ("eval-detector", "--data-root", "coco", "--checkpoint", "x", "--amp", "bf16"),
-            "have no effect with --checkpoint",
+            "leave them out, or use --train",
+        ),
+        (
+            ("eval-detector", "--data-root", "coco", "--no-deterministic"),
+            "have no effect on a detector that is trained already",
         ),
         (
             ("eval-detector", "--data-root", "coco", "--checkpoint", "nowhere.safetensors"),

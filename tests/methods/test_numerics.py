@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -102,6 +103,7 @@ def test_torch_before_2_9_is_set_by_its_flags(monkeypatch: pytest.MonkeyPatch) -
         with Numerics(precision=precision).held():
             assert state_of_torch() == (flag, flag, True, False)
         assert state_of_torch() == before
+    monkeypatch.setattr("torch.cuda.device", contextlib.nullcontext)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: True)
     described = Numerics().describe(CUDA)
     assert (described["matmul"], described["convolution"]) == ("ieee", "tf32")
@@ -109,6 +111,7 @@ def test_torch_before_2_9_is_set_by_its_flags(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("native", [True, False])
 def test_auto_is_the_best_that_a_gpu_has_and_nothing_on_a_cpu(monkeypatch, native: bool) -> None:
+    monkeypatch.setattr("torch.cuda.device", contextlib.nullcontext)
     monkeypatch.setattr(
         "torch.cuda.is_bf16_supported", lambda including_emulation=True: native or including_emulation
     )
@@ -138,9 +141,11 @@ def test_what_a_device_lacks_is_refused_with_a_way_out(monkeypatch: pytest.Monke
         Numerics(precision="tf32").check(CPU)
     with pytest.raises(UsageError, match="expected one of 'auto', 'bf16', 'fp16', 'off'"):
         Numerics(amp="float16")  # type: ignore[arg-type]
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: False)
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "Tesla K80")
-    with pytest.raises(UsageError, match=r"found Tesla K80. Use --amp fp16"):
+    # torch says yes to emulation, unless it is asked for the format itself.
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr("torch.cuda.device", contextlib.nullcontext)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "Tesla T4")
+    with pytest.raises(UsageError, match=r"found Tesla T4. Use --amp fp16"):
         Numerics(amp="bf16").check(CUDA)
     monkeypatch.setattr(torch, "compile", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no g++\n!")))
     with pytest.raises(UsageError, match=r"torch cannot compile on cpu here \(no g\+\+\).*leave out --comp"):

@@ -149,6 +149,20 @@ def test_a_download_waits_once_for_all_tensors_and_only_when_it_is_read(streams)
     assert len(streams.pinned) >= 2
 
 
+def test_a_download_waits_for_the_device_of_its_tensors_not_for_the_current_one(streams):
+    asked: list[torch.device | None] = []
+
+    def current_stream(device: torch.device | None = None) -> Stream:
+        asked.append(device)
+        return Stream(streams, f"stream of {device}")
+
+    with FakeCuda() as gpu, streams.patched(), mock.patch("torch.cuda.current_stream", current_stream):
+        tensor = gpu.tensor(torch.rand(2, 3))
+        Download({"maps": tensor}).read()
+    assert asked == [tensor.device]
+    assert streams.log == [f"event 0 on stream of {tensor.device}", "host waits for event 0"]
+
+
 def test_a_download_of_the_cpu_copies_nothing():
     values = torch.rand(2, 3)
     assert np.shares_memory(Download({"values": values}).read()["values"], values.numpy())

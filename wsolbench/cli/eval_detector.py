@@ -92,10 +92,13 @@ def command(
         )
     if save_detections is not None:
         make_folder(save_detections.parent)
-    if checkpoint is not None and model["numerics"] != Numerics():
+    numerics = model["numerics"]
+    of_training = numerics != Numerics() if checkpoint is not None else _has_kernels(numerics)
+    if of_training and not train_first:
         raise UsageError(
             "number formats and kernels (--amp, --precision, --compile, --no-deterministic) have no effect "
-            "with --checkpoint: they are those of a training"
+            "on a detector that is trained already, because detection is in float32; leave them out, or use "
+            "--train"
         )
     # Train, or find the checkpoint.
     if train_first:
@@ -120,3 +123,8 @@ def command(
     if save_detections is not None:
         click.echo(f"detections  {save_detections}")
     click.echo(f"record   {path}\ntime     {time.perf_counter() - started:.1f} s")
+
+
+def _has_kernels(numerics: Numerics) -> bool:
+    """Whether options are given that do not tell runs apart, so that they cannot name a trained one."""
+    return numerics.compile or not numerics.deterministic or numerics.precision == "ieee"

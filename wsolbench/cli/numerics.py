@@ -47,7 +47,7 @@ numerics_options = together(
         "--deterministic/--no-deterministic",
         default=True,
         show_default=True,
-        help="Deterministic algorithms of cuDNN. Without them it takes the fastest, and two runs can differ "
-        "in the last bits.",
+        help="Deterministic algorithms of cuDNN, or the fastest ones. On CUDA, gradients of resizing and "
+        "scattering add up in any order, so the last bits of two runs can differ in both cases.",
     ),
 )

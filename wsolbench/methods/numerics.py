@@ -65,14 +65,13 @@ class Numerics(Ranged):
         if self.amp == "off" or (self.amp == "auto" and not on_cuda):
             return None
         if self.amp == "auto":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-            return torch.bfloat16 if native else torch.float16
+            return torch.bfloat16 if _has_bfloat16(device) else torch.float16
         if self.amp == "fp16" and not on_cuda:
             raise UsageError(
                 f"--amp fp16 needs CUDA, because float16 needs a GPU's loss scaling; found device {device}. "
                 "Use --amp bf16 or --amp off"
             )
-        if self.amp == "bf16" and on_cuda and not torch.cuda.is_bf16_supported():
+        if self.amp == "bf16" and on_cuda and not _has_bfloat16(device):
             raise UsageError(
                 f"--amp bf16 needs a GPU with bfloat16; found {torch.cuda.get_device_name(device)}. Use "
                 "--amp fp16 or --amp off"
@@ -170,6 +169,14 @@ def _of_torch(place: tuple[Any, str], precision: str) -> Any:
 def _to_text(value: Any) -> str:
     """Return a setting of torch as a text. Torch calls its default for matrix products `none`: IEEE."""
     return "tf32" if value in (True, "tf32") else "ieee"
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether this GPU itself computes in bfloat16. Emulation is slower than float16."""
+    import torch
+
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _check_compiler(device: torch.device) -> None:

@@ -55,20 +55,21 @@ class Download:
     def __init__(self, tensors: Tensors) -> None:
         import torch
 
-        self._event: torch.cuda.Event | None = None
+        self._events: list[torch.cuda.Event] = []
         self._tensors: dict[str, torch.Tensor] = {}
+        devices: dict[torch.device, None] = {}
         for name, tensor in tensors.items():
             if tensor.device.type == "cuda":
                 host = torch.empty(tensor.shape, dtype=tensor.dtype).pin_memory()
                 self._tensors[name] = host.copy_(tensor.detach(), non_blocking=True)
-                self._event = self._event or torch.cuda.Event()  # type: ignore[no-untyped-call]
+                devices[tensor.device] = None
             else:
                 self._tensors[name] = tensor.detach().cpu()
-        if self._event is not None:
-            self._event.record()
+        # A copy runs on the current stream of its tensor's device, which may not be the current device.
+        self._events = [torch.cuda.current_stream(device).record_event() for device in devices]
 
     def read(self) -> dict[str, np.ndarray[Any, Any]]:
         """Return the values once all have arrived. Other threads run meanwhile."""
-        if self._event is not None:
-            self._event.synchronize()
+        for event in self._events:
+            event.synchronize()
         return {name: tensor.numpy() for name, tensor in self._tensors.items()}

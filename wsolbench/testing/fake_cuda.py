@@ -342,6 +342,7 @@ def _available(gpu: FakeCuda) -> Iterator[None]:
         mock.patch("torch.cuda._lazy_init"),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
         mock.patch("torch.cuda.is_bf16_supported", return_value=True),
+        mock.patch("torch.cuda.device", contextlib.nullcontext),
         mock.patch("torch.autograd.grad", gradients),
         mock.patch("torch.Tensor.backward", backward),
         mock.patch("torch.Tensor.pin_memory", pin),
