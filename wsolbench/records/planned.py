@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def find_planned(folder: Path, records: Iterable[RunRecord]) -> tuple[set[str], 
     keys, problems = set(), []
     for path in find_files(folder, ".toml"):
         try:
-            jobs = read_plan(path, lambda _: Path("any.safetensors")).jobs
+            jobs = read_plan(path, _any_place).jobs
         except DataError as error:
             problems.append(str(error))
             continue
@@ -32,6 +32,11 @@ def find_planned(folder: Path, records: Iterable[RunRecord]) -> tuple[set[str], 
     keys.discard(None)
     made = {record.digest for record in records if _key(str(record.provenance.get("command", ""))) in keys}
     return made if keys else set(), problems
+
+
+def _any_place(run: Mapping[str, Any]) -> Path:
+    """Return a place for the checkpoint of a run that no other run has. It is not looked at."""
+    return Path(f"{hash(repr(dict(run)))}.safetensors")
 
 
 def _key(command: str) -> Any:

@@ -11,6 +11,7 @@ import pytest
 from tests.report.conftest import make_dataset, make_record
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue, RunRecord
+from wsolbench.records.planned import find_planned
 from wsolbench.report.board.leaderboard import leaderboard_files
 from wsolbench.report.board.repetitions import one_of_each_seed, superseded
 from wsolbench.report.board.results import read_results
@@ -113,3 +114,11 @@ def test_a_plan_that_cannot_be_read_is_named_and_replaces_nothing(tmp_path: Path
     (results / "plans/long.toml").write_text("title = 3")
     assert gone(results) == []
     assert any("long.toml" in problem for problem in read_results(results).problems)
+
+
+def test_a_plan_whose_runs_differ_in_options_that_no_folder_has_is_read(tmp_path: Path) -> None:
+    plan = '[[run]]\nname = "{}"\nmethod = "{}"\ndataset = "squares"\nepochs = 12\nimage-size = 224\n'
+    text = 'title = "t"\n' + plan.format("a", "cam") + plan.format("b", "spa") + "batch-size = 8\n"
+    (tmp_path / "plan.toml").write_text(text)
+    found, problems = find_planned(tmp_path, [])
+    assert (found, problems) == (set(), [])
