@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from wsolbench.cli.numerics import check_device
 from wsolbench.cli.options import DataOptions
 from wsolbench.cli.settings import parse_settings
 from wsolbench.methods import Method, PostProcessor
@@ -131,6 +132,7 @@ def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
     from wsolbench.exceptions import UsageError
     from wsolbench.methods import TrainRequest, load_method
 
+    check_device(model["device"], model["numerics"])
     method = load_method(model["method"])
     if not method.trainable:
         raise UsageError(f"method {model['method']!r} has nothing to train; evaluate it directly")

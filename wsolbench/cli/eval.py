@@ -13,7 +13,7 @@ import click
 from wsolbench.cli._evaluation import evaluate_and_report
 from wsolbench.cli._models import open_method, open_posts
 from wsolbench.cli.groups import GroupedCommand, option
-from wsolbench.cli.numerics import numerics_options
+from wsolbench.cli.numerics import check_device, numerics_options
 from wsolbench.cli.options import (
     DataOptions,
     checkpoint_option,
@@ -111,6 +111,7 @@ def command(
     with connected() as world:
         conventions = scoring.conventions()
         # Check the options, and what they name.
+        check_device(model["device"], model["numerics"])
         if checkpoint is not None and train_first:
             raise UsageError("--checkpoint and --train exclude each other: a checkpoint is trained already")
         names = model["method"].split(",")

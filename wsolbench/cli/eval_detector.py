@@ -11,7 +11,7 @@ import click
 
 from wsolbench.cli._models import default_backbone, default_run
 from wsolbench.cli.groups import GroupedCommand, option
-from wsolbench.cli.numerics import numerics_options
+from wsolbench.cli.numerics import check_device, numerics_options
 from wsolbench.cli.options import checkpoint_option, detector_options, records_option, workers_option
 from wsolbench.cli.settings import changes_of_trained
 from wsolbench.cli.train_detector import BACKBONE, batch_size_option, train
@@ -81,6 +81,7 @@ def command(
 
     started = time.perf_counter()
     # Check the options.
+    check_device(model["device"], model["numerics"])
     method = load_detector(model["method"])
     dataset = load_instances(data_root, split)
     if checkpoint is not None and train_first:

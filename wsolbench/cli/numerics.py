@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import get_args
 
 import click
@@ -51,3 +51,15 @@ numerics_options = together(
         "scattering add up in any order, so the last bits of two runs can differ in both cases.",
     ),
 )
+
+
+def check_device(device: str, numerics: Numerics) -> None:
+    """Raise `UsageError` for a device that is not there, and for formats that it lacks.
+
+    Commands call it before they read data, which can take minutes.
+    """
+    if device == "auto" and numerics == Numerics():
+        return
+    from wsolbench.methods.device import pick_device
+
+    replace(numerics, compile=False).check(pick_device(device))

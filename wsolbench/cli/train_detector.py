@@ -9,7 +9,7 @@ import click
 
 from wsolbench.cli._models import default_backbone, default_run, default_weights
 from wsolbench.cli.groups import GroupedCommand, option
-from wsolbench.cli.numerics import numerics_options
+from wsolbench.cli.numerics import check_device, numerics_options
 from wsolbench.cli.options import detector_options, run_folder_option, workers_option
 from wsolbench.cli.settings import parse_settings
 from wsolbench.cli.values import Number
@@ -57,6 +57,7 @@ def train(data_root: Path | None, split: str, out: Path | None, limit: int | Non
     from wsolbench.datasets.coco import load_instances
     from wsolbench.methods import load_detector
 
+    check_device(model["device"], model["numerics"])
     detector = load_detector(model["method"])
     train = load_instances(data_root, split)
     backbone = default_backbone(train.name, model["backbone"], BACKBONE)
