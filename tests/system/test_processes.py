@@ -154,6 +154,7 @@ def test_a_caller_that_is_killed_leaves_no_process(number):
     )
     assert caller.stdout is not None
     workers = [int(pid) for pid in caller.stdout.readline().split()]
+    time.sleep(0.2)  # until the script sleeps: Python ignores an interrupt inside a finalizer
     caller.send_signal(number)
     _, err = caller.communicate(timeout=20)
     assert err.count("Traceback") == (number == signal.SIGINT)  # that of the script alone
