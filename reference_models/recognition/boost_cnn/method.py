@@ -31,9 +31,9 @@ losses with f = 0 in every round, and averages their logits; `rounds=1` is a sin
 defaults, nu = 0.1 and three rounds, w changes little from round to round and the result is close to
 `combine=mean`. Report `shrinkage=1`, too.
 
-At an equal number of images, each network has a T-th of the epochs. On generated birds at 64 pixels the sum of
-three (`shrinkage=1`) gained accuracy in each round, and stayed below the baseline trained in one piece; at 128
-pixels that of the defaults is not below it (one seed each).
+At an equal number of images, each network has a T-th of the epochs. On generated birds at 64 pixels the sum
+of three (`shrinkage=1`) gained accuracy in each round, and stayed below the baseline trained in one piece; at
+128 pixels that of the defaults is not below it (one seed each).
 
 A run has T stages of equal length, each with the recipe of the base: first the head, then everything. The
 other networks are frozen in evaluation mode. When a round ends, all training images pass through its network,
