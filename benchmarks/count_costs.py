@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import click
 import torch
+from bench_methods import CLASSES, trained_methods
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.bench_methods import CLASSES, trained_methods
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import load_method
 

@@ -47,7 +47,7 @@ def test_outcomes_give_every_metric_to_the_bit_also_on_the_deltas(
 ) -> None:
     protocol = replace(RUN.record.map_protocol, iou_test=test, topk_iou_test=">", deltas=deltas)
     rng = np.random.default_rng(0)
-    edges = np.array([0.0, 0.1, 0.3, 0.5, 0.7, 1.0, np.nextafter(0.5, 1), np.nextafter(0.7, 0)])
+    edges = np.array([0.0, 0.1, 0.3, 0.5, 0.7, 1.0, np.nextafter(0.5, 1), np.nextafter(0.7, 0), 1 + 1e-10])
     rows = [
         np.where(
             rng.random(RUN.scores.best_iou.shape) < 0.5, rng.choice(edges, RUN.scores.best_iou.shape), iou

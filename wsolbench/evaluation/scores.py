@@ -141,8 +141,9 @@ class ImageScores:
 
         def rounded(iou: Float64[np.ndarray, "n t"]) -> Float64[np.ndarray, "n t"]:
             place = np.searchsorted(edges, iou, side="right") - 1
-            is_edge = edges[place] == iou
-            return np.where(is_edge, iou, middles[np.minimum(place, len(middles) - 1)])
+            # Rounding makes some IoUs larger than 1, the last edge. They stay as they are.
+            kept = (edges[place] == iou) | (iou > 1)
+            return np.where(kept, iou, middles[np.minimum(place, len(middles) - 1)])
 
         return replace(self, best_iou=rounded(self.best_iou), single_iou=rounded(self.single_iou))
 

@@ -55,7 +55,6 @@ class Download:
     def __init__(self, tensors: Tensors) -> None:
         import torch
 
-        self._events: list[torch.cuda.Event] = []
         self._tensors: dict[str, torch.Tensor] = {}
         devices: dict[torch.device, None] = {}
         for name, tensor in tensors.items():
