@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 
-from reference_models.recognition.coseq.clusters import squared_distances
+from reference_models.layers.k_means import squared_distances
 from reference_models.recognition.coseq.shape_contexts import chi_squared, count_contexts
 
 POINTS = 100

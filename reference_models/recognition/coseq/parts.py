@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from reference_models.layers.k_means import k_means, k_medoids
 from reference_models.recognition.coseq.alignment import Points
-from reference_models.recognition.coseq.clusters import k_means, k_medoids
 from reference_models.recognition.coseq.pose_graph import Visit
 
 HEIGHT = 150

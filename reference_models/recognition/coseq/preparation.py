@@ -20,9 +20,9 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from reference_models.layers.k_means import squared_distances
 from reference_models.layers.norm_statistics import NormStatistics, PartInputConfig
 from reference_models.recognition.coseq.alignment import align_outlines, outline
-from reference_models.recognition.coseq.clusters import squared_distances
 from reference_models.recognition.coseq.parts import (
     Frame,
     group_points,

@@ -35,7 +35,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-from reference_models.recognition.coseq.clusters import k_means
+from reference_models.layers.k_means import k_means
 
 COMPONENTS = 5
 ROUNDS = 5

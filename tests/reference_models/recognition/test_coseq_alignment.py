@@ -19,7 +19,6 @@ from reference_models.recognition.coseq.alignment import (
     mirror,
     outline,
 )
-from reference_models.recognition.coseq.clusters import k_means, k_medoids
 from reference_models.recognition.coseq.parts import group_points, propagate, root_points
 from reference_models.recognition.coseq.pose_graph import Visit, spanning_trees, visit_order
 
@@ -273,15 +272,3 @@ def test_points_with_one_trajectory_are_one_part():
     order = [labels[start] for start in range(0, 40, 10)]
     np.testing.assert_allclose(places[:, order], centres, atol=0.2)
     assert group_points(trajectories[:, :3], 5, rng)[1].shape == (7, 5, 2)
-
-
-def test_clusters_and_medoids():
-    rng = np.random.default_rng(0)
-    points = np.concatenate([rng.normal(at, 0.1, (20, 2)) for at in (0.0, 5.0, 9.0)])
-    labels = k_means(points, 3, rng)
-    assert sorted(np.bincount(labels)) == [20, 20, 20]
-    medoids = k_medoids(points, 3, rng)
-    assert all((points == medoid).all(axis=1).any() for medoid in medoids)
-    np.testing.assert_array_equal(np.sort(medoids[:, 0].round()), [0, 5, 9])
-    assert len(set(k_means(np.zeros((9, 2)), 3, rng))) == 3  # no cluster is empty
-    np.testing.assert_array_equal(k_means(points[:2], 3, rng), [0, 1])

@@ -1,4 +1,4 @@
-"""k-means and k-medoids, seeded."""
+"""k-means and k-medoids, seeded: clusters of features, channels and images."""
 
 from __future__ import annotations
 
