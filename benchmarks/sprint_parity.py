@@ -1,19 +1,33 @@
-"""Comparison of a method on two devices: same weights, same batch, same random draws."""
+"""Comparison of a method on two devices: same weights, same batch, same random draws.
+
+Both devices run the code of the evaluation and of the training loop: the memory format of `place`, mixed
+precision and gradient scaler of `Numerics`, fused optimisers, and the step of every objective.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from reference_models.training import loop
+from wsolbench.exceptions import UsageError
+from wsolbench.methods import Numerics
+from wsolbench.methods.device import place
 from wsolbench.testing.subject import CLASSES, SIDE, MethodUnderTest, learns_by_loss, random_images
 
 STEPS, BATCH, RATE = 10, 8, 1e-3
+FORMATS: Mapping[str, Literal["off", "bf16", "fp16"]] = {
+    "float32": "off",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+}
+"""Number formats by name, with their `--amp`."""
 SETTINGS = {"focus-discriminate": {"proposals": "4"}}
 """Settings for images of `SIDE` pixels, whose last stage has 2 x 2 cells in ResNet-50."""
 
@@ -65,49 +79,53 @@ class Trace:
 
 
 def trace(
-    method: MethodUnderTest, weights: dict[str, Tensor], device: torch.device, dtype: torch.dtype
+    method: MethodUnderTest, weights: dict[str, Tensor], device: torch.device, numerics: Numerics
 ) -> Trace:
-    """Run localization, then a backward pass and `STEPS` steps of SGD."""
-    mixed = torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+    """Localize as the evaluation does, then run `STEPS` steps of the training loop with SGD."""
     torch.manual_seed(0)
     model: Any = method.create()
     model.load_state_dict(weights)
-    model.to(device)
+    place(model, device)
     images, asked = random_images(BATCH).to(device), (torch.arange(BATCH)[:, None] % CLASSES).to(device)
-    with SameDraws(0), mixed:
+    images = images.to(memory_format=torch.channels_last)
+    with SameDraws(0), numerics.autocast(device):
         result = model.eval().localize(images)
         maps = result.score_maps(asked)
         boxes = result.propose().boxes if result.propose is not None else maps.new_zeros(0)
     losses, gradient = [], maps.new_zeros(0)
     if method.kind.trainable and learns_by_loss(method.kind):
+        run = _training_run(method, model, device, numerics)
         batch = method.batch(BATCH)
         moved = {name: getattr(batch, name).to(device) for name in ("images", "labels", "indices")}
         batch = replace(batch, **moved, generator=torch.Generator(device).manual_seed(0))
-        model.train().on_epoch(0, 10)
-        optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=RATE)
+        model.train().on_epoch(0, batch.epochs)
         with SameDraws(1):
             for step in range(STEPS):
-                optimizer.zero_grad()
-                with mixed:
-                    terms = model.loss(batch)
-                total = torch.stack([term.float() for term in terms.values()]).sum()
-                total.backward()
-                losses.append(total.detach())
+                scale = run.scaler.get_scale()
+                terms = loop._step(run, batch, weight=1.0)
+                losses.append(torch.stack(list(terms.values())).sum())
                 if step == 0:
                     found = [each.grad.flatten() for each in model.parameters() if each.grad is not None]
-                    gradient = torch.cat(found)
-                optimizer.step()
+                    gradient = torch.cat(found) / scale  # a fused optimiser leaves gradients scaled
     return Trace(*(each.detach().double().cpu() for each in (
         torch.stack(losses) if losses else maps.new_zeros(0), gradient, maps, boxes
     )))  # fmt: skip
 
 
+def _training_run(method: MethodUnderTest, model: Any, device: torch.device, numerics: Numerics) -> loop.Run:
+    """Return a run of the training loop with SGD, whose steps depend less on rounding than Adam's."""
+    recipe = model.recipe_for(method.backbone, CLASSES, method.settings)
+    recipe = replace(recipe, optimizer="sgd", momentum=0.9, lr=RATE, clip_norm=0.0)
+    return loop.prepare_run(model, recipe, device, numerics)
+
+
 def compare_method(name: str, backbone: str, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Yield relative differences to the CPU's float32: those of the device's float32 and bfloat16.
+    """Yield relative differences to the CPU's float32, for each number format that the device has.
 
     `loss` is the first one, `steps` the worst of `STEPS`. `gradient` is the length of the difference, as a
     share of the gradient's length. `maps` is the largest difference, as a share of the largest value.
-    `proposals` is the largest difference of a coordinate, as a share of the image's side.
+    `proposals` is the largest difference of a coordinate, as a share of the image's side. In float16
+    the first steps look for the scale of the loss: only maps, proposals and the first loss are compared.
     """
     method = MethodUnderTest(name, backbone, SETTINGS.get(name, {}))
     torch.manual_seed(0)
@@ -116,21 +134,23 @@ def compare_method(name: str, backbone: str, device: torch.device) -> Iterator[d
         yield {"method": name, "precision": "float32", "note": "has no weights"}
         return
     weights = {key: value.clone() for key, value in first.state_dict().items()}
-    expected = trace(method, weights, torch.device("cpu"), torch.float32)
-    for dtype in (torch.float32, torch.bfloat16):
-        found = trace(method, weights, device, dtype)
+    expected = trace(method, weights, torch.device("cpu"), Numerics(amp="off"))
+    for precision, amp in FORMATS.items():
+        numerics = Numerics(amp=amp)
+        try:
+            numerics.check(device)
+        except UsageError:  # the device does not have this format
+            continue
+        found = trace(method, weights, device, numerics)
         distance = (found.maps - expected.maps).abs().max() / expected.maps.abs().max().clamp(1e-9)
         values = {"maps": float(distance)}
         if len(expected.losses):
             losses = (found.losses - expected.losses).abs() / expected.losses.abs().clamp(1e-9)
-            distance = (found.gradient - expected.gradient).norm() / expected.gradient.norm().clamp(1e-9)
-            values |= {
-                "loss": float(losses[0]),
-                "gradient": float(distance),
-                "steps": float(losses.max()),
-            }
+            values["loss"] = float(losses[0])
+            if amp != "fp16":
+                distance = (found.gradient - expected.gradient).norm() / expected.gradient.norm().clamp(1e-9)
+                values |= {"gradient": float(distance), "steps": float(losses.max())}
         if expected.boxes.numel():
             values["proposals"] = float((found.boxes - expected.boxes).abs().max() / SIDE)
         worst = max(values, key=lambda key: values[key])
-        precision = str(dtype).removeprefix("torch.")
         yield {"method": name, "precision": precision, **values, "worst": values[worst], "worst in": worst}

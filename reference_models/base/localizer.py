@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reference_models.core.model import Model
-from reference_models.core.outputs import ForwardPass
+from reference_models.core.outputs import ForwardPass, LazyMaps
 from reference_models.core.tokens import TokenBackbone
 from reference_models.layers.regions import coverage, predicted_peaks, union
 from reference_models.training.checkpoint import load_checkpoint
@@ -82,10 +82,8 @@ class Localizer(Model):
             found = result.propose()
             if not found.boxes.shape[1]:  # the settings ask for no proposals
                 return result
-            return replace(
-                result,
-                extra_maps={**result.extra_maps, "parts": coverage(found, size), "union": union(found, size)},
-            )
+            covered = {"parts": partial(coverage, found, size), "union": partial(union, found, size)}
+            return replace(result, extra_maps=LazyMaps(covered, result.extra_maps))
         if result.logits is None:
             return result
         return replace(result, propose=partial(predicted_peaks, result.logits, result.maps_of, size))

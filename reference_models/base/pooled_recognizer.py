@@ -20,8 +20,9 @@ location. Its mean is 0 where the representation is normalised, so it cannot sho
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from reference_models.base.recognizer import Recognizer
 from reference_models.core.backbone import Backbone, read_profile
 from reference_models.core.config import MethodConfig
-from reference_models.core.outputs import Batch, ForwardPass
+from reference_models.core.outputs import Batch, ForwardPass, LazyMaps
 from reference_models.core.pooled_recipes import HEAD_STAGES, POOLED, SHORT, HeadStage
 from reference_models.core.profile import Profile, Stage
 from reference_models.core.recipes import MANY_CLASSES, Recipe, default_recipe
@@ -131,11 +132,14 @@ class PooledRecognizer(Recognizer):
         raise NotImplementedError
 
     def extra_maps(
-        self, representation: Representation, weights: Float[Tensor, "b 1 f"]
-    ) -> dict[str, Tensor]:
-        """Return extra maps (B, h, w), given the classifier's weights of the predicted class."""
+        self, representation: Representation, weights: Callable[[], Float[Tensor, "b 1 f"]]
+    ) -> dict[str, Callable[[], Tensor]]:
+        """Return functions that compute the extra maps (B, h, w).
+
+        `weights` returns the classifier's weights of the predicted class.
+        """
         maps_of = representation.gradient_maps_of
-        return {} if maps_of is None else {"gradient": maps_of(weights)[:, 0]}
+        return {} if maps_of is None else {"gradient": lambda: maps_of(weights())[:, 0]}
 
     # --- forward pass and loss ------------------------------------------------------------------------------
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
@@ -145,14 +149,18 @@ class PooledRecognizer(Recognizer):
         with self.full_precision(images):
             representation = self.represent(tuple(feature.float() for feature in features))
             logits = self.classifier(representation.vector)
-            extra = self.extra_maps(representation, weight[logits.argmax(dim=1), None])
 
         def maps_of(class_ids: Tensor) -> Tensor:
             with self.full_precision(images):
                 return representation.maps_of(weight[class_ids])
 
+        extra = self.extra_maps(representation, lambda: weight[logits.argmax(dim=1), None])
         return ForwardPass(
-            logits=logits, maps_of=maps_of, stages=stages, penultimate=features[-1], extra_maps=extra
+            logits=logits,
+            maps_of=maps_of,
+            stages=stages,
+            penultimate=features[-1],
+            extra_maps=LazyMaps(extra, context=partial(self.full_precision, images)),
         )
 
     def score(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b k"]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float, Int
@@ -74,6 +77,41 @@ class Tokens:
     attention: Tensor | None
 
 
+class LazyMaps(Mapping[str, Tensor]):
+    """Maps by name, each computed when it is read. A forward pass does not pay for maps that nobody reads.
+
+    Args:
+        functions: compute a map (B, h, w) without a graph.
+        known: maps that exist already; they come first.
+        context: precision in which the functions run, or None if it does not matter.
+    """
+
+    def __init__(
+        self,
+        functions: Mapping[str, Callable[[], Tensor]],
+        known: Mapping[str, Tensor] = MappingProxyType({}),
+        context: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> None:
+        self._functions, self._known, self._context = functions, known, context
+
+    @torch.no_grad()
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._known:
+            return self._known[name]
+        function = self._functions[name]
+        with self._context():
+            return function()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._known or name in self._functions
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._known, *self._functions])
+
+    def __len__(self) -> int:
+        return len(self._known) + len(self._functions)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ForwardPass:
     """Result of a forward pass on a batch of images. It can give the maps of any class.
@@ -88,7 +126,7 @@ class ForwardPass:
         tokens: computes the outputs of a vision transformer besides its stages, for post-processes. None for
             other backbones. `Localizer.localize` sets it.
         extra_maps: further maps by name, (B, h, w), that belong to no class. `wsolbench eval --map NAME`
-            scores one of them.
+            scores one of them. `LazyMaps` if they take time.
     """
 
     logits: Tensor | None

@@ -39,8 +39,9 @@ Departures
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, cast
@@ -125,11 +126,15 @@ class Hbp(PooledRecognizer):
         return secant(pooled, vector, project, 0.0 if official else EPS)
 
     def extra_maps(
-        self, representation: Representation, weights: Float[Tensor, "b 1 f"]
-    ) -> dict[str, Tensor]:
-        """Return the summands of the predicted class's map, and the control."""
-        parts = weights.reshape(*weights.shape[:2], len(self.pairs), -1)  # (B, 1, pairs, D)
-        alone = torch.eye(len(self.pairs), device=weights.device)[:, :, None] * parts  # (B, pairs, pairs, D)
-        maps = representation.maps_of(alone.flatten(2)).unbind(dim=1)
-        names = [f"pair_{i + 1}{j + 1}" for i, j in self.pairs]
-        return {**dict(zip(names, maps, strict=True)), **super().extra_maps(representation, weights)}
+        self, representation: Representation, weights: Callable[[], Float[Tensor, "b 1 f"]]
+    ) -> dict[str, Callable[[], Tensor]]:
+        """Return functions that compute the summands of the predicted class's map, and the control."""
+
+        def summand(pair: int) -> Tensor:
+            parts = weights().unflatten(2, (len(self.pairs), -1))  # (B, 1, pairs, D)
+            alone = torch.zeros_like(parts)
+            alone[:, :, pair] = parts[:, :, pair]
+            return representation.maps_of(alone.flatten(2))[:, 0]
+
+        summands = {f"pair_{i + 1}{j + 1}": partial(summand, at) for at, (i, j) in enumerate(self.pairs)}
+        return {**summands, **super().extra_maps(representation, weights)}

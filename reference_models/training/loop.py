@@ -393,18 +393,11 @@ def _start(
     model.backbone.freeze(recipe.frozen_stages)
     if device.type == "cuda" and here.size > 1:
         model = synchronise_batch_norm(model)
-    objectives = tuple(model.objectives(recipe))
-    if request.numerics.compile:
-        objectives = tuple(replace(each, loss=torch.compile(each.loss, **COMPILE)) for each in objectives)
-        model.compile(**COMPILE)  # for the validation
-    run = Run(
-        model=model,
-        objectives=objectives,
-        optimizers=tuple(map(build_optimizer, objectives)),
-        scaler=scaler_for(device, request.numerics),
-        device=device,
-        numerics=request.numerics,
-        recipe=recipe,
+    run = prepare_run(
+        model,
+        recipe,
+        device,
+        request.numerics,
         facts=facts,
         here=here,
         earlier=earlier_runs(request.weights, model.config),
@@ -422,6 +415,35 @@ def _start(
             f"expected one kind of device, and {request.out} on a file system that all of them see"
         )
     return run
+
+
+def prepare_run(
+    model: Model,
+    recipe: Recipe,
+    device: torch.device,
+    numerics: Numerics,
+    *,
+    facts: Mapping[str, Any] = MappingProxyType({}),
+    here: World = World(),  # noqa: B008 - immutable
+    earlier: dict[str, int] | None = None,
+) -> Run:
+    """Return a run before its first epoch: objectives, optimisers and scaler of a model on its device."""
+    objectives = tuple(model.objectives(recipe))
+    if numerics.compile:
+        objectives = tuple(replace(each, loss=torch.compile(each.loss, **COMPILE)) for each in objectives)
+        model.compile(**COMPILE)  # for the validation
+    return Run(
+        model=model,
+        objectives=objectives,
+        optimizers=tuple(map(build_optimizer, objectives)),
+        scaler=scaler_for(device, numerics),
+        device=device,
+        numerics=numerics,
+        recipe=recipe,
+        facts=dict(facts),
+        here=here,
+        earlier=earlier,
+    )
 
 
 def new_model(method: type[M], request: TrainRequest, device: torch.device) -> M:

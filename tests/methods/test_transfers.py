@@ -37,7 +37,7 @@ class Streams:
             return tensor
 
         def copy(tensor: torch.Tensor, *where, **how) -> torch.Tensor:
-            if GPU in where:
+            if GPU in where and tensor.device.type == "cpu":
                 kind = "pinned" if tensor.data_ptr() in self.pinned else "pageable"
                 self.log.append(
                     f"{kind} copy on {self.current}" + ", waiting" * (not how.get("non_blocking"))

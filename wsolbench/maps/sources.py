@@ -330,16 +330,20 @@ class ModelSource:
         in it. So batches of one size make the maps independent of how a run was cut into batches. A batch of
         one is doubled, because matrix products with one row take another path.
         """
-        import torch
 
         size = max(2, self.batch_size)
         filled = [*loaded, *[loaded[-1]] * (size - len(loaded))]
-        batch = {name: torch.from_numpy(np.stack([item[name] for item in filled])) for name in loaded[0]}
-        return (
-            {name: tensor.pin_memory() for name, tensor in batch.items()}
-            if self.device.type == "cuda"
-            else batch
-        )
+        return {name: self._stacked([item[name] for item in filled]) for name in loaded[0]}
+
+    def _stacked(self, arrays: Sequence[np.ndarray]) -> torch.Tensor:
+        """Stack arrays in memory that the device can read without a further copy: pinned for CUDA."""
+        import torch
+
+        dtype = torch.from_numpy(np.empty(0, dtype=arrays[0].dtype)).dtype
+        shape, pinned = (len(arrays), *arrays[0].shape), self.device.type == "cuda"
+        stacked = torch.empty(shape, dtype=dtype, pin_memory=pinned)
+        np.stack(arrays, out=stacked.numpy())
+        return stacked
 
     def maps(self, samples: Sequence[Sample], batch: dict[str, torch.Tensor]) -> SourceOutput:
         """Run one forward pass for maps, labels and, if key points are known, proposals.
@@ -353,12 +357,12 @@ class ModelSource:
         """Start what `maps` does, and return a function that waits for the result, in any thread."""
         import torch
 
-        # Images (B, 3, S, S), and labels (B, 1), repeated as the images are.
-        images = normalized(batch["image"], self.method.input_spec, self.device)
+        # Images (B, 3, S, S), and labels (B, 1), repeated as the images are. A second stream copies them.
         known = [sample.label for sample in samples]
-        known += known[-1:] * (len(images) - len(samples))
-        truths = {"true_boxes": self._true_boxes(samples, len(images))} if self.shows_truth else {}
-        (sent,) = uploaded([{"labels": torch.tensor(known), **truths}], self.device)
+        known += known[-1:] * (len(batch["image"]) - len(samples))
+        truths = {"true_boxes": self._true_boxes(samples, len(known))} if self.shows_truth else {}
+        (sent,) = uploaded([{**batch, "labels": torch.tensor(known), **truths}], self.device)
+        images = normalized(sent["image"], self.method.input_spec, self.device)
         labels = sent["labels"][:, None]
         if self.needs_gradients:
             differentiable: Any = self.method  # checked in __init__
@@ -373,7 +377,7 @@ class ModelSource:
         with torch.no_grad():
             scores = result.logits
             if scores is not None and self.protocol.classifier == "ten_crop":
-                scores = self._ten_crop_scores(batch["crops"])
+                scores = self._ten_crop_scores(sent["crops"])
             if scores is not None and self.protocol.classifier != "external":
                 found["scores"] = scores[: len(samples)].float()
         found |= self._proposals(samples, result)

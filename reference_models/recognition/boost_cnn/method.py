@@ -252,7 +252,7 @@ class BoostCnn(Recognizer):
         self.passes = Passes(train=train, model=self, device=device, cache=0.0)
         self.labels = torch.tensor([sample.label for sample in train.samples], device=device)
         self._add(torch.zeros(len(train), self.num_classes, device=device), self.steps.new_zeros(()))
-        for number, step in enumerate(self.steps.tolist()):
+        for number, step in enumerate(self.steps.cpu().tolist()):
             if step:
                 self._add(self._scores_of(number), self.steps[number])
 

@@ -93,6 +93,9 @@ def test_on_a_gpu_the_host_waits_once_for_all_that_a_batch_gives(classifier, mon
         made.device = torch.device("cuda")
         finish = made.start(data.samples, {name: tensor.pin_memory() for name, tensor in batch.items()})
         assert not [line for line in streams.log if "host waits" in line or "waiting" in line]
+        # Labels and images, and the ten crops of each, are copied while the device computes.
+        copies = [line for line in streams.log if "copy on" in line]
+        assert copies == ["pinned copy on second"] * (2 + (classifier == "ten_crop"))
         output = finish()
     assert len([line for line in streams.log if "host waits" in line]) == 1
     # The fake GPU does not know that copies to pinned memory do not wait.

@@ -1,0 +1,22 @@
+"""The training loop itself, on a fake GPU: no step of any method waits for the device."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.bench_syncs import training
+from wsolbench.methods import Numerics, list_methods, load_method
+from wsolbench.testing.subject import learns_by_loss
+
+TRAINED = [
+    row.name
+    for row in list_methods()
+    if row.module.startswith("reference_models.")
+    and load_method(row.name).trainable
+    and learns_by_loss(load_method(row.name))
+]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_step_of_the_training_loop_never_waits_with_a_gradient_scaler(name: str) -> None:
+    assert training(name, "tiny", Numerics(amp="fp16")) == []
