@@ -53,6 +53,8 @@ class Claim:
     have the prefix `post.`.
 
     Attributes:
+        published_a, published_b: printed values of both sides, in percent. Both are empty if no paper prints
+            two values that can be compared. The claim is then that B is above A.
         control: method that has everything of B except the idea that the claim is about, or empty. Its
             difference to A shows how much of the claim's difference has another cause.
         control_settings: settings of the control.
@@ -93,9 +95,15 @@ class Claim:
         return {part.partition("=")[0] for settings in every for part in settings.split(";") if part}
 
     @property
+    def published_difference(self) -> float | None:
+        """B minus A as printed, in percentage points, or None if no paper prints it."""
+        return float(self.published_b) - float(self.published_a) if self.published_a else None
+
+    @property
     def direction(self) -> int:
-        """1 if the paper has B above A, -1 if below."""
-        return 1 if float(self.published_b) > float(self.published_a) else -1
+        """1 if the paper has B above A, -1 if below. 1 if no paper prints it."""
+        difference = self.published_difference
+        return 1 if difference is None or difference > 0 else -1
 
 
 def read_claims(path: Path) -> list[Claim]:
@@ -107,7 +115,9 @@ def read_claims(path: Path) -> list[Claim]:
 def _checked_claim(row: dict[str, str]) -> Claim:
     claim = Claim(**row)
     metric_info(claim.metric)
-    if float(claim.published_a) == float(claim.published_b):
+    if bool(claim.published_a) != bool(claim.published_b):
+        raise ValueError("one published value is missing; expected both, or two empty cells")
+    if claim.published_difference == 0:
         raise ValueError("both published values are equal; expected two that differ")
     if claim.control_settings and not claim.control:
         raise ValueError("it has control_settings but no control; expected the name of the control's method")

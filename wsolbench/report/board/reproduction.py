@@ -274,6 +274,7 @@ def _not_compared(
 
 _EXPLANATION = (
     "*published* and *here* are B minus A for a claim `B over A`, in percentage points.",
+    "*published* is empty if no paper prints two values that can be compared.",
     "The 95 % interval is over images and seeds, or over images alone for one seed (marked ¹).",
     "*sd* is the standard deviation over seeds of the difference of two runs.",
     "*per seed* is the difference of the runs of each seed.",
@@ -281,7 +282,7 @@ _EXPLANATION = (
     "*control* is the difference of the claim's control and A.",
     "*images seen* is the number of training images that a run of A has seen.",
     "",
-    f"- *holds*: p Holm is below {ALPHA}, and all seeds have the published sign.",
+    f"- *holds*: p Holm is below {ALPHA}, and all seeds have the published sign, or B above A if none is published.",
     "- *opposite*: the same with the opposite sign.",
     "- *undecided*: neither.",
     "- *one seed*: another training may give another sign, so there is no verdict.",
@@ -311,7 +312,7 @@ def _line(row: _Row, corrected: float | None, verdict: str) -> str:
         escape_markdown(f"{claim.paper}, {claim.where}"),
         escape_markdown(claim.claim),
         metric_title(claim.metric),
-        f"{float(claim.published_b) - float(claim.published_a):+.2f}",
+        "" if (printed := claim.published_difference) is None else f"{printed:+.2f}",
         _with_ends(difference),
         "" if spread is None else format_difference(difference.name, spread.sd).removeprefix("+"),
         ", ".join(format_difference(difference.name, value) for value in difference.per_pair or ()),
