@@ -115,6 +115,26 @@ def test_the_comparison_of_most_runs_stands_for_the_claim_and_transforms_have_ta
     assert "rotate90" in second.splitlines()[0]
 
 
+def test_a_claim_without_printed_numbers_is_that_b_is_above_a(tmp_path: Path) -> None:
+    unprinted = replace(CLAIM, published_a="", published_b="")
+    assert unprinted.direction == 1
+    assert replace(CLAIM, published_b="40").direction == -1
+    groups = ([record(name, seed, ram=True) for seed in range(3)] for name in ("cam", "spa"))
+    Comparison.make(*groups, [seeds_of(-0.03, -0.03, -0.03)]).write(tmp_path)
+    (line,) = [
+        line for line in reproduction_markdown([unprinted], stored(tmp_path)).splitlines() if "| P" in line
+    ]
+    assert line.split(" | ")[3:5] == ["", "-3.0 [-3.1, -2.9]"]
+    assert "| opposite " in line
+
+
+def test_one_printed_number_is_not_enough(tmp_path: Path) -> None:
+    row = 'P,"Table 1",b over a,gt_known,cam,,spa,ram=true,50,,,,'
+    (tmp_path / "claims.csv").write_text(f"{HEADER}\n{row}\n")
+    with pytest.raises(DataError, match="one published value is missing"):
+        read_claims(tmp_path / "claims.csv")
+
+
 def test_settings_choose_among_the_runs_of_a_method() -> None:
     assert matches_claim({"name": "spa", "config": {"ram": True}}, "spa", "ram=true")
     assert not matches_claim({"name": "spa", "config": {"ram": False}}, "spa", "ram=true")

@@ -282,7 +282,7 @@ _EXPLANATION = (
     "*control* is the difference of the claim's control and A.",
     "*images seen* is the number of training images that a run of A has seen.",
     "",
-    f"- *holds*: p Holm is below {ALPHA}, and all seeds have the published sign, or B above A if none is published.",
+    f"- *holds*: p Holm is below {ALPHA}, and all seeds have the published sign (+ if none is published).",
     "- *opposite*: the same with the opposite sign.",
     "- *undecided*: neither.",
     "- *one seed*: another training may give another sign, so there is no verdict.",
