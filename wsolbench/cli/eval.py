@@ -23,8 +23,9 @@ from wsolbench.cli.options import (
 )
 from wsolbench.cli.scoring import ScoringOptions, scoring_options
 from wsolbench.cli.settings import changes_of_trained
-from wsolbench.methods import PostProcessor
+from wsolbench.methods import Method, PostProcessor
 from wsolbench.system.files import file_name
+from wsolbench.types import Dataset
 
 
 @click.command(
@@ -150,6 +151,8 @@ def command(
 
                 path = train(data, None, **settings)
             localizer = open_method(method, scored, path, settings, changes)
+            if val is not None:
+                _check_unseen(localizer, val)
             for (label, made, map_name), (view, moved) in itertools.product(readings, views.items()):
                 source = ModelSource(
                     localizer,
@@ -180,6 +183,18 @@ def command(
                     metadata={} if moved is None else {"transform": moved.name},
                 )
                 evaluate_and_report(request, scoring.within(own), world=world)
+
+
+def _check_unseen(localizer: Method, val: Dataset) -> None:
+    """Raise `UsageError` if thresholds would be chosen on the images that the method was fitted on."""
+    from wsolbench.exceptions import UsageError
+
+    seen = localizer.describe().get("training", {}).get("dataset", {})
+    if seen.get("fingerprint") == val.fingerprint:
+        raise UsageError(
+            f"method {localizer.method_name!r} was fitted on {val.name} {val.split}, so thresholds cannot be "
+            "transferred from these images. Add --no-transfer, or fit it on another split"
+        )
 
 
 def read_maps(

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float64, Int64
 from wsolbench.exceptions import DataError, UsageError, unknown_name
 from wsolbench.maps import MapFolder, cut_center, view
 from wsolbench.maps.formats import read_bytes
-from wsolbench.maps.frame import map_to_view
 from wsolbench.maps.store import MANIFEST, decode_map
+from wsolbench.maps.truths import true_box, true_mask
 from wsolbench.methods import Localization, Method, Numerics, PostProcessor
 from wsolbench.methods.device import normalized, pick_device, place
 from wsolbench.methods.inputs import ViewLoader
@@ -305,7 +305,8 @@ class ModelSource:
         self.method, self.protocol, self.batch_size = method, protocol, batch_size
         self.post, self.map_name = post, map_name
         self.loader = ViewLoader(method.input_spec.size, protocol)
-        self.shows_truth = bool(getattr(method, "uses_true_boxes", False))
+        self.shown = [what for what in ("boxes", "masks") if getattr(method, f"uses_true_{what}", False)]
+        """Kinds of ground truth that the method reads: controls and upper bounds alone do."""
         self.needs_gradients = post is not None and post.needs_gradients
         if self.needs_gradients and "gradients" not in signature(method.localize).parameters:
             raise UsageError(
@@ -360,7 +361,7 @@ class ModelSource:
         # Images (B, 3, S, S), and labels (B, 1), repeated as the images are. A second stream copies them.
         known = [sample.label for sample in samples]
         known += known[-1:] * (len(batch["image"]) - len(samples))
-        truths = {"true_boxes": self._true_boxes(samples, len(known))} if self.shows_truth else {}
+        truths = {f"true_{what}": self._truth(what, samples, len(known)) for what in self.shown}
         (sent,) = uploaded([{**batch, "labels": torch.tensor(known), **truths}], self.device)
         images = normalized(sent["image"], self.method.input_spec, self.device)
         labels = sent["labels"][:, None]
@@ -403,22 +404,18 @@ class ModelSource:
         maps = result.score_maps(labels) if self.post is None else self.post.maps(result, labels)
         return maps[:, 0]
 
-    def _true_boxes(self, samples: Sequence[Sample], count: int) -> torch.Tensor:
-        """Return the first ground-truth box of each image in pixels of the input, (count, 4).
+    def _truth(self, what: str, samples: Sequence[Sample], count: int) -> torch.Tensor:
+        """Return the ground truth of each image in the frame of the input, repeated as the images are.
 
-        It is the whole image if there is none. The last one is repeated as the images are.
+        Boxes: (count, 4), the first one of each image, or the whole image if it has none. Masks: (count, S,
+        S) of 0 and 1. Raises `DataError` for an image without a mask.
         """
         import torch
 
-        side = self.method.input_spec.size
-        boxes = [
-            map_to_view(sample.boxes[0].reshape(2, 2), sample.size, side, self.protocol).reshape(4)
-            if len(sample.boxes)
-            else np.array([0.0, 0.0, side, side])
-            for sample in samples
-        ]
-        boxes += boxes[-1:] * (count - len(boxes))
-        return torch.from_numpy(np.stack(boxes)).float()
+        of = {"boxes": true_box, "masks": true_mask}[what]
+        found = [of(sample, self.method.input_spec.size, self.protocol) for sample in samples]
+        found += found[-1:] * (count - len(found))
+        return torch.from_numpy(np.stack(found)).float()
 
     def _proposals(self, samples: Sequence[Sample], result: Localization) -> dict[str, torch.Tensor]:
         """Return the proposals that are compared with key points, (n, PARTS, 4) boxes and flags, if any."""
@@ -453,8 +450,8 @@ class ModelSource:
         formats = {name: value for name, value in self.numerics.identity.items() if value != "off"}
         if formats:
             method["numerics"] = formats
-        if self.shows_truth:
-            method["supervision"] = "ground-truth boxes of the evaluated images"
+        if self.shown:
+            method["supervision"] = f"ground-truth {' and '.join(self.shown)} of the evaluated images"
         if self.map_name is not None:
             return {**method, "name": f"{self.method.method_name}:{self.map_name}", "map": self.map_name}
         if self.post is None:

@@ -178,9 +178,9 @@ class Method(Protocol):
     def localize(self, images: Tensor) -> Localization:
         """Run one forward pass on (B, 3, H, W) normalised images, without a graph, and return its results.
 
-        A control or an upper bound that reads the ground truth has the attribute `uses_true_boxes = True`. It
-        then gets the keyword `true_boxes`, (B, 4) in pixels of the input, and its records say so
-        (`supervision`).
+        A control or an upper bound that reads the ground truth has the attribute `uses_true_boxes = True` or
+        `uses_true_masks = True`. It then gets the keyword `true_boxes`, (B, 4) in pixels of the input, or
+        `true_masks`, (B, H, W) of 0 and 1, and its records say so (`supervision`).
         """
 
     def describe(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -72,14 +72,20 @@ class MethodUnderTest:
         return load_method(self.name)
 
     def create(self, **changed: str) -> Any:
-        """Make a model with random weights; `changed` are further settings."""
-        return self.kind.create(
+        """Make a model with random weights; `changed` are further settings.
+
+        A model that reads ground truth gets it with every call of `localize`: the upper left quarter.
+        """
+        model = self.kind.create(
             backbone=self.backbone,
             num_classes=CLASSES,
             weights="none",
             settings={**self.settings, **changed},
             image_size=SIDE,
         )
+        if names := [name for name in ("boxes", "masks") if getattr(model, f"uses_true_{name}", False)]:
+            model.localize = _with_truth(model.localize, names)
+        return model
 
     def batch(self, count: int = 4) -> Any:
         """Make a random batch, of the type that the method's `loss` is annotated with."""
@@ -95,6 +101,21 @@ class MethodUnderTest:
             step=0,
             generator=torch.Generator().manual_seed(0),
         )
+
+
+def _with_truth(localize: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
+    """Return `localize` with the keywords of ground truth: the upper left quarter of each image."""
+
+    def localized(images: Any, **options: Any) -> Any:
+        count, _, height, width = images.shape
+        masks = images.new_zeros(count, height, width)
+        masks[:, : height // 2, : width // 2] = 1
+        boxes = images.new_zeros(count, 4)
+        boxes[:, 2], boxes[:, 3] = width / 2, height / 2
+        truths = {"true_boxes": boxes, "true_masks": masks}
+        return localize(images, **{f"true_{name}": truths[f"true_{name}"] for name in names}, **options)
+
+    return localized
 
 
 def type_of_batch(kind: type[Any]) -> type[Any]:
