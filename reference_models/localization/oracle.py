@@ -1,7 +1,8 @@
-"""Oracle of a grid: the ground truth itself as a map of few cells, a ceiling for every method.
+"""Oracle: the ground truth itself as a map of few cells, a ceiling.
 
-This project's own. It separates "the grid is too coarse" from "the method does not know": no map of the same
-cells can be expected to score much higher.
+This project's own, for the protocol of J. Choe, S. J. Oh, S. Lee, S. Chun, Z. Akata, H. Shim, "Evaluating
+weakly supervised object localization methods right", CVPR 2020. It separates "the grid is too coarse" from
+"the method does not know": no map of the same cells can be expected to score much higher.
 
 Idea. The ground-truth box or mask of the evaluated image is averaged in h x w cells and scored like any map.
 
@@ -32,6 +33,8 @@ from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import ForwardPass
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Range
+
+PAPER = "wsolevaluation"
 
 
 @dataclass(frozen=True, kw_only=True)

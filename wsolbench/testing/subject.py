@@ -74,7 +74,8 @@ class MethodUnderTest:
     def create(self, **changed: str) -> Any:
         """Make a model with random weights; `changed` are further settings.
 
-        A model that reads ground truth gets it with every call of `localize`: the upper left quarter.
+        A model that reads ground truth gets it with every call of `localize`: the upper left quarter, unless
+        the call names another one.
         """
         model = self.kind.create(
             backbone=self.backbone,
@@ -113,7 +114,8 @@ def _with_truth(localize: Callable[..., Any], names: Sequence[str]) -> Callable[
         boxes = images.new_zeros(count, 4)
         boxes[:, 2], boxes[:, 3] = width / 2, height / 2
         truths = {"true_boxes": boxes, "true_masks": masks}
-        return localize(images, **{f"true_{name}": truths[f"true_{name}"] for name in names}, **options)
+        shown = {f"true_{name}": truths[f"true_{name}"] for name in names}
+        return localize(images, **{**shown, **options})
 
     return localized
 
