@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from wsolbench.cli._jobs import checkpoint_of
 from wsolbench.records import find_records
+from wsolbench.records.plans import read_plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -177,6 +179,13 @@ def test_a_job_that_fails_is_named_and_stops_only_what_needs_it(run, plan: Path)
         (('"tiny"', '"tinny"'), "unknown backbone 'tinny'"),
         (('"csvfolder"', '"cup"'), "did you mean 'cub'"),
         (("epochs = 1", "epochs = 0"), "--epochs"),
+        (
+            (
+                'method = "has"\nweights = "@cam"',
+                'method = "center-box"\ntrain = false\nset."recipe.lr" = 1',
+            ),
+            "run has-from-cam: unknown setting 'recipe.lr' of method 'center-box'",
+        ),
     ],
 )
 def test_an_invalid_command_is_found_before_anything_runs(
@@ -234,6 +243,19 @@ def test_runs_that_contradict_each_other_are_explained(run, plan: Path, text: st
     result = run("reproduce", plan, "--dry-run")
     assert result.code == 2
     assert message in result.err
+
+
+def test_a_run_can_take_nothing_from_the_defaults(run, plan: Path) -> None:
+    floor = '[[run]]\nname = "floor"\nmethod = "center-box"\ntrain = false\ndefaults = false\n'
+    plan.write_text(f'{PLAN}\n{floor}dataset = "csvfolder"\n')
+    (job,) = read_plan(plan, checkpoint_of).choose(["floor"])
+    assert job.arguments == (
+        *("eval", "--method", "center-box", "--dataset", "csvfolder"),
+        *job.arguments[5:],
+    )
+    assert not {"--epochs", "--backbone", "--image-size"} & set(job.arguments)
+    plan.write_text(f"{PLAN}\n{floor}")
+    assert "(floor) lacks a dataset" in run("reproduce", plan, "--dry-run").err
 
 
 def test_the_time_ends_a_call_and_the_next_one_goes_on(run, plan: Path) -> None:

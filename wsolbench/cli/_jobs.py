@@ -93,7 +93,10 @@ def _check_method(values: Mapping[str, Any], settings: Mapping[str, str], load: 
     # The methods, their settings and recipes.
     backbone = default_backbone(info.name, values["backbone"])
     for method in values["method"].split(","):
-        load(method).recipe_for(backbone, _ANY_NUMBER, settings)
+        kind = load(method)
+        kind.recipe_for(backbone, _ANY_NUMBER, settings)
+        if not kind.trainable:  # it takes no recipe
+            kind.create(backbone=backbone, num_classes=_ANY_NUMBER, weights="none", settings=settings)
     # How they are scored.
     eval_command.read_maps(values["maps"], values["post"], values["post_set"])
     for transform in values["transforms"].split(","):

@@ -4,7 +4,8 @@ A plan is a TOML file. `[defaults]` holds options of `wsolbench eval` by their l
 adds its own. `seeds` makes one job of a run for each seed. `weights = "@cam"` starts from the checkpoint of
 the run `cam` with the same seed, and so does a setting, `set.part_net = "@parts"`; that run is then done
 first. `checkpoint = "@cam"` evaluates that checkpoint without training, and `train = false` evaluates
-pretrained weights. A run of a detector has `detector` in place of `method`.
+pretrained weights. A run with `defaults = false` takes nothing from `[defaults]`. A run of a detector has
+`detector` in place of `method`.
 
     title = "CAM and SPA on CUB"
 
@@ -68,9 +69,9 @@ OPTIONS = (
 
 `detector` is the `--method` of `wsolbench eval-detector`.
 """
-ABOUT = ("name", "seeds", "train", "hours", "gpu-hours", "published", "note")
+ABOUT = ("name", "seeds", "train", "hours", "gpu-hours", "published", "note", "defaults")
 """What else a run may have: its name, its seeds, whether it is trained, expected hours, the published number
-that it is for."""
+that it is for, and `defaults = false` if it takes nothing from `[defaults]`."""
 _TABLES = ("set", "post-set", "protocol-set")
 _TRAINING = ("backbone", "weights", "image-size", "epochs", "batch-size", "lr")
 """Options that a training fixes. A run with `checkpoint` does not take them from `[defaults]`."""
@@ -206,7 +207,7 @@ def read_plan(path: Path, checkpoint_of: Callable[[Mapping[str, Any]], Path]) ->
         taken = {
             name: value
             for name, value in defaults.items()
-            if "checkpoint" not in own or name not in (*_TRAINING, "set")
+            if own.get("defaults", True) and ("checkpoint" not in own or name not in (*_TRAINING, "set"))
         }
         tables = {name: {**taken.get(name, {}), **own.get(name, {})} for name in _TABLES}
         run = {**taken, **own, **{name: table for name, table in tables.items() if table}}
@@ -267,7 +268,7 @@ def _check_value(name: str, value: Any) -> tuple[bool, str]:
         return whole and bool(value), "a list of whole numbers from 0 on"
     if name in ("hours", "gpu-hours"):
         return type(value) in (int, float) and 0 <= value < math.inf, "a number of hours"
-    if name == "train":
+    if name in ("train", "defaults"):
         return isinstance(value, bool), "true or false"
     if name in _TABLES:
         plain = isinstance(value, dict) and all(
