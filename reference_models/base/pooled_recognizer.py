@@ -11,7 +11,8 @@ last stage. Everything behind the backbone is float32, also in mixed precision.
 
 A run has two stages (`core/pooled_recipes.py`). In the first one the backbone is frozen in evaluation mode,
 and everything else learns. In the second one everything learns. A backbone without pretrained weights has no
-first stage. VGG-16 and ResNet-50 have the paper's recipe and 448 pixels by default, as in the papers.
+first stage. VGG-16 and ResNet-50 have a published recipe (a method's page says whose) and 448 pixels by
+default.
 
 The extra map `gradient` is a control: the derivative of the predicted class's score by the weight of each
 location. Its mean is 0 where the representation is normalised, so it cannot show what makes the score.
@@ -20,7 +21,7 @@ location. Its mean is 0 where the representation is normalised, so it cannot sho
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -219,6 +220,16 @@ class PooledRecognizer(Recognizer):
             return recipe.lr_factor(part)
         return plan.rate * plan.gamma ** sum(part >= milestone - 1e-9 for milestone in plan.milestones)
 
+    def group_factor(self, group: Mapping[str, Any], recipe: Recipe, progress: float) -> float:
+        """Return the factor of a group's rate. Groups marked `steady` have their own in the first stage.
+
+        They are single numbers inside the representation, which the rate of a classifier on unit vectors
+        would throw far from their initial values.
+        """
+        if group.get("steady") and self.place_at(progress * recipe.epochs, recipe.epochs).stage == 0:
+            return float(group["factor"])
+        return super().group_factor(group, recipe, progress)
+
     def new_factor(self, recipe: Recipe) -> float:
         """Return the factor of the rate of new layers, as `Model.parameter_groups` has it."""
         assert recipe.new_factor is not None
@@ -230,12 +241,21 @@ class PooledRecognizer(Recognizer):
         suits = plan.adam == (recipe.optimizer != "sgd")
         factor = self.config.head_factor or (plan.head_factor if suits else 1.0)
         groups = super().parameter_groups(recipe)
-        take_out(groups, "classifier weights", [self.classifier.weight], factor=factor)
-        take_out(groups, "classifier biases", [self.classifier.bias], factor=factor * recipe.bias_factor)
+        if plan.weight_decay is not None:
+            for group in groups:
+                if group["name"].startswith("new "):
+                    group["weight_decay"] = plan.weight_decay
+        decay = {} if plan.weight_decay is None else {"weight_decay": plan.weight_decay}
+        take_out(groups, "classifier weights", [self.classifier.weight], factor=factor, **decay)
+        take_out(
+            groups, "classifier biases", [self.classifier.bias], factor=factor * recipe.bias_factor, **decay
+        )
         return groups
 
 
-def take_out(groups: list[dict[str, Any]], name: str, parameters: Sequence[Tensor], **options: float) -> None:
+def take_out(
+    groups: list[dict[str, Any]], name: str, parameters: Sequence[Tensor], **options: float | bool
+) -> None:
     """Move parameters of an optimiser from their groups to a new one with options such as `weight_decay`."""
     chosen = {id(parameter) for parameter in parameters}
     for group in groups:

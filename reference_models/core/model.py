@@ -192,6 +192,10 @@ class Model(nn.Module):
         """
         return recipe.lr_factor(progress)
 
+    def group_factor(self, group: Mapping[str, Any], recipe: Recipe, progress: float) -> float:
+        """Return the factor of a parameter group's rate: its own, times `lr_factor`."""
+        return float(group["factor"]) * self.lr_factor(recipe, progress)
+
     # --- what training and records use ----------------------------------------------------------------------
     @classmethod
     def create(

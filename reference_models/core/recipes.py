@@ -299,8 +299,7 @@ FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
             batch_size=16,
             lr=1e-3,
             milestones=(2 / 3,),
-            resize=1.0,
-            flip=0.0,
+            resize=256 / 224,
         ),
     }
 )

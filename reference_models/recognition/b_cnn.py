@@ -22,8 +22,8 @@ With one network for both descriptors it is their uncentred covariance.
 Improved B-CNN (`sqrtm=5`) takes the root of the matrix before (2), by Newton-Schulz steps from Phi divided by
 its Frobenius norm: Phi F, where F tends to the inverse root.
 
-Maps. The class map is the secant map: M_c(l) = f(l)^T (W_c o R) f(l), where R = z / Phi holds (2) and (3) as
-they are for this image (`layers/second_order.py`). Its mean and b_c are the score. With `sqrtm` the last f(l)
+Maps. The class map is the secant map: M_c(l) = f(l)^T (W_c o R) f(l), where R = z / Phi is treated as a
+constant of the image (`layers/second_order.py`). Its mean and b_c are the score. With `sqrtm` the last f(l)
 is F f(l). The extra map `gradient` is a control.
 
 Departures

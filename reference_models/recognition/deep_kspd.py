@@ -41,12 +41,11 @@ Departures and open readings
     (3)        eps = 1e-3, so that gradients of dead channels are not large. Rounding makes some eigenvalues
                negative; they count as 0.
     (4)        Signed root and unit norm are those of the bilinear family; `vector_norm=false` omits them.
-    reduce     Networks with more than 512 channels get a 1x1 convolution to 256. The paper's VGG-16 needs
-               none.
+    reduce     Networks with more than 512 channels get a 1x1 convolution to 256. VGG-16 needs none.
     root       `newton_schulz` has products of matrices alone. It is for GPUs, where eigenvalues are slow and
                make the host wait. It is approximate: 12 steps from the trace multiply eigenvalues by 2.25^12
                at most, which leaves those near eps below their root (`layers/second_order.py`).
-    recipe     `bcnn`. The paper's is not known.
+    recipe     `bcnn`. The paper's is not known here, nor its network.
 """
 
 from __future__ import annotations
@@ -66,7 +65,6 @@ from reference_models.base.pooled_recognizer import (
     take_out,
 )
 from reference_models.core.backbone import Backbone
-from reference_models.core.pooled_recipes import SHORT
 from reference_models.core.recipes import Recipe
 from reference_models.layers.second_order import (
     TINY,
@@ -165,8 +163,9 @@ class DeepKspd(PooledRecognizer):
 
     def __init__(self, backbone: Backbone, num_classes: int, config: DeepKspdConfig) -> None:
         super().__init__(backbone, num_classes, config)
-        if not config.vector_norm and self.head_stage.head_factor == SHORT.head_factor:
-            self.head_stage = replace(self.head_stage, head_factor=10.0)
+        if not config.vector_norm:  # on vectors that are not of unit norm a rate near 1 diverges
+            rate = config.head_rate or 1.0
+            self.head_stage = replace(self.head_stage, rate=rate, head_factor=10.0)
         self.reduce, width = reduce_channels(backbone.channels[-1], config.reduce)
         self.log_theta = nn.Parameter(torch.tensor(config.theta).log())
         self.register_buffer("scale", torch.zeros(()))
@@ -190,7 +189,8 @@ class DeepKspd(PooledRecognizer):
     def parameter_groups(self, recipe: Recipe) -> list[dict[str, Any]]:
         """Return the groups of the base, and log_theta without decay."""
         groups = super().parameter_groups(recipe)
-        take_out(groups, "theta", [self.log_theta], factor=self.new_factor(recipe), weight_decay=0.0)
+        factor = self.new_factor(recipe)
+        take_out(groups, "theta", [self.log_theta], factor=factor, weight_decay=0.0, steady=True)
         return groups
 
     def theta(self) -> Float[Tensor, ""]:

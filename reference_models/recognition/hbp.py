@@ -25,7 +25,7 @@ sum over pairs and channels of w_c r (p_i(l) o p_j(l)). Its mean and b_c are the
 control.
 
 Backbones. The layers are those of the role `last-layers`: on ResNet-50 the three blocks of the last stage, on
-networks with only two such steps one pair. The paper has VGG-16 alone. Networks of timm are refused.
+networks with only two such steps one pair. The released code has VGG-16 alone. Networks of timm are refused.
 
 Departures
     (2)        The mean; the released code has the sum, 784 times as large at 448 pixels.

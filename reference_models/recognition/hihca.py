@@ -30,7 +30,7 @@ Whether the published 85.3 on CUB has boxes cannot be seen. So it must not stand
 unmarked.
 
 Departures and open readings
-    layers     The released script has two; the text names three: `layers=3`.
+    layers     The released script has two; the paper, as recalled, three: `layers=3`.
     degrees    The released script has degree 2 alone: `degrees=1,2,3` for all.
     init       Signs, plus or minus D^(-1/2) for each factor (released code). The inner product of two z_r is
                then D^(1-r) (x.y)^r on average. With several degrees plus or minus D^(-1/(2r)), for which it
@@ -40,7 +40,8 @@ Departures and open readings
                1e-5.
     fusion     Only stacked layers. The released code also has one head per layer.
     recipe     `hihca`: a stage with a frozen backbone in place of logistic regression, and no support vector
-               machine at the end.
+               machine at the end. In this stage the factors learn, too. The scales have ten times the base
+               rate with SGD, as released, in both stages.
     sizes      For networks below 128 channels D is 512.
 """
 
@@ -56,8 +57,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reference_models.base.pooled_recognizer import Features, PooledConfig, PooledRecognizer
+from reference_models.base.pooled_recognizer import Features, PooledConfig, PooledRecognizer, take_out
 from reference_models.core.backbone import Backbone
+from reference_models.core.recipes import Recipe
 from reference_models.layers.products import Factor, pooled_products, product_maps
 from reference_models.layers.second_order import EPS, Representation, released_sqrt, secant, signed_sqrt, unit
 from wsolbench.exceptions import UsageError
@@ -66,6 +68,8 @@ from wsolbench.ranges import Channels, Range
 PAPER = "hihca"
 
 FIRST_SCALE = 0.5
+SCALE_FACTOR = 10.0
+"""Factor of the rate of the scales with SGD (released code)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +133,13 @@ class Hihca(PooledRecognizer):
             }
         )
         self.add_classifier(sum(width if degree > 1 else channels for degree in config.degrees))
+
+    def parameter_groups(self, recipe: Recipe) -> list[dict[str, Any]]:
+        """Return the groups of the base, and the scales at ten times the rate with SGD (released code)."""
+        groups = super().parameter_groups(recipe)
+        factor = SCALE_FACTOR if recipe.optimizer == "sgd" else self.new_factor(recipe)
+        take_out(groups, "scales", [self.scales], factor=factor, steady=True)
+        return groups
 
     def read(self, images: Float[Tensor, "b 3 H W"]) -> tuple[OrderedDict[str, Tensor], Features]:
         """Return the stages, and the features of the last layers."""

@@ -32,10 +32,14 @@ Departures
     weights    The authors fine-tune ResNet-50 pretrained on ImageNet with this layer. Weights here are
                ordinary ones unless `--weights` names others; their published 88.1 on CUB is not expected
                then. Hawkeye has 88.8 from ordinary weights, in the best epoch on test, with the recipe
-               `isqrt_hawkeye`.
-    crop       The released code crops the centre of a larger image; here the whole image is seen.
+               `isqrt_hawkeye`, at 448 pixels by its description and 224 by its configuration.
+    crop       The released code keeps the aspect ratio on CUB and cuts the longer side to 448. It crops the
+               centre of 512 pixels on Aircraft and nothing on Cars. Here the whole image is a square.
     grid       The last stage has stride 1, as in the released code: 28x28 samples at 448 pixels. The
                authors' VGG-16 keeps its hidden layers; here it has none.
+
+Control of the grid: `baseline` with `grid=std14` (EfficientNet-Lite0, 14x14 at 224 pixels) has the same
+features. A baseline with the default grid has another network.
 """
 
 from __future__ import annotations

@@ -29,14 +29,15 @@ Maps. The class map is the secant map of (4) and (5): its mean and b_c are the s
 is a control.
 
 Departures and open readings
-    gamma      The paper sets it to 1 over the mean inner product of training descriptors. With raw
+    gamma      As recalled, the paper sets it to 1 over the mean inner product of descriptors. With raw
                descriptors (1) is no Gaussian kernel. `descriptors=scaled` divides them by the root of that
                mean, measured on 64 training images, and has gamma = 1, which gives the same first weights.
                `unit` makes (1) a Gaussian kernel; with four orders it is accurate for gamma up to 0.5.
-    alpha      They are learnt, without weight decay. Their signs are free, since only squares count in (1).
+    alpha      They are learnt at the base rate in both stages, without weight decay: at the rate of the
+               head they would leave the kernel in a hundred steps. Only their squares count in (1).
     sizes      p and d are recalled from the paper. For networks below 128 channels d is 512.
-    recipe     `cbp`, of compact bilinear pooling. The paper states none.
-    reduce     Published rows differ in their network, VGG-16 or ResNet-50; the features are not reduced.
+    recipe     `cbp`, of compact bilinear pooling; the paper's was not at hand.
+    reduce     The features are not reduced. The network of the published rows was not verified.
 
 `variant=compact` is compact bilinear pooling (Y. Gao, O. Beijbom, N. Zhang, T. Darrell, CVPR 2016): order 2
 alone, of 8192 dimensions.
@@ -140,7 +141,8 @@ class KernelPooling(PooledRecognizer):
         """Return the groups of the base, and the weights of the orders without decay."""
         groups = super().parameter_groups(recipe)
         if self.weights is not None:
-            take_out(groups, "orders", [self.weights], factor=self.new_factor(recipe), weight_decay=0.0)
+            factor = self.new_factor(recipe)
+            take_out(groups, "orders", [self.weights], factor=factor, weight_decay=0.0, steady=True)
         return groups
 
     def descriptors(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b l c"]:

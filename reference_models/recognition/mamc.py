@@ -31,7 +31,8 @@ does not overflow.
 
 Batches hold pairs of images of one class, of different classes where possible. Every image occurs once in an
 epoch, so an epoch has the images and steps of the baseline's. The last images of classes with an odd number
-are put two by two; if their number is odd, one is left out. `batch_size` counts images.
+form pairs of different classes, which count in N; if their number is odd, one is left out. `batch_size`
+counts images.
 
 Maps. The score is linear in U if the gates are held fixed. So M_c(l) = h w sum_p sum_ch (W_c V^p)_ch,l m^p_ch
 U_ch,l, where a location has the weights of its pooled cells, divided by their areas. Its mean, W_c sum_p v^p
@@ -39,7 +40,8 @@ and b_c are the score. The extra maps `attention_1`, `attention_2`, ... are sum_
 
 Variants. `light` (default) pools U to 7x7 before V^p: 206 million weights on ResNet-50 or 101. `paper` does
 not pool: 822 million at 448 pixels. `hawkeye` has unit vectors in (4), the anchor as its own positive, the
-divisor B P, and label smoothing; its recipe is `recipe=mamc_hawkeye` with `--image-size 224`.
+divisor B P, an ordinary layer V^p, and label smoothing; its recipe is `recipe=mamc_hawkeye` with
+`--image-size 224`.
 
 Rows of the paper's ablation: `baseline`; `mamc=none` (OSME alone); `mamc=sasc` (the first term of (5));
 the default; `attentions=3`. `mamc=none` is also the control: attention and batches, without the N-pair loss.
@@ -48,6 +50,8 @@ Departures and open readings
     (2)        Sum over attentions; concatenation is the other reading (`join`).
     V^p        Entries have variance 1 / inputs at the start, because inner products of 1024 values reach
                thousands otherwise. The parameter is V^p sqrt(inputs), because plain weights diverge with SGD.
+               A step of SGD then changes V^p less than in a plain layer, by the number of inputs, so with
+               small rates V^p stays close to its random start. `plain_weights` is an ordinary layer.
                S is not normalised (`normalise`).
     small      Networks below 256 channels have D = 4 C, and those below 128 have 8 hidden units in m^p in
                place of C / 16.
@@ -98,7 +102,13 @@ class MamcConfig(MethodConfig):
             "light": MappingProxyType({}),
             "paper": MappingProxyType({"pool": "flatten"}),
             "hawkeye": MappingProxyType(
-                {"normalise": True, "own_positive": True, "divisor": "vectors", "label_smoothing": 0.1}
+                {
+                    "normalise": True,
+                    "own_positive": True,
+                    "divisor": "vectors",
+                    "label_smoothing": 0.1,
+                    "plain_weights": True,
+                }
             ),
         }
     )
@@ -116,13 +126,15 @@ class MamcConfig(MethodConfig):
     mamc: Literal["full", "sasc", "none"] = "full"
     """Terms of (5) next to the cross-entropy: all three, the first one, or none."""
     npair_weight: Weight = 0.5
-    """lambda: the paper, and Hawkeye."""
+    """lambda: Hawkeye; as recalled, the paper's, too."""
     normalise: bool = False
     """Whether (4) compares unit vectors (Hawkeye)."""
     own_positive: bool = False
     """Whether an anchor is a positive of its own SASC term (Hawkeye)."""
     divisor: Literal["pairs", "vectors"] = "pairs"
     """What divides (4): the class pairs N, or all vectors B P (Hawkeye)."""
+    plain_weights: bool = False
+    """Whether V^p is an ordinary linear layer (Hawkeye), in place of the parameter V^p sqrt(C g g)."""
     label_smoothing: ShareBelow1 = 0.0
     """Label smoothing of the cross-entropy: 0.1 in Hawkeye."""
 
@@ -224,7 +236,9 @@ def pool_cells(features: Float[Tensor, "b c h w"], cells: int) -> Float[Tensor, 
 class Osme(nn.Module):
     """One-squeeze multi-excitation with a linear layer on each weighted map, eq. (1)."""
 
-    def __init__(self, channels: int, attentions: int, cells: int, embedding: int) -> None:
+    def __init__(
+        self, channels: int, attentions: int, cells: int, embedding: int, *, plain: bool = False
+    ) -> None:
         super().__init__()
         hidden = max(8, channels // 16)
         self.attentions, self.cells = attentions, cells
@@ -233,9 +247,12 @@ class Osme(nn.Module):
         inputs = channels * cells**2
         # Stored without the factor `scale`, so a step of SGD changes f by as much for any number of inputs.
         # With 62,720 inputs and a rate of 0.03, plain weights diverged in three steps.
-        self.scale = inputs**-0.5
+        self.scale = 1.0 if plain else inputs**-0.5
         self.weight = nn.Parameter(torch.randn(attentions, embedding, inputs))
         self.bias = nn.Parameter(torch.zeros(attentions, embedding))
+        if plain:  # as nn.Linear
+            for parameter in (self.weight, self.bias):
+                nn.init.uniform_(parameter, -(inputs**-0.5), inputs**-0.5)
 
     def gates(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b p c"]:
         """Return m^p, in (0, 1)."""
@@ -281,7 +298,7 @@ class Mamc(Recognizer):
         )
         cells = {"flatten": side, "grid7": min(side, LIGHT_CELLS), "gap": 1}[config.pool]
         embedding = config.embedding or min(1024, 4 * channels)
-        self.osme = Osme(channels, config.attentions, cells, embedding)
+        self.osme = Osme(channels, config.attentions, cells, embedding, plain=config.plain_weights)
         self.classifier = nn.Linear(
             embedding * (config.attentions if config.join == "concat" else 1), num_classes
         )

@@ -264,7 +264,7 @@ def _epoch(run: Run, reader: ImageReader, labels: np.ndarray, seed: int, bar: Pr
         for objective, optimizer in zip(run.objectives, run.optimizers, strict=True):
             base = objective.recipe.lr
             for group in optimizer.param_groups:
-                group["lr"] = base * group["factor"] * model.lr_factor(objective.recipe, done)
+                group["lr"] = base * model.group_factor(group, objective.recipe, done)
         pixels = arrays["pixels"]
         if on_device:
             pixels = device_views(pixels, arrays["draws"], model.input_spec.size, recipe)

@@ -28,7 +28,7 @@ from wsolbench.records.csv_rows import read_rows
 from wsolbench.records.record import RunRecord, precedence, settings_of
 from wsolbench.system.files import canonical_json
 
-COMMON_SETTINGS = frozenset(("recipe", "grid", "head", "width"))
+COMMON_SETTINGS = frozenset(("recipe", "head", "width"))
 """Settings with the same meaning in every method: they describe training and the underlying network."""
 
 NUMBER_FORMATS = ("train.", "eval.")
@@ -53,8 +53,8 @@ class Claim:
     have the prefix `post.`.
 
     Attributes:
-        published_a, published_b: printed values of both sides, in percent. Both are empty if no paper prints
-            two values that can be compared. The claim is then that B is above A.
+        published_a, published_b: printed values of both sides, in percent. Both are empty for a question
+            that no paper answers with two comparable values: is B above A?
         control: method that has everything of B except the idea that the claim is about, or empty. Its
             difference to A shows how much of the claim's difference has another cause.
         control_settings: settings of the control.
@@ -101,7 +101,7 @@ class Claim:
 
     @property
     def direction(self) -> int:
-        """1 if the paper has B above A, -1 if below. 1 if no paper prints it."""
+        """1 if the paper has B above A, -1 if below. 1 for a question."""
         difference = self.published_difference
         return 1 if difference is None or difference > 0 else -1
 
@@ -186,6 +186,7 @@ class _Side:
         scored = {f"dataset.{name}": data.get(name) for name in _DATA}
         network = {
             "backbone": method.get("backbone"),
+            "grid": method.get("grid"),
             "image_size": method.get("image_size"),
             "start": self.record.start,
             "training images": (self.record.training.get("dataset") or {}).get("fingerprint"),
@@ -194,8 +195,8 @@ class _Side:
 
     @cached_property
     def design(self) -> dict[str, Any]:
-        """Settings of the method and of its post-process."""
-        return _design(self.record.method)
+        """Settings of the method and of its post-process, without the grid: `circumstances` has it."""
+        return {name: value for name, value in _design(self.record.method).items() if name != "grid"}
 
     @cached_property
     def lengths(self) -> list[int] | None:

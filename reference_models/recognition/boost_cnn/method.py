@@ -23,17 +23,17 @@ are. A line search gives the network's step.
     (6)  f <- f + nu alpha g
          logits = sum_t nu alpha_t g_t
 
-This is a re-reading, not a reproduction. The paper's table names neither the base network, nor the number of
-rounds and epochs, nor what the networks share, and the released example has no fine-grained data. Here T
-copies of a classifier on pooled products (`base`, B-CNN) start from the same backbone, each with its own new
-head. So report it as boost-cnn[b-cnn, T], next to two controls: `combine=mean` has the same networks and
-losses with f = 0 in every round, and averages their logits; `rounds=1` is a single network. With the
-defaults, nu = 0.1 and three rounds, w changes little from round to round and the result is close to
-`combine=mean`. Report `shrinkage=1`, too.
+This is a re-reading, not a reproduction. We do not know the base network, the rounds and epochs of the
+published row, nor what its networks share, and the released example has no fine-grained data. Here T copies
+of a classifier on pooled products (`base`, B-CNN) start from the same backbone, each with its own new head.
+So report it as boost-cnn[b-cnn, T], next to two controls: `combine=mean` has the same networks and losses
+with f = 0 in every round, and averages their logits; `rounds=1` is a single network. With the defaults, nu =
+0.1 and three rounds, w changes little from round to round and the result is close to `combine=mean`. Report
+`shrinkage=1`, too.
 
 At an equal number of images, each network has a T-th of the epochs. On generated birds at 64 pixels the sum
 of three (`shrinkage=1`) gained accuracy in each round, and stayed below the baseline trained in one piece; at
-128 pixels that of the defaults is not below it (one seed each).
+128 pixels, with the defaults, it is not significantly different from it (one seed each).
 
 A run has T stages of equal length, each with the recipe of the base: first the head, then everything. The
 other networks are frozen in evaluation mode. When a round ends, all training images pass through its network,
@@ -53,7 +53,7 @@ Departures
                has.
     (5)        A fine-tuned network can classify all training images, and then R falls for ever. Released is
                a doubling of a until exp underflows. Here a is at most `cap` over the mean margin of g,
-               weighted by w. By Jensen's inequality, no step can promise more than R exp(-cap / 2).
+               weighted by w. By Jensen's inequality, the risk after a step is at least R exp(-cap / 2).
     rounds     The paper lets a round choose among candidate networks; here there is one. The run does not
                stop after a round without descent, since its length is fixed.
     recipe     `bcnn`, also with another base. The rounds share its epochs (`round_epochs`).
@@ -232,6 +232,14 @@ class BoostCnn(Recognizer):
         return self._rounds[place.stage].lr_factor(
             replace(recipe, epochs=length), (time - place.start) / length
         )
+
+    def group_factor(self, group: Mapping[str, Any], recipe: Recipe, progress: float) -> float:
+        """Return the factor of a group's rate, as the network that learns has it."""
+        time = progress * recipe.epochs
+        place = self.round_at(time, recipe.epochs)
+        length = place.stop - place.start
+        network = self._rounds[place.stage]
+        return network.group_factor(group, replace(recipe, epochs=length), (time - place.start) / length)
 
     def parameter_groups(self, recipe: Recipe) -> list[dict[str, Any]]:
         """Return the groups of every network."""

@@ -73,7 +73,7 @@ def transfer_parts(
     """Return medians of the parts of some training images, whose boxes are relative to their objects."""
     found = parts[index].float()  # (B, n, K, 4)
     found = torch.where(mirrored[:, :, None, None], mirror_boxes(found), found)
-    return found.median(dim=1).values
+    return found.quantile(0.5, dim=1)  # of an even number the mean of the two in the middle
 
 
 def flood(mask: Bool[Tensor, "b h w"], start: Bool[Tensor, "b h w"]) -> Bool[Tensor, "b h w"]:

@@ -39,7 +39,8 @@ def test_a_fine_tuned_small_network_has_one_rate_for_all_its_weights(method):
     model.backbone.weights = SimpleNamespace(sha256="x", name="x")
     recipe = method.recipe_for("tiny", 4, {})
     assert recipe.optimizer == "adamw"
-    assert {recipe.lr * group["factor"] for group in model.parameter_groups(recipe)} == {2e-3}
+    if method.learns_from == "gradients":
+        assert {recipe.lr * group["factor"] for group in model.parameter_groups(recipe)} == {2e-3}
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])

@@ -255,7 +255,11 @@ def test_recipes_show_whole_images():
         assert (recipe.resize, recipe.flip, recipe.rotation, recipe.short_side) == (1.0, 0.0, 0.0, False)
     with pytest.raises(UsageError, match=r"flip=0.5.*boxes belong to whole images"):
         Coseq.recipe_for("tiny", CLASSES, {"recipe.flip": "0.5"})
-    assert Coseq.recipe_for("vgg16", 200, {}) == Baseline.recipe_for("vgg16", 200, {"recipe": "coseq"})
+    baseline = Baseline.recipe_for(
+        "vgg16", 200, {"recipe": "coseq"}
+    )  # crops and mirrors, as CoSeq does itself
+    assert (baseline.resize, baseline.flip) == (256 / 224, 0.5)
+    assert replace(baseline, resize=1.0, flip=0.0) == Coseq.recipe_for("vgg16", 200, {})
     assert Coseq.default_size("vgg16", 200) == 448
 
 

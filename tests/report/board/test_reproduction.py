@@ -115,7 +115,7 @@ def test_the_comparison_of_most_runs_stands_for_the_claim_and_transforms_have_ta
     assert "rotate90" in second.splitlines()[0]
 
 
-def test_a_claim_without_printed_numbers_is_that_b_is_above_a(tmp_path: Path) -> None:
+def test_a_question_has_no_printed_numbers_and_says_which_side_is_above(tmp_path: Path) -> None:
     unprinted = replace(CLAIM, published_a="", published_b="")
     assert unprinted.direction == 1
     assert replace(CLAIM, published_b="40").direction == -1
@@ -125,7 +125,7 @@ def test_a_claim_without_printed_numbers_is_that_b_is_above_a(tmp_path: Path) ->
         line for line in reproduction_markdown([unprinted], stored(tmp_path)).splitlines() if "| P" in line
     ]
     assert line.split(" | ")[3:5] == ["", "-3.0 [-3.1, -2.9]"]
-    assert "| opposite " in line
+    assert "| below " in line
 
 
 def test_one_printed_number_is_not_enough(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from wsolbench.system.files import canonical_json
 ALPHA = 0.05
 """Largest corrected p-value of a claim that holds."""
 
-VERDICTS = ("holds", "opposite", "undecided", "one seed", "unequal budget")
+VERDICTS = ("holds", "opposite", "above", "below", "undecided", "one seed", "unequal budget")
 """Verdicts of claims with a comparison. Those without one are `no partner`."""
 
 
@@ -202,6 +202,8 @@ def _verdict(row: _Row, corrected: float | None) -> str:
     signs = {direction * value > 0 for value in difference.per_pair or (difference.difference,)}
     if corrected >= ALPHA or len(signs) > 1 or 0 in (difference.per_pair or ()):
         return "undecided"
+    if row.claim.published_difference is None:
+        return "above" if signs == {True} else "below"
     return "holds" if signs == {True} else "opposite"
 
 
@@ -273,8 +275,8 @@ def _not_compared(
 
 
 _EXPLANATION = (
-    "*published* and *here* are B minus A for a claim `B over A`, in percentage points.",
-    "*published* is empty if no paper prints two values that can be compared.",
+    "*published* and *here* are B minus A for a claim or question `B over A`, in percentage points.",
+    "It is empty for a question that no paper answers with two comparable values: is B above A?",
     "The 95 % interval is over images and seeds, or over images alone for one seed (marked ¹).",
     "*sd* is the standard deviation over seeds of the difference of two runs.",
     "*per seed* is the difference of the runs of each seed.",
@@ -282,8 +284,9 @@ _EXPLANATION = (
     "*control* is the difference of the claim's control and A.",
     "*images seen* is the number of training images that a run of A has seen.",
     "",
-    f"- *holds*: p Holm is below {ALPHA}, and all seeds have the published sign (+ if none is published).",
+    f"- *holds*: p Holm is below {ALPHA}, and all seeds have the published sign.",
     "- *opposite*: the same with the opposite sign.",
+    "- *above*, *below*: the same for a question.",
     "- *undecided*: neither.",
     "- *one seed*: another training may give another sign, so there is no verdict.",
     "- *unequal budget*: B and A differ in more than the method, so there is no verdict.",
