@@ -79,6 +79,12 @@ danet             inception_v3        spa_cub            spa_ilsvrc   padded  -
 danet             efficientnet_lite0  finetune           finetune     std14   -
 danet             tiny                tiny               tiny         std16   -
 danet             timm:resnet10t      finetune           finetune     std14   -
+dcl               vgg16               spa_cub            spa_ilsvrc   std14   -
+dcl               resnet50            dcl                dcl          stock   448
+dcl               inception_v3        spa_cub            spa_ilsvrc   std28   -
+dcl               efficientnet_lite0  finetune           finetune     stock   -
+dcl               tiny                tiny               tiny         std16   -
+dcl               timm:resnet10t      finetune           finetune     stock   -
 deep-kspd         vgg16               bcnn               spa_ilsvrc   std14   448
 deep-kspd         resnet50            bcnn               spa_ilsvrc   stock   448
 deep-kspd         inception_v3        spa_cub            spa_ilsvrc   std28   -
