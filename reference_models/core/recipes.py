@@ -235,7 +235,7 @@ SSANET = replace(
 )
 
 DCL = Recipe(
-    source="JDAI-CV/DCL (rate, batch, sizes, rotation); 180 epochs chosen here",
+    source="JDAI-CV/DCL (rate, batch, sizes, rotation) and Hawkeye (180 epochs)",
     epochs=180,
     batch_size=16,
     lr=8e-4,

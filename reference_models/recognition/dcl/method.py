@@ -60,8 +60,8 @@ Open readings
                printed sum, in units of cells, is `loc_reduction=sum`: 2 N^3 times as much, 686 for N = 7.
     (8)        The initial bias is the mean of the targets, so that no ReLU is dead at the start.
     S          If N does not divide S, the pixels outside the central N floor(S / N) stay in place.
-    recipe     Rate, batch, sizes and rotation are those of the released code. The length, 180 epochs, is not
-               verified; the released command has 360 (`dcl_official`, whose loop ends one epoch earlier).
+    recipe     Rate, batch, sizes and rotation are those of the released code, and 180 epochs those of
+               Hawkeye. The released command has 360 (`dcl_official`, whose loop ends one epoch earlier).
 """
 
 from __future__ import annotations
