@@ -313,6 +313,16 @@ FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
             milestones=tuple(epoch / 359 for epoch in (60, 120, 180, 240, 300)),
             rotation_filter="nearest",
         ),
+        "dfl": Recipe(
+            source="this project: length, batch, rate and sizes; the paper's are not verified",
+            epochs=100,
+            batch_size=16,
+            lr=1e-3,
+            weight_decay=1e-4,
+            milestones=(0.4, 0.8),
+            bias_factor=1.0,
+            resize=512 / 448,
+        ),
         "coseq": Recipe(
             source="jkrause314/fg_without (rate, its fall, batch, decay); 100 epochs in place of 320",
             epochs=100,

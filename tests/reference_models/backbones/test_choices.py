@@ -85,6 +85,12 @@ dcl               inception_v3        spa_cub            spa_ilsvrc   std28   -
 dcl               efficientnet_lite0  finetune           finetune     stock   -
 dcl               tiny                tiny               tiny         std16   -
 dcl               timm:resnet10t      finetune           finetune     stock   -
+dfl-cnn           vgg16               dfl                spa_ilsvrc   std14   448
+dfl-cnn           resnet50            dfl                spa_ilsvrc   stock   448
+dfl-cnn           inception_v3        spa_cub            spa_ilsvrc   std28   -
+dfl-cnn           efficientnet_lite0  finetune           finetune     stock   -
+dfl-cnn           tiny                tiny               tiny         std16   -
+dfl-cnn           timm:resnet10t      finetune           finetune     stock   -
 deep-kspd         vgg16               bcnn               spa_ilsvrc   std14   448
 deep-kspd         resnet50            bcnn               spa_ilsvrc   stock   448
 deep-kspd         inception_v3        spa_cub            spa_ilsvrc   std28   -
