@@ -1,4 +1,4 @@
-"""DFL-CNN: a bank of patch filters per class, whose strongest responses count.
+"""DFL-CNN: patch filters of each class, classified by their peaks.
 
 Y. Wang, V. Morariu, L. Davis, "Learning a discriminative filter bank within a CNN for fine-grained
 recognition", CVPR 2018. There is no released code; the numbers of the equations are those of this file.
