@@ -81,7 +81,10 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         grid=grid,
         input_spec=SPEC,
         profile=PROFILE,
-        roles={"last-layers": (Stage("blocks5_3", last, 192), *layout[-2:])},
+        roles={
+            "last-layers": (Stage("blocks5_3", last, 192), *layout[-2:]),
+            "patches": layout[-3:-2],
+        },
     )
     backbone.weights, backbone.classifier = source, classifier
     return backbone

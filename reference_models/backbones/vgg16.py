@@ -88,6 +88,7 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
             "drop-after-pool": (third, fourth, Stage("relu5_3", fourth.stride, last.channels)),
             "attend": layout[-4:],
             "last-layers": tuple(Stage(f"relu5_{n}", fourth.stride, last.channels) for n in (1, 2, 3)),
+            "patches": (Stage("relu4_3", third.stride, fourth.channels),),
         },
     )
     backbone.weights = source

@@ -54,9 +54,11 @@ class MethodConfig(Ranged):
 def check_settings(config: Any, kind: str) -> None:
     """Raise `UsageError` for a setting outside its range.
 
-    The message names the method or post-process by the file of its config.
+    The message names the method or post-process by the file of its config, or by the folder of a
+    `method.py`.
     """
-    owner = type(config).__module__.rpartition(".")[2].replace("_", "-")
+    package, _, module = type(config).__module__.rpartition(".")
+    owner = (package.rpartition(".")[2] if module == "method" else module).replace("_", "-")
     check_fields(config, f"{kind} {owner!r}", found="setting {name} of {what} is {value}")
 
 

@@ -17,7 +17,9 @@ GridPurpose = Literal[
     "fine-grained", "small", "padded", "overlapping-pools", "overlapping-pools-small", "tokens"
 ]
 StepGroup = Literal["last-stage", "deep"]
-Role = Literal["early-branch", "branch", "drop", "drop-after-pool", "attend", "guides", "last-layers"]
+Role = Literal[
+    "early-branch", "branch", "drop", "drop-after-pool", "attend", "guides", "last-layers", "patches"
+]
 
 ROLES: Mapping[Role, str] = MappingProxyType(
     {
@@ -28,6 +30,7 @@ ROLES: Mapping[Role, str] = MappingProxyType(
         "attend": "the steps after which an attention block is inserted",
         "guides": "the two steps whose features feed guiding branches",
         "last-layers": "two or three last steps of one grid whose features are multiplied with each other",
+        "patches": "the inner step whose cells are compared with patch filters",
     }
 )
 
@@ -96,5 +99,6 @@ def default_roles(layout: Sequence[Stage]) -> dict[Role, tuple[Stage, ...]]:
         "attend": layout[-3:],
         "guides": layout[-2:] if len(layout) > 1 else (),
         "last-layers": layout[-2:] if len({stage.stride for stage in layout[-2:]}) == 1 < len(layout) else (),
+        "patches": layout[-2:-1],
     }
     return {role: tuple(steps) for role, steps in roles.items() if steps}

@@ -234,6 +234,18 @@ SSANET = replace(
     milestones=(60 / 90,),
 )
 
+DCL = Recipe(
+    source="JDAI-CV/DCL (rate, batch, sizes, rotation) and Hawkeye (180 epochs)",
+    epochs=180,
+    batch_size=16,
+    lr=8e-4,
+    weight_decay=0.0,
+    milestones=(1 / 3, 2 / 3),
+    bias_factor=1.0,
+    resize=512 / 448,
+    rotation=15.0,
+)
+
 FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
     {
         "lio": LIO,
@@ -292,6 +304,24 @@ FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
             warmup=5 / 60,
             new_factor=10.0,
             bias_factor=1.0,
+        ),
+        "dcl": DCL,
+        "dcl_official": replace(
+            DCL,
+            source="JDAI-CV/DCL",
+            epochs=359,
+            milestones=tuple(epoch / 359 for epoch in (60, 120, 180, 240, 300)),
+            rotation_filter="nearest",
+        ),
+        "dfl": Recipe(
+            source="this project: length, batch, rate and sizes; the paper's are not verified",
+            epochs=100,
+            batch_size=16,
+            lr=1e-3,
+            weight_decay=1e-4,
+            milestones=(0.4, 0.8),
+            bias_factor=1.0,
+            resize=512 / 448,
         ),
         "coseq": Recipe(
             source="jkrause314/fg_without (rate, its fall, batch, decay); 100 epochs in place of 320",

@@ -84,6 +84,7 @@ from reference_models.core.backbone import Backbone
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass
 from reference_models.core.recipes import FINE_GRAINED
+from reference_models.layers.cells import cell_weights, pool_cells
 from reference_models.layers.second_order import in_full_precision, unit
 from wsolbench.ranges import Channels, Range, ShareBelow1, Weight
 
@@ -217,20 +218,6 @@ def n_pair_terms(
 
 
 # --- layers -------------------------------------------------------------------------------------------------
-
-
-def cell_weights(side: int, cells: int, like: Tensor) -> Float[Tensor, "side cells"]:
-    """Return the matrix of adaptive mean pooling along one axis. Columns sum to 1."""
-    return F.adaptive_avg_pool1d(torch.eye(side, dtype=like.dtype, device=like.device), cells)
-
-
-def pool_cells(features: Float[Tensor, "b c h w"], cells: int) -> Float[Tensor, "b c g g"]:
-    """Return the means of `cells` x `cells` cells. A smaller map repeats its values.
-
-    Matrix products, because the backward pass of adaptive pooling is not deterministic on a GPU.
-    """
-    rows, columns = (cell_weights(side, cells, features) for side in features.shape[2:])
-    return rows.T @ features @ columns
 
 
 class Osme(nn.Module):

@@ -23,7 +23,6 @@ from reference_models.recognition.mamc import (
     MamcConfig,
     draw_class_pairs,
     n_pair_terms,
-    pool_cells,
 )
 from tests.reference_models.conftest import toy_backbone, toy_batch
 
@@ -257,12 +256,6 @@ def test_vectors_are_a_linear_layer_on_the_gated_map():
         torch.testing.assert_close(vectors[:, p], expected, atol=1e-5, rtol=1e-4)
     extra = model.localize(images).extra_maps
     torch.testing.assert_close(extra["attention_2"], (gates[:, 1, :, None, None] * features).sum(dim=1))
-
-
-@pytest.mark.parametrize(("side", "cells"), [(14, 7), (16, 7), (4, 7), (5, 1), (1, 7)])
-def test_cells_are_those_of_adaptive_pooling(side, cells):
-    features = torch.randn(2, 3, side, side + 1)
-    torch.testing.assert_close(pool_cells(features, cells), F.adaptive_avg_pool2d(features, cells))
 
 
 def test_gates_are_shares_that_differ_between_attentions_and_images():
