@@ -82,6 +82,7 @@ COUNTS = {
     ("awesome-wsol", "README"): (0, 0, 22),
     ("idc", "README"): (2, 0, 0),
     ("mamc", "notes"): (0, 0, 7),
+    ("tasn", "README"): (2, 0, 0),
     ("trilite", "notes"): (0, 0, 2),
     ("unitab", "README"): (3, 0, 11),
 }
