@@ -187,6 +187,12 @@ ssanet            inception_v3        spa_cub            spa_ilsvrc   std28   -
 ssanet            efficientnet_lite0  finetune           finetune     stock   -
 ssanet            tiny                tiny               tiny         std16   -
 ssanet            timm:resnet10t      finetune           finetune     stock   -
+tasn              vgg16               spa_cub            spa_ilsvrc   std14   -
+tasn              resnet50            tasn               tasn         stock   448
+tasn              inception_v3        spa_cub            spa_ilsvrc   std28   -
+tasn              efficientnet_lite0  finetune           finetune     stock   -
+tasn              tiny                tiny               tiny         std16   -
+tasn              timm:resnet10t      finetune           finetune     stock   -
 """
 """Recipe and side for 20 classes, recipe for 1000 classes, variant of the backbone; - is the backbone's side."""
 
