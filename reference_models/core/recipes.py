@@ -295,6 +295,14 @@ FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
             short_side=True,
             rotation=30.0,
         ),
+        "fcan": replace(
+            NTS,
+            source="this project: of the paper, no training details were available",
+            epochs=90,
+            milestones=(60 / 90,),
+            new_factor=10.0,
+            resize=512 / 448,
+        ),
         "mamc_hawkeye": Recipe(
             source="Hawkeye's re-implementation of MAMC, at 224 pixels (5 classes of 2 images a step)",
             epochs=60,
