@@ -23,7 +23,7 @@ places that are rewarded more than usual.
     p_t         prefix_predictions      (B, M, T + 1, Y)    log-probabilities, t = 0 .. T
     R_t, b_t    rewards, usual_reward   (B, M, T), (T,)
 
-    (1)  pi_t = softmax over cells of conv1_t(relu(conv3_t(F))); F gets no gradient from here
+    (1)  pi_t = softmax over cells of two 3x3 convolutions of F with a ReLU between; no gradient to F
     (2)  l_t ~ pi_t in training; at test the most probable cell whose square does not overlap an earlier one
     (3)  s_t = W_t (mean of F over the square around l_t) + w_t
     (4)  p_t = mean of softmax(s_0), ..., softmax(s_t);  L_t = - log p_t(y)
