@@ -1,4 +1,4 @@
-"""FCAN: look at sampled parts, rewarded for right predictions (re-reading).
+"""FCAN, a re-reading: sampled parts, rewarded for right predictions.
 
 X. Liu, T. Xia, J. Wang, Y. Yang, F. Zhou, Y. Lin, "Fully convolutional attention networks for fine-grained
 recognition", arXiv:1603.06765, 2016. There is no released code.
