@@ -4,9 +4,10 @@ S. Ioffe, C. Szegedy, "Batch normalization: Accelerating deep network training b
 shift", ICML 2015.
 
 NTS-Net, SSANET and Focus-and-Discriminate pass whole images and crops of parts through one network, one kind
-at a time. In training each pass is normalised by the statistics of its own batch. The running statistics that
-replace them at test are, in released code, shared: a mixture of both kinds, which fits neither.
-`norm_statistics=per_input` gives the crops running statistics of their own. Weights and biases are shared.
+at a time. TASN does so with two views of an image. In training each pass is normalised by the statistics of
+its own batch. The running statistics that replace them at test are, in released code, shared: a mixture of
+both kinds, which fits neither. `norm_statistics=per_input` gives the crops running statistics of their own.
+Weights and biases are shared.
 
 As long as every layer normalises by its batch, running statistics take no part in training: both settings
 then train the same weights, and differ at test. Frozen layers use their running statistics in training, too.

@@ -82,6 +82,7 @@ COUNTS = {
     ("awesome-wsol", "README"): (0, 0, 22),
     ("idc", "README"): (2, 0, 0),
     ("mamc", "notes"): (0, 0, 7),
+    ("tasn", "README"): (2, 0, 0),
     ("trilite", "notes"): (0, 0, 2),
     ("unitab", "README"): (3, 0, 11),
 }
@@ -94,7 +95,7 @@ def test_every_table_is_complete() -> None:
     found = Counter(((each.paper, each.table), each.evidence) for each in NUMBERS)
     tables = dict.fromkeys(table for table, _ in found)
     assert {table: tuple(found[table, evidence] for evidence in EVIDENCE) for table in tables} == COUNTS
-    assert len(NUMBERS) == 1144
+    assert len(NUMBERS) == 1146
 
 
 def test_every_table_of_the_five_papers_is_read() -> None:

@@ -103,6 +103,12 @@ eil               inception_v3        eil                spa_ilsvrc   std28   -
 eil               efficientnet_lite0  finetune           finetune     std14   -
 eil               tiny                tiny               tiny         std16   -
 eil               timm:resnet10t      finetune           finetune     std14   -
+fcan              vgg16               spa_cub            spa_ilsvrc   std14   -
+fcan              resnet50            fcan               fcan         stock   448
+fcan              inception_v3        spa_cub            spa_ilsvrc   std28   -
+fcan              efficientnet_lite0  finetune           finetune     stock   -
+fcan              tiny                tiny               tiny         std16   -
+fcan              timm:resnet10t      finetune           finetune     stock   -
 focus-discriminate vgg16               spa_cub            spa_ilsvrc   std14   -
 focus-discriminate resnet50            fnd                fnd          stock   448
 focus-discriminate inception_v3        spa_cub            spa_ilsvrc   std28   -
@@ -199,6 +205,12 @@ ssanet            inception_v3        spa_cub            spa_ilsvrc   std28   -
 ssanet            efficientnet_lite0  finetune           finetune     stock   -
 ssanet            tiny                tiny               tiny         std16   -
 ssanet            timm:resnet10t      finetune           finetune     stock   -
+tasn              vgg16               spa_cub            spa_ilsvrc   std14   -
+tasn              resnet50            tasn               tasn         stock   448
+tasn              inception_v3        spa_cub            spa_ilsvrc   std28   -
+tasn              efficientnet_lite0  finetune           finetune     stock   -
+tasn              tiny                tiny               tiny         std16   -
+tasn              timm:resnet10t      finetune           finetune     stock   -
 """
 """Recipe and side for 20 classes, recipe for 1000 classes, variant of the backbone; - is the backbone's side."""
 

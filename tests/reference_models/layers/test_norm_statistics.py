@@ -14,6 +14,7 @@ from reference_models.layers.norm_statistics import BUFFERS, PartStatistics
 from reference_models.recognition.focus_discriminate import FocusDiscriminate
 from reference_models.recognition.nts_net import NtsNet
 from reference_models.recognition.ssanet.method import Ssanet
+from reference_models.recognition.tasn.method import Tasn
 from reference_models.training.checkpoint import load_checkpoint
 from reference_models.training.loop import fit
 from reference_models.training.parallel import synchronise_batch_norm
@@ -24,6 +25,8 @@ from wsolbench.testing import run_check
 
 CLASSES = 5
 METHODS = (NtsNet, Ssanet, FocusDiscriminate)
+EVERY = (*METHODS, Tasn)
+"""Also the method whose parts are seen in training only."""
 PLAIN = {"ssanet": {"dsm": "none", "op": "false"}}
 
 
@@ -131,14 +134,14 @@ def test_synchronised_batch_norm_keeps_both_kinds():
 # --- the methods --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EVERY)
 def test_a_new_model_predicts_the_same_with_either_setting(method):
     shared, own = (model.eval() for model in pair(method))
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(shared.localize(images).logits, own.localize(images).logits)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EVERY)
 def test_steps_with_the_statistics_of_the_batch_give_the_same_weights_with_either_setting(method):
     trained = []
     for model in pair(method):
@@ -168,7 +171,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EVERY)
 def test_equal_inputs_of_both_kinds_give_the_shared_statistics(method):
     """A momentum of 1 keeps only the last batch; of equal batches it does not matter whose it is."""
     shared, own = pair(method)
@@ -180,11 +183,14 @@ def test_equal_inputs_of_both_kinds_give_the_shared_statistics(method):
                 layer.momentum = 1.0
         model.train()
         model.part_size = 32  # ssanet
-        object.__setattr__(model.config, "part_size", 32)
+        if method is not Tasn:
+            object.__setattr__(model.config, "part_size", 32)
         with torch.no_grad():
             features = model.backbone.run(images)
             if method is Ssanet:
                 model.look(images, features, boxes)
+            elif method is Tasn:
+                model.look_at_detail(images)
             else:
                 (model.look if method is NtsNet else model.region_features)(images, boxes)
     for name, layer in own.part_statistics.layers.items():
@@ -206,7 +212,17 @@ def test_parts_at_test_are_seen_with_the_statistics_of_parts(method):
     assert not torch.equal(before.logits, after.logits)
 
 
-@pytest.mark.parametrize("name", [method.method_name for method in METHODS])
+def test_views_of_details_take_no_part_at_test():
+    model, images = create(Tasn, norm_statistics="per_input").eval(), torch.randn(2, 3, 32, 32)
+    before = model.localize(images).logits
+    for layer in model.part_statistics.layers.values():
+        layer.running_mean += 1
+    assert torch.equal(before, model.localize(images).logits)
+    model.backbone.steps["one"][1].running_mean += 1
+    assert not torch.equal(before, model.localize(images).logits)
+
+
+@pytest.mark.parametrize("name", [method.method_name for method in EVERY])
 @pytest.mark.parametrize("check", ["fake_gpu", "checkpoint"])
 def test_statistics_per_input_pass_the_checks_of_every_method(name, check):
     run_check(name, check, settings={"norm_statistics": "per_input"})
@@ -216,7 +232,7 @@ def test_statistics_per_input_pass_the_checks_of_every_method(name, check):
 
 
 def test_the_default_is_not_written_so_that_older_runs_stay_the_same_run():
-    for method in METHODS:
+    for method in EVERY:
         plain, own = method.Config(), method.Config(norm_statistics="per_input")
         assert "norm_statistics" not in to_json(plain)
         assert to_json(own) == {**to_json(plain), "norm_statistics": "per_input"}

@@ -1,0 +1,1 @@
+"""TASN and its layers."""
