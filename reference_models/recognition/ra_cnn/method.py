@@ -71,6 +71,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +82,7 @@ from reference_models.base.recognizer import Recognizer
 from reference_models.core.backbone import Backbone
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass, Proposals
-from reference_models.core.recipes import Recipe
+from reference_models.core.recipes import FINE_GRAINED, Recipe
 from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.norm_statistics import PartStatistics
 from reference_models.recognition.ra_cnn.attention_crop import (
@@ -94,7 +95,7 @@ from reference_models.recognition.ra_cnn.attention_crop import (
     weak_place,
     zoom_in,
 )
-from reference_models.recognition.ra_cnn.settings import RECIPES, RaCnnConfig
+from reference_models.recognition.ra_cnn.settings import RaCnnConfig
 from reference_models.training.stages import Place, stage_at
 
 PAPER = "ra-cnn"
@@ -118,7 +119,7 @@ class RaCnn(Recognizer):
     method_name = "ra-cnn"
     Config = RaCnnConfig
     config: RaCnnConfig
-    recipes = RECIPES
+    recipes = MappingProxyType({"racnn": FINE_GRAINED["racnn"]})
 
     def __init__(self, backbone: Backbone, num_classes: int, config: RaCnnConfig) -> None:
         super().__init__(backbone, num_classes, config)

@@ -1,4 +1,4 @@
-"""The settings of RA-CNN and the recipe of a run.
+"""The settings of RA-CNN.
 
 J. Fu, H. Zheng, T. Mei, "Look closer to see better: recurrent attention convolutional neural network for
 fine-grained image recognition", CVPR 2017. See `method.py`.
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-from reference_models.core.recipes import Recipe
 from reference_models.layers.norm_statistics import PartInputConfig
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Count, Positive, Range, SideOrDefault
@@ -106,21 +105,3 @@ class RaCnnConfig(PartInputConfig):
             )
         if self.part_size == 1:
             raise UsageError(f"setting part_size=1 {who}: expected at least 2 pixels, or 0: half the image")
-
-
-RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {
-        "racnn": Recipe(
-            source="this project: the paper gives no rates; milestones are those of each stage",
-            epochs=sum(LENGTHS),
-            batch_size=16,
-            lr=1e-3,
-            weight_decay=5e-4,
-            milestones=(0.6,),
-            new_factor=1.0,
-            bias_factor=1.0,
-            resize=512 / 448,
-        )
-    }
-)
-"""Recipes by name."""

@@ -169,6 +169,12 @@ nts-net           inception_v3        spa_cub            spa_ilsvrc   std28   -
 nts-net           efficientnet_lite0  finetune           finetune     stock   -
 nts-net           tiny                tiny               tiny         std16   -
 nts-net           timm:resnet10t      finetune           finetune     stock   -
+ra-cnn            vgg16               spa_cub            spa_ilsvrc   std14   -
+ra-cnn            resnet50            racnn              racnn        stock   448
+ra-cnn            inception_v3        spa_cub            spa_ilsvrc   std28   -
+ra-cnn            efficientnet_lite0  finetune           finetune     stock   -
+ra-cnn            tiny                tiny               tiny         std16   -
+ra-cnn            timm:resnet10t      finetune           finetune     stock   -
 spa               vgg16               spa_cub            spa_ilsvrc   std14   -
 spa               resnet50            spa_cub            spa_ilsvrc   std28   -
 spa               inception_v3        spa_cub            spa_ilsvrc   std28   -
