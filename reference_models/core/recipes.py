@@ -304,6 +304,17 @@ FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
             bias_factor=1.0,
             resize=512 / 448,
         ),
+        "macnn": Recipe(
+            source="MA-CNN's released factors of the rate; lengths and milestones chosen here, of each stage",
+            epochs=100,
+            batch_size=16,
+            lr=1e-3,
+            weight_decay=5e-4,
+            milestones=(0.6,),
+            new_factor=10.0,
+            bias_factor=2.0,
+            resize=512 / 448,
+        ),
         "coseq": Recipe(
             source="jkrause314/fg_without (rate, its fall, batch, decay); 100 epochs in place of 320",
             epochs=100,

@@ -145,6 +145,12 @@ lio               inception_v3        spa_cub            spa_ilsvrc   std28   -
 lio               efficientnet_lite0  finetune           finetune     stock   -
 lio               tiny                tiny               tiny         std16   -
 lio               timm:resnet10t      finetune           finetune     stock   -
+ma-cnn            vgg16               spa_cub            spa_ilsvrc   std14   -
+ma-cnn            resnet50            macnn              macnn        stock   448
+ma-cnn            inception_v3        spa_cub            spa_ilsvrc   std28   -
+ma-cnn            efficientnet_lite0  finetune           finetune     stock   -
+ma-cnn            tiny                tiny               tiny         std16   -
+ma-cnn            timm:resnet10t      finetune           finetune     stock   -
 mamc              vgg16               spa_cub            spa_ilsvrc   std14   -
 mamc              resnet50            nts                nts          stock   448
 mamc              inception_v3        spa_cub            spa_ilsvrc   std28   -
