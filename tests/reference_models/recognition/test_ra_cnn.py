@@ -367,6 +367,18 @@ def test_the_exact_gradients_of_the_ranking_are_those_of_autograd(crop_grad):
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
 
+def test_each_square_learns_from_its_own_term_also_where_both_terms_are_active():
+    model = at_epoch(ra_cnn(crop_grad="sampler", margin=1.0), STAGES["C odd"])
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    looks, zooms = model.look(images, learns=True)
+    terms = model.rank_terms(looks, zooms, labels)
+    (found,) = torch.autograd.grad(terms["rank1"], zooms[0].place, retain_graph=True)
+    sure = looks[1].logits.softmax(dim=1)[torch.arange(4), labels].mean()
+    (expected,) = torch.autograd.grad(-sure, zooms[0].handle)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+    assert found.abs().max() > 1e-5
+
+
 def test_images_whose_closer_view_is_surer_push_nothing():
     model, images, _ = rank_model("surrogate")
     looks, zooms = model.look(images, learns=True)
