@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -59,6 +60,14 @@ class PartStatistics(nn.Module):
                 for buffer in BUFFERS:
                     own.register_buffer(buffer, layer.get_buffer(buffer).clone())
                 self.layers[name.replace(".", "/")] = own
+
+    @torch.no_grad()
+    def start_from(self, backbone: nn.Module) -> None:
+        """Copy the running statistics of the backbone, as at construction."""
+        for name, own in self.layers.items():
+            theirs = backbone.get_submodule(name.replace("/", "."))
+            for buffer in BUFFERS:
+                own.get_buffer(buffer).copy_(theirs.get_buffer(buffer))
 
     @contextlib.contextmanager
     def in_use(self, backbone: nn.Module) -> Iterator[None]:

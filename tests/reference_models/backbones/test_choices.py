@@ -163,6 +163,12 @@ lio               inception_v3        spa_cub            spa_ilsvrc   std28   -
 lio               efficientnet_lite0  finetune           finetune     stock   -
 lio               tiny                tiny               tiny         std16   -
 lio               timm:resnet10t      finetune           finetune     stock   -
+ma-cnn            vgg16               spa_cub            spa_ilsvrc   std14   -
+ma-cnn            resnet50            macnn              macnn        stock   448
+ma-cnn            inception_v3        spa_cub            spa_ilsvrc   std28   -
+ma-cnn            efficientnet_lite0  finetune           finetune     stock   -
+ma-cnn            tiny                tiny               tiny         std16   -
+ma-cnn            timm:resnet10t      finetune           finetune     stock   -
 mamc              vgg16               spa_cub            spa_ilsvrc   std14   -
 mamc              resnet50            nts                nts          stock   448
 mamc              inception_v3        spa_cub            spa_ilsvrc   std28   -
@@ -187,6 +193,12 @@ nts-net           inception_v3        spa_cub            spa_ilsvrc   std28   -
 nts-net           efficientnet_lite0  finetune           finetune     stock   -
 nts-net           tiny                tiny               tiny         std16   -
 nts-net           timm:resnet10t      finetune           finetune     stock   -
+ra-cnn            vgg16               spa_cub            spa_ilsvrc   std14   -
+ra-cnn            resnet50            racnn              racnn        stock   448
+ra-cnn            inception_v3        spa_cub            spa_ilsvrc   std28   -
+ra-cnn            efficientnet_lite0  finetune           finetune     stock   -
+ra-cnn            tiny                tiny               tiny         std16   -
+ra-cnn            timm:resnet10t      finetune           finetune     stock   -
 spa               vgg16               spa_cub            spa_ilsvrc   std14   -
 spa               resnet50            spa_cub            spa_ilsvrc   std28   -
 spa               inception_v3        spa_cub            spa_ilsvrc   std28   -

@@ -1,0 +1,1 @@
+"""MA-CNN and its channel groups."""

@@ -1,0 +1,1 @@
+"""RA-CNN and its attention crop."""
