@@ -293,6 +293,18 @@ FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
             new_factor=10.0,
             bias_factor=1.0,
         ),
+        "partnet": Recipe(
+            source="Gorilla-Lab-SCUT/PartNet; the batch is that of its detectors",
+            epochs=350,
+            batch_size=64,
+            lr=1e-3,
+            weight_decay=1e-4,
+            milestones=(0.5, 0.75),
+            new_factor=100.0,
+            bias_factor=1.0,
+            resize=512 / 448,
+            flip=0.0,
+        ),
         "coseq": Recipe(
             source="jkrause314/fg_without (rate, its fall, batch, decay); 100 epochs in place of 320",
             epochs=100,
