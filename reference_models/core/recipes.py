@@ -305,6 +305,14 @@ FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
             resize=512 / 448,
             flip=0.0,
         ),
+        "opam": Recipe(
+            source="PKU-ICST-MIPL/OPAM_TIP2018 (rate, batch, sizes); epochs chosen here",
+            epochs=60,
+            batch_size=16,
+            lr=1e-4,
+            new_factor=10.0,
+            resize=256 / 224,
+        ),
         "coseq": Recipe(
             source="jkrause314/fg_without (rate, its fall, batch, decay); 100 epochs in place of 320",
             epochs=100,

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reference_models.core.outputs import Proposals
-from reference_models.recognition.partnet.part_proposals import first_maximum
+from reference_models.layers.regions import first_maximum
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 

@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchvision.ops import roi_pool
 
+from reference_models.layers.regions import first_maximum
 from reference_models.layers.second_order import in_full_precision
 
 ProposalRule = Literal["repaired", "official"]
@@ -57,13 +58,6 @@ def shape_corners(rule: ProposalRule) -> Float[Tensor, "s 4"]:
 
 
 # --- centres ------------------------------------------------------------------------------------------------
-
-
-def first_maximum(values: Float[Tensor, "*a n"]) -> Int[Tensor, "*a"]:
-    """Return the first position of the maximum along the last axis."""
-    positions = torch.arange(values.shape[-1], device=values.device)
-    highest = values == values.amax(dim=-1, keepdim=True)
-    return torch.where(highest, positions, values.shape[-1] - 1).amin(dim=-1)
 
 
 def truncated_maximum(values: Float[Tensor, "*a n"]) -> Int[Tensor, "*a"]:

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from reference_models.layers.regions import first_maximum
 from reference_models.recognition.partnet.part_proposals import (
     SHAPES,
     centre_cells,
-    first_maximum,
     part_boxes,
     pool_boxes,
     shape_corners,
