@@ -313,6 +313,16 @@ FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
             new_factor=10.0,
             resize=256 / 224,
         ),
+        "hsnet": Recipe(
+            source="this project; crop of the papers at 448 pixels",
+            epochs=90,
+            batch_size=16,
+            lr=1e-3,
+            weight_decay=1e-4,
+            milestones=(60 / 90,),
+            bias_factor=1.0,
+            resize=512 / 448,
+        ),
         "coseq": Recipe(
             source="jkrause314/fg_without (rate, its fall, batch, decay); 100 epochs in place of 320",
             epochs=100,

@@ -140,7 +140,7 @@ class PartnetConfig(MethodConfig):
     )
 
     variant: Literal["light", "paper", "official"] = "light"
-    """`paper`: the released networks. `official`: with the released errors. `light`: a tenth of the cost."""
+    """`paper`: the released networks. `official`: with the released errors. `light`: smaller ones."""
     parts: Annotated[int, Range(1, 16)] = 3
     """P: released code."""
     detector_network: Literal["shared", "own"] = "shared"

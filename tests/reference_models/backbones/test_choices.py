@@ -121,6 +121,12 @@ hihca             inception_v3        spa_cub            spa_ilsvrc   std28   -
 hihca             efficientnet_lite0  finetune           finetune     stock   -
 hihca             tiny                tiny               tiny         std16   -
 hihca             timm:resnet10t      finetune           finetune     stock   -
+hsnet             vgg16               spa_cub            spa_ilsvrc   std14   -
+hsnet             resnet50            hsnet              hsnet        stock   448
+hsnet             inception_v3        spa_cub            spa_ilsvrc   std28   -
+hsnet             efficientnet_lite0  finetune           finetune     stock   -
+hsnet             tiny                tiny               tiny         std16   -
+hsnet             timm:resnet10t      finetune           finetune     stock   -
 i2c               vgg16               spa_cub            i2c_ilsvrc   acol28  -
 i2c               resnet50            spa_cub            i2c_ilsvrc   std28   -
 i2c               inception_v3        spa_cub            i2c_ilsvrc   std28   -
