@@ -134,6 +134,32 @@ def rise_loss(scores: Float[Tensor, "b t c"], labels: Int[Tensor, " b"], margin:
     return (sure[:, :-1].detach() - sure[:, 1:] + margin).relu().sum(dim=1).mean()
 
 
+class Memory(nn.Module):
+    """LSTM cell, eq. (2), in plain operations: the same ones on every device."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.of_input, self.of_state = (
+            nn.Linear(inputs, 4 * hidden),
+            nn.Linear(hidden, 4 * hidden, bias=False),
+        )
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
+
+    def forward(
+        self, x: Float[Tensor, "b d"], state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
+        """Return output and cell state. No state stands for zeros."""
+        gates = self.of_input(x)
+        if state is not None:
+            gates = gates + self.of_state(state[0])
+        enter, keep, value, out = gates.chunk(4, dim=1)
+        cell = enter.sigmoid() * value.tanh()
+        if state is not None:
+            cell = cell + keep.sigmoid() * state[1]
+        return out.sigmoid() * cell.tanh(), cell
+
+
 class Hsnet(Recognizer):
     """See the module."""
 
@@ -147,7 +173,7 @@ class Hsnet(Recognizer):
         width = backbone.channels[-1]
         hidden = config.hidden or min(512, 4 * width)
         self.image_classifier = nn.Linear(width, num_classes)
-        self.memory = nn.LSTMCell(width, hidden)
+        self.memory = Memory(width, hidden)
         self.value = nn.Linear(hidden, 1) if config.steps > 1 else None
         self.classifier = nn.Linear(hidden, num_classes)
         self.successor: nn.Linear | None = None

@@ -10,6 +10,7 @@ from torch import nn
 from reference_models.recognition.hsnet import (
     Hsnet,
     HsnetConfig,
+    Memory,
     Search,
     heuristic_map,
     next_box,
@@ -76,6 +77,21 @@ def test_the_mean_is_differentiable_in_the_box_and_the_features():
     features = torch.rand(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)
     boxes = torch.tensor([[0.43, 0.52, 0.31, 0.44], [0.3, 0.63, 0.22, 0.57]], dtype=torch.float64)
     assert torch.autograd.gradcheck(region_means, (features, boxes.requires_grad_()))
+
+
+def test_the_memory_is_torch_s_lstm_cell():
+    memory, cell = Memory(7, 5), nn.LSTMCell(7, 5)
+    with torch.no_grad():
+        cell.weight_ih.copy_(memory.of_input.weight)
+        cell.weight_hh.copy_(memory.of_state.weight)
+        cell.bias_ih.copy_(memory.of_input.bias)
+        cell.bias_hh.zero_()
+    mine = theirs = None
+    for _ in range(3):
+        x = torch.randn(4, 7)
+        mine, theirs = memory(x, mine), cell(x, theirs)
+        for one, two in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(one, two)
 
 
 # --- the search ---------------------------------------------------------------------------------------------
