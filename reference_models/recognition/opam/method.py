@@ -1,4 +1,4 @@
-"""OPAM, a re-reading: the box of the class map, and the pair of parts that covers it.
+"""OPAM, a re-reading: the object in the class map, and a pair of parts.
 
 Y. Peng, X. He, J. Zhao, "Object-part attention model for fine-grained image classification", IEEE
 Transactions on Image Processing 27(3), 2018 (arXiv:1704.01740). Released code: PKU-ICST-MIPL/OPAM_TIP2018,
