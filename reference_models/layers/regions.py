@@ -88,6 +88,13 @@ def _iou(boxes: Float[Tensor, "b a 4"], one: Float[Tensor, "b 1 4"]) -> Float[Te
     return shared / (areas[0] + areas[1] - shared)
 
 
+def first_maximum(values: Float[Tensor, "*a n"]) -> Int[Tensor, "*a"]:
+    """Return the first position of the maximum along the last axis."""
+    positions = torch.arange(values.shape[-1], device=values.device)
+    highest = values == values.amax(dim=-1, keepdim=True)
+    return torch.where(highest, positions, values.shape[-1] - 1).amin(dim=-1)
+
+
 def crop_resize(
     images: Float[Tensor, "b c S S"], boxes: Float[Tensor, "b k 4"], size: int, mode: CropMode = "half_pixel"
 ) -> Float[Tensor, "b*k c p p"]:

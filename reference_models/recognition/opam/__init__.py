@@ -1,0 +1,1 @@
+"""OPAM and its choice of object and parts."""

@@ -1,0 +1,1 @@
+"""PartNet and its layers."""
