@@ -35,8 +35,7 @@ gives scores, and each region has one weight.
 A run. Steps 1 to 5 and 9 come before the first epoch, with the features of the initial network, as in the
 paper. In all epochs but the last, (3) trains the network. Before the last epoch the backbone is frozen, the
 pose features are recomputed, and the region classifiers are fitted (step 8). In that epoch only layers of (3)
-learn. A run of one epoch trains no backbone. Until step 8, scores are those of the classifiers of (3).
-Results of steps 1 to 5 are cached.
+learn. A run of one epoch trains no backbone. Until step 8, scores are those of (3). Steps 1 to 5 are cached.
 
 Recipes have no crop, mirror or rotation, because the boxes belong to whole images. The method mirrors images
 and crops boxes at random itself.
