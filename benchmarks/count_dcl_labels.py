@@ -10,9 +10,9 @@ shuffled), and without the cut.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 
+import click
 import torch
 
 from reference_models.recognition.dcl.method import Dcl
@@ -27,21 +27,20 @@ from wsolbench.datasets import load_dataset
 IMAGES = 200
 
 
-def main() -> None:
+@click.command()
+@click.option("--dataset", default="toybirds-v2", show_default=True)
+@click.option("--data-root", default=None, help="Folder of the data set; generated data need none.")
+@click.option("--size", default=128, show_default=True, help="Side of the input in pixels.")
+def main(dataset: str, data_root: str | None, size: int) -> None:
     """Print the three percentages."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--dataset", default="toybirds-v2")
-    parser.add_argument("--data-root", default=None)
-    parser.add_argument("--size", type=int, default=128, help="side of the input in pixels")
-    options = parser.parse_args()
-    data = load_dataset(options.dataset, "train", options.data_root)
+    data = load_dataset(dataset, "train", data_root)
     data = replace(data, samples=data.samples[:: max(1, len(data) // IMAGES)][:IMAGES])
     model = Dcl.create(
         backbone="tiny",
         num_classes=len(data.class_names),
         weights="none",
         settings={"variant": "official"},
-        image_size=options.size,
+        image_size=size,
     )
     cells, generator = model.config.cells, torch.Generator().manual_seed(0)
     wrong, patches = torch.zeros(3), 0
@@ -60,7 +59,7 @@ def main() -> None:
             wrong[number] += (found != label).sum()
         patches += source.numel()
     shares = (100 * wrong / patches).tolist()
-    print(f"{len(data)} images of {data.name} at {options.size} pixels, wrong labels in percent:")
+    print(f"{len(data)} images of {data.name} at {size} pixels, wrong labels in percent:")
     for name, share in zip(("released", "cut alone", "no cut"), shares, strict=True):
         print(f"  {name:10} {share:5.1f}")
 
