@@ -1,8 +1,8 @@
 """OPAM, a re-reading: the object in the class map, and a pair of parts.
 
 Y. Peng, X. He, J. Zhao, "Object-part attention model for fine-grained image classification", IEEE
-Transactions on Image Processing 27(3), 2018 (arXiv:1704.01740). Released code: PKU-ICST-MIPL/OPAM_TIP2018,
-for Cars. The numbers of the equations are those of this file.
+Transactions on Image Processing 27(3), 2018 (arXiv:1704.01740). Released code: PKU-ICST-MIPL/OPAM_TIP2018
+(Cars alone). The numbers of the equations are those of this file.
 
 A re-reading: it keeps the choice of object and parts, and not the training. Published numbers of OPAM are not
 its numbers. The original fine-tunes on filtered patches of Selective Search, and chooses parts among its
