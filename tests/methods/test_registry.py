@@ -49,7 +49,7 @@ def test_released_code_that_a_method_names_is_that_of_its_paper() -> None:
         text = " ".join((importlib.import_module(row.module).__doc__ or "").split())
         _, found, after = text.partition("Released code: ")
         if found:
-            address = after.split()[0].rstrip(".")
+            address = after.split()[0].rstrip(".,;")
             assert papers[row.paper].code == f"https://github.com/{address}"
 
 
