@@ -131,7 +131,8 @@ class Hbp(PooledRecognizer):
         """Return functions that compute the summands of the predicted class's map, and the control."""
 
         def summand(pair: int) -> Tensor:
-            parts = weights().unflatten(2, (len(self.pairs), -1))  # (B, 1, pairs, D)
+            every = weights()
+            parts = every.reshape(*every.shape[:2], len(self.pairs), -1)  # (B, 1, pairs, D)
             alone = torch.zeros_like(parts)
             alone[:, :, pair] = parts[:, :, pair]
             return representation.maps_of(alone.flatten(2))[:, 0]
