@@ -54,6 +54,9 @@ bilinear interpolation.
 Controls: `swap_weight=0`, `place_weight=0`, or both. With `neighbourhood=0` as well, nothing is shuffled and
 every image is seen twice.
 
+Measured. On generated birds, the accuracy after 12 epochs (one seed, 60.5) is not significantly different
+from the baseline's (62.8). Both heads learn: the place loss falls from 0.24, that of a guess, to 0.11.
+
 Open readings
     k          2. The paper's value is not verified; the released code exchanges neighbours.
     (9)        Places are (i, j) / N, in (0, 1], and the loss is a mean over places and coordinates. The
