@@ -156,7 +156,7 @@ def test_a_caller_that_is_killed_leaves_no_process(number):
     workers = [int(pid) for pid in caller.stdout.readline().split()]
     time.sleep(0.2)  # until the script sleeps: Python ignores an interrupt inside a finalizer
     caller.send_signal(number)
-    _, err = caller.communicate(timeout=20)
+    _, err = caller.communicate(timeout=60)
     assert err.count("Traceback") == (number == signal.SIGINT)  # that of the script alone
     end = time.monotonic() + 10
     while any(is_running(pid) for pid in workers) and time.monotonic() < end:

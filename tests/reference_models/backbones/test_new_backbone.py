@@ -15,7 +15,7 @@ from wsolbench.exceptions import UsageError
 from wsolbench.maps.sources import ModelSource
 from wsolbench.methods import TrainRequest, list_methods, load_method, registry, weights_of_backbone
 from wsolbench.protocol import EvalProtocol
-from wsolbench.testing import MethodUnderTest
+from wsolbench.testing.subject import MethodUnderTest, learns_by_loss
 
 CLASSES = 3
 
@@ -91,7 +91,9 @@ def build(*, weights="none", grid="default"):
 METHODS = [
     row.name
     for row in list_methods()
-    if row.module.startswith("reference_models.") and load_method(row.name).trainable
+    if row.module.startswith("reference_models.")
+    and load_method(row.name).trainable
+    and learns_by_loss(load_method(row.name))
 ]
 
 
