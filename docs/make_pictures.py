@@ -5,9 +5,11 @@ post-processes.
         --out docs/images/methods
     python docs/make_pictures.py --dataset toybirds --regions --seed 1 \\
         --options weights=baseline-tiny-seed1-epochs=8 --out docs/images/methods
+    python docs/make_pictures.py --dataset toybirds-v2 --options weights=baseline-tiny-seed0-epochs=12 \\
+        --out docs/images/methods
     python docs/make_pictures.py --dataset cub --data-root /data/CUB_200_2011 --post scg,sem --out pictures
 
-The first two make the pictures on the methods' pages, whose images are generated. Photographs of other data
+The first three make the pictures on the methods' pages, whose images are generated. Photographs of other data
 sets have licences of their own, so their pictures are not part of the documentation.
 """
 
