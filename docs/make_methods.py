@@ -45,10 +45,13 @@ FACTS = ("method", "settings", "backbone", "start", "epochs", "data", "seed")
 METRICS = ("top1_cls", "gt_known", "top1_loc", "max_box_acc_v2", "pxap", "peak_iou")
 PUBLISHED_ROWS = 25
 PICTURES_OF = {
-    "recognition": "--regions --seed 1 --options weights=baseline-tiny-seed1-epochs=8 "
-    "--out docs/images/methods",
-    "localization": "--options weights=cam-tiny-seed0 --post scg,sem --out docs/images/methods",
+    "recognition": "toybirds-v2 --options weights=baseline-tiny-seed0-epochs=12",
+    "localization": "toybirds --options weights=cam-tiny-seed0 --post scg,sem",
 }
+"""Data set and options of the pictures of each task."""
+WITH_REGIONS = ("baseline", "focus-discriminate", "lio", "nts-net", "ssanet")
+"""Classifiers whose pictures show regions next to key points."""
+REGIONS = "toybirds --regions --seed 1 --options weights=baseline-tiny-seed1-epochs=8"
 PICTURES = (
     "",
     "makes these pictures from the trained models in `runs/` and the thresholds of their records. "
@@ -217,7 +220,8 @@ def pictured(name: str, task: str) -> Iterator[str]:
     for suffix in (".jpg", ".png"):
         if (DOCS / "images/methods" / f"{name}{suffix}").is_file():
             options = PICTURES_OF.get(task, PICTURES_OF["localization"])
-            made = f"    python docs/make_pictures.py --dataset toybirds {options}"
+            options = REGIONS if name in WITH_REGIONS else options
+            made = f"    python docs/make_pictures.py --dataset {options} --out docs/images/methods"
             yield from (
                 "## Maps",
                 "",
