@@ -240,4 +240,7 @@ def test_a_page_shows_its_picture_and_how_such_pictures_are_made(
     assert f"![Maps of cam](../images/methods/cam{suffix})" in lines
     assert any("make_pictures.py --dataset cub" in line for line in lines)
     assert not any("--regions" in line for line in lines)
-    assert any("--regions" in line for line in make_methods.pictured("cam", "recognition"))
+    (folder / f"lio{suffix}").touch()
+    (folder / f"hbp{suffix}").touch()
+    assert any("--regions" in line for line in make_methods.pictured("lio", "recognition"))
+    assert any("toybirds-v2" in line for line in make_methods.pictured("hbp", "recognition"))
