@@ -17,6 +17,12 @@ TRAINED = [
 ]
 
 
-@pytest.mark.parametrize("name", TRAINED)
+QUICK = {"cam", "dcl", "lio", "mamc", "ra-cnn"}
+"""Methods whose loops differ most. The others take minutes together; their losses run in `check_fake_gpu`."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TRAINED]
+)
 def test_a_step_of_the_training_loop_never_waits_with_a_gradient_scaler(name: str) -> None:
     assert training(name, "tiny", Numerics(amp="fp16")) == []
