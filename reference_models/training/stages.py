@@ -33,3 +33,8 @@ def stage_at(epoch: int | float, epochs: int, lengths: Sequence[int]) -> Place:
             return Place(stage, start, stop)
         start = stop
     return Place(last, start, epochs)
+
+
+def stage_if_any(epoch: int | float, epochs: int, lengths: Sequence[int]) -> Place | None:
+    """Return `stage_at`, or None in a run of fewer epochs than stages, which trains everything at once."""
+    return None if epochs < len(lengths) else stage_at(epoch, epochs, lengths)

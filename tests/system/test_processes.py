@@ -154,9 +154,13 @@ def test_a_caller_that_is_killed_leaves_no_process(number):
     )
     assert caller.stdout is not None
     workers = [int(pid) for pid in caller.stdout.readline().split()]
-    time.sleep(0.2)  # until the script sleeps: Python ignores an interrupt inside a finalizer
+    # Wait until the script sleeps, because Python ignores an interrupt inside a finalizer.
+    end = time.monotonic() + 10
+    while state_of(caller.pid) != "S" and time.monotonic() < end:
+        time.sleep(0.02)
+    time.sleep(0.2)
     caller.send_signal(number)
-    _, err = caller.communicate(timeout=60)
+    _, err = caller.communicate(timeout=20)
     assert err.count("Traceback") == (number == signal.SIGINT)  # that of the script alone
     end = time.monotonic() + 10
     while any(is_running(pid) for pid in workers) and time.monotonic() < end:
@@ -166,7 +170,12 @@ def test_a_caller_that_is_killed_leaves_no_process(number):
 
 
 def is_running(pid: int) -> bool:
+    return state_of(pid) not in ("Z", "")
+
+
+def state_of(pid: int) -> str:
+    """Return the state of a process as the kernel names it, or nothing if there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return ""

@@ -92,7 +92,7 @@ from reference_models.recognition.ma_cnn.channel_groups import (
 )
 from reference_models.recognition.ma_cnn.settings import PAPER_SIZE, MaCnnConfig
 from reference_models.training.passes import Passes
-from reference_models.training.stages import Place, stage_at
+from reference_models.training.stages import Place, stage_if_any
 from wsolbench.types import Dataset
 
 PAPER = "ma-cnn"
@@ -153,8 +153,7 @@ class MaCnn(Recognizer):
 
     def place_in_run(self, epoch: int | float, epochs: int) -> Place | None:
         """Return the stage of a time, or None in a run that is too short for stages."""
-        lengths = self.config.stage_epochs
-        return None if epochs < len(lengths) else stage_at(epoch, epochs, lengths)
+        return stage_if_any(epoch, epochs, self.config.stage_epochs)
 
     def terms_at(self, epoch: int, epochs: int) -> frozenset[str]:
         """Return the terms of the loss in an epoch."""

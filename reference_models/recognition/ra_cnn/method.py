@@ -99,7 +99,7 @@ from reference_models.recognition.ra_cnn.attention_crop import (
     zoom_in,
 )
 from reference_models.recognition.ra_cnn.settings import RaCnnConfig
-from reference_models.training.stages import Place, stage_at
+from reference_models.training.stages import Place, stage_if_any
 
 PAPER = "ra-cnn"
 
@@ -163,8 +163,7 @@ class RaCnn(Recognizer):
     # --- the stages of a run --------------------------------------------------------------------------------
     def place_in_run(self, epoch: int | float, epochs: int) -> Place | None:
         """Return the stage of a time, or None in a run that is too short for stages."""
-        lengths = self.config.stage_epochs
-        return None if epochs < len(lengths) else stage_at(epoch, epochs, lengths)
+        return stage_if_any(epoch, epochs, self.config.stage_epochs)
 
     def terms_at(self, epoch: int, epochs: int) -> frozenset[str]:
         """Return the terms of the loss in an epoch."""
