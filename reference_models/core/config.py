@@ -52,14 +52,17 @@ class MethodConfig(Ranged):
 
 
 def check_settings(config: Any, kind: str) -> None:
-    """Raise `UsageError` for a setting outside its range.
+    """Raise `UsageError` for a setting outside its range. The message names the method or post-process."""
+    check_fields(config, f"{kind} {owner_of(config)!r}", found="setting {name} of {what} is {value}")
 
-    The message names the method or post-process by the file of its config, or by the folder of a
-    `method.py`.
+
+def owner_of(config: Any) -> str:
+    """Return the name of the method or post-process that a config belongs to.
+
+    It is that of the file of its class, or that of the folder of a `method.py` or `settings.py`.
     """
     package, _, module = type(config).__module__.rpartition(".")
-    owner = (package.rpartition(".")[2] if module == "method" else module).replace("_", "-")
-    check_fields(config, f"{kind} {owner!r}", found="setting {name} of {what} is {value}")
+    return (package.rpartition(".")[2] if module in {"method", "settings"} else module).replace("_", "-")
 
 
 C = TypeVar("C")

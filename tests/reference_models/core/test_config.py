@@ -13,6 +13,7 @@ from reference_models.core.backbone import read_profile
 from reference_models.core.config import MethodConfig, from_json, parse_settings, split_settings, to_json
 from reference_models.core.detector_recipes import DetectionRecipe
 from reference_models.core.recipes import RECIPES, Recipe, default_recipe
+from reference_models.recognition.ra_cnn.settings import RaCnnConfig
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Share, Side
 
@@ -103,6 +104,11 @@ def test_a_config_outside_its_ranges_cannot_be_made_or_read(changes):
         Everything(**changes)
     with pytest.raises(ValueError, match=next(iter(changes))):
         from_json(Everything, {**to_json(Everything()), **changes})
+
+
+def test_an_error_names_the_method_also_if_its_settings_have_a_file_of_their_own():
+    with pytest.raises(UsageError, match="setting margin of method 'ra-cnn' is 2"):
+        RaCnnConfig(margin=2.0)
 
 
 @pytest.mark.parametrize(
