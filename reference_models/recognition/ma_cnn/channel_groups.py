@@ -40,14 +40,18 @@ def cell_centres(
 
 
 def peak_vectors(features: Float[Tensor, "b c h w"]) -> Float[Tensor, "c d"]:
-    """Return the coordinates of each channel's peaks in a batch, in sides of the grid, eq. (1)."""
+    """Return the coordinates of each channel's peaks in a batch, in sides of the grid, eq. (1).
+
+    They are NaN where a channel has the same value in all cells: most often 0, from a ReLU.
+    """
     height, width = features.shape[2:]
     x, y = cell_centres(peaks(features), (height, width))
-    return torch.cat([x / width, y / height]).T
+    constant = features.amax(dim=(2, 3)) == features.amin(dim=(2, 3))
+    return torch.cat([x / width, y / height]).masked_fill(constant.repeat(2, 1), torch.nan).T
 
 
 def cluster_channels(vectors: Float[np.ndarray, "c d"], count: int) -> Float[np.ndarray, "n c"]:
-    """Return indicators of k-means clusters of channels, eq. (1)."""
+    """Return indicators of k-means clusters of channels, eq. (1), by the peaks that they have."""
     labels = k_means(vectors.astype(np.float32), count, np.random.default_rng(SEED))
     return np.asarray(np.eye(count, dtype=np.float32)[labels].T)
 

@@ -19,6 +19,27 @@ def test_clusters_and_medoids():
     np.testing.assert_array_equal(k_means(points[:2], 3, rng), [0, 1])
 
 
+def test_missing_coordinates_count_neither_in_distances_nor_in_means():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(150, 4)) + 2 * rng.integers(0, 2, size=(150, 1))
+    points[rng.random(points.shape) < 0.4] = np.nan
+    points[:3] = np.nan  # points of which nothing is known
+    labels = k_means(points, 3, np.random.default_rng(0), rounds=200)
+    centres = np.stack([np.nanmean(points[labels == cluster], axis=0) for cluster in range(3)])
+    for point, label in zip(points, labels, strict=True):
+        distances = [
+            sum((value - at) ** 2 for value, at in zip(point, centre, strict=True) if not np.isnan(value))
+            for centre in centres
+        ]
+        assert distances[label] <= min(distances) + 1e-9
+
+
+def test_a_coordinate_that_no_point_of_a_cluster_has_is_that_of_all_points():
+    points = np.array([[0.0, np.nan], [0.1, np.nan], [9.0, 4.0], [9.1, 5.0]])
+    assert len(set(k_means(points, 2, np.random.default_rng(0))[:2])) == 1
+    assert np.bincount(k_means(points, 2, np.random.default_rng(0))).tolist() == [2, 2]
+
+
 def test_clusters_depend_on_the_seed_alone():
     points = np.random.default_rng(1).normal(size=(60, 3))
     first, again = (k_means(points, 5, np.random.default_rng(2)) for _ in range(2))
