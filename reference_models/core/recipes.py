@@ -357,7 +357,10 @@ FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
             resize=512 / 448,
         ),
         "macnn": Recipe(
-            source="MA-CNN's released factors of the rate; lengths and milestones chosen here, of each stage",
+            source=(
+                "MA-CNN's released factors of the rate, except that of its first grouping layer; lengths and "
+                "milestones chosen here, of each stage"
+            ),
             epochs=100,
             batch_size=16,
             lr=1e-3,

@@ -44,6 +44,8 @@ of 2 at most, and sums of hundreds of channels saturate the sigmoid. `map_form=o
 docs/decisions/recognizers_that_look_for_parts.md.
 
 Departures and open readings
+    (1)        A channel that is 0 in all cells of an image has no peak there. Distances of channels are over
+               the images in which they have one.
     (2)        No gradient goes from (5)'s cross-entropies through d into the features.
     (3)        Peaks are those of the sum in the sigmoid, which has them where the sigmoid is 1 in float32.
     (5)        The classifier of stage A keeps learning in C, for its maps.
@@ -54,7 +56,9 @@ Departures and open readings
     D          Parts are trained at the same time as the last layer, whose gradient stops at the features. In
                the released program they are trained one after the other, each view has a weight that was set
                by hand, and CUB has one more view, the object's box. Here all weights are 1, without the box.
-    rates      The recipe is `macnn`: the released factors of the rate, and lengths of ours.
+    rates      The recipe is `macnn`, with lengths of ours. New layers have 10 times the rate of the network,
+               and biases twice that of weights, as in the released graph. There the first grouping layer has
+               100 times the rate of the network.
 """
 
 from __future__ import annotations
@@ -69,11 +73,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from reference_models.base.recognizer import Recognizer
+from reference_models.base.staged_recognizer import StagedRecognizer
 from reference_models.core.backbone import Backbone
-from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass, Proposals
-from reference_models.core.recipes import FINE_GRAINED, Recipe
+from reference_models.core.recipes import FINE_GRAINED
 from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.norm_statistics import PartStatistics
 from reference_models.layers.regions import cell_boxes, crop_resize
@@ -92,19 +95,19 @@ from reference_models.recognition.ma_cnn.channel_groups import (
 )
 from reference_models.recognition.ma_cnn.settings import PAPER_SIZE, MaCnnConfig
 from reference_models.training.passes import Passes
-from reference_models.training.stages import Place, stage_if_any
 from wsolbench.types import Dataset
 
 PAPER = "ma-cnn"
 
 
-class MaCnn(Recognizer):
+class MaCnn(StagedRecognizer):
     """See the module."""
 
     method_name = "ma-cnn"
     Config = MaCnnConfig
     config: MaCnnConfig
     recipes = MappingProxyType({"macnn": FINE_GRAINED["macnn"]})
+    copies = ("part_networks",)
     indicators: Tensor
     """D (N, C), 0 before stage B."""
     initialised: Tensor
@@ -134,26 +137,10 @@ class MaCnn(Recognizer):
         """Return the recipe of this method."""
         return "macnn"
 
-    @classmethod
-    def adjust_recipe(cls, name: str, recipe: Recipe, config: MethodConfig) -> Recipe:
-        """Give this method's recipe the length of the stages."""
-        assert isinstance(config, MaCnnConfig)
-        return replace(recipe, epochs=sum(config.stage_epochs)) if name in cls.recipes else recipe
-
-    def is_new(self, name: str, recipe: Recipe) -> bool:
-        """Return as `Recognizer.is_new`; networks of the parts are as the first one."""
-        if name.startswith("part_networks."):
-            name = f"backbone.{name.split('.', maxsplit=2)[2]}"
-        return super().is_new(name, recipe)
-
     # --- the stages of a run --------------------------------------------------------------------------------
     def before_training(self, train: Dataset) -> None:
         """Keep the training images, whose peaks are clustered before stage B, if they were not yet."""
         self.training_images, self.has_groups = train, bool(self.initialised)
-
-    def place_in_run(self, epoch: int | float, epochs: int) -> Place | None:
-        """Return the stage of a time, or None in a run that is too short for stages."""
-        return stage_if_any(epoch, epochs, self.config.stage_epochs)
 
     def terms_at(self, epoch: int, epochs: int) -> frozenset[str]:
         """Return the terms of the loss in an epoch."""
@@ -168,20 +155,17 @@ class MaCnn(Recognizer):
 
     def _set_learning(self, terms: frozenset[str]) -> None:
         self.terms = terms
-        for network in self.part_networks:
-            assert isinstance(network, Backbone)
-            network.frozen = self.backbone.frozen
-        learns: list[tuple[nn.Module, bool]] = [
-            (self.backbone, "whole" in terms),
-            (self.whole_classifier, "whole" in terms),
-            (self.groups, bool(terms & {"fit", "group"})),
-            (self.map_classifiers, "map" in terms),
-            (self.view_classifiers, "view" in terms),
-            (self.concat_classifier, "view" in terms),
-        ]
-        learns += [(network, "view" in terms) for network in self.part_networks]
-        for module, on in learns:
-            module.requires_grad_(on).train(on and self.training)
+        self.set_learning(
+            [
+                (self.backbone, "whole" in terms),
+                (self.whole_classifier, "whole" in terms),
+                (self.groups, bool(terms & {"fit", "group"})),
+                (self.map_classifiers, "map" in terms),
+                (self.view_classifiers, "view" in terms),
+                (self.concat_classifier, "view" in terms),
+                *((network, "view" in terms) for network in self.part_networks),
+            ]
+        )
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Freeze what does not learn, cluster before stage B, and copy the network before stage D."""
@@ -215,14 +199,6 @@ class MaCnn(Recognizer):
         self.indicators.copy_(torch.from_numpy(found))
         self.initialised.fill_(True)
         self.has_groups = True
-
-    def lr_factor(self, recipe: Recipe, progress: float) -> float:
-        """Apply the recipe's schedule to each stage."""
-        time = progress * recipe.epochs
-        place = self.place_in_run(time, recipe.epochs)
-        if place is None:
-            return recipe.lr_factor(progress)
-        return recipe.lr_factor((time - place.start) / (place.stop - place.start))
 
     # --- parts ----------------------------------------------------------------------------------------------
     def attend(

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-from reference_models.layers.norm_statistics import PartInputConfig
-from wsolbench.exceptions import UsageError
+from reference_models.base.staged_recognizer import StagedConfig
 from wsolbench.ranges import Channels, Count, Range, ShareBelow1, SideOrDefault, Weight
 
 LENGTHS = (30, 5, 40, 25)
@@ -21,7 +20,7 @@ PAPER_SIZE = 448
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaCnnConfig(PartInputConfig):
+class MaCnnConfig(StagedConfig):
     """Settings of `ma-cnn`. If no source is named, the value is ours."""
 
     at_test: ClassVar[frozenset[str]] = frozenset({"predict"})
@@ -45,7 +44,7 @@ class MaCnnConfig(PartInputConfig):
     dis: Literal["printed", "cauchy"] = "printed"
     """Loss of compactness: eq. (7), or a fit to k / (k + r^2) with k = 1 (note of the released code)."""
     dis_unit: Literal["side", "cell"] = "side"
-    """Unit of distances in eq. (7). With cells it is a thousand times as large as eq. (8) on 28x28."""
+    """Unit of distances in eq. (7). With cells it is five orders of magnitude above eq. (8) on 28x28."""
     div_weight: Weight = 2.0
     """lambda, the weight of Div: re-implementations."""
     margin: Annotated[float, Range(0, 1)] = 0.02
@@ -64,19 +63,3 @@ class MaCnnConfig(PartInputConfig):
     """Dropout in front of the last layer of stage D. The authors speak of strong dropout."""
     stage_epochs: tuple[Count, ...] = LENGTHS
     """Relative lengths of the four stages."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        who = "of method 'ma-cnn'"
-        if len(self.stage_epochs) != 4:
-            raise UsageError(
-                f"setting stage_epochs={','.join(map(str, self.stage_epochs))} {who} has "
-                f"{len(self.stage_epochs)} lengths; expected those of four stages: stage_epochs=30,5,40,25"
-            )
-        if self.norm_statistics == "per_input" and not self.shared:
-            raise UsageError(
-                f"settings norm_statistics=per_input and shared=false {who}: each network has statistics of "
-                "its own; use shared=true or norm_statistics=shared"
-            )
-        if self.part_size == 1:
-            raise UsageError(f"setting part_size=1 {who}: expected at least 2 pixels, or 0: half the image")

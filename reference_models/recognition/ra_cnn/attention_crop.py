@@ -231,4 +231,6 @@ class AttentionProposal(nn.Module):
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3"]:
         """Return t before it is limited, in float32."""
         pooled = F.adaptive_max_pool2d(features, self.side).flatten(1)
-        return torch.sigmoid(self.place(torch.tanh(self.hidden(pooled))).float())
+        hidden = torch.tanh(self.hidden(pooled))
+        with torch.autocast(hidden.device.type, enabled=False):
+            return torch.sigmoid(self.place(hidden.float()))

@@ -64,7 +64,8 @@ Departures and open readings
     stages     The paper alternates "until converging". Lengths and rates are ours.
     D          Lengths of the vectors are ours (`fusion_length`): unit vectors learn too slowly.
     variant    `official` has constants of the released layer. Its factor of the gradient and that of the
-               features are left out, because the training that they belong to is not known.
+               features are left out, because the training that they belong to is not known. Derivatives are at
+               the pixels of the crop; the released layer takes those of the square before it is cut off.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ import copy
 import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -81,9 +82,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from reference_models.base.recognizer import Recognizer
+from reference_models.base.staged_recognizer import StagedRecognizer
 from reference_models.core.backbone import Backbone
-from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass, Proposals
 from reference_models.core.recipes import FINE_GRAINED, Recipe
 from reference_models.layers.heads import class_activation_maps, cross_entropy
@@ -99,11 +99,12 @@ from reference_models.recognition.ra_cnn.attention_crop import (
     zoom_in,
 )
 from reference_models.recognition.ra_cnn.settings import RaCnnConfig
-from reference_models.training.stages import Place, stage_if_any
 
 PAPER = "ra-cnn"
 
 TINY = 1e-12
+SCALE = 2.0**10
+"""Factor of the ranking while it is derived by pixels, so that gradients in float16 do not become 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,13 +117,14 @@ class Look:
     logits: Tensor
 
 
-class RaCnn(Recognizer):
+class RaCnn(StagedRecognizer):
     """See the module."""
 
     method_name = "ra-cnn"
     Config = RaCnnConfig
     config: RaCnnConfig
     recipes = MappingProxyType({"racnn": FINE_GRAINED["racnn"]})
+    copies = ("finer",)
 
     def __init__(self, backbone: Backbone, num_classes: int, config: RaCnnConfig) -> None:
         super().__init__(backbone, num_classes, config)
@@ -148,23 +150,11 @@ class RaCnn(Recognizer):
         """Return the recipe of this file."""
         return "racnn"
 
-    @classmethod
-    def adjust_recipe(cls, name: str, recipe: Recipe, config: MethodConfig) -> Recipe:
-        """Give this file's recipe the length of the stages."""
-        assert isinstance(config, RaCnnConfig)
-        return replace(recipe, epochs=sum(config.stage_epochs)) if name in cls.recipes else recipe
-
     def is_new(self, name: str, recipe: Recipe) -> bool:
-        """Return as `Recognizer.is_new`, and False for g. Networks of finer scales are as the first one."""
-        if name.startswith("finer."):
-            name = f"backbone.{name.split('.', maxsplit=2)[2]}"
+        """Return as `StagedRecognizer.is_new`, and False for g."""
         return super().is_new(name, recipe) and not name.startswith("proposals.")
 
     # --- the stages of a run --------------------------------------------------------------------------------
-    def place_in_run(self, epoch: int | float, epochs: int) -> Place | None:
-        """Return the stage of a time, or None in a run that is too short for stages."""
-        return stage_if_any(epoch, epochs, self.config.stage_epochs)
-
     def terms_at(self, epoch: int, epochs: int) -> frozenset[str]:
         """Return the terms of the loss in an epoch."""
         place, still = self.place_in_run(epoch, epochs), self.config.crop_grad == "none"
@@ -181,17 +171,15 @@ class RaCnn(Recognizer):
     def _set_learning(self, terms: frozenset[str]) -> None:
         self.terms = terms
         finer, coarse = "class" in terms, bool(terms & {"coarse", "class"})
-        learns: list[tuple[nn.Module, bool]] = [(self.backbone, coarse), (self.classifiers[0], coarse)]
-        for network in self.finer:
-            assert isinstance(network, Backbone)
-            network.frozen = self.backbone.frozen
-        learns += [(module, finer) for module in (*self.finer, *self.classifiers[1:])]
-        learns += [
-            (self.proposals, bool(terms & {"place", "rank"})),
-            (self.fusion_classifier, "fusion" in terms),
-        ]
-        for module, on in learns:
-            module.requires_grad_(on).train(on and self.training)
+        self.set_learning(
+            [
+                (self.backbone, coarse),
+                (self.classifiers[0], coarse),
+                *((module, finer) for module in (*self.finer, *self.classifiers[1:])),
+                (self.proposals, bool(terms & {"place", "rank"})),
+                (self.fusion_classifier, "fusion" in terms),
+            ]
+        )
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Freeze what does not learn. Before stage B the finer scales become copies of the first one."""
@@ -205,14 +193,6 @@ class RaCnn(Recognizer):
             for classifier in self.classifiers[1:]:
                 classifier.load_state_dict(self.classifiers[0].state_dict())
         self._set_learning(self.terms_at(epoch, epochs))
-
-    def lr_factor(self, recipe: Recipe, progress: float) -> float:
-        """Apply the recipe's schedule to each stage."""
-        time = progress * recipe.epochs
-        place = self.place_in_run(time, recipe.epochs)
-        if place is None:
-            return recipe.lr_factor(progress)
-        return recipe.lr_factor((time - place.start) / (place.stop - place.start))
 
     # --- the views ------------------------------------------------------------------------------------------
     def network_stages(self, view: Float[Tensor, "b 3 S S"], scale: int) -> OrderedDict[str, Tensor]:
@@ -323,11 +303,15 @@ class RaCnn(Recognizer):
         config = self.config
         sure = [look.logits.float().softmax(dim=1).gather(1, labels[:, None])[:, 0] for look in looks]
         ranks = [rank_loss(coarse.detach(), fine, config.margin) for coarse, fine in itertools.pairwise(sure)]
-        total = torch.stack(ranks).sum()
+        total = SCALE * torch.stack(ranks).sum()
         derived = torch.autograd.grad(total, [zoom.handle for zoom in zooms], retain_graph=True)
         found: dict[str, Tensor] = {}
-        for scale, (zoom, rank, gradient) in enumerate(zip(zooms, ranks, derived, strict=True), start=1):
-            push = gradient if gradient.shape == zoom.place.shape else push_of(zoom, gradient, config)
+        for scale, (zoom, rank, scaled) in enumerate(zip(zooms, ranks, derived, strict=True), start=1):
+            gradient = scaled / SCALE
+            if gradient.shape == zoom.place.shape:
+                push = gradient
+            else:  # batch norm in training gives also images with a loss of 0 a gradient
+                push = push_of(zoom, gradient, config) * (rank > 0)[:, None]
             pushed = (zoom.place * push).sum(dim=1).mean()  # the value is replaced by that of the loss
             found[f"rank{scale}"] = rank.detach().mean() + pushed - pushed.detach()
         return found

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-from reference_models.layers.norm_statistics import PartInputConfig
+from reference_models.base.staged_recognizer import StagedConfig
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Count, Positive, Range, SideOrDefault
 
@@ -30,7 +30,7 @@ OFFICIAL: Mapping[str, Any] = MappingProxyType(
 
 
 @dataclass(frozen=True, kw_only=True)
-class RaCnnConfig(PartInputConfig):
+class RaCnnConfig(StagedConfig):
     """Settings of `ra-cnn`. If no source is named, the value is ours."""
 
     at_test: ClassVar[frozenset[str]] = frozenset({"predict"})
@@ -57,9 +57,9 @@ class RaCnnConfig(PartInputConfig):
     k_unit: Literal["side", "pixel"] = "side"
     """Unit of k: a side of the view, or a pixel of the view (released layer, k = 0.05)."""
     offset: Literal["mean", "released"] = "mean"
-    """b_l: the mean of dM/dt_l over the pixels of the crop, or k / 10 (released layer)."""
+    """b_l of eq. (10): the mean of dM/dt_l over the pixels of the crop, or k / 10 (released layer)."""
     weighting: Literal["squared", "absolute"] = "squared"
-    """w: squared norm of a pixel's gradient, or the absolute values of each channel (released layer)."""
+    """w of eq. (10): a pixel's squared gradient norm, or the absolute values of each channel (released)."""
     crop: Literal["exact", "whole_pixels"] = "exact"
     """Corners of a crop; the released layer truncates them to whole pixels."""
     least_half_side: Annotated[float, Range(0.01, 0.5)] = 1 / 6
@@ -87,21 +87,13 @@ class RaCnnConfig(PartInputConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        who = "of method 'ra-cnn'"
-        if len(self.stage_epochs) != 4:
-            raise UsageError(
-                f"setting stage_epochs={','.join(map(str, self.stage_epochs))} {who} has "
-                f"{len(self.stage_epochs)} lengths; expected those of four stages: stage_epochs=30,5,55,10"
-            )
         if self.predict == "scale3" and self.scales < 3:
             raise UsageError(
-                f"settings predict=scale3 and scales={self.scales} {who}: expected a scale that exists; use "
-                "scales=3 or predict=scale2"
+                f"settings predict=scale3 and scales={self.scales} of method 'ra-cnn': expected a scale that "
+                "exists; use scales=3 or predict=scale2"
             )
-        if self.norm_statistics == "per_input" and not self.shared:
+        if self.crop == "whole_pixels" and self.crop_grad == "sampler":
             raise UsageError(
-                f"settings norm_statistics=per_input and shared=false {who}: each network has "
-                "statistics of its own; use shared=true or norm_statistics=shared"
+                "settings crop=whole_pixels and crop_grad=sampler of method 'ra-cnn': corners in whole "
+                "pixels have no derivative; use crop=exact or another crop_grad"
             )
-        if self.part_size == 1:
-            raise UsageError(f"setting part_size=1 {who}: expected at least 2 pixels, or 0: half the image")

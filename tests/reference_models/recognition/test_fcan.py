@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -27,9 +26,8 @@ from reference_models.recognition.fcan import (
     prefix_predictions,
     square_weights,
 )
-from reference_models.training.checkpoint import load_checkpoint
-from reference_models.training.loop import fit
 from tests.reference_models.conftest import squares, toy_backbone, toy_batch
+from tests.reference_models.recognition.training_checks import check_stopped_run, losses_on_eight_images
 from tests.reference_models.training.test_loop import request
 from wsolbench.exceptions import UsageError
 
@@ -363,42 +361,16 @@ def test_places_that_are_rewarded_become_probable():
 
 
 def test_eight_images_are_learned():
-    data = squares(8)
-    images = torch.stack(
-        [torch.from_numpy(sample.array).permute(2, 0, 1) / 127.5 - 1 for sample in data.samples]
-    )
-    labels = torch.tensor([sample.label for sample in data.samples])
-    model = Fcan(toy_backbone(), 3, FcanConfig()).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    losses = []
-    for seed in range(40):
-        terms = model.loss(replace(batch(8, seed), images=images, labels=labels))
-        optimizer.zero_grad()
-        sum(terms.values()).backward()
-        optimizer.step()
-        losses.append({name: float(term.detach()) for name, term in terms.items()})
+    model = Fcan(toy_backbone(), 3, FcanConfig())
+    losses = losses_on_eight_images(model)
     assert all(losses[-1][name] < 0.5 * losses[0][name] for name in ("image", "parts"))
     assert model.usual_reward[0] > 0.5
 
 
 def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
-    settings = {"recipe.lr": "0.01"}
-    whole = fit(
-        Fcan, request(tmp_path / "whole", train=squares(8), epochs=2, batch_size=4, settings=settings)
-    )
-    parts = request(tmp_path / "parts", train=squares(8), epochs=2, batch_size=4, settings=settings)
-
-    def stop(self: Fcan, epoch: int, epochs: int) -> None:
-        if epoch == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Fcan, "on_epoch", stop)
-        with pytest.raises(KeyboardInterrupt):
-            fit(Fcan, parts)
-    one, two = (load_checkpoint(Fcan, path).state_dict() for path in (whole, fit(Fcan, parts)))
-    assert all(torch.equal(value, two[name]) for name, value in one.items())
-    assert one["usual_reward"].any()
+    options = {"train": squares(8), "epochs": 2, "batch_size": 4, "settings": {"recipe.lr": "0.01"}}
+    found = check_stopped_run(Fcan, lambda name: request(tmp_path / name, **options), (1,), monkeypatch)
+    assert found["usual_reward"].any()
 
 
 def test_cross_entropy_of_log_probabilities_is_their_negative():

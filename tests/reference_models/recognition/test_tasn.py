@@ -29,9 +29,8 @@ from reference_models.recognition.tasn.sampler import (
     sample_positions,
     sample_view,
 )
-from reference_models.training.checkpoint import load_checkpoint
-from reference_models.training.loop import fit
 from tests.reference_models.conftest import squares, toy_backbone, toy_batch
+from tests.reference_models.recognition.training_checks import check_stopped_run, losses_on_eight_images
 from tests.reference_models.training.test_loop import request
 from wsolbench.exceptions import UsageError
 
@@ -562,39 +561,16 @@ def test_the_recipe_is_the_released_one():
 
 
 def test_eight_images_are_learned():
-    data = squares(8)
-    images = torch.stack(
-        [torch.from_numpy(sample.array).permute(2, 0, 1) / 127.5 - 1 for sample in data.samples]
-    )
-    labels = torch.tensor([sample.label for sample in data.samples])
-    model = Tasn(toy_backbone(), 3, TasnConfig()).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    losses = []
-    for seed in range(40):
-        terms = model.loss(replace(batch(8, seed), images=images, labels=labels))
-        optimizer.zero_grad()
-        sum(terms.values()).backward()
-        optimizer.step()
-        losses.append({name: float(term.detach()) for name, term in terms.items()})
+    model = Tasn(toy_backbone(), 3, TasnConfig())
+    losses = losses_on_eight_images(model)
     assert all(losses[-1][name] < 0.5 * losses[0][name] for name in ("master", "part", "attention"))
 
 
 def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
-    settings = {"recipe.lr": "0.01", "norm_statistics": "per_input"}
-    whole = fit(
-        Tasn, request(tmp_path / "whole", train=squares(8), epochs=2, batch_size=4, settings=settings)
-    )
-    parts = request(tmp_path / "parts", train=squares(8), epochs=2, batch_size=4, settings=settings)
-    after_epoch = Tasn.on_epoch
-
-    def stop(self: Tasn, epoch: int, epochs: int) -> None:
-        if epoch == 1:
-            raise KeyboardInterrupt
-        after_epoch(self, epoch, epochs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Tasn, "on_epoch", stop)
-        with pytest.raises(KeyboardInterrupt):
-            fit(Tasn, parts)
-    one, two = (load_checkpoint(Tasn, path).state_dict() for path in (whole, fit(Tasn, parts)))
-    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    options = {
+        "train": squares(8),
+        "epochs": 2,
+        "batch_size": 4,
+        "settings": {"recipe.lr": "0.01", "norm_statistics": "per_input"},
+    }
+    check_stopped_run(Tasn, lambda name: request(tmp_path / name, **options), (1,), monkeypatch)
