@@ -178,6 +178,7 @@ def command(
                     protocol=conventions,
                     limit=scoring.limit,
                     fixed_tau=scoring.fixed_tau,
+                    extra_metrics=scoring.extra(),
                     transfer_from=val if moved is None else None,
                     options=replace(options, save_maps=folder),
                     metadata={} if moved is None else {"transform": moved.name},

@@ -11,6 +11,7 @@ from wsolbench.cli.groups import GroupedCommand
 
 if TYPE_CHECKING:
     from wsolbench.methods import MethodInfo
+    from wsolbench.metrics.catalog import MetricInfo
 
 
 Rows = tuple[tuple[str, ...], Iterable[tuple[str, ...]]]
@@ -51,10 +52,19 @@ def _datasets() -> Rows:
 
 
 def _metrics() -> Rows:
-    from wsolbench.metrics.catalog import METRICS
+    from wsolbench.metrics.catalog import METRICS, offered_metrics
 
+    def cells(row: MetricInfo) -> tuple[str, ...]:
+        return (row.name, row.title, row.needs, row.summary)
+
+    extra = offered_metrics().items()
     return ("metric", "title", "needs", "summary"), [
-        (row.name, row.title, row.needs, row.summary) for row in METRICS
+        *map(cells, METRICS),
+        *(
+            line
+            for name, metric in extra
+            for line in ((f"--extra-metrics {name}",), *map(cells, metric.infos))
+        ),
     ]
 
 

@@ -122,6 +122,7 @@ def command(
         protocol=conventions,
         limit=scoring.limit,
         fixed_tau=scoring.fixed_tau,
+        extra_metrics=scoring.extra(),
         transfer_from=val,
         options=RunOptions(workers=workers, work=scoring.out / ".work", resamples=scoring.resamples),
         metadata={name: count for name, count in left_out.items() if count},

@@ -10,6 +10,7 @@ from typing import Any
 
 from wsolbench.checks import check_unit
 from wsolbench.datasets.subsets import limit_dataset
+from wsolbench.evaluation.extra_metrics.base import ExtraMetric
 from wsolbench.evaluation.runs import RunPlan
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps import MapFolder
@@ -41,7 +42,7 @@ class EvalRequest:
     """Everything an evaluation depends on. `wsolbench.evaluate` makes it from its arguments.
 
     Attributes:
-            dataset: the split. Images without boxes or mask count only for metrics that need neither.
+        dataset: the split. Images without boxes or mask count only for metrics that need neither.
         source: the model or the folder of maps.
         protocol: how maps become boxes and are counted.
         limit: number of images to score, evenly spread, or None for all.
@@ -49,6 +50,7 @@ class EvalRequest:
         transfer_from: split whose best thresholds the policy `transfer` applies.
         options: batch size, workers, work folder.
         metadata: further entries of the record's `dataset`.
+        extra_metrics: metrics to compute besides those of every run.
     """
 
     dataset: Dataset
@@ -59,6 +61,7 @@ class EvalRequest:
     transfer_from: Dataset | None = None
     options: RunOptions = field(default_factory=RunOptions)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    extra_metrics: tuple[ExtraMetric, ...] = ()
 
     @cached_property
     def splits(self) -> tuple[Dataset, ...]:
@@ -107,6 +110,10 @@ class EvalRequest:
             made_by=self.source.provenance(),
             source=maps_digest,
             maps=None if folder is None else str(folder.root.resolve()),
+            extra_metrics={
+                metric.name: [[info.name, info.version] for info in metric.infos]
+                for metric in self.extra_metrics
+            },
         )
         # Check that the description can be stored as a record.
         RunRecord(

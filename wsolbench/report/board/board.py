@@ -18,7 +18,7 @@ from typing import Any
 
 from wsolbench.datasets import dataset_info, list_datasets
 from wsolbench.methods import list_detectors, list_methods, list_posts
-from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
+from wsolbench.metrics.catalog import all_metrics, metric_info, metric_title
 from wsolbench.records import MetricValue, RunRecord
 from wsolbench.records.published import Paper, PublishedNumber, conflicts, published_info
 from wsolbench.report.board.repetitions import (
@@ -291,7 +291,7 @@ def _split_by_source(runs: Sequence[Run], policy: str | None) -> list[tuple[str 
 
 def _metrics(runs: Sequence[Run], policy: str | None) -> list[str]:
     """Return the metrics that any run has a value of under the policy, in table order."""
-    order = [info.name for info in METRICS]
+    order = [info.name for info in all_metrics()]
     names = {m.name for run in runs for m in run.record.metrics if m.value is not None and m.policy == policy}
     return sorted(names, key=lambda name: (order.index(metric_info(name).name), name))
 

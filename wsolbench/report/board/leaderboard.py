@@ -25,7 +25,7 @@ from typing import Any, Literal
 from urllib.parse import unquote
 
 from wsolbench.metrics.best_threshold import FEW_IMAGES
-from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
+from wsolbench.metrics.catalog import all_metrics, metric_info, metric_title
 from wsolbench.protocol import DetectionProtocol, EvalProtocol
 from wsolbench.records import MetricValue, RunRecord
 from wsolbench.records.claims import matches_claim
@@ -428,7 +428,7 @@ def _csv(runs: Sequence[Run]) -> str:
     Values are fractions with six digits. Thresholds are separated by spaces. A metric without a threshold
     appears in the rows of every policy. Undefined values are empty.
     """
-    names = [info.name for info in METRICS]
+    names = [info.name for info in all_metrics()]
     rows = []
     # One row per run and policy.
     for run in sorted(runs, key=lambda run: run.link):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wsolbench.metrics.best_threshold import FEW_IMAGES
-from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
+from wsolbench.metrics.catalog import all_metrics, metric_info, metric_title
 from wsolbench.protocol import DetectionProtocol, EvalProtocol
 from wsolbench.records import MetricValue, RunRecord
 
@@ -293,7 +293,7 @@ def _grid(record: RunRecord) -> _Grid:
 
 
 def _in_table_order(names: Iterable[str]) -> list[str]:
-    order = [info.name for info in METRICS]
+    order = [info.name for info in all_metrics()]
     return sorted(set(names), key=lambda name: (order.index(metric_info(name).name), name))
 
 
