@@ -47,6 +47,7 @@ from wsolbench.system.progress import track
 from wsolbench.types import Dataset, Sample
 
 PAPER = "wsolevaluation"
+GROUP = "floor"
 
 SIDE = 224
 """Side of the frame in which masks and boxes are filled, before they are averaged in cells."""

@@ -31,7 +31,13 @@ from wsolbench.report.board.repetitions import (
     source_of,
     source_title,
 )
-from wsolbench.report.board.tables import UNDEFINED, describe_protocol, format_number, sort_policies
+from wsolbench.report.board.tables import (
+    UNDEFINED,
+    describe_protocol,
+    format_number,
+    place_of,
+    sort_policies,
+)
 
 DISPUTED = "† Another table prints a different value."
 """Note of a table with a number that sources print differently."""
@@ -335,8 +341,9 @@ def _measured_table(
             Cell(" / ".join(f"{paper.name} {paper.year or ''}".strip() for paper in papers.values())),
             Cell(difference),
         )
-        rows.append((-mean if info.better != "lower" else mean, cells, estimate))
-    # The best row first, then headings and notes.
+        place = place_of(group[0].record)
+        rows.append(((place, -mean if info.better != "lower" else mean), cells, estimate))
+    # Floors, then the best row first, then ceilings. Headings and notes.
     rows.sort(key=lambda row: (row[0], row[1][0].link))
     images = f"{data.get('images')} images, fingerprint {str(data.get('fingerprint'))[:12]}"
     where = ", ".join(filter(None, (f"{data['name']}/{data['split']}", data.get("transform"), images)))

@@ -57,6 +57,7 @@ from wsolbench.report.board.tables import (
     describe_protocol,
     escape_markdown,
     format_value,
+    place_of,
     sort_policies,
 )
 from wsolbench.system.files import sha256_of_json, write_text
@@ -392,7 +393,12 @@ def _table(runs: Sequence[Run], policy: str | None) -> list[str]:
     reasons: dict[str, int] = {}
     # One row per run. An undefined metric refers to a footnote.
     for run in sorted(
-        runs, key=lambda run: (-_value(run.metric(ranking, policy) if ranking else None), run.link)
+        runs,
+        key=lambda run: (
+            place_of(run.record),
+            -_value(run.metric(ranking, policy) if ranking else None),
+            run.link,
+        ),
     ):
         method = run.record.method
         cells = [f"[{escape_markdown(method['name'])}]({run.link})"]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from wsolbench.methods.registry import group_of
 from wsolbench.metrics.best_threshold import FEW_IMAGES
 from wsolbench.metrics.catalog import all_metrics, metric_info, metric_title
 from wsolbench.protocol import DetectionProtocol, EvalProtocol
@@ -194,6 +195,11 @@ def sort_policies(policies: Iterable[str]) -> list[str]:
             return rank, 0.0, policy
 
     return sorted(set(policies), key=place)
+
+
+def place_of(record: RunRecord) -> int:
+    """Return the place of a run in a table: floors first, ceilings last, all others between them."""
+    return {"floor": 0, "ceiling": 2}.get(group_of(record.method["name"]), 1)
 
 
 def describe_protocol(protocol: EvalProtocol | DetectionProtocol) -> str:
