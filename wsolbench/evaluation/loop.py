@@ -188,16 +188,22 @@ def _score_one(request: EvalRequest, sample: Sample, coming: Future[SourceOutput
         output.ranked[place].tolist(),
         request.protocol,
         proposed,
-        extra=partial(_numbers, request, sample) if request.extra_metrics else None,
+        extra=partial(_numbers, request, sample, output, place) if request.extra_metrics else None,
     )
 
 
 def _numbers(
-    request: EvalRequest, sample: Sample, framed: np.ndarray, boxes: np.ndarray
+    request: EvalRequest,
+    sample: Sample,
+    output: SourceOutput,
+    place: int,
+    framed: np.ndarray,
+    boxes: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Return the rows of the extra metrics for one image."""
     image = ScoredImage(sample=sample, map=framed, boxes=boxes, protocol=request.protocol)
-    return numbers_of(image, request.extra_metrics)
+    measured = {name: rows[place].tolist() for name, rows in output.extra.items()}
+    return numbers_of(image, request.extra_metrics, measured)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from wsolbench.evaluation.extra_metrics.base import ExtraMetric
 from wsolbench.evaluation.runs import RunPlan
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps import MapFolder
-from wsolbench.maps.sources import MapSource
+from wsolbench.maps.sources import MapSource, ModelSource
 from wsolbench.metrics.thresholds import check_fixed_tau
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord
@@ -91,6 +91,7 @@ class EvalRequest:
                 "least one"
             )
         self._refuse_leaks()
+        self._prepare_measures()
         for split in self.splits:
             check_unit(
                 (sample.id, sample.boxes, sample.size) for sample in split.samples if len(sample.boxes)
@@ -120,6 +121,17 @@ class EvalRequest:
             method=plan.method, dataset=plan.dataset, protocol=self.protocol, metrics=(), provenance={}
         ).check()
         return plan
+
+    def _prepare_measures(self) -> None:
+        """Let the source measure what needs the network. Raises `UsageError` for a source without one."""
+        measures = {metric.name: metric.of_batch for metric in self.extra_metrics if metric.needs_network}
+        if isinstance(self.source, ModelSource):
+            self.source.measures = measures
+        elif measures:
+            raise UsageError(
+                f"extra metrics {', '.join(measures)} need the network, and stored maps have none; expected "
+                "others, or `wsolbench eval`"
+            )
 
     def _refuse_leaks(self) -> None:
         """Raise `UsageError` if thresholds would be transferred from images that the method learned from."""

@@ -7,6 +7,7 @@ package do.
 from __future__ import annotations
 
 from wsolbench.evaluation.extra_metrics.base import ExtraMetric
+from wsolbench.evaluation.extra_metrics.insertion_deletion import InsertionDeletion
 from wsolbench.evaluation.extra_metrics.mask_overlap import MaskOverlap
 from wsolbench.evaluation.extra_metrics.pointing_game import PointingGame
 from wsolbench.evaluation.extra_metrics.size_strata import SizeStrata
@@ -14,4 +15,4 @@ from wsolbench.evaluation.extra_metrics.size_strata import SizeStrata
 
 def extra_metrics() -> list[ExtraMetric]:
     """Return the extra metrics of this package."""
-    return [SizeStrata(), PointingGame(), MaskOverlap()]
+    return [SizeStrata(), PointingGame(), MaskOverlap(), InsertionDeletion()]

@@ -7,10 +7,10 @@ for each image and stores them with the per-image scores, so that intervals and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64
@@ -23,6 +23,9 @@ from wsolbench.metrics.catalog import MetricInfo, offered_metrics
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue
 from wsolbench.types import Sample
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,15 +73,32 @@ class ExtraMetric:
         infos: the metrics that records hold, in table order.
         columns: names of the numbers that are stored for each image, in order. Empty if the scores that
             every run stores are enough.
+        needs_network: whether the numbers come from `of_batch`, which runs the network, and not from
+            `of_image`.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     infos: ClassVar[tuple[MetricInfo, ...]]
     columns: ClassVar[tuple[str, ...]] = ()
+    needs_network: ClassVar[bool] = False
 
     def of_image(self, image: ScoredImage) -> Sequence[float] | None:
         """Return the number of each column, or None for an image on which they are undefined."""
+        raise NotImplementedError
+
+    def of_batch(
+        self,
+        classify: Callable[[torch.Tensor], torch.Tensor],
+        images: torch.Tensor,
+        maps: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the numbers of each image, (B, c), without reading the device.
+
+        `classify` maps images (B, 3, S, S) to logits (B, C), `images` are the network's input, `maps`
+        (B, h, w) the raw maps, and `labels` (B,) the true classes.
+        """
         raise NotImplementedError
 
     def metrics(self, summary: Summary) -> Iterator[Metric | MetricValue]:
@@ -86,14 +106,21 @@ class ExtraMetric:
         raise NotImplementedError
 
 
-def numbers_of(image: ScoredImage, extra: Sequence[ExtraMetric]) -> dict[str, Float64[np.ndarray, "1 c"]]:
+def numbers_of(
+    image: ScoredImage, extra: Sequence[ExtraMetric], measured: Mapping[str, Sequence[float]]
+) -> dict[str, Float64[np.ndarray, "1 c"]]:
     """Return the row of each extra metric for one image. Undefined numbers are NaN.
+
+    `measured` has the numbers of metrics that need the network, if it has class scores.
 
     Raises `UsageError` for a metric that returns another number of values than it declares.
     """
     rows = {}
     for metric in extra:
-        found = metric.of_image(image) if metric.columns else ()
+        if metric.needs_network:
+            found = measured.get(metric.name)
+        else:
+            found = metric.of_image(image) if metric.columns else ()
         row = np.array([np.nan] * len(metric.columns) if found is None else list(found), dtype=np.float64)
         if row.shape != (len(metric.columns),):
             raise UsageError(
