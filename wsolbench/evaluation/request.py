@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wsolbench.checks import check_unit
-from wsolbench.datasets.subsets import limit_dataset
+from wsolbench.datasets.subsets import limit_dataset, shares_images
 from wsolbench.evaluation.extra_metrics.base import ExtraMetric
 from wsolbench.evaluation.runs import RunPlan
 from wsolbench.exceptions import DataError, UsageError
@@ -135,13 +135,17 @@ class EvalRequest:
 
     def _refuse_leaks(self) -> None:
         """Raise `UsageError` if thresholds would be transferred from images that the method learned from."""
-        learned = self.source.describe().get("training", {}).get("dataset", {})
-        val = self._transferred
-        if val is not None and learned.get("fingerprint") == val.fingerprint:
-            raise UsageError(
-                f"thresholds would be transferred from {val.name} {val.split}, which the method was trained "
-                "on; expected another split. Evaluate without transfer (--no-transfer)"
-            )
+        training, val = self.source.describe().get("training") or {}, self._transferred
+        if val is None:
+            return
+        for learned in (training.get("dataset") or {}, *(training.get("earlier_data") or [])):
+            if shares_images(learned, val):
+                raise UsageError(
+                    f"thresholds would be transferred from {val.name} {val.split}, which the method was "
+                    f"trained on ({learned.get('images')} images of {learned.get('split')}); expected images "
+                    "that it has not seen. Evaluate without transfer (--no-transfer), or train on other "
+                    "images: with --carve-val, or with another split in the method's settings"
+                )
 
     def _described_dataset(self) -> dict[str, Any]:
         """Return the `dataset` part of the record."""
@@ -152,6 +156,12 @@ class EvalRequest:
             "fingerprint": self.dataset.fingerprint,
             "images": len(self.splits[0]),
             "limit": self.limit,
-            "transfer_from": None if val is None else {"split": val.split, "fingerprint": val.fingerprint},
+            "transfer_from": None if val is None else _described_transfer(val),
             **self.metadata,
         }
+
+
+def _described_transfer(val: Dataset) -> dict[str, str]:
+    """Return the split of transferred thresholds. A part of `val` also names the whole."""
+    described = {"split": val.split, "fingerprint": val.fingerprint}
+    return {**described, "part_of": val.within[0]} if val.within and "/" in val.split else described

@@ -20,7 +20,7 @@ from wsolbench.maps import MapFolder, cut_center, view
 from wsolbench.maps.formats import read_bytes
 from wsolbench.maps.store import MANIFEST, decode_map
 from wsolbench.maps.truths import true_box, true_mask
-from wsolbench.methods import Localization, Method, Numerics, PostProcessor
+from wsolbench.methods import Localization, Method, Numerics, PostProcessor, Supervision
 from wsolbench.methods.device import normalized, pick_device, place
 from wsolbench.methods.inputs import ViewLoader
 from wsolbench.methods.numerics import COMPILE, with_numerics
@@ -481,7 +481,7 @@ class ModelSource:
         if formats:
             method["numerics"] = formats
         if self.shown:
-            method["supervision"] = f"ground-truth {' and '.join(self.shown)} of the evaluated images"
+            method["supervision"] = Supervision.of_prediction(self.shown).to_json()
         if self.map_name is not None:
             return {**method, "name": f"{self.method.method_name}:{self.map_name}", "map": self.map_name}
         if self.post is None:

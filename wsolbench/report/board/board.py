@@ -37,6 +37,7 @@ from wsolbench.report.board.tables import (
     format_number,
     place_of,
     sort_policies,
+    supervision_text,
 )
 
 DISPUTED = "† Another table prints a different value."
@@ -330,6 +331,7 @@ def _measured_table(
         cells = (
             Cell(str(group[0].record.method["name"]), group[0].link),
             Cell(different_settings(group[0], [other[0] for other in groups])),
+            Cell(supervision_text(group[0].record)),
             Cell(str(group[0].record.method.get("backbone") or UNDEFINED)),
             Cell(str(group[0].record.start or UNDEFINED)),
             Cell("{} [{}, {}]".format(*estimate) if len(estimate) > 1 else estimate[0]),
@@ -347,7 +349,7 @@ def _measured_table(
     rows.sort(key=lambda row: (row[0], row[1][0].link))
     images = f"{data.get('images')} images, fingerprint {str(data.get('fingerprint'))[:12]}"
     where = ", ".join(filter(None, (f"{data['name']}/{data['split']}", data.get("transform"), images)))
-    printed = any(cells[6].text for _, cells, _ in rows)
+    printed = any(cells[7].text for _, cells, _ in rows)
     notes = (NOT_WHOLE,) if printed and not whole else ()
     protocol, metric = describe_protocol(runs[0].record.protocol), metric_title(name)
     return MeasuredTable(
@@ -355,6 +357,7 @@ def _measured_table(
         columns=(
             "method",
             "settings",
+            "supervision",
             "backbone",
             "init",
             "measured",

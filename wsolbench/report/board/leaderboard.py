@@ -59,6 +59,7 @@ from wsolbench.report.board.tables import (
     format_value,
     place_of,
     sort_policies,
+    supervision_text,
 )
 from wsolbench.system.files import sha256_of_json, write_text
 from wsolbench.system.listing import list_files
@@ -96,6 +97,7 @@ FACTS = (
     "protocol_sha256",
     "method",
     "settings",
+    "supervision",
     "backbone",
     "init",
     "seed",
@@ -385,10 +387,10 @@ def _table(runs: Sequence[Run], policy: str | None) -> list[str]:
     columns = [name for name in COLUMNS if any(_has_value(run.metric(name, policy)) for run in runs)]
     ranking = next((name for name in RANKED_BY if name in columns), None)
     lines = [
-        "| method | settings | backbone | init | seed | "
+        "| method | settings | supervision | backbone | init | seed | "
         + " | ".join(escape_markdown(metric_title(name)) for name in columns)
         + " |",
-        "|---|---|---|---|---:|" + "---|" * len(columns),
+        "|---|---|---|---|---|---:|" + "---|" * len(columns),
     ]
     reasons: dict[str, int] = {}
     # One row per run. An undefined metric refers to a footnote.
@@ -404,7 +406,13 @@ def _table(runs: Sequence[Run], policy: str | None) -> list[str]:
         cells = [f"[{escape_markdown(method['name'])}]({run.link})"]
         cells += [
             escape_markdown("" if value is None else value)
-            for value in (different_settings(run, runs), method.get("backbone"), run.record.start, run.seed)
+            for value in (
+                different_settings(run, runs),
+                supervision_text(run.record),
+                method.get("backbone"),
+                run.record.start,
+                run.seed,
+            )
         ]
         for name in columns:
             metric = run.metric(name, policy)
@@ -449,6 +457,7 @@ def _csv(runs: Sequence[Run]) -> str:
             "protocol_sha256": _protocol_digest(record.protocol),
             "method": record.method["name"],
             "settings": different_settings(run, runs),
+            "supervision": supervision_text(record),
             "backbone": record.method.get("backbone"),
             "init": record.start,
             "seed": record.training.get("seed"),

@@ -197,6 +197,11 @@ def sort_policies(policies: Iterable[str]) -> list[str]:
     return sorted(set(policies), key=place)
 
 
+def supervision_text(record: RunRecord) -> str:
+    """Return the ground truth that a method reads besides labels of training images, or an empty text."""
+    return "" if record.supervision is None else str(record.supervision)
+
+
 def place_of(record: RunRecord) -> int:
     """Return the place of a run in a table: floors first, ceilings last, all others between them."""
     return {"floor": 0, "ceiling": 2}.get(group_of(record.method["name"]), 1)
