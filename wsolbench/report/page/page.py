@@ -172,7 +172,7 @@ def _filters(
         name = title.partition(" @ ")[0]
         return metrics.index(name) if name in metrics else len(metrics), title
 
-    rows = [(name, table.metric, row[0].text, row[2].text) for name, table in tables for row in table.rows]
+    rows = [(name, table.metric, row[0].text, row[3].text) for name, table in tables for row in table.rows]
     printed = [
         (name, table.path[2], method, row[1].text)
         for name, table in published
@@ -207,27 +207,31 @@ def _measured(name: str, table: MeasuredTable) -> str:
     low, high = min(ends), max(ends)
     lines = []
     for cells, estimate in zip(table.rows, table.estimates, strict=True):
-        method, settings, backbone, start, _, *others = (Td(escape(cell.text), cell.order) for cell in cells)
+        method, settings, supervision, backbone, start, _, *others = (
+            Td(escape(cell.text), cell.order) for cell in cells
+        )
         drawn = (
             f"{_interval([float(text) for text in estimate], low, high)} {estimate[1]} to {estimate[2]}"
             if len(estimate) > 1
             else ""
         )
         link = Td(f"<code>{escape(_record_path(cells))}</code>")
-        lines.append((method, Td(estimate[0]), Td(drawn), backbone, settings, start, *others, link))
+        facts = (backbone, settings, supervision, start)
+        lines.append((method, Td(estimate[0]), Td(drawn), *facts, *others, link))
     columns = (
         "method",
         "measured",
         "95 % interval",
         "backbone",
         "settings",
+        "supervision",
         "init",
-        *table.columns[5:],
+        *table.columns[6:],
         "record",
     )
     kept = filled(lines)
     rows = [
-        row_of([line[place] for place in kept], data_attributes(method=cells[0].text, backbone=cells[2].text))
+        row_of([line[place] for place in kept], data_attributes(method=cells[0].text, backbone=cells[3].text))
         for line, cells in zip(lines, table.rows, strict=True)
     ]
     facets = data_attributes(dataset=name, metric=table.metric, protocol=table.protocol)
