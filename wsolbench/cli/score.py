@@ -70,7 +70,7 @@ def command(
     from wsolbench.evaluation.request import EvalRequest, RunOptions
     from wsolbench.exceptions import UsageError
     from wsolbench.maps import MapFolder
-    from wsolbench.maps.sources import FolderSource
+    from wsolbench.maps.folder_source import FolderSource
     from wsolbench.system.distributed import world
 
     if world().size > 1:
