@@ -218,17 +218,8 @@ def _measured(name: str, table: MeasuredTable) -> str:
         link = Td(f"<code>{escape(_record_path(cells))}</code>")
         facts = (backbone, settings, supervision, start)
         lines.append((method, Td(estimate[0]), Td(drawn), *facts, *others, link))
-    columns = (
-        "method",
-        "measured",
-        "95 % interval",
-        "backbone",
-        "settings",
-        "supervision",
-        "init",
-        *table.columns[6:],
-        "record",
-    )
+    first = ("method", "measured", "95 % interval", "backbone", "settings", "supervision", "init")
+    columns = (*first, *table.columns[6:], "record")
     kept = filled(lines)
     rows = [
         row_of([line[place] for place in kept], data_attributes(method=cells[0].text, backbone=cells[3].text))
