@@ -1,7 +1,7 @@
-"""Mean pooling to a fixed number of cells, as matrix products.
+"""Cells of a grid: mean pooling to a fixed number of them, and their shares inside of a box.
 
-The cells are those of torch's adaptive mean pooling. Its backward pass is not deterministic on a GPU; that of
-a matrix product is.
+The pooled cells are those of torch's adaptive mean pooling. Its backward pass is not deterministic on a GPU;
+that of a matrix product is.
 """
 
 from __future__ import annotations
@@ -21,3 +21,12 @@ def pool_cells(features: Float[Tensor, "b c h w"], cells: int) -> Float[Tensor, 
     """Return the means of `cells` x `cells` cells. A smaller map repeats its values."""
     rows, columns = (cell_weights(side, cells, features) for side in features.shape[2:])
     return rows.T @ features @ columns
+
+
+def cell_shares(
+    first: Float[Tensor, "*n"], last: Float[Tensor, "*n"], count: int
+) -> Float[Tensor, "*n count"]:
+    """Return which share of each of `count` cells along an axis lies between two places in [0, 1]."""
+    cells = torch.arange(count, device=first.device, dtype=first.dtype)
+    ends = torch.minimum(last[..., None] * count, cells + 1) - torch.maximum(first[..., None] * count, cells)
+    return ends.clamp_min(0)
