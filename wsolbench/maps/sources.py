@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -19,7 +20,7 @@ from wsolbench.maps import MapFolder, cut_center, view
 from wsolbench.maps.formats import read_bytes
 from wsolbench.maps.store import MANIFEST, decode_map
 from wsolbench.maps.truths import true_box, true_mask
-from wsolbench.methods import Localization, Method, Numerics, PostProcessor
+from wsolbench.methods import Localization, Method, Numerics, PostProcessor, Supervision
 from wsolbench.methods.device import normalized, pick_device, place
 from wsolbench.methods.inputs import ViewLoader
 from wsolbench.methods.numerics import COMPILE, with_numerics
@@ -31,6 +32,10 @@ from wsolbench.types import Dataset, Sample, ScoreMap
 
 if TYPE_CHECKING:
     import torch
+
+    Measure = Callable[
+        [Callable[[torch.Tensor], torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor
+    ]
 
 PARTS = 4
 """Number of proposals per image that are compared with the key points, as in SSANET's Figure 4."""
@@ -62,6 +67,8 @@ class SourceOutput:
     ranked: Int64[np.ndarray, "b k"]
     proposed: Sequence[ProposedParts] | None = None
     """Proposed parts of each image, or None if the source proposes none."""
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Numbers (b, c) of the extra metrics that the source itself measures (`ModelSource.measures`)."""
 
 
 class MapSource(Protocol):
@@ -307,6 +314,8 @@ class ModelSource:
         self.loader = ViewLoader(method.input_spec.size, protocol)
         self.shown = [what for what in ("boxes", "masks") if getattr(method, f"uses_true_{what}", False)]
         """Kinds of ground truth that the method reads: controls and upper bounds alone do."""
+        self.measures: Mapping[str, Measure] = {}
+        """Functions that measure a batch with the network, by the name of the extra metric."""
         self.needs_gradients = post is not None and post.needs_gradients
         if self.needs_gradients and "gradients" not in signature(method.localize).parameters:
             raise UsageError(
@@ -382,6 +391,8 @@ class ModelSource:
             if scores is not None and self.protocol.classifier != "external":
                 found["scores"] = scores[: len(samples)].float()
         found |= self._proposals(samples, result)
+        if result.logits is not None:
+            found |= self._measured(images, score_maps.detach(), sent["labels"], len(samples))
         download = Download(found)
 
         def finish() -> SourceOutput:
@@ -390,9 +401,28 @@ class ModelSource:
                 maps=list(arrays["maps"]),
                 ranked=_rank(arrays.get("scores", np.zeros((len(samples), 0)))),
                 proposed=self._parts(arrays),
+                extra={name: arrays[f"extra {name}"] for name in self.measures if f"extra {name}" in arrays},
             )
 
         return finish
+
+    @staticmethod
+    def _logits(method: Method, images: torch.Tensor) -> torch.Tensor:
+        logits = method.localize(images).logits
+        assert logits is not None
+        return logits
+
+    def _measured(
+        self, images: torch.Tensor, maps: torch.Tensor, labels: torch.Tensor, count: int
+    ) -> dict[str, torch.Tensor]:
+        """Return the numbers of `measures` for the first `count` images, (count, c) each."""
+        import torch
+
+        with torch.no_grad():
+            return {
+                f"extra {name}": measure(partial(self._logits, self.method), images, maps, labels)[:count]
+                for name, measure in self.measures.items()
+            }
 
     def _maps(self, result: Localization, labels: torch.Tensor) -> torch.Tensor:
         if self.map_name is not None:
@@ -451,7 +481,7 @@ class ModelSource:
         if formats:
             method["numerics"] = formats
         if self.shown:
-            method["supervision"] = f"ground-truth {' and '.join(self.shown)} of the evaluated images"
+            method["supervision"] = Supervision.of_prediction(self.shown).to_json()
         if self.map_name is not None:
             return {**method, "name": f"{self.method.method_name}:{self.map_name}", "map": self.map_name}
         if self.post is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
+from wsolbench.metrics.catalog import all_metrics, metric_info, metric_title
 from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.records import MetricValue
 from wsolbench.report.board.board import (
@@ -166,7 +166,7 @@ def _filters(
     """Return the form that filters measured and published tables."""
     if not tables and not published:
         return ""
-    metrics = [metric_title(info.name) for info in METRICS]
+    metrics = [metric_title(info.name) for info in all_metrics()]
 
     def place(title: str) -> tuple[int, str]:
         name = title.partition(" @ ")[0]
@@ -464,7 +464,7 @@ def _protocol_table(title: str, runs: Sequence[Run]) -> str:
         for metric in run.record.metrics:
             if metric.value is not None:
                 keys[metric.name, metric.policy] = None
-    order = [info.name for info in METRICS]
+    order = [info.name for info in all_metrics()]
     policies: list[str | None] = [None, *sort_policies(policy for _, policy in keys if policy is not None)]
     rows = []
     for name, policy in sorted(
