@@ -1,4 +1,4 @@
-"""Mean pooling to a fixed number of cells, as matrix products.
+"""Cells of a grid: mean pooling to a fixed number of them, and their shares inside of a box.
 
 The cells of `pool_cells` are those of torch's adaptive mean pooling. Its backward pass is not deterministic
 on a GPU; that of a matrix product is. Those of `area_means` are equal parts of the side.
@@ -44,3 +44,12 @@ def _area_weights(side: int, cells: int, like: Tensor) -> Float[Tensor, "side ce
     starts = torch.arange(cells, device=like.device) * side
     overlaps = torch.minimum(pixels + cells, starts + side) - torch.maximum(pixels, starts)
     return overlaps.clamp(min=0).to(like.dtype) / side
+
+
+def cell_shares(
+    first: Float[Tensor, "*n"], last: Float[Tensor, "*n"], count: int
+) -> Float[Tensor, "*n count"]:
+    """Return which share of each of `count` cells along an axis lies between two places in [0, 1]."""
+    cells = torch.arange(count, device=first.device, dtype=first.dtype)
+    ends = torch.minimum(last[..., None] * count, cells + 1) - torch.maximum(first[..., None] * count, cells)
+    return ends.clamp_min(0)
