@@ -125,6 +125,9 @@ class ForwardPass:
             `Localizer.localize`.
         tokens: computes the outputs of a vision transformer besides its stages, for post-processes. None for
             other backbones. `Localizer.localize` sets it.
+        rerun: runs the method again, for post-processes that look at changed images. `rerun(change)` is the
+            result for `change(images)`, without a graph. None for maps that no network makes.
+            `Localizer.localize` sets it.
         extra_maps: further maps by name, (B, h, w), that belong to no class. `wsolbench eval --map NAME`
             scores one of them. `LazyMaps` if they take time.
     """
@@ -134,6 +137,7 @@ class ForwardPass:
     stages: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
     penultimate: Tensor | None = None
     tokens: Callable[[], Tokens] | None = None
+    rerun: Callable[[Callable[[Tensor], Tensor]], ForwardPass] | None = None
     propose: Callable[[], Proposals] | None = None
     extra_maps: Mapping[str, Tensor] = field(default_factory=dict)
 

@@ -125,6 +125,11 @@ class ModelSource:
                 f"the post-process needs gradients of the scores, and method {method.method_name!r} has no "
                 "localize(images, gradients=True); expected a method that offers it, or another --post"
             )
+        if self.needs_gradients and numerics.compile:
+            raise UsageError(
+                "the post-process needs gradients at inner features, which a compiled network does not give; "
+                "leave --compile out"
+            )
         self.device, self.numerics = pick_device(device), numerics.for_evaluation()
         self.numerics.check(self.device)
         place(method, self.device)

@@ -75,7 +75,7 @@ def _processed(result: Localization, asked: Tensor) -> Iterator[tuple[str, Tenso
 
     for row in list_posts():
         post = load_post(row.name).create({})
-        if not post.needs_gradients:
+        if not (post.needs_gradients or post.needs_reruns):
             try:
                 yield row.name, post.maps(result, asked)
             except UsageError:  # it needs features that the method does not give
