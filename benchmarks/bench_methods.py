@@ -138,7 +138,8 @@ def method_rates(name: str, on: Setting) -> tuple[float, float]:
 def post_rate(name: str, on: Setting) -> float:
     """Return images per second of CAM's localization with a post-process."""
     cam, post = on.model("cam").eval(), load_post(name).create({})
-    return on.rate(lambda: post.maps(cam.localize(on.images), on.labels[:, None]))
+    gradients = post.needs_gradients
+    return on.rate(lambda: post.maps(cam.localize(on.images, gradients=gradients), on.labels[:, None]))
 
 
 def trained_methods(task: str = "") -> tuple[str, ...]:

@@ -73,7 +73,7 @@ def training(name: str, backbone: str, numerics: Numerics) -> list[Event]:
             backbone=backbone, num_classes=3, weights="none", settings=settings, image_size=SIZE
         )
         recipe = method.recipe_for(backbone, 3, {**settings, "recipe.batch_size": "4"})
-        reader = ImageReader(data, SIZE, workers=0, masks=model.wants_masks, short_side=recipe.short_side)
+        reader = ImageReader(data, SIZE, workers=0, masks=model.mask_source, short_side=recipe.short_side)
         labels = np.array([sample.label for sample in data.samples])
         with (
             FakeCuda() as gpu,

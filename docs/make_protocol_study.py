@@ -29,7 +29,7 @@ from wsolbench.evaluation.evaluate import Evaluation, evaluate
 from wsolbench.evaluation.request import RunOptions
 from wsolbench.exceptions import UsageError, WsolbenchError
 from wsolbench.maps import MapFolder
-from wsolbench.maps.sources import FolderSource
+from wsolbench.maps.folder_source import FolderSource
 from wsolbench.metrics.catalog import metric_info, metric_title
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord, read_records

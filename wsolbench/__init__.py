@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from wsolbench.exceptions import WsolbenchError as WsolbenchError
     from wsolbench.maps import frame_boxes as frame_boxes
     from wsolbench.maps import to_frame as to_frame
-    from wsolbench.maps.sources import FolderSource as FolderSource
+    from wsolbench.maps.folder_source import FolderSource as FolderSource
     from wsolbench.maps.sources import ModelSource as ModelSource
     from wsolbench.methods import list_methods as list_methods
     from wsolbench.methods import load_method as load_method
@@ -48,7 +48,7 @@ _HOME = {
     "DataError": "exceptions",
     "Dataset": "types",
     "EvalProtocol": "protocol",
-    "FolderSource": "maps.sources",
+    "FolderSource": "maps.folder_source",
     "ModelSource": "maps.sources",
     "RunRecord": "records",
     "Sample": "types",

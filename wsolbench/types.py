@@ -183,7 +183,9 @@ class Dataset:
     """One split of one data set, in evaluation order.
 
     `findings` lists what the loader repaired or excluded. `fingerprint` is a digest of the annotations (see
-    `wsolbench.datasets.base`): two numbers with the same fingerprint use the same images and boxes.
+    `wsolbench.datasets.base`): two numbers with the same fingerprint use the same images and boxes. A part of
+    a split has the fingerprints of the splits that it is in (`within`), and of parts that have no image in
+    common with it (`apart`).
     """
 
     name: str
@@ -200,6 +202,8 @@ class Dataset:
     left_out: tuple[str, ...] = ()
     """Ids of annotated images that are excluded, because a file is missing or unreadable."""
     root: Path | None = None
+    within: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -58,7 +58,8 @@ class Localizer(Model):
         """Return logits and maps, without changing parameters or buffers. The model must be in eval mode.
 
         With `gradients` the logits and the stages keep their graph back to the images, for post-processes
-        that differentiate. Without it there is no graph.
+        that differentiate. Such a pass is in float32, also under autocast: half precision has no room for the
+        small slopes of a deep network. Without `gradients` there is no graph.
 
         A method that proposes boxes gets two more extra maps: `parts`, the weighted coverage of the boxes,
         and `union`, the smallest box around them. A method that classifies without proposing boxes gets
@@ -69,11 +70,17 @@ class Localizer(Model):
                 "localize() needs the model in eval mode: batch norm and dropout would change the maps; "
                 "call model.eval()"
             )
-        with torch.set_grad_enabled(gradients):
-            result: ForwardPass = self(images.detach().requires_grad_() if gradients else images)
+        if gradients:
+            with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+                result: ForwardPass = self(images.detach().float().requires_grad_())
+        else:
+            with torch.no_grad():
+                result = self(images)
         backbone = getattr(self, "backbone", None)  # missing in methods without a backbone
         if result.tokens is None and isinstance(backbone, TokenBackbone):
             result = replace(result, tokens=partial(torch.no_grad()(backbone.tokens), images))
+        if result.rerun is None:
+            result = replace(result, rerun=lambda change: self.localize(change(images)))
         return self._with_proposals(result, images.shape[-1])
 
     @torch.no_grad()

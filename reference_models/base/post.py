@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -35,11 +35,15 @@ class PostProcess:
         Config: dataclass of the settings.
         needs_gradients: whether `maps` differentiates the logits. The forward pass then keeps its graph, and
             gradients are enabled.
+        needs_reruns: whether `maps` runs the method again on changed images, by `ForwardPass.rerun`.
+        map_kind: range of the maps, as `Model.map_kind`: `signed`, `nonneg`, or `unit`.
     """
 
     method_name: ClassVar[str]
     Config: ClassVar[type[PostConfig]] = PostConfig
     needs_gradients: ClassVar[bool] = False
+    needs_reruns: ClassVar[bool] = False
+    map_kind: ClassVar[Literal["signed", "nonneg", "unit"]] = "unit"
 
     def __init__(self, config: PostConfig) -> None:
         self.config = config
@@ -50,9 +54,9 @@ class PostProcess:
         return cls(parse_settings(cls.Config, settings, what=f"post-process {cls.method_name!r}"))
 
     def maps(self, result: Localization, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
-        """Return maps of the given classes, float32 in [0, 1], without a graph.
+        """Return maps of the given classes, float32 in the range of `map_kind`, without a graph.
 
-        They are on the grid of the features that the post-process uses.
+        They are on the grid of the features that the post-process uses: not resized or thresholded.
         """
         raise NotImplementedError
 

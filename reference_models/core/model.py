@@ -20,6 +20,8 @@ from reference_models.core.outputs import Batch, ForwardPass
 from reference_models.core.recipes import RECIPES, Recipe, default_recipe
 from reference_models.core.tokens import require_tokens
 from wsolbench.exceptions import unknown_name
+from wsolbench.maps.masks import MaskSource
+from wsolbench.methods import Supervision, TrainRequest
 from wsolbench.types import Dataset
 
 M = TypeVar("M", bound="Model")
@@ -74,9 +76,14 @@ class Model(nn.Module):
 
     # --- hooks that a method may override -------------------------------------------------------------------
     @property
-    def wants_masks(self) -> bool:
-        """Whether `loss` needs `Batch.masks`."""
-        return False
+    def mask_source(self) -> MaskSource | None:
+        """Ground truth that `Batch.masks` is made of: masks, filled boxes, or any. None: no masks."""
+        return None
+
+    @property
+    def supervision(self) -> Supervision | None:
+        """Ground truth besides labels that training reads, for the record. None: only labels."""
+        return None
 
     @property
     def group_size(self) -> int:
@@ -130,6 +137,14 @@ class Model(nn.Module):
     def train_split(cls, settings: Mapping[str, str]) -> str:  # noqa: ARG003 - for methods whose settings choose it
         """Return the split to fit on: `train`, or `val` for methods that need its boxes."""
         return "train"
+
+    @classmethod
+    def choose_images(cls, request: TrainRequest) -> TrainRequest:
+        """Return the request with the images that are trained and validated on.
+
+        Example: a few of each class, and no validation for a method that does not classify.
+        """
+        return request
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Hook: called before each epoch, in train mode, to freeze or unfreeze layers or to change modes."""
@@ -271,6 +286,8 @@ class Model(nn.Module):
             "map_kind": self.map_kind,
             "parameters": sum(parameter.numel() for parameter in self.parameters()),
         }
+        if self.supervision is not None:
+            described["supervision"] = self.supervision.to_json()
         if self.facts:
             described["training"] = self.facts
         return described

@@ -26,8 +26,8 @@ class Batch:
         indices: (B,) positions of the images in the training split.
         epoch, epochs: the current epoch, counted from 0, and their number.
         step: optimiser steps before this one, over the whole run.
-        masks: (B, H, W) in [0, 1], ground-truth masks transformed with the images. None unless the method
-            `wants_masks`.
+        masks: (B, H, W) in [0, 1], ground-truth masks or filled boxes, transformed with the images. None
+            unless the method has a `mask_source`.
         generator: source of all randomness of the method, on the device of the images, seeded by (seed,
             epoch).
     """
@@ -125,6 +125,9 @@ class ForwardPass:
             `Localizer.localize`.
         tokens: computes the outputs of a vision transformer besides its stages, for post-processes. None for
             other backbones. `Localizer.localize` sets it.
+        rerun: runs the method again, for post-processes that look at changed images. `rerun(change)` is the
+            result for `change(images)`, without a graph. None for maps that no network makes.
+            `Localizer.localize` sets it.
         extra_maps: further maps by name, (B, h, w), that belong to no class. `wsolbench eval --map NAME`
             scores one of them. `LazyMaps` if they take time.
     """
@@ -134,6 +137,7 @@ class ForwardPass:
     stages: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
     penultimate: Tensor | None = None
     tokens: Callable[[], Tokens] | None = None
+    rerun: Callable[[Callable[[Tensor], Tensor]], ForwardPass] | None = None
     propose: Callable[[], Proposals] | None = None
     extra_maps: Mapping[str, Tensor] = field(default_factory=dict)
 

@@ -246,6 +246,27 @@ DCL = Recipe(
     rotation=15.0,
 )
 
+CUSTOMARY = Recipe(
+    source="this project; crop of the papers at 448 pixels",
+    epochs=90,
+    batch_size=16,
+    lr=1e-3,
+    weight_decay=1e-4,
+    milestones=(60 / 90,),
+    bias_factor=1.0,
+    resize=512 / 448,
+)
+"""Recipe of methods whose papers give no rates or were not at hand. Others change some of it."""
+
+RACNN = replace(
+    CUSTOMARY,
+    source="this project, for RA-CNN: its paper gives no rates; `ra-cnn` has one schedule per stage",
+    epochs=100,
+    weight_decay=5e-4,
+    milestones=(0.6,),
+    new_factor=1.0,
+)
+
 FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
     {
         "lio": LIO,
@@ -307,14 +328,7 @@ FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
             short_side=True,
             rotation=30.0,
         ),
-        "fcan": replace(
-            NTS,
-            source="this project: of the paper, no training details were available",
-            epochs=90,
-            milestones=(60 / 90,),
-            new_factor=10.0,
-            resize=512 / 448,
-        ),
+        "fcan": replace(CUSTOMARY, source="this project: of the paper, no training details were available"),
         "mamc_hawkeye": Recipe(
             source="Hawkeye's re-implementation of MAMC, at 224 pixels (5 classes of 2 images a step)",
             epochs=60,
@@ -335,40 +349,21 @@ FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
             milestones=tuple(epoch / 359 for epoch in (60, 120, 180, 240, 300)),
             rotation_filter="nearest",
         ),
-        "dfl": Recipe(
+        "dfl": replace(
+            CUSTOMARY,
             source="this project: length, batch, rate and sizes; the paper's are not verified",
             epochs=100,
-            batch_size=16,
-            lr=1e-3,
-            weight_decay=1e-4,
             milestones=(0.4, 0.8),
-            bias_factor=1.0,
-            resize=512 / 448,
         ),
-        "racnn": Recipe(
-            source="this project, for RA-CNN: its paper gives no rates; `ra-cnn` has one schedule per stage",
-            epochs=100,
-            batch_size=16,
-            lr=1e-3,
-            weight_decay=5e-4,
-            milestones=(0.6,),
-            new_factor=1.0,
-            bias_factor=1.0,
-            resize=512 / 448,
-        ),
-        "macnn": Recipe(
+        "racnn": RACNN,
+        "macnn": replace(
+            RACNN,
             source=(
                 "MA-CNN's released factors of the rate, except that of its first grouping layer; lengths and "
                 "milestones chosen here, of each stage"
             ),
-            epochs=100,
-            batch_size=16,
-            lr=1e-3,
-            weight_decay=5e-4,
-            milestones=(0.6,),
             new_factor=10.0,
             bias_factor=2.0,
-            resize=512 / 448,
         ),
         "partnet": Recipe(
             source="Gorilla-Lab-SCUT/PartNet; the batch is that of its detectors",
@@ -390,16 +385,7 @@ FINE_GRAINED: Mapping[str, Recipe] = MappingProxyType(
             new_factor=10.0,
             resize=256 / 224,
         ),
-        "hsnet": Recipe(
-            source="this project; crop of the papers at 448 pixels",
-            epochs=90,
-            batch_size=16,
-            lr=1e-3,
-            weight_decay=1e-4,
-            milestones=(60 / 90,),
-            bias_factor=1.0,
-            resize=512 / 448,
-        ),
+        "hsnet": CUSTOMARY,
         "coseq": Recipe(
             source="jkrause314/fg_without (rate, its fall, batch, decay); 100 epochs in place of 320",
             epochs=100,

@@ -122,10 +122,26 @@ class TokenBackbone(Backbone):
         return {role: steps for role, steps in super().roles_of_layout().items() if role == "guides"}
 
     def stages(self, images: Float[Tensor, "b 3 H W"], edit: Edit | None = None) -> OrderedDict[str, Tensor]:
-        """Return the stages as `Backbone.stages` does. Between `embed` and `norm`, `edit` gets tokens."""
+        """Return the stages as `Backbone.stages` does. Between `embed` and `norm`, `edit` gets tokens.
+
+        With gradients in evaluation mode, the tokens of the next block are made of the stage's map. So scores
+        can be differentiated by every stage.
+        """
         to_map: Any = self.steps["patches"]
-        found = super().stages(images, edit)
-        return OrderedDict((name, x if name == "patches" else to_map(x)) for name, x in found.items())
+        ends, joins = {stage.name for stage in self.layout}, torch.is_grad_enabled() and not self.training
+        found: OrderedDict[str, Tensor] = OrderedDict()
+
+        def keep(name: str, x: Tensor) -> Tensor:
+            x = x if edit is None else edit(name, x)
+            if name not in ends:
+                return x
+            found[name] = x if name == "patches" else to_map(x)
+            if name == "patches" or not joins:
+                return x
+            return torch.cat([x[:, : self.prefix], found[name].flatten(2).mT], dim=1)
+
+        super().stages(images, keep)
+        return found
 
     def attend(self, step: str, x: Float[Tensor, "b t d"], weighting: Weighting = softmax) -> Attended:
         """Run a block, by name, on its input tokens; see `attend`."""

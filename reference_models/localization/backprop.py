@@ -44,6 +44,7 @@ from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Sigma
 
 PAPER = "backprop"
+GROUP = "class activation"
 
 Channel = Literal["max", "sum", "l2"]
 

@@ -35,6 +35,7 @@ from __future__ import annotations
 from reference_models.base.head_localizer import HeadLocalizer
 
 PAPER = "cam"
+GROUP = "class activation"
 
 
 class Cam(HeadLocalizer):

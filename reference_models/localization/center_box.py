@@ -33,6 +33,7 @@ from wsolbench.methods import InputSpec
 from wsolbench.ranges import PositiveShare
 
 PAPER = "wsolevaluation"
+GROUP = "floor"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,7 @@ from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Range
 
 PAPER = "wsolevaluation"
+GROUP = "ceiling"
 
 
 @dataclass(frozen=True, kw_only=True)

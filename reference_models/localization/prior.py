@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -42,11 +42,13 @@ from reference_models.core.backbone import Backbone
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass
 from wsolbench.exceptions import DataError
+from wsolbench.methods import Supervision
 from wsolbench.ranges import Positive, PositiveShare, Range
 from wsolbench.system.progress import track
 from wsolbench.types import Dataset, Sample
 
 PAPER = "wsolevaluation"
+GROUP = "floor"
 
 SIDE = 224
 """Side of the frame in which masks and boxes are filled, before they are averaged in cells."""
@@ -201,10 +203,12 @@ class Prior(Localizer):
         box: Tensor = inside.float()
         return box
 
-    def describe(self) -> dict[str, Any]:
-        """Describe the model for the record, with its supervision."""
-        described = super().describe()
-        if self.config.kind != "gaussian":
-            what = "boxes" if self.config.kind == "best-box" else "masks or boxes"
-            described["supervision"] = f"ground-truth {what} of the split {self.config.split!r}"
-        return described
+    @property
+    def supervision(self) -> Supervision | None:
+        """Boxes or masks of the split that it is fitted on. None for the Gaussian."""
+        masks = self.config.kind == "mean-mask"
+        return (
+            None
+            if self.config.kind == "gaussian"
+            else Supervision(boxes=True, masks=masks, used_for="training")
+        )

@@ -59,6 +59,7 @@ from reference_models.core.backbone import Backbone
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass, Proposals
 from reference_models.core.recipes import FINE_GRAINED
+from reference_models.layers.cells import cell_shares
 from reference_models.layers.heads import class_activation_maps
 from reference_models.layers.regions import cell_boxes
 from wsolbench.exceptions import UsageError
@@ -130,10 +131,8 @@ def square_weights(boxes: Float[Tensor, "n 4"], grid: tuple[int, int], size: int
     """Return for each square the share of its area that lies in each cell, eq. (3). Rows sum to 1."""
     shares = []
     for axis, count in ((1, grid[0]), (0, grid[1])):
-        edges = torch.arange(count + 1, device=boxes.device, dtype=boxes.dtype) * (size / count)
-        low, high = boxes[:, axis, None], boxes[:, axis + 2, None]
-        inside = torch.minimum(high, edges[1:]) - torch.maximum(low, edges[:-1])
-        shares.append(inside.clamp(min=0) / (high - low))
+        inside = cell_shares(boxes[:, axis] / size, boxes[:, axis + 2] / size, count)
+        shares.append(inside / inside.sum(dim=1, keepdim=True))
     return (shares[0][:, :, None] * shares[1][:, None, :]).flatten(1)
 
 

@@ -56,6 +56,7 @@ from reference_models.core.backbone import Backbone
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass, Proposals
 from reference_models.core.recipes import FINE_GRAINED
+from reference_models.layers.cells import cell_shares
 from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.second_order import in_full_precision
 from wsolbench.ranges import Channels, Range, Share, Weight
@@ -103,15 +104,6 @@ def to_corners(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
     return torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], dim=-1)
 
 
-def cell_shares(
-    first: Float[Tensor, "*n"], last: Float[Tensor, "*n"], count: int
-) -> Float[Tensor, "*n count"]:
-    """Return which share of each of `count` cells along an axis lies between two places in [0, 1]."""
-    cells = torch.arange(count, device=first.device, dtype=first.dtype)
-    ends = torch.minimum(last[..., None] * count, cells + 1) - torch.maximum(first[..., None] * count, cells)
-    return ends.clamp_min(0)
-
-
 def region_means(features: Float[Tensor, "b d h w"], boxes: Float[Tensor, "b 4"]) -> Float[Tensor, "b d"]:
     """Return the mean of F over one box per image, differentiable in F and in the box, eq. (1)."""
     x0, y0, x1, y1 = to_corners(boxes).unbind(dim=1)
@@ -135,14 +127,15 @@ def rise_loss(scores: Float[Tensor, "b t c"], labels: Int[Tensor, " b"], margin:
 
 
 class Memory(nn.Module):
-    """LSTM cell, eq. (2), in plain operations: the same ones on every device."""
+    """LSTM cell, eq. (2), in plain operations: the same ones on every device.
 
-    def __init__(self, inputs: int, hidden: int) -> None:
+    `recurrent=False` leaves out the weights of the state before, for a single step.
+    """
+
+    def __init__(self, inputs: int, hidden: int, *, recurrent: bool = True) -> None:
         super().__init__()
-        self.of_input, self.of_state = (
-            nn.Linear(inputs, 4 * hidden),
-            nn.Linear(hidden, 4 * hidden, bias=False),
-        )
+        self.of_input = nn.Linear(inputs, 4 * hidden)
+        self.of_state = nn.Linear(hidden, 4 * hidden, bias=False) if recurrent else None
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
 
@@ -152,6 +145,7 @@ class Memory(nn.Module):
         """Return output and cell state. No state stands for zeros."""
         gates = self.of_input(x)
         if state is not None:
+            assert self.of_state is not None
             gates = gates + self.of_state(state[0])
         enter, keep, value, out = gates.chunk(4, dim=1)
         cell = enter.sigmoid() * value.tanh()
@@ -173,7 +167,7 @@ class Hsnet(Recognizer):
         width = backbone.channels[-1]
         hidden = config.hidden or min(512, 4 * width)
         self.image_classifier = nn.Linear(width, num_classes)
-        self.memory = Memory(width, hidden)
+        self.memory = Memory(width, hidden, recurrent=config.steps > 1)
         self.value = nn.Linear(hidden, 1) if config.steps > 1 else None
         self.classifier = nn.Linear(hidden, num_classes)
         self.successor: nn.Linear | None = None

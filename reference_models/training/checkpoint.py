@@ -7,9 +7,10 @@ header counts, so no half of a pair can be stale, and equal trainings give equal
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -154,21 +155,37 @@ def earlier_runs(weights: str, config: object) -> dict[str, int] | None:
 
     Returns the images by the digest of the checkpoint, or None if a checkpoint does not state them.
     """
-    settings = vars(config)
-    paths = [] if weights in (IMAGENET, NONE) or not Path(weights).is_file() else [weights]
-    paths += [settings[name.removesuffix("_sha256")] for name in settings if name.endswith("_sha256")]
     found: dict[str, int] = {}
-    for path in map(Path, filter(None, paths)):
-        try:
-            header = read_header(path)
-        except DataError:  # weights of a backbone alone, which are no run of this package
-            continue
+    for path, header in _earlier_headers(weights, config):
         training, described = header["training"], header["config"]
         own = own_images(training, described)
         if own is None or ("images_seen" not in training and earlier_checkpoints(training, described)):
             return None
         found |= {**training.get("earlier_runs", {}), sha256_of_file(path): own}
     return found
+
+
+def earlier_data(weights: str, config: object, own: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the training images of earlier runs, as `dataset_metadata` describes them, each once.
+
+    Those of the run itself, `own`, are left out. The arguments are otherwise those of `earlier_runs`.
+    """
+    found = {own.get("fingerprint"): dict(own)}
+    for _, header in _earlier_headers(weights, config):
+        training = header["training"]
+        for data in filter(None, (training.get("dataset"), *training.get("earlier_data", []))):
+            found.setdefault(data.get("fingerprint"), data)
+    return list(found.values())[1:]
+
+
+def _earlier_headers(weights: str, config: object) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the checkpoints of this package that a new model has weights of, with their descriptions."""
+    settings = vars(config)
+    paths = [] if weights in (IMAGENET, NONE) or not Path(weights).is_file() else [weights]
+    paths += [settings[name.removesuffix("_sha256")] for name in settings if name.endswith("_sha256")]
+    for path in map(Path, filter(None, paths)):
+        with contextlib.suppress(DataError):  # weights of a backbone alone, which are no run of this package
+            yield path, read_header(path)
 
 
 def load_checkpoint(method: type[M], path: Path, settings: Mapping[str, str] = MappingProxyType({})) -> M:

@@ -32,6 +32,7 @@ from reference_models.training.views import (
     rng_of_view,
 )
 from wsolbench.exceptions import UsageError
+from wsolbench.maps.masks import MaskSource, has_target
 from wsolbench.methods import InputSpec
 from wsolbench.methods.device import normalized
 from wsolbench.system.distributed import World
@@ -53,7 +54,7 @@ Job = tuple[Sequence[Item], "Augmentation | None"]
 
 
 class ImageReader:
-    """Reader of the resized images of a split, uint8. With `masks`, channel four is the mask, 0 or 255.
+    """Reader of the resized images of a split, uint8. With `masks`, channel four is the mask, 0 to 255.
 
     Worker processes prepare the images if a pass over the split needs more than `WORTH_SECONDS` of one core,
     judged by its first images. Otherwise threads do. `close` ends the processes.
@@ -65,7 +66,8 @@ class ImageReader:
         workers: threads or processes that prepare images. 0: the calling thread does. 1: one thread.
         cache_bytes: the split is kept in memory if it needs at most this.
         here: this process among those of the same training. Each one reads a share of what is kept in memory.
-        masks: whether masks are needed. An image without one raises `DataError`.
+        masks: ground truth that masks are made of, or None without masks. An image without it raises
+            `DataError`.
         processes: whether at least two workers are processes, or None to judge by the first images.
     """
 
@@ -77,7 +79,7 @@ class ImageReader:
         workers: int = 2,
         cache_bytes: int = CACHE_BYTES,
         here: World | None = None,
-        masks: bool = False,
+        masks: MaskSource | None = None,
         short_side: bool = False,
         processes: bool | None = None,
     ) -> None:
@@ -86,20 +88,23 @@ class ImageReader:
         self._lock = threading.Lock()
         # Images of one size are all read now if they fit. Others are kept when they are first read, while
         # there is room.
-        shape = (len(dataset), side, side, 3 + masks)
+        shape = (len(dataset), side, side, 3 + (masks is not None))
         self.cache_bytes = cache_bytes if short_side else math.prod(shape)
         if self.cache_bytes > cache_bytes:
             self.cache_bytes = 0
         self._memory = SharedArray((self.cache_bytes,)) if self.cache_bytes else None
         self._places: dict[int, Place] = {}
         self._used = 0
-        lacking = sum(not sample.has_mask for sample in dataset.samples) if masks else 0
+        lacking = 0 if masks is None else sum(not has_target(sample, masks) for sample in dataset.samples)
+        named = {"mask": "mask", "box": "ground-truth box", "any": "mask or ground-truth box", None: "mask"}[
+            masks
+        ]
         self._prepare = Preparation(
             side=side,
             short_side=short_side,
             masks=masks,
-            lacking=f"of {dataset.name} {dataset.split} has no mask; this training needs a mask of every "
-            f"image, and {lacking:,} of {len(dataset):,} have none: choose settings that need none",
+            lacking=f"of {dataset.name} {dataset.split} has no {named}; this training needs a {named} of "
+            f"every image, and {lacking:,} of {len(dataset):,} have none: choose settings that need none",
             memory=self._memory,
             keeps=short_side and self._memory is not None,
         )
@@ -150,7 +155,9 @@ class ImageReader:
 
         def jobs() -> Iterator[tuple[Squares, Int[np.ndarray, " _"], int]]:
             for number, batch in enumerate(batches):
-                whole = np.empty((len(batch), side, side, 3 + self._prepare.masks), dtype=np.uint8)
+                whole = np.empty(
+                    (len(batch), side, side, 3 + (self._prepare.masks is not None)), dtype=np.uint8
+                )
                 for start in range(0, len(batch), JOB):
                     yield whole[start : start + JOB], batch[start : start + JOB], number
                 yield whole, batch[:0], number

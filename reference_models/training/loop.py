@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reference_models.core.config import parse_settings, split_settings
 from reference_models.core.model import Model
 from reference_models.core.objectives import Objective
 from reference_models.core.outputs import Batch
 from reference_models.core.recipes import Recipe
-from reference_models.training.checkpoint import earlier_runs, save_checkpoint
+from reference_models.training.checkpoint import earlier_data, earlier_runs, save_checkpoint
 from reference_models.training.device_views import device_views
 from reference_models.training.images import (
     ImageReader,
@@ -129,13 +130,14 @@ def fit(method: type[Model], request: TrainRequest) -> Path:
     finite. Raises `DataError` on labels outside the classes and on images that cannot be read.
     """
     with connected() as here:
+        whole, request = request.train, method.choose_images(request)
         check_split(request.train)
         if request.val is not None:
             check_split(request.val, request.train)
         recipe = apply_request(
             method.recipe_for(request.backbone, len(request.train.class_names), request.settings), request
         )
-        facts = _run_facts(method, request, recipe)
+        facts = _run_facts(method, request, recipe, whole)
         with training_run(request.out, facts, request.device, request.numerics, here) as device:
             if device is not None:
                 _train(_start(method, request, recipe, facts, device, here), request)
@@ -153,7 +155,7 @@ def _train(run: Run, request: TrainRequest) -> None:
             workers=request.workers,
             cache_bytes=room // 2 if shared else room,
             here=run.here,
-            masks=run.model.wants_masks,
+            masks=run.model.mask_source,
             short_side=run.recipe.short_side,
         )
         stack.callback(reader.close)
@@ -348,13 +350,17 @@ def _accuracy(run: Run, reader: ImageReader, val: Dataset) -> float | None:
 # --- metadata, start and checkpoint of a run ----------------------------------------------------------------
 
 
-def _run_facts(method: type[Model], request: TrainRequest, recipe: Recipe) -> dict[str, Any]:
+def _run_facts(method: type[Model], request: TrainRequest, recipe: Recipe, whole: Dataset) -> dict[str, Any]:
     """Return everything that the weights depend on, except the machine."""
+    what, own = f"method {method.method_name!r}", dataset_metadata(request.train, whole)
+    config = parse_settings(method.Config, split_settings(request.settings)[0], what=what)
+    earlier = earlier_data(request.weights, config, own)
     return {
-        **request_metadata(method, request, recipe_metadata(recipe), what=f"method {method.method_name!r}"),
+        **request_metadata(method, request, recipe_metadata(recipe), what=what),
         "image_size": request.image_size,
-        "dataset": dataset_metadata(request.train),
+        "dataset": own,
         "val": None if request.val is None else dataset_metadata(request.val),
+        **({"earlier_data": earlier} if earlier else {}),
     }
 
 

@@ -45,7 +45,7 @@ class Passes:
             size,
             workers=self.workers,
             cache_bytes=cache_budget(self.cache),
-            masks=self.model.wants_masks,
+            masks=self.model.mask_source,
         )
 
     @property

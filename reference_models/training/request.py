@@ -49,14 +49,22 @@ def request_metadata(
     }
 
 
-def dataset_metadata(dataset: Dataset | InstanceDataset) -> dict[str, Any]:
-    """Return which images a run uses."""
-    return {
+def dataset_metadata(
+    dataset: Dataset | InstanceDataset, whole: Dataset | InstanceDataset | None = None
+) -> dict[str, Any]:
+    """Return which images a run uses.
+
+    If the method has chosen them from a split `whole`, this includes of what they are a part.
+    """
+    described: dict[str, Any] = {
         "name": dataset.name,
         "split": dataset.split,
         "fingerprint": dataset.fingerprint,
         "images": len(dataset),
     }
+    if isinstance(dataset, Dataset) and whole is not None and dataset is not whole:
+        described |= {"within": list(dataset.within), "apart": list(dataset.apart)}
+    return described
 
 
 def recipe_metadata(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from wsolbench.exceptions import DataError
-from wsolbench.maps.masks import resize_mask
+from wsolbench.maps.masks import MaskSource, target_mask
 from wsolbench.methods.inputs import RotationFilter, resize_picture, resize_short_side, resized, training_view
 from wsolbench.system.processes import SharedArray
 from wsolbench.types import Sample
@@ -85,15 +85,15 @@ class Preparation:
     Attributes:
         side: images are resized to side x side, or to this shorter side if `short_side`.
         short_side: whether images keep their aspect ratio.
-        masks: whether channel four is the mask, 0 or 255.
-        lacking: end of the message for an image without a mask.
+        masks: ground truth that channel four is the mask of, 0 to 255. None: three channels.
+        lacking: end of the message for an image without this ground truth.
         memory: memory of the reader, or None without one.
         keeps: whether images that were read are returned, too.
     """
 
     side: int
     short_side: bool
-    masks: bool
+    masks: MaskSource | None
     lacking: str
     memory: SharedArray | None
     keeps: bool
@@ -107,7 +107,7 @@ class Preparation:
             if isinstance(source, Place):
                 assert self.memory is not None
                 image = source.of(self.memory)
-            elif self.masks or self.keeps or augmentation is None:
+            elif self.masks is not None or self.keeps or augmentation is None:
                 image = pixels = self.read(source)
                 if self.keeps:
                     read[index] = pixels
@@ -121,9 +121,9 @@ class Preparation:
     def read(self, sample: Sample) -> Pixels:
         """Read and resize an image. Raises `DataError` if it, or its mask, cannot be read."""
         image = (resize_short_side if self.short_side else resized)(sample.picture(), self.side)
-        if not self.masks:
+        if self.masks is None:
             return image
-        mask = sample.mask()
+        mask = target_mask(sample, self.masks, (image.shape[1], image.shape[0]))
         if mask is None:
             raise DataError(f"image {sample.id!r} {self.lacking}")
-        return np.dstack([image, 255 * resize_mask(mask, (image.shape[1], image.shape[0])).astype(np.uint8)])
+        return np.dstack([image, mask])

@@ -394,3 +394,34 @@ def test_pictures_and_boxes_of_another_run_are_kept(run, birds: Path) -> None:
     assert "boxes.json holds other boxes" in refused.err
     assert run(*first).code == 0  # the same run finds its own
     assert {path: path.read_bytes() for path in kept} == kept
+
+
+def test_a_method_that_learns_from_val_gets_its_thresholds_from_the_rest_of_val(run, birds: Path) -> None:
+    few = ("--method", "few-shot", *on(birds), *TRAIN)
+    of_val = (*few, *SCORE, "--set", "split=val")
+    result = run("eval", *of_val, "--train", "--save-maps", "maps")
+    assert result.code == 0, result.err
+    (record,) = records()
+    assert record["dataset"]["transfer_from"]["split"] == "val/tune"
+    assert record["method"]["training"]["dataset"]["images"] == 3  # one of two images of each class
+    assert record["method"]["supervision"]["boxes"]
+    assert run("eval", *of_val).code == 0  # finds its run folder
+    scored = run("score", "--maps", "maps", *on(birds), *SCORE, "--out", "again")
+    assert scored.code == 0, scored.err
+    (again,) = records("again")
+    assert again["dataset"]["transfer_from"] == record["dataset"]["transfer_from"]
+
+
+def test_thresholds_of_images_that_a_checkpoint_has_seen_are_refused(run, birds: Path) -> None:
+    few = ("--method", "few-shot", *on(birds), *TRAIN)
+    assert run("train", *few, "--set", "shots=all").code == 0
+    assert run("eval", *few, *SCORE, "--set", "shots=all").code == 0  # val is apart
+    (checkpoint,) = Path("runs").rglob("last.safetensors")
+    # A tenth of train, which the checkpoint was trained on.
+    on_train = ("--method", "few-shot", *on(birds), "--checkpoint", checkpoint, "--device", "cpu", *SCORE)
+    result = run("eval", *on_train, "--carve-val")
+    assert result.code == 2
+    assert (
+        "transferred from csvfolder val, which the method was trained on (24 images of train)" in result.err
+    )
+    assert run("eval", *on_train, "--carve-val", "--no-transfer").code == 0

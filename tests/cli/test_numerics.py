@@ -33,3 +33,12 @@ def test_what_the_device_lacks_is_refused_before_any_data(
     assert result.code == 2
     assert message in result.err
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_emulated_bfloat16_is_said_to_be_slow(run, monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    monkeypatch.delenv("WSOLBENCH_CUB_ROOT", raising=False)
+    monkeypatch.delenv("WSOLBENCH_DATA", raising=False)
+    monkeypatch.setattr("wsolbench.cli.numerics.cpu_has_bfloat16", lambda: fast)
+    result = run("train", "--dataset", "cub", "--method", "cam", "--amp", "bf16", "--device", "cpu")
+    assert ("slow: this processor has no fast bfloat16" in result.err) is not fast

@@ -304,7 +304,7 @@ def test_maps_that_change_between_shards_are_noticed(run, birds: Path, maps: Pat
 def test_maps_that_change_while_they_are_scored_are_noticed(
     run, birds: Path, maps: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wsolbench.maps.sources import FolderSource
+    from wsolbench.maps.folder_source import FolderSource
 
     identity = FolderSource.identity
 

@@ -19,7 +19,8 @@ from wsolbench.evaluation.scores import ImageScores
 from wsolbench.evaluation.summary import summarize
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps import MapFolder
-from wsolbench.maps.sources import PARTS, FolderSource
+from wsolbench.maps.folder_source import FolderSource
+from wsolbench.maps.sources import PARTS
 from wsolbench.metrics import MaxBoxAcc, MeanPerClassAccuracy, ThresholdPolicy, TopKAccuracy, TopKLoc
 from wsolbench.protocol import EvalProtocol, tau_grid
 from wsolbench.records import MetricValue

@@ -29,6 +29,7 @@ def test_evaluate_takes_the_fields_of_a_request() -> None:
         "fixed_tau",
         "transfer_from",
         "options",
+        "extra_metrics",
     ]
 
 

@@ -22,7 +22,7 @@ from wsolbench.evaluation.scores import ImageScores
 from wsolbench.evaluation.summary import summarize
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps import MapFolder
-from wsolbench.maps.sources import FolderSource
+from wsolbench.maps.folder_source import FolderSource
 from wsolbench.protocol import EvalProtocol, tau_grid
 
 PROTOCOL = EvalProtocol(taus=tau_grid(0.05))

@@ -21,7 +21,7 @@ from wsolbench.evaluation.request import RunOptions
 from wsolbench.evaluation.runs import Shard, merge
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps import MapFolder
-from wsolbench.maps.sources import FolderSource
+from wsolbench.maps.folder_source import FolderSource
 from wsolbench.maps.store import LISTING, MANIFEST
 from wsolbench.maps.writer import MapRun, finish_maps, open_writer
 from wsolbench.protocol import EvalProtocol, tau_grid

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from wsolbench.cli.list import command
+from wsolbench.exceptions import UsageError
 from wsolbench.methods import (
     MethodInfo,
     list_backbones,
@@ -18,6 +19,7 @@ from wsolbench.methods import (
     list_posts,
     methods_in,
 )
+from wsolbench.methods.registry import group_of
 from wsolbench.records.published import read_papers
 
 ROWS = {
@@ -82,7 +84,27 @@ def test_a_row_of_a_list_has_at_most_two_lines_of_80_columns(
     for row in ROWS.values():
         if what == "methods" and row.task in ("localization", "recognition"):
             assert f" {row.name} " in shown
-            assert f" {row.task} " in shown
+            assert f" {row.group} " in shown
+
+
+def test_groups_are_those_of_the_file_or_of_the_folder() -> None:
+    groups = {name: row.group for name, row in ROWS.items() if row.task in ("localization", "recognition")}
+    assert {groups[name] for name in ("prior", "center-box")} == {"floor"}
+    assert groups["oracle"] == "ceiling"
+    assert groups["cam"] == "class activation"
+    assert groups["spa"] == "trained localizer"
+    assert groups["lio"] == "fine-grained"
+    assert group_of("cam+scg") == group_of("cam") == "class activation"
+    assert group_of("lio:oel_7") == "fine-grained"
+    assert group_of("of-nobody") == ""
+
+
+def test_an_unknown_group_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ungrouped").mkdir()
+    (tmp_path / "ungrouped" / "mine.py").write_text('"""Mine."""\nGROUP = "best"\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match="GROUP = 'best'; expected one of floor"):
+        methods_in("ungrouped", "localization")
 
 
 def test_a_list_shows_an_unknown_key_of_a_paper_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

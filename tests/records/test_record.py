@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from wsolbench.exceptions import DataError
+from wsolbench.methods import Supervision
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue, RunRecord, find_records, provenance, read_record, read_records
 
@@ -95,6 +96,18 @@ def edit(path: Path, **changes: object) -> None:
         ({"method": {"name": "cam", "training": {"recipe": "x"}}}, "method.training has recipe 'x'"),
         ({"method": {"name": "cam", "post": {"config": 1}}}, "method.post has config 1"),
         ({"method": {"name": 1}}, "method.name is 1; expected a text"),
+        *(
+            (
+                {"method": {"name": "cam", "supervision": found}},
+                "method has supervision .*; expected labels, boxes",
+            )
+            for found in (
+                1,
+                {"boxes": True},
+                {"labels": 1, "boxes": True, "masks": False, "used_for": "training"},
+                {"labels": True, "boxes": True, "masks": False, "used_for": "test"},
+            )
+        ),
         ({"method": {"name": "cam", "backbone": 50}}, "method.backbone is 50; expected a text"),
         ({"method": {"name": "cam", "training": {"seed": "0"}}}, "seed '0'; expected a whole number"),
         ({"method": {"name": "cam", "training": {"seed": True}}}, "seed True; expected a whole number"),
@@ -385,3 +398,31 @@ def test_a_record_says_what_its_training_started_from(training: dict[str, str], 
         RunRecord(method=method, dataset={}, protocol=EvalProtocol(), metrics=(), provenance={}).start
         == start
     )
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        (None, None),
+        ("ground-truth boxes of the evaluated images", Supervision(boxes=True, used_for="prediction")),
+        (
+            "ground-truth boxes of the training images",
+            Supervision(labels=True, boxes=True, used_for="training"),
+        ),
+        (
+            "ground-truth masks or boxes of the split 'train'",
+            Supervision(boxes=True, masks=True, used_for="training"),
+        ),
+        (
+            {"labels": True, "boxes": False, "masks": True, "used_for": "training"},
+            Supervision(labels=True, masks=True, used_for="training"),
+        ),
+    ],
+)
+def test_a_record_states_the_ground_truth_that_was_read(
+    tmp_path: Path, stored: object, expected: Supervision | None
+) -> None:
+    given = record()
+    if stored is not None:
+        given = replace(given, method={**given.method, "supervision": stored})
+    assert read_record(given.write(tmp_path)).supervision == expected

@@ -109,22 +109,22 @@ def _check_trained_on(trained: Method, dataset: Dataset, checkpoint: Path, *, ca
         return
     # Compare the fingerprint of the training split with the checkpoint's.
     training = trained.describe().get("training", {}).get("dataset", {})
-    found = "no split 'train'"
-    if "train" in available_splits(dataset.name, dataset.root):
+    split = str(training.get("split", "train")).partition("/")[0]
+    found, known = f"no split {split!r}", [training.get("fingerprint"), *training.get("within", [])]
+    if ("train" if carve_val else split) in available_splits(dataset.name, dataset.root):
         try:
-            train_split = load_dataset(
-                dataset.name, "train", dataset.root, missing="keep", carve_val=carve_val
-            )
-            found = f"fingerprint {train_split.fingerprint}"
+            whole = load_dataset(dataset.name, split, dataset.root, missing="keep", carve_val=carve_val)
+            found = f"fingerprint {whole.fingerprint}"
+            if whole.fingerprint in known:
+                return
         except DataError as error:
-            found = f"a split 'train' that cannot be read ({error})"
+            found = f"a split {split!r} that cannot be read ({error})"
     expected = f"fingerprint {training.get('fingerprint')}"
-    if found != expected:
-        raise UsageError(
-            f"{checkpoint} was trained on another {dataset.name} than that in {dataset.root}: expected a "
-            f"training split with {expected}, found {found}. Train in another working folder, or name the "
-            "file with --checkpoint to use it anyway"
-        )
+    raise UsageError(
+        f"{checkpoint} was trained on another {dataset.name} than that in {dataset.root}: expected a "
+        f"training split with {expected}, found {found}. Train in another working folder, or name the "
+        "file with --checkpoint to use it anyway"
+    )
 
 
 def train(data: DataOptions, out: Path | None, **model: Any) -> Path:

@@ -23,9 +23,8 @@ from wsolbench.cli.options import (
 )
 from wsolbench.cli.scoring import ScoringOptions, scoring_options
 from wsolbench.cli.settings import changes_of_trained
-from wsolbench.methods import Method, PostProcessor
+from wsolbench.methods import PostProcessor
 from wsolbench.system.files import file_name
-from wsolbench.types import Dataset
 
 
 @click.command(
@@ -100,7 +99,7 @@ def command(
     Methods, post-processes, maps and transforms can be lists, separated by commas. Each combination gets its
     own record, and its own folder of maps and pictures.
     """
-    from wsolbench.datasets.subsets import limit_dataset
+    from wsolbench.datasets.subsets import limit_dataset, transfer_part
     from wsolbench.evaluation.request import EvalRequest, RunOptions
     from wsolbench.evaluation.transforms import Transform, transform_dataset
     from wsolbench.exceptions import UsageError
@@ -151,8 +150,8 @@ def command(
 
                 path = train(data, None, **settings)
             localizer = open_method(method, scored, path, settings, changes)
-            if val is not None:
-                _check_unseen(localizer, val)
+            training = localizer.describe().get("training") or {}
+            unseen = None if val is None else transfer_part(training, val)
             for (label, made, map_name), (view, moved) in itertools.product(readings, views.items()):
                 source = ModelSource(
                     localizer,
@@ -178,23 +177,12 @@ def command(
                     protocol=conventions,
                     limit=scoring.limit,
                     fixed_tau=scoring.fixed_tau,
-                    transfer_from=val if moved is None else None,
+                    extra_metrics=scoring.extra(),
+                    transfer_from=unseen if moved is None else None,
                     options=replace(options, save_maps=folder),
                     metadata={} if moved is None else {"transform": moved.name},
                 )
                 evaluate_and_report(request, scoring.within(own), world=world)
-
-
-def _check_unseen(localizer: Method, val: Dataset) -> None:
-    """Raise `UsageError` if thresholds would be chosen on the images that the method was fitted on."""
-    from wsolbench.exceptions import UsageError
-
-    seen = localizer.describe().get("training", {}).get("dataset", {})
-    if seen.get("fingerprint") == val.fingerprint:
-        raise UsageError(
-            f"method {localizer.method_name!r} was fitted on {val.name} {val.split}, so thresholds cannot be "
-            "transferred from these images. Add --no-transfer, or fit it on another split"
-        )
 
 
 def read_maps(

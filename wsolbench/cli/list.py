@@ -11,6 +11,7 @@ from wsolbench.cli.groups import GroupedCommand
 
 if TYPE_CHECKING:
     from wsolbench.methods import MethodInfo
+    from wsolbench.metrics.catalog import MetricInfo
 
 
 Rows = tuple[tuple[str, ...], Iterable[tuple[str, ...]]]
@@ -19,12 +20,14 @@ Rows = tuple[tuple[str, ...], Iterable[tuple[str, ...]]]
 
 def _methods() -> Rows:
     from wsolbench.methods import list_methods
+    from wsolbench.methods.registry import GROUPS
 
     rows = list_methods()
     return ("method", "paper", "summary"), [
         cells
-        for task in dict.fromkeys(row.task for row in rows)
-        for cells in ((task,), *_with_papers(row for row in rows if row.task == task))
+        for group in GROUPS
+        if (of_group := [row for row in rows if row.group == group])
+        for cells in ((group,), *_with_papers(of_group))
     ]
 
 
@@ -51,10 +54,15 @@ def _datasets() -> Rows:
 
 
 def _metrics() -> Rows:
-    from wsolbench.metrics.catalog import METRICS
+    from wsolbench.metrics.catalog import METRICS, offered_metrics
 
+    def cells(row: MetricInfo) -> tuple[str, ...]:
+        return (row.name, row.title, row.needs, row.summary)
+
+    extra = offered_metrics().items()
     return ("metric", "title", "needs", "summary"), [
-        (row.name, row.title, row.needs, row.summary) for row in METRICS
+        *map(cells, METRICS),
+        *(line for name, metric in extra for line in ((name,), *map(cells, metric.infos))),
     ]
 
 
@@ -106,6 +114,9 @@ _LISTS: dict[str, Callable[[], Rows]] = {
 }
 
 
+_CAPTIONS = {"metrics": "bold: name for --extra-metrics, which computes the metrics below it"}
+
+
 @click.command(cls=GroupedCommand, epilog="Example:  wsolbench list methods")
 @click.argument("what", type=click.Choice(list(_LISTS)))
 def command(what: str) -> None:
@@ -115,7 +126,7 @@ def command(what: str) -> None:
     from rich.table import Table
 
     header, rows = _LISTS[what]()
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, caption=_CAPTIONS.get(what), caption_justify="left")
     for name in header:
         # A narrow column of papers leaves room for summaries of two lines in a terminal of 80 columns.
         table.add_column(

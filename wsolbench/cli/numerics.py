@@ -10,6 +10,7 @@ import click
 from wsolbench.cli.groups import option
 from wsolbench.cli.options import together
 from wsolbench.methods import Numerics
+from wsolbench.methods.numerics import cpu_has_bfloat16
 from wsolbench.ranges import hints_of
 
 _CHOICES = {item.name: get_args(hints_of(Numerics)[item.name]) for item in fields(Numerics)}
@@ -56,10 +57,18 @@ numerics_options = together(
 def check_device(device: str, numerics: Numerics) -> None:
     """Raise `UsageError` for a device that is not there, and for formats that it lacks.
 
-    Commands call it before they read data, which can take minutes.
+    Commands call it before they read data, which can take minutes. Bfloat16 on a CPU that emulates it is
+    slow but right, so that is only said.
     """
     if device == "auto" and numerics == Numerics():
         return
     from wsolbench.methods.device import pick_device
 
-    replace(numerics, compile=False).check(pick_device(device))
+    picked = pick_device(device)
+    replace(numerics, compile=False).check(picked)
+    if numerics.amp == "bf16" and picked.type == "cpu" and not cpu_has_bfloat16():
+        click.echo(
+            "slow: this processor has no fast bfloat16 (AVX-512 is missing), so --amp bf16 can take several "
+            "times as long as --amp off",
+            err=True,
+        )

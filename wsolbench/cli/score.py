@@ -66,11 +66,11 @@ def command(
     workers: int,
 ) -> None:
     """Score a folder of maps from any program, with the same outputs as `eval`."""
-    from wsolbench.datasets.subsets import limit_dataset
+    from wsolbench.datasets.subsets import limit_dataset, transfer_part
     from wsolbench.evaluation.request import EvalRequest, RunOptions
     from wsolbench.exceptions import UsageError
     from wsolbench.maps import MapFolder
-    from wsolbench.maps.sources import FolderSource
+    from wsolbench.maps.folder_source import FolderSource
     from wsolbench.system.distributed import world
 
     if world().size > 1:
@@ -89,12 +89,14 @@ def command(
     without = folder.missing(whole.ids)
     scored = _with_maps(limit_dataset(whole, scoring.limit), folder, set(without), allow_partial)
     scoring.prepare(scored)
+    made_by = dict(folder.manifest().get("method", {}))
     val = data.open_val("keep") if scoring.transfer and scoring.split != "val" else None
+    if val is not None:
+        val = transfer_part(made_by.get("training") or {}, val)
     ranked = _read_labels(
         folder, predictions, len(scored.class_names), [*whole.ids, *(val.ids if val is not None else ())]
     )
     # Check that the maps belong to the data.
-    made_by = dict(folder.manifest().get("method", {}))
     source = FolderSource(
         folder,
         name=name or str(made_by.get("name", maps_dir.resolve().name)),
@@ -122,6 +124,7 @@ def command(
         protocol=conventions,
         limit=scoring.limit,
         fixed_tau=scoring.fixed_tau,
+        extra_metrics=scoring.extra(),
         transfer_from=val,
         options=RunOptions(workers=workers, work=scoring.out / ".work", resamples=scoring.resamples),
         metadata={name: count for name, count in left_out.items() if count},

@@ -19,6 +19,7 @@ from wsolbench.system.files import make_folder
 from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
+    from wsolbench.evaluation.extra_metrics.base import ExtraMetric
     from wsolbench.evaluation.runs import Shard
 
 
@@ -37,12 +38,19 @@ class ScoringOptions(Ranged):
     save_scores: bool
     save_outcomes: bool
     shard: Shard | None
+    extra_metrics: str
     pictures: Path | None
     save_boxes: Path | None
 
     def conventions(self) -> EvalProtocol:
         """Return the protocol, with its changes."""
         return read_protocol(self.protocol, self.protocol_set)
+
+    def extra(self) -> tuple[ExtraMetric, ...]:
+        """Return the extra metrics. Raises `UsageError` for an unknown name."""
+        from wsolbench.evaluation.extra_metrics.base import find_extra_metrics
+
+        return find_extra_metrics(self.extra_metrics.split(",") if self.extra_metrics else [])
 
     def within(self, folder: Path) -> ScoringOptions:
         """Return the same options with pictures and boxes in a folder below theirs."""
@@ -55,6 +63,7 @@ class ScoringOptions(Ranged):
         from wsolbench.metrics.thresholds import check_fixed_tau
 
         check_fixed_tau(self.fixed_tau, self.conventions().taus)
+        self.extra()
         if self.save_boxes is not None and not scored.has_boxes:
             raise UsageError(
                 f"--save-boxes needs the oracle threshold of GT-known, but {scored.name}/{scored.split} has "
@@ -122,6 +131,14 @@ scoring_options = together(
         "--limit",
         type=Number(ScoringOptions, "limit"),
         help="Score only this many images, spread evenly over the split.",
+    ),
+    option(
+        "Protocol",
+        "--extra-metrics",
+        default="",
+        metavar="NAME,...",
+        help="Metrics to compute besides those of every run (see `wsolbench list metrics`): "
+        "pointing-game,size-strata.",
     ),
     resamples_option,
     records_option,

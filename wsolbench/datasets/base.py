@@ -449,16 +449,40 @@ def _note_key_points(samples: Sequence[Sample], notes: list[Finding]) -> None:
 def carve(train: Dataset, part: Literal["train", "val"], *, fraction: float = 0.1, seed: int = 0) -> Dataset:
     """Return `train` without ("train") or only with ("val") the held-out tenth of each class.
 
-    A class with two or more images holds out at least one. Use it for data sets without a `val` split, so
-    that thresholds are never chosen on `test`. The same seed gives the same images.
+    Use it for data sets without a `val` split, so that thresholds are never chosen on `test`. The same seed
+    gives the same images.
+    """
+    rest, held_out = divide(train, ("train", "val"), fraction=fraction, seed=seed)
+    return held_out if part == "val" else rest
+
+
+def divide(
+    dataset: Dataset, names: tuple[str, str], *, fraction: float, seed: int
+) -> tuple[Dataset, Dataset]:
+    """Hold out a fraction of each class, and return the other images and those that are held out.
+
+    A class with two or more images holds out at least one. The same seed gives the same images. `names` are
+    the names of both splits.
     """
     generator = np.random.default_rng(seed)
-    labels = np.array([sample.label for sample in train.samples])
+    labels = np.array([sample.label for sample in dataset.samples])
     held_out = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == label))
         if len(members) > 1:
             held_out[members[: max(1, round(fraction * len(members)))]] = True
-    wanted = held_out if part == "val" else ~held_out
-    samples = tuple(sample for sample, keep in zip(train.samples, wanted, strict=True) if keep)
-    return replace(train, split=part, samples=samples, fingerprint=compute_fingerprint(samples))
+    rest, held = (
+        replace(part_of(dataset, np.flatnonzero(chosen)), split=name)
+        for name, chosen in zip(names, (~held_out, held_out), strict=True)
+    )
+    return (
+        replace(rest, apart=(held.fingerprint, *rest.apart)),
+        replace(held, apart=(rest.fingerprint, *held.apart)),
+    )
+
+
+def part_of(dataset: Dataset, indices: Iterable[int]) -> Dataset:
+    """Return the images at these positions as a split with a fingerprint of its own."""
+    samples = tuple(dataset.samples[index] for index in indices)
+    within = (dataset.fingerprint, *dataset.within)
+    return replace(dataset, samples=samples, fingerprint=compute_fingerprint(samples), within=within)

@@ -10,9 +10,11 @@ in chunks. `conclude` makes the record from them. Both get what they need in one
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsolbench.evaluation.extra_metrics.base import find_extra_metrics
 from wsolbench.evaluation.loop import score_chunks, score_in_memory
 from wsolbench.evaluation.request import EvalRequest, RunOptions
 from wsolbench.evaluation.runs import RunFolder, ScoredRun, Shard, gather
@@ -51,6 +53,7 @@ def evaluate(
     fixed_tau: float | None = None,
     transfer_from: Dataset | None = None,
     options: RunOptions | None = None,
+    extra_metrics: Sequence[str] = (),
 ) -> Evaluation:
     """Score every image of `dataset` and compute all metrics.
 
@@ -62,6 +65,8 @@ def evaluate(
         fixed_tau: threshold of the policy `fixed`, or None for `protocol.fixed_tau`.
         transfer_from: split whose best thresholds the policy `transfer` applies.
         options: batch size, workers, work folder.
+        extra_metrics: names of `wsolbench list metrics` that are computed on request, for instance
+            `pointing-game`.
 
     Raises `DataError` for images, masks or maps that cannot be read. Raises `UsageError` if another process
     works on the same run in the same work folder.
@@ -74,6 +79,7 @@ def evaluate(
         fixed_tau=fixed_tau,
         transfer_from=transfer_from,
         options=options or RunOptions(),
+        extra_metrics=find_extra_metrics(extra_metrics),
     )
     return conclude(score(request))
 

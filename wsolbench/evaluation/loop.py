@@ -11,6 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import numpy as np
+
+from wsolbench.evaluation.extra_metrics.base import ScoredImage, numbers_of
 from wsolbench.evaluation.request import EvalRequest
 from wsolbench.evaluation.runs import RunFolder, RunPlan, ScoredRun, Shard
 from wsolbench.evaluation.score_table import ScoreTable
@@ -179,7 +182,28 @@ def _score_one(request: EvalRequest, sample: Sample, coming: Future[SourceOutput
     if request.options.save_maps is not None:
         request.options.save_maps.write(sample.id, output.maps[place])
     proposed = None if output.proposed is None else output.proposed[place]
-    return score_image(sample, output.maps[place], output.ranked[place].tolist(), request.protocol, proposed)
+    return score_image(
+        sample,
+        output.maps[place],
+        output.ranked[place].tolist(),
+        request.protocol,
+        proposed,
+        extra=partial(_numbers, request, sample, output, place) if request.extra_metrics else None,
+    )
+
+
+def _numbers(
+    request: EvalRequest,
+    sample: Sample,
+    output: SourceOutput,
+    place: int,
+    framed: np.ndarray,
+    boxes: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Return the rows of the extra metrics for one image."""
+    image = ScoredImage(sample=sample, map=framed, boxes=boxes, protocol=request.protocol)
+    measured = {name: rows[place].tolist() for name, rows in output.extra.items()}
+    return numbers_of(image, request.extra_metrics, measured)
 
 
 @contextlib.contextmanager

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from wsolbench.checks import check_unit
-from wsolbench.datasets.subsets import limit_dataset
+from wsolbench.datasets.subsets import limit_dataset, shares_images
+from wsolbench.evaluation.extra_metrics.base import ExtraMetric
 from wsolbench.evaluation.runs import RunPlan
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps import MapFolder
-from wsolbench.maps.sources import MapSource
+from wsolbench.maps.sources import MapSource, ModelSource
 from wsolbench.metrics.thresholds import check_fixed_tau
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord
@@ -41,7 +42,7 @@ class EvalRequest:
     """Everything an evaluation depends on. `wsolbench.evaluate` makes it from its arguments.
 
     Attributes:
-            dataset: the split. Images without boxes or mask count only for metrics that need neither.
+        dataset: the split. Images without boxes or mask count only for metrics that need neither.
         source: the model or the folder of maps.
         protocol: how maps become boxes and are counted.
         limit: number of images to score, evenly spread, or None for all.
@@ -49,6 +50,7 @@ class EvalRequest:
         transfer_from: split whose best thresholds the policy `transfer` applies.
         options: batch size, workers, work folder.
         metadata: further entries of the record's `dataset`.
+        extra_metrics: metrics to compute besides those of every run.
     """
 
     dataset: Dataset
@@ -59,6 +61,7 @@ class EvalRequest:
     transfer_from: Dataset | None = None
     options: RunOptions = field(default_factory=RunOptions)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    extra_metrics: tuple[ExtraMetric, ...] = ()
 
     @cached_property
     def splits(self) -> tuple[Dataset, ...]:
@@ -88,6 +91,7 @@ class EvalRequest:
                 "least one"
             )
         self._refuse_leaks()
+        self._prepare_measures()
         for split in self.splits:
             check_unit(
                 (sample.id, sample.boxes, sample.size) for sample in split.samples if len(sample.boxes)
@@ -107,6 +111,10 @@ class EvalRequest:
             made_by=self.source.provenance(),
             source=maps_digest,
             maps=None if folder is None else str(folder.root.resolve()),
+            extra_metrics={
+                metric.name: [[info.name, info.version] for info in metric.infos]
+                for metric in self.extra_metrics
+            },
         )
         # Check that the description can be stored as a record.
         RunRecord(
@@ -114,15 +122,30 @@ class EvalRequest:
         ).check()
         return plan
 
+    def _prepare_measures(self) -> None:
+        """Let the source measure what needs the network. Raises `UsageError` for a source without one."""
+        measures = {metric.name: metric.of_batch for metric in self.extra_metrics if metric.needs_network}
+        if isinstance(self.source, ModelSource):
+            self.source.measures = measures
+        elif measures:
+            raise UsageError(
+                f"extra metrics {', '.join(measures)} need the network, and stored maps have none; expected "
+                "others, or `wsolbench eval`"
+            )
+
     def _refuse_leaks(self) -> None:
         """Raise `UsageError` if thresholds would be transferred from images that the method learned from."""
-        learned = self.source.describe().get("training", {}).get("dataset", {})
-        val = self._transferred
-        if val is not None and learned.get("fingerprint") == val.fingerprint:
-            raise UsageError(
-                f"thresholds would be transferred from {val.name} {val.split}, which the method was trained "
-                "on; expected another split. Evaluate without transfer (--no-transfer)"
-            )
+        training, val = self.source.describe().get("training") or {}, self._transferred
+        if val is None:
+            return
+        for learned in (training.get("dataset") or {}, *(training.get("earlier_data") or [])):
+            if shares_images(learned, val):
+                raise UsageError(
+                    f"thresholds would be transferred from {val.name} {val.split}, which the method was "
+                    f"trained on ({learned.get('images')} images of {learned.get('split')}); expected images "
+                    "that it has not seen. Evaluate without transfer (--no-transfer), or train on other "
+                    "images: with --carve-val, or with another split in the method's settings"
+                )
 
     def _described_dataset(self) -> dict[str, Any]:
         """Return the `dataset` part of the record."""
@@ -133,6 +156,12 @@ class EvalRequest:
             "fingerprint": self.dataset.fingerprint,
             "images": len(self.splits[0]),
             "limit": self.limit,
-            "transfer_from": None if val is None else {"split": val.split, "fingerprint": val.fingerprint},
+            "transfer_from": None if val is None else _described_transfer(val),
             **self.metadata,
         }
+
+
+def _described_transfer(val: Dataset) -> dict[str, str]:
+    """Return the split of transferred thresholds. A part of `val` also names the whole."""
+    described = {"split": val.split, "fingerprint": val.fingerprint}
+    return {**described, "part_of": val.within[0]} if val.within and "/" in val.split else described

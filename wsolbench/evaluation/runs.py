@@ -113,6 +113,8 @@ class RunPlan:
     """Digest that distinguishes sources with the same description, for instance of stored maps, or None."""
     maps: str | None = None
     """Folder that raw maps are written to, or None. The digest of the plan does not cover it."""
+    extra_metrics: dict[str, list[list[Any]]] = field(default_factory=dict)
+    """Extra metric -> name and version of each metric that it adds to the record."""
 
     @classmethod
     def make(
@@ -147,7 +149,10 @@ class RunPlan:
         return {**values, "sha256": sha256_of_json(values)}
 
     def _values(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, **asdict(self), "protocol": self.protocol.to_json()}
+        values = {"schema": SCHEMA, **asdict(self), "protocol": self.protocol.to_json()}
+        if not self.extra_metrics:  # as in plans of before there were any
+            del values["extra_metrics"]
+        return values
 
     @property
     def digest(self) -> str:

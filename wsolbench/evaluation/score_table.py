@@ -7,13 +7,13 @@ import hashlib
 import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from wsolbench.evaluation.scores import ImageScores, unreadable_scores
+from wsolbench.evaluation.scores import EXTRA, ImageScores, unreadable_scores
 from wsolbench.exceptions import DataError
 from wsolbench.maps.sources import PARTS
 from wsolbench.metrics.errors import ERROR_NAMES
@@ -102,7 +102,7 @@ class ScoreTable:
         Raises as `read`.
         """
         with _opened(path) as archive:
-            sizes = _sizes({name: _header(archive, name)[0] for name in _SHAPES})
+            sizes = _sizes({name: _header(archive, name)[0] for name in _names(archive)})
         return sizes["n"], sizes["t"]
 
     @classmethod
@@ -113,8 +113,9 @@ class ScoreTable:
         ranges. Sizes are checked before memory is allocated.
         """
         with _opened(path) as archive:
-            _sizes({name: _header(archive, name)[0] for name in _SHAPES})
-            scores = ImageScores(**{name: _array(archive, name) for name in _SHAPES})
+            names = _names(archive)
+            _sizes({name: _header(archive, name)[0] for name in names})
+            scores = ImageScores.from_arrays({name: _array(archive, name) for name in names})
             digest = str(_array(archive, RECORD)) if f"{RECORD}.npy" in archive.namelist() else ""
             check_scores(scores)
         return cls((scores,), digest)
@@ -135,21 +136,21 @@ class ScoreTable:
             zipfile.ZipFile(temporary, "w", method, compresslevel=level) as archive,
         ):
             # One array per field, chunk by chunk.
-            for item in fields(ImageScores):
+            for name in next(iter(self)).arrays():
                 # Strings are as wide as the longest of their chunk, so the common type is found first.
-                parts = [(getattr(chunk, item.name).dtype, getattr(chunk, item.name).shape) for chunk in self]
+                parts = [(array.dtype, array.shape) for array in (chunk.arrays()[name] for chunk in self)]
                 dtype = np.result_type(*(dtype for dtype, _ in parts))
                 shape = (sum(shape[0] for _, shape in parts), *parts[0][1][1:])
-                with archive.open(f"{item.name}.npy", "w", force_zip64=True) as stream:
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
                     header = {
                         "descr": np.lib.format.dtype_to_descr(dtype),
                         "fortran_order": False,
                         "shape": shape,
                     }
-                    content.update(_title(item.name, dtype, shape))
+                    content.update(_title(name, dtype, shape))
                     np.lib.format.write_array_header_1_0(stream, header)
                     for chunk in self if outcomes is None else (part.outcomes(outcomes) for part in self):
-                        values = np.ascontiguousarray(getattr(chunk, item.name), dtype=dtype).tobytes()
+                        values = np.ascontiguousarray(chunk.arrays()[name], dtype=dtype).tobytes()
                         content.update(values)
                         stream.write(values)
             # The digest comes last, because it covers all arrays.
@@ -193,9 +194,8 @@ def are_scores_of(scores: ScoreTable, record: RunRecord) -> bool:
     The digest in files of older versions covers the record and the image ids only.
     """
     content, every = hashlib.sha256(), scores.load()
-    for item in fields(ImageScores):
-        array = getattr(every, item.name)
-        content.update(_title(item.name, array.dtype, array.shape))
+    for name, array in every.arrays().items():
+        content.update(_title(name, array.dtype, array.shape))
         content.update(np.ascontiguousarray(array).tobytes())
     return scores.written_with in (
         scores_digest(scores, record, content.hexdigest()),
@@ -212,9 +212,10 @@ def check_scores(scores: ImageScores) -> None:
     """Raise `DataError` for scores whose arrays do not fit together, or with values outside their ranges."""
     # Shapes, types and ranges of the arrays.
     try:
-        _sizes({name: getattr(scores, name).shape for name in _SHAPES})
-        for name in _SHAPES:
-            _check_kind(name, getattr(scores, name).dtype)
+        arrays = scores.arrays()
+        _sizes({name: array.shape for name, array in arrays.items()})
+        for name, array in arrays.items():
+            _check_kind(name, array.dtype)
         for name in ("best_iou", "single_iou"):
             _check_range(name, getattr(scores, name), 0.0, 1.0 + _SLACK)
         for name in ("point_px", "point_norm"):
@@ -245,7 +246,7 @@ def _check_range(name: str, values: np.ndarray, low: float, high: float) -> None
 
 
 def _check_kind(name: str, dtype: np.dtype[np.generic]) -> None:
-    kinds = _KINDS.get(name, "f" if name in _FLOATS else "iu")
+    kinds = _KINDS.get(name, "f" if name in _FLOATS or name.startswith(EXTRA) else "iu")
     if dtype.kind not in kinds:
         raise ValueError(
             f"{name} has values of type {dtype}; expected {' or '.join(_KIND_NAMES[kind] for kind in kinds)}"
@@ -265,12 +266,18 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Return the size of each axis. Raises `ValueError` for arrays that do not fit together."""
     sizes = dict(_SIZES)
     for name, shape in shapes.items():
-        axes = _SHAPES[name]
+        axes = ("n", name) if name.startswith(EXTRA) else tuple(_SHAPES[name])
         if len(shape) != len(axes) or any(
             sizes.setdefault(axis, size) != size for axis, size in zip(axes, shape, strict=True)
         ):
             raise ValueError(f"{name} has the shape {shape}, which does not fit the other arrays")
     return sizes
+
+
+def _names(archive: zipfile.ZipFile) -> list[str]:
+    """Return the names of the arrays of scores: those that every file has, and those of extra metrics."""
+    stored = [name.removesuffix(".npy") for name in archive.namelist()]
+    return [*_SHAPES, *(name for name in stored if name.startswith(EXTRA))]
 
 
 def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:

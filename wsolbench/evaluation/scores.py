@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int32, Int64, UInt8
+from jaxtyping import Bool, Float, Float64, Int32, Int64, UInt8
 
 from wsolbench.exceptions import DataError
 from wsolbench.maps import frame_boxes, frame_size, to_frame
@@ -39,7 +39,7 @@ class ImageScores:
     Rows of an image without boxes (`has_boxes` false) or mask (`has_mask` false) are zeros. They enter no
     metric that needs them. `ranked` has one column per predicted label, or none without a classifier.
     `point_*` are of the four best proposed parts. Where `point_real` is false (no such part, or no visible
-    key point), the other columns are 0.
+    key point), the other columns are 0. Stored arrays of `extra` are called `extra_NAME`.
     """
 
     ids: np.ndarray
@@ -57,6 +57,8 @@ class ImageScores:
     point_norm: Float64[np.ndarray, "n 4"]
     point_hit: Bool[np.ndarray, "n 4"]
     point_nearest: Int64[np.ndarray, "n 4"]
+    extra: Mapping[str, Float64[np.ndarray, "n c"]] = field(default_factory=dict)
+    """Numbers of each extra metric by its name, NaN where undefined."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,15 +73,34 @@ class ImageScores:
         """Whether the image has a proposal and a visible key point."""
         return np.asarray(self.point_real.any(axis=1))
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return all arrays by the names under which they are stored."""
+        own = {name: getattr(self, name) for name in ARRAYS}
+        return own | {f"{EXTRA}{name}": rows for name, rows in self.extra.items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> ImageScores:
+        """Build the table from what `arrays` returns."""
+        own = {name: rows for name, rows in arrays.items() if not name.startswith(EXTRA)}
+        extra = {name.removeprefix(EXTRA): rows for name, rows in arrays.items() if name.startswith(EXTRA)}
+        return cls(**own, extra=extra)
+
     @classmethod
     def concatenate(cls, parts: Sequence[ImageScores]) -> ImageScores:
-        """Join several tables to one, in order."""
-        return cls(
-            **{
-                item.name: np.concatenate([getattr(part, item.name) for part in parts])
-                for item in fields(cls)
-            }
-        )
+        """Join several tables to one, in order.
+
+        Raises `DataError` if only some of them have the numbers of an extra metric.
+        """
+        tables = [part.arrays() for part in parts]
+        if any(table.keys() != tables[0].keys() for table in tables):
+            every = {name for table in tables for name in table}
+            names = sorted(name for name in every if any(name not in table for table in tables))
+            raise DataError(
+                f"some images have numbers of extra metrics that others lack ({', '.join(names)}); expected "
+                "the same --extra-metrics for all shards"
+            )
+        joined = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+        return cls.from_arrays(joined)
 
     def write(self, path: Path, place: str = "") -> None:
         """Store atomically as a file that `read` reads quickly.
@@ -91,7 +112,7 @@ class ImageScores:
         # Drop repeated thresholds, and use the smallest type for counts.
         new = self.new_at_tau()
         stored = {"place": np.array([place.encode()]), "tau_index": np.cumsum(new) - 1}
-        stored |= {item.name: getattr(self, item.name) for item in fields(self)}
+        stored |= self.arrays()
         for name in _PER_TAU:
             stored[name] = stored[name][:, new]
         for name in _HISTOGRAMS:
@@ -124,11 +145,11 @@ class ImageScores:
                 stored[name] = np.take(stored[name], index, axis=1)
             for name in _HISTOGRAMS:
                 stored[name] = stored[name].astype(np.int32)
-            return cls(**stored)
+            return cls.from_arrays(stored)
 
     def select(self, chosen: Bool[np.ndarray, " n"] | Int64[np.ndarray, " k"]) -> ImageScores:
         """Return the rows of some images, chosen by a flag per image or by positions."""
-        return ImageScores(**{item.name: getattr(self, item.name)[chosen] for item in fields(self)})
+        return ImageScores.from_arrays({name: rows[chosen] for name, rows in self.arrays().items()})
 
     def outcomes(self, protocol: EvalProtocol) -> ImageScores:
         """Return scores that give the same metrics under `protocol`, and need little space when compressed.
@@ -155,6 +176,12 @@ class ImageScores:
             rows = getattr(self, name)
             new[1:] |= (rows[:, 1:] != rows[:, :-1]).any(axis=0)
         return new
+
+
+ARRAYS = tuple(item.name for item in fields(ImageScores) if item.name != "extra")
+"""Names of the arrays that all per-image scores have."""
+EXTRA = "extra_"
+"""Prefix of the names of arrays of extra metrics."""
 
 
 def read_ids(path: Path, place: str) -> list[str]:
@@ -216,12 +243,15 @@ def score_image(
     ranked: Sequence[int],
     protocol: EvalProtocol,
     proposed: ProposedParts | None = None,
+    extra: Callable[[Float[np.ndarray, "fh fw"], Float64[np.ndarray, "r 4"]], Mapping[str, np.ndarray]]
+    | None = None,
 ) -> ImageScores:
     """Score one image (n = 1).
 
-    It needs the raw map, the predicted labels, best first, and the proposed parts, if any. Raises
-    `DataError` naming the image for a map that is not finite or not two-dimensional, and for a mask whose
-    size differs from the image's.
+    It needs the raw map, the predicted labels, best first, and the proposed parts, if any. `extra` maps the
+    map and the boxes in the frame to the rows of extra metrics, (1, c) each. Raises `DataError` naming the
+    image for a map that is not finite or not two-dimensional, and for a mask whose size differs from the
+    image's.
     """
     # Resize the map to the frame of the protocol.
     unit_map = to_frame(raw_map, sample.size, protocol, what=f"map of {sample.id!r}")
@@ -243,8 +273,8 @@ def score_image(
     if mask is not None:
         ignore = sample.ignore()
         size = frame_size(sample.size, protocol)
-        framed = _frame_mask(mask, size, protocol)
-        framed_ignore = None if ignore is None else _frame_mask(ignore, size, protocol) & ~framed
+        framed = frame_mask(mask, size, protocol)
+        framed_ignore = None if ignore is None else frame_mask(ignore, size, protocol) & ~framed
         pixels, levels = (
             counts.astype(np.int32) for counts in histograms(unit_map, framed, framed_ignore, protocol)
         )
@@ -260,6 +290,7 @@ def score_image(
         pixel_histogram=pixels[None],
         level_histogram=levels[None],
         **_parts(sample, protocol, proposed),
+        extra={} if extra is None else extra(unit_map, boxes),
     )
 
 
@@ -299,9 +330,10 @@ _POINT_COLUMNS = {
 }
 
 
-def _frame_mask(
+def frame_mask(
     mask: Bool[np.ndarray, "h w"], size: tuple[int, int], protocol: EvalProtocol
 ) -> Bool[np.ndarray, "fh fw"]:
+    """Bring a mask into the frame of the protocol, of this (width, height)."""
     if protocol.frame != "center_crop":
         return resize_mask(mask, size)
     edge = crop_start(protocol.resize_size, protocol.frame_size)

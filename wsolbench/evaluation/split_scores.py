@@ -20,6 +20,7 @@ from wsolbench.exceptions import DataError
 from wsolbench.metrics.best_threshold import Curves
 from wsolbench.metrics.confidence import Bootstrap
 from wsolbench.metrics.thresholds import ThresholdPolicy
+from wsolbench.protocol import EvalProtocol
 
 Rates = Float64[np.ndarray, "r s"]
 """Image means of each column of a table, one row per resample."""
@@ -50,6 +51,8 @@ class Metric:
 
     `value` is then `best_value(curves(...))`.
     """
+    n: int | None = None
+    """Number of images, if it is smaller than the number of rows."""
 
 
 _WHICH: dict[str, Callable[[ImageScores], Bool[np.ndarray, " m"]]] = {
@@ -72,6 +75,8 @@ class SplitScores:
         labels: dict[str, list[Int64[np.ndarray, " m"]]] = {which: [] for which in _WHICH}
         self.ranks = 0
         """Number of predicted labels per image."""
+        self.extra: tuple[str, ...] = ()
+        """Names of the extra metrics whose numbers the scores hold."""
         # Read every chunk once: check it, count the image sets, and find the distinct thresholds.
         new: Bool[np.ndarray, " t"] | None = None
         for part in scores:
@@ -82,6 +87,7 @@ class SplitScores:
                     "expected the same number for all"
                 )
             self.ranks = part.ranked.shape[1]
+            self.extra = tuple(part.extra)
             new = part.new_at_tau() if new is None else new | part.new_at_tau()
             for which, of in _WHICH.items():
                 chosen = of(part)
@@ -146,3 +152,20 @@ class SplitScores:
         """Return the hit rates at each delta and each threshold of the protocol, (D, T)."""
         curve: Float64[np.ndarray, "d t"] = means.reshape(-1, len(self.first))[:, self.column]
         return curve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What the metrics of a split are made from.
+
+    Attributes:
+        split: scores of the evaluated split.
+        other: scores of the split that thresholds are transferred from, or None.
+        protocol: the protocol of both.
+        fixed_tau: threshold of the policy `fixed`, or None.
+    """
+
+    split: SplitScores
+    other: SplitScores | None
+    protocol: EvalProtocol
+    fixed_tau: float | None

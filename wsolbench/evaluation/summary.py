@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float64, Int64, Integer
 
 from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.evaluation.scores import ImageScores
-from wsolbench.evaluation.split_scores import ImageRows, Metric, Rates, SplitScores
+from wsolbench.evaluation.split_scores import ImageRows, Metric, Rates, SplitScores, Summary
 from wsolbench.exceptions import DataError
 from wsolbench.maps.sources import PARTS
 from wsolbench.metrics.best_threshold import Curves, best_value, correct_for_choice
-from wsolbench.metrics.catalog import metric_info
+from wsolbench.metrics.catalog import metric_info, offered_metrics
 from wsolbench.metrics.confidence import Bootstrap
 from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.metrics.keypoints import NEAR, slot_mean
@@ -78,7 +78,7 @@ def _value(
         high=None if interval is None else interval.high,
         corrected_low=None if corrected is None else corrected.low,
         corrected_high=None if corrected is None else corrected.high,
-        n=split.count[metric.rows.images],
+        n=split.count[metric.rows.images] if metric.n is None else metric.n,
         version=metric_info(metric.name).version,
         policy=None if metric.policy is None else str(metric.policy),
         tau=metric.tau,
@@ -99,6 +99,11 @@ def metrics_of(
             yield MetricValue(name=name, value=None, n=0, reason="no image has a true box")
     yield from _masks(split)
     yield from _key_points(split)
+    offered = offered_metrics()
+    summary = Summary(split=split, other=other, protocol=protocol, fixed_tau=fixed_tau)
+    for name in split.extra:
+        if name in offered:
+            yield from offered[name].metrics(summary)
 
 
 def _in_top(part: ImageScores, k: int) -> Bool[np.ndarray, "m 1"]:
@@ -166,7 +171,7 @@ def _hits(split: SplitScores, protocol: EvalProtocol) -> dict[str, ImageRows]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Curves:
+class BoxCurves:
     """Hit rates of one table, and how metrics are read from them."""
 
     rows: ImageRows
@@ -226,7 +231,7 @@ def _boxes(
                 name=name, value=None, n=0, reason=_no_labels(split.ranks, 1 if name == "top1_loc" else 5)
             )
             continue
-        curves = _Curves(rows=hits[kind], rates=rates[kind], other=others.get(kind), column=split.column)
+        curves = BoxCurves(rows=hits[kind], rates=rates[kind], other=others.get(kind), column=split.column)
         every = tuple(range(len(curves.rates)))
         yield from _read(
             name, curves, every, protocol, fixed_tau, shared=shared, part_names=kind == "all boxes" and shared
@@ -237,19 +242,26 @@ def _boxes(
                     f"{name}@{protocol.deltas[row]:g}", curves, (row,), protocol, fixed_tau, shared=False
                 )
     # The error breakdown, at the threshold of GT-known.
-    yield from _errors(
-        split,
-        _Curves(
-            rows=hits["one box"], rates=rates["one box"], other=others.get("one box"), column=split.column
-        ),
-        protocol,
-        fixed_tau,
+    one_box = BoxCurves(
+        rows=hits["one box"], rates=rates["one box"], other=others.get("one box"), column=split.column
     )
+    yield from _errors(split, one_box, protocol, fixed_tau)
+
+
+def box_curves(split: SplitScores, protocol: EvalProtocol, other: SplitScores | None) -> BoxCurves:
+    """Return the hit rates of GT-known and MaxBoxAcc: one box per image, IoU 0.5."""
+    rows = _hits(split, protocol)["one box"]
+    rates = split.by_threshold(split.means([rows])[rows])
+    transferred = None
+    if other is not None and other.count["with boxes"]:
+        others = _hits(other, protocol)["one box"]
+        transferred = other.by_threshold(other.means([others])[others])
+    return BoxCurves(rows=rows, rates=rates, other=transferred, column=split.column)
 
 
 def _read(
     name: str,
-    curves: _Curves,
+    curves: BoxCurves,
     deltas: tuple[int, ...],
     protocol: EvalProtocol,
     fixed_tau: float | None,
@@ -264,7 +276,7 @@ def _read(
     for policy, index in curves.policies(deltas, protocol, fixed_tau, shared=shared):
         tau = tuple(protocol.taus[column] for column in index)
         if policy.kind == "oracle":
-            yield _at_best(name, curves.rows, partial(curves.of, deltas=deltas, shared=shared), policy, tau)
+            yield at_best(name, curves.rows, partial(curves.of, deltas=deltas, shared=shared), policy, tau)
         else:
             value = partial(curves.at, deltas=deltas, index=index)
             yield Metric(name=name, rows=curves.rows, value=value, policy=policy, tau=tau)
@@ -279,7 +291,7 @@ def _read(
             )
 
 
-def _at_best(
+def at_best(
     name: str, rows: ImageRows, curves: Curves, policy: ThresholdPolicy, tau: tuple[float, ...]
 ) -> Metric:
     """Build a metric that is the mean over curves of each curve's maximum."""
@@ -294,7 +306,7 @@ def _at_best(
 
 
 def _errors(
-    split: SplitScores, curves: _Curves, protocol: EvalProtocol, fixed_tau: float | None
+    split: SplitScores, curves: BoxCurves, protocol: EvalProtocol, fixed_tau: float | None
 ) -> Iterator[Metric | MetricValue]:
     """Yield the error breakdown at the threshold of GT-known, for each policy.
 
@@ -341,11 +353,11 @@ def _masks(split: SplitScores) -> Iterator[Metric | MetricValue]:
     yield Metric(
         name="pxap", rows=pixels, value=lambda rates: average_precision(rates.reshape(len(rates), 2, -1))
     )
-    yield _at_best(
+    yield at_best(
         "peak_iou", levels, lambda rates: pixel_iou(rates.reshape(-1, 2, 256))[:, None], oracle, (peak / 255,)
     )
     yield Metric(name="peak_t", rows=levels, value=_peak_t, policy=oracle, tau=(peak / 255,))
-    yield _at_best("mean_image_iou", per_image, lambda rates: rates[:, None], oracle, (best / 255,))
+    yield at_best("mean_image_iou", per_image, lambda rates: rates[:, None], oracle, (best / 255,))
 
 
 def _peak_t(rates: Rates) -> Float64[np.ndarray, " r"]:

@@ -32,6 +32,7 @@ from wsolbench.methods.registry import (
     methods_in,
     weights_of_backbone,
 )
+from wsolbench.methods.supervision import Supervision
 
 __all__ = [
     "BACKBONE_ENTRY_POINT_GROUP",
@@ -51,6 +52,7 @@ __all__ = [
     "ObjectDetector",
     "PointCorrelator",
     "PostProcessor",
+    "Supervision",
     "TrainRequest",
     "check_backbone",
     "list_backbones",

@@ -80,6 +80,15 @@ class Localization(Protocol):
         """(B, D, h, w) input of the last linear layer, or None if there is none."""
         return None
 
+    @property
+    def rerun(self) -> Callable[[Callable[[Tensor], Tensor]], Localization] | None:
+        """Function that runs the method again, or None if it cannot be run again.
+
+        `rerun(change)` is the result for `change(images)`, without a graph. `images` are those of this
+        result.
+        """
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
@@ -197,13 +206,18 @@ class PostProcessor(Protocol):
     method_name: ClassVar[str]
     needs_gradients: ClassVar[bool] = False
     """Whether it needs the result of `localize(images, gradients=True)`, which keeps its graph."""
+    needs_reruns: ClassVar[bool] = False
+    """Whether it calls `Localization.rerun`, and so costs many forward passes."""
 
     @classmethod
     def create(cls, settings: Mapping[str, str]) -> PostProcessor:
         """Return a new post-process. Raises `UsageError` for an unknown setting."""
 
     def maps(self, result: Localization, class_ids: Tensor) -> Tensor:
-        """Compute (B, K, h, w) float32 maps in [0, 1] from a forward pass and (B, K) class indices."""
+        """Compute (B, K, h, w) float32 maps of any range from a forward pass and (B, K) class indices.
+
+        They are raw, as those of a method: the protocol of the evaluation normalises them.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Return name, variant and config for the record, JSON values only."""

@@ -179,6 +179,13 @@ def _has_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
+def cpu_has_bfloat16() -> bool:
+    """Whether torch has fast kernels for bfloat16 on this processor. Otherwise convolutions are emulated."""
+    import torch
+
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _check_compiler(device: torch.device) -> None:
     """Raise `UsageError` with torch's reason if it cannot compile for this device."""
     import torch

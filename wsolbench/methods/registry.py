@@ -10,8 +10,10 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,21 @@ METHOD_FILE = "method.py"
 """Name of the method's own file in a method's folder."""
 PAPER = "PAPER"
 """Name of the constant that names the paper in a method's file: `PAPER = "cam"`."""
+GROUP = "GROUP"
+"""Name of the constant that puts a method into another group than that of its folder."""
+GROUPS = (
+    "floor",
+    "training-free",
+    "class activation",
+    "trained localizer",
+    "fine-grained",
+    "ceiling",
+)
+"""Groups of methods in the order of lists and tables.
+
+A floor ignores the image; a ceiling reads the ground truth, in training or at test time.
+"""
+_GROUP_OF_TASK = {"localization": "trained localizer", "recognition": "fine-grained"}
 TIMM = "timm:"
 """Prefix of the names of timm's backbones."""
 
@@ -45,14 +62,20 @@ class MethodInfo:
     """Import path of the file; it defines one class with the attribute `method_name` equal to `name`."""
     paper: str = ""
     """Key of the method's paper in papers.toml, or empty if it has none."""
+    group: str = ""
+    """One of `GROUPS`. Empty: that of the task, or none for what is not a method."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "group", self.group or _GROUP_OF_TASK.get(self.task, ""))
 
 
 def methods_in(package: str, task: str) -> list[MethodInfo]:
     """Return one row for each file of `package`, an import path.
 
     The summary is the first line of the file's docstring. The paper is the value of the file's constant
-    `PAPER`. A file `center_box.py` is the method `center-box`, and so is `method.py` in a folder
-    `center_box`, next to layers that only this method has. Names that start with `_` are not methods.
+    `PAPER`, and the group that of `GROUP`, or else that of the task. A file `center_box.py` is the method
+    `center-box`, and so is `method.py` in a folder `center_box`, next to layers that only this method has.
+    Names that start with `_` are not methods.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -75,19 +98,30 @@ def methods_in(package: str, task: str) -> list[MethodInfo]:
                     summary=(ast.get_docstring(file) or "").partition("\n")[0].rstrip("."),
                     task=task,
                     module=f"{package}.{stem}" if stem in own_files else f"{package}.{stem}.{path.stem}",
-                    paper=_paper_of(file),
+                    paper=_constant(file, PAPER),
+                    group=_group_of(file, path),
                 )
             )
     return rows
 
 
-def _paper_of(file: ast.Module) -> str:
-    """Return the value of the constant `PAPER` of a file, or an empty string."""
+def _constant(file: ast.Module, wanted: str) -> str:
+    """Return the text that a file assigns to a constant, or an empty string."""
     for statement in file.body:
         match statement:
-            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str(key))) if name == PAPER:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str(key))) if (
+                name == wanted
+            ):
                 return key
     return ""
+
+
+def _group_of(file: ast.Module, path: Path) -> str:
+    """Return the group that a file states, or an empty string. Raises `UsageError` for an unknown group."""
+    group = _constant(file, GROUP)
+    if group and group not in GROUPS:
+        raise UsageError(f"{path} has {GROUP} = {group!r}; expected one of {', '.join(GROUPS)}")
+    return group
 
 
 def list_methods() -> list[MethodInfo]:
@@ -96,6 +130,16 @@ def list_methods() -> list[MethodInfo]:
     Raises `UsageError` for two with the same name.
     """
     return _offered(ENTRY_POINT_GROUP)
+
+
+@cache
+def group_of(name: str) -> str:
+    """Return the group of a method by its name in records: that of the method before `+` or `:`.
+
+    Empty for a method that is not installed.
+    """
+    groups = {row.name: row.group for row in list_methods()}
+    return groups.get(re.split("[+:]", name)[0], "")
 
 
 def list_backbones() -> list[MethodInfo]:

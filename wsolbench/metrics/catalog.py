@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, Literal
 
-from wsolbench.exceptions import unknown_name
+from wsolbench.exceptions import UsageError, unknown_name
+
+ENTRY_POINT_GROUP = "wsolbench.metrics"
+"""Group of entry points that offer extra metrics (`wsolbench.evaluation.extra_metrics.base`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +21,9 @@ class MetricInfo:
     name: str
     title: str
     summary: str
-    needs: Literal["labels", "boxes", "boxes and labels", "masks", "key points", "instances"]
+    needs: Literal[
+        "labels", "boxes", "boxes and labels", "masks", "masks or boxes", "key points", "instances"
+    ]
     better: Literal["higher", "lower", "neither"] = "higher"
     unit: Literal["fraction", "level", "pixels", "number"] = "fraction"
     """`fraction` is printed in percent. A `level` is 0 to 255."""
@@ -215,6 +223,35 @@ distances have one per rank of the proposal, `keypoint_distance@1`.
 """
 
 
+@cache
+def offered_metrics() -> dict[str, Any]:
+    """Return the extra metrics of all installed packages by name, sorted (`ExtraMetric` objects).
+
+    Raises `UsageError` for two of the same name, and for two metrics of records with the same name.
+    """
+    found: dict[str, Any] = {}
+    names = {info.name: "wsolbench" for info in METRICS}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        offered: Iterable[Any] = point.load()()
+        for metric in offered:
+            if metric.name in found:
+                raise UsageError(f"two extra metrics are called {metric.name!r}; expected one")
+            found[metric.name] = metric
+            for info in metric.infos:
+                if names.setdefault(info.name, metric.name) != metric.name:
+                    raise UsageError(
+                        f"metric {info.name!r} is offered by {names[info.name]} and by {metric.name}; "
+                        "expected one. Uninstall one of the packages"
+                    )
+    return dict(sorted(found.items()))
+
+
+@cache
+def all_metrics() -> tuple[MetricInfo, ...]:
+    """Return all metrics that a record can hold, in table order: `METRICS`, then the extra ones."""
+    return (*METRICS, *(info for metric in offered_metrics().values() for info in metric.infos))
+
+
 def metric_info(name: str) -> MetricInfo:
     """Return the entry of a metric; `name@delta` gives that of `name`.
 
@@ -224,7 +261,10 @@ def metric_info(name: str) -> MetricInfo:
     for info in METRICS:
         if info.name == base:
             return info
-    raise unknown_name("metric", name, [info.name for info in METRICS])
+    for info in all_metrics():
+        if info.name == base:
+            return info
+    raise unknown_name("metric", name, [info.name for info in all_metrics()])
 
 
 def metric_title(name: str) -> str:

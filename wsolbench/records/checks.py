@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from wsolbench.methods.supervision import Supervision
 from wsolbench.metrics.catalog import metric_info
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ def check_identity(method: Mapping[str, Any], dataset: Mapping[str, Any]) -> Non
     for field in ("config", "post", "training", "numerics"):
         if not isinstance(method.get(field), dict | None):
             raise ValueError(f"method has {field} {method[field]!r}; expected names and values")
+    Supervision.parse(method.get("supervision"))
     training = method.get("training") or {}
     for where, parts, field in (
         ("training", training, "recipe"),

@@ -60,6 +60,7 @@ OPTIONS = (
     "protocol",
     "protocol-set",
     "fixed-tau",
+    "extra-metrics",
     "no-transfer",
     "limit",
     "amp",

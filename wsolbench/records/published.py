@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wsolbench.exceptions import DataError, UsageError, unknown_name
-from wsolbench.metrics.catalog import METRICS, MetricInfo
+from wsolbench.metrics.catalog import MetricInfo, all_metrics
 from wsolbench.records.csv_rows import read_rows
 from wsolbench.system.json_values import lists_to_tuples
 from wsolbench.system.listing import list_files
@@ -63,7 +63,7 @@ _DEFAULT_NORM = "[norm=minmax]"
 
 def published_info(metric: str) -> MetricInfo:
     """The row of a metric of the catalog or of `PRINTED_ONLY`. Raises `UsageError` with the nearest name."""
-    known = {info.name: info for info in (*METRICS, *PRINTED_ONLY)}
+    known = {info.name: info for info in (*all_metrics(), *PRINTED_ONLY)}
     if metric not in known:
         raise unknown_name("metric", metric, known)
     return known[metric]

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from wsolbench.exceptions import DataError, UsageError
+from wsolbench.methods.supervision import Supervision
 from wsolbench.protocol import DetectionProtocol, EvalProtocol, protocol_from_json
 from wsolbench.records.checks import check_metric, check_parts, check_record
 from wsolbench.system.files import canonical_json, file_name, sha256_of_json, write_json
@@ -141,6 +142,11 @@ class RunRecord:
         """
         weights = self.training.get("weights")
         return None if weights is None else weights if weights in ("none", "imagenet") else "checkpoint"
+
+    @property
+    def supervision(self) -> Supervision | None:
+        """Ground truth that the method reads besides labels of training images, or None."""
+        return Supervision.parse(self.method.get("supervision"))
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -92,15 +92,31 @@ class MethodUnderTest:
         """Make a random batch, of the type that the method's `loss` is annotated with."""
         import torch
 
-        labels = torch.arange(count) % CLASSES
-        return type_of_batch(self.kind)(
-            images=torch.randn(count, 3, SIDE, SIDE),
+        return self.batch_of(
+            torch.randn(count, 3, SIDE, SIDE),
+            torch.arange(count) % CLASSES,
+            torch.arange(count),
+            torch.Generator().manual_seed(0),
+        )
+
+    def batch_of(self, images: Tensor, labels: Tensor, indices: Tensor, generator: Any) -> Any:
+        """Make the first batch of a run.
+
+        If batches can have masks, they have the upper left quarter of each image.
+        """
+        kind = type_of_batch(self.kind)
+        masks = {}
+        if "masks" in getattr(kind, "__dataclass_fields__", ()):
+            masks["masks"] = _upper_left(images)
+        return kind(
+            images=images,
             labels=labels,
-            indices=torch.arange(count),
+            indices=indices,
             epoch=0,
             epochs=10,
             step=0,
-            generator=torch.Generator().manual_seed(0),
+            generator=generator,
+            **masks,
         )
 
 
@@ -109,15 +125,21 @@ def _with_truth(localize: Callable[..., Any], names: Sequence[str]) -> Callable[
 
     def localized(images: Any, **options: Any) -> Any:
         count, _, height, width = images.shape
-        masks = images.new_zeros(count, height, width)
-        masks[:, : height // 2, : width // 2] = 1
         boxes = images.new_zeros(count, 4)
         boxes[:, 2], boxes[:, 3] = width / 2, height / 2
-        truths = {"true_boxes": boxes, "true_masks": masks}
+        truths = {"true_boxes": boxes, "true_masks": _upper_left(images)}
         shown = {f"true_{name}": truths[f"true_{name}"] for name in names}
         return localize(images, **{**shown, **options})
 
     return localized
+
+
+def _upper_left(images: Tensor) -> Tensor:
+    """Return masks (B, H, W) of the upper left quarter of images (B, 3, H, W)."""
+    count, _, height, width = images.shape
+    masks = images.new_zeros(count, height, width)
+    masks[:, : height // 2, : width // 2] = 1
+    return masks
 
 
 def type_of_batch(kind: type[Any]) -> type[Any]:

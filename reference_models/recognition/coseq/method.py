@@ -94,6 +94,7 @@ from reference_models.recognition.coseq.transfer import (
 )
 from reference_models.training.passes import Passes
 from wsolbench.exceptions import UsageError
+from wsolbench.methods import Supervision
 from wsolbench.ranges import Range, SideOrDefault
 from wsolbench.system.progress import track
 from wsolbench.types import Dataset
@@ -368,12 +369,11 @@ class Coseq(Recognizer):
             labels.append(batch.labels.cpu())
         return torch.cat(features), torch.cat(labels)
 
-    def describe(self) -> dict[str, Any]:
-        """Describe the model for the record, with the supervision of its training."""
-        described = super().describe()
-        if self.config.object_box != "image":
-            described["supervision"] = "ground-truth boxes of the training images"
-        return described
+    @property
+    def supervision(self) -> Supervision | None:
+        """Boxes of the training images, if the setting `object_box` reads them."""
+        reads = self.config.object_box != "image"
+        return Supervision(labels=True, boxes=True, used_for="training") if reads else None
 
 
 def _is_published(backbone: str, num_classes: int) -> bool:

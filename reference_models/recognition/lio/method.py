@@ -79,6 +79,7 @@ from reference_models.recognition.lio.class_groups import (
     reduce_groups,
 )
 from wsolbench.exceptions import UsageError
+from wsolbench.maps.masks import MaskSource
 from wsolbench.ranges import Channels, Weight
 
 PAPER = "lio"
@@ -220,9 +221,9 @@ class Lio(Recognizer, HeadLocalizer):
         self.ready = False
 
     @property
-    def wants_masks(self) -> bool:
-        """Whether the target is the ground-truth mask (LIO w/ GM)."""
-        return self.config.oel and self.config.target == "mask"
+    def mask_source(self) -> MaskSource | None:
+        """Ground-truth masks if they are the target (LIO w/ GM), or None."""
+        return "mask" if self.config.oel and self.config.target == "mask" else None
 
     @property
     def group_size(self) -> int:

@@ -53,15 +53,18 @@ Departures and open readings
                the last resort.
     (3)        In the released code the resized saliency is read at wrong coordinates: a test of the image's
                size looks at the number of its dimensions. Its sum over a pair leaves out the first box.
-    (4)        The filters of the last convolution, after stage 1. As released, the first eigenvector is
-               dropped as if it were constant. With negative cosines it need not be, and can be the one that
-               separates.
-    (5)        Parts are matched one to one, by the larger sum of both activations. The released code computes
-               the match and does not use it.
+    (4)        The filters of the last convolution, after stage 1, but no shortcut's. Released: those of
+               conv5_3 of VGG-19. As released, the first eigenvector is dropped as if it were constant. With
+               negative cosines it need not be, and can be the one that separates.
+    (5)        Activations are means of F over the part and the group, and parts are matched one to one, by
+               the larger sum of both. The released code passes each cut-out part through the network, adds
+               over the group, lets each group take its best box, and does not use the result.
+    networks   Each part has its own. The released code trains one network on both parts of all images, so
+               there it does not matter which part is which.
     (6)        The weights are those of the released code for Cars. It adds scores that are standardised over
                the test images, and reads 195 of 196 classes.
-    recipe     Rate and batch as released. Epochs are chosen here, so the fall after 25,000 steps is never
-               reached.
+    recipe     Rate and batch as released. New layers have ten times the rate; released: the same. Epochs are
+               chosen here, so the fall after 25,000 steps is never reached.
 """
 
 from __future__ import annotations
@@ -101,6 +104,8 @@ PAPER = "opam"
 
 SHARES = (0.5, 0.3, 0.2)
 """Weights of image, object and parts in (6): released code for Cars."""
+SHORTCUTS = frozenset({"downsample", "shortcut"})
+"""Names of the branch of a residual block that skips its convolutions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,12 +288,15 @@ class Opam(Recognizer):
 def _last_filters(backbone: Backbone) -> str:
     """Return the name of the weight of the last convolution with as many filters as the last stage.
 
-    Raises `UsageError` if there is none.
+    A residual block may register its shortcut last; convolutions of shortcuts do not count. Raises
+    `UsageError` if there is none.
     """
     names = [
         f"{name}.weight"
         for name, module in backbone.named_modules()
-        if isinstance(module, nn.Conv2d) and module.out_channels == backbone.channels[-1]
+        if isinstance(module, nn.Conv2d)
+        and module.out_channels == backbone.channels[-1]
+        and not set(name.split(".")) & SHORTCUTS
     ]
     if not names:
         raise UsageError(

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reference_models.core.outputs import Proposals
+from reference_models.layers.cells import cell_shares
 from reference_models.layers.regions import first_maximum
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
@@ -56,17 +57,17 @@ def fused_scores(
 def mean_detections(
     boxes: Float[Tensor, "b r 4"], detections: Float[Tensor, "b r p"], grid: tuple[int, int], image_size: int
 ) -> Float[Tensor, "b p h w"]:
-    """Return for each cell the mean d of the boxes around its middle, or 0 without any."""
-    y, x = (
-        (torch.arange(count, device=boxes.device, dtype=boxes.dtype) + 0.5) * (image_size / count)
-        for count in grid
-    )
+    """Return for each cell the mean d of the boxes on it, or 0 without any.
+
+    A box counts by the share of the cell that it covers. Boxes end in the middle of cells: a rule that counts
+    whole cells would count those on one side alone.
+    """
     with torch.autocast(boxes.device.type, enabled=False):
-        down = ((y >= boxes[..., 1, None]) & (y < boxes[..., 3, None])).to(boxes.dtype)  # (B, R, h)
-        across = ((x >= boxes[..., 0, None]) & (x < boxes[..., 2, None])).to(boxes.dtype)  # (B, R, w)
+        x0, y0, x1, y1 = (boxes / image_size).unbind(dim=2)
+        down, across = cell_shares(y0, y1, grid[0]), cell_shares(x0, x1, grid[1])
         weights = torch.cat([detections, torch.ones_like(detections[..., :1])], dim=2)
         sums = torch.einsum("brp,brhw->bphw", weights, down[..., None] * across[:, :, None])
-    return sums[:, :-1] / sums[:, -1:].clamp_min(1)
+    return sums[:, :-1] / sums[:, -1:].clamp_min(torch.finfo(sums.dtype).tiny)
 
 
 @torch.no_grad()

@@ -46,8 +46,8 @@ most. None of 1,372 boxes has more than 0.2 % of the weight, and (5) is close to
 `det_norm=linear` divides by the sum in place of this softmax.
 
 Maps. Class maps are those of the image classifier. The extra map `part1` is at each cell the mean d_r1 of the
-boxes around it, and so on. `propose` gives the best box of each detector. A box that two detectors chose is
-`padded`.
+boxes on it, which count by the share of the cell that they cover, and so on. `propose` gives the best box of
+each detector. A box that two detectors chose is `padded`.
 
 Control: `choice=random`, boxes of (8) anywhere among the proposals. The plain network: `baseline` with this
 recipe.
@@ -55,7 +55,8 @@ recipe.
 Departures and open readings
     F          The last stage with a stride of at most 16: the last one of VGG, layer 3 of ResNet.
     (4)        What of it the paper prints is not verified; the released code is followed.
-    (7)        Not after the last epoch of the stage, as released.
+    (7)        Not after the last epoch of the stage, as released. Both layers, as the code runs; a comment in
+               it says that the detection stream was not bounded in the experiments.
     (8)        Boxes are found in the augmented view. Released: in the central view, before training, 50
                images per part and image in each epoch. Here a part is one image in each epoch, so 30 epochs
                are fewer steps.
@@ -64,7 +65,8 @@ Departures and open readings
                keep their rate, new ones fall from 100 times that to it, and part classifiers fall at 1/3 and
                2/3. The batch of 64 is that of the released detectors; the classifiers' is 128.
     epoch      The last one. The released stages keep the epoch with the best accuracy on the test images.
-    network    The paper's VGG-19 with batch norm is here a `timm:` network.
+    network    The paper's VGG-19 with batch norm is here `timm:vgg19_bn`. Its image classifier is behind the
+               last pooling, which the released network does not have.
     view       Images are squashed to a square; the released code keeps their aspect ratio.
 """
 
@@ -87,6 +89,7 @@ from reference_models.core.outputs import Batch, ForwardPass
 from reference_models.core.recipes import FINE_GRAINED, Recipe
 from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.regions import crop_resize
+from reference_models.layers.trunks import copy_trunk
 from reference_models.recognition.partnet.detectors import (
     Detected,
     DetectionNorm,
@@ -202,7 +205,7 @@ class Partnet(Recognizer):
         channels, own = self.part_stage.channels, config.detector_network == "own"
         networks = config.parts if config.part_network == "each" else 1
         self.image_classifier = nn.Linear(width, num_classes)
-        self.detector_network = copy.deepcopy(backbone) if own else None
+        self.detector_network = copy_trunk(backbone, STRIDE) if own else None
         self.detectors = Detectors(
             BINS**2 * channels,
             config.hidden or min(512, 2 * channels),
@@ -235,27 +238,26 @@ class Partnet(Recognizer):
     def _set_learning(self, learning: frozenset[str]) -> None:
         """Freeze everything that does not belong to the stages in `learning`."""
         self.learning = learning
-        for network in (self.detector_network, *self.part_networks):
-            if isinstance(network, Backbone):
-                network.frozen = self.backbone.frozen  # stages that the recipe freezes
-        stages: dict[str, tuple[nn.Module | None, ...]] = {
+        own = () if self.detector_network is None else (self.detector_network,)
+        for network in (*own, *self.part_networks):
+            assert isinstance(network, Backbone)
+            frozen = self.backbone.frozen  # stages that the recipe freezes
+            network.frozen = tuple(name for name in frozen if name in network.steps)
+        stages: dict[str, tuple[nn.Module, ...]] = {
             "image": (self.backbone, self.image_classifier),
-            "detectors": (self.detector_network, self.detectors),
-            "parts": (self.part_networks, self.part_classifiers),
+            "detectors": (*own, self.detectors),
+            "parts": (*self.part_networks, *self.part_classifiers),
         }
         for name, modules in stages.items():
             for module in modules:
-                for part in (
-                    module if isinstance(module, nn.ModuleList) else () if module is None else (module,)
-                ):
-                    part.requires_grad_(name in learning).train(name in learning and self.training)
+                module.requires_grad_(name in learning).train(name in learning and self.training)
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Freeze what does not learn, and copy the trained image classifier at the start of a stage."""
         learning, start, _ = self.learning_at(epoch, epochs)
         self._set_learning(learning)
         if epoch == start and learning == {"detectors"} and self.detector_network is not None:
-            self.detector_network.load_state_dict(self.backbone.state_dict())
+            self.detector_network.load_state_dict(self.backbone.state_dict(), strict=False)  # it ends earlier
         if epoch == start and learning == {"parts"}:
             for network in self.part_networks:
                 network.load_state_dict(self.backbone.state_dict())

@@ -46,6 +46,8 @@ MISPRINT = 24
 """Number of the shape (12, 7) that reaches 12 instead of 7 units down in the released code."""
 BINS = 3
 """Bins of the pooling along one side."""
+ROUNDING = 1e-3
+"""Part of a cell by which a box may pass a border through rounding alone."""
 
 
 def shape_corners(rule: ProposalRule) -> Float[Tensor, "s 4"]:
@@ -141,7 +143,8 @@ def pool_boxes(
 ) -> Float[Tensor, "b r v"]:
     """Return the largest values of 3x3 bins of each box, flattened; v = 9 C.
 
-    A box consists of whole cells: all that it reaches into. With `official` its corners are rounded to
+    A box consists of whole cells: all that it reaches into. A border of the box on a border of cells (a grid
+    of 14x14 has such shapes) reaches into neither neighbour. With `official` its corners are rounded to
     borders of cells, and the cell behind the last border counts, too.
     """
     count, _, height, width = features.shape
@@ -150,8 +153,8 @@ def pool_boxes(
         ends = [(x * width + 0.5).floor() for x in (x0, x1)], [(y * height + 0.5).floor() for y in (y0, y1)]
     else:
         ends = (
-            [(x * width).floor().clamp_max(width - 1) for x in (x0, x1)],
-            [(y * height).floor().clamp_max(height - 1) for y in (y0, y1)],
+            [(x0 * width + ROUNDING).floor(), (x1 * width - ROUNDING).ceil() - 1],
+            [(y0 * height + ROUNDING).floor(), (y1 * height - ROUNDING).ceil() - 1],
         )
     (left, right), (top, bottom) = ends
     image = torch.arange(count, device=boxes.device, dtype=boxes.dtype)[:, None].expand_as(left)

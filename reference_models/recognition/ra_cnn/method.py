@@ -64,8 +64,8 @@ Departures and open readings
     stages     The paper alternates "until converging". Lengths and rates are ours.
     D          Lengths of the vectors are ours (`fusion_length`): unit vectors learn too slowly.
     variant    `official` has constants of the released layer. Its factor of the gradient and that of the
-               features are left out, because the training that they belong to is not known. Derivatives are at
-               the pixels of the crop; the released layer takes those of the square before it is cut off.
+               features are left out, because the training that they belong to is not known. Its
+               derivatives are at the pixels of the crop, in the layer at those of the square as it was uncut.
 """
 
 from __future__ import annotations

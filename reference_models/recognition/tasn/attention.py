@@ -17,7 +17,6 @@ half does not; here as there.
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 
 import torch
@@ -40,22 +39,6 @@ def trilinear(features: Float[Tensor, "b c h w"], scale: float) -> Float[Tensor,
         x = features.to(torch.promote_types(features.dtype, torch.float32)).flatten(2)  # (B, c, h w)
         relation = (scale * x).softmax(dim=2) @ x.mT  # (B, c, c)
         return (relation.softmax(dim=2) @ x).view_as(features)
-
-
-def copy_trunk(backbone: Backbone) -> Backbone:
-    """Return a copy of a backbone that ends with its deepest stage of at most `STRIDE` pixels per cell.
-
-    A network that cannot be cut between its stages is copied as a whole.
-    """
-    trunk = copy.deepcopy(backbone)
-    names = list(trunk.steps)
-    fine = [stage for stage in trunk.layout if stage.stride <= STRIDE and stage.name in names]
-    if fine:
-        last = fine[-1]
-        for name in names[names.index(last.name) + 1 :]:
-            del trunk.steps[name]
-        trunk.layout = trunk.layout[: trunk.layout.index(last) + 1]
-    return trunk
 
 
 class AttentionNet(nn.Module):

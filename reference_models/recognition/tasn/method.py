@@ -80,7 +80,8 @@ from reference_models.core.weights import IMAGENET, NONE, load_strictly
 from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.norm_statistics import PartInputConfig, PartStatistics
 from reference_models.layers.regions import PEAK_SIDE, peak_regions
-from reference_models.recognition.tasn.attention import AttentionNet, copy_trunk, trilinear
+from reference_models.layers.trunks import copy_trunk
+from reference_models.recognition.tasn.attention import STRIDE, AttentionNet, trilinear
 from reference_models.recognition.tasn.sampler import (
     Axes,
     SamplerKind,
@@ -195,7 +196,7 @@ class Tasn(Recognizer):
         if name == "default":
             name = OWN_TRUNK if backbone.profile.fine_grained_recipes else "copy"
         self.trunk_name = name
-        trunk = copy_trunk(backbone) if name == "copy" else load_backbone(name, weights=NONE)
+        trunk = copy_trunk(backbone, STRIDE) if name == "copy" else load_backbone(name, weights=NONE)
         _check_colours(backbone, trunk)
         channels = config.attention_channels or min(CHANNELS, trunk.channels[-1])
         self.attention = AttentionNet(trunk, channels, num_classes)

@@ -15,6 +15,7 @@ from wsolbench.evaluation.request import RunOptions
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps.sources import ModelSource
 from wsolbench.maps.truths import true_box, true_mask
+from wsolbench.methods import Supervision
 from wsolbench.testing import squares
 
 
@@ -55,7 +56,7 @@ def test_a_fine_grid_finds_every_box_and_a_coarser_one_no_more():
     assert values[-1] == 1
     assert values == sorted(values)
     record = scored(data)
-    assert record.method["supervision"] == "ground-truth boxes of the evaluated images"
+    assert record.supervision == Supervision(boxes=True, used_for="prediction")
 
 
 def test_the_truth_is_in_the_frame_of_the_input_also_when_the_protocol_crops():

@@ -131,7 +131,12 @@ def test_a_fitted_prior_is_loaded_with_its_map_and_says_what_it_has_read(kind, t
     loaded = method.load(method.fit(request), device="cpu")
     made = loaded.map_at(224, 224, torch.device("cpu"))
     assert 0 < float(made.mean()) < 1
-    assert "ground-truth" in loaded.describe()["supervision"]
+    assert loaded.describe()["supervision"] == {
+        "labels": False,
+        "boxes": True,
+        "masks": kind == "mean-mask",
+        "used_for": "training",
+    }
     assert not create(kind=kind).ready
     assert "supervision" not in create().describe()
 

@@ -16,6 +16,7 @@ from wsolbench.evaluation.request import RunOptions
 from wsolbench.exceptions import UsageError
 from wsolbench.maps.frame import map_to_view
 from wsolbench.maps.sources import ModelSource
+from wsolbench.methods import Supervision
 from wsolbench.protocol import EvalProtocol, tau_grid
 from wsolbench.testing import run_check
 from wsolbench.types import Dataset
@@ -136,8 +137,8 @@ def test_a_record_says_whether_the_ground_truth_was_used(points):
     source = ModelSource(create(points, 32), PROTOCOL, num_classes=3, device="cpu", batch_size=5)
     record = evaluate(data, source, PROTOCOL, options=RunOptions(resamples=50)).record
     assert record.method["config"]["points"] == points
-    uses = "ground-truth boxes of the evaluated images" if points.startswith("box_") else None
-    assert record.method.get("supervision") == uses
+    uses = Supervision(boxes=True, used_for="prediction") if points.startswith("box_") else None
+    assert record.supervision == uses
     assert record.metric("keypoint_distance").n == 11
     assert value(record, "gt_known") == 0  # nothing of the ground truth is in the maps
     if points == "box_center":  # one point, met by four boxes

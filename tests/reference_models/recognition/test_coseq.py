@@ -31,7 +31,7 @@ from reference_models.recognition.coseq.transfer import (
 from reference_models.training.run_folder import LAST, STATE
 from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import DataError, UsageError
-from wsolbench.methods import TrainRequest
+from wsolbench.methods import Supervision, TrainRequest
 from wsolbench.testing import squares
 
 CLASSES = 3
@@ -234,7 +234,9 @@ def test_an_image_without_a_box_is_refused_and_the_whole_image_needs_none(train_
     torch.testing.assert_close(net.memory.objects, torch.tensor([[0.0, 0, 1, 1]]).expand(24, 4))
     assert "supervision" not in net.describe()
     described = json.loads(json.dumps(model().describe()))
-    assert described["supervision"] == "ground-truth boxes of the training images"
+    assert Supervision.parse(described["supervision"]) == Supervision(
+        labels=True, boxes=True, used_for="training"
+    )
 
 
 def test_of_several_boxes_the_largest_is_the_object(train_set):

@@ -194,6 +194,13 @@ def test_the_classifier_of_the_maps_does_not_train_the_features():
     }
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_every_parameter_learns(steps):
+    model = hsnet(steps=steps).train()
+    sum(model.loss(toy_batch(4, classes=CLASSES)).values()).backward()
+    assert [name for name, each in model.named_parameters() if each.grad is None or not each.grad.any()] == []
+
+
 def test_the_search_is_in_single_precision():
     model, features = hsnet(), torch.rand(2, 16, 8, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):

@@ -113,10 +113,10 @@ def test_an_image_without_another_of_its_class_counts_in_the_classification_alon
 
 def test_true_masks_take_the_place_of_the_correlation():
     model, masks = lio(target="mask", alpha=1.0), torch.rand(8, 32, 32)
-    assert model.wants_masks
-    assert not lio().wants_masks
-    assert not Baseline(toy_backbone(), CLASSES, BaselineConfig()).wants_masks
-    assert not lio(target="mask", oel=False).wants_masks
+    assert model.mask_source == "mask"
+    assert lio().mask_source is None
+    assert Baseline(toy_backbone(), CLASSES, BaselineConfig()).mask_source is None
+    assert lio(target="mask", oel=False).mask_source is None
     given_batch = batch(masks=masks)
     _, m, _ = parts_of(model, given_batch)
     torch.testing.assert_close(

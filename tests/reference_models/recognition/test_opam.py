@@ -424,6 +424,15 @@ def test_terms_are_cross_entropies_on_the_crops_of_the_found_boxes():
 # --- settings -----------------------------------------------------------------------------------------------
 
 
+def test_filters_are_not_those_of_a_shortcut():
+    block = nn.Sequential()
+    block.add_module("conv", nn.Conv2d(8, 12, 3))
+    block.add_module("downsample", nn.Sequential(nn.AvgPool2d(1), nn.Conv2d(12, 12, 1)))
+    steps = {"one": nn.Conv2d(3, 8, 3), "two": block}
+    backbone = Backbone("residual", steps, [Stage("two", 1, 12)], grid="std", input_spec=InputSpec(size=32))
+    assert Opam(backbone, 3, OpamConfig()).filters == "steps.two.conv.weight"
+
+
 def test_a_network_without_a_last_convolution_is_refused():
     steps = {"one": nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.PReLU(), nn.Flatten(2), nn.Linear(16, 16))}
     layout = [Stage("one", 8, 12)]

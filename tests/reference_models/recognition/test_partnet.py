@@ -1,26 +1,23 @@
-"""PartNet: two streams over boxes, the stages of a run, and the sum of all scores."""
+"""PartNet: the part classifiers, the sum of all scores, maps, and the stages of a run."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch import nn
 
+from reference_models.core.backbone import Backbone
 from reference_models.core.config import parse_settings
 from reference_models.core.outputs import Batch
+from reference_models.core.profile import Stage
 from reference_models.layers.regions import crop_resize
 from reference_models.recognition.baseline import Baseline
 from reference_models.recognition.partnet.detectors import (
-    Detectors,
-    bound_singular_values,
     detection_weights,
-    drop_background,
-    image_scores,
-    score_loss,
 )
 from reference_models.recognition.partnet.fusion import (
     best_boxes,
@@ -31,13 +28,12 @@ from reference_models.recognition.partnet.fusion import (
     ranked_boxes,
 )
 from reference_models.recognition.partnet.method import Partnet, PartnetConfig
+from reference_models.recognition.partnet.part_proposals import SHAPES, part_boxes, shape_corners
 from tests.reference_models.conftest import squares, toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import TrainRequest
 
 CLASSES = 5
-C = torch.tensor([[[0.7, 0.2], [0.1, 0.1], [0.3, 0.6]]], dtype=torch.float64)
-D = torch.tensor([[[0.9], [0.1], [0.5]]], dtype=torch.float64)
 
 
 def partnet(**settings) -> Partnet:
@@ -47,7 +43,7 @@ def partnet(**settings) -> Partnet:
     )
     model = Partnet(toy_backbone(), CLASSES, config)
     for module in (model.image_classifier, *model.part_classifiers):
-        torch.nn.init.normal_(module.weight)
+        nn.init.normal_(module.weight)
     return model.eval()
 
 
@@ -62,98 +58,7 @@ def batch(count: int = 4, seed: int = 0) -> Batch:
     return toy_batch(count, classes=CLASSES, seed=seed)
 
 
-# --- two streams, (3) to (6) --------------------------------------------------------------------------------
-
-
-def test_golden_values_of_the_weights_and_the_scores():
-    weights = detection_weights(D)
-    assert weights.flatten().tolist() == pytest.approx([0.4717762, 0.2119827, 0.3162411], abs=1e-7)
-    assert image_scores(C, weights)[0].tolist() == pytest.approx([0.4463139, 0.3052982], abs=1e-7)
-    linear = image_scores(C, detection_weights(D, "linear"))
-    assert linear[0].tolist() == pytest.approx([0.5266667, 0.3266667], abs=1e-7)
-
-
-@pytest.mark.parametrize("norm", ["softmax", "linear"])
-def test_weights_of_a_detector_sum_to_1_and_those_of_the_softmax_differ_by_e_at_most(norm):
-    detections = drop_background(20 * torch.randn(3, 1372, 4, dtype=torch.float64))
-    weights = detection_weights(detections, norm)
-    torch.testing.assert_close(weights.sum(dim=1), torch.ones(3, 3, dtype=torch.float64))
-    ratio = (weights.amax(dim=1) / weights.amin(dim=1)).max()
-    if norm == "softmax":
-        assert ratio <= math.e * (1 + 1e-12)
-        assert weights.max() <= 0.00198
-    else:
-        assert ratio > 1e6
-
-
-def test_scores_of_an_image_sum_to_less_than_1_and_do_not_depend_on_the_order_of_boxes():
-    classes, detections = (drop_background(torch.randn(2, 30, k, dtype=torch.float64)) for k in (6, 4))
-    scores, order = image_scores(classes, detection_weights(detections)), torch.randperm(30)
-    assert (scores.sum(dim=1) < 1).all()
-    again = image_scores(classes[:, order], detection_weights(detections[:, order]))
-    torch.testing.assert_close(again, scores)
-
-
-def test_one_box_and_one_detector_give_the_classes_of_the_box():
-    classes = drop_background(torch.randn(2, 1, 6, dtype=torch.float64))
-    for norm in ("softmax", "linear"):
-        weights = detection_weights(torch.rand(2, 1, 1, dtype=torch.float64), norm)
-        torch.testing.assert_close(image_scores(classes, weights), classes[:, 0])
-
-
-def test_detectors_are_averaged_one_by_one():
-    classes, weights = torch.rand(2, 7, 4), detection_weights(torch.rand(2, 7, 3))
-    each = [(classes * weights[..., part, None]).sum(dim=1) for part in range(3)]
-    torch.testing.assert_close(image_scores(classes, weights), sum(each) / 3)
-
-
-def test_the_last_category_is_the_background():
-    logits = torch.log(torch.tensor([[[0.1, 0.2, 0.7]]]))
-    torch.testing.assert_close(drop_background(logits), torch.tensor([[[0.1, 0.2]]]))
-
-
-def test_the_loss_is_the_mean_over_classes_and_stays_finite_at_0_and_1():
-    scores, labels = torch.tensor([[0.2, 0.5], [0.9, 0.05]]), torch.tensor([1, 0])
-    terms = [-math.log(0.8), -math.log(0.5), -math.log(0.9), -math.log(0.95)]
-    assert score_loss(scores, labels).item() == pytest.approx(sum(terms) / 4, abs=1e-6)
-    edge = torch.tensor([[0.0, 1.0]], requires_grad=True)
-    score_loss(edge, torch.tensor([0])).backward()
-    assert edge.grad.isfinite().all()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert score_loss(scores.bfloat16(), labels).dtype == torch.float32
-
-
-def test_streams_are_separate_and_dropout_draws_from_the_generator_alone():
-    detectors, pooled = Detectors(18, 8, 5, 3, 0.5), torch.randn(2, 6, 18)
-    classes, detections = detectors(pooled)
-    assert (classes.shape, detections.shape) == ((2, 6, 5), (2, 6, 3))
-    detections.sum().backward()
-    assert all(parameter.grad is None for parameter in detectors.classification.parameters())
-    state = torch.get_rng_state()
-    draws = [detectors(pooled, torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2)]
-    assert torch.equal(state, torch.get_rng_state())
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
-    # Values that stay are scaled: the mean over many draws is the output without dropout.
-    stream, generator = detectors.detection, torch.Generator().manual_seed(0)
-    mean = torch.stack([stream(pooled, generator) for _ in range(3000)]).mean(dim=0)
-    torch.testing.assert_close(mean, stream(pooled), atol=0.05, rtol=0)
-
-
 # --- SVB, (7) -----------------------------------------------------------------------------------------------
-
-
-def test_singular_values_are_clamped_and_a_second_time_nothing_changes():
-    bounded = bound_singular_values(torch.diag(torch.tensor([3.0, 0.2])), 1.5)
-    torch.testing.assert_close(bounded, torch.diag(torch.tensor([1.5, 2 / 3])))
-    for shape in ((6, 20), (20, 6), (8, 8)):
-        once = bound_singular_values(torch.randn(shape), 1.5)
-        values = torch.linalg.svdvals(once)
-        assert values.min() >= 1 / 1.5 - 1e-5
-        assert values.max() <= 1.5 + 1e-5
-        torch.testing.assert_close(bound_singular_values(once, 1.5), once, atol=1e-5, rtol=1e-4)
-    inside = torch.linalg.qr(torch.randn(5, 5))[0]
-    torch.testing.assert_close(bound_singular_values(inside, 1.5), inside, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +104,7 @@ def test_parts_are_cut_out_and_enlarged_and_each_has_its_classifier():
     for network in ("one", "each"):
         model, images = partnet(part_network=network), batch(2).images
         for each in model.part_networks:
-            torch.nn.init.normal_(each.steps["one"][0].weight)
+            nn.init.normal_(each.steps["one"][0].weight)
         boxes = torch.tensor([[0.0, 0, 16, 16], [8, 4, 30, 20], [2, 2, 9, 32]]).expand(2, 3, 4)
         logits = model.classify_parts(images, boxes)
         for part in range(3):
@@ -243,22 +148,35 @@ def test_class_maps_are_those_of_the_image_classifier():
     torch.testing.assert_close(maps.mean((2, 3)), scores, atol=1e-5, rtol=1e-4)
 
 
-def test_a_map_of_a_part_is_the_mean_of_the_boxes_around_each_cell():
-    boxes, detections = torch.rand(2, 9, 4) * 16, torch.rand(2, 9, 3)
-    boxes[..., 2:] += boxes[..., :2]
-    maps = mean_detections(boxes, detections, (4, 8), 32)
+def test_a_map_of_a_part_counts_each_box_by_its_pixels_in_the_cell():
+    boxes, detections = torch.randint(0, 16, (2, 9, 4)), torch.rand(2, 9, 3)
+    boxes[..., 2:] += boxes[..., :2] + 1
+    maps = mean_detections(boxes.float(), detections, (4, 8), 32)
     assert maps.shape == (2, 3, 4, 8)
     for image in range(2):
-        for row in range(4):
-            for column in range(8):
-                x, y = 4 * (column + 0.5), 8 * (row + 0.5)
-                around = [
-                    number
-                    for number, box in enumerate(boxes[image].tolist())
-                    if box[0] <= x < box[2] and box[1] <= y < box[3]
-                ]
-                expected = detections[image, around].mean(0) if around else torch.zeros(3)
-                torch.testing.assert_close(maps[image, :, row, column], expected)
+        total, count = torch.zeros(3, 32, 32), torch.zeros(32, 32)
+        for (x0, y0, x1, y1), values in zip(boxes[image].tolist(), detections[image], strict=True):
+            total[:, y0:y1, x0:x1] += values[:, None, None]
+            count[y0:y1, x0:x1] += 1
+        sums = [F.avg_pool2d(one[None], (8, 4)) for one in (total, count[None])]
+        torch.testing.assert_close(maps[image], (sums[0] / sums[1].clamp_min(1e-9))[0])
+
+
+@pytest.mark.parametrize(("size", "cells"), [(448, 28), (224, 14), (128, 16)])
+def test_a_map_of_a_part_lies_on_its_boxes_and_not_beside_them(size, cells):
+    corners = shape_corners("repaired")
+    centres = torch.tensor([[[cells // 2, cells // 2 - 1]]])
+    boxes, detections = part_boxes(centres, corners, (cells, cells), size), torch.rand(1, 28, 2)
+    maps = mean_detections(boxes, detections, (cells, cells), size)
+    # Only the boxes that the image does not clip are symmetric about their centre.
+    whole = [n for n, (x, y) in enumerate(SHAPES) if max(x, y) < 12]
+    for number in (whole[0], whole[7], whole[-1]):
+        one = mean_detections(boxes[:, [number]], detections[:, [number]], (cells, cells), size)[0, 0] > 0
+        rows, columns = one.nonzero().float().mean(0).tolist()
+        assert (columns, rows) == (cells // 2, cells // 2 - 1)
+    mirrored = boxes[..., [2, 1, 0, 3]].clone()
+    mirrored[..., [0, 2]] = size - mirrored[..., [0, 2]]
+    torch.testing.assert_close(mean_detections(mirrored, detections, (cells, cells), size), maps.flip(3))
 
 
 def test_proposals_are_the_best_box_of_each_detector_and_a_box_counts_once():
@@ -312,7 +230,7 @@ def test_a_stage_trains_its_part_and_leaves_the_others_to_the_bit(variant, stage
 def test_networks_of_a_later_stage_start_as_the_trained_image_classifier():
     model = partnet(variant="paper", hidden=16, part_size=16, stage_epochs="2,2,2").train()
     for parameter in (*model.backbone.parameters(), *model.image_classifier.parameters()):
-        torch.nn.init.normal_(parameter)
+        nn.init.normal_(parameter)
     trained = {name: value.clone() for name, value in model.backbone.state_dict().items()}
 
     def is_copy(network) -> bool:
@@ -369,6 +287,29 @@ def test_a_frozen_stage_of_the_backbone_stays_frozen_in_its_copies():
             assert not network.steps["one"].training
             assert network.steps["two"].training
             assert not any(parameter.requires_grad for parameter in network.steps["one"].parameters())
+
+
+@pytest.mark.parametrize("frozen", [(), ("one",), ("one", "four")])
+def test_the_network_of_the_detectors_ends_at_their_features(frozen):
+    """Layers behind the features would be computed and counted, and never learn."""
+    toy = toy_backbone()
+    steps = dict(toy.steps.items())
+    steps["four"] = nn.Sequential(nn.Conv2d(16, 20, 3, stride=8, padding=1), nn.ReLU())
+    backbone = Backbone(
+        "deep", steps, [*toy.layout, Stage("four", 32, 20)], grid="std", input_spec=toy.input_spec
+    )
+    config = PartnetConfig(detector_network="own", hidden=8, stage_epochs=(2, 2, 2))
+    model = Partnet(backbone, CLASSES, config).train()
+    model.backbone.frozen = frozen
+    model.on_epoch(2, 6)
+    sum(model.loss(batch()).values()).backward()
+    learning = [(name, each.grad) for name, each in model.named_parameters() if each.requires_grad]
+    assert [name for name, gradient in learning if gradient is None] == []
+    steps = {name.split(".")[2] for name, _ in learning if name.startswith("detector_network")}
+    assert steps == {"one", "two", "three"} - set(frozen)
+    trained = model.backbone.state_dict()
+    weights = model.detector_network.named_parameters()
+    assert all(torch.equal(value, trained[name]) for name, value in weights)
 
 
 def test_each_stage_has_the_whole_schedule():

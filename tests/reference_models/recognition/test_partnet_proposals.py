@@ -205,6 +205,30 @@ def test_the_cells_of_a_box_are_all_that_it_reaches_into_on_any_grid():
         assert pooled[0, number].tolist() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(("size", "cells"), [(448, 28), (448, 14), (224, 14), (160, 10), (128, 16)])
+def test_a_mirrored_image_has_mirrored_bins(size, cells):
+    features, corners = torch.rand(1, 4, cells, cells), shape_corners("repaired")
+    centres = torch.tensor([[[cells // 2, cells // 2 - 1]]])
+    mirrored = torch.stack([cells - 1 - centres[..., 0], centres[..., 1]], dim=-1)
+    one, other = (
+        pool_boxes(maps, part_boxes(place, corners, (cells, cells), size), size).view(28, 4, 3, 3)
+        for maps, place in ((features, centres), (features.flip(3), mirrored))
+    )
+    assert torch.equal(other.flip(3), one)
+
+
+@pytest.mark.parametrize("size", [224, 448, 449])
+def test_a_box_of_one_cell_holds_that_cell_alone(size):
+    features = torch.rand(1, 2, 14, 14)
+    centres = torch.tensor([[[x, y] for y in range(14) for x in range(14)]])
+    boxes = part_boxes(centres, shape_corners("repaired")[:1], (14, 14), size)
+    assert pool_boxes(features, boxes, size)[0].tolist() == [
+        [value for channel in features[0, :, y, x].tolist() for value in [channel] * 9]
+        for y in range(14)
+        for x in range(14)
+    ]
+
+
 def test_a_gradient_reaches_the_maximum_of_each_bin():
     features = torch.rand(1, 1, 28, 28, requires_grad=True)
     boxes = torch.tensor([[[0.0, 0, 448, 448]]])

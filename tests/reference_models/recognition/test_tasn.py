@@ -1,4 +1,4 @@
-"""TASN: the trilinear product, the sampler against loops over pixels, and what teaches what."""
+"""TASN: the trilinear product, what the network sees, and what teaches what."""
 
 from __future__ import annotations
 
@@ -9,24 +9,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reference_models.core.backbone import load_backbone
 from reference_models.core.config import parse_settings
 from reference_models.core.outputs import Batch
 from reference_models.core.recipes import FINE_GRAINED
 from reference_models.layers.regions import PEAK_SIDE
 from reference_models.recognition.baseline import Baseline
-from reference_models.recognition.tasn.attention import copy_trunk, trilinear
+from reference_models.recognition.tasn.attention import trilinear
 from reference_models.recognition.tasn.method import Tasn, TasnConfig, pick_channel, soft_cross_entropy
 from reference_models.recognition.tasn.sampler import (
-    axis_densities,
-    limit_zoom,
     limit_zoom_in_rounds,
     make_densities,
     normalise_density,
-    places_in_view,
-    released_positions,
-    sample,
-    sample_positions,
     sample_view,
 )
 from tests.reference_models.conftest import squares, toy_backbone, toy_batch
@@ -57,10 +50,6 @@ def shown(model: Tasn, run) -> list[torch.Tensor]:
     run()
     handle.remove()
     return seen
-
-
-def random_maps(count: int = 3, side: int = 7, seed: int = 3) -> torch.Tensor:
-    return torch.rand(count, side, side, generator=torch.Generator().manual_seed(seed)).double() ** 3
 
 
 # --- the trilinear product ----------------------------------------------------------------------------------
@@ -118,182 +107,6 @@ def test_the_product_is_computed_in_single_precision():
         mixed = trilinear(x, 7.0)
     assert mixed.dtype == torch.float32
     assert torch.equal(mixed, trilinear(x, 7.0))
-
-
-# --- densities ----------------------------------------------------------------------------------------------
-
-
-def test_the_density_of_an_axis_is_the_maximum_over_the_other_one():
-    maps = torch.tensor([[[1.0, 0, 2], [4, 0, 1], [1, 1, 1]]])
-    x, y = axis_densities(maps, 3)
-    torch.testing.assert_close(x, torch.tensor([[4.0, 1, 2]]).double() * 3 / 7)
-    torch.testing.assert_close(y, torch.tensor([[2.0, 4, 1]]).double() * 3 / 7)
-    x, _ = axis_densities(maps, 3, power=2)
-    torch.testing.assert_close(x, torch.tensor([[16.0, 1, 4]]).double() * 3 / 21)
-
-
-def test_a_map_of_zeros_is_sampled_evenly():
-    x, y = make_densities(torch.zeros(2, 4, 4), 16, max_zoom=4.0)
-    torch.testing.assert_close(x, torch.ones(2, 16).double())
-    torch.testing.assert_close(y, torch.ones(2, 16).double())
-
-
-def greatest_after_clipping(density: list[float], threshold: float) -> float:
-    clipped = [min(value, threshold) for value in density]
-    return max(clipped) + 1 - sum(clipped) / len(clipped)
-
-
-@pytest.mark.parametrize("cap", [1.0, 1.3, 2.0, 4.0, 50.0])
-def test_both_axes_end_with_the_same_magnification_within_the_limit(cap):
-    densities = axis_densities(random_maps(), 40)
-    x, y = limit_zoom(densities, cap)
-    wanted = torch.stack([density.amax(1) for density in densities]).amin(0).clamp(max=cap)
-    for before, after in zip(densities, (x, y), strict=True):
-        torch.testing.assert_close(after.amax(1), wanted)
-        torch.testing.assert_close(after.mean(1), torch.ones(3).double())
-        # The threshold is the one that bisection finds.
-        for one, found, goal in zip(before.tolist(), after.tolist(), wanted.tolist(), strict=True):
-            low, high = 0.0, max(one)
-            for _ in range(80):
-                middle = (low + high) / 2
-                low, high = (middle, high) if greatest_after_clipping(one, middle) < goal else (low, middle)
-            spread = 1 - sum(min(value, low) for value in one) / len(one)
-            assert found == pytest.approx([min(value, low) + spread for value in one], abs=1e-9)
-
-
-def test_a_flat_axis_switches_the_magnification_of_the_other_one_off():
-    flat, steep = torch.ones(1, 8).double(), normalise_density(torch.tensor([[1.0, 1, 1, 9, 1, 1, 1, 1]]))
-    x, y = limit_zoom((flat, steep), 4.0)
-    torch.testing.assert_close(x, flat)
-    torch.testing.assert_close(y, flat)
-    assert limit_zoom((steep, steep), 4.0)[0].amax() == pytest.approx(4.0)
-
-
-def test_rounds_of_the_released_code_equalise_the_axes_nearly_and_may_pass_the_limit():
-    densities = axis_densities(random_maps(20, seed=5), 64)
-    x, y = limit_zoom_in_rounds(densities, 4.0)
-    assert ((x.amax(1) / y.amax(1)).log().abs() < 0.05).all()
-    torch.testing.assert_close(x.mean(1), torch.ones(20).double())
-    peak = normalise_density(F.one_hot(torch.tensor([5]), 100).float())
-    assert limit_zoom_in_rounds((peak, peak), 4.0)[0].amax() == pytest.approx(4.96)  # 4 + (1 - 4 / 100)
-    assert limit_zoom((peak, peak), 4.0)[0].amax() == pytest.approx(4.0)
-
-
-# --- positions ----------------------------------------------------------------------------------------------
-
-
-def positions_by_loop(density: list[float], size: int) -> list[float]:
-    """Walk over the pixels until the running sum has passed each sample's share."""
-    total, found = sum(density), []
-    for i in range(size):
-        left = (i + 0.5) / size * total
-        for j, share in enumerate(density):  # noqa: B007 - used after the loop
-            if left < share:
-                break
-            left -= share
-        found.append(j + left / share)
-    return found
-
-
-def test_golden_positions():
-    density = torch.tensor([[1.0, 1, 1, 1, 4, 4, 1, 1]]).double()
-    expected = [0.875, 2.625, 4.09375, 4.53125, 4.96875, 5.40625, 5.84375, 7.125]
-    assert sample_positions(density, 8)[0].tolist() == pytest.approx(expected)
-
-
-def test_golden_positions_of_the_released_code_start_outside_the_image():
-    found = released_positions(torch.ones(1, 512).double(), 224)[0] - 0.5  # from the first pixel's centre
-    assert found[:3].tolist() == pytest.approx([-1, 0.00574, 2.2971], abs=1e-3)
-    even = sample_positions(torch.ones(1, 512).double(), 224)[0]
-    assert (even[1] - even[0]).item() == pytest.approx(512 / 224)
-
-
-@pytest.mark.parametrize("size", [1, 5, 16, 40])
-def test_positions_are_those_of_the_loop_and_increase_within_the_image(size):
-    x, _ = make_densities(random_maps(), 16, max_zoom=4.0)
-    found = sample_positions(x, size)
-    for row, density in zip(found.tolist(), x.tolist(), strict=True):
-        assert row == pytest.approx(positions_by_loop(density, size))
-    assert (found.diff(dim=1) > 0).all()
-    assert ((found > 0) & (found < 16)).all()
-
-
-def test_places_in_a_view_invert_the_positions():
-    x, _ = make_densities(random_maps(), 16, max_zoom=4.0)
-    places = places_in_view(x, 16)  # of the centres of the pixels
-    for density, row in zip(x.tolist(), places.tolist(), strict=True):
-        assert row == pytest.approx([(sum(density[:j]) + density[j] / 2) / 16 for j in range(16)])
-    # A view with many samples has a sample nearest to a pixel's centre at just this place.
-    fine = sample_positions(x, 4000)
-    nearest = (fine[:, :, None] - (torch.arange(16) + 0.5)).abs().argmin(1)
-    torch.testing.assert_close((nearest.double() + 0.5) / 4000, places, atol=5e-4, rtol=0)
-
-
-# --- views --------------------------------------------------------------------------------------------------
-
-
-def view_by_loop(image: torch.Tensor, x: list[float], y: list[float]) -> torch.Tensor:
-    """Bilinear values of a (S, S) image at each pair of positions, with repeated borders."""
-    side = len(image)
-    result = torch.zeros(len(y), len(x), dtype=image.dtype)
-    for row, vertical in enumerate(y):
-        for column, horizontal in enumerate(x):
-            total = 0.0
-            top, left = math.floor(vertical - 0.5), math.floor(horizontal - 0.5)
-            for i in (top, top + 1):
-                for j in (left, left + 1):
-                    weight = (1 - abs(vertical - 0.5 - i)) * (1 - abs(horizontal - 0.5 - j))
-                    total += weight * image[min(max(i, 0), side - 1), min(max(j, 0), side - 1)].item()
-            result[row, column] = total
-    return result
-
-
-def test_a_view_is_the_loop_over_its_pixels():
-    images = torch.randn(3, 2, 16, 16, dtype=torch.float64)
-    x, y = make_densities(random_maps(), 16, max_zoom=4.0)
-    view = sample_view(images, (x, y), 9)
-    for number in range(3):
-        across, down = (positions_by_loop(d[number].tolist(), 9) for d in (x, y))
-        for channel in range(2):
-            expected = view_by_loop(images[number, channel], across, down)
-            torch.testing.assert_close(view[number, channel], expected)
-
-
-def test_a_uniform_map_gives_the_resized_image():
-    images = torch.randn(2, 3, 32, 32)
-    view = sample_view(images, make_densities(torch.ones(2, 4, 4), 32, max_zoom=4.0), 16)
-    expected = F.interpolate(images, size=(16, 16), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(view, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_attended_pixels_are_enlarged():
-    images = torch.zeros(1, 1, 32, 32)
-    images[..., 20:24, 8:12] = 1.0
-    maps = torch.full((1, 32, 32), 0.01)
-    maps[:, 20:24, 8:12] = 1.0
-    share = images.mean().item()
-    view = sample_view(images, make_densities(maps, 32, max_zoom=4.0), 32)
-    # 4 of 32 columns at 4 times the density of the image.
-    assert view.mean().item() == pytest.approx(16 * share, rel=0.15)
-
-
-def test_the_released_code_leaves_the_first_row_and_column_empty():
-    images = torch.ones(1, 1, 32, 32)
-    densities = make_densities(torch.ones(1, 4, 4), 32, max_zoom=4.0, kind="released")
-    view = sample_view(images, densities, 16, "released")[0, 0]
-    assert view[0].abs().max() < 1e-6
-    assert view[:, 0].abs().max() < 1e-6
-    assert view[1:, 1:].min() > 0.9
-
-
-def test_a_map_of_a_view_is_moved_back_to_the_place_it_came_from():
-    grid = (torch.arange(64) + 0.5) / 64
-    smooth = torch.exp(-(((grid[:, None] - 0.3) / 0.2) ** 2) - ((grid - 0.6) / 0.25) ** 2)[None, None]
-    densities = make_densities(random_maps(1), 64, max_zoom=4.0)
-    view = sample_view(smooth, densities, 128)
-    x, y = (places_in_view(density, 64) for density in densities)
-    torch.testing.assert_close(sample(view, x, y), smooth, atol=0.02, rtol=0)
-    assert (F.interpolate(view, size=(64, 64), mode="bilinear") - smooth).abs().max() > 0.1
 
 
 # --- what the network sees ----------------------------------------------------------------------------------
@@ -490,19 +303,6 @@ def test_every_parameter_gets_a_gradient(settings):
 
 
 # --- networks -----------------------------------------------------------------------------------------------
-
-
-def test_a_copied_trunk_ends_at_sixteen_pixels_per_cell():
-    backbone = load_backbone("efficientnet_lite0", weights="none", grid="stock", image_size=64)
-    trunk = copy_trunk(backbone).eval()
-    assert trunk.layout[-1].stride == 16
-    images = torch.randn(1, 3, 64, 64)
-    (*_, last) = trunk.stages(images).values()
-    name = list(trunk.stages(images))[-1]
-    torch.testing.assert_close(last, backbone.eval().stages(images)[name])
-    assert len(trunk.steps) < len(backbone.steps)
-    trunk.steps[name].requires_grad_(False)
-    assert all(parameter.requires_grad for parameter in backbone.parameters())  # nothing is shared
 
 
 def test_next_to_the_paper_s_network_attention_is_a_resnet18():

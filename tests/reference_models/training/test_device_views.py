@@ -23,7 +23,7 @@ SIZE, SIDE = 40, 52
 def both(tmp_path, **changes) -> tuple[np.ndarray, np.ndarray]:
     """The same batch by Pillow and by the device, with the mask as the fourth channel."""
     recipe = replace(RECIPES["tiny"], **changes)
-    reader = ImageReader(with_masks(tmp_path), SIDE, workers=0, masks=True)
+    reader = ImageReader(with_masks(tmp_path), SIDE, workers=0, masks="mask")
     indices = np.arange(6)
     (host,) = reader.views([indices], SIZE, recipe, seed=3, epoch=1)
     (whole,) = reader.views([indices], SIZE, replace(recipe, rotate_on="device"), seed=3, epoch=1)

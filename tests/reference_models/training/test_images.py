@@ -126,7 +126,7 @@ def test_masks_keep_their_aspect_ratio_with_their_images(tmp_path):
         path = tmp_path / sample.id
         Image.fromarray((sample.image()[..., 0] > 127).astype(np.uint8) * 255).save(path)
         samples.append(replace(sample, mask_paths=(path,)))
-    reader = ImageReader(replace(data, samples=tuple(samples)), 36, workers=0, masks=True, short_side=True)
+    reader = ImageReader(replace(data, samples=tuple(samples)), 36, workers=0, masks="mask", short_side=True)
     for epoch in range(8):
         (views,) = reader.views(
             [np.arange(4)], 32, replace(RECIPES["tiny"], rotation=0.0), seed=1, epoch=epoch
@@ -167,7 +167,7 @@ def test_masks_move_with_their_images_and_leave_the_pixels_as_they_are(tmp_path)
     data, plan = with_masks(tmp_path), [np.arange(6)]
     recipe = replace(RECIPES["tiny"], rotation=20.0)
     (plain,) = ImageReader(data, 36, workers=0).views(plan, 32, recipe, seed=1, epoch=2)
-    (both,) = ImageReader(data, 36, workers=0, masks=True).views(plan, 32, recipe, seed=1, epoch=2)
+    (both,) = ImageReader(data, 36, workers=0, masks="mask").views(plan, 32, recipe, seed=1, epoch=2)
     assert np.array_equal(both[..., :3], plain)
     bright, masked = plain.max(axis=3) > 160, both[..., 3] > 127
     assert (bright & masked).sum() / (
@@ -183,9 +183,9 @@ def test_masks_move_with_their_images_and_leave_the_pixels_as_they_are(tmp_path)
 def test_a_recipe_says_how_rotated_images_and_masks_are_sampled(tmp_path):
     data, plan = with_masks(tmp_path), [np.arange(6)]
     recipe = replace(RECIPES["tiny"], rotation=20.0, rotation_filter="nearest")
-    (nearest,) = ImageReader(data, 32, workers=0, masks=True).views(plan, 32, recipe, seed=1, epoch=2)
+    (nearest,) = ImageReader(data, 32, workers=0, masks="mask").views(plan, 32, recipe, seed=1, epoch=2)
     assert set(np.unique(nearest[..., 3])) == {0, 255}
-    (mixed,) = ImageReader(data, 32, workers=0, masks=True).views(
+    (mixed,) = ImageReader(data, 32, workers=0, masks="mask").views(
         plan, 32, replace(recipe, rotation_filter="bilinear"), seed=1, epoch=2
     )
     assert len(np.unique(mixed[..., 3])) > 10
@@ -195,4 +195,13 @@ def test_an_image_without_a_mask_is_named_where_one_is_needed():
     with pytest.raises(
         DataError, match=r"'train/0\.png' of squares train has no mask; .* every image, and 2 of 2 have none"
     ):
-        ImageReader(squares(2), 36, workers=0, masks=True)
+        ImageReader(squares(2), 36, workers=0, masks="mask")
+
+
+def test_an_image_without_a_box_is_named_where_one_is_needed():
+    data = squares(3)
+    bare = replace(data, samples=(*data.samples[:2], replace(data.samples[2], boxes=np.zeros((0, 4)))))
+    with pytest.raises(
+        DataError, match=r"'train/2\.png' of squares train has no ground-truth box; .* and 1 of 3 have none"
+    ):
+        ImageReader(bare, 36, workers=0, masks="box")

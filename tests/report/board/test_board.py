@@ -407,7 +407,7 @@ def test_seeds_that_each_name_a_checkpoint_of_their_own_are_one_row() -> None:
     ]
     runs.append(run(0.3, config={"classifier": "", "classifier_sha256": ""}))
     (table,) = measured_tables(runs, Numbers(numbers=(), papers={}), Filters())
-    assert [(row[1].text, row[5].text) for row in table.rows] == [
+    assert [(row[1].text, row[6].text) for row in table.rows] == [
         ("classifier=checkpoint", "2: 50.0 to 60.0"),
         ("classifier=none", "1"),
     ]

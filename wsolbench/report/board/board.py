@@ -18,7 +18,7 @@ from typing import Any
 
 from wsolbench.datasets import dataset_info, list_datasets
 from wsolbench.methods import list_detectors, list_methods, list_posts
-from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
+from wsolbench.metrics.catalog import all_metrics, metric_info, metric_title
 from wsolbench.records import MetricValue, RunRecord
 from wsolbench.records.published import Paper, PublishedNumber, conflicts, published_info
 from wsolbench.report.board.repetitions import (
@@ -31,7 +31,14 @@ from wsolbench.report.board.repetitions import (
     source_of,
     source_title,
 )
-from wsolbench.report.board.tables import UNDEFINED, describe_protocol, format_number, sort_policies
+from wsolbench.report.board.tables import (
+    UNDEFINED,
+    describe_protocol,
+    format_number,
+    place_of,
+    sort_policies,
+    supervision_text,
+)
 
 DISPUTED = "† Another table prints a different value."
 """Note of a table with a number that sources print differently."""
@@ -291,7 +298,7 @@ def _split_by_source(runs: Sequence[Run], policy: str | None) -> list[tuple[str 
 
 def _metrics(runs: Sequence[Run], policy: str | None) -> list[str]:
     """Return the metrics that any run has a value of under the policy, in table order."""
-    order = [info.name for info in METRICS]
+    order = [info.name for info in all_metrics()]
     names = {m.name for run in runs for m in run.record.metrics if m.value is not None and m.policy == policy}
     return sorted(names, key=lambda name: (order.index(metric_info(name).name), name))
 
@@ -324,6 +331,7 @@ def _measured_table(
         cells = (
             Cell(str(group[0].record.method["name"]), group[0].link),
             Cell(different_settings(group[0], [other[0] for other in groups])),
+            Cell(supervision_text(group[0].record)),
             Cell(str(group[0].record.method.get("backbone") or UNDEFINED)),
             Cell(str(group[0].record.start or UNDEFINED)),
             Cell("{} [{}, {}]".format(*estimate) if len(estimate) > 1 else estimate[0]),
@@ -335,12 +343,13 @@ def _measured_table(
             Cell(" / ".join(f"{paper.name} {paper.year or ''}".strip() for paper in papers.values())),
             Cell(difference),
         )
-        rows.append((-mean if info.better != "lower" else mean, cells, estimate))
-    # The best row first, then headings and notes.
+        place = place_of(group[0].record)
+        rows.append(((place, -mean if info.better != "lower" else mean), cells, estimate))
+    # Floors, then the best row first, then ceilings. Headings and notes.
     rows.sort(key=lambda row: (row[0], row[1][0].link))
     images = f"{data.get('images')} images, fingerprint {str(data.get('fingerprint'))[:12]}"
     where = ", ".join(filter(None, (f"{data['name']}/{data['split']}", data.get("transform"), images)))
-    printed = any(cells[6].text for _, cells, _ in rows)
+    printed = any(cells[7].text for _, cells, _ in rows)
     notes = (NOT_WHOLE,) if printed and not whole else ()
     protocol, metric = describe_protocol(runs[0].record.protocol), metric_title(name)
     return MeasuredTable(
@@ -348,6 +357,7 @@ def _measured_table(
         columns=(
             "method",
             "settings",
+            "supervision",
             "backbone",
             "init",
             "measured",

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from urllib.parse import unquote
 
 from wsolbench.metrics.best_threshold import FEW_IMAGES
-from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
+from wsolbench.metrics.catalog import all_metrics, metric_info, metric_title
 from wsolbench.protocol import DetectionProtocol, EvalProtocol
 from wsolbench.records import MetricValue, RunRecord
 from wsolbench.records.claims import matches_claim
@@ -57,7 +57,9 @@ from wsolbench.report.board.tables import (
     describe_protocol,
     escape_markdown,
     format_value,
+    place_of,
     sort_policies,
+    supervision_text,
 )
 from wsolbench.system.files import sha256_of_json, write_text
 from wsolbench.system.listing import list_files
@@ -95,6 +97,7 @@ FACTS = (
     "protocol_sha256",
     "method",
     "settings",
+    "supervision",
     "backbone",
     "init",
     "seed",
@@ -384,21 +387,32 @@ def _table(runs: Sequence[Run], policy: str | None) -> list[str]:
     columns = [name for name in COLUMNS if any(_has_value(run.metric(name, policy)) for run in runs)]
     ranking = next((name for name in RANKED_BY if name in columns), None)
     lines = [
-        "| method | settings | backbone | init | seed | "
+        "| method | settings | supervision | backbone | init | seed | "
         + " | ".join(escape_markdown(metric_title(name)) for name in columns)
         + " |",
-        "|---|---|---|---|---:|" + "---|" * len(columns),
+        "|---|---|---|---|---|---:|" + "---|" * len(columns),
     ]
     reasons: dict[str, int] = {}
     # One row per run. An undefined metric refers to a footnote.
     for run in sorted(
-        runs, key=lambda run: (-_value(run.metric(ranking, policy) if ranking else None), run.link)
+        runs,
+        key=lambda run: (
+            place_of(run.record),
+            -_value(run.metric(ranking, policy) if ranking else None),
+            run.link,
+        ),
     ):
         method = run.record.method
         cells = [f"[{escape_markdown(method['name'])}]({run.link})"]
         cells += [
             escape_markdown("" if value is None else value)
-            for value in (different_settings(run, runs), method.get("backbone"), run.record.start, run.seed)
+            for value in (
+                different_settings(run, runs),
+                supervision_text(run.record),
+                method.get("backbone"),
+                run.record.start,
+                run.seed,
+            )
         ]
         for name in columns:
             metric = run.metric(name, policy)
@@ -428,7 +442,7 @@ def _csv(runs: Sequence[Run]) -> str:
     Values are fractions with six digits. Thresholds are separated by spaces. A metric without a threshold
     appears in the rows of every policy. Undefined values are empty.
     """
-    names = [info.name for info in METRICS]
+    names = [info.name for info in all_metrics()]
     rows = []
     # One row per run and policy.
     for run in sorted(runs, key=lambda run: run.link):
@@ -443,6 +457,7 @@ def _csv(runs: Sequence[Run]) -> str:
             "protocol_sha256": _protocol_digest(record.protocol),
             "method": record.method["name"],
             "settings": different_settings(run, runs),
+            "supervision": supervision_text(record),
             "backbone": record.method.get("backbone"),
             "init": record.start,
             "seed": record.training.get("seed"),

@@ -60,8 +60,14 @@ def data_of(run: Run) -> list[Any]:
 
 
 def source_of(run: Run) -> Any:
-    """Return the split that the run's transferred thresholds come from, or None."""
-    return run.record.dataset.get("transfer_from")
+    """Return the split that the run's transferred thresholds come from, or None.
+
+    Parts that runs with other seeds hold out of the same split count as one source.
+    """
+    source = run.record.dataset.get("transfer_from")
+    if isinstance(source, dict) and "part_of" in source:
+        return {"split": source.get("split"), "fingerprint": source["part_of"]}
+    return source
 
 
 def init_text(start: str) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from wsolbench.methods.registry import group_of
 from wsolbench.metrics.best_threshold import FEW_IMAGES
-from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
+from wsolbench.metrics.catalog import all_metrics, metric_info, metric_title
 from wsolbench.protocol import DetectionProtocol, EvalProtocol
 from wsolbench.records import MetricValue, RunRecord
 
@@ -196,6 +197,16 @@ def sort_policies(policies: Iterable[str]) -> list[str]:
     return sorted(set(policies), key=place)
 
 
+def supervision_text(record: RunRecord) -> str:
+    """Return the ground truth that a method reads besides labels of training images, or an empty text."""
+    return "" if record.supervision is None else str(record.supervision)
+
+
+def place_of(record: RunRecord) -> int:
+    """Return the place of a run in a table: floors first, ceilings last, all others between them."""
+    return {"floor": 0, "ceiling": 2}.get(group_of(record.method["name"]), 1)
+
+
 def describe_protocol(protocol: EvalProtocol | DetectionProtocol) -> str:
     """Return the preset's name and every field that differs from it: `wsoleval, components='union'`.
 
@@ -293,7 +304,7 @@ def _grid(record: RunRecord) -> _Grid:
 
 
 def _in_table_order(names: Iterable[str]) -> list[str]:
-    order = [info.name for info in METRICS]
+    order = [info.name for info in all_metrics()]
     return sorted(set(names), key=lambda name: (order.index(metric_info(name).name), name))
 
 

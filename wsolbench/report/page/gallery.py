@@ -12,7 +12,7 @@ from jaxtyping import Float64, UInt8
 
 from wsolbench.exceptions import DataError
 from wsolbench.maps import MapFolder, frame_boxes, to_frame
-from wsolbench.maps.sources import FolderSource
+from wsolbench.maps.folder_source import FolderSource
 from wsolbench.metrics.hits import HitCounts
 from wsolbench.metrics.max_box_acc import passes
 from wsolbench.metrics.sweep import sweep

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from wsolbench.metrics.catalog import METRICS, metric_info, metric_title
+from wsolbench.metrics.catalog import all_metrics, metric_info, metric_title
 from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.records import MetricValue
 from wsolbench.report.board.board import (
@@ -166,13 +166,13 @@ def _filters(
     """Return the form that filters measured and published tables."""
     if not tables and not published:
         return ""
-    metrics = [metric_title(info.name) for info in METRICS]
+    metrics = [metric_title(info.name) for info in all_metrics()]
 
     def place(title: str) -> tuple[int, str]:
         name = title.partition(" @ ")[0]
         return metrics.index(name) if name in metrics else len(metrics), title
 
-    rows = [(name, table.metric, row[0].text, row[2].text) for name, table in tables for row in table.rows]
+    rows = [(name, table.metric, row[0].text, row[3].text) for name, table in tables for row in table.rows]
     printed = [
         (name, table.path[2], method, row[1].text)
         for name, table in published
@@ -207,27 +207,22 @@ def _measured(name: str, table: MeasuredTable) -> str:
     low, high = min(ends), max(ends)
     lines = []
     for cells, estimate in zip(table.rows, table.estimates, strict=True):
-        method, settings, backbone, start, _, *others = (Td(escape(cell.text), cell.order) for cell in cells)
+        method, settings, supervision, backbone, start, _, *others = (
+            Td(escape(cell.text), cell.order) for cell in cells
+        )
         drawn = (
             f"{_interval([float(text) for text in estimate], low, high)} {estimate[1]} to {estimate[2]}"
             if len(estimate) > 1
             else ""
         )
         link = Td(f"<code>{escape(_record_path(cells))}</code>")
-        lines.append((method, Td(estimate[0]), Td(drawn), backbone, settings, start, *others, link))
-    columns = (
-        "method",
-        "measured",
-        "95 % interval",
-        "backbone",
-        "settings",
-        "init",
-        *table.columns[5:],
-        "record",
-    )
+        facts = (backbone, settings, supervision, start)
+        lines.append((method, Td(estimate[0]), Td(drawn), *facts, *others, link))
+    first = ("method", "measured", "95 % interval", "backbone", "settings", "supervision", "init")
+    columns = (*first, *table.columns[6:], "record")
     kept = filled(lines)
     rows = [
-        row_of([line[place] for place in kept], data_attributes(method=cells[0].text, backbone=cells[2].text))
+        row_of([line[place] for place in kept], data_attributes(method=cells[0].text, backbone=cells[3].text))
         for line, cells in zip(lines, table.rows, strict=True)
     ]
     facets = data_attributes(dataset=name, metric=table.metric, protocol=table.protocol)
@@ -464,7 +459,7 @@ def _protocol_table(title: str, runs: Sequence[Run]) -> str:
         for metric in run.record.metrics:
             if metric.value is not None:
                 keys[metric.name, metric.policy] = None
-    order = [info.name for info in METRICS]
+    order = [info.name for info in all_metrics()]
     policies: list[str | None] = [None, *sort_policies(policy for _, policy in keys if policy is not None)]
     rows = []
     for name, policy in sorted(
