@@ -50,7 +50,7 @@ def localizer(backbone: str = "tiny", image_size: int = 64) -> Localizer:
 
 
 def forward_pass(count: int = 3, dtype: torch.dtype = torch.float32, side: int = 9) -> ForwardPass:
-    coarse = torch.randn(count, CLASSES, side, side)
+    coarse, weights = torch.randn(count, CLASSES, side, side), torch.randn(CLASSES, 9)
     return ForwardPass(
         logits=torch.randn(count, CLASSES),
         maps_of=lambda class_ids: coarse.to(dtype).take_along_dim(class_ids[:, :, None, None], dim=1),
@@ -59,6 +59,7 @@ def forward_pass(count: int = 3, dtype: torch.dtype = torch.float32, side: int =
             for number in (1, 2, 3)
         ),
         penultimate=torch.randn(count, 9, side, side).relu().to(dtype),
+        weights_of=lambda class_ids: weights.to(dtype)[class_ids],
     )
 
 
@@ -78,6 +79,7 @@ def part(result: ForwardPass, start: int, stop: int) -> ForwardPass:
         maps_of=maps_of,
         stages=OrderedDict((name, stage[images]) for name, stage in result.stages.items()),
         penultimate=result.penultimate[images],
+        weights_of=result.weights_of,
     )
 
 
@@ -88,7 +90,7 @@ def test_every_file_is_offered_and_sums_itself_up():
         == {row.name for row in posts()}
         == set(OURS)
     )
-    assert {"scg", "sem"} <= set(OURS)
+    assert {"lost", "pc1", "pca", "scg", "sem", "tokencut"} <= set(OURS)
     for row in posts():
         assert 20 <= len(row.summary) <= 70
         assert len(Path(str(importlib.import_module(row.module).__file__)).read_text().splitlines()) <= 380
@@ -183,6 +185,7 @@ def test_half_precision_features_are_computed_on_in_float32(post, dtype):
         maps_of=lambda class_ids: result.maps_of(class_ids).float(),
         stages=OrderedDict((name, stage.float()) for name, stage in result.stages.items()),
         penultimate=result.penultimate.float(),
+        weights_of=lambda class_ids: result.weights_of(class_ids).float(),
     )
     assert torch.equal(post.maps(exact, ASKED), maps)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -199,9 +202,9 @@ def test_constant_features_and_constant_maps_give_finite_maps(post, constant):
     assert 0 <= maps.min() <= maps.max() <= 1
     if constant == 0:
         assert not maps.any()
-    assert not post.maps(
-        replace(result, maps_of=lambda class_ids: torch.full((3, 2, 9, 9), constant)), ASKED
-    ).any()
+    flat_maps = replace(result, maps_of=lambda class_ids: torch.full((3, 2, 9, 9), constant))
+    found = post.maps(flat_maps, ASKED)
+    assert not found.any() or torch.equal(found, post.maps(result, ASKED))  # it reads features alone
 
 
 @pytest.mark.parametrize("post", EVERY)
