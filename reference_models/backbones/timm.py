@@ -40,6 +40,8 @@ from wsolbench.exceptions import UsageError
 from wsolbench.methods import InputSpec
 
 TOKENS = "tokens"
+TRANSFORMERS = {"vision_transformer", "deit"}
+"""Modules of timm whose networks have the variant `tokens`."""
 PROFILE = Profile(grids=("std14", "stock", TOKENS), grid_for={"fine-grained": "stock", "tokens": TOKENS})
 
 
@@ -98,6 +100,11 @@ def check_name(name: str) -> None:
         near = difflib.get_close_matches(model.lower(), timm.list_models(), n=5, cutoff=0.5)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
         raise UsageError(f"unknown timm model {model!r}{hint} timm.list_models() names all")
+
+
+def has_tokens(name: str) -> bool:
+    """Return whether `timm:<name>` is a vision transformer, which has the variant `tokens`."""
+    return bool(timm.models.is_model_in_modules(name.removeprefix(TIMM_PREFIX), TRANSFORMERS))
 
 
 def build(*, name: str, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Backbone:

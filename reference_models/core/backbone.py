@@ -175,7 +175,8 @@ def load_backbone(
     A file of the package `backbones` offers `build(weights: WeightsFile | str, grid: str) -> Backbone` and a
     `PROFILE`. Here `weights` is `imagenet`, `none`, or the tensors of the user's file, named as in the
     library that the network comes from. A module that another package offers through the entry points
-    `wsolbench.backbones` has the same interface.
+    `wsolbench.backbones` has the same interface. A file of vision transformers also offers
+    `has_tokens(name)`.
 
     Args:
         name: a row of `wsolbench list backbones`, or `timm:<name>`.
@@ -213,6 +214,15 @@ def read_profile(name: str) -> Profile:
     """
     profile: Profile = getattr(_import_module(name), "PROFILE", Profile())
     return profile
+
+
+def has_tokens(name: str) -> bool:
+    """Return whether a backbone is a vision transformer with a variant `tokens`, without building it.
+
+    Raises `UsageError` on an unknown name.
+    """
+    answer: Callable[[str], bool] = getattr(_import_module(name), "has_tokens", lambda _: False)
+    return answer(name)
 
 
 def _import_module(name: str) -> ModuleType:

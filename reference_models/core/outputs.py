@@ -121,6 +121,8 @@ class ForwardPass:
         maps_of: (B, K) class indices -> (B, K, h, w) raw maps.
         stages: feature stages by name, for post-processes. The last two have the same grid.
         penultimate: (B, D, h, w) input of the last linear layer, for post-processes that compare pixels.
+        weights_of: (B, K) class indices -> (B, K, D) weights of the linear layer that reads `penultimate`,
+            for post-processes that weigh its channels. None if there is no such layer.
         propose: returns the proposals of methods that propose parts or the object's box. None: see
             `Localizer.localize`.
         tokens: computes the outputs of a vision transformer besides its stages, for post-processes. None for
@@ -136,6 +138,7 @@ class ForwardPass:
     maps_of: Callable[[Tensor], Tensor]
     stages: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
     penultimate: Tensor | None = None
+    weights_of: Callable[[Tensor], Tensor] | None = None
     tokens: Callable[[], Tokens] | None = None
     rerun: Callable[[Callable[[Tensor], Tensor]], ForwardPass] | None = None
     propose: Callable[[], Proposals] | None = None

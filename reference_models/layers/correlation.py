@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,14 @@ from torch import Tensor
 from wsolbench.exceptions import UsageError, unknown_name
 from wsolbench.methods import Localization
 
-FeatureName = Literal["-3", "-2", "-1", "penultimate"]
-"""A feature stage counted from the last one, or the input of the last linear layer."""
+FeatureName = Literal["-3", "-2", "-1", "penultimate", "keys", "queries", "values"]
+"""A feature stage counted from the last one, the input of the last linear layer, or a part of the last block.
+
+`keys`, `queries` and `values` are those of a vision transformer's last block, all heads joined.
+"""
+
+OF_TOKENS: tuple[FeatureName, ...] = ("keys", "queries", "values")
+"""Features that only a backbone with tokens has."""
 
 CHUNK_BYTES: Mapping[str, int] = MappingProxyType({"cpu": 2**25, "cuda": 2**30})
 """Memory limit for the intermediate results of one chunk of images, by device type.
@@ -40,24 +46,58 @@ def select_features(result: Localization, names: Sequence[FeatureName], *, who: 
     which are not from `localize()`. Features of `model(images)` in train mode without a graph cannot be
     detected.
     """
-    depth = max((-int(name) for name in names if name != "penultimate"), default=0)
-    stages = last_stages(result, depth, who=who) if depth else []
-    if "penultimate" in names and result.penultimate is None:
-        raise UsageError(
-            f"post-process {who!r} needs the input of the last linear layer; this method names none, so "
-            "use one of its stages"
-        )
-    found = [result.penultimate if name == "penultimate" else stages[int(name)] for name in names]
-    if any(features is not None and features.requires_grad for features in found):
+    depth = max((-int(name) for name in names if name.startswith("-")), default=0)
+    known: dict[str, Tensor] = {}
+    for place, stage in enumerate(last_stages(result, depth, who=who) if depth else [], start=-depth):
+        known[str(place)] = stage
+    if "penultimate" in names:
+        if result.penultimate is None:
+            raise UsageError(
+                f"post-process {who!r} needs the input of the last linear layer; this method names none, so "
+                "use one of its stages"
+            )
+        known["penultimate"] = result.penultimate
+    if any(name in OF_TOKENS for name in names):
+        known |= _read_tokens(result, who=who)
+    found = [known[name] for name in names]
+    if any(features.requires_grad for features in found):
         raise RuntimeError(
             f"post-process {who!r} was given features with a graph: call model.eval() and use what "
             "model.localize() gives"
         )
-    return [features for features in found if features is not None]
+    return found
+
+
+def select_default(result: Localization, name: FeatureName | None, *, who: str) -> tuple[FeatureName, Tensor]:
+    """Return name and features (B, D, h, w). None: the keys of a vision transformer, else the last stage.
+
+    Raises as `select_features`.
+    """
+    chosen: FeatureName = name or ("keys" if has_tokens(result) else "-1")
+    (features,) = select_features(result, (chosen,), who=who)
+    return chosen, features
+
+
+def has_tokens(result: Localization) -> bool:
+    """Return whether a forward pass offers the tokens of a vision transformer."""
+    return getattr(result, "tokens", None) is not None
+
+
+def _read_tokens(result: Localization, *, who: str) -> dict[str, Tensor]:
+    """Return queries, keys and values (B, D, h, w). Raises `UsageError` if there are none."""
+    if not has_tokens(result):
+        raise UsageError(
+            f"post-process {who!r} needs the tokens of a vision transformer, and this method gives none; use "
+            "a ViT, DeiT or DINO of timm with --set grid=tokens, or one of the method's stages "
+            f"(--post-set {who}.features=-1)"
+        )
+    source: Any = result
+    tokens = source.tokens()
+    return {name: getattr(tokens, name) for name in OF_TOKENS}
 
 
 def find_features(result: Localization, name: str | None, *, who: str) -> tuple[str, Tensor]:
-    """Return name and features of a stage, or of `penultimate`. None: the last stage.
+    """Return name and features of a stage, of `penultimate`, or of tokens. None: the last stage.
 
     Raises `UsageError` for a method without stages, and for an unknown name.
     """
@@ -68,6 +108,8 @@ def find_features(result: Localization, name: str | None, *, who: str) -> tuple[
         else {**result.stages, "penultimate": result.penultimate}
     )
     name = name or next(reversed(result.stages))
+    if name in OF_TOKENS and has_tokens(result):
+        known |= _read_tokens(result, who=who)
     if name not in known:
         raise unknown_name("feature stage", name, known)
     return name, known[name]
@@ -116,7 +158,6 @@ def symmetric_product(left: Float[Tensor, "b n d"], right: Float[Tensor, "b d n"
     return product
 
 
-@torch.no_grad()
 def map_chunks(
     compute: Callable[[list[Tensor], Tensor], Tensor],
     features: Sequence[Tensor],
@@ -127,10 +168,24 @@ def map_chunks(
 
     It runs in float32, also under autocast.
     """
-    size = max(1, CHUNK_BYTES.get(coarse.device.type, 2**28) // bytes_per_image)
-    with torch.autocast(coarse.device.type, enabled=False):
-        chunks = zip(*(torch.split(each, size) for each in (coarse, *features)), strict=True)
-        return torch.cat([compute(list(some), maps) for maps, *some in chunks])
+    return apply_in_chunks(
+        lambda maps, *some: compute(list(some), maps), [coarse, *features], bytes_per_image
+    )
+
+
+@torch.no_grad()
+def apply_in_chunks(
+    compute: Callable[..., Tensor], tensors: Sequence[Tensor], bytes_per_image: int
+) -> Tensor:
+    """Apply `compute(*tensors)` to as many images at a time as `CHUNK_BYTES` allows.
+
+    Autocast is off. The first axis of all tensors counts the images.
+    """
+    kind = tensors[0].device.type
+    size = max(1, CHUNK_BYTES.get(kind, 2**28) // bytes_per_image)
+    with torch.autocast(kind, enabled=False):
+        chunks = zip(*(torch.split(each, size) for each in tensors), strict=True)
+        return torch.cat([compute(*some) for some in chunks])
 
 
 def last_stages(result: Localization, count: int, *, who: str) -> list[Tensor]:

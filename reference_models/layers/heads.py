@@ -49,11 +49,13 @@ class HeadOutput:
         logits: (B, C) class scores before softmax.
         penultimate: (B, D, h, w) input of the last linear layer.
         maps_of: (B, K) class indices -> (B, K, h, w) raw maps, with the graph.
+        weights_of: (B, K) class indices -> (B, K, D) weights of the last linear layer.
     """
 
     logits: Tensor
     penultimate: Tensor
     maps_of: Callable[[Tensor], Tensor]
+    weights_of: Callable[[Tensor], Tensor]
 
 
 class FcHead(nn.Module):
@@ -85,7 +87,10 @@ class FcHead(nn.Module):
             f.mean(dim=(2, 3))
         )  # CVPR 2016, Eq. 1: S_c = sum_k w_ck sum_xy f_k, here with mean and bias
         return HeadOutput(
-            logits, f, lambda class_ids: class_activation_maps(f, self.classifier.weight, class_ids)
+            logits,
+            f,
+            lambda class_ids: class_activation_maps(f, self.classifier.weight, class_ids),
+            lambda class_ids: self.classifier.weight[class_ids],
         )
 
 
@@ -122,7 +127,12 @@ class ConvHead(nn.Module):
         """Return logits and maps of the trunk's output, for methods that change it."""
         maps = self.classifier(f)  # (B, C, h, w), bias included
         logits = maps.mean(dim=(2, 3))
-        return HeadOutput(logits, f, lambda class_ids: pick_maps(maps, class_ids))
+        return HeadOutput(
+            logits,
+            f,
+            lambda class_ids: pick_maps(maps, class_ids),
+            lambda class_ids: self.classifier.weight[class_ids, :, 0, 0],
+        )
 
 
 def make_head(

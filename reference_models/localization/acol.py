@@ -188,7 +188,13 @@ class Acol(HeadLocalizer):
                 return fuse_maps(own, second.maps_of(class_ids))
             return fuse_maps(own, self.second_maps(features, is_kept(own, self.config.delta), class_ids))
 
-        return ForwardPass(logits=logits, maps_of=maps_of, stages=stages, penultimate=first.penultimate)
+        return ForwardPass(
+            logits=logits,
+            maps_of=maps_of,
+            stages=stages,
+            penultimate=first.penultimate,
+            weights_of=first.weights_of,
+        )
 
     def second_maps(
         self, features: Float[Tensor, "b d h w"], seen: Bool[Tensor, "b k h w"], class_ids: Int[Tensor, "b k"]

@@ -328,6 +328,7 @@ class Caam(Localizer):
             maps_of=lambda class_ids: class_activation_maps(penultimate, weight, class_ids),  # (13)
             stages=stages,
             penultimate=penultimate,
+            weights_of=lambda class_ids: weight[class_ids],
         )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

@@ -249,7 +249,13 @@ class NlCcam(Localizer):
             maps = combined_map(head.penultimate, self.head.classifier.weight, self.g, orders)
             return maps.expand(-1, class_ids.shape[1], -1, -1)
 
-        return ForwardPass(logits=head.logits, maps_of=maps_of, stages=stages, penultimate=head.penultimate)
+        return ForwardPass(
+            logits=head.logits,
+            maps_of=maps_of,
+            stages=stages,
+            penultimate=head.penultimate,
+            weights_of=head.weights_of,
+        )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy of the classifier, eq. (3)."""

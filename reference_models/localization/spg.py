@@ -235,7 +235,11 @@ class Spg(Localizer):
         stages = self.backbone.stages(images)
         head = self.head(next(reversed(stages.values())))
         return ForwardPass(
-            logits=head.logits, maps_of=head.maps_of, stages=stages, penultimate=head.penultimate
+            logits=head.logits,
+            maps_of=head.maps_of,
+            stages=stages,
+            penultimate=head.penultimate,
+            weights_of=head.weights_of,
         )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

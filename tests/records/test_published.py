@@ -76,6 +76,7 @@ COUNTS = {
     ("genpromp", "README"): (2, 0, 0),
     ("calm", "README"): (6, 0, 0),
     ("cam-back-again", "README"): (4, 4, 0),
+    ("tokencut", "README"): (4, 0, 0),
     ("nts-net", "README"): (1, 0, 0),
     ("b-cnn", "README"): (6, 0, 0),
     ("hawkeye", "results.csv"): (0, 16, 16),
@@ -96,7 +97,7 @@ def test_every_table_is_complete() -> None:
     found = Counter(((each.paper, each.table), each.evidence) for each in NUMBERS)
     tables = dict.fromkeys(table for table, _ in found)
     assert {table: tuple(found[table, evidence] for evidence in EVIDENCE) for table in tables} == COUNTS
-    assert len(NUMBERS) == 1186
+    assert len(NUMBERS) == 1190
 
 
 def test_every_table_of_the_five_papers_is_read() -> None:

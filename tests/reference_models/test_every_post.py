@@ -65,13 +65,15 @@ class Seen:
     stages: tuple[Tensor, ...]
     penultimate: Tensor
     weights: Tensor
+    class_weights: Tensor
 
     @classmethod
     def draw(cls, count: int = 3, side: int = 9) -> Seen:
         stages = tuple(torch.randn(count, 4 * number, side, side).relu() for number in (1, 2, 3))
         penultimate = torch.randn(count, 9, side, side).relu()
         coarse, images = torch.randn(count, CLASSES, side, side), torch.randn(count, 3, 2 * side, 2 * side)
-        return cls(images, coarse, stages, penultimate, torch.randn(CLASSES, 12))
+        weights, class_weights = torch.randn(CLASSES, 12), torch.randn(CLASSES, 9)
+        return cls(images, coarse, stages, penultimate, weights, class_weights)
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Seen:
         """The same with other features."""
@@ -105,6 +107,7 @@ class Seen:
                 maps_of=lambda ids: coarse[0].take_along_dim(ids[:, :, None, None], dim=1),
                 stages=OrderedDict((f"s{number}", each) for number, each in enumerate(stages)),
                 penultimate=penultimate[0],
+                weights_of=lambda class_ids: self.class_weights.to(dtype)[class_ids],
                 rerun=rerun,
             )
         return result
@@ -123,7 +126,7 @@ def test_every_file_is_offered_and_sums_itself_up():
         == {row.name for row in posts()}
         == set(OURS)
     )
-    assert {"scg", "sem"} <= set(OURS)
+    assert {"lost", "pc1", "pca", "scg", "sem", "tokencut"} <= set(OURS)
     for row in posts():
         assert 20 <= len(row.summary) <= 70
         assert len(Path(str(importlib.import_module(row.module).__file__)).read_text().splitlines()) <= 380
@@ -220,7 +223,11 @@ def test_half_precision_features_are_computed_on_in_float32(post, dtype):
     assert maps.dtype == torch.float32
     assert in_range(post, maps)
     assert maps.min() < maps.max()
-    rounded = replace(seen.changed(lambda each: each.to(dtype).float()), coarse=seen.coarse.to(dtype).float())
+    rounded = replace(
+        seen.changed(lambda each: each.to(dtype).float()),
+        coarse=seen.coarse.to(dtype).float(),
+        class_weights=seen.class_weights.to(dtype).float(),
+    )
     exact = rounded.result(post)
     expected = post.maps(exact, ASKED)
     if post.needs_gradients:  # the gradient itself has the precision of the features
@@ -246,7 +253,8 @@ def test_constant_features_give_finite_maps(post, constant):
 def test_a_constant_map_of_the_method_gives_a_map_of_zeros(post, constant):
     result = Seen.draw().result(post)
     flat = replace(result, maps_of=lambda class_ids: torch.full((3, 2, 9, 9), constant))
-    assert not post.maps(flat, ASKED).any()
+    found = post.maps(flat, ASKED)
+    assert not found.any() or torch.equal(found, post.maps(result, ASKED))  # it reads features alone
 
 
 @pytest.mark.parametrize("post", EVERY)

@@ -42,6 +42,7 @@ def open_method(
     """Return the trained model with `changes` of its settings, or a new model.
 
     A new model is returned if the method needs no training, or if `--weights` selects a pretrained one.
+    Without `--weights`, a method that needs no training gets the default weights of its backbone.
     """
     from wsolbench.cli._models import default_backbone, default_run
     from wsolbench.exceptions import DataError, UsageError
@@ -53,7 +54,7 @@ def open_method(
     # A new model.
     if not method.trainable or (checkpoint is None and model["weights"]):
         settings = parse_settings(model["settings"])
-        weights = model["weights"] or "none"
+        weights = default_weights(backbone, model["weights"])
         new = method.create(
             backbone=backbone,
             num_classes=len(dataset.class_names),
