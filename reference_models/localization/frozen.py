@@ -35,6 +35,7 @@ from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import ForwardPass
 
 PAPER = "scda"
+GROUP = "training-free"
 
 
 class Frozen(TrainingFree):
