@@ -40,7 +40,6 @@ from reference_models.layers.regions import PEAK_SIDE
 from wsolbench.exceptions import UsageError
 
 PAPER = "ssanet"
-GROUP = "floor"
 
 PARTS = 4
 """Number of parts: SSANET and NTS-Net."""
