@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from urllib.parse import unquote
 
 import click
 
@@ -154,7 +155,7 @@ def cells(runs: Sequence[Run], columns: Sequence[tuple[str, str, str | None]]) -
     post = (record.method.get("post") or {}).get("config") or {}
     settings += [f"{key}={post[key]}" for key in ("threshold", "stage") if key in post]
     seeds = f"{len(runs)} seeds" if len(runs) > 1 else ""
-    link = f"[{escape_markdown(name)}](../results/{runs[0].link.removeprefix('../')})"
+    link = f"[{escape_markdown(name)}](../results/{unquote(runs[0].link).removeprefix('../')})"
     return [
         link,
         escape_markdown(", ".join(filter(None, [*settings, seeds]))),

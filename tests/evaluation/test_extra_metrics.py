@@ -27,7 +27,7 @@ from wsolbench.evaluation.scores import ImageScores
 from wsolbench.evaluation.split_scores import Metric, Summary
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.metrics import catalog
-from wsolbench.metrics.catalog import MetricInfo, metric_info
+from wsolbench.metrics.catalog import ExtraMetricInfo, MetricInfo, metric_info
 from wsolbench.protocol import EvalProtocol, tau_grid
 from wsolbench.records import MetricValue, RunRecord, read_record
 from wsolbench.types import Dataset
@@ -221,16 +221,21 @@ def test_chunks_with_and_without_an_extra_metric_are_not_joined(run, masked):
 class Brightness(ExtraMetric):
     """A metric that a package could add: the mean of the map."""
 
-    name = "brightness"
-    summary = "mean of the map"
     columns = ("mean",)
-    infos = (MetricInfo(name="map_mean", title="Mean of the map", needs="labels", summary="mean of the map"),)
 
     def of_image(self, image: ScoredImage) -> Sequence[float] | None:
         return [float(image.map.mean())]
 
     def metrics(self, summary: Summary) -> Iterator[Metric | MetricValue]:
         yield mean_of("map_mean", summary, self, "mean", reason="no image")
+
+
+def offer(kind: type[ExtraMetric]) -> ExtraMetricInfo:
+    """The row of a metric of this file."""
+    info = MetricInfo(name="map_mean", title="Mean of the map", needs="labels", summary="mean of the map")
+    return ExtraMetricInfo(
+        name="brightness", infos=(info,), implementation=f"{kind.__module__}:{kind.__name__}"
+    )
 
 
 class TooMany(Brightness):
@@ -259,20 +264,20 @@ def offered(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_metric_of_another_package_reaches_the_record(offered):
-    offered(Brightness())
+    offered(offer(Brightness))
     record = evaluate(dataset(), MadeUpSource(), PROTOCOL, extra_metrics=["brightness"]).record
     assert 0 < value(record, "map_mean").value < 1
     assert metric_info("map_mean").title == "Mean of the map"
 
 
 def test_two_metrics_of_one_name_are_refused(offered):
-    offered(Brightness(), Brightness())
+    offered(offer(Brightness), offer(Brightness))
     with pytest.raises(UsageError, match="brightness"):
         catalog.offered_metrics()
 
 
 def test_a_wrong_number_of_values_is_refused(offered):
-    offered(TooMany())
+    offered(offer(TooMany))
     with pytest.raises(UsageError, match="returned 2 numbers"):
         evaluate(dataset(), MadeUpSource(), PROTOCOL, extra_metrics=["brightness"])
 

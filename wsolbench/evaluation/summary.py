@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Integer
 
+from wsolbench.evaluation.extra_metrics.base import load_extra_metric
 from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.evaluation.scores import ImageScores
 from wsolbench.evaluation.split_scores import ImageRows, Metric, Rates, SplitScores, Summary
@@ -103,7 +104,7 @@ def metrics_of(
     summary = Summary(split=split, other=other, protocol=protocol, fixed_tau=fixed_tau)
     for name in split.extra:
         if name in offered:
-            yield from offered[name].metrics(summary)
+            yield from load_extra_metric(offered[name]).metrics(summary)
 
 
 def _in_top(part: ImageScores, k: int) -> Bool[np.ndarray, "m 1"]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, Literal
+from typing import Literal
 
 from wsolbench.exceptions import UsageError, unknown_name
 
@@ -44,6 +44,18 @@ class MetricInfo:
     def decimals(self) -> int:
         """Number of printed digits after the decimal point."""
         return {"fraction": 1, "level": 0, "pixels": 1, "number": 2}[self.unit]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraMetricInfo:
+    """Metrics that are computed on request: an entry of the group `wsolbench.metrics`."""
+
+    name: str
+    """Name for `--extra-metrics`, lower case with dashes."""
+    infos: tuple[MetricInfo, ...]
+    """The metrics that records hold, in table order."""
+    implementation: str
+    """Import path of the subclass of `ExtraMetric`, `package.module:Class`."""
 
 
 _AP = (
@@ -224,15 +236,15 @@ distances have one per rank of the proposal, `keypoint_distance@1`.
 
 
 @cache
-def offered_metrics() -> dict[str, Any]:
-    """Return the extra metrics of all installed packages by name, sorted (`ExtraMetric` objects).
+def offered_metrics() -> dict[str, ExtraMetricInfo]:
+    """Return the extra metrics of all installed packages by name, sorted. No implementation is imported.
 
     Raises `UsageError` for two of the same name, and for two metrics of records with the same name.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, ExtraMetricInfo] = {}
     names = {info.name: "wsolbench" for info in METRICS}
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        offered: Iterable[Any] = point.load()()
+        offered: Iterable[ExtraMetricInfo] = point.load()()
         for metric in offered:
             if metric.name in found:
                 raise UsageError(f"two extra metrics are called {metric.name!r}; expected one")

@@ -1,12 +1,14 @@
 """What an extra metric is: numbers of each image, and metrics that are functions of their means.
 
 A package offers extra metrics through an entry point of the group `wsolbench.metrics`: a function without
-arguments that returns `ExtraMetric` objects. `wsolbench eval --extra-metrics NAME` computes their numbers
-for each image and stores them with the per-image scores, so that intervals and comparisons need no map.
+arguments that returns `ExtraMetricInfo` rows, which name the classes. `wsolbench eval --extra-metrics NAME`
+computes their numbers for each image and stores them with the per-image scores, so that intervals and
+comparisons need no map.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,7 +21,7 @@ from wsolbench.evaluation.scores import ImageScores, frame_mask
 from wsolbench.evaluation.split_scores import ImageRows, Metric, Rates, Summary
 from wsolbench.exceptions import UsageError, unknown_name
 from wsolbench.maps import frame_size
-from wsolbench.metrics.catalog import MetricInfo, offered_metrics
+from wsolbench.metrics.catalog import ExtraMetricInfo, MetricInfo, offered_metrics
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue
 from wsolbench.types import Sample
@@ -67,21 +69,28 @@ class ScoredImage:
 class ExtraMetric:
     """Base of all extra metrics.
 
-    Attributes:
-        name: name for `--extra-metrics`, lower case with dashes.
-        summary: one line for `wsolbench list metrics`.
-        infos: the metrics that records hold, in table order.
+    Class attributes:
         columns: names of the numbers that are stored for each image, in order. Empty if the scores that
             every run stores are enough.
         needs_network: whether the numbers come from `of_batch`, which runs the network, and not from
             `of_image`.
     """
 
-    name: ClassVar[str]
-    summary: ClassVar[str]
-    infos: ClassVar[tuple[MetricInfo, ...]]
     columns: ClassVar[tuple[str, ...]] = ()
     needs_network: ClassVar[bool] = False
+
+    def __init__(self, info: ExtraMetricInfo) -> None:
+        self.info = info
+
+    @property
+    def name(self) -> str:
+        """Name for `--extra-metrics`."""
+        return self.info.name
+
+    @property
+    def infos(self) -> tuple[MetricInfo, ...]:
+        """The metrics that records hold."""
+        return self.info.infos
 
     def of_image(self, image: ScoredImage) -> Sequence[float] | None:
         """Return the number of each column, or None for an image on which they are undefined."""
@@ -139,7 +148,14 @@ def find_extra_metrics(names: Sequence[str]) -> tuple[ExtraMetric, ...]:
             raise unknown_name("extra metric", name, offered)
     if len(set(names)) < len(names):
         raise UsageError(f"extra metrics {','.join(names)}; expected each name once")
-    return tuple(offered[name] for name in names)
+    return tuple(load_extra_metric(offered[name]) for name in names)
+
+
+def load_extra_metric(info: ExtraMetricInfo) -> ExtraMetric:
+    """Return the implementation of an extra metric."""
+    module, _, name = info.implementation.partition(":")
+    metric: ExtraMetric = getattr(importlib.import_module(module), name)(info)
+    return metric
 
 
 def mean_of(

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from wsolbench.evaluation.extra_metrics.base import ExtraMetric, mean_of
 from wsolbench.evaluation.split_scores import Metric, Summary
-from wsolbench.metrics.catalog import MetricInfo
 from wsolbench.records import MetricValue
 
 if TYPE_CHECKING:
@@ -33,25 +32,8 @@ BLUR, SIGMA = 11, 5.0
 class InsertionDeletion(ExtraMetric):
     """Areas under the insertion and the deletion curve. They need the network: `eval`, not `score`."""
 
-    name = "insertion-deletion"
-    summary = f"score of the class while pixels are restored or removed; {2 * (STEPS + 1)} passes per image"
     columns = ("insertion", "deletion")
     needs_network = True
-    infos = (
-        MetricInfo(
-            name="insertion",
-            title="Insertion",
-            needs="labels",
-            summary="area under the score of the true class while a blurred image is restored by the map",
-        ),
-        MetricInfo(
-            name="deletion",
-            title="Deletion",
-            needs="labels",
-            better="lower",
-            summary="area under the score of the true class while pixels are removed by the map",
-        ),
-    )
 
     def of_batch(
         self,

@@ -17,7 +17,6 @@ from wsolbench.evaluation.extra_metrics.base import ExtraMetric
 from wsolbench.evaluation.scores import ImageScores
 from wsolbench.evaluation.split_scores import ImageRows, Metric, Rates, Summary
 from wsolbench.evaluation.summary import at_best
-from wsolbench.metrics.catalog import MetricInfo
 from wsolbench.metrics.thresholds import ThresholdPolicy
 from wsolbench.records import MetricValue
 
@@ -29,20 +28,6 @@ Curve = Callable[[Rates], Float64[np.ndarray, "r 256"]]
 
 class MaskOverlap(ExtraMetric):
     """Overlap of the foreground at a threshold with the mask."""
-
-    name = "mask-overlap"
-    summary = "mIoU and Dice of the foreground with the mask, also at transferred thresholds"
-    infos = (
-        MetricInfo(
-            name="miou",
-            title="mIoU",
-            needs="masks",
-            summary="mean of the IoU of object and background, pixels pooled over the data set",
-        ),
-        MetricInfo(
-            name="dice", title="Dice", needs="masks", summary="mean over images of the Dice coefficient"
-        ),
-    )
 
     def metrics(self, summary: Summary) -> Iterator[Metric | MetricValue]:
         """Yield mIoU and Dice under each policy."""

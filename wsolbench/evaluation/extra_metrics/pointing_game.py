@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float
 
 from wsolbench.evaluation.extra_metrics.base import ExtraMetric, ScoredImage, mean_of
 from wsolbench.evaluation.split_scores import Metric, Summary
-from wsolbench.metrics.catalog import MetricInfo
 from wsolbench.records import MetricValue
 
 TOLERANCE = 15.0
@@ -29,29 +28,7 @@ TOLERANCE = 15.0
 class PointingGame(ExtraMetric):
     """Whether the highest pixel lies on the object, and how much of the map does."""
 
-    name = "pointing-game"
-    summary = "highest pixel of the map on the object, within 15 pixels of it, and share of the map on it"
     columns = ("hit", "near", "energy")
-    infos = (
-        MetricInfo(
-            name="pointing_game",
-            title="Pointing game",
-            needs="masks or boxes",
-            summary="the highest pixel of the map lies on the object",
-        ),
-        MetricInfo(
-            name="pointing_game_15px",
-            title="Pointing game, 15 px",
-            needs="masks or boxes",
-            summary="the highest pixel lies on the object or within 15 pixels of it (IJCV 2018)",
-        ),
-        MetricInfo(
-            name="energy_on_object",
-            title="Energy on object",
-            needs="masks or boxes",
-            summary="share of the sum of the map that lies on the object (Score-CAM)",
-        ),
-    )
 
     def of_image(self, image: ScoredImage) -> Sequence[float] | None:
         """Return hit, hit within the tolerance, and energy. None for an image without an object."""

@@ -17,7 +17,6 @@ from wsolbench.evaluation.extra_metrics.base import ExtraMetric, ScoredImage, ra
 from wsolbench.evaluation.scores import ImageScores
 from wsolbench.evaluation.split_scores import ImageRows, Metric, Summary
 from wsolbench.evaluation.summary import box_curves
-from wsolbench.metrics.catalog import MetricInfo
 from wsolbench.metrics.max_box_acc import passes
 from wsolbench.protocol import DELTA
 from wsolbench.records import MetricValue
@@ -29,18 +28,7 @@ STRATA = {"small": (0.0, 0.1), "medium": (0.1, 0.3), "large": (0.3, np.inf)}
 class SizeStrata(ExtraMetric):
     """MaxBoxAcc by the area of the largest ground-truth box."""
 
-    name = "size-strata"
-    summary = "MaxBoxAcc of small (below 10 % of the image), medium and large (30 % and more) objects"
     columns = ("share",)
-    infos = tuple(
-        MetricInfo(
-            name=f"max_box_acc_{stratum}",
-            title=f"MaxBoxAcc, {stratum}",
-            needs="boxes",
-            summary=f"MaxBoxAcc of {stratum} objects, at the threshold of all images",
-        )
-        for stratum in STRATA
-    )
 
     def of_image(self, image: ScoredImage) -> Sequence[float] | None:
         """Return the share of the image that its largest ground-truth box covers, or None without a box."""
@@ -77,7 +65,7 @@ class SizeStrata(ExtraMetric):
 
 
 def _inside(part: ImageScores, low: float, high: float) -> Float64[np.ndarray, "m 1"]:
-    share = part.extra[SizeStrata.name][:, 0]
+    share = part.extra["size-strata"][:, 0]
     return np.asarray((share >= low) & (share < high), dtype=np.float64)[:, None]
 
 
