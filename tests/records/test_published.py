@@ -68,6 +68,8 @@ COUNTS = {
     ("ivr", "perf.png"): (54, 162, 0),
     ("bas", "accuracy.png"): (24, 0, 154),
     ("sat", "README"): (6, 0, 0),
+    ("sat", "result.png"): (0, 0, 20),
+    ("c2am", "README"): (12, 0, 12),
     ("da-wsol", "README"): (26, 0, 0),
     ("ts-cam", "README"): (25, 0, 0),
     ("scm", "README"): (10, 0, 0),
@@ -95,7 +97,7 @@ def test_every_table_is_complete() -> None:
     found = Counter(((each.paper, each.table), each.evidence) for each in NUMBERS)
     tables = dict.fromkeys(table for table, _ in found)
     assert {table: tuple(found[table, evidence] for evidence in EVIDENCE) for table in tables} == COUNTS
-    assert len(NUMBERS) == 1146
+    assert len(NUMBERS) == 1190
 
 
 def test_every_table_of_the_five_papers_is_read() -> None:
