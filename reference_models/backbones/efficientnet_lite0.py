@@ -84,6 +84,7 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
         roles={
             "last-layers": (Stage("blocks5_3", last, 192), *layout[-2:]),
             "patches": layout[-3:-2],
+            "generator": layout[-3:-2],
         },
     )
     backbone.weights, backbone.classifier = source, classifier

@@ -89,6 +89,7 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
             "attend": layout[-4:],
             "last-layers": tuple(Stage(f"relu5_{n}", fourth.stride, last.channels) for n in (1, 2, 3)),
             "patches": (Stage("relu4_3", third.stride, fourth.channels),),
+            "generator": (Stage("relu4_3", third.stride, fourth.channels),),
         },
     )
     backbone.weights = source

@@ -18,7 +18,15 @@ GridPurpose = Literal[
 ]
 StepGroup = Literal["last-stage", "deep"]
 Role = Literal[
-    "early-branch", "branch", "drop", "drop-after-pool", "attend", "guides", "last-layers", "patches"
+    "early-branch",
+    "branch",
+    "drop",
+    "drop-after-pool",
+    "attend",
+    "guides",
+    "last-layers",
+    "patches",
+    "generator",
 ]
 
 ROLES: Mapping[Role, str] = MappingProxyType(
@@ -31,6 +39,7 @@ ROLES: Mapping[Role, str] = MappingProxyType(
         "guides": "the two steps whose features feed guiding branches",
         "last-layers": "two or three last steps of one grid whose features are multiplied with each other",
         "patches": "the inner step whose cells are compared with patch filters",
+        "generator": "the step in front of the last stage, whose features a generator of maps reads",
     }
 )
 
@@ -100,5 +109,6 @@ def default_roles(layout: Sequence[Stage]) -> dict[Role, tuple[Stage, ...]]:
         "guides": layout[-2:] if len(layout) > 1 else (),
         "last-layers": layout[-2:] if len({stage.stride for stage in layout[-2:]}) == 1 < len(layout) else (),
         "patches": layout[-2:-1],
+        "generator": layout[-2:-1],
     }
     return {role: tuple(steps) for role, steps in roles.items() if steps}

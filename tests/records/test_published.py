@@ -68,6 +68,8 @@ COUNTS = {
     ("ivr", "perf.png"): (54, 162, 0),
     ("bas", "accuracy.png"): (24, 0, 154),
     ("sat", "README"): (6, 0, 0),
+    ("sat", "result.png"): (0, 0, 20),
+    ("c2am", "README"): (12, 0, 12),
     ("da-wsol", "README"): (26, 0, 0),
     ("bagcams", "README"): (20, 1, 19),
     ("ts-cam", "README"): (25, 0, 0),
