@@ -22,8 +22,8 @@ map is the sum of the correlations with all of them. No class, no map of the met
     (5)  M = sum over q in W of A_q
     (6)  the object is the 4-connected component of {M > 0} with s
 
-The map is M, min-max normalised. `variant=official` gives the indicator of (6), whose box is that of the
-released code at any threshold, up to the resize.
+The map is M. `variant=official` gives the indicator of (6), whose box is that of the released code at any
+threshold, up to the resize.
 
 Departures. The degrees say something only if correlations have both signs. Keys have; features of CNNs after
 a ReLU have not, so those are centred: their mean over the image is subtracted (`centre`). Of equal degrees
@@ -46,7 +46,6 @@ from torch import Tensor
 from reference_models.base.post import PostConfig, PostProcess
 from reference_models.layers.components import component_of
 from reference_models.layers.correlation import OF_TOKENS, FeatureName, apply_in_chunks, select_default
-from reference_models.layers.maps import min_max
 from reference_models.layers.principal import FLAT
 from wsolbench.methods import Localization
 from wsolbench.ranges import Count
@@ -105,6 +104,7 @@ class Lost(PostProcess):
 
     method_name = "lost"
     Config = LostConfig
+    map_kind = "signed"
     config: LostConfig
 
     def maps(self, result: Localization, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
@@ -133,5 +133,5 @@ class Lost(PostProcess):
         flat = high - low <= FLAT * high.abs()
         sums = sums.masked_fill(flat[:, None], 0.0).reshape(-1, height, width)
         if self.config.output == "sums":
-            return min_max(sums)
+            return sums.float()
         return component_of(sums > 0, order[:, 0]).float()  # (6)

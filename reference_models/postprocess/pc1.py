@@ -22,10 +22,11 @@ channels differ most, which is object against background.
 The min-max of (1) removes the size of W_cd: the class is seen in the signs of its weights alone.
 `weights=none` takes all of them as 1, for methods without classes (`frozen`).
 
-The map is p, min-max normalised, so (3) has no effect. It is 0 where p is arbitrary: where no two channels
-differ, or the two largest singular values are equal.
+The map is p times its singular value. It is 0 where p is arbitrary: where no two channels differ, or the two
+largest singular values are equal.
 
-Departures. (4) compares the mean of the inner cells with that of the outermost ones (`polarity`), which gives
+Departures. (3) is left out and (4) turns p to -p, which is the same once the protocol has min-max normalised
+the map. (4) compares the mean of the inner cells with that of the outermost ones (`polarity`), which gives
 p and -p the same sign. The released rule counts two rows of cells on two sides and divides by the number of
 cells of one row, so it can turn both p and -p around. Channels that are constant are 0, where the code
 divides 0 by 0. The class is the one that the protocol asks for; the source takes the predicted one.
@@ -42,7 +43,6 @@ from torch import Tensor
 
 from reference_models.base.post import PostConfig, PostProcess
 from reference_models.layers.correlation import apply_in_chunks, select_features
-from reference_models.layers.maps import min_max
 from reference_models.layers.principal import FLAT, Polarity, check_grid, orient, principal_pattern
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import Localization
@@ -83,6 +83,7 @@ class Pc1(PostProcess):
 
     method_name = "pc1"
     Config = Pc1Config
+    map_kind = "signed"
     config: Pc1Config
 
     def maps(self, result: Localization, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
@@ -108,7 +109,7 @@ class Pc1(PostProcess):
         pattern = apply_in_chunks(compute, [features, weights], bytes_per_image=8 * floats)
         pattern = pattern.expand(count, class_ids.shape[1], height, width)
         coarse = result.score_maps(class_ids) if self.config.polarity == "cam" else None
-        return min_max(orient(pattern, self.config.polarity, coarse))
+        return orient(pattern, self.config.polarity, coarse).float()
 
     def _class_weights(self, result: Localization, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
         weights_of = getattr(result, "weights_of", None)

@@ -21,8 +21,8 @@ The sign of v is arbitrary, so a rule gives p its sign (`polarity`). Without one
 background as the object. `border`: objects touch the image's border less than the background does. `largest`:
 the object is smaller, hence further from the mean. `cam`: the method's own map says where the object is.
 
-The map is p, min-max normalised. It is 0 where v is arbitrary: where the features are equal up to rounding,
-or the two largest singular values are equal.
+The map is p. It is 0 where v is arbitrary: where the features are equal up to rounding, or the two largest
+singular values are equal.
 
 Departures. The direction is that of one image, as in the pictures of DINOv2, not of all images of a class.
 The papers threshold p at 0 and leave its sign to the reader or to the set of images; here the protocol
@@ -38,7 +38,6 @@ from torch import Tensor
 
 from reference_models.base.post import PostConfig, PostProcess
 from reference_models.layers.correlation import FeatureName, apply_in_chunks, select_features
-from reference_models.layers.maps import min_max
 from reference_models.layers.principal import Polarity, check_grid, orient, principal_pattern
 from wsolbench.methods import Localization
 
@@ -67,6 +66,7 @@ class Pca(PostProcess):
 
     method_name = "pca"
     Config = PcaConfig
+    map_kind = "signed"
     config: PcaConfig
 
     def maps(self, result: Localization, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
@@ -88,4 +88,4 @@ class Pca(PostProcess):
         pattern = apply_in_chunks(compute, [features], bytes_per_image=8 * floats)
         coarse = result.score_maps(class_ids) if self.config.polarity == "cam" else None
         pattern = pattern.expand(-1, class_ids.shape[1], -1, -1)
-        return min_max(orient(pattern, self.config.polarity, coarse))
+        return orient(pattern, self.config.polarity, coarse).float()

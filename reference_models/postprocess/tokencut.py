@@ -22,8 +22,8 @@ that has the most extreme patch is the object. No class, no map of the method an
     (4)  F = {y > mean y}, p = argmax |y|; if p is not in F, y becomes -y and F its complement
     (5)  the object is the 4-connected component of F with p
 
-The map is y after (4), min-max normalised. `variant=official` gives the indicator of (5), whose box is that
-of the released code at any threshold, up to the resize.
+The map is y after (4). `variant=official` gives the indicator of (5), whose box is that of the released code
+at any threshold, up to the resize.
 
 The threshold t. Cosines of non-negative features are higher than those of keys, so t depends on the features.
 Released code: 0.2 for discovery and on ImageNet, 0.05 on CUB, all for keys of DINO. Choose it on `val`:
@@ -50,7 +50,6 @@ from torch import Tensor
 from reference_models.base.post import PostConfig, PostProcess
 from reference_models.layers.components import component_of
 from reference_models.layers.correlation import TINY, FeatureName, apply_in_chunks, select_default
-from reference_models.layers.maps import min_max
 from reference_models.layers.principal import GAP
 from wsolbench.methods import Localization
 from wsolbench.ranges import Range
@@ -119,6 +118,7 @@ class Tokencut(PostProcess):
 
     method_name = "tokencut"
     Config = TokencutConfig
+    map_kind = "signed"
     config: TokencutConfig
 
     def maps(self, result: Localization, class_ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
@@ -133,6 +133,6 @@ class Tokencut(PostProcess):
         height, width = features.shape[2:]
         y = toward_the_extreme(second_vector(edges(features.flatten(2), self.config.threshold)))
         if self.config.output == "vector":
-            return min_max(y.reshape(-1, height, width))
+            return y.reshape(-1, height, width).float()
         foreground = (y > y.mean(dim=1, keepdim=True)).reshape(-1, height, width)
         return component_of(foreground, y.argmax(dim=1)).float()  # (5)

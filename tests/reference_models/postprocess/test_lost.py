@@ -42,9 +42,7 @@ def test_the_sums_are_those_of_each_patch(seed, patches):
         assert int(order[image, 0]) == first
         np.testing.assert_allclose(sums[image].numpy(), expected, atol=1e-9)
         assert sums[image, first] > 0  # the object is never empty
-        torch.testing.assert_close(
-            maps[image, 1], min_max(torch.from_numpy(expected).reshape(5, 5)), atol=1e-5, rtol=0
-        )
+        np.testing.assert_allclose(maps[image, 1].flatten().numpy(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_features_of_a_cnn_are_centred_and_keys_are_not():
@@ -53,7 +51,7 @@ def test_features_of_a_cnn_are_centred_and_keys_are_not():
     moved = features - features.mean(dim=(2, 3), keepdim=True)
     default = Lost.create({}).maps(result(features), ASKED)
     plain = Lost.create({"centre": "false"})
-    torch.testing.assert_close(default, plain.maps(result(moved), ASKED), atol=1e-5, rtol=0)
+    torch.testing.assert_close(default, plain.maps(result(moved), ASKED), atol=1e-4, rtol=0)
     as_keys = Lost.create({}).maps(result(torch.zeros(2, 1, 6, 6), features), ASKED)
     assert torch.equal(as_keys, plain.maps(result(features), ASKED))
     assert not torch.equal(as_keys, default)
@@ -80,6 +78,7 @@ def test_the_object_is_found_and_the_map_is_one_for_all_classes():
     features = noisy_object(slice(2, 5), slice(3, 7))
     maps = Lost.create({"patches": "12"}).maps(result(features), ASKED[:1])
     assert torch.equal(maps[:, 0], maps[:, 1])
+    maps = min_max(maps)
     truth = torch.zeros(8, 8, dtype=torch.bool)
     truth[2:5, 3:7] = True
     assert maps[0, 0][truth].min() > maps[0, 0][~truth].max() + 0.3

@@ -43,7 +43,7 @@ def test_a_rotation_of_the_channels_and_a_shift_change_nothing(seed):
     moved = torch.einsum("cd,bdhw->bchw", turn, features) + torch.randn(1, 6, 1, 1, generator=source)
     plain = Pca.create({}).maps(result(features), ASKED)
     torch.testing.assert_close(Pca.create({}).maps(result(moved), ASKED), plain, atol=1e-4, rtol=0)
-    torch.testing.assert_close(Pca.create({}).maps(result(-features), ASKED), plain, atol=1e-6, rtol=0)
+    torch.testing.assert_close(Pca.create({}).maps(result(-features), ASKED), plain, atol=1e-5, rtol=0)
 
 
 @settings(max_examples=25)
@@ -67,6 +67,7 @@ def test_the_object_is_found_and_not_the_background(polarity):
     for one in (known, replace(known, stages=OrderedDict(last=-features))):
         maps = Pca.create({"polarity": polarity}).maps(one, ASKED[:1])
         assert torch.equal(maps[:, 0], maps[:, 1])
+        maps = min_max(maps)
         assert maps[0, 0][truth].min() > maps[0, 0][~truth].max() + 0.3
 
 
@@ -77,7 +78,8 @@ def test_with_the_methods_map_each_class_has_its_own_sign():
         result(features), maps_of=lambda ids: signs[ids][..., None, None] * hint.expand(*ids.shape, -1, -1)
     )
     maps = Pca.create({"polarity": "cam"}).maps(known, torch.tensor([[0, 1], [1, 0]]))
-    torch.testing.assert_close(maps[:, 0], 1 - maps[:, 1], atol=1e-6, rtol=0)
+    assert torch.equal(maps[:, 0], -maps[:, 1])
+    assert ((maps[:, 0] * hint).sum(dim=(1, 2)) * torch.tensor([1, -1]) > 0).all()
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -3.0])
@@ -102,5 +104,5 @@ def test_more_channels_than_pixels_and_fewer_give_the_same():
     """Zero channels change nothing, and decide which Gram matrix is taken."""
     features = random_features(3)
     wide = torch.cat([features, torch.zeros(2, 40, 5, 5)], dim=1)
-    found = [min_max(Pca.create({}).maps(result(each), ASKED)) for each in (features, wide)]
-    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=0)
+    found = [Pca.create({}).maps(result(each), ASKED) for each in (features, wide)]
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)
