@@ -68,6 +68,7 @@ COUNTS = {
     ("ivr", "perf.png"): (54, 162, 0),
     ("bas", "accuracy.png"): (24, 0, 154),
     ("sat", "README"): (6, 0, 0),
+    ("sat", "notes"): (1, 0, 0),
     ("da-wsol", "README"): (26, 0, 0),
     ("ts-cam", "README"): (25, 0, 0),
     ("scm", "README"): (10, 0, 0),
@@ -83,7 +84,7 @@ COUNTS = {
     ("idc", "README"): (2, 0, 0),
     ("mamc", "notes"): (0, 0, 7),
     ("tasn", "README"): (2, 0, 0),
-    ("trilite", "notes"): (0, 0, 2),
+    ("trilite", "notes"): (4, 0, 2),
     ("unitab", "README"): (3, 0, 11),
 }
 
@@ -95,7 +96,7 @@ def test_every_table_is_complete() -> None:
     found = Counter(((each.paper, each.table), each.evidence) for each in NUMBERS)
     tables = dict.fromkeys(table for table, _ in found)
     assert {table: tuple(found[table, evidence] for evidence in EVIDENCE) for table in tables} == COUNTS
-    assert len(NUMBERS) == 1146
+    assert len(NUMBERS) == 1151
 
 
 def test_every_table_of_the_five_papers_is_read() -> None:
