@@ -143,13 +143,17 @@ def post_rate(name: str, on: Setting) -> float:
 
 
 def trained_methods(task: str = "") -> tuple[str, ...]:
-    """Return the names of this project's methods that are trained, of one task or of all."""
+    """Return the names of this project's methods that are trained, of one task or of all.
+
+    Methods that run on vision transformers alone are left out: all are measured on one backbone.
+    """
     return tuple(
         row.name
         for row in list_methods()
         if row.module.startswith("reference_models.")
         and row.task.startswith(task)
         and load_method(row.name).trainable
+        and not load_method(row.name).needs_tokens
     )
 
 

@@ -1,6 +1,6 @@
 """Count how often the host waits for a GPU, for every method and detector. Needs no GPU.
 
-    python benchmarks/bench_syncs.py [--backbone tiny] [--amp auto] [--method cam]
+    python benchmarks/bench_syncs.py [--backbone resnet50] [--amp auto] [--method cam]
 
 The training loops and the evaluation run on the fake GPU of `wsolbench.testing`. Steps are those between two
 looks at the loss, which the loops take every 20 steps. A wait is a value or a size that the host reads from
@@ -41,7 +41,7 @@ from wsolbench.system.progress import Progress
 from wsolbench.testing import detector_waits, squares
 from wsolbench.testing.detectors import CLASSES, DETECTION
 from wsolbench.testing.fake_cuda import Event, FakeCuda
-from wsolbench.testing.subject import learns_by_loss
+from wsolbench.testing.subject import learns_by_loss, small_backbone
 
 CUDA, SIZE = torch.device("cuda"), 64
 SETTINGS = {"coseq": {"part_boxes": "grid"}}
@@ -157,10 +157,10 @@ def row(name: str, step: list[Event] | None, batch: list[Event]) -> str:
 
 
 @click.command()
-@click.option("--backbone", default="tiny", show_default=True)
+@click.option("--backbone", help="Default: a small one that the method accepts.")
 @click.option("--amp", type=click.Choice(["auto", "bf16", "fp16", "off"]), default="auto", show_default=True)
 @click.option("--method", "names", multiple=True, help="Default: all methods, post-processes and detectors.")
-def main(backbone: str, amp: Any, names: tuple[str, ...]) -> None:
+def main(backbone: str | None, amp: Any, names: tuple[str, ...]) -> None:
     """Print how often the host waits in a training step and in a batch of the evaluation."""
     numerics, torch_seed = Numerics(amp=amp), torch.random.fork_rng(devices=[])
     with torch_seed:
@@ -169,15 +169,17 @@ def main(backbone: str, amp: Any, names: tuple[str, ...]) -> None:
         for info in list_methods():
             if names and info.name not in names:
                 continue
-            kind = load_method(info.name)
+            kind, used = load_method(info.name), backbone or small_backbone(info.name)
             learns = kind.trainable and learns_by_loss(kind)
-            step = training(info.name, backbone, numerics) if learns else None
-            print(row(info.name, step, evaluation(info.name, backbone, numerics)), flush=True)
+            step = training(info.name, used, numerics) if learns else None
+            print(row(info.name, step, evaluation(info.name, used, numerics)), flush=True)
             for event in step or []:
                 print(f"    in training: {event}")
         for info in [] if names else list_posts():
             try:
-                print(row(f"cam+{info.name}", None, evaluation("cam", backbone, numerics, info.name)))
+                print(
+                    row(f"cam+{info.name}", None, evaluation("cam", backbone or "tiny", numerics, info.name))
+                )
             except UsageError:  # it needs another kind of backbone
                 continue
         for info in list_detectors():

@@ -184,7 +184,8 @@ def parity(sprint: Sprint) -> int:
     import torch
     from sprint_parity import compare_method
 
-    from wsolbench.methods import list_methods
+    from wsolbench.methods import list_methods, load_method
+    from wsolbench.testing.subject import small_backbone
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     names = [row.name for row in list_methods() if row.module.startswith("reference_models.")]
@@ -196,7 +197,8 @@ def parity(sprint: Sprint) -> int:
             left.append(name)
             continue
         try:
-            for row in compare_method(name, backbone, device):
+            used = small_backbone(name) if load_method(name).needs_tokens else backbone
+            for row in compare_method(name, used, device):
                 add_row("parity", row)
                 values = [value for value in row.values() if isinstance(value, float)]
                 exact = row["precision"] == "float32"

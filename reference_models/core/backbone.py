@@ -144,6 +144,17 @@ class Backbone(nn.Module):
         self.frozen = tuple(names[: names.index(self.layout[stages - 1].name) + 1]) if stages else ()
         self.requires_grad_(True).train(self.training)
 
+    def set_drop_path(self, rate: float) -> None:
+        """Set the probability of skipping a block in training; see `Recipe.drop_path`.
+
+        Raises `UsageError` if it is not 0: only vision transformers have blocks that can be skipped.
+        """
+        if rate:
+            raise UsageError(
+                f"recipe.drop_path={rate:g}: {self.name} ({self.grid}) has no blocks that can be skipped; "
+                "expected recipe.drop_path=0, or a ViT of timm in its variant 'tokens'"
+            )
+
     def train(self, mode: bool = True) -> Backbone:
         """Switch training mode on or off. Frozen steps stay in evaluation mode."""
         super().train(mode)

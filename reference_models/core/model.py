@@ -178,7 +178,8 @@ class Model(nn.Module):
     def parameter_groups(self, recipe: Recipe) -> list[dict[str, Any]]:
         """Return the optimiser's groups, each with its factor of the base learning rate.
 
-        They separate pretrained from new layers, and weights from biases.
+        They separate pretrained from new layers, weights from biases, and parameters with weight decay from
+        those without.
         """
         pretrained = self.backbone.weights.sha256 is not None
         assert recipe.new_factor is not None
@@ -189,7 +190,9 @@ class Model(nn.Module):
                 recipe.bias_factor if bias else 1.0
             )
             key = f"{'new' if new else 'backbone'} {'biases' if bias else 'weights'}"
-            group = groups.setdefault(key, {"name": key, "factor": factor, "params": []})
+            decays = recipe.decay_vectors or (name.endswith("weight") and parameter.ndim > 1)
+            key, options = (key, {}) if decays else (f"{key} without decay", {"weight_decay": 0.0})
+            group = groups.setdefault(key, {"name": key, "factor": factor, "params": [], **options})
             group["params"].append(parameter)
         return list(groups.values())
 

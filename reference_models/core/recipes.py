@@ -91,6 +91,16 @@ class Recipe(Ranged):
     """Largest norm of the gradient. 0: no clipping."""
     frozen_stages: FrozenStages = 0
     """Number of the backbone's first feature stages that keep their pretrained weights and statistics."""
+    decay_vectors: bool = True
+    """Whether weight decay applies to every parameter.
+
+    Otherwise it applies to matrices and kernels only: not to biases, scales, positions and learned tokens.
+    """
+    drop_path: ShareBelow1 = 0.0
+    """Probability with which the last block of a vision transformer is skipped, for each image.
+
+    It grows linearly over the blocks, from 0 in the first one. Only in training.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,7 +133,17 @@ class Recipe(Ranged):
         return milestone if earlier < 1 / self.epochs - 1e-9 else earlier
 
 
-LATER_FIELDS = frozenset({"first_epoch", "short_side", "rotation_filter", "rotate_on", "frozen_stages"})
+LATER_FIELDS = frozenset(
+    {
+        "first_epoch",
+        "short_side",
+        "rotation_filter",
+        "rotate_on",
+        "frozen_stages",
+        "decay_vectors",
+        "drop_path",
+    }
+)
 """Fields that were added after records had been written. Those records stand for the defaults."""
 
 MANY_CLASSES = 500

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -50,6 +51,11 @@ class Attended:
     queries: Tensor
     keys: Tensor
     values: Tensor
+
+    @property
+    def class_row(self) -> Float[Tensor, "b t"]:
+        """Return the attention of the class token to all tokens, averaged over heads."""
+        return self.weights[:, :, 0].mean(dim=1)
 
 
 def attend(block: Any, x: Float[Tensor, "b t d"], weighting: Weighting = softmax) -> Attended:
@@ -95,15 +101,21 @@ class Patches(nn.Module):
         super().__init__()
         self.prefix = prefix
 
-    def forward(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b d h w"]:
-        """Convert (B, P + N, D) to (B, D, h, w), without prefix tokens."""
-        side = math.isqrt(tokens.shape[1] - self.prefix)
-        patches = tokens[:, self.prefix :].mT  # (B, D, N)
+    def forward(self, tokens: Float[Tensor, "b t d"], appended: int = 0) -> Float[Tensor, "b d h w"]:
+        """Convert (B, P + N + E, D) to (B, D, h, w), without the P prefix and the E appended tokens."""
+        patches = tokens[:, self.prefix : tokens.shape[1] - appended].mT  # (B, D, N)
+        side = math.isqrt(patches.shape[2])
         return patches.reshape(*patches.shape[:2], side, side)
 
 
 class TokenBackbone(Backbone):
-    """A vision transformer as steps. `prefix` is the number of prefix tokens, the class token first."""
+    """A vision transformer as steps.
+
+    Attributes:
+        prefix: number of prefix tokens, the class token first.
+        blocks: names of the blocks, in order.
+        has_class_token: whether there is a class token.
+    """
 
     def __init__(self, name: str, net: Any, *, grid: str, input_spec: InputSpec, profile: Profile) -> None:
         blocks, norm, width = list(net.blocks), net.norm, int(net.embed_dim)
@@ -116,6 +128,7 @@ class TokenBackbone(Backbone):
         layout = [Stage(end, patch, width) for end in [*ends, "patches"]]
         super().__init__(name, steps, layout, grid=grid, input_spec=input_spec, profile=profile)
         self.prefix, self.blocks = prefix, [step for step in steps if step.startswith("block")]
+        self.has_class_token = getattr(net, "cls_token", None) is not None
 
     def roles_of_layout(self) -> dict[Role, tuple[Stage, ...]]:
         """Return only roles that are read at the ends of stages: tokens, not maps, flow between steps."""
@@ -152,31 +165,76 @@ class TokenBackbone(Backbone):
         before = list(self.steps)[list(self.steps).index(step) - 1]
         return self.attend(step, self.run(images, until=before)).weights
 
-    def tokens(self, images: Float[Tensor, "b 3 H W"]) -> Tokens:
-        """Return all token outputs from one pass.
+    def to_map(self, tokens: Float[Tensor, "b t d"], appended: int = 0) -> Float[Tensor, "b d h w"]:
+        """Return the patches of `tokens` as a map. The last `appended` tokens are no patches."""
+        patches: Tensor = self.steps["patches"](tokens, appended)
+        return patches
+
+    def embed(
+        self, images: Float[Tensor, "b 3 H W"], appended: Float[Tensor, "e d"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """Return the input tokens of the first block, followed by `appended` tokens in each image."""
+        x = self.run(images, until="embed")
+        return x if appended is None else torch.cat([x, appended.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+
+    def trace(
+        self,
+        images: Float[Tensor, "b 3 H W"],
+        appended: Float[Tensor, "e d"] | None = None,
+        weightings: Mapping[str, Weighting] = MappingProxyType({}),
+    ) -> Iterator[tuple[str, Attended]]:
+        """Yield the name and the result of each block, from one pass.
+
+        Args:
+            images: normalised.
+            appended: learned tokens behind the patches, their positions included. None: no such tokens.
+            weightings: by name of the block, the weighting in place of the softmax.
+        """
+        x = self.embed(images, appended)
+        for step in self.blocks:
+            found = self.attend(step, x, weightings.get(step, softmax))
+            x = found.tokens
+            yield step, found
+
+    def tokens(
+        self,
+        images: Float[Tensor, "b 3 H W"],
+        appended: Float[Tensor, "e d"] | None = None,
+        weightings: Mapping[str, Weighting] = MappingProxyType({}),
+    ) -> Tokens:
+        """Return all token outputs from one pass; see `trace` for the arguments.
 
         Patches, prefix tokens, queries, keys and values of the last block, and the attention of the class
         token.
         """
-        x, rows, last = self.run(images, until="embed"), [], None
-        for step in self.blocks:
-            last = self.attend(step, x)
-            x = last.tokens
-            rows.append(last.weights[:, :, 0].mean(dim=1))  # (B, T): what the first token attends to
+        rows, last, extra = [], None, 0 if appended is None else len(appended)
+        for _, last in self.trace(images, appended, weightings):
+            rows.append(last.class_row)
         assert last is not None
-        to_map: Any = self.steps["patches"]
         queries, keys, values = (
-            to_map(heads.transpose(1, 2).flatten(2)) for heads in (last.queries, last.keys, last.values)
+            self.to_map(heads.transpose(1, 2).flatten(2), extra)
+            for heads in (last.queries, last.keys, last.values)
         )
-        normed = self.steps["norm"](x)
+        normed = self.steps["norm"](last.tokens)
         return Tokens(
-            patches=to_map(normed),
+            patches=self.to_map(normed, extra),
             prefix=normed[:, : self.prefix],
             queries=queries,
             keys=keys,
             values=values,
-            attention=to_map(torch.stack(rows, dim=2)) if self.prefix else None,
+            attention=self.to_map(torch.stack(rows, dim=2), extra) if self.has_class_token else None,
         )
+
+    def set_drop_path(self, rate: float) -> None:
+        """Set the probability of skipping the last block in training; see `Recipe.drop_path`."""
+        from timm.layers.drop import DropPath  # here: commands that train nothing import this file, too
+
+        for number, step in enumerate(self.blocks):
+            block: Any = self.steps[step]
+            share = rate * number / max(1, len(self.blocks) - 1)
+            block.drop_path1, block.drop_path2 = (
+                (DropPath(share) if share else nn.Identity()).train(block.training) for _ in range(2)
+            )
 
 
 def require_tokens(backbone: Backbone, who: str) -> TokenBackbone:

@@ -397,6 +397,7 @@ def _start(
     # Model, objectives and optimisers.
     model = new_model(method, request, device)
     model.backbone.freeze(recipe.frozen_stages)
+    model.backbone.set_drop_path(recipe.drop_path)
     if device.type == "cuda" and here.size > 1:
         model = synchronise_batch_norm(model)
     run = prepare_run(

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.bench_syncs import training
 from wsolbench.methods import Numerics, list_methods, load_method
-from wsolbench.testing.subject import learns_by_loss
+from wsolbench.testing.subject import learns_by_loss, small_backbone
 
 TRAINED = [
     row.name
@@ -25,4 +25,4 @@ QUICK = {"cam", "dcl", "lio", "mamc", "ra-cnn"}
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TRAINED]
 )
 def test_a_step_of_the_training_loop_never_waits_with_a_gradient_scaler(name: str) -> None:
-    assert training(name, "tiny", Numerics(amp="fp16")) == []
+    assert training(name, small_backbone(name), Numerics(amp="fp16")) == []

@@ -68,6 +68,7 @@ COUNTS = {
     ("ivr", "perf.png"): (54, 162, 0),
     ("bas", "accuracy.png"): (24, 0, 154),
     ("sat", "README"): (6, 0, 0),
+    ("sat", "notes"): (1, 0, 0),
     ("sat", "result.png"): (0, 0, 20),
     ("c2am", "README"): (12, 0, 12),
     ("da-wsol", "README"): (26, 0, 0),
@@ -87,7 +88,7 @@ COUNTS = {
     ("idc", "README"): (2, 0, 0),
     ("mamc", "notes"): (0, 0, 7),
     ("tasn", "README"): (2, 0, 0),
-    ("trilite", "notes"): (0, 0, 2),
+    ("trilite", "notes"): (4, 0, 2),
     ("unitab", "README"): (3, 0, 11),
 }
 
@@ -99,7 +100,7 @@ def test_every_table_is_complete() -> None:
     found = Counter(((each.paper, each.table), each.evidence) for each in NUMBERS)
     tables = dict.fromkeys(table for table, _ in found)
     assert {table: tuple(found[table, evidence] for evidence in EVIDENCE) for table in tables} == COUNTS
-    assert len(NUMBERS) == 1234
+    assert len(NUMBERS) == 1239
 
 
 def test_every_table_of_the_five_papers_is_read() -> None:

@@ -60,7 +60,8 @@ def test_a_gpu_could_run_a_method_on_a_real_backbone(name):
         "hbp": {"width": "64"},
         "hihca": {"width": "64"},
     }
-    run_check(name, "fake_gpu", backbone="efficientnet_lite0", settings=settings.get(name))
+    real = "timm:deit_tiny_patch16_224" if load_method(name).needs_tokens else "efficientnet_lite0"
+    run_check(name, "fake_gpu", backbone=real, settings=settings.get(name))
 
 
 def test_a_method_that_is_trained_has_all_checks():

@@ -35,6 +35,7 @@ from wsolbench.testing.subject import (
     learns_by_loss,
     random_images,
     require,
+    small_backbone,
     squares,
 )
 
@@ -317,12 +318,12 @@ def checks_of(name: str) -> list[str]:
 
 
 def run_check(
-    name: str, check: str, *, backbone: str = "tiny", settings: Mapping[str, str] | None = None
+    name: str, check: str, *, backbone: str | None = None, settings: Mapping[str, str] | None = None
 ) -> None:
     """Run one check of `CHECKS` on a method; see `check_method`."""
     import torch
 
-    method = MethodUnderTest(name, backbone, settings or {})
+    method = MethodUnderTest(name, backbone or small_backbone(name), settings or {})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         try:
@@ -332,12 +333,15 @@ def run_check(
             raise AssertionError(f"method {name!r} fails the check {check!r}: {reason}") from error
 
 
-def check_method(name: str, *, backbone: str = "tiny", settings: Mapping[str, str] | None = None) -> None:
+def check_method(
+    name: str, *, backbone: str | None = None, settings: Mapping[str, str] | None = None
+) -> None:
     """Run all checks that apply to a method.
 
     Args:
         name: as `wsolbench list methods` has it.
-        backbone: a small backbone that the method accepts; `tiny` comes with the reference models.
+        backbone: a small backbone that the method accepts. None: `tiny`, which comes with the reference
+            models, or a small vision transformer of timm for a method with `needs_tokens`.
         settings: settings to check the method with, as `--set name=value` gives them.
 
     Raises `UsageError` for an unknown method, and `AssertionError` with the names of the method and of the

@@ -22,6 +22,18 @@ SIDE = 64
 """Side in pixels of the images that are checked."""
 
 
+SMALL, SMALL_TRANSFORMER = "tiny", "timm:vit_tiny_patch16_224"
+"""Backbones that methods are checked with, and those that need the tokens of a vision transformer."""
+
+
+def small_backbone(name: str) -> str:
+    """Return a small backbone that the method accepts.
+
+    A method that needs a vision transformer says so by `needs_tokens`, as those of the reference models do.
+    """
+    return SMALL_TRANSFORMER if getattr(load_method(name), "needs_tokens", False) else SMALL
+
+
 def squares(
     count: int = 24, *, classes: int = CLASSES, size: int = 32, seed: int = 0, split: str = "train"
 ) -> Dataset:

@@ -294,7 +294,15 @@ spg     vgg16               default   pool4 relu5_3
 """
 """Steps after which a method, in a variant, cuts its backbone or inserts a layer."""
 
-ROWS = [row.split() for row in CHOICES.split("\n")[2:-1]]
+OF_TOKENS = """
+scm               timm:deit_small_patch16_224     scm_cub      scm_ilsvrc      tokens  -
+sat               timm:deit_small_patch16_224     sat_cub      sat_ilsvrc      tokens  -
+trilite           timm:vit_small_patch14_dinov2   trilite_cub  trilite_ilsvrc  tokens  224
+ts-cam            timm:deit_small_patch16_224     ts_cam_cub   ts_cam_ilsvrc   tokens  -
+"""
+"""The same columns, of methods that need a vision transformer; their size is also that of ILSVRC."""
+
+ROWS = [row.split() for row in [*CHOICES.split("\n")[2:-1], *OF_TOKENS.split("\n")[1:-1]]]
 CUTS = [row.split() for row in PLACES.strip().split("\n")]
 
 
@@ -313,7 +321,7 @@ def test_recipe_grid_and_side_are_those_of_the_table(name, backbone, recipe, ils
     assert method.recipe_name(backbone, 1000) == ilsvrc
     assert (read_profile(backbone).grids[0] if chosen == "default" else chosen) == grid
     assert str(method.default_size(backbone, 20) or "-") == side
-    assert method.default_size(backbone, 1000) is None
+    assert str(method.default_size(backbone, 1000) or "-") == (side if method.needs_tokens else "-")
     assert method.grid_for(backbone, method.Config(grid="mine")) == "mine"
 
 

@@ -95,6 +95,7 @@ METHODS = [
     and load_method(row.name).trainable
     and learns_by_loss(load_method(row.name))
 ]
+OF_TOKENS = [name for name in METHODS if load_method(name).needs_tokens]
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +129,7 @@ def create(name: str, backbone: str = "nano"):
     )
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in OF_TOKENS])
 def test_a_method_trains_a_step_on_a_new_backbone_and_localizes(name, train_set):
     model = create(name).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -142,6 +143,12 @@ def test_a_method_trains_a_step_on_a_new_backbone_and_localizes(name, train_set)
     maps = result.score_maps(torch.tensor([[0, 2], [1, 1]]))
     assert maps.shape[:2] == (2, 2)
     assert torch.isfinite(maps).all()
+
+
+@pytest.mark.parametrize("name", OF_TOKENS)
+def test_a_method_of_tokens_refuses_a_new_backbone_without_any(name):
+    with pytest.raises(UsageError, match=rf"method '{name}' needs the tokens .* nano"):
+        create(name)
 
 
 def test_a_run_on_a_new_backbone_goes_from_training_to_a_record(tmp_path, train_set, val_set):
