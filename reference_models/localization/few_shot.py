@@ -26,11 +26,14 @@ The images are drawn with the seed of the run, so runs with other seeds are othe
 has no boxes (ILSVRC), `split=val` trains on 80 % of each class of `val`, and thresholds are transferred from
 the other 20 %. A threshold of images that were trained on is refused.
 
-Departures. The code of the source was never released. Known are the shots of a class (10 on ILSVRC, 5 on CUB
-and OpenImages), that boxes count as filled masks, and that the last layer is a 1x1 convolution to one map.
-Everything else here is a reading: the loss (3), one map for all classes, the recipe of CAM with at most 50
-epochs, and `head=conv`. The source trains on all of `val`; the share for thresholds is from its journal
-version.
+Departures
+    hold-out   The source trains on all of `val`. Its journal version holds out 20 % to choose settings.
+    recipe     That of CAM with at most 50 epochs.
+    head       `head=conv` is this project's.
+
+Not checked. The code of the source was never released; the shots of a class are from its repository and the
+hold-out from an author's answer there. That boxes count as filled masks, the 1x1 convolution to one map and
+the loss (3) could not be compared with the paper's text.
 """
 
 from __future__ import annotations
