@@ -23,7 +23,7 @@ sum; it computes a mean.
 
 What the factor does. If s_c is homogeneous in F, as it is for a tail of ReLUs and linear layers without
 biases, the sum of G F over channels and pixels is 1. With a mean, lambda is then 1 within about 1 / (h w). So
-the map is that of `grad-cam-elementwise` up to a constant factor. What differs from CAM is the stage, the
+the map is nearly that of `grad-cam-elementwise`, times a constant. What differs from CAM is the stage, the
 ReLU per channel, and the guided backward pass of `variant=official`, in which every ReLU above the stage
 drops negative gradients.
 

@@ -1,4 +1,4 @@
-"""Element-wise Grad-CAM: positive parts of gradient times features, summed.
+"""Element-wise Grad-CAM: sum of positive gradient times features.
 
 An option of J. Gildenblat and contributors, "PyTorch library for CAM methods", 2021 (pytorch-grad-cam), which
 names no paper for it.
