@@ -16,7 +16,8 @@ from reference_models.core.recipes import FINE_GRAINED
 from reference_models.layers.regions import PEAK_SIDE
 from reference_models.recognition.baseline import Baseline
 from reference_models.recognition.tasn.attention import copy_trunk, trilinear
-from reference_models.recognition.tasn.method import Tasn, TasnConfig, pick_channel, soft_cross_entropy
+from reference_models.recognition.tasn.maps import distinct_maps, mean_map, pick_channel
+from reference_models.recognition.tasn.method import Tasn, TasnConfig, soft_cross_entropy
 from reference_models.recognition.tasn.sampler import (
     axis_densities,
     limit_zoom,
@@ -113,6 +114,31 @@ def test_maps_follow_permutations_of_channels_and_cells():
     torch.testing.assert_close(trilinear(x[..., cells], 7.0), maps[..., cells])
 
 
+def test_large_features_make_equal_maps_of_which_one_counts():
+    """A row of N2 is then the channel with the largest product, which many channels share."""
+    x = 300 * torch.rand(2, 12, 5, 5, generator=torch.Generator().manual_seed(2))
+    maps = trilinear(x, 7.0)
+    kept = distinct_maps(maps)
+    for one, which in zip(maps.flatten(2), kept, strict=True):
+        for number in range(12):  # every map is that of exactly one kept channel
+            same = (one[which] - one[number]).abs().amax(1) < 1e-3
+            assert same.sum() == 1
+        assert which.sum() < 12
+    expected = torch.stack([one[which].mean(0) for one, which in zip(maps, kept, strict=True)])
+    torch.testing.assert_close(mean_map(maps, kept), expected)
+    assert not torch.allclose(mean_map(maps), expected, rtol=0.01)
+    assert distinct_maps(torch.rand(1, 50, 3, 3)).all()
+    assert distinct_maps(torch.zeros(1, 5, 3, 3)).sum() == 1
+
+
+def test_one_of_the_distinct_maps_is_drawn_each_as_often():
+    values = torch.tensor([0.0, 7, 7, 3, 3, 5])[None, :, None, None].expand(3000, 6, 2, 2)
+    drawn = pick_channel(values, torch.Generator().manual_seed(1), distinct_maps(values))[:, 0, 0].long()
+    counts = torch.bincount(drawn, minlength=8)[[0, 3, 5, 7]]
+    assert counts.sum() == 3000
+    assert ((counts - 750).abs() < 5 * (3000 * 3 / 16) ** 0.5).all()
+
+
 def test_the_product_is_computed_in_single_precision():
     x = torch.rand(1, 6, 4, 4)
     with torch.autocast("cpu", torch.bfloat16):
@@ -202,9 +228,40 @@ def test_golden_positions():
     assert sample_positions(density, 8)[0].tolist() == pytest.approx(expected)
 
 
-def test_golden_positions_of_the_released_code_start_outside_the_image():
-    found = released_positions(torch.ones(1, 512).double(), 224)[0] - 0.5  # from the first pixel's centre
-    assert found[:3].tolist() == pytest.approx([-1, 0.00574, 2.2971], abs=1e-3)
+def released_positions_by_loop(densities: list[list[float]], size: int) -> list[list[float]]:
+    """Walk as the released code does: the sums of a batch lie in memory one image after the other.
+
+    Each sum starts at 1, and nothing keeps the walk from reading the sum before an image's first one.
+    """
+    pixels, memory = len(densities[0]), []
+    for density in densities:
+        memory.append(1.0)
+        for share in density[1:]:
+            memory.append(memory[-1] + share * size / pixels)
+    found = []
+    for start in range(0, len(memory), pixels):
+        row, pixel, step = [], 0, memory[start + pixels - 1] / size
+        for i in range(size):
+            while memory[start + pixel] < i * step:
+                pixel += 1
+            end, before = memory[start + pixel], memory[start + pixel - 1]
+            row.append(pixel + (i * step - end) / (end - before))
+        found.append(row)
+    return found
+
+
+def test_positions_of_the_released_code_are_those_of_its_walk_through_memory():
+    x, _ = make_densities(random_maps(4, seed=8), 40, max_zoom=4.0, kind="released")
+    found = released_positions(x, 16) - 0.5  # the code counts from the first pixel's centre
+    for row, expected in zip(found.tolist(), released_positions_by_loop(x.tolist(), 16), strict=True):
+        assert row[1:] == pytest.approx(expected[1:])
+        assert row[0] == pytest.approx(expected[0], abs=0.01)  # the sum of another image, nearly this one's
+        assert 0 < row[0] < 0.1
+
+
+def test_golden_positions_of_the_released_code():
+    found = released_positions(torch.ones(1, 512).double(), 224)[0] - 0.5
+    assert found[:3].tolist() == pytest.approx([1 / 223.5625, 0.00574, 2.2971], abs=1e-4)
     even = sample_positions(torch.ones(1, 512).double(), 224)[0]
     assert (even[1] - even[0]).item() == pytest.approx(512 / 224)
 
@@ -278,13 +335,27 @@ def test_attended_pixels_are_enlarged():
     assert view.mean().item() == pytest.approx(16 * share, rel=0.15)
 
 
-def test_the_released_code_leaves_the_first_row_and_column_empty():
-    images = torch.ones(1, 1, 32, 32)
+def test_the_first_two_rows_and_columns_of_the_released_code_are_the_same():
+    images = torch.randn(1, 1, 32, 32)
     densities = make_densities(torch.ones(1, 4, 4), 32, max_zoom=4.0, kind="released")
     view = sample_view(images, densities, 16, "released")[0, 0]
-    assert view[0].abs().max() < 1e-6
-    assert view[:, 0].abs().max() < 1e-6
-    assert view[1:, 1:].min() > 0.9
+    torch.testing.assert_close(view[0], view[1], atol=0.01, rtol=0)
+    torch.testing.assert_close(view[:, 0], view[:, 1], atol=0.01, rtol=0)
+    assert (view[1] - view[2]).abs().max() > 0.5
+    plain = sample_view(images, make_densities(torch.ones(1, 4, 4), 32, max_zoom=4.0), 16)[0, 0]
+    assert (plain[0] - plain[1]).abs().max() > 0.5
+
+
+def test_the_released_code_puts_corner_cells_on_corner_pixels():
+    """A peak in a corner cell is in the corner pixel; the cell's own middle is further inside."""
+    maps = torch.zeros(1, 4, 4)
+    maps[0, 0, 3] = 1.0
+    (x, y), (own_x, own_y) = (axis_densities(maps, 33, corners=corners) for corners in (True, False))
+    assert (x.argmax(), y.argmax()) == (32, 0)
+    assert (x[0] == x.max()).sum() == (y[0] == y.max()).sum() == 1
+    assert (own_x[0] == own_x.max()).sum() == (own_y[0] == own_y.max()).sum() == 4  # half a cell is flat
+    released = make_densities(maps, 33, max_zoom=100.0, kind="released")
+    assert released[0].argmax() == 32
 
 
 def test_a_map_of_a_view_is_moved_back_to_the_place_it_came_from():
@@ -450,6 +521,8 @@ def test_the_teacher_gets_no_gradient_unless_the_released_code_is_asked_for():
 
 def test_the_released_variant_has_three_classifiers_with_half_the_weight():
     model, given = network(variant="official"), batch()
+    with torch.no_grad():
+        model.attention.second.weight.mul_(100)  # large features, so that some maps are equal
     terms = model.loss(given)
     assert list(terms) == ["master", "part", "attention", "master_distilled", "part_distilled", "distill"]
     pooled = [model.backbone.run(view).mean((2, 3)) for view in shown(model, lambda: model.loss(batch()))]
@@ -465,9 +538,12 @@ def test_the_released_variant_has_three_classifiers_with_half_the_weight():
     )
     torch.testing.assert_close(terms["distill"], soft_cross_entropy(student, teacher, 10.0))
     assert model.config.structure_power == 2
-    # The structure is sampled by the square of the resized mean map.
-    maps = model.attend(model.attention(given.images)[1]).mean(1)
-    resized = F.interpolate(maps[:, None], size=(32, 32), mode="bilinear")[:, 0] ** 2
+    # The structure is sampled by the square of the resized mean of the distinct maps.
+    maps = model.attend(model.attention(given.images)[1])
+    kept = distinct_maps(maps)
+    assert not kept.all()
+    maps = torch.stack([one[which].mean(0) for one, which in zip(maps, kept, strict=True)])
+    resized = F.interpolate(maps[:, None], size=(32, 32), mode="bilinear", align_corners=True)[:, 0] ** 2
     densities = limit_zoom_in_rounds(
         (normalise_density(resized.amax(1)), normalise_density(resized.amax(2))), 4.0
     )
