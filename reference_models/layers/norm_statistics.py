@@ -11,6 +11,9 @@ Weights and biases are shared.
 
 As long as every layer normalises by its batch, running statistics take no part in training: both settings
 then train the same weights, and differ at test. Frozen layers use their running statistics in training, too.
+
+DCL is an exception. With `shared` its whole and shuffled images are one batch, as in its released code, and
+are normalised together. With `per_input` each kind is normalised by its own batch, so the weights also differ.
 """
 
 from __future__ import annotations

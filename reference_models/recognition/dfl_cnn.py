@@ -47,8 +47,8 @@ filter responds, not all that it sees.
 Rows to compare: `bank_init=random` (directions drawn at random, with a gamma of their own); `side_weight=0`
 (no side branch); both: two plain streams, the control. `predict=g` and `predict=p` choose one stream at test.
 
-Published re-implementations do not have these initial filters: their code computes no clusters, or computes
-them into a copy that is not trained.
+None of the four public re-implementations that were read has such initial filters. Three compute no clusters,
+and one writes its values where the network does not read them.
 
 Open readings
     (6), (7)   lambda = 0.1 and k = 10 as in re-implementations; the paper's values are not verified.

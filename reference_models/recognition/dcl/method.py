@@ -48,8 +48,8 @@ Variants. `official` is the released code, by the command of its README.
     places      One channel and tanh in place of (8). The target is (index - 24) / 49.
     labels      The source of a patch is guessed by its mean colour, by the nearest patch of the whole image.
                 Most of these labels are wrong, because the grid has moved.
-Here its patches are whole pixels (the code resamples those of 62 pixels to 61), and the result is enlarged by
-bilinear interpolation.
+Here all patches have the same number of pixels (the code resamples those of 62 pixels to 61). The result is
+enlarged by repeating pixels, as with Pillow 5.1, which the code names.
 
 Controls: `swap_weight=0`, `place_weight=0`, or both. With `neighbourhood=0` as well, nothing is shuffled and
 every image is seen twice.

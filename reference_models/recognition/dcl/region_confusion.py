@@ -87,12 +87,15 @@ def border_of(size: int) -> int:
 def move_patches_as_released(
     images: Float[Tensor, "b c S S"], source: Int[Tensor, "b n n"]
 ) -> Float[Tensor, "b c S S"]:
-    """Return the images without their border, cut into patches, moved and enlarged to the old size."""
+    """Return the images without their border, cut into patches, moved and enlarged to the old size.
+
+    Pixels are repeated, which is the default of Pillow 5.1, the version that the released code names.
+    """
     size, border = images.shape[-1], border_of(images.shape[-1])
     inside = (size - 2 * border) // source.shape[2] * source.shape[2]
     end = border + inside
     moved = move_patches(images[..., border:end, border:end], source)
-    return F.interpolate(moved, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(moved, size=size, mode="nearest-exact")
 
 
 def colour_source(

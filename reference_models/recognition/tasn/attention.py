@@ -11,8 +11,8 @@ Rows of N2 sum to 1, so each map is a mean of channels, weighted by how similar 
 multiplies X by 7 before N1 (its PyTorch half by 2), so that the softmax is not flat.
 
 The convolutions are 3x3. Each is used with several dilations (1 and 2, then 1, 2 and 3), its weights shared,
-and the ReLU outputs are added. The released classifier normalises X by batch norm first, that of the PyTorch
-half does not; here as there.
+and the ReLU outputs are added. The released classifier passes X through batch norm and a ReLU first. That of
+the PyTorch half does not, and neither does this one.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ structure alone.
     paper       name                        shape
     X           features                    (B, c, h, w)    of the attention network, `attention.py`
     M(X)        maps                        (B, c, h, w)    `trilinear`
-    A, R        structure_map, detail_map   (B, h, w)       the mean over channels, and one random channel
+    A, R        mean_map, pick_channel      (B, h, w)       `maps.py`: the mean over channels, one of them
     S           sample_view                 (B, 3, s, s)    `sampler.py`; s = 224
     z_s, z_d    master, part                (B, Y)          logits of the structure and the detail
     q           softmax(z / T)              (B, Y)
@@ -51,8 +51,8 @@ Departures from released code, which `variant=official` undoes
                one classifier does both, with twice the weight: `heads`.
     teacher    In the code L_soft has a gradient to the detail as well: `teacher_gradient`.
     sampler    Its limit of the magnification and its positions: `sampler.py`.
+    equal maps Of maps with the same sum, A and R of the code use one: `distinct_maps`, `maps.py`.
 Further departures
-    R          The code leaves out channels whose sums are equal. In floating point they hardly ever are.
     scale      X is multiplied by 7 in N1: `scale`.
     T, lambda  10 and 2, as in the released code relative to the cross-entropy of the head that is distilled.
                The values of the paper are not verified.
@@ -69,7 +69,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from reference_models.base.recognizer import Recognizer
@@ -82,6 +82,7 @@ from reference_models.layers.norm_statistics import PartInputConfig, PartStatist
 from reference_models.layers.regions import PEAK_SIDE, peak_regions
 from reference_models.layers.trunks import copy_trunk
 from reference_models.recognition.tasn.attention import STRIDE, AttentionNet, trilinear
+from reference_models.recognition.tasn.maps import distinct_maps, mean_map, pick_channel
 from reference_models.recognition.tasn.sampler import (
     Axes,
     SamplerKind,
@@ -108,6 +109,7 @@ class TasnConfig(PartInputConfig):
     """Settings of `tasn`."""
 
     at_test: ClassVar[frozenset[str]] = frozenset({"predict"})
+    later: ClassVar[frozenset[str]] = PartInputConfig.later | {"distinct_maps"}
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
             "paper": MappingProxyType({}),
@@ -117,6 +119,7 @@ class TasnConfig(PartInputConfig):
                     "heads": "separate",
                     "teacher_gradient": True,
                     "sampler": "released",
+                    "distinct_maps": True,
                     "distill_weight": 1.0,
                 }
             ),
@@ -144,6 +147,8 @@ class TasnConfig(PartInputConfig):
     """Power of A in the sampler: 2 in the released code."""
     sampler: SamplerKind = "inverse"
     """`released`: limits and positions of the released code, see `sampler.py`."""
+    distinct_maps: bool = False
+    """Whether A and R use one map of those with the same sum: released code."""
     views: Literal["both", "structure"] = "both"
     """Views in training. `structure`: no detail, and so no distillation."""
     heads: Literal["shared", "separate"] = "shared"
@@ -166,12 +171,6 @@ def soft_cross_entropy(
     """Return L_soft, eq. (3), the mean over the batch, in float32."""
     targets = (teacher.float() / temperature).softmax(dim=1)
     return -(targets * (student.float() / temperature).log_softmax(dim=1)).sum(dim=1).mean()
-
-
-def pick_channel(maps: Float[Tensor, "b c h w"], generator: torch.Generator) -> Float[Tensor, "b h w"]:
-    """Return R, a random channel of each image."""
-    channel = torch.randint(maps.shape[1], (len(maps),), generator=generator, device=generator.device)
-    return maps.take_along_dim(channel.to(maps.device)[:, None, None, None], dim=1)[:, 0]
 
 
 class Tasn(Recognizer):
@@ -237,6 +236,10 @@ class Tasn(Recognizer):
             return trilinear(features, self.config.scale)
         return features.float() if self.config.attention == "features" else torch.ones_like(features.float())
 
+    def used_maps(self, maps: Float[Tensor, "b c h w"]) -> Bool[Tensor, "b c"] | None:
+        """Return which maps A and R use, or None for all of them."""
+        return distinct_maps(maps) if self.config.distinct_maps else None
+
     def structure_densities(self, structure_map: Float[Tensor, "b h w"], size: int) -> Axes:
         """Return the densities of I_s."""
         config = self.config
@@ -258,7 +261,8 @@ class Tasn(Recognizer):
         """Return z_s, class maps of the attention network, and squares around the peaks of A."""
         size, kind = images.shape[-1], self.config.sampler
         stages, features = self.attention(images)
-        structure_map = self.attend(features).mean(dim=1)  # A
+        maps = self.attend(features)
+        structure_map = mean_map(maps, self.used_maps(maps))  # A
         # The view of the structure, and its logits.
         densities = self.structure_densities(structure_map, size)
         seen = self.look(sample_view(images, densities, self.view_size, kind))
@@ -292,9 +296,10 @@ class Tasn(Recognizer):
         _, features = self.attention(images)
         own = cross_entropy(self.attention.classifier(features.mean(dim=(2, 3))), labels)
         maps = self.attend(features)
+        used = self.used_maps(maps)
         # The structure.
         view = sample_view(
-            images, self.structure_densities(maps.mean(dim=1), size), self.view_size, config.sampler
+            images, self.structure_densities(mean_map(maps, used), size), self.view_size, config.sampler
         )
         whole = self.look(view).mean(dim=(2, 3))  # (B, D)
         if config.views == "structure":
@@ -304,7 +309,7 @@ class Tasn(Recognizer):
             }
         # A detail.
         densities = make_densities(
-            pick_channel(maps, batch.generator), size, max_zoom=config.max_zoom, kind=config.sampler
+            pick_channel(maps, batch.generator, used), size, max_zoom=config.max_zoom, kind=config.sampler
         )
         detail = self.look_at_detail(sample_view(images, densities, self.view_size, config.sampler))
         # Losses.

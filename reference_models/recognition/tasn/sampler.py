@@ -15,8 +15,12 @@
 other axis in place of the sum, so that small parts count. (2) is from the released code, which limits the
 magnification to four times that of a plain resize, and that of one axis to the largest of the other. It clips
 in five rounds and spreads what is missing evenly; (2) is the distribution that such rounds aim at.
-`released` has the five rounds, which end at up to one more than the limit, and the code's positions. Those
-start one step too early: the first row and column are empty.
+
+`released` has the five rounds, which end at up to one more than the limit, and the code's way from a map to
+positions. The outermost cells of a map lie on the outermost pixels, and samples start one step early. For the
+first sample the code reads the sum that lies before the image's own. That is the last one of the previous
+image in the batch, so the first two rows are the same, and so are the first two columns. The first image of a
+batch has no previous one, and its result is undefined; here it is treated as the others.
 
 No gradient goes through positions. Densities are float64, because positions are small differences of sums.
 """
@@ -47,9 +51,12 @@ def normalise_density(density: Float[Tensor, "b S"]) -> Float[Tensor, "b S"]:
     return (positive / positive.mean(dim=1, keepdim=True)).clamp(min=FLOOR)
 
 
-def axis_densities(maps: Float[Tensor, "b h w"], size: int, power: int = 1) -> Axes:
-    """Return d of maps that are resized to `size` and raised to a power, eq. (1)."""
-    resized = F.interpolate(maps[:, None], size=(size, size), mode="bilinear", align_corners=False)[:, 0]
+def axis_densities(maps: Float[Tensor, "b h w"], size: int, power: int = 1, *, corners: bool = False) -> Axes:
+    """Return d of maps that are resized to `size` and raised to a power, eq. (1).
+
+    `corners`: the middle of a corner cell lies on that of a corner pixel. Otherwise cells are squares.
+    """
+    resized = F.interpolate(maps[:, None], size=(size, size), mode="bilinear", align_corners=corners)[:, 0]
     resized = resized**power
     return normalise_density(resized.amax(dim=1)), normalise_density(resized.amax(dim=2))
 
@@ -102,14 +109,15 @@ def sample_positions(density: Float[Tensor, "b S"], size: int) -> Float[Tensor, 
 def released_positions(density: Float[Tensor, "b S"], size: int) -> Float[Tensor, "b s"]:
     """Return the positions of the released code, in the same pixels.
 
-    Its sum starts at 1 instead of d_0, and its first sample is before the first pixel.
+    Its sum starts at 1 instead of d_0. The sum before it is the last one of another image of the batch. All
+    last ones are nearly the same, so here it is the last one of this image.
     """
     cumulative = torch.cat([torch.ones_like(density[:, :1]), density[:, 1:] * (size / density.shape[1])], 1)
     cumulative = cumulative.cumsum(dim=1)
     steps = torch.arange(size, device=density.device, dtype=density.dtype) / size
     u = steps * cumulative[:, -1:]
     pixel = torch.searchsorted(cumulative, u).clamp(max=density.shape[1] - 1)
-    before = F.pad(cumulative, (1, 0))[:, :-1].gather(1, pixel)
+    before = cumulative.roll(1, dims=1).gather(1, pixel)
     end = cumulative.gather(1, pixel)
     return pixel + (u - end) / (end - before) + 0.5  # the code counts from the centre of the first pixel
 
@@ -127,20 +135,16 @@ def places_in_view(density: Float[Tensor, "b S"], cells: int) -> Float[Tensor, "
 
 
 def sample(
-    images: Float[Tensor, "b c h w"],
-    x: Float[Tensor, "b k"],
-    y: Float[Tensor, "b n"],
-    *,
-    beyond: Literal["border", "zeros"] = "border",
+    images: Float[Tensor, "b c h w"], x: Float[Tensor, "b k"], y: Float[Tensor, "b n"]
 ) -> Float[Tensor, "b c n k"]:
     """Return bilinear samples at all pairs of y and x, fractions of the sides, eq. (4).
 
-    `beyond` says what lies outside the centres of the outermost pixels: their values, or zeros.
+    Values of the outermost pixels are repeated beyond their centres.
     """
     shape = (len(images), y.shape[1], x.shape[1])
     across, down = x[:, None, :].expand(shape), y[:, :, None].expand(shape)
     where = (torch.stack([across, down], dim=-1) * 2 - 1).to(images.dtype)
-    return F.grid_sample(images, where, mode="bilinear", padding_mode=beyond, align_corners=False)
+    return F.grid_sample(images, where, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def sample_view(
@@ -150,7 +154,7 @@ def sample_view(
     side = images.shape[-1]
     positions = released_positions if kind == "released" else sample_positions
     x, y = (positions(density, size) / side for density in densities)
-    return sample(images, x, y, beyond="zeros" if kind == "released" else "border")
+    return sample(images, x, y)
 
 
 @torch.no_grad()
@@ -163,5 +167,6 @@ def make_densities(
     kind: SamplerKind = "inverse",
 ) -> Axes:
     """Return the densities of maps for images of side `size`, eqs. (1) and (2)."""
-    limit = limit_zoom_in_rounds if kind == "released" else limit_zoom
-    return limit(axis_densities(maps, size, power), max_zoom)
+    released = kind == "released"
+    limit = limit_zoom_in_rounds if released else limit_zoom
+    return limit(axis_densities(maps, size, power, corners=released), max_zoom)

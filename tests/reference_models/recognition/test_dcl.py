@@ -6,6 +6,8 @@ import itertools
 import random
 from dataclasses import replace
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
@@ -162,11 +164,18 @@ def test_released_patches_drift_beyond_the_bound_to_one_side():
         assert 0.01 < (moved > 3).float().mean() < 0.03
 
 
-def test_the_released_shuffle_cuts_a_border_and_keeps_the_size():
-    images = torch.randn(2, 3, 448, 448)
-    identity = torch.arange(49).view(1, 7, 7).expand(2, 7, 7)
-    expected = F.interpolate(images[..., 10:437, 10:437], size=448, mode="bilinear")
-    torch.testing.assert_close(move_patches_as_released(images, identity), expected)
+def test_the_released_shuffle_cuts_a_border_and_repeats_pixels_as_pillow_does():
+    pixels = np.random.default_rng(0).integers(256, size=(56, 56, 3), dtype=np.uint8)
+    picture = PIL.Image.fromarray(pixels).crop((1, 1, 55, 55)).resize((56, 56), PIL.Image.Resampling.NEAREST)
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    identity = torch.arange(36).view(1, 6, 6)
+    moved = move_patches_as_released(images, identity)[0].permute(1, 2, 0)
+    assert np.array_equal(moved.numpy(), np.asarray(picture))
+    # Of 448 pixels, 10 are cut off at each side, and 428 are not a multiple of 7.
+    ramp = torch.arange(448.0).expand(1, 1, 448, 448)
+    moved = move_patches_as_released(ramp, torch.arange(49).view(1, 7, 7))
+    assert moved.shape == ramp.shape
+    assert (moved.min(), moved.max()) == (10, 436)
 
 
 def test_released_labels_of_a_constant_image_are_its_first_patch():

@@ -15,7 +15,8 @@ from reference_models.core.recipes import FINE_GRAINED
 from reference_models.layers.regions import PEAK_SIDE
 from reference_models.recognition.baseline import Baseline
 from reference_models.recognition.tasn.attention import trilinear
-from reference_models.recognition.tasn.method import Tasn, TasnConfig, pick_channel, soft_cross_entropy
+from reference_models.recognition.tasn.maps import distinct_maps, mean_map, pick_channel
+from reference_models.recognition.tasn.method import Tasn, TasnConfig, soft_cross_entropy
 from reference_models.recognition.tasn.sampler import (
     limit_zoom_in_rounds,
     make_densities,
@@ -99,6 +100,31 @@ def test_maps_follow_permutations_of_channels_and_cells():
     maps, channels, cells = trilinear(x, 7.0), torch.randperm(6), torch.randperm(9)
     torch.testing.assert_close(trilinear(x[:, channels], 7.0), maps[:, channels])
     torch.testing.assert_close(trilinear(x[..., cells], 7.0), maps[..., cells])
+
+
+def test_large_features_make_equal_maps_of_which_one_counts():
+    """A row of N2 is then the channel with the largest product, which many channels share."""
+    x = 300 * torch.rand(2, 12, 5, 5, generator=torch.Generator().manual_seed(2))
+    maps = trilinear(x, 7.0)
+    kept = distinct_maps(maps)
+    for one, which in zip(maps.flatten(2), kept, strict=True):
+        for number in range(12):  # every map is that of exactly one kept channel
+            same = (one[which] - one[number]).abs().amax(1) < 1e-3
+            assert same.sum() == 1
+        assert which.sum() < 12
+    expected = torch.stack([one[which].mean(0) for one, which in zip(maps, kept, strict=True)])
+    torch.testing.assert_close(mean_map(maps, kept), expected)
+    assert not torch.allclose(mean_map(maps), expected, rtol=0.01)
+    assert distinct_maps(torch.rand(1, 50, 3, 3)).all()
+    assert distinct_maps(torch.zeros(1, 5, 3, 3)).sum() == 1
+
+
+def test_one_of_the_distinct_maps_is_drawn_each_as_often():
+    values = torch.tensor([0.0, 7, 7, 3, 3, 5])[None, :, None, None].expand(3000, 6, 2, 2)
+    drawn = pick_channel(values, torch.Generator().manual_seed(1), distinct_maps(values))[:, 0, 0].long()
+    counts = torch.bincount(drawn, minlength=8)[[0, 3, 5, 7]]
+    assert counts.sum() == 3000
+    assert ((counts - 750).abs() < 5 * (3000 * 3 / 16) ** 0.5).all()
 
 
 def test_the_product_is_computed_in_single_precision():
@@ -262,6 +288,8 @@ def test_the_teacher_gets_no_gradient_unless_the_released_code_is_asked_for():
 
 def test_the_released_variant_has_three_classifiers_with_half_the_weight():
     model, given = network(variant="official"), batch()
+    with torch.no_grad():
+        model.attention.second.weight.mul_(100)  # large features, so that some maps are equal
     terms = model.loss(given)
     assert list(terms) == ["master", "part", "attention", "master_distilled", "part_distilled", "distill"]
     pooled = [model.backbone.run(view).mean((2, 3)) for view in shown(model, lambda: model.loss(batch()))]
@@ -277,9 +305,12 @@ def test_the_released_variant_has_three_classifiers_with_half_the_weight():
     )
     torch.testing.assert_close(terms["distill"], soft_cross_entropy(student, teacher, 10.0))
     assert model.config.structure_power == 2
-    # The structure is sampled by the square of the resized mean map.
-    maps = model.attend(model.attention(given.images)[1]).mean(1)
-    resized = F.interpolate(maps[:, None], size=(32, 32), mode="bilinear")[:, 0] ** 2
+    # The structure is sampled by the square of the resized mean of the distinct maps.
+    maps = model.attend(model.attention(given.images)[1])
+    kept = distinct_maps(maps)
+    assert not kept.all()
+    maps = torch.stack([one[which].mean(0) for one, which in zip(maps, kept, strict=True)])
+    resized = F.interpolate(maps[:, None], size=(32, 32), mode="bilinear", align_corners=True)[:, 0] ** 2
     densities = limit_zoom_in_rounds(
         (normalise_density(resized.amax(1)), normalise_density(resized.amax(2))), 4.0
     )

@@ -107,9 +107,40 @@ def test_golden_positions():
     assert sample_positions(density, 8)[0].tolist() == pytest.approx(expected)
 
 
-def test_golden_positions_of_the_released_code_start_outside_the_image():
-    found = released_positions(torch.ones(1, 512).double(), 224)[0] - 0.5  # from the first pixel's centre
-    assert found[:3].tolist() == pytest.approx([-1, 0.00574, 2.2971], abs=1e-3)
+def released_positions_by_loop(densities: list[list[float]], size: int) -> list[list[float]]:
+    """Walk as the released code does: the sums of a batch lie in memory one image after the other.
+
+    Each sum starts at 1, and nothing keeps the walk from reading the sum before an image's first one.
+    """
+    pixels, memory = len(densities[0]), []
+    for density in densities:
+        memory.append(1.0)
+        for share in density[1:]:
+            memory.append(memory[-1] + share * size / pixels)
+    found = []
+    for start in range(0, len(memory), pixels):
+        row, pixel, step = [], 0, memory[start + pixels - 1] / size
+        for i in range(size):
+            while memory[start + pixel] < i * step:
+                pixel += 1
+            end, before = memory[start + pixel], memory[start + pixel - 1]
+            row.append(pixel + (i * step - end) / (end - before))
+        found.append(row)
+    return found
+
+
+def test_positions_of_the_released_code_are_those_of_its_walk_through_memory():
+    x, _ = make_densities(random_maps(4, seed=8), 40, max_zoom=4.0, kind="released")
+    found = released_positions(x, 16) - 0.5  # the code counts from the first pixel's centre
+    for row, expected in zip(found.tolist(), released_positions_by_loop(x.tolist(), 16), strict=True):
+        assert row[1:] == pytest.approx(expected[1:])
+        assert row[0] == pytest.approx(expected[0], abs=0.01)  # the sum of another image, nearly this one's
+        assert 0 < row[0] < 0.1
+
+
+def test_golden_positions_of_the_released_code():
+    found = released_positions(torch.ones(1, 512).double(), 224)[0] - 0.5
+    assert found[:3].tolist() == pytest.approx([1 / 223.5625, 0.00574, 2.2971], abs=1e-4)
     even = sample_positions(torch.ones(1, 512).double(), 224)[0]
     assert (even[1] - even[0]).item() == pytest.approx(512 / 224)
 
@@ -183,13 +214,27 @@ def test_attended_pixels_are_enlarged():
     assert view.mean().item() == pytest.approx(16 * share, rel=0.15)
 
 
-def test_the_released_code_leaves_the_first_row_and_column_empty():
-    images = torch.ones(1, 1, 32, 32)
+def test_the_first_two_rows_and_columns_of_the_released_code_are_the_same():
+    images = torch.randn(1, 1, 32, 32)
     densities = make_densities(torch.ones(1, 4, 4), 32, max_zoom=4.0, kind="released")
     view = sample_view(images, densities, 16, "released")[0, 0]
-    assert view[0].abs().max() < 1e-6
-    assert view[:, 0].abs().max() < 1e-6
-    assert view[1:, 1:].min() > 0.9
+    torch.testing.assert_close(view[0], view[1], atol=0.01, rtol=0)
+    torch.testing.assert_close(view[:, 0], view[:, 1], atol=0.01, rtol=0)
+    assert (view[1] - view[2]).abs().max() > 0.5
+    plain = sample_view(images, make_densities(torch.ones(1, 4, 4), 32, max_zoom=4.0), 16)[0, 0]
+    assert (plain[0] - plain[1]).abs().max() > 0.5
+
+
+def test_the_released_code_puts_corner_cells_on_corner_pixels():
+    """A peak in a corner cell is in the corner pixel; the cell's own middle is further inside."""
+    maps = torch.zeros(1, 4, 4)
+    maps[0, 0, 3] = 1.0
+    (x, y), (own_x, own_y) = (axis_densities(maps, 33, corners=corners) for corners in (True, False))
+    assert (x.argmax(), y.argmax()) == (32, 0)
+    assert (x[0] == x.max()).sum() == (y[0] == y.max()).sum() == 1
+    assert (own_x[0] == own_x.max()).sum() == (own_y[0] == own_y.max()).sum() == 4  # half a cell is flat
+    released = make_densities(maps, 33, max_zoom=100.0, kind="released")
+    assert released[0].argmax() == 32
 
 
 def test_a_map_of_a_view_is_moved_back_to_the_place_it_came_from():
