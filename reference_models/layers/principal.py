@@ -39,7 +39,8 @@ def principal_pattern(rows: Float[Tensor, "*b d n"], energy: Float[Tensor, "*b"]
     undefined = largest <= FLAT**2 * energy
     if values.shape[-1] > 1:
         undefined = undefined | (largest - values[..., -2] <= GAP * largest)
-    return pattern.masked_fill(undefined[..., None], 0.0)
+    found: Tensor = pattern.masked_fill(undefined[..., None], 0.0)
+    return found
 
 
 def check_grid(height: int, width: int, polarity: Polarity, *, who: str) -> None:

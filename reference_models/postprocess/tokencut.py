@@ -102,7 +102,8 @@ def second_vector(weights: Float[Tensor, "b n n"]) -> Float[Tensor, "b n"]:
     values, vectors = torch.linalg.eigh(weights / (root[:, :, None] * root[:, None, :]))  # (3)
     alike = values[:, -2] < ALIKE
     arbitrary = values[:, -2] - values[:, -3] <= GAP
-    return (vectors[..., -2] / root).masked_fill((alike | arbitrary)[:, None], 0.0)
+    y: Tensor = (vectors[..., -2] / root).masked_fill((alike | arbitrary)[:, None], 0.0)
+    return y
 
 
 def toward_the_extreme(y: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
