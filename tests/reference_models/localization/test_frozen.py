@@ -75,7 +75,6 @@ def test_a_vision_transformer_gives_its_patches_and_tokens():
             found = load_post(post).create({"features": name, **extra}).maps(result, ASKED)
             assert found.shape == (2, 2, 6, 6)
             assert torch.isfinite(found).all()
-            assert found.min() < found.max()
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_a_rotation_of_the_channels_and_a_shift_change_nothing(seed):
     turn = torch.linalg.qr(torch.randn(6, 6, generator=source)).Q
     moved = torch.einsum("cd,bdhw->bchw", turn, features) + torch.randn(1, 6, 1, 1, generator=source)
     plain = Pca.create({}).maps(result(features), ASKED)
-    torch.testing.assert_close(Pca.create({}).maps(result(moved), ASKED), plain, atol=1e-4, rtol=0)
+    torch.testing.assert_close(Pca.create({}).maps(result(moved), ASKED), plain, atol=1e-3, rtol=0)
     torch.testing.assert_close(Pca.create({}).maps(result(-features), ASKED), plain, atol=1e-5, rtol=0)
 
 
