@@ -55,7 +55,9 @@ Controls: `swap_weight=0`, `place_weight=0`, or both. With `neighbourhood=0` as 
 every image is seen twice.
 
 Measured. On generated birds, the accuracy after 12 epochs (one seed, 60.5) is not significantly different
-from the baseline's (62.8). Both heads learn: the place loss falls from 0.24, that of a guess, to 0.11.
+from the baseline's (62.8). Reasons why no gain can be expected there are in
+docs/decisions/recognizers_that_look_for_parts.md. The place loss falls from 0.24, that of a guess, to 0.11.
+That is no reconstruction: the place of each cell itself, without a look at the image, has 0.047.
 
 Open readings
     k          2. The paper's value is not verified; the released code exchanges neighbours.

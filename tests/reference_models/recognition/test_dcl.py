@@ -231,6 +231,18 @@ def test_the_location_loss_is_0_for_the_true_places_alone():
     assert own[0, :, 2, 4].tolist() == pytest.approx([3 / 7, 5 / 7])  # row, then column
 
 
+def test_a_head_that_knows_its_own_place_has_a_low_location_loss():
+    """Without a look at the image: patches move by less than a place on average."""
+    source = draw(2000, 7, 2)
+    own = torch.arange(49).view(1, 7, 7).expand_as(source)
+    own_places = place_targets(own, "coordinates")
+    both = place_targets(torch.cat([own, source]), "coordinates")
+    loss = place_loss(own_places.repeat(2, 1, 1, 1), both, "mean")
+    assert loss.item() == pytest.approx(0.047, abs=0.001)
+    guess = place_loss(torch.full_like(own_places, 4 / 7), own_places, "mean")
+    assert guess.item() == pytest.approx(12 / 49)
+
+
 def test_released_places_are_indices_around_0():
     targets = place_targets(torch.arange(49).view(1, 7, 7), "index").flatten()
     assert targets.tolist() == pytest.approx([(index - 24) / 49 for index in range(49)])
