@@ -13,7 +13,7 @@ As long as every layer normalises by its batch, running statistics take no part 
 then train the same weights, and differ at test. Frozen layers use their running statistics in training, too.
 
 DCL is an exception. With `shared` its whole and shuffled images are one batch, as in its released code, and
-are normalised together. With `per_input` each kind is normalised by its own batch, so the weights differ, too.
+are normalised together. With `per_input` each kind is normalised by its own batch, so the weights differ too.
 """
 
 from __future__ import annotations
