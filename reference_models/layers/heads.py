@@ -49,13 +49,14 @@ class HeadOutput:
         logits: (B, C) class scores before softmax.
         penultimate: (B, D, h, w) input of the last linear layer.
         maps_of: (B, K) class indices -> (B, K, h, w) raw maps, with the graph.
-        weights_of: (B, K) class indices -> (B, K, D) weights of the last linear layer.
+        weights_of: (B, K) class indices -> (B, K, D) weights of the last linear layer. None if that layer
+            looks at more than one pixel.
     """
 
     logits: Tensor
     penultimate: Tensor
     maps_of: Callable[[Tensor], Tensor]
-    weights_of: Callable[[Tensor], Tensor]
+    weights_of: Callable[[Tensor], Tensor] | None = None
 
 
 class FcHead(nn.Module):

@@ -22,7 +22,7 @@ SIDE = 64
 """Side in pixels of the images that are checked."""
 
 
-SMALL, SMALL_TRANSFORMER = "tiny", "timm:vit_tiny_patch16_224"
+SMALL, SMALL_TRANSFORMER = "tiny", "timm:test_vit"
 """Backbones that methods are checked with, and those that need the tokens of a vision transformer."""
 
 

@@ -11,7 +11,7 @@ from reference_models.training.loop import prepare_run
 from tests.reference_models.conftest import squares
 from wsolbench.methods import Numerics, load_method
 
-VIT, DEIT = "timm:vit_tiny_patch16_224", "timm:deit_tiny_patch16_224"
+VIT, DEIT = "timm:test_vit", "timm:deit_tiny_patch16_224"
 CLASSES, SIDE = 3, 64
 
 

@@ -26,7 +26,7 @@ from wsolbench.maps.sources import ModelSource
 from wsolbench.methods import Numerics, load_post
 from wsolbench.protocol import EvalProtocol
 
-VIT = "timm:vit_tiny_patch16_224"
+VIT = "timm:test_vit"
 
 
 # --- against definitions ------------------------------------------------------------------------------------
