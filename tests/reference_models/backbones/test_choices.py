@@ -127,6 +127,12 @@ fcan              inception_v3        spa_cub            spa_ilsvrc   std28   -
 fcan              efficientnet_lite0  finetune           finetune     stock   -
 fcan              tiny                tiny               tiny         std16   -
 fcan              timm:resnet10t      finetune           finetune     stock   -
+few-shot          vgg16               spa_cub            spa_ilsvrc   std14   -
+few-shot          resnet50            spa_cub            spa_ilsvrc   std28   -
+few-shot          inception_v3        spa_cub            spa_ilsvrc   std28   -
+few-shot          efficientnet_lite0  finetune           finetune     std14   -
+few-shot          tiny                tiny               tiny         std16   -
+few-shot          timm:resnet10t      finetune           finetune     std14   -
 focus-discriminate vgg16               spa_cub            spa_ilsvrc   std14   -
 focus-discriminate resnet50            fnd                fnd          stock   448
 focus-discriminate inception_v3        spa_cub            spa_ilsvrc   std28   -
