@@ -43,7 +43,7 @@ def target_mask(sample: Sample, source: MaskSource, size: tuple[int, int]) -> UI
     """
     mask = None if source == "box" else sample.mask()
     if mask is not None:
-        return np.where(resize_mask(mask, size), 255, 0).astype(np.uint8)
+        return np.asarray(np.where(resize_mask(mask, size), 255, 0), dtype=np.uint8)
     if source == "mask" or not len(sample.boxes):
         return None
     scale = np.tile(np.divide(size, sample.size), 2)
