@@ -47,7 +47,7 @@ def target_mask(sample: Sample, source: MaskSource, size: tuple[int, int]) -> UI
     if source == "mask" or not len(sample.boxes):
         return None
     scale = np.tile(np.divide(size, sample.size), 2)
-    return np.rint(255 * fill_boxes(sample.boxes * scale, size)).astype(np.uint8)
+    return np.asarray(np.rint(255 * fill_boxes(sample.boxes * scale, size)), dtype=np.uint8)
 
 
 def fill_boxes(boxes: Float64[np.ndarray, "r 4"], size: tuple[int, int]) -> Float64[np.ndarray, "h w"]:
