@@ -63,6 +63,9 @@ class EvalRequest:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     extra_metrics: tuple[ExtraMetric, ...] = ()
 
+    def __post_init__(self) -> None:
+        self._prepare_measures()
+
     @cached_property
     def splits(self) -> tuple[Dataset, ...]:
         """The images to score: those of the split, then those of the split for transferred thresholds."""
@@ -91,7 +94,6 @@ class EvalRequest:
                 "least one"
             )
         self._refuse_leaks()
-        self._prepare_measures()
         for split in self.splits:
             check_unit(
                 (sample.id, sample.boxes, sample.size) for sample in split.samples if len(sample.boxes)

@@ -154,6 +154,12 @@ class SplitScores:
         return curve
 
 
+def ratio(rates: Rates, above: int = 0, below: int = 1, scale: float = 1.0) -> Float64[np.ndarray, " r"]:
+    """Return one column divided by another, times `scale`, or NaN for a resample with a zero divisor."""
+    out = np.full(len(rates), np.nan)
+    return np.asarray(scale * np.divide(rates[:, above], rates[:, below], out=out, where=rates[:, below] > 0))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """What the metrics of a split are made from.

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64, Int64, Integer
 from wsolbench.evaluation.extra_metrics.base import load_extra_metric
 from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.evaluation.scores import ImageScores
-from wsolbench.evaluation.split_scores import ImageRows, Metric, Rates, SplitScores, Summary
+from wsolbench.evaluation.split_scores import ImageRows, Metric, Rates, SplitScores, Summary, ratio
 from wsolbench.exceptions import DataError
 from wsolbench.maps.sources import PARTS
 from wsolbench.metrics.best_threshold import Curves, best_value, correct_for_choice
@@ -379,13 +379,13 @@ def _key_points(split: SplitScores) -> Iterator[Metric]:
             yield Metric(
                 name=f"{name}@{slot + 1}",
                 rows=rows,
-                value=partial(_ratio, above=int(slot), below=PARTS + int(slot), scale=_FARTHEST),
+                value=partial(ratio, above=int(slot), below=PARTS + int(slot), scale=_FARTHEST),
             )
     hits = ImageRows(
         images="with parts",
         of=lambda part: np.stack([part.point_hit.sum(axis=1), part.point_real.sum(axis=1)], axis=1),
     )
-    yield Metric(name="keypoint_hit", rows=hits, value=partial(_ratio, above=0, below=1))
+    yield Metric(name="keypoint_hit", rows=hits, value=partial(ratio, above=0, below=1))
     for name, within in (("keypoint_distinct", np.inf), ("keypoint_covered", NEAR)):
         rows = ImageRows(images="with parts", of=partial(_distinct, within=within))
         yield Metric(name=name, rows=rows, value=_column)
@@ -397,12 +397,6 @@ def _distances(part: ImageScores, column: str) -> Float64[np.ndarray, "m s"]:
     This is the input of `slot_mean`.
     """
     return np.concatenate([np.minimum(getattr(part, column) / _FARTHEST, 1.0), part.point_real], axis=1)
-
-
-def _ratio(rates: Rates, above: int, below: int, scale: float = 1.0) -> Float64[np.ndarray, " r"]:
-    """Return one column divided by another, times `scale`, or NaN for a resample with a zero divisor."""
-    out = np.full(len(rates), np.nan)
-    return np.asarray(scale * np.divide(rates[:, above], rates[:, below], out=out, where=rates[:, below] > 0))
 
 
 def _distinct(part: ImageScores, within: float) -> Int64[np.ndarray, "m 1"]:

@@ -143,13 +143,20 @@ def level_histogram(
     return histograms(score_map, mask, ignore, _ANY_PROTOCOL)[1]
 
 
+def pixels_above(
+    histogram: Num[np.ndarray, "*r 2 256"],
+) -> tuple[Num[np.ndarray, "*r 256"], Num[np.ndarray, "*r 256"]]:
+    """Return the object pixels and the background pixels in {level >= t}, for each level t."""
+    selected = np.cumsum(histogram[..., ::-1], axis=-1)[..., ::-1]
+    return selected[..., 0, :], selected[..., 1, :]
+
+
 def pixel_iou(histogram: Num[np.ndarray, "*r 2 256"]) -> Float64[np.ndarray, "*r 256"]:
     """IoU of {level >= t} with the object for each level t: TP / (TP + FP + FN), in [0, 1].
 
     Leading axes are independent. Raises `DataError` if a histogram has no object pixel.
     """
-    selected = np.cumsum(histogram[..., ::-1], axis=-1)[..., ::-1]
-    true_positives, false_positives = selected[..., 0, :], selected[..., 1, :]
+    true_positives, false_positives = pixels_above(histogram)
     positives = true_positives[..., :1]
     if not np.all(positives > 0):
         raise DataError(

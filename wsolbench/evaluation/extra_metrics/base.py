@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from wsolbench.evaluation.scores import ImageScores, frame_mask
-from wsolbench.evaluation.split_scores import ImageRows, Metric, Rates, Summary
+from wsolbench.evaluation.split_scores import ImageRows, Metric, Summary, ratio
 from wsolbench.exceptions import UsageError, unknown_name
 from wsolbench.maps import frame_size
 from wsolbench.metrics.catalog import ExtraMetricInfo, MetricInfo, offered_metrics
@@ -177,9 +177,3 @@ def _value_and_weight(part: ImageScores, metric: str, column: int) -> Float64[np
     values = part.extra[metric][:, column]
     known = ~np.isnan(values)
     return np.stack([np.where(known, values, 0.0), known], axis=1)
-
-
-def ratio(rates: Rates) -> Float64[np.ndarray, " r"]:
-    """Return the first column divided by the second, or NaN for a resample with a zero divisor."""
-    out = np.full(len(rates), np.nan)
-    return np.asarray(np.divide(rates[:, 0], rates[:, 1], out=out, where=rates[:, 1] > 0))

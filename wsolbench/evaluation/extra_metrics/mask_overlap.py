@@ -17,6 +17,7 @@ from wsolbench.evaluation.extra_metrics.base import ExtraMetric
 from wsolbench.evaluation.scores import ImageScores
 from wsolbench.evaluation.split_scores import ImageRows, Metric, Rates, Summary
 from wsolbench.evaluation.summary import at_best
+from wsolbench.metrics.peak_iou import pixels_above
 from wsolbench.metrics.thresholds import ThresholdPolicy
 from wsolbench.records import MetricValue
 
@@ -79,21 +80,13 @@ def _dice(part: ImageScores) -> Float64[np.ndarray, "m 256"]:
     return dice(part.level_histogram)
 
 
-def selected(
-    histogram: Num[np.ndarray, "*r 2 256"],
-) -> tuple[Num[np.ndarray, "*r 256"], Num[np.ndarray, "*r 256"]]:
-    """Return the object pixels and the background pixels in {level >= t}, for each level t."""
-    counts = np.cumsum(histogram[..., ::-1], axis=-1)[..., ::-1]
-    return counts[..., 0, :], counts[..., 1, :]
-
-
 def mean_iou(histogram: Num[np.ndarray, "*r 2 256"]) -> Float64[np.ndarray, "*r 256"]:
     """Return the mean of the IoU of object and background for each level.
 
     The histogram must have an object pixel. Without a background pixel, the IoU of the background is 1 where
     nothing is called background, and 0 elsewhere.
     """
-    true_positives, false_positives = selected(histogram)
+    true_positives, false_positives = pixels_above(histogram)
     positives, negatives = true_positives[..., :1], false_positives[..., :1]
     missed = positives - true_positives
     of_object = true_positives / (positives + false_positives)
@@ -106,5 +99,5 @@ def mean_iou(histogram: Num[np.ndarray, "*r 2 256"]) -> Float64[np.ndarray, "*r 
 
 def dice(histogram: Integer[np.ndarray, "*r 2 256"]) -> Float64[np.ndarray, "*r 256"]:
     """Return the Dice coefficient of {level >= t} with the object for each level t."""
-    true_positives, false_positives = selected(histogram)
+    true_positives, false_positives = pixels_above(histogram)
     return np.asarray(2 * true_positives / (true_positives[..., :1] + true_positives + false_positives))

@@ -13,9 +13,9 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float64
 
-from wsolbench.evaluation.extra_metrics.base import ExtraMetric, ScoredImage, ratio
+from wsolbench.evaluation.extra_metrics.base import ExtraMetric, ScoredImage
 from wsolbench.evaluation.scores import ImageScores
-from wsolbench.evaluation.split_scores import ImageRows, Metric, Summary
+from wsolbench.evaluation.split_scores import ImageRows, Metric, Summary, ratio
 from wsolbench.evaluation.summary import box_curves
 from wsolbench.metrics.max_box_acc import passes
 from wsolbench.protocol import DELTA
