@@ -109,7 +109,8 @@ OURS = {
     "MEIL": "eil",
     "WhereToLook[patch=16]": "caam",
     "LIO[7x7]": "lio",
-    "BAS": "",
+    "BAS": "bas",
+    "PSOL": "",
 }
 
 

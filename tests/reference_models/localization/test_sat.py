@@ -18,6 +18,8 @@ from tests.reference_models.localization.token_models import (
     DEIT,
     SIDE,
     VIT,
+    VIT_LAST_BLOCKS,
+    VIT_WIDTH,
     losses_of_steps,
     small_model,
     square_batch,
@@ -80,9 +82,9 @@ def test_only_the_last_three_blocks_are_masked_and_the_map_is_their_mean():
     masks = []
     with torch.no_grad():
         x = torch.cat([model.backbone.run(images, until="embed"), model.location.expand(2, 1, -1)], dim=1)
-        for number, name in enumerate(model.backbone.blocks):
+        for name in model.backbone.blocks:
             block = model.backbone.steps[name]
-            if number < 9:
+            if name not in VIT_LAST_BLOCKS:
                 x = block(x)
                 continue
 
@@ -101,7 +103,7 @@ def test_only_the_last_three_blocks_are_masked_and_the_map_is_their_mean():
     # Post-processes get the keys of the masked blocks, without the location token.
     tokens = result.tokens()
     torch.testing.assert_close(tokens.patches, result.stages["patches"], atol=2e-5, rtol=1e-4)
-    assert tokens.keys.shape == (2, 192, 4, 4)
+    assert tokens.keys.shape == (2, VIT_WIDTH, 4, 4)
     assert not tokens.keys.requires_grad
 
 

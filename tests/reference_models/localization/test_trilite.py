@@ -17,9 +17,10 @@ from reference_models.localization.trilite import (
 )
 from tests.reference_models.conftest import squares
 from tests.reference_models.localization.token_models import (
-    CLASSES,
     SIDE,
     VIT,
+    VIT_LAST_BLOCKS,
+    VIT_WIDTH,
     losses_of_steps,
     small_model,
     square_batch,
@@ -66,10 +67,10 @@ def test_constant_features_are_the_same_in_every_region():
 
 def test_without_dropout_constant_features_score_alike_in_every_region():
     model = small_model("trilite").eval()
-    constant = torch.randn(2, 192, 1, 1).expand(-1, -1, 4, 4)
+    constant = torch.randn(2, VIT_WIDTH, 1, 1).expand(-1, -1, 4, 4)
     _, front, back = model.score_regions(constant)
     torch.testing.assert_close(front, back, atol=1e-5, rtol=1e-4)
-    _, front, back = model.score_regions(torch.randn(2, 192, 4, 4))
+    _, front, back = model.score_regions(torch.randn(2, VIT_WIDTH, 4, 4))
     assert not torch.allclose(front, back, atol=1e-3)
 
 
@@ -83,8 +84,8 @@ def test_the_loss_is_that_of_the_equations_written_out():
     batch = square_batch(4)
     model = small_model("trilite", alpha=7, dropout=0, class_dropout=0).train()
     with torch.no_grad():
-        x = model.backbone.run(batch.images, until="block11")
-        features = x[:, 1:].mT.reshape(4, 192, 4, 4)
+        x = model.backbone.run(batch.images, until=VIT_LAST_BLOCKS[-1])
+        features = x[:, 1:].mT.reshape(4, VIT_WIDTH, 4, 4)
         conv, norm = model.region_head
         raw = F.conv2d(features, conv.weight, padding=1)
         mean, var = raw.mean(dim=(0, 2, 3)), raw.var(dim=(0, 2, 3), unbiased=False)
@@ -140,7 +141,7 @@ def test_a_run_leaves_the_backbone_as_it_was(tmp_path, capsys):
     first = load_file(trained(tmp_path / "one"))
     second = load_file(trained(tmp_path / "two", epochs=2))
     kept = [name for name in first if name.startswith("backbone.")]
-    assert len(kept) > 100
+    assert len(kept) > 60
     assert all(torch.equal(first[name], second[name]) for name in kept)
     assert not torch.equal(first["region_head.1.running_mean"], second["region_head.1.running_mean"])
     assert "weights of this one are random" in capsys.readouterr().err
@@ -150,7 +151,7 @@ def test_features_have_a_graph_only_where_a_post_process_asks_for_one():
     model, images = small_model("trilite"), torch.randn(2, 3, SIDE, SIDE)
     for wanted in (False, True):
         result = model.localize(images, gradients=wanted)
-        assert result.stages["block11"].requires_grad is wanted
+        assert result.stages[VIT_LAST_BLOCKS[-1]].requires_grad is wanted
         assert result.logits.requires_grad is wanted
     stages, features, class_token = model.train().read(images.requires_grad_())
     assert not any(each.requires_grad for each in (*stages.values(), features, class_token))
@@ -213,7 +214,7 @@ def test_maps_are_the_foreground_for_every_class_and_labels_those_of_the_class_t
     rest = result.extra_maps["background"] + result.extra_maps["third"]
     torch.testing.assert_close(maps[:, 0] + rest, torch.ones(2, 4, 4))
     with torch.no_grad():
-        x = model.backbone.run(images, until="block11")
+        x = model.backbone.run(images, until=VIT_LAST_BLOCKS[-1])
         torch.testing.assert_close(result.logits, model.global_classifier(x[:, 0]), atol=1e-5, rtol=1e-4)
         assert torch.equal(result.penultimate, model.backbone.to_map(x))
 
@@ -227,6 +228,5 @@ def test_a_constant_image_has_a_finite_map():
 
 def test_a_few_steps_on_squares_lower_the_loss():
     model = small_model("trilite", alpha=1, dropout=0, class_dropout=0)
-    losses = losses_of_steps(model, 15, square_batch(), lr=2e-3)
-    assert CLASSES == 3
+    losses = losses_of_steps(model, 30, square_batch(), lr=1e-2)
     assert losses[-1] < 0.8 * losses[0]

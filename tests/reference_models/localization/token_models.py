@@ -13,6 +13,7 @@ from wsolbench.methods import Numerics, load_method
 
 VIT, DEIT = "timm:test_vit", "timm:deit_tiny_patch16_224"
 CLASSES, SIDE = 3, 64
+VIT_WIDTH, VIT_LAST_BLOCKS = 64, ["block3", "block4", "block5"]  # of the six of VIT
 
 
 def small_model(name: str, backbone: str = VIT, side: int = SIDE, **settings):

@@ -13,6 +13,7 @@ from reference_models.core.outputs import ForwardPass
 from reference_models.localization.cam import Cam
 from reference_models.postprocess.grad_cam_pp import pixel_weights
 from tests.reference_models.conftest import squares
+from tests.reference_models.localization.token_models import VIT, VIT_LAST_BLOCKS
 from tests.reference_models.postprocess.gradient_networks import (
     ASKED,
     KINDS,
@@ -25,8 +26,6 @@ from wsolbench.exceptions import UsageError
 from wsolbench.maps.sources import ModelSource
 from wsolbench.methods import Numerics, load_post
 from wsolbench.protocol import EvalProtocol
-
-VIT = "timm:test_vit"
 
 
 # --- against definitions ------------------------------------------------------------------------------------
@@ -261,11 +260,11 @@ def test_an_image_without_features_has_a_map_of_zeros(kind):
     assert not found.any()
 
 
-@pytest.mark.parametrize("stage", ["block9", "-3", "patches"])
+@pytest.mark.parametrize("stage", [VIT_LAST_BLOCKS[0], "-3", "patches"])
 def test_gradients_reach_every_stage_of_a_vision_transformer(stage):
     """The stage is a view of the patch tokens; the reference differentiates by all tokens."""
     model, images = network("conv", VIT, grid="tokens"), torch.randn(2, 3, 64, 64)
-    backbone, name = model.backbone, {"-3": "block10"}.get(stage, stage)
+    backbone, name = model.backbone, {"-3": VIT_LAST_BLOCKS[1]}.get(stage, stage)
     with torch.no_grad():
         entered = backbone.run(images, until=name)
     leaf = entered.clone().requires_grad_()
@@ -285,7 +284,7 @@ def test_gradients_reach_every_stage_of_a_vision_transformer(stage):
 def test_stages_of_a_vision_transformer_are_the_same_with_and_without_gradients():
     model, images = network("fc", VIT, grid="tokens"), torch.randn(2, 3, 64, 64)
     plain, differentiable = (model.localize(images, gradients=gradients) for gradients in (False, True))
-    assert list(plain.stages) == list(differentiable.stages) == ["block9", "block10", "block11", "patches"]
+    assert list(plain.stages) == list(differentiable.stages) == [*VIT_LAST_BLOCKS, "patches"]
     assert all(torch.equal(plain.stages[name], differentiable.stages[name]) for name in plain.stages)
     assert torch.equal(plain.logits, differentiable.logits)
 
@@ -294,7 +293,8 @@ def test_before_a_layer_norm_the_channels_of_hirescam_cancel():
     """Layer norm ignores the length of a token, so its score has no slope in that direction."""
     model, images = network("fc", VIT, grid="tokens"), torch.randn(2, 3, 64, 64)
     signed, positive = (
-        maps(kind, model, images, ASKED, stage="block11") for kind in ("hirescam", "grad-cam-elementwise")
+        maps(kind, model, images, ASKED, stage=VIT_LAST_BLOCKS[-1])
+        for kind in ("hirescam", "grad-cam-elementwise")
     )
     assert signed.abs().max() < 1e-5 * positive.max()
 
