@@ -27,7 +27,6 @@ from wsolbench.maps.sources import ModelSource
 from wsolbench.methods import Numerics, load_post
 from wsolbench.protocol import EvalProtocol
 
-
 # --- against definitions ------------------------------------------------------------------------------------
 
 
