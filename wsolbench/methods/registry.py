@@ -91,18 +91,28 @@ def methods_in(package: str, task: str) -> list[MethodInfo]:
         }
         # Read each file's text, without importing it.
         for stem, path in sorted({**own_files, **own_folders}.items()):
-            file = ast.parse(path.read_text(encoding="utf-8"))
+            summary, paper, group = _read_head(path.read_text(encoding="utf-8"))
+            if group and group not in GROUPS:
+                raise UsageError(f"{path} has {GROUP} = {group!r}; expected one of {', '.join(GROUPS)}")
             rows.append(
                 MethodInfo(
                     name=stem.replace("_", "-"),
-                    summary=(ast.get_docstring(file) or "").partition("\n")[0].rstrip("."),
+                    summary=summary,
                     task=task,
                     module=f"{package}.{stem}" if stem in own_files else f"{package}.{stem}.{path.stem}",
-                    paper=_constant(file, PAPER),
-                    group=_group_of(file, path),
+                    paper=paper,
+                    group=group,
                 )
             )
     return rows
+
+
+@cache  # commands list the methods many times, and parsing all files takes half a second
+def _read_head(text: str) -> tuple[str, str, str]:
+    """Return the summary, the paper and the group that a file's text states; empty where it states none."""
+    file = ast.parse(text)
+    summary = (ast.get_docstring(file) or "").partition("\n")[0].rstrip(".")
+    return summary, _constant(file, PAPER), _constant(file, GROUP)
 
 
 def _constant(file: ast.Module, wanted: str) -> str:
@@ -114,14 +124,6 @@ def _constant(file: ast.Module, wanted: str) -> str:
             ):
                 return key
     return ""
-
-
-def _group_of(file: ast.Module, path: Path) -> str:
-    """Return the group that a file states, or an empty string. Raises `UsageError` for an unknown group."""
-    group = _constant(file, GROUP)
-    if group and group not in GROUPS:
-        raise UsageError(f"{path} has {GROUP} = {group!r}; expected one of {', '.join(GROUPS)}")
-    return group
 
 
 def list_methods() -> list[MethodInfo]:
