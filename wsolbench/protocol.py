@@ -11,8 +11,10 @@ Presets and their sources: `wsoleval` (clovaai/wsolevaluation, the default), `sp
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -260,7 +262,8 @@ class EvalProtocol(Ranged):
         A normalisation rule that has changed is stored with its version. Without a version, a stored `pas` or
         `ivr` is version 1.
         """
-        values = tuples_to_lists(asdict(self))
+        # Not `asdict`: it copies each threshold, which takes most of the time of reading a folder of records.
+        values = tuples_to_lists({item.name: getattr(self, item.name) for item in fields(self)})
         values["taus"] = _grid_to_json(self.taus)
         first = {now: before for before, now in _FIRST_RULES.items()}
         if self.normalize in first:
@@ -348,6 +351,12 @@ class DetectionProtocol(Ranged):
 
 def protocol_from_json(values: dict[str, Any]) -> EvalProtocol | DetectionProtocol:
     """Read a stored protocol of either class. Raises `UsageError` for unknown and missing fields."""
+    return _parse_protocol(json.dumps(values))
+
+
+@lru_cache(maxsize=256)  # many records share few protocols, and checking thousands of thresholds takes long
+def _parse_protocol(text: str) -> EvalProtocol | DetectionProtocol:
+    values = json.loads(text)
     if "detection" not in _check_stored(values):
         return EvalProtocol.from_json(values)
     _check_names(set(values), {"name", "detection"})
@@ -357,12 +366,19 @@ def protocol_from_json(values: dict[str, Any]) -> EvalProtocol | DetectionProtoc
 
 
 def _grid_to_json(taus: tuple[float, ...]) -> Any:
+    grid = _find_grid(taus)
+    return list(taus) if grid is None else dict(zip(("start", "stop", "step"), grid, strict=True))
+
+
+@lru_cache(maxsize=256)
+def _find_grid(taus: tuple[float, ...]) -> tuple[float, float, float] | None:
+    """Return start, stop and step with which `tau_grid` gives these thresholds, or None."""
     if len(taus) > 2:
         step = round(taus[1] - taus[0], 6)
         stop = round(taus[-1] + step, 6)
         if step > 0 and (stop - taus[0]) / step < len(taus) + 1 and tau_grid(step, stop, taus[0]) == taus:
-            return {"start": taus[0], "stop": stop, "step": step}
-    return list(taus)
+            return taus[0], stop, step
+    return None
 
 
 _COMPONENT_8 = {
