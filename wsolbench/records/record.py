@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ class RunRecord:
         name = "_".join(file_name(part) for part in parts if part)
         return Path(_cut(file_name(self.dataset["name"]))) / f"{_cut(name)}_{digest[:8]}.json"
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Digest of key and results. It does not cover date, speed and machine."""
         return sha256_of_json({**self.key, "metrics": [_metric_to_json(metric) for metric in self.metrics]})

@@ -266,16 +266,31 @@ class KilledError(Exception):
     """Where a run is broken off."""
 
 
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> str:
+    return weights_of_another_method(tmp_path_factory.mktemp("start"))
+
+
+def from_start(folder: Path, start: str, combine: str) -> TrainRequest:
+    settings = {"rounds": "3", "shrinkage": "1", "combine": combine}
+    return request(folder, weights=start, epochs=9, settings=settings)
+
+
+@pytest.fixture(scope="module")
+def unbroken(start, tmp_path_factory) -> dict[str, Path]:
+    """The checkpoint of an unbroken run for each way to combine."""
+    return {
+        combine: BoostCnn.fit(from_start(tmp_path_factory.mktemp(combine), start, combine))
+        for combine in ("boost", "mean")
+    }
+
+
 @pytest.mark.parametrize("where", ["first step", "middle of a round", "end of a round", "in the pass"])
 @pytest.mark.parametrize("combine", ["boost", "mean"])
-def test_an_interrupted_run_ends_with_the_bytes_of_an_unbroken_one(where, combine, tmp_path, monkeypatch):
-    start = weights_of_another_method(tmp_path / "start")
-    settings = {"rounds": "3", "shrinkage": "1", "combine": combine}
-
-    def of(name: str) -> TrainRequest:
-        return request(tmp_path / name, weights=start, epochs=9, settings=settings)
-
-    whole = BoostCnn.fit(of("whole"))
+def test_an_interrupted_run_ends_with_the_bytes_of_an_unbroken_one(
+    where, combine, start, unbroken, tmp_path, monkeypatch
+):
+    whole, killed = unbroken[combine], from_start(tmp_path, start, combine)
     # Epochs 3 to 5 are the second round. Its pass is at the end of epoch 5.
     breaks = {
         "first step": (3, 0),
@@ -300,11 +315,10 @@ def test_an_interrupted_run_ends_with_the_bytes_of_an_unbroken_one(where, combin
         patch.setattr(BoostCnn, "loss", broken_loss)
         patch.setattr(BoostCnn, "after_epoch", broken_after)
         with pytest.raises(KilledError):
-            BoostCnn.fit(of("killed"))
-    assert (tmp_path / "killed" / STATE).exists()
-    again = BoostCnn.fit(of("killed"))
-    assert again.read_bytes() == whole.read_bytes()
-    assert (tmp_path / "killed" / BEST).read_bytes() == (tmp_path / "whole" / BEST).read_bytes()
+            BoostCnn.fit(killed)
+    assert (tmp_path / STATE).exists()
+    assert BoostCnn.fit(killed).read_bytes() == whole.read_bytes()
+    assert (tmp_path / BEST).read_bytes() == whole.with_name(BEST).read_bytes()
     net = BoostCnn.load(whole, device="cpu")
     assert (net.steps > 0).all()
 

@@ -68,7 +68,7 @@ def trained(tmp_path_factory) -> Coseq:
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("coseq")
         patch.setenv("WSOLBENCH_CACHE", str(folder / "cache"))
-        path = Coseq.fit(request(folder / "run", epochs=12))
+        path = Coseq.fit(request(folder / "run", epochs=36))
     return Coseq.load(path, device="cpu")
 
 
