@@ -1,7 +1,7 @@
 """Training recipes of methods on vision transformers.
 
 All of them are AdamW with one rate for all layers, and crops of 224 of 256 pixels, mirrored at random. The
-three that fine-tune a DeiT also share weight decay 0.05 for matrices and kernels only, and blocks that are
+four that fine-tune a DeiT also share weight decay 0.05 for matrices and kernels only, and blocks that are
 skipped with a probability of up to 0.1.
 
 Departures from the sources
@@ -12,8 +12,12 @@ Departures from the sources
     decay       SAT's wrapper for several GPUs hides the list of parameters without decay, so its class token,
                 location token and positions do decay. Over its 720 steps on CUB that is less than 0.4 %.
     schedule    SAT computes a cosine schedule and never applies it: `--set recipe.schedule=cosine` does.
-                TS-CAM and SCM drop the rate before each epoch whose number, from 1, one of their steps
-                divides: also before the last one. SCM's steps on ILSVRC were not found; TS-CAM's are used.
+                TS-CAM, SCM and TRT drop the rate before each epoch whose number, from 1, one of their
+                steps divides: also before the last one. SCM's steps on ILSVRC were not found; TS-CAM's are
+                used. TRT has two stages, whose epochs are counted apart; its milestones are fractions of a
+                stage.
+    views       TRT on ILSVRC draws crops of 80 to 100 % of the area, and adds RandAugment, jitter of colours
+                and random erasing.
     batch       SCM's file for CUB has 256 images a step.
 """
 
@@ -106,6 +110,21 @@ TOKEN_RECIPES: Mapping[str, Recipe] = MappingProxyType(
             batch_size=512,
             lr=1e-6,
             milestones=(10 / 20, 12 / 20, 20 / 20),
+        ),
+        "trt_cub": replace(
+            _TS_CAM,
+            source="su-hui-zz/ReAttentionTransformer, CUB configurations: 30 and 20 epochs",
+            epochs=30 + 20,
+            milestones=(1 / 2, 2 / 2),
+        ),
+        "trt_ilsvrc": replace(
+            _TS_CAM,
+            source="su-hui-zz/ReAttentionTransformer, ILSVRC configurations: 12 and 12 epochs",
+            epochs=12 + 12,
+            batch_size=512,
+            lr=5e-4,
+            milestones=tuple(epoch / 12 for epoch in range(2, 13, 2)),
+            gamma=0.4,
         ),
     }
 )

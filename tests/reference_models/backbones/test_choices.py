@@ -304,6 +304,7 @@ OF_TOKENS = """
 scm               timm:deit_small_patch16_224     scm_cub      scm_ilsvrc      tokens  -
 sat               timm:deit_small_patch16_224     sat_cub      sat_ilsvrc      tokens  -
 trilite           timm:vit_small_patch14_dinov2   trilite_cub  trilite_ilsvrc  tokens  224
+trt               timm:deit_base_patch16_224      trt_cub      trt_ilsvrc      tokens  -
 ts-cam            timm:deit_small_patch16_224     ts_cam_cub   ts_cam_ilsvrc   tokens  -
 """
 """The same columns, of methods that need a vision transformer; their size is also that of ILSVRC."""
