@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -40,6 +42,15 @@ class Batch:
     step: int
     generator: torch.Generator
     masks: Tensor | None = None
+
+
+@runtime_checkable
+class ImagePasses(Protocol):
+    """Callable that makes one pass over the training images, whole and without augmentation."""
+
+    def __call__(self, chosen: Int[np.ndarray, " n"] | None = None) -> Iterator[Batch]:
+        """Yield the batches of the images at the `chosen` positions, in this order. None: of all images."""
+        ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
