@@ -28,8 +28,8 @@ class Batch:
         indices: (B,) positions of the images in the training split.
         epoch, epochs: the current epoch, counted from 0, and their number.
         step: optimiser steps before this one, over the whole run.
-        masks: (B, H, W) in [0, 1], ground-truth masks or filled boxes, transformed with the images. None
-            unless the method has a `mask_source`.
+        masks: (B, H, W) in [0, 1], masks or filled boxes of `Model.training_targets`, transformed with the
+            images. None unless the method has a `mask_source`.
         generator: source of all randomness of the method, on the device of the images, seeded by (seed,
             epoch).
     """

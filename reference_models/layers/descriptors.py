@@ -48,19 +48,22 @@ class Direction:
         return torch.einsum("bdhw,d->bhw", centred, self.axis)
 
 
-def pool_descriptors(features: Float[Tensor, "b d H W"], cells: int, *, who: str) -> Float[Tensor, "b d h w"]:
-    """Return features on at most `cells` x `cells` cells, in float32. A finer grid is max-pooled.
+def pool_descriptors(features: Float[Tensor, "b d H W"], cells: int) -> Float[Tensor, "b d h w"]:
+    """Return features on at most `cells` x `cells` cells, in float32. A finer grid is max-pooled."""
+    height, width = features.shape[2:]
+    pooled: Tensor = F.adaptive_max_pool2d(features.float(), (min(height, cells), min(width, cells)))
+    return pooled
 
-    Raises `UsageError` with the name of the method if the grid has no inner cells.
-    """
+
+def check_inner_cells(features: Float[Tensor, "b d h w"], *, who: str) -> Float[Tensor, "b d h w"]:
+    """Return the features. Raises `UsageError` with the name of the method if their grid has no inner cells."""
     height, width = features.shape[2:]
     if min(height, width) < 3:
         raise UsageError(
             f"method {who!r} compares inner cells with those of the border; the features have "
             f"{height}x{width} cells, expected at least 3x3. Use larger images"
         )
-    pooled: Tensor = F.adaptive_max_pool2d(features.float(), (min(height, cells), min(width, cells)))
-    return pooled
+    return features
 
 
 def border_excess(features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d"]:

@@ -36,6 +36,7 @@ The paper's text was not at hand.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -48,7 +49,7 @@ from reference_models.base.localizer import Localizer
 from reference_models.core.backbone import Backbone, read_profile
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import ForwardPass, ImagePasses
-from reference_models.layers.descriptors import pool_descriptors, principal_direction
+from reference_models.layers.descriptors import check_inner_cells, pool_descriptors, principal_direction
 from wsolbench.ranges import Range
 from wsolbench.system.progress import track
 from wsolbench.types import Dataset
@@ -92,20 +93,25 @@ class Ddt(Localizer):
         return 448 if read_profile(backbone).kin in ("vgg", "resnet") else None
 
     def measure(self, train: Dataset, passes: ImagePasses) -> None:
-        """Fill m and v of each class, in one pass."""
+        """Fill m and v of each class, in one pass.
+
+        Raises `UsageError` if the grid is too small for the rule of the sign.
+        """
         labels = np.array([sample.label for sample in train.samples])
         for label in track(np.unique(labels), "finding directions", unit="classes"):
-            images = (batch.images for batch in passes(np.flatnonzero(labels == label)))
-            found = principal_direction(self.descriptors(some)[1] for some in images)
+            chosen = passes(np.flatnonzero(labels == label))
+            found = principal_direction(
+                check_inner_cells(self.descriptors(batch.images)[1], who=self.method_name) for batch in chosen
+            )
             self.mean[label], self.axis[label] = found.mean, found.axis  # (1), (2)
 
     def descriptors(
         self, images: Float[Tensor, "b 3 H W"]
-    ) -> tuple[dict[str, Tensor], Float[Tensor, "b d h w"]]:
+    ) -> tuple[OrderedDict[str, Tensor], Float[Tensor, "b d h w"]]:
         """Return the stages, and F."""
         stages = self.backbone.stages(images)
         last = next(reversed(stages.values()))
-        return stages, pool_descriptors(last, self.config.cells, who=self.method_name)
+        return stages, pool_descriptors(last, self.config.cells)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> ForwardPass:
         """Return M for every class, the features, and no logits."""

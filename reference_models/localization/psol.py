@@ -1,4 +1,4 @@
-"""PSOL: regress one box, learned from boxes that the images of a class share.
+"""PSOL: regress one box, learned from boxes of the class's images.
 
 C.-L. Zhang, Y.-H. Cao, J. Wu, "Rethinking the route towards weakly supervised object localization", CVPR
 2020. Values and steps are those of the authors' code (tzzcl/PSOL).
@@ -68,7 +68,12 @@ from reference_models.core.backbone import Backbone, read_profile
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass, Proposals
 from reference_models.core.recipes import Recipe
-from reference_models.layers.descriptors import largest_box, pool_descriptors, principal_direction
+from reference_models.layers.descriptors import (
+    check_inner_cells,
+    largest_box,
+    pool_descriptors,
+    principal_direction,
+)
 from reference_models.training.passes import Passes
 from wsolbench.exceptions import UsageError
 from wsolbench.maps.masks import MaskSource
@@ -234,7 +239,12 @@ class Psol(Localizer):
 
     def find_boxes(self, passes: Passes, chosen: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n 4"]:
         """Return b of the images of one class, eqs. (1) and (2)."""
-        batches = keep_if_small(lambda: (self.descriptors(batch.images) for batch in passes(chosen)))
+        batches = keep_if_small(
+            lambda: (
+                check_inner_cells(self.descriptors(batch.images), who=self.method_name)
+                for batch in passes(chosen)
+            )
+        )
         direction = principal_direction(batches())
         heats = (heat for features in batches() for heat in direction.heat(features).cpu().numpy())  # (1)
         return np.stack([largest_box(heat) for heat in heats])  # (2)
@@ -242,7 +252,7 @@ class Psol(Localizer):
     def descriptors(self, images: Float[Tensor, "n 3 S S"]) -> Float[Tensor, "n d h w"]:
         """Return F, the features of the last stage on at most `cells` x `cells` cells."""
         features = next(reversed(self.backbone.stages(images).values()))
-        return pool_descriptors(features, self.config.cells, who=self.method_name)
+        return pool_descriptors(features, self.config.cells)
 
     def fit_buffers(self, tensors: Mapping[str, Tensor]) -> None:
         """Make room for the pseudo boxes of a checkpoint."""

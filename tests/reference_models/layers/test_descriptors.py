@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from reference_models.layers.descriptors import (
     border_excess,
+    check_inner_cells,
     largest_box,
     pool_descriptors,
     principal_direction,
@@ -141,7 +142,7 @@ def test_cells_that_touch_at_a_corner_are_one_component():
 def test_a_finer_grid_is_max_pooled_and_a_coarser_one_stays():
     features = torch.randn(2, 3, 28, 28)
     pooled = torch.nn.functional.max_pool2d(features, 2)
-    assert torch.equal(pool_descriptors(features, 14, who="psol"), pooled)
-    assert torch.equal(pool_descriptors(features[..., :5, :9], 14, who="psol"), features[..., :5, :9])
+    assert torch.equal(pool_descriptors(features, 14), pooled)
+    assert torch.equal(pool_descriptors(features[..., :5, :9], 14), features[..., :5, :9])
     with pytest.raises(UsageError, match=r"method 'psol'.*have 2x9 cells, expected at least 3x3"):
-        pool_descriptors(features[..., :2, :9], 14, who="psol")
+        check_inner_cells(features[..., :2, :9], who="psol")

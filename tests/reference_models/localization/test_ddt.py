@@ -10,7 +10,7 @@ import torch
 
 from reference_models.layers.descriptors import principal_direction
 from reference_models.localization.ddt import Ddt, DdtConfig
-from tests.reference_models.conftest import toy_backbone
+from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import TrainRequest, load_method
 from wsolbench.testing import squares
@@ -88,5 +88,7 @@ def test_networks_of_the_papers_see_448_pixels():
 
 
 def test_a_grid_without_inner_cells_is_refused():
+    model, batch = Ddt(toy_backbone(), 3, DdtConfig()).eval(), toy_batch(3, classes=3)
+    batch = replace(batch, images=batch.images[..., :8, :8])
     with pytest.raises(UsageError, match=r"method 'ddt'.*2x2 cells, expected at least 3x3"):
-        Ddt(toy_backbone(), 3, DdtConfig()).eval().localize(torch.zeros(1, 3, 8, 8))
+        model.measure(squares(3), lambda chosen: iter([batch]))
