@@ -56,7 +56,10 @@ def pool_descriptors(features: Float[Tensor, "b d H W"], cells: int) -> Float[Te
 
 
 def check_inner_cells(features: Float[Tensor, "b d h w"], *, who: str) -> Float[Tensor, "b d h w"]:
-    """Return the features. Raises `UsageError` with the name of the method if their grid has no inner cells."""
+    """Return the features.
+
+    Raises `UsageError` with the name of the method if their grid has no inner cells.
+    """
     height, width = features.shape[2:]
     if min(height, width) < 3:
         raise UsageError(
