@@ -5,7 +5,7 @@ Every hook that a method file may override has its default here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from reference_models.core.backbone import Backbone, load_backbone, make_empty_backbone, read_profile
 from reference_models.core.config import MethodConfig, parse_settings, split_settings, to_json
 from reference_models.core.objectives import Objective
-from reference_models.core.outputs import Batch, ForwardPass
+from reference_models.core.outputs import Batch, ForwardPass, ImagePasses
 from reference_models.core.recipes import RECIPES, Recipe, default_recipe
 from reference_models.core.tokens import require_tokens
 from wsolbench.exceptions import unknown_name
@@ -125,11 +125,19 @@ class Model(nn.Module):
         Called before the tensors of a checkpoint, or of an interrupted run, are copied into a new model.
         """
 
-    def measure(self, train: Dataset, passes: Callable[[], Iterator[Batch]]) -> None:
+    def training_targets(self, train: Dataset) -> Dataset:
+        """Return the training split with the boxes and masks that `Batch.masks` is made of.
+
+        The default is the ground truth. A method that finds boxes itself in `before_training`, which is
+        called first, returns the images with these boxes.
+        """
+        return train
+
+    def measure(self, train: Dataset, passes: ImagePasses) -> None:
         """Fill the buffers, for methods that learn from `statistics`. Gradients are disabled.
 
-        `train` has the boxes of its images. Each call of `passes` is one pass over the images, in their order
-        and without augmentation. The checkpoint stores the buffers.
+        `train` has the boxes of its images. Each call of `passes` is one pass over the images, or over chosen
+        ones. The checkpoint stores the buffers.
         """
         raise NotImplementedError
 

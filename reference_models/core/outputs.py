@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -26,8 +28,8 @@ class Batch:
         indices: (B,) positions of the images in the training split.
         epoch, epochs: the current epoch, counted from 0, and their number.
         step: optimiser steps before this one, over the whole run.
-        masks: (B, H, W) in [0, 1], ground-truth masks or filled boxes, transformed with the images. None
-            unless the method has a `mask_source`.
+        masks: (B, H, W) in [0, 1], masks or filled boxes of `Model.training_targets`, transformed with the
+            images. None unless the method has a `mask_source`.
         generator: source of all randomness of the method, on the device of the images, seeded by (seed,
             epoch).
     """
@@ -40,6 +42,15 @@ class Batch:
     step: int
     generator: torch.Generator
     masks: Tensor | None = None
+
+
+@runtime_checkable
+class ImagePasses(Protocol):
+    """Callable that makes one pass over the training images, whole and without augmentation."""
+
+    def __call__(self, chosen: Int[np.ndarray, " n"] | None = None) -> Iterator[Batch]:
+        """Yield the batches of the images at the `chosen` positions, in this order. None: of all images."""
+        ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

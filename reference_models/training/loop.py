@@ -146,11 +146,14 @@ def fit(method: type[Model], request: TrainRequest) -> Path:
 
 def _train(run: Run, request: TrainRequest) -> None:
     """Run the remaining epochs and write the checkpoints."""
+    # Data that the method needs, then equal weights in all processes.
+    run.model.before_training(request.train)
+    broadcast_from_first([*run.model.parameters(), *run.model.buffers()], run.here)
     # Readers of both splits, which share the memory for images.
     size, room, shared = run.model.input_spec.size, cache_budget(request.cache), run.recipe.short_side
     with contextlib.ExitStack() as stack:
         reader = ImageReader(
-            request.train,
+            run.model.training_targets(request.train),
             max(size, round(size * run.recipe.resize)),
             workers=request.workers,
             cache_bytes=room // 2 if shared else room,
@@ -174,10 +177,7 @@ def _run_epochs(
 ) -> None:
     """Run the remaining epochs and write the checkpoints."""
     epochs, here = run.recipe.epochs, run.here
-    # Data that the method needs, then equal weights in all processes.
     labels = np.array([sample.label for sample in request.train.samples], dtype=np.int64)
-    run.model.before_training(request.train)
-    broadcast_from_first([*run.model.parameters(), *run.model.buffers()], here)
     images = sum(
         map(
             len,

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from jaxtyping import Int
 
 from reference_models.core.model import Model
 from reference_models.core.outputs import Batch
@@ -35,28 +36,31 @@ class Passes:
     seed: int = 0
     cache: float | None = None
     """As in `TrainRequest`."""
+    size: int | None = None
+    """Side of the images. None: the model's input size."""
+    with_masks: bool = True
+    """Whether batches have masks if the model needs them. False: they have none."""
 
     @cached_property
     def reader(self) -> ImageReader:
-        """Reader of the images at the model's input size, with masks if the model needs them."""
-        size = self.model.input_spec.size
+        """Reader of the resized images."""
         return ImageReader(
             self.train,
-            size,
+            self.size or self.model.input_spec.size,
             workers=self.workers,
             cache_bytes=cache_budget(self.cache),
-            masks=self.model.mask_source,
+            masks=self.model.mask_source if self.with_masks else None,
         )
 
     @property
     def count(self) -> int:
-        """Number of batches of a pass."""
+        """Number of batches of a pass over all images."""
         return -(-len(self.train) // self.batch_size)
 
-    def __call__(self) -> Iterator[Batch]:
-        """Yield the batches of one pass."""
-        count, size = len(self.train), self.batch_size
-        batches = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
+    def __call__(self, chosen: Int[np.ndarray, " n"] | None = None) -> Iterator[Batch]:
+        """Yield the batches of one pass over the images at the `chosen` positions. None: over all images."""
+        order, size = np.arange(len(self.train)) if chosen is None else chosen, self.batch_size
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
         generator = torch.Generator(device=self.device).manual_seed(mix_seeds(self.seed, 0, 1))
         labels = np.array([sample.label for sample in self.train.samples], dtype=np.int64)
         arriving = uploaded(

@@ -110,7 +110,7 @@ OURS = {
     "WhereToLook[patch=16]": "caam",
     "LIO[7x7]": "lio",
     "BAS": "bas",
-    "PSOL": "",
+    "PSOL": "psol",
 }
 
 
