@@ -31,11 +31,16 @@ def test_values_are_those_of_the_cpu_also_through_modules_views_and_changes_in_p
     assert gpu.events == []
 
 
-def test_mixed_precision_is_that_of_a_gpu(gpu: FakeCuda) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_is_that_of_a_gpu(gpu: FakeCuda, dtype: torch.dtype) -> None:
     linear, x = gpu.move(nn.Linear(3, 4)), torch.ones(2, 3, device="cuda")
-    with torch.autocast("cuda", torch.bfloat16):
-        assert linear(x).dtype == torch.bfloat16
-        assert F.softmax(linear(x), dim=1).dtype == torch.float32
+    with torch.autocast("cuda", dtype):
+        scores = linear(x)
+        assert scores.dtype == dtype
+        for function in (F.softmax, F.log_softmax):
+            found = function(scores, dim=1)
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(gpu.values(found), function(gpu.values(scores).float(), dim=1))
     assert linear(x).dtype == torch.float32
 
 

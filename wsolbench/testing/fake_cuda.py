@@ -30,6 +30,8 @@ from torch.utils._pytree import tree_iter, tree_map
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 Kind = Literal["read", "copy", "generator"]
 
+_SOFTMAXES = {"aten::_softmax", "aten::_log_softmax"}
+"""Operators that can turn float16 into float32 on a GPU, but not on a CPU."""
 _COPIES = ("aten::_to_copy", "aten::copy_", "aten::_copy_from")
 _READS = (
     "aten::_local_scalar_dense",
@@ -209,6 +211,8 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
         real_args, real_kwargs = tree_map(_real, (args, kwargs))
         if target == "cuda":
             real_kwargs["device"] = CPU
+        if name in _SOFTMAXES and real_args[2]:
+            real_args = (real_args[0].float(), real_args[1], False)
         result = func(*real_args, **real_kwargs)
         if name == "aten::copy_":
             return args[0]
