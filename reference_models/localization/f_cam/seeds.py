@@ -96,8 +96,9 @@ def draw_seeds(
     region = foreground_region(levels, erosion).flatten(1)
     inside = squares_around(pick_member(region, draws[:, 0]), side, height, width)
     outside = squares_around(pick_lowest(maps.flatten(1), background, draws[:, 1]), side, height, width)
-    # Sets that exist.
+    # Sets that exist, without what belongs to both.
     flat = levels.flatten(1)
-    inside = inside & region.any(dim=1)[:, None, None]
-    outside = outside & (flat.amax(dim=1) > flat.amin(dim=1))[:, None, None]
+    varies = flat.amax(dim=1) > flat.amin(dim=1)
+    inside = inside & (varies & region.any(dim=1))[:, None, None]
+    outside = outside & varies[:, None, None]
     return inside & ~outside, outside & ~inside

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import math
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,7 @@ from reference_models.localization.f_cam.seeds import draw_seeds
 from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import TrainRequest, load_method
-from wsolbench.testing import run_check
+from wsolbench.testing import run_check, squares
 
 CLASSES = 5
 SMALL = {"erosion": 3}
@@ -82,8 +83,8 @@ def test_an_empty_foreground_is_the_most_expensive_one():
     ]
     assert prices[2] == min(prices)
     assert prices == pytest.approx(prices[::-1], rel=1e-5)
-    assert prices[2] == pytest.approx(-torch.tensor(128.0).log(), rel=1e-5)  # half of the pixels each
-    assert prices[0] == pytest.approx((1 - torch.tensor(256.0).log()) / 2, rel=1e-5)
+    assert prices[2] == pytest.approx(-math.log(128), rel=1e-5)  # half of the pixels each
+    assert prices[0] == pytest.approx((1 - math.log(256)) / 2, rel=1e-5)
 
 
 def test_an_empty_foreground_has_a_finite_gradient_towards_more():
@@ -198,23 +199,21 @@ def test_every_cell_of_the_next_grid_has_the_nearest_feature():
 
 
 @pytest.mark.parametrize(
-    ("backbone", "settings", "inputs", "skips"),
+    ("backbone", "grid", "inputs", "skips"),
     [
-        ("resnet50", {}, 2048, (64, 256, 512, 1024)),
-        ("vgg16", {"grid": "std28"}, 1024, (128, 256)),
-        ("vgg16", {}, 1024, (128, 256, 512)),
-        ("inception_v3", {}, 768, (64, 80, 288)),
-        ("efficientnet_lite0", {}, 1280, (16, 24, 40, 112)),
+        ("resnet50", "std28", 2048, (64, 256, 512, 1024)),
+        ("vgg16", "std28", 1024, (128, 256)),
+        ("vgg16", "std14", 1024, (128, 256, 512)),
     ],
 )
-def test_the_decoder_joins_the_steps_of_the_released_one(backbone, settings, inputs, skips):
+def test_the_decoder_joins_the_steps_of_the_released_one(backbone, grid, inputs, skips):
+    method = load_method("f-cam")
     with torch.device("meta"):
-        model = load_method("f-cam").create(
-            backbone=backbone, num_classes=20, weights="none", settings=settings
-        )
-        maps = model.localize(torch.zeros(1, 3, 224, 224)).maps_of(torch.zeros(1, 1, dtype=torch.int64))
-    assert maps.shape == (1, 1, 224, 224)
-    assert tuple(skip.channels for skip in model.skips) == skips
+        model = method.create(backbone=backbone, num_classes=20, weights="none", settings={"grid": grid})
+        _, found, head = model.features(torch.zeros(1, 3, 224, 224))
+        scores = model.decoder(head.penultimate, found, (224, 224))
+    assert scores.shape == (1, 2, 224, 224)
+    assert tuple(skip.shape[1] for skip in found) == skips
     widths = (256, 128, 64, 32, 16)[: len(skips) + 1]
     convolutions = [block[0] for block in model.decoder.blocks]
     assert tuple(each.out_channels for each in convolutions) == widths
@@ -224,10 +223,9 @@ def test_the_decoder_joins_the_steps_of_the_released_one(backbone, settings, inp
     assert [each.in_channels for each in centre] == ([1024, 1024] if backbone == "vgg16" else [])
 
 
-@pytest.mark.parametrize("name", ["timm:resnet10t", "timm:vit_tiny_patch16_224", "timm:test_vit"])
-def test_networks_of_timm_have_the_ends_of_their_stages(name):
-    settings = {"grid": "tokens"} if "vit" in name else {}
-    model = load_method("f-cam").create(backbone=name, num_classes=3, weights="none", settings=settings)
+@pytest.mark.parametrize(("name", "grid"), [("timm:test_resnet", "std14"), ("timm:test_vit", "tokens")])
+def test_networks_of_timm_have_the_ends_of_their_stages(name, grid):
+    model = load_method("f-cam").create(backbone=name, num_classes=3, weights="none", settings={"grid": grid})
     assert [skip.name for skip in model.skips] == [stage.name for stage in model.backbone.layout[:-1]]
     images = torch.randn(2, 3, 64, 64)
     terms = model.train().loss(replace(toy_batch(2, classes=3), images=images))
@@ -284,19 +282,21 @@ def test_the_classifier_is_the_same_to_the_bit_after_the_second_stage(
 
     monkeypatch.setattr(FCam, "on_epoch", watch)
     method = load_method("f-cam")
-    model = method.load(method.fit(request(train_set, tmp_path, val=val_set)), device="cpu")
+    model = method.load(method.fit(request(train_set, tmp_path, epochs=8, val=val_set)), device="cpu")
     found = model.state_dict()
     own = [name for name in found if name.startswith(("backbone.", "head."))]
     assert any("running_mean" in name for name in own)
-    assert all(torch.equal(found[name], states[2][name]) for name in own)
-    assert not all(torch.equal(states[2][name], states[0][name]) for name in own)
+    assert all(torch.equal(found[name], states[4][name]) for name in own)
+    assert not all(torch.equal(states[4][name], states[0][name]) for name in own)
     decoder = [name for name in found if name.startswith("decoder.")]
-    assert all(torch.equal(states[2][name], states[0][name]) for name in decoder)
-    assert not any(torch.equal(found[name], states[2][name]) for name in decoder if name.endswith("weight"))
+    assert all(torch.equal(states[4][name], states[0][name]) for name in decoder)
+    assert not any(torch.equal(found[name], states[4][name]) for name in decoder if name.endswith("weight"))
     # The log has the terms of each stage; nothing is validated.
     rows = list(csv.DictReader((tmp_path / "log.csv").open()))
-    assert [bool(row["cross_entropy"]) for row in rows] == [True, True, False, False]
-    assert [bool(row["seeds"]) for row in rows] == [False, False, True, True]
+    assert [bool(row["cross_entropy"]) for row in rows] == [True] * 4 + [False] * 4
+    assert [bool(row["seeds"]) for row in rows] == [False] * 4 + [True] * 4
+    assert float(rows[3]["cross_entropy"]) < float(rows[0]["cross_entropy"])
+    assert float(rows[7]["seeds"]) < float(rows[4]["seeds"])
     assert not (tmp_path / "best.safetensors").exists()
 
 
@@ -311,24 +311,23 @@ def test_t_rises_after_each_epoch_of_the_second_stage_up_to_its_limit():
     assert "barrier" in model.state_dict()
 
 
-def test_a_resumed_run_goes_on_with_t_and_has_the_same_weights(train_set, tmp_path, monkeypatch):
-    method, rise = load_method("f-cam"), FCam.after_epoch
+def test_a_resumed_run_goes_on_with_t_and_has_the_same_weights(tmp_path, monkeypatch):
+    method, rise, few = load_method("f-cam"), FCam.after_epoch, squares(6)
 
     def cut(model, epoch, epochs):
         rise(model, epoch, epochs)
-        if epoch == 4 and stop:
+        if epoch == 3 and stop:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(FCam, "after_epoch", cut)
     stop = True
     with pytest.raises(KeyboardInterrupt):
-        method.fit(request(train_set, tmp_path / "cut", epochs=6))
+        method.fit(request(few, tmp_path / "cut"))
     stop = False
     resumed, whole = (
-        method.load(method.fit(request(train_set, tmp_path / name, epochs=6)), device="cpu")
-        for name in ("cut", "whole")
+        method.load(method.fit(request(few, tmp_path / name)), device="cpu") for name in ("cut", "whole")
     )
-    assert float(resumed.barrier) == pytest.approx(1.01**3)
+    assert float(resumed.barrier) == pytest.approx(1.01**2)
     for (name, one), two in zip(resumed.state_dict().items(), whole.state_dict().values(), strict=True):
         assert torch.equal(one, two), name
 
@@ -338,7 +337,7 @@ def test_a_gpu_would_not_wait_in_the_second_stage(monkeypatch):
     monkeypatch.setattr(FCam, "on_epoch", lambda model, _, epochs: freeze(model, epochs - 1, epochs))
     seen, loss = [], FCam.decoder_loss
     monkeypatch.setattr(FCam, "decoder_loss", lambda model, batch: seen.append(model) or loss(model, batch))
-    run_check("f-cam", "fake_gpu", settings=SMALL)
+    run_check("f-cam", "fake_gpu", settings={"erosion": "3"})
     assert seen
 
 
@@ -377,10 +376,3 @@ def test_both_stages_have_the_released_rates():
 def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(UsageError, match=message):
         FCamConfig(**settings)
-
-
-def test_training_lowers_the_loss_of_the_drawn_pixels(train_set, tmp_path):
-    load_method("f-cam").fit(request(train_set, tmp_path, epochs=12))
-    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
-    assert float(rows[5]["cross_entropy"]) < float(rows[0]["cross_entropy"])
-    assert float(rows[-1]["seeds"]) < float(rows[6]["seeds"]) - 0.05
