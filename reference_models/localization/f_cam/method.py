@@ -38,8 +38,9 @@ parameters and statistics of the classifier do not change. A run of one epoch tr
 validated: the accuracy of the classifier says nothing about the decoder, so `best.safetensors` would have an
 untrained one.
 
-Decoder (`decoder.py`). Its skips are those of the released one on ResNet-50 and VGG-16 (there two
-convolutions come first), up to the grid. Networks whose steps cannot be run have the ends of their stages.
+Decoder (`decoder.py`). It reads the steps with the role `skips`. On ResNet-50 and VGG-16 they are those of
+the released decoder; on VGG-16 two convolutions come first. Networks whose steps cannot be read inside have
+the ends of their stages.
 
 Departures. The dense CRF term of the released loss (weight 2e-9) is not here: it needs a compiled filter.
 Features are enlarged straight to the grid of the next skip; the released decoder doubles them first, and goes
