@@ -85,6 +85,7 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
             "last-layers": (Stage("blocks5_3", last, 192), *layout[-2:]),
             "patches": layout[-3:-2],
             "generator": layout[-3:-2],
+            "skips": (Stage("blocks0_0", 2, 16), *layout[:3]),
         },
     )
     backbone.weights, backbone.classifier = source, classifier

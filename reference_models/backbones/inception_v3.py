@@ -130,6 +130,11 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
             "drop": (Stage("Mixed_5d", 8, 288), layout[-1]),
             "guides": (layout[-2], Stage("Mixed_6d", last, 768)),
             "last-layers": tuple(Stage(f"Mixed_6{letter}", last, 768) for letter in "cde"),
+            "skips": (
+                Stage("Conv2d_2b_3x3", 2, 64),
+                Stage("Conv2d_3b_1x1", 4, 80),
+                Stage("Mixed_5d", 8, 288),
+            ),
         },
     )
     backbone.weights = source

@@ -87,6 +87,7 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
             "drop": (third, Stage("layer4_0", last.stride, last.channels), last),
             "guides": (third, layout[-2]),
             "last-layers": tuple(Stage(f"layer4_{n}", last.stride, last.channels) for n in range(3)),
+            "skips": (Stage("relu1", 2, 64), *layout[:-1]),
         },
     )
     backbone.weights, backbone.classifier = source, classifier

@@ -54,7 +54,7 @@ class TimmBackbone(Backbone):
 
     def roles_of_layout(self) -> dict[Role, tuple[Stage, ...]]:
         """Return only roles that are read at the ends of stages: steps cannot be edited."""
-        read: tuple[Role, ...] = ("guides", "patches")
+        read: tuple[Role, ...] = ("guides", "patches", "skips")
         return {role: steps for role, steps in super().roles_of_layout().items() if role in read}
 
     def stages(self, images: Float[Tensor, "b 3 H W"], edit: Edit | None = None) -> OrderedDict[str, Tensor]:

@@ -90,6 +90,13 @@ def build(*, weights: WeightsFile | str = IMAGENET, grid: str = "default") -> Ba
             "last-layers": tuple(Stage(f"relu5_{n}", fourth.stride, last.channels) for n in (1, 2, 3)),
             "patches": (Stage("relu4_3", third.stride, fourth.channels),),
             "generator": (Stage("relu4_3", third.stride, fourth.channels),),
+            "skips": tuple(
+                Stage(name, before.stride, after.channels)
+                for name, before, after in zip(
+                    ("relu2_2", "relu3_3", "relu4_3"), layout[:3], layout[1:4], strict=True
+                )
+                if before.stride < fourth.stride
+            ),
         },
     )
     backbone.weights = source

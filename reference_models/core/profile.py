@@ -27,6 +27,7 @@ Role = Literal[
     "last-layers",
     "patches",
     "generator",
+    "skips",
 ]
 
 ROLES: Mapping[Role, str] = MappingProxyType(
@@ -40,6 +41,7 @@ ROLES: Mapping[Role, str] = MappingProxyType(
         "last-layers": "two or three last steps of one grid whose features are multiplied with each other",
         "patches": "the inner step whose cells are compared with patch filters",
         "generator": "the step in front of the last stage, whose features a generator of maps reads",
+        "skips": "the steps in front of the last stage, from fine to coarse, whose features a decoder joins",
     }
 )
 
@@ -110,5 +112,6 @@ def default_roles(layout: Sequence[Stage]) -> dict[Role, tuple[Stage, ...]]:
         "last-layers": layout[-2:] if len({stage.stride for stage in layout[-2:]}) == 1 < len(layout) else (),
         "patches": layout[-2:-1],
         "generator": layout[-2:-1],
+        "skips": layout[:-1],
     }
     return {role: tuple(steps) for role, steps in roles.items() if steps}

@@ -132,7 +132,8 @@ class TokenBackbone(Backbone):
 
     def roles_of_layout(self) -> dict[Role, tuple[Stage, ...]]:
         """Return only roles that are read at the ends of stages: tokens, not maps, flow between steps."""
-        return {role: steps for role, steps in super().roles_of_layout().items() if role == "guides"}
+        read: tuple[Role, ...] = ("guides", "skips")
+        return {role: steps for role, steps in super().roles_of_layout().items() if role in read}
 
     def stages(self, images: Float[Tensor, "b 3 H W"], edit: Edit | None = None) -> OrderedDict[str, Tensor]:
         """Return the stages as `Backbone.stages` does. Between `embed` and `norm`, `edit` gets tokens.

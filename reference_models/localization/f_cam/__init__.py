@@ -1,0 +1,1 @@
+"""F-CAM, its decoder, and the pixels that it learns from."""
