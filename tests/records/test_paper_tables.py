@@ -111,6 +111,7 @@ OURS = {
     "LIO[7x7]": "lio",
     "BAS": "bas",
     "PSOL": "psol",
+    "CREAM": "",
 }
 
 
