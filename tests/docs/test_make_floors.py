@@ -27,6 +27,17 @@ def test_the_committed_page_is_up_to_date(script, page):
     assert (ROOT / script.PAGE).read_text(encoding="utf-8") == page
 
 
+def test_each_question_has_a_paired_difference(page):
+    table = page[page.index("| question |") :].split("\n\n")[0].splitlines()[2:]
+    assert len(table) == len(set(table)) == 4
+    for row in table:
+        _, _, a, b, difference, p, corrected, _ = (cell.strip() for cell in row.split("|"))
+        value, low, high = (float(part.strip("[],")) for part in difference.split())
+        assert a != b
+        assert low <= value <= high
+        assert float(p.strip("< ")) <= float(corrected.strip("< "))
+
+
 def test_groups_are_in_order_and_ceilings_last(script, page):
     lines = page.splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith("## ")]
