@@ -11,10 +11,11 @@ import ast
 import importlib
 import importlib.util
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -179,9 +180,16 @@ def list_detectors() -> list[MethodInfo]:
     return _offered(DETECTOR_ENTRY_POINT_GROUP)
 
 
+@cache  # finding them reads a file of every installed package
+def _installed(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Return the entry points of a group. `path` is `sys.path`, where they are searched."""
+    del path
+    return tuple(entry_points(group=group))
+
+
 def _offered(group: str) -> list[MethodInfo]:
     rows: dict[str, MethodInfo] = {}
-    for point in entry_points(group=group):
+    for point in _installed(group, tuple(sys.path)):
         offered: Iterable[MethodInfo] = point.load()()
         for row in offered:
             if row.name in rows:
