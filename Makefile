@@ -28,8 +28,10 @@ demo: $(READY)
 	$(BIN)/wsolbench eval --method cam --dataset toybirds-v2 --train --out demo/records --save-maps demo/maps --pictures demo/pictures
 	@echo "Look at demo/pictures; the records are in demo/records, the maps in demo/maps."
 
+# One thread for each worker: workers with all cores each wait for one another. Workers get whole parts of the
+# list, so that most modules and what they train are made once.
 test: $(READY)
-	$(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -44,14 +44,20 @@ def toy_batch(count: int, *, classes: int, seed: int = 0) -> Batch:
     )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_and_fresh_seed():
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Also for what fixtures of a module train: sums of several threads have other last bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_seed():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -194,6 +194,6 @@ def test_a_backbone_without_the_role_is_refused_with_the_roles_that_it_has(name)
 
 def test_a_refusal_names_all_roles_of_the_backbone():
     with pytest.raises(
-        UsageError, match=r"nano has no such role; its roles are: attend, .*, last-layers, patches\."
+        UsageError, match=r"nano has no such role; its roles are: attend, .*, last-layers, patches, skips\."
     ):
         load_backbone("nano", weights="none").role("drop-after-pool", "a test")

@@ -199,6 +199,6 @@ def test_impossible_settings_are_refused(setting, message):
 def test_a_network_whose_inside_cannot_be_changed_is_refused():
     with pytest.raises(
         UsageError,
-        match=r"method 'adl' needs the role 'drop' .* timm:resnet10t .*its roles are: guides, patches\.",
+        match=r"method 'adl' needs the role 'drop' .* timm:resnet10t .*its roles are: guides, patches, skips\.",
     ):
         Adl(load_backbone("timm:resnet10t", weights="none"), CLASSES, AdlConfig())

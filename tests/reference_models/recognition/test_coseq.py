@@ -169,8 +169,8 @@ def test_controls_find_no_parts_and_need_no_masks(settings, train_set, monkeypat
 
 
 @pytest.mark.parametrize("segment", ["coseg", "grabcut"])
-def test_parts_lie_in_the_objects_and_are_the_same_each_time(segment, train_set, tmp_path, monkeypatch):
-    found = []
+def test_parts_lie_in_the_objects_and_are_the_same_each_time(segment, tmp_path, monkeypatch):
+    found, train_set = [], squares(9)
     for number in range(2):
         monkeypatch.setenv("WSOLBENCH_CACHE", str(tmp_path / str(number)))
         net = model(segment=segment)
