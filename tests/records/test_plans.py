@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from pathlib import Path
 
@@ -12,11 +11,10 @@ import torch
 from wsolbench.cli._jobs import check_jobs, checkpoint_of
 from wsolbench.cli.settings import parse_settings
 from wsolbench.datasets import list_datasets
-from wsolbench.methods import load_method, registry
+from wsolbench.methods import load_method
 from wsolbench.records.plans import Job, Plan, command_key, find_done, read_plan
 from wsolbench.records.published import LITERATURE, read_papers, read_published
 
-LISTS = {name: functools.cache(getattr(registry, name)) for name in ("list_methods", "list_detectors")}
 FOLDER = Path(__file__).parents[2] / "results" / "plans"
 PLANS = {str(path.relative_to(FOLDER)): path for path in sorted(FOLDER.rglob("*.toml"))}
 BY_PAPER = {paper.name: key for key, paper in read_papers().items()}
@@ -32,12 +30,17 @@ def values(job: Job, option: str) -> list[str]:
     return [value for name, value in zip(job.arguments, job.arguments[1:], strict=False) if name == option]
 
 
-def test_every_command_is_valid(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, cached in LISTS.items():  # all files of methods would be read for each plan and method
-        monkeypatch.setattr(registry, name, cached)
+def test_every_command_is_valid(plan: Plan) -> None:
     known = {info.name for info in list_datasets()}
     assert {name for job in plan.jobs for name in values(job, "--dataset")} <= known
     check_jobs(plan, plan.jobs)
+
+
+def test_the_page_of_plans_has_the_number_of_jobs() -> None:
+    page = (FOLDER.parents[1] / "docs" / "plans.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `(\S+\.toml)` \|[^|]*\| ([\d,]+) \|", page, flags=re.MULTILINE))
+    assert listed == {name: f"{len(read_plan(path, checkpoint_of).jobs):,}" for name, path in PLANS.items()}
+    assert len(re.findall(r"^\| `\S+\.toml`", page, flags=re.MULTILINE)) == len(PLANS)
 
 
 def test_jobs_differ_and_have_expected_hours(plan: Plan) -> None:
