@@ -44,7 +44,7 @@ def toy_batch(count: int, *, classes: int, seed: int = 0) -> Batch:
     )
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread():
     """Also for what fixtures of a module train: sums of several threads have other last bits."""
     threads = torch.get_num_threads()
@@ -55,6 +55,7 @@ def _one_thread():
 
 @pytest.fixture(autouse=True)
 def _fresh_seed():
+    torch.set_num_threads(1)  # a command that the test before has run may have set it
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
