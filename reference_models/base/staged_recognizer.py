@@ -18,7 +18,7 @@ from reference_models.core.backbone import Backbone
 from reference_models.core.config import MethodConfig, owner_of
 from reference_models.core.recipes import Recipe
 from reference_models.layers.norm_statistics import PartInputConfig
-from reference_models.training.stages import Place, stage_if_any
+from reference_models.training.stages import Place, stage_if_any, stage_lr_factor
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Count, SideOrDefault
 
@@ -80,11 +80,7 @@ class StagedRecognizer(Recognizer):
 
     def lr_factor(self, recipe: Recipe, progress: float) -> float:
         """Apply the recipe's schedule to each stage."""
-        time = progress * recipe.epochs
-        place = self.place_in_run(time, recipe.epochs)
-        if place is None:
-            return recipe.lr_factor(progress)
-        return recipe.lr_factor((time - place.start) / (place.stop - place.start))
+        return stage_lr_factor(recipe, progress, self.place_in_run(progress * recipe.epochs, recipe.epochs))
 
     def set_learning(self, learns: Iterable[tuple[nn.Module, bool]]) -> None:
         """Switch learning of modules on or off. Steps that are frozen in the backbone stay so in its copies.

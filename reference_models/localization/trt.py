@@ -82,7 +82,7 @@ from reference_models.core.token_recipes import TOKEN_RECIPES
 from reference_models.core.tokens import attend
 from reference_models.layers.heads import HeadOutput, cross_entropy
 from reference_models.layers.token_maps import TokenHead
-from reference_models.training.stages import Place, stage_if_any
+from reference_models.training.stages import Place, stage_if_any, stage_lr_factor
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Count, Positive, ShareBelow1
 
@@ -273,12 +273,7 @@ class Trt(TokenLocalizer):
 
     def lr_factor(self, recipe: Recipe, progress: float) -> float:
         """Apply the recipe's schedule to each stage."""
-        time = progress * recipe.epochs
-        place = self.place_in_run(time, recipe.epochs)
-        if place is None:
-            return recipe.lr_factor(progress)
-        length = place.stop - place.start
-        return replace(recipe, epochs=length).lr_factor((time - place.start) / length)
+        return stage_lr_factor(recipe, progress, self.place_in_run(progress * recipe.epochs, recipe.epochs))
 
     # --- the method -----------------------------------------------------------------------------------------
     def read(self, images: Float[Tensor, "b 3 H W"]) -> Reading:

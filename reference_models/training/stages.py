@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from reference_models.core.recipes import Recipe
 
 
 @dataclass(frozen=True)
@@ -38,3 +40,14 @@ def stage_at(epoch: int | float, epochs: int, lengths: Sequence[int]) -> Place:
 def stage_if_any(epoch: int | float, epochs: int, lengths: Sequence[int]) -> Place | None:
     """Return `stage_at`, or None in a run of fewer epochs than stages, which trains everything at once."""
     return None if epochs < len(lengths) else stage_at(epoch, epochs, lengths)
+
+
+def stage_lr_factor(recipe: Recipe, progress: float, place: Place | None) -> float:
+    """Return the learning rate relative to its base if each stage has the recipe's whole schedule.
+
+    `place` is the stage at `progress` in [0, 1] of the run; None in a run without stages.
+    """
+    if place is None:
+        return recipe.lr_factor(progress)
+    length = place.stop - place.start
+    return replace(recipe, epochs=length).lr_factor((progress * recipe.epochs - place.start) / length)

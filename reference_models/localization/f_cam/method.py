@@ -6,7 +6,7 @@ activation maps via guided parametric upscaling", WACV 2022. Values and steps ar
 
 Idea. Class activation maps are coarse, and interpolation adds no boundary. A U-Net decoder on the features of
 the classifier gives a map of the image's size. It is fitted to the CAM of the label, but only at few pixels:
-in each step one of the foreground and one of the background. As the pixels are drawn anew each time, the
+in each step one of the foreground and one of the background. As each step draws other pixels, the
 decoder has to agree with all of them, and follows the features in between.
 
     paper      name                                shape
@@ -35,7 +35,7 @@ epoch of the second stage, up to 10.
 **Stages.** A run has two, with the relative lengths `stage_epochs`. The first one trains the classifier,
 which is CAM, by the recipe. The second one trains the decoder with SGD at the constant rate `decoder_lr`;
 parameters and statistics of the classifier do not change. A run of one epoch trains both at once. No epoch is
-validated: the accuracy of the classifier says nothing about the decoder, so `best.safetensors` would have an
+validated: the accuracy of the classifier does not depend on the decoder, so `best.safetensors` would have an
 untrained one.
 
 Decoder (`decoder.py`). It reads the steps with the role `skips`. On ResNet-50 and VGG-16 they are those of
@@ -74,7 +74,7 @@ from reference_models.layers.heads import HeadKind, HeadOutput, class_activation
 from reference_models.layers.maps import min_max
 from reference_models.localization.f_cam.decoder import UNetDecoder
 from reference_models.localization.f_cam.seeds import draw_seeds
-from reference_models.training.stages import Place, stage_if_any
+from reference_models.training.stages import Place, stage_if_any, stage_lr_factor
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import TrainRequest
 from wsolbench.ranges import Channels, Count, LearningRate, Positive, PositiveShare, Range, Side, Weight
@@ -263,12 +263,7 @@ class FCam(HeadLocalizer):
 
     def lr_factor(self, recipe: Recipe, progress: float) -> float:
         """Apply the schedule of a recipe to each stage."""
-        time = progress * recipe.epochs
-        place = self.place_in_run(time, recipe.epochs)
-        if place is None:
-            return recipe.lr_factor(progress)
-        length = place.stop - place.start
-        return replace(recipe, epochs=length).lr_factor((time - place.start) / length)
+        return stage_lr_factor(recipe, progress, self.place_in_run(progress * recipe.epochs, recipe.epochs))
 
     # --- forward pass and loss ------------------------------------------------------------------------------
     def features(

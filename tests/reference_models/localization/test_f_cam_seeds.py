@@ -168,7 +168,7 @@ def test_drawn_pixels_lie_in_their_regions_and_their_squares_do_not_meet():
         for found, whole in ((inside, regions), (outside, lowest)):
             grown = [ndimage.binary_dilation(each, np.ones((3, 3))) for each in whole]
             assert (found.numpy() <= np.stack(grown)).all()
-    assert (seen.sum(axis=(1, 2)) > 15).all()  # drawn anew each time
+    assert (seen.sum(axis=(1, 2)) > 15).all()  # each step draws other pixels
 
 
 def test_pixels_of_both_squares_are_dropped():
