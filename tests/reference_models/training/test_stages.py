@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from reference_models.training.stages import stage_at
+from reference_models.core.recipes import Recipe
+from reference_models.training.stages import stage_at, stage_if_any, stage_lr_factor
 
 
 def test_stages_share_a_run_by_their_lengths_and_each_has_an_epoch():
@@ -31,3 +32,11 @@ def test_every_epoch_belongs_to_the_place_that_it_is_given():
         places = [stage_at(epoch, epochs, (90, 90, 60, 1)) for epoch in range(epochs)]
         assert sorted({place.stage for place in places}) == [0, 1, 2, 3]
         assert all(place.start <= epoch < place.stop for epoch, place in enumerate(places))
+
+
+def test_each_stage_has_the_whole_schedule_and_a_run_without_stages_has_it_once():
+    recipe = Recipe(source="", epochs=30, batch_size=1, lr=1.0, milestones=(0.5,))
+    lengths, epochs = (20, 10), (0, 9, 10, 19, 20, 24, 25, 29)
+    factors = [stage_lr_factor(recipe, at / 30, stage_if_any(at, 30, lengths)) for at in epochs]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 1, 1, 0.1, 0.1])
+    assert [stage_lr_factor(recipe, at / 30, None) for at in (14, 15)] == pytest.approx([1, 0.1])
