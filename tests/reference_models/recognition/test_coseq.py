@@ -170,7 +170,7 @@ def test_controls_find_no_parts_and_need_no_masks(settings, train_set, monkeypat
 
 @pytest.mark.parametrize("segment", ["coseg", "grabcut"])
 def test_parts_lie_in_the_objects_and_are_the_same_each_time(segment, tmp_path, monkeypatch):
-    found, train_set = [], squares(9)
+    found, train_set = [], squares(6)
     for number in range(2):
         monkeypatch.setenv("WSOLBENCH_CACHE", str(tmp_path / str(number)))
         net = model(segment=segment)
@@ -195,8 +195,9 @@ def fail(*_):
     raise RecomputedError
 
 
-def test_masks_and_parts_are_read_from_the_cache_if_nothing_changed(train_set, tmp_path, monkeypatch):
-    boxes, poses = object_boxes(train_set), np.random.default_rng(0).normal(size=(24, 8))
+def test_masks_and_parts_are_read_from_the_cache_if_nothing_changed(tmp_path, monkeypatch):
+    train_set = squares(6)
+    boxes, poses = object_boxes(train_set), np.random.default_rng(0).normal(size=(6, 8))
     config = CoseqConfig(parts=4, points=40)
     first = prepare(train_set, boxes, poses, config)
     files = sorted((tmp_path / "cache" / "coseq").iterdir())
@@ -212,7 +213,7 @@ def test_masks_and_parts_are_read_from_the_cache_if_nothing_changed(train_set, t
             with pytest.raises(RecomputedError):
                 prepare(train_set, boxes, poses, replace(config, **changed))
         with pytest.raises(RecomputedError):
-            prepare(squares(seed=1), boxes, poses, config)
+            prepare(squares(6, seed=1), boxes, poses, config)
         with pytest.raises(RecomputedError):
             prepare(train_set, boxes, poses + 1, config)
     files[1].write_bytes(files[1].read_bytes()[:100])  # damaged
