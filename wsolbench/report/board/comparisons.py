@@ -94,9 +94,8 @@ def _caption(comparison: Comparison, tests: int, tables: int) -> list[str]:
     else:
         sentences.append("95 % interval and p: over images. They do not cover other seeds.")
     family = "this table" if tables == 1 else f"these {tables} comparisons"
-    sentences.append(
-        f"p Holm: corrected for the {tests} test{'s' * (tests != 1)} of {family}. *: p Holm below {SIGNIFICANT:g}."
-    )
+    count = "1 test" if tests == 1 else f"{tests} tests"
+    sentences.append(f"p Holm: corrected for the {count} of {family}. *: p Holm below {SIGNIFICANT:g}.")
     lowest = tests * min((comparison.p_floor(row) for row in rows), default=0.0)
     if tables == 1 and lowest >= SIGNIFICANT:
         sentences.append(
