@@ -40,9 +40,9 @@ def test_protocols_share_maps_and_give_the_numbers_of_separate_runs(tmp_path: Pa
         together = conclude(run)
         assert together.record.digest == alone.record.digest
         assert together.record.provenance["scored_together"] == list(NAMES)
-        together.finish()
         for field, rows in together.scores.load().arrays().items():
             np.testing.assert_array_equal(rows, alone.scores.load().arrays()[field])
+        together.finish()
     assert not list(tmp_path.glob("*/"))
 
 
