@@ -55,7 +55,8 @@ def test_protocols_that_do_not_fit_are_refused(score) -> None:
     assert "Add --crop-maps" in mixed.err
     assert "names 'spa' twice" in score("--protocol", "spa,spa").err
     assert "unknown protocol 'spaa'; did you mean 'spa'?" in score("--protocol", "wsoleval,spaa").err
-    assert "fixed" in score("--protocol", "wsoleval,spa", "--fixed-tau", "0.213").err  # not on spa's grid
+    outside = score("--protocol", "wsoleval,spa", "--fixed-tau", "0.97")  # beyond the grid of spa
+    assert (outside.code, "0.97" in outside.err) == (2, True)
     assert not Path("results").exists()
 
 

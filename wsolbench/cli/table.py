@@ -117,7 +117,7 @@ def command(
         resamples=resamples,
     )
     for message in made.messages:
-        click.echo(f"left out: {message}", err=True)
+        click.echo(message, err=True)
     text = render([made.table], kind)
     if out is None:
         click.echo(text, nl=False)

@@ -108,7 +108,7 @@ def test_a_missing_metric_is_an_empty_cell_and_told_once(write_record: Write) ->
     made = method_table(runs_of(whole, part), metrics=("pxap", "gt_known"), ties=False)
     assert [row["pxap"] is None for row in rows_of(made)] == [False, True]
     (message,) = made.messages
-    assert message == f"absent or undefined values under policy oracle, with empty cells: pxap of {part}"
+    assert message == f"empty cells, because records have no value under policy oracle: pxap of {part}"
     rows = list(csv.DictReader(io.StringIO(render([made.table], "csv"))))
     assert (rows[1]["pxap_mean"], rows[1]["gt_known_mean"]) == ("", "0.6")
     assert float(rows[0]["gt_known_low"]) == pytest.approx(0.48)
@@ -226,7 +226,7 @@ def test_what_no_test_separates_from_the_best_is_marked(scored: list[Run]) -> No
 def test_rows_without_scores_are_not_tested(scored: list[Run]) -> None:
     made = method_table([scored[0], scored[3]], metrics=("gt_known",))
     assert [row["gt_known"]["tie"] for row in rows_of(made)] == [None, None]  # type: ignore[index]
-    assert made.messages == ("tests of 1 rows against the best, without per-image scores of both",)
+    assert made.messages == ("not tested against the best, because they or it lack per-image scores: 1 rows",)
     assert method_table([scored[0], scored[3]], metrics=("gt_known",), ties=False).messages == ()
 
 

@@ -58,7 +58,7 @@ _LABELS = ("method", "settings", "supervision", "backbone", "init", "source")
 
 @dataclass(frozen=True, kw_only=True)
 class MethodTable:
-    """The table, and one message per thing that it leaves out."""
+    """The table, and one message per thing that it lacks."""
 
     table: Table
     messages: tuple[str, ...]
@@ -101,7 +101,9 @@ def method_table(
     _refuse_versions(runs, names)
     # Measured rows.
     shown = one_of_each_seed(runs, of_each_source=policy == "transfer")
-    messages = [f"{len(runs) - len(shown)} records that repeat a seed"] if len(shown) < len(runs) else []
+    messages = (
+        [f"left out: {len(runs) - len(shown)} records that repeat a seed"] if len(shown) < len(runs) else []
+    )
     rows = measured_rows(shown, names, policy, spread)
     messages += _missing(shown, names, policy)
     best = {name: found for name in names if (found := _best(rows, name)) is not None}
@@ -209,7 +211,7 @@ def _missing(runs: Sequence[Run], names: Sequence[str], policy: str | None) -> l
         if found
     ]
     under = "" if policy is None else f" under policy {policy}"
-    return [f"absent or undefined values{under}, with empty cells: {'; '.join(texts)}"] if texts else []
+    return [f"empty cells, because records have no value{under}: {'; '.join(texts)}"] if texts else []
 
 
 # --- the best of a column, and its ties ---------------------------------------------------------------------
@@ -241,7 +243,7 @@ def _mark_ties(
     testable = [name for name in best if policy == "oracle" or name not in of_policy]
     messages = []
     if len(testable) < len(best):
-        messages.append(f"tests under policy {policy}, because comparisons are at oracle thresholds")
+        messages.append(f"no tests under policy {policy}, because comparisons are at oracle thresholds")
     # Compare each row with the best ones, for the columns that these are the best of.
     p_values: dict[str, list[tuple[MethodRow, float]]] = {name: [] for name in testable}
     budgets, without = Budgets(run.record for row in rows for run in row.runs), 0
@@ -256,7 +258,7 @@ def _mark_ties(
             try:
                 comparison = _compare(rows[rival], row, names, budgets, resamples)
             except DataError as error:
-                messages.append(f"a test against the best: {error}")
+                messages.append(f"not tested against the best: {error}")
                 continue
             for difference in () if comparison is None else comparison.differences:
                 p_values[difference.name].append((row, difference.test))
@@ -265,7 +267,9 @@ def _mark_ties(
         for (row, _), corrected in zip(found, holm([p for _, p in found]), strict=True):
             row.cells[name] = mark_cell(row.cells[name], tie=corrected >= SIGNIFICANT)
     if without:
-        messages.append(f"tests of {without} rows against the best, without per-image scores of both")
+        messages.append(
+            f"not tested against the best, because they or it lack per-image scores: {without} rows"
+        )
     return messages
 
 
