@@ -55,23 +55,36 @@ def _markdown(tables: Sequence[Table]) -> str:
         for depth, heading in enumerate(table.path[same:], start=same):
             lines += [f"{'#' * (depth + 2)} {escape_markdown(heading)}", ""]
         shown = table.path
-        lines += [f"| {' | '.join(map(escape_markdown, table.columns))} |", f"|{'---|' * len(table.columns)}"]
-        headings = dict(table.sections)
-        for place, row in enumerate(table.rows):
-            if place in headings:
-                first = f"*{escape_markdown(headings[place])}*"
-                lines.append(f"| {first} |{' |' * (len(table.columns) - 1)}")
-            lines.append(f"| {' | '.join(_markdown_cell(cell, labels) for cell in row)} |")
+        lines += markdown_rows(table, labels)
         lines += ["", *(line for note in table.notes for line in (escape_markdown(note), ""))]
     return "\n".join(
         [*lines, *(f"[{label}]: {link}" for link, label in labels.items()), *([""] if labels else [])]
     )
 
 
-def _markdown_cell(cell: Cell, labels: dict[str, int]) -> str:
+def markdown_rows(table: Table, labels: dict[str, int] | None = None) -> list[str]:
+    """Return the lines of a table without its headings and notes.
+
+    `labels` numbers the addresses that are listed elsewhere; None puts them into the cells.
+    """
+    lines = [f"| {' | '.join(map(escape_markdown, table.columns))} |", f"|{'---|' * len(table.columns)}"]
+    headings = dict(table.sections)
+    for place, row in enumerate(table.rows):
+        if place in headings:
+            first = f"*{escape_markdown(headings[place])}*"
+            lines.append(f"| {first} |{' |' * (len(table.columns) - 1)}")
+        lines.append(f"| {' | '.join(_markdown_cell(cell, labels) for cell in row)} |")
+    return lines
+
+
+def _markdown_cell(cell: Cell, labels: dict[str, int] | None) -> str:
     text = escape_markdown(cell.text)
     text = f"**{text}**" if cell.bold else text
-    return f"[{text}][{labels.setdefault(cell.link, len(labels) + 1)}]" if cell.link else text
+    if not cell.link:
+        return text
+    if labels is None:
+        return f"[{text}]({cell.link})"
+    return f"[{text}][{labels.setdefault(cell.link, len(labels) + 1)}]"
 
 
 def _csv(tables: Sequence[Table]) -> str:

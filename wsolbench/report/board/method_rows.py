@@ -139,7 +139,7 @@ def published_rows(
         row = rows.setdefault(
             key, MethodRow({"method": number.method, "backbone": number.backbone, "source": source})
         )
-        text = _printed(number) + "†" * (number.key in disputed)
+        text = printed_on_scale(number) + "†" * (number.key in disputed)
         found = {"mean": number.as_recorded, **dict.fromkeys(("low", "high", "sd", "n", "images"))}
         row.cells[number.metric] = Cell(
             text, order=number.as_recorded, numbers={**found, "best": False, "tie": None}
@@ -153,14 +153,14 @@ def published_rows(
     return list(rows.values())
 
 
-def _printed(number: PublishedNumber) -> str:
+def printed_on_scale(number: PublishedNumber) -> str:
     """Return the printed value on the scale of the table, with all its digits.
 
     >>> from wsolbench.records.published import PublishedNumber
     >>> texts = dict.fromkeys(("label", "ours", "protocol", "note"), "")
     >>> cell = {"paper": "x", "table": "Table 1", "row": 1, "dataset": "cub", "split": "test"}
     >>> cell |= {"method": "CAM", "backbone": "vgg16", "metric": "top1_loc", "evidence": "own", **texts}
-    >>> _printed(PublishedNumber(value="39.70", unit="percent_error", **cell))
+    >>> printed_on_scale(PublishedNumber(value="39.70", unit="percent_error", **cell))
     '60.30'
     """
     value = Decimal(number.value)
