@@ -9,6 +9,7 @@ import pytest
 
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import read_record, read_records
+from wsolbench.records.plans import command_key, read_plan
 
 IDS = [f"test/{index:02d}.png" for index in range(9)]
 
@@ -107,3 +108,17 @@ def test_a_model_is_evaluated_under_several_protocols(run, birds: Path) -> None:
     }
     shared = ["wsoleval", "tscam"]
     assert together == {"wsoleval": shared, "tscam": shared, "psol": None}
+
+
+def test_a_job_of_a_plan_has_a_record_per_protocol(tmp_path: Path) -> None:
+    for names, count in (("wsoleval", 1), ("wsoleval,spa", 2), ("all", len(EvalProtocol.presets()))):
+        path = tmp_path / "plan.toml"
+        path.write_text(
+            'title = "boxes"\n[defaults]\ndataset = "csvfolder"\nseeds = [0]\n'
+            f'[[run]]\nname = "box"\nmethod = "center-box"\nprotocol = "{names}"\n'
+        )
+        (job,) = read_plan(path, lambda _: tmp_path / "last.safetensors").jobs
+        assert job.records == count
+    assert command_key("wsolbench eval --method cam --no-outcomes --seed 3") == command_key(
+        "wsolbench eval --method cam --save-outcomes --seed 3"
+    )

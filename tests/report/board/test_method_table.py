@@ -35,7 +35,7 @@ Write = Callable[..., Path]
 def value(name: str, number: float | None, **more: object) -> MetricValue:
     ends = {} if number is None else {"low": number - 0.02, "high": number + 0.03}
     found = {"policy": "oracle", "tau": (0.2,), **ends, **more} if number is not None else {"reason": "none"}
-    return MetricValue(name=name, value=number, n=10, **found)  # type: ignore[arg-type]
+    return MetricValue(name=name, value=number, n=10, **found)
 
 
 def method(name: str, seed: int = 0, **more: object) -> dict[str, object]:
