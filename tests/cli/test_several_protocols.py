@@ -33,11 +33,11 @@ def protocols_in(folder: str) -> list[str]:
 
 
 def test_every_protocol_gets_its_record(score) -> None:
-    result = score("--protocol", "all", "--crop-maps", "--pictures", "pictures", "--out", "all")
+    result = score("--protocol", "all", "--crop-maps", "--save-boxes", "boxes/all.json", "--out", "all")
     assert result.code == 0, result.err
     assert protocols_in("all") == sorted(EvalProtocol.presets())
     assert len(list(Path("all").rglob("*.outcomes.npz"))) == len(EvalProtocol.presets())
-    assert {path.name for path in Path("pictures").iterdir()} == set(EvalProtocol.presets())
+    assert {path.parent.name for path in Path("boxes").rglob("all.json")} == set(EvalProtocol.presets())
     # The same numbers as those of a run for each.
     for name in ("spa", "bas"):
         crop = ["--crop-maps"] if name == "bas" else []

@@ -54,7 +54,8 @@ RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
     "--metrics",
     default="",
     metavar="NAME,...",
-    help="Compare only these metrics, which makes the family of tests smaller (see `wsolbench list metrics`). "
+    help="Compare only these metrics, which makes the family of tests smaller (see "
+    "`wsolbench list metrics`). "
     "Not with --out, which stores all.",
 )
 @resamples_option
