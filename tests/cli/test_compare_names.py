@@ -53,6 +53,18 @@ def test_a_record_a_name_and_options_name_the_same_run(run, two: tuple[Path, Pat
     names = ("center-box side=0.2", "center-box side=0.6 dataset=csvfolder protocol=wsoleval backbone=none")
     by_name = run("compare", *names, "--records", "all", "--resamples", "100")
     assert by_path.out == by_option.out == by_name.out
+    # Fewer metrics are a smaller family.
+    few = run("compare", small, large, "--resamples", "100", "--metrics", "gt_known,max_box_acc_v2")
+    assert "corrected for the 2 tests of this table" in few.out
+    assert "Top-1 Loc" not in few.out
+    for options, message in (
+        (("gt_know",), "unknown metric 'gt_know'; did you mean 'gt_known'?"),
+        (("gt_known,top1_loc",), "not all of the runs have top1_loc; they share"),
+        (("gt_known", "--out", "compared"), "found --metrics with --out"),
+    ):
+        refused = run("compare", small, large, "--resamples", "100", "--metrics", *options)
+        assert refused.code == 2
+        assert message in refused.err
 
 
 def test_names_that_are_no_choice_list_the_choices(run, two: tuple[Path, Path]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import read_record, read_records
+from wsolbench.records.plans import command_key, read_plan
 
 IDS = [f"test/{index:02d}.png" for index in range(9)]
 
@@ -32,11 +33,11 @@ def protocols_in(folder: str) -> list[str]:
 
 
 def test_every_protocol_gets_its_record(score) -> None:
-    result = score("--protocol", "all", "--crop-maps", "--pictures", "pictures", "--out", "all")
+    result = score("--protocol", "all", "--crop-maps", "--save-boxes", "boxes/all.json", "--out", "all")
     assert result.code == 0, result.err
     assert protocols_in("all") == sorted(EvalProtocol.presets())
     assert len(list(Path("all").rglob("*.outcomes.npz"))) == len(EvalProtocol.presets())
-    assert {path.name for path in Path("pictures").iterdir()} == set(EvalProtocol.presets())
+    assert {path.parent.name for path in Path("boxes").rglob("all.json")} == set(EvalProtocol.presets())
     # The same numbers as those of a run for each.
     for name in ("spa", "bas"):
         crop = ["--crop-maps"] if name == "bas" else []
@@ -107,3 +108,17 @@ def test_a_model_is_evaluated_under_several_protocols(run, birds: Path) -> None:
     }
     shared = ["wsoleval", "tscam"]
     assert together == {"wsoleval": shared, "tscam": shared, "psol": None}
+
+
+def test_a_job_of_a_plan_has_a_record_per_protocol(tmp_path: Path) -> None:
+    for names, count in (("wsoleval", 1), ("wsoleval,spa", 2), ("all", len(EvalProtocol.presets()))):
+        path = tmp_path / "plan.toml"
+        path.write_text(
+            'title = "boxes"\n[defaults]\ndataset = "csvfolder"\nseeds = [0]\n'
+            f'[[run]]\nname = "box"\nmethod = "center-box"\nprotocol = "{names}"\n'
+        )
+        (job,) = read_plan(path, lambda _: tmp_path / "last.safetensors").jobs
+        assert job.records == count
+    assert command_key("wsolbench eval --method cam --no-outcomes --seed 3") == command_key(
+        "wsolbench eval --method cam --save-outcomes --seed 3"
+    )

@@ -49,6 +49,15 @@ RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder of records for --claims, and for A or B that is the name of a method.",
 )
+@option(
+    "Data",
+    "--metrics",
+    default="",
+    metavar="NAME,...",
+    help="Compare only these metrics, which makes the family of tests smaller (see "
+    "`wsolbench list metrics`). "
+    "Not with --out, which stores all.",
+)
 @resamples_option
 @option(
     "Execution",
@@ -69,6 +78,7 @@ def command(
     group_b: tuple[Path, ...],
     claims: Path | None,
     records: Path | None,
+    metrics: str,
     resamples: int,
     allow_unequal_budget: bool,
     out: Path | None,
@@ -82,6 +92,7 @@ def command(
 
     from wsolbench.evaluation.compare import compare_records
     from wsolbench.exceptions import UsageError
+    from wsolbench.metrics.catalog import metric_info
     from wsolbench.records import find_records
     from wsolbench.records.budget import Budgets
     from wsolbench.report.board.comparisons import comparison_tables
@@ -94,6 +105,14 @@ def command(
             "found another combination of options; expected A and B, or --a and --b, or --claims and "
             "--records"
         )
+    if metrics and (claims is not None or out is not None):
+        raise UsageError(
+            "found --metrics with --out or --claims; expected it with A and B alone, because stored "
+            "comparisons have all metrics"
+        )
+    only = metrics.split(",") if metrics else None
+    for name in only or ():
+        metric_info(name)
     if claims is not None and records is not None:
         if allow_unequal_budget:
             raise UsageError(
@@ -109,12 +128,22 @@ def command(
     folders = {path.parent: None for group in groups for path in group}
     budgets = Budgets(record for folder in folders for _, record in find_records(folder).records)
     comparison = compare_records(
-        *groups, resamples=resamples, budgets=budgets, allow_unequal_budget=allow_unequal_budget
+        *groups, resamples=resamples, budgets=budgets, allow_unequal_budget=allow_unequal_budget, only=only
     )
+    found = {difference.name for difference in comparison.differences}
+    if lacking := [name for name in only or () if name not in found]:
+        raise UsageError(f"not all of the runs have {', '.join(lacking)}; they share {_shared(groups)}")
     written = None if out is None else comparison.write(out)
     Console(soft_wrap=True).print(*comparison_tables([comparison]))
     if written is not None:
         click.echo(f"comparison  {written}")
+
+
+def _shared(groups: Sequence[dict[Path, RunRecord]]) -> str:
+    """List the metrics that all records have a value of."""
+    records = [record for group in groups for record in group.values()]
+    names = [{metric.name for metric in record.metrics if metric.value is not None} for record in records]
+    return ", ".join(sorted(set.intersection(*names))) or "none"
 
 
 def _read_groups(sides: Sequence[str], records: Path | None) -> list[dict[Path, RunRecord]]:

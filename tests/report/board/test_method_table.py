@@ -35,7 +35,7 @@ Write = Callable[..., Path]
 def value(name: str, number: float | None, **more: object) -> MetricValue:
     ends = {} if number is None else {"low": number - 0.02, "high": number + 0.03}
     found = {"policy": "oracle", "tau": (0.2,), **ends, **more} if number is not None else {"reason": "none"}
-    return MetricValue(name=name, value=number, n=10, **found)  # type: ignore[arg-type]
+    return MetricValue(name=name, value=number, n=10, **found)
 
 
 def method(name: str, seed: int = 0, **more: object) -> dict[str, object]:
@@ -144,7 +144,6 @@ def test_the_best_is_the_lowest_of_a_distance_and_no_ceiling(write_record: Write
             "threshold policy: oracle (",
             "--policy",
         ),
-        ({"metrics": (value("gt_known", 0.5, version=2),)}, "version of gt_known: 1 (", "Evaluate the older"),
     ],
 )
 def test_mixtures_are_refused(
@@ -157,6 +156,24 @@ def test_mixtures_are_refused(
     assert way_out in str(error.value)
     for path in paths:
         assert str(path) in str(error.value)
+
+
+def test_versions_of_a_metric_are_not_mixed() -> None:
+    runs = [
+        Run(
+            make_record(
+                make_dataset(2),
+                PROTOCOL,
+                (value("gt_known", 0.5, version=version),),
+                method=dict(method(name)),
+            ),
+            name,
+            Path(f"{name}.json"),
+        )
+        for version, name in ((1, "cam"), (2, "spa"))
+    ]
+    with pytest.raises(DataError, match=r"version of gt_known: 1 \(cam\.json\); 2 \(spa\.json\)"):
+        method_table(runs)
 
 
 def test_a_policy_can_be_chosen(write_record: Write) -> None:
@@ -211,15 +228,21 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
 
 
 def test_what_no_test_separates_from_the_best_is_marked(scored: list[Run]) -> None:
-    made = method_table(scored[:3], metrics=("gt_known", "max_box_acc_v2"), resamples=200)
+    name = "max_box_acc_v2"
+    made = method_table(scored[:3], metrics=(name,), resamples=200)
     rows = {str(row["method"]): row for row in rows_of(made)}
-    for name in ("gt_known", "max_box_acc_v2"):
-        best, other = sorted(("cam", "spa"), key=lambda each: -rows[each][name]["mean"])  # type: ignore[index]
-        assert [rows[each][name]["best"] for each in (best, other, "bad")] == [True, False, False]  # type: ignore[index]
-        assert [rows[each][name]["tie"] for each in (best, other, "bad")] == [None, True, False]  # type: ignore[index]
+    best, other = sorted(("cam", "spa"), key=lambda each: -rows[each][name]["mean"])  # type: ignore[index]
+    assert [rows[each][name]["best"] for each in (best, other, "bad")] == [True, False, False]  # type: ignore[index]
+    assert [rows[each][name]["tie"] for each in (best, other, "bad")] == [None, True, False]  # type: ignore[index]
     text = render([made.table], "markdown")
-    assert len(re.findall(r"\d\\\]\\\*", text)) == 2
+    assert len(re.findall(r"\d\\\]\\\*", text)) == 1
     assert "\\*: not significantly different from it" in text
+    assert made.messages == ()
+
+
+def test_equal_values_are_all_best(write_record: Write) -> None:
+    made = method_table(runs_of(write_record(), write_record(method=method("spa"))))
+    assert [row["gt_known"]["best"] for row in rows_of(made)] == [True, True]  # type: ignore[index]
     assert made.messages == ()
 
 
