@@ -282,7 +282,7 @@ def _about(row: MethodRow, published: Numbers) -> list[Cell]:
         Cell("code", papers[-1].code) if papers and papers[-1].code else Cell(""),
         Cell(row.labels["backbone"]),
         Cell(row.labels["init"]),
-        Cell("1" if run.seed is None else f"{len(row.runs)} seed{'s' * (len(row.runs) > 1)}", run.link),
+        Cell("1 run" if run.seed is None else f"{len(row.runs)} seed{'s' * (len(row.runs) > 1)}", run.link),
     ]
 
 
