@@ -1,6 +1,7 @@
 """Sphinx configuration: Markdown through MyST; the reference from docstrings and `--help`."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 project = "wsolbench"
@@ -40,8 +41,25 @@ def examples_as_code(lines: list[str]) -> list[str]:
     return found
 
 
+_FILES = "https://github.com/wsolbench/wsolbench/blob/main/results"
+_BOARD = Path(__file__).parents[1] / "results/leaderboard/README.md"
+
+
+def board_for_docs(text: str) -> str:
+    """Return the first page of the leaderboard with the links that it needs in this folder."""
+    text = re.sub(r"\]\(\.\./\.\./docs/", "](", text)
+    text = re.sub(r"\]\(\.\./(?=\w)", f"]({_FILES}/", text)
+    return re.sub(r"\]\((?=[\w.%+-]+\.(?:md|csv)\))(?!methods/)", f"]({_FILES}/leaderboard/", text)
+
+
 def setup(app: Any) -> None:
-    """Show the examples of `--help` as code."""
+    """Show the examples of `--help` as code, and the leaderboard as a page."""
+
+    def read(_app: Any, name: str, source: list[str]) -> None:
+        if name == "leaderboard":
+            source[0] = board_for_docs(_BOARD.read_text(encoding="utf-8"))
+
+    app.connect("source-read", read)
 
     def rewrite(_app: Any, _context: Any, lines: list[str]) -> None:
         lines[:] = examples_as_code(lines)

@@ -231,6 +231,13 @@ class EvalProtocol(Ranged):
         """Part of the image that a network sees: the whole image or the centre crop."""
         return "center_crop" if self.frame == "center_crop" else "squash"
 
+    @property
+    def network_view(self) -> tuple[str, str, tuple[int, int] | None]:
+        """What maps and predicted labels of a network depend on. Protocols with equal views share both."""
+        cropped = self.frame == "center_crop" or self.classifier == "ten_crop"
+        sizes = (self.frame_size, self.resize_size) if cropped else None
+        return self.network_frame, self.classifier, sizes
+
     def view_of(self, side: int) -> tuple[int, int]:
         """Return the side of the resized image and the first pixel that a network of input side `side` sees.
 

@@ -22,6 +22,7 @@ _COMMANDS = {
     "merge": "Merge the shards of a run into one record.",
     "reproduce": "Run what a plan lists and has no record yet.",
     "compare": "Compare two runs image by image.",
+    "table": "Print one table of methods and metrics, for a paper.",
     "correlations": "Plot the feature similarity of every pixel to a chosen point.",
     "train-detector": "Train a detector on data in COCO's layout.",
     "eval-detector": "Evaluate a detector with COCO's average precision.",

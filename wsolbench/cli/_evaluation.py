@@ -17,22 +17,28 @@ if TYPE_CHECKING:
     from wsolbench.cli.scoring import ScoringOptions
     from wsolbench.evaluation.evaluate import Evaluation
     from wsolbench.evaluation.request import EvalRequest
+    from wsolbench.protocol import EvalProtocol
     from wsolbench.system.distributed import World
 
 
 def evaluate_and_report(
-    request: EvalRequest, scoring: ScoringOptions, *, whole: Dataset | None = None, world: World | None = None
+    requests: Sequence[EvalRequest],
+    scorings: Sequence[ScoringOptions],
+    *,
+    whole: Dataset | None = None,
+    world: World | None = None,
 ) -> None:
     """Score, then write the requested outputs and print their paths.
 
-    Shards, and all processes except the first, only score. `whole` is the split that the scored images were
-    selected from, if any. Images are numbered as in it.
+    `requests` differ only in the protocol and share their maps (`score_together`). `scorings` say where the
+    outputs of each go. Shards, and all processes except the first, only score. `whole` is the split that the
+    scored images were selected from, if any. Images are numbered as in it.
     """
-    from wsolbench.evaluation.evaluate import conclude, score, score_shard
+    from wsolbench.evaluation.evaluate import conclude, score_shards, score_together
     from wsolbench.system.distributed import World
 
     started = time.perf_counter()
-    world, source = world or World(), request.source
+    world, scoring = world or World(), scorings[0]
     # A shard only writes its scores.
     if scoring.shard is not None:
         if world.size > 1:
@@ -40,21 +46,43 @@ def evaluate_and_report(
                 "--shard and torchrun exclude each other, because torchrun makes one shard per process; "
                 "leave one of them out"
             )
-        folder = score_shard(request, scoring.shard, scoring.out)
+        for folder in score_shards(requests, scoring.shard, scoring.out):
+            click.echo(f"shard    {scoring.shard} in {folder.root}")
         click.echo(
-            f"shard    {scoring.shard} in {folder.root}\ntime     {time.perf_counter() - started:.1f} s"
-        )
-        click.echo(
+            f"time     {time.perf_counter() - started:.1f} s\n"
             f"next     wsolbench merge {scoring.out} --out results/measured, when all "
             f"{scoring.shard.count} are done"
         )
         return
     # Score all images, in all processes.
-    run = score(request, world=world)
+    runs = score_together(requests, world=world)
     if not world.is_first:
         return
-    evaluation = conclude(run)
-    drawn, size = request.splits[0], request.options.batch_size
+    for request, run, own in zip(requests, runs, scorings, strict=True):
+        _write_and_print(request, conclude(run), own, whole, started)
+
+
+def group_protocols(
+    protocols: Sequence[EvalProtocol], *, of_network: bool, cropped: bool = False
+) -> list[list[EvalProtocol]]:
+    """Group the protocols that score the same maps, in their order. Arguments are those of `map_key`."""
+    from wsolbench.evaluation.evaluate import map_key
+
+    groups: dict[Any, list[EvalProtocol]] = {}
+    for protocol in protocols:
+        groups.setdefault(map_key(protocol, of_network=of_network, cropped=cropped), []).append(protocol)
+    return list(groups.values())
+
+
+def _write_and_print(
+    request: EvalRequest,
+    evaluation: Evaluation,
+    scoring: ScoringOptions,
+    whole: Dataset | None,
+    started: float,
+) -> None:
+    """Write the outputs of one record. Everything is written before anything is printed."""
+    source, drawn, size = request.source, request.splits[0], request.options.batch_size
 
     def maps_of(indices: Sequence[int]) -> Sequence[Any]:
         samples = [drawn[index] for index in indices]
@@ -65,7 +93,6 @@ def evaluate_and_report(
             for raw in source.maps(batch, source.collate([source.load(sample) for sample in batch])).maps
         ]
 
-    # Write everything before anything is printed.
     lines: list[str] = []
     with _print_at_the_end(evaluation, lines):
         write_evaluation(
@@ -73,7 +100,7 @@ def evaluate_and_report(
             scoring.out,
             lines,
             save_scores=scoring.save_scores,
-            save_outcomes=scoring.save_outcomes,
+            save_outcomes=scoring.with_outcomes,
         )
         if scoring.save_boxes is not None:
             from wsolbench.datasets.coco_export import image_numbers

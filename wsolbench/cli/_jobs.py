@@ -13,7 +13,7 @@ import click
 from wsolbench.cli import eval as eval_command
 from wsolbench.cli import eval_detector
 from wsolbench.cli._models import default_backbone, default_run
-from wsolbench.cli.settings import parse_settings, read_protocol
+from wsolbench.cli.settings import parse_settings, read_protocols
 from wsolbench.cli.train_detector import BACKBONE
 from wsolbench.methods import Numerics
 from wsolbench.records.plans import Job, Plan
@@ -102,8 +102,8 @@ def _check_method(values: Mapping[str, Any], settings: Mapping[str, str], load: 
     for transform in values["transforms"].split(","):
         if transform != "none":
             Transform.parse(transform)
-    protocol = read_protocol(values["protocol"], values["protocol_set"])
-    check_fixed_tau(values["fixed_tau"], protocol.taus)
+    for protocol in read_protocols(values["protocol"], values["protocol_set"]):
+        check_fixed_tau(values["fixed_tau"], protocol.taus)
 
 
 def _check_detector(values: Mapping[str, Any], settings: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""`wsolbench compare`: the difference of two methods on the same images, with intervals."""
+"""`wsolbench compare`: the difference of two methods on the same images, with intervals and p-values."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from wsolbench.cli.groups import GroupedCommand, option
 from wsolbench.cli.scoring import resamples_option
 
 if TYPE_CHECKING:
+    from wsolbench.records import RunRecord
     from wsolbench.records.comparison import Comparison
 
 RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -20,36 +21,49 @@ RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 @click.command(
     cls=GroupedCommand,
-    epilog="Example:  wsolbench compare --a results/measured/cub/cam_1.json --b "
-    "results/measured/cub/spa_1.json\n\n"
-    "Repeat --a and --b to add runs with other seeds to a group. Each record needs its per-image scores "
-    "(`--save-scores` or `--save-outcomes` of `eval` and `score`).\n\n"
+    epilog="Example:  wsolbench compare results/measured/cub/cam_1.json results/measured/cub/spa_1.json\n\n"
+    "All seeds of two methods:  wsolbench compare cam spa --records results/measured/cub\n\n"
+    "A name with several groups of runs needs more:  wsolbench compare 'spa backbone=resnet50' 'spa "
+    "backbone=vgg16' --records results/measured --allow-unequal-budget\n\n"
+    "A folder stands for its records, which may differ only in their seed. --a and --b can be repeated "
+    "instead, to group any runs. Each record needs its per-image scores, which `eval` and `score` store next "
+    "to it.\n\n"
     "All claims of papers for which there are records:\n\n"
     "          wsolbench compare --claims wsolbench/literature/claims.csv --records results/measured "
     "--out results/compared\n\n"
     "Comparisons that exist in --out are kept, whatever their --resamples. Those with fewer seeds than there "
     "are now are replaced.",
 )
+@click.argument("sides", nargs=-1, metavar="[A B]")
 @option("Data", "--a", "group_a", multiple=True, type=RECORDS, help="Record of group A; can be repeated.")
 @option("Data", "--b", "group_b", multiple=True, type=RECORDS, help="Record of group B; can be repeated.")
 @option(
     "Data",
     "--claims",
     type=RECORDS,
-    help="File of claims; each is compared, in place of --a and --b.",
+    help="File of claims; each is compared, in place of A and B.",
 )
 @option(
     "Data",
     "--records",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder of records for --claims.",
+    help="Folder of records for --claims, and for A or B that is the name of a method.",
+)
+@option(
+    "Data",
+    "--metrics",
+    default="",
+    metavar="NAME,...",
+    help="Compare only these metrics, which makes the family of tests smaller (see "
+    "`wsolbench list metrics`). "
+    "Not with --out, which stores all.",
 )
 @resamples_option
 @option(
     "Execution",
     "--allow-unequal-budget",
     is_flag=True,
-    help="Compare --a and --b although training images seen, image size, backbone or init differ, and state "
+    help="Compare A and B although training images seen, image size, backbone or init differ, and state "
     "it. Claims have a column for it.",
 )
 @option(
@@ -59,59 +73,109 @@ RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
     help="Folder for the comparison as JSON, for instance results/compared.",
 )
 def command(
+    sides: tuple[str, ...],
     group_a: tuple[Path, ...],
     group_b: tuple[Path, ...],
     claims: Path | None,
     records: Path | None,
+    metrics: str,
     resamples: int,
     allow_unequal_budget: bool,
     out: Path | None,
 ) -> None:
-    """Compare two runs, or two groups of seeds, image by image: B minus A, for every metric."""
+    """Compare runs B with runs A, image by image: B minus A, for every metric.
+
+    A and B are each a record, a folder of records, or the name of a method with records in --records. Runs
+    that differ only in their seed are a group.
+    """
     from rich.console import Console
 
     from wsolbench.evaluation.compare import compare_records
     from wsolbench.exceptions import UsageError
-    from wsolbench.records import find_records, read_record
+    from wsolbench.metrics.catalog import metric_info
+    from wsolbench.records import find_records
     from wsolbench.records.budget import Budgets
-    from wsolbench.report.board.comparisons import comparison_table
+    from wsolbench.report.board.comparisons import comparison_tables
 
     # Check the combination of options.
-    if (claims is None) == (not group_a or not group_b) or (claims is None) != (records is None):
+    given = [bool(sides), bool(group_a or group_b), claims is not None]
+    complete = [len(sides) == 2, bool(group_a and group_b) and records is None, records is not None]
+    if sum(given) != 1 or not complete[given.index(True)]:
         raise UsageError(
-            "found another combination of options; expected --a and --b, or --claims and --records"
+            "found another combination of options; expected A and B, or --a and --b, or --claims and "
+            "--records"
         )
+    if metrics and (claims is not None or out is not None):
+        raise UsageError(
+            "found --metrics with --out or --claims; expected it with A and B alone, because stored "
+            "comparisons have all metrics"
+        )
+    only = metrics.split(",") if metrics else None
+    for name in only or ():
+        metric_info(name)
     if claims is not None and records is not None:
         if allow_unequal_budget:
             raise UsageError(
-                "found --allow-unequal-budget with --claims; expected it with --a and --b. A claim that may "
+                "found --allow-unequal-budget with --claims; expected it with A and B. A claim that may "
                 "have unequal budgets says yes in its column allow_unequal_budget"
             )
         _compare_claims(claims, records, resamples, out)
         return
-    for group in (group_a, group_b):
-        for path, count in Counter(path.resolve() for path in group).items():
-            if count > 1:
-                raise UsageError(f"{path} is named {count} times; expected each run once in its group")
     # Read both groups, and compare.
-    groups = [{path: read_record(path) for path in group} for group in (group_a, group_b)]
-    for path, record in groups[1].items():
-        record.map_protocol  # noqa: B018 - raises for a detector, which is the more likely reason
-        for other, same in groups[0].items():
-            if record.digest == same.digest:
-                raise UsageError(
-                    f"{path} of group B is the same run as {other} in group A; expected each run in one group"
-                )
+    groups = _read_groups(sides, records) if sides else _read_files(group_a, group_b)
+    _refuse_shared_runs(*groups)
     # The records next to them name the checkpoints that older runs start from.
     folders = {path.parent: None for group in groups for path in group}
     budgets = Budgets(record for folder in folders for _, record in find_records(folder).records)
     comparison = compare_records(
-        *groups, resamples=resamples, budgets=budgets, allow_unequal_budget=allow_unequal_budget
+        *groups, resamples=resamples, budgets=budgets, allow_unequal_budget=allow_unequal_budget, only=only
     )
+    found = {difference.name for difference in comparison.differences}
+    if lacking := [name for name in only or () if name not in found]:
+        raise UsageError(f"not all of the runs have {', '.join(lacking)}; they share {_shared(groups)}")
     written = None if out is None else comparison.write(out)
-    Console(soft_wrap=True).print(comparison_table(comparison))
+    Console(soft_wrap=True).print(*comparison_tables([comparison]))
     if written is not None:
         click.echo(f"comparison  {written}")
+
+
+def _shared(groups: Sequence[dict[Path, RunRecord]]) -> str:
+    """List the metrics that all records have a value of."""
+    records = [record for group in groups for record in group.values()]
+    names = [{metric.name for metric in record.metrics if metric.value is not None} for record in records]
+    return ", ".join(sorted(set.intersection(*names))) or "none"
+
+
+def _read_groups(sides: Sequence[str], records: Path | None) -> list[dict[Path, RunRecord]]:
+    """Read the runs that A and B name."""
+    from wsolbench.cli._records import find_group
+
+    return [find_group(side, records) for side in sides]
+
+
+def _read_files(*groups: Sequence[Path]) -> list[dict[Path, RunRecord]]:
+    """Read the records of --a and --b. Raises `UsageError` for a file that a group names twice."""
+    from wsolbench.exceptions import UsageError
+    from wsolbench.records import read_record
+
+    for group in groups:
+        for path, count in Counter(path.resolve() for path in group).items():
+            if count > 1:
+                raise UsageError(f"{path} is named {count} times; expected each run once in its group")
+    return [{path: read_record(path) for path in group} for group in groups]
+
+
+def _refuse_shared_runs(a: dict[Path, RunRecord], b: dict[Path, RunRecord]) -> None:
+    """Raise `UsageError` for a run in both groups, and for a run of a detector."""
+    from wsolbench.exceptions import UsageError
+
+    for path, record in b.items():
+        record.map_protocol  # noqa: B018 - raises for a detector, which is the more likely reason
+        for other, same in a.items():
+            if record.digest == same.digest:
+                raise UsageError(
+                    f"{path} of group B is the same run as {other} in group A; expected each run in one group"
+                )
 
 
 def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | None) -> None:
@@ -125,7 +189,7 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
     from wsolbench.records.budget import Budgets
     from wsolbench.records.claims import find_unpaired, pairs_of, read_claims
     from wsolbench.records.comparison import Comparison
-    from wsolbench.report.board.comparisons import comparison_table
+    from wsolbench.report.board.comparisons import comparison_tables
     from wsolbench.system.progress import track
 
     # Find the pairs, and report what is skipped.
@@ -146,7 +210,8 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
         )
     # Compare each pair that is not in `out` yet. The claims say which may have unequal budgets.
     budgets = Budgets(record for _, record in found.records)
-    made, failed, all_wanted = 0, 0, []
+    made, failed = 0, 0
+    all_wanted, shown = [], []
     for a, b in track(pairs, "comparing", unit="pairs"):
         wanted = Comparison.make([scored[path] for path in a], [scored[path] for path in b], ())
         all_wanted.append(wanted)
@@ -165,9 +230,12 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
             continue
         made += 1
         if out is None:
-            Console(soft_wrap=True).print(comparison_table(comparison))
+            shown.append(comparison)
         else:
             comparison.write(out)
+    # Print what is not stored. All its tests are one family.
+    for table in comparison_tables(shown):
+        Console(soft_wrap=True).print(table)
     # Remove outdated comparisons, and count.
     if out is not None:
         replaced = _remove_replaced(out, all_wanted)

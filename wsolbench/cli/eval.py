@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from wsolbench.cli._evaluation import evaluate_and_report
+from wsolbench.cli._evaluation import evaluate_and_report, group_protocols
 from wsolbench.cli._models import open_method, open_posts
 from wsolbench.cli.groups import GroupedCommand, option
 from wsolbench.cli.numerics import check_device, numerics_options
@@ -35,6 +35,7 @@ from wsolbench.system.files import file_name
     "--dataset ilsvrc --weights imagenet --set head=fc\n\n"
     "Several methods and post-processes:  wsolbench eval --method cam,has,acol --post none,sem,scg "
     "--dataset cub --train\n\n"
+    "All protocols:  wsolbench eval --method cam --dataset cub --train --protocol all\n\n"
     "Robustness to transforms:  wsolbench eval --method nts-net --dataset cub --transform "
     "none,rotate90,rotate180,rotate270,reduce:300",
 )
@@ -96,8 +97,9 @@ def command(
 ) -> None:
     """Evaluate a method on a data set. Interrupted runs resume.
 
-    Methods, post-processes, maps and transforms can be lists, separated by commas. Each combination gets its
-    own record, and its own folder of maps and pictures.
+    Methods, post-processes, maps, transforms and protocols can be lists, separated by commas. Each
+    combination gets its own record, and its own folder of maps and pictures. Protocols that score the same
+    maps share them: a network runs once for all of them.
     """
     from wsolbench.datasets.subsets import limit_dataset, transfer_part
     from wsolbench.evaluation.request import EvalRequest, RunOptions
@@ -109,7 +111,7 @@ def command(
     from wsolbench.system.distributed import connected
 
     with connected() as world:
-        conventions = scoring.conventions()
+        protocols = scoring.protocols()
         # Check the options, and what they name.
         check_device(model["device"], model["numerics"])
         if checkpoint is not None and train_first:
@@ -129,7 +131,8 @@ def command(
         scored = data.open(scoring.split)
         val = data.open_val() if scoring.transfer and scoring.split != "val" and "none" in views else None
         scoring.prepare(scored, save_maps)
-        several = len(methods) * len(readings) * len(views) > 1
+        several = len(methods) * len(readings) * len(views) * len(protocols) > 1
+        groups = group_protocols(protocols, of_network=True)
         batch_size = fitting_batch(
             model["batch_size"] or 32,
             *(split and limit_dataset(split, scoring.limit) for split in (scored, val)),
@@ -152,10 +155,12 @@ def command(
             localizer = open_method(method, scored, path, settings, changes)
             training = localizer.describe().get("training") or {}
             unseen = None if val is None else transfer_part(training, val)
-            for (label, made, map_name), (view, moved) in itertools.product(readings, views.items()):
+            for (label, made, map_name), (view, moved), group in itertools.product(
+                readings, views.items(), groups
+            ):
                 source = ModelSource(
                     localizer,
-                    conventions,
+                    group[0],
                     num_classes=len(scored.class_names),
                     device=model["device"],
                     batch_size=options.batch_size,
@@ -163,26 +168,29 @@ def command(
                     map_name=map_name,
                     numerics=model["numerics"],
                 )
-                own = (
-                    Path(file_name(f"{name}{label}"), *([] if moved is None else [file_name(view)]))
-                    if several
-                    else Path()
-                )
-                folder = None if save_maps is None else MapFolder(save_maps / own)
-                request = EvalRequest(
-                    dataset=scored
-                    if moved is None
-                    else transform_dataset(scored, moved, localizer.input_spec, conventions),
-                    source=source,
-                    protocol=conventions,
-                    limit=scoring.limit,
-                    fixed_tau=scoring.fixed_tau,
-                    extra_metrics=scoring.extra(),
-                    transfer_from=unseen if moved is None else None,
-                    options=replace(options, save_maps=folder),
-                    metadata={} if moved is None else {"transform": moved.name},
-                )
-                evaluate_and_report(request, scoring.within(own), world=world)
+                shown = scored
+                if moved is not None:
+                    shown = transform_dataset(scored, moved, localizer.input_spec, group[0])
+                # The folders of a combination, and of its maps. Protocols of a group share maps.
+                own = Path(file_name(f"{name}{label}"), *([] if moved is None else [file_name(view)]))
+                own = own if several else Path()
+                part = own if len(groups) == 1 else own / file_name(group[0].name)
+                folder = None if save_maps is None else MapFolder(save_maps / part)
+                requests = [
+                    EvalRequest(
+                        dataset=shown,
+                        source=source,
+                        protocol=protocol,
+                        limit=scoring.limit,
+                        fixed_tau=scoring.fixed_tau,
+                        extra_metrics=scoring.extra(),
+                        transfer_from=unseen if moved is None else None,
+                        options=replace(options, save_maps=folder if protocol is group[0] else None),
+                        metadata={} if moved is None else {"transform": moved.name},
+                    )
+                    for protocol in group
+                ]
+                evaluate_and_report(requests, scoring.within_each(own, group, of=len(protocols)), world=world)
 
 
 def read_maps(

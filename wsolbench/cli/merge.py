@@ -24,7 +24,9 @@ from wsolbench.cli.options import records_option, save_outcomes_option, save_sco
 @save_scores_option
 @save_outcomes_option
 @option("Output", "--keep", is_flag=True, help="Keep the shards after the record is written.")
-def command(folders: tuple[Path, ...], out: Path, keep: bool, **saved: bool) -> None:
+def command(
+    folders: tuple[Path, ...], out: Path, keep: bool, save_scores: bool, save_outcomes: bool | None
+) -> None:
     """Merge the shards in FOLDERS into one record per run.
 
     Shards are written by `eval --shard` and `score --shard`. The record is the same as that of a run without
@@ -39,6 +41,7 @@ def command(folders: tuple[Path, ...], out: Path, keep: bool, **saved: bool) -> 
     for run in merge(folders):
         run.provenance["merged_by"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         evaluation = conclude(run)
-        report_evaluation(evaluation, out, **saved)
+        outcomes = not save_scores if save_outcomes is None else save_outcomes
+        report_evaluation(evaluation, out, save_scores=save_scores, save_outcomes=outcomes)
         if not keep:
             evaluation.finish()

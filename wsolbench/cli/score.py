@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wsolbench.cli._evaluation import evaluate_and_report
+from wsolbench.cli._evaluation import evaluate_and_report, group_protocols
 from wsolbench.cli.groups import GroupedCommand, option
 from wsolbench.cli.options import NOT_TRANSFERRED, DataOptions, say, split_options, workers_option
 from wsolbench.cli.scoring import ScoringOptions, scoring_options
@@ -17,12 +17,15 @@ from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
     from wsolbench.maps import MapFolder
+    from wsolbench.protocol import EvalProtocol
 
 
 @click.command(
     cls=GroupedCommand,
     epilog="Example:  wsolbench score --maps my_maps/ --dataset cub --data-root CUB_200_2011 --name "
     "my-method\n\n"
+    "All protocols, for maps of whole images:  wsolbench score --maps my_maps/ --dataset cub --protocol all "
+    "--crop-maps\n\n"
     "The folder has one .npy, .npz or 8-/16-bit .png file per image, named by the image id, with or without "
     "the image suffix. "
     "Each contains one (height, width) map of the true class, of any size and range.",
@@ -81,7 +84,8 @@ def command(
     # Open data and maps.
     if name is not None and not name.strip():
         raise UsageError(f"--name is {name!r}; expected the name of the method")
-    conventions = scoring.conventions()
+    protocols = scoring.protocols()
+    _refuse_mixed_views(protocols, crop_maps=crop_maps)
     # Scoring needs the annotations. The image files are only needed to draw pictures.
     whole = _open(data, scoring.split, pictures=scoring.pictures is not None, allow_partial=allow_partial)
     folder = MapFolder(maps_dir)
@@ -96,15 +100,26 @@ def command(
     ranked = _read_labels(
         folder, predictions, len(scored.class_names), [*whole.ids, *(val.ids if val is not None else ())]
     )
-    # Check that the maps belong to the data.
-    source = FolderSource(
-        folder,
-        name=name or str(made_by.get("name", maps_dir.resolve().name)),
-        ranked=ranked,
-        facts=made_by,
-        crop=conventions if crop_maps else None,
-    )
-    source.check(scored, conventions, allow_partial=allow_partial)
+    # Check that the maps belong to the data. Protocols that score the same maps share a source.
+    groups = group_protocols(protocols, of_network=False, cropped=crop_maps)
+    cut = [group for group in groups if group[0].frame == "center_crop"] or groups
+    sources = [
+        FolderSource(
+            folder,
+            name=name or str(made_by.get("name", maps_dir.resolve().name)),
+            ranked=ranked,
+            facts=made_by,
+            crop=group[0] if crop_maps and group in cut else None,
+        )
+        for group in groups
+    ]
+
+    def check_maps(dataset: Dataset) -> None:
+        for source, group in zip(sources, groups, strict=True):
+            for protocol in group:
+                source.check(dataset, protocol, allow_partial=allow_partial)
+
+    check_maps(scored)
     if val is not None:
         ids = limit_dataset(val, scoring.limit).ids
         if folder.missing(ids) or (ranked and not ranked.keys() >= set(ids)):
@@ -112,24 +127,42 @@ def command(
             val = None
     if val is not None:
         folder.locate([*whole.ids, *val.ids])  # raises if images of both splits would share a map
-        source.check(limit_dataset(val, scoring.limit), conventions, allow_partial=allow_partial)
+        check_maps(limit_dataset(val, scoring.limit))
     # Score.
     left_out = {
         "without_map": len(limit_dataset(whole, scoring.limit)) - len(scored),
         "without_file": len(whole.left_out),
     }
-    request = EvalRequest(
-        dataset=scored,
-        source=source,
-        protocol=conventions,
-        limit=scoring.limit,
-        fixed_tau=scoring.fixed_tau,
-        extra_metrics=scoring.extra(),
-        transfer_from=val,
-        options=RunOptions(workers=workers, work=scoring.out / ".work", resamples=scoring.resamples),
-        metadata={name: count for name, count in left_out.items() if count},
-    )
-    evaluate_and_report(request, scoring, whole=whole)
+    for source, group in zip(sources, groups, strict=True):
+        requests = [
+            EvalRequest(
+                dataset=scored,
+                source=source,
+                protocol=protocol,
+                limit=scoring.limit,
+                fixed_tau=scoring.fixed_tau,
+                extra_metrics=scoring.extra(),
+                transfer_from=val,
+                options=RunOptions(workers=workers, work=scoring.out / ".work", resamples=scoring.resamples),
+                metadata={name: count for name, count in left_out.items() if count},
+            )
+            for protocol in group
+        ]
+        evaluate_and_report(requests, scoring.within_each(Path(), group, of=len(protocols)), whole=whole)
+
+
+def _refuse_mixed_views(protocols: Sequence[EvalProtocol], *, crop_maps: bool) -> None:
+    """Raise `UsageError` for protocols that need maps of the image and maps of its centre crop."""
+    from wsolbench.exceptions import UsageError
+
+    cropped = [protocol.name for protocol in protocols if protocol.frame == "center_crop"]
+    others = [protocol.name for protocol in protocols if protocol.frame != "center_crop"]
+    if cropped and others and not crop_maps:
+        raise UsageError(
+            f"protocols {', '.join(cropped)} score maps of the centre crop, and {', '.join(others)} maps of "
+            "the whole image; a folder has maps of one kind. Add --crop-maps if its maps cover the whole "
+            "image, or name protocols of one kind with --protocol"
+        )
 
 
 def _open(data: DataOptions, split: str, *, pictures: bool, allow_partial: bool) -> Dataset:

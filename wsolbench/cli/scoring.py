@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,12 +11,12 @@ import click
 
 from wsolbench.cli.groups import option
 from wsolbench.cli.options import records_option, save_outcomes_option, save_scores_option, together
-from wsolbench.cli.settings import read_protocol
+from wsolbench.cli.settings import read_protocols
 from wsolbench.cli.values import Number
 from wsolbench.exceptions import UsageError
 from wsolbench.protocol import EvalProtocol
 from wsolbench.ranges import Count, Range, Ranged, Share
-from wsolbench.system.files import make_folder
+from wsolbench.system.files import file_name, make_folder
 from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
@@ -36,15 +37,23 @@ class ScoringOptions(Ranged):
     resamples: Annotated[int, Range(100, 100_000)]
     out: Path
     save_scores: bool
-    save_outcomes: bool
+    save_outcomes: bool | None
+    """None: yes, unless all scores are saved or this is a shard."""
     shard: Shard | None
     extra_metrics: str
     pictures: Path | None
     save_boxes: Path | None
 
-    def conventions(self) -> EvalProtocol:
-        """Return the protocol, with its changes."""
-        return read_protocol(self.protocol, self.protocol_set)
+    @property
+    def with_outcomes(self) -> bool:
+        """Whether outcomes are saved."""
+        return (
+            not self.save_scores and self.shard is None if self.save_outcomes is None else self.save_outcomes
+        )
+
+    def protocols(self) -> tuple[EvalProtocol, ...]:
+        """Return the protocols, with their changes."""
+        return read_protocols(self.protocol, self.protocol_set)
 
     def extra(self) -> tuple[ExtraMetric, ...]:
         """Return the extra metrics. Raises `UsageError` for an unknown name."""
@@ -58,11 +67,23 @@ class ScoringOptions(Ranged):
         boxes = None if self.save_boxes is None else self.save_boxes.parent / folder / self.save_boxes.name
         return replace(self, pictures=pictures, save_boxes=boxes)
 
+    def within_each(
+        self, folder: Path, protocols: Sequence[EvalProtocol], *, of: int
+    ) -> list[ScoringOptions]:
+        """Return the options for each of these protocols, with a folder of its own if there are several.
+
+        `of` is the number of all protocols of the command.
+        """
+        return [
+            self.within(folder / file_name(protocol.name) if of > 1 else folder) for protocol in protocols
+        ]
+
     def prepare(self, scored: Dataset, *more: Path | None) -> None:
         """Refuse what the data do not allow, and create the output folders, before any work is done."""
         from wsolbench.metrics.thresholds import check_fixed_tau
 
-        check_fixed_tau(self.fixed_tau, self.conventions().taus)
+        for protocol in self.protocols():
+            check_fixed_tau(self.fixed_tau, protocol.taus)
         self.extra()
         if self.save_boxes is not None and not scored.has_boxes:
             raise UsageError(
@@ -104,14 +125,15 @@ scoring_options = together(
         "--protocol",
         default="wsoleval",
         show_default=True,
-        help="Evaluation protocol (see `wsolbench list protocols`).",
+        help="Evaluation protocol (see `wsolbench list protocols`), or several, each with its own record: "
+        "wsoleval,spa. Or all.",
     ),
     option(
         "Protocol",
         "--protocol-set",
         multiple=True,
         metavar="FIELD=VALUE",
-        help="Change one field of the protocol; can be repeated.",
+        help="Change one field of each protocol; can be repeated.",
     ),
     option(
         "Protocol",

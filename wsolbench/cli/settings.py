@@ -64,6 +64,18 @@ def read_protocol(name: str, changes: Sequence[str]) -> EvalProtocol:
     return replace(protocol, name=f"{name}+{suffix}", **values)
 
 
+def read_protocols(names: str, changes: Sequence[str]) -> tuple[EvalProtocol, ...]:
+    """Return the protocols of `--protocol`: one name, several separated by commas, or `all` presets.
+
+    Raises `UsageError` as `read_protocol`, and for a name that is given twice.
+    """
+    listed = list(EvalProtocol.presets()) if names == "all" else names.split(",")
+    for name in listed:
+        if listed.count(name) > 1:
+            raise UsageError(f"--protocol names {shorten(name)!r} twice; expected each protocol once")
+    return tuple(read_protocol(name, changes) for name in listed)
+
+
 def _parse(name: str, text: str, current: Any) -> Any:
     """Parse the value of a field. The protocol checks its range."""
     try:

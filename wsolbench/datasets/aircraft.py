@@ -30,6 +30,7 @@ INFO = DatasetInfo(
     ),
     repeated=("trainval",),
     expected={"train": 3334, "val": 3333, "trainval": 6667, "test": 3333},
+    classes=100,
     citation="Maji, Kannala, Rahtu, Blaschko, Vedaldi, arXiv:1306.5151",
     license="non-commercial research; the images belong to their photographers",
 )

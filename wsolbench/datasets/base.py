@@ -82,6 +82,8 @@ class DatasetInfo:
     """Splits that are unions of other splits."""
     expected: Mapping[str, int] = field(default_factory=dict)
     """Number of images per split of the complete data set."""
+    classes: int = 0
+    """Number of classes of the complete data set, or 0 if the user's file defines them."""
     citation: str = ""
     license: str = ""
     generated: bool = False

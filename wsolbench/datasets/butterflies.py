@@ -22,6 +22,7 @@ INFO = DatasetInfo(
     splits=("train", "test"),
     root_holds="annotations.csv, classes.csv, images/ and masks/",
     expected={"train": 502, "test": 330},
+    classes=10,
     citation="Wang, Markert, Everingham, BMVC 2009",
     license="for learning purposes, as its authors say",
 )

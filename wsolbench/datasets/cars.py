@@ -35,6 +35,7 @@ INFO = DatasetInfo(
         "car_ims/ and cars_annos.mat"
     ),
     expected={"train": 8144, "test": 8041},
+    classes=196,
     citation="Krause, Stark, Deng, Fei-Fei, 3dRR 2013",
     license="non-commercial research (ImageNet terms)",
 )

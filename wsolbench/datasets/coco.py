@@ -49,6 +49,7 @@ INFO = DatasetInfo(
         "export` names them"
     ),
     expected={"train": 118287, "val": 5000},
+    classes=80,
     citation="Lin et al., ECCV 2014",
     license="annotations CC BY 4.0; the images belong to their photographers (Flickr)",
 )

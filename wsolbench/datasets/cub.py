@@ -43,6 +43,7 @@ INFO = DatasetInfo(
         "segmentations/ is optional"
     ),
     expected={"train": 5994, "val": 1000, "test": 5794},
+    classes=200,
     citation="Wah, Branson, Welinder, Perona, Belongie, CNS-TR-2011-001",
     license="non-commercial research and education; the images belong to their photographers",
 )

@@ -45,6 +45,7 @@ INFO = DatasetInfo(
         "annotations"
     ),
     expected={"train": 1281167, "val": 10000, "test": 50000},
+    classes=1000,
     citation="Russakovsky et al., IJCV 2015; val: Recht et al., ICML 2019 and Choe et al., CVPR 2020",
     license="ImageNet terms of access: non-commercial research",
 )

@@ -29,6 +29,7 @@ INFO = DatasetInfo(
         "train/, val/, test/ (or OpenImages/ with them) and, unless --metadata-root is given, metadata/"
     ),
     expected={"train": 29819, "val": 2500, "test": 5000},
+    classes=100,
     citation="Choe et al., CVPR 2020; Benenson, Popov, Ferrari, CVPR 2019",
     license="annotations CC BY 4.0, images CC BY 2.0 (as listed by Open Images)",
 )

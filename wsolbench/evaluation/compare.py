@@ -9,7 +9,7 @@ Groups with unequal training budgets are refused, unless they are asked for (`ws
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +35,9 @@ def compare(
     seed: int = 0,
     same_seeds: bool = True,
     paired: bool = True,
+    only: Collection[str] | None = None,
 ) -> list[MetricDifference]:
-    """Return the differences of the metrics that all runs have, in table order.
+    """Return the differences of the metrics that all runs have, in table order. `only` selects some of them.
 
     With `same_seeds`, runs at the same position of groups of equal size have the same seed. With `paired` as
     well, they share weights. Thresholds are the oracle thresholds of each run. Raises `DataError` if the runs
@@ -56,7 +57,11 @@ def compare(
         {(m.name, str(m.policy)): m for m in metrics_of(run, protocol, None, None) if isinstance(m, Metric)}
         for run in runs
     ]
-    shared = [key for key in by_run[0] if all(key in metrics for metrics in by_run)]
+    shared = [
+        key
+        for key in by_run[0]
+        if all(key in metrics for metrics in by_run) and (only is None or key[0] in only)
+    ]
     images = dict.fromkeys(by_run[0][key].rows.images for key in shared)
     return [
         difference
@@ -189,8 +194,11 @@ def compare_records(
     resamples: int,
     budgets: Budgets,
     allow_unequal_budget: bool = False,
+    only: Collection[str] | None = None,
 ) -> Comparison:
     """Compare group B with group A: records of the same images and protocol, by path, with stored scores.
+
+    `only` selects metrics. None compares all.
 
     Raises `DataError` naming the files whose scores cannot be used, or that differ in more than the method.
     With `allow_unequal_budget`, budgets may differ; the comparison then states it.
@@ -200,9 +208,9 @@ def compare_records(
     protocol = records[0].map_protocol
     # Check that only the method differs.
     for path, record in zip(paths, records, strict=True):
-        for what, names in (("data set", ("name", "split", "fingerprint")), ("protocol", None)):
+        for what, fields in (("data set", ("name", "split", "fingerprint")), ("protocol", None)):
             mine, theirs = (
-                each.protocol if names is None else [each.dataset.get(name) for name in names]
+                each.protocol if fields is None else [each.dataset.get(name) for name in fields]
                 for each in (record, records[0])
             )
             if mine != theirs:
@@ -226,6 +234,7 @@ def compare_records(
             resamples=resamples,
             same_seeds=len(paths) == 2 or [*map(_seed, a.values())] == [*map(_seed, b.values())],
             paired=budgets.share_weights([*a.values()], [*b.values()]),
+            only=only,
         )
     except DataError as error:
         raise DataError(f"{', '.join(map(str, paths))}: {error}") from error

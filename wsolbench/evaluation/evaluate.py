@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wsolbench.evaluation.extra_metrics.base import find_extra_metrics
 from wsolbench.evaluation.loop import score_chunks, score_in_memory
@@ -22,7 +23,8 @@ from wsolbench.evaluation.saved_maps import finish_saved_maps, saving_maps
 from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.evaluation.summary import summarize
 from wsolbench.exceptions import UsageError
-from wsolbench.maps.sources import MapSource
+from wsolbench.maps.folder_source import FolderSource
+from wsolbench.maps.sources import MapSource, ModelSource
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import SHARDS, RunRecord, provenance
 from wsolbench.system.distributed import World, barrier, gathered
@@ -90,7 +92,20 @@ def score(request: EvalRequest, *, world: World | None = None) -> ScoredRun:
     With a `world` of several processes, each scores its share into the work folder, which all of them must
     see. Every process returns the whole run. Raises as `evaluate`.
     """
-    world, plan, work = world or World(), request.plan(), request.options.work
+    (run,) = score_together([request], world=world)
+    return run
+
+
+def score_together(requests: Sequence[EvalRequest], *, world: World | None = None) -> list[ScoredRun]:
+    """Do what `score` does for several requests that differ only in the protocol.
+
+    The maps are computed once, by the source of all requests, and scored for each. So all protocols must have
+    one `map_key`. Maps are saved to the folder of the first request. Raises as `score` does, and `UsageError`
+    for requests that cannot share maps.
+    """
+    _refuse_other_maps(requests)
+    world, plans = world or World(), [request.plan() for request in requests]
+    work = requests[0].options.work
     # Without a work folder, one process keeps all scores in memory.
     if work is None:
         if world.size > 1:
@@ -98,44 +113,106 @@ def score(request: EvalRequest, *, world: World | None = None) -> ScoredRun:
                 f"{world.size} processes have no work folder for their scores; expected one that all of "
                 "them see"
             )
-        with saving_maps(request.options.save_maps, plan, request.splits) as maps:
-            return score_in_memory(plan, request.writing_maps(maps))
+        with saving_maps(requests[0].options.save_maps, plans[0], requests[0].splits) as maps:
+            runs = score_in_memory(plans, [requests[0].writing_maps(maps), *requests[1:]])
+        return _with_protocols(runs)
     # Check that all processes would compute the same numbers.
-    if len(set(gathered(plan.digest))) > 1:
+    if any(len(set(gathered(plan.digest))) > 1 for plan in plans):
         raise UsageError(
             f"the {world.size} processes would score differently; expected the same program, data, kind "
             "of device and number of threads in each"
         )
     # Score this process's share, wait for the others, and collect all chunks.
-    folder = RunFolder(work / plan.digest[:16], plan)
-    folder.refuse_mixing(work.glob("*/"))
-    seconds = _score_part(request, folder, Shard(world.rank + 1, world.size))
+    folders = [RunFolder(work / plan.digest[:16], plan) for plan in plans]
+    for folder in folders:
+        folder.refuse_mixing(work.glob("*/"))
+    seconds = _score_part(requests, folders, Shard(world.rank + 1, world.size))
     barrier()
-    run = gather([folder])
+    runs = [gather([folder]) for folder in folders]
     barrier()  # the first process removes the chunks only after all have read them
-    run.provenance.update(provenance(seconds=seconds, **request.source.provenance()))
-    if world.size > 1:
-        run.provenance["processes"] = world.size
-    return run
+    made_by = provenance(seconds=seconds, **requests[0].source.provenance())
+    for run in runs:
+        run.provenance.update(made_by)
+        if world.size > 1:
+            run.provenance["processes"] = world.size
+    return _with_protocols(runs)
 
 
 def score_shard(request: EvalRequest, shard: Shard, folder: Path) -> RunFolder:
-    """Score the images of one shard. `wsolbench.evaluation.runs.merge` joins the shards of a run.
-
-    Returns the folder of the run below `folder`. Other shards may write there, too. Raises as `evaluate`.
-    """
-    plan = request.plan()
-    run = RunFolder(folder / f"{plan.title}_{plan.digest[:8]}{SHARDS}", plan)
-    run.refuse_mixing(folder.glob(f"*{SHARDS}/"))
-    seconds = _score_part(request, run, shard)
-    run.write_provenance(shard, provenance(seconds=seconds, **request.source.provenance()))
+    """Do what `score_shards` does for one request."""
+    (run,) = score_shards([request], shard, folder)
     return run
 
 
-def _score_part(request: EvalRequest, folder: RunFolder, shard: Shard) -> dict[str, float]:
+def score_shards(requests: Sequence[EvalRequest], shard: Shard, folder: Path) -> list[RunFolder]:
+    """Score the images of one shard. `wsolbench.evaluation.runs.merge` joins the shards of a run.
+
+    Returns the folder of each request's run below `folder`. Other shards may write there, too. Raises as
+    `score_together`.
+    """
+    _refuse_other_maps(requests)
+    plans = [request.plan() for request in requests]
+    runs = [RunFolder(folder / f"{plan.title}_{plan.digest[:8]}{SHARDS}", plan) for plan in plans]
+    for run in runs:
+        run.refuse_mixing(folder.glob(f"*{SHARDS}/"))
+    seconds = _score_part(requests, runs, shard)
+    for run in runs:
+        run.write_provenance(shard, provenance(seconds=seconds, **requests[0].source.provenance()))
+    return runs
+
+
+def _score_part(
+    requests: Sequence[EvalRequest], folders: Sequence[RunFolder], shard: Shard
+) -> dict[str, float]:
     """Write the chunks of a shard, and its maps if requested, and return the seconds of each stage."""
-    with saving_maps(request.options.save_maps, folder.plan, request.splits) as maps:
-        return score_chunks(folder, shard, request.writing_maps(maps))
+    first = requests[0]
+    with saving_maps(first.options.save_maps, folders[0].plan, first.splits) as maps:
+        return score_chunks(folders, shard, [first.writing_maps(maps), *requests[1:]])
+
+
+def map_key(protocol: EvalProtocol, *, of_network: bool, cropped: bool = False) -> Any:
+    """Return the key of protocols that score the same maps.
+
+    `of_network`: a network makes the maps and the predicted labels. Otherwise maps are stored; `cropped` ones
+    cover the image, and their centre is scored where the protocol has a centre crop.
+    """
+    if of_network:
+        return protocol.network_view
+    if cropped and protocol.frame == "center_crop":
+        return protocol.network_frame, protocol.frame_size, protocol.resize_size, protocol.resize
+    return protocol.network_frame
+
+
+def _refuse_other_maps(requests: Sequence[EvalRequest]) -> None:
+    """Raise `UsageError` unless the requests can be scored from the same maps."""
+    other = requests[0]
+    kind = {
+        "of_network": isinstance(other.source, ModelSource),
+        "cropped": isinstance(other.source, FolderSource) and other.source.crop is not None,
+    }
+    for request in requests[1:]:
+        keys = [map_key(each.protocol, **kind) for each in (other, request)]
+        if keys[0] != keys[1]:
+            raise UsageError(
+                f"protocols {other.protocol.name!r} and {request.protocol.name!r} score other maps or labels "
+                f"({keys[0]} and {keys[1]}); expected protocols with one `map_key`, or a call for each"
+            )
+        same = (
+            request.source is other.source
+            and request.dataset is other.dataset
+            and request.transfer_from is other.transfer_from
+            and (request.limit, request.options.work) == (other.limit, other.options.work)
+        )
+        if not same:
+            raise UsageError("found requests of other images or sources; expected the same in all of them")
+
+
+def _with_protocols(runs: Sequence[ScoredRun]) -> list[ScoredRun]:
+    """State in the provenance of each run which protocols share its seconds, if there are several."""
+    if len(runs) > 1:
+        for run in runs:
+            run.provenance["scored_together"] = [other.plan.protocol.name for other in runs]
+    return list(runs)
 
 
 def conclude(run: ScoredRun) -> Evaluation:

@@ -1,4 +1,8 @@
-"""The loop of an evaluation: load images, get maps from the source, score them, chunk by chunk."""
+"""The loop of an evaluation: load images, get maps from the source, score them, chunk by chunk.
+
+Several requests can share the loop if they differ only in the protocol and the source gives all of them the
+same maps. Each map is then computed once and scored for each request.
+"""
 
 from __future__ import annotations
 
@@ -26,38 +30,53 @@ from wsolbench.system.progress import Progress, track
 from wsolbench.types import Dataset, Sample
 
 
-def score_in_memory(plan: RunPlan, request: EvalRequest) -> ScoredRun:
-    """Score every image and keep the scores in memory."""
+def score_in_memory(plans: Sequence[RunPlan], requests: Sequence[EvalRequest]) -> list[ScoredRun]:
+    """Score every image and keep the scores in memory. `plans` are those of the requests."""
     seconds: dict[str, float] = defaultdict(float)
-    tables = {}
-    for dataset in request.splits:
+    tables: list[dict[str, ScoreTable]] = [{} for _ in plans]
+    for dataset in requests[0].splits:
         chunks = Shard().chunks(len(dataset))
         with _bar(dataset, 0, len(dataset)) as bar:
-            scored = _scored_chunks(request, dataset, chunks, seconds, bar)
-            tables[dataset.split] = ScoreTable(tuple(scored))
-    made_by = provenance(seconds=dict(seconds), **request.source.provenance())
-    return ScoredRun(plan=plan, tables=tables, provenance=made_by)
+            parts = list(_scored_chunks(requests, dataset, chunks, seconds, bar))
+        for place, own in enumerate(tables):
+            own[dataset.split] = ScoreTable(tuple(part[place] for part in parts))
+    made_by = provenance(seconds=dict(seconds), **requests[0].source.provenance())
+    return [
+        ScoredRun(plan=plan, tables=own, provenance=dict(made_by))
+        for plan, own in zip(plans, tables, strict=True)
+    ]
 
 
-def score_chunks(folder: RunFolder, shard: Shard, request: EvalRequest) -> dict[str, float]:
-    """Write the chunks of a shard that are missing or damaged, and return the seconds of each stage."""
+def score_chunks(
+    folders: Sequence[RunFolder], shard: Shard, requests: Sequence[EvalRequest]
+) -> dict[str, float]:
+    """Write the chunks of a shard that are missing or damaged, and return the seconds of each stage.
+
+    `folders` are those of the requests. A chunk that one of them lacks is written to all of them.
+    """
     seconds: dict[str, float] = defaultdict(float)
-    maps = request.options.save_maps
-    with folder.opened(shard):
+    maps = requests[0].options.save_maps
+    with contextlib.ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(folder.opened(shard))
         if maps is not None:
             remove_leftovers(maps.root)
-        for dataset in request.splits:
+        for dataset in requests[0].splits:
             chunks = shard.chunks(len(dataset))
             todo = [
                 chunk
                 for chunk in chunks
-                if not folder.has([dataset[at].id for at in chunk], dataset.split, chunk.start, maps)
+                if not all(
+                    folder.has([dataset[at].id for at in chunk], dataset.split, chunk.start, maps)
+                    for folder in folders
+                )
             ]
             total, left = sum(map(len, chunks)), sum(map(len, todo))
             with _bar(dataset, total - left, total) as bar:
-                scored = _scored_chunks(request, dataset, todo, seconds, bar)
-                for chunk, scores in zip(todo, scored, strict=True):
-                    folder.write_chunk(dataset.split, chunk.start, scores)
+                scored = _scored_chunks(requests, dataset, todo, seconds, bar)
+                for chunk, parts in zip(todo, scored, strict=True):
+                    for folder, scores in zip(folders, parts, strict=True):
+                        folder.write_chunk(dataset.split, chunk.start, scores)
     return dict(seconds)
 
 
@@ -66,23 +85,27 @@ def _bar(dataset: Dataset, done: int, total: int) -> Progress:
 
 
 def _scored_chunks(
-    request: EvalRequest, dataset: Dataset, chunks: Sequence[range], seconds: dict[str, float], bar: Progress
-) -> Iterator[ImageScores]:
-    """Yield the scores of the images at these positions, chunk by chunk.
+    requests: Sequence[EvalRequest],
+    dataset: Dataset,
+    chunks: Sequence[range],
+    seconds: dict[str, float],
+    bar: Progress,
+) -> Iterator[list[ImageScores]]:
+    """Yield the scores of the images at these positions, chunk by chunk, one table per request.
 
     While the source works on one batch, threads or worker processes load the next two, and threads score the
     one before. No more batches are in memory. The main thread waits for the device only where a batch is
     needed that has not been scored.
     """
     # Cut the positions into batches, which ignore the borders of chunks.
-    source, options = request.source, request.options
+    source, options = requests[0].source, requests[0].options
     positions = [position for chunk in chunks for position in chunk]
     batches = [
         positions[start : start + options.batch_size]
         for start in range(0, len(positions), options.batch_size)
     ]
     sizes = deque(map(len, chunks))
-    ready: list[ImageScores] = []
+    ready: list[list[ImageScores]] = []
     with (
         ThreadPoolExecutor(max(1, options.workers)) as pool,
         _Loader(source, dataset, positions, options.workers) as loader,
@@ -99,7 +122,7 @@ def _scored_chunks(
 
         try:
             loading = deque(load(batch) for batch in batches[:2])
-            scoring: deque[list[Future[ImageScores]]] = deque()
+            scoring: deque[list[Future[list[ImageScores]]]] = deque()
             for number in range(len(batches) + 1):
                 # Start the next batch: wait for its images, queue one more, run the source, queue the
                 # scoring.
@@ -112,7 +135,7 @@ def _scored_chunks(
                         output = pool.submit(_start(source, samples, batch))
                     scoring.append(
                         [
-                            pool.submit(_score_one, request, sample, output, place)
+                            pool.submit(_score_one, requests, sample, output, place)
                             for place, sample in enumerate(samples)
                         ]
                     )
@@ -124,7 +147,7 @@ def _scored_chunks(
                 # Hand out every chunk that is complete.
                 while sizes and len(ready) >= sizes[0]:
                     size = sizes.popleft()
-                    yield ImageScores.concatenate(ready[:size])
+                    yield [ImageScores.concatenate(own) for own in zip(*ready[:size], strict=True)]
                     ready = ready[size:]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -176,20 +199,25 @@ def _start(source: MapSource, samples: Sequence[Sample], batch: Any) -> Callable
     return lambda: output
 
 
-def _score_one(request: EvalRequest, sample: Sample, coming: Future[SourceOutput], place: int) -> ImageScores:
-    """Score the sample at this place of a batch, and write its map if requested."""
+def _score_one(
+    requests: Sequence[EvalRequest], sample: Sample, coming: Future[SourceOutput], place: int
+) -> list[ImageScores]:
+    """Score the sample at this place of a batch for each request, and write its map if requested."""
     output = coming.result()
-    if request.options.save_maps is not None:
-        request.options.save_maps.write(sample.id, output.maps[place])
+    if (maps := requests[0].options.save_maps) is not None:
+        maps.write(sample.id, output.maps[place])
     proposed = None if output.proposed is None else output.proposed[place]
-    return score_image(
-        sample,
-        output.maps[place],
-        output.ranked[place].tolist(),
-        request.protocol,
-        proposed,
-        extra=partial(_numbers, request, sample, output, place) if request.extra_metrics else None,
-    )
+    return [
+        score_image(
+            sample,
+            output.maps[place],
+            output.ranked[place].tolist(),
+            request.protocol,
+            proposed,
+            extra=partial(_numbers, request, sample, output, place) if request.extra_metrics else None,
+        )
+        for request in requests
+    ]
 
 
 def _numbers(

@@ -15,23 +15,26 @@ from wsolbench.system.listing import find_files
 _CHECKPOINT = re.compile(r"[^=]+\.safetensors$")
 
 
-def find_planned(folder: Path, records: Iterable[RunRecord]) -> tuple[set[str], list[str]]:
-    """Return the digests of the records that jobs of the plans in `folder` have made.
+def find_planned(folder: Path, records: Iterable[RunRecord]) -> tuple[dict[str, str], list[str]]:
+    """Return the records that jobs of the plans in `folder` have made: digest -> name of the plan's run.
 
     A record belongs to a job if their commands agree, wherever data, outputs and checkpoints lie. Also
     returns a message for each plan that cannot be read.
     """
-    keys, problems = set(), []
+    names: dict[Any, str] = {}
+    problems = []
     for path in find_files(folder, ".toml"):
         try:
             jobs = read_plan(path, _any_place).jobs
         except DataError as error:
             problems.append(str(error))
             continue
-        keys |= {_key(job.command) for job in jobs}
-    keys.discard(None)
-    made = {record.digest for record in records if _key(str(record.provenance.get("command", ""))) in keys}
-    return made if keys else set(), problems
+        names |= {_key(job.command): job.name.rpartition("/")[0] for job in jobs}
+    names.pop(None, None)
+    if not names:
+        return {}, problems
+    keys = {record.digest: _key(str(record.provenance.get("command", ""))) for record in records}
+    return {digest: names[key] for digest, key in keys.items() if key in names}, problems
 
 
 def _any_place(run: Mapping[str, Any]) -> Path:

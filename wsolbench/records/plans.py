@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from wsolbench.exceptions import DataError, unknown_name
+from wsolbench.protocol import EvalProtocol
 from wsolbench.records.record import RunRecord
 from wsolbench.system.stored import read_toml
 
@@ -94,7 +95,16 @@ _ELSEWHERE = (
     *(_KERNELS := ("compile", "deterministic", "no-deterministic")),
 )
 """Options of a command that do not tell jobs apart."""
-_FLAGS = ("train", "save-scores", "save-outcomes", "carve-val", "no-transfer", "transfer", *_KERNELS)
+_FLAGS = (
+    "train",
+    "save-scores",
+    "save-outcomes",
+    "no-outcomes",
+    "carve-val",
+    "no-transfer",
+    "transfer",
+    *_KERNELS,
+)
 _TRAINED = "@"
 
 
@@ -361,7 +371,9 @@ def _count_records(options: Mapping[str, Any]) -> int:
     maps = str(options.get("map", "class")).split(",")
     posts = len(str(options.get("post", "none")).split(",")) if "class" in maps else 0
     transforms = len(str(options.get("transform", "none")).split(","))
-    return (posts + sum(name != "class" for name in maps)) * transforms
+    names = str(options.get("protocol", "wsoleval"))
+    protocols = len(EvalProtocol.presets() if names == "all" else names.split(","))
+    return (posts + sum(name != "class" for name in maps)) * transforms * protocols
 
 
 def find_done(jobs: Iterable[Job], records: Iterable[tuple[Path, RunRecord]]) -> dict[str, list[Path]]:
@@ -393,6 +405,9 @@ def command_key(command: str) -> Any:
         name, equals, value = name.partition("=")
         if not equals and name not in _FLAGS and rest:
             value = rest.pop(0)
-        if name not in (*_ELSEWHERE, "save-scores", "save-outcomes") and (name, value) != ("seed", "0"):
+        if name not in (*_ELSEWHERE, "save-scores", "save-outcomes", "no-outcomes") and (name, value) != (
+            "seed",
+            "0",
+        ):
             options.append((name, value))
     return tuple(sorted(options))

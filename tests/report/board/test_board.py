@@ -326,10 +326,10 @@ def call(*arguments: object) -> Result:
 
 def test_the_board_of_a_folder_has_a_page_for_the_data_set_and_one_for_the_paper(results: Path) -> None:
     files = leaderboard_files(results)
-    assert "+2.0" in files["board-cub.md"]
+    assert "| [CAM (CAM row)][1] | vgg16 | P | 2021 | 40.5 |" in files["published-cub.md"]
     assert "| CAM row | vgg16 | 40.5 | [42.5][1] |" in files["paper-p.md"]
     assert "[1]: ../measured/cub/" in files["paper-p.md"]
-    assert "(board-cub.md)" in files["README.md"]
+    assert "(published-cub.md)" in files["README.md"]
     assert "(paper-p.md)" in files["README.md"]
 
 
@@ -379,7 +379,7 @@ def test_metrics_of_two_versions_stop_the_check(results: Path, monkeypatch: pyte
     checked = call("--results", results, "--check")
     assert checked.exit_code == 1
     assert "Evaluate the older run again" in checked.output
-    assert "42.5" not in leaderboard_files(results)["board-cub.md"]
+    assert "42.5" not in leaderboard_files(results)["README.md"]
 
 
 def test_a_metric_without_a_threshold_has_one_table_whatever_the_policies() -> None:

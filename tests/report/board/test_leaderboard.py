@@ -222,8 +222,7 @@ def test_the_board_of_a_data_set_leaves_parts_of_metrics_to_the_csv(
 ) -> None:
     write_record(metrics=(metric("max_box_acc_v2", 0.3), metric("max_box_acc_v2@0.5", 0.4)))
     board = leaderboard_files(tmp_path)
-    assert "MaxBoxAccV2, threshold: oracle" in board["board-squares.md"]
-    assert "@" not in board["board-squares.md"]
+    assert "@" not in board["squares.md"] + board["README.md"]
     assert "max_box_acc_v2@0.5" in board["squares.csv"]
     assert (
         "MaxBoxAccV2 @ 0.5"
@@ -234,26 +233,26 @@ def test_the_board_of_a_data_set_leaves_parts_of_metrics_to_the_csv(
 def test_special_characters_in_names_are_escaped_everywhere(tmp_path: Path, write_record: Write) -> None:
     write_record(method={"name": "<b>|cam|", "backbone": "a*b"}, dataset={"name": "my <data> | [set]"})
     board = leaderboard_files(tmp_path)
-    assert set(board) == {"README.md", "my-data-set.md", "my-data-set.csv", "board-my-data-set.md"}
+    assert set(board) == {"README.md", "my-data-set.md", "my-data-set.csv"}
     assert r"&lt;b&gt;\|cam\|" in board["my-data-set.md"]
     assert r"a\*b" in board["my-data-set.md"]
     assert r"[my &lt;data&gt; \| \[set\]](my-data-set.md)" in board["README.md"]
-    assert "<b>" not in board["my-data-set.md"] + board["board-my-data-set.md"] + board["README.md"]
+    assert "<b>" not in board["my-data-set.md"] + board["README.md"]
 
 
-@pytest.mark.parametrize("name", ["README", "reproduction", "board-cub", "paper-spa"])
+@pytest.mark.parametrize("name", ["README", "reproduction", "published-cub", "paper-spa"])
 def test_a_data_set_never_takes_the_place_of_another_page(
     tmp_path: Path, write_record: Write, name: str
 ) -> None:
     write_record(dataset={"name": name})
     stem = f"{name.lower()}-data"
-    assert set(leaderboard_files(tmp_path)) == {"README.md", f"{stem}.md", f"{stem}.csv", f"board-{stem}.md"}
+    assert set(leaderboard_files(tmp_path)) == {"README.md", f"{stem}.md", f"{stem}.csv"}
 
 
 def test_the_index_lists_every_data_set(tmp_path: Path, write_record: Write) -> None:
     for name in ("cub", "toybirds"):
         write_record(dataset={"name": name})
-    (table,) = tables(leaderboard_files(tmp_path)["README.md"])
+    *_, table = tables(leaderboard_files(tmp_path)["README.md"])
     assert [row.split("]")[0] for row in table[1:]] == ["| [cub", "| [toybirds"]
 
 
@@ -277,7 +276,6 @@ def test_check_lists_stale_missing_and_superfluous_files_and_writing_mends_them(
         ("cub.csv", "missing"),
         ("gone.md", "superfluous"),
         ("gone.csv", "superfluous"),
-        ("board-gone.md", "superfluous"),
     }
     write_leaderboard(tmp_path)
     assert check_leaderboard(tmp_path) == []
@@ -285,7 +283,6 @@ def test_check_lists_stale_missing_and_superfluous_files_and_writing_mends_them(
         "README.md",
         "cub.md",
         "cub.csv",
-        "board-cub.md",
         "notes.md",
     }
 
@@ -371,7 +368,6 @@ def test_data_sets_never_share_a_page(
     assert len({name.casefold() for name in board}) == len(board)
     for stem in stems:
         assert len(list(csv.DictReader(board[f"{stem}.csv"].splitlines()))) == 1
-        assert f"board-{stem}.md" in board
         assert f"({stem}.md)" in board["README.md"]
 
 
@@ -426,7 +422,7 @@ def test_hidden_files_of_a_running_evaluation_are_not_records(tmp_path: Path, wr
     (path.parent / ".half-written.json").write_text("{")
     (tmp_path / "measured" / ".work").mkdir()
     (tmp_path / "measured" / ".work" / "state.json").write_text("{}")
-    assert len(leaderboard_files(tmp_path)) == 4
+    assert len(leaderboard_files(tmp_path)) == 3
 
 
 def invoke(*arguments: Any) -> Result:

@@ -121,4 +121,4 @@ def test_a_plan_whose_runs_differ_in_options_that_no_folder_has_is_read(tmp_path
     text = 'title = "t"\n' + plan.format("a", "cam") + plan.format("b", "spa") + "batch-size = 8\n"
     (tmp_path / "plan.toml").write_text(text)
     found, problems = find_planned(tmp_path, [])
-    assert (found, problems) == (set(), [])
+    assert (found, problems) == ({}, [])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -58,6 +58,9 @@ class Cell:
     text: str
     link: str = ""
     order: float | None = None
+    bold: bool = False
+    numbers: Mapping[str, float | bool | None] | None = None
+    """Numbers by name, which CSV and JSON hold in place of the text. None: they hold the text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,22 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    """Names of the columns in CSV and JSON. Empty: they are `columns`."""
+    sections: tuple[tuple[int, str], ...] = ()
+    """Row that a section begins with, and its heading. Rows before the first section have none."""
+
+    @property
+    def numeric(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the numbers in each column, empty for a column of texts."""
+        columns = zip(*self.rows, strict=True) if self.rows else [() for _ in self.columns]
+        return tuple(
+            tuple(dict.fromkeys(name for cell in column for name in cell.numbers or ())) for column in columns
+        )
+
+    def section_of(self, row: int) -> str:
+        """Return the heading of a row's section, or an empty text."""
+        return next((heading for first, heading in reversed(self.sections) if first <= row), "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +291,7 @@ def official_images(name: str, split: str) -> int | None:
     return dataset_info(name).expected.get(split) if name in {info.name for info in list_datasets()} else None
 
 
-def _is_whole(record: RunRecord) -> bool:
+def is_official(record: RunRecord) -> bool:
     """Whether a run scored all images of the official split, untransformed."""
     data = record.dataset
     images = official_images(str(data["name"]), str(data["split"]))
@@ -308,7 +327,7 @@ def _measured_table(
 ) -> MeasuredTable:
     # Group the runs that differ only in their seed: one row each.
     data, info = runs[0].record.dataset, metric_info(name)
-    whole = _is_whole(runs[0].record)
+    whole = is_official(runs[0].record)
     groups = grouped(
         [run for run in runs if (m := run.metric(name, policy)) is not None and m.value is not None],
         settings_of,
@@ -425,7 +444,7 @@ def _measured_cell(
         data = run.record.dataset
         if (
             (data["name"], data["split"]) == (number.dataset, number.split)
-            and _is_whole(run.record)
+            and is_official(run.record)
             and matches(number, run.record)
         ):
             metric = run.metric(number.metric, "oracle")

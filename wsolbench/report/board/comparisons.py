@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from wsolbench.metrics.catalog import metric_title
@@ -12,6 +13,10 @@ from wsolbench.report.board.tables import format_difference, format_number, one_
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+SIGNIFICANT = 0.05
+"""Level of the tests: a corrected p-value below it is marked."""
 
 
 def format_p_value(value: float, floor: float = 0.0) -> str:
@@ -27,23 +32,29 @@ def format_p_value(value: float, floor: float = 0.0) -> str:
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """Return a terminal table of the differences, in percentage points or in the metric's unit."""
+def comparison_tables(comparisons: Sequence[Comparison]) -> list[Table]:
+    """Return terminal tables of the differences, in percentage points or in the metric's unit.
+
+    The tests of all tables are one family: `p Holm` is corrected for their number.
+    """
+    tests = [row.test for comparison in comparisons for row in comparison.differences]
+    corrected = iter(holm(tests))
+    return [
+        _table(comparison, [next(corrected) for _ in comparison.differences], len(tests), len(comparisons))
+        for comparison in comparisons
+    ]
+
+
+def _table(comparison: Comparison, corrected: Sequence[float], tests: int, tables: int) -> Table:
+    """Return the table of one comparison. `corrected` are its p-values, corrected for all `tests`."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    # Title, caption and columns.
+    # Title and columns.
     where = f"{comparison.dataset['name']}/{comparison.dataset['split']}"
     rows = comparison.differences
     crossed = any(row.crossed is not None for row in rows)
-    caption = [f"p Holm: corrected for the {len(rows)} tests of this table."]
-    if crossed:
-        caption.insert(0, "95 % interval and p: over images and seeds. sd: of the difference, over seeds.")
-    else:
-        caption.insert(0, "95 % interval and p: over images. They do not cover other seeds.")
-    if comparison.budget is not None and str(comparison.budget):
-        caption.insert(0, f"{str(comparison.budget).capitalize()}.")
     table = Table(
         box=box.SIMPLE_HEAD,
         title=Text(
@@ -52,14 +63,14 @@ def comparison_table(comparison: Comparison) -> Table:
                 f"{_group_title(comparison.a, comparison.b)} on {where}"
             )
         ),
-        caption=Text(" ".join(caption)),
+        caption=Text(" ".join(_caption(comparison, tests, tables))),
     )
     columns = ["metric", "A", "B", "B - A", "95 % interval"]
     columns += ["over images", "sd", "per seed"] if crossed else []
     for name in (*columns, "p", "p Holm"):
         table.add_column(name, justify="left" if name == "metric" else "right")
     # One row per metric.
-    for row, corrected in zip(rows, holm([row.test for row in rows]), strict=True):
+    for row, p_holm in zip(rows, corrected, strict=True):
         cells = [metric_title(row.name), format_number(row.name, row.a), format_number(row.name, row.b)]
         cells += [format_difference(row.name, row.difference), _ends(row, row.ends)]
         if crossed:
@@ -67,9 +78,31 @@ def comparison_table(comparison: Comparison) -> Table:
             per_pair = ", ".join(format_difference(row.name, value) for value in row.per_pair or ())
             cells += [_ends(row, (row.low, row.high)), sd, per_pair]
         floor = comparison.p_floor(row)
-        at_floor = 0.0 if row.test > floor else corrected
-        table.add_row(*cells, format_p_value(row.test, floor), format_p_value(corrected, at_floor))
+        at_floor = 0.0 if row.test > floor else p_holm
+        mark = " *" if p_holm < SIGNIFICANT else "  "
+        table.add_row(*cells, format_p_value(row.test, floor), format_p_value(p_holm, at_floor) + mark)
     return table
+
+
+def _caption(comparison: Comparison, tests: int, tables: int) -> list[str]:
+    """Return the sentences below a table: budget, what the intervals cover, and the family of the tests."""
+    rows = comparison.differences
+    budget = "" if comparison.budget is None else str(comparison.budget)
+    sentences = [f"{budget.capitalize()}."] if budget else []
+    if any(row.crossed is not None for row in rows):
+        sentences.append("95 % interval and p: over images and seeds. sd: of the difference, over seeds.")
+    else:
+        sentences.append("95 % interval and p: over images. They do not cover other seeds.")
+    family = "this table" if tables == 1 else f"these {tables} comparisons"
+    count = "1 test" if tests == 1 else f"{tests} tests"
+    sentences.append(f"p Holm: corrected for the {count} of {family}. *: p Holm below {SIGNIFICANT:g}.")
+    lowest = tests * min((comparison.p_floor(row) for row in rows), default=0.0)
+    if tables == 1 and lowest >= SIGNIFICANT:
+        sentences.append(
+            f"With {comparison.resamples:,} resamples, no p Holm can be below {min(1.0, lowest):.3f}; use "
+            "more --resamples."
+        )
+    return sentences
 
 
 def _ends(row: MetricDifference, ends: tuple[float, float]) -> str:

@@ -24,7 +24,11 @@ _TEX = {
     "`": r"\textasciigrave{}",
     "†": r"$^\dagger$",
     "—": "---",
+    "–": "--",
     "−": "$-$",
+    "±": r"$\pm$",
+    "·": r"$\cdot$",
+    "≥": r"$\geq$",
     # After the end of a row, LaTeX would read `[` as a distance and `*` as a ban on a page break.
     **{character: f"{{{character}}}" for character in "[]*"},
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -51,38 +55,70 @@ def _markdown(tables: Sequence[Table]) -> str:
         for depth, heading in enumerate(table.path[same:], start=same):
             lines += [f"{'#' * (depth + 2)} {escape_markdown(heading)}", ""]
         shown = table.path
-        lines += [f"| {' | '.join(map(escape_markdown, table.columns))} |", f"|{'---|' * len(table.columns)}"]
-        lines += [f"| {' | '.join(_markdown_cell(cell, labels) for cell in row)} |" for row in table.rows]
+        lines += markdown_rows(table, labels)
         lines += ["", *(line for note in table.notes for line in (escape_markdown(note), ""))]
     return "\n".join(
         [*lines, *(f"[{label}]: {link}" for link, label in labels.items()), *([""] if labels else [])]
     )
 
 
-def _markdown_cell(cell: Cell, labels: dict[str, int]) -> str:
+def markdown_rows(table: Table, labels: dict[str, int] | None = None) -> list[str]:
+    """Return the lines of a table without its headings and notes.
+
+    `labels` numbers the addresses that are listed elsewhere; None puts them into the cells.
+    """
+    lines = [f"| {' | '.join(map(escape_markdown, table.columns))} |", f"|{'---|' * len(table.columns)}"]
+    headings = dict(table.sections)
+    for place, row in enumerate(table.rows):
+        if place in headings:
+            first = f"*{escape_markdown(headings[place])}*"
+            lines.append(f"| {first} |{' |' * (len(table.columns) - 1)}")
+        lines.append(f"| {' | '.join(_markdown_cell(cell, labels) for cell in row)} |")
+    return lines
+
+
+def _markdown_cell(cell: Cell, labels: dict[str, int] | None) -> str:
     text = escape_markdown(cell.text)
-    return f"[{text}][{labels.setdefault(cell.link, len(labels) + 1)}]" if cell.link else text
+    text = f"**{text}**" if cell.bold else text
+    if not cell.link:
+        return text
+    if labels is None:
+        return f"[{text}]({cell.link})"
+    return f"[{text}][{labels.setdefault(cell.link, len(labels) + 1)}]"
 
 
 def _csv(tables: Sequence[Table]) -> str:
     """Render CSV, one line per row. Tables with other columns than the one before begin with a header.
 
-    Texts that a spreadsheet would compute are marked as texts (`escape_formula`).
+    A column of numbers becomes one column per number: `gt_known_mean`, `gt_known_low`. Texts that a
+    spreadsheet would compute are marked as texts (`escape_formula`).
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     header: tuple[str, ...] | None = None
     for table in tables:
-        if table.columns != header:
-            header = table.columns
-            writer.writerow(map(escape_formula, ("table", *header, "link")))
-        for row in table.rows:
-            texts = (
+        numeric, section = table.numeric, ["section"] if table.sections else []
+        columns = [
+            f"{key}_{number}" if number else key
+            for key, numbers in zip(table.keys or table.columns, numeric, strict=True)
+            for number in numbers or ("",)
+        ]
+        names = ("table", *section, *columns, "link")
+        if names != header:
+            header = names
+            writer.writerow(map(escape_formula, names))
+        for place, row in enumerate(table.rows):
+            values = (
                 " / ".join(table.path),
-                *(cell.text for cell in row),
+                *(table.section_of(place) for _ in section),
+                *(
+                    (cell.numbers or {}).get(number) if number else cell.text
+                    for cell, numbers in zip(row, numeric, strict=True)
+                    for number in numbers or ("",)
+                ),
                 next((cell.link for cell in row if cell.link), ""),
             )
-            writer.writerow(map(escape_formula, texts))
+            writer.writerow(map(escape_formula, values))
     return stream.getvalue()
 
 
@@ -102,18 +138,31 @@ def escape_formula(value: Any) -> Any:
 
 
 def _latex(tables: Sequence[Table]) -> str:
-    """Render `tabular` environments for booktabs, with the caption in a comment."""
+    """Render `tabular` environments for booktabs, with the caption in a comment.
+
+    Columns of numbers are aligned to the right.
+    """
     lines: list[str] = []
     for table in tables:
         lines += [
             f"% {escape_latex(' / '.join(table.path))}",
-            rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}",
+            rf"\begin{{tabular}}{{{''.join('r' if numbers else 'l' for numbers in table.numeric)}}}",
             r"\toprule",
         ]
         lines += [" & ".join(map(escape_latex, table.columns)) + r" \\", r"\midrule"]
-        lines += [" & ".join(escape_latex(cell.text) for cell in row) + r" \\" for row in table.rows]
+        headings = dict(table.sections)
+        for place, row in enumerate(table.rows):
+            if place in headings:
+                heading = rf"\emph{{{escape_latex(headings[place])}}}"
+                lines += [r"\midrule", rf"\multicolumn{{{len(row)}}}{{l}}{{{heading}}} \\"]
+            lines.append(" & ".join(map(_latex_cell, row)) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular}", *(f"% {escape_latex(note)}" for note in table.notes), ""]
     return "\n".join(lines)
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = escape_latex(cell.text)
+    return rf"\textbf{{{text}}}" if cell.bold else text
 
 
 def escape_latex(text: str) -> str:
@@ -126,19 +175,26 @@ def escape_latex(text: str) -> str:
 
 
 def _json(tables: Sequence[Table]) -> str:
-    """Render a list of tables, each row an object by column. Repeated `measured` columns are numbered."""
+    """Render a list of tables, each row an object by column. Repeated `measured` columns are numbered.
+
+    The value of a column of numbers is an object of numbers by name, or null for an empty cell.
+    """
     out = []
     for table in tables:
+        keys, numeric = table.keys or table.columns, table.numeric
         names = [
-            name if table.columns.index(name) == place else f"{name} ({place})"
-            for place, name in enumerate(table.columns)
+            name if keys.index(name) == place else f"{name} ({place})" for place, name in enumerate(keys)
         ]
         rows = [
             {
-                **{name: cell.text for name, cell in zip(names, row, strict=True)},
+                **({"section": table.section_of(place)} if table.sections else {}),
+                **{
+                    name: (None if cell.numbers is None else dict(cell.numbers)) if numbers else cell.text
+                    for name, cell, numbers in zip(names, row, numeric, strict=True)
+                },
                 "link": next((cell.link for cell in row if cell.link), None),
             }
-            for row in table.rows
+            for place, row in enumerate(table.rows)
         ]
         out.append({"path": list(table.path), "rows": rows, "notes": list(table.notes)})
     return json.dumps(out, indent=2, ensure_ascii=False) + "\n"

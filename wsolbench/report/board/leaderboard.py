@@ -2,9 +2,10 @@
 
     RESULTS/measured/**/*.json      records, as `wsolbench eval` and `wsolbench score` write them
     RESULTS/notes.md                notes for readers of the records, shown in the index (optional)
-    RESULTS/leaderboard/README.md   index (generated, as all of this folder)
+    RESULTS/leaderboard/README.md   first page: a short table per data set (generated, as all of this folder)
     RESULTS/leaderboard/<data set>.md, .csv       every run; the CSV has all metrics and their parts
-    RESULTS/leaderboard/board-<data set>.md       published next to measured, one table per metric
+    RESULTS/leaderboard/published-<data set>.md   published numbers in one unit
+    RESULTS/leaderboard/ties.json                 p-values of the tests of the first page
     RESULTS/leaderboard/paper-<paper>.md          a paper's tables in their layout
 
 A table holds only what may be compared: the same images and annotations (split, transform, fingerprint,
@@ -18,7 +19,7 @@ import csv
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,8 @@ from wsolbench.report.board.board import (
     published_tables,
 )
 from wsolbench.report.board.formats import escape_formula, render
+from wsolbench.report.board.front_page import front_page
+from wsolbench.report.board.published_page import published_by_method
 from wsolbench.report.board.repetitions import (
     Run,
     data_of,
@@ -61,6 +64,7 @@ from wsolbench.report.board.tables import (
     sort_policies,
     supervision_text,
 )
+from wsolbench.report.board.ties import TIES, TieTests
 from wsolbench.system.files import sha256_of_json, write_text
 from wsolbench.system.listing import list_files
 from wsolbench.system.stored import read_text
@@ -183,9 +187,9 @@ def leaderboard_files(results: Path, read: Results | None = None) -> dict[str, s
     for stem in sorted(by_name):
         files[f"{stem}.md"] = _markdown(by_name[stem])
         files[f"{stem}.csv"] = _csv(by_name[stem])
-    # Published next to measured numbers, and the papers' own tables.
+    # Published numbers, and the papers' own tables.
     boards = {
-        f"board-{stems[name]}.md": (name, _tables_of(runs, published, Filters(dataset=name, parts=False)))
+        f"published-{stems[name]}.md": (f"{name}, published", published_by_method(published, name))
         for name in sorted(stems)
     }
     shown = one_of_each_seed(runs)
@@ -204,8 +208,14 @@ def leaderboard_files(results: Path, read: Results | None = None) -> dict[str, s
         replaced = {run.record.digest for run, _ in superseded(runs)}
         reproduced = reproduction_markdown(read.claims, read.comparisons, records, replaced)
         files["reproduction.md"] = f"{_MARK}\n\n{reproduced}"
+    # The first page.
     notes = read_text(results / NOTES, "file").rstrip() if (results / NOTES).is_file() else ""
-    return {"README.md": _index(by_name, {file: title for file, (title, _) in made.items()}, notes), **files}
+    ties = TieTests(results / "leaderboard", [run.record for run in runs])
+    first = front_page(runs, published, ties, {name: f"{stem}.md" for name, stem in stems.items()})
+    if ties.used:
+        files[TIES] = ties.text()
+    others = {file: title for file, (title, _) in made.items()}
+    return {"README.md": _index(by_name, first, others, notes), **files}
 
 
 def board_tables(results: Path, filters: Filters, read: Results | None = None) -> list[Table]:
@@ -255,7 +265,7 @@ def _file_stem(name: str) -> str:
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-").lower()[:80] or "unnamed"
     return (
         f"{stem}-data"
-        if stem.partition(".")[0] in _RESERVED or stem.startswith(("board-", "paper-"))
+        if stem.partition(".")[0] in _RESERVED or stem.startswith(("published-", "paper-"))
         else stem
     )
 
@@ -272,22 +282,29 @@ _RESERVED = {
 """Names of the leaderboard's own pages, and names that some systems reserve for devices."""
 
 
-def _index(by_name: dict[str, list[Run]], others: dict[str, str], notes: str) -> str:
+def _index(by_name: dict[str, list[Run]], first: Sequence[str], others: Mapping[str, str], notes: str) -> str:
     lines = [_MARK, "", "# Leaderboard", ""]
     if by_name:
-        lines += [*_index_of_records(by_name), *(["", notes] if notes else [])]
+        lines += [
+            "Every number was measured here, from one pipeline. Published numbers have pages of their own.",
+            *first,
+            "",
+            "## All runs",
+            "",
+            *_index_of_records(by_name),
+            *(["", notes] if notes else []),
+        ]
     else:
         lines.append("There is no record yet. `wsolbench eval` writes one.")
     if replaced := superseded([run for runs in by_name.values() for run in runs]):
-        text = "Superseded runs, which the tables of published and measured numbers leave out:"
-        lines += ["", text, ""]
+        lines += ["", "Superseded runs, which the first page and the papers' tables leave out:", ""]
         lines += [f"- {_linked(run)}, superseded by {_linked(shown)}" for run, shown in replaced]
     if others:
+        lines += ["", "## Published numbers", ""]
         text = (
-            "Published and measured numbers side by side: one page per data set, then the tables of each "
-            "paper in their own layout:"
+            "One page per data set, in one unit, then the tables of each paper with what was measured here:"
         )
-        lines += ["", text, ""]
+        lines += [text, ""]
         lines += [f"- [{escape_markdown(title)}]({file})" for file, title in others.items()]
     return "\n".join(lines) + "\n"
 
@@ -311,7 +328,7 @@ def _index_of_records(by_name: dict[str, list[Run]]) -> list[str]:
     return [
         *lines,
         "",
-        "Every number in these tables was measured here, and each row links to its record.",
+        "Each row links to its record.",
         "All runs of a table share the images, the annotations, the protocol and the threshold policy.",
         "",
         "- `oracle`: the best threshold on the evaluated split. Papers report this; it is an upper bound.",

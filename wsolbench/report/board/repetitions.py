@@ -24,13 +24,18 @@ class Run:
     record: RunRecord
     link: str
     path: Path = Path()
-    planned: bool = False
-    """Whether a job of a plan has made it (`wsolbench.records.planned`)."""
+    plan_run: str = ""
+    """Name of the run of a plan that has made it (`wsolbench.records.planned`), or empty."""
 
     def metric(self, name: str, policy: str | None) -> MetricValue | None:
         """Return the metric under a policy. A metric without a threshold is returned for every policy."""
         found = {metric.policy: metric for metric in self.record.metrics if metric.name == name}
         return found.get(policy) or found.get(None)
+
+    @property
+    def planned(self) -> bool:
+        """Whether a job of a plan has made it."""
+        return bool(self.plan_run)
 
     @property
     def seed(self) -> int | None:

@@ -79,7 +79,7 @@ def read_results(results: Path, *, literature: Path | None = None, records_requi
     found = find_records(measured)
     planned, bad_plans = find_planned(results / "plans", [record for _, record in found.records])
     every = [
-        Run(record, _link(path, results / "leaderboard"), path, planned=record.digest in planned)
+        Run(record, _link(path, results / "leaderboard"), path, plan_run=planned.get(record.digest, ""))
         for path, record in found.records
     ]
     runs, outdated = current_versions(every)

@@ -1,0 +1,305 @@
+"""First page of the leaderboard: one short table for each task of a data set, one row per method.
+
+A row is a method with the settings of the plan's run that is named after it. Without such a run it is the
+group with the most seeds, then with the most images seen. Methods that saw fewer training images than the
+runs of the plan are left out. Floors come first and ceilings last, with all their settings. Values are means
+over seeds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from wsolbench.datasets import dataset_info, list_datasets
+from wsolbench.methods import list_methods, list_posts
+from wsolbench.methods.registry import group_of
+from wsolbench.metrics.catalog import metric_title
+from wsolbench.records.budget import Budgets
+from wsolbench.records.published import Paper
+from wsolbench.report.board.board import Cell, Numbers, Table, is_official, official_images
+from wsolbench.report.board.formats import markdown_rows
+from wsolbench.report.board.method_rows import MethodRow, mark_cell, measured_rows
+from wsolbench.report.board.repetitions import Run, grouped, one_of_each_seed, settings_of
+from wsolbench.report.board.tables import describe_protocol, escape_markdown, place_of
+from wsolbench.report.board.ties import TIE, TieTests
+
+MOST_ROWS = 20
+"""Most rows of a table of the first page."""
+ORDER = ("cub", "ilsvrc", "openimages", "cars", "aircraft", "butterflies", "toybirds-v2")
+"""Order of the data sets. Others follow by name."""
+SHORT = 224
+"""Trainings on smaller images than this are not comparable with published numbers."""
+REPLACED = {"toybirds": "toybirds-v2"}
+"""Data sets that another one replaces: their runs are on a page of their own only."""
+TRANSFER = "GT-known, transferred"
+"""Heading of the column whose threshold was chosen on another split."""
+_METHOD_PAGES = "../../docs/methods"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A table of the first page.
+
+    `rank` orders its rows, `metrics` are its columns, and `takes` says whether it shows a method's group.
+    """
+
+    title: str
+    rank: str
+    metrics: tuple[str, ...]
+    takes: Callable[[str], bool]
+
+
+TASKS = (
+    _Task(
+        "Localization",
+        "gt_known",
+        ("gt_known", "top1_loc", "max_box_acc_v2", "pxap", "peak_iou", "top1_cls"),
+        lambda group: group != "fine-grained",
+    ),
+    _Task(
+        "Fine-grained classification",
+        "top1_cls",
+        ("top1_cls", "top5_cls", "gt_known"),
+        lambda group: group == "fine-grained",
+    ),
+)
+"""Tables of a data set."""
+
+
+def front_page(
+    runs: Sequence[Run], published: Numbers, ties: TieTests, pages: Mapping[str, str]
+) -> list[str]:
+    """Return the lines of the first page, without its title.
+
+    Args:
+        runs: all runs.
+        published: papers of the methods.
+        ties: tests against the best of a table.
+        pages: name of a data set -> page with all of its runs.
+    """
+    names = sorted(
+        {str(run.record.dataset["name"]) for run in runs}.difference(REPLACED),
+        key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name),
+    )
+    lines: list[str] = []
+    for name in names:
+        of_data = [run for run in runs if run.record.dataset["name"] == name]
+        shown = _largest_group(of_data)
+        tables = [table for task in TASKS if (table := _table(task, shown, published, ties)) is not None]
+        if not tables:
+            continue
+        lines += ["", f"## {escape_markdown(_title(name))}", "", *_banner(shown)]
+        for table in tables:
+            lines += ["", f"### {table.path[-1]}", "", *markdown_rows(table)]
+            lines += [line for note in table.notes for line in ("", escape_markdown(note))]
+        if name in pages:
+            lines += ["", f"[All {len(of_data)} runs of {escape_markdown(name)}]({pages[name]})"]
+    return lines
+
+
+def _title(name: str) -> str:
+    """Return a data set's name as papers print it: the beginning of its summary.
+
+    >>> _title("cub"), _title("toybirds-v2"), _title("mine")
+    ('CUB-200-2011', 'toybirds-v2', 'mine')
+    """
+    if name not in {info.name for info in list_datasets()} or dataset_info(name).generated:
+        return name
+    return dataset_info(name).summary.partition(":")[0].partition(",")[0]
+
+
+def _largest_group(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs on the images and under the protocol that most runs share, untransformed ones first."""
+    groups = grouped(
+        one_of_each_seed(runs),
+        lambda run: (
+            [run.record.dataset.get(key) or "" for key in ("split", "transform", "images", "fingerprint")],
+            run.record.protocol.to_json(),
+        ),
+    )
+    return max(groups, key=lambda group: (not group[0].record.dataset.get("transform"), len(group)))
+
+
+def _banner(runs: Sequence[Run]) -> list[str]:
+    """Return what the images and the budget are, and whether published numbers may stand beside them."""
+    record = runs[0].record
+    name, split = str(record.dataset["name"]), str(record.dataset["split"])
+    images, whole = record.dataset.get("images") or 0, official_images(name, split)
+    known = name in {info.name for info in list_datasets()}
+    # The images.
+    count = f"{images:,} images" if whole in (None, images) else f"{images:,} of {whole:,} images"
+    classes = {number for run in runs if (number := run.record.method.get("num_classes"))}
+    every = dataset_info(name).classes if known else 0
+    if len(classes) == 1 and every and (some := max(classes)) < every:
+        count = f"{some:,} of {every:,} classes, {count}"
+    # The budget of most runs.
+    budgets = Counter(
+        (run.record.training["recipe"].get("epochs") or 0, run.record.method.get("image_size") or 0)
+        for run in main_runs(runs)
+        if run.record.training.get("recipe")
+    )
+    budget, is_short = "", False
+    if budgets:
+        (epochs, size), _ = max(sorted(budgets.items()), key=lambda item: item[1])
+        budget, is_short = f"; trained for {epochs} epochs at {size} pixels", int(size) < SHORT
+    protocol = escape_markdown(describe_protocol(record.protocol))
+    text = f"{count} of the split {escape_markdown(split)}{budget}. Protocol {protocol}."
+    generated = known and dataset_info(name).generated
+    text = f"Generated images. {text}" if generated else text
+    if is_official(record) and not (is_short or generated):
+        return [text]
+    return [f"> **Not comparable with published numbers.** {text[0].upper()}{text[1:]}"]
+
+
+def _table(task: _Task, runs: Sequence[Run], published: Numbers, ties: TieTests) -> Table | None:
+    """Return a task's table, or None if no run belongs to it."""
+    candidates = main_runs([run for run in runs if task.takes(group_of(_base(run))) and _has(run, task.rank)])
+    of_task = _with_full_budget(candidates)
+    if not of_task:
+        return None
+    short = len({run.record.method["name"] for run in candidates}) - len(
+        {run.record.method["name"] for run in of_task}
+    )
+    rows = measured_rows(of_task, task.metrics, "oracle", "sd")
+    moved = {
+        row.runs[0].link: row.cells["gt_known"]
+        for row in measured_rows(of_task, ["gt_known"], "transfer", "sd")
+        if row.cells and any(metric.policy == "transfer" for metric in row.runs[0].record.metrics)
+    }
+    rows.sort(key=lambda row: (place_of(row.runs[0].record), -row.means[task.rank], row.runs[0].link))
+    left_out = max(0, len(rows) - MOST_ROWS)
+    # The lowest of the rows between floors and ceilings are left out.
+    middle = [row for row in rows if row.can_be_best and not _is_floor(row)]
+    hidden = {id(row) for row in middle[len(middle) - left_out :]} if left_out else set()
+    rows = [row for row in rows if id(row) not in hidden]
+    # The best of each column, and the rows that do not differ from the best of the ranking.
+    for name in task.metrics:
+        values = {row.means[name] for row in rows if row.can_be_best and name in row.means}
+        best = {max(values)} if len(values) > 1 else set()
+        for row in rows:
+            if row.can_be_best and row.means.get(name) in best:
+                row.cells[name] = mark_cell(row.cells[name], best=True)
+    untested = ties.mark(rows, task.rank)
+    columns = [name for name in task.metrics if any(name in row.cells for row in rows)]
+    heads = ["method", "paper", "code", "backbone", "init", "runs"]
+    numbers = [metric_title(name) for name in columns]
+    if moved and task.rank == "gt_known":
+        numbers.insert(1, TRANSFER)
+    table_rows = []
+    for row in rows:
+        cells = [row.cells.get(name, Cell("")) for name in columns]
+        if moved and task.rank == "gt_known":
+            cells.insert(1, moved.get(row.runs[0].link, Cell("")))
+        table_rows.append((*_about(row, published), *cells))
+    return Table(
+        path=(task.title,),
+        columns=(*heads, *numbers),
+        rows=tuple(table_rows),
+        notes=tuple(
+            _notes(
+                task,
+                rows,
+                {
+                    "could not be tested": untested,
+                    "are lower and left out": len(hidden),
+                    "saw fewer training images and are left out": short,
+                },
+                bool(moved),
+            )
+        ),
+    )
+
+
+def main_runs(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs of one setting of each method and post-process, and all of floors and ceilings."""
+    budgets, shown = Budgets(run.record for run in runs), []
+    for same_method in grouped(runs, lambda run: run.record.method["name"]):
+        if ":" in same_method[0].record.method["name"]:
+            continue  # an extra map of a method
+        groups = grouped(same_method, settings_of)
+        if place_of(same_method[0].record) != 1:
+            shown += [run for group in groups for run in group]
+            continue
+        shown += max(groups, key=lambda group: _precedence(list(group), budgets))
+    return shown
+
+
+def _with_full_budget(runs: Sequence[Run]) -> list[Run]:
+    """Leave out runs of no plan that saw fewer or smaller training images than most runs of the plans."""
+    budgets = Budgets(run.record for run in runs)
+    trained = {
+        run.link: (budgets.images_seen(run.record) or 0, int(run.record.method.get("image_size") or 0))
+        for run in runs
+        if place_of(run.record) == 1
+    }
+    of_plans = Counter(trained[run.link] for run in runs if run.planned and trained.get(run.link, (0, 0))[0])
+    if not of_plans:
+        return list(runs)
+    usual = max(sorted(of_plans), key=lambda budget: of_plans[budget])
+    return [
+        run
+        for run in runs
+        if run.planned
+        or not trained.get(run.link, (0, 0))[0]
+        or all(own >= other for own, other in zip(trained[run.link], usual, strict=True))
+    ]
+
+
+def _precedence(group: Sequence[Run], budgets: Budgets) -> tuple[bool, bool, int, int, str]:
+    run = group[0]
+    seen = budgets.images_seen(run.record) or 0
+    return run.plan_run == _base(run), run.planned, len(group), seen, run.link
+
+
+def _base(run: Run) -> str:
+    """Return the name of the method without its post-process and its map."""
+    return re.split(r"[+:]", str(run.record.method["name"]))[0]
+
+
+def _has(run: Run, name: str) -> bool:
+    metric = run.metric(name, "oracle")
+    return metric is not None and metric.value is not None
+
+
+def _is_floor(row: MethodRow) -> bool:
+    return place_of(row.runs[0].record) == 0
+
+
+def _about(row: MethodRow, published: Numbers) -> list[Cell]:
+    """Return the cells that say what a row is: method, paper, code, backbone, init, seeds."""
+    run = row.runs[0]
+    name = str(run.record.method["name"])
+    known = {each.name for each in (*list_methods(), *list_posts())}
+    page = f"{_METHOD_PAGES}/{_base(run)}.md" if _base(run) in known else run.link
+    settings = row.labels["settings"] if place_of(run.record) != 1 else ""
+    papers = list(published.papers_of(name).values())
+    return [
+        Cell(f"{name} ({settings})" if settings else name, page),
+        _paper_cell(papers),
+        Cell("code", papers[-1].code) if papers and papers[-1].code else Cell(""),
+        Cell(row.labels["backbone"]),
+        Cell(row.labels["init"]),
+        Cell("1 run" if run.seed is None else f"{len(row.runs)} seed{'s' * (len(row.runs) > 1)}", run.link),
+    ]
+
+
+def _paper_cell(papers: Sequence[Paper]) -> Cell:
+    """Return venue and year of the last paper: that of the post-process, if there is one."""
+    return Cell(papers[-1].venue_and_year, papers[-1].address) if papers else Cell("")
+
+
+def _notes(task: _Task, rows: Sequence[MethodRow], counts: Mapping[str, int], transferred: bool) -> list[str]:
+    seeds = " ± standard deviation over seeds" if any(len(row.runs) > 1 for row in rows) else ""
+    floors = "Floors ignore the image, ceilings read the ground truth; neither can be the best. "
+    ends = any(not row.can_be_best or _is_floor(row) for row in rows)
+    notes = [
+        f"Percent{seeds}, ranked by {metric_title(task.rank)}; thresholds tuned on these images"
+        + (f" (oracle), or on val ({TRANSFER.rpartition(' ')[2]})" if transferred else " (oracle)")
+        + f". {floors if ends else ''}Bold: the best. {TIE} not significantly different from the best "
+        "(paired test, Holm)."
+    ]
+    notes += [f"Rows that {what}: {count}." for what, count in counts.items() if count]
+    return [" ".join(notes)]

@@ -1,0 +1,99 @@
+"""Paired tests of the rows of a table against its best row, stored by the digests of their records.
+
+A test resamples images and seeds, so it takes longer than writing the table. `ties.json` of the leaderboard
+keeps its p-value; it holds for these records only, and is made again for others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from wsolbench.evaluation.compare import compare_records
+from wsolbench.exceptions import DataError
+from wsolbench.metrics.seed_intervals import holm
+from wsolbench.protocol import EvalProtocol
+from wsolbench.records import RunRecord
+from wsolbench.records.budget import Budgets
+from wsolbench.report.board.comparisons import SIGNIFICANT
+from wsolbench.report.board.method_rows import TIE, MethodRow, mark_cell
+from wsolbench.system.files import sha256_of_json
+from wsolbench.system.stored import read_json
+
+__all__ = ["TIE", "TIES", "TieTests"]
+
+TIES = "ties.json"
+"""File of the leaderboard with the p-values."""
+RESAMPLES = 1000
+
+
+class TieTests:
+    """Tests of this leaderboard. `known` are p-values by `key_of`, `used` those that its tables have."""
+
+    def __init__(self, folder: Path, records: Sequence[RunRecord]) -> None:
+        """Read the stored tests of a leaderboard. A damaged file is as good as none: all tests are made."""
+        self.budgets = Budgets(records)
+        self.known: dict[str, float | None] = {}
+        self.used: dict[str, float | None] = {}
+        try:
+            stored = read_json(folder / TIES, "file")
+        except DataError:
+            return
+        if isinstance(stored, dict):
+            self.known = {
+                key: value
+                for key, value in stored.items()
+                if value is None or (isinstance(value, float) and 0 <= value <= 1)
+            }
+
+    def mark(self, rows: Sequence[MethodRow], name: str) -> int:
+        """Mark the rows that a test does not separate from the best of a column.
+
+        The p-values are corrected together (Holm). Returns the number of rows that could not be tested,
+        because a row lacks per-image scores or the data differ.
+        """
+        candidates = [row for row in rows if row.can_be_best and name in row.means]
+        if not candidates:
+            return 0
+        best = max(candidates, key=lambda row: row.means[name])
+        others = [row for row in candidates if row.means[name] != best.means[name]]
+        tested = [(row, self._test(best, row, name)) for row in others]
+        found = [(row, p) for row, p in tested if p is not None]
+        for (row, _), corrected in zip(found, holm([p for _, p in found]), strict=True):
+            if corrected >= SIGNIFICANT:
+                row.cells[name] = mark_cell(row.cells[name], tie=True)
+        return len(tested) - len(found)
+
+    def text(self) -> str:
+        """Return the content of `ties.json`: the tests that the tables have."""
+        return json.dumps(self.used, indent=1, sort_keys=True) + "\n"
+
+    def _test(self, best: MethodRow, row: MethodRow, name: str) -> float | None:
+        key = key_of(best, row, name)
+        if key not in self.known:
+            self.known[key] = self._compare(best, row, name)
+        self.used[key] = self.known[key]
+        return self.known[key]
+
+    def _compare(self, best: MethodRow, row: MethodRow, name: str) -> float | None:
+        is_of_maps = isinstance(row.runs[0].record.protocol, EvalProtocol)
+        if not (is_of_maps and row.has_scores and best.has_scores):
+            return None
+        try:
+            comparison = compare_records(
+                *({run.path: run.record for run in each.runs} for each in (best, row)),
+                resamples=RESAMPLES,
+                budgets=self.budgets,
+                allow_unequal_budget=True,
+                only=[name],
+            )
+        except DataError:
+            return None
+        return round(comparison.differences[0].test, 6) if comparison.differences else None
+
+
+def key_of(best: MethodRow, row: MethodRow, name: str) -> str:
+    """Return what a test depends on, as one digest: records, metric and number of resamples."""
+    digests = [sorted(run.record.digest for run in each.runs) for each in (best, row)]
+    return sha256_of_json([*digests, name, RESAMPLES])[:16]
