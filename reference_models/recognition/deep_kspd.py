@@ -46,6 +46,8 @@ Departures and open readings
                make the host wait. It is approximate: 12 steps from the trace multiply eigenvalues by 2.25^12
                at most, which leaves those near eps below their root (`layers/second_order.py`).
     recipe     `bcnn`. The paper's is not known here, nor its network.
+    budget     On 50 classes of CUB, 10,800 training images are too few: the cross-entropy ends at 1.14,
+               that of the baseline at 0.28, and the accuracy is 4 points lower.
 """
 
 from __future__ import annotations

@@ -62,6 +62,8 @@ Weight of the N-pair loss. (4) has 2 P (B - 1) + 4 P (P - 1) terms per class pai
 lambda = 0.5 its gradients in the backbone outweigh that of the cross-entropy, at the start by two orders of
 magnitude. On generated birds the method then learns to classify slowly and stays below the baseline, while
 `mamc=none` does not. Numbers: docs/decisions/methods.md. `npair_weight=0.005` nearly reaches the baseline.
+On 50 classes of CUB `mamc=none` stays below it, too: after 10,800 images its cross-entropy is 0.84, that of
+the baseline 0.28. V^p, which replaces the pooled features, then is still close to its random start.
 """
 
 from __future__ import annotations
