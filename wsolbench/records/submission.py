@@ -159,7 +159,7 @@ def read_submission(path: Path) -> Submission:
     missing, unknown, too long or of another kind, and a name that is not its id.
     """
     check_plain_file(path, MAX_JSON, "submission")
-    submission, faults = _parse(read_json(path, "submission"), path)
+    submission, faults = _parse(read_json(path, "submission"))
     if submission is not None:
         if path.name != f"{submission.id}.json":
             faults.append(
@@ -215,8 +215,8 @@ def parse_metadata(values: Any) -> tuple[Metadata | None, list[str]]:
             isinstance(text, str) and len(text) <= _LONGEST_URL and _URL.fullmatch(text)
         ):
             faults.append(
-                f"metadata.{name} is {str(text)[:60]!r}; expected an address that begins with http:// or https://, "
-                f"has at most {_LONGEST_URL} characters, and no spaces, quotes or brackets"
+                f"metadata.{name} is {str(text)[:60]!r}; expected an address that begins with http:// or "
+                f"https://, has at most {_LONGEST_URL} characters, and no spaces, quotes or brackets"
             )
     return (None, faults) if faults else (Metadata(**{**given, "authors": tuple(authors)}), [])
 
@@ -238,7 +238,7 @@ def text_fault(what: str, text: Any, limit: int) -> str | None:
     return None
 
 
-def _parse(values: Any, path: Path) -> tuple[Submission | None, list[str]]:
+def _parse(values: Any) -> tuple[Submission | None, list[str]]:
     if (
         not isinstance(values, dict)
         or values.get("schema") != SCHEMA
@@ -276,8 +276,8 @@ def _parse(values: Any, path: Path) -> tuple[Submission | None, list[str]]:
     submission = Submission(metadata=metadata, record=record, digests=digests, badge=values.get("badge"))
     if values["id"] != submission.id:
         faults.append(
-            f"id is {str(values['id'])[:80]!r}, but its content gives {submission.id!r}: it was changed after "
-            "it was written. Submit again"
+            f"id is {str(values['id'])[:80]!r}, but its content gives {submission.id!r}: it was changed "
+            "after it was written. Submit again"
         )
     return submission, faults
 
@@ -331,6 +331,8 @@ def find_submissions(folder: Path) -> FoundSubmissions:
         badges, problems = {}, [str(error)]
     for path in sorted(folder.glob("*/*.json")):
         try:
+            if path.parent.is_symlink():
+                raise DataError(f"submission {path} is in a symbolic link; expected a folder")
             submission = read_submission(path)
             check_digest(path, submission)
             badge = badges.get(submission.id, REPORTED)
@@ -347,7 +349,8 @@ def check_digest(path: Path, submission: Submission) -> None:
     check_plain_file(scores, MAX_OUTCOMES, "per-image scores")
     if sha256_of_file(scores) != submission.digests["outcomes"]:
         raise DataError(
-            f"per-image scores {scores} were changed: their SHA-256 is not the one in {path.name}. Submit again"
+            f"per-image scores {scores} were changed: their SHA-256 is not the one in {path.name}. "
+            "Submit again"
         )
 
 

@@ -32,7 +32,6 @@ from wsolbench.records.claims import matches_claim
 from wsolbench.records.published import PublishedNumber
 from wsolbench.report.board.board import (
     Filters,
-    Numbers,
     Table,
     measured_tables,
     paper_tables,
@@ -174,7 +173,8 @@ def leaderboard_files(results: Path, read: Results | None = None) -> dict[str, s
     runs, published = read.runs, read.published
     # All runs of each data set.
     stems = file_stems(
-        {str(run.record.dataset["name"]) for run in runs} | {number.dataset for number in published.numbers}
+        {str(run.record.dataset["name"]) for run in (*runs, *read.submitted)}
+        | {number.dataset for number in published.numbers}
     )
     by_name: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
@@ -185,7 +185,7 @@ def leaderboard_files(results: Path, read: Results | None = None) -> dict[str, s
         files[f"{stem}.csv"] = _csv(by_name[stem])
     # Published next to measured numbers, and the papers' own tables.
     boards = {
-        f"board-{stems[name]}.md": (name, _tables_of(runs, published, Filters(dataset=name, parts=False)))
+        f"board-{stems[name]}.md": (name, _tables_of(read, Filters(dataset=name, parts=False)))
         for name in sorted(stems)
     }
     shown = one_of_each_seed(runs)
@@ -214,11 +214,12 @@ def board_tables(results: Path, filters: Filters, read: Results | None = None) -
     Raises as `write_leaderboard`.
     """
     read = read or read_results(results)
-    return _tables_of(read.runs, read.published, filters)
+    return _tables_of(read, filters)
 
 
-def _tables_of(runs: Sequence[Run], published: Numbers, filters: Filters) -> list[Table]:
-    return [*measured_tables(runs, published, filters), *published_tables(published, filters)]
+def _tables_of(read: Results, filters: Filters) -> list[Table]:
+    measured = measured_tables(read.runs, read.published, filters, read.submitted)
+    return [*measured, *published_tables(read.published, filters)]
 
 
 def _paper_of(key: str, runs: Sequence[Run], read: Results) -> list[Table]:
