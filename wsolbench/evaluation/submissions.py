@@ -17,6 +17,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from wsolbench.datasets.formats.tables import is_inner_path
@@ -75,10 +76,7 @@ def check_submission(path: Path, badges: Mapping[str, str]) -> Checked:
         submission = read_submission(path)
     except DataError as error:
         return Checked(path=path, submission=None, faults=(str(error),))
-    for check in (
-        lambda: check_badge(path, submission, badges),
-        lambda: check_digest(path, submission),
-    ):
+    for check in (partial(check_badge, path, submission, badges), partial(check_digest, path, submission)):
         try:
             check()
         except DataError as error:

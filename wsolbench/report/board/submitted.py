@@ -11,9 +11,9 @@ BELOW_MEASURED = 3
 """Place of submitted rows in a table (`wsolbench.report.board.tables.place_of` has the others)."""
 
 _MEANING = (
-    f"Source: `{TRAINED}` is a run of this project, `{RESCORED}` a submission whose maps were scored again, and "
-    f"`{REPORTED}` a submission whose numbers follow from the per-image scores that were sent, and from the "
-    "thresholds that it states as transferred."
+    f'Source "{TRAINED}": a run of this project. "{RESCORED}": submitted, and its maps were scored again. '
+    f'"{REPORTED}": submitted; the numbers follow from the per-image scores that were sent, and from the '
+    "thresholds that are stated as transferred."
 )
 
 
