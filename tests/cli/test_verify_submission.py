@@ -191,8 +191,12 @@ def repack(path: Path, change: Callable[[zipfile.ZipFile], None], *, without: st
 
 
 def add_pickled(archive: zipfile.ZipFile) -> None:
+    """Add an array of objects of the right size, whose pickle would run a command."""
+    pickled = b"cos\nsystem\n(S'touch run_by_pickle'\ntR."
     with archive.open("ids.npy", "w") as stream:
-        np.save(stream, np.array([print] * 12, dtype=object), allow_pickle=True)
+        header = {"descr": "|O", "fortran_order": False, "shape": (12,)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        stream.write(pickled.ljust(12 * 8, b"\0"))
 
 
 def add_bomb(archive: zipfile.ZipFile) -> None:
@@ -219,6 +223,7 @@ def test_hostile_archives_are_refused_before_they_are_read(
     run, sent: Path, change: Callable[[zipfile.ZipFile], None], without: str, text: str
 ) -> None:
     refuse(run, repack(sent, change, without=without), text)
+    assert not Path("run_by_pickle").exists()
 
 
 def test_huge_scores_are_not_read(run, sent: Path) -> None:
@@ -233,7 +238,10 @@ def test_links_and_other_files_are_refused(run, sent: Path, tmp_path: Path) -> N
     shutil.copyfile(sent, target)
     (folder / "linked").symlink_to(sent.parent, target_is_directory=True)
     (sent.parent / "run.sh").write_text("echo")
-    refuse(run, folder, "linked is a symbolic link", "run.sh is no file of a submission")
+    result = run("verify-submission", folder)
+    assert (result.code, result.out.count("valid    ")) == (2, 1)
+    assert "linked is a symbolic link" in result.err
+    assert "run.sh is no file of a submission" in result.err
     sent.unlink()
     sent.symlink_to(target)
     refuse(run, sent, "is a symbolic link; expected a regular file")
@@ -272,9 +280,7 @@ def test_names_and_addresses_are_escaped_on_board_and_page(
 
 def reseal_hostile(path: Path) -> Path:
     submission = read_submission(path)
-    record = replace(
-        submission.record, method={**submission.record.method, "name": "x<script>alert(1)</script>"}
-    )
+    record = replace(submission.record, method={**submission.record.method, "name": "x<script>alert(1)<b>"})
     metadata = replace(submission.metadata, paper="[x](javascript:y)", authors=("<b>|",))
     made = put(path.parent.parent, replace(submission, record=record, metadata=metadata), scores_of(path))
     scores_of(path).unlink()
