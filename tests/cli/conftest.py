@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests import submissions
+from wsolbench.datasets.official import OfficialSplit, ids_digest, labels_digest
 
 
 @dataclass(frozen=True)
@@ -70,3 +74,74 @@ def birds(tmp_path: Path) -> Path:
     (root / "annotations.csv").write_text("\n".join(rows) + "\n")
     (root / "classes.csv").write_text("label,name\n0,red\n1,green\n2,blue\n")
     return root
+
+
+@pytest.fixture(scope="session")
+def scored() -> submissions.Scored:
+    """A run of 12 images under the preset `wsoleval`, with transferred and fixed thresholds."""
+    from tests.report.conftest import build_run, make_record
+    from wsolbench.evaluation.summary import summarize
+
+    made = build_run(12, protocol=submissions.PROTOCOL)
+    other = build_run(12, protocol=submissions.PROTOCOL, seed=5)
+    metrics = summarize(made.table, submissions.PROTOCOL, fixed_tau=0.2, transfer_from=other.table)
+    record = make_record(made.dataset, submissions.PROTOCOL, metrics, method={"name": "Outside-Net+"})
+    data = {**record.dataset, "transfer_from": {"split": "val", "fingerprint": "cd" * 8}}
+    return made, replace(record, dataset=data)
+
+
+@pytest.fixture
+def official(scored, monkeypatch: pytest.MonkeyPatch) -> OfficialSplit:
+    """The made-up squares are an official data set here."""
+    scores, record = scored[0].scores, scored[1]
+    known = OfficialSplit(
+        images=12,
+        annotated=frozenset({"boxes"}),
+        fingerprint=record.dataset["fingerprint"],
+        ids=ids_digest(scores.ids.tolist()),
+        labels=labels_digest(scores.ids.tolist(), scores.labels.tolist()),
+    )
+
+    def find(name: str, split: str) -> OfficialSplit | None:
+        return known if (name, split) == ("squares", "test") else None
+
+    monkeypatch.setattr("wsolbench.evaluation.submissions.official_split", find)
+    monkeypatch.setattr("wsolbench.datasets.official.official_split", find)
+    return known
+
+
+@pytest.fixture(scope="session")
+def valid(scored, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with one submission that has no fault. It is copied and never changed."""
+    from wsolbench.records import read_record
+    from wsolbench.records.submission import Submission, parse_metadata
+    from wsolbench.system.files import sha256_of_file
+
+    folder = tmp_path_factory.mktemp("valid")
+    record = submissions.write_run(folder, scored)
+    metadata = {
+        "authors": ["Ada Lovelace"],
+        "paper": "unpublished",
+        "backbone": "tiny",
+        "training_data": "train",
+        "extra_data": "none",
+        "licence": "CC0",
+    }
+    parsed, faults = parse_metadata(metadata)
+    assert parsed is not None, faults
+    scores = record.with_suffix(submissions.OUTCOMES)
+    submission = Submission(
+        metadata=parsed,
+        record=read_record(record),
+        digests={"outcomes": sha256_of_file(scores), "maps": None, "predictions": None},
+    )
+    submissions.put(folder / "submitted", submission, scores)
+    return folder / "submitted"
+
+
+@pytest.fixture
+def sent(valid: Path, tmp_path: Path) -> Path:
+    """A copy of the valid submission: its JSON file."""
+    shutil.copytree(valid, tmp_path / "sent")
+    (path,) = (tmp_path / "sent").glob("*/*.json")
+    return path

@@ -1,7 +1,7 @@
 """The command `wsolbench`: one file per command, loaded when it is called, so that `--help` is fast.
 
 Exit codes: 0 done; 1 a check failed (`verify`, `leaderboard --check`); 2 wrong usage or data, with a message
-and no traceback; 130 interrupted.
+and no traceback, and an invalid submission; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _COMMANDS = {
     "eval-detector": "Evaluate a detector with COCO's average precision.",
     "leaderboard": "Write tables of all records and published numbers.",
     "report": "Write all results as one page for the browser.",
+    "submit": "Make a submission of a record, for the leaderboard.",
+    "verify-submission": "Check submissions: metadata, data set, protocol, scores and numbers.",
     "list": "List methods, detectors, data sets, metrics, protocols or backbones.",
     "verify": "Check the files of a data set.",
     "export": "Export a data set in COCO's format.",

@@ -97,7 +97,7 @@ def command(
     val = data.open_val("keep") if scoring.transfer and scoring.split != "val" else None
     if val is not None:
         val = transfer_part(made_by.get("training") or {}, val)
-    ranked = _read_labels(
+    ranked = read_labels(
         folder, predictions, len(scored.class_names), [*whole.ids, *(val.ids if val is not None else ())]
     )
     # Check that the maps belong to the data. Protocols that score the same maps share a source.
@@ -190,7 +190,7 @@ def _open(data: DataOptions, split: str, *, pictures: bool, allow_partial: bool)
     return whole
 
 
-def _read_labels(
+def read_labels(
     folder: MapFolder, predictions: Path | None, classes: int, known: Sequence[str]
 ) -> dict[str, list[int]]:
     """Return the labels of the file of `--predictions`, else those in the folder of maps.

@@ -101,9 +101,17 @@ class ScoreTable:
 
         Raises as `read`.
         """
+        axes = cls.axes_in(path)
+        return axes["n"], axes["t"]
+
+    @classmethod
+    def axes_in(cls, path: Path) -> dict[str, int]:
+        """Return the numbers of images `n`, thresholds `t`, labels `k` and bins `b`; reads no scores.
+
+        Raises as `read`.
+        """
         with _opened(path) as archive:
-            sizes = _sizes({name: _header(archive, name)[0] for name in _names(archive)})
-        return sizes["n"], sizes["t"]
+            return _sizes({name: _header(archive, name)[0] for name in _names(archive)})
 
     @classmethod
     def read(cls, path: Path) -> ScoreTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -34,7 +34,7 @@ def summarize(
     protocol: EvalProtocol,
     *,
     fixed_tau: float | None = None,
-    transfer_from: ScoreTable | None = None,
+    transfer_from: ScoreTable | StatedThresholds | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[MetricValue, ...]:
@@ -45,13 +45,14 @@ def summarize(
         protocol: the protocol that they were scored under.
         fixed_tau: threshold of the policy `fixed`. If None, `protocol.fixed_tau`. If that is None, too, the
             policy is not used.
-        transfer_from: scores of another split, whose best thresholds the policy `transfer` applies.
+        transfer_from: scores of another split, whose best thresholds the policy `transfer` applies, or these
+            thresholds.
         resamples: number of resamples of the bootstrap intervals.
         seed: seed of the bootstrap intervals.
     """
     fixed_tau = protocol.fixed_tau if fixed_tau is None else fixed_tau
     split = SplitScores(scores)
-    other = None if transfer_from is None else SplitScores(transfer_from)
+    other = SplitScores(transfer_from) if isinstance(transfer_from, ScoreTable) else transfer_from
     metrics = list(metrics_of(split, protocol, fixed_tau, other))
     rows = list(dict.fromkeys(metric.rows for metric in metrics if isinstance(metric, Metric)))
     points = split.means(rows)
@@ -86,22 +87,53 @@ def _value(
     )
 
 
+@dataclass(frozen=True)
+class StatedThresholds:
+    """Transferred thresholds that a record states, in place of the scores that they were chosen on.
+
+    `taus` are the thresholds of the policy `transfer` by the name of the metric, one per delta.
+    """
+
+    taus: Mapping[str, tuple[float, ...]]
+
+    def rates(self, protocol: EvalProtocol) -> dict[str, Float64[np.ndarray, "d t"]]:
+        """Return hit rates by table that are best at the stated thresholds only.
+
+        Raises `DataError` for a threshold that is not on the protocol's grid.
+        """
+        found = {}
+        for name in _HITS.keys() & self.taus.keys():
+            rows = len(protocol.deltas) if _HITS[name] == "all boxes" else 1
+            taus = self.taus[name]
+            if len(taus) != rows or not set(taus) <= set(protocol.taus):
+                raise DataError(
+                    f"the transferred thresholds of {name} are {taus}; expected {rows} of the protocol's grid"
+                )
+            found[_HITS[name]] = (np.array(protocol.taus) == np.array(taus)[:, None]).astype(np.float64)
+        return found
+
+
 def metrics_of(
-    split: SplitScores, protocol: EvalProtocol, fixed_tau: float | None, other: SplitScores | None
+    split: SplitScores,
+    protocol: EvalProtocol,
+    fixed_tau: float | None,
+    other: SplitScores | StatedThresholds | None,
 ) -> Iterator[Metric | MetricValue]:
-    """Yield every metric in table order. Metrics that the scores do not allow are values with a reason."""
+    """Yield every metric in table order. Metrics that the scores do not allow are values with a reason.
+
+    Extra metrics need the scores of the other split for transferred thresholds.
+    """
     yield from _classification(split)
     if split.count["with boxes"]:
-        yield from _boxes(
-            split, protocol, fixed_tau, other if other is not None and other.count["with boxes"] else None
-        )
+        yield from _boxes(split, protocol, fixed_tau, _other_rates(other, protocol))
     else:
         for name in ("gt_known", "top1_loc", "top5_loc", "max_box_acc", "max_box_acc_v2"):
             yield MetricValue(name=name, value=None, n=0, reason="no image has a true box")
     yield from _masks(split)
     yield from _key_points(split)
     offered = offered_metrics()
-    summary = Summary(split=split, other=other, protocol=protocol, fixed_tau=fixed_tau)
+    scored = other if isinstance(other, SplitScores) else None
+    summary = Summary(split=split, other=scored, protocol=protocol, fixed_tau=fixed_tau)
     for name in split.extra:
         if name in offered:
             yield from load_extra_metric(offered[name]).metrics(summary)
@@ -208,22 +240,29 @@ class BoxCurves:
         return np.asarray(curves[:, list(deltas), self.column[index]].mean(axis=1))
 
 
+def _hit_rates(split: SplitScores, hits: Mapping[str, ImageRows]) -> dict[str, Float64[np.ndarray, "d t"]]:
+    """Return the hit rates at each delta and threshold of each table, (D, T)."""
+    means = split.means(list(hits.values()))
+    return {name: split.by_threshold(means[rows]) for name, rows in hits.items()}
+
+
+def _other_rates(
+    other: SplitScores | StatedThresholds | None, protocol: EvalProtocol
+) -> dict[str, Float64[np.ndarray, "d t"]]:
+    """Return the hit rates that transferred thresholds are chosen by, or none without such thresholds."""
+    if isinstance(other, StatedThresholds):
+        return other.rates(protocol)
+    return {} if other is None or not other.count["with boxes"] else _hit_rates(other, _hits(other, protocol))
+
+
 def _boxes(
-    split: SplitScores, protocol: EvalProtocol, fixed_tau: float | None, other: SplitScores | None
+    split: SplitScores,
+    protocol: EvalProtocol,
+    fixed_tau: float | None,
+    others: Mapping[str, Float64[np.ndarray, "d t"]],
 ) -> Iterator[Metric | MetricValue]:
     hits = _hits(split, protocol)
-    # Hit rates (D, T) of this split and of the split for transferred thresholds.
-    rates = {
-        name: split.by_threshold(mean)
-        for name, mean in zip(hits, split.means(list(hits.values())).values(), strict=True)
-    }
-    others: dict[str, Float64[np.ndarray, "d t"]] = {}
-    if other is not None:
-        other_hits = _hits(other, protocol)
-        others = {
-            name: other.by_threshold(mean)
-            for name, mean in zip(other_hits, other.means(list(other_hits.values())).values(), strict=True)
-        }
+    rates = _hit_rates(split, hits)
     # Each box metric under each policy.
     shared = protocol.v2_tau == "shared"
     for name, kind in _HITS.items():

@@ -199,7 +199,7 @@ class RunRecord:
             f"the record of method {self.method.get('name')!r} on data set {self.dataset.get('name')!r} "
             "cannot be written: it"
         )
-        _parse(json.loads(_text(self.to_json(), what)), what)
+        parse_record(json.loads(_text(self.to_json(), what)), what)
 
     def write(self, folder: Path) -> Path:
         """Write to `folder / self.path` and return the path. A valid record of the same run and result is
@@ -246,10 +246,14 @@ def _metric_to_json(metric: MetricValue) -> dict[str, Any]:
 
 def read_record(path: Path) -> RunRecord:
     """Read and validate a record. Raises `DataError` naming the file and its problem."""
-    return _parse(read_json(path, "record"), f"record {path}")
+    return parse_record(read_json(path, "record"), f"record {path}")
 
 
-def _parse(values: Any, what: str) -> RunRecord:
+def parse_record(values: Any, what: str) -> RunRecord:
+    """Validate the stored form of a record. `what` begins messages: "record FILE".
+
+    Raises `DataError` for values that are not a valid record.
+    """
     schema = values.get("schema") if isinstance(values, dict) else type(values).__name__
     if schema != SCHEMA or type(schema) is not int:
         raise DataError(

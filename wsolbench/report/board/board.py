@@ -21,6 +21,7 @@ from wsolbench.methods import list_detectors, list_methods, list_posts
 from wsolbench.metrics.catalog import all_metrics, metric_info, metric_title
 from wsolbench.records import MetricValue, RunRecord
 from wsolbench.records.published import Paper, PublishedNumber, conflicts, published_info
+from wsolbench.records.submission import TRAINED
 from wsolbench.report.board.repetitions import (
     Run,
     data_of,
@@ -31,6 +32,7 @@ from wsolbench.report.board.repetitions import (
     source_of,
     source_title,
 )
+from wsolbench.report.board.submitted import BELOW_MEASURED, notes_on
 from wsolbench.report.board.tables import (
     UNDEFINED,
     describe_protocol,
@@ -129,13 +131,14 @@ class Filters:
     since: int | None = None
     parts: bool = True
 
-    def takes_run(self, record: RunRecord) -> bool:
+    def takes_run(self, run: Run) -> bool:
         """Whether a run passes the filters."""
+        record = run.record
         date = str(record.provenance.get("date", ""))[:4]
         return (
             self.dataset in (None, record.dataset["name"])
             and self.method in (None, record.method["name"])
-            and self.backbone in (None, record.method.get("backbone"))
+            and self.backbone in (None, run.backbone)
             and (self.since is None or (date.isdigit() and int(date) >= self.since))
         )
 
@@ -177,15 +180,18 @@ class Numbers:
         return {key: self.papers[key] for key in keys if key in self.papers}
 
 
-def measured_tables(runs: Sequence[Run], published: Numbers, filters: Filters) -> list[MeasuredTable]:
+def measured_tables(
+    runs: Sequence[Run], published: Numbers, filters: Filters, submitted: Sequence[Run] = ()
+) -> list[MeasuredTable]:
     """Return one table per data set, protocol, policy and metric.
 
-    A metric without a threshold has one table, whatever the policies.
+    A metric without a threshold has one table, whatever the policies. Submitted results of the same images
+    and protocol come after the measured rows, and a table with some has a column for the source of each row.
     """
     tables = []
     of_dataset = [run for run in runs if filters.dataset in (None, run.record.dataset["name"])]
     for same_data in grouped(
-        [run for run in one_of_each_seed(of_dataset) if filters.takes_run(run.record)], data_of
+        [run for run in (*one_of_each_seed(of_dataset), *submitted) if filters.takes_run(run)], data_of
     ):
         for same_protocol in grouped(same_data, lambda run: run.record.protocol.to_json()):
             policies = sort_policies(
@@ -329,9 +335,9 @@ def _measured_table(
     data, info = runs[0].record.dataset, metric_info(name)
     whole = is_official(runs[0].record)
     groups = grouped(
-        [run for run in runs if (m := run.metric(name, policy)) is not None and m.value is not None],
-        settings_of,
+        [run for run in runs if run.submission is None and _has_value(run, name, policy)], settings_of
     )
+    submitted = [run for run in runs if run.submission is not None and _has_value(run, name, policy)]
     rows = []
     for group in groups:
         # The mean over seeds, and the published numbers of the method.
@@ -361,15 +367,17 @@ def _measured_table(
             ),
             Cell(" / ".join(f"{paper.name} {paper.year or ''}".strip() for paper in papers.values())),
             Cell(difference),
+            *((Cell(TRAINED),) if submitted else ()),
         )
         place = place_of(group[0].record)
         rows.append(((place, -mean if info.better != "lower" else mean), cells, estimate))
-    # Floors, then the best row first, then ceilings. Headings and notes.
+    rows += [_submitted_row(run, name, policy) for run in submitted]
+    # Floors, then the best row first, then ceilings, then submitted rows. Headings and notes.
     rows.sort(key=lambda row: (row[0], row[1][0].link))
     images = f"{data.get('images')} images, fingerprint {str(data.get('fingerprint'))[:12]}"
     where = ", ".join(filter(None, (f"{data['name']}/{data['split']}", data.get("transform"), images)))
     printed = any(cells[7].text for _, cells, _ in rows)
-    notes = (NOT_WHOLE,) if printed and not whole else ()
+    notes = ((NOT_WHOLE,) if printed and not whole else ()) + notes_on(submitted)
     protocol, metric = describe_protocol(runs[0].record.protocol), metric_title(name)
     return MeasuredTable(
         path=(where, f"Protocol {protocol}", metric if title is None else f"{metric}, threshold: {title}"),
@@ -384,6 +392,7 @@ def _measured_table(
             "published",
             "paper",
             "difference",
+            *(("source",) if submitted else ()),
         ),
         rows=tuple(cells for _, cells, _ in rows),
         notes=notes,
@@ -391,6 +400,41 @@ def _measured_table(
         metric=metric,
         estimates=tuple(estimate for _, _, estimate in rows),
     )
+
+
+def _has_value(run: Run, name: str, policy: str | None) -> bool:
+    metric = run.metric(name, policy)
+    return metric is not None and metric.value is not None
+
+
+def _submitted_row(
+    run: Run, name: str, policy: str | None
+) -> tuple[tuple[int, float], tuple[Cell, ...], tuple[str, ...]]:
+    """Return sort key, cells and estimate of a result from outside. Published numbers are not put next to it.
+
+    Its place is below all measured rows.
+    """
+    metric, submission = run.metric(name, policy), run.submission
+    assert metric is not None
+    assert metric.value is not None
+    assert submission is not None
+    estimate = _estimate(name, metric.value, [metric])
+    source = ", ".join(filter(None, (submission.metadata.paper, submission.metadata.venue)))
+    cells = (
+        Cell(str(run.record.method["name"]), run.link),
+        Cell(""),
+        Cell(supervision_text(run.record)),
+        Cell(str(run.backbone)),
+        Cell(str(run.record.start or UNDEFINED)),
+        Cell("{} [{}, {}]".format(*estimate) if len(estimate) > 1 else estimate[0]),
+        Cell(UNDEFINED),
+        Cell(""),
+        Cell(source, submission.metadata.url or ""),
+        Cell(""),
+        Cell(run.badge),
+    )
+    order = metric.value if metric_info(name).better == "lower" else -metric.value
+    return (BELOW_MEASURED, order), cells, estimate
 
 
 def _estimate(name: str, mean: float, values: Sequence[MetricValue]) -> tuple[str, ...]:

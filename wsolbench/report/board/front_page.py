@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from wsolbench.datasets import dataset_info, list_datasets
 from wsolbench.methods import list_methods, list_posts
@@ -23,6 +24,7 @@ from wsolbench.report.board.board import Cell, Numbers, Table, is_official, offi
 from wsolbench.report.board.formats import markdown_rows
 from wsolbench.report.board.method_rows import MethodRow, mark_cell, measured_rows
 from wsolbench.report.board.repetitions import Run, grouped, one_of_each_seed, settings_of
+from wsolbench.report.board.submitted import notes_on
 from wsolbench.report.board.tables import describe_protocol, escape_markdown, place_of
 from wsolbench.report.board.ties import TIE, TieTests
 
@@ -79,23 +81,29 @@ def front_page(
         published: papers of the methods.
         ties: tests against the best of a table.
         pages: name of a data set -> page with all of its runs.
+        submitted: results from outside, which stand below the measured rows of the same images and protocol.
     """
     names = sorted(
-        {str(run.record.dataset["name"]) for run in runs}.difference(REPLACED),
+        {str(run.record.dataset["name"]) for run in (*runs, *submitted)}.difference(REPLACED),
         key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name),
     )
     lines: list[str] = []
     for name in names:
         of_data = [run for run in runs if run.record.dataset["name"] == name]
-        shown = _largest_group(of_data)
-        tables = [table for task in TASKS if (table := _table(task, shown, published, ties)) is not None]
+        from_outside = [run for run in submitted if run.record.dataset["name"] == name]
+        shown = _largest_group(of_data or from_outside)
+        same = [run for run in from_outside if _data_and_protocol(run) == _data_and_protocol(shown[0])]
+        measured = [run for run in shown if run.submission is None]
+        tables = [
+            table for task in TASKS if (table := _table(task, measured, same, published, ties)) is not None
+        ]
         if not tables:
             continue
         lines += ["", f"## {escape_markdown(_title(name))}", "", *_banner(shown)]
         for table in tables:
             lines += ["", f"### {table.path[-1]}", "", *markdown_rows(table)]
             lines += [line for note in table.notes for line in ("", escape_markdown(note))]
-        if name in pages:
+        if of_data and name in pages:
             lines += ["", f"[All {len(of_data)} runs of {escape_markdown(name)}]({pages[name]})"]
     return lines
 
@@ -113,14 +121,15 @@ def _title(name: str) -> str:
 
 def _largest_group(runs: Sequence[Run]) -> list[Run]:
     """Return the runs on the images and under the protocol that most runs share, untransformed ones first."""
-    groups = grouped(
-        one_of_each_seed(runs),
-        lambda run: (
-            [run.record.dataset.get(key) or "" for key in ("split", "transform", "images", "fingerprint")],
-            run.record.protocol.to_json(),
-        ),
-    )
+    groups = grouped(one_of_each_seed(runs), _data_and_protocol)
     return max(groups, key=lambda group: (not group[0].record.dataset.get("transform"), len(group)))
+
+
+def _data_and_protocol(run: Run) -> list[Any]:
+    """Return what all runs of a table share, untransformed images first."""
+    data = run.record.dataset
+    fields = [data.get(key) or "" for key in ("split", "transform", "images", "fingerprint")]
+    return [fields, run.record.protocol.to_json()]
 
 
 def _banner(runs: Sequence[Run]) -> list[str]:
@@ -154,11 +163,19 @@ def _banner(runs: Sequence[Run]) -> list[str]:
     return [f"> **Not comparable with published numbers.** {text[0].upper()}{text[1:]}"]
 
 
-def _table(task: _Task, runs: Sequence[Run], published: Numbers, ties: TieTests) -> Table | None:
+def _table(
+    task: _Task, runs: Sequence[Run], submitted: Sequence[Run], published: Numbers, ties: TieTests
+) -> Table | None:
     """Return a task's table, or None if no run belongs to it."""
     candidates = main_runs([run for run in runs if task.takes(group_of(_base(run))) and _has(run, task.rank)])
     of_task = _with_full_budget(candidates)
-    if not of_task:
+    # Submitted results belong to the first task whose ranking they have.
+    rank_of = {run.link: next((each.rank for each in TASKS if _has(run, each.rank)), "") for run in submitted}
+    outside = measured_rows(
+        [run for run in submitted if rank_of[run.link] == task.rank], task.metrics, "oracle", "none"
+    )
+    outside.sort(key=lambda row: (-row.means[task.rank], row.runs[0].link))
+    if not of_task and not outside:
         return None
     short = len({run.record.method["name"] for run in candidates}) - len(
         {run.record.method["name"] for run in of_task}
@@ -183,23 +200,25 @@ def _table(task: _Task, runs: Sequence[Run], published: Numbers, ties: TieTests)
             if row.can_be_best and row.means.get(name) in best:
                 row.cells[name] = mark_cell(row.cells[name], best=True)
     untested = ties.mark(rows, task.rank)
-    columns = [name for name in task.metrics if any(name in row.cells for row in rows)]
+    columns = [name for name in task.metrics if any(name in row.cells for row in (*rows, *outside))]
     heads = ["method", "paper", "code", "backbone", "init", "runs"]
     numbers = [metric_title(name) for name in columns]
     if moved and task.rank == "gt_known":
         numbers.insert(1, TRANSFER)
     table_rows = []
-    for row in rows:
+    for row in (*rows, *outside):
         cells = [row.cells.get(name, Cell("")) for name in columns]
         if moved and task.rank == "gt_known":
             cells.insert(1, moved.get(row.runs[0].link, Cell("")))
-        table_rows.append((*_about(row, published), *cells))
+        about = _about(row, published) if row.runs[0].submission is None else _about_submitted(row.runs[0])
+        table_rows.append((*about, *cells))
     return Table(
         path=(task.title,),
+        sections=((len(rows), "Submitted"),) if outside else (),
         columns=(*heads, *numbers),
         rows=tuple(table_rows),
-        notes=tuple(
-            _notes(
+        notes=(
+            *_notes(
                 task,
                 rows,
                 {
@@ -208,7 +227,8 @@ def _table(task: _Task, runs: Sequence[Run], published: Numbers, ties: TieTests)
                     "saw fewer training images and are left out": short,
                 },
                 bool(moved),
-            )
+            ),
+            *notes_on([row.runs[0] for row in outside]),
         ),
     )
 
@@ -283,6 +303,20 @@ def _about(row: MethodRow, published: Numbers) -> list[Cell]:
         Cell(row.labels["backbone"]),
         Cell(row.labels["init"]),
         Cell("1 run" if run.seed is None else f"{len(row.runs)} seed{'s' * (len(row.runs) > 1)}", run.link),
+    ]
+
+
+def _about_submitted(run: Run) -> list[Cell]:
+    """Return the same cells of a result from outside. Its badge stands in place of the runs."""
+    assert run.submission is not None
+    metadata = run.submission.metadata
+    return [
+        Cell(str(run.record.method["name"]), run.link),
+        Cell(metadata.venue or metadata.paper, metadata.url or ""),
+        Cell("code", metadata.code) if metadata.code else Cell(""),
+        Cell(metadata.backbone),
+        Cell(str(run.record.start or "")),
+        Cell(run.badge),
     ]
 
 

@@ -33,7 +33,6 @@ from wsolbench.records.claims import matches_claim
 from wsolbench.records.published import PublishedNumber
 from wsolbench.report.board.board import (
     Filters,
-    Numbers,
     Table,
     measured_tables,
     paper_tables,
@@ -178,7 +177,8 @@ def leaderboard_files(results: Path, read: Results | None = None) -> dict[str, s
     runs, published = read.runs, read.published
     # All runs of each data set.
     stems = file_stems(
-        {str(run.record.dataset["name"]) for run in runs} | {number.dataset for number in published.numbers}
+        {str(run.record.dataset["name"]) for run in (*runs, *read.submitted)}
+        | {number.dataset for number in published.numbers}
     )
     by_name: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
@@ -211,7 +211,8 @@ def leaderboard_files(results: Path, read: Results | None = None) -> dict[str, s
     # The first page.
     notes = read_text(results / NOTES, "file").rstrip() if (results / NOTES).is_file() else ""
     ties = TieTests(results / "leaderboard", [run.record for run in runs])
-    first = front_page(runs, published, ties, {name: f"{stem}.md" for name, stem in stems.items()})
+    pages = {name: f"{stem}.md" for name, stem in stems.items()}
+    first = front_page(runs, published, ties, pages, read.submitted)
     if ties.used:
         files[TIES] = ties.text()
     others = {file: title for file, (title, _) in made.items()}
@@ -224,11 +225,12 @@ def board_tables(results: Path, filters: Filters, read: Results | None = None) -
     Raises as `write_leaderboard`.
     """
     read = read or read_results(results)
-    return _tables_of(read.runs, read.published, filters)
+    return _tables_of(read, filters)
 
 
-def _tables_of(runs: Sequence[Run], published: Numbers, filters: Filters) -> list[Table]:
-    return [*measured_tables(runs, published, filters), *published_tables(published, filters)]
+def _tables_of(read: Results, filters: Filters) -> list[Table]:
+    measured = measured_tables(read.runs, read.published, filters, read.submitted)
+    return [*measured, *published_tables(read.published, filters)]
 
 
 def _paper_of(key: str, runs: Sequence[Run], read: Results) -> list[Table]:

@@ -12,6 +12,7 @@ from wsolbench.records import MetricValue, RunRecord
 from wsolbench.records.budget import Budgets
 from wsolbench.records.claims import setting_text
 from wsolbench.records.record import precedence
+from wsolbench.records.submission import TRAINED, Submission
 from wsolbench.system.files import canonical_json
 
 _DATA = ("name", "split", "transform", "images", "fingerprint")
@@ -26,6 +27,10 @@ class Run:
     path: Path = Path()
     plan_run: str = ""
     """Name of the run of a plan that has made it (`wsolbench.records.planned`), or empty."""
+    submission: Submission | None = None
+    """The submission of a result from outside, or None for a run of this project."""
+    badge: str = TRAINED
+    """How far the numbers were checked."""
 
     def metric(self, name: str, policy: str | None) -> MetricValue | None:
         """Return the metric under a policy. A metric without a threshold is returned for every policy."""
@@ -36,6 +41,12 @@ class Run:
     def planned(self) -> bool:
         """Whether a job of a plan has made it."""
         return bool(self.plan_run)
+
+    @property
+    def backbone(self) -> str | None:
+        """Backbone as the record states it, or as the metadata of a submission do."""
+        stated: str | None = self.record.method.get("backbone")
+        return stated if self.submission is None else self.submission.metadata.backbone
 
     @property
     def seed(self) -> int | None:

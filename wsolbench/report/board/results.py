@@ -2,6 +2,7 @@
 
 RESULTS/measured/**/*.json    records, as `wsolbench eval` and `wsolbench score` write them
 RESULTS/compared/**/*.json    comparisons, as `wsolbench compare` writes them
+RESULTS/submitted/**/*.json   results from outside, as `wsolbench submit` writes them
 
 Published numbers, claims and variants come from a folder of literature: that of the package, or RESULTS
 itself where it has a papers.toml (`wsolbench.records.published.literature_for`).
@@ -17,11 +18,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from wsolbench.exceptions import DataError, UsageError
+from wsolbench.metrics.catalog import metric_info
 from wsolbench.records import find_records
 from wsolbench.records.claims import Claim, read_claims, read_variants
 from wsolbench.records.comparison import Comparison, read_comparison
 from wsolbench.records.planned import find_planned
 from wsolbench.records.published import read_papers, read_published
+from wsolbench.records.submission import find_submissions
 from wsolbench.report.board.board import Numbers
 from wsolbench.report.board.repetitions import Run, superseded
 from wsolbench.system.listing import find_files
@@ -39,6 +42,7 @@ class Results:
         comparisons: comparisons of existing records.
         problems: one message per file that was skipped because it is broken, outdated, or of missing
             records.
+        submitted: valid results from outside, which no other report reads.
         notes: one message per valid record that is not shown: copies, and runs that another run of the same
             seed supersedes.
     """
@@ -50,6 +54,7 @@ class Results:
     comparisons: Sequence[Comparison]
     problems: Sequence[str]
     notes: Sequence[str]
+    submitted: Sequence[Run] = ()
 
 
 def folder_of_records(results: Path) -> Path:
@@ -83,6 +88,7 @@ def read_results(results: Path, *, literature: Path | None = None, records_requi
         for path, record in found.records
     ]
     runs, outdated = current_versions(every)
+    submitted, refused = _submissions(results / "submitted", results / "leaderboard")
     comparisons, unusable = _comparisons(results / "compared", {run.record.digest for run in runs})
     claims, variants = literature / "claims.csv", literature / "variants.csv"
     replaced = [
@@ -95,8 +101,9 @@ def read_results(results: Path, *, literature: Path | None = None, records_requi
         claims=read_claims(claims) if claims.is_file() else None,
         variants=read_variants(variants) if variants.is_file() else {},
         comparisons=comparisons,
-        problems=(*found.problems, *bad_plans, *outdated, *unusable),
+        problems=(*found.problems, *bad_plans, *outdated, *refused, *unusable),
         notes=(*found.copies, *replaced),
+        submitted=submitted,
     )
 
 
@@ -136,6 +143,23 @@ def current_versions(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
             f"{newest[dataset, name]}, which other records of {dataset} have. Evaluate the older run again"
         )
     return kept, messages
+
+
+def _submissions(folder: Path, start: Path) -> tuple[list[Run], list[str]]:
+    """Return the submissions below a folder as runs, and messages for those that cannot be shown."""
+    found = find_submissions(folder)
+    runs, messages = [], list(found.problems)
+    for path, submission, badge in found.found:
+        old = [m for m in submission.record.metrics if m.version < metric_info(m.name).version]
+        if old:
+            messages.append(
+                f"submission {path} has version {old[0].version} of {old[0].name}; expected version "
+                f"{metric_info(old[0].name).version}. Score and submit again"
+            )
+        else:
+            run = Run(submission.record, _link(path, start), path, submission=submission, badge=badge)
+            runs.append(run)
+    return runs, messages
 
 
 def _comparisons(folder: Path, digests: set[str]) -> tuple[list[Comparison], list[str]]:

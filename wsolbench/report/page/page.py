@@ -78,9 +78,11 @@ def page_html(
     read = read or read_results(results)
     every, published = read.runs, read.published
     runs = one_of_each_seed(every)
-    names = sorted({str(run.record.dataset["name"]) for run in runs})
+    names = sorted({str(run.record.dataset["name"]) for run in (*runs, *read.submitted)})
     measured = [
-        (name, table) for name in names for table in measured_tables(runs, published, Filters(dataset=name))
+        (name, table)
+        for name in names
+        for table in measured_tables(runs, published, Filters(dataset=name), read.submitted)
     ]
     printed = [(table.path[0], table) for table in published_tables(published, Filters())]
     groups, unusable = groups_of(every, methods=methods, resamples=resamples)
