@@ -82,8 +82,8 @@ def test_a_run_of_toybirds_v2_is_submitted_and_shown_below_measured_rows(
     # The files of the leaderboard and the page show it, too.
     write_leaderboard(tmp_path / "results")
     assert not check_leaderboard(tmp_path / "results")
-    text = (tmp_path / "results/leaderboard/board-toybirds-v2.md").read_text()
-    assert "| reported |" in text
+    text = (tmp_path / "results/leaderboard/README.md").read_text()
+    assert text.index("| *Submitted* |") < text.index("| reported |")
     page, problems = page_html(tmp_path / "results", galleries=[], methods=0, resamples=100)
     assert "reported" in page
     assert not problems

@@ -72,7 +72,11 @@ TASKS = (
 
 
 def front_page(
-    runs: Sequence[Run], published: Numbers, ties: TieTests, pages: Mapping[str, str]
+    runs: Sequence[Run],
+    published: Numbers,
+    ties: TieTests,
+    pages: Mapping[str, str],
+    submitted: Sequence[Run] = (),
 ) -> list[str]:
     """Return the lines of the first page, without its title.
 

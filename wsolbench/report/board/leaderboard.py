@@ -286,9 +286,10 @@ _RESERVED = {
 
 def _index(by_name: dict[str, list[Run]], first: Sequence[str], others: Mapping[str, str], notes: str) -> str:
     lines = [_MARK, "", "# Leaderboard", ""]
-    if by_name:
+    if by_name or first:
         lines += [
-            "Every number was measured here, from one pipeline. Published numbers have pages of their own.",
+            "Every number was measured here with one program, except those under *Submitted*.",
+            "Published numbers have pages of their own.",
             *first,
             "",
             "## All runs",
