@@ -16,7 +16,8 @@ from reference_models.localization.center_box import CenterBox, CenterBoxConfig
 from reference_models.localization.oracle import Oracle
 from reference_models.training.checkpoint import save_checkpoint
 from wsolbench import predict
-from wsolbench.evaluation.evaluate import Evaluation, evaluate
+from wsolbench.evaluation.evaluate import evaluate
+from wsolbench.evaluation.result import Evaluation
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.maps.sources import ModelSource
 from wsolbench.methods import InputSpec
@@ -128,9 +129,9 @@ def test_the_checkpoint_names_its_method_and_its_record_the_threshold(
 def test_without_a_record_the_threshold_must_be_given(cam: Cam, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no record of this model\. Give the threshold \(tau, --tau\)"):
         predict(cam, [], record=tmp_path)
-    with pytest.raises(UsageError, match=r"tau=1\.5; expected a number in \[0, 1\]"):
-        predict(cam, [], tau=1.5)
-    assert list(predict(cam, [], tau=1.0)) == []
+    with pytest.raises(UsageError, match=r"tau=1\.0; expected a number in \[0, 1\)"):
+        predict(cam, [], tau=1.0)
+    assert list(predict(cam, [], tau=0.0)) == []
 
 
 def test_what_is_no_image_is_named(cam: Cam, tmp_path: Path) -> None:

@@ -326,9 +326,13 @@ def test_a_map_without_foreground_gives_the_protocol_s_empty_box(empty_box: str,
 
 
 def test_a_constant_map_is_scored_as_the_protocol_says() -> None:
-    # All ones: at every tau < 1 everything is foreground; at tau = 1 nothing is above the maximum.
-    protocol = EvalProtocol(taus=(0.5, 1.0), components="union", single_box="union")
-    assert single_box_per_tau(np.ones((3, 5)), protocol).tolist() == [[0, 0, 4, 2], [0, 0, 0, 0]]
+    # All ones: at every tau < 1 everything is foreground; at tau = 1 nothing is above the maximum, but
+    # everything equals it.
+    protocol = EvalProtocol(taus=(0.0, 0.5), components="union", single_box="union")
+    assert single_box_per_tau(np.ones((3, 5)), protocol).tolist() == [[0, 0, 4, 2]] * 2
+    assert boxes_at(np.ones((3, 5)), 1.0, protocol).tolist() == [[0, 0, 0, 0]]
+    equal = replace(protocol, taus=(0.5, 1.0), foreground=">=")
+    assert single_box_per_tau(np.ones((3, 5)), equal).tolist() == [[0, 0, 4, 2]] * 2
 
 
 # --- invalid input ------------------------------------------------------------------------------------------

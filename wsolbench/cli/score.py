@@ -69,7 +69,7 @@ def command(
     from wsolbench.datasets.subsets import limit_dataset, transfer_part
     from wsolbench.evaluation.request import EvalRequest, RunOptions
     from wsolbench.exceptions import UsageError
-    from wsolbench.maps import MapFolder
+    from wsolbench.maps import MapFolder, view
     from wsolbench.maps.folder_source import FolderSource
     from wsolbench.system.distributed import world
 
@@ -105,6 +105,13 @@ def command(
         crop=conventions if crop_maps else None,
     )
     source.check(scored, conventions, allow_partial=allow_partial)
+    if view(conventions) == "center_crop" and not crop_maps and "view" not in folder.manifest():
+        side = conventions.frame_size
+        say(
+            f"maps     taken for maps of the centre crop, because protocol {conventions.name!r} compares on "
+            f"the central {side} x {side} of {conventions.resize_size} x {conventions.resize_size} pixels. "
+            "If they cover the whole image, add --crop-maps, or numbers are too low"
+        )
     if val is not None:
         ids = limit_dataset(val, scoring.limit).ids
         if folder.missing(ids) or (ranked and not ranked.keys() >= set(ids)):

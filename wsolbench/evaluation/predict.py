@@ -99,7 +99,7 @@ def predict(
     Args:
         method: a trained method, or the path of its checkpoint.
         images: files, Pillow images, or uint8 arrays (H, W, 3).
-        tau: threshold of the boxes, in [0, 1], or None for the transferred threshold of the model's record.
+        tau: threshold of the boxes, in [0, 1), or None for the transferred threshold of the model's record.
         protocol: how a map becomes boxes, or the name of a preset. With a centre crop, only the centre of
             the image is seen.
         batch_size: number of images per forward pass. Fewer images make one smaller batch.
@@ -117,8 +117,8 @@ def predict(
     conventions = EvalProtocol.preset(protocol) if isinstance(protocol, str) else protocol
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size}; expected at least 1")
-    if tau is not None and not 0 <= tau <= 1:
-        raise UsageError(f"threshold tau={tau}; expected a number in [0, 1]")
+    if tau is not None and not 0 <= tau < 1:
+        raise UsageError(f"threshold tau={tau}; expected a number in [0, 1)")
     model = load_checkpoint(Path(method), device=device) if isinstance(method, str | Path) else method
     source = ModelSource(
         model,
