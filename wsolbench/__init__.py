@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from wsolbench.evaluation.evaluate import evaluate as evaluate
     from wsolbench.evaluation.predict import Prediction as Prediction
     from wsolbench.evaluation.predict import predict as predict
-    from wsolbench.evaluation.request import RunOptions as RunOptions
-    from wsolbench.evaluation.result import Evaluation as Evaluation
     from wsolbench.exceptions import DataError as DataError
     from wsolbench.exceptions import UsageError as UsageError
     from wsolbench.exceptions import WsolbenchError as WsolbenchError
@@ -52,11 +50,9 @@ _HOME = {
     "DataError": "exceptions",
     "Dataset": "types",
     "EvalProtocol": "protocol",
-    "Evaluation": "evaluation.result",
     "FolderSource": "maps.folder_source",
     "ModelSource": "maps.sources",
     "Prediction": "evaluation.predict",
-    "RunOptions": "evaluation.request",
     "RunRecord": "records",
     "Sample": "types",
     "UsageError": "exceptions",

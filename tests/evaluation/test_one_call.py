@@ -17,7 +17,8 @@ from pytorch_grad_cam import GradCAM
 from torch import nn
 from torch.nn import functional
 
-from wsolbench import DataError, EvalProtocol, RunOptions, UsageError, evaluate, read_record
+from wsolbench import DataError, EvalProtocol, UsageError, evaluate, read_record
+from wsolbench.evaluation.request import RunOptions
 from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.evaluation.split_scores import SplitScores
 from wsolbench.methods import InputSpec
