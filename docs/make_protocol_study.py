@@ -25,8 +25,9 @@ from wsolbench.cli.options import DataOptions
 from wsolbench.cli.values import available_cores
 from wsolbench.datasets.subsets import limit_dataset
 from wsolbench.evaluation.compare import compare
-from wsolbench.evaluation.evaluate import Evaluation, evaluate
+from wsolbench.evaluation.evaluate import evaluate
 from wsolbench.evaluation.request import RunOptions
+from wsolbench.evaluation.result import Evaluation
 from wsolbench.exceptions import UsageError, WsolbenchError
 from wsolbench.maps import MapFolder
 from wsolbench.maps.folder_source import FolderSource

@@ -49,6 +49,8 @@ INVALID = [
     {"taus": (0.5, 0.1)},
     {"taus": (0.5, 0.5)},
     {"taus": (0.5, 1.5)},
+    {"taus": (0.5, 1.0)},
+    {"taus": (-0.1, 0.5)},
     {"taus": (float("nan"),)},
     {"taus": tuple(np.linspace(0, 1, 10_001).tolist())},
     {"taus": 0.5},
@@ -124,8 +126,14 @@ def test_a_stored_grid_that_is_none_is_refused(grid: dict[str, object]) -> None:
         EvalProtocol.from_json({**EvalProtocol().to_json(), "taus": grid})
 
 
+def test_a_threshold_of_1_needs_pixels_that_equal_the_maximum() -> None:
+    assert EvalProtocol(taus=(0.0, 1.0), foreground=">=").taus[-1] == EvalProtocol.preset("lid").taus[-1] == 1
+    with pytest.raises(UsageError, match=r"taus ends with 1\.0.*in \[0, 1\), or foreground='>='"):
+        EvalProtocol(taus=(0.0, 1.0))
+
+
 def test_thresholds_that_lie_very_close_are_stored_one_by_one() -> None:
-    protocol = EvalProtocol(taus=(0.0, 1e-9, 2e-9, 1.0))
+    protocol = EvalProtocol(taus=(0.0, 1e-9, 2e-9, 0.9))
     assert EvalProtocol.from_json(protocol.to_json()) == protocol
 
 

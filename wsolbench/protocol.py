@@ -196,6 +196,11 @@ class EvalProtocol(Ranged):
                 f"protocol field taus={format_value(self.taus)}; expected one or more strictly increasing "
                 "numbers"
             )
+        if self.taus[-1] == 1 and self.foreground == ">" and self.threshold_basis != "percentile":
+            raise UsageError(
+                "protocol field taus ends with 1.0, but nothing is above the maximum of a map; expected "
+                "thresholds in [0, 1), or foreground='>='"
+            )
         if len(self.taus) > MAX_TAUS:
             raise UsageError(
                 f"protocol field taus has {len(self.taus):,} thresholds; expected at most {MAX_TAUS:,}"

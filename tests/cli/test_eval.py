@@ -122,6 +122,21 @@ def test_a_frozen_network_is_evaluated_with_the_weights_of_its_backbone(run, bir
         (("--method", "kam"), "did you mean 'cam'"),
         (("--method", "cam"), "Add --train"),
         (("--method", "cam", "--train", "--backbone", "tinny"), "did you mean 'tiny'"),
+        (("--method", "cam", "--backbone", "tinny"), "did you mean 'tiny'"),
+        (("--method", "center-box", "--backbone", "resnet-50"), "did you mean 'resnet50'"),
+        (("--method", "cam", "--weights", "imagenet", "--backbone", "timm"), "unknown backbone 'timm'"),
+        (
+            ("--method", "cam", "--train", "--lr", "0.1", "--set", "recipe.lr=0.2"),
+            "--lr 0.1 and --set recipe.lr=0.2 change the same field of the recipe",
+        ),
+        (
+            ("--method", "cam", "--epochs", "2", "--set", "recipe.epochs=3"),
+            "--epochs 2 and --set recipe.epochs=3",
+        ),
+        (
+            ("--method", "cam", "--train", "--batch-size", "8", "--set", "recipe.batch_size=4"),
+            "--batch-size 8 and --set recipe.batch_size=4",
+        ),
         (("--method", "cam", "--train", "--set", "hed=fc"), "did you mean 'head'"),
         (("--method", "cam", "--train", "--set", "head"), "expected NAME=VALUE"),
         (("--method", "cam", "--train", "--checkpoint", "x.safetensors"), "exclude each other"),

@@ -269,6 +269,21 @@ def test_maps_of_the_whole_image_under_a_centre_crop(run, birds: Path, maps: Pat
     assert cut.code == 0, cut.err
     assert metric(the_record(), "gt_known")["value"] == 1.0
     assert "cut to the centre crop" in the_record()["method"]["maps"]
+    assert "taken for maps of the centre crop" not in cut.err
+
+
+def test_a_protocol_that_crops_says_what_it_takes_the_maps_for(run, birds: Path, maps: Path) -> None:
+    """Unless maps.json states what they cover."""
+    told = (
+        "maps     taken for maps of the centre crop, because protocol 'bas' compares on the central 224 x 224"
+    )
+    found = score(run, birds, maps, "--protocol", "bas")
+    assert found.code == 0, found.err
+    assert told in found.err
+    assert "add --crop-maps" in found.err
+    assert told not in score(run, birds, maps).err
+    (maps / "maps.json").write_text('{"view": "center_crop"}')
+    assert told not in score(run, birds, maps, "--protocol", "bas", "--out", "other").err
 
 
 def large(birds: Path, maps: Path, count: int = 200) -> None:

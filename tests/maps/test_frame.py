@@ -51,6 +51,15 @@ def test_resized_boxes_equal_those_of_the_official_evaluator(golden_folder: Path
             )
 
 
+@pytest.mark.parametrize("protocol", [WSOLEVAL, SPA, BAS, LID])
+@pytest.mark.parametrize("box", [[90.0, 20.0, 30.0, 80.0], [30.0, 80.0, 90.0, 20.0]])
+def test_a_box_that_ends_before_it_starts_is_refused(protocol: EvalProtocol, box: list[float]) -> None:
+    """The message names the box and its row, whichever of its ends is before its start."""
+    with pytest.raises(DataError, match=r"row 1 is .*expected x1 >= x0 and y1 >= y0") as error:
+        frame_boxes(np.array([[0.0, 0.0, 50.0, 50.0], box]), (200, 100), protocol)
+    assert str(box) in str(error.value)
+
+
 def test_wsoleval_cuts_at_the_last_pixel_then_scales_then_truncates() -> None:
     # 200 x 100 image; (30.5, 10, 200, 100) is cut at (199, 99): x 224/200 and 224/100 -> 34.16, 22.4, 222.88,
     # 221.76

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from wsolbench.exceptions import UsageError
 from wsolbench.maps.sources import ModelSource
-from wsolbench.methods import InputSpec, Localization, Method
+from wsolbench.methods import DetectorRequest, InputSpec, Localization, Method, TrainRequest
 from wsolbench.protocol import EvalProtocol
 from wsolbench.types import Sample
 
@@ -104,3 +105,17 @@ def test_proposals_are_read_where_key_points_are_known(sample):
 
 def test_an_unrelated_class_is_no_result():
     assert not isinstance(SimpleNamespace(logits=None), Localization)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rest"), [(TrainRequest, {}), (DetectorRequest, {"backbone": "tiny", "weights": "none"})]
+)
+@pytest.mark.parametrize("name", ["lr", "epochs", "batch_size"])
+def test_an_option_and_the_setting_of_its_recipe_exclude_each_other(kind, rest, name: str) -> None:
+    def request(**given):
+        return kind(train=SimpleNamespace(), out=Path("run"), **rest, **given)
+
+    with pytest.raises(UsageError, match=f"and --set recipe.{name}=3 change the same field"):
+        request(**{name: 2}, settings={f"recipe.{name}": "3"})
+    assert request(**{name: 2}, settings={"recipe.momentum": "0.5"}).settings
+    assert request(settings={f"recipe.{name}": "3"}).settings

@@ -14,10 +14,8 @@ from wsolbench.protocol import EvalProtocol, tau_grid
 
 PROTOCOLS = [
     EvalProtocol(),
-    *(
-        EvalProtocol(taus=taus)
-        for taus in (tau_grid(0.00011), tau_grid(0.05, 0.95, 0.05), (0.5, 1.0), (0.0,))
-    ),
+    *(EvalProtocol(taus=taus) for taus in (tau_grid(0.00011), tau_grid(0.05, 0.95, 0.05), (0.0,))),
+    EvalProtocol(taus=(0.5, 1.0), foreground=">="),
 ]
 SHAPE = (5, 6)
 unit_scores = st.one_of(

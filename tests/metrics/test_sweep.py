@@ -15,7 +15,7 @@ from wsolbench.exceptions import DataError, UsageError
 from wsolbench.metrics.sweep import best_iou_per_tau, boxes_at, quantize, single_box_per_tau, sweep
 from wsolbench.protocol import EvalProtocol
 
-TAUS = (0.0, 0.1, 0.25, 0.5, 0.502, 0.7, 0.999, 1.0)
+TAUS = (0.0, 0.1, 0.25, 0.5, 0.502, 0.7, 0.999)
 
 
 @st.composite
@@ -23,12 +23,13 @@ def protocols(draw: st.DrawFn) -> EvalProtocol:
     """Return every combination of the fields that concern boxes."""
     quantized = draw(st.booleans())
     contour = draw(st.booleans())
+    foreground = draw(st.sampled_from([">", ">="]))
     return EvalProtocol(
         name="drawn",
-        taus=TAUS,
+        taus=(*TAUS, 1.0) if foreground == ">=" else TAUS,
         quantize="uint8" if quantized else "none",
         threshold_basis=draw(st.sampled_from(["max", "unit", "percentile"])) if quantized else "unit",
-        foreground=draw(st.sampled_from([">", ">="])),
+        foreground=foreground,
         components=draw(st.sampled_from(["all", "largest", "union"])),
         single_box=draw(st.sampled_from(["largest", "union"])),
         connectivity="contour" if contour else draw(st.sampled_from(["4", "8"])),
@@ -152,7 +153,7 @@ def test_all_four_functions_agree(score_map: np.ndarray, truth: np.ndarray, prot
     np.testing.assert_array_equal(swept.single_boxes, single_box_per_tau(score_map, protocol))
     single = replace(protocol, components=protocol.single_box)
     np.testing.assert_array_equal(
-        swept.single_boxes, np.concatenate([boxes_at(score_map, tau, single) for tau in TAUS])
+        swept.single_boxes, np.concatenate([boxes_at(score_map, tau, single) for tau in single.taus])
     )
 
 
@@ -310,7 +311,7 @@ def test_a_larger_threshold_never_makes_the_union_larger(
     union = replace(protocol, single_box="union", empty_box="zero", clip_boxes=False)
     areas = [
         len(oracle.foreground(score_map, tau, union)) and (b[2] - b[0] + 1) * (b[3] - b[1] + 1)
-        for tau, b in zip(TAUS, single_box_per_tau(score_map, union), strict=True)
+        for tau, b in zip(union.taus, single_box_per_tau(score_map, union), strict=True)
     ]
     assert areas == sorted(areas, reverse=True)
 
@@ -326,9 +327,13 @@ def test_a_map_without_foreground_gives_the_protocol_s_empty_box(empty_box: str,
 
 
 def test_a_constant_map_is_scored_as_the_protocol_says() -> None:
-    # All ones: at every tau < 1 everything is foreground; at tau = 1 nothing is above the maximum.
-    protocol = EvalProtocol(taus=(0.5, 1.0), components="union", single_box="union")
-    assert single_box_per_tau(np.ones((3, 5)), protocol).tolist() == [[0, 0, 4, 2], [0, 0, 0, 0]]
+    # All ones: at every tau < 1 everything is foreground; at tau = 1 nothing is above the maximum, but
+    # everything equals it.
+    protocol = EvalProtocol(taus=(0.0, 0.5), components="union", single_box="union")
+    assert single_box_per_tau(np.ones((3, 5)), protocol).tolist() == [[0, 0, 4, 2]] * 2
+    assert boxes_at(np.ones((3, 5)), 1.0, protocol).tolist() == [[0, 0, 0, 0]]
+    equal = replace(protocol, taus=(0.5, 1.0), foreground=">=")
+    assert single_box_per_tau(np.ones((3, 5)), equal).tolist() == [[0, 0, 4, 2]] * 2
 
 
 # --- invalid input ------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
     from wsolbench.cli.scoring import ScoringOptions
-    from wsolbench.evaluation.evaluate import Evaluation
     from wsolbench.evaluation.request import EvalRequest
+    from wsolbench.evaluation.result import Evaluation
     from wsolbench.protocol import EvalProtocol
     from wsolbench.system.distributed import World
 

@@ -131,14 +131,17 @@ def _check_trained_on(trained: Method, dataset: Dataset, checkpoint: Path, *, ca
 def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
     """Fit the method, as `train` and `eval --train` do, and return the last checkpoint."""
     from wsolbench.exceptions import UsageError
-    from wsolbench.methods import TrainRequest, load_method
+    from wsolbench.methods import TrainRequest, check_backbone, load_method
+    from wsolbench.methods.contracts import refuse_given_twice
 
     check_device(model["device"], model["numerics"])
     method = load_method(model["method"])
     if not method.trainable:
         raise UsageError(f"method {model['method']!r} has nothing to train; evaluate it directly")
     backbone = default_backbone(data.dataset, model["backbone"])
+    check_backbone(backbone)
     settings = parse_settings(model["settings"])
+    refuse_given_twice(model, settings)
     split = method.train_split(settings)
     request = TrainRequest(
         train=data.open(split),

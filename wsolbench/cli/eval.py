@@ -22,7 +22,7 @@ from wsolbench.cli.options import (
     split_options,
 )
 from wsolbench.cli.scoring import ScoringOptions, scoring_options
-from wsolbench.cli.settings import changes_of_trained
+from wsolbench.cli.settings import changes_of_trained, parse_settings
 from wsolbench.methods import PostProcessor
 from wsolbench.system.files import file_name
 
@@ -107,7 +107,8 @@ def command(
     from wsolbench.exceptions import UsageError
     from wsolbench.maps import MapFolder
     from wsolbench.maps.sources import ModelSource, fitting_batch
-    from wsolbench.methods import load_method
+    from wsolbench.methods import check_backbone, load_method
+    from wsolbench.methods.contracts import refuse_given_twice
     from wsolbench.system.distributed import connected
 
     with connected() as world:
@@ -123,6 +124,10 @@ def command(
                 "evaluate their run folders"
             )
         methods = {name: load_method(name) for name in names}
+        if model["backbone"] is not None:
+            check_backbone(model["backbone"])
+        if checkpoint is None:
+            refuse_given_twice(model, parse_settings(model["settings"]))
         readings = read_maps(maps, post, post_set)
         views = {view: None if view == "none" else Transform.parse(view) for view in transforms.split(",")}
         if scoring.save_boxes is not None and set(views) != {"none"}:

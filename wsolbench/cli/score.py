@@ -72,7 +72,7 @@ def command(
     from wsolbench.datasets.subsets import limit_dataset, transfer_part
     from wsolbench.evaluation.request import EvalRequest, RunOptions
     from wsolbench.exceptions import UsageError
-    from wsolbench.maps import MapFolder
+    from wsolbench.maps import MapFolder, view
     from wsolbench.maps.folder_source import FolderSource
     from wsolbench.system.distributed import world
 
@@ -120,6 +120,14 @@ def command(
                 source.check(dataset, protocol, allow_partial=allow_partial)
 
     check_maps(scored)
+    for protocol in (each for group in groups for each in group):
+        if view(protocol) == "center_crop" and not crop_maps and "view" not in folder.manifest():
+            side = protocol.frame_size
+            say(
+                f"maps     taken for maps of the centre crop, because protocol {protocol.name!r} compares on "
+                f"the central {side} x {side} of {protocol.resize_size} x {protocol.resize_size} pixels. "
+                "If they cover the whole image, add --crop-maps, or numbers are too low"
+            )
     if val is not None:
         ids = limit_dataset(val, scoring.limit).ids
         if folder.missing(ids) or (ranked and not ranked.keys() >= set(ids)):

@@ -1,7 +1,7 @@
 """The loop of every evaluation: images, maps, per-image scores, metrics, record.
 
-`evaluate(dataset, source, protocol)` asks a `MapSource` (a model, or a folder of stored maps) for the map of
-each image's true class. It scores the map and returns a record.
+`evaluate(dataset, source, protocol)` asks a source (a function, a network, a folder of stored maps) for the
+map of each image's true class. It scores the map and returns a record.
 
 Evaluation has two steps, which shards and several processes run separately. `score` writes per-image scores
 in chunks. `conclude` makes the record from them. Both get what they need in one `EvalRequest`.
@@ -11,79 +11,181 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from wsolbench.datasets import available_splits, load_dataset
+from wsolbench.datasets.subsets import limit_dataset, transfer_part
 from wsolbench.evaluation.extra_metrics.base import find_extra_metrics
 from wsolbench.evaluation.loop import score_chunks, score_in_memory
+from wsolbench.evaluation.own_sources import open_source
 from wsolbench.evaluation.request import EvalRequest, RunOptions
+from wsolbench.evaluation.result import Evaluation
 from wsolbench.evaluation.runs import RunFolder, ScoredRun, Shard, gather
 from wsolbench.evaluation.saved_maps import finish_saved_maps, saving_maps
-from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.evaluation.summary import summarize
 from wsolbench.exceptions import UsageError
 from wsolbench.maps.folder_source import FolderSource
-from wsolbench.maps.sources import MapSource, ModelSource
+from wsolbench.maps.function_source import FunctionSource
+from wsolbench.maps.sources import ModelSource, fitting_batch
+from wsolbench.methods import PostProcessor
+from wsolbench.metrics.thresholds import ThresholdPolicy
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import SHARDS, RunRecord, provenance
 from wsolbench.system.distributed import World, barrier, gathered
+from wsolbench.system.progress import silenced
 from wsolbench.types import Dataset
 
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The record of a run, and the per-image scores that it was computed from."""
-
-    record: RunRecord
-    scores: ScoreTable
-    folders: tuple[RunFolder, ...] = ()
-    """Folders with the chunks of this run."""
-
-    def finish(self) -> None:
-        """Remove the chunks. Call it when the record is on disk and the scores are no longer needed."""
-        for folder in self.folders:
-            folder.remove()
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def evaluate(
-    dataset: Dataset,
-    source: MapSource,
-    protocol: EvalProtocol,
+    dataset: Dataset | str,
+    source: Any,
+    protocol: EvalProtocol | str = "wsoleval",
     *,
+    split: str = "test",
+    data_root: Path | str | None = None,
+    policy: str = "oracle",
     limit: int | None = None,
     fixed_tau: float | None = None,
     transfer_from: Dataset | None = None,
+    name: str | None = None,
+    layer: str | nn.Module | None = None,
+    post: str | PostProcessor | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    image_size: int | None = None,
+    device: str | None = None,
     options: RunOptions | None = None,
     extra_metrics: Sequence[str] = (),
+    progress: bool = True,
 ) -> Evaluation:
-    """Score every image of `dataset` and compute all metrics.
+    """Score every image of a data set and compute all metrics.
 
     Args:
-        dataset: the split. Images without boxes or mask count only for metrics that need neither.
-        source: the model or the folder of maps.
-        protocol: how maps become boxes and are counted.
+        dataset: the split, or the name of a data set (`wsolbench.list_datasets`). Images without boxes or
+            mask count only for metrics that need neither.
+        source: what gives the maps. A function `(image, label) -> map` (`FunctionSource`). A classifier of
+            torch, with `layer` (`TorchClassifier`). An object of pytorch-grad-cam (`CamObject`). A method,
+            the path of its checkpoint, or a `MapSource`.
+        protocol: how maps become boxes and are counted, or the name of a preset.
+        split: split to load if `dataset` is a name.
+        data_root: folder of the data if `dataset` is a name, or None for that of the environment.
+        policy: threshold policy of `Evaluation.metrics` and of the printed table: `oracle`, `transfer`, or
+            `fixed:T`. For `transfer`, the split `val` of a named data set is scored, too.
         limit: number of images to score, evenly spread, or None for all.
-        fixed_tau: threshold of the policy `fixed`, or None for `protocol.fixed_tau`.
+        fixed_tau: threshold of the policy `fixed`, or None for that of `policy`, or else of the protocol.
         transfer_from: split whose best thresholds the policy `transfer` applies.
+        name: name of the method in the record, for a function, a classifier or a pytorch-grad-cam object.
+        layer: layer of a classifier whose features make the maps, or its name.
+        post: post-process of a network's maps, or its name (`grad-cam`). None: the map of the method, which
+            is CAM for a classifier.
+        mean, std: normalisation of the input of a classifier or a pytorch-grad-cam object, for pixels in
+            [0, 1]. None: ImageNet's.
+        image_size: side of its input in pixels. None: 224.
+        device: device of a network. None: where it is, or `auto` for a method of wsolbench.
         options: batch size, workers, work folder.
         extra_metrics: names of `wsolbench list metrics` that are computed on request, for instance
             `pointing-game`.
+        progress: whether to show the progress on stderr.
 
-    Raises `DataError` for images, masks or maps that cannot be read. Raises `UsageError` if another process
-    works on the same run in the same work folder.
+    Raises `DataError` for images, masks or maps that cannot be read. Raises `UsageError` for an argument
+    that has no effect, for a policy that the data do not allow, and if another process works on the same run
+    in the same work folder.
+
+    >>> from wsolbench import evaluate
+    >>> import numpy as np
+    >>> def middle(image, label):  # the same map for every image: 1 in the middle, 0 at the edges
+    ...     return np.outer(np.hanning(56), np.hanning(56))
+    >>> result = evaluate("toybirds-v2", middle, limit=20, progress=False)
+    >>> result.metrics["gt_known"].n
+    20
     """
+    conventions = EvalProtocol.preset(protocol) if isinstance(protocol, str) else protocol
+    fixed_tau = _fixed_tau(policy, fixed_tau)
+    if isinstance(dataset, str):
+        scored = load_dataset(dataset, split, data_root)
+        if policy == "transfer" and transfer_from is None:
+            transfer_from = _load_val(dataset, split, data_root)
+    else:
+        scored = dataset
+    if policy == "transfer" and (transfer_from is None or not transfer_from.has_boxes):
+        raise UsageError(
+            f"policy='transfer' needs another split of {scored.name} with boxes; expected transfer_from=..., "
+            "or another policy"
+        )
+    options = options or RunOptions()
+    opened = open_source(
+        source,
+        scored,
+        conventions,
+        batch_size=fitting_batch(options.batch_size, limit_dataset(scored, limit)),
+        name=name,
+        layer=layer,
+        post=post,
+        mean=mean,
+        std=std,
+        image_size=image_size,
+        device=device,
+    )
+    if isinstance(opened, FunctionSource) and options.work is not None:
+        raise UsageError(
+            "a function cannot be told from another one of its name, so its run cannot be resumed; leave out "
+            "options.work"
+        )
+    if transfer_from is not None:
+        transfer_from = transfer_part(opened.describe().get("training") or {}, transfer_from)
     request = EvalRequest(
-        dataset=dataset,
-        source=source,
-        protocol=protocol,
+        dataset=scored,
+        source=opened,
+        protocol=conventions,
         limit=limit,
         fixed_tau=fixed_tau,
         transfer_from=transfer_from,
-        options=options or RunOptions(),
+        options=options,
         extra_metrics=find_extra_metrics(extra_metrics),
     )
-    return conclude(score(request))
+    with nullcontext() if progress else silenced():
+        return replace(conclude(score(request)), policy=_policy(policy))
+
+
+def _fixed_tau(policy: str, fixed_tau: float | None) -> float | None:
+    """Return the threshold of the policy `fixed`. Raises `UsageError` for an unknown policy."""
+    kind, _, text = policy.partition(":")
+    if policy in ("oracle", "transfer"):
+        return fixed_tau
+    if kind != "fixed":
+        raise UsageError(
+            f"policy={policy!r}; expected 'oracle', 'transfer' or 'fixed:T', such as 'fixed:0.3'"
+        )
+    try:
+        tau = float(text)
+    except ValueError as error:
+        raise UsageError(f"policy={policy!r}; expected a threshold, such as 'fixed:0.3'") from error
+    if fixed_tau not in (None, tau):
+        raise UsageError(f"policy={policy!r} and fixed_tau={fixed_tau} differ; leave one of them out")
+    return tau
+
+
+def _policy(policy: str) -> str:
+    """Return a policy as records name it."""
+    kind, _, text = policy.partition(":")
+    return str(ThresholdPolicy.fixed(float(text))) if kind == "fixed" else policy
+
+
+def _load_val(name: str, split: str, root: Path | str | None) -> Dataset:
+    """Load the split for transferred thresholds. Raises `UsageError` if there is none."""
+    splits = available_splits(name, root)
+    if split == "val" or "val" not in splits:
+        raise UsageError(
+            f"policy='transfer' needs the split 'val' next to {split!r}; {name} has the splits "
+            f"{', '.join(splits)}. Choose another policy"
+        )
+    return load_dataset(name, "val", root)
 
 
 def score(request: EvalRequest, *, world: World | None = None) -> ScoredRun:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
+from wsolbench.exceptions import UsageError
 from wsolbench.methods.numerics import Numerics
 from wsolbench.ranges import (
     BatchSize,
@@ -102,6 +103,24 @@ class InputSpec:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
+_IN_RECIPE = ("epochs", "batch_size", "lr")
+"""Options of a training that are fields of its recipe, too."""
+
+
+def refuse_given_twice(options: Mapping[str, Any], settings: Mapping[str, str]) -> None:
+    """Raise `UsageError` if an option of the training and a setting of its recipe change the same field.
+
+    >>> refuse_given_twice({"lr": 0.1, "epochs": None}, {"recipe.epochs": "12"})
+    """
+    for name in _IN_RECIPE:
+        setting = f"recipe.{name}"
+        if options.get(name) is not None and setting in settings:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {options[name]} and --set {setting}={settings[setting]} change "
+                "the same field of the recipe; leave one of them out"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest(Ranged):
     """Everything a training run depends on.
@@ -129,6 +148,10 @@ class TrainRequest(Ranged):
     """Fields of the method's config as `--set name=value` gives them."""
     numerics: Numerics = field(default_factory=Numerics)
     """Number formats and kernels. A method with its own training loop applies them there."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_given_twice(vars(self), self.settings)
 
 
 @runtime_checkable
@@ -263,6 +286,10 @@ class DetectorRequest(Ranged):
     settings: Mapping[str, str] = field(default_factory=dict)
     numerics: Numerics = field(default_factory=Numerics)
     """As of `TrainRequest`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_given_twice(vars(self), self.settings)
 
 
 class ObjectDetector(Protocol):

@@ -155,8 +155,9 @@ def check_backbone(name: str) -> None:
     rows = {row.name: row for row in list_backbones()}
     if name.startswith(TIMM) and "timm" in rows:
         importlib.import_module(rows["timm"].module).check_name(name)
-    elif name not in rows:
-        raise unknown_name("backbone", name, rows)
+    elif name not in rows or name == TIMM.removesuffix(":"):
+        known = [row for row in rows if row != TIMM.removesuffix(":")]
+        raise unknown_name("backbone", name, [*known, f"{TIMM}<name>"])
 
 
 def weights_of_backbone(name: str) -> str:

@@ -12,6 +12,7 @@ import operator
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO, TypeVar, overload
 
@@ -25,6 +26,19 @@ T = TypeVar("T")
 QUIET_SECONDS = 2.0
 LINE_SECONDS = 10.0
 BAR_SECONDS = 0.1
+
+
+_IS_SILENT: ContextVar[bool] = ContextVar("_IS_SILENT", default=False)
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Show no progress in a `with` statement."""
+    token = _IS_SILENT.set(True)
+    try:
+        yield
+    finally:
+        _IS_SILENT.reset(token)
 
 
 class Progress:
@@ -128,7 +142,8 @@ def track(
     if total is None and iterable is not None:
         total = operator.length_hint(iterable) or None
     if stream is None:
-        stream = sys.stderr if sys.stderr is not None and world().is_first else io.StringIO()
+        is_shown = sys.stderr is not None and world().is_first and not _IS_SILENT.get()
+        stream = sys.stderr if is_shown else io.StringIO()
     progress = Progress(description, total, unit, done, stream)
     return progress if iterable is None else _tracked(iterable, progress)
 
