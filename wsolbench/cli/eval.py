@@ -149,7 +149,7 @@ def command(
                 from wsolbench.cli._models import train
 
                 path = train(data, None, **settings)
-            localizer = open_method(method, scored, path, settings, changes)
+            localizer = open_method(method, data, scored, path, settings, changes)
             training = localizer.describe().get("training") or {}
             unseen = None if val is None else transfer_part(training, val)
             for (label, made, map_name), (view, moved) in itertools.product(readings, views.items()):

@@ -1,0 +1,57 @@
+"""The user's own images: records without boxes, and the name and the split of the data in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.datasets.layouts import write_image
+
+
+@pytest.fixture
+def animals(tmp_path: Path) -> Path:
+    for name in ("cat", "dog"):
+        for index in range(10):
+            write_image(tmp_path / "animals" / name / f"{index}.png", (20, 20))
+    return tmp_path / "animals"
+
+
+def test_images_without_boxes_have_a_record_of_recognition_alone(run, animals: Path) -> None:
+    lines = ["image,rank1,rank2"]
+    for path in sorted(animals.glob("*/*.png")):
+        image = path.relative_to(animals)
+        (Path("maps") / image.parent).mkdir(parents=True, exist_ok=True)
+        np.save(f"maps/{image}.npy", np.eye(4, dtype=np.float32))
+        lines.append(f"{image},0,1")
+    Path("predictions.csv").write_text("\n".join(lines) + "\n")
+    on = ("--dataset", "imagefolder", "--data-root", animals, "--split-seed", "3")
+    scored = run(
+        *("score", "--maps", "maps", "--name", "mine", "--predictions", "predictions.csv", *on),
+        *("--resamples", "100", "--out", "records"),
+    )
+    assert scored.code == 0, scored.err
+    (path,) = Path("records/animals").glob("*.json")
+    record = json.loads(path.read_text())
+    assert record["dataset"]["name"] == "animals"
+    assert record["dataset"]["format"] == "imagefolder"
+    assert record["dataset"]["automatic_split"] == {"seed": 3, "fractions": [0.7, 0.1, 0.2]}
+    values = {metric["name"]: metric["value"] for metric in record["metrics"]}
+    assert values["top1_cls"] == 0.5  # every image is said to be a cat
+    assert all(value is None for name, value in values.items() if "box" in name or name == "gt_known")
+
+
+def test_options_of_own_data_are_refused_for_a_known_data_set(run) -> None:
+    result = run("verify", "--dataset", "toybirds", "--split-seed", "1")
+    assert result.code == 2
+    assert "the dataset 'toybirds' has no option 'split_seed'" in result.err
+
+
+def test_verify_says_how_images_are_split(run, animals: Path) -> None:
+    result = run("verify", "--dataset", "imagefolder", "--data-root", animals)
+    assert result.code == 0, result.out
+    assert "14 images in train by the automatic split (train 0.7, val 0.1, test 0.2, by class, seed 0)" in (
+        result.out
+    )
