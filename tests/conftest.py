@@ -20,6 +20,7 @@ UNCHECKED = {
     "wsolbench.checks": "its messages for wrong arrays are what is tested",
     "wsolbench.datasets": "messages for files with wrong values are what is tested",
     "wsolbench.evaluation.compare": "calls are made with stand-ins for tables",
+    "wsolbench.evaluation.predict": "its messages for wrong images are what is tested",
     "wsolbench.integrations": "its messages for wrong tensors are what is tested",
     "wsolbench.maps.sources": "calls are made with stand-ins for methods",
     "wsolbench.metrics.component_tree": "compiled functions (numba) cannot be wrapped",

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from wsolbench.datasets import list_datasets as list_datasets
     from wsolbench.datasets import load_dataset as load_dataset
     from wsolbench.evaluation.evaluate import evaluate as evaluate
+    from wsolbench.evaluation.predict import Prediction as Prediction
+    from wsolbench.evaluation.predict import predict as predict
     from wsolbench.exceptions import DataError as DataError
     from wsolbench.exceptions import UsageError as UsageError
     from wsolbench.exceptions import WsolbenchError as WsolbenchError
@@ -50,6 +52,7 @@ _HOME = {
     "EvalProtocol": "protocol",
     "FolderSource": "maps.folder_source",
     "ModelSource": "maps.sources",
+    "Prediction": "evaluation.predict",
     "RunRecord": "records",
     "Sample": "types",
     "UsageError": "exceptions",
@@ -61,6 +64,7 @@ _HOME = {
     "list_methods": "methods",
     "load_dataset": "datasets",
     "load_method": "methods",
+    "predict": "evaluation.predict",
     "read_record": "records",
     "to_frame": "maps",
 }

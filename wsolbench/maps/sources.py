@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Sized
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from wsolbench.exceptions import DataError, UsageError, unknown_name
 from wsolbench.maps.truths import true_box, true_mask
@@ -193,9 +194,7 @@ class ModelSource:
         found = {"maps": score_maps[: len(samples)].detach().float()}
         # Scores (n, C), unless the method has none or the protocol takes another network's labels.
         with torch.no_grad():
-            scores = result.logits
-            if scores is not None and self.protocol.classifier == "ten_crop":
-                scores = self._ten_crop_scores(sent["crops"])
+            scores = self._scores(result, sent)
             if scores is not None and self.protocol.classifier != "external":
                 found["scores"] = scores[: len(samples)].float()
         found |= self._proposals(samples, result)
@@ -213,6 +212,43 @@ class ModelSource:
             )
 
         return finish
+
+    @with_numerics
+    def predict(
+        self, batch: dict[str, torch.Tensor], count: int
+    ) -> tuple[list[ScoreMap], Float32[np.ndarray, "n c"] | None]:
+        """Return the maps of the most probable classes of the first `count` images, and all probabilities.
+
+        No ground truth is read. The probabilities are None, and the maps those of class 0, for a method that
+        does not classify. The method itself classifies if the protocol takes another network's labels.
+        """
+        import torch
+
+        (sent,) = uploaded([batch], self.device)
+        images = normalized(sent["image"], self.method.input_spec, self.device)
+        differentiable: Any = self.method  # checked in __init__
+        with torch.enable_grad() if self.needs_gradients else nullcontext():
+            result = (
+                differentiable.localize(images, gradients=True)
+                if self.needs_gradients
+                else self.method.localize(images)
+            )
+            # Scores (B, C), and the best class of each image (B, 1).
+            with torch.no_grad():
+                scores = self._scores(result, sent)
+                if scores is not None and self.protocol.classifier != "ten_crop":
+                    scores = scores.float().softmax(dim=1)
+                best = images.new_zeros((len(images), 1), dtype=torch.long)
+                if scores is not None:
+                    best = scores.argsort(dim=1, descending=True, stable=True)[:, :1]
+            maps = self._maps(result, best)[:count].detach().float().cpu().numpy()
+        return list(maps), None if scores is None else scores[:count].float().cpu().numpy()
+
+    def _scores(self, result: Localization, sent: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """Return the logits (B, C), or the mean softmax of ten crops, or None without a classifier."""
+        if result.logits is not None and self.protocol.classifier == "ten_crop":
+            return self._ten_crop_scores(sent["crops"])
+        return result.logits
 
     @staticmethod
     def _logits(method: Method, images: torch.Tensor) -> torch.Tensor:
