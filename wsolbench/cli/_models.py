@@ -7,10 +7,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from wsolbench.cli.config import write_config
 from wsolbench.cli.numerics import check_device
 from wsolbench.cli.options import DataOptions, say
 from wsolbench.cli.settings import parse_settings
 from wsolbench.methods import Method, PostProcessor
+from wsolbench.system.distributed import world
 from wsolbench.system.files import file_name
 from wsolbench.types import Dataset
 
@@ -206,7 +208,13 @@ def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
         settings=settings,
         numerics=model["numerics"],
     )
-    return method.fit(request)
+    checkpoint = method.fit(request)
+    if world().is_first:
+        from wsolbench.cli.train import command
+
+        names = [str(param.name) for param in command.params]
+        write_config(checkpoint.parent, names, {"method": model["method"]})
+    return checkpoint
 
 
 def default_backbone(dataset: str, backbone: str | None, real: str = "resnet50") -> str:

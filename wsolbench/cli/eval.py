@@ -12,12 +12,14 @@ import click
 
 from wsolbench.cli._evaluation import evaluate_and_report
 from wsolbench.cli._models import open_method, open_posts
-from wsolbench.cli.groups import GroupedCommand, option
+from wsolbench.cli.config import ConfigurableCommand, config_option
+from wsolbench.cli.groups import option
 from wsolbench.cli.numerics import check_device, numerics_options
 from wsolbench.cli.options import (
     DataOptions,
     checkpoint_option,
     models_options,
+    plugin_option,
     post_set_option,
     split_options,
 )
@@ -28,7 +30,7 @@ from wsolbench.system.files import file_name
 
 
 @click.command(
-    cls=GroupedCommand,
+    cls=ConfigurableCommand,
     epilog="Example:  wsolbench eval --method cam --dataset toybirds --train --pictures pictures/\n\n"
     "Without --checkpoint and --train, the command loads the run folder that `wsolbench train` writes for "
     "the same options. With --weights alone, it evaluates a pretrained model:  wsolbench eval --method cam "
@@ -40,6 +42,7 @@ from wsolbench.system.files import file_name
 )
 @models_options
 @split_options
+@plugin_option
 @scoring_options
 @option(
     "Model",
@@ -82,6 +85,7 @@ from wsolbench.system.files import file_name
     help="Folder for the raw maps. `wsolbench score` reads them.",
 )
 @numerics_options
+@config_option
 def command(
     data: DataOptions,
     scoring: ScoringOptions,

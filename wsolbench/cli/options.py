@@ -340,6 +340,26 @@ detector_options = _all(
     training_options,
 )
 
+
+def _load_plugins(_context: click.Context, _option: click.Parameter, paths: tuple[Path, ...]) -> None:
+    from wsolbench.records.plugins import load_plugin
+
+    for path in paths:
+        load_plugin(path)
+
+
+plugin_option = option(
+    "Model",
+    "--plugin",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    is_eager=True,  # before options whose values it may define
+    expose_value=False,
+    callback=_load_plugins,
+    metavar="FILE",
+    help="Python file that defines a method, post-process, backbone or metric; can be repeated.",
+)
+
 checkpoint_option = option(
     "Model",
     "--checkpoint",
