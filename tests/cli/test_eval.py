@@ -127,8 +127,8 @@ def test_a_frozen_network_is_evaluated_with_the_weights_of_its_backbone(run, bir
         (("--method", "cam", "--train", "--checkpoint", "x.safetensors"), "exclude each other"),
         (("--method", "cam", "--checkpoint", "nowhere.safetensors"), "nowhere.safetensors"),
         (
-            ("--method", "cam", "--checkpoint", "x.safetensors", "--image-size", "64"),
-            "--image-size has no effect with --checkpoint",
+            ("--method", "cam", "--checkpoint", "x.safetensors", "--epochs", "64"),
+            "--epochs has no effect with --checkpoint",
         ),
         (("--method", "center-box", "--checkpoint", "x.safetensors"), "has no checkpoint"),
         (("--method", "cam", "--train", "--device", "cuda:7"), "cuda:7"),

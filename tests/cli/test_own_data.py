@@ -1,4 +1,4 @@
-"""The user's own images: records without boxes, and the name and the split of the data in them."""
+"""The user's own images and models: records without boxes, names and splits of the data, input sizes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from reference_models.core.outputs import ForwardPass
+from reference_models.localization.cam import Cam
+from reference_models.training.checkpoint import save_checkpoint
 from tests.datasets.layouts import write_image
+from wsolbench.cli._models import _resize
+from wsolbench.exceptions import UsageError
+from wsolbench.methods import load_method
 
 
 @pytest.fixture
@@ -55,3 +62,43 @@ def test_verify_says_how_images_are_split(run, animals: Path) -> None:
     assert "14 images in train by the automatic split (train 0.7, val 0.1, test 0.2, by class, seed 0)" in (
         result.out
     )
+
+
+# --- the input size of a trained model ----------------------------------------------------------------------
+
+
+def saved(method: str, **settings: str) -> Path:
+    torch.manual_seed(0)
+    model = load_method(method).create(
+        backbone="tiny", num_classes=3, weights="none", settings=settings, image_size=32
+    )
+    model.class_names = ("red", "green", "blue")
+    path = Path("run/last.safetensors")
+    save_checkpoint(path, model, {"seed": 0})
+    return path
+
+
+def test_a_trained_model_is_evaluated_at_another_input_size_and_the_record_says_so(run, birds: Path) -> None:
+    model = ("--method", "cam", "--checkpoint", saved("cam"), "--device", "cpu")
+    scoring = ("--dataset", "csvfolder", "--data-root", birds, "--resamples", "100", "--no-transfer")
+    described = {}
+    for size in (32, 64):
+        result = run("eval", *model, *scoring, "--image-size", size, "--out", f"at{size}")
+        assert result.code == 0, result.err
+        (path,) = Path(f"at{size}").rglob("*.json")
+        described[size] = json.loads(path.read_text())["method"]
+    assert "trained_image_size" not in described[32]
+    assert (described[64]["image_size"], described[64]["trained_image_size"]) == (64, 32)
+
+
+class FixedSize(Cam):
+    """A model whose last layer has the size of the training's input."""
+
+    def forward(self, images: torch.Tensor) -> ForwardPass:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+def test_a_model_whose_layers_need_their_size_is_refused_at_another_one() -> None:
+    model = FixedSize.create(backbone="tiny", num_classes=3, weights="none", settings={}, image_size=32)
+    with pytest.raises(UsageError, match=r"trained at 32, and its layers need that size \(mat1 and mat2"):
+        _resize(model, Path("last.safetensors"), 48, "cpu")

@@ -88,6 +88,8 @@ def open_method(
             )
     # Check that it knows the data, and the classes of this data set.
     trained = method.load(checkpoint, device=model["device"], settings=changes)
+    if not is_default and model["image_size"] is not None:
+        _resize(trained, checkpoint, model["image_size"], model["device"])
     if difference := _describe_other_data(trained, data, dataset):
         if is_default:
             raise UsageError(
@@ -104,6 +106,31 @@ def open_method(
                     "with --checkpoint"
                 )
     return trained
+
+
+def _resize(trained: Method, checkpoint: Path, size: int, device: str) -> None:
+    """Set the input size of a trained model, and try it.
+
+    Raises `UsageError` for a model whose layers need the size that it was trained with.
+    """
+    import torch
+
+    from wsolbench.exceptions import UsageError
+    from wsolbench.methods.device import pick_device
+
+    resize = getattr(trained, "resize_input", None)
+    if resize is None:
+        raise UsageError(f"--image-size: method {trained.method_name!r} has no other input size at test")
+    before = trained.input_spec.size
+    resize(size)
+    try:
+        trained.localize(torch.zeros(1, 3, size, size, device=pick_device(device)))
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UsageError(
+            f"--image-size {size}: {checkpoint} was trained at {before}, and its layers need that size "
+            f"({reason}); leave out --image-size"
+        ) from error
 
 
 def _list_others(checkpoint: Path, method: str, dataset: Dataset) -> str:

@@ -152,13 +152,12 @@ def write_config(folder: Path, names: Sequence[str], changes: Mapping[str, Any])
         names: names of the options to write, as in Python.
         changes: values by name that replace those of the command.
     """
-    from wsolbench.records.plugins import loaded_plugins
     from wsolbench.system.files import write_text
 
     context = click.get_current_context(silent=True)
     if context is None:
         return
-    values = {**context.params, "plugin": tuple(str(plugin.path) for plugin in loaded_plugins()), **changes}
+    values = {**context.params, **changes}
     lines = [
         f"# Options of this run. Again: wsolbench train {CONFIG} {folder / FILE}",
         *(

@@ -268,7 +268,8 @@ _model_options = _all(
         "Model",
         "--image-size",
         type=Number(TrainRequest, "image_size"),
-        help="Side of the network's input in pixels.  [default: as the backbone states]",
+        help="Side of the network's input in pixels; with --checkpoint, that of the evaluation.  "
+        "[default: as the backbone states, or as trained]",
     ),
     training_options,
 )
@@ -341,24 +342,27 @@ detector_options = _all(
 )
 
 
-def _load_plugins(_context: click.Context, _option: click.Parameter, paths: tuple[Path, ...]) -> None:
-    from wsolbench.records.plugins import load_plugin
+def plugin_option(function: F) -> F:
+    """Add `--plugin` to a command, which loads the files before it runs."""
 
-    for path in paths:
-        load_plugin(path)
+    @functools.wraps(function)
+    def loaded(*, plugin: tuple[Path, ...], **values: Any) -> Any:
+        from wsolbench.records.plugins import load_plugin
 
+        for path in plugin:
+            load_plugin(path)
+        return function(**values)
 
-plugin_option = option(
-    "Model",
-    "--plugin",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    is_eager=True,  # before options whose values it may define
-    expose_value=False,
-    callback=_load_plugins,
-    metavar="FILE",
-    help="Python file that defines a method, post-process, backbone or metric; can be repeated.",
-)
+    add = option(
+        "Model",
+        "--plugin",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        metavar="FILE",
+        help="Python file that defines a method, post-process, backbone or metric; can be repeated.",
+    )
+    return cast("F", add(loaded))
+
 
 checkpoint_option = option(
     "Model",

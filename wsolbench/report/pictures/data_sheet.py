@@ -8,10 +8,10 @@ import numpy as np
 
 from wsolbench.datasets.coco import InstanceDataset, InstanceSample
 from wsolbench.exceptions import DataError
-from wsolbench.report.pictures.overlays import Panel, draw_truth, panel_grid
+from wsolbench.report.pictures.overlays import Panel, overlay, panel_grid
 from wsolbench.report.pictures.sheets import spread
 from wsolbench.system.files import file_name
-from wsolbench.types import Dataset, Sample
+from wsolbench.types import Dataset, Sample, no_boxes
 
 SHOWN = 24
 """Number of images of a sheet, evenly spread over the split."""
@@ -63,7 +63,8 @@ def _panel(sample: Sample | InstanceSample, names: tuple[str, ...]) -> Panel:
     canvas = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     if mask is not None:
         mask = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_AREA) > 0
-    draw_truth(canvas, sample.boxes * scale, mask)
+    without_map = np.zeros((height, width), dtype=np.float64)
+    canvas = overlay(canvas, without_map, sample.boxes * scale, no_boxes(), true_mask=mask, strength=0.0)
     count = f", {len(sample.boxes)} boxes" if len(sample.boxes) > 1 else ""
     caption = (f"{size[0]} x {size[1]}{count}", name)
     return Panel(pixels=_centred(canvas), name=", ".join(labels) or "no object", caption=caption)

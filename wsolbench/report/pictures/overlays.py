@@ -231,15 +231,6 @@ def mark_point(image: UInt8[np.ndarray, "h w 3"], point: tuple[float, float]) ->
     return canvas
 
 
-def draw_truth(canvas: Pixels, boxes: Boxes, mask: Bool[np.ndarray, "mask_h mask_w"] | None) -> None:
-    """Draw ground-truth boxes (xyxy, pixels of the canvas) and the outline of a mask of its size in place."""
-    width = _line_width(canvas)
-    if mask is not None:
-        _paint(canvas, _rim(mask, width), TRUE_COLOR, BLACK)
-    for box in boxes:
-        _paint(canvas, _outline(box, canvas.shape[:2], width), TRUE_COLOR, BLACK)
-
-
 def draw_box(
     canvas: Pixels, box: Num[np.ndarray, "4"], color: tuple[int, int, int], line_width: float = 1.0
 ) -> None:
