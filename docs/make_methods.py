@@ -9,7 +9,6 @@ docs/make_pictures.py, if it exists.
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 import re
@@ -22,6 +21,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import click
 
 from wsolbench.methods import MethodInfo, list_methods, list_posts, load_method, load_post
+from wsolbench.methods.settings import attribute_docs
 from wsolbench.metrics.catalog import metric_title
 from wsolbench.records import RunRecord, read_records
 from wsolbench.records.published import (
@@ -62,24 +62,6 @@ PICTURES = (
     "    python docs/make_pictures.py --dataset cub --data-root /data/CUB_200_2011 --post scg,sem --out "
     "pictures",
 )
-
-
-def attribute_docs(kind: type[Any]) -> dict[str, str]:
-    """Return the string under each field of a dataclass and its bases, by name."""
-    found: dict[str, str] = {}
-    for base in reversed(kind.__mro__[:-1]):
-        body = ast.parse(inspect.getsource(base).lstrip()).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for statement, after in zip(body.body, body.body[1:], strict=False):
-            if (
-                isinstance(statement, ast.AnnAssign)
-                and isinstance(statement.target, ast.Name)
-                and isinstance(after, ast.Expr)
-            ):
-                text = after.value
-                if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                    found[statement.target.id] = " ".join(text.value.split())
-    return found
 
 
 def choices(hint: Any) -> list[str]:

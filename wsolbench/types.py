@@ -8,10 +8,10 @@ inclusive ends) are applied by the evaluation protocol, never by a loader.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
@@ -204,12 +204,21 @@ class Dataset:
     root: Path | None = None
     within: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
+    format: str = ""
+    """Value of `--dataset` for the user's own data, which is named by its folder. Else empty: the name."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Further entries of a record's `dataset`, JSON values only: for instance how a split was drawn."""
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
+
+    @property
+    def option(self) -> str:
+        """The value of `--dataset` that loads it."""
+        return self.format or self.name
 
     @property
     def ids(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ Every hook that a method file may override has its default here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -62,6 +63,8 @@ class Model(nn.Module):
         self.class_names: tuple[str, ...] = ()
         self.facts: dict[str, Any] = {}
         """Training metadata of the weights, filled by training and by `load`."""
+        self.trained_size: int | None = None
+        """Side of the training's input, if the model is used at another one; see `resize_input`."""
         self.ready = not self.trainable
         """Whether a new model can be evaluated without training, because all its weights are pretrained."""
 
@@ -246,6 +249,13 @@ class Model(nn.Module):
         model.load_referenced_weights()
         return model.eval()
 
+    def resize_input(self, size: int) -> None:
+        """Use a trained model with inputs of another size. What training has fixed in pixels stays."""
+        if size == self.input_spec.size:
+            return
+        self.trained_size = self.trained_size or self.input_spec.size
+        self.input_spec = self.backbone.input_spec = replace(self.input_spec, size=size)
+
     @classmethod
     def open_backbone(cls, name: str, *, weights: str, grid: str, image_size: int | None = None) -> Backbone:
         """Load the backbone by name, or the empty one for methods that need none."""
@@ -299,6 +309,8 @@ class Model(nn.Module):
         }
         if self.supervision is not None:
             described["supervision"] = self.supervision.to_json()
+        if self.trained_size not in (None, self.input_spec.size):
+            described["trained_image_size"] = self.trained_size
         if self.facts:
             described["training"] = self.facts
         return described

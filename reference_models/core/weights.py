@@ -25,6 +25,8 @@ from wsolbench.system.progress import note
 from wsolbench.system.regular_files import name_content
 
 IMAGENET, NONE = "imagenet", "none"
+WRAPPERS = ("state_dict", "model", "model_state_dict")
+"""Keys under which training scripts store the state_dict next to their optimiser and epoch."""
 HEADER, DIGEST = "wsolbench", "sha256"
 """Key of the description in a checkpoint's metadata, and key of the digest in that description."""
 
@@ -73,17 +75,26 @@ def read_weights(path: Path) -> WeightsFile:
             f"({first_line(error)})"
         ) from error
     # Unwrap and check the state_dict.
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    if isinstance(state, dict):
+        state = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
         raise DataError(
-            f"weights file {path} holds a {type(state).__name__}; expected a state_dict: names and tensors"
+            f"weights file {path} holds {_name_content(state)}; expected a state_dict: names and tensors, "
+            f"alone or under one of {', '.join(WRAPPERS)}"
         )
     return WeightsFile(
         {name.removeprefix("module."): value for name, value in state.items()}, sha256_of_file(path)
     )
+
+
+def _name_content(state: object) -> str:
+    """Name what a file holds instead of a state_dict, for messages."""
+    if not isinstance(state, dict):
+        return f"a {type(state).__name__}"
+    keys = ", ".join(str(key)[:40] for key in list(state)[:5])
+    return f"a dict of {keys or 'nothing'}{' and more' if len(state) > 5 else ''}"
 
 
 def _check_archive(path: Path) -> None:

@@ -21,6 +21,7 @@ from reference_models.training.checkpoint import read_header, read_sidecar, writ
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import Numerics
 from wsolbench.methods.device import pick_device
+from wsolbench.records.plugins import plugin_digests
 from wsolbench.records.program import program, unlike
 from wsolbench.system.distributed import World, gathered
 from wsolbench.system.files import (
@@ -122,9 +123,10 @@ def training_run(
 
 
 def run_metadata(device: torch.device, numerics: Numerics, seconds: float) -> dict[str, Any]:
-    """Return device, numerics and duration of a run, for the `.json` file with a checkpoint."""
+    """Return device, numerics, duration and plug-in files of a run, for the `.json` with a checkpoint."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {"device": name, "numerics": numerics.describe(device), "seconds": round(seconds, 1)}
+    plugins = {"plugin_files": files} if (files := plugin_digests()) else {}
+    return {"device": name, "numerics": numerics.describe(device), "seconds": round(seconds, 1), **plugins}
 
 
 LAST, BEST, STATE, LOG = "last.safetensors", "best.safetensors", "state.pt", "log.csv"

@@ -21,7 +21,7 @@ def test_two_runs_are_compared_and_the_comparison_can_be_read_again(run, birds: 
     (a,), (b,) = (list(Path(folder).rglob("*.json")) for folder in ("small", "large"))
     result = run("compare", "--a", a, "--b", b, "--resamples", "100", "--out", "compared")
     assert result.code == 0, result.err
-    assert "center-box side=none minus center-box side=0.2 on csvfolder/test" in result.out
+    assert "center-box side=none minus center-box side=0.2 on birds/test" in result.out
     (path,) = Path("compared").rglob("*.json")
     comparison = read_comparison(path)
     gt_known = comparison.find("gt_known")

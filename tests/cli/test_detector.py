@@ -64,8 +64,7 @@ def test_export_then_train_then_evaluate_then_the_board(run, birds: Path) -> Non
     trained = run("train-detector", "--data-root", "coco", *TRAIN)
     assert trained.code == 0, trained.err
     assert (
-        "runs/csvfolder/lio-mask-rcnn-tiny-seed0-epochs=1-max_size=48-min_size=48/last.safetensors"
-        in trained.out
+        "runs/birds/lio-mask-rcnn-tiny-seed0-epochs=1-max_size=48-min_size=48/last.safetensors" in trained.out
     )
     result = run("eval-detector", "--data-root", "coco", *NETWORK, "--save-detections", "found.json")
     assert result.code == 0, result.err
@@ -93,7 +92,7 @@ def test_export_then_train_then_evaluate_then_the_board(run, birds: Path) -> Non
 
     board = run("leaderboard")
     assert board.code == 0, board.err
-    text = Path("results/leaderboard/csvfolder.md").read_text()
+    text = Path("results/leaderboard/birds.md").read_text()
     assert "Protocol coco" in text
     assert "Mask AP50" in text
     compared = run("compare", "--a", path, "--b", path)

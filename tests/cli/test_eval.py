@@ -33,7 +33,7 @@ def on(birds: Path) -> tuple[object, ...]:
 
 
 def records(folder: str = "results/measured") -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("csvfolder/*.json"))]
+    return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("birds/*.json"))]
 
 
 def test_train_then_eval_then_score_the_saved_maps_then_the_board(run, birds: Path) -> None:
@@ -142,8 +142,8 @@ def test_a_frozen_network_is_evaluated_with_the_weights_of_its_backbone(run, bir
         (("--method", "cam", "--train", "--checkpoint", "x.safetensors"), "exclude each other"),
         (("--method", "cam", "--checkpoint", "nowhere.safetensors"), "nowhere.safetensors"),
         (
-            ("--method", "cam", "--checkpoint", "x.safetensors", "--image-size", "64"),
-            "--image-size has no effect with --checkpoint",
+            ("--method", "cam", "--checkpoint", "x.safetensors", "--epochs", "64"),
+            "--epochs has no effect with --checkpoint",
         ),
         (("--method", "center-box", "--checkpoint", "x.safetensors"), "has no checkpoint"),
         (("--method", "cam", "--train", "--device", "cuda:7"), "cuda:7"),
@@ -286,13 +286,13 @@ def test_transformed_images_have_records_and_tables_of_their_own_and_can_be_comp
     )
     assert turned.code == 0, turned.err
     clean, rotated = sorted(
-        Path("results/measured/csvfolder").glob("*.json"), key=lambda path: "rotate90" in path.name
+        Path("results/measured/birds").glob("*.json"), key=lambda path: "rotate90" in path.name
     )
     assert json.loads(rotated.read_text())["dataset"]["transform"] == "rotate90"
     assert run("leaderboard").code == 0
-    board = Path("results/leaderboard/csvfolder.md").read_text()
+    board = Path("results/leaderboard/birds.md").read_text()
     assert board.count("\n## ") == 2
-    assert "csvfolder/test, rotate90, 9 images" in board
+    assert "birds/test, rotate90, 9 images" in board
     assert run("compare", "--a", clean, "--b", rotated).code == 0
 
 
@@ -353,7 +353,8 @@ def test_where_no_run_has_the_options_those_that_exist_are_named(run, birds: Pat
     result = run("eval", "--method", "cam", *on(birds), "--backbone", "tiny")
     assert result.code == 2
     assert (
-        "Existing ones: runs/csvfolder/cam-tiny-seed0-epochs=2-image_size=32/last.safetensors" in result.err
+        "Existing ones: runs/birds-a44d89d0/cam-tiny-seed0-epochs=2-image_size=32/last.safetensors"
+        in result.err
     )
 
 
@@ -377,7 +378,7 @@ def test_a_folder_of_maps_keeps_to_one_method(run, birds: Path) -> None:
         "eval", "--method", "center-box", *on(birds), *SCORE, "--save-maps", "maps", "--out", "second"
     )
     assert refused.code == 2
-    assert "maps holds maps of cam (csvfolder), which differ from those of this run in" in refused.err
+    assert "maps holds maps of cam (birds), which differ from those of this run in" in refused.err
     assert not records("second")
     assert run("score", "--maps", "maps", *on(birds), *SCORE, "--out", "third").code == 0
     assert records("third")[0]["method"]["name"] == "cam"
@@ -455,7 +456,5 @@ def test_thresholds_of_images_that_a_checkpoint_has_seen_are_refused(run, birds:
     on_train = ("--method", "few-shot", *on(birds), "--checkpoint", checkpoint, "--device", "cpu", *SCORE)
     result = run("eval", *on_train, "--carve-val")
     assert result.code == 2
-    assert (
-        "transferred from csvfolder val, which the method was trained on (24 images of train)" in result.err
-    )
+    assert "transferred from birds val, which the method was trained on (24 images of train)" in result.err
     assert run("eval", *on_train, "--carve-val", "--no-transfer").code == 0

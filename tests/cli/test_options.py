@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -238,7 +239,7 @@ def test_training_counts_what_the_loader_found_too(run, birds: Path) -> None:
     )
     result = run("train", "--method", "cam", *on(birds), *tiny)
     assert result.code == 0, result.err
-    assert "csvfolder train: 2 errors, 2 warnings; to see them: wsolbench verify" in result.err
+    assert "birds train: 2 errors, 2 warnings; to see them: wsolbench verify" in result.err
 
 
 # --- val without images -------------------------------------------------------------------------------------
@@ -348,26 +349,32 @@ def test_the_run_folder_of_another_users_data_set_is_not_taken_unless_it_is_name
     here = ("--batch-size", "8", "--device", "cpu", "--workers", "1")
     assert run("train", "--method", "cam", *on(birds), *tiny, *here).code == 0
     assert run("eval", "--method", "cam", *on(birds), *tiny, *here, "--resamples", "100").code == 0
-    other = shutil.copytree(birds, tmp_path / "other")  # the same names of classes, other boxes
-    table = other / "annotations.csv"
+    trained = "runs/birds-a44d89d0/cam-tiny-seed0-epochs=1-image_size=32/last.safetensors"
+    # Another folder with the same images and annotations is the same data.
+    same = shutil.copytree(birds, tmp_path / "copies/birds")
+    assert run("eval", "--method", "cam", *on(same), *tiny, *here, "--resamples", "100").code == 0
+    # Other annotations in a folder of the same name are other data, and so is a folder of another name.
+    table = same / "annotations.csv"
     table.write_text(table.read_text().replace("train/03.png,0,train", "train/03.png,1,train"))
+    result = run("eval", "--method", "cam", *on(same), *tiny, *here, "--resamples", "100")
+    assert result.code == 2
+    assert f"Of other data or annotations named 'birds': {trained}" in result.err
+    other = same.rename(tmp_path / "other")
     result = run("eval", "--method", "cam", *on(other), *tiny, *here, "--resamples", "100")
     assert result.code == 2
-    assert "was trained on another csvfolder" in result.err
+    assert "no trained model: runs/other-" in result.err
     assert "--checkpoint" in result.err
+    # A run folder that was moved there is not taken either.
+    moved = Path(re.search(r"runs/other-\w+/", result.err)[0])
+    shutil.copytree(Path(trained).parent, moved / Path(trained).parent.name)
+    result = run("eval", "--method", "cam", *on(other), *tiny, *here, "--resamples", "100")
+    assert result.code == 2
+    assert "was trained on other data than that in" in result.err
+    shutil.rmtree(moved)
     checkpoint = next(Path("runs").rglob("last.safetensors"))
-    assert (
-        run(
-            "eval",
-            "--method",
-            "cam",
-            *on(other),
-            "--checkpoint",
-            checkpoint,
-            "--resamples",
-            "100",
-            "--device",
-            "cpu",
-        ).code
-        == 0
+    named = run(
+        *("eval", "--method", "cam", *on(other), "--checkpoint", checkpoint, "--resamples", "100"),
+        *("--device", "cpu"),
     )
+    assert named.code == 0, named.err
+    assert f"model    {checkpoint} was trained on other data than that in {other}" in named.err

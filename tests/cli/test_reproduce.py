@@ -73,7 +73,7 @@ def test_a_plan_is_carried_out_once_and_the_tables_are_up_to_date(run, plan: Pat
     for shard in shards:
         assert shard.wait(900) == 0, "".join(path.read_text() for path in Path("runs/plans").rglob("*.log"))
     assert measured() == {"cam": [0, 1], "cam+scg": [0, 1], "has": [1]}
-    assert "--weights runs/csvfolder/cam-tiny-seed1-epochs=1-image_size=32/last.safetensors" in (
+    assert "--weights runs/birds-a44d89d0/cam-tiny-seed1-epochs=1-image_size=32/last.safetensors" in (
         Path("runs/plans/birds/has-from-cam-1.log").read_text()
     )
     assert Path("report/index.html").is_file()
@@ -94,7 +94,7 @@ def test_a_killed_job_resumes_and_one_killed_before_its_record_trains_no_more(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     plan.write_text(PLAN.replace("epochs = 1", "epochs = 40"))
-    folder = Path("runs/csvfolder/cam-tiny-seed0-epochs=40-image_size=32")
+    folder = Path("runs/birds-a44d89d0/cam-tiny-seed0-epochs=40-image_size=32")
     arguments = ("--only", "cam/0", "--no-tables")
     # Kill it after the first epoch. The job does not survive.
     process = start(plan, *arguments)
@@ -130,7 +130,7 @@ def test_a_record_that_was_removed_is_made_again_with_the_checkpoint_it_needs(ru
     for path, record in find_records(Path("results/measured")).records:
         if record.method["name"] == "has":
             path.unlink()
-    for path in Path("runs/csvfolder").iterdir():
+    for path in Path("runs/birds-a44d89d0").iterdir():
         (path / "last.safetensors").unlink()
     result = run(*arguments, "--only", "has*")
     assert "done     2 jobs" in result.out, result.err
@@ -314,5 +314,7 @@ def test_a_carved_val_is_a_tenth_of_train_and_has_runs_of_its_own(run, birds: Pa
     assert record.method["training"]["dataset"]["images"] == 24 - 3  # one of 8 images of each class
     assert record.method["training"]["val"]["images"] == 3
     assert record.dataset["transfer_from"]["fingerprint"] == record.method["training"]["val"]["fingerprint"]
-    assert Path("runs/csvfolder/cam-tiny-seed0-epochs=1-image_size=32-carve_val/last.safetensors").is_file()
+    assert Path(
+        "runs/birds-a44d89d0/cam-tiny-seed0-epochs=1-image_size=32-carve_val/last.safetensors"
+    ).is_file()
     assert run("eval", *arguments, *data, "--resamples", "100").code == 0

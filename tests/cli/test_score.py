@@ -129,7 +129,7 @@ def test_a_broken_map_is_named_and_nothing_is_written(
     assert message in result.err
     assert "05.png" in result.err
     assert "Traceback" not in result.err
-    assert not list(Path("results/measured").glob("csvfolder/*.json"))
+    assert not list(Path("results/measured").glob("birds/*.json"))
 
 
 def test_a_constant_map_is_scored(run, birds: Path, maps: Path) -> None:
@@ -332,7 +332,7 @@ def test_maps_that_change_while_they_are_scored_are_noticed(
     result = score(run, birds, maps)
     assert result.code == 2
     assert "07.png.npy has changed while the maps were being scored" in result.err
-    assert not list(Path("results/measured").glob("csvfolder/*.json"))
+    assert not list(Path("results/measured").glob("birds/*.json"))
 
 
 def test_a_map_of_two_images_is_refused_also_when_one_of_them_is_not_scored(
@@ -408,4 +408,4 @@ def test_maps_of_another_data_set_are_refused(run, birds: Path, maps: Path) -> N
     (maps / "maps.json").write_text('{"dataset": "cub"}')
     result = score(run, birds, maps)
     assert result.code == 2
-    assert "were made on data set 'cub', but 'csvfolder' is scored" in result.err
+    assert "were made on data set 'cub', but 'birds' is scored" in result.err

@@ -26,6 +26,7 @@ SIGNS = (
     "all boxes fit if",
     "larger copies",
     "upper left quarter",
+    "reversed corners; all boxes fit",
 )
 
 
@@ -61,6 +62,10 @@ WRONG = {
     ),
     "y before x": (usual_boxes()[:, [1, 0, 3, 2]], ("all boxes fit if", "error")),
     "of larger copies": (usual_boxes() * 4 + 40, ("larger copies", "error")),
+    "x, y, width, height, larger than the corner or not": (
+        np.hstack([usual_boxes()[:, :2], usual_boxes()[:, 2:] - usual_boxes()[:, :2]]),
+        ("reversed corners; all boxes fit", "error"),
+    ),
     "x, y, width, height": (
         np.array([(x, y, x + 15, y + 20) for x, y in np.random.default_rng(1).random((20, 2)) * (40, 15)]),
         ("upper left quarter", "warning"),

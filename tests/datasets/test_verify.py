@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from tests.datasets.layouts import (
     CUB_IMAGES,
@@ -17,6 +19,9 @@ from tests.datasets.layouts import (
 from wsolbench.cli.verify import command
 from wsolbench.datasets.verify import verify_dataset
 from wsolbench.exceptions import UsageError
+from wsolbench.report.pictures.data_sheet import _panel
+from wsolbench.report.pictures.overlays import TRUE_COLOR
+from wsolbench.types import Sample
 
 
 def verify(*arguments: object) -> Result:
@@ -239,3 +244,24 @@ class TestDeep:
 
         verify_dataset("csvfolder", tmp_path, deep=True, around=around)  # type: ignore[arg-type]
         assert seen == [("train", 2, 2), ("test", 2, 2)]
+
+
+def test_a_contact_sheet_of_each_split_shows_the_boxes_as_they_are_read(tmp_path: Path) -> None:
+    root, out = tmp_path / "mine", tmp_path / "sheets"
+    write_csv_folder(root)
+    (root / "images/b.png").write_text("no image")
+    result = verify("--dataset", "csvfolder", "--data-root", root, "--pictures", out)
+    assert sorted(path.name for path in out.iterdir()) == ["mine_test.png", "mine_train.png"]
+    assert f"picture  {out / 'mine_test.png'}" in result.output
+    with Image.open(out / "mine_test.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB")).astype(int)
+    green = np.abs(pixels - TRUE_COLOR).sum(axis=2) < 60
+    assert green.any()
+
+
+def test_boxes_on_a_sheet_are_where_the_annotations_have_them() -> None:
+    pixels = np.full((50, 100, 3), 255, dtype=np.uint8)
+    sample = Sample(id="a", label=0, array=pixels, boxes=np.array([[10.0, 5.0, 90.0, 45.0]]))
+    drawn = _panel(sample, ("only",)).pixels  # 200 x 100 in the middle of a square of 200
+    rows, columns = np.nonzero((drawn == TRUE_COLOR).all(axis=2))
+    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (60, 140, 20, 180)

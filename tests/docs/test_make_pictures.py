@@ -31,7 +31,9 @@ def make(birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         model = load_method(method).create(
             backbone="tiny", num_classes=3, weights="none", settings={}, image_size=32
         )
-        save_checkpoint(Path(f"runs/csvfolder/{method}-tiny-seed0-few/last.safetensors"), model, {"seed": 0})
+        save_checkpoint(
+            Path(f"runs/birds-a44d89d0/{method}-tiny-seed0-few/last.safetensors"), model, {"seed": 0}
+        )
 
     def call(*arguments: object) -> Any:
         data = (
@@ -55,7 +57,7 @@ def make(birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def evaluated(run, make, birds: Path) -> None:
     """Records of both methods, and of both with SCG."""
     for method in ("cam", "has"):
-        checkpoint = ("--checkpoint", f"runs/csvfolder/{method}-tiny-seed0-few/last.safetensors")
+        checkpoint = ("--checkpoint", f"runs/birds-a44d89d0/{method}-tiny-seed0-few/last.safetensors")
         data = (
             "--dataset",
             "csvfolder",
@@ -86,7 +88,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, make) -> dict[str, dict]:
 
 
 def records() -> dict[str, dict]:
-    found = [json.loads(path.read_text()) for path in Path("results/measured/csvfolder").glob("*.json")]
+    found = [json.loads(path.read_text()) for path in Path("results/measured/birds").glob("*.json")]
     return {
         record["method"]["name"]: {metric["name"]: metric for metric in record["metrics"]} for record in found
     }
@@ -159,7 +161,7 @@ def test_a_data_set_of_masks_is_cut_at_a_level(make, run, birds: Path, shown: di
     (birds / "annotations.csv").write_text("\n".join(masks_only) + "\n")
     checkpoint = (
         "--checkpoint",
-        "runs/csvfolder/cam-tiny-seed0-few/last.safetensors",
+        "runs/birds-a44d89d0/cam-tiny-seed0-few/last.safetensors",
         "--resamples",
         "100",
         "--no-transfer",
@@ -187,7 +189,7 @@ def test_a_run_without_a_record_is_named_with_the_command_that_makes_one(make) -
     result = make("--method", "has")
     assert result.exit_code == 1
     assert (
-        "wsolbench eval --method cam --checkpoint runs/csvfolder/cam-tiny-seed0-few/last.safetensors"
+        "wsolbench eval --method cam --checkpoint runs/birds-a44d89d0/cam-tiny-seed0-few/last.safetensors"
         in result.output
     )
     assert not Path("pictures").exists()
@@ -215,7 +217,7 @@ def test_a_method_that_is_not_trained_is_refused_with_those_that_are(make) -> No
 
 
 def test_without_cam_its_row_is_left_out(make, shown: dict[str, dict]) -> None:
-    Path("runs/csvfolder/cam-tiny-seed0-few/last.safetensors").unlink()
+    Path("runs/birds-a44d89d0/cam-tiny-seed0-few/last.safetensors").unlink()
     result = make("--tau", "0.2", "--post", "scg")
     assert result.exit_code == 0, result.output
     assert "no row of cam" in result.output

@@ -61,13 +61,13 @@ def test_an_order_that_the_protocol_decides_is_told(study) -> None:
         "GT-known moves by 100.0 (blob) to 100.0 (blob) points between protocols. Of 1 pair of methods, the "
         "order changes for 1" in page
     )
-    gt_known = page.split("### GT-known on csvfolder")[1].split("###")[0]
+    gt_known = page.split("### GT-known on data")[1].split("###")[0]
     assert "| `wsoleval` | 100.0 [100.0, 100.0] | 0.0 [0.0, 0.0] |" in gt_known
     assert "| `spa` | 0.0 [0.0, 0.0] | 100.0 [100.0, 100.0] |" in gt_known
     cells = next(line for line in gt_known.splitlines() if line.startswith("| halves - blob")).split(" | ")
     assert cells[1:3] == ["**-100.0 [-100.0, -100.0]**", "**+100.0 [+100.0, +100.0]**"]
     assert cells[-1].startswith("**changes**")
-    assert Path("docs/images/protocols_csvfolder.png").stat().st_size > 1000
+    assert Path("docs/images/protocols_data.png").stat().st_size > 1000
     records = [json.loads(path.read_text()) for path in Path("results/protocols/measured").rglob("*.json")]
     assert {record["protocol"]["name"] for record in records} == set(EvalProtocol.presets())
     cut = {

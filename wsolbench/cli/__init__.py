@@ -19,6 +19,7 @@ _COMMANDS = {
     "train": "Train a method.",
     "eval": "Evaluate a method on a data set: table, record, pictures.",
     "score": "Score a folder of maps from any program.",
+    "predict": "Predict labels and boxes of images without annotations.",
     "merge": "Merge the shards of a run into one record.",
     "reproduce": "Run what a plan lists and has no record yet.",
     "compare": "Compare two runs image by image.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ import click
 
 from wsolbench.cli import eval as eval_command
 from wsolbench.cli import eval_detector
-from wsolbench.cli._models import default_backbone, default_run
+from wsolbench.cli._models import default_backbone, default_run, name_runs
+from wsolbench.cli.options import DataOptions
 from wsolbench.cli.settings import parse_settings, read_protocols
 from wsolbench.cli.train_detector import BACKBONE
 from wsolbench.methods import Numerics
@@ -37,7 +39,25 @@ def checkpoint_of(options: Mapping[str, Any]) -> Path:
     else:
         backbone = default_backbone(dataset, options.get("backbone"))
         model |= {"method": options["method"]}
+        dataset = _name_runs(dataset)
     return default_run(dataset, backbone, model) / "last.safetensors"
+
+
+def _name_runs(dataset: str) -> str:
+    """Return the folder below `runs` for models of a data set, or its name if the data cannot be read."""
+    from wsolbench.datasets.base import environment_name
+
+    return _name_runs_in(dataset, os.environ.get(environment_name(dataset)), os.environ.get("WSOLBENCH_DATA"))
+
+
+@functools.cache  # plans have hundreds of jobs
+def _name_runs_in(dataset: str, _root: str | None, _common: str | None) -> str:
+    from wsolbench.exceptions import WsolbenchError
+
+    try:
+        return name_runs(DataOptions(dataset=dataset, data_root=None, metadata_root=None))
+    except WsolbenchError:  # the jobs report it
+        return dataset
 
 
 def check_jobs(plan: Plan, jobs: Sequence[Job]) -> None:

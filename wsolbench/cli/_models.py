@@ -7,10 +7,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from wsolbench.cli.config import write_config
 from wsolbench.cli.numerics import check_device
-from wsolbench.cli.options import DataOptions
+from wsolbench.cli.options import DataOptions, say
 from wsolbench.cli.settings import parse_settings
 from wsolbench.methods import Method, PostProcessor
+from wsolbench.system.distributed import world
 from wsolbench.system.files import file_name
 from wsolbench.types import Dataset
 
@@ -34,6 +36,7 @@ def open_posts(names: str, pairs: Sequence[str]) -> dict[str, PostProcessor | No
 
 def open_method(
     method: type[Method],
+    data: DataOptions,
     dataset: Dataset,
     checkpoint: Path | None,
     model: dict[str, Any],
@@ -41,14 +44,15 @@ def open_method(
 ) -> Method:
     """Return the trained model with `changes` of its settings, or a new model.
 
+    `dataset` is a split of `data`.
+
     A new model is returned if the method needs no training, or if `--weights` selects a pretrained one.
     Without `--weights`, a method that needs no training gets the default weights of its backbone.
     """
-    from wsolbench.cli._models import default_backbone, default_run
     from wsolbench.exceptions import DataError, UsageError
     from wsolbench.methods import check_backbone
 
-    backbone = default_backbone(dataset.name, model["backbone"])
+    backbone = default_backbone(data.dataset, model["backbone"])
     if not method.trainable and checkpoint is not None:
         raise UsageError(f"method {model['method']!r} has no checkpoint; leave out --checkpoint")
     # A new model.
@@ -73,20 +77,26 @@ def open_method(
     is_default = checkpoint is None
     if checkpoint is None:
         check_backbone(backbone)
-        checkpoint = default_run(dataset.name, backbone, model) / "last.safetensors"
+        checkpoint = default_run(name_runs(data), backbone, model) / "last.safetensors"
         if not checkpoint.is_file():
             # An invalid setting is the more likely reason.
             method.recipe_for(backbone, len(dataset.class_names), parse_settings(model["settings"]))
-            others = sorted(checkpoint.parents[1].glob(f"{model['method']}-*/last.safetensors"))
-            known = f" Existing ones: {', '.join(map(str, others))}." if others else ""
+            known = _list_others(checkpoint, model["method"], dataset)
             raise UsageError(
                 f"no trained model: {checkpoint} does not exist. Add --train, repeat the options of the "
                 f"training, or name a file with --checkpoint.{known}"
             )
-    # Check that it knows the classes of this data set.
+    # Check that it knows the data, and the classes of this data set.
     trained = method.load(checkpoint, device=model["device"], settings=changes)
-    if is_default:
-        _check_trained_on(trained, dataset, checkpoint, carve_val=bool(model.get("carve_val")))
+    if not is_default and model["image_size"] is not None:
+        _resize(trained, checkpoint, model["image_size"], model["device"])
+    if difference := _describe_other_data(trained, data, dataset):
+        if is_default:
+            raise UsageError(
+                f"{checkpoint} {difference}. Train in another working folder, or name the file with "
+                "--checkpoint to use it anyway"
+            )
+        say(f"model    {checkpoint} {difference}")
     if len(trained.class_names) == len(dataset.class_names):  # the number is checked by its user
         for known, wanted in zip(trained.class_names, dataset.class_names, strict=True):
             if known != wanted:
@@ -98,34 +108,102 @@ def open_method(
     return trained
 
 
-def _check_trained_on(trained: Method, dataset: Dataset, checkpoint: Path, *, carve_val: bool) -> None:
-    """Raise `UsageError` if a default run folder belongs to another data set of the same name.
+def _resize(trained: Method, checkpoint: Path, size: int, device: str) -> None:
+    """Set the input size of a trained model, and try it.
 
-    Run folders are named by the data set. The name is unique except for the user's own data sets.
+    Raises `UsageError` for a model whose layers need the size that it was trained with.
     """
-    from wsolbench.datasets import available_splits, dataset_info, load_dataset
-    from wsolbench.exceptions import DataError, UsageError
+    import torch
 
-    if dataset_info(dataset.name).splits:
-        return
+    from wsolbench.exceptions import UsageError
+    from wsolbench.methods.device import pick_device
+
+    resize = getattr(trained, "resize_input", None)
+    if resize is None:
+        raise UsageError(f"--image-size: method {trained.method_name!r} has no other input size at test")
+    before = trained.input_spec.size
+    resize(size)
+    try:
+        trained.localize(torch.zeros(1, 3, size, size, device=pick_device(device)))
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UsageError(
+            f"--image-size {size}: {checkpoint} was trained at {before}, and its layers need that size "
+            f"({reason}); leave out --image-size"
+        ) from error
+
+
+def _list_others(checkpoint: Path, method: str, dataset: Dataset) -> str:
+    """Name the models of this method that exist instead: of the same data, and of other data of this name."""
+    runs, pattern = checkpoint.parents[2], f"{method}-*/last.safetensors"
+    same = sorted(checkpoint.parents[1].glob(pattern))
+    known = f" Existing ones: {', '.join(map(str, same))}." if same else ""
+    if not dataset.format:
+        return known
+    folders = [folder for folder in sorted(runs.glob(f"{dataset.name}-*")) if folder != checkpoint.parents[1]]
+    others = [str(path) for folder in folders for path in sorted(folder.glob(pattern))]
+    if others:
+        known += f" Of other data or annotations named {dataset.name!r}: {', '.join(others)}."
+    return known
+
+
+def _describe_other_data(trained: Method, data: DataOptions, dataset: Dataset) -> str:
+    """Return how the data that a model was trained on differ from these, or an empty string.
+
+    A known data set is told by its name. The user's own data are told by the fingerprint of the training
+    split.
+    """
+    from wsolbench.datasets import available_splits, load_dataset
+    from wsolbench.exceptions import DataError
+
+    training = trained.describe().get("training", {}).get("dataset") or {}
+    if not training:
+        return ""
+    if not dataset.format:
+        same = training.get("name") in (dataset.name, None)
+        return (
+            "" if same else f"was trained on {training['name']} {training.get('split')}, not {dataset.name}"
+        )
     # Compare the fingerprint of the training split with the checkpoint's.
-    training = trained.describe().get("training", {}).get("dataset", {})
     split = str(training.get("split", "train")).partition("/")[0]
     found, known = f"no split {split!r}", [training.get("fingerprint"), *training.get("within", [])]
-    if ("train" if carve_val else split) in available_splits(dataset.name, dataset.root):
+    if ("train" if data.carve_val else split) in available_splits(data.dataset, data.data_root, **data.extra):
         try:
-            whole = load_dataset(dataset.name, split, dataset.root, missing="keep", carve_val=carve_val)
+            whole = load_dataset(
+                data.dataset, split, data.data_root, missing="keep", carve_val=data.carve_val, **data.extra
+            )
             found = f"fingerprint {whole.fingerprint}"
             if whole.fingerprint in known:
-                return
+                return ""
         except DataError as error:
             found = f"a split {split!r} that cannot be read ({error})"
-    expected = f"fingerprint {training.get('fingerprint')}"
-    raise UsageError(
-        f"{checkpoint} was trained on another {dataset.name} than that in {dataset.root}: expected a "
-        f"training split with {expected}, found {found}. Train in another working folder, or name the "
-        "file with --checkpoint to use it anyway"
+    return (
+        f"was trained on other data than that in {dataset.root}: expected a training split with "
+        f"fingerprint {training.get('fingerprint')} (of {training.get('name')}), found {found}"
     )
+
+
+def name_runs(data: DataOptions) -> str:
+    """Return the name of the folder below `runs` for models of this data.
+
+    It is the name of a known data set. For the user's own data, it is the name of their folder and the start
+    of the fingerprint of `train`, or of their first split. So other annotations have other run folders.
+    """
+    from wsolbench.datasets import available_splits, dataset_info, load_dataset
+    from wsolbench.exceptions import DataError
+
+    if not dataset_info(data.dataset).own:
+        return data.dataset
+    splits = available_splits(data.dataset, data.data_root, **data.extra)
+    split = "train" if "train" in splits else splits[0]
+    try:
+        whole = load_dataset(data.dataset, split, data.data_root, missing="keep", **data.extra)
+    except DataError as error:
+        raise DataError(
+            f"{error} The run folder is named by the fingerprint of {split}; without it, name the model with "
+            "--checkpoint, or the folder with --out"
+        ) from error
+    return f"{whole.name}-{whole.fingerprint[:8]}"
 
 
 def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
@@ -146,7 +224,7 @@ def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
     request = TrainRequest(
         train=data.open(split),
         val=data.open_val(without="no epoch is validated", way_out=""),
-        out=out or default_run(data.dataset, backbone, {**model, "carve_val": data.carve_val}),
+        out=out or default_run(name_runs(data), backbone, {**model, "carve_val": data.carve_val}),
         backbone=backbone,
         weights=default_weights(backbone, model["weights"]),
         epochs=model["epochs"],
@@ -160,7 +238,13 @@ def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
         settings=settings,
         numerics=model["numerics"],
     )
-    return method.fit(request)
+    checkpoint = method.fit(request)
+    if world().is_first:
+        from wsolbench.cli.train import command
+
+        names = [str(param.name) for param in command.params]
+        write_config(checkpoint.parent, names, {"method": model["method"]})
+    return checkpoint
 
 
 def default_backbone(dataset: str, backbone: str | None, real: str = "resnet50") -> str:

@@ -118,7 +118,7 @@ def command(
             make_folder(path.parent)
     # Run the model.
     changes = changes_of_trained(checkpoint, model)
-    localizer = open_method(method, dataset, checkpoint, model, changes)
+    localizer = open_method(method, data, dataset, checkpoint, model, changes)
     source = ModelSource(
         localizer, SHOWN, num_classes=len(dataset.class_names), device=model["device"], post=definition
     )

@@ -12,23 +12,25 @@ import click
 
 from wsolbench.cli._evaluation import evaluate_and_report, group_protocols
 from wsolbench.cli._models import open_method, open_posts
-from wsolbench.cli.groups import GroupedCommand, option
+from wsolbench.cli.config import ConfigurableCommand, config_option
+from wsolbench.cli.groups import option
 from wsolbench.cli.numerics import check_device, numerics_options
 from wsolbench.cli.options import (
     DataOptions,
     checkpoint_option,
     models_options,
+    plugin_option,
     post_set_option,
     split_options,
 )
 from wsolbench.cli.scoring import ScoringOptions, scoring_options
 from wsolbench.cli.settings import changes_of_trained, parse_settings
-from wsolbench.methods import PostProcessor
+from wsolbench.methods import Method, PostProcessor
 from wsolbench.system.files import file_name
 
 
 @click.command(
-    cls=GroupedCommand,
+    cls=ConfigurableCommand,
     epilog="Example:  wsolbench eval --method cam --dataset toybirds --train --pictures pictures/\n\n"
     "Without --checkpoint and --train, the command loads the run folder that `wsolbench train` writes for "
     "the same options. With --weights alone, it evaluates a pretrained model:  wsolbench eval --method cam "
@@ -41,6 +43,7 @@ from wsolbench.system.files import file_name
 )
 @models_options
 @split_options
+@plugin_option
 @scoring_options
 @option(
     "Model",
@@ -83,6 +86,7 @@ from wsolbench.system.files import file_name
     help="Folder for the raw maps. `wsolbench score` reads them.",
 )
 @numerics_options
+@config_option
 def command(
     data: DataOptions,
     scoring: ScoringOptions,
@@ -107,27 +111,11 @@ def command(
     from wsolbench.exceptions import UsageError
     from wsolbench.maps import MapFolder
     from wsolbench.maps.sources import ModelSource, fitting_batch
-    from wsolbench.methods import check_backbone, load_method
-    from wsolbench.methods.contracts import refuse_given_twice
     from wsolbench.system.distributed import connected
 
     with connected() as world:
         protocols = scoring.protocols()
-        # Check the options, and what they name.
-        check_device(model["device"], model["numerics"])
-        if checkpoint is not None and train_first:
-            raise UsageError("--checkpoint and --train exclude each other: a checkpoint is trained already")
-        names = model["method"].split(",")
-        if checkpoint is not None and len(names) > 1:
-            raise UsageError(
-                f"--checkpoint is of one method, but --method names {len(names)}; leave out --checkpoint to "
-                "evaluate their run folders"
-            )
-        methods = {name: load_method(name) for name in names}
-        if model["backbone"] is not None:
-            check_backbone(model["backbone"])
-        if checkpoint is None:
-            refuse_given_twice(model, parse_settings(model["settings"]))
+        methods = _methods(model, checkpoint, train_first)
         readings = read_maps(maps, post, post_set)
         views = {view: None if view == "none" else Transform.parse(view) for view in transforms.split(",")}
         if scoring.save_boxes is not None and set(views) != {"none"}:
@@ -157,7 +145,7 @@ def command(
                 from wsolbench.cli._models import train
 
                 path = train(data, None, **settings)
-            localizer = open_method(method, scored, path, settings, changes)
+            localizer = open_method(method, data, scored, path, settings, changes)
             training = localizer.describe().get("training") or {}
             unseen = None if val is None else transfer_part(training, val)
             for (label, made, map_name), (view, moved), group in itertools.product(
@@ -196,6 +184,29 @@ def command(
                     for protocol in group
                 ]
                 evaluate_and_report(requests, scoring.within_each(own, group, of=len(protocols)), world=world)
+
+
+def _methods(model: dict[str, Any], checkpoint: Path | None, train_first: bool) -> dict[str, type[Method]]:
+    """Return the methods of `--method` by name. Raises `UsageError` for options that exclude each other."""
+    from wsolbench.exceptions import UsageError
+    from wsolbench.methods import check_backbone, load_method
+    from wsolbench.methods.contracts import refuse_given_twice
+
+    check_device(model["device"], model["numerics"])
+    if checkpoint is not None and train_first:
+        raise UsageError("--checkpoint and --train exclude each other: a checkpoint is trained already")
+    names = model["method"].split(",")
+    if checkpoint is not None and len(names) > 1:
+        raise UsageError(
+            f"--checkpoint is of one method, but --method names {len(names)}; leave out --checkpoint to "
+            "evaluate their run folders"
+        )
+    methods = {name: load_method(name) for name in names}
+    if model["backbone"] is not None:
+        check_backbone(model["backbone"])
+    if checkpoint is None:
+        refuse_given_twice(model, parse_settings(model["settings"]))
+    return methods
 
 
 def read_maps(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wsolbench.cli.groups import GroupedCommand
+from wsolbench.cli.groups import GroupedCommand, option
+from wsolbench.cli.options import plugin_option
 
 if TYPE_CHECKING:
     from wsolbench.methods import MethodInfo
@@ -103,6 +104,20 @@ def _backbones() -> Rows:
     return ("backbone", "summary"), [(row.name, row.summary) for row in list_backbones()]
 
 
+def _settings(name: str, *, post: bool) -> Rows:
+    """Settings of a method or post-process. A setting that a trained model accepts ends with a star."""
+    from wsolbench.exceptions import UsageError
+    from wsolbench.methods import load_method, load_post
+    from wsolbench.methods.settings import list_settings
+
+    kind = getattr(load_post(name) if post else load_method(name), "Config", None)
+    if kind is None:
+        raise UsageError(f"{name!r} does not list its settings; expected a class with the attribute Config")
+    return ("setting", "default", "value", "meaning and source"), [
+        (row.name + "*" * row.at_test, row.default, row.allowed, row.text) for row in list_settings(kind)
+    ]
+
+
 _LISTS: dict[str, Callable[[], Rows]] = {
     "methods": _methods,
     "posts": _posts,
@@ -114,18 +129,40 @@ _LISTS: dict[str, Callable[[], Rows]] = {
 }
 
 
-_CAPTIONS = {"metrics": "bold: name for --extra-metrics, which computes the metrics below it"}
+SETTINGS = "settings"
+
+_CAPTIONS = {
+    "metrics": "bold: name for --extra-metrics, which computes the metrics below it",
+    SETTINGS: "*: can be changed on a trained model. Change one with --set NAME=VALUE, one of a post-process "
+    "with --post-set POST.NAME=VALUE, and a field of the training recipe with --set recipe.NAME=VALUE",
+}
 
 
-@click.command(cls=GroupedCommand, epilog="Example:  wsolbench list methods")
-@click.argument("what", type=click.Choice(list(_LISTS)))
-def command(what: str) -> None:
+@click.command(
+    cls=GroupedCommand,
+    epilog="Example:  wsolbench list methods\n\nSettings of a method or of a post-process:  wsolbench list "
+    "settings --method spa",
+)
+@click.argument("what", type=click.Choice([*_LISTS, SETTINGS]))
+@option("Model", "--method", help="Method whose settings are listed.")
+@option("Model", "--post", help="Post-process whose settings are listed.")
+@plugin_option
+def command(what: str, method: str | None, post: str | None) -> None:
     """List the names that options accept, with a summary of each."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    header, rows = _LISTS[what]()
+    from wsolbench.exceptions import UsageError
+
+    names = [name for name in (method, post) if name is not None]
+    if len(names) != (1 if what == SETTINGS else 0):
+        raise UsageError(
+            "`wsolbench list settings` needs the name of what has the settings: --method NAME or --post NAME"
+            if what == SETTINGS
+            else f"--method and --post are of `wsolbench list {SETTINGS}`; leave them out"
+        )
+    header, rows = _settings(names[0], post=post is not None) if what == SETTINGS else _LISTS[what]()
     table = Table(box=box.SIMPLE_HEAD, caption=_CAPTIONS.get(what), caption_justify="left")
     for name in header:
         # A narrow column of papers leaves room for summaries of two lines in a terminal of 80 columns.

@@ -64,13 +64,18 @@ class DataOptions:
     dataset: str
     data_root: Path | None
     metadata_root: Path | None
+    annotations: tuple[str, ...] = ()
+    split_seed: int | None = None
+    split_fractions: str | None = None
     carve_val: bool = False
     """Whether a tenth of each class of `train` is used as `val` instead."""
 
     @property
     def extra(self) -> dict[str, Any]:
         """Options of the data set that were given."""
-        return {} if self.metadata_root is None else {"metadata_root": self.metadata_root}
+        names = ("metadata_root", "annotations", "split_seed", "split_fractions")
+        given = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in given.items() if value not in (None, ())}
 
     def open(self, split: str, missing: Missing = "error") -> Dataset:
         """Load a split and print the number of findings. `missing` is what to do with images without file."""
@@ -130,14 +135,15 @@ class DataOptions:
         named = [f"{count:,} {name}{'s' if count != 1 else ''}" for name, count in counts.items() if count]
         if not named:
             return
-        options = {
-            "--data-root": self.data_root,
-            "--metadata-root": self.metadata_root,
-            "--split": dataset.split,
-        }
-        where = " ".join(
-            f"{option} {shlex.quote(str(value))}" for option, value in options.items() if value is not None
-        )
+        options = [
+            ("--data-root", self.data_root),
+            ("--metadata-root", self.metadata_root),
+            *(("--annotations", text) for text in self.annotations),
+            ("--split-seed", self.split_seed),
+            ("--split-fractions", self.split_fractions),
+            ("--split", dataset.split),
+        ]
+        where = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in options if value is not None)
         say(
             f"data     {dataset.name} {dataset.split}: {', '.join(named)}; to see them: wsolbench verify "
             f"--dataset {self.dataset} {where}"
@@ -157,6 +163,25 @@ _DATA = (
         "--metadata-root",
         type=click.Path(path_type=Path),
         help="Folder of wsolevaluation text files, for data sets that use them.",
+    ),
+    option(
+        "Data",
+        "--annotations",
+        multiple=True,
+        metavar="[SPLIT=]FILE",
+        help="Annotation file of coco-json; can be repeated.  [default: annotations*.json in the data root]",
+    ),
+    option(
+        "Data",
+        "--split-seed",
+        type=click.IntRange(0),
+        help="Seed of the automatic split of imagefolder and coco-json.  [default: 0]",
+    ),
+    option(
+        "Data",
+        "--split-fractions",
+        metavar="TRAIN,VAL,TEST",
+        help="Shares of each class in the automatic split.  [default: 0.7,0.1,0.2]",
     ),
 )
 
@@ -243,7 +268,8 @@ _model_options = _all(
         "Model",
         "--image-size",
         type=Number(TrainRequest, "image_size"),
-        help="Side of the network's input in pixels.  [default: as the backbone states]",
+        help="Side of the network's input in pixels; with --checkpoint, that of the evaluation.  "
+        "[default: as the backbone states, or as trained]",
     ),
     training_options,
 )
@@ -315,6 +341,29 @@ detector_options = _all(
     training_options,
 )
 
+
+def plugin_option(function: F) -> F:
+    """Add `--plugin` to a command, which loads the files before it runs."""
+
+    @functools.wraps(function)
+    def loaded(*, plugin: tuple[Path, ...], **values: Any) -> Any:
+        from wsolbench.records.plugins import load_plugin
+
+        for path in plugin:
+            load_plugin(path)
+        return function(**values)
+
+    add = option(
+        "Model",
+        "--plugin",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        metavar="FILE",
+        help="Python file that defines a method, post-process, backbone or metric; can be repeated.",
+    )
+    return cast("F", add(loaded))
+
+
 checkpoint_option = option(
     "Model",
     "--checkpoint",
@@ -359,7 +408,8 @@ run_folder_option = option(
     "Output",
     "--out",
     type=click.Path(path_type=Path),
-    help="Run folder.  [default: runs/<data set>/<method>-<backbone>-seed<seed>-<other options>]",
+    help="Run folder.  [default: runs/<data set>/<method>-<backbone>-seed<seed>-<other options>; <data set> "
+    "of your own data is <folder>-<fingerprint>]",
 )
 
 results_option = option(

@@ -11,7 +11,14 @@ import click
 
 from wsolbench.cli._evaluation import evaluate_and_report, group_protocols
 from wsolbench.cli.groups import GroupedCommand, option
-from wsolbench.cli.options import NOT_TRANSFERRED, DataOptions, say, split_options, workers_option
+from wsolbench.cli.options import (
+    NOT_TRANSFERRED,
+    DataOptions,
+    plugin_option,
+    say,
+    split_options,
+    workers_option,
+)
 from wsolbench.cli.scoring import ScoringOptions, scoring_options
 from wsolbench.types import Dataset
 
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
 )
 @option("Data", "--maps", "maps_dir", required=True, type=click.Path(path_type=Path), help="Folder of maps.")
 @split_options
+@plugin_option
 @scoring_options
 @option(
     "Model",

@@ -35,7 +35,7 @@ def changes_of_trained(checkpoint: Path | None, model: Mapping[str, Any]) -> dic
     """
     if checkpoint is None:
         return {}
-    for name in ("backbone", "weights", "image_size", "epochs", "lr"):
+    for name in ("backbone", "weights", "epochs", "lr"):
         if model.get(name) is not None:
             raise UsageError(
                 f"--{name.replace('_', '-')} has no effect with --checkpoint, which is trained already; "

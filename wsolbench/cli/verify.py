@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,20 @@ SHOWN_FOLDERS = 20
     metavar="FILE",
     help="File for the names of all missing and unreadable files, one per line.",
 )
-def command(*, data: DataOptions, splits: tuple[str, ...], deep: bool, list_missing: Path | None) -> int:
+@option(
+    "Output",
+    "--pictures",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for one contact sheet per split: images with their boxes and masks.",
+)
+def command(
+    *,
+    data: DataOptions,
+    splits: tuple[str, ...],
+    deep: bool,
+    list_missing: Path | None,
+    pictures: Path | None,
+) -> int:
     """Count and check the files of a data set.
 
     The exit code is 1 if something is missing or broken, otherwise 0. A known subset counts as complete.
@@ -44,11 +57,13 @@ def command(*, data: DataOptions, splits: tuple[str, ...], deep: bool, list_miss
     from rich.console import Console
 
     from wsolbench.datasets.verify import verify_dataset
-    from wsolbench.system.files import check_writable, write_text
+    from wsolbench.system.files import check_writable, make_folder, write_text
     from wsolbench.system.progress import track
 
     if list_missing is not None:
         check_writable(list_missing)
+    if pictures is not None:
+        make_folder(pictures)
     report = verify_dataset(
         data.dataset,
         data.data_root,
@@ -72,8 +87,20 @@ def command(*, data: DataOptions, splits: tuple[str, ...], deep: bool, list_miss
             list_missing,
             "".join(f"{name}\n" for name in (*report.missing_names(), *report.unreadable_names())),
         )
+    for path in [] if pictures is None else _draw(pictures, data, report):
+        console.print(f"picture  {path}", markup=False)
     console.print(_verdict(report), markup=False)
     return 0 if report.sound else 1
+
+
+def _draw(folder: Path, data: DataOptions, report: DatasetReport) -> Iterator[Path]:
+    """Write a contact sheet for each split that can be loaded and has images."""
+    from wsolbench.datasets.verify import load_split
+    from wsolbench.report.pictures.data_sheet import write_data_sheet
+
+    for split in report.splits:
+        if split.failure is None and split.usable:
+            yield write_data_sheet(folder, load_split(data.dataset, split.split, data.data_root, data.extra))
 
 
 def _print_counts(console: Console, report: DatasetReport) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from wsolbench.datasets.base import DatasetInfo, Missing, carve, convert_os_errors, resolve_root
 from wsolbench.exceptions import UsageError, unknown_name
+from wsolbench.system.files import file_name
 from wsolbench.types import Dataset
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "is_generated",
     "list_datasets",
     "load_dataset",
+    "name_of_folder",
 ]
 
 _NAMES = (
@@ -31,9 +34,11 @@ _NAMES = (
     "butterflies",
     "cars",
     "coco",
+    "coco-json",
     "csvfolder",
     "cub",
     "ilsvrc",
+    "imagefolder",
     "openimages",
     "toybirds",
     "toybirds-v2",
@@ -93,6 +98,8 @@ def load_dataset(
         raise unknown_name("split", split, info.splits)
     with convert_os_errors(f"{name} {split}"):
         dataset: Dataset = module.load(folder, wanted, missing=missing, **options)
+    if info.own and folder is not None:
+        dataset = replace(dataset, name=name_of_folder(folder, info.name), format=info.name)
     return carve(dataset, "val" if split == "val" else "train") if carved else dataset
 
 
@@ -110,6 +117,18 @@ def available_splits(name: str, root: Path | str | None = None, **options: Any) 
     with convert_os_errors(name):
         found: tuple[str, ...] = lister(_folder(module.INFO, root), **relevant)
     return found
+
+
+def name_of_folder(folder: Path, form: str) -> str:
+    """Return the name of the user's own data set: that of its folder, safe as a file name.
+
+    A folder with the name of a known data set gets the format as suffix, so that records never mix both.
+
+    >>> [name_of_folder(Path(folder), "imagefolder") for folder in ("/data/my birds", "/data/cub")]
+    ['my-birds', 'cub-imagefolder']
+    """
+    name = file_name(folder.resolve().name)
+    return f"{name}-{form}" if name.lower() in _NAMES and name != form else name
 
 
 def _module(name: str) -> ModuleType:

@@ -88,6 +88,8 @@ class DatasetInfo:
     license: str = ""
     generated: bool = False
     """Whether wsolbench generates the images, so that no root is needed."""
+    own: bool = False
+    """Whether it is a format of the user's own data. Each folder is then a data set, named by the folder."""
 
 
 def environment_name(name: str) -> str:
@@ -96,7 +98,7 @@ def environment_name(name: str) -> str:
     >>> environment_name("cub")
     'WSOLBENCH_CUB_ROOT'
     """
-    return f"WSOLBENCH_{name.upper()}_ROOT"
+    return f"WSOLBENCH_{name.upper().replace('-', '_')}_ROOT"
 
 
 def resolve_root(info: DatasetInfo, root: Path | str | None) -> Path:

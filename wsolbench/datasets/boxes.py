@@ -107,6 +107,14 @@ def find_doubts(given: np.ndarray, frames: np.ndarray) -> Iterator[tuple[np.ndar
         yield small, "boxes smaller than a pixel: expected pixels", "error"
         return
     yield small, "boxes narrower or lower than a pixel", "warning"
+    # Corners that are reversed: widths and heights are often smaller than x and y.
+    turned = np.any(given[:, 2:] < given[:, :2], axis=1)
+    if turned.sum() > 1 and turned.mean() >= 0.1:
+        ends = given[:, :2] + given[:, 2:]
+        fits = (given[:, 2:] > 0).all() and (ends <= frames + SLACK).all()
+        reading = "; all boxes fit if their last two numbers are width and height, not the corner x1,y1"
+        yield turned, f"boxes with reversed corners{reading if fits else ''}", "error"
+        return
     # Another frame or order: many boxes exceed their images, or all centres are in one quarter.
     beyond = np.any(given[:, 2:] > frames + SLACK, axis=1)
     if beyond.sum() > 1 and beyond.mean() >= 0.1:

@@ -30,11 +30,10 @@ from jaxtyping import Bool, Int64, Shaped, UInt8
 
 from wsolbench.datasets.base import DatasetInfo, Missing, convert_os_errors, resolve_root, wrong_root
 from wsolbench.datasets.boxes import SLACK, find_doubts
+from wsolbench.datasets.formats.coco_files import check_rows, image_size, is_box, read_coco
 from wsolbench.datasets.formats.imagefiles import absent_files
 from wsolbench.datasets.formats.segmentations import is_finite_number, is_segmentation, shorten
-from wsolbench.datasets.formats.tables import is_inner_path, read_json
 from wsolbench.exceptions import DataError, UsageError, unknown_name
-from wsolbench.system.decoding import MAX_PIXELS
 from wsolbench.system.files import file_name, sha256_of_file
 from wsolbench.system.lazy import pycocotools
 from wsolbench.system.listing import list_files
@@ -204,9 +203,9 @@ def load_instances(
 def _load_instances(folder: Path, split: str, missing: Literal["error", "skip"]) -> InstanceDataset:
     # Read the annotation file: categories, then images with their objects.
     path, images = _files(folder, split)
-    values = _read(path)
+    values = read_coco(path)
     categories = sorted(
-        _rows(path, values, "categories", ("id", "name"), ids=(int,)), key=lambda row: int(row["id"])
+        check_rows(path, values, "categories", ("id", "name"), ids=(int,)), key=lambda row: int(row["id"])
     )
     ids = tuple(int(row["id"]) for row in categories)
     samples = _samples(path, values, images, {number: index for index, number in enumerate(ids)})
@@ -290,16 +289,6 @@ def _files(folder: Path, split: str) -> tuple[Path, Path]:
     raise unknown_name("split", split, known)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise DataError(
-            f"{path} holds a {type(values).__name__}; expected an object with images, annotations and "
-            "categories"
-        )
-    return values
-
-
 def _name(values: dict[str, Any], otherwise: str) -> str:
     """Return the name that `wsolbench export` has stored, or `otherwise`. It is safe as a file name."""
     info = values.get("info")
@@ -308,47 +297,19 @@ def _name(values: dict[str, Any], otherwise: str) -> str:
     return file_name(name if isinstance(name, str) and name else otherwise)
 
 
-def _rows(
-    path: Path,
-    values: dict[str, Any],
-    name: str,
-    fields: Sequence[str],
-    *,
-    ids: tuple[type, ...] = (int, str),
-) -> list[dict[str, Any]]:
-    """Return a list of objects that have these fields and unique ids of these types (never bool)."""
-    rows = values.get(name)
-    if not isinstance(rows, list) or not rows:
-        raise DataError(f"{path}: no list {name!r}; expected one that is not empty")
-    for number, row in enumerate(rows):
-        lacking = fields if not isinstance(row, dict) else [field for field in fields if field not in row]
-        if lacking:
-            raise DataError(
-                f"{path}: entry {number} of {name!r} has no {lacking[0]!r}; expected {', '.join(fields)}"
-            )
-        if type(row["id"]) not in ids:
-            expected = "a whole number or text" if str in ids else "a whole number"
-            raise DataError(
-                f"{path}: entry {number} of {name!r} has the id {row['id']!r}; expected {expected}"
-            )
-    if len({row["id"] for row in rows}) < len(rows):
-        raise DataError(f"{path}: two entries of {name!r} have the same id; expected unique ids")
-    return rows
-
-
 def _samples(
     path: Path, values: dict[str, Any], images: Path, classes: dict[int, int]
 ) -> list[InstanceSample]:
-    rows = _rows(path, values, "images", ("id", "file_name", "width", "height"))
+    rows = check_rows(path, values, "images", ("id", "file_name", "width", "height"))
     # Mixed ids: pycocotools converts all to text, and then does not find the numbers.
     if len({type(row["id"]) for row in rows}) > 1:
         raise DataError(
             f"{path}: some ids of 'images' are numbers and some are text; expected ids of one kind"
         )
     # Group the objects by image.
-    sizes = {row["id"]: _size(path, row) for row in rows}
+    sizes = {row["id"]: image_size(path, row) for row in rows}
     objects: dict[Any, list[tuple[list[float], int, bool, Any]]] = {row["id"]: [] for row in rows}
-    for row in _rows(path, values, "annotations", ("id", "image_id", "category_id", "bbox")):
+    for row in check_rows(path, values, "annotations", ("id", "image_id", "category_id", "bbox")):
         image, category = row["image_id"], row["category_id"]
         if (
             type(image) not in {int, str}
@@ -374,26 +335,6 @@ def _samples(
         )
         for row, own in ((row, objects[row["id"]]) for row in rows)
     ]
-
-
-def _size(path: Path, row: dict[str, Any]) -> tuple[int, int]:
-    """Return (width, height) of an entry of `images`. Its file name is checked too."""
-    name, width, height = row["file_name"], row["width"], row["height"]
-    if not isinstance(name, str) or not is_inner_path(name):
-        raise DataError(
-            f"{path}: image {row['id']!r} has the file_name {shorten(name)}; expected text, a relative "
-            "path without '..'"
-        )
-    if type(width) is not int or type(height) is not int or min(width, height) < 1:
-        raise DataError(
-            f"{path}: image {row['id']!r} has the width {width!r} and the height {height!r}; expected "
-            "whole numbers from 1"
-        )
-    if width * height > MAX_PIXELS:
-        raise DataError(
-            f"{path}: image {row['id']!r} has {width}x{height} pixels; expected at most {MAX_PIXELS:,}"
-        )
-    return width, height
 
 
 def _findings(samples: Sequence[InstanceSample]) -> tuple[Finding, ...]:
@@ -452,9 +393,7 @@ def _object(
         row.get("iscrowd"),
         row.get("segmentation") or None,
     )
-    if not (
-        isinstance(box, list) and len(box) == 4 and all(map(is_finite_number, box)) and min(box[2:]) >= 0
-    ):
+    if not is_box(box):
         raise broken("bbox", "x, y, width, height: finite numbers, width and height not negative")
     if area is not None and not (is_finite_number(area) and area >= 0):
         raise broken("area", "a finite number that is not negative, or no area (then it is that of the box)")

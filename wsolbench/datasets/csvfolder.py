@@ -33,7 +33,15 @@ import numpy as np
 
 from wsolbench.datasets.annotations import Record
 from wsolbench.datasets.base import DatasetInfo, Missing, assemble
-from wsolbench.datasets.formats.tables import bad_line, check_inner_path, csv_rows, parse_float, parse_int
+from wsolbench.datasets.formats.tables import (
+    BOX_COLUMNS,
+    bad_line,
+    check_inner_path,
+    csv_rows,
+    parse_box,
+    parse_float,
+    parse_int,
+)
 from wsolbench.exceptions import DataError, unknown_name
 from wsolbench.types import Dataset, Finding
 
@@ -41,6 +49,7 @@ INFO = DatasetInfo(
     name="csvfolder",
     summary="your own images, boxes, masks and key points, described by CSV files",
     splits=(),
+    own=True,
     root_holds=(
         "annotations.csv (image,label,split and optional columns; see `wsolbench.datasets.csvfolder`), "
         "images/ and masks/"
@@ -50,7 +59,6 @@ INFO = DatasetInfo(
 MAX_CLASSES = 100_000
 """Smallest invalid label. Without classes.csv, the largest label gives the number of classes."""
 USUAL_SPLITS = ("train", "val", "test")
-BOX_COLUMNS = ("x0", "y0", "x1", "y1")
 COLUMNS = ("image", "label", "split", "width", "height", *BOX_COLUMNS, "mask", "ignore")
 BoxEnd = Literal["exclusive", "inclusive"]
 
@@ -158,7 +166,7 @@ class _Annotations:
         if not image or not row["split"]:
             raise bad_line(self.table, line, "an image and a split", f"{image!r} and {row['split']!r}")
         # Validate the box, the files and the agreement with other lines of the image.
-        box = self._box(line, row)
+        box = parse_box(row, self.table, line, self.end)
         mask, ignore = (
             check_inner_path(row[name], self.table, line, name) if row.get(name) else ""
             for name in ("mask", "ignore")
@@ -233,24 +241,6 @@ class _Annotations:
         if min(size) < 1:
             raise bad_line(self.table, line, "a width and a height of at least 1", f"{width} and {height}")
         return size
-
-    def _box(self, line: int, row: Mapping[str, str]) -> tuple[float, float, float, float] | None:
-        given = [row.get(column, "") for column in BOX_COLUMNS]
-        if not any(given):
-            return None
-        x0, y0, x1, y1 = (
-            parse_float(text, self.table, line, column)
-            for text, column in zip(given, BOX_COLUMNS, strict=True)
-        )
-        if x1 < x0 or y1 < y0:
-            raise bad_line(
-                self.table,
-                line,
-                "a box with x0 <= x1 and y0 <= y1",
-                ",".join(given),
-                "Columns are x0,y0,x1,y1, not x,y,width,height.",
-            )
-        return x0, y0, x1 + self.end, y1 + self.end
 
 
 def _folder(root: Path, name: str) -> str:

@@ -143,7 +143,7 @@ def verify_dataset(
     found_root: Path | None = None
     for split in chosen:
         try:
-            dataset = _load(name, split, root, options)
+            dataset = load_split(name, split, root, options)
         except DataError as error:
             reports.append(SplitReport(split=split, expected=info.expected.get(split), failure=str(error)))
             continue
@@ -163,9 +163,10 @@ def verify_dataset(
     return DatasetReport(info=info, root=found_root, splits=tuple(reports), findings=_shared_images(reports))
 
 
-def _load(
+def load_split(
     name: str, split: str, root: Path | str | None, options: dict[str, Any]
 ) -> Dataset | InstanceDataset:
+    """Load the usable images of a split, for `coco` with all their objects."""
     if name == INSTANCES.name and not options:
         return load_instances(root, split, missing="skip")
     return load_dataset(name, split, root, missing="skip", **options)

@@ -159,6 +159,8 @@ class EvalRequest:
             "images": len(self.splits[0]),
             "limit": self.limit,
             "transfer_from": None if val is None else _described_transfer(val),
+            **({"format": self.dataset.format} if self.dataset.format else {}),
+            **self.dataset.details,
             **self.metadata,
         }
 

@@ -60,7 +60,9 @@ class FolderSource:
         manifest = self.folder.manifest()
         where = self.folder.root
         # Same data set, same annotations, untransformed images?
-        if manifest.get("dataset", dataset.name) != dataset.name:
+        # The user may have renamed the folder of own data: then its fingerprint tells.
+        renamed = bool(dataset.format) and dataset.split in manifest.get("fingerprints", {})
+        if not renamed and manifest.get("dataset", dataset.name) != dataset.name:
             raise DataError(
                 f"the maps in {where} were made on data set {manifest['dataset']!r}, but "
                 f"{dataset.name!r} is scored. Use the same data, or correct {MANIFEST}."

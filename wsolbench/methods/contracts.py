@@ -215,6 +215,8 @@ class Method(Protocol):
         `true_masks`, (B, H, W) of 0 and 1, and its records say so (`supervision`).
         """
 
+    # Optional: `resize_input(size)` lets a trained model be evaluated at another input size.
+
     def describe(self) -> dict[str, Any]:
         """Return the method's part of the record, JSON values only.
 

@@ -92,7 +92,7 @@ def methods_in(package: str, task: str) -> list[MethodInfo]:
         }
         # Read each file's text, without importing it.
         for stem, path in sorted({**own_files, **own_folders}.items()):
-            summary, paper, group = _read_head(path.read_text(encoding="utf-8"))
+            summary, paper, group = read_head(path.read_text(encoding="utf-8"))
             if group and group not in GROUPS:
                 raise UsageError(f"{path} has {GROUP} = {group!r}; expected one of {', '.join(GROUPS)}")
             rows.append(
@@ -109,7 +109,7 @@ def methods_in(package: str, task: str) -> list[MethodInfo]:
 
 
 @cache  # commands list the methods many times, and parsing all files takes half a second
-def _read_head(text: str) -> tuple[str, str, str]:
+def read_head(text: str) -> tuple[str, str, str]:
     """Return the summary, the paper and the group that a file's text states; empty where it states none."""
     file = ast.parse(text)
     summary = (ast.get_docstring(file) or "").partition("\n")[0].rstrip(".")

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from wsolbench.records.plugins import plugin_digests
 from wsolbench.records.program import revisions, version_of
 
 
@@ -34,6 +35,7 @@ def provenance(
         "machine": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **revisions(),
+        **({"plugin_files": files} if (files := plugin_digests()) else {}),
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "versions": {
             name: version_of(name) for name in ("wsolbench", "numpy", "opencv-python-headless", *packages)

@@ -263,6 +263,16 @@ def test_a_truncated_or_executable_weights_file_is_refused(tmp_path):
         read_weights(tmp_path / "missing.pth")
 
 
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
+def test_the_weights_of_a_training_script_are_found_next_to_its_other_entries(tmp_path, key):
+    file = tmp_path / "checkpoint.pth"
+    torch.save({key: {"module.a": torch.ones(2)}, "epoch": 3, "optimizer": {"lr": 0.1}}, file)
+    assert read_weights(file).tensors["a"].tolist() == [1, 1]
+    torch.save({"network": {"a": torch.ones(2)}, "epoch": 3}, file)
+    with pytest.raises(DataError, match=r"a dict of network, epoch; expected a state_dict.*model_state_dict"):
+        read_weights(file)
+
+
 def test_a_download_that_fails_says_what_to_put_where(monkeypatch, tmp_path):
     def offline(*_args, **_options):
         raise urllib.error.URLError("no network")

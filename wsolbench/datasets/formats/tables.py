@@ -143,6 +143,36 @@ def parse_float(text: str, path: Path, line: int, what: str) -> float:
     return value
 
 
+BOX_COLUMNS = ("x0", "y0", "x1", "y1")
+
+
+def parse_box(
+    row: Mapping[str, str], path: Path, line: int, end: float = 0.0
+) -> tuple[float, float, float, float] | None:
+    """Return the box in the columns x0,y0,x1,y1, or None if all are absent or empty.
+
+    `end` is added to x1 and y1: 1 if they are the last pixel inside. Raises `DataError` for reversed corners.
+    """
+    given = [row.get(column, "") for column in BOX_COLUMNS]
+    if not any(given):
+        return None
+    x0, y0, x1, y1 = (
+        parse_float(text, path, line, column) for text, column in zip(given, BOX_COLUMNS, strict=True)
+    )
+    if x1 < x0 or y1 < y0:
+        pixels = (
+            " All are at most 1: a box is in pixels, not in fractions." if max(x0, y0, x1, y1) <= 1 else ""
+        )
+        raise bad_line(
+            path,
+            line,
+            "a box with x0 <= x1 and y0 <= y1",
+            ",".join(given),
+            f"Columns are x0,y0,x1,y1, not x,y,width,height.{pixels}",
+        )
+    return x0, y0, x1 + end, y1 + end
+
+
 def read_numbered_names(path: Path, columns: str) -> tuple[str, ...]:
     """Return names sorted by their numbers, from a file of lines "number name" in any order.
 

@@ -290,7 +290,7 @@ def panel_grid(
     column_names: Sequence[str] = (),
     side: float = 2.0,
     boxes: bool = True,
-    map_labels: tuple[str, str, str] = ("map 0", "map 0.5", "map 1"),
+    map_labels: tuple[str, str, str] | None = ("map 0", "map 0.5", "map 1"),
     colors: int | None = None,
     max_bytes: int | None = None,
 ) -> None:
@@ -304,7 +304,8 @@ def panel_grid(
         column_names: names above the first row.
         side: side of a panel in inches of 100 pixels.
         boxes: whether the legend explains ground-truth and predicted boxes.
-        map_labels: labels of the lowest, the middle and the highest colour in the legend.
+        map_labels: labels of the lowest, the middle and the highest colour in the legend. None: the panels
+            have no maps and no predictions, and the legend explains ground truth only.
 
     Raises `DataError` without panels, and `UsageError` if the file cannot be written.
     """
@@ -390,7 +391,7 @@ def _text(figure: Any, x: float, y: float, text: str, room: float, *, va: str = 
         drawn.set_text("\n".join(lines))
 
 
-def _legend(figure: Any, map_labels: tuple[str, str, str], *, boxes: bool) -> None:
+def _legend(figure: Any, map_labels: tuple[str, str, str] | None, *, boxes: bool) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -400,9 +401,11 @@ def _legend(figure: Any, map_labels: tuple[str, str, str], *, boxes: bool) -> No
     ]
     colors = [
         Patch(facecolor=_map_color(value), edgecolor="black", linewidth=0.5, label=label)
-        for value, label in zip((0.0, 0.5, 1.0), map_labels, strict=True)
+        for value, label in zip((0.0, 0.5, 1.0), map_labels or (), strict=map_labels is not None)
     ]
-    handles = [*(lines if boxes else []), *colors]
+    handles = [*(lines[: 1 if map_labels is None else 2] if boxes else []), *colors]
+    if not handles:
+        return
     figure.legend(
         handles=handles, loc="lower center", ncols=len(handles), fontsize=9, frameon=False, borderaxespad=0.2
     )
