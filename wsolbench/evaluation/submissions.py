@@ -178,6 +178,9 @@ def score_faults(path: Path, record: RunRecord) -> list[str]:
         return faults + metric_faults(record.metrics, recompute(table, record), "the per-image scores give")
     except WsolbenchError as error:
         return [str(error)]
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+        # Arrays of the right shape can still hold values that no program would write.
+        return [f"{path.name} gives no metrics: {str(error) or type(error).__name__}"]
 
 
 def fixed_tau_of(record: RunRecord) -> float | None:
