@@ -100,6 +100,12 @@ def test_a_model_is_evaluated_under_several_protocols(run, birds: Path) -> None:
     )
     assert result.code == 0, result.err
     assert protocols_in("results/measured") == ["psol", "tscam", "wsoleval"]
+    # Ten crops of a transformed view are refused before the first protocol is scored.
+    moved = run(
+        "eval", "--method", "center-box", *data, "--protocol", "all", "--transform", "rotate90", "--out", "no"
+    )
+    assert (moved.code, "classifies ten crops" in moved.err) == (2, True)
+    assert not Path("no").exists()
     # One folder of maps per view.
     assert {path.parent.name for path in Path("maps").rglob("maps.json")} == {"wsoleval", "psol"}
     together = {

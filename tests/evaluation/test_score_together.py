@@ -72,7 +72,9 @@ def test_shards_of_several_protocols_merge_to_a_record_each(tmp_path: Path) -> N
     for index in (1, 2):
         folders = score_shards(requests_of(MadeUpSource(), None, *NAMES), Shard(index, 2), tmp_path)
         assert len({folder.root for folder in folders}) == len(NAMES)
-    assert {run.plan.protocol.name for run in merge([tmp_path])} == set(NAMES)
+    merged = merge([tmp_path])
+    assert {run.plan.protocol.name for run in merged} == set(NAMES)
+    assert [run.provenance["scored_together"] for run in merged] == [list(NAMES)] * len(NAMES)
 
 
 def test_other_maps_are_refused() -> None:

@@ -107,7 +107,7 @@ def command(
     """
     from wsolbench.datasets.subsets import limit_dataset, transfer_part
     from wsolbench.evaluation.request import EvalRequest, RunOptions
-    from wsolbench.evaluation.transforms import Transform, transform_dataset
+    from wsolbench.evaluation.transforms import Transform, check_transformable, transform_dataset
     from wsolbench.exceptions import UsageError
     from wsolbench.maps import MapFolder
     from wsolbench.maps.sources import ModelSource, fitting_batch
@@ -120,6 +120,8 @@ def command(
         views = {view: None if view == "none" else Transform.parse(view) for view in transforms.split(",")}
         if scoring.save_boxes is not None and set(views) != {"none"}:
             raise UsageError("--save-boxes writes boxes of untransformed images; leave out --transform")
+        for protocol in protocols if set(views) != {"none"} else ():
+            check_transformable(protocol)
         # Open the data.
         scored = data.open(scoring.split)
         val = data.open_val() if scoring.transfer and scoring.split != "val" and "none" in views else None

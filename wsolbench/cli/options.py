@@ -401,7 +401,7 @@ save_outcomes_option = option(
     default=None,
     show_default="--save-outcomes, without --save-scores",
     help="Store what comparisons need of each image next to the record, in a file small enough to be "
-    "committed (.outcomes.npz), about 3 MB for CUB.",
+    "committed (.outcomes.npz): less than 1 MB for CUB.",
 )
 
 run_folder_option = option(

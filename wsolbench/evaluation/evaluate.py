@@ -23,7 +23,7 @@ from wsolbench.evaluation.loop import score_chunks, score_in_memory
 from wsolbench.evaluation.own_sources import open_source
 from wsolbench.evaluation.request import EvalRequest, RunOptions
 from wsolbench.evaluation.result import Evaluation
-from wsolbench.evaluation.runs import RunFolder, ScoredRun, Shard, gather
+from wsolbench.evaluation.runs import RunFolder, RunPlan, ScoredRun, Shard, gather
 from wsolbench.evaluation.saved_maps import finish_saved_maps, saving_maps
 from wsolbench.evaluation.summary import summarize
 from wsolbench.exceptions import UsageError
@@ -217,7 +217,9 @@ def score_together(requests: Sequence[EvalRequest], *, world: World | None = Non
             )
         with saving_maps(requests[0].options.save_maps, plans[0], requests[0].splits) as maps:
             runs = score_in_memory(plans, [requests[0].writing_maps(maps), *requests[1:]])
-        return _with_protocols(runs)
+        for run in runs:
+            run.provenance.update(_shared_with(plans))
+        return runs
     # Check that all processes would compute the same numbers.
     if any(len(set(gathered(plan.digest))) > 1 for plan in plans):
         raise UsageError(
@@ -234,10 +236,10 @@ def score_together(requests: Sequence[EvalRequest], *, world: World | None = Non
     barrier()  # the first process removes the chunks only after all have read them
     made_by = provenance(seconds=seconds, **requests[0].source.provenance())
     for run in runs:
-        run.provenance.update(made_by)
+        run.provenance.update({**made_by, **_shared_with(plans)})
         if world.size > 1:
             run.provenance["processes"] = world.size
-    return _with_protocols(runs)
+    return runs
 
 
 def score_shard(request: EvalRequest, shard: Shard, folder: Path) -> RunFolder:
@@ -258,8 +260,9 @@ def score_shards(requests: Sequence[EvalRequest], shard: Shard, folder: Path) ->
     for run in runs:
         run.refuse_mixing(folder.glob(f"*{SHARDS}/"))
     seconds = _score_part(requests, runs, shard)
+    made_by = provenance(seconds=seconds, **requests[0].source.provenance())
     for run in runs:
-        run.write_provenance(shard, provenance(seconds=seconds, **requests[0].source.provenance()))
+        run.write_provenance(shard, {**made_by, **_shared_with(plans)})
     return runs
 
 
@@ -309,12 +312,10 @@ def _refuse_other_maps(requests: Sequence[EvalRequest]) -> None:
             raise UsageError("found requests of other images or sources; expected the same in all of them")
 
 
-def _with_protocols(runs: Sequence[ScoredRun]) -> list[ScoredRun]:
-    """State in the provenance of each run which protocols share its seconds, if there are several."""
-    if len(runs) > 1:
-        for run in runs:
-            run.provenance["scored_together"] = [other.plan.protocol.name for other in runs]
-    return list(runs)
+def _shared_with(plans: Sequence[RunPlan]) -> dict[str, Any]:
+    """Return the entry of the provenance with the protocols that share its seconds, if there are several."""
+    names = [plan.protocol.name for plan in plans]
+    return {"scored_together": names} if len(names) > 1 else {}
 
 
 def conclude(run: ScoredRun) -> Evaluation:

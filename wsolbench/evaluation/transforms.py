@@ -174,17 +174,24 @@ def transform_dataset(
     ignores them. The fingerprint stays that of the data set, so the record must name the transform
     (`metadata` of `wsolbench.evaluation.request.EvalRequest`).
 
-    Raises `UsageError` for a protocol with ten crops, which would show what the transform has moved out of
-    the view.
+    Raises as `check_transformable`.
+    """
+    check_transformable(protocol)
+    return replace(
+        dataset, samples=tuple(_transform(sample, transform, spec, protocol) for sample in dataset.samples)
+    )
+
+
+def check_transformable(protocol: EvalProtocol) -> None:
+    """Raise `UsageError` for a protocol with ten crops.
+
+    They would show what the transform has moved out of the view.
     """
     if protocol.classifier == "ten_crop":
         raise UsageError(
             f"protocol {protocol.name!r} classifies ten crops, which a transformed view does not have; "
             "use --protocol-set classifier=single"
         )
-    return replace(
-        dataset, samples=tuple(_transform(sample, transform, spec, protocol) for sample in dataset.samples)
-    )
 
 
 def _transform(
