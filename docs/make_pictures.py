@@ -23,7 +23,7 @@ from typing import Any
 import click
 import numpy as np
 
-from wsolbench.cli._models import default_backbone
+from wsolbench.cli._models import default_backbone, name_runs
 from wsolbench.cli.options import DataOptions, data_options
 from wsolbench.exceptions import UsageError, WsolbenchError
 from wsolbench.maps import frame_boxes, to_frame
@@ -188,7 +188,7 @@ class Pictures:
             raise UsageError(
                 f"no record of {run.name} with {run.checkpoint} on "
                 f"{self.dataset.name}/{self.dataset.split}: wsolbench eval "
-                f"--method {run.method} --checkpoint {run.checkpoint} --dataset {self.dataset.name}, or "
+                f"--method {run.method} --checkpoint {run.checkpoint} --dataset {self.dataset.option}, or "
                 "name a --tau"
             )
         if cut is None:
@@ -321,9 +321,7 @@ def main(
     """Write a picture of each trained method."""
     try:
         backbone = default_backbone(data.dataset, options["backbone"])
-        found = find_runs(
-            runs / file_name(data.dataset), backbone, options["seed"], options["options"], methods
-        )
+        found = find_runs(runs / name_runs(data), backbone, options["seed"], options["options"], methods)
         plan = dict(sheets(methods, found, [name for name in post.split(",") if name]))
         dataset = data.open(split)
         pictures = Pictures(

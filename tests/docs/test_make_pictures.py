@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from reference_models.training.checkpoint import save_checkpoint
+from wsolbench.cli._models import name_runs
+from wsolbench.cli.options import DataOptions
 from wsolbench.methods import load_method
 
 ROOT = Path(__file__).parents[2]
@@ -159,9 +161,12 @@ def test_a_data_set_of_masks_is_cut_at_a_level(make, run, birds: Path, shown: di
     lines = (birds / "annotations.csv").read_text().splitlines()
     masks_only = [",".join([*line.split(",")[:5], line.rsplit(",", 1)[1]]) for line in lines]
     (birds / "annotations.csv").write_text("\n".join(masks_only) + "\n")
+    # Other annotations have other run folders.
+    folder = Path("runs", name_runs(DataOptions(dataset="csvfolder", data_root=birds, metadata_root=None)))
+    Path("runs/birds-a44d89d0").rename(folder)
     checkpoint = (
         "--checkpoint",
-        "runs/birds-a44d89d0/cam-tiny-seed0-few/last.safetensors",
+        folder / "cam-tiny-seed0-few/last.safetensors",
         "--resamples",
         "100",
         "--no-transfer",
