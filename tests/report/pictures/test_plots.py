@@ -118,9 +118,7 @@ def test_of_many_images_that_are_missed_altogether_some_from_all_of_the_data_set
 ) -> None:
     scores = ScoreTable((replace(run.scores, single_iou=np.zeros_like(run.scores.single_iou)),))
     sheets.write_sheets(tmp_path, run.record, scores, run.dataset, run.maps_of, count=3)
-    assert [item.caption[0] for item in shown["worst"]] == [
-        run.dataset.ids[index] for index in (0, 12, 23)
-    ]
+    assert [item.caption[0] for item in shown["worst"]] == [run.dataset.ids[index] for index in (0, 12, 23)]
 
 
 def test_a_caption_names_image_iou_category_and_both_classes(
@@ -217,7 +215,9 @@ def test_every_picture_is_also_written_as_a_pdf_with_fonts_and_without_a_date(
         found = write_pictures(
             tmp_path / name, run.record, run.table, run.dataset, run.maps_of, formats=("pdf", "png"), count=2
         )
-        assert {path.name for path in found} == {f"{stem}.{end}" for stem in PICTURES for end in ("pdf", "png")}
+        assert {path.name for path in found} == {
+            f"{stem}.{end}" for stem in PICTURES for end in ("pdf", "png")
+        }
     for path in (tmp_path / "a").glob("*.pdf"):
         content = path.read_bytes()
         assert content.startswith(b"%PDF")

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 
 from wsolbench.exceptions import DataError
 from wsolbench.report.pictures.figure_files import as_paths, save_figures
-from wsolbench.report.pictures.grid_parts import draw_outlines, draw_text, legend_and_bar
+from wsolbench.report.pictures.grid_parts import draw_outlines, draw_text, foot_width, legend_and_bar
 from wsolbench.report.pictures.overlays import STRENGTH, Pixels
 from wsolbench.types import no_boxes
 
@@ -164,6 +164,8 @@ def _grid_figure(
 ) -> Any:
     from matplotlib.figure import Figure
 
+    outlines = [panel.outlines for row in rows for panel in row if panel.outlines is not None]
+    in_legend = {"boxes": boxes, "cropped": any(each.seen is not None for each in outlines)}
     # Lengths of the layout, in inches.
     gap, foot = BLOCK, 0.45 if scale is None else 0.64
     names = _in_blocks(_LINE * max(name.count("\n") + 1 for name in row_names)) if row_names else 0.0
@@ -171,7 +173,8 @@ def _grid_figure(
     tall = [_in_blocks(max(panel.inches(side)[1] for panel in row)) for row in rows]
     below = [_in_blocks(_LINE * max(len(panel.lines) for panel in row) + 0.08) for row in rows]
     inner = max(map(len, rows)) * (side + gap) - gap
-    width, height = max(names + inner + 2 * gap, 6.0), head + sum(tall) + sum(below) + foot
+    least = max(6.0, foot_width(scale, **in_legend) + gap)
+    width, height = max(names + inner + 2 * gap, least), head + sum(tall) + sum(below) + foot
     figure: Any = Figure(figsize=(width, height), dpi=dpi)
     left = _in_blocks((width - names - inner) / 2 - 0.01) + names
     # Panels with their names and captions.
@@ -194,10 +197,7 @@ def _grid_figure(
     for number, text in enumerate(title.splitlines()):
         style = {"size": 9} if number else {"size": 11, "weight": "bold"}
         draw_text(figure, left - names, height - 0.08 - 0.2 * number, text, names + inner, **style)
-    cropped = any(
-        panel.outlines is not None and panel.outlines.seen is not None for row in rows for panel in row
-    )
-    legend_and_bar(figure, scale, boxes=boxes, cropped=cropped)
+    legend_and_bar(figure, scale, **in_legend)
     return figure
 
 

@@ -19,6 +19,10 @@ _DASH = 4.2
 _SEEN_COLOR = (255, 255, 255)
 _BAR = 1.9
 """Width of the colour bar in inches."""
+_LEGEND = (2.4, 3.6)
+"""Width of the legend with its margin in inches, without and with an entry for the centre crop."""
+_CHARACTER = 0.063
+"""Mean width of a character of the bar's note in inches."""
 
 
 def draw_outlines(axes: Any, outlines: Outlines, size: tuple[int, int]) -> None:
@@ -34,8 +38,8 @@ def draw_outlines(axes: Any, outlines: Outlines, size: tuple[int, int]) -> None:
         _box(axes, box, size, TRUE_COLOR, linewidth=_LINE)
     for box in outlines.predicted_boxes:
         for color, width, more in ((WHITE, _CASING, 0.7), (PREDICTED_COLOR, _LINE, 0.0)):
-            # matplotlib multiplies the lengths of dashes by the line's width.
-            dashes = (more, ((_DASH + 2 * more) / width, (_DASH - 2 * more) / width))
+            # matplotlib multiplies these lengths by the line width.
+            dashes = (more / width, ((_DASH + 2 * more) / width, (_DASH - 2 * more) / width))
             _box(axes, box, size, color, linewidth=width, linestyle=dashes, capstyle="butt")
     axes.set_xlim(0, size[0])
     axes.set_ylim(size[1], 0)
@@ -90,6 +94,18 @@ def draw_text(
         drawn.set_text("\n".join(lines))
 
 
+def foot_width(scale: MapScale | None, *, boxes: bool, cropped: bool) -> float:
+    """Return the width of legend and colour bar with its note, in inches."""
+    legend = _LEGEND[cropped] if boxes else 0.0
+    if scale is None:
+        return legend
+    return legend + _BAR + 0.12 + _CHARACTER * max(map(len, _note(scale).split("\n")))
+
+
+def _note(scale: MapScale) -> str:
+    return f"map ({COLORMAP}, alpha {scale.strength:g})" + (f"\n{scale.note}" if scale.note else "")
+
+
 def legend_and_bar(figure: Any, scale: MapScale | None, *, boxes: bool, cropped: bool) -> None:
     """Draw the legend of boxes at the foot of a figure, and right of it the colour bar of the maps."""
     handles = _handles(with_map=scale is not None, cropped=cropped) if boxes else []
@@ -98,12 +114,11 @@ def legend_and_bar(figure: Any, scale: MapScale | None, *, boxes: bool, cropped:
         if handles:
             _legend(figure, handles, 0.5, "lower center")
         return
-    # The bar is right of the middle if there is a legend.
-    note = f"map ({COLORMAP}, alpha {scale.strength:g})" + (f"\n{scale.note}" if scale.note else "")
-    left = max(0.16, width / 2 - _BAR / 2 - 0.6)
+    left = (width - foot_width(scale, boxes=boxes, cropped=cropped)) / 2 + (
+        _LEGEND[cropped] if boxes else 0.0
+    )
     if handles:
-        left = width / 2 + (0.55 if cropped else 0.2)
-        _legend(figure, handles, (left - 0.35) / width, "center right", 0.27 / height)
+        _legend(figure, handles, (left - 0.3) / width, "center right", 0.27 / height)
     axes = figure.add_axes((left / width, 0.22 / height, _BAR / width, 0.12 / height))
     axes.imshow(np.linspace(0, 1, 256)[None], cmap=COLORMAP, aspect="auto", extent=(0, 1, 0, 1))
     axes.set_yticks([])
@@ -118,7 +133,7 @@ def legend_and_bar(figure: Any, scale: MapScale | None, *, boxes: bool, cropped:
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     figure.text(
-        (left + _BAR + 0.12) / width, 0.28 / height, note, fontsize=7.5, va="center", parse_math=False
+        (left + _BAR + 0.12) / width, 0.28 / height, _note(scale), fontsize=7.5, va="center", parse_math=False
     )
 
 
