@@ -83,7 +83,7 @@ def _draw(figure: Any) -> UInt8[np.ndarray, "h w 3"]:
 
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return np.array(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def _write_png(pixels: UInt8[np.ndarray, "h w 3"], path: Path, dpi: float, colors: int | None) -> None:

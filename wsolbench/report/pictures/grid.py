@@ -181,7 +181,13 @@ def _grid_figure(
     top = height - head
     for number, row in enumerate(rows):
         if row_names:
-            style = {"size": 8, "rotation": 90, "va": "center", "ma": "center", "linespacing": 1.3}
+            style: dict[str, Any] = {
+                "size": 8,
+                "rotation": 90,
+                "va": "center",
+                "ma": "center",
+                "linespacing": 1.3,
+            }
             room = tall[number] + below[number] - 0.08
             draw_text(figure, left - names + 0.02, top - room / 2, row_names[number], room, **style)
         if number == 0:

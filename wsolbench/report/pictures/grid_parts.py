@@ -140,7 +140,7 @@ def legend_and_bar(figure: Any, scale: MapScale | None, *, boxes: bool, cropped:
 def _handles(*, with_map: bool, cropped: bool) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    dashed = {"linewidth": 2.5, "linestyle": (0, (2, 1))}
+    dashed: dict[str, Any] = {"linewidth": 2.5, "linestyle": (0, (2, 1))}
     found = [Line2D([], [], color=unit(TRUE_COLOR), linewidth=2.5, label="true")]
     if with_map:
         found.append(Line2D([], [], color=unit(PREDICTED_COLOR), label="predicted", **dashed))

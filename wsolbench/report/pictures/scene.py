@@ -47,9 +47,16 @@ class Scene:
         """Return pixels with the map blended over the image and the outlines painted on top."""
         none = np.full(self.image.shape[:2], np.nan) if self.unit_map is None else self.unit_map
         found = self.outlines
-        masks = {"true_mask": found.true_mask, "predicted_mask": found.predicted_mask}
-        boxes = found.true_boxes, found.predicted_boxes
-        return overlay(self.image, none, *boxes, strength=strength, **masks, **style)
+        return overlay(
+            self.image,
+            none,
+            found.true_boxes,
+            found.predicted_boxes,
+            true_mask=found.true_mask,
+            predicted_mask=found.predicted_mask,
+            strength=strength,
+            **style,
+        )
 
 
 def drawn_size(size: tuple[int, int], longest: int = LONGEST, least: int = LEAST) -> tuple[int, int]:
@@ -92,8 +99,8 @@ def seen_part(size: tuple[int, int], protocol: EvalProtocol) -> Float64[np.ndarr
     """
     if protocol.frame == "original":
         return np.array([0.0, 0.0, *size])
-    side = protocol.frame_size
-    return image_boxes(np.array([[0.0, 0.0, side, side]]), size, replace(protocol, box_end="exclusive"))[0]
+    whole = np.array([[0.0, 0.0, protocol.frame_size, protocol.frame_size]])
+    return np.asarray(image_boxes(whole, size, replace(protocol, box_end="exclusive"))[0])
 
 
 def place(
@@ -146,7 +153,7 @@ def scene(
     predicted: Boxes | None = None,
     predicted_mask: Bool[np.ndarray, "fh fw"] | None = None,
     masks: bool = False,
-    **sizes: int,
+    **sizes: Any,
 ) -> Scene:
     """Bring map, predicted boxes and mask of the frame to the image, and add the ground truth.
 
@@ -189,7 +196,7 @@ def scene(
 
 
 def box_scene(
-    sample: Sample, protocol: EvalProtocol, unit_map: Float[np.ndarray, "fh fw"], tau: float, **sizes: int
+    sample: Sample, protocol: EvalProtocol, unit_map: Float[np.ndarray, "fh fw"], tau: float, **sizes: Any
 ) -> Scene:
     """Return the scene of a map with the ground-truth boxes and the protocol's single box at `tau`."""
     predicted = single_box_per_tau(unit_map, replace(protocol, taus=(tau,)))
@@ -197,7 +204,7 @@ def box_scene(
 
 
 def mask_scene(
-    sample: Sample, protocol: EvalProtocol, unit_map: Float[np.ndarray, "fh fw"], level: int, **sizes: int
+    sample: Sample, protocol: EvalProtocol, unit_map: Float[np.ndarray, "fh fw"], level: int, **sizes: Any
 ) -> Scene:
     """Return the scene of a map with the ground-truth mask and the region at or above an 8-bit level."""
     selected = (unit_map * np.float64(255)).astype(np.uint8) >= level

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -113,7 +114,7 @@ def write_sheets(
     return written
 
 
-def tau_scale(protocol: EvalProtocol, tau: float, text: str, **scale: float) -> MapScale:
+def tau_scale(protocol: EvalProtocol, tau: float, text: str, **scale: Any) -> MapScale:
     """Return a colour bar with the threshold tau, or a note where it differs between images.
 
     A map that is normalised before it is resized can end below 1, and tau may be a fraction of the map's
