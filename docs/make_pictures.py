@@ -32,27 +32,22 @@ from wsolbench.methods import list_methods, load_method, load_post
 from wsolbench.metrics.sweep import sweep
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord, read_records
-from wsolbench.report.pictures.overlays import (
-    Panel,
-    drawable,
-    frame_image,
-    frame_mask,
-    gray,
-    overlay,
-    panel_grid,
-)
+from wsolbench.report.pictures.grid import MapScale, Panel, panel_grid
 from wsolbench.report.pictures.regions import regions_panel
-from wsolbench.report.pictures.sheets import box_overlay, mask_overlay, spread
+from wsolbench.report.pictures.scene import box_scene, mask_scene, scene
+from wsolbench.report.pictures.sheets import spread, tau_scale
 from wsolbench.system.files import file_name, sha256_of_file
-from wsolbench.types import Dataset, Sample, no_boxes
+from wsolbench.types import Dataset, Sample
 
 BASELINE = "cam"
 IMAGES = 6
 MAX_BYTES = 80_000
 SIDE = 1.12
 """Side of a panel, in inches of 100 pixels."""
-STYLE: dict[str, float] = {"strength": 0.6, "line_width": 2.0}
-"""Style of overlays: lines that remain visible in panels of half the frame's size."""
+STRENGTH = 0.6
+"""Share of the map's colours in these small pictures."""
+LINE_WIDTH = 2.0
+"""Width of the lines of regions, which remain visible in panels of half the frame's size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,28 +126,22 @@ def cut_of(run: Run, source: ModelSource, dataset: Dataset, records: Sequence[Ru
 
 def truth_panel(sample: Sample, class_name: str, protocol: EvalProtocol) -> Panel:
     """Draw the image with its ground-truth boxes, or with its ground-truth mask if it has no boxes."""
-    image = frame_image(sample, protocol)
-    boxes = drawable(frame_boxes(sample.boxes, sample.size, protocol), protocol.gt_end)
-    mask = None if len(boxes) else frame_mask(sample, protocol)
-    drawn = overlay(
-        image, np.zeros(image.shape[:2]), boxes, no_boxes(), true_mask=mask, **{**STYLE, "strength": 0.0}
-    )
-    return Panel(pixels=drawn, caption=(class_name,))
+    masks = not len(sample.boxes)
+    return scene(sample, protocol, masks=masks).panel(caption=(class_name,))
 
 
 def map_panel(sample: Sample, raw_map: np.ndarray, protocol: EvalProtocol, cut: Cut) -> Panel:
-    """Draw the image in gray under a map, with prediction and ground truth."""
+    """Draw the image under a map, with prediction and ground truth."""
     unit_map = to_frame(raw_map, sample.size, protocol, what=f"map of {sample.id!r}")
-    image = gray(frame_image(sample, protocol))
     if cut.tau is None:
         assert cut.level is not None
-        return Panel(pixels=mask_overlay(image, sample, unit_map, protocol, cut.level, **STYLE))
-    drawn = box_overlay(image, sample, unit_map, protocol, cut.tau, **STYLE)
+        return mask_scene(sample, protocol, unit_map, cut.level).panel(strength=STRENGTH)
+    drawn = box_scene(sample, protocol, unit_map, cut.tau)
     if not len(sample.boxes):
-        return Panel(pixels=drawn)
+        return drawn.panel(strength=STRENGTH)
     truth = frame_boxes(sample.boxes, sample.size, protocol)
     iou = sweep(unit_map, truth, replace(protocol, taus=(cut.tau,))).single_iou[0]
-    return Panel(pixels=drawn, caption=(f"IoU {iou:.2f}",))
+    return drawn.panel(strength=STRENGTH, caption=(f"IoU {iou:.2f}",))
 
 
 class Pictures:
@@ -200,7 +189,7 @@ class Pictures:
         ]
         self.rows[run.name] = rows, cut
         if run.post is None and found.proposed is not None:
-            style = {"line_width": STYLE["line_width"]}
+            style = {"line_width": LINE_WIDTH}
             pairs = zip(self.samples, found.proposed, strict=True)
             self.regions[run.name] = [
                 regions_panel(sample, proposed, self.protocol, **style) for sample, proposed in pairs
@@ -218,7 +207,25 @@ class Pictures:
         if regions:
             grid += [self.regions[name] for name in names if name in self.regions]
             labels += [f"{name}\nregions" for name in names if name in self.regions]
-        panel_grid(grid, path, title, row_names=labels, column_names=ids, side=SIDE, max_bytes=MAX_BYTES)
+        panel_grid(
+            grid,
+            path,
+            title,
+            row_names=labels,
+            column_names=ids,
+            side=SIDE,
+            scale=self.scale([self.rows[name][1] for name in names]),
+            max_bytes=MAX_BYTES,
+        )
+
+    def scale(self, cuts: Sequence[Cut]) -> MapScale:
+        """Return the colour bar. The threshold is marked if all rows have the same one."""
+        if len(set(cuts)) != 1:
+            return MapScale(strength=STRENGTH, note="thresholds: left of each row")
+        if cuts[0].tau is not None:
+            return tau_scale(self.protocol, cuts[0].tau, cuts[0].text, strength=STRENGTH)
+        assert cuts[0].level is not None
+        return MapScale(strength=STRENGTH, marks=((cuts[0].level / 255, cuts[0].text),))
 
 
 def choose(dataset: Dataset, ids: Sequence[str]) -> list[Sample]:

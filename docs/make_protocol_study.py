@@ -42,7 +42,7 @@ from wsolbench.report.board.tables import (
     format_number,
     format_value,
 )
-from wsolbench.report.pictures.overlays import save_figure
+from wsolbench.report.pictures.figure_files import save_figure
 from wsolbench.system.files import file_name, write_text
 from wsolbench.types import Dataset
 

@@ -55,7 +55,10 @@ def test_train_then_eval_then_score_the_saved_maps_then_the_board(run, birds: Pa
     assert record["method"]["name"] == "cam"
     assert record["method"]["backbone"] == "tiny"
     assert {metric["policy"] for metric in record["metrics"] if "policy" in metric} == {"oracle", "transfer"}
-    assert {path.suffix for path in Path("pictures").iterdir()} == {".png"}
+    (stored,) = Path("results/measured/birds").glob("*.json")
+    folder = Path("pictures/birds") / stored.stem
+    assert {path.suffix for path in folder.iterdir()} == {".png"}
+    assert f"pictures {folder} (best.png, worst.png, sample.png, accuracy.png, errors.png)" in result.out
     scored = run("score", "--maps", "maps", *on(birds), *SCORE, "--out", "again")
     assert scored.code == 0, scored.err
     assert records("again")[0]["metrics"] == record["metrics"]
@@ -315,11 +318,9 @@ def test_a_grid_of_transforms_and_maps_has_a_record_for_each_combination(run, bi
     assert found == {
         (name, transform, transform is not None) for name in names for transform in (None, "rotate180")
     }
-    assert {path.parent.relative_to("pictures").as_posix() for path in Path("pictures").rglob("*.png")} == {
-        "focus-discriminate",
-        "focus-discriminate/rotate180",
-        "focus-discriminate-M",
-        "focus-discriminate-M/rotate180",
+    assert {path.parent.relative_to("pictures") for path in Path("pictures").rglob("*.png")} == {
+        path.relative_to("results/measured").with_suffix("")
+        for path in Path("results/measured/birds").glob("*.json")
     }
 
 
@@ -417,13 +418,12 @@ def test_pictures_and_boxes_of_another_run_are_kept(run, birds: Path) -> None:
         "boxes.json",
     )
     assert run(*first).code == 0
-    kept = {path: path.read_bytes() for path in [*Path("pictures").glob("*.png"), Path("boxes.json")]}
+    kept = {path: path.read_bytes() for path in [*Path("pictures").rglob("*.png"), Path("boxes.json")]}
     second = run("eval", "--method", "cam", *on(birds), *TRAIN, *SCORE, "--train", "--pictures", "pictures")
     assert second.code == 0, second.err
-    (folder,) = (path for path in Path("pictures").iterdir() if path.is_dir())
-    assert folder.name.startswith("cam_tiny_test")
+    (folder,) = Path("pictures/birds").glob("cam_tiny_test*")
     assert {path.name for path in folder.iterdir()} >= {path.name for path in kept if path.suffix == ".png"}
-    assert f"picture  {folder / 'best.png'}" in second.out
+    assert f"pictures {folder} (best.png," in second.out
     refused = run("eval", "--method", "cam", *on(birds), *TRAIN, *SCORE, "--save-boxes", "boxes.json")
     assert refused.code == 2
     assert "boxes.json holds other boxes" in refused.err

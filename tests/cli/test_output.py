@@ -145,7 +145,7 @@ def test_lists_are_printed_in_ascii(tmp_path: Path) -> None:
 def test_the_table_is_printed_also_where_pictures_fail(
     run, birds: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise UsageError("no picture")
 
     monkeypatch.setattr("wsolbench.report.pictures.plots.write_pictures", fail)

@@ -114,8 +114,20 @@ def _write_and_print(
         if scoring.pictures is not None:
             from wsolbench.report.pictures.plots import add_pictures
 
-            pictures = add_pictures(scoring.pictures, evaluation.record, evaluation.scores, drawn, maps_of)
-            lines += [f"picture  {picture}" for picture in pictures]
+            folder, pictures = add_pictures(
+                scoring.pictures,
+                evaluation.record,
+                evaluation.scores,
+                drawn,
+                maps_of,
+                formats=scoring.picture_format,
+            )
+            names = ", ".join(path.name for path in pictures)
+            lines.append(
+                f"pictures {folder} ({names})"
+                if pictures
+                else "pictures none, because no image has a ground-truth box or mask"
+            )
         evaluation.finish()
         lines.append(f"time     {time.perf_counter() - started:.1f} s")
 

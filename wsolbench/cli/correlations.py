@@ -67,7 +67,7 @@ from wsolbench.cli.settings import changes_of_trained, shorten
     type=click.Path(path_type=Path),
     default=Path("correlations.png"),
     show_default=True,
-    help="File for the picture, .png or .jpg.",
+    help="File for the picture, .png, .jpg or .pdf.",
 )
 @option(
     "Output",
@@ -99,7 +99,7 @@ def command(
     from wsolbench.maps.sources import ModelSource
     from wsolbench.methods import load_method
     from wsolbench.report.pictures.correlations import SHOWN, correlate, correlation_sheet, save_correlations
-    from wsolbench.report.pictures.overlays import check_picture_path
+    from wsolbench.report.pictures.figure_files import check_picture_path
     from wsolbench.system.files import make_folder
 
     # Check the options.

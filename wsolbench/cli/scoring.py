@@ -42,6 +42,7 @@ class ScoringOptions(Ranged):
     shard: Shard | None
     extra_metrics: str
     pictures: Path | None
+    picture_format: tuple[str, ...]
     save_boxes: Path | None
 
     @property
@@ -62,10 +63,13 @@ class ScoringOptions(Ranged):
         return find_extra_metrics(self.extra_metrics.split(",") if self.extra_metrics else [])
 
     def within(self, folder: Path) -> ScoringOptions:
-        """Return the same options with pictures and boxes in a folder below theirs."""
-        pictures = None if self.pictures is None else self.pictures / folder
-        boxes = None if self.save_boxes is None else self.save_boxes.parent / folder / self.save_boxes.name
-        return replace(self, pictures=pictures, save_boxes=boxes)
+        """Return the same options with boxes in a folder below theirs.
+
+        Pictures of each record have a folder of their own anyway.
+        """
+        if self.save_boxes is None:
+            return self
+        return replace(self, save_boxes=self.save_boxes.parent / folder / self.save_boxes.name)
 
     def within_each(
         self, folder: Path, protocols: Sequence[EvalProtocol], *, of: int
@@ -105,6 +109,12 @@ def _shard(text: str) -> Shard:
     from wsolbench.evaluation.runs import Shard
 
     return Shard.parse(text)
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    from wsolbench.report.pictures.figure_files import read_formats
+
+    return read_formats(text)
 
 
 resamples_option = option(
@@ -180,7 +190,16 @@ scoring_options = together(
         "Output",
         "--pictures",
         type=click.Path(path_type=Path),
-        help="Folder for overlays, curves and bar charts. Pictures of other runs are kept.",
+        help="Folder for overlays, curves and bar charts. Each run has a subfolder, named as its record.",
+    ),
+    option(
+        "Output",
+        "--picture-format",
+        default="png",
+        show_default=True,
+        metavar="FORMAT,...",
+        callback=lambda _context, _option, text: _formats(text),
+        help="Formats of the pictures: png, pdf (vectors and embedded fonts), or both: png,pdf.",
     ),
     option(
         "Output",

@@ -91,6 +91,7 @@ _ELSEWHERE = (
     "save-maps",
     "save-boxes",
     "pictures",
+    "picture-format",
     "resamples",
     *(_KERNELS := ("compile", "deterministic", "no-deterministic")),
 )

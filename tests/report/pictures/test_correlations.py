@@ -9,7 +9,8 @@ import pytest
 
 from wsolbench.report.pictures import correlations
 from wsolbench.report.pictures.correlations import PointMaps, correlation_sheet
-from wsolbench.report.pictures.overlays import PREDICTED_COLOR, Panel
+from wsolbench.report.pictures.grid import Panel
+from wsolbench.report.pictures.overlays import PREDICTED_COLOR
 from wsolbench.types import Sample
 
 
@@ -47,11 +48,11 @@ def test_a_row_has_the_marked_image_and_a_map_for_each_order_with_its_range(show
     assert (first.caption, second.caption) == (("0 to 0.25",), ("0.5 to 2",))
 
 
-def test_the_cross_is_where_the_point_is_in_the_frame(shown: dict[str, list]) -> None:
+def test_the_cross_is_where_the_point_is_in_the_image(shown: dict[str, list]) -> None:
     correlation_sheet([row(np.zeros((1, 4, 6)), point=(72.0, 16.0))], Path("x.png"), "Title")
     red = (shown["rows"][0][0].pixels == np.array(PREDICTED_COLOR)).all(axis=2)
     rows, columns = np.nonzero(red)
-    np.testing.assert_allclose([columns.mean(), rows.mean()], [72 / 96 * 224, 16 / 64 * 224], atol=0.6)
+    np.testing.assert_allclose([columns.mean(), rows.mean()], [72 * 4, 16 * 4], atol=0.6)
 
 
 def test_every_map_runs_from_the_first_to_the_last_colour(shown: dict[str, list]) -> None:
@@ -61,9 +62,9 @@ def test_every_map_runs_from_the_first_to_the_last_colour(shown: dict[str, list]
     np.testing.assert_allclose(first.pixels.astype(int), second.pixels.astype(int), atol=1)
     brightness = first.pixels.astype(float).sum(axis=2)
     for cell, place in ((maps[0].argmax(), brightness.argmax()), (maps[0].argmin(), brightness.argmin())):
-        y, x = divmod(int(place), 224)
-        assert abs((y + 0.5) / 56 - 0.5 - cell // 6) <= 0.6
-        assert abs((x + 0.5) / (224 / 6) - 0.5 - cell % 6) <= 0.6
+        y, x = divmod(int(place), 384)  # four times 96 x 64 pixels
+        assert abs((y + 0.5) / 64 - 0.5 - cell // 6) <= 0.6
+        assert abs((x + 0.5) / 64 - 0.5 - cell % 6) <= 0.6
 
 
 def test_a_map_without_spread_is_drawn(shown: dict[str, list]) -> None:

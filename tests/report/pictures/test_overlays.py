@@ -10,22 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsolbench.exceptions import DataError, UsageError
+from wsolbench.exceptions import DataError
 from wsolbench.maps import frame_boxes
 from wsolbench.protocol import EvalProtocol
 from wsolbench.report.pictures.overlays import (
     PREDICTED_COLOR,
     TRUE_COLOR,
-    OverlayItem,
-    Panel,
     drawable,
     frame_image,
     frame_mask,
     mark_point,
     overlay,
-    overlay_sheet,
-    panel_grid,
-    shorten,
 )
 from wsolbench.report.pictures.overlays import gray as without_color
 from wsolbench.types import Sample, no_boxes
@@ -108,6 +103,16 @@ def test_without_strength_the_picture_shows_through_unchanged() -> None:
     np.testing.assert_array_equal(
         overlay(image, np.ones((64, 96)), no_boxes(), no_boxes(), strength=0.0), image
     )
+
+
+def test_pixels_without_a_map_keep_their_own_colour() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    unit_map = np.full((64, 96), np.nan)
+    unit_map[10:20, 30:50] = 1.0
+    picture = overlay(image, unit_map, no_boxes(), no_boxes(), strength=1.0)
+    covered = ~np.isnan(unit_map)
+    np.testing.assert_array_equal(picture[~covered], image[~covered])
+    assert len(np.unique(picture[covered], axis=0)) == 1
 
 
 def test_a_mask_is_outlined_on_its_own_outermost_pixels() -> None:
@@ -221,113 +226,3 @@ def test_boxes_with_inclusive_ends_are_drawn_to_the_end_of_their_last_pixel() ->
     boxes = np.array([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]])
     np.testing.assert_array_equal(drawable(boxes, "inclusive"), [[1, 2, 4, 5]])
     np.testing.assert_array_equal(drawable(boxes, "exclusive"), [[1, 2, 3, 4]])
-
-
-def items(n: int, shape: tuple[int, int] = (64, 96)) -> list[OverlayItem]:
-    rng = np.random.default_rng(0)
-    pixels = [rng.integers(0, 255, (*shape, 3), dtype=np.uint8) for _ in range(n)]
-    return [
-        OverlayItem(image=image, overlay=255 - image, caption=(f"$id_{number}$ " + "W" * 90, "IoU 0.50"))
-        for number, image in enumerate(pixels)
-    ]
-
-
-@pytest.mark.parametrize("n", [1, 4, 9])
-def test_a_sheet_is_a_picture_of_at_most_a_megabyte_that_grows_with_its_rows(tmp_path: Path, n: int) -> None:
-    path = tmp_path / "sheet.png"
-    overlay_sheet(items(n, (224, 224)), path, "Title\nsubtitle")
-    with Image.open(path) as picture:
-        width, height = picture.size
-        assert len(np.unique(np.asarray(picture.convert("L")))) > 100
-    assert path.stat().st_size < 1_000_000
-    assert (abs(width - {1: 600, 4: 1312, 9: 1312}[n]) <= 2, height // 250) == (True, {1: 1, 4: 2, 9: 3}[n])
-
-
-def test_the_same_sheet_has_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        overlay_sheet(items(2), tmp_path / name, "Title")
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-
-
-def test_a_caption_does_not_run_into_the_next_pair(tmp_path: Path) -> None:
-    blank = [
-        replace(item, image=np.full_like(item.image, 255), overlay=np.full_like(item.overlay, 255))
-        for item in items(2)
-    ]
-    overlay_sheet(blank, tmp_path / "sheet.png", "")
-    pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
-    middle = pixels.shape[1] // 2
-    captions = pixels[: pixels.shape[0] - 45]
-    assert (captions < 128).any()
-    assert (captions[:, middle - 3 : middle + 3] > 200).all()
-
-
-def test_a_sheet_without_images_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no image"):
-        overlay_sheet([], tmp_path / "sheet.png", "Title")
-    assert not list(tmp_path.iterdir())
-
-
-@given(st.text("ab/_. ", max_size=60), st.integers(1, 40))
-def test_a_shortened_text_keeps_its_limit_and_both_ends(text: str, length: int) -> None:
-    short, clean = shorten(text, length), " ".join(text.split())
-    assert len(short) == min(length, len(clean))
-    start, cut, end = short.partition("…")
-    assert clean.startswith(start)
-    assert clean.endswith(end)
-    assert bool(cut) == (len(clean) > length)
-
-
-def panels(shape: tuple[int, int] = (64, 64), **more: Any) -> Panel:
-    return Panel(pixels=np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8), **more)
-
-
-def test_a_jpeg_has_true_colours_and_is_as_large_as_it_may_be(tmp_path: Path) -> None:
-    rows = [[panels((112, 112))] * 6] * 3
-    for name, limit in (("free.jpg", None), ("small.jpg", 90_000), ("tiny.jpeg", 10)):
-        panel_grid(rows, tmp_path / name, "Title", side=1.12, max_bytes=limit)
-    sizes = [(tmp_path / name).stat().st_size for name in ("free.jpg", "small.jpg", "tiny.jpeg")]
-    assert sizes[0] > 90_000 >= sizes[1] > 60_000
-    assert sizes[2] < sizes[1]  # nothing is small enough: the lowest quality
-    with Image.open(tmp_path / "free.jpg") as picture:
-        assert picture.format == "JPEG"
-        assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 10_000
-        assert not picture.getexif()
-
-
-def test_panels_of_a_grid_lie_on_the_blocks_of_a_jpeg(tmp_path: Path) -> None:
-    dark = Panel(pixels=np.full((64, 64, 3), 90, dtype=np.uint8), caption=("a line",))
-    names = {"row_names": ["one\ntwo", "three"], "column_names": ["a", "b", "c", "d", "e", "f"]}
-    panel_grid([[dark] * 6] * 2, tmp_path / "grid.png", "Title\nsubtitle", side=1.12, **names)
-    pixels = np.asarray(Image.open(tmp_path / "grid.png").convert("L"))
-    inside = np.abs(pixels.astype(int) - 90) <= 1
-    columns, rows = np.flatnonzero(inside.sum(axis=0) > 200), np.flatnonzero(inside.sum(axis=1) > 600)
-    for found, count in ((columns, 6), (rows, 2)):
-        starts = found[np.diff(found, prepend=-2) > 1]
-        assert len(starts) == count
-        assert len(found) == count * 112
-        assert not (starts % 16).any()
-
-
-def test_names_of_rows_and_columns_stay_beside_their_panels(tmp_path: Path) -> None:
-    white = Panel(pixels=np.full((64, 64, 3), 255, dtype=np.uint8))
-    panel_grid(
-        [[white] * 4] * 2,
-        tmp_path / "grid.png",
-        "",
-        side=2.0,
-        row_names=["W" * 60] * 2,
-        column_names=["W" * 60] * 4,
-    )
-    pixels = np.asarray(Image.open(tmp_path / "grid.png").convert("L"))[:-60]
-    text = pixels < 200
-    assert text[:, :32].any()
-    gaps = [column for column in range(48, text.shape[1] - 16) if (column - 32) % 216 >= 204]
-    assert not text[:, gaps].any()
-    assert not text[60:, 40:].any()
-
-
-def test_a_picture_of_another_kind_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"sheet.gif has another suffix; expected .png, .jpg or .jpeg"):
-        panel_grid([[panels()]], tmp_path / "sheet.gif", "Title")
-    assert not list(tmp_path.iterdir())

@@ -18,8 +18,8 @@ from wsolbench.metrics.max_box_acc import passes
 from wsolbench.metrics.sweep import sweep
 from wsolbench.protocol import DELTA, EvalProtocol
 from wsolbench.report.board.tables import disambiguate
-from wsolbench.report.pictures.overlays import frame_image
-from wsolbench.report.pictures.sheets import best_and_worst, box_overlay
+from wsolbench.report.pictures.scene import box_scene
+from wsolbench.report.pictures.sheets import best_and_worst
 from wsolbench.types import Dataset
 
 SIDE = 200
@@ -131,7 +131,7 @@ def _gallery(
         pictures = []
         for each in maps:
             unit_map = to_frame(each.source.load(sample), sample.size, protocol, what=f"map of {sample.id!r}")
-            drawn = box_overlay(frame_image(sample, protocol), sample, unit_map, protocol, each.tau)
+            drawn = box_scene(sample, protocol, unit_map, each.tau).painted()
             pictures.append(Picture(name=each.name, iou=float(each.iou[index]), jpeg=_jpeg(drawn)))
         items.append((sample.id, dataset.class_names[sample.label], tuple(pictures)))
     return Gallery(title=title, note=note, items=tuple(items))

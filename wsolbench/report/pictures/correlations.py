@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,12 @@ import numpy as np
 from jaxtyping import Float32
 
 from wsolbench.exceptions import UsageError
-from wsolbench.maps import frame_size, to_frame
+from wsolbench.maps import to_frame
 from wsolbench.methods import PointCorrelator
 from wsolbench.protocol import EvalProtocol
-from wsolbench.report.pictures.overlays import Panel, frame_image, gray, mark_point, overlay, panel_grid
+from wsolbench.report.pictures.grid import MapScale, Panel, panel_grid
+from wsolbench.report.pictures.overlays import mark_point
+from wsolbench.report.pictures.scene import photograph, scene
 from wsolbench.system.files import atomic_path
 from wsolbench.types import Sample, no_boxes
 
@@ -93,22 +95,21 @@ def correlation_sheet(rows: Sequence[PointMaps], path: Path, title: str) -> None
     `wsolbench.report.pictures.overlays.panel_grid`.
     """
     names = ["image", *(f"order {order}" for order in rows[0].orders)]
-    labels = ("lowest value of the map", "middle", "highest")
-    panel_grid(
-        [_panels(row) for row in rows], path, title, column_names=names, boxes=False, map_labels=labels
-    )
+    scale = MapScale(labels=("lowest", "middle", "highest"))
+    panel_grid([_panels(row) for row in rows], path, title, column_names=names, boxes=False, scale=scale)
 
 
 def _panels(row: PointMaps) -> list[Panel]:
     sample, (x, y) = row.sample, row.point
-    image = frame_image(sample, SHOWN)
-    width, height = frame_size(sample.size, SHOWN)
+    image = photograph(sample)
+    height, width = image.shape[:2]
     marked = mark_point(image, (x * width / sample.size[0], y * height / sample.size[1]))
     panels = [Panel(pixels=marked, name=sample.id, caption=(f"point {x:.0f}, {y:.0f}",))]
+    without_boxes = replace(sample, boxes=no_boxes())
     for order_map in row.maps:
         unit_map = to_frame(order_map, sample.size, SHOWN, what=f"correlation map of {sample.id!r}")
-        drawn = overlay(gray(image), unit_map, no_boxes(), no_boxes(), strength=0.6)
-        panels.append(Panel(pixels=drawn, caption=(f"{order_map.min():.3g} to {order_map.max():.3g}",)))
+        drawn = scene(without_boxes, SHOWN, unit_map)
+        panels.append(drawn.panel(caption=(f"{order_map.min():.3g} to {order_map.max():.3g}",)))
     return panels
 
 

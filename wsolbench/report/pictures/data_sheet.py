@@ -8,7 +8,8 @@ import numpy as np
 
 from wsolbench.datasets.coco import InstanceDataset, InstanceSample
 from wsolbench.exceptions import DataError
-from wsolbench.report.pictures.overlays import Panel, overlay, panel_grid
+from wsolbench.report.pictures.grid import Panel, panel_grid
+from wsolbench.report.pictures.overlays import overlay
 from wsolbench.report.pictures.sheets import spread
 from wsolbench.system.files import file_name
 from wsolbench.types import Dataset, Sample, no_boxes
@@ -35,7 +36,7 @@ def write_data_sheet(folder: Path, dataset: Dataset | InstanceDataset, count: in
     )
     path = folder / f"{file_name(dataset.name)}_{file_name(dataset.split)}.png"
     rows = [panels[start : start + _COLUMNS] for start in range(0, len(panels), _COLUMNS)]
-    panel_grid(rows, path, title, map_labels=None, boxes=boxes > 0 or _has_masks(dataset))
+    panel_grid(rows, path, title, scale=None, boxes=boxes > 0 or _has_masks(dataset))
     return path
 
 

@@ -1,22 +1,18 @@
 """Pictures of single images: the map blended over the image, with ground-truth and predicted boxes.
 
-Arrays are uint8 RGB in the evaluation frame. Ground-truth boxes are solid green lines on black, predicted
-boxes dashed red lines on white. So they are visible on any background, can be distinguished without colour,
-and are both visible where they coincide.
+Arrays are uint8 RGB. Ground-truth boxes are solid green lines on black, predicted boxes dashed red lines on
+white. So they are visible on any background, can be distinguished without colour, and are both visible where
+they coincide. `scene` brings map and boxes of the evaluation frame to an image in its own shape.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Num, UInt8
 
-from wsolbench.exceptions import DataError, UsageError
+from wsolbench.exceptions import DataError
 from wsolbench.maps import frame_size
 from wsolbench.protocol import EvalProtocol
 from wsolbench.types import Boxes, Sample
@@ -26,46 +22,10 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 TRUE_COLOR = (0, 200, 83)
 PREDICTED_COLOR = (230, 30, 50)
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
-_COLORMAP = "inferno"
-_DOTS_PER_INCH = 100
-_PALETTE = 256
-_QUALITIES = (
-    (90, 444),
-    (82, 444),
-    (74, 444),
-    (74, 420),
-    (68, 420),
-    (62, 420),
-    (56, 420),
-    (50, 420),
-    (44, 420),
-)
-"""Quality and chroma subsampling (444: none, 420: by 2 x 2 pixels) of a JPEG, the best first."""
-_BLOCK = 0.16
-"""Inches of 16 pixels, a block of a subsampled JPEG. Panels that begin with a block need fewer bytes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OverlayItem:
-    """One image of a sheet: the picture, the picture with map and boxes, and lines of text below."""
-
-    image: Pixels
-    overlay: Pixels
-    caption: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """A picture of a grid, with a name (bold) and further lines of text below."""
-
-    pixels: Pixels
-    name: str = ""
-    caption: tuple[str, ...] = ()
-
-    @property
-    def lines(self) -> list[tuple[str, str]]:
-        """Text and font weight of each line below the picture."""
-        return [(self.name, "bold")] * bool(self.name) + [(line, "normal") for line in self.caption]
+COLORMAP = "inferno"
+"""Colours of maps: perceptually even, from black to yellow, and also readable in grey."""
+STRENGTH = 0.5
+"""Share (alpha) of the map's colours in an overlay. The rest is the image's own colour."""
 
 
 def frame_image(sample: Sample, protocol: EvalProtocol) -> UInt8[np.ndarray, "fh fw 3"]:
@@ -118,15 +78,15 @@ def overlay(
     *,
     true_mask: Bool[np.ndarray, "true_mask_h true_mask_w"] | None = None,
     predicted_mask: Bool[np.ndarray, "predicted_mask_h predicted_mask_w"] | None = None,
-    strength: float = 0.5,
+    strength: float = STRENGTH,
     line_width: float = 1.0,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Blend the map, in colours from black (0) to yellow (1), over the image, and draw boxes on top.
 
     Args:
-        image: pixels in the frame.
-        unit_map: map in [0, 1], of the size of the image.
-        true_boxes: ground-truth boxes (R, 4), xyxy in pixels of the frame, ends exclusive.
+        image: the pixels.
+        unit_map: map in [0, 1], of the size of the image. Pixels with NaN keep the image's colour.
+        true_boxes: ground-truth boxes (R, 4), xyxy in pixels of `image`, ends exclusive.
         predicted_boxes: predicted boxes (M, 4) in the same form. Boxes are clipped; boxes without area are
             not drawn.
         true_mask: ground-truth region, outlined like boxes.
@@ -136,8 +96,6 @@ def overlay(
 
     Raises `DataError` if map or mask have another size than the image.
     """
-    import matplotlib
-
     # Check the sizes.
     for what, array in (
         ("score map", unit_map),
@@ -149,11 +107,7 @@ def overlay(
                 f"{what} has shape {array.shape}; expected that of the image, {image.shape[:2]}. Bring both "
                 "into the evaluation frame first"
             )
-    # Blend.
-    colors = matplotlib.colormaps[_COLORMAP](np.clip(np.asarray(unit_map, dtype=np.float64), 0, 1))[
-        ..., :3
-    ]  # (h, w, 3)
-    canvas = np.rint((1 - strength) * image + strength * 255 * colors).astype(np.uint8)
+    canvas = blend(image, unit_map, strength)
     width = _line_width(image, line_width)
     dash = max(4, 5 * width)
     # Draw masks, then boxes.
@@ -167,6 +121,25 @@ def overlay(
     for box in predicted_boxes:
         _paint(canvas, _outline(box, image.shape[:2], width, dash=dash), PREDICTED_COLOR, WHITE)
     return canvas
+
+
+def blend(
+    image: UInt8[np.ndarray, "h w 3"], unit_map: Float[np.ndarray, "h w"], strength: float = STRENGTH
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Return the image under the colours of a map in [0, 1]. Pixels with NaN keep the image's colour."""
+    covered = ~np.isnan(unit_map)
+    values = np.clip(np.asarray(unit_map, dtype=np.float64)[covered], 0, 1)
+    canvas = np.array(image)
+    colors = map_color(values)[:, :3]  # (n, 3)
+    canvas[covered] = np.rint((1 - strength) * image[covered] + strength * 255 * colors)
+    return canvas
+
+
+def map_color(value: Float[np.ndarray, "..."]) -> Float[np.ndarray, "... 4"]:
+    """Return the colours (RGBA in [0, 1]) of values of a map in [0, 1]."""
+    import matplotlib
+
+    return np.asarray(matplotlib.colormaps[COLORMAP](value))
 
 
 def _line_width(image: Pixels, relative: float = 1.0) -> int:
@@ -262,225 +235,6 @@ def draw_disc(
     rows, columns = np.arange(canvas.shape[0])[:, None] + 0.5, np.arange(canvas.shape[1])[None] + 0.5
     near = np.hypot(columns - centre[0], rows - centre[1]) <= 1.75 * _line_width(canvas, line_width)
     _paint(canvas, near, color, BLACK)
-
-
-def overlay_sheet(items: Sequence[OverlayItem], path: Path, title: str, *, columns: int = 3) -> None:
-    """Write pairs of image and overlay, `columns` per row, with captions, a legend and at most 256 colours.
-
-    Panels have 200 pixels, so nine images make about 1310 x 950. Raises as `panel_grid`.
-    """
-    columns = min(columns, max(len(items), 1))
-    pairs = [
-        (Panel(pixels=item.image, name=item.caption[0], caption=item.caption[1:]), Panel(pixels=item.overlay))
-        for item in items
-    ]
-    rows = [
-        [panel for pair in pairs[start : start + columns] for panel in pair]
-        for start in range(0, len(pairs), columns)
-    ]
-    panel_grid(rows, path, title, colors=_PALETTE)
-
-
-def panel_grid(
-    rows: Sequence[Sequence[Panel]],
-    path: Path,
-    title: str,
-    *,
-    row_names: Sequence[str] = (),
-    column_names: Sequence[str] = (),
-    side: float = 2.0,
-    boxes: bool = True,
-    map_labels: tuple[str, str, str] | None = ("map 0", "map 0.5", "map 1"),
-    colors: int | None = None,
-    max_bytes: int | None = None,
-) -> None:
-    """Write a grid of square panels with a legend.
-
-    Args:
-        rows: panels of each row. A caption extends below the panels to its right that have none.
-        path: output file, see `save_figure`, as for `colors` and `max_bytes`.
-        title: text above the grid. Its first line is the heading.
-        row_names: names left of each row, written upwards.
-        column_names: names above the first row.
-        side: side of a panel in inches of 100 pixels.
-        boxes: whether the legend explains ground-truth and predicted boxes.
-        map_labels: labels of the lowest, the middle and the highest colour in the legend. None: the panels
-            have no maps and no predictions, and the legend explains ground truth only.
-
-    Raises `DataError` without panels, and `UsageError` if the file cannot be written.
-    """
-    from matplotlib.figure import Figure
-
-    if not rows:
-        raise DataError(f"no image to show in {path}; expected at least one")
-    # Lengths of the layout.
-    gap, foot, line = _BLOCK, 0.45, 0.155  # inches, as all lengths here
-    names = _in_blocks(line * max(name.count("\n") + 1 for name in row_names)) if row_names else 0.0
-    head = _in_blocks(0.32 + 0.2 * title.count("\n") + (0.22 if column_names else 0.0))
-    below = [_in_blocks(line * max(len(panel.lines) for panel in row) + 0.08) for row in rows]
-    inner = max(map(len, rows)) * (side + gap) - gap
-    width, height = max(names + inner + 2 * gap, 6.0), head + len(rows) * side + sum(below) + foot
-    figure: Any = Figure(figsize=(width, height), dpi=_DOTS_PER_INCH)
-    left = _in_blocks((width - names - inner) / 2 - 0.01) + names
-    # Panels with their names and captions.
-    for number, row in enumerate(rows):
-        top = height - head - number * side - sum(below[:number])
-        if row_names:
-            x = left - names + 0.02
-            _text(
-                figure,
-                x,
-                top - side / 2,
-                row_names[number],
-                side,
-                size=8,
-                rotation=90,
-                va="center",
-                ma="center",
-                linespacing=1.3,
-            )
-        for column, panel in enumerate(row):
-            x = left + column * (side + gap)
-            axes = figure.add_axes((x / width, (top - side) / height, side / width, side / height))
-            axes.imshow(
-                panel.pixels, interpolation="lanczos" if min(panel.pixels.shape[:2]) > 1 else "nearest"
-            )
-            axes.set_axis_off()
-            if number == 0 and column_names:
-                _text(figure, x, top + 0.06, column_names[column], side, size=9, va="baseline")
-            free = (
-                next((after for after in range(column + 1, len(row)) if row[after].lines), len(row)) - column
-            )
-            for place, (text, weight) in enumerate(panel.lines):
-                _text(
-                    figure,
-                    x,
-                    top - side - 0.05 - line * place,
-                    text,
-                    free * (side + gap) - gap,
-                    size=8,
-                    weight=weight,
-                )
-    # Title and legend.
-    for number, text in enumerate(title.splitlines()):
-        style = {"size": 9} if number else {"size": 11, "weight": "bold"}
-        _text(figure, left - names, height - 0.08 - 0.2 * number, text, names + inner, **style)
-    _legend(figure, map_labels, boxes=boxes)
-    save_figure(figure, path, colors=colors, max_bytes=max_bytes)
-
-
-def _in_blocks(inches: float) -> float:
-    return math.ceil(round(inches / _BLOCK, 6)) * _BLOCK
-
-
-def _text(figure: Any, x: float, y: float, text: str, room: float, *, va: str = "top", **style: Any) -> None:
-    """Draw text from (x, y) to the right (rotated: upwards).
-
-    Lines are shortened to fit into `room`, in inches.
-    """
-    width, height = figure.get_size_inches()
-    lines = text.split("\n")
-    # parse_math is off, because an id may contain a dollar sign.
-    drawn = figure.text(x / width, y / height, text, va=va, parse_math=False, **style)
-    while max(map(len, lines)) > 1:
-        extent = drawn.get_window_extent()
-        if (extent.height if "rotation" in style else extent.width) <= room * figure.dpi:
-            break
-        longest = max(map(len, lines))
-        lines = [shorten(each, min(len(each), longest - 1)) for each in lines]
-        drawn.set_text("\n".join(lines))
-
-
-def _legend(figure: Any, map_labels: tuple[str, str, str] | None, *, boxes: bool) -> None:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    lines = [
-        Line2D([], [], color=_unit(TRUE_COLOR), linewidth=2.5, label="true"),
-        Line2D([], [], color=_unit(PREDICTED_COLOR), linewidth=2.5, linestyle=(0, (2, 1)), label="predicted"),
-    ]
-    colors = [
-        Patch(facecolor=_map_color(value), edgecolor="black", linewidth=0.5, label=label)
-        for value, label in zip((0.0, 0.5, 1.0), map_labels or (), strict=map_labels is not None)
-    ]
-    handles = [*(lines[: 1 if map_labels is None else 2] if boxes else []), *colors]
-    if not handles:
-        return
-    figure.legend(
-        handles=handles, loc="lower center", ncols=len(handles), fontsize=9, frameon=False, borderaxespad=0.2
-    )
-
-
-def shorten(text: str, length: int) -> str:
-    """Return `text` in one line of at most `length` characters. One character replaces the middle.
-
-    >>> shorten("001.Black_footed_Albatross/0001_796111.jpg", 20)
-    '001.Black_…96111.jpg'
-    """
-    text = " ".join(text.split())
-    if len(text) <= length:
-        return text
-    half = (length - 1) // 2
-    return f"{text[: length - 1 - half]}…{text[len(text) - half :]}"
-
-
-def _map_color(value: float) -> Any:
-    import matplotlib
-
-    return matplotlib.colormaps[_COLORMAP](value)
-
-
-def _unit(color: tuple[int, int, int]) -> tuple[float, float, float]:
-    return color[0] / 255, color[1] / 255, color[2] / 255
-
-
-def save_figure(figure: Any, path: Path, *, colors: int | None = None, max_bytes: int | None = None) -> None:
-    """Write a matplotlib figure atomically, without date or version, as `.png` or `.jpg`.
-
-    A PNG has a palette of `colors` colours, if given. A JPEG gets the best of several qualities with at most
-    `max_bytes`, or the lowest quality if none is small enough. Raises `UsageError` for another suffix, and if
-    the file cannot be written.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from PIL import Image
-
-    from wsolbench.system.files import atomic_path
-
-    check_picture_path(path)
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-    with atomic_path(path) as temporary:
-        if path.suffix.lower() != ".png":
-            temporary.write_bytes(_jpeg(pixels, max_bytes))
-            return
-        picture = Image.fromarray(pixels)
-        if colors is not None:
-            picture = picture.quantize(palette=picture.quantize(colors), dither=Image.Dither.FLOYDSTEINBERG)
-        picture.save(temporary, format="PNG", optimize=True)
-
-
-def _jpeg(pixels: Pixels, max_bytes: int | None) -> bytes:
-    import cv2
-
-    for quality, subsampling in _QUALITIES:
-        factor = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{subsampling}")
-        options = {"QUALITY": quality, "SAMPLING_FACTOR": factor, "OPTIMIZE": 1, "PROGRESSIVE": 1}
-        flags = [
-            number
-            for name, value in options.items()
-            for number in (getattr(cv2, f"IMWRITE_JPEG_{name}"), value)
-        ]
-        encoded: bytes = cv2.imencode(".jpg", pixels[..., ::-1], flags)[1].tobytes()
-        if max_bytes is None or len(encoded) <= max_bytes:
-            break
-    return encoded
-
-
-def check_picture_path(path: Path) -> None:
-    """Raise `UsageError` unless the name has the suffix of a PNG or JPEG file."""
-    if path.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
-        raise UsageError(f"picture {path} has another suffix; expected .png, .jpg or .jpeg")
 
 
 def drawable(boxes: Boxes, end: Literal["exclusive", "inclusive"]) -> Float[np.ndarray, "s 4"]:

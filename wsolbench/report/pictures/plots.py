@@ -18,13 +18,14 @@ from wsolbench.metrics.max_box_acc import MaxBoxAcc
 from wsolbench.protocol import DELTA, EvalProtocol
 from wsolbench.records import RunRecord
 from wsolbench.report.board.tables import run_title, sort_policies
-from wsolbench.report.pictures.overlays import save_figure, shorten
+from wsolbench.report.pictures.figure_files import save_figures
+from wsolbench.report.pictures.grid_parts import shorten
 from wsolbench.report.pictures.sheets import SHEETS, write_sheets
 from wsolbench.system.files import atomic_path, make_folder
 from wsolbench.types import Dataset, ScoreMap
 
-PICTURES = (*SHEETS, "accuracy.png", "errors.png")
-"""File names that `write_pictures` can write."""
+PICTURES = (*SHEETS, "accuracy", "errors")
+"""File names, without suffix, that `write_pictures` can write."""
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which people with a colour vision deficiency can distinguish."""
@@ -40,12 +41,13 @@ def write_pictures(
     maps_of: Callable[[list[int]], Sequence[ScoreMap]],
     *,
     count: int = 9,
+    formats: Sequence[str] = ("png",),
 ) -> list[Path]:
     """Write those of `PICTURES` that the scores allow into `folder`, and return their paths.
 
-    Other files with these names are removed. Sheets show the images with the highest and the lowest IoU, and
-    some evenly spaced over all ranks. IoU and predicted box are those of GT-known at its oracle threshold. If
-    no image has a ground-truth box, they are the pixel IoU and the region at Peak-T.
+    Other files with these names and formats are removed. Sheets show the images with the highest and the
+    lowest IoU, and some evenly spaced over all ranks. IoU and predicted box are those of GT-known at its
+    oracle threshold. If no image has a ground-truth box, they are the pixel IoU and the region at Peak-T.
 
     Args:
         folder: output folder, created if needed.
@@ -55,6 +57,7 @@ def write_pictures(
         maps_of: returns the raw maps of the true class of the images with these indices, in that order. It
             is called once.
         count: number of images on a sheet.
+        formats: some of `wsolbench.report.pictures.figure_files.FORMATS`.
 
     Raises `DataError` if scores and data set are of different images, and `UsageError` if the folder is
     read-only.
@@ -68,16 +71,20 @@ def write_pictures(
         )
     # Write what the scores allow, and remove the rest.
     make_folder(folder)
-    written = write_sheets(folder, record, scores, dataset, maps_of, count=count)
+    written = write_sheets(folder, record, scores, dataset, maps_of, count=count, formats=formats)
+
+    def named(name: str) -> list[Path]:
+        return [folder / f"{name}.{kind}" for kind in formats]
+
     if _has_boxes(scores):
-        accuracy_curve(record, scores, folder / "accuracy.png")
-        written.append(folder / "accuracy.png")
+        accuracy_curve(record, scores, named("accuracy"))
+        written += named("accuracy")
     if _error_shares(record, "oracle") is not None:
-        error_bars([(str(record.method["name"]), record)], folder / "errors.png")
-        written.append(folder / "errors.png")
-    for name in PICTURES:
-        if folder / name not in written:
-            (folder / name).unlink(missing_ok=True)
+        error_bars([(str(record.method["name"]), record)], named("errors"))
+        written += named("errors")
+    for path in (path for name in PICTURES for path in named(name)):
+        if path not in written:
+            path.unlink(missing_ok=True)
     return written
 
 
@@ -87,29 +94,27 @@ def add_pictures(
     scores: ScoreTable,
     dataset: Dataset,
     maps_of: Callable[[list[int]], Sequence[ScoreMap]],
-) -> list[Path]:
-    """Write the pictures of a run into `folder` as `write_pictures`, but keep those of another run.
+    *,
+    formats: Sequence[str] = ("png",),
+) -> tuple[Path, list[Path]]:
+    """Write the pictures of a run, as `write_pictures`, into a folder of its own below `folder`.
 
-    If `folder` has other pictures of these names, those of this run go into a subfolder named as the record.
-    The same run gives the same bytes, so a repeated run finds its own pictures. Returns the paths.
+    The folder is named as the record, DATASET/RECORD, so runs with another result never replace pictures.
+    Returns the folder and the paths of the pictures.
     """
     make_folder(folder)
+    own = folder / record.path.with_suffix("")
     with tempfile.TemporaryDirectory() as place:
-        new = {
-            path.name: path.read_bytes()
-            for path in write_pictures(Path(place), record, scores, dataset, maps_of)
-        }
-    old = {name: path.read_bytes() for name in PICTURES if (path := folder / name).is_file()}
-    if any(new.get(name) != content for name, content in old.items()):
-        folder /= record.path.stem
+        found = write_pictures(Path(place), record, scores, dataset, maps_of, formats=formats)
+        new = {path.name: path.read_bytes() for path in found}
     for name, content in new.items():
-        with atomic_path(folder / name) as temporary:
+        with atomic_path(own / name) as temporary:
             temporary.write_bytes(content)
-    return [folder / name for name in new]
+    return own, [own / name for name in new]
 
 
-def accuracy_curve(record: RunRecord, scores: ScoreTable, path: Path) -> None:
-    """Write a PNG of box accuracy over the threshold tau, with one line per IoU threshold delta.
+def accuracy_curve(record: RunRecord, scores: ScoreTable, paths: Path | Sequence[Path]) -> None:
+    """Write a plot of box accuracy over the threshold tau, with one line per IoU threshold delta.
 
     The left panel uses the protocol's rule for MaxBoxAccV2 (every region gives a box). The right panel uses
     its rule for one box per image. The thresholds of the record's policies are marked on the lines that a
@@ -205,7 +210,7 @@ def accuracy_curve(record: RunRecord, scores: ScoreTable, path: Path) -> None:
         for policy in policies
     ]
     _finish(figure, record, [*lines, *marks])
-    save_figure(figure, path)
+    save_figures(figure, paths)
 
 
 def _has_boxes(scores: ScoreTable) -> bool:
@@ -223,8 +228,10 @@ def _curves(
     return counted.curve()
 
 
-def error_bars(runs: Sequence[tuple[str, RunRecord]], path: Path, *, policy: str = "oracle") -> None:
-    """Write a PNG of the error breakdown of one or several named runs, side by side, with 95 % intervals.
+def error_bars(
+    runs: Sequence[tuple[str, RunRecord]], paths: Path | Sequence[Path], *, policy: str = "oracle"
+) -> None:
+    """Plot the error breakdown of one or several named runs, side by side, with 95 % intervals.
 
     Raises `UsageError` for a run without an error breakdown under `policy`, and if no run is given.
     """
@@ -281,7 +288,7 @@ def error_bars(runs: Sequence[tuple[str, RunRecord]], path: Path, *, policy: str
         handles if len(runs) > 1 else [],
         title=None if len(runs) == 1 else _shared_title(runs[0][1], same=same),
     )
-    save_figure(figure, path)
+    save_figures(figure, paths)
 
 
 def _shared_title(record: RunRecord, *, same: bool) -> str:

@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 
 from wsolbench.evaluation.predict import Prediction
 from wsolbench.report.pictures.overlays import drawable, overlay
+from wsolbench.report.pictures.scene import scene
 from wsolbench.system.files import atomic_path
 from wsolbench.types import Boxes, Sample, no_boxes
 
@@ -19,34 +20,16 @@ LONGEST = 640
 def prediction_overlay(found: Prediction, boxes: Boxes) -> UInt8[np.ndarray, "h w 3"]:
     """Draw the map of the best class over the image, and the boxes (m, 4) in pixels of the image.
 
-    The picture has the shape of the image, at most `LONGEST` pixels long. Outside the part that a centre crop
-    sees, the map is 0. Raises `DataError` for an image that cannot be read.
+    The picture has the shape of the image, at most `LONGEST` pixels long. The part that a centre crop does
+    not see is shown without a map. Raises `DataError` for an image that cannot be read.
     """
-    import cv2
-
     assert found.path is not None
-    # The image, and the map on the part that the protocol evaluates.
-    image = Sample(id=str(found.path), label=0, path=found.path).image()
-    scale = min(1.0, LONGEST / max(found.size))
-    width, height = (max(1, round(scale * side)) for side in found.size)
-    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    unit_map = np.zeros((height, width), dtype=np.float32)
-    left, top, right, bottom = _seen(found, (width, height))
-    frame = np.asarray(found.unit_map(), dtype=np.float32)
-    unit_map[top:bottom, left:right] = cv2.resize(
-        frame, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR
-    )
-    return overlay(image, np.clip(unit_map, 0, 1), no_boxes(), drawable(boxes * scale, "exclusive"))
-
-
-def _seen(found: Prediction, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return the part (xyxy) of a picture of this size that is in the evaluation frame."""
-    protocol = found.protocol
-    if protocol.frame != "center_crop":
-        return 0, 0, *size
-    edge = (protocol.resize_size - protocol.frame_size) / 2 / protocol.resize_size
-    left, top = (round(edge * side) for side in size)
-    return left, top, size[0] - left, size[1] - top
+    sample = Sample(id=str(found.path), label=0, path=found.path, size=found.size)
+    drawn = scene(sample, found.protocol, found.unit_map(), longest=LONGEST, least=1)
+    size = drawn.image.shape[1], drawn.image.shape[0]
+    scale = np.array(size * 2) / np.array(found.size * 2)
+    assert drawn.unit_map is not None
+    return overlay(drawn.image, drawn.unit_map, no_boxes(), drawable(boxes * scale, "exclusive"))
 
 
 def write_overlay(path: Path, found: Prediction, boxes: Boxes) -> None:

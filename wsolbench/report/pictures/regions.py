@@ -6,11 +6,12 @@ import numpy as np
 from jaxtyping import Float
 
 from wsolbench.evaluation.scores import part_distances
-from wsolbench.maps import frame_size
 from wsolbench.maps.frame import map_to_view
 from wsolbench.maps.sources import PARTS, ProposedParts
 from wsolbench.protocol import EvalProtocol
-from wsolbench.report.pictures.overlays import WHITE, Panel, draw_box, draw_disc, draw_line, frame_image, gray
+from wsolbench.report.pictures.grid import Panel
+from wsolbench.report.pictures.overlays import WHITE, draw_box, draw_disc, draw_line, gray
+from wsolbench.report.pictures.scene import photograph
 from wsolbench.types import Sample
 
 RANK_COLORS = ((230, 30, 50), (255, 150, 0), (60, 150, 255), (190, 110, 255))
@@ -26,10 +27,14 @@ def regions_panel(
     up the number is not drawn. The caption is the mean distance in percent of the ground-truth box's
     diagonal. It is empty if the image has no key points.
     """
-    # Scale from the network's input to the frame, which show the same view.
-    canvas = gray(frame_image(sample, protocol))
-    width, height = frame_size(sample.size, protocol)
-    scale = np.array([width, height]) / proposed.side
+    # From the network's input, which may be a centre crop, to the whole image.
+    canvas = gray(photograph(sample))
+    outer, start = protocol.view_of(proposed.side)
+    scale = np.array([canvas.shape[1], canvas.shape[0]]) / outer
+
+    def move(places: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        return np.asarray((places + start) * np.tile(scale, places.shape[-1] // 2))
+
     found = part_distances(sample, protocol, proposed)
     points = (
         None
@@ -41,20 +46,20 @@ def regions_panel(
         if proposed.padded[rank]:
             continue
         box = proposed.boxes[rank]
-        draw_box(canvas, box * np.tile(scale, 2), RANK_COLORS[rank], line_width)
+        draw_box(canvas, move(box), RANK_COLORS[rank], line_width)
         if found is not None and points is not None:
             draw_line(
                 canvas,
-                _centre(box) * scale,
-                points[found.nearest[rank]] * scale,
+                move(_centre(box)),
+                move(points[found.nearest[rank]]),
                 RANK_COLORS[rank],
                 line_width,
             )
-        draw_disc(canvas, _centre(box) * scale, RANK_COLORS[rank], line_width)
+        draw_disc(canvas, move(_centre(box)), RANK_COLORS[rank], line_width)
     if found is None or points is None or sample.key_points is None or not found.real.any():
         return Panel(pixels=canvas)
     for point in points[sample.key_points[:, 2] > 0]:
-        draw_disc(canvas, point * scale, WHITE, line_width)
+        draw_disc(canvas, move(point), WHITE, line_width)
     return Panel(pixels=canvas, caption=(f"{100 * found.norm[found.real].mean():.0f} % away",))
 
 

@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64, UInt8
+from jaxtyping import Float64, Int64
 
 from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.evaluation.scores import ImageScores
-from wsolbench.maps import frame_boxes, to_frame
+from wsolbench.exceptions import DataError
+from wsolbench.maps import to_frame
 from wsolbench.metrics.catalog import metric_title
 from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.metrics.peak_iou import pixel_iou
-from wsolbench.metrics.sweep import single_box_per_tau
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord
 from wsolbench.report.board.tables import run_title
-from wsolbench.report.pictures.overlays import (
-    OverlayItem,
-    drawable,
-    frame_image,
-    frame_mask,
-    overlay,
-    overlay_sheet,
-)
-from wsolbench.types import Dataset, Sample, ScoreMap, no_boxes
+from wsolbench.report.pictures.grid import MapScale, OverlayItem, Panel, overlay_sheet
+from wsolbench.report.pictures.scene import LEAST, box_scene, drawn_size, mask_scene
+from wsolbench.types import Dataset, Sample, ScoreMap
 
 SHEETS = {
-    "best.png": "Highest IoU",
-    "worst.png": "Lowest IoU",
-    "sample.png": "Evenly spaced from the lowest to the highest IoU",
+    "best": "Highest IoU",
+    "worst": "Lowest IoU",
+    "sample": "Evenly spaced from the lowest to the highest IoU",
 }
-"""File name -> title of each sheet."""
+"""File name, without suffix -> title of each sheet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +43,26 @@ class _Ranking:
     tau_index: int
     """Index into the protocol's thresholds (boxes), or the 8-bit level (masks)."""
 
+    def cut(self, protocol: EvalProtocol) -> str:
+        """Return the threshold in words: "tau 0.23" or "level 113"."""
+        return (
+            f"tau {round(protocol.taus[self.tau_index], 3):g}" if self.by_boxes else f"level {self.tau_index}"
+        )
+
+    def scale(self, protocol: EvalProtocol) -> MapScale:
+        """Return the colour bar of the sheets, with the threshold."""
+        text = self.cut(protocol)
+        if not self.by_boxes:
+            return MapScale(marks=((self.tau_index / 255, text),))
+        return tau_scale(protocol, protocol.taus[self.tau_index], text)
+
     def sheets(self, count: int) -> dict[str, list[int]]:
         ordered = self.indices.tolist()
         best, worst = best_and_worst(self.indices, self.iou, count)
         return {
-            "best.png": best,
-            "worst.png": worst,
-            "sample.png": [ordered[place] for place in spread(len(ordered), count)],
+            "best": best,
+            "worst": worst,
+            "sample": [ordered[place] for place in spread(len(ordered), count)],
         }
 
 
@@ -67,10 +74,12 @@ def write_sheets(
     maps_of: Callable[[list[int]], Sequence[ScoreMap]],
     *,
     count: int,
+    formats: Sequence[str] = ("png",),
 ) -> list[Path]:
-    """Write `SHEETS` into `folder`, or nothing if no image has a ground-truth box or mask.
+    """Write `SHEETS` into `folder` in each of `formats`.
 
-    See `wsolbench.report.pictures.plots.write_pictures`.
+    Nothing is written if no image has a ground-truth box or mask. See
+    `wsolbench.report.pictures.plots.write_pictures`.
     """
     ranking = _by_boxes(record, scores) or _by_masks(record, scores)
     if ranking is None:
@@ -92,11 +101,30 @@ def write_sheets(
         for row, (index, raw_map) in enumerate(zip(indices, maps_of(indices), strict=True))
     }
     # Write the sheets.
+    written = []
     for name, chosen in sheets.items():
+        paths = [folder / f"{name}.{kind}" for kind in formats]
         overlay_sheet(
-            [items[index] for index in chosen], folder / name, f"{SHEETS[name]}\n{run_title(record)}"
+            [items[index] for index in chosen],
+            paths,
+            f"{SHEETS[name]}\n{run_title(record)}",
+            scale=ranking.scale(record.map_protocol),
         )
-    return [folder / name for name in sheets]
+        written += paths
+    return written
+
+
+def tau_scale(protocol: EvalProtocol, tau: float, text: str, **scale: Any) -> MapScale:
+    """Return a colour bar with the threshold tau, or a note where it differs between images.
+
+    A map that is normalised before it is resized can end below 1, and tau may be a fraction of the map's
+    maximum or of a percentile.
+    """
+    if protocol.threshold_basis == "percentile":
+        return MapScale(note=f"{text} of each map's {protocol.percentile:g}th percentile", **scale)
+    if protocol.threshold_basis == "max" and protocol.order != "resize_then_normalize":
+        return MapScale(marks=((tau, text),), note="tau is a fraction of the map's maximum", **scale)
+    return MapScale(marks=((tau, text),), **scale)
 
 
 def _by_boxes(record: RunRecord, scores: ScoreTable) -> _Ranking | None:
@@ -149,53 +177,31 @@ def _item(
     """Draw one image of a sheet. `scores` are the scores of this image."""
     protocol = record.map_protocol
     unit_map = to_frame(raw_map, sample.size, protocol, what=f"map of {sample.id!r}")
-    image = frame_image(sample, protocol)
+    # Caption: image, IoU at the threshold, classes, range of the map.
     top1_right = bool(scores.ranked[0, 0] == sample.label) if scores.ranked.shape[1] else None
-    measure = f"IoU {iou:.2f}" if ranking.by_boxes else f"pixel IoU {iou:.2f}"
+    measure = f"{'' if ranking.by_boxes else 'pixel '}IoU {iou:.2f} at {ranking.cut(protocol)}"
+    if ranking.by_boxes:
+        code = "cls" if top1_right is False else ERROR_NAMES[scores.error_codes[0, ranking.tau_index]]
+        measure += f" · {metric_title(f'error_{code}')}"
     classes = _class_caption(sample, scores, class_names, top1_right)
-    if not ranking.by_boxes:
-        drawn = mask_overlay(image, sample, unit_map, protocol, ranking.tau_index)
-        return OverlayItem(image=image, overlay=drawn, caption=(sample.id, measure, *classes))
-    code = "cls" if top1_right is False else ERROR_NAMES[scores.error_codes[0, ranking.tau_index]]
-    drawn = box_overlay(image, sample, unit_map, protocol, protocol.taus[ranking.tau_index])
-    return OverlayItem(
-        image=image,
-        overlay=drawn,
-        caption=(sample.id, f"{measure} · {metric_title(f'error_{code}')}", *classes),
-    )
+    values = f"map {raw_map.min():.3g} to {raw_map.max():.3g}"
+    caption = (sample.id, measure, *classes, values)
+    # Pictures.
+    try:
+        if ranking.by_boxes:
+            found = box_scene(sample, protocol, unit_map, protocol.taus[ranking.tau_index])
+        else:
+            found = mask_scene(sample, protocol, unit_map, ranking.tau_index)
+    except DataError:
+        blank = unreadable(sample.size)
+        return OverlayItem(image=blank, overlay=blank, caption=(*caption, "image cannot be read"))
+    return OverlayItem(image=found.photograph(), overlay=found.panel(), caption=caption)
 
 
-def box_overlay(
-    image: UInt8[np.ndarray, "h w 3"],
-    sample: Sample,
-    unit_map: Float[np.ndarray, "h w"],
-    protocol: EvalProtocol,
-    tau: float,
-    **style: Any,
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Draw the map over its image, with ground-truth boxes and the protocol's single box at threshold `tau`.
-
-    `style` is strength and line width, see `wsolbench.report.pictures.overlays.overlay`.
-    """
-    predicted = single_box_per_tau(unit_map, replace(protocol, taus=(tau,)))
-    true_boxes = drawable(frame_boxes(sample.boxes, sample.size, protocol, check_unit=False), protocol.gt_end)
-    return overlay(image, unit_map, true_boxes, drawable(predicted, protocol.box_end), **style)
-
-
-def mask_overlay(
-    image: UInt8[np.ndarray, "h w 3"],
-    sample: Sample,
-    unit_map: Float[np.ndarray, "h w"],
-    protocol: EvalProtocol,
-    level: int,
-    **style: Any,
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Draw the map over its image, with outlines of the ground-truth mask and of the region above a level."""
-    selected = (unit_map * np.float64(255)).astype(np.uint8) >= level
-    true_mask = frame_mask(sample, protocol)
-    return overlay(
-        image, unit_map, no_boxes(), no_boxes(), true_mask=true_mask, predicted_mask=selected, **style
-    )
+def unreadable(size: tuple[int, int]) -> Panel:
+    """Return a grey panel in the shape of an image of `size` = (width, height) that cannot be read."""
+    width, height = drawn_size(size, longest=LEAST)
+    return Panel(pixels=np.full((height, width, 3), 128, dtype=np.uint8))
 
 
 def _class_caption(
