@@ -66,6 +66,7 @@ from reference_models.training.steps import (
     scaler_for,
     take_step,
 )
+from reference_models.training.watch import epoch_line, localize_val, started_logs
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import Numerics, TrainRequest
 from wsolbench.methods.numerics import COMPILE
@@ -123,7 +124,8 @@ def fit(method: type[Model], request: TrainRequest) -> Path:
 
     - `last.safetensors`, and with a validation split `best.safetensors` (highest accuracy there, the earliest
       of equals), each with a `.json` that describes it;
-    - `log.csv`: for each epoch the loss terms, learning rate, accuracy, images per second;
+    - `log.csv`: for each epoch the loss terms, learning rate, accuracy, GT-known on the validation split if
+      it is measured, images per second;
     - `state.pt` while the run is unfinished.
 
     Raises `UsageError` if the folder holds another run, on invalid options, and if the loss is no longer
@@ -187,9 +189,12 @@ def _run_epochs(
         )
     )
     run.images = images
-    with track(
-        description=f"training {run.model.method_name}", total=images * epochs, done=images * run.epoch
-    ) as bar:
+    with (
+        track(
+            description=f"training {run.model.method_name}", total=images * epochs, done=images * run.epoch
+        ) as bar,
+        started_logs(request, run.facts, run.epoch, here),
+    ):
         while run.epoch < epochs:
             # Train and validate one epoch.
             start = time.perf_counter()
@@ -207,6 +212,7 @@ def _run_epochs(
                     "epoch": run.epoch,
                     **row,
                     "val_accuracy": accuracy,
+                    **_localization(run, request),
                     "images_per_second": images / seconds,
                     "seconds": seconds,
                 }
@@ -214,6 +220,9 @@ def _run_epochs(
             # The first process writes the files.
             if not here.is_first:
                 continue
+            bar.print_line(epoch_line(run.history[-1], epochs))
+            for log in request.logs:
+                log.write(run.history[-1])
             if accuracy is not None and (best is None or accuracy > best):
                 _save(run, request.out / BEST)
             states.save(
@@ -345,6 +354,18 @@ def _accuracy(run: Run, reader: ImageReader, val: Dataset) -> float | None:
         right += (logits.argmax(dim=1) == arrays["labels"]).sum()
     counts, classify = zip(*gathered((int(right), classifies)), strict=True)
     return sum(counts) / len(val) if all(classify) else None
+
+
+def _localization(run: Run, request: TrainRequest) -> dict[str, float]:
+    """Return GT-known on the validation split for the log, if it is due after the epoch just completed.
+
+    Only the first process measures it.
+    """
+    every, last = request.val_loc_every, run.epoch == run.recipe.epochs
+    if request.val is None or not every or not run.here.is_first or not (last or run.epoch % every == 0):
+        return {}
+    size = 2 * run.recipe.batch_size
+    return localize_val(run.model, request.val, run.device, run.numerics, size, request.workers)
 
 
 # --- metadata, start and checkpoint of a run ----------------------------------------------------------------

@@ -39,6 +39,9 @@ def fit_statistics(method: type[Model], request: TrainRequest) -> Path:
             f"method {method.method_name!r} is not trained by gradients and takes no {' and '.join(given)}; "
             "leave it out"
         )
+    if request.val_loc_every or request.logs:
+        name = "val-loc-every" if request.val_loc_every else "log"
+        raise UsageError(f"method {method.method_name!r} has no epochs and takes no --{name}; leave it out")
     check_split(request.train)
     # Fill the buffers and save them.
     facts, numerics = _facts(method, request), request.numerics.for_evaluation()

@@ -92,6 +92,9 @@ _ELSEWHERE = (
     "save-boxes",
     "pictures",
     "resamples",
+    "log",
+    "val-loc-every",
+    "full",
     *(_KERNELS := ("compile", "deterministic", "no-deterministic")),
 )
 """Options of a command that do not tell jobs apart."""
@@ -103,6 +106,7 @@ _FLAGS = (
     "carve-val",
     "no-transfer",
     "transfer",
+    "full",
     *_KERNELS,
 )
 _TRAINED = "@"
