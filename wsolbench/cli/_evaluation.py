@@ -146,7 +146,7 @@ def write_evaluation(
 
 
 _ONLY_IN_FULL = ("outcomes ", "time ")
-"""First words of lines that are left out below the short table: their content is next to, or in, the record."""
+"""First words of lines that are left out below the short table. What they say is with the record."""
 
 
 @contextlib.contextmanager

@@ -26,9 +26,9 @@ from wsolbench.types import Dataset, ScoreMap
 PICTURES = (*SHEETS, "accuracy.png", "errors.png")
 """File names that `write_pictures` can write."""
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which people with a colour vision deficiency can distinguish."""
-_LINES: tuple[Any, ...] = ("-", "--", "-.", ":")
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":")
 _MARKERS = {"oracle": "o", "fixed": "^", "transfer": "D"}
 
 
@@ -152,8 +152,8 @@ def accuracy_curve(record: RunRecord, scores: ScoreTable, path: Path) -> None:
             axes.plot(
                 protocol.taus,
                 100 * curve,
-                color=_pick(_COLORS, style),
-                linestyle=_pick(_LINES, style),
+                color=_pick(COLORS, style),
+                linestyle=_pick(LINES, style),
                 linewidth=1.8,
             )
         read_at = protocol.deltas if name == "max_box_acc_v2" else (DELTA,)
@@ -161,7 +161,7 @@ def accuracy_curve(record: RunRecord, scores: ScoreTable, path: Path) -> None:
             metric = record.metric(name, policy)
             for delta, tau in zip(read_at, metric.tau or () if metric else (), strict=False):
                 height = np.interp(tau, protocol.taus, curves[drawn.index(delta)])
-                color = _pick(_COLORS, deltas.index(delta))
+                color = _pick(COLORS, deltas.index(delta))
                 axes.plot(
                     tau,
                     100 * height,
@@ -184,8 +184,8 @@ def accuracy_curve(record: RunRecord, scores: ScoreTable, path: Path) -> None:
         Line2D(
             [],
             [],
-            color=_pick(_COLORS, i),
-            linestyle=_pick(_LINES, i),
+            color=_pick(COLORS, i),
+            linestyle=_pick(LINES, i),
             linewidth=1.8,
             label=f"IoU {test} {delta:g}",
         )
@@ -248,7 +248,7 @@ def error_bars(runs: Sequence[tuple[str, RunRecord]], path: Path, *, policy: str
             )
         places = np.arange(len(ERROR_NAMES)) + width * (number - (len(runs) - 1) / 2)
         values, low, high = 100 * shares
-        axes.bar(places, values, 0.92 * width, color=_pick(_COLORS, number), edgecolor="black", linewidth=0.6)
+        axes.bar(places, values, 0.92 * width, color=_pick(COLORS, number), edgecolor="black", linewidth=0.6)
         spans = np.stack([np.maximum(values - low, 0), np.maximum(high - values, 0)])
         axes.errorbar(places, values, spans, fmt="none", ecolor="black", elinewidth=1.2, capsize=3)
         for place, value, top in zip(places, values, high, strict=True):
@@ -268,7 +268,7 @@ def error_bars(runs: Sequence[tuple[str, RunRecord]], path: Path, *, policy: str
     axes.set_axisbelow(True)
     axes.grid(axis="y", alpha=0.3)
     handles = [
-        Patch(facecolor=_pick(_COLORS, number), edgecolor="black", label=shorten(name, 40))
+        Patch(facecolor=_pick(COLORS, number), edgecolor="black", label=shorten(name, 40))
         for number, (name, _) in enumerate(runs)
     ]
     same = all(
