@@ -26,9 +26,9 @@ from wsolbench.cli.groups import GroupedCommand, option
 def command(runs: tuple[Path, ...], out: Path) -> None:
     """Plot loss, learning rate and validation metrics of RUNS over epochs.
 
-    RUNS are run folders with a log.csv, or folders of them. One run prints a table of its epochs, several runs
-    print one line each: last values, and the best ones with their epoch. A run in progress shows its finished
-    epochs.
+    RUNS are run folders with a log.csv, or folders of them. One run prints a table of its epochs. Several
+    runs print one line each: last values, and the best ones with their epoch. A run in progress shows its
+    finished epochs.
     """
     from wsolbench.records.training_log import find_logs, read_log
     from wsolbench.report.pictures.curves import check_curves_path, draw_curves, epochs_table, runs_table
