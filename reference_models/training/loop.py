@@ -44,6 +44,7 @@ from reference_models.training.parallel import (
 )
 from reference_models.training.request import (
     apply_request,
+    check_split,
     dataset_metadata,
     recipe_metadata,
     request_metadata,
@@ -67,7 +68,7 @@ from reference_models.training.steps import (
     take_step,
 )
 from reference_models.training.watch import epoch_line, localize_val, started_logs
-from wsolbench.exceptions import DataError, UsageError
+from wsolbench.exceptions import UsageError
 from wsolbench.methods import Numerics, TrainRequest
 from wsolbench.methods.numerics import COMPILE
 from wsolbench.methods.transfers import uploaded
@@ -212,7 +213,7 @@ def _run_epochs(
                     "epoch": run.epoch,
                     **row,
                     "val_accuracy": accuracy,
-                    **_localization(run, request),
+                    **localize_val(request, run.epoch, run.model, run.recipe, run.device, run.numerics, here),
                     "images_per_second": images / seconds,
                     "seconds": seconds,
                 }
@@ -356,18 +357,6 @@ def _accuracy(run: Run, reader: ImageReader, val: Dataset) -> float | None:
     return sum(counts) / len(val) if all(classify) else None
 
 
-def _localization(run: Run, request: TrainRequest) -> dict[str, float]:
-    """Return GT-known on the validation split for the log, if it is due after the epoch just completed.
-
-    Only the first process measures it.
-    """
-    every, last = request.val_loc_every, run.epoch == run.recipe.epochs
-    if request.val is None or not every or not run.here.is_first or not (last or run.epoch % every == 0):
-        return {}
-    size = 2 * run.recipe.batch_size
-    return localize_val(run.model, request.val, run.device, run.numerics, size, request.workers)
-
-
 # --- metadata, start and checkpoint of a run ----------------------------------------------------------------
 
 
@@ -493,24 +482,3 @@ def build_optimizer(objective: Objective) -> torch.optim.Optimizer:
     recipe = objective.recipe
     groups = [{**group, "lr": recipe.lr * group["factor"]} for group in objective.groups]
     return make_optimizer(groups, recipe, nesterov=True)
-
-
-# --- small checks -------------------------------------------------------------------------------------------
-
-
-def check_split(dataset: Dataset, train: Dataset | None = None) -> None:
-    """Raise `DataError` on an empty split, on invalid labels, and on classes that differ from `train`."""
-    if len(dataset) == 0:
-        raise DataError(f"{dataset.name} {dataset.split} has no images")
-    names = (train or dataset).class_names
-    if dataset.class_names != names:
-        raise DataError(
-            f"{dataset.name} {dataset.split} has other classes ({len(dataset.class_names)}) than the "
-            f"training split ({len(names)})"
-        )
-    for sample in dataset.samples:
-        if not 0 <= sample.label < len(names):
-            raise DataError(
-                f"image {sample.id!r} of {dataset.name} {dataset.split} has label {sample.label}, expected "
-                f"0 to {len(names) - 1}"
-            )

@@ -13,9 +13,9 @@ import torch
 
 from reference_models.core.model import Model
 from reference_models.training.checkpoint import save_checkpoint
-from reference_models.training.loop import check_split, new_model
+from reference_models.training.loop import new_model
 from reference_models.training.passes import BATCH_SIZE, Passes
-from reference_models.training.request import dataset_metadata, request_metadata
+from reference_models.training.request import check_split, dataset_metadata, request_metadata
 from reference_models.training.run_folder import LAST, run_metadata, training_run
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import TrainRequest

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from reference_models.core.model import Model
+from reference_models.core.recipes import Recipe
 from wsolbench.evaluation.evaluate import evaluate
 from wsolbench.evaluation.request import RunOptions
 from wsolbench.maps.sources import ModelSource, fitting_batch
 from wsolbench.methods import Numerics, TrainRequest
 from wsolbench.protocol import EvalProtocol
 from wsolbench.system.distributed import World
-from wsolbench.types import Dataset
 
 PROTOCOL = "wsoleval"
 """Protocol of GT-known on the validation split."""
@@ -39,24 +39,35 @@ def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
 
 
 def localize_val(
-    model: Model, val: Dataset, device: torch.device, numerics: Numerics, batch_size: int, workers: int
+    request: TrainRequest,
+    epoch: int,
+    model: Model,
+    recipe: Recipe,
+    device: torch.device,
+    numerics: Numerics,
+    here: World,
 ) -> dict[str, float]:
     """Return GT-known on the validation split at its best threshold, and the threshold, by column of the log.
 
-    This is an evaluation as `wsolbench.evaluate` does it. It leaves weights and random state as they were,
-    and the model in eval mode.
+    Empty unless it is due after `epoch`, and in all processes except the first. This is an evaluation as
+    `wsolbench.evaluate` does it. It leaves weights and random state as they were, and the model in eval mode.
     """
+    every = request.val_loc_every
+    is_due = every > 0 and (epoch % every == 0 or epoch == recipe.epochs)
+    if request.val is None or not is_due or not here.is_first:
+        return {}
+    size = fitting_batch(2 * recipe.batch_size, request.val)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        source: Any = ModelSource(
+        source = ModelSource(
             model,  # type: ignore[arg-type]  # every method that is trained is a `Localizer`
             EvalProtocol.preset(PROTOCOL),
             num_classes=model.num_classes,
             device=str(device),
-            batch_size=fitting_batch(batch_size, val),
+            batch_size=size,
             numerics=replace(numerics, compile=False),  # the model is compiled already
         )
-        options = RunOptions(batch_size=source.batch_size, workers=workers, resamples=RESAMPLES)
-        found = evaluate(val, source, PROTOCOL, options=options, progress=False).metrics["gt_known"]
+        options = RunOptions(batch_size=size, workers=request.workers, resamples=RESAMPLES)
+        found = evaluate(request.val, source, PROTOCOL, options=options, progress=False).metrics["gt_known"]
     assert found.value is not None  # the request has checked that there are boxes
     assert found.tau is not None
     return {"val_gt_known": found.value, "val_tau": found.tau[0]}

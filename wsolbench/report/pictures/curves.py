@@ -34,6 +34,7 @@ def draw_curves(runs: Sequence[TrainingCurves], path: Path) -> None:
     or PDF file, and if the file cannot be written.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     check_curves_path(path)
     shown = [name for name in TITLES if any(run.points(name)[0] for run in runs)]
@@ -43,7 +44,7 @@ def draw_curves(runs: Sequence[TrainingCurves], path: Path) -> None:
     below = 0.22 * len(runs) + 0.3
     height = 2.9 * rows + below
     figure: Any = Figure(figsize=(10.0, height), dpi=100)
-    panels = list(figure.subplots(rows, 2, squeeze=False).flat)
+    panels = list(figure.subplots(rows, 2, sharex=True, squeeze=False).flat)
     for panel, name in zip(panels, shown, strict=False):
         for place, run in enumerate(runs):
             panel.plot(
@@ -55,6 +56,8 @@ def draw_curves(runs: Sequence[TrainingCurves], path: Path) -> None:
             )
         panel.set_title(TITLES[name], fontsize=10)
         panel.set_xlabel("epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.tick_params(labelbottom=True)
         panel.grid(alpha=0.3)
     for panel in panels[len(shown) :]:
         panel.set_axis_off()
@@ -86,7 +89,8 @@ def runs_table(runs: Sequence[TrainingCurves]) -> str:
     """Return one line per run: its epochs, last loss, last and best validation metrics, and time."""
     metrics = [name for name in ("val_accuracy", "val_gt_known") if any(run.points(name)[0] for run in runs)]
     heads = ["run", "epochs", "loss"]
-    heads += [f"{TITLES[name]}{end}" for name in metrics for end in ("", " (best, epoch)")]
+    for name in metrics:
+        heads += [TITLES[name], "best (epoch)"]
     rows = [[*heads, "time, s"]]
     for run, title in zip(runs, run_names(runs), strict=True):
         cells = [one_line(title), str(run.epochs[-1]), _last("train_loss", run)]
