@@ -39,6 +39,7 @@ from reference_models.training.run_folder import (
     write_log,
 )
 from reference_models.training.steps import check_finite, make_optimizer, mix_seeds, scaler_for, take_step
+from reference_models.training.watch import epoch_line
 from wsolbench.datasets.subsets import limit_dataset
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import DetectorRequest, Numerics
@@ -129,6 +130,7 @@ def _train(run: Run, request: DetectorRequest) -> None:
     ):
         while run.step < steps:
             _epoch(run, reader, request, steps, bar, states)
+            bar.print_line(epoch_line(run.history[-1], epochs))
             run.seconds, run.sums = 0.0, {}
             write = partial(write_log, list(run.history), request.out / LOG)
             states.save(run, run.progress, request.out / STATE, write)

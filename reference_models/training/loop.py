@@ -44,6 +44,7 @@ from reference_models.training.parallel import (
 )
 from reference_models.training.request import (
     apply_request,
+    check_split,
     dataset_metadata,
     recipe_metadata,
     request_metadata,
@@ -66,7 +67,8 @@ from reference_models.training.steps import (
     scaler_for,
     take_step,
 )
-from wsolbench.exceptions import DataError, UsageError
+from reference_models.training.watch import epoch_line, localize_val, started_logs
+from wsolbench.exceptions import UsageError
 from wsolbench.methods import Numerics, TrainRequest
 from wsolbench.methods.numerics import COMPILE
 from wsolbench.methods.transfers import uploaded
@@ -123,7 +125,8 @@ def fit(method: type[Model], request: TrainRequest) -> Path:
 
     - `last.safetensors`, and with a validation split `best.safetensors` (highest accuracy there, the earliest
       of equals), each with a `.json` that describes it;
-    - `log.csv`: for each epoch the loss terms, learning rate, accuracy, images per second;
+    - `log.csv`: for each epoch the loss terms, learning rate, accuracy, GT-known on the validation split if
+      it is measured, images per second;
     - `state.pt` while the run is unfinished.
 
     Raises `UsageError` if the folder holds another run, on invalid options, and if the loss is no longer
@@ -187,9 +190,12 @@ def _run_epochs(
         )
     )
     run.images = images
-    with track(
-        description=f"training {run.model.method_name}", total=images * epochs, done=images * run.epoch
-    ) as bar:
+    with (
+        track(
+            description=f"training {run.model.method_name}", total=images * epochs, done=images * run.epoch
+        ) as bar,
+        started_logs(request, run.facts, run.epoch, here),
+    ):
         while run.epoch < epochs:
             # Train and validate one epoch.
             start = time.perf_counter()
@@ -207,6 +213,7 @@ def _run_epochs(
                     "epoch": run.epoch,
                     **row,
                     "val_accuracy": accuracy,
+                    **localize_val(request, run.epoch, run.model, run.recipe, run.device, run.numerics, here),
                     "images_per_second": images / seconds,
                     "seconds": seconds,
                 }
@@ -214,6 +221,9 @@ def _run_epochs(
             # The first process writes the files.
             if not here.is_first:
                 continue
+            bar.print_line(epoch_line(run.history[-1], epochs))
+            for log in request.logs:
+                log.write(run.history[-1])
             if accuracy is not None and (best is None or accuracy > best):
                 _save(run, request.out / BEST)
             states.save(
@@ -472,24 +482,3 @@ def build_optimizer(objective: Objective) -> torch.optim.Optimizer:
     recipe = objective.recipe
     groups = [{**group, "lr": recipe.lr * group["factor"]} for group in objective.groups]
     return make_optimizer(groups, recipe, nesterov=True)
-
-
-# --- small checks -------------------------------------------------------------------------------------------
-
-
-def check_split(dataset: Dataset, train: Dataset | None = None) -> None:
-    """Raise `DataError` on an empty split, on invalid labels, and on classes that differ from `train`."""
-    if len(dataset) == 0:
-        raise DataError(f"{dataset.name} {dataset.split} has no images")
-    names = (train or dataset).class_names
-    if dataset.class_names != names:
-        raise DataError(
-            f"{dataset.name} {dataset.split} has other classes ({len(dataset.class_names)}) than the "
-            f"training split ({len(names)})"
-        )
-    for sample in dataset.samples:
-        if not 0 <= sample.label < len(names):
-            raise DataError(
-                f"image {sample.id!r} of {dataset.name} {dataset.split} has label {sample.label}, expected "
-                f"0 to {len(names) - 1}"
-            )

@@ -1,4 +1,4 @@
-"""From a training request to its recipe and to the metadata that identifies the run."""
+"""From a training request to its recipe and to the metadata that identifies the run; checks of its splits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from reference_models.core.recipes import LATER_FIELDS, Recipe
 from reference_models.core.weights import IMAGENET, NONE
 from reference_models.training.detector_model import DetectorModel
 from wsolbench.datasets.coco import InstanceDataset
+from wsolbench.exceptions import DataError
 from wsolbench.methods import DetectorRequest, TrainRequest
 from wsolbench.system.files import sha256_of_file
 from wsolbench.system.json_values import tuples_to_lists
@@ -84,3 +85,21 @@ def describe_weights(weights: str) -> str:
     if weights not in (IMAGENET, NONE) and Path(weights).is_file():
         return f"{Path(weights).name} {sha256_of_file(Path(weights))}"
     return weights
+
+
+def check_split(dataset: Dataset, train: Dataset | None = None) -> None:
+    """Raise `DataError` on an empty split, on invalid labels, and on classes that differ from `train`."""
+    if len(dataset) == 0:
+        raise DataError(f"{dataset.name} {dataset.split} has no images")
+    names = (train or dataset).class_names
+    if dataset.class_names != names:
+        raise DataError(
+            f"{dataset.name} {dataset.split} has other classes ({len(dataset.class_names)}) than the "
+            f"training split ({len(names)})"
+        )
+    for sample in dataset.samples:
+        if not 0 <= sample.label < len(names):
+            raise DataError(
+                f"image {sample.id!r} of {dataset.name} {dataset.split} has label {sample.label}, expected "
+                f"0 to {len(names) - 1}"
+            )

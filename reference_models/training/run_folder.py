@@ -75,7 +75,8 @@ def check_same_run(there: dict[str, Any], asked: dict[str, Any], path: Path) -> 
 def write_log(history: list[dict[str, Any]], path: Path) -> None:
     """Write the log as CSV, one row per epoch: number, loss and its terms, rate, accuracy, speed."""
     names = {name: None for row in history for name in row}
-    first, last = ["epoch", "train_loss"], ["lr", "val_accuracy", "images_per_second", "seconds"]
+    first = ["epoch", "train_loss"]
+    last = ["lr", "val_accuracy", "val_gt_known", "val_tau", "images_per_second", "seconds"]
     columns = [
         *first,
         *(name for name in names if name not in {*first, *last}),

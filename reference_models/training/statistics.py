@@ -13,9 +13,9 @@ import torch
 
 from reference_models.core.model import Model
 from reference_models.training.checkpoint import save_checkpoint
-from reference_models.training.loop import check_split, new_model
+from reference_models.training.loop import new_model
 from reference_models.training.passes import BATCH_SIZE, Passes
-from reference_models.training.request import dataset_metadata, request_metadata
+from reference_models.training.request import check_split, dataset_metadata, request_metadata
 from reference_models.training.run_folder import LAST, run_metadata, training_run
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import TrainRequest
@@ -39,6 +39,9 @@ def fit_statistics(method: type[Model], request: TrainRequest) -> Path:
             f"method {method.method_name!r} is not trained by gradients and takes no {' and '.join(given)}; "
             "leave it out"
         )
+    if request.val_loc_every or request.logs:
+        name = "val-loc-every" if request.val_loc_every else "log"
+        raise UsageError(f"method {method.method_name!r} has no epochs and takes no --{name}; leave it out")
     check_split(request.train)
     # Fill the buffers and save them.
     facts, numerics = _facts(method, request), request.numerics.for_evaluation()

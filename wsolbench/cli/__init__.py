@@ -17,6 +17,7 @@ from wsolbench.system.memory import keep_freed_memory
 
 _COMMANDS = {
     "train": "Train a method.",
+    "curves": "Plot the training logs of runs.",
     "eval": "Evaluate a method on a data set: table, record, pictures.",
     "score": "Score a folder of maps from any program.",
     "predict": "Predict labels and boxes of images without annotations.",

@@ -94,7 +94,7 @@ def _write_and_print(
         ]
 
     lines: list[str] = []
-    with _print_at_the_end(evaluation, lines):
+    with _print_at_the_end(evaluation, lines, full=scoring.prints_all):
         write_evaluation(
             evaluation,
             scoring.out,
@@ -132,10 +132,10 @@ def _write_and_print(
         lines.append(f"time     {time.perf_counter() - started:.1f} s")
 
 
-def report_evaluation(evaluation: Evaluation, out: Path, **saved: bool) -> None:
-    """Write the record and, if requested, scores and outcomes. Then print the table and their paths."""
+def report_evaluation(evaluation: Evaluation, out: Path, *, full: bool, **saved: bool) -> None:
+    """Write the record and, if requested, scores and outcomes. Then print a table and their paths."""
     lines: list[str] = []
-    with _print_at_the_end(evaluation, lines):
+    with _print_at_the_end(evaluation, lines, full=full):
         write_evaluation(evaluation, out, lines, **saved)
 
 
@@ -157,16 +157,28 @@ def write_evaluation(
     lines.append(f"record   {path}")
 
 
+_ONLY_IN_FULL = ("outcomes ", "time ")
+"""First words of lines that are left out below the short table. What they say is with the record."""
+
+
 @contextlib.contextmanager
-def _print_at_the_end(evaluation: Evaluation, lines: list[str]) -> Iterator[None]:
-    """Print the table and `lines` after the block, even if the block fails."""
+def _print_at_the_end(evaluation: Evaluation, lines: list[str], *, full: bool) -> Iterator[None]:
+    """Print a table and `lines` after the block, even if the block fails.
+
+    It is the table of all metrics with `full`, and otherwise the short one.
+    """
     from rich.console import Console
 
+    from wsolbench.evaluation.short_table import short_table
     from wsolbench.report.board.tables import metrics_table
 
     try:
         yield
     finally:
-        Console(soft_wrap=True).print(metrics_table(evaluation.record))
+        if full:
+            Console(soft_wrap=True).print(metrics_table(evaluation.record))
+        else:
+            click.echo(short_table(evaluation.record))
         for line in lines:
-            click.echo(line)
+            if full or not line.startswith(_ONLY_IN_FULL):
+                click.echo(line)

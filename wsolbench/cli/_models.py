@@ -209,6 +209,7 @@ def name_runs(data: DataOptions) -> str:
 def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
     """Fit the method, as `train` and `eval --train` do, and return the last checkpoint."""
     from wsolbench.exceptions import UsageError
+    from wsolbench.integrations.training_logs import open_logs
     from wsolbench.methods import TrainRequest, check_backbone, load_method
     from wsolbench.methods.contracts import refuse_given_twice
 
@@ -237,6 +238,8 @@ def train(data: DataOptions, out: Path | None, **model: Any) -> Path:
         cache=model["cache"],
         settings=settings,
         numerics=model["numerics"],
+        val_loc_every=model["val_loc_every"],
+        logs=open_logs(model["log"]),
     )
     checkpoint = method.fit(request)
     if world().is_first:

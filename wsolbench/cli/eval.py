@@ -197,6 +197,11 @@ def _methods(model: dict[str, Any], checkpoint: Path | None, train_first: bool) 
     check_device(model["device"], model["numerics"])
     if checkpoint is not None and train_first:
         raise UsageError("--checkpoint and --train exclude each other: a checkpoint is trained already")
+    if not train_first and (model["log"] is not None or model["val_loc_every"]):
+        raise UsageError(
+            f"--{'log' if model['log'] is not None else 'val-loc-every'} has no effect without --train; add "
+            "--train, or leave it out"
+        )
     names = model["method"].split(",")
     if checkpoint is not None and len(names) > 1:
         raise UsageError(

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from wsolbench.cli.groups import GroupedCommand, option
-from wsolbench.cli.options import records_option, save_outcomes_option, save_scores_option
+from wsolbench.cli.options import full_option, records_option, save_outcomes_option, save_scores_option
 
 
 @click.command(
@@ -23,9 +23,15 @@ from wsolbench.cli.options import records_option, save_outcomes_option, save_sco
 @records_option
 @save_scores_option
 @save_outcomes_option
+@full_option
 @option("Output", "--keep", is_flag=True, help="Keep the shards after the record is written.")
 def command(
-    folders: tuple[Path, ...], out: Path, keep: bool, save_scores: bool, save_outcomes: bool | None
+    folders: tuple[Path, ...],
+    out: Path,
+    keep: bool,
+    full: bool,
+    save_scores: bool,
+    save_outcomes: bool | None,
 ) -> None:
     """Merge the shards in FOLDERS into one record per run.
 
@@ -42,6 +48,7 @@ def command(
         run.provenance["merged_by"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         evaluation = conclude(run)
         outcomes = not save_scores if save_outcomes is None else save_outcomes
-        report_evaluation(evaluation, out, save_scores=save_scores, save_outcomes=outcomes)
+        shown = full or bool(run.plan.extra_metrics)
+        report_evaluation(evaluation, out, full=shown, save_scores=save_scores, save_outcomes=outcomes)
         if not keep:
             evaluation.finish()

@@ -277,6 +277,24 @@ _model_options = _all(
 _METHOD = "Name of the method (see `wsolbench list methods`)."
 network_options = _all(option("Model", "--method", required=True, help=_METHOD), _model_options)
 
+_watch_options = _all(
+    option(
+        "Training",
+        "--log",
+        metavar="NAME,...",
+        help="Copy the training log to tensorboard, wandb or both, each an extra of the package. log.csv is "
+        "always written.",
+    ),
+    option(
+        "Training",
+        "--val-loc-every",
+        type=Number(TrainRequest, "val_loc_every"),
+        default=0,
+        show_default=True,
+        help="Measure GT-known on val every N epochs and after the last one, for the log; 0 for never.",
+    ),
+)
+
 _execution_options = _all(
     option(
         "Execution",
@@ -293,7 +311,7 @@ _execution_options = _all(
     ),
 )
 
-model_options = _all(network_options, _execution_options)
+model_options = _all(network_options, _execution_options, _watch_options)
 """Options of a command for one method."""
 
 models_options = _all(
@@ -305,6 +323,7 @@ models_options = _all(
     ),
     _model_options,
     _execution_options,
+    _watch_options,
 )
 """The same for a command that takes several methods."""
 
@@ -402,6 +421,13 @@ save_outcomes_option = option(
     show_default="--save-outcomes, without --save-scores",
     help="Store what comparisons need of each image next to the record, in a file small enough to be "
     "committed (.outcomes.npz): less than 1 MB for CUB.",
+)
+
+full_option = option(
+    "Output",
+    "--full",
+    is_flag=True,
+    help="Print the table of all metrics, as --extra-metrics does, and not only the most important ones.",
 )
 
 run_folder_option = option(

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import click
 
 from wsolbench.cli.groups import option
-from wsolbench.cli.options import records_option, save_outcomes_option, save_scores_option, together
+from wsolbench.cli.options import (
+    full_option,
+    records_option,
+    save_outcomes_option,
+    save_scores_option,
+    together,
+)
 from wsolbench.cli.settings import read_protocols
 from wsolbench.cli.values import Number
 from wsolbench.exceptions import UsageError
@@ -44,6 +50,12 @@ class ScoringOptions(Ranged):
     pictures: Path | None
     picture_format: tuple[str, ...]
     save_boxes: Path | None
+    full: bool
+
+    @property
+    def prints_all(self) -> bool:
+        """Whether the table of all metrics is printed: on request, and with metrics on request."""
+        return self.full or bool(self.extra_metrics)
 
     @property
     def with_outcomes(self) -> bool:
@@ -176,6 +188,7 @@ scoring_options = together(
     records_option,
     save_scores_option,
     save_outcomes_option,
+    full_option,
     option(
         "Execution",
         "--shard",

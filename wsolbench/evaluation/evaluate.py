@@ -75,8 +75,8 @@ def evaluate(
         protocol: how maps become boxes and are counted, or the name of a preset.
         split: split to load if `dataset` is a name.
         data_root: folder of the data if `dataset` is a name, or None for that of the environment.
-        policy: threshold policy of `Evaluation.metrics` and of the printed table: `oracle`, `transfer`, or
-            `fixed:T`. For `transfer`, the split `val` of a named data set is scored, too.
+        policy: threshold policy of `Evaluation.metrics`, and the first in the printed table: `oracle`,
+            `transfer`, or `fixed:T`. For `transfer`, the split `val` of a named data set is scored, too.
         limit: number of images to score, evenly spread, or None for all.
         fixed_tau: threshold of the policy `fixed`, or None for that of `policy`, or else of the protocol.
         transfer_from: split whose best thresholds the policy `transfer` applies.

@@ -8,12 +8,8 @@ from pathlib import Path
 
 from wsolbench.evaluation.runs import RunFolder
 from wsolbench.evaluation.score_table import SCORES, ScoreTable
-from wsolbench.metrics.catalog import metric_info
+from wsolbench.evaluation.short_table import short_table
 from wsolbench.records import MetricValue, RunRecord
-
-_SHOWN = ("gt_known", "top1_loc", "max_box_acc_v2", "pxap", "top1_cls", "top5_loc", "max_box_acc", "peak_iou")
-"""Metrics of the printed table, the most important first."""
-_ROWS = 5
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -25,7 +21,7 @@ class Evaluation:
     folders: tuple[RunFolder, ...] = ()
     """Folders with the chunks of this run."""
     policy: str = "oracle"
-    """Threshold policy of `metrics` and of the printed table. The record has all of them."""
+    """Threshold policy of `metrics`, which comes first in the printed table."""
 
     @property
     def metrics(self) -> Mapping[str, MetricValue]:
@@ -55,27 +51,7 @@ class Evaluation:
             folder.remove()
 
     def __str__(self) -> str:
-        """Return a table of the most important metrics: a title and at most five rows."""
-        data, metrics = self.record.dataset, self.metrics
-        rows = [metrics[name] for name in _SHOWN if name in metrics and metrics[name].value is not None]
-        if not rows:
-            rows = [metric for metric in metrics.values() if metric.value is not None]
-        title = (
-            f"{self.record.method['name']} on {data['name']} {data['split']}: {data['images']:,} images, "
-            f"protocol {self.record.protocol.name}, thresholds {self.policy}"
-        )
-        return "\n".join([title, *(_row(metric) for metric in rows[:_ROWS])])
+        """Return a title and at most four metrics, with the values under `policy` first."""
+        return short_table(self.record, self.policy)
 
     __repr__ = __str__
-
-
-def _row(metric: MetricValue) -> str:
-    """Format a metric: title, value, 95 % interval, threshold."""
-    info = metric_info(metric.name)
-    value, low, high = (
-        "-" if number is None else f"{number * info.scale:.{info.decimals}f}"
-        for number in (metric.value, metric.low, metric.high)
-    )
-    unit = "%" if info.unit == "fraction" else " "
-    taus = "" if metric.tau is None else "  tau " + ", ".join(f"{tau:g}" for tau in metric.tau)
-    return f"  {info.title:<14}{value:>6} {unit}  [{low}, {high}]{taus}"

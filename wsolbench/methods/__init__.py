@@ -10,6 +10,7 @@ from wsolbench.methods.contracts import (
     ObjectDetector,
     PointCorrelator,
     PostProcessor,
+    TrainingLog,
     TrainRequest,
 )
 from wsolbench.methods.numerics import Numerics
@@ -54,6 +55,7 @@ __all__ = [
     "PostProcessor",
     "Supervision",
     "TrainRequest",
+    "TrainingLog",
     "check_backbone",
     "list_backbones",
     "list_detectors",

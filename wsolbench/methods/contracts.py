@@ -17,6 +17,7 @@ from wsolbench.methods.numerics import Numerics
 from wsolbench.ranges import (
     BatchSize,
     Count,
+    CountOrZero,
     Epochs,
     Gibibytes,
     ImageSide,
@@ -121,9 +122,27 @@ def refuse_given_twice(options: Mapping[str, Any], settings: Mapping[str, str]) 
             )
 
 
+@runtime_checkable
+class TrainingLog(Protocol):
+    """A copy of the training log for another program. It does not affect the training."""
+
+    def start(self, folder: Path, settings: Mapping[str, Any], done: int) -> None:
+        """Begin, before the first epoch of this process.
+
+        `folder` is the run folder. `settings` is what the weights depend on, JSON values only. `done` is the
+        number of epochs that an interrupted run has finished.
+        """
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add an epoch: the columns of `log.csv` by name. A number that the epoch does not have is None."""
+
+    def finish(self) -> None:
+        """End, also if the training failed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest(Ranged):
-    """Everything a training run depends on.
+    """Everything a training run depends on, and how it is watched.
 
     None means the default of the method's recipe for this backbone.
     """
@@ -148,10 +167,20 @@ class TrainRequest(Ranged):
     """Fields of the method's config as `--set name=value` gives them."""
     numerics: Numerics = field(default_factory=Numerics)
     """Number formats and kernels. A method with its own training loop applies them there."""
+    val_loc_every: CountOrZero = 0
+    """Epochs between two measurements of GT-known on `val`; 0: never. The weights do not depend on it."""
+    logs: tuple[TrainingLog, ...] = ()
+    """Copies of `log.csv` for other programs. The weights do not depend on them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_given_twice(vars(self), self.settings)
+        if self.val_loc_every and (self.val is None or not self.val.has_boxes):
+            found = "no val split" if self.val is None else f"{self.val.name} val without boxes"
+            raise UsageError(
+                f"--val-loc-every {self.val_loc_every} measures GT-known on val, found {found}; expected a "
+                "val split with boxes. Leave it out, or take val from train with --carve-val"
+            )
 
 
 @runtime_checkable

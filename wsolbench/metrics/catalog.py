@@ -45,6 +45,10 @@ class MetricInfo:
         """Number of printed digits after the decimal point."""
         return {"fraction": 1, "level": 0, "pixels": 1, "number": 2}[self.unit]
 
+    def format(self, value: float) -> str:
+        """Format a value for tables: fractions in percent with one decimal, others in their unit."""
+        return f"{self.scale * value:.{self.decimals}f}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExtraMetricInfo:

@@ -93,6 +93,9 @@ _ELSEWHERE = (
     "pictures",
     "picture-format",
     "resamples",
+    "log",
+    "val-loc-every",
+    "full",
     *(_KERNELS := ("compile", "deterministic", "no-deterministic")),
 )
 """Options of a command that do not tell jobs apart."""
@@ -104,6 +107,7 @@ _FLAGS = (
     "carve-val",
     "no-transfer",
     "transfer",
+    "full",
     *_KERNELS,
 )
 _TRAINED = "@"

@@ -73,6 +73,10 @@ class Progress:
             self._shown = now
             self._display.show(self._line(now), self._done, self._total)
 
+    def print_line(self, line: str) -> None:
+        """Print a line that stays, above a bar if there is one."""
+        self._display.print_line(line)
+
     def _line(self, now: float) -> str:
         seconds = max(now - self._start, 1e-9)
         rate = (self._done - self._first) / seconds
@@ -194,6 +198,9 @@ class _Lines:
         self._last = line
         _write_line(self._stream, line)
 
+    def print_line(self, line: str) -> None:
+        _write_line(self._stream, line)
+
     def close(self, line: str) -> None:
         if self._last and line != self._last:
             self.show(line, 0, None)
@@ -220,6 +227,12 @@ class _Bar:
         row = Table.grid(padding=(0, 1))
         row.add_row(ProgressBar(total=total, completed=done, width=24, pulse=total is None), line)
         self._live.update(row, refresh=True)
+
+    def print_line(self, line: str) -> None:
+        if self._live is None:
+            _write_line(self._stream, line)
+        else:
+            self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def close(self, line: str) -> None:
         if self._live is not None:

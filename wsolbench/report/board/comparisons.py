@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from wsolbench.metrics.catalog import metric_title
 from wsolbench.metrics.seed_intervals import holm
 from wsolbench.records.comparison import Comparison, MetricDifference
-from wsolbench.report.board.tables import format_difference, format_number, one_line
+from wsolbench.report.board.tables import format_difference, format_number
+from wsolbench.system.text import one_line
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,7 +11,8 @@ from typing import Any
 
 from wsolbench.exceptions import unknown_name
 from wsolbench.report.board.board import Cell, Table
-from wsolbench.report.board.tables import escape_markdown, one_line
+from wsolbench.report.board.tables import escape_markdown
+from wsolbench.system.text import one_line
 
 _TEX = {
     "\\": r"\textbackslash{}",

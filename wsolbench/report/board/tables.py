@@ -14,6 +14,7 @@ from wsolbench.metrics.best_threshold import FEW_IMAGES
 from wsolbench.metrics.catalog import all_metrics, metric_info, metric_title
 from wsolbench.protocol import DetectionProtocol, EvalProtocol
 from wsolbench.records import MetricValue, RunRecord
+from wsolbench.system.text import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -98,8 +99,7 @@ def format_number(name: str, value: float) -> str:
     >>> format_number("gt_known", 0.6342), format_number("peak_t", 127.0)
     ('63.4', '127')
     """
-    info = metric_info(name)
-    return f"{info.scale * value:.{info.decimals}f}"
+    return metric_info(name).format(value)
 
 
 def format_difference(name: str, value: float) -> str:
@@ -137,19 +137,6 @@ def format_taus(metric: MetricValue) -> str:
     if not metric.tau or metric_info(metric.name).unit == "level":
         return ""
     return "tau " + " ".join(f"{round(tau, 3):g}" for tau in metric.tau)
-
-
-def one_line(text: Any) -> str:
-    """Return text in one line: each run of spaces and line breaks becomes one space.
-
-    Other control characters and marks that change the direction of writing are removed.
-
-    >>> one_line("a\\r\\n b\\x1b\\u202ec")
-    'a bc'
-    """
-    return re.sub(
-        r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "", " ".join(str(text).split())
-    )
 
 
 def escape_markdown(text: Any) -> str:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from wsolbench.report.board.tables import UNDEFINED, one_line
+from wsolbench.report.board.tables import UNDEFINED
+from wsolbench.system.text import one_line
 
 
 def document(sections: Sequence[tuple[str, str, str]], data: dict[str, Any]) -> str:

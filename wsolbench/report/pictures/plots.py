@@ -27,9 +27,9 @@ from wsolbench.types import Dataset, ScoreMap
 PICTURES = (*SHEETS, "accuracy", "errors")
 """File names, without suffix, that `write_pictures` can write."""
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which people with a colour vision deficiency can distinguish."""
-_LINES: tuple[Any, ...] = ("-", "--", "-.", ":")
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":")
 _MARKERS = {"oracle": "o", "fixed": "^", "transfer": "D"}
 
 
@@ -157,8 +157,8 @@ def accuracy_curve(record: RunRecord, scores: ScoreTable, paths: Path | Sequence
             axes.plot(
                 protocol.taus,
                 100 * curve,
-                color=_pick(_COLORS, style),
-                linestyle=_pick(_LINES, style),
+                color=_pick(COLORS, style),
+                linestyle=_pick(LINES, style),
                 linewidth=1.8,
             )
         read_at = protocol.deltas if name == "max_box_acc_v2" else (DELTA,)
@@ -166,7 +166,7 @@ def accuracy_curve(record: RunRecord, scores: ScoreTable, paths: Path | Sequence
             metric = record.metric(name, policy)
             for delta, tau in zip(read_at, metric.tau or () if metric else (), strict=False):
                 height = np.interp(tau, protocol.taus, curves[drawn.index(delta)])
-                color = _pick(_COLORS, deltas.index(delta))
+                color = _pick(COLORS, deltas.index(delta))
                 axes.plot(
                     tau,
                     100 * height,
@@ -189,8 +189,8 @@ def accuracy_curve(record: RunRecord, scores: ScoreTable, paths: Path | Sequence
         Line2D(
             [],
             [],
-            color=_pick(_COLORS, i),
-            linestyle=_pick(_LINES, i),
+            color=_pick(COLORS, i),
+            linestyle=_pick(LINES, i),
             linewidth=1.8,
             label=f"IoU {test} {delta:g}",
         )
@@ -255,7 +255,7 @@ def error_bars(
             )
         places = np.arange(len(ERROR_NAMES)) + width * (number - (len(runs) - 1) / 2)
         values, low, high = 100 * shares
-        axes.bar(places, values, 0.92 * width, color=_pick(_COLORS, number), edgecolor="black", linewidth=0.6)
+        axes.bar(places, values, 0.92 * width, color=_pick(COLORS, number), edgecolor="black", linewidth=0.6)
         spans = np.stack([np.maximum(values - low, 0), np.maximum(high - values, 0)])
         axes.errorbar(places, values, spans, fmt="none", ecolor="black", elinewidth=1.2, capsize=3)
         for place, value, top in zip(places, values, high, strict=True):
@@ -275,7 +275,7 @@ def error_bars(
     axes.set_axisbelow(True)
     axes.grid(axis="y", alpha=0.3)
     handles = [
-        Patch(facecolor=_pick(_COLORS, number), edgecolor="black", label=shorten(name, 40))
+        Patch(facecolor=_pick(COLORS, number), edgecolor="black", label=shorten(name, 40))
         for number, (name, _) in enumerate(runs)
     ]
     same = all(
