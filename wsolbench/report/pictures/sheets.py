@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,9 @@ def write_sheets(
     maps_of: Callable[[list[int]], Sequence[ScoreMap]],
     *,
     count: int,
+    names: Collection[str] = tuple(SHEETS),
 ) -> list[Path]:
-    """Write `SHEETS` into `folder`, or nothing if no image has a ground-truth box or mask.
+    """Write the sheets `names` of `SHEETS` into `folder`, or nothing if no image has a box or mask.
 
     See `wsolbench.report.pictures.plots.write_pictures`.
     """
@@ -76,7 +77,7 @@ def write_sheets(
     if ranking is None:
         return []
     # Choose the images, and ask once for the maps of all.
-    sheets = ranking.sheets(count)
+    sheets = {name: chosen for name, chosen in ranking.sheets(count).items() if name in names}
     indices = sorted({index for chosen in sheets.values() for index in chosen})
     chosen_scores = scores.take(indices)
     items = {
