@@ -2,8 +2,9 @@
 
     python docs/make_methods.py [--check]
 
-A page has the docstring of the method's file, a table of its settings, the measured numbers with links to
-their records, and the numbers of papers. It shows the picture docs/images/methods/<name>.jpg (or .png) of
+A page has the idea of the method, its picture, formula and command, the measured numbers with links to their
+records, the numbers of papers, and the settings. Symbols and departures come last. Texts are those of the
+docstring of the method's file (`method_texts.py`). The picture is docs/images/methods/<name>.jpg (or .png) of
 docs/make_pictures.py, if it exists.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
+from method_texts import method_text, prose
 
 from wsolbench.methods import MethodInfo, list_methods, list_posts, load_method, load_post
 from wsolbench.methods.settings import attribute_docs
@@ -53,11 +55,8 @@ WITH_REGIONS = ("baseline", "focus-discriminate", "lio", "nts-net", "ssanet")
 """Classifiers whose pictures show regions next to key points."""
 REGIONS = "toybirds --regions --seed 1 --options weights=baseline-tiny-seed1-epochs=8"
 PICTURES = (
-    "",
-    "makes these pictures from the trained models in `runs/` and the thresholds of their records. "
-    "Photographs of other data sets have",
-    "licences of their own and are not in this repository; with the data on your disk their pictures are "
-    "made by",
+    "from trained models in `runs/` and the thresholds of their records.",
+    "With your own copy of CUB, photographs in place of generated images:",
     "",
     "    python docs/make_pictures.py --dataset cub --data-root /data/CUB_200_2011 --post scg,sem --out "
     "pictures",
@@ -197,23 +196,37 @@ def published(
         yield from (f"{more.total()} more rows: {files}.", "")
 
 
-def pictured(name: str, task: str) -> Iterator[str]:
-    """Yield the lines with the picture of a method, and the command that makes it."""
+def pictured(name: str) -> Iterator[str]:
+    """Yield the lines with the picture of a method."""
     for suffix in (".jpg", ".png"):
         if (DOCS / "images/methods" / f"{name}{suffix}").is_file():
-            options = PICTURES_OF.get(task, PICTURES_OF["localization"])
-            options = REGIONS if name in WITH_REGIONS else options
-            made = f"    python docs/make_pictures.py --dataset {options} --out docs/images/methods"
-            yield from (
-                "## Maps",
-                "",
-                f"![Maps of {name}](../images/methods/{name}{suffix})",
-                "",
-                made,
-                *PICTURES,
-                "",
-            )
+            yield from ("## Picture", "", f"![Maps of {name}](../images/methods/{name}{suffix})", "")
+            yield from ("Made on generated images; [the command](#how-the-picture-is-made) is below.", "")
             return
+
+
+def picture_command(name: str, task: str) -> Iterator[str]:
+    """Yield the lines with the command that makes the picture."""
+    options = PICTURES_OF.get(task, PICTURES_OF["localization"])
+    options = REGIONS if name in WITH_REGIONS else options
+    command = f"    python docs/make_pictures.py --dataset {options} --out docs/images/methods"
+    yield from ("## How the picture is made", "", command, "", *PICTURES, "")
+
+
+def usage(row: MethodInfo, kind: type[Any], records: list[tuple[Path, RunRecord]], text: str) -> list[str]:
+    """Return the lines with one command that evaluates the method, or a method with the post-process."""
+    words = ["wsolbench eval --method", row.name]
+    if row.task == "post-process":
+        names = [record.method["name"] for _, record in records]
+        bases = [name.partition("+")[0] for name in names if is_about(row.name, name, post=True)]
+        method = "cam" if "cam" in bases or not bases else Counter(bases).most_common(1)[0][0]
+        words[1:] = [method, "--post", row.name]
+        kind = load_method(method)
+    if getattr(kind, "needs_tokens", False):
+        named = re.search(r"names in timm: `(\w+)`", " ".join(text.split()))
+        words += ["--backbone", f"timm:{named[1] if named else 'deit_small_patch16_224'}"]
+    words += ["--dataset cub", *(["--train"] if kind.trainable else [])]
+    return ["## Use", "", f"    {' '.join(words)}", ""]
 
 
 def source(row: MethodInfo, papers: dict[str, Paper]) -> list[str]:
@@ -235,41 +248,35 @@ def page(
 ) -> str:
     """Return the page of a method or post-process."""
     post = row.task == "post-process"
-    text = inspect.getdoc(importlib.import_module(row.module)) or ""
-    lines = [
-        f"# {row.name}",
-        "",
-        f"`{Path(row.module.replace('.', '/')).as_posix()}.py`",
-        "",
-        *source(row, papers),
-        "```text",
-        text,
-        "```",
-        "",
-    ]
-    lines += [
-        "## Settings",
-        "",
-        f"`{'--post-set ' + row.name + '.' if post else '--set '}NAME=VALUE`",
-        "",
-        "| name | default | what |",
-        "|---|---|---|",
-    ]
-    lines += [*settings(kind.Config), ""]
-    if names := sorted(getattr(kind.Config, "at_test", ())):
-        lines += [
-            f"Of a trained model (`--checkpoint`) {', '.join(f'`{name}`' for name in names)} can still be "
-            "changed.",
-            "",
-        ]
+    docstring = inspect.getdoc(importlib.import_module(row.module)) or ""
+    text, picture = method_text(docstring), list(pictured(row.name))
+    lines = [f"# {row.name}", "", *prose(text.summary), "", *source(row, papers)]
+    lines += [f"File: `{Path(row.module.replace('.', '/')).as_posix()}.py`", ""]
+    lines += section("Idea", text.idea) + picture + section("Formula", text.formula)
+    lines += usage(row, kind, records, docstring)
     if found := measured(row.name, records, post):
         titles = " | ".join((*FACTS, *map(metric_title, METRICS)))
         lines += ["## Measured", "", "Percent with 95 % intervals over images; oracle thresholds."]
         lines += ["Settings are those in which these runs differ; `start`: the weights before training.", ""]
         lines += [f"| {titles} | |", f"|{'---|' * (len(FACTS) + len(METRICS) + 1)}", *found, ""]
     lines += published(row.name, numbers, papers, post)
-    lines += pictured(row.name, row.task)
+    lines += ["## Settings", "", f"`{'--post-set ' + row.name + '.' if post else '--set '}NAME=VALUE`", ""]
+    lines += ["| name | default | what |", "|---|---|---|", *settings(kind.Config), ""]
+    if names := sorted(getattr(kind.Config, "at_test", ())):
+        lines += [
+            f"Of a trained model (`--checkpoint`) {', '.join(f'`{name}`' for name in names)} can still be "
+            "changed.",
+            "",
+        ]
+    lines += section("Symbols", text.symbols) + section("Departures and notes", text.notes)
+    lines += section("Source", text.source)
+    lines += picture_command(row.name, row.task) if picture else []
     return "\n".join(lines)
+
+
+def section(title: str, lines: list[str]) -> list[str]:
+    """Return a section, or nothing if it has no text."""
+    return [f"## {title}", "", *lines] if lines else []
 
 
 def pages(*, new: bool = True) -> dict[Path, str]:

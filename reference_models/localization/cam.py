@@ -12,6 +12,12 @@ pixels. Those pixel scores are the class map: they are the evidence for the clas
     w_k^c      head.classifier.weight                  (C, D)
     S_c        logits                                  (B, C)
     M_c        maps_of(class_ids)                      (B, K, h, w)
+    b_c        head.classifier.bias                    (C,)
+
+    M_c(x, y) = sum_k w_k^c f_k(x, y)
+    S_c = b_c + mean over the pixels of M_c(x, y)
+
+These are the equations of the head `fc`.
 
 Heads (`--set head=...`; equations in `layers/heads.py`)
 

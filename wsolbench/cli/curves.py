@@ -31,9 +31,9 @@ def command(runs: tuple[Path, ...], out: Path) -> None:
     finished epochs.
     """
     from wsolbench.records.training_log import find_logs, read_log
-    from wsolbench.report.pictures.curves import check_curves_path, draw_curves, epochs_table, runs_table
+    from wsolbench.report.pictures.curves import draw_curves, epochs_table, runs_table
 
-    check_curves_path(out)
+    check_picture_path(out)
     curves = [read_log(path) for path in find_logs(runs)]
     draw_curves(curves, out)
     click.echo(epochs_table(curves[0]) if len(curves) == 1 else runs_table(curves))

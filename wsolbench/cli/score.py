@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,9 +27,33 @@ if TYPE_CHECKING:
     from wsolbench.protocol import EvalProtocol
 
 
+class _ScoreCommand(GroupedCommand):
+    """Takes `--example` alone, or the options that name maps and data."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read no further option after `--example`. Raises `UsageError` if there are others."""
+        from wsolbench.exceptions import UsageError
+
+        if "--example" not in args or {"-h", "--help"} & set(args):
+            return super().parse_args(ctx, args)
+        if others := [word for word in args if word != "--example"]:
+            raise UsageError(f"--example takes no other options, found {' '.join(others)}; leave them out")
+        ctx.params["example"] = True
+        return []
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the example, or the command."""
+        if not ctx.params.get("example"):
+            return super().invoke(ctx)
+        from wsolbench.cli._example import score_example
+
+        return score_example(Path("wsolbench-example"))
+
+
 @click.command(
-    cls=GroupedCommand,
-    epilog="Example:  wsolbench score --maps my_maps/ --dataset cub --data-root CUB_200_2011 --name "
+    cls=_ScoreCommand,
+    epilog="Maps that come with the package:  wsolbench score --example\n\n"
+    "Example:  wsolbench score --maps my_maps/ --dataset cub --data-root CUB_200_2011 --name "
     "my-method\n\n"
     "All protocols, for maps of whole images:  wsolbench score --maps my_maps/ --dataset cub --protocol all "
     "--crop-maps\n\n"
@@ -38,6 +62,13 @@ if TYPE_CHECKING:
     "Each contains one (height, width) map of the true class, of any size and range.",
 )
 @option("Data", "--maps", "maps_dir", required=True, type=click.Path(path_type=Path), help="Folder of maps.")
+@option(
+    "Data",
+    "--example",
+    is_flag=True,
+    expose_value=False,
+    help="Score 20 maps that come with the package, without other options. Writes ./wsolbench-example.",
+)
 @split_options
 @plugin_option
 @scoring_options

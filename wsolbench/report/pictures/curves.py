@@ -6,25 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wsolbench.exceptions import UsageError
 from wsolbench.records.training_log import TITLES, TrainingCurves, run_names
-from wsolbench.report.pictures.overlays import check_picture_path, save_figure, shorten
+from wsolbench.report.pictures.figure_files import check_picture_path, save_figure
+from wsolbench.report.pictures.grid_parts import shorten
 from wsolbench.report.pictures.plots import COLORS, LINES
-from wsolbench.system.files import atomic_path
 from wsolbench.system.text import one_line
 
 _LEGEND_CHARACTERS = 70
-
-
-def check_curves_path(path: Path) -> None:
-    """Raise `UsageError` unless the name has the suffix of a PNG, JPEG or PDF file."""
-    try:
-        check_picture_path(path)
-    except UsageError as error:
-        if path.suffix.lower() != ".pdf":
-            raise UsageError(
-                f"picture {path} has another suffix; expected .png, .jpg, .jpeg or .pdf"
-            ) from error
 
 
 def draw_curves(runs: Sequence[TrainingCurves], path: Path) -> None:
@@ -36,7 +24,7 @@ def draw_curves(runs: Sequence[TrainingCurves], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    check_curves_path(path)
+    check_picture_path(path)
     shown = [name for name in TITLES if any(run.points(name)[0] for run in runs)]
     names = [shorten(one_line(name), _LEGEND_CHARACTERS).replace("$", r"\$") for name in run_names(runs)]
     rows = -(-len(shown) // 2)
@@ -64,16 +52,7 @@ def draw_curves(runs: Sequence[TrainingCurves], path: Path) -> None:
     figure.tight_layout(rect=(0, below / height, 1, 1))
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower left", fontsize=8, frameon=False)
-    _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-    """Write the figure atomically, without a date."""
-    if path.suffix.lower() != ".pdf":
-        save_figure(figure, path)
-        return
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
+    save_figure(figure, path)
 
 
 def epochs_table(run: TrainingCurves) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,10 @@ def write_sheets(
     maps_of: Callable[[list[int]], Sequence[ScoreMap]],
     *,
     count: int,
+    names: Collection[str] = tuple(SHEETS),
     formats: Sequence[str] = ("png",),
 ) -> list[Path]:
-    """Write `SHEETS` into `folder` in each of `formats`.
+    """Write the sheets `names` of `SHEETS` into `folder` in each of `formats`.
 
     Nothing is written if no image has a ground-truth box or mask. See
     `wsolbench.report.pictures.plots.write_pictures`.
@@ -85,7 +86,7 @@ def write_sheets(
     if ranking is None:
         return []
     # Choose the images, and ask once for the maps of all.
-    sheets = ranking.sheets(count)
+    sheets = {name: chosen for name, chosen in ranking.sheets(count).items() if name in names}
     indices = sorted({index for chosen in sheets.values() for index in chosen})
     chosen_scores = scores.take(indices)
     items = {
