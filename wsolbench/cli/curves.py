@@ -32,6 +32,7 @@ def command(runs: tuple[Path, ...], out: Path) -> None:
     """
     from wsolbench.records.training_log import find_logs, read_log
     from wsolbench.report.pictures.curves import draw_curves, epochs_table, runs_table
+    from wsolbench.report.pictures.figure_files import check_picture_path
 
     check_picture_path(out)
     curves = [read_log(path) for path in find_logs(runs)]
