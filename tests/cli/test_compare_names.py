@@ -50,7 +50,7 @@ def test_a_record_a_name_and_options_name_the_same_run(run, two: tuple[Path, Pat
     assert by_path.code == 0, by_path.err
     assert "center-box side=0.6 minus center-box side=0.2" in by_path.out
     by_option = run("compare", "--a", small, "--b", large, "--resamples", "100")
-    names = ("center-box side=0.2", "center-box side=0.6 dataset=csvfolder protocol=wsoleval backbone=none")
+    names = ("center-box side=0.2", "center-box side=0.6 dataset=birds protocol=wsoleval backbone=none")
     by_name = run("compare", *names, "--records", "all", "--resamples", "100")
     assert by_path.out == by_option.out == by_name.out
     # Fewer metrics are a smaller family.

@@ -78,7 +78,7 @@ def test_export_then_train_then_evaluate_then_the_board(run, birds: Path) -> Non
         "official",
     )
     assert (record.dataset["name"], record.dataset["split"], record.dataset["images"]) == (
-        "csvfolder",
+        "birds",
         "val",
         6,
     )

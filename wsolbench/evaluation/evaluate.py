@@ -107,9 +107,10 @@ def evaluate(
     """
     conventions = EvalProtocol.preset(protocol) if isinstance(protocol, str) else protocol
     fixed_tau = _fixed_tau(policy, fixed_tau)
+    own_val = isinstance(dataset, str) and policy == "transfer" and transfer_from is None
     if isinstance(dataset, str):
         scored = load_dataset(dataset, split, data_root)
-        if policy == "transfer" and transfer_from is None:
+        if own_val:
             transfer_from = _load_val(dataset, split, data_root)
     else:
         scored = dataset
@@ -137,7 +138,7 @@ def evaluate(
             "a function cannot be told from another one of its name, so its run cannot be resumed; leave out "
             "options.work"
         )
-    if transfer_from is not None:
+    if own_val and transfer_from is not None:
         transfer_from = transfer_part(opened.describe().get("training") or {}, transfer_from)
     request = EvalRequest(
         dataset=scored,
