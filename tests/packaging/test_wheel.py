@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from email.parser import HeaderParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -98,7 +99,7 @@ def test_links_of_the_readme_into_the_repository_name_files_that_exist() -> None
     place = rf"https://(?:github\.com/{home[1]}/blob|raw\.githubusercontent\.com/{home[1]})/main/([^)#]+)"
     paths = re.findall(rf"\]\({place}[^)]*\)", text)
     assert len(paths) > 15
-    assert [path for path in paths if not (ROOT / path).is_file()] == []
+    assert [path for path in paths if not (ROOT / unquote(path)).is_file()] == []
     assert len(paths) == len(re.findall(r"\]\(", text))
 
 
