@@ -7,15 +7,31 @@ from typing import Any
 project = "wsolbench"
 author = "The wsolbench authors"
 copyright = "2026, the wsolbench authors"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_click",
+]
+myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_dmath_double_inline = False
+myst_dmath_allow_space = False
+myst_dmath_allow_digits = False
+"""`$$` on a line of its own is an equation; dollars in text and in paths are dollars."""
 myst_heading_anchors = 3
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 exclude_patterns = ["_build"]
 suppress_warnings = ["myst.xref_missing"]
 default_role = "code"
 """Docstrings have names in single backticks."""
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_typehints_format = "short"
+"""Types stand with the arguments that a docstring explains; signatures have names and defaults."""
 add_module_names = False
 smartquotes_action = "qe"
 """Quotes and ellipses, but no dashes: `--data-root` begins with two hyphens."""
@@ -52,8 +68,40 @@ def board_for_docs(text: str) -> str:
     return re.sub(r"\]\((?=[\w.%+-]+\.(?:md|csv)\))(?!methods/)", f"]({_FILES}/leaderboard/", text)
 
 
+LONGEST_SIGNATURE = 240
+"""Characters, about three lines of a page."""
+
+
+def short_signature(signature: str | None, kind: str) -> str | None:
+    """Return a signature that is not longer than three lines.
+
+    The fields of a class are listed below it. A function keeps the names of its arguments.
+    """
+    if signature is None or len(signature) <= LONGEST_SIGNATURE:
+        return signature
+    if kind in ("class", "exception"):
+        return "(...)"
+    text = signature[1:-1]
+    while (plain := re.sub(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}|'[^']*'", "", text)) != text:
+        text = plain  # without defaults and types that have commas
+    return f"({', '.join(re.split('[:=]', part)[0].strip() for part in text.split(','))})"
+
+
 def setup(app: Any) -> None:
-    """Show the examples of `--help` as code, and the leaderboard as a page."""
+    """Show the examples of `--help` as code, short signatures, and the leaderboard as a page."""
+
+    def shorten(
+        _app: Any,
+        what: str,
+        _name: str,
+        _object: Any,
+        _options: Any,
+        signature: str | None,
+        returns: str | None,
+    ) -> tuple[str | None, str | None]:
+        return short_signature(signature, what), returns
+
+    app.connect("autodoc-process-signature", shorten)
 
     def read(_app: Any, name: str, source: list[str]) -> None:
         if name == "leaderboard":

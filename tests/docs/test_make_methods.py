@@ -120,3 +120,38 @@ def test_a_method_without_training_has_dashes(pages: ModuleType) -> None:
     record = run()
     del record.method["training"], record.method["backbone"]
     assert rows_of(pages, record) == [["ssanet", "", "—", "—", "—", "toybirds/test", "—"]]
+
+
+def test_a_page_has_the_order_of_a_reader(pages: ModuleType) -> None:
+    from wsolbench.methods import list_methods, load_method
+
+    row = next(row for row in list_methods() if row.name == "spa")
+    text = pages.page(row, load_method("spa"), [(Path("a.json"), run("spa"))], [], {})
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    assert titles == [
+        *("## Idea", "## Picture", "## Formula", "## Use", "## Measured", "## Settings", "## Symbols"),
+        *("## Departures and notes", "## Source", "## How the picture is made"),
+    ]
+    assert "    wsolbench eval --method spa --dataset cub --train\n" in text
+
+
+def test_the_command_of_a_post_process_names_a_method_that_was_measured_with_it(pages: ModuleType) -> None:
+    from wsolbench.methods import list_posts, load_post
+
+    row = next(row for row in list_posts() if row.name == "lost")
+
+    def command(*names: str) -> str:
+        records = [(Path("a.json"), run(name)) for name in names]
+        return str(pages.usage(row, load_post("lost"), records, "")[2])
+
+    assert command("frozen+lost") == "    wsolbench eval --method frozen --post lost --dataset cub"
+    assert command() == "    wsolbench eval --method cam --post lost --dataset cub --train"
+
+
+def test_the_command_of_a_method_on_tokens_names_a_backbone_that_has_them(pages: ModuleType) -> None:
+    from wsolbench.methods import list_methods, load_method
+
+    row = next(row for row in list_methods() if row.name == "sat")
+    text = "Weights by their\nnames in timm: `deit_tiny_patch16_224` (.fb_in1k)"
+    command = str(pages.usage(row, load_method("sat"), [], text)[2])
+    assert command.endswith("--backbone timm:deit_tiny_patch16_224 --dataset cub --train")

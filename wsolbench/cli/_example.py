@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
     from wsolbench.types import Dataset, ScoreMap
 
 EXAMPLE = Path(__file__).parents[1] / "maps" / "example"
-"""Maps of CAM for 20 images of the test split of toybirds-v2. Its README.md says how they were made."""
-IMAGES = 20
+"""Maps of 20 images of the test split of toybirds-v2. Its README.md says how they were made."""
+NAME = "toybirds-v2-example"
+"""Name of these images in the record. They are not the whole test split."""
 
 
 def score_example(out: Path) -> None:
@@ -23,8 +25,6 @@ def score_example(out: Path) -> None:
 
     Raises `UsageError` if `out` cannot be written.
     """
-    from wsolbench.datasets import load_dataset
-    from wsolbench.datasets.subsets import limit_dataset
     from wsolbench.evaluation.evaluate import evaluate
     from wsolbench.maps import MapFolder
     from wsolbench.maps.folder_source import FolderSource
@@ -34,28 +34,38 @@ def score_example(out: Path) -> None:
 
     started = time.perf_counter()
     make_folder(out)
-    # Open images and maps. The images are generated.
-    dataset, protocol, folder = load_dataset("toybirds-v2", "test"), EvalProtocol(), MapFolder(EXAMPLE)
-    scored, made_by = limit_dataset(dataset, IMAGES), folder.manifest()["method"]
-    ranked = folder.predictions(len(dataset.class_names), dataset.ids)
-    source = FolderSource(folder, name=str(made_by["name"]), ranked=ranked, facts=made_by)
-    source.check(scored, protocol)
-    # Score them.
-    evaluation = evaluate(dataset, source, protocol, limit=IMAGES, progress=False)
-    # Write everything before anything is printed.
-    record = evaluation.save(out)
-    (picture,) = write_sheets(
-        out,
-        evaluation.record,
-        evaluation.scores,
-        scored,
-        _reader(folder, scored),
-        count=9,
-        names=["sample.png"],
-    )
+    folder, protocol = MapFolder(EXAMPLE), EvalProtocol()
+    with tempfile.TemporaryDirectory() as place:
+        # Open images, maps and predicted labels.
+        dataset, made_by = _render(Path(place)), folder.manifest()["method"]
+        ranked = folder.predictions(len(dataset.class_names), dataset.ids)
+        source = FolderSource(folder, name=str(made_by["name"]), ranked=ranked, facts=made_by)
+        source.check(dataset, protocol)
+        # Score them, and write everything before anything is printed.
+        evaluation = evaluate(dataset, source, protocol, progress=False)
+        record = evaluation.save(out, scores=False)
+        (picture,) = write_sheets(
+            out,
+            evaluation.record,
+            evaluation.scores,
+            dataset,
+            _reader(folder, dataset),
+            count=9,
+            names=["sample.png"],
+        )
     click.echo(evaluation)
     click.echo(f"record   {record}\npicture  {picture}\ntime     {time.perf_counter() - started:.1f} s")
     click.echo("next     wsolbench score --maps DIR --dataset NAME, for maps of your own")
+
+
+def _render(place: Path) -> Dataset:
+    """Render the images of the example into a folder and load them."""
+    from wsolbench.datasets.csvfolder import load_csv_folder
+    from wsolbench.datasets.toybirds.dataset import render_some
+    from wsolbench.datasets.toybirds.versions import V2
+
+    render_some(place, V2, "test", [int(path.name[:5]) for path in (EXAMPLE / "test").glob("*.npy")])
+    return load_csv_folder(place, "test", name=NAME)
 
 
 def _reader(folder: MapFolder, dataset: Dataset) -> Callable[[list[int]], Sequence[ScoreMap]]:

@@ -1,10 +1,10 @@
 """Folders of score maps: one file per image, named by the image id; `.npy`, `.npz` or 8-/16-bit `.png`.
 
-DIR/maps.json                                   description of the maps (optional in folders of other
-programs) DIR/maps.sha256                                 digest of each map that wsolbench wrote, in
-`sha256sum` format DIR/predictions.csv                             image,rank1,rank2,... predicted labels
-(optional) DIR/001.Black_footed_Albatross/x.jpg.npy        the map of image 001.Black_footed_Albatross/x.jpg
-DIR/001.Black_footed_Albatross/x.npy            the same, without the image suffix
+    DIR/maps.json                               description of the maps (optional for other programs)
+    DIR/maps.sha256                             digest of each map that wsolbench wrote, as `sha256sum` has it
+    DIR/predictions.csv                         image,rank1,rank2,... predicted labels (optional)
+    DIR/001.Black_footed_Albatross/x.jpg.npy    the map of image 001.Black_footed_Albatross/x.jpg
+    DIR/001.Black_footed_Albatross/x.npy        the same, without the image suffix
 
 A folder without maps.json is read as it is. A folder that `wsolbench.maps.writer` has written contains the
 maps of one run and nothing else.

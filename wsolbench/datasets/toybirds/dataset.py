@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,7 +153,6 @@ def _render_set(
     folder: Path, version: Version, seed: int, size: int, counts: Mapping[str, int], workers: int | None
 ) -> None:
     """Render into a folder next to the final one and rename it, so that no partial set is ever visible."""
-    from wsolbench.datasets.toybirds.bird import KINDS
     from wsolbench.system.progress import track
 
     try:
@@ -163,7 +162,7 @@ def _render_set(
             f"{version.name} cannot be rendered into {folder.parent}: {error.__cause__}. Set WSOLBENCH_CACHE "
             "to a folder that can be written."
         ) from error
-    # Render the images and masks.
+    # Render the images and masks, then write the CSV files.
     _remove_leftovers(folder)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -173,15 +172,8 @@ def _render_set(
         jobs = _jobs(version, seed, counts)
         rendered = _render_jobs(temporary, version, seed, size, counts, workers or _worker_count(len(jobs)))
         rows = sorted(track(rendered, f"rendering {version.name}", total=len(jobs)))
-        # Write the CSV files, then move the folder to its place.
-        with _table(
-            temporary / "annotations.csv", "image,label,split,width,height,x0,y0,x1,y1,mask"
-        ) as annotations:
-            annotations.writerows(row for _, boxes, _ in rows for row in boxes)
-        with _table(temporary / "keypoints.csv", "image,part,x,y,visible") as key_points:
-            key_points.writerows(row for _, _, points in rows for row in points)
-        with _table(temporary / "classes.csv", "label,name") as classes:
-            classes.writerows(enumerate(kind.name for kind in KINDS))
+        _write_tables(temporary, rows)
+        # Move the folder to its place.
         temporary.chmod(0o755)
         try:
             temporary.rename(folder)
@@ -190,6 +182,35 @@ def _render_set(
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def render_some(folder: Path, version: Version, split: str, indices: Sequence[int]) -> None:
+    """Render only these images of a split into an existing folder, in the layout of `csvfolder`.
+
+    They are those of the whole set. A few take a second, where the whole set takes a minute.
+    """
+    for kind in ("images", "masks"):
+        make_folder(folder / kind / split)
+    labels = {index: label for name, index, label in _jobs(version, 0, version.counts) if name == split}
+    _write_tables(
+        folder,
+        [
+            (index, *_render_one(folder, version, 0, SIZE, split, index, labels[index]))
+            for index in sorted(indices)
+        ],
+    )
+
+
+def _write_tables(folder: Path, rows: Sequence[Rows]) -> None:
+    """Write the CSV files of a rendered set."""
+    from wsolbench.datasets.toybirds.bird import KINDS
+
+    with _table(folder / "annotations.csv", "image,label,split,width,height,x0,y0,x1,y1,mask") as annotations:
+        annotations.writerows(row for _, boxes, _ in rows for row in boxes)
+    with _table(folder / "keypoints.csv", "image,part,x,y,visible") as key_points:
+        key_points.writerows(row for _, _, points in rows for row in points)
+    with _table(folder / "classes.csv", "label,name") as classes:
+        classes.writerows(enumerate(kind.name for kind in KINDS))
 
 
 def _worker_count(images: int) -> int:
