@@ -92,3 +92,15 @@ def test_a_terminal_gets_a_bar_and_one_last_line(clock):
 def test_an_error_passes_through():
     with pytest.raises(ZeroDivisionError):
         list(track((1 / number for number in (1, 0)), "x", stream=io.StringIO()))
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_a_printed_line_stays_in_a_pipe_and_above_a_bar(clock, kind):
+    stream = kind()
+    with track(description="training", total=10, stream=stream) as bar:
+        bar.print_line("epoch 1/2 [loss]")
+        clock.now += 5
+        bar.advance()
+        bar.print_line("epoch 2/2")
+    assert "epoch 1/2 [loss]\n" in stream.getvalue()
+    assert "epoch 2/2" in stream.getvalue()

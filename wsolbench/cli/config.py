@@ -27,8 +27,12 @@ from wsolbench.exceptions import UsageError, unknown_name
 CONFIG = "--config"
 FILE = "config.toml"
 """Name of the file with the options of a training, in its run folder."""
-_NOT_STORED = ("config", "out", "help")
-"""Options that a run's own file does not state: `eval` and `train` mean other folders by `out`."""
+_NOT_STORED = ("config", "out", "help", "log", "val_loc_every")
+"""Options that a run's own file does not state.
+
+`eval` and `train` mean other folders by `out`. The last two only watch a training, and `eval` without
+`--train` refuses them.
+"""
 _OF_THE_MACHINE = ("workers", "cache")
 """Options that it states only if they were given."""
 
