@@ -141,7 +141,9 @@ def test_images_of_any_mode_are_drawn_in_rgb(tmp_path: Path, mode: str, value: i
     if mode == "I;16":
         Image.fromarray(np.full((30, 40), value, dtype=np.uint16)).save(tmp_path / "a.png")
     elif value is None:
-        Image.new("RGB", (40, 30), (200, 200, 200)).convert(mode).save(tmp_path / "a.png")
+        Image.new("RGB", (40, 30), (200, 200, 200)).convert(mode, palette=Image.Palette.ADAPTIVE).save(
+            tmp_path / "a.png"
+        )
     else:
         Image.new(mode, (40, 30), value).save(tmp_path / "a.png")
     found = scene(Sample(id="a", label=0, path=tmp_path / "a.png"), EvalProtocol())
