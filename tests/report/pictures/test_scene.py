@@ -12,7 +12,6 @@ from PIL import Image
 from wsolbench.exceptions import DataError
 from wsolbench.maps import to_frame
 from wsolbench.protocol import EvalProtocol
-from wsolbench.report.pictures.overlays import frame_image
 from wsolbench.report.pictures.scene import (
     box_scene,
     drawn_size,
@@ -49,6 +48,19 @@ def painted(size: tuple[int, int], box: tuple[int, int, int, int]) -> Sample:
     return Sample(id="a", label=0, size=size, array=pixels, boxes=np.array([box], dtype=np.float64))
 
 
+def in_frame(sample: Sample, protocol: EvalProtocol) -> np.ndarray:
+    """The image as the protocol sees it, in [0, 1]."""
+    image = Image.fromarray(sample.image()[..., 0])
+    side = protocol.frame_size
+    if protocol.frame == "squash":
+        image = image.resize((side, side), Image.Resampling.BOX)
+    elif protocol.frame == "center_crop":
+        edge = (protocol.resize_size - side) // 2
+        image = image.resize((protocol.resize_size,) * 2, Image.Resampling.BOX)
+        image = image.crop((edge, edge, edge + side, edge + side))
+    return np.asarray(image, dtype=np.float32) / np.float32(255)
+
+
 def extent(bright: np.ndarray) -> np.ndarray:
     rows, columns = np.nonzero(bright)
     return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
@@ -61,7 +73,7 @@ def test_the_corners_of_both_boxes_are_those_of_the_object_in_the_image(
 ) -> None:
     sample = painted(size, box)
     # The map is the object itself, as the frame shows it.
-    unit_map = frame_image(sample, protocol)[..., 0] / np.float32(255)
+    unit_map = in_frame(sample, protocol)
     found = box_scene(sample, protocol, unit_map, 0.5)
     height, width = found.image.shape[:2]
     assert (width, height) == drawn_size(size)
@@ -110,7 +122,7 @@ def test_masks_are_brought_to_the_image(tmp_path: Path) -> None:
     Image.fromarray(sample.image()[..., 0]).save(tmp_path / "mask.png")
     sample = replace(sample, mask_paths=(tmp_path / "mask.png",))
     for protocol in PROTOCOLS.values():
-        unit_map = frame_image(sample, protocol)[..., 0] / np.float32(255)
+        unit_map = in_frame(sample, protocol)
         outlines = mask_scene(sample, protocol, unit_map, 128).outlines
         assert outlines.true_mask is not None
         assert outlines.predicted_mask is not None
