@@ -50,6 +50,6 @@ def test_the_page_runs_from_data_to_table(
         "2 images, 2 classes\ngrad-cam-resnet50 on cub test: 2 images, protocol wsoleval"
     )
     assert "contrast on cub test: 2 images" in printed
-    assert np.asarray(Image.open("grad_cam.png")).shape == (224, 224, 3)
+    assert np.asarray(Image.open("grad_cam.png")).shape == (240, 320, 3)  # 40 x 30 pixels, repeated
     found = [read_record(path).method["name"] for path in Path("results/measured").rglob("*.json")]
     assert sorted(found) == ["cam-resnet50", "grad-cam-resnet50", "resnet50+grad-cam"]

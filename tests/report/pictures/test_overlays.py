@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,19 +9,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from wsolbench.exceptions import DataError
-from wsolbench.maps import frame_boxes
-from wsolbench.protocol import EvalProtocol
 from wsolbench.report.pictures.overlays import (
     PREDICTED_COLOR,
     TRUE_COLOR,
     drawable,
-    frame_image,
-    frame_mask,
     mark_point,
     overlay,
 )
 from wsolbench.report.pictures.overlays import gray as without_color
-from wsolbench.types import Sample, no_boxes
+from wsolbench.types import no_boxes
 
 BOX = np.array([[10.0, 20.0, 50.0, 44.0]])
 
@@ -166,60 +160,6 @@ def test_a_map_or_mask_of_another_size_than_the_image_is_an_error(what: str) -> 
     )
     with pytest.raises(DataError, match=f"{what} has shape .32, 48."):
         overlay(gray(), true_boxes=no_boxes(), predicted_boxes=no_boxes(), **arrays)
-
-
-def painted(size: tuple[int, int], box: tuple[int, int, int, int]) -> Sample:
-    pixels = np.zeros((size[1], size[0], 3), dtype=np.uint8)
-    x0, y0, x1, y1 = box
-    pixels[y0:y1, x0:x1] = 255
-    return Sample(id="a", label=0, size=size, array=pixels, boxes=np.array([box], dtype=np.float64))
-
-
-@pytest.mark.parametrize(
-    "protocol",
-    [
-        EvalProtocol(),
-        EvalProtocol.preset("psol"),
-        EvalProtocol.preset("spa"),
-        replace(EvalProtocol(), frame="center_crop", frame_size=100, resize_size=128),
-    ],
-    ids=["squash", "center crop", "original", "a wide margin"],
-)
-def test_the_image_of_a_frame_has_the_object_where_the_true_box_of_the_frame_is(
-    protocol: EvalProtocol,
-) -> None:
-    sample = painted((320, 200), (60, 50, 260, 150))
-    image = frame_image(sample, protocol)
-    x0, y0, x1, y1 = (
-        round(value)
-        for value in drawable(frame_boxes(sample.boxes, sample.size, protocol), protocol.gt_end)[0]
-    )
-    bright = image[..., 0] > 128
-    rows, columns = np.nonzero(bright)
-    np.testing.assert_allclose(
-        [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], [x0, y0, x1, y1], atol=1
-    )
-
-
-def test_a_shrunken_file_is_drawn_at_the_size_of_its_annotations() -> None:
-    small = painted((80, 50), (20, 10, 60, 40))
-    sample = replace(small, size=(320, 200))
-    image = frame_image(sample, EvalProtocol.preset("spa"))
-    assert image.shape == (200, 320, 3)
-    rows, columns = np.nonzero(image[..., 0] > 128)
-    np.testing.assert_allclose(
-        [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], [80, 40, 240, 160], atol=2
-    )
-
-
-def test_the_mask_of_a_frame_covers_the_object(tmp_path: Path) -> None:
-    Image.fromarray(painted((320, 200), (60, 50, 260, 150)).image()[..., 0]).save(tmp_path / "mask.png")
-    sample = replace(painted((320, 200), (60, 50, 260, 150)), mask_paths=(tmp_path / "mask.png",))
-    protocol = EvalProtocol.preset("psol")
-    mask = frame_mask(sample, protocol)
-    assert mask is not None
-    assert (mask == (frame_image(sample, protocol)[..., 0] > 128)).mean() > 0.98
-    assert frame_mask(replace(sample, mask_paths=()), protocol) is None
 
 
 def test_boxes_with_inclusive_ends_are_drawn_to_the_end_of_their_last_pixel() -> None:

@@ -29,18 +29,19 @@ def draw_outlines(axes: Any, outlines: Outlines, size: tuple[int, int]) -> None:
     """Draw boxes and masks over a picture of `size` = (width, height). `axes` are in its pixels."""
     if outlines.seen is not None:
         _box(axes, outlines.seen, size, _SEEN_COLOR, linewidth=1.0, linestyle=(0, (1, 1.5)))
-    if outlines.true_mask is not None:
-        _contour(axes, outlines.true_mask, TRUE_COLOR, BLACK, "solid")
-    if outlines.predicted_mask is not None:
-        _contour(axes, outlines.predicted_mask, PREDICTED_COLOR, WHITE, "dashed")
-    for box in outlines.true_boxes:
-        _box(axes, box, size, BLACK, linewidth=_CASING)
-        _box(axes, box, size, TRUE_COLOR, linewidth=_LINE)
-    for box in outlines.predicted_boxes:
-        for color, width, more in ((WHITE, _CASING, 0.7), (PREDICTED_COLOR, _LINE, 0.0)):
-            # matplotlib multiplies these lengths by the line width.
-            dashes = (more / width, ((_DASH + 2 * more) / width, (_DASH - 2 * more) / width))
-            _box(axes, box, size, color, linewidth=width, linestyle=dashes, capstyle="butt")
+    # Each line is drawn twice: first a wider one in the colour of the casing.
+    solid = ((BLACK, _CASING, "solid"), (TRUE_COLOR, _LINE, "solid"))
+    dashed = ((WHITE, _CASING, _dashes(_CASING, 0.7)), (PREDICTED_COLOR, _LINE, _dashes(_LINE)))
+    for strokes, mask, boxes in (
+        (solid, outlines.true_mask, outlines.true_boxes),
+        (dashed, outlines.predicted_mask, outlines.predicted_boxes),
+    ):
+        for color, width, linestyle in strokes:
+            if mask is not None and mask.any():
+                _contour(axes, mask, color, width, linestyle)
+        for box in boxes:
+            for color, width, linestyle in strokes:
+                _box(axes, box, size, color, linewidth=width, linestyle=linestyle, capstyle="butt")
     axes.set_xlim(0, size[0])
     axes.set_ylim(size[1], 0)
 
@@ -58,20 +59,19 @@ def _box(
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, **style))
 
 
+def _dashes(width: float, more: float = 0.0) -> tuple[float, tuple[float, float]]:
+    """Return dashes that begin and end `more` points outside of those of another line."""
+    # matplotlib multiplies these lengths by the line width.
+    return more / width, ((_DASH + 2 * more) / width, (_DASH - 2 * more) / width)
+
+
 def _contour(
-    axes: Any,
-    mask: Bool[np.ndarray, "h w"],
-    color: tuple[int, int, int],
-    casing: tuple[int, int, int],
-    linestyle: str,
+    axes: Any, mask: Bool[np.ndarray, "h w"], color: tuple[int, int, int], width: float, linestyle: Any
 ) -> None:
-    if not mask.any():
-        return
-    padded = np.pad(mask.astype(np.float64), 1)
+    padded = np.pad(mask.astype(np.float64), 1)  # so that a line runs along the edge of the picture
     columns, rows = np.arange(padded.shape[1]) - 0.5, np.arange(padded.shape[0]) - 0.5
-    for each, width in ((casing, _CASING), (color, _LINE)):
-        style = {"colors": [unit(each)], "linewidths": width, "linestyles": linestyle}
-        axes.contour(columns, rows, padded, [0.5], **style)
+    style = {"colors": [unit(color)], "linewidths": width, "linestyles": [linestyle]}
+    axes.contour(columns, rows, padded, [0.5], **style)
 
 
 def draw_text(

@@ -13,9 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Num, UInt8
 
 from wsolbench.exceptions import DataError
-from wsolbench.maps import frame_size
-from wsolbench.protocol import EvalProtocol
-from wsolbench.types import Boxes, Sample
+from wsolbench.types import Boxes
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
@@ -28,46 +26,10 @@ STRENGTH = 0.5
 """Share (alpha) of the map's colours in an overlay. The rest is the image's own colour."""
 
 
-def frame_image(sample: Sample, protocol: EvalProtocol) -> UInt8[np.ndarray, "fh fw 3"]:
-    """Return the pixels of a sample in the evaluation frame: resized, and cropped for a centre crop."""
-    import cv2
-
-    image = sample.image()
-    width, height = frame_size(sample.size, protocol)
-    shrinks = image.shape[1] * image.shape[0] > width * height
-    return _framed(image, sample, protocol, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
 def gray(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Return the image in gray, so that all colours of an overlay on it are the map's."""
+    """Return the image in gray, so that coloured lines on it stand out."""
     levels = np.rint(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)  # luma of ITU-R BT.601
     return np.asarray(np.repeat(levels[..., None], 3, axis=2))
-
-
-def frame_mask(sample: Sample, protocol: EvalProtocol) -> Bool[np.ndarray, "fh fw"] | None:
-    """Return the ground-truth mask of a sample in the evaluation frame, or None if it has none."""
-    import cv2
-
-    mask = sample.mask()
-    return (
-        None
-        if mask is None
-        else _framed(mask.astype(np.uint8), sample, protocol, cv2.INTER_NEAREST).astype(bool)
-    )
-
-
-def _framed(
-    pixels: UInt8[np.ndarray, "..."], sample: Sample, protocol: EvalProtocol, interpolation: int
-) -> UInt8[np.ndarray, "..."]:
-    import cv2
-
-    width, height = frame_size(sample.size, protocol)
-    is_crop = protocol.frame == "center_crop"
-    target = (protocol.resize_size, protocol.resize_size) if is_crop else (width, height)
-    if (pixels.shape[1], pixels.shape[0]) != target:
-        pixels = cv2.resize(pixels, target, interpolation=interpolation)
-    edge = (protocol.resize_size - protocol.frame_size) // 2 if is_crop else 0
-    return np.ascontiguousarray(pixels[edge : edge + height, edge : edge + width])
 
 
 def overlay(

@@ -178,6 +178,7 @@ def scene(
     if true_mask is not None:
         shape = true_mask.astype(np.uint8)
         true_mask = cv2.resize(shape, size, interpolation=cv2.INTER_NEAREST).astype(bool)
+        true_mask &= ~np.isnan(place(np.ones((1, 1)), part, size))  # only the part that is seen
     region = None
     if predicted_mask is not None:
         region = place(predicted_mask, part, size, smooth=False) == 1
