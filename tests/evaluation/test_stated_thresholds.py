@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -16,7 +17,9 @@ OTHER = build_run(12, seed=5).table
 @pytest.mark.parametrize("v2_tau", ["shared", "per_delta"])
 @pytest.mark.parametrize("averaging", ["image", "class"])
 @pytest.mark.parametrize("ranks", [0, 1, 5])
-def test_stated_thresholds_replace_the_scores_to_the_bit(v2_tau: str, averaging: str, ranks: int) -> None:
+def test_stated_thresholds_replace_the_scores_to_the_bit(
+    v2_tau: Literal["shared", "per_delta"], averaging: Literal["image", "class"], ranks: int
+) -> None:
     protocol = replace(PROTOCOL, v2_tau=v2_tau, averaging=averaging)
     table = build_run(12, ranks=ranks).table
     metrics = summarize(table, protocol, transfer_from=OTHER, resamples=100)
