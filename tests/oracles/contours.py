@@ -207,13 +207,14 @@ PROTOCOLS = tuple(
 
 
 def drawn(protocol: EvalProtocol, thresholds: int, rng: np.random.Generator) -> EvalProtocol:
-    """A protocol with drawn thresholds, 0 and 1 among them, and a drawn way of writing and comparing
-    boxes."""
+    """A protocol with drawn thresholds, 0 and the highest one among them, and a drawn way of writing and
+    comparing boxes."""
+    reaches_one = protocol.foreground == ">=" or protocol.threshold_basis == "percentile"
+    highest = 1.0 if reaches_one else 0.9999
+    middle = (rng.integers(1, 1000, max(thresholds - 2, 0)) / 1000).tolist()
     return replace(
         protocol,
-        taus=tuple(
-            np.unique([0.0, 1.0, *(rng.integers(1, 1000, max(thresholds - 2, 0)) / 1000).tolist()]).tolist()
-        ),
+        taus=tuple(np.unique([0.0, highest, *middle]).tolist()),
         percentile=float(rng.choice([10.0, 90.0, 100.0])),
         box_end=str(rng.choice(["exclusive", "inclusive"])),
         clip_boxes=bool(rng.integers(2)),

@@ -25,11 +25,11 @@ from wsolbench.report.board.board import (
     Numbers,
     Table,
     measured_tables,
-    paper_tables,
     published_tables,
 )
 from wsolbench.report.board.formats import render
 from wsolbench.report.board.leaderboard import leaderboard_files
+from wsolbench.report.board.paper_tables import paper_tables
 from wsolbench.report.board.repetitions import Run, superseded
 from wsolbench.report.board.results import current_versions
 

@@ -17,8 +17,9 @@ from wsolbench.exceptions import UsageError
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue, read_record
 from wsolbench.records.comparison import Comparison
-from wsolbench.report.board.leaderboard import FACTS, check_leaderboard, leaderboard_files, write_leaderboard
+from wsolbench.report.board.leaderboard import check_leaderboard, leaderboard_files, write_leaderboard
 from wsolbench.report.board.results import read_results
+from wsolbench.report.board.runs_csv import FACTS
 
 Write = Callable[..., Path]
 

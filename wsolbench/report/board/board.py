@@ -3,14 +3,14 @@
 There is one table per data set, metric and protocol. A table holds only what may be compared: the same images
 and annotations, the same transform, protocol and threshold policy. Runs that differ only in their seed share
 a row. Published numbers have columns of their own. A difference is printed only if the whole official split
-was measured. Papers' own tables keep their layout, with the measured numbers next to the published ones.
+was measured.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -234,64 +234,6 @@ def published_tables(published: Numbers, filters: Filters) -> list[PublishedTabl
     return tables
 
 
-def paper_tables(
-    paper: Paper,
-    runs: Sequence[Run],
-    published: Numbers,
-    matches: Callable[[PublishedNumber, RunRecord], bool],
-) -> list[Table]:
-    """Return the tables of a paper in their layout: each column has the published and the measured numbers.
-
-    `matches(number, record)` says whether a record is a run of the number's method. Only runs with the same
-    backbone, on all images of the same split, under an oracle threshold, appear next to a number. `runs` must
-    have one run per seed.
-    """
-    disputed, tables = published.disputed, []
-    own = [number for number in published.numbers if number.paper == paper.key]
-    # Layout of the paper's table.
-    for table in dict.fromkeys(number.table for number in own):
-        cells = [number for number in own if number.table == table]
-        columns = list(dict.fromkeys((number.dataset, number.split, number.metric) for number in cells))
-        lines = list(
-            dict.fromkeys((number.row, number.label or number.method, number.backbone) for number in cells)
-        )
-        found = {
-            (number.row, number.label or number.method, number.backbone, *_column_of(number)): number
-            for number in cells
-        }
-        # Each row: a published and a measured cell per column.
-        rows = []
-        for line in lines:
-            row = [Cell(line[1]), Cell(line[2])]
-            for column in columns:
-                number = found.get((*line, *column))
-                row.append(Cell("" if number is None else number.value + "†" * (number.key in disputed)))
-                row.append(Cell("") if number is None else _measured_cell(number, runs, matches))
-            rows.append(tuple(row))
-        # Headings and notes.
-        units = {(number.dataset, number.split, number.metric): number.unit for number in cells}
-        heads = [
-            f"{published_info(metric).title}, {dataset}/{split}{_error(units[dataset, split, metric])}"
-            for dataset, split, metric in columns
-        ]
-        notes = ["Published values are as printed."]
-        if any(cell.text for row in rows for cell in row[3::2]):
-            notes.append(
-                "`measured`: the mean over seeds in percent, as an error where the paper prints one."
-            )
-        if any("†" in cell.text for row in rows for cell in row):
-            notes.append(DISPUTED)
-        tables.append(
-            Table(
-                path=(paper.name, table),
-                columns=("row", "backbone", *(text for head in heads for text in (head, "measured"))),
-                rows=tuple(rows),
-                notes=tuple(notes),
-            )
-        )
-    return tables
-
-
 def official_images(name: str, split: str) -> int | None:
     """Return the number of images of an official split, or None if it is unknown."""
     return dataset_info(name).expected.get(split) if name in {info.name for info in list_datasets()} else None
@@ -465,39 +407,3 @@ def _own_numbers(record: RunRecord, metric: str, numbers: Iterable[PublishedNumb
     found = [number for number in own if (number.dataset, number.split, number.metric, number.ours) == wanted]
     same = [number for number in found if number.backbone == method.get("backbone")]
     return same or found
-
-
-# --- papers' rows -------------------------------------------------------------------------------------------
-
-
-def _column_of(number: PublishedNumber) -> tuple[str, str, str]:
-    return number.dataset, number.split, number.metric
-
-
-def _error(unit: str) -> str:
-    return " (error)" if unit == "percent_error" else ""
-
-
-def _measured_cell(
-    number: PublishedNumber, runs: Sequence[Run], matches: Callable[[PublishedNumber, RunRecord], bool]
-) -> Cell:
-    """Return the measured counterpart of a published number, in the paper's unit."""
-    values = []
-    link = ""
-    for run in runs:
-        data = run.record.dataset
-        if (
-            (data["name"], data["split"]) == (number.dataset, number.split)
-            and is_official(run.record)
-            and matches(number, run.record)
-        ):
-            metric = run.metric(number.metric, "oracle")
-            if metric is not None and metric.value is not None:
-                values.append(metric.value)
-                link = link or run.link
-    if not values:
-        return Cell("")
-    mean = fmean(values)
-    if number.unit == "percent_error" and number.better == "higher":
-        mean = 1 - mean
-    return Cell(format_number(number.metric, mean), link)
