@@ -100,7 +100,7 @@ def test_links_of_the_readme_into_the_repository_name_files_that_exist() -> None
     paths = re.findall(rf"\]\({place}[^)]*\)", text)
     assert len(paths) > 15
     assert [path for path in paths if not (ROOT / unquote(path)).is_file()] == []
-    assert len(paths) == len(re.findall(r"\]\(", text))
+    assert len(paths) == len(re.findall(rf"\]\(https://[^)]*{home[1]}", text))
 
 
 def test_the_citation_is_of_this_version() -> None:
