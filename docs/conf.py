@@ -24,7 +24,8 @@ html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
 exclude_patterns = ["_build"]
-suppress_warnings = ["myst.xref_missing"]
+suppress_warnings = ["myst.xref_missing", "ref.python"]
+"""Links to files of the repository; short names in docstrings that several classes have."""
 default_role = "code"
 """Docstrings have names in single backticks."""
 autodoc_member_order = "bysource"
