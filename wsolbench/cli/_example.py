@@ -51,7 +51,7 @@ def score_example(out: Path) -> None:
             dataset,
             _reader(folder, dataset),
             count=9,
-            names=["sample.png"],
+            names=["sample"],
         )
     click.echo(evaluation)
     click.echo(f"record   {record}\npicture  {picture}\ntime     {time.perf_counter() - started:.1f} s")
