@@ -26,7 +26,7 @@ def test_it_prints_a_table_and_writes_a_record_and_a_picture(
     monkeypatch.setenv("WSOLBENCH_CACHE", str(tmp_path / "cache"))
     result = run("score", "--example")
     assert result.code == 0, result.err
-    assert "baseline on toybirds-v2-example test: 20 images, protocol wsoleval" in result.out
+    assert "baseline (tiny) on toybirds-v2-example test: 20 images, protocol wsoleval" in result.out
     assert "GT-known" in result.out
     assert "Top-1 Loc" in result.out
     folder = Path("wsolbench-example")
