@@ -190,7 +190,7 @@ def test_an_image_that_cannot_be_read_is_a_grey_panel_that_says_so(
     (item,) = (item for item in shown["sample"] if item.caption[0] == broken.id)
     assert item.caption[-1] == "image cannot be read"
     assert np.ptp(item.overlay.pixels) == 0
-    assert item.image.pixels.shape == (200, 300, 3)
+    assert item.image.pixels.shape == (256, 384, 3)
 
 
 def test_two_runs_keep_their_folders_and_the_same_run_finds_its_own(
