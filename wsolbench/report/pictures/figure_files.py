@@ -59,7 +59,7 @@ def save_figure(figure: Any, path: Path, *, colors: int | None = None, max_bytes
     pixels = _draw(figure)
     with atomic_path(path) as temporary:
         if suffix == ".png":
-            _write_png(pixels, temporary, figure.dpi, colors)
+            _write_png(pixels, temporary, float(figure.dpi), colors)
         else:
             temporary.write_bytes(_jpeg(pixels, max_bytes))
 

@@ -162,6 +162,7 @@ def _grid_figure(
     scale: MapScale | None,
     dpi: int,
 ) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     outlines = [panel.outlines for row in rows for panel in row if panel.outlines is not None]
@@ -176,6 +177,7 @@ def _grid_figure(
     least = max(6.0, foot_width(scale, **in_legend) + gap)
     width, height = max(names + inner + 2 * gap, least), head + sum(tall) + sum(below) + foot
     figure: Any = Figure(figsize=(width, height), dpi=dpi)
+    FigureCanvasAgg(figure)  # measures text with one renderer, instead of one for each measurement
     left = _in_blocks((width - names - inner) / 2 - 0.01) + names
     # Panels with their names and captions.
     top = height - head
