@@ -182,7 +182,7 @@ def test_what_cannot_be_drawn_is_explained_and_leaves_no_file(
 def test_a_picture_of_another_kind_is_refused(draw) -> None:
     result = draw("--image", IMAGE, "--out", "picture.gif")
     assert result.code == 2
-    assert "expected .png, .jpg or .jpeg" in result.err
+    assert "expected .png, .jpg, .jpeg or .pdf" in result.err
 
 
 def test_a_method_without_features_is_refused(run, birds: Path) -> None:
