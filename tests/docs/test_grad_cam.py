@@ -47,7 +47,7 @@ def test_the_page_runs_from_data_to_table(
     # What was printed, drawn and written.
     printed = capsys.readouterr().out
     assert printed.startswith(
-        "2 images, 2 classes\ngrad-cam-resnet50 on cub test: 2 images, protocol wsoleval"
+        "2 images, 2 classes\ngrad-cam-resnet50 (SmallNet) on cub test: 2 images, protocol wsoleval"
     )
     assert "contrast on cub test: 2 images" in printed
     assert np.asarray(Image.open("grad_cam.png")).shape == (240, 320, 3)  # 40 x 30 pixels, repeated
