@@ -48,7 +48,7 @@ SEALED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "a changed protocol": (
         lambda values: values["record"]["protocol"].update(iou_test=">"),
-        "was modified or is none of the presets",
+        "was modified or is not a preset",
     ),
     "another split": (
         lambda values: values["record"]["dataset"].update(split="val"),

@@ -104,7 +104,7 @@ def record_faults(record: RunRecord) -> list[str]:
     faults = []
     if protocol.name not in EvalProtocol.presets() or protocol != EvalProtocol.preset(protocol.name):
         faults.append(
-            f"the protocol {protocol.name!r} was modified or is none of the presets; expected one of "
+            f"the protocol {protocol.name!r} was modified or is not a preset; expected one of "
             f"{', '.join(EvalProtocol.presets())}, without --protocol-set"
         )
     # All images of an official split.

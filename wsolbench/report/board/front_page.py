@@ -22,11 +22,11 @@ from wsolbench.records.budget import Budgets
 from wsolbench.records.published import Paper
 from wsolbench.report.board.board import Cell, Numbers, Table, is_official, official_images
 from wsolbench.report.board.formats import markdown_rows
-from wsolbench.report.board.method_rows import MethodRow, mark_cell, measured_rows
+from wsolbench.report.board.method_rows import TIE, MethodRow, mark_cell, measured_rows
 from wsolbench.report.board.repetitions import Run, grouped, one_of_each_seed, settings_of
 from wsolbench.report.board.submitted import notes_on
 from wsolbench.report.board.tables import describe_protocol, escape_markdown, place_of
-from wsolbench.report.board.ties import TIE, TieTests
+from wsolbench.report.board.ties import TieTests
 
 MOST_ROWS = 20
 """Most rows of a table of the first page."""

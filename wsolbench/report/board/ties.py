@@ -17,11 +17,9 @@ from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord
 from wsolbench.records.budget import Budgets
 from wsolbench.report.board.comparisons import SIGNIFICANT
-from wsolbench.report.board.method_rows import TIE, MethodRow, mark_cell
+from wsolbench.report.board.method_rows import MethodRow, mark_cell
 from wsolbench.system.files import sha256_of_json
 from wsolbench.system.stored import read_json
-
-__all__ = ["TIE", "TIES", "TieTests"]
 
 TIES = "ties.json"
 """File of the leaderboard with the p-values."""
@@ -32,7 +30,7 @@ class TieTests:
     """Tests of this leaderboard. `known` are p-values by `key_of`, `used` those that its tables have."""
 
     def __init__(self, folder: Path, records: Sequence[RunRecord]) -> None:
-        """Read the stored tests of a leaderboard. A damaged file is as good as none: all tests are made."""
+        """Read the stored tests of a leaderboard. A damaged file counts as missing."""
         self.budgets = Budgets(records)
         self.known: dict[str, float | None] = {}
         self.used: dict[str, float | None] = {}
