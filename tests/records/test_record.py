@@ -384,20 +384,21 @@ def test_text_that_is_not_json_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("training", "start"),
+    ("method", "start", "init"),
     [
-        ({"weights": "none"}, "none"),
-        ({"weights": "imagenet"}, "imagenet"),
-        ({"weights": "last.safetensors 0a1b"}, "checkpoint"),
-        ({}, None),
+        ({"training": {"weights": "none"}}, "none", "none"),
+        ({"training": {"weights": "imagenet"}, "weights": {"name": "torchvision"}}, "imagenet", "imagenet"),
+        ({"training": {"weights": "last.safetensors 0a1b"}}, "checkpoint", "checkpoint"),
+        ({"weights": {"name": "torchvision"}}, None, "pretrained"),
+        ({}, None, None),
     ],
 )
-def test_a_record_says_what_its_training_started_from(training: dict[str, str], start: str | None) -> None:
-    method = {"name": "cam", **({"training": training} if training else {})}
-    assert (
-        RunRecord(method=method, dataset={}, protocol=EvalProtocol(), metrics=(), provenance={}).start
-        == start
-    )
+def test_a_record_says_what_its_weights_come_from(
+    method: dict[str, Any], start: str | None, init: str | None
+) -> None:
+    method = {"name": "cam", **method}
+    found = RunRecord(method=method, dataset={}, protocol=EvalProtocol(), metrics=(), provenance={})
+    assert (found.start, found.init) == (start, init)
 
 
 @pytest.mark.parametrize(

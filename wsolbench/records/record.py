@@ -145,6 +145,14 @@ class RunRecord:
         return None if weights is None else weights if weights in ("none", "imagenet") else "checkpoint"
 
     @property
+    def init(self) -> str | None:
+        """Origin of the weights, for tables: `start`, or `pretrained` for a network evaluated as it came.
+
+        None if the run has no network, or if the record does not state it.
+        """
+        return self.start or ("pretrained" if self.method.get("weights") else None)
+
+    @property
     def supervision(self) -> Supervision | None:
         """Ground truth that the method reads besides labels of training images, or None."""
         return Supervision.parse(self.method.get("supervision"))

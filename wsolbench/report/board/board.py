@@ -300,7 +300,7 @@ def _measured_table(
             Cell(different_settings(group[0], [other[0] for other in groups])),
             Cell(supervision_text(group[0].record)),
             Cell(str(group[0].record.method.get("backbone") or UNDEFINED)),
-            Cell(str(group[0].record.start or UNDEFINED)),
+            Cell(str(group[0].record.init or UNDEFINED)),
             Cell("{} [{}, {}]".format(*estimate) if len(estimate) > 1 else estimate[0]),
             Cell(_runs(name, group, values)),
             Cell(
@@ -367,7 +367,7 @@ def _submitted_row(
         Cell(""),
         Cell(supervision_text(run.record)),
         Cell(str(run.backbone)),
-        Cell(str(run.record.start or UNDEFINED)),
+        Cell(str(run.record.init or UNDEFINED)),
         Cell("{} [{}, {}]".format(*estimate) if len(estimate) > 1 else estimate[0]),
         Cell(UNDEFINED),
         Cell(""),

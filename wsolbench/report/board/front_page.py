@@ -319,7 +319,7 @@ def _about_submitted(run: Run) -> list[Cell]:
         Cell(metadata.venue or metadata.paper, metadata.url or ""),
         Cell("code", metadata.code) if metadata.code else Cell(""),
         Cell(metadata.backbone),
-        Cell(str(run.record.start or "")),
+        Cell(str(run.record.init or "")),
         Cell(run.badge),
     ]
 

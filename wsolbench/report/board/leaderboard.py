@@ -408,7 +408,7 @@ def _table(runs: Sequence[Run], policy: str | None) -> list[str]:
                 different_settings(run, runs),
                 supervision_text(run.record),
                 method.get("backbone"),
-                run.record.start,
+                run.record.init,
                 run.seed,
             )
         ]

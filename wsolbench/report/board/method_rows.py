@@ -70,7 +70,7 @@ def measured_rows(
             "settings": different_settings(group[0], firsts),
             "supervision": supervision_text(record),
             "backbone": str(record.method.get("backbone") or ""),
-            "init": record.start or "",
+            "init": record.init or "",
         }
         row = MethodRow(labels, group)
         for name in names:

@@ -58,7 +58,7 @@ def runs_csv(runs: Sequence[Run]) -> str:
             "settings": different_settings(run, runs),
             "supervision": supervision_text(record),
             "backbone": record.method.get("backbone"),
-            "init": record.start,
+            "init": record.init,
             "seed": record.training.get("seed"),
             "record": run.link,
         }
