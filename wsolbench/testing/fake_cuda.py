@@ -303,7 +303,10 @@ def _fills(args: Sequence[Any]) -> bool:
 
 
 def _compute(func: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Call an operator on tensors of the CPU. Products of 16-bit numbers are summed in float32, as on a GPU."""
+    """Call an operator on tensors of the CPU.
+
+    Products of 16-bit numbers are summed in float32, as on a GPU.
+    """
     dtype = args[0].dtype if name in _PRODUCTS else None
     if dtype not in {torch.bfloat16, torch.float16}:
         return func(*args, **kwargs)
