@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PATIENCE = 600.0
+"""Seconds after which a process hangs. A busy machine takes ten times as long as an idle one to import torch."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Ended:
 
 
 def together(code: str, *arguments: object, size: int = 2) -> list[Ended]:
-    """Run `code` in `size` processes that find each other; by rank. All must end within two minutes."""
+    """Run `code` in `size` processes that find each other; by rank. All must end within `PATIENCE`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -44,7 +46,7 @@ def together(code: str, *arguments: object, size: int = 2) -> list[Ended]:
         for rank in range(size)
     ]
     try:
-        printed = [process.communicate(timeout=120) for process in running]
+        printed = [process.communicate(timeout=PATIENCE) for process in running]
     finally:
         for process in running:
             process.kill()

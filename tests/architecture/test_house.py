@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,14 +33,20 @@ def test_a_method_file_can_be_read_beside_its_paper(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 380
 
 
+@cache
+def models_by_file() -> dict[Path, str]:
+    """The text of each file of the reference models."""
+    return {path: path.read_text(encoding="utf-8") for path in MODELS.rglob("*.py")}
+
+
 @pytest.mark.parametrize("path", sorted((MODELS / "layers").glob("[!_]*.py")), ids=lambda path: path.name)
 def test_a_layer_is_used_by_two_methods_or_more(path: Path) -> None:
     """What one method alone uses lies in the method's folder."""
     name = f"reference_models.layers.{path.stem}"
     users = {
         source.relative_to(MODELS).parts[:2]
-        for source in MODELS.rglob("*.py")
-        if re.search(rf"from {name} import", source.read_text())
+        for source, text in models_by_file().items()
+        if f"from {name} import" in text
     }
     shared = {"layers", "base", "training"}
     assert len({user for user in users if user[0] in TASKS}) >= 2 or any(

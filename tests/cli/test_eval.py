@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import PATIENCE
+
 TRAIN = (
     "--backbone",
     "tiny",
@@ -213,7 +215,7 @@ def command(birds: Path, *arguments: object) -> subprocess.Popen[bytes]:
 
 def kill_when(process: subprocess.Popen[bytes], condition) -> None:
     """SIGKILL as soon as `condition()` holds; fail when the process ends before."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert process.poll() is None, process.stderr.read().decode()
         assert time.monotonic() < deadline

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import PATIENCE
+
 EVAL = ("eval", "--method", "center-box", "--resamples", "100", "--batch-size", "2")
 
 
@@ -136,7 +138,7 @@ def test_two_processes_make_the_record_of_one(run, birds: Path) -> None:
         ]
         line = [*torchrun, "small.py", *evaluate, *map(str, on(birds)), "--out", out]
         outcomes.append(
-            subprocess.run(line, capture_output=True, text=True, timeout=300, check=False, env=settings)
+            subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE, check=False, env=settings)
         )
         assert outcomes[-1].returncode == 0, outcomes[-1].stderr
     one, two = record("one"), record("two")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import PATIENCE
 from wsolbench.cli._jobs import checkpoint_of
 from wsolbench.records import find_records
 from wsolbench.records.plans import read_plan
@@ -102,7 +103,7 @@ def test_a_killed_job_resumes_and_one_killed_before_its_record_trains_no_more(
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 130
+    assert process.wait(PATIENCE) == 130
     assert (folder / "state.pt").is_file()
     before = list(csv.DictReader((folder / "log.csv").open()))
     assert len(before) < 40

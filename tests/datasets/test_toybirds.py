@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.processes import PATIENCE
 from wsolbench.datasets import load_dataset
 from wsolbench.datasets.toybirds import dataset as toybirds
 from wsolbench.datasets.toybirds.bird import KINDS, PART_LAYERS, PART_NAMES, Bird, Kind, owner_of
@@ -355,7 +356,7 @@ MANY = "size=48, counts={'train': 400, 'val': 12, 'test': 12}, workers=1)"
 
 def test_a_rendering_that_is_killed_leaves_no_set_and_the_next_one_clears_up(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", LOAD + MANY, str(tmp_path)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not list(tmp_path.glob(".*/images/train/*.png")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -381,7 +382,7 @@ def test_leftovers_that_may_still_be_written_are_left_alone(tmp_path: Path) -> N
 def test_two_processes_at_once_agree_on_one_set(tmp_path: Path) -> None:
     code = LOAD + "size=32, counts={'train': 24, 'val': 2, 'test': 2}, workers=1)"
     processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
-    assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    assert [process.wait(PATIENCE) for process in processes] == [0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["toybirds-v1-seed0-32-24-2-2"]
 
 

@@ -7,6 +7,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,12 @@ def localizer(backbone: str = "tiny", image_size: int = 64) -> Localizer:
     return load_method("cam").create(
         backbone=backbone, num_classes=CLASSES, weights="none", settings={}, image_size=image_size
     )
+
+
+@cache
+def untouched(backbone: str) -> Localizer:
+    """One localizer of each backbone for images of 128 pixels; tests do not change it."""
+    return localizer(backbone, 128)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +154,7 @@ def test_maps_are_float32_in_their_range_without_a_graph(post):
 def test_maps_of_a_localizer_are_on_its_last_grid(post, backbone):
     if post.needs_reruns and backbone != "tiny":
         pytest.skip("a forward pass for each of hundreds of channels")
-    model = localizer(backbone, 128)
+    model = untouched(backbone)
     result = model.localize(torch.randn(2, 3, 128, 128), gradients=post.needs_gradients)
     maps = post.maps(result, torch.tensor([[2], [0]]))
     assert maps.shape[:2] == (2, 1)

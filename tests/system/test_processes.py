@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.processes import PATIENCE
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.system import processes
 from wsolbench.system.decoding import read_rgb
@@ -138,7 +139,7 @@ from wsolbench.system.processes import WorkerPool
 pool = WorkerPool(operator.neg, 2)
 assert pool.run(1, int) == pool.run(1, int) == -1
 print(*[worker.process.pid for worker in pool._end.peek()[2][0]], flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 
@@ -155,14 +156,14 @@ def test_a_caller_that_is_killed_leaves_no_process(number):
     assert caller.stdout is not None
     workers = [int(pid) for pid in caller.stdout.readline().split()]
     # Wait until the script sleeps, because Python ignores an interrupt inside a finalizer.
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while state_of(caller.pid) != "S" and time.monotonic() < end:
         time.sleep(0.02)
     time.sleep(0.2)
     caller.send_signal(number)
-    _, err = caller.communicate(timeout=20)
+    _, err = caller.communicate(timeout=PATIENCE)
     assert err.count("Traceback") == (number == signal.SIGINT)  # that of the script alone
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while any(is_running(pid) for pid in workers) and time.monotonic() < end:
         time.sleep(0.02)
     assert len(workers) == 2

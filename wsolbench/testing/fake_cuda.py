@@ -32,6 +32,8 @@ Kind = Literal["read", "copy", "generator"]
 
 _SOFTMAXES = {"aten::_softmax", "aten::_log_softmax"}
 """Operators that can turn float16 into float32 on a GPU, but not on a CPU."""
+_PRODUCTS = {"aten::convolution", "aten::addmm", "aten::baddbmm", "aten::bmm", "aten::mm"}
+"""Operators that a GPU sums in float32, and that most processors compute slowly in bfloat16 and float16."""
 _COPIES = ("aten::_to_copy", "aten::copy_", "aten::_copy_from")
 _READS = (
     "aten::_local_scalar_dense",
@@ -213,7 +215,7 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
             real_kwargs["device"] = CPU
         if name in _SOFTMAXES and real_args[2]:
             real_args = (real_args[0].float(), real_args[1], False)
-        result = func(*real_args, **real_kwargs)
+        result = _compute(func, name, real_args, real_kwargs)
         if name == "aten::copy_":
             return args[0]
         if target == "cpu":
@@ -300,6 +302,18 @@ def _fills(args: Sequence[Any]) -> bool:
     )
 
 
+def _compute(func: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call an operator on tensors of the CPU.
+
+    Products of 16-bit numbers are summed in float32, as on a GPU.
+    """
+    dtype = args[0].dtype if name in _PRODUCTS else None
+    if dtype not in {torch.bfloat16, torch.float16}:
+        return func(*args, **kwargs)
+    wide = [item.float() if isinstance(item, Tensor) else item for item in args]
+    return func(*wide, **kwargs).to(dtype)
+
+
 def _real(item: Any) -> Any:
     return item.held if isinstance(item, _GpuTensor) else item
 
@@ -307,11 +321,12 @@ def _real(item: Any) -> Any:
 def _where() -> str:
     """File and line of the program that asked for the operator."""
     torch_folder, here = f"{Path(torch.__file__).parent}{os.sep}", __file__
-    for frame in reversed(traceback.extract_stack()):
-        if frame.filename != here and not frame.filename.startswith(torch_folder):
-            parts = Path(frame.filename).parts
+    for frame, line in traceback.walk_stack(None):
+        name = frame.f_code.co_filename
+        if name != here and not name.startswith(torch_folder):
+            parts = Path(name).parts
             start = parts.index("torchvision") if "torchvision" in parts else -2
-            return f"{'/'.join(parts[start:])}:{frame.lineno}"
+            return f"{'/'.join(parts[start:])}:{line}"
     return "torch"
 
 

@@ -22,7 +22,7 @@ from reference_models.localization.cam import Cam
 from reference_models.training.images import ImageReader
 from reference_models.training.parallel import take_share
 from reference_models.training.run_folder import BEST, LAST, LOG, STATE
-from tests.processes import ROOT, together
+from tests.processes import PATIENCE, ROOT, together
 from tests.reference_models.conftest import squares
 from tests.reference_models.training.test_loop import interrupt, request, same_weights
 from wsolbench.exceptions import UsageError
@@ -404,7 +404,7 @@ def test_torchrun_starts_the_command_and_an_error_of_all_is_printed_once(tmp_pat
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.returncode == 1  # torchrun's own, whatever its processes return
     assert done.stderr.count("Error: unknown dataset 'nowhere'") == 1
