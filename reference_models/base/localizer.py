@@ -54,7 +54,9 @@ class Localizer(Model):
         """Train a model, or resume an interrupted run; see `wsolbench.methods.contracts.Method.fit`."""
         return fit_statistics(cls, request) if cls.learns_from == "statistics" else fit(cls, request)
 
-    def localize(self, images: Float[Tensor, "b 3 H W"], *, gradients: bool = False) -> ForwardPass:
+    def localize(
+        self, images: Float[Tensor, "b 3 H W"], *, gradients: bool = False, **truths: Tensor
+    ) -> ForwardPass:
         """Return logits and maps, without changing parameters or buffers. The model must be in eval mode.
 
         With `gradients` the logits and the stages keep their graph back to the images, for post-processes
@@ -64,6 +66,8 @@ class Localizer(Model):
         A method that proposes boxes gets two more extra maps: `parts`, the weighted coverage of the boxes,
         and `union`, the smallest box around them. A method that classifies without proposing boxes gets
         proposals: the best regions of the predicted class's map.
+
+        `truths` is the ground truth that a method reads (`uses_true_boxes`), for its `forward`.
         """
         if self.training:
             raise RuntimeError(
@@ -72,15 +76,15 @@ class Localizer(Model):
             )
         if gradients:
             with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
-                result: ForwardPass = self(images.detach().float().requires_grad_())
+                result: ForwardPass = self(images.detach().float().requires_grad_(), **truths)
         else:
             with torch.no_grad():
-                result = self(images)
+                result = self(images, **truths)
         backbone = getattr(self, "backbone", None)  # missing in methods without a backbone
         if result.tokens is None and isinstance(backbone, TokenBackbone):
             result = replace(result, tokens=partial(torch.no_grad()(backbone.tokens), images))
         if result.rerun is None:
-            result = replace(result, rerun=lambda change: self.localize(change(images)))
+            result = replace(result, rerun=lambda change: self.localize(change(images), **truths))
         return self._with_proposals(result, images.shape[-1])
 
     @torch.no_grad()

@@ -44,8 +44,8 @@ Maps. The class map is (2). `propose` gives the parts by v_p s_p of the predicte
 
 Controls. `parts=0`: the object alone. `part_boxes=grid`: 31 boxes of a fixed grid, without steps 1 to 5.
 
-Published numbers. CoSeq (+BBox) has ground-truth boxes at test, too. To imitate it, crop a data set to its
-boxes, and use `object_box=image`. Masks are then the whole image, as nothing lies outside a box.
+Published numbers. CoSeq (+BBox) has the ground-truth box of each test image, too: `test_box=truth`. Records
+state it. It can be set on a trained model.
 
 Departures, besides those of 1 and 9 in their files
     2      The features are of the backbone's stage of stride 16, projected to 512 numbers in half precision.
@@ -90,6 +90,7 @@ from reference_models.recognition.coseq.transfer import (
     random_part_of_boxes,
     scaled_boxes,
     transfer_parts,
+    valid_boxes,
     whole_images,
 )
 from reference_models.training.passes import Passes
@@ -113,7 +114,8 @@ CHUNK = 256
 class CoseqConfig(PartConfig):
     """Settings of `coseq`."""
 
-    at_test: ClassVar[frozenset[str]] = frozenset({"neighbours"})
+    at_test: ClassVar[frozenset[str]] = frozenset({"neighbours", "test_box"})
+    later: ClassVar[frozenset[str]] = PartConfig.later | {"test_box"}
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"paper": {}})
 
     variant: Literal["paper"] = "paper"
@@ -122,6 +124,10 @@ class CoseqConfig(PartConfig):
     """Object's box at test: of a layer that learns the boxes, of the class map, or the whole image.
 
     With `image`, the whole image is the box in training, too: no ground-truth boxes are read.
+    """
+    test_box: Literal["found", "truth"] = "found"
+    """Object's box of an evaluated image: found as `object_box` says, or the ground-truth box, as in CoSeq
+    (+BBox).
     """
     object_size: SideOrDefault = 0
     """Side to which the object is resized. 0: that of the input."""
@@ -244,11 +250,33 @@ class Coseq(Recognizer):
             relative = transfer_parts(index, mirrored, self.memory.parts)
         return placed_in(relative, objects)
 
-    def forward(self, images: Float[Tensor, "b 3 S S"]) -> ForwardPass:
-        """Return logits (1), maps (2) and the parts."""
+    @property
+    def uses_true_boxes(self) -> bool:
+        """Whether evaluated images come with their ground-truth boxes."""
+        return self.config.test_box == "truth"
+
+    def localize(
+        self, images: Float[Tensor, "b 3 H W"], *, gradients: bool = False, **truths: Tensor
+    ) -> ForwardPass:
+        """Return as `Localizer.localize`. Raises `UsageError` if `test_box=truth` has no box to read."""
+        if self.uses_true_boxes and "true_boxes" not in truths:
+            raise UsageError(
+                "setting test_box=truth of method 'coseq' needs the ground-truth box of each image; evaluate "
+                "it by `wsolbench eval` without a post-process, or use test_box=found"
+            )
+        return super().localize(images, gradients=gradients, **truths)
+
+    def forward(
+        self, images: Float[Tensor, "b 3 S S"], true_boxes: Float[Tensor, "b 4"] | None = None
+    ) -> ForwardPass:
+        """Return logits (1), maps (2) and the parts.
+
+        `true_boxes` are the objects in pixels of the input. None: they are found.
+        """
         stages, size = self.backbone.stages(images), images.shape[-1]
         features = next(reversed(stages.values()))
-        objects = self.object_finder(features, size)  # step 6
+        # Step 6.
+        objects = self.object_finder(features, size) if true_boxes is None else valid_boxes(true_boxes, size)
         parts = self.find_parts(images, objects)
         scores = self.scorers.scores(
             self.region_features(images, objects, parts), self.object_classifier, self.part_classifier

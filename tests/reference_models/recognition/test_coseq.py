@@ -31,7 +31,10 @@ from reference_models.recognition.coseq.transfer import (
 from reference_models.training.run_folder import LAST, STATE
 from tests.reference_models.conftest import toy_backbone, toy_batch
 from wsolbench.exceptions import DataError, UsageError
+from wsolbench.maps.sources import ModelSource
+from wsolbench.maps.truths import true_box
 from wsolbench.methods import Supervision, TrainRequest
+from wsolbench.protocol import EvalProtocol
 from wsolbench.testing import squares
 
 CLASSES = 3
@@ -415,6 +418,37 @@ def test_the_object_s_box_at_test(box):
         torch.testing.assert_close(
             net.object_finder(features, 32), torch.tensor([[8.0, 8, 16, 24]]).expand(3, 4)
         )
+
+
+def test_the_ground_truth_box_replaces_the_found_one(trained, monkeypatch):
+    """With the boxes that the network finds, given as the truth, nothing changes; with others all does."""
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        found = trained.object_finder(trained.backbone.run(images), 32)
+    plain = trained.localize(images)
+    monkeypatch.setattr(trained, "config", replace(trained.config, test_box="truth"))
+    assert trained.uses_true_boxes
+    same, other = (trained.localize(images, true_boxes=boxes) for boxes in (found, found / 2))
+    torch.testing.assert_close(same.logits, plain.logits)
+    assert (other.logits - plain.logits).abs().min() > 1e-3
+    corners = other.propose().boxes
+    assert (corners[..., 2:] <= found[:, None, 2:] / 2 + 1e-4).all()
+    with pytest.raises(UsageError, match=r"test_box=truth .*needs the ground-truth box"):
+        trained.localize(images)
+
+
+def test_a_record_says_that_boxes_of_test_images_were_read(tmp_path, monkeypatch):
+    path = Coseq.fit(request(tmp_path / "run"))
+    net = Coseq.load(path, device="cpu", settings={"test_box": "truth"})
+    source = ModelSource(net, EvalProtocol(), num_classes=CLASSES, device="cpu", batch_size=2)
+    assert source.describe()["supervision"] == Supervision.of_prediction(["boxes"]).to_json()
+    samples = squares(18).samples[:2]
+    given = []
+    find = net.find_parts
+    monkeypatch.setattr(net, "find_parts", lambda images, boxes: given.append(boxes) or find(images, boxes))
+    source.maps(samples, source.collate([source.load(sample) for sample in samples]))
+    expected = np.stack([true_box(sample, 32, source.protocol) for sample in samples])
+    torch.testing.assert_close(given[0], torch.from_numpy(expected).float())
 
 
 # --- scores and maps ----------------------------------------------------------------------------------------
