@@ -3,6 +3,8 @@ written at home."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +51,12 @@ def checked_modules() -> list[str]:
         name for name in names if not any(f"{name}.".startswith(f"{left_out}.") for left_out in UNCHECKED)
     ]
 
+
+# While a checked module is imported, Python looks for compiled files under the name that the hook gives them. So
+# a large package that such a module imports first would be compiled again, which takes longer than to import it.
+for large in ("cv2", "matplotlib.pyplot", "numba", "scipy.stats", "timm", "torch", "torchvision"):
+    with contextlib.suppress(ImportError):
+        importlib.import_module(large)
 
 install_import_hook(checked_modules(), "beartype.beartype")
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.processes import PATIENCE
+from tests.processes import PATIENCE, Program
 
 TRAIN = (
     "--backbone",
@@ -202,26 +199,19 @@ def test_a_checkpoint_of_other_classes_is_refused(run, birds: Path, tmp_path: Pa
     assert "expected the 4 of" in result.err
 
 
-def command(birds: Path, *arguments: object) -> subprocess.Popen[bytes]:
-    line = [
-        sys.executable,
-        "-c",
-        "from wsolbench.cli import main; main()",
-        *map(str, arguments),
-        *map(str, on(birds)),
-    ]
-    return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def command(birds: Path, *arguments: object) -> Program:
+    return Program("from wsolbench.cli import main; main()", *arguments, *on(birds))
 
 
-def kill_when(process: subprocess.Popen[bytes], condition) -> None:
+def kill_when(process: Program, condition) -> None:
     """SIGKILL as soon as `condition()` holds; fail when the process ends before."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert process.poll() is None, process.stderr.read().decode()
+        assert process.poll() is None, process.end().err
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.end()
 
 
 def test_a_killed_training_and_a_killed_evaluation_go_on(run, birds: Path) -> None:

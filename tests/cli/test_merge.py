@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.processes import PATIENCE
+from tests.processes import together
 
 EVAL = ("eval", "--method", "center-box", "--resamples", "100", "--batch-size", "2")
 
@@ -119,32 +116,20 @@ def test_two_processes_make_the_record_of_one(run, birds: Path) -> None:
         "--resamples",
         "100",
     )
-    Path("small.py").write_text(
+    code = (
         "import wsolbench.evaluation.runs\nfrom wsolbench.cli import "
         "main\n\nwsolbench.evaluation.runs.CHUNK = 2\nmain()\n"
     )
-    # torchrun gives each of several processes one thread; a network's last bits depend on the number of
-    # threads.
-    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Each process has one thread; a network's last bits depend on the number of threads.
     outcomes = []
     for processes, out in ((1, "one"), (2, "two")):
-        torchrun = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(processes),
-        ]
-        line = [*torchrun, "small.py", *evaluate, *map(str, on(birds)), "--out", out]
-        outcomes.append(
-            subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE, check=False, env=settings)
-        )
-        assert outcomes[-1].returncode == 0, outcomes[-1].stderr
+        ended = together(code, *evaluate, *on(birds), "--out", out, size=processes)
+        assert [each.code for each in ended] == [0] * processes, ended
+        outcomes.append("".join(each.out for each in ended))
     one, two = record("one"), record("two")
     assert two["metrics"] == one["metrics"]
     assert two["method"] == one["method"]
     assert two["provenance"]["processes"] == 2
     assert "processes" not in one["provenance"]
-    assert outcomes[1].stdout.count("record ") == 1
+    assert outcomes[1].count("record ") == 1
     assert not list(Path("two").glob(".work/*"))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from reference_models.core.backbone import load_backbone
 from reference_models.core.tokens import TokenBackbone, attend, require_tokens
 from reference_models.localization.cam import Cam
 from reference_models.training.run_folder import LAST, LOG, STATE
+from tests.processes import Program
 from tests.reference_models import small_methods
 from tests.reference_models.conftest import squares
 from tests.reference_models.small_methods import (
@@ -90,16 +88,8 @@ RUNS = {
 @pytest.mark.parametrize(("name", "step"), [("Adversary", 7), ("AttentionMaps", 4)])
 def test_a_killed_run_goes_on_and_ends_with_the_bytes_of_an_unbroken_one(name, step, tmp_path):
     method, whole, killed = getattr(small_methods, name), tmp_path / "whole", tmp_path / "killed"
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, name, str(killed), str(step)],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    done = Program(KILLED, name, killed, step).end()
+    assert done.code == -signal.SIGKILL, done.err
     assert (killed / STATE).exists()
     method.fit(RUNS[name](killed))
     method.fit(RUNS[name](whole))

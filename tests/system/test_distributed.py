@@ -4,12 +4,15 @@ fails."""
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.processes import together
+from tests.processes import PATIENCE, ROOT, environments, together
 from wsolbench.exceptions import UsageError
 from wsolbench.system.distributed import World, barrier, connected, gathered, world
 
@@ -192,4 +195,20 @@ with connected() as here:
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
 def test_no_thread_of_the_group_is_left_when_the_program_ends():
-    assert [(ended.code, ended.out.strip()) for ended in together(AT_THE_END)] == [(0, "1"), (0, "1")]
+    running = [  # in new interpreters, because handlers of `atexit` do not run in a fork
+        subprocess.Popen(
+            [sys.executable, "-c", AT_THE_END],
+            env={**os.environ, **each, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for each in environments(2)
+    ]
+    try:
+        ended = [
+            (process.communicate(timeout=PATIENCE)[0].strip(), process.returncode) for process in running
+        ]
+    finally:
+        for process in running:
+            process.kill()
+    assert ended == [("1", 0), ("1", 0)]

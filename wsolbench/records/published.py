@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,7 +204,7 @@ class PublishedNumber:
         }[self.unit]
         return self.value + unit
 
-    @property
+    @cached_property
     def _exact(self) -> Decimal:
         value = Decimal(self.value)
         if self.unit == "level_0_255":
@@ -213,11 +214,13 @@ class PublishedNumber:
 
     def agrees_with(self, other: PublishedNumber) -> bool:
         """Whether both can be one value, rounded to different numbers of decimals."""
-        coarse = max(
-            Decimal(number.value).scaleb(-2 if UNITS[number.unit] == 100 else 0).as_tuple().exponent
-            for number in (self, other)
-        )
-        return abs(self._exact - other._exact) <= Decimal(5).scaleb(int(coarse) - 1)
+        coarse = max(self._exponent, other._exponent)
+        return abs(self._exact - other._exact) <= Decimal(5).scaleb(coarse - 1)
+
+    @cached_property
+    def _exponent(self) -> int:
+        """Power of ten of the last printed decimal, as a fraction."""
+        return int(Decimal(self.value).scaleb(-2 if UNITS[self.unit] == 100 else 0).as_tuple().exponent)
 
 
 PAPERS = "papers.toml"

@@ -16,8 +16,9 @@ import contextlib
 import os
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
@@ -25,7 +26,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map
+from torch.utils._pytree import tree_map
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 Kind = Literal["read", "copy", "generator"]
@@ -199,9 +200,11 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = func._schema.name
-        tensors = [item for item in tree_iter((args, kwargs)) if isinstance(item, Tensor)]
+        pinned = kwargs.pop("pin_memory", False)
+        tensors: list[Tensor] = []
+        real_args, real_kwargs = _map_tensors(lambda item: _real(item, tensors), (args, kwargs))
         on_gpu = any(isinstance(item, _GpuTensor) for item in tensors)
-        if kwargs.pop("pin_memory", False):
+        if pinned:
             return func(*args, **kwargs).pin_memory()
         asked = kwargs.get("device")
         target = None if asked is None else torch.device(asked).type
@@ -210,7 +213,6 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._note_copy(name, args, kwargs, target)
         elif on_gpu:
             self._check(name, args, tensors)
-        real_args, real_kwargs = tree_map(_real, (args, kwargs))
         if target == "cuda":
             real_kwargs["device"] = CPU
         if name in _SOFTMAXES and real_args[2]:
@@ -222,10 +224,11 @@ class FakeCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         if not on_gpu and target != "cuda":
             return result
-        changed = _changed(func, args, kwargs)
+        changed = _changed_argument(func)
         if changed is not None:
-            return changed
-        return tree_map(lambda item: _GpuTensor(item) if type(item) is Tensor else item, result)
+            place, keyword = changed
+            return args[place] if place < len(args) else kwargs[keyword]
+        return _map_tensors(lambda item: _GpuTensor(item) if type(item) is Tensor else item, result)
 
     def _check(self, name: str, args: Any, tensors: Sequence[Tensor]) -> None:
         """Raise on tensors of both devices, and note what the host waits for."""
@@ -282,15 +285,19 @@ def _leaves(node: Any) -> Iterator[Tensor]:
         rest += [before for before, _ in node.next_functions]
 
 
-def _changed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The argument that an operator changes and returns (`add_`, `out=`), or None."""
+@cache
+def _changed_argument(func: Any) -> tuple[int, str] | None:
+    """Return place and name of the argument that an operator changes and returns, or None.
+
+    Examples are `add_` and `out=`.
+    """
     returned = func._schema.returns
     if not returned or returned[0].alias_info is None or not returned[0].alias_info.is_write:
         return None
     for place, argument in enumerate(func._schema.arguments):
         info = argument.alias_info
         if info is not None and info.is_write and info.before_set == returned[0].alias_info.before_set:
-            return args[place] if place < len(args) else kwargs[argument.name]
+            return place, argument.name
     return None
 
 
@@ -314,7 +321,23 @@ def _compute(func: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any
     return func(*wide, **kwargs).to(dtype)
 
 
-def _real(item: Any) -> Any:
+def _map_tensors(change: Callable[[Tensor], Any], item: Any) -> Any:
+    """Replace each tensor of an operator's arguments or results. Lists, tuples and dicts keep their kind."""
+    if isinstance(item, Tensor):
+        return change(item)
+    kind = type(item)
+    if kind is tuple or kind is list:
+        return kind([_map_tensors(change, each) for each in item])
+    if kind is dict:
+        return {key: _map_tensors(change, each) for key, each in item.items()}
+    if isinstance(item, (tuple, list, dict)):
+        return tree_map(lambda each: change(each) if isinstance(each, Tensor) else each, item)
+    return item
+
+
+def _real(item: Tensor, seen: list[Tensor]) -> Tensor:
+    """Return the values of a tensor, and append the tensor to `seen`."""
+    seen.append(item)
     return item.held if isinstance(item, _GpuTensor) else item
 
 

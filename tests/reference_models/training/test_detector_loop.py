@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from reference_models.training import detector_loop as train_detector
 from reference_models.training.detector_data import TargetReader, make_example
 from reference_models.training.run_folder import LAST, LOG, STATE
 from tests.datasets.coco_layout import edited, write_coco
+from tests.processes import Program
 from wsolbench.datasets.coco import InstanceDataset, load_instances
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import DetectorRequest
@@ -65,6 +63,7 @@ from pathlib import Path
 import torch
 from reference_models.training import detector_loop
 from reference_models.detection.lio_mask_rcnn.method import LioMaskRcnn
+from tests.processes import Program
 from tests.reference_models.training.test_detector_loop import request
 
 torch.set_num_threads(1)
@@ -84,17 +83,8 @@ LioMaskRcnn.fit(request(Path(sys.argv[1]), Path(sys.argv[2])))
 
 def test_a_run_that_is_killed_in_the_middle_of_an_epoch_goes_on_there(root, tmp_path, monkeypatch):
     killed, unbroken = request(root, tmp_path / "killed"), request(root, tmp_path / "unbroken", workers=2)
-    project = Path(__file__).parents[3]
-    command = [sys.executable, "-c", KILLED_IN_THE_MIDDLE, str(root), str(killed.out)]
-    done = subprocess.run(
-        command,
-        cwd=project,
-        env={**os.environ, "PYTHONPATH": str(project)},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    done = Program(KILLED_IN_THE_MIDDLE, root, killed.out).end()
+    assert done.code == -signal.SIGKILL, done.err
     # The state after step 4 was being written. That after step 3 was written before it began.
     step = json.loads(torch.load(killed.out / STATE, weights_only=True)["progress"])["step"]
     assert step in (3, 4)

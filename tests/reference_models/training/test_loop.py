@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from reference_models.localization.cam import Cam
 from reference_models.training import images
 from reference_models.training.checkpoint import earlier_runs, read_header, write_checkpoint
 from reference_models.training.run_folder import BEST, LAST, LOG, STATE
+from tests.processes import Program
 from tests.reference_models.conftest import squares
 from wsolbench.exceptions import DataError, UsageError
 from wsolbench.methods import TrainRequest
@@ -165,17 +163,8 @@ Cam.fit(request(Path(sys.argv[1])))
 
 def test_a_run_that_is_killed_in_the_middle_of_an_epoch_goes_on(tmp_path):
     unbroken, killed = request(tmp_path / "unbroken"), request(tmp_path / "killed")
-    root = Path(__file__).parents[3]
-    command = [sys.executable, "-c", KILLED_IN_THE_MIDDLE, str(killed.out)]
-    done = subprocess.run(
-        command,
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    done = Program(KILLED_IN_THE_MIDDLE, killed.out).end()
+    assert done.code == -signal.SIGKILL, done.err
     # The second state was being written. The first was written before that began.
     assert [row["epoch"] for row in log_of(killed.out)] in (["1"], ["1", "2"])
     (killed.out / ".state-leftover.pt").write_bytes(b"half a file, as a kill can leave it")

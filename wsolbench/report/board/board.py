@@ -164,7 +164,7 @@ class Numbers:
     numbers: Sequence[PublishedNumber]
     papers: dict[str, Paper]
 
-    @property
+    @cached_property
     def disputed(self) -> set[tuple[Any, ...]]:
         """Keys of the numbers that other tables print differently."""
         return {number.key for conflict in conflicts(self.numbers) for number in conflict.numbers}
