@@ -128,3 +128,41 @@ def test_the_same_weights_have_the_same_budget_whatever_they_state() -> None:
     a, b = run("i2c"), run("i2c+scg")
     assert remark(a, b) == "budget not known"
     assert not Budgets([a, b]).gap([a], [b]).is_unequal
+
+
+def start(digest: str, name: str = "baseline", **changes: Any) -> RunRecord:
+    return run(name, digest=digest, weights="none", **changes)
+
+
+def from_checkpoint(name: str, digest: str, weights: str, **changes: Any) -> RunRecord:
+    return run(name, digest=digest, weights=f"last.safetensors {weights * 64}", **changes)
+
+
+@pytest.mark.parametrize(
+    ("other_start", "known", "is_apart"),
+    [
+        (start("c"), True, True),  # the same run on another machine
+        (start("c"), False, True),  # a checkpoint that nobody describes
+        (start("c", "nts-net"), True, False),  # another method: what is compared
+        (start("c", config={"width": 2}), True, False),  # other settings
+        (start("c", seed=1), True, False),
+    ],
+)
+def test_two_trainings_of_the_same_first_checkpoint_are_two_starts(
+    other_start: RunRecord, known: bool, is_apart: bool
+) -> None:
+    a, b = from_checkpoint("baseline", "d", "b"), from_checkpoint("tasn", "e", "c")
+    b.method["training"] |= {"images_seen": 9000, "earlier_runs": {"c" * 64: 4500}}
+    records = [a, b, start("b"), *([other_start] if known else [])]
+    expected = "unequal budget: init bbbbbbbb / cccccccc" if is_apart else ""
+    assert str(Budgets(records).gap([a], [b])) == expected
+
+
+def test_starts_are_compared_seed_by_seed() -> None:
+    starts = [start("b", seed=0), start("c", seed=1)]
+    a = [from_checkpoint("baseline", "d", "b", seed=0), from_checkpoint("baseline", "e", "c", seed=1)]
+    b = [from_checkpoint("tasn", "1", "c", seed=1), from_checkpoint("tasn", "2", "b", seed=0)]
+    assert not Budgets([*starts, *a, *b]).gap(a, b).is_unequal
+    again = from_checkpoint("tasn", "2", "3", seed=0)
+    gap = Budgets([*starts, *a, *b, again, start("3", seed=0)]).gap(a, [b[0], again])
+    assert gap.others == ("init bbbbbbbb / 33333333",)

@@ -32,7 +32,8 @@ class BudgetGap:
     Attributes:
         images: images seen in training by a run of A and by a run of B. None if it is not known.
         others: other differences, each as `name a / b`: image size, backbone, init, training images. What a
-            record does not state is no difference.
+            record does not state is no difference. `init` names two checkpoints if they are two trainings
+            of the same run.
     """
 
     images: tuple[int | None, int | None]
@@ -169,7 +170,27 @@ class Budgets:
                 one, other = read(first), read(record)
                 if one is not None and other is not None and one != other:
                     others[f"{name} {_text(one)} / {_text(other)}"] = None
+        by_seed = {record.training.get("seed"): record for record in reversed(a) if record.training}
+        for record in b:
+            same_seed = by_seed.get(record.training.get("seed"))
+            if same_seed is not None and (apart := self._starts_apart(same_seed, record)):
+                others[apart] = None
         return BudgetGap(images=images, others=tuple(others))
+
+    def _starts_apart(self, one: RunRecord, other: RunRecord) -> str | None:
+        """Return the two checkpoints that runs start from, if these are two trainings of the same run.
+
+        A plan that is carried out on two machines trains its first checkpoint twice, and the two differ.
+        Checkpoints of different runs are part of what is compared. Checkpoints without a record count as
+        trainings of the same run.
+        """
+        digests = [_start_of(one), _start_of(other)]
+        if None in digests or digests[0] == digests[1]:
+            return None
+        starts = [_run_of(self._by_checkpoint.get(digest or "")) for digest in digests]
+        if None not in starts and starts[0] != starts[1]:
+            return None
+        return f"init {str(digests[0])[:8]} / {str(digests[1])[:8]}"
 
 
 def _digest_of(record: RunRecord) -> str | None:
@@ -177,6 +198,21 @@ def _digest_of(record: RunRecord) -> str | None:
     checkpoint = record.training.get("checkpoint")
     digest = checkpoint.get("sha256") if isinstance(checkpoint, dict) else None
     return digest if isinstance(digest, str) else None
+
+
+def _start_of(record: RunRecord) -> str | None:
+    """Return the digest of the checkpoint that a training starts from, or None if there is none."""
+    digest = str(record.training.get("weights", "")).rpartition(" ")[2]
+    return digest if _DIGEST.fullmatch(digest) else None
+
+
+def _run_of(record: RunRecord | None) -> tuple[Any, ...] | None:
+    """Return what the trainings of one run have in common, or None without a record."""
+    if record is None:
+        return None
+    training = record.training
+    names = ("method", "epoch", "seed", "image_size")
+    return (record.settings, *(training.get(name) for name in names), _trained_on(record))
 
 
 def _trained_on(record: RunRecord) -> Any:
