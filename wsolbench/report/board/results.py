@@ -79,8 +79,8 @@ def read_results(results: Path, *, literature: Path | None = None, records_requi
         literature: folder of published numbers, claims and variants, or None for `results`.
         records_required: whether a results folder without records and submissions is an error.
 
-    Raises `UsageError` for a folder without them if they are required, and `DataError` for an invalid published
-    number.
+    Raises `UsageError` for a folder without them if they are required, and `DataError` for an invalid
+    published number.
     """
     literature = literature or results
     measured = folder_of_records(results) if records_required else results / "measured"
