@@ -159,13 +159,24 @@ def check_value(hint: Any, value: Any, limit: Range | None = None) -> None:
     elif origin is tuple:
         if not isinstance(value, tuple):
             raise ValueError("several values")
-        for item in value:
+        for item in _extremes(arguments[0], value):
             check_value(arguments[0], item, limit)
     elif hint in (int, float):
         if not is_number(value, whole=hint is int) or value not in (limit or BROAD):
             raise ValueError(describe(hint, limit or BROAD))
     elif hint in (bool, str) and not isinstance(value, hint):
         raise ValueError("true or false" if hint is bool else "a text")
+
+
+def _extremes(hint: Any, items: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the smallest and the largest of finite floats, which are in a range if all are.
+
+    Returns all items of another type. A protocol can have 1,000 thresholds, and one check of each is slow.
+    """
+    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if kind is not float or not items or not all(type(item) is float for item in items):
+        return items
+    return (min(items), max(items)) if all(map(math.isfinite, items)) else items
 
 
 def _check_union(options: tuple[Any, ...], value: Any, limit: Range | None) -> None:

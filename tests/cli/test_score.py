@@ -409,3 +409,49 @@ def test_maps_of_another_data_set_are_refused(run, birds: Path, maps: Path) -> N
     result = score(run, birds, maps)
     assert result.code == 2
     assert "were made on data set 'cub', but 'birds' is scored" in result.err
+
+
+def test_a_folder_without_any_map_of_the_images_says_what_it_holds(run, birds: Path, maps: Path) -> None:
+    for path in maps.rglob("*.npy"):
+        path.rename(maps / path.name)
+    (maps / "test").rmdir()
+    result = score(run, birds, maps)
+    assert result.code == 2
+    assert "found 00.png.npy, 01.png.npy and more; expected test/00.png.npy and so on" in result.err
+    for path in maps.rglob("*.npy"):
+        path.unlink()
+    assert "found no files; expected test/00.png.npy" in score(run, birds, maps).err
+
+
+def test_maps_that_are_all_constant_are_noted(run, birds: Path, maps: Path) -> None:
+    assert "are constant" not in score(run, birds, maps).err
+    for image_id in IDS[:4]:
+        np.save(maps / f"{image_id}.npy", np.full((24, 24), 3.0))
+    result = score(run, birds, maps)
+    assert result.code == 0, result.err
+    assert "note: 4 of 9 maps are constant, or have no box on the object at any threshold" in result.err
+
+
+def test_maps_that_lie_on_their_side_are_noted(run, birds: Path, maps: Path) -> None:
+    annotations = birds / "annotations.csv"
+    for name in IDS:
+        for folder in ("images", "masks"):
+            file = birds / folder / name
+            Image.open(file).resize((96, 48), Image.Resampling.NEAREST).save(file)
+        np.save(maps / f"{name}.npy", np.random.default_rng(0).random((12, 24)))
+    annotations.write_text(annotations.read_text().replace(",48,48,", ",96,48,"))
+    assert "are tall for wide images" not in score(run, birds, maps).err
+    for name in IDS:
+        np.save(maps / f"{name}.npy", np.load(maps / f"{name}.npy").T)
+    result = score(run, birds, maps)
+    assert result.code == 0, result.err
+    assert "are tall for wide images, and wide for tall ones" in result.err
+    assert "(24, 12) for 96 x 48 pixels" in result.err
+    assert "expected is (height, width)" in result.err
+
+
+def test_predictions_of_other_names_are_shown(run, birds: Path, maps: Path) -> None:
+    (maps / "predictions.csv").write_text("image,rank1\n" + "".join(f"{index:02d},0\n" for index in range(9)))
+    result = score(run, birds, maps)
+    assert result.code == 2
+    assert "lack 9 of 9 images, the first 'test/00.png', and name '00', for instance" in result.err

@@ -22,6 +22,7 @@ from wsolbench.evaluation.request import RunOptions
 from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.evaluation.split_scores import SplitScores
 from wsolbench.methods import InputSpec
+from wsolbench.methods.inputs import to_input
 from wsolbench.methods.own_networks import CamObject, TorchClassifier
 from wsolbench.types import Dataset
 
@@ -82,6 +83,43 @@ def test_a_pair_of_map_and_scores_gives_labels() -> None:
     assert metrics["top1_cls"].value == pytest.approx(2 / 3)
     with pytest.raises(DataError, match="expected 3 finite numbers, one per class"):
         evaluate(dataset(12), lambda image, label: (bright(image, label), [1.0]))
+
+
+def test_axes_of_one_image_and_one_channel_are_dropped() -> None:
+    scores = np.array([0.0, 2.0, 1.0])
+    plain = evaluate(dataset(6), lambda image, label: (bright(image, label), scores))
+    batch = evaluate(dataset(6), lambda image, label: (bright(image, label)[None, None], scores[None]))
+    assert plain.record.metrics == batch.record.metrics
+
+
+@pytest.mark.parametrize(
+    ("result", "found"),
+    [
+        (None, "returns None for"),
+        (np.zeros((5, 4, 3)), r"returns an array of shape \(5, 4, 3\) and type float64 for"),
+        (np.zeros((2, 1, 4, 3)), r"shape \(2, 1, 4, 3\)"),
+        (np.zeros(5), r"shape \(5,\)"),
+        ("map", "returns 'map' for"),
+    ],
+)
+def test_a_function_that_returns_no_map_is_told_what_is_expected(result: Any, found: str) -> None:
+    with pytest.raises(DataError, match=f"{found}.*; expected one map, a two-dimensional array or tensor"):
+        evaluate(dataset(3), lambda image, label: result)
+
+
+def test_maps_of_captum_are_those_of_grad_cam(net: Net) -> None:
+    attribution = pytest.importorskip("captum.attr")
+    grad_cam = attribution.LayerGradCam(net, net.features)
+    spec = InputSpec(size=224)
+
+    def captum(image: Any, label: int) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = torch.from_numpy(to_input(image, spec))[None]
+        return grad_cam.attribute(pixels, target=label, relu_attributions=True), net(pixels)
+
+    result = evaluate(dataset(6), captum)
+    own = evaluate(dataset(6), net, layer="features", post="grad-cam")
+    for name in ("gt_known", "max_box_acc_v2", "top1_cls", "top1_loc"):
+        assert result.metrics[name].value == own.metrics[name].value
 
 
 def test_under_a_centre_crop_the_function_sees_the_crop() -> None:

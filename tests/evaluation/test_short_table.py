@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.report.conftest import make_dataset, make_record
-from wsolbench.evaluation.short_table import WIDTH, short_table
+from wsolbench.evaluation.short_table import WIDTH, describe_missing, short_table
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue, RunRecord
 
@@ -87,3 +87,14 @@ def test_a_changed_protocol_and_unsafe_names_are_visible() -> None:
     made = record(*ORACLE, name="a\x1b[31m\nb")
     title = short_table(replace(made, protocol=replace(made.map_protocol, components="union"))).split("\n")[0]
     assert title == "a[31m b on squares test: 5 images, protocol wsoleval (changed)"
+
+
+def test_reasons_of_missing_metrics_are_named_unless_another_policy_has_a_value() -> None:
+    assert describe_missing(record(*ORACLE)) == ""
+    other = value("gt_known", None, "transfer")
+    assert describe_missing(record(*ORACLE, replace(other, policy="transfer"))) == ""
+    without = [replace(value(name, None), reason="no box") for name in ("gt_known", "top1_loc", "pxap")]
+    labels = replace(value("top1_cls", None), reason="no labels")
+    assert describe_missing(record(labels, *without)) == (
+        "metrics without a value: Top-1 Cls: no labels; GT-known, Top-1 Loc: no box. --full shows all"
+    )

@@ -1,4 +1,4 @@
-"""Training logs of other programs, with stand-ins for their libraries."""
+"""Training logs of other programs: with stand-ins for their libraries, and with those that are installed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_wandb_gets_one_run_that_is_found_again(calls: Calls, tmp_path: Path) ->
     first = calls[0][1]
     assert (first["project"], first["name"], first["resume"]) == ("wsolbench", tmp_path.name, "allow")
     assert first["config"] == {"method": "cam"}
-    assert calls[1] == ("log", {"train_loss": 1.5, "lr": 0.1}, {"step": 1})
+    assert calls[1] == ("log", {"train_loss": 1.5, "lr": 0.1}, {"step": 1, "commit": True})
     assert calls[-1][0] == "finish"
     calls.clear()
     write("wandb", tmp_path, done=1)
@@ -103,3 +103,41 @@ def test_unknown_and_repeated_names(calls: Calls) -> None:
         open_logs("tensorbord")
     with pytest.raises(UsageError, match="names 'wandb' twice"):
         open_logs("wandb,wandb")
+
+
+# --- with the libraries themselves --------------------------------------------------------------------------
+
+
+def test_tensorboard_reads_the_events_and_hides_those_after_the_resumed_epoch(tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    write("tensorboard", tmp_path)
+    write("tensorboard", tmp_path, done=1)  # interrupted in epoch 2: its row is written again
+    events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    found = {
+        name: [(each.step, pytest.approx(each.value)) for each in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
+    assert found == {
+        "train_loss": [(1, 1.5), (2, 1.0)],
+        "lr": [(1, 0.1), (2, 0.01)],
+        "val_accuracy": [(2, 0.5)],
+    }
+    (settings, *_) = events.Tensors("settings/text_summary")
+    assert b'"method": "cam"' in settings.tensor_proto.string_val[0]
+
+
+def test_wandb_writes_a_run_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    (log,) = open_logs("wandb")
+    log.start(tmp_path, {"method": "cam"}, 0)
+    assert wandb.run.name == tmp_path.name
+    assert wandb.run.config["method"] == "cam"
+    for row in ROWS:
+        log.write(row)
+    assert wandb.run.summary["train_loss"] == 1.0
+    assert wandb.run.summary["val_accuracy"] == 0.5
+    log.finish()
+    assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 1

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,3 +124,28 @@ def test_threads_do_not_disturb_each_other() -> None:
         expected = sweep(score_map, truth, EvalProtocol())
         np.testing.assert_array_equal(got.best_iou, expected.best_iou)
         np.testing.assert_array_equal(got.single_boxes, expected.single_boxes)
+
+
+COMPILED = """
+import numpy as np
+from wsolbench.metrics import component_tree, largest_component
+from wsolbench.metrics.sweep import sweep
+from wsolbench.protocol import EvalProtocol
+
+sweep(np.eye(9), np.array([[1.0, 1.0, 5.0, 5.0]]), EvalProtocol())
+for module in (component_tree, largest_component):
+    for name, kernel in vars(module).items():
+        if hasattr(kernel, "nopython_signatures"):
+            print(name, len(kernel.nopython_signatures))
+"""
+
+
+def test_the_first_map_compiles_every_kernel_once(tmp_path: Path) -> None:
+    # Types of arguments that differ between two calls would compile the kernel, and all that it calls, again.
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED], env=environment, capture_output=True, text=True, check=True
+    )
+    counts = dict(line.split() for line in done.stdout.splitlines())
+    assert counts["add_pixels"] == "1"
+    assert set(counts.values()) <= {"0", "1"}, counts

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsolbench.exceptions import UsageError
+from wsolbench.system.progress import note
 from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
     from wsolbench.cli.scoring import ScoringOptions
     from wsolbench.evaluation.request import EvalRequest
     from wsolbench.evaluation.result import Evaluation
+    from wsolbench.evaluation.score_table import ScoreTable
     from wsolbench.protocol import EvalProtocol
     from wsolbench.system.distributed import World
 
@@ -169,9 +171,10 @@ def _print_at_the_end(evaluation: Evaluation, lines: list[str], *, full: bool) -
     """
     from rich.console import Console
 
-    from wsolbench.evaluation.short_table import short_table
+    from wsolbench.evaluation.short_table import describe_missing, short_table
     from wsolbench.report.board.tables import metrics_table
 
+    useless = _describe_useless_maps(evaluation.scores)
     try:
         yield
     finally:
@@ -182,3 +185,23 @@ def _print_at_the_end(evaluation: Evaluation, lines: list[str], *, full: bool) -
         for line in lines:
             if full or not line.startswith(_ONLY_IN_FULL):
                 click.echo(line)
+        if not full and (missing := describe_missing(evaluation.record)):
+            note(missing)
+        if useless:
+            note(useless)
+
+
+def _describe_useless_maps(scores: ScoreTable) -> str:
+    """Describe how many maps find nothing at any threshold. Empty if they are only a few."""
+    useless = scores.column(
+        lambda part: (
+            (part.has_boxes & ~part.best_iou.any(axis=1))
+            | (part.has_object & ((part.level_histogram.sum(axis=1) > 0).sum(axis=1) == 1))
+        )
+    )
+    if useless.sum() <= 0.05 * len(useless):
+        return ""
+    return (
+        f"{useless.sum():,} of {len(useless):,} maps are constant, or have no box on the object at any "
+        "threshold. Look at some with --pictures: are they maps, and of these images?"
+    )

@@ -42,7 +42,7 @@ def score_example(out: Path) -> None:
         source = FolderSource(folder, name=str(made_by["name"]), ranked=ranked, facts=made_by)
         source.check(dataset, protocol)
         # Score them, and write everything before anything is printed.
-        evaluation = evaluate(dataset, source, protocol, progress=False)
+        evaluation = evaluate(dataset, source, protocol)
         record = evaluation.save(out, scores=False)
         (picture,) = write_sheets(
             out,

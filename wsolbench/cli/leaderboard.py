@@ -73,6 +73,15 @@ def command(results: Path, check: bool, kind: str | None, out: Path | None, **fi
             f"The leaderboard differs from the records: run `wsolbench leaderboard --results {results}`.",
             err=True,
         )
+    if read.problems:
+        count = len(read.problems)
+        click.echo(
+            f"The leaderboard lacks {count} broken file{'s' if count > 1 else ''} of {results}; expected "
+            "none. Repair or remove:",
+            err=True,
+        )
+        for problem in read.problems:
+            click.echo(f"  {problem}", err=True)
     if differences or read.problems:
         raise click.exceptions.Exit(1)
     click.echo("The leaderboard is up to date.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +49,10 @@ class _ScoreCommand(GroupedCommand):
         from wsolbench.cli._example import score_example
 
         return score_example(Path("wsolbench-example"))
+
+
+_LOOKED_AT = 20
+"""Number of maps whose shape is compared with that of their image."""
 
 
 @click.command(
@@ -159,6 +164,7 @@ def command(
                 source.check(dataset, protocol, allow_partial=allow_partial)
 
     check_maps(scored)
+    _note_transposed(scored, folder)
     for protocol in (each for group in groups for each in group):
         if view(protocol) == "center_crop" and not crop_maps and "view" not in folder.manifest():
             side = protocol.frame_size
@@ -260,6 +266,33 @@ def read_labels(
     return ranked
 
 
+def _describe_files(folder: Path) -> str:
+    """Describe the files in a folder and its subfolders, for a message."""
+    from wsolbench.system.listing import is_junk
+
+    names = (path for path in folder.rglob("*") if path.is_file() and not is_junk(path.name))
+    some = sorted(path.relative_to(folder).as_posix() for path in itertools.islice(names, 1000))
+    if not some:
+        return "no files"
+    return f"{', '.join(some[:2])}{' and more' if len(some) > 2 else ''}"
+
+
+def _note_transposed(dataset: Dataset, folder: MapFolder) -> None:
+    """Say if the maps of wide images are tall, and those of tall images wide: (width, height) was stored."""
+    wide = [sample for sample in dataset.samples if max(sample.size) > 1.1 * min(sample.size)]
+    turned = []
+    for sample in wide[:: max(1, len(wide) // _LOOKED_AT)][:_LOOKED_AT]:
+        (width, height), (rows, columns) = sample.size, folder.read(sample.id).shape
+        if rows != columns:
+            turned.append((rows > columns) != (height > width))
+    if len(turned) > 2 and all(turned):
+        say(
+            f"maps     are tall for wide images, and wide for tall ones, {sample.id} for instance: "
+            f"({rows}, {columns}) for {width} x {height} pixels. If they were stored as (width, height), "
+            "transpose them: expected is (height, width)"
+        )
+
+
 def _with_maps(dataset: Dataset, folder: MapFolder, without: set[str], allow_partial: bool) -> Dataset:
     """Return the images that have a map. Raises `DataError` for a partial folder without `allow_partial`."""
     from wsolbench.exceptions import DataError
@@ -271,8 +304,9 @@ def _with_maps(dataset: Dataset, folder: MapFolder, without: set[str], allow_par
     if len(missing) == len(dataset):
         raise DataError(
             f"none of the {len(dataset)} images of {dataset.name} {dataset.split} has a map in "
-            f"{folder.root}; looked for {examples}, ... each followed by .npy, .npz or .png, with or without "
-            "its image suffix"
+            f"{folder.root}; found {_describe_files(folder.root)}; expected {missing[0]}.npy and so on, with "
+            "or without the image's suffix, as .npy, .npz or .png. A map has the path of its image in the "
+            "data set"
         )
     if not allow_partial:
         raise DataError(

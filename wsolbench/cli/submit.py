@@ -101,6 +101,17 @@ def command(
     for old in written.replaced:
         click.echo(f"replaced {old}")
     click.echo(f"wrote    {written.path}")
+    results = out.parent
+    if out.name == "submitted":
+        click.echo(
+            f"next     wsolbench leaderboard --results {results}; then commit {results}, for a pull request"
+        )
+    if record.resolve().is_relative_to((results / "measured").resolve()):
+        click.echo(
+            f"note     {record} is where the leaderboard finds runs of this project; move it, with its "
+            f"scores, out of {results}, and do not commit it",
+            err=True,
+        )
     if written.submission.digests["maps"] is None or values.maps_url is None:
         click.echo(
             "note     without --maps and --maps-url nobody can score the maps again, and the badge stays "

@@ -167,9 +167,11 @@ def _find_below(folder: Path, found: _Found) -> None:
 
 
 def _add(path: Path, found: _Found) -> None:
+    from wsolbench.datasets import list_datasets
     from wsolbench.records.submission import BADGES, OUTCOMES, README
 
-    if path.name in (BADGES, README):
+    # The maintainers' files are above the folders of data sets.
+    if path.name in (BADGES, README) and path.absolute().parent.name not in {i.name for i in list_datasets()}:
         return
     if path.name.endswith(OUTCOMES):
         path = path.with_name(f"{path.name.removesuffix(OUTCOMES)}.json")

@@ -23,6 +23,7 @@ from wsolbench.evaluation.runs import RunFolder, RunPlan, ScoredRun, Shard
 from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.evaluation.scores import ImageScores, score_image
 from wsolbench.maps.sources import MapSource, SourceOutput
+from wsolbench.metrics.compilation import announced_compilation
 from wsolbench.records import provenance
 from wsolbench.system.files import remove_leftovers
 from wsolbench.system.processes import JOB, WORTH_SECONDS, WorkerPool, is_sendable, map_list
@@ -36,7 +37,7 @@ def score_in_memory(plans: Sequence[RunPlan], requests: Sequence[EvalRequest]) -
     tables: list[dict[str, ScoreTable]] = [{} for _ in plans]
     for dataset in requests[0].splits:
         chunks = Shard().chunks(len(dataset))
-        with _bar(dataset, 0, len(dataset)) as bar:
+        with _bar(dataset, 0, len(dataset)) as bar, announced_compilation(bar.print_line):
             parts = list(_scored_chunks(requests, dataset, chunks, seconds, bar))
         for place, own in enumerate(tables):
             own[dataset.split] = ScoreTable(tuple(part[place] for part in parts))
@@ -72,7 +73,7 @@ def score_chunks(
                 )
             ]
             total, left = sum(map(len, chunks)), sum(map(len, todo))
-            with _bar(dataset, total - left, total) as bar:
+            with _bar(dataset, total - left, total) as bar, announced_compilation(bar.print_line):
                 scored = _scored_chunks(requests, dataset, todo, seconds, bar)
                 for chunk, parts in zip(todo, scored, strict=True):
                     for folder, scores in zip(folders, parts, strict=True):

@@ -20,6 +20,8 @@ ROWS = 4
 """Largest number of metrics."""
 _SHOWN = ("top1_cls", "gt_known", "top1_loc", "max_box_acc_v2", "pxap", "peak_iou")
 """Metrics that are shown if the record has them, the most important first."""
+_EXPECTED = ("top1_cls", "gt_known", "top1_loc")
+"""Metrics whose absence is explained below the table."""
 _POLICY_ORDER = ("oracle", "transfer", "fixed")
 _FORMS = ((True, 9), (False, 9), (False, 1), (False, 0))
 """Whether thresholds are shown, and how many columns have intervals. The first that fits is used."""
@@ -45,6 +47,19 @@ def short_table(record: RunRecord, policy: str = "oracle") -> str:
         if all(len(line) <= WIDTH for line in lines):
             break
     return "\n".join([_title(record), *(cut(line, WIDTH) for line in lines)])
+
+
+def describe_missing(record: RunRecord) -> str:
+    """Describe why the metrics that readers look for first have no value. Empty if they have one."""
+    known = {metric.name for metric in record.metrics if metric.value is not None}
+    missing: dict[str, list[str]] = {}
+    for name, reason in dict.fromkeys((metric.name, metric.reason) for metric in record.metrics):
+        if name in _EXPECTED and name not in known and reason:
+            missing.setdefault(reason, []).append(metric_title(name))
+    if not missing:
+        return ""
+    found = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in missing.items())
+    return f"metrics without a value: {found}. --full shows all"
 
 
 def _title(record: RunRecord) -> str:

@@ -82,8 +82,8 @@ class WandbLog:
         )
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Add the numbers of an epoch."""
-        self._run.log(_numbers(row), step=row["epoch"])
+        """Add the numbers of an epoch. Without `commit`, they would be sent with those of the next epoch."""
+        self._run.log(_numbers(row), step=row["epoch"], commit=True)
 
     def finish(self) -> None:
         """Send what is left, and close the run."""

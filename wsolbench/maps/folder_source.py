@@ -88,9 +88,11 @@ class FolderSource:
             )
         self._check_view(manifest, protocol)
         if self.ranked and (without := [image_id for image_id in dataset.ids if image_id not in self.ranked]):
+            unknown = min(self.ranked.keys() - set(dataset.ids), default="")
+            found = f", and name {unknown!r}, for instance" if len(without) == len(dataset) else ""
             raise DataError(
-                f"predictions lack {len(without)} of {len(dataset)} images, the first {without[0]!r}; "
-                "expected labels for all images, or no labels"
+                f"predictions for the maps in {where} lack {len(without)} of {len(dataset)} images, the "
+                f"first {without[0]!r}{found}; expected labels for all images, or no labels"
             )
         # Unchanged since they were written?
         if "run" in manifest:

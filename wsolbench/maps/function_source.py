@@ -23,8 +23,9 @@ class FunctionSource:
     """Maps that a function returns, one image at a time. It needs no torch.
 
     `function(image, label)` gets a Pillow image in RGB and the true class index. It returns the raw map of
-    this class: a two-dimensional array or tensor of any size and range. It may also return a pair of the map
-    and the class scores (C,), for the metrics that need predicted labels.
+    this class: a two-dimensional array or tensor of any size and range. Axes of length 1 in front of them,
+    such as those of a batch of one image and of one channel, are dropped. It may also return a pair of the
+    map and the class scores (C,) or (1, C), for the metrics that need predicted labels.
 
     The image has its stored size. Under a protocol with a centre crop, it is the crop, and the map covers the
     crop.
@@ -53,14 +54,17 @@ class FunctionSource:
         return loaded
 
     def maps(self, samples: Sequence[Sample], batch: Sequence[PIL.Image.Image]) -> SourceOutput:
-        """Call the function for each image. Raises `DataError` for scores that are not one per class."""
+        """Call the function for each image.
+
+        Raises `DataError` for a result that is no map, and for scores that are not one per class.
+        """
         maps, ranked = [], []
         for sample, image in zip(samples, batch, strict=True):
             result = self.function(image, sample.label)
             raw_map, scores = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
-            maps.append(_as_map(raw_map))
+            maps.append(self._map(raw_map, sample))
             if scores is not None:
-                ranked.append(self._rank(_as_array(scores), sample))
+                ranked.append(self._rank(_drop_axes(_as_array(scores), 1), sample))
         if ranked and len(ranked) < len(maps):
             raise DataError(
                 f"{self.name} returns class scores for {len(ranked)} of {len(maps)} images, from "
@@ -68,6 +72,19 @@ class FunctionSource:
             )
         depth = min(RANKS, self.num_classes) if ranked else 0
         return SourceOutput(maps=maps, ranked=np.array(ranked, dtype=np.int64).reshape(len(maps), depth))
+
+    def _map(self, values: Any, sample: Sample) -> ScoreMap:
+        """Return the map as floats. Halves and whole numbers become float32. Scoring checks the values."""
+        array = _drop_axes(_as_array(values), 2)
+        if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "fiub":
+            found = (
+                f"an array of shape {array.shape} and type {array.dtype}" if array.ndim else repr(values)[:60]
+            )
+            raise DataError(
+                f"{self.name} returns {found} for {sample.id!r}; expected one map, a two-dimensional array "
+                "or tensor (height, width) of numbers, or a pair of map and class scores"
+            )
+        return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
 
     def _rank(self, scores: np.ndarray, sample: Sample) -> np.ndarray:
         """Return the best labels. Of equal scores the lower class index comes first."""
@@ -97,8 +114,8 @@ def _as_array(values: Any) -> np.ndarray:
     return np.asarray(values)
 
 
-def _as_map(values: Any) -> ScoreMap:
-    """Return a map as floats. Halves and whole numbers become float32. Scoring checks shape and values."""
-    array = _as_array(values)
-    kept = array.dtype in (np.float32, np.float64) or array.dtype.kind not in "fiub"
-    return array if kept else array.astype(np.float32)
+def _drop_axes(array: np.ndarray, kept: int) -> np.ndarray:
+    """Drop axes of length 1 at the front until `kept` axes are left."""
+    while array.ndim > kept and array.shape[0] == 1:
+        array = array[0]
+    return array

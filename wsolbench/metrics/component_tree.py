@@ -21,7 +21,8 @@ Each component keeps its IoU while its box stays the same. The IoU is computed o
 changed, and is written to all cuts in between at once.
 
 Functions are called per level, not per pixel: numba counts references to each array argument, so calls per
-pixel would be slow.
+pixel would be slow. Numba compiles a function again for each combination of argument types, so callers pass
+all whole numbers as int64 variables, also constants.
 """
 
 from __future__ import annotations
@@ -360,16 +361,21 @@ def best_of_components(
     best, iou = np.zeros(top + 1), np.empty(len(nodes))
     last_x, last_y = width - 3, height - 3
     areas = (truth[:, 2] - truth[:, 0] + one) * (truth[:, 3] - truth[:, 1] + one)
-    flat, used, n = masks.ravel(), 1, len(order)
+    flat, used, n, margin = masks.ravel(), np.int64(1), len(order), np.int64(0)
     # Add one level after another and rate the components that changed.
     for level in range(top, -1, -1):
         first, last = n - start[level + 1], n - start[level]
         used, n_changed = add_pixels(
             order, first, last, level, flat, width, rules, node_of, nodes, used, changed
         )
-        _rate(changed, n_changed, level, nodes, 0, truth, areas, one, end, clip, last_x, last_y, iou, best)
+        _rate(
+            changed, n_changed, level, nodes, margin, truth, areas, one, end, clip, last_x, last_y, iou, best
+        )
     # Write the IoUs of the components that remain.
-    _rate(np.arange(1, used), used - 1, -1, nodes, 0, truth, areas, one, end, clip, last_x, last_y, iou, best)
+    for node in range(1, used):
+        changed[node - 1] = node
+    none = np.int64(-1)
+    _rate(changed, used - 1, none, nodes, margin, truth, areas, one, end, clip, last_x, last_y, iou, best)
     return best
 
 
@@ -378,6 +384,7 @@ def best_of_holes(
     picture: UInt[np.ndarray, "fh fw"],
     masks: UInt8[np.ndarray, "fh fw"],
     top: int,
+    rules: Rules,
     truth: Float64[np.ndarray, "g 4"],
     one: float,
     end: int,
@@ -386,12 +393,12 @@ def best_of_holes(
     """Return the best IoU of any hole of {level > t} (0 without one), and the picture with all holes filled.
 
     A pixel of the filled picture has the lowest level t at which the background {level <= t} connects it to
-    the outside. Arguments are those of `best_of_components`.
+    the outside. `rules` is `HOLES`. Other arguments are those of `best_of_components`.
     """
     # Pixels that matter, from the lowest level up, and a forest in which the frame is outside.
     height, width = picture.shape
-    order, start = sort_pixels(picture, masks, top, HOLES[:, MATTERS].copy())
-    rules = with_offsets(HOLES, width)
+    order, start = sort_pixels(picture, masks, top, rules[:, MATTERS].copy())
+    rules = with_offsets(rules, width)
     node_of, nodes, changed = new_forest(height, width, len(order))
     frame = node_of.reshape(picture.shape)
     frame[0] = frame[-1] = frame[:, 0] = frame[:, -1] = OUTSIDE
@@ -401,12 +408,15 @@ def best_of_holes(
     areas = (truth[:, 2] - truth[:, 0] + one) * (truth[:, 3] - truth[:, 1] + one)
     filled, stack = picture.copy(), np.empty(picture.size, np.int32)
     flat_filled = filled.ravel()
-    flat, used = masks.ravel(), 1
+    flat, used, margin = masks.ravel(), np.int64(1), np.int64(1)
     for level in range(top + 1):
+        first, last = np.int64(start[level]), np.int64(start[level + 1])
         used, n_changed = add_pixels(
-            order, start[level], start[level + 1], level, flat, width, rules, node_of, nodes, used, changed
+            order, first, last, level, flat, width, rules, node_of, nodes, used, changed
         )
-        _rate(changed, n_changed, level, nodes, 1, truth, areas, one, end, clip, last_x, last_y, iou, best)
+        _rate(
+            changed, n_changed, level, nodes, margin, truth, areas, one, end, clip, last_x, last_y, iou, best
+        )
         _fill(changed, n_changed, level, nodes, flat_filled, width, stack)
     return best, filled
 

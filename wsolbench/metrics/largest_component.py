@@ -62,7 +62,7 @@ def largest_of_components(
     node_of, nodes, changed = new_forest(height, width, len(order))
     boxes = np.empty((top + 1, 4), np.int32)
     alive, n_alive = np.empty(len(nodes), np.int32), 0
-    flat, used, n = masks.ravel(), 1, len(order)
+    flat, used, n = masks.ravel(), np.int64(1), len(order)
     # Add one level after another. `alive` lists the components that no other has absorbed.
     for level in range(top, -1, -1):
         known = used

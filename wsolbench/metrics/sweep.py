@@ -24,6 +24,7 @@ from wsolbench.metrics.boxes import unchecked_iou
 from wsolbench.metrics.component_tree import (
     EIGHT,
     FOUR,
+    HOLES,
     best_of_components,
     best_of_holes,
     count_passed,
@@ -252,9 +253,8 @@ class _Regions:
     @cached_property
     def _holes(self) -> tuple[Float64[np.ndarray, " u"], UInt[np.ndarray, "fh fw"]]:
         picture, masks = self._framed
-        return best_of_holes(
-            picture, masks, self._top, self._truth, self._one, self._end, self._protocol.clip_boxes
-        )
+        clip = self._protocol.clip_boxes
+        return best_of_holes(picture, masks, self._top, HOLES, self._truth, self._one, self._end, clip)
 
     def _largest(self) -> Int[np.ndarray, "u 4"]:
         picture, masks = self._framed

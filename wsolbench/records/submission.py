@@ -340,6 +340,12 @@ def find_submissions(folder: Path) -> FoundSubmissions:
             found.append((path, submission, badge))
         except DataError as error:
             problems.append(str(error))
+    for scores in sorted(folder.glob(f"*/*{OUTCOMES}")):
+        path = scores.with_name(f"{scores.name.removesuffix(OUTCOMES)}.json")
+        if not path.exists() and not path.is_symlink():
+            problems.append(
+                f"per-image scores {scores} belong to no submission; expected {path.name} next to them"
+            )
     return FoundSubmissions(found=tuple(found), problems=tuple(problems))
 
 

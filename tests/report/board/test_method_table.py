@@ -303,6 +303,7 @@ def test_latex_is_well_formed_whatever_the_names(write_record: Write, tmp_path: 
     paths = [
         write_record(method=method(hostile, config={"x": r"\input{y}"})),
         write_record(method=method("spa")),
+        write_record(method=method("τ²-Ωé×→≤ß")),
     ]
     made = method_table(runs_of(*paths), spread="sd", published=published(), sources=("spa",))
     latex = render([made.table], "latex")
@@ -318,6 +319,7 @@ def test_latex_is_well_formed_whatever_the_names(write_record: Write, tmp_path: 
         if line.endswith(r"\\") and "multicolumn" not in line:
             assert line.count("&") == columns - 1
     assert r"a\_b\&c\%d\#e\$f\{g\}\textasciitilde{}h\textasciicircum{}i\textbackslash{}j{[}k{]}{*}" in latex
+    assert r"$\tau$\textsuperscript{2}-$\Omega$é$\times$$\to$$\leq$ß" in latex
     if (program := shutil.which("pdflatex")) is not None:
         document = (
             rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{latex}\end{{document}}"

@@ -14,6 +14,11 @@ from wsolbench.report.board.board import Cell, Table
 from wsolbench.report.board.tables import escape_markdown
 from wsolbench.system.text import one_line
 
+_GREEK = "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩ"
+_GREEK_NAMES = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi "
+    "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega"
+)
 _TEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -30,6 +35,13 @@ _TEX = {
     "±": r"$\pm$",
     "·": r"$\cdot$",
     "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "×": r"$\times$",
+    "→": r"$\to$",
+    "²": r"\textsuperscript{2}",
+    "³": r"\textsuperscript{3}",
+    # LaTeX stops at a Greek letter outside of formulas. Those that are not here equal Latin ones.
+    **{letter: rf"$\{name}$" for letter, name in zip(_GREEK, _GREEK_NAMES.split(), strict=True)},
     # After the end of a row, LaTeX would read `[` as a distance and `*` as a ban on a page break.
     **{character: f"{{{character}}}" for character in "[]*"},
     **{character: f"\\{character}" for character in "&%$#_{}"},

@@ -58,9 +58,12 @@ class Results:
 
 
 def folder_of_records(results: Path) -> Path:
-    """Return `results / "measured"`. Raises `UsageError` if it does not exist."""
+    """Return `results / "measured"`.
+
+    Raises `UsageError` if it does not exist, and there are no submissions either.
+    """
     measured = results / "measured"
-    if not measured.is_dir():
+    if not measured.is_dir() and not (results / "submitted").is_dir():
         raise UsageError(
             f"no folder of records {measured}; expected the folder that `wsolbench eval` makes. Name the "
             "folder above it with --results"
@@ -74,10 +77,10 @@ def read_results(results: Path, *, literature: Path | None = None, records_requi
     Args:
         results: the folder, see above.
         literature: folder of published numbers, claims and variants, or None for `results`.
-        records_required: whether a results folder without `measured` is an error.
+        records_required: whether a results folder without records and submissions is an error.
 
-    Raises `UsageError` without `measured` if it is required, and `DataError` for an invalid published
-    number.
+    Raises `UsageError` for a folder without them if they are required, and `DataError` for an invalid
+    published number.
     """
     literature = literature or results
     measured = folder_of_records(results) if records_required else results / "measured"
@@ -173,8 +176,8 @@ def _comparisons(folder: Path, digests: set[str]) -> tuple[list[Comparison], lis
             continue
         if gone := {*comparison.a["records"], *comparison.b["records"]} - digests:
             messages.append(
-                f"comparison {path} is of {len(gone)} records that do not exist; remove it, and run "
-                "`wsolbench compare --claims` again"
+                f"comparison {path} names {len(gone)} record{'s' if len(gone) > 1 else ''} that no file has; "
+                "remove it, and run `wsolbench compare --claims` again"
             )
         else:
             found.append(comparison)
