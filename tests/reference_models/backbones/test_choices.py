@@ -393,7 +393,9 @@ def test_steps_that_some_recipes_train_as_new(backbone, group, step, belongs):
     assert not read_profile(backbone).in_group(f"head.{step}.weight", group)
 
 
-@pytest.mark.parametrize("backbone", ["vgg16", "resnet50", "inception_v3", "efficientnet_lite0", "tiny"])
+@pytest.mark.parametrize(
+    "backbone", ["vgg16", "resnet50", "inception_v3", *(f"efficientnet_lite{n}" for n in range(3)), "tiny"]
+)
 def test_a_step_with_a_role_has_the_channels_and_the_stride_that_the_role_states(backbone):
     network = load_backbone(backbone, weights="none").eval()
     found = {}
