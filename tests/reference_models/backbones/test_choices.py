@@ -319,6 +319,7 @@ spg     vgg16               default   pool4 relu5_3
 """Steps after which a method, in a variant, cuts its backbone or inserts a layer."""
 
 OF_TOKENS = """
+catr              timm:deit_small_patch16_224     catr_cub     catr_ilsvrc     tokens  -
 scm               timm:deit_small_patch16_224     scm_cub      scm_ilsvrc      tokens  -
 sat               timm:deit_small_patch16_224     sat_cub      sat_ilsvrc      tokens  -
 trilite           timm:vit_small_patch14_dinov2   trilite_cub  trilite_ilsvrc  tokens  224
