@@ -1,4 +1,4 @@
-"""CATR: class maps of patch tokens and of the attention, which two losses shape.
+"""CATR: class maps of patch tokens and attention, shaped by two losses.
 
 Z. Chen, J. Ding, L. Cao, Y. Shen, S. Zhang, G. Jiang, R. Ji, "Category-aware allocation transformer for
 weakly supervised object localization", ICCV 2023. Released code: zhiweichen0012/CATR (no licence).
