@@ -54,7 +54,7 @@ def read_heads(
     stages, rows = _read_rows(backbone, images, lambda found: found.weights[:, :, 0])  # each (B, heads, T)
     every = torch.stack(rows, dim=1)  # (B, L, heads, T)
     maps = backbone.to_map(every.flatten(1, 2).mT)  # (B, L heads, h, w)
-    return stages, maps.unflatten(1, every.shape[1:3])
+    return stages, maps.reshape(len(maps), *every.shape[1:3], *maps.shape[2:])
 
 
 def _read_rows(

@@ -198,7 +198,7 @@ class Catr(TokenLocalizer):
         head, attention, maps = self.head(stages["patches"]), mean_attention(heads), self.stimulation(heads)
 
         def maps_of(class_ids: Tensor) -> Tensor:
-            both = head.maps_of(class_ids) + pick_maps(maps, class_ids)
+            both: Tensor = head.maps_of(class_ids) + pick_maps(maps, class_ids)
             return attention[:, None] * both  # (7)
 
         return ForwardPass(
