@@ -13,12 +13,13 @@ map for weakly supervised object localization", ICCV 2021, has both. SCM and SAT
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reference_models.core.tokens import TokenBackbone
+from reference_models.core.tokens import Attended, TokenBackbone
 from reference_models.layers.heads import HeadOutput, pick_maps
 
 
@@ -42,16 +43,34 @@ def read_attention(
     backbone: TokenBackbone, images: Float[Tensor, "b 3 H W"]
 ) -> tuple[OrderedDict[str, Tensor], Float[Tensor, "b l h w"]]:
     """Return the stages as `Backbone.stages` does, and the attention a, from one pass."""
+    stages, rows = _read_rows(backbone, images, lambda found: found.class_row)  # each (B, T)
+    return stages, backbone.to_map(torch.stack(rows, dim=2))
+
+
+def read_heads(
+    backbone: TokenBackbone, images: Float[Tensor, "b 3 H W"]
+) -> tuple[OrderedDict[str, Tensor], Float[Tensor, "b l heads h w"]]:
+    """Return what `read_attention` does, with the attention of each head of a block."""
+    stages, rows = _read_rows(backbone, images, lambda found: found.weights[:, :, 0])  # each (B, heads, T)
+    every = torch.stack(rows, dim=1)  # (B, L, heads, T)
+    maps = backbone.to_map(every.flatten(1, 2).mT)  # (B, L heads, h, w)
+    return stages, maps.reshape(len(maps), *every.shape[1:3], *maps.shape[2:])
+
+
+def _read_rows(
+    backbone: TokenBackbone, images: Float[Tensor, "b 3 H W"], row_of: Callable[[Attended], Tensor]
+) -> tuple[OrderedDict[str, Tensor], list[Tensor]]:
+    """Return the stages, and what `row_of` gives for each block."""
     ends = {stage.name for stage in backbone.layout}
     stages: OrderedDict[str, Tensor] = OrderedDict()
     rows, x = [], images
     for name, found in backbone.trace(images):
         x = found.tokens
-        rows.append(found.class_row)  # (B, T)
+        rows.append(row_of(found))
         if name in ends:
             stages[name] = backbone.to_map(x)
     stages["patches"] = backbone.to_map(backbone.steps["norm"](x))
-    return stages, backbone.to_map(torch.stack(rows, dim=2))
+    return stages, rows
 
 
 def sum_attention(attention: Float[Tensor, "b l h w"]) -> Float[Tensor, "b 1 h w"]:

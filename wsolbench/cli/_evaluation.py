@@ -16,6 +16,7 @@ from wsolbench.types import Dataset
 
 if TYPE_CHECKING:
     from wsolbench.cli.scoring import ScoringOptions
+    from wsolbench.evaluation.percentile import PercentileChoice
     from wsolbench.evaluation.request import EvalRequest
     from wsolbench.evaluation.result import Evaluation
     from wsolbench.evaluation.score_table import ScoreTable
@@ -56,11 +57,25 @@ def evaluate_and_report(
             f"{scoring.shard.count} are done"
         )
         return
+    # Choose percentiles on the other split, if requested.
+    choices: list[PercentileChoice | None] = [None] * len(requests)
+    if scoring.choose_percentile is not None:
+        from wsolbench.evaluation.percentile import choose_percentiles
+
+        if world.size > 1:
+            raise UsageError(
+                f"--choose-percentile runs in one process, found {world.size} of torchrun; save the maps "
+                "with --save-maps, then add it to `wsolbench score`"
+            )
+        found = choose_percentiles(requests, scoring.choose_percentile)
+        requests, choices = [request for request, _ in found], [choice for _, choice in found]
     # Score all images, in all processes.
     runs = score_together(requests, world=world)
     if not world.is_first:
         return
-    for request, run, own in zip(requests, runs, scorings, strict=True):
+    for request, run, choice, own in zip(requests, runs, choices, scorings, strict=True):
+        if choice is not None:
+            run.provenance["percentile"] = choice.to_json()
         _write_and_print(request, conclude(run), own, whole, started)
 
 

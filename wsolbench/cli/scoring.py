@@ -46,6 +46,7 @@ class ScoringOptions(Ranged):
     save_outcomes: bool | None
     """None: yes, unless all scores are saved or this is a shard."""
     shard: Shard | None
+    choose_percentile: tuple[float, ...] | None
     extra_metrics: str
     pictures: Path | None
     picture_format: tuple[str, ...]
@@ -101,6 +102,11 @@ class ScoringOptions(Ranged):
         for protocol in self.protocols():
             check_fixed_tau(self.fixed_tau, protocol.taus)
         self.extra()
+        if self.choose_percentile is not None and self.shard is not None:
+            raise UsageError(
+                "--choose-percentile scores the whole split val first; leave out --shard, or set "
+                "--protocol-set percentile=... for each shard"
+            )
         if self.save_boxes is not None and not scored.has_boxes:
             raise UsageError(
                 f"--save-boxes needs the oracle threshold of GT-known, but {scored.name}/{scored.split} has "
@@ -121,6 +127,12 @@ def _shard(text: str) -> Shard:
     from wsolbench.evaluation.runs import Shard
 
     return Shard.parse(text)
+
+
+def _percentiles(text: str) -> tuple[float, ...]:
+    from wsolbench.evaluation.percentile import read_percentiles
+
+    return read_percentiles(text)
 
 
 def _formats(text: str) -> tuple[str, ...]:
@@ -169,6 +181,14 @@ scoring_options = together(
         default=True,
         show_default=True,
         help="Also report results at the thresholds that are best on the val split, if there is one.",
+    ),
+    option(
+        "Protocol",
+        "--choose-percentile",
+        metavar="PERCENT,...",
+        callback=lambda _context, _option, text: None if text is None else _percentiles(text),
+        help="Candidates for the percentile of normalize=ivr or pas. The one with the best MaxBoxAccV2 on "
+        "the val split is applied, and the record lists all: 0,5,10,15,20,25,30,35,40,45,50.",
     ),
     option(
         "Data",

@@ -60,6 +60,7 @@ OPTIONS = (
     "transform",
     "protocol",
     "protocol-set",
+    "choose-percentile",
     "fixed-tau",
     "extra-metrics",
     "no-transfer",

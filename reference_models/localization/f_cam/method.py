@@ -26,6 +26,8 @@ decoder has to agree with all of them, and follows the features in between.
     (5)  L = L_seeds + lambda mean over the images of (ELB(-S_1) + ELB(-S_0)) / 2, with S_c the sum of
          softmax(S)_c over the pixels
     (6)  M = softmax(S) of the foreground; the same map for every class
+    (7)  with `crf` above 0, L has the further term crf E, where E is the energy of a dense CRF
+         (`dense_crf.py`): the price of different labels of pixels that are near and alike in colour
 
 The numbers of the equations are those of this file. The paper's text was not at hand. ELB is the extension of
 the log-barrier by H. Kervadec et al., "Constrained deep networks: Lagrangian optimization via log-barrier
@@ -42,7 +44,8 @@ Decoder (`decoder.py`). It reads the steps with the role `skips`. On ResNet-50 a
 the released decoder; on VGG-16 two convolutions come first. Networks whose steps cannot be read inside have
 the ends of their stages.
 
-Departures. The dense CRF term of the released loss (weight 2e-9) is not here: it needs a compiled filter.
+Departures. The dense CRF term of the released loss is off: it needs a compiled filter there, and a coarser
+grid here. `--set crf=2e-9` is its released weight, on a sum over all pairs of pixels.
 Features are enlarged straight to the grid of the next skip; the released decoder doubles them first, and goes
 back where that grid is the same. The released first stage is chosen by boxes of the validation images, the
 released decoder, too; here each stage ends with its last epoch. VGG-16 has its default grid here; the
@@ -73,6 +76,7 @@ from reference_models.core.recipes import Recipe
 from reference_models.layers.heads import HeadKind, HeadOutput, class_activation_maps
 from reference_models.layers.maps import min_max
 from reference_models.localization.f_cam.decoder import UNetDecoder
+from reference_models.localization.f_cam.dense_crf import dense_crf_loss
 from reference_models.localization.f_cam.seeds import draw_seeds
 from reference_models.training.stages import Place, stage_if_any, stage_lr_factor
 from wsolbench.exceptions import UsageError
@@ -122,6 +126,17 @@ class FCamConfig(HeadConfig):
     """Factor of t after each epoch of the second stage: released command."""
     barrier_limit: Positive = 10.0
     """Largest t: released command."""
+    crf: Weight = 0.0
+    """Weight of the dense CRF term. 2e-9: released command. 0: no such term (this project)."""
+    crf_colour: Positive = 15.0
+    """Standard deviation of colours in [0, 255] in this term: released command."""
+    crf_distance: Positive = 100.0
+    """Standard deviation of distances in this term, in pixels of the input: released command."""
+    crf_side: Side = 56
+    """Most cells of a side of the grid that this term is computed on: this project.
+
+    Time grows with its fourth power. The side of the input: every pixel, as released.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -312,10 +327,26 @@ class FCam(HeadLocalizer):
             foreground, background = self.seeds(head.penultimate, batch, size)
         scores = self.decoder(head.penultimate, skips, size)
         with torch.autocast(scores.device.type, enabled=False):
-            return {
-                "seeds": seed_loss(scores.float(), foreground, background),
-                "area": self.config.area * area_loss(scores.float(), self.barrier),
+            scores = scores.float()
+            terms = {
+                "seeds": seed_loss(scores, foreground, background),
+                "area": self.config.area * area_loss(scores, self.barrier),
             }
+            if self.config.crf > 0:
+                terms["crf"] = self.config.crf * dense_crf_loss(
+                    self.colours(batch.images),
+                    scores.softmax(dim=1),
+                    sigma_rgb=self.config.crf_colour,
+                    sigma_xy=self.config.crf_distance,
+                    side=self.config.crf_side,
+                )  # (7)
+        return terms
+
+    def colours(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
+        """Return the colours in [0, 255] of normalised images."""
+        spec = self.backbone.input_spec
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (spec.mean, spec.std))
+        return 255 * (images * std + mean)
 
     def seeds(
         self, f: Float[Tensor, "b d h w"], batch: Batch, size: tuple[int, int]

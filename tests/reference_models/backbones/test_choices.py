@@ -319,6 +319,7 @@ spg     vgg16               default   pool4 relu5_3
 """Steps after which a method, in a variant, cuts its backbone or inserts a layer."""
 
 OF_TOKENS = """
+catr              timm:deit_small_patch16_224     catr_cub     catr_ilsvrc     tokens  -
 scm               timm:deit_small_patch16_224     scm_cub      scm_ilsvrc      tokens  -
 sat               timm:deit_small_patch16_224     sat_cub      sat_ilsvrc      tokens  -
 trilite           timm:vit_small_patch14_dinov2   trilite_cub  trilite_ilsvrc  tokens  224
@@ -393,7 +394,9 @@ def test_steps_that_some_recipes_train_as_new(backbone, group, step, belongs):
     assert not read_profile(backbone).in_group(f"head.{step}.weight", group)
 
 
-@pytest.mark.parametrize("backbone", ["vgg16", "resnet50", "inception_v3", "efficientnet_lite0", "tiny"])
+@pytest.mark.parametrize(
+    "backbone", ["vgg16", "resnet50", "inception_v3", *(f"efficientnet_lite{n}" for n in range(3)), "tiny"]
+)
 def test_a_step_with_a_role_has_the_channels_and_the_stride_that_the_role_states(backbone):
     network = load_backbone(backbone, weights="none").eval()
     found = {}

@@ -16,6 +16,8 @@ scm_cub             30  256  5e-5    0.05  0.1
 scm_ilsvrc          20  512  1e-6    0.05  0.1
 trt_cub             50  128  5e-5    0.05  0.1
 trt_ilsvrc          24  512  5e-4    0.05  0.1
+catr_cub            80  512  5e-5    0.05  0.1
+catr_ilsvrc         14  512  5e-4    0.05  0.1
 trilite_cub         50  128  5e-5    0.01  0
 trilite_ilsvrc      20  256  5e-6    0.01  0
 trilite_openimages  20   32  1e-5    0.01  0
@@ -34,6 +36,6 @@ def test_epochs_batch_rate_decay_and_skipped_blocks(row):
 
 
 def test_every_recipe_belongs_to_a_method():
-    methods = ("scm", "sat", "trilite", "trt", "ts-cam")
+    methods = ("catr", "scm", "sat", "trilite", "trt", "ts-cam")
     offered = {name for method in methods for name in load_method(method).recipes}
     assert offered == set(TOKEN_RECIPES) == {row[0] for row in ROWS}
