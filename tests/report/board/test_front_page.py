@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.board.test_board import PAPERS, number
+from tests.report.board.made_up import PAPERS, number
 from tests.report.conftest import make_dataset, make_record
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue
