@@ -35,7 +35,10 @@ def texts_of_markdown(page: str, heading: str) -> list[list[str]]:
     below = page[page.index(heading) :].split("\n\n")[1]
     rows = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", line) for line in below.splitlines()]
     return [
-        [cell.strip().replace("**", "").replace("\\", "") for cell in row.strip("|").split("|")]
+        [
+            cell.strip().replace("**", "").replace("\\", "").replace("\u00a0", " ")
+            for cell in row.strip("|").split("|")
+        ]
         for row in rows
         if not row.startswith("|---")
     ]

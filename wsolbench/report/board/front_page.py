@@ -44,6 +44,8 @@ SUBMITTED = "Submitted"
 """Heading of the rows of results from outside."""
 TRANSFER = "GT-known, transferred"
 """Heading of the column whose threshold was chosen on another split."""
+_ABOUT = ("runs", "backbone", "init", "paper", "code")
+"""Columns after the numbers, which say where a row comes from."""
 METHOD_PAGES = "../../docs/methods"
 """Folder of the methods' pages, from the folder of the leaderboard."""
 
@@ -117,7 +119,8 @@ def front_page(
         lines += ["", f"## {escape_markdown(section.title)}", ""]
         lines += [banner if section.is_comparable else f"> **{NOT_COMPARABLE}** {banner}"]
         for table in section.tables:
-            lines += ["", f"### {table.path[-1]}", "", *markdown_rows(table)]
+            rows = [line.replace(" ± ", "\u00a0±\u00a0") for line in markdown_rows(table)]
+            lines += ["", f"### {table.path[-1]}", "", *rows]  # values are not broken on narrow screens
             lines += [line for note in table.notes for line in ("", escape_markdown(note))]
         if section.runs and section.dataset in pages:
             all_runs = f"All {section.runs} runs of {escape_markdown(section.dataset)}"
@@ -254,7 +257,7 @@ def _table(
                 row.cells[name] = mark_cell(row.cells[name], best=True)
     untested = ties.mark(rows, task.rank)
     columns = [name for name in task.metrics if any(name in row.cells for row in (*rows, *outside))]
-    heads = ["method", "paper", "code", "backbone", "init", "runs"]
+    # Numbers come right after the method, where narrow screens show them.
     numbers = [metric_title(name) for name in columns]
     if moved and task.rank == "gt_known":
         numbers.insert(1, TRANSFER)
@@ -264,11 +267,12 @@ def _table(
         if moved and task.rank == "gt_known":
             cells.insert(1, moved.get(row.runs[0].link, Cell("")))
         about = _about(row, published) if row.runs[0].submission is None else _about_submitted(row.runs[0])
-        table_rows.append((*about, *cells))
+        method, *others = about
+        table_rows.append((method, *cells, *others))
     return Table(
         path=(task.title,),
         sections=((len(rows), SUBMITTED),) if outside else (),
-        columns=(*heads, *numbers),
+        columns=("method", *numbers, *_ABOUT),
         rows=tuple(table_rows),
         notes=(
             *_notes(
@@ -342,7 +346,7 @@ def _is_floor(row: MethodRow) -> bool:
 
 
 def _about(row: MethodRow, published: Numbers) -> list[Cell]:
-    """Return the cells that say what a row is: method, paper, code, backbone, init, seeds."""
+    """Return the cells that say what a row is: method, then `_ABOUT`."""
     run = row.runs[0]
     name = str(run.record.method["name"])
     known = {each.name for each in (*list_methods(), *list_posts())}
@@ -351,11 +355,11 @@ def _about(row: MethodRow, published: Numbers) -> list[Cell]:
     papers = list(published.papers_of(name).values())
     return [
         Cell(f"{name} ({settings})" if settings else name, page),
-        _paper_cell(papers),
-        Cell("code", papers[-1].code) if papers and papers[-1].code else Cell(""),
+        Cell("1 run" if run.seed is None else f"{len(row.runs)} seed{'s' * (len(row.runs) > 1)}", run.link),
         Cell(row.labels["backbone"]),
         Cell(row.labels["init"]),
-        Cell("1 run" if run.seed is None else f"{len(row.runs)} seed{'s' * (len(row.runs) > 1)}", run.link),
+        _paper_cell(papers),
+        Cell("code", papers[-1].code) if papers and papers[-1].code else Cell(""),
     ]
 
 
@@ -365,11 +369,11 @@ def _about_submitted(run: Run) -> list[Cell]:
     metadata = run.submission.metadata
     return [
         Cell(str(run.record.method["name"]), run.link),
-        Cell(metadata.venue or metadata.paper, metadata.url or ""),
-        Cell("code", metadata.code) if metadata.code else Cell(""),
+        Cell(run.badge),
         Cell(metadata.backbone),
         Cell(str(run.record.start or "")),
-        Cell(run.badge),
+        Cell(metadata.venue or metadata.paper, metadata.url or ""),
+        Cell("code", metadata.code) if metadata.code else Cell(""),
     ]
 
 
