@@ -89,7 +89,7 @@ def test_floors_and_ceilings_have_all_their_settings_and_extra_maps_none() -> No
 def test_seeds_share_a_row_with_mean_and_standard_deviation() -> None:
     text = page(run(value=0.5), run(value=0.6, seed=1), run("spa", 0.4))
     assert cells(text, "cam")[1] == "**55.0\u00a0±\u00a07.1**"
-    assert "[2 seeds](" in cells(text, "cam")[2]
+    assert "[2\u00a0seeds](" in cells(text, "cam")[2]
     assert cells(text, "spa")[1] == "40.0"
 
 

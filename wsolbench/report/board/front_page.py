@@ -119,13 +119,23 @@ def front_page(
         lines += ["", f"## {escape_markdown(section.title)}", ""]
         lines += [banner if section.is_comparable else f"> **{NOT_COMPARABLE}** {banner}"]
         for table in section.tables:
-            rows = [line.replace(" ± ", "\u00a0±\u00a0") for line in markdown_rows(table)]
-            lines += ["", f"### {table.path[-1]}", "", *rows]  # values are not broken on narrow screens
+            heads, rule, *rows = markdown_rows(table)
+            lines += ["", f"### {table.path[-1]}", "", heads, rule, *map(_unbroken, rows)]
             lines += [line for note in table.notes for line in ("", escape_markdown(note))]
         if section.runs and section.dataset in pages:
             all_runs = f"All {section.runs} runs of {escape_markdown(section.dataset)}"
             lines += ["", f"[{all_runs}]({pages[section.dataset]})"]
     return lines
+
+
+def _unbroken(line: str) -> str:
+    """Return a row of a Markdown table with no-break spaces after its first cell, for narrow screens.
+
+    >>> _unbroken("| [a b](c) | 1.0 ± 0.1 |  |").replace(chr(160), "_")
+    '| [a b](c) | 1.0_±_0.1 |  |'
+    """
+    first, bar, others = line.partition(" | ")
+    return first + bar + re.sub(r"(?<=[^|]) (?=[^|])", "\u00a0", others)
 
 
 def front_sections(
