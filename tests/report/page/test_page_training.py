@@ -47,8 +47,8 @@ def evaluate(write_record: Callable[..., Path]) -> Callable[..., Path]:
 def test_an_evaluated_training_has_its_curves_and_last_and_best_values(
     tmp_path: Path, evaluate: Callable[..., Path]
 ) -> None:
-    for seed in (0, 1):
-        digest = train(tmp_path / "runs" / f"seed{seed}")
+    for seed in (1, 0):
+        digest = train(tmp_path / "runs" / f"{9 - seed}")  # folders in another order than the seeds
         evaluate(digest, seed=seed)
         evaluate(digest, name="cam+scg", seed=seed)  # the same training
     page = page_of(tmp_path, run_folders=[tmp_path / "runs"])
@@ -68,6 +68,7 @@ def test_each_run_has_the_colour_of_its_row(tmp_path: Path, evaluate: Callable[.
     picture = text.partition("data:image/png;base64,")[2].partition('"')[0]
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"), dtype=np.int64)
     assert pixels.shape == (290, 420, 3)
+    assert pixels[0, 0].tolist() == [255, 255, 255]
     for color, is_drawn in zip(COLORS[:3], (True, True, False), strict=True):
         wanted = [int(color[place : place + 2], 16) for place in (1, 3, 5)]
         assert (np.abs(pixels - wanted).max(axis=2).min() < 16) == is_drawn

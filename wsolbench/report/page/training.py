@@ -76,7 +76,8 @@ def read_trainings(folders: Sequence[Path], runs: Sequence[Run]) -> TrainingLogs
             labels=tuple(_labels([run for run, _ in found])),
             curves=tuple(curves for _, curves in found),
         )
-        for (dataset, method), found in sorted(logs.items())
+        for (dataset, method), unsorted in sorted(logs.items())
+        for found in [_sorted_by_seed(unsorted)]
     ]
     return TrainingLogs(trainings=tuple(trainings), problems=tuple(problems), without_record=tuple(without))
 
@@ -105,6 +106,18 @@ def _run_of(folder: Path, by_checkpoint: dict[tuple[str, str], Run]) -> Run | No
 def _method(run: Run) -> str:
     """Return the name of the trained method, without post-process."""
     return str(run.record.training.get("method") or run.record.method["name"])
+
+
+def _sorted_by_seed(found: Sequence[tuple[Run, TrainingCurves]]) -> list[tuple[Run, TrainingCurves]]:
+    """Sort the trainings of a method by settings, then by seed."""
+    runs = [run for run, _ in found]
+
+    def key(each: tuple[Run, TrainingCurves]) -> tuple[str, int, Path]:
+        run, curves = each
+        settings = f"{run.backbone} {run.record.start} {different_settings(run, runs)}"
+        return settings, -1 if run.seed is None else run.seed, curves.path
+
+    return sorted(found, key=key)
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:

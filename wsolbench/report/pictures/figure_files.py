@@ -102,6 +102,10 @@ def _write_png(
     picture = Image.fromarray(pixels)
     if colors is not None:
         picture = picture.quantize(palette=picture.quantize(colors), dither=Image.Dither.FLOYDSTEINBERG)
+        # The mean of near-white pixels is not white. The background gets its own colour back.
+        values, place = list(picture.getpalette() or ()), 3 * int(np.asarray(picture)[0, 0])
+        values[place : place + 3] = pixels[0, 0].tolist()
+        picture.putpalette(values)
     picture.save(path, format="PNG", optimize=colors is not None, dpi=(dpi, dpi))
 
 
