@@ -104,8 +104,9 @@ def setup(app: Any) -> None:
 
     app.connect("autodoc-process-signature", shorten)
 
-    def read(_app: Any, name: str, source: list[str]) -> None:
+    def read(app: Any, name: str, source: list[str]) -> None:
         if name == "leaderboard":
+            app.env.note_dependency(_BOARD)  # a later build reads the page again if this file changes
             source[0] = board_for_docs(_BOARD.read_text(encoding="utf-8"))
 
     app.connect("source-read", read)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TITLE = "## CUB-200-2011"
-COLUMNS = ("method", "paper", "runs", "GT-known", "GT-known, transferred", "Top-1 Loc")
+COLUMNS = ("method", "GT-known", "GT-known, transferred", "Top-1 Loc", "runs", "paper")
 BEST = 8
 """Rows between the floor and the ceiling."""
 MARKS = "<!-- excerpt of the leaderboard -->", "<!-- end of the excerpt -->"

@@ -44,6 +44,8 @@ def test_a_page_is_written_with_galleries_of_saved_maps(run, birds: Path) -> Non
         ),
         (("--data-root", "data"), "--data-root is for galleries"),
         (("--metadata-root", "data"), "--metadata-root is for galleries"),
+        (("--runs", "nowhere"), "nowhere does not exist; expected a run folder"),
+        (("--runs", "results"), "results has no log.csv; expected a run folder"),
         (("--out", "taken"), "a folder has that name"),
         (("--out", "results/file/report"), "is not a folder"),
     ],
@@ -76,3 +78,15 @@ def test_a_folder_with_papers_of_its_own_is_read_in_place_of_those_of_the_packag
     Path("results/papers.toml").write_text("")
     assert run("report").code == 0
     assert "Where-to-Look" not in Path("report/index.html").read_text(encoding="utf-8")
+
+
+def test_training_logs_are_found_in_the_folder_of_runs(run) -> None:
+    Path("results/measured").mkdir(parents=True)
+    for folder in ("runs/cub/cam", "elsewhere"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "log.csv").write_text("epoch,train_loss\n1,0.5\n")
+    for options, shown in (((), "runs/cub/cam"), (("--runs", "elsewhere"), "elsewhere")):
+        assert run("report", *options).code == 0
+        page = Path("report/index.html").read_text(encoding="utf-8")
+        assert f"<li>{shown}/log.csv has no record of its checkpoint</li>" in page
+        assert page.count("log.csv has no record") == 1

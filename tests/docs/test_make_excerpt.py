@@ -34,7 +34,7 @@ def test_an_excerpt_has_the_floor_the_best_rows_and_a_ceiling_with_whole_address
     rows += ["| oracle | | | | 99 | | |"]
     board = "\n".join([script.TITLE, "", "> banner", "", heads, "|---|", *rows, "", "after"])
     text = script.excerpt(board)
-    assert text.startswith("> banner\n\n| method | paper | runs |")
+    assert text.startswith("> banner\n\n| method | GT-known | GT-known, transferred |")
     names = [line.split("|")[1].strip() for line in text.splitlines()[4:]]
     assert names[0].startswith("[center-box](https://github.com/")
     assert names[1:] == [*(f"m{place}" for place in range(script.BEST)), "oracle"]

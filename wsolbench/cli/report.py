@@ -27,6 +27,14 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 )
 @results_option
 @option(
+    "Data",
+    "--runs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Run folder, or folder of them, whose training curves are shown; can be repeated.  "
+    "[default: runs, if it exists]",
+)
+@option(
     "Output", "--out", type=FOLDER, default=Path("report"), show_default=True, help="Folder for index.html."
 )
 @option(
@@ -77,6 +85,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 )
 def command(
     results: Path,
+    runs: tuple[Path, ...],
     out: Path,
     methods: int,
     resamples: int,
@@ -90,13 +99,15 @@ def command(
 ) -> None:
     """Write all results as one page, OUT/index.html.
 
-    The page has the leaderboard, curves, paired comparisons and galleries. It needs no network.
+    The page has the leaderboard, curves, training curves, paired comparisons and galleries. It needs no
+    network.
 
     The published numbers come with wsolbench. A RESULTS folder with its own papers.toml replaces them.
     """
     from wsolbench.cli._results import read_with_literature
     from wsolbench.exceptions import UsageError
     from wsolbench.report.page.page import write_page
+    from wsolbench.report.page.training import default_runs
     from wsolbench.system.files import check_writable
 
     # Check the options for galleries.
@@ -119,7 +130,13 @@ def command(
         data = DataOptions(dataset=dataset, data_root=data_root, metadata_root=metadata_root)
         shown = galleries(folders, data.open(split), read_protocol(protocol, ()), count=images)
     path, problems = write_page(
-        results, out, galleries=shown, methods=methods, resamples=resamples, read=read
+        results,
+        out,
+        galleries=shown,
+        methods=methods,
+        resamples=resamples,
+        read=read,
+        run_folders=runs or default_runs(),
     )
     for problem in problems:
         click.echo(f"left out: {problem}", err=True)

@@ -227,6 +227,7 @@ def _update_tables(results: Path) -> None:
     from wsolbench.records.published import literature_for
     from wsolbench.report.board.leaderboard import write_leaderboard
     from wsolbench.report.page.page import write_page
+    from wsolbench.report.page.training import default_runs
     from wsolbench.system.files import hold_lock
 
     lock = hold_lock(results / ".lock-tables", patience=TABLES_SECONDS)
@@ -248,7 +249,7 @@ def _update_tables(results: Path) -> None:
         for message in (*read.problems, *read.notes):
             say(f"left out: {message}")
         files = write_leaderboard(results, read)
-        page, _ = write_page(results, Path("report"), read=read)
+        page, _ = write_page(results, Path("report"), read=read, run_folders=default_runs())
         click.echo(f"tables   {len(files)} files in {results / 'leaderboard'}\npage     {page}")
     finally:
         lock.release()

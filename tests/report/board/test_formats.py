@@ -4,9 +4,48 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+from dataclasses import replace
 
 from wsolbench.report.board.board import Cell, Table
 from wsolbench.report.board.formats import render
+
+AWKWARD = Table(
+    path=("a|b", "50 %"),
+    columns=("method", "x_1", "x_1"),
+    rows=((Cell("a_b & 50 % #{~^}\\", "../r.json"), Cell("1†"), Cell("—")),),
+    notes=("a_note",),
+)
+
+
+def test_markdown_escapes_and_links() -> None:
+    text = render([AWKWARD, replace(AWKWARD, path=("a|b", "60 %"))], "markdown")
+    assert text.count("## a\\|b\n") == 1  # a heading that two tables share stands once
+    assert "### 50 %" in text
+    assert "| [a\\_b &amp; 50 % \\#\\{\\~^\\}\\\\][1] | 1† | — |" in text
+    assert text.count("../r.json") == 1  # once, however many tables link to it
+    assert text.endswith("\n[1]: ../r.json\n")
+
+
+def test_latex_is_a_booktabs_table_with_escaped_text() -> None:
+    text = render([AWKWARD], "latex")
+    assert text.splitlines()[1:4] == [r"\begin{tabular}{lll}", r"\toprule", r"method & x\_1 & x\_1 \\"]
+    assert (
+        r"a\_b \& 50 \% \#\{\textasciitilde{}\textasciicircum{}\}\textbackslash{} & 1$^\dagger$ & --- \\"
+        in text
+    )
+
+
+def test_json_and_csv_hold_the_same_cells() -> None:
+    (table,) = json.loads(render([AWKWARD], "json"))
+    assert table["path"] == ["a|b", "50 %"]
+    assert table["rows"] == [
+        {"method": AWKWARD.rows[0][0].text, "x_1": "1†", "x_1 (2)": "—", "link": "../r.json"}
+    ]
+    header, row = csv.reader(io.StringIO(render([AWKWARD], "csv")))
+    assert header == ["table", "method", "x_1", "x_1", "link"]
+    assert row == ["a|b / 50 %", AWKWARD.rows[0][0].text, "1†", "—", "../r.json"]
+
 
 HOSTILE = Table(
     path=("test\n\\input{/etc/hostname}\n% ", "b\u2028c\rd"),
@@ -18,6 +57,8 @@ HOSTILE = Table(
     ),
     notes=("- a note\n\\end{document}", "1. www.x.org"),
 )
+
+
 """Texts that each format could take for something else."""
 
 

@@ -141,6 +141,14 @@ def test_it_opens_with_one_metric_of_one_data_set(opened: Browser) -> None:
     }
 
 
+def test_a_data_set_of_the_first_section_opens_all_of_its_runs(opened: Browser) -> None:
+    opened.run(choose(".filters select[name=backbone]", "large"))
+    opened.run("document.querySelector('#front a[data-filter=other]').click()")
+    assert {row["dataset"] for row in opened.run(visible("board"))} == {"other"}
+    selects = "return [...document.querySelectorAll('.filters select')].map((select) => select.value)"
+    assert opened.run(selects) == ["other", "", "", "", ""]
+
+
 def sort(opened: Browser, caption: str, column: str) -> tuple[list[str], str]:
     return opened.run(
         "const t = [...document.querySelectorAll('table')].find((t) => "

@@ -36,9 +36,18 @@ SHORT = 224
 """Trainings on smaller images than this are not comparable with published numbers."""
 REPLACED = {"toybirds": "toybirds-v2"}
 """Data sets that another one replaces: their runs are on a page of their own only."""
+NOT_COMPARABLE = "Not comparable with published numbers."
+"""First sentence of a banner of data that are not the official ones, or of a short training."""
+INTRODUCTION = "Every number was measured here with one program, except those under {submitted}."
+"""First sentence of the page."""
+SUBMITTED = "Submitted"
+"""Heading of the rows of results from outside."""
 TRANSFER = "GT-known, transferred"
 """Heading of the column whose threshold was chosen on another split."""
-_METHOD_PAGES = "../../docs/methods"
+_ABOUT = ("runs", "backbone", "init", "paper", "code")
+"""Columns after the numbers, which say where a row comes from."""
+METHOD_PAGES = "../../docs/methods"
+"""Folder of the methods' pages, from the folder of the leaderboard."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,27 @@ TASKS = (
 """Tables of a data set."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DatasetSection:
+    """A data set on the first page: its tables, and what its images and the training budget are.
+
+    Attributes:
+        dataset: name of the data set.
+        title: its name as papers print it.
+        banner: the images, the budget and the protocol, as plain text.
+        is_comparable: whether published numbers may stand beside the measured ones.
+        tables: one table per task.
+        runs: number of measured runs on the data set, on all images and under all protocols.
+    """
+
+    dataset: str
+    title: str
+    banner: str
+    is_comparable: bool
+    tables: tuple[Table, ...]
+    runs: int
+
+
 def front_page(
     runs: Sequence[Run],
     published: Numbers,
@@ -78,20 +108,52 @@ def front_page(
     pages: Mapping[str, str],
     submitted: Sequence[Run] = (),
 ) -> list[str]:
-    """Return the lines of the first page, without its title.
+    """Return the lines of the first page in Markdown, without its title.
+
+    `pages` is name of a data set -> page with all of its runs. The other arguments are those of
+    `front_sections`.
+    """
+    lines: list[str] = []
+    for section in front_sections(runs, published, ties, submitted):
+        banner = escape_markdown(section.banner)
+        lines += ["", f"## {escape_markdown(section.title)}", ""]
+        lines += [banner if section.is_comparable else f"> **{NOT_COMPARABLE}** {banner}"]
+        for table in section.tables:
+            heads, rule, *rows = markdown_rows(table)
+            lines += ["", f"### {table.path[-1]}", "", heads, rule, *map(_unbroken, rows)]
+            lines += [line for note in table.notes for line in ("", escape_markdown(note))]
+        if section.runs and section.dataset in pages:
+            all_runs = f"All {section.runs} runs of {escape_markdown(section.dataset)}"
+            lines += ["", f"[{all_runs}]({pages[section.dataset]})"]
+    return lines
+
+
+def _unbroken(line: str) -> str:
+    """Return a row of a Markdown table with no-break spaces after its first cell, for narrow screens.
+
+    >>> _unbroken("| [a b](c) | 1.0 ± 0.1 |  |").replace(chr(160), "_")
+    '| [a b](c) | 1.0_±_0.1 |  |'
+    """
+    first, bar, others = line.partition(" | ")
+    return first + bar + re.sub(r"(?<=[^|]) (?=[^|])", "\u00a0", others)
+
+
+def front_sections(
+    runs: Sequence[Run], published: Numbers, ties: TieTests, submitted: Sequence[Run] = ()
+) -> list[DatasetSection]:
+    """Return the data sets of the first page with their tables. A data set without a table is left out.
 
     Args:
         runs: all runs.
         published: papers of the methods.
         ties: tests against the best of a table.
-        pages: name of a data set -> page with all of its runs.
         submitted: results from outside, which stand below the measured rows of the same images and protocol.
     """
     names = sorted(
         {str(run.record.dataset["name"]) for run in (*runs, *submitted)}.difference(REPLACED),
         key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name),
     )
-    lines: list[str] = []
+    sections = []
     for name in names:
         of_data = [run for run in runs if run.record.dataset["name"] == name]
         from_outside = [run for run in submitted if run.record.dataset["name"] == name]
@@ -101,15 +163,18 @@ def front_page(
         tables = [
             table for task in TASKS if (table := _table(task, measured, same, published, ties)) is not None
         ]
-        if not tables:
-            continue
-        lines += ["", f"## {escape_markdown(_title(name))}", "", *_banner(shown)]
-        for table in tables:
-            lines += ["", f"### {table.path[-1]}", "", *markdown_rows(table)]
-            lines += [line for note in table.notes for line in ("", escape_markdown(note))]
-        if of_data and name in pages:
-            lines += ["", f"[All {len(of_data)} runs of {escape_markdown(name)}]({pages[name]})"]
-    return lines
+        if tables:
+            banner, is_comparable = _banner(shown)
+            section = DatasetSection(
+                dataset=name,
+                title=_title(name),
+                banner=banner,
+                is_comparable=is_comparable,
+                tables=tuple(tables),
+                runs=len(of_data),
+            )
+            sections.append(section)
+    return sections
 
 
 def _title(name: str) -> str:
@@ -136,7 +201,7 @@ def _data_and_protocol(run: Run) -> list[Any]:
     return [fields, run.record.protocol.to_json()]
 
 
-def _banner(runs: Sequence[Run]) -> list[str]:
+def _banner(runs: Sequence[Run]) -> tuple[str, bool]:
     """Return what the images and the budget are, and whether published numbers may stand beside them."""
     record = runs[0].record
     name, split = str(record.dataset["name"]), str(record.dataset["split"])
@@ -158,13 +223,10 @@ def _banner(runs: Sequence[Run]) -> list[str]:
     if budgets:
         (epochs, size), _ = max(sorted(budgets.items()), key=lambda item: item[1])
         budget, is_short = f"; trained for {epochs} epochs at {size} pixels", int(size) < SHORT
-    protocol = escape_markdown(describe_protocol(record.protocol))
-    text = f"{count} of the split {escape_markdown(split)}{budget}. Protocol {protocol}."
+    text = f"{count} of the split {split}{budget}. Protocol {describe_protocol(record.protocol)}."
     generated = known and dataset_info(name).generated
     text = f"Generated images. {text}" if generated else text
-    if is_official(record) and not (is_short or generated):
-        return [text]
-    return [f"> **Not comparable with published numbers.** {text[0].upper()}{text[1:]}"]
+    return text, is_official(record) and not (is_short or generated)
 
 
 def _table(
@@ -205,7 +267,7 @@ def _table(
                 row.cells[name] = mark_cell(row.cells[name], best=True)
     untested = ties.mark(rows, task.rank)
     columns = [name for name in task.metrics if any(name in row.cells for row in (*rows, *outside))]
-    heads = ["method", "paper", "code", "backbone", "init", "runs"]
+    # Numbers come right after the method, where narrow screens show them.
     numbers = [metric_title(name) for name in columns]
     if moved and task.rank == "gt_known":
         numbers.insert(1, TRANSFER)
@@ -215,11 +277,12 @@ def _table(
         if moved and task.rank == "gt_known":
             cells.insert(1, moved.get(row.runs[0].link, Cell("")))
         about = _about(row, published) if row.runs[0].submission is None else _about_submitted(row.runs[0])
-        table_rows.append((*about, *cells))
+        method, *others = about
+        table_rows.append((method, *cells, *others))
     return Table(
         path=(task.title,),
-        sections=((len(rows), "Submitted"),) if outside else (),
-        columns=(*heads, *numbers),
+        sections=((len(rows), SUBMITTED),) if outside else (),
+        columns=("method", *numbers, *_ABOUT),
         rows=tuple(table_rows),
         notes=(
             *_notes(
@@ -293,20 +356,20 @@ def _is_floor(row: MethodRow) -> bool:
 
 
 def _about(row: MethodRow, published: Numbers) -> list[Cell]:
-    """Return the cells that say what a row is: method, paper, code, backbone, init, seeds."""
+    """Return the cells that say what a row is: method, then `_ABOUT`."""
     run = row.runs[0]
     name = str(run.record.method["name"])
     known = {each.name for each in (*list_methods(), *list_posts())}
-    page = f"{_METHOD_PAGES}/{_base(run)}.md" if _base(run) in known else run.link
+    page = f"{METHOD_PAGES}/{_base(run)}.md" if _base(run) in known else run.link
     settings = row.labels["settings"] if place_of(run.record) != 1 else ""
     papers = list(published.papers_of(name).values())
     return [
         Cell(f"{name} ({settings})" if settings else name, page),
-        _paper_cell(papers),
-        Cell("code", papers[-1].code) if papers and papers[-1].code else Cell(""),
+        Cell("1 run" if run.seed is None else f"{len(row.runs)} seed{'s' * (len(row.runs) > 1)}", run.link),
         Cell(row.labels["backbone"]),
         Cell(row.labels["init"]),
-        Cell("1 run" if run.seed is None else f"{len(row.runs)} seed{'s' * (len(row.runs) > 1)}", run.link),
+        _paper_cell(papers),
+        Cell("code", papers[-1].code) if papers and papers[-1].code else Cell(""),
     ]
 
 
@@ -316,11 +379,11 @@ def _about_submitted(run: Run) -> list[Cell]:
     metadata = run.submission.metadata
     return [
         Cell(str(run.record.method["name"]), run.link),
-        Cell(metadata.venue or metadata.paper, metadata.url or ""),
-        Cell("code", metadata.code) if metadata.code else Cell(""),
+        Cell(run.badge),
         Cell(metadata.backbone),
         Cell(str(run.record.init or "")),
-        Cell(run.badge),
+        Cell(metadata.venue or metadata.paper, metadata.url or ""),
+        Cell("code", metadata.code) if metadata.code else Cell(""),
     ]
 
 

@@ -35,7 +35,7 @@ from wsolbench.report.board.board import (
     published_tables,
 )
 from wsolbench.report.board.formats import render
-from wsolbench.report.board.front_page import front_page
+from wsolbench.report.board.front_page import INTRODUCTION, SUBMITTED, front_page
 from wsolbench.report.board.paper_tables import paper_tables
 from wsolbench.report.board.published_page import published_by_method
 from wsolbench.report.board.repetitions import (
@@ -266,7 +266,7 @@ def _index(by_name: dict[str, list[Run]], first: Sequence[str], others: Mapping[
     lines = [_MARK, "", "# Leaderboard", ""]
     if by_name or first:
         lines += [
-            "Every number was measured here with one program, except those under *Submitted*.",
+            INTRODUCTION.format(submitted=f"*{SUBMITTED}*"),
             "Published numbers have pages of their own.",
             *first,
             "",

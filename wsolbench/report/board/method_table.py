@@ -12,13 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wsolbench.evaluation.compare import compare_records
 from wsolbench.exceptions import DataError, UsageError, unknown_name
 from wsolbench.metrics.catalog import metric_info, metric_title
-from wsolbench.metrics.seed_intervals import holm
-from wsolbench.protocol import EvalProtocol
 from wsolbench.records.budget import Budgets
-from wsolbench.records.comparison import Comparison
 from wsolbench.report.board.board import DISPUTED, NOT_WHOLE, Cell, Numbers, Table, is_official
 from wsolbench.report.board.comparisons import SIGNIFICANT
 from wsolbench.report.board.leaderboard import COLUMNS
@@ -34,6 +30,7 @@ from wsolbench.report.board.method_rows import (
 )
 from wsolbench.report.board.repetitions import Run, one_of_each_seed, source_of, source_title
 from wsolbench.report.board.tables import describe_protocol, sort_policies
+from wsolbench.report.board.ties import compare_rows, mark_tested
 from wsolbench.system.progress import track
 
 _MOST_NAMED = 3
@@ -256,7 +253,7 @@ def _mark_ties(
         without += any(not (row.has_scores and rows[rival].has_scores) for rival in rivals)
         for rival, names in rivals.items():
             try:
-                comparison = _compare(rows[rival], row, names, budgets, resamples)
+                comparison = compare_rows(rows[rival], row, names, budgets=budgets, resamples=resamples)
             except DataError as error:
                 messages.append(f"not tested against the best: {error}")
                 continue
@@ -264,29 +261,12 @@ def _mark_ties(
                 p_values[difference.name].append((row, difference.test))
     # Correct the p-values of each column, and mark.
     for name, found in p_values.items():
-        for (row, _), corrected in zip(found, holm([p for _, p in found]), strict=True):
-            row.cells[name] = mark_cell(row.cells[name], tie=corrected >= SIGNIFICANT)
+        mark_tested(found, name)
     if without:
         messages.append(
             f"not tested against the best, because they or it lack per-image scores: {without} rows"
         )
     return messages
-
-
-def _compare(
-    best: MethodRow, row: MethodRow, names: Sequence[str], budgets: Budgets, resamples: int
-) -> Comparison | None:
-    """Compare two rows image by image, whatever their budgets. None if one lacks per-image scores."""
-    is_of_maps = isinstance(row.runs[0].record.protocol, EvalProtocol)
-    if not (is_of_maps and row.has_scores and best.has_scores):
-        return None
-    return compare_records(
-        *({run.path: run.record for run in each.runs} for each in (best, row)),
-        resamples=resamples,
-        budgets=budgets,
-        allow_unequal_budget=True,
-        only=names,
-    )
 
 
 # --- layout -------------------------------------------------------------------------------------------------

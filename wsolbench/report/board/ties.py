@@ -16,6 +16,7 @@ from wsolbench.metrics.seed_intervals import holm
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord
 from wsolbench.records.budget import Budgets
+from wsolbench.records.comparison import Comparison
 from wsolbench.report.board.comparisons import SIGNIFICANT
 from wsolbench.report.board.method_rows import MethodRow, mark_cell
 from wsolbench.system.files import sha256_of_json
@@ -58,9 +59,7 @@ class TieTests:
         others = [row for row in candidates if row.means[name] != best.means[name]]
         tested = [(row, self._test(best, row, name)) for row in others]
         found = [(row, p) for row, p in tested if p is not None]
-        for (row, _), corrected in zip(found, holm([p for _, p in found]), strict=True):
-            if corrected >= SIGNIFICANT:
-                row.cells[name] = mark_cell(row.cells[name], tie=True)
+        mark_tested(found, name)
         return len(tested) - len(found)
 
     def text(self) -> str:
@@ -75,20 +74,42 @@ class TieTests:
         return self.known[key]
 
     def _compare(self, best: MethodRow, row: MethodRow, name: str) -> float | None:
-        is_of_maps = isinstance(row.runs[0].record.protocol, EvalProtocol)
-        if not (is_of_maps and row.has_scores and best.has_scores):
-            return None
         try:
-            comparison = compare_records(
-                *({run.path: run.record for run in each.runs} for each in (best, row)),
-                resamples=RESAMPLES,
-                budgets=self.budgets,
-                allow_unequal_budget=True,
-                only=[name],
-            )
+            comparison = compare_rows(best, row, [name], budgets=self.budgets, resamples=RESAMPLES)
         except DataError:
             return None
-        return round(comparison.differences[0].test, 6) if comparison.differences else None
+        if comparison is None or not comparison.differences:
+            return None
+        return round(comparison.differences[0].test, 6)
+
+
+def compare_rows(
+    best: MethodRow, row: MethodRow, names: Sequence[str], *, budgets: Budgets, resamples: int
+) -> Comparison | None:
+    """Compare two rows image by image in these metrics, whatever their budgets.
+
+    Returns None if one lacks per-image scores. Raises as `wsolbench.evaluation.compare.compare_records`.
+    """
+    is_of_maps = isinstance(row.runs[0].record.protocol, EvalProtocol)
+    if not (is_of_maps and row.has_scores and best.has_scores):
+        return None
+    return compare_records(
+        *({run.path: run.record for run in each.runs} for each in (best, row)),
+        resamples=resamples,
+        budgets=budgets,
+        allow_unequal_budget=True,
+        only=names,
+    )
+
+
+def mark_tested(tested: Sequence[tuple[MethodRow, float]], name: str) -> None:
+    """Mark the cells of a column with the results of the tests against its best row.
+
+    `tested` are the rows and their p-values, which are corrected together (Holm).
+    """
+    corrected = holm([p for _, p in tested])
+    for (row, _), p in zip(tested, corrected, strict=True):
+        row.cells[name] = mark_cell(row.cells[name], tie=p >= SIGNIFICANT)
 
 
 def key_of(best: MethodRow, row: MethodRow, name: str) -> str:

@@ -70,16 +70,32 @@ def table_block(
     sortable: bool = True,
     attributes: str = "",
     notes: Sequence[str] = (),
+    sections: Sequence[tuple[int, str]] = (),
 ) -> str:
-    """Return a table that scrolls sideways if it is too wide, with notes below. `rows` are `tr` elements."""
+    """Return a table that scrolls sideways if it is too wide, with notes below. `rows` are `tr` elements.
+
+    `sections` are those of `wsolbench.report.board.board.Table`: row that a section begins with, and its
+    heading. Sorting leaves their rows where they are.
+    """
     heads = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     kind = ' class="sortable"' if sortable else ""
     below = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
     return (
         f'<div class="block"{attributes}><div class="scroll" tabindex="0" role="region" '
         f'aria-label="{escape(caption)}"><table{kind}>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>{below}</div>"
+        f"<caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead>"
+        f"{_bodies(list(rows), sections, len(columns))}</table></div>{below}</div>"
     )
+
+
+def _bodies(rows: Sequence[str], sections: Sequence[tuple[int, str]], columns: int) -> str:
+    """Return the `tbody` elements: rows before the first section, and one element per section."""
+    ends = [*(start for start, _ in sections), len(rows)]
+    text = f"<tbody>{''.join(rows[: ends[0]])}</tbody>"
+    for (start, heading), end in zip(sections, ends[1:], strict=True):
+        head = f'<tr><th scope="rowgroup" colspan="{columns}">{escape(heading)}</th></tr>'
+        text += f"<tbody>{head}{''.join(rows[start:end])}</tbody>"
+    return text
 
 
 @dataclass(frozen=True)

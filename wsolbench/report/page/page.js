@@ -79,6 +79,13 @@
     filters.addEventListener("change", apply);
     filters.addEventListener("submit", (event) => event.preventDefault());
     filters.addEventListener("reset", () => setTimeout(apply));
+    for (const link of all("[data-filter]")) { // from a data set of the first section to all of its runs
+      link.addEventListener("click", () => {
+        selects.forEach((select) => { select.value = ""; });
+        prefer("dataset", link.dataset.filter);
+        apply();
+      });
+    }
     for (const name of ["dataset", "metric"]) prefer(name, filters.getAttribute(`data-${name}`)); // .dataset is the select of that name
     apply();
   }

@@ -25,6 +25,7 @@ from wsolbench.report.board.board import (
     published_tables,
 )
 from wsolbench.report.board.comparisons import format_p_value
+from wsolbench.report.board.front_page import front_sections
 from wsolbench.report.board.repetitions import Run, one_of_each_seed
 from wsolbench.report.board.results import Results, read_results
 from wsolbench.report.board.tables import (
@@ -36,9 +37,12 @@ from wsolbench.report.board.tables import (
     sort_policies,
     value_note,
 )
+from wsolbench.report.board.ties import TieTests
+from wsolbench.report.page.front import front_html
 from wsolbench.report.page.gallery import Gallery
 from wsolbench.report.page.html import Td, data_attributes, document, escape, filled, row_of, table_block
 from wsolbench.report.page.page_data import Group, Pair, ShownRun, groups_of, same_but_protocol
+from wsolbench.report.page.training import read_trainings, training_html
 from wsolbench.system.files import write_text
 
 _BAR = 120
@@ -53,6 +57,7 @@ def write_page(
     methods: int = 5,
     resamples: int = 1000,
     read: Results | None = None,
+    run_folders: Sequence[Path] = (),
 ) -> tuple[Path, list[str]]:
     """Write `out / "index.html"`. Returns its path, and a message for each file that was skipped.
 
@@ -62,16 +67,26 @@ def write_page(
         methods: number of best methods of each data set and protocol that are compared in pairs.
         resamples: number of resamples for the intervals of these comparisons.
         read: content of the folder, if it has been read already.
+        run_folders: run folders, or folders of them, whose training logs are shown.
 
-    Raises as `wsolbench.report.board.results.read_results`, and `UsageError` if the file cannot be written.
+    Raises as `wsolbench.report.board.results.read_results`, and `UsageError` if the file cannot be written
+    or one of `run_folders` has no log.
     """
-    text, problems = page_html(results, galleries=galleries, methods=methods, resamples=resamples, read=read)
+    text, problems = page_html(
+        results, galleries=galleries, methods=methods, resamples=resamples, read=read, run_folders=run_folders
+    )
     write_text(out / "index.html", text)
     return out / "index.html", problems
 
 
 def page_html(
-    results: Path, *, galleries: Sequence[Gallery], methods: int, resamples: int, read: Results | None = None
+    results: Path,
+    *,
+    galleries: Sequence[Gallery],
+    methods: int,
+    resamples: int,
+    read: Results | None = None,
+    run_folders: Sequence[Path] = (),
 ) -> tuple[str, list[str]]:
     """Return the page, and a message for each file that was skipped. The same files give the same page."""
     # Read everything that the page shows.
@@ -87,11 +102,16 @@ def page_html(
     printed = [(table.path[0], table) for table in published_tables(published, Filters())]
     groups, unusable = groups_of(every, methods=methods, resamples=resamples)
     opened = _opened(measured, printed)
+    ties = TieTests(results / "leaderboard", [run.record for run in every])
+    front = front_sections(every, published, ties, read.submitted)
+    logs = read_trainings(run_folders, every)
     # Build the sections. Those without content are left out.
     sections = [
-        ("board", "Measured", _board(measured, printed, opened, _introduction(read, runs))),
+        ("front", "Leaderboard", front_html(front)),
+        ("board", "All runs", _board(measured, printed, opened, _introduction(read, runs))),
         ("published", "Published", _published(printed)),
         ("runs", "Curves and errors", _runs(groups, results, unusable, opened)),
+        ("training", "Training curves", training_html(logs)),
         ("pairs", "Comparisons", _pairs(groups, methods, resamples, opened)),
         (
             "protocols",
@@ -101,7 +121,11 @@ def page_html(
         ("galleries", "Galleries", "".join(map(_gallery, galleries))),
     ]
     data = {"runs": _curves(groups), "errors": [metric_title(f"error_{name}") for name in ERROR_NAMES]}
-    return document([section for section in sections if section[2]], data), [*read.problems, *unusable]
+    return document([section for section in sections if section[2]], data), [
+        *read.problems,
+        *unusable,
+        *logs.problems,
+    ]
 
 
 # --- the board ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,13 @@ def save_figure(figure: Any, path: Path, *, colors: int | None = None, max_bytes
             temporary.write_bytes(_jpeg(pixels, max_bytes))
 
 
+def png_bytes(figure: Any, *, colors: int | None = None) -> bytes:
+    """Return a matplotlib figure as the content of a PNG file; see `save_figure`."""
+    stream = io.BytesIO()
+    _write_png(_draw(figure), stream, float(figure.dpi), colors)
+    return stream.getvalue()
+
+
 def save_figures(figure: Any, paths: Path | Sequence[Path], **options: Any) -> None:
     """Write a figure to one file or to several, for instance one of each format. See `save_figure`."""
     for path in as_paths(paths):
@@ -86,12 +94,18 @@ def _draw(figure: Any) -> UInt8[np.ndarray, "h w 3"]:
     return np.array(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
-def _write_png(pixels: UInt8[np.ndarray, "h w 3"], path: Path, dpi: float, colors: int | None) -> None:
+def _write_png(
+    pixels: UInt8[np.ndarray, "h w 3"], path: Path | io.BytesIO, dpi: float, colors: int | None
+) -> None:
     from PIL import Image
 
     picture = Image.fromarray(pixels)
     if colors is not None:
         picture = picture.quantize(palette=picture.quantize(colors), dither=Image.Dither.FLOYDSTEINBERG)
+        # The mean of near-white pixels is not white. The background gets its own colour back.
+        values, place = list(picture.getpalette() or ()), 3 * int(np.asarray(picture)[0, 0])
+        values[place : place + 3] = pixels[0, 0].tolist()
+        picture.putpalette(values)
     picture.save(path, format="PNG", optimize=colors is not None, dpi=(dpi, dpi))
 
 
