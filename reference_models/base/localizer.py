@@ -55,7 +55,11 @@ class Localizer(Model):
         return fit_statistics(cls, request) if cls.learns_from == "statistics" else fit(cls, request)
 
     def localize(
-        self, images: Float[Tensor, "b 3 H W"], *, gradients: bool = False, **truths: Tensor
+        self,
+        images: Float[Tensor, "b 3 H W"],
+        *,
+        gradients: bool = False,
+        true_boxes: Float[Tensor, "b 4"] | None = None,
     ) -> ForwardPass:
         """Return logits and maps, without changing parameters or buffers. The model must be in eval mode.
 
@@ -67,24 +71,26 @@ class Localizer(Model):
         and `union`, the smallest box around them. A method that classifies without proposing boxes gets
         proposals: the best regions of the predicted class's map.
 
-        `truths` is the ground truth that a method reads (`uses_true_boxes`), for its `forward`.
+        `true_boxes`, in pixels of the input, are for the `forward` of a method that reads them
+        (`uses_true_boxes`).
         """
         if self.training:
             raise RuntimeError(
                 "localize() needs the model in eval mode: batch norm and dropout would change the maps; "
                 "call model.eval()"
             )
+        truth = {} if true_boxes is None else {"true_boxes": true_boxes}
         if gradients:
             with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
-                result: ForwardPass = self(images.detach().float().requires_grad_(), **truths)
+                result: ForwardPass = self(images.detach().float().requires_grad_(), **truth)
         else:
             with torch.no_grad():
-                result = self(images, **truths)
+                result = self(images, **truth)
         backbone = getattr(self, "backbone", None)  # missing in methods without a backbone
         if result.tokens is None and isinstance(backbone, TokenBackbone):
             result = replace(result, tokens=partial(torch.no_grad()(backbone.tokens), images))
         if result.rerun is None:
-            result = replace(result, rerun=lambda change: self.localize(change(images), **truths))
+            result = replace(result, rerun=lambda change: self.localize(change(images), true_boxes=true_boxes))
         return self._with_proposals(result, images.shape[-1])
 
     @torch.no_grad()

@@ -256,15 +256,19 @@ class Coseq(Recognizer):
         return self.config.test_box == "truth"
 
     def localize(
-        self, images: Float[Tensor, "b 3 H W"], *, gradients: bool = False, **truths: Tensor
+        self,
+        images: Float[Tensor, "b 3 H W"],
+        *,
+        gradients: bool = False,
+        true_boxes: Float[Tensor, "b 4"] | None = None,
     ) -> ForwardPass:
         """Return as `Localizer.localize`. Raises `UsageError` if `test_box=truth` has no box to read."""
-        if self.uses_true_boxes and "true_boxes" not in truths:
+        if self.uses_true_boxes and true_boxes is None:
             raise UsageError(
                 "setting test_box=truth of method 'coseq' needs the ground-truth box of each image; evaluate "
                 "it by `wsolbench eval` without a post-process, or use test_box=found"
             )
-        return super().localize(images, gradients=gradients, **truths)
+        return super().localize(images, gradients=gradients, true_boxes=true_boxes)
 
     def forward(
         self, images: Float[Tensor, "b 3 S S"], true_boxes: Float[Tensor, "b 4"] | None = None
