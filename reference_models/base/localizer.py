@@ -26,6 +26,7 @@ from reference_models.layers.regions import coverage, predicted_peaks, union
 from reference_models.training.checkpoint import load_checkpoint
 from reference_models.training.loop import fit
 from reference_models.training.statistics import fit_statistics
+from wsolbench.exceptions import UsageError
 from wsolbench.methods import TrainRequest
 from wsolbench.methods.device import pick_device
 
@@ -72,12 +73,17 @@ class Localizer(Model):
         proposals: the best regions of the predicted class's map.
 
         `true_boxes`, in pixels of the input, are for the `forward` of a method that reads them
-        (`uses_true_boxes`).
+        (`uses_true_boxes`). Raises `UsageError` if such a method does not get them.
         """
         if self.training:
             raise RuntimeError(
                 "localize() needs the model in eval mode: batch norm and dropout would change the maps; "
                 "call model.eval()"
+            )
+        if getattr(self, "uses_true_boxes", False) and true_boxes is None:
+            raise UsageError(
+                f"method {self.method_name!r} with these settings needs the ground-truth box of each image; "
+                "evaluate it by `wsolbench eval`, without a post-process that needs gradients"
             )
         truth = {} if true_boxes is None else {"true_boxes": true_boxes}
         if gradients:
@@ -90,7 +96,9 @@ class Localizer(Model):
         if result.tokens is None and isinstance(backbone, TokenBackbone):
             result = replace(result, tokens=partial(torch.no_grad()(backbone.tokens), images))
         if result.rerun is None:
-            result = replace(result, rerun=lambda change: self.localize(change(images), true_boxes=true_boxes))
+            result = replace(
+                result, rerun=lambda change: self.localize(change(images), true_boxes=true_boxes)
+            )
         return self._with_proposals(result, images.shape[-1])
 
     @torch.no_grad()

@@ -60,9 +60,8 @@ Departures, besides those of 1 and 9 in their files
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -78,10 +77,11 @@ from reference_models.layers.heads import cross_entropy
 from reference_models.layers.norm_statistics import PartStatistics
 from reference_models.layers.regions import crop_resize
 from reference_models.recognition.coseq.combination import learn_combination
-from reference_models.recognition.coseq.object_finder import ObjectBox, ObjectFinder
+from reference_models.recognition.coseq.object_finder import ObjectFinder
 from reference_models.recognition.coseq.parts import grid_boxes
-from reference_models.recognition.coseq.preparation import PartConfig, object_boxes, prepare
+from reference_models.recognition.coseq.preparation import object_boxes, prepare
 from reference_models.recognition.coseq.regions import Memory, PoseProjection, RegionScorers, pose_stage
+from reference_models.recognition.coseq.settings import CoseqConfig
 from reference_models.recognition.coseq.transfer import (
     box_coverage,
     mirror_boxes,
@@ -96,7 +96,6 @@ from reference_models.recognition.coseq.transfer import (
 from reference_models.training.passes import Passes
 from wsolbench.exceptions import UsageError
 from wsolbench.methods import Supervision
-from wsolbench.ranges import Range, SideOrDefault
 from wsolbench.system.progress import track
 from wsolbench.types import Dataset
 
@@ -108,33 +107,6 @@ CROP = 224 / 256
 """Side of the random crop of a box in training, relative to the box."""
 CHUNK = 256
 """Crops in one pass without gradient."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CoseqConfig(PartConfig):
-    """Settings of `coseq`."""
-
-    at_test: ClassVar[frozenset[str]] = frozenset({"neighbours", "test_box"})
-    later: ClassVar[frozenset[str]] = PartConfig.later | {"test_box"}
-    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"paper": {}})
-
-    variant: Literal["paper"] = "paper"
-    """The released code depends on programs that are not available; its constants are used."""
-    object_box: ObjectBox = "regress"
-    """Object's box at test: of a layer that learns the boxes, of the class map, or the whole image.
-
-    With `image`, the whole image is the box in training, too: no ground-truth boxes are read.
-    """
-    test_box: Literal["found", "truth"] = "found"
-    """Object's box of an evaluated image: found as `object_box` says, or the ground-truth box, as in CoSeq
-    (+BBox).
-    """
-    object_size: SideOrDefault = 0
-    """Side to which the object is resized. 0: that of the input."""
-    part_size: SideOrDefault = 0
-    """Side to which a part is resized. 0: half that of the input, 224 as in the paper at 448."""
-    neighbours: Annotated[int, Range(1, 1000)] = 5
-    """Training images whose parts are transferred."""
 
 
 class Coseq(Recognizer):
@@ -254,21 +226,6 @@ class Coseq(Recognizer):
     def uses_true_boxes(self) -> bool:
         """Whether evaluated images come with their ground-truth boxes."""
         return self.config.test_box == "truth"
-
-    def localize(
-        self,
-        images: Float[Tensor, "b 3 H W"],
-        *,
-        gradients: bool = False,
-        true_boxes: Float[Tensor, "b 4"] | None = None,
-    ) -> ForwardPass:
-        """Return as `Localizer.localize`. Raises `UsageError` if `test_box=truth` has no box to read."""
-        if self.uses_true_boxes and true_boxes is None:
-            raise UsageError(
-                "setting test_box=truth of method 'coseq' needs the ground-truth box of each image; evaluate "
-                "it by `wsolbench eval` without a post-process, or use test_box=found"
-            )
-        return super().localize(images, gradients=gradients, true_boxes=true_boxes)
 
     def forward(
         self, images: Float[Tensor, "b 3 S S"], true_boxes: Float[Tensor, "b 4"] | None = None

@@ -18,6 +18,7 @@ from wsolbench.metrics.max_box_acc import passes
 from wsolbench.metrics.sweep import sweep
 from wsolbench.protocol import DELTA, EvalProtocol
 from wsolbench.report.board.tables import disambiguate
+from wsolbench.report.page.html import escape
 from wsolbench.report.pictures.scene import box_scene
 from wsolbench.report.pictures.sheets import best_and_worst
 from wsolbench.types import Dataset
@@ -145,3 +146,21 @@ def _jpeg(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
         pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     encoded: bytes = cv2.imencode(".jpg", pixels[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, QUALITY))[1].tobytes()
     return base64.b64encode(encoded).decode()
+
+
+def gallery_html(gallery: Gallery) -> str:
+    """Return a gallery as a list of figures."""
+    figures = []
+    for image_id, class_name, pictures in gallery.items:
+        shown = "".join(
+            f'<span class="picture"><img src="data:image/jpeg;base64,{picture.jpeg}" loading="lazy" '
+            f'alt="{escape(f"map of {picture.name} over {image_id} with ground-truth and predicted box")}">'
+            f"<span>{escape(f'{picture.name}: ' * (len(pictures) > 1))}IoU {picture.iou:.2f}</span></span>"
+            for picture in pictures
+        )
+        figures.append(
+            f"<li><figure>{shown}<figcaption>{escape(image_id)}<br>{escape(class_name)}</figcaption></figure></li>"
+        )
+    legend = "Ground-truth boxes: solid green. Predicted box: dashed red."
+    note = f'<p class="note">{escape(gallery.note)} {legend}</p>'
+    return f'<h3>{escape(gallery.title)}</h3>{note}<ul class="gallery">{"".join(figures)}</ul>'

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 from wsolbench.metrics.catalog import all_metrics, metric_info, metric_title
@@ -39,9 +38,9 @@ from wsolbench.report.board.tables import (
 )
 from wsolbench.report.board.ties import TieTests
 from wsolbench.report.page.front import front_html
-from wsolbench.report.page.gallery import Gallery
+from wsolbench.report.page.gallery import Gallery, gallery_html
 from wsolbench.report.page.html import Td, data_attributes, document, escape, filled, row_of, table_block
-from wsolbench.report.page.page_data import Group, Pair, ShownRun, groups_of, same_but_protocol
+from wsolbench.report.page.page_data import Group, Pair, chart_data, groups_of, same_but_protocol
 from wsolbench.report.page.training import read_trainings, training_html
 from wsolbench.system.files import write_text
 
@@ -118,9 +117,9 @@ def page_html(
             "Protocols",
             "".join(_protocol_table(title, of) for title, of in same_but_protocol(every)),
         ),
-        ("galleries", "Galleries", "".join(map(_gallery, galleries))),
+        ("galleries", "Galleries", "".join(map(gallery_html, galleries))),
     ]
-    data = {"runs": _curves(groups), "errors": [metric_title(f"error_{name}") for name in ERROR_NAMES]}
+    data = {"runs": chart_data(groups), "errors": [metric_title(f"error_{name}") for name in ERROR_NAMES]}
     return document([section for section in sections if section[2]], data), [
         *read.problems,
         *unusable,
@@ -384,22 +383,6 @@ def _value(metric: MetricValue | None) -> Td:
     return Td(f'{value} <span class="ends">{ends}</span>' if ends else value)
 
 
-def _curves(groups: Sequence[Group]) -> list[list[dict[str, Any]]]:
-    """Return the data of the charts, by group and run."""
-    return [[_curves_of(run) for run in group.runs] for group in groups]
-
-
-def _curves_of(shown: ShownRun) -> dict[str, Any]:
-    curves = {"gt_known": shown.gt_known, "pr": shown.precision_recall}
-    errors = [shown.run.record.metric(f"error_{name}", "oracle") for name in ERROR_NAMES]
-    shares = [[m.value, m.low, m.high] for m in errors if m is not None and m.value is not None]
-    return {
-        "label": shown.label,
-        **{name: [list(curve.x), list(curve.y)] for name, curve in curves.items() if curve is not None},
-        **({"errors": shares} if len(shares) == len(ERROR_NAMES) else {}),
-    }
-
-
 def _pairs(groups: Sequence[Group], methods: int, resamples: int, opened: str) -> str:
     having = [group for group in groups if group.pairs]
     if not having:
@@ -500,20 +483,3 @@ def _protocol_table(title: str, runs: Sequence[Run]) -> str:
         )
     columns = ("metric", *(describe_protocol(run.record.protocol) for run in runs))
     return table_block(f"The same maps under {len(runs)} protocols · {title}", columns, rows, sortable=False)
-
-
-def _gallery(gallery: Gallery) -> str:
-    figures = []
-    for image_id, class_name, pictures in gallery.items:
-        shown = "".join(
-            f'<span class="picture"><img src="data:image/jpeg;base64,{picture.jpeg}" loading="lazy" '
-            f'alt="{escape(f"map of {picture.name} over {image_id} with ground-truth and predicted box")}">'
-            f"<span>{escape(f'{picture.name}: ' * (len(pictures) > 1))}IoU {picture.iou:.2f}</span></span>"
-            for picture in pictures
-        )
-        figures.append(
-            f"<li><figure>{shown}<figcaption>{escape(image_id)}<br>{escape(class_name)}</figcaption></figure></li>"
-        )
-    legend = "Ground-truth boxes: solid green. Predicted box: dashed red."
-    note = f'<p class="note">{escape(gallery.note)} {legend}</p>'
-    return f'<h3>{escape(gallery.title)}</h3>{note}<ul class="gallery">{"".join(figures)}</ul>'

@@ -15,6 +15,7 @@ from jaxtyping import Float64, Int64
 from wsolbench.evaluation.compare import compare_records, read_scores
 from wsolbench.evaluation.score_table import ScoreTable, find_scores
 from wsolbench.exceptions import DataError
+from wsolbench.metrics.errors import ERROR_NAMES
 from wsolbench.metrics.max_box_acc import MaxBoxAcc
 from wsolbench.protocol import DELTA, EvalProtocol
 from wsolbench.records.budget import Budgets
@@ -284,3 +285,19 @@ def _spread(n: int, also: Sequence[int]) -> Int64[np.ndarray, " k"]:
 
 def _curve(x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"], at: Int64[np.ndarray, " k"]) -> Curve:
     return Curve(x=tuple(x[at].round(DIGITS).tolist()), y=tuple(y[at].round(DIGITS).tolist()))
+
+
+def chart_data(groups: Sequence[Group]) -> list[list[dict[str, Any]]]:
+    """Return the data of the charts, by group and run."""
+    return [[_chart(run) for run in group.runs] for group in groups]
+
+
+def _chart(shown: ShownRun) -> dict[str, Any]:
+    curves = {"gt_known": shown.gt_known, "pr": shown.precision_recall}
+    errors = [shown.run.record.metric(f"error_{name}", "oracle") for name in ERROR_NAMES]
+    shares = [[m.value, m.low, m.high] for m in errors if m is not None and m.value is not None]
+    return {
+        "label": shown.label,
+        **{name: [list(curve.x), list(curve.y)] for name, curve in curves.items() if curve is not None},
+        **({"errors": shares} if len(shares) == len(ERROR_NAMES) else {}),
+    }
