@@ -347,7 +347,7 @@ def main(
         for name, names in plan.items():
             title = f"{name}\n{' · '.join(filter(None, facts))}\n"
             title += (
-                f"Maps of the true class, stretched to [0, 1]; predicted at {threshold}, protocol "
+                f"Maps of the true class, min-max normalised; predicted at {threshold}, protocol "
                 f"{options['protocol']}."
             )
             if regions:
@@ -355,7 +355,10 @@ def main(
                     "\nRegions: the best red, then orange, blue, violet; lines lead to the nearest "
                     "visible key point (white)."
                 )
-                title += "\nAway: the mean length of these lines, in percent of the diagonal of the true box."
+                title += (
+                    "\nAway: the mean length of these lines, in percent of the diagonal of the ground-truth "
+                    "box."
+                )
             if names[-1] in pictures.rows or name in pictures.rows:
                 pictures.write(out / f"{name}.jpg", names, title, regions=regions)
                 click.echo(f"picture  {out / f'{name}.jpg'}")

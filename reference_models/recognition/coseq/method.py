@@ -54,7 +54,9 @@ Departures, besides those of 1 and 9 in their files
     6      An R-CNN for each region in the paper, with regression of its box.
     7      A VGG-19 for objects and one for parts in the paper, and fc6 of 224 pixels. Here one network, with
            the object at the side of the input and parts at half of it.
-    8      Ridge regression in place of support vector machines. Mirror images are not scored.
+    8      Ridge regression in place of support vector machines. Mirror images are not scored. Scores are less
+           their mean over the classes, which changes no prediction. One class against the rest scores below 0
+           for most classes, often for the true one, and (2) would be lowest on the object.
 """
 
 from __future__ import annotations

@@ -102,14 +102,15 @@ class RegionScorers(nn.Module):
     def scores(
         self, features: Float[Tensor, "b r d"], object_layer: nn.Linear, part_layer: nn.Linear | None
     ) -> Float[Tensor, "b r y"]:
-        """Return s, the scores of each region, in float32."""
+        """Return s, the scores of each region less their mean over the classes, in float32."""
         layers = [object_layer, *([part_layer] * (len(self.weight) - 1) if part_layer is not None else [])]
         trained = torch.stack([layer.weight for layer in layers])
         biases = torch.stack([layer.bias for layer in layers])
         weight = torch.where(self.fitted > 0, self.weight, trained)
         bias = torch.where(self.fitted > 0, self.bias, biases)
         with torch.autocast(features.device.type, enabled=False):
-            return torch.einsum("brd,ryd->bry", features.float(), weight.float()) + bias.float()
+            found = torch.einsum("brd,ryd->bry", features.float(), weight.float()) + bias.float()
+            return found - found.mean(dim=2, keepdim=True)
 
 
 def pose_stage(backbone: Backbone) -> Stage:

@@ -474,12 +474,20 @@ def test_scores_are_the_weighted_sums_of_the_regions(trained):
             with statistics.in_use(trained.backbone):
                 seen = trained.backbone.run(crop_resize(images, boxes[:, None], size)).mean(dim=(2, 3))
             score = seen @ trained.scorers.weight[region].mT + trained.scorers.bias[region]
-            logits += trained.scorers.combination[region] * score
+            logits += trained.scorers.combination[region] * (score - score.mean(dim=1, keepdim=True))
     result = trained.localize(images)
     torch.testing.assert_close(result.logits, logits, atol=1e-4, rtol=1e-4)
     proposed = result.propose()
     assert proposed.boxes.shape == (2, 4, 4)
     assert (proposed.scores.diff(dim=1) <= 0).all()
+
+
+def test_scores_are_relative_to_the_classes(trained):
+    """The best class is preferred by each map's mean, and its map is not negative as a whole."""
+    result = trained.localize(torch.randn(4, 3, 32, 32))
+    torch.testing.assert_close(result.logits.mean(dim=1), torch.zeros(4), atol=1e-5, rtol=0)
+    best = result.logits.argmax(dim=1, keepdim=True)
+    assert (result.score_maps(best).mean(dim=(2, 3)) > 0).all()
 
 
 def test_a_box_covers_its_cells():
