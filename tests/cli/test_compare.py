@@ -146,10 +146,21 @@ def test_what_claims_are_about_is_compared_once(run, birds: Path) -> None:
     Path("measured/broken.json").write_text("{")
     result = run(*command, "--out", "compared")
     assert result.code == 0
-    assert "1 new, 0 kept, 1 of fewer seeds removed" in result.out
+    assert "1 new, 0 kept, 1 outdated removed" in result.out
     assert "left out: record measured/broken.json is not JSON" in result.err
     (path,) = Path("compared").rglob("*.json")
     assert read_comparison(path).a["seeds"] == [None, 1]  # a box in the middle has no training
+
+    # A comparison of a record that is gone is removed, but not while some record cannot be read.
+    gone = path.with_name("gone.json")
+    text = path.read_text().replace(read_comparison(path).a["records"][0], "0" * 64)
+    gone.write_text(text)
+    assert "0 new, 1 kept, 0 outdated removed" in run(*command, "--out", "compared").out
+    assert gone.exists()
+    Path("measured/broken.json").unlink()
+    assert "0 new, 1 kept, 1 outdated removed" in run(*command, "--out", "compared").out
+    assert not gone.exists()
+    assert path.exists()
 
     Path("claims.csv").write_text(f"{columns}\nP,Table 1,nobody,gt_known,cam,,spa,,50,60,,,\n")
     result = run(*command)

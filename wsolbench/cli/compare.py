@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -179,7 +179,10 @@ def _refuse_shared_runs(a: dict[Path, RunRecord], b: dict[Path, RunRecord]) -> N
 
 
 def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | None) -> None:
-    """Compare all pairs of the claims. Comparisons in `out` are kept, unless there are more seeds now."""
+    """Compare all pairs of the claims.
+
+    Comparisons in `out` are kept, unless there are more seeds now or one of their records is gone.
+    """
     from rich.console import Console
 
     from wsolbench.evaluation.compare import compare_records
@@ -238,17 +241,20 @@ def _compare_claims(claims: Path, records: Path, resamples: int, out: Path | Non
         Console(soft_wrap=True).print(table)
     # Remove outdated comparisons, and count.
     if out is not None:
-        replaced = _remove_replaced(out, all_wanted)
+        # A record that cannot be read is not gone.
+        digests = None if found.problems else {record.digest for _, record in found.records}
+        removed = _remove_outdated(out, all_wanted, digests)
         kept = len(pairs) - made - failed
-        click.echo(f"comparisons  {made} new, {kept} kept, {replaced} of fewer seeds removed, in {out}")
+        click.echo(f"comparisons  {made} new, {kept} kept, {removed} outdated removed, in {out}")
     if failed:
         raise DataError(f"{failed} of {len(pairs)} pairs could not be compared; they are named above")
 
 
-def _remove_replaced(out: Path, wanted: Sequence[Comparison]) -> int:
-    """Remove comparisons in `out` that an existing wanted one includes, and return their number.
+def _remove_outdated(out: Path, wanted: Sequence[Comparison], digests: Collection[str] | None) -> int:
+    """Remove outdated comparisons in `out`, and return their number.
 
-    Broken ones are named and kept.
+    These are the ones that an existing wanted one includes, and those of a record whose digest is not in
+    `digests`. None: the digests are not known. Broken comparisons are named and kept.
     """
     from wsolbench.exceptions import DataError
     from wsolbench.records.comparison import read_comparison
@@ -262,7 +268,8 @@ def _remove_replaced(out: Path, wanted: Sequence[Comparison]) -> int:
         except DataError as error:
             click.echo(f"left out: {error}", err=True)
             continue
-        if any(old.is_part_of(comparison) for comparison in there):
+        is_gone = digests is not None and not {*old.a["records"], *old.b["records"]} <= set(digests)
+        if is_gone or any(old.is_part_of(comparison) for comparison in there):
             path.unlink()
             removed += 1
     return removed
