@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from tests.report.conftest import make_dataset, make_record
 from wsolbench.exceptions import UsageError
+from wsolbench.methods.supervision import Supervision, UsedFor
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue, RunRecord
 from wsolbench.report.board.tables import (
@@ -19,6 +21,7 @@ from wsolbench.report.board.tables import (
     format_value,
     metrics_markdown,
     metrics_table,
+    place_of,
     sort_policies,
     value_note,
 )
@@ -201,3 +204,22 @@ def test_a_metric_that_is_not_in_the_catalog_is_an_error_with_the_nearest_name(r
     record = replace(run.record, metrics=(MetricValue(name="gt_knwon", value=0.5, n=3),))
     with pytest.raises(UsageError, match="gt_known"):
         metrics_table(record)
+
+
+@pytest.mark.parametrize(
+    ("name", "used_for", "place"),
+    [
+        ("center-box", None, 0),
+        ("cam", None, 1),
+        ("coseq", "training", 1),
+        ("coseq", "prediction", 2),  # its objects are the ground-truth boxes of the evaluated images
+        ("oracle", "prediction", 2),
+    ],
+)
+def test_methods_that_read_the_truth_of_evaluated_images_are_ceilings(
+    name: str, used_for: UsedFor | None, place: int
+) -> None:
+    method: dict[str, Any] = {"name": name}
+    if used_for is not None:
+        method["supervision"] = Supervision(boxes=True, used_for=used_for).to_json()
+    assert place_of(make_record(make_dataset(3), EvalProtocol(), (), method=method)) == place

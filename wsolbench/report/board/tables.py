@@ -190,8 +190,12 @@ def supervision_text(record: RunRecord) -> str:
 
 
 def place_of(record: RunRecord) -> int:
-    """Return the place of a run in a table: floors first, ceilings last, all others between them."""
-    return {"floor": 0, "ceiling": 2}.get(group_of(record.method["name"]), 1)
+    """Return the place of a run in a table: floors first, ceilings last, all others between them.
+
+    A method that reads the ground truth of the evaluated images is a ceiling, unless it is a floor.
+    """
+    reads_truth = record.supervision is not None and record.supervision.used_for == "prediction"
+    return {"floor": 0, "ceiling": 2}.get(group_of(record.method["name"]), 2 if reads_truth else 1)
 
 
 def describe_protocol(protocol: EvalProtocol | DetectionProtocol) -> str:
