@@ -266,13 +266,13 @@ def test_a_val_without_its_images_costs_the_transfer_and_one_line(
     shutil.rmtree(birds / "masks/val")
     result = run(*arguments, *on(birds), "--resamples", "100", "--out", "a")
     assert result.code == 0, result.err
-    (line,) = (each for each in result.err.splitlines() if "val" in each)
+    (line,) = (each for each in result.err.splitlines() if " val " in each)
     assert "none of the 12 files of csvfolder val is on this disk" in line
     assert "--no-transfer" in line
     assert policies("a") == {"oracle"}
     plain = run(*arguments, *on(birds), "--resamples", "100", "--no-transfer", "--out", "b")
     assert plain.code == 0
-    assert "val" not in plain.err
+    assert " val " not in plain.err
     assert [path.name for path in Path("a").rglob("*.json")] == [
         path.name for path in Path("b").rglob("*.json")
     ]
