@@ -154,7 +154,7 @@ def test_every_picture_has_the_same_six_images_with_their_classes(make, shown: d
 def test_with_regions_the_title_says_what_their_percent_are_of(make, shown: dict[str, dict]) -> None:
     for arguments, said in (((), False), (("--regions",), True)):
         assert make("--tau", "0.3", "--method", "cam", *arguments).exit_code == 0
-        assert ("percent of the diagonal of the true box" in shown["cam.jpg"]["title"]) == said
+        assert ("percent of the diagonal of the ground-truth box" in shown["cam.jpg"]["title"]) == said
 
 
 def test_a_data_set_of_masks_is_cut_at_a_level(make, run, birds: Path, shown: dict[str, dict]) -> None:
