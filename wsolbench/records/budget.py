@@ -180,7 +180,7 @@ class Budgets:
     def _starts_apart(self, one: RunRecord, other: RunRecord) -> str | None:
         """Return the two checkpoints that runs start from, if these are two trainings of the same run.
 
-        A plan that is carried out on two machines trains its first checkpoint twice, and the two differ.
+        A plan that is carried out on two machines trains its first checkpoint twice, and the two can differ.
         Checkpoints of different runs are part of what is compared. Checkpoints without a record count as
         trainings of the same run.
         """

@@ -55,7 +55,7 @@ Controls: `swap_weight=0`, `place_weight=0`, or both. With `neighbourhood=0` as 
 every image is seen twice.
 
 Measured. On generated birds, the accuracy after 12 epochs is 60.5 (one seed). The baseline has 62.8 and 70.3
-in two runs on different processors, so nothing is decided. Reasons why no gain can be expected there are in
+in two trainings with this seed, so nothing is decided. Reasons why no gain can be expected there are in
 docs/decisions/recognizers_that_look_for_parts.md. The place loss falls from 0.24, that of a guess, to 0.11.
 That is no reconstruction: the place of each cell itself, without a look at the image, has 0.047.
 

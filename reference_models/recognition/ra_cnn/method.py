@@ -48,7 +48,7 @@ The unit of k. Per pixel, k = 10 leaves no usable gradient: 99.99 % of |dM/dt_x|
 edges, so k is per side of the view (`k_unit`). See docs/decisions/recognizers_that_look_for_parts.md.
 
 Measured. On generated birds, the accuracy after 12 epochs is 64.2 (one seed). The baseline has 62.8 and 70.3
-in two runs on different processors, so nothing is decided. The controls have not been run.
+in two trainings with this seed, so nothing is decided. The controls have not been run.
 
 Departures and open readings
     (1)        Classifiers of the paper's VGG-19 are replaced by one linear layer on the mean of the features.
