@@ -1,12 +1,13 @@
 """Benchmark of an evaluation: throughput relative to the network alone, memory, and start-up time.
 
-    python benchmarks/bench_evaluate.py [--images 256] [--device auto] [--part throughput --part memory --part
-    start]
+    python benchmarks/bench_evaluate.py [--images 256] [--device auto] [--part throughput --part together
+    --part memory --part start]
 
 Throughput: images per second of `evaluate` (decoding JPEG files of 500 x 375, the network, boxes, masks, all
-scores on disk), and of the same network on batches in memory, in one run. Memory: the peak resident size of a
-process that scores synthetic 14 x 14 maps in 224 x 224 frames, with box and mask. Each number of images has
-its own process.
+scores on disk), and of the same network on batches in memory, in one run. Together: the class map, SEM and
+SCG of one network in one pass, and in an evaluation each. Memory: the peak resident size of a process that
+scores synthetic 14 x 14 maps in 224 x 224 frames, with box and mask. Each number of images has its own
+process.
 """
 
 from __future__ import annotations
@@ -145,6 +146,46 @@ def throughput(
     }
 
 
+def together(
+    count: int, backbone: str, size: int, device: str, batch_size: int, workers: int
+) -> dict[str, Any]:
+    """Return the seconds of three maps of one network, in an evaluation each and in one pass."""
+    from wsolbench.evaluation.evaluate import score_together
+    from wsolbench.evaluation.request import EvalRequest
+    from wsolbench.maps.sources import ModelSource
+    from wsolbench.methods import load_method, load_post
+
+    protocol = EvalProtocol.preset("wsoleval")
+    method = load_method("cam").create(
+        backbone=backbone, num_classes=10, weights="none", settings={}, image_size=size
+    )
+    sources = [
+        ModelSource(method, protocol, num_classes=10, device=device, batch_size=batch_size, post=post)
+        for post in (None, load_post("sem").create({}), load_post("scg").create({}))
+    ]
+    options = RunOptions(batch_size=batch_size, workers=workers, resamples=100)
+    with tempfile.TemporaryDirectory() as folder:
+        data = pictures(Path(folder), count)
+        requests = [
+            EvalRequest(dataset=data, source=source, protocol=protocol, options=options) for source in sources
+        ]
+        score_together(requests)  # compiles what is compiled
+        start = time.perf_counter()
+        for request in requests:
+            score_together([request])
+        apart = time.perf_counter() - start
+        start = time.perf_counter()
+        score_together(requests)
+        shared = time.perf_counter() - start
+    return {
+        "network": f"{backbone} at {size}",
+        "images": count,
+        "three evaluations, s": apart,
+        "one pass, s": shared,
+        "ratio": apart / shared,
+    }
+
+
 def memory(console: Console, counts: tuple[int, ...], workers: int) -> None:
     """Print the peak resident size for each number of images, each in its own process."""
     table = Table("images", "peak MiB", "scoring, images/s", "metrics, s", title="Memory of an evaluation")
@@ -191,12 +232,19 @@ def start(console: Console, repeats: int = 5) -> None:
     console.print(table)
 
 
+def print_row(console: Console, title: str, row: dict[str, Any]) -> None:
+    """Print a table of one row."""
+    table = Table(*row, title=title)
+    table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+    console.print(table)
+
+
 @click.command()
 @click.option(
     "--part",
     "parts",
     multiple=True,
-    type=click.Choice(["throughput", "memory", "start"]),
+    type=click.Choice(["throughput", "together", "memory", "start"]),
     help="Default: all of them.",
 )
 @click.option("--images", "count", default=256, show_default=True, help="Images of the throughput part.")
@@ -229,9 +277,10 @@ def main(
         start(console)
     if not parts or "throughput" in parts:
         row = throughput(count, backbone, size, device, batch_size, workers)
-        table = Table(*row, title=f"Throughput on {device}")
-        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
-        console.print(table)
+        print_row(console, f"Throughput on {device}", row)
+    if not parts or "together" in parts:
+        row = together(count, backbone, size, device, batch_size, workers)
+        print_row(console, f"Class map, SEM and SCG on {device}", row)
     if not parts or "memory" in parts:
         memory(console, tuple(int(number) for number in counts.split(",")), workers)
 

@@ -81,7 +81,7 @@ def test_other_maps_are_refused() -> None:
     one, other = requests_of(MadeUpSource(), None, "wsoleval", "psol")
     with pytest.raises(UsageError, match="score other maps or labels"):
         score_together([one, other])
-    with pytest.raises(UsageError, match="other images or sources"):
+    with pytest.raises(UsageError, match="of other images, or of sources"):
         score_together([one, replace(one, source=MadeUpSource())])
 
 

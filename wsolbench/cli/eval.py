@@ -102,8 +102,8 @@ def command(
     """Evaluate a method on a data set. Interrupted runs resume.
 
     Methods, post-processes, maps, transforms and protocols can be lists, separated by commas. Each
-    combination gets its own record, and its own folder of maps and pictures. Protocols that score the same
-    maps share them: a network runs once for all of them.
+    combination gets its own record, and its own folder of maps and pictures. A network runs once for all
+    that can be read from one pass: maps, post-processes without gradients, and protocols of one view.
     """
     from wsolbench.datasets.subsets import limit_dataset, transfer_part
     from wsolbench.evaluation.request import EvalRequest, RunOptions
@@ -150,42 +150,46 @@ def command(
             localizer = open_method(method, data, scored, path, settings, changes)
             training = localizer.describe().get("training") or {}
             unseen = None if val is None else transfer_part(training, val)
-            for (label, made, map_name), (view, moved), group in itertools.product(
-                readings, views.items(), groups
-            ):
-                source = ModelSource(
-                    localizer,
-                    group[0],
-                    num_classes=len(scored.class_names),
-                    device=model["device"],
-                    batch_size=options.batch_size,
-                    post=made,
-                    map_name=map_name,
-                    numerics=model["numerics"],
-                )
+            for (view, moved), group in itertools.product(views.items(), groups):
                 shown = scored
                 if moved is not None:
                     shown = transform_dataset(scored, moved, localizer.input_spec, group[0])
-                # The folders of a combination, and of its maps. Protocols of a group share maps.
-                own = Path(file_name(f"{name}{label}"), *([] if moved is None else [file_name(view)]))
-                own = own if several else Path()
-                part = own if len(groups) == 1 else own / file_name(group[0].name)
-                folder = None if save_maps is None else MapFolder(save_maps / part)
-                requests = [
-                    EvalRequest(
-                        dataset=shown,
-                        source=source,
-                        protocol=protocol,
-                        limit=scoring.limit,
-                        fixed_tau=scoring.fixed_tau,
-                        extra_metrics=scoring.extra(),
-                        transfer_from=unseen if moved is None else None,
-                        options=replace(options, save_maps=folder if protocol is group[0] else None),
-                        metadata={} if moved is None else {"transform": moved.name},
+                # Requests and their outputs, by what the forward pass depends on: one pass serves a list.
+                passes: dict[Any, list[tuple[EvalRequest, ScoringOptions]]] = {}
+                for label, made, map_name in readings:
+                    source = ModelSource(
+                        localizer,
+                        group[0],
+                        num_classes=len(scored.class_names),
+                        device=model["device"],
+                        batch_size=options.batch_size,
+                        post=made,
+                        map_name=map_name,
+                        numerics=model["numerics"],
                     )
-                    for protocol in group
-                ]
-                evaluate_and_report(requests, scoring.within_each(own, group, of=len(protocols)), world=world)
+                    # The folders of a combination, and of its maps. Protocols of a group share maps.
+                    own = Path(file_name(f"{name}{label}"), *([] if moved is None else [file_name(view)]))
+                    own = own if several else Path()
+                    part = own if len(groups) == 1 else own / file_name(group[0].name)
+                    folder = None if save_maps is None else MapFolder(save_maps / part)
+                    requests = [
+                        EvalRequest(
+                            dataset=shown,
+                            source=source,
+                            protocol=protocol,
+                            limit=scoring.limit,
+                            fixed_tau=scoring.fixed_tau,
+                            extra_metrics=scoring.extra(),
+                            transfer_from=unseen if moved is None else None,
+                            options=replace(options, save_maps=folder if protocol is group[0] else None),
+                            metadata={} if moved is None else {"transform": moved.name},
+                        )
+                        for protocol in group
+                    ]
+                    outputs = scoring.within_each(own, group, of=len(protocols))
+                    passes.setdefault(source.pass_key, []).extend(zip(requests, outputs, strict=True))
+                for shared in passes.values():
+                    evaluate_and_report(*zip(*shared, strict=True), world=world)
 
 
 def _methods(model: dict[str, Any], checkpoint: Path | None, train_first: bool) -> dict[str, type[Method]]:

@@ -10,8 +10,8 @@ in chunks. `conclude` makes the record from them. Both get what they need in one
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from wsolbench.evaluation.summary import summarize
 from wsolbench.exceptions import UsageError
 from wsolbench.maps.folder_source import FolderSource
 from wsolbench.maps.function_source import FunctionSource
-from wsolbench.maps.sources import ModelSource, fitting_batch
+from wsolbench.maps.sources import MapSource, ModelSource, fitting_batch
 from wsolbench.methods import PostProcessor
 from wsolbench.metrics.thresholds import ThresholdPolicy
 from wsolbench.protocol import EvalProtocol
@@ -200,11 +200,12 @@ def score(request: EvalRequest, *, world: World | None = None) -> ScoredRun:
 
 
 def score_together(requests: Sequence[EvalRequest], *, world: World | None = None) -> list[ScoredRun]:
-    """Do what `score` does for several requests that differ only in the protocol.
+    """Do what `score` does for several requests of the same images.
 
-    The maps are computed once, by the source of all requests, and scored for each. So all protocols must have
-    one `map_key`. Maps are saved to the folder of the first request. Raises as `score` does, and `UsageError`
-    for requests that cannot share maps.
+    They may differ in the protocol, if all have one `map_key`, and in what is read from one pass of a network
+    (`ModelSource.pass_key`): extra maps and post-processes. Each map is then computed once. A folder for maps
+    is given in one request of each source. Raises as `score` does, and `UsageError` for requests that cannot
+    share a pass.
     """
     _refuse_other_maps(requests)
     world, plans = world or World(), [request.plan() for request in requests]
@@ -216,8 +217,8 @@ def score_together(requests: Sequence[EvalRequest], *, world: World | None = Non
                 f"{world.size} processes have no work folder for their scores; expected one that all of "
                 "them see"
             )
-        with saving_maps(requests[0].options.save_maps, plans[0], requests[0].splits) as maps:
-            runs = score_in_memory(plans, [requests[0].writing_maps(maps), *requests[1:]])
+        with _writing_maps(requests, plans) as writing:
+            runs = score_in_memory(plans, writing)
         for run in runs:
             run.provenance.update(_shared_with(plans))
         return runs
@@ -271,9 +272,20 @@ def _score_part(
     requests: Sequence[EvalRequest], folders: Sequence[RunFolder], shard: Shard
 ) -> dict[str, float]:
     """Write the chunks of a shard, and its maps if requested, and return the seconds of each stage."""
-    first = requests[0]
-    with saving_maps(first.options.save_maps, folders[0].plan, first.splits) as maps:
-        return score_chunks(folders, shard, [first.writing_maps(maps), *requests[1:]])
+    with _writing_maps(requests, [folder.plan for folder in folders]) as writing:
+        return score_chunks(folders, shard, writing)
+
+
+@contextmanager
+def _writing_maps(requests: Sequence[EvalRequest], plans: Sequence[RunPlan]) -> Iterator[list[EvalRequest]]:
+    """Open the folders for maps of the requests that have one, and give requests that write there."""
+    with ExitStack() as stack:
+        yield [
+            request.writing_maps(
+                stack.enter_context(saving_maps(request.options.save_maps, plan, request.splits))
+            )
+            for request, plan in zip(requests, plans, strict=True)
+        ]
 
 
 def map_key(protocol: EvalProtocol, *, of_network: bool, cropped: bool = False) -> Any:
@@ -290,7 +302,7 @@ def map_key(protocol: EvalProtocol, *, of_network: bool, cropped: bool = False) 
 
 
 def _refuse_other_maps(requests: Sequence[EvalRequest]) -> None:
-    """Raise `UsageError` unless the requests can be scored from the same maps."""
+    """Raise `UsageError` unless the requests can be scored in one pass over the images."""
     other = requests[0]
     kind = {
         "of_network": isinstance(other.source, ModelSource),
@@ -304,18 +316,35 @@ def _refuse_other_maps(requests: Sequence[EvalRequest]) -> None:
                 f"({keys[0]} and {keys[1]}); expected protocols with one `map_key`, or a call for each"
             )
         same = (
-            request.source is other.source
+            _shares_pass(request.source, other.source)
             and request.dataset is other.dataset
             and request.transfer_from is other.transfer_from
             and (request.limit, request.options.work) == (other.limit, other.options.work)
         )
         if not same:
-            raise UsageError("found requests of other images or sources; expected the same in all of them")
+            raise UsageError(
+                "found requests of other images, or of sources that one pass does not serve; expected the "
+                "same in all of them, or a call for each"
+            )
+
+
+def _shares_pass(one: MapSource, other: MapSource) -> bool:
+    """Return whether one forward pass serves both sources."""
+    if one is other:
+        return True
+    networks = isinstance(one, ModelSource) and isinstance(other, ModelSource)
+    return networks and one.pass_key == other.pass_key  # type: ignore[attr-defined]
 
 
 def _shared_with(plans: Sequence[RunPlan]) -> dict[str, Any]:
-    """Return the entry of the provenance with the protocols that share its seconds, if there are several."""
+    """Return the entry of the provenance with the runs that share its seconds, if there are several.
+
+    They are named by their protocols, and by the maps if these differ, too.
+    """
+    maps = [plan.method["name"] for plan in plans]
     names = [plan.protocol.name for plan in plans]
+    if len(set(maps)) > 1:
+        names = [f"{name} of {own}" for name, own in zip(names, maps, strict=True)]
     return {"scored_together": names} if len(names) > 1 else {}
 
 

@@ -1,7 +1,8 @@
 """The loop of an evaluation: load images, get maps from the source, score them, chunk by chunk.
 
-Several requests can share the loop if they differ only in the protocol and the source gives all of them the
-same maps. Each map is then computed once and scored for each request.
+Several requests can share the loop if they differ only in the protocol, or in what is read from one pass of
+a network: its maps and post-processes. Each map is then computed once and scored for each request of its
+source.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from wsolbench.evaluation.request import EvalRequest
 from wsolbench.evaluation.runs import RunFolder, RunPlan, ScoredRun, Shard
 from wsolbench.evaluation.score_table import ScoreTable
 from wsolbench.evaluation.scores import ImageScores, score_image
-from wsolbench.maps.sources import MapSource, SourceOutput
+from wsolbench.maps.sources import MapSource, ModelSource, SourceOutput
 from wsolbench.metrics.compilation import announced_compilation
 from wsolbench.records import provenance
 from wsolbench.system.files import remove_leftovers
@@ -56,12 +57,13 @@ def score_chunks(
     `folders` are those of the requests. A chunk that one of them lacks is written to all of them.
     """
     seconds: dict[str, float] = defaultdict(float)
-    maps = requests[0].options.save_maps
+    folders_of_maps = [request.options.save_maps for request in requests]
     with contextlib.ExitStack() as stack:
         for folder in folders:
             stack.enter_context(folder.opened(shard))
-        if maps is not None:
-            remove_leftovers(maps.root)
+        for maps in folders_of_maps:
+            if maps is not None:
+                remove_leftovers(maps.root)
         for dataset in requests[0].splits:
             chunks = shard.chunks(len(dataset))
             todo = [
@@ -69,7 +71,7 @@ def score_chunks(
                 for chunk in chunks
                 if not all(
                     folder.has([dataset[at].id for at in chunk], dataset.split, chunk.start, maps)
-                    for folder in folders
+                    for folder, maps in zip(folders, folders_of_maps, strict=True)
                 )
             ]
             total, left = sum(map(len, chunks)), sum(map(len, todo))
@@ -99,6 +101,7 @@ def _scored_chunks(
     needed that has not been scored.
     """
     # Cut the positions into batches, which ignore the borders of chunks.
+    sources = _Sources(requests)
     source, options = requests[0].source, requests[0].options
     positions = [position for chunk in chunks for position in chunk]
     batches = [
@@ -133,10 +136,10 @@ def _scored_chunks(
                         batch = collated.result()
                     loading.extend(load(batch) for batch in batches[number + 2 : number + 3])
                     with _timed(seconds, "model"):
-                        output = pool.submit(_start(source, samples, batch))
+                        outputs = pool.submit(sources.start(samples, batch))
                     scoring.append(
                         [
-                            pool.submit(_score_one, requests, sample, output, place)
+                            pool.submit(_score_one, requests, sample, outputs, place)
                             for place, sample in enumerate(samples)
                         ]
                     )
@@ -190,35 +193,49 @@ class _Loader:
         ]
 
 
-def _start(source: MapSource, samples: Sequence[Sample], batch: Any) -> Callable[[], SourceOutput]:
-    """Start a batch on a source that can go on before the result is read, or compute it."""
-    start = getattr(source, "start", None)
-    if start is not None:
-        finish: Callable[[], SourceOutput] = start(samples, batch)
-        return finish
-    output = source.maps(samples, batch)
-    return lambda: output
+class _Sources:
+    """The sources of requests that share a loop. One pass gives the outputs of all of them."""
+
+    def __init__(self, requests: Sequence[EvalRequest]) -> None:
+        self._different = list({id(request.source): request.source for request in requests}.values())
+        places = {id(source): place for place, source in enumerate(self._different)}
+        self._places = [places[id(request.source)] for request in requests]
+
+    def start(self, samples: Sequence[Sample], batch: Any) -> Callable[[], list[SourceOutput]]:
+        """Start a batch on a source that can go on before the result is read, or compute it.
+
+        The returned function gives one output per request.
+        """
+        first = self._different[0]
+        if isinstance(first, ModelSource):
+            finish = first.start(samples, batch, self._different)
+            return lambda: self._of_requests(finish())
+        outputs = self._of_requests([first.maps(samples, batch)])
+        return lambda: outputs
+
+    def _of_requests(self, outputs: Sequence[SourceOutput]) -> list[SourceOutput]:
+        return [outputs[place] for place in self._places]
 
 
 def _score_one(
-    requests: Sequence[EvalRequest], sample: Sample, coming: Future[SourceOutput], place: int
+    requests: Sequence[EvalRequest], sample: Sample, coming: Future[list[SourceOutput]], place: int
 ) -> list[ImageScores]:
-    """Score the sample at this place of a batch for each request, and write its map if requested."""
-    output = coming.result()
-    if (maps := requests[0].options.save_maps) is not None:
-        maps.write(sample.id, output.maps[place])
-    proposed = None if output.proposed is None else output.proposed[place]
-    return [
-        score_image(
-            sample,
-            output.maps[place],
-            output.ranked[place].tolist(),
-            request.protocol,
-            proposed,
-            extra=partial(_numbers, request, sample, output, place) if request.extra_metrics else None,
+    """Score the sample at this place of a batch for each request, and write its maps if requested."""
+    scores = []
+    for request, output in zip(requests, coming.result(), strict=True):
+        if (maps := request.options.save_maps) is not None:
+            maps.write(sample.id, output.maps[place])
+        scores.append(
+            score_image(
+                sample,
+                output.maps[place],
+                output.ranked[place].tolist(),
+                request.protocol,
+                None if output.proposed is None else output.proposed[place],
+                extra=partial(_numbers, request, sample, output, place) if request.extra_metrics else None,
+            )
         )
-        for request in requests
-    ]
+    return scores
 
 
 def _numbers(

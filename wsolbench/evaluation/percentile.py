@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 from wsolbench.evaluation.evaluate import conclude, score_together
@@ -110,8 +111,8 @@ def choose_percentiles(
 ) -> list[tuple[EvalRequest, PercentileChoice | None]]:
     """Choose the percentile of each request's protocol on its split for transferred thresholds.
 
-    `requests` differ only in the protocol and share their maps, as for `score_together`: the maps of `val`
-    are computed once for all of them, and their scores stay in memory. Returns each request with its new
+    `requests` share their images, as for `score_together`: the maps of `val` are computed once for all of
+    them, and their scores stay in memory. Returns each request with its new
     protocol and the choice, or unchanged with None if its protocol has no percentile.
 
     Raises `UsageError` without such a split, if no protocol has a percentile, and as `score_together`.
@@ -146,13 +147,16 @@ def choose_percentiles(
         for request in chosen
         for percentile in percentiles
     ]
-    found = [conclude(run).record for run in score_together(trials)]
-    # Read the best candidate of each protocol.
-    choices: dict[str, PercentileChoice] = {}
-    for place, request in enumerate(chosen):
-        records = found[place * len(percentiles) : (place + 1) * len(percentiles)]
+    found = (conclude(run).record for run in score_together(trials))
+    # Read the best candidate of each request.
+    result: list[tuple[EvalRequest, PercentileChoice | None]] = []
+    for request in requests:
+        if not has_percentile(request.protocol):
+            result.append((request, None))
+            continue
+        records = list(islice(found, len(percentiles)))
         metrics = [record.metric(METRIC, "oracle") for record in records]
-        choices[request.protocol.name] = PercentileChoice(
+        choice = PercentileChoice(
             split=val.split,
             fingerprint=val.fingerprint,
             images=records[0].dataset["images"],
@@ -160,12 +164,6 @@ def choose_percentiles(
             values=tuple(metric.value or 0.0 for metric in metrics if metric is not None),
             taus=tuple(metric.tau or () for metric in metrics if metric is not None),
         )
-    result: list[tuple[EvalRequest, PercentileChoice | None]] = []
-    for request in requests:
-        choice = choices.get(request.protocol.name)
-        if choice is None:
-            result.append((request, None))
-            continue
         protocol = with_percentile(request.protocol, choice.best, chosen_on=choice.split)
         result.append((replace(request, protocol=protocol), choice))
     return result

@@ -169,11 +169,29 @@ class ModelSource:
 
         With ten crops, a second pass gives the labels, from the mean softmax.
         """
-        return self.start(samples, batch)()
+        (output,) = self.start(samples, batch, [self])()
+        return output
+
+    @property
+    def pass_key(self) -> Any:
+        """Return what the forward pass depends on. One pass gives the outputs of all sources with one key."""
+        return (
+            id(self.method),
+            self.protocol.network_view,
+            self.batch_size,
+            self.device,
+            self.numerics,
+            self.needs_gradients,
+        )
 
     @with_numerics
-    def start(self, samples: Sequence[Sample], batch: dict[str, torch.Tensor]) -> Callable[[], SourceOutput]:
-        """Start what `maps` does, and return a function that waits for the result, in any thread."""
+    def start(
+        self, samples: Sequence[Sample], batch: Mapping[str, torch.Tensor], sources: Sequence[ModelSource]
+    ) -> Callable[[], list[SourceOutput]]:
+        """Start what `maps` does, for several sources with the `pass_key` of this one.
+
+        Returns a function that waits for their outputs, in any thread.
+        """
         import torch
 
         # Images (B, 3, S, S), and labels (B, 1), repeated as the images are. A second stream copies them.
@@ -183,33 +201,47 @@ class ModelSource:
         (sent,) = uploaded([{**batch, "labels": torch.tensor(known), **truths}], self.device)
         images = normalized(sent["image"], self.method.input_spec, self.device)
         labels = sent["labels"][:, None]
-        if self.needs_gradients:
-            differentiable: Any = self.method  # checked in __init__
-            with torch.enable_grad():
-                result = differentiable.localize(images, gradients=True)
-                score_maps = self._maps(result, labels)
-        else:
-            result = self.method.localize(images, **{name: sent[name] for name in truths})
-            score_maps = self._maps(result, labels)
-        found = {"maps": score_maps[: len(samples)].detach().float()}
+        # One pass, and the maps (n, h, w) of each source.
+        differentiable: Any = self.method  # checked in __init__
+        with torch.enable_grad() if self.needs_gradients else nullcontext():
+            result = (
+                differentiable.localize(images, gradients=True)
+                if self.needs_gradients
+                else self.method.localize(images, **{name: sent[name] for name in truths})
+            )
+            maps = [source._maps(result, labels).detach() for source in sources]
         # Scores (n, C), unless the method has none or the protocol takes another network's labels.
+        shared: dict[str, torch.Tensor] = {}
         with torch.no_grad():
             scores = self._scores(result, sent)
             if scores is not None and self.protocol.classifier != "external":
-                found["scores"] = scores[: len(samples)].float()
-        found |= self._proposals(samples, result)
+                shared["scores"] = scores[: len(samples)].float()
+        shared |= self._proposals(samples, result)
+        # Maps, and the numbers of extra metrics, by the place of their source.
+        own = {f"maps {place}": each[: len(samples)].float() for place, each in enumerate(maps)}
         if result.logits is not None:
-            found |= self._measured(images, score_maps.detach(), sent["labels"], len(samples))
-        download = Download(found)
+            for place, (source, each) in enumerate(zip(sources, maps, strict=True)):
+                measured = source._measured(images, each, sent["labels"], len(samples))
+                own |= {f"{name} {place}": numbers for name, numbers in measured.items()}
+        download = Download({**shared, **own})
 
-        def finish() -> SourceOutput:
+        def finish() -> list[SourceOutput]:
             arrays = download.read()
-            return SourceOutput(
-                maps=list(arrays["maps"]),
-                ranked=_rank(arrays.get("scores", np.zeros((len(samples), 0)))),
-                proposed=self._parts(arrays),
-                extra={name: arrays[f"extra {name}"] for name in self.measures if f"extra {name}" in arrays},
-            )
+            ranked = _rank(arrays.get("scores", np.zeros((len(samples), 0))))
+            proposed = self._parts(arrays)
+            return [
+                SourceOutput(
+                    maps=list(arrays[f"maps {place}"]),
+                    ranked=ranked,
+                    proposed=proposed,
+                    extra={
+                        name: arrays[f"extra {name} {place}"]
+                        for name in source.measures
+                        if f"extra {name} {place}" in arrays
+                    },
+                )
+                for place, source in enumerate(sources)
+            ]
 
         return finish
 

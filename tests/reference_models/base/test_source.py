@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from tests.made_up import eval_request
 from tests.reference_models.conftest import squares
 from wsolbench.evaluation import loop
-from wsolbench.evaluation.evaluate import evaluate
+from wsolbench.evaluation.evaluate import conclude, evaluate, score_together
 from wsolbench.evaluation.request import RunOptions
+from wsolbench.exceptions import UsageError
+from wsolbench.maps import MapFolder
+from wsolbench.maps.folder_source import FolderSource
 from wsolbench.maps.sources import ModelSource
-from wsolbench.methods import load_method
+from wsolbench.methods import load_method, load_post
 from wsolbench.methods.device import normalized
 from wsolbench.methods.inputs import to_input
 from wsolbench.protocol import EvalProtocol, tau_grid
@@ -91,12 +95,13 @@ def test_on_a_gpu_the_host_waits_once_for_all_that_a_batch_gives(classifier, mon
     with FakeCuda() as gpu, Streams().patched() as streams:
         gpu.move(made.method)
         made.device = torch.device("cuda")
-        finish = made.start(data.samples, {name: tensor.pin_memory() for name, tensor in batch.items()})
+        pinned = {name: tensor.pin_memory() for name, tensor in batch.items()}
+        finish = made.start(data.samples, pinned, [made])
         assert not [line for line in streams.log if "host waits" in line or "waiting" in line]
         # Labels and images, and the ten crops of each, are copied while the device computes.
         copies = [line for line in streams.log if "copy on" in line]
         assert copies == ["pinned copy on second"] * (2 + (classifier == "ten_crop"))
-        output = finish()
+        (output,) = finish()
     assert len([line for line in streams.log if "host waits" in line]) == 1
     # The fake GPU does not know that copies to pinned memory do not wait.
     reads = {event.where.partition(":")[0] for event in gpu.events if event.kind == "read"}
@@ -124,3 +129,56 @@ def test_worker_processes_change_no_bit(monkeypatch):
     assert not started[0]._end.alive  # closed
     np.testing.assert_array_equal(*(record.scores.load().best_iou for record in records))
     assert records[0].record.digest == records[1].record.digest
+
+
+def read_from(method, post=None, map_name=None):
+    return ModelSource(
+        method, PROTOCOL, num_classes=3, device="cpu", batch_size=8, post=post, map_name=map_name
+    )
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_one_pass_gives_the_maps_of_several_posts_to_the_bit(tmp_path, monkeypatch, on_disk):
+    method, data = model(), squares(23)
+    posts = [None, load_post("scg").create({}), load_post("tokencut").create({})]
+    options = RunOptions(batch_size=8, resamples=100)
+    alone = [evaluate(data, read_from(method, post), PROTOCOL, options=options) for post in posts]
+    passes = []
+    localize = type(method).localize
+    monkeypatch.setattr(
+        type(method), "localize", lambda self, images: passes.append(len(images)) or localize(self, images)
+    )
+    work = tmp_path / "work" if on_disk else None
+    requests = [
+        eval_request(
+            data,
+            read_from(method, post),
+            PROTOCOL,
+            options=RunOptions(
+                batch_size=8, resamples=100, work=work, save_maps=MapFolder(tmp_path / str(place))
+            ),
+        )
+        for place, post in enumerate(posts)
+    ]
+    together = [conclude(run) for run in score_together(requests)]
+    assert passes == [8] * 3
+    for one, other, folder in zip(alone, together, requests, strict=True):
+        assert one.record.digest == other.record.digest
+        for field, rows in one.scores.load().arrays().items():
+            np.testing.assert_array_equal(rows, other.scores.load().arrays()[field])
+        # Each post has its maps in its own folder: they give the same record's scores again.
+        stored = FolderSource(folder.options.save_maps, name="stored")
+        again = evaluate(data, stored, PROTOCOL, options=options)
+        np.testing.assert_array_equal(again.scores.load().best_iou, one.scores.load().best_iou)
+    assert len({evaluation.record.digest for evaluation in together}) == 3
+    names = [f"wsoleval of {name}" for name in ("cam", "cam+scg", "cam+tokencut")]
+    assert together[0].record.provenance["scored_together"] == names
+
+
+def test_a_pass_with_gradients_or_of_another_network_is_not_shared():
+    method, data = model(), squares(3)
+    one = read_from(method)
+    for other in (read_from(method, load_post("grad-cam").create({})), read_from(model())):
+        assert one.pass_key != other.pass_key
+        with pytest.raises(UsageError, match="sources that one pass does not serve"):
+            score_together([eval_request(data, each, PROTOCOL) for each in (one, other)])
