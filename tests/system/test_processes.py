@@ -134,8 +134,9 @@ def test_what_a_script_defines_is_not_sent(monkeypatch):
 
 
 SCRIPT = """
-import operator, sys, time
+import operator, signal, time
 from wsolbench.system.processes import WorkerPool
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let jobs in the background ignore it
 pool = WorkerPool(operator.neg, 2)
 assert pool.run(1, int) == pool.run(1, int) == -1
 print(*[worker.process.pid for worker in pool._end.peek()[2][0]], flush=True)
