@@ -42,7 +42,7 @@ from wsolbench.system.files import write_text
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "results"
-FACTS = ("method", "settings", "backbone", "start", "epochs", "data", "seed")
+FACTS = ("method", "settings", "backbone", "init", "epochs", "data", "seed")
 """First columns of the table of records. Those of the metrics follow."""
 METRICS = ("top1_cls", "gt_known", "top1_loc", "max_box_acc_v2", "pxap", "peak_iou")
 PUBLISHED_ROWS = 25
@@ -257,7 +257,7 @@ def page(
     if found := measured(row.name, records, post):
         titles = " | ".join((*FACTS, *map(metric_title, METRICS)))
         lines += ["## Measured", "", "Percent with 95 % intervals over images; oracle thresholds."]
-        lines += ["Settings are those in which these runs differ; `start`: the weights before training.", ""]
+        lines += ["Settings are those in which these runs differ; `init`: the weights before training.", ""]
         lines += [f"| {titles} | |", f"|{'---|' * (len(FACTS) + len(METRICS) + 1)}", *found, ""]
     lines += published(row.name, numbers, papers, post)
     lines += ["## Settings", "", f"`{'--post-set ' + row.name + '.' if post else '--set '}NAME=VALUE`", ""]

@@ -133,6 +133,7 @@ def test_a_table_that_cannot_be_read_is_a_line_of_the_report(
     (line,) = [line for line in result.output.splitlines() if line.startswith("error    ")]
     assert message in line
     assert "0 images; not sound" in result.output
+    assert f"root: {tmp_path}\n" in result.output
 
 
 class TestDeep:

@@ -108,7 +108,7 @@ def _print_counts(console: Console, report: DatasetReport) -> None:
     from rich.table import Table
 
     console.print(
-        f"{report.info.name}: {report.info.summary}\nroot: {report.root or 'none that can be read'}",
+        f"{report.info.name}: {report.info.summary}\nroot: {report.root or 'none'}",
         markup=False,
     )
     table = Table(box=box.SIMPLE_HEAD)

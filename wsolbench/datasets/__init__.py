@@ -90,7 +90,7 @@ def load_dataset(
     module = _module(name)
     info: DatasetInfo = module.INFO
     _check_options(module, options)
-    folder = _folder(info, root)
+    folder = data_folder(info, root)
     # Load the split, or the split that it is carved from.
     carved = carve_val and split in {"train", "val"}
     wanted = "train" if carved else split
@@ -115,7 +115,7 @@ def available_splits(name: str, root: Path | str | None = None, **options: Any) 
         option: value for option, value in options.items() if option in inspect.signature(lister).parameters
     }
     with convert_os_errors(name):
-        found: tuple[str, ...] = lister(_folder(module.INFO, root), **relevant)
+        found: tuple[str, ...] = lister(data_folder(module.INFO, root), **relevant)
     return found
 
 
@@ -137,7 +137,7 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
 
 
-def _folder(info: DatasetInfo, root: Path | str | None) -> Path | None:
+def data_folder(info: DatasetInfo, root: Path | str | None) -> Path | None:
     """Return the data root, or None for a generated data set without one."""
     if info.generated:
         return None if root is None else Path(root)

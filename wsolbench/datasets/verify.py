@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wsolbench.datasets import available_splits, dataset_info, load_dataset
+from wsolbench.datasets import available_splits, data_folder, dataset_info, load_dataset
 from wsolbench.datasets.base import DatasetInfo
 from wsolbench.datasets.boxes import outside_mask
 from wsolbench.datasets.coco import INFO as INSTANCES
@@ -135,19 +135,18 @@ def verify_dataset(
     try:
         chosen = tuple(splits) if splits is not None else available_splits(name, root, **options)
     except DataError as error:  # the file that lists the splits cannot be read
-        return DatasetReport(
-            info=info, root=None, splits=(SplitReport(split="all splits", expected=None, failure=str(error)),)
-        )
+        unlisted = SplitReport(split="all splits", expected=None, failure=str(error))
+        return DatasetReport(info=info, root=data_folder(info, root), splits=(unlisted,))
     # Load and check each split.
     reports = []
-    found_root: Path | None = None
+    found_root = data_folder(info, root)
     for split in chosen:
         try:
             dataset = load_split(name, split, root, options)
         except DataError as error:
             reports.append(SplitReport(split=split, expected=info.expected.get(split), failure=str(error)))
             continue
-        found_root = dataset.root
+        found_root = dataset.root or found_root
         more, unreadable = _check_pixels(dataset, around) if deep else ((), ())
         describe = _report_instances if isinstance(dataset, InstanceDataset) else _report
         report = describe(dataset, info)  # type: ignore[arg-type]
