@@ -235,21 +235,24 @@ class PooledRecognizer(Recognizer):
         assert recipe.new_factor is not None
         return 1.0 if self.backbone.weights.sha256 is None else recipe.new_factor
 
+    @property
+    def decay(self) -> dict[str, float]:
+        """Options of a group of parameters that are not the backbone's: their weight decay, if it differs."""
+        decay = self.head_stage.weight_decay
+        return {} if decay is None else {"weight_decay": decay}
+
     def parameter_groups(self, recipe: Recipe) -> list[dict[str, Any]]:
         """Return the groups of `Model`, with the classifier in groups of its own."""
         plan = self.head_stage
         suits = plan.adam == (recipe.optimizer != "sgd")
         factor = self.config.head_factor or (plan.head_factor if suits else 1.0)
         groups = super().parameter_groups(recipe)
-        if plan.weight_decay is not None:
-            for group in groups:
-                if group["name"].startswith("new "):
-                    group["weight_decay"] = plan.weight_decay
-        decay = {} if plan.weight_decay is None else {"weight_decay": plan.weight_decay}
-        take_out(groups, "classifier weights", [self.classifier.weight], factor=factor, **decay)
-        take_out(
-            groups, "classifier biases", [self.classifier.bias], factor=factor * recipe.bias_factor, **decay
-        )
+        for group in groups:
+            if group["name"].startswith("new "):
+                group.update(self.decay)
+        weights, bias = [self.classifier.weight], [self.classifier.bias]
+        take_out(groups, "classifier weights", weights, factor=factor, **self.decay)
+        take_out(groups, "classifier biases", bias, factor=factor * recipe.bias_factor, **self.decay)
         return groups
 
 

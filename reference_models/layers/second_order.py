@@ -194,7 +194,7 @@ def _through_norm(
     pooled: Float[Tensor, "b g d"], weights: Float[Tensor, "b k g d"], eps: float
 ) -> Float[Tensor, "b k g d"]:
     """Return the derivative of w.z by P for z = unit(signed_sqrt(P)): ((w - (w.z) z) / |y|) y'."""
-    root = pooled.sign() * ((pooled.abs() + eps).sqrt() - eps**0.5)
+    root = pooled / ((pooled.abs() + eps).sqrt() + eps**0.5).clamp_min(TINY)
     length = root.norm(dim=2, keepdim=True).clamp_min(TINY)
     z = (root / length)[:, None]
     along = (weights * z).sum(dim=3, keepdim=True)

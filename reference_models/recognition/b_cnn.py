@@ -24,7 +24,7 @@ its Frobenius norm: Phi F, where F tends to the inverse root.
 
 Maps. The class map is the secant map: M_c(l) = f(l)^T (W_c o R) f(l), where R = z / Phi is treated as a
 constant of the image (`layers/second_order.py`). Its mean and b_c are the score. With `sqrtm` the last f(l)
-is F f(l). The extra map `gradient` is a control.
+is F f(l). The extra map `gradient` is a control; with `sqrtm` there is none, since F depends on f, too.
 
 Departures
     networks   The published [D,M] has two networks, VGG-16 and VGG-M; this is [D,D], one network for both.
@@ -44,7 +44,7 @@ Departures
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -120,4 +120,5 @@ class BCnn(PooledRecognizer):
             matrices = weights.reshape(*weights.shape[:2], side, side)
             return outer_product_maps(matrices, left, right)
 
-        return secant(pooled, unit(signed_sqrt(pooled)), project)  # (2), (3)
+        found = secant(pooled, unit(signed_sqrt(pooled)), project)  # (2), (3)
+        return replace(found, gradient_maps_of=None) if self.config.sqrtm else found

@@ -124,7 +124,7 @@ class Hihca(PooledRecognizer):
         width = config.width or (8192 if self.layers[-1].channels >= 128 else 512)
         first = [FIRST_SCALE] * (len(self.layers) - 1)
         self.scales = nn.Parameter(torch.tensor([*first, 1.0]))
-        alone = len(config.degrees) == 1
+        alone = len(config.degrees) == 1 or config.variant == "official"
         self.factors = nn.ParameterDict(
             {
                 str(degree): nn.Parameter(random_signs(degree, width, channels, alone=alone))
@@ -138,7 +138,7 @@ class Hihca(PooledRecognizer):
         """Return the groups of the base, and the scales at ten times the rate with SGD (released code)."""
         groups = super().parameter_groups(recipe)
         factor = SCALE_FACTOR if recipe.optimizer == "sgd" else self.new_factor(recipe)
-        take_out(groups, "scales", [self.scales], factor=factor, steady=True)
+        take_out(groups, "scales", [self.scales], factor=factor, steady=True, **self.decay)
         return groups
 
     def read(self, images: Float[Tensor, "b 3 H W"]) -> tuple[OrderedDict[str, Tensor], Features]:
@@ -157,18 +157,16 @@ class Hihca(PooledRecognizer):
             degree: [Factor(x, weight) for weight in self.factors[str(degree)]] if degree > 1 else []
             for degree in self.config.degrees
         }
-        sums = {degree: pooled_products(each) if each else x.mean(dim=2) for degree, each in terms.items()}
-        pooled = torch.cat(list(sums.values()), dim=1)[:, None]  # (1), (2)
         official = self.config.variant == "official"
-        if official:
-            vector = unit(released_sqrt(pooled * (height * width), 1e-8, 0.0), 1e-10)
-        else:
-            vector = unit(signed_sqrt(pooled))
-        lengths = [each.shape[1] for each in sums.values()]
+        total = height * width if official else 1  # the released code sums products, and averages degree 1
+        sums = [total * pooled_products(each) if each else x.mean(dim=2) for each in terms.values()]
+        pooled = torch.cat(sums, dim=1)[:, None]  # (1), (2)
+        vector = unit(released_sqrt(pooled, 1e-8, 0.0), 1e-10) if official else unit(signed_sqrt(pooled))
+        lengths = [each.shape[1] for each in sums]
 
         def project(weights: Float[Tensor, "b k 1 f"]) -> Float[Tensor, "b k h w"]:
             parts = zip(torch.split(weights[:, :, 0], lengths, dim=2), terms.values(), strict=True)
-            maps = [product_maps(part, each) if each else part @ x for part, each in parts]
+            maps = [total * product_maps(part, each) if each else part @ x for part, each in parts]
             return torch.stack(maps).sum(dim=0).view(*weights.shape[:2], height, width)
 
         return secant(pooled, vector, project, 0.0 if official else EPS)
