@@ -105,9 +105,7 @@ def test_rates_of_both_stages_are_those_of_the_sources():
     assert rates("cbp", [0, 20, 30, 40, 50, 60, 89]) == pytest.approx(
         [1, 1 / 4, 1 / 16, 1 / 64, 1 / 256, 1e-3, 1e-3]
     )
-    assert rates("hbp", [0, 119.9, 120, 170, 220, 270]) == pytest.approx(
-        [1, 1 / 256, 1e-3, 5e-4, 2.5e-4, 1.25e-4]
-    )
+    assert rates("hbp", [0, 119.9, 120, 170, 220, 270]) == pytest.approx([1, 1 / 256, 1e-3, 5e-4, 5e-4, 5e-4])
     assert rates("hihca", [0, 20, 29.9, 30]) == pytest.approx([1, 1e-3, 1e-3, 1e-4])
     assert rates("bcnn_umass", [0, 24, 25, 50]) == pytest.approx([1e-2, 1e-2, 1e-2, 1e-3])
     assert rates("isqrt", [0, 99]) == pytest.approx([6e-3, 6e-3])

@@ -150,6 +150,14 @@ def test_the_gradient_map_is_the_derivative_by_the_weight_of_a_location():
     torch.testing.assert_close(head.gradient_maps_of(weights)[:, 0, :, 0], amounts.grad[:, 0] * 6)
 
 
+def test_the_gradient_map_of_tiny_products_is_exact_in_float32():
+    # sqrt(P + eps) - sqrt(eps) has no digit left where P is 1e-11 and eps 1e-5.
+    features, weights = torch.tensor([[[1e-11, 3e-11], [2e-11, 1e-11]]]), torch.tensor([[[1.0, 0.0]]])
+    exact = toy_head(features.double())[1].gradient_maps_of(weights.double())
+    rounded = toy_head(features)[1].gradient_maps_of(weights)
+    torch.testing.assert_close(rounded.double(), exact, rtol=1e-4, atol=0)
+
+
 def test_the_golden_bilinear_map():
     f = torch.tensor([[[1.0, 0], [2, 1]]], dtype=torch.float64)
     phi = second_moment(f)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from reference_models.core.pooled_recipes import POOLED
+from reference_models.core.weights import Weights
 from reference_models.layers.second_order import spd_root
 from reference_models.recognition.deep_kspd import (
     DeepKspd,
@@ -200,14 +201,20 @@ def test_the_scale_is_the_mean_distance_of_training_images_and_is_measured_once(
 
 
 def test_theta_has_the_rate_of_new_layers_and_no_decay():
-    groups = {group["name"]: group for group in model().parameter_groups(POOLED["bcnn"])}
+    net = model()
+    groups = {group["name"]: group for group in net.parameter_groups(POOLED["isqrt"])}
     assert groups["theta"]["weight_decay"] == 0
     assert len(groups["theta"]["params"]) == 1
+    assert groups["theta"]["factor"] == 1  # without pretrained weights every layer is new
+    net.backbone.weights = Weights("file", "0" * 64)
+    groups = {group["name"]: group for group in net.parameter_groups(POOLED["isqrt"])}
+    assert groups["theta"]["factor"] == 5
 
 
 def test_a_vector_without_unit_norm_has_a_smaller_rate_in_the_first_stage():
     assert model().head_stage.head_factor == 300
     assert model(vector_norm=False).head_stage.head_factor == 10
+    assert model(vector_norm=False, recipe="bcnn").head_stage.head_factor == 1
 
 
 def test_newton_schulz_steps_tend_to_the_root_where_eigenvalues_are_large():

@@ -90,6 +90,15 @@ def test_the_released_variant_sums_and_has_the_exact_root():
     torch.testing.assert_close(first, y / (y.square().sum(dim=1, keepdim=True) + 1e-7).sqrt())
 
 
+def test_the_layers_start_from_the_released_distribution():
+    net = model(width=4000)
+    for layer in (*net.projections, net.classifier):
+        bound = (3 / layer.in_features) ** 0.5  # of the inputs alone
+        assert 0.99 * bound < layer.weight.abs().max() <= bound
+        assert layer.weight.std().item() == pytest.approx(layer.in_features**-0.5, rel=0.05)
+        assert not layer.bias.any()
+
+
 def test_two_layers_give_one_pair_and_networks_without_layers_are_refused():
     net = Hbp(toy_backbone(), CLASSES, HbpConfig(width=20))
     assert net.pairs == ((0, 1),)

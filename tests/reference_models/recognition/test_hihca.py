@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from reference_models.core.pooled_recipes import POOLED
+from reference_models.core.weights import Weights
 from reference_models.layers.products import pooled_products
 from reference_models.layers.second_order import second_moment, signed_sqrt, unit
 from reference_models.recognition.hbp import Hbp, HbpConfig
@@ -74,7 +76,13 @@ def test_equal_factors_give_no_negative_value_and_their_order_does_not_matter():
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"degrees": (1, 2, 3)}, {"layers": 1}, {"variant": "official"}],
+    [
+        {},
+        {"degrees": (1, 2, 3)},
+        {"layers": 1},
+        {"variant": "official"},
+        {"variant": "official", "degrees": (1, 2)},
+    ],
     ids=str,
 )
 def test_the_mean_of_a_class_s_map_and_its_bias_make_its_score(settings):
@@ -82,6 +90,25 @@ def test_the_mean_of_a_class_s_map_and_its_bias_make_its_score(settings):
     result = net.localize(images)
     maps = result.score_maps(torch.arange(CLASSES).expand(3, CLASSES))
     torch.testing.assert_close(maps.mean(dim=(2, 3)) + net.classifier.bias, result.logits, atol=1e-5, rtol=0)
+
+
+def test_the_released_variant_sums_products_and_averages_the_descriptors():
+    net, given = model(variant="official", degrees=(1, 2)), layers()
+    x = torch.cat([0.5 * given[0], given[1]], dim=1).flatten(2)
+    one, two = net.factors["2"]
+    assert one.abs().unique().item() == pytest.approx(24**-0.5)  # not 24 ** -0.25
+    pooled = torch.cat([x.mean(dim=2), ((one @ x) * (two @ x)).sum(dim=2)], dim=1)
+    root = pooled.sign() * pooled.abs().sqrt()
+    torch.testing.assert_close(net.represent(given).vector, root / root.norm(dim=1, keepdim=True))
+
+
+def test_the_scales_have_ten_times_the_rate_and_the_decay_of_the_other_new_numbers():
+    backbone = toy_backbone()
+    backbone.weights = Weights("file", "0" * 64)
+    net = Hihca(backbone, CLASSES, HihcaConfig(width=24, recipe="hihca"))
+    groups = {group["name"]: group for group in net.parameter_groups(POOLED["hihca"])}
+    assert (groups["scales"]["factor"], groups["scales"]["weight_decay"]) == (10, 5e-6)
+    assert groups["new weights"]["weight_decay"] == 5e-6
 
 
 def test_one_layer_of_scale_one_is_hbp_on_that_layer_without_bias():
