@@ -37,6 +37,8 @@ Departures
                centre of 512 pixels on Aircraft and nothing on Cars. Here the whole image is a square.
     grid       The last stage has stride 1, as in the released code: 28x28 samples at 448 pixels. The
                authors' VGG-16 keeps its hidden layers; here it has none.
+    rate       The 1x1 convolution has five times the rate, as every new layer; in the released code the
+               classifier alone.
 
 Control of the grid: `baseline` with `grid=std14` (EfficientNet-Lite0, 14x14 at 224 pixels) has the same
 features. A baseline with the default grid has another network.

@@ -29,7 +29,7 @@ def test_a_run_with_these_settings_is_the_one_that_matches_claim(
     monkeypatch.chdir(tmp_path)
     Path("checkpoint").touch()  # the file that `part_net=checkpoint` names
     method, _, post = name.partition("+")
-    pairs = dict(part.split("=") for part in settings.split(";") if part)
+    pairs = dict(part.split("|")[0].split("=") for part in settings.split(";") if part)
     load = load_detector if method in {row.name for row in list_detectors()} else load_method
     of_post = {name.removeprefix("post."): pairs.pop(name) for name in [*pairs] if name.startswith("post.")}
     kind = load(method).Config

@@ -141,7 +141,8 @@ def read_variants(path: Path) -> dict[tuple[str, str], tuple[str, str]]:
 def matches_claim(method: dict[str, Any], name: str, settings: str) -> bool:
     """Whether a method matches one side of a claim. A setting that the method lacks counts as empty.
 
-    So an empty value stands for the default of a setting that records state only if it is another one.
+    So an empty value stands for the default of a setting that records state only if it is another one. `|`
+    separates values that count alike.
 
     >>> matches_claim(
     ...     {"name": "caam", "config": {"patch": [16, 32], "ssam": True}}, "caam", "patch=16,32;ssam=true"
@@ -152,7 +153,7 @@ def matches_claim(method: dict[str, Any], name: str, settings: str) -> bool:
         return False
     config = {key: setting_text(value) for key, value in _design(method).items()}
     return all(
-        config.get(key, "") == value
+        config.get(key, "") in value.split("|")
         for key, _, value in (part.partition("=") for part in settings.split(";") if part)
     )
 

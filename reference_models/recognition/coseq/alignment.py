@@ -20,7 +20,9 @@ mean distance in the first round, so f is affine, and once in the others.
 The mirror image of the first outline is tried, too. The alignment is kept whose affine part is nearer to a
 similarity: the smaller logarithm of the ratio of its singular values. Departure: the mirror image has to be
 better by 0.1. Outlines that are nearly symmetric are otherwise mirrored at random, and the medians of step 4
-move all points to the middle.
+move all points to the middle. A further departure: histograms are divided by the number of points, 100. The
+released code leaves points without a partner out of the histograms of both outlines in later rounds; here
+they are left out of the first outline's alone, so the mass of a histogram can be below 1.
 """
 
 from __future__ import annotations

@@ -365,9 +365,13 @@ class Coseq(Recognizer):
 
     @property
     def supervision(self) -> Supervision | None:
-        """Boxes of the training images, if the setting `object_box` reads them."""
-        reads = self.config.object_box != "image"
-        return Supervision(labels=True, boxes=True, used_for="training") if reads else None
+        """Boxes and masks of the training images, if the settings read them."""
+        config = self.config
+        boxes = config.object_box != "image"
+        masks = config.segment == "mask" and config.parts > 0 and config.part_boxes == "aligned"
+        if not (boxes or masks):
+            return None
+        return Supervision(labels=True, boxes=boxes, masks=masks, used_for="training")
 
 
 def _is_published(backbone: str, num_classes: int) -> bool:

@@ -240,6 +240,19 @@ def test_an_image_without_a_box_is_refused_and_the_whole_image_needs_none(train_
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "masks"),
+    [({}, True), ({"object_box": "image"}, True), ({"parts": 0}, False), ({"part_boxes": "grid"}, False)],
+    ids=str,
+)
+def test_a_record_says_that_masks_of_training_images_were_read(settings, masks):
+    described = model(segment="mask", **settings).describe()
+    supervision = Supervision.parse(described["supervision"])
+    assert supervision == Supervision(
+        labels=True, boxes="object_box" not in settings, masks=masks, used_for="training"
+    )
+
+
 def test_of_several_boxes_the_largest_is_the_object(train_set):
     sample = replace(train_set[0], boxes=np.array([[0, 0, 4, 4], [8, 4, 24, 20], [30, 0, 40, 2.0]]))
     boxes = object_boxes(replace(train_set, samples=[sample]))

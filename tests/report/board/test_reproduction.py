@@ -139,6 +139,8 @@ def test_settings_choose_among_the_runs_of_a_method() -> None:
     assert matches_claim({"name": "spa", "config": {"ram": True}}, "spa", "ram=true")
     assert not matches_claim({"name": "spa", "config": {"ram": False}}, "spa", "ram=true")
     assert not matches_claim({"name": "spa+scg", "config": {"ram": True}}, "spa", "ram=true")
+    boosted = [{"name": "x", "config": {"rounds": rounds}} for rounds in (1, 3, 4)]
+    assert [matches_claim(each, "x", "rounds=3|4") for each in boosted] == [False, True, True]
     assert matches_claim({"name": "x", "config": {"patch": [16, 32], "tau": 0.5}}, "x", "patch=16,32;tau=0.5")
 
 
