@@ -113,6 +113,22 @@ def test_runs_of_no_plan_with_a_smaller_budget_are_left_out_and_counted() -> Non
     assert "left out" not in page(run("acol", seen=50), run("adl", seen=100))
 
 
+def test_a_run_of_no_plan_that_saw_unknown_images_is_left_out_but_not_an_untrained_one() -> None:
+    planned, unknown = run("spa", plan_run="spa"), run("ssanet", 0.4, size=128)
+    del unknown.record.method["training"]["images_seen"]
+    text = page(planned, unknown, run("frozen", 0.3, seed=None, size=128))
+    assert "ssanet" not in text
+    assert "frozen" in text
+
+
+def test_the_same_measurement_of_a_method_without_a_seed_is_shown_once() -> None:
+    first = run("center-box", 0.3, seed=None)
+    again = replace(first, record=replace(first.record, provenance={"revision": "other"}), link="again.json")
+    text = page(run(), first, again, run("oracle", 0.9, seed=None), run("oracle", 0.8, seed=None))
+    assert text.count("[center-box]") == 1
+    assert text.count("[oracle") == 2
+
+
 def test_a_long_table_loses_its_lowest_rows_but_no_floor_and_no_ceiling() -> None:
     many = [run(f"m{number:02}", number / 100) for number in range(MOST_ROWS + 5)]
     text = page(*many, run("center-box", 0.01, seed=None), run("oracle", 1.0, seed=None))
@@ -189,8 +205,37 @@ def test_a_row_that_does_not_differ_from_the_best_is_marked_and_one_without_a_te
     text = page(run("best", 0.6), run("near", 0.59), run("far", 0.3), run("unknown", 0.2))
     assert cells(text, "near")[1] == "59.0\\*"
     assert cells(text, "far")[1] == "30.0"
-    assert "could not be tested: 1." in text
+    assert "Rows that have no test, because scores lack or the first checkpoint is another: 1." in text
+    assert "other columns are not tested. A test of one seed covers the images" in text
     assert p_values == [("best", other) for other in ("near", "far", "unknown")]
+
+
+def test_a_floor_is_tested_but_never_the_best(p_values: list[tuple[str, str]]) -> None:
+    text = page(run("best", 0.5), run("far", 0.3), run("center-box", 0.6, seed=None))
+    assert cells(text, "best")[1] == "**50.0**"
+    assert cells(text, "center-box")[1] == "60.0"
+    assert p_values == [("best", "center-box"), ("best", "far")]
+
+
+def from_checkpoint(name: str, value: float, digest: str) -> Run:
+    made = run(name, value)
+    method = made.record.method
+    training = {**method["training"], "weights": f"last.safetensors {digest * 8}"}
+    return replace(made, record=replace(made.record, method={**method, "training": training}))
+
+
+def test_rows_from_another_training_of_the_first_checkpoint_say_so_and_have_no_test(
+    p_values: list[tuple[str, str]],
+) -> None:
+    best, near = from_checkpoint("best", 0.6, "a"), from_checkpoint("near", 0.59, "a")
+    other = from_checkpoint("far", 0.3, "b")
+    text = page(best, near, other)
+    assert [cells(text, name)[4] for name in ("best", "near", "far")] == [
+        f"checkpoint\u00a0{letter * 8}" for letter in "aab"
+    ]
+    assert p_values == [("best", "near")]
+    assert "the first checkpoint is another: 1." in text
+    assert cells(page(best, near), "near")[4] == "checkpoint"
 
 
 def test_a_stored_test_is_not_made_again_and_a_damaged_file_is(

@@ -124,7 +124,7 @@ def test_the_best_is_the_lowest_of_a_distance_and_no_ceiling(write_record: Write
     ]
     made = method_table(runs_of(*paths))
     assert [row["keypoint_distance"]["best"] for row in rows_of(made)] == [False, True, False]  # type: ignore[index]
-    assert any("without methods that read the ground truth" in note for note in made.table.notes)
+    assert any("without floors and ceilings" in note for note in made.table.notes)
 
 
 # --- what may be in one table -------------------------------------------------------------------------------

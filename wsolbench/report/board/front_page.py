@@ -215,14 +215,19 @@ def _banner(runs: Sequence[Run]) -> tuple[str, bool]:
         count = f"{some:,} of {every:,} classes, {count}"
     # The budget of most runs.
     budgets = Counter(
-        (run.record.training["recipe"].get("epochs") or 0, run.record.method.get("image_size") or 0)
+        (
+            run.record.training["recipe"].get("epochs") or 0,
+            run.record.method.get("image_size") or 0,
+            " from a checkpoint" if run.record.start == "checkpoint" else "",
+        )
         for run in main_runs(runs)
         if run.record.training.get("recipe")
     )
     budget, is_short = "", False
     if budgets:
-        (epochs, size), _ = max(sorted(budgets.items()), key=lambda item: item[1])
-        budget, is_short = f"; trained for {epochs} epochs at {size} pixels", int(size) < SHORT
+        (epochs, size, start), _ = max(sorted(budgets.items()), key=lambda item: item[1])
+        budget = f"; {'most ' if len(budgets) > 1 else ''}trained for {epochs} epochs{start} at {size} pixels"
+        is_short = int(size) < SHORT
     text = f"{count} of the split {split}{budget}. Protocol {describe_protocol(record.protocol)}."
     generated = known and dataset_info(name).generated
     text = f"Generated images. {text}" if generated else text
@@ -255,7 +260,7 @@ def _table(
     rows.sort(key=lambda row: (place_of(row.runs[0].record), -row.means[task.rank], row.runs[0].link))
     left_out = max(0, len(rows) - MOST_ROWS)
     # The lowest of the rows between floors and ceilings are left out.
-    middle = [row for row in rows if row.can_be_best and not _is_floor(row)]
+    middle = [row for row in rows if row.can_be_best]
     hidden = {id(row) for row in middle[len(middle) - left_out :]} if left_out else set()
     rows = [row for row in rows if id(row) not in hidden]
     # The best of each column, and the rows that do not differ from the best of the ranking.
@@ -289,11 +294,11 @@ def _table(
                 task,
                 rows,
                 {
-                    "could not be tested": untested,
+                    "have no test, because scores lack or the first checkpoint is another": untested,
                     "are lower and left out": len(hidden),
                     "saw fewer training images and are left out": short,
                 },
-                bool(moved),
+                bool(moved) and task.rank == "gt_known",
             ),
             *notes_on([row.runs[0] for row in outside]),
         ),
@@ -317,10 +322,11 @@ def main_runs(runs: Sequence[Run]) -> list[Run]:
 def _with_full_budget(runs: Sequence[Run]) -> list[Run]:
     """Leave out runs of no plan that saw fewer or smaller training images than most runs of the plans."""
     budgets = Budgets(run.record for run in runs)
+    # Unknown numbers of images count as 0.
     trained = {
         run.link: (budgets.images_seen(run.record) or 0, int(run.record.method.get("image_size") or 0))
         for run in runs
-        if place_of(run.record) == 1
+        if place_of(run.record) == 1 and run.record.training
     }
     of_plans = Counter(trained[run.link] for run in runs if run.planned and trained.get(run.link, (0, 0))[0])
     if not of_plans:
@@ -330,7 +336,7 @@ def _with_full_budget(runs: Sequence[Run]) -> list[Run]:
         run
         for run in runs
         if run.planned
-        or not trained.get(run.link, (0, 0))[0]
+        or run.link not in trained
         or all(own >= other for own, other in zip(trained[run.link], usual, strict=True))
     ]
 
@@ -349,10 +355,6 @@ def _base(run: Run) -> str:
 def _has(run: Run, name: str) -> bool:
     metric = run.metric(name, "oracle")
     return metric is not None and metric.value is not None
-
-
-def _is_floor(row: MethodRow) -> bool:
-    return place_of(row.runs[0].record) == 0
 
 
 def _about(row: MethodRow, published: Numbers) -> list[Cell]:
@@ -395,12 +397,14 @@ def _paper_cell(papers: Sequence[Paper]) -> Cell:
 def _notes(task: _Task, rows: Sequence[MethodRow], counts: Mapping[str, int], transferred: bool) -> list[str]:
     seeds = " ± standard deviation over seeds" if any(len(row.runs) > 1 for row in rows) else ""
     floors = "Floors ignore the image, ceilings read the ground truth; neither can be the best. "
-    ends = any(not row.can_be_best or _is_floor(row) for row in rows)
+    ends = any(not row.can_be_best for row in rows)
+    is_once = any(row.can_be_best and len(row.runs) == 1 and row.runs[0].record.training for row in rows)
+    once = " A test of one seed covers the images, not another training." if is_once else ""
     notes = [
         f"Percent{seeds}, ranked by {metric_title(task.rank)}; thresholds tuned on these images"
         + (f" (oracle), or on val ({TRANSFER.rpartition(' ')[2]})" if transferred else " (oracle)")
-        + f". {floors if ends else ''}Bold: the best. {TIE} not significantly different from the best "
-        "(paired test, Holm)."
+        + f". {floors if ends else ''}Bold: the best. {TIE} not significantly different from the best in "
+        f"{metric_title(task.rank)} (paired test, Holm); other columns are not tested.{once}"
     ]
     notes += [f"Rows that {what}: {count}." for what, count in counts.items() if count]
     return [" ".join(notes)]

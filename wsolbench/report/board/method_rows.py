@@ -39,8 +39,27 @@ class MethodRow:
 
     @property
     def can_be_best(self) -> bool:
-        """Whether it is measured, and no ceiling, which reads the ground truth."""
+        """Whether it is measured, and neither a floor nor a ceiling."""
+        return bool(self.runs) and place_of(self.runs[0].record) == 1
+
+    @property
+    def can_be_tested(self) -> bool:
+        """Whether it is compared with the best row: measured, and no ceiling."""
         return bool(self.runs) and place_of(self.runs[0].record) < 2
+
+    @property
+    def checkpoints(self) -> dict[int | None, str]:
+        """Digests of the checkpoints that the runs were trained from, by seed."""
+        return {
+            run.seed: str(run.record.training["weights"]).rpartition(" ")[2][:8]
+            for run in self.runs
+            if run.record.start == "checkpoint"
+        }
+
+    def starts_with(self, other: MethodRow) -> bool:
+        """Return whether runs of both with one seed were trained from one checkpoint, or from none."""
+        ones, others = self.checkpoints, other.checkpoints
+        return all(ones[seed] == others[seed] for seed in ones.keys() & others.keys())
 
     @property
     def has_scores(self) -> bool:
@@ -79,6 +98,11 @@ def measured_rows(
                 row.means[name] = fmean(each.value for each in values if each.value is not None)
                 row.cells[name] = _cell(name, row.means[name], values, spread)
         rows.append(row)
+    # Where checkpoints differ, their digests say which rows can be compared.
+    digests = [next(iter(row.checkpoints.values()), "") for row in rows]
+    if len({*filter(None, digests)}) > 1:
+        for row, digest in zip(rows, digests, strict=True):
+            row.labels["init"] += f" {digest}" if digest else ""
     # Rows with equal labels get the digest of their first record.
     count: dict[str, int] = defaultdict(int)
     for row in rows:

@@ -244,7 +244,7 @@ def _mark_ties(
     # Compare each row with the best ones, for the columns that these are the best of.
     p_values: dict[str, list[tuple[MethodRow, float]]] = {name: [] for name in testable}
     budgets, without = Budgets(run.record for row in rows for run in row.runs), 0
-    candidates = [row for row in rows if row.can_be_best]
+    candidates = [row for row in rows if row.can_be_tested]
     for row in track(candidates if testable else [], "comparing", unit="rows"):
         rivals: dict[int, list[str]] = defaultdict(list)
         for name in testable:
@@ -288,8 +288,8 @@ def _notes(
             notes[0] += f" {metric_title(name)}: {_UNITS[unit]}."
     if policy == "oracle":
         notes[0] += " oracle: threshold tuned on this split (upper bound)."
-    ceilings = any(row.runs and not row.can_be_best for row in rows)
-    bold = f"Bold: best of the column{', without methods that read the ground truth' if ceilings else ''}."
+    ends = any(row.runs and not row.can_be_best for row in rows)
+    bold = f"Bold: best of the column{', without floors and ceilings' if ends else ''}."
     cells = [cell for row in rows for cell in row.cells.values()]
     if any((cell.numbers or {}).get("tie") is not None for cell in cells):
         bold += (

@@ -105,10 +105,14 @@ def source_title(source: Any) -> str:
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """Return the key that is equal for runs that differ only in the seed. A run without a seed is unique."""
+    """Return the key that is equal for runs that differ only in the seed.
+
+    A run without a seed has it in common only with runs of the same method that have the same values.
+    """
     method, training = run.record.method, run.record.training
     what = {key: method.get(key) for key in ("name", "backbone", "post", "image_size")}
-    alone = run.record.digest if run.seed is None else None
+    values = [[metric.name, metric.policy, metric.value] for metric in run.record.metrics]
+    alone = [method, values] if run.seed is None else None
     return {
         **what,
         "config": run.record.settings,

@@ -50,14 +50,15 @@ class TieTests:
         """Mark the rows that a test does not separate from the best of a column.
 
         The p-values are corrected together (Holm). Returns the number of rows that could not be tested,
-        because a row lacks per-image scores or the data differ.
+        because a row lacks per-image scores, the data differ, or it was trained from another checkpoint.
         """
-        candidates = [row for row in rows if row.can_be_best and name in row.means]
+        shown = [row for row in rows if name in row.means]
+        candidates = [row for row in shown if row.can_be_best]
         if not candidates:
             return 0
         best = max(candidates, key=lambda row: row.means[name])
-        others = [row for row in candidates if row.means[name] != best.means[name]]
-        tested = [(row, self._test(best, row, name)) for row in others]
+        others = [row for row in shown if row.can_be_tested and row.means[name] != best.means[name]]
+        tested = [(row, self._test(best, row, name) if row.starts_with(best) else None) for row in others]
         found = [(row, p) for row, p in tested if p is not None]
         mark_tested(found, name)
         return len(tested) - len(found)
