@@ -156,7 +156,6 @@ def command(
         raise UsageError(f"--post is {post}; expected one post-process")
     names = _find_images(images, out)
     model = load_checkpoint(checkpoint, device=device, settings=parse_settings(settings))
-    make_folder(out)
     found = predict(
         model,
         list(names.values()),
@@ -169,6 +168,7 @@ def command(
         numerics=numerics,
         record=records,
     )
+    make_folder(out)
     # Predict, and draw each image when it is there.
     predictions = {}
     for name, prediction in zip(names, track(found, "predicting", total=len(names)), strict=True):
@@ -212,13 +212,14 @@ def _find_images(images: Path, out: Path) -> dict[str, Path]:
         return {images.name: images}
     if not images.is_dir():
         raise UsageError(f"--images {images}: there is no such file or folder")
+    written = out / OVERLAYS if out.resolve() == images.resolve() else out
     files = sorted(
         Path(top, name)
         for top, _, names in os.walk(images)
         for name in names
         if name.lower().endswith(SUFFIXES)
         and not is_junk(name)
-        and out.resolve() not in Path(top, name).resolve().parents
+        and written.resolve() not in Path(top, name).resolve().parents
     )
     if not files:
         raise UsageError(

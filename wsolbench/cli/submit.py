@@ -135,7 +135,9 @@ def _read_metadata(record: Path, path: Path | None, fields: dict[str, str | None
         values["backbone"] = read_record(record).method.get("backbone")
     metadata, faults = parse_metadata(values)
     if metadata is None:
-        where = "" if path is None else f" in {path}"
+        sources = [str(path)] if path is not None else []
+        sources += [f"--{name.replace('_', '-')}" for name in given]
+        where = f" in {', '.join(sources)}" if path is not None else ""
         raise (UsageError if path is None else DataError)(
             f"invalid metadata{where}: {'; '.join(faults)}. `wsolbench submit --template` prints all fields"
         )

@@ -368,7 +368,10 @@ def write_submission(
         copied.rename(draft.with_name(f"{draft.stem}{OUTCOMES}"))
         checked = check_submission(draft, {})
         if checked.faults:
-            raise DataError(f"record {record_path} cannot be submitted: " + "; ".join(checked.faults))
+            # The user knows the file next to the record, and not the copy that was checked.
+            scores, copy = record_path.with_suffix(OUTCOMES), draft.with_name(f"{draft.stem}{OUTCOMES}")
+            faults = [fault.replace(str(copy), str(scores)) for fault in checked.faults]
+            raise DataError(f"record {record_path} cannot be submitted: " + "; ".join(faults))
         # The scores first: a submission without scores would be broken.
         for suffix in (OUTCOMES, ".json"):
             with atomic_path(path.with_name(f"{path.stem}{suffix}")) as temporary:
