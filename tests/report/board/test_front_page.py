@@ -10,6 +10,7 @@ import pytest
 
 from tests.report.board.made_up import PAPERS, number
 from tests.report.conftest import make_dataset, make_record
+from wsolbench.methods import Supervision
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import MetricValue
 from wsolbench.report.board import ties as ties_module
@@ -84,6 +85,15 @@ def test_floors_and_ceilings_have_all_their_settings_and_extra_maps_none() -> No
     floors = [run("prior", kind=kind) for kind in ("gaussian", "best-box")]
     shown = main_runs([*floors, run("lio:oel_7")])
     assert sorted(each.link for each in shown) == sorted(each.link for each in floors)
+
+
+def test_a_method_that_is_shown_the_truth_is_a_row_of_its_own_below_the_others() -> None:
+    found, shown = run("spa", 0.3), run("spa", 0.9, test_box="truth")
+    shown.record.method["supervision"] = Supervision(boxes=True, used_for="prediction").to_json()
+    text = page(shown, found, run("cam", 0.5))
+    rows = [line for line in text.splitlines() if line.startswith("| [")]
+    assert [line.split("]")[0] for line in rows] == ["| [cam", "| [spa", "| [spa (test\\_box=truth)"]
+    assert cells(text, "cam")[1] == "**50.0**"
 
 
 def test_seeds_share_a_row_with_mean_and_standard_deviation() -> None:

@@ -308,7 +308,8 @@ def _table(
 def main_runs(runs: Sequence[Run]) -> list[Run]:
     """Return the runs of one setting of each method and post-process, and all of floors and ceilings."""
     budgets, shown = Budgets(run.record for run in runs), []
-    for same_method in grouped(runs, lambda run: run.record.method["name"]):
+    # With a setting that reads the ground truth of evaluated images, a method is also a ceiling.
+    for same_method in grouped(runs, lambda run: [run.record.method["name"], place_of(run.record)]):
         if ":" in same_method[0].record.method["name"]:
             continue  # an extra map of a method
         groups = grouped(same_method, settings_of)
