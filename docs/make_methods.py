@@ -188,6 +188,16 @@ def published(
         texts = map(escape_markdown, (papers[paper].name, *cells, ", ".join(values), evidence))
         yield f"| {' | '.join(texts)} |"
     yield ""
+    # What the rows say about their conditions, once each. † says the rest.
+    notes: dict[str, dict[str, None]] = {}
+    for row in ordered[:PUBLISHED_ROWS]:
+        for note in [part for number in rows[row] for part in number.note.split("; ") if part]:
+            if "print another value" not in note:
+                notes.setdefault(note, {})[f"{papers[row[0]].name}, {row[1]}"] = None
+    for note, where in notes.items():
+        yield f"- {escape_markdown('; '.join(where))}: {escape_markdown(note.rstrip('.'))}."
+    if notes:
+        yield ""
     if more := Counter(papers[row[0]].file for row in ordered[PUBLISHED_ROWS:]):
         files = ", ".join(
             f"[{Path(file).name}](../../wsolbench/literature/{file}) ({count})"
