@@ -58,7 +58,7 @@ RECORDS = click.Path(path_type=Path, exists=True, dir_okay=False)
     "`wsolbench list metrics`). "
     "Not with --out, which stores all.",
 )
-@resamples_option
+@resamples_option()
 @option(
     "Execution",
     "--allow-unequal-budget",

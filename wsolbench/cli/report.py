@@ -45,7 +45,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     show_default=True,
     help="Number of best methods per data set that are compared in pairs.",
 )
-@resamples_option
+@resamples_option()
 @option(
     "Data",
     "--maps",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -141,7 +142,8 @@ def _formats(text: str) -> tuple[str, ...]:
     return read_formats(text)
 
 
-resamples_option = option(
+resamples_option = partial(
+    option,
     "Protocol",
     "--resamples",
     type=Number(ScoringOptions, "resamples"),
@@ -149,6 +151,7 @@ resamples_option = option(
     show_default=True,
     help="Bootstrap resamples for the confidence intervals.",
 )
+"""The option `--resamples`. A command whose resamples are for something else gives another `help`."""
 
 scoring_options = together(
     "scoring",
@@ -204,7 +207,7 @@ scoring_options = together(
         help="Metrics to compute besides those of every run (see `wsolbench list metrics`): "
         "pointing-game,size-strata.",
     ),
-    resamples_option,
+    resamples_option(),
     records_option,
     save_scores_option,
     save_outcomes_option,

@@ -135,9 +135,8 @@ def _read_metadata(record: Path, path: Path | None, fields: dict[str, str | None
         values["backbone"] = read_record(record).method.get("backbone")
     metadata, faults = parse_metadata(values)
     if metadata is None:
-        sources = [str(path)] if path is not None else []
-        sources += [f"--{name.replace('_', '-')}" for name in given]
-        where = f" in {', '.join(sources)}" if path is not None else ""
+        options = [f"--{name.replace('_', '-')}" for name in given]
+        where = "" if path is None else f" in {', '.join([str(path), *options])}"
         raise (UsageError if path is None else DataError)(
             f"invalid metadata{where}: {'; '.join(faults)}. `wsolbench submit --template` prints all fields"
         )

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsolbench.cli.groups import GroupedCommand, option
-from wsolbench.cli.scoring import ScoringOptions
-from wsolbench.cli.values import Number
+from wsolbench.cli.scoring import resamples_option
 
 if TYPE_CHECKING:
     from wsolbench.report.board.repetitions import Run
@@ -44,14 +43,7 @@ if TYPE_CHECKING:
     help="Threshold policy: oracle, transfer or fixed:T.  [default: oracle, or the only one that all records "
     "have]",
 )
-@option(
-    "Protocol",
-    "--resamples",
-    type=Number(ScoringOptions, "resamples"),
-    default=1000,
-    show_default=True,
-    help="Bootstrap resamples of the paired tests. The intervals are those of the records.",
-)
+@resamples_option(help="Bootstrap resamples of the paired tests. The intervals are those of the records.")
 @option(
     "Output",
     "--format",
