@@ -2,10 +2,11 @@
 
     python docs/make_methods.py [--check]
 
-A page has the idea of the method, its picture, formula and command, the measured numbers with links to their
+A page has the idea of the method, its pictures, formula and command, the measured numbers with links to their
 records, the numbers of papers, and the settings. Symbols and departures come last. Texts are those of the
-docstring of the method's file (`method_texts.py`). The picture is docs/images/methods/<name>.jpg (or .png) of
-docs/make_pictures.py, if it exists.
+docstring of the method's file (`method_texts.py`). Its pictures, if they exist, are
+docs/images/photographs/<name>.jpg (or .png) of docs/make_photographs.py, and docs/images/methods/<name>.jpg
+of docs/make_pictures.py.
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ FACTS = ("method", "settings", "backbone", "init", "epochs", "data", "seed")
 """First columns of the table of records. Those of the metrics follow."""
 METRICS = ("top1_cls", "gt_known", "top1_loc", "max_box_acc_v2", "pxap", "peak_iou")
 PUBLISHED_ROWS = 25
+PHOTOGRAPHS = (
+    "Birds of species that the network was not trained on; their photographers and licences are "
+    "[here](../photographs/README.md)."
+)
+"""Text under the picture of photographs."""
 PICTURES_OF = {
     "recognition": "toybirds-v2 --options weights=baseline-tiny-seed0-epochs=12",
     "localization": "toybirds --options weights=cam-tiny-seed0 --post scg,sem",
@@ -55,8 +61,8 @@ WITH_REGIONS = ("baseline", "focus-discriminate", "lio", "nts-net", "ssanet")
 """Classifiers whose pictures show regions next to key points."""
 REGIONS = "toybirds --regions --seed 1 --options weights=baseline-tiny-seed1-epochs=8"
 PICTURES = (
-    "from trained models in `runs/` and the thresholds of their records.",
-    "With your own copy of CUB, photographs in place of generated images:",
+    "draws the generated images, with trained models in `runs/` and the thresholds of their records.",
+    "The same on your own copy of CUB:",
     "",
     "    python docs/make_pictures.py --dataset cub --data-root /data/CUB_200_2011 --post scg,sem --out "
     "pictures",
@@ -206,21 +212,31 @@ def published(
         yield from (f"{more.total()} more rows: {files}.", "")
 
 
+def picture_of(name: str, folder: str) -> str | None:
+    """Return the path of a method's picture in a folder of docs/images, from the method's page, or None."""
+    paths = [DOCS / "images" / folder / f"{name}{suffix}" for suffix in (".jpg", ".png")]
+    return next((f"../images/{folder}/{path.name}" for path in paths if path.is_file()), None)
+
+
 def pictured(name: str) -> Iterator[str]:
-    """Yield the lines with the picture of a method."""
-    for suffix in (".jpg", ".png"):
-        if (DOCS / "images/methods" / f"{name}{suffix}").is_file():
-            yield from ("## Picture", "", f"![Maps of {name}](../images/methods/{name}{suffix})", "")
-            yield from ("Made on generated images; [the command](#how-the-picture-is-made) is below.", "")
-            return
+    """Yield the lines with the pictures of a method."""
+    if path := picture_of(name, "photographs"):
+        yield from (f"![Maps of {name} on photographs]({path})", "", PHOTOGRAPHS, "")
+    if path := picture_of(name, "methods"):
+        yield from (f"![Maps of {name}]({path})", "", "On generated images.", "")
 
 
-def picture_command(name: str, task: str) -> Iterator[str]:
-    """Yield the lines with the command that makes the picture."""
-    options = PICTURES_OF.get(task, PICTURES_OF["localization"])
-    options = REGIONS if name in WITH_REGIONS else options
-    command = f"    python docs/make_pictures.py --dataset {options} --out docs/images/methods"
-    yield from ("## How the picture is made", "", command, "", *PICTURES, "")
+def picture_commands(name: str, task: str) -> Iterator[str]:
+    """Yield the lines with the commands that make the pictures."""
+    if picture_of(name, "photographs"):
+        yield from (f"    python docs/make_photographs.py --method {name} runs/cub/*/last.safetensors", "")
+        yield from ("draws the photographs, with networks of the plan `cub50` in `runs/`.", "")
+    if picture_of(name, "methods"):
+        options = PICTURES_OF.get(task, PICTURES_OF["localization"])
+        options = REGIONS if name in WITH_REGIONS else options
+        yield from (f"    python docs/make_pictures.py --dataset {options} --out docs/images/methods", "")
+        yield from PICTURES
+        yield ""
 
 
 def usage(row: MethodInfo, kind: type[Any], records: list[tuple[Path, RunRecord]], text: str) -> list[str]:
@@ -262,7 +278,7 @@ def page(
     text, picture = method_text(docstring), list(pictured(row.name))
     lines = [f"# {row.name}", "", *prose(text.summary), "", *source(row, papers)]
     lines += [f"File: `{Path(row.module.replace('.', '/')).as_posix()}.py`", ""]
-    lines += section("Idea", text.idea) + picture + section("Formula", text.formula)
+    lines += section("Idea", text.idea) + section("Pictures", picture) + section("Formula", text.formula)
     lines += usage(row, kind, records, docstring)
     if found := measured(row.name, records, post):
         titles = " | ".join((*FACTS, *map(metric_title, METRICS)))
@@ -280,7 +296,7 @@ def page(
         ]
     lines += section("Symbols", text.symbols) + section("Departures and notes", text.notes)
     lines += section("Source", text.source)
-    lines += picture_command(row.name, row.task) if picture else []
+    lines += section("How the pictures are made", list(picture_commands(row.name, row.task)))
     return "\n".join(lines)
 
 

@@ -232,23 +232,29 @@ def test_without_cam_its_row_is_left_out(make, shown: dict[str, dict]) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_a_page_shows_its_picture_and_how_such_pictures_are_made(
+def test_a_page_shows_its_pictures_and_how_they_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     import make_methods
 
     monkeypatch.setattr(make_methods, "DOCS", tmp_path)
-    folder = tmp_path / "images" / "methods"
-    folder.mkdir(parents=True)
-    (folder / f"cam{suffix}").touch()
+    for folder, names in {"methods": ["cam", "hbp", "lio"], "photographs": ["hbp"]}.items():
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        for name in names:
+            (tmp_path / "images" / folder / f"{name}{suffix}").touch()
     assert not list(make_methods.pictured("spa"))
+    assert not list(make_methods.picture_commands("spa", "localization"))
     assert f"![Maps of cam](../images/methods/cam{suffix})" in list(make_methods.pictured("cam"))
+    first, *_ = make_methods.pictured("hbp")
+    assert first == f"![Maps of hbp on photographs](../images/photographs/hbp{suffix})"
 
     def has(text: str, name: str, task: str) -> bool:
-        return any(text in line for line in make_methods.picture_command(name, task))
+        return any(text in line for line in make_methods.picture_commands(name, task))
 
     assert has("make_pictures.py --dataset toybirds ", "cam", "localization")
     assert not has("--regions", "cam", "localization")
+    assert not has("make_photographs.py", "cam", "localization")
     assert has("--regions", "lio", "recognition")
     assert has("toybirds-v2", "hbp", "recognition")
+    assert has("make_photographs.py --method hbp ", "hbp", "recognition")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from wsolbench.system.files import hold_lock
 
 SCRIPT = """
 case $1 in
-    good) sleep 0.1; echo $2 >> ran.txt; touch done-$2;;
+    good) sleep 0.1; echo $2 >> ran.txt; echo "$@" > arguments-$2; touch done-$2;;
     bad) echo "loading"; echo "Error: no such file"; echo; exit 2;;
     killed) echo "training: 3/40 images"; kill -9 $$;;
 esac
@@ -50,6 +51,15 @@ def test_a_job_comes_after_those_it_needs(carry_out) -> None:
     assert sorted(outcome.finished) == sorted(order) == ["a", "b", "c", "d"]
     assert order.index("a") < order.index("b") < order.index("c")
     assert carry_out(job("a")).finished == []
+
+
+def test_only_jobs_that_train_are_compiled(carry_out) -> None:
+    trained = replace(job("a"), arguments=("good", "a", "--train"))
+    carry_out(trained, job("b"), compile=True)
+    assert Path("arguments-a").read_text().split()[-1] == "--compile"
+    assert "--compile" not in Path("arguments-b").read_text()
+    carry_out(replace(trained, name="c", arguments=("good", "c", "--train")))
+    assert "--compile" not in Path("arguments-c").read_text()
 
 
 def test_failures_have_their_last_line_and_stop_only_what_needs_them(carry_out) -> None:

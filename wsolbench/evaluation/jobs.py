@@ -114,9 +114,12 @@ def run_jobs(
     parallel: int = 1,
     workers: int = 2,
     device: str = "auto",
+    compile: bool = False,
     max_hours: float | None = None,
 ) -> Outcome:
     """Run the jobs that are not done, at most `parallel` at a time, and write their records below `out`.
+
+    With `compile`, torch compiles the networks of jobs that train.
 
     `find_done` returns the names of jobs that have their records now. What a job prints goes to a file of its
     name in `logs`. A job that is done is run again if another one starts from its checkpoint and that file is
@@ -152,7 +155,7 @@ def run_jobs(
                     available.add(job.name)
                     bar.advance(1)
                     continue
-                running[job.name] = _start(job, lock, out, logs, parallel, workers, device)
+                running[job.name] = _start(job, lock, out, logs, parallel, workers, device, compile)
             if busy and not running:
                 outcome.elsewhere = [job.name for job in waiting]
                 break
@@ -225,10 +228,19 @@ def _log(job: Job, logs: Path) -> Path:
 
 
 def _start(
-    job: Job, lock: BaseFileLock, out: Path, logs: Path, parallel: int, workers: int, device: str
+    job: Job,
+    lock: BaseFileLock,
+    out: Path,
+    logs: Path,
+    parallel: int,
+    workers: int,
+    device: str,
+    compile: bool,
 ) -> _Running:
     log = _log(job, logs)
-    where = ("--out", str(out), "--workers", str(workers), "--device", device)
+    where = ["--out", str(out), "--workers", str(workers), "--device", device]
+    if compile and "--train" in job.arguments:
+        where.append("--compile")
     with log.open("ab") as stream:
         stream.write(f"$ {job.command}\n".encode())
         stream.flush()
