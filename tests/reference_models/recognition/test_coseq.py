@@ -35,9 +35,15 @@ CLASSES = 3
 SMALL = {"parts": "4", "points": "40"}
 
 
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory):
+    """Masks and parts of these tests, each found once."""
+    return tmp_path_factory.mktemp("coseq") / "cache"
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("WSOLBENCH_CACHE", str(tmp_path / "cache"))
+def _cached(shared_cache, monkeypatch):
+    monkeypatch.setenv("WSOLBENCH_CACHE", str(shared_cache))
 
 
 def model(**settings) -> Coseq:
@@ -60,12 +66,11 @@ def request(out, **changes) -> TrainRequest:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Coseq:
+def trained(tmp_path_factory, shared_cache) -> Coseq:
     """A model that has seen bright squares, whose colour is the class."""
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("coseq")
-        patch.setenv("WSOLBENCH_CACHE", str(folder / "cache"))
-        path = Coseq.fit(request(folder / "run", epochs=36))
+        patch.setenv("WSOLBENCH_CACHE", str(shared_cache))
+        path = Coseq.fit(request(tmp_path_factory.mktemp("coseq") / "run", epochs=36))
     return Coseq.load(path, device="cpu")
 
 
@@ -196,6 +201,7 @@ def fail(*_):
 
 
 def test_masks_and_parts_are_read_from_the_cache_if_nothing_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("WSOLBENCH_CACHE", str(tmp_path / "cache"))
     train_set = squares(6)
     boxes, poses = object_boxes(train_set), np.random.default_rng(0).normal(size=(6, 8))
     config = CoseqConfig(parts=4, points=40)
