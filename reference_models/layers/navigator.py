@@ -54,6 +54,12 @@ SIDES: Mapping[AnchorKind, tuple[tuple[float, ...], ...]] = MappingProxyType(
 project's.
 """
 
+NTS_SIDE, NTS_STRIDE, NTS_GRIDS = 448, 32, ((14, 14), (7, 7), (4, 4))
+"""Input of NTS-Net, and the grids of its anchors."""
+
+NTS_SIDE, NTS_STRIDE, NTS_GRIDS = 448, 32, ((14, 14), (7, 7), (4, 4))
+"""Input of NTS-Net, and the grids of its anchors."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scored:
@@ -95,6 +101,14 @@ def anchor_boxes(
         centres = torch.stack([x, y], dim=-1).flatten(0, 1)  # (h * w, 2)
         levels.append(torch.cat([centres - half[:, None], centres + half[:, None]], dim=-1).flatten(0, 1))
     return torch.cat(levels).float()
+
+
+def nts_anchors(image_size: int, device: torch.device) -> Float[Tensor, "1614 4"]:
+    """Return the anchors of NTS-Net's input of 448 pixels, scaled to this one, whatever the network's grid.
+
+    Some reach beyond the image.
+    """
+    return anchor_boxes("nts", NTS_GRIDS, NTS_STRIDE, NTS_SIDE, device) * (image_size / NTS_SIDE)
 
 
 def nominate(scored: Scored, image_size: int, k: int, iou: float, rule: NmsRule = "gt") -> Proposals:

@@ -35,7 +35,7 @@ from torch import Tensor
 from reference_models.base.untrained import Untrained
 from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import ForwardPass, Proposals
-from reference_models.layers.navigator import Scored, anchor_boxes, nominate
+from reference_models.layers.navigator import Scored, nominate, nts_anchors
 from reference_models.layers.regions import PEAK_SIDE
 from wsolbench.exceptions import UsageError
 
@@ -43,8 +43,6 @@ PAPER = "ssanet"
 
 PARTS = 4
 """Number of parts: SSANET and NTS-Net."""
-SIDE, STRIDE, GRIDS = 448, 32, ((14, 14), (7, 7), (4, 4))
-"""Input, stride and grids of NTS-Net's anchors."""
 OVERLAP = 0.25
 """Largest IoU of two anchors: NTS-Net."""
 
@@ -117,7 +115,7 @@ class ControlParts(Untrained):
         """Return the parts of each image."""
         size = images.shape[-1]
         if self.config.points == "anchors":
-            anchors = anchor_boxes("nts", GRIDS, STRIDE, SIDE, images.device) * (size / SIDE)
+            anchors = nts_anchors(size, images.device)
             scores = draw_uniform(images, len(anchors))
             return nominate(Scored(scores.float(), anchors), size, PARTS, OVERLAP)
         # Points (B, K, 2) in an area (B, 1, 4).

@@ -31,7 +31,8 @@ places that are rewarded more than usual.
     (6)  L = L_0 + mean over samples and parts of L_t - mean over samples of sum_t (R_t - b_t) log pi_t(l_t)
 
 Rewards are constants in (6), so the head learns from the last term alone, and everything else from the
-others. b_t is a running mean of R_t. It reduces the variance, and changes no expectation.
+others. With L_0 and the mean of L_t, F gets about twice the baseline's gradient. b_t is a running mean of
+R_t. It reduces the variance, and changes no expectation.
 
 Squares have 160 pixels at an input of 448, and are moved into the image. The mean over a square counts each
 cell by its area inside. So all squares come from one pass over the image, and their features are a matrix

@@ -55,7 +55,8 @@ Departures and open readings
     B          Loss and length are ours; the paper says that d is fitted to D.
     D          Parts are trained at the same time as the last layer, whose gradient stops at the features. In
                the released program they are trained one after the other, each view has a weight that was set
-               by hand, and CUB has one more view, the object's box. Here all weights are 1, without the box.
+               by hand, and CUB has one more view, the object's box. Here all weights are 1, without the box;
+               with `shared`, one network gets the mean of the parts' losses.
     rates      The recipe is `macnn`, with lengths of ours. New layers have 10 times the rate of the network,
                and biases twice that of weights, as in the released graph. There the first grouping layer has
                100 times the rate of the network.
@@ -312,8 +313,9 @@ class MaCnn(StagedRecognizer):
         ]
         joined = torch.cat([features.mean(dim=(2, 3)), *views], dim=1).detach()
         dropped = drop_values(joined, self.config.dropout, batch.generator)
+        terms = torch.stack(parts)
         return {
-            "view": torch.stack(parts).sum(),
+            "view": terms.mean() if self.config.shared else terms.sum(),
             "concat": cross_entropy(self.concat_classifier(dropped), labels),
         }
 

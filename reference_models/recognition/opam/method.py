@@ -15,7 +15,7 @@ of the two is which part. Classifiers of image, object and parts are added.
     paper    name                       shape
     M        maps                       (B, h, w)       class activation map without negative values
     b        object_box(M)              (B, 4)          `part_selection.py`
-    p        candidates                 (B, R, 4)       anchors of NTS-Net, clipped to the image
+    p        candidates                 (1614, 4)       anchors of NTS-Net, scaled and clipped to the image
     A_U, ..  pair_scores(...)           (B, R, R)
     W        filter_similarity(...)     (D, D)          D filters of the last convolution
              channel_group              (D,)            buffer
@@ -25,8 +25,8 @@ of the two is which part. Classifiers of image, object and parts are added.
     (2)  candidates: |p & b| / |p| > 0.7 and |p & b| / |b| > 0.4; if fewer than two, the second condition
          alone
     (3)  parts = the pair with the highest log(A_U - A_I - A_O) + log(mean of M over the union), with the
-         areas of union, intersection, and union outside of b. Without two candidates: the two highest |p & b|
-         / |p|.
+         areas of union, intersection within b, and union outside of b. Without two candidates: the two
+         highest |p & b| / |p|.
     (4)  W = cosines of the filters; eigenvectors 2 and 3 of the Laplacian of W + W^T, rows normalised,
          2-means
     (5)  Part j is the box where the channels of group j are more active.
@@ -84,7 +84,7 @@ from reference_models.core.config import MethodConfig
 from reference_models.core.outputs import Batch, ForwardPass, Proposals
 from reference_models.core.recipes import FINE_GRAINED, Recipe
 from reference_models.layers.heads import class_activation_maps, cross_entropy
-from reference_models.layers.navigator import anchor_boxes
+from reference_models.layers.navigator import nts_anchors
 from reference_models.layers.regions import crop_resize, union
 from reference_models.recognition.opam.part_selection import (
     PARTS,
@@ -96,7 +96,7 @@ from reference_models.recognition.opam.part_selection import (
     ranked_parts,
     spectral_groups,
 )
-from reference_models.training.stages import stage_at
+from reference_models.training.stages import stage_at, stage_if_any, stage_lr_factor
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Epochs, ShareBelow1, SideOrDefault
 
@@ -203,8 +203,8 @@ class Opam(Recognizer):
 
     def lr_factor(self, recipe: Recipe, progress: float) -> float:
         """Apply the recipe's schedule to each stage."""
-        _, start, stop = self.learning_at(progress * recipe.epochs, recipe.epochs)
-        return recipe.lr_factor((progress * recipe.epochs - start) / (stop - start))
+        place = stage_if_any(progress * recipe.epochs, recipe.epochs, self.config.stage_epochs)
+        return stage_lr_factor(recipe, progress, place)
 
     # --- the method -----------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -220,11 +220,7 @@ class Opam(Recognizer):
             if self.config.part_boxes == "halves":
                 parts, found = halves(around), torch.ones_like(class_ids, dtype=torch.bool)
             else:
-                grids = [(features.shape[2], features.shape[3])]
-                for _ in range(2):
-                    grids.append(((grids[-1][0] + 1) // 2, (grids[-1][1] + 1) // 2))
-                stride = self.backbone.layout[-1].stride
-                anchors = anchor_boxes("nts", grids, stride, size, features.device).clamp(0, size)
+                anchors = nts_anchors(size, features.device).clamp(0, size)
                 parts, found = part_pair(anchors, around, maps, size)
                 parts = align_parts(features, parts, self.channel_group, size)
         return torch.cat([around[:, None], parts], dim=1), maps, found

@@ -114,7 +114,7 @@ from reference_models.recognition.partnet.part_proposals import (
     pool_boxes,
     shape_corners,
 )
-from reference_models.training.stages import stage_at
+from reference_models.training.stages import stage_at, stage_if_any, stage_lr_factor
 from wsolbench.exceptions import UsageError
 from wsolbench.ranges import Channels, Count, Epochs, Range, ShareBelow1, SideOrDefault
 
@@ -272,8 +272,8 @@ class Partnet(Recognizer):
 
     def lr_factor(self, recipe: Recipe, progress: float) -> float:
         """Apply the recipe's schedule to each stage."""
-        _, start, stop = self.learning_at(progress * recipe.epochs, recipe.epochs)
-        return recipe.lr_factor((progress * recipe.epochs - start) / (stop - start))
+        place = stage_if_any(progress * recipe.epochs, recipe.epochs, self.config.stage_epochs)
+        return stage_lr_factor(recipe, progress, place)
 
     # --- the method -----------------------------------------------------------------------------------------
     def detect(

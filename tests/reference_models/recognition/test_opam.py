@@ -14,7 +14,9 @@ from torch import nn
 from reference_models.core.backbone import Backbone
 from reference_models.core.outputs import Batch
 from reference_models.core.profile import Stage
+from reference_models.layers.navigator import anchor_boxes
 from reference_models.layers.regions import crop_resize
+from reference_models.recognition.opam import method
 from reference_models.recognition.opam.method import SHARES, Opam, OpamConfig
 from reference_models.recognition.opam.part_selection import (
     align_parts,
@@ -201,6 +203,36 @@ def test_the_pair_is_that_of_a_search_over_all_pairs():
             assert found.tolist() == [enough]
             seen.add(enough)
     assert seen == {True, False}
+
+
+def test_what_two_boxes_share_outside_the_object_costs_nothing():
+    one, other, around = (0, 0, 60, 60), (40, 0, 100, 60), (0, 20, 50, 60)
+    in_one, in_other, inside = pixels(one), pixels(other), pixels(around)
+    gain = ((in_one | in_other) & inside).sum() - (in_one & in_other & inside).sum()
+    scores = pair_scores(
+        torch.tensor([[one, other]]).float(), torch.tensor([around]).float(), torch.ones(1, 10, 10), 100
+    )
+    assert scores[0, 0, 1].exp() == pytest.approx(float(gain))  # the mean of M is 1
+    assert (in_one & in_other & ~inside).any()
+
+
+@pytest.mark.parametrize("size", [64, 224, 448])
+def test_candidates_are_the_anchors_of_nts_net_whatever_the_grid(size, monkeypatch):
+    seen = []
+
+    def note(boxes, around, maps, image_size):
+        seen.append(boxes)
+        return part_pair(boxes, around, maps, image_size)
+
+    monkeypatch.setattr(method, "part_pair", note)
+    net = Opam(toy_backbone(), 3, OpamConfig())
+    net.find(torch.rand(2, net.backbone.channels[-1], 7, 7), torch.tensor([0, 1]), size)
+    (boxes,) = seen
+    assert boxes.shape == (1614, 4)
+    assert (boxes >= 0).all()
+    assert (boxes <= size).all()
+    centred = anchor_boxes("nts", ((14, 14), (7, 7), (4, 4)), 32, 448).clamp(0, 448)
+    torch.testing.assert_close(boxes, centred * (size / 448))
 
 
 def test_without_two_candidates_the_parts_are_those_most_within_the_object_and_padded():
