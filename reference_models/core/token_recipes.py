@@ -13,14 +13,15 @@ Departures from the sources
                 location token and positions do decay. Over its 720 steps on CUB that is less than 0.4 %.
     schedule    SAT computes a cosine schedule and never applies it: `--set recipe.schedule=cosine` does.
                 TS-CAM, SCM and TRT drop the rate before each epoch whose number, from 1, one of their
-                steps divides: also before the last one. SCM's steps on ILSVRC were not found; TS-CAM's are
-                used. TRT has two stages, whose epochs are counted apart; its milestones are fractions of a
-                stage.
+                steps divides: also before the last one. SCM's file for ILSVRC has the steps 10 and 12; those
+                of TS-CAM, whose third is the last epoch, are used. TRT has two stages, whose epochs are
+                counted apart; its milestones are fractions of a stage.
                 CATR's cosine ends at a rate of 1e-5 and starts at 1e-6; here it goes from and to 0.
     views       CATR draws crops of 8 to 100 % of the area, and adds RandAugment, jitter of colours, random
                 erasing, and three views of a third of the images in each epoch. TRT on ILSVRC draws crops of
                 80 to 100 % of the area, and adds RandAugment, jitter of colours and random erasing.
-    batch       SCM's file for CUB has 256 images a step. CATR has 128 on each of four GPUs.
+    batch       SCM's file for CUB has 256 images a step, as its README says, and 16 in another version. CATR
+                has 128 on each of four GPUs.
 """
 
 from __future__ import annotations

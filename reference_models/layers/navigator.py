@@ -57,9 +57,6 @@ project's.
 NTS_SIDE, NTS_STRIDE, NTS_GRIDS = 448, 32, ((14, 14), (7, 7), (4, 4))
 """Input of NTS-Net, and the grids of its anchors."""
 
-NTS_SIDE, NTS_STRIDE, NTS_GRIDS = 448, 32, ((14, 14), (7, 7), (4, 4))
-"""Input of NTS-Net, and the grids of its anchors."""
-
 
 @dataclass(frozen=True, eq=False)
 class Scored:

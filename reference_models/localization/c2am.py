@@ -43,10 +43,11 @@ learning rate at all; here the layer learns at ten times the rate, as the code i
 Ranks in (4) are of the clipped similarities there, so vectors above the clip have an arbitrary order, and a
 vector may rank behind others in its own row.
 
-Further departures. The released program is tested on 448 pixels after training on 224, and trains a regressor
-on boxes of the training images, cut at the best threshold of the test set; neither is here. On ILSVRC the
-pairs of a batch are those of one GPU. Features that are negative (inner stages of EfficientNet) can give
-cosines below the clip, which have no gradient.
+Further departures. The released program trains a regressor on boxes of the training images, cut at the best
+threshold of the test set; that is not here. It is tested on 448 pixels after training on 224, which
+`wsolbench eval --checkpoint ... --image-size 448` does. On ILSVRC the pairs of a batch are those of one GPU.
+Features that are negative (inner stages of EfficientNet) can give cosines below the clip, which have no
+gradient.
 """
 
 from __future__ import annotations

@@ -36,11 +36,13 @@ equations are those of this file.
 
 Weights: `deit_small_patch16_224` (.fb_in1k) of timm, without its classifier.
 
-Departures. (4) adds up the images of a GPU, 128 in the released runs, so its weight depends on how a batch
-is spread. Here it is 128 times the mean over the images. On ILSVRC (7) is halved, which changes nothing after
-min-max. A grid of an odd number of patches is enlarged to its own size in (2). The released evaluation takes
-the map of the predicted class also for GT-known; here it is that of the true class, as for every method
-(protocol fields decide this for Top-k Loc). The released code draws other views: see `core/token_recipes.py`.
+Departures. (4) adds up the images of a GPU, 128 in the released runs, so its weight depends on how a batch is
+spread. Here it is 128 times the mean over the images. In (5) the released code subtracts maps of unequal
+shapes, (B, 1, h, w) and (B, h, w), so that each image meets all others of its batch; here it meets itself. On
+ILSVRC (7) is halved, which changes nothing after min-max. A grid of an odd number of patches is enlarged to
+its own size in (2). The released evaluation takes the map of the predicted class also for GT-known; here it
+is that of the true class, as for every method (protocol fields decide this for Top-k Loc). The released code
+draws other views: see `core/token_recipes.py`.
 With another number of blocks, (5) reads the same share of them.
 
 Not checked: any published number. No pretrained weights were at hand.

@@ -16,7 +16,7 @@ activation of universum pixels is reduced. At test the method is CAM.
                                                                    and how many it is the mean of
     c_y        class_centres, class_counts         (C, D), (C,)    buffers: mean centre of source pixels
     u, s, t    0, 1, 2                             (B, N)          label of each pixel
-    n          config.samples
+    n          config.samples                               32 of 28x28 pixels, fewer on smaller grids
     lambda_1   config.adaptation
     lambda_2   config.universum
 
@@ -31,15 +31,16 @@ activation of universum pixels is reduced. At test the method is CAM.
 The mean of MMD is over the images with enough pixels: n of t and n - 1 of s. It is 0 if there is none. The
 numbers of the equations are those of this file. The paper's text was not at hand.
 
-The first epoch trains with the cross-entropy alone, and the centres are not updated, as in the released code.
+The first epochs train with the cross-entropy alone, and the centres are not updated, as in the released code.
 
 **Published Top-1 Loc.** The authors print two for one network: with its own classifier (one stage) and with a
 separate one (two stages). `--method da-wsol` alone is the first.
 
-Departures. The released k-means runs on the CPU, image by image, until it converges, and moves an empty
-cluster to the farthest pixel. Here all images of a batch are clustered at once in `rounds` rounds, and an
-empty cluster keeps its centre. The released centres are updated after each image; here after each step, with
-all of its images. Without any image with enough pixels the released loss is NaN. In (6) negative features
+Departures. The released k-means runs on the CPU, image by image, until it converges. Here all images of a
+batch are clustered at once in `rounds` rounds. The released centres are updated after each image; here after
+each step, with all of its images. The released n is 32 on every grid. Of 14x14 pixels so many are rarely in
+both sets, so here n is in proportion to the pixels; `samples=32` is the released number. Without any image
+with enough pixels the released loss is NaN. In (6) negative features
 count as 0, so that they cannot be rewarded; those of the released networks are not negative. Inception here
 ends with Mixed_6e, the released one with two more layers. Networks without a released script have the values
 of ResNet-50. For OpenImages the script has lambda_1 0.2 and lambda_2 3; use them with the recipe
@@ -80,6 +81,10 @@ WEIGHTS: Mapping[str, tuple[float, float]] = MappingProxyType(
     }
 )
 """lambda_1 and lambda_2 of the released scripts."""
+START = MappingProxyType({"cub_inception": 6})
+"""First epochs with the cross-entropy alone, where a released script has more than one."""
+RELEASED_SAMPLES, RELEASED_PIXELS = 32, 28 * 28
+"""n and number of pixels in the released code."""
 
 _CUB = Recipe(
     source="zh460045050/DA-WSOL_CVPR2022, script for CUB, ResNet-50",
@@ -115,12 +120,14 @@ class DaWsolConfig(HeadConfig):
     """lambda_1, the weight of MMD: released scripts (0.1 to 1.4)."""
     universum: Weight | None = None
     """lambda_2, the weight of the background's activation: released scripts (0.3 to 4)."""
-    samples: Count = 32
-    """n, number of source features and of target features of an image: released code."""
+    samples: Count | None = None
+    """n, number of source features and of target features of an image. None: 32 of 784 pixels, as in the
+    released code, and in proportion on other grids, but at least 2."""
     rounds: Count = 20
     """Rounds of the 3-means: this project. Released code: until it converges."""
-    start: CountOrZero = 1
-    """Epochs that train with the cross-entropy alone: released code."""
+    start: CountOrZero | None = None
+    """Epochs that train with the cross-entropy alone. None: 1, and 6 for Inception below 500 classes, as
+    released."""
 
 
 def three_means(
@@ -129,16 +136,36 @@ def three_means(
     """Return the cluster of each pixel and the means of the clusters, eq. (1).
 
     All images are clustered at once, from their own centres. Of equal distances the first cluster wins. An
-    empty cluster keeps its centre.
+    empty cluster takes the pixel that is farthest from its centre, as in the released code.
     """
     numbers = torch.arange(3, device=pixels.device)
     labels = nearest(pixels, centres)
     for _ in range(rounds):
+        labels = fill_empty(pixels, centres, labels)
         member = (labels[:, None] == numbers[:, None]).to(pixels.dtype)  # (B, 3, N)
         sizes = member.sum(dim=2, keepdim=True)
         centres = torch.where(sizes > 0, member @ pixels / sizes.clamp(min=1), centres)
         labels = nearest(pixels, centres)
     return labels, centres
+
+
+def fill_empty(
+    pixels: Float[Tensor, "b n d"], centres: Float[Tensor, "b 3 d"], labels: Int[Tensor, "b n"]
+) -> Int[Tensor, "b n"]:
+    """Return labels in which an empty cluster has a pixel: the first one the pixel farthest from its centre.
+
+    A pixel that equals its centre stays.
+    """
+    distance = (pixels - centres.take_along_dim(labels[:, :, None], dim=1)).square().sum(dim=2)  # (B, N)
+    far = distance.topk(min(2, pixels.shape[1]), dim=1)
+    empty = ~(labels[:, None] == torch.arange(3, device=labels.device)[:, None]).any(dim=2)  # (B, 3)
+    order = empty.cumsum(dim=1) * empty  # 1 for the first empty cluster, 2 for the second
+    for place in range(far.indices.shape[1]):
+        chosen, pixel = order == place + 1, far.indices[:, place, None]
+        moves = (chosen.any(dim=1) & (far.values[:, place] > 0))[:, None]
+        label = torch.where(moves, chosen.int().argmax(dim=1, keepdim=True), labels.gather(1, pixel))
+        labels = labels.scatter(1, pixel, label)
+    return labels
 
 
 def nearest(pixels: Float[Tensor, "b n d"], centres: Float[Tensor, "b k d"]) -> Int[Tensor, "b n"]:
@@ -213,6 +240,7 @@ class DaWsol(HeadLocalizer):
         universum = released[1] if config.universum is None else config.universum
         super().__init__(backbone, num_classes, replace(config, adaptation=adaptation, universum=universum))
         self.adaptation_weight, self.universum_weight = adaptation, universum
+        self.start = START.get(data + suffix, 1) if config.start is None else config.start
         width = self.head.classifier.weight.shape[1]
         self.register_buffer("universum", torch.zeros(width))
         self.register_buffer("universum_count", torch.zeros((), dtype=torch.int64))
@@ -230,7 +258,7 @@ class DaWsol(HeadLocalizer):
         """Return the terms of eq. (6), and update the centres. The first epochs have the first term alone."""
         result = self(batch.images)
         terms = {"cross_entropy": cross_entropy(result.logits, batch.labels)}
-        if batch.epoch < self.config.start:
+        if batch.epoch < self.start:
             return terms
         with torch.autocast(batch.images.device.type, enabled=False):
             assert result.penultimate is not None
@@ -251,14 +279,15 @@ class DaWsol(HeadLocalizer):
         generator: torch.Generator,
     ) -> tuple[Float[Tensor, " b"], Bool[Tensor, " b"]]:
         """Return MMD of each image, and whether the image has enough pixels: eqs. (3) to (5)."""
-        count = min(self.config.samples, pixels.shape[1])
+        number = pixels.shape[1]
+        in_proportion = max(2, round(RELEASED_SAMPLES * number / RELEASED_PIXELS))
+        wanted = in_proportion if self.config.samples is None else self.config.samples
+        count = min(wanted, number)
         source_set, target_set = labels == 1, labels == 2
         drawn = draw(pixels, source_set, count - 1, generator)
         source = torch.cat([pooled[:, None], drawn], dim=1)  # (B, n, D)
         target = draw(pixels, target_set, count, generator)
-        enough = (source_set.sum(dim=1) >= self.config.samples - 1) & (
-            target_set.sum(dim=1) >= self.config.samples
-        )
+        enough = (source_set.sum(dim=1) >= wanted - 1) & (target_set.sum(dim=1) >= wanted)
         return linear_mmd(source, target), enough
 
     @torch.no_grad()

@@ -42,12 +42,12 @@ Departures from released code
     network    VGG-16 finds the boxes for every regressor there. Here the network that is trained does.
     features   On VGG-16, 28x28 cells are max-pooled to 14x14, which is pool 5. The regressor has no pool 5.
     sign       That of a library's decomposition there.
-    no box     An image without a positive cell has a box of 14 x 14 of 448 pixels in its corner there, and is
-               learned from. Here it is left out of the loss.
+    no box     An image without a positive cell has the whole image as its box there (in earlier versions 14 x
+               14 of 448 pixels in its corner), and is learned from. Here it is left out of the loss.
     views      Random parts of random size and aspect there, here the crop and mirror of all methods.
     recipe     Its schedule never lowers the rate, so the rate is constant. The six epochs are few steps on a
                small data set. Below 500 classes, the recipe is that of C2AM's copy of this regressor: twice
-               the rate, 100 epochs, cosine schedule.
+               the rate, 64 images a step, 100 epochs, cosine schedule.
     test       A centre crop there.
 
 The paper's text was not at hand: (1) to (4) are those of the code.
@@ -101,7 +101,12 @@ _ILSVRC = Recipe(
     bias_factor=1.0,
 )
 _CUB = replace(
-    _ILSVRC, source="CVI-SZU/CCAM, its copy of PSOL's regressor", epochs=100, lr=2e-3, schedule="cosine"
+    _ILSVRC,
+    source="CVI-SZU/CCAM, its copy of PSOL's regressor",
+    epochs=100,
+    batch_size=64,
+    lr=2e-3,
+    schedule="cosine",
 )
 
 

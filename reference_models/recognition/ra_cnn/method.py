@@ -85,7 +85,7 @@ from torch import Tensor, nn
 from reference_models.base.staged_recognizer import StagedRecognizer
 from reference_models.core.backbone import Backbone
 from reference_models.core.outputs import Batch, ForwardPass, Proposals
-from reference_models.core.recipes import FINE_GRAINED, Recipe
+from reference_models.core.recipes import FINE_GRAINED
 from reference_models.layers.heads import class_activation_maps, cross_entropy
 from reference_models.layers.norm_statistics import PartStatistics
 from reference_models.recognition.ra_cnn.attention_crop import (
@@ -149,10 +149,6 @@ class RaCnn(StagedRecognizer):
     def paper_recipe(cls, num_classes: int) -> str:  # noqa: ARG003 - one for all
         """Return the recipe of this file."""
         return "racnn"
-
-    def is_new(self, name: str, recipe: Recipe) -> bool:
-        """Return as `StagedRecognizer.is_new`, and False for g."""
-        return super().is_new(name, recipe) and not name.startswith("proposals.")
 
     # --- the stages of a run --------------------------------------------------------------------------------
     def terms_at(self, epoch: int, epochs: int) -> frozenset[str]:

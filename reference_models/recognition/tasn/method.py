@@ -56,6 +56,10 @@ Further departures
     scale      X is multiplied by 7 in N1: `scale`.
     T, lambda  10 and 2, as in the released code relative to the cross-entropy of the head that is distilled.
                The values of the paper are not verified.
+    frame      On ResNet-50 (`tasn`), training crops keep the shape of the image, as released; validation and
+               test squash it to a square, as for every method of this benchmark.
+    attention  The released classifier of the attention network has batch norm and a ReLU, also with
+               `variant=official` not here.
     recipe     No jitter of colours; Nesterov's momentum is 0 as in the code. Inputs are 448 of 448 pixels in
                place of 512 of 512, so views are half as large as the input.
 """

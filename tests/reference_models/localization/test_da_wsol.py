@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from reference_models.base.head_localizer import HeadConfig
@@ -43,14 +43,27 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def lloyd(points: np.ndarray, centres: np.ndarray, rounds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cluster one image."""
+    """Cluster one image. Empty clusters take the pixels that are farthest from their centres, in turn."""
+
+    def nearest() -> np.ndarray:
+        return np.array([np.argmin([np.sum((p - c) ** 2) for c in centres]) for p in points])
+
     centres = centres.copy()
     for _ in range(rounds):
-        labels = np.array([np.argmin([np.sum((p - c) ** 2) for c in centres]) for p in points])
+        labels = nearest()
+        distance = [
+            np.sum((point - centres[label]) ** 2) for point, label in zip(points, labels, strict=True)
+        ]
+        far = [pixel for pixel in np.argsort(distance)[::-1] if distance[pixel] > 0]
+        empty = [number for number in range(3) if not (labels == number).any()]
+        ordered = sorted(distance, reverse=True)[: len(empty) + 1]
+        assume(not empty or min(-np.diff(ordered), default=1) > 1e-9)  # else rounding decides
+        for number, pixel in zip(empty, far, strict=False):
+            labels[pixel] = number
         for number in range(3):
             if (labels == number).any():
                 centres[number] = points[labels == number].mean(axis=0)
-    return np.array([np.argmin([np.sum((p - c) ** 2) for c in centres]) for p in points]), centres
+    return nearest(), centres
 
 
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(0, 4))
@@ -64,11 +77,55 @@ def test_clusters_of_a_batch_are_those_of_each_image_alone(seed, count, rounds):
         np.testing.assert_allclose(means[row].numpy(), final, atol=1e-9)
 
 
-def test_an_empty_cluster_keeps_its_centre_and_ties_go_to_the_first():
+def test_an_empty_cluster_takes_the_farthest_pixel():
+    # As in scikit-learn: the distance is that to the pixel's own centre, before the centres move.
+    pixels = torch.tensor([[[0.0], [1.0], [2.0], [10.0], [11.0], [12.0]]])
+    labels, means = three_means(pixels, torch.tensor([[[-50.0], [1.0], [10.0]]]), 10)
+    assert labels.tolist() == [[1, 1, 1, 2, 2, 0]]
+    assert means.flatten().tolist() == [12.0, 1.0, 10.5]
+    # Two empty clusters: the farthest pixel goes to the first one.
+    labels, means = three_means(pixels, torch.tensor([[[-50.0], [1.0], [-90.0]]]), 1)
+    assert means.flatten().tolist() == [12.0, 3.25, 11.0]
+
+
+def test_clusters_are_those_of_scikit_learn_from_the_same_centres():
+    cluster = pytest.importorskip("sklearn.cluster")
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        points = rng.normal(size=(30, 4))
+        centres = np.stack([np.full(4, 40.0), points.mean(axis=0), points[0]])  # the first one is empty
+        expected = cluster.KMeans(3, init=centres, n_init=1, tol=0, max_iter=50).fit(points)
+        labels, means = three_means(torch.tensor(points)[None], torch.tensor(centres)[None], 50)
+        np.testing.assert_allclose(means[0].numpy(), expected.cluster_centers_, atol=1e-9)
+        assert labels[0].tolist() == expected.labels_.tolist()
+
+
+def test_equal_pixels_stay_in_their_cluster_and_ties_go_to_the_first():
     pixels, centres = torch.zeros(1, 4, 2), torch.tensor([[[5.0, 5.0], [0.0, 0.0], [0.0, 0.0]]])
     labels, means = three_means(pixels, centres, 3)
     assert labels.tolist() == [[1, 1, 1, 1]]
     assert torch.equal(means, centres)
+
+
+@pytest.mark.parametrize(("grid", "samples"), [((28, 28), 32), ((14, 14), 8), ((16, 16), 10), ((2, 2), 2)])
+def test_by_default_the_number_of_samples_is_in_proportion_to_the_grid(grid, samples):
+    count = grid[0] * grid[1]
+    model = da_wsol(samples=None)
+    for number, wanted in ((samples - 1, True), (samples - 2, False)):  # of the source
+        labels = torch.full((1, count), 2)
+        labels[:, :number] = 1
+        if count < 2 * samples:
+            break
+        _, enough = model.discrepancy(torch.rand(1, count, 16), torch.rand(1, 16), labels, generator())
+        assert enough.tolist() == [wanted]
+
+
+def test_first_epochs_are_those_of_the_released_scripts():
+    assert da_wsol(start=None).start == 1
+    inception = toy_backbone()
+    inception.profile = replace(inception.profile, kin="inception")
+    assert DaWsol(inception, CLASSES, DaWsolConfig()).start == 6
+    assert DaWsol(inception, CLASSES, DaWsolConfig(start=2)).start == 2
 
 
 def test_drawn_pixels_are_of_the_set_and_none_is_drawn_twice():

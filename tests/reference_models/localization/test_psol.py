@@ -294,7 +294,7 @@ def test_recipes_are_those_of_the_released_programs():
         2,
         1,
     )
-    assert (few.epochs, few.lr, few.schedule) == (100, 2e-3, "cosine")
+    assert (few.epochs, few.batch_size, few.lr, few.schedule) == (100, 64, 2e-3, "cosine")
     with torch.device("meta"):
         model = method.create(backbone="vgg16", num_classes=3, weights="none", settings={})
         assert model.descriptors(torch.zeros(1, 3, 448, 448)).shape == (1, 512, 14, 14)

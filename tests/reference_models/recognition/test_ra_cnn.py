@@ -270,7 +270,8 @@ def test_each_stage_has_the_recipe_s_schedule():
 def test_copies_of_the_network_have_its_rate_and_its_frozen_stages():
     model, recipe = ra_cnn(), replace(RaCnn.recipe_for("resnet50", 200, {}), new_factor=10.0)
     new = {module_of(name, LISTS) for name, _ in model.named_parameters() if model.is_new(name, recipe)}
-    assert new == {"classifiers.0", "classifiers.1", "classifiers.2", "fusion_classifier"}
+    classifiers = {"classifiers.0", "classifiers.1", "classifiers.2", "fusion_classifier"}
+    assert new == {*classifiers, "proposals.0", "proposals.1"}
     model.backbone.frozen = ("one",)
     at_epoch(model, STAGES["C even"])
     for network in (model.backbone, *model.finer):
