@@ -1,6 +1,8 @@
-"""Make the pictures of photographs on the methods' pages: six birds under maps of CAM and of the method.
+"""Make the pictures of photographs on the methods' pages: six birds under the maps of a method.
 
-    python docs/make_photographs.py runs/cub/*-seed0-*/last.safetensors
+Those of CAM, or of the baseline for a recognition method, come first.
+
+    python docs/make_photographs.py runs/cub/*/last.safetensors
 
 The networks are those that the plan `cub50` trains; `--method spa` makes that picture alone. The photographs
 show species that are not among the networks' classes. So a map is that of the class that the network finds
@@ -15,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from make_pictures import BASELINE, STRENGTH, Cut, map_panel, truth_panel
+from make_pictures import STRENGTH, Cut, map_panel, truth_panel
 
 from wsolbench.datasets import load_dataset
 from wsolbench.exceptions import UsageError, WsolbenchError
 from wsolbench.maps.sources import ModelSource
+from wsolbench.methods import list_methods
 from wsolbench.methods.checkpoints import load_checkpoint
 from wsolbench.protocol import EvalProtocol
 from wsolbench.records import RunRecord, read_records
@@ -27,6 +30,8 @@ from wsolbench.report.pictures.grid import MapScale, Panel, panel_grid
 from wsolbench.system.files import sha256_of_file
 from wsolbench.types import Dataset
 
+REFERENCES = {"localization": "cam", "recognition": "baseline"}
+"""The method whose maps come first in a picture, by task."""
 PHOTOGRAPHS = Path(__file__).parent / "photographs"
 MAX_BYTES = 80_000
 SIDE = 1.5
@@ -87,7 +92,7 @@ def make_row(checkpoint: Path, record: RunRecord, birds: Dataset, protocol: Eval
 
 
 def write(path: Path, rows: Sequence[Row], birds: Dataset, protocol: EvalProtocol) -> None:
-    """Write a picture: the photographs, then their maps, with CAM's first."""
+    """Write a picture: the photographs, then their maps."""
     title = (
         f"{rows[-1].method}\ntrained on {rows[-1].facts}\nMaps of the most probable class, min-max "
         f"normalised; predicted at the best threshold of each run (oracle), protocol {protocol.name}."
@@ -125,27 +130,32 @@ def write(path: Path, rows: Sequence[Row], birds: Dataset, protocol: EvalProtoco
 def main(
     checkpoints: tuple[Path, ...], methods: tuple[str, ...], records: Path, preset: str, out: Path
 ) -> None:
-    """Write a picture of the network in each of CHECKPOINTS."""
+    """Write a picture of each method in CHECKPOINTS.
+
+    Of several runs of a method, the one whose folder has the shortest name is drawn: it has the fewest settings.
+    """
     try:
         protocol = EvalProtocol.preset(preset)
         birds = load_dataset("csvfolder", "test", PHOTOGRAPHS)
         known = [record for _, record in read_records(records)]
         of = {path: record_of(path, known, protocol) for path in checkpoints}
-        chosen = {
-            path: record
-            for path, record in of.items()
-            if not methods or record.method["name"] in (BASELINE, *methods)
-        }
-        rows = [make_row(path, record, birds, protocol) for path, record in chosen.items()]
-        first = [row for row in rows if row.method == BASELINE][:1]
-        for row in rows:
-            if methods and row.method not in methods:
-                continue
-            path = out / f"{row.method}.jpg"
-            write(path, [row] if row.method == BASELINE else [*first, row], birds, protocol)
-            click.echo(f"picture  {path}")
-        if not first:
-            click.echo(f"note     no row of {BASELINE}: no checkpoint of it")
+        reference_of = {row.name: REFERENCES.get(row.task, "cam") for row in list_methods()}
+        wanted = methods or sorted({record.method["name"] for record in of.values()})
+        needed = {*wanted, *(reference_of[name] for name in wanted)}
+        rows: dict[str, Row] = {}
+        for path, record in sorted(of.items(), key=lambda item: len(item[0].parent.name)):
+            name = record.method["name"]
+            if name in needed and name not in rows:
+                rows[name] = make_row(path, record, birds, protocol)
+        for name in wanted:
+            if name not in rows:
+                raise UsageError(f"no checkpoint of {name}; expected one of {', '.join(sorted(rows))}")
+            first = reference_of[name]
+            if first not in rows:
+                click.echo(f"note     {name}: no row of {first}, which has no checkpoint here")
+            shown = [rows[each] for each in dict.fromkeys((first, name)) if each in rows]
+            write(out / f"{name}.jpg", shown, birds, protocol)
+            click.echo(f"picture  {out / f'{name}.jpg'}")
     except WsolbenchError as error:
         raise click.ClickException(str(error)) from error
 

@@ -35,7 +35,7 @@ def evaluated(run, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             backbone="tiny", num_classes=3, weights="none", settings={}, image_size=32
         )
         save_checkpoint(Path(path), model, {"seed": 0})
-        data = ("--dataset", "csvfolder", "--data-root", birds, "--device", "cpu")
+        data = ("--dataset", "csvfolder", "--data-root", birds, "--device", "cpu", "--resamples", "100")
         result = run(
             "eval", "--method", method, "--checkpoint", path, *data, "--no-transfer", "--post", "none,scg"
         )
@@ -79,6 +79,21 @@ def test_a_picture_has_the_photographs_the_maps_of_cam_and_those_of_the_method(d
     assert drawn["has"]["column_names"][:2] == ["northern harrier", "kingfisher"]
     assert [len(row) for row in drawn["has"]["rows"]] == [6, 6, 6]
     assert "trained on birds/train · tiny · seed 0" in drawn["has"]["title"]
+
+
+def test_of_several_runs_that_with_the_fewest_settings_is_drawn(drawn, monkeypatch) -> None:
+    import make_photographs
+
+    seen = []
+    row = make_photographs.make_row
+    monkeypatch.setattr(
+        make_photographs, "make_row", lambda path, *more: seen.append(path) or row(path, *more)
+    )
+    other = Path("runs/birds/a-name-with-settings/last.safetensors")
+    other.parent.mkdir()
+    other.write_bytes(Path(CHECKPOINTS[0]).read_bytes())
+    assert call(other, *CHECKPOINTS).exit_code == 0
+    assert seen == [Path(path) for path in CHECKPOINTS]
 
 
 def test_a_map_is_that_of_the_most_probable_class(drawn, monkeypatch: pytest.MonkeyPatch) -> None:
