@@ -132,7 +132,7 @@ def main(
 ) -> None:
     """Write a picture of each method in CHECKPOINTS.
 
-    Of several runs of a method, the one whose folder has the shortest name is drawn: it has the fewest settings.
+    Of several runs of a method, the one whose folder has the shortest name, so the fewest settings, is drawn.
     """
     try:
         protocol = EvalProtocol.preset(preset)
