@@ -52,7 +52,7 @@ in two trainings with this seed, so nothing is decided. The controls have not be
 
 Departures and open readings
     (1)        Classifiers of the paper's VGG-19 are replaced by one linear layer on the mean of the features.
-               Rates of g are those of pretrained layers.
+               Rates of g are those of new layers.
     (6)        Squares are cropped exactly, at half pixels, from the view before and not from the image. M is
                used in the derivative alone, as in the released layer. `crop_grad` has exact derivatives.
     (8)        The margin is that of re-implementations. The coarser probability is a constant, so that each
