@@ -114,6 +114,34 @@ def test_pictures_of_an_earlier_run_in_the_folder_are_not_predicted(
         shutil.rmtree(out / "overlays")
 
 
+def test_an_image_that_is_cut_short_is_left_out_and_named(run, checkpoint: Path, photos: Path) -> None:
+    command = ("predict", "--checkpoint", checkpoint, "--images", photos, "--tau", "0.4", *CPU)
+    command = (*command, "--batch-size", "1", "--out", "out")
+
+    def predicted() -> list[str]:
+        result = run(*command)
+        assert result.code == 0, result.err
+        if cut:
+            message = f"1 cannot be read and are left out: image '{photos / cut}'"
+            assert message in " ".join(result.err.split())
+        found = json.loads((Path("out") / "predictions.json").read_text())["images"]
+        shutil.rmtree("out")
+        return [image["image"] for image in found]
+
+    cut = ""
+    names = predicted()
+    cut, *others = names
+    whole = (photos / cut).read_bytes()
+    (photos / cut).write_bytes(whole[: len(whole) // 2])
+    assert predicted() == others
+    for name in others:
+        (photos / name).write_bytes((photos / name).read_bytes()[:60])
+    result = run(*command)
+    assert result.code == 2
+    assert "none of the" in result.err
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -155,6 +155,8 @@ def command(
     if more:
         raise UsageError(f"--post is {post}; expected one post-process")
     names = _find_images(images, out)
+    name_of = list(names)
+    broken: list[DataError] = []
     model = load_checkpoint(checkpoint, device=device, settings=parse_settings(settings))
     found = predict(
         model,
@@ -167,15 +169,24 @@ def command(
         post=made,
         numerics=numerics,
         record=records,
+        on_error=broken.append,
     )
+    is_new = not out.exists()
     make_folder(out)
     # Predict, and draw each image when it is there.
     predictions = {}
-    for name, prediction in zip(names, track(found, "predicting", total=len(names)), strict=True):
+    for prediction in track(found, "predicting", total=len(names)):
+        name = name_of[prediction.index]
         predictions[name] = prediction
         if overlays:
             boxes = chosen_boxes(prediction, all_boxes=all_boxes)
             write_overlay(out / OVERLAYS / f"{name}.jpg", prediction, boxes)
+    if broken and not predictions:
+        if is_new:
+            out.rmdir()
+        raise DataError(f"none of the {len(names):,} images of {images} can be read: {broken[0]}")
+    if broken:
+        say(f"images   {len(broken):,} cannot be read and are left out: {broken[0]}")
     # Write the files.
     threshold = next(iter(predictions.values())).tau
     description = {

@@ -8,7 +8,7 @@ the user, or from a record of the same model: the threshold of GT-known that was
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,6 +91,7 @@ def predict(
     post: PostProcessor | None = None,
     numerics: Numerics = Numerics(),  # noqa: B008 - immutable
     record: RunRecord | str | Path = RESULTS,
+    on_error: Callable[[DataError], object] | None = None,
 ) -> Iterator[Prediction]:
     """Predict labels, map and boxes of each image, in order. Images are read batch by batch.
 
@@ -109,6 +110,8 @@ def predict(
         numerics: number formats and kernels.
         record: a record of this model, its file, or a folder in which it is searched. Only used if `tau` is
             None.
+        on_error: called with the reason if an image cannot be read, which is then left out. None: the error
+            is raised.
 
     Raises `UsageError` for a method that reads the ground truth, for an invalid threshold, and if `tau` is
     None and no record of the model has a transferred threshold. Raises `DataError` for a broken checkpoint
@@ -135,7 +138,7 @@ def predict(
             "and new images have none; expected another method"
         )
     threshold = transferred_tau(source.describe(), conventions, record) if tau is None else float(tau)
-    return _predictions(source, images, threshold, batch_size, workers)
+    return _predictions(source, images, threshold, batch_size, workers, on_error)
 
 
 def transferred_tau(
@@ -184,7 +187,12 @@ def _without_formats(method: dict[str, Any]) -> Any:
 
 
 def _predictions(
-    source: ModelSource, images: Iterable[Image], tau: float, batch_size: int, workers: int
+    source: ModelSource,
+    images: Iterable[Image],
+    tau: float,
+    batch_size: int,
+    workers: int,
+    on_error: Callable[[DataError], object] | None,
 ) -> Iterator[Prediction]:
     """Yield the prediction of each image. The next batch is read while one is predicted."""
     samples = (_sample(index, image) for index, image in enumerate(images))
@@ -193,8 +201,17 @@ def _predictions(
         # A few images do not fill a batch.
         source.batch_size = min(batch_size, max(1, len(waiting)))
         while waiting:
-            batch = [(sample, future.result()) for sample, future in waiting]
+            batch = []
+            for sample, future in waiting:
+                try:
+                    batch.append((sample, future.result()))
+                except DataError as error:
+                    if on_error is None:
+                        raise
+                    on_error(error)
             waiting = _load(source, samples, batch_size, pool)
+            if not batch:
+                continue
             collated = source.collate([loaded for _, loaded in batch])
             maps, probabilities = source.predict(collated, len(batch))
             for place, (sample, _) in enumerate(batch):
