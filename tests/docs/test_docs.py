@@ -57,7 +57,7 @@ def called(text: str) -> click.Context:
 
 @pytest.mark.parametrize("text", commands())
 def test_a_command_has_the_options_that_it_is_called_with(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder in (ROOT / "benchmarks", ROOT):  # a script finds those of its own folder
+    for folder in (ROOT / "benchmarks", ROOT / "docs", ROOT):  # a script finds those of its own folder
         monkeypatch.syspath_prepend(str(folder))
     try:
         context = called(text)
