@@ -29,6 +29,12 @@ gamma follows from (4). q = 0.9 is gamma = 0.15 for 200 classes, 0.24 for 12.
 
 Maps. The class activation maps of the baseline. Compare with `baseline` trained by the same recipe.
 
+Measured. Pairwise Confusion is below the baseline, by 3.3 points on generated birds and 2.1 on 50 classes of
+CUB (one seed). Two images of different classes that are both certain cost 0.71 lambda, so (3) grows while the
+network learns: on generated birds from 0.07 in the first epoch to 0.43 in the last, where the cross-entropy
+is 0.98, and 0.90 in the baseline (`log.csv` of `pairwise-confusion/0` and `baseline/0` of the plan). The term
+is meant against overfitting, which so short a run does not reach.
+
 Departures and open readings
     gamma      Its published value is not known here. 1 is a choice; try 0.1, 0.3, 1 and 3 before quoting a
                number.
