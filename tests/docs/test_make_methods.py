@@ -129,7 +129,7 @@ def test_a_page_has_the_order_of_a_reader(pages: ModuleType) -> None:
     text = pages.page(row, load_method("spa"), [(Path("a.json"), run("spa"))], [], {})
     titles = [line for line in text.splitlines() if line.startswith("## ")]
     assert titles == [
-        *("## Idea", "## Picture", "## Formula", "## Use", "## Measured", "## Settings", "## Symbols"),
+        *("## Idea", "## Pictures", "## Formula", "## Use", "## Measured", "## Settings", "## Symbols"),
         *("## Departures and notes", "## Source", "## How the picture is made"),
     ]
     assert "    wsolbench eval --method spa --dataset cub --train\n" in text
