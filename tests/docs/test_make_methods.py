@@ -130,7 +130,7 @@ def test_a_page_has_the_order_of_a_reader(pages: ModuleType) -> None:
     titles = [line for line in text.splitlines() if line.startswith("## ")]
     assert titles == [
         *("## Idea", "## Pictures", "## Formula", "## Use", "## Measured", "## Settings", "## Symbols"),
-        *("## Departures and notes", "## Source", "## How the picture is made"),
+        *("## Departures and notes", "## Source", "## How the pictures are made"),
     ]
     assert "    wsolbench eval --method spa --dataset cub --train\n" in text
 
