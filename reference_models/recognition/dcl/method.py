@@ -52,8 +52,8 @@ Here all patches have the same number of pixels (the code resamples those of 62 
 enlarged by repeating pixels, as with Pillow 5.1, which the code names.
 
 Controls: `swap_weight=0`, `place_weight=0`, or both. With `neighbourhood=0` as well, nothing is shuffled.
-Then both views are the same image, with the gradient of one: the baseline at twice the cost, but for the bias
-and the start of its classifier.
+Then both views are the same image, and their gradient is that of one: the baseline with twice the
+computation, except for the bias and the initial weights of its classifier.
 
 Measured. On generated birds, the accuracy after 12 epochs is 60.5 (one seed). The baseline has 62.8 and 70.3
 in two trainings with this seed, so nothing is decided. Reasons why no gain can be expected there are in
