@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from make_pictures import STRENGTH, Cut, map_panel, truth_panel
+from make_pictures import STRENGTH, Cut, map_panel, records_option, truth_panel
 
 from wsolbench.datasets import load_dataset
 from wsolbench.exceptions import UsageError, WsolbenchError
@@ -112,13 +112,7 @@ def write(path: Path, rows: Sequence[Row], birds: Dataset, protocol: EvalProtoco
 @click.command()
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--method", "methods", multiple=True, help="Make its picture alone; may be repeated.")
-@click.option(
-    "--records",
-    type=click.Path(path_type=Path),
-    default=Path("results/measured"),
-    show_default=True,
-    help="For thresholds.",
-)
+@records_option
 @click.option("--protocol", "preset", default="wsoleval", show_default=True, help="Preset of conventions.")
 @click.option(
     "--out",

@@ -260,6 +260,15 @@ def sheets(
         yield from ((post, [BASELINE, f"{BASELINE}+{post}"]) for post in posts)
 
 
+records_option = click.option(
+    "--records",
+    type=click.Path(path_type=Path),
+    default=Path("results/measured"),
+    show_default=True,
+    help="For thresholds.",
+)
+
+
 @click.command()
 @data_options
 @click.option("--split", default="test", show_default=True, help="Split that the images are of.")
@@ -290,13 +299,7 @@ def sheets(
     is_flag=True,
     help="Rows of the four best proposals, each with a line to the nearest key point.",
 )
-@click.option(
-    "--records",
-    type=click.Path(path_type=Path),
-    default=Path("results/measured"),
-    show_default=True,
-    help="For thresholds.",
-)
+@records_option
 @click.option(
     "--tau",
     type=click.FloatRange(0, 1),
